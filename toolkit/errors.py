@@ -1,0 +1,98 @@
+"""One family of errors, a sentence each.
+
+Everything that a user can cause is a ``ToolkitError``; scripts print it as one line and
+exit with status 2, the service answers with a problem document.
+
+    ToolkitError
+     |- SettingsError       a flag, a variable or an argument is wrong
+     |- DataError           a data set cannot be used
+     |- ImageError          one picture cannot be used
+     |   |- UndecodableImage    it is broken, or is no picture
+     |   |- UnsupportedImage    its format is not on the list
+     |   '- ImageTooLarge       its bytes or pixels exceed the limit
+     |- TrackingError       MLflow cannot be reached or refuses
+     |- BundleError         a model bundle is missing, altered or inconsistent
+     |- RegistryError       a model, version or stage does not exist or cannot move
+     |   '- NotRegistered       nothing is there to be loaded (yet)
+     '- StoreError          the store of predictions cannot be used
+         '- UnknownPrediction   no prediction has that id
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ToolkitError(Exception):
+    """Base of all errors that a user can cause; ``str(error)`` is one sentence."""
+
+
+class SettingsError(ToolkitError):
+    """A flag, an environment variable or an argument is wrong."""
+
+
+class DataError(ToolkitError):
+    """A data set cannot be used."""
+
+
+class ImageError(ToolkitError):
+    """One picture cannot be used."""
+
+
+class UndecodableImage(ImageError):
+    """The picture is broken, or the bytes are no picture at all."""
+
+
+class UnsupportedImage(ImageError):
+    """The picture is in a format outside the allowed list."""
+
+
+class ImageTooLarge(ImageError):
+    """The picture has more bytes or pixels than the limit."""
+
+
+class TrackingError(ToolkitError):
+    """MLflow cannot be reached, or refuses what was asked."""
+
+
+class BundleError(ToolkitError):
+    """A model bundle is missing, altered or inconsistent."""
+
+
+class RegistryError(ToolkitError):
+    """A model, version or stage does not exist, or cannot be moved as asked."""
+
+
+class NotRegistered(RegistryError):
+    """Nothing is registered that could be loaded: a state that may pass by itself."""
+
+
+class StoreError(ToolkitError):
+    """The store of predictions cannot be opened, read or written."""
+
+
+class UnknownPrediction(StoreError):
+    """No prediction has the id that was given."""
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type's name when it has none.
+
+    >>> one_line(ValueError("no such table\\n(Background on this error ...)"))
+    'no such table'
+    """
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def known(names: Iterable[object], wanted: object = "") -> str:
+    """List the names that exist, the nearest to ``wanted`` first, for the end of a message.
+
+    >>> known(["resnet18", "simple_cnn"], "simple_cmm")
+    'simple_cnn, resnet18'
+    >>> known([])
+    'none'
+    """
+    texts = [str(name) for name in names]
+    near = difflib.get_close_matches(str(wanted), texts, n=len(texts) or 1, cutoff=0.6)
+    ordered = near + [text for text in texts if text not in near]
+    shown = ordered[:10] + ([f"and {len(ordered) - 10} more"] if len(ordered) > 10 else [])
+    return ", ".join(shown) or "none"

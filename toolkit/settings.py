@@ -1,0 +1,187 @@
+"""How a settings class becomes a command line, environment variables and one-line errors.
+
+A script declares each setting once, as a field with a type, a range and a help text::
+
+    class TrainSettings(ScriptSettings):
+        model_config = environment("TRAIN_")
+        learning_rate: float = Field(1e-3, gt=0, le=1, description="step size of the optimizer")
+
+and gets ``--learning-rate``, ``TRAIN_LEARNING_RATE``, ``--help`` and the message
+``train_cnn.py: error: --learning-rate must be at most 1, got 5`` from that one declaration.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, get_subcommand
+from pydantic_settings import SettingsError as SourceError
+
+from toolkit.errors import SettingsError, ToolkitError, known, one_line
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+
+def environment(prefix: str) -> SettingsConfigDict:
+    """The configuration of a settings class whose variables start with ``prefix``."""
+    return SettingsConfigDict(
+        env_prefix=prefix,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+
+class ScriptSettings(BaseSettings):
+    """Base of the settings of every script: flags over environment variables over defaults."""
+
+    model_config = environment("")
+
+
+S = TypeVar("S", bound=ScriptSettings)
+
+
+def parse(cls: type[S], manual: str | None, argv: Sequence[str] | None = None) -> S:
+    """Read settings from flags and environment variables.
+
+    Parameters
+    ----------
+    cls
+        The settings class.
+    manual
+        What ``--help`` prints above the flags; a script gives its own docstring.
+    argv
+        The words after the script's name; ``sys.argv[1:]`` when None.
+
+    Raises
+    ------
+    SettingsError
+        One sentence with the setting's name, its rule and the value that was given.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(
+        prog=program_name(),
+        description=manual,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        cls, root_parser=parser, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    try:
+        return CliApp.run(cls, cli_args=words, cli_settings_source=source)
+    except ValidationError as error:
+        raise SettingsError(_sentence(error, cls, words)) from None
+    except SourceError as error:
+        raise SettingsError(one_line(error)) from None
+
+
+def verb(settings: ScriptSettings) -> BaseModel | None:
+    """The sub-command that was typed, or None when there was none."""
+    found = get_subcommand(settings, is_required=False)
+    return found if isinstance(found, BaseModel) else None
+
+
+def program_name() -> str:
+    """The script's file name, as it begins each error line."""
+    return Path(sys.argv[0]).name
+
+
+def run_script(main: Callable[[], int | None]) -> NoReturn:
+    """Run a script's ``main`` and exit with its status.
+
+    A ``ToolkitError`` becomes one line on standard error and status 2, Ctrl-C status 130 and
+    SIGTERM status 143; both unwind the stack, so that what is open gets closed and saved.
+    """
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        status = main() or 0
+    except ToolkitError as error:
+        print(f"{program_name()}: error: {error}", file=sys.stderr)
+        status = EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"{program_name()}: interrupted", file=sys.stderr)
+        status = EXIT_INTERRUPTED
+    except BrokenPipeError:  # `... | head` closed our output: nothing is wrong
+        sys.stderr.close()
+        status = 0
+    sys.exit(status)
+
+
+def _raise_terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(EXIT_TERMINATED)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ``SettingsError`` instead of a usage page."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            flag = unknown.split()[0].split("=")[0]
+            flags = [name for name in self._option_string_actions if name.startswith("--")]
+            near = known(flags, flag).split(", ")[0]
+            hint = f"did you mean {near}?" if _alike(flag, near) else "see --help"
+            message = f"unknown argument {flag}; {hint}"
+        raise SettingsError(message)
+
+
+def _alike(typed: str, name: str) -> bool:
+    return typed[:4] == name[:4] or set(typed) == set(name)
+
+
+# What pydantic calls a broken rule, and how it is said here. {rule} is the limit or the choices.
+_RULES = {
+    "less_than_equal": ("le", "must be at most {rule}"),
+    "less_than": ("lt", "must be less than {rule}"),
+    "greater_than_equal": ("ge", "must be at least {rule}"),
+    "greater_than": ("gt", "must be more than {rule}"),
+    "literal_error": ("expected", "must be one of {rule}"),
+    "enum": ("expected", "must be one of {rule}"),
+    "float_parsing": ("", "must be a number"),
+    "finite_number": ("", "must be a finite number"),
+    "int_parsing": ("", "must be a whole number"),
+    "int_from_float": ("", "must be a whole number"),
+    "bool_parsing": ("", "must be true or false"),
+    "missing": ("", "is required"),
+    "extra_forbidden": ("", "is not a setting"),
+}
+
+
+def _sentence(error: ValidationError, cls: type[BaseSettings], words: Sequence[str]) -> str:
+    """The first broken rule as one sentence."""
+    first = error.errors()[0]
+    if not first["loc"]:  # a rule about several settings together: a validator of ours said it
+        return first["msg"].removeprefix("Value error, ")
+    context = first.get("ctx", {})
+    key, text = _RULES.get(first["type"], ("", ""))
+    if text:
+        limit = context.get(key)
+        shown = f"{limit:g}" if isinstance(limit, float) else str(limit)
+        said = text.format(rule=shown.replace("'", "").replace(" or ", ", "))
+    else:
+        said = first["msg"].removeprefix("Value error, ")
+    value = "" if first["type"] in ("missing", "value_error") else f", got {first['input']}"
+    return f"{_as_typed(first['loc'], cls, words)} {said}{value}"
+
+
+def _as_typed(location: tuple[int | str, ...], cls: type[BaseSettings], words: Sequence[str]) -> str:
+    """The setting's name where the value came from: a flag, a variable, or the place of an argument."""
+    name = str(location[-1] if isinstance(location[-1], str) else location[-2])
+    flag = "--" + name.replace("_", "-")
+    if any(word.split("=")[0] in (flag, "--no-" + flag[2:]) for word in words):
+        return flag
+    if len(location) > 1:  # an argument of a sub-command
+        return name.upper()
+    return f"{cls.model_config.get('env_prefix', '')}{name}".upper()

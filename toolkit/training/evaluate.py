@@ -1,0 +1,112 @@
+"""What a set of predictions is worth: precision, recall, F1, confusion, calibration."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+CALIBRATION_BINS = 15
+TEMPERATURES = (0.05, 20.0)  # a fit outside would only say that the logits are useless
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Figures of N predictions over K classes; precision, recall and F1 are weighted by class size."""
+
+    accuracy: float
+    precision_weighted: float
+    recall_weighted: float
+    f1_weighted: float
+    calibration_error: float
+    per_class: list[dict[str, Any]]
+    confusion: NDArray[np.int64]  # (K, K), rows are the true classes
+    pictures: int
+
+    @property
+    def weighted(self) -> dict[str, float]:
+        """The figures by the names that runs and cards use."""
+        return {
+            "precision_weighted": self.precision_weighted,
+            "recall_weighted": self.recall_weighted,
+            "f1_weighted": self.f1_weighted,
+        }
+
+
+def evaluate(probabilities: NDArray[np.float32], labels: NDArray[np.int64], classes: Sequence[str]) -> Evaluation:
+    """Measure predictions.
+
+    Parameters
+    ----------
+    probabilities
+        float32 (N, K).
+    labels
+        int64 (N,), the true classes.
+    classes
+        K names.
+
+    Examples
+    --------
+    >>> figures = evaluate(np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), np.array([0, 1, 1]), ["cat", "dog"])
+    >>> round(figures.accuracy, 3), figures.confusion.tolist()
+    (0.667, [[1, 0], [1, 1]])
+    """
+    predicted, known = probabilities.argmax(axis=1), np.arange(len(classes))
+    precision, recall, f1, support = precision_recall_fscore_support(labels, predicted, labels=known, zero_division=0)
+    weights = support / support.sum()
+    return Evaluation(
+        accuracy=float((predicted == labels).mean()),
+        precision_weighted=float(precision @ weights),
+        recall_weighted=float(recall @ weights),
+        f1_weighted=float(f1 @ weights),
+        calibration_error=expected_calibration_error(probabilities, labels),
+        per_class=[
+            {"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "pictures": int(n)}
+            for name, p, r, f, n in zip(classes, precision, recall, f1, support, strict=True)
+        ],
+        confusion=confusion_matrix(labels, predicted, labels=known),
+        pictures=len(labels),
+    )
+
+
+def expected_calibration_error(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Mean distance of confidence and accuracy over 15 equal bins of confidence, weighted by their sizes.
+
+    References
+    ----------
+    Naeini, Cooper, Hauskrecht: Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015.
+
+    Examples
+    --------
+    >>> round(expected_calibration_error(np.array([[0.8, 0.2], [0.8, 0.2]]), np.array([0, 1])), 3)
+    0.3
+    """
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    error = 0.0
+    for index in np.unique(bins):
+        inside = bins == index
+        error += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+    return float(error)
+
+
+def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """The temperature that makes softmax(logits / temperature) likeliest; 1 when there is nothing to fit on.
+
+    References
+    ----------
+    Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017.
+    """
+    if len(labels) == 0:
+        return 1.0
+
+    def loss(log_temperature: float) -> float:
+        scaled = log_softmax(logits.astype(np.float64) / np.exp(log_temperature), axis=1)
+        return float(-scaled[np.arange(len(labels)), labels].mean())
+
+    found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded")
+    return float(np.exp(found.x))

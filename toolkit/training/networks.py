@@ -1,0 +1,167 @@
+"""The networks: simple_cnn, resnet18 and resnet18_backbone, and the weights they may start from."""
+
+import socket
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet18_Weights, resnet18
+
+from toolkit.errors import SettingsError, known, one_line
+
+NETWORKS = ("simple_cnn", "resnet18", "resnet18_backbone")
+AUTO, IMAGENET, NONE = "auto", "imagenet", "none"
+DOWNLOAD_TIMEOUT_S = 15
+RESNET18_FEATURES = 512  # what it gives for a picture before its last layer
+
+
+class SimpleCNN(nn.Module):
+    """Four convolution blocks, each halving the picture, then a linear layer.
+
+    Parameters
+    ----------
+    classes
+        How many there are, K.
+    dropout
+        Share of features set to zero before the linear layer while training, in [0, 1).
+
+    Examples
+    --------
+    >>> SimpleCNN(classes=10)(torch.zeros(2, 3, 64, 64)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(self, classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        widths = (3, 32, 64, 128, 256)
+        self.features = nn.Sequential(*[_block(a, b) for a, b in pairwise(widths)])
+        self.head = _head(widths[-1], classes, dropout)
+
+    def forward(self, pictures: Tensor) -> Tensor:  # (N, 3, H, W)
+        features = self.features(pictures).mean(dim=(2, 3))  # (N, 256)
+        logits: Tensor = self.head(features)  # (N, K)
+        return logits
+
+
+class FrozenBackbone(nn.Module):
+    """A ResNet-18 whose weights and statistics stay as they are; only its new head is trained."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False)
+        self.head = head
+
+    def forward(self, pictures: Tensor) -> Tensor:  # (N, 3, H, W)
+        with torch.no_grad():
+            features = self.backbone(pictures)  # (N, 512)
+        logits: Tensor = self.head(features)  # (N, K)
+        return logits
+
+    def train(self, mode: bool = True) -> "FrozenBackbone":
+        """Keep the backbone in evaluation mode, so that its running statistics do not move."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+
+def build_network(name: str, classes: int, dropout: float, state: dict[str, Tensor] | None) -> nn.Module:
+    """A network for ``classes`` classes.
+
+    Parameters
+    ----------
+    name
+        One of ``NETWORKS``.
+    classes
+        How many classes, K.
+    dropout
+        Share of features dropped before the last layer while training.
+    state
+        Pretrained weights of a ResNet-18 (``load_weights``), or None for random ones. The layer
+        ``fc`` in them is ignored: the head is always new.
+    """
+    if name == "simple_cnn":
+        return SimpleCNN(classes, dropout)
+    if name not in NETWORKS:
+        raise SettingsError(f"there is no network {name!r}; there are: {known(NETWORKS, name)}")
+    network: nn.Module = resnet18(weights=None)
+    if state is not None:
+        network.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")}, strict=False)
+    if name == "resnet18_backbone":
+        network.fc = nn.Identity()
+        return FrozenBackbone(network, _head(RESNET18_FEATURES, classes, dropout))
+    network.fc = _head(RESNET18_FEATURES, classes, dropout)
+    return network
+
+
+def load_weights(choice: str) -> tuple[dict[str, Tensor] | None, str]:
+    """The pretrained weights of a ResNet-18, and what is to be said about them.
+
+    Parameters
+    ----------
+    choice
+        ``imagenet``: torchvision's, from its cache or by download; ``none``: random; ``auto``:
+        ImageNet's when they can be had, random otherwise; else the path of a ``.pth`` file with
+        a ResNet-18's state dict, which is read without unpickling any object.
+
+    Raises
+    ------
+    SettingsError
+        The weights that were asked for cannot be had, and what to do about it.
+    """
+    if choice == NONE:
+        return None, "random"
+    if choice not in (AUTO, IMAGENET):
+        return _from_file(Path(choice).expanduser()), f"file {Path(choice).name}"
+    try:
+        return _download(), "imagenet"
+    except Exception as error:  # noqa: BLE001  urllib, ssl, hashing and the file system each raise kinds of their own
+        if choice == AUTO:
+            return None, "random"
+        raise SettingsError(
+            f"ImageNet weights cannot be downloaded ({one_line(error)}); fetch {ResNet18_Weights.DEFAULT.url} on a"
+            " machine with internet access and give the file with --weights PATH, or use --weights none"
+        ) from None
+
+
+def _download() -> dict[str, Tensor]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # torch.hub sets none, and would wait for ever
+    try:
+        return dict(ResNet18_Weights.DEFAULT.get_state_dict(progress=False, check_hash=True))
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _from_file(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise SettingsError(f"--weights must be auto, imagenet, none or a .pth file, got {path}, which does not exist")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        expected = resnet18(weights=None).state_dict()
+        missing = [key for key in expected if key not in state and not key.startswith("fc.")]
+        wrong = [
+            key
+            for key, value in expected.items()
+            if key in state and not key.startswith("fc.") and state[key].shape != value.shape
+        ]
+    except Exception as error:  # noqa: BLE001  pickle, zipfile and torch each raise kinds of their own
+        raise SettingsError(f"--weights {path} cannot be read: {one_line(error)}") from None
+    if missing or wrong:
+        raise SettingsError(
+            f"--weights {path} does not fit a ResNet-18: {(missing + wrong)[0]} is missing or misshapen"
+        )
+    return dict(state)
+
+
+def _block(channels: int, width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2, ceil_mode=True),
+    )
+
+
+def _head(features: int, classes: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.Dropout(dropout), nn.Linear(features, classes))

@@ -1,0 +1,28 @@
+"""The hyperparameters of one training: what tuning searches and a run records."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Recipe(BaseModel):
+    """How one network is trained. The ranges are what makes sense; tuning searches narrower ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_type: Literal["simple_cnn", "resnet18", "resnet18_backbone"] = Field(
+        "simple_cnn", description="network; resnet18_backbone trains only a new head on frozen features"
+    )
+    image_size: int = Field(64, ge=16, le=1024, description="side of the square pictures in pixels")
+    epochs: int = Field(15, ge=1, le=10_000, description="most passes over the training pictures")
+    batch_size: int = Field(32, ge=2, le=65_536, description="pictures a step")
+    learning_rate: float = Field(
+        1e-3, gt=0, le=1, description="largest step size, after a warm-up and before a cosine decay"
+    )
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="adam with decoupled weight decay, or sgd")
+    weight_decay: float = Field(1e-4, ge=0, le=1, description="pull of the weights towards zero")
+    momentum: float = Field(0.9, ge=0, lt=1, description="share of the last step that is kept (sgd only)")
+    dropout: float = Field(0.2, ge=0, lt=1, description="share of features dropped before the last layer")
+    augmentation: float = Field(0.1, ge=0, le=1, description="strength of random changes to training pictures")
+    patience: int = Field(5, ge=1, description="epochs without improvement before training stops")
+    min_delta: float = Field(1e-3, ge=0, le=1, description="smallest change that counts as an improvement")

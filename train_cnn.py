@@ -1,0 +1,514 @@
+"""Train one network on a folder of pictures, or cross-validate it, and log everything to MLflow.
+
+    python train_cnn.py                                        # scikit-learn's digits, no file needed
+    python train_cnn.py --data photos/                         # a folder with one sub-folder a class
+    python train_cnn.py --data photos/ --model-type resnet18 --image-size 128 --epochs 15
+    python train_cnn.py --data photos/ --folds 5               # stratified 5-fold cross-validation
+
+Some pictures (15 %, chosen by their content, or those in test/) are held out: they neither train
+the network nor choose its epoch, and measure it at the end. Runs go to MLFLOW_TRACKING_URI, or to
+mlflow.db in this folder; `mlflow server` shows them. The best epoch's weights are also kept in
+checkpoints/. Every flag can be given as a variable, such as TRAIN_EPOCHS=20.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from toolkit.baseline import LARGEST_SAMPLE, Baseline
+from toolkit.bundle import DIGEST_TAG, Card, Measured, Program, library_versions, save_bundle
+from toolkit.images import STATISTICS
+from toolkit.settings import ScriptSettings, environment, parse, run_script
+from toolkit.tracking import Machine, Run, code_version, connect
+from toolkit.training.checkpoints import save_checkpoint
+from toolkit.training.datasets import (
+    Pictures,
+    Split,
+    decode,
+    open_catalogue,
+    split,
+    stratified,
+    stratified_folds,
+    usable_cores,
+)
+from toolkit.training.evaluate import Evaluation, evaluate, fit_temperature
+from toolkit.training.figures import confusion_picture, learning_curves
+from toolkit.training.loop import Device, Epoch, Fitted, Part, fit, predict_logits
+from toolkit.training.networks import build_network, load_weights
+from toolkit.training.recipe import Recipe
+
+
+class DataSettings(ScriptSettings):
+    """What training and tuning share: the data, the starting weights, and how exactly to repeat it."""
+
+    data: str = Field("digits", description="folder with one sub-folder a class, or digits")
+    weights: str = Field(
+        "auto",
+        description="where a ResNet starts: imagenet, none (random), auto (imagenet if it can be had), or a file",
+    )
+    held_out: float = Field(0.15, gt=0, le=0.5, description="share of pictures held out, when there is no test/ folder")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="of splits, weights, order and augmentation")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of matrix products; auto is bfloat16 where the hardware multiplies it natively"
+    )
+
+
+class TrainSettings(Recipe, DataSettings):
+    """The settings of train_cnn.py."""
+
+    model_config = environment("TRAIN_")
+
+    validation: float = Field(0.15, gt=0, le=0.5, description="share of the rest to validate on, without a val/ folder")
+    folds: int = Field(0, ge=0, le=50, description="cross-validate with this many stratified folds; 0: do not")
+    experiment_name: str = Field("training", min_length=1, description="MLflow experiment")
+    run_name: str | None = Field(None, description="MLflow run name")
+    checkpoint_dir: Path = Field(Path("checkpoints"), description="folder for the best epoch's weights")
+
+    @field_validator("folds")
+    @classmethod
+    def _one_fold_is_none(cls, folds: int) -> int:
+        if folds == 1:
+            raise ValueError("must be 0 (no cross-validation) or at least 2, got 1")
+        return folds
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Decoded pictures, what each is for, and the weights to start from."""
+
+    pictures: Pictures
+    split: Split
+    weights: dict[str, Tensor] | None
+    weights_note: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in output order."""
+        return self.pictures.catalogue.classes
+
+    def part(self, indices: NDArray[np.int64]) -> Part:
+        """Some of the pictures, by index."""
+        return Part(self.pictures.pixels, self.pictures.labels, indices)
+
+    @property
+    def development(self) -> NDArray[np.int64]:
+        """Everything but the held-out pictures: what cross-validation and the final training may use."""
+        return np.sort(np.concatenate([self.split.development, self.split.validation]))
+
+
+@dataclass(frozen=True, eq=False)
+class CrossValidation:
+    """The folds of one recipe."""
+
+    folds: list[Fitted]
+    logits: NDArray[np.float32]  # (N, K), of each development picture by the fold that did not train on it
+
+    @property
+    def accuracies(self) -> list[float]:
+        """The best validation accuracy of each fold."""
+        return [fold.best_val_accuracy for fold in self.folds]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Mean and standard deviation over the folds."""
+        return {
+            "mean_cv_accuracy": float(np.mean(self.accuracies)),
+            "std_cv_accuracy": float(np.std(self.accuracies, ddof=1)),
+        }
+
+    @property
+    def epochs(self) -> int:
+        """How long to train on everything: the median of the folds' best epochs."""
+        return max(1, round(float(np.median([fold.best_epoch for fold in self.folds]))))
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A finished training."""
+
+    run: Run
+    fitted: Fitted
+    evaluation: Evaluation
+    metrics: dict[str, float]
+
+
+def train(settings: TrainSettings) -> Outcome:
+    """Train, or cross-validate and train on everything, and log a bundle.
+
+    With ``folds`` the folds judge the recipe, and the logged model is trained on all development
+    pictures for the median of the folds' best epochs. Without, it is the best epoch on a stratified
+    validation part.
+
+    Raises
+    ------
+    ToolkitError
+        Data, weights or MLflow cannot be used, in one sentence.
+
+    Examples
+    --------
+    >>> outcome = train(TrainSettings(epochs=1, image_size=16))  # doctest: +SKIP
+    >>> outcome.evaluation.accuracy  # doctest: +SKIP
+    0.87
+    """
+    client = connect()
+    recipe = recipe_of(settings)
+    device = use_machine(settings.precision)
+    data = load_data(settings, recipe.image_size, recipe.model_type)
+    name = settings.run_name or f"{recipe.model_type}-{data.pictures.catalogue.name.replace('/', '-')}"
+    with Run(client, settings.experiment_name, role="final", name=name, tags=tags_of(data, settings.seed)) as run:
+        run.params(settings.model_dump(mode="json"))
+        log_skipped(run, data)
+        if settings.folds:
+            cv = cross_validate(recipe, data, settings.folds, settings.seed, device, log_folds(run, recipe, data))
+            return train_on_everything(run, recipe, data, cv, settings.seed, device, settings.checkpoint_dir)
+        training, validation = _validation_split(data, settings)
+        fitted = _fit_final(run, recipe, data, training, validation, settings.seed, device, settings.checkpoint_dir)
+        temperature = fit_temperature(fitted.val_logits, validation.own_labels)
+        measured = {"best_val_accuracy": Measured(value=fitted.best_val_accuracy, pictures=len(validation))}
+        return log_outcome(run, recipe, data, fitted, temperature, measured, device)
+
+
+def cross_validate(
+    recipe: Recipe,
+    data: Data,
+    folds: int,
+    seed: int,
+    device: Device,
+    on_fold: Callable[[int, Fitted], None] = lambda *_: None,
+) -> CrossValidation:
+    """Train one network a stratified fold and judge each on the fold it has not seen.
+
+    The result depends on recipe, data and seed alone.
+    """
+    indices = data.development
+    labels = data.pictures.labels[indices]
+    logits = np.zeros((len(indices), len(data.classes)), np.float32)
+    fitted = []
+    for number, (training, validation) in enumerate(stratified_folds(labels, folds, seed, data.classes)):
+        fold = fit(
+            new_network(recipe, data, seed + number),
+            data.part(indices[training]),
+            data.part(indices[validation]),
+            recipe,
+            seed=seed + number,
+            device=device,
+            mirrored=data.pictures.catalogue.mirrored,
+            bar=_bar(f"fold {number + 1}/{folds}"),
+        )
+        logits[validation] = fold.val_logits
+        fold.network = nn.Identity()  # the weights of a fold serve nobody
+        fitted.append(fold)
+        on_fold(number, fold)
+    return CrossValidation(fitted, logits)
+
+
+def train_on_everything(
+    run: Run,
+    recipe: Recipe,
+    data: Data,
+    cv: CrossValidation,
+    seed: int,
+    device: Device,
+    checkpoints: Path | None = None,
+) -> Outcome:
+    """Train on all development pictures for as long as the folds found best, and log the bundle.
+
+    The temperature is fitted on the folds' own validation logits, which no network was trained on.
+    """
+    indices = data.development
+    run.metrics(cv.metrics)
+    for number, accuracy in enumerate(cv.accuracies):
+        run.metrics({"fold_accuracy": accuracy}, step=number)
+    final = recipe.model_copy(update={"epochs": cv.epochs})
+    fitted = _fit_final(run, final, data, data.part(indices), None, seed, device, checkpoints)
+    fitted.best_val_accuracy = cv.metrics["mean_cv_accuracy"]
+    temperature = fit_temperature(cv.logits, data.pictures.labels[indices])
+    measured = {name: Measured(value=value, pictures=len(indices)) for name, value in cv.metrics.items()}
+    return log_outcome(run, final, data, fitted, temperature, measured, device)
+
+
+def load_data(settings: DataSettings, image_size: int, model_type: str) -> Data:
+    """Read, decode and split the pictures, and fetch the weights that the network may start from."""
+    pictures = decode(open_catalogue(settings.data), image_size, progress=_on_terminal())
+    divided = split(pictures.catalogue, settings.held_out)
+    state, note = (None, "random") if model_type == "simple_cnn" else load_weights(settings.weights)
+    if state is None and model_type != "simple_cnn" and settings.weights != "none":
+        say("no ImageNet weights could be had: the ResNet starts from random ones (--weights PATH gives it others)")
+    if state is None and model_type == "resnet18_backbone":
+        say("warning: resnet18_backbone with random weights trains a head on random features; expect low accuracy")
+    return Data(pictures, divided, state, note)
+
+
+def new_network(recipe: Recipe, data: Data, seed: int) -> nn.Module:
+    """The recipe's network, its new weights drawn with the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_network(recipe.model_type, len(data.classes), recipe.dropout, data.weights)
+
+
+def recipe_of(settings: Recipe) -> Recipe:
+    """The hyperparameters alone."""
+    return Recipe(**{name: getattr(settings, name) for name in Recipe.model_fields})
+
+
+def use_machine(precision: str) -> Device:
+    """Choose the device, and as many threads as this process has cores."""
+    torch.set_num_threads(usable_cores())
+    return Device.choose(precision)
+
+
+def tags_of(data: Data, seed: int) -> dict[str, object]:
+    """What every run is tagged with, so that it can be found and repeated."""
+    catalogue = data.pictures.catalogue
+    return {
+        "data": catalogue.name,
+        "data_fingerprint": catalogue.fingerprint,
+        "code_version": code_version(),
+        "seed": seed,
+        "weights": data.weights_note,
+        "skipped_files": len(catalogue.skipped),
+    }
+
+
+def log_skipped(run: Run, data: Data) -> None:
+    """Name the files that were left out, in the run and, in short, to the user."""
+    skipped = data.pictures.catalogue.skipped
+    if not skipped:
+        return
+    run.json("skipped_files.json", [{"path": item.path, "reason": item.reason} for item in skipped])
+    say(
+        f"{len(skipped)} files were skipped, named in the run's skipped_files.json; the first: {skipped[0].path}:"
+        f" {skipped[0].reason}"
+    )
+
+
+def log_folds(run: Run, recipe: Recipe, data: Data) -> Callable[[int, Fitted], None]:
+    """A callback that logs each fold as a nested run."""
+
+    def log(number: int, fold: Fitted) -> None:
+        seed = int(number)
+        tags = {**tags_of(data, seed), "fold": number}
+        with Run(run.client, run.experiment, role="fold", name=f"fold {number + 1}", parent=run, tags=tags) as nested:
+            nested.params(recipe.model_dump())
+            for epoch in fold.history:
+                nested.metrics(epoch_metrics(epoch), epoch.epoch)
+            nested.metrics(fit_metrics(fold))
+        say(f"fold {number + 1}: validation accuracy {fold.best_val_accuracy:.4f} in epoch {fold.best_epoch}")
+
+    return log
+
+
+def epoch_metrics(epoch: Epoch) -> dict[str, float]:
+    """The figures of an epoch, without those that were not measured."""
+    values = {item.name: getattr(epoch, item.name) for item in fields(epoch) if item.name != "epoch"}
+    return {name: value for name, value in values.items() if np.isfinite(value)}
+
+
+def fit_metrics(fitted: Fitted) -> dict[str, float]:
+    """The figures of a whole training."""
+    metrics = {
+        "best_epoch": float(fitted.best_epoch),
+        "training_time_s": fitted.seconds,
+        "images_per_s": fitted.images_per_s,
+    }
+    if np.isfinite(fitted.best_val_accuracy):
+        metrics["best_val_accuracy"] = fitted.best_val_accuracy
+    return metrics
+
+
+def log_outcome(
+    run: Run,
+    recipe: Recipe,
+    data: Data,
+    fitted: Fitted,
+    temperature: float,
+    measured: Mapping[str, Measured],
+    device: Device,
+) -> Outcome:
+    """Measure on the held-out pictures, draw, and log metrics and the bundle."""
+    held_out = data.part(data.split.held_out)
+    network = fitted.network.cpu().float()
+    probabilities = _softmax(predict_logits(network, held_out, Device("cpu", torch.float32)) / temperature)
+    evaluation = evaluate(probabilities, held_out.own_labels, data.classes)
+    metrics = {
+        **fit_metrics(fitted),
+        **evaluation.weighted,
+        "held_out_accuracy": evaluation.accuracy,
+        "calibration_error": evaluation.calibration_error,
+        "temperature": temperature,
+        "gpu_memory_mb": _gpu_peak_mb(device),
+    }
+    run.metrics(metrics)
+    run.json("per_class.json", evaluation.per_class)
+    run.json("confusion_matrix.json", {"classes": data.classes, "matrix": evaluation.confusion.tolist()})
+    run.figure("confusion_matrix.png", confusion_picture(evaluation.confusion, data.classes))
+    run.figure("learning_curves.png", learning_curves(fitted.history, fitted.best_epoch))
+    scored = {"accuracy": evaluation.accuracy, **evaluation.weighted, "calibration_error": evaluation.calibration_error}
+    card = Card(
+        classes=data.classes,
+        image_size=recipe.image_size,
+        network=recipe.model_type,
+        settings=recipe.model_dump(),
+        data=_data_description(data),
+        metrics={name: Measured(value=value, pictures=len(held_out)) for name, value in scored.items()}
+        | dict(measured),
+        temperature=temperature,
+        code_version=code_version(),
+        versions=library_versions(),
+    )
+    _log_bundle(run, Program(network, temperature), card, _baseline(data, probabilities))
+    return Outcome(run, fitted, evaluation, {**metrics, **{name: item.value for name, item in measured.items()}})
+
+
+def _validation_split(data: Data, settings: TrainSettings) -> tuple[Part, Part]:
+    """The user's own val/ folder, or a stratified share of the development pictures."""
+    if len(data.split.validation):
+        return data.part(data.split.development), data.part(data.split.validation)
+    indices = data.split.development
+    training, validation = stratified(data.pictures.labels[indices], settings.validation, settings.seed)
+    return data.part(indices[training]), data.part(indices[validation])
+
+
+def _fit_final(
+    run: Run,
+    recipe: Recipe,
+    data: Data,
+    training: Part,
+    validation: Part | None,
+    seed: int,
+    device: Device,
+    checkpoints: Path | None,
+) -> Fitted:
+    """Train the network that will be logged, with everything recorded as it goes."""
+    machine = Machine()
+    path = None if checkpoints is None else checkpoints / f"{run.id}.pt"
+
+    def on_epoch(epoch: Epoch, network: nn.Module, best: bool) -> None:
+        run.metrics({**epoch_metrics(epoch), **machine.read(), "gpu_memory_mb": _gpu_peak_mb(device)}, epoch.epoch)
+        run.flush()
+        if best and path is not None:
+            save_checkpoint(
+                path, network, {"recipe": recipe.model_dump(), "classes": data.classes, "epoch": epoch.epoch}
+            )
+        say(_epoch_line(epoch, recipe.epochs, best and validation is not None))
+
+    held = len(data.split.held_out)
+    validating = f"validating on {len(validation)}, " if validation else ""
+    say(
+        f"training {recipe.model_type} on {len(training)} pictures of {len(data.classes)} classes, {validating}"
+        f"{held} held out ({device.name}, {str(device.dtype).removeprefix('torch.')})"
+    )
+    try:
+        return fit(
+            new_network(recipe, data, seed), training, validation, recipe, seed=seed, device=device,
+            mirrored=data.pictures.catalogue.mirrored, on_epoch=on_epoch, bar=_bar("training"),
+        )  # fmt: skip
+    except (KeyboardInterrupt, SystemExit):
+        if path is not None and path.exists():
+            say(f"stopped; the best epoch so far is in {path}")
+        raise
+
+
+def _log_bundle(run: Run, program: Program, card: Card, baseline: Baseline) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, model_id = Path(scratch) / "model", run.new_model()
+        digest = save_bundle(folder, program, card, baseline, run_id=run.id, model_id=model_id)
+        run.model(folder, model_id, {DIGEST_TAG: digest})
+
+
+def _baseline(data: Data, probabilities: NDArray[np.float32]) -> Baseline:
+    """The held-out pictures, or an evenly spread sample of them."""
+    held_out = data.split.held_out
+    chosen = np.linspace(0, len(held_out) - 1, min(len(held_out), LARGEST_SAMPLE)).round().astype(int)
+    indices = held_out[chosen]
+    columns = data.pictures.statistics[indices].T
+    return Baseline(
+        classes=data.classes,
+        probabilities=probabilities[chosen],
+        labels=data.pictures.labels[indices],
+        hashes=data.pictures.catalogue.hashes[indices],
+        statistics=dict(zip(STATISTICS, columns, strict=True)),
+    )
+
+
+def _data_description(data: Data) -> dict[str, object]:
+    catalogue = data.pictures.catalogue
+    return {
+        "name": catalogue.name,
+        "fingerprint": catalogue.fingerprint,
+        "development": len(data.development),
+        "held_out": len(data.split.held_out),
+        "skipped": len(catalogue.skipped),
+    }
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    answer: NDArray[np.float32] = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
+    return answer
+
+
+def _gpu_peak_mb(device: Device) -> float:
+    """Most GPU memory that this process held; 0 without a GPU."""
+    return torch.cuda.max_memory_allocated() / 2**20 if device.name == "cuda" else 0.0
+
+
+def _epoch_line(epoch: Epoch, epochs: int, best: bool) -> str:
+    validated = f"  val loss {epoch.val_loss:.4f}  val accuracy {epoch.val_accuracy:.4f}" if epoch.val_loss >= 0 else ""
+    return (
+        f"epoch {epoch.epoch:>3}/{epochs}  train loss {epoch.train_loss:.4f}  train accuracy {epoch.train_accuracy:.4f}"
+        f"{validated}  {epoch.images_per_s:,.0f} pictures/s{'  best' if best else ''}"
+    )
+
+
+def say(text: str) -> None:
+    """Print a line without tearing a progress bar."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def _on_terminal() -> bool:
+    return sys.stderr.isatty()
+
+
+def _bar(label: str) -> str | None:
+    return label if _on_terminal() else None
+
+
+def report(outcome: Outcome, settings: TrainSettings) -> str:
+    """What a person wants to see at the end, and the next command to type."""
+    metrics, evaluation = outcome.metrics, outcome.evaluation
+    judged = "mean_cv_accuracy" if settings.folds else "best_val_accuracy"
+    rows = [
+        (judged.replace("_", " "), f"{metrics[judged]:.4f}"),
+        ("held-out accuracy", f"{evaluation.accuracy:.4f}  ({evaluation.pictures} pictures never seen in training)"),
+        ("precision, recall, F1", ", ".join(f"{value:.4f}" for value in evaluation.weighted.values())),
+        ("calibration error", f"{evaluation.calibration_error:.4f}  (temperature {metrics['temperature']:.2f})"),
+        ("best epoch", f"{outcome.fitted.best_epoch} of {len(outcome.fitted.history)}"),
+        ("training time", f"{outcome.fitted.seconds:.1f} s, {outcome.fitted.images_per_s:,.0f} pictures/s"),
+        ("MLflow run", outcome.run.url or outcome.run.id),
+    ]
+    if settings.folds:
+        rows.insert(1, ("spread over the folds", f"{metrics['std_cv_accuracy']:.4f}"))
+    table = "\n".join(f"  {name:<22} {value}" for name, value in rows)
+    register = f"python model_registry.py register --experiment-name {settings.experiment_name} --metric {judged}"
+    return f"\n{table}\n\nnext: {register}"
+
+
+def main() -> None:
+    """Run from the command line."""
+    settings = parse(TrainSettings, __doc__)
+    say(report(train(settings), settings))
+
+
+if __name__ == "__main__":
+    run_script(main)
