@@ -11,9 +11,8 @@ mlflow.db in this folder; `mlflow server` shows them. The best epoch's weights a
 checkpoints/. Every flag can be given as a variable, such as TRAIN_EPOCHS=20.
 """
 
-import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -23,12 +22,12 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from toolkit.baseline import LARGEST_SAMPLE, Baseline
 from toolkit.bundle import DIGEST_TAG, Card, Measured, Program, library_versions, save_bundle
 from toolkit.images import STATISTICS
 from toolkit.settings import ScriptSettings, environment, parse, run_script
+from toolkit.terminal import bar, on_terminal, say
 from toolkit.tracking import Machine, Run, code_version, connect
 from toolkit.training.checkpoints import save_checkpoint
 from toolkit.training.datasets import (
@@ -46,6 +45,25 @@ from toolkit.training.figures import confusion_picture, learning_curves
 from toolkit.training.loop import Device, Epoch, Fitted, Part, fit, predict_logits
 from toolkit.training.networks import build_network, load_weights
 from toolkit.training.recipe import Recipe
+
+__all__ = [
+    "CrossValidation",
+    "Data",
+    "DataSettings",
+    "Device",
+    "Outcome",
+    "Recipe",
+    "TrainSettings",
+    "cross_validate",
+    "load_pictures",
+    "log_folds",
+    "log_skipped",
+    "starting_weights",
+    "tags_of",
+    "train",
+    "train_on_everything",
+    "use_machine",
+]
 
 
 class DataSettings(ScriptSettings):
@@ -163,13 +181,16 @@ def train(settings: TrainSettings) -> Outcome:
     client = connect()
     recipe = recipe_of(settings)
     device = use_machine(settings.precision)
-    data = load_data(settings, recipe.image_size, recipe.model_type)
+    pictures, divided = load_pictures(settings, recipe.image_size)
+    data = Data(pictures, divided, *starting_weights(settings.weights, [recipe.model_type]))
     name = settings.run_name or f"{recipe.model_type}-{data.pictures.catalogue.name.replace('/', '-')}"
     with Run(client, settings.experiment_name, role="final", name=name, tags=tags_of(data, settings.seed)) as run:
         run.params(settings.model_dump(mode="json"))
         log_skipped(run, data)
         if settings.folds:
-            cv = cross_validate(recipe, data, settings.folds, settings.seed, device, log_folds(run, recipe, data))
+            cv = cross_validate(
+                recipe, data, settings.folds, settings.seed, device, log_folds(run, recipe, data, settings.seed)
+            )
             return train_on_everything(run, recipe, data, cv, settings.seed, device, settings.checkpoint_dir)
         training, validation = _validation_split(data, settings)
         fitted = _fit_final(run, recipe, data, training, validation, settings.seed, device, settings.checkpoint_dir)
@@ -203,7 +224,7 @@ def cross_validate(
             seed=seed + number,
             device=device,
             mirrored=data.pictures.catalogue.mirrored,
-            bar=_bar(f"fold {number + 1}/{folds}"),
+            bar=bar(f"fold {number + 1}/{folds}"),
         )
         logits[validation] = fold.val_logits
         fold.network = nn.Identity()  # the weights of a fold serve nobody
@@ -237,16 +258,22 @@ def train_on_everything(
     return log_outcome(run, final, data, fitted, temperature, measured, device)
 
 
-def load_data(settings: DataSettings, image_size: int, model_type: str) -> Data:
-    """Read, decode and split the pictures, and fetch the weights that the network may start from."""
-    pictures = decode(open_catalogue(settings.data), image_size, progress=_on_terminal())
-    divided = split(pictures.catalogue, settings.held_out)
-    state, note = (None, "random") if model_type == "simple_cnn" else load_weights(settings.weights)
-    if state is None and model_type != "simple_cnn" and settings.weights != "none":
-        say("no ImageNet weights could be had: the ResNet starts from random ones (--weights PATH gives it others)")
-    if state is None and model_type == "resnet18_backbone":
+def load_pictures(settings: DataSettings, image_size: int) -> tuple[Pictures, Split]:
+    """Read, decode and split the pictures."""
+    pictures = decode(open_catalogue(settings.data), image_size, progress=on_terminal())
+    return pictures, split(pictures.catalogue, settings.held_out)
+
+
+def starting_weights(choice: str, model_types: Collection[str]) -> tuple[dict[str, Tensor] | None, str]:
+    """The weights that the networks may start from, what they are, and a word to the user when they are random."""
+    if not set(model_types) - {"simple_cnn"}:
+        return None, "random"
+    state, note = load_weights(choice)
+    if state is None and choice == "auto":
+        say("no ImageNet weights can be had here, so a ResNet starts from random ones; --weights PATH gives it others")
+    if state is None and "resnet18_backbone" in model_types:
         say("warning: resnet18_backbone with random weights trains a head on random features; expect low accuracy")
-    return Data(pictures, divided, state, note)
+    return state, note
 
 
 def new_network(recipe: Recipe, data: Data, seed: int) -> nn.Module:
@@ -292,18 +319,18 @@ def log_skipped(run: Run, data: Data) -> None:
     )
 
 
-def log_folds(run: Run, recipe: Recipe, data: Data) -> Callable[[int, Fitted], None]:
-    """A callback that logs each fold as a nested run."""
+def log_folds(run: Run, recipe: Recipe, data: Data, seed: int, *, aloud: bool = True) -> Callable[[int, Fitted], None]:
+    """A callback that logs each fold as a nested run, and says so when ``aloud``."""
 
     def log(number: int, fold: Fitted) -> None:
-        seed = int(number)
-        tags = {**tags_of(data, seed), "fold": number}
+        tags = {**tags_of(data, seed + number), "fold": number}
         with Run(run.client, run.experiment, role="fold", name=f"fold {number + 1}", parent=run, tags=tags) as nested:
             nested.params(recipe.model_dump())
             for epoch in fold.history:
                 nested.metrics(epoch_metrics(epoch), epoch.epoch)
             nested.metrics(fit_metrics(fold))
-        say(f"fold {number + 1}: validation accuracy {fold.best_val_accuracy:.4f} in epoch {fold.best_epoch}")
+        if aloud:
+            say(f"fold {number + 1}: validation accuracy {fold.best_val_accuracy:.4f} in epoch {fold.best_epoch}")
 
     return log
 
@@ -411,7 +438,7 @@ def _fit_final(
     try:
         return fit(
             new_network(recipe, data, seed), training, validation, recipe, seed=seed, device=device,
-            mirrored=data.pictures.catalogue.mirrored, on_epoch=on_epoch, bar=_bar("training"),
+            mirrored=data.pictures.catalogue.mirrored, on_epoch=on_epoch, bar=bar("training"),
         )  # fmt: skip
     except (KeyboardInterrupt, SystemExit):
         if path is not None and path.exists():
@@ -468,20 +495,6 @@ def _epoch_line(epoch: Epoch, epochs: int, best: bool) -> str:
         f"epoch {epoch.epoch:>3}/{epochs}  train loss {epoch.train_loss:.4f}  train accuracy {epoch.train_accuracy:.4f}"
         f"{validated}  {epoch.images_per_s:,.0f} pictures/s{'  best' if best else ''}"
     )
-
-
-def say(text: str) -> None:
-    """Print a line without tearing a progress bar."""
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
-
-
-def _on_terminal() -> bool:
-    return sys.stderr.isatty()
-
-
-def _bar(label: str) -> str | None:
-    return label if _on_terminal() else None
 
 
 def report(outcome: Outcome, settings: TrainSettings) -> str:

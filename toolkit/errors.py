@@ -6,6 +6,7 @@ exit with status 2, the service answers with a problem document.
     ToolkitError
      |- SettingsError       a flag, a variable or an argument is wrong
      |- DataError           a data set cannot be used
+     |- TrainingError       a training went wrong: the loss became infinite, say
      |- ImageError          one picture cannot be used
      |   |- UndecodableImage    it is broken, or is no picture
      |   |- UnsupportedImage    its format is not on the list
@@ -32,6 +33,10 @@ class SettingsError(ToolkitError):
 
 class DataError(ToolkitError):
     """A data set cannot be used."""
+
+
+class TrainingError(ToolkitError):
+    """A training went wrong in a way that other settings would mend."""
 
 
 class ImageError(ToolkitError):

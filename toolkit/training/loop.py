@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from toolkit.bundle import IMAGENET_MEAN, IMAGENET_STD
-from toolkit.errors import DataError
+from toolkit.errors import TrainingError
 from toolkit.training.augment import augment
 from toolkit.training.recipe import Recipe
 
@@ -176,7 +176,7 @@ def fit(
 
     Raises
     ------
-    DataError
+    TrainingError
         The loss became infinite or not a number.
     """
     began = time.perf_counter()
@@ -225,7 +225,7 @@ def _one_epoch(
     start, rate = time.perf_counter(), trainer.learning_rate
     loss, accuracy, times = trainer.epoch(progress)
     if not math.isfinite(loss):
-        raise DataError(f"the loss became {loss} in epoch {number}; try a --learning-rate smaller than {rate:.3g}")
+        raise TrainingError(f"the loss became {loss} in epoch {number}; try a --learning-rate smaller than {rate:.3g}")
     val_loss, val_accuracy, logits = _validate(trainer.network, validation, trainer.device)
     epoch = Epoch(
         epoch=number,

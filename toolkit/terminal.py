@@ -1,0 +1,49 @@
+"""What scripts print: lines that leave a progress bar whole, bars on a terminal only, tables."""
+
+import sys
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+
+def say(text: str) -> None:
+    """Print a line at once, without tearing a progress bar."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def on_terminal() -> bool:
+    """Whether progress bars, which go to standard error, would be seen by a person."""
+    return sys.stderr.isatty()
+
+
+def bar(label: str) -> str | None:
+    """The label of a progress bar on a terminal, None elsewhere."""
+    return label if on_terminal() else None
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns under headings, numbers to the right.
+
+    Examples
+    --------
+    >>> print(table(["network", "accuracy"], [["simple_cnn", "0.9"], ["resnet18", "0.95"]]))
+    network     accuracy
+    simple_cnn       0.9
+    resnet18        0.95
+    """
+    cells = [list(headings), *[[str(cell) for cell in row] for row in rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    numeric = [bool(rows) and all(_is_number(row[index]) for row in cells[1:]) for index in range(len(headings))]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ).rstrip()
+        for row in cells
+    )
+    return "\n".join(lines)
+
+
+def _is_number(text: str) -> bool:
+    return text.strip("%-+ ").replace(".", "", 1).replace(",", "").replace("e-", "").isdigit() or text in ("", "-")
