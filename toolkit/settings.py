@@ -40,6 +40,7 @@ def environment(prefix: str) -> SettingsConfigDict:
         cli_implicit_flags=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
+        cli_parse_none_str="null",  # the word None is a stage of the registry
     )
 
 

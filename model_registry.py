@@ -1,0 +1,633 @@
+"""Register the best model, move it through stages, compare versions, and put a former one back.
+
+    python model_registry.py register                       # the best study of hyperopt_tuning
+    python model_registry.py register --experiment-name training --metric best_val_accuracy
+    python model_registry.py list
+    python model_registry.py promote 1 Production --reason "first model"
+    python model_registry.py compare 1 2
+    python model_registry.py rollback --reason "too many cats"
+    python model_registry.py history
+
+Further verbs: show, verify and archive. Each takes --json for programs; --tracking-uri and
+--model-name come before the verb. Everything is kept in MLflow, at MLFLOW_TRACKING_URI or else in
+mlflow.db in this folder: one version is in Production, the one that the alias `production` names,
+and each move is recorded with who and why. A version is checked against the digest of its bundle
+before it goes to Staging or Production, and at each load.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import CliPositionalArg, CliSubCommand
+
+from toolkit.bundle import DIGEST_TAG, Bundle, load_bundle, verify_bundle
+from toolkit.errors import BundleError, NotRegistered, RegistryError, SettingsError, known
+from toolkit.registry.comparison import Candidate, side_by_side
+from toolkit.registry.fetching import cached, fetched
+from toolkit.registry.pages import aligned, comparison_table, describe, version_page, version_table
+from toolkit.registry.selection import Mode, is_finite, model_of, ranked_runs
+from toolkit.registry.stages import Stages, rollback_candidates, utc_now, whoami
+from toolkit.registry.versions import (
+    ALIASES,
+    METRICS_TAG,
+    MISSING,
+    MODEL_TAG,
+    STAGE_TAG,
+    STAGES,
+    Stage,
+    Transition,
+    Version,
+    read_version,
+    read_versions,
+    stage_named,
+)
+from toolkit.settings import ScriptSettings, environment, parse, program_name, run_script, verb
+from toolkit.tracking import MlflowClient, MlflowException, connect, explained
+
+MODEL_NAME = re.compile(r"[\w\- .]{1,200}")  # no slash or colon, which MLflow's addresses use, and no quote
+LONGEST_REASON = 1000  # characters
+HISTORY_COLUMNS = ("time", "version", "from", "to", "who", "why")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A version with its bundle, verified and ready to predict."""
+
+    version: Version
+    bundle: Bundle
+
+
+class ModelRegistry:
+    """The versions of one registered model: which exist, which serve, how good they are.
+
+    Nothing is opened before the first call. Wherever a version is asked for, a number (``3``,
+    ``"3"``, ``"v3"``) or a stage that holds one version (``"Production"``, ``"Staging"``, in any
+    case) will do.
+
+    Parameters
+    ----------
+    tracking_uri
+        The MLflow store; ``MLFLOW_TRACKING_URI``, or else ``sqlite:///mlflow.db``, when None.
+    model_name
+        The registered model.
+    clock
+        The time in UTC, for the history.
+
+    Examples
+    --------
+    A study or a training run has ended; its model becomes version 1 and goes into Production::
+
+        registry = ModelRegistry()
+        version = registry.register_best_model("hyperopt_tuning", "mean_cv_accuracy")
+        registry.transition_model_stage(version, "Production", reason="first model")
+        registry.load("Production").bundle.predict(pictures)
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str | None = None,
+        model_name: str = "image-classifier",
+        *,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        if not MODEL_NAME.fullmatch(model_name):
+            raise SettingsError(f"a model name is letters, digits, spaces and any of . _ - only, got {model_name!r}")
+        self.tracking_uri = tracking_uri
+        self.model_name = model_name
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return f"ModelRegistry(tracking_uri={self.tracking_uri!r}, model_name={self.model_name!r})"
+
+    def register_best_model(
+        self, experiment_name: str = "hyperopt_tuning", metric: str = "mean_cv_accuracy", *, mode: Mode | None = None
+    ) -> int:
+        """Make the best run's model a version, and return its number.
+
+        A run whose bundle is broken is passed over with a warning. A run that is registered already
+        gives the version it has.
+
+        Parameters
+        ----------
+        experiment_name
+            Where to look; finished ``final`` and ``study`` runs that hold a model count.
+        metric
+            What to rank by. Of equals the newer run is better.
+        mode
+            ``max`` or ``min``; by the metric's name when None: less is better of a loss, an error
+            or a time.
+
+        Raises
+        ------
+        TrackingError
+            There is no such experiment, or MLflow does not answer.
+        RegistryError
+            No run of it can be registered; the message says why.
+        """
+        passed_over = 0
+        for run in ranked_runs(self._client, experiment_name, metric, mode):
+            if (registered := self._registered_from(run.info.run_id)) is not None:
+                return registered
+            try:
+                return self._create_version(run, model_of(run), experiment_name, metric)
+            except BundleError as error:
+                passed_over += 1
+                log.warning("run %s is passed over: %s", run.info.run_id, error)
+        raise RegistryError(
+            f"no run of experiment {experiment_name!r} holds a whole model; {passed_over} were tried, the last is above"
+        )
+
+    def transition_model_stage(self, version: int | str, stage: str, *, reason: str | None = None) -> Version:
+        """Move a version into ``Staging``, ``Production``, ``Archived`` or ``None``, in any case.
+
+        Production and Staging hold one version each; the one that was there is Archived. What goes
+        there is verified first. A version that is in the stage already stays, without an entry in
+        the history.
+
+        Raises
+        ------
+        NotRegistered
+            There is no such model yet.
+        RegistryError
+            There is no such version or stage.
+        BundleError
+            The version's bundle is missing or altered.
+        """
+        target = stage_named(stage)
+        why = _checked_reason(reason)
+        found = self.get(version)
+        self._mend()
+        found = self.get(found.version)
+        if found.stage == target:
+            return found
+        if target in ALIASES:
+            self.verify(found.version)
+        self._stages.move(found, target, why)
+        return self.get(found.version)
+
+    def rollback(self, reason: str | None = None) -> Version:
+        """Put back what was in Production before the present version.
+
+        A second rollback goes further back instead of returning to what the first one removed, and
+        none returns to what was archived while it was in Production. A version whose bundle is no
+        longer whole is passed over with a warning.
+
+        Raises
+        ------
+        NotRegistered
+            There is no such model yet.
+        RegistryError
+            No earlier Production version is left.
+        """
+        detail = _checked_reason(reason)
+        self._mend()
+        versions = self._stages.versions()
+        present = next((version for version in versions if version.stage == "Production"), None)
+        why = f"rollback of v{present.version}" if present else "rollback to the last version in Production"
+        for candidate in rollback_candidates(versions):
+            try:
+                self.verify(candidate.version)
+            except BundleError as error:
+                log.warning("v%d is passed over: %s", candidate.version, error)
+                continue
+            self._stages.move(candidate, "Production", f"{why}: {detail}" if detail else why, rollback=True)
+            return self.get(candidate.version)
+        before = f"before v{present.version} " if present else ""
+        raise RegistryError(f"there is nothing to roll back to: no whole version of {self.model_name} was in Production"
+                            f" {before}".rstrip())  # fmt: skip
+
+    def compare_models(self, versions: Sequence[int | str]) -> pd.DataFrame:
+        """Versions side by side, one row each, the paired figures against the first.
+
+        Returns
+        -------
+        A table indexed by version:
+
+        - ``stage``, ``network``, ``image_size``, ``size_mb``, ``created``
+        - ``accuracy``, ``accuracy_low``, ``accuracy_high``, ``pictures``: on the held-out pictures,
+          with the 95 % Wilson interval
+        - ``shared_pictures``, ``shared_accuracy``: on those that the first version held out too
+        - ``gained``, ``lost``, ``p_value``: shared pictures that only this version, and only the
+          first, classified rightly, and McNemar's exact test of the difference
+        - ``precision_weighted``, ``recall_weighted``, ``f1_weighted``, ``mean_cv_accuracy``,
+          ``calibration_error``: NaN where they were not measured
+        - ``setting.*``, ``data.*``: those in which the versions differ
+        """
+        if not versions:
+            raise RegistryError("name the versions to compare, such as 1 2")
+        chosen = {found.version: found for found in map(self.get, versions)}
+        return side_by_side([self._candidate(version) for version in chosen.values()])
+
+    def history(self) -> pd.DataFrame:
+        """Every transition of every version that exists, oldest first, registrations included.
+
+        Returns
+        -------
+        Columns ``time`` (UTC), ``version``, ``from``, ``to``, ``who``, ``why``.
+        """
+        entries = [entry for version in self.list_versions() for entry in _whole_history(version)]
+        rows = [
+            (entry.time, entry.version, entry.source, entry.target, entry.who, entry.why)
+            for entry in sorted(entries, key=lambda entry: (entry.time, entry.version))
+        ]
+        return pd.DataFrame(rows, columns=list(HISTORY_COLUMNS))
+
+    def load(self, stage_or_version: int | str, *, cache: Path | None = None) -> LoadedModel:
+        """Fetch a version's bundle, check it against the digest of the version, and load it.
+
+        Parameters
+        ----------
+        stage_or_version
+            Which one.
+        cache
+            A folder that keeps fetched bundles by digest, so that a restart fetches nothing; what
+            was altered there is noticed and fetched anew.
+
+        Raises
+        ------
+        NotRegistered
+            There is no such model, or nothing in that stage, yet.
+        BundleError
+            The bundle is missing, altered or cannot be loaded.
+        """
+        version = self.get(stage_or_version)
+        with self._blaming(version), cached(self._client, self._location(version), version.digest, cache) as folder:
+            return LoadedModel(version, load_bundle(folder, version.digest))
+
+    def list_versions(self) -> list[Version]:
+        """Every version, newest first; none when the model is not registered yet."""
+        try:
+            return list(read_versions(self._client, self.model_name))
+        except NotRegistered:
+            return []
+
+    def get(self, stage_or_version: int | str) -> Version:
+        """One version, in one request and without its files, cheap enough to be asked every second.
+
+        Raises
+        ------
+        NotRegistered
+            There is no such model, or nothing in that stage, yet.
+        RegistryError
+            There is no such version, or the word names neither a version nor a stage.
+        """
+        text = str(stage_or_version).strip()
+        if number := re.fullmatch(r"[vV]?(\d{1,9})", text):
+            return self._numbered(int(number[1]))
+        if text.lower() not in (stage.lower() for stage in STAGES):
+            raise RegistryError(f"{text!r} is neither the number of a version nor a stage ({known(STAGES, text)})")
+        stage = stage_named(text)
+        if stage not in ALIASES:
+            raise RegistryError(f"several versions may be in stage {stage}; give the number of one")
+        return self._in_stage(stage)
+
+    def verify(self, stage_or_version: int | str) -> Version:
+        """Check a version's bundle against the digest recorded at registration, without running it.
+
+        Raises
+        ------
+        BundleError
+            The first thing that is wrong, with the version.
+        """
+        version = self.get(stage_or_version)
+        with self._blaming(version), fetched(self._client, self._location(version)) as folder:
+            verify_bundle(folder, version.digest)
+        return version
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        return connect(self.tracking_uri)
+
+    @cached_property
+    def _stages(self) -> Stages:
+        return Stages(self._client, self.model_name, self._clock)
+
+    def _mend(self) -> None:
+        for change in self._stages.settle():
+            log.warning("mended: %s", change)
+
+    def _in_stage(self, stage: Stage) -> Version:
+        with explained(f"read what is in {stage}"):
+            try:
+                return read_version(self._client.get_model_version_by_alias(self.model_name, ALIASES[stage]))
+            except MlflowException as error:
+                if error.error_code not in (MISSING, "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
+                    raise
+        numbers = [version.version for version in read_versions(self._client, self.model_name)]
+        raise NotRegistered(f"no version of {self.model_name} is in {stage} yet; there are: {known(numbers)}")
+
+    def _numbered(self, number: int) -> Version:
+        with explained(f"read version {number}"):
+            try:
+                return read_version(self._client.get_model_version(self.model_name, str(number)))
+            except MlflowException as error:
+                if error.error_code not in (MISSING, "INVALID_PARAMETER_VALUE"):  # version 0 is an invalid parameter
+                    raise
+        numbers = [version.version for version in read_versions(self._client, self.model_name)]
+        raise RegistryError(f"{self.model_name} has no version {number}; there are: {known(numbers, number)}")
+
+    def _registered_from(self, run_id: str) -> int | None:
+        with explained("look for the run among the versions"):
+            found = self._client.search_model_versions(f"name = '{self.model_name}' AND run_id = '{run_id}'")
+        return max((int(version.version) for version in found), default=None)
+
+    def _create_version(self, run: Any, model_id: str | None, experiment: str, metric: str) -> int:
+        if model_id is None:
+            raise BundleError("it has the digest of a bundle, but no model")
+        digest = run.data.tags[DIGEST_TAG]
+        location = self._model_location(model_id)
+        with fetched(self._client, location) as folder:
+            card, baseline = verify_bundle(folder, digest)
+        value, page = run.data.metrics[metric], _page_of(self._client, run)
+        choice = f"best {metric} of {experiment}, {value:.4g}"
+        registration = Transition(0, self._clock(), "", "None", whoami(), f"{choice}: run {run.info.run_id}")
+        measured = {name: item.value for name, item in card.metrics.items() if is_finite(item.value)}
+        with suppress(MlflowException):  # it exists already, or else the next call says what is wrong
+            self._client.create_registered_model(self.model_name)
+        with explained("register the model"):
+            created = self._client.create_model_version(
+                self.model_name,
+                # A server resolves models:/ itself. With a database this process does, and would look
+                # in MLflow's global store instead of this one, so it is given what that resolves to.
+                f"models:/{model_id}" if self._client.tracking_uri.startswith("http") else location,
+                run_id=run.info.run_id,
+                run_link=page or None,
+                model_id=model_id,
+                description=describe(
+                    card, baseline, choice, f"[{run.info.run_id}]({page})" if page else run.info.run_id
+                ),
+                tags={
+                    DIGEST_TAG: digest,
+                    MODEL_TAG: model_id,
+                    STAGE_TAG: "None",
+                    METRICS_TAG: json.dumps({**measured, metric: value}),
+                    "experiment": experiment,
+                    "selected_by": metric,
+                    "selected_value": repr(value),
+                    registration.key: registration.to_json(),
+                },
+            )
+        return int(created.version)
+
+    def _candidate(self, version: Version) -> Candidate:
+        with self._blaming(version), fetched(self._client, self._location(version)) as folder:
+            card, baseline = verify_bundle(folder, version.digest)
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        return Candidate(version, card, baseline, size)
+
+    def _model_location(self, model_id: str) -> str:
+        with explained(f"find the model {model_id}"):
+            try:
+                return str(self._client.get_logged_model(model_id).artifact_location)
+            except MlflowException as error:
+                if error.error_code != MISSING:
+                    raise
+                raise BundleError(f"its model {model_id} was deleted") from None
+
+    def _location(self, version: Version) -> str:
+        with explained(f"find the files of v{version.version}"):
+            return str(self._client.get_model_version_download_uri(version.name, str(version.version)))
+
+    @contextmanager
+    def _blaming(self, version: Version) -> Iterator[None]:
+        """Name the version that an error of its bundle is about."""
+        try:
+            yield
+        except BundleError as error:
+            raise BundleError(f"v{version.version} of {version.name} cannot be used: {error}") from None
+
+
+def _checked_reason(reason: str | None) -> str:
+    text = " ".join((reason or "").split())
+    if len(text) > LONGEST_REASON:
+        raise SettingsError(f"a reason must be at most {LONGEST_REASON} characters, got {len(text)}")
+    return text
+
+
+def _whole_history(version: Version) -> Iterator[Transition]:
+    """The transitions of a version, with a registration where another tool registered it."""
+    if not any(entry.source == "" for entry in version.transitions):
+        yield Transition(version.version, version.created, "", "None", why="registered by another tool")
+    yield from version.transitions
+
+
+def _page_of(client: MlflowClient, run: Any) -> str:
+    """The address of a run's page, empty when the store is a database."""
+    if not client.tracking_uri.startswith("http"):
+        return ""
+    return f"{client.tracking_uri.rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a verb has to say: a text for people, a value for programs, the command to type next."""
+
+    text: str
+    value: Any
+    next: str = ""
+
+
+class Verb(BaseModel):
+    """What all verbs share."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    as_json: bool = Field(False, alias="json", description="print JSON, for programs")
+
+    def run(self, registry: ModelRegistry) -> Answer:
+        """Do what the verb says."""
+        raise NotImplementedError
+
+
+class List(Verb):
+    """List the versions, newest first."""
+
+    def run(self, registry: ModelRegistry) -> Answer:
+        versions = registry.list_versions()
+        if not versions:
+            return Answer(f"no version of {registry.model_name} is registered yet", [], "register")
+        return Answer(version_table(versions), [version.to_dict() for version in versions])
+
+
+class Show(Verb):
+    """Show all there is to know about a version."""
+
+    version: CliPositionalArg[str] = Field(description="number or stage")
+
+    def run(self, registry: ModelRegistry) -> Answer:
+        version = registry.get(self.version)
+        return Answer(version_page(version), version.to_dict())
+
+
+class Register(Verb):
+    """Register the best run's model."""
+
+    experiment_name: str = Field("hyperopt_tuning", description="where to look for runs")
+    metric: str = Field("mean_cv_accuracy", description="what to rank them by")
+    mode: Mode | None = Field(None, description="whether max or min is best; by the metric's name if left out")
+
+    def run(self, registry: ModelRegistry) -> Answer:
+        before = {version.version for version in registry.list_versions()}
+        version = registry.get(registry.register_best_model(self.experiment_name, self.metric, mode=self.mode))
+        did = "was registered before, from" if version.version in before else "registered from"
+        text = f"v{version.version} of {version.name} {did} run {version.run_id}"
+        value = version.metrics.get(self.metric)
+        figure = "" if value is None else f" ({self.metric} {value:.4g})"
+        following = "" if version.stage == "Production" else f"promote {version.version} Production"
+        return Answer(text + figure, version.to_dict(), following)
+
+
+class Promote(Verb):
+    """Put a version into Staging or Production, or into Archived or None."""
+
+    version: CliPositionalArg[str] = Field(description="number, or the stage it is in")
+    stage: CliPositionalArg[str] = Field(description="Staging, Production, Archived or None")
+    reason: str | None = Field(None, description="why, for the history")
+
+    def run(self, registry: ModelRegistry) -> Answer:
+        return _moved(registry, self.version, self.stage, self.reason)
+
+
+class Archive(Verb):
+    """Put a version into Archived."""
+
+    version: CliPositionalArg[str] = Field(description="number, or the stage it is in")
+    reason: str | None = Field(None, description="why, for the history")
+
+    def run(self, registry: ModelRegistry) -> Answer:
+        return _moved(registry, self.version, "Archived", self.reason)
+
+
+class Compare(Verb):
+    """Compare versions on the pictures that they held out, each with the first."""
+
+    versions: CliPositionalArg[list[str]] = Field(description="numbers or stages")
+
+    def run(self, registry: ModelRegistry) -> Answer:
+        table = registry.compare_models(self.versions)
+        return Answer(comparison_table(table), _records(table.reset_index()))
+
+
+class Rollback(Verb):
+    """Put back what was in Production before."""
+
+    reason: str | None = Field(None, description="why, for the history")
+
+    def run(self, registry: ModelRegistry) -> Answer:
+        version = registry.rollback(self.reason)
+        why = version.transitions[-1].why
+        return Answer(f"v{version.version} of {version.name} is in Production again ({why})", version.to_dict(), SERVE)
+
+
+class History(Verb):
+    """List every transition, oldest first."""
+
+    def run(self, registry: ModelRegistry) -> Answer:
+        table = registry.history()
+        if table.empty:
+            return Answer(f"no version of {registry.model_name} is registered yet", [], "register")
+        shown = table.assign(
+            time=table["time"].dt.strftime("%Y-%m-%d %H:%M:%S"), version="v" + table["version"].astype(str)
+        )
+        return Answer(aligned([list(shown.columns), *shown.to_numpy().tolist()]), _records(table))
+
+
+class Verify(Verb):
+    """Check a version's files against the digest recorded at registration."""
+
+    version: CliPositionalArg[str] = Field(description="number or stage")
+
+    def run(self, registry: ModelRegistry) -> Answer:
+        version = registry.verify(self.version)
+        return Answer(f"v{version.version} of {version.name} is whole: digest {version.digest}", version.to_dict())
+
+
+class RegistrySettings(ScriptSettings):
+    """Which registry, and what to do there."""
+
+    model_config = environment("REGISTRY_")
+
+    tracking_uri: str | None = Field(
+        None, description="MLflow store; MLFLOW_TRACKING_URI, or mlflow.db here, if left out"
+    )
+    model_name: str = Field("image-classifier", description="the registered model")
+    list: CliSubCommand[List] = Field(description="list the versions")
+    show: CliSubCommand[Show] = Field(description="show one version")
+    register_: CliSubCommand[Register] = Field(alias="register", description="register the best run's model")
+    promote: CliSubCommand[Promote] = Field(description="put a version into a stage")
+    compare: CliSubCommand[Compare] = Field(description="compare versions with the first")
+    rollback: CliSubCommand[Rollback] = Field(description="put back what was in Production before")
+    history: CliSubCommand[History] = Field(description="list every transition")
+    verify: CliSubCommand[Verify] = Field(description="check a version's files")
+    archive: CliSubCommand[Archive] = Field(description="put a version into Archived")
+
+
+VERBS = "list, show, register, promote, compare, rollback, history, verify, archive"
+SERVE = "python serve_model.py"
+
+
+def _moved(registry: ModelRegistry, which: str, stage: str, reason: str | None) -> Answer:
+    before, former = registry.get(which), None
+    with suppress(RegistryError):  # nothing is there, or nothing can be there: the transition says which
+        former = registry.get(stage)
+    version = registry.transition_model_stage(before.version, stage, reason=reason)
+    following = {"Production": SERVE, "Staging": f"promote {version.version} Production"}.get(version.stage, "history")
+    name = f"v{version.version} of {version.name}"
+    if before.stage == version.stage:
+        return Answer(f"{name} was in {version.stage} already", version.to_dict(), following)
+    text = f"{name} moved from {before.stage} to {version.stage}"
+    if former and former.version != version.version:
+        text += f"; v{former.version} is Archived"
+    if before.stage == "Production":
+        text += "; no version is in Production now"
+    return Answer(text, version.to_dict(), following)
+
+
+def _records(table: pd.DataFrame) -> list[Mapping[str, Any]]:
+    records: list[Mapping[str, Any]] = json.loads(table.to_json(orient="records", date_format="iso", date_unit="us"))
+    return records
+
+
+def _command(settings: RegistrySettings, words: str) -> str:
+    """A command to type next, with the registry that was chosen."""
+    if not words or words == SERVE:
+        return words
+    uri = f" --tracking-uri {settings.tracking_uri}" if settings.tracking_uri else ""
+    default = RegistrySettings.model_fields["model_name"].default
+    name = f" --model-name '{settings.model_name}'" if settings.model_name != default else ""
+    return f"python model_registry.py{uri}{name} {words}"
+
+
+def main() -> None:
+    """Run from the command line."""
+    if not log.handlers:
+        to_stderr = logging.StreamHandler()
+        to_stderr.setFormatter(logging.Formatter(f"{program_name()}: warning: %(message)s"))
+        log.addHandler(to_stderr)
+    settings = parse(RegistrySettings, __doc__)
+    command = verb(settings)
+    if not isinstance(command, Verb):
+        raise SettingsError(f"say what to do: {VERBS}; see --help")
+    answer = command.run(ModelRegistry(settings.tracking_uri, settings.model_name))
+    if command.as_json:
+        print(json.dumps(answer.value, indent=2))
+        return
+    print(answer.text)
+    if following := _command(settings, answer.next):
+        print(f"next: {following}")
+
+
+if __name__ == "__main__":
+    run_script(main)

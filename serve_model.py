@@ -1,0 +1,466 @@
+"""Answer over HTTP: serve the Production model, watch what it answers, change models without a pause.
+
+    python serve_model.py                                    # on http://127.0.0.1:8000
+    python serve_model.py --port 9000 --model-name pets --monitor-store /srv/monitoring.db
+    SERVE_PREDICT_KEY=... SERVE_ADMIN_KEY=... python serve_model.py --host 0.0.0.0
+
+    curl -F file=@cat.jpg localhost:8000/predict
+    curl -H 'Content-Type: image/jpeg' --data-binary @cat.jpg 'localhost:8000/predict?top_k=3'
+    curl -F files=@cat.jpg -F files=@dog.png localhost:8000/predict/batch
+    curl -H 'Content-Type: application/json' -d '{"prediction_id": "...", "label": "cat"}' localhost:8000/feedback
+    curl localhost:8000/health
+    curl -X POST localhost:8000/admin/reload
+
+The dashboard is at /dashboard, the list of all addresses at /docs. The service starts without a
+model and takes the one in Production as soon as there is one; it follows each promotion and each
+rollback, and a version that cannot be loaded leaves the one before it serving. Predictions go to
+the monitor's store, monitoring.db in this folder unless --monitor-store or MONITORING_STORE says
+otherwise. Keys come from the environment only: SERVE_PREDICT_KEY for /predict, /predict/batch and
+/feedback, SERVE_ADMIN_KEY for /admin/reload. SIGTERM and Ctrl-C end it with status 0 once all that
+was accepted is answered and stored.
+"""
+
+import asyncio
+import ipaddress
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+
+from fastapi import APIRouter, Body, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+from prometheus_client.core import Metric
+from pydantic import Discriminator, Field, SecretStr, Tag, model_validator
+from pydantic_settings import CliSuppress
+from starlette.exceptions import HTTPException
+
+from model_registry import ModelRegistry
+from monitoring import DriftReport, ModelMonitor, new_prediction_id
+from toolkit.bundle import Bundle
+from toolkit.errors import SettingsError, ToolkitError, UnknownPrediction
+from toolkit.images import Limits
+from toolkit.serving import pages, problems
+from toolkit.serving.engine import usable_cores
+from toolkit.serving.figures import Figures, wants_prometheus
+from toolkit.serving.formats import read_picture, read_pictures
+from toolkit.serving.journal import Journal, log_to_stderr
+from toolkit.serving.keys import Keys
+from toolkit.serving.limits import BodyLimit
+from toolkit.serving.live import Release
+from toolkit.serving.openapi import describe, refusals
+from toolkit.serving.problems import Problem
+from toolkit.serving.recent import Recent
+from toolkit.serving.server import Server, listen
+from toolkit.serving.service import WATCHED_SECONDS, Service, named
+from toolkit.serving.shapes import (
+    Batch,
+    Feedback,
+    FeedbackError,
+    Feedbacks,
+    Prediction,
+    ProblemDocument,
+    Recorded,
+    TopK,
+)
+from toolkit.settings import ScriptSettings, environment, parse, run_script
+
+logger = logging.getLogger(__name__)
+
+VERSION = "1"  # of the addresses and shapes
+PREDICT_ADDRESSES, ADMIN_ADDRESSES = ("/predict", "/predict/batch", "/feedback"), ("/admin/reload",)
+Window = Literal["short", "medium", "long"]
+WINDOWS: tuple[Window, ...] = get_args(Window)
+
+T = TypeVar("T")
+
+
+class ServeSettings(ScriptSettings):
+    """What is served, where, and within which limits."""
+
+    model_config = environment("SERVE_")
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 opens it to the network")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    model_name: str = Field("image-classifier", description="registered model")
+    stage: Literal["Production", "Staging"] = Field("Production", description="stage whose version is served")
+    tracking_uri: str | None = Field(None, description="MLflow store; MLFLOW_TRACKING_URI, else sqlite:///mlflow.db")
+    poll_seconds: float = Field(5.0, gt=0, le=3600, description="pause between two looks at the registry")
+    monitor_store: str | None = Field(None, description="store of predictions; MONITORING_STORE, else monitoring.db")
+    top_k: int = Field(5, ge=1, description="classes listed when a request does not say how many")
+    threads: int | None = Field(None, ge=1, le=256, description="pictures answered at once; one a core when not given")
+    max_waiting: int = Field(64, ge=0, description="pictures that may wait for a thread; more are refused with a 503")
+    max_batch: int = Field(32, ge=1, description="pictures in one request to /predict/batch")
+    max_body_mb: float = Field(32.0, gt=0, description="largest request body in MiB")
+    max_pixels: int = Field(50_000_000, ge=1, description="largest picture in pixels")
+    drain_seconds: float = Field(1.0, ge=0, le=600, description="time between not being ready and closing the socket")
+    finish_seconds: int = Field(10, ge=1, le=600, description="longest time to finish accepted requests at the end")
+    predict_key: CliSuppress[SecretStr | None] = Field(None, description="key for predictions and feedback")
+    admin_key: CliSuppress[SecretStr | None] = Field(None, description="key for /admin/reload")
+
+    @model_validator(mode="after")
+    def _batch_fits(self) -> Self:
+        if self.max_batch > self.workers + self.max_waiting:
+            raise ValueError("--max-batch must be at most --max-waiting, or no full batch would ever find room")
+        return self
+
+    @property
+    def workers(self) -> int:
+        """Threads that answer."""
+        return self.threads or usable_cores()
+
+    @property
+    def limits(self) -> Limits:
+        """What one picture may be."""
+        return Limits(max_bytes=self.max_body_bytes, max_pixels=self.max_pixels)
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The limit of a body in bytes."""
+        return int(self.max_body_mb * 2**20)
+
+    def guarded(self) -> dict[str, str]:
+        """Address to key. With only a predict key set, the admin addresses answer nobody."""
+        predict, admin = (key.get_secret_value() if key else None for key in (self.predict_key, self.admin_key))
+        if predict and not admin:
+            admin = secrets.token_hex()
+        keys = dict.fromkeys(PREDICT_ADDRESSES, predict) | dict.fromkeys(ADMIN_ADDRESSES, admin)
+        return {address: key for address, key in keys.items() if key}
+
+
+class Registered:
+    """The registry as the live model's source."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._registry = ModelRegistry(settings.tracking_uri, settings.model_name)
+        self._stage = settings.stage
+
+    def find(self) -> Release:
+        """The version that is in the stage now."""
+        return self._registry.get(self._stage)
+
+    def load(self, release: Release) -> Bundle:
+        """Its bundle, checked against the digest of the version."""
+        return self._registry.load(release.version).bundle
+
+
+# The addresses. What may wait for a disk is a plain function, which FastAPI runs in a thread.
+
+routes = APIRouter()
+PREDICTING = refusals(
+    problems.MALFORMED,
+    problems.UNDECODABLE,
+    problems.BODY_TOO_LARGE,
+    problems.PICTURE_TOO_LARGE,
+    problems.MEDIA,
+    problems.FORMAT,
+    problems.INVALID,
+    problems.INTERNAL,
+    problems.NON_FINITE,
+    problems.NOT_READY,
+    problems.FULL,
+)
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+@routes.post("/predict", responses=PREDICTING, tags=["predictions"])
+async def predict(request: Request, query: Annotated[TopK, Query()]) -> Prediction:
+    """Classify one picture: a form with `file`, a raw `image/*` body, or JSON with base64 in `image`."""
+    service = _service(request)
+    service.admit(query.top_k)
+    read = await read_picture(request)
+    with service.desk.places(1):
+        answer = await service.predict(read, query.top_k)
+    request.state.version = answer.model.version
+    return answer
+
+
+@routes.post("/predict/batch", responses=PREDICTING, response_model_exclude_none=True, tags=["predictions"])
+async def predict_batch(request: Request, query: Annotated[TopK, Query()]) -> Batch:
+    """Classify many pictures, the `files` of a form; one that cannot be used fails alone."""
+    service = _service(request)
+    service.admit(query.top_k)
+    reads = await read_pictures(request, request.app.state.settings.max_batch)
+    with service.desk.places(len(reads)):
+        answers = (
+            service.predict_one_of_many(index, read, query.top_k, request.state.request_id)
+            for index, read in enumerate(reads)
+        )
+        return Batch(results=await asyncio.gather(*answers))
+
+
+def _one_or_many(body: object) -> str:
+    return "many" if isinstance(body, list) else "one"
+
+
+Told = Annotated[
+    Annotated[Feedback, Tag("one")] | Annotated[Feedbacks, Tag("many")], Discriminator(_one_or_many), Body()
+]
+
+
+@routes.post(
+    "/feedback",
+    responses=refusals(
+        problems.MALFORMED, problems.UNKNOWN_PREDICTION, problems.INVALID, problems.UNKNOWN_LABEL, problems.MONITOR
+    ),
+    response_model_exclude_defaults=True,
+    tags=["predictions"],
+)
+def feedback(request: Request, told: Told) -> Recorded:
+    """Tell the true label of a prediction, or of many; of a list each that is wrong is named in `errors`."""
+    monitor = request.app.state.monitor
+    if isinstance(told, Feedback):
+        if problem := _record(monitor, told):
+            raise problem
+        return Recorded(recorded=1)
+    errors = [
+        FeedbackError(index=index, error=ProblemDocument(**problem.document(request.state.request_id)))
+        for index, one in enumerate(told)
+        if (problem := _record(monitor, one))
+    ]
+    return Recorded(recorded=len(told) - len(errors), errors=errors)
+
+
+def _record(monitor: ModelMonitor, told: Feedback) -> Problem | None:
+    try:
+        monitor.record_feedback(told.prediction_id, told.label, source=told.source)
+    except UnknownPrediction:
+        return Problem(problems.UNKNOWN_PREDICTION, "no prediction with that id is in the store")
+    except SettingsError:
+        return Problem(problems.UNKNOWN_LABEL, "the model that made this prediction has no class of that name")
+    except ToolkitError as error:
+        return _monitor_problem(error)
+    return None
+
+
+def _monitor_problem(error: ToolkitError) -> Problem:
+    logger.error("the monitor cannot answer: %s", error)
+    return Problem(problems.MONITOR, "the store of predictions cannot be used now", {"Retry-After": "5"})
+
+
+def _ask_monitor(question: Callable[[], T]) -> T:
+    try:
+        return question()
+    except ToolkitError as error:
+        raise _monitor_problem(error) from None
+
+
+@routes.get("/livez", tags=["state"])
+async def livez() -> dict[str, str]:
+    """Whether the process answers at all."""
+    return {"status": "alive"}
+
+
+@routes.get("/readyz", responses=refusals(problems.NOT_READY), tags=["state"])
+async def readyz(request: Request) -> dict[str, str]:
+    """Whether this process should get traffic: a model is loaded, and the service is not about to end."""
+    if request.app.state.leaving:
+        raise problems.not_ready("the service is about to end", 1)
+    return {"status": "ready", "version": _service(request).model().version}
+
+
+@routes.get("/health", tags=["state"])
+async def health(request: Request) -> dict[str, Any]:
+    """Everything an operator asks first; always 200 while the process lives, `status` says how it is."""
+    return _service(request).health(leaving=request.app.state.leaving)
+
+
+@routes.get("/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}, tags=["figures"])
+def metrics(request: Request) -> Response:
+    """Figures as JSON; in the text format of Prometheus when the Accept header asks for it."""
+    service, accept = _service(request), request.headers.get("accept", "")
+    if wants_prometheus(accept):
+        text, media_type = service.figures.prometheus(accept)
+        return Response(text, headers={"Content-Type": media_type, "Vary": "Accept"})
+    try:
+        windows: dict[str, Any] = {"windows": service.windows()}
+    except ToolkitError as error:
+        windows = {"windows": {}, "error": _monitor_problem(error).detail}
+    figures = service.figures.summary() | {
+        "model": named(service.live.model),
+        "queue": service.queue(),
+        "monitor": {"stats": request.app.state.monitor.stats(), **windows},
+    }
+    return JSONResponse(figures, headers={"Vary": "Accept"})
+
+
+@routes.get("/drift", responses=refusals(problems.INVALID, problems.MONITOR), tags=["figures"])
+def drift(request: Request, window: Window = "short") -> dict[str, Any]:
+    """The drift report of one window, measured at most every few seconds."""
+    ask: Recent[DriftReport] = request.app.state.drift[window]
+    return _ask_monitor(ask).to_dict()
+
+
+@routes.get("/alerts", responses=refusals(problems.INVALID, problems.MONITOR), tags=["figures"])
+def alerts(
+    request: Request,
+    since: Annotated[
+        datetime | None, Query(description="ISO 8601, UTC unless it says otherwise, or seconds since 1970")
+    ] = None,
+    level: Annotated[
+        Literal["warning", "critical", "immediate"] | None, Query(description="this level or worse")
+    ] = None,
+) -> list[dict[str, Any]]:
+    """Alerts of all versions, newest first; those that no longer stand have a `cleared_at`."""
+    start = since.replace(tzinfo=since.tzinfo or UTC) if since else None
+    return _ask_monitor(lambda: request.app.state.monitor.alerts(start, level))
+
+
+@routes.get("/model-info", responses=refusals(problems.NOT_READY), tags=["state"])
+async def model_info(request: Request) -> dict[str, Any]:
+    """What is being served: version, classes, how it was measured, what runs it."""
+    model = _service(request).model()
+    card, baseline, release = model.bundle.card, model.bundle.baseline, model.release
+    return {
+        **(named(model) or {}),
+        "run_id": release.run_id,
+        "digest": model.bundle.digest,
+        "engine": model.engine.name,
+        "network": card.network,
+        "classes": card.classes,
+        "image_size": card.image_size,
+        "resize_rule": card.resize_rule,
+        "decoder": card.decoder,
+        "temperature": card.temperature,
+        "metrics": {name: measured.model_dump() for name, measured in card.metrics.items()},
+        "baseline": {"pictures": baseline.size, "accuracy": baseline.accuracy if baseline.size else None},
+        "code_version": card.code_version,
+        "versions": card.versions,
+    }
+
+
+@routes.post("/admin/reload", tags=["state"])
+def reload(request: Request) -> dict[str, Any]:
+    """Look at the registry now, and try again what failed before; tells what was found."""
+    live = _service(request).live
+    return {"outcome": live.look(again=True), "model": named(live.model), "registry": live.describe()}
+
+
+@routes.get("/", include_in_schema=False)
+async def home() -> Response:
+    return RedirectResponse("dashboard")
+
+
+@routes.get("/dashboard", include_in_schema=False)
+def dashboard() -> Response:
+    return pages.page(pages.DASHBOARD)
+
+
+@routes.get("/docs", include_in_schema=False)
+def docs() -> Response:
+    return pages.page(pages.DOCS)
+
+
+@routes.get("/pages/{name}", include_in_schema=False)
+def page(name: str) -> Response:
+    return pages.page(name)
+
+
+def create_app(settings: ServeSettings | None = None) -> FastAPI:
+    """The service as an ASGI application, for this script's own server or any other.
+
+    Nothing is opened and no thread runs before its lifespan begins; all its state is on
+    ``app.state``: ``settings``, ``figures``, ``leaving``; and ``service``, ``monitor`` and ``drift``
+    while it runs.
+
+    Parameters
+    ----------
+    settings
+        From the environment when None.
+    """
+    settings = settings or parse(ServeSettings, None, ())
+    app = FastAPI(
+        title="Image classifier",
+        version=VERSION,
+        description="Classifies pictures with the registered model that is in Production, and watches its answers.",
+        docs_url=None,  # FastAPI's own page takes its scripts from a server elsewhere
+        redoc_url=None,
+        lifespan=_lifespan,
+    )
+    guarded = settings.guarded()
+    app.state.settings, app.state.figures, app.state.leaving = settings, Figures(), False
+    app.state.figures.collect(partial(_families, app))
+    app.include_router(routes)
+    app.openapi = partial(_described, app, tuple(guarded))  # type: ignore[method-assign]
+    for kind in (HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, problems.handle)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)  # what is added last is outermost
+    app.add_middleware(Keys, guarded=guarded)
+    app.add_middleware(Journal, figures=app.state.figures)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: ServeSettings = app.state.settings
+    monitor = app.state.monitor = ModelMonitor(settings.monitor_store)
+    app.state.drift = {name: Recent(partial(monitor.detect_drift, name), WATCHED_SECONDS) for name in WINDOWS}
+    service = app.state.service = Service(
+        Registered(settings),
+        monitor,
+        new_prediction_id,
+        app.state.figures,
+        poll_seconds=settings.poll_seconds,
+        workers=settings.workers,
+        waiting=settings.max_waiting,
+        limits=settings.limits,
+        top_k=settings.top_k,
+    )
+    service.start()
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(service.close)
+
+
+def _families(app: FastAPI) -> Iterable[Metric]:
+    service: Service = app.state.service  # of this lifespan, which begins after the figures do
+    return service.families()
+
+
+def _described(app: FastAPI, guarded: Iterable[str]) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        app.openapi_schema = describe(app, guarded, app.state.settings.max_batch)
+    return app.openapi_schema
+
+
+def main() -> int:
+    """Serve until a signal comes."""
+    settings = parse(ServeSettings, __doc__)
+    ModelMonitor(settings.monitor_store).close()  # a store that cannot be is said now, in one line
+    with listen(settings.host, settings.port) as listener:
+        log_to_stderr()
+        address, port = listener.getsockname()[:2]
+        if not ipaddress.ip_address(address).is_loopback and not settings.guarded():
+            logger.warning(
+                "%s is open to the network without keys: set SERVE_PREDICT_KEY and SERVE_ADMIN_KEY", settings.host
+            )
+        _greet(settings, f"http://{f'[{address}]' if ':' in address else address}:{port}")
+        app = create_app(settings)
+
+        def leave() -> None:
+            app.state.leaving = True
+
+        Server(app, leave, settings.drain_seconds, settings.finish_seconds).run(sockets=[listener])
+    return 0
+
+
+def _greet(settings: ServeSettings, url: str) -> None:
+    print(
+        f"serving {settings.model_name}, the version in {settings.stage}, on {url}\n"
+        f"  dashboard   {url}/dashboard\n"
+        f"  addresses   {url}/docs\n"
+        f"  try it      curl -F file=@picture.jpg {url}/predict",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

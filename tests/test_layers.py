@@ -1,0 +1,138 @@
+"""The house holds: who imports whom, and that importing does nothing."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support import ROOT
+
+FACES = ("train_cnn", "hyperopt_tuning", "model_registry", "monitoring", "serve_model")
+WORKSHOPS = {
+    "training": "train_cnn",
+    "tuning": "hyperopt_tuning",
+    "registry": "model_registry",
+    "monitoring": "monitoring",
+    "serving": "serve_model",
+}
+FACES_BELOW = {
+    "train_cnn": set(),
+    "hyperopt_tuning": {"train_cnn"},
+    "model_registry": set(),
+    "monitoring": set(),
+    "serve_model": {"model_registry", "monitoring"},
+}
+ONLY_TRACKING_IMPORTS = "mlflow"  # its settings must be made before its first import
+HEAVY = {"torch", "torchvision", "mlflow"}
+
+
+def sources() -> list[Path]:
+    return [ROOT / f"{face}.py" for face in FACES] + sorted((ROOT / "toolkit").rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file imports anywhere: at the top, in functions, under TYPE_CHECKING."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports relatively in line {node.lineno}"
+            module = node.module or ""
+            inner = {f"{module}.{alias.name}" for alias in node.names}
+            known = {name for name in inner if (ROOT / Path(*name.split("."))).with_suffix(".py").exists()}
+            known |= {name for name in inner if (ROOT / Path(*name.split("."))).is_dir()}
+            found |= known or {module}
+    return found
+
+
+def workshop_of(module: str) -> str | None:
+    words = module.split(".")
+    return words[1] if words[0] == "toolkit" and len(words) > 1 and words[1] in WORKSHOPS else None
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_imports_point_down(path: Path) -> None:
+    module, imported = module_name(path), imports_of(path)
+    faces = {name for name in imported if name in FACES}
+    workshops = {shop for name in imported if (shop := workshop_of(name))}
+    own = workshop_of(module)
+    if module in FACES:
+        assert faces <= FACES_BELOW[module]
+        assert all(WORKSHOPS[shop] == module for shop in workshops)
+    else:
+        assert not faces, "the toolkit never imports a face"
+        assert workshops <= ({own} if own else set()), "one workshop never imports another, the ground floor none"
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_only_tracking_imports_mlflow(path: Path) -> None:
+    roots = {name.split(".")[0] for name in imports_of(path)}
+    assert ONLY_TRACKING_IMPORTS not in roots or module_name(path) == "toolkit.tracking"
+
+
+def test_the_tests_would_see_a_hidden_import(tmp_path: Path) -> None:
+    hidden = tmp_path / "hidden.py"
+    hidden.write_text("def f():\n    import train_cnn\n    from toolkit.training import loop\n")
+    assert imports_of(hidden) == {"train_cnn", "toolkit.training.loop"}
+
+
+def test_every_source_file_is_on_the_list() -> None:
+    flat = {path.stem for path in ROOT.glob("*.py")}
+    assert flat == set(FACES)
+    assert {path.name for path in (ROOT / "toolkit").iterdir() if path.is_dir() and path.name != "__pycache__"} == set(
+        WORKSHOPS
+    )
+
+
+def fresh(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_importing_a_face_does_nothing(face: str, tmp_path: Path) -> None:
+    """No file, no connection, no thread that stays, no logging set-up, no output."""
+    code = f"""
+import logging, socket, threading
+before = list(logging.getLogger().handlers)
+def refuse(*args, **kwargs):
+    raise SystemExit("importing opened a connection")
+socket.socket.connect = refuse
+import {face}
+ours = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+assert logging.getLogger().handlers == before, "importing set up logging"
+assert not ours, ours
+"""
+    result = fresh(code, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ""
+    assert result.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_monitoring_loads_neither_torch_nor_mlflow(tmp_path: Path) -> None:
+    result = fresh(f"import sys, monitoring; print(sorted({HEAVY!r} & set(sys.modules)))", tmp_path)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_serving_loads_neither_training_nor_tuning(tmp_path: Path) -> None:
+    """Neither one's own modules nor the libraries behind them: a registered bundle is all that serving needs."""
+    unwanted = ("train_cnn", "hyperopt", "toolkit.training", "toolkit.tuning")
+    code = f"import sys, serve_model; print([name for name in sys.modules if name.startswith({unwanted!r})])"
+    assert fresh(code, tmp_path).stdout.strip() == "[]"

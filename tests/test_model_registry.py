@@ -1,0 +1,447 @@
+"""The life of models on a real database and a real server, and every way to get it wrong."""
+
+import itertools
+import json
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import model_registry
+from model_registry import HISTORY_COLUMNS, ModelRegistry, main
+from support import COLOURS, colour_pixels, error_line, free_port, run_script
+from toolkit.bundle import BASELINE, CARD, PROGRAM
+from toolkit.errors import BundleError, NotRegistered, RegistryError, SettingsError, ToolkitError
+from toolkit.tracking import MlflowClient, connect
+
+NUMBERS = itertools.count()
+Log = Callable[..., str]
+
+
+class Room:
+    """A registry of its own model and its own experiment, in a store that tests share."""
+
+    def __init__(self, uri: str, log: Log) -> None:
+        self.uri, self.name = uri, f"model-{next(NUMBERS)}"
+        self.client: MlflowClient = connect(uri)
+        self.registry = ModelRegistry(uri, self.name)
+        self._log = log
+
+    def log(self, accuracy: float, **more: object) -> str:
+        """Log a study with a bundle."""
+        metrics = {"mean_cv_accuracy": accuracy, "val_loss": 1 - accuracy}
+        return self._log(self.client, self.name, **{"role": "study", "metrics": metrics, **more})
+
+    def register(self, accuracy: float, **more: object) -> int:
+        self.log(accuracy, **more)
+        return self.registry.register_best_model(self.name)
+
+    def files(self, run_id: str) -> Path:
+        """Where the store keeps a run's bundle."""
+        model_id = self.client.get_run(run_id).outputs.model_outputs[0].model_id
+        return Path(self.client.get_logged_model(model_id).artifact_location)
+
+    def stages(self) -> dict[int, str]:
+        return {version.version: version.stage for version in self.registry.list_versions()}
+
+    def cli(self, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+        arguments = ["model_registry.py", "--tracking-uri", self.uri, "--model-name", self.name, *words]
+        monkeypatch.setattr(sys, "argv", arguments)
+        main()
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
+
+
+@pytest.fixture
+def room(database: str, log_colour_run: Log) -> Room:
+    return Room(database, log_colour_run)
+
+
+@pytest.fixture(params=["database", "server"])
+def any_room(request: pytest.FixtureRequest, log_colour_run: Log) -> Room:
+    return Room(request.getfixturevalue("mlflow_server" if request.param == "server" else "database"), log_colour_run)
+
+
+@pytest.fixture(autouse=True)
+def no_handler_is_left() -> Iterator[None]:
+    yield
+    model_registry.log.handlers.clear()
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+# --- the life of a model ---------------------------------------------------------------------
+
+
+def test_the_life_of_a_model(any_room: Room) -> None:
+    room, registry = any_room, any_room.registry
+    run = room.log(0.8)
+    assert registry.register_best_model(room.name) == 1
+    assert registry.register_best_model(room.name) == 1  # the same run is not registered twice
+    first = registry.transition_model_stage(1, "production", reason="  first\n model ")
+    assert (first.stage, first.aliases, first.run_id) == ("Production", ("production",), run)
+
+    assert room.register(0.9, strength=0.2) == 2
+    assert registry.transition_model_stage("v2", "STAGING").stage == "Staging"
+    assert registry.transition_model_stage("Staging", "Production").version == 2
+    assert room.stages() == {2: "Production", 1: "Archived"}
+
+    generator = np.random.default_rng(3)
+    pictures = np.stack([colour_pixels(colour, 16, generator) for colour in COLOURS])
+    loaded = registry.load("Production")
+    assert loaded.version == registry.get(2)
+    assert loaded.bundle.predict(pictures).argmax(axis=1).tolist() == [0, 1, 2]
+    assert (
+        loaded.bundle.predict(pictures).max() < 0.7 < registry.load(1).bundle.predict(pictures).min(axis=0).max() + 0.7
+    )
+
+    back = registry.rollback("too unsure")
+    assert (back.version, back.stage) == (1, "Production")
+    table = registry.history()
+    assert tuple(table.columns) == HISTORY_COLUMNS
+    assert list(zip(table["version"], table["from"], table["to"], strict=True)) == [
+        (1, "", "None"),
+        (1, "None", "Production"),
+        (2, "", "None"),
+        (2, "None", "Staging"),
+        (2, "Staging", "Production"),
+        (1, "Production", "Archived"),
+        (1, "Archived", "Production"),
+        (2, "Production", "Archived"),
+    ]
+    assert table["why"].tolist()[1] == "first model"
+    assert table["why"].tolist()[-2:] == ["rollback of v2: too unsure", "replaced by v1"]
+    assert table["time"].is_monotonic_increasing
+    assert set(table["who"]) != {""}
+
+
+def test_a_version_says_where_it_comes_from(any_room: Room) -> None:
+    run = any_room.log(0.8)
+    version = any_room.registry.get(any_room.registry.register_best_model(any_room.name))
+    logged = any_room.client.get_run(run)
+    assert version.digest == logged.data.tags["bundle_digest"]
+    assert version.model_id == logged.outputs.model_outputs[0].model_id
+    assert version.metrics == {"accuracy": 1.0, "mean_cv_accuracy": 0.8}
+    assert (version.tags["experiment"], version.tags["selected_by"]) == (any_room.name, "mean_cv_accuracy")
+    assert version.created.tzinfo is UTC
+    assert "- held out: 300 pictures, accuracy 1\n" in version.description
+    assert "- measured: accuracy 1 (300 pictures)\n" in version.description
+    assert run in version.description
+    assert any_room.client.get_model_version(any_room.name, "1").status == "READY"
+
+
+def test_a_training_run_can_be_registered_too_by_a_loss_as_well(room: Room) -> None:
+    room.log(0.8, role="final", metrics={"best_val_accuracy": 0.7, "val_loss": 0.2})
+    low = room.log(0.8, role="final", metrics={"best_val_accuracy": 0.6, "val_loss": 0.1})
+    version = room.registry.register_best_model(room.name, "val_loss")
+    assert room.registry.get(version).run_id == low
+    assert room.registry.register_best_model(room.name, "val_loss", mode="max") == 2
+    assert room.registry.register_best_model(room.name, "best_val_accuracy") == 2
+
+
+def test_the_registry_works_away_from_mlflows_own_store(tmp_path: Path, log_colour_run: Log) -> None:
+    room = Room(f"sqlite:///{tmp_path / 'elsewhere.db'}", log_colour_run)
+    assert room.register(0.9) == 1
+    assert room.registry.load(1).version.run_id
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+# --- choosing ---------------------------------------------------------------------------------
+
+
+def test_a_run_with_a_broken_bundle_is_passed_over(room: Room, caplog: pytest.LogCaptureFixture) -> None:
+    good, altered, deleted = room.log(0.7), room.log(0.8), room.log(0.9)
+    room.log(math.nan)
+    flip_a_byte(room.files(altered) / PROGRAM)
+    (room.files(deleted) / PROGRAM).unlink()
+    version = room.registry.get(room.registry.register_best_model(room.name))
+    assert version.run_id == good
+    said = [record.getMessage() for record in caplog.records if record.name == "model_registry"]
+    assert said[0] == f"run {deleted} is passed over: the bundle has no data/model.pt2"
+    assert said[1].startswith(f"run {altered} is passed over: the bundle was altered: its digest is ")
+
+
+def test_when_every_bundle_is_broken_nothing_is_created(room: Room) -> None:
+    flip_a_byte(room.files(room.log(0.8)) / CARD)
+    with pytest.raises(RegistryError, match=rf"no run of experiment '{room.name}' holds a whole model; 1 were tried"):
+        room.registry.register_best_model(room.name)
+    assert room.registry.list_versions() == []
+
+
+# --- what was altered ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [PROGRAM, CARD, BASELINE, "MLmodel"])
+def test_an_altered_version_goes_nowhere(room: Room, name: str) -> None:
+    run = room.log(0.8)
+    room.registry.register_best_model(room.name)
+    flip_a_byte(room.files(run) / name)
+    for attempt in (
+        lambda: room.registry.transition_model_stage(1, "Production"),
+        lambda: room.registry.transition_model_stage(1, "Staging"),
+        lambda: room.registry.load(1),
+        lambda: room.registry.verify(1),
+        lambda: room.registry.compare_models([1]),
+    ):
+        with pytest.raises(BundleError, match=rf"v1 of {room.name} cannot be used: the bundle was altered"):
+            attempt()
+    assert room.stages() == {1: "None"}
+    assert len(room.registry.history()) == 1
+    assert room.registry.transition_model_stage(1, "Archived").stage == "Archived"
+
+
+def test_a_rollback_passes_over_what_is_no_longer_whole(room: Room, caplog: pytest.LogCaptureFixture) -> None:
+    for accuracy in (0.7, 0.8, 0.9):
+        room.registry.transition_model_stage(room.register(accuracy), "Production")
+    flip_a_byte(room.files(room.registry.get(2).run_id) / PROGRAM)
+    assert room.registry.rollback().version == 1
+    assert "v2 is passed over: v2 of" in caplog.text
+    with pytest.raises(RegistryError, match=r"nothing to roll back to: no whole version .* in Production before v1"):
+        room.registry.rollback()
+    assert room.stages() == {3: "Archived", 2: "Archived", 1: "Production"}
+
+
+# --- moving -------------------------------------------------------------------------------------
+
+
+def test_two_rollbacks_go_two_versions_back(room: Room) -> None:
+    for accuracy in (0.7, 0.8, 0.9):
+        room.registry.transition_model_stage(room.register(accuracy), "Production")
+    assert [room.registry.rollback().version, room.registry.rollback().version] == [2, 1]
+
+
+def test_a_version_that_is_there_already_stays_without_an_entry(room: Room) -> None:
+    room.registry.transition_model_stage(room.register(0.8), "Production")
+    before = len(room.registry.history())
+    assert room.registry.transition_model_stage(1, "Production").stage == "Production"
+    assert len(room.registry.history()) == before
+
+
+def test_a_repair_says_so(room: Room, caplog: pytest.LogCaptureFixture) -> None:
+    for accuracy in (0.7, 0.8):
+        room.registry.transition_model_stage(room.register(accuracy), "Production")
+    room.client.set_model_version_tag(room.name, "1", "stage", "Production")
+    room.registry.transition_model_stage(2, "Production")
+    assert "mended: v1 had been left half-way and is in Archived now" in caplog.text
+    assert room.client.get_model_version(room.name, "1").tags["stage"] == "Archived"
+
+
+def test_a_version_of_another_tool_is_listed_and_refused(room: Room) -> None:
+    room.client.create_registered_model(room.name)
+    room.client.create_model_version(room.name, "/somewhere/else")
+    assert room.stages() == {1: "None"}
+    assert room.registry.history()["why"].tolist() == ["registered by another tool"]
+    with pytest.raises(BundleError, match=rf"v1 of {room.name} cannot be used: "):
+        room.registry.transition_model_stage(1, "Production")
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def test_what_is_not_there_yet_is_told_from_what_does_not_exist(any_room: Room) -> None:
+    registry = any_room.registry
+    for attempt in (
+        lambda: registry.get("Production"),
+        lambda: registry.get(1),
+        lambda: registry.load("staging"),
+        registry.rollback,
+        lambda: registry.transition_model_stage(1, "Production"),
+    ):
+        with pytest.raises(NotRegistered, match=rf"no model '{any_room.name}' is registered yet"):
+            attempt()
+    assert registry.list_versions() == []
+    assert list(registry.history().columns) == list(HISTORY_COLUMNS)
+
+    any_room.register(0.8)
+    with pytest.raises(NotRegistered, match=rf"no version of {any_room.name} is in Production yet; there are: 1$"):
+        registry.get("production")
+    with pytest.raises(RegistryError, match=rf"^{any_room.name} has no version 12; there are: 1$"):
+        registry.get(12)
+    with pytest.raises(RegistryError, match=r"has no version 0; there are: 1$"):
+        registry.get(0)
+    with pytest.raises(
+        RegistryError, match=r"'Prodction' is neither the number of a version nor a stage \(Production, "
+    ):
+        registry.get("Prodction")
+    with pytest.raises(RegistryError, match="several versions may be in stage Archived; give the number of one"):
+        registry.get("archived")
+    with pytest.raises(RegistryError, match="there is no stage 'Live'; there are: "):
+        registry.transition_model_stage(1, "Live")
+    with pytest.raises(RegistryError, match=r"nothing to roll back to: no whole version of .* was in Production$"):
+        registry.rollback()
+
+
+def test_the_number_nearest_to_a_wrong_one_comes_first(room: Room) -> None:
+    room.client.create_registered_model(room.name)
+    for _ in range(12):
+        room.client.create_model_version(room.name, "/somewhere")
+    with pytest.raises(RegistryError, match=r"has no version 112; there are: 12, 11, "):
+        room.registry.get(112)
+
+
+def test_a_comparison_reads_the_bundles(room: Room) -> None:
+    room.register(0.8)
+    room.register(0.9, strength=-8.0)  # it sees the opposite of each colour
+    table = room.registry.compare_models(["v2", 1, 2])
+    assert list(table.index) == [2, 1]
+    assert table.loc[1, "accuracy"] == 1.0
+    assert table.loc[1, "gained"] == 300 - round(300 * table.loc[2, "accuracy"])
+    assert table.loc[1, "lost"] == 0
+    assert table.loc[1, "p_value"] < 1e-30
+    assert table["mean_cv_accuracy"].tolist() == [0.9, 0.8]
+    with pytest.raises(RegistryError, match="name the versions to compare"):
+        room.registry.compare_models([])
+
+
+def test_a_cache_makes_the_store_unnecessary(room: Room, tmp_path: Path) -> None:
+    run = room.log(0.8)
+    room.registry.register_best_model(room.name)
+    room.registry.load(1, cache=tmp_path / "cache")
+    flip_a_byte(room.files(run) / PROGRAM)
+    assert room.registry.load(1, cache=tmp_path / "cache").version.version == 1
+
+
+def test_names_and_reasons_are_checked_at_the_door(room: Room) -> None:
+    with pytest.raises(SettingsError, match=r'a model name is letters, digits, spaces .* got "it\'s"'):
+        ModelRegistry(model_name="it's")
+    room.register(0.8)
+    with pytest.raises(SettingsError, match="a reason must be at most 1000 characters, got 1001"):
+        room.registry.transition_model_stage(1, "Staging", reason="x" * 1001)
+    assert room.stages() == {1: "None"}
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+
+def test_every_verb_answers_people_and_programs(
+    room: Room, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def says(*words: str) -> list[str]:
+        room.cli(monkeypatch, *words)
+        return capsys.readouterr().out.splitlines()
+
+    def gives(*words: str) -> object:
+        room.cli(monkeypatch, *words, "--json")
+        return json.loads(capsys.readouterr().out)
+
+    again = f"next: python model_registry.py --tracking-uri {room.uri} --model-name '{room.name}'"
+    assert says("list") == [f"no version of {room.name} is registered yet", f"{again} register"]
+    assert gives("list") == []
+    assert gives("history") == []
+    first, second = room.log(0.9), room.log(0.8)
+    search = ("register", "--experiment-name", room.name)
+    assert says(*search) == [
+        f"v1 of {room.name} registered from run {first} (mean_cv_accuracy 0.9)",
+        f"{again} promote 1 Production",
+    ]
+    assert says(*search)[0] == f"v1 of {room.name} was registered before, from run {first} (mean_cv_accuracy 0.9)"
+    assert gives(*search, "--metric", "val_loss", "--mode", "max")["run_id"] == second
+    assert says("promote", "1", "Production", "--reason", "first") == [
+        f"v1 of {room.name} moved from None to Production",
+        "next: python serve_model.py",
+    ]
+    assert says("promote", "2", "staging") == [
+        f"v2 of {room.name} moved from None to Staging",
+        f"{again} promote 2 Production",
+    ]
+    assert says("promote", "2", "Production")[0] == (
+        f"v2 of {room.name} moved from Staging to Production; v1 is Archived"
+    )
+    assert says("promote", "2", "Production")[0] == f"v2 of {room.name} was in Production already"
+    assert [line.split()[:2] for line in says("list")] == [
+        ["version", "stage"],
+        ["v2", "Production"],
+        ["v1", "Archived"],
+    ]
+    assert [version["stage"] for version in gives("list")] == ["Production", "Archived"]
+    assert [line.split() for line in says("show", "Production")[:2]] == [
+        ["version", "v2", "of", room.name],
+        ["stage", "Production"],
+    ]
+    assert says("verify", "1") == [f"v1 of {room.name} is whole: digest {gives('verify', '1')['digest']}"]
+    assert says("compare", "1", "2")[0].split() == ["v1", "v2"]
+    rows = gives("compare", "1", "2")
+    assert [row["version"] for row in rows] == [1, 2]
+    assert (rows[0]["p_value"], rows[1]["p_value"], rows[1]["shared_pictures"]) == (None, 1.0, 300)
+    assert says("rollback")[0] == f"v1 of {room.name} is in Production again (rollback of v2)"
+    assert says("archive", "1")[0] == (
+        f"v1 of {room.name} moved from Production to Archived; no version is in Production now"
+    )
+    assert gives("promote", "1", "None")["stage"] == "None"
+    entries = gives("history")
+    assert [entry["to"] for entry in entries][-2:] == ["Archived", "None"]
+    assert pd.Timestamp(entries[0]["time"]).tzinfo is not None
+    assert len(says("history")) == len(entries) + 1
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((), "say what to do: list, show, register, promote, compare, rollback, history, verify, archive; see --help"),
+        (("promote", "1"), "the following arguments are required: STAGE"),
+        (("promote", "1", "Production"), "no model 'model-"),
+        (("show", "x"), "'x' is neither the number of a version nor a stage (None, Staging, Production, Archived)"),
+        (("compare",), "the following arguments are required: VERSIONS"),
+        (("register", "--mode", "up"), "--mode must be one of max, min, got up"),
+        (("register", "--experiment-name", "nowhere"), "there is no experiment 'nowhere'; there are: "),
+    ],
+)
+def test_bad_words_get_a_sentence(
+    room: Room, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], sentence: str
+) -> None:
+    with pytest.raises(ToolkitError) as caught:
+        room.cli(monkeypatch, *words)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_a_user_sees_one_line(room: Room) -> None:
+    room.register(0.8)
+    words = ("--model-name", room.name, "promote", "7", "Production")
+    result = run_script("model_registry.py", *words, MLFLOW_TRACKING_URI=room.uri)
+    assert error_line(result) == f"model_registry.py: error: {room.name} has no version 7; there are: 1"
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_server_that_is_down_gives_one_line() -> None:
+    uri = f"http://127.0.0.1:{free_port()}"
+    assert error_line(run_script("model_registry.py", "--tracking-uri", uri, "list", timeout=60)) == (
+        f"model_registry.py: error: MLflow at {uri} does not answer: connection refused; start it with: mlflow server"
+    )
+
+
+def test_importing_and_constructing_open_and_write_nothing(tmp_path: Path) -> None:
+    Path("look.py").write_text(
+        "import logging, socket, sys\n"
+        "def refuse(*_): raise AssertionError('a connection')\n"
+        "socket.socket.connect = refuse\n"
+        "handlers = list(logging.getLogger().handlers)\n"
+        "from model_registry import ModelRegistry\n"
+        "print(ModelRegistry('http://127.0.0.1:9', 'cats'))\n"
+        "assert logging.getLogger().handlers == handlers\n"
+    )
+    result = run_script(str(tmp_path / "look.py"))
+    assert result.returncode == 0, result.stderr
+    assert (result.stdout, result.stderr) == (
+        "ModelRegistry(tracking_uri='http://127.0.0.1:9', model_name='cats')\n",
+        "",
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["look.py"]
+
+
+def test_nothing_is_said_about_stages_that_no_user_can_act_upon(room: Room, recwarn: pytest.WarningsRecorder) -> None:
+    logging.captureWarnings(False)
+    room.registry.transition_model_stage(room.register(0.8), "Production")
+    assert [str(warning.message) for warning in recwarn if "stage" in str(warning.message)] == []

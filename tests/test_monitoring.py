@@ -1,0 +1,476 @@
+"""The monitor as its users meet it: a service, a notebook beside it, and a terminal."""
+
+import json
+import logging
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from monitoring import Limits, ModelMonitor, MonitorSettings, new_prediction_id
+from toolkit.baseline import Baseline
+from toolkit.errors import SettingsError, StoreError, UnknownPrediction
+
+ROOT = Path(__file__).parent.parent
+CLASSES = ("bird", "cat", "dog")
+
+
+class Clock:
+    """One second later each time somebody looks."""
+
+    def __init__(self, start=1.7e9):
+        self.now = start
+
+    def __call__(self):
+        self.now += 1
+        return self.now
+
+
+def answers(n, rng, strength=3.0, prior=None):
+    truth = rng.choice(3, n, p=prior)
+    logits = rng.normal(0, 1, (n, 3))
+    logits[np.arange(n), truth] += strength
+    odds = np.exp(logits)
+    return odds / odds.sum(axis=1, keepdims=True), truth
+
+
+def make_baseline(seed=0, n=2000):
+    rng = np.random.default_rng(seed)
+    probabilities, truth = answers(n, rng)
+    return Baseline(CLASSES, probabilities, truth, statistics={"brightness": rng.normal(0.5, 0.1, n)})
+
+
+def feed(monitor, n, rng, *, labelled=True, brightness=0.5, **more):
+    """Log a stream, block by block as a service would, with its labels close behind."""
+    probabilities, truth = answers(n, rng, **more)
+    for first in range(0, n, 100):
+        ids = [
+            monitor.log_prediction(row, statistics={"brightness": rng.normal(brightness, 0.1)}, latency_ms=4.0)
+            for row in probabilities[first : first + 100]
+        ]
+        assert monitor.flush(30)
+        if labelled:
+            names = [CLASSES[k] for k in truth[first : first + 100]]
+            monitor.record_feedback_many(dict(zip(ids, names, strict=True)), source="audit")
+            assert monitor.flush(30)
+
+
+@pytest.fixture
+def baseline():
+    return make_baseline()
+
+
+@pytest.fixture
+def monitor(baseline):
+    with ModelMonitor("m.db", baseline, model_version="1", clock=Clock()) as monitor:
+        yield monitor
+
+
+def run(*words, **environment):
+    return subprocess.run(
+        [sys.executable, ROOT / "monitoring.py", *words],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        check=False,
+    )
+
+
+# Importing and opening
+
+
+def test_importing_does_nothing_and_loads_neither_torch_nor_mlflow_nor_matplotlib(tmp_path):
+    program = (
+        "import logging, sys, monitoring\n"
+        "print(sorted({'torch', 'mlflow', 'matplotlib', 'sklearn', 'pandas', 'scipy'} & set(sys.modules)))\n"
+        "print(logging.getLogger().handlers)\n"
+        "monitoring.ModelMonitor().calculate_metrics()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "[]\n[]\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_store_gives_empty_answers():
+    with ModelMonitor() as monitor:
+        assert monitor.model_version is None
+        assert {name: figures["n"] for name, figures in monitor.calculate_metrics().items()} == {
+            "short": 0,
+            "medium": 0,
+            "long": 0,
+        }
+        assert monitor.detect_drift(None).drifted is None
+        assert monitor.alerts() == monitor.check_alerts() == []
+        for metric in ("accuracy", "confidence", "predictions"):
+            assert "No predictions" in monitor.plot_metrics(metric).texts[0].get_text()
+        monitor.plot_metrics("drift")
+
+
+def test_the_store_comes_from_the_environment_when_not_given(monkeypatch, baseline):
+    monkeypatch.setenv("MONITORING_STORE", "elsewhere.db")
+    assert MonitorSettings().store == "elsewhere.db"
+    with ModelMonitor(baseline=baseline) as monitor:
+        monitor.log_prediction([1, 0, 0])
+    assert Path("elsewhere.db").exists()
+    assert monitor.model_version == "unversioned"
+
+
+# Logging
+
+
+def test_what_was_logged_is_measured(monitor):
+    ids = [monitor.log_prediction(p, latency_ms=ms) for p, ms in (([0.5, 0.25, 0.25], 1), ([0.25, 0.75, 0.0], 3))]
+    monitor.record_feedback(ids[0], "bird")
+    monitor.record_feedback(ids[1], "dog")
+    figures = monitor.calculate_metrics("short")
+    assert (figures["n"], figures["n_labels"], figures["accuracy"]) == (2, 2, 0.5)
+    assert figures["mean_confidence"] == 0.625
+    assert figures["class_shares"] == {"bird": 0.5, "cat": 0.5, "dog": 0.0}
+    assert figures["latency_ms"] == {"median": 2.0, "p95": pytest.approx(2.9)}
+    assert figures["model_version"] == "1"
+    assert figures["reference_n"] == 2000
+    json.dumps(monitor.calculate_metrics(), allow_nan=False)
+
+
+def test_the_windows_are_the_last_predictions(baseline):
+    with ModelMonitor("m.db", baseline, limits=Limits()) as monitor:
+        for _ in range(1100):
+            monitor.log_prediction([1, 0, 0])
+        for _ in range(300):
+            monitor.log_prediction([0, 1, 0])
+        figures = monitor.calculate_metrics()
+    assert [figures[name]["n"] for name in ("short", "medium", "long")] == [1000, 1400, 1400]
+    assert figures["short"]["class_shares"]["cat"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "message"),
+    [
+        ([0.5, 0.5], r"3 probabilities are needed, one for each class, got shape \(2,\)"),
+        ([[0.2, 0.3, 0.5]], r"got shape \(1, 3\)"),
+        ([7.3, -2.0, 0.1], "must lie between 0 and 1, got -2: are these logits?"),
+        ([0.2, 0.2, 0.2], "must add up to 1, got 0.6"),
+        (["a", "b", "c"], "must be numbers"),
+        ({"cat": 0.5, "dog": 0.5}, "the classes are bird, cat, dog"),
+    ],
+)
+def test_what_is_no_prediction_is_refused(monitor, probabilities, message):
+    with pytest.raises(SettingsError, match=message):
+        monitor.log_prediction(probabilities)
+
+
+def test_an_id_made_earlier_can_be_used_and_a_malformed_one_not(monitor):
+    name = new_prediction_id()
+    assert monitor.log_prediction({"dog": 1, "cat": 0, "bird": 0}, prediction_id=name, time=5.0) == name
+    assert monitor.calculate_metrics("short")["since"] == 5.0
+    with pytest.raises(UnknownPrediction, match="an id has 16 hex digits"):
+        monitor.log_prediction([1, 0, 0], prediction_id="mine")
+
+
+def test_probabilities_that_are_not_finite_are_counted_and_left_out(monitor):
+    monitor.log_prediction([np.nan, 0.5, 0.5])
+    monitor.log_prediction([np.inf, 0, 0])
+    monitor.log_prediction([1, 0, 0])
+    figures = monitor.calculate_metrics("short")
+    assert (figures["n"], figures["non_finite"], figures["mean_confidence"]) == (3, 2, 1.0)
+
+
+def test_threads_log_at_the_same_time_and_nothing_is_lost(monitor):
+    ids: list[str] = []
+
+    def work():
+        ids.extend([monitor.log_prediction([0.2, 0.3, 0.5]) for _ in range(500)])
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert monitor.calculate_metrics("long")["n"] == len(set(ids)) == 2000
+    assert monitor.stats() == {"queued": 0, "written": 2000, "dropped": 0, "lost": 0, "write_errors": 0}
+
+
+def test_processes_share_a_store_and_nothing_is_lost():
+    program = (
+        "import sys\n"
+        "from monitoring import ModelMonitor\n"
+        "with ModelMonitor('m.db', classes=['cat', 'dog'], model_version='1') as monitor:\n"
+        "    for _ in range(20):\n"
+        "        ids = [monitor.log_prediction([0.25, 0.75]) for _ in range(50)]\n"
+        "        monitor.record_feedback_many(dict.fromkeys(ids, 'dog'))\n"
+        "print(monitor.stats()['lost'])\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    workers = [
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) for _ in range(3)
+    ]
+    assert [worker.communicate(timeout=120)[0] for worker in workers] == [b"0\n"] * 3
+    with ModelMonitor("m.db") as monitor:
+        figures = monitor.calculate_metrics("long")
+    assert (figures["n"], figures["n_labels"], figures["accuracy"]) == (3000, 3000, 1.0)
+
+
+def test_a_notebook_needs_no_baseline_and_no_class_names():
+    with ModelMonitor("m.db") as monitor:
+        name = monitor.log_prediction([0.1, 0.9])
+        assert monitor.record_feedback(name, "1")
+        assert monitor.detect_drift().drifted is None
+        assert monitor.calculate_metrics("short")["accuracy"] == 1.0
+
+
+# Feedback
+
+
+def test_feedback_is_idempotent_and_the_last_label_counts(monitor):
+    name = monitor.log_prediction([0, 1, 0])
+    assert monitor.record_feedback(name, "dog", source="user") is True  # still in the queue
+    assert monitor.record_feedback(name, "dog") is False
+    assert monitor.calculate_metrics("short")["accuracy"] == 0
+    assert monitor.record_feedback(name, "cat", source="audit") is True
+    figures = monitor.calculate_metrics("short")
+    assert (figures["n_labels"], figures["accuracy"]) == (1, 1)
+
+
+def test_feedback_that_fits_nothing_is_refused(monitor):
+    name = monitor.log_prediction([0, 1, 0])
+    with pytest.raises(SettingsError, match="no class 'caat'; the classes are cat, bird, dog"):
+        monitor.record_feedback(name, "caat")
+    for unknown in (new_prediction_id(), "nonsense", ""):
+        with pytest.raises(UnknownPrediction, match="there is no prediction"):
+            monitor.record_feedback(unknown, "cat")
+    assert monitor.record_feedback_many({}) == 0
+
+
+# One store, several monitors
+
+
+def test_a_notebook_beside_a_service_sees_what_the_service_sees(monitor):
+    feed(monitor, 300, np.random.default_rng(1))
+    with ModelMonitor("m.db") as notebook:
+        assert notebook.model_version == "1"
+        assert notebook.calculate_metrics() == monitor.calculate_metrics()
+        assert notebook.detect_drift(None) == monitor.detect_drift(None)
+        feed(monitor, 100, np.random.default_rng(2))
+        assert notebook.calculate_metrics("short")["n"] == 400
+        monitor.serve("2", make_baseline(5))
+        monitor.log_prediction([1, 0, 0])
+        monitor.flush(30)
+        assert notebook.calculate_metrics("short")["n"] == 1
+        assert notebook.model_version == "2"
+
+
+def test_after_a_restart_everything_is_as_before(baseline):
+    clock = Clock()
+    with ModelMonitor("m.db", baseline, model_version="1", clock=clock) as monitor:
+        feed(monitor, 500, np.random.default_rng(1), strength=1.0)
+        before = monitor.calculate_metrics(), monitor.detect_drift(None), monitor.alerts()
+    with ModelMonitor("m.db", baseline, model_version="1", clock=clock) as monitor:
+        assert (monitor.calculate_metrics(), monitor.detect_drift(None), monitor.alerts()) == before
+
+
+def test_a_switch_of_versions_opens_fresh_windows(monitor, baseline):
+    feed(monitor, 200, np.random.default_rng(1))
+    monitor.serve("2", baseline)
+    assert monitor.calculate_metrics("long")["n"] == 0
+    feed(monitor, 100, np.random.default_rng(2))
+    assert monitor.calculate_metrics("long")["n"] == 100
+    monitor.log_prediction([1, 0, 0], model_version="3")  # a version that answers beside the served one
+    assert monitor.calculate_metrics("long")["n"] == 100
+    monitor.serve("1", baseline)
+    assert monitor.calculate_metrics("long")["n"] == 200
+    monitor.flush(30)
+    with ModelMonitor("m.db", model_version="3") as beside:
+        assert beside.calculate_metrics("long")["n"] == 1
+    with pytest.raises(StoreError, match=r"no model version 4 in the store m.db; there are 1, 2, 3"):
+        ModelMonitor("m.db", model_version="4").calculate_metrics()
+
+
+def test_a_baseline_of_other_classes_is_refused(baseline):
+    with pytest.raises(SettingsError, match="other classes"):
+        ModelMonitor("m.db", baseline, classes=["cat", "bird", "dog"])
+    with pytest.raises(SettingsError, match="class names that differ"):
+        ModelMonitor("m.db", classes=["cat", "cat"])
+
+
+# Trouble with the store
+
+
+def test_a_store_that_cannot_be_written_is_never_felt_by_logging(monitor, baseline, caplog):
+    monitor.log_prediction([1, 0, 0])
+    monitor.flush(30)
+    with caplog.at_level(logging.ERROR), ModelMonitor("sqlite:///file:m.db?mode=ro&uri=true", baseline) as reader:
+        for _ in range(3):
+            reader.log_prediction([1, 0, 0])
+        reader.serve("2", baseline)
+        assert reader.flush(30)
+        stats = reader.stats()
+        assert (stats["written"], stats["lost"]) == (0, 3)
+        assert stats["write_errors"] >= 1
+    assert ["attempt to write a readonly database" in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_a_damaged_store_is_one_sentence_for_who_reads(monitor):
+    monitor.log_prediction([1, 0, 0])
+    monitor.flush(30)
+    with sqlite3.connect("m.db") as connection:
+        connection.execute("DROP TABLE labels")
+    with pytest.raises(StoreError, match=r"the store m.db cannot be read: no such table: labels"):
+        monitor.calculate_metrics()
+    Path("broken.db").write_bytes(b"not a database" * 1000)
+    with pytest.raises(StoreError, match=r"the store broken.db cannot be opened: file is not a database"):
+        ModelMonitor("broken.db")
+
+
+# Drift and alerts
+
+
+def test_a_stream_without_drift_is_left_in_peace(monitor):
+    feed(monitor, 2000, np.random.default_rng(3))
+    assert monitor.detect_drift().drifted is False
+    assert monitor.alerts() == []
+    assert monitor.calculate_metrics("short")["level"] == "ok"
+
+
+def test_a_failing_model_is_reported_once_grows_worse_and_recovers(monitor, caplog):
+    rng = np.random.default_rng(4)
+    feed(monitor, 1000, rng)
+    feed(monitor, 1000, rng, strength=0.8, brightness=0.3)
+    assert monitor.detect_drift().drifted is True
+    assert monitor.detect_drift().input_drifted is True
+    alerts = [alert for alert in monitor.alerts() if (alert["metric"], alert["window"]) == ("accuracy", "short")]
+    levels = [alert["level"] for alert in reversed(alerts)]
+    assert levels[-1] == "immediate"
+    assert alerts[0]["status"] == "confirmed"
+    assert len({(alert["level"], alert["status"]) for alert in alerts}) == len(alerts)  # none twice
+    assert [alert["cleared_at"] is None for alert in alerts] == [True] + [False] * (len(alerts) - 1)
+    drift = next(alert for alert in monitor.alerts() if alert["metric"] == "confidence_distribution")
+    assert (drift["level"], drift["status"]) == ("warning", "estimate")
+    assert "brightness" in drift["message"]
+    assert "immediate (confirmed): Accuracy fell" in caplog.text
+    feed(monitor, 2000, rng)
+    assert not [alert for alert in monitor.alerts() if alert["window"] == "short" and alert["cleared_at"] is None]
+
+
+def test_alerts_are_found_by_time_and_level(monitor):
+    rng = np.random.default_rng(5)
+    feed(monitor, 800, rng, strength=0.5)
+    everything = monitor.alerts()
+    assert [alert["id"] for alert in everything] == sorted((alert["id"] for alert in everything), reverse=True)
+    worst = monitor.alerts(level="immediate")
+    assert worst
+    assert {alert["level"] for alert in worst} == {"immediate"}
+    assert len(monitor.alerts(level="warning")) == len(everything) > len(worst)
+    moment = datetime.fromtimestamp(everything[0]["time"], UTC)
+    assert {alert["time"] for alert in monitor.alerts(since=moment)} == {everything[0]["time"]}
+    assert monitor.alerts(since=everything[0]["time"] + 1) == []
+    with pytest.raises(SettingsError, match="no level 'bad'"):
+        monitor.alerts(level="bad")
+
+
+def test_labels_that_come_late_and_all_at_once_raise_the_alert(baseline):
+    rng = np.random.default_rng(6)
+    with ModelMonitor("m.db", baseline, model_version="1") as monitor:
+        probabilities, truth = answers(1000, rng)
+        ids = [monitor.log_prediction(row) for row in probabilities]
+        monitor.flush(30)
+        assert monitor.alerts() == []
+        wrong = {name: CLASSES[(k + (rng.random() < 0.3)) % 3] for name, k in zip(ids, truth, strict=True)}
+        monitor.record_feedback_many(wrong)
+        assert {alert["metric"] for alert in monitor.alerts(level="critical")} == {"accuracy"}
+
+
+def test_looking_again_without_news_raises_nothing(monitor, baseline):
+    feed(monitor, 600, np.random.default_rng(7), strength=0.5)
+    with ModelMonitor("m.db", baseline, model_version="1", clock=Clock(1.8e9)) as second:
+        raised = len(second.alerts())
+        assert second.check_alerts() == []  # what stands already is not written twice
+        assert [second.check_alerts() for _ in range(5)] == [[]] * 5
+        assert len(second.alerts()) == raised > 0
+
+
+def test_drift_reports_change_nothing(monitor):
+    feed(monitor, 300, np.random.default_rng(8), strength=0.5)
+    monitor.flush(30)
+    with sqlite3.connect("m.db") as connection:
+        before = list(connection.iterdump())
+    for _ in range(3):
+        monitor.detect_drift(None)
+        monitor.calculate_metrics()
+        monitor.plot_metrics("accuracy")
+    with sqlite3.connect("m.db") as connection:
+        assert list(connection.iterdump()) == before
+
+
+def test_names_that_do_not_exist_are_answered_with_those_that_do(monitor):
+    with pytest.raises(SettingsError, match="no figure of 'acuracy'; there are accuracy, confidence"):
+        monitor.plot_metrics("acuracy")
+    for method in (monitor.calculate_metrics, monitor.detect_drift):
+        with pytest.raises(SettingsError, match="no window 'week'; the windows are short, medium, long"):
+            method("week")
+
+
+def test_every_figure_is_drawn_from_the_store(monitor):
+    feed(monitor, 500, np.random.default_rng(9), strength=0.5)
+    for metric in ("accuracy", "confidence", "predictions", "drift"):
+        monitor.plot_metrics(metric).savefig(f"{metric}.png", dpi=50)
+        assert Path(f"{metric}.png").stat().st_size > 5000
+
+
+# The command line
+
+
+def test_the_command_line_says_what_the_monitor_says(monitor):
+    feed(monitor, 500, np.random.default_rng(10), strength=0.5)
+    monitor.close()
+    report = run("report", "--store", "m.db", "--figure", "accuracy.png")
+    assert (report.returncode, report.stderr) == (0, "")
+    assert "Model version 1, short window" in report.stdout
+    assert "confidence_distribution  drift" in report.stdout
+    assert Path("accuracy.png").read_bytes().startswith(b"\x89PNG")
+    as_json = json.loads(run("report", "--window", "medium", "--json", MONITORING_STORE="m.db").stdout)
+    assert as_json["metrics"] == monitor.calculate_metrics("medium")
+    assert as_json["drift"] == monitor.detect_drift("medium").to_dict()
+    alerts = json.loads(run("alerts", "--store", "m.db", "--json", "--level", "immediate").stdout)
+    assert alerts == monitor.alerts(level="immediate")
+    text = run("alerts", "--store", "m.db", "--since", "2023-11-14T00:00Z").stdout
+    assert "IMMEDIATE (confirmed)  accuracy of version 1, short window" in text
+    assert run("alerts", "--store", "m.db", "--since", "2033-01-01").stdout == "No alerts.\n"
+
+
+def test_the_command_line_on_an_empty_folder(tmp_path):
+    assert run("report").stdout == "No predictions have been logged in sqlite:///monitoring.db yet.\n"
+    assert run("alerts").stdout == "No alerts.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "say what to do: report or alerts; see --help"),
+        (("report", "--window", "week"), "--window must be one of short, medium, long, got week"),
+        (("alerts", "--since", "soon"), "--since must be a time such as 2026-11-24T08:00Z, got soon"),
+        (("report", "--store", "no/m.db"), "the store cannot be at no/m.db: the folder no does not exist"),
+        (("report", "--figure", "no/a.png"), "--figure no/a.png cannot be written: "),
+        (("report", "--bogus"), "unknown argument --bogus"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(words, message):
+    done = run(*words)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"monitoring.py: error: {message}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_damaged_store_on_the_command_line_is_one_line():
+    Path("m.db").write_bytes(b"not a database" * 1000)
+    for words in (("report",), ("alerts",)):
+        done = run(*words, "--store", "m.db")
+        assert done.returncode == 2
+        assert done.stderr == "monitoring.py: error: the store m.db cannot be opened: file is not a database\n"

@@ -1,0 +1,170 @@
+"""The statistics against scipy, against numbers worked out by hand, and against simulated truth."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from toolkit.monitoring.statistics import (
+    chi_square,
+    drop_lower_bound,
+    holm,
+    kolmogorov_smirnov,
+    labels_needed,
+    mean_shift,
+    proportion_drop,
+    total_variation,
+    wilson,
+)
+
+tied_values = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.999, 1.0]), min_size=3, max_size=60)
+counts = st.lists(st.integers(0, 200), min_size=2, max_size=12)
+
+
+@given(tied_values, tied_values)
+@settings(deadline=None)
+def test_the_gap_is_scipys_however_many_ties_there_are(window, reference):
+    expected = stats.ks_2samp(window, reference, method="asymp").statistic
+    assert kolmogorov_smirnov(np.array(window), np.array(reference)).statistic == pytest.approx(expected, abs=1e-12)
+
+
+@given(tied_values)
+def test_identical_tied_samples_are_no_distance_apart(values):
+    outcome = kolmogorov_smirnov(np.array(values), np.array(values[::-1]))
+    assert outcome.statistic == pytest.approx(0, abs=1e-12)
+    assert outcome.p_value == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("n", "m"), [(100, 300), (100, 5000), (1000, 2000)])
+@pytest.mark.parametrize("shift", [0.1, 0.3])
+def test_the_p_value_is_close_to_the_exact_one(n, m, shift):
+    rng = np.random.default_rng(n + m)
+    window, reference = rng.normal(shift, 1, n), rng.normal(0, 1, m)
+    exact = stats.ks_2samp(window, reference, method="exact").pvalue
+    assert kolmogorov_smirnov(window, reference).p_value == pytest.approx(exact, rel=0.12)  # the exact one has steps
+
+
+def test_chi_square_without_rare_classes_is_scipys():
+    window, reference = np.array([30, 50, 20, 40]), np.array([300, 350, 250, 300])
+    expected = stats.chi2_contingency(np.stack([window, reference]), correction=False)
+    outcome = chi_square(window, reference)
+    assert outcome.statistic == pytest.approx(expected.statistic)
+    assert outcome.p_value == pytest.approx(expected.pvalue)
+
+
+def test_rare_classes_are_merged_into_one():
+    window, reference = np.array([50, 48, 1, 1]), np.array([500, 470, 15, 15])
+    merged = stats.chi2_contingency([[50, 48, 2], [500, 470, 30]], correction=False)
+    with_next = stats.chi2_contingency([[50, 50], [500, 500]], correction=False)
+    outcome = chi_square(window, reference)  # 2 * 16 * 100 / 1100 = 2.9 expected: the next class joins them
+    assert outcome.statistic == pytest.approx(with_next.statistic)
+    assert outcome.statistic != pytest.approx(merged.statistic)
+
+
+def test_a_class_the_reference_never_showed_counts():
+    exact = stats.hypergeom(1100, 20, 100).sf(19)
+    assert chi_square(np.array([80, 20]), np.array([1000, 0])).p_value == pytest.approx(2 * exact, rel=1e-6)
+    assert chi_square(np.array([80, 0, 20]), np.array([900, 100, 0])).p_value < 1e-15
+
+
+def test_many_rare_classes_raise_no_more_false_alarms_than_stated():
+    rng = np.random.default_rng(11)
+    shares = np.r_[0.5, 0.3, np.full(40, 0.2 / 40)]  # 2 expected of each rare class in the window
+    trials = [chi_square(rng.multinomial(400, shares), rng.multinomial(2000, shares)).p_value for _ in range(3000)]
+    assert np.mean(np.array(trials) < 0.05) < 0.065
+    lonely = [0.5, 0.498, 0.002]
+    trials = [chi_square(rng.multinomial(400, lonely), rng.multinomial(2000, lonely)).p_value for _ in range(3000)]
+    assert np.mean(np.array(trials) < 0.05) < 0.065
+
+
+@given(counts)
+def test_the_same_counts_are_no_drift_in_any_order(values):
+    window = np.array(values) + 1
+    order = np.random.default_rng(0).permutation(len(window))
+    assert chi_square(window, window).p_value == pytest.approx(1)
+    assert total_variation(window, 3 * window) == pytest.approx(0, abs=1e-12)
+    other = window[::-1].copy()
+    assert chi_square(window[order], other[order]).p_value == pytest.approx(chi_square(window, other).p_value)
+
+
+@given(counts, counts)
+def test_total_variation_is_half_the_distance_and_symmetric(first, second):
+    k = min(len(first), len(second))
+    a, b = np.array(first[:k]) + 1, np.array(second[:k]) + 1
+    by_hand = sum(abs(x / a.sum() - y / b.sum()) for x, y in zip(a, b, strict=True)) / 2
+    assert total_variation(a, b) == pytest.approx(by_hand)
+    assert 0 <= total_variation(a, b) == pytest.approx(total_variation(b, a))
+
+
+def test_the_mean_test_uses_the_variance_of_both():
+    rng = np.random.default_rng(1)
+    window, reference = rng.normal(0.3, 2, 400), rng.normal(0, 1, 900)
+    outcome, shift = mean_shift(window, reference)
+    welch = stats.ttest_ind(window, reference, equal_var=False)
+    assert outcome.statistic == pytest.approx(welch.statistic)
+    assert outcome.p_value == pytest.approx(2 * stats.norm.sf(abs(welch.statistic)))
+    assert shift == pytest.approx((window.mean() - reference.mean()) / reference.std(ddof=1))
+
+
+def test_constant_samples_have_a_finite_shift():
+    outcome, shift = mean_shift(np.full(50, 1.0), np.full(50, 0.999), resolution=2**-11)
+    assert math.isfinite(outcome.statistic)
+    assert shift == pytest.approx(0.001 / 2**-11)
+    assert mean_shift(np.ones(50), np.ones(50)) == ((0.0, 1.0), 0.0)
+
+
+def test_the_drop_test_is_half_of_the_two_by_two_chi_square():
+    outcome = proportion_drop(80, 100, 900, 1000)
+    table = stats.chi2_contingency([[80, 20], [900, 100]], correction=False)
+    assert outcome.statistic**2 == pytest.approx(table.statistic)
+    assert outcome.p_value == pytest.approx(table.pvalue / 2)
+    assert proportion_drop(100, 100, 10, 10).p_value == 0.5
+
+
+@given(st.integers(1, 3000), st.data())
+def test_wilson_is_scipys(n, data):
+    right = data.draw(st.integers(0, n))
+    expected = stats.binomtest(right, n).proportion_ci(0.95, method="wilson")
+    assert wilson(right, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@pytest.mark.parametrize(("accuracy", "n"), [(0.9, 100), (0.9, 1000), (0.99, 300), (0.5, 60)])
+def test_a_drop_is_called_certain_wrongly_no_more_often_than_stated(accuracy, n):
+    rng = np.random.default_rng(7)
+    true_drop, m, trials = 0.1, 2000, 4000
+    windows = rng.binomial(n, accuracy * (1 - true_drop), trials)
+    references = rng.binomial(m, accuracy, trials)
+    wrong = sum(drop_lower_bound(w, n, r, m, 0.95) > true_drop for w, r in zip(windows, references, strict=True))
+    assert wrong / trials < 0.065  # 0.05 and three standard errors of the simulation
+
+
+@given(st.integers(1, 500), st.integers(1, 500), st.data())
+def test_what_is_certain_is_never_more_than_what_was_seen(n, m, data):
+    right, usual = data.draw(st.integers(0, n)), data.draw(st.integers(1, m))
+    seen = 1 - (right / n) / (usual / m)
+    assert drop_lower_bound(right, n, usual, m) <= seen + 1e-9
+
+
+def test_a_reference_that_was_never_right_proves_nothing():
+    assert drop_lower_bound(0, 100, 0, 100) == -math.inf
+
+
+def test_the_labels_said_to_be_needed_are_enough_nine_times_out_of_ten():
+    rng = np.random.default_rng(3)
+    n, m = labels_needed(0.9, drop=0.2), 1_000_000
+    proved = [drop_lower_bound(int(r), n, int(0.9 * m), m, 0.99) > 0.05 for r in rng.binomial(n, 0.72, 2000)]
+    assert 0.85 < np.mean(proved) < 0.95
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+@settings(max_examples=60)
+def test_holm_keeps_the_order_and_never_makes_a_p_value_smaller(p_values):
+    corrected = holm(p_values)
+    assert all(p <= c <= 1 for p, c in zip(p_values, corrected, strict=True))
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    assert [corrected[i] for i in order] == sorted(corrected)
+    if p_values:
+        assert min(corrected) == pytest.approx(min(1, len(p_values) * min(p_values)))

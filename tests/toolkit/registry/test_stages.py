@@ -1,0 +1,277 @@
+"""Moves between stages on a real store, also when the process dies between any two writes."""
+
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from toolkit.registry.stages import Stages, judge, production_line, rollback_candidates
+from toolkit.registry.versions import ALIASES, STAGES, Transition, Version
+from toolkit.tracking import MlflowClient, connect
+
+NUMBERS = itertools.count()
+NINE = datetime(2026, 5, 1, 9, tzinfo=UTC)
+WRITES = (
+    "set_model_version_tag",
+    "set_registered_model_alias",
+    "delete_registered_model_alias",
+    "transition_model_version_stage",
+)
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
+    return connect(f"sqlite:///{tmp_path_factory.mktemp('stages')}/mlflow.db")
+
+
+@dataclass
+class Model:
+    """A model of four versions without files."""
+
+    client: MlflowClient
+    name: str
+    stages: Stages
+
+    def move(self, number: int, stage: Any, why: str = "", *, rollback: bool = False) -> None:
+        version = next(each for each in self.stages.versions() if each.version == number)
+        self.stages.move(version, stage, why, rollback=rollback)
+
+    def read(self) -> dict[int, str]:
+        return {version.version: version.stage for version in self.stages.versions()}
+
+    def log(self) -> list[tuple[int, str, str, str]]:
+        entries = [entry for version in self.stages.versions() for entry in version.transitions]
+        return [(e.version, e.source, e.target, e.why) for e in sorted(entries, key=lambda entry: entry.time)]
+
+    def assert_whole(self) -> None:
+        """Aliases, tags, MLflow's stages and the history say the same, and no stage holds two."""
+        versions = self.stages.versions()
+        for version in versions:
+            assert {version.stage} == {version.written_stage, version.mlflow_stage}
+            assert version.transitions[-1].target == version.stage if version.transitions else version.stage == "None"
+            ours = set(version.aliases) & set(ALIASES.values())
+            assert ours == ({ALIASES[version.stage]} if version.stage in ALIASES else set())
+        for stage in ALIASES:
+            assert sum(version.stage == stage for version in versions) <= 1
+        times = [entry.time for version in versions for entry in version.transitions]
+        assert len(times) == len(set(times))
+
+
+@pytest.fixture
+def new_model(client: MlflowClient) -> Callable[[], Model]:
+    def create() -> Model:
+        name = f"model {next(NUMBERS)}"
+        client.create_registered_model(name)
+        for _ in range(4):
+            client.create_model_version(name, "/nowhere")
+        return Model(client, name, Stages(client, name))
+
+    return create
+
+
+class DyingClient:
+    """A client whose process dies instead of making its n-th write."""
+
+    def __init__(self, client: MlflowClient, writes: int) -> None:
+        self._client, self.left = client, writes
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        if name not in WRITES:
+            return method
+
+        def write(*words: Any, **more: Any) -> Any:
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            return method(*words, **more)
+
+        return write
+
+
+class StagelessClient:
+    """A client as it will be when MLflow has no stages any more."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "transition_model_version_stage":
+            raise AttributeError(name)
+        return getattr(self._client, name)
+
+
+def test_a_promotion_moves_alias_stage_tag_and_history_together(new_model: Callable[[], Model]) -> None:
+    model = new_model()
+    model.move(1, "Staging", "looks good")
+    model.move(1, "Production", "passed")
+    model.move(2, "Production", "better")
+    assert model.read() == {1: "Archived", 2: "Production", 3: "None", 4: "None"}
+    assert model.log() == [
+        (1, "None", "Staging", "looks good"),
+        (1, "Staging", "Production", "passed"),
+        (2, "None", "Production", "better"),
+        (1, "Production", "Archived", "replaced by v2"),
+    ]
+    model.assert_whole()
+
+
+def test_staging_holds_one_version_too(new_model: Callable[[], Model]) -> None:
+    model = new_model()
+    model.move(1, "Staging")
+    model.move(2, "Staging")
+    assert model.read() == {1: "Archived", 2: "Staging", 3: "None", 4: "None"}
+    model.assert_whole()
+
+
+def test_aliases_of_others_stay(client: MlflowClient, new_model: Callable[[], Model]) -> None:
+    model = new_model()
+    client.set_registered_model_alias(model.name, "champion", "1")
+    model.move(1, "Production")
+    model.move(1, "None")
+    assert next(version.aliases for version in model.stages.versions() if version.version == 1) == ("champion",)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_after_any_moves_the_registry_is_whole_and_each_is_in_the_history(
+    new_model: Callable[[], Model], seed: int
+) -> None:
+    model, dice = new_model(), random.Random(seed)
+    expected, promotions = dict.fromkeys(range(1, 5), "None"), 0
+    for _ in range(12):
+        number, stage = dice.randint(1, 4), dice.choice(STAGES)
+        if expected[number] == stage:
+            continue
+        before = len(model.log())
+        displaced = [each for each, held in expected.items() if stage in ALIASES and held == stage]
+        model.move(number, stage, "walk")
+        expected.update(dict.fromkeys(displaced, "Archived"))
+        expected[number] = stage
+        promotions += stage == "Production"
+        assert model.read() == expected
+        assert len(model.log()) == before + 1 + len(displaced)
+    model.assert_whole()
+    assert sum(target == "Production" for _, _, target, _ in model.log()) == promotions
+
+
+@pytest.mark.parametrize(
+    ("number", "target"), [(3, "Production"), (2, "Production"), (1, "Staging"), (1, "Archived"), (2, "None")]
+)
+def test_a_kill_at_any_write_is_mended_by_the_next_move(
+    client: MlflowClient, new_model: Callable[[], Model], number: int, target: str
+) -> None:
+    finished = False
+    for writes in itertools.count():
+        model = new_model()
+        model.move(1, "Production")
+        model.move(2, "Staging")
+        before = model.read()
+        dying = Model(client, model.name, Stages(DyingClient(client, writes), model.name))  # type: ignore[arg-type]
+        try:
+            dying.move(number, target, "kill me")
+            finished = True
+        except KeyboardInterrupt:
+            pass
+        if target == "Production":
+            assert list(model.read().values()).count("Production") == 1
+        model.stages.settle()
+        model.assert_whole()
+        moved = model.read()[number]
+        assert moved in (target, before[number])
+        if moved == before[number]:  # it never took effect, and a rollback will not count it
+            assert production_line(e for v in model.stages.versions() for e in v.transitions) == [1]
+        assert model.stages.settle() == []
+        if finished:
+            assert writes >= 4
+            break
+
+
+def test_two_versions_in_production_for_mlflow_are_mended_and_told(
+    client: MlflowClient, new_model: Callable[[], Model]
+) -> None:
+    model = new_model()
+    model.move(1, "Production")
+    model.stages._show(2, "Staging")
+    client.set_model_version_tag(model.name, "3", "stage", "Production")
+    assert sorted(model.stages.settle()) == [
+        "v2 had been left half-way and is in None now",
+        "v3 had been left half-way and is in Archived now",
+    ]
+    model.assert_whole()
+    assert model.read() == {1: "Production", 2: "None", 3: "Archived", 4: "None"}
+
+
+def test_an_alias_that_was_moved_by_hand_is_believed_and_recorded(
+    client: MlflowClient, new_model: Callable[[], Model]
+) -> None:
+    model = new_model()
+    model.move(1, "Production")
+    client.set_registered_model_alias(model.name, "production", "2")
+    model.stages.settle()
+    model.assert_whole()
+    assert model.log()[1:] == [
+        (2, "None", "Production", "mended: the alias 'production' was set by another tool"),
+        (1, "Production", "Archived", "replaced by v2"),
+    ]
+    assert [version.version for version in rollback_candidates(model.stages.versions())] == [1]
+
+
+def test_without_mlflows_stages_aliases_and_tags_go_on(client: MlflowClient, new_model: Callable[[], Model]) -> None:
+    model = new_model()
+    stageless = Model(client, model.name, Stages(StagelessClient(client), model.name))  # type: ignore[arg-type]
+    stageless.move(1, "Production")
+    stageless.move(2, "Production")
+    assert model.read() == {1: "Archived", 2: "Production", 3: "None", 4: "None"}
+    assert stageless.stages.settle() == []
+
+
+def test_a_clock_that_stands_still_or_runs_back_keeps_the_order(
+    client: MlflowClient, new_model: Callable[[], Model]
+) -> None:
+    model = new_model()
+    hours = iter([NINE, NINE, NINE - timedelta(hours=1), NINE - timedelta(hours=1), NINE, NINE])
+    model.stages = Stages(client, model.name, clock=lambda: next(hours))
+    for number in (1, 2, 3):
+        model.move(number, "Production")
+    assert [number for number, _, target, _ in model.log() if target == "Production"] == [1, 2, 3]
+    model.assert_whole()
+
+
+def line(*steps: tuple[int, str, str, bool]) -> list[int]:
+    return production_line(
+        Transition(version, NINE + timedelta(seconds=second), source, target, rollback=rollback)  # type: ignore[arg-type]
+        for second, (version, source, target, rollback) in enumerate(steps)
+    )
+
+
+def up(version: int, *, rollback: bool = False) -> tuple[int, str, str, bool]:
+    return version, "Archived", "Production", rollback
+
+
+def down(version: int) -> tuple[int, str, str, bool]:
+    return version, "Production", "Archived", False
+
+
+def test_rollbacks_go_further_back_each_time() -> None:
+    assert line(up(1), up(2), down(1), up(3), down(2)) == [1, 2, 3]
+    assert line(up(1), up(2), up(3), up(2, rollback=True), down(3)) == [1, 2]
+    assert line(up(1), up(2), up(3), up(2, rollback=True), up(1, rollback=True)) == [1]
+    assert line(up(1), up(2), up(3), up(1, rollback=True)) == [1]  # 2 was broken and passed over
+    assert line(up(1), up(2), up(1)) == [1, 2, 1]  # promoted again, so 2 was the one before
+
+
+def test_what_was_archived_in_production_is_not_returned_to() -> None:
+    assert line(up(1), up(2), down(1), down(2)) == [1]
+    assert line(up(1), up(2), down(2), up(3)) == [1, 3]
+
+
+def test_the_verdict_on_a_version_does_not_depend_on_mlflows_stage() -> None:
+    version = Version("cats", 1, "Archived", "", "", "", NINE, tags={"stage": "Production"}, mlflow_stage="Production")
+    stage, entry = judge(version, {"Production": 2})
+    assert (stage, entry and entry.why) == ("Archived", "replaced by v2")
+    stage, entry = judge(version, {})
+    assert (stage, entry and entry.why) == ("Archived", "mended: the alias 'production' was taken away")

@@ -1,0 +1,75 @@
+"""What is read from MLflow, also when other tools wrote it."""
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
+
+from toolkit.errors import RegistryError
+from toolkit.registry.versions import STAGES, Transition, read_version, stage_named
+
+NINE = datetime(2026, 5, 1, 9, 0, 0, 42, tzinfo=UTC)
+
+
+def entity(*aliases: str, **tags: str) -> ModelVersion:
+    return ModelVersion(
+        "cats", 7, creation_timestamp=1_777_626_000_000, source="models:/m-12", current_stage="Staging",
+        tags=[ModelVersionTag(key, value) for key, value in tags.items()], aliases=list(aliases),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_are_known_in_any_case(stage: str) -> None:
+    assert {stage_named(text) for text in (stage, stage.lower(), stage.upper(), f" {stage} ")} == {stage}
+
+
+def test_an_unknown_stage_is_refused_with_the_nearest_first() -> None:
+    with pytest.raises(RegistryError, match=r"there is no stage 'Stagin'; there are: Staging, None"):
+        stage_named("Stagin")
+
+
+def test_a_transition_survives_its_tag() -> None:
+    entry = Transition(7, NINE, "Staging", "Production", "ann", 'why "so"', rollback=True, voids="transition.x")
+    assert Transition.from_tag(7, entry.key, entry.to_json()) == entry
+    assert entry.key == "transition.2026-05-01T09:00:00.000042Z"
+
+
+@pytest.mark.parametrize(
+    ("aliases", "tags", "stage"),
+    [
+        ((), {}, "None"),
+        ((), {"stage": "Archived"}, "Archived"),
+        (("production",), {"stage": "Archived"}, "Production"),
+        (("staging", "production"), {}, "Production"),
+        (("champion",), {"stage": "None"}, "None"),
+        ((), {"stage": "Production"}, "Archived"),  # what held an alias and lost it is out of service
+        ((), {"stage": "on holiday"}, "None"),
+    ],
+)
+def test_the_alias_is_the_truth_and_the_tag_comes_second(
+    aliases: tuple[str, ...], tags: dict[str, str], stage: str
+) -> None:
+    assert read_version(entity(*aliases, **tags)).stage == stage
+
+
+def test_what_other_tools_wrote_into_our_tags_is_no_obstacle() -> None:
+    good = Transition(7, NINE, "", "None", "ann", "registered")
+    version = read_version(
+        entity(
+            metrics="[1, 2]",
+            **{"transition.yesterday": "{}", "transition.2026-05-01T09:00:00Z": "no JSON", good.key: good.to_json()},
+        )
+    )
+    assert version.metrics == {}
+    assert version.transitions == (good,)
+    assert (version.digest, version.model_id, version.mlflow_stage) == ("", "m-12", "Staging")
+
+
+def test_a_version_as_json_keeps_its_figures_and_leaves_the_history_out() -> None:
+    entry = Transition(7, NINE, "", "None")
+    version = read_version(entity("production", metrics='{"accuracy": 0.5}', **{entry.key: entry.to_json()}))
+    fields = json.loads(json.dumps(version.to_dict()))
+    assert (fields["version"], fields["stage"], fields["metrics"]) == (7, "Production", {"accuracy": 0.5})
+    assert fields["created"] == "2026-05-01T09:00:00+00:00"
+    assert list(fields["tags"]) == ["metrics"]

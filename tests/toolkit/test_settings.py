@@ -1,0 +1,105 @@
+"""Flags, variables and defaults; each broken rule in one sentence."""
+
+import signal
+import subprocess
+import sys
+import time
+from typing import Literal
+
+import pytest
+from pydantic import BaseModel, Field
+from pydantic_settings import CliPositionalArg, CliSubCommand
+
+from toolkit.errors import SettingsError
+from toolkit.settings import ScriptSettings, environment, parse, verb
+
+
+class Settings(ScriptSettings):
+    model_config = environment("DEMO_")
+
+    learning_rate: float = Field(0.1, gt=0, le=1, description="step size")
+    epochs: int = Field(3, ge=1)
+    network: Literal["small", "large"] = "small"
+    flip: bool = True
+
+
+class Move(BaseModel):
+    """Move a version."""
+
+    version: CliPositionalArg[int] = Field(ge=1)
+    reason: str | None = None
+
+
+class Verbs(ScriptSettings):
+    model_config = environment("VERBS_")
+
+    move: CliSubCommand[Move]
+
+
+def test_flags_win_over_variables_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEMO_EPOCHS", "7")
+    monkeypatch.setenv("DEMO_LEARNING_RATE", "0.5")
+    settings = parse(Settings, None, ["--learning-rate", "0.25", "--no-flip"])
+    assert (settings.epochs, settings.learning_rate, settings.network, settings.flip) == (7, 0.25, "small", False)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learning-rate", "5"], "--learning-rate must be at most 1, got 5"),
+        (["--learning-rate", "0"], "--learning-rate must be more than 0, got 0"),
+        (["--learning-rate=abc"], "--learning-rate must be a number, got abc"),
+        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--epochs", "1.5"], "--epochs must be a whole number, got 1.5"),
+        (["--network", "huge"], "--network must be one of small, large, got huge"),
+        (["--learning-rte", "1"], "unknown argument --learning-rte; did you mean --learning-rate?"),
+        (["--xyz"], "unknown argument --xyz; see --help"),
+        (["--epochs"], "argument --epochs: expected one argument"),
+    ],
+)
+def test_a_broken_rule_is_one_sentence(words: list[str], message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse(Settings, None, words)
+    assert str(caught.value) == message
+
+
+def test_a_variable_is_named_as_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEMO_LEARNING_RATE", "7")
+    with pytest.raises(SettingsError, match=r"^DEMO_LEARNING_RATE must be at most 1, got 7$"):
+        parse(Settings, None, [])
+
+
+def test_verbs_have_arguments_of_their_own() -> None:
+    assert verb(parse(Verbs, None, ["move", "3", "--reason", "better"])) == Move(version=3, reason="better")
+    assert verb(parse(Verbs, None, [])) is None
+    with pytest.raises(SettingsError, match=r"^VERSION must be at least 1, got 0$"):
+        parse(Verbs, None, ["move", "0"])
+
+
+def run(body: str) -> subprocess.Popen[str]:
+    code = f"import time\nfrom toolkit.errors import DataError\nfrom toolkit.settings import run_script\n{body}"
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def test_a_toolkit_error_ends_a_script_with_one_line_and_status_2() -> None:
+    process = run("def main():\n    raise DataError('no pictures')\nrun_script(main)")
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (2, "-c: error: no pictures\n")
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_unwind_the_stack(sent: signal.Signals, status: int) -> None:
+    body = (
+        "def main():\n    try:\n        print('up', flush=True)\n        time.sleep(60)\n"
+        "    finally:\n        print('saved', flush=True)\nrun_script(main)"
+    )
+    process = run(body)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    time.sleep(0.1)
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (status, "saved\n")
+    assert "Traceback" not in err

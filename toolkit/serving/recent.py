@@ -1,0 +1,51 @@
+"""Answers of a slow question, asked no more often than its own slowness allows."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+SHARE = 0.1  # of the time at most is spent on asking
+
+
+class Recent(Generic[T]):
+    """A value that is computed anew when it is older than ``seconds``, by one thread at a time.
+
+    Ten browsers that watch a store of ten million predictions must not make it do ten times the
+    work, nor all of the time: after an answer that took s seconds the next is asked s / ``SHARE``
+    seconds later. Errors are not kept.
+
+    Parameters
+    ----------
+    ask
+        Computes the value.
+    seconds
+        Its least age.
+
+    Examples
+    --------
+    >>> numbers = iter(range(10))
+    >>> now = iter([0.0, 0.0, 1.0, 9.0, 9.0]).__next__
+    >>> recent = Recent(lambda: next(numbers), seconds=5, clock=now)
+    >>> recent(), recent(), recent()
+    (0, 0, 1)
+    """
+
+    def __init__(self, ask: Callable[[], T], seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._ask = ask
+        self._seconds = seconds
+        self._clock = clock
+        self._kept: tuple[T, float] | None = None  # value, and when it expires
+        self._lock = threading.Lock()
+
+    def __call__(self) -> T:
+        with self._lock:
+            started = self._clock()
+            if self._kept is not None and started < self._kept[1]:
+                return self._kept[0]
+            value = self._ask()
+            ended = self._clock()
+            self._kept = value, ended + max(self._seconds, (ended - started) / SHARE)
+            return value

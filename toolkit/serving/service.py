@@ -1,0 +1,246 @@
+"""One running service: the live model, the threads that answer, the monitor that is told, the figures."""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+from numpy.typing import ArrayLike
+from prometheus_client.core import Metric
+
+from toolkit.baseline import Baseline
+from toolkit.errors import ToolkitError
+from toolkit.images import Limits
+from toolkit.serving import problems
+from toolkit.serving.classify import Classified, classify
+from toolkit.serving.desk import Desk
+from toolkit.serving.engine import set_torch_threads, torch_threads, usable_cores
+from toolkit.serving.figures import Figures, family
+from toolkit.serving.formats import Read
+from toolkit.serving.live import Live, LiveModel, Source
+from toolkit.serving.problems import Problem
+from toolkit.serving.recent import Recent
+from toolkit.serving.shapes import BatchItem, ModelName, Prediction, ProblemDocument, Ranked, Timings
+
+logger = logging.getLogger(__name__)
+
+WATCHED_SECONDS = 5.0  # the monitor's windows are measured no more often than this
+WINDOW_FIGURES = ("n", "n_labels", "accuracy", "degradation", "mean_confidence")  # shown to Prometheus
+
+
+class Monitor(Protocol):
+    """What the service needs of ``monitoring.ModelMonitor``."""
+
+    def serve(self, version: str, baseline: Baseline | None = None) -> None: ...
+
+    def log_prediction(
+        self,
+        probabilities: ArrayLike,
+        *,
+        statistics: Mapping[str, float] | None = None,
+        latency_ms: float | None = None,
+        prediction_id: str | None = None,
+        model_version: str | None = None,
+    ) -> str: ...
+
+    def calculate_metrics(self, window: str | None = None) -> dict[str, Any]: ...
+
+    def stats(self) -> dict[str, int]: ...
+
+    def close(self) -> None: ...
+
+
+class Service:
+    """Everything that runs while the application runs.
+
+    Parameters
+    ----------
+    source
+        Where models come from.
+    monitor
+        Told of each answer; closed with the service.
+    new_id
+        Names predictions.
+    figures
+        Where everything is counted.
+    poll_seconds
+        Pause between two looks at the registry.
+    workers, waiting
+        Threads that answer, and pictures that may wait for one.
+    limits
+        What one picture may be.
+    top_k
+        Classes listed when a request does not say how many.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        monitor: Monitor,
+        new_id: Callable[[], str],
+        figures: Figures,
+        *,
+        poll_seconds: float,
+        workers: int,
+        waiting: int,
+        limits: Limits,
+        top_k: int,
+    ) -> None:
+        self.figures = figures
+        self.live = Live(source, self._adopt, poll_seconds)
+        threads = torch_threads(workers, usable_cores())
+        self.desk = Desk(workers, waiting, partial(set_torch_threads, threads))
+        self.windows = Recent(monitor.calculate_metrics, WATCHED_SECONDS)
+        self._monitor = monitor
+        self._watched: LiveModel | None = None  # the one that the monitor was told of last
+        self._new_id = new_id
+        self._limits = limits
+        self._top_k = top_k
+        self._retry_after = max(1, math.ceil(poll_seconds))
+
+    def start(self) -> None:
+        """Begin to look for a model."""
+        self.live.start()
+
+    def close(self) -> None:
+        """Answer what was accepted, store what was logged."""
+        self.live.stop()
+        self.desk.close()
+        self._monitor.close()
+
+    def model(self) -> LiveModel:
+        """The model that answers now.
+
+        Raises
+        ------
+        Problem
+            503 while there is none.
+        """
+        model = self.live.model
+        if model is None:
+            raise problems.not_ready(self.live.reason(), self._retry_after)
+        return model
+
+    def admit(self, top_k: int | None) -> None:
+        """Refuse, before its body is read, a request that cannot be answered."""
+        _ranks(self.model(), top_k or 1)
+        self.desk.check(1)
+
+    async def predict(self, read: Read, top_k: int | None) -> Prediction:
+        """Answer one picture that has a place."""
+        return await self.desk.run(partial(self._predict, read, top_k))
+
+    async def predict_one_of_many(self, index: int, read: Read, top_k: int | None, request_id: str) -> BatchItem:
+        """Answer one picture of a batch; whatever is wrong with it stays with it."""
+        try:
+            return BatchItem(index=index, prediction=await self.predict(read, top_k))
+        except Problem as error:
+            problem = error
+        except Exception:
+            logger.exception("picture %d of request %s failed", index, request_id)
+            problem = Problem(problems.INTERNAL, "the service failed on this picture")
+        self.figures.bad_picture(problem.kind.slug)
+        return BatchItem(index=index, error=ProblemDocument(**problem.document(request_id)))
+
+    def _predict(self, read: Read, top_k: int | None, waited_ms: float) -> Prediction:
+        """In a worker thread: the whole way from bytes to the answer."""
+        model = self.model()
+        count = min(self._top_k, len(model.classes)) if top_k is None else _ranks(model, top_k)
+        done = classify(model, read, self._limits, waited_ms)
+        self.figures.prediction(done)
+        prediction_id = self._log(done)
+        if not done.finite:
+            logger.error("version %s gave NaN or infinity for a picture", model.version)
+            raise Problem(
+                problems.NON_FINITE, "the model answered with NaN or infinity, which no class can be read from"
+            )
+        ranked = [Ranked(label=label, probability=probability) for label, probability in done.best(count)]
+        return Prediction(
+            prediction_id=prediction_id,
+            predicted_class=ranked[0].label,
+            confidence=ranked[0].probability,
+            top_k=ranked,
+            model=ModelName(name=model.release.name, version=model.release.version, stage=model.release.stage),
+            timings_ms=Timings(**done.timings_ms),
+        )
+
+    def _log(self, done: Classified) -> str:
+        """Hand an answer to the monitor, which never waits; what goes wrong there is counted and no more."""
+        prediction_id = self._new_id()
+        if self._watched and self._watched.classes != done.model.classes:
+            self.figures.monitor_error()  # an answer begun before a change of classes: the monitor knows the new ones
+            return prediction_id
+        try:
+            self._monitor.log_prediction(
+                done.probabilities,
+                statistics=done.picture.statistics(),
+                latency_ms=done.timings_ms["total"],
+                prediction_id=prediction_id,
+                model_version=done.model.version,
+            )
+        except Exception as error:  # noqa: BLE001  a prediction is never lost to its monitoring
+            self.figures.monitor_error()
+            logger.warning("the monitor did not take a prediction: %s", error)
+        return prediction_id
+
+    def _adopt(self, model: LiveModel) -> None:
+        """Tell the monitor which version answers from now on."""
+        try:
+            self._monitor.serve(model.version, model.bundle.baseline)
+            self._watched = model
+        except Exception as error:  # noqa: BLE001  a new model is not held up by its monitoring
+            logger.warning("the monitor did not take version %s: %s", model.version, error)
+        self.figures.model_change()
+
+    def health(self, *, leaving: bool) -> dict[str, Any]:
+        """Everything an operator asks first."""
+        model, registry, stored = self.live.model, self.live.describe(), self._monitor.stats()
+        troubled = not registry["reachable"] or registry["set_aside"]
+        return {
+            "status": "leaving" if leaving else "waiting" if model is None else "degraded" if troubled else "ok",
+            "ready": model is not None and not leaving,
+            "reason": self.live.reason() if model is None else None,
+            "model": named(model),
+            "registry": registry,
+            "queue": self.queue(),
+            "monitor": stored,
+        }
+
+    def queue(self) -> dict[str, int]:
+        """How busy the threads are."""
+        return {"depth": self.desk.depth, "workers": self.desk.workers, "room": self.desk.room}
+
+    def families(self) -> Iterable[Metric]:
+        """What Prometheus sees beside the counters: the live model, the queue, the monitor's windows."""
+        model = self.live.model
+        if model is not None:
+            names = (model.release.name, model.version, model.release.stage, model.bundle.digest)
+            yield family("model_info", "The model that answers", ("name", "version", "stage", "digest"), {names: 1})
+        yield family("ready", "Whether a model answers", (), {(): float(model is not None)})
+        yield family("queue_depth", "Pictures being answered or waiting", (), {(): self.desk.depth})
+        stored: dict[tuple[str, ...], float] = {(name,): float(value) for name, value in self._monitor.stats().items()}
+        yield family("monitor_items", "Predictions by what became of them in the monitor", ("state",), stored)
+        try:
+            windows: Mapping[str, Mapping[str, Any]] = self.windows()
+        except ToolkitError:
+            return
+        for name in WINDOW_FIGURES:
+            values: dict[tuple[str, ...], float] = {
+                (window,): float(figures[name]) for window, figures in windows.items() if figures[name] is not None
+            }
+            yield family(f"window_{name}", f"{name} of the monitor's window", ("window",), values)
+
+
+def _ranks(model: LiveModel, top_k: int) -> int:
+    if top_k > len(model.classes):
+        raise Problem(problems.INVALID, f"query.top_k: must be at most {len(model.classes)}, the number of classes")
+    return top_k
+
+
+def named(model: LiveModel | None) -> dict[str, Any] | None:
+    """The live model's name as JSON."""
+    if model is None:
+        return None
+    release = model.release
+    return {"name": release.name, "version": release.version, "stage": release.stage, "loaded_at": model.loaded_at}
