@@ -360,7 +360,7 @@ class ModelMonitor:
         if model is None or not windows["long"].n:
             return plots.nothing("No predictions have been logged yet.")
         if metric == "accuracy":
-            raised = self._store.alerts(model.version)
+            raised = self._store.alerts(model)
             return plots.accuracy(model.version, windows["long"], model.baseline, self.limits, raised)
         draw = plots.confidence if metric == "confidence" else plots.predictions
         return draw(model.version, windows["long"], model.baseline)
@@ -510,8 +510,8 @@ class _Alerts(MonitorSettings):
 class _Commands(ScriptSettings):
     model_config = environment("MONITORING_")
 
-    report: CliSubCommand[_Report]
-    alerts: CliSubCommand[_Alerts]
+    report: CliSubCommand[_Report] = Field(description="figures of a window and the drift tests on it")
+    alerts: CliSubCommand[_Alerts] = Field(description="what has gone wrong, newest first")
 
 
 def main() -> None:

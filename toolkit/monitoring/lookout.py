@@ -71,7 +71,7 @@ class Lookout:
                 yield name, sighting, now
 
     def _standing(self, model: Model) -> list[dict[str, Any]]:
-        return self._store.alerts(model.version, standing=True)
+        return self._store.alerts(model, standing=True)
 
     def _act(
         self, model: Model, sighting: Sighting, standing: dict[str, Any] | None, blocks: int

@@ -4,6 +4,7 @@ SQLite in WAL mode: one process may write while others read. A prediction of ten
 six input statistics takes about 0.2 KB.
 """
 
+import hashlib
 import json
 import math
 import sqlite3
@@ -34,10 +35,13 @@ models = sa.Table(
     "models",
     _tables,
     sa.Column("number", _Number, primary_key=True),
-    sa.Column("version", sa.Text, nullable=False, unique=True),
+    sa.Column("version", sa.Text, nullable=False),
     sa.Column("classes", sa.Text, nullable=False),  # JSON list of names, in output order
     sa.Column("baseline", sa.LargeBinary),  # an .npz file
+    sa.Column("content", sa.Text, nullable=False),  # digest of the baseline, empty without one
     sa.Column("served_at", sa.Float),  # seconds since 1970; the largest is the version being served
+    # A registry that was begun anew counts from 1 again: the name alone does not tell two models apart.
+    sa.UniqueConstraint("version", "classes", "content"),
 )
 predictions = sa.Table(
     "predictions",
@@ -77,6 +81,8 @@ alerts = sa.Table(
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("cleared_at", sa.Float),  # NULL while the alert stands
 )
+
+_NEWEST = models.c.served_at.desc().nulls_last(), models.c.number.desc()
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no plain equality: one object is one registration
@@ -205,21 +211,20 @@ class PredictionStore:
         return number
 
     def _register(self, connection: sa.Connection, model: Model) -> int:
+        classes, content = json.dumps(model.classes), _content(model.baseline)
+        alike = connection.execute(
+            sa.select(models.c.number, models.c.content)
+            .where(models.c.version == model.version, models.c.classes == classes)
+            .order_by(*_NEWEST)
+        )
+        found = next((row for row in alike if not content or row.content in ("", content)), None)
         values: dict[str, Any] = {"served_at": model.served_at} if model.served_at is not None else {}
-        if model.baseline is not None:
-            values["baseline"] = model.baseline.to_bytes()
-        found = connection.execute(
-            sa.select(models.c.number, models.c.classes).where(models.c.version == model.version)
-        ).one_or_none()
+        if model.baseline is not None and (found is None or not found.content):
+            values |= {"baseline": model.baseline.to_bytes(), "content": content}
         if found is None:
-            values |= {"version": model.version, "classes": json.dumps(model.classes)}
+            values = {"version": model.version, "classes": classes, "content": content} | values
             key = connection.execute(models.insert().values(values)).inserted_primary_key
             return int(key[0]) if key else 0
-        if tuple(json.loads(found.classes)) != model.classes:
-            raise StoreError(
-                f"model version {model.version} is in the store {self} with other classes "
-                f"({known(json.loads(found.classes))}): give the new one another version"
-            )
         if values:
             connection.execute(models.update().where(models.c.number == found.number).values(values))
         return int(found.number)
@@ -331,8 +336,7 @@ class PredictionStore:
         known
             Given back as it is while it is still the current one, so that its baseline is read once.
         """
-        newest = models.c.served_at.desc().nulls_last(), models.c.number.desc()
-        found = self._all(sa.select(models.c.version, models.c.served_at).order_by(*newest).limit(1))
+        found = self._all(sa.select(models.c.version, models.c.served_at).order_by(*_NEWEST).limit(1))
         if not found:
             return None
         if known is not None and (known.version, known.served_at) == tuple(found[0]):
@@ -340,8 +344,8 @@ class PredictionStore:
         return self.model(found[0].version)
 
     def model(self, version: str) -> Model | None:
-        """A version by its name, None when it is not in the store."""
-        rows = self._all(sa.select(models).where(models.c.version == version))
+        """A version by its name, of several models the one served last; None when it is not in the store."""
+        rows = self._all(sa.select(models).where(models.c.version == version).order_by(*_NEWEST).limit(1))
         if not rows:
             return None
         row = rows[0]
@@ -349,11 +353,15 @@ class PredictionStore:
             baseline = Baseline.from_bytes(row.baseline) if row.baseline is not None else None
         except BundleError as error:
             raise StoreError(f"the store {self} is damaged: {one_line(error)}") from None
-        return Model(row.version, tuple(json.loads(row.classes)), baseline, row.served_at)
+        model = Model(row.version, tuple(json.loads(row.classes)), baseline, row.served_at)
+        self._numbers[model] = row.number
+        return model
 
     def versions(self) -> list[str]:
         """The names of all versions, oldest first."""
-        return [row.version for row in self._all(sa.select(models.c.version).order_by(models.c.number))]
+        return list(
+            dict.fromkeys(row.version for row in self._all(sa.select(models.c.version).order_by(models.c.number)))
+        )
 
     def position(self, model: Model) -> int:
         """A number that grows by one with each prediction of the version and with each label."""
@@ -390,9 +398,9 @@ class PredictionStore:
         return Window.joined(parts[::-1]) if parts else Window.empty(model.classes)
 
     def alerts(
-        self, version: str | None = None, since: float | None = None, *, standing: bool = False
+        self, model: Model | None = None, since: float | None = None, *, standing: bool = False
     ) -> list[dict[str, Any]]:
-        """Alerts of one version or all, newest first.
+        """Alerts of one model version or of all, newest first.
 
         Parameters
         ----------
@@ -403,8 +411,8 @@ class PredictionStore:
         """
         columns = [column for column in alerts.c if column is not alerts.c.model]
         query = sa.select(*columns, models.c.version.label("model_version")).join(models)
-        if version is not None:
-            query = query.where(models.c.version == version)
+        if model is not None:
+            query = query.where(alerts.c.model == self._number(model))
         if since is not None:
             query = query.where(alerts.c.time >= since)
         if standing:
@@ -416,7 +424,10 @@ class PredictionStore:
     def _number(self, model: Model) -> int | None:
         """The key of a version, None while nothing of it was written."""
         if model not in self._numbers:
-            found = self._all(sa.select(models.c.number).where(models.c.version == model.version))
+            alike = models.c.version == model.version, models.c.classes == json.dumps(model.classes)
+            contents = ("", _content(model.baseline)) if model.baseline is not None else None
+            query = sa.select(models.c.number).where(*alike).order_by(*_NEWEST).limit(1)
+            found = self._all(query.where(models.c.content.in_(contents)) if contents else query)
             return int(found[0].number) if found else None
         return self._numbers[model]
 
@@ -474,6 +485,13 @@ def _current_label() -> sa.Label[Any]:
         .scalar_subquery()
         .label("label")
     )
+
+
+def _content(baseline: Baseline | None) -> str:
+    """What tells one baseline from another: a digest of probabilities and labels, empty when there is none."""
+    if baseline is None:
+        return ""
+    return hashlib.sha256(baseline.probabilities.tobytes() + baseline.labels.tobytes()).hexdigest()
 
 
 def _row(prediction: Prediction, model: int) -> dict[str, Any]:

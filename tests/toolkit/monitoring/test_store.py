@@ -113,10 +113,23 @@ def test_a_baseline_is_kept_and_a_registration_without_one_does_not_lose_it(stor
     assert store.model("1").baseline.probabilities.tolist() == baseline.probabilities.tolist()
 
 
-def test_a_version_cannot_change_its_classes(store):
-    store.register(Model("1", CLASSES))
-    with pytest.raises(StoreError, match=r"version 1 is in the store .* with other classes \(cat, dog\)"):
-        store.register(Model("1", ("dog", "cat")))
+def test_one_name_for_two_models_is_two_models(store):
+    """Whoever begins a registry anew gets a version 1 again."""
+    baseline = Baseline(CLASSES, np.array([[0.9, 0.1]]), np.array([0]))
+    other = Baseline(CLASSES, np.array([[0.8, 0.2]]), np.array([0]))
+    models = [
+        Model("1", CLASSES, baseline, 1.0),
+        Model("1", CLASSES, other, 2.0),
+        Model("1", CLASSES[::-1], None, 3.0),
+    ]
+    numbers = [store.register(model) for model in models]
+    assert len(set(numbers)) == 3
+    assert store.register(Model("1", CLASSES, baseline, 4.0)) == numbers[0]
+    assert store.versions() == ["1"]
+    current = store.current()
+    assert current.baseline.probabilities.tolist() == baseline.probabilities.tolist()
+    store.write([prediction(1, models[0]), prediction(2, models[1]), prediction(3, models[1])])
+    assert [store.window(model).n for model in (*models, current)] == [1, 2, 0, 1]
 
 
 def test_an_alert_that_stands_is_not_written_twice_but_a_worse_one_takes_its_place(store):
@@ -127,7 +140,7 @@ def test_an_alert_that_stands_is_not_written_twice_but_a_worse_one_takes_its_pla
     assert not store.raise_alert(model, {**alert, "time": 2.0, "message": "m"})
     assert store.raise_alert(model, {**alert, "window": "medium", "time": 3.0, "message": "m"})
     assert store.raise_alert(model, {**alert, "level": "critical", "time": 4.0, "message": "m"})
-    assert [(a["level"], a["cleared_at"]) for a in store.alerts("1")] == [
+    assert [(a["level"], a["cleared_at"]) for a in store.alerts(model)] == [
         ("critical", None),
         ("warning", None),
         ("warning", 4.0),

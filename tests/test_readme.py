@@ -1,0 +1,186 @@
+"""The README is true: every command and every line of Python in it runs, in order, in a folder of its own.
+
+All blocks become one script, as if one person typed them one after the other; where the README says
+"in another terminal" the server is started in the background and waited for. Variables make studies
+and trainings short, ports are free ones, and `make test` only collects, since it would run itself.
+Where the system allows it, all that happens in a network of its own that has nothing but loopback,
+which proves that nothing is fetched and nothing phones home.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from support import ROOT, colour_pixels, encode, free_port
+from toolkit.serving.shapes import Prediction
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+LEFT_BEHIND = (".git", ".venv", "runs", "mlruns", "*.db", "__pycache__", ".*_cache", "checkpoints", ".hypothesis")
+SERVERS = {"mlflow server": ("5000", "/health"), "python serve_model.py": ("8000", "/readyz")}
+SHORT = {
+    "TUNE_PRESET": "quick",
+    "TUNE_MAX_EVALS": "1",
+    "TUNE_FOLDS": "2",
+    "TRAIN_EPOCHS": "2",
+    "TRAIN_IMAGE_SIZE": "16",
+    "PYTEST_ADDOPTS": "--collect-only -q --no-header",
+}
+FUNCTIONS = """
+stop() { if [ -n "${!1:-}" ]; then kill "${!1}"; wait "${!1}" || true; fi; }
+answers() { until curl --silent --fail --output /dev/null "$1"; do kill -0 "$2"; sleep 0.2; done; }
+"""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What came of typing the README into a terminal."""
+
+    status: int
+    output: str
+    folder: Path
+    offline: bool
+
+
+def script() -> str:
+    """The blocks as one bash script that stops at the first failure and says each line before it runs it."""
+    lines = ["set -euo pipefail", FUNCTIONS, "set -x"]
+    for language, text in BLOCKS:
+        if language == "bash":
+            lines += [line for command in text.splitlines() for line in typed(command)]
+        elif language == "python":
+            lines += ["python - <<'PYTHON'", text.rstrip(), "PYTHON"]
+    ports = {port: str(free_port()) for port, _ in SERVERS.values()}
+    return re.sub(r"\b(5000|8000)\b", lambda match: ports[match[0]], "\n".join(lines))
+
+
+def typed(command: str) -> Iterator[str]:
+    """The line itself, or a server in the background in place of the one that ran before."""
+    for number, (server, (port, path)) in enumerate(SERVERS.items()):
+        if command.startswith(server):
+            yield f"stop server{number}"
+            yield f"{command.split('#')[0]} >server{number}.log 2>&1 & server{number}=$!"
+            yield f"answers http://127.0.0.1:{port}{path} $server{number}"
+            return
+    yield command
+
+
+def loopback_only() -> list[str]:
+    """The words that run a command in a network of its own, none where that is not allowed."""
+    words = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--net"]
+    enter = [*words, "bash", "-c", 'ip link set lo up && exec "$@"', "bash"]
+    try:
+        return enter if subprocess.run([*enter, "true"], check=False, capture_output=True).returncode == 0 else []
+    except OSError:
+        return []
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
+    folder = tmp_path_factory.mktemp("readme") / "project"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
+    borrow_environment(folder / ".venv")
+    draw_photos(folder)
+    text = script()
+    port = re.search(r"localhost:(\d+)/predict", text)
+    assert port
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
+    path = os.pathsep.join([str(folder / ".venv/bin"), sysconfig.get_path("scripts"), variables["PATH"]])
+    enter = loopback_only()
+    process = subprocess.Popen(
+        [*enter, "bash", "-c", text],
+        cwd=folder,
+        env={**variables, **SHORT, "PATH": path, "SERVE_PORT": port[1]},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        lines = list(process.stdout or ())  # until bash is gone and every server has let go of it
+        return Walk(process.wait(), "".join(lines), folder, bool(enter))
+    finally:
+        end(process.pid)
+
+
+def borrow_environment(venv: Path) -> None:
+    """An environment that finds what is installed in this one, and counts as set up."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    packages = next(venv.glob("lib/python*/site-packages"))
+    (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
+    (venv / ".ready").touch()
+
+
+def draw_photos(folder: Path) -> None:
+    generator = np.random.default_rng(0)
+    for name, colour in (("cat", "red"), ("dog", "blue")):
+        (folder / "photos" / name).mkdir(parents=True)
+        for index in range(40):
+            (folder / "photos" / name / f"{index}.png").write_bytes(encode(colour_pixels(colour, 24, generator)))
+    (folder / "cat.jpg").write_bytes(encode(colour_pixels("red", 64, generator), "JPEG"))
+
+
+def end(group: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGTERM)
+
+
+@pytest.mark.timeout(560)
+def test_every_line_runs(walk: Walk) -> None:
+    logs = "".join(f"\n== {log.name}\n{log.read_text()[-3000:]}" for log in sorted(walk.folder.glob("server*.log")))
+    assert walk.status == 0, walk.output[-6000:] + logs
+    assert "Traceback" not in walk.output
+
+
+def test_it_has_shown_what_it_promises(walk: Walk) -> None:
+    output = walk.output
+    for promise in (
+        r"IMMEDIATE \(confirmed, short window\): Accuracy fell from",  # make demo
+        r"\d+ tests collected",  # make test
+        r"next: python model_registry.py promote 1 Production",
+        r"v1 of image-classifier moved from None to Production",
+        r'"predicted_class":\s?"cat"',
+        r"v2 of image-classifier moved from None to Production; v1 is Archived",
+        r"Model version \d+, short window",  # monitoring.py report
+    ):
+        assert re.search(promise, output), f"{promise!r} is not in:\n{output[-6000:]}"
+
+
+def test_nothing_was_fetched(walk: Walk) -> None:
+    if not walk.offline:
+        pytest.skip("this system does not let a test have a network of its own")
+    assert walk.status == 0, walk.output[-6000:]
+
+
+def test_the_example_of_an_answer_has_the_shape_of_one() -> None:
+    (text,) = [text for language, text in BLOCKS if language == "json"]
+    assert Prediction.model_validate_json(text).model_dump() == json.loads(text)
+
+
+def test_the_steps_without_make_are_those_of_make() -> None:
+    steps = subprocess.run(
+        ["make", "--dry-run", "--always-make", "demo", "test"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for said in (".venv/bin/python -m pip install", "-r requirements-dev.txt", ".venv/bin/python -m pytest"):
+        assert said in steps
+        assert said in README
+    assert ".venv/bin/python examples/end_to_end.py" in steps
+    assert ".venv/bin/python examples/end_to_end.py" in README
+
+
+def test_links_to_files_lead_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
+    assert len(links) >= 4
+    assert [link for link in links if not (ROOT / link).exists()] == []
