@@ -1,0 +1,474 @@
+"""The pages of a real service in a real browser: what they show, what they can do, what they must not do."""
+
+import contextlib
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+from model_registry import ModelRegistry
+from support import (
+    COLOURS,
+    ROOT,
+    ColourNetwork,
+    colour_baseline,
+    colour_card,
+    colour_picture,
+    free_port,
+    wait_until_answers,
+)
+from toolkit import tracking
+from toolkit.baseline import Baseline
+from toolkit.bundle import DIGEST_TAG, Program, save_bundle
+
+CHROMIUM = shutil.which("chromium")
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
+QUIET += ("--disable-component-update", "--disable-sync")
+SOON = 20_000  # ms: a few rounds of questions on a busy machine
+PAUSE = 4_000  # ms between two rounds, as in dashboard.js
+MARKUP = "<img src=x onerror=alert(1)>"  # the class of red pictures: text, on every page and in every message
+CLASSES = ("blue", "green", MARKUP)
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed; apt-get install chromium")
+
+
+class Site:
+    """A service as a process of its own, with its own registry and its own store, in a folder."""
+
+    def __init__(self, folder: Path, **variables: str) -> None:
+        self.folder, self.port = folder, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.registry = f"sqlite:///{folder / 'registry.db'}"
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SERVE_", "MONITORING_"))}
+        self._variables = {**kept, **variables}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        words = ["serve_model.py", "--port", str(self.port), "--poll-seconds", "0.2", "--drain-seconds", "0"]
+        words += ["--tracking-uri", self.registry, "--monitor-store", str(self.folder / "monitoring.db")]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, str(ROOT / words[0]), *words[1:]],
+                cwd=self.folder,
+                env=self._variables,
+                stdout=log,
+                stderr=log,
+            )
+        wait_until_answers(f"{self.url}/livez", self._process)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(30)
+            self._process = None
+
+    def promote(self, classes: tuple[str, ...]) -> None:
+        """Register the colour model under these class names, and put it into Production."""
+        with contextlib.chdir(self.folder):  # where MLflow puts the artifacts of a database
+            self._promote(classes)
+
+    def _promote(self, classes: tuple[str, ...]) -> None:
+        client, program = tracking.connect(self.registry), Program(ColourNetwork())
+        held_out = colour_baseline(program)
+        baseline = Baseline(classes, held_out.probabilities, held_out.labels, held_out.hashes)
+        with tracking.Run(client, "training", role="final", name="colours") as run:
+            target, model_id = self.folder / f"bundle-{run.id}", run.new_model()
+            digest = save_bundle(
+                target, program, colour_card(classes=classes), baseline, run_id=run.id, model_id=model_id
+            )
+            run.model(target, model_id, {DIGEST_TAG: digest})
+            run.metrics({"best_val_accuracy": 0.9})
+        registry = ModelRegistry(self.registry)
+        registry.transition_model_stage(registry.register_best_model("training", "best_val_accuracy"), "Production")
+
+    def get(self, address: str) -> Any:
+        return httpx.get(f"{self.url}/{address}", timeout=30).raise_for_status().json()
+
+    def wait_for(self, address: str, condition: Callable[[Any], bool]) -> Any:
+        deadline = time.monotonic() + 60
+        while not condition(answer := self.get(address)):
+            assert time.monotonic() < deadline, answer
+            time.sleep(0.2)
+        return answer
+
+    def predict(self, colour: str, count: int, label: str) -> None:
+        """Send pictures of a colour, and tell the same label for each."""
+        for first in range(0, count, 30):
+            seeds = range(first, min(first + 30, count))
+            files = [("files", (f"{seed}.png", colour_picture(colour, seed))) for seed in seeds]
+            results = httpx.post(f"{self.url}/predict/batch", files=files, timeout=60).json()["results"]
+            told = [{"prediction_id": one["prediction"]["prediction_id"], "label": label} for one in results]
+            answer = httpx.post(f"{self.url}/feedback", json=told, timeout=60).json()
+            assert answer == {"recorded": len(told)}
+
+    def labels(self) -> list[tuple[str, str]]:
+        """Predicted and told class of what came from the dashboard."""
+        query = """SELECT predictions.predicted, labels.label FROM labels
+                   JOIN predictions ON predictions.id = labels.prediction WHERE labels.source = 'dashboard'"""
+        with sqlite3.connect(self.folder / "monitoring.db") as store:
+            return [(CLASSES[predicted], CLASSES[label]) for predicted, label in store.execute(query)]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A service with a model, 50 right answers and 100 wrong ones, and the alert that follows."""
+    site = Site(tmp_path_factory.mktemp("site"))
+    site.promote(CLASSES)
+    site.start()
+    try:
+        site.wait_for("health", lambda health: health["ready"])
+        site.predict("blue", 50, "blue")
+        site.predict("green", 100, MARKUP)
+        site.wait_for("alerts", lambda alerts: any(alert["metric"] == "accuracy" for alert in alerts))
+        site.wait_for("metrics", lambda metrics: metrics["monitor"]["windows"]["short"]["n_labels"] == 150)
+        yield site
+    finally:
+        site.stop()
+
+
+@pytest.fixture
+def new_site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    """A function that starts a service without any model; it ends with the test."""
+    sites: list[Site] = []
+
+    def start(**variables: str) -> Site:
+        sites.append(Site(tmp_path, **variables))
+        sites[-1].start()
+        return sites[-1]
+
+    yield start
+    for site in sites:
+        site.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """One open page, and what must not happen on it."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.expected = r"(?!)"  # what errors in the console may say: matches nothing
+        self._errors: list[str] = []
+        self.asked: list[str] = []
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self._errors.append(str(error)))
+        page.on("dialog", lambda dialog: (self._errors.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: self.asked.append(request.url))
+
+    def _console(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):  # broken rules of the policy are told here as well
+            self._errors.append(message.text)
+
+    def check(self) -> None:
+        assert [error for error in self._errors if not re.search(self.expected, error)] == []
+        own = self.page.url.split("/")[2]
+        assert {url.split("/")[2] for url in self.asked if not url.startswith("blob:")} == {own}
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
+    """A function that opens a page; at the end nothing was complained about, and nobody else was asked."""
+    visits: list[Visit] = []
+
+    def open_page(address: str, **context: Any) -> Visit:
+        context.setdefault("reduced_motion", "reduce")
+        visits.append(Visit(browser.new_context(**context).new_page()))
+        visits[-1].page.set_default_timeout(SOON)
+        visits[-1].page.goto(address)
+        return visits[-1]
+
+    yield open_page
+    for one in visits:
+        one.check()
+        one.page.context.close()
+
+
+def choose(page: Page, content: bytes, name: str = "picture.png") -> None:
+    page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": content})
+
+
+def fact(page: Page, place: str, name: str) -> str:
+    """The value beside a term in one of the lists of facts."""
+    return (
+        page.locator(f"{place} .facts > div", has=page.locator("dt", has_text=re.compile(f"^{name}$")))
+        .locator("dd")
+        .inner_text()
+    )
+
+
+# --- what is shown ----------------------------------------------------------------------------
+
+
+def test_the_dashboard_shows_what_the_service_says(site: Site, visit: Callable[..., Visit]) -> None:
+    page = visit(f"{site.url}/dashboard").page
+    expect(page.locator("#state")).to_have_text("ok", timeout=SOON)
+    expect(page.locator("#release")).to_have_text("version 1 · Production")
+    expect(page.locator("#banner")).to_be_hidden()
+    expect(page.locator("#model dd code").nth(1)).to_have_text(site.get("model-info")["digest"])
+    assert page.title() == "ok · image-classifier"
+
+    stored = site.get("metrics")["monitor"]["stats"]["written"]
+    tiles = dict(
+        zip(page.locator(".tile h3").all_inner_texts(), page.locator(".tile .value").all_inner_texts(), strict=True)
+    )
+    assert (tiles["Predictions"], tiles["Stored"]) == (f"{stored:,}", f"{stored:,}")
+    assert re.fullmatch(r"[\d.]+ ms", tiles["Latency, p95"])
+
+    for window in ("short", "medium", "long"):  # 50 of 150 right; the model had all of its 300 pictures right
+        card = f'[data-window="{window}"]'
+        expect(page.locator(card)).to_contain_text("33.3 % accuracy")
+        expect(page.locator(card)).to_contain_text("95 % interval 26.3 % to 41.2 %")  # Wilson
+        assert fact(page, card, "labels") == "150"
+        assert fact(page, card, "degradation").startswith("66.7 %, at least ")
+        assert fact(page, card, "reference") == "100 % of 300 pictures"
+        assert page.locator(f"{card} .badge").inner_text() == "immediate, confirmed"
+
+
+def test_drift_and_classes_follow_the_chosen_window(site: Site, visit: Callable[..., Visit]) -> None:
+    seen = visit(f"{site.url}/dashboard")
+    page, rows = seen.page, seen.page.locator("#drift tbody tr:has(td)")
+    expect(rows.first).to_be_visible(timeout=SOON)
+    for window in ("short", "long"):
+        page.locator(f"#window input[value={window}]").check()
+        expect(page.locator("#classes .note")).to_have_text(f"Of the {window} window.")
+        results = site.get(f"drift?window={window}")["results"]
+        verdicts = {"drift": "drift", "no_drift": "no drift", "insufficient_data": "too little data"}
+        expect(rows.locator("th")).to_have_text([result["metric"].replace("_", " ") for result in results])
+        expect(rows.locator(".badge")).to_have_text([verdicts[result["status"]] for result in results])
+    assert any(url.endswith("/drift?window=long") for url in seen.asked)
+    shares = site.get("metrics")["monitor"]["windows"]["long"]["class_shares"]
+    ranked = sorted(shares, key=shares.__getitem__, reverse=True)
+    assert page.locator("#classes .name").all_inner_texts() == ranked
+
+
+def test_markup_in_names_and_messages_stays_text(site: Site, visit: Callable[..., Visit]) -> None:
+    alert = next(alert for alert in site.get("alerts") if alert["metric"] == "accuracy")
+    assert f"worst is {MARKUP}" in alert["message"]
+    page = visit(f"{site.url}/dashboard").page
+    shown = page.locator("#alerts li", has_text=alert["message"])
+    expect(shown).to_have_class("immediate", timeout=SOON)
+    expect(shown).to_contain_text("stands")
+    page.locator("#model summary").click()
+    assert page.locator("#model .chips li").all_inner_texts() == list(CLASSES)
+    choose(page, colour_picture("red"))
+    expect(page.locator("#answer .value")).to_contain_text(MARKUP)
+    assert page.locator("#truth option").all_inner_texts() == ["choose a class", *CLASSES]
+    assert page.locator('img[src="x"], [onerror]').count() == 0
+
+
+@pytest.mark.parametrize("address", ["dashboard", "docs"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_pages_fit_a_phone_in_light_and_dark(
+    site: Site, visit: Callable[..., Visit], address: str, scheme: str
+) -> None:
+    page = visit(f"{site.url}/{address}", viewport={"width": 360, "height": 740}, color_scheme=scheme).page
+    expect(page.locator("#model dl, #problems").first).to_be_visible(timeout=SOON)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", ground))) > 3 * 128) == (scheme == "light")
+
+
+# --- trying a picture -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("colour", "way"), [("green", "chosen"), ("blue", "dropped")])
+def test_a_picture_is_tried_and_its_label_told(site: Site, visit: Callable[..., Visit], colour: str, way: str) -> None:
+    before = site.labels()
+    page = visit(f"{site.url}/dashboard").page
+    expect(page.locator("#model .chips")).to_be_attached(timeout=SOON)
+    if way == "chosen":
+        choose(page, colour_picture(colour, 5))
+    else:
+        page.evaluate(
+            """(bytes) => {
+                const dataTransfer = new DataTransfer();
+                dataTransfer.items.add(new File([new Uint8Array(bytes)], "dropped.png"));
+                document.getElementById("drop").dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true }));
+            }""",
+            list(colour_picture(colour, 5)),
+        )
+    expect(page.locator("#answer .value")).to_contain_text(colour)
+    expect(page.locator("#answer .bars .name")).to_have_text([colour, re.compile(".+"), re.compile(".+")])
+    expect(page.locator("#preview")).to_be_visible()
+    assert page.locator("#preview").evaluate("image => image.naturalWidth") == 48
+
+    page.locator("#truth-form button").click()  # no class is chosen yet: nothing is sent
+    page.locator("#truth").select_option(MARKUP)
+    page.locator("#truth-form button").click()
+    expect(page.locator("#told")).to_have_text(f"Recorded: {MARKUP}. The model was wrong.")
+    assert site.labels() == [*before, (colour, MARKUP)]
+
+
+def test_a_file_that_is_no_picture_is_refused_with_a_link(site: Site, visit: Callable[..., Visit]) -> None:
+    seen = visit(f"{site.url}/dashboard")
+    seen.expected = "status of 400"
+    choose(seen.page, b"no picture")
+    expect(seen.page.locator("#answer .trouble")).to_contain_text("not a picture")
+    expect(seen.page.locator("#preview")).to_be_hidden()
+    expect(seen.page.locator("#truth-form")).to_be_hidden()
+
+    link, requests = seen.page.locator("#figures a", has_text="undecodable-picture"), seen.page.locator(".tile").nth(1)
+    link.focus(timeout=SOON)
+    before = requests.text_content() or ""
+    expect(requests).not_to_have_text(before, timeout=SOON)
+    expect(link).to_be_focused()  # though the figures were drawn again
+
+    seen.page.locator("#answer a").click()
+    expect(seen.page.locator(":target h3")).to_contain_text("The picture cannot be decoded")
+
+
+# --- from nothing to a model, and gone ----------------------------------------------------------
+
+
+def test_a_page_waits_for_a_model_and_asks_for_a_key(
+    new_site: Callable[..., Site], visit: Callable[..., Visit]
+) -> None:
+    site = new_site(SERVE_PREDICT_KEY="schlüssel €")
+    seen = visit(f"{site.url}/dashboard")
+    page = seen.page
+    expect(page.locator("#state")).to_have_text("waiting", timeout=SOON)
+    reason = "no model 'image-classifier' is registered yet"
+    reason = site.wait_for("health", lambda health: health["reason"].startswith(reason))["reason"]
+    expect(page.locator("#banner")).to_have_text(f"No model answers yet: {reason}.", timeout=SOON)
+    expect(page.locator("#model")).to_have_text("No model answers yet.")
+    expect(page.locator("#alerts")).to_contain_text("No alerts.")
+
+    site.promote(COLOURS)
+    expect(page.locator("#state")).to_have_text("ok", timeout=SOON)
+    expect(page.locator("#banner")).to_be_hidden()
+    expect(page.locator("#release")).to_have_text("version 1 · Production")
+
+    seen.expected = "status of 40[13]"
+    choose(page, colour_picture("red"))
+    expect(page.locator("#answer .trouble")).to_contain_text("key-missing")
+    for key, answer in (("wrong", "key-wrong"), ("schlüssel €", "red")):
+        expect(page.locator("#key")).to_be_focused()
+        page.keyboard.type(key)
+        page.keyboard.press("Enter")
+        expect(page.locator("#answer")).to_contain_text(answer)
+    expect(page.locator("#key-form")).to_be_hidden()
+    page.locator("#truth").select_option("red")
+    page.locator("#truth-form button").click()
+    expect(page.locator("#told")).to_have_text("Recorded: red. The model was right.")
+    assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie, location.search]") == [
+        0,
+        0,
+        "",
+        "",
+    ]
+
+
+def test_a_service_that_is_gone_is_said_to_be_until_it_is_back(
+    new_site: Callable[..., Site], visit: Callable[..., Visit]
+) -> None:
+    site = new_site()
+    seen = visit(f"{site.url}/dashboard")
+    page = seen.page
+    expect(page.locator("#state")).to_have_text("waiting", timeout=SOON)
+    seen.expected = "ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE"
+    site.stop()
+    expect(page.locator("#banner")).to_contain_text(
+        "The service cannot be reached; what is shown is from", timeout=SOON
+    )
+    expect(page.locator("#state")).to_have_text("no answer")
+    expect(page.locator("main")).to_have_class("stale")
+    expect(page.locator("#figures .tile").first).to_be_visible()
+    site.start()
+    expect(page.locator("#state")).to_have_text("waiting", timeout=SOON)
+    expect(page.locator("main")).not_to_have_class("stale")
+
+
+def test_nobody_is_asked_while_an_answer_is_due_or_nobody_looks(site: Site, visit: Callable[..., Visit]) -> None:
+    seen = visit(f"{site.url}/dashboard")
+    page, held = seen.page, []
+    expect(page.locator("#state")).to_have_text("ok", timeout=SOON)
+    page.route("**/health", lambda route: held.append(route))  # noqa: PLW0108  Playwright marks what it is given
+    with page.expect_request("**/health", timeout=SOON):
+        pass
+    page.wait_for_timeout(1000)  # the other questions of that round
+    before = len(seen.asked)
+    page.wait_for_timeout(1.5 * PAUSE)
+    assert seen.asked[before:] == []
+    held[0].continue_()
+    page.unroute("**/health")
+    with page.expect_request("**/health", timeout=SOON):
+        pass
+
+    page.evaluate("Object.defineProperty(document, 'hidden', { get: () => window.away, configurable: true })")
+    page.evaluate("window.away = true")
+    page.wait_for_timeout(PAUSE)  # what was under way ends
+    before = len(seen.asked)
+    page.wait_for_timeout(1.5 * PAUSE)
+    assert seen.asked[before:] == []
+    page.evaluate("window.away = false; document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_for_timeout(1000)
+    assert f"{site.url}/health" in seen.asked[before:]
+
+
+# --- the page of addresses ----------------------------------------------------------------------
+
+
+def test_every_address_and_every_problem_is_explained(site: Site, visit: Callable[..., Visit]) -> None:
+    api = site.get("openapi.json")
+    page = visit(f"{site.url}/docs").page
+    expect(page.locator("#problems")).to_be_visible()
+    listed = page.locator("#content section:not(#problems) article > h3").all_inner_texts()
+    told = {(method.upper(), path) for path, methods in api["paths"].items() for method in methods}
+    assert {tuple(heading.split()[:2]) for heading in listed} == told
+    assert len(listed) == len(told) >= 11
+    for path, methods in api["paths"].items():
+        for operation in methods.values():
+            article = page.locator("article", has=page.locator("h3", has_text=re.compile(rf" ?{re.escape(path)}$")))
+            statuses = article.locator("tbody tr td:first-child").all_inner_texts()
+            assert set(operation["responses"]) <= set(statuses), path
+            assert {entry["name"] for entry in operation.get("parameters", [])} <= set(statuses), path
+            assert set(operation.get("requestBody", {}).get("content", {})) <= set(statuses), path
+            assert f"{site.url}{path}" in article.locator("pre").first.inner_text()
+    for problem in api["x-problems"]:
+        entry = page.locator(f"#problem-{problem['slug']}")
+        assert entry.locator("h3").inner_text().split("\n")[:2] == [str(problem["status"]), problem["title"]]
+        assert len(entry.locator("p:not(.note)").inner_text()) > 20, f"{problem['slug']} has no advice"
+    ids = page.locator("[id]").evaluate_all("all => all.map(one => one.id)")
+    targets = page.locator('nav a, article a[href^="#"]').evaluate_all("all => all.map(one => one.hash.slice(1))")
+    assert len(ids) == len(set(ids))
+    assert set(targets) <= set(ids)
+
+
+def test_the_type_of_a_problem_leads_to_its_entry(site: Site, visit: Callable[..., Visit]) -> None:
+    problem = httpx.get(f"{site.url}/nowhere").json()
+    page = visit(f"{site.url}{problem['type']}").page
+    expect(page.locator(":target h3")).to_contain_text(problem["title"])
+    expect(page.locator(":target")).to_be_in_viewport()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_examples_work_as_they_stand(site: Site, visit: Callable[..., Visit], tmp_path: Path) -> None:
+    for name in ("picture", "one", "two"):
+        (tmp_path / f"{name}.jpg").write_bytes(colour_picture("green"))
+    page = visit(f"{site.url}/docs").page
+    expect(page.locator("#problems")).to_be_visible()
+    examples = page.locator("article pre").all_inner_texts()
+    assert len(examples) >= 14
+    for example in examples:
+        assert example.count("curl ") == 1
+        command = example.replace("curl ", "curl -s -o answer -w '%{http_code}' ")
+        result = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True, timeout=60)
+        unknown = "PREDICTION_ID" in example  # the one thing that an example cannot know
+        assert result.stdout == ("404" if unknown else "200"), (example, (tmp_path / "answer").read_text())
