@@ -24,6 +24,7 @@ import asyncio
 import ipaddress
 import logging
 import secrets
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -94,7 +95,7 @@ class ServeSettings(ScriptSettings):
     threads: int | None = Field(None, ge=1, le=256, description="pictures answered at once; one a core when not given")
     max_waiting: int = Field(64, ge=0, description="pictures that may wait for a thread; more are refused with a 503")
     max_batch: int = Field(32, ge=1, description="pictures in one request to /predict/batch")
-    max_body_mb: float = Field(32.0, gt=0, description="largest request body in MiB")
+    max_body_mb: float = Field(32.0, gt=0, allow_inf_nan=False, description="largest request body in MiB")
     max_pixels: int = Field(50_000_000, ge=1, description="largest picture in pixels")
     drain_seconds: float = Field(1.0, ge=0, le=600, description="time between not being ready and closing the socket")
     finish_seconds: int = Field(10, ge=1, le=600, description="longest time to finish accepted requests at the end")
@@ -367,7 +368,7 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
     """The service as an ASGI application, for this script's own server or any other.
 
     Nothing is opened and no thread runs before its lifespan begins; all its state is on
-    ``app.state``: ``settings``, ``figures``, ``leaving``; and ``service``, ``monitor`` and ``drift``
+    ``app.state``: ``settings``, ``source``, ``figures``, ``leaving``; and ``service``, ``monitor`` and ``drift``
     while it runs.
 
     Parameters
@@ -386,6 +387,7 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
     )
     guarded = settings.guarded()
     app.state.settings, app.state.figures, app.state.leaving = settings, Figures(), False
+    app.state.source = Registered(settings)
     app.state.figures.collect(partial(_families, app))
     app.include_router(routes)
     app.openapi = partial(_described, app, tuple(guarded))  # type: ignore[method-assign]
@@ -403,7 +405,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     monitor = app.state.monitor = ModelMonitor(settings.monitor_store)
     app.state.drift = {name: Recent(partial(monitor.detect_drift, name), WATCHED_SECONDS) for name in WINDOWS}
     service = app.state.service = Service(
-        Registered(settings),
+        app.state.source,
         monitor,
         new_prediction_id,
         app.state.figures,
@@ -433,8 +435,11 @@ def _described(app: FastAPI, guarded: Iterable[str]) -> dict[str, Any]:
 
 def main() -> int:
     """Serve until a signal comes."""
+    if any(word.startswith(("--predict-key", "--admin-key")) for word in sys.argv):
+        raise SettingsError("keys come from SERVE_PREDICT_KEY and SERVE_ADMIN_KEY: everybody can read a command line")
     settings = parse(ServeSettings, __doc__)
     ModelMonitor(settings.monitor_store).close()  # a store that cannot be is said now, in one line
+    app = create_app(settings)
     with listen(settings.host, settings.port) as listener:
         log_to_stderr()
         address, port = listener.getsockname()[:2]
@@ -443,7 +448,6 @@ def main() -> int:
                 "%s is open to the network without keys: set SERVE_PREDICT_KEY and SERVE_ADMIN_KEY", settings.host
             )
         _greet(settings, f"http://{f'[{address}]' if ':' in address else address}:{port}")
-        app = create_app(settings)
 
         def leave() -> None:
             app.state.leaving = True

@@ -22,6 +22,19 @@ from toolkit import tracking
 from toolkit.bundle import DIGEST_TAG, Program, save_bundle
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Each of several workers, and all that it starts, stays on a core of its own: their threads would only fight."""
+    worker = getattr(config, "workerinput", {}).get("workerid")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that no worker is left with it alone in the end."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Each test works in an empty folder and sees none of the user's variables."""
@@ -46,7 +59,7 @@ def colour_folder(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def log_colour_run() -> Callable[..., str]:
     """A function that logs a finished run with a real bundle and gives the run's id."""
 

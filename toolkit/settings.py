@@ -27,6 +27,7 @@ from toolkit.errors import SettingsError, ToolkitError, known, one_line
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
+NOTHING = "null"  # on a command line; the word None is a stage of the registry
 
 
 def environment(prefix: str) -> SettingsConfigDict:
@@ -40,7 +41,7 @@ def environment(prefix: str) -> SettingsConfigDict:
         cli_implicit_flags=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
-        cli_parse_none_str="null",  # the word None is a stage of the registry
+        cli_parse_none_str=NOTHING,
     )
 
 
@@ -71,15 +72,8 @@ def parse(cls: type[S], manual: str | None, argv: Sequence[str] | None = None) -
         One sentence with the setting's name, its rule and the value that was given.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(
-        prog=program_name(),
-        description=manual,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    source: CliSettingsSource[Any] = CliSettingsSource(
-        cls, root_parser=parser, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(prog=program_name(), description=manual, formatter_class=_Help, allow_abbrev=False)
+    source: CliSettingsSource[Any] = CliSettingsSource(cls, root_parser=parser, formatter_class=_Help)
     try:
         return CliApp.run(cls, cli_args=words, cli_settings_source=source)
     except ValidationError as error:
@@ -122,6 +116,14 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
 
 def _raise_terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(EXIT_TERMINATED)
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """The manual as it was written, and no word about a default where there is none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = super()._get_help_string(action)
+        return text and text.replace(f" (default: {NOTHING})", "")
 
 
 class _Parser(argparse.ArgumentParser):

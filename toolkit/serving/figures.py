@@ -112,7 +112,10 @@ class Figures:
 
     def prometheus(self, accept: str) -> tuple[bytes, str]:
         """The text format that fits an Accept header, and its media type."""
-        encode, media_type = choose_encoder(accept)
+        try:
+            encode, media_type = choose_encoder(accept)
+        except TypeError:  # the library compares a version that is no number
+            encode, media_type = choose_encoder("")
         return encode(self.registry), media_type
 
     def _latency(self) -> dict[str, dict[str, float | int | None]]:
@@ -121,7 +124,7 @@ class Figures:
         return {
             stage: {
                 "n": len(values),
-                "p50": round(float(np.percentile(values, 50)), 3) if len(values) else None,
+                "median": round(float(np.percentile(values, 50)), 3) if len(values) else None,
                 "p95": round(float(np.percentile(values, 95)), 3) if len(values) else None,
             }
             for stage, values in recent.items()

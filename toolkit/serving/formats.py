@@ -7,7 +7,7 @@ decides. Base64 is undone by the returned function, which runs where pictures ar
 import base64
 import binascii
 import json
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
@@ -91,30 +91,42 @@ def _media_type(request: Request) -> str:
 
 async def _files(request: Request, field: str, most: int) -> list[Read]:
     form = await _parse(request, most)
-    files = [value for value in form.getlist(field) if isinstance(value, UploadFile)]
-    if not files:
+    try:
+        contents = [value.file.read() for value in form.getlist(field) if isinstance(value, UploadFile)]
+    finally:
+        await form.close()
+    if not contents:
         raise Problem(INVALID, f"the form has no file in the field '{field}'")
-    return [partial(_content, file) for file in files]
+    return [partial(bytes, content) for content in contents]
 
 
 async def _parse(request: Request, most: int) -> FormData:
-    parser = MultiPartParser(
-        request.headers, request.stream(), max_files=most, max_fields=MOST_FIELDS, max_part_size=LARGEST_FIELD
-    )
-    parser.spool_max_size = KEPT_IN_MEMORY
     try:
-        return await parser.parse()
+        return await _Parser(request, most).parse()
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
             raise Problem(INVALID, f"a request may hold at most {most} file{'s' * (most > 1)}") from None
         raise Problem(MALFORMED, f"the form cannot be read: {error.message}") from None
 
 
-def _content(file: UploadFile) -> bytes:
-    try:
-        return file.file.read()
-    finally:
-        file.file.close()
+class _Parser(MultiPartParser):
+    """Starlette's, within our limits, and not content with a form that was cut short."""
+
+    spool_max_size = KEPT_IN_MEMORY
+
+    def __init__(self, request: Request, most: int) -> None:
+        stream = self._whole(request.stream())
+        super().__init__(request.headers, stream, max_files=most, max_fields=MOST_FIELDS, max_part_size=LARGEST_FIELD)
+        self._ended = False
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def _whole(self, stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        async for chunk in stream:
+            yield chunk
+        if not self._ended:
+            raise MultiPartException("it ends before its last boundary.")
 
 
 def _from_json(body: bytes) -> bytes:

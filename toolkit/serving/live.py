@@ -15,6 +15,7 @@ from toolkit.serving.problems import without_places
 logger = logging.getLogger(__name__)
 
 LONGEST_PAUSE = 300.0  # seconds between two attempts at a version that cannot be loaded
+DOUBLINGS = 30  # of the pause: a version that fails for days must not overflow it
 STOP_SECONDS = 5.0  # what a stopping service grants a look that is under way
 
 
@@ -219,7 +220,7 @@ class Live:
         logger.info("version %s serves%s, loaded in %.1f s", model.version, replaced, time.monotonic() - started)
 
     def _set_aside(self, release: Release, error: Exception, attempts: int) -> None:
-        pause = min(self._poll_seconds * 2**attempts, LONGEST_PAUSE)
+        pause = min(self._poll_seconds * 2 ** min(attempts, DOUBLINGS), LONGEST_PAUSE)
         self.failure = Failure(release, without_places(one_line(error)), attempts, time.monotonic() + pause)
         logger.error(
             "version %d cannot be loaded: %s; %s, next attempt in %.0f s",

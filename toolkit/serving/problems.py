@@ -34,6 +34,7 @@ class Kind:
         return f"/docs#problem-{self.slug}"
 
 
+NOT_HTTP = Kind("not-http", 400, "What was sent is no HTTP request")
 MALFORMED = Kind("malformed-body", 400, "The body of the request cannot be read")
 UNDECODABLE = Kind("undecodable-picture", 400, "The picture cannot be decoded")
 KEY_MISSING = Kind("key-missing", 401, "A key is needed")

@@ -15,7 +15,8 @@ class Recent(Generic[T]):
 
     Ten browsers that watch a store of ten million predictions must not make it do ten times the
     work, nor all of the time: after an answer that took s seconds the next is asked s / ``SHARE``
-    seconds later. Errors are not kept.
+    seconds later. Errors are not kept. Who comes while another thread asks is given the value that
+    is known, so a store that hangs holds up one thread of the service and not all of them.
 
     Parameters
     ----------
@@ -41,11 +42,19 @@ class Recent(Generic[T]):
         self._lock = threading.Lock()
 
     def __call__(self) -> T:
-        with self._lock:
-            started = self._clock()
-            if self._kept is not None and started < self._kept[1]:
-                return self._kept[0]
-            value = self._ask()
-            ended = self._clock()
-            self._kept = value, ended + max(self._seconds, (ended - started) / SHARE)
-            return value
+        known = self._kept
+        if not self._lock.acquire(blocking=known is None) and known is not None:
+            return known[0]
+        try:
+            return self._fresh()
+        finally:
+            self._lock.release()
+
+    def _fresh(self) -> T:
+        started = self._clock()
+        if self._kept is not None and started < self._kept[1]:
+            return self._kept[0]
+        value = self._ask()
+        ended = self._clock()
+        self._kept = value, ended + max(self._seconds, (ended - started) / SHARE)
+        return value

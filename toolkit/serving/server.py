@@ -1,21 +1,27 @@
 """The process around the application: its socket, and how it leaves."""
 
+import json
 import logging
+import secrets
 import signal
 import socket
 import time
 from collections.abc import Callable
 from types import FrameType
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from toolkit.errors import SettingsError
+from toolkit.serving.problems import MEDIA_TYPE, NOT_HTTP, Problem
 
 logger = logging.getLogger(__name__)
 
 BACKLOG = 2048  # connections that may wait to be accepted, uvicorn's own number
 KEEP_ALIVE_SECONDS = 75  # idle connections are kept longer than the 60 s of the usual balancers in front
+BROKEN = "the request breaks the rules of HTTP/1.1, or its head is too large"
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -49,6 +55,28 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+class Protocol(H11Protocol):
+    """HTTP/1.1 as uvicorn speaks it; what cannot even be read as a request is answered with a problem document too."""
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  its signature is given
+        """Called for a request that breaks HTTP itself, or whose headers are too large."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else its answer has begun, and cannot be changed
+            request_id = secrets.token_hex(8)
+            body = json.dumps(Problem(NOT_HTTP, BROKEN).document(request_id)).encode()
+            headers = {
+                "Content-Type": MEDIA_TYPE,
+                "Content-Length": str(len(body)),
+                "X-Request-ID": request_id,
+                "Connection": "close",
+            }
+            answer = h11.Response(status_code=NOT_HTTP.status, headers=list(headers.items()), reason=b"Bad Request")
+            for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        if self.cycle is not None:  # the application may be at work on the head of what turned out broken
+            self.cycle.disconnected = True
+        self.transport.close()
+
+
 class Server(uvicorn.Server):
     """uvicorn that leaves as a balancer expects it to.
 
@@ -72,6 +100,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                http=Protocol,
                 ws="none",
                 lifespan="on",
                 backlog=BACKLOG,

@@ -196,7 +196,7 @@ class Service:
     def health(self, *, leaving: bool) -> dict[str, Any]:
         """Everything an operator asks first."""
         model, registry, stored = self.live.model, self.live.describe(), self._monitor.stats()
-        troubled = not registry["reachable"] or registry["set_aside"]
+        troubled = registry["problem"] or registry["set_aside"]
         return {
             "status": "leaving" if leaving else "waiting" if model is None else "degraded" if troubled else "ok",
             "ready": model is not None and not leaving,

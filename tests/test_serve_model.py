@@ -1,0 +1,813 @@
+"""The service as its clients meet it: a real registry, a real store, real sockets, and a process from start to end."""
+
+import base64
+import itertools
+import json
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
+
+from model_registry import ModelRegistry
+from monitoring import ModelMonitor
+from serve_model import ServeSettings, create_app, main
+from support import (
+    COLOURS,
+    ROOT,
+    ColourNetwork,
+    colour_baseline,
+    colour_card,
+    colour_picture,
+    encode,
+    error_line,
+    free_port,
+    run_script,
+)
+from toolkit.bundle import DIGEST_TAG, PROGRAM, Program, save_bundle
+from toolkit.errors import ToolkitError
+from toolkit.images import load_picture
+from toolkit.serving.problems import MEDIA_TYPE
+from toolkit.serving.server import Server, listen
+from toolkit.tracking import Run, connect
+
+NUMBERS = itertools.count()
+RED, GREEN, BLUE = (colour_picture(colour, 1) for colour in ("red", "green", "blue"))
+SPOILED = encode(np.full((16, 16, 3), (255, 0, 0), np.uint8))
+MEMBERS = {"type", "title", "status", "detail", "request_id"}
+
+
+class MoodyNetwork(ColourNetwork):
+    """The colour model, but NaN for what is far more red than anything in its baseline."""
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        spoiled = (pictures[:, :1].mean(dim=(2, 3)) - pictures[:, 1:2].mean(dim=(2, 3))) > 3.5
+        return torch.where(spoiled, torch.nan, super().forward(pictures))
+
+
+class Room:
+    """A registered model of its own in the store that all tests share."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri, self.name = uri, f"model-{next(NUMBERS)}"
+        self.registry = ModelRegistry(uri, self.name)
+
+    def promote(self, experiment: str) -> int:
+        version = self.registry.register_best_model(experiment)
+        self.registry.transition_model_stage(version, "Production")
+        return version
+
+    def program(self, version: int) -> Path:
+        """Where the store keeps a version's program."""
+        client = connect(self.uri)
+        run = client.get_run(self.registry.get(version).run_id)
+        model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
+        return Path(model.artifact_location.removeprefix("file://"), PROGRAM)
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory, log_colour_run: Callable[..., str]) -> str:
+    """A store with three studies: ``plain``, ``unsure`` with lower confidence, ``moody`` with NaN now and then."""
+    folder = tmp_path_factory.mktemp("store")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    with chdir(folder):
+        client = connect(uri)
+        for experiment, strength in (("plain", 8.0), ("unsure", 0.2)):
+            log_colour_run(client, experiment, role="study", strength=strength)
+        with Run(client, "moody", role="study", name="moody") as run:
+            program, model_id = Program(MoodyNetwork()), run.new_model()
+            card, baseline = colour_card(), colour_baseline(program)
+            digest = save_bundle(folder / "moody", program, card, baseline, run_id=run.id, model_id=model_id)
+            run.model(folder / "moody", model_id, {DIGEST_TAG: digest})
+            run.metrics({"mean_cv_accuracy": 0.9})
+    return uri
+
+
+@pytest.fixture
+def room(uri: str) -> Room:
+    return Room(uri)
+
+
+@dataclass
+class Served:
+    """A running service in this process."""
+
+    app: FastAPI
+    client: httpx.Client
+    room: Room
+    store: Path
+
+    @property
+    def monitor(self) -> ModelMonitor:
+        return self.app.state.monitor
+
+    @property
+    def desk(self) -> Any:
+        return self.app.state.service.desk
+
+    def predict(self, picture: bytes = RED, **query: Any) -> httpx.Response:
+        return self.client.post("/predict", files={"file": picture}, params=query)
+
+
+@contextmanager
+def serving(room: Room, folder: Path, **settings: Any) -> Iterator[Served]:
+    store = folder / f"monitoring-{room.name}.db"
+    words = {"poll_seconds": 3600, "monitor_store": str(store), "threads": 2, "max_waiting": 6, "max_batch": 4}
+    words |= {"max_body_mb": 1, "max_pixels": 1_000_000, "tracking_uri": room.uri, "model_name": room.name}
+    app = create_app(ServeSettings(**words | settings))
+    listener = listen("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server = Server(app, lambda: None, drain_seconds=0, finish_seconds=10)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+            wait_until(lambda: client.get("/health").json()["registry"]["last_look"])
+            wait_until(lambda: client.get("/health").json()["ready"])
+            yield Served(app, client, room, store)
+    finally:
+        server.handle_exit(signal.SIGTERM, None)
+        thread.join(60)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def served(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A service that all tests share: version 1, ``plain``, and no keys."""
+    room = Room(uri)
+    room.promote("plain")
+    with serving(room, tmp_path_factory.mktemp("served")) as served:
+        yield served
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.02)
+    return found
+
+
+def problem(response: httpx.Response, status: int, slug: str) -> dict[str, Any]:
+    """The document of an error, which has one shape whatever went wrong."""
+    document = response.json()
+    assert response.status_code == document["status"] == status, response.text
+    assert response.headers["Content-Type"] == MEDIA_TYPE
+    assert document["type"] == f"/docs#problem-{slug}"
+    assert set(document) - {"errors"} == MEMBERS
+    assert document["request_id"] == response.headers["X-Request-ID"]
+    assert "Traceback" not in response.text
+    assert str(ROOT) not in response.text
+    return document
+
+
+# Predictions
+
+
+def test_each_way_to_send_a_picture_gives_the_answer_of_the_bundle(served: Served) -> None:
+    bundle = served.room.registry.load("Production").bundle
+    for colour, picture in (("red", RED), ("green", GREEN), ("blue", encode(load_picture(BLUE, 200).pixels, "JPEG"))):
+        wanted = bundle.predict(load_picture(picture, bundle.card.image_size).pixels[None])[0]
+        text = base64.b64encode(picture).decode()
+        answers = [
+            served.client.post("/predict", files={"file": ("../../etc/passwd", picture, "text/html")}),
+            served.client.post("/predict", content=picture, headers={"Content-Type": "image/anything"}),
+            served.client.post("/predict", content=picture),
+            served.client.post("/predict", content=iter([picture[:99], picture[99:]])),  # chunked, without a length
+            served.client.post("/predict", json={"image": text}),
+        ]
+        for answer in answers:
+            assert answer.status_code == 200, answer.text
+            found = answer.json()
+            assert set(found) == {
+                "prediction_id", "predicted_class", "confidence", "top_k", "model", "timings_ms"
+            }  # fmt: skip
+            ranked = {one["label"]: one["probability"] for one in found["top_k"]}
+            np.testing.assert_allclose([ranked[name] for name in COLOURS], wanted, rtol=0, atol=1e-6)
+            assert (found["predicted_class"], found["confidence"]) == (colour, found["top_k"][0]["probability"])
+            assert found["model"] == {"name": served.room.name, "version": 1, "stage": "Production"}
+            assert set(found["timings_ms"]) == {"decode", "queue", "infer", "total"}
+        assert len({answer.json()["prediction_id"] for answer in answers}) == len(answers)
+
+
+def test_top_k_says_how_many_classes_are_listed(served: Served) -> None:
+    full = served.predict(top_k=3).json()["top_k"]
+    assert [one["probability"] for one in full] == sorted((one["probability"] for one in full), reverse=True)
+    for count in (1, 2, 3):
+        assert served.predict(top_k=count).json()["top_k"] == full[:count]
+    for wrong in (0, -1, 4, 10**40, "many", "1.5", ""):
+        document = problem(served.predict(top_k=wrong), 422, "invalid-parameter")
+        assert "top_k" in document["detail"]
+    problem(served.predict(topk=1), 422, "invalid-parameter")
+
+
+def test_of_a_batch_each_picture_fails_alone(served: Served) -> None:
+    pictures = [RED, b"this is no picture", GREEN, encode(np.zeros((1001, 1000, 3), np.uint8))]
+    answer = served.client.post(
+        "/predict/batch", files=[("files", picture) for picture in pictures], params={"top_k": 1}
+    )
+    assert answer.status_code == 200
+    results = answer.json()["results"]
+    assert [one["index"] for one in results] == [0, 1, 2, 3]
+    assert [one.get("prediction", {}).get("predicted_class") for one in results] == ["red", None, "green", None]
+    assert [one.get("error", {}).get("status") for one in results] == [None, 400, None, 413]
+    assert all(len(one["prediction"]["top_k"]) == 1 for one in results if "prediction" in one)
+    assert results[1]["error"]["request_id"] == answer.headers["X-Request-ID"]
+    assert set(results[1]["error"]) == MEMBERS
+
+
+def test_a_batch_has_a_limit(served: Served) -> None:
+    answer = served.client.post("/predict/batch", files=[("files", RED)] * 5)
+    assert "at most 4 files" in problem(answer, 422, "invalid-parameter")["detail"]
+    problem(served.client.post("/predict/batch", files={"file": RED}), 422, "invalid-parameter")
+    problem(served.client.post("/predict/batch", content=RED), 415, "unsupported-media-type")
+    assert len(served.client.post("/predict/batch", files=[("files", RED)] * 4).json()["results"]) == 4
+
+
+def test_each_prediction_reaches_the_monitor_with_what_it_was_made_of(uri: str, tmp_path: Path) -> None:
+    room = Room(uri)
+    room.promote("unsure")
+    pictures = [colour_picture(COLOURS[seed % 3], seed, size=30 + seed) for seed in range(12)]
+    with serving(room, tmp_path) as served:
+        answers = [served.predict(picture, top_k=3).json() for picture in pictures]
+        problem(served.predict(b"broken"), 400, "undecodable-picture")
+        windows = served.client.get("/metrics").json()["monitor"]["windows"]
+        assert windows["short"]["n"] == 12
+        assert windows["long"]["model_version"] == "1"
+    with ModelMonitor(served.store) as monitor:
+        figures = monitor.calculate_metrics("long")
+    assert (figures["n"], figures["reference_n"]) == (12, 300)
+    assert figures["mean_confidence"] == pytest.approx(np.mean([answer["confidence"] for answer in answers]), abs=2e-3)
+    with sqlite3.connect(served.store) as database:
+        rows = database.execute(
+            "select probabilities, statistics, latency_ms from predictions order by sequence"
+        ).fetchall()
+    database.close()
+    for row, answer, picture in zip(rows, answers, pictures, strict=True):
+        ranked = {one["label"]: one["probability"] for one in answer["top_k"]}
+        np.testing.assert_allclose(np.frombuffer(row[0], np.float16), [ranked[name] for name in COLOURS], atol=1e-3)
+        assert json.loads(row[1]) == pytest.approx(load_picture(picture, 16).statistics(), rel=1e-4)
+        assert row[2] == pytest.approx(answer["timings_ms"]["total"])
+
+
+# Feedback
+
+
+def test_a_label_is_told_once_or_often_and_the_last_one_counts(served: Served) -> None:
+    name = served.predict().json()["prediction_id"]
+    for label in ("red", "red", "blue"):
+        answer = served.client.post("/feedback", json={"prediction_id": name, "label": label})
+        assert (answer.status_code, answer.json()) == (200, {"recorded": 1})
+    with sqlite3.connect(served.store) as database:
+        found = database.execute("select count(*) from labels").fetchone()
+    database.close()
+    assert found[0] >= 2
+
+
+def test_many_labels_each_succeed_or_fail_alone(served: Served) -> None:
+    names = [served.predict(picture).json()["prediction_id"] for picture in (RED, GREEN)]
+    told = [
+        {"prediction_id": names[0], "label": "red"},
+        {"prediction_id": "no-such-id", "label": "red"},
+        {"prediction_id": names[1], "label": "purple"},
+        {"prediction_id": names[1], "label": "green", "source": "audit"},
+    ]
+    answer = served.client.post("/feedback", json=told).json()
+    assert answer["recorded"] == 2
+    assert [(one["index"], one["error"]["status"]) for one in answer["errors"]] == [(1, 404), (2, 422)]
+
+
+def test_wrong_labels_are_problems(served: Served) -> None:
+    name = served.predict().json()["prediction_id"]
+    tell = served.client.post
+    problem(tell("/feedback", json={"prediction_id": "nobody", "label": "red"}), 404, "unknown-prediction")
+    other = name[:-1] + ("0" if name[-1] != "0" else "1")
+    problem(tell("/feedback", json={"prediction_id": other, "label": "red"}), 404, "unknown-prediction")
+    document = problem(tell("/feedback", json={"prediction_id": name, "label": "puce"}), 422, "unknown-label")
+    assert "puce" not in json.dumps(document)
+    problem(tell("/feedback", json={"prediction_id": name, "lable": "red"}), 422, "invalid-parameter")
+    problem(tell("/feedback", json=[]), 422, "invalid-parameter")
+    problem(tell("/feedback", json=[{"prediction_id": name, "label": "red"}] * 1001), 422, "invalid-parameter")
+    problem(tell("/feedback"), 422, "invalid-parameter")
+    for odd in (b"{", b"[" * 200_000, b'{"a":' * 100_000, b"\xff", b"9" * 10_000):
+        problem(tell("/feedback", content=odd, headers={"Content-Type": "application/json"}), 400, "malformed-body")
+    for odd in ("\\ud800", "\\u0000", "' or 1=1 --"):
+        text = f'{{"prediction_id": "{odd}", "label": "{odd}"}}'
+        answer = tell("/feedback", content=text, headers={"Content-Type": "application/json"})
+        assert answer.status_code in (404, 422), answer.text
+
+
+# State and figures
+
+
+def test_state_of_a_service_that_is_well(served: Served) -> None:
+    get = served.client.get
+    assert get("/livez").json() == {"status": "alive"}
+    assert get("/readyz").json() == {"status": "ready", "version": "1"}
+    health = get("/health").json()
+    assert (health["status"], health["ready"], health["reason"]) == ("ok", True, None)
+    assert (health["model"]["version"], health["model"]["stage"]) == (1, "Production")
+    assert health["queue"] == {"depth": 0, "workers": 2, "room": 8}
+    assert health["monitor"]["lost"] == health["monitor"]["write_errors"] == 0
+    info = get("/model-info").json()
+    version = served.room.registry.get(1)
+    assert (info["run_id"], info["digest"], info["classes"]) == (version.run_id, version.digest, list(COLOURS))
+    assert info["metrics"] == {"accuracy": {"value": 1.0, "pictures": 300}}
+    assert info["baseline"] == {"pictures": 300, "accuracy": 1.0}
+    assert served.client.post("/admin/reload").json()["outcome"] == "unchanged"
+
+
+def test_figures_for_people_and_for_prometheus_are_the_same(served: Served) -> None:
+    def counted(text: str) -> dict[str, float]:
+        return {
+            sample.labels["status"]: sample.value
+            for metric in text_string_to_metric_families(text)
+            for sample in metric.samples
+            if sample.name == "serve_requests_total" and sample.labels["route"] == "/predict"
+        }
+
+    served.predict()
+    problem(served.predict(b"x"), 400, "undecodable-picture")
+    people = served.client.get("/metrics")
+    programs = served.client.get("/metrics", headers={"Accept": "text/plain;version=0.0.4"})
+    assert people.headers["Content-Type"] == "application/json"
+    assert programs.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    assert people.headers["Vary"] == programs.headers["Vary"] == "Accept"
+    figures = people.json()
+    assert counted(programs.text) == figures["requests"]["/predict"]
+    assert figures["requests"]["/predict"]["400"] >= 1
+    assert figures["model"]["version"] == 1
+    assert set(figures["monitor"]["windows"]) == {"short", "medium", "long"}
+    assert "serve_ready 1.0" in programs.text.splitlines()
+    for accept in ("text/plain;version=abc", "application/openmetrics-text;version=1.0.0,*/*;q=0.1"):
+        assert "serve_ready 1.0" in served.client.get("/metrics", headers={"Accept": accept}).text
+
+
+def test_drift_and_alerts(served: Served) -> None:
+    for window in ("short", "medium", "long"):
+        report = served.client.get("/drift", params={"window": window}).json()
+        assert report["model_version"] == "1"
+        assert report["drifted"] is None  # too few predictions to say
+    problem(served.client.get("/drift", params={"window": "tiny"}), 422, "invalid-parameter")
+    for query in ({}, {"level": "critical"}, {"since": "2020-01-01T00:00:00"}, {"since": 1.7e9}, {"since": 0}):
+        assert served.client.get("/alerts", params=query).json() == []
+    for query in ({"level": "mild"}, {"since": "yesterday"}, {"since": "nan"}, {"since": 1e300}):
+        problem(served.client.get("/alerts", params=query), 422, "invalid-parameter")
+    for query in ({"since": "0001-01-01T00:00:00+14:00"}, {"since": "9999-12-31T23:59:59-14:00"}, {"since": -1e11}):
+        assert served.client.get("/alerts", params=query).status_code in (200, 422)
+
+
+def test_the_description_is_served(served: Served) -> None:
+    paths = served.client.get("/openapi.json").json()["paths"]
+    assert set(paths) == {
+        "/predict", "/predict/batch", "/feedback", "/livez", "/readyz", "/health", "/metrics", "/drift", "/alerts",
+        "/model-info", "/admin/reload",
+    }  # fmt: skip
+    for path, methods in paths.items():  # whatever is described is there
+        for method in methods:
+            assert served.client.request(method, path).status_code not in (404, 405), path
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "words", "status", "slug"),
+    [
+        ("GET", "/nothing", {}, 404, "not-found"),
+        ("GET", "/predict/", {"follow_redirects": True}, 405, "method-not-allowed"),
+        ("GET", "/%2e%2e/%2e%2e/etc/passwd", {}, 404, "not-found"),
+        ("GET", "/pages/..%2f..%2fserve_model.py", {}, 404, "not-found"),
+        ("GET", "/" + "x" * 20_000, {}, 404, "not-found"),
+        ("GET", "/predict", {}, 405, "method-not-allowed"),
+        ("BREW", "/predict", {}, 405, "method-not-allowed"),
+        ("POST", "/health", {}, 405, "method-not-allowed"),
+        ("POST", "/predict", {"content": b""}, 400, "undecodable-picture"),
+        ("POST", "/predict", {"content": b"<html>"}, 400, "undecodable-picture"),
+        ("POST", "/predict", {"content": RED[:-30]}, 400, "undecodable-picture"),
+        ("POST", "/predict", {"content": b"%PDF-1.4"}, 415, "unsupported-picture"),
+        ("POST", "/predict", {"content": b"a", "headers": {"Content-Type": "text/csv"}}, 415, "unsupported-media-type"),
+        ("POST", "/predict", {"json": {"url": "http://127.0.0.1/"}}, 422, "invalid-parameter"),
+        ("POST", "/predict", {"json": {"image": "%%%"}}, 400, "undecodable-picture"),
+        ("POST", "/predict", {"files": {"picture": RED}}, 422, "invalid-parameter"),
+        ("POST", "/predict", {"content": b"a", "headers": {"Content-Type": "multipart/form-data"}}, 400,
+         "malformed-body"),
+        ("POST", "/predict", {"content": bytes(2**20 + 1)}, 413, "body-too-large"),
+        ("POST", "/predict", {"content": iter([bytes(2**19)] * 3)}, 413, "body-too-large"),
+        ("POST", "/predict", {"files": {"file": bytes(2**20)}}, 413, "body-too-large"),
+        ("POST", "/feedback", {"content": iter([bytes(2**19)] * 3)}, 413, "body-too-large"),
+        ("POST", "/feedback", {"content": bytes(2**20 + 1)}, 413, "body-too-large"),
+        ("POST", "/predict", {"content": encode(np.zeros((1001, 1000, 3), np.uint8))}, 413, "picture-too-large"),
+    ],
+)  # fmt: skip
+def test_each_error_is_a_problem_of_one_shape(
+    served: Served, method: str, path: str, words: dict[str, Any], status: int, slug: str
+) -> None:
+    problem(served.client.request(method, path, **words), status, slug)
+
+
+def test_a_wrong_method_tells_the_right_ones(served: Served) -> None:
+    assert served.client.get("/predict").headers["Allow"] == "POST"
+
+
+def test_a_request_keeps_its_id(served: Served) -> None:
+    for path in ("/livez", "/nothing", "/predict"):
+        answer = served.client.get(path, headers={"X-Request-ID": "trace-7"})
+        assert answer.headers["X-Request-ID"] == "trace-7"
+    assert re.fullmatch("[0-9a-f]{16}", served.client.get("/livez").headers["X-Request-ID"])
+
+
+class Gate:
+    """An engine that waits until it is opened, or fails."""
+
+    name = "gate"
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.open, self.error = threading.Event(), error
+
+    def infer(self, pictures: np.ndarray) -> np.ndarray:
+        if self.error:
+            raise self.error
+        assert self.open.wait(60)
+        return np.array([[0.0, 0.0, 1.0]], np.float32)
+
+
+@contextmanager
+def engine(served: Served, gate: Gate) -> Iterator[None]:
+    """The service with another engine for a while."""
+    live = served.app.state.service.live
+    model = live.model
+    live.model = replace(model, engine=gate)
+    try:
+        yield
+    finally:
+        gate.open.set()
+        live.model = model
+
+
+def test_a_failure_inside_is_a_problem_that_tells_nothing(served: Served) -> None:
+    with engine(served, Gate(RuntimeError("secret of /srv"))):
+        document = problem(served.predict(), 500, "internal-error")
+        assert "secret" not in json.dumps(document)
+        results = served.client.post("/predict/batch", files=[("files", RED)]).json()["results"]
+        assert results[0]["error"]["status"] == 500
+    assert served.predict().status_code == 200
+    assert served.desk.depth == 0
+
+
+def test_a_full_queue_refuses_at_once_and_everything_else_still_answers(served: Served) -> None:
+    gate = Gate()
+    with ThreadPoolExecutor(8) as clients, engine(served, gate):
+        waiting = [clients.submit(served.predict) for _ in range(8)]
+        wait_until(lambda: served.desk.room == 0)
+        for refused in (served.predict(), served.client.post("/predict/batch", files=[("files", RED)])):
+            document = problem(refused, 503, "full")
+            assert "2 pictures are being answered and 6 wait" in document["detail"]
+            assert 1 <= int(refused.headers["Retry-After"]) <= 30
+        assert served.client.get("/livez").status_code == served.client.get("/readyz").status_code == 200
+        assert served.client.get("/health").json()["queue"] == {"depth": 8, "workers": 2, "room": 0}
+        assert served.client.get("/metrics").json()["queue"]["room"] == 0
+        assert served.client.get("/metrics", headers={"Accept": "text/plain"}).status_code == 200
+        name = served.client.post("/feedback", json={"prediction_id": "x", "label": "red"})
+        problem(name, 404, "unknown-prediction")
+        gate.open.set()
+        assert [one.result(60).status_code for one in waiting] == [200] * 8
+    wait_until(lambda: served.desk.depth == 0)
+
+
+def test_a_batch_that_finds_too_little_room_takes_none(served: Served) -> None:
+    with served.desk.places(5):
+        problem(served.client.post("/predict/batch", files=[("files", RED)] * 4), 503, "full")
+        assert served.desk.depth == 5
+        assert served.client.post("/predict/batch", files=[("files", RED)] * 3).status_code == 200
+    assert served.desk.depth == 0
+
+
+def test_clients_that_leave_take_no_place_with_them(served: Served) -> None:
+    address = (served.client.base_url.host, served.client.base_url.port)
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(RED)
+    for number in range(200):
+        with socket.create_connection(address, timeout=60) as connection:
+            connection.sendall(head + (RED if number % 2 else RED[:100]))
+    wait_until(lambda: served.desk.depth == 0 and served.predict().status_code == 200)
+    assert served.client.get("/health").json()["queue"]["depth"] == 0
+    assert served.client.get("/metrics").json()["requests"]["/predict"].get("500", 0) <= 1  # the one of the test above
+
+
+def test_mutated_pictures_are_answered_or_refused_but_never_break(served: Served) -> None:
+    generator = np.random.default_rng(5)
+    pixels = load_picture(RED, 40).pixels
+    originals = [encode(pixels, name) for name in ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")]
+    statuses = []
+    for number in range(360):
+        data = bytearray(originals[number % len(originals)])
+        for _ in range(generator.integers(1, 6)):
+            place = int(generator.integers(len(data)) if generator.random() < 0.5 else generator.integers(60))
+            match generator.integers(3):
+                case 0:
+                    data[place : place + 1] = generator.bytes(1)
+                case 1:
+                    data[place : place + 4] = b"\xff" * 4
+                case _:
+                    del data[place : place + int(generator.integers(1, 30))]
+        statuses.append(served.client.post("/predict", content=bytes(data)).status_code)
+    assert set(statuses) <= {200, 400, 413, 415}
+    assert min(statuses.count(200), statuses.count(400)) > 20
+    assert served.predict().json()["predicted_class"] == "red"
+
+
+# Models that come and go
+
+
+def test_what_is_no_number_is_never_a_class(room: Room, tmp_path: Path) -> None:
+    room.promote("moody")
+    with serving(room, tmp_path) as served:
+        assert served.predict().json()["predicted_class"] == "red"
+        problem(served.predict(SPOILED), 500, "non-finite-output")
+        results = served.client.post("/predict/batch", files=[("files", SPOILED), ("files", RED)]).json()["results"]
+        assert [one.get("error", {}).get("type") for one in results] == ["/docs#problem-non-finite-output", None]
+        figures = served.client.get("/metrics").json()
+        assert figures["non_finite"] == {"1": 2}
+        assert figures["predictions"] == {"1": {"red": 2}}
+        assert figures["monitor"]["windows"]["short"]["non_finite"] == 2
+        for _ in range(100):
+            served.predict(SPOILED)
+        raised = wait_until(lambda: served.client.get("/alerts").json())
+        assert "non_finite" in json.dumps(raised)
+        assert served.client.get("/health").status_code == 200
+        assert served.client.get("/metrics", headers={"Accept": "text/plain"}).status_code == 200
+
+
+def test_an_altered_version_leaves_the_old_one_serving_until_it_is_mended(room: Room, tmp_path: Path) -> None:
+    room.promote("plain")
+    with serving(room, tmp_path) as served:
+        reload = lambda: served.client.post("/admin/reload").json()  # noqa: E731
+        version = room.promote("unsure")
+        path = room.program(version)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+        try:
+            assert reload()["outcome"] == "failed"
+            found = served.predict().json()
+            assert (found["model"]["version"], found["predicted_class"]) == (1, "red")
+            health = served.client.get("/health").json()
+            assert (health["status"], health["ready"]) == ("degraded", True)
+            assert health["registry"]["set_aside"]["version"] == 2
+            assert "altered" in health["registry"]["set_aside"]["reason"]
+            assert str(tmp_path.parent) not in json.dumps(health)
+            assert served.client.get("/readyz").json()["version"] == "1"
+        finally:
+            path.write_bytes(whole)
+        assert reload()["outcome"] == "loaded"
+        assert served.predict().json()["model"]["version"] == 2
+        assert served.client.get("/health").json()["status"] == "ok"
+        room.registry.rollback()
+        assert reload()["outcome"] == "loaded"
+        assert served.predict().json()["model"]["version"] == 1
+        assert served.client.get("/metrics").json()["model_changes"] == 3
+
+
+# Keys
+
+
+def test_keys_keep_predictions_and_administration_apart(room: Room, tmp_path: Path) -> None:
+    room.promote("plain")
+    with serving(room, tmp_path, predict_key="open", admin_key="sesame") as served:
+        post = served.client.post
+        guarded = dict.fromkeys(("/predict", "/predict/batch", "/feedback"), ("open", "sesame"))
+        guarded["/admin/reload"] = ("sesame", "open")
+        for path, (right, wrong) in guarded.items():
+            answer = post(path)
+            problem(answer, 401, "key-missing")
+            assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+            problem(post(path, headers={"X-API-Key": wrong}), 403, "key-wrong")
+            problem(post(path, headers={"Authorization": f"Bearer {wrong}"}), 403, "key-wrong")
+            for headers in ({"X-API-Key": right}, {"Authorization": f"Bearer {right}"}):
+                assert post(path, headers=headers).status_code not in (401, 403)
+        assert post("/predict", content=RED, headers={"X-API-Key": "open"}).json()["predicted_class"] == "red"
+        assert post("/admin/reload", headers={"Authorization": "Bearer sesame"}).json()["outcome"] == "unchanged"
+        for path in ("/livez", "/readyz", "/health", "/metrics", "/alerts", "/drift", "/model-info", "/openapi.json"):
+            assert served.client.get(path).status_code == 200
+
+
+def test_with_only_a_predict_key_administration_answers_nobody() -> None:
+    guarded = ServeSettings(predict_key="open").guarded()
+    assert guarded["/predict"] == "open"
+    assert len(guarded["/admin/reload"]) >= 32
+    assert guarded["/admin/reload"] != ServeSettings(predict_key="open").guarded()["/admin/reload"]
+    assert set(ServeSettings(admin_key="sesame").guarded()) == {"/admin/reload"}
+    assert ServeSettings().guarded() == {}
+
+
+# Settings
+
+
+def test_making_an_application_opens_nothing(tmp_path: Path) -> None:
+    threads = threading.active_count()
+    create_app(ServeSettings(tracking_uri="http://127.0.0.1:1", monitor_store="not/there.db"))
+    assert list(tmp_path.iterdir()) == []
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--port", "70000"], "--port must be at most 65535, got 70000"),
+        (["--prot", "1"], "unknown argument --prot; did you mean --port?"),
+        (["--stage", "Archived"], "--stage must be one of Production, Staging, got Archived"),
+        (["--max-body-mb", "inf"], "--max-body-mb must be a finite number, got inf"),
+        (["--poll-seconds", "0"], "--poll-seconds must be more than 0, got 0"),
+        (["--max-waiting", "1", "--threads", "1", "--max-batch", "3"], "--max-batch must be at most"),
+        (["--model-name", "a/b"], "a model name is letters, digits"),
+        (["--monitor-store", "no/such/folder/m.db"], "no/such/folder"),
+        (["--host", "192.0.2.1", "--port", "0"], r"cannot listen on 192\.0\.2\.1 port 0: "),
+        (["--predict-key", "secret"], "keys come from SERVE_PREDICT_KEY and SERVE_ADMIN_KEY"),
+        (["--admin-key=secret"], "keys come from SERVE_PREDICT_KEY and SERVE_ADMIN_KEY"),
+    ],
+)
+def test_bad_settings_are_one_sentence(monkeypatch: pytest.MonkeyPatch, words: list[str], message: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["serve_model.py", *words])
+    with pytest.raises(ToolkitError, match=message) as caught:
+        main()
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# The process
+
+
+class Process:
+    """``python serve_model.py`` in a folder of its own."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        self.errors = folder / "stderr"
+        with self.errors.open("wb") as errors:
+            self.popen = subprocess.Popen(
+                [sys.executable, str(ROOT / "serve_model.py"), "--port", "0", *words],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                cwd=folder,
+                text=True,
+            )
+        assert self.popen.stdout is not None
+        greeting = self.popen.stdout.readline()
+        found = re.search(r"http://\S+", greeting)
+        assert found, greeting + self.errors.read_text()
+        self.url = found[0]
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.errors.read_text().splitlines()]
+
+    def ask(self, method: str, path: str, **words: Any) -> httpx.Response:
+        return httpx.request(method, self.url + path, timeout=60, trust_env=False, **words)
+
+    def end(self) -> int:
+        self.popen.send_signal(signal.SIGTERM)
+        return self.popen.wait(60)
+
+
+@contextmanager
+def process(folder: Path, *words: str) -> Iterator[Process]:
+    started = Process(folder, *words)
+    try:
+        yield started
+    finally:
+        if started.popen.poll() is None:
+            started.popen.kill()
+            started.popen.wait(30)
+        started.popen.stdout.close()
+
+
+def refused(url: str) -> bool:
+    """Whether nothing listens there any more."""
+    try:
+        httpx.get(url + "/livez", timeout=60, trust_env=False)
+    except httpx.TransportError:
+        return True
+    return False
+
+
+def test_a_service_from_its_start_without_a_model_to_its_end(room: Room, tmp_path: Path) -> None:
+    words = ["--tracking-uri", room.uri, "--model-name", room.name, "--poll-seconds", "0.2", "--drain-seconds", "99"]
+    words += ["--finish-seconds", "60"]
+    with process(tmp_path, *words) as service:
+        ask = service.ask
+        assert ask("GET", "/livez").status_code == 200
+        wait_until(lambda: ask("GET", "/health").json()["registry"]["last_look"])
+        for answer in (ask("GET", "/readyz"), ask("POST", "/predict", content=RED), ask("GET", "/model-info")):
+            problem(answer, 503, "not-ready")
+            assert int(answer.headers["Retry-After"]) >= 1
+        health = ask("GET", "/health").json()
+        assert (health["status"], health["ready"], health["registry"]["reachable"]) == ("waiting", False, True)
+
+        room.promote("plain")
+        wait_until(lambda: ask("GET", "/readyz").status_code == 200)
+        sure = ask("POST", "/predict", content=RED).json()
+        assert (sure["model"]["version"], sure["predicted_class"]) == (1, "red")
+
+        answers: list[httpx.Response] = []
+        stop = threading.Event()
+
+        def client() -> None:
+            with httpx.Client(base_url=service.url, timeout=60, trust_env=False) as connection:
+                while not stop.is_set():
+                    answers.append(connection.post("/predict", content=RED))
+
+        def answered_by(version: int) -> bool:
+            return bool(answers) and answers[-1].json().get("model", {}).get("version") == version
+
+        with ThreadPoolExecutor(2) as clients:
+            working = [clients.submit(client) for _ in range(2)]
+            room.promote("unsure")
+            wait_until(lambda: answered_by(2))
+            room.registry.rollback()
+            wait_until(lambda: answered_by(1))
+            assert ask("GET", "/readyz").json()["version"] == "1"
+            stop.set()
+            for one in working:
+                one.result(60)
+        assert {answer.status_code for answer in answers} == {200}
+        found = [answer.json() for answer in answers]
+        by_version = {version: {one["confidence"] for one in found if one["model"]["version"] == version}
+                      for version in (1, 2)}  # fmt: skip
+        assert by_version[1] == {sure["confidence"]}
+        assert len(by_version[2]) == 1
+        assert max(by_version[2]) < 0.7 < sure["confidence"]
+        told = {"prediction_id": sure["prediction_id"], "label": "red"}
+        assert ask("POST", "/feedback", json=told).json() == {"recorded": 1}
+
+        slow = socket.create_connection((httpx.URL(service.url).host, httpx.URL(service.url).port), timeout=60)
+        head = f"POST /predict HTTP/1.1\r\nHost: a\r\nX-Request-ID: slow\r\nContent-Length: {len(BLUE)}\r\n\r\n"
+        slow.sendall(head.encode() + BLUE[:50])  # the rest comes when the service is about to end
+
+        service.popen.send_signal(signal.SIGTERM)
+        left = wait_until(lambda: (answer := ask("GET", "/readyz")).status_code == 503 and answer)
+        assert problem(left, 503, "not-ready")["detail"] == "the service is about to end"
+        assert ask("GET", "/health").json()["status"] == "leaving"
+        last = ask("POST", "/predict", content=GREEN).json()  # it goes on answering while it is told of
+        assert last["predicted_class"] == "green"
+        service.popen.send_signal(signal.SIGTERM)  # no more draining
+        wait_until(lambda: refused(service.url))
+        slow.sendall(BLUE[50:])
+        with slow, slow.makefile("rb") as answer:
+            head, _, body = answer.read().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        assert json.loads(body)["predicted_class"] == "blue"
+        assert service.popen.wait(60) == 0
+
+    made = 3 + len(found)
+    with ModelMonitor(tmp_path / "monitoring.db", model_version="1") as monitor:
+        first = monitor.calculate_metrics("long")
+        assert monitor.record_feedback(last["prediction_id"], "green")  # the very last one is there
+    with ModelMonitor(tmp_path / "monitoring.db", model_version="2") as monitor:
+        second = monitor.calculate_metrics("long")
+    assert first["n"] + second["n"] == made
+    assert second["n"] == sum(one["model"]["version"] == 2 for one in found)
+    assert (first["n_labels"], first["accuracy"]) == (1, 1.0)
+    lines = service.lines()  # each is JSON, so no traceback either
+    assert "Traceback" not in service.errors.read_text()
+    posts = [line for line in lines if line.get("path") == "/predict" and line["status"] == 200]
+    assert len(posts) == made
+    assert {line["version"] for line in posts} == {1, 2}
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        "monitoring.db", "monitoring.db-wal", "monitoring.db-shm", "stderr"
+    }  # fmt: skip
+
+
+def test_a_registry_that_is_away_leaves_a_service_that_lives_waits_and_ends_well(tmp_path: Path) -> None:
+    with process(tmp_path, "--tracking-uri", f"http://127.0.0.1:{free_port()}", "--drain-seconds", "0.1") as service:
+        wait_until(lambda: service.ask("GET", "/health").json()["registry"]["problem"])
+        health = service.ask("GET", "/health").json()
+        assert (health["status"], health["registry"]["reachable"]) == ("waiting", False)
+        problem(service.ask("GET", "/readyz"), 503, "not-ready")
+        assert service.end() == 0
+    assert "Traceback" not in service.errors.read_text()
+    assert list(tmp_path.glob("*.db")) == []  # nothing was predicted, so nothing is kept
+
+
+def test_a_port_in_use_is_one_line_and_status_2() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = run_script("serve_model.py", "--port", port)
+    line = error_line(result)
+    assert f"port {port}: " in line
+    assert "in use" in line
+    assert result.stderr.strip() == line
+    assert result.stdout == ""

@@ -1,0 +1,128 @@
+"""One shape for all errors, and nothing in it that a client should not see."""
+
+import json
+
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
+
+from toolkit.errors import DataError, ImageTooLarge, UndecodableImage, UnsupportedImage
+from toolkit.serving import problems
+from toolkit.serving.problems import KINDS, MEDIA_TYPE, Problem, handle, of_http, of_picture, without_places
+
+MEMBERS = {"type", "title", "status", "detail", "request_id"}
+
+
+def test_each_kind_has_a_name_of_its_own_and_a_status_of_errors():
+    assert len({kind.slug for kind in KINDS}) == len(KINDS) >= 18
+    assert len({kind.title for kind in KINDS}) == len(KINDS)
+    for kind in KINDS:
+        assert 400 <= kind.status < 500 or kind.status in (500, 503)
+        assert set(Problem(kind, "a detail").document("id")) == MEMBERS
+        assert kind.type == f"/docs#problem-{kind.slug}"
+
+
+@pytest.mark.parametrize(
+    ("status", "slug"),
+    [
+        (404, "not-found"),
+        (405, "method-not-allowed"),
+        (413, "body-too-large"),
+        (415, "unsupported-media-type"),
+        (400, "malformed-body"),
+        (500, "internal-error"),
+        (428, "precondition-required"),
+        (429, "too-many-requests"),
+    ],
+)
+def test_what_the_framework_raises_becomes_the_kind_of_its_status(status, slug):
+    found = of_http(HTTPException(status, "secret words", {"Allow": "GET"}))
+    assert (found.kind.status, found.kind.slug, found.headers) == (status, slug, {"Allow": "GET"})
+    assert "secret" not in json.dumps(found.document("id"))
+
+
+def test_a_problem_stays_what_it_is():
+    problem = Problem(problems.FULL, "full", {"Retry-After": "2"}, {"errors": []})
+    assert of_http(problem) is problem
+    assert problem.document("a1")["errors"] == []
+
+
+def test_each_error_of_a_picture_has_its_kind_and_other_errors_none():
+    for error, status in ((UndecodableImage("a"), 400), (UnsupportedImage("b"), 415), (ImageTooLarge("c"), 413)):
+        found = of_picture(error)
+        assert (found.status_code, found.detail) == (status, str(error))
+    with pytest.raises(DataError, match="not a picture"):
+        of_picture(DataError("not a picture"))
+
+
+INTEGER = "body.count: Input should be a valid integer, unable to parse string as an integer"
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    count: int
+
+
+@pytest.fixture
+def app():
+    app = FastAPI()
+
+    @app.post("/one")
+    def one(body: Body) -> int:
+        return body.count
+
+    for kind in (HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, handle)
+    return app
+
+
+@pytest.mark.parametrize(
+    ("body", "slug", "detail"),
+    [
+        (b'{"count": "s3cret"}', "invalid-parameter", INTEGER),
+        (b'{"count": 1, "s3cret": 2}', "invalid-parameter", "body: has a field or parameter that is not known here"),
+        (b"{}", "invalid-parameter", "body.count: Field required"),
+        (b'{"count": s3cret', "malformed-body", "the body is not valid JSON"),
+        (b"[" * 100_000, "malformed-body", "the body of the request cannot be read; GET /docs lists all addresses"),
+    ],
+)
+def test_what_breaks_a_rule_is_named_and_what_was_sent_is_not_repeated(app, ask, body, slug, detail):
+    found = ask(app, "POST", "/one", content=body, headers={"Content-Type": "application/json"})
+    document = found.json()
+    assert (document["type"], document["detail"]) == (f"/docs#problem-{slug}", detail)
+    assert found.headers["Content-Type"] == MEDIA_TYPE
+    assert found.status_code == document["status"]
+    assert set(document) - {"errors"} == MEMBERS
+    assert "s3cret" not in found.text
+
+
+def test_what_nobody_foresaw_says_nothing_about_itself():
+    request = Request({"type": "http", "headers": [], "state": {"request_id": "abc"}})
+    found = handle(request, RuntimeError("/home/me password=hunter2"))
+    document = json.loads(found.body)
+    assert (found.status_code, document["request_id"], document["title"]) == (500, "abc", "The service failed")
+    assert request.state.problem == "internal-error"
+    assert "hunter2" not in json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("nothing to hide: 3/4 of 5", "nothing to hide: 3/4 of 5"),
+        ("no file /srv/models/a/b.pt2", "no file .../b.pt2"),
+        ("no file 'C:\\models\\a.pt2' here", "no file '.../a.pt2' here"),
+        ("http://user:pw@host:5000/api/2.0 refused", "http://host:5000 refused"),
+        (
+            "at postgresql+psycopg://u:p@db.local:5432/x?password=q; again",
+            "at postgresql+psycopg://db.local:5432; again",
+        ),
+        ("sqlite:////srv/x/mlflow.db is locked", "sqlite://... is locked"),
+        ("file:///srv/x/y is gone", "file://... is gone"),
+        ("s3://bucket/key/model is gone", "s3://bucket is gone"),
+        ("https://[::1]:5000/x/y", "https://[::1]:5000"),
+    ],
+)
+def test_reasons_lose_passwords_and_folders(text, shown):
+    assert without_places(text) == shown

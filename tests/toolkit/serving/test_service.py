@@ -1,0 +1,285 @@
+"""One running service: real threads, a real monitor, and a registry that a test rules."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from monitoring import ModelMonitor, new_prediction_id
+from support import COLOURS, colour_picture, encode
+from toolkit.errors import BundleError, NotRegistered, StoreError, TrackingError
+from toolkit.images import Limits, load_picture
+from toolkit.serving.figures import Figures
+from toolkit.serving.problems import (
+    INTERNAL,
+    INVALID,
+    NON_FINITE,
+    NOT_READY,
+    PICTURE_TOO_LARGE,
+    UNDECODABLE,
+    Problem,
+)
+from toolkit.serving.service import Service
+
+
+class Broken:
+    """A monitor whose store is gone."""
+
+    def fail(self, *_words, **_more):
+        raise StoreError("the disk is full")
+
+    serve = log_prediction = calculate_metrics = fail
+
+    def stats(self):
+        return {"queued": 0, "lost": 3}
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def monitor():
+    return ModelMonitor("m.db")
+
+
+@pytest.fixture
+def open_service(shelf, monitor):
+    opened = []
+
+    def make(monitor=monitor, **more):
+        words = {"poll_seconds": 1000, "workers": 2, "waiting": 8, "limits": Limits(max_pixels=10_000), "top_k": 2}
+        opened.append(Service(shelf, monitor, new_prediction_id, Figures(), **words | more))
+        opened[-1].live.look()
+        return opened[-1]
+
+    yield make
+    for service in opened:
+        service.desk.close()
+        service._monitor.close()
+    monitor.close()
+
+
+@pytest.fixture
+def service(open_service):
+    return open_service()
+
+
+def read(data):
+    return lambda: data
+
+
+def predict(service, data, top_k=None):
+    return asyncio.run(service.predict(read(data), top_k))
+
+
+def problem(work):
+    with pytest.raises(Problem) as caught:
+        work()
+    return caught.value
+
+
+def test_an_answer_names_class_version_and_as_many_classes_as_wished(service, shelf):
+    data = colour_picture("green", 5)
+    wanted = shelf.bundles[1].predict(load_picture(data, 16).pixels[None])[0]
+    answer = predict(service, data, top_k=3)
+    assert {one.label: one.probability for one in answer.top_k} == dict(zip(COLOURS, map(float, wanted), strict=True))
+    assert [one.probability for one in answer.top_k] == sorted(map(float, wanted), reverse=True)
+    assert (answer.predicted_class, answer.confidence) == ("green", float(wanted.max()))
+    assert answer.model.model_dump() == {"name": "colours", "version": 1, "stage": "Production"}
+    assert len(predict(service, data).top_k) == 2
+    assert len(predict(service, data, top_k=1).top_k) == 1
+
+
+def test_by_default_no_more_classes_are_listed_than_there_are(open_service):
+    assert len(predict(open_service(top_k=50), colour_picture("red")).top_k) == 3
+
+
+@pytest.mark.parametrize("top_k", [4, 10**30])
+def test_more_classes_than_there_are_is_refused_before_the_body_is_read(service, top_k):
+    found = problem(lambda: service.admit(top_k))
+    assert (found.kind, found.detail) == (INVALID, "query.top_k: must be at most 3, the number of classes")
+    service.admit(3)
+    service.admit(None)
+
+
+def test_the_monitor_is_told_of_each_answer(service, monitor):
+    data = [colour_picture(COLOURS[seed % 3], seed) for seed in range(30)]
+    answers = [predict(service, one) for one in data]
+    assert monitor.record_feedback(answers[0].prediction_id, "red") is True
+    figures = monitor.calculate_metrics("long")
+    assert (figures["n"], figures["n_labels"], figures["accuracy"]) == (30, 1, 0.0)
+    assert figures["class_shares"] == dict.fromkeys(COLOURS, 1 / 3)
+    assert figures["model_version"] == "1"
+    assert figures["mean_confidence"] == pytest.approx(np.mean([answer.confidence for answer in answers]), abs=2e-3)
+    assert len({answer.prediction_id for answer in answers}) == 30
+    assert figures["reference_n"] == 30  # the bundle's baseline came with it
+
+
+def test_predictions_are_unharmed_by_a_monitor_that_fails(open_service):
+    service = open_service(Broken())
+    answer = predict(service, colour_picture("blue"))
+    assert answer.predicted_class == "blue"
+    assert service.figures.summary()["monitor_errors"] == 1
+    assert service.health(leaving=False)["monitor"]["lost"] == 3
+    service.figures.collect(service.families)
+    text = service.figures.prometheus("")[0].decode()
+    assert 'serve_monitor_items{state="lost"} 3.0' in text
+    assert "serve_window" not in text
+
+
+def test_what_is_no_number_is_never_a_class(open_service, shelf, make_bundle, monitor):
+    class Moody(type(shelf.bundles[1].program)):
+        def forward(self, pictures):
+            return super().forward(pictures) / (pictures.amax() != 250)  # 0 / 0 or x / 0 for a certain picture
+
+    service = open_service()
+    shelf.bundles[1].program.__class__ = Moody
+    white = np.full((16, 16, 3), 250, np.uint8)
+    found = problem(lambda: predict(service, encode(white)))
+    assert found.kind is NON_FINITE
+    assert predict(service, colour_picture("red")).predicted_class == "red"
+    summary = service.figures.summary()
+    assert summary["non_finite"] == {"1": 1}
+    assert summary["predictions"] == {"1": {"red": 1}}
+    figures = monitor.calculate_metrics("short")
+    assert (figures["n"], figures["non_finite"]) == (2, 1)
+
+
+def test_pictures_of_a_batch_fail_alone(service, monkeypatch):
+    def explode():
+        raise RuntimeError("secret")
+
+    reads = [read(colour_picture("red")), read(b"junk"), explode, read(colour_picture("red", size=101))]
+
+    async def all_of_them():
+        jobs = [service.predict_one_of_many(index, one, 1, "abc") for index, one in enumerate(reads)]
+        return await asyncio.gather(*jobs)
+
+    good, junk, broken, large = asyncio.run(all_of_them())
+    assert good.error is None
+    assert good.prediction.predicted_class == "red"
+    assert [one.index for one in (good, junk, broken, large)] == [0, 1, 2, 3]
+    for item, kind in ((junk, UNDECODABLE), (broken, INTERNAL), (large, PICTURE_TOO_LARGE)):
+        assert item.prediction is None
+        assert (item.error.type, item.error.request_id) == (kind.type, "abc")
+    assert "secret" not in broken.error.detail
+    assert service.figures.summary()["refusals"] == {
+        "undecodable-picture": 1, "internal-error": 1, "picture-too-large": 1
+    }  # fmt: skip
+
+
+def test_health_is_what_an_operator_should_believe(open_service, shelf):
+    shelf.wanted = NotRegistered("nothing is in Production")
+    service = open_service(poll_seconds=7.2)
+    health = service.health(leaving=False)
+    assert (health["status"], health["ready"], health["reason"]) == ("waiting", False, "nothing is in Production")
+    assert health["model"] is None
+    found = problem(service.model)
+    assert (found.kind, found.headers) == (NOT_READY, {"Retry-After": "8"})
+    assert problem(lambda: service.admit(1)).kind is NOT_READY
+
+    def status():
+        service.live.look()
+        found = service.health(leaving=False)
+        assert found["ready"] is True
+        assert found["reason"] is None
+        return found["status"]
+
+    shelf.put(1)
+    assert status() == "ok"
+    shelf.wanted = TrackingError("no answer")
+    assert status() == "degraded"
+    shelf.wanted = NotRegistered("nothing is in Production")  # what still answers is not what the registry says
+    assert status() == "degraded"
+    shelf.put(1)
+    assert status() == "ok"
+    shelf.bundles[2] = BundleError("altered")
+    shelf.put(2)
+    assert status() == "degraded"
+    assert service.health(leaving=False)["registry"]["set_aside"]["version"] == 2
+    assert service.health(leaving=False)["model"]["version"] == 1
+    health = service.health(leaving=True)
+    assert (health["status"], health["ready"]) == ("leaving", False)
+
+
+def test_a_change_of_model_under_load_loses_no_answer_and_each_names_its_maker(service, shelf, monitor):
+    data = colour_picture("red", 3)
+    pixels = load_picture(data, 16).pixels[None]
+    confidences = {version: float(shelf.bundles[version].predict(pixels).max()) for version in (1, 2)}
+    assert confidences[1] > confidences[2] + 0.1
+
+    async def clients():
+        answers, over = [], False
+
+        async def client():
+            while not over:
+                answers.append(await service.predict(read(data), 1))
+
+        async def changes():
+            nonlocal over
+            for version in (2, 1) * 5:
+                shelf.put(version)
+                assert await asyncio.to_thread(service.live.look) == "loaded"
+                before = len(answers)
+                while len(answers) < before + 20:  # more than can have been on their way
+                    await asyncio.sleep(0)
+            over = True
+
+        await asyncio.gather(*(client() for _ in range(4)), changes())
+        return answers
+
+    answers = asyncio.run(clients())
+    assert {answer.model.version for answer in answers} == {1, 2}
+    for answer in answers:
+        assert answer.confidence == pytest.approx(confidences[answer.model.version], abs=1e-6)
+    service.live.look()
+    assert service.figures.summary()["monitor_errors"] == 0
+    assert monitor.flush(30)
+    assert monitor.stats()["written"] == len(answers)
+
+
+def test_a_change_of_classes_mixes_nothing(open_service, shelf, make_bundle, monitor):
+    service = open_service()
+    predict(service, colour_picture("red"))
+    shelf.bundles[2] = make_bundle(digest="v2", classes=("azure", "lime", "rose"))
+    shelf.put(2)
+    assert service.live.look() == "loaded"
+    assert predict(service, colour_picture("red")).predicted_class == "rose"
+    figures = monitor.calculate_metrics("short")
+    assert (figures["n"], figures["class_shares"]) == (1, {"azure": 0.0, "lime": 0.0, "rose": 1.0})
+
+
+def test_prometheus_sees_model_queue_and_windows(service):
+    service.figures.collect(service.families)
+    predict(service, colour_picture("red"))
+    with service.desk.places(4):
+        text = service.figures.prometheus("text/plain")[0].decode()
+        assert service.queue() == {"depth": 4, "workers": 2, "room": 6}
+    for line in (
+        'serve_model_info{digest="v1",name="colours",stage="Production",version="1"} 1.0',
+        "serve_ready 1.0",
+        "serve_queue_depth 4.0",
+        'serve_window_n{window="short"} 1.0',
+        'serve_predictions_total{predicted_class="red",version="1"} 1.0',
+        "serve_model_changes_total 1.0",
+    ):
+        assert line in text.splitlines()
+    assert "serve_window_accuracy{" not in text  # unknown without labels, so not shown
+
+
+def test_closing_stores_what_was_answered(shelf):
+    monitor = ModelMonitor("closing.db")
+    service = Service(
+        shelf, monitor, new_prediction_id, Figures(), poll_seconds=0.01, workers=1, waiting=8, limits=Limits(), top_k=1
+    )
+    threads = threading.active_count()
+    service.start()
+    service.live.look()
+    ids = [predict(service, colour_picture("red")).prediction_id for _ in range(5)]
+    service.close()
+    assert threading.active_count() <= threads
+    with ModelMonitor("closing.db") as reader:
+        assert reader.calculate_metrics("long")["n"] == 5
+        for name in ids:
+            assert reader.record_feedback(name, "red")
