@@ -308,10 +308,12 @@ def alerts(
     level: Annotated[
         Literal["warning", "critical", "immediate"] | None, Query(description="this level or worse")
     ] = None,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="how many at most")] = 100,
 ) -> list[dict[str, Any]]:
     """Alerts of all versions, newest first; those that no longer stand have a `cleared_at`."""
     start = since.replace(tzinfo=since.tzinfo or UTC) if since else None
-    return _ask_monitor(lambda: request.app.state.monitor.alerts(start, level))
+    found: list[dict[str, Any]] = _ask_monitor(lambda: request.app.state.monitor.alerts(start, level))
+    return found[:limit]
 
 
 @routes.get("/model-info", responses=refusals(problems.NOT_READY), tags=["state"])

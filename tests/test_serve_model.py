@@ -549,6 +549,7 @@ def test_what_is_no_number_is_never_a_class(room: Room, tmp_path: Path) -> None:
         for _ in range(100):
             served.predict(SPOILED)
         raised = wait_until(lambda: served.client.get("/alerts").json())
+        assert served.client.get("/alerts", params={"limit": 1}).json() == raised[:1]
         assert "non_finite" in json.dumps(raised)
         assert served.client.get("/health").status_code == 200
         assert served.client.get("/metrics", headers={"Accept": "text/plain"}).status_code == 200
@@ -568,6 +569,7 @@ def test_an_altered_version_leaves_the_old_one_serving_until_it_is_mended(room: 
             assert (found["model"]["version"], found["predicted_class"]) == (1, "red")
             health = served.client.get("/health").json()
             assert (health["status"], health["ready"]) == ("degraded", True)
+            assert health["reason"].startswith("version 2 cannot be loaded: ")
             assert health["registry"]["set_aside"]["version"] == 2
             assert "altered" in health["registry"]["set_aside"]["reason"]
             assert str(tmp_path.parent) not in json.dumps(health)

@@ -200,7 +200,7 @@ class Service:
         return {
             "status": "leaving" if leaving else "waiting" if model is None else "degraded" if troubled else "ok",
             "ready": model is not None and not leaving,
-            "reason": self.live.reason() if model is None else None,
+            "reason": self.live.reason() if model is None or troubled else None,
             "model": named(model),
             "registry": registry,
             "queue": self.queue(),

@@ -7,7 +7,7 @@ import {
 
 const PAUSE = 4000; // ms between two rounds of questions
 const PICTURE_SECONDS = 60; // longest wait for a prediction: a large upload takes its time
-const MOST_ALERTS = 50; // shown; GET /alerts has them all
+const MOST_ALERTS = 50; // shown; GET /alerts has more
 const MOST_CLASSES = 12; // shown, the most frequent first
 const HISTORY = 60; // rounds that the small curve remembers
 const HOLDS = { short: "last 1,000", medium: "last 10,000", long: "all" };
@@ -68,7 +68,7 @@ async function round() {
 
 let answeredAt;
 
-function showState({ status, reason, model, registry }) {
+function showState({ status, reason, model }) {
   answeredAt = Date.now() / 1000;
   const name = model?.name ?? "Image classifier";
   byId("main").classList.remove("stale");
@@ -76,17 +76,14 @@ function showState({ status, reason, model, registry }) {
   byId("release").textContent = model ? `version ${model.version} · ${model.stage}` : "no model yet";
   byId("updated").replaceChildren("updated ", moment(answeredAt));
   setBadge(STATES[status] ?? "critical", status);
-  setBanner(status === "ok" ? "info" : "warning", why(status, reason, model, registry));
+  setBanner(status === "ok" ? "info" : "warning", why(status, reason, model));
   document.title = `${status} · ${name}`;
 }
 
-function why(status, reason, model, { reachable, problem, set_aside: aside }) {
+function why(status, reason, model) {
   if (status === "leaving") return "The service is about to end.";
-  if (!model) return `No model answers yet: ${reason}.`;
-  const serves = `version ${model.version} serves on`;
-  if (aside) return `Version ${aside.version} cannot be loaded: ${aside.reason}; ${serves}.`;
-  if (problem || !reachable) return `The registry is of no help: ${problem ?? "it does not answer"}; ${serves}.`;
-  return "";
+  if (!reason) return "";
+  return model ? `Version ${model.version} serves on, but: ${reason}.` : `No model answers yet: ${reason}.`;
 }
 
 function showSilence(error) {
