@@ -13,6 +13,7 @@ In MLflow the study is one run, its trials are nested runs, their folds are nest
 cores a trial of the full space takes from minutes to an hour; Ctrl-C keeps every finished trial.
 """
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -100,8 +101,10 @@ def tune(settings: TuneSettings) -> StudyOutcome:
         run.params(settings.model_dump(mode="json"))
         run.json("search_space.json", {name: str(dimension) for name, dimension in space.items()})
         log_skipped(run, first)
-        cross_validation = search(study, run, data_at, settings, device)
-        _log_study(run, study)
+        try:
+            cross_validation = search(study, run, data_at, settings, device)
+        finally:  # also when it is interrupted
+            _log_study(run, study)
         best = study.best
         if best is None or cross_validation is None:
             raise TrainingError(f"all {len(study.trials)} trials failed; the first: {study.trials[0].reason}")
@@ -122,7 +125,7 @@ def search(
     with progress:
         while len(study.trials) < settings.evaluations:
             if study.trials and deadline is not None and time.monotonic() > deadline:
-                say(f"the time is up after {len(study.trials)} trials")
+                say(f"the time is up after {len(study.trials)} of {settings.evaluations} trials")
                 break
             number, point = study.ask()
             trial, folds = run_trial(number, point, run, data_at, settings, device)
@@ -225,7 +228,7 @@ def report(outcome: StudyOutcome, settings: TuneSettings) -> str:
         f"trained on everything for {len(model.fitted.history)} epochs: held-out accuracy"
         f" {model.evaluation.accuracy:.4f} ({model.evaluation.pictures} pictures)\n"
         f"MLflow run: {model.run.url or model.run.id}\n\n"
-        f"next: python model_registry.py register --experiment-name {settings.experiment_name}"
+        f"next: python model_registry.py register --experiment-name {shlex.quote(settings.experiment_name)}"
         " --metric mean_cv_accuracy"
     )
 

@@ -351,7 +351,7 @@ class ModelRegistry:
         with fetched(self._client, location) as folder:
             card, baseline = verify_bundle(folder, digest)
         value, page = run.data.metrics[metric], _page_of(self._client, run)
-        choice = f"best {metric} of {experiment}, {value:.4g}"
+        choice = f"the best {metric} in {experiment}, {value:.4g}"
         registration = Transition(0, self._clock(), "", "None", whoami(), f"{choice}: run {run.info.run_id}")
         measured = {name: item.value for name, item in card.metrics.items() if is_finite(item.value)}
         with suppress(MlflowException):  # it exists already, or else the next call says what is wrong

@@ -11,6 +11,7 @@ mlflow.db in this folder; `mlflow server` shows them. The best epoch's weights a
 checkpoints/. Every flag can be given as a variable, such as TRAIN_EPOCHS=20.
 """
 
+import shlex
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from toolkit.baseline import LARGEST_SAMPLE, Baseline
 from toolkit.bundle import DIGEST_TAG, Card, Measured, Program, library_versions, save_bundle
+from toolkit.errors import DataError
 from toolkit.images import STATISTICS
 from toolkit.settings import ScriptSettings, environment, parse, run_script
 from toolkit.terminal import bar, on_terminal, say
@@ -313,10 +315,8 @@ def log_skipped(run: Run, data: Data) -> None:
     if not skipped:
         return
     run.json("skipped_files.json", [{"path": item.path, "reason": item.reason} for item in skipped])
-    say(
-        f"{len(skipped)} files were skipped, named in the run's skipped_files.json; the first: {skipped[0].path}:"
-        f" {skipped[0].reason}"
-    )
+    count = f"{len(skipped)} files were" if len(skipped) > 1 else "1 file was"
+    say(f"{count} skipped, see the run's skipped_files.json; the first: {skipped[0].path}: {skipped[0].reason}")
 
 
 def log_folds(run: Run, recipe: Recipe, data: Data, seed: int, *, aloud: bool = True) -> Callable[[int, Fitted], None]:
@@ -403,6 +403,8 @@ def _validation_split(data: Data, settings: TrainSettings) -> tuple[Part, Part]:
         return data.part(data.split.development), data.part(data.split.validation)
     indices = data.split.development
     training, validation = stratified(data.pictures.labels[indices], settings.validation, settings.seed)
+    if not len(validation):
+        raise DataError("no class has a second picture to validate on; add pictures or make a val/ folder")
     return data.part(indices[training]), data.part(indices[validation])
 
 
@@ -513,7 +515,8 @@ def report(outcome: Outcome, settings: TrainSettings) -> str:
     if settings.folds:
         rows.insert(1, ("spread over the folds", f"{metrics['std_cv_accuracy']:.4f}"))
     table = "\n".join(f"  {name:<22} {value}" for name, value in rows)
-    register = f"python model_registry.py register --experiment-name {settings.experiment_name} --metric {judged}"
+    experiment = shlex.quote(settings.experiment_name)
+    register = f"python model_registry.py register --experiment-name {experiment} --metric {judged}"
     return f"\n{table}\n\nnext: {register}"
 
 

@@ -99,20 +99,21 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
     variables = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
     path = os.pathsep.join([str(folder / ".venv/bin"), sysconfig.get_path("scripts"), variables["PATH"]])
     enter = loopback_only()
-    process = subprocess.Popen(
-        [*enter, "bash", "-c", text],
-        cwd=folder,
-        env={**variables, **SHORT, "PATH": path, "SERVE_PORT": port[1]},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        lines = list(process.stdout or ())  # until bash is gone and every server has let go of it
-        return Walk(process.wait(), "".join(lines), folder, bool(enter))
-    finally:
-        end(process.pid)
+    with (folder / "walk.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*enter, "bash", "-c", text],
+            cwd=folder,
+            env={**variables, **SHORT, "PATH": path, "SERVE_PORT": port[1], "PS4": "+ ${SECONDS} s: "},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(540)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)  # the servers
+    return Walk(status, (folder / "walk.log").read_text(), folder, bool(enter))
 
 
 def borrow_environment(venv: Path) -> None:
@@ -130,11 +131,6 @@ def draw_photos(folder: Path) -> None:
         for index in range(40):
             (folder / "photos" / name / f"{index}.png").write_bytes(encode(colour_pixels(colour, 24, generator)))
     (folder / "cat.jpg").write_bytes(encode(colour_pixels("red", 64, generator), "JPEG"))
-
-
-def end(group: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGTERM)
 
 
 @pytest.mark.timeout(560)

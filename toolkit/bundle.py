@@ -124,8 +124,9 @@ class Bundle:
         -------
         float32 (N, K), rows that add up to 1.
         """
+        own = np.require(pictures, requirements=("C", "W"))  # torch warns of arrays that may not be written to
         with torch.inference_mode():
-            answer: NDArray[np.float32] = self.program(torch.from_numpy(np.ascontiguousarray(pictures))).numpy()
+            answer: NDArray[np.float32] = self.program(torch.from_numpy(own)).numpy()
         return answer
 
 
@@ -198,15 +199,27 @@ def verify_bundle(folder: Path, digest: str | None) -> tuple[Card, Baseline]:
         raise BundleError("no digest was recorded for the bundle, so nothing tells whether it is whole")
     if (found := digest_of(folder)) != digest:
         raise BundleError(f"the bundle was altered: its digest is {found[:12]}..., recorded was {digest[:12]}...")
+    _require_own_program(folder)
     try:
         card = Card.model_validate_json((folder / CARD).read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
-        raise BundleError(f"the card is wrong at {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        place = " at " + ".".join(map(str, first["loc"])) if first["loc"] else ""
+        raise BundleError(f"the card is wrong{place}: {first['msg']}") from None
     baseline = Baseline.from_bytes((folder / BASELINE).read_bytes())
     if baseline.classes != card.classes:
         raise BundleError("card and baseline name different classes")
     return card, baseline
+
+
+def _require_own_program(folder: Path) -> None:
+    """MLflow's description may name a folder of code under any name, or another program."""
+    try:
+        flavour = mlflow.models.Model.load(str(folder / "MLmodel")).flavors["pytorch"]
+    except Exception as error:  # noqa: BLE001  yaml and MLflow each raise kinds of their own
+        raise BundleError(f"the bundle's MLmodel cannot be read: {one_line(error)}") from None
+    if flavour.get("code") or flavour.get("model_data") != Path(PROGRAM).parent.name:
+        raise BundleError(f"the bundle's MLmodel asks for code, or for another program than {PROGRAM}")
 
 
 def load_bundle(folder: Path, digest: str | None) -> Bundle:

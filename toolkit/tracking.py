@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DEFAULT_URI = "sqlite:///mlflow.db"
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # those that MLflow knows
 MOST_METRICS_A_BATCH, MOST_PARAMS_A_BATCH = 1000, 100  # limits of MLflow's log-batch request
 LONGEST_PARAM = 6000  # characters, limit of MLflow
 
@@ -63,11 +64,10 @@ def connect(uri: str | None = None) -> MlflowClient:
         The store does not answer within about ten seconds, or refuses.
     """
     uri = _absolute(uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
-    for name in ("mlflow.store.db.utils", "alembic"):  # a first start prints two dozen migration lines
+    for name in ("mlflow.store", "alembic"):  # a first start prints two dozen migration lines
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        if uri.startswith(("http://", "https://")):
-            _knock(uri)
+        _knock(uri)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
     except Exception as error:  # noqa: BLE001  requests, SQLAlchemy and MLflow each raise kinds of their own
@@ -85,10 +85,22 @@ def _absolute(uri: str) -> str:
 
 
 def _knock(uri: str) -> None:
-    """Find out within seconds whether anybody listens; MLflow itself would retry for longer."""
-    import requests  # brought by MLflow; a database store never needs it
+    """Find out within seconds whether anybody answers; MLflow itself would retry for minutes."""
+    if uri.startswith(("http://", "https://")):
+        import requests  # brought by MLflow; a database store never needs it
 
-    requests.get(uri.rstrip("/") + "/health", timeout=5)
+        requests.get(uri.rstrip("/") + "/health", timeout=5)
+    elif uri.startswith(DATABASES):
+        import sqlalchemy  # brought by MLflow; a server needs none
+
+        address = sqlalchemy.make_url(uri)
+        if address.database and address.get_backend_name() == "sqlite":
+            Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sqlalchemy.create_engine(address)
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
 
 
 def _reason(error: Exception) -> str:
@@ -110,7 +122,7 @@ def explained(action: str) -> Iterator[None]:
     """Turn whatever MLflow raises while doing ``action`` into one sentence."""
     try:
         yield
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:  # files fail with OSError, requests' own errors included
         raise TrackingError(f"cannot {action}: {_reason(error)}") from None
 
 
@@ -127,9 +139,12 @@ def open_experiment(client: MlflowClient, name: str) -> str:
     """The id of an experiment, created when missing, that this client can write artifacts to."""
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        with suppress(MlflowException):  # another process may create it at the same moment
+        try:
             return str(client.create_experiment(name))
-        return find_experiment(client, name)
+        except MlflowException:
+            if client.get_experiment_by_name(name) is None:
+                raise
+            return find_experiment(client, name)  # another process created it at the same moment
     if experiment.lifecycle_stage != "active":
         raise TrackingError(f"experiment {name!r} was deleted; restore it or choose another with --experiment-name")
     if experiment.artifact_location.startswith("mlflow-artifacts:") and not client.tracking_uri.startswith("http"):
@@ -237,9 +252,10 @@ class Run:
     def figure(self, name: str, figure: "Figure") -> None:
         """Log a picture."""
         with explained(f"log {name}"), tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / Path(name).name
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=120, bbox_inches="tight")
-            self.client.log_artifact(self.id, str(path), str(Path(name).parent).replace(".", "") or None)
+            self.client.log_artifacts(self.id, folder)
 
     def model(self, folder: Path, model_id: str, tags: Mapping[str, str]) -> None:
         """Upload a saved bundle as the run's logged model; it is marked ready only when complete."""

@@ -8,6 +8,7 @@ also when the folder grows.
 
 import hashlib
 import io
+import math
 import os
 import re
 from collections import Counter
@@ -290,31 +291,26 @@ def _bmp(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _folder(folder: Path) -> Catalogue:
-    above = _parts_of(folder)
-    found: list[tuple[Path, str, str]] = []  # file, class, part
-    skipped: list[Skipped] = []
+    listed: list[tuple[Path, str, str]] = []  # file, class, part
     # Held-out pictures come first, so that of two equal pictures the held-out one is kept.
-    for part in sorted(above, key=["test", "val", "train", ""].index):
-        for class_folder in _sub_folders(above[part]):
-            for path in _files(class_folder):
-                if path.suffix.lower() in SUFFIXES:
-                    found.append((path, class_folder.name, part))
-                else:
-                    skipped.append(Skipped(str(path), f"its ending is none of {', '.join(sorted(SUFFIXES))}"))
+    for part, above in sorted(_parts_of(folder), key=lambda item: ("test", "val", "train", "").index(item[0])):
+        for class_folder in _sub_folders(above):
+            listed += [(path, class_folder.name, part) for path in _files(class_folder)]
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        answers = list(pool.map(_hash, [path for path, _, _ in listed]))
+    skipped = [answer for answer in answers if isinstance(answer, Skipped)]
+    found = [entry for entry, answer in zip(listed, answers, strict=True) if isinstance(answer, str)]
     if not found:
         raise DataError(f"the folder {folder} holds no pictures; it needs one sub-folder of pictures a class")
-    classes = tuple(sorted({name for _, name, _ in found}, key=_natural))
+    classes = tuple(sorted(sorted({name for _, name, _ in found}), key=_natural))
     if len(classes) < 2:
         raise DataError(f"the folder {folder} holds only the class {classes[0]!r}; at least two are needed")
-    paths = [path for path, _, _ in found]
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        hashes = list(pool.map(_hash, paths))
     catalogue = Catalogue(
         name=_name(folder.resolve()),
         classes=classes,
-        sources=paths,
+        sources=[path for path, _, _ in found],
         labels=np.array([classes.index(name) for _, name, _ in found], np.int64),
-        hashes=np.array(hashes),
+        hashes=np.array([answer for answer in answers if isinstance(answer, str)]),
         parts=np.array([part for _, _, part in found]),
         skipped=tuple(skipped),
     )
@@ -328,14 +324,21 @@ def _name(folder: Path) -> str:
     return f"{folder.parent.name}/{folder.name}" if folder.name.lower() in PARTS else folder.name
 
 
-def _parts_of(folder: Path) -> dict[str, Path]:
-    """The folders that hold the classes, by part; the folder itself when it has no train/ in it."""
-    names = {path.name.lower(): path for path in _sub_folders(folder)}
-    if not names:
+def _parts_of(folder: Path) -> list[tuple[str, Path]]:
+    """The folders that hold the classes, with their parts; the folder itself when it has no train/ in it."""
+    inner = _sub_folders(folder)
+    if not inner:
         raise DataError(f"the folder {folder} holds no sub-folders; it needs one sub-folder of pictures a class")
-    if "train" not in names or not set(names) <= set(PARTS):
-        return {"": folder}
-    return {PARTS[name]: path for name, path in names.items()}
+    training = [path for path in inner if path.name.lower() == "train"]
+    strangers = [path.name for path in inner if path.name.lower() not in PARTS]
+    if not training or (strangers and not any(_sub_folders(path) for path in training)):
+        return [("", folder)]
+    if strangers:
+        raise DataError(
+            f"the folder {folder} holds {strangers[0]!r} beside {training[0].name!r}, so what is a class is unclear;"
+            " leave only train/, val/ and test/ in it"
+        )
+    return [(PARTS[path.name.lower()], path) for path in inner]
 
 
 def _sub_folders(folder: Path) -> list[Path]:
@@ -343,17 +346,23 @@ def _sub_folders(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    """All files below a folder, without hidden ones and those in hidden folders."""
+    paths = (path for path in folder.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists()))
+    return sorted(path for path in paths if not any(name.startswith(".") for name in path.relative_to(folder).parts))
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts ``10`` after ``9``."""
-    return [(int(run), "") if run.isdigit() else (-1, run) for run in re.findall(r"\d+|\D+", name)]
+def _natural(name: str) -> list[tuple[float, str]]:
+    """Sort key that puts ``10`` after ``9``, and numbers before words."""
+    return [(int(run), "") if run.isdecimal() else (math.inf, run) for run in re.findall(r"\d+|\D+", name)]
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _hash(path: Path) -> str | Skipped:
+    if path.suffix.lower() not in SUFFIXES:
+        return Skipped(str(path), f"its ending is none of {', '.join(sorted(SUFFIXES))}")
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        return Skipped(str(path), f"it cannot be read: {error.strerror}")
 
 
 def _without_duplicates(catalogue: Catalogue) -> Catalogue:

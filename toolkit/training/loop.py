@@ -3,7 +3,8 @@
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,7 +165,7 @@ def fit(
     recipe
         The hyperparameters.
     seed
-        Of the order of pictures and of augmentation.
+        Of the order of pictures, of augmentation and of dropout.
     device
         Where and in which precision.
     mirrored
@@ -183,9 +184,8 @@ def fit(
     trainer = _Trainer(network, train, recipe, seed, device, mirrored)
     result, stopping = Fitted(network), _EarlyStopping(recipe)
     best_state = copy.deepcopy(network.state_dict())
-    with tqdm(
-        total=recipe.epochs * trainer.steps, desc=bar, unit="batch", leave=False, disable=bar is None
-    ) as progress:
+    progress = tqdm(total=recipe.epochs * trainer.steps, desc=bar, unit="batch", leave=False, disable=bar is None)
+    with _seeded(seed, device), progress:
         for number in range(1, recipe.epochs + 1):
             epoch, logits = _one_epoch(number, trainer, validation, progress)
             result.history.append(epoch)
@@ -224,9 +224,10 @@ def _one_epoch(
     """Train and validate once; the figures and the validation logits (N, K)."""
     start, rate = time.perf_counter(), trainer.learning_rate
     loss, accuracy, times = trainer.epoch(progress)
-    if not math.isfinite(loss):
-        raise TrainingError(f"the loss became {loss} in epoch {number}; try a --learning-rate smaller than {rate:.3g}")
+    _require_finite(loss, number, trainer.recipe)
     val_loss, val_accuracy, logits = _validate(trainer.network, validation, trainer.device)
+    if validation is not None:
+        _require_finite(val_loss, number, trainer.recipe)
     epoch = Epoch(
         epoch=number,
         train_loss=loss,
@@ -242,6 +243,21 @@ def _one_epoch(
     return epoch, logits
 
 
+def _require_finite(loss: float, epoch: int, recipe: Recipe) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the loss became {loss} in epoch {epoch}; try a --learning-rate smaller than {recipe.learning_rate:.3g}"
+        )
+
+
+@contextmanager
+def _seeded(seed: int, device: Device) -> Iterator[None]:
+    """Dropout draws from torch's own generator, which gets its state back."""
+    with torch.random.fork_rng([torch.cuda.current_device()] if device.name == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 class _Trainer:
     """Everything that changes while a network learns."""
 
@@ -250,7 +266,8 @@ class _Trainer:
     ) -> None:
         self.network, self.part, self.recipe, self.device, self.mirrored = network, part, recipe, device, mirrored
         network.to(device.name, memory_format=device.memory_format)  # type: ignore[call-overload]
-        self.steps = math.ceil(len(part) / recipe.batch_size)
+        # Equal batches, and never one of a single picture, which batch normalisation refuses.
+        self.steps = max(1, min(math.ceil(len(part) / recipe.batch_size), len(part) // 2))
         self._trained = [weight for weight in network.parameters() if weight.requires_grad]
         self._optimizer = _optimizer(self._trained, recipe)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, _schedule(self.steps * recipe.epochs))
@@ -267,7 +284,7 @@ class _Trainer:
         loss_sum = torch.zeros((), device=self.device.name)
         right = torch.zeros((), device=self.device.name, dtype=torch.int64)
         times = []
-        for positions in np.array_split(self._order.permutation(len(self.part)), self.steps):  # never a batch of one
+        for positions in np.array_split(self._order.permutation(len(self.part)), self.steps):
             start = time.perf_counter()
             loss, hits = self._step(positions)
             loss_sum += loss * len(positions)
@@ -345,8 +362,8 @@ class _EarlyStopping:
 
     def exhausted(self, epoch: Epoch) -> bool:
         """Count this epoch, and tell whether patience has run out."""
-        rose = epoch.val_accuracy >= self._accuracy + self._min_delta
-        fell = epoch.val_loss <= self._loss - self._min_delta
+        rose = self._accuracy < epoch.val_accuracy >= self._accuracy + self._min_delta
+        fell = self._loss > epoch.val_loss <= self._loss - self._min_delta
         self._waited = 0 if rose or fell else self._waited + 1
         if rose:
             self._accuracy = epoch.val_accuracy

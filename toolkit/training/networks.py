@@ -128,7 +128,7 @@ def _download() -> dict[str, Tensor]:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # torch.hub sets none, and would wait for ever
     try:
-        return dict(ResNet18_Weights.DEFAULT.get_state_dict(progress=False, check_hash=True))
+        return dict(ResNet18_Weights.DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True))
     finally:
         socket.setdefaulttimeout(before)
 
@@ -139,19 +139,19 @@ def _from_file(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         expected = resnet18(weights=None).state_dict()
-        missing = [key for key in expected if key not in state and not key.startswith("fc.")]
-        wrong = [
-            key
-            for key, value in expected.items()
-            if key in state and not key.startswith("fc.") and state[key].shape != value.shape
-        ]
+        wrong = [key for key, value in expected.items() if not _fits(state, key, value.shape)]
     except Exception as error:  # noqa: BLE001  pickle, zipfile and torch each raise kinds of their own
         raise SettingsError(f"--weights {path} cannot be read: {one_line(error)}") from None
-    if missing or wrong:
-        raise SettingsError(
-            f"--weights {path} does not fit a ResNet-18: {(missing + wrong)[0]} is missing or misshapen"
-        )
+    if wrong:
+        raise SettingsError(f"--weights {path} does not fit a ResNet-18: {wrong[0]} is missing or misshapen")
     return dict(state)
+
+
+def _fits(state: dict[str, Tensor], key: str, shape: torch.Size) -> bool:
+    """Whether an entry can be used; the head is replaced, and torchvision's own files lack the batch counters."""
+    if key.startswith("fc."):
+        return True
+    return state[key].shape == shape if key in state else key.endswith(".num_batches_tracked")
 
 
 def _block(channels: int, width: int) -> nn.Sequential:

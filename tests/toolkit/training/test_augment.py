@@ -1,0 +1,156 @@
+"""Random changes: each picture its own, within the stated bounds, from a seed."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolkit.training.augment import DEGREES, SHIFT, ZOOM, _erase, _move, _recolour, augment
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def coordinates(count: int, side: int = 33) -> torch.Tensor:
+    """(N, 3, H, W): the red channel rises from left to right, the green one from top to bottom."""
+    ramp = (torch.arange(side) + 0.5) / side  # in 0..1
+    picture = torch.stack([ramp.expand(side, side), ramp[:, None].expand(side, side), torch.zeros(side, side)])
+    return picture.expand(count, 3, side, side)
+
+
+def maps(moved: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slopes (N, 2, 2) and shifts (N, 2) of the affine map that moved ``coordinates``, read off at the centre.
+
+    A ramp is sampled exactly by bilinear interpolation, and the centre stays clear of the borders.
+    """
+    side = moved.shape[-1]
+    middle = side // 2
+    here = moved[:, :2, middle, middle]
+    slopes = [moved[:, :2, middle, middle + 1] - here, moved[:, :2, middle + 1, middle] - here]
+    return torch.stack(slopes, dim=2) * side, here - 0.5
+
+
+def test_strength_zero_changes_nothing() -> None:
+    batch = torch.rand(4, 3, 8, 8)
+    assert augment(batch, 0.0, mirrored=True, generator=seeded()) is batch
+
+
+@given(st.floats(0.01, 1), st.booleans(), st.integers(0, 1000), st.sampled_from([(1, 8, 8), (5, 16, 12), (2, 7, 9)]))
+def test_the_result_is_a_batch_of_pictures_again(
+    strength: float, mirrored: bool, seed: int, shape: tuple[int, int, int]
+) -> None:
+    count, height, width = shape
+    batch = torch.rand(count, 3, height, width, generator=seeded(seed))
+    before = batch.clone()
+    changed = augment(batch, strength, mirrored=mirrored, generator=seeded(seed))
+    assert changed.shape == batch.shape
+    assert changed.dtype is torch.float32
+    assert 0 <= changed.min() <= changed.max() <= 1
+    assert not torch.equal(changed, before)
+    assert torch.equal(batch, before)
+
+
+def test_each_picture_is_changed_in_its_own_way_and_the_same_way_again_from_the_seed() -> None:
+    batch = coordinates(16)
+    first = augment(batch, 0.3, mirrored=True, generator=seeded(1))
+    assert torch.equal(first, augment(batch, 0.3, mirrored=True, generator=seeded(1)))
+    assert not torch.equal(first, augment(batch, 0.3, mirrored=True, generator=seeded(2)))
+    distances = torch.cdist(first.flatten(1), first.flatten(1)) + 1e3 * torch.eye(16)
+    assert distances.min() > 0.1
+
+
+def test_the_same_generator_goes_on() -> None:
+    generator, batch = seeded(), coordinates(2)
+    one = augment(batch, 0.3, mirrored=True, generator=generator)
+    assert not torch.equal(one, augment(batch, 0.3, mirrored=True, generator=generator))
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_half_are_flipped_when_that_changes_no_class(mirrored: bool) -> None:
+    """At a strength of almost nothing only the flip is left. Of 400, 200 flips are expected, within four deviations."""
+    batch = coordinates(400)
+    moved = augment(batch, 1e-6, mirrored=mirrored, generator=seeded())
+    same = (moved - batch).flatten(1).abs().amax(dim=1) < 1e-3
+    flipped = (moved - batch.flip(3)).flatten(1).abs().amax(dim=1) < 1e-3
+    assert (same | flipped).all()
+    assert (160 < flipped.sum() < 240) if mirrored else not flipped.any()
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.5])
+def test_rotation_zoom_and_shift_stay_within_their_bounds_and_use_them(strength: float) -> None:
+    slopes, shifts = maps(_move(coordinates(500), strength, False, seeded()))
+    zoom = slopes[:, :, 0].norm(dim=1)
+    angle = torch.atan2(slopes[:, 1, 0], slopes[:, 0, 0])
+    for values, limit in (
+        (zoom - 1, ZOOM * strength),
+        (angle, math.radians(DEGREES * strength)),
+        (shifts.flatten(), SHIFT * strength),
+    ):
+        assert values.abs().max() <= limit + 1e-4
+        assert values.min() < -0.95 * limit
+        assert values.max() > 0.95 * limit
+        assert abs(values.mean()) < 0.15 * limit
+    # A rotation with zoom and nothing else: the two columns are as long as each other and at right angles.
+    assert torch.allclose(slopes[:, :, 1].norm(dim=1), zoom, atol=1e-4)
+    assert torch.allclose((slopes[:, :, 0] * slopes[:, :, 1]).sum(dim=1), torch.zeros(500), atol=1e-4)
+
+
+def test_a_flipped_picture_is_rotated_all_the_same() -> None:
+    slopes, _ = maps(_move(coordinates(300), 0.5, True, seeded()))
+    determinant = slopes[:, 0, 0] * slopes[:, 1, 1] - slopes[:, 0, 1] * slopes[:, 1, 0]
+    zoom = slopes[:, :, 1].norm(dim=1)
+    assert torch.allclose(determinant.abs(), zoom**2, atol=1e-4)
+    assert 100 < (determinant < 0).sum() < 200
+
+
+def test_nothing_black_comes_in_from_outside() -> None:
+    plain = torch.full((20, 3, 16, 16), 0.7)
+    assert torch.allclose(_move(plain, 1.0, True, seeded()), plain, atol=1e-5)
+
+
+def test_a_plain_grey_only_gets_brighter_or_darker() -> None:
+    grey = torch.full((400, 3, 4, 4), 0.5)
+    factors = _recolour(grey, 0.4, seeded())[:, 0, 0, 0] / 0.5
+    assert torch.allclose(_recolour(grey, 0.4, seeded()), (0.5 * factors).view(-1, 1, 1, 1).expand_as(grey))
+    assert 0.6 - 1e-5 <= factors.min() < 0.62
+    assert 1.38 < factors.max() <= 1.4 + 1e-5
+
+
+def test_colours_move_towards_grey_or_away_and_keep_their_order() -> None:
+    colour = torch.tensor([0.6, 0.5, 0.4]).view(1, 3, 1, 1).expand(200, 3, 4, 4)
+    changed = _recolour(colour, 0.3, seeded())[:, :, 0, 0]
+    spread = (changed[:, 0] - changed[:, 2]) / changed.mean(dim=1) / 0.4  # 1 as it was: 0.2 / 0.5
+    assert (changed[:, 0] > changed[:, 1]).all()
+    assert (changed[:, 1] > changed[:, 2]).all()
+    assert spread.min() < 0.7 < 1.3 < spread.max()  # saturation times contrast, each of 0.7 to 1.3
+    assert spread.min() >= 0.7**2 - 1e-4
+    assert spread.max() <= 1.3**2 + 1e-4
+
+
+def test_one_square_of_the_mean_colour_is_erased() -> None:
+    """At strength 1 in every picture; its side is a tenth to a third of the picture's."""
+    side = 60
+    batch = torch.rand(100, 3, side, side, generator=seeded(3))
+    erased = _erase(batch, 1.0, seeded())
+    changed = (erased != batch).any(dim=1)
+    lengths = []
+    for picture, mask, before in zip(erased, changed, batch, strict=True):
+        rows, columns = mask.any(dim=1).nonzero().flatten(), mask.any(dim=0).nonzero().flatten()
+        square = mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        assert square.all()
+        assert square.sum() == mask.sum()
+        assert abs(square.shape[0] - square.shape[1]) <= 1
+        assert torch.allclose(picture[:, mask], before.mean(dim=(1, 2))[:, None].expand(3, int(mask.sum())))
+        lengths.append(square.shape[0])
+    assert side / 10 - 1 <= min(lengths) < 10
+    assert 16 < max(lengths) <= side / 3 + 1
+
+
+def test_the_strength_is_the_probability_of_an_erased_square() -> None:
+    """Of 400, 120 are expected; four deviations are 37."""
+    batch = torch.rand(400, 3, 16, 16, generator=seeded(3))
+    changed = (_erase(batch, 0.3, seeded()) != batch).flatten(1).any(dim=1)
+    assert 120 - 37 < changed.sum() < 120 + 37

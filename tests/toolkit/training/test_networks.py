@@ -1,0 +1,193 @@
+"""The networks, what stays frozen in them, and the weights that they may start from."""
+
+import copy
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision.models import ResNet18_Weights, resnet18
+
+from support import free_port
+from toolkit.errors import SettingsError
+from toolkit.training.loop import Device, Part, fit
+from toolkit.training.networks import NETWORKS, build_network, load_weights
+from toolkit.training.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> dict[str, torch.Tensor]:
+    """Weights of a ResNet-18, with running statistics that are not those of a new one."""
+    state = resnet18(weights=None).state_dict()
+    generator = torch.Generator().manual_seed(5)
+    for name, value in state.items():
+        if name.endswith("running_mean"):
+            value.copy_(torch.randn(value.shape, generator=generator))
+        if name.endswith("running_var"):
+            value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
+    return state
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No way out of this machine, and an empty cache, whose folder this is."""
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    cache = tmp_path / "torch" / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    return cache
+
+
+class Trap:
+    """Makes a folder as soon as it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("sprung",)
+
+
+# --- networks -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("size", [16, 33])
+def test_a_network_gives_a_logit_for_each_class(name: str, size: int) -> None:
+    network = build_network(name, classes=7, dropout=0.5, state=None)
+    pictures = torch.rand(4, 3, size, size)
+    assert network(pictures).shape == (4, 7)
+    network.eval()
+    logits = network(pictures)
+    assert torch.equal(logits, network(pictures))  # dropout rests
+    assert torch.allclose(network(pictures[:1]), logits[:1], atol=1e-5)  # a picture's answer is its own
+    assert not torch.allclose(logits[0], logits[1])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_dropout_acts_while_training(name: str) -> None:
+    plain, dropped = (build_network(name, classes=3, dropout=share, state=None).train() for share in (0.0, 0.9))
+    pictures = torch.rand(8, 3, 32, 32)
+    assert torch.equal(plain(pictures), plain(pictures))
+    assert not torch.equal(dropped(pictures), dropped(pictures))
+
+
+def test_an_unknown_network_is_refused_with_those_there_are() -> None:
+    with pytest.raises(SettingsError, match=r"^there is no network 'resnet8'; there are: resnet18, "):
+        build_network("resnet8", 2, 0.0, None)
+
+
+def train_a_little(network: nn.Module) -> None:
+    generator = np.random.default_rng(0)
+    part = Part(generator.integers(0, 256, (8, 32, 32, 3)).astype(np.uint8), np.arange(8) % 2, np.arange(8))
+    recipe = Recipe(image_size=32, epochs=2, batch_size=4, learning_rate=0.01)
+    fit(network, part, None, recipe, seed=0, device=Device("cpu", torch.float32))
+
+
+def test_a_frozen_backbone_does_not_change_and_its_head_does(pretrained: dict[str, torch.Tensor]) -> None:
+    network = build_network("resnet18_backbone", 2, 0.2, pretrained)
+    before = copy.deepcopy(network.state_dict())
+    for name, value in network.backbone.state_dict().items():
+        assert torch.equal(value, pretrained[name])
+    train_a_little(network)
+    after = network.state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {"head.1.weight", "head.1.bias"}
+    assert [name for name, weight in network.named_parameters() if weight.requires_grad] == [
+        "head.1.weight",
+        "head.1.bias",
+    ]
+
+
+def test_the_whole_resnet_is_trained_from_the_weights_given(pretrained: dict[str, torch.Tensor]) -> None:
+    network = build_network("resnet18", 2, 0.2, pretrained)
+    before = copy.deepcopy(network.state_dict())
+    assert all(torch.equal(before[name], value) for name, value in pretrained.items() if not name.startswith("fc."))
+    train_a_little(network)
+    unchanged = [name for name, value in network.state_dict().items() if torch.equal(value, before[name])]
+    assert unchanged == []
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+def test_none_means_random() -> None:
+    assert load_weights("none") == (None, "random")
+
+
+def test_a_file_of_a_resnet_18_is_read(tmp_path: Path, pretrained: dict[str, torch.Tensor]) -> None:
+    torch.save(pretrained, tmp_path / "mine.pth")
+    state, note = load_weights("mine.pth")
+    assert note == "file mine.pth"
+    assert state is not None
+    assert all(torch.equal(state[name], value) for name, value in pretrained.items())
+
+
+def test_a_file_may_lack_what_torchvisions_own_lacks(tmp_path: Path, pretrained: dict[str, torch.Tensor]) -> None:
+    """Its files were written before batch normalisation counted batches; a head of other classes does not matter."""
+    old = {name: value for name, value in pretrained.items() if not name.endswith("num_batches_tracked")}
+    torch.save({**old, "fc.weight": torch.zeros(21, 512)}, tmp_path / "old.pth")
+    state, _ = load_weights("old.pth")
+    network = build_network("resnet18", 3, 0.0, state)
+    assert torch.equal(network.state_dict()["layer4.1.bn2.running_var"], pretrained["layer4.1.bn2.running_var"])
+
+
+def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, pretrained: dict[str, torch.Tensor]) -> None:
+    torch.save({name: value for name, value in pretrained.items() if name != "layer1.0.conv1.weight"}, "short.pth")
+    torch.save({**pretrained, "conv1.weight": torch.zeros(64, 1, 7, 7)}, "grey.pth")
+    torch.save(nn.Linear(2, 2).state_dict(), "linear.pth")
+    torch.save([1, 2], "list.pth")
+    for name, key in {
+        "short.pth": "layer1.0.conv1.weight",
+        "grey.pth": "conv1.weight",
+        "linear.pth": "conv1.weight",
+        "list.pth": "conv1.weight",
+    }.items():
+        with pytest.raises(SettingsError) as caught:
+            load_weights(name)
+        assert str(caught.value) == f"--weights {name} does not fit a ResNet-18: {key} is missing or misshapen"
+
+
+def test_a_file_that_cannot_be_read_is_refused_and_never_run(tmp_path: Path) -> None:
+    (tmp_path / "trap.pth").write_bytes(pickle.dumps({"conv1.weight": Trap()}))
+    torch.save({"conv1.weight": Trap()}, tmp_path / "zip.pth")
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
+    (tmp_path / "noise.pth").write_bytes(os.urandom(100))
+    (tmp_path / "empty.pth").write_bytes(b"")
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    for name in ("trap.pth", "zip.pth", "module.pth", "noise.pth", "empty.pth", "tensor.pth"):
+        with pytest.raises(SettingsError, match=rf"^--weights {name} cannot be read: ") as caught:
+            load_weights(name)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "sprung").exists()
+    for name in ("missing.pth", "."):
+        with pytest.raises(SettingsError, match=r"^--weights must be auto, imagenet, none or a \.pth file, got "):
+            load_weights(name)
+
+
+def test_without_internet_imagenet_says_what_to_do_and_auto_goes_on(nowhere: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_weights("imagenet")
+    assert str(caught.value).startswith("ImageNet weights cannot be downloaded (")
+    assert f"fetch {ResNet18_Weights.DEFAULT.url} on a machine with internet access" in str(caught.value)
+    assert load_weights("auto") == (None, "random")
+    assert list(nowhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("choice", ["auto", "imagenet"])
+def test_imagenets_weights_come_from_the_cache(choice: str, nowhere: Path, pretrained: dict[str, torch.Tensor]) -> None:
+    torch.save(pretrained, nowhere / Path(ResNet18_Weights.DEFAULT.url).name)
+    state, note = load_weights(choice)
+    assert note == "imagenet"
+    assert state is not None
+    assert torch.equal(state["conv1.weight"], pretrained["conv1.weight"])
+
+
+def test_code_in_the_cache_is_not_run(nowhere: Path, tmp_path: Path) -> None:
+    torch.save({"conv1.weight": Trap()}, nowhere / Path(ResNet18_Weights.DEFAULT.url).name)
+    with pytest.raises(SettingsError, match=r"^ImageNet weights cannot be downloaded"):
+        load_weights("imagenet")
+    assert not (tmp_path / "sprung").exists()
