@@ -44,8 +44,8 @@ from monitoring import DriftReport, ModelMonitor, new_prediction_id
 from toolkit.bundle import Bundle
 from toolkit.errors import SettingsError, ToolkitError, UnknownPrediction
 from toolkit.images import Limits
+from toolkit.machine import usable_cores
 from toolkit.serving import pages, problems
-from toolkit.serving.engine import usable_cores
 from toolkit.serving.figures import Figures, wants_prometheus
 from toolkit.serving.formats import read_picture, read_pictures
 from toolkit.serving.journal import Journal, log_to_stderr

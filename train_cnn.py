@@ -28,9 +28,10 @@ from toolkit.baseline import LARGEST_SAMPLE, Baseline
 from toolkit.bundle import DIGEST_TAG, Card, Measured, Program, library_versions, save_bundle
 from toolkit.errors import DataError
 from toolkit.images import STATISTICS
+from toolkit.machine import Machine, usable_cores
 from toolkit.settings import ScriptSettings, environment, parse, run_script
 from toolkit.terminal import bar, on_terminal, say
-from toolkit.tracking import Machine, Run, code_version, connect
+from toolkit.tracking import Run, code_version, connect
 from toolkit.training.checkpoints import save_checkpoint
 from toolkit.training.datasets import (
     Pictures,
@@ -40,7 +41,6 @@ from toolkit.training.datasets import (
     split,
     stratified,
     stratified_folds,
-    usable_cores,
 )
 from toolkit.training.evaluate import Evaluation, evaluate, fit_temperature
 from toolkit.training.figures import confusion_picture, learning_curves

@@ -43,6 +43,7 @@ from toolkit.training.datasets import open_catalogue, split  # noqa: E402
 
 HELD_OUT = 0.15  # the default of train_cnn.py
 START_SECONDS = 120  # a first start creates MLflow's tables
+LOOK_SECONDS = 30  # /metrics measures the windows anew every few seconds
 CLIENTS = 4
 LABELS_A_REQUEST = 50
 NOISE = 90.0  # standard deviation on a scale of 0 to 255
@@ -79,6 +80,9 @@ def loop(folder: Path, servers: ExitStack) -> tuple[Server, Server]:
     heading("1/7  an MLflow server")
     mlflow = start_mlflow(folder, servers)
     os.environ["MLFLOW_TRACKING_URI"] = mlflow.url
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "passive"
+    )  # servers run beside the training: idle threads leave them the cores
     print(f"runs and models are at {mlflow.url}")
 
     heading("2/7  tuning: six trials, each judged by five stratified folds")
@@ -99,12 +103,12 @@ def loop(folder: Path, servers: ExitStack) -> tuple[Server, Server]:
     answer = predict(service, pictures[0][1])
     print(f"POST /predict with one picture of a {pictures[0][0]} answers:\n{json.dumps(answer)}\n")
     send("held-out pictures", service, pictures)
-    print_state(service)
+    print_state(service, len(pictures))
 
     heading("7/7  pictures that went wrong")
     for name, spoil in FAULTS.items():
         send(f"{name} pictures", service, [(label, spoil(picture)) for label, picture in pictures])
-    print_state(service)
+    print_state(service, len(pictures) * (1 + len(FAULTS)))
     print_why(folder)
     return mlflow, service
 
@@ -147,9 +151,14 @@ def send(what: str, service: Server, pictures: Sequence[tuple[Label, Encoded]]) 
     print(f"{what + ':':<22}{len(pictures)} answered, {right / len(pictures):.1%} rightly")
 
 
-def print_state(service: Server) -> None:
-    """What the service says of itself."""
-    figures = get(f"{service.url}/metrics")
+def print_state(service: Server, labels: int) -> None:
+    """What the service says of itself, once it has looked at all the labels: it looks every few seconds."""
+    deadline = time.monotonic() + LOOK_SECONDS
+    while True:
+        figures = get(f"{service.url}/metrics")
+        if figures["monitor"]["windows"]["long"]["n_labels"] >= labels or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
     window = figures["monitor"]["windows"]["short"]
     latency = figures["latency_ms"]["total"]
     print(

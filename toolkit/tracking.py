@@ -1,4 +1,4 @@
-"""The only place that sets MLflow up; runs with buffered metrics; machine metrics.
+"""The only place that sets MLflow up; runs with buffered metrics.
 
 ``MLFLOW_TRACKING_URI`` decides where runs go. Unset, it is ``sqlite:///mlflow.db`` in the working
 directory: the store that a plain ``mlflow server`` started there shows too. Everybody else takes
@@ -17,9 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-import psutil
+from typing import TYPE_CHECKING
 
 from toolkit.errors import TrackingError, known, one_line
 
@@ -301,31 +299,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user id without a name
         return "unknown"
-
-
-class Machine:
-    """Readings of the machine between two calls of ``read``: CPU, memory, and GPU where there is one."""
-
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        psutil.cpu_percent()  # the first call only starts the clock
-        self._gpu = _nvml()
-
-    def read(self) -> dict[str, float]:
-        """``cpu_percent`` of all cores since the last call, ``ram_mb`` of this process, GPU figures."""
-        readings = {"cpu_percent": psutil.cpu_percent(), "ram_mb": self._process.memory_info().rss / 2**20}
-        if self._gpu is not None:
-            pynvml, device = self._gpu
-            readings["gpu_utilisation_percent"] = float(pynvml.nvmlDeviceGetUtilizationRates(device).gpu)
-            readings["gpu_device_memory_mb"] = pynvml.nvmlDeviceGetMemoryInfo(device).used / 2**20
-        return readings
-
-
-def _nvml() -> tuple[Any, Any] | None:
-    try:
-        import pynvml  # needs NVIDIA's driver library, which most machines lack
-
-        pynvml.nvmlInit()
-        return pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)
-    except Exception:  # noqa: BLE001  no driver, no library, no device: all mean "no GPU to read"
-        return None

@@ -19,7 +19,7 @@ from support import COLOURS, ColourNetwork, colour_baseline, colour_card, colour
 from toolkit import tracking
 from toolkit.bundle import DIGEST_TAG, Program, load_bundle, save_bundle
 from toolkit.errors import TrackingError
-from toolkit.tracking import Machine, MlflowClient, Run, code_version, connect, find_experiment, open_experiment
+from toolkit.tracking import MlflowClient, Run, code_version, connect, find_experiment, open_experiment
 
 NUMBERS = itertools.count()
 
@@ -354,15 +354,3 @@ def test_the_code_version_is_gits(tmp_path: Path) -> None:
 def test_without_git_the_code_version_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert code_version() == "unknown"
-
-
-def test_readings_of_the_machine() -> None:
-    machine = Machine()
-    ballast = np.ones(40 * 2**20, np.uint8)
-    before = machine.read()
-    more = np.ones(80 * 2**20, np.uint8)
-    after = machine.read()
-    assert {"cpu_percent", "ram_mb"} <= set(after)
-    assert 0 <= after["cpu_percent"] <= 100
-    assert after["ram_mb"] - before["ram_mb"] == pytest.approx((more.nbytes) / 2**20, abs=15)
-    assert before["ram_mb"] > ballast.nbytes / 2**20

@@ -262,4 +262,4 @@ def _worst_class(window: Window, reference: Baseline) -> str:
     worst = int(np.where(enough, before - now, -np.inf).argmax())
     if now[worst] >= before[worst]:
         return ""
-    return f"; worst is {window.classes[worst]}, found {now[worst]:.0%} of the time instead of {before[worst]:.0%}"
+    return f"; worst is {window.classes[worst]!r}, found {now[worst]:.0%} of the time instead of {before[worst]:.0%}"

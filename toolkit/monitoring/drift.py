@@ -209,7 +209,7 @@ def _classes(window: Window, reference: Baseline, blank: DriftResult, _limits: L
     outcome = statistics.chi_square(window.counts, usual)
     before, now = usual / usual.sum(), window.counts / window.counts.sum()
     changed = np.argsort(-np.abs(now - before), kind="stable")[:SHOWN_CLASSES]
-    detail = ", ".join(f"{reference.classes[k]} {before[k]:.1%} -> {now[k]:.1%}" for k in changed)
+    detail = ", ".join(f"{reference.classes[k]!r} {before[k]:.1%} -> {now[k]:.1%}" for k in changed)
     return replace(
         blank,
         statistic=outcome.statistic,

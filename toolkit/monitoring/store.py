@@ -442,10 +442,14 @@ class PredictionStore:
             return connection.execute(query).all()
 
     def _create(self) -> None:
-        if self._is_sqlite:  # the file remembers the mode; readers and one writer then work at the same time
-            with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        """Make what is missing; several processes may do so at once, and ``exists`` looks for what is made last."""
+        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            if self._is_sqlite:  # the file remembers the mode; readers and one writer then work at the same time
                 connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-        _tables.create_all(self._engine)
+            for table in (models, predictions, labels, alerts):
+                connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
+                for index in table.indexes:
+                    connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:

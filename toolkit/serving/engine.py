@@ -1,7 +1,5 @@
 """What runs a bundle's program. The first engine is the program itself, in torch on the CPU."""
 
-import os
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -10,8 +8,6 @@ from numpy.typing import NDArray
 
 from toolkit.bundle import Bundle
 from toolkit.errors import BundleError
-
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "max 100000" or "150000 100000": microseconds a period
 
 
 class Engine(Protocol):
@@ -58,17 +54,6 @@ def prepare(bundle: Bundle) -> Engine:
         if not np.isfinite(answer).all():
             raise BundleError("the program gives NaN or infinity for a plain grey picture")
     return engine
-
-
-def usable_cores(quota: Path = _QUOTA) -> int:
-    """Cores that this process may use: its affinity, or its container's quota when that is less."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        allowed, period = quota.read_text().split()
-        cores = min(cores, max(1, round(int(allowed) / int(period))))
-    except (OSError, ValueError):  # no such limit
-        pass
-    return cores
 
 
 def torch_threads(workers: int, cores: int) -> int:

@@ -12,10 +12,11 @@ from prometheus_client.core import Metric
 from toolkit.baseline import Baseline
 from toolkit.errors import ToolkitError
 from toolkit.images import Limits
+from toolkit.machine import usable_cores
 from toolkit.serving import problems
 from toolkit.serving.classify import Classified, classify
 from toolkit.serving.desk import Desk
-from toolkit.serving.engine import set_torch_threads, torch_threads, usable_cores
+from toolkit.serving.engine import set_torch_threads, torch_threads
 from toolkit.serving.figures import Figures, family
 from toolkit.serving.formats import Read
 from toolkit.serving.live import Live, LiveModel, Source

@@ -9,7 +9,6 @@ also when the folder grows.
 import hashlib
 import io
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from toolkit.errors import DataError, ImageError
 from toolkit.images import STATISTICS, SUFFIXES, Limits, load_picture
+from toolkit.machine import usable_cores
 
 DIGITS = "digits"
 PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -255,11 +255,6 @@ def stratified_folds(
             f" fewer than the {folds} folds; add pictures or lower --folds"
         )
     return iter(StratifiedKFold(folds, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels))
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _read(source: Path | bytes) -> bytes:

@@ -130,7 +130,7 @@ def test_the_message_says_what_how_sure_since_when_which_class_and_what_to_do(ba
     accuracy = next(s for s in look(window, baseline, Limits(), "short") if s.metric == "accuracy")
     assert accuracy.message == (
         "Accuracy fell from 90.0% to 60.0% in the last 1,000 predictions (since 2023-11-14 22:13 UTC), by the 1,000 "
-        "labels told so far: a drop of 33.3%, at least 26.0% of it certain; worst is cat, found 60% of the time "
+        "labels told so far: a drop of 33.3%, at least 26.0% of it certain; worst is 'cat', found 60% of the time "
         "instead of 100%; go back to the version before now."
     )
 

@@ -65,7 +65,7 @@ def test_other_classes_drift_in_predictions_and_the_classes_are_named():
     by_name = {result.metric: result for result in results}
     assert by_name["prediction_distribution"].status == "drift"
     assert by_name["prediction_distribution"].effect == pytest.approx(0.36, abs=0.06)
-    assert by_name["prediction_distribution"].detail.startswith("bird 3")
+    assert by_name["prediction_distribution"].detail.startswith("'bird' 3")
     assert by_name["accuracy"].status == "no_drift"
 
 

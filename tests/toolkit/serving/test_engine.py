@@ -1,13 +1,12 @@
 """What runs a program, and on how many cores."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from toolkit.errors import BundleError
-from toolkit.serving.engine import prepare, torch_threads, usable_cores
+from toolkit.serving.engine import prepare, torch_threads
 
 
 def test_an_engine_gives_the_very_numbers_of_the_bundle_from_every_thread(make_bundle):
@@ -25,23 +24,6 @@ def test_an_engine_gives_the_very_numbers_of_the_bundle_from_every_thread(make_b
 def test_a_program_that_gives_no_numbers_is_refused_before_it_serves(make_bundle):
     with pytest.raises(BundleError, match="NaN or infinity"):
         prepare(make_bundle(row=[0.5, float("nan"), 0.5]))
-
-
-@pytest.mark.parametrize(
-    ("quota", "cores"), [("150000 100000\n", 2), ("50000 100000\n", 1), ("1000 100000\n", 1), ("100000 100000", 1)]
-)
-def test_a_containers_quota_counts_when_it_is_less_than_the_cores(tmp_path, monkeypatch, quota, cores):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
-    (tmp_path / "cpu.max").write_text(quota)
-    assert usable_cores(tmp_path / "cpu.max") == cores
-
-
-@pytest.mark.parametrize("quota", ["max 100000\n", "", "3", "900000 100000\n", "many 100000", None])
-def test_without_a_smaller_quota_the_affinity_counts(tmp_path, monkeypatch, quota):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(5)), raising=False)
-    if quota is not None:
-        (tmp_path / "cpu.max").write_text(quota)
-    assert usable_cores(tmp_path / "cpu.max") == 5
 
 
 def test_all_workers_together_use_the_cores_and_no_more():

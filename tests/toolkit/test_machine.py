@@ -1,0 +1,37 @@
+"""Cores that may be used, and readings that follow what happens."""
+
+import os
+
+import numpy as np
+import pytest
+
+from toolkit.machine import Machine, usable_cores
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("150000 100000\n", 2), ("50000 100000\n", 1), ("1000 100000\n", 1), ("100000 100000", 1)]
+)
+def test_a_containers_quota_counts_when_it_is_less_than_the_cores(tmp_path, monkeypatch, quota, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
+    (tmp_path / "cpu.max").write_text(quota)
+    assert usable_cores(tmp_path / "cpu.max") == cores
+
+
+@pytest.mark.parametrize("quota", ["max 100000\n", "", "3", "900000 100000\n", "many 100000", None])
+def test_without_a_smaller_quota_the_affinity_counts(tmp_path, monkeypatch, quota):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(5)), raising=False)
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota)
+    assert usable_cores(tmp_path / "cpu.max") == 5
+
+
+def test_readings_of_the_machine() -> None:
+    machine = Machine()
+    ballast = np.ones(40 * 2**20, np.uint8)
+    before = machine.read()
+    more = np.ones(80 * 2**20, np.uint8)
+    after = machine.read()
+    assert {"cpu_percent", "ram_mb"} <= set(after)
+    assert 0 <= after["cpu_percent"] <= 100
+    assert after["ram_mb"] - before["ram_mb"] == pytest.approx((more.nbytes) / 2**20, abs=15)
+    assert before["ram_mb"] > ballast.nbytes / 2**20

@@ -1,0 +1,54 @@
+"""What this process may use of the machine, and what the machine is doing."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "max 100000" or "150000 100000": microseconds a period
+
+
+def usable_cores(quota: Path = _QUOTA) -> int:
+    """Cores that this process may use: its affinity, or its container's quota when that is less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        allowed, period = quota.read_text().split()
+        cores = min(cores, max(1, round(int(allowed) / int(period))))
+    except (OSError, ValueError):  # no such limit
+        pass
+    return cores
+
+
+class Machine:
+    """Readings of the machine between two calls of ``read``: CPU, memory, and GPU where there is one.
+
+    Examples
+    --------
+    >>> sorted(name for name in Machine().read() if not name.startswith("gpu"))
+    ['cpu_percent', 'ram_mb']
+    """
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        psutil.cpu_percent()  # the first call only starts the clock
+        self._gpu = _nvml()
+
+    def read(self) -> dict[str, float]:
+        """``cpu_percent`` of all cores since the last call, ``ram_mb`` of this process, GPU figures."""
+        readings = {"cpu_percent": psutil.cpu_percent(), "ram_mb": self._process.memory_info().rss / 2**20}
+        if self._gpu is not None:
+            pynvml, device = self._gpu
+            readings["gpu_utilisation_percent"] = float(pynvml.nvmlDeviceGetUtilizationRates(device).gpu)
+            readings["gpu_device_memory_mb"] = pynvml.nvmlDeviceGetMemoryInfo(device).used / 2**20
+        return readings
+
+
+def _nvml() -> tuple[Any, Any] | None:
+    try:
+        import pynvml  # needs NVIDIA's driver library, which most machines lack
+
+        pynvml.nvmlInit()
+        return pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)
+    except Exception:  # noqa: BLE001  no driver, no library, no device: all mean "no GPU to read"
+        return None
