@@ -42,7 +42,9 @@ from mlflow.tracking import MlflowClient as MlflowClient  # noqa: E402
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DEFAULT_URI = "sqlite:///mlflow.db"
+SQLITE = "sqlite:///"
+DEFAULT_URI = f"{SQLITE}mlflow.db"
+BUSY_SECONDS = 60  # how long a writer of an SQLite store waits for the others
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # those that MLflow knows
 MOST_METRICS_A_BATCH, MOST_PARAMS_A_BATCH = 1000, 100  # limits of MLflow's log-batch request
 LONGEST_PARAM = 6000  # characters, limit of MLflow
@@ -61,12 +63,13 @@ def connect(uri: str | None = None) -> MlflowClient:
     TrackingError
         The store does not answer within about ten seconds, or refuses.
     """
-    uri = _absolute(uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    address = _address(uri)
     for name in ("mlflow.store", "alembic"):  # a first start prints two dozen migration lines
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        _knock(uri)
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        _knock(address)
+        client = MlflowClient(tracking_uri=address, registry_uri=address)
         client.search_experiments(max_results=1)
     except Exception as error:  # noqa: BLE001  requests, SQLAlchemy and MLflow each raise kinds of their own
         hint = "start it with: mlflow server" if uri.startswith("http") else "set MLFLOW_TRACKING_URI to another store"
@@ -74,12 +77,19 @@ def connect(uri: str | None = None) -> MlflowClient:
     return client
 
 
-def _absolute(uri: str) -> str:
-    """MLflow keeps one store per URI for the life of a process, so a relative file would stick to the first folder."""
-    scheme, separator, path = uri.partition(":///")
-    if scheme == "sqlite" and separator and path and not path.startswith(("/", ":")):
-        return f"sqlite:///{Path(path).absolute()}"
-    return uri
+def _address(uri: str) -> str:
+    """The address as MLflow is given it: that of an SQLite file is made absolute and patient.
+
+    MLflow keeps one store per address for the life of a process, so a relative file would stick to
+    the first folder. And SQLite waits 5 seconds for its turn, too short for several trainings at once.
+    """
+    if not uri.startswith(SQLITE):
+        return uri
+    path, _, query = uri.removeprefix(SQLITE).partition("?")
+    if not path or path.startswith(":"):  # in memory
+        return uri
+    query = query if "timeout=" in query else "&".join(filter(None, [query, f"timeout={BUSY_SECONDS}"]))
+    return f"{SQLITE}{Path(path).absolute()}?{query}"
 
 
 def _knock(uri: str) -> None:

@@ -260,7 +260,7 @@ def test_drift_and_classes_follow_the_chosen_window(site: Site, visit: Callable[
 
 def test_markup_in_names_and_messages_stays_text(site: Site, visit: Callable[..., Visit]) -> None:
     alert = next(alert for alert in site.get("alerts") if alert["metric"] == "accuracy")
-    assert f"worst is {MARKUP}" in alert["message"]
+    assert f"worst is {MARKUP!r}" in alert["message"]
     page = visit(f"{site.url}/dashboard").page
     shown = page.locator("#alerts li", has_text=alert["message"])
     expect(shown).to_have_class("immediate", timeout=SOON)

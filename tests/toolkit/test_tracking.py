@@ -57,7 +57,7 @@ def test_the_default_store_is_in_the_working_directory_and_stays_there(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     shutil.copy(tmp_path / "mlflow.db", "mlflow.db")  # a first start is slow
-    assert connect().tracking_uri == f"sqlite:///{tmp_path}/elsewhere/mlflow.db"
+    assert connect().tracking_uri == f"sqlite:///{tmp_path}/elsewhere/mlflow.db?timeout=60"
 
 
 def test_the_variable_decides_and_an_argument_overrules_it(
