@@ -14,7 +14,7 @@ checkpoints/. Every flag can be given as a variable, such as TRAIN_EPOCHS=20.
 import shlex
 import tempfile
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -77,6 +77,9 @@ class DataSettings(ScriptSettings):
         description="where a ResNet starts: imagenet, none (random), auto (imagenet if it can be had), or a file",
     )
     held_out: float = Field(0.15, gt=0, le=0.5, description="share of pictures held out, when there is no test/ folder")
+    mirror: bool | None = Field(
+        None, description="flip training pictures left to right; when not said, folders are flipped and digits are not"
+    )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="of splits, weights, order and augmentation")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of matrix products; auto is bfloat16 where the hardware multiplies it natively"
@@ -262,7 +265,10 @@ def train_on_everything(
 
 def load_pictures(settings: DataSettings, image_size: int) -> tuple[Pictures, Split]:
     """Read, decode and split the pictures."""
-    pictures = decode(open_catalogue(settings.data), image_size, progress=on_terminal())
+    catalogue = open_catalogue(settings.data)
+    if settings.mirror is not None:
+        catalogue = replace(catalogue, mirrored=settings.mirror)
+    pictures = decode(catalogue, image_size, progress=on_terminal())
     return pictures, split(pictures.catalogue, settings.held_out)
 
 

@@ -376,6 +376,18 @@ def test_cross_validation_depends_on_recipe_data_and_seed_alone(place: Place) ->
 # --- other data ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("data", "mirror", "mirrored"),
+    [("digits", None, False), ("colours", None, True), ("digits", True, True), ("colours", False, False)],
+)
+def test_flips_are_for_pictures_that_keep_their_class(
+    place: Place, data: str, mirror: bool | None, mirrored: bool
+) -> None:
+    with chdir(place.folder):
+        pictures, _ = load_pictures(TrainSettings(data=data, mirror=mirror), 16)
+    assert pictures.catalogue.mirrored is mirrored
+
+
 def test_a_folder_with_its_own_parts_is_split_as_it_says(store: Place, tmp_path: Path) -> None:
     for index, (part, count) in enumerate((("train", 10), ("val", 4), ("test", 5))):
         for label, colour in enumerate(COLOURS):
