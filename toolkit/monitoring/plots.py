@@ -59,7 +59,7 @@ def accuracy(
     _alert_marks(upper, window, alerts, centres, values)
     upper.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     upper.set_ylabel("accuracy")
-    upper.legend(loc="lower left", frameon=False, ncols=4, fontsize=8)
+    upper.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=4, fontsize=8)
     lower.bar(centres, labels, width=np.diff(edges) * 0.9, color=SHADE)
     lower.set_ylabel("labels")
     lower.set_xlabel(f"prediction number, {int(edges[1] - edges[0]):,} to a point")
@@ -203,7 +203,7 @@ def _reference_lines(axes: Axes, reference: Baseline, limits: Limits) -> None:
     for level in LEVELS[1:]:
         drop = limits.threshold(level)
         axes.axhline(usual * (1 - drop), color=LEVEL_COLOURS[level], lw=1, ls="--")
-        axes.annotate(f"{level}\n-{drop:.0%}", (1, usual * (1 - drop)), xycoords=("axes fraction", "data"),
+        axes.annotate(f"{level} -{drop:.0%}", (1, usual * (1 - drop)), xycoords=("axes fraction", "data"),
                       xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5,
                       color=LEVEL_COLOURS[level], annotation_clip=False)  # fmt: skip
 

@@ -1,0 +1,34 @@
+"""What a training starts from: pictures in memory, what each is for, and weights."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from toolkit.training.datasets import Pictures, Split
+from toolkit.training.loop import Part
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Decoded pictures, what each is for, and the weights to start from."""
+
+    pictures: Pictures
+    split: Split
+    weights: dict[str, Tensor] | None
+    weights_note: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in output order."""
+        return self.pictures.catalogue.classes
+
+    def part(self, indices: NDArray[np.int64]) -> Part:
+        """Some of the pictures, by index."""
+        return Part(self.pictures.pixels, self.pictures.labels, indices)
+
+    @property
+    def development(self) -> NDArray[np.int64]:
+        """Everything but the held-out pictures: what cross-validation and the final training may use."""
+        return np.sort(np.concatenate([self.split.development, self.split.validation]))
