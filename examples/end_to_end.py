@@ -80,9 +80,8 @@ def loop(folder: Path, servers: ExitStack) -> tuple[Server, Server]:
     heading("1/7  an MLflow server")
     mlflow = start_mlflow(folder, servers)
     os.environ["MLFLOW_TRACKING_URI"] = mlflow.url
-    os.environ.setdefault(
-        "OMP_WAIT_POLICY", "passive"
-    )  # servers run beside the training: idle threads leave them the cores
+    # Servers run beside the training, so its idle threads must leave them the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     print(f"runs and models are at {mlflow.url}")
 
     heading("2/7  tuning: six trials, each judged by five stratified folds")
@@ -236,9 +235,10 @@ FAULTS = {"blurred": blurred, "noisy": noisy, "inverted": inverted}
 
 
 def run(folder: Path, script: str, *words: str) -> None:
-    """Run one of the scripts as a person would."""
+    """Run one of the scripts as a person would; when it fails it has said why, and this ends with its status."""
     print(f"$ python {script} {' '.join(words)}", flush=True)
-    subprocess.run([sys.executable, str(ROOT / script), *words], cwd=folder, check=True)
+    if status := subprocess.run([sys.executable, str(ROOT / script), *words], cwd=folder, check=False).returncode:
+        sys.exit(status)
 
 
 def start_mlflow(folder: Path, servers: ExitStack) -> Server:
