@@ -49,7 +49,7 @@ def test_accuracy_has_its_levels_gaps_labels_and_alerts(baseline):
     assert np.isnan(values[(middle > 1000) & (middle < 2000)]).all()
     assert (values[middle < 1000] == 1).all()
     assert sum(bar.get_height() for bar in lower.patches) == 2000
-    assert {"warning\n-5%", "critical\n-10%", "immediate\n-20%"} <= set(texts(figure))
+    assert {"warning -5%", "critical -10%", "immediate -20%"} <= set(texts(figure))
     diamonds = [line for line in upper.lines if line.get_marker() == "D"]
     assert [float(line.get_xdata()[0]) for line in diamonds] == [2500]
     assert texts(figure)[-1] == "Accuracy of model version 3: 100.0% in the last 1,000 predictions, reference 100.0%"
