@@ -30,11 +30,12 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
+from toolkit import terminal
 from toolkit.bundle import DIGEST_TAG, Bundle, load_bundle, verify_bundle
 from toolkit.errors import BundleError, NotRegistered, RegistryError, SettingsError, known
 from toolkit.registry.comparison import Candidate, side_by_side
 from toolkit.registry.fetching import cached, fetched
-from toolkit.registry.pages import aligned, comparison_table, describe, version_page, version_table
+from toolkit.registry.pages import comparison_table, describe, version_page, version_table
 from toolkit.registry.selection import Mode, is_finite, model_of, ranked_runs
 from toolkit.registry.stages import Stages, rollback_candidates, utc_now, whoami
 from toolkit.registry.versions import (
@@ -541,7 +542,7 @@ class History(Verb):
         shown = table.assign(
             time=table["time"].dt.strftime("%Y-%m-%d %H:%M:%S"), version="v" + table["version"].astype(str)
         )
-        return Answer(aligned([list(shown.columns), *shown.to_numpy().tolist()]), _records(table))
+        return Answer(terminal.table(list(shown.columns), shown.to_numpy().tolist()), _records(table))
 
 
 class Verify(Verb):

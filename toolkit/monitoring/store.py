@@ -1,7 +1,7 @@
 """The store of predictions: four tables, and the few questions the monitor asks of them.
 
 SQLite in WAL mode: one process may write while others read. A prediction of ten classes with
-six input statistics takes about 0.2 KB.
+six input statistics takes about 0.25 KB.
 """
 
 import hashlib

@@ -1,10 +1,11 @@
 """How versions look to people: tables and pages in a terminal, the description on MLflow's page."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
+from toolkit import terminal
 from toolkit.baseline import Baseline
 from toolkit.bundle import Card
 from toolkit.registry.versions import Version
@@ -41,7 +42,8 @@ def describe(card: Card, baseline: Baseline, choice: str, run: str) -> str:
 
 def version_table(versions: Iterable[Version]) -> str:
     """One line a version."""
-    rows = [["version", "stage", "accuracy", "chosen by", "created", "run"]]
+    headings = ["version", "stage", "accuracy", "chosen by", "created", "run"]
+    rows = []
     for version in versions:
         chosen = version.tags.get("selected_by", "")
         rows.append(
@@ -54,7 +56,7 @@ def version_table(versions: Iterable[Version]) -> str:
                 version.run_id,
             ]
         )
-    return aligned(rows)
+    return terminal.table(headings, rows)
 
 
 def version_page(version: Version) -> str:
@@ -69,7 +71,7 @@ def version_page(version: Version) -> str:
         ["digest", version.digest or "none"],
         *([name, figure(value)] for name, value in sorted(version.metrics.items())),
     ]
-    return f"{aligned(rows)}\n\n{version.description}".strip()
+    return f"{terminal.table(rows[0], rows[1:])}\n\n{version.description}".strip()
 
 
 def comparison_table(table: pd.DataFrame) -> str:
@@ -90,7 +92,7 @@ def comparison_table(table: pd.DataFrame) -> str:
     }
     measured = [name for name in table.columns.drop(["accuracy_low", "accuracy_high"]) if not table[name].isna().all()]
     rows = [[name, *special.get(name, [figure(value) for value in table[name]])] for name in measured]
-    return aligned([["", *(f"v{version}" for version in table.index)], *rows])
+    return terminal.table(["", *(f"v{version}" for version in table.index)], rows)
 
 
 def figure(value: Any) -> str:
@@ -102,15 +104,3 @@ def figure(value: Any) -> str:
     if value is None or (not isinstance(value, str) and pd.isna(value) is True):
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def aligned(rows: Sequence[Sequence[object]]) -> str:
-    """Rows of cells as lines of columns.
-
-    >>> print(aligned([["version", "stage"], ["v1", "Production"]]))
-    version  stage
-    v1       Production
-    """
-    texts = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in texts)
