@@ -39,8 +39,8 @@ from train_cnn import (
     Recipe,
     cross_validate,
     load_pictures,
+    log_data,
     log_folds,
-    log_skipped,
     starting_weights,
     tags_of,
     train_on_everything,
@@ -91,7 +91,7 @@ def tune(settings: TuneSettings) -> StudyOutcome:
     0.98
     """
     client = connect()
-    device = use_machine(settings.precision)
+    device = use_machine(settings)
     space = PRESETS[settings.preset]
     data_at = data_shelf(settings, space)
     study = Study(space, settings.seed, settings.evaluations)
@@ -100,7 +100,7 @@ def tune(settings: TuneSettings) -> StudyOutcome:
     with Run(client, settings.experiment_name, role="study", name=name, tags=tags_of(first, settings.seed)) as run:
         run.params(settings.model_dump(mode="json"))
         run.json("search_space.json", {name: str(dimension) for name, dimension in space.items()})
-        log_skipped(run, first)
+        log_data(run, first, settings.data)
         try:
             cross_validation = search(study, run, data_at, settings, device)
         finally:  # also when it is interrupted

@@ -4,47 +4,49 @@
     python train_cnn.py --data photos/                         # a folder with one sub-folder a class
     python train_cnn.py --data photos/ --model-type resnet18 --image-size 128 --epochs 15
     python train_cnn.py --data photos/ --folds 5               # stratified 5-fold cross-validation
+    python train_cnn.py --resume                               # go on with what was interrupted
+    torchrun --nproc-per-node 2 train_cnn.py --data photos/    # several processes, one a GPU
 
 Some pictures (15 %, chosen by their content, or those in test/) are held out: they neither train
 the network nor choose its epoch, and measure it at the end. Runs go to MLFLOW_TRACKING_URI, or to
-mlflow.db in this folder; `mlflow server` shows them. The best epoch's weights are also kept in
-checkpoints/. Every flag can be given as a variable, such as TRAIN_EPOCHS=20.
+mlflow.db in this folder; `mlflow server` shows them. Until a run is complete, checkpoints/ holds all
+it takes to go on with it, and then its weights. Every flag can be given as a variable, such as
+TRAIN_EPOCHS=20.
 """
 
 import shlex
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from toolkit.bundle import Measured
-from toolkit.errors import DataError
-from toolkit.machine import Machine, usable_cores
+from toolkit.errors import DataError, SettingsError
+from toolkit.machine import Machine
 from toolkit.settings import ScriptSettings, environment, parse, run_script
 from toolkit.terminal import bar, on_terminal, say
 from toolkit.tracking import Run, connect
-from toolkit.training.checkpoints import save_checkpoint
+from toolkit.training.batches import Part
+from toolkit.training.cache import Cache, Pictures, decode, default_folder
+from toolkit.training.checkpoints import LAST, Checkpoint, open_checkpoint
 from toolkit.training.data import Data
-from toolkit.training.datasets import (
-    Pictures,
-    Split,
-    decode,
-    open_catalogue,
-    split,
-    stratified,
-    stratified_folds,
-)
+from toolkit.training.datasets import open_catalogue
+from toolkit.training.device import ALONE, Device, World, joined, prepare
 from toolkit.training.evaluate import fit_temperature
-from toolkit.training.loop import Device, Epoch, Fitted, Part, fit
-from toolkit.training.networks import build_network, load_weights
+from toolkit.training.features import Features
+from toolkit.training.keeper import Keeper
+from toolkit.training.loop import Epoch, Fitted, fit
+from toolkit.training.networks import FrozenBackbone, build_network, load_weights
 from toolkit.training.recipe import Recipe
-from toolkit.training.record import Outcome, epoch_metrics, gpu_peak_mb, log_folds, log_outcome, log_skipped, tags_of
+from toolkit.training.record import Outcome, epoch_metrics, gpu_peak_mb, log_data, log_folds, log_outcome, tags_of
+from toolkit.training.splits import Split, split, stratified, stratified_folds
 
 __all__ = [
     "CrossValidation",
@@ -56,8 +58,8 @@ __all__ = [
     "TrainSettings",
     "cross_validate",
     "load_pictures",
+    "log_data",
     "log_folds",
-    "log_skipped",
     "starting_weights",
     "tags_of",
     "train",
@@ -66,10 +68,21 @@ __all__ = [
 ]
 
 
+KEEP_SHARE = 0.01  # of the time that checkpoints and sending figures may take
+FINAL = "final"  # the training whose network is logged, beside those of the folds
+
+
 class DataSettings(ScriptSettings):
     """What training and tuning share: the data, the starting weights, and how exactly to repeat it."""
 
-    data: str = Field("digits", description="folder with one sub-folder a class, or digits")
+    data: str = Field(
+        "digits",
+        description="folder with one sub-folder a class, folder of IDX files, or digits, mnist, fashion-mnist, kmnist,"
+        " cifar10, cifar100",
+    )
+    data_root: Path = Field(Path("data"), description="folder where data sets by name are looked for and fetched to")
+    cache_dir: Path = Field(default_factory=default_folder, description="folder that keeps decoded pictures")
+    cache_limit: float = Field(10.0, ge=0, description="most GiB that it may hold; 0: decode into memory each time")
     weights: str = Field(
         "auto",
         description="where a ResNet starts: imagenet, none (random), auto (imagenet if it can be had), or a file",
@@ -82,6 +95,8 @@ class DataSettings(ScriptSettings):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of matrix products; auto is bfloat16 where the hardware multiplies it natively"
     )
+    deterministic: bool = Field(False, description="only algorithms that repeat exactly on a GPU; CPUs always do")
+    compile: bool = Field(False, description="run networks through torch.compile: minutes to begin with, then faster")
 
 
 class TrainSettings(Recipe, DataSettings):
@@ -93,7 +108,13 @@ class TrainSettings(Recipe, DataSettings):
     folds: int = Field(0, ge=0, le=50, description="cross-validate with this many stratified folds; 0: do not")
     experiment_name: str = Field("training", min_length=1, description="MLflow experiment")
     run_name: str | None = Field(None, description="MLflow run name")
-    checkpoint_dir: Path = Field(Path("checkpoints"), description="folder for the best epoch's weights")
+    checkpoint_dir: Path = Field(Path("checkpoints"), description="folder for unfinished runs and finished weights")
+    resume: str | None = Field(
+        None,
+        description="go on with an interrupted run, with its own settings: last (also when nothing follows), its id,"
+        " or a checkpoint",
+        json_schema_extra={"bare": LAST},
+    )
 
     @field_validator("folds")
     @classmethod
@@ -129,12 +150,23 @@ class CrossValidation:
         return max(1, round(float(np.median([fold.best_epoch for fold in self.folds]))))
 
 
-def train(settings: TrainSettings) -> Outcome:
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What a run is about: its settings and all that follows from them."""
+
+    settings: TrainSettings
+    checkpoint: Checkpoint | None  # of the interrupted run that it goes on with
+    recipe: Recipe
+    device: Device
+    data: Data
+
+
+def train(settings: TrainSettings, world: World = ALONE) -> Outcome:
     """Train, or cross-validate and train on everything, and log a bundle.
 
     With ``folds`` the folds judge the recipe, and the logged model is trained on all development
     pictures for the median of the folds' best epochs. Without, it is the best epoch on a stratified
-    validation part.
+    validation part. With ``resume`` an interrupted run is gone on with, to the same result.
 
     Raises
     ------
@@ -148,24 +180,60 @@ def train(settings: TrainSettings) -> Outcome:
     0.87
     """
     client = connect()
-    recipe = recipe_of(settings)
-    device = use_machine(settings.precision)
-    pictures, divided = load_pictures(settings, recipe.image_size)
-    data = Data(pictures, divided, *starting_weights(settings.weights, [recipe.model_type]))
-    name = settings.run_name or f"{recipe.model_type}-{data.pictures.catalogue.name.replace('/', '-')}"
-    with Run(client, settings.experiment_name, role="final", name=name, tags=tags_of(data, settings.seed)) as run:
-        run.params(settings.model_dump(mode="json"))
-        log_skipped(run, data)
-        if settings.folds:
-            cv = cross_validate(
-                recipe, data, settings.folds, settings.seed, device, log_folds(run, recipe, data, settings.seed)
-            )
-            return train_on_everything(run, recipe, data, cv, settings.seed, device, settings.checkpoint_dir)
+    job = _job(settings, world)
+    settings, recipe, data = job.settings, job.recipe, job.data
+    if job.checkpoint:
+        run = Run.reopen(client, job.checkpoint.run_id)
+        run.restore(job.checkpoint.unsent)
+        say(f"going on with run {run.id}")
+    else:
+        name = settings.run_name or f"{recipe.model_type}-{data.pictures.catalogue.name.replace('/', '-')}"
+        run = Run(client, settings.experiment_name, role="final", name=name, tags=tags_of(data, settings.seed))
+    about: dict[str, Any] = {
+        "settings": settings.model_dump(mode="json"),
+        "data_fingerprint": data.pictures.catalogue.fingerprint,
+        "weights": data.weights_note,
+    }
+    keeper = Keeper(job.checkpoint or Checkpoint(settings.checkpoint_dir, run.id, about), run)
+    with keeper.resumable():
+        with run:
+            if not job.checkpoint:
+                run.params(about["settings"])
+                log_data(run, data, settings.data)
+            outcome = _trained(run, job, keeper)
+        keeper.finish(outcome.fitted.network, {"recipe": recipe.model_dump(), "classes": data.classes})
+    return outcome
+
+
+def _trained(run: Run, job: Job, keeper: Keeper) -> Outcome:
+    """The folds, if any, the final training, and what came of it."""
+    settings, recipe, device, data = job.settings, job.recipe, job.device, job.data
+    if settings.folds:
+        log = log_folds(run, recipe, data, settings.seed)
+        cv = cross_validate(recipe, data, settings.folds, settings.seed, device, log, keeper)
+        return train_on_everything(run, recipe, data, cv, settings.seed, device, keeper)
+    training, validation = _validation_split(data, settings)
+    fitted = _fit_final(run, recipe, data, training, validation, settings.seed, device, keeper)
+    temperature = fit_temperature(fitted.val_logits, validation.own_labels)
+    measured = {"best_val_accuracy": Measured(value=fitted.best_val_accuracy, pictures=len(validation))}
+    return log_outcome(run, recipe, data, fitted, temperature, measured, device)
+
+
+def follow(settings: TrainSettings, world: World) -> None:
+    """What every process of torchrun but the first does: its share of the sums, without a record."""
+    job = _job(settings, world)
+    settings, recipe, device, data = job.settings, job.recipe, job.device, job.data
+    keeper = Keeper(job.checkpoint)
+    if settings.folds:
+        cv = cross_validate(recipe, data, settings.folds, settings.seed, device, keeper=keeper)
+        recipe = recipe.model_copy(update={"epochs": cv.epochs})
+        training, validation = data.part(data.development), None
+    else:
         training, validation = _validation_split(data, settings)
-        fitted = _fit_final(run, recipe, data, training, validation, settings.seed, device, settings.checkpoint_dir)
-        temperature = fit_temperature(fitted.val_logits, validation.own_labels)
-        measured = {"best_val_accuracy": Measured(value=fitted.best_val_accuracy, pictures=len(validation))}
-        return log_outcome(run, recipe, data, fitted, temperature, measured, device)
+    fit(
+        new_network(recipe, data, settings.seed), training, validation, recipe, seed=settings.seed, device=device,
+        mirrored=data.mirrored, keep_share=KEEP_SHARE, progress=keeper.progress(FINAL),
+    )  # fmt: skip
 
 
 def cross_validate(
@@ -175,64 +243,75 @@ def cross_validate(
     seed: int,
     device: Device,
     on_fold: Callable[[int, Fitted], None] = lambda *_: None,
+    keeper: Keeper | None = None,
 ) -> CrossValidation:
     """Train one network a stratified fold and judge each on the fold it has not seen.
 
-    The result depends on recipe, data and seed alone.
+    The result depends on recipe, data and seed alone. A frozen backbone sees each picture once for
+    all folds.
     """
+    keeper = keeper or Keeper()
     indices = data.development
     labels = data.pictures.labels[indices]
     logits = np.zeros((len(indices), len(data.classes)), np.float32)
+    features = _features(recipe, data, seed, device)
     fitted = []
     for number, (training, validation) in enumerate(stratified_folds(labels, folds, seed, data.classes)):
-        fold = fit(
-            new_network(recipe, data, seed + number),
-            data.part(indices[training]),
-            data.part(indices[validation]),
-            recipe,
-            seed=seed + number,
-            device=device,
-            mirrored=data.pictures.catalogue.mirrored,
-            bar=bar(f"fold {number + 1}/{folds}"),
-        )
+        name = f"fold {number + 1}"
+        fold = keeper.finished(name)
+        if fold is None:
+            fold = fit(
+                new_network(recipe, data, seed + number),
+                data.part(indices[training]),
+                data.part(indices[validation]),
+                recipe,
+                seed=seed + number,
+                device=device,
+                mirrored=data.mirrored,
+                features=features,
+                keep=keeper.keep(name),
+                keep_share=KEEP_SHARE,
+                progress=keeper.progress(name),
+                bar=bar(f"{name}/{folds}"),
+            )
+            fold.network = nn.Identity()  # the weights of a fold serve nobody
+            keeper.close(name)
         logits[validation] = fold.val_logits
-        fold.network = nn.Identity()  # the weights of a fold serve nobody
         fitted.append(fold)
-        on_fold(number, fold)
+        keeper.once(name, partial(on_fold, number, fold))
     return CrossValidation(fitted, logits)
 
 
 def train_on_everything(
-    run: Run,
-    recipe: Recipe,
-    data: Data,
-    cv: CrossValidation,
-    seed: int,
-    device: Device,
-    checkpoints: Path | None = None,
+    run: Run, recipe: Recipe, data: Data, cv: CrossValidation, seed: int, device: Device, keeper: Keeper | None = None
 ) -> Outcome:
     """Train on all development pictures for as long as the folds found best, and log the bundle.
 
     The temperature is fitted on the folds' own validation logits, which no network was trained on.
     """
+    keeper = keeper or Keeper()
     indices = data.development
-    run.metrics(cv.metrics)
-    for number, accuracy in enumerate(cv.accuracies):
-        run.metrics({"fold_accuracy": accuracy}, step=number)
     final = recipe.model_copy(update={"epochs": cv.epochs})
-    fitted = _fit_final(run, final, data, data.part(indices), None, seed, device, checkpoints)
+    fitted = _fit_final(run, final, data, data.part(indices), None, seed, device, keeper)
     fitted.best_val_accuracy = cv.metrics["mean_cv_accuracy"]
     temperature = fit_temperature(cv.logits, data.pictures.labels[indices])
     measured = {name: Measured(value=value, pictures=len(indices)) for name, value in cv.metrics.items()}
-    return log_outcome(run, final, data, fitted, temperature, measured, device)
+    keeper.catch_up()
+    outcome = log_outcome(run, final, data, fitted, temperature, measured, device)
+    run.metrics(cv.metrics)
+    for number, accuracy in enumerate(cv.accuracies):
+        run.metrics({"fold_accuracy": accuracy}, step=number)
+    return outcome
 
 
 def load_pictures(settings: DataSettings, image_size: int) -> tuple[Pictures, Split]:
     """Read, decode and split the pictures."""
-    catalogue = open_catalogue(settings.data)
+    catalogue = open_catalogue(settings.data, settings.data_root.expanduser())
     if settings.mirror is not None:
         catalogue = replace(catalogue, mirrored=settings.mirror)
-    pictures = decode(catalogue, image_size, progress=on_terminal())
+    limit = int(settings.cache_limit * 2**30)
+    cache = Cache(settings.cache_dir.expanduser(), limit) if limit else None
+    pictures = decode(catalogue, image_size, cache=cache, progress=on_terminal())
     return pictures, split(pictures.catalogue, settings.held_out)
 
 
@@ -260,10 +339,59 @@ def recipe_of(settings: Recipe) -> Recipe:
     return Recipe(**{name: getattr(settings, name) for name in Recipe.model_fields})
 
 
-def use_machine(precision: str) -> Device:
+def use_machine(settings: DataSettings, world: World = ALONE) -> Device:
     """Choose the device, and as many threads as this process has cores."""
-    torch.set_num_threads(usable_cores())
-    return Device.choose(precision)
+    prepare(deterministic=settings.deterministic)
+    return Device.choose(settings.precision, compiled=settings.compile, world=world)
+
+
+def _job(settings: TrainSettings, world: World) -> Job:
+    """Everything that has to be right before a run begins."""
+    checkpoint = None
+    if settings.resume:
+        checkpoint = open_checkpoint(settings.resume, settings.checkpoint_dir)
+        settings = _former(settings, checkpoint)
+    recipe = recipe_of(settings)
+    device = use_machine(settings, world)
+    pictures, divided = load_pictures(settings, recipe.image_size)
+    if checkpoint and pictures.catalogue.fingerprint != checkpoint.about["data_fingerprint"]:
+        raise DataError(
+            f"the pictures of {settings.data} have changed since run {checkpoint.run_id} was interrupted, so it cannot"
+            " be gone on with; start a run without --resume"
+        )
+    weights = starting_weights(settings.weights, [recipe.model_type])
+    if checkpoint and weights[1] != checkpoint.about["weights"]:
+        raise SettingsError(
+            f"run {checkpoint.run_id} began with {checkpoint.about['weights']} weights, and here --weights"
+            f" {settings.weights} gives {weights[1]} ones, so it cannot be gone on with"
+        )
+    return Job(settings, checkpoint, recipe, device, Data(pictures, divided, *weights))
+
+
+def _former(settings: TrainSettings, checkpoint: Checkpoint) -> TrainSettings:
+    """The settings of the interrupted run; none that was given now may say otherwise, but where things are kept."""
+    try:
+        former = TrainSettings(**checkpoint.about["settings"])
+    except (ValidationError, KeyError, TypeError):
+        raise DataError(f"run {checkpoint.run_id} was begun by another version of train_cnn.py") from None
+    places = settings.model_fields_set & {"checkpoint_dir", "cache_dir", "cache_limit"}
+    for name in sorted(settings.model_fields_set - places - {"resume"}):
+        before, now = getattr(former, name), getattr(settings, name)
+        if before != now:
+            raise SettingsError(
+                f"--{name.replace('_', '-')} was {before} when run {checkpoint.run_id} began and cannot become {now};"
+                " leave it out, or start a run without --resume"
+            )
+    return former.model_copy(update={name: getattr(settings, name) for name in places})
+
+
+def _features(recipe: Recipe, data: Data, seed: int, device: Device) -> Features | None:
+    """What a frozen backbone sees of all development pictures; None for networks that learn as a whole."""
+    network = new_network(recipe, data, seed)
+    if not isinstance(network, FrozenBackbone):
+        return None
+    pictures = data.part(data.development)
+    return Features.of(network.backbone, pictures, recipe, seed, device, mirrored=data.mirrored, bar=bar("features"))
 
 
 def _validation_split(data: Data, settings: TrainSettings) -> tuple[Part, Part]:
@@ -285,36 +413,25 @@ def _fit_final(
     validation: Part | None,
     seed: int,
     device: Device,
-    checkpoints: Path | None,
+    keeper: Keeper,
 ) -> Fitted:
     """Train the network that will be logged, with everything recorded as it goes."""
     machine = Machine()
-    path = None if checkpoints is None else checkpoints / f"{run.id}.pt"
 
-    def on_epoch(epoch: Epoch, network: nn.Module, best: bool) -> None:
+    def on_epoch(epoch: Epoch, _: nn.Module, best: bool) -> None:
         run.metrics({**epoch_metrics(epoch), **machine.read(), "gpu_memory_mb": gpu_peak_mb(device)}, epoch.epoch)
-        run.flush()
-        if best and path is not None:
-            save_checkpoint(
-                path, network, {"recipe": recipe.model_dump(), "classes": data.classes, "epoch": epoch.epoch}
-            )
         say(_epoch_line(epoch, recipe.epochs, best and validation is not None))
 
-    held = len(data.split.held_out)
     validating = f"validating on {len(validation)}, " if validation else ""
     say(
         f"training {recipe.model_type} on {len(training)} pictures of {len(data.classes)} classes, {validating}"
-        f"{held} held out ({device.name}, {str(device.dtype).removeprefix('torch.')})"
+        f"{len(data.split.held_out)} held out ({device})"
     )
-    try:
-        return fit(
-            new_network(recipe, data, seed), training, validation, recipe, seed=seed, device=device,
-            mirrored=data.pictures.catalogue.mirrored, on_epoch=on_epoch, bar=bar("training"),
-        )  # fmt: skip
-    except (KeyboardInterrupt, SystemExit):
-        if path is not None and path.exists():
-            say(f"stopped; the best epoch so far is in {path}")
-        raise
+    return fit(
+        new_network(recipe, data, seed), training, validation, recipe, seed=seed, device=device,
+        mirrored=data.mirrored, on_epoch=on_epoch, keep=keeper.keep(FINAL), keep_share=KEEP_SHARE,
+        progress=keeper.progress(FINAL), bar=bar("training"),
+    )  # fmt: skip
 
 
 def _epoch_line(epoch: Epoch, epochs: int, best: bool) -> str:
@@ -325,31 +442,39 @@ def _epoch_line(epoch: Epoch, epochs: int, best: bool) -> str:
     )
 
 
-def report(outcome: Outcome, settings: TrainSettings) -> str:
+def report(outcome: Outcome) -> str:
     """What a person wants to see at the end, and the next command to type."""
     metrics, evaluation = outcome.metrics, outcome.evaluation
-    judged = "mean_cv_accuracy" if settings.folds else "best_val_accuracy"
+    judged = "mean_cv_accuracy" if "mean_cv_accuracy" in metrics else "best_val_accuracy"
     rows = [
         (judged.replace("_", " "), f"{metrics[judged]:.4f}"),
         ("held-out accuracy", f"{evaluation.accuracy:.4f}  ({evaluation.pictures} pictures never seen in training)"),
         ("precision, recall, F1", ", ".join(f"{value:.4f}" for value in evaluation.weighted.values())),
-        ("calibration error", f"{evaluation.calibration_error:.4f}  (temperature {metrics['temperature']:.2f})"),
+        ("calibration error", f"{evaluation.calibration_error:.4f}  ({_uncalibrated(metrics)})"),
         ("best epoch", f"{outcome.fitted.best_epoch} of {len(outcome.fitted.history)}"),
         ("training time", f"{outcome.fitted.seconds:.1f} s, {outcome.fitted.images_per_s:,.0f} pictures/s"),
         ("MLflow run", outcome.run.url or outcome.run.id),
     ]
-    if settings.folds:
+    if "std_cv_accuracy" in metrics:
         rows.insert(1, ("spread over the folds", f"{metrics['std_cv_accuracy']:.4f}"))
     table = "\n".join(f"  {name:<22} {value}" for name, value in rows)
-    experiment = shlex.quote(settings.experiment_name)
+    experiment = shlex.quote(outcome.run.experiment)
     register = f"python model_registry.py register --experiment-name {experiment} --metric {judged}"
     return f"\n{table}\n\nnext: {register}"
+
+
+def _uncalibrated(metrics: Mapping[str, float]) -> str:
+    return f"{metrics['calibration_error_before']:.4f} before temperature {metrics['temperature']:.2f}"
 
 
 def main() -> None:
     """Run from the command line."""
     settings = parse(TrainSettings, __doc__)
-    say(report(train(settings), settings))
+    with joined() as world:
+        if world.rank:
+            follow(settings, world)
+        else:
+            say(report(train(settings, world)))
 
 
 if __name__ == "__main__":

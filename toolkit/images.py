@@ -6,20 +6,38 @@ centre square is resized to what the network wants.
 """
 
 import io
+import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from toolkit.errors import ImageTooLarge, UndecodableImage, UnsupportedImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+SUFFIXES = {  # what a file's ending says it is
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF",
+    ".tiff": "TIFF",
+}  # fmt: skip
+SNIFFED_BYTES = 32  # of a file's beginning, enough for ``format_of``
 DECODER_VERSION = f"1 (pillow {PIL.__version__})"  # raise the first number when equal bytes give other pixels
 RESIZE_RULE = "centre square, bilinear"
 STATISTICS = ("brightness", "contrast", "sharpness", "width", "height", "aspect")
+
+_MAGIC = {  # first bytes of each format; a BMP has only two of them, so the size of its second header counts as well
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "WEBP": rb"RIFF....WEBP",
+    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+    "GIF": rb"GIF8[79]a",
+    "TIFF": rb"(II|MM)([*+]\0|\0[*+])",
+}
+# Formats that hold several frames (what else is in a JPEG are previews), and the largest file in bytes whose frames
+# are counted: GIF and TIFF must be walked through, which a file made to be slow draws out to 0.4 s at these sizes.
+_COUNTED = {"WEBP": math.inf, "PNG": math.inf, "GIF": 2**22, "TIFF": 2**18}
 
 # First bytes of formats people do send, so that the message can name what arrived.
 _OTHER_FORMATS = {b"%PDF": "PDF", b"8BPS": "PSD", b"<svg": "SVG", b"<?xml": "XML or SVG", b"\0\0\1\0": "ICO"}
@@ -45,11 +63,14 @@ class Picture:
         uint8 (size, size, 3), RGB.
     width, height
         Pixels of the original, upright, before it was cropped and resized.
+    remarks
+        What was changed about it beyond that, in words, such as ``CMYK, converted to RGB``.
     """
 
     pixels: NDArray[np.uint8]
     width: int
     height: int
+    remarks: tuple[str, ...] = ()
 
     def statistics(self) -> dict[str, float]:
         """Figures that tell what changed when pictures change; their names are ``STATISTICS``.
@@ -68,6 +89,22 @@ class Picture:
             "height": float(self.height),
             "aspect": self.width / self.height,
         }
+
+
+def format_of(data: bytes) -> str | None:
+    """Which of ``FORMATS`` the bytes are, judged by their beginning alone.
+
+    Parameters
+    ----------
+    data
+        A file, or at least its first ``SNIFFED_BYTES``.
+
+    Examples
+    --------
+    >>> format_of(b"GIF89a and so on"), format_of(b"BMX is a sport")
+    ('GIF', None)
+    """
+    return next((name for name, magic in _MAGIC.items() if re.match(magic, data, re.DOTALL)), None)
 
 
 def load_picture(data: bytes, size: int, limits: Limits = Limits()) -> Picture:
@@ -101,24 +138,25 @@ def load_picture(data: bytes, size: int, limits: Limits = Limits()) -> Picture:
     """
     image = _open(data, limits)
     width, height = image.size
+    remarks = _conversions(image)
     image.draft(None, (2 * size, 2 * size))  # JPEG only: decodes at 1/2, 1/4 or 1/8, never below twice the size
     try:
         image.load()
-        image, turned = _upright(image)
-        image = _to_rgb(image)
+        upright, turned = _upright(image)
+        whole = _to_rgb(upright)
     except Exception as error:  # noqa: BLE001  Pillow's plugins raise over a dozen kinds on broken files
         raise UndecodableImage(f"the picture is broken: {error or type(error).__name__}") from None
     if turned:
         width, height = height, width
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    square = image.resize(
+    side = min(whole.size)
+    left, top = (whole.width - side) / 2, (whole.height - side) / 2
+    square = whole.resize(
         (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side), reducing_gap=2.0
     )
-    return Picture(np.asarray(square), width, height)
+    return Picture(np.asarray(square), width, height, remarks + _frames(image, len(data)))
 
 
-def _open(data: bytes, limits: Limits) -> Image.Image:
+def _open(data: bytes, limits: Limits) -> ImageFile.ImageFile:
     """Read the header and hold it against the limits."""
     if not data:
         raise UndecodableImage("the file is empty")
@@ -158,6 +196,34 @@ def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
     if orientation not in range(2, 9):
         return image, False
     return ImageOps.exif_transpose(image), orientation >= 5
+
+
+def _conversions(image: ImageFile.ImageFile) -> tuple[str, ...]:
+    """What the header says will be lost on the way to 8-bit RGB."""
+    layout = image.tile[0].args if image.tile else ""
+    layout = str(layout[0] if isinstance(layout, tuple) else layout)  # how values lie in the file, such as RGB;16B
+    if image.mode == "CMYK":
+        return ("CMYK, converted to RGB",)
+    if image.mode == "F":
+        return ("floating-point grey, scaled to 8 bits",)
+    if image.mode.startswith("I"):
+        return (f"{16 if '16' in layout else 32}-bit grey, scaled to 8 bits",)
+    if re.search(r";16[BLN]$", layout):  # while ``BGR;16`` is 16 bits a pixel
+        return ("16 bits a channel, scaled to 8",)
+    return ()
+
+
+def _frames(image: ImageFile.ImageFile, size: int) -> tuple[str, ...]:
+    """That only the first frame was taken, of how many where that is told cheaply."""
+    if image.format not in _COUNTED:
+        return ()
+    try:
+        if not getattr(image, "is_animated", False):
+            return ()
+        count = getattr(image, "n_frames", None) if size <= _COUNTED[image.format] else None
+    except Exception:  # noqa: BLE001  what follows the first frame is broken, and not used
+        count = None
+    return (f"the first of {count or 'several'} frames",)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

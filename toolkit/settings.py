@@ -14,6 +14,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
@@ -75,11 +76,28 @@ def parse(cls: type[S], manual: str | None, argv: Sequence[str] | None = None) -
     parser = _Parser(prog=program_name(), description=manual, formatter_class=_Help, allow_abbrev=False)
     source: CliSettingsSource[Any] = CliSettingsSource(cls, root_parser=parser, formatter_class=_Help)
     try:
-        return CliApp.run(cls, cli_args=words, cli_settings_source=source)
+        return CliApp.run(cls, cli_args=_filled(words, cls), cli_settings_source=source)
     except ValidationError as error:
         raise SettingsError(_sentence(error, cls, words)) from None
     except SourceError as error:
         raise SettingsError(one_line(error)) from None
+
+
+def _filled(words: Sequence[str], cls: type[BaseSettings]) -> list[str]:
+    """The words, with a value for each flag that was given none and whose field says what is meant then.
+
+    A field says so by ``json_schema_extra={"bare": "last"}``: ``--resume`` alone is ``--resume last``.
+    """
+    extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
+    bare = {
+        f"--{name.replace('_', '-')}": extra["bare"]
+        for name, extra in extras.items()
+        if isinstance(extra, dict) and "bare" in extra
+    }
+    filled = []
+    for word, following in pairwise([*words, "--"]):
+        filled.append(f"{word}={bare[word]}" if word in bare and following.startswith("--") else word)
+    return filled
 
 
 def verb(settings: ScriptSettings) -> BaseModel | None:

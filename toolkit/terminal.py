@@ -1,5 +1,9 @@
-"""What scripts print: lines that leave a progress bar whole, bars on a terminal only, tables."""
+"""What scripts print: lines that leave a progress bar whole, bars on a terminal only, tables.
 
+Of the processes that torchrun starts, only the first one speaks.
+"""
+
+import os
 import sys
 from collections.abc import Sequence
 
@@ -8,13 +12,15 @@ from tqdm import tqdm
 
 def say(text: str) -> None:
     """Print a line at once, without tearing a progress bar."""
+    if not _speaks():
+        return
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
 
 
 def on_terminal() -> bool:
     """Whether progress bars, which go to standard error, would be seen by a person."""
-    return sys.stderr.isatty()
+    return sys.stderr.isatty() and _speaks()
 
 
 def bar(label: str) -> str | None:
@@ -43,6 +49,10 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         for row in cells
     )
     return "\n".join(lines)
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _is_number(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""The only place that sets MLflow up; runs with buffered metrics.
+"""The only place that sets MLflow up; runs with buffered metrics, which outlive an outage of the store.
 
 ``MLFLOW_TRACKING_URI`` decides where runs go. Unset, it is ``sqlite:///mlflow.db`` in the working
 directory: the store that a plain ``mlflow server`` started there shows too. Everybody else takes
@@ -8,18 +8,22 @@ directory: the store that a plain ``mlflow server`` started there shows too. Eve
 import getpass
 import json
 import logging
+import math
 import os
+import re
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from toolkit.errors import TrackingError, known, one_line
+from toolkit.terminal import say
 
 # Read by MLflow when it is imported or at each call; what the user has set stays.
 for _name, _value in {
@@ -35,7 +39,17 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 import mlflow as mlflow  # noqa: E402  (the alias marks it as exported)
-from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag  # noqa: E402
+from mlflow.entities import (  # noqa: E402
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    RunTag,
+)
+from mlflow.exceptions import ERROR_CODE_TO_HTTP_STATUS  # noqa: E402
 from mlflow.exceptions import MlflowException as MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient as MlflowClient  # noqa: E402
 
@@ -45,9 +59,13 @@ if TYPE_CHECKING:
 SQLITE = "sqlite:///"
 DEFAULT_URI = f"{SQLITE}mlflow.db"
 BUSY_SECONDS = 60  # how long a writer of an SQLite store waits for the others
+ANSWER_SECONDS = 5  # how long a sign of life may take, and each request of an attempt to send
+RETRY_SECONDS = 30  # between two attempts to send to a store that is away
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # those that MLflow knows
 MOST_METRICS_A_BATCH, MOST_PARAMS_A_BATCH = 1000, 100  # limits of MLflow's log-batch request
 LONGEST_PARAM = 6000  # characters, limit of MLflow
+
+Entry = tuple[str, float | str, int, int]  # name, value, time in ms since 1970, step; "nan", "inf" or "-inf" as text
 
 
 def connect(uri: str | None = None) -> MlflowClient:
@@ -67,6 +85,7 @@ def connect(uri: str | None = None) -> MlflowClient:
     address = _address(uri)
     for name in ("mlflow.store", "alembic"):  # a first start prints two dozen migration lines
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for each error it raises too
     try:
         _knock(address)
         client = MlflowClient(tracking_uri=address, registry_uri=address)
@@ -97,7 +116,7 @@ def _knock(uri: str) -> None:
     if uri.startswith(("http://", "https://")):
         import requests  # brought by MLflow; a database store never needs it
 
-        requests.get(uri.rstrip("/") + "/health", timeout=5)
+        requests.get(uri.rstrip("/") + "/health", timeout=ANSWER_SECONDS)
     elif uri.startswith(DATABASES):
         import sqlalchemy  # brought by MLflow; a server needs none
 
@@ -111,18 +130,61 @@ def _knock(uri: str) -> None:
             engine.dispose()
 
 
+def _knock_again(uri: str) -> None:
+    """Knock at a store that was there before: an SQLite file is not created, and must let us write within seconds."""
+    path = Path(uri.removeprefix(SQLITE).partition("?")[0])
+    if not (uri.startswith(SQLITE) and path.is_absolute()):
+        _knock(uri)
+        return
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=ANSWER_SECONDS)) as database:
+        database.execute("BEGIN IMMEDIATE")  # what closing takes back
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """One try of a few seconds for each request, in all threads.
+
+    MLflow reads these variables at each request, and has no argument for it.
+    """
+    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(ANSWER_SECONDS)}
+    before = {name: os.environ.get(name) for name in limits}
+    os.environ.update(limits)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _reason(error: Exception) -> str:
-    text = one_line(error)
+    _, _, cause = str(error).partition("occurring prematurely)\n")  # SQLAlchemy begins with a line about itself
+    text = one_line(Exception(cause)) if cause else one_line(error)
+    if unwell := re.search(r"too many (\d{3}) error responses", text):  # MLflow hides what they say
+        return f"the server answers with status {unwell[1]}"
     for sign, reason in {
         "refused": "connection refused",
         "timed out": "no answer in time",
         "resolve": "unknown host",
+        "Connection aborted": "the connection broke off",
         "unable to open database": "the database file cannot be opened",
         "file is not a database": "the file is not a database",
+        "database is locked": "the database is locked by another program",
+        "readonly database": "the database file cannot be written",
+        "disk is full": "the disk is full",
+        "disk I/O error": "the disk cannot be read or written",
     }.items():
         if sign in text:
             return reason
     return text if len(text) <= 200 else text[:200] + "..."
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    """What a store fails with: MLflow's errors, those of files and sockets, requests' included, and the databases'."""
+    database = sys.modules.get("sqlalchemy.exc")  # not imported for a server
+    return (MlflowException, OSError, sqlite3.Error, *([database.SQLAlchemyError] if database else []))
 
 
 @contextmanager
@@ -130,7 +192,7 @@ def explained(action: str) -> Iterator[None]:
     """Turn whatever MLflow raises while doing ``action`` into one sentence."""
     try:
         yield
-    except (MlflowException, OSError) as error:  # files fail with OSError, requests' own errors included
+    except _store_errors() as error:
         raise TrackingError(f"cannot {action}: {_reason(error)}") from None
 
 
@@ -163,8 +225,50 @@ def open_experiment(client: MlflowClient, name: str) -> str:
     return str(experiment.experiment_id)
 
 
+class _Outage:
+    """A store that takes no metrics: when it may be tried again, and a line when it goes and when it is back."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._next = -math.inf  # time of the next attempt
+        self._said: str | None = None
+        self.away = False  # out of reach, not merely refusing
+
+    @property
+    def pausing(self) -> bool:
+        """Whether it is too early for another attempt."""
+        return self._clock() < self._next
+
+    def failed(self, error: Exception) -> None:
+        """Wait a while; say so, unless the user knows."""
+        self._next = self._clock() + RETRY_SECONDS
+        self.away = not _refused(error)
+        said = "MLflow cannot take the metrics" if self.away else "MLflow refuses the metrics"
+        if said != self._said:
+            say(f"{said}: {_reason(error).rstrip('.')}; training goes on, they are kept and will be sent later")
+        self._said = said
+
+    def over(self) -> None:
+        """All is sent."""
+        if self._said:
+            say("MLflow takes the metrics again; those that were kept have been sent")
+        self._next, self._said, self.away = -math.inf, None, False
+
+
+def _refused(error: Exception) -> bool:
+    """Whether the store understood and said no, so that only a change over there helps: the run was deleted, say."""
+    if not isinstance(error, MlflowException):
+        return False
+    status = ERROR_CODE_TO_HTTP_STATUS.get(error.error_code, 500)
+    return 400 <= status < 500 and status not in (408, 429)  # timed out, too many requests: these pass
+
+
 class Run:
-    """One MLflow run, whose metrics are buffered and written by ``flush``.
+    """One MLflow run, whose metrics are buffered, and written by ``send`` or ``flush``.
+
+    Metrics outlive an outage of the store: ``send`` keeps what it cannot deliver and tries again
+    later, and ``unsent`` is what a checkpoint should hold, for ``restore`` after a crash. An entry
+    that is sent twice is in the store once, because MLflow knows it by all its four parts.
 
     As a context manager it ends the run with the status that fits: FINISHED, KILLED when it was
     interrupted, FAILED for any other exception.
@@ -179,6 +283,31 @@ class Run:
         What people see in lists of runs.
     parent
         The run that this one is nested in.
+    clock
+        Seconds that never run backwards, which pause the attempts to send to a store that is away.
+
+    Raises
+    ------
+    TrackingError
+        Here and in every method but ``send``: the store cannot be reached or refuses.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> client = connect(f"sqlite:///{folder.name}/mlflow.db")
+    >>> with Run(client, "training", role="final", name="a run") as run:
+    ...     run.metrics({"loss": 0.5}, step=1)
+    ...     os.rename(f"{folder.name}/mlflow.db", f"{folder.name}/gone.db")
+    ...     run.send(), len(run.unsent)
+    ...     os.rename(f"{folder.name}/gone.db", f"{folder.name}/mlflow.db")
+    MLflow cannot take the metrics: the database file cannot be opened; training goes on, they are kept and will be sent
+    later
+    (False, 1)
+    MLflow takes the metrics again; those that were kept have been sent
+    >>> client.get_run(run.id).data.metrics
+    {'loss': 0.5}
+    >>> folder.cleanup()
     """
 
     def __init__(
@@ -190,10 +319,8 @@ class Run:
         name: str,
         parent: "Run | None" = None,
         tags: Mapping[str, object] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.client = client
-        self.experiment = experiment
-        self._metrics: list[Metric] = []
         everything = {
             "role": role,
             "mlflow.runName": name,
@@ -205,9 +332,38 @@ class Run:
             **(tags or {}),
         }
         with explained(f"start a run in experiment {experiment!r}"):
-            self.experiment_id = open_experiment(client, experiment)
-            info = client.create_run(self.experiment_id, tags={key: str(value) for key, value in everything.items()})
-        self.id: str = info.info.run_id
+            experiment_id = open_experiment(client, experiment)
+            created = client.create_run(experiment_id, tags={key: str(value) for key, value in everything.items()})
+        self._hold(client, experiment, experiment_id, created.info.run_id, clock)
+
+    @classmethod
+    def reopen(cls, client: MlflowClient, run_id: str, *, clock: Callable[[], float] = time.monotonic) -> "Run":
+        """Go on with a run of the store, however it ended; its status is RUNNING again.
+
+        Raises
+        ------
+        TrackingError
+            There is no such run, it was deleted, or this client cannot write to its experiment.
+        """
+        with explained(f"reopen run {run_id!r}"):
+            found = client.get_run(run_id)
+            if found.info.lifecycle_stage != "active":
+                raise TrackingError(f"cannot reopen run {run_id!r}: it was deleted; restore it or start another")
+            experiment = client.get_experiment(found.info.experiment_id).name
+            experiment_id = open_experiment(client, experiment)
+            client.update_run(run_id, status="RUNNING")
+            if "failure" in found.data.tags:  # it is another attempt's
+                client.delete_tag(run_id, "failure")
+        run = cls.__new__(cls)
+        run._hold(client, experiment, experiment_id, run_id, clock)
+        return run
+
+    def _hold(
+        self, client: MlflowClient, experiment: str, experiment_id: str, run_id: str, clock: Callable[[], float]
+    ) -> None:
+        self.client, self.experiment, self.experiment_id, self.id = client, experiment, experiment_id, run_id
+        self._metrics: list[Metric] = []
+        self._clock, self._outage = clock, _Outage(clock)
 
     def __enter__(self) -> "Run":
         return self
@@ -234,18 +390,90 @@ class Run:
         with explained("set tags"):
             self.client.log_batch(self.id, tags=[RunTag(name, str(value)) for name, value in values.items()])
 
+    def dataset(self, name: str, digest: str, source: str, *, profile: Mapping[str, object], context: str) -> None:
+        """Record which data the run used, as an MLflow data set input.
+
+        MLflow keeps one input for a name and digest in a run, so each part of the data needs a digest of its own.
+
+        Parameters
+        ----------
+        name
+            At most 500 characters.
+        digest
+            What tells the data from any other of that name, at most 36 characters.
+        source
+            Folder or address that the data came from.
+        profile
+            Figures about the data, JSON-able: number of pictures and of classes, say.
+        context
+            What the data was used for: ``training``, say.
+        """
+        entry = Dataset(name, digest, "local", json.dumps({"uri": source}), profile=json.dumps(dict(profile)))
+        with explained(f"log the data set {name!r}"):
+            self.client.log_inputs(self.id, datasets=[DatasetInput(entry, [InputTag("mlflow.data.context", context)])])
+
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Buffer metrics; nothing is sent before ``flush``."""
+        """Buffer metrics; nothing is sent before ``send`` or ``flush``."""
         now = int(time.time() * 1000)
         self._metrics += [Metric(name, float(value), now, step) for name, value in values.items()]
+
+    @property
+    def unsent(self) -> list[Entry]:
+        """What is buffered, oldest first, ready for JSON: (name, value, milliseconds since 1970, step)."""
+        return [
+            (item.key, item.value if math.isfinite(item.value) else str(item.value), item.timestamp, item.step)
+            for item in self._metrics
+        ]
+
+    def restore(self, entries: Iterable[Sequence[object]]) -> None:
+        """Put what ``unsent`` gave, also as JSON gives it back, in front of the buffer.
+
+        Raises
+        ------
+        TrackingError
+            An entry is none of ``unsent``'s; the buffer stays as it was.
+        """
+        self._metrics[:0] = [_metric(entry) for entry in entries]
+
+    def send(self) -> bool:
+        """Send the buffered metrics if the store takes them; never raise.
+
+        The first failure and the recovery are told in a line each. A store that failed or refused is
+        tried again after ``RETRY_SECONDS``; an attempt takes ``ANSWER_SECONDS`` at a server that does
+        not answer, and three times that at the most.
+
+        Returns
+        -------
+        bool
+            Whether everything is in the store.
+        """
+        if not self._metrics or self._outage.pausing:
+            return not self._metrics
+        try:
+            with _impatient():
+                _knock_again(self.client.tracking_uri)
+                self._deliver(until=self._clock() + ANSWER_SECONDS)
+        except Exception as error:  # noqa: BLE001  no trouble with a figure is worth a training
+            self._outage.failed(error)
+        return not self._metrics
 
     def flush(self) -> None:
         """Send the buffered metrics; on failure they stay buffered."""
         with explained("log metrics"):
-            while self._metrics:
-                batch = self._metrics[:MOST_METRICS_A_BATCH]
-                self.client.log_batch(self.id, metrics=batch)
-                del self._metrics[: len(batch)]
+            if self._outage.away:
+                _knock_again(self.client.tracking_uri)
+            self._deliver()
+
+    def _deliver(self, until: float = math.inf) -> None:
+        """Send batch after batch, and start none when the time is up."""
+        if self._outage.away:
+            _renew_connections(self.client)
+        while self._metrics and self._clock() <= until:
+            batch = self._metrics[:MOST_METRICS_A_BATCH]
+            self.client.log_batch(self.id, metrics=batch)
+            del self._metrics[: len(batch)]
+        if not self._metrics:
+            self._outage.over()
 
     def json(self, name: str, value: object) -> None:
         """Log a value as a JSON file."""
@@ -291,6 +519,22 @@ class Run:
         if not self.client.tracking_uri.startswith("http"):
             return None
         return f"{self.client.tracking_uri.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.id}"
+
+
+def _metric(entry: Sequence[object]) -> Metric:
+    """The metric that ``Run.unsent`` gave as an entry."""
+    try:
+        name, value, timestamp, step = entry
+        return Metric(str(name), float(str(value)), int(str(timestamp)), int(str(step)))
+    except (TypeError, ValueError):
+        raise TrackingError(f"a kept metric must be a name, a value, a time in ms and a step, got {entry}") from None
+
+
+def _renew_connections(client: MlflowClient) -> None:
+    """Drop the connections to a database that was away: they may lead to a dead server, or to a file since replaced."""
+    engine = getattr(client._tracking_client.store, "engine", None)  # MLflow keeps it for the life of the process
+    if engine is not None:
+        engine.dispose()
 
 
 def code_version() -> str:

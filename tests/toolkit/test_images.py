@@ -1,6 +1,8 @@
 """One decoder: every mode has a defined result, every bad file a sentence."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 
 from support import encode
 from toolkit.errors import ImageError, ImageTooLarge, UndecodableImage, UnsupportedImage
-from toolkit.images import FORMATS, STATISTICS, Limits, load_picture
+from toolkit.images import FORMATS, SNIFFED_BYTES, STATISTICS, SUFFIXES, Limits, format_of, load_picture
 
 
 def saved(image: Image.Image, format: str = "PNG", **options: object) -> bytes:  # noqa: A002
@@ -51,6 +53,161 @@ def test_modes_have_defined_results() -> None:
 def test_the_first_frame_of_an_animation_is_taken() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     assert first_pixel(saved(frames[0], "GIF", save_all=True, append_images=frames[1:])) == [255, 0, 0]
+
+
+# --- what was changed is told -----------------------------------------------------------------------
+
+
+def png_16_bit(kind: int, channels: int) -> bytes:
+    """A PNG of 4 x 4 pixels whose values are all 128 * 257, by the specification: Pillow writes none in colour."""
+    rows = (b"\0" + (b"\x80\x80" * channels * 4)) * 4
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", 4, 4, 16, kind, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def animation(format: str, count: int = 3) -> bytes:  # noqa: A002
+    frames = [Image.new("RGB", (8, 8), (60 * number, 0, 0)) for number in range(count)]
+    return saved(frames[0], format, save_all=True, append_images=frames[1:])
+
+
+def test_values_of_more_than_8_bits_are_remarked_on() -> None:
+    grey = saved(Image.fromarray(np.full((8, 8), 32896, np.uint16)), "PNG")
+    same = saved(Image.fromarray(np.full((8, 8), 32896, np.uint16)), "TIFF")
+    wide = saved(Image.fromarray(np.full((8, 8), 32896, np.int32)), "TIFF")
+    real = saved(Image.fromarray(np.full((8, 8), 0.5, np.float32)), "TIFF")
+    for data, remark in (
+        (grey, "16-bit grey, scaled to 8 bits"),
+        (same, "16-bit grey, scaled to 8 bits"),
+        (png_16_bit(0, 1), "16-bit grey, scaled to 8 bits"),
+        (wide, "32-bit grey, scaled to 8 bits"),
+        (real, "floating-point grey, scaled to 8 bits"),
+        (png_16_bit(2, 3), "16 bits a channel, scaled to 8"),
+    ):
+        picture = load_picture(data, 4)
+        assert picture.remarks == (remark,)
+        assert picture.pixels[0, 0].tolist() == [128] * 3
+    for kind, channels in ((4, 2), (6, 4)):  # half transparent over white
+        picture = load_picture(png_16_bit(kind, channels), 4)
+        assert picture.remarks == ("16 bits a channel, scaled to 8",)
+        assert picture.pixels[0, 0].tolist() == [191] * 3
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_an_animation_is_remarked_on_with_its_number_of_frames(format: str) -> None:  # noqa: A002
+    picture = load_picture(animation(format), 4)
+    assert picture.remarks == ("the first of 3 frames",)
+    still = load_picture(saved(Image.new("RGB", (8, 8)), format), 4)
+    assert still.remarks == ()
+    np.testing.assert_array_equal(picture.pixels, still.pixels)
+
+
+def test_broken_frames_after_a_good_first_one_do_no_harm() -> None:
+    """The second page of the TIFF is said to lie far behind the file's end."""
+    pages = bytearray(saved(Image.new("RGB", (8, 8), (200, 0, 0)), "TIFF"))
+    first = struct.unpack_from("<I", pages, 4)[0]
+    entries = struct.unpack_from("<H", pages, first)[0]
+    struct.pack_into("<I", pages, first + 2 + 12 * entries, 2**31)
+    picture = load_picture(bytes(pages), 4)
+    assert picture.pixels[0, 0].tolist() == [200, 0, 0]
+    assert picture.remarks == ("the first of several frames",)
+
+
+def test_frames_are_not_counted_where_that_would_be_slow() -> None:
+    """Half a megabyte of tiny pages: walking through all of them would take seconds."""
+    one = saved(Image.new("L", (1, 1)), "TIFF")
+    first = struct.unpack_from("<I", one, 4)[0]
+    entries = struct.unpack_from("<H", one, first)[0]
+    directory = one[first : first + 2 + 12 * entries]
+    data, length = one[:first], len(directory) + 4
+    for number in range(2**19 // length):
+        data += directory + struct.pack("<I", first + (number + 1) * length)
+    assert load_picture(data, 4).remarks == ("the first of several frames",)
+
+
+def test_what_loses_nothing_is_not_remarked_on() -> None:
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 9, 8, 7])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for image in (Image.new("RGBA", (8, 8), (1, 2, 3, 4)), Image.new("LA", (8, 8)), palette, Image.new("1", (8, 8))):
+        assert load_picture(saved(image), 4).remarks == ()
+    assert load_picture(saved(Image.new("RGB", (8, 6)), "JPEG", exif=exif), 4).remarks == ()
+    two_previews = saved(Image.new("RGB", (8, 8)), "MPO", save_all=True, append_images=[Image.new("RGB", (4, 4))])
+    assert load_picture(two_previews, 4).remarks == ()  # what phones write: a JPEG with a smaller one behind it
+
+
+# --- CMYK ---------------------------------------------------------------------------------------
+
+INKS = {  # cyan, magenta, yellow and black in 0..255, and what they look like
+    (0, 255, 255, 0): (255, 0, 0),
+    (255, 0, 255, 0): (0, 255, 0),
+    (0, 0, 0, 255): (0, 0, 0),
+    (0, 0, 0, 128): (127, 127, 127),
+    (0, 0, 0, 0): (255, 255, 255),
+}
+
+
+@pytest.mark.parametrize(("inks", "colour"), INKS.items())
+def test_cmyk_gives_the_colours_of_its_inks(inks: tuple[int, ...], colour: tuple[int, ...]) -> None:
+    for data in (saved(Image.new("CMYK", (16, 16), inks), "JPEG"), saved(Image.new("CMYK", (16, 16), inks), "TIFF")):
+        picture = load_picture(data, 4)
+        np.testing.assert_allclose(picture.pixels[0, 0], colour, atol=2)
+        assert picture.remarks == ("CMYK, converted to RGB",)
+
+
+@pytest.mark.parametrize(("inks", "colour"), INKS.items())
+def test_ycck_as_photoshop_writes_it_gives_the_colours_of_its_inks(
+    inks: tuple[int, ...], colour: tuple[int, ...]
+) -> None:
+    """Its first three planes are the YCbCr (BT.601) of the inks, its fourth is the inverted black.
+
+    Such a file is made from a CMYK one by writing those planes (which Pillow inverts) and declaring them.
+    """
+    r, g, b, black = inks
+    y = 0.299 * r + 0.587 * g + 0.114 * b
+    planes = (y, 128 + (b - y) / 1.772, 128 + (r - y) / 1.402)
+    image = Image.new("CMYK", (16, 16), (*(255 - min(255, round(plane)) for plane in planes), black))
+    data = bytearray(saved(image, "JPEG", quality=100))
+    marker = data.index(b"Adobe")
+    assert data[marker + 11] == 0  # no transformation
+    data[marker + 11] = 2  # YCCK
+    np.testing.assert_allclose(load_picture(bytes(data), 4).pixels[0, 0], colour, atol=3)
+
+
+# --- formats by their content -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_format_is_known_by_its_first_bytes(format: str) -> None:  # noqa: A002
+    data = saved(Image.new("RGB", (10, 6)), format)
+    assert format_of(data[:SNIFFED_BYTES]) == format_of(data) == format
+    assert format in SUFFIXES.values()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"B",
+        b"BM",
+        b"BMX is a sport that is done on bicycles",
+        b"RIFF....WAVEfmt ",
+        b"GIF",
+        b"%PDF-1.7",
+        b"II",
+        b"\xff",
+    ],
+)
+def test_what_is_no_picture_has_no_format(data: bytes) -> None:
+    assert format_of(data) is None
+
+
+# --- geometry ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -136,6 +293,7 @@ def test_mutated_files_give_a_picture_or_an_image_error(data: st.DataObject) -> 
     except ImageError:
         return
     assert picture.pixels.shape == (8, 8, 3)
+    assert format_of(bytes(original[:SNIFFED_BYTES])) == format
 
 
 def test_statistics_are_what_they_say() -> None:

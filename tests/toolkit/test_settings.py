@@ -76,6 +76,39 @@ def test_verbs_have_arguments_of_their_own() -> None:
         parse(Verbs, None, ["move", "0"])
 
 
+class Bare(ScriptSettings):
+    model_config = environment("BARE_")
+
+    resume: str | None = Field(None, json_schema_extra={"bare": "last"})
+    epochs: int = Field(3, ge=1, json_schema_extra={"examples": [3]})
+    run_name: str | None = None
+
+
+@pytest.mark.parametrize(
+    ("words", "resume"),
+    [
+        ([], None),
+        (["--resume"], "last"),
+        (["--resume", "--epochs", "7"], "last"),
+        (["--epochs", "7", "--resume"], "last"),
+        (["--resume", "abc", "--epochs", "7"], "abc"),
+        (["--resume=abc"], "abc"),
+        (["--run-name", "resume"], None),
+    ],
+)
+def test_a_flag_may_say_something_alone(words: list[str], resume: str | None) -> None:
+    settings = parse(Bare, None, words)
+    assert settings.resume == resume
+    assert settings.epochs == (7 if "7" in words else 3)
+
+
+def test_other_flags_still_need_a_value_and_errors_name_what_was_typed() -> None:
+    with pytest.raises(SettingsError, match=r"^argument --run-name: expected one argument$"):
+        parse(Bare, None, ["--run-name", "--resume"])
+    with pytest.raises(SettingsError, match=r"^--epochs must be at least 1, got 0$"):
+        parse(Bare, None, ["--resume", "--epochs", "0"])
+
+
 def run(body: str) -> subprocess.Popen[str]:
     code = f"import time\nfrom toolkit.errors import DataError\nfrom toolkit.settings import run_script\n{body}"
     return subprocess.Popen(

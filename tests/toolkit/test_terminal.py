@@ -45,6 +45,18 @@ def test_bars_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bar("fold 1/5") is None
 
 
+def test_of_several_processes_only_the_first_one_speaks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    for rank, heard in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        say("epoch 1")
+        assert capsys.readouterr().out == ("epoch 1\n" if heard else "")
+        assert on_terminal() == heard
+        assert bar("fold 1/5") == ("fold 1/5" if heard else None)
+
+
 def test_a_table_puts_numbers_to_the_right_and_words_to_the_left() -> None:
     assert table(["network", "size", "rate"], [["simple_cnn", 32, "1e-05"], ["resnet18", 224, "-0.5"]]) == (
         "network     size   rate\n"

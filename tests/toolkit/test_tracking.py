@@ -3,23 +3,40 @@
 import itertools
 import json
 import math
+import os
 import re
+import resource
 import shutil
+import signal
+import socket
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy
 from matplotlib.figure import Figure
 from PIL import Image
 
-from support import COLOURS, ColourNetwork, colour_baseline, colour_card, colour_pixels, free_port
+from support import COLOURS, ColourNetwork, colour_baseline, colour_card, colour_pixels, free_port, wait_until_answers
 from toolkit import tracking
 from toolkit.bundle import DIGEST_TAG, Program, load_bundle, save_bundle
 from toolkit.errors import TrackingError
-from toolkit.tracking import MlflowClient, Run, code_version, connect, find_experiment, open_experiment
+from toolkit.tracking import (
+    RETRY_SECONDS,
+    MlflowClient,
+    Run,
+    code_version,
+    connect,
+    explained,
+    find_experiment,
+    open_experiment,
+)
 
 NUMBERS = itertools.count()
 
@@ -242,6 +259,27 @@ def test_metrics_that_could_not_be_sent_stay_buffered(database: MlflowClient) ->
     assert (point.value, point.step) == (0.5, 3)
 
 
+def test_a_data_set_reads_back_as_mlflows_own(store: MlflowClient) -> None:
+    with start(store) as run:
+        for _ in range(2):  # a run that goes on says so again
+            run.dataset("photos", "f" * 36, "/data/photos", profile={"pictures": 120, "classes": 3}, context="training")
+        run.dataset("photos", "e" * 16, "/data/photos", profile={}, context="held out")
+    inputs = {item.dataset.digest: item for item in store.get_run(run.id).inputs.dataset_inputs}
+    assert set(inputs) == {"f" * 36, "e" * 16}
+    trained = inputs["f" * 36]
+    assert (trained.dataset.name, json.loads(trained.dataset.profile)) == ("photos", {"pictures": 120, "classes": 3})
+    assert [(tag.key, tag.value) for tag in trained.tags] == [("mlflow.data.context", "training")]
+    assert [tag.value for tag in inputs["e" * 16].tags] == ["held out"]
+    source = tracking.mlflow.data.get_source(trained.dataset)
+    assert source.uri == "/data/photos"
+
+
+def test_a_digest_longer_than_mlflow_allows_is_one_sentence(store: MlflowClient) -> None:
+    run = start(store)
+    with pytest.raises(TrackingError, match=r"^cannot log the data set 'photos': .*'digest' exceeds .* 36 characters"):
+        run.dataset("photos", "f" * 37, "photos", profile={}, context="training")
+
+
 def test_more_params_than_a_request_holds_and_longer_than_mlflow_allows(store: MlflowClient) -> None:
     values = {f"setting_{number}": number for number in range(230)} | {"long": "y" * 9000, "none": None}
     with start(store) as run:
@@ -311,13 +349,390 @@ def test_a_model_is_ready_when_it_is_complete(store: MlflowClient, tmp_path: Pat
     assert load_bundle(Path(folder), digest).predict(batch).argmax(axis=1).tolist() == [0, 1, 2]
 
 
+# --- a run that goes on -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED", "RUNNING"])
+def test_a_run_goes_on_however_it_ended(store: MlflowClient, status: str) -> None:
+    first = start(store)
+    first.metrics({"loss": 0.5}, step=1)
+    first.flush()
+    if status == "FAILED":
+        first.tag(failure="the power went")
+    if status != "RUNNING":
+        first.end(status)
+    with Run.reopen(store, first.id) as run:
+        assert (run.id, run.experiment, run.experiment_id) == (first.id, first.experiment, first.experiment_id)
+        assert store.get_run(run.id).info.status == "RUNNING"
+        run.metrics({"loss": 0.25}, step=2)
+    logged = store.get_run(run.id)
+    assert logged.info.status == "FINISHED"
+    assert "failure" not in logged.data.tags
+    assert [(point.step, point.value) for point in store.get_metric_history(run.id, "loss")] == [(1, 0.5), (2, 0.25)]
+
+
+def test_a_run_that_is_not_there_does_not_go_on(store: MlflowClient) -> None:
+    missing = "0" * 32
+    with pytest.raises(TrackingError, match=rf"^cannot reopen run '{missing}': .*Run with id={missing} not found$"):
+        Run.reopen(store, missing)
+    with pytest.raises(TrackingError, match=r"^cannot reopen run '\.\./x': Invalid value .* for parameter 'run_id'"):
+        Run.reopen(store, "../x")
+    run = start(store)
+    store.delete_run(run.id)
+    with pytest.raises(TrackingError, match=rf"^cannot reopen run '{run.id}': it was deleted; restore it or "):
+        Run.reopen(store, run.id)
+
+
+def test_what_is_unsent_survives_json_and_goes_first(database: MlflowClient) -> None:
+    run = start(database)
+    run.metrics({"a": 0.1 + 0.2, "b": math.nan}, step=1)
+    run.metrics({"a": math.inf, "b": -math.inf}, step=2)
+    kept = run.unsent
+    times = [entry[2] for entry in kept]
+    assert [entry[:2] + entry[3:] for entry in kept] == [
+        ("a", 0.1 + 0.2, 1), ("b", "nan", 1), ("a", "inf", 2), ("b", "-inf", 2)
+    ]  # fmt: skip
+    assert all(abs(at / 1000 - time.time()) < 60 for at in times)
+    other = Run.reopen(database, run.id)
+    other.metrics({"a": 3.0}, step=3)
+    other.restore(json.loads(json.dumps(kept, allow_nan=False)))
+    assert other.unsent[:4] == kept
+    assert [entry[0::3] for entry in other.unsent[4:]] == [("a", 3)]
+    assert other.send()
+    assert other.unsent == []
+
+
+def test_an_entry_that_is_sent_twice_is_in_the_store_once(store: MlflowClient) -> None:
+    values = [1 / 3, math.nan, math.inf, -math.inf, 0.0, 1e-300, 7.0]
+    run = start(store)
+    for step, value in enumerate(values):
+        run.metrics({"loss": value}, step)
+    entries = run.unsent
+    for part in (entries[:4], entries[2:6], entries + entries, entries):  # some are there and some are not
+        again = Run.reopen(store, run.id)
+        again.restore(part)
+        assert again.send()
+    history = store.get_metric_history(run.id, "loss")
+    assert [point.step for point in history] == list(range(len(values)))
+    assert [point.timestamp for point in history] == [entry[2] for entry in entries]
+    largest = sys.float_info.max  # what MLflow keeps of an infinity
+    expected = [1 / 3, math.nan, largest, -largest, *values[4:]]
+    assert [point.value for point in history] == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
+
+
+@pytest.mark.parametrize("entry", [("loss", "low", 1, 1), ("loss", 0.5, 1), ("loss", 0.5, None, 1), 5])
+def test_an_entry_that_is_none_is_refused_in_one_sentence(database: MlflowClient, entry: object) -> None:
+    run = start(database)
+    run.metrics({"loss": 0.5})
+    with pytest.raises(TrackingError, match=r"^a kept metric must be a name, a value, .*, got ") as caught:
+        run.restore([("loss", 0.5, 1, 1), entry])
+    assert str(caught.value).endswith(f"got {entry}")
+    assert len(run.unsent) == 1
+
+
+# --- a store that goes away ---------------------------------------------------------------------
+
+
+GONE = r"MLflow cannot take the metrics: {}; training goes on, they are kept and will be sent later"
+BACK = "MLflow takes the metrics again; those that were kept have been sent"
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Server:
+    """An MLflow server that can be killed, and started again at the same address with the same store."""
+
+    def __init__(self, folder: Path, store: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        shutil.copy(store, folder / "mlflow.db")  # a first start is slow
+
+    def start(self) -> None:
+        words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        words += ["--backend-store-uri", "sqlite:///mlflow.db"]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *words],
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seven more processes
+            )
+        wait_until_answers(f"{self.url}/health", self.process)
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(20)
+
+
+def file_of(client: MlflowClient) -> Path:
+    return Path(client.tracking_uri.removeprefix("sqlite:///").partition("?")[0])
+
+
+@pytest.fixture
+def own_store(database: MlflowClient, tmp_path: Path) -> MlflowClient:
+    """A store in a file that a test may maltreat."""
+    (tmp_path / "store").mkdir()
+    shutil.copy(file_of(database), tmp_path / "store" / "mlflow.db")
+    return connect(f"sqlite:///{tmp_path}/store/mlflow.db")
+
+
+@pytest.fixture
+def server(database: MlflowClient, tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path, file_of(database))
+    server.start()
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.kill()
+
+
+def hole(port: int = 0) -> socket.socket:
+    """A socket where the system takes connections, and nobody ever answers."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    listener.listen(16)
+    listener.setblocking(False)
+    return listener
+
+
+def callers(listener: socket.socket) -> int:
+    """How many have called since the last look."""
+    for count in itertools.count():
+        try:
+            listener.accept()[0].close()
+        except BlockingIOError:
+            return count
+    raise AssertionError
+
+
+def test_training_outlives_the_server_and_its_disk(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 2)
+    client, clock = connect(server.url), Clock()
+    run = start(client, clock=clock)
+    entries = []
+
+    def epoch(step: int) -> bool:
+        run.metrics({"loss": 1 / step}, step)
+        entries.append(run.unsent[-1])
+        return run.send()
+
+    assert epoch(1)
+    (server.folder / "mlflow.db").rename(server.folder / "elsewhere")
+    assert not epoch(2)
+    (server.folder / "elsewhere").rename(server.folder / "mlflow.db")
+    clock.now += RETRY_SECONDS
+    assert epoch(3)
+    server.kill()
+    for step in (4, 5, 6):
+        assert not epoch(step)
+        clock.now += RETRY_SECONDS
+    with closing(hole(server.port)):
+        assert not epoch(7)
+    with pytest.raises(TrackingError, match=r"^cannot log metrics: connection refused$"):
+        run.end("FINISHED")
+    with pytest.raises(KeyError), run:  # the first error is the one to report
+        raise KeyError
+    server.start()
+    assert not epoch(8)  # not yet
+    clock.now += RETRY_SECONDS
+    assert epoch(9)
+    history = client.get_metric_history(run.id, "loss")
+    assert [("loss", point.value, point.timestamp, point.step) for point in history] == entries
+    run.end("FINISHED")
+    assert client.get_run(run.id).info.status == "FINISHED"
+    assert capsys.readouterr().out.splitlines() == [
+        GONE.format("the server answers with status 503"),
+        BACK,
+        GONE.format("connection refused"),
+        BACK,
+    ]
+
+
+def test_a_server_that_never_answers_is_asked_rarely_and_not_for_long(
+    own_store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 1)
+    clock = Clock()
+    run = start(own_store, clock=clock)
+    run.metrics({"loss": 0.5})
+    with closing(hole()) as listener:
+        run.client = MlflowClient(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        began = time.monotonic()
+        assert [run.send() for _ in range(5)] == [False] * 5
+        assert time.monotonic() - began < 20
+        assert callers(listener) == 1
+        clock.now += RETRY_SECONDS - 1
+        assert not run.send()
+        assert callers(listener) == 0
+        clock.now += 1
+        assert not run.send()
+        assert callers(listener) == 1
+        with pytest.raises(TrackingError, match=r"^cannot log metrics: no answer in time$"):
+            run.flush()
+    run.client = own_store
+    clock.now += RETRY_SECONDS
+    assert run.send()
+    assert capsys.readouterr().out.splitlines() == [GONE.format("no answer in time"), BACK]
+
+
+def test_a_server_that_stops_answering_after_its_sign_of_life_costs_seconds(
+    own_store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The door opens, and the request hangs: MLflow alone would try three times, ten seconds each."""
+    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 1)
+    code = (
+        "import sys, time; from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer\n"
+        "class Half(BaseHTTPRequestHandler):\n"
+        "    def do_GET(self): self.send_response(200); self.end_headers()\n"
+        "    def do_POST(self): open('posts', 'a').write(self.path + '\\n'); time.sleep(60)\n"
+        "ThreadingHTTPServer(('127.0.0.1', int(sys.argv[1])), Half).serve_forever()\n"
+    )
+    port = free_port()
+    with subprocess.Popen([sys.executable, "-c", code, str(port)], stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_until_answers(f"http://127.0.0.1:{port}/health", process)
+            run = start(own_store, clock=Clock())
+            run.metrics({"loss": 0.5})
+            run.client = MlflowClient(f"http://127.0.0.1:{port}")
+            retries = os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]
+            began = time.monotonic()
+            assert not run.send()
+            assert time.monotonic() - began < 20
+            assert Path("posts").read_text().split() == ["/api/2.0/mlflow/runs/log-batch"]
+            assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == retries  # other calls are as patient as before
+        finally:
+            process.kill()
+
+
+def test_a_refusal_is_said_with_its_reason(store: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    run = start(store, clock=clock)
+    store.delete_run(run.id)
+    for step in range(3):
+        run.metrics({"loss": 0.5}, step)
+        assert not run.send()
+        clock.now += RETRY_SECONDS
+    store.restore_run(run.id)
+    assert run.send()
+    refusal, back = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        rf"MLflow refuses the metrics: .*The run {run.id} must be in the 'active' state. Current state is deleted; "
+        r"training goes on, they are kept and will be sent later",
+        refusal,
+    )
+    assert back == BACK
+    assert [point.step for point in store.get_metric_history(run.id, "loss")] == [0, 1, 2]
+
+
+def test_an_outage_that_ends_in_a_refusal_is_said_twice(
+    own_store: MlflowClient, database: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The store came back without the run: an older copy, say."""
+    clock, path = Clock(), file_of(own_store)
+    run = start(own_store, clock=clock)
+    run.metrics({"loss": 0.5})
+    path.unlink()
+    assert not run.send()
+    assert not path.exists()
+    shutil.copy(file_of(database), path)
+    clock.now += RETRY_SECONDS
+    assert not run.send()
+    gone, refused = capsys.readouterr().out.splitlines()
+    assert gone == GONE.format("the database file cannot be opened")
+    assert refused.startswith(f"MLflow refuses the metrics: Run with id={run.id} not found; training goes on")
+
+
+def test_a_database_file_that_was_removed_and_copied_back_is_written_again(
+    own_store: MlflowClient, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clock, path = Clock(), file_of(own_store)
+    run = start(own_store, clock=clock)
+    run.metrics({"loss": 1.0}, step=1)
+    assert run.send()
+    shutil.copy(path, tmp_path / "backup.db")
+    path.unlink()
+    path.mkdir()
+    run.metrics({"loss": 0.5}, step=2)
+    assert not run.send()
+    path.rmdir()
+    shutil.copy(tmp_path / "backup.db", path)  # another file of the same name
+    run.metrics({"loss": 0.25}, step=3)
+    run.end("FINISHED")
+    with closing(sqlite3.connect(path)) as file:
+        rows = file.execute("SELECT step, value FROM metrics WHERE run_uuid = ? ORDER BY step", (run.id,)).fetchall()
+    assert rows == [(1, 1.0), (2, 0.5), (3, 0.25)]
+    said = capfd.readouterr()
+    assert said.out.splitlines() == [GONE.format("the database file cannot be opened"), BACK]
+    assert said.err == ""
+
+
+def test_a_database_that_another_program_holds_is_not_waited_for_long(
+    own_store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 1)
+    clock = Clock()
+    run = start(own_store, clock=clock)
+    run.metrics({"loss": 0.5})
+    with closing(sqlite3.connect(file_of(own_store))) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        began = time.monotonic()
+        assert not run.send()
+        assert time.monotonic() - began < 20  # MLflow alone would wait for 20
+    clock.now += RETRY_SECONDS
+    assert run.send()
+    assert capsys.readouterr().out.splitlines() == [GONE.format("the database is locked by another program"), BACK]
+
+
+def test_a_disk_without_room_loses_nothing(own_store: MlflowClient, capfd: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    run = start(own_store, clock=clock)
+    for step in range(1500):
+        run.metrics({"loss": 1 / (step + 1)}, step)
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    room = file_of(own_store).stat().st_size + 40_000  # bytes; the metrics need more
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, allowed[1]))
+    try:
+        assert not run.send()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    clock.now += RETRY_SECONDS
+    assert run.send()
+    assert [point.step for point in own_store.get_metric_history(run.id, "loss")] == list(range(1500))
+    said = capfd.readouterr()
+    assert said.out.splitlines() == [GONE.format("the disk cannot be read or written"), BACK]
+    assert said.err == ""
+
+
+def test_an_error_of_the_database_is_one_sentence(tmp_path: Path) -> None:
+    engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/empty.db")
+    with (
+        pytest.raises(TrackingError, match=r"^cannot count: \(sqlite3.OperationalError\) no such table: runs$"),
+        explained("count"),
+        engine.connect() as connection,
+    ):
+        connection.exec_driver_sql("SELECT count(*) FROM runs")
+
+
 # --- code and machine ---------------------------------------------------------------------------
 
 
 def test_the_code_version_is_gits(tmp_path: Path) -> None:
     """In a repository of its own: a commit, and -dirty once a file was changed."""
     (tmp_path / "house" / "toolkit").mkdir(parents=True)
-    for name in ("tracking.py", "errors.py", "__init__.py"):
+    for name in ("tracking.py", "errors.py", "terminal.py", "__init__.py"):
         shutil.copy(Path(tracking.__file__).parent / name, tmp_path / "house" / "toolkit" / name)
 
     def git(*words: str) -> str:

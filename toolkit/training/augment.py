@@ -15,12 +15,24 @@ def augment(pictures: Tensor, strength: float, *, mirrored: bool, generator: tor
     Parameters
     ----------
     pictures
-        float32 (N, 3, H, W) in [0, 1].
+        float32 (N, 3, H, W) in [0, 1], in any memory format.
     strength
-        0 leaves the pictures alone; the usual range is 0.1 to 0.5. A picture is rotated by up to
-        40 degrees times the strength, zoomed by up to 50 % of it, shifted by up to 25 % of it, its
-        brightness, contrast and saturation change by up to a factor of 1 plus or minus it, and with
-        the strength as probability a square of up to a third of its side is greyed out.
+        How much, from 0, which leaves the pictures alone and does not flip them either, to 1. Each
+        change is drawn evenly between limits in proportion to the strength:
+
+        ====================================================  ==========  ==========  ==========
+        what changes                                          at 0.1      at 0.3      at 0.5
+        ====================================================  ==========  ==========  ==========
+        rotation, either way, by up to                        4°          12°         20°
+        side of the part that is seen, by a factor of         0.95..1.05  0.85..1.15  0.75..1.25
+        shift in x and in y, either way, by up to             2.5 %       7.5 %       12.5 %
+        brightness, contrast and saturation, each by          0.9..1.1    0.7..1.3    0.5..1.5
+        pictures in which a square is covered                 10 %        30 %        50 %
+        ====================================================  ==========  ==========  ==========
+
+        A shift is in parts of the picture's side. What comes in from outside is the picture's own
+        reflection. The square has the picture's mean colour and, at every strength, a tenth to a
+        third of its side.
     mirrored
         Whether half of the pictures are flipped from left to right.
     generator
@@ -30,11 +42,18 @@ def augment(pictures: Tensor, strength: float, *, mirrored: bool, generator: tor
     -------
     float32 (N, 3, H, W) in [0, 1].
 
+    References
+    ----------
+    Zhong, Zheng, Kang, Li, Yang: Random Erasing Data Augmentation, AAAI 2020.
+
     Examples
     --------
     >>> batch = torch.rand(4, 3, 8, 8)
     >>> augment(batch, 0.0, mirrored=False, generator=torch.Generator()) is batch
     True
+    >>> changed = augment(batch, 0.3, mirrored=True, generator=torch.Generator().manual_seed(0))
+    >>> changed.shape == batch.shape, bool(0 <= changed.min() and changed.max() <= 1)
+    (True, True)
     """
     if strength <= 0:
         return pictures
@@ -46,9 +65,14 @@ def _uniform(low: float, high: float, count: int, generator: torch.Generator) ->
     return torch.rand(count, generator=generator, device=generator.device) * (high - low) + low  # (N,)
 
 
+def _centres(count: int, device: torch.device) -> Tensor:
+    """Where the pixels of a row lie, in 0..1."""
+    return (torch.arange(count, device=device) + 0.5) / count
+
+
 def _move(pictures: Tensor, strength: float, mirrored: bool, generator: torch.Generator) -> Tensor:
     """One affine map a picture: flip, rotation, zoom and shift together."""
-    count = len(pictures)
+    count, _, height, width = pictures.shape
     angle = _uniform(-1, 1, count, generator) * math.radians(DEGREES * strength)
     zoom = 1 + _uniform(-1, 1, count, generator) * ZOOM * strength
     shift = (torch.rand(count, 2, generator=generator, device=generator.device) * 2 - 1) * 2 * SHIFT * strength
@@ -56,9 +80,15 @@ def _move(pictures: Tensor, strength: float, mirrored: bool, generator: torch.Ge
     if mirrored:
         flip = torch.where(_uniform(0, 1, count, generator) < 0.5, -1.0, 1.0)
     cosine, sine = zoom * angle.cos(), zoom * angle.sin()
-    rows = torch.stack([cosine * flip, -sine, shift[:, 0], sine * flip, cosine, shift[:, 1]], dim=1)
-    grid = F.affine_grid(rows.view(count, 2, 3), list(pictures.shape), align_corners=False)  # (N, H, W, 2)
-    return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    along = torch.stack([cosine * flip, sine * flip], dim=1).view(count, 2, 1, 1)  # where a step to the right leads
+    down = torch.stack([-sine, cosine], dim=1).view(count, 2, 1, 1)
+    # A sum of rows and columns: on a CPU, affine_grid takes ten times as long, as long as the sampling itself.
+    x = _centres(width, pictures.device) * 2 - 1  # (W,) in -1..1
+    y = _centres(height, pictures.device).view(height, 1) * 2 - 1
+    grid = x * along + (y * down + shift.view(count, 2, 1, 1))  # (N, 2, H, W)
+    return F.grid_sample(
+        pictures, grid.permute(0, 2, 3, 1), mode="bilinear", padding_mode="reflection", align_corners=False
+    )
 
 
 def _recolour(pictures: Tensor, strength: float, generator: torch.Generator) -> Tensor:
@@ -68,20 +98,20 @@ def _recolour(pictures: Tensor, strength: float, generator: torch.Generator) -> 
         _uniform(1 - strength, 1 + strength, count, generator).view(count, 1, 1, 1) for _ in range(3)
     )
     grey = pictures.mean(dim=1, keepdim=True)  # (N, 1, H, W)
-    saturated = grey + (pictures - grey) * saturation
     mean = grey.mean(dim=(2, 3), keepdim=True)  # (N, 1, 1, 1)
-    return ((mean + (saturated - mean) * contrast) * brightness).clamp(0, 1)
+    # brightness * (mean + contrast * (grey + saturation * (pictures - grey) - mean)), in one pass over the colours
+    added = brightness * (1 - contrast) * mean + brightness * contrast * (1 - saturation) * grey
+    return torch.addcmul(added, brightness * contrast * saturation, pictures).clamp_(0, 1)
 
 
 def _erase(pictures: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Grey out one square in some pictures (Zhong et al.: Random Erasing Data Augmentation, AAAI 2020)."""
+    """Lay a square of the mean colour over some pictures."""
     count, _, height, width = pictures.shape
     side = _uniform(0.1, 1 / 3, count, generator).view(count, 1)
     top, left = (_uniform(0, 1, count, generator).view(count, 1) * (1 - side) for _ in range(2))
-    y = (torch.arange(height, device=pictures.device) + 0.5) / height  # (H,) in 0..1
-    x = (torch.arange(width, device=pictures.device) + 0.5) / width
-    chosen = _uniform(0, 1, count, generator).view(count, 1, 1, 1) < strength
-    rows = (y >= top) & (y < top + side)  # (N, H)
-    columns = (x >= left) & (x < left + side)  # (N, W)
-    square = rows[:, None, :, None] & columns[:, None, None, :] & chosen  # (N, 1, H, W)
-    return torch.where(square, pictures.mean(dim=(2, 3), keepdim=True), pictures)
+    chosen = _uniform(0, 1, count, generator).view(count, 1) < strength
+    y, x = _centres(height, pictures.device), _centres(width, pictures.device)
+    rows = ((y >= top) & (y < top + side) & chosen).float()  # (N, H)
+    columns = ((x >= left) & (x < left + side)).float()  # (N, W)
+    square = rows[:, None, :, None] * columns[:, None, None, :]  # (N, 1, H, W), 1 inside
+    return pictures.lerp(pictures.mean(dim=(2, 3), keepdim=True), square)

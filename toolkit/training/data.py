@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from toolkit.training.datasets import Pictures, Split
-from toolkit.training.loop import Part
+from toolkit.training.batches import Part
+from toolkit.training.cache import Pictures
+from toolkit.training.splits import Split
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +24,11 @@ class Data:
     def classes(self) -> tuple[str, ...]:
         """Class names in output order."""
         return self.pictures.catalogue.classes
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether pictures may be flipped from left to right."""
+        return self.pictures.catalogue.mirrored
 
     def part(self, indices: NDArray[np.int64]) -> Part:
         """Some of the pictures, by index."""

@@ -1,42 +1,64 @@
-"""Where pictures come from, and which part of the work each one belongs to.
+"""Where pictures come from, and what each is: a list of them that is made before anything is decoded.
 
 A data set is a folder with one sub-folder a class, with or without ``train/ val/ test/`` above, or
-scikit-learn's digits, which need no file at all. Every picture is identified by the SHA-256 of its
-content; that hash decides whether it is held out, so the same picture is held out in every run,
-also when the folder grows.
+a folder of IDX files, or one that is known by name. Every picture is identified by the SHA-256 of
+its content, and of equal pictures one is listed. What is left out or odd is listed as well.
 """
 
 import hashlib
-import io
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
-from PIL import Image
-from tqdm import tqdm
 
-from toolkit.errors import DataError, ImageError
-from toolkit.images import STATISTICS, SUFFIXES, Limits, load_picture
+from toolkit.errors import DataError, known, one_line
+from toolkit.images import SNIFFED_BYTES, SUFFIXES, format_of
 from toolkit.machine import usable_cores
+from toolkit.training.arrays import ArraySet, Encoded
+from toolkit.training.idx import holds_idx
+from toolkit.training.named import DIGITS, NAMES, load_named, open_idx
 
-DIGITS = "digits"
 PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 FEWEST_PICTURES_A_CLASS = 2  # one to train on, one to validate on
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that was left out, and why."""
+    """A file, or a folder of them, that was left out, and why."""
 
     path: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Duplicate(Skipped):
+    """A picture that was left out because an equal one is in the data set.
+
+    Parameters
+    ----------
+    original
+        The path of the one that was kept.
+    classes, parts
+        Of the one that was left out, and of the original.
+    """
+
+    original: str
+    classes: tuple[str, str]
+    parts: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A file that is used, and what is odd about it."""
+
+    path: str
+    text: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +68,9 @@ class Catalogue:
     Parameters
     ----------
     name
-        What people call it: the folder's name, or ``digits``.
+        What people call it: the folder's name, or the name that it is known by.
     classes
-        Class names, sorted; a label is an index into them.
+        Class names: a folder's are sorted, others are in the set's own order; a label is an index into them.
     sources
         N files, or the encoded bytes themselves.
     labels
@@ -61,6 +83,8 @@ class Catalogue:
         Files that were left out.
     mirrored
         Whether a picture may be flipped without changing its class; digits may not.
+    remarks
+        What is odd about files that are used.
     """
 
     name: str
@@ -71,6 +95,7 @@ class Catalogue:
     parts: NDArray[np.str_]
     skipped: tuple[Skipped, ...] = ()
     mirrored: bool = True
+    remarks: tuple[Remark, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,237 +111,150 @@ class Catalogue:
 
     def subset(self, keep: NDArray[np.bool_], skipped: Sequence[Skipped] = ()) -> "Catalogue":
         """The pictures for which ``keep`` (N,) is true."""
-        indices = np.flatnonzero(keep)
+        indices, sources = np.flatnonzero(keep), self.sources
+        kept = sources.take(indices) if isinstance(sources, Encoded) else [sources[index] for index in indices.tolist()]
+        gone = {self.path(index) for index in np.flatnonzero(~keep).tolist()}
         return replace(
             self,
-            sources=[self.sources[int(index)] for index in indices],
+            sources=kept,
             labels=self.labels[indices],
             hashes=self.hashes[indices],
             parts=self.parts[indices],
             skipped=(*self.skipped, *skipped),
+            remarks=tuple(remark for remark in self.remarks if remark.path not in gone),
         )
 
-
-@dataclass(frozen=True, eq=False)
-class Pictures:
-    """A data set in memory.
-
-    Parameters
-    ----------
-    catalogue
-        The pictures that could be decoded.
-    pixels
-        uint8 (N, size, size, 3), RGB.
-    statistics
-        float32 (N, len(STATISTICS)), the figures of ``toolkit.images.STATISTICS``.
-    """
-
-    catalogue: Catalogue
-    pixels: NDArray[np.uint8]
-    statistics: NDArray[np.float32]
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """int64 (N,)."""
-        return self.catalogue.labels
-
-    @property
-    def size(self) -> int:
-        """Side of a picture in pixels."""
-        return int(self.pixels.shape[1])
+    def path(self, index: int) -> str:
+        """What a picture is called in messages: its file, or the data set and the index."""
+        source = self.sources[index]
+        return str(source) if isinstance(source, Path) else f"{self.name}[{index}]"
 
 
-@dataclass(frozen=True)
-class Split:
-    """Which pictures serve what, as index arrays into a data set."""
-
-    development: NDArray[np.int64]  # trained on and validated with
-    held_out: NDArray[np.int64]  # measured once, at the end
-    validation: NDArray[np.int64]  # the user's own val/ folder; empty when there is none
-
-
-def open_catalogue(data: str | None) -> Catalogue:
+def open_catalogue(data: str | None, root: Path = Path("data")) -> Catalogue:
     """List a data set without decoding it.
 
     Parameters
     ----------
     data
-        A folder of pictures, or ``digits`` (also when None).
+        One of ``toolkit.training.named.NAMES`` (``digits`` when None), a folder with one sub-folder a
+        class, or a folder of IDX files. A folder that has such a name is given as ``./mnist``.
+    root
+        Where data sets that are known by name are kept, and put when they must be fetched.
 
     Raises
     ------
     DataError
-        The folder is missing or empty, has fewer than two classes, or a class has too few pictures.
+        The folder is missing or empty, has fewer than two classes, or a class has too few pictures; or
+        a data set cannot be fetched or read.
+
+    Examples
+    --------
+    >>> catalogue = open_catalogue("digits")
+    >>> len(catalogue), catalogue.fingerprint
+    (1797, 'ba9aae514f99f07a')
     """
-    if data is None or data == DIGITS:
-        return _digits()
-    folder = Path(data).expanduser()
-    if not folder.exists():
-        raise DataError(f"the folder {data} does not exist")
-    if not folder.is_dir():
-        raise DataError(f"{data} is a file; give a folder with one sub-folder a class, or {DIGITS!r}")
-    return _folder(folder)
+    data = DIGITS if data is None else data
+    if data in NAMES:
+        return _of_arrays(load_named(data, root))
+    try:
+        folder = Path(data).expanduser()
+        if not folder.exists():
+            names = "" if folder.name != data else f", and no data set has that name; there are: {known(NAMES, data)}"
+            raise DataError(f"the folder {data} does not exist{names}")
+        if not folder.is_dir():
+            raise DataError(f"{data} is a file; give a folder with one sub-folder a class, or one of {known(NAMES)}")
+        return _of_arrays(open_idx(folder, _name(folder))) if holds_idx(folder) else _folder(folder)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a home folder that is not known
+        raise DataError(f"the folder {data} cannot be read: {one_line(error)}") from None
 
 
-def decode(catalogue: Catalogue, size: int, *, progress: bool = True, limits: Limits | None = None) -> Pictures:
-    """Decode every picture with the decoder that also serves; broken ones are left out and named.
-
-    Raises
-    ------
-    DataError
-        They do not fit into memory, or a class has too few pictures left.
-    """
-    count = len(catalogue)
-    needed, free = count * size * size * 3, psutil.virtual_memory().available
-    if needed > 0.8 * free:
-        raise DataError(
-            f"{count:,} pictures of {size} x {size} need {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB"
-            " are free; use a smaller --image-size or fewer pictures"
-        )
-    pixels = np.zeros((count, size, size, 3), np.uint8)
-    statistics = np.zeros((count, len(STATISTICS)), np.float32)
-    limits = limits or Limits()
-
-    def one(index: int) -> Skipped | None:
-        source = catalogue.sources[index]
-        try:
-            picture = load_picture(_read(source), size, limits)
-        except (ImageError, OSError) as error:
-            return Skipped(str(source), str(error))
-        pixels[index] = picture.pixels
-        figures = picture.statistics()
-        statistics[index] = [figures[name] for name in STATISTICS]
-        return None
-
-    with ThreadPoolExecutor(usable_cores()) as pool:  # Pillow releases the interpreter's lock
-        results = list(
-            tqdm(pool.map(one, range(count)), "decoding", count, unit="picture", leave=False, disable=not progress)
-        )
-    good = np.array([result is None for result in results], dtype=bool)
-    kept = catalogue.subset(good, [result for result in results if result is not None])
-    _require_enough(kept)
-    return Pictures(kept, pixels[good], statistics[good])
-
-
-def split(catalogue: Catalogue, held_out_share: float) -> Split:
-    """Decide for each picture, by its content alone, whether it is held out.
-
-    A ``test/`` folder is the held-out part when there is one; otherwise a picture is held out when
-    its hash, read as a fraction, is below ``held_out_share``.
-    """
-    if (catalogue.parts == "test").any():
-        held_out = catalogue.parts == "test"
-    else:
-        fractions = np.array([int(digest[:13], 16) / 16**13 for digest in catalogue.hashes])
-        held_out = (fractions < held_out_share) & (catalogue.parts != "val")
-    if not held_out.any():
-        raise DataError(
-            f"none of the {len(catalogue)} pictures falls into the held-out share of {held_out_share:g};"
-            " add pictures, raise --held-out, or make a test/ folder"
-        )
-    validation = catalogue.parts == "val"
-    development = ~held_out & ~validation
-    found = set(catalogue.labels[development].tolist())
-    for label, name in enumerate(catalogue.classes):
-        if label not in found:
-            raise DataError(f"class {name!r} has no picture to train on")
-    return Split(np.flatnonzero(development), np.flatnonzero(held_out), np.flatnonzero(validation))
-
-
-def stratified(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Cut index arrays (training, validation) with ``share`` of every class, at least one picture, in the second."""
-    generator = np.random.default_rng(seed)
-    chosen: list[NDArray[np.int64]] = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = max(1, round(share * len(members)))
-        chosen.append(generator.permutation(members)[: min(count, len(members) - 1)])
-    validation = np.sort(np.concatenate(chosen))
-    return np.setdiff1d(np.arange(len(labels)), validation), validation
-
-
-def stratified_folds(
-    labels: NDArray[np.int64], folds: int, seed: int, classes: Sequence[str]
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Index arrays (training, validation) of stratified k-fold cross-validation.
-
-    Raises
-    ------
-    DataError
-        A class has fewer pictures than there are folds.
-    """
-    from sklearn.model_selection import StratifiedKFold  # a second of import that only cross-validation needs
-
-    counts = np.bincount(labels, minlength=len(classes))
-    if counts.min() < folds:
-        smallest = int(counts.argmin())
-        raise DataError(
-            f"class {classes[smallest]!r} has {counts[smallest]} pictures to cross-validate on,"
-            f" fewer than the {folds} folds; add pictures or lower --folds"
-        )
-    return iter(StratifiedKFold(folds, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels))
-
-
-def _read(source: Path | bytes) -> bytes:
+def read(source: Path | bytes) -> bytes:
+    """The bytes of a picture."""
     return source if isinstance(source, bytes) else source.read_bytes()
 
 
-def _digits() -> Catalogue:
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, as BMP files, whose bytes never vary."""
-    from sklearn.datasets import load_digits
+def require_enough(catalogue: Catalogue) -> None:
+    """Refuse a data set one of whose classes cannot be learnt.
 
-    digits = load_digits()
-    sources = [_bmp((image / 16 * 255).round().astype(np.uint8)) for image in digits.images]
+    Raises
+    ------
+    DataError
+        A class has fewer pictures than ``FEWEST_PICTURES_A_CLASS``.
+    """
+    counts = Counter(catalogue.labels.tolist())
+    for label, name in enumerate(catalogue.classes):
+        if counts[label] < FEWEST_PICTURES_A_CLASS:
+            raise DataError(
+                f"class {name!r} has {counts[label]} usable pictures, at least {FEWEST_PICTURES_A_CLASS} are needed"
+                + (f" ({len(catalogue.skipped)} files were skipped)" if catalogue.skipped else "")
+            )
+
+
+def _of_arrays(arrays: ArraySet) -> Catalogue:
+    sources = Encoded(arrays.pixels)
     catalogue = Catalogue(
-        name=DIGITS,
-        classes=tuple(str(digit) for digit in digits.target_names),
+        name=arrays.name,
+        classes=arrays.classes,
         sources=sources,
-        labels=digits.target.astype(np.int64),
+        labels=arrays.labels,
         hashes=np.array([hashlib.sha256(source).hexdigest() for source in sources]),
-        parts=np.full(len(sources), ""),
-        mirrored=False,
+        parts=arrays.parts,
+        mirrored=arrays.mirrored,
     )
-    return _without_duplicates(catalogue)
+    catalogue = _without_duplicates(catalogue)
+    require_enough(catalogue)
+    return catalogue
 
 
-def _bmp(pixels: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "BMP")
-    return buffer.getvalue()
+@dataclass(frozen=True)
+class _Found:
+    """A file that may be a picture."""
+
+    path: Path
+    of: str  # the class
+    part: str
+    digest: str = ""
+    oddity: str | None = None
 
 
 def _folder(folder: Path) -> Catalogue:
-    listed: list[tuple[Path, str, str]] = []  # file, class, part
     # Held-out pictures come first, so that of two equal pictures the held-out one is kept.
-    for part, above in sorted(_parts_of(folder), key=lambda item: ("test", "val", "train", "").index(item[0])):
-        for class_folder in _sub_folders(above):
-            listed += [(path, class_folder.name, part) for path in _files(class_folder)]
+    above = sorted(_parts_of(folder), key=lambda item: ("test", "val", "train", "").index(item[0]))
+    of_classes = [(part, inner) for part, outer in above for inner in _sub_folders(outer)]
+    listed = [_Found(path, inner.name, part) for part, inner in of_classes for path in _files(inner)]
     with ThreadPoolExecutor(usable_cores()) as pool:
-        answers = list(pool.map(_hash, [path for path, _, _ in listed]))
-    skipped = [answer for answer in answers if isinstance(answer, Skipped)]
-    found = [entry for entry, answer in zip(listed, answers, strict=True) if isinstance(answer, str)]
+        answers = list(pool.map(_examine, listed))
+    found = [answer for answer in answers if isinstance(answer, _Found)]
     if not found:
         raise DataError(f"the folder {folder} holds no pictures; it needs one sub-folder of pictures a class")
-    classes = tuple(sorted(sorted({name for _, name, _ in found}), key=_natural))
+    classes = tuple(sorted(sorted({file.of for file in found}), key=_natural))
     if len(classes) < 2:
         raise DataError(f"the folder {folder} holds only the class {classes[0]!r}; at least two are needed")
+    outside = _outside(folder, [outer for _, outer in above])
+    hollow = [
+        Skipped(str(inner), "it holds no picture, so it is no class")
+        for _, inner in of_classes
+        if inner.name not in classes
+    ]
     catalogue = Catalogue(
-        name=_name(folder.resolve()),
+        name=_name(folder),
         classes=classes,
-        sources=[path for path, _, _ in found],
-        labels=np.array([classes.index(name) for _, name, _ in found], np.int64),
-        hashes=np.array([answer for answer in answers if isinstance(answer, str)]),
-        parts=np.array([part for _, _, part in found]),
-        skipped=tuple(skipped),
+        sources=[file.path for file in found],
+        labels=np.array([classes.index(file.of) for file in found], np.int64),
+        hashes=np.array([file.digest for file in found]),
+        parts=np.array([file.part for file in found]),
+        skipped=(*outside, *hollow, *(answer for answer in answers if isinstance(answer, Skipped))),
+        remarks=tuple(Remark(str(file.path), file.oddity) for file in found if file.oddity),
     )
     catalogue = _without_duplicates(catalogue)
-    _require_enough(catalogue)
+    require_enough(catalogue)
     return catalogue
 
 
 def _name(folder: Path) -> str:
     """The folder's name, with its parent's when the name alone says little."""
-    return f"{folder.parent.name}/{folder.name}" if folder.name.lower() in PARTS else folder.name
+    folder = folder.resolve()
+    return f"{folder.parent.name}/{folder.name}" if folder.name.lower() in (*PARTS, "raw") else folder.name
 
 
 def _parts_of(folder: Path) -> list[tuple[str, Path]]:
@@ -340,6 +278,12 @@ def _sub_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
+def _outside(folder: Path, above: Sequence[Path]) -> list[Skipped]:
+    """Pictures that lie beside the folders of the classes."""
+    paths = sorted(path for outer in {folder, *above} for path in outer.iterdir() if path.suffix.lower() in SUFFIXES)
+    return [Skipped(str(path), "it lies in no folder of a class") for path in paths if path.is_file()]
+
+
 def _files(folder: Path) -> list[Path]:
     """All files below a folder, without hidden ones and those in hidden folders."""
     paths = (path for path in folder.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists()))
@@ -351,13 +295,29 @@ def _natural(name: str) -> list[tuple[float, str]]:
     return [(int(run), "") if run.isdecimal() else (math.inf, run) for run in re.findall(r"\d+|\D+", name)]
 
 
-def _hash(path: Path) -> str | Skipped:
-    if path.suffix.lower() not in SUFFIXES:
-        return Skipped(str(path), f"its ending is none of {', '.join(sorted(SUFFIXES))}")
+def _examine(file: _Found) -> _Found | Skipped:
+    """Identify a file by its content; one whose ending is not a picture's is only sniffed at."""
+    path, said = str(file.path), SUFFIXES.get(file.path.suffix.lower())
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with file.path.open("rb") as opened:
+            data = opened.read() if said else opened.read(SNIFFED_BYTES)
     except OSError as error:
-        return Skipped(str(path), f"it cannot be read: {error.strerror}")
+        return Skipped(path, f"it cannot be read: {error.strerror}")
+    found = format_of(data)
+    if said is None:
+        return Skipped(path, _why_not(file.path.suffix, found))
+    if not data:
+        return Skipped(path, "the file is empty")
+    odd = f"it is a {found}, though its ending says {said}" if found not in (None, said) else None
+    return replace(file, digest=hashlib.sha256(data).hexdigest(), oddity=odd)
+
+
+def _why_not(ending: str, found: str | None) -> str:
+    if found is None:
+        return f"its ending is none of {', '.join(sorted(SUFFIXES))}"
+    right = next(suffix for suffix, of in SUFFIXES.items() if of == found)
+    has = f"ends in {ending}" if ending else "has no ending"
+    return f"it is a {found}, though its name {has}; rename it to end in {right}"
 
 
 def _without_duplicates(catalogue: Catalogue) -> Catalogue:
@@ -365,23 +325,22 @@ def _without_duplicates(catalogue: Catalogue) -> Catalogue:
     first: dict[str, int] = {}
     keep = np.ones(len(catalogue), dtype=bool)
     skipped = []
-    for index, digest in enumerate(catalogue.hashes):
-        original = first.setdefault(str(digest), index)
+    for index, digest in enumerate(catalogue.hashes.tolist()):
+        original = first.setdefault(digest, index)
         if original == index:
             continue
         keep[index] = False
-        source, kept = catalogue.sources[index], catalogue.sources[original]
-        if isinstance(source, Path) and isinstance(kept, Path):
-            other = "" if catalogue.labels[index] == catalogue.labels[original] else ", under another class"
-            skipped.append(Skipped(str(source), f"same content as {kept}{other}"))
-    return catalogue.subset(keep, skipped)
-
-
-def _require_enough(catalogue: Catalogue) -> None:
-    counts = Counter(catalogue.labels.tolist())
-    for label, name in enumerate(catalogue.classes):
-        if counts[label] < FEWEST_PICTURES_A_CLASS:
-            raise DataError(
-                f"class {name!r} has {counts[label]} usable pictures, at least {FEWEST_PICTURES_A_CLASS} are needed"
-                + (f" ({len(catalogue.skipped)} files were skipped)" if catalogue.skipped else "")
+        pair = (index, original)
+        classes = [catalogue.classes[catalogue.labels[one]] for one in pair]
+        other = "" if classes[0] == classes[1] else ", under another class"
+        kept = catalogue.path(original)
+        skipped.append(
+            Duplicate(
+                catalogue.path(index),
+                f"same content as {kept}{other}",
+                kept,
+                classes=(classes[0], classes[1]),
+                parts=(str(catalogue.parts[index]), str(catalogue.parts[original])),
             )
+        )
+    return catalogue.subset(keep, skipped)

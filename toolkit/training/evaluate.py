@@ -73,6 +73,58 @@ def evaluate(probabilities: NDArray[np.float32], labels: NDArray[np.int64], clas
     )
 
 
+@dataclass(frozen=True, eq=False)
+class CalibrationBins:
+    """Predictions by their confidence, in 15 bins of equal width from 0 to 1.
+
+    Parameters
+    ----------
+    confidence
+        float64 (15,), the mean confidence in each bin; NaN where nothing is.
+    accuracy
+        float64 (15,), the share of right predictions in each bin; NaN where nothing is.
+    count
+        int64 (15,), how many predictions are in each bin.
+    """
+
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    count: NDArray[np.int64]
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error; 0 for no predictions."""
+        distance = np.nan_to_num(np.abs(self.confidence - self.accuracy))
+        return float(distance @ self.count / max(self.count.sum(), 1))
+
+
+def calibration_bins(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> CalibrationBins:
+    """How often predictions of each confidence are right: what a reliability diagram shows.
+
+    Parameters
+    ----------
+    probabilities
+        float32 (N, K).
+    labels
+        int64 (N,), the true classes.
+
+    Examples
+    --------
+    >>> bins = calibration_bins(np.array([[0.8, 0.2], [0.8, 0.2]]), np.array([0, 1]))
+    >>> bins.count.tolist()
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0]
+    >>> print(bins.confidence[12], bins.accuracy[12], round(bins.error, 3))
+    0.8 0.5 0.3
+    """
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    count, confident, accurate = (
+        np.bincount(bins, weights, minlength=CALIBRATION_BINS) for weights in (None, confidence, right)
+    )
+    among = np.where(count, count, np.nan)
+    return CalibrationBins(confident / among, accurate / among, count)
+
+
 def expected_calibration_error(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """Mean distance of confidence and accuracy over 15 equal bins of confidence, weighted by their sizes.
 
@@ -85,13 +137,36 @@ def expected_calibration_error(probabilities: NDArray[np.float32], labels: NDArr
     >>> round(expected_calibration_error(np.array([[0.8, 0.2], [0.8, 0.2]]), np.array([0, 1])), 3)
     0.3
     """
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    error = 0.0
-    for index in np.unique(bins):
-        inside = bins == index
-        error += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
-    return float(error)
+    return calibration_bins(probabilities, labels).error
+
+
+def most_confident_mistakes(
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], count: int = 24
+) -> NDArray[np.int64]:
+    """Which predictions are wrong and surest of it: often a wrong label, or a picture worth a look.
+
+    Parameters
+    ----------
+    probabilities
+        float32 (N, K).
+    labels
+        int64 (N,), the true classes.
+    count
+        How many at most.
+
+    Returns
+    -------
+    int64 (M,), indices of mistakes by falling confidence; M is at most ``count``.
+
+    Examples
+    --------
+    >>> sure = np.array([[0.7, 0.3], [0.9, 0.1], [0.2, 0.8]])
+    >>> most_confident_mistakes(sure, np.array([1, 1, 1])).tolist()
+    [1, 0]
+    """
+    mistakes = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    by_confidence = np.argsort(-probabilities[mistakes].max(axis=1), kind="stable")
+    return mistakes[by_confidence[:count]]
 
 
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

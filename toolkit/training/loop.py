@@ -1,11 +1,11 @@
-"""Train one network: the loop, early stopping and the best epoch."""
+"""Train one network: epochs, validation, early stopping, the best epoch, and how to go on after a stop."""
 
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,82 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from toolkit.bundle import IMAGENET_MEAN, IMAGENET_STD
 from toolkit.errors import TrainingError
-from toolkit.training.augment import augment
+from toolkit.training.batches import Batches, Part, PictureBatches
+from toolkit.training.device import Device
+from toolkit.training.features import FeatureBatches, Features
+from toolkit.training.learner import Learner
+from toolkit.training.networks import FrozenBackbone
 from toolkit.training.recipe import Recipe
+from toolkit.training.stopping import EarlyStopping, Interruption
 
-WARM_UP_SHARE = 0.1  # of all steps
 EVALUATION_BATCH = 128
-LARGEST_GRADIENT = 5.0  # norm above which a step is shortened; one bad batch cannot throw the weights away
-
-
-@dataclass(frozen=True)
-class Device:
-    """Where and how exactly the sums are done.
-
-    Parameters
-    ----------
-    name
-        ``cpu`` or ``cuda``.
-    dtype
-        bfloat16 where the hardware multiplies it natively, float32 otherwise.
-    """
-
-    name: str
-    dtype: torch.dtype
-
-    @classmethod
-    def choose(cls, precision: str = "auto") -> "Device":
-        """The GPU when there is one; bfloat16 when ``precision`` is ``auto`` and the hardware has it."""
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-        native = torch.cuda.is_bf16_supported() if name == "cuda" else torch.cpu._is_amx_tile_supported()
-        return cls(
-            name, torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and native) else torch.float32
-        )
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """channels_last pays together with bfloat16, and only then."""
-        return torch.channels_last if self.dtype is torch.bfloat16 else torch.contiguous_format
-
-    def autocast(self) -> torch.autocast:
-        """A context in which matrix products and convolutions use the dtype."""
-        return torch.autocast(self.name, self.dtype, enabled=self.dtype is not torch.float32)
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Some pictures of a data set, by index, without a copy.
-
-    Parameters
-    ----------
-    pixels
-        uint8 (M, size, size, 3), the whole data set.
-    labels
-        int64 (M,).
-    indices
-        int64 (N,), which of them belong to this part.
-    """
-
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    indices: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @property
-    def own_labels(self) -> NDArray[np.int64]:
-        """int64 (N,), the labels of this part."""
-        return self.labels[self.indices]
-
-    def batch(self, positions: NDArray[np.int64], device: Device) -> tuple[Tensor, Tensor]:
-        """float32 (B, 3, H, W) in [0, 1], and int64 (B,), on the device."""
-        chosen = self.indices[positions]
-        pictures = torch.from_numpy(self.pixels[chosen]).to(device.name, non_blocking=True)
-        labels = torch.from_numpy(self.labels[chosen]).to(device.name, non_blocking=True)
-        return pictures.permute(0, 3, 1, 2).float().div_(255), labels
+GROWTH_SHARE = 2 / 3  # of the epochs, in which progressive pictures grow to their full size
+SIZE_STEP, SMALLEST_SIZE = 16, 32  # pixels; ResNet-18 halves a picture five times
 
 
 @dataclass(frozen=True)
@@ -138,6 +74,35 @@ class Fitted:
     images_per_s: float = 0.0
 
 
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """How far a training has come: all it takes to go on from there as if it had never stopped.
+
+    Parameters
+    ----------
+    facts
+        Plain values, fit for JSON.
+    tensors
+        Weights, averages, the optimizer's state, the best epoch's weights; not copies.
+    """
+
+    facts: dict[str, Any]
+    tensors: dict[str, Any]
+
+    def result(self, network: nn.Module) -> Fitted:
+        """What was measured until then."""
+        facts = self.facts
+        return Fitted(
+            network,
+            [Epoch(**epoch) for epoch in facts["history"]],
+            facts["best_epoch"],
+            facts["best_val_accuracy"],
+            self.tensors["val_logits"].numpy(),
+            facts["stopped_early"],
+            facts["seconds"],
+        )
+
+
 def fit(
     network: nn.Module,
     train: Part,
@@ -147,7 +112,11 @@ def fit(
     seed: int,
     device: Device,
     mirrored: bool = True,
+    features: Features | None = None,
     on_epoch: Callable[[Epoch, nn.Module, bool], None] = lambda *_: None,
+    keep: Callable[[Progress], None] = lambda _: None,
+    keep_share: float = 1.0,
+    progress: Progress | None = None,
     bar: str | None = None,
 ) -> Fitted:
     """Train a network and keep its best epoch.
@@ -155,11 +124,13 @@ def fit(
     Training stops early after ``recipe.patience`` epochs in which neither the validation accuracy
     rose nor the validation loss fell by at least ``recipe.min_delta``. The learning rate follows a
     warm-up and a cosine over ``recipe.epochs``; stopping early ends that schedule before its end.
+    Ctrl-C and SIGTERM are obeyed after the step that is under way, and what was reached is kept.
 
     Parameters
     ----------
     network
-        Takes float32 (N, 3, H, W), normalised; gives logits (N, K). It is changed in place.
+        Takes float32 (N, 3, H, W), normalised; gives logits (N, K). It is changed in place. Of a
+        ``FrozenBackbone`` only the head is run once the features of all pictures are known.
     train, validation
         What to learn from and what to judge by; without validation all epochs are run.
     recipe
@@ -167,80 +138,229 @@ def fit(
     seed
         Of the order of pictures, of augmentation and of dropout.
     device
-        Where and in which precision.
+        Where, how exactly, and with which other processes.
     mirrored
         Whether pictures may be flipped from left to right.
+    features
+        Of a frozen backbone, when they are known already.
     on_epoch
         Called after each epoch with its figures, the network, and whether it is the best so far.
+    keep, keep_share
+        Called with the progress after each epoch, but only as often as it takes no more than this
+        share of the time, and always when training ends or is interrupted.
+    progress
+        Where to go on from.
     bar
         The label of a progress bar, or None for none.
 
     Raises
     ------
     TrainingError
-        The loss became infinite or not a number.
+        The loss became infinite or not a number, or memory ran out.
     """
-    began = time.perf_counter()
-    trainer = _Trainer(network, train, recipe, seed, device, mirrored)
-    result, stopping = Fitted(network), _EarlyStopping(recipe)
-    best_state = copy.deepcopy(network.state_dict())
-    progress = tqdm(total=recipe.epochs * trainer.steps, desc=bar, unit="batch", leave=False, disable=bar is None)
-    with _seeded(seed, device), progress:
-        for number in range(1, recipe.epochs + 1):
-            epoch, logits = _one_epoch(number, trainer, validation, progress)
-            result.history.append(epoch)
-            best = validation is None or stopping.is_best(epoch)
-            if best:
-                result.best_epoch, result.best_val_accuracy, result.val_logits = number, epoch.val_accuracy, logits
-                best_state = copy.deepcopy(network.state_dict())
-            on_epoch(epoch, network, best)
-            progress.set_postfix_str(f"epoch {number}/{recipe.epochs}, val accuracy {epoch.val_accuracy:.3f}")
-            if validation is not None and stopping.exhausted(epoch):
-                result.stopped_early = number < recipe.epochs
-                break
-    network.load_state_dict(best_state)
+    start = time.perf_counter()
+    trained, batches, judged = _sources(network, train, validation, recipe, seed, device, mirrored, features, bar)
+    steps = _steps_an_epoch(len(train), recipe.batch_size, device)
+    with Interruption() as interruption, _own_randomness(device):
+        learner = Learner(trained, batches, recipe, steps * recipe.epochs, seed, device)
+        with closing(_Session(learner, judged, recipe, seed, device, len(train), steps, bar)) as session:
+            if progress is not None:
+                session.restore(progress)
+            kept, cost = start, 0.0  # when the progress was last kept, and the seconds that took
+            while not session.finished:
+                epoch, best = session.epoch(interruption, keep)
+                on_epoch(epoch, learner.judged, best)
+                stopped = device.world.any(interruption.asked is not None)
+                ended = time.perf_counter()
+                due = device.world.any((ended - kept) * keep_share >= cost)  # clocks differ, and all must agree
+                if stopped or due or session.finished:
+                    keep(session.progress())
+                    kept = time.perf_counter()
+                    cost = kept - ended
+                if stopped:
+                    interruption.leave()
+    trained.load_state_dict(session.best)
     network.eval()
-    result.seconds = time.perf_counter() - began
+    result = session.result
+    result.network = network
+    result.seconds = session.earlier + time.perf_counter() - start
     result.images_per_s = len(train) * len(result.history) / result.seconds
     return result
 
 
 def predict_logits(network: nn.Module, part: Part, device: Device) -> NDArray[np.float32]:
     """float32 (N, K), the network's logits for a part, in evaluation mode."""
-    network.eval()
-    pieces = []
+    return _predict(network, PictureBatches(part, device), device)
+
+
+def picture_size(epoch: int, recipe: Recipe) -> int:
+    """Side of the training pictures in an epoch, counted from 1: progressive ones grow over two thirds of the epochs.
+
+    References
+    ----------
+    Touvron, Vedaldi, Douze, Jégou: Fixing the Train-Test Resolution Discrepancy, NeurIPS 2019.
+
+    Examples
+    --------
+    >>> [picture_size(epoch, Recipe(image_size=128, epochs=9, progressive=0.5)) for epoch in (1, 4, 7, 9)]
+    [64, 96, 128, 128]
+    """
+    growing = int(recipe.epochs * GROWTH_SHARE)
+    if recipe.progressive == 1 or epoch > growing:
+        return recipe.image_size
+    side = recipe.image_size * (recipe.progressive + (1 - recipe.progressive) * (epoch - 1) / growing)
+    return min(recipe.image_size, max(SMALLEST_SIZE, round(side / SIZE_STEP) * SIZE_STEP))
+
+
+class _Session:
+    """One training under way: what it has measured, and the best epoch's weights."""
+
+    def __init__(
+        self, learner: Learner, validation: Batches | None, recipe: Recipe, seed: int, device: Device, pictures: int,
+        steps: int, bar: str | None,
+    ) -> None:  # fmt: skip
+        self.learner, self.result = learner, Fitted(learner.network)
+        self.best: dict[str, Tensor] = {}
+        self.earlier = 0.0  # seconds of training before it was taken up again
+        self._validation, self._recipe, self._seed, self._device = validation, recipe, seed, device
+        self._pictures, self._steps, self._stopping = pictures, steps, EarlyStopping(recipe)
+        self._step, self._times, self._sums = 0, [0.0][:0], torch.zeros(2, dtype=torch.float64, device=device.name)
+        self._start = time.perf_counter()
+        self._bar = tqdm(total=recipe.epochs * steps, desc=bar, unit="batch", leave=False, disable=bar is None)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.result.stopped_early or len(self.result.history) == self._recipe.epochs
+
+    def epoch(self, interruption: Interruption, keep: Callable[[Progress], None]) -> tuple[Epoch, bool]:
+        """Train and validate once; its figures, and whether no epoch before was as good."""
+        start, number = time.perf_counter() - sum(self._times), len(self.result.history) + 1
+        self._learn(number, interruption, keep)
+        loss, accuracy = (self._device.world.sum(self._sums) / self._pictures).tolist()
+        _require_finite(loss, number, self._recipe)
+        self._device.world.align(self.learner.judged)
+        val_loss, val_accuracy, logits = self._validate(number)
+        epoch = Epoch(
+            epoch=number,
+            train_loss=loss,
+            train_accuracy=accuracy,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            learning_rate=self.learner.learning_rate((number - 1) * self._steps),
+            batch_time_ms=float(np.mean(self._times)) * 1e3,
+            batch_time_ms_p95=float(np.percentile(self._times, 95)) * 1e3,
+            epoch_duration_s=time.perf_counter() - start,
+            images_per_s=self._pictures / sum(self._times),
+        )
+        self._step, self._times, self._sums = 0, [], torch.zeros_like(self._sums)
+        return epoch, self._judge(epoch, logits)
+
+    def close(self) -> None:
+        """Take the progress bar away."""
+        self._bar.close()
+
+    def progress(self) -> Progress:
+        """Where it is now."""
+        result = self.result
+        facts = {
+            "history": [asdict(epoch) for epoch in result.history],
+            "step": self._step,
+            "batch_times": self._times,
+            "best_epoch": result.best_epoch,
+            "best_val_accuracy": result.best_val_accuracy,
+            "stopped_early": result.stopped_early,
+            "stopping": self._stopping.state(),
+            "accumulated": self.learner.accumulated,
+            "seconds": self.earlier + time.perf_counter() - self._start,
+        }
+        sums = self._sums[None]  # a row for each process, all of which are at the same step; zeros between epochs
+        if self._step:
+            sums = self._device.world.rows(sums, self._device.world.size)
+        tensors = {**self.learner.state(), "sums": sums, "val_logits": torch.from_numpy(result.val_logits)}
+        if self.best and (self._step or result.best_epoch < len(result.history)):  # else the weights are the best
+            tensors["best"] = self.best
+        return Progress(facts, tensors)
+
+    def restore(self, progress: Progress) -> None:
+        """Be where ``progress`` was taken."""
+        facts, tensors = progress.facts, progress.tensors
+        self.result = progress.result(self.learner.network)
+        self._step, self._times, self.earlier = facts["step"], list(facts["batch_times"]), facts["seconds"]
+        world = self._device.world
+        self._sums = tensors["sums"][world.rank :: world.size].sum(dim=0).to(self._sums.device)
+        self._stopping.restore(facts["stopping"])
+        self.learner.accumulated = facts["accumulated"]
+        self.learner.restore(tensors)
+        self.best = tensors.get("best") or (copy.deepcopy(self.learner.judged.state_dict()) if facts["history"] else {})
+        self._bar.update(len(facts["history"]) * self._steps + self._step)
+
+    def _learn(self, number: int, interruption: Interruption, keep: Callable[[Progress], None]) -> None:
+        """The steps of one epoch that are left; nothing is read back from the device on the way."""
+        self.learner.network.train()
+        order = np.random.default_rng([self._seed, number]).permutation(self._pictures)
+        batches, size = np.array_split(order, self._steps), picture_size(number, self._recipe)
+        while self._step < self._steps:
+            start = time.perf_counter()
+            loss, right = self.learner.step((number - 1) * self._steps + self._step, batches[self._step], size)
+            self._sums += torch.stack([loss.double(), right.double()])
+            self._times.append(time.perf_counter() - start)
+            self._step += 1
+            self._bar.update()
+            if self._step < self._steps and self._device.world.any(interruption.asked is not None):
+                keep(self.progress())
+                interruption.leave()
+
+    def _validate(self, number: int) -> tuple[float, float, NDArray[np.float32]]:
+        if self._validation is None:
+            return math.nan, math.nan, np.zeros((0, 0), np.float32)
+        logits, labels = _predict(self.learner.judged, self._validation, self._device), self._validation.labels
+        loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+        _require_finite(loss, number, self._recipe)
+        return loss, float((logits.argmax(axis=1) == labels).mean()), logits
+
+    def _judge(self, epoch: Epoch, logits: NDArray[np.float32]) -> bool:
+        """Write the epoch into the result; whether it is the best so far."""
+        result = self.result
+        result.history.append(epoch)
+        best = self._validation is None or self._stopping.is_best(epoch)
+        if best:
+            result.best_epoch, result.best_val_accuracy, result.val_logits = epoch.epoch, epoch.val_accuracy, logits
+            self.best = copy.deepcopy(self.learner.judged.state_dict())
+        if self._validation is not None and self._stopping.exhausted(epoch):
+            result.stopped_early = epoch.epoch < self._recipe.epochs
+        self._bar.set_postfix_str(f"epoch {epoch.epoch}/{self._recipe.epochs}, val accuracy {epoch.val_accuracy:.3f}")
+        return best
+
+
+def _sources(
+    network: nn.Module, train: Part, validation: Part | None, recipe: Recipe, seed: int, device: Device,
+    mirrored: bool, features: Features | None, bar: str | None,
+) -> tuple[nn.Module, Batches, Batches | None]:  # fmt: skip
+    """What is trained, what it learns from and what it is judged by: of a frozen backbone, the head and features."""
+    if not isinstance(network, FrozenBackbone):
+        batches = PictureBatches(train, device, recipe.augmentation, mirrored=mirrored)
+        return network, batches, PictureBatches(validation, device) if validation else None
+    if features is None:
+        everything = train.with_(validation)
+        features = Features.of(network.backbone, everything, recipe, seed, device, mirrored=mirrored, bar=bar)
+    return network.head, FeatureBatches(features, train), FeatureBatches(features, validation) if validation else None
+
+
+def _steps_an_epoch(pictures: int, batch_size: int, device: Device) -> int:
+    """Equal batches, and none that leaves a process a single picture, which batch normalisation refuses."""
+    return max(1, min(math.ceil(pictures / batch_size), pictures // (2 * device.world.size)))
+
+
+def _predict(network: nn.Module, batches: Batches, device: Device) -> NDArray[np.float32]:
+    """float32 (N, K), in evaluation mode; several processes share the pictures."""
+    network.to(device.name, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    positions = device.world.share(np.arange(len(batches.labels)))
+    starts = range(0, max(1, len(positions)), EVALUATION_BATCH)  # a process without a share runs an empty batch
     with torch.inference_mode(), device.autocast():
-        for start in range(0, len(part), EVALUATION_BATCH):
-            positions = np.arange(start, min(start + EVALUATION_BATCH, len(part)))
-            pictures, _ = part.batch(positions, device)
-            pieces.append(network(_normalise(pictures, device)).float().cpu())
-    answer: NDArray[np.float32] = torch.cat(pieces).numpy()
+        pieces = [network(batches.plain(positions[start : start + EVALUATION_BATCH])).float() for start in starts]
+    answer: NDArray[np.float32] = device.world.rows(torch.cat(pieces), len(batches.labels)).cpu().numpy()
     return answer
-
-
-def _one_epoch(
-    number: int, trainer: "_Trainer", validation: Part | None, progress: "tqdm[Any]"
-) -> tuple[Epoch, NDArray[np.float32]]:
-    """Train and validate once; the figures and the validation logits (N, K)."""
-    start, rate = time.perf_counter(), trainer.learning_rate
-    loss, accuracy, times = trainer.epoch(progress)
-    _require_finite(loss, number, trainer.recipe)
-    val_loss, val_accuracy, logits = _validate(trainer.network, validation, trainer.device)
-    if validation is not None:
-        _require_finite(val_loss, number, trainer.recipe)
-    epoch = Epoch(
-        epoch=number,
-        train_loss=loss,
-        train_accuracy=accuracy,
-        val_loss=val_loss,
-        val_accuracy=val_accuracy,
-        learning_rate=rate,
-        batch_time_ms=float(np.mean(times)) * 1e3,
-        batch_time_ms_p95=float(np.percentile(times, 95)) * 1e3,
-        epoch_duration_s=time.perf_counter() - start,
-        images_per_s=len(trainer.part) / sum(times),
-    )
-    return epoch, logits
 
 
 def _require_finite(loss: float, epoch: int, recipe: Recipe) -> None:
@@ -250,123 +370,6 @@ def _require_finite(loss: float, epoch: int, recipe: Recipe) -> None:
         )
 
 
-@contextmanager
-def _seeded(seed: int, device: Device) -> Iterator[None]:
+def _own_randomness(device: Device) -> AbstractContextManager[None]:
     """Dropout draws from torch's own generator, which gets its state back."""
-    with torch.random.fork_rng([torch.cuda.current_device()] if device.name == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
-class _Trainer:
-    """Everything that changes while a network learns."""
-
-    def __init__(
-        self, network: nn.Module, part: Part, recipe: Recipe, seed: int, device: Device, mirrored: bool
-    ) -> None:
-        self.network, self.part, self.recipe, self.device, self.mirrored = network, part, recipe, device, mirrored
-        network.to(device.name, memory_format=device.memory_format)  # type: ignore[call-overload]
-        # Equal batches, and never one of a single picture, which batch normalisation refuses.
-        self.steps = max(1, min(math.ceil(len(part) / recipe.batch_size), len(part) // 2))
-        self._trained = [weight for weight in network.parameters() if weight.requires_grad]
-        self._optimizer = _optimizer(self._trained, recipe)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, _schedule(self.steps * recipe.epochs))
-        self._order = np.random.default_rng(seed)
-        self._noise = torch.Generator(device.name).manual_seed(seed)
-
-    @property
-    def learning_rate(self) -> float:
-        return float(self._optimizer.param_groups[0]["lr"])
-
-    def epoch(self, progress: "tqdm[Any]") -> tuple[float, float, list[float]]:
-        """One pass: mean loss, accuracy, seconds of each batch. Nothing is read back from the device before its end."""
-        self.network.train()
-        loss_sum = torch.zeros((), device=self.device.name)
-        right = torch.zeros((), device=self.device.name, dtype=torch.int64)
-        times = []
-        for positions in np.array_split(self._order.permutation(len(self.part)), self.steps):
-            start = time.perf_counter()
-            loss, hits = self._step(positions)
-            loss_sum += loss * len(positions)
-            right += hits
-            times.append(time.perf_counter() - start)
-            progress.update()
-        return loss_sum.item() / len(self.part), right.item() / len(self.part), times
-
-    def _step(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Learn from one batch; its mean loss and how many were right."""
-        pictures, labels = self.part.batch(positions, self.device)
-        pictures = augment(pictures, self.recipe.augmentation, mirrored=self.mirrored, generator=self._noise)
-        with self.device.autocast():
-            logits = self.network(_normalise(pictures, self.device))
-            loss = F.cross_entropy(logits, labels)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._trained, LARGEST_GRADIENT)
-        self._optimizer.step()
-        self._schedule.step()
-        return loss.detach().float(), (logits.detach().argmax(dim=1) == labels).sum()
-
-
-def _validate(network: nn.Module, validation: Part | None, device: Device) -> tuple[float, float, NDArray[np.float32]]:
-    if validation is None:
-        return math.nan, math.nan, np.zeros((0, 0), np.float32)
-    logits = predict_logits(network, validation, device)
-    labels = validation.own_labels
-    loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
-    return loss, float((logits.argmax(axis=1) == labels).mean()), logits
-
-
-def _normalise(pictures: Tensor, device: Device) -> Tensor:  # (N, 3, H, W) in [0, 1]
-    mean = torch.tensor(IMAGENET_MEAN, device=pictures.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=pictures.device).view(1, 3, 1, 1)
-    return ((pictures - mean) / std).contiguous(memory_format=device.memory_format)
-
-
-def _optimizer(trained: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            trained, recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay, fused=True
-        )
-    return torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
-
-
-def _schedule(steps: int) -> Callable[[int], float]:
-    """Linear warm-up, then a cosine down to a hundredth."""
-    warm_up = max(1, int(steps * WARM_UP_SHARE))
-
-    def factor(step: int) -> float:
-        if step < warm_up:
-            return (step + 1) / warm_up
-        share = min(1.0, (step - warm_up) / max(1, steps - warm_up))
-        return 0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2
-
-    return factor
-
-
-class _EarlyStopping:
-    """Remembers the best epoch and counts those without improvement."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self._patience, self._min_delta = recipe.patience, recipe.min_delta
-        self._best = (-math.inf, -math.inf)  # accuracy, then minus loss
-        self._accuracy, self._loss, self._waited = -math.inf, math.inf, 0
-
-    def is_best(self, epoch: Epoch) -> bool:
-        """Whether no earlier epoch was as good."""
-        score = (epoch.val_accuracy, -epoch.val_loss)
-        if score <= self._best:
-            return False
-        self._best = score
-        return True
-
-    def exhausted(self, epoch: Epoch) -> bool:
-        """Count this epoch, and tell whether patience has run out."""
-        rose = self._accuracy < epoch.val_accuracy >= self._accuracy + self._min_delta
-        fell = self._loss > epoch.val_loss <= self._loss - self._min_delta
-        self._waited = 0 if rose or fell else self._waited + 1
-        if rose:
-            self._accuracy = epoch.val_accuracy
-        if fell:
-            self._loss = epoch.val_loss
-        return self._waited >= self._patience
+    return torch.random.fork_rng([torch.cuda.current_device()] if device.name == "cuda" else [])

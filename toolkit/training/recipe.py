@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Recipe(BaseModel):
@@ -26,3 +26,25 @@ class Recipe(BaseModel):
     augmentation: float = Field(0.1, ge=0, le=1, description="strength of random changes to training pictures")
     patience: int = Field(5, ge=1, description="epochs without improvement before training stops")
     min_delta: float = Field(1e-3, ge=0, le=1, description="smallest change that counts as an improvement")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: errors on rare classes cost as much in all as those on frequent ones"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    mixup: float = Field(0.0, ge=0, le=10, description="alpha of mixup, which blends pairs of pictures; 0: off")
+    cutmix: float = Field(0.0, ge=0, le=10, description="alpha of cutmix, which pastes one into another; 0: off")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay a step of an average of the weights, such as 0.99; 0: off")
+    progressive: float = Field(
+        1.0, ge=0.25, le=1, description="share of the picture side to begin with, growing over two thirds of the epochs"
+    )
+    views: int = Field(
+        4, ge=1, le=64, description="versions of each picture, the plain one among them, whose frozen features are kept"
+    )
+
+    @model_validator(mode="after")
+    def _features_cannot_be_mixed(self) -> "Recipe":
+        if self.model_type == "resnet18_backbone" and (self.mixup or self.cutmix):
+            raise ValueError(
+                "--mixup and --cutmix change pictures, and resnet18_backbone learns from features that were computed"
+                " before; leave them at 0 or choose resnet18"
+            )
+        return self

@@ -1,7 +1,7 @@
 """What a run keeps of a training: tags, figures, pictures, and the bundle."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -13,12 +13,21 @@ from toolkit.baseline import LARGEST_SAMPLE, Baseline
 from toolkit.bundle import DIGEST_TAG, Card, Measured, Program, library_versions, save_bundle
 from toolkit.images import STATISTICS
 from toolkit.terminal import say
-from toolkit.tracking import Run, code_version
+from toolkit.tracking import Run, code_version, explained
+from toolkit.training.batches import Part
 from toolkit.training.data import Data
-from toolkit.training.evaluate import Evaluation, evaluate
-from toolkit.training.figures import confusion_picture, learning_curves
-from toolkit.training.loop import Device, Epoch, Fitted, predict_logits
+from toolkit.training.device import Device
+from toolkit.training.evaluate import Evaluation, calibration_bins, evaluate, most_confident_mistakes
+from toolkit.training.figures import (
+    calibration_picture,
+    confusion_picture,
+    learning_curves,
+    mistakes_picture,
+    per_class_picture,
+)
+from toolkit.training.loop import Epoch, Fitted, predict_logits
 from toolkit.training.recipe import Recipe
+from toolkit.training.survey import class_balance_picture, survey, survey_lines
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,20 +53,24 @@ def tags_of(data: Data, seed: int) -> dict[str, object]:
     }
 
 
-def log_skipped(run: Run, data: Data) -> None:
-    """Name the files that were left out, in the run and, in short, to the user."""
-    skipped = data.pictures.catalogue.skipped
-    if not skipped:
-        return
-    run.json("skipped_files.json", [{"path": item.path, "reason": item.reason} for item in skipped])
-    count = f"{len(skipped)} files were" if len(skipped) > 1 else "1 file was"
-    say(f"{count} skipped, see the run's skipped_files.json; the first: {skipped[0].path}: {skipped[0].reason}")
+def log_data(run: Run, data: Data, source: str) -> None:
+    """Record which data the run uses and what was found in it, and tell the user in short."""
+    catalogue = data.pictures.catalogue
+    report = survey(catalogue, data.split)
+    profile = {"pictures": len(catalogue), "classes": len(data.classes), "image_size": data.pictures.size}
+    run.dataset(catalogue.name, catalogue.fingerprint, source, profile=profile, context="training")
+    run.json("data_report.json", report)
+    run.figure("class_balance.png", class_balance_picture(report))
+    for line in survey_lines(report):
+        say(line)
 
 
 def log_folds(run: Run, recipe: Recipe, data: Data, seed: int, *, aloud: bool = True) -> Callable[[int, Fitted], None]:
     """A callback that logs each fold as a nested run, and says so when ``aloud``."""
 
     def log(number: int, fold: Fitted) -> None:
+        if _has_run(run, number):
+            return
         tags = {**tags_of(data, seed + number), "fold": number}
         with Run(run.client, run.experiment, role="fold", name=f"fold {number + 1}", parent=run, tags=tags) as nested:
             nested.params(recipe.model_dump())
@@ -70,6 +83,17 @@ def log_folds(run: Run, recipe: Recipe, data: Data, seed: int, *, aloud: bool = 
     return log
 
 
+def _has_run(run: Run, fold: int) -> bool:
+    """Whether a fold has its nested run; what an interrupted attempt left of one is deleted."""
+    query = f"tags.`mlflow.parentRunId` = '{run.id}' AND tags.fold = '{fold}'"
+    with explained(f"look for the run of fold {fold + 1}"):
+        found = run.client.search_runs([run.experiment_id], query)
+        for other in found:
+            if other.info.status != "FINISHED":
+                run.client.delete_run(other.info.run_id)
+    return any(other.info.status == "FINISHED" for other in found)
+
+
 def epoch_metrics(epoch: Epoch) -> dict[str, float]:
     """The figures of an epoch, without those that were not measured."""
     values = {item.name: getattr(epoch, item.name) for item in fields(epoch) if item.name != "epoch"}
@@ -78,11 +102,9 @@ def epoch_metrics(epoch: Epoch) -> dict[str, float]:
 
 def fit_metrics(fitted: Fitted) -> dict[str, float]:
     """The figures of a whole training."""
-    metrics = {
-        "best_epoch": float(fitted.best_epoch),
-        "training_time_s": fitted.seconds,
-        "images_per_s": fitted.images_per_s,
-    }
+    metrics = {"best_epoch": float(fitted.best_epoch), "training_time_s": fitted.seconds}
+    if fitted.images_per_s:  # not of a fold whose record had to wait until the run was taken up again
+        metrics["images_per_s"] = fitted.images_per_s
     if np.isfinite(fitted.best_val_accuracy):
         metrics["best_val_accuracy"] = fitted.best_val_accuracy
     return metrics
@@ -100,21 +122,26 @@ def log_outcome(
     """Measure on the held-out pictures, draw, and log metrics and the bundle."""
     held_out = data.part(data.split.held_out)
     network = fitted.network.cpu().float()
-    probabilities = _softmax(predict_logits(network, held_out, Device("cpu", torch.float32)) / temperature)
+    logits = predict_logits(network, held_out, Device("cpu", torch.float32))
+    probabilities = _softmax(logits / temperature)
     evaluation = evaluate(probabilities, held_out.own_labels, data.classes)
+    before = calibration_bins(_softmax(logits), held_out.own_labels)
     metrics = {
         **fit_metrics(fitted),
         **evaluation.weighted,
         "held_out_accuracy": evaluation.accuracy,
+        "calibration_error_before": before.error,
         "calibration_error": evaluation.calibration_error,
         "temperature": temperature,
         "gpu_memory_mb": gpu_peak_mb(device),
     }
-    run.metrics(metrics)
     run.json("per_class.json", evaluation.per_class)
     run.json("confusion_matrix.json", {"classes": data.classes, "matrix": evaluation.confusion.tolist()})
-    run.figure("confusion_matrix.png", confusion_picture(evaluation.confusion, data.classes))
     run.figure("learning_curves.png", learning_curves(fitted.history, fitted.best_epoch))
+    run.figure("confusion_matrix.png", confusion_picture(evaluation.confusion, data.classes))
+    run.figure("per_class.png", per_class_picture(evaluation.per_class))
+    run.figure("calibration.png", calibration_picture(before, calibration_bins(probabilities, held_out.own_labels)))
+    _log_mistakes(run, held_out, probabilities, data.classes)
     scored = {"accuracy": evaluation.accuracy, **evaluation.weighted, "calibration_error": evaluation.calibration_error}
     card = Card(
         classes=data.classes,
@@ -129,14 +156,47 @@ def log_outcome(
         versions=library_versions(),
     )
     _log_bundle(run, Program(network, temperature), card, _baseline(data, probabilities))
+    run.metrics(metrics)  # last, because a run that is interrupted before this will measure them again
     return Outcome(run, fitted, evaluation, {**metrics, **{name: item.value for name, item in measured.items()}})
 
 
+def _log_mistakes(run: Run, held_out: Part, probabilities: NDArray[np.float32], classes: Sequence[str]) -> None:
+    """A sheet of the mistakes that the network was surest of, when it made any."""
+    worst = most_confident_mistakes(probabilities, held_out.own_labels)
+    if len(worst):
+        run.figure(
+            "mistakes.png",
+            mistakes_picture(
+                held_out.pixels[held_out.indices[worst]],
+                held_out.own_labels[worst].tolist(),
+                probabilities[worst].argmax(axis=1).tolist(),
+                probabilities[worst].max(axis=1).tolist(),
+                classes,
+            ),
+        )
+
+
 def _log_bundle(run: Run, program: Program, card: Card, baseline: Baseline) -> None:
+    if _has_bundle(run):
+        return
     with tempfile.TemporaryDirectory() as scratch:
         folder, model_id = Path(scratch) / "model", run.new_model()
         digest = save_bundle(folder, program, card, baseline, run_id=run.id, model_id=model_id)
         run.model(folder, model_id, {DIGEST_TAG: digest})
+
+
+def _has_bundle(run: Run) -> bool:
+    """Whether the run had a bundle when it was interrupted; less than a whole one is deleted."""
+    client = run.client
+    with explained("look for an earlier bundle"):
+        outputs = client.get_run(run.id).outputs
+        whole = {output.model_id for output in outputs.model_outputs} if outputs else set()
+        for model in client.search_logged_models([run.experiment_id], f"source_run_id = '{run.id}'"):
+            if model.model_id in whole:
+                run.tag(**{DIGEST_TAG: model.tags[DIGEST_TAG]})  # the one step of the upload that may be missing
+            else:
+                client.delete_logged_model(model.model_id)
+    return bool(whole)
 
 
 def _baseline(data: Data, probabilities: NDArray[np.float32]) -> Baseline:

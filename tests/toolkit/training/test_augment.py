@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812  torch's own convention
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.training.augment import DEGREES, SHIFT, ZOOM, _erase, _move, _recolour, augment
+from toolkit.training.augment import _erase, _move, _recolour, augment
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -62,6 +63,37 @@ def test_each_picture_is_changed_in_its_own_way_and_the_same_way_again_from_the_
     assert distances.min() > 0.1
 
 
+def test_the_memory_format_makes_no_difference() -> None:
+    """Decoded pictures lie in memory with the colours last."""
+    batch = torch.rand(6, 3, 20, 20, generator=seeded())
+    colours_last = batch.contiguous(memory_format=torch.channels_last)
+    one, other = (augment(layout, 0.5, mirrored=True, generator=seeded(1)) for layout in (batch, colours_last))
+    assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_the_move_is_torchs_own_affine_map() -> None:
+    """A random picture, sampled where affine_grid says: the map is read off a ramp that is moved from the same seed."""
+    batch = torch.rand(40, 3, 33, 33, generator=seeded())
+    slopes, shifts = maps(_move(coordinates(40), 0.1, True, seeded(1)))
+    theta = torch.cat([slopes, 2 * shifts[:, :, None]], dim=2)
+    grid = F.affine_grid(theta, [40, 3, 33, 33], align_corners=False)
+    expected = F.grid_sample(batch, grid, padding_mode="reflection", align_corners=False)
+    assert torch.allclose(_move(batch, 0.1, True, seeded(1)), expected, atol=1e-3)
+
+
+def test_the_colours_are_mixtures_with_black_the_mean_grey_and_the_grey_picture() -> None:
+    """Brightness, contrast and saturation one after the other, with the factors drawn in this order."""
+    batch = 0.4 + 0.2 * torch.rand(9, 3, 5, 7, generator=seeded())  # nothing reaches 0 or 1
+    factors = torch.rand(3, 9, generator=seeded(1)) * 0.4 + 0.8
+    expected = torch.empty_like(batch)
+    for number, picture in enumerate(batch):
+        brightness, contrast, saturation = factors[:, number]
+        grey = picture.mean(dim=0)
+        coloured = grey + saturation * (picture - grey)
+        expected[number] = brightness * (grey.mean() + contrast * (coloured - grey.mean()))
+    assert torch.allclose(_recolour(batch, 0.2, seeded(1)), expected, atol=1e-6)
+
+
 def test_the_same_generator_goes_on() -> None:
     generator, batch = seeded(), coordinates(2)
     one = augment(batch, 0.3, mirrored=True, generator=generator)
@@ -79,15 +111,20 @@ def test_half_are_flipped_when_that_changes_no_class(mirrored: bool) -> None:
     assert (160 < flipped.sum() < 240) if mirrored else not flipped.any()
 
 
-@pytest.mark.parametrize("strength", [0.1, 0.5])
-def test_rotation_zoom_and_shift_stay_within_their_bounds_and_use_them(strength: float) -> None:
+@pytest.mark.parametrize(
+    ("strength", "zoomed", "degrees", "shifted"),
+    [(0.1, 0.05, 4, 0.025), (0.3, 0.15, 12, 0.075), (0.5, 0.25, 20, 0.125)],
+)
+def test_rotation_zoom_and_shift_stay_within_the_bounds_of_the_docstring_and_use_them(
+    strength: float, zoomed: float, degrees: float, shifted: float
+) -> None:
     slopes, shifts = maps(_move(coordinates(500), strength, False, seeded()))
     zoom = slopes[:, :, 0].norm(dim=1)
     angle = torch.atan2(slopes[:, 1, 0], slopes[:, 0, 0])
     for values, limit in (
-        (zoom - 1, ZOOM * strength),
-        (angle, math.radians(DEGREES * strength)),
-        (shifts.flatten(), SHIFT * strength),
+        (zoom - 1, zoomed),
+        (angle, math.radians(degrees)),
+        (shifts.flatten(), shifted),
     ):
         assert values.abs().max() <= limit + 1e-4
         assert values.min() < -0.95 * limit

@@ -1,5 +1,6 @@
-"""Folders as people have them: what is found, what is left out and why, and who sees which picture."""
+"""Data sets as people have them: what is found, what is left out and why, and that each picture is listed once."""
 
+import gzip
 import hashlib
 import os
 import re
@@ -7,21 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from support import encode
 from toolkit.errors import DataError
-from toolkit.images import STATISTICS, Limits
-from toolkit.training.datasets import (
-    Catalogue,
-    decode,
-    open_catalogue,
-    split,
-    stratified,
-    stratified_folds,
-)
+from toolkit.images import load_picture
+from toolkit.training.datasets import Duplicate, Remark, Skipped, open_catalogue, read, require_enough
+from toolkit.training.splits import split
 
 
 def picture(seed: int, size: int = 20) -> bytes:
@@ -33,19 +26,6 @@ def fill(folder: Path, count: int, first: int = 0) -> None:
     folder.mkdir(parents=True)
     for number in range(count):
         (folder / f"{number}.png").write_bytes(picture(first + number))
-
-
-def listed(hashes: list[str], labels: list[int] | None = None, parts: list[str] | None = None) -> Catalogue:
-    """A catalogue of which only the hashes matter."""
-    count = len(hashes)
-    return Catalogue(
-        name="listed",
-        classes=("only",) if labels is None else tuple(f"class {label}" for label in range(max(labels) + 1)),
-        sources=[b""] * count,
-        labels=np.array(labels or [0] * count, np.int64),
-        hashes=np.array(hashes),
-        parts=np.array(parts or [""] * count),
-    )
 
 
 # --- what is found ------------------------------------------------------------------------------
@@ -122,17 +102,88 @@ def test_classes_are_in_natural_order(tmp_path: Path) -> None:
     assert open_catalogue("many").classes == names
 
 
-def test_digits_need_no_file() -> None:
+def test_digits_need_no_file_and_are_what_they_always_were() -> None:
+    """Held-out parts, models and tuned settings of earlier runs refer to these hashes."""
     catalogue = open_catalogue("digits")
-    pictures = decode(catalogue, 8, progress=False)
     digits = load_digits()
-    assert open_catalogue(None).fingerprint == catalogue.fingerprint
+    assert open_catalogue(None).fingerprint == catalogue.fingerprint == "ba9aae514f99f07a"
+    assert hashlib.sha256("".join(catalogue.hashes).encode()).hexdigest() == (
+        "0694e0dc08c801b4f1f39ea37848f58cb993fa7bdee6d1065508223ceb39f6c7"
+    )
     assert catalogue.classes == tuple("0123456789")
     assert not catalogue.mirrored
-    assert np.array_equal(pictures.labels, digits.target)
-    assert np.array_equal(pictures.pixels[..., 0], (digits.images / 16 * 255).round())
-    assert (pictures.pixels == pictures.pixels[..., :1]).all()
-    assert pictures.size == 8
+    assert set(catalogue.parts) == {""}
+    assert np.array_equal(catalogue.labels, digits.target)
+    for index in (0, 1000, 1796):
+        pixels = load_picture(read(catalogue.sources[index]), 8).pixels
+        assert np.array_equal(pixels[..., 1], (digits.images[index] / 16 * 255).round())
+        assert hashlib.sha256(read(catalogue.sources[index])).hexdigest() == catalogue.hashes[index]
+
+
+def write_idx(folder: Path, part: str, pixels: np.ndarray, labels: list[int]) -> None:
+    """Files as the authors of MNIST defined them: a magic number, the dimensions, the bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    header = b"\0\0\x08\x03" + np.array(pixels.shape, ">u4").tobytes()
+    (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + pixels.tobytes()))
+    header = b"\0\0\x08\x01" + np.array([len(labels)], ">u4").tobytes()
+    (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(header + bytes(labels)))
+
+
+def test_a_folder_of_idx_files_is_a_data_set_with_its_own_test_part(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 7, 5)).astype(np.uint8)
+    write_idx(tmp_path / "signs", "train", pixels[:6], [0, 1, 0, 1, 0, 1])
+    write_idx(tmp_path / "signs", "t10k", pixels[6:], [1, 0, 1, 0])
+    catalogue = open_catalogue("signs")
+    assert (catalogue.name, catalogue.classes, catalogue.mirrored) == ("signs", ("0", "1"), False)
+    assert catalogue.labels.tolist() == [1, 0, 1, 0, 0, 1, 0, 1, 0, 1]
+    assert catalogue.parts.tolist() == ["test"] * 4 + ["train"] * 6
+    divided = split(catalogue, 0.15)
+    assert divided.held_out.tolist() == [0, 1, 2, 3]
+    for source, expected in zip(catalogue.sources, [*pixels[6:], *pixels[:6]], strict=True):
+        assert np.array_equal(
+            load_picture(read(source), 5).pixels[..., 0], load_picture(encode(expected), 5).pixels[..., 0]
+        )
+
+
+def test_of_equal_pictures_in_arrays_the_one_of_the_test_part_is_kept(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 4, 4)).astype(np.uint8)
+    pixels[1] = pixels[6]  # once in training, once in the test part
+    pixels[2] = pixels[3]  # twice in training, under two classes
+    write_idx(tmp_path / "signs", "train", pixels[:6], [0, 1, 0, 1, 0, 1])
+    write_idx(tmp_path / "signs", "t10k", pixels[6:], [1, 0, 1, 0])
+    catalogue = open_catalogue("signs")
+    assert catalogue.parts.tolist() == ["test"] * 4 + ["train"] * 4
+    assert catalogue.skipped == (
+        Duplicate("signs[5]", "same content as signs[0]", "signs[0]", ("1", "1"), ("train", "test")),
+        Duplicate(
+            "signs[7]", "same content as signs[6], under another class", "signs[6]", ("1", "0"), ("train", "train")
+        ),
+    )
+    kept = [0, 1, 2, 3, 4, 6, 8, 9]
+    in_order = np.concatenate([pixels[6:], pixels[:6]])[kept]
+    for source, digest, expected in zip(catalogue.sources, catalogue.hashes, in_order, strict=True):
+        assert hashlib.sha256(read(source)).hexdigest() == digest
+        assert np.array_equal(load_picture(read(source), 4).pixels[..., 0], expected)
+
+
+def test_a_data_set_can_be_asked_for_by_name(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 28, 28)).astype(np.uint8)
+    write_idx(tmp_path / "store" / "FashionMNIST" / "raw", "train", pixels[:20], [*range(10)] * 2)
+    write_idx(tmp_path / "store" / "FashionMNIST" / "raw", "t10k", pixels[20:], [*range(10)] * 2)
+    named = open_catalogue("fashion-mnist", root=tmp_path / "store")
+    assert named.name == "fashion-mnist"
+    assert named.classes[-1] == "Ankle boot"
+    assert named.mirrored
+    as_folder = open_catalogue("store/FashionMNIST/raw")
+    assert (as_folder.name, as_folder.classes) == (named.name, named.classes)
+    assert as_folder.fingerprint == named.fingerprint
+
+
+def test_a_folder_with_the_name_of_a_data_set_is_reached_by_its_path(tmp_path: Path) -> None:
+    for label, name in enumerate(("cat", "dog")):
+        fill(tmp_path / "digits" / name, 2, first=10 * label)
+    assert open_catalogue("./digits").classes == ("cat", "dog")
+    assert open_catalogue("digits").classes == tuple("0123456789")
 
 
 # --- what cannot be used ------------------------------------------------------------------------
@@ -147,8 +198,11 @@ def test_what_is_no_folder_of_classes_is_refused_in_one_sentence(tmp_path: Path)
     fill(tmp_path / "few" / "cat", 3)
     fill(tmp_path / "few" / "dog", 1, first=10)
     for data, message in {
-        "missing": "the folder missing does not exist",
-        "file.zip": "file.zip is a file; give a folder with one sub-folder a class, or 'digits'",
+        "minst": "the folder minst does not exist, and no data set has that name;"
+        " there are: mnist, kmnist, digits, fashion-mnist, cifar10, cifar100",
+        "my/photos": "the folder my/photos does not exist",
+        "file.zip": "file.zip is a file; give a folder with one sub-folder a class, or one of"
+        " digits, mnist, fashion-mnist, kmnist, cifar10, cifar100",
         "empty": "the folder empty holds no sub-folders; it needs one sub-folder of pictures a class",
         "flat": "the folder flat holds no sub-folders; it needs one sub-folder of pictures a class",
         "hollow": "the folder hollow holds no pictures; it needs one sub-folder of pictures a class",
@@ -160,70 +214,100 @@ def test_what_is_no_folder_of_classes_is_refused_in_one_sentence(tmp_path: Path)
         assert str(caught.value) == message
 
 
-def test_what_is_no_picture_is_skipped_with_its_reason(tmp_path: Path) -> None:
+def test_a_name_that_no_file_system_has_room_for_is_refused_in_one_sentence() -> None:
+    with pytest.raises(DataError, match=r"^the folder x+ cannot be read: .*File name too long"):
+        open_catalogue("x" * 5000)
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """Four good pictures each of cats and dogs."""
     for label, name in enumerate(("cat", "dog")):
         fill(tmp_path / "pets" / name, 4, first=10 * label)
-    cat = tmp_path / "pets" / "cat"
-    whole = picture(99)
+    return tmp_path / "pets"
+
+
+def test_what_is_no_picture_is_skipped_with_its_reason(pets: Path) -> None:
+    cat = pets / "cat"
     (cat / "empty.png").write_bytes(b"")
-    (cat / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (cat / "text.jpg").write_text("I am a letter")
-    (cat / "print.jpeg").write_bytes(b"%PDF-1.7 and so on")
     (cat / "notes.txt").write_text("about cats")
+    (cat / "empty.txt").write_text("")
     (cat / "lost.png").symlink_to("nowhere.png")
-    (cat / "vast.png").write_bytes(picture(98, size=64))
-    (cat / ".hidden.png").write_bytes(whole)
+    (cat / ".hidden.png").write_bytes(b"")
     (cat / ".thumbnails").mkdir()
-    (cat / ".thumbnails" / "small.png").write_bytes(whole)
-    (tmp_path / "pets" / ".cache").mkdir()
-    pictures = decode(open_catalogue("pets"), 16, progress=False, limits=Limits(max_pixels=32 * 32))
-    assert len(pictures.catalogue) == len(pictures.pixels) == len(pictures.statistics) == 8
-    reasons = {Path(item.path).name: item.reason for item in pictures.catalogue.skipped}
-    patterns = {
-        "empty.png": "the file is empty",
-        "cut.png": "the picture is broken: ",
-        "text.jpg": "not a picture, or its header is broken",
-        "print.jpeg": "PDF is not supported",
-        "notes.txt": r"its ending is none of \.bmp, \.gif, ",
-        "lost.png": "it cannot be read: No such file or directory",
-        "vast.png": "the picture has 64 x 64 pixels, at most 1,024 are allowed",
+    (cat / ".thumbnails" / "small.png").write_bytes(b"")
+    (pets / ".cache").mkdir()
+    catalogue = open_catalogue("pets")
+    no_ending = "its ending is none of .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp"
+    assert set(catalogue.skipped) == {
+        Skipped("pets/cat/empty.png", "the file is empty"),
+        Skipped("pets/cat/notes.txt", no_ending),
+        Skipped("pets/cat/empty.txt", no_ending),
+        Skipped("pets/cat/lost.png", "it cannot be read: No such file or directory"),
     }
-    assert set(reasons) == set(patterns)
-    for name, pattern in patterns.items():
-        assert re.match(pattern, reasons[name]), reasons[name]
+    assert catalogue.remarks == ()
+    assert len(catalogue) == 8
 
 
-def test_a_class_whose_pictures_are_all_broken_is_named(tmp_path: Path) -> None:
-    fill(tmp_path / "pets" / "cat", 3)
-    (tmp_path / "pets" / "dog").mkdir()
-    for number in range(3):
-        (tmp_path / "pets" / "dog" / f"{number}.png").write_text(f"nothing {number}")
-    with pytest.raises(DataError, match=r"^class 'dog' has 0 usable pictures, .* needed \(3 files were skipped\)$"):
-        decode(open_catalogue("pets"), 16, progress=False)
+def test_a_picture_whose_ending_is_not_a_pictures_is_skipped_with_the_advice_to_rename_it(pets: Path) -> None:
+    blank = np.zeros((4, 4, 3), np.uint8)
+    (pets / "cat" / "photo.jfif").write_bytes(encode(blank, "JPEG"))
+    (pets / "cat" / "scan").write_bytes(encode(blank, "TIFF"))
+    (pets / "cat" / "moving.txt").write_bytes(encode(blank, "WEBP"))
+    assert set(open_catalogue("pets").skipped) == {
+        Skipped("pets/cat/photo.jfif", "it is a JPEG, though its name ends in .jfif; rename it to end in .jpg"),
+        Skipped("pets/cat/scan", "it is a TIFF, though its name has no ending; rename it to end in .tif"),
+        Skipped("pets/cat/moving.txt", "it is a WEBP, though its name ends in .txt; rename it to end in .webp"),
+    }
 
 
-def test_more_pictures_than_fit_into_memory_are_refused_before_any_is_decoded() -> None:
-    with pytest.raises(DataError, match=r"^2 pictures of 1000000 x 1000000 need 5587\.9 GiB of memory and .* are free"):
-        decode(listed(["a" * 64, "b" * 64], [0, 1]), 1_000_000, progress=False)
+def test_a_picture_with_the_ending_of_another_format_is_used_and_remarked_on(pets: Path) -> None:
+    (pets / "cat" / "png.JPG").write_bytes(picture(50))
+    (pets / "cat" / "copy.jpg").write_bytes(picture(50))  # left out, so not remarked on
+    (pets / "dog" / "jpeg.png").write_bytes(encode(np.zeros((4, 4, 3), np.uint8), "JPEG"))
+    (pets / "dog" / "right.tiff").write_bytes(encode(np.ones((4, 4, 3), np.uint8), "TIFF"))
+    (pets / "dog" / "text.png").write_text("I am a letter")  # for the decoder to judge
+    catalogue = open_catalogue("pets")
+    assert catalogue.remarks == (
+        Remark("pets/cat/copy.jpg", "it is a PNG, though its ending says JPEG"),
+        Remark("pets/dog/jpeg.png", "it is a JPEG, though its ending says PNG"),
+    )
+    assert [item.path for item in catalogue.skipped] == ["pets/cat/png.JPG"]
+    assert len(catalogue) == 12
+    without = catalogue.subset(np.array([Path(source).name != "jpeg.png" for source in catalogue.sources]))
+    assert [remark.path for remark in without.remarks] == ["pets/cat/copy.jpg"]
 
 
-def test_pixels_and_statistics_are_the_decoders(tmp_path: Path) -> None:
-    """A white and a black picture of 40 x 20 pixels: every figure is known by hand."""
-    for name, value in (("white", 255), ("black", 0)):
-        (tmp_path / "tones" / name).mkdir(parents=True)
-        for number in range(2):
-            wide = np.full((20, 40 + number, 3), value, np.uint8)
-            (tmp_path / "tones" / name / f"{number}.png").write_bytes(encode(wide))
-    pictures = decode(open_catalogue("tones"), 16, progress=False)
-    assert pictures.catalogue.classes == ("black", "white")
-    assert [int(tone.max()) for tone in pictures.pixels] == [0, 0, 255, 255]
-    assert [int(tone.min()) for tone in pictures.pixels] == [0, 0, 255, 255]
-    columns = dict(zip(STATISTICS, pictures.statistics.T.tolist(), strict=True))
-    assert columns["brightness"] == pytest.approx([0, 0, 1, 1], abs=1e-6)
-    assert columns["contrast"] == pytest.approx([0] * 4, abs=1e-6)
-    assert columns["width"] == [40, 41, 40, 41]
-    assert columns["height"] == [20] * 4
-    assert columns["aspect"] == pytest.approx([2, 2.05, 2, 2.05])
+def test_pictures_in_no_class_and_folders_without_pictures_are_named(pets: Path) -> None:
+    (pets / "stray.png").write_bytes(picture(60))
+    (pets / "README.md").write_text("my pets")
+    (pets / "fish").mkdir()
+    (pets / "birds").mkdir()
+    (pets / "birds" / "wing.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    assert open_catalogue("pets").classes == ("cat", "dog")
+    assert {item.path: item.reason for item in open_catalogue("pets").skipped} == {
+        "pets/stray.png": "it lies in no folder of a class",
+        "pets/fish": "it holds no picture, so it is no class",
+        "pets/birds": "it holds no picture, so it is no class",
+        "pets/birds/wing.heic": "its ending is none of .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp",
+    }
+
+
+def test_a_picture_beside_the_folders_of_train_and_test_is_named(tmp_path: Path) -> None:
+    for index, path in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):
+        fill(tmp_path / "pets" / path, 2, first=10 * index)
+    (tmp_path / "pets" / "above.png").write_bytes(picture(60))
+    (tmp_path / "pets" / "train" / "beside.png").write_bytes(picture(61))
+    assert [item.path for item in open_catalogue("pets").skipped] == ["pets/above.png", "pets/train/beside.png"]
+
+
+def test_a_class_that_cannot_be_learnt_is_named_with_what_was_skipped(pets: Path) -> None:
+    catalogue = open_catalogue("pets")
+    few = catalogue.subset(np.arange(8) < 5, [Skipped(f"pets/dog/{number}.png", "broken") for number in range(1, 4)])
+    with pytest.raises(
+        DataError, match=r"^class 'dog' has 1 usable pictures, at least 2 are needed \(3 files were skipped\)$"
+    ):
+        require_enough(few)
 
 
 # --- equal pictures -----------------------------------------------------------------------------
@@ -237,10 +321,13 @@ def test_of_equal_pictures_one_is_kept_and_the_others_are_named(tmp_path: Path) 
     (tmp_path / "pets" / "dog" / "cat.png").write_bytes(same)
     catalogue = open_catalogue("pets")
     assert len(catalogue) == len(set(catalogue.hashes)) == 6
-    assert {item.path: item.reason for item in catalogue.skipped} == {
-        "pets/cat/copy.png": "same content as pets/cat/0.png",
-        "pets/dog/cat.png": "same content as pets/cat/0.png, under another class",
-    }
+    original, here = "pets/cat/0.png", ("", "")
+    assert catalogue.skipped == (
+        Duplicate("pets/cat/copy.png", f"same content as {original}", original, ("cat", "cat"), here),
+        Duplicate(
+            "pets/dog/cat.png", f"same content as {original}, under another class", original, ("dog", "cat"), here
+        ),
+    )
 
 
 def test_a_picture_of_the_test_folder_is_not_trained_on_as_well(tmp_path: Path) -> None:
@@ -278,122 +365,6 @@ def test_the_fingerprint_is_of_the_content_alone(tmp_path: Path) -> None:
     moved = open_catalogue("animals").fingerprint
     (tmp_path / "animals" / "dog" / "another.png").write_bytes(picture(77))
     assert len({before, moved, open_catalogue("animals").fingerprint}) == 3
-
-
-# --- held out -----------------------------------------------------------------------------------
-
-HASHES = st.lists(
-    st.integers(0, 2**256 - 1).map(lambda number: f"{number:064x}"), min_size=30, max_size=60, unique=True
-)
-
-
-@given(HASHES, st.floats(0.1, 0.5), st.randoms())
-def test_a_picture_is_held_out_by_its_content_whatever_else_there_is(hashes: list[str], share: float, random) -> None:
-    """The place of each picture is the same in the whole folder, in a part of it, and in any order."""
-    below = {digest for digest in hashes if int(digest, 16) / 16**64 < share}
-    some = random.sample(hashes, len(hashes) // 2)
-    for chosen in (hashes, some):
-        expected = below & set(chosen)
-        if not 0 < len(expected) < len(chosen):
-            with pytest.raises(DataError):
-                split(listed(chosen), share)
-            continue
-        catalogue = listed(chosen)
-        divided = split(catalogue, share)
-        assert set(catalogue.hashes[divided.held_out]) == expected
-        assert set(catalogue.hashes[divided.development]) == set(chosen) - expected
-        assert divided.validation.tolist() == []
-
-
-def test_about_the_share_is_held_out() -> None:
-    """Of 1,797 digits 270 are expected; four standard deviations are 61."""
-    divided = split(open_catalogue("digits"), 0.15)
-    assert 270 - 61 < len(divided.held_out) < 270 + 61
-
-
-def test_a_folder_that_grows_keeps_every_picture_in_its_place(tmp_path: Path) -> None:
-    for label, name in enumerate(("cat", "dog")):
-        fill(tmp_path / "pets" / name, 20, first=100 * label)
-    before = open_catalogue("pets")
-    fill(tmp_path / "pets" / "ant", 20, first=500)  # first in order, so that every index moves
-    for number in range(20):
-        (tmp_path / "pets" / "dog" / f"0{number}.png").write_bytes(picture(700 + number))
-    after = open_catalogue("pets")
-    held_out = set(before.hashes[split(before, 0.25).held_out])
-    assert 0 < len(held_out) < 40
-    assert set(after.hashes[split(after, 0.25).held_out]) & set(before.hashes) == held_out
-
-
-def test_a_split_that_leaves_a_part_empty_is_refused() -> None:
-    high, low = "f" * 64, "0" * 64
-    with pytest.raises(
-        DataError, match=r"^none of the 2 pictures falls into the held-out share of 0\.15; add pictures"
-    ):
-        split(listed([high, "e" * 64]), 0.15)
-    with pytest.raises(DataError, match=r"^class 'class 1' has no picture to train on$"):
-        split(listed([high, low], [0, 1]), 0.15)
-    with pytest.raises(DataError, match=r"^class 'class 1' has no picture to train on$"):
-        split(listed([high, low], [0, 1], ["train", "test"]), 0.15)
-
-
-# --- validation and folds -----------------------------------------------------------------------
-
-LABELS = st.lists(st.integers(2, 30), min_size=2, max_size=5).flatmap(
-    lambda counts: st.permutations([label for label, count in enumerate(counts) for _ in range(count)])
-)
-
-
-@given(LABELS, st.floats(0.05, 0.5), st.integers(0, 100))
-def test_the_validation_part_has_its_share_of_every_class(labels: list[int], share: float, seed: int) -> None:
-    array = np.array(labels)
-    training, validation = stratified(array, share, seed)
-    assert sorted([*training, *validation]) == list(range(len(labels)))
-    for label in set(labels):
-        members = labels.count(label)
-        inside = int((array[validation] == label).sum())
-        assert abs(inside - share * members) <= 1
-        assert 1 <= inside < members
-    again = stratified(array, share, seed)
-    assert np.array_equal(training, again[0])
-
-
-def test_another_seed_validates_on_other_pictures() -> None:
-    labels = np.repeat([0, 1], 50)
-    assert not np.array_equal(stratified(labels, 0.2, 0)[1], stratified(labels, 0.2, 1)[1])
-
-
-def test_a_class_of_one_picture_is_trained_on() -> None:
-    training, validation = stratified(np.array([0, 1, 1, 1, 1]), 0.25, seed=0)
-    assert 0 in training
-    assert len(validation) == 1
-
-
-@given(LABELS, st.integers(2, 6), st.integers(0, 100))
-def test_each_fold_is_stratified_and_each_picture_validated_once(labels: list[int], folds: int, seed: int) -> None:
-    array = np.array(labels)
-    names = [f"class {label}" for label in range(array.max() + 1)]
-    counts = np.bincount(array)
-    if counts.min() < folds:
-        smallest = counts.argmin()
-        with pytest.raises(DataError) as caught:
-            stratified_folds(array, folds, seed, names)
-        assert str(caught.value) == (
-            f"class 'class {smallest}' has {counts[smallest]} pictures to cross-validate on,"
-            f" fewer than the {folds} folds; add pictures or lower --folds"
-        )
-        return
-    cuts = list(stratified_folds(array, folds, seed, names))
-    assert len(cuts) == folds
-    assert sorted(np.concatenate([validation for _, validation in cuts])) == list(range(len(labels)))
-    for training, validation in cuts:
-        assert sorted([*training, *validation]) == list(range(len(labels)))
-        inside = np.bincount(array[validation], minlength=len(counts))
-        assert (np.abs(inside - counts / folds) < 1).all()
-
-
-def test_a_class_without_any_picture_is_the_smallest() -> None:
-    with pytest.raises(DataError, match=r"^class 'b' has 0 pictures to cross-validate on, fewer than the 2 folds"):
-        stratified_folds(np.array([0, 0, 0]), 2, 0, ["a", "b"])
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="a file that exists and cannot be read")  # noqa: PTH110

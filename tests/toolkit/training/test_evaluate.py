@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from toolkit.training.evaluate import TEMPERATURES, evaluate, expected_calibration_error, fit_temperature
+from toolkit.training.evaluate import (
+    CALIBRATION_BINS,
+    TEMPERATURES,
+    calibration_bins,
+    evaluate,
+    expected_calibration_error,
+    fit_temperature,
+    most_confident_mistakes,
+)
 
 CLASSES = ("a", "b", "c")
 
@@ -64,6 +72,58 @@ def test_the_calibration_error_by_hand() -> None:
     labels = np.array([0, 1, 0, 0, 0, 1])
     by_hand = (2 * abs(0.63 - 0.5) + 3 * abs(0.9 - 1) + 1 * abs(1.0 - 0)) / 6
     assert expected_calibration_error(probabilities, labels) == pytest.approx(by_hand)
+
+
+def test_the_calibration_bins_by_hand() -> None:
+    """The same three; a confidence of 1 belongs to the last bin, and an edge to the bin above it."""
+    confidence = np.array([0.61, 0.65, 0.9, 0.9, 0.9, 1.0, 0.8])
+    bins = calibration_bins(np.stack([confidence, 1 - confidence], axis=1), np.array([0, 1, 0, 0, 0, 1, 0]))
+    assert bins.count.tolist() == [0] * 9 + [2, 0, 0, 1, 3, 1]
+    assert bins.confidence == pytest.approx([np.nan] * 9 + [0.63, np.nan, np.nan, 0.8, 0.9, 1.0], nan_ok=True)
+    assert bins.accuracy == pytest.approx([np.nan] * 9 + [0.5, np.nan, np.nan, 1.0, 1.0, 0.0], nan_ok=True)
+    assert bins.error == pytest.approx((2 * 0.13 + 0.2 + 3 * 0.1 + 1.0) / 7)
+
+
+@given(st.integers(0, 200), st.integers(2, 6), st.integers(0, 1000))
+def test_each_prediction_is_in_one_bin_near_its_confidence(count: int, classes: int, seed: int) -> None:
+    """And the error is the definition's, bin by bin."""
+    generator = np.random.default_rng(seed)
+    probabilities = generator.dirichlet(np.ones(classes), count).astype(np.float32)
+    labels = generator.integers(0, classes, count)
+    bins = calibration_bins(probabilities, labels)
+    assert bins.count.sum() == count
+    lower = np.arange(CALIBRATION_BINS) / CALIBRATION_BINS
+    full = bins.count > 0
+    assert (bins.confidence[full] >= lower[full] - 1e-6).all()
+    assert (bins.confidence[full] <= lower[full] + 1 / CALIBRATION_BINS + 1e-6).all()
+    assert np.isnan(bins.accuracy[~full]).all()
+    assert bins.accuracy[full] @ bins.count[full] == pytest.approx((probabilities.argmax(axis=1) == labels).sum())
+    rows = zip(bins.count, bins.confidence, bins.accuracy, strict=True)
+    expected = sum(n / count * abs(c - a) for n, c, a in rows if n)
+    assert bins.error == pytest.approx(expected)
+    assert bins.error == expected_calibration_error(probabilities, labels)
+
+
+def test_the_most_confident_mistakes_come_first_and_no_more_than_asked_for() -> None:
+    """Wrong are 0, 2, 3 and 5 with 0.6, 0.9, 0.6 and 0.7; equals stay in order."""
+    probabilities = np.stack([one_hot([0], confidence)[0] for confidence in (0.6, 0.99, 0.9, 0.6, 0.5, 0.7)])
+    labels = np.array([1, 0, 2, 1, 0, 2])
+    assert most_confident_mistakes(probabilities, labels).tolist() == [2, 5, 0, 3]
+    assert most_confident_mistakes(probabilities, labels, count=2).tolist() == [2, 5]
+    assert most_confident_mistakes(probabilities, np.zeros(6, int)).tolist() == []
+
+
+@given(st.integers(0, 60), st.integers(0, 1000))
+def test_a_mistake_that_was_left_out_is_no_surer_than_those_that_were_not(count: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    probabilities, labels = generator.dirichlet(np.ones(3), count), generator.integers(0, 3, count)
+    wrong = {n for n in range(count) if probabilities[n].argmax() != labels[n]}
+    found = most_confident_mistakes(probabilities, labels, count=24).tolist()
+    assert len(found) == min(24, len(wrong))
+    assert set(found) <= wrong
+    confidence = probabilities.max(axis=1)
+    assert found == sorted(found, key=lambda n: -confidence[n])
+    assert all(confidence[n] <= confidence[found[-1]] for n in wrong - set(found))
 
 
 def test_a_calibrated_answer_has_almost_no_calibration_error() -> None:

@@ -1,51 +1,35 @@
-"""The training loop: it learns, stops by its rule, keeps the best epoch, and does the same again."""
+"""The training loop: it learns, keeps the best epoch, does the same again, and goes on from wherever it was stopped."""
 
 import copy
 import math
-from dataclasses import replace
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.datasets import load_digits
 from torch import nn
 
-from support import COLOURS, colour_pixels
+from tiny import CPU, MeanColour, colours, fresh, together, weights
 from toolkit.errors import TrainingError
-from toolkit.training.loop import Device, Epoch, Fitted, Part, _EarlyStopping, _schedule, fit, predict_logits
-from toolkit.training.networks import SimpleCNN
+from toolkit.training.batches import Part
+from toolkit.training.checkpoints import Checkpoint, open_checkpoint
+from toolkit.training.device import Device, World
+from toolkit.training.learner import schedule
+from toolkit.training.loop import Epoch, Fitted, Progress, fit, picture_size, predict_logits
+from toolkit.training.networks import SimpleCNN, build_network
 from toolkit.training.recipe import Recipe
 
-CPU = Device("cpu", torch.float32)
 RECIPE = Recipe(image_size=16, epochs=4, batch_size=8, augmentation=0, dropout=0, learning_rate=0.05)
-
-
-def colours(count: int, seed: int = 0) -> Part:
-    generator = np.random.default_rng(seed)
-    labels = np.arange(count) % len(COLOURS)
-    pixels = np.stack([colour_pixels(COLOURS[label], 16, generator) for label in labels])
-    return Part(pixels, labels.astype(np.int64), np.arange(count))
-
-
-class MeanColour(nn.Module):
-    """A linear layer on the mean colour, which also notes the sizes of the batches that it is trained on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(3, 3)
-        self.batches: list[int] = []
-
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        if self.training:
-            self.batches.append(len(pictures))
-        return self.head(pictures.mean(dim=(2, 3)))
-
-
-def fresh(network: type[nn.Module] = MeanColour, seed: int = 0, *arguments: object) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return network(*arguments)
+MEASURED = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate")  # and not timed
 
 
 def train(network: nn.Module, *, seed: int = 0, device: Device = CPU, **changes: object) -> Fitted:
@@ -53,8 +37,8 @@ def train(network: nn.Module, *, seed: int = 0, device: Device = CPU, **changes:
     return fit(network, colours(60), colours(30, seed=1), recipe, seed=seed, device=device)
 
 
-def weights(network: nn.Module) -> torch.Tensor:
-    return torch.cat([value.flatten().float() for value in network.state_dict().values()])
+def measured(fitted: Fitted) -> list[tuple[float, ...]]:
+    return [tuple(asdict(epoch)[name] for name in MEASURED) for epoch in fitted.history]
 
 
 # --- learning -----------------------------------------------------------------------------------
@@ -69,23 +53,30 @@ def test_it_learns_what_can_be_told_apart(optimizer: str) -> None:
     assert (predict_logits(fitted.network, unseen, CPU).argmax(axis=1) == unseen.own_labels).all()
 
 
-def test_the_real_network_learns_in_bfloat16_too() -> None:
-    fitted = train(fresh(SimpleCNN, 0, 3), device=Device("cpu", torch.bfloat16), learning_rate=3e-3, epochs=6)
-    assert fitted.best_val_accuracy > 0.9
-    assert fitted.val_logits.dtype == np.float32
-    assert all(value.dtype is not torch.bfloat16 for value in fitted.network.state_dict().values())
+def digits(*indices: int) -> Part:
+    """Handwritten digits of 16 pixels, grey."""
+    source = load_digits()
+    pixels = (source.images * 255 / 16).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)
+    return Part(pixels[..., None].repeat(3, axis=3), source.target.astype(np.int64), np.arange(*indices))
 
 
-def test_the_precision_can_be_chosen() -> None:
-    assert Device.choose("float32").dtype is torch.float32
-    assert Device.choose("bfloat16").dtype is torch.bfloat16
-    assert Device.choose("bfloat16").memory_format is torch.channels_last
-    assert Device.choose("float32").memory_format is torch.contiguous_format
-    product = torch.ones(2, 2)
-    with Device("cpu", torch.bfloat16).autocast():
-        assert (product @ product).dtype is torch.bfloat16
-    with CPU.autocast():
-        assert (product @ product).dtype is torch.float32
+def test_bfloat16_learns_as_well_as_float32() -> None:
+    """Ten kinds of digits; 15 of 300 are two standard deviations of the difference between two accuracies of 0.95."""
+    recipe = RECIPE.model_copy(update={"epochs": 5, "batch_size": 32, "learning_rate": 3e-3, "patience": 10})
+    training, validation, half = digits(400), digits(400, 700), Device("cpu", torch.bfloat16)
+    exact, coarse = (
+        fit(fresh(SimpleCNN, 0, 10), training, validation, recipe, seed=0, device=device) for device in (CPU, half)
+    )
+    assert exact.best_val_accuracy > 0.9
+    assert abs(coarse.best_val_accuracy - exact.best_val_accuracy) < 0.05
+    assert [epoch.train_loss for epoch in coarse.history] == pytest.approx(
+        [epoch.train_loss for epoch in exact.history], rel=0.2, abs=0.03
+    )
+    assert coarse.val_logits.dtype == np.float32
+    assert all(value.dtype is not torch.bfloat16 for value in coarse.network.state_dict().values())
+    logits, rounded = (predict_logits(exact.network, validation, device) for device in (CPU, half))
+    assert np.abs(rounded - logits).max() < 0.05 * np.abs(logits).max()  # bfloat16 has 8 bits: 0.4 % a product
+    assert (rounded.argmax(axis=1) == logits.argmax(axis=1)).mean() > 0.98
 
 
 def test_the_figures_of_an_epoch_are_those_of_the_network() -> None:
@@ -110,20 +101,11 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float((np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]).mean())
 
 
-def test_pictures_reach_the_network_normalised_as_imagenets() -> None:
-    """A white picture: (1 - mean) / std of each channel, by hand."""
-    seen: list[torch.Tensor] = []
-
-    class Eye(nn.Module):
-        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-            seen.append(pictures)
-            return pictures.mean(dim=(2, 3))
-
-    white = Part(np.full((3, 8, 8, 3), 255, np.uint8), np.zeros(3, np.int64), np.array([2, 0]))
-    logits = predict_logits(Eye(), white, CPU)
-    assert seen[0].shape == (2, 3, 8, 8)
-    expected = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
-    assert logits == pytest.approx(np.array([expected, expected]), rel=1e-5)
+def test_the_learning_rate_follows_the_schedule_over_all_epochs() -> None:
+    """60 pictures in 8 batches over 4 epochs are 32 steps, of which 3 warm up."""
+    rates = [epoch.learning_rate for epoch in train(fresh(), patience=10).history]
+    assert rates == pytest.approx([0.05 * schedule(step, 32) for step in (0, 8, 16, 24)])
+    assert rates[0] == pytest.approx(0.05 / 3)
 
 
 def test_logits_come_in_the_order_of_the_part_however_many_there_are() -> None:
@@ -148,62 +130,44 @@ def test_a_seeded_training_is_identical_and_another_seed_is_not() -> None:
     second = train(fresh(SimpleCNN, 0, 3, 0.5), **changes)
     assert torch.equal(weights(first.network), weights(second.network))
     assert np.array_equal(first.val_logits, second.val_logits)
-    assert [epoch.train_loss for epoch in first.history] == [epoch.train_loss for epoch in second.history]
+    assert measured(first) == measured(second)
     other = train(fresh(SimpleCNN, 0, 3, 0.5), seed=1, **changes)
     assert not torch.equal(weights(first.network), weights(other.network))
 
 
-# --- stopping -----------------------------------------------------------------------------------
+# --- the best epoch -----------------------------------------------------------------------------
 
 
-def epochs(*figures: tuple[float, float]) -> list[Epoch]:
-    blank = Epoch(0, 1.0, 0.0, 0.0, 0.0, 1e-3, 1.0, 1.0, 1.0, 1.0)
-    return [
-        replace(blank, epoch=number, val_accuracy=accuracy, val_loss=loss)
-        for number, (accuracy, loss) in enumerate(figures, 1)
-    ]
+def right_network() -> nn.Module:
+    """Right from the start."""
+    network = fresh()
+    with torch.no_grad():
+        network.head.weight.copy_(8 * torch.eye(3).flip(0))  # RGB -> blue, green, red
+        network.head.bias.zero_()
+    return network
 
 
-def test_it_stops_by_the_stated_rule() -> None:
-    """Patience 2 and an improvement of at least a tenth, worked out by hand."""
-    stopping = _EarlyStopping(Recipe(patience=2, min_delta=0.1))
-    story = [
-        ((0.50, 1.00), True, False),  # the first is always an improvement
-        ((0.55, 0.95), True, False),  # best, but too small an improvement: waited 1
-        ((0.62, 1.20), True, False),  # 0.12 above the 0.50 that counted: waited 0
-        ((0.60, 0.85), False, False),  # the loss fell by 0.15 below 1.00: waited 0
-        ((0.70, 0.80), True, False),  # 0.08 and 0.05: waited 1
-        ((0.70, 0.78), True, True),  # as accurate with a lower loss is better, but again too little: waited 2
-    ]
-    for epoch, (_, best, stop) in zip(epochs(*[figures for figures, _, _ in story]), story, strict=True):
-        assert (stopping.is_best(epoch), stopping.exhausted(epoch)) == (best, stop), epoch
+def spoil(epoch: Epoch, trained: nn.Module, _: bool) -> None:
+    """Turn the weights upside down after the first epoch; a tiny step size cannot mend that."""
+    if epoch.epoch == 1:
+        with torch.no_grad():
+            trained.head.weight.neg_()
 
 
-@pytest.mark.parametrize("min_delta", [0.0, 1e-3])
-def test_a_plateau_is_no_improvement_however_small_one_may_be(min_delta: float) -> None:
-    stopping = _EarlyStopping(Recipe(patience=3, min_delta=min_delta))
-    assert [stopping.exhausted(epoch) for epoch in epochs(*[(0.9, 0.3)] * 4)] == [False, False, False, True]
+SPOILT = RECIPE.model_copy(update={"epochs": 50, "learning_rate": 1e-6, "patience": 3, "optimizer": "sgd"})
 
 
 def test_patience_ends_a_training_and_the_best_epoch_comes_back() -> None:
-    """After the first epoch the weights are turned upside down, and a tiny step size cannot mend that."""
     noted: list[tuple[int, bool]] = []
     best: list[torch.Tensor] = []
-    network = fresh()
-    with torch.no_grad():
-        network.head.weight.copy_(8 * torch.eye(3).flip(0))  # RGB -> blue, green, red: right from the start
-        network.head.bias.zero_()
 
     def on_epoch(epoch: Epoch, trained: nn.Module, is_best: bool) -> None:
         noted.append((epoch.epoch, is_best))
-        if epoch.epoch == 1:
-            best.append(weights(trained).clone())
-            with torch.no_grad():
-                trained.head.weight.neg_()
+        best.append(weights(trained))
+        spoil(epoch, trained, is_best)
 
-    recipe = RECIPE.model_copy(update={"epochs": 50, "learning_rate": 1e-6, "patience": 3, "optimizer": "sgd"})
     validation = colours(30, seed=1)
-    fitted = fit(network, colours(60), validation, recipe, seed=0, device=CPU, on_epoch=on_epoch)
+    fitted = fit(right_network(), colours(60), validation, SPOILT, seed=0, device=CPU, on_epoch=on_epoch)
     assert fitted.stopped_early
     assert noted == [(1, True), (2, False), (3, False), (4, False)]
     assert [epoch.epoch for epoch in fitted.history] == [1, 2, 3, 4]
@@ -231,6 +195,23 @@ def test_without_validation_all_epochs_are_run_and_the_last_one_counts() -> None
     assert not torch.equal(last[0][1]["head.weight"], last[-1][1]["head.weight"])
 
 
+def test_with_an_average_of_the_weights_that_is_what_is_validated_and_kept() -> None:
+    """Its decay of at most 0.5 leaves it behind the network by about a step."""
+    network, seen = fresh(), []
+    validation = colours(30, seed=1)
+    recipe = RECIPE.model_copy(update={"ema": 0.5, "epochs": 2})
+
+    def on_epoch(_: Epoch, judged: nn.Module, best: bool) -> None:
+        seen.append((weights(network), weights(judged), predict_logits(judged, validation, CPU)))
+
+    fitted = fit(network, colours(60), validation, recipe, seed=0, device=CPU, on_epoch=on_epoch)
+    raw, averaged, logits = seen[-1]
+    assert fitted.best_epoch == 2
+    assert torch.equal(weights(fitted.network), averaged)
+    assert np.array_equal(fitted.val_logits, logits)
+    assert not torch.equal(raw, averaged)
+
+
 # --- what goes wrong ----------------------------------------------------------------------------
 
 
@@ -256,26 +237,16 @@ def test_weights_that_break_in_the_last_step_are_not_kept() -> None:
         train(fresh(Breaks), epochs=1)
 
 
-def test_one_bad_batch_cannot_throw_the_weights_away() -> None:
-    """The gradient is cut to a norm of 5, so that plain SGD moves by at most 5 steps' length."""
-    network = fresh()
-    with torch.no_grad():
-        network.head.weight.mul_(1e6)
-    before = weights(network)
-    changes = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "batch_size": 64, "epochs": 1}
-    moved = weights(train(network, learning_rate=1.0, **changes).network).double() - before.double()
-    assert 0 < moved.norm() <= 5.5  # float32 rounds at this size
+# --- batches ------------------------------------------------------------------------------------
+
+SEVENTY = colours(70)
 
 
-# --- batches and steps --------------------------------------------------------------------------
-
-
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(2, 70), st.integers(2, 20))
 def test_no_batch_holds_a_single_picture_and_none_is_left_out(count: int, batch_size: int) -> None:
-    network = fresh()
-    fit(network, colours(count), None, RECIPE.model_copy(update={"batch_size": batch_size, "epochs": 1}), seed=0,
-        device=CPU)  # fmt: skip
+    network, some = fresh(), Part(SEVENTY.pixels, SEVENTY.labels, np.arange(count))
+    fit(network, some, None, RECIPE.model_copy(update={"batch_size": batch_size, "epochs": 1}), seed=0, device=CPU)
     assert sum(network.batches) == count
     assert min(network.batches) >= 2
     assert max(network.batches) <= max(batch_size, 3)
@@ -293,41 +264,268 @@ def test_each_picture_is_seen_once_an_epoch_in_an_order_of_its_own() -> None:
 
     pixels = np.broadcast_to(np.arange(20, dtype=np.uint8)[:, None, None, None], (20, 8, 8, 3)).copy()
     part = Part(pixels, np.arange(20) % 3, np.arange(20))
-    fit(fresh(Notes), part, None, RECIPE.model_copy(update={"epochs": 3}), seed=0, device=CPU,
-        on_epoch=lambda *_: seen.append([]))  # fmt: skip
+    recipe = RECIPE.model_copy(update={"epochs": 3, "image_size": 8})
+    fit(fresh(Notes), part, None, recipe, seed=0, device=CPU, on_epoch=lambda *_: seen.append([]))
     assert [sorted(epoch) for epoch in seen] == [list(range(20))] * 3 + [[]]
     assert len({tuple(epoch) for epoch in seen}) == 4
 
 
-def test_the_schedule_by_hand() -> None:
-    """20 steps: two to warm up, then a cosine from 1 to a hundredth over 18."""
-    factor = _schedule(20)
-    assert [factor(step) for step in (0, 1, 2)] == [0.5, 1.0, 1.0]
-    assert factor(11) == pytest.approx((1 + 0.01) / 2)
-    assert factor(8) == pytest.approx(0.01 + 0.99 * 0.75)  # a third of the way: (1 + cos 60°) / 2
-    assert factor(20) == factor(25) == pytest.approx(0.01)
-    assert _schedule(1)(0) == 1.0
+# --- pictures that grow -------------------------------------------------------------------------
 
 
-def test_the_learning_rate_follows_the_schedule_step_by_step() -> None:
-    """60 pictures in 8 batches over 4 epochs are 32 steps, of which 3 warm up."""
-    factor = _schedule(32)
-    rates = [epoch.learning_rate for epoch in train(fresh(), patience=10).history]
-    assert rates == pytest.approx([0.05 * factor(step) for step in (0, 8, 16, 24)])
-    assert rates[0] == pytest.approx(0.05 / 3)
+@given(st.integers(16, 1024), st.integers(1, 60), st.floats(0.25, 1))
+def test_pictures_never_shrink_and_end_at_full_size(side: int, epochs: int, progressive: float) -> None:
+    recipe = Recipe(image_size=side, epochs=epochs, progressive=progressive)
+    sizes = [picture_size(epoch, recipe) for epoch in range(1, epochs + 1)]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == side
+    assert all(size == side or size % 16 == 0 for size in sizes)
+    assert all(size == side or size >= 32 for size in sizes)
+    assert sizes.count(side) >= epochs / 3
+    if epochs > 1 and side >= 64:
+        assert abs(sizes[0] - max(32, progressive * side)) <= 8
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_weight_decay_pulls_the_weights_towards_zero(optimizer: str) -> None:
-    changes = {"optimizer": optimizer, "epochs": 6, "patience": 10}
-    free, pulled = (weights(train(fresh(), weight_decay=decay, **changes).network).norm() for decay in (0.0, 1.0))
-    assert pulled < 0.8 * free
+def test_training_pictures_grow_and_validation_pictures_do_not() -> None:
+    """Half of 64 pixels, then 32 x (1 + 1 / 2) = 48, then all."""
+    seen: list[tuple[bool, int]] = []
+
+    class Notes(MeanColour):
+        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+            seen.append((self.training, pictures.shape[-1]))
+            return super().forward(pictures)
+
+    recipe = RECIPE.model_copy(update={"image_size": 64, "epochs": 3, "progressive": 0.5, "batch_size": 12})
+    fit(fresh(Notes), colours(12, size=64), colours(6, size=64), recipe, seed=0, device=CPU)
+    assert seen == [(True, 32), (False, 64), (True, 48), (False, 64), (True, 64), (False, 64)]
 
 
-def test_momentum_keeps_a_share_of_the_last_step() -> None:
-    """Plain SGD without and with momentum part after the second step and not before."""
-    changes = {"optimizer": "sgd", "weight_decay": 0.0, "batch_size": 64, "patience": 10}
-    one = [weights(train(fresh(), momentum=share, epochs=1, **changes).network) for share in (0.0, 0.9)]
-    assert torch.equal(one[0], one[1])
-    four = [weights(train(fresh(), momentum=share, epochs=4, **changes).network) for share in (0.0, 0.9)]
-    assert (four[1] - one[0]).norm() > (four[0] - one[0]).norm()
+# --- going on -----------------------------------------------------------------------------------
+
+EVERYTHING = {"ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "class_weights": "balanced", "label_smoothing": 0.1,
+              "progressive": 0.5, "augmentation": 0.3, "learning_rate": 1e-3, "image_size": 48}  # fmt: skip
+KINDS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "tiny": (fresh, {"optimizer": "sgd"}),
+    "simple_cnn": (lambda: fresh(SimpleCNN, 0, 3, 0.3), EVERYTHING),
+    "resnet18_backbone": (
+        lambda: fresh(build_network, 0, "resnet18_backbone", 3, 0.3, None),
+        {"model_type": "resnet18_backbone", "augmentation": 0.3, "views": 2, "image_size": 32},
+    ),
+}
+
+
+class Training:
+    """A small training of some kind, which can be run as a whole, be stopped, and gone on with."""
+
+    def __init__(self, kind: str, folder: Path, device: Device = CPU) -> None:
+        self.network, changes = KINDS[kind]
+        self.recipe = RECIPE.model_copy(update={"patience": 10, **changes})
+        size = self.recipe.image_size
+        many = colours(40, size=size)
+        uneven = np.flatnonzero((many.labels != 1) | (many.indices < 10))  # 14, 3 and 13 of the colours: 4 batches
+        self.parts = Part(many.pixels, many.labels, uneven), colours(15, seed=1, size=size)
+        self.folder, self.device = folder, device
+
+    def run(self, network: nn.Module | None = None, **how: Any) -> Fitted:
+        return fit(network or self.network(), *self.parts, self.recipe, seed=3, device=self.device, **how)
+
+    def save(self, progress: Progress) -> None:
+        """Keep the progress in a file named after what is done."""
+        name = f"{len(progress.facts['history'])}-{progress.facts['step']}"
+        Checkpoint(self.folder, name, {}, {"final": progress}).save()
+
+    def saved(self, name: str) -> Progress:
+        return open_checkpoint(name, self.folder).stages["final"]
+
+    def stopped(self, step: int, *signals: int) -> nn.Module:
+        """A network that sends this process signals in the middle of a step, counted from 1."""
+        network, seen = self.network(), []
+
+        def count(module: nn.Module, _: object) -> None:
+            if module.training:
+                seen.append(module)
+                for number in signals if len(seen) == step else ():
+                    os.kill(os.getpid(), number)
+
+        network.head.register_forward_pre_hook(count)
+        return network
+
+
+def assert_same(one: Fitted, other: Fitted) -> None:
+    """To the last bit."""
+    assert measured(one) == measured(other)
+    assert torch.equal(weights(one.network), weights(other.network))
+    assert np.array_equal(one.val_logits, other.val_logits)
+    assert (one.best_epoch, one.best_val_accuracy, one.stopped_early) == (
+        other.best_epoch, other.best_val_accuracy, other.stopped_early,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_training_goes_on_from_any_epoch_to_the_same_result(kind: str, tmp_path: Path) -> None:
+    training = Training(kind, tmp_path)
+    whole = training.run(keep=training.save)
+    assert len(whole.history) == 4
+    for epoch in (1, 2, 3, 4):
+        assert_same(training.run(progress=training.saved(f"{epoch}-0")), whole)
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
+    training, network = Training("tiny", tmp_path), fresh()
+    whole = training.run(keep=training.save)
+    again = training.run(network, keep=training.save, progress=training.saved("4-0"))
+    assert network.batches == []
+    assert_same(again, whole)
+    assert again.seconds >= whole.history[-1].epoch_duration_s
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ctrl_c_finishes_the_step_and_the_training_goes_on_from_there(kind: str, tmp_path: Path) -> None:
+    """Four steps an epoch; the last step of one is followed by its validation."""
+    training = Training(kind, tmp_path)
+    whole = training.run()
+    for step in (1, 6, 8, 16):
+        with pytest.raises(KeyboardInterrupt):
+            training.run(training.stopped(step, signal.SIGINT), keep=training.save)
+        last = open_checkpoint("last", tmp_path)
+        assert last.run_id == "{}-{}".format(*divmod(step, 4))
+        assert_same(training.run(progress=last.stages["final"]), whole)
+
+
+def test_progress_is_kept_as_often_as_asked_and_whenever_training_ends(tmp_path: Path) -> None:
+    training, kept = Training("tiny", tmp_path), []
+
+    def keep(progress: Progress) -> None:
+        kept.append(len(progress.facts["history"]))
+
+    training.run(keep=keep)
+    assert kept == [1, 2, 3, 4]
+    kept.clear()
+    training.run(keep=keep, keep_share=0.0)
+    assert kept == [1, 4]  # what the first time costs is not known before
+    with pytest.raises(KeyboardInterrupt):
+        training.run(training.stopped(8, signal.SIGINT), keep=keep, keep_share=0.0)
+    assert kept == [1, 4, 1, 2]
+
+
+def test_a_training_can_be_stopped_again_and_again(tmp_path: Path) -> None:
+    training = Training("simple_cnn", tmp_path)
+    whole = training.run()
+    progress = None
+    for saved in ("0-3", "1-2", "2-1", "3-0"):  # after three steps more each time
+        with pytest.raises(KeyboardInterrupt):
+            training.run(training.stopped(3, signal.SIGINT), keep=training.save, progress=progress)
+        progress = training.saved(saved)
+    assert_same(training.run(progress=progress), whole)
+
+
+def test_sigterm_stops_likewise_with_its_own_status(tmp_path: Path) -> None:
+    training = Training("tiny", tmp_path)
+    with pytest.raises(SystemExit) as left:
+        training.run(training.stopped(6, signal.SIGTERM), keep=training.save)
+    assert left.value.code == 143
+    assert_same(training.run(progress=training.saved("1-2")), training.run())
+
+
+def test_a_second_ctrl_c_is_obeyed_within_the_step(tmp_path: Path) -> None:
+    training = Training("tiny", tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        training.run(training.stopped(6, signal.SIGINT, signal.SIGINT), keep=training.save)
+    assert {path.name for path in tmp_path.glob("*.resume.pt")} == {"1-0.resume.pt"}
+
+
+def test_patience_goes_on_where_it_was(tmp_path: Path) -> None:
+    """And so do the best epoch's weights, which are no longer the network's."""
+    parts, kept = (colours(60), colours(30, seed=1)), []
+
+    def keep(progress: Progress) -> None:
+        Checkpoint(tmp_path, str(len(kept)), {}, {"final": progress}).save()
+        kept.append(open_checkpoint(str(len(kept)), tmp_path).stages["final"])
+
+    whole = fit(right_network(), *parts, SPOILT, seed=0, device=CPU, on_epoch=spoil, keep=keep)
+    assert len(kept) == 4
+    for progress in kept[1:]:
+        assert_same(fit(fresh(), *parts, SPOILT, seed=0, device=CPU, progress=progress), whole)
+
+
+def test_batches_that_were_split_stay_split(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    class Greedy(MeanColour):
+        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+            if self.training and len(pictures) > 4:
+                raise torch.OutOfMemoryError("out of memory")
+            return super().forward(pictures)
+
+    training = Training("tiny", tmp_path)
+    whole = training.run(fresh(Greedy), keep=training.save)
+    assert capsys.readouterr().out.count("out of memory") == 1
+    assert_same(training.run(fresh(Greedy), progress=training.saved("2-0")), whole)
+    assert capsys.readouterr().out == ""
+
+
+# --- several processes --------------------------------------------------------------------------
+
+
+def story(fitted: Fitted) -> tuple[Any, ...]:
+    """What came of a training, to send to another process."""
+    return measured(fitted), weights(fitted.network).numpy(), fitted.val_logits
+
+
+def assert_same_story(one: tuple[Any, ...], other: tuple[Any, ...]) -> None:
+    assert one[0] == other[0]
+    assert np.array_equal(one[1], other[1])
+    assert np.array_equal(one[2], other[2])
+
+
+def plain_together(world: World, folder: Path) -> list[tuple[Any, ...]]:
+    device = Device("cpu", torch.float32, world=world)
+    return [story(Training(kind, folder, device).run()) for kind in ("tiny", "resnet18_backbone")]
+
+
+def test_two_processes_come_to_what_one_does(tmp_path: Path) -> None:
+    """Of a network without batch statistics and randomness; float32 sums differ in the last digits."""
+    alone = story(Training("tiny", tmp_path).run())
+    answers = together(2, plain_together, tmp_path)
+    for one, other in zip(*answers, strict=True):
+        assert_same_story(one, other)
+    history, values, logits = answers[0][0]
+    assert np.array(history) == pytest.approx(np.array(alone[0]), rel=1e-4)
+    assert values == pytest.approx(alone[1], abs=1e-4)
+    assert logits == pytest.approx(alone[2], abs=1e-3)
+
+
+def predicted(world: World) -> list[np.ndarray]:
+    device = Device("cpu", torch.float32, world=world)
+    return [predict_logits(fresh(SimpleCNN, 0, 3), colours(count), device) for count in (1, 2, 5)]
+
+
+def test_two_processes_predict_what_one_does() -> None:
+    """Also where one of them has no picture."""
+    alone = predicted(World())
+    for answer in together(2, predicted):
+        for logits, expected in zip(answer, alone, strict=True):
+            assert logits == pytest.approx(expected, abs=1e-5)
+
+
+def stopped_together(world: World, folder: Path) -> tuple[tuple[Any, ...], object, tuple[Any, ...]]:
+    """A whole training, how this process left one in which the second process got SIGTERM, and that one gone on with.
+
+    The first process keeps the progress for all, and not after each epoch.
+    """
+    training = Training("simple_cnn", folder, Device("cpu", torch.float32, world=world))
+    whole = story(training.run())
+    network = training.stopped(6, signal.SIGTERM) if world.rank == 1 else training.network()
+    how = {"keep": training.save, "keep_share": 0.0} if world.rank == 0 else {}
+    try:
+        training.run(network, **how)
+    except (KeyboardInterrupt, SystemExit) as ended:
+        left = ended.args
+    dist.barrier()
+    return whole, left, story(training.run(progress=training.saved("1-2")))
+
+
+def test_two_processes_stop_together_and_go_on_to_the_same_result(tmp_path: Path) -> None:
+    answers = together(2, stopped_together, tmp_path)
+    assert [left for _, left, _ in answers] == [(), (143,)]
+    for whole, _, gone_on in answers:
+        assert_same_story(whole, answers[0][0])
+        assert_same_story(gone_on, whole)

@@ -18,7 +18,14 @@ from toolkit.training.recipe import Recipe
         ("augmentation", [-0.1, 1.1], [0, 1]),
         ("weight_decay", [-1e-9, 1.1], [0, 1]),
         ("patience", [0], [1]),
-        ("min_delta", [-1e-9], [0]),
+        ("min_delta", [-1e-9, 1.1], [0, 1]),
+        ("class_weights", ["Balanced", ""], ["none", "balanced"]),
+        ("label_smoothing", [-0.1, 1], [0, 0.99]),
+        ("mixup", [-0.1, 11], [0, 10]),
+        ("cutmix", [-0.1, 11], [0, 10]),
+        ("ema", [-0.1, 1], [0, 0.9999]),
+        ("progressive", [0.2, 1.1], [0.25, 1]),
+        ("views", [0, 65], [1, 64]),
         ("optimizer", ["adamw", "SGD"], ["adam", "sgd"]),
         ("model_type", ["vgg"], ["simple_cnn", "resnet18", "resnet18_backbone"]),
     ],
@@ -36,3 +43,21 @@ def test_a_misspelt_hyperparameter_is_refused_and_none_can_be_changed() -> None:
         Recipe(learning_rat=0.1)
     with pytest.raises(ValidationError, match="frozen"):
         Recipe().epochs = 3
+
+
+def test_what_is_optional_is_off_until_it_is_asked_for() -> None:
+    recipe = Recipe()
+    assert (recipe.class_weights, recipe.progressive) == ("none", 1.0)
+    assert recipe.label_smoothing == recipe.mixup == recipe.cutmix == recipe.ema == 0
+
+
+@pytest.mark.parametrize("switch", ["mixup", "cutmix"])
+def test_features_that_were_computed_before_cannot_be_mixed(switch: str) -> None:
+    message = (
+        "--mixup and --cutmix change pictures, and resnet18_backbone learns from features that were computed before;"
+        " leave them at 0 or choose resnet18"
+    )
+    with pytest.raises(ValidationError, match=message):
+        Recipe(model_type="resnet18_backbone", **{switch: 0.2})
+    for model_type in ("simple_cnn", "resnet18"):
+        assert getattr(Recipe(model_type=model_type, **{switch: 0.2}), switch) == 0.2

@@ -1,0 +1,625 @@
+"""Training beside the plain way, Lightning, and what the network itself allows, epoch by epoch in turn.
+
+    pip install -r requirements-bench.txt           # once, in an environment of its own
+    python benchmarks/training.py                   # about 20 minutes, on pictures that it draws itself
+    python benchmarks/training.py --quick           # the same with fewer pictures and epochs
+    python benchmarks/training.py --data photos/    # your own photographs, one sub-folder a class
+    python benchmarks/training.py --json            # ends with one JSON object of claims
+
+All sides train the same networks with the same random weights, at 128 px in batches of 32 by AdamW:
+
+    plain            ImageFolder, torchvision's v2 transforms, a DataLoader of two workers, float32
+    Lightning        its Trainer in bf16-mixed with the same loader, without logger, checkpoints and bars
+    in memory        the project's precision, memory format and step on tensors made beforehand, and nothing else
+    matrix products  the network's operations at the rate at which this machine multiplies large matrices
+    ours             the project, from files to MLflow and checkpoints
+    ours, unlogged   the same without MLflow and checkpoints
+
+Each has a process of its own, which stands still while another one is measured. A round is one epoch
+of each; the first is not counted. A ratio is that of two epochs of the same round, and its median
+over the rounds is given, so that what else the machine does falls on both. Everybody uses the
+processor, with as many threads as it has cores, also where there is a GPU.
+"""
+
+import argparse
+import colorsys
+import json
+import logging
+import math
+import multiprocessing
+import os
+import platform
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, closing
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from itertools import product
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import torch
+import torch.nn.functional as F  # noqa: N812  torch's own convention
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import v2
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from toolkit.bundle import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
+from toolkit.errors import DataError, SettingsError, TrainingError  # noqa: E402
+from toolkit.images import SUFFIXES  # noqa: E402
+from toolkit.machine import Machine, usable_cores  # noqa: E402
+from toolkit.settings import run_script  # noqa: E402
+from toolkit.terminal import say, table  # noqa: E402
+from toolkit.tracking import Run, connect  # noqa: E402
+from toolkit.training.checkpoints import Checkpoint  # noqa: E402
+from toolkit.training.device import Device  # noqa: E402
+from toolkit.training.keeper import Keeper  # noqa: E402
+from toolkit.training.learner import LARGEST_GRADIENT  # noqa: E402
+from toolkit.training.loop import Epoch, Progress, fit  # noqa: E402
+from toolkit.training.networks import build_network  # noqa: E402
+from toolkit.training.record import epoch_metrics  # noqa: E402
+from train_cnn import KEEP_SHARE, Data, TrainSettings, load_pictures, new_network, recipe_of, use_machine  # noqa: E402
+
+Array = NDArray[np.float32]
+
+SIZE, BATCH, LEARNING_RATE, DROPOUT, SEED = 128, 32, 1e-3, 0.2, 0
+WORKERS = 2  # of the peers' loader
+NEVER = 1e6  # seconds to an accuracy that was not reached
+MEMORY_SIZE, MEMORY_BATCH = 224, 8  # px and pictures: so that pictures weigh more than what a step happens to hold
+SAMPLING = 0.02  # seconds between two looks at a process's memory
+GRACE = 5.0  # seconds for a contestant to end by itself
+MATRIX, MULTIPLICATIONS = 2048, 12  # side of the matrices; how many products one reading is the best of
+CONTEXT = multiprocessing.get_context("forkserver")  # its children have imported this file already
+
+# What ours is to reach of each rival's pictures/s.
+RACES = {
+    "resnet18": {"plain": 2.4, "Lightning": 1.2, "in memory": 0.95, "matrix products": 0.5, "ours, unlogged": 0.98},
+    "simple_cnn": {"plain": 2.5},
+    "resnet18_backbone": {"plain": 30.0},
+}
+TIME_TO_ACCURACY = 0.35  # of the plain way's
+
+# What is drawn, and how pictures are divided.
+CLASSES = 12
+FEWEST = 120  # pictures in all
+FEWEST_A_CLASS = 6
+VALIDATED, TESTED = (2, 9, 16), (5,)  # of every 20 pictures of a class; the others are trained on
+SIDES = (500, 667)  # px
+QUALITY = 80  # of the JPEGs: about 45 kB each
+PETALS = (3, 4, 5, 6, 8, 12)
+
+
+class Plan(NamedTuple):
+    """How much is measured."""
+
+    pictures: int
+    rounds: int  # the first is not counted
+    epochs: int  # of the trainings that are compared by their accuracy
+
+
+FULL, QUICK = Plan(pictures=1200, rounds=6, epochs=10), Plan(pictures=400, rounds=3, epochs=6)
+
+
+class Album(NamedTuple):
+    """A folder with train/, val/ and test/, each with one sub-folder a class."""
+
+    folder: Path
+    classes: int
+    training: int  # pictures in train/
+    pictures: int  # in all
+
+
+class Task(NamedTuple):
+    """What a contestant is to train."""
+
+    network: str
+    album: Album
+    epochs: int
+    validated: bool = False  # after each epoch, within its time
+    size: int = SIZE  # px
+    batch: int = BATCH
+
+
+class Lap(NamedTuple):
+    """One epoch: how long it took, and the share of the validation pictures that were right after it."""
+
+    seconds: float
+    accuracy: float
+
+
+class Claim(NamedTuple):
+    """A figure, and what it is to be."""
+
+    value: float
+    goal: float
+    better: str
+    conditions: str
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer pictures and epochs")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument("--data", type=Path, help="folder of photographs, instead of drawn ones")
+    parser.add_argument("--pictures", type=int, help="how many of them to use")
+    options = parser.parse_args()
+    plan = QUICK if options.quick else FULL
+    count = plan.pictures if options.pictures is None else options.pictures
+    if count < FEWEST:
+        raise SettingsError(f"--pictures must be at least {FEWEST}, got {count}")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    say(machine())
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        files = listed(options.data) if options.data else draw(scratch / "drawn", count)
+        album = lay_out(files[:: math.ceil(len(files) / count)], scratch / "album")
+        claims = measure(album, plan)
+    say(table(["claim", "measured", "goal"], [[name, *_shown(claim)] for name, claim in claims.items()]))
+    say(f"\nload {_load()}")
+    if options.json:
+        print(json.dumps({name: claim._asdict() for name, claim in claims.items()}))
+
+
+def machine() -> str:
+    """Where these figures come from."""
+    try:
+        versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "lightning"))
+    except PackageNotFoundError:
+        raise SettingsError("Lightning is not installed; run pip install -r requirements-bench.txt") from None
+    dtype = str(Device.choose().dtype).removeprefix("torch.")
+    return (
+        f"{platform.machine()}, {usable_cores()} cores, load {_load()}, Python {platform.python_version()}, {versions};"
+        f" ours in {dtype}"
+    )
+
+
+def measure(album: Album, plan: Plan) -> dict[str, Claim]:
+    """All races, each with its table; what comes out of them."""
+    of = f"{album.training} training pictures of {album.classes} classes, {usable_cores()} cores"
+    claims = {}
+    for network, goals in RACES.items():
+        laps = race([*goals, "ours"], Task(network, album, plan.rounds))
+        say(f"\n{network}, {SIZE} px, {plan.rounds - 1} rounds\n\n{_rates(laps, album)}")
+        for rival, goal in goals.items():
+            claims[f"{network}: ours over {rival}"] = Claim(
+                ratio(laps, rival), goal, "higher", f"pictures/s, {of}, {SIZE} px, {plan.rounds - 1} rounds"
+            )
+    laps = race(["plain", "ours"], Task("resnet18", album, plan.epochs, validated=True))
+    say(f"\nresnet18, {SIZE} px, time to the plain way's accuracy after {plan.epochs} epochs\n\n{_learning(laps)}")
+    claims["time to the plain way's accuracy: ours over plain"] = Claim(
+        time_to_accuracy(laps, "ours") / time_to_accuracy(laps, "plain"), TIME_TO_ACCURACY, "lower",
+        f"resnet18, {of}, {SIZE} px, {plan.epochs} epochs, decoding and validation included",
+    )  # fmt: skip
+    growth, weight = memory_growth(album)
+    say(f"\ntwice the pictures: {growth / 2**20:+,.0f} MiB of memory, {weight / 2**20:,.0f} MiB of pixels\n")
+    claims["memory for more pictures over their bytes"] = Claim(
+        growth / weight, 1.0, "lower", f"anonymous memory of one epoch of simple_cnn, {of}, {MEMORY_SIZE} px"
+    )
+    return claims
+
+
+def race(names: Sequence[str], task: Task) -> dict[str, list[Lap]]:
+    """Epochs in turn: the first contestant's first, the second's first, ..., the first's second, ..."""
+    laps: dict[str, list[Lap]] = defaultdict(list)
+    with ExitStack() as stack:
+        contestants = [stack.enter_context(closing(Contestant(name, task))) for name in names]
+        for _, contestant in product(range(task.epochs), contestants):
+            laps[contestant.name].append(contestant.epoch())
+    return laps
+
+
+def ratio(laps: dict[str, list[Lap]], rival: str) -> float:
+    """Ours over the rival in pictures/s: the median over the rounds."""
+    pairs = zip(laps["ours"][1:], laps[rival][1:], strict=True)
+    return float(np.median([theirs.seconds / ours.seconds for ours, theirs in pairs]))
+
+
+def time_to_accuracy(laps: dict[str, list[Lap]], name: str) -> float:
+    """Seconds from the start until a contestant first has the accuracy that the plain way ends with."""
+    seconds = 0.0
+    for lap in laps[name]:
+        seconds += lap.seconds
+        if lap.accuracy >= laps["plain"][-1].accuracy:
+            return seconds
+    return NEVER
+
+
+def memory_growth(album: Album) -> tuple[int, int]:
+    """How many bytes more a training holds at its peak with twice the pictures, and the bytes that these have."""
+    small, large = (
+        Task("simple_cnn", chosen, 1, size=MEMORY_SIZE, batch=MEMORY_BATCH) for chosen in (album, doubled(album))
+    )
+    return peak_memory(large) - peak_memory(small), album.pictures * MEMORY_SIZE**2 * 3
+
+
+def peak_memory(task: Task) -> int:
+    """Most bytes that our training holds, without the pages of files, which the system can take back."""
+    with closing(Contestant("ours", task)) as contestant:
+        return contestant.peak_memory()
+
+
+def _rates(laps: dict[str, list[Lap]], album: Album) -> str:
+    rows = []
+    for name, all_laps in laps.items():
+        slowest, median, fastest = np.percentile([album.training / lap.seconds for lap in all_laps[1:]], [0, 50, 100])
+        times = "" if name == "ours" else f"{ratio(laps, name):.2f}"
+        rows.append([name, f"{median:,.1f}", f"{slowest:,.1f}", f"{fastest:,.1f}", times])
+    return table(["", "pictures/s, median", "slowest", "fastest", "ours over it"], rows)
+
+
+def _learning(laps: dict[str, list[Lap]]) -> str:
+    rows = [
+        [name, f"{time_to_accuracy(laps, name):,.1f}", f"{sum(lap.seconds for lap in all_laps):,.1f}",
+         " ".join(f"{lap.accuracy:.2f}" for lap in all_laps)]
+        for name, all_laps in laps.items()
+    ]  # fmt: skip
+    return table(["", "seconds to it", "seconds in all", "accuracy after each epoch"], rows)
+
+
+def _shown(claim: Claim) -> tuple[str, str]:
+    return f"{claim.value:.3g}", f"{'>=' if claim.better == 'higher' else '<='} {claim.goal:g}"
+
+
+def _load() -> str:
+    return f"{os.getloadavg()[0]:.1f}"
+
+
+class Contestant:
+    """One way of training in a process of its own, which stands still between its epochs."""
+
+    def __init__(self, name: str, task: Task) -> None:
+        self.name = name
+        self._connection, theirs = CONTEXT.Pipe()
+        self._process = CONTEXT.Process(target=_take_part, args=(name, task, theirs))
+        self._process.start()
+        theirs.close()
+
+    def epoch(self) -> Lap:
+        """Let it train for one epoch."""
+        self._connection.send(None)
+        return self._lap()
+
+    def peak_memory(self) -> int:
+        """Let it train for one epoch; the most anonymous memory in bytes that it was seen to hold."""
+        self._connection.send(None)
+        peak = 0
+        while not self._connection.poll(SAMPLING):
+            peak = max(peak, _anonymous_memory(self._process.pid))
+        self._lap()
+        return peak
+
+    def close(self) -> None:
+        """End it: where it stands, or by force when it has not come to the end of its epoch in time."""
+        self._connection.close()
+        self._process.join(GRACE)
+        self._process.kill()
+        self._process.join()
+
+    def _lap(self) -> Lap:
+        try:
+            lap: Lap = self._connection.recv()
+        except EOFError:
+            raise TrainingError(f"{self.name} ended too early; what it says above tells why") from None
+        return lap
+
+
+class Turns:
+    """A contestant's view of the race: it calls ``over`` after each epoch, and gets back when its turn has come.
+
+    Parameters
+    ----------
+    connection
+        To the ``Contestant``.
+    """
+
+    def __init__(self, connection: "Connection[Lap, None]") -> None:
+        self._connection = connection
+        self._wait()
+
+    def over(self, accuracy: float = math.nan, seconds: float | None = None) -> None:
+        """Tell of an epoch, that took ``seconds`` or else since the turn began, and wait for the next turn."""
+        self._connection.send(Lap(time.perf_counter() - self._began if seconds is None else seconds, accuracy))
+        self._wait()
+
+    def _wait(self) -> None:
+        try:
+            self._connection.recv()
+        except EOFError:  # the race is off
+            raise SystemExit from None
+        self._began = time.perf_counter()
+
+
+def _take_part(name: str, task: Task, connection: "Connection[Lap, None]") -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that ends all others
+    multiprocessing.set_start_method(None, force=True)  # loaders start their workers as in any script
+    torch.set_num_threads(usable_cores())
+    with tempfile.TemporaryDirectory(dir=task.album.folder.parent) as folder:
+        os.chdir(folder)
+        CONTESTANTS[name](task, Turns(connection))
+
+
+def _anonymous_memory(pid: int | None) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # not Linux: all that is resident
+        return int(psutil.Process(pid).memory_info().rss)
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
+
+
+def ours(task: Task, turns: Turns, *, logged: bool = True) -> None:
+    """The project, as train_cnn.py uses it."""
+    settings = TrainSettings.model_validate(
+        {"data": str(task.album.folder), "model_type": task.network, "image_size": task.size, "epochs": task.epochs,
+         "batch_size": task.batch, "learning_rate": LEARNING_RATE, "dropout": DROPOUT, "weights": "none", "seed": SEED,
+         "patience": task.epochs, "cache_dir": Path("cache")}
+    )  # fmt: skip
+    recipe, device = recipe_of(settings), use_machine(settings)
+    data = Data(*load_pictures(settings, task.size), None, "random")
+    run = Run(connect("sqlite:///mlflow.db"), settings.experiment_name, role="final", name="benchmark")
+    keeper = Keeper(Checkpoint(settings.checkpoint_dir, run.id, settings.model_dump(mode="json")), run)
+    machine = Machine()
+
+    def on_epoch(epoch: Epoch, *_: object) -> None:
+        if logged:
+            run.metrics({**epoch_metrics(epoch), **machine.read()}, epoch.epoch)
+        turns.over(epoch.val_accuracy)  # what is written after an epoch counts with the next
+
+    fit(
+        new_network(recipe, data, SEED), data.part(data.split.development),
+        data.part(data.split.validation) if task.validated else None,
+        recipe, seed=SEED, device=device, mirrored=data.mirrored, on_epoch=on_epoch,
+        keep=keeper.keep("final") if logged else _forget, keep_share=KEEP_SHARE,
+    )  # fmt: skip
+
+
+def _forget(_: Progress) -> None:
+    """Keep nothing."""
+
+
+def plain(task: Task, turns: Turns) -> None:
+    """The loop that tutorials teach."""
+    network, (training, validation) = _network(task), _loaders(task)
+    optimizer = torch.optim.AdamW(_trained(network), LEARNING_RATE)
+    for _ in range(task.epochs):
+        network.train()
+        for pictures, labels in training:
+            loss = F.cross_entropy(network(pictures), labels)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        turns.over(_accuracy(network, validation) if task.validated else math.nan)
+
+
+def lightning(task: Task, turns: Turns) -> None:
+    """Lightning's Trainer, which may leave out all that it would log, draw and save."""
+    from lightning.pytorch import LightningModule, Trainer  # of the peers only; six seconds
+
+    class Learner(LightningModule):  # type: ignore[misc]
+        """The same step as the plain way's."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = _network(task)
+
+        def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+            pictures, labels = batch
+            return F.cross_entropy(self.network(pictures), labels)
+
+        def on_train_epoch_end(self) -> None:
+            turns.over()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(_trained(self.network), LEARNING_RATE)
+
+    warnings.filterwarnings("ignore", module="lightning")  # advice on the number of workers
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    Trainer(
+        accelerator="cpu", precision="bf16-mixed", max_epochs=task.epochs, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    ).fit(Learner(), _loaders(task)[0])  # fmt: skip
+
+
+def in_memory(task: Task, turns: Turns) -> None:
+    """The project's step on an epoch of batches made beforehand; what the pictures show costs nothing."""
+    device = Device.choose()
+    network = _network(task).to(memory_format=torch.channels_last)
+    trained = _trained(network)
+    optimizer = torch.optim.AdamW(trained, LEARNING_RATE, fused=True)
+    batches = []
+    for start in range(0, task.album.training, task.batch):
+        count = min(task.batch, task.album.training - start)
+        pictures = torch.randn(count, 3, task.size, task.size).contiguous(memory_format=torch.channels_last)
+        batches.append((pictures, torch.randint(task.album.classes, (count,))))
+    network.train()
+    while True:
+        for pictures, labels in batches:
+            with device.autocast():
+                loss = F.cross_entropy(network(pictures), labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(trained, LARGEST_GRADIENT)
+            optimizer.step()
+        turns.over()
+
+
+def matrix_products(task: Task, turns: Turns) -> None:
+    """How long an epoch's operations would take at the rate of large matrix products in the project's precision."""
+    left, right = torch.randn(2, MATRIX, MATRIX, dtype=Device.choose().dtype)
+    network = _network(task)
+    with FlopCounterMode(display=False) as counter:
+        network(torch.randn(2, 3, task.size, task.size)).sum().backward()
+    operations = counter.get_total_flops() / 2 * task.album.training
+    while True:
+        times = []
+        for _ in range(MULTIPLICATIONS):
+            began = time.perf_counter()
+            left @ right
+            times.append(time.perf_counter() - began)
+        turns.over(seconds=operations / (2 * MATRIX**3) * min(times))
+
+
+CONTESTANTS: dict[str, Callable[[Task, Turns], None]] = {
+    "plain": plain,
+    "Lightning": lightning,
+    "in memory": in_memory,
+    "matrix products": matrix_products,
+    "ours": ours,
+    "ours, unlogged": partial(ours, logged=False),
+}
+
+
+def _network(task: Task) -> nn.Module:
+    torch.manual_seed(SEED)
+    return build_network(task.network, task.album.classes, DROPOUT, None)
+
+
+def _trained(network: nn.Module) -> list[nn.Parameter]:
+    return [weight for weight in network.parameters() if weight.requires_grad]
+
+
+def _loaders(task: Task) -> "tuple[DataLoader[Any], DataLoader[Any]]":
+    """Training and validation pictures, as plain scripts load them; their workers end with each epoch."""
+    tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    changes = [v2.RandomResizedCrop(task.size), v2.RandomHorizontalFlip(), v2.ColorJitter(0.1, 0.1, 0.1), *tensor]
+    square = [v2.Resize(task.size), v2.CenterCrop(task.size), *tensor]
+    training, validation = (
+        ImageFolder(task.album.folder / part, v2.Compose(steps))
+        for part, steps in (("train", changes), ("val", square))
+    )
+    return (
+        DataLoader(training, task.batch, shuffle=True, num_workers=WORKERS),
+        DataLoader(validation, task.batch, num_workers=WORKERS),
+    )
+
+
+def _accuracy(network: nn.Module, loader: "DataLoader[Any]") -> float:
+    network.eval()
+    with torch.inference_mode():
+        right = torch.cat([network(pictures).argmax(dim=1) == labels for pictures, labels in loader])
+    return float(right.float().mean())
+
+
+def listed(folder: Path) -> list[Path]:
+    """The pictures below a folder, class by class; a picture's class is the name of the folder that it is in."""
+    suffixes = {suffix for suffix in IMG_EXTENSIONS if suffix in SUFFIXES}  # that all sides read
+    files = [path for path in folder.rglob("*") if path.suffix.lower() in suffixes]
+    if not files:
+        raise DataError(f"--data must be a folder with one sub-folder of pictures a class, got {folder}")
+    return sorted(files, key=lambda path: (path.parent.name, path))
+
+
+def lay_out(files: Sequence[Path], folder: Path) -> Album:
+    """Divide pictures into train/, val/ and test/ by links, so that all sides train and validate on the same."""
+    classes: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        classes[file.parent.name].append(file)
+    training = 0
+    for name, members in classes.items():
+        if len(members) < FEWEST_A_CLASS:
+            raise DataError(f"class {name!r} has {len(members)} pictures; at least {FEWEST_A_CLASS} are needed")
+        for number, file in enumerate(members):
+            part = "val" if number % 20 in VALIDATED else "test" if number % 20 in TESTED else "train"
+            link = folder / part / name / f"{number:05}{file.suffix.lower()}"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file.resolve())
+            training += part == "train"
+    return Album(folder, len(classes), training, len(files))
+
+
+def doubled(album: Album) -> Album:
+    """The same pictures twice, the second time with a byte after their end, which no decoder reads."""
+    folder = album.folder.with_name("doubled")
+    for path in album.folder.rglob("*.*"):
+        copy = folder / path.relative_to(album.folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.symlink_to(path.resolve())
+        copy.with_stem(f"{path.stem}-again").write_bytes(path.read_bytes() + b"\0")
+    return album._replace(folder=folder, training=2 * album.training, pictures=2 * album.pictures)
+
+
+def draw(folder: Path, count: int) -> list[Path]:
+    """Make JPEG files of flowers, class by class."""
+    kinds, numbers = zip(*product(range(CLASSES), range(count // CLASSES)), strict=True)
+    with ProcessPoolExecutor(usable_cores(), mp_context=CONTEXT) as pool:
+        return list(pool.map(partial(_draw_one, folder), kinds, numbers, chunksize=10))
+
+
+def _draw_one(folder: Path, kind: int, number: int) -> Path:
+    path = folder / f"flower-{kind:02}" / f"{number:05}.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    photograph(kind, number).save(path, quality=QUALITY)
+    return path
+
+
+def photograph(kind: int, number: int) -> Image.Image:
+    """One to three flowers on a blurred ground: the number of petals and the hue tell the class, all else varies."""
+    generator = np.random.default_rng([SEED, kind, number])
+    height, width = generator.permutation(SIDES)
+    scene = _ground(generator, height, width)  # (H, W, 3) float32, about 0..1
+    for _ in range(generator.integers(1, 4)):
+        _add_flower(scene, kind, generator)
+    scene *= 1 + generator.uniform(-0.35, 0.35) * np.linspace(-1, 1, width, dtype=np.float32)[:, None]  # from one side
+    scene += generator.standard_normal((height, width, 1), np.float32) * generator.uniform(0.01, 0.03)  # grain
+    light, gamma = generator.uniform(0.6, 1.1), generator.uniform(0.7, 1.4)
+    curve = (255 * light * np.linspace(0, 1, 256) ** gamma).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(curve[(scene.clip(0, 1) * 255).astype(np.uint8)])
+
+
+def _ground(generator: np.random.Generator, height: int, width: int) -> Array:
+    """A cloudy mixture of two colours, mostly greens."""
+    share = np.zeros((height, width), np.float32)
+    for cells, weight in ((6, 0.5), (25, 0.3), (100, 0.2)):
+        coarse = Image.fromarray(generator.random((cells, cells), np.float32))
+        share += weight * np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+    first, second = _colour(generator, 0.28, 0.12, 0.7, 0.45), _colour(generator, 0.15, 0.12, 0.5, 0.2)
+    return second + (first - second) * share[..., None]
+
+
+def _add_flower(scene: Array, kind: int, generator: np.random.Generator) -> None:
+    """Lay a flower over the scene, turned and seen from the side."""
+    height, width, _ = scene.shape
+    side = min(height, width)
+    radius, turn = side * generator.uniform(0.18, 0.42), generator.uniform(0, 2 * np.pi)
+    middle_y, middle_x = np.array([height, width]) / 2 + side * generator.uniform(-0.25, 0.25, 2)
+    top, left = max(0, int(middle_y - radius)), max(0, int(middle_x - radius))
+    part = scene[top : int(middle_y + radius), left : int(middle_x + radius)]
+    y, x = np.ogrid[: part.shape[0], : part.shape[1]]
+    across, along = (x + left - middle_x).astype(np.float32), (y + top - middle_y).astype(np.float32)
+    u = across * np.cos(turn) + along * np.sin(turn)
+    v = (along * np.cos(turn) - across * np.sin(turn)) / generator.uniform(0.6, 1)
+    distance, angle = np.hypot(u, v) / radius, np.arctan2(v, u)  # 1 is the tip of a petal
+    wave = (1 - np.cos(PETALS[kind % len(PETALS)] * angle)) / 2  # 0 along a petal, 1 between two
+    petals = _colour(generator, kind * 5 % CLASSES / CLASSES, 0.045, 0.75, 0.85) * (1 - 0.35 * wave)[..., None]
+    heart = _colour(generator, 0.12, 0.05, 0.8, 0.5)
+    flower = np.where((distance < generator.uniform(0.15, 0.3))[..., None], heart, petals)
+    edge = 1 - generator.uniform(0.4, 0.7) * wave
+    part += (flower - part) * ((edge - distance) * radius / 2).clip(0, 1)[..., None]  # two pixels of soft edge
+
+
+def _colour(generator: np.random.Generator, hue: float, spread: float, saturation: float, value: float) -> Array:
+    """float32 (3,) RGB near a colour, all in 0..1; hues go round."""
+    lowest, highest = (saturation - 0.3, value - 0.2), (saturation + 0.3, value + 0.2)
+    strength, light = generator.uniform(lowest, highest).clip(0, 1)
+    return np.array(colorsys.hsv_to_rgb((hue + generator.normal(0, spread)) % 1, strength, light), np.float32)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,136 @@
+"""Scripts as real processes, forked from one that has imported everything: a start costs no seconds of imports.
+
+Such a process can be sent signals and killed like any other. It runs a script as ``python NAME.py``
+would, in a folder and with variables of its own.
+"""
+
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import re
+import runpy
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from support import ROOT
+
+# What the scripts import, also in the middle of their work. Nothing here may start a thread: it would not be forked.
+IMPORTED = [
+    "forks", "train_cnn", "matplotlib.backends.backend_agg", "mlflow.artifacts", "mlflow.pytorch",
+    "mlflow.store.tracking.sqlalchemy_store", "networkx", "sklearn.model_selection", "torch._inductor", "torch.export",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a script printed, its exit status, or minus the number of the signal it died of, and how long it took."""
+
+    out: str
+    err: str
+    status: int
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script that is running, or has run."""
+
+    process: multiprocessing.process.BaseProcess
+    folder: Path
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        return self.process.is_alive()
+
+    @property
+    def out(self) -> str:
+        return (self.folder / "out").read_text()
+
+    def wait_for(self, pattern: str, seconds: float = 120) -> str:
+        """Everything that was printed up to a line that matches."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            ended = not self.running  # before the last look
+            if found := re.search(rf"^(?:{pattern}).*\n", self.out, re.MULTILINE):
+                return self.out[: found.end()]
+            if ended:
+                break
+            time.sleep(0.01)
+        raise AssertionError(f"no line matched {pattern!r}: {self.out}{(self.folder / 'err').read_text()}")
+
+    def pause(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def end(self, seconds: float = 120) -> Ended:
+        """Wait until it ends."""
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, f"it did not end within {seconds} s: {self.out}"
+        took = time.monotonic() - self.began
+        return Ended(self.out, (self.folder / "err").read_text(), self.process.exitcode, took)
+
+
+class Forks:
+    """Starts scripts; those that still run when the context ends are killed."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._started: list[Script] = []
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(IMPORTED)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+            multiprocessing.forkserver.ensure_running()
+
+    def start(self, *words: str, folder: Path, **variables: str) -> Script:
+        """Run a script of the project in a folder, with more variables than this process has."""
+        own = Path(tempfile.mkdtemp(dir=self._scratch))
+        for name in ("out", "err"):
+            (own / name).touch()
+        process = self._context.Process(target=_run, args=(words, folder, own, {**os.environ, **variables}))
+        process.start()
+        self._started.append(Script(process, own))
+        return self._started[-1]
+
+    def kill(self) -> None:
+        for script in self._started:
+            script.process.kill()
+            script.process.join()
+
+
+@contextmanager
+def forks(scratch: Path) -> Iterator[Forks]:
+    """Something that starts scripts, and puts their output under ``scratch``."""
+    started = Forks(scratch)
+    try:
+        yield started
+    finally:
+        started.kill()
+
+
+def _run(words: tuple[str, ...], folder: Path, own: Path, variables: Mapping[str, str]) -> None:
+    """What a fork does."""
+    os.setsid()  # signals of the terminal are not for it
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(own / name, os.O_WRONLY | os.O_APPEND), stream)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.argv = [str(ROOT / words[0]), *words[1:]]
+    runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,0 +1,152 @@
+"""Device and precision, and what processes say to each other, with real processes."""
+
+import os
+import platform
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tiny import CPU, together
+from toolkit.machine import usable_cores
+from toolkit.training.device import ALONE, Device, World, joined, multiplies_bfloat16, prepare
+
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+# --- precision ----------------------------------------------------------------------------------
+
+
+def test_the_precision_can_be_chosen() -> None:
+    assert Device.choose("float32").dtype is torch.float32
+    assert Device.choose("bfloat16").dtype is torch.bfloat16
+    product = torch.ones(2, 2)
+    with Device("cpu", torch.bfloat16).autocast():
+        assert (product @ product).dtype is torch.bfloat16
+    with CPU.autocast():
+        assert (product @ product).dtype is torch.float32
+
+
+def test_by_itself_it_is_bfloat16_only_where_the_hardware_multiplies_that() -> None:
+    chosen = Device.choose()
+    assert chosen.name == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert chosen.dtype is (torch.bfloat16 if multiplies_bfloat16(chosen.name) else torch.float32)
+    assert not chosen.compiled
+    assert chosen.world == ALONE
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not CPU_INFO.exists(), reason="reads the flags of x86 on Linux")
+def test_the_processors_own_flags_say_the_same() -> None:
+    found = re.search(r"^flags\s*:(.*)$", CPU_INFO.read_text(), re.MULTILINE)
+    assert found is not None
+    assert multiplies_bfloat16("cpu") == bool({"amx_tile", "avx512_bf16"} & set(found[1].split()))
+
+
+def test_a_device_says_what_it_is() -> None:
+    assert str(CPU) == "cpu, float32"
+    assert str(Device("cpu", torch.bfloat16, world=World(1, 4))) == "cpu, bfloat16, 4 processes"
+
+
+# --- preparation --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """torch's switches and the environment as they were."""
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "unset")  # remembered, so that it is put back whatever prepare does
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    before = torch.backends.cudnn.benchmark
+    yield monkeypatch
+    torch.backends.cudnn.benchmark = before
+    torch.use_deterministic_algorithms(False)
+
+
+def test_the_processes_of_a_machine_share_its_cores(restored: pytest.MonkeyPatch) -> None:
+    prepare()
+    assert torch.get_num_threads() == usable_cores()
+    restored.setenv("LOCAL_WORLD_SIZE", str(2 * usable_cores()))
+    prepare()
+    assert torch.get_num_threads() == 1
+
+
+def test_repeatable_algorithms_are_a_choice(restored: pytest.MonkeyPatch) -> None:
+    prepare(deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    prepare()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.benchmark
+
+
+# --- the processes of one training --------------------------------------------------------------
+
+
+@given(st.integers(0, 30), st.integers(1, 5))
+def test_shares_are_even_and_each_position_is_in_one(count: int, size: int) -> None:
+    positions = np.random.default_rng(count).permutation(count)
+    shares = [World(rank, size).share(positions) for rank in range(size)]
+    assert sorted(np.concatenate(shares)) == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_alone_there_is_nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    values = torch.arange(6.0).view(3, 2)
+    with joined() as world:
+        assert not dist.is_initialized()
+        assert world == World(0, 1)
+        assert torch.equal(world.rows(values, 3), values)
+        assert torch.equal(world.sum(values.clone()), values)
+        assert (world.any(True), world.any(False)) == (True, False)
+        network = nn.Linear(2, 2)
+        before = network.weight.clone()
+        world.align(network)
+        assert torch.equal(network.weight, before)
+
+
+def exchange(world: World) -> dict[str, object]:
+    everything = torch.arange(60.0).view(10, 3, 2)
+    gathered = {}
+    for count in range(11):
+        own = everything[torch.from_numpy(world.share(np.arange(count)))]
+        gathered[count] = world.rows(own, count).numpy()
+    with torch.random.fork_rng():
+        torch.manual_seed(world.rank)
+        network = nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
+        network(torch.rand(5, 3, 4, 4))
+    before = {name: value.clone().numpy() for name, value in network.state_dict().items()}
+    world.align(network)
+    return {
+        "place": (world.rank, world.size),
+        "gathered": gathered,
+        "sum": world.sum(torch.tensor([1.0, 10.0**world.rank], dtype=torch.float64)).tolist(),
+        "any": [world.any(flag) for flag in (False, True, world.rank == 0, world.rank == world.size - 1)],
+        "before": before,
+        "after": {name: value.numpy() for name, value in network.state_dict().items()},
+    }
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_exchange_rows_sums_answers_and_weights(size: int) -> None:
+    """Rows come once and in order for any count, also where some processes have none."""
+    answers = together(size, exchange)
+    everything = np.arange(60.0, dtype=np.float32).reshape(10, 3, 2)
+    first = answers[0]["before"]
+    for rank, answer in enumerate(answers):
+        assert answer["place"] == (rank, size)
+        for count, rows in answer["gathered"].items():
+            assert np.array_equal(rows, everything[:count]), (count, rank)
+        assert answer["sum"] == [size, {2: 11, 3: 111}[size]]
+        assert answer["any"] == [False, True, True, True]
+        assert all(np.array_equal(answer["after"][name], first[name]) for name in first)
+    assert not np.array_equal(answers[1]["before"]["0.weight"], first["0.weight"])
+    assert not np.array_equal(answers[1]["before"]["1.running_mean"], first["1.running_mean"])

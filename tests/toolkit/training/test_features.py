@@ -1,0 +1,164 @@
+"""Frozen features: each picture's own, the plain view first, computed once for a whole training."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tiny import CPU, colours, fresh, together
+from toolkit.training.batches import Part, PictureBatches
+from toolkit.training.device import Device, World
+from toolkit.training.features import FeatureBatches, Features
+from toolkit.training.loop import fit, predict_logits
+from toolkit.training.networks import FrozenBackbone
+from toolkit.training.recipe import Recipe
+
+RECIPE = Recipe(model_type="resnet18_backbone", image_size=16, augmentation=0.3, views=3, epochs=3, batch_size=8)
+
+
+class Means(nn.Module):
+    """A backbone that gives the mean of each channel, (N, 3), and counts the pictures it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.statistics = nn.BatchNorm2d(3)
+        self.seen = 0
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        self.seen += len(pictures)
+        self.statistics(pictures)
+        return pictures.mean(dim=(2, 3))
+
+
+def features_of(part: Part, backbone: nn.Module | None = None, seed: int = 0, **changes: object) -> Features:
+    recipe = RECIPE.model_copy(update=changes)
+    return Features.of(backbone or Means(), part, recipe, seed, CPU, mirrored=True)
+
+
+def means(part: Part) -> np.ndarray:
+    """float32 (N, 3): what ``Means`` gives for the plain pictures of a part."""
+    return PictureBatches(part, CPU).plain(np.arange(len(part))).mean(dim=(2, 3)).numpy()
+
+
+def some(*indices: int) -> Part:
+    """A few pictures of a dozen."""
+    many = colours(12)
+    return Part(many.pixels, many.labels, np.array(indices))
+
+
+# --- views --------------------------------------------------------------------------------------
+
+
+def test_the_first_view_is_the_plain_picture_and_the_others_are_not() -> None:
+    part = some(7, 0, 11, 4, 5)
+    views = features_of(part).views
+    assert (views.shape, views.dtype) == ((3, 5, 3), torch.float32)
+    assert views[0].numpy() == pytest.approx(means(part), abs=1e-5)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert ((views[one] - views[other]).abs().amax(dim=1) > 1e-3).all(), "each picture differs in each view"
+
+
+def test_more_pictures_than_go_through_at_once_stay_in_order() -> None:
+    part = colours(300, size=4)
+    assert features_of(part, views=1).views[0].numpy() == pytest.approx(means(part), abs=1e-5)
+
+
+def test_without_augmentation_one_view_is_all_there_is() -> None:
+    backbone = Means()
+    assert features_of(some(1, 2), backbone, augmentation=0.0).views.shape == (1, 2, 3)
+    assert backbone.seen == 2
+
+
+def test_the_seed_decides_on_the_augmented_views() -> None:
+    part = some(7, 0, 11)
+    first, again, other = (features_of(part, seed=seed).views for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert torch.equal(first[0], other[0])
+    assert not torch.equal(first[1:], other[1:])
+
+
+def test_the_backbone_stays_as_it_was() -> None:
+    backbone = Means().train()
+    before = backbone.statistics.running_mean.clone()
+    assert not features_of(some(1, 2), backbone).views.requires_grad
+    assert torch.equal(backbone.statistics.running_mean, before)
+
+
+# --- batches ------------------------------------------------------------------------------------
+
+
+def test_a_picture_without_features_has_no_row() -> None:
+    assert features_of(some(7, 0, 11)).rows.tolist() == [1, -1, -1, -1, -1, -1, -1, 0, -1, -1, -1, 2]
+
+
+def test_batches_of_a_part_find_their_rows() -> None:
+    """A fold's part has another order than the features, and positions count within the part."""
+    part = some(11, 2, 7)
+    batches = FeatureBatches(features_of(some(7, 0, 11, 2)), part)
+    assert batches.labels.tolist() == part.own_labels.tolist()
+    assert batches.classes == 3
+    positions = np.array([2, 0, 1, 2])
+    assert batches.plain(positions).numpy() == pytest.approx(means(part)[positions], abs=1e-5)
+
+
+def test_training_draws_one_of_a_pictures_own_views_each_time() -> None:
+    """600 draws from three views: 200 +- 50 of each, 4.3 standard deviations."""
+    part = some(7, 0, 11, 2)
+    features = features_of(part)
+    batches, positions = FeatureBatches(features, part), np.array([2, 0])
+    noise = torch.Generator().manual_seed(0)
+    drawn = torch.stack([batches.train(positions, 16, noise) for _ in range(600)])  # (600, 2, 3)
+    for column, row in enumerate((2, 0)):
+        matches = (drawn[:, column, None] == features.views[None, :, row]).all(dim=2)  # (600, V)
+        assert (matches.sum(dim=1) == 1).all()
+        assert ((matches.sum(dim=0) - 200).abs() < 50).all()
+    assert not torch.equal(drawn[:, 0] == features.views[0, 2], drawn[:, 1] == features.views[0, 0])
+
+
+# --- a whole training ---------------------------------------------------------------------------
+
+
+def network() -> FrozenBackbone:
+    return FrozenBackbone(Means(), fresh(nn.Linear, 0, 3, 3))
+
+
+def test_a_training_sends_each_picture_through_the_backbone_once_a_view() -> None:
+    frozen, training, validation = network(), some(*range(8)), some(*range(8, 12))
+    fit(frozen, training, validation, RECIPE, seed=0, device=CPU)
+    assert frozen.backbone.seen == 3 * 12
+
+
+def test_folds_share_what_was_computed_before() -> None:
+    """And a fold that is given the features comes to the same as one that computes them."""
+    parts = (some(*range(8)), some(*range(8, 12)))
+    alone = fit(network(), *parts, RECIPE, seed=0, device=CPU)
+    features = features_of(some(*range(12)))
+    for training, validation in (parts, parts[::-1]):
+        frozen = network()
+        fold = fit(frozen, training, validation, RECIPE, seed=0, device=CPU, features=features)
+        assert frozen.backbone.seen == 0
+        assert len(fold.val_logits) == len(validation)
+        if training is parts[0]:
+            assert np.array_equal(fold.val_logits, alone.val_logits)
+        assert np.allclose(predict_logits(frozen, validation, CPU), fold.val_logits, atol=1e-5)
+
+
+# --- several processes --------------------------------------------------------------------------
+
+
+def shared(world: World, counts: tuple[int, ...]) -> list[np.ndarray]:
+    device = Device("cpu", torch.float32, world=world)
+    parts = [some(*range(count)) for count in counts]
+    return [Features.of(Means(), part, RECIPE, 0, device, mirrored=True).views.numpy() for part in parts]
+
+
+def test_processes_share_the_pictures_and_all_have_all_features() -> None:
+    """Also where there are fewer pictures than processes."""
+    counts = (12, 5, 2, 1)
+    answers = together(3, shared, counts)
+    for index, count in enumerate(counts):
+        views = answers[0][index]
+        assert views.shape == (3, count, 3)
+        assert views[0] == pytest.approx(means(some(*range(count))), abs=1e-5)
+        assert (np.abs(views[1] - views[0]).max(axis=1) > 1e-3).all()
+        assert all(np.array_equal(answer[index], views) for answer in answers)

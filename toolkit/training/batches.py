@@ -1,0 +1,133 @@
+"""Batches for a network: some pictures of a data set, augmented for training or as they are."""
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  torch's own convention
+from numpy.typing import NDArray
+from torch import Tensor
+
+from toolkit.bundle import IMAGENET_MEAN, IMAGENET_STD
+from toolkit.training.augment import augment
+from toolkit.training.device import Device
+
+SHARE_OF_GPU_MEMORY = 0.5  # that pictures may take; the rest is for the network
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some pictures of a data set, by index, without a copy.
+
+    Parameters
+    ----------
+    pixels
+        uint8 (M, size, size, 3), the whole data set, in memory or mapped.
+    labels
+        int64 (M,).
+    indices
+        int64 (N,), which of them belong to this part.
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    indices: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def own_labels(self) -> NDArray[np.int64]:
+        """int64 (N,), the labels of this part."""
+        return self.labels[self.indices]
+
+    @property
+    def classes(self) -> int:
+        """K, how many classes the whole data set has."""
+        return int(self.labels.max()) + 1
+
+    def with_(self, other: "Part | None") -> "Part":
+        """The pictures of both parts."""
+        return self if other is None else replace(self, indices=np.concatenate([self.indices, other.indices]))
+
+
+class Batches(Protocol):
+    """What a network is fed with; positions are int64 (B,) in 0..N-1."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """int64 (N,)."""
+
+    @property
+    def classes(self) -> int:
+        """K."""
+
+    def train(self, positions: NDArray[np.int64], size: int, noise: torch.Generator) -> Tensor:
+        """Inputs to learn from, (B, ...), changed at random."""
+
+    def plain(self, positions: NDArray[np.int64]) -> Tensor:
+        """Inputs to judge by, (B, ...), unchanged."""
+
+
+class PictureBatches:
+    """Batches of pictures, float32 (B, 3, H, W), normalised as ImageNet's are, channels last.
+
+    Parameters
+    ----------
+    part
+        The pictures. On a GPU they are copied there once when they take no more than half of its
+        free memory.
+    strength
+        Of augmentation.
+    mirrored
+        Whether pictures may be flipped from left to right.
+    """
+
+    def __init__(self, part: Part, device: Device, strength: float = 0.0, *, mirrored: bool = False) -> None:
+        self.labels, self.classes = part.own_labels, part.classes
+        self._part, self._device, self._strength, self._mirrored = part, device, strength, mirrored
+        self._resident = self._on_gpu()
+
+    def train(self, positions: NDArray[np.int64], size: int, noise: torch.Generator) -> Tensor:
+        """Augmented, float32 (B, 3, size, size)."""
+        pictures = self._pictures(positions)
+        if size != pictures.shape[-1]:
+            if self._device.name == "cuda":  # which resizes floats only
+                pictures = pictures.float()
+            pictures = F.interpolate(pictures, (size, size), mode="bilinear", antialias=True)
+        return normalise(augment(_unit(pictures), self._strength, mirrored=self._mirrored, generator=noise))
+
+    def plain(self, positions: NDArray[np.int64]) -> Tensor:
+        """As they are, float32 (B, 3, H, W)."""
+        return normalise(_unit(self._pictures(positions)))
+
+    def _pictures(self, positions: NDArray[np.int64]) -> Tensor:  # uint8 (B, 3, H, W), channels last, on the device
+        if self._resident is not None:
+            chosen = self._resident[torch.from_numpy(positions).to(self._device.name)]
+        else:
+            chosen = torch.from_numpy(self._part.pixels[self._part.indices[positions]])
+            if self._device.name == "cuda":
+                chosen = chosen.pin_memory().to("cuda", non_blocking=True)
+        return chosen.permute(0, 3, 1, 2)
+
+    def _on_gpu(self) -> Tensor | None:
+        """The part's pictures on the GPU, when there is one and they fit."""
+        if self._device.name != "cuda":
+            return None
+        size = len(self._part) * int(np.prod(self._part.pixels.shape[1:]))
+        if size > SHARE_OF_GPU_MEMORY * torch.cuda.mem_get_info()[0]:
+            return None
+        return torch.from_numpy(self._part.pixels[self._part.indices]).to("cuda")
+
+
+def _unit(pictures: Tensor) -> Tensor:
+    """uint8 to float32 in [0, 1]."""
+    return pictures.float().div_(255)
+
+
+def normalise(pictures: Tensor) -> Tensor:
+    """(N, 3, H, W) in [0, 1] to ImageNet's mean 0 and deviation 1 a channel, channels last."""
+    mean = torch.tensor(IMAGENET_MEAN, device=pictures.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=pictures.device).view(1, 3, 1, 1)
+    return ((pictures - mean) / std).contiguous(memory_format=torch.channels_last)

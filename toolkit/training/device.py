@@ -1,0 +1,142 @@
+"""Where and how exactly the sums are done: device, precision, and the processes that share the work."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from toolkit.machine import usable_cores
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that torchrun started for one training; alone, a world of one.
+
+    Parameters
+    ----------
+    rank
+        Which of them this one is, from 0; 0 keeps the records.
+    size
+        How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """This process's part of ``positions`` (N,): every ``size``-th, so that each is in exactly one part."""
+        return positions[self.rank :: self.size]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of every process's ``values``, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says yes."""
+        if self.size == 1:
+            return flag
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        return self.sum(torch.tensor([float(flag)], device=device)).item() > 0
+
+    def align(self, network: nn.Module) -> None:
+        """Give every process the first one's weights and statistics; batch statistics differ between them."""
+        if self.size > 1:
+            for value in network.state_dict().values():
+                dist.broadcast(value, src=0)
+
+    def rows(self, own: Tensor, count: int) -> Tensor:
+        """All ``count`` rows in order, (count, ...), from those of each process's ``share``."""
+        if self.size == 1:
+            return own
+        longest = -(-count // self.size)
+        padded = own.new_zeros((longest, *own.shape[1:]))
+        padded[: len(own)] = own
+        pieces = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(pieces, padded)
+        return torch.stack(pieces, dim=1).flatten(0, 1)[:count]  # piece r holds the rows r, r + size, ...
+
+
+ALONE = World()
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and how exactly the sums are done.
+
+    Parameters
+    ----------
+    name
+        ``cpu`` or ``cuda``.
+    dtype
+        Of matrix products and convolutions: bfloat16 where the hardware multiplies it natively,
+        float32 otherwise.
+    compiled
+        Whether networks go through ``torch.compile``.
+    world
+        The processes that share the work.
+    """
+
+    name: str
+    dtype: torch.dtype
+    compiled: bool = False
+    world: World = ALONE
+
+    @classmethod
+    def choose(cls, precision: str = "auto", *, compiled: bool = False, world: World = ALONE) -> "Device":
+        """The GPU when there is one; bfloat16 when ``precision`` is ``auto`` and the hardware has it."""
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        native = multiplies_bfloat16(name)
+        half = precision == "bfloat16" or (precision == "auto" and native)
+        return cls(name, torch.bfloat16 if half else torch.float32, compiled, world)
+
+    def autocast(self) -> torch.autocast:
+        """A context in which matrix products and convolutions use the dtype."""
+        return torch.autocast(self.name, self.dtype, enabled=self.dtype is not torch.float32)
+
+    def generator(self) -> torch.Generator:
+        """A source of random numbers on the device."""
+        return torch.Generator(self.name)
+
+    def __str__(self) -> str:
+        several = f", {self.world.size} processes" if self.world.size > 1 else ""
+        return f"{self.name}, {str(self.dtype).removeprefix('torch.')}{several}"
+
+
+def multiplies_bfloat16(name: str) -> bool:
+    """Whether the device multiplies bfloat16 in hardware: tensor cores, or a processor's AMX or AVX512-BF16."""
+    if name == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def prepare(*, deterministic: bool = False) -> None:
+    """Give torch this process's share of the cores, and choose between the fastest and repeatable algorithms."""
+    torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # NVIDIA's documented condition for it
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """The world that torchrun describes in the environment, joined; a world of one without it."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield ALONE
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield World(dist.get_rank(), size)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,92 @@
+"""What a frozen backbone sees, computed once per picture and view, so that only the head is run afterwards."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from toolkit.training.batches import Part, PictureBatches
+from toolkit.training.device import Device
+from toolkit.training.recipe import Recipe
+
+CHUNK = 128  # pictures at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """The frozen features of some pictures of a data set.
+
+    Parameters
+    ----------
+    views
+        float32 (V, N, F) on the device: the pictures as they are, then V - 1 augmented versions.
+    rows
+        int64 (M,), for each picture of the data set its row in ``views``; -1 when it has none.
+    """
+
+    views: Tensor
+    rows: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls, backbone: nn.Module, part: Part, recipe: Recipe, seed: int, device: Device,
+        *, mirrored: bool, bar: str | None = None,
+    ) -> "Features":  # fmt: skip
+        """Run the backbone over a part, once a view; several processes share the pictures."""
+        backbone.to(device.name, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        batches = PictureBatches(part, device, recipe.augmentation, mirrored=mirrored)
+        count = recipe.views if recipe.augmentation > 0 else 1
+        with tqdm(total=count * len(part), desc=bar, unit="picture", leave=False, disable=bar is None) as progress:
+            views = [_view(backbone, batches, view, recipe, seed, device, progress) for view in range(count)]
+        rows = np.full(len(part.labels), -1, np.int64)
+        rows[part.indices] = np.arange(len(part))
+        return cls(torch.stack(views), rows)
+
+
+def _view(
+    backbone: nn.Module, batches: PictureBatches, view: int, recipe: Recipe, seed: int, device: Device,
+    progress: "tqdm[None]",
+) -> Tensor:  # fmt: skip
+    """float32 (N, F), of all pictures in one view."""
+    positions = device.world.share(np.arange(len(batches.labels)))
+    noise = device.generator()
+    noise.manual_seed(int(np.random.SeedSequence([seed, view, device.world.rank]).generate_state(1, np.uint64)[0] >> 1))
+    pieces = []
+    with torch.inference_mode(), device.autocast():
+        for start in range(0, max(1, len(positions)), CHUNK):
+            chunk = positions[start : start + CHUNK]
+            inputs = batches.train(chunk, recipe.image_size, noise) if view else batches.plain(chunk)
+            pieces.append(backbone(inputs).float())
+            progress.update(len(chunk) * device.world.size)
+    return device.world.rows(torch.cat(pieces), len(batches.labels))
+
+
+class FeatureBatches:
+    """Batches of frozen features, float32 (B, F), for the head alone.
+
+    Parameters
+    ----------
+    features
+        Of a data set.
+    part
+        The pictures to take, all among those that have features.
+    """
+
+    def __init__(self, features: Features, part: Part) -> None:
+        self.labels, self.classes = part.own_labels, part.classes
+        self._views, self._rows = features.views, features.rows[part.indices]
+
+    def train(self, positions: NDArray[np.int64], size: int, noise: torch.Generator) -> Tensor:  # noqa: ARG002
+        """Each picture in a view drawn at random."""
+        view = torch.randint(len(self._views), (len(positions),), generator=noise, device=noise.device)
+        return self._views[view, self._at(positions)]
+
+    def plain(self, positions: NDArray[np.int64]) -> Tensor:
+        """The pictures as they are."""
+        return self._views[0, self._at(positions)]
+
+    def _at(self, positions: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(self._rows[positions]).to(self._views.device)

@@ -1,0 +1,202 @@
+"""What a data set is and what was found in it, for the run that is trained on it and for the person who starts it."""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from toolkit.training.datasets import Catalogue, Duplicate
+from toolkit.training.figures import BLUE, GREY, ORANGE, class_label
+from toolkit.training.splits import Split
+
+PARTS = {"development": "to train on", "validation": "to validate on", "held_out": "held out"}
+IMBALANCED = 3.0  # times the smallest class, from which on weighting the classes is worth a trial
+REASONS_SHOWN = 3  # of those for which files were skipped
+MOST_DRAWN, ROWS_A_COLUMN = 200, 50  # classes of the figure
+
+
+def survey(catalogue: Catalogue, split: Split) -> dict[str, Any]:
+    """Count what is used, and name what is not.
+
+    Parameters
+    ----------
+    catalogue
+        The data set; after decoding, it also tells what could not be decoded.
+    split
+        Of the same catalogue.
+
+    Returns
+    -------
+    dict
+        What JSON can hold. ``name``, ``fingerprint`` and ``pictures``; ``classes``, with the pictures
+        of each in the development, validation and held-out part; ``imbalance``, the largest class over
+        the smallest in the development part; ``duplicates``, each with its original; ``skipped`` and
+        ``remarks``, files grouped by reason, the most frequent first.
+
+    Examples
+    --------
+    >>> from toolkit.training.datasets import open_catalogue
+    >>> from toolkit.training.splits import split
+    >>> digits = open_catalogue("digits")
+    >>> report = survey(digits, split(digits, 0.15))
+    >>> report["classes"][8]
+    {'class': '8', 'development': 151, 'validation': 0, 'held_out': 23}
+    >>> for line in survey_lines(report):
+    ...     print(line)
+    digits: 1,797 pictures of 10 classes, 264 of them held out
+    a class has 143 (7) to 166 (1) pictures to train on
+    """
+    classes, labels = catalogue.classes, catalogue.labels
+    counts = {part: np.bincount(labels[getattr(split, part)], minlength=len(classes)).tolist() for part in PARTS}
+    return {
+        "name": catalogue.name,
+        "fingerprint": catalogue.fingerprint,
+        "pictures": len(catalogue),
+        "classes": [
+            {"class": name, **{part: counts[part][label] for part in PARTS}} for label, name in enumerate(classes)
+        ],
+        "imbalance": max(counts["development"]) / max(1, min(counts["development"])),
+        "duplicates": [_pair(item) for item in catalogue.skipped if isinstance(item, Duplicate)],
+        "skipped": _grouped((item.path, item.reason) for item in catalogue.skipped if not isinstance(item, Duplicate)),
+        "remarks": _grouped((remark.path, remark.text) for remark in catalogue.remarks),
+    }
+
+
+def survey_lines(report: Mapping[str, Any]) -> list[str]:
+    """A few lines about a data set for the terminal: its size, its balance, and what to look at.
+
+    Parameters
+    ----------
+    report
+        As ``survey`` gives it.
+    """
+    return [
+        _size_line(report),
+        *_balance_lines(report["classes"], report["imbalance"]),
+        *_duplicate_lines(report["duplicates"]),
+        *_reason_lines("skipped", report["skipped"], REASONS_SHOWN),
+        *_reason_lines("note on", report["remarks"], 1),
+    ]
+
+
+def class_balance_picture(report: Mapping[str, Any]) -> Figure:
+    """How many pictures each class has in which part, the largest class first.
+
+    Parameters
+    ----------
+    report
+        As ``survey`` gives it. Of more than 200 classes the 100 largest and the 100 smallest are drawn.
+    """
+    ordered = sorted(report["classes"], key=_total, reverse=True)
+    drawn = ordered if len(ordered) <= MOST_DRAWN else ordered[: MOST_DRAWN // 2] + ordered[-MOST_DRAWN // 2 :]
+    columns = math.ceil(len(drawn) / ROWS_A_COLUMN)
+    height = math.ceil(len(drawn) / columns)
+    figure = Figure(figsize=(4.5 * columns + 2.5, 0.2 * height + 1.4), layout="constrained")
+    for index, axes in enumerate(figure.subplots(1, columns, squeeze=False)[0]):
+        _bars(axes, drawn[index * height : (index + 1) * height])
+        axes.set(xlim=(0, 1.2 * _total(drawn[0])), ylim=(height - 0.4, -0.6), xlabel="pictures")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(PARTS), frameon=False)
+    of = f", {len(drawn)} of {len(ordered)}" if len(drawn) < len(ordered) else ""
+    figure.suptitle(f"classes of {report['name']}, largest first{of}", parse_math=False)
+    return figure
+
+
+def _bars(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One bar a class from top to bottom, its parts side by side and its size behind them."""
+    places, left = np.arange(len(rows)), np.zeros(len(rows))
+    for (part, label), colour in zip(PARTS.items(), (BLUE, GREY, ORANGE), strict=True):
+        counts = np.array([row[part] for row in rows])
+        axes.barh(places, counts, left=left, height=0.8, color=colour, label=label)
+        left += counts
+    for place, total in zip(places.tolist(), left.tolist(), strict=True):
+        axes.text(total, place, f" {total:,.0f}", va="center", fontsize=7, color=GREY)
+    axes.set_yticks(places, [class_label(row["class"]) for row in rows], fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
+    axes.grid(axis="x", alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _pair(item: Duplicate) -> dict[str, str]:
+    (of, original_of), (part, original_part) = item.classes, item.parts
+    return {
+        "path": item.path, "class": of, "part": part,
+        "original": item.original, "original_class": original_of, "original_part": original_part,
+    }  # fmt: skip
+
+
+def _grouped(files: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Files by reason; reasons that differ in numbers or after a colon are one."""
+    groups = defaultdict(list)
+    for path, reason in files:
+        groups[re.sub(r"\b\d[\d,.]*(?=\s|$)", "N", reason.split(": ")[0])].append({"path": path, "reason": reason})
+    return [
+        {"reason": _common(reason, members), "count": len(members), "files": members}
+        for reason, members in sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+    ]
+
+
+def _common(reason: str, members: Sequence[Mapping[str, str]]) -> str:
+    """The reason in full where all members have the same."""
+    full = {member["reason"] for member in members}
+    return full.pop() if len(full) == 1 else reason
+
+
+def _size_line(report: Mapping[str, Any]) -> str:
+    held_out = sum(row["held_out"] for row in report["classes"])
+    return (
+        f"{report['name']}: {report['pictures']:,} pictures of {len(report['classes'])} classes,"
+        f" {held_out:,} of them held out"
+    )
+
+
+def _balance_lines(classes: Sequence[Mapping[str, Any]], imbalance: float) -> list[str]:
+    small, large = (choose(classes, key=lambda row: row["development"]) for choose in (min, max))
+    line = (
+        f"a class has {small['development']:,} ({small['class']}) to {large['development']:,} ({large['class']})"
+        " pictures to train on"
+    )
+    if imbalance >= IMBALANCED:
+        line += f", {imbalance:.1f} times as many; consider --class-weights balanced"
+    unmeasured = [row["class"] for row in classes if not row["held_out"]]
+    if not unmeasured:
+        return [line]
+    more = f" and {len(unmeasured) - 3} more" if len(unmeasured) > 3 else ""
+    return [line, f"these have no held-out picture to be measured on: {', '.join(unmeasured[:3])}{more}"]
+
+
+def _duplicate_lines(duplicates: Sequence[Mapping[str, str]]) -> list[str]:
+    if not duplicates:
+        return []
+    conflicts = [item for item in duplicates if item["class"] != item["original_class"]]
+    line = f"{_files(len(duplicates))} left out as copies of others"
+    if conflicts:
+        first = conflicts[0]
+        line += f"; {len(conflicts):,} of them under another class, such as {first['path']} and {first['original']}"
+    return [line]
+
+
+def _reason_lines(verb: str, groups: Sequence[Mapping[str, Any]], shown: int) -> list[str]:
+    lines = [
+        f"{verb} {_files(group['count'])}: {group['reason']}"
+        + (f", such as {group['files'][0]['path']}" if group["count"] > 1 else f" ({group['files'][0]['path']})")
+        for group in groups[:shown]
+    ]
+    rest = groups[shown:]
+    if rest:
+        lines[-1] += f"; and {sum(group['count'] for group in rest):,} more for other reasons"
+    return lines
+
+
+def _files(count: int) -> str:
+    return f"{count:,} files" if count > 1 else "1 file"
+
+
+def _total(row: Mapping[str, Any]) -> int:
+    return sum(int(row[part]) for part in PARTS)
