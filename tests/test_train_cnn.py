@@ -880,8 +880,8 @@ def test_rare_classes_are_pointed_out_and_can_be_weighted(
         (["--data", "one"], "the folder one holds only the class 'cat'; at least two are needed"),
         (["--data", "pairs"], "no class has a second picture to validate on; add pictures or make a val/ folder"),
         (
-            ["--data", "{colours}", "--folds", "30"],
-            "class '{class}' has {count} pictures to cross-validate on, fewer than the 30 folds; add pictures or lower",
+            ["--data", "{colours}", "--folds", "50"],
+            "class '{class}' has {count} pictures to cross-validate on, fewer than the 50 folds; add pictures or lower",
         ),
         (["--data", "{colours}", "--cache-dir", "file"], "the picture cache file cannot be used: "),
         (
