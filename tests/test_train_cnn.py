@@ -531,6 +531,9 @@ def test_a_training_killed_at_ten_random_moments_comes_to_the_same(
         assert len(finished) == 1
         assert not any(run.data.metrics for run in runs if run not in finished)  # killed before its first checkpoint
         left = [path.name for path in (folder / "checkpoints").iterdir()]
+        for run in runs:  # of one that was killed while it wrote its first checkpoint, half of that is left
+            if run not in finished and (half := f".{run.info.run_id}.resume.pt.partial") in left:
+                left.remove(half)
         assert left == [f"{finished[0].info.run_id}.pt"]
         require_same(place, finished[0], folder / "checkpoints" / left[0], place, "my training")
         attempts += 1

@@ -4,7 +4,7 @@ import resource
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,9 @@ AWAY = TrackingError("cannot log metrics: connection refused")
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
-    return connect(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
+    folder = tmp_path_factory.mktemp("store")
+    with chdir(folder):  # where MLflow then keeps files
+        return connect(f"sqlite:///{folder}/mlflow.db")
 
 
 @pytest.fixture
@@ -199,7 +201,7 @@ def test_a_complete_run_leaves_its_weights_alone(run: Run, checkpoint: Checkpoin
     network = nn.Linear(3, 2)
     keeper = Keeper(checkpoint, run)
     keeper.keep("final")(reached())
-    (checkpoint.folder / f".{run.id}.resume.pt.4711").write_text("half of one, by a process that was killed")
+    (checkpoint.folder / f".{run.id}.resume.pt.partial").write_text("half of one, by a process that was killed")
     keeper.finish(network, {"classes": ["cat", "dog"]})
     assert [path.name for path in Path("checkpoints").iterdir()] == [f"{run.id}.pt"]
     weights, description = load_weights_file(Path("checkpoints") / f"{run.id}.pt")

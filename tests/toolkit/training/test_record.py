@@ -1,5 +1,6 @@
 """What a run keeps of a training, also when it was interrupted while it did so."""
 
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,9 @@ CPU = Device("cpu", torch.float32)
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
-    return connect(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
+    folder = tmp_path_factory.mktemp("store")
+    with chdir(folder):  # where MLflow then keeps files
+        return connect(f"sqlite:///{folder}/mlflow.db")
 
 
 @pytest.fixture
