@@ -43,7 +43,7 @@ from toolkit.training.evaluate import fit_temperature
 from toolkit.training.features import Features
 from toolkit.training.keeper import Keeper
 from toolkit.training.loop import Epoch, Fitted, fit
-from toolkit.training.networks import FrozenBackbone, build_network, load_weights
+from toolkit.training.networks import build_network, load_weights
 from toolkit.training.recipe import Recipe
 from toolkit.training.record import Outcome, epoch_metrics, gpu_peak_mb, log_data, log_folds, log_outcome, tags_of
 from toolkit.training.splits import Split, split, stratified, stratified_folds
@@ -96,7 +96,7 @@ class DataSettings(ScriptSettings):
         "auto", description="of matrix products; auto is bfloat16 where the hardware multiplies it natively"
     )
     deterministic: bool = Field(False, description="only algorithms that repeat exactly on a GPU; CPUs always do")
-    compile: bool = Field(False, description="run networks through torch.compile: minutes to begin with, then faster")
+    compile: bool = Field(False, description="run networks through torch.compile, which takes minutes to begin with")
 
 
 class TrainSettings(Recipe, DataSettings):
@@ -130,6 +130,7 @@ class CrossValidation:
 
     folds: list[Fitted]
     logits: NDArray[np.float32]  # (N, K), of each development picture by the fold that did not train on it
+    features: Features | None = None  # of all development pictures, when the backbone is frozen
 
     @property
     def accuracies(self) -> list[float]:
@@ -223,16 +224,16 @@ def follow(settings: TrainSettings, world: World) -> None:
     """What every process of torchrun but the first does: its share of the sums, without a record."""
     job = _job(settings, world)
     settings, recipe, device, data = job.settings, job.recipe, job.device, job.data
-    keeper = Keeper(job.checkpoint)
+    keeper, features = Keeper(job.checkpoint), None
     if settings.folds:
         cv = cross_validate(recipe, data, settings.folds, settings.seed, device, keeper=keeper)
-        recipe = recipe.model_copy(update={"epochs": cv.epochs})
+        recipe, features = recipe.model_copy(update={"epochs": cv.epochs}), cv.features
         training, validation = data.part(data.development), None
     else:
         training, validation = _validation_split(data, settings)
     fit(
         new_network(recipe, data, settings.seed), training, validation, recipe, seed=settings.seed, device=device,
-        mirrored=data.mirrored, keep_share=KEEP_SHARE, progress=keeper.progress(FINAL),
+        mirrored=data.mirrored, features=features, keep_share=KEEP_SHARE, progress=keeper.progress(FINAL),
     )  # fmt: skip
 
 
@@ -279,7 +280,7 @@ def cross_validate(
         logits[validation] = fold.val_logits
         fitted.append(fold)
         keeper.once(name, partial(on_fold, number, fold))
-    return CrossValidation(fitted, logits)
+    return CrossValidation(fitted, logits, features)
 
 
 def train_on_everything(
@@ -292,7 +293,7 @@ def train_on_everything(
     keeper = keeper or Keeper()
     indices = data.development
     final = recipe.model_copy(update={"epochs": cv.epochs})
-    fitted = _fit_final(run, final, data, data.part(indices), None, seed, device, keeper)
+    fitted = _fit_final(run, final, data, data.part(indices), None, seed, device, keeper, cv.features)
     fitted.best_val_accuracy = cv.metrics["mean_cv_accuracy"]
     temperature = fit_temperature(cv.logits, data.pictures.labels[indices])
     measured = {name: Measured(value=value, pictures=len(indices)) for name, value in cv.metrics.items()}
@@ -387,11 +388,11 @@ def _former(settings: TrainSettings, checkpoint: Checkpoint) -> TrainSettings:
 
 def _features(recipe: Recipe, data: Data, seed: int, device: Device) -> Features | None:
     """What a frozen backbone sees of all development pictures; None for networks that learn as a whole."""
-    network = new_network(recipe, data, seed)
-    if not isinstance(network, FrozenBackbone):
+    if recipe.model_type != "resnet18_backbone":
         return None
+    backbone = new_network(recipe, data, seed).get_submodule("backbone")
     pictures = data.part(data.development)
-    return Features.of(network.backbone, pictures, recipe, seed, device, mirrored=data.mirrored, bar=bar("features"))
+    return Features.of(backbone, pictures, recipe, seed, device, mirrored=data.mirrored, bar=bar("features"))
 
 
 def _validation_split(data: Data, settings: TrainSettings) -> tuple[Part, Part]:
@@ -414,6 +415,7 @@ def _fit_final(
     seed: int,
     device: Device,
     keeper: Keeper,
+    features: Features | None = None,
 ) -> Fitted:
     """Train the network that will be logged, with everything recorded as it goes."""
     machine = Machine()
@@ -429,8 +431,8 @@ def _fit_final(
     )
     return fit(
         new_network(recipe, data, seed), training, validation, recipe, seed=seed, device=device,
-        mirrored=data.mirrored, on_epoch=on_epoch, keep=keeper.keep(FINAL), keep_share=KEEP_SHARE,
-        progress=keeper.progress(FINAL), bar=bar("training"),
+        mirrored=data.mirrored, features=features, on_epoch=on_epoch, keep=keeper.keep(FINAL),
+        keep_share=KEEP_SHARE, progress=keeper.progress(FINAL), bar=bar("training"),
     )  # fmt: skip
 
 

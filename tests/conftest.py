@@ -1,9 +1,6 @@
 """Fixtures that all tests share: a folder of their own, real MLflow stores, runs with real bundles."""
 
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -13,11 +10,10 @@ from support import (
     COLOURS,
     ROOT,
     ColourNetwork,
+    MlflowServer,
     colour_baseline,
     colour_card,
     colour_picture,
-    free_port,
-    wait_until_answers,
 )
 from toolkit import tracking
 from toolkit.bundle import DIGEST_TAG, Program, save_bundle
@@ -99,17 +95,10 @@ def log_colour_run() -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real MLflow server with artifacts behind its proxy."""
-    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    words += ["--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", str(folder / "artifacts")]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, *words], cwd=folder, stdout=log, stderr=log, start_new_session=True,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # spares seven helper processes
-        )  # fmt: skip
-        try:
-            wait_until_answers(f"http://127.0.0.1:{port}/health", process)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)  # its files go with the folder; ending politely takes it long
-            process.wait()
+    folder = tmp_path_factory.mktemp("mlflow")
+    server = MlflowServer(folder, "--artifacts-destination", str(folder / "artifacts"))
+    try:
+        server.start()
+        yield server.url
+    finally:
+        server.kill()

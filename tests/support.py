@@ -7,6 +7,7 @@ written by hand, so tests have a real, accurate bundle within two seconds and wi
 import io
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -102,6 +103,37 @@ def wait_until_answers(url: str, process: subprocess.Popen[bytes], seconds: floa
         else:
             return
     raise AssertionError(f"{url} did not answer within {seconds} s")
+
+
+class MlflowServer:
+    """A real MLflow server that can be killed, and started again at the same address with the same store."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        """``words`` are further options; the store is ``mlflow.db`` in the folder."""
+        self.folder, self.port, self._words = folder, free_port(), words
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        words += ["--backend-store-uri", "sqlite:///mlflow.db", *self._words]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, *words],
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seven more processes
+            )
+        wait_until_answers(f"{self.url}/health", self._process)
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
 def run_script(*words: str, timeout: float = 240, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -20,12 +20,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from torchvision.models import ResNet
 
 import toolkit.settings
 import train_cnn
 from forks import Ended, Forks, Script, forks
 from model_registry import ModelRegistry
-from support import COLOURS, ROOT, colour_picture, colour_pixels, free_port, wait_until_answers
+from support import COLOURS, ROOT, MlflowServer, colour_picture, colour_pixels, free_port
 from toolkit.bundle import Bundle, load_bundle
 from toolkit.errors import DataError
 from toolkit.images import load_picture
@@ -561,33 +563,6 @@ def test_a_disk_that_takes_no_checkpoint_stops_nothing(place: Place, whole: Ende
     require_same(place, run, None, place, "my training")
 
 
-class Server:
-    """An MLflow server that can be killed, and started again at the same address with the same store."""
-
-    def __init__(self, folder: Path, store: Path) -> None:
-        self._folder, self._port = folder, free_port()
-        self.url = f"http://127.0.0.1:{self._port}"
-        shutil.copy(store, folder / "mlflow.db")  # a first start is slow
-
-    def start(self) -> None:
-        words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
-        words += ["--backend-store-uri", "sqlite:///mlflow.db"]
-        with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, *words],
-                cwd=self._folder,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seven more processes
-            )
-        wait_until_answers(f"{self.url}/health", self._process)
-
-    def kill(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(20)
-
-
 @dataclass(frozen=True)
 class Outage:
     """What trainings came to whose server was killed: one that it came back to, and one that it did not."""
@@ -601,7 +576,8 @@ class Outage:
 
 @pytest.fixture(scope="module")
 def outage(place: Place, forked: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outage]:
-    server = Server(tmp_path_factory.mktemp("server"), place.folder / "mlflow.db")
+    server = MlflowServer(tmp_path_factory.mktemp("server"))
+    shutil.copy(place.folder / "mlflow.db", server.folder)  # a first start is slow
     elsewhere = replace(place, uri=server.url)
     server.start()
     try:
@@ -751,6 +727,27 @@ def test_cross_validation_depends_on_recipe_data_and_seed_alone(place: Place) ->
     assert (first.logits != 0).any(axis=1).all()  # every development picture was judged
 
 
+def test_a_frozen_backbone_sees_each_picture_once_for_all_folds_and_the_final_training(store: Place) -> None:
+    seen: list[int] = []
+
+    def look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, ResNet):
+            seen.append(len(inputs[0]))
+
+    settings = TrainSettings(
+        data=str(store.folder / "colours"), model_type="resnet18_backbone", weights="none", image_size=32, folds=2,
+        epochs=2, views=3, experiment_name="frozen",
+    )  # fmt: skip
+    _, divided = load_pictures(settings, 32)
+    hook = nn.modules.module.register_module_forward_pre_hook(look)
+    outcome = train(settings)
+    hook.remove()
+    once = 3 * len(divided.development)
+    # Then come the held-out pictures, and examples of a few pictures when the program is made.
+    assert once + len(divided.held_out) <= sum(seen) < once + len(divided.held_out) + 20
+    assert len(outcome.fitted.history) >= 1
+
+
 # --- several processes --------------------------------------------------------------------------
 
 
@@ -851,7 +848,7 @@ def test_rare_classes_are_pointed_out_and_can_be_weighted(
                 (folder / f"{number}.png").write_bytes(colour_picture(colour, seed, 20))
     hopeless = {"data": "unequal", "epochs": 1, "image_size": 16, "learning_rate": 1e-6}
     outcome = train(TrainSettings(**hopeless, class_weights="balanced", experiment_name="unequal"))
-    hint = "a class has 10 (green) to 40 (blue) pictures to train on, 4.0 times as many; consider --class-weights"
+    hint = "10 (green) to 40 (blue) pictures to train and validate on, 4.0 times as many; consider --class-weights"
     assert hint in capsys.readouterr().out
     run = store.run_of("unequal")
     report = json.loads(store.artifact(run, "data_report.json").read_text())
@@ -978,6 +975,17 @@ def test_pictures_cannot_change_on_the_way(
         command_line("--resume", str(store.folder / "sigterm.pt")),
         f"the pictures of colours have changed since run {interrupted.run_id} was interrupted, so it cannot be gone on"
         " with; start a run without --resume",
+    )
+
+
+def test_other_weights_are_refused(store: Place, interrupted: Checkpoint, command_line, tmp_path: Path) -> None:
+    interrupted.about["weights"] = "file mine.pth (0123456789ab)"
+    other = Checkpoint(tmp_path, interrupted.run_id, interrupted.about, interrupted.stages)
+    other.save()
+    require_refused(
+        command_line("--resume", str(other.path)),
+        f"run {other.run_id} began with file mine.pth (0123456789ab) weights, and here --weights auto gives random"
+        " ones, so it cannot be gone on with",
     )
 
 

@@ -7,7 +7,6 @@ import os
 import re
 import resource
 import shutil
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -23,7 +22,16 @@ import sqlalchemy
 from matplotlib.figure import Figure
 from PIL import Image
 
-from support import COLOURS, ColourNetwork, colour_baseline, colour_card, colour_pixels, free_port, wait_until_answers
+from support import (
+    COLOURS,
+    ColourNetwork,
+    MlflowServer,
+    colour_baseline,
+    colour_card,
+    colour_pixels,
+    free_port,
+    wait_until_answers,
+)
 from toolkit import tracking
 from toolkit.bundle import DIGEST_TAG, Program, load_bundle, save_bundle
 from toolkit.errors import TrackingError
@@ -446,33 +454,6 @@ class Clock:
         return self.now
 
 
-class Server:
-    """An MLflow server that can be killed, and started again at the same address with the same store."""
-
-    def __init__(self, folder: Path, store: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        shutil.copy(store, folder / "mlflow.db")  # a first start is slow
-
-    def start(self) -> None:
-        words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        words += ["--backend-store-uri", "sqlite:///mlflow.db"]
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *words],
-                cwd=self.folder,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seven more processes
-            )
-        wait_until_answers(f"{self.url}/health", self.process)
-
-    def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(20)
-
-
 def file_of(client: MlflowClient) -> Path:
     return Path(client.tracking_uri.removeprefix("sqlite:///").partition("?")[0])
 
@@ -486,13 +467,14 @@ def own_store(database: MlflowClient, tmp_path: Path) -> MlflowClient:
 
 
 @pytest.fixture
-def server(database: MlflowClient, tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path, file_of(database))
+def server(database: MlflowClient, tmp_path: Path) -> Iterator[MlflowServer]:
+    shutil.copy(file_of(database), tmp_path / "mlflow.db")  # a first start is slow
+    server = MlflowServer(tmp_path)
     server.start()
     try:
         yield server
     finally:
-        if server.process.poll() is None:
+        if server.running:
             server.kill()
 
 
@@ -517,7 +499,7 @@ def callers(listener: socket.socket) -> int:
 
 
 def test_training_outlives_the_server_and_its_disk(
-    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: MlflowServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tracking, "ANSWER_SECONDS", 2)
     client, clock = connect(server.url), Clock()

@@ -47,7 +47,7 @@ class Part:
         """K, how many classes the whole data set has."""
         return int(self.labels.max()) + 1
 
-    def with_(self, other: "Part | None") -> "Part":
+    def union(self, other: "Part | None") -> "Part":
         """The pictures of both parts."""
         return self if other is None else replace(self, indices=np.concatenate([self.indices, other.indices]))
 

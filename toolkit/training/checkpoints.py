@@ -164,6 +164,8 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch.open("wb") as file:
             torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut might keep the new name and lose the content
         scratch.replace(path)
     except (OSError, RuntimeError) as error:
         cause = error.__context__ if isinstance(error, RuntimeError) else None  # torch's own only says "unexpected pos"

@@ -342,7 +342,7 @@ def _sources(
         batches = PictureBatches(train, device, recipe.augmentation, mirrored=mirrored)
         return network, batches, PictureBatches(validation, device) if validation else None
     if features is None:
-        everything = train.with_(validation)
+        everything = train.union(validation)
         features = Features.of(network.backbone, everything, recipe, seed, device, mirrored=mirrored, bar=bar)
     return network.head, FeatureBatches(features, train), FeatureBatches(features, validation) if validation else None
 

@@ -1,5 +1,6 @@
 """The networks: simple_cnn, resnet18 and resnet18_backbone, and the weights they may start from."""
 
+import hashlib
 import socket
 from itertools import pairwise
 from pathlib import Path
@@ -112,7 +113,7 @@ def load_weights(choice: str) -> tuple[dict[str, Tensor] | None, str]:
     if choice == NONE:
         return None, "random"
     if choice not in (AUTO, IMAGENET):
-        return _from_file(Path(choice).expanduser()), f"file {Path(choice).name}"
+        return _from_file(Path(choice).expanduser())
     try:
         return _download(), "imagenet"
     except Exception as error:  # noqa: BLE001  urllib, ssl, hashing and the file system each raise kinds of their own
@@ -133,18 +134,25 @@ def _download() -> dict[str, Tensor]:
         socket.setdefaulttimeout(before)
 
 
-def _from_file(path: Path) -> dict[str, Tensor]:
+def _from_file(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Weights, and a note that tells them from other weights in a file of that name."""
     if not path.is_file():
         raise SettingsError(f"--weights must be auto, imagenet, none or a .pth file, got {path}, which does not exist")
     try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
         state = torch.load(path, map_location="cpu", weights_only=True)
         expected = resnet18(weights=None).state_dict()
         wrong = [key for key, value in expected.items() if not _fits(state, key, value.shape)]
-    except Exception as error:  # noqa: BLE001  pickle, zipfile and torch each raise kinds of their own
+    except OSError as error:
         raise SettingsError(f"--weights {path} cannot be read: {one_line(error)}") from None
+    except Exception:  # noqa: BLE001  pickle, zipfile and torch each raise kinds of their own, and torch's advise to trust
+        raise SettingsError(
+            f"--weights {path} cannot be read: it is no .pth file of weights, or holds more than weights"
+        ) from None
     if wrong:
         raise SettingsError(f"--weights {path} does not fit a ResNet-18: {wrong[0]} is missing or misshapen")
-    return dict(state)
+    return dict(state), f"file {path.name} ({digest})"
 
 
 def _fits(state: dict[str, Tensor], key: str, shape: torch.Size) -> bool:

@@ -1,7 +1,7 @@
 """What a run keeps of a training: tags, figures, pictures, and the bundle."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -14,10 +14,9 @@ from toolkit.bundle import DIGEST_TAG, Card, Measured, Program, library_versions
 from toolkit.images import STATISTICS
 from toolkit.terminal import say
 from toolkit.tracking import Run, code_version, explained
-from toolkit.training.batches import Part
 from toolkit.training.data import Data
 from toolkit.training.device import Device
-from toolkit.training.evaluate import Evaluation, calibration_bins, evaluate, most_confident_mistakes
+from toolkit.training.evaluate import CalibrationBins, Evaluation, calibration_bins, evaluate, most_confident_mistakes
 from toolkit.training.figures import (
     calibration_picture,
     confusion_picture,
@@ -135,13 +134,7 @@ def log_outcome(
         "temperature": temperature,
         "gpu_memory_mb": gpu_peak_mb(device),
     }
-    run.json("per_class.json", evaluation.per_class)
-    run.json("confusion_matrix.json", {"classes": data.classes, "matrix": evaluation.confusion.tolist()})
-    run.figure("learning_curves.png", learning_curves(fitted.history, fitted.best_epoch))
-    run.figure("confusion_matrix.png", confusion_picture(evaluation.confusion, data.classes))
-    run.figure("per_class.png", per_class_picture(evaluation.per_class))
-    run.figure("calibration.png", calibration_picture(before, calibration_bins(probabilities, held_out.own_labels)))
-    _log_mistakes(run, held_out, probabilities, data.classes)
+    _log_tables_and_pictures(run, data, fitted, evaluation, probabilities, before)
     scored = {"accuracy": evaluation.accuracy, **evaluation.weighted, "calibration_error": evaluation.calibration_error}
     card = Card(
         classes=data.classes,
@@ -160,19 +153,29 @@ def log_outcome(
     return Outcome(run, fitted, evaluation, {**metrics, **{name: item.value for name, item in measured.items()}})
 
 
-def _log_mistakes(run: Run, held_out: Part, probabilities: NDArray[np.float32], classes: Sequence[str]) -> None:
-    """A sheet of the mistakes that the network was surest of, when it made any."""
+def _log_tables_and_pictures(
+    run: Run,
+    data: Data,
+    fitted: Fitted,
+    evaluation: Evaluation,
+    probabilities: NDArray[np.float32],
+    before: CalibrationBins,
+) -> None:
+    """What people look at: of the training, and of the held-out pictures' probabilities, (N, K)."""
+    held_out = data.part(data.split.held_out)
+    run.json("per_class.json", evaluation.per_class)
+    run.json("confusion_matrix.json", {"classes": data.classes, "matrix": evaluation.confusion.tolist()})
+    run.figure("learning_curves.png", learning_curves(fitted.history, fitted.best_epoch))
+    run.figure("confusion_matrix.png", confusion_picture(evaluation.confusion, data.classes))
+    run.figure("per_class.png", per_class_picture(evaluation.per_class))
+    run.figure("calibration.png", calibration_picture(before, calibration_bins(probabilities, held_out.own_labels)))
     worst = most_confident_mistakes(probabilities, held_out.own_labels)
     if len(worst):
+        predicted, confidence = probabilities[worst].argmax(axis=1), probabilities[worst].max(axis=1)
+        pixels, true = held_out.pixels[held_out.indices[worst]], held_out.own_labels[worst]
         run.figure(
             "mistakes.png",
-            mistakes_picture(
-                held_out.pixels[held_out.indices[worst]],
-                held_out.own_labels[worst].tolist(),
-                probabilities[worst].argmax(axis=1).tolist(),
-                probabilities[worst].max(axis=1).tolist(),
-                classes,
-            ),
+            mistakes_picture(pixels, true.tolist(), predicted.tolist(), confidence.tolist(), data.classes),
         )
 
 

@@ -50,7 +50,7 @@ def survey(catalogue: Catalogue, split: Split) -> dict[str, Any]:
     >>> for line in survey_lines(report):
     ...     print(line)
     digits: 1,797 pictures of 10 classes, 264 of them held out
-    a class has 143 (7) to 166 (1) pictures to train on
+    a class has 143 (7) to 166 (1) pictures to train and validate on
     """
     classes, labels = catalogue.classes, catalogue.labels
     counts = {part: np.bincount(labels[getattr(split, part)], minlength=len(classes)).tolist() for part in PARTS}
@@ -158,10 +158,12 @@ def _size_line(report: Mapping[str, Any]) -> str:
 
 def _balance_lines(classes: Sequence[Mapping[str, Any]], imbalance: float) -> list[str]:
     small, large = (choose(classes, key=lambda row: row["development"]) for choose in (min, max))
-    line = (
-        f"a class has {small['development']:,} ({small['class']}) to {large['development']:,} ({large['class']})"
-        " pictures to train on"
-    )
+    fewest, most = small["development"], large["development"]
+    if fewest == most:
+        line = f"each class has {most:,} pictures"
+    else:
+        line = f"a class has {fewest:,} ({small['class']}) to {most:,} ({large['class']}) pictures"
+    line += " to train on" if any(row["validation"] for row in classes) else " to train and validate on"
     if imbalance >= IMBALANCED:
         line += f", {imbalance:.1f} times as many; consider --class-weights balanced"
     unmeasured = [row["class"] for row in classes if not row["held_out"]]

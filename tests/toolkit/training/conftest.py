@@ -1,14 +1,30 @@
-"""Tiny networks are slower on several threads than on one, above all beside other work."""
+"""Tiny networks on one thread, and runs in a store of their own."""
 
 from collections.abc import Iterator
+from contextlib import chdir
 
 import pytest
 import torch
 
+from toolkit.tracking import MlflowClient, Run, connect
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
+    """They are slower on several threads, above all beside other work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
+    folder = tmp_path_factory.mktemp("store")
+    with chdir(folder):  # where MLflow then keeps files
+        return connect(f"sqlite:///{folder}/mlflow.db")
+
+
+@pytest.fixture
+def run(client: MlflowClient) -> Run:
+    return Run(client, "training", role="final", name="kept")

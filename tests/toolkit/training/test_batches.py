@@ -33,10 +33,10 @@ def test_a_part_is_some_pictures_of_a_data_set() -> None:
     assert len(part) == 3
     assert part.own_labels.tolist() == [0, 0, 1]
     assert part.classes == 3, "the data set has three, even if the part has two of them"
-    both = part.with_(Part(pixels, labels, np.array([0])))
+    both = part.union(Part(pixels, labels, np.array([0])))
     assert both.own_labels.tolist() == [0, 0, 1, 2]
     assert both.pixels is pixels
-    assert part.with_(None) is part
+    assert part.union(None) is part
 
 
 # --- as they are --------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import resource
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +20,6 @@ from toolkit.training.loop import Progress
 
 ABOUT = {"settings": {"epochs": 3}}
 AWAY = TrackingError("cannot log metrics: connection refused")
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
-    folder = tmp_path_factory.mktemp("store")
-    with chdir(folder):  # where MLflow then keeps files
-        return connect(f"sqlite:///{folder}/mlflow.db")
-
-
-@pytest.fixture
-def run(client: MlflowClient) -> Run:
-    return Run(client, "training", role="final", name="kept")
 
 
 @pytest.fixture

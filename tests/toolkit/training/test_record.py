@@ -1,6 +1,5 @@
 """What a run keeps of a training, also when it was interrupted while it did so."""
 
-from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from support import COLOURS, colour_picture
 from toolkit.bundle import DIGEST_TAG, Measured, load_bundle
 from toolkit.errors import TrackingError
-from toolkit.tracking import MlflowClient, Run, connect
+from toolkit.tracking import Run
 from toolkit.training.cache import decode
 from toolkit.training.data import Data
 from toolkit.training.datasets import open_catalogue
@@ -24,18 +23,6 @@ from toolkit.training.splits import split
 
 EPOCH = Epoch(1, 0.5, 0.75, 0.625, 0.875, 1e-3, 20.0, 30.0, 2.0, 100.0)
 CPU = Device("cpu", torch.float32)
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
-    folder = tmp_path_factory.mktemp("store")
-    with chdir(folder):  # where MLflow then keeps files
-        return connect(f"sqlite:///{folder}/mlflow.db")
-
-
-@pytest.fixture
-def run(client: MlflowClient) -> Run:
-    return Run(client, "training", role="final", name="recorded")
 
 
 @pytest.fixture(scope="module")

@@ -103,11 +103,19 @@ def test_a_balanced_data_set_in_order_takes_two_lines() -> None:
     ]
 
 
+def test_classes_of_one_size_are_told_by_that_size() -> None:
+    assert (
+        lines({"ape": (1200, 0, 300), "bee": (1200, 0, 200)})[1]
+        == "each class has 1,200 pictures to train and validate on"
+    )
+
+
 def test_from_three_times_the_smallest_class_on_weighting_is_suggested() -> None:
     below, at = ({"ape": (number, 0, 1), "bee": (100, 0, 1)} for number in (299, 300))
     assert "--class-weights" not in " ".join(lines(below))
     assert lines(at)[1] == (
-        "a class has 100 (bee) to 300 (ape) pictures to train on, 3.0 times as many; consider --class-weights balanced"
+        "a class has 100 (bee) to 300 (ape) pictures to train and validate on, 3.0 times as many;"
+        " consider --class-weights balanced"
     )
 
 
@@ -241,7 +249,7 @@ def test_each_file_of_a_messy_folder_is_named_rightly(tmp_path: Path, cached: bo
     said = survey_lines(report)
     assert said[:3] == [
         "pets: 21 pictures of 2 classes, 8 of them held out",
-        "a class has 4 (dog) to 9 (cat) pictures to train on",
+        "a class has 4 (dog) to 9 (cat) pictures to train and validate on",
         copies,
     ]
     assert "skipped 2 files: the file is empty, such as pets/train/cat/empty.gif" in said
