@@ -2,52 +2,88 @@
 
     python hyperopt_tuning.py --preset quick                   # a small space, minutes on a laptop
     python hyperopt_tuning.py --data photos/ --max-evals 50    # the full space
-    python hyperopt_tuning.py --data photos/ --timeout 3600    # start no trial after an hour
+    python hyperopt_tuning.py --data photos/ --timeout 3600    # search for an hour
+    python hyperopt_tuning.py --resume                         # go on with what was interrupted
+    python hyperopt_tuning.py --show                           # what a study has found so far
 
-A trial's score is its mean validation accuracy over five folds. The best settings are then trained
-once on everything but the held-out pictures and logged as a model, ready for
+A trial's score is its mean validation accuracy over five folds; one that can no longer matter is cut
+before its last fold. The best settings are then trained once on everything but the held-out pictures
+and logged as a model, ready for
 
     python model_registry.py register --experiment-name hyperopt_tuning --metric mean_cv_accuracy
 
-In MLflow the study is one run, its trials are nested runs, their folds are nested in those. On two
-cores a trial of the full space takes from minutes to an hour; Ctrl-C keeps every finished trial.
+Each result is in studies/NAME/journal.jsonl before the next trial begins, and each epoch in a
+checkpoint beside it, so whatever ends the search, --resume loses nothing. In MLflow the study is one
+run, its trials are nested runs, their folds are nested in those.
 """
 
 import shlex
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
-from pydantic import Field
-from tqdm import tqdm
+import numpy as np
+from pydantic import Field, ValidationError
+from torch import nn
 
-from toolkit.errors import TrainingError, one_line
+from toolkit.errors import DataError, SettingsError, TrackingError, TrainingError, one_line
+from toolkit.machine import usable_cores
 from toolkit.settings import environment, parse, run_script
-from toolkit.terminal import on_terminal, say, table
-from toolkit.tracking import Run, connect
-from toolkit.tuning.figures import history_picture
-from toolkit.tuning.space import PRESETS, Choice, Space
-from toolkit.tuning.study import Study, Trial
+from toolkit.terminal import say, silence
+from toolkit.tracking import MlflowClient, Run, connect
+from toolkit.tuning.crew import Crew
+from toolkit.tuning.journal import Journal
+from toolkit.tuning.mirror import Mirror, log_study
+from toolkit.tuning.racing import after_epoch, after_folds
+from toolkit.tuning.report import StudyBar, all_settings, standings, totals
+from toolkit.tuning.search import FoldDone, Limits, Result, Search, Step
+from toolkit.tuning.space import PRESETS, Space, contains
+from toolkit.tuning.space_file import points_in, space_in
+from toolkit.tuning.studies import (
+    FINISHED,
+    LAST,
+    Plan,
+    differences,
+    find_study,
+    free_name,
+    journal_of,
+    keep_logits,
+    kept_logits,
+    read_study,
+    studies_in,
+)
+from toolkit.tuning.study import Proposal, Study, start_up_trials
+from toolkit.tuning.trial import Fold, Trial
 from train_cnn import (
+    Checkpoint,
     CrossValidation,
     Data,
     DataSettings,
-    Device,
+    Epoch,
+    Fitted,
+    Keeper,
     Outcome,
     Recipe,
     cross_validate,
     load_pictures,
     log_data,
     log_folds,
+    open_checkpoint,
     starting_weights,
+    stratified_folds,
     tags_of,
     train_on_everything,
     use_machine,
 )
 
 DEFAULT_EVALS = {"full": 30, "quick": 6}
+PARAMS = {"patience": "study_patience"}  # a hyperparameter has that name already
+FREE = {"max_evals", "timeout", "patience", "parallel", "study_dir", "cache_dir", "cache_limit", "resume"}  # of a study
 
 
 class TuneSettings(DataSettings):
@@ -56,11 +92,33 @@ class TuneSettings(DataSettings):
     model_config = environment("TUNE_")
 
     preset: Literal["full", "quick"] = Field("full", description="search space; quick is a small one for a laptop")
+    space: Path | None = Field(None, description="YAML file that narrows or changes the preset's space")
+    first: Path | None = Field(None, description="YAML file with a list of settings to begin with, whole or in part")
     max_evals: int | None = Field(None, ge=1, le=100_000, description="trials; default 30, with --preset quick 6")
-    timeout: float | None = Field(None, gt=0, description="start no trial after this many seconds")
+    timeout: float | None = Field(None, gt=0, description="search for at most this many seconds, also within a trial")
+    patience: int | None = Field(None, ge=1, description="stop after this many trials without a better one")
     folds: int = Field(5, ge=2, le=50, description="stratified folds that judge each trial")
+    racing: bool = Field(True, description="cut trials that can no longer matter")
+    parallel: int = Field(1, ge=1, le=64, description="trials at a time, each in a process with its share of the cores")
     experiment_name: str = Field("hyperopt_tuning", min_length=1, description="MLflow experiment")
-    study_name: str | None = Field(None, description="MLflow run name of the study")
+    study_name: str | None = Field(
+        None, pattern=r"^[\w.-]{1,100}$", description="name of the study; default: that of the data, and a number"
+    )
+    study_dir: Path = Field(Path("studies"), description="folder that keeps studies")
+    resume: str | None = Field(
+        None,
+        description="go on with an interrupted study, with its own settings: last (also when nothing follows) or its"
+        " name",
+        json_schema_extra={"bare": LAST},
+    )
+    fork: str | None = Field(
+        None,
+        description="start a study that knows the trials of another one and begins with its best settings",
+        json_schema_extra={"bare": LAST},
+    )
+    show: str | None = Field(
+        None, description="print what a study has found so far, and run nothing", json_schema_extra={"bare": LAST}
+    )
 
     @property
     def evaluations(self) -> int:
@@ -68,12 +126,61 @@ class TuneSettings(DataSettings):
         return self.max_evals or DEFAULT_EVALS[self.preset]
 
 
+class Task(NamedTuple):
+    """A trial as any machine can run it: settings, seed, and where the data is.
+
+    Parameters
+    ----------
+    proposal
+        The hyperparameters, and the trial that it is measured by.
+    folds
+        How many there are.
+    data
+        Where the pictures and the starting weights come from, and the seed.
+    networks
+        All that the study searches.
+    folder
+        Where its checkpoint is kept; None: it is not.
+    threads
+        For torch; None: as many as this process has cores.
+    """
+
+    proposal: Proposal
+    folds: int
+    data: DataSettings
+    networks: tuple[str, ...]
+    folder: Path | None = None
+    threads: int | None = None
+
+
+class Cut(Exception):
+    """A trial can no longer matter."""
+
+
 @dataclass(frozen=True, eq=False)
 class StudyOutcome:
     """A finished study and the model that was trained with its best settings."""
 
+    name: str
     study: Study
     model: Outcome
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A search under way: its settings and all that follows from them."""
+
+    name: str
+    settings: TuneSettings
+    space: Space
+    data: Data  # at one of the sizes
+    study: Study
+    journal: Journal
+
+    @property
+    def folder(self) -> Path:
+        """Where the study is kept."""
+        return self.journal.path.parent
 
 
 def tune(settings: TuneSettings) -> StudyOutcome:
@@ -82,7 +189,8 @@ def tune(settings: TuneSettings) -> StudyOutcome:
     Raises
     ------
     ToolkitError
-        Data, weights or MLflow cannot be used, or every trial failed, in one sentence.
+        Data, weights or MLflow cannot be used, no trial was completed, or the study to be gone on with
+        was another one, in one sentence.
 
     Examples
     --------
@@ -91,152 +199,367 @@ def tune(settings: TuneSettings) -> StudyOutcome:
     0.98
     """
     client = connect()
-    device = use_machine(settings)
-    space = PRESETS[settings.preset]
-    data_at = data_shelf(settings, space)
-    study = Study(space, settings.seed, settings.evaluations)
-    first = data_at(_options(space, "image_size")[0])
-    name = settings.study_name or f"study-{first.pictures.catalogue.name.replace('/', '-')}"
-    with Run(client, settings.experiment_name, role="study", name=name, tags=tags_of(first, settings.seed)) as run:
-        run.params(settings.model_dump(mode="json"))
-        run.json("search_space.json", {name: str(dimension) for name, dimension in space.items()})
-        log_data(run, first, settings.data)
+    job = resumed(settings) if settings.resume else begun(settings)
+    with job.journal, resumable(job), study_run(job, client) as run:
+        mirror = mirror_of(job, run)
+        mirror.catch_up(job.study.trials)
         try:
-            cross_validation = search(study, run, data_at, settings, device)
-        finally:  # also when it is interrupted
-            _log_study(run, study)
-        best = study.best
-        if best is None or cross_validation is None:
-            raise TrainingError(f"all {len(study.trials)} trials failed; the first: {study.trials[0].reason}")
-        recipe = Recipe(**best.settings)
-        run.params({**recipe.model_dump(), "best_trial": best.number})
-        model = train_on_everything(run, recipe, data_at(recipe.image_size), cross_validation, settings.seed, device)
-    return StudyOutcome(study, model)
+            search(job, mirror)
+        except BaseException:
+            with suppress(TrackingError):  # the first error is the one to report
+                log_study(run, job.study, job.space, job.journal.path)
+            raise
+        mirror.flush()
+        log_study(run, job.study, job.space, job.journal.path)
+        model = train_best(job, run)
+        job.journal.append({"finished": job.study.best.number if job.study.best else None})
+    return StudyOutcome(job.name, job.study, model)
 
 
-def search(
-    study: Study, run: Run, data_at: Callable[[int], Data], settings: TuneSettings, device: Device
-) -> CrossValidation | None:
-    """Run trials until they or the time are used up; the folds of the best one."""
-    deadline = None if settings.timeout is None else time.monotonic() + settings.timeout
-    best = None
-    progress = tqdm(total=settings.evaluations, desc="trials", unit="trial", disable=not on_terminal())
-    say(f"searching the {settings.preset} space: {settings.evaluations} trials of {settings.folds} folds each")
-    with progress:
-        while len(study.trials) < settings.evaluations:
-            if study.trials and deadline is not None and time.monotonic() > deadline:
-                say(f"the time is up after {len(study.trials)} of {settings.evaluations} trials")
-                break
-            number, point = study.ask()
-            trial, folds = run_trial(number, point, run, data_at, settings, device)
-            study.tell(trial)
-            if study.best is trial:
-                best = folds
-            progress.update()
-            say(_trial_line(trial, settings.evaluations, best=study.best is trial))
-    return best
+# --- one trial ----------------------------------------------------------------------------------
 
 
-def run_trial(
-    number: int,
-    point: dict[str, Any],
-    study: Run,
-    data_at: Callable[[int], Data],
-    settings: TuneSettings,
-    device: Device,
-) -> tuple[Trial, CrossValidation | None]:
-    """Cross-validate one point; a training that fails is recorded with its reason and ends nothing."""
-    recipe = Recipe(**point)
-    data = data_at(recipe.image_size)
-    start = time.monotonic()
-    tags = {**tags_of(data, settings.seed), "trial": number}
+def data_for(settings: DataSettings, image_size: int, networks: tuple[str, ...]) -> Data:
+    """The data at a picture size, with weights for any of the networks."""
+    return Data(*load_pictures(settings, image_size), *starting_weights(settings.weights, networks))
+
+
+def evaluate(
+    task: Task,
+    tell: Callable[[Any], None] = lambda _: None,
+    data_at: Callable[[DataSettings, int, tuple[str, ...]], Data] = data_for,
+) -> Result:
+    """Cross-validate one point; a training that fails is a failed trial.
+
+    What comes of a task depends on nothing else, so any process of any machine may run it.
+
+    Parameters
+    ----------
+    tell
+        Called with a ``Step`` after each epoch and a ``FoldDone`` after each fold.
+    data_at
+        Gives the data; a process with many tasks keeps it.
+
+    Raises
+    ------
+    ToolkitError
+        Data or weights cannot be used.
+    """
+    began = time.monotonic()
+    number, settings = task.proposal.number, task.proposal.settings
+    watch = _Watch(task, tell)
+
+    def ended(state: Literal["complete", "cut", "failed"], reason: str = "") -> Trial:
+        seconds = max(time.monotonic() - began, sum(fold.seconds for fold in watch.folds))  # also before a resumption
+        return Trial(number, settings, state, tuple(watch.folds), seconds, reason)
+
     try:
-        with Run(study.client, study.experiment, role="trial", name=f"trial {number}", parent=study, tags=tags) as run:
-            run.params(recipe.model_dump())
-            log = log_folds(run, recipe, data, settings.seed, aloud=False)
-            folds = cross_validate(recipe, data, settings.folds, settings.seed, device, log)
-            seconds = time.monotonic() - start
-            run.metrics({**folds.metrics, "training_time_s": seconds})
-            for fold, accuracy in enumerate(folds.accuracies):
-                run.metrics({"fold_accuracy": accuracy}, step=fold)
+        recipe = Recipe(**settings)
+        device = use_machine(task.data, threads=task.threads)
+        data = data_at(task.data, recipe.image_size, task.networks)
+        keeper = Keeper(_checkpoint(task.folder, _checkpoint_name(number), dict(settings)) if task.folder else None)
+        cv = cross_validate(recipe, data, task.folds, task.data.seed, device, keeper=keeper, watch=watch)
+    except Cut as cut:
+        return Result(ended("cut", str(cut)))
     except (TrainingError, RuntimeError, MemoryError) as error:  # diverged, or out of memory
-        return Trial(number, point, "failed", seconds=time.monotonic() - start, reason=one_line(error)), None
-    mean, spread = folds.metrics["mean_cv_accuracy"], folds.metrics["std_cv_accuracy"]
-    return Trial(number, point, "complete", mean, spread, seconds), folds
+        return Result(ended("failed", one_line(error)))
+    except ValidationError as error:  # settings that do not go together
+        return Result(ended("failed", error.errors()[0]["msg"].removeprefix("Value error, ")))
+    return Result(ended("complete"), cv.logits)
 
 
-def data_shelf(settings: DataSettings, space: Space) -> Callable[[int], Data]:
-    """A function that gives the data at a picture size, decoding it once."""
-    weights = starting_weights(settings.weights, _options(space, "model_type"))
+class _Watch:
+    """Looks on while a trial's folds are trained, and cuts it when it can no longer matter."""
 
-    @cache
-    def data_at(image_size: int) -> Data:
-        return Data(*load_pictures(settings, image_size), *weights)
+    def __init__(self, task: Task, tell: Callable[[Any], None]) -> None:
+        self.folds: list[Fold] = []
+        self._holder, self._epochs = task.proposal.holder, task.proposal.settings["epochs"]
+        self._count, self._tell = task.folds, tell
 
-    return data_at
+    def epoch(self, fold: int, history: Sequence[Epoch], pictures: int) -> None:
+        self._tell(Step(fold, len(history)))
+        curve = [epoch.val_accuracy for epoch in history]
+        if fold == 0 and self._holder and (reason := after_epoch(curve, self._epochs, self._holder)):
+            seconds = sum(epoch.epoch_duration_s for epoch in history)
+            epochs = tuple(asdict(epoch) for epoch in history)
+            self.folds = [Fold(epochs, 1 + int(np.argmax(curve)), seconds, pictures * len(history))]
+            raise Cut(reason)
+
+    def fold(self, finished: Sequence[Fitted]) -> None:
+        self.folds = [_as_fold(fold) for fold in finished]
+        self._tell(FoldDone(len(finished) - 1, self.folds[-1]))
+        accuracies = [fold.accuracy for fold in self.folds]
+        if self._holder and (reason := after_folds(accuracies, self._count, self._holder)):
+            raise Cut(reason)
+
+
+def _as_fold(fitted: Fitted) -> Fold:
+    epochs = tuple(asdict(epoch) for epoch in fitted.history)
+    return Fold(epochs, fitted.best_epoch, fitted.seconds, fitted.pictures)
+
+
+def _as_fitted(fold: Fold) -> Fitted:
+    history = [Epoch(**epoch) for epoch in fold.epochs]
+    return Fitted(
+        nn.Identity(), history, fold.best_epoch, fold.accuracy, seconds=fold.seconds, pictures=fold.pictures,
+        images_per_s=fold.pictures / fold.seconds if fold.seconds else 0.0,
+    )  # fmt: skip
+
+
+def _checkpoint_name(number: int) -> str:
+    return f"trial-{number + 1}"
+
+
+def _checkpoint(folder: Path, name: str, about: dict[str, Any]) -> Checkpoint:
+    """Of this very training, with what an interrupted process left."""
+    with suppress(SettingsError, DataError):  # there is none, or it is broken: begin anew
+        checkpoint = open_checkpoint(name, folder)
+        if checkpoint.about == about:
+            return checkpoint
+    return Checkpoint(folder, name, about)
+
+
+_kept_data = cache(data_for)
+
+
+def work(task: Task, tell: Callable[[Any], None]) -> Result:
+    """What a process of the crew does: the one that started it speaks for all."""
+    silence()
+    return evaluate(task, tell, _kept_data)
+
+
+# --- a study begins, or is gone on with ---------------------------------------------------------
+
+
+def begun(settings: TuneSettings) -> Job:
+    """A study of its own, in a folder of its own."""
+    folder = settings.study_dir
+    space = space_of(settings)
+    first = points_in(settings.first, space, Recipe) if settings.first else []
+    earlier: list[Trial] = []
+    if settings.fork:
+        former, _ = read_study(folder, find_study(folder, settings.fork, "--fork"))
+        earlier = [trial for trial in former.trials if contains(space, trial.settings)]
+        say(f"{len(earlier)} of {len(former.trials)} trials of the former study lie in this space and are known here")
+        if former.best in earlier:
+            first = [dict(former.best.settings), *first]
+    data = _data(settings, space)
+    name = settings.study_name or free_name(folder, data.pictures.catalogue.name.replace("/", "-"))
+    plan = Plan(
+        space, settings.seed, start_up_trials(settings.evaluations), settings.racing, first, earlier, _facts(data),
+        settings.model_dump(mode="json"),
+    )  # fmt: skip
+    for other in studies_in(folder):
+        with suppress(DataError):
+            if not read_study(folder, other)[1]:
+                say(f"study {other} is not finished; --resume {other} would go on with it")
+    journal = Journal(journal_of(folder, name), plan.json())
+    return Job(name, settings, space, data, plan.study(record=journal.append), journal)
+
+
+def resumed(settings: TuneSettings) -> Job:
+    """The study that was interrupted, unless something that its trials depend on has changed."""
+    name = find_study(settings.study_dir, settings.resume or LAST, "--resume")
+    journal = Journal(journal_of(settings.study_dir, name))
+    try:
+        plan = Plan.from_json(journal.about)
+        if any(FINISHED in entry for entry in journal.entries):
+            raise SettingsError(f"study {name} is finished; --fork {name} starts another one that knows its trials")
+        former, changes = _former(settings, plan)
+        data = _data(former, plan.space)
+        changes += differences(plan.facts, _facts(data))
+        if changes:
+            raise SettingsError(
+                f"study {name} cannot be gone on with: {'; '.join(changes)}; --fork {name} starts another one that"
+                " knows its trials"
+            )
+        study = plan.study(journal.entries, journal.append)
+    except BaseException:
+        journal.close()
+        raise
+    say(f"going on with study {name}: {totals(study.trials)}")
+    return Job(name, former, plan.space, data, study, journal)
+
+
+def _former(settings: TuneSettings, plan: Plan) -> tuple[TuneSettings, list[str]]:
+    """The settings that a study began with, those that are free as they are now, and what was asked for in vain."""
+    try:
+        former = TuneSettings(**plan.settings)
+    except (ValidationError, TypeError):
+        raise DataError("the study was begun by another version of hyperopt_tuning.py") from None
+    given = settings.model_fields_set
+    names = sorted(given - FREE - {"space", "first"})
+    changes = differences(
+        {name: getattr(former, name) for name in names}, {name: getattr(settings, name) for name in names}
+    )
+    if settings.space:
+        changes += differences(_in_words(plan.space), _in_words(space_of(settings)))
+    if settings.first and points_in(settings.first, plan.space, Recipe) != plan.first:
+        changes.append("--first names other settings")
+    return former.model_copy(update={name: getattr(settings, name) for name in given & FREE}), changes
+
+
+def space_of(settings: TuneSettings) -> Space:
+    """The preset's space, as the user's file changes it."""
+    preset = PRESETS[settings.preset]
+    return space_in(settings.space, preset, Recipe) if settings.space else preset
+
+
+def _facts(data: Data) -> dict[str, str]:
+    """What trials depend on besides the settings."""
+    catalogue = data.pictures.catalogue
+    return {"data": catalogue.name, "data_fingerprint": catalogue.fingerprint, "weights": data.weights_note}
+
+
+def _data(settings: TuneSettings, space: Space) -> Data:
+    """The data at one of the sizes that are searched; it is known to be enough for the folds."""
+    data = data_for(data_settings(settings), _options(space, "image_size")[0], _networks(space))
+    stratified_folds(data.pictures.labels[data.development], settings.folds, settings.seed, data.classes)
+    return data
+
+
+def _networks(space: Space) -> tuple[str, ...]:
+    return tuple(_options(space, "model_type"))
 
 
 def _options(space: Space, name: str) -> tuple[Any, ...]:
-    dimension = space[name]
-    return dimension.options if isinstance(dimension, Choice) else ()
+    """What a choice can be; the default where it is no choice."""
+    options: tuple[Any, ...] = getattr(space.get(name), "options", (Recipe.model_fields[name].default,))
+    return options
 
 
-def _log_study(run: Run, study: Study) -> None:
-    run.json("trials.json", [asdict(trial) for trial in study.trials])
-    run.metrics({"trials": len(study.trials), "failed_trials": len(study.trials) - len(study.ranking)})
-    if study.ranking:
-        run.figure("study_history.png", history_picture(study.trials))
+def data_settings(settings: DataSettings) -> DataSettings:
+    """Those of the data alone: all that a trial elsewhere needs to know."""
+    return DataSettings(**{name: getattr(settings, name) for name in DataSettings.model_fields})
 
 
-def _trial_line(trial: Trial, planned: int, *, best: bool) -> str:
-    start = f"trial {trial.number + 1:>3}/{planned}"
-    if trial.state == "failed":
-        return f"{start}  failed after {trial.seconds:.0f} s: {trial.reason}"
-    shown = ", ".join(
-        str(trial.settings[name]) for name in ("model_type", "image_size", "optimizer", "batch_size", "epochs")
-    )
-    return (
-        f"{start}  mean accuracy {trial.mean_accuracy:.4f} (spread {trial.std_accuracy:.4f})  {trial.seconds:.0f} s"
-        f"  {shown}, lr {trial.settings['learning_rate']:.2g}{'  best' if best else ''}"
-    )
+def _in_words(space: Space) -> dict[str, str]:
+    return {name: str(dimension) for name, dimension in space.items()}
 
 
-def report(outcome: StudyOutcome, settings: TuneSettings) -> str:
+@contextmanager
+def resumable(job: Job) -> Iterator[None]:
+    """Tell how to go on after whatever ends the search before the study is finished."""
+    folder = shlex.quote(str(job.settings.study_dir))
+    where = "" if folder == "studies" else f" --study-dir {folder}"
+    command = f"python {shlex.quote(sys.argv[0])} --resume {job.name}{where}"
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        say(f"stopped; go on with: {command}")
+        raise
+    except TrackingError as error:
+        raise TrackingError(
+            f"{error}; what was found is kept: go on, when MLflow answers again, with {command}"
+        ) from None
+
+
+def study_run(job: Job, client: MlflowClient) -> Run:
+    """The study's run in MLflow, or the one that it had."""
+    for entry in job.journal.entries:
+        if "run" in entry:
+            return Run.reopen(client, entry["run"])
+    settings = job.settings
+    run = Run(client, settings.experiment_name, role="study", name=job.name, tags=tags_of(job.data, settings.seed))
+    run.params({PARAMS.get(name, name): value for name, value in settings.model_dump(mode="json").items()})
+    run.json("search_space.json", _in_words(job.space))
+    log_data(run, job.data, settings.data)
+    job.journal.append({"run": run.id})
+    return run
+
+
+def mirror_of(job: Job, run: Run) -> Mirror:
+    """What shows the trials in MLflow."""
+    seed, tags = job.settings.seed, tags_of(job.data, job.settings.seed)
+
+    def log_fold(trial: Run, settings: Mapping[str, Any], number: int, fold: Fold) -> None:
+        log_folds(trial, Recipe(**settings), job.data, seed, aloud=False)(number, _as_fitted(fold))
+
+    return Mirror(run, tags, log_fold)
+
+
+# --- the search ---------------------------------------------------------------------------------
+
+
+def search(job: Job, mirror: Mirror) -> None:
+    """Run trials until they, the time or the patience are used up; those under way when it is interrupted are kept."""
+    settings, data, networks = job.settings, data_settings(job.settings), _networks(job.space)
+    threads = None if settings.parallel == 1 else max(1, usable_cores() // settings.parallel)
+
+    def task(proposal: Proposal) -> Task:
+        return Task(proposal, settings.folds, data, networks, job.folder, threads)
+
+    def keep(result: Result) -> None:
+        if result.logits is not None and job.study.would_be_best(result.trial):
+            keep_logits(job.folder, result.trial.number, result.logits)
+
+    def forget(trial: Trial) -> None:
+        Checkpoint(job.folder, _checkpoint_name(trial.number), {}).discard()
+
+    say(f"study {job.name}: {settings.evaluations} trials of {settings.folds} folds each")
+    limits = Limits(settings.evaluations, settings.timeout, settings.patience)
+    with (
+        closing(StudyBar(job.study, limits.trials, settings.folds)) as bar,
+        Crew(settings.parallel, work, preload=["train_cnn"]) as crew,
+    ):
+        Search(job.study, limits, crew, task, mirror, bar, keep, forget).run()
+
+
+# --- what came of it ----------------------------------------------------------------------------
+
+
+def train_best(job: Job, run: Run) -> Outcome:
+    """Train the best settings on everything but the held-out pictures and log the bundle.
+
+    Raises
+    ------
+    TrainingError
+        No trial is complete.
+    """
+    study, settings = job.study, job.settings
+    best = study.best
+    if best is None:
+        failed = [trial for trial in study.trials if trial.state == "failed"]
+        if failed:
+            raise TrainingError(f"all {len(study.trials)} trials failed; the first: {failed[0].reason}")
+        raise TrainingError(f"no trial was complete when the time was up; raise --timeout and --resume {job.name}")
+    recipe = Recipe(**best.settings)
+    run.params({**recipe.model_dump(), "best_trial": best.number + 1})
+    device = use_machine(settings)
+    data = data_for(data_settings(settings), recipe.image_size, _networks(job.space))
+    cv = CrossValidation([_as_fitted(fold) for fold in best.folds], kept_logits(job.folder, best.number))
+    checkpoint = _checkpoint(job.folder, run.id, dict(best.settings))
+    model = train_on_everything(run, recipe, data, cv, settings.seed, device, Keeper(checkpoint, run))
+    checkpoint.discard()
+    return model
+
+
+def report(outcome: StudyOutcome) -> str:
     """The best five trials, the best settings, and the next command to type."""
     study, model = outcome.study, outcome.model
-    headings = ["trial", "mean", "spread", "seconds", "network", "size", "optimizer", "batch", "learning rate"]
-    rows = [
-        [
-            trial.number + 1,
-            f"{trial.mean_accuracy:.4f}",
-            f"{trial.std_accuracy:.4f}",
-            f"{trial.seconds:.0f}",
-            trial.settings["model_type"],
-            trial.settings["image_size"],
-            trial.settings["optimizer"],
-            trial.settings["batch_size"],
-            f"{trial.settings['learning_rate']:.2g}",
-        ]
-        for trial in study.ranking[:5]
-    ]
-    best = study.ranking[0].settings
-    settings_line = ", ".join(
-        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in best.items()
-    )
     return (
-        f"\n{table(headings, rows)}\n\nbest settings: {settings_line}\n"
+        f"\n{standings(study)}\n\nbest settings: {all_settings(study.ranking[0].settings)}\n"
         f"trained on everything for {len(model.fitted.history)} epochs: held-out accuracy"
         f" {model.evaluation.accuracy:.4f} ({model.evaluation.pictures} pictures)\n"
         f"MLflow run: {model.run.url or model.run.id}\n\n"
-        f"next: python model_registry.py register --experiment-name {shlex.quote(settings.experiment_name)}"
+        f"next: python model_registry.py register --experiment-name {shlex.quote(model.run.experiment)}"
         " --metric mean_cv_accuracy"
     )
+
+
+def show(settings: TuneSettings) -> str:
+    """What a study has found so far."""
+    name = find_study(settings.study_dir, settings.show or LAST, "--show")
+    study, finished = read_study(settings.study_dir, name)
+    state = "finished" if finished else f"not finished, {len(study.under_way)} trials under way"
+    best = f"\n\nbest settings: {all_settings(study.best.settings)}" if study.best else ""
+    return f"study {name}, {state}\n\n{standings(study)}{best}"
 
 
 def main() -> None:
     """Run from the command line."""
     settings = parse(TuneSettings, __doc__)
-    say(report(tune(settings), settings))
+    say(show(settings) if settings.show else report(tune(settings)))
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ TRAIN_EPOCHS=20.
 """
 
 import shlex
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -42,25 +42,32 @@ from toolkit.training.device import ALONE, Device, World, joined, prepare
 from toolkit.training.evaluate import fit_temperature
 from toolkit.training.features import Features
 from toolkit.training.keeper import Keeper
-from toolkit.training.loop import Epoch, Fitted, fit
+from toolkit.training.loop import Epoch, Fitted, Progress, fit
 from toolkit.training.networks import build_network, load_weights
 from toolkit.training.recipe import Recipe
 from toolkit.training.record import Outcome, epoch_metrics, gpu_peak_mb, log_data, log_folds, log_outcome, tags_of
 from toolkit.training.splits import Split, split, stratified, stratified_folds
 
 __all__ = [
+    "Checkpoint",
     "CrossValidation",
     "Data",
     "DataSettings",
     "Device",
+    "Epoch",
+    "Fitted",
+    "Keeper",
     "Outcome",
     "Recipe",
     "TrainSettings",
+    "Watch",
     "cross_validate",
     "load_pictures",
     "log_data",
     "log_folds",
+    "open_checkpoint",
     "starting_weights",
+    "stratified_folds",
     "tags_of",
     "train",
     "train_on_everything",
@@ -151,6 +158,16 @@ class CrossValidation:
         return max(1, round(float(np.median([fold.best_epoch for fold in self.folds]))))
 
 
+class Watch(Protocol):
+    """Who looks on while folds are trained, and may end it by raising."""
+
+    def epoch(self, fold: int, history: Sequence[Epoch], pictures: int) -> None:
+        """After each epoch of a fold, from 0: its epochs so far, and the training pictures of each."""
+
+    def fold(self, finished: Sequence[Fitted]) -> None:
+        """After each fold, also one that an interrupted run had finished: those that are done."""
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
     """What a run is about: its settings and all that follows from them."""
@@ -224,7 +241,7 @@ def follow(settings: TrainSettings, world: World) -> None:
     """What every process of torchrun but the first does: its share of the sums, without a record."""
     job = _job(settings, world)
     settings, recipe, device, data = job.settings, job.recipe, job.device, job.data
-    keeper, features = Keeper(job.checkpoint), None
+    keeper, features = Keeper(job.checkpoint, writes=False), None
     if settings.folds:
         cv = cross_validate(recipe, data, settings.folds, settings.seed, device, keeper=keeper)
         recipe, features = recipe.model_copy(update={"epochs": cv.epochs}), cv.features
@@ -245,11 +262,12 @@ def cross_validate(
     device: Device,
     on_fold: Callable[[int, Fitted], None] = lambda *_: None,
     keeper: Keeper | None = None,
+    watch: Watch | None = None,
 ) -> CrossValidation:
     """Train one network a stratified fold and judge each on the fold it has not seen.
 
     The result depends on recipe, data and seed alone. A frozen backbone sees each picture once for
-    all folds.
+    all folds. ``on_fold`` is called once a fold, also when the run is interrupted and taken up again.
     """
     keeper = keeper or Keeper()
     indices = data.development
@@ -270,6 +288,7 @@ def cross_validate(
                 device=device,
                 mirrored=data.mirrored,
                 features=features,
+                on_epoch=_looking_on(watch, number, keeper.progress(name), len(training)),
                 keep=keeper.keep(name),
                 keep_share=KEEP_SHARE,
                 progress=keeper.progress(name),
@@ -280,7 +299,23 @@ def cross_validate(
         logits[validation] = fold.val_logits
         fitted.append(fold)
         keeper.once(name, partial(on_fold, number, fold))
+        if watch:
+            watch.fold(fitted)
     return CrossValidation(fitted, logits, features)
+
+
+def _looking_on(
+    watch: Watch | None, fold: int, progress: Progress | None, pictures: int
+) -> Callable[[Epoch, nn.Module, bool], None]:
+    """What ``fit`` calls after each epoch, so that the watch sees all of them, earlier ones too."""
+    history = progress.result(nn.Identity()).history if progress else []
+
+    def on_epoch(epoch: Epoch, *_: object) -> None:
+        history.append(epoch)
+        if watch:
+            watch.epoch(fold, history, pictures)
+
+    return on_epoch
 
 
 def train_on_everything(
@@ -340,9 +375,9 @@ def recipe_of(settings: Recipe) -> Recipe:
     return Recipe(**{name: getattr(settings, name) for name in Recipe.model_fields})
 
 
-def use_machine(settings: DataSettings, world: World = ALONE) -> Device:
-    """Choose the device, and as many threads as this process has cores."""
-    prepare(deterministic=settings.deterministic)
+def use_machine(settings: DataSettings, world: World = ALONE, threads: int | None = None) -> Device:
+    """Choose the device, and how many threads to use: as many as this process has cores when None."""
+    prepare(deterministic=settings.deterministic, threads=threads)
     return Device.choose(settings.precision, compiled=settings.compile, world=world)
 
 
@@ -392,7 +427,9 @@ def _features(recipe: Recipe, data: Data, seed: int, device: Device) -> Features
         return None
     backbone = new_network(recipe, data, seed).get_submodule("backbone")
     pictures = data.part(data.development)
-    return Features.of(backbone, pictures, recipe, seed, device, mirrored=data.mirrored, bar=bar("features"))
+    return Features.of(
+        backbone, pictures, recipe, seed, device, mirrored=data.mirrored, bar=bar("features"), known=data.views
+    )
 
 
 def _validation_split(data: Data, settings: TrainSettings) -> tuple[Part, Part]:

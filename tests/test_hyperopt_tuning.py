@@ -1,35 +1,55 @@
-"""A search as people run it: what is logged at which level, what a failing trial does, how it ends early."""
+"""A search as people run it: what is logged at which level, what interrupts it, and how it is gone on with."""
 
 import json
+import multiprocessing
 import os
 import re
 import shlex
+import shutil
 import signal
-import subprocess
-import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import chdir
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
 from torchvision.models import resnet18
 
 import hyperopt_tuning
-from hyperopt_tuning import StudyOutcome, TuneSettings, report, tune
+import toolkit.tuning.search
+from forks import Ended, Forks, Script, forks
+from hyperopt_tuning import Task, TuneSettings, begun, data_for, data_settings, evaluate, report, show, tune
 from model_registry import ModelRegistry
-from support import COLOURS, ROOT, colour_picture
+from support import COLOURS, ROOT, MlflowServer, colour_picture
 from toolkit.bundle import load_bundle
-from toolkit.errors import DataError, TrainingError
+from toolkit.errors import DataError, SettingsError, TrainingError
 from toolkit.tracking import MlflowClient, connect, mlflow
+from toolkit.tuning.racing import Holder
+from toolkit.tuning.search import FoldDone, Result, Step
 from toolkit.tuning.space import QUICK, Choice, Integers, Space
-from train_cnn import Recipe
+from toolkit.tuning.studies import Plan, read_study
+from toolkit.tuning.study import Proposal
 
+SPACE = """
+image_size: 16
+model_type: simple_cnn
+batch_size: [4, 8]
+epochs: {low: 2, high: 6}
+learning_rate: {low: 1e-5, high: 1e-2, log: true}
+"""
 QUICKEST: Space = {**QUICK, "image_size": Choice((16,)), "epochs": Integers(1, 2), "batch_size": Choice((8, 16))}
 BROKEN: Space = {**QUICKEST, "image_size": Choice((32,)), "model_type": Choice(("resnet18_backbone",))}
+STORY = ("--data", "colours", "--space", "space.yaml", "--folds", "3", "--seed", "4", "--max-evals", "10")
+STATES = {"complete": "FINISHED", "cut": "KILLED", "failed": "FAILED"}
+
+
+# --- where it happens ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -47,32 +67,33 @@ class Place:
     def colours(self) -> str:
         return str(self.folder / "colours")
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / "hyperopt_tuning.py"), "--data", "colours", *words],
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": self.uri},
-        )
-
     def runs(self, experiment: str, role: str) -> list[mlflow.entities.Run]:
-        """Runs of a role, in the order of their names."""
+        """Runs of a role, those of trials in their order."""
         found = self.client.get_experiment_by_name(experiment)
-        runs = self.client.search_runs([found.experiment_id], f"tags.role = '{role}'")
-        return sorted(runs, key=lambda run: (run.data.tags.get("mlflow.parentRunId", ""), run.info.run_name))
+        runs = self.client.search_runs([found.experiment_id], f"tags.role = '{role}'") if found else []
+        return sorted(runs, key=lambda run: (int(run.data.tags.get("trial", 0)), run.info.run_name))
 
     def json(self, run: mlflow.entities.Run, name: str) -> object:
         return json.loads(Path(self.client.download_artifacts(run.info.run_id, name, str(self.folder))).read_text())
 
+    def start(self, forked: Forks, *words: str, experiment: str) -> Script:
+        variables = {"MLFLOW_TRACKING_URI": self.uri, "PYTHONPATH": str(ROOT)}
+        words = (*words, "--experiment-name", experiment, "--study-dir", experiment)
+        return forked.start("hyperopt_tuning.py", *words, folder=self.folder, **variables)
 
-@dataclass(frozen=True)
-class Ended:
-    out: str
-    err: str
-    status: int
+    def entries(self, experiment: str) -> list[dict[str, object]]:
+        """What a study's journal holds, without how long things took."""
+        (journal,) = (self.folder / experiment).glob("*/journal.jsonl")
+        about, *entries = [json.loads(line) for line in journal.read_text().splitlines()]
+        assert Plan.from_json(about["about"]).facts["data"] == "colours"
+        return [timeless(entry) for entry in entries if "run" not in entry]
+
+
+def timeless(value: object) -> object:
+    if isinstance(value, dict):
+        spent = ("seconds", "epoch_duration_s", "batch_time_ms", "batch_time_ms_p95", "images_per_s")
+        return {name: timeless(item) for name, item in value.items() if name not in spent}
+    return [timeless(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +104,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         for number in range(14):
             picture = colour_picture(colour, 100 * index + number, 20)
             (folder / "colours" / colour / f"{number}.png").write_bytes(picture)
+    (folder / "space.yaml").write_text(SPACE)
     uri = f"sqlite:///{folder}/mlflow.db"
     with chdir(folder):
         connect(uri)
@@ -90,29 +112,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @pytest.fixture(scope="module")
-def scripts(place: Place) -> dict[str, Ended]:
-    """A search that ends by itself, and one that is stopped by Ctrl-C in its second trial, side by side."""
-    common = ("--preset", "quick", "--folds", "2", "--seed", "4")
-    whole = place.start(*common, "--max-evals", "2")
-    stopped = place.start(*common, "--max-evals", "999", "--experiment-name", "ctrl-c")
-    assert stopped.stdout is not None
-    said = ""
-    while not re.search(r"^trial +1/999 ", said, re.MULTILINE):
-        line = stopped.stdout.readline()
-        assert line, stopped.communicate()[1]
-        said += line
-    stopped.send_signal(signal.SIGINT)
-    out, err = stopped.communicate(timeout=120)
-    ended = {"ctrl-c": Ended(said + out, err, stopped.returncode)}
-    out, err = whole.communicate(timeout=120)
-    return {**ended, "whole": Ended(out, err, whole.returncode)}
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    with forks(tmp_path_factory.mktemp("forks")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def whole(place: Place, forked: Forks) -> Ended:
+    """A search that nothing interrupts."""
+    return place.start(forked, "--preset", "quick", *STORY, experiment="whole").end()
 
 
 @pytest.fixture
-def quickest(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    """The same store, and a space of tiny trainings behind ``--preset quick``."""
+def quickest(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Place]:
+    """The same store, studies of their own, and a space of tiny trainings behind ``--preset quick``."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", place.uri)
     monkeypatch.setitem(hyperopt_tuning.PRESETS, "quick", QUICKEST)
+    monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     yield place
     torch.set_num_threads(threads)
@@ -136,73 +152,286 @@ def settings(place: Place, experiment: str, **more: object) -> TuneSettings:
 # --- a search that ends by itself ---------------------------------------------------------------
 
 
-def test_a_script_prints_its_trials_a_table_and_the_next_command(place: Place, scripts: dict[str, Ended]) -> None:
-    whole = scripts["whole"]
+def test_a_script_prints_its_trials_a_table_and_the_next_command(place: Place, whole: Ended) -> None:
     assert (whole.status, whole.err) == (0, "")
-    assert "searching the quick space: 2 trials of 2 folds each\n" in whole.out
-    (study,) = place.runs("hyperopt_tuning", "study")
+    assert "study colours-1: 10 trials of 3 folds each\n" in whole.out
+    (study,) = place.runs("whole", "study")
     trials = place.json(study, "trials.json")
-    lines = re.findall(r"^trial +(\d)/2  mean accuracy (\d\.\d{4}) \(spread (\d\.\d{4})\)", whole.out, re.MULTILINE)
+    complete = [trial for trial in trials if trial["state"] == "complete"]
+    lines = re.findall(r"^trial +(\d+)/10  mean accuracy (\d\.\d{4}) \(spread (\d\.\d{4})\)", whole.out, re.MULTILINE)
     assert lines == [
-        (str(trial["number"] + 1), f"{trial['mean_accuracy']:.4f}", f"{trial['std_accuracy']:.4f}") for trial in trials
+        (str(trial["number"] + 1), f"{trial['mean_accuracy']:.4f}", f"{trial['std_accuracy']:.4f}")
+        for trial in complete
     ]
-    assert re.search(r"^trial +mean +spread +seconds +network +size +optimizer", whole.out, re.MULTILINE)
+    cut = [trial for trial in trials if trial["state"] == "cut"]
+    assert len(cut) + len(complete) == 10
+    assert cut, "this story is meant to have both"
+    for trial in cut:
+        assert f"trial {trial['number'] + 1:>3}/10  cut {trial['reason']}; " in whole.out
+    assert re.search(r"^trial +mean +spread +pictures +seconds +network +size +optimizer", whole.out, re.MULTILINE)
+    assert f"10 trials: {len(complete)} complete, {len(cut)} cut, 0 failed; " in whole.out
     assert f"MLflow run: {study.info.run_id}\n" in whole.out
     assert whole.out.endswith(
-        "next: python model_registry.py register --experiment-name hyperopt_tuning --metric mean_cv_accuracy\n"
+        "next: python model_registry.py register --experiment-name whole --metric mean_cv_accuracy\n"
     )
 
 
-def test_the_next_command_works(place: Place, scripts: dict[str, Ended]) -> None:
-    (study,) = place.runs("hyperopt_tuning", "study")
+def test_the_next_command_works(place: Place, whole: Ended) -> None:
+    (study,) = place.runs("whole", "study")
     registry = ModelRegistry(place.uri, "from-tuning")
-    version = registry.register_best_model("hyperopt_tuning", "mean_cv_accuracy")
+    version = registry.register_best_model("whole", "mean_cv_accuracy")
     assert registry.get(version).run_id == study.info.run_id
     assert registry.load(version).bundle.card.classes == COLOURS
 
 
-def test_folds_are_nested_in_trials_and_trials_in_the_study(place: Place, scripts: dict[str, Ended]) -> None:
-    (study,) = place.runs("hyperopt_tuning", "study")
-    trials, folds = place.runs("hyperopt_tuning", "trial"), place.runs("hyperopt_tuning", "fold")
-    assert {run.info.status for run in (study, *trials, *folds)} == {"FINISHED"}
-    assert (len(trials), len(folds)) == (2, 4)
+def test_folds_are_nested_in_trials_and_trials_in_the_study(place: Place, whole: Ended) -> None:
+    (study,) = place.runs("whole", "study")
+    trials, folds = place.runs("whole", "trial"), place.runs("whole", "fold")
+    assert (study.info.status, {fold.info.status for fold in folds}) == ("FINISHED", {"FINISHED"})
+    assert [trial.data.tags["trial"] for trial in trials] == [str(number) for number in range(1, 11)]
+    assert [trial.info.run_name for trial in trials] == [f"trial {number}" for number in range(1, 11)]
     assert {trial.data.tags["mlflow.parentRunId"] for trial in trials} == {study.info.run_id}
-    fingerprint = study.data.tags["data_fingerprint"]
-    assert {run.data.tags["data_fingerprint"] for run in (*trials, *folds)} == {fingerprint}
-    for trial in trials:
+    assert {run.data.tags["data_fingerprint"] for run in (study, *trials, *folds)} == {
+        study.data.tags["data_fingerprint"]
+    }
+    summary = place.json(study, "trials.json")
+    for trial, told in zip(trials, summary, strict=True):
         own = [fold for fold in folds if fold.data.tags["mlflow.parentRunId"] == trial.info.run_id]
         accuracies = [fold.data.metrics["best_val_accuracy"] for fold in own]
-        assert [fold.data.tags["fold"] for fold in own] == ["0", "1"]
-        metrics = trial.data.metrics
-        assert metrics["mean_cv_accuracy"] == pytest.approx(np.mean(accuracies))
-        assert metrics["std_cv_accuracy"] == pytest.approx(np.std(accuracies, ddof=1))
+        assert [fold.data.tags["fold"] for fold in own] == [str(number) for number in range(len(own))]
+        assert accuracies == told["fold_accuracies"]
+        metrics, tags = trial.data.metrics, trial.data.tags
+        assert (trial.info.status, tags["state"]) == (STATES[told["state"]], told["state"])
+        assert metrics["training_pictures"] == told["pictures"]
         history = place.client.get_metric_history(trial.info.run_id, "fold_accuracy")
-        assert [(point.step, point.value) for point in history] == list(enumerate(accuracies))
-        assert set(trial.data.params) == set(Recipe.model_fields)
-        assert trial.data.params == own[0].data.params
+        assert sorted((point.step, point.value) for point in history) == list(enumerate(accuracies))
+        assert trial.data.params == {name: str(value) for name, value in told["settings"].items()}
+        if told["state"] == "complete":
+            assert len(own) == 3
+            assert metrics["mean_cv_accuracy"] == pytest.approx(np.mean(accuracies))
+            assert metrics["std_cv_accuracy"] == pytest.approx(np.std(accuracies, ddof=1))
+        else:
+            assert "mean_cv_accuracy" not in metrics  # the mean of a few folds would look like one of all
+            assert tags["reason"] == told["reason"]
 
 
-def test_the_study_holds_the_best_trial_and_its_model(place: Place, scripts: dict[str, Ended]) -> None:
-    (study,) = place.runs("hyperopt_tuning", "study")
-    trials = place.runs("hyperopt_tuning", "trial")
+def test_the_study_holds_the_best_trial_its_model_and_its_pictures(place: Place, whole: Ended) -> None:
+    (study,) = place.runs("whole", "study")
+    trials = [trial for trial in place.runs("whole", "trial") if trial.data.tags["state"] == "complete"]
     best = max(trials, key=lambda trial: trial.data.metrics["mean_cv_accuracy"])
     metrics, params = study.data.metrics, study.data.params
-    assert metrics["mean_cv_accuracy"] == best.data.metrics["mean_cv_accuracy"]
-    assert metrics["std_cv_accuracy"] == best.data.metrics["std_cv_accuracy"]
-    assert (metrics["trials"], metrics["failed_trials"]) == (2, 0)
+    assert metrics["mean_cv_accuracy"] == pytest.approx(best.data.metrics["mean_cv_accuracy"])
+    assert metrics["std_cv_accuracy"] == pytest.approx(best.data.metrics["std_cv_accuracy"])
+    assert metrics["trials"] == metrics["complete_trials"] + metrics["cut_trials"] == 10
+    assert metrics["best_so_far"] == best.data.metrics["mean_cv_accuracy"]
     assert params["best_trial"] == best.data.tags["trial"]
-    for name in set(Recipe.model_fields):
-        assert params[name] == best.data.params[name]
-    assert (params["preset"], params["folds"], params["seed"]) == ("quick", "2", "4")
+    for name, value in best.data.params.items():
+        assert params[name] == value
+    assert (params["preset"], params["folds"], params["seed"]) == ("quick", "3", "4")
     assert {"f1_weighted", "held_out_accuracy", "training_time_s", "ram_mb"} <= set(metrics)
     model = place.client.get_logged_model(study.outputs.model_outputs[0].model_id)
     bundle = load_bundle(Path(model.artifact_location), study.data.tags["bundle_digest"])
     assert bundle.card.metrics["mean_cv_accuracy"].value == metrics["mean_cv_accuracy"]
     assert bundle.card.settings["learning_rate"] == pytest.approx(float(params["learning_rate"]))
-    assert set(place.json(study, "search_space.json")) == set(QUICK)
-    with Image.open(place.client.download_artifacts(study.info.run_id, "study_history.png")) as picture:
-        assert min(picture.size) > 300
+    assert place.json(study, "search_space.json")["epochs"] == "2 to 6, whole"
+    for name in ("study_history", "parallel_coordinates", "importance", "slices", "cost"):
+        with Image.open(place.client.download_artifacts(study.info.run_id, f"{name}.png")) as picture:
+            assert min(picture.size) > 300
     assert not any(trial.outputs.model_outputs for trial in trials)
+
+
+def test_a_study_is_shown_without_being_run(place: Place, whole: Ended) -> None:
+    shown = show(TuneSettings(show="last", study_dir=place.folder / "whole"))
+    assert shown.startswith("study colours-1, finished\n\ntrial    mean  spread  pictures")
+    assert whole.out[whole.out.index("\ntrial    mean") :].startswith(
+        shown[shown.index("\ntrial ") : -1].split("\n\nbest")[0]
+    )
+    with pytest.raises(SettingsError, match=r"^--show must be last or a study in .*, got no; there are: colours-1$"):
+        show(TuneSettings(show="no", study_dir=place.folder / "whole"))
+    with pytest.raises(SettingsError, match=r"^there is no study in nowhere/, which --show needs$"):
+        show(TuneSettings(show="last", study_dir=Path("nowhere")))
+
+
+# --- what is interrupted ------------------------------------------------------------------------
+
+
+def require_same(place: Place, experiment: str) -> None:
+    """A study came to what the unbroken one came to, and MLflow has each of its runs once."""
+    assert place.entries(experiment) == place.entries("whole")
+    (one,), (other,) = place.runs("whole", "study"), place.runs(experiment, "study")
+    names = ("mean_cv_accuracy", "std_cv_accuracy", "held_out_accuracy", "temperature", "calibration_error", "trials")
+    assert [other.data.metrics[name] for name in names] == [one.data.metrics[name] for name in names]
+    assert other.info.status == "FINISHED"
+    for role in ("trial", "fold"):
+        expected = [(run.info.run_name, run.info.status, run.data.params) for run in place.runs("whole", role)]
+        found = [(run.info.run_name, run.info.status, run.data.params) for run in place.runs(experiment, role)]
+        assert sorted(found, key=str) == sorted(expected, key=str)
+    assert [path.name for path in (place.folder / experiment / "colours-1").glob("*.pt")] == []
+
+
+def test_a_study_killed_three_times_and_stopped_comes_to_the_same(place: Place, whole: Ended, forked: Forks) -> None:
+    words: tuple[str, ...] = ("--preset", "quick", *STORY)
+    for moment in (0.1, 0.5, 0.3):
+        script = place.start(forked, *words, experiment="killed")
+        script.wait_for(r"study colours-1: ")
+        time.sleep(moment * whole.seconds)
+        workers = psutil.Process(script.pid).children(recursive=True)
+        script.process.kill()
+        script.process.join()
+        _, alive = psutil.wait_procs(workers, 30)
+        assert not alive
+        words = ("--resume",)
+    script = place.start(forked, *words, experiment="killed")
+    script.wait_for(r"study colours-1: ")
+    os.kill(script.pid, signal.SIGINT)
+    require_stopped(place, script.end())
+    assert place.start(forked, *words, experiment="killed").end().status == 0
+    require_same(place, "killed")
+
+
+def require_stopped(place: Place, ended: Ended) -> None:
+    """Ctrl-C kept what there was and said how to go on."""
+    assert (ended.status, ended.err) == (130, "hyperopt_tuning.py: interrupted\n")
+    command = re.search(r"^stopped; go on with: (.*)$", ended.out, re.MULTILINE)
+    assert command
+    assert shlex.split(command[1])[2:] == ["--resume", "colours-1", "--study-dir", "killed"]
+    (study,) = place.runs("killed", "study")
+    assert study.info.status == "KILLED"
+    trials = place.json(study, "trials.json")
+    assert isinstance(trials, list)
+    assert {run.info.status for run in place.runs("killed", "trial")} <= {"FINISHED", "KILLED"}
+    shown = show(TuneSettings(show="colours-1", study_dir=place.folder / "killed"))
+    assert re.match(r"study colours-1, not finished, [01] trials under way\n", shown)
+    assert f"\n{len(trials)} trials: " in shown
+
+
+def test_a_killed_worker_is_a_failed_trial_and_the_study_goes_on(quickest: Place) -> None:
+    def kill() -> None:
+        """The process of a trial that has kept an epoch."""
+        while not list(Path("studies").glob("*/trial-1.resume.pt")):
+            time.sleep(0.01)
+        (worker,) = multiprocessing.active_children()
+        worker.kill()
+
+    long = Choice((8,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(hyperopt_tuning.PRESETS, "quick", {**QUICKEST, "epochs": long, "patience": long})
+        killer = threading.Thread(target=kill)
+        killer.start()
+        study = tune(settings(quickest, "worker", max_evals=3, racing=False)).study
+        killer.join()
+    assert [trial.state for trial in study.trials] == ["failed", "complete", "complete"]
+    assert study.trials[0].reason.startswith("its process was killed by SIGKILL")
+    trials = quickest.runs("worker", "trial")
+    assert [trial.info.status for trial in trials] == ["FAILED", "FINISHED", "FINISHED"]
+    assert trials[0].data.tags["failure"] == study.trials[0].reason
+    assert not list(Path("studies").glob("*/*.resume.pt"))
+
+
+def test_a_server_that_is_away_for_a_while_gets_everything(
+    quickest: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "server").mkdir()
+    server = MlflowServer(tmp_path / "server")
+    server.start()
+    say = toolkit.tuning.search.say
+
+    def eventful(text: str) -> None:
+        say(text)
+        if text.startswith("trial   1/"):
+            server.kill()
+        if text.startswith("trial   4/"):
+            server.start()
+
+    monkeypatch.setattr(toolkit.tuning.search, "say", eventful)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    try:
+        study = tune(settings(quickest, "outage", max_evals=6, racing=False)).study
+        there = replace(quickest, uri=server.url)
+        assert [run.info.status for run in there.runs("outage", "study")] == ["FINISHED"]
+        assert [run.data.params["learning_rate"] for run in there.runs("outage", "trial")] == [
+            str(trial.settings["learning_rate"]) for trial in study.trials
+        ]
+        assert [run.info.status for run in there.runs("outage", "fold")] == ["FINISHED"] * 12
+    finally:
+        if server.running:
+            server.kill()
+    said = capsys.readouterr().out
+    assert said.count("the search goes on, and what MLflow has not got yet is kept for later\n") == 1
+
+
+# --- what cannot be gone on with ----------------------------------------------------------------
+
+
+def test_a_study_is_not_gone_on_with_when_it_would_be_another_one(quickest: Place, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    shutil.copytree(quickest.colours, folder)
+    chosen = settings(quickest, "changed", data=str(folder), study_name="mine")
+    begun(chosen).journal.close()
+
+    def refusal(**more: object) -> str:
+        with pytest.raises(SettingsError) as error:
+            tune(TuneSettings(resume="mine", **more))
+        return str(error.value)
+
+    end = "; --fork mine starts another one that knows its trials"
+    start = "study mine cannot be gone on with: "
+    assert refusal(folds=3, seed=1) == f"{start}folds was 2 and is 3; seed was 0 and is 1{end}"
+    (tmp_path / "space.yaml").write_text("dropout: [0.1, 0.2]")
+    assert refusal(space=Path("space.yaml"), preset="quick") == (
+        f"{start}dropout was 0.1 to 0.3 and is one of 0.1, 0.2{end}"
+    )
+    (folder / "red" / "another.png").write_bytes(colour_picture("red", 5000, 20))
+    fingerprint = r"[0-9a-f]{8,}"
+    assert re.fullmatch(f"{start}data_fingerprint was {fingerprint} and is {fingerprint}{end}", refusal())
+    (folder / "red" / "another.png").unlink()
+    outcome = tune(TuneSettings(resume="last", max_evals=1))  # what is free may change
+    assert len(outcome.study.trials) == 1
+    with pytest.raises(SettingsError, match=r"^study mine is finished; --fork mine starts another one that knows its"):
+        tune(TuneSettings(resume="mine"))
+    with pytest.raises(SettingsError, match=r"there is a journal studies/mine/journal.jsonl already$"):
+        tune(chosen)
+
+
+def test_a_fork_begins_with_the_best_and_knows_the_other_trials(
+    quickest: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = tune(settings(quickest, "fork", max_evals=3, study_name="first")).study
+    capsys.readouterr()
+    second = tune(settings(quickest, "fork", max_evals=2, fork="first", folds=3, study_name="second")).study
+    assert "3 of 3 trials of the former study lie in this space and are known here\n" in capsys.readouterr().out
+    assert first.best is not None
+    assert second.trials[0].settings == first.best.settings
+    assert [len(trial.folds) for trial in second.trials if trial.state == "complete"] == [3] * second.count("complete")
+
+
+def test_two_searches_do_not_write_to_one_study(quickest: Place) -> None:
+    job = begun(settings(quickest, "two", study_name="both"))
+    with job.journal, pytest.raises(SettingsError, match=r"^another process is writing to studies/both/journal.jsonl;"):
+        tune(TuneSettings(resume="both"))
+
+
+def test_files_are_named_in_what_is_wrong_with_them(quickest: Place, tmp_path: Path) -> None:
+    def refusal(**more: object) -> str:
+        with pytest.raises(SettingsError) as error:
+            tune(settings(quickest, "files", **more))
+        return str(error.value)
+
+    (tmp_path / "s.yaml").write_text("epochs: {low: 20, high: 10}")
+    assert refusal(space=Path("s.yaml")) == "s.yaml: epochs: low must be less than high, got 20 and 10"
+    assert refusal(space=Path("no.yaml")) == "no.yaml: cannot be read: No such file or directory"
+    (tmp_path / "f.yaml").write_text("- {epochs: 2}\n- {epoch: 1}")
+    assert refusal(first=Path("f.yaml")).startswith("f.yaml: entry 2: epoch: is not searched; there are: epochs, ")
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
+    assert refusal(first=Path("b.yaml")) == "b.yaml: is no text in UTF-8"
+    assert quickest.runs("files", "study") == []
+
+
+def test_data_that_cannot_be_folded_is_refused_before_anything_is_written(quickest: Place, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^class '\w+' has \d+ pictures to cross-validate on, fewer than the 14 folds"):
+        tune(settings(quickest, "folds", folds=14))
+    assert quickest.runs("folds", "study") == []
+    assert not (tmp_path / "studies").exists()
 
 
 # --- failing trials -----------------------------------------------------------------------------
@@ -213,8 +442,7 @@ def test_a_failing_trial_is_recorded_and_the_study_goes_on(
 ) -> None:
     both = {**BROKEN, "model_type": Choice(("simple_cnn", "resnet18_backbone"))}
     monkeypatch.setitem(hyperopt_tuning.PRESETS, "quick", both)
-    chosen = settings(quickest, "failing", weights=hopeless, max_evals=5)
-    outcome: StudyOutcome = tune(chosen)
+    outcome = tune(settings(quickest, "failing", weights=hopeless, max_evals=5, racing=False))
     study = outcome.study
     states = {trial.settings["model_type"]: trial.state for trial in study.trials}
     assert states == {"simple_cnn": "complete", "resnet18_backbone": "failed"}
@@ -226,21 +454,16 @@ def test_a_failing_trial_is_recorded_and_the_study_goes_on(
     (run,) = quickest.runs("failing", "study")
     assert (run.info.status, run.data.metrics["failed_trials"]) == ("FINISHED", len(failed))
     nested = quickest.runs("failing", "trial")
-    assert sorted(trial.info.status for trial in nested) == ["FAILED"] * len(failed) + ["FINISHED"] * (5 - len(failed))
-    for trial in nested:
-        assert trial.data.tags.get("failure") == next(
-            other.reason or None for other in study.trials if other.number == int(trial.data.tags["trial"])
-        )
+    assert [trial.info.status for trial in nested] == [STATES[trial.state] for trial in study.trials]
+    assert [trial.data.tags.get("failure", "") for trial in nested] == [trial.reason for trial in study.trials]
     said = capsys.readouterr().out
     assert len(re.findall(r"^trial +\d/5  failed after \d+ s: the loss became nan", said, re.MULTILINE)) == len(failed)
-    text = report(outcome, chosen)
+    text = report(outcome)
     assert "resnet18_backbone" not in text
     assert "best settings: " in text
 
 
-def test_a_study_of_failures_is_one_sentence(
-    quickest: Place, hopeless: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_study_of_failures_is_one_sentence(quickest: Place, hopeless: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(hyperopt_tuning.PRESETS, "quick", BROKEN)
     with pytest.raises(TrainingError, match=r"^all 2 trials failed; the first: the loss became nan in epoch 1; try a "):
         tune(settings(quickest, "hopeless", weights=hopeless))
@@ -251,53 +474,108 @@ def test_a_study_of_failures_is_one_sentence(
     assert not study.outputs.model_outputs
 
 
-def test_data_that_cannot_be_folded_ends_the_study_at_once(quickest: Place) -> None:
-    with pytest.raises(DataError, match=r"^class '\w+' has \d+ pictures to cross-validate on, fewer than the 14 folds"):
-        tune(settings(quickest, "folds", folds=14))
-    assert len(quickest.runs("folds", "trial")) == 1
+# --- limits -------------------------------------------------------------------------------------
 
 
-# --- ending early, and the same again -----------------------------------------------------------
+def test_the_time_ends_a_trial_that_is_under_way_and_it_can_be_gone_on_with(
+    quickest: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = {**QUICKEST, "epochs": Choice((10_000,)), "patience": Choice((10_000,)), "batch_size": Choice((2,))}
+    monkeypatch.setitem(hyperopt_tuning.PRESETS, "quick", endless)
+    with pytest.raises(
+        TrainingError, match=r"^no trial was complete when the time was up; raise --timeout and --resume"
+    ):
+        tune(settings(quickest, "timeout", timeout=8, study_name="slow"))
+    assert [run.info.status for run in quickest.runs("timeout", "trial")] == ["KILLED"]
+    study, finished = read_study(Path("studies"), "slow")
+    assert (list(study.under_way), study.trials, finished) == ([0], [], False)
+    assert Path("studies/slow/trial-1.resume.pt").exists()
 
 
-def test_no_trial_starts_when_the_time_is_up(quickest: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    outcome = tune(settings(quickest, "timeout", max_evals=50, timeout=1e-3))
-    assert len(outcome.study.trials) == 1
-    assert "the time is up after 1 of 50 trials\n" in capsys.readouterr().out
-    (study,) = quickest.runs("timeout", "study")
-    assert study.info.status == "FINISHED"
-    assert study.outputs.model_outputs
+def test_patience_ends_a_search_that_finds_nothing_better(quickest: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    study = tune(settings(quickest, "patience", max_evals=50, patience=2, racing=False)).study
+    assert study.best is not None
+    assert len(study.trials) == study.trials.index(study.best) + 3
+    said = f"none better than the best in 2 trials, after {len(study.trials)} of 50 trials\n"
+    assert said in capsys.readouterr().out
 
 
-def test_the_same_seed_finds_the_same(quickest: Place) -> None:
-    chosen = settings(quickest, "again", precision="float32", seed=9)
-    torch.manual_seed(1)
-    first = tune(chosen)
-    torch.manual_seed(2)
-    second = tune(chosen)
-    assert [(trial.settings, trial.mean_accuracy) for trial in first.study.trials] == [
-        (trial.settings, trial.mean_accuracy) for trial in second.study.trials
+def test_two_trials_at_a_time_come_to_whole_trials(quickest: Place) -> None:
+    study = tune(settings(quickest, "parallel", max_evals=4, parallel=2)).study
+    assert sorted(trial.number for trial in study.trials) == [0, 1, 2, 3]
+    assert study.count("complete") >= 2  # the first two were measured by none
+    assert [run.info.status for run in quickest.runs("parallel", "trial")] == [
+        STATES[trial.state] for trial in sorted(study.trials, key=lambda trial: trial.number)
     ]
-    names = ("held_out_accuracy", "temperature", "calibration_error", "mean_cv_accuracy")
-    assert [first.model.metrics[name] for name in names] == [second.model.metrics[name] for name in names]
 
 
-def test_ctrl_c_keeps_every_finished_trial(place: Place, scripts: dict[str, Ended]) -> None:
-    stopped = scripts["ctrl-c"]
-    assert (stopped.status, stopped.err) == (130, "hyperopt_tuning.py: interrupted\n")
-    (study,) = place.runs("ctrl-c", "study")
-    assert study.info.status == "KILLED"
-    trials = place.runs("ctrl-c", "trial")
-    done = [trial for trial in trials if trial.info.status == "FINISHED"]
-    assert {trial.info.status for trial in trials} <= {"FINISHED", "KILLED"}
-    assert len(trials) - 1 <= len(done)
-    lines = re.findall(r"^trial +\d+/999  mean accuracy (\d\.\d{4})", stopped.out, re.MULTILINE)
-    assert 1 <= len(lines) <= len(done)
-    assert set(lines) <= {f"{trial.data.metrics['mean_cv_accuracy']:.4f}" for trial in done}
-    kept = place.json(study, "trials.json")
-    assert [trial["number"] for trial in kept] == list(range(len(kept)))
-    assert len(lines) <= len(kept) <= len(done)
-    assert study.data.metrics["trials"] == len(kept)
+def test_what_was_tried_is_not_run_again(quickest: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        hyperopt_tuning.PRESETS, "quick", {name: Choice((first_of(QUICKEST[name]),)) for name in QUICKEST}
+    )
+    study = tune(settings(quickest, "again", max_evals=3)).study
+    assert [trial.state for trial in study.trials] == ["complete"] * 3
+    assert [trial.pictures > 0 for trial in study.trials] == [True, False, False]
+    assert {trial.mean_accuracy for trial in study.trials} == {study.trials[0].mean_accuracy}
+    assert study.trials[2].reason == "as trial 1, which had the same settings"
+
+
+def first_of(dimension: object) -> object:
+    return dimension.options[0] if isinstance(dimension, Choice) else dimension.low
+
+
+# --- a trial by itself --------------------------------------------------------------------------
+
+
+def task_of(place: Place, holder: Holder | None = None, **more: object) -> Task:
+    point = {"image_size": 16, "epochs": 4, "batch_size": 8, "learning_rate": 1e-3, "patience": 4, **more}
+    return Task(Proposal(0, point, holder), 3, data_settings(settings(place, "task")), ("simple_cnn",))
+
+
+def test_a_trial_depends_on_its_task_alone(quickest: Place, tmp_path: Path) -> None:
+    told: list[object] = []
+    torch.manual_seed(1)
+    one = evaluate(task_of(quickest), told.append)
+    torch.manual_seed(2)
+    other = evaluate(task_of(quickest)._replace(folder=tmp_path))
+    assert timeless(one.trial.json()) == timeless(other.trial.json())
+    assert one.logits is not None
+    assert np.array_equal(one.logits, other.logits)
+    data = data_for(task_of(quickest).data, 16, ("simple_cnn",))
+    assert one.logits.shape == (len(data.development), 3)
+    assert [step for step in told if isinstance(step, Step)] == [
+        Step(fold, epoch) for fold in range(3) for epoch in range(1, 1 + len(one.trial.folds[fold].epochs))
+    ]
+    assert [done for done in told if isinstance(done, FoldDone)] == [
+        FoldDone(number, fold) for number, fold in enumerate(one.trial.folds)
+    ]
+    third = len(data.development) - len(data.development) // 3
+    for fold in one.trial.folds:
+        assert abs(fold.pictures / len(fold.epochs) - third) <= 3
+
+
+@pytest.mark.parametrize(
+    ("curve", "folds", "reason"),
+    [
+        ((0.1, 1.0, 1.0, 1.0), 1, "in fold 1 after epoch "),
+        ((0.0, 0.0, 0.0, 0.999), 1, "after fold 1 of 3: "),
+        ((0.0, 0.0, 0.0, 0.1), 3, ""),
+    ],
+)
+def test_a_trial_that_cannot_matter_is_cut(quickest: Place, curve: tuple[float, ...], folds: int, reason: str) -> None:
+    task = task_of(quickest, Holder(6, (curve,) * 3, epochs=4), learning_rate=1e-6)
+    result: Result = evaluate(task)
+    assert result.trial.state == ("cut" if reason else "complete")
+    assert result.trial.reason.startswith(reason)
+    assert len(result.trial.folds) == folds
+    assert (result.logits is None) == bool(reason)
+    assert result.trial.pictures == sum(fold.pictures for fold in result.trial.folds) > 0
+
+
+def test_settings_that_do_not_go_together_are_a_failed_trial(quickest: Place) -> None:
+    trial = evaluate(task_of(quickest, model_type="resnet18_backbone", mixup=0.4)).trial
+    assert (trial.state, trial.folds) == ("failed", ())
+    assert trial.reason.startswith("--mixup and --cutmix change pictures")
 
 
 # --- settings -----------------------------------------------------------------------------------
@@ -307,10 +585,11 @@ def test_how_many_trials_are_planned() -> None:
     assert TuneSettings().evaluations == 30
     assert TuneSettings(preset="quick").evaluations == 6
     assert TuneSettings(preset="quick", max_evals=2).evaluations == 2
-    assert TuneSettings().folds == 5
+    assert (TuneSettings().folds, TuneSettings().racing) == (5, True)
 
 
 def test_the_next_command_is_quoted_for_the_shell(quickest: Place) -> None:
-    chosen = settings(quickest, "two words", max_evals=1)
-    words = shlex.split(report(tune(chosen), chosen).splitlines()[-1].removeprefix("next: "))
+    words = shlex.split(
+        report(tune(settings(quickest, "two words", max_evals=1))).splitlines()[-1].removeprefix("next: ")
+    )
     assert words[-4:] == ["--experiment-name", "two words", "--metric", "mean_cv_accuracy"]

@@ -2,22 +2,16 @@
 
 All blocks become one script, as if one person typed them one after the other; where the README says
 "in another terminal" the server is started in the background and waited for. Variables make studies
-and trainings short, ports are free ones, and `make test` only collects, since it would run itself.
-Where the system allows it, all that happens in a network of its own that has nothing but loopback,
-which proves that nothing is fetched and nothing phones home.
+and trainings short, and ports are free ones. The two commands of make are typed by
+end_to_end/test_make.py, which can run beside this. Where the system allows it, all that happens in a
+network of its own that has nothing but loopback, which proves that nothing is fetched and nothing
+phones home.
 """
 
 import json
-import os
 import re
-import shutil
-import signal
 import subprocess
-import sys
-import sysconfig
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +19,10 @@ import pytest
 
 from support import ROOT, colour_pixels, encode, free_port
 from toolkit.serving.shapes import Prediction
+from walks import Walk, walked
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-LEFT_BEHIND = (".git", ".venv", "runs", "mlruns", "*.db", "__pycache__", ".*_cache", "checkpoints", ".hypothesis")
 SERVERS = {"mlflow server": ("5000", "/health"), "python serve_model.py": ("8000", "/readyz")}
 SHORT = {
     "TUNE_PRESET": "quick",
@@ -36,7 +30,6 @@ SHORT = {
     "TUNE_FOLDS": "2",
     "TRAIN_EPOCHS": "2",
     "TRAIN_IMAGE_SIZE": "16",
-    "PYTEST_ADDOPTS": "--collect-only -q --no-header",
 }
 FUNCTIONS = """
 stop() { if [ -n "${!1:-}" ]; then kill "${!1}"; wait "${!1}" || true; fi; }
@@ -47,16 +40,6 @@ answers() {
 }
 PS4='+ $SECONDS s: '
 """
-
-
-@dataclass(frozen=True)
-class Walk:
-    """What came of typing the README into a terminal."""
-
-    status: int
-    output: str
-    folder: Path
-    offline: bool
 
 
 def script() -> str:
@@ -73,6 +56,8 @@ def script() -> str:
 
 def typed(command: str) -> Iterator[str]:
     """The line itself, or a server in the background in place of the one that ran before."""
+    if command.startswith("make "):
+        return
     for number, (server, (port, path)) in enumerate(SERVERS.items()):
         if command.startswith(server):
             yield f"stop server{number}"
@@ -82,54 +67,12 @@ def typed(command: str) -> Iterator[str]:
     yield command
 
 
-def loopback_only() -> list[str]:
-    """The words that run a command in a network of its own, none where that is not allowed."""
-    words = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--net"]
-    enter = [*words, "bash", "-c", 'ip link set lo up && exec "$@"', "bash"]
-    try:
-        return enter if subprocess.run([*enter, "true"], check=False, capture_output=True).returncode == 0 else []
-    except OSError:
-        return []
-
-
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
-    for tool in ("bash", "curl", "make"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"the README types {tool}, which is not installed")
-    folder = tmp_path_factory.mktemp("readme") / "project"
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
-    borrow_environment(folder / ".venv")
-    draw_photos(folder)
     text = script()
     port = re.search(r"localhost:(\d+)/predict", text)
     assert port
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
-    path = os.pathsep.join([str(folder / ".venv/bin"), sysconfig.get_path("scripts"), variables["PATH"]])
-    enter = loopback_only()
-    with (folder / "walk.log").open("wb") as log:
-        process = subprocess.Popen(
-            [*enter, "bash", "-c", text],
-            cwd=folder,
-            env={**variables, **SHORT, "PATH": path, "SERVE_PORT": port[1]},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            status = process.wait(900)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)  # the servers
-    return Walk(status, (folder / "walk.log").read_text(), folder, bool(enter))
-
-
-def borrow_environment(venv: Path) -> None:
-    """An environment that finds what is installed in this one, and counts as set up."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
-    packages = next(venv.glob("lib/python*/site-packages"))
-    (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
-    (venv / ".ready").touch()
+    return walked(tmp_path_factory.mktemp("readme") / "project", text, {**SHORT, "SERVE_PORT": port[1]}, draw_photos)
 
 
 def draw_photos(folder: Path) -> None:
@@ -151,8 +94,6 @@ def test_every_line_runs(walk: Walk) -> None:
 def test_it_has_shown_what_it_promises(walk: Walk) -> None:
     output = walk.output
     for promise in (
-        r"IMMEDIATE \(confirmed, short window\): Accuracy fell from",  # make demo
-        r"\d+ tests collected",  # make test
         r"next: python model_registry.py promote 1 Production",
         r"v1 of image-classifier moved from None to Production",
         r'"predicted_class":\s?"cat"',

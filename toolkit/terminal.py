@@ -9,6 +9,14 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
+_silent = False
+
+
+def silence() -> None:
+    """This process says nothing from now on, and draws no bars: the one that started it speaks for all."""
+    global _silent  # noqa: PLW0603  a property of the process, like its environment
+    _silent = True
+
 
 def say(text: str) -> None:
     """Print a line at once, without tearing a progress bar."""
@@ -52,7 +60,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _speaks() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+    return not _silent and os.environ.get("RANK", "0") == "0"
 
 
 def _is_number(text: str) -> bool:

@@ -140,6 +140,17 @@ def _knock_again(uri: str) -> None:
         database.execute("BEGIN IMMEDIATE")  # what closing takes back
 
 
+def answers(client: MlflowClient) -> bool:
+    """Whether a store that was there before can be written to, found out within seconds."""
+    try:
+        with _impatient():
+            _knock_again(client.tracking_uri)
+    except Exception:  # noqa: BLE001  requests, SQLAlchemy and sqlite3 each raise kinds of their own
+        return False
+    _renew_connections(client)
+    return True
+
+
 @contextmanager
 def _impatient() -> Iterator[None]:
     """One try of a few seconds for each request, in all threads.

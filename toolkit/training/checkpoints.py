@@ -68,10 +68,15 @@ class Checkpoint:
         """Leave the finished weights instead, with a JSON-able description; their file."""
         path = self.folder / f"{self.run_id}.pt"
         save_weights(path, weights, description)
-        self.path.unlink(missing_ok=True)
-        for half in self.folder.glob(f".{self.run_id}.*"):  # of processes that were killed while they wrote
-            half.unlink(missing_ok=True)
+        self.discard()
         return path
+
+    def discard(self) -> None:
+        """Remove what is needed to go on, and what processes left that were killed while they wrote."""
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+            for half in self.folder.glob(f".{self.run_id}.*"):
+                half.unlink(missing_ok=True)
 
 
 def open_checkpoint(choice: str, folder: Path) -> Checkpoint:

@@ -1,6 +1,7 @@
 """What a training starts from: pictures in memory, what each is for, and weights."""
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +14,13 @@ from toolkit.training.splits import Split
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Decoded pictures, what each is for, and the weights to start from."""
+    """Decoded pictures, what each is for, the weights to start from, and what a frozen backbone has seen of them."""
 
     pictures: Pictures
     split: Split
     weights: dict[str, Tensor] | None
     weights_note: str
+    views: dict[Hashable, Tensor] = field(default_factory=dict)  # of the development pictures, for all trainings
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -118,10 +118,13 @@ def multiplies_bfloat16(name: str) -> bool:
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
-def prepare(*, deterministic: bool = False) -> None:
-    """Give torch this process's share of the cores, and choose between the fastest and repeatable algorithms."""
+def prepare(*, deterministic: bool = False, threads: int | None = None) -> None:
+    """Give torch its threads, and choose between the fastest and repeatable algorithms.
+
+    Without ``threads`` it is given this process's share of the cores.
+    """
     _keep_freed_memory()
-    torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    torch.set_num_threads(threads or max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # NVIDIA's documented condition for it

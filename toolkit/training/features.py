@@ -1,5 +1,6 @@
 """What a frozen backbone sees, computed once per picture and view, so that only the head is run afterwards."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from toolkit.training.device import Device
 from toolkit.training.recipe import Recipe
 
 CHUNK = 128  # pictures at a time
+MOST_KEPT = 2**30  # bytes of views that are kept for other trainings
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,14 +35,37 @@ class Features:
     @classmethod
     def of(
         cls, backbone: nn.Module, part: Part, recipe: Recipe, seed: int, device: Device,
-        *, mirrored: bool, bar: str | None = None,
+        *, mirrored: bool, bar: str | None = None, known: dict[Hashable, Tensor] | None = None,
     ) -> "Features":  # fmt: skip
-        """Run the backbone over a part, once a view; several processes share the pictures."""
+        """Run the backbone over a part, once a view; several processes share the pictures.
+
+        The strength of augmentation is rounded to tenths, so that trainings whose strengths are close share
+        their views.
+
+        Parameters
+        ----------
+        known
+            Views of the same part and backbone, by seed, precision, strength and number: they are not
+            computed again, and new ones are added.
+        """
         backbone.to(device.name, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        batches = PictureBatches(part, device, recipe.augmentation, mirrored=mirrored)
-        count = recipe.views if recipe.augmentation > 0 else 1
-        with tqdm(total=count * len(part), desc=bar, unit="picture", leave=False, disable=bar is None) as progress:
-            views = [_view(backbone, batches, view, recipe, seed, device, progress) for view in range(count)]
+        strength = round(recipe.augmentation, 1)
+        batches = PictureBatches(part, device, strength, mirrored=mirrored)
+        known = {} if known is None else known
+        names = [
+            (seed, device.dtype, strength if view else 0.0, view) for view in range(recipe.views if strength else 1)
+        ]
+        missing = [name for name in names if name not in known]
+        found = {name: known[name] for name in names if name in known}
+        with tqdm(
+            total=len(missing) * len(part), desc=bar, unit="picture", leave=False, disable=bar is None
+        ) as progress:
+            for name in missing:
+                found[name] = _view(backbone, batches, name[-1], recipe, seed, device, progress)
+        known |= found
+        while sum(view.nbytes for view in known.values()) > MOST_KEPT:
+            del known[next(iter(known))]
+        views = [found[name] for name in names]
         rows = np.full(len(part.labels), -1, np.int64)
         rows[part.indices] = np.arange(len(part))
         return cls(torch.stack(views), rows)

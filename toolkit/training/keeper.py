@@ -26,13 +26,15 @@ class Keeper:
     Parameters
     ----------
     checkpoint
-        What is written, or only read by a process that keeps no records; None: nothing is kept.
+        What is written; None: nothing is kept.
     run
-        Where figures go; None: nowhere, and nothing is written.
+        Where figures go; None: nowhere.
+    writes
+        Whether the checkpoint is written, and not only read, by a process that keeps no records.
     """
 
-    def __init__(self, checkpoint: Checkpoint | None = None, run: Run | None = None) -> None:
-        self._checkpoint, self._run = checkpoint, run
+    def __init__(self, checkpoint: Checkpoint | None = None, run: Run | None = None, *, writes: bool = True) -> None:
+        self._checkpoint, self._run, self._writes = checkpoint, run, writes
         self._full = False
         self._waiting: list[tuple[Progress, Callable[[], None]]] = []
 
@@ -44,11 +46,12 @@ class Keeper:
         """A callback for ``fit``."""
 
         def keep(progress: Progress) -> None:
-            if self._checkpoint is None or self._run is None:
+            if self._checkpoint is None or not self._writes:
                 return
             self._checkpoint.stages[training] = progress
-            self._save(self._checkpoint, self._run)
-            self._run.send()
+            self._save(self._checkpoint)
+            if self._run:
+                self._run.send()
 
         return keep
 
@@ -90,7 +93,7 @@ class Keeper:
 
     def finish(self, network: nn.Module, description: dict[str, Any]) -> None:
         """The run is complete: leave its weights instead of what is needed to go on."""
-        if self._checkpoint is None or self._run is None:
+        if self._checkpoint is None or not self._writes:
             return
         try:
             self._checkpoint.finish(network.state_dict(), description)
@@ -113,8 +116,8 @@ class Keeper:
                 say(f"stopped; go on with: {command}")
             raise
 
-    def _save(self, checkpoint: Checkpoint, run: Run) -> None:
-        checkpoint.unsent = run.unsent
+    def _save(self, checkpoint: Checkpoint) -> None:
+        checkpoint.unsent = self._run.unsent if self._run else []
         try:
             checkpoint.save()
         except DataError as error:

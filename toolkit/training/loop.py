@@ -72,6 +72,7 @@ class Fitted:
     stopped_early: bool = False
     seconds: float = 0.0
     images_per_s: float = 0.0
+    pictures: int = 0  # passed through training, each as often as it was
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +101,7 @@ class Progress:
             self.tensors["val_logits"].numpy(),
             facts["stopped_early"],
             facts["seconds"],
+            pictures=facts.get("pictures", 0) * len(facts["history"]),
         )
 
 
@@ -115,7 +117,7 @@ def fit(
     features: Features | None = None,
     on_epoch: Callable[[Epoch, nn.Module, bool], None] = lambda *_: None,
     keep: Callable[[Progress], None] = lambda _: None,
-    keep_share: float = 1.0,
+    keep_share: float = math.inf,
     progress: Progress | None = None,
     bar: str | None = None,
 ) -> Fitted:
@@ -147,7 +149,7 @@ def fit(
         Called after each epoch with its figures, the network, and whether it is the best so far.
     keep, keep_share
         Called with the progress after each epoch, but only as often as it takes no more than this
-        share of the time, and always when training ends or is interrupted.
+        share of the epochs' time, and always when training ends or is interrupted.
     progress
         Where to go on from.
     bar
@@ -166,17 +168,17 @@ def fit(
         with closing(_Session(learner, judged, recipe, seed, device, len(train), steps, bar)) as session:
             if progress is not None:
                 session.restore(progress)
-            kept, cost = start, 0.0  # when the progress was last kept, and the seconds that took
+            trained_s, cost_s = 0.0, 0.0  # since the progress was last kept, and what that took
             while not session.finished:
                 epoch, best = session.epoch(interruption, keep)
                 on_epoch(epoch, learner.judged, best)
                 stopped = device.world.any(interruption.asked is not None)
-                ended = time.perf_counter()
-                due = device.world.any((ended - kept) * keep_share >= cost)  # clocks differ, and all must agree
+                trained_s += epoch.epoch_duration_s
+                due = device.world.any(trained_s * keep_share >= cost_s)  # clocks differ, and all must agree
                 if stopped or due or session.finished:
+                    ended = time.perf_counter()
                     keep(session.progress())
-                    kept = time.perf_counter()
-                    cost = kept - ended
+                    trained_s, cost_s = 0.0, time.perf_counter() - ended
                 if stopped:
                     interruption.leave()
     trained.load_state_dict(session.best)
@@ -184,7 +186,8 @@ def fit(
     result = session.result
     result.network = network
     result.seconds = session.earlier + time.perf_counter() - start
-    result.images_per_s = len(train) * len(result.history) / result.seconds
+    result.pictures = len(train) * len(result.history)
+    result.images_per_s = result.pictures / result.seconds
     return result
 
 
@@ -267,6 +270,7 @@ class _Session:
             "history": [asdict(epoch) for epoch in result.history],
             "step": self._step,
             "batch_times": self._times,
+            "pictures": self._pictures,
             "best_epoch": result.best_epoch,
             "best_val_accuracy": result.best_val_accuracy,
             "stopped_early": result.stopped_early,

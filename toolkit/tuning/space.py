@@ -7,63 +7,162 @@ from typing import Any
 
 from hyperopt import hp
 
+from toolkit.errors import SettingsError
+
+ROUNDING = 1e-12  # how far exp(log(x)) may be from x, as a share of x; at most 750 * 2**-53 and a little
+
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several values."""
+    """One of several values.
+
+    Parameters
+    ----------
+    options
+        Numbers or words, no two of them equal.
+
+    Examples
+    --------
+    >>> sizes = Choice((16, 32))
+    >>> sizes.contains(32), sizes.position(32), sizes.json()
+    (True, 1, [16, 32])
+    """
 
     options: tuple[Any, ...]
 
     def expression(self, name: str) -> Any:
+        """The dimension in Hyperopt's terms."""
         return hp.choice(name, self.options)
+
+    def contains(self, value: Any) -> bool:
+        """Whether the value is one of the options."""
+        return value in self.options
+
+    def position(self, value: Any) -> int:
+        """What Hyperopt keeps of a value: its index among the options."""
+        return self.options.index(value)
+
+    def json(self) -> list[Any]:
+        """The options."""
+        return list(self.options)
 
     def __str__(self) -> str:
         return "one of " + ", ".join(map(str, self.options))
 
 
 @dataclass(frozen=True)
-class Uniform:
-    """A number between two bounds."""
+class _Interval:
+    """Numbers between two bounds, both included."""
 
     low: float
     high: float
 
+    def contains(self, value: Any) -> bool:
+        """Whether the value is a number from one bound to the other."""
+        return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
+
+    def position(self, value: float) -> float:
+        """What Hyperopt keeps of a value: the number itself, always a float."""
+        return float(value)
+
+    def json(self) -> dict[str, Any]:
+        """The bounds, with a decimal point."""
+        return {"low": float(self.low), "high": float(self.high)}
+
+
+class Uniform(_Interval):
+    """A number between two bounds.
+
+    Parameters
+    ----------
+    low, high
+        The bounds, low less than high.
+
+    Examples
+    --------
+    >>> dropout = Uniform(0, 0.5)
+    >>> dropout.contains(0.5), dropout.position(0.25), dropout.json()
+    (True, 0.25, {'low': 0.0, 'high': 0.5})
+    """
+
     def expression(self, name: str) -> Any:
+        """The dimension in Hyperopt's terms."""
         return hp.uniform(name, self.low, self.high)
 
     def __str__(self) -> str:
         return f"{self.low:g} to {self.high:g}"
 
 
-@dataclass(frozen=True)
-class LogUniform:
-    """A number between two bounds, each order of magnitude as likely as the next."""
+class LogUniform(_Interval):
+    """A number between two bounds, each order of magnitude as likely as the next.
 
-    low: float
-    high: float
+    Parameters
+    ----------
+    low, high
+        The bounds themselves, not their logarithms; low more than 0 and less than high.
+
+    Examples
+    --------
+    >>> rate = LogUniform(0.001, 1)
+    >>> rate.contains(0.5), rate.position(0.5), rate.json()
+    (True, 0.5, {'low': 0.001, 'high': 1.0, 'log': True})
+    """
 
     def expression(self, name: str) -> Any:
+        """The dimension in Hyperopt's terms."""
         return hp.loguniform(name, math.log(self.low), math.log(self.high))
+
+    def contains(self, value: Any) -> bool:
+        """Whether the value is a number from one bound to the other, but for the rounding of their logarithms."""
+        return _Interval(self.low * (1 - ROUNDING), self.high * (1 + ROUNDING)).contains(value)
+
+    def json(self) -> dict[str, Any]:
+        """The bounds, with a decimal point, and that they are logarithmic."""
+        return {**super().json(), "log": True}
 
     def __str__(self) -> str:
         return f"{self.low:g} to {self.high:g}, logarithmic"
 
 
 @dataclass(frozen=True)
-class Integers:
-    """A whole number between two bounds, both included."""
+class Integers(_Interval):
+    """A whole number between two bounds, both included.
+
+    Hyperopt rounds a number between the bounds, so the two ends are half as likely as the others.
+
+    Parameters
+    ----------
+    low, high
+        Whole numbers, low less than high.
+
+    Examples
+    --------
+    >>> epochs = Integers(10, 50)
+    >>> epochs.contains(50), epochs.contains(10.5), epochs.position(12), epochs.json()
+    (True, False, 12.0, {'low': 10, 'high': 50})
+    """
 
     low: int
     high: int
 
     def expression(self, name: str) -> Any:
+        """The dimension in Hyperopt's terms."""
         return hp.uniformint(name, self.low, self.high)
+
+    def contains(self, value: Any) -> bool:
+        """Whether the value is a whole number from one bound to the other."""
+        return super().contains(value) and value == int(value)
+
+    def json(self) -> dict[str, Any]:
+        """The bounds, without a decimal point."""
+        return {"low": self.low, "high": self.high}
 
     def __str__(self) -> str:
         return f"{self.low} to {self.high}, whole"
 
 
-Space = Mapping[str, Choice | Uniform | LogUniform | Integers]
+Dimension = Choice | Uniform | LogUniform | Integers
+Space = Mapping[str, Dimension]
 
 FULL: Space = {
     "learning_rate": LogUniform(1e-5, 1e-3),
@@ -111,3 +210,84 @@ def expression(space: Space) -> dict[str, Any]:
 def flatten(point: Mapping[str, Any]) -> dict[str, Any]:
     """A point of the expression as plain hyperparameters."""
     return {name: value for name, value in point.items() if name != "optimizer"} | dict(point["optimizer"])
+
+
+def contains(space: Space, settings: Mapping[str, Any]) -> bool:
+    """Whether plain hyperparameters are a point of the space: every name it searches, no other, each value inside.
+
+    Examples
+    --------
+    >>> space = {"optimizer": Choice(("adam", "sgd")), "momentum": Uniform(0.9, 0.99)}
+    >>> contains(space, {"optimizer": "sgd", "momentum": 0.95}), contains(space, {"optimizer": "adam"})
+    (True, True)
+    >>> contains(space, {"optimizer": "sgd"}), contains(space, {"optimizer": "adam", "momentum": 0.95})
+    (False, False)
+    """
+    return set(settings) == set(active(space, settings)) and all(
+        space[name].contains(value) for name, value in settings.items()
+    )
+
+
+def positions(space: Space, settings: Mapping[str, Any]) -> dict[str, list[float]]:
+    """A point as Hyperopt keeps it in the ``misc["vals"]`` of a trial's document.
+
+    Parameters
+    ----------
+    space
+        What is searched.
+    settings
+        Plain hyperparameters, as ``flatten`` gives them.
+
+    Returns
+    -------
+    dict
+        For each label of the expression the position of its value, or nothing where it is not active.
+
+    Raises
+    ------
+    SettingsError
+        The space does not contain the point.
+
+    Examples
+    --------
+    >>> space = {"optimizer": Choice(("adam", "sgd")), "momentum": Uniform(0.9, 0.99)}
+    >>> positions(space, {"optimizer": "sgd", "momentum": 0.95})
+    {'optimizer': [1], 'momentum': [0.95]}
+    >>> positions(space, {"optimizer": "adam"})
+    {'optimizer': [0], 'momentum': []}
+    """
+    if not contains(space, settings):
+        raise SettingsError(f"the search space does not contain the point {dict(settings)}")
+    labels = [name for name in space if name != "momentum" or space["optimizer"].contains("sgd")]
+    return {name: [space[name].position(settings[name])] if name in settings else [] for name in labels}
+
+
+def active(space: Space, settings: Mapping[str, Any]) -> list[str]:
+    """The names that a point with these settings has."""
+    return [name for name in space if name != "momentum" or settings.get("optimizer") == "sgd"]
+
+
+def space_json(space: Space) -> dict[str, Any]:
+    """Plain values, fit for JSON and for a file, from which ``space_from_json`` makes an equal space.
+
+    Examples
+    --------
+    >>> space_json({"epochs": Integers(10, 50), "batch_size": Choice((16, 32))})
+    {'epochs': {'low': 10, 'high': 50}, 'batch_size': [16, 32]}
+    """
+    return {name: dimension.json() for name, dimension in space.items()}
+
+
+def space_from_json(values: Mapping[str, Any]) -> Space:
+    """The space that ``space_json`` was of, also after a round through text."""
+    return {name: dimension_from_json(value) for name, value in values.items()}
+
+
+def dimension_from_json(value: Any) -> Dimension:
+    """The dimension whose ``json`` the value is."""
+    if isinstance(value, list):
+        return Choice(tuple(value))
+    low, high = value["low"], value["high"]
+    if value.get("log"):
+        return LogUniform(low, high)
+    return Integers(low, high) if isinstance(low, int) else Uniform(low, high)

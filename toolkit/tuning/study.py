@@ -1,98 +1,227 @@
-"""A search by ask and tell, driven by Hyperopt's Tree-structured Parzen Estimator.
+"""A search by ask and tell, driven by Hyperopt's Tree-structured Parzen Estimator, that a journal outlives.
 
 References
 ----------
 Bergstra, Bardenet, Bengio, Kégl: Algorithms for Hyper-Parameter Optimization, NIPS 2011.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from hyperopt import JOB_STATE_DONE, STATUS_FAIL, STATUS_OK, Trials, space_eval, tpe
 from hyperopt.base import Domain
 
-from toolkit.tuning.space import Space, expression, flatten
+from toolkit.tuning.racing import Holder
+from toolkit.tuning.space import Space, contains, expression, flatten, positions
+from toolkit.tuning.trial import Trial
+
+LEAST = 1e-9  # of a loss: what a cut trial is worse than the best
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One point of the space and what came of it."""
+class Proposal:
+    """What is to be tried next.
+
+    Parameters
+    ----------
+    number
+        Of the trial, from 0.
+    settings
+        The hyperparameters.
+    holder
+        The best trial when it was proposed; None when there was none yet, or without racing.
+    known
+        An ended trial with the same settings, which need not be run again.
+    """
 
     number: int
-    settings: dict[str, Any]
-    state: Literal["complete", "failed"]
-    mean_accuracy: float = float("nan")
-    std_accuracy: float = float("nan")
-    seconds: float = 0.0
-    reason: str = ""
+    settings: Mapping[str, Any]
+    holder: Holder | None = None
+    known: Trial | None = None
+
+    @property
+    def repeated(self) -> Trial | None:
+        """The known trial under this number, at no cost."""
+        if self.known is None:
+            return None
+        folds = tuple(replace(fold, pictures=0, seconds=0.0) for fold in self.known.folds)
+        reason = f"as trial {self.known.number + 1}, which had the same settings"
+        if self.known.state != "complete":
+            reason = f"{reason}: {self.known.reason}"
+        return replace(self.known, number=self.number, folds=folds, seconds=0.0, reason=reason)
 
 
 class Study:
     """Proposes points of a space and learns from what came of them.
+
+    A proposal depends on the seed, its number and what was told before it, nothing else. So a study
+    that is taken up from its journal proposes what it would have proposed.
 
     Parameters
     ----------
     space
         The dimensions.
     seed
-        Trial ``n`` is proposed with a seed made of this one and ``n``, so a proposal depends only
-        on the results before it.
-    max_evals
-        How many trials are planned; a quarter of them, 5 to 20, are random to begin with. Hyperopt's
-        own 20 would make a short search purely random.
+        Trial ``n`` is proposed with a seed made of this one and ``n``.
+    start_up
+        How many trials are random before the search learns, see ``start_up_trials``.
+    racing
+        Whether proposals name the trial that they are measured by.
+    first
+        Settings to begin with, each whole or in part; what one leaves out is proposed.
+    earlier
+        Trials of another study to learn from; those outside the space are left out.
+    entries
+        What ``record`` was given before, to go on from.
+    record
+        Keeps an entry, JSON-able, for each proposal and each result, before it counts.
+
+    Attributes
+    ----------
+    trials
+        Those that have ended, in that order.
+    under_way
+        Proposals whose trials have not ended, by their numbers.
 
     Examples
     --------
     >>> from toolkit.tuning.space import QUICK
-    >>> study = Study(QUICK, seed=0, max_evals=10)
-    >>> number, settings = study.ask()
-    >>> number, settings["model_type"], 3 <= settings["epochs"] <= 6
+    >>> from toolkit.tuning.trial import Fold
+    >>> study = Study(QUICK, seed=0)
+    >>> proposal = study.ask()
+    >>> proposal.number, proposal.settings["model_type"], 3 <= proposal.settings["epochs"] <= 6
     (0, 'simple_cnn', True)
-    >>> study.tell(Trial(number, settings, "complete", mean_accuracy=0.9))
+    >>> fold = Fold(({"epoch": 1, "val_accuracy": 0.9},), best_epoch=1, seconds=2.0, pictures=80)
+    >>> study.tell(Trial(0, proposal.settings, "complete", (fold, fold)))
     >>> study.best.mean_accuracy
     0.9
     """
 
-    def __init__(self, space: Space, seed: int, max_evals: int) -> None:
+    def __init__(
+        self,
+        space: Space,
+        seed: int,
+        start_up: int = 5,
+        *,
+        racing: bool = True,
+        first: Sequence[Mapping[str, Any]] = (),
+        earlier: Sequence[Trial] = (),
+        entries: Iterable[Mapping[str, Any]] = (),
+        record: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    ) -> None:
         self.trials: list[Trial] = []
-        self.start_up = max(5, min(20, max_evals // 4))
-        self._seed = seed
+        self.under_way: dict[int, Proposal] = {}
+        self._space, self._seed, self._start_up, self._racing = space, seed, start_up, racing
+        self._first, self._record, self._asked = first, record, 0
         self._expression = expression(space)
         self._domain = Domain(lambda point: point, self._expression)
         self._history = Trials()
+        self._learn([trial for trial in earlier if contains(space, trial.settings)])
+        for entry in entries:
+            if "asked" in entry:
+                self._propose(entry["asked"]["settings"])
+            elif "told" in entry:
+                self._take(Trial.from_json(entry["told"]))
 
-    def ask(self) -> tuple[int, dict[str, Any]]:
-        """The next trial's number and hyperparameters."""
-        (number,) = self._history.new_trial_ids(1)
+    def ask(self) -> Proposal:
+        """The next proposal."""
+        number = self._asked
         seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0] % 2**31)
-        self._history.refresh()
-        documents = tpe.suggest([number], self._domain, self._history, seed, n_startup_jobs=self.start_up)
-        self._history.insert_trial_docs(documents)
-        self._history.refresh()
-        chosen = {name: values[0] for name, values in documents[0]["misc"]["vals"].items() if values}
-        return number, _plain(flatten(space_eval(self._expression, chosen)))
+        (document,) = tpe.suggest(
+            [number], self._domain, self._history, seed, n_startup_jobs=self._start_up, verbose=False
+        )
+        chosen = {name: values[0] for name, values in document["misc"]["vals"].items() if values}
+        settings = _plain(flatten(space_eval(self._expression, chosen)))
+        if number < len(self._first):
+            settings = _overlaid(settings, self._first[number])
+        self._record({"asked": {"number": number, "settings": settings}})
+        return self._propose(settings)
 
     def tell(self, trial: Trial) -> None:
-        """Record what came of a trial; a failed one counts as the worst possible."""
-        complete = trial.state == "complete"
-        document = next(document for document in self._history.trials if document["tid"] == trial.number)
-        document["state"] = JOB_STATE_DONE
-        document["result"] = (
-            {"status": STATUS_OK, "loss": 1 - trial.mean_accuracy} if complete else {"status": STATUS_FAIL}
-        )
-        self._history.refresh()
-        self.trials.append(trial)
+        """Record what came of a trial."""
+        self._record({"told": trial.json()})
+        self._take(trial)
 
     @property
     def ranking(self) -> list[Trial]:
-        """Complete trials, best first."""
+        """Complete trials, best first; of equals the one that ended first."""
         return sorted((trial for trial in self.trials if trial.state == "complete"), key=lambda t: -t.mean_accuracy)
 
     @property
     def best(self) -> Trial | None:
-        """The complete trial with the highest mean accuracy; of equals the first."""
+        """The complete trial with the highest mean accuracy."""
         return self.ranking[0] if self.ranking else None
+
+    def would_be_best(self, trial: Trial) -> bool:
+        """Whether a trial that is about to be told will be the best."""
+        return trial.state == "complete" and (self.best is None or trial.mean_accuracy > self.best.mean_accuracy)
+
+    @property
+    def since_best(self) -> int:
+        """How many trials have ended since the best one."""
+        return len(self.trials) - 1 - self.trials.index(self.best) if self.best else 0
+
+    def count(self, state: str) -> int:
+        """How many trials have ended in a state."""
+        return sum(trial.state == state for trial in self.trials)
+
+    def _propose(self, settings: Mapping[str, Any]) -> Proposal:
+        number, best = self._asked, self.best
+        holder = None
+        if self._racing and best is not None:
+            holder = Holder(best.number, tuple(fold.curve for fold in best.folds), best.settings["epochs"])
+        known = next((trial for trial in self.trials if trial.settings == settings), None)
+        self.under_way[number] = Proposal(number, settings, holder, known)
+        self._insert(number, settings)
+        self._asked += 1
+        return self.under_way[number]
+
+    def _take(self, trial: Trial) -> None:
+        self._end(trial.number, trial, self.best.mean_accuracy if self.best else 0.0)
+        self.trials.append(trial)
+        del self.under_way[trial.number]
+
+    def _learn(self, earlier: Sequence[Trial]) -> None:
+        """Take results of another study, as if they were trials before the first."""
+        best = max((trial.mean_accuracy for trial in earlier if trial.state == "complete"), default=0.0)
+        for number, trial in enumerate(earlier, start=-len(earlier)):
+            self._insert(number, trial.settings)
+            self._end(number, trial, best)
+
+    def _insert(self, number: int, settings: Mapping[str, Any]) -> None:
+        values = positions(self._space, settings)
+        misc = {
+            "tid": number, "cmd": self._domain.cmd, "workdir": self._domain.workdir,
+            "idxs": {name: [number] if chosen else [] for name, chosen in values.items()}, "vals": values,
+        }  # fmt: skip
+        self._history.insert_trial_docs(
+            self._history.new_trial_docs([number], [None], [self._domain.new_result()], [misc])
+        )
+        self._history.refresh()
+
+    def _end(self, number: int, trial: Trial, best: float) -> None:
+        """Tell Hyperopt: a failed trial is the worst possible, a cut one is worse than the best mean accuracy."""
+        document = next(document for document in self._history.trials if document["tid"] == number)
+        document["state"], document["result"] = JOB_STATE_DONE, {"status": STATUS_FAIL}
+        if trial.state != "failed" and trial.folds:
+            accuracy = min(trial.mean_accuracy, best - LEAST) if trial.state == "cut" else trial.mean_accuracy
+            document["result"] = {"status": STATUS_OK, "loss": 1 - accuracy}
+        self._history.refresh()
+
+
+def start_up_trials(max_evals: int) -> int:
+    """A quarter of the trials, 5 to 20: Hyperopt's own 20 would make a short search purely random."""
+    return max(5, min(20, max_evals // 4))
+
+
+def _overlaid(proposed: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given, and the rest as it was proposed; momentum only with the optimizer that has one."""
+    settings = {**proposed, **given}
+    if settings["optimizer"] != "sgd":
+        settings.pop("momentum", None)
+    return settings
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

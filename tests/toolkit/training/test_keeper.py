@@ -106,13 +106,20 @@ def test_a_full_disk_is_told_once_and_leaves_what_was_there(
 
 def test_a_process_that_keeps_no_records_only_reads(checkpoint: Checkpoint) -> None:
     checkpoint.stages["final"] = reached(0.75)
-    follower = Keeper(checkpoint)
+    follower = Keeper(checkpoint, writes=False)
     follower.keep("final")(reached(0.9))
     follower.finish(nn.Linear(1, 1), {})
     assert follower.progress("final") is checkpoint.stages["final"]
     assert follower.progress("fold 1") is None
     assert checkpoint.stages["final"].facts["best_val_accuracy"] == 0.75
     assert not Path("checkpoints").exists()
+
+
+def test_without_a_run_progress_is_kept_all_the_same(checkpoint: Checkpoint) -> None:
+    Keeper(checkpoint).keep("fold 1")(reached(0.9))
+    again = open_checkpoint(checkpoint.run_id, checkpoint.folder)
+    assert again.stages["fold 1"].facts["best_val_accuracy"] == 0.9
+    assert again.unsent == []
 
 
 # --- folds --------------------------------------------------------------------------------------

@@ -1,28 +1,141 @@
-"""The space that is searched: every bound and every option of it."""
+"""The space that is searched: every bound and every option of it, its forms, and the file that changes it."""
 
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import pytest
-from hyperopt import pyll
+import yaml
+from hyperopt import JOB_STATE_DONE, STATUS_OK, Trials, pyll, rand, space_eval, tpe
+from hyperopt.base import Domain
+from hypothesis import given
+from hypothesis import settings as budget
+from hypothesis import strategies as st
 
-from toolkit.tuning.space import FULL, PRESETS, QUICK, Choice, Integers, LogUniform, Uniform, expression, flatten
+from toolkit.errors import SettingsError
+from toolkit.training.recipe import Recipe
+from toolkit.tuning.space import (
+    FULL,
+    PRESETS,
+    QUICK,
+    Choice,
+    Dimension,
+    Integers,
+    LogUniform,
+    Space,
+    Uniform,
+    contains,
+    expression,
+    flatten,
+    positions,
+    space_from_json,
+    space_json,
+)
+from toolkit.tuning.space_file import read_space
+
+Document = Mapping[str, Any]
+
+
+def domain_of(space: Space) -> Domain:
+    return Domain(lambda point: point, expression(space))
+
+
+def sampled(space: Space, count: int, seed: int = 0) -> list[Document]:
+    """What Hyperopt keeps of random points."""
+    return [document["misc"]["vals"] for document in rand.suggest(list(range(count)), domain_of(space), Trials(), seed)]
+
+
+def point_of(space: Space, vals: Document) -> dict[str, Any]:
+    """The plain hyperparameters that a document stands for."""
+    chosen = {name: values[0] for name, values in vals.items() if values}
+    point = flatten(space_eval(expression(space), chosen))
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in point.items()}
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[Document]:
+    return sampled(FULL, 500)
+
+
+@pytest.fixture(scope="module")
+def points(documents: list[Document]) -> list[dict[str, Any]]:
+    return [point_of(FULL, document) for document in documents]
+
+
+# --- what is searched ---------------------------------------------------------------------------
 
 
 def test_the_full_space_is_exactly_this() -> None:
     expected = {
-        "learning_rate": LogUniform(1e-5, 1e-3),
-        "batch_size": Choice((16, 32, 64, 128)),
-        "epochs": Integers(10, 50),
-        "image_size": Choice((128, 224, 256)),
-        "model_type": Choice(("simple_cnn", "resnet18", "resnet18_backbone")),
-        "optimizer": Choice(("adam", "sgd")),
-        "weight_decay": Choice((0.0, 1e-4, 1e-3)),
-        "momentum": Uniform(0.9, 0.99),
-        "dropout": Uniform(0.1, 0.5),
-        "augmentation": Uniform(0.1, 0.5),
-        "patience": Integers(3, 10),
-        "min_delta": Uniform(1e-4, 1e-3),
+        "learning_rate": {"low": 0.00001, "high": 0.001, "log": True},
+        "batch_size": [16, 32, 64, 128],
+        "epochs": {"low": 10, "high": 50},
+        "image_size": [128, 224, 256],
+        "model_type": ["simple_cnn", "resnet18", "resnet18_backbone"],
+        "optimizer": ["adam", "sgd"],
+        "weight_decay": [0.0, 0.0001, 0.001],
+        "momentum": {"low": 0.9, "high": 0.99},
+        "dropout": {"low": 0.1, "high": 0.5},
+        "augmentation": {"low": 0.1, "high": 0.5},
+        "patience": {"low": 3, "high": 10},
+        "min_delta": {"low": 0.0001, "high": 0.001},
     }
-    assert expected == FULL
+    assert json.dumps(space_json(FULL)) == json.dumps(expected)  # as text, in which 3 and 3.0 differ
     assert PRESETS == {"full": FULL, "quick": QUICK}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("batch_size", [16, 32, 64, 128]),
+        ("image_size", [128, 224, 256]),
+        ("model_type", ["resnet18", "resnet18_backbone", "simple_cnn"]),
+        ("optimizer", ["adam", "sgd"]),
+        ("weight_decay", [0.0, 0.0001, 0.001]),
+    ],
+)
+def test_each_option_is_tried_as_often_as_the_others(
+    name: str, options: list[object], points: list[dict[str, Any]]
+) -> None:
+    values = [point[name] for point in points]
+    assert sorted(set(values)) == options
+    assert {type(value) for value in values} == {type(options[0])}
+    assert min(values.count(option) for option in options) > 0.8 * len(points) / len(options)
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("epochs", 10, 50), ("patience", 3, 10)])
+def test_every_whole_number_is_tried(name: str, low: int, high: int, points: list[dict[str, Any]]) -> None:
+    values = [point[name] for point in points]
+    assert set(values) == set(range(low, high + 1))
+    assert {type(value) for value in values} == {int}
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "middle", "high"),
+    [
+        ("learning_rate", 1e-5, 1e-4, 1e-3),  # logarithmic: as many below 1e-4 as above
+        ("momentum", 0.9, 0.945, 0.99),
+        ("dropout", 0.1, 0.3, 0.5),
+        ("augmentation", 0.1, 0.3, 0.5),
+        ("min_delta", 1e-4, 5.5e-4, 1e-3),
+    ],
+)
+def test_an_interval_is_tried_from_end_to_end(
+    name: str, low: float, middle: float, high: float, points: list[dict[str, Any]]
+) -> None:
+    values = np.array([point[name] for point in points if name in point])
+    near = 0.02 * (high - low) if name != "learning_rate" else 0.1 * low
+    assert low <= values.min() < low + near
+    assert high - 0.1 * (high - low) < values.max() <= high
+    assert abs((values < middle).mean() - 0.5) < 0.08  # over three standard deviations of half of 250
+
+
+def test_a_point_has_every_name_and_momentum_under_sgd_only(points: list[dict[str, Any]]) -> None:
+    for point in points:
+        assert set(point) == set(FULL) - (set() if point["optimizer"] == "sgd" else {"momentum"})
+        assert Recipe(**point).model_dump(include=set(point)) == point
 
 
 def test_the_quick_space_has_the_same_dimensions_and_fewer_or_smaller_values() -> None:
@@ -41,8 +154,12 @@ def test_the_quick_space_has_the_same_dimensions_and_fewer_or_smaller_values() -
         (Integers(3, 10), "3 to 10, whole"),
     ],
 )
-def test_a_dimension_describes_itself(dimension: Choice | Uniform | LogUniform | Integers, text: str) -> None:
+def test_a_dimension_describes_itself(dimension: Dimension, text: str) -> None:
     assert str(dimension) == text
+
+
+def test_kinds_of_intervals_differ_though_their_bounds_are_equal() -> None:
+    assert len({Uniform(1, 2), LogUniform(1, 2), Integers(1, 2), Uniform(1.0, 2.0)}) == 3
 
 
 def test_momentum_is_searched_under_sgd_only() -> None:
@@ -60,3 +177,177 @@ def test_a_nested_point_becomes_flat() -> None:
         "optimizer": "sgd",
         "momentum": 0.95,
     }
+
+
+# --- inside and outside -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dimension", "inside", "outside"),
+    [
+        (Choice((16, 32)), [16, 32], [17, 0, "16", None]),
+        (Choice(("adam", "sgd")), ["adam"], ["Adam", "", 0]),
+        (Uniform(0.0, 1.0), [0, 0.0, 0.5, 1], [-1e-9, 1.0000001, "0.5", None, True, math.nan, math.inf]),
+        (LogUniform(1e-5, 1e-3), [1e-5, 1e-4, 1e-3], [0.99e-5, 1.01e-3, 0, -1e-4, True, "x", math.nan]),
+        (Integers(3, 10), [3, 10, 5.0], [2, 11, 3.5, True, "3", math.nan, math.inf]),
+    ],
+)
+def test_what_a_dimension_contains(dimension: Dimension, inside: list[object], outside: list[object]) -> None:
+    assert [value for value in [*inside, *outside] if dimension.contains(value)] == inside
+
+
+def test_a_logarithmic_interval_contains_what_rounding_makes_of_its_bounds() -> None:
+    """exp(log(0.003)) is a little less than 0.003, and Hyperopt may propose it."""
+    drawn = math.exp(math.log(0.003))
+    assert drawn < 0.003
+    assert LogUniform(0.003, 0.1).contains(drawn)
+    assert not LogUniform(0.003, 0.1).contains(0.002999999)
+
+
+ADAM = {
+    "learning_rate": 1e-4,
+    "batch_size": 32,
+    "epochs": 20,
+    "image_size": 224,
+    "model_type": "resnet18",
+    "optimizer": "adam",
+    "weight_decay": 1e-4,
+    "dropout": 0.25,
+    "augmentation": 0.5,
+    "patience": 10,
+    "min_delta": 1e-4,
+}
+SGD = {**ADAM, "optimizer": "sgd", "momentum": 0.9}
+
+
+def test_what_hyperopt_keeps_of_a_point() -> None:
+    expected = {
+        "learning_rate": [1e-4],
+        "batch_size": [1],
+        "epochs": [20.0],
+        "image_size": [1],
+        "model_type": [1],
+        "optimizer": [0],
+        "weight_decay": [1],
+        "momentum": [],
+        "dropout": [0.25],
+        "augmentation": [0.5],
+        "patience": [10.0],
+        "min_delta": [1e-4],
+    }
+    assert positions(FULL, ADAM) == expected
+    assert positions(FULL, SGD) == {**expected, "optimizer": [1], "momentum": [0.9]}
+    assert type(positions(FULL, ADAM)["epochs"][0]) is float  # as Hyperopt's own, also after a round through JSON
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {**ADAM, "momentum": 0.95},
+        {name: value for name, value in SGD.items() if name != "momentum"},
+        {name: value for name, value in ADAM.items() if name != "optimizer"},
+        {**ADAM, "label_smoothing": 0.1},
+        {**ADAM, "optimizer": "lion"},
+        {**ADAM, "learning_rate": 2e-3},
+        {**SGD, "momentum": 0.5},
+    ],
+)
+def test_what_is_no_point_of_the_space(settings: dict[str, Any]) -> None:
+    assert contains(FULL, ADAM)
+    assert contains(FULL, SGD)
+    assert not contains(FULL, settings)
+    with pytest.raises(SettingsError, match=r"^the search space does not contain the point \{"):
+        positions(FULL, settings)
+
+
+def test_positions_are_what_hyperopt_kept(documents: list[Document], points: list[dict[str, Any]]) -> None:
+    for document, point in zip(documents, points, strict=True):
+        assert contains(FULL, point)
+        assert positions(FULL, point) == document
+        assert positions(FULL, json.loads(json.dumps(point))) == document
+
+
+def test_positions_are_what_hyperopt_kept_of_what_it_learnt_too() -> None:
+    domain, history = domain_of(FULL), Trials()
+    for number in range(40):
+        history.insert_trial_docs(tpe.suggest([number], domain, history, seed=number, n_startup_jobs=5))
+        history.refresh()
+        document = history.trials[-1]
+        vals = document["misc"]["vals"]
+        point = point_of(FULL, vals)
+        assert positions(FULL, point) == vals
+        document["state"] = JOB_STATE_DONE
+        document["result"] = {"status": STATUS_OK, "loss": abs(point["dropout"] - 0.2) + (point["optimizer"] == "adam")}
+        history.refresh()
+
+
+@pytest.mark.parametrize("optimizers", [("adam",), ("sgd",), ("sgd", "adam")])
+def test_momentum_has_a_label_when_sgd_is_searched(optimizers: tuple[str, ...]) -> None:
+    space = {**QUICK, "optimizer": Choice(optimizers)}
+    for vals in sampled(space, 20):
+        assert ("momentum" in vals) == ("sgd" in optimizers)
+        assert positions(space, point_of(space, vals)) == vals
+
+
+# --- as JSON ------------------------------------------------------------------------------------
+
+
+def intervals(low: float, high: float) -> st.SearchStrategy[Dimension]:
+    ends = st.tuples(*2 * [st.floats(low, high, allow_subnormal=False)]).filter(lambda pair: pair[0] != pair[1])
+    pairs = ends.map(sorted)
+    logarithmic = pairs.filter(lambda pair: pair[0] > 0 and math.log(pair[0]) < math.log(pair[1]))
+    return pairs.map(lambda pair: Uniform(*pair)) | logarithmic.map(lambda pair: LogUniform(*pair))
+
+
+def choices(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Choice]:
+    return st.lists(values, min_size=1, max_size=5, unique=True).map(tuple).map(Choice)
+
+
+def numbers(low: float, high: float) -> st.SearchStrategy[Dimension]:
+    return intervals(low, high) | choices(st.floats(low, high))
+
+
+def wholes(low: int, high: int) -> st.SearchStrategy[Dimension]:
+    pairs = st.lists(st.integers(low, high), min_size=2, max_size=2, unique=True).map(sorted)
+    return pairs.map(lambda pair: Integers(*pair)) | choices(st.integers(low, high))
+
+
+def words(*options: str) -> st.SearchStrategy[Choice]:
+    return choices(st.sampled_from(options))
+
+
+SPACES = st.fixed_dictionaries(
+    {"optimizer": words("adam", "sgd"), "momentum": numbers(0, 0.999)},
+    optional={
+        "learning_rate": numbers(1e-300, 1),
+        "dropout": numbers(0, 0.999),
+        "weight_decay": numbers(0, 1),
+        "epochs": wholes(1, 10_000),
+        "batch_size": wholes(2, 65_536),
+        "patience": wholes(1, 10**9),
+        "class_weights": words("none", "balanced"),
+    },
+)
+
+
+@given(SPACES)
+def test_a_space_survives_a_round_through_text_and_through_a_file(space: Space) -> None:
+    values = space_json(space)
+    for again in (
+        space_from_json(values),
+        space_from_json(json.loads(json.dumps(values))),
+        read_space(json.dumps(values), {}, Recipe),
+        read_space(yaml.safe_dump(values, sort_keys=False), {}, Recipe),
+    ):
+        assert list(again.items()) == list(space.items())
+        assert repr(again) == repr(dict(space))  # in which 1 and 1.0 differ
+
+
+@budget(max_examples=40)
+@given(SPACES, st.integers(0, 2**31))
+def test_positions_are_what_hyperopt_kept_in_any_space(space: Space, seed: int) -> None:
+    for vals in sampled(space, 3, seed):
+        point = point_of(space, vals)
+        assert contains(space, point)
+        assert positions(space, point) == vals

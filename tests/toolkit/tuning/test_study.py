@@ -1,32 +1,74 @@
 """A study proposes points of its space and nothing else, the same ones again, and better ones as it learns."""
 
+import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as budget
+from hypothesis import strategies as st
 
-from toolkit.tuning.space import FULL, QUICK, Choice, Integers, LogUniform, Space
-from toolkit.tuning.study import Study, Trial
+from toolkit.errors import DataError
+from toolkit.tuning.racing import Holder
+from toolkit.tuning.space import FULL, QUICK, Choice, Integers, LogUniform, Space, contains
+from toolkit.tuning.study import Proposal, Study, start_up_trials
+from toolkit.tuning.trial import Fold, Trial
 
 RANDOM_ONLY = 10**9  # start-up trials: more than any study here has
 
+POINT = {
+    "learning_rate": 1e-4,
+    "batch_size": 64,
+    "epochs": 20,
+    "image_size": 224,
+    "model_type": "resnet18",
+    "optimizer": "adam",
+    "weight_decay": 1e-4,
+    "dropout": 0.25,
+    "augmentation": 0.5,
+    "patience": 10,
+    "min_delta": 1e-4,
+}
 
-def complete(number: int, settings: dict[str, Any], accuracy: float) -> Trial:
-    return Trial(number, settings, "complete", mean_accuracy=accuracy, std_accuracy=0.0)
+Score = Callable[[Mapping[str, Any]], float | None]
 
 
-def run(study: Study, trials: int, score: Callable[[Mapping[str, Any]], float | None]) -> list[dict[str, Any]]:
+def fold(*curve: float) -> Fold:
+    epochs = tuple({"epoch": number, "val_accuracy": accuracy} for number, accuracy in enumerate(curve, 1))
+    return Fold(epochs, 1 + int(np.argmax(curve)), 2.0, 80)
+
+
+def ended(proposal: Proposal, accuracy: float, state: str = "complete", reason: str = "") -> Trial:
+    """A trial of two folds with the same accuracy; of one when it was cut."""
+    folds = (fold(accuracy / 2, accuracy),) * (1 if state == "cut" else 2)
+    return Trial(proposal.number, proposal.settings, state, folds, 4.0, reason)
+
+
+def told(study: Study, accuracy: float, state: str = "complete") -> Trial:
+    """Ask and tell once."""
+    trial = ended(study.ask(), accuracy, state)
+    study.tell(trial)
+    return trial
+
+
+def run(study: Study, trials: int, score: Score) -> list[Mapping[str, Any]]:
     """Ask and tell; a score of None is a failed trial."""
     points = []
     for _ in range(trials):
-        number, point = study.ask()
-        accuracy = score(point)
+        proposal = study.ask()
+        accuracy = score(proposal.settings)
         study.tell(
-            Trial(number, point, "failed", reason="diverged") if accuracy is None else complete(number, point, accuracy)
+            Trial(proposal.number, proposal.settings, "failed", reason="diverged")
+            if accuracy is None
+            else ended(proposal, accuracy)
         )
-        points.append(point)
+        points.append(proposal.settings)
     return points
 
 
@@ -36,7 +78,17 @@ def wanted(point: Mapping[str, Any]) -> float:
     return 0.9 - 0.3 * distance - 0.1 * (point["model_type"] != "resnet18") - 0.1 * (point["optimizer"] != "sgd")
 
 
+def losses(study: Study) -> list[float]:
+    """What Hyperopt was told, in the order of proposal; infinity where there is no loss."""
+    documents = sorted(study._history.trials, key=lambda document: document["tid"])
+    return [document["result"].get("loss", math.inf) for document in documents]
+
+
+# --- what is proposed ---------------------------------------------------------------------------
+
+
 def assert_inside(point: Mapping[str, Any], space: Space) -> None:
+    assert contains(space, point)
     assert set(point) == set(space) - (set() if point["optimizer"] == "sgd" else {"momentum"})
     for name, value in point.items():
         dimension = space[name]
@@ -49,19 +101,17 @@ def assert_inside(point: Mapping[str, Any], space: Space) -> None:
 
 
 @pytest.fixture(scope="module")
-def sampled() -> list[dict[str, Any]]:
-    study = Study(FULL, seed=0, max_evals=400)
-    study.start_up = RANDOM_ONLY
-    return run(study, 400, wanted)
+def sampled() -> list[Mapping[str, Any]]:
+    return run(Study(FULL, seed=0, start_up=RANDOM_ONLY), 400, wanted)
 
 
-def test_every_sampled_point_lies_in_the_space(sampled: list[dict[str, Any]]) -> None:
+def test_every_sampled_point_lies_in_the_space(sampled: list[Mapping[str, Any]]) -> None:
     for point in sampled:
         assert_inside(point, FULL)
 
 
 @pytest.mark.parametrize("name", FULL)
-def test_both_ends_of_a_dimension_are_reached(name: str, sampled: list[dict[str, Any]]) -> None:
+def test_both_ends_of_a_dimension_are_reached(name: str, sampled: list[Mapping[str, Any]]) -> None:
     """The outer fiftieth at either end, every option, both whole numbers at the ends."""
     values, dimension = [point[name] for point in sampled if name in point], FULL[name]
     if isinstance(dimension, Choice):
@@ -80,54 +130,40 @@ def test_both_ends_of_a_dimension_are_reached(name: str, sampled: list[dict[str,
 
 @pytest.mark.parametrize("space", [FULL, QUICK], ids=["full", "quick"])
 def test_learning_stays_inside_the_space_too(space: Space) -> None:
-    for point in run(Study(space, seed=1, max_evals=20), 60, wanted):
+    for point in run(Study(space, seed=1), 60, wanted):
         assert_inside(point, space)
 
 
 def test_the_same_seed_and_history_propose_the_same() -> None:
-    first, second, other = (run(Study(FULL, seed, max_evals=20), 12, wanted) for seed in (3, 3, 4))
+    first, second, other = (run(Study(FULL, seed), 12, wanted) for seed in (3, 3, 4))
     assert first == second
     assert first != other
     assert first[0] != other[0]
 
 
-def test_a_proposal_depends_on_the_results_before_it() -> None:
-    """The random start does not, and what follows it does."""
-    good, bad = (run(Study(FULL, 3, max_evals=20), 9, score) for score in (wanted, lambda point: 1 - wanted(point)))
-    assert good[:5] == bad[:5]
-    assert good[5:] != bad[5:]
+# --- learning -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("planned", "random"), [(1, 5), (20, 5), (30, 7), (60, 15), (500, 20)])
+@pytest.mark.parametrize(
+    ("planned", "random"), [(1, 5), (20, 5), (24, 6), (30, 7), (60, 15), (80, 20), (500, 20), (100_000, 20)]
+)
 def test_a_short_search_is_not_purely_random(planned: int, random: int) -> None:
-    assert Study(FULL, 0, planned).start_up == random
+    assert start_up_trials(planned) == random
 
 
-def test_failed_trials_never_win() -> None:
-    study = Study(QUICK, seed=0, max_evals=5)
-    assert study.best is None
-    assert study.ranking == []
-    for accuracy, state in ((0.99, "failed"), (0.5, "complete"), (0.7, "complete"), (0.7, "complete")):
-        number, point = study.ask()
-        study.tell(Trial(number, point, state, mean_accuracy=accuracy))
-    assert study.best is study.trials[2]  # of equals the first
-    assert [trial.number for trial in study.ranking] == [2, 3, 1]
-    assert [trial.state for trial in study.trials].count("failed") == 1
-
-
-def test_a_study_of_failures_goes_on() -> None:
-    study = Study(FULL, seed=0, max_evals=12)
-    assert len(run(study, 12, lambda _: None)) == 12
-    assert study.best is None
+@pytest.mark.parametrize("start_up", [3, 8])
+def test_a_proposal_depends_on_the_results_before_it_after_the_random_start(start_up: int) -> None:
+    scores: tuple[Score, Score] = (wanted, lambda point: 1 - wanted(point))
+    good, bad = (run(Study(FULL, 3, start_up), start_up + 4, score) for score in scores)
+    assert good[:start_up] == bad[:start_up]
+    assert good[start_up] != bad[start_up]
 
 
 def test_what_fails_is_proposed_less_often() -> None:
     """A third of random points has this network."""
     points = run(
-        Study(FULL, seed=0, max_evals=20),
-        60,
-        lambda point: None if point["model_type"] == "resnet18" else wanted(point),
-    )
+        Study(FULL, seed=0), 60, lambda point: None if point["model_type"] == "resnet18" else wanted(point)
+    )  # fmt: skip
     share = sum(point["model_type"] == "resnet18" for point in points[20:]) / 40
     assert share < 0.25
 
@@ -137,11 +173,382 @@ def test_learning_beats_chance() -> None:
     space = {name: FULL[name] for name in ("learning_rate", "dropout", "model_type", "optimizer", "momentum")}
     gained = []
     for seed in range(10):
-        learning, random = (Study(space, seed, max_evals=40) for _ in range(2))
-        random.start_up = RANDOM_ONLY
-        for study in (learning, random):
-            run(study, 40, wanted)
-        assert learning.best is not None
-        assert random.best is not None
-        gained.append(learning.best.mean_accuracy - random.best.mean_accuracy)
+        learning, random = (
+            max(map(wanted, run(Study(space, seed, start_up, racing=False), 40, wanted)))
+            for start_up in (start_up_trials(40), RANDOM_ONLY)
+        )
+        gained.append(learning - random)
     assert np.mean(gained) > 0.02
+
+
+# --- what comes of trials -----------------------------------------------------------------------
+
+
+def test_failed_and_cut_trials_never_win() -> None:
+    study = Study(QUICK, seed=0)
+    assert study.best is None
+    assert study.ranking == []
+    for accuracy, state in (
+        (0.99, "failed"), (0.98, "cut"), (0.5, "complete"), (0.7, "complete"), (0.97, "cut"), (0.7, "complete"),
+    ):  # fmt: skip
+        told(study, accuracy, state)
+    assert study.best is study.trials[3]  # of equals the first
+    assert [trial.number for trial in study.ranking] == [3, 5, 2]
+    assert [study.count(state) for state in ("complete", "cut", "failed")] == [3, 2, 1]
+
+
+def test_of_equals_the_one_that_ended_first_is_the_best() -> None:
+    study = Study(QUICK, seed=0)
+    early, late = study.ask(), study.ask()
+    assert list(study.under_way.values()) == [early, late]
+    for proposal in (late, early):
+        study.tell(ended(proposal, 0.7))
+    assert study.best is not None
+    assert study.best.number == late.number
+    assert [trial.number for trial in study.trials] == [1, 0]
+    assert study.under_way == {}
+
+
+def test_whether_a_trial_will_be_the_best_is_known_before_it_counts() -> None:
+    study = Study(QUICK, seed=0)
+    for accuracy, state, wins in (
+        (0.9, "failed", False), (0.9, "cut", False), (0.5, "complete", True), (0.5, "complete", False),
+        (0.4, "complete", False), (0.9, "cut", False), (0.6, "complete", True),
+    ):  # fmt: skip
+        trial = ended(study.ask(), accuracy, state)
+        assert study.would_be_best(trial) == wins
+        study.tell(trial)
+        assert (study.best is trial) == wins
+
+
+def test_trials_since_the_best_are_counted_in_the_order_in_which_they_end() -> None:
+    study = Study(QUICK, seed=0)
+    assert study.since_best == 0
+    counts = []
+    for accuracy, state in (
+        (0.9, "failed"), (0.9, "cut"), (0.5, "complete"), (0.4, "complete"), (0.9, "failed"), (0.5, "complete"),
+        (0.6, "complete"), (0.9, "cut"),
+    ):  # fmt: skip
+        told(study, accuracy, state)
+        counts.append(study.since_best)
+    assert counts == [0, 0, 0, 1, 2, 3, 0, 1]
+    slow, quick = study.ask(), study.ask()
+    study.tell(ended(quick, 0.7))
+    study.tell(ended(slow, 0.6))
+    assert study.since_best == 1
+
+
+def test_a_study_of_failures_goes_on() -> None:
+    study = Study(FULL, seed=0)
+    assert len(run(study, 12, lambda _: None)) == 12
+    assert study.best is None
+    assert losses(study) == [math.inf] * 12
+
+
+# --- what Hyperopt is told ----------------------------------------------------------------------
+
+
+def test_a_cut_trial_is_worse_than_the_best_for_hyperopt_and_otherwise_what_it_was() -> None:
+    """Its few folds may be lucky ones."""
+    study = Study(QUICK, seed=0)
+    for accuracy, state in ((0.75, "complete"), (0.9375, "cut"), (0.75, "cut"), (0.5, "cut"), (0.25, "complete")):
+        told(study, accuracy, state)
+    just_worse = 1 - (0.75 - 1e-9)
+    assert losses(study) == [0.25, just_worse, just_worse, 0.5, 0.75]
+    study.ask()
+    told(study, 0.9375, "failed")
+    study.tell(Trial(5, study.under_way[5].settings, "cut", reason="before its first fold was done"))
+    assert losses(study)[5:] == [math.inf, math.inf]
+
+
+states = st.lists(st.tuples(st.integers(0, 50).map(lambda right: right / 50), st.sampled_from(["complete", "cut"])))
+
+
+@budget(max_examples=25, deadline=None)
+@given(states.filter(bool))
+def test_no_cut_trial_is_as_good_for_hyperopt_as_the_best(ends: list[tuple[float, str]]) -> None:
+    study = Study({"epochs": Integers(1, 9), "optimizer": Choice(("adam",))}, seed=0, start_up=RANDOM_ONLY)
+    told(study, 0.5)
+    for accuracy, state in ends:
+        told(study, accuracy, state)
+    assert study.best is not None
+    cut = [loss for loss, trial in zip(losses(study), study.trials, strict=True) if trial.state == "cut"]
+    assert all(loss > 1 - study.best.mean_accuracy for loss in cut)
+    assert min(losses(study)) == 1 - study.best.mean_accuracy
+
+
+# --- racing -------------------------------------------------------------------------------------
+
+
+def test_a_proposal_names_the_best_trial_at_that_time() -> None:
+    study = Study(FULL, seed=0)
+    first, second = study.ask(), study.ask()
+    assert first.holder is second.holder is None
+    study.tell(ended(second, 0.5))
+    third = study.ask()
+    assert third.holder == Holder(1, ((0.25, 0.5), (0.25, 0.5)), epochs=second.settings["epochs"])
+    study.tell(ended(first, 0.9, "cut"))
+    fourth = study.ask()
+    assert fourth.holder == third.holder, "a cut trial is nobody's measure"
+    study.tell(ended(third, 0.75))
+    assert study.under_way[3].holder == third.holder, "who is under way keeps his"
+    assert study.ask().holder == Holder(2, ((0.375, 0.75), (0.375, 0.75)), epochs=third.settings["epochs"])
+
+
+def test_without_racing_there_is_no_measure_and_the_same_points() -> None:
+    with_it, without = Study(FULL, seed=0), Study(FULL, seed=0, racing=False)
+    for _ in range(8):
+        one, other = with_it.ask(), without.ask()
+        assert other.holder is None
+        assert one.settings == other.settings
+        for study, proposal in ((with_it, one), (without, other)):
+            study.tell(ended(proposal, 0.5))
+    assert with_it.ask().holder is not None
+
+
+# --- the same point again -----------------------------------------------------------------------
+
+ONE_POINT: Space = {"epochs": Choice((5,)), "optimizer": Choice(("adam",))}
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        ("complete", "as trial 1, which had the same settings"),
+        ("cut", "as trial 1, which had the same settings: too bad"),
+        ("failed", "as trial 1, which had the same settings: too bad"),
+    ],
+)
+def test_a_known_point_is_repeated_at_no_cost(state: str, reason: str) -> None:
+    study = Study(ONE_POINT, seed=0)
+    proposal = study.ask()
+    assert study.ask().known is None, "the first one is still under way"
+    assert proposal.repeated is None
+    study.tell(ended(proposal, 0.5, state, reason="" if state == "complete" else "too bad"))
+    again = study.ask()
+    assert again.known is study.trials[0]
+    repeated = again.repeated
+    assert repeated is not None
+    assert (repeated.number, repeated.state, repeated.settings) == (2, state, proposal.settings)
+    assert (repeated.reason, repeated.seconds, repeated.pictures) == (reason, 0.0, 0)
+    assert repeated.accuracies == study.trials[0].accuracies
+    assert [one.curve for one in repeated.folds] == [one.curve for one in study.trials[0].folds]
+    assert study.trials[0].pictures > 0
+    study.tell(repeated)
+    if state == "complete":
+        assert study.best is study.trials[0]
+    assert study.ask().known is study.trials[0], "and not a repetition"
+
+
+# --- what it begins with ------------------------------------------------------------------------
+
+
+def test_whole_points_come_first_as_they_are() -> None:
+    sgd = {**POINT, "optimizer": "sgd", "momentum": 0.95}
+    study = Study(FULL, seed=0, first=[POINT, sgd])
+    assert [study.ask().settings for _ in range(2)] == [POINT, sgd]
+    assert [study.ask().settings for _ in range(3)] == run(Study(FULL, seed=0), 5, wanted)[2:]
+
+
+def test_what_a_point_leaves_out_is_proposed() -> None:
+    """As it would have been: here at random, with the seed of its number."""
+    given = [{"learning_rate": 1e-4, "epochs": 33}, {"image_size": 256}, {}]
+    free = run(Study(FULL, seed=0), 4, wanted)
+    expected = [{**point, **parts} for point, parts in zip(free, [*given, {}], strict=True)]
+    assert run(Study(FULL, seed=0, first=given), 4, wanted) == expected
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_point_that_names_the_optimizer_alone_has_momentum_with_sgd_only(optimizer: str) -> None:
+    """Whatever would have been proposed; and it is the same again."""
+    momenta = set()
+    for seed in range(20):
+        (settings,) = run(Study(FULL, seed, first=[{"optimizer": optimizer}]), 1, wanted)
+        assert settings["optimizer"] == optimizer
+        assert_inside(settings, FULL)
+        assert run(Study(FULL, seed, first=[{"optimizer": optimizer}]), 1, wanted) == [settings]
+        momenta.add(settings.get("momentum"))
+    assert len(momenta) == (20 if optimizer == "sgd" else 1)
+
+
+# --- what it knows from another study -----------------------------------------------------------
+
+
+def of_another_study(count: int) -> list[Trial]:
+    """A third complete, a third cut and a third failed: those without a ResNet under sgd."""
+    study = Study(FULL, seed=99, start_up=RANDOM_ONLY)
+    for number in range(count):
+        proposal = study.ask()
+        study.tell(ended(proposal, wanted(proposal.settings), ("complete", "cut", "failed")[number % 3]))
+    return study.trials
+
+
+def test_trials_of_another_study_teach_it() -> None:
+    """Its very first proposals are nearer to the peak than random ones, in the mean of ten seeds."""
+    earlier = of_another_study(60)
+    taught = [wanted(point) for seed in range(10) for point in run(Study(FULL, seed, earlier=earlier), 3, wanted)]
+    random = [wanted(point) for seed in range(10) for point in run(Study(FULL, seed), 3, wanted)]
+    assert np.mean(taught) > np.mean(random) + 0.1
+
+
+def test_they_are_not_its_own() -> None:
+    earlier = of_another_study(9)
+    study = Study(FULL, seed=0, earlier=earlier)
+    assert (study.trials, study.best, study.since_best, study.under_way) == ([], None, 0, {})
+    proposal = study.ask()
+    assert (proposal.number, proposal.holder, proposal.known) == (0, None, None)
+    repeated = Study(FULL, seed=0, first=[earlier[0].settings], earlier=earlier).ask()
+    assert repeated.known is None, "its folds or its data may be others"
+    study.tell(ended(proposal, 0.1))
+    assert study.best is not None
+    assert study.best.number == 0
+
+
+def test_hyperopt_learns_of_them_as_of_others() -> None:
+    earlier = of_another_study(9)
+    best = max(trial.mean_accuracy for trial in earlier if trial.state == "complete")
+    expected = {
+        "complete": lambda trial: 1 - trial.mean_accuracy,
+        "cut": lambda trial: max(1 - trial.mean_accuracy, 1 - (best - 1e-9)),
+        "failed": lambda _: math.inf,
+    }
+    assert losses(Study(FULL, seed=0, earlier=earlier)) == [expected[trial.state](trial) for trial in earlier]
+
+
+def test_those_outside_of_the_space_are_left_out() -> None:
+    earlier = of_another_study(40)
+    narrow = {**FULL, "image_size": Choice((128, 224)), "batch_size": Choice((32, 64, 256))}
+    inside = [
+        trial for trial in earlier if trial.settings["image_size"] != 256 and trial.settings["batch_size"] in (32, 64)
+    ]
+    assert 5 <= len(inside) < 30
+    assert len(losses(Study(narrow, seed=0, earlier=earlier))) == len(inside)
+    assert run(Study(narrow, 0, earlier=earlier), 2, wanted) == run(Study(narrow, 0, earlier=inside), 2, wanted)
+    for space in (QUICK, {**FULL, "label_smoothing": Choice((0.1,))}):
+        assert run(Study(space, 0, earlier=earlier), 2, wanted) == run(Study(space, 0), 2, wanted)
+
+
+# --- taken up again -----------------------------------------------------------------------------
+
+ENDS = {"complete": 0.6, "cut": 0.25, "failed": 0.15}
+
+
+def worked(study: Study, count: int, random: np.random.Generator) -> list[Proposal]:
+    """Up to two trials under way at a time, which end in any order and in any way; some are never told of."""
+    proposals: list[Proposal] = []
+    while len(proposals) < count:
+        if len(study.under_way) < 2 and random.random() < 0.7:
+            proposals.append(study.ask())
+        elif study.under_way:
+            proposal = study.under_way[random.choice(list(study.under_way))]
+            state = str(random.choice(list(ENDS), p=list(ENDS.values())))
+            study.tell(ended(proposal, max(0.0, round(wanted(proposal.settings), 1)), state))
+    return proposals
+
+
+def through_text(entries: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """As a journal gives them back."""
+    return [json.loads(json.dumps(entry)) for entry in entries]
+
+
+def assert_goes_on(make: Callable[..., Study], entries: list[Mapping[str, Any]], proposals: list[Proposal]) -> None:
+    """One that is taken up after some entries asks for the rest of them, proposal by proposal, and records them."""
+    for cut in range(len(entries) + 1):
+        recorded = entries[:cut]
+        again = make(entries=through_text(recorded), record=recorded.append)
+        done = sum("asked" in entry for entry in entries[:cut])
+        told_of = {entry["told"]["number"] for entry in entries[:cut] if "told" in entry}
+        assert again.under_way == {number: proposals[number] for number in range(done) if number not in told_of}
+        for entry in entries[cut : cut + 6]:  # later ones are reached from later cuts
+            if "asked" in entry:
+                assert again.ask() == proposals[entry["asked"]["number"]]
+            else:
+                again.tell(Trial.from_json(entry["told"]))
+        assert through_text(recorded) == through_text(entries[: len(recorded)])
+
+
+@budget(max_examples=6, deadline=None)
+@given(st.integers(0, 2**31))
+def test_a_study_taken_up_at_any_point_proposes_exactly_the_same_rest(seed: int) -> None:
+    """Complete, cut and failed trials, two at a time and out of order, settings to begin with, trials to learn from."""
+
+    def make(**given: Any) -> Study:
+        first = [{"epochs": 12}, {"optimizer": "adam"}]
+        return Study(FULL, seed, start_up=4, first=first, earlier=of_another_study(2), **given)
+
+    entries: list[Mapping[str, Any]] = []
+    proposals = worked(make(record=entries.append), 9, np.random.default_rng(seed))
+    assert_goes_on(make, entries, proposals)
+
+
+def test_known_points_are_the_same_when_a_study_is_taken_up() -> None:
+    def make(**given: Any) -> Study:
+        return Study({"epochs": Integers(1, 4), "optimizer": Choice(("adam",))}, 0, start_up=2, **given)
+
+    entries: list[Mapping[str, Any]] = []
+    study = make(record=entries.append)
+    proposals = []
+    for number in range(10):
+        proposals.append(study.ask())
+        repeated = proposals[-1].repeated
+        study.tell(repeated or ended(proposals[-1], number / 10))
+    assert sum(proposal.known is not None for proposal in proposals) >= 6
+    assert_goes_on(make, entries, proposals)
+
+
+IN_ANOTHER_PROCESS = """
+import json, sys
+from toolkit.tuning.space import FULL
+from toolkit.tuning.study import Study
+
+print(json.dumps(Study(FULL, 7, start_up=4, entries=json.load(sys.stdin)).ask().settings))
+"""
+
+
+def test_another_process_goes_on_with_the_same() -> None:
+    """One in which words have other hashes, and so sets another order."""
+    entries: list[Mapping[str, Any]] = []
+    study = Study(FULL, 7, start_up=4, record=entries.append)
+    worked(study, 10, np.random.default_rng(7))
+    found = subprocess.run(
+        [sys.executable, "-c", IN_ANOTHER_PROCESS],
+        input=json.dumps(entries),
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONHASHSEED": "12345"},
+    )
+    assert json.loads(found.stdout) == study.ask().settings
+
+
+def test_entries_of_others_are_passed_over() -> None:
+    """The journal has some about MLflow too."""
+    entries: list[Mapping[str, Any]] = [{"run": "abc"}]
+    study = Study(QUICK, 0, record=entries.append)
+    told(study, 0.5)
+    entries += [{"finished": 0}]
+    assert Study(QUICK, 0, entries=entries).trials == study.trials
+
+
+def test_what_cannot_be_recorded_has_not_happened() -> None:
+    full = False
+
+    def record(entry: Mapping[str, Any]) -> None:
+        if full:
+            raise DataError("the disk is full")
+
+    study, other = Study(FULL, 0, record=record), Study(FULL, 0)
+    told(study, 0.5)
+    told(other, 0.5)
+    full = True
+    with pytest.raises(DataError):
+        study.ask()
+    full = False
+    proposal = study.ask()
+    assert proposal == other.ask()
+    full = True
+    with pytest.raises(DataError):
+        study.tell(ended(proposal, 0.9))
+    assert list(study.under_way) == [1]
+    assert [trial.number for trial in study.trials] == [0]
+    assert losses(study) == [0.5, math.inf]

@@ -1,0 +1,33 @@
+"""The README's two commands, where a person would type them; `make test` only collects, since it would run itself."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from support import ROOT
+from walks import Walk, walked
+
+COMMANDS = ("make demo", "make test")
+COLLECT = {"PYTEST_ADDOPTS": "--collect-only -q --no-header -n 0"}
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
+    return walked(tmp_path_factory.mktemp("make") / "project", " && ".join(COMMANDS), COLLECT)
+
+
+@pytest.mark.timeout(960)
+def test_both_run(walk: Walk) -> None:
+    assert walk.status == 0, walk.output[-6000:]
+    assert "Traceback" not in walk.output
+
+
+def test_they_show_what_they_promise(walk: Walk) -> None:
+    for promise in (r"IMMEDIATE \(confirmed, short window\): Accuracy fell from", r"\d+ tests collected"):
+        assert re.search(promise, walk.output), f"{promise!r} is not in:\n{walk.output[-6000:]}"
+
+
+def test_the_readme_names_them() -> None:
+    lines = Path(ROOT / "README.md").read_text().splitlines()
+    assert [command for command in COMMANDS if not any(line.startswith(command) for line in lines)] == []

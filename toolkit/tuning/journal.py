@@ -1,0 +1,181 @@
+"""An append-only journal on disk: what it has taken is there after a crash, a kill or a power cut."""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from toolkit.errors import DataError, SettingsError, one_line
+
+FORMAT = 1
+
+
+class Journal:
+    """JSON lines, each on disk before ``append`` returns; one process at a time.
+
+    The first line says what the journal is about. A last line that a killed process left unfinished
+    is taken away when the journal is opened; whatever else cannot be read is an error, since a
+    study that went on from half its trials would not be the same study.
+
+    Parameters
+    ----------
+    path
+        The file. Its folder is made when it is missing.
+    about
+        What a new journal is about; None opens one that is there.
+
+    Raises
+    ------
+    SettingsError
+        There is a journal already, or there is none, or another process has it.
+    DataError
+        It cannot be read or written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with Journal(Path(folder, "journal.jsonl"), {"seed": 0}) as journal:
+    ...         journal.append({"trial": 0})
+    ...     with Journal(Path(folder, "journal.jsonl")) as journal:
+    ...         journal.about, journal.entries
+    ({'seed': 0}, [{'trial': 0}])
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, Any] | None = None) -> None:
+        self.path = path
+        self.entries: list[dict[str, Any]] = []
+        try:
+            if about is None and not path.is_file():
+                raise SettingsError(f"there is no journal {path}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(path.with_suffix(".lock"))
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise SettingsError(f"another process is writing to {path}; wait for it or stop it") from None
+        except OSError as error:
+            raise _failed(self.path, "written", error) from None
+        try:
+            self._open(about)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Write an entry to the end; it is on disk afterwards.
+
+        Raises
+        ------
+        DataError
+            It cannot be written, and nothing of it was.
+        """
+        rest = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(end)  # or the next entry would follow half a line
+            raise _failed(self.path, "written", error) from None
+        self.entries.append(dict(entry))
+
+    def close(self) -> None:
+        """Let others have it."""
+        self._file.close()
+        self._lock.release()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self, about: Mapping[str, Any] | None) -> None:
+        try:
+            if about is not None:
+                if self.path.exists():
+                    raise SettingsError(f"there is a journal {self.path} already")
+                write_whole(self.path, json.dumps({"format": FORMAT, "about": dict(about)}).encode() + b"\n")
+            self.about, self.entries, whole = _content(self.path)
+            self._file = self.path.open("ab", buffering=0)  # what a full disk refuses is not tried again by closing
+            self._file.truncate(whole)
+        except OSError as error:
+            raise _failed(self.path, "written", error) from None
+
+
+def read_journal(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What a journal is about and its entries so far, also while another process writes to it.
+
+    Raises
+    ------
+    DataError
+        It cannot be read.
+    """
+    about, entries, _ = _content(path)
+    return about, entries
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under another name, then rename it: also after a power cut it is all there, or as it was before.
+
+    Raises
+    ------
+    OSError
+        It cannot be written.
+    """
+    scratch = path.with_suffix(".partial")
+    try:
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+        _sync_names(path.parent)
+    finally:
+        with suppress(OSError):
+            scratch.unlink()
+
+
+def _sync_names(folder: Path) -> None:
+    """Have the names in a folder on disk too, where the system has a way to."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _content(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
+    """What it is about, its entries, and the bytes of its whole lines."""
+    try:
+        content = path.read_bytes()
+        *lines, unfinished = content.split(b"\n")
+        first, *entries = [_entry(number, line) for number, line in enumerate(lines, start=1)] or [{}]
+        about = first.get("about")
+        if first.get("format") != FORMAT or not isinstance(about, dict):
+            raise ValueError("it is no journal of this version")
+        return about, entries, len(content) - len(unfinished)
+    except (OSError, ValueError) as error:
+        raise _failed(path, "read", error) from None
+
+
+def _entry(number: int, line: bytes) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        entry = None
+    if not isinstance(entry, dict):
+        raise ValueError(f"line {number} is broken")
+    return entry
+
+
+def _failed(path: Path, action: str, error: Exception) -> DataError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+    return DataError(f"the journal {path} cannot be {action}: {reason}")

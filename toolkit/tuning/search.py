@@ -1,0 +1,188 @@
+"""Keeps processes at work on a study's proposals, and takes what comes of them."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.errors import ToolkitError, one_line
+from toolkit.terminal import say
+from toolkit.tuning.crew import Crew, Event
+from toolkit.tuning.mirror import Mirror
+from toolkit.tuning.report import StudyBar, trial_line
+from toolkit.tuning.study import Proposal, Study
+from toolkit.tuning.trial import Fold, Trial
+
+
+class Step(NamedTuple):
+    """What a process says after an epoch."""
+
+    fold: int  # from 0
+    epoch: int  # from 1
+
+
+class FoldDone(NamedTuple):
+    """What a process says after a fold."""
+
+    fold: int  # from 0
+    result: Fold
+
+
+class Result(NamedTuple):
+    """What comes of a proposal."""
+
+    trial: Trial
+    logits: NDArray[np.float32] | None = None  # (N, K), of all folds' pictures, when the trial is complete
+
+
+class Limits(NamedTuple):
+    """When a search ends."""
+
+    trials: int
+    timeout: float | None = None  # seconds
+    patience: int | None = None  # trials without a better one
+
+
+class Search:
+    """A search under way.
+
+    Parameters
+    ----------
+    study, limits
+        What is searched, and for how long.
+    crew, task
+        Who runs trials, and what they are given for a proposal. They say ``Step`` and ``FoldDone``, and
+        come to a ``Result``.
+    mirror, bar
+        Who shows it in MLflow and on the terminal.
+    keep
+        Called with each result before it counts.
+    forget
+        Called with each trial when it counts, to remove what was kept to go on with it.
+    clock
+        Seconds that never run backwards.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        limits: Limits,
+        crew: Crew,
+        task: Callable[[Proposal], Any],
+        mirror: Mirror,
+        bar: StudyBar,
+        keep: Callable[[Result], None],
+        forget: Callable[[Trial], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._study, self._limits, self._crew, self._task = study, limits, crew, task
+        self._mirror, self._bar, self._keep, self._forget, self._clock = mirror, bar, keep, forget, clock
+        self._deadline = math.inf if limits.timeout is None else clock() + limits.timeout
+        self._again = deque(study.under_way.values())  # what an interrupted search had begun
+        self._running: dict[int, Proposal] = {}
+        self._folds: dict[int, list[Fold]] = {}
+
+    def run(self) -> None:
+        """Search until a limit is reached; when interrupted, trials under way finish their step and are kept.
+
+        Raises
+        ------
+        ToolkitError
+            A process met something that concerns all trials: data that cannot be read, say.
+        """
+        try:
+            while self._fill():
+                left = self._deadline - self._clock()
+                for event in self._crew.wait(None if left == math.inf else max(0.0, left)):
+                    self._take(event)
+                if self._running and self._time_is_up:
+                    self._stop()
+        except (KeyboardInterrupt, SystemExit):
+            self._stop()
+            raise
+        if why := self._why():
+            say(f"{why} after {len(self._study.trials)} of {self._limits.trials} trials")
+
+    @property
+    def _time_is_up(self) -> bool:
+        return self._clock() >= self._deadline
+
+    @property
+    def _stale(self) -> bool:
+        return self._limits.patience is not None and self._study.since_best >= self._limits.patience
+
+    def _why(self) -> str:
+        """Why no further trial was begun; empty when all are done."""
+        if len(self._study.trials) >= self._limits.trials:
+            return ""
+        return (
+            "the time is up" if self._time_is_up else f"none better than the best in {self._study.since_best} trials,"
+        )
+
+    def _fill(self) -> bool:
+        """Give the idle something to do; whether anything is being done."""
+        while self._crew.idle and (proposal := self._next()):
+            self._running[proposal.number], self._folds[proposal.number] = proposal, []
+            self._mirror.begun(proposal)
+            if proposal.repeated:
+                self._end(Result(proposal.repeated))
+            else:
+                self._crew.start(proposal.number, self._task(proposal))
+        return bool(self._running)
+
+    def _next(self) -> Proposal | None:
+        study = self._study
+        if self._time_is_up:
+            return None
+        if self._again:
+            return self._again.popleft()
+        if len(study.trials) + len(study.under_way) >= self._limits.trials or self._stale:
+            return None
+        return study.ask()
+
+    def _take(self, event: Event) -> None:
+        proposal = self._running[event.key]
+        match event.kind, event.value:
+            case "said", Step(fold, epoch):
+                self._bar.step(proposal, fold, epoch)
+            case "said", FoldDone(number, fold):
+                self._folds[event.key].append(fold)
+                self._mirror.fold(proposal, number, fold)
+            case "done", result:
+                self._end(result)
+            case "raised", ToolkitError() as error:
+                raise error
+            case "raised", error:
+                self._fail(proposal, f"{type(error).__name__}: {one_line(error)}")
+            case "crashed", reason:
+                self._fail(proposal, reason)
+            case _:
+                self._fail(proposal, "its process was told to stop")
+
+    def _fail(self, proposal: Proposal, reason: str) -> None:
+        folds = tuple(self._folds[proposal.number])
+        seconds = sum(fold.seconds for fold in folds)
+        self._end(Result(Trial(proposal.number, proposal.settings, "failed", folds, seconds, reason)))
+
+    def _end(self, result: Result) -> None:
+        trial = result.trial
+        self._keep(result)
+        self._study.tell(trial)
+        self._forget(trial)
+        del self._running[trial.number]
+        best = self._study.best
+        self._mirror.ended(trial, best)
+        self._bar.ended(trial)
+        say(trial_line(trial, self._limits.trials, best=best is trial))
+
+    def _stop(self) -> None:
+        """Have each trial finish its step and keep what it has; one that has just ended counts."""
+        for event in self._crew.stop():
+            if event.kind in ("said", "done"):
+                self._take(event)
+        self._running.clear()
+        self._mirror.stopped()
