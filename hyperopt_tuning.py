@@ -143,6 +143,8 @@ class Task(NamedTuple):
         Where its checkpoint is kept; None: it is not.
     threads
         For torch; None: as many as this process has cores.
+    fingerprint
+        Of the pictures that it is meant for; None: any.
     """
 
     proposal: Proposal
@@ -151,6 +153,7 @@ class Task(NamedTuple):
     networks: tuple[str, ...]
     folder: Path | None = None
     threads: int | None = None
+    fingerprint: str | None = None
 
 
 class Cut(Exception):
@@ -243,7 +246,7 @@ def evaluate(
     Raises
     ------
     ToolkitError
-        Data or weights cannot be used.
+        Data or weights cannot be used, or the pictures are not those of the task.
     """
     began = time.monotonic()
     number, settings = task.proposal.number, task.proposal.settings
@@ -257,6 +260,8 @@ def evaluate(
         recipe = Recipe(**settings)
         device = use_machine(task.data, threads=task.threads)
         data = data_at(task.data, recipe.image_size, task.networks)
+        if task.fingerprint not in (None, data.pictures.catalogue.fingerprint):
+            raise DataError(f"the pictures of {task.data.data} have changed since the study began")
         keeper = Keeper(_checkpoint(task.folder, _checkpoint_name(number), dict(settings)) if task.folder else None)
         cv = cross_validate(recipe, data, task.folds, task.data.seed, device, keeper=keeper, watch=watch)
     except Cut as cut:
@@ -484,10 +489,11 @@ def mirror_of(job: Job, run: Run) -> Mirror:
 def search(job: Job, mirror: Mirror) -> None:
     """Run trials until they, the time or the patience are used up; those under way when it is interrupted are kept."""
     settings, data, networks = job.settings, data_settings(job.settings), _networks(job.space)
+    fingerprint = job.data.pictures.catalogue.fingerprint
     threads = None if settings.parallel == 1 else max(1, usable_cores() // settings.parallel)
 
     def task(proposal: Proposal) -> Task:
-        return Task(proposal, settings.folds, data, networks, job.folder, threads)
+        return Task(proposal, settings.folds, data, networks, job.folder, threads, fingerprint)
 
     def keep(result: Result) -> None:
         if result.logits is not None and job.study.would_be_best(result.trial):

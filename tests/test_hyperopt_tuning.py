@@ -572,6 +572,12 @@ def test_a_trial_that_cannot_matter_is_cut(quickest: Place, curve: tuple[float, 
     assert result.trial.pictures == sum(fold.pictures for fold in result.trial.folds) > 0
 
 
+def test_other_pictures_than_those_of_the_study_are_no_trial(quickest: Place) -> None:
+    task = task_of(quickest)._replace(fingerprint="of others")
+    with pytest.raises(DataError, match=r"^the pictures of .*colours have changed since the study began$"):
+        evaluate(task)
+
+
 def test_settings_that_do_not_go_together_are_a_failed_trial(quickest: Place) -> None:
     trial = evaluate(task_of(quickest, model_type="resnet18_backbone", mixup=0.4)).trial
     assert (trial.state, trial.folds) == ("failed", ())

@@ -77,6 +77,30 @@ def test_the_seed_decides_on_the_augmented_views() -> None:
     assert not torch.equal(first[1:], other[1:])
 
 
+def test_trainings_of_like_strength_share_their_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    part, backbone, known = some(7, 0, 11, 4, 5), Means(), {}
+
+    def views(augmentation: float, seed: int = 0) -> torch.Tensor:
+        recipe = RECIPE.model_copy(update={"augmentation": augmentation})
+        return Features.of(backbone, part, recipe, seed, CPU, mirrored=True, known=known).views
+
+    first = views(0.3)
+    assert backbone.seen == 3 * len(part)
+    assert torch.equal(views(0.34), first)
+    assert backbone.seen == 3 * len(part)
+    other = views(0.36)  # the plain pictures are there
+    assert torch.equal(other[0], first[0])
+    assert not torch.equal(other[1], first[1])
+    assert backbone.seen == 5 * len(part)
+    views(0.3, seed=1)
+    assert backbone.seen == 8 * len(part)
+    assert torch.equal(features_of(part, augmentation=0.4).views, other)
+    monkeypatch.setattr("toolkit.training.features.MOST_KEPT", 4 * first[0].nbytes)
+    views(0.5, seed=2)
+    assert len(known) == 4
+    assert [seed for seed, *_ in known] == [1, 2, 2, 2], "the oldest go first"
+
+
 def test_the_backbone_stays_as_it_was() -> None:
     backbone = Means().train()
     before = backbone.statistics.running_mean.clone()
