@@ -102,7 +102,9 @@ class TuneSettings(DataSettings):
     parallel: int = Field(1, ge=1, le=64, description="trials at a time, each in a process with its share of the cores")
     experiment_name: str = Field("hyperopt_tuning", min_length=1, description="MLflow experiment")
     study_name: str | None = Field(
-        None, pattern=r"^[\w.-]{1,100}$", description="name of the study; default: that of the data, and a number"
+        None,
+        pattern=r"^(?!last$)[\w-][\w.-]{0,99}$",
+        description="name of the study; default: the data's, and a number",
     )
     study_dir: Path = Field(Path("studies"), description="folder that keeps studies")
     resume: str | None = Field(
@@ -357,7 +359,7 @@ def begun(settings: TuneSettings) -> Job:
     for other in studies_in(folder):
         with suppress(DataError):
             if not read_study(folder, other)[1]:
-                say(f"study {other} is not finished; --resume {other} would go on with it")
+                say(f"study {other} is not finished; --resume {shlex.quote(other)} would go on with it")
     journal = Journal(journal_of(folder, name), plan.json())
     return Job(name, settings, space, data, plan.study(record=journal.append), journal)
 
@@ -365,17 +367,18 @@ def begun(settings: TuneSettings) -> Job:
 def resumed(settings: TuneSettings) -> Job:
     """The study that was interrupted, unless something that its trials depend on has changed."""
     name = find_study(settings.study_dir, settings.resume or LAST, "--resume")
+    word = shlex.quote(name)
     journal = Journal(journal_of(settings.study_dir, name))
     try:
         plan = Plan.from_json(journal.about)
         if any(FINISHED in entry for entry in journal.entries):
-            raise SettingsError(f"study {name} is finished; --fork {name} starts another one that knows its trials")
+            raise SettingsError(f"study {name} is finished; --fork {word} starts another one that knows its trials")
         former, changes = _former(settings, plan)
         data = _data(former, plan.space)
         changes += differences(plan.facts, _facts(data))
         if changes:
             raise SettingsError(
-                f"study {name} cannot be gone on with: {'; '.join(changes)}; --fork {name} starts another one that"
+                f"study {name} cannot be gone on with: {'; '.join(changes)}; --fork {word} starts another one that"
                 " knows its trials"
             )
         study = plan.study(journal.entries, journal.append)
@@ -447,7 +450,7 @@ def resumable(job: Job) -> Iterator[None]:
     """Tell how to go on after whatever ends the search before the study is finished."""
     folder = shlex.quote(str(job.settings.study_dir))
     where = "" if folder == "studies" else f" --study-dir {folder}"
-    command = f"python {shlex.quote(sys.argv[0])} --resume {job.name}{where}"
+    command = f"python {shlex.quote(sys.argv[0])} --resume {shlex.quote(job.name)}{where}"
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -497,7 +500,8 @@ def search(job: Job, mirror: Mirror) -> None:
 
     def keep(result: Result) -> None:
         if result.logits is not None and job.study.would_be_best(result.trial):
-            keep_logits(job.folder, result.trial.number, result.logits)
+            former = job.study.best.number if job.study.best else None
+            keep_logits(job.folder, result.trial.number, result.logits, former)
 
     def forget(trial: Trial) -> None:
         Checkpoint(job.folder, _checkpoint_name(trial.number), {}).discard()
@@ -528,7 +532,9 @@ def train_best(job: Job, run: Run) -> Outcome:
         failed = [trial for trial in study.trials if trial.state == "failed"]
         if failed:
             raise TrainingError(f"all {len(study.trials)} trials failed; the first: {failed[0].reason}")
-        raise TrainingError(f"no trial was complete when the time was up; raise --timeout and --resume {job.name}")
+        raise TrainingError(
+            f"no trial was complete when the time was up; raise --timeout and --resume {shlex.quote(job.name)}"
+        )
     recipe = Recipe(**best.settings)
     run.params({**recipe.model_dump(), "best_trial": best.number + 1})
     device = use_machine(settings)

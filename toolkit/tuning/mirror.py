@@ -8,7 +8,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ from toolkit.tuning.study import Proposal, Study
 from toolkit.tuning.trial import Fold, Trial
 
 STATUS = {"complete": "FINISHED", "cut": "KILLED", "failed": "FAILED"}
+LAST_FIGURE = "training_pictures"  # of those that are sent at the end of a trial, in one request: all arrive, or none
+NEWEST_FIRST = ["attributes.start_time DESC"]  # a request that MLflow sent again may have made two runs of one trial
 
 
 class Mirror:
@@ -42,7 +43,7 @@ class Mirror:
     Raises
     ------
     TrackingError
-        Here and in ``flush``: MLflow does not answer.
+        In ``catch_up`` and ``flush``: MLflow does not answer, or refuses.
     """
 
     def __init__(
@@ -53,106 +54,125 @@ class Mirror:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._study, self._tags, self._log_fold, self._clock = study, tags, log_fold, clock
-        self._waiting: deque[Callable[[], None]] = deque()
-        self._next = 0.0  # when to try again
+        self._query = f"tags.`mlflow.parentRunId` = '{study.id}' AND tags.role = 'trial'"
+        self._runs: dict[int, Run] = {}  # of the trials that are under way
+        self._waiting: deque[Callable[[], object]] = deque()  # each can be done again when it was broken off
         self._away = False
-        self._runs: dict[int, Run] = {}
-        self._statuses: dict[int, str] = {}  # of the runs that were there before
-        self._ids: dict[int, str] = {}
-        with explained("look for the runs of the study's trials"):
-            query = f"tags.`mlflow.parentRunId` = '{study.id}' AND tags.role = 'trial'"
-            token = None
-            while token != "":
-                page = study.client.search_runs([study.experiment_id], query, page_token=token)
-                for run in page:
-                    number = int(run.data.tags["trial"]) - 1
-                    self._ids[number], self._statuses[number] = run.info.run_id, run.info.status
-                token = page.token or ""
+        self._next = 0.0  # when to try again, while MLflow is away
 
     def begun(self, proposal: Proposal) -> None:
         """A trial is under way."""
-        self._do(partial(self._open, proposal.number, proposal.settings))
+        self._do(lambda: self._run_of(proposal))
 
     def fold(self, proposal: Proposal, number: int, fold: Fold) -> None:
         """A fold of it is done."""
-        self._do(lambda: self._log_fold(self._runs[proposal.number], proposal.settings, number, fold))
+        self._do(lambda: self._log_fold(self._run_of(proposal), proposal.settings, number, fold))
+
+    def stopped(self, proposal: Proposal) -> None:
+        """It is interrupted."""
+        self._do(lambda: self._close(proposal, "KILLED"))
 
     def ended(self, trial: Trial, best: Trial | None) -> None:
         """A trial has ended, and which is the best now."""
-        self._do(partial(self._end, trial))
-        if best:
-            self._study.metrics({"best_so_far": best.mean_accuracy}, step=trial.number)
-            self._study.send()
+        self._do(lambda: self._end(trial, best))
 
     def catch_up(self, trials: Iterable[Trial]) -> None:
-        """Show trials that ended before the study was taken up, unless they are shown already."""
+        """Show trials that ended before the study was taken up, in this order, unless they are shown already."""
+        shown = self._shown()
+        best: Trial | None = None
         for trial in trials:
-            if self._statuses.get(trial.number) != STATUS[trial.state]:
-                self._do(partial(self._end, trial))
-
-    def stopped(self) -> None:
-        """The search is interrupted: so are the trials that are under way."""
-        for run in self._runs.values():
-            self._do(partial(run.end, "KILLED"))
-        self._runs = {}
+            if trial.state == "complete" and (best is None or trial.mean_accuracy > best.mean_accuracy):
+                best = trial
+            if shown.get(trial.number) != (trial.state, STATUS[trial.state]):
+                self.ended(trial, best)
 
     def flush(self) -> None:
         """Do all that had to wait."""
-        self._next = 0.0
         while self._waiting:
-            self._waiting[0]()
+            if not answers(self._study.client):  # found out in seconds; a call itself may take minutes to fail
+                raise TrackingError("MLflow does not answer")
+            try:
+                self._waiting[0]()
+            except BaseException:
+                self._runs.clear()  # what they hold may have arrived: look it up again
+                raise
             self._waiting.popleft()
+        if self._away:
+            say("MLflow answers again; what was kept for it has been sent")
+        self._away = False
 
-    def _do(self, action: Callable[[], None]) -> None:
+    def _do(self, action: Callable[[], object]) -> None:
         self._waiting.append(action)
-        if self._clock() < self._next or (self._away and not answers(self._study.client)):
+        if self._away and self._clock() < self._next:
             return
         try:
             self.flush()
         except TrackingError as error:
             if not self._away:
                 say(f"{error}; the search goes on, and what MLflow has not got yet is kept for later")
-            self._next, self._away = self._clock() + RETRY_SECONDS, True
-        else:
-            if self._away:
-                say("MLflow answers again; what was kept for it has been sent")
-            self._away = False
+            self._away, self._next = True, self._clock() + RETRY_SECONDS
 
-    def _open(self, number: int, settings: Mapping[str, Any]) -> None:
-        if number in self._runs:
-            return
-        if number in self._ids:
-            self._runs[number] = Run.reopen(self._study.client, self._ids[number])
-            return
-        tags = {**self._tags, "trial": number + 1, "state": "running"}
-        run = Run(
-            self._study.client,
-            self._study.experiment,
-            role="trial",
-            name=f"trial {number + 1}",
-            parent=self._study,
-            tags=tags,
-        )
-        self._ids[number] = run.id
-        run.params(settings)
-        self._runs[number] = run
+    def _run_of(self, trial: Proposal | Trial) -> Run:
+        """The run of a trial: that which is open, or was left by another process, or a new one."""
+        study, number = self._study, trial.number
+        if number not in self._runs:
+            with explained(f"look for the run of trial {number + 1}"):
+                found = study.client.search_runs(
+                    [study.experiment_id], f"{self._query} AND tags.trial = '{number + 1}'", max_results=1,
+                    order_by=NEWEST_FIRST,
+                )  # fmt: skip
+            if found:
+                run = Run.reopen(study.client, found[0].info.run_id)
+            else:
+                tags = {**self._tags, "trial": number + 1, "state": "running"}
+                run = Run(
+                    study.client, study.experiment, role="trial", name=f"trial {number + 1}", parent=study, tags=tags
+                )
+            run.params(trial.settings)
+            self._runs[number] = run
+        return self._runs[number]
 
-    def _end(self, trial: Trial) -> None:
-        self._open(trial.number, trial.settings)
-        run = self._runs[trial.number]
+    def _end(self, trial: Trial, best: Trial | None) -> None:
+        run = self._run_of(trial)
         for number, fold in enumerate(trial.folds):
             self._log_fold(run, trial.settings, number, fold)
-            run.metrics({"fold_accuracy": fold.accuracy}, step=number)
-        if trial.state == "complete":  # the mean of a few folds would look like one of all
-            run.metrics({"mean_cv_accuracy": trial.mean_accuracy, "std_cv_accuracy": trial.std_accuracy})
-        run.metrics({"training_time_s": trial.seconds, "training_pictures": trial.pictures})
-        reason = (
-            {"failure": trial.reason} if trial.state == "failed" else {"reason": trial.reason} if trial.reason else {}
-        )
+        if not _steps(run, LAST_FIGURE):
+            for number, fold in enumerate(trial.folds):
+                run.metrics({"fold_accuracy": fold.accuracy}, step=number)
+            if trial.state == "complete":  # the mean of a few folds would look like one of all
+                run.metrics({"mean_cv_accuracy": trial.mean_accuracy, "std_cv_accuracy": trial.std_accuracy})
+            run.metrics({"training_time_s": trial.seconds, LAST_FIGURE: trial.pictures})
+            run.flush()
+        if best and trial.number not in _steps(self._study, "best_so_far"):
+            with explained("log the best accuracy so far"):
+                self._study.client.log_metric(self._study.id, "best_so_far", best.mean_accuracy, step=trial.number)
+        reason = {"failure" if trial.state == "failed" else "reason": trial.reason} if trial.reason else {}
         run.tag(state=trial.state, **reason)
-        run.end(STATUS[trial.state])
-        self._statuses[trial.number] = STATUS[trial.state]
+        self._close(trial, STATUS[trial.state])
+
+    def _close(self, trial: Proposal | Trial, status: str) -> None:
+        self._run_of(trial).end(status)
         del self._runs[trial.number]
+
+    def _shown(self) -> dict[int, tuple[str, str]]:
+        """The state and the status of each trial's run, by the trial's number."""
+        study, shown = self._study, dict[int, tuple[str, str]]()
+        with explained("look for the runs of the study's trials"):
+            page = None
+            while page is None or page.token:
+                page = study.client.search_runs(
+                    [study.experiment_id], self._query, order_by=NEWEST_FIRST, page_token=page and page.token
+                )
+                for run in page:
+                    tags = run.data.tags
+                    shown.setdefault(int(tags["trial"]) - 1, (tags["state"], run.info.status))
+        return shown
+
+
+def _steps(run: Run, metric: str) -> set[int]:
+    """The steps that a run has in the store of a metric."""
+    with explained(f"look for {metric}"):
+        return {point.step for point in run.client.get_metric_history(run.id, metric)}
 
 
 def log_study(run: Run, study: Study, space: Space, journal: Path) -> None:

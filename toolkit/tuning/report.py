@@ -5,11 +5,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from toolkit.terminal import on_terminal, table
+from toolkit.terminal import on_terminal, say, table
 from toolkit.tuning.study import Proposal, Study
-from toolkit.tuning.trial import Trial
+from toolkit.tuning.trial import Fold, Trial
 
 SHOWN = 5  # trials in a table
+LONG = 30.0  # seconds of a fold, from which on it has a line of its own where no bar shows what goes on
 WORDS = {
     "model_type": "{}", "image_size": "{} px", "optimizer": "{}", "batch_size": "batch {}", "epochs": "{} epochs",
     "learning_rate": "lr {:.2g}",
@@ -45,6 +46,15 @@ class StudyBar:
             f"trial {proposal.number + 1}: fold {fold + 1}/{self._folds}, epoch {epoch}/{epochs}"
         )
         self._draw()
+
+    def fold(self, proposal: Proposal, number: int, fold: Fold) -> None:
+        """A fold is done, by its number from 0: where there is no terminal, a long one is a line."""
+        if self._bar.disable and fold.seconds > LONG:
+            plural = "" if len(fold.epochs) == 1 else "s"
+            say(
+                f"trial {proposal.number + 1:>3}/{self._bar.total}  fold {number + 1}/{self._folds}"
+                f"  accuracy {fold.accuracy:.4f} after {len(fold.epochs)} epoch{plural}, {fold.seconds:.0f} s"
+            )
 
     def ended(self, trial: Trial) -> None:
         """A trial has ended."""

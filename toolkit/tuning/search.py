@@ -62,7 +62,8 @@ class Search:
     keep
         Called with each result before it counts.
     forget
-        Called with each trial when it counts, to remove what was kept to go on with it.
+        Called with each trial when it counts, to remove what was kept to go on with it; and with those
+        that count already.
     clock
         Seconds that never run backwards.
     """
@@ -87,13 +88,15 @@ class Search:
         self._folds: dict[int, list[Fold]] = {}
 
     def run(self) -> None:
-        """Search until a limit is reached; when interrupted, trials under way finish their step and are kept.
+        """Search until a limit is reached; whatever ends it, trials under way finish their step and are kept.
 
         Raises
         ------
         ToolkitError
             A process met something that concerns all trials: data that cannot be read, say.
         """
+        for trial in self._study.trials:  # a process that was killed had no time to
+            self._forget(trial)
         try:
             while self._fill():
                 left = self._deadline - self._clock()
@@ -101,7 +104,7 @@ class Search:
                     self._take(event)
                 if self._running and self._time_is_up:
                     self._stop()
-        except (KeyboardInterrupt, SystemExit):
+        except BaseException:
             self._stop()
             raise
         if why := self._why():
@@ -127,22 +130,19 @@ class Search:
         """Give the idle something to do; whether anything is being done."""
         while self._crew.idle and (proposal := self._next()):
             self._running[proposal.number], self._folds[proposal.number] = proposal, []
-            self._mirror.begun(proposal)
             if proposal.repeated:
                 self._end(Result(proposal.repeated))
             else:
                 self._crew.start(proposal.number, self._task(proposal))
+                self._mirror.begun(proposal)
         return bool(self._running)
 
     def _next(self) -> Proposal | None:
-        study = self._study
-        if self._time_is_up:
+        if self._time_is_up or len(self._study.trials) + len(self._running) >= self._limits.trials:
             return None
         if self._again:
             return self._again.popleft()
-        if len(study.trials) + len(study.under_way) >= self._limits.trials or self._stale:
-            return None
-        return study.ask()
+        return None if self._stale else self._study.ask()
 
     def _take(self, event: Event) -> None:
         proposal = self._running[event.key]
@@ -152,6 +152,7 @@ class Search:
             case "said", FoldDone(number, fold):
                 self._folds[event.key].append(fold)
                 self._mirror.fold(proposal, number, fold)
+                self._bar.fold(proposal, number, fold)
             case "done", result:
                 self._end(result)
             case "raised", ToolkitError() as error:
@@ -181,8 +182,11 @@ class Search:
 
     def _stop(self) -> None:
         """Have each trial finish its step and keep what it has; one that has just ended counts."""
-        for event in self._crew.stop():
-            if event.kind in ("said", "done"):
-                self._take(event)
-        self._running.clear()
-        self._mirror.stopped()
+        try:
+            for event in self._crew.stop():
+                if event.kind in ("said", "done"):
+                    self._take(event)
+        finally:
+            for proposal in self._running.values():
+                self._mirror.stopped(proposal)
+            self._running.clear()

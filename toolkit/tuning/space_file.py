@@ -150,8 +150,8 @@ def _point(node: yaml.Node, space: Space, model: type[BaseModel]) -> dict[str, A
         point[name] = _value(f"{name}:", value, model.model_fields[name].annotation)
         if not space[name].contains(point[name]):
             raise SettingsError(f"{name}: must be {space[name]}, got {_shown(point[name])}")
-    if point.get("optimizer") == "sgd" and "momentum" not in point:
-        raise SettingsError("momentum: is missing, which the optimizer sgd needs")
+    if (point.get("optimizer") == "sgd") != ("momentum" in point):
+        raise SettingsError("momentum: must be given where the optimizer is sgd, and only there")
     return point
 
 

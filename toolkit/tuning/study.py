@@ -5,6 +5,7 @@ References
 Bergstra, Bardenet, Bengio, Kégl: Algorithms for Hyper-Parameter Optimization, NIPS 2011.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from hyperopt import JOB_STATE_DONE, STATUS_FAIL, STATUS_OK, Trials, space_eval, tpe
 from hyperopt.base import Domain
 
+from toolkit.errors import SettingsError
 from toolkit.tuning.racing import Holder
 from toolkit.tuning.space import Space, contains, expression, flatten, positions
 from toolkit.tuning.trial import Trial
@@ -136,6 +138,8 @@ class Study:
         settings = _plain(flatten(space_eval(self._expression, chosen)))
         if number < len(self._first):
             settings = _overlaid(settings, self._first[number])
+        if not contains(self._space, settings):
+            raise SettingsError(f"the search space does not contain the settings to begin with: {settings}")
         self._record({"asked": {"number": number, "settings": settings}})
         return self._propose(settings)
 
@@ -185,7 +189,7 @@ class Study:
 
     def _learn(self, earlier: Sequence[Trial]) -> None:
         """Take results of another study, as if they were trials before the first."""
-        best = max((trial.mean_accuracy for trial in earlier if trial.state == "complete"), default=0.0)
+        best = max((trial.mean_accuracy for trial in earlier if trial.state == "complete"), default=math.inf)
         for number, trial in enumerate(earlier, start=-len(earlier)):
             self._insert(number, trial.settings)
             self._end(number, trial, best)

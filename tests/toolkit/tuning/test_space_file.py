@@ -11,6 +11,7 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, model_validator
 
+from support import ROOT
 from toolkit.errors import SettingsError
 from toolkit.training.recipe import Recipe
 from toolkit.tuning.space import (
@@ -272,7 +273,8 @@ def test_points_are_read_as_they_are_meant() -> None:
         ("- epochs: 9", "entry 1: epochs: must be 10 to 50, whole, got 9"),
         ("- epochs: [10, 20]", "entry 1: epochs: must be a single value, got a list"),
         ("- batch_size: 48", "entry 1: batch_size: must be one of 16, 32, 64, 128, got 48"),
-        ("- optimizer: sgd", "entry 1: momentum: is missing, which the optimizer sgd needs"),
+        ("- optimizer: sgd", "entry 1: momentum: must be given where the optimizer is sgd, and only there"),
+        ("- momentum: 0.95", "entry 1: momentum: must be given where the optimizer is sgd, and only there"),
         ("- epochs: 20\n  epochs: 30", "entry 1: epochs: is given twice, again in line 2"),
         ("- [", "line 1: while parsing a flow node"),
         ("- " + "a" * 70_000, "has 70,002 characters; at most 65,536 are read"),
@@ -283,3 +285,15 @@ def test_what_is_wrong_with_points_is_one_line(text: str, message: str) -> None:
         read_points(text, FULL, Recipe)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_the_pages_examples_are_read() -> None:
+    space, points = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/tuning.md").read_text(), re.DOTALL)
+    wider = read_space(space, FULL, Recipe)
+    assert wider["label_smoothing"] == Uniform(0.0, 0.2)
+    assert len(read_points(points, {**FULL, "image_size": Choice((128,))}, Recipe)) == 2
+
+
+def test_the_pages_table_is_what_is_searched() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", (ROOT / "docs/tuning.md").read_text(), re.MULTILINE)
+    assert rows == [(name, *(str(preset[name]).removeprefix("one of ") for preset in (FULL, QUICK))) for name in FULL]

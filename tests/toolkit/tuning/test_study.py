@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -161,9 +162,7 @@ def test_a_proposal_depends_on_the_results_before_it_after_the_random_start(star
 
 def test_what_fails_is_proposed_less_often() -> None:
     """A third of random points has this network."""
-    points = run(
-        Study(FULL, seed=0), 60, lambda point: None if point["model_type"] == "resnet18" else wanted(point)
-    )  # fmt: skip
+    points = run(Study(FULL, seed=0), 60, lambda point: None if point["model_type"] == "resnet18" else wanted(point))
     share = sum(point["model_type"] == "resnet18" for point in points[20:]) / 40
     assert share < 0.25
 
@@ -358,22 +357,22 @@ def test_what_a_point_leaves_out_is_proposed() -> None:
     assert run(Study(FULL, seed=0, first=given), 4, wanted) == expected
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_point_that_names_the_optimizer_alone_has_momentum_with_sgd_only(optimizer: str) -> None:
-    """Whatever would have been proposed; and it is the same again."""
-    momenta = set()
+@pytest.mark.parametrize("given", [{"optimizer": "adam"}, {"optimizer": "sgd", "momentum": 0.95}])
+def test_momentum_goes_with_sgd_only_whatever_was_proposed(given: dict[str, Any]) -> None:
+    """Of twenty proposals, about half have the other optimizer."""
+    replaced = 0
     for seed in range(20):
-        (settings,) = run(Study(FULL, seed, first=[{"optimizer": optimizer}]), 1, wanted)
-        assert settings["optimizer"] == optimizer
+        (free,), (settings,) = (run(Study(FULL, seed, first=first), 1, wanted) for first in ([], [given]))
+        replaced += free["optimizer"] != settings["optimizer"]
         assert_inside(settings, FULL)
-        assert run(Study(FULL, seed, first=[{"optimizer": optimizer}]), 1, wanted) == [settings]
-        momenta.add(settings.get("momentum"))
-    assert len(momenta) == (20 if optimizer == "sgd" else 1)
+        assert settings == {name: free[name] for name in free if name not in ("optimizer", "momentum")} | given
+    assert 5 <= replaced <= 15
 
 
 # --- what it knows from another study -----------------------------------------------------------
 
 
+@cache
 def of_another_study(count: int) -> list[Trial]:
     """A third complete, a third cut and a third failed: those without a ResNet under sgd."""
     study = Study(FULL, seed=99, start_up=RANDOM_ONLY)
@@ -412,7 +411,9 @@ def test_hyperopt_learns_of_them_as_of_others() -> None:
         "cut": lambda trial: max(1 - trial.mean_accuracy, 1 - (best - 1e-9)),
         "failed": lambda _: math.inf,
     }
-    assert losses(Study(FULL, seed=0, earlier=earlier)) == [expected[trial.state](trial) for trial in earlier]
+    study = Study(FULL, seed=0, earlier=earlier)
+    told(study, 0.5)
+    assert losses(study) == [*(expected[trial.state](trial) for trial in earlier), 0.5], "they were before its own"
 
 
 def test_those_outside_of_the_space_are_left_out() -> None:
@@ -459,7 +460,7 @@ def assert_goes_on(make: Callable[..., Study], entries: list[Mapping[str, Any]],
         done = sum("asked" in entry for entry in entries[:cut])
         told_of = {entry["told"]["number"] for entry in entries[:cut] if "told" in entry}
         assert again.under_way == {number: proposals[number] for number in range(done) if number not in told_of}
-        for entry in entries[cut : cut + 6]:  # later ones are reached from later cuts
+        for entry in entries[cut : cut + 4]:  # later ones are reached from later cuts
             if "asked" in entry:
                 assert again.ask() == proposals[entry["asked"]["number"]]
             else:
@@ -467,7 +468,7 @@ def assert_goes_on(make: Callable[..., Study], entries: list[Mapping[str, Any]],
         assert through_text(recorded) == through_text(entries[: len(recorded)])
 
 
-@budget(max_examples=6, deadline=None)
+@budget(max_examples=5, deadline=None)
 @given(st.integers(0, 2**31))
 def test_a_study_taken_up_at_any_point_proposes_exactly_the_same_rest(seed: int) -> None:
     """Complete, cut and failed trials, two at a time and out of order, settings to begin with, trials to learn from."""
