@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from torch import nn
 
 from toolkit.errors import DataError, SettingsError, TrackingError, TrainingError, one_line
@@ -103,7 +103,7 @@ class TuneSettings(DataSettings):
     experiment_name: str = Field("hyperopt_tuning", min_length=1, description="MLflow experiment")
     study_name: str | None = Field(
         None,
-        pattern=r"^(?!last$)[\w-][\w.-]{0,99}$",
+        pattern=r"^[\w-][\w.-]{0,99}$",
         description="name of the study; default: the data's, and a number",
     )
     study_dir: Path = Field(Path("studies"), description="folder that keeps studies")
@@ -121,6 +121,13 @@ class TuneSettings(DataSettings):
     show: str | None = Field(
         None, description="print what a study has found so far, and run nothing", json_schema_extra={"bare": LAST}
     )
+
+    @field_validator("study_name")
+    @classmethod
+    def _last_is_a_word(cls, name: str | None) -> str | None:
+        if name == LAST:
+            raise ValueError("must be a name, and last is what --resume calls the latest study, got last")
+        return name
 
     @property
     def evaluations(self) -> int:
@@ -306,7 +313,7 @@ def _as_fold(fitted: Fitted) -> Fold:
 
 
 def _as_fitted(fold: Fold) -> Fitted:
-    history = [Epoch(**epoch) for epoch in fold.epochs]
+    history = [Epoch(**dict[str, Any](epoch)) for epoch in fold.epochs]
     return Fitted(
         nn.Identity(), history, fold.best_epoch, fold.accuracy, seconds=fold.seconds, pictures=fold.pictures,
         images_per_s=fold.pictures / fold.seconds if fold.seconds else 0.0,

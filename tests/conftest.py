@@ -1,10 +1,12 @@
 """Fixtures that all tests share: a folder of their own, real MLflow stores, runs with real bundles."""
 
 import os
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
 from support import (
     COLOURS,
@@ -39,6 +41,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hasty_stores() -> None:
+    """SQLite stores do not wait for the disk: only a power cut could tell the difference, and it takes minutes."""
+
+    def hasty(connection: object, _: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", hasty)
 
 
 @pytest.fixture(autouse=True)

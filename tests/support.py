@@ -11,8 +11,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from PIL import Image
 
 from toolkit.baseline import Baseline
 from toolkit.bundle import Card, Measured, Program, library_versions
+from toolkit.tracking import connect
 
 ROOT = Path(__file__).parent.parent
 
@@ -105,6 +109,14 @@ def wait_until_answers(url: str, process: subprocess.Popen[bytes], seconds: floa
     raise AssertionError(f"{url} did not answer within {seconds} s")
 
 
+@cache
+def empty_store() -> bytes:
+    """The file of a new SQLite store: to copy it takes no time, to have it made takes MLflow seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        connect(f"sqlite:///{folder}/mlflow.db")
+        return Path(folder, "mlflow.db").read_bytes()
+
+
 class MlflowServer:
     """A real MLflow server that can be killed, and started again at the same address with the same store."""
 
@@ -114,6 +126,8 @@ class MlflowServer:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
+        if not (self.folder / "mlflow.db").exists():
+            (self.folder / "mlflow.db").write_bytes(empty_store())
         words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
         words += ["--backend-store-uri", "sqlite:///mlflow.db", *self._words]
         with (self.folder / "log").open("ab") as log:
@@ -134,6 +148,9 @@ class MlflowServer:
     def kill(self) -> None:
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        with suppress(OSError):
+            while True:  # a process of the group may take a moment longer to be gone
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
 
 
 def run_script(*words: str, timeout: float = 240, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -19,6 +19,7 @@ import psutil
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torchvision.models import resnet18
 
 import hyperopt_tuning
@@ -592,6 +593,13 @@ def test_how_many_trials_are_planned() -> None:
     assert TuneSettings(preset="quick").evaluations == 6
     assert TuneSettings(preset="quick", max_evals=2).evaluations == 2
     assert (TuneSettings().folds, TuneSettings().racing) == (5, True)
+
+
+@pytest.mark.parametrize("name", ["last", "", "..", "a/b", ".hidden", "x" * 101])
+def test_a_study_is_not_named_so_that_nobody_finds_it(name: str) -> None:
+    with pytest.raises(ValidationError):
+        TuneSettings(study_name=name)
+    assert TuneSettings(study_name="flowers_2.1-b").study_name == "flowers_2.1-b"
 
 
 def test_the_next_command_is_quoted_for_the_shell(quickest: Place) -> None:

@@ -56,13 +56,13 @@ class Features:
             (seed, device.dtype, strength if view else 0.0, view) for view in range(recipe.views if strength else 1)
         ]
         missing = [name for name in names if name not in known]
-        found = {name: known[name] for name in names if name in known}
+        found: dict[Hashable, Tensor] = {name: known[name] for name in names if name in known}
         with tqdm(
             total=len(missing) * len(part), desc=bar, unit="picture", leave=False, disable=bar is None
         ) as progress:
             for name in missing:
                 found[name] = _view(backbone, batches, name[-1], recipe, seed, device, progress)
-        known |= found
+        known.update(found)
         while sum(view.nbytes for view in known.values()) > MOST_KEPT:
             del known[next(iter(known))]
         views = [found[name] for name in names]

@@ -158,14 +158,15 @@ class Mirror:
         """The state and the status of each trial's run, by the trial's number."""
         study, shown = self._study, dict[int, tuple[str, str]]()
         with explained("look for the runs of the study's trials"):
-            page = None
-            while page is None or page.token:
+            token: str | None = ""
+            while token is not None:
                 page = study.client.search_runs(
-                    [study.experiment_id], self._query, order_by=NEWEST_FIRST, page_token=page and page.token
+                    [study.experiment_id], self._query, order_by=NEWEST_FIRST, page_token=token or None
                 )
                 for run in page:
                     tags = run.data.tags
                     shown.setdefault(int(tags["trial"]) - 1, (tags["state"], run.info.status))
+                token = page.token or None
         return shown
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy
 from PIL import Image
 from torch import nn
 
@@ -74,16 +73,9 @@ class Clock:
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
-    """One that does not wait for the disk: there are hundreds of writes here."""
-
-    def hasty(connection: sqlite3.Connection, _: object) -> None:
-        connection.execute("PRAGMA synchronous = OFF")
-
-    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", hasty)
     folder = tmp_path_factory.mktemp("store")
     with chdir(folder):  # where MLflow then keeps files
         yield connect(f"sqlite:///{folder}/mlflow.db")
-    sqlalchemy.event.remove(sqlalchemy.Engine, "connect", hasty)
 
 
 @pytest.fixture(scope="module")
