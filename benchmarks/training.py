@@ -24,7 +24,6 @@ cores, also where there is a GPU. In the race to an accuracy ours begins with sm
 """
 
 import argparse
-import colorsys
 import json
 import logging
 import math
@@ -38,7 +37,6 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -51,21 +49,18 @@ import numpy as np
 import psutil
 import torch
 import torch.nn.functional as F  # noqa: N812  torch's own convention
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.pictures import draw, listed  # noqa: E402
 from toolkit.bundle import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from toolkit.errors import DataError, SettingsError, TrainingError  # noqa: E402
-from toolkit.images import SUFFIXES  # noqa: E402
 from toolkit.machine import Machine, usable_cores  # noqa: E402
 from toolkit.settings import run_script  # noqa: E402
 from toolkit.terminal import say, table  # noqa: E402
@@ -78,8 +73,6 @@ from toolkit.training.loop import Epoch, Progress, fit  # noqa: E402
 from toolkit.training.networks import build_network  # noqa: E402
 from toolkit.training.record import epoch_metrics  # noqa: E402
 from train_cnn import KEEP_SHARE, Data, TrainSettings, load_pictures, new_network, recipe_of, use_machine  # noqa: E402
-
-Array = NDArray[np.float32]
 
 SIZE, BATCH, LEARNING_RATE, DROPOUT, SEED = 128, 32, 1e-3, 0.2, 0
 WORKERS = 2  # of the peers' loader
@@ -99,14 +92,10 @@ RACES = {
 }
 TIME_TO_ACCURACY = 0.35  # of the plain way's
 
-# What is drawn, and how pictures are divided.
-CLASSES = 12
+# How pictures are divided.
 FEWEST = 120  # pictures in all
 FEWEST_A_CLASS = 6
 VALIDATED, TESTED = (2, 9, 16), (5,)  # of every 20 pictures of a class; the others are trained on
-SIDES = (500, 667)  # px
-QUALITY = 80  # of the JPEGs: about 45 kB each
-PETALS = (3, 4, 5, 6, 8, 12)
 
 
 class Plan(NamedTuple):
@@ -521,15 +510,6 @@ def _accuracy(network: nn.Module, loader: "DataLoader[Any]") -> float:
     return float(right.float().mean())
 
 
-def listed(folder: Path) -> list[Path]:
-    """The pictures below a folder, class by class; a picture's class is the name of the folder that it is in."""
-    suffixes = {suffix for suffix in IMG_EXTENSIONS if suffix in SUFFIXES}  # that all sides read
-    files = [path for path in folder.rglob("*") if path.suffix.lower() in suffixes]
-    if not files:
-        raise DataError(f"--data must be a folder with one sub-folder of pictures a class, got {folder}")
-    return sorted(files, key=lambda path: (path.parent.name, path))
-
-
 def lay_out(files: Sequence[Path], folder: Path) -> Album:
     """Divide pictures into train/, val/ and test/ by links, so that all sides train and validate on the same."""
     classes: dict[str, list[Path]] = defaultdict(list)
@@ -557,72 +537,6 @@ def doubled(album: Album) -> Album:
         copy.symlink_to(path.resolve())
         copy.with_stem(f"{path.stem}-again").write_bytes(path.read_bytes() + b"\0")
     return album._replace(folder=folder, training=2 * album.training, pictures=2 * album.pictures)
-
-
-def draw(folder: Path, count: int) -> list[Path]:
-    """Make JPEG files of flowers, class by class."""
-    kinds, numbers = zip(*product(range(CLASSES), range(count // CLASSES)), strict=True)
-    with ProcessPoolExecutor(usable_cores(), mp_context=CONTEXT) as pool:
-        return list(pool.map(partial(_draw_one, folder), kinds, numbers, chunksize=10))
-
-
-def _draw_one(folder: Path, kind: int, number: int) -> Path:
-    path = folder / f"flower-{kind:02}" / f"{number:05}.jpg"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    photograph(kind, number).save(path, quality=QUALITY)
-    return path
-
-
-def photograph(kind: int, number: int) -> Image.Image:
-    """One to three flowers on a blurred ground: the number of petals and the hue tell the class, all else varies."""
-    generator = np.random.default_rng([SEED, kind, number])
-    height, width = generator.permutation(SIDES)
-    scene = _ground(generator, height, width)  # (H, W, 3) float32, about 0..1
-    for _ in range(generator.integers(1, 4)):
-        _add_flower(scene, kind, generator)
-    scene *= 1 + generator.uniform(-0.35, 0.35) * np.linspace(-1, 1, width, dtype=np.float32)[:, None]  # from one side
-    scene += generator.standard_normal((height, width, 1), np.float32) * generator.uniform(0.01, 0.03)  # grain
-    light, gamma = generator.uniform(0.6, 1.1), generator.uniform(0.7, 1.4)
-    curve = (255 * light * np.linspace(0, 1, 256) ** gamma).clip(0, 255).astype(np.uint8)
-    return Image.fromarray(curve[(scene.clip(0, 1) * 255).astype(np.uint8)])
-
-
-def _ground(generator: np.random.Generator, height: int, width: int) -> Array:
-    """A cloudy mixture of two colours, mostly greens."""
-    share = np.zeros((height, width), np.float32)
-    for cells, weight in ((6, 0.5), (25, 0.3), (100, 0.2)):
-        coarse = Image.fromarray(generator.random((cells, cells), np.float32))
-        share += weight * np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
-    first, second = _colour(generator, 0.28, 0.12, 0.7, 0.45), _colour(generator, 0.15, 0.12, 0.5, 0.2)
-    return second + (first - second) * share[..., None]
-
-
-def _add_flower(scene: Array, kind: int, generator: np.random.Generator) -> None:
-    """Lay a flower over the scene, turned and seen from the side."""
-    height, width, _ = scene.shape
-    side = min(height, width)
-    radius, turn = side * generator.uniform(0.18, 0.42), generator.uniform(0, 2 * np.pi)
-    middle_y, middle_x = np.array([height, width]) / 2 + side * generator.uniform(-0.25, 0.25, 2)
-    top, left = max(0, int(middle_y - radius)), max(0, int(middle_x - radius))
-    part = scene[top : int(middle_y + radius), left : int(middle_x + radius)]
-    y, x = np.ogrid[: part.shape[0], : part.shape[1]]
-    across, along = (x + left - middle_x).astype(np.float32), (y + top - middle_y).astype(np.float32)
-    u = across * np.cos(turn) + along * np.sin(turn)
-    v = (along * np.cos(turn) - across * np.sin(turn)) / generator.uniform(0.6, 1)
-    distance, angle = np.hypot(u, v) / radius, np.arctan2(v, u)  # 1 is the tip of a petal
-    wave = (1 - np.cos(PETALS[kind % len(PETALS)] * angle)) / 2  # 0 along a petal, 1 between two
-    petals = _colour(generator, kind * 5 % CLASSES / CLASSES, 0.045, 0.75, 0.85) * (1 - 0.35 * wave)[..., None]
-    heart = _colour(generator, 0.12, 0.05, 0.8, 0.5)
-    flower = np.where((distance < generator.uniform(0.15, 0.3))[..., None], heart, petals)
-    edge = 1 - generator.uniform(0.4, 0.7) * wave
-    part += (flower - part) * ((edge - distance) * radius / 2).clip(0, 1)[..., None]  # two pixels of soft edge
-
-
-def _colour(generator: np.random.Generator, hue: float, spread: float, saturation: float, value: float) -> Array:
-    """float32 (3,) RGB near a colour, all in 0..1; hues go round."""
-    lowest, highest = (saturation - 0.3, value - 0.2), (saturation + 0.3, value + 0.2)
-    strength, light = generator.uniform(lowest, highest).clip(0, 1)
-    return np.array(colorsys.hsv_to_rgb((hue + generator.normal(0, spread)) % 1, strength, light), np.float32)
 
 
 if __name__ == "__main__":

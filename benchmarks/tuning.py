@@ -1,0 +1,451 @@
+"""The search for the best settings beside plain Hyperopt, random search and Optuna, at equal folds and seeds.
+
+    pip install -r requirements-bench.txt         # once, in an environment of its own
+    python benchmarks/tuning.py                   # about 45 minutes, on digits and on flowers that it draws
+    python benchmarks/tuning.py --quick           # the same with fewer seeds, trials and pictures
+    python benchmarks/tuning.py --data photos/    # your own photographs instead of flowers, one sub-folder a class
+    python benchmarks/tuning.py --part counted    # leaves out what is measured in seconds, for a busy machine
+    python benchmarks/tuning.py --figures docs/   # also draws the best accuracy against the pictures it took
+    python benchmarks/tuning.py --json            # ends with one JSON object of claims
+
+All search the same space, that of hyperopt_tuning.py for a small network on small pictures, and judge
+each trial by the same five stratified folds, so that a point's accuracy is the same whoever finds it:
+
+    plain              hyperopt.fmin with tpe.suggest as it comes, all folds of each trial
+    random             the same with rand.suggest
+    Optuna, Wilcoxon   its TPESampler, and its WilcoxonPruner between folds, used as its manual shows
+    Optuna, median     its TPESampler, and its MedianPruner between folds
+    ours, all folds    the project's study without racing
+    ours               the project's study
+
+Cost is counted in pictures passed through training, each as often as it was, which is exact and the
+same on any machine. A search is there with its first trial that has all its folds and a mean accuracy
+of plain's best less one standard error (the standard deviation over plain's folds by the root of
+five). Where a rival never gets there, ours is compared with all that it spent; were it ours, it
+would count as if it took a trillion pictures. A seed decides folds, networks and proposals; ratios
+are made for each seed, and their median is the claim. A training that two contestants ask for is run
+once and costs both.
+
+How often racing is wrong is found by running trials that ours had cut in full afterwards, at nobody's
+cost. The seconds at the end are of searches by themselves, one after another: all that happens from
+the first proposal to the study's last picture in MLflow, without the start of Python and the database.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import chdir
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate, product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import hyperopt_tuning as tuning  # noqa: E402
+from benchmarks.pictures import draw, link, listed, write_digits  # noqa: E402
+from benchmarks.searches import CONTESTANTS, FOLDS, MEDIAN, OURS, PLAIN, RANDOM, WHOLE, WILCOXON, Arena  # noqa: E402
+from toolkit.errors import SettingsError, TrainingError  # noqa: E402
+from toolkit.machine import usable_cores  # noqa: E402
+from toolkit.settings import run_script  # noqa: E402
+from toolkit.terminal import say, silence, table  # noqa: E402
+from toolkit.tracking import connect  # noqa: E402
+from toolkit.tuning.crew import Crew  # noqa: E402
+from toolkit.tuning.mirror import log_study  # noqa: E402
+from toolkit.tuning.studies import FINISHED  # noqa: E402
+from toolkit.tuning.study import Study  # noqa: E402
+from toolkit.tuning.trial import Trial  # noqa: E402
+from train_cnn import DataSettings  # noqa: E402
+
+FEWEST = 120  # photographs
+PROCESSES = 2  # at a time, each with one thread
+SMALLEST_ERROR = 1e-3  # of a mean accuracy; folds may happen to be all alike
+NEVER = 1e12  # pictures to an accuracy that was not reached
+
+LOOKS: Mapping[str, Mapping[str, Any]] = {  # of lines
+    PLAIN: {"color": "#111827"}, RANDOM: {"color": "#9ca3af", "ls": ":"},
+    WILCOXON: {"color": "#ea580c", "ls": "--"}, MEDIAN: {"color": "#ca8a04", "ls": "-."},
+    WHOLE: {"color": "#60a5fa", "ls": "--"}, OURS: {"color": "#2563eb", "lw": 2.5},
+}  # fmt: skip
+RULES = {"behind the worst curve": "in fold 1 after epoch", "out of reach": "at the most", "behind the worst fold": ""}
+
+OVERHEAD = 0.02  # of a search's seconds
+TWO_AT_A_TIME = 0.75  # of the seconds of one at a time
+
+
+class Plan(NamedTuple):
+    """How much is measured."""
+
+    digits: int  # of each of the ten
+    photographs: int  # in all
+    seeds: int
+    trials: int
+    timed: int  # trials of each search that is measured in seconds
+
+
+FULL = Plan(digits=30, photographs=240, seeds=5, trials=30, timed=8)
+QUICK = Plan(digits=20, photographs=144, seeds=2, trials=8, timed=2)
+
+
+class Job(NamedTuple):
+    """All searches of one seed on one data set, for one process."""
+
+    subject: str
+    data: DataSettings
+    trials: int
+
+
+class Found(NamedTuple):
+    """What came of a job: each contestant's trials, and those that ours had cut, in full."""
+
+    job: Job
+    searches: dict[str, list[Trial]]
+    audit: list[Trial]
+
+    @property
+    def plains_best(self) -> Trial:
+        """Of all contestants, the one that the others are compared with."""
+        return max((trial for trial in self.searches[PLAIN] if trial.state == "complete"), key=_accuracy)
+
+    @property
+    def error(self) -> float:
+        """The standard error of plain's best mean accuracy."""
+        return max(self.plains_best.std_accuracy / math.sqrt(FOLDS), SMALLEST_ERROR)
+
+    def pictures(self, name: str) -> int:
+        """That a contestant passed through training."""
+        return sum(trial.pictures for trial in self.searches[name])
+
+    def to_target(self, name: str) -> float:
+        """That it passed through training until it had plain's best within one standard error."""
+        there = np.array(_so_far(self.searches[name])) >= self.plains_best.mean_accuracy - self.error
+        costs = np.cumsum([trial.pictures for trial in self.searches[name]])
+        return float(costs[there.argmax()]) if there.any() else NEVER
+
+    def over(self, rival: str) -> float:
+        """What ours passed through training until then, over a rival's; one that never got there: over all of its."""
+        return self.to_target(OURS) / min(self.to_target(rival), self.pictures(rival))
+
+    def gain(self, name: str) -> float:
+        """Its best accuracy minus plain's, in standard errors."""
+        return (_so_far(self.searches[name])[-1] - self.plains_best.mean_accuracy) / self.error
+
+
+class Claim(NamedTuple):
+    """A figure, and what it is to be."""
+
+    value: float
+    goal: float
+    better: str
+    conditions: str
+
+
+def main() -> None:
+    """Measure and print."""
+    options = arguments()
+    plan = QUICK if options.quick else FULL
+    if options.pictures is not None:
+        plan = plan._replace(photographs=options.pictures)
+    if plan.photographs < FEWEST:
+        raise SettingsError(f"--pictures must be at least {FEWEST}, got {plan.photographs}")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    say(machine())
+    claims: dict[str, Claim] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        if options.part != "timed":
+            found = compete(jobs(options.data, plan, Path(folder)))
+            claims |= counted(found)
+            keep(found, options.figures, options.trials)
+        if options.part != "counted":
+            claims |= timed(plan, Path(folder))
+    say(table(["claim", "measured", "goal"], [[name, *_shown(claim)] for name, claim in claims.items()]))
+    say(f"\nload {_load()}")
+    if options.json:
+        print(json.dumps({name: claim._asdict() for name, claim in claims.items()}))
+
+
+def arguments() -> argparse.Namespace:
+    """From the command line; what is to be written can be."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer seeds, trials and pictures")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument("--data", type=Path, help="folder of photographs, instead of drawn flowers")
+    parser.add_argument("--pictures", type=int, help="how many of them to use")
+    parser.add_argument("--part", choices=["counted", "timed", "all"], default="all", help="what to measure")
+    parser.add_argument("--figures", type=Path, help="folder for tuning.png, a picture of the searches")
+    parser.add_argument("--trials", type=Path, help="file for all trials, a line of JSON each")
+    options = parser.parse_args()
+    try:
+        if options.figures:
+            options.figures.mkdir(parents=True, exist_ok=True)
+        if options.trials:
+            options.trials.touch()
+    except OSError as error:
+        raise SettingsError(f"{error.filename} cannot be written: {error.strerror}") from None
+    return options
+
+
+def machine() -> str:
+    """Where these figures come from."""
+    try:
+        versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "hyperopt", "optuna"))
+    except PackageNotFoundError:
+        raise SettingsError("Optuna is not installed; run pip install -r requirements-bench.txt") from None
+    return (
+        f"{platform.machine()}, {usable_cores()} cores, load {_load()}, Python {platform.python_version()}, {versions}"
+    )
+
+
+# --- what is counted in pictures ----------------------------------------------------------------
+
+
+def jobs(photographs: Path | None, plan: Plan, scratch: Path) -> list[Job]:
+    """Both data sets, each with all seeds."""
+    files = listed(photographs) if photographs else draw(scratch / "drawn", plan.photographs)
+    count = min(plan.photographs, len(files))
+    chosen = [files[number * len(files) // count] for number in range(count)]
+    sets: dict[str, dict[str, Any]] = {
+        f"digits ({plan.digits} a class)": {
+            "data": str(write_digits(scratch / "digits", plan.digits)), "mirror": False,
+        },
+        f"photographs ({count})": {"data": str(link(chosen, scratch / "photographs"))},
+    }  # fmt: skip
+    common = {"weights": "none", "cache_dir": scratch / "cache"}
+    return [
+        Job(subject, DataSettings.model_validate({**about, **common, "seed": seed}), plan.trials)
+        for seed, (subject, about) in product(range(plan.seeds), sets.items())
+    ]
+
+
+def compete(todo: Sequence[Job]) -> list[Found]:
+    """Run jobs in processes, and tell how they go."""
+    waiting, found = deque(enumerate(todo)), dict[int, Found]()
+    with Crew(PROCESSES, take_part, preload=["hyperopt_tuning"]) as crew:
+        while waiting or crew.idle < crew.size:
+            while waiting and crew.idle:
+                crew.start(*waiting.popleft())
+            for event in crew.wait(None):
+                match event.kind:
+                    case "said":
+                        say(event.value)
+                    case "done":
+                        found[event.key] = event.value
+                    case "raised":
+                        raise event.value
+                    case _:
+                        raise TrainingError(f"{todo[event.key].subject}: {event.value}")
+    return [found[key] for key in sorted(found)]
+
+
+def take_part(job: Job, tell: Callable[[str], None]) -> Found:
+    """One process's part: all contestants in turn."""
+    silence()
+    arena, searches = Arena(job.data), dict[str, list[Trial]]()
+    for name, contestant in CONTESTANTS.items():
+        began = time.perf_counter()
+        trials = searches[name] = contestant(arena, job.trials)
+        tell(
+            f"{job.subject}, seed {job.data.seed}, {name}: {sum(trial.pictures for trial in trials):,} pictures,"
+            f" best {_so_far(trials)[-1]:.4f}, {time.perf_counter() - began:.0f} s"
+        )
+    cut = [trial for trial in searches[OURS] if trial.state == "cut"]
+    return Found(job, searches, [arena.run(trial.number, trial.settings) for trial in cut])
+
+
+TARGET = "pictures to plain's best within one standard error"
+CLAIMS: Sequence[tuple[str, Callable[[Found], float], float, str]] = (  # value of a seed, goal, which is better
+    (f"{TARGET}: ours over all of plain's", lambda one: one.to_target(OURS) / one.pictures(PLAIN), 0.35, "lower"),
+    (f"{TARGET}: ours over {WILCOXON}'s", lambda one: one.over(WILCOXON), 1.0, "lower"),
+    (f"{TARGET}: ours over {MEDIAN}'s", lambda one: one.over(MEDIAN), 1.0, "lower"),
+    (f"{TARGET}: ours over {RANDOM}'s", lambda one: one.over(RANDOM), 1.0, "lower"),
+    ("pictures of a study: ours over plain's", lambda one: one.pictures(OURS) / one.pictures(PLAIN), 0.35, "lower"),
+    ("best accuracy: ours minus plain's in standard errors", lambda one: one.gain(OURS), -1.0, "higher"),
+)
+
+
+def counted(found: Sequence[Found]) -> dict[str, Claim]:
+    """A table and claims for each data set, and how often racing was wrong."""
+    claims = {}
+    for subject, seeds in by_subject(found).items():
+        say(f"\n{subject}, medians over {len(seeds)} seeds\n\n{_standings(seeds)}")
+        about = f"{subject}, {seeds[0].job.trials} trials of {FOLDS} folds, median over {len(seeds)} seeds"
+        for name, value, goal, better in CLAIMS:
+            claims[f"{subject.split()[0]}: {name}"] = Claim(_median(map(value, seeds)), goal, better, about)
+    say(f"\ntrials that ours cut, run in full afterwards\n\n{_audit(found)}\n")
+    return claims
+
+
+def by_subject(found: Sequence[Found]) -> dict[str, list[Found]]:
+    """The seeds of each data set."""
+    subjects: dict[str, list[Found]] = defaultdict(list)
+    for one in found:
+        subjects[one.job.subject].append(one)
+    return subjects
+
+
+def _standings(seeds: Sequence[Found]) -> str:
+    headings = [
+        "", "pictures", "of plain's", "seconds", "complete", "pictures to target", "reached", "best accuracy",
+        "minus plain's, standard errors",
+    ]  # fmt: skip
+    rows = []
+    for name in CONTESTANTS:
+        searches, there = [one.searches[name] for one in seeds], [one.to_target(name) for one in seeds]
+        rows.append([
+            name,
+            f"{_median(one.pictures(name) for one in seeds):,.0f}",
+            f"{_median(one.pictures(name) / one.pictures(PLAIN) for one in seeds):.2f}",
+            f"{_median(sum(fold.seconds for trial in trials for fold in trial.folds) for trials in searches):,.0f}",
+            f"{_median(sum(trial.state == 'complete' for trial in trials) for trials in searches):.0f}",
+            "never" if _median(there) > NEVER / 3 else f"{_median(there):,.0f}",
+            f"{sum(pictures < NEVER for pictures in there)} of {len(seeds)}",
+            f"{_median(_so_far(trials)[-1] for trials in searches):.4f}",
+            f"{_median(one.gain(name) for one in seeds):+.2f}",
+        ])  # fmt: skip
+    return table(headings, rows)
+
+
+def _audit(found: Sequence[Found]) -> str:
+    """By rule: how many trials were cut, how many of them would have been the best, and what cutting saved."""
+    rows = {name: np.zeros(4) for name in RULES}
+    for one in found:
+        best = _so_far(one.searches[OURS])
+        for full in one.audit:
+            cut = one.searches[OURS][full.number]
+            rule = next(name for name, sign in RULES.items() if sign in cut.reason)
+            rows[rule] += 1, full.mean_accuracy > best[cut.number], cut.pictures, full.pictures
+    headings = ["rule", "cut", "would have been the best", "share of their pictures that was trained on"]
+    return table(headings, [
+        [name, f"{cut:.0f}", f"{wrong:.0f}", f"{paid / whole:.2f}" if whole else "-"]
+        for name, (cut, wrong, paid, whole) in rows.items()
+    ])  # fmt: skip
+
+
+def _so_far(trials: Sequence[Trial]) -> list[float]:
+    """The best mean accuracy of all complete trials, after each trial; minus infinity before the first."""
+    means = (_accuracy(trial) if trial.state == "complete" else -math.inf for trial in trials)
+    return list(accumulate(means, max))
+
+
+def _accuracy(trial: Trial) -> float:
+    return trial.mean_accuracy
+
+
+def _median(values: Iterable[float]) -> float:
+    return float(np.median(list(values)))
+
+
+def keep(found: Sequence[Found], figures: Path | None, trials: Path | None) -> None:
+    """Write what was asked for: the picture, and each trial of each search and of the audit."""
+    if figures:
+        picture(found).savefig(figures / "tuning.png", dpi=120)
+    if trials:
+        with trials.open("w") as file:
+            for one in found:
+                about = {"subject": one.job.subject, "seed": one.job.data.seed}
+                for name, searched in [*one.searches.items(), ("audit", one.audit)]:
+                    file.writelines(json.dumps({**about, "search": name, **trial.json()}) + "\n" for trial in searched)
+
+
+def picture(found: Sequence[Found]) -> Figure:
+    """The best accuracy so far against pictures passed through training, a line a contestant."""
+    subjects = by_subject(found)
+    figure = Figure(figsize=(5.5 * len(subjects), 4.4), layout="constrained")
+    for axes, subject in zip(figure.subplots(1, len(subjects), squeeze=False)[0], subjects, strict=True):
+        for name, look in LOOKS.items():
+            _draw_line(axes, [one.searches[name] for one in subjects[subject]], {"label": name, **look})
+        axes.set(title=subject, xlabel="pictures passed through training", xlim=(0, None))
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("best mean accuracy so far, median over the seeds")
+    figure.axes[-1].legend(loc="lower right")
+    return figure
+
+
+def _draw_line(axes: Axes, searches: Sequence[Sequence[Trial]], look: Mapping[str, Any]) -> None:
+    """From where all seeds have a complete trial until half of the searches are over, where a dot is."""
+    costs = [np.cumsum([trial.pictures for trial in trials]) for trials in searches]
+    at = np.linspace(0, np.median([cost[-1] for cost in costs]), 500)
+    lines: list[NDArray[np.float64]] = []
+    for trials, cost in zip(searches, costs, strict=True):
+        best = np.array([-math.inf, *_so_far(trials)])
+        lines.append(best[np.searchsorted(cost, at, side="right")])
+    middle = np.median(lines, axis=0)
+    middle[np.isinf(lines).any(axis=0)] = math.nan
+    (line,) = axes.step(at, middle, where="post", **look)
+    axes.plot(at[-1], middle[-1], "o", color=line.get_color())
+
+
+# --- what is measured in seconds ----------------------------------------------------------------
+
+
+def timed(plan: Plan, folder: Path) -> dict[str, Claim]:
+    """What a search spends on anything but training, and what a second process is worth."""
+    base = {
+        "preset": "quick", "max_evals": plan.timed, "weights": "none", "study_dir": folder / "studies",
+        "cache_dir": folder / "cache",
+    }  # fmt: skip
+
+    def settings(**changed: Any) -> tuning.TuneSettings:
+        return tuning.TuneSettings.model_validate({**base, **changed})
+
+    about = f"digits, simple_cnn at 32 px, {plan.timed} trials of {FOLDS} folds, {usable_cores()} cores"
+    with chdir(folder):
+        search(settings(max_evals=1))  # the database is made, the data decoded, and the workers' modules imported
+        seconds, trained = search(settings())
+        both = {parallel: search(settings(racing=False, parallel=parallel), random_only=True)[0] for parallel in (1, 2)}
+    say(f"\na search of {seconds:.1f} s trained for {trained:.1f} s; random trials: one at a time {both[1]:.1f} s, two"
+        f" at a time {both[2]:.1f} s\n")  # fmt: skip
+    return {
+        "share of a search that is not training": Claim(1 - trained / seconds, OVERHEAD, "lower", about),
+        "seconds of a search: two at a time over one": Claim(
+            both[2] / both[1], TWO_AT_A_TIME, "lower", f"{about}, random trials; one at a time has all cores"
+        ),
+    }
+
+
+def search(settings: tuning.TuneSettings, *, random_only: bool = False) -> tuple[float, float]:
+    """Seconds of a search, as ``tune`` does it until the final training, and those spent in folds."""
+    client = connect("sqlite:///mlflow.db")
+    job = tuning.begun(settings)
+    if random_only:
+        trials, record = settings.evaluations, job.journal.append
+        job = replace(job, study=Study(job.space, settings.seed, trials, racing=False, record=record))
+    with job.journal, tuning.study_run(job, client) as run:
+        mirror = tuning.mirror_of(job, run)
+        began = time.perf_counter()
+        tuning.search(job, mirror)
+        mirror.flush()
+        log_study(run, job.study, job.space, job.journal.path)
+        seconds = time.perf_counter() - began
+        job.journal.append({FINISHED: None})
+    return seconds, sum(fold.seconds for trial in job.study.trials for fold in trial.folds)
+
+
+def _shown(claim: Claim) -> tuple[str, str]:
+    value = "never" if claim.value > NEVER / 1e9 else f"{claim.value:.3g}"
+    return value, f"{'>=' if claim.better == 'higher' else '<='} {claim.goal:g}"
+
+
+def _load() -> str:
+    return f"{os.getloadavg()[0]:.1f}"
+
+
+if __name__ == "__main__":
+    run_script(main)
