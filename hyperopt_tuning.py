@@ -219,6 +219,7 @@ def tune(settings: TuneSettings) -> StudyOutcome:
             search(job, mirror)
         except BaseException:
             with suppress(TrackingError):  # the first error is the one to report
+                mirror.flush()
                 log_study(run, job.study, job.space, job.journal.path)
             raise
         mirror.flush()

@@ -7,6 +7,7 @@ written by hand, so tests have a real, accurate bundle within two seconds and wi
 import io
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -14,7 +15,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -151,6 +153,17 @@ class MlflowServer:
         with suppress(OSError):
             while True:  # a process of the group may take a moment longer to be gone
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
+
+
+@contextmanager
+def full_disk(most: int) -> Iterator[None]:
+    """No file of this process may have more bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def run_script(*words: str, timeout: float = 240, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from toolkit.training.recipe import Recipe
 
 WARM_UP_SHARE = 0.1  # of all steps
 LAST_RATE = 0.01  # of the largest learning rate, at the end of the cosine
+BLANK_GRADIENT = 16  # px: here ResNet-18 convolves maps of one pixel, and oneDNN leaves parts of the bfloat16 weight
+# gradient as it finds the memory (torch 2.14.1)
 LARGEST_GRADIENT = 5.0  # norm above which a step is shortened; one bad batch cannot throw the weights away
 
 
@@ -140,7 +143,8 @@ class Learner:
         targets = soft_targets(labels, self._batches.classes, recipe.label_smoothing)  # (B, K)
         if recipe.mixup or recipe.cutmix:
             inputs, targets = mix(inputs, targets, mixup=recipe.mixup, cutmix=recipe.cutmix, generator=self._noise)
-        with self._device.autocast():
+        blank = recipe.model_type == "resnet18" and size <= BLANK_GRADIENT
+        with nullcontext() if blank else self._device.autocast():
             logits = self._forward(inputs)
         return F.cross_entropy(logits.float(), targets, self._weight, reduction="sum"), logits, labels
 

@@ -22,7 +22,7 @@ from toolkit.errors import TrainingError
 from toolkit.training.batches import Part, PictureBatches
 from toolkit.training.device import Device
 from toolkit.training.learner import Average, Learner, schedule
-from toolkit.training.networks import SimpleCNN
+from toolkit.training.networks import SimpleCNN, build_network
 from toolkit.training.recipe import Recipe
 
 PLAIN = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0}
@@ -353,6 +353,20 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     torch.compiler.reset()
     with ExitStack() as stack:
         yield lambda path: stack.enter_context(config.patch({**quick, "cpp.cxx": (None, path)}))
+
+
+def test_what_lies_in_memory_does_not_come_into_a_gradient() -> None:
+    """ResNet-18 at its smallest: there, bfloat16 weight gradients are not all written."""
+    found = []
+    for junk in (float("nan"), 1e9, 0.0, float("nan")):
+        network = fresh(build_network, 0, "resnet18", 3, 0.0, None).to(memory_format=torch.channels_last)
+        one = learner(network, colours(30), device=Device("cpu", torch.bfloat16), model_type="resnet18", batch_size=30)
+        for _ in range(3):
+            dirty = [torch.full((2**power,), junk, dtype=torch.bfloat16) for power in range(6, 22)]
+            del dirty
+        step(one, pictures=30)
+        found.append(weights(network))
+    assert all(values.isfinite().all() and torch.equal(values, found[0]) for values in found)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")

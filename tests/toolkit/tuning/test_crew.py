@@ -4,6 +4,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -716,7 +717,8 @@ def test_a_crew_outlives_the_server_that_its_workers_are_forked_from(start: Star
     script = start(then)
     pids = {pid for pids in resting(script) for pid in pids}
     out, err = rest_of(script)
-    assert out.splitlines()[-1] == "Event(key=4, kind='done', value=Found(preloaded=True, imported=5))"
+    # It may be multiprocessing that finds the server dead: its new one has imported nothing, which only takes longer.
+    assert re.fullmatch(r"Event\(key=4, kind='done', value=Found\(preloaded=\w+, imported=5\)\)", out.splitlines()[-1])
     assert out.count("kind='crashed'") == 2
     assert (err, script.returncode) == ("", 0)
     wait_until(lambda: all(map(gone, pids)))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
+from support import full_disk
 from toolkit.errors import DataError, SettingsError
 from toolkit.tuning.journal import Journal, read_journal, write_whole
 
@@ -284,17 +284,6 @@ def test_a_place_where_nothing_can_be_written_is_one_line(tmp_path: Path) -> Non
     for about in (ABOUT, None):
         with pytest.raises(DataError, match=r"cannot be written: File name too long$"):
             Journal(tmp_path / ("x" * 300) / "journal.jsonl", about)
-
-
-@contextmanager
-def full_disk(most: int) -> Iterator[None]:
-    """No file of this process may have more bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_is_one_line_and_costs_no_entry(written: Path) -> None:

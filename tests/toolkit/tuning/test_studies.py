@@ -2,15 +2,14 @@
 
 import json
 import os
-import resource
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from support import full_disk
 from toolkit.errors import DataError, SettingsError
 from toolkit.tuning.journal import Journal
 from toolkit.tuning.space import FULL, QUICK, Choice, Uniform
@@ -278,17 +277,6 @@ def test_those_of_the_former_best_stay_until_the_new_one_counts(tmp_path: Path) 
         assert files(tmp_path) == [f"logits-{former + 1}.npy", f"logits-{number + 1}.npy"]
         assert np.array_equal(kept_logits(tmp_path, former), logits(former))
         assert np.array_equal(kept_logits(tmp_path, number), logits(number))
-
-
-@contextmanager
-def full_disk(most: int) -> Iterator[None]:
-    """No file of this process may have more bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_leaves_the_former_ones(tmp_path: Path) -> None:
