@@ -4,7 +4,8 @@
     python model_registry.py register --experiment-name training --metric best_val_accuracy
     python model_registry.py list
     python model_registry.py promote 1 Production --reason "first model"
-    python model_registry.py compare 1 2
+    python model_registry.py compare Production 2
+    python model_registry.py promote 2 Production --reason "tuned"
     python model_registry.py rollback --reason "too many cats"
     python model_registry.py history
 
@@ -12,14 +13,16 @@ Further verbs: show, verify and archive. Each takes --json for programs; --track
 --model-name come before the verb. Everything is kept in MLflow, at MLFLOW_TRACKING_URI or else in
 mlflow.db in this folder: one version is in Production, the one that the alias `production` names,
 and each move is recorded with who and why. A version is checked against the digest of its bundle
-before it goes to Staging or Production, and at each load.
+before it goes to Staging or Production, and at each load. Before it replaces another in Production
+both are compared on the same pictures: one that is significantly worse is refused, until --force and
+a --reason are given. --data photos/ compares them on pictures of your own, one sub-folder a class.
 """
 
 import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -27,14 +30,27 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
 from toolkit import terminal
-from toolkit.bundle import DIGEST_TAG, Bundle, load_bundle, verify_bundle
-from toolkit.errors import BundleError, NotRegistered, RegistryError, SettingsError, known
-from toolkit.registry.comparison import Candidate, side_by_side
-from toolkit.registry.fetching import cached, fetched
+from toolkit.bundle import DIGEST_TAG, verify_bundle
+from toolkit.errors import (
+    BundleError,
+    NotRegistered,
+    PromotionRefused,
+    RegistryError,
+    SettingsError,
+    TrackingError,
+    known,
+)
+from toolkit.registry import opening
+from toolkit.registry.comparison import Candidate, columns, side_by_side
+from toolkit.registry.fetching import fetched
+from toolkit.registry.figures import MOST_VERSIONS, comparison_figure
+from toolkit.registry.gate import Verdict, weigh
+from toolkit.registry.opening import LoadedModel
 from toolkit.registry.pages import comparison_table, describe, version_page, version_table
 from toolkit.registry.selection import Mode, is_finite, model_of, ranked_runs
 from toolkit.registry.stages import Stages, rollback_candidates, utc_now, whoami
@@ -53,21 +69,14 @@ from toolkit.registry.versions import (
     stage_named,
 )
 from toolkit.settings import ScriptSettings, environment, parse, program_name, run_script, verb
-from toolkit.tracking import MlflowClient, MlflowException, connect, explained
+from toolkit.tracking import MlflowClient, MlflowException, connect, impatient, promptly
 
 MODEL_NAME = re.compile(r"[\w\- .]{1,200}")  # no slash or colon, which MLflow's addresses use, and no quote
 LONGEST_REASON = 1000  # characters
-HISTORY_COLUMNS = ("time", "version", "from", "to", "who", "why")
+LONGEST_GATE = 2000  # characters of what the gate found, in the history
+HISTORY_COLUMNS = ("time", "version", "from", "to", "who", "why", "gate")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A version with its bundle, verified and ready to predict."""
-
-    version: Version
-    bundle: Bundle
 
 
 class ModelRegistry:
@@ -139,10 +148,11 @@ class ModelRegistry:
         """
         passed_over = 0
         for run in ranked_runs(self._client, experiment_name, metric, mode):
-            if (registered := self._registered_from(run.info.run_id)) is not None:
-                return registered
+            if registered := self._registered_from(run.info.run_id):
+                return registered[0]
             try:
-                return self._create_version(run, model_of(run), experiment_name, metric)
+                created = self._create_version(run, model_of(run), experiment_name, metric)
+                return self._only(created, self._registered_from(run.info.run_id))
             except BundleError as error:
                 passed_over += 1
                 log.warning("run %s is passed over: %s", run.info.run_id, error)
@@ -150,33 +160,88 @@ class ModelRegistry:
             f"no run of experiment {experiment_name!r} holds a whole model; {passed_over} were tried, the last is above"
         )
 
-    def transition_model_stage(self, version: int | str, stage: str, *, reason: str | None = None) -> Version:
+    def transition_model_stage(
+        self,
+        version: int | str,
+        stage: str,
+        *,
+        reason: str | None = None,
+        force: bool = False,
+        data: str | Path | None = None,
+    ) -> Version:
         """Move a version into ``Staging``, ``Production``, ``Archived`` or ``None``, in any case.
 
         Production and Staging hold one version each; the one that was there is Archived. What goes
-        there is verified first. A version that is in the stage already stays, without an entry in
-        the history.
+        there is verified first, and what goes into Production is compared with what is there, as
+        ``judge`` does. A version that is in the stage already stays, without an entry in the history.
+
+        Parameters
+        ----------
+        version, stage
+            What goes where.
+        reason
+            Why, for the history.
+        force
+            Whether it goes into Production although it is refused; the reason is then required.
+        data
+            A folder of labelled pictures to compare on, instead of those that both held out.
 
         Raises
         ------
         NotRegistered
             There is no such model yet.
+        PromotionRefused
+            The version is significantly worse than the one in Production, or nothing tells.
         RegistryError
             There is no such version or stage.
         BundleError
             The version's bundle is missing or altered.
+        DataError
+            The folder cannot be used.
         """
-        target = stage_named(stage)
-        why = _checked_reason(reason)
+        target, why = stage_named(stage), _checked_reason(reason)
+        if force and not why:
+            raise SettingsError("to force a promotion needs a reason, which the history keeps")
         found = self.get(version)
         self._mend()
         found = self.get(found.version)
         if found.stage == target:
             return found
-        if target in ALIASES:
+        gate = ""
+        if target == "Production":
+            gate = self._gate(found, data, force=force)
+        elif target in ALIASES:
             self.verify(found.version)
-        self._stages.move(found, target, why)
-        return self.get(found.version)
+        self._stages.move(found, target, why, gate=gate)
+        moved = self.get(found.version)
+        if moved.stage != target:
+            raise RegistryError(
+                f"somebody else moved versions at the same moment: v{moved.version} was put into {target} and is in"
+                f" {moved.stage} now"
+            )
+        return moved
+
+    def judge(self, version: int | str, *, data: str | Path | None = None) -> Verdict | None:
+        """Compare a version with the one in Production, without moving anything.
+
+        Parameters
+        ----------
+        version
+            The one that wants to be there.
+        data
+            A folder of labelled pictures to compare on, one sub-folder a class. Neither version
+            should have been trained on them. The pictures that both held out when None.
+
+        Returns
+        -------
+        What tells for and against it; None when nothing is in Production that it could be compared with.
+
+        Raises
+        ------
+        BundleError
+            The version's own bundle is missing or altered.
+        """
+        return self._judged(self.get(version), data)[1]
 
     def rollback(self, reason: str | None = None) -> Version:
         """Put back what was in Production before the present version.
@@ -209,38 +274,56 @@ class ModelRegistry:
         raise RegistryError(f"there is nothing to roll back to: no whole version of {self.model_name} was in Production"
                             f" {before}".rstrip())  # fmt: skip
 
-    def compare_models(self, versions: Sequence[int | str]) -> pd.DataFrame:
+    def compare_models(
+        self, versions: Sequence[int | str], *, data: str | Path | None = None, log_picture: bool = False
+    ) -> pd.DataFrame:
         """Versions side by side, one row each, the paired figures against the first.
+
+        Parameters
+        ----------
+        versions
+            Numbers or stages.
+        data
+            A folder of labelled pictures to measure all of them on, one sub-folder a class, instead
+            of what each did on the pictures that it held out.
+        log_picture
+            Whether to log what ``picture_comparison`` draws of the first ten, as ``comparison/*.png``
+            in the run that the first version came from.
 
         Returns
         -------
-        A table indexed by version:
+        A table indexed by version, every interval of 95 %:
 
-        - ``stage``, ``network``, ``image_size``, ``size_mb``, ``created``
-        - ``accuracy``, ``accuracy_low``, ``accuracy_high``, ``pictures``: on the held-out pictures,
-          with the 95 % Wilson interval
-        - ``shared_pictures``, ``shared_accuracy``: on those that the first version held out too
+        - ``stage``, ``network``, ``image_size``, ``size_mb``, ``created``, ``mean_cv_accuracy``
+        - ``pictures``, ``accuracy``, ``precision_weighted``, ``recall_weighted``, ``f1_weighted``,
+          each with ``_low`` and ``_high``; ``calibration_error``
+        - ``shared_pictures``, ``shared_accuracy``: on those that the first version was measured on too
+        - ``difference`` with ``_low`` and ``_high``: of the accuracies on the shared pictures
         - ``gained``, ``lost``, ``p_value``: shared pictures that only this version, and only the
           first, classified rightly, and McNemar's exact test of the difference
-        - ``precision_weighted``, ``recall_weighted``, ``f1_weighted``, ``mean_cv_accuracy``,
-          ``calibration_error``: NaN where they were not measured
+        - ``latency_ms``: for one picture, measured here and now, in turn with the others
         - ``setting.*``, ``data.*``: those in which the versions differ
         """
-        if not versions:
-            raise RegistryError("name the versions to compare, such as 1 2")
-        chosen = {found.version: found for found in map(self.get, versions)}
-        return side_by_side([self._candidate(version) for version in chosen.values()])
+        candidates = self._chosen(versions, data)
+        if log_picture:
+            self._log_picture(candidates)
+        return side_by_side(candidates)
+
+    def picture_comparison(self, versions: Sequence[int | str], *, data: str | Path | None = None) -> Figure:
+        """What ``compare_models`` says of up to ten versions as a picture: accuracy, classes, calibration, speed."""
+        return comparison_figure(columns(self._chosen(versions, data)))
 
     def history(self) -> pd.DataFrame:
         """Every transition of every version that exists, oldest first, registrations included.
 
         Returns
         -------
-        Columns ``time`` (UTC), ``version``, ``from``, ``to``, ``who``, ``why``.
+        Columns ``time`` (UTC), ``version``, ``from``, ``to``, ``who``, ``why``, and ``gate``: what a
+        version that went into Production was compared with there.
         """
         entries = [entry for version in self.list_versions() for entry in _whole_history(version)]
         rows = [
-            (entry.time, entry.version, entry.source, entry.target, entry.who, entry.why)
+            (entry.time, entry.version, entry.source, entry.target, entry.who, entry.why, entry.gate)
             for entry in sorted(entries, key=lambda entry: (entry.time, entry.version))
         ]
         return pd.DataFrame(rows, columns=list(HISTORY_COLUMNS))
@@ -263,9 +346,7 @@ class ModelRegistry:
         BundleError
             The bundle is missing, altered or cannot be loaded.
         """
-        version = self.get(stage_or_version)
-        with self._blaming(version), cached(self._client, self._location(version), version.digest, cache) as folder:
-            return LoadedModel(version, load_bundle(folder, version.digest))
+        return opening.load(self._client, self.get(stage_or_version), cache)
 
     def list_versions(self) -> list[Version]:
         """Every version, newest first; none when the model is not registered yet."""
@@ -303,8 +384,7 @@ class ModelRegistry:
             The first thing that is wrong, with the version.
         """
         version = self.get(stage_or_version)
-        with self._blaming(version), fetched(self._client, self._location(version)) as folder:
-            verify_bundle(folder, version.digest)
+        opening.verify(self._client, version)
         return version
 
     @cached_property
@@ -315,12 +395,63 @@ class ModelRegistry:
     def _stages(self) -> Stages:
         return Stages(self._client, self.model_name, self._clock)
 
+    def _gate(self, newcomer: Version, data: str | Path | None, *, force: bool) -> str:
+        """Let a version into Production or refuse it; what the history keeps about that."""
+        while True:
+            present, verdict = self._judged(newcomer, data)
+            if verdict and not verdict.passed and not force:
+                raise PromotionRefused(
+                    f"v{newcomer.version} may not replace v{verdict.against}: {verdict}; to promote it all the same, "
+                    "force it and give a reason"
+                )
+            if self._in_production() == present:  # or else another version got there meanwhile
+                break
+        if verdict is None:
+            return "nothing to compare with" if present is None else f"v{present} could not be compared with"
+        return f"{'passed' if verdict.passed else 'forced'}: {verdict}"[:LONGEST_GATE]
+
+    def _judged(self, newcomer: Version, data: str | Path | None) -> tuple[int | None, Verdict | None]:
+        """The number of the version in Production, and how the newcomer compares with it."""
+        own = opening.load(self._client, newcomer)
+        present = self._in_production()
+        if present is None or present == newcomer.version:
+            return present, None
+        try:
+            other = self.load(present)
+        except BundleError as error:
+            log.warning("it is compared with nothing, because %s", error)
+            return present, None
+        serving, candidate = opening.measured([other, own], None if data is None else Path(data))
+        return present, weigh(candidate, serving)
+
+    def _in_production(self) -> int | None:
+        try:
+            return self._in_stage("Production").version
+        except NotRegistered:
+            return None
+
+    def _chosen(self, versions: Sequence[int | str], data: str | Path | None) -> list[Candidate]:
+        if not versions:
+            raise RegistryError("name the versions to compare, such as 1 2")
+        chosen = {found.version: found for found in map(self.get, versions)}
+        models = [opening.load(self._client, version) for version in chosen.values()]
+        return opening.measured(models, None if data is None else Path(data))
+
+    def _log_picture(self, candidates: Sequence[Candidate]) -> None:
+        drawn = columns(candidates[:MOST_VERSIONS])
+        name, run_id = "_".join(column.name for column in drawn), candidates[0].version.run_id
+        try:
+            with promptly("log the picture"):
+                self._client.log_figure(run_id, comparison_figure(drawn), f"comparison/{name}.png")
+        except TrackingError as error:  # who may only read can compare all the same
+            log.warning("there is no picture in MLflow: %s", error)
+
     def _mend(self) -> None:
         for change in self._stages.settle():
             log.warning("mended: %s", change)
 
     def _in_stage(self, stage: Stage) -> Version:
-        with explained(f"read what is in {stage}"):
+        with promptly(f"read what is in {stage}"):
             try:
                 return read_version(self._client.get_model_version_by_alias(self.model_name, ALIASES[stage]))
             except MlflowException as error:
@@ -330,7 +461,7 @@ class ModelRegistry:
         raise NotRegistered(f"no version of {self.model_name} is in {stage} yet; there are: {known(numbers)}")
 
     def _numbered(self, number: int) -> Version:
-        with explained(f"read version {number}"):
+        with promptly(f"read version {number}"):
             try:
                 return read_version(self._client.get_model_version(self.model_name, str(number)))
             except MlflowException as error:
@@ -339,25 +470,33 @@ class ModelRegistry:
         numbers = [version.version for version in read_versions(self._client, self.model_name)]
         raise RegistryError(f"{self.model_name} has no version {number}; there are: {known(numbers, number)}")
 
-    def _registered_from(self, run_id: str) -> int | None:
-        with explained("look for the run among the versions"):
+    def _registered_from(self, run_id: str) -> list[int]:
+        """The versions that a run became, oldest first."""
+        with promptly("look for the run among the versions"):
             found = self._client.search_model_versions(f"name = '{self.model_name}' AND run_id = '{run_id}'")
-        return max((int(version.version) for version in found), default=None)
+        return sorted(int(version.version) for version in found)
+
+    def _only(self, created: int, registered: Sequence[int]) -> int:
+        """The one version of a run, where another process registered it at the same moment: the oldest."""
+        if created != registered[0]:
+            with promptly(f"take back version {created}"):
+                self._client.delete_model_version(self.model_name, str(created))
+        return registered[0]
 
     def _create_version(self, run: Any, model_id: str | None, experiment: str, metric: str) -> int:
         if model_id is None:
             raise BundleError("it has the digest of a bundle, but no model")
         digest = run.data.tags[DIGEST_TAG]
-        location = self._model_location(model_id)
+        location = opening.model_location(self._client, model_id)
         with fetched(self._client, location) as folder:
             card, baseline = verify_bundle(folder, digest)
         value, page = run.data.metrics[metric], _page_of(self._client, run)
         choice = f"the best {metric} in {experiment}, {value:.4g}"
         registration = Transition(0, self._clock(), "", "None", whoami(), f"{choice}: run {run.info.run_id}")
         measured = {name: item.value for name, item in card.metrics.items() if is_finite(item.value)}
-        with suppress(MlflowException):  # it exists already, or else the next call says what is wrong
+        with suppress(MlflowException), impatient():  # it exists already, or else the next call says what is wrong
             self._client.create_registered_model(self.model_name)
-        with explained("register the model"):
+        with promptly("register the model"):
             created = self._client.create_model_version(
                 self.model_name,
                 # A server resolves models:/ itself. With a database this process does, and would look
@@ -366,9 +505,7 @@ class ModelRegistry:
                 run_id=run.info.run_id,
                 run_link=page or None,
                 model_id=model_id,
-                description=describe(
-                    card, baseline, choice, f"[{run.info.run_id}]({page})" if page else run.info.run_id
-                ),
+                description=describe(card, baseline, choice, _lineage(run, page)),
                 tags={
                     DIGEST_TAG: digest,
                     MODEL_TAG: model_id,
@@ -381,33 +518,6 @@ class ModelRegistry:
                 },
             )
         return int(created.version)
-
-    def _candidate(self, version: Version) -> Candidate:
-        with self._blaming(version), fetched(self._client, self._location(version)) as folder:
-            card, baseline = verify_bundle(folder, version.digest)
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        return Candidate(version, card, baseline, size)
-
-    def _model_location(self, model_id: str) -> str:
-        with explained(f"find the model {model_id}"):
-            try:
-                return str(self._client.get_logged_model(model_id).artifact_location)
-            except MlflowException as error:
-                if error.error_code != MISSING:
-                    raise
-                raise BundleError(f"its model {model_id} was deleted") from None
-
-    def _location(self, version: Version) -> str:
-        with explained(f"find the files of v{version.version}"):
-            return str(self._client.get_model_version_download_uri(version.name, str(version.version)))
-
-    @contextmanager
-    def _blaming(self, version: Version) -> Iterator[None]:
-        """Name the version that an error of its bundle is about."""
-        try:
-            yield
-        except BundleError as error:
-            raise BundleError(f"v{version.version} of {version.name} cannot be used: {error}") from None
 
 
 def _checked_reason(reason: str | None) -> str:
@@ -422,6 +532,13 @@ def _whole_history(version: Version) -> Iterator[Transition]:
     if not any(entry.source == "" for entry in version.transitions):
         yield Transition(version.version, version.created, "", "None", why="registered by another tool")
     yield from version.transitions
+
+
+def _lineage(run: Any, page: str) -> str:
+    """The run, with a link where there is a page, and the study or training that it is a part of."""
+    itself = f"{run.data.tags.get('role', '')} run {run.info.run_name}, {run.info.run_id}".strip()
+    parent = run.data.tags.get("mlflow.parentRunId")
+    return (f"[{itself}]({page})" if page else itself) + (f", of run {parent}" if parent else "")
 
 
 def _page_of(client: MlflowClient, run: Any) -> str:
@@ -496,9 +613,13 @@ class Promote(Verb):
     version: CliPositionalArg[str] = Field(description="number, or the stage it is in")
     stage: CliPositionalArg[str] = Field(description="Staging, Production, Archived or None")
     reason: str | None = Field(None, description="why, for the history")
+    data: Path | None = Field(
+        None, description="labelled pictures to compare it on with the version in Production, one sub-folder a class"
+    )
+    force: bool = Field(False, description="promote it even if it is worse; needs a reason")
 
     def run(self, registry: ModelRegistry) -> Answer:
-        return _moved(registry, self.version, self.stage, self.reason)
+        return _moved(registry, self)
 
 
 class Archive(Verb):
@@ -508,16 +629,17 @@ class Archive(Verb):
     reason: str | None = Field(None, description="why, for the history")
 
     def run(self, registry: ModelRegistry) -> Answer:
-        return _moved(registry, self.version, "Archived", self.reason)
+        return _moved(registry, Promote(version=self.version, stage="Archived", reason=self.reason))
 
 
 class Compare(Verb):
-    """Compare versions on the pictures that they held out, each with the first."""
+    """Compare versions on the same pictures, each with the first; a picture of it goes to MLflow."""
 
     versions: CliPositionalArg[list[str]] = Field(description="numbers or stages")
+    data: Path | None = Field(None, description="labelled pictures to compare them on, one sub-folder a class")
 
     def run(self, registry: ModelRegistry) -> Answer:
-        table = registry.compare_models(self.versions)
+        table = registry.compare_models(self.versions, data=self.data, log_picture=True)
         return Answer(comparison_table(table), _records(table.reset_index()))
 
 
@@ -540,7 +662,9 @@ class History(Verb):
         if table.empty:
             return Answer(f"no version of {registry.model_name} is registered yet", [], "register")
         shown = table.assign(
-            time=table["time"].dt.strftime("%Y-%m-%d %H:%M:%S"), version="v" + table["version"].astype(str)
+            time=table["time"].dt.strftime("%Y-%m-%d %H:%M:%S"),
+            version="v" + table["version"].astype(str),
+            gate=table["gate"].str.partition(":")[0],  # the figures, which are long, are for show and --json
         )
         return Answer(terminal.table(list(shown.columns), shown.to_numpy().tolist()), _records(table))
 
@@ -579,11 +703,13 @@ VERBS = "list, show, register, promote, compare, rollback, history, verify, arch
 SERVE = "python serve_model.py"
 
 
-def _moved(registry: ModelRegistry, which: str, stage: str, reason: str | None) -> Answer:
-    before, former = registry.get(which), None
+def _moved(registry: ModelRegistry, wish: Promote) -> Answer:
+    before, former = registry.get(wish.version), None
     with suppress(RegistryError):  # nothing is there, or nothing can be there: the transition says which
-        former = registry.get(stage)
-    version = registry.transition_model_stage(before.version, stage, reason=reason)
+        former = registry.get(wish.stage)
+    version = registry.transition_model_stage(
+        before.version, wish.stage, reason=wish.reason, force=wish.force, data=wish.data
+    )
     following = {"Production": SERVE, "Staging": f"promote {version.version} Production"}.get(version.stage, "history")
     name = f"v{version.version} of {version.name}"
     if before.stage == version.stage:
@@ -593,6 +719,8 @@ def _moved(registry: ModelRegistry, which: str, stage: str, reason: str | None) 
         text += f"; v{former.version} is Archived"
     if before.stage == "Production":
         text += "; no version is in Production now"
+    if former and version.stage == "Production":
+        text += f"\n{version.transitions[-1].gate}"
     return Answer(text, version.to_dict(), following)
 
 
@@ -621,6 +749,8 @@ def main() -> None:
     command = verb(settings)
     if not isinstance(command, Verb):
         raise SettingsError(f"say what to do: {VERBS}; see --help")
+    if command.as_json:
+        terminal.silence()  # what is said on the way is no JSON
     answer = command.run(ModelRegistry(settings.tracking_uri, settings.model_name))
     if command.as_json:
         print(json.dumps(answer.value, indent=2))

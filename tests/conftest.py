@@ -89,15 +89,16 @@ def log_colour_run() -> Callable[..., str]:
         metrics: Mapping[str, float] | None = None,
         role: str = "final",
         strength: float = 8.0,
+        lean: float = 0.0,
         folder: Path | None = None,
     ) -> str:
         with tracking.Run(client, experiment, role=role, name="colours") as run:
-            program = Program(ColourNetwork(strength))
+            program = Program(ColourNetwork(strength, lean))
+            baseline = colour_baseline(program)
             target = (folder or Path.cwd()) / f"bundle-{run.id}"
             model_id = run.new_model()
-            digest = save_bundle(
-                target, program, colour_card(), colour_baseline(program), run_id=run.id, model_id=model_id
-            )
+            card = colour_card(accuracy=baseline.accuracy)
+            digest = save_bundle(target, program, card, baseline, run_id=run.id, model_id=model_id)
             run.model(target, model_id, {DIGEST_TAG: digest})
             run.metrics(metrics or {"best_val_accuracy": 0.9, "mean_cv_accuracy": 0.9})
         return run.id

@@ -35,13 +35,14 @@ COLOURS = ("blue", "green", "red")
 
 
 class ColourNetwork(torch.nn.Module):
-    """Logits proportional to the mean of the blue, green and red channel."""
+    """Logits proportional to the mean of the blue, green and red channel; one that leans to red is often wrong."""
 
-    def __init__(self, strength: float = 8.0) -> None:
+    def __init__(self, strength: float = 8.0, lean: float = 0.0) -> None:
         super().__init__()
-        self.head = torch.nn.Linear(3, 3, bias=False)
+        self.head = torch.nn.Linear(3, 3)
         with torch.no_grad():
             self.head.weight.copy_(strength * torch.eye(3).flip(0))  # RGB -> (blue, green, red)
+            self.head.bias.copy_(torch.tensor([0.0, 0.0, lean]))
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:  # (N, 3, H, W) -> (N, 3)
         return self.head(pictures.mean(dim=(2, 3)))
@@ -66,14 +67,16 @@ def colour_picture(colour: str, seed: int = 0, size: int = 48) -> bytes:
     return encode(colour_pixels(colour, size, np.random.default_rng(seed)))
 
 
-def colour_card(network: str = "simple_cnn", classes: tuple[str, ...] = COLOURS, size: int = 16) -> Card:
+def colour_card(
+    network: str = "simple_cnn", classes: tuple[str, ...] = COLOURS, size: int = 16, accuracy: float = 1.0
+) -> Card:
     return Card(
         classes=classes,
         image_size=size,
         network=network,
         settings={"learning_rate": 0.001},
         data={"name": "colours", "fingerprint": "f" * 16},
-        metrics={"accuracy": Measured(value=1.0, pictures=300)},
+        metrics={"accuracy": Measured(value=accuracy, pictures=300)},
         temperature=1.0,
         code_version="test",
         versions=library_versions(),
@@ -122,9 +125,9 @@ def empty_store() -> bytes:
 class MlflowServer:
     """A real MLflow server that can be killed, and started again at the same address with the same store."""
 
-    def __init__(self, folder: Path, *words: str) -> None:
-        """``words`` are further options; the store is ``mlflow.db`` in the folder."""
-        self.folder, self.port, self._words = folder, free_port(), words
+    def __init__(self, folder: Path, *words: str, **variables: str) -> None:
+        """``words`` are further options, ``variables`` its own; the store is ``mlflow.db`` in the folder."""
+        self.folder, self.port, self._words, self._variables = folder, free_port(), words, variables
         self.url = f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
@@ -139,7 +142,11 @@ class MlflowServer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seven more processes
+                env={
+                    **os.environ,
+                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven more processes
+                    **self._variables,
+                },
             )
         wait_until_answers(f"{self.url}/health", self._process)
 

@@ -4,10 +4,12 @@ import itertools
 import json
 import logging
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,20 @@ import model_registry
 from model_registry import HISTORY_COLUMNS, ModelRegistry, main
 from support import COLOURS, colour_pixels, error_line, free_port, run_script
 from toolkit.bundle import BASELINE, CARD, PROGRAM
-from toolkit.errors import BundleError, NotRegistered, RegistryError, SettingsError, ToolkitError
+from toolkit.errors import (
+    BundleError,
+    DataError,
+    NotRegistered,
+    PromotionRefused,
+    RegistryError,
+    SettingsError,
+    ToolkitError,
+)
+from toolkit.registry import gate
+from toolkit.registry.comparison import Candidate
+from toolkit.registry.gate import Verdict
+from toolkit.registry.stages import Stages
+from toolkit.registry.versions import Version
 from toolkit.tracking import MlflowClient, connect
 
 NUMBERS = itertools.count()
@@ -246,6 +261,126 @@ def test_a_version_of_another_tool_is_listed_and_refused(room: Room) -> None:
     assert room.registry.history()["why"].tolist() == ["registered by another tool"]
     with pytest.raises(BundleError, match=rf"v1 of {room.name} cannot be used: "):
         room.registry.transition_model_stage(1, "Production")
+
+
+# --- the gate -----------------------------------------------------------------------------------
+
+
+def test_what_is_significantly_worse_is_refused_and_changes_nothing(any_room: Room) -> None:
+    room, registry = any_room, any_room.registry
+    registry.transition_model_stage(room.register(0.8), "Production")
+    room.register(0.9, lean=13)  # 42 of 300 pictures are called red and are not
+    before = registry.history()
+    with pytest.raises(
+        PromotionRefused, match=r"v2 may not replace v1: accuracy 0.86 \[.*\] against 1 \[.*it is signif"
+    ):
+        registry.transition_model_stage(2, "Production", reason="looks better")
+    assert registry.history().equals(before)
+    verdict = registry.judge(2)
+    assert verdict
+    assert (verdict.paired.whole.lost, verdict.paired.whole.gained) == (42, 0)
+    assert min(verdict.latency_ms) > 0  # type: ignore[type-var]
+
+    with pytest.raises(SettingsError, match="to force a promotion needs a reason"):
+        registry.transition_model_stage(2, "Production", force=True, reason=" ")
+    assert registry.transition_model_stage(2, "Production", force=True, reason="v1 is gone").stage == "Production"
+    last = registry.get(2).transitions[-1]
+    assert (last.why, last.gate) == ("v1 is gone", f"forced: {verdict}"[: len(last.gate)])
+    assert registry.judge(2) is None  # it is there
+    assert registry.rollback().version == 1  # which no gate holds up
+
+
+def test_a_first_version_and_a_better_one_pass(room: Room) -> None:
+    room.register(0.8, lean=13)
+    assert room.registry.judge(1) is None
+    room.registry.transition_model_stage(1, "Production")
+    room.registry.transition_model_stage(room.register(0.9), "Production")
+    gates = room.registry.history()["gate"]
+    assert gates[1] == "nothing to compare with"
+    assert gates[3].startswith(
+        "passed: accuracy 1 [0.987, 1] against 0.86 [0.816, 0.895] of v1 on the same 300 pictures, 4"
+    )
+
+
+def test_what_replaces_a_broken_version_is_not_held_up(room: Room, caplog: pytest.LogCaptureFixture) -> None:
+    run = room.log(0.8)
+    room.registry.register_best_model(room.name)
+    room.registry.transition_model_stage(1, "Production")
+    room.register(0.9, lean=13)
+    flip_a_byte(room.files(run) / PROGRAM)
+    assert room.registry.transition_model_stage(2, "Production").transitions[-1].gate == "v1 could not be compared with"
+    assert f"it is compared with nothing, because v1 of {room.name} cannot be used" in caplog.text
+
+
+def test_pictures_of_ones_own_decide_instead(room: Room, colour_folder: Path) -> None:
+    """Version 2 calls each picture red, which is right for these; on all colours it is not."""
+    room.registry.transition_model_stage(room.register(0.8), "Production")
+    room.register(0.9, lean=40)
+    assert not room.registry.judge(2, data=colour_folder).passed  # type: ignore[union-attr]
+    for colour in ("blue", "green"):
+        shutil.rmtree(colour_folder / colour)
+    verdict = room.registry.judge(2, data=str(colour_folder))
+    assert verdict
+    assert verdict.passed
+    assert verdict.paired.by_class.keys() == {"red"}
+    assert verdict.paired.whole.pictures == 40
+    table = room.registry.compare_models([1, 2], data=colour_folder)
+    assert table["pictures"].tolist() == [40, 40]
+    assert table["accuracy"].tolist() == [1.0, 1.0]
+    with pytest.raises(DataError, match=r"nowhere"):
+        room.registry.transition_model_stage(2, "Production", data="nowhere")
+    assert room.registry.transition_model_stage(2, "Production", data=colour_folder).stage == "Production"
+
+
+def test_the_comparison_is_with_what_is_in_production_at_the_move(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else promotes version 3 while version 2 is compared with version 1."""
+    for accuracy, lean in ((0.7, 13), (0.8, 13), (0.9, 0)):
+        room.register(accuracy, lean=lean)
+    room.registry.transition_model_stage(1, "Production")
+    somebody, weighed = ModelRegistry(room.uri, room.name), []
+
+    def weigh(newcomer: Candidate, present: Candidate) -> Verdict:
+        weighed.append((newcomer.version.version, present.version.version))
+        if len(weighed) == 1:
+            somebody.transition_model_stage(3, "Production")
+        return gate.weigh(newcomer, present)
+
+    monkeypatch.setattr(model_registry, "weigh", weigh)
+    with pytest.raises(PromotionRefused, match="v2 may not replace v3"):
+        room.registry.transition_model_stage(2, "Production")
+    assert weighed == [(2, 1), (3, 1), (2, 3)]
+    assert room.stages() == {3: "Production", 2: "None", 1: "Archived"}
+
+
+def test_who_is_overtaken_is_told(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    for accuracy in (0.8, 0.9):
+        room.register(accuracy)
+    somebody, move = ModelRegistry(room.uri, room.name), Stages.move
+
+    def overtaken(stages: Stages, version: Version, *words: Any, **more: Any) -> None:
+        move(stages, version, *words, **more)
+        if version.version == 1:
+            somebody.transition_model_stage(2, "Production")
+
+    monkeypatch.setattr(Stages, "move", overtaken)
+    with pytest.raises(RegistryError, match=r"somebody else .* v1 was put into Production and is in Archived now"):
+        room.registry.transition_model_stage(1, "Production")
+    assert room.stages() == {2: "Production", 1: "Archived"}
+
+
+def test_two_that_register_the_same_run_leave_one_version(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process registers it between this one's look and its write."""
+    room.log(0.8)
+    somebody, create = ModelRegistry(room.uri, room.name), ModelRegistry._create_version
+
+    def late(registry: ModelRegistry, *words: Any) -> int:
+        if registry is room.registry:
+            assert somebody.register_best_model(room.name) == 1
+        return create(registry, *words)
+
+    monkeypatch.setattr(ModelRegistry, "_create_version", late)
+    assert room.registry.register_best_model(room.name) == 1
+    assert room.stages() == {1: "None"}
 
 
 # --- reading ------------------------------------------------------------------------------------

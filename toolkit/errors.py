@@ -14,7 +14,8 @@ exit with status 2, the service answers with a problem document.
      |- TrackingError       MLflow cannot be reached or refuses
      |- BundleError         a model bundle is missing, altered or inconsistent
      |- RegistryError       a model, version or stage does not exist or cannot move
-     |   '- NotRegistered       nothing is there to be loaded (yet)
+     |   |- NotRegistered       nothing is there to be loaded (yet)
+     |   '- PromotionRefused    it is worse than what is in Production, or nothing tells
      '- StoreError          the store of predictions cannot be used
          '- UnknownPrediction   no prediction has that id
 """
@@ -69,6 +70,10 @@ class RegistryError(ToolkitError):
 
 class NotRegistered(RegistryError):
     """Nothing is registered that could be loaded: a state that may pass by itself."""
+
+
+class PromotionRefused(RegistryError):
+    """A version may not go into Production: it is worse than the one that is there, or nothing tells."""
 
 
 class StoreError(ToolkitError):

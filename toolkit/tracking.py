@@ -15,9 +15,11 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -25,13 +27,14 @@ from typing import TYPE_CHECKING
 from toolkit.errors import TrackingError, known, one_line
 from toolkit.terminal import say
 
+# The defaults of MLflow, 7 retries of 120 s each, block for minutes.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 # Read by MLflow when it is imported or at each call; what the user has set stays.
 for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing phones home
     "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # pickled models are refused, pt2 archives scanned
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the defaults, 7 retries of 120 s, block for minutes
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    **PATIENCE,
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -49,9 +52,13 @@ from mlflow.entities import (  # noqa: E402
     Param,
     RunTag,
 )
-from mlflow.exceptions import ERROR_CODE_TO_HTTP_STATUS  # noqa: E402
+from mlflow.exceptions import ERROR_CODE_TO_HTTP_STATUS, RestException  # noqa: E402
 from mlflow.exceptions import MlflowException as MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient as MlflowClient  # noqa: E402
+from mlflow.tracking.request_header.abstract_request_header_provider import RequestHeaderProvider  # noqa: E402
+from mlflow.tracking.request_header.registry import _request_header_provider_registry as _headers  # noqa: E402
+from mlflow.utils.credentials import get_default_host_creds  # noqa: E402
+from mlflow.utils.rest_utils import http_request  # noqa: E402
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,11 +66,39 @@ if TYPE_CHECKING:
 SQLITE = "sqlite:///"
 DEFAULT_URI = f"{SQLITE}mlflow.db"
 BUSY_SECONDS = 60  # how long a writer of an SQLite store waits for the others
-ANSWER_SECONDS = 5  # how long a sign of life may take, and each request of an attempt to send
+ANSWER_SECONDS = 5  # how long a sign of life may take, and each request that somebody waits for
 RETRY_SECONDS = 30  # between two attempts to send to a store that is away
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # those that MLflow knows
 MOST_METRICS_A_BATCH, MOST_PARAMS_A_BATCH = 1000, 100  # limits of MLflow's log-batch request
 LONGEST_PARAM = 6000  # characters, limit of MLflow
+LONGEST_REASON = 200  # characters of a library's own words
+# How the libraries begin before they say what is wrong, and how they say which status a server answered with.
+PREFACE = re.compile(r"occurring prematurely\)\n|##### File .* #####\n")
+ANSWER = re.compile(
+    r"(?:error code |too many |^)(\d{3}) (?:!= 200|error responses|Client Error|Server Error)", re.MULTILINE
+)
+NOT_MLFLOW = "what answers is not MLflow: another program, or a proxy that wants a login"
+UNKNOWN_USER = "user or password is wrong or missing; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+# What is in the errors of the libraries, and what it means; the first that is found counts.
+SIGNS = {
+    "refused": "connection refused",
+    "timed out": "no answer in time",
+    "resolve": "unknown host",
+    "Connection aborted": "the connection broke off",
+    "Connection broken": "the connection broke off",
+    "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not trusted",
+    "WRONG_VERSION_NUMBER": "the server speaks http, not https",
+    "not in a valid JSON format": NOT_MLFLOW,
+    "Expecting value: line 1": NOT_MLFLOW,
+    "INTERNAL_ERROR: Response: ": NOT_MLFLOW,  # JSON of another kind
+    "unable to open database": "the database file cannot be opened",
+    "file is not a database": "the file is not a database",
+    "database is locked": "the database is locked by another program",
+    "readonly database": "the database file cannot be written",
+    "disk is full": "the disk is full",
+    "No space left on device": "the disk is full",
+    "disk I/O error": "the disk cannot be read or written",
+}
 
 Entry = tuple[str, float | str, int, int]  # name, value, time in ms since 1970, step; "nan", "inf" or "-inf" as text
 
@@ -87,12 +122,16 @@ def connect(uri: str | None = None) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for each error it raises too
     try:
-        _knock(address)
-        client = MlflowClient(tracking_uri=address, registry_uri=address)
-        client.search_experiments(max_results=1)
+        with impatient():
+            _knock(address)
+            client = MlflowClient(tracking_uri=address, registry_uri=address)
+            client.search_experiments(max_results=1)
     except Exception as error:  # noqa: BLE001  requests, SQLAlchemy and MLflow each raise kinds of their own
+        place, reason = without_passwords(uri), reason_of(error)
+        if _is_answer(error):
+            raise TrackingError(f"MLflow at {place} cannot be used: {reason}") from None
         hint = "start it with: mlflow server" if uri.startswith("http") else "set MLFLOW_TRACKING_URI to another store"
-        raise TrackingError(f"MLflow at {uri} does not answer: {_reason(error)}; {hint}") from None
+        raise TrackingError(f"MLflow at {place} does not answer: {reason}; {hint}") from None
     return client
 
 
@@ -114,9 +153,10 @@ def _address(uri: str) -> str:
 def _knock(uri: str) -> None:
     """Find out within seconds whether anybody answers; MLflow itself would retry for minutes."""
     if uri.startswith(("http://", "https://")):
-        import requests  # brought by MLflow; a database store never needs it
-
-        requests.get(uri.rstrip("/") + "/health", timeout=ANSWER_SECONDS)
+        server = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
+        http_request(  # type: ignore[no-untyped-call]
+            server, "/health", "GET", max_retries=0, timeout=ANSWER_SECONDS, raise_on_status=False
+        )
     elif uri.startswith(DATABASES):
         import sqlalchemy  # brought by MLflow; a server needs none
 
@@ -143,7 +183,7 @@ def _knock_again(uri: str) -> None:
 def answers(client: MlflowClient) -> bool:
     """Whether a store that was there before can be written to, found out within seconds."""
     try:
-        with _impatient():
+        with impatient():
             _knock_again(client.tracking_uri)
     except Exception:  # noqa: BLE001  requests, SQLAlchemy and sqlite3 each raise kinds of their own
         return False
@@ -151,45 +191,98 @@ def answers(client: MlflowClient) -> bool:
     return True
 
 
-@contextmanager
-def _impatient() -> Iterator[None]:
-    """One try of a few seconds for each request, in all threads.
+_entry = threading.Lock()
+_inside: list[int] = []  # the seconds of each who is impatient now, in any thread
+_ours: list[str] = []  # the variables that hold our defaults while nobody is, so that no user has chosen them
 
-    MLflow reads these variables at each request, and has no argument for it.
+
+@contextmanager
+def impatient(seconds: int | None = None) -> Iterator[None]:
+    """One try of a few seconds for each request to a server, for as long as somebody waits.
+
+    MLflow reads its limits from variables at each request, and has no argument for them; so they hold in all
+    threads, the shortest of those asked for, until the last has left. ``MLFLOW_HTTP_REQUEST_TIMEOUT`` and
+    ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` stay as they are where the user has set them.
+
+    Parameters
+    ----------
+    seconds
+        How long to wait for an answer, and between two parts of it; ``ANSWER_SECONDS`` when None.
     """
-    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(ANSWER_SECONDS)}
-    before = {name: os.environ.get(name) for name in limits}
-    os.environ.update(limits)
+    limit = ANSWER_SECONDS if seconds is None else seconds
+    with _entry:
+        if not _inside:
+            _ours[:] = [name for name, value in PATIENCE.items() if os.environ.get(name) == value]
+        _inside.append(limit)
+        _limit_requests()
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        with _entry:
+            _inside.remove(limit)
+            _limit_requests()
 
 
-def _reason(error: Exception) -> str:
-    _, _, cause = str(error).partition("occurring prematurely)\n")  # SQLAlchemy begins with a line about itself
-    text = one_line(Exception(cause)) if cause else one_line(error)
-    if unwell := re.search(r"too many (\d{3}) error responses", text):  # MLflow hides what they say
-        return f"the server answers with status {unwell[1]}"
-    for sign, reason in {
-        "refused": "connection refused",
-        "timed out": "no answer in time",
-        "resolve": "unknown host",
-        "Connection aborted": "the connection broke off",
-        "unable to open database": "the database file cannot be opened",
-        "file is not a database": "the file is not a database",
-        "database is locked": "the database is locked by another program",
-        "readonly database": "the database file cannot be written",
-        "disk is full": "the disk is full",
-        "disk I/O error": "the disk cannot be read or written",
-    }.items():
-        if sign in text:
+def _limit_requests() -> None:
+    limits = PATIENCE
+    if _inside:
+        limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(min(_inside))}
+    os.environ.update({name: limits[name] for name in _ours})
+
+
+class _OwnConnection(RequestHeaderProvider):
+    """Asks for a connection of its own for each impatient request.
+
+    A server closes a kept one after some seconds of rest, in the very moment of the next request if that
+    comes as regularly; with no second try that would be an error.
+    """
+
+    def in_context(self) -> bool:
+        return bool(_inside)
+
+    def request_headers(self) -> dict[str, str]:
+        return {"Connection": "close"}
+
+
+_headers.register(_OwnConnection)  # type: ignore[no-untyped-call]
+
+
+def without_passwords(text: str) -> str:
+    """A text whose addresses have lost their passwords.
+
+    >>> without_passwords("no answer from http://anna:secret@host:5000/mlflow")
+    'no answer from http://anna:***@host:5000/mlflow'
+    """
+    return re.sub(r"(://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)
+
+
+def reason_of(error: Exception) -> str:
+    """Why a request to MLflow, or to where it keeps its files, came to nothing, in a few words on one line."""
+    text = PREFACE.split(str(error))[:2][-1]  # of several downloads, the first
+    if answer := ANSWER.search(text):
+        return _refusal(int(answer[1]), text)
+    line = one_line(Exception(text)) if text else one_line(error)
+    for sign, reason in SIGNS.items():
+        if sign in line:
             return reason
-    return text if len(text) <= 200 else text[:200] + "..."
+    line = without_passwords(line)
+    return line if len(line) <= LONGEST_REASON else line[:LONGEST_REASON] + "..."
+
+
+def _refusal(status: int, text: str) -> str:
+    """What an HTTP status means, with what the server says unless that is a web page or JSON."""
+    if status == HTTPStatus.UNAUTHORIZED:
+        return UNKNOWN_USER
+    meaning = "no permission" if status == HTTPStatus.FORBIDDEN else f"the server answers with status {status}"
+    said = re.search(r"Response (?:body: '|text: )([^<{\n]+?)'?$", text, re.MULTILINE)
+    if said is None or said[1] == "Permission denied":
+        return meaning
+    return f"{meaning}: {said[1][:LONGEST_REASON]}"
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether somebody did answer, only not as hoped."""
+    return isinstance(error, RestException) or bool(ANSWER.search(str(error))) or reason_of(error) == NOT_MLFLOW
 
 
 def _store_errors() -> tuple[type[Exception], ...]:
@@ -204,14 +297,23 @@ def explained(action: str) -> Iterator[None]:
     try:
         yield
     except _store_errors() as error:
-        raise TrackingError(f"cannot {action}: {_reason(error)}") from None
+        raise TrackingError(f"cannot {action}: {reason_of(error)}") from None
+
+
+@contextmanager
+def promptly(action: str) -> Iterator[None]:
+    """As ``explained``, and known within seconds: for what somebody waits for, and can ask for again."""
+    with impatient(), explained(action):
+        yield
 
 
 def find_experiment(client: MlflowClient, name: str) -> str:
     """The id of an existing experiment; ``TrackingError`` lists those that exist."""
-    experiment = client.get_experiment_by_name(name)
+    with promptly(f"look for experiment {name!r}"):
+        experiment = client.get_experiment_by_name(name)
     if experiment is None or experiment.lifecycle_stage != "active":
-        names = [other.name for other in client.search_experiments()]
+        with promptly("list the experiments"):
+            names = [other.name for other in client.search_experiments()]
         raise TrackingError(f"there is no experiment {name!r}; there are: {known(names, name)}")
     return str(experiment.experiment_id)
 
@@ -256,7 +358,7 @@ class _Outage:
         self.away = not _refused(error)
         said = "MLflow cannot take the metrics" if self.away else "MLflow refuses the metrics"
         if said != self._said:
-            say(f"{said}: {_reason(error).rstrip('.')}; training goes on, they are kept and will be sent later")
+            say(f"{said}: {reason_of(error).rstrip('.')}; training goes on, they are kept and will be sent later")
         self._said = said
 
     def over(self) -> None:
@@ -461,7 +563,7 @@ class Run:
         if not self._metrics or self._outage.pausing:
             return not self._metrics
         try:
-            with _impatient():
+            with impatient():
                 _knock_again(self.client.tracking_uri)
                 self._deliver(until=self._clock() + ANSWER_SECONDS)
         except Exception as error:  # noqa: BLE001  no trouble with a figure is worth a training
@@ -472,7 +574,8 @@ class Run:
         """Send the buffered metrics; on failure they stay buffered."""
         with explained("log metrics"):
             if self._outage.away:
-                _knock_again(self.client.tracking_uri)
+                with impatient():
+                    _knock_again(self.client.tracking_uri)
             self._deliver()
 
     def _deliver(self, until: float = math.inf) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.baseline import Baseline
+from toolkit.baseline import Baseline, calibration_bins
 from toolkit.errors import BundleError
 
 CLASSES = ("cat", "dog", "owl")
@@ -76,6 +76,51 @@ def test_any_baseline_comes_out_as_it_went_in(count: int, classes: int, seed: in
 def test_what_does_not_fit_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(BundleError, match=f"^{message}$"):
         baseline(**changes)
+
+
+def in_bins(confidence: list[float], right: list[bool], bins: int) -> float:
+    """The expected calibration error as its definition reads, bin by bin."""
+    total = 0.0
+    for number in range(bins):
+        inside = [n for n, c in enumerate(confidence) if number / bins <= c < (number + 1) / bins + (c == 1)]
+        if inside:
+            sure = sum(confidence[n] for n in inside) / len(inside)
+            hit = sum(right[n] for n in inside) / len(inside)
+            total += len(inside) / len(confidence) * abs(sure - hit)
+    return total
+
+
+def test_the_calibration_error_by_hand() -> None:
+    """Of fifteen bins, the one from 0.6 is half right, the one from 0.733 right, and the last one wrong."""
+    confidence = np.array([0.625, 0.65625, 0.75, 0.75, 0.75, 1.0])  # numbers that float16 holds exactly
+    answers = Baseline(("cat", "dog"), np.stack([confidence, 1 - confidence], axis=1), np.array([0, 1, 0, 0, 0, 1]))
+    by_hand = (2 * abs(0.640625 - 0.5) + 3 * abs(0.75 - 1) + 1 * abs(1.0 - 0)) / 6
+    assert answers.calibration_error == pytest.approx(by_hand)
+    bins = answers.calibration(10)
+    assert bins.count.tolist() == [0] * 6 + [2, 3, 0, 1]
+    assert bins.accuracy[[6, 7, 9]].tolist() == [0.5, 1.0, 0.0]
+    assert bins.confidence[[6, 7, 9]].tolist() == [0.640625, 0.75, 1.0]
+    assert np.isnan(bins.accuracy[:6]).all()
+
+
+@given(st.integers(1, 60), st.integers(2, 6), st.integers(1, 20), st.integers(0, 1000))
+def test_the_calibration_error_is_its_definition(count: int, classes: int, bins: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    rows, labels = generator.dirichlet(np.ones(classes), count), generator.integers(0, classes, count)
+    found = calibration_bins(rows, labels, bins)
+    right = (rows.argmax(axis=1) == labels).tolist()
+    assert found.error == pytest.approx(in_bins(rows.max(axis=1).tolist(), right, bins))
+    assert found.count.sum() == count
+    answers = Baseline(tuple("abcdef"[:classes]), rows, labels)
+    rounded = answers.probabilities.astype(np.float64).max(axis=1)
+    expected = in_bins(rounded.tolist(), (answers.predicted == labels).tolist(), 15)
+    assert answers.calibration_error == pytest.approx(expected, abs=1e-6)
+
+
+def test_without_pictures_there_is_no_calibration_error() -> None:
+    empty = Baseline(("cat", "dog"), np.zeros((0, 2)), np.zeros(0))
+    assert np.isnan(empty.calibration_error)
+    assert empty.calibration().count.tolist() == [0] * 15
 
 
 class Trap:

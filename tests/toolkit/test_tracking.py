@@ -11,9 +11,11 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,6 @@ from support import (
     colour_card,
     colour_pixels,
     free_port,
-    wait_until_answers,
 )
 from toolkit import tracking
 from toolkit.bundle import DIGEST_TAG, Program, load_bundle, save_bundle
@@ -43,10 +44,13 @@ from toolkit.tracking import (
     connect,
     explained,
     find_experiment,
+    impatient,
     open_experiment,
+    promptly,
 )
 
 NUMBERS = itertools.count()
+RETRIES, TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +121,159 @@ def test_a_store_that_does_not_answer_is_one_sentence(
     with pytest.raises(TrackingError) as caught:
         connect(uri)
     assert str(caught.value).startswith(f"MLflow at {uri} does not answer: {reason}; {advice}")
+
+
+Asked = list[tuple[str, str | None]]  # each request's path, and what it wants of the connection
+
+
+@contextmanager
+def fake(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[tuple[str, Asked]]:
+    """A server that gives a sign of life, and answers all else as told: its address, and what it was asked."""
+    asked: Asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path.partition("?")[0], self.headers["Connection"]))
+            self.rfile.read(int(self.headers["Content-Length"] or 0))
+            reply(200, "OK")(self) if self.path == "/health" else answer(self)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", asked
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def reply(status: int, body: str | bytes, **headers: str) -> Callable[[BaseHTTPRequestHandler], None]:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(body.encode() if isinstance(body, str) else body)
+
+    return answer
+
+
+def to_the_login(handler: BaseHTTPRequestHandler) -> None:
+    reply(200, LOGIN)(handler) if handler.path == "/login" else reply(302, "", Location="/login")(handler)
+
+
+LOGIN = "<!DOCTYPE html>\n<title>Who are you?</title>"
+NO_MLFLOW = "what answers is not MLflow: another program, or a proxy that wants a login"
+LOCKED_OUT = "user or password is wrong or missing; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+ODD_SERVERS = {
+    "unwell": (reply(503, "", Retry_After="3600"), "the server answers with status 503"),
+    "too busy": (reply(429, "{}", Retry_After="3600"), "the server answers with status 429"),
+    "broken": (reply(500, "<h1>Oh no</h1>"), "the server answers with status 500"),
+    "a login page": (reply(200, LOGIN), NO_MLFLOW),
+    "a way to a login page": (to_the_login, NO_MLFLOW),
+    "garbage": (reply(200, bytes(range(256))), NO_MLFLOW),
+    "JSON, but no object": (reply(200, "[1, 2]"), NO_MLFLOW),
+    "another service": (reply(404, '{"detail": "Not Found"}'), NO_MLFLOW),
+    "a web server": (reply(404, "<h1>Not found</h1>"), "the server answers with status 404"),
+    "guarded": (reply(401, "<h1>Who are you?</h1>"), LOCKED_OUT),
+    "forbidding": (reply(403, "Permission denied"), "no permission"),
+    "particular": (reply(403, "Invalid Host header"), "no permission: Invalid Host header"),
+}
+
+
+@pytest.mark.parametrize(("answer", "reason"), ODD_SERVERS.values(), ids=ODD_SERVERS)
+def test_a_server_that_answers_oddly_is_one_sentence_after_one_try(
+    answer: Callable[[BaseHTTPRequestHandler], None], reason: str
+) -> None:
+    with fake(answer) as (url, asked):
+        with pytest.raises(TrackingError) as caught:
+            connect(url)
+        assert str(caught.value) == f"MLflow at {url} cannot be used: {reason}"
+        with pytest.raises(TrackingError) as caught, promptly("search the runs"):
+            MlflowClient(url).search_runs(["0"])  # a server that became like this
+        assert str(caught.value) == f"cannot search the runs: {reason}"
+    api = "/api/2.0/mlflow"
+    assert [path for path, _ in asked if path != "/login"] == [
+        "/health",
+        f"{api}/experiments/search",
+        f"{api}/runs/search",
+    ]
+    assert {connection for _, connection in asked} == {"close"}  # none is kept, to be closed in the wrong moment
+
+
+@pytest.mark.parametrize("mute", ["a connection that breaks off", "a server that hangs"])
+def test_a_server_that_does_not_answer_all_is_one_sentence_after_one_try(
+    mute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 1)
+    over = threading.Event()
+    hangs = mute.endswith("hangs")
+    reason = "no answer in time" if hangs else "the connection broke off"
+    with fake(lambda _: hangs and over.wait()) as (url, asked):
+        try:
+            with pytest.raises(TrackingError) as caught:
+                connect(url)
+            assert str(caught.value) == f"MLflow at {url} does not answer: {reason}; start it with: mlflow server"
+            with pytest.raises(TrackingError, match=rf"^cannot look for experiment 'training': {reason}$"):
+                find_experiment(MlflowClient(url), "training")
+        finally:
+            over.set()
+    assert len(asked) == 3
+
+
+def test_no_password_of_an_address_is_shown() -> None:
+    port = free_port()
+    with pytest.raises(TrackingError) as caught:
+        connect(f"http://anna:s@cret@127.0.0.1:{port}")
+    assert str(caught.value).startswith(f"MLflow at http://anna:***@127.0.0.1:{port} does not answer: ")
+    assert "cret" not in str(caught.value)
+
+
+def limits() -> tuple[str | None, str | None]:
+    return os.environ.get(RETRIES), os.environ.get(TIMEOUT)
+
+
+def test_the_impatient_of_several_threads_leave_the_limits_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RETRIES, "2")
+    monkeypatch.setenv(TIMEOUT, "10")
+    seen: dict[str, tuple[str | None, str | None]] = {}
+    inside, may_leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with impatient(7):
+            seen["both"] = limits()
+            inside.set()
+            may_leave.wait()
+        seen["all gone"] = limits()
+
+    thread = threading.Thread(target=other)
+    with impatient():
+        seen["alone"] = limits()
+        thread.start()
+        inside.wait()
+    seen["the other"] = limits()
+    may_leave.set()
+    thread.join()
+    assert seen == {"alone": ("0", "5"), "both": ("0", "5"), "the other": ("0", "7"), "all gone": ("2", "10")}
+
+
+@pytest.mark.parametrize(("retries", "timeout"), [("5", "90"), ("0", "1"), ("2", "90"), ("5", "10"), ("0", "5")])
+def test_what_the_user_has_set_stays_also_for_the_impatient(
+    monkeypatch: pytest.MonkeyPatch, retries: str, timeout: str
+) -> None:
+    monkeypatch.setenv(RETRIES, retries)
+    monkeypatch.setenv(TIMEOUT, timeout)
+    with impatient():
+        assert limits() == ("0" if retries == "2" else retries, "5" if timeout == "10" else timeout)
+    assert limits() == (retries, timeout)
+    with pytest.raises(KeyError), impatient():
+        raise KeyError
+    assert limits() == (retries, timeout)
 
 
 def test_mlflow_is_set_up_before_it_is_imported_and_the_users_own_choice_stays(tmp_path: Path) -> None:
@@ -575,28 +732,17 @@ def test_a_server_that_stops_answering_after_its_sign_of_life_costs_seconds(
 ) -> None:
     """The door opens, and the request hangs: MLflow alone would try three times, ten seconds each."""
     monkeypatch.setattr(tracking, "ANSWER_SECONDS", 1)
-    code = (
-        "import sys, time; from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer\n"
-        "class Half(BaseHTTPRequestHandler):\n"
-        "    def do_GET(self): self.send_response(200); self.end_headers()\n"
-        "    def do_POST(self): open('posts', 'a').write(self.path + '\\n'); time.sleep(60)\n"
-        "ThreadingHTTPServer(('127.0.0.1', int(sys.argv[1])), Half).serve_forever()\n"
-    )
-    port = free_port()
-    with subprocess.Popen([sys.executable, "-c", code, str(port)], stderr=subprocess.DEVNULL) as process:
+    over, before = threading.Event(), limits()
+    run = start(own_store, clock=Clock())
+    run.metrics({"loss": 0.5})
+    with fake(lambda _: over.wait()) as (url, asked):
+        run.client = MlflowClient(url)
         try:
-            wait_until_answers(f"http://127.0.0.1:{port}/health", process)
-            run = start(own_store, clock=Clock())
-            run.metrics({"loss": 0.5})
-            run.client = MlflowClient(f"http://127.0.0.1:{port}")
-            retries = os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]
-            began = time.monotonic()
             assert not run.send()
-            assert time.monotonic() - began < 20
-            assert Path("posts").read_text().split() == ["/api/2.0/mlflow/runs/log-batch"]
-            assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == retries  # other calls are as patient as before
         finally:
-            process.kill()
+            over.set()
+    assert [path for path, _ in asked] == ["/health", "/api/2.0/mlflow/runs/log-batch"]
+    assert limits() == before  # other calls are as patient as before
 
 
 def test_a_refusal_is_said_with_its_reason(store: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:

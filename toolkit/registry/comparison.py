@@ -1,9 +1,4 @@
-"""Model versions side by side, from what each did on its held-out pictures.
-
-A picture's content decides whether it is held out, so versions share held-out pictures that none of
-them has seen, and can be compared picture by picture, which tells small differences apart that two
-separate accuracies cannot.
-"""
+"""Model versions side by side: a table with a row for each."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,111 +6,38 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from scipy.stats import binomtest
 
 from toolkit.baseline import Baseline
 from toolkit.bundle import Card
+from toolkit.registry.figures import Column
+from toolkit.registry.paired import pair
+from toolkit.registry.scores import SCORES, accuracy_of, weighted_scores
 from toolkit.registry.versions import Version
 
-CONFIDENCE = 0.95
-CARD_METRICS = (
-    "precision_weighted",
-    "recall_weighted",
-    "f1_weighted",
-    "mean_cv_accuracy",
-    "calibration_error",
-)
+INTERVALS = ("accuracy", *SCORES, "difference")  # columns that have _low and _high beside them
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A version with what its bundle holds, and the size of the bundle in bytes."""
+    """A version with what it is compared by.
+
+    Parameters
+    ----------
+    version, card
+        As registered, and out of its bundle.
+    baseline
+        What it did on the pictures that it held out, or on others that it was run on.
+    size
+        Of its bundle in bytes.
+    latency_ms
+        Milliseconds for one picture, measured beside the others; None where it was not.
+    """
 
     version: Version
     card: Card
     baseline: Baseline
     size: int
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Two versions on the pictures that both held out.
-
-    Parameters
-    ----------
-    pictures
-        How many they share.
-    accuracy
-        Of the second version, on those.
-    lost, gained
-        Pictures that only the first, and only the second, classified rightly.
-    """
-
-    pictures: int
-    accuracy: float
-    lost: int
-    gained: int
-
-    @property
-    def p_value(self) -> float:
-        """McNemar's exact test that both are right equally often; NaN when they share no picture.
-
-        >>> Paired(pictures=20, accuracy=0.9, lost=1, gained=6).p_value
-        0.125
-        """
-        return mcnemar(self.lost, self.gained) if self.pictures else math.nan
-
-
-def wilson(right: int, pictures: int) -> tuple[float, float]:
-    """The 95 % interval of an accuracy, sound for small samples and near 0 and 1.
-
-    References
-    ----------
-    E. B. Wilson: Probable inference, the law of succession, and statistical inference.
-    Journal of the American Statistical Association 22, 1927.
-
-    Examples
-    --------
-    >>> low, high = wilson(8, 10)
-    >>> round(low, 4), round(high, 4)
-    (0.4902, 0.9433)
-    """
-    if not pictures:
-        return math.nan, math.nan
-    interval = binomtest(right, pictures).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def mcnemar(lost: int, gained: int) -> float:
-    """The exact two-sided p-value of McNemar's test.
-
-    Only the pictures on which two classifiers disagree tell them apart; if both are equally good,
-    each disagreement falls to either side like a fair coin.
-
-    References
-    ----------
-    Q. McNemar: Note on the sampling error of the difference between correlated proportions or
-    percentages. Psychometrika 12, 1947.
-
-    Examples
-    --------
-    >>> mcnemar(0, 5), mcnemar(3, 3)
-    (0.0625, 1.0)
-    """
-    disagreements = lost + gained
-    return float(binomtest(lost, disagreements).pvalue) if disagreements else 1.0
-
-
-def pair(first: Baseline, second: Baseline) -> Paired:
-    """Compare two versions on the pictures that both held out under the same class name."""
-    before, after = _verdicts(first), _verdicts(second)
-    shared = before.keys() & after.keys()
-    return Paired(
-        pictures=len(shared),
-        accuracy=sum(after[picture] for picture in shared) / len(shared) if shared else math.nan,
-        lost=sum(before[picture] and not after[picture] for picture in shared),
-        gained=sum(after[picture] and not before[picture] for picture in shared),
-    )
+    latency_ms: float | None = None
 
 
 def side_by_side(candidates: Sequence[Candidate]) -> pd.DataFrame:
@@ -134,6 +56,21 @@ def side_by_side(candidates: Sequence[Candidate]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("version")
 
 
+def columns(candidates: Sequence[Candidate]) -> list[Column]:
+    """What there is to draw of each; the paired figures are against the first."""
+    first = candidates[0]
+    return [
+        Column(
+            name=f"v{candidate.version.version}",
+            baseline=candidate.baseline,
+            paired=None if candidate is first else pair(first.baseline, candidate.baseline).whole,
+            latency_ms=candidate.latency_ms,
+            size_mb=candidate.size / 1e6,
+        )
+        for candidate in candidates
+    ]
+
+
 def differing(values: Iterable[dict[str, Any]]) -> list[str]:
     """The names whose values are not the same in all.
 
@@ -145,38 +82,34 @@ def differing(values: Iterable[dict[str, Any]]) -> list[str]:
     return [name for name in names if any(each.get(name) != every[0].get(name) for each in every)]
 
 
-def _verdicts(baseline: Baseline) -> dict[tuple[str, str], bool]:
-    """Whether each picture, known by content hash and true class, was classified rightly."""
-    if not len(baseline.hashes):
-        return {}
-    right = baseline.predicted == baseline.labels
-    return {
-        (str(content), baseline.classes[label]): bool(verdict)
-        for content, label, verdict in zip(baseline.hashes, baseline.labels, right, strict=True)
-    }
-
-
 def _row(candidate: Candidate, first: Candidate) -> dict[str, Any]:
     version, card, baseline = candidate.version, candidate.card, candidate.baseline
-    low, high = wilson(int((baseline.predicted == baseline.labels).sum()), baseline.size)
     row: dict[str, Any] = {
         "version": version.version,
         "stage": version.stage,
         "network": card.network,
         "image_size": card.image_size,
-        "accuracy": baseline.accuracy,
-        "accuracy_low": low,
-        "accuracy_high": high,
         "pictures": baseline.size,
     }
-    paired = pair(first.baseline, baseline)
-    row |= {"shared_pictures": paired.pictures, "shared_accuracy": paired.accuracy}
+    for name, score in {"accuracy": accuracy_of(baseline), **weighted_scores(baseline)}.items():
+        row |= {name: score.value, f"{name}_low": score.low, f"{name}_high": score.high}
+    row |= {"calibration_error": baseline.calibration_error} | _against(candidate, first)
+    row["mean_cv_accuracy"] = version.metrics.get("mean_cv_accuracy", math.nan)
+    latency = math.nan if candidate.latency_ms is None else candidate.latency_ms
+    return row | {"latency_ms": latency, "size_mb": candidate.size / 1e6, "created": version.created}
+
+
+def _against(candidate: Candidate, first: Candidate) -> dict[str, Any]:
+    whole = pair(first.baseline, candidate.baseline).whole
     itself = candidate is first
-    row |= {
-        "gained": None if itself else paired.gained,
-        "lost": None if itself else paired.lost,
-        "p_value": math.nan if itself else paired.p_value,
+    difference, low, high = (math.nan,) * 3 if itself else whole.difference
+    return {
+        "shared_pictures": whole.pictures,
+        "shared_accuracy": whole.accuracies[1],
+        "difference": difference,
+        "difference_low": low,
+        "difference_high": high,
+        "gained": None if itself else whole.gained,
+        "lost": None if itself else whole.lost,
+        "p_value": math.nan if itself else whole.p_value,
     }
-    measured = dict(version.metrics) | {name: metric.value for name, metric in card.metrics.items()}
-    row |= {name: measured.get(name, math.nan) for name in CARD_METRICS}
-    return row | {"size_mb": candidate.size / 1e6, "created": version.created}

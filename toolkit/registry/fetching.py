@@ -8,10 +8,10 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from toolkit.bundle import verify_bundle
-from toolkit.errors import BundleError, TrackingError, one_line
-from toolkit.tracking import MlflowClient, mlflow
+from toolkit.errors import BundleError, TrackingError
+from toolkit.tracking import MlflowClient, impatient, mlflow, reason_of
 
-SERVER_FAULT = 500  # HTTP status codes from here on are the server's trouble, not the bundle's
+FILE_SECONDS = 30  # until the first bytes of a file, which a server may have to fetch from elsewhere itself
 
 
 @contextmanager
@@ -23,9 +23,9 @@ def fetched(client: MlflowClient, location: str) -> Iterator[Path]:
     Raises
     ------
     BundleError
-        Nothing is there.
+        The store says that nothing is there.
     TrackingError
-        The store does not answer, so nothing can be said about the bundle.
+        The store does not answer, breaks off or refuses, so nothing can be said about the bundle.
     """
     with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
         yield _download(client, location, None if _is_local(location) else Path(scratch))
@@ -65,19 +65,14 @@ def _is_local(location: str) -> bool:
 
 def _download(client: MlflowClient, location: str, target: Path | None) -> Path:
     try:
-        folder = mlflow.artifacts.download_artifacts(
-            artifact_uri=location, dst_path=str(target) if target else None, tracking_uri=client.tracking_uri
-        )
+        with impatient():
+            found = mlflow.artifacts.list_artifacts(artifact_uri=location, tracking_uri=client.tracking_uri)
+        if found:
+            with impatient(FILE_SECONDS):
+                folder = mlflow.artifacts.download_artifacts(
+                    artifact_uri=location, dst_path=str(target) if target else None, tracking_uri=client.tracking_uri
+                )
+            return Path(folder)
     except Exception as error:  # noqa: BLE001  each kind of artifact store raises kinds of its own
-        if not _answers(client) or getattr(getattr(error, "response", None), "status_code", 0) >= SERVER_FAULT:
-            raise TrackingError(f"cannot fetch the bundle from {location}: {one_line(error)}") from None
-        raise BundleError(f"the bundle cannot be fetched from {location}: {one_line(error)}") from None
-    return Path(folder)
-
-
-def _answers(client: MlflowClient) -> bool:
-    try:
-        client.search_experiments(max_results=1)
-    except Exception:  # noqa: BLE001  whatever it is, the store does not answer
-        return False
-    return True
+        raise TrackingError(f"cannot fetch the bundle from {location}: {reason_of(error)}") from None
+    raise BundleError(f"the bundle is gone: nothing is at {location}")

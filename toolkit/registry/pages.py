@@ -8,6 +8,7 @@ import pandas as pd
 from toolkit import terminal
 from toolkit.baseline import Baseline
 from toolkit.bundle import Card
+from toolkit.registry.comparison import INTERVALS
 from toolkit.registry.versions import Version
 
 MOST_CLASSES = 10  # named in a description
@@ -27,8 +28,10 @@ def describe(card: Card, baseline: Baseline, choice: str, run: str) -> str:
     """
     classes = ", ".join(card.classes[:MOST_CLASSES]) + (", ..." if len(card.classes) > MOST_CLASSES else "")
     measured = [f"{name} {item.value:.4g} ({item.pictures} pictures)" for name, item in sorted(card.metrics.items())]
+    settings = ", ".join(f"{name} {figure(value)}" for name, value in sorted(card.settings.items()))
     lines = {
         "network": f"{card.network} at {card.image_size} px",
+        "settings": settings or "none recorded",
         "classes": f"{len(card.classes)} ({classes})",
         "data": f"{card.data.get('name', 'unknown')}, fingerprint {card.data.get('fingerprint', 'unknown')}",
         "held out": f"{baseline.size} pictures, accuracy {baseline.accuracy:.4g}",
@@ -71,7 +74,8 @@ def version_page(version: Version) -> str:
         ["digest", version.digest or "none"],
         *([name, figure(value)] for name, value in sorted(version.metrics.items())),
     ]
-    return f"{terminal.table(rows[0], rows[1:])}\n\n{version.description}".strip()
+    gates = [f"gate, {entry.time:%Y-%m-%d %H:%M:%S}: {entry.gate}" for entry in version.transitions if entry.gate]
+    return "\n\n".join(filter(None, [terminal.table(rows[0], rows[1:]), version.description, *gates]))
 
 
 def comparison_table(table: pd.DataFrame) -> str:
@@ -83,16 +87,19 @@ def comparison_table(table: pd.DataFrame) -> str:
         From ``comparison.side_by_side``.
     """
     special = {
-        "accuracy": [
-            f"{figure(row.accuracy)} [{figure(row.accuracy_low)}, {figure(row.accuracy_high)}]"
-            for row in table.itertuples()
-        ],
         "created": [f"{created:%Y-%m-%d %H:%M}" for created in table["created"]],
         "size_mb": [f"{size:.2f}" for size in table["size_mb"]],
+        **{name: [_with_bounds(row, name) for _, row in table.iterrows()] for name in INTERVALS},
     }
-    measured = [name for name in table.columns.drop(["accuracy_low", "accuracy_high"]) if not table[name].isna().all()]
+    bounds = [f"{name}_{side}" for name in INTERVALS for side in ("low", "high")]
+    measured = [name for name in table.columns.drop(bounds) if not table[name].isna().all()]
     rows = [[name, *special.get(name, [figure(value) for value in table[name]])] for name in measured]
     return terminal.table(["", *(f"v{version}" for version in table.index)], rows)
+
+
+def _with_bounds(row: pd.Series, name: str) -> str:
+    value, low, high = (figure(row[column]) for column in (name, f"{name}_low", f"{name}_high"))
+    return f"{value} [{low}, {high}]" if value else ""
 
 
 def figure(value: Any) -> str:

@@ -7,13 +7,16 @@ from typing import Any, Literal
 
 from toolkit.bundle import DIGEST_TAG
 from toolkit.errors import RegistryError, known
-from toolkit.tracking import MlflowClient, explained, find_experiment
+from toolkit.tracking import MlflowClient, find_experiment, promptly
 
 Mode = Literal["max", "min"]
 ROLES = ("final", "study")  # a fold's or a trial's model is a step on the way, never the result
 LESS_IS_BETTER = ("loss", "error", "time", "duration", "_ms")
 METRIC_NAME = re.compile(r"[\w\-. :/]+")  # what MLflow allows; anything else was never logged
-RUNS_A_PAGE = 50
+LARGEST = repr(sys.float_info.max).replace("+", "")  # what MLflow stores for infinity, as its filters read it
+HOLDS_A_MODEL = f"attributes.status = 'FINISHED' AND tags.{DIGEST_TAG} != ''"
+RANKED_A_PAGE = 10  # the first run is nearly always taken
+SEEN_A_PAGE = 50
 
 
 def direction(metric: str) -> Mode:
@@ -29,7 +32,8 @@ def ranked_runs(client: MlflowClient, experiment: str, metric: str, mode: Mode |
     """The finished runs of an experiment that hold a model, best first, of equals the newer first.
 
     A run counts when it is FINISHED, is a ``final`` or a ``study`` run, has the digest of a bundle
-    and a finite value of the metric. One page of runs is in memory at a time.
+    and a finite value of the metric. The store filters and sorts; one page of runs is in memory at a
+    time.
 
     Raises
     ------
@@ -38,25 +42,15 @@ def ranked_runs(client: MlflowClient, experiment: str, metric: str, mode: Mode |
     RegistryError
         Not one run counts; the message says why.
     """
-    seen: set[str] = set()
-    some_run = some_value = False
-    for run in _runs_with_a_model(client, experiment, metric, mode or direction(metric)):
-        some_run = True
-        seen |= run.data.metrics.keys()
-        if is_finite(run.data.metrics.get(metric)):
-            some_value = True
+    some = False
+    if METRIC_NAME.fullmatch(metric):
+        name, way = f"metrics.`{metric}`", "ASC" if (mode or direction(metric)) == "min" else "DESC"
+        finite = f"{name} > -{LARGEST} AND {name} < {LARGEST}"
+        for run in _runs_with_a_model(client, experiment, RANKED_A_PAGE, finite, f"{name} {way}"):
+            some = True
             yield run
-    if some_value:
-        return
-    if not some_run:
-        raise RegistryError(
-            f"experiment {experiment!r} has no finished run that holds a model; let a training or a study finish first"
-        )
-    if metric in seen:
-        raise RegistryError(f"no run of experiment {experiment!r} has a finite value of {metric!r}")
-    raise RegistryError(
-        f"no run of experiment {experiment!r} logged {metric!r}; there are: {known(sorted(seen), metric)}"
-    )
+    if not some:
+        raise RegistryError(_why_none(client, experiment, metric))
 
 
 def is_finite(value: float | None) -> bool:
@@ -74,18 +68,33 @@ def model_of(run: Any) -> str | None:
     return str(outputs[-1].model_id) if outputs else None
 
 
-def _runs_with_a_model(client: MlflowClient, experiment: str, metric: str, mode: Mode) -> Iterator[Any]:
+def _why_none(client: MlflowClient, experiment: str, metric: str) -> str:
+    """The message when no run counts."""
+    logged: set[str] = set()
+    some_run = False
+    for run in _runs_with_a_model(client, experiment, SEEN_A_PAGE):
+        if metric in run.data.metrics:
+            return f"no run of experiment {experiment!r} has a finite value of {metric!r}"
+        some_run, logged = True, logged | run.data.metrics.keys()
+    if some_run:
+        return f"no run of experiment {experiment!r} logged {metric!r}; there are: {known(sorted(logged), metric)}"
+    return f"experiment {experiment!r} has no finished run that holds a model; let a training or a study finish first"
+
+
+def _runs_with_a_model(
+    client: MlflowClient, experiment: str, at_once: int, condition: str = "", order: str = ""
+) -> Iterator[Any]:
+    """The runs that meet a condition too, in an order, of equals the newer first, as many at once as said."""
     experiment_id = find_experiment(client, experiment)
-    way = "ASC" if mode == "min" else "DESC"
-    order = [f"metrics.`{metric}` {way}"] if METRIC_NAME.fullmatch(metric) else []
+    query = " AND ".join(filter(None, [HOLDS_A_MODEL, condition]))
     token = None
     while True:
-        with explained(f"search the runs of experiment {experiment!r}"):
+        with promptly(f"search the runs of experiment {experiment!r}"):
             page = client.search_runs(
                 [experiment_id],
-                f"attributes.status = 'FINISHED' AND tags.{DIGEST_TAG} != ''",
-                order_by=[*order, "attributes.start_time DESC"],
-                max_results=RUNS_A_PAGE,
+                query,
+                order_by=[*filter(None, [order]), "attributes.start_time DESC"],
+                max_results=at_once,
                 page_token=token,
             )
         yield from (run for run in page if run.data.tags.get("role") in ROLES)

@@ -11,9 +11,10 @@ A move writes, in this order:
    holder's way to Archived with its history tag.
 
 Step 4 is ``settle``, which compares what is written with what the aliases say and writes the
-difference. Each move begins with it too, so what a killed process, or two people at once, or
-another tool left behind is mended by the next move: an intention whose switch never came is
-declared void, and a switch whose consequences are missing gets them.
+difference, until a look finds none: whoever writes last has looked after all others. Each move
+begins with it too, so what a killed process or another tool left behind is mended by the next
+move: an intention whose switch never came is declared void, and a switch whose consequences are
+missing gets them.
 """
 
 import getpass
@@ -24,9 +25,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from toolkit.registry.versions import ALIASES, STAGE_TAG, Stage, Transition, Version, held_stage, read_versions
-from toolkit.tracking import MlflowClient, MlflowException, explained
+from toolkit.tracking import MlflowClient, MlflowException, promptly
 
 STAGES_ARE_GONE = frozenset({"ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"})  # what a server without stages may answer
+MOST_LOOKS = 10  # at what others may be changing at the same time
 NO_TIME = datetime.min.replace(tzinfo=UTC)
 
 
@@ -68,17 +70,26 @@ class Stages:
         self._newest = max([self._newest, *(entry.time for version in found for entry in version.transitions)])
         return found
 
-    def move(self, version: Version, target: Stage, why: str, *, rollback: bool = False) -> None:
+    def move(self, version: Version, target: Stage, why: str, *, rollback: bool = False, gate: str = "") -> None:
         """Move a version, in the order that the module describes."""
-        self._record(Transition(version.version, NO_TIME, version.stage, target, whoami(), why, rollback))
+        self._record(Transition(version.version, NO_TIME, version.stage, target, whoami(), why, rollback, gate=gate))
         if target in ALIASES:
-            with explained(f"set the alias {ALIASES[target]!r}"):
+            with promptly(f"set the alias {ALIASES[target]!r}"):
                 self.client.set_registered_model_alias(self.name, ALIASES[target], str(version.version))
         self._drop_aliases(version, keep=target)
         self.settle()
 
     def settle(self) -> list[str]:
         """Make everything say what the aliases say, and tell what had to be changed."""
+        changes: list[str] = []
+        for _ in range(MOST_LOOKS):
+            found = self._settle()
+            changes += found
+            if not found:
+                break
+        return changes
+
+    def _settle(self) -> list[str]:
         versions = self.versions()
         holders = {stage: each.version for each in versions if (stage := held_stage(each.aliases))}
         # Holders first: their arrival explains, in the history, why others leave, and in MLflow's
@@ -97,7 +108,7 @@ class Stages:
             if moved and stage in ALIASES:
                 archived_by_mlflow |= {each.version for each in versions if each.mlflow_stage == stage}
             if version.written_stage != stage:
-                with explained("set the stage tag"):
+                with promptly("set the stage tag"):
                     self.client.set_model_version_tag(self.name, str(version.version), STAGE_TAG, stage)
             if moved or entry is not None or version.written_stage != stage:
                 changes.append(f"v{version.version} had been left half-way and is in {stage} now")
@@ -107,13 +118,13 @@ class Stages:
         """Append to the history, later than everything in it."""
         self._newest = max(self._clock(), self._newest + timedelta(microseconds=1))
         entry = replace(entry, time=self._newest)
-        with explained("record the transition"):
+        with promptly(f"move v{entry.version} to {entry.target}"):
             self.client.set_model_version_tag(self.name, str(entry.version), entry.key, entry.to_json())
 
     def _drop_aliases(self, version: Version, keep: Stage) -> None:
         for stage, alias in ALIASES.items():
             if stage != keep and alias in version.aliases:
-                with explained(f"remove the alias {alias!r}"):
+                with promptly(f"remove the alias {alias!r}"):
                     self.client.delete_registered_model_alias(self.name, alias)
 
     def _show(self, version: int, stage: Stage) -> bool:
@@ -121,7 +132,7 @@ class Stages:
         change = getattr(self.client, "transition_model_version_stage", None)
         if change is None:
             return False
-        with explained("set MLflow's stage"), warnings.catch_warnings():
+        with promptly("set MLflow's stage"), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # "stages will be removed": this method is ready for that
             try:
                 change(self.name, str(version), stage, archive_existing_versions=stage in ALIASES)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, get_args
 
 from toolkit.bundle import DIGEST_TAG
 from toolkit.errors import NotRegistered, RegistryError, known
-from toolkit.tracking import MlflowClient, MlflowException, explained
+from toolkit.tracking import MlflowClient, MlflowException, promptly
 
 Stage = Literal["None", "Staging", "Production", "Archived"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -23,7 +23,7 @@ ALIASES: Mapping[Stage, str] = {
     "Staging": "staging",
 }  # a version with both is in Production
 STAGE_TAG, METRICS_TAG, MODEL_TAG, TRANSITION = "stage", "metrics", "model_id", "transition."
-VERSIONS_A_PAGE = 500
+VERSIONS_A_PAGE = 100
 MISSING = "RESOURCE_DOES_NOT_EXIST"  # MLflow's code
 
 
@@ -55,6 +55,8 @@ class Transition:
         Whether the version came back into Production by a rollback.
     voids
         The key of an earlier transition that never took effect.
+    gate
+        How the version compared with the one that it replaced in Production.
     """
 
     version: int
@@ -65,6 +67,7 @@ class Transition:
     why: str = ""
     rollback: bool = False
     voids: str = ""
+    gate: str = ""
 
     @property
     def key(self) -> str:
@@ -78,7 +81,7 @@ class Transition:
     def to_json(self) -> str:
         """The value of the tag."""
         fields = {"from": self.source, "to": self.target, "who": self.who, "why": self.why}
-        marks = {"rollback": self.rollback, "voids": self.voids}
+        marks = {"rollback": self.rollback, "voids": self.voids, "gate": self.gate}
         return json.dumps(fields | {name: value for name, value in marks.items() if value})
 
     @classmethod
@@ -94,6 +97,7 @@ class Transition:
             why=str(fields.get("why", "")),
             rollback=bool(fields.get("rollback", False)),
             voids=str(fields.get("voids", "")),
+            gate=str(fields.get("gate", "")),
         )
 
 
@@ -189,7 +193,7 @@ def read_version(entity: Any, aliases: Iterable[str] | None = None) -> Version:
         description=entity.description or "",
         tags=tags,
         mlflow_stage=getattr(entity, "current_stage", None),
-        transitions=tuple(sorted(_transitions(number, history), key=lambda entry: entry.time)),
+        transitions=tuple(_once(sorted(_transitions(number, history), key=lambda entry: entry.time))),
     )
     resting: Stage = "Archived" if version.written_stage in ALIASES else version.written_stage
     return replace(version, stage=held_stage(names) or resting)
@@ -202,7 +206,7 @@ def read_versions(client: MlflowClient, name: str) -> Iterator[Version]:
         aliases.setdefault(number, []).append(alias)
     token = None
     while True:
-        with explained("list the versions"):
+        with promptly("list the versions"):
             page = client.search_model_versions(
                 f"name = '{name}'", max_results=VERSIONS_A_PAGE, order_by=["version_number DESC"], page_token=token
             )
@@ -215,7 +219,7 @@ def read_versions(client: MlflowClient, name: str) -> Iterator[Version]:
 
 def read_aliases(client: MlflowClient, name: str) -> dict[str, int]:
     """The version behind each alias; ``NotRegistered`` when there is no such model."""
-    with explained(f"read the model {name!r}"):
+    with promptly(f"read the model {name!r}"):
         try:
             model = client.get_registered_model(name)
         except MlflowException as error:
@@ -236,3 +240,13 @@ def _transitions(number: int, tags: Mapping[str, str]) -> Iterator[Transition]:
     for key, value in tags.items():
         with suppress(ValueError, KeyError, TypeError, RegistryError):
             yield Transition.from_tag(number, key, value)
+
+
+def _once(entries: Iterable[Transition]) -> Iterator[Transition]:
+    """Entries in order, without those that say what the one before said: two processes saw the same, and wrote."""
+    before: tuple[str, str] | None = None
+    for entry in entries:
+        move = entry.source, entry.target
+        if move != before:
+            yield entry
+        before = move

@@ -10,7 +10,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-CALIBRATION_BINS = 15
+from toolkit.baseline import calibration_bins
+
 TEMPERATURES = (0.05, 20.0)  # a fit outside would only say that the logits are useless
 
 
@@ -71,58 +72,6 @@ def evaluate(probabilities: NDArray[np.float32], labels: NDArray[np.int64], clas
         confusion=confusion_matrix(labels, predicted, labels=known),
         pictures=len(labels),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class CalibrationBins:
-    """Predictions by their confidence, in 15 bins of equal width from 0 to 1.
-
-    Parameters
-    ----------
-    confidence
-        float64 (15,), the mean confidence in each bin; NaN where nothing is.
-    accuracy
-        float64 (15,), the share of right predictions in each bin; NaN where nothing is.
-    count
-        int64 (15,), how many predictions are in each bin.
-    """
-
-    confidence: NDArray[np.float64]
-    accuracy: NDArray[np.float64]
-    count: NDArray[np.int64]
-
-    @property
-    def error(self) -> float:
-        """The expected calibration error; 0 for no predictions."""
-        distance = np.nan_to_num(np.abs(self.confidence - self.accuracy))
-        return float(distance @ self.count / max(self.count.sum(), 1))
-
-
-def calibration_bins(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> CalibrationBins:
-    """How often predictions of each confidence are right: what a reliability diagram shows.
-
-    Parameters
-    ----------
-    probabilities
-        float32 (N, K).
-    labels
-        int64 (N,), the true classes.
-
-    Examples
-    --------
-    >>> bins = calibration_bins(np.array([[0.8, 0.2], [0.8, 0.2]]), np.array([0, 1]))
-    >>> bins.count.tolist()
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0]
-    >>> print(bins.confidence[12], bins.accuracy[12], round(bins.error, 3))
-    0.8 0.5 0.3
-    """
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    count, confident, accurate = (
-        np.bincount(bins, weights, minlength=CALIBRATION_BINS) for weights in (None, confidence, right)
-    )
-    among = np.where(count, count, np.nan)
-    return CalibrationBins(confident / among, accurate / among, count)
 
 
 def expected_calibration_error(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

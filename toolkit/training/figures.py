@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from toolkit.baseline import CALIBRATION_BINS, CalibrationBins
 from toolkit.training.augment import augment
-from toolkit.training.evaluate import CALIBRATION_BINS, CalibrationBins
 from toolkit.training.loop import Epoch
 
 BLUE, ORANGE, GREY, INK = "#2563eb", "#ea580c", "#6b7280", "#111827"

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from toolkit.baseline import LARGEST_SAMPLE, Baseline
+from toolkit.baseline import LARGEST_SAMPLE, Baseline, CalibrationBins, calibration_bins
 from toolkit.bundle import DIGEST_TAG, Card, Measured, Program, library_versions, save_bundle
 from toolkit.images import STATISTICS
 from toolkit.terminal import say
 from toolkit.tracking import Run, code_version, explained
 from toolkit.training.data import Data
 from toolkit.training.device import Device
-from toolkit.training.evaluate import CalibrationBins, Evaluation, calibration_bins, evaluate, most_confident_mistakes
+from toolkit.training.evaluate import Evaluation, evaluate, most_confident_mistakes
 from toolkit.training.figures import (
     calibration_picture,
     confusion_picture,

@@ -1,11 +1,14 @@
 """What people read: descriptions and tables."""
 
+import math
+
 import numpy as np
 import pandas as pd
 
 from support import colour_card
 from toolkit.baseline import Baseline
 from toolkit.bundle import Measured
+from toolkit.registry.comparison import INTERVALS
 from toolkit.registry.pages import comparison_table, describe
 
 
@@ -22,6 +25,7 @@ def test_a_description_gives_each_figure_its_sample_size_and_shortens_long_lists
     baseline = Baseline(classes, np.eye(12)[:4], np.array([0, 1, 2, 0]))
     assert describe(card, baseline, "best of three", "abc").splitlines() == [
         "- network: simple_cnn at 16 px",
+        "- settings: learning_rate 0.001",
         "- classes: 12 (" + ", ".join(classes[:10]) + ", ...)",
         "- data: colours, fingerprint ffffffffffffffff",
         "- held out: 4 pictures, accuracy 0.75",
@@ -40,7 +44,7 @@ def test_a_comparison_has_versions_as_columns_and_leaves_out_what_nobody_measure
             "accuracy_low": [0.85, 0.75],
             "accuracy_high": [0.95, 0.85],
             "lost": pd.array([None, 3], dtype="Int64"),
-            "f1_weighted": [float("nan")] * 2,
+            **{name + bound: [math.nan] * 2 for name in INTERVALS[1:] for bound in ("", "_low", "_high")},
             "size_mb": [44.781, 0.06],
             "created": pd.to_datetime(["2026-05-01 09:30", "2026-05-02 10:00"], utc=True),
         },

@@ -7,7 +7,7 @@ import pytest
 
 from toolkit.bundle import DIGEST_TAG
 from toolkit.errors import RegistryError, TrackingError
-from toolkit.registry.selection import RUNS_A_PAGE, direction, model_of, ranked_runs
+from toolkit.registry.selection import RANKED_A_PAGE, direction, model_of, ranked_runs
 from toolkit.tracking import MlflowClient, Run, connect
 
 NUMBERS = itertools.count()
@@ -70,7 +70,7 @@ def test_only_finished_results_with_a_model_count(client: MlflowClient, experime
 
 
 def test_the_ranking_goes_on_over_pages(client: MlflowClient, experiment: str) -> None:
-    values = [(37 * number) % (RUNS_A_PAGE + 3) for number in range(RUNS_A_PAGE + 3)]  # each once, in a mixed order
+    values = [(37 * number) % (RANKED_A_PAGE + 3) for number in range(RANKED_A_PAGE + 3)]  # each once, in a mixed order
     for value in values:
         log_run(client, experiment, str(value), score=value)
     assert ranking(client, experiment, "score") == [str(value) for value in sorted(values, reverse=True)]

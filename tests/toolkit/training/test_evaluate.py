@@ -6,10 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
 
+from toolkit.baseline import CALIBRATION_BINS, calibration_bins
 from toolkit.training.evaluate import (
-    CALIBRATION_BINS,
     TEMPERATURES,
-    calibration_bins,
     evaluate,
     expected_calibration_error,
     fit_temperature,

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from toolkit.baseline import calibration_bins
 from toolkit.training.augment import augment
-from toolkit.training.evaluate import calibration_bins
 from toolkit.training.figures import (
     BLUE,
     ORANGE,

@@ -1,0 +1,105 @@
+"""The page about the registry is true: every command in it is typed again, and prints what it says."""
+
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from forks import Forks, forks
+from support import ROOT, empty_store
+from toolkit.bundle import PROGRAM
+from toolkit.tracking import connect
+
+PAGE = (ROOT / "docs" / "registry.md").read_text()
+PROMPT = "$ python "
+Log = Callable[..., str]
+# What differs from one time to another, and is not compared.
+CHANGING = {
+    r"\b[0-9a-f]{64}\b": "DIGEST",
+    r"\b[0-9a-f]{12}\.\.\.": "DIGEST",
+    r"\b[0-9a-f]{32}\b": "RUN",
+    r"\bm-[0-9a-f]{32}\b": "MODEL",
+    r"\d{4}-\d{2}-\d{2} \d{2}:\d{2}(:\d{2})?": "TIME",
+    r"^(latency_ms|size_mb) .*$": r"\1",
+    r"(?<=v\d    )(None|Staging|Production|Archived)?( +\w+ +)\w+": r"\1\2",
+    r" +": " ",
+}
+
+
+def steps() -> Iterator[tuple[str, str]]:
+    """Each command, and each happening, with the text below it."""
+    for block in re.findall(r"^```console\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
+        parts = re.split(r"^(# .*|\$ .*)\n", block, flags=re.MULTILINE)
+        assert parts[0] == ""
+        yield from zip(parts[1::2], parts[2::2], strict=True)
+
+
+def comparable(text: str) -> str:
+    for pattern, name in CHANGING.items():
+        text = re.sub(pattern, name, text, flags=re.MULTILINE)
+    return text.strip()
+
+
+class Happenings:
+    """What the page's story needs to happen between its commands."""
+
+    def __init__(self, folder: Path, log: Log) -> None:
+        self.uri, self._log = f"sqlite:///{folder}/mlflow.db", log
+
+    def __call__(self, name: str) -> None:
+        {
+            "# a first study has ended": lambda: self._study(0.89, lean=12),
+            "# a second study has ended": lambda: self._study(0.96, lean=10),
+            "# a training with other settings has ended": self._training,
+            "# somebody alters the weights of version 2": self._alter,
+        }[name]()
+
+    def _study(self, accuracy: float, lean: float) -> None:
+        metrics = {"mean_cv_accuracy": accuracy}
+        self._log(connect(self.uri), "hyperopt_tuning", role="study", lean=lean, metrics=metrics)
+
+    def _training(self) -> None:
+        self._log(connect(self.uri), "training", lean=14, metrics={"best_val_accuracy": 0.83})
+
+    def _alter(self) -> None:
+        client = connect(self.uri)
+        version = client.get_model_version("image-classifier", "2")
+        program = Path(client.get_logged_model(version.tags["model_id"]).artifact_location, PROGRAM)
+        data = bytearray(program.read_bytes())
+        data[len(data) // 2] ^= 1
+        program.write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    with forks(tmp_path_factory.mktemp("forks")) as starter:
+        yield starter
+
+
+def typed(started: Forks, command: str, folder: Path, variables: Mapping[str, str]) -> str:
+    words = shlex.split(command.removeprefix(PROMPT))
+    ended = started.start(*words, folder=folder, **variables).end()
+    assert "Traceback" not in ended.err
+    return ended.out + ended.err
+
+
+@pytest.mark.timeout(300)
+def test_every_command_prints_what_the_page_says(started: Forks, tmp_path: Path, log_colour_run: Log) -> None:
+    (tmp_path / "mlflow.db").write_bytes(empty_store())
+    happens = Happenings(tmp_path, log_colour_run)
+    commands = 0
+    for line, said in steps():
+        if line.startswith("# "):
+            happens(line)
+            continue
+        assert line.startswith(PROMPT)
+        commands += 1
+        assert comparable(typed(started, line, tmp_path, {"LOGNAME": "ada"})) == comparable(said), line
+    assert commands > 20
+
+
+def test_every_verb_and_every_fault_has_its_place() -> None:
+    for verb in ("list", "show", "register", "promote", "compare", "rollback", "history", "verify", "archive"):
+        assert f"{PROMPT}model_registry.py {verb}" in PAGE

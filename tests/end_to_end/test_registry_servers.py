@@ -1,0 +1,145 @@
+"""The registry on a server that asks who is there: somebody who may write, somebody who may only read, nobody."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import requests
+
+from model_registry import ModelRegistry
+from support import COLOURS, MlflowServer, colour_pixels
+from toolkit.errors import TrackingError
+from toolkit.tracking import Run, connect
+
+Log = Callable[..., str]
+USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
+LOCKED_OUT = f"user or password is wrong or missing; set {USER} and {PASSWORD}"
+
+
+def be(monkeypatch: pytest.MonkeyPatch, user: str, password: str | None = None) -> None:
+    """Go on as a user, with the right password unless another is given."""
+    monkeypatch.setenv(USER, user)
+    monkeypatch.setenv(PASSWORD, f"the password of {user}" if password is None else password)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Anna and Bert have accounts; what one of them makes, the other may read."""
+    folder = tmp_path_factory.mktemp("guarded")
+    rules = folder / "auth.ini"
+    rules.write_text(
+        "[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///auth.db\nauth_cache_ttl_seconds = 60\n"
+    )
+    guarded = MlflowServer(
+        folder,
+        *("--app-name", "basic-auth", "--artifacts-destination", str(folder / "artifacts")),
+        MLFLOW_AUTH_CONFIG_PATH=str(rules),
+        MLFLOW_AUTH_ADMIN_USERNAME="admin",
+        MLFLOW_AUTH_ADMIN_PASSWORD="the password of admin",
+        MLFLOW_FLASK_SERVER_SECRET_KEY="a secret",
+    )
+    try:
+        guarded.start()
+        for user in ("anna", "bert"):
+            account = {"username": user, "password": f"the password of {user}"}
+            answer = requests.post(
+                f"{guarded.url}/api/2.0/mlflow/users/create",
+                json=account,
+                auth=("admin", "the password of admin"),
+                timeout=60,
+            )
+            answer.raise_for_status()
+        yield guarded.url
+    finally:
+        guarded.kill()
+
+
+@pytest.fixture(scope="module")
+def annas(server: str, tmp_path_factory: pytest.TempPathFactory, log_colour_run: Log) -> str:
+    """Anna has version 1 in Production, and registered version 2."""
+    folder = tmp_path_factory.mktemp("annas")
+    with pytest.MonkeyPatch.context() as patch:
+        be(patch, "anna")
+        client, registry = connect(server), ModelRegistry(server)
+        for accuracy in (0.8, 0.9):
+            log_colour_run(
+                client, "hyperopt_tuning", role="study", metrics={"mean_cv_accuracy": accuracy}, folder=folder
+            )
+            version = registry.register_best_model()
+            if version == 1:
+                registry.transition_model_stage(version, "Production", reason="the first")
+    return server
+
+
+def test_the_life_of_a_model_on_a_guarded_server(annas: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    be(monkeypatch, "anna")
+    registry = ModelRegistry(annas)
+    assert registry.transition_model_stage(2, "Production").stage == "Production"
+    pictures = np.stack([colour_pixels(colour, 16, np.random.default_rng(0)) for colour in COLOURS])
+    assert registry.load("Production").bundle.predict(pictures).argmax(axis=1).tolist() == [0, 1, 2]
+    assert registry.rollback("only a test").version == 1
+    table = registry.history()
+    assert set(table["who"]) == {"anna"}
+    assert [(row["version"], row["to"]) for _, row in table.iterrows()] == [
+        (1, "None"),
+        (1, "Production"),
+        (2, "None"),
+        (2, "Production"),
+        (1, "Archived"),
+        (1, "Production"),
+        (2, "Archived"),
+    ]
+
+
+def test_who_may_only_read_changes_nothing(annas: str, monkeypatch: pytest.MonkeyPatch, log_colour_run: Log) -> None:
+    be(monkeypatch, "bert")
+    registry = ModelRegistry(annas)
+    before = registry.list_versions()
+    assert [version.version for version in before] == [2, 1]
+    assert registry.compare_models([1, 2])["accuracy"].tolist() == [1.0, 1.0]
+    assert registry.load("Production").version.version == 1
+    assert registry.register_best_model() == 2  # which it is already
+    for number, stage in ((2, "Production"), (2, "Staging"), (1, "Archived")):
+        with pytest.raises(TrackingError, match=r"^cannot [^:]+: no permission$"):
+            registry.transition_model_stage(number, stage)
+    with pytest.raises(TrackingError, match=r"^cannot start a run in experiment 'hyperopt_tuning': no permission$"):
+        log_colour_run(connect(annas), "hyperopt_tuning")
+    log_colour_run(connect(annas), "berts")
+    with pytest.raises(TrackingError, match=r"^cannot register the model: no permission$"):
+        registry.register_best_model("berts")
+    be(monkeypatch, "anna")
+    assert ModelRegistry(annas).list_versions() == before
+
+
+@pytest.mark.parametrize(
+    ("user", "password"), [("", ""), ("anna", ""), ("anna", "a wrong one"), ("nobody", "the password of nobody")]
+)
+def test_who_is_not_known_is_told_so(server: str, monkeypatch: pytest.MonkeyPatch, user: str, password: str) -> None:
+    be(monkeypatch, user, password)
+    with pytest.raises(TrackingError) as caught:
+        connect(server)
+    assert str(caught.value) == f"MLflow at {server} cannot be used: {LOCKED_OUT}"
+
+
+def test_who_is_no_longer_known_is_told_so(
+    annas: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    be(monkeypatch, "anna")
+    registry = ModelRegistry(annas)
+    registry.list_versions()
+    run = Run(connect(annas), "training", role="final", name="a run")
+    be(monkeypatch, "anna", "a wrong one")
+    with pytest.raises(TrackingError) as caught:
+        registry.list_versions()
+    assert str(caught.value) == f"cannot read the model 'image-classifier': {LOCKED_OUT}"
+    run.metrics({"loss": 0.5})
+    assert not run.send()
+    with pytest.raises(TrackingError) as caught:
+        run.text("notes.txt", "unseen")
+    assert str(caught.value) == f"cannot log notes.txt: {LOCKED_OUT}"
+    assert capsys.readouterr().out.splitlines() == [
+        f"MLflow refuses the metrics: {LOCKED_OUT}; training goes on, they are kept and will be sent later"
+    ]
+    be(monkeypatch, "anna")
+    run.end("FINISHED")
+    assert connect(annas).get_run(run.id).data.metrics == {"loss": 0.5}

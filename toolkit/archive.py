@@ -1,0 +1,161 @@
+"""The archive of a program: what ``torch.export`` writes for tensors and plain operations, and nothing else.
+
+``torch.export.load`` unpickles objects, compiles and runs texts out of an archive: guards, symbolic
+expressions, the names of operations. So an archive is read with suspicion before torch sees it: each
+member, and each text in its graph, must be one that a program without code of its own has.
+"""
+
+import io
+import json
+import logging
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from toolkit.errors import BundleError, one_line
+
+LARGEST_GRAPH = 16 * 2**20  # bytes of JSON; that of a ResNet-18 has 281,000
+
+PICKLE_NAME = re.compile(r"\.(pkl|pickle|pth|pt|joblib)$|^pickle_module_info\.txt$")
+PICKLE_HEADS = tuple(bytes((0x80, protocol)) for protocol in range(2, 10))  # older protocols have no header
+IMPORTS = {"GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"}  # pickle's opcodes that name what to import
+TENSOR_PARTS = {"torch._utils _rebuild_tensor_v2", "torch ByteStorage", "collections OrderedDict"}  # of a uint8 tensor
+
+# What torch.export.save of torch 2.14 writes for tensors and plain operations. What else it can write, for objects
+# and compiled code, torch.export.load would unpickle or run.
+GRAPH, EXAMPLES = "model/models/model.json", "model/data/sample_inputs/model.pt"
+TENSORS = ("model/data/weights/model_weights_config.json", "model/data/constants/model_constants_config.json")
+MEMBER = re.compile(
+    r"model/(data/weights/weight_\d+|data/constants/tensor_\d+|archive_format|archive_version|byteorder"
+    r"|\.data/version|\.data/serialization_id)|" + "|".join(map(re.escape, (GRAPH, EXAMPLES, *TENSORS)))
+)
+EXAMPLE_MEMBER = re.compile(r"archive/[\w./]+")
+# The texts in a graph, by the key that they stand under: torch looks operations up by their names, hands expressions
+# to Python's eval, and writes names into code that it compiles.
+NAME, TREE, ANYTHING = re.compile(r"[\w.]*"), re.compile(r'[\w ".,:\[\]{}]*'), re.compile(r".*", re.DOTALL)
+OPERATION = re.compile(
+    r"torch\.ops\.aten\.(?!from_file\b|save\b)\w+\.\w+|torch\.ops\.higher_order\.wrap_with_set_grad_enabled"
+    r"|_operator\.(add|sub|mul|floordiv|mod)"
+)
+EXPRESSION = re.compile(
+    r"(Symbol\('\w+', positive=True, integer=True\)|(Integer|Add|Mul|Min|Max|FloorDiv|Mod)\(|-?\d|, |\))*"
+)
+TEXTS = {"target": OPERATION, "expr_str": EXPRESSION, "in_spec": TREE, "out_spec": TREE} | dict.fromkeys(
+    ("stack_trace", "nn_module_stack", "torch_fn", "torch_version"), ANYTHING
+)
+
+
+def require_plain_program(path: Path) -> None:
+    """Check that a program's archive holds tensors and torch's own operations, and nothing else that it could hold.
+
+    Raises
+    ------
+    BundleError
+        The first thing that does not belong there.
+    """
+    with reading("the program"), zipfile.ZipFile(path) as archive:
+        _require_members(archive, MEMBER)
+        for name in TENSORS:
+            if any(entry["use_pickle"] is not False for entry in _read_json(archive, name)["config"].values()):
+                raise BundleError("the program has pickled weights, and no pickle is ever loaded")
+        if foreign := _imported_names(archive.read(EXAMPLES)) - TENSOR_PARTS:
+            raise BundleError(f"the program's example input is a pickle of more than a tensor: {min(foreign)!r:.60}")
+        graph = _read_json(archive, GRAPH)
+        if guards := graph.get("guards_code"):
+            raise BundleError(f"the program does not take any number of pictures, since it asks for {guards!r:.60}")
+        for key, text in _texts(graph):
+            if not TEXTS.get(key, NAME).fullmatch(text):
+                raise BundleError(f"the program's graph holds {text!r:.60}, and code that travels with it is not run")
+
+
+def load_program(path: Path) -> ExportedProgram:
+    """Load an archive put together anew from the members that were checked, without its pickled example input."""
+    copy = io.BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as anew:
+        for name in archive.namelist():
+            anew.writestr(name, b"" if name == EXAMPLES else archive.read(name))
+    copy.seek(0)
+    with quiet():
+        return torch.export.load(copy)
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file begins as a pickle, or is what ``torch.save`` writes: a zip archive with a pickle in it."""
+    with path.open("rb") as file:
+        if file.read(2) in PICKLE_HEADS:
+            return True
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(PICKLE_NAME.search(name.lower()) for name in archive.namelist())
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Make one sentence of whatever is raised over a damaged file."""
+    try:
+        yield
+    except BundleError:
+        raise
+    except Exception as error:  # noqa: BLE001  zipfile, json, yaml and MLflow each raise kinds of their own
+        raise BundleError(f"{what} cannot be read: {one_line(error)}") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what MLflow and torch.export say at every save and load and no user can act upon."""
+    loggers = [(logger, logger.level) for logger in (logging.getLogger("mlflow"), logging.getLogger("torch"))]
+    for logger, _ in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in loggers:
+            logger.setLevel(level)
+
+
+def _require_members(archive: zipfile.ZipFile, expected: re.Pattern[str]) -> None:
+    """One member a name, none packed, so that none unpacks into more than the file holds."""
+    names = archive.namelist()
+    for member in archive.infolist():
+        if not expected.fullmatch(member.filename) or member.compress_type != zipfile.ZIP_STORED:
+            raise BundleError(f"the program holds {member.filename!r:.60}, which torch.export would not write so")
+    if len(set(names)) < len(names):
+        raise BundleError("the program holds two members of one name")
+
+
+def _read_json(archive: zipfile.ZipFile, name: str) -> Any:
+    if (found := archive.getinfo(name).file_size) > LARGEST_GRAPH:
+        raise BundleError(f"the program's {name} has {found:,} bytes, and at most {LARGEST_GRAPH:,} are read")
+    return json.loads(archive.read(name))
+
+
+def _imported_names(data: bytes) -> set[str]:
+    """What loading an archive that ``torch.save`` wrote would import, found without loading it."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        _require_members(archive, EXAMPLE_MEMBER)
+        opcodes = pickletools.genops(archive.read("archive/data.pkl"))
+        return {str(argument) for opcode, argument, _ in opcodes if opcode.name in IMPORTS}
+
+
+def _texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a JSON value with the key that it stands under; the keys are texts too."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield "", name
+            yield from _texts(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)

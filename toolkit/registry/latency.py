@@ -1,0 +1,84 @@
+"""How long programs take for one picture, side by side on this machine."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from toolkit.bundle import Bundle
+from toolkit.errors import SettingsError
+from toolkit.machine import usable_cores
+
+WARM_UP = 3  # rounds that are not counted: a program plans and allocates in the first ones
+SEED = 0  # of the pictures
+
+
+def latencies(
+    bundles: Sequence[Bundle], *, repetitions: int = 15, clock: Callable[[], float] = perf_counter
+) -> list[float]:
+    """Milliseconds that each program takes for one picture: the median of several rounds.
+
+    The figures are of this machine and of torch in float32, and are for comparison with each other
+    only: a service may run the same program several times as fast. The programs take turns, one
+    picture each a round, so that other work on the machine slows all of them alike.
+
+    Parameters
+    ----------
+    bundles
+        Whose programs; each is given noise of its own image size, as a batch of one.
+    repetitions
+        Rounds that are counted, at least 1.
+    clock
+        The time in seconds.
+
+    Returns
+    -------
+    One figure a bundle, in milliseconds, in the order of the bundles.
+
+    Raises
+    ------
+    SettingsError
+        Fewer than one repetition.
+
+    Examples
+    --------
+    Two versions, the second at half the side::
+
+        latencies([registry.load(1).bundle, registry.load(2).bundle])  # such as [21.3, 6.0]
+    """
+    if repetitions < 1:
+        raise SettingsError(f"repetitions must be at least 1, got {repetitions}")
+    generator = np.random.default_rng(SEED)
+    pictures = [_noise(generator, bundle.card.image_size) for bundle in bundles]
+    turns = list(zip(bundles, pictures, strict=True))
+    with at_most_threads(usable_cores()):
+        rounds = [
+            [_milliseconds(bundle, picture, clock) for bundle, picture in turns]
+            for _ in range(WARM_UP + repetitions)
+        ]  # fmt: skip
+    return [float(np.median(times)) for times in zip(*rounds[WARM_UP:], strict=True)]
+
+
+@contextmanager
+def at_most_threads(count: int) -> Iterator[None]:
+    """Let torch use no more threads for one operation; it counts a container's cores without regard to its quota."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, count))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _noise(generator: np.random.Generator, size: int) -> NDArray[np.uint8]:
+    """uint8 (1, size, size, 3)."""
+    return generator.integers(0, 256, (1, size, size, 3), np.uint8)
+
+
+def _milliseconds(bundle: Bundle, picture: NDArray[np.uint8], clock: Callable[[], float]) -> float:
+    start = clock()
+    bundle.predict(picture)
+    return 1000 * (clock() - start)
