@@ -94,6 +94,8 @@ class ServeSettings(ScriptSettings):
     top_k: int = Field(5, ge=1, description="classes listed when a request does not say how many")
     threads: int | None = Field(None, ge=1, le=256, description="pictures answered at once; one a core when not given")
     max_waiting: int = Field(64, ge=0, description="pictures that may wait for a thread; more are refused with a 503")
+    max_waiting_mb: float = Field(256.0, gt=0, description="bodies in memory together, in MiB; more get a 503")
+    answer_seconds: float = Field(30.0, gt=0, le=3600, description="longest time until a picture is answered, else 504")
     max_batch: int = Field(32, ge=1, description="pictures in one request to /predict/batch")
     max_body_mb: float = Field(32.0, gt=0, allow_inf_nan=False, description="largest request body in MiB")
     max_pixels: int = Field(50_000_000, ge=1, description="largest picture in pixels")
@@ -101,6 +103,12 @@ class ServeSettings(ScriptSettings):
     finish_seconds: int = Field(10, ge=1, le=600, description="longest time to finish accepted requests at the end")
     predict_key: CliSuppress[SecretStr | None] = Field(None, description="key for predictions and feedback")
     admin_key: CliSuppress[SecretStr | None] = Field(None, description="key for /admin/reload")
+
+    @model_validator(mode="after")
+    def _one_body_fits(self) -> Self:
+        if self.max_body_mb > self.max_waiting_mb:
+            raise ValueError("--max-body-mb must be at most --max-waiting-mb, or no full body would ever find room")
+        return self
 
     @model_validator(mode="after")
     def _batch_fits(self) -> Self:
@@ -163,6 +171,7 @@ PREDICTING = refusals(
     problems.NON_FINITE,
     problems.NOT_READY,
     problems.FULL,
+    problems.DEADLINE,
 )
 
 
@@ -176,9 +185,10 @@ async def predict(request: Request, query: Annotated[TopK, Query()]) -> Predicti
     """Classify one picture: a form with `file`, a raw `image/*` body, or JSON with base64 in `image`."""
     service = _service(request)
     service.admit(query.top_k)
-    read = await read_picture(request)
-    with service.desk.places(1):
-        answer = await service.predict(read, query.top_k)
+    with service.desk.body(_announced(request)):
+        read = await read_picture(request)
+        with service.desk.places(1):
+            answer = await service.predict(read, query.top_k)
     request.state.version = answer.model.version
     return answer
 
@@ -188,13 +198,20 @@ async def predict_batch(request: Request, query: Annotated[TopK, Query()]) -> Ba
     """Classify many pictures, the `files` of a form; one that cannot be used fails alone."""
     service = _service(request)
     service.admit(query.top_k)
-    reads = await read_pictures(request, request.app.state.settings.max_batch)
-    with service.desk.places(len(reads)):
-        answers = (
-            service.predict_one_of_many(index, read, query.top_k, request.state.request_id)
-            for index, read in enumerate(reads)
-        )
-        return Batch(results=await asyncio.gather(*answers))
+    with service.desk.body(_announced(request)):
+        reads = await read_pictures(request, request.app.state.settings.max_batch)
+        with service.desk.places(len(reads)):
+            answers = (
+                service.predict_one_of_many(index, read, query.top_k, request.state.request_id)
+                for index, read in enumerate(reads)
+            )
+            return Batch(results=await asyncio.gather(*answers))
+
+
+def _announced(request: Request) -> int:
+    """Bytes of a request's body: as its head says, or as many as are allowed."""
+    announced = request.headers.get("content-length", "")
+    return int(announced) if announced.isdecimal() else request.app.state.settings.max_body_bytes
 
 
 def _one_or_many(body: object) -> str:
@@ -414,6 +431,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         poll_seconds=settings.poll_seconds,
         workers=settings.workers,
         waiting=settings.max_waiting,
+        most_bytes=int(settings.max_waiting_mb * 2**20),
+        seconds=settings.answer_seconds,
         limits=settings.limits,
         top_k=settings.top_k,
     )

@@ -436,7 +436,7 @@ def test_a_request_keeps_its_id(served: Served) -> None:
 class Gate:
     """An engine that waits until it is opened, or fails."""
 
-    name = "gate"
+    name, lanes = "gate", 1
 
     def __init__(self, error: Exception | None = None) -> None:
         self.open, self.error = threading.Event(), error
@@ -445,7 +445,7 @@ class Gate:
         if self.error:
             raise self.error
         assert self.open.wait(60)
-        return np.array([[0.0, 0.0, 1.0]], np.float32)
+        return np.array([[0.0, 0.0, 1.0]] * len(pictures), np.float32)
 
 
 @contextmanager

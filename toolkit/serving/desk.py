@@ -1,34 +1,28 @@
-"""A bounded number of places in front of a few worker threads; who finds no place is sent away at once."""
+"""A bounded number of places for pictures, and of bytes for their bodies; who finds no room is sent away at once."""
 
-import asyncio
 import math
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 from toolkit.serving.problems import FULL, Problem
 
 LONGEST_RETRY = 30  # seconds
 PACE_MEMORY = 0.95  # weight of the past in the running mean of the time that one picture takes
 
-T = TypeVar("T")
-
 
 class Desk:
-    """Run work in threads, in the order of arrival, and refuse what would wait too long.
+    """Refuse what would wait too long, or take too much memory.
 
     Places are taken and given back on the event loop, so they need no lock.
 
     Parameters
     ----------
     workers
-        Threads.
+        Threads that answer.
     waiting
         Pictures that may wait while all threads are busy.
-    prepare
-        Called once in each thread.
+    most_bytes
+        Bodies that may be in memory together.
 
     Examples
     --------
@@ -44,12 +38,13 @@ class Desk:
     0
     """
 
-    def __init__(self, workers: int, waiting: int, prepare: Callable[[], None] | None = None) -> None:
+    def __init__(self, workers: int, waiting: int, most_bytes: int = 2**62) -> None:
         self.workers = workers
         self.waiting = waiting
+        self._most_bytes = most_bytes
         self._taken = 0
+        self._bytes = 0
         self._pace = 0.0  # seconds of work on one picture
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="predict", initializer=prepare)
 
     @property
     def depth(self) -> int:
@@ -82,31 +77,40 @@ class Desk:
         finally:
             self._taken -= count
 
-    async def run(self, work: Callable[[float], T]) -> T:
-        """Run ``work`` in a thread; it is given the milliseconds that it had to wait for one."""
-        asked = time.perf_counter()
+    @contextmanager
+    def body(self, size: int) -> Iterator[None]:
+        """Hold the memory of a body while it arrives and is worked on.
 
-        def timed() -> T:
-            started = time.perf_counter()
-            try:
-                return work((started - asked) * 1000)
-            finally:
-                seconds = time.perf_counter() - started
-                self._pace = PACE_MEMORY * self._pace + (1 - PACE_MEMORY) * seconds if self._pace else seconds
+        Raises
+        ------
+        Problem
+            503 with the time after which there should be room.
+        """
+        if self._bytes + size > self._most_bytes:
+            held = f"bodies of {self._bytes / 2**20:.0f} MiB are being worked on"
+            raise Problem(FULL, f"{held}, which is all there is room for", self._retry())
+        self._bytes += size
+        try:
+            yield
+        finally:
+            self._bytes -= size
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool, timed)
+    def worked(self, pictures: int, seconds: float) -> None:
+        """Learn how long work takes; called from a worker."""
+        pace = seconds / pictures
+        self._pace = PACE_MEMORY * self._pace + (1 - PACE_MEMORY) * pace if self._pace else pace
 
-    def close(self) -> None:
-        """Finish what runs, drop what waits."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    def _retry(self) -> dict[str, str]:
+        """When those before are answered, at the pace of late."""
+        seconds = math.ceil(self._taken * self._pace / self.workers)
+        return {"Retry-After": str(min(max(1, seconds), LONGEST_RETRY))}
 
     def _full(self) -> Problem:
         answered = min(self._taken, self.workers)
         waits = self._taken - answered
-        seconds = math.ceil(self._taken * self._pace / self.workers)
         return Problem(
             FULL,
             f"{answered} picture{'s are' if answered != 1 else ' is'} being answered and {waits} "
             f"wait{'s' if waits == 1 else ''}, which is all there is room for",
-            {"Retry-After": str(min(max(1, seconds), LONGEST_RETRY))},
+            self._retry(),
         )

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from toolkit.bundle import Bundle
 from toolkit.errors import BundleError
+from toolkit.machine import usable_cores
 
 
 class Engine(Protocol):
@@ -16,6 +17,10 @@ class Engine(Protocol):
     @property
     def name(self) -> str:
         """What ``/model-info`` calls it."""
+
+    @property
+    def lanes(self) -> int:
+        """How many runs at once are worth it."""
 
     def infer(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (N, H, W, 3) RGB -> float32 (N, K) probabilities."""
@@ -34,6 +39,7 @@ class TorchEngine:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
+        self.lanes = usable_cores()
 
     def infer(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self._bundle.predict(pictures)

@@ -11,10 +11,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
-from toolkit.serving.classify import STAGES, Classified
+from toolkit.serving.classified import STAGES, Classified
 
 REMEMBERED = 2048  # latest predictions that the percentiles are taken from
 # Seconds: a small network on a fast machine answers in 2 ms, a full queue on a slow one in 10 s.
+BATCHES = (1, 2, 4, 8, 16, 32)
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -53,6 +54,9 @@ class Figures:
         self._stage_seconds = Histogram(
             "serve_stage_seconds", "Time of a prediction by stage", ("stage",), registry=self.registry, buckets=BUCKETS
         )
+        self._batch_size = Histogram(
+            "serve_batch_size", "Pictures that the model was run on at once", registry=self.registry, buckets=BATCHES
+        )
         Gauge("serve_start_time_seconds", "When the service began", registry=self.registry).set(self._started)
 
     def collect(self, families: Callable[[], Iterable[Metric]]) -> None:
@@ -77,6 +81,10 @@ class Figures:
                 self._recent[stage].append(milliseconds)
         for stage, milliseconds in done.timings_ms.items():
             self._stage_seconds.labels(stage).observe(milliseconds / 1000)
+
+    def batch(self, pictures: int) -> None:
+        """Count one run of the model."""
+        self._batch_size.observe(pictures)
 
     def bad_picture(self, reason: str) -> None:
         """Count one picture of a batch that could not be used."""

@@ -14,7 +14,8 @@ from toolkit.errors import ToolkitError
 from toolkit.images import Limits
 from toolkit.machine import usable_cores
 from toolkit.serving import problems
-from toolkit.serving.classify import Classified, classify
+from toolkit.serving.batching import Batcher
+from toolkit.serving.classified import Classified
 from toolkit.serving.desk import Desk
 from toolkit.serving.engine import set_torch_threads, torch_threads
 from toolkit.serving.figures import Figures, family
@@ -69,6 +70,10 @@ class Service:
         Pause between two looks at the registry.
     workers, waiting
         Threads that answer, and pictures that may wait for one.
+    most_bytes
+        Bodies that may be in memory together.
+    seconds
+        How long an answer may take.
     limits
         What one picture may be.
     top_k
@@ -85,18 +90,21 @@ class Service:
         poll_seconds: float,
         workers: int,
         waiting: int,
+        most_bytes: int,
+        seconds: float,
         limits: Limits,
         top_k: int,
     ) -> None:
         self.figures = figures
         self.live = Live(source, self._adopt, poll_seconds)
         threads = torch_threads(workers, usable_cores())
-        self.desk = Desk(workers, waiting, partial(set_torch_threads, threads))
+        self.desk = Desk(workers, waiting, most_bytes)
+        self.batcher = Batcher(workers, limits, prepare=partial(set_torch_threads, threads), on_batch=self._note_batch)
         self.windows = Recent(monitor.calculate_metrics, WATCHED_SECONDS)
         self._monitor = monitor
         self._watched: LiveModel | None = None  # the one that the monitor was told of last
         self._new_id = new_id
-        self._limits = limits
+        self._seconds = seconds
         self._top_k = top_k
         self._retry_after = max(1, math.ceil(poll_seconds))
 
@@ -107,7 +115,7 @@ class Service:
     def close(self) -> None:
         """Answer what was accepted, store what was logged."""
         self.live.stop()
-        self.desk.close()
+        self.batcher.close()
         self._monitor.close()
 
     def model(self) -> LiveModel:
@@ -130,7 +138,8 @@ class Service:
 
     async def predict(self, read: Read, top_k: int | None) -> Prediction:
         """Answer one picture that has a place."""
-        return await self.desk.run(partial(self._predict, read, top_k))
+        answer: Prediction = await self.batcher.run(read, self.model, partial(self._answer, top_k=top_k), self._seconds)
+        return answer
 
     async def predict_one_of_many(self, index: int, read: Read, top_k: int | None, request_id: str) -> BatchItem:
         """Answer one picture of a batch; whatever is wrong with it stays with it."""
@@ -144,11 +153,14 @@ class Service:
         self.figures.bad_picture(problem.kind.slug)
         return BatchItem(index=index, error=ProblemDocument(**problem.document(request_id)))
 
-    def _predict(self, read: Read, top_k: int | None, waited_ms: float) -> Prediction:
-        """In a worker thread: the whole way from bytes to the answer."""
-        model = self.model()
+    def _note_batch(self, pictures: int, seconds: float) -> None:
+        self.desk.worked(pictures, seconds)
+        self.figures.batch(pictures)
+
+    def _answer(self, done: Classified, top_k: int | None) -> Prediction:
+        """In a worker thread: count, log, and say what the model said."""
+        model = done.model
         count = min(self._top_k, len(model.classes)) if top_k is None else _ranks(model, top_k)
-        done = classify(model, read, self._limits, waited_ms)
         self.figures.prediction(done)
         prediction_id = self._log(done)
         if not done.finite:

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain
 
 from support import colour_picture
 from toolkit.images import load_picture
-from toolkit.serving.classify import STAGES, Classified
+from toolkit.serving.classified import STAGES, Classified
 from toolkit.serving.figures import REMEMBERED, Figures, family, wants_prometheus
 
 PROMETHEUS = (

@@ -48,14 +48,22 @@ def open_service(shelf, monitor):
     opened = []
 
     def make(monitor=monitor, **more):
-        words = {"poll_seconds": 1000, "workers": 2, "waiting": 8, "limits": Limits(max_pixels=10_000), "top_k": 2}
+        words = {
+            "poll_seconds": 1000,
+            "workers": 2,
+            "waiting": 8,
+            "most_bytes": 2**30,
+            "seconds": 60,
+            "limits": Limits(max_pixels=10_000),
+            "top_k": 2,
+        }
         opened.append(Service(shelf, monitor, new_prediction_id, Figures(), **words | more))
         opened[-1].live.look()
         return opened[-1]
 
     yield make
     for service in opened:
-        service.desk.close()
+        service.batcher.close()
         service._monitor.close()
     monitor.close()
 
@@ -271,7 +279,17 @@ def test_prometheus_sees_model_queue_and_windows(service):
 def test_closing_stores_what_was_answered(shelf):
     monitor = ModelMonitor("closing.db")
     service = Service(
-        shelf, monitor, new_prediction_id, Figures(), poll_seconds=0.01, workers=1, waiting=8, limits=Limits(), top_k=1
+        shelf,
+        monitor,
+        new_prediction_id,
+        Figures(),
+        poll_seconds=0.01,
+        workers=1,
+        waiting=8,
+        most_bytes=2**20,
+        seconds=60,
+        limits=Limits(),
+        top_k=1,
     )
     threads = threading.active_count()
     service.start()
