@@ -5,9 +5,9 @@ References
 Bergstra, Bardenet, Bengio, Kégl: Algorithms for Hyper-Parameter Optimization, NIPS 2011.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -183,13 +183,14 @@ class Study:
         return self.under_way[number]
 
     def _take(self, trial: Trial) -> None:
-        self._end(trial.number, trial, self.best.mean_accuracy if self.best else 0.0)
+        self._end(trial.number, trial, self.best)
         self.trials.append(trial)
         del self.under_way[trial.number]
 
     def _learn(self, earlier: Sequence[Trial]) -> None:
         """Take results of another study, as if they were trials before the first."""
-        best = max((trial.mean_accuracy for trial in earlier if trial.state == "complete"), default=math.inf)
+        complete = (trial for trial in earlier if trial.state == "complete")
+        best = max(complete, key=lambda trial: trial.mean_accuracy, default=None)
         for number, trial in enumerate(earlier, start=-len(earlier)):
             self._insert(number, trial.settings)
             self._end(number, trial, best)
@@ -205,12 +206,18 @@ class Study:
         )
         self._history.refresh()
 
-    def _end(self, number: int, trial: Trial, best: float) -> None:
-        """Tell Hyperopt: a failed trial is the worst possible, a cut one is worse than the best mean accuracy."""
+    def _end(self, number: int, trial: Trial, best: Trial | None) -> None:
+        """Tell Hyperopt: a failed trial is the worst possible, a cut one is worse than the best.
+
+        By how much, the folds say that it has: others may be easier or harder.
+        """
         document = next(document for document in self._history.trials if document["tid"] == number)
         document["state"], document["result"] = JOB_STATE_DONE, {"status": STATUS_FAIL}
         if trial.state != "failed" and trial.folds:
-            accuracy = min(trial.mean_accuracy, best - LEAST) if trial.state == "cut" else trial.mean_accuracy
+            accuracy = trial.mean_accuracy
+            if trial.state == "cut" and best:
+                lag = fmean(theirs - own for theirs, own in zip(best.accuracies, trial.accuracies, strict=False))
+                accuracy = best.mean_accuracy - max(lag, LEAST)
             document["result"] = {"status": STATUS_OK, "loss": 1 - accuracy}
         self._history.refresh()
 

@@ -260,6 +260,15 @@ def test_a_cut_trial_is_worse_than_the_best_for_hyperopt_and_otherwise_what_it_w
     assert losses(study)[5:] == [math.inf, math.inf]
 
 
+def test_a_cut_trial_is_told_by_how_far_it_is_behind_in_the_folds_it_has() -> None:
+    """The first fold is easy: 0.75 in it is no match for a mean of 0.625."""
+    study = Study(QUICK, seed=0)
+    for accuracies in ((0.875, 0.5, 0.5), (0.75,), (0.875, 0.25), (1.0, 0.25), (1.0,)):
+        number, state = study.ask().number, "complete" if len(accuracies) == 3 else "cut"
+        study.tell(Trial(number, study.under_way[number].settings, state, tuple(fold(own) for own in accuracies)))
+    assert losses(study) == [0.375, 0.5, 0.5, 0.4375, 1 - (0.625 - 1e-9)]
+
+
 states = st.lists(st.tuples(st.integers(0, 50).map(lambda right: right / 50), st.sampled_from(["complete", "cut"])))
 
 
