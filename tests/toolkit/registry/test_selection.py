@@ -2,12 +2,15 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 
+from support import empty_store
 from toolkit.bundle import DIGEST_TAG
 from toolkit.errors import RegistryError, TrackingError
-from toolkit.registry.selection import RANKED_A_PAGE, direction, model_of, ranked_runs
+from toolkit.registry import selection
+from toolkit.registry.selection import direction, model_of, ranked_runs
 from toolkit.tracking import MlflowClient, Run, connect
 
 NUMBERS = itertools.count()
@@ -15,7 +18,9 @@ NUMBERS = itertools.count()
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
-    return connect(f"sqlite:///{tmp_path_factory.mktemp('selection')}/mlflow.db")
+    store = tmp_path_factory.mktemp("selection") / "mlflow.db"
+    store.write_bytes(empty_store())
+    return connect(f"sqlite:///{store}")
 
 
 @pytest.fixture
@@ -69,11 +74,52 @@ def test_only_finished_results_with_a_model_count(client: MlflowClient, experime
     assert ranking(client, experiment, "accuracy") == ["study", "final"]
 
 
-def test_the_ranking_goes_on_over_pages(client: MlflowClient, experiment: str) -> None:
-    values = [(37 * number) % (RANKED_A_PAGE + 3) for number in range(RANKED_A_PAGE + 3)]  # each once, in a mixed order
-    for value in values:
+@pytest.mark.parametrize("mode", ["max", "min"])
+@pytest.mark.parametrize("page", [1, 3, 100])
+def test_the_ranking_is_exact_whatever_fits_on_a_page(
+    client: MlflowClient, experiment: str, monkeypatch: pytest.MonkeyPatch, page: int, mode: str
+) -> None:
+    monkeypatch.setattr(selection, "RUNS_A_PAGE", page)
+    values = [0.3, -3.5, 1e-05, 1e22, 0.1 + 0.2, 5e-324, 0.3, -1e-300, 0.0, 0.3]
+    for number, value in enumerate(values):
+        log_run(client, experiment, str(number), score=value)
+    way = 1 if mode == "min" else -1
+    expected = sorted(range(len(values)), key=lambda number: (way * values[number], -number))
+    assert ranking(client, experiment, "score", mode=mode) == [str(number) for number in expected]
+
+
+@pytest.mark.parametrize("metric", ["a b", "group/loss", "top:5", "f1-score", "v2.accuracy", "größe"])
+def test_any_name_that_mlflow_allows_can_be_ranked_by(client: MlflowClient, experiment: str, metric: str) -> None:
+    for name, value in [("good", 0.9), ("bad", 0.1)]:
+        log_run(client, experiment, name, **{metric: value})
+    assert ranking(client, experiment, metric, mode="max") == ["good", "bad"]
+
+
+class CountingClient(MlflowClient):
+    """Counts the runs that it was given."""
+
+    runs = 0
+
+    def search_runs(self, *words: Any, **more: Any) -> Any:
+        page = super().search_runs(*words, **more)
+        self.runs += len(page)
+        return page
+
+
+def test_of_many_runs_few_are_read(client: MlflowClient, experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "RUNS_A_PAGE", 2)
+    monkeypatch.setattr(selection, "MOST_SEEN", 3)
+    for value in range(12):
         log_run(client, experiment, str(value), score=value)
-    assert ranking(client, experiment, "score") == [str(value) for value in sorted(values, reverse=True)]
+    for role in ("trial", "fold"):
+        log_run(client, experiment, role, role=role, digest="", score=99)
+    counting = CountingClient(client.tracking_uri)
+    assert next(ranked_runs(counting, experiment, "score")).info.run_name == "11"
+    assert counting.runs <= 4  # a page at random and the first page of those ahead of it
+    counting.runs = 0
+    with pytest.raises(RegistryError, match=r"logged 'scores'; there are: score$"):
+        next(ranked_runs(counting, experiment, "scores"))
+    assert counting.runs <= 4
 
 
 def test_bad_input_gets_a_sentence(client: MlflowClient, experiment: str) -> None:
@@ -89,6 +135,9 @@ def test_bad_input_gets_a_sentence(client: MlflowClient, experiment: str) -> Non
         ranking(client, experiment, "x` DESC")
     with pytest.raises(RegistryError, match=r"has a finite value of 'mean_cv_accuracy'"):
         ranking(client, experiment, "mean_cv_accuracy")
+    log_run(client, experiment, "infinite", val_loss=math.inf)
+    with pytest.raises(RegistryError, match=r"has a finite value of 'val_loss'"):
+        ranking(client, experiment, "val_loss")
 
 
 def test_a_run_without_outputs_has_no_model(client: MlflowClient, experiment: str) -> None:

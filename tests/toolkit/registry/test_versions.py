@@ -2,12 +2,16 @@
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 
-from toolkit.errors import RegistryError
-from toolkit.registry.versions import STAGES, Transition, read_version, stage_named
+from support import empty_store
+from toolkit.errors import NotRegistered, RegistryError
+from toolkit.registry import versions
+from toolkit.registry.versions import STAGES, Transition, read_version, read_versions, stage_named
+from toolkit.tracking import connect
 
 NINE = datetime(2026, 5, 1, 9, 0, 0, 42, tzinfo=UTC)
 
@@ -73,3 +77,21 @@ def test_a_version_as_json_keeps_its_figures_and_leaves_the_history_out() -> Non
     assert (fields["version"], fields["stage"], fields["metrics"]) == (7, "Production", {"accuracy": 0.5})
     assert fields["created"] == "2026-05-01T09:00:00+00:00"
     assert list(fields["tags"]) == ["metrics"]
+
+
+def test_all_versions_come_newest_first_over_pages_with_their_aliases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "VERSIONS_A_PAGE", 2)
+    store = tmp_path / "mlflow.db"
+    store.write_bytes(empty_store())
+    client = connect(f"sqlite:///{store}")
+    client.create_registered_model("cats")
+    for _ in range(5):
+        client.create_model_version("cats", str(tmp_path))
+    for alias, number in {"production": 4, "champion": 4, "staging": 1}.items():
+        client.set_registered_model_alias("cats", alias, str(number))
+    aliases = {found.version: found.aliases for found in read_versions(client, "cats")}
+    assert list(aliases.items()) == [(5, ()), (4, ("champion", "production")), (3, ()), (2, ()), (1, ("staging",))]
+    with pytest.raises(NotRegistered, match=r"no model 'cat' is registered yet; there are: cats$"):
+        list(read_versions(client, "cat"))
