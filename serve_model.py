@@ -15,7 +15,8 @@ The dashboard is at /dashboard, the list of all addresses at /docs. The service 
 model and takes the one in Production as soon as there is one; it follows each promotion and each
 rollback, and a version that cannot be loaded leaves the one before it serving. Predictions go to
 the monitor's store, monitoring.db in this folder unless --monitor-store or MONITORING_STORE says
-otherwise. Keys come from the environment only: SERVE_PREDICT_KEY for /predict, /predict/batch and
+otherwise; copies of the versions that served to served_models in this folder, from which it starts
+while MLflow does not answer. Keys come from the environment only: SERVE_PREDICT_KEY for /predict, /predict/batch and
 /feedback, SERVE_ADMIN_KEY for /admin/reload. SIGTERM and Ctrl-C end it with status 0 once all that
 was accepted is answered and stored.
 """
@@ -29,6 +30,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from fastapi import APIRouter, Body, FastAPI, Query, Request
@@ -45,12 +47,14 @@ from toolkit.bundle import Bundle
 from toolkit.errors import SettingsError, ToolkitError, UnknownPrediction
 from toolkit.images import Limits
 from toolkit.machine import usable_cores
-from toolkit.serving import pages, problems
+from toolkit.serving import engines, pages, problems, protocols
+from toolkit.serving.departures import Departures
 from toolkit.serving.figures import Figures, wants_prometheus
-from toolkit.serving.formats import read_picture, read_pictures
+from toolkit.serving.formats import announced, read_picture, read_pictures
 from toolkit.serving.journal import Journal, log_to_stderr
 from toolkit.serving.keys import Keys
-from toolkit.serving.limits import BodyLimit
+from toolkit.serving.lastgood import LastGood
+from toolkit.serving.limits import BodyLimit, Patience
 from toolkit.serving.live import Release
 from toolkit.serving.openapi import describe, refusals
 from toolkit.serving.problems import Problem
@@ -72,7 +76,8 @@ from toolkit.settings import ScriptSettings, environment, parse, run_script
 logger = logging.getLogger(__name__)
 
 VERSION = "1"  # of the addresses and shapes
-PREDICT_ADDRESSES, ADMIN_ADDRESSES = ("/predict", "/predict/batch", "/feedback"), ("/admin/reload",)
+PREDICT_ADDRESSES = ("/predict", "/predict/batch", "/feedback", *protocols.PREDICT_ADDRESSES)
+ADMIN_ADDRESSES = ("/admin/reload",)
 Window = Literal["short", "medium", "long"]
 WINDOWS: tuple[Window, ...] = get_args(Window)
 
@@ -89,6 +94,15 @@ class ServeSettings(ScriptSettings):
     model_name: str = Field("image-classifier", description="registered model")
     stage: Literal["Production", "Staging"] = Field("Production", description="stage whose version is served")
     tracking_uri: str | None = Field(None, description="MLflow store; MLFLOW_TRACKING_URI, else sqlite:///mlflow.db")
+    engine: engines.Choice = Field(
+        "auto", description="what runs the program; auto takes the fastest that agrees with it"
+    )
+    shadow_share: float = Field(
+        0.0, ge=0, le=1, description="share of the pictures that the Staging model is run on too"
+    )
+    copies: Path = Field(
+        Path("served_models"), description="folder for copies of what served; a start without MLflow uses it"
+    )
     poll_seconds: float = Field(5.0, gt=0, le=3600, description="pause between two looks at the registry")
     monitor_store: str | None = Field(None, description="store of predictions; MONITORING_STORE, else monitoring.db")
     top_k: int = Field(5, ge=1, description="classes listed when a request does not say how many")
@@ -99,6 +113,12 @@ class ServeSettings(ScriptSettings):
     max_batch: int = Field(32, ge=1, description="pictures in one request to /predict/batch")
     max_body_mb: float = Field(32.0, gt=0, allow_inf_nan=False, description="largest request body in MiB")
     max_pixels: int = Field(50_000_000, ge=1, description="largest picture in pixels")
+    head_seconds: float = Field(10.0, gt=0, le=600, description="longest time until a request's head has arrived")
+    body_seconds: float = Field(
+        30.0, gt=0, le=3600, description="longest time until its body has; slow uplinks need more"
+    )
+    stall_seconds: float = Field(10.0, gt=0, le=600, description="longest pause of a body that is arriving")
+    most_connections: int = Field(4096, ge=1, description="connections that may be open; more get a 503")
     drain_seconds: float = Field(1.0, ge=0, le=600, description="time between not being ready and closing the socket")
     finish_seconds: int = Field(10, ge=1, le=600, description="longest time to finish accepted requests at the end")
     predict_key: CliSuppress[SecretStr | None] = Field(None, description="key for predictions and feedback")
@@ -131,6 +151,11 @@ class ServeSettings(ScriptSettings):
         """The limit of a body in bytes."""
         return int(self.max_body_mb * 2**20)
 
+    @property
+    def patience(self) -> Patience:
+        """How long a request may take to arrive."""
+        return Patience(self.head_seconds, self.body_seconds, self.stall_seconds)
+
     def guarded(self) -> dict[str, str]:
         """Address to key. With only a predict key set, the admin addresses answer nobody."""
         predict, admin = (key.get_secret_value() if key else None for key in (self.predict_key, self.admin_key))
@@ -143,17 +168,17 @@ class ServeSettings(ScriptSettings):
 class Registered:
     """The registry as the live model's source."""
 
-    def __init__(self, settings: ServeSettings) -> None:
+    def __init__(self, settings: ServeSettings, stage: str) -> None:
         self._registry = ModelRegistry(settings.tracking_uri, settings.model_name)
-        self._stage = settings.stage
+        self._stage = stage
 
     def find(self) -> Release:
         """The version that is in the stage now."""
         return self._registry.get(self._stage)
 
-    def load(self, release: Release) -> Bundle:
+    def load(self, release: Release, cache: Path | None = None) -> Bundle:
         """Its bundle, checked against the digest of the version."""
-        return self._registry.load(release.version).bundle
+        return self._registry.load(release.version, cache=cache).bundle
 
 
 # The addresses. What may wait for a disk is a plain function, which FastAPI runs in a thread.
@@ -162,6 +187,7 @@ routes = APIRouter()
 PREDICTING = refusals(
     problems.MALFORMED,
     problems.UNDECODABLE,
+    problems.TOO_SLOW,
     problems.BODY_TOO_LARGE,
     problems.PICTURE_TOO_LARGE,
     problems.MEDIA,
@@ -185,7 +211,7 @@ async def predict(request: Request, query: Annotated[TopK, Query()]) -> Predicti
     """Classify one picture: a form with `file`, a raw `image/*` body, or JSON with base64 in `image`."""
     service = _service(request)
     service.admit(query.top_k)
-    with service.desk.body(_announced(request)):
+    with service.desk.body(announced(request, request.app.state.settings.max_body_bytes)):
         read = await read_picture(request)
         with service.desk.places(1):
             answer = await service.predict(read, query.top_k)
@@ -198,7 +224,7 @@ async def predict_batch(request: Request, query: Annotated[TopK, Query()]) -> Ba
     """Classify many pictures, the `files` of a form; one that cannot be used fails alone."""
     service = _service(request)
     service.admit(query.top_k)
-    with service.desk.body(_announced(request)):
+    with service.desk.body(announced(request, request.app.state.settings.max_body_bytes)):
         reads = await read_pictures(request, request.app.state.settings.max_batch)
         with service.desk.places(len(reads)):
             answers = (
@@ -206,12 +232,6 @@ async def predict_batch(request: Request, query: Annotated[TopK, Query()]) -> Ba
                 for index, read in enumerate(reads)
             )
             return Batch(results=await asyncio.gather(*answers))
-
-
-def _announced(request: Request) -> int:
-    """Bytes of a request's body: as its head says, or as many as are allowed."""
-    announced = request.headers.get("content-length", "")
-    return int(announced) if announced.isdecimal() else request.app.state.settings.max_body_bytes
 
 
 def _one_or_many(body: object) -> str:
@@ -226,7 +246,12 @@ Told = Annotated[
 @routes.post(
     "/feedback",
     responses=refusals(
-        problems.MALFORMED, problems.UNKNOWN_PREDICTION, problems.INVALID, problems.UNKNOWN_LABEL, problems.MONITOR
+        problems.MALFORMED,
+        problems.TOO_SLOW,
+        problems.UNKNOWN_PREDICTION,
+        problems.INVALID,
+        problems.UNKNOWN_LABEL,
+        problems.MONITOR,
     ),
     response_model_exclude_defaults=True,
     tags=["predictions"],
@@ -336,13 +361,15 @@ def alerts(
 @routes.get("/model-info", responses=refusals(problems.NOT_READY), tags=["state"])
 async def model_info(request: Request) -> dict[str, Any]:
     """What is being served: version, classes, how it was measured, what runs it."""
-    model = _service(request).model()
+    service = _service(request)
+    model = service.model()
     card, baseline, release = model.bundle.card, model.bundle.baseline, model.release
     return {
         **(named(model) or {}),
         "run_id": release.run_id,
         "digest": model.bundle.digest,
         "engine": model.engine.name,
+        "checks": model.engine.report,
         "network": card.network,
         "classes": card.classes,
         "image_size": card.image_size,
@@ -353,6 +380,7 @@ async def model_info(request: Request) -> dict[str, Any]:
         "baseline": {"pictures": baseline.size, "accuracy": baseline.accuracy if baseline.size else None},
         "code_version": card.code_version,
         "versions": card.versions,
+        "shadow": service.shadow.figures() if service.shadow else None,
     }
 
 
@@ -406,14 +434,17 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
     )
     guarded = settings.guarded()
     app.state.settings, app.state.figures, app.state.leaving = settings, Figures(), False
-    app.state.source = Registered(settings)
+    app.state.source = Registered(settings, settings.stage)
     app.state.figures.collect(partial(_families, app))
     app.include_router(routes)
+    app.include_router(protocols.routes)
     app.openapi = partial(_described, app, tuple(guarded))  # type: ignore[method-assign]
     for kind in (HTTPException, RequestValidationError):
         app.add_exception_handler(kind, problems.handle)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)  # what is added last is outermost
+    # What is added last is outermost.
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, patience=settings.patience)
     app.add_middleware(Keys, guarded=guarded)
+    app.add_middleware(Departures)
     app.add_middleware(Journal, figures=app.state.figures)
     return app
 
@@ -435,6 +466,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         seconds=settings.answer_seconds,
         limits=settings.limits,
         top_k=settings.top_k,
+        prepare=partial(
+            engines.prepare, choice=settings.engine, threads=settings.workers, cache=settings.copies / "converted"
+        ),
+        last_good=LastGood(settings.copies / settings.model_name / settings.stage, settings.model_name, settings.stage),
+        shadow=Registered(settings, "Staging"),
+        shadow_share=settings.shadow_share,
     )
     service.start()
     try:
@@ -473,7 +510,14 @@ def main() -> int:
         def leave() -> None:
             app.state.leaving = True
 
-        Server(app, leave, settings.drain_seconds, settings.finish_seconds).run(sockets=[listener])
+        Server(
+            app,
+            leave,
+            settings.drain_seconds,
+            settings.finish_seconds,
+            patience=settings.patience,
+            most_connections=settings.most_connections,
+        ).run(sockets=[listener])
     return 0
 
 

@@ -79,7 +79,7 @@ class _Decoded:
             "decode": self.ended - self.began, "queue": queue, "infer": ended - began, "total": ended - self.asked.at,
         }  # fmt: skip
         timings = {stage: round(1000 * value, 3) for stage, value in seconds.items()}
-        return Classified(self.model, self.picture, probabilities, timings)
+        return Classified(self.model, self.picture, probabilities, timings, self.asked.read)
 
 
 class Batcher:
@@ -182,6 +182,7 @@ class Batcher:
             self._prepare()
         while step := self._next_step():
             step()
+            del step  # a worker that waits would keep the model of its last batch in memory
 
     def _next_step(self) -> Callable[[], None] | None:
         """Wait for something to do; nothing is left to do when it is None."""

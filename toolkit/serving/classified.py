@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.images import Picture
+from toolkit.serving.formats import Read
 from toolkit.serving.live import LiveModel
 
 STAGES = ("decode", "queue", "infer", "total")
@@ -23,12 +24,15 @@ class Classified:
         float32 (K,), in class order.
     timings_ms
         One value for each of ``STAGES``.
+    read
+        Gives the encoded picture again.
     """
 
     model: LiveModel
     picture: Picture
     probabilities: NDArray[np.float32]
     timings_ms: dict[str, float]
+    read: Read = bytes
 
     @property
     def finite(self) -> bool:

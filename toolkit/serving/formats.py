@@ -1,60 +1,89 @@
-"""The pictures in a request: a multipart form, a raw body, or JSON with base64.
+"""The pictures in a request: a multipart form, a raw body, or JSON with base64 or pixels.
 
 What a client declares about a picture (its file name, its part's type) is never used: the content
 decides. Base64 is undone by the returned function, which runs where pictures are decoded too.
 """
 
+import asyncio
 import base64
 import binascii
+import io
 import json
+import math
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 from fastapi import Request
+from PIL import Image
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from toolkit.serving.problems import INVALID, MALFORMED, MEDIA, UNDECODABLE, Problem
 
+T = TypeVar("T")
 Read = Callable[[], bytes]  # gives the bytes of one encoded picture, or raises a Problem
 
 FORM, JSON = "multipart/form-data", "application/json"
-RAW = ("application/octet-stream", "")  # besides image/*; no type at all is taken for a raw picture
+# Besides image/*: SageMaker's clients say x-image; no type at all is taken for a raw picture.
+RAW = ("application/octet-stream", "application/x-image", "")
 MOST_FIELDS = 16  # of a form, besides its files
 LARGEST_FIELD = 4096  # bytes
 KEPT_IN_MEMORY = 2**40  # bytes of a file part: always, since the body's limit already holds
 
-_PICTURE_JSON = {
-    "type": "object",
-    "required": ["image"],
-    "additionalProperties": False,
-    "properties": {"image": {"type": "string", "format": "byte", "description": "the encoded picture in base64"}},
-}
+VALUES_A_PICTURE = 8  # of JSON, at most: braces, brackets and commas around the base64 of one picture
+# What Python makes of JSON takes up to 30 times the text's size, and it makes one at a time however many threads ask.
+_UNPACKER = ThreadPoolExecutor(1, "unpack")
+_DATA_URL = re.compile(r"\s*data:[^,]{0,200};base64,", re.IGNORECASE)
 
 
-def _form(name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {"schema": {"type": "object", "required": [name], "properties": {name: schema}}}
+def _with(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": [name], "properties": {name: schema}}
+
+
+def _list(schema: dict[str, Any], most: int | None = None) -> dict[str, Any]:
+    return {"type": "array", "items": schema, "minItems": 1} | ({"maxItems": most} if most else {})
 
 
 _FILE = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, BMP, GIF or TIFF"}
+_BASE64 = {"type": "string", "format": "byte", "description": "the encoded picture in base64, or a data URL of it"}
+_ENTRY = {"anyOf": [_BASE64, _with("b64", _BASE64), _with("image", _with("b64", _BASE64))]}
+_PIXELS = _list(_list(_list({"type": "integer", "minimum": 0, "maximum": 255}))) | {
+    "description": "the rows of an RGB picture of the model's own size"
+}
 
-# How the two functions below look in the OpenAPI description, which cannot be derived from their code.
+
+def _json(entry: dict[str, Any], most: int | None) -> dict[str, Any]:
+    shapes = [_with("image", _BASE64), *(_with(name, _list(entry, most)) for name in ("inputs", "instances"))]
+    return {"schema": {"anyOf": shapes}}
+
+
+# How the functions below look in the OpenAPI description, which cannot be derived from their code.
 PICTURE_BODY: dict[str, Any] = {
     "required": True,
     "content": {
-        FORM: _form("file", _FILE),
+        FORM: {"schema": _with("file", _FILE)},
         "image/*": {"schema": _FILE},
         "application/octet-stream": {"schema": _FILE},
-        JSON: {"schema": _PICTURE_JSON},
+        JSON: _json(_ENTRY, 1),
     },
 }
 
 
-def pictures_body(most: int) -> dict[str, Any]:
-    """The body of a batch of at most ``most`` pictures."""
-    files = {"type": "array", "items": _FILE, "minItems": 1, "maxItems": most}
-    return {"required": True, "content": {FORM: _form("files", files)}}
+def pictures_body(most: int | None = None) -> dict[str, Any]:
+    """The body of a batch, of at most ``most`` pictures where that is known."""
+    form = {"schema": _with("files", _list(_FILE, most))}
+    return {"required": True, "content": {FORM: form, JSON: _json(_ENTRY, most)}}
+
+
+def pixels_body() -> dict[str, Any]:
+    """The body of a batch where pixels, and one raw picture, are taken as well."""
+    body = pictures_body()
+    content = body["content"] | {"image/*": {"schema": _FILE}, JSON: _json({"anyOf": [_ENTRY, _PIXELS]}, None)}
+    return body | {"content": content}
 
 
 async def read_picture(request: Request) -> Read:
@@ -70,19 +99,143 @@ async def read_picture(request: Request) -> Read:
         return (await _files(request, "file", most=1))[0]
     body = await request.body()
     if media == JSON:
-        return partial(_from_json, body)
-    if media.startswith("image/") or media in RAW:
+        return partial(_one_of_json, body)
+    if _is_raw(media):
         return partial(bytes, body)
     raise Problem(
         MEDIA, "send a multipart form with the field 'file', a raw picture as image/*, or JSON with the field 'image'"
     )
 
 
-async def read_pictures(request: Request, most: int) -> list[Read]:
-    """The pictures of a multipart request, at most so many, in the order they were sent."""
-    if _media_type(request) != FORM:
-        raise Problem(MEDIA, "send a multipart form with the field 'files', once for each picture")
-    return await _files(request, "files", most)
+async def read_pictures(request: Request, most: int, size: int | None = None) -> list[Read]:
+    """The pictures of a request, at most so many, in the order they were sent.
+
+    Parameters
+    ----------
+    request
+        A form, or JSON with a list.
+    most
+        Pictures that are taken.
+    size
+        Given where one raw picture, and JSON with pixels of this height and width, are taken as well.
+
+    Raises
+    ------
+    Problem
+        400 for a broken body, 415 for one of an unknown type, 422 when it holds no or too many pictures, or a list
+        that is none.
+    """
+    media = _media_type(request)
+    if media == FORM:
+        return await _files(request, "files", most)
+    if media == JSON:
+        return await unpack(partial(_many_of_json, await request.body(), most, size))
+    if size is not None and _is_raw(media):
+        return [partial(bytes, await request.body())]
+    raise Problem(
+        MEDIA, "send a multipart form with the field 'files', once for each picture, or JSON with a list in 'inputs'"
+    )
+
+
+def announced(request: Request, most: int) -> int:
+    """Bytes of a request's body: as its head says, or as many as are allowed."""
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isdecimal() else most
+
+
+def values_of_pixels(size: int) -> int:
+    """Values that one picture of this height and width has in JSON, at most: a list and three numbers a pixel."""
+    return 4 * size * (size + 1)
+
+
+async def unpack(work: Callable[[], T]) -> T:
+    """Run what loads a large JSON in a thread, one such work at a time, so that one is in memory."""
+    return await asyncio.get_running_loop().run_in_executor(_UNPACKER, work)
+
+
+def load_json(body: bytes, most: int) -> Any:
+    """JSON with at most so many values, lists and objects; with more, the text is refused unread.
+
+    Raises
+    ------
+    Problem
+        400 when it is no JSON, or holds too much.
+
+    Examples
+    --------
+    >>> load_json(b'{"inputs": [1, 2]}', 3)
+    {'inputs': [1, 2]}
+    >>> load_json(b'{"inputs": [1, 2, []]}', 3)
+    Traceback (most recent call last):
+        ...
+    toolkit.serving.problems.Problem: 400: the JSON holds more values than the pictures of a request can have
+    """
+    if body.count(b"[") + body.count(b"{") + body.count(b",") > most:
+        raise Problem(MALFORMED, "the JSON holds more values than the pictures of a request can have")
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise Problem(MALFORMED, "the body is not valid JSON") from None
+
+
+def from_base64(text: str) -> Read:
+    """The picture in base64 or in a data URL, which is undone when the picture is read."""
+    return partial(_decoded, text)
+
+
+def from_pixels(values: object, size: int, index: int = 0) -> Read:
+    """A picture of the size that the model wants, from its pixels.
+
+    It becomes a file without loss, a stored PNG, so that it takes the same way as any other picture.
+
+    Parameters
+    ----------
+    values
+        Numbers from 0 to 255: (size, size, 3) as nested lists, or flat in the same order.
+    size
+        Height and width in pixels.
+    index
+        Place of the picture in the request, for the message.
+
+    Raises
+    ------
+    Problem
+        422 for any other list.
+
+    Examples
+    --------
+    >>> from_pixels([255, 0, 0] * 4, size=2)()[:4]
+    b'\\x89PNG'
+    """
+    try:
+        return partial(_as_png, _bytes_of(values, (size, size, 3)), size)
+    except ValueError:
+        detail = f"picture {index} must be {size} x {size} x 3 whole numbers from 0 to 255, in nested lists or in one"
+        raise Problem(INVALID, detail) from None
+
+
+def _bytes_of(values: object, shape: tuple[int, ...]) -> bytes:
+    """What is in nested lists of this shape, or in a flat one; ``bytes`` itself holds the numbers against 0..255."""
+    if not isinstance(values, list):
+        raise ValueError
+    if len(values) == shape[0]:
+        for length in shape[1:]:
+            if set(map(type, values)) != {list} or set(map(len, values)) != {length}:
+                raise ValueError
+            values = list(chain.from_iterable(values))
+    if len(values) != math.prod(shape) or set(map(type, values)) != {int}:  # not bool, which bytes would take
+        raise ValueError
+    return bytes(values)
+
+
+def _as_png(pixels: bytes, size: int) -> bytes:
+    file = io.BytesIO()
+    Image.frombytes("RGB", (size, size), pixels).save(file, "PNG", compress_level=0)
+    return file.getvalue()
+
+
+def _is_raw(media: str) -> bool:
+    return media.startswith("image/") or media in RAW
 
 
 def _media_type(request: Request) -> str:
@@ -129,14 +282,50 @@ class _Parser(MultiPartParser):
             raise MultiPartException("it ends before its last boundary.")
 
 
-def _from_json(body: bytes) -> bytes:
+def _one_of_json(body: bytes) -> bytes:
+    reads = _many_of_json(body, 1, None)
+    return reads[0]()
+
+
+def _many_of_json(body: bytes, most: int, size: int | None) -> list[Read]:
+    a_picture = VALUES_A_PICTURE + (values_of_pixels(size) if size is not None else 0)
+    entries = _entries(load_json(body, VALUES_A_PICTURE + most * a_picture))
+    if not 1 <= len(entries) <= most:
+        allowed = "one picture" if most == 1 else f"from 1 to {most} pictures"
+        raise Problem(INVALID, f"the JSON body must hold {allowed}")
+    return [_picture(entry, size, index) for index, entry in enumerate(entries)]
+
+
+def _entries(value: object) -> list[Any]:
+    """The pictures of a JSON body as they stand there: one in ``image``, or a list as other servers take it."""
+    if isinstance(value, dict) and len(value) == 1:
+        [(name, found)] = value.items()
+        if name in ("inputs", "instances") and isinstance(found, list):
+            return found
+        if name in ("image", "inputs"):
+            return [found]
+    raise _misshapen()
+
+
+def _picture(entry: Any, size: int | None, index: int) -> Read:
+    if size is not None and isinstance(entry, list):
+        return from_pixels(entry, size, index)
+    for name in ("image", "b64"):
+        if isinstance(entry, dict) and set(entry) == {name}:
+            entry = entry[name]
+    if not isinstance(entry, str):
+        raise _misshapen()
+    return from_base64(entry)
+
+
+def _misshapen() -> Problem:
+    shapes = '{"image": "..."}, {"inputs": ["..."]} or {"instances": [{"b64": "..."}]}'
+    return Problem(INVALID, f"the JSON body must be {shapes} with encoded pictures in base64")
+
+
+def _decoded(text: str) -> bytes:
+    head = _DATA_URL.match(text)
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        raise Problem(MALFORMED, "the body is not valid JSON") from None
-    if not isinstance(value, dict) or set(value) != {"image"} or not isinstance(value["image"], str):
-        raise Problem(INVALID, 'the JSON body must be {"image": "..."} with the encoded picture in base64')
-    try:
-        return base64.b64decode("".join(value["image"].split()), validate=True)
+        return base64.b64decode("".join(text[head.end() if head else 0 :].split()), validate=True)
     except (binascii.Error, ValueError):
-        raise Problem(UNDECODABLE, "the field 'image' is not valid base64") from None
+        raise Problem(UNDECODABLE, "the text of the picture is not valid base64") from None

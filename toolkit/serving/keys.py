@@ -4,6 +4,7 @@ import hmac
 from collections.abc import Mapping
 
 from starlette.datastructures import Headers
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from toolkit.serving.problems import KEY_MISSING, KEY_WRONG, Problem
@@ -17,16 +18,19 @@ class Keys:
     app
         What is protected.
     guarded
-        Address to key.
+        Address to key; an address may be a pattern of a route, such as ``/models/{name}/infer``.
     """
 
     def __init__(self, app: ASGIApp, guarded: Mapping[str, str]) -> None:
         self.app = app
-        self.guarded = {path: key.encode() for path, key in guarded.items()}
+        self.guarded = [(compile_path(path)[0], key.encode()) for path, key in guarded.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (key := self.guarded.get(_path(scope))) is not None:
-            check_key(Headers(scope=scope), key)
+        if scope["type"] == "http":
+            path = _path(scope)
+            for pattern, key in self.guarded:
+                if pattern.match(path):
+                    check_key(Headers(scope=scope), key)
         await self.app(scope, receive, send)
 
 

@@ -1,23 +1,47 @@
-"""The limit on a request's body, held before anything is kept in memory, with or without Content-Length."""
+"""What a client may do: the size of a request's body, and the time that everything it sends or takes may need."""
 
 import asyncio
 import time
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from toolkit.serving.problems import BODY_TOO_LARGE, MALFORMED, Problem
+from toolkit.serving.problems import BODY_TOO_LARGE, MALFORMED, TOO_SLOW, Problem
 
 DISCARD_TIMES = 4  # bodies up to so many times the limit are read to their end, and thrown away, before the answer
 DISCARD_SECONDS = 5.0
 
 
-class BodyLimit:
-    """ASGI middleware that raises a 413 ``Problem`` for a body with more than ``limit`` bytes.
+@dataclass(frozen=True)
+class Patience:
+    """How long slow clients are waited for, so that nobody holds connections without using them.
 
-    Many clients only listen once they have sent everything, and take a closed connection for a
-    failure of the network. So the rest of a body that is not excessively large is received,
-    without being kept, before the problem is raised.
+    Parameters
+    ----------
+    head_seconds
+        Longest time from an open connection, or the first byte of a further request, to a complete head.
+    body_seconds
+        Longest time in which a body arrives, and in which an answer is taken.
+    stall_seconds
+        Longest time between two pieces of a body.
+    """
+
+    head_seconds: float = 10.0
+    body_seconds: float = 30.0
+    stall_seconds: float = 10.0
+
+
+PATIENCE = Patience()
+
+
+class BodyLimit:
+    """ASGI middleware that raises a ``Problem``: 413 for a body with more than ``limit`` bytes, 408 for a slow one.
+
+    The size is held before anything is kept in memory, with or without Content-Length. Many
+    clients only listen once they have sent everything, and take a closed connection for a failure
+    of the network. So the rest of a body that is not excessively large is received, without being
+    kept, before the problem is raised.
 
     Parameters
     ----------
@@ -25,11 +49,14 @@ class BodyLimit:
         What is protected.
     limit
         Largest body in bytes.
+    patience
+        Its ``body_seconds`` and ``stall_seconds`` hold while the application asks for the body.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, patience: Patience = PATIENCE) -> None:
         self.app = app
         self.limit = limit
+        self.patience = patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -40,25 +67,48 @@ class BodyLimit:
         if announced is not None and announced > self.limit:
             if headers.get("expect", "").lower() != "100-continue" and announced <= self.limit * DISCARD_TIMES:
                 await _discard(receive, announced)
-            raise self._problem()
-        received = 0
+            raise _too_large(self.limit)
+        await self.app(scope, _Body(receive, self.limit, self.patience).receive, send)
 
-        async def limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.limit:
-                if message.get("more_body"):
-                    await _discard(receive, self.limit * (DISCARD_TIMES - 1))
-                raise self._problem()
-            return message
 
-        await self.app(scope, limited, send)
+class _Body:
+    """The messages of one body, counted and timed."""
 
-    def _problem(self) -> Problem:
-        return Problem(
-            BODY_TOO_LARGE, f"a request may have at most {self.limit / 2**20:g} MiB", {"Connection": "close"}
-        )
+    def __init__(self, receive: Receive, limit: int, patience: Patience) -> None:
+        self._receive, self._limit, self._patience = receive, limit, patience
+        self._received, self._more = 0, True
+        self._end: float | None = None  # the latest moment of its last byte, from when it is first asked for
+
+    async def receive(self) -> Message:
+        if not self._more:
+            return await self._receive()  # what comes after a body may take as long as it likes
+        message = await self._in_time()
+        self._received += len(message.get("body", b""))
+        self._more = message.get("more_body", False)
+        if self._received > self._limit:
+            if self._more:
+                await _discard(self._receive, self._limit * (DISCARD_TIMES - 1))
+            raise _too_large(self._limit)
+        return message
+
+    async def _in_time(self) -> Message:
+        patience, now = self._patience, asyncio.get_running_loop().time()
+        if self._end is None:
+            self._end = now + patience.body_seconds
+        try:
+            async with asyncio.timeout_at(min(self._end, now + patience.stall_seconds)):
+                return await self._receive()
+        except TimeoutError:
+            raise Problem(
+                TOO_SLOW,
+                f"a body must arrive within {patience.body_seconds:g} s, with no pause longer than "
+                f"{patience.stall_seconds:g} s",
+                {"Connection": "close"},
+            ) from None
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem(BODY_TOO_LARGE, f"a request may have at most {limit / 2**20:g} MiB", {"Connection": "close"})
 
 
 def _announced(headers: Headers) -> int | None:

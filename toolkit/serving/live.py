@@ -1,16 +1,19 @@
-"""Which model answers: found in the registry, loaded aside, and put in place by one assignment."""
+"""Which model answers: found in the registry, loaded and tried out aside, and put in place by one assignment."""
 
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from toolkit.bundle import Bundle
 from toolkit.errors import BundleError, NotRegistered, ToolkitError, one_line
-from toolkit.serving.engine import Engine, prepare
+from toolkit.serving.engines import Engine, prepare
 from toolkit.serving.problems import without_places
+from toolkit.serving.tryout import Comparison, Tried, compare, try_out
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +43,30 @@ class Source(Protocol):
     def find(self) -> Release:
         """The version that should answer; cheap, for it is asked again and again."""
 
-    def load(self, release: Release) -> Bundle:
-        """Its bundle, verified."""
+    def load(self, release: Release, cache: Path | None = None) -> Bundle:
+        """Its bundle, verified; its files stay as ``cache/<digest>`` when there is such a folder."""
+
+
+class Copies(Protocol):
+    """The last versions that served, on the disk of this machine: ``lastgood.LastGood``."""
+
+    def load(self, source: Source, release: Release) -> Bundle:
+        """A release's bundle from its source, which leaves a copy on its way."""
+
+    def keep(self, release: Release) -> None:
+        """Note that a release serves, so its copy is the last good one."""
+
+    def recall(self) -> Iterable[tuple[Release, Bundle]]:
+        """What served last, newest first, verified."""
 
 
 @dataclass(frozen=True, eq=False)
 class LiveModel:
-    """A version that answers, or has until a moment ago."""
+    """A version that answers, or has until a moment ago.
+
+    Who runs its engine holds the model, not the engine alone: the engine is closed when nobody
+    holds the model any more.
+    """
 
     release: Release
     bundle: Bundle
@@ -82,7 +102,8 @@ def identity(release: Release) -> tuple[str, int, str]:
 class Live:
     """The live model, and the thread that keeps it what the registry says.
 
-    A version that cannot be found, loaded, verified or run leaves the one before it in place.
+    A version that cannot be found, loaded, verified or run leaves the one before it in place. The one
+    that was replaced is closed and freed when its last answer is out.
 
     Parameters
     ----------
@@ -92,12 +113,34 @@ class Live:
         Called with a model right before it begins to answer.
     poll_seconds
         Pause between two looks at the registry.
+    prepare
+        Makes an engine of a bundle, warmed up and checked.
+    last_good
+        What answers when the service starts and the registry does not answer, or what is in the
+        stage cannot be used; nothing does when None.
+    on_failure
+        Called with a release and the reason when it is set aside; once, not at each further attempt.
+    does
+        What the model does, for the log.
     """
 
-    def __init__(self, source: Source, adopt: Callable[[LiveModel], None], poll_seconds: float) -> None:
+    def __init__(
+        self,
+        source: Source,
+        adopt: Callable[[LiveModel], None],
+        poll_seconds: float,
+        *,
+        prepare: Callable[[Bundle], Engine] = prepare,
+        last_good: Copies | None = None,
+        on_failure: Callable[[Release, str], None] | None = None,
+        does: str = "serves",
+    ) -> None:
         self.model: LiveModel | None = None
         self.failure: Failure | None = None
+        self.comparison: Comparison | None = None  # of the live model with the one before it
+        self.copy_since: float | None = None  # seconds since 1970; None unless the live model is a last good copy
         self.reachable = False  # whether the registry answered the last look
+        self.unreachable_since: float | None = None  # seconds since 1970
         self.registry_problem: str | None = None  # why the last look found nothing to serve
         self.last_look: float | None = None  # seconds since 1970
         self.loading: Release | None = None
@@ -105,6 +148,12 @@ class Live:
         self._source = source
         self._adopt = adopt
         self._poll_seconds = poll_seconds
+        self._prepare = prepare
+        self._last_good = last_good
+        self._recalls = last_good is not None  # whether a copy may still be asked to answer
+        self._on_failure = on_failure
+        self._does = does
+        self._tried: Tried | None = None  # what the live model did before it answered
         self._looking = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="registry", daemon=True)
@@ -137,9 +186,11 @@ class Live:
                 wanted = self._source.find()
             except NotRegistered as error:
                 self._note_registry(str(error), reachable=True)
+                self._recalls = False  # the registry has the last word
                 return "waiting"
-            except ToolkitError as error:
-                self._note_registry(str(error), reachable=False)
+            except Exception as error:  # noqa: BLE001  a library's own are no reason to stop looking
+                self._note_registry(_problem(error), reachable=False)
+                self._recall()
                 return "unreachable"
             self._note_registry(None, reachable=True)
             return self._follow(wanted, again)
@@ -154,13 +205,17 @@ class Live:
         return self.registry_problem or "the registry has not answered yet"
 
     def describe(self) -> dict[str, Any]:
-        """Registry and failures as ``/health`` shows them."""
-        failure = self.failure
+        """Registry, failures and where the live model came from, as ``/health`` shows them; times since 1970."""
+        failure, comparison = self.failure, self.comparison
         return {
             "reachable": self.reachable,
+            "unreachable_since": self.unreachable_since,
             "problem": self.registry_problem,
             "last_look": self.last_look,
             "changes": self.changes,
+            "source": self.model and ("last good copy" if self.copy_since else "registry"),
+            "copy_since": self.copy_since,
+            "comparison": comparison and asdict(comparison),
             "set_aside": failure
             and {
                 "version": failure.release.version,
@@ -174,23 +229,24 @@ class Live:
         while not self._stopping.is_set():
             try:
                 self.look()
-            except Exception as error:  # this thread must not end, whatever a library raises
-                logger.exception("the look at the registry failed")
-                self.registry_problem, self.reachable = f"the look at it failed: {type(error).__name__}", False
+            except Exception:  # what happened is in the log; the next look may fare better
+                logger.exception("the look at the registry broke off")
             self._stopping.wait(self._poll_seconds)
 
     def _note_registry(self, problem: str | None, *, reachable: bool) -> None:
         shown = without_places(problem) if problem else None
         if problem and shown != self.registry_problem:  # a line when it begins and when it ends, not one a look
-            serving = f"; version {self.model.version} serves on" if self.model else ""
+            serving = f"; version {self.model.version} {self._does} on" if self.model else ""
             logger.warning("%s%s", problem, serving)
         elif reachable and not self.reachable and self.last_look is not None:
             logger.info("the registry answers again")
         self.registry_problem, self.reachable, self.last_look = shown, reachable, time.time()
+        self.unreachable_since = None if reachable else self.unreachable_since or self.last_look
 
     def _follow(self, wanted: Release, again: bool) -> str:
         if self.model is not None and identity(self.model.release) == identity(wanted):
             self.failure = None  # a broken successor was withdrawn
+            self.copy_since = None  # a copy is the very model that the registry names
             return "unchanged"
         failed = self.failure
         if failed is not None and identity(failed.release) != identity(wanted):
@@ -202,30 +258,89 @@ class Live:
             self._replace(wanted)
         except Exception as error:  # noqa: BLE001  zipfile, torch and MLflow each raise kinds of their own
             self._set_aside(wanted, error, failed.attempts + 1 if failed else 1)
-            return "failed"
+        else:
+            if self._last_good is not None:
+                self._last_good.keep(wanted)
+            return "loaded"
         finally:
             self.loading = None
-        return "loaded"
+        self._recall()
+        return "failed"
 
     def _replace(self, wanted: Release) -> None:
         started = time.monotonic()
-        bundle = self._source.load(wanted)
+        bundle = self._last_good.load(self._source, wanted) if self._last_good else self._source.load(wanted)
         if wanted.digest and bundle.digest != wanted.digest:
             raise BundleError("the registry changed while the version was being loaded")
-        model = LiveModel(wanted, bundle, prepare(bundle), time.time())
-        self._adopt(model)
-        before, self.model, self.failure = self.model, model, None
-        self.changes += 1
+        before = self.model
+        model = self._put_in_place(wanted, bundle)
+        self.failure = self.copy_since = None
         replaced = f" in place of version {before.version}" if before else ""
-        logger.info("version %s serves%s, loaded in %.1f s", model.version, replaced, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        logger.info("version %s %s%s, loaded in %.1f s", model.version, self._does, replaced, seconds)
+
+    def _recall(self) -> None:
+        """Let the last good copy answer, when nothing does and the registry has not said otherwise; asked once."""
+        if self.model is not None or self._last_good is None or not self._recalls:
+            return
+        self._recalls = False
+        for release, bundle in self._last_good.recall():
+            self.loading = release
+            try:
+                model = self._put_in_place(release, bundle)
+            except Exception as error:  # noqa: BLE001  as in ``_follow``
+                logger.warning("the last good copy, version %d, cannot be used: %s", release.version, one_line(error))
+                continue
+            finally:
+                self.loading = None
+            self.copy_since = model.loaded_at
+            logger.warning("version %s %s from the last good copy on this machine", model.version, self._does)
+            return
+
+    def _put_in_place(self, release: Release, bundle: Bundle) -> LiveModel:
+        """Prepare a model, try it out, and let it answer; whatever is raised leaves the one before it in place."""
+        engine = self._prepare(bundle)
+        model = LiveModel(release, bundle, engine, time.time())
+        weakref.finalize(model, _close, engine, model.version).atexit = False
+        tried = try_out(engine, bundle.card, model.version)
+        comparison = compare(tried, self._tried) if self._tried else None
+        self._adopt(model)
+        self.model, self.comparison, self._tried = model, comparison, tried
+        self.changes += 1
+        if comparison is not None:
+            logger.log(logging.WARNING if comparison.constant else logging.INFO, "%s", comparison)
+        return model
 
     def _set_aside(self, release: Release, error: Exception, attempts: int) -> None:
         pause = min(self._poll_seconds * 2 ** min(attempts, DOUBLINGS), LONGEST_PAUSE)
-        self.failure = Failure(release, without_places(one_line(error)), attempts, time.monotonic() + pause)
+        reason = without_places(one_line(error))
+        self.failure = Failure(release, reason, attempts, time.monotonic() + pause)
         logger.error(
             "version %d cannot be loaded: %s; %s, next attempt in %.0f s",
             release.version,
             one_line(error),
-            f"version {self.model.version} serves on" if self.model else "nothing serves",
+            f"version {self.model.version} {self._does} on" if self.model else f"nothing {self._does}",
             pause,
         )
+        if self._on_failure is None or attempts > 1:
+            return
+        try:
+            self._on_failure(release, reason)
+        except Exception as trouble:  # noqa: BLE001  models are not held up by whoever is told of them
+            logger.warning("that version %d was set aside could not be told: %s", release.version, one_line(trouble))
+
+
+def _problem(error: Exception) -> str:
+    """What a look at the registry failed with."""
+    if isinstance(error, ToolkitError):
+        return str(error)
+    logger.error("the look at the registry failed", exc_info=error)
+    return f"the look at it failed: {type(error).__name__}"
+
+
+def _close(engine: Engine, version: str) -> None:
+    """Close the engine of a model that nobody holds any more, in whichever thread held it last."""
+    try:
+        engine.close()
+    except Exception as error:  # noqa: BLE001  it must not fall on whoever was answered last
+        logger.warning("the engine of version %s could not be closed: %s", version, one_line(error))

@@ -6,23 +6,27 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from prometheus_client.core import Metric
 
 from toolkit.baseline import Baseline
+from toolkit.bundle import Bundle
 from toolkit.errors import ToolkitError
-from toolkit.images import Limits
+from toolkit.images import Limits, load_picture
 from toolkit.machine import usable_cores
-from toolkit.serving import problems
+from toolkit.serving import engines, problems
 from toolkit.serving.batching import Batcher
 from toolkit.serving.classified import Classified
 from toolkit.serving.desk import Desk
-from toolkit.serving.engine import set_torch_threads, torch_threads
+from toolkit.serving.engines import Engine, set_torch_threads, torch_threads
 from toolkit.serving.figures import Figures, family
 from toolkit.serving.formats import Read
+from toolkit.serving.lastgood import LastGood
 from toolkit.serving.live import Live, LiveModel, Source
 from toolkit.serving.problems import Problem
 from toolkit.serving.recent import Recent
+from toolkit.serving.shadow import Shadow
 from toolkit.serving.shapes import BatchItem, ModelName, Prediction, ProblemDocument, Ranked, Timings
 
 logger = logging.getLogger(__name__)
@@ -78,6 +82,14 @@ class Service:
         What one picture may be.
     top_k
         Classes listed when a request does not say how many.
+    prepare
+        Makes an engine of a bundle.
+    last_good
+        Copies of what served, for a start without the registry.
+    shadow
+        Where another model comes from that is run on a share of what was answered.
+    shadow_share
+        That share; 0 runs none.
     """
 
     def __init__(
@@ -94,9 +106,16 @@ class Service:
         seconds: float,
         limits: Limits,
         top_k: int,
+        prepare: Callable[[Bundle], Engine] = engines.prepare,
+        last_good: LastGood | None = None,
+        shadow: Source | None = None,
+        shadow_share: float = 0.0,
     ) -> None:
         self.figures = figures
-        self.live = Live(source, self._adopt, poll_seconds)
+        self.live = Live(source, self._adopt, poll_seconds, prepare=prepare, last_good=last_good)
+        self.shadow: Shadow | None = None
+        if shadow is not None and shadow_share:
+            self.shadow = Shadow(shadow, prepare, shadow_share, poll_seconds=poll_seconds, busy=self._busy)
         threads = torch_threads(workers, usable_cores())
         self.desk = Desk(workers, waiting, most_bytes)
         self.batcher = Batcher(workers, limits, prepare=partial(set_torch_threads, threads), on_batch=self._note_batch)
@@ -104,6 +123,7 @@ class Service:
         self._monitor = monitor
         self._watched: LiveModel | None = None  # the one that the monitor was told of last
         self._new_id = new_id
+        self._limits = limits
         self._seconds = seconds
         self._top_k = top_k
         self._retry_after = max(1, math.ceil(poll_seconds))
@@ -111,10 +131,14 @@ class Service:
     def start(self) -> None:
         """Begin to look for a model."""
         self.live.start()
+        if self.shadow is not None:
+            self.shadow.start()
 
     def close(self) -> None:
         """Answer what was accepted, store what was logged."""
         self.live.stop()
+        if self.shadow is not None:
+            self.shadow.stop()
         self.batcher.close()
         self._monitor.close()
 
@@ -168,6 +192,7 @@ class Service:
             raise Problem(
                 problems.NON_FINITE, "the model answered with NaN or infinity, which no class can be read from"
             )
+        self._offer(done)
         ranked = [Ranked(label=label, probability=probability) for label, probability in done.best(count)]
         return Prediction(
             prediction_id=prediction_id,
@@ -177,6 +202,17 @@ class Service:
             model=ModelName(name=model.release.name, version=model.release.version, stage=model.release.stage),
             timings_ms=Timings(**done.timings_ms),
         )
+
+    def _busy(self) -> bool:
+        return self.desk.depth > self.desk.workers
+
+    def _offer(self, done: Classified) -> None:
+        """Let the shadow have a look; what is handed over does not hold the model, which would not be freed."""
+        if self.shadow is not None:
+            size = done.model.bundle.card.image_size
+            self.shadow.offer(
+                done.model, done.probabilities, partial(_pixels, done.picture.pixels, size, done.read, self._limits)
+            )
 
     def _log(self, done: Classified) -> str:
         """Hand an answer to the monitor, which never waits; what goes wrong there is counted and no more."""
@@ -209,7 +245,7 @@ class Service:
     def health(self, *, leaving: bool) -> dict[str, Any]:
         """Everything an operator asks first."""
         model, registry, stored = self.live.model, self.live.describe(), self._monitor.stats()
-        troubled = registry["problem"] or registry["set_aside"]
+        troubled = registry["problem"] or registry["set_aside"] or registry["copy_since"]
         return {
             "status": "leaving" if leaving else "waiting" if model is None else "degraded" if troubled else "ok",
             "ready": model is not None and not leaving,
@@ -230,6 +266,8 @@ class Service:
         if model is not None:
             names = (model.release.name, model.version, model.release.stage, model.bundle.digest)
             yield family("model_info", "The model that answers", ("name", "version", "stage", "digest"), {names: 1})
+        if self.shadow is not None:
+            yield from self.shadow.families()
         yield family("ready", "Whether a model answers", (), {(): float(model is not None)})
         yield family("queue_depth", "Pictures being answered or waiting", (), {(): self.desk.depth})
         stored: dict[tuple[str, ...], float] = {(name,): float(value) for name, value in self._monitor.stats().items()}
@@ -243,6 +281,11 @@ class Service:
                 (window,): float(figures[name]) for window, figures in windows.items() if figures[name] is not None
             }
             yield family(f"window_{name}", f"{name} of the monitor's window", ("window",), values)
+
+
+def _pixels(pixels: NDArray[np.uint8], size: int, read: Read, limits: Limits, wanted: int) -> NDArray[np.uint8]:
+    """A picture at the size that another model wants."""
+    return pixels if wanted == size else load_picture(read(), wanted, limits).pixels
 
 
 def _ranks(model: LiveModel, top_k: int) -> int:

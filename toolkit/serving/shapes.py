@@ -1,6 +1,6 @@
 """The JSON of requests and answers, from which ``/openapi.json`` is made."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -102,3 +102,109 @@ class Recorded(BaseModel):
 
     recorded: int
     errors: list[FeedbackError] = []
+
+
+# The Open Inference Protocol, version 2: its names, its required members.
+
+OutputName = Literal["probabilities", "label", "prediction_id"]
+
+
+class AskedExactly(Asked):
+    """Base of what clients of the protocol send: a number is no text, and true is no number."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class AskedTensor(AskedExactly):
+    """The pictures of a request: pixels of the model's own size, or encoded pictures in base64."""
+
+    name: Literal["pictures"]
+    shape: list[int] = Field(min_length=1, max_length=4, description="[N, H, W, 3] for UINT8, [N] for BYTES")
+    datatype: Literal["UINT8", "BYTES"]
+    data: list[Any] = Field(description="flat, or in lists nested like the shape")
+    parameters: dict[str, Any] | None = Field(None, description="not used")
+
+
+class AskedOutput(AskedExactly):
+    """A tensor that the answer is to hold."""
+
+    name: OutputName
+    parameters: dict[str, Any] | None = Field(None, description="not used")
+
+
+class InferRequest(AskedExactly):
+    """What is sent to an ``infer`` address."""
+
+    id: str | None = Field(None, max_length=256, description="given back with the answer")
+    parameters: dict[str, Any] | None = Field(None, description="not used")
+    inputs: list[AskedTensor] = Field(min_length=1, max_length=1)
+    outputs: list[AskedOutput] = Field([], max_length=3, description="all when none is named")
+
+
+class TensorMetadata(BaseModel):
+    """A tensor that goes in or comes out; -1 is the number of pictures."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class Tensor(TensorMetadata):
+    """A tensor with its values, flat, the last axis fastest."""
+
+    data: list[float] | list[str]
+
+
+class InferAnswer(BaseModel):
+    """What the model says about the pictures of a request."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[Tensor]
+
+
+class ModelMetadata(BaseModel):
+    """What the served model takes and gives."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class ServerMetadata(BaseModel):
+    """What this server is."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class Live(BaseModel):
+    """Whether the server answers."""
+
+    live: bool
+
+
+class Ready(Live):
+    """Whether the server answers predictions; the protocol's text says ``live`` here, its servers ``ready``."""
+
+    ready: bool
+
+
+class ModelReady(BaseModel):
+    """Whether a model answers predictions."""
+
+    name: str
+    ready: bool
+
+
+# MLflow's scoring server.
+
+
+class Predictions(BaseModel):
+    """The probabilities of each picture, in class order."""
+
+    predictions: list[list[float]]

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,7 +12,7 @@ import torch
 
 from support import COLOURS, ColourNetwork, colour_baseline, colour_card
 from toolkit.bundle import Bundle, Program
-from toolkit.serving.engine import TorchEngine
+from toolkit.serving.engines import TorchEngine
 from toolkit.serving.live import LiveModel
 
 
@@ -51,7 +52,7 @@ class Shelf:
             raise self.wanted
         return self.wanted
 
-    def load(self, release: Version) -> Bundle:
+    def load(self, release: Version, cache: Path | None = None) -> Bundle:
         self.loads.append(release.version)
         found = self.bundles[release.version]
         if isinstance(found, Exception):

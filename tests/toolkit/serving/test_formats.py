@@ -9,18 +9,28 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import Request
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from toolkit.images import load_picture
 from toolkit.serving.formats import (
     LARGEST_FIELD,
     MOST_FIELDS,
     PICTURE_BODY,
+    VALUES_A_PICTURE,
+    announced,
+    from_pixels,
+    load_json,
     pictures_body,
+    pixels_body,
     read_picture,
     read_pictures,
+    values_of_pixels,
 )
 from toolkit.serving.problems import INVALID, MALFORMED, MEDIA, UNDECODABLE, Problem
 
 PICTURE = bytes(range(256)) * 5
+TEXT = base64.b64encode(PICTURE).decode()
 
 
 def request(body, content_type=None, step=1000):
@@ -47,8 +57,13 @@ def one(asked):
     return asyncio.run(read_picture(asked))()
 
 
-def many(asked, most=4):
-    return [read() for read in asyncio.run(read_pictures(asked, most))]
+def many(asked, most=4, size=None):
+    return [read() for read in asyncio.run(read_pictures(asked, most, size))]
+
+
+def sent(value):
+    """A request with this value as JSON."""
+    return request(json.dumps(value).encode(), "application/json")
 
 
 def problem(work):
@@ -83,6 +98,31 @@ def test_json_holds_base64(encode):
     assert one(request(body, "application/json; charset=utf-8")) == PICTURE
 
 
+ENTRIES = [TEXT, {"b64": TEXT}, {"image": {"b64": TEXT}}, {"image": TEXT}]  # as they stand in lists
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"image": TEXT}, {"inputs": TEXT}, *({name: [entry]} for name in ("inputs", "instances") for entry in ENTRIES)],
+)
+def test_the_shapes_of_other_servers_are_read(value):
+    assert one(sent(value)) == PICTURE
+    assert many(sent(value)) == [PICTURE]
+
+
+@pytest.mark.parametrize("head", ["data:image/png;base64,", "data:;base64,", " DATA:text/html;charset=x;BASE64,\n"])
+def test_a_data_url_is_its_base64_whatever_type_it_declares(head):
+    assert one(sent({"image": head + TEXT})) == PICTURE
+    assert many(sent({"instances": [{"b64": head + TEXT}] * 4})) == [PICTURE] * 4
+
+
+@pytest.mark.parametrize("text", ["data:image/png,QUJD", "data:base64,QUJD", "http://elsewhere/a.png", "/etc/passwd",
+                                  "data:image/png;base64,QU", "data:image/png;base64,data:;base64,QUJD"])  # fmt: skip
+def test_other_addresses_are_not_base64_and_lead_nowhere(text):
+    assert problem(lambda: one(sent({"image": text}))).kind is UNDECODABLE
+    assert problem(lambda: many(sent({"inputs": [text]}))).kind is UNDECODABLE
+
+
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
@@ -98,6 +138,15 @@ def test_json_holds_base64(encode):
         (b'{"image": null}', INVALID),
         (b'{"image": ["QUJD"]}', INVALID),
         (b'{"image": "QUJD", "url": "http://elsewhere"}', INVALID),
+        (b'{"inputs": "QUJD", "instances": ["QUJD"]}', INVALID),
+        (b'{"instances": "QUJD"}', INVALID),
+        (b'{"inputs": {"image": "QUJD", "b64": "QUJD"}}', INVALID),
+        (b'{"inputs": [{"b64": {"image": "QUJD"}}]}', INVALID),
+        (b'{"inputs": [["QUJD"]]}', INVALID),
+        (b'{"inputs": [[[[0, 0, 0]]]]}', INVALID),
+        (b'{"inputs": [7]}', INVALID),
+        (b'{"inputs": []}', INVALID),
+        (b'{"inputs": ["QUJD", "QUJD"]}', INVALID),
         (b'{"img": "QUJD"}', INVALID),
         (b'{"image": "QUJ"}', UNDECODABLE),
         (b'{"image": "QU-D"}', UNDECODABLE),
@@ -206,6 +255,92 @@ def test_a_batch_has_at_most_so_many_and_at_least_one():
     assert (found.kind, "'files'" in found.detail) == (INVALID, True)
 
 
+def test_a_batch_of_json_keeps_the_order_and_the_limits():
+    texts = [base64.b64encode(bytes([number])).decode() for number in range(5)]
+    assert many(sent({"instances": texts[:4]})) == [b"\0", b"\1", b"\2", b"\3"]
+    for wrong in (texts, []):
+        found = problem(lambda wrong=wrong: many(sent({"instances": wrong})))
+        assert (found.kind, found.detail) == (INVALID, "the JSON body must hold from 1 to 4 pictures")
+
+
+def test_of_a_batch_only_the_picture_with_broken_base64_fails():
+    reads = asyncio.run(read_pictures(sent({"inputs": [TEXT, "QUJ", {"b64": TEXT}]}), 4))
+    assert (reads[0](), reads[2]()) == (PICTURE, PICTURE)
+    assert problem(reads[1]).kind is UNDECODABLE
+
+
+def test_raw_pictures_are_a_batch_only_where_pixels_are_taken():
+    for content_type in ("image/jpeg", "application/x-image", None):
+        assert many(request(PICTURE, content_type), size=16) == [PICTURE]
+        assert problem(lambda content_type=content_type: many(request(PICTURE, content_type))).kind is MEDIA
+
+
+# Pixels
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 16, 64])
+def test_pixels_arrive_unchanged_nested_and_flat(size):
+    pixels = np.random.default_rng(size).integers(0, 256, (2, size, size, 3), np.uint8)
+    for lists in (pixels.tolist(), [one.ravel().tolist() for one in pixels]):
+        reads = many(sent({"inputs": lists}), 2, size)
+        np.testing.assert_array_equal([load_picture(data, size).pixels for data in reads], pixels)
+
+
+def test_pixels_and_base64_may_stand_side_by_side():
+    first, second = many(sent({"instances": [[9] * 12, {"b64": TEXT}]}), size=2)
+    assert (load_picture(first, 2).pixels == 9).all()
+    assert second == PICTURE
+
+
+SQUARE = [[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [10, 11, 255]]]
+LEAVES = st.integers(0, 255) | st.sampled_from([-1, 256, 10**30, 1.0, True, None, "1", float("inf"), [1], {}])
+
+
+@pytest.mark.parametrize("wrong", [[], SQUARE[0], [SQUARE[0]], SQUARE + SQUARE, [SQUARE[0], []], [SQUARE[0], "ab"],
+                                   [SQUARE[0], [[1, 2], [3, 4, 5, 6]]], [SQUARE[0], [[1, 2, 3, 4]] * 2], [0] * 11,
+                                   [0] * 13, [0, SQUARE], "abcdefghijkl", {"0": 1}, None, [SQUARE]])  # fmt: skip
+def test_pixels_of_another_shape_are_refused_in_one_sentence(wrong):
+    found = problem(lambda: from_pixels(wrong, 2, index=5))
+    wanted = "picture 5 must be 2 x 2 x 3 whole numbers from 0 to 255, in nested lists or in one"
+    assert (found.kind, found.detail) == (INVALID, wanted)
+
+
+@given(values=st.lists(LEAVES, min_size=12, max_size=12))
+@settings(max_examples=200, deadline=None)
+def test_only_whole_numbers_of_a_byte_are_pixels(values):
+    good = all(type(value) is int and 0 <= value <= 255 for value in values)
+    rows = [[values[0:3], values[3:6]], [values[6:9], values[9:12]]]
+    for lists in (values, rows):
+        if good:
+            assert load_picture(from_pixels(lists, 2)(), 2).pixels.ravel().tolist() == values
+        else:
+            assert problem(lambda lists=lists: from_pixels(lists, 2)).kind is INVALID
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_the_limit_of_values_is_above_what_full_requests_hold_and_not_far(size):
+    pixels = np.zeros((4, size, size, 3), int).tolist()
+    assert len(many(sent({"inputs": pixels}), 4, size)) == 4
+    longest = {"instances": [{"image": {"b64": f"data:image/png;base64,{TEXT}"}}] * 4}
+    assert len(many(sent(longest))) == 4
+    most = VALUES_A_PICTURE + 4 * (VALUES_A_PICTURE + values_of_pixels(size))
+    for body in (b"[" + b"[]," * most, b'{"a": [' + b"0," * most, b'"' + b"," * (most + 1)):
+        assert problem(lambda body=body: many(request(body, "application/json"), 4, size)).detail == (
+            "the JSON holds more values than the pictures of a request can have"
+        )
+
+
+def test_a_body_without_a_length_counts_as_the_largest():
+    head = {"type": "http", "headers": [(b"content-length", b"12")]}
+    assert announced(Request(head), 100) == 12
+    assert announced(request(PICTURE), 100) == 100
+
+
+def test_values_are_counted_to_the_letter():
+    assert load_json(b'[{"a": 1}, 2]', 3) == [{"a": 1}, 2]
+    assert problem(lambda: load_json(b'[{"a": 1}, 2]', 2)).kind is MALFORMED
+
+
 def test_large_files_never_touch_the_disk(monkeypatch):
     def refuse(*_words, **_more):
         raise AssertionError("a picture was written to a file")
@@ -219,4 +354,10 @@ def test_the_description_names_what_is_read():
     assert set(PICTURE_BODY["content"]) == {
         "multipart/form-data", "image/*", "application/octet-stream", "application/json"
     }  # fmt: skip
-    assert pictures_body(7)["content"]["multipart/form-data"]["schema"]["properties"]["files"]["maxItems"] == 7
+    batch = pictures_body(7)["content"]
+    assert set(batch) == {"multipart/form-data", "application/json"}
+    assert batch["multipart/form-data"]["schema"]["properties"]["files"]["maxItems"] == 7
+    shapes = batch["application/json"]["schema"]["anyOf"]
+    assert [shape["required"] for shape in shapes] == [["image"], ["inputs"], ["instances"]]
+    assert [shape["properties"][name].get("maxItems") for shape in shapes for name in shape["required"]] == [None, 7, 7]
+    assert set(pixels_body()["content"]) == {*batch, "image/*"}

@@ -18,8 +18,10 @@ async def answer(request):
 
 @pytest.fixture
 def app():
-    routes = [Route(path, answer, methods=["GET", "POST"]) for path in ("/predict", "/admin", "/livez")]
-    return Journal(Keys(Starlette(routes=routes), {"/predict": KEY, "/admin": OTHER}), Figures())
+    paths = ("/predict", "/admin", "/livez", "/models/{name}/infer", "/models/{name}")
+    routes = [Route(path, answer, methods=["GET", "POST"]) for path in paths]
+    guarded = {"/predict": KEY, "/admin": OTHER, "/models/{name}/infer": KEY}
+    return Journal(Keys(Starlette(routes=routes), guarded), Figures())
 
 
 @pytest.mark.parametrize(
@@ -87,3 +89,9 @@ def test_the_address_is_counted_from_where_the_application_is_mounted(ask):
     outer = Journal(app, Figures())
     assert ask(outer, "GET", "/models/a").status_code == 401
     assert ask(outer, "GET", "/models/a", headers={"X-API-Key": KEY}).status_code == 200
+
+
+def test_an_address_may_be_a_pattern(app, ask):
+    for path, status in (("/models/pets/infer", 401), ("/models/%2e%2e/infer", 401), ("/models/pets", 200)):
+        assert ask(app, "POST", path).status_code == status
+    assert ask(app, "POST", "/models/pets/infer", headers={"X-API-Key": KEY}).status_code == 200

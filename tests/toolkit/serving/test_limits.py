@@ -1,11 +1,11 @@
-"""The limit of a body holds to the byte, announced or not, and nothing beyond it is kept."""
+"""The limit of a body holds to the byte, announced or not, nothing beyond it is kept, and a slow one has an end."""
 
 import asyncio
 
 import pytest
 
-from toolkit.serving.limits import DISCARD_TIMES, BodyLimit
-from toolkit.serving.problems import BODY_TOO_LARGE, MALFORMED, Problem
+from toolkit.serving.limits import DISCARD_TIMES, BodyLimit, Patience
+from toolkit.serving.problems import BODY_TOO_LARGE, MALFORMED, TOO_SLOW, Problem
 
 LIMIT = 100
 
@@ -106,3 +106,67 @@ def test_other_than_http_goes_through():
     seen = []
     asyncio.run(BodyLimit(app, LIMIT)({"type": "lifespan"}, None, None))
     assert seen == [{"type": "lifespan"}]
+
+
+# Time
+
+
+def answer(app, receive, patience):
+    asyncio.run(BodyLimit(app, LIMIT, patience)({"type": "http", "headers": []}, receive, None))
+
+
+async def read_all(scope, receive, send):
+    while (await receive()).get("more_body"):
+        pass
+
+
+def drip(pause, most=10**6):
+    """A client that sends its body byte by byte, and how many it has sent."""
+    sent = []
+
+    async def receive():
+        await asyncio.sleep(pause)
+        sent.append(b"a")
+        return {"type": "http.request", "body": b"a", "more_body": len(sent) < most}
+
+    return receive, sent
+
+
+def test_a_body_that_stalls_is_too_slow():
+    async def receive():
+        if asked:
+            await asyncio.Event().wait()
+        asked.append(True)
+        return {"type": "http.request", "body": b"a", "more_body": True}
+
+    asked = []
+    with pytest.raises(
+        Problem, match=r"408: a body must arrive within 3600 s, with no pause longer than 0\.05 s"
+    ) as caught:
+        answer(read_all, receive, Patience(body_seconds=3600, stall_seconds=0.05))
+    assert caught.value.kind is TOO_SLOW
+    assert caught.value.headers == {"Connection": "close"}
+
+
+def test_a_body_that_drips_is_too_slow_in_all():
+    receive, sent = drip(0.01)
+    with pytest.raises(Problem, match=r"408: a body must arrive within 0\.2 s, with no pause longer than 3600 s"):
+        answer(read_all, receive, Patience(body_seconds=0.2, stall_seconds=3600))
+    assert len(sent) > 1
+
+
+def test_a_body_in_time_passes_and_what_comes_after_it_may_take_as_long_as_it_likes():
+    async def receive():
+        if len(sent) == 5:
+            await asyncio.sleep(1.5)
+            return {"type": "http.disconnect"}
+        return await arriving()
+
+    async def app(scope, receive, send):
+        await asyncio.sleep(1.1)  # before the application asks, no time runs
+        await read_all(scope, receive, send)
+        last.append(await receive())
+
+    (arriving, sent), last = drip(0.001, most=5), []
+    answer(app, receive, Patience(body_seconds=1.0, stall_seconds=1.0))
+    assert last == [{"type": "http.disconnect"}]

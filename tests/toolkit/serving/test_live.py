@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import re
 import threading
 import weakref
 
@@ -9,7 +10,44 @@ import numpy as np
 import pytest
 
 from toolkit.errors import BundleError, NotRegistered, TrackingError
+from toolkit.serving.engines import TorchEngine
 from toolkit.serving.live import LONGEST_PAUSE, Live, identity
+
+
+class Rows:
+    """An engine that gives one row for every picture, and may be held up and closed."""
+
+    name, lanes = "rows", 1
+
+    def __init__(self, row, gate=None):
+        self.row, self.gate, self.begun, self.closed = np.array(row, np.float32), gate, threading.Event(), []
+
+    def infer(self, pictures):
+        self.begun.set()
+        if self.gate is not None:
+            assert self.gate.wait(30)
+        assert not self.closed
+        return np.tile(self.row, (len(pictures), 1))
+
+    def close(self):
+        self.closed.append(threading.current_thread().name)
+
+
+class Kept:
+    """The copies of a test, newest first; the real ones are tested beside theirs."""
+
+    def __init__(self, *copies):
+        self.copies, self.served, self.recalls = copies, [], 0
+
+    def load(self, source, release):
+        return source.load(release)
+
+    def keep(self, release):
+        self.served.append(release.version)
+
+    def recall(self):
+        self.recalls += 1
+        yield from self.copies
 
 
 class Changes:
@@ -28,6 +66,12 @@ class Changes:
             assert self.news.wait_for(lambda: len(self.seen) >= count, 30), self.seen
 
 
+def release(shelf, version):
+    """A version of the shelf, which is in the stage from now on."""
+    shelf.put(version)
+    return shelf.wanted
+
+
 @pytest.fixture
 def adopted():
     return Changes()
@@ -35,13 +79,14 @@ def adopted():
 
 @pytest.fixture
 def live(shelf, adopted):
-    return Live(shelf, adopted, poll_seconds=1000)
+    return Live(shelf, adopted, poll_seconds=1000, prepare=TorchEngine)
 
 
 def test_it_begins_empty_and_says_why(live, shelf):
     assert (live.model, live.reason()) == (None, "the registry has not answered yet")
     assert live.describe() == {
-        "reachable": False, "problem": None, "last_look": None, "changes": 0, "set_aside": None
+        "reachable": False, "unreachable_since": None, "problem": None, "last_look": None, "changes": 0,
+        "source": None, "copy_since": None, "comparison": None, "set_aside": None,
     }  # fmt: skip
     shelf.wanted = NotRegistered("nothing is in Production")
     assert live.look() == "waiting"
@@ -210,6 +255,22 @@ def test_the_thread_survives_whatever_is_raised_and_ends_when_told(shelf, adopte
     assert len([record for record in caplog.records if record.exc_info]) == 4
 
 
+def test_a_look_that_breaks_off_is_not_the_last(shelf, adopted, caplog):
+    live, breaks = Live(shelf, adopted, poll_seconds=0.001), iter([RuntimeError("a fault of our own")])
+    look = live.look
+
+    def broken():
+        for trouble in breaks:
+            raise trouble
+        return look()
+
+    live.look = broken
+    live.start()
+    adopted.wait_for(1)
+    live.stop()
+    assert "broke off" in caplog.text
+
+
 def test_an_unforeseen_error_is_shown_as_trouble_with_the_registry(shelf, adopted, monkeypatch):
     live, waits = Live(shelf, adopted, poll_seconds=0.001), threading.Event()
     live.look()
@@ -231,3 +292,197 @@ def test_looks_of_many_threads_load_a_model_once(live, shelf):
         thread.join()
     assert shelf.loads == [1]
     assert live.changes == 1
+
+
+def test_how_long_the_registry_has_been_silent_is_told(live, shelf):
+    live.look()
+    assert live.describe()["unreachable_since"] is None
+    shelf.wanted = TrackingError("no answer")
+    live.look()
+    since = live.describe()["unreachable_since"]
+    assert since == live.last_look
+    live.look()
+    shelf.wanted = ValueError("a library's own")
+    assert live.look() == "unreachable"
+    assert live.describe()["unreachable_since"] == since < live.last_look
+    shelf.wanted = NotRegistered("nothing is in Production")
+    live.look()
+    assert live.describe()["unreachable_since"] is None
+
+
+def test_what_was_replaced_is_closed_when_its_last_answer_is_out(shelf, adopted):
+    gate = threading.Event()
+    gate.set()
+    first, second = Rows([0.5, 0.3, 0.2], gate), Rows([0.2, 0.3, 0.5])
+    live = Live(shelf, adopted, 1000, prepare=lambda bundle: first if bundle.digest == "v1" else second)
+    live.look()
+    gate.clear()
+    first.begun.clear()
+    old, answers = weakref.ref(live.model), []
+
+    def ask(model):
+        answers.append(model.engine.infer(np.zeros((1, 16, 16, 3), np.uint8)))
+
+    asking = threading.Thread(target=ask, args=(live.model,), name="asking")
+    asking.start()
+    assert first.begun.wait(30)
+    shelf.put(2)
+    assert live.look() == "loaded"  # it does not wait for the engine that is at work
+    gc.collect()
+    assert old() is not None
+    assert first.closed == []
+    gate.set()
+    asking.join(30)
+    np.testing.assert_array_equal(answers[0], first.row[None])
+    assert old() is None  # without a collection: nothing goes round in circles
+    assert first.closed == ["asking"]
+    assert second.closed == []
+
+
+def test_an_engine_that_cannot_be_closed_is_no_concern_of_whoever_was_answered(live, shelf, caplog):
+    class Stubborn(Rows):
+        def close(self):
+            raise OSError("busy")
+
+    live._prepare = lambda bundle: Stubborn([1, 0, 0])
+    for version in (1, 2):
+        shelf.put(version)
+        assert live.look() == "loaded"
+    assert "the engine of version 1 could not be closed: busy" in caplog.text
+
+
+def test_every_answer_is_of_the_model_that_it_names_while_models_change(shelf, adopted, make_bundle):
+    rows = {version: np.eye(3, dtype=np.float32)[version % 3] for version in range(1, 13)}
+    shelf.bundles = {version: make_bundle(row=row.tolist(), digest=f"v{version}") for version, row in rows.items()}
+    live, ending, wrong, asked = Live(shelf, adopted, 1000), threading.Event(), [], []
+    live.look()
+
+    def ask():
+        picture = np.zeros((1, 16, 16, 3), np.uint8)
+        while not ending.is_set():
+            model = live.model
+            answer = model.engine.infer(picture)
+            asked.append(model.version)
+            if not np.array_equal(answer[0], rows[model.release.version]):
+                wrong.append(model.version)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for version in (*range(2, 13), *range(11, 0, -1)):
+        shelf.put(version)
+        assert live.look() == "loaded"
+    ending.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(asked) > 3
+
+
+def test_a_version_is_compared_with_the_one_that_it_replaces(live, shelf, make_bundle, caplog):
+    caplog.set_level(logging.INFO)
+    live.look()
+    assert live.describe()["comparison"] is None
+    shelf.bundles[2] = make_bundle(row=[0.2, 0.5, 0.3], digest="v2")
+    shelf.put(2)
+    assert live.look() == "loaded"  # an answer that is always the same is legal
+    found = live.describe()["comparison"]
+    assert (found["version"], found["against"], found["constant"]) == ("2", "1", "green")
+    assert "it names 'green' for each of them" in caplog.text
+    shelf.bundles[3] = make_bundle(row=[0.2, 0.5, 0.3], digest="v3")
+    shelf.put(3)
+    live.look()
+    found = live.describe()["comparison"]
+    assert found == {
+        "version": "3", "against": "2", "pictures": 16, "same_class": 16, "mean_difference": 0.0, "constant": None
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ([0.5, np.nan, 0.5], "NaN or infinity for a synthetic picture"),
+        ([0.5, 0.5], r"answers \(4, 2\) for 4 pictures and 3 classes"),
+    ],
+)
+def test_an_engine_that_spoils_the_answers_is_set_aside(live, shelf, row, reason):
+    live.look()
+    live._prepare = lambda bundle: Rows(row)
+    shelf.put(2)
+    assert live.look() == "failed"
+    assert re.search(reason, live.describe()["set_aside"]["reason"])
+    assert live.model.version == "1"
+
+
+def test_a_version_that_is_set_aside_is_told_once(shelf, adopted, caplog):
+    told = []
+    live = Live(shelf, adopted, 1000, on_failure=lambda release, reason: told.append((release.version, reason)))
+    shelf.bundles[1] = BundleError("altered, see /srv/models/1")
+    for again in (False, True, True):
+        live.look(again=again)
+    shelf.bundles[2] = BundleError("broken")
+    shelf.put(2)
+    live.look()
+    assert told == [(1, "altered, see .../1"), (2, "broken")]
+    live._on_failure = lambda release, reason: told.remove("nobody")
+    shelf.put(1)
+    assert live.look() == "failed"
+    assert "could not be told" in caplog.text
+
+
+def test_the_last_good_copy_answers_until_the_registry_does(shelf, adopted, caplog):
+    kept = Kept((release(shelf, 1), shelf.bundles[1]))
+    live = Live(shelf, adopted, 1000, last_good=kept)
+    shelf.wanted = TrackingError("no answer")
+    assert live.look() == "unreachable"
+    copy, told = live.model, live.describe()
+    assert (copy.version, told["source"], told["copy_since"]) == ("1", "last good copy", copy.loaded_at)
+    assert "version 1 serves from the last good copy" in caplog.text
+    live.look()
+    assert (live.model, kept.recalls) == (copy, 1)
+    shelf.put(1)
+    assert live.look() == "unchanged"  # the same model, so nothing is loaded
+    assert (live.model, shelf.loads, live.describe()["source"]) == (copy, [], "registry")
+    assert live.describe()["copy_since"] is None
+    shelf.put(2)
+    assert live.look() == "loaded"
+    assert (adopted.seen, kept.served) == (["1", "2"], [2])
+
+
+def test_another_version_takes_the_place_of_the_copy(shelf, adopted):
+    live = Live(shelf, adopted, 1000, last_good=Kept((release(shelf, 1), shelf.bundles[1])))
+    shelf.wanted = ValueError("a library's own")
+    live.look()
+    shelf.put(2)
+    assert live.look() == "loaded"
+    assert live.describe()["source"] == "registry"
+
+
+def test_a_version_that_cannot_be_loaded_at_the_start_leaves_the_copy_to_answer(shelf, adopted):
+    shelf.bundles[2] = BundleError("broken")
+    live = Live(shelf, adopted, 1000, last_good=Kept((release(shelf, 1), shelf.bundles[1])))
+    shelf.put(2)
+    assert live.look() == "failed"
+    told = live.describe()
+    assert (live.model.version, told["source"], told["set_aside"]["version"]) == ("1", "last good copy", 2)
+
+
+def test_a_copy_that_cannot_be_run_leaves_the_next_to_answer(shelf, adopted, make_bundle, caplog):
+    spoilt = make_bundle(row=[np.nan] * 3, digest="v2")
+    live = Live(
+        shelf, adopted, 1000, last_good=Kept((release(shelf, 2), spoilt), (release(shelf, 1), shelf.bundles[1]))
+    )
+    shelf.wanted = TrackingError("no answer")
+    live.look()
+    assert live.model.version == "1"
+    assert "the last good copy, version 2, cannot be used" in caplog.text
+    assert live.loading is None
+
+
+def test_the_copy_does_not_speak_against_the_registry(shelf, adopted):
+    kept = Kept((release(shelf, 1), shelf.bundles[1]))
+    live = Live(shelf, adopted, 1000, last_good=kept)
+    for trouble in (NotRegistered("nothing is in Production"), TrackingError("no answer")):
+        shelf.wanted = trouble
+        live.look()
+    assert (live.model, kept.recalls) == (None, 0)

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from serve_model import ServeSettings, create_app, routes
+from serve_model import ADMIN_ADDRESSES, PREDICT_ADDRESSES, ServeSettings, create_app, routes
+from toolkit.serving import protocols
 from toolkit.serving.openapi import describe, refusals
 from toolkit.serving.problems import FORMAT, FULL, KINDS, MEDIA, NOT_READY
 
@@ -39,7 +40,10 @@ def test_kinds_of_one_status_are_told_together():
 
 def test_each_route_is_described_and_nothing_else(described):
     wanted = {
-        (route.path, method.lower()) for route in routes.routes if route.include_in_schema for method in route.methods
+        (route.path, method.lower())
+        for route in [*routes.routes, *protocols.routes.routes]
+        if route.include_in_schema
+        for method in route.methods
     }
     assert set(operations(described)) == wanted
     assert len(wanted) >= 10
@@ -89,7 +93,7 @@ def test_bodies_and_keys_are_described(described):
     files = found["/predict/batch", "post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert files["properties"]["files"]["maxItems"] == 7
     guarded = {path for (path, _), operation in found.items() if operation.get("security")}
-    assert guarded == {"/predict", "/predict/batch", "/feedback", "/admin/reload"}
+    assert guarded == {*PREDICT_ADDRESSES, *ADMIN_ADDRESSES} >= {"/predict", "/invocations", "/admin/reload"}
     for path in guarded:
         assert {"401", "403", "413"} <= set(found[path, "post"]["responses"])
     assert {"400", "413", "415", "422", "500", "503"} <= set(found["/predict", "post"]["responses"])

@@ -12,6 +12,7 @@ const ADVICE = {
   "not-found": "Compare the address with the list on this page.",
   "unknown-prediction": "Use the prediction_id of an answer; one that the monitor dropped or lost is not known either.",
   "method-not-allowed": "Compare the method with the list on this page.",
+  "too-slow": "Send the request in one go; slow uplinks need a service started with larger --body-seconds.",
   "body-too-large": "Send a smaller file or fewer pictures at once, or start the service with a larger --max-body-mb.",
   "picture-too-large": "Scale the picture down, or start the service with a larger --max-pixels.",
   "unsupported-media-type": "Set Content-Type to one of the types that this page lists for the address.",
@@ -22,6 +23,8 @@ const ADVICE = {
   "non-finite-output": "The model gave NaN or infinity. Go back to the version before: model_registry.py rollback.",
   "not-ready": "No version is in the stage that is served, or it is being loaded; GET /health tells the reason.",
   "full": "All threads are busy and the queue is full. Ask again after Retry-After seconds.",
+  "too-many-connections": "Close connections that are no longer used, or start the service with larger --most-connections.",
+  "deadline": "The service is overloaded. Ask again later, or start it with larger --answer-seconds.",
   "monitor-unavailable": "The store is locked, full or away. Predictions are answered all the same; ask again later.",
 };
 
