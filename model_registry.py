@@ -619,7 +619,7 @@ class Promote(Verb):
     force: bool = Field(False, description="promote it even if it is worse; needs a reason")
 
     def run(self, registry: ModelRegistry) -> Answer:
-        return _moved(registry, self)
+        return _moved(registry, self.version, self.stage, self.reason, force=self.force, data=self.data)
 
 
 class Archive(Verb):
@@ -629,7 +629,7 @@ class Archive(Verb):
     reason: str | None = Field(None, description="why, for the history")
 
     def run(self, registry: ModelRegistry) -> Answer:
-        return _moved(registry, Promote(version=self.version, stage="Archived", reason=self.reason))
+        return _moved(registry, self.version, "Archived", self.reason)
 
 
 class Compare(Verb):
@@ -703,13 +703,19 @@ VERBS = "list, show, register, promote, compare, rollback, history, verify, arch
 SERVE = "python serve_model.py"
 
 
-def _moved(registry: ModelRegistry, wish: Promote) -> Answer:
-    before, former = registry.get(wish.version), None
+def _moved(
+    registry: ModelRegistry,
+    which: str,
+    stage: str,
+    reason: str | None,
+    *,
+    force: bool = False,
+    data: Path | None = None,
+) -> Answer:
+    before, former = registry.get(which), None
     with suppress(RegistryError):  # nothing is there, or nothing can be there: the transition says which
-        former = registry.get(wish.stage)
-    version = registry.transition_model_stage(
-        before.version, wish.stage, reason=wish.reason, force=wish.force, data=wish.data
-    )
+        former = registry.get(stage)
+    version = registry.transition_model_stage(before.version, stage, reason=reason, force=force, data=data)
     following = {"Production": SERVE, "Staging": f"promote {version.version} Production"}.get(version.stage, "history")
     name = f"v{version.version} of {version.name}"
     if before.stage == version.stage:

@@ -49,17 +49,21 @@ class _Asked:
         return self.future.cancelled()
 
     def answer(self, value: Any) -> None:
-        self._tell(lambda: self.future.done() or self.future.set_result(value))
+        self._tell(self.future.set_result, value)
 
     def fail(self, error: Exception) -> None:
-        self._tell(lambda: self.future.done() or self.future.set_exception(error))
+        self._tell(self.future.set_exception, error)
 
     def drop(self) -> None:
         self._tell(self.future.cancel)
 
-    def _tell(self, news: Callable[[], object]) -> None:
-        with suppress(RuntimeError):  # the event loop has ended, so nobody waits
-            self.future.get_loop().call_soon_threadsafe(news)
+    def _tell(self, how: Callable[..., object], *news: object) -> None:
+        def tell() -> None:
+            if not self.future.done():  # else nobody waits any more
+                how(*news)
+
+        with suppress(RuntimeError):  # the event loop has ended
+            self.future.get_loop().call_soon_threadsafe(tell)
 
 
 @dataclass(frozen=True, eq=False)
