@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -281,6 +282,8 @@ def test_the_pages_fit_a_phone_in_light_and_dark(
     page = visit(f"{site.url}/{address}", viewport={"width": 360, "height": 740}, color_scheme=scheme).page
     expect(page.locator("#model dl, #problems").first).to_be_visible(timeout=SOON)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
+    overflows = "all => all.filter(one => one.scrollWidth > one.clientWidth).length"
+    assert page.locator("main, .card").evaluate_all(overflows) == 0
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground))) > 3 * 128) == (scheme == "light")
 
@@ -426,7 +429,7 @@ def test_nobody_is_asked_while_an_answer_is_due_or_nobody_looks(site: Site, visi
 
 
 def test_every_address_and_every_problem_is_explained(site: Site, visit: Callable[..., Visit]) -> None:
-    api = site.get("openapi.json")
+    api, model = site.get("openapi.json"), site.get("health")["model"]
     page = visit(f"{site.url}/docs").page
     expect(page.locator("#problems")).to_be_visible()
     listed = page.locator("#content section:not(#problems) article > h3").all_inner_texts()
@@ -440,7 +443,7 @@ def test_every_address_and_every_problem_is_explained(site: Site, visit: Callabl
             assert set(operation["responses"]) <= set(statuses), path
             assert {entry["name"] for entry in operation.get("parameters", [])} <= set(statuses), path
             assert set(operation.get("requestBody", {}).get("content", {})) <= set(statuses), path
-            assert f"{site.url}{path}" in article.locator("pre").first.inner_text()
+            assert f"{site.url}{path.format_map(model)}" in article.locator("pre").first.inner_text()
     for problem in api["x-problems"]:
         entry = page.locator(f"#problem-{problem['slug']}")
         assert entry.locator("h3").inner_text().split("\n")[:2] == [str(problem["status"]), problem["title"]]
@@ -465,10 +468,29 @@ def test_the_examples_work_as_they_stand(site: Site, visit: Callable[..., Visit]
     page = visit(f"{site.url}/docs").page
     expect(page.locator("#problems")).to_be_visible()
     examples = page.locator("article pre").all_inner_texts()
-    assert len(examples) >= 14
+    assert len(examples) >= 30
     for example in examples:
         assert example.count("curl ") == 1
         command = example.replace("curl ", "curl -s -o answer -w '%{http_code}' ")
         result = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True, timeout=60)
         unknown = "PREDICTION_ID" in example  # the one thing that an example cannot know
         assert result.stdout == ("404" if unknown else "200"), (example, (tmp_path / "answer").read_text())
+
+
+@pytest.mark.parametrize(
+    ("model", "address"),
+    [
+        (None, "/v2/models/{name}/versions/{version}"),
+        ({"name": "it's $HOME (& `more`)!", "version": 12}, "/v2/models/it's $HOME (& `more`)!/versions/12"),
+    ],
+)
+def test_the_examples_name_the_served_model_as_one_word_of_a_shell(
+    site: Site, visit: Callable[..., Visit], model: dict[str, Any] | None, address: str
+) -> None:
+    page = visit(f"{site.url}/docs").page
+    page.route("**/health", lambda route: route.fulfill(json={**site.get("health"), "model": model}))
+    page.reload()
+    expect(page.locator("#problems")).to_be_visible()
+    example = page.locator("#get-v2-models-name-versions-version- pre").inner_text()
+    result = subprocess.run(["bash", "-c", f"echo {example}"], check=True, capture_output=True, text=True, timeout=60)
+    assert unquote(result.stdout) == f"curl {site.url}{address}\n"

@@ -34,6 +34,7 @@ MOST_FIELDS = 16  # of a form, besides its files
 LARGEST_FIELD = 4096  # bytes
 KEPT_IN_MEMORY = 2**40  # bytes of a file part: always, since the body's limit already holds
 
+A_PICTURE = "(base64)"  # its place in an example; the page of addresses says the same
 VALUES_A_PICTURE = 8  # of JSON, at most: braces, brackets and commas around the base64 of one picture
 # What Python makes of JSON takes up to 30 times the text's size, and it makes one at a time however many threads ask.
 _UNPACKER = ThreadPoolExecutor(1, "unpack")
@@ -58,7 +59,7 @@ _PIXELS = _list(_list(_list({"type": "integer", "minimum": 0, "maximum": 255})))
 
 def _json(entry: dict[str, Any], most: int | None) -> dict[str, Any]:
     shapes = [_with("image", _BASE64), *(_with(name, _list(entry, most)) for name in ("inputs", "instances"))]
-    return {"schema": {"anyOf": shapes}}
+    return {"schema": {"anyOf": shapes}, "example": {"image": A_PICTURE} if most == 1 else {"inputs": [A_PICTURE]}}
 
 
 # How the functions below look in the OpenAPI description, which cannot be derived from their code.

@@ -1,5 +1,6 @@
 """Which model answers: found in the registry, loaded and tried out aside, and put in place by one assignment."""
 
+import gc
 import logging
 import threading
 import time
@@ -154,6 +155,7 @@ class Live:
         self._on_failure = on_failure
         self._does = does
         self._tried: Tried | None = None  # what the live model did before it answered
+        self._litter = threading.Event()  # a model is no longer held by anybody
         self._looking = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="registry", daemon=True)
@@ -182,6 +184,9 @@ class Live:
             ``failed`` (what is registered cannot be loaded) or ``set aside`` (it failed before).
         """
         with self._looking:
+            if self._litter.is_set():
+                self._litter.clear()
+                gc.collect()  # torch's programs refer to themselves, and would stay until Python looks for such
             try:
                 wanted = self._source.find()
             except NotRegistered as error:
@@ -301,7 +306,7 @@ class Live:
         """Prepare a model, try it out, and let it answer; whatever is raised leaves the one before it in place."""
         engine = self._prepare(bundle)
         model = LiveModel(release, bundle, engine, time.time())
-        weakref.finalize(model, _close, engine, model.version).atexit = False
+        weakref.finalize(model, _close, engine, model.version, self._litter).atexit = False
         tried = try_out(engine, bundle.card, model.version)
         comparison = compare(tried, self._tried) if self._tried else None
         self._adopt(model)
@@ -338,8 +343,9 @@ def _problem(error: Exception) -> str:
     return f"the look at it failed: {type(error).__name__}"
 
 
-def _close(engine: Engine, version: str) -> None:
+def _close(engine: Engine, version: str, litter: threading.Event) -> None:
     """Close the engine of a model that nobody holds any more, in whichever thread held it last."""
+    litter.set()
     try:
         engine.close()
     except Exception as error:  # noqa: BLE001  it must not fall on whoever was answered last

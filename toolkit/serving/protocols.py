@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 
 from toolkit.serving import problems
 from toolkit.serving.formats import (
+    A_PICTURE,
     JSON,
     VALUES_A_PICTURE,
     Read,
@@ -91,7 +92,11 @@ def _inlined(part: Any, definitions: dict[str, Any]) -> Any:
 
 routes = APIRouter(route_class=ErrorRoute)
 _SCHEMA = InferRequest.model_json_schema()
-INFER_BODY = {"required": True, "content": {JSON: {"schema": _inlined(_SCHEMA, _SCHEMA["$defs"])}}}
+_EXAMPLE = {"inputs": [{"name": "pictures", "shape": [1], "datatype": "BYTES", "data": [A_PICTURE]}]}
+INFER_BODY = {
+    "required": True,
+    "content": {JSON: {"schema": _inlined(_SCHEMA, _SCHEMA["$defs"]), "example": _EXAMPLE}},
+}
 UNREADY = refusals(problems.NOT_READY)
 UNKNOWN = refusals(problems.NOT_FOUND, problems.INVALID, problems.NOT_READY)  # FastAPI has a 422 wherever names are
 PREDICTING = refusals(
@@ -279,19 +284,19 @@ def _only_text(values: Any) -> str:
 # MLflow's scoring server
 
 
-@routes.get("/ping", responses=UNREADY, tags=["mlflow"])
+@routes.get("/ping", responses=UNREADY, tags=["MLflow"])
 async def ping(request: Request) -> dict[str, str]:
     """Whether this process should get traffic."""
     return {"status": "ready", "version": _ready(request).version}
 
 
-@routes.get("/version", response_class=PlainTextResponse, tags=["mlflow"])
+@routes.get("/version", response_class=PlainTextResponse, tags=["MLflow"])
 async def protocol_version() -> str:
     """The version of MLflow, by which its clients know how to ask."""
     return installed("mlflow")
 
 
-@routes.post("/invocations", responses=PREDICTING, openapi_extra={"requestBody": pixels_body()}, tags=["mlflow"])
+@routes.post("/invocations", responses=PREDICTING, openapi_extra={"requestBody": pixels_body()}, tags=["MLflow"])
 async def invocations(request: Request) -> Predictions:
     """Probabilities of the pictures of a form or of JSON, base64 or pixels of the model's own size, or of a raw one."""
     service = _service(request)

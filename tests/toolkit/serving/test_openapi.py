@@ -6,8 +6,10 @@ import pytest
 
 from serve_model import ADMIN_ADDRESSES, PREDICT_ADDRESSES, ServeSettings, create_app, routes
 from toolkit.serving import protocols
+from toolkit.serving.formats import A_PICTURE
 from toolkit.serving.openapi import describe, refusals
 from toolkit.serving.problems import FORMAT, FULL, KINDS, MEDIA, NOT_READY
+from toolkit.serving.shapes import InferRequest
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,23 @@ def test_bodies_and_keys_are_described(described):
     for path in guarded:
         assert {"401", "403", "413"} <= set(found[path, "post"]["responses"])
     assert {"400", "413", "415", "422", "500", "503"} <= set(found["/predict", "post"]["responses"])
+
+
+def test_the_examples_of_bodies_are_of_the_shape_that_is_asked(described):
+    bodies = {
+        path: operation["requestBody"]["content"]["application/json"]
+        for (path, _), operation in operations(described).items()
+        if path in PREDICT_ADDRESSES and path != "/feedback"
+    }
+    assert len(bodies) == 5
+    for path, body in bodies.items():
+        if path.endswith("/infer"):
+            [tensor] = InferRequest.model_validate(body["example"]).inputs
+            assert (tensor.datatype, tensor.shape, tensor.data) == ("BYTES", [1], [A_PICTURE])
+        else:
+            [(name, value)] = body["example"].items()
+            [shape] = [shape for shape in body["schema"]["anyOf"] if shape["required"] == [name]]
+            assert (shape["properties"][name]["type"], value) in (("string", A_PICTURE), ("array", [A_PICTURE]))
 
 
 def test_without_keys_none_is_described():

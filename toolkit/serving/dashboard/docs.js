@@ -30,12 +30,13 @@ const ADVICE = {
 
 const base = new URL(".", document.baseURI).href.replace(/\/$/, ""); // also right where the service is mounted deeper
 
-function build(api) {
+function build(api, model) {
   document.title = `Addresses · ${api.info.title}`;
   byId("title").textContent = `${api.info.title}: all addresses`;
   byId("description").textContent = api.info.description;
   const operations = Object.entries(api.paths).flatMap(([path, methods]) =>
-    Object.entries(methods).map(([method, operation]) => ({ path, method, id: anchor(method, path), ...operation })));
+    Object.entries(methods).map(([method, operation]) =>
+      ({ path, address: filled(path, model), method, id: anchor(method, path), ...operation })));
   const groups = [...new Set(operations.map(tag))];
   const of = (group) => operations.filter((operation) => tag(operation) === group);
   byId("nav").replaceChildren(
@@ -50,7 +51,13 @@ function build(api) {
 const tag = (operation) => operation.tags?.[0] ?? "other";
 const anchor = (method, path) => `${method}${path.replaceAll(/[^\w]+/g, "-")}`;
 const method = (name) => el("span", { class: `badge method ${name === "get" ? "good" : "info"}` }, name.toUpperCase());
-const entry = ({ id, method: name, path }) => el("li", {}, el("a", { href: `#${id}` }, method(name), path));
+const entry = ({ id, method: name, path }) => el("li", {}, el("a", { href: `#${id}` }, method(name),
+  el("span", {}, path.split(/(?=\/)/).map((part) => [el("wbr"), part])))); // a long path breaks before a slash
+
+// A path with the served model's name and version, without what a shell minds; the braces stay while there is none.
+const filled = (path, model) => (model ? path.replaceAll(/\{(name|version)\}/g, (_, key) => coded(model[key])) : path);
+const coded = (text) =>
+  encodeURIComponent(text).replaceAll(/[!'()*~]/g, (one) => `%${one.charCodeAt().toString(16).toUpperCase()}`);
 
 // Text in which `this` is code.
 const prose = (text) => (text ?? "").split("`").map((part, index) => (index % 2 ? el("code", {}, part) : part));
@@ -64,7 +71,7 @@ function article(operation, api) {
     parameters.length > 0 && [el("h4", {}, "Parameters"),
       table(["name", "in", "type", "meaning"], parameters.map(parameterRow))],
     bodies.length > 0 && [el("h4", {}, "Request body"), table(["type", "content"], bodies.map(([media, { schema }]) =>
-      [el("code", {}, media), (schema.oneOf ?? [schema]).map((kind, index) =>
+      [el("code", {}, media), (schema.oneOf ?? schema.anyOf ?? [schema]).map((kind, index) =>
         [index ? " or " : "", el("code", {}, show(sample(kind, api)))])]))],
     el("h4", {}, "Answers"),
     table(["status", "meaning"], Object.entries(responses).map(([status, response]) =>
@@ -110,6 +117,7 @@ function sample(schema = {}, api, name = "…") {
   const one = (schema.anyOf ?? schema.oneOf)?.find((kind) => kind.type !== "null");
   if (one) return sample(one, api, name);
   if (schema.enum) return schema.enum.join(" | ");
+  if (schema.const) return schema.const;
   if (schema.type === "array") return [sample(schema.items, api)];
   if (schema.properties) {
     return Object.fromEntries(Object.entries(schema.properties).map(([key, value]) => [key, sample(value, api, key)]));
@@ -122,25 +130,25 @@ function show(value) {
   return typeof value === "string" ? value : JSON.stringify(value).replaceAll(/([:,])(?=["[{\d])/g, "$1 ");
 }
 
-function examples({ path, method: name, requestBody, responses, security }, api) {
+function examples({ address, method: name, requestBody, responses, security }, api) {
   const words = ["curl", ...(security ? ["-H 'X-API-Key: KEY'"] : [])];
-  const url = base + path;
+  const url = base + address;
   const line = (...more) => [...words, ...more, url].join(" ");
   const bodies = Object.entries(requestBody?.content ?? {});
-  if (bodies.length) return bodies.map(([media, { schema }]) => withBody(media, schema, line, api));
+  if (bodies.length) return bodies.map(([media, content]) => withBody(media, content, line, api));
   if (name === "post") return [line("-X POST")];
-  const others = Object.keys(responses["200"]?.content ?? {}).filter((media) => media !== "application/json");
+  const [, ...others] = Object.keys(responses["200"]?.content ?? {}); // the first comes without asking for it
   return [line(), ...others.map((media) => line(`-H 'Accept: ${media}'`))];
 }
 
-function withBody(media, schema, line, api) {
+function withBody(media, { schema, example }, line, api) {
   if (media === "multipart/form-data") {
     return line(...Object.entries(schema.properties).flatMap(([field, { type }]) =>
       (type === "array" ? ["one.jpg", "two.jpg"] : ["picture.jpg"]).map((file) => `-F ${field}=@${file}`)));
   }
   const type = `-H 'Content-Type: ${media.replace("*", "jpeg")}'`;
   if (media !== "application/json") return line(type, "--data-binary @picture.jpg");
-  const body = show(sample(schema, api));
+  const body = show(example ?? sample(schema, api));
   if (!body.includes("(base64)")) return line(type, `-d '${body}'`);
   // Through a pipe, since a whole picture is too long for an argument.
   return `printf '${body.replace("(base64)", "%s")}' "$(base64 -w0 picture.jpg)" | ${line(type, "-d @-")}`;
@@ -162,12 +170,13 @@ function problems(api, operations) {
         el("h3", {}, el("span", { class: "badge critical" }, status), title, el("small", {}, slug)),
         ADVICE[slug] ? el("p", {}, ADVICE[slug]) : null,
         from.length ? el("p", { class: "note" }, "From ", from.map(({ id, path }, index) =>
-          [index ? ", " : "", el("a", { href: `#${id}` }, path)]), ".") : null);
+          [index ? ", " : "", el("a", { href: `#${id}` }, el("code", {}, path))]), ".") : null);
     }));
 }
 
 try {
-  build(await ask("openapi.json"));
+  const [api, health] = await Promise.all(["openapi.json", "health"].map((address) => ask(address)));
+  build(api, health.model);
   // The browser looked for the entry before it was there.
   if (location.hash) location.replace(location.hash);
 } catch (error) {

@@ -1,0 +1,305 @@
+"""The servers that serving.py compares, from start to end, and what they serve: photographs and a model's versions."""
+
+import io
+import json
+import math
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import torch
+from PIL import Image, ImageOps
+from torchvision.models import resnet18
+
+from benchmarks.load import HOST, Answer, closed, form, raw, text
+from benchmarks.pictures import CLASSES, listed, photograph
+from model_registry import ModelRegistry
+from toolkit.baseline import Baseline
+from toolkit.bundle import DIGEST_TAG, Card, Measured, Program, library_versions, save_bundle
+from toolkit.errors import ToolkitError
+from toolkit.images import load_picture
+from toolkit.tracking import MlflowClient, Run, connect
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SIZE = 224  # px of the network's input
+SMALL, LARGE = "640 x 427", "12 megapixels"
+SIDES = {SMALL: (640, 427), LARGE: (4000, 3000)}  # px
+PHOTOGRAPHS = {SMALL: 32, LARGE: 8}
+QUALITY, GRAIN = 85, 4  # of the JPEGs; standard deviation of the noise that replaces detail, of 255
+MODEL, METRIC, VERSIONS = "image-classifier", "best_val_accuracy", (1, 2)
+WARM, WARMING = 50, 16  # requests before anything is measured, and their clients
+READY_SECONDS, STOP_SECONDS, LOOK = 180, 15, 0.02  # until a server is ready, or has ended; between two looks
+CONTEXT = multiprocessing.get_context("forkserver")  # its children have imported all of this already
+
+# Runs a script as where uvloop is not installed: peers bring it, and the project's requirements do not.
+WITHOUT_UVLOOP = (
+    "import runpy, sys; sys.modules['uvloop'] = None; del sys.argv[0]; sys.path[0] = {root!r};"
+    " runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+class Contestant(NamedTuple):
+    """A server: how it is started at a port, where it says that it is ready, and how it is sent a JPEG file."""
+
+    command: Callable[[int], list[str]]
+    ready: str
+    request: Callable[[bytes], bytes]
+
+
+def _python(*words: object) -> list[str]:
+    return [sys.executable, *map(str, words)]
+
+
+OURS = "ours"
+SERVERS = {
+    OURS: Contestant(
+        lambda port: _python("-c", WITHOUT_UVLOOP.format(root=str(ROOT)), ROOT / "serve_model.py", "--port", port),
+        "/readyz", lambda picture: raw("/predict", picture),
+    ),
+    "FastAPI": Contestant(
+        lambda port: _python("-m", "uvicorn", "--factory", "benchmarks.peers:plain", "--port", port,
+                             "--log-level", "warning"),
+        "/openapi.json", lambda picture: form("/predict", "file", picture),
+    ),
+    "LitServe": Contestant(
+        lambda port: _python("-m", "benchmarks.peers", port),
+        "/health", lambda picture: text("/predict", {"image_data": picture}),
+    ),
+    "MLflow": Contestant(
+        lambda port: _python("-m", "mlflow", "models", "serve", "--model-uri", f"models:/{MODEL}@production",
+                             "--env-manager", "local", "--host", HOST, "--port", port),
+        "/ping", lambda picture: text("/invocations", {"inputs": [load_picture(picture, SIZE).pixels.tolist()]}),
+    ),
+    "BentoML": Contestant(
+        lambda port: _python("-m", "bentoml", "serve", "benchmarks.peers:Classifier", "--working-dir", ROOT,
+                             "--host", HOST, "--port", port, "--quiet"),
+        "/readyz", lambda picture: form("/classify", "images", picture),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """What all contestants share.
+
+    Parameters
+    ----------
+    folder
+        Where they write, and where the store is.
+    bundle, digest
+        Of the version in Production.
+    pictures
+        JPEG files by size.
+    sender
+        The process that loads come from.
+    """
+
+    folder: Path
+    bundle: Path
+    digest: str
+    pictures: Mapping[str, Sequence[bytes]]
+    sender: Executor
+
+    def send(self, load: Callable[..., list[Answer]], *words: Any, **named: Any) -> list[Answer]:
+        """What becomes of a load."""
+        return self.sender.submit(load, *words, **named).result()
+
+    def requests(self, name: str) -> dict[str, list[bytes]]:
+        """The pictures as a contestant is sent them, by size."""
+        return {size: [SERVERS[name].request(data) for data in files] for size, files in self.pictures.items()}
+
+
+@contextmanager
+def prepared(folder: Path, data: Path | None) -> Iterator[Place]:
+    """All of it, in a folder; photographs are drawn unless there is some data."""
+    for name in [name for name in os.environ if name.startswith(("SERVE_", "MONITORING_"))]:
+        del os.environ[name]
+    os.environ |= {
+        "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache"),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MLFLOW_TRACKING_URI": _store(folder), "MLFLOW_DISABLE_TELEMETRY": "true",
+        "BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(folder / "bentoml"),
+        "PEER_WEIGHTS": str(folder / "weights.pt"),
+    }  # fmt: skip
+    CONTEXT.set_forkserver_preload(["benchmarks.serving"])
+    client = connect(_store(folder))
+    digests = [register(client, number, folder) for number in VERSIONS]
+    with ProcessPoolExecutor(1, CONTEXT) as sender:
+        place = Place(folder, _bundle(folder, VERSIONS[0]), digests[0], photographs(data), sender)
+        promote(place, VERSIONS[0])
+        yield place
+
+
+# --- servers ------------------------------------------------------------------------------------
+
+
+class Served(NamedTuple):
+    """A server that is ready, and what it is sent."""
+
+    port: int
+    process: psutil.Popen
+    seconds: float  # from its start until it was ready
+    requests: Mapping[str, Sequence[bytes]]  # by size
+
+
+@contextmanager
+def running(name: str, place: Place, *, watching: bool = True) -> Iterator[Served]:
+    """A server from its start to its end, already warm.
+
+    Parameters
+    ----------
+    name
+        Which.
+    place
+        What it serves.
+    watching
+        Whether ours looks at the registry by itself, and not only when it is asked to.
+
+    Raises
+    ------
+    ToolkitError
+        It did not get ready, or failed on its first requests.
+    """
+    port, log, began = _free_port(), place.folder / "log", time.monotonic()
+    with log.open("wb") as output:
+        process = psutil.Popen(
+            SERVERS[name].command(port), cwd=place.folder, stdout=output, stderr=subprocess.STDOUT,
+            env=os.environ | ({} if watching else {"SERVE_POLL_SECONDS": "3600"}), start_new_session=True,
+        )  # fmt: skip
+    try:
+        while not _answers(f"http://{HOST}:{port}{SERVERS[name].ready}"):
+            if process.poll() is not None or time.monotonic() > began + READY_SECONDS:
+                raise ToolkitError(f"{name} does not get ready; it says:\n{log.read_text(errors='replace')[-2000:]}")
+            time.sleep(LOOK)
+        server = Served(port, process, time.monotonic() - began, place.requests(name))
+        statuses = {answer.status for answer in place.send(closed, port, server.requests[SMALL], WARMING, count=WARM)}
+        if statuses != {200}:
+            raise ToolkitError(f"{name} answered its first requests with {statuses}")
+        yield server
+    finally:
+        _stop(process)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310  our own address
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _stop(process: psutil.Popen) -> None:
+    """End a server and all that it started, which are a group of their own."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired, psutil.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+# --- versions -----------------------------------------------------------------------------------
+
+
+def _store(folder: Path) -> str:
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def _bundle(folder: Path, number: int) -> Path:
+    return folder / f"bundle-{number}"
+
+
+def register(client: MlflowClient, number: int, folder: Path) -> str:
+    """Make a version of a network with random weights; its digest. Peers get the weights of the first one."""
+    torch.manual_seed(number)
+    network = resnet18(num_classes=CLASSES)
+    if number == VERSIONS[0]:
+        torch.save(network.state_dict(), folder / "weights.pt")
+    names = tuple(f"flower-{kind:02}" for kind in range(CLASSES))
+    card = Card(
+        classes=names, image_size=SIZE, network="resnet18", settings={}, data={"name": "flowers"},
+        metrics={"accuracy": Measured(value=1 / CLASSES, pictures=CLASSES)}, temperature=1.0, code_version="benchmark",
+        versions=library_versions(),
+    )  # fmt: skip
+    baseline = Baseline(names, np.full((CLASSES, CLASSES), 1 / CLASSES), np.arange(CLASSES))
+    with Run(client, f"network {number}", role="final", name="random weights") as run:
+        model_id, bundle = run.new_model(), _bundle(folder, number)
+        digest = save_bundle(bundle, Program(network), card, baseline, run_id=run.id, model_id=model_id)
+        run.model(bundle, model_id, {DIGEST_TAG: digest})
+        run.metrics({METRIC: 1 / CLASSES})
+    ModelRegistry(_store(folder), MODEL).register_best_model(f"network {number}", METRIC)
+    return digest
+
+
+def promote(place: Place, number: int) -> None:
+    """Put a version into Production; which one is better does not matter here."""
+    registry = ModelRegistry(_store(place.folder), MODEL)
+    registry.transition_model_stage(number, "Production", reason="for a benchmark", force=True)
+
+
+def reload(server: Served, number: int) -> None:
+    """Have our service look at the registry, and wait until the version that it finds there answers.
+
+    Raises
+    ------
+    ToolkitError
+        It is another version.
+    """
+    question = urllib.request.Request(f"http://{HOST}:{server.port}/admin/reload", method="POST")
+    with urllib.request.urlopen(question, timeout=READY_SECONDS) as answer:  # noqa: S310  our own address
+        told = json.load(answer)
+    if told["outcome"] != "loaded" or int(told["model"]["version"]) != number:
+        raise ToolkitError(f"version {number} was not loaded: {told}")
+
+
+def engine_of(server: Served) -> str:
+    """What runs the program in our service."""
+    with urllib.request.urlopen(f"http://{HOST}:{server.port}/model-info", timeout=READY_SECONDS) as answer:
+        return str(json.load(answer)["engine"])
+
+
+# --- photographs --------------------------------------------------------------------------------
+
+
+def photographs(data: Path | None) -> dict[str, list[bytes]]:
+    """JPEG files of both sizes, of one's own photographs or of drawn ones."""
+    most = max(PHOTOGRAPHS.values())
+    if data:
+        files = listed(data)
+        scenes = [Image.open(file).convert("RGB") for file in files[:: math.ceil(len(files) / most)]]
+    else:
+        scenes = [photograph(number % CLASSES, number) for number in range(most)]
+    return {
+        size: [jpeg(scene, SIDES[size], number) for number, scene in enumerate(scenes[:count])]
+        for size, count in PHOTOGRAPHS.items()
+    }
+
+
+def jpeg(scene: Image.Image, sides: tuple[int, int], seed: int) -> bytes:
+    """A picture cut to a size; where it has to grow, grain makes up for the detail that it lacks."""
+    fitted = ImageOps.fit(scene, sides)
+    if sides[0] > scene.width:
+        noise = np.random.default_rng(seed).normal(0, GRAIN, (sides[1], sides[0], 1)).astype(np.int16)
+        fitted = Image.fromarray((np.asarray(fitted) + noise).clip(0, 255).astype(np.uint8))
+    buffer = io.BytesIO()
+    fitted.save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()

@@ -1,0 +1,432 @@
+"""The service beside FastAPI, LitServe, MLflow's and BentoML's own, and what decoding and inference alone allow.
+
+    pip install -r requirements-bench.txt           # once, in an environment of its own
+    python benchmarks/serving.py                    # about half an hour, on photographs that it draws itself
+    python benchmarks/serving.py --quick            # the same, shorter and once
+    python benchmarks/serving.py --data photos/     # your own photographs, at both sizes
+    python benchmarks/serving.py --part throughput --only LitServe
+    python benchmarks/serving.py --json             # ends with one JSON object of claims
+
+All answer for one ResNet-18 of random weights at 224 px, on the same JPEG files of 640 x 427 and of
+4000 x 3000 pixels, over loopback from one process beside them, whose connections are kept alive:
+
+    ours        serve_model.py as it starts by itself, monitoring on; a raw image/jpeg body
+    limit       decode and infer in one process without HTTP, in as many plain threads as cores at most,
+                by the project's decoder and the engine that ours picks
+    FastAPI     a threaded function with an UploadFile; torch in float32, torchvision's transforms; a form
+    LitServe    batches of 8 within 10 ms, two workers, as in its own comparison with FastAPI; base64 in JSON
+    MLflow      mlflow models serve on the same bundle; the decoded picture as numbers in JSON, which is
+                what it takes: decoding has been done for it and writing the JSON too, reading it has not
+    BentoML     a batchable method on a list of pictures, as in its example BentoResnet; a form
+
+Each is started, waited for, sent 50 requests, measured and stopped; a round is all of them in turn.
+Figures are medians over the rounds. The first half second of a load does not count. A load of n clients
+is n connections that each wait for their answer; at a share of the capacity requests come at random
+moments and wait for nobody. A peer may use what its installation brings; ours runs without uvloop,
+which the requirements of peers install and its own do not. Everybody uses the processor, also where
+there is a GPU.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from threading import Thread
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.load import Answer, Figures, arriving, closed, figures, milliseconds  # noqa: E402
+from benchmarks.servers import (  # noqa: E402
+    CONTEXT,
+    LARGE,
+    OURS,
+    SERVERS,
+    SIZE,
+    SMALL,
+    VERSIONS,
+    Place,
+    Served,
+    engine_of,
+    prepared,
+    promote,
+    reload,
+    running,
+)
+from toolkit.bundle import load_bundle  # noqa: E402
+from toolkit.errors import SettingsError  # noqa: E402
+from toolkit.images import load_picture  # noqa: E402
+from toolkit.machine import usable_cores  # noqa: E402
+from toolkit.serving.engines import prepare, set_torch_threads, torch_threads  # noqa: E402
+from toolkit.settings import run_script  # noqa: E402
+from toolkit.terminal import say, table  # noqa: E402
+
+LIMIT = "limit"
+NAMES = (OURS, LIMIT, *(name for name in SERVERS if name != OURS))
+RAMP, LEAST = 0.5, 16  # s of each load that do not count; how many requests follow the first ones at least
+CALM = 2.0  # s before each swap
+SHARES = {"70 %": 0.7, "100 %": 1.0, "150 %": 1.5}  # of the capacity
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+
+# Goals.
+OVER = {"LitServe": 6.0, "FastAPI": 7.0, LIMIT: 0.85}  # ours over them in pictures/s at 16 clients
+MANY_CLIENTS, ALONE = 1.0, 1.3  # 64 clients over 16 in pictures/s; one client's median over the limit's
+TAIL, OVERLOADED = 4.0, 0.95  # p99 over median at 70 %; answered at 150 % over the capacity
+SWAP, GROWTH, START = 2.0, 1.05, 8.0  # p99 during a swap over usual; memory; seconds
+
+
+class Plan(NamedTuple):
+    """How much is measured."""
+
+    rounds: int
+    seconds: float  # of one load
+    swaps: int  # under load
+    few: tuple[int, int]  # requests and reloads before memory is first read
+    many: tuple[int, int]  # and further ones before it is read again
+    starts: int
+
+
+FULL = Plan(rounds=3, seconds=10, swaps=10, few=(1_000, 2), many=(20_000, 20), starts=5)
+QUICK = Plan(rounds=1, seconds=2, swaps=2, few=(200, 1), many=(600, 3), starts=2)
+
+
+class Case(NamedTuple):
+    """A load of clients that wait."""
+
+    size: str
+    clients: int
+
+    def __str__(self) -> str:
+        return f"{self.size}, {self.clients} client{'s' if self.clients > 1 else ''}"
+
+
+ALONE_CASE, USUAL, CROWD = (Case(SMALL, clients) for clients in (1, 16, 64))
+CASES = (ALONE_CASE, USUAL, CROWD, Case(LARGE, USUAL.clients))
+
+
+class Claim(NamedTuple):
+    """A figure, and what it is to be."""
+
+    value: float
+    goal: float
+    better: str
+    conditions: str
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="shorter and once")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument("--data", type=Path, help="folder of photographs, instead of drawn ones")
+    parser.add_argument("--only", choices=NAMES, help="whose throughput is measured, instead of everybody's")
+    parser.add_argument("--part", choices=PARTS, help="what is measured, instead of everything")
+    options = parser.parse_args()
+    plan = QUICK if options.quick else FULL
+    claims: dict[str, Claim] = {}
+    say(machine())
+    with tempfile.TemporaryDirectory(prefix="serving-") as folder, prepared(Path(folder), options.data) as place:
+        for part in [options.part] if options.part else PARTS:
+            claims |= PARTS[part](place, plan, [options.only] if options.only else NAMES)
+    say(f"\n{table(['claim', 'measured', 'goal'], [[name, *_shown(claim)] for name, claim in claims.items()])}")
+    say(f"\nload {_load()}")
+    if options.json:
+        print(json.dumps({name: claim._asdict() for name, claim in claims.items()}))
+
+
+def machine() -> str:
+    """Where these figures come from."""
+    names = ("torch", "torchvision", "openvino", "pillow", "fastapi", "uvicorn", "litserve", "mlflow", "bentoml")
+    versions = ", ".join(f"{name} {_version(name)}" for name in names)
+    return f"{processor()}, {usable_cores()} cores, load {_load()}, Python {platform.python_version()}, {versions}"
+
+
+def processor() -> str:
+    """Its name, and which of the instructions it has that make networks fast."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.machine()
+    about = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    flags = [flag for flag in FLAGS if flag in about.get("flags", "").split()]
+    return f"{about.get('model name', platform.machine())} ({' '.join(flags)})"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        if name == "openvino":
+            return "none"
+        raise SettingsError(f"{name} is not installed; run pip install -r requirements-bench.txt") from None
+
+
+def _load() -> str:
+    return f"{os.getloadavg()[0]:.1f}"
+
+
+def _shown(claim: Claim) -> tuple[str, str]:
+    return f"{claim.value:.3g}", f"{'>=' if claim.better == 'higher' else '<='} {claim.goal:g}"
+
+
+FIGURES = ("pictures/s", "median, ms", "p99, ms", "failed", "refused")
+
+
+def _row(found: Figures) -> list[str]:
+    times = [f"{value:,.1f}" for value in (found.rate, found.median, found.p99)]
+    return [*times, f"{found.failed:,.0f}", f"{found.refused:.1%}"]
+
+
+def _median(rounds: Sequence[Figures]) -> Figures:
+    return Figures(*np.median(rounds, axis=0))
+
+
+def _conditions(*more: str) -> str:
+    return ", ".join([f"ResNet-18, {SIZE} px, JPEGs of {SMALL}, {usable_cores()} cores", *more])
+
+
+# --- throughput ---------------------------------------------------------------------------------
+
+Standings = Mapping[tuple[str, Case], Figures]
+
+
+def throughput(place: Place, plan: Plan, names: Sequence[str]) -> dict[str, Claim]:
+    """All contestants in turn, round by round."""
+    found: dict[tuple[str, Case], list[Figures]] = defaultdict(list)
+    for _, name in itertools.product(range(plan.rounds), names):
+        answers = limit(place, plan.seconds) if name == LIMIT else served(place, name, plan.seconds)
+        for case in CASES:
+            found[name, case].append(figures(answers[case], RAMP))
+    medians = {key: _median(rounds) for key, rounds in found.items()}
+    for case in CASES:
+        rows = [[name, *_row(medians[name, case]), _times(medians, name, case)] for name in names]
+        say(f"\n{case}, load {_load()}\n\n{table(['', *FIGURES, 'ours over it'], rows)}")
+    return _throughput_claims(medians, _conditions(f"medians of {plan.rounds} rounds of {plan.seconds:g} s"))
+
+
+def served(place: Place, name: str, seconds: float) -> dict[Case, list[Answer]]:
+    """All loads on one server."""
+    with running(name, place) as server:
+        if name == OURS:
+            say(f"\nours runs {engine_of(server)}")
+        return {case: _crowded(place, server, case, seconds) for case in CASES}
+
+
+def _crowded(place: Place, server: Served, case: Case, seconds: float) -> list[Answer]:
+    """A load that lasts long enough for slow servers too."""
+    size, clients = case
+    return place.send(
+        closed, server.port, server.requests[size], clients, count=clients + LEAST, seconds=RAMP + seconds
+    )
+
+
+def limit(place: Place, seconds: float) -> dict[Case, list[Answer]]:
+    """The same pictures without a server, in a process of their own."""
+    with ProcessPoolExecutor(1, CONTEXT) as pool:
+        return pool.submit(_limit, place.bundle, place.digest, place.pictures, RAMP + seconds).result()
+
+
+def _limit(
+    folder: Path, digest: str, pictures: Mapping[str, Sequence[bytes]], seconds: float
+) -> dict[Case, list[Answer]]:
+    engine = prepare(load_bundle(folder, digest))
+    answers: dict[Case, list[Answer]] = {case: [] for case in CASES}
+
+    def work(case: Case, numbers: Iterator[int], end: float) -> None:
+        set_torch_threads(torch_threads(usable_cores(), usable_cores()))
+        while (began := time.monotonic()) < end:
+            data = pictures[case.size][next(numbers) % len(pictures[case.size])]
+            engine.infer(load_picture(data, SIZE).pixels[np.newaxis])
+            answers[case].append(Answer(began, time.monotonic() - began, 200))
+
+    for case in CASES:
+        shared = (case, itertools.count(), time.monotonic() + seconds)
+        threads = [Thread(target=work, args=shared) for _ in range(min(case.clients, usable_cores()))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return answers
+
+
+def _times(medians: Standings, name: str, case: Case) -> str:
+    ours, theirs = medians.get((OURS, case)), medians[name, case]
+    return f"{ours.rate / theirs.rate:.2f}" if ours and theirs.rate and name != OURS else ""
+
+
+def _throughput_claims(medians: Standings, conditions: str) -> dict[str, Claim]:
+    """Those about whom was measured."""
+    claims = {}
+
+    def compare(name: str, one: tuple[str, Case], other: tuple[str, Case], goal: float, figure: str = "rate") -> None:
+        if one in medians and other in medians:
+            value = getattr(medians[one], figure) / getattr(medians[other], figure)
+            claims[name] = Claim(value, goal, "higher" if figure == "rate" else "lower", conditions)
+
+    for rival, goal in OVER.items():
+        compare(f"throughput at 16 clients: ours over {rival}", (OURS, USUAL), (rival, USUAL), goal)
+    compare("throughput at 64 clients over 16", (OURS, CROWD), (OURS, USUAL), MANY_CLIENTS)
+    alone = "one client's median over decode and infer alone"
+    compare(alone, (OURS, ALONE_CASE), (LIMIT, ALONE_CASE), ALONE, "median")
+    return claims
+
+
+# --- arrivals at a rate -------------------------------------------------------------------------
+
+
+def open_loop(place: Place, plan: Plan, _: Sequence[str]) -> dict[str, Claim]:
+    """Shares of the capacity, which is what 64 waiting clients get; in turn, round by round."""
+    found: dict[str, list[Figures]] = defaultdict(list)
+    with running(OURS, place) as server:
+        requests = server.requests[SMALL]
+        for number in range(plan.rounds):
+            capacity = figures(_crowded(place, server, CROWD, plan.seconds), RAMP)
+            found["capacity"].append(capacity)
+            for name, share in SHARES.items():
+                rate, seconds = share * capacity.rate, RAMP + 2 * plan.seconds
+                found[name].append(figures(place.send(arriving, server.port, requests, rate, seconds, number), RAMP))
+    medians = {name: _median(rounds) for name, rounds in found.items()}
+    rows = [[name, *_row(median)] for name, median in medians.items()]
+    above, full = medians["150 %"], medians["100 %"]
+    say(f"\narrivals at a rate, load {_load()}\n\n{table(['', *FIGURES], rows)}")
+    say(
+        f"\nat 150 %: {above.refused:.0%} refused with 503, half of them within {above.refusal:.1f} ms;"
+        f" the others' median is {above.median / full.median:.2f} times that at 100 %"
+    )
+    return _open_claims(found, _conditions(f"medians of {plan.rounds} rounds of {2 * plan.seconds:g} s"))
+
+
+def _open_claims(found: Mapping[str, Sequence[Figures]], conditions: str) -> dict[str, Claim]:
+    tails = [calm.p99 / calm.median for calm in found["70 %"]]
+    shares = [above.rate / capacity.rate for above, capacity in zip(found["150 %"], found["capacity"], strict=True)]
+    lost = sum(above.failed for above in found["150 %"])
+    return {
+        "at 70 % of capacity: p99 over median": Claim(float(np.median(tails)), TAIL, "lower", conditions),
+        "at 150 %: answered over capacity": Claim(float(np.median(shares)), OVERLOADED, "higher", conditions),
+        "at 150 %: neither answered nor refused with 503": Claim(lost, 0, "lower", f"requests, {conditions}"),
+    }
+
+
+# --- reloads ------------------------------------------------------------------------------------
+
+
+class Span(NamedTuple):
+    """A time, in s on the monotonic clock."""
+
+    began: float
+    ended: float
+
+    def touches(self, answer: Answer) -> bool:
+        """Whether a request was under way in it."""
+        return answer.began < self.ended and self.began < answer.ended
+
+
+def reloads(place: Place, plan: Plan, _: Sequence[str]) -> dict[str, Claim]:
+    """Versions are swapped again and again under full load; what a promotion costs beside it counts for nothing."""
+    enough = place.folder / "enough"
+    with running(OURS, place, watching=False) as server:
+        load = place.sender.submit(closed, server.port, server.requests[SMALL], USUAL.clients, until=enough)
+        try:
+            spans = [_swap_later(number, place, server) for number in _alternating(plan.swaps)]
+        finally:
+            enough.touch()
+        answers = load.result()
+    promote(place, VERSIONS[0])
+    promotions, swaps = zip(*spans, strict=True)
+    during = [answer for answer in answers if any(swap.touches(answer) for swap in swaps)]
+    usual = [answer for answer in answers if not any(span.touches(answer) for span in (*swaps, *promotions))]
+    rows = [
+        [name, len(some), *(f"{milliseconds(some, percentile):,.1f}" for percentile in (50, 99, 100))]
+        for name, some in (("usual", usual), ("during a swap", during))
+    ]
+    say(f"\n{len(swaps)} swaps under {USUAL.clients} clients, load {_load()}\n")
+    say(table(["", "requests", "median, ms", "p99, ms", "longest, ms"], rows))
+    failed = sum(answer.status != 200 for answer in answers)
+    conditions = _conditions(f"{USUAL.clients} clients, {len(answers):,} requests, {len(swaps)} swaps")
+    longer = milliseconds(during, 99) / milliseconds(usual, 99)
+    return {
+        "reload under full load: failed requests": Claim(failed, 0, "lower", conditions),
+        "reload under full load: p99 during it over usual": Claim(longer, SWAP, "lower", conditions),
+    }
+
+
+def _swap_later(number: int, place: Place, server: Served) -> tuple[Span, Span]:
+    time.sleep(CALM)
+    return swap_to(number, place, server)
+
+
+def _alternating(count: int) -> Iterator[int]:
+    """So many versions, each another than the one before; the first version serves already."""
+    return itertools.islice(itertools.cycle(reversed(VERSIONS)), count)
+
+
+def swap_to(number: int, place: Place, server: Served) -> tuple[Span, Span]:
+    """Promote a version, then have the service take it; when each was."""
+    began = time.monotonic()
+    promote(place, number)
+    promoted = time.monotonic()
+    reload(server, number)
+    return Span(began, promoted), Span(promoted, time.monotonic())
+
+
+# --- memory and start ---------------------------------------------------------------------------
+
+
+def memory(place: Place, plan: Plan, _: Sequence[str]) -> dict[str, Claim]:
+    """What the service holds after few requests and reloads, and after many more."""
+    sizes = []
+    versions = _alternating(plan.few[1] + plan.many[1])
+    with running(OURS, place, watching=False) as server:
+        for requests, times in (plan.few, plan.many):
+            for _round in range(times):
+                swap_to(next(versions), place, server)
+                place.send(closed, server.port, server.requests[SMALL], USUAL.clients, count=requests // times)
+            sizes.append(held(server.process))
+    promote(place, VERSIONS[0])
+    few, many = ("{:,} requests and {} reloads".format(*amount) for amount in (plan.few, plan.many))
+    megabytes = [f"{size / 2**20:,.0f} MiB" for size in sizes]
+    say(f"\nmemory: {megabytes[0]} after {few}, {megabytes[1]} after {many} more; load {_load()}")
+    conditions = f"unshared memory, {few}, then {many} more"
+    return {"memory after many requests and reloads over few": Claim(sizes[1] / sizes[0], GROWTH, "lower", conditions)}
+
+
+def held(process: psutil.Process) -> int:
+    """Bytes of memory that a process and those it started have for themselves."""
+    return sum(one.memory_full_info().uss for one in (process, *process.children(recursive=True)))
+
+
+def starts(place: Place, plan: Plan, _: Sequence[str]) -> dict[str, Claim]:
+    """How long the service takes until it is ready; the first time it may have a model to convert."""
+    seconds = []
+    for _round in range(1 + plan.starts):
+        with running(OURS, place) as server:
+            seconds.append(server.seconds)
+    say(f"\nready after {', '.join(f'{one:.1f}' for one in seconds)} s; the first does not count; load {_load()}")
+    conditions = f"median of {plan.starts} starts, the model on disk"
+    return {"seconds from start to ready": Claim(float(np.median(seconds[1:])), START, "lower", conditions)}
+
+
+PARTS: dict[str, Callable[[Place, Plan, Sequence[str]], dict[str, Claim]]] = {
+    "throughput": throughput,
+    "open": open_loop,
+    "reload": reloads,
+    "memory": memory,
+    "start": starts,
+}
+
+
+if __name__ == "__main__":
+    run_script(main)
