@@ -37,7 +37,7 @@ from fastapi import APIRouter, Body, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from prometheus_client.core import Metric
-from pydantic import Discriminator, Field, SecretStr, Tag, model_validator
+from pydantic import Discriminator, Field, SecretStr, Tag, WithJsonSchema, model_validator
 from pydantic_settings import CliSuppress
 from starlette.exceptions import HTTPException
 
@@ -80,6 +80,7 @@ PREDICT_ADDRESSES = ("/predict", "/predict/batch", "/feedback", *protocols.PREDI
 ADMIN_ADDRESSES = ("/admin/reload",)
 Window = Literal["short", "medium", "long"]
 WINDOWS: tuple[Window, ...] = get_args(Window)
+MOMENT = {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "number"}, {"type": "null"}]}
 
 T = TypeVar("T")
 
@@ -345,7 +346,9 @@ def drift(request: Request, window: Window = "short") -> dict[str, Any]:
 def alerts(
     request: Request,
     since: Annotated[
-        datetime | None, Query(description="ISO 8601, UTC unless it says otherwise, or seconds since 1970")
+        datetime | None,
+        WithJsonSchema(MOMENT),
+        Query(description="ISO 8601, UTC unless it says otherwise, or seconds since 1970"),
     ] = None,
     level: Annotated[
         Literal["warning", "critical", "immediate"] | None, Query(description="this level or worse")

@@ -51,7 +51,8 @@ def _list(schema: dict[str, Any], most: int | None = None) -> dict[str, Any]:
 
 _FILE = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, BMP, GIF or TIFF"}
 _BASE64 = {"type": "string", "format": "byte", "description": "the encoded picture in base64, or a data URL of it"}
-_ENTRY = {"anyOf": [_BASE64, _with("b64", _BASE64), _with("image", _with("b64", _BASE64))]}
+_B64 = _with("b64", _BASE64)
+_ENTRY = {"anyOf": [_BASE64, _B64, _with("image", {"anyOf": [_BASE64, _B64]})]}
 _PIXELS = _list(_list(_list({"type": "integer", "minimum": 0, "maximum": 255}))) | {
     "description": "the rows of an RGB picture of the model's own size"
 }

@@ -1,0 +1,579 @@
+"""What the service does when clients, the registry or the disk do their worst: one real process, met over its sockets.
+
+A promotion and a rollback under load, and an end by SIGTERM, are played through in ``tests/test_serve_model.py``,
+against a process as well.
+"""
+
+import io
+import json
+import re
+import resource
+import signal
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, chdir, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copytree
+from time import monotonic, sleep
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from forks import Forks, Script, forks
+from model_registry import ModelRegistry
+from support import ROOT, ColourNetwork, colour_baseline, colour_card, encode
+from toolkit.bundle import DIGEST_TAG, PROGRAM, Program, save_bundle
+from toolkit.registry.versions import ALIASES
+from toolkit.serving.problems import MEDIA_TYPE
+from toolkit.tracking import MlflowClient, Run, connect
+
+MODEL = "image-classifier"
+LIMITS = {"max-body-mb": 1, "max-pixels": 100_000, "threads": 1, "max-waiting": 4, "max-batch": 5}
+PATIENCE = {"head-seconds": 1, "body-seconds": 3, "stall-seconds": 1, "poll-seconds": 0.2, "drain-seconds": 0.3}
+MEBIBYTE = 2**20
+SHADES = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+
+
+def plain(colour: str, size: int = 16) -> np.ndarray:
+    """uint8 (size, size, 3) of one colour."""
+    return np.full((size, size, 3), SHADES[colour], np.uint8)
+
+
+def written(image: Image.Image, format: str = "PNG", **words: Any) -> bytes:  # noqa: A002
+    buffer = io.BytesIO()
+    image.save(buffer, format, **words)
+    return buffer.getvalue()
+
+
+RED = encode(plain("red"))
+SPOILED = encode(np.full((16, 16, 3), (255, 0, 0), np.uint8))
+
+
+class CornerNetwork(ColourNetwork):
+    """The colour of the upper left quarter; NaN where that is redder than anything in the baseline."""
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        corner = pictures[:, :, :8, :8]  # of 16 x 16
+        means = corner.mean(dim=(2, 3))
+        return torch.where(means[:, :1] - means[:, 1:2] > 3.5, torch.nan, super().forward(corner))
+
+
+class Mute(ColourNetwork):
+    """NaN for everything."""
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return super().forward(pictures) * torch.nan
+
+
+class Registered:
+    """A store with three versions: one that serves, one like it, and one that gives no numbers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "mlflow.db"
+        self.uri = f"sqlite:///{self.file}"
+        self.client = connect(self.uri)
+        self.registry = ModelRegistry(self.uri, MODEL)
+        self.versions = {name: self._register(folder, name, network) for name, network in {
+            "good": CornerNetwork(), "other": CornerNetwork(2.0), "mute": Mute()
+        }.items()}  # fmt: skip
+        self.promote("good")
+
+    def _register(self, folder: Path, name: str, network: torch.nn.Module) -> int:
+        """Its baseline is that of a version that answers: the registry itself would not take the mute one's."""
+        with Run(self.client, name, role="study", name=name) as run:
+            model_id, baseline = run.new_model(), colour_baseline(Program(CornerNetwork()))
+            digest = save_bundle(
+                folder / name, Program(network), colour_card(), baseline, run_id=run.id, model_id=model_id
+            )
+            run.model(folder / name, model_id, {DIGEST_TAG: digest})
+            run.metrics({"mean_cv_accuracy": 0.9})
+        return self.registry.register_best_model(name)
+
+    def promote(self, name: str) -> None:
+        """Put it into Production; the mute one as somebody with MLflow's own tools would: our registry refuses it."""
+        if name == "mute":
+            self.client.set_registered_model_alias(MODEL, ALIASES["Production"], str(self.versions[name]))
+            return
+        self.registry.transition_model_stage(self.versions[name], "Production", reason="a test", force=True)
+
+    @contextmanager
+    def altered(self, name: str) -> Iterator[None]:
+        """One bit of a version's program is another one for a while."""
+        run = self.client.get_run(self.registry.get(self.versions[name]).run_id)
+        model = self.client.get_logged_model(run.outputs.model_outputs[0].model_id)
+        with damaged(Path(model.artifact_location.removeprefix("file://"), PROGRAM), -100, b"?"):
+            yield
+
+    @contextmanager
+    def of_another_digest(self, name: str) -> Iterator[None]:
+        """What a version is said to hold is not what it holds for a while."""
+        version = self.registry.get(self.versions[name])
+        client: MlflowClient = self.client
+        client.set_model_version_tag(MODEL, str(version.version), DIGEST_TAG, "0" * 64)
+        yield
+        client.set_model_version_tag(MODEL, str(version.version), DIGEST_TAG, version.digest)
+
+
+@contextmanager
+def damaged(path: Path, place: int, data: bytes) -> Iterator[None]:
+    """A file with other bytes at a place, written into it, for a while."""
+    whole = path.read_bytes()
+    changed = bytearray(whole)
+    place %= len(whole)
+    changed[place : place + len(data)] = data
+    path.write_bytes(changed)
+    try:
+        yield
+    finally:
+        path.write_bytes(whole)
+
+
+@dataclass
+class Served:
+    """A service that runs, and a client of it."""
+
+    script: Script
+    folder: Path
+    client: httpx.Client
+
+    @property
+    def process(self) -> psutil.Process:
+        return psutil.Process(self.script.pid)
+
+    def predict(self, picture: bytes = RED, **words: Any) -> httpx.Response:
+        return self.client.post("/predict", content=picture, **words)
+
+    def health(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.client.get("/health").json()
+        return found
+
+    def figures(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.client.get("/metrics").json()
+        return found
+
+    def connect(self, *pieces: bytes) -> socket.socket:
+        """A connection that has sent something."""
+        connection = socket.create_connection((self.client.base_url.host, self.client.base_url.port), timeout=60)
+        for piece in pieces:
+            connection.sendall(piece)
+        return connection
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self.script.pause()
+        try:
+            yield
+        finally:
+            self.script.go_on()
+
+
+def head(path: str, length: int, method: str = "POST", more: str = "") -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n{more}\r\n".encode()
+
+
+def answer_of(connection: socket.socket) -> tuple[int, httpx.Headers, bytes]:
+    """Status, headers and body of an answer that ends with its connection."""
+    with connection, connection.makefile("rb") as file:
+        first, _, body = file.read().partition(b"\r\n\r\n")
+    line, *headers = first.decode().split("\r\n")
+    return int(line.split()[1]), httpx.Headers([header.split(": ", 1) for header in headers]), body
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 120) -> Any:
+    deadline = monotonic() + seconds
+    while not (found := condition()):
+        assert monotonic() < deadline, "it never came"
+        sleep(0.02)
+    return found
+
+
+def problem(response: httpx.Response, status: int, slug: str) -> str:
+    """What a problem document says."""
+    document = response.json()
+    assert response.status_code == document["status"] == status, response.text
+    assert response.headers["Content-Type"] == MEDIA_TYPE
+    assert document["type"] == f"/docs#problem-{slug}"
+    assert str(ROOT) not in response.text
+    return str(document["detail"])
+
+
+def probabilities(response: httpx.Response) -> dict[str, float]:
+    assert response.status_code == 200, response.text
+    return {one["label"]: one["probability"] for one in response.json()["top_k"]}
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("behaviours")
+
+
+@pytest.fixture(scope="module")
+def registered(scratch: Path) -> Registered:
+    with chdir(scratch):
+        return Registered(scratch)
+
+
+@pytest.fixture(scope="module")
+def forked(scratch: Path) -> Iterator[Forks]:
+    with forks(scratch) as forked:
+        yield forked
+
+
+@contextmanager
+def serving(forked: Forks, folder: Path, uri: str) -> Iterator[Served]:
+    """A process that serves in a folder, until it is told to end."""
+    options = {"port": 0, "tracking-uri": uri, "engine": "torch", **LIMITS, **PATIENCE}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    script = forked.start("serve_model.py", *words, folder=folder)
+    url = re.findall(r"on (http://\S+)", script.wait_for("serving"))[0]
+    with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+        yield Served(script, folder, client)
+    psutil.Process(script.pid).send_signal(signal.SIGTERM)
+    ended = script.end()
+    assert ended.status == 0
+    assert "Traceback" not in ended.err
+
+
+@pytest.fixture(scope="module")
+def served(forked: Forks, scratch: Path, registered: Registered) -> Iterator[Served]:
+    folder = scratch / "served"
+    folder.mkdir()
+    with serving(forked, folder, registered.uri) as served:
+        wait_until(lambda: served.health()["status"] == "ok")
+        yield served
+
+
+# Bodies
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch", "/invocations", "/feedback", "/nothing"])
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_over_the_limit_is_refused(served: Served, path: str, announced: bool) -> None:
+    pieces = [bytes(MEBIBYTE // 2)] * 3
+    body = b"".join(pieces) if announced else iter(pieces)
+    answer = served.client.post(path, content=body, headers={"Content-Type": "application/json"})
+    if path == "/nothing" and not announced:
+        problem(answer, 404, "not-found")  # nobody asks for it, so it is not read
+    else:
+        problem(answer, 413, "body-too-large")
+
+
+def test_a_body_over_the_limit_is_not_buffered(served: Served) -> None:
+    assert answer_of(served.connect(head("/predict", 2**40)))[0] == 413  # without a byte of it
+    before = served.process.memory_info().rss
+    chunks = (b"%x\r\n%s\r\n" % (MEBIBYTE, bytes(MEBIBYTE))) * 256
+    start = b"POST /predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with served.connect(start) as endless, pytest.raises(ConnectionError):
+        endless.sendall(chunks)
+    assert served.process.memory_info().rss - before < 32 * MEBIBYTE
+    assert served.predict().status_code == 200
+
+
+# Pictures
+
+BMP = struct.pack("<2sIIIIiiHHIIiiII", b"BM", 54, 0, 54, 40, 20_000, 5_000, 1, 24, 0, 0, 0, 0, 0, 0)  # and no pixel
+GIF = struct.pack("<6sHHBBBBHHHHBB", b"GIF89a", 60_000, 60_000, 0, 0, 0, ord(","), 0, 0, 60_000, 60_000, 0, 8)
+
+
+@pytest.mark.parametrize("picture", [encode(np.zeros((251, 400, 3), np.uint8)), BMP, GIF])
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header(served: Served, picture: bytes) -> None:
+    assert "pixels" in problem(served.predict(picture), 413, "picture-too-large")
+    assert served.predict(encode(np.zeros((250, 400, 3), np.uint8))).status_code == 200
+
+
+NOISE = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP"])
+def test_half_a_picture_is_no_picture(served: Served, format: str) -> None:  # noqa: A002
+    whole = encode(NOISE, format)
+    assert served.predict(whole).status_code == 200
+    for length in (len(whole) // 4, len(whole) // 2, len(whole) * 9 // 10):
+        assert "broken" in problem(served.predict(whole[:length]), 400, "undecodable-picture")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"<!DOCTYPE html><title>404</title>", "not a picture"),
+        (bytes(range(256)) * 4, "not a picture"),
+        (b"\0", "not a picture"),
+    ],
+)
+def test_what_is_no_picture_is_told_so(served: Served, body: bytes, reason: str) -> None:
+    assert reason in problem(served.predict(body), 400, "undecodable-picture")
+    assert reason in problem(served.client.post("/predict", files={"file": body}), 400, "undecodable-picture")
+
+
+def test_the_content_decides_and_not_what_is_declared(served: Served) -> None:
+    wanted = probabilities(served.predict(RED))
+    for declared in ("image/jpeg", "image/svg+xml", "application/octet-stream"):
+        assert probabilities(served.predict(RED, headers={"Content-Type": declared})) == wanted
+        form = {"file": ("picture.exe", RED, declared)}
+        assert probabilities(served.client.post("/predict", files=form)) == wanted
+    for foreign in (b"%PDF-1.7\n", b"\0\0\0\x18ftypheic" + bytes(99), b"8BPS" + bytes(99), b"<svg/>"):
+        problem(served.predict(foreign, headers={"Content-Type": "image/png"}), 415, "unsupported-picture")
+        problem(served.client.post("/predict", files={"file": ("a.png", foreign, "image/png")}), 415,
+                "unsupported-picture")  # fmt: skip
+
+
+# How a camera that was held in the way of an orientation has stored an upright picture: the inverse of what
+# EXIF 2.3, table 6, says about rows and columns.
+STORED = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.transpose(1, 0, 2),
+    6: np.rot90,
+    7: lambda upright: upright[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda upright: np.rot90(upright, -1),
+}
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_a_picture_is_upright_whichever_way_the_camera_was_held(served: Served, format: str) -> None:  # noqa: A002
+    rows = [[plain("blue"), plain("red")], [plain("green"), plain("red")]]
+    upright = np.concatenate([np.concatenate(row, axis=1) for row in rows])
+    found, as_stored = {}, set()
+    for orientation, stored in STORED.items():
+        image, exif = Image.fromarray(np.ascontiguousarray(stored(upright))), Image.Exif()
+        exif[0x0112] = orientation
+        words = {"quality": 100} if format == "JPEG" else {"lossless": True} if format == "WEBP" else {}
+        found[orientation] = probabilities(served.predict(written(image, format, exif=exif, **words)))
+        as_stored.add(served.predict(written(image)).json()["predicted_class"])
+    assert as_stored == {"red", "green", "blue"}  # the model does tell them apart
+    for one in found.values():
+        assert one == pytest.approx(found[1], abs=2e-3 if format == "JPEG" else 1e-6)
+    assert max(found[1], key=found[1].__getitem__) == "blue"
+
+
+def grey(values: np.ndarray) -> np.ndarray:
+    return np.repeat(values.astype(np.uint8)[..., None], 3, axis=2)
+
+
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+COVER = np.random.default_rng(4).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+OVER_WHITE = (COVER[..., :3].astype(float) * COVER[..., 3:] + 255.0 * (255 - COVER[..., 3:])) / 255
+COLOURFUL = COVER[..., :3]
+FEW = Image.fromarray(COLOURFUL).quantize(7)
+# Each kind of picture, and beside it the 8-bit RGB that is defined to be the same.
+KINDS: dict[str, tuple[bytes, np.ndarray]] = {
+    "palette": (written(FEW), np.asarray(FEW.convert("RGB"))),
+    "alpha": (written(Image.fromarray(COVER)), OVER_WHITE.round()),
+    "hidden colour": (written(Image.new("RGBA", (16, 16), (255, 0, 0, 0))), np.full((16, 16, 3), 255)),
+    "grey with alpha": (
+        written(Image.merge("LA", (Image.fromarray(RAMP), Image.new("L", (16, 16), 0)))),
+        np.full((16, 16, 3), 255),
+    ),
+    "1 bit": (written(Image.fromarray(RAMP > 99)), grey(255 * (RAMP > 99))),
+    "16 bits": (written(Image.fromarray(RAMP.astype(np.uint16) * 257)), grey(RAMP)),
+    "float": (written(Image.fromarray(RAMP.astype(np.float32) / 255), "TIFF"), grey(RAMP)),
+    "CMYK": (written(Image.frombytes("CMYK", (16, 16), np.dstack([255 - COLOURFUL, 0 * RAMP]).tobytes()), "TIFF"),
+             COLOURFUL),
+    "animation": (
+        written(Image.fromarray(plain("blue")), save_all=True, append_images=[Image.fromarray(plain("green"))]),
+        plain("blue"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_mode_is_what_it_is_defined_to_be(served: Served, kind: str) -> None:
+    picture, same = KINDS[kind]
+    wanted = probabilities(served.predict(encode(same.astype(np.uint8))))
+    tolerance = 1e-2 if kind == "alpha" else 1e-6  # alpha is laid over white in whole numbers
+    assert probabilities(served.predict(picture)) == pytest.approx(wanted, abs=tolerance)
+
+
+def test_a_network_that_gives_no_number_names_no_class(served: Served) -> None:
+    before = served.figures()
+    problem(served.predict(SPOILED), 500, "non-finite-output")
+    answer = served.client.post("/predict/batch", files=[("files", RED), ("files", SPOILED)]).json()
+    assert [one.get("error", {}).get("status") for one in answer["results"]] == [None, 500]
+    after = served.figures()
+    assert after["non_finite"]["1"] - before["non_finite"].get("1", 0) == 2
+    assert sum(after["predictions"]["1"].values()) - sum(before["predictions"].get("1", {}).values()) == 1
+
+
+# Clients
+
+
+def test_who_is_slow_is_told_so_and_closed_while_others_are_served(served: Served) -> None:
+    half_head = served.connect(head("/predict", 9)[:-4])
+    half_body = served.connect(head("/predict", len(RED)), RED[:20])
+    drip = served.connect(head("/predict", len(RED)))
+    silent = served.connect()
+    drip.settimeout(0.1)
+    received = b""
+    for byte in RED:  # never a pause, and yet not done in time
+        assert served.predict().status_code == 200
+        try:
+            drip.sendall(bytes([byte]))
+            received = drip.recv(1)
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            break
+        if received:
+            break
+    drip.settimeout(60)
+    for connection, start in ((half_head, b""), (half_body, b""), (drip, received)):
+        with connection, connection.makefile("rb") as file:
+            answer = start + file.read()
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert MEDIA_TYPE.encode() in answer
+    assert silent.recv(1) == b""  # nothing was asked, so nothing is answered
+    silent.close()
+
+
+def requests(served: Served) -> dict[str, int]:
+    found: dict[str, int] = served.figures()["requests"].get("/predict", {})
+    return found
+
+
+def test_a_thousand_clients_that_leave_take_nothing_with_them(served: Served) -> None:
+    cut = head("/predict", len(RED)) + RED[:40]
+    whole = head("/predict", len(RED)) + RED
+    before = requests(served)
+
+    def counted() -> int:
+        return sum(requests(served).values()) - sum(before.values())
+
+    def crowds(first: int, last: int) -> None:
+        """Clients number ``first`` to ``last``, twenty at a time."""
+        for number in range(first, last, 20):
+            for _ in range(18):
+                served.connect(cut).close()
+            with served.paused():  # so that it learns of the picture and of the departure at once
+                for _ in range(2):
+                    served.connect(whole).close()
+            wait_until(lambda end=number + 20: counted() == end)
+
+    crowds(0, 100)
+    files, memory = served.process.num_fds(), served.process.memory_info().rss
+    crowds(100, 1000)
+    wait_until(lambda: served.process.num_fds() <= files)
+    wait_until(lambda: served.health()["queue"] == {"depth": 0, "workers": 1, "room": 5})
+    after = requests(served)
+    assert after["499"] - before.get("499", 0) >= 900
+    assert {status for status in after if after[status] > before.get(status, 0)} <= {"499", "200", "503"}
+    assert served.process.memory_info().rss - memory < 8 * MEBIBYTE
+    assert probabilities(served.predict()) == probabilities(served.predict())
+
+
+def test_a_full_queue_refuses_and_everything_else_still_answers(served: Served) -> None:
+    large = encode(np.random.default_rng(5).integers(0, 256, (300, 330, 3), dtype=np.uint8))
+    form = httpx.Request("POST", "http://a", files=[("files", large[:190_000])] * 5)
+    body, kind = form.read(), form.headers["Content-Type"]
+    more = f"Content-Type: {kind}\r\nConnection: close\r\n"
+    close = "Connection: close\r\n"
+    with served.paused():
+        crowd = [served.connect(head("/predict/batch", len(body), more=more), body[:-9]) for _ in range(2)]
+        crowd += [served.connect(head("/predict", len(RED), more=close), RED) for _ in range(40)]
+        others = [served.connect(head(path, 0, "GET", close)) for path in ("/health", "/metrics", "/livez", "/readyz")]
+    for connection in crowd[:2]:
+        connection.sendall(body[-9:])
+    found = [answer_of(connection) for connection in crowd]
+    assert {status for status, _, _ in found} == {200, 503}
+    for status, headers, text in found:
+        if status == 503:
+            assert json.loads(text)["type"] == "/docs#problem-full"
+            assert 1 <= int(headers["Retry-After"]) <= 30
+    assert [answer_of(connection)[0] for connection in others] == [200] * 4
+    wait_until(lambda: served.health()["queue"]["depth"] == 0)
+
+
+# Versions, the registry and the monitor
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("other", Registered.altered), ("other", Registered.of_another_digest), ("mute", lambda *_: nullcontext())],
+    ids=["altered", "of another digest", "NaN"],
+)
+def test_a_broken_version_leaves_the_old_one_serving(
+    served: Served, registered: Registered, name: str, damage: Callable[..., AbstractContextManager[None]]
+) -> None:
+    with ExitStack() as broken:
+        with served.paused():
+            registered.promote(name)
+            broken.enter_context(damage(registered, name))
+        health = wait_until(lambda: (now := served.health())["registry"]["set_aside"] and now)
+        assert (health["status"], health["ready"]) == ("degraded", True)
+        assert health["registry"]["set_aside"]["version"] == registered.versions[name]
+        assert health["reason"].startswith(f"version {registered.versions[name]} cannot be loaded: ")
+        assert served.predict().json()["model"]["version"] == registered.versions["good"]
+        assert served.client.get("/readyz").status_code == 200
+        registered.promote("good")
+    wait_until(lambda: served.health()["status"] == "ok")
+    assert served.figures()["model_changes"] == 1
+
+
+def test_a_registry_that_goes_away_later_changes_no_answer(served: Served, registered: Registered) -> None:
+    wanted = probabilities(served.predict())
+    with damaged(registered.file, 0, bytes(100)):
+        health = wait_until(lambda: (now := served.health())["status"] == "degraded" and now)
+        assert (health["ready"], health["registry"]["reachable"]) == (True, False)
+        assert health["registry"]["unreachable_since"] <= health["registry"]["last_look"]
+        for _ in range(20):
+            assert probabilities(served.predict()) == wanted
+    wait_until(lambda: served.health()["status"] == "ok")
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_a_start_without_the_registry(
+    served: Served, forked: Forks, registered: Registered, tmp_path: Path, copies: bool
+) -> None:
+    store = tmp_path / "mlflow.db"
+    store.write_bytes(b"This was a database once." * 1000)
+    if copies:
+        copytree(served.folder / "served_models", tmp_path / "served_models")
+    with serving(forked, tmp_path, f"sqlite:///{store}") as alone:
+        looked = wait_until(lambda: alone.health()["registry"]["last_look"])
+        wait_until(lambda: alone.health()["registry"]["last_look"] > looked)  # it keeps trying
+        health = alone.health()
+        assert (health["ready"], health["registry"]["reachable"]) == (copies, False)
+        assert alone.client.get("/livez").status_code == 200
+        if copies:
+            assert (health["status"], health["registry"]["source"]) == ("degraded", "last good copy")
+            assert probabilities(alone.predict()) == probabilities(served.predict())
+            assert alone.predict().json()["model"]["version"] == registered.versions["good"]
+        else:
+            assert health["status"] == "waiting"
+            assert int(alone.predict().headers["Retry-After"]) >= 1
+        store.write_bytes(registered.file.read_bytes())
+        wait_until(lambda: alone.health()["status"] == "ok")
+        assert alone.predict().json()["predicted_class"] == "red"
+
+
+def test_a_full_disk_costs_what_the_monitor_would_have_kept_and_no_prediction(served: Served) -> None:
+    def kept() -> dict[str, int]:
+        found: dict[str, int] = served.health()["monitor"]
+        return found
+
+    served.predict()
+    wait_until(lambda: kept()["written"] and not kept()["queued"])
+    wanted, before = probabilities(served.predict()), kept()
+    limits = resource.prlimit(served.script.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(served.script.pid, resource.RLIMIT_FSIZE, (1, limits[1]))  # no file takes a byte more
+    try:
+        for _ in range(20):
+            assert probabilities(served.predict()) == wanted
+        wait_until(lambda: kept()["lost"] > before["lost"] and not kept()["queued"])
+        assert kept()["write_errors"] > before["write_errors"]
+        assert served.health()["ready"]
+    finally:
+        resource.prlimit(served.script.pid, resource.RLIMIT_FSIZE, limits)
+    full = kept()
+    for _ in range(5):
+        served.predict()
+    wait_until(lambda: kept()["written"] == full["written"] + 5)  # the disk has room again
