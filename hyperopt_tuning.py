@@ -571,7 +571,8 @@ def show(settings: TuneSettings) -> str:
     """What a study has found so far."""
     name = find_study(settings.study_dir, settings.show or LAST, "--show")
     study, finished = read_study(settings.study_dir, name)
-    state = "finished" if finished else f"not finished, {len(study.under_way)} trials under way"
+    begun = len(study.under_way)
+    state = "finished" if finished else f"not finished, {begun} trial{'s' * (begun != 1)} under way"
     best = f"\n\nbest settings: {all_settings(study.best.settings)}" if study.best else ""
     return f"study {name}, {state}\n\n{standings(study)}{best}"
 

@@ -755,9 +755,8 @@ def main() -> None:
     command = verb(settings)
     if not isinstance(command, Verb):
         raise SettingsError(f"say what to do: {VERBS}; see --help")
-    if command.as_json:
-        terminal.silence()  # what is said on the way is no JSON
-    answer = command.run(ModelRegistry(settings.tracking_uri, settings.model_name))
+    with terminal.silent(command.as_json):  # what is said on the way is no JSON
+        answer = command.run(ModelRegistry(settings.tracking_uri, settings.model_name))
     if command.as_json:
         print(json.dumps(answer.value, indent=2))
         return

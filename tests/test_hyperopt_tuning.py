@@ -305,8 +305,8 @@ def require_stopped(place: Place, ended: Ended) -> None:
     # One that a kill had left, when Ctrl-C came before it was begun again, still looks as if it were running.
     assert set(statuses[len(trials) :]) <= {"KILLED", "RUNNING"}
     shown = show(TuneSettings(show="colours-1", study_dir=place.folder / "killed"))
-    assert re.match(r"study colours-1, not finished, [01] trials under way\n", shown)
-    assert f"\n{len(trials)} trials: " in shown
+    assert re.match(r"study colours-1, not finished, (0 trials|1 trial) under way\n", shown)
+    assert re.search(rf"\n{len(trials)} trials?: ", shown)
 
 
 def test_a_killed_worker_is_a_failed_trial_and_the_study_goes_on(quickest: Place) -> None:

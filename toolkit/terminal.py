@@ -5,7 +5,8 @@ Of the processes that torchrun starts, only the first one speaks.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -16,6 +17,17 @@ def silence() -> None:
     """This process says nothing from now on, and draws no bars: the one that started it speaks for all."""
     global _silent  # noqa: PLW0603  a property of the process, like its environment
     _silent = True
+
+
+@contextmanager
+def silent(wanted: bool = True) -> Iterator[None]:
+    """Say nothing, and draw no bars, within the block; nothing changes when it is not wanted."""
+    global _silent  # noqa: PLW0603
+    before, _silent = _silent, _silent or wanted
+    try:
+        yield
+    finally:
+        _silent = before
 
 
 def say(text: str) -> None:

@@ -6,7 +6,7 @@ import sys
 import pytest
 from tqdm import tqdm
 
-from toolkit.terminal import bar, on_terminal, say, table
+from toolkit.terminal import bar, on_terminal, say, silent, table
 
 
 class Terminal(io.StringIO):
@@ -77,3 +77,13 @@ def test_gaps_in_a_column_of_numbers_leave_it_one() -> None:
 
 def test_a_table_without_rows_has_its_headings() -> None:
     assert table(["a", "bc"], []) == "a  bc"
+
+
+def test_within_a_block_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with silent(), silent(wanted=False):
+        say("inside")
+    with pytest.raises(KeyError), silent():
+        raise KeyError
+    with silent(wanted=False):
+        say("after")
+    assert capsys.readouterr().out == "after\n"
