@@ -28,7 +28,7 @@ from model_registry import ModelRegistry
 from support import COLOURS, colour_picture, colour_pixels, encode
 from toolkit.tracking import connect
 
-REQUESTS, FIRST = int(os.environ.get("FUZZ", "10000")), 1000  # in all; and before memory is measured first
+REQUESTS, FIRST = int(os.environ.get("FUZZ", "2000")), 1000  # in all; and before memory is measured first
 EXAMPLES = int(os.environ.get("SCHEMATHESIS", "4"))  # of each address, in each phase
 CLIENTS = 3
 SLOWEST = 10  # seconds until an answer
