@@ -185,21 +185,7 @@ class Registered:
 # The addresses. What may wait for a disk is a plain function, which FastAPI runs in a thread.
 
 routes = APIRouter()
-PREDICTING = refusals(
-    problems.MALFORMED,
-    problems.UNDECODABLE,
-    problems.TOO_SLOW,
-    problems.BODY_TOO_LARGE,
-    problems.PICTURE_TOO_LARGE,
-    problems.MEDIA,
-    problems.FORMAT,
-    problems.INVALID,
-    problems.INTERNAL,
-    problems.NON_FINITE,
-    problems.NOT_READY,
-    problems.FULL,
-    problems.DEADLINE,
-)
+PREDICTING = refusals(*problems.OF_PREDICTIONS)
 
 
 def _service(request: Request) -> Service:

@@ -16,7 +16,8 @@ import pytest
 from support import ROOT
 
 LEFT_BEHIND = (
-    ".git", ".venv", "runs", "mlruns", "*.db", "__pycache__", ".*_cache", "checkpoints", "studies", ".hypothesis",
+    ".git", ".venv", "runs", "mlruns", "*.db", "__pycache__", ".*_cache", "checkpoints", "studies", "served_models",
+    ".hypothesis",
 )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from toolkit.serving.formats import Read
 from toolkit.serving.live import LiveModel
 from toolkit.serving.problems import DEADLINE, Problem, of_picture
 
-LARGEST_BATCH = 32  # pictures; beyond it engines gain nothing, and the first would wait for the last
+LARGEST_BATCH = 32  # pictures; in a larger one the first would wait long for the last
 
 
 @dataclass(frozen=True, eq=False)

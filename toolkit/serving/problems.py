@@ -57,6 +57,11 @@ CONNECTIONS = Kind("too-many-connections", 503, "Too many connections are open")
 MONITOR = Kind("monitor-unavailable", 503, "The store of predictions cannot be used")
 DEADLINE = Kind("deadline", 504, "The picture could not be answered in time")
 
+OF_PREDICTIONS = (  # what may come instead of an answer
+    MALFORMED, UNDECODABLE, TOO_SLOW, BODY_TOO_LARGE, PICTURE_TOO_LARGE, MEDIA, FORMAT, INVALID, INTERNAL, NON_FINITE,
+    NOT_READY, FULL, DEADLINE,
+)  # fmt: skip
+
 KINDS = tuple(value for value in list(globals().values()) if isinstance(value, Kind))
 
 

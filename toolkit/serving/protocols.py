@@ -99,22 +99,7 @@ INFER_BODY = {
 }
 UNREADY = refusals(problems.NOT_READY)
 UNKNOWN = refusals(problems.NOT_FOUND, problems.INVALID, problems.NOT_READY)  # FastAPI has a 422 wherever names are
-PREDICTING = refusals(
-    problems.MALFORMED,
-    problems.UNDECODABLE,
-    problems.NOT_FOUND,
-    problems.TOO_SLOW,
-    problems.BODY_TOO_LARGE,
-    problems.PICTURE_TOO_LARGE,
-    problems.MEDIA,
-    problems.FORMAT,
-    problems.INVALID,
-    problems.INTERNAL,
-    problems.NON_FINITE,
-    problems.NOT_READY,
-    problems.FULL,
-    problems.DEADLINE,
-)
+PREDICTING = refusals(problems.NOT_FOUND, *problems.OF_PREDICTIONS)
 
 
 # The Open Inference Protocol
