@@ -15,9 +15,12 @@ often write its digest too, so a bundle with the right digest is searched for bo
 import hashlib
 import platform
 import tempfile
+import threading
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -127,15 +130,18 @@ class Bundle:
         As verified.
     program
         uint8 (N, H, W, 3) -> float32 (N, K).
-    exported
-        The same program as torch exported it, for engines of other makers.
+    export
+        Gives the same program as torch exported it, for engines of other makers.
+    folder
+        Where it is kept; None when it may be gone by now.
     """
 
     card: Card
     baseline: Baseline
     digest: str
-    program: nn.Module
-    exported: ExportedProgram | None = None
+    program: Callable[[Tensor], Tensor]
+    export: Callable[[], ExportedProgram] | None = None
+    folder: Path | None = None
 
     def predict(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Class probabilities.
@@ -347,9 +353,35 @@ def load_bundle(folder: Path, digest: str | None) -> Bundle:
         exported = load_program(folder / PROGRAM)
     except Exception as error:  # noqa: BLE001  zipfile and torch each raise kinds of their own
         raise BundleError(f"the program cannot be loaded: {one_line(error)}") from None
-    bundle = Bundle(card, baseline, digest or "", exported.module(), exported)
+    bundle = Bundle(card, baseline, digest or "", exported.module(), lambda: exported)
     _require_probabilities(bundle)
     return bundle
+
+
+def shelve_bundle(folder: Path, digest: str) -> Bundle:
+    """Verify a bundle that stays in its folder, and load its program when somebody first runs it.
+
+    An engine that was made of the program before does not need it again, and loading it takes longer
+    than all the rest.
+
+    Raises
+    ------
+    BundleError
+        As ``verify_bundle``; and as ``load_bundle`` from the first use of the program.
+    """
+    card, baseline = verify_bundle(folder, digest)
+    loading, loaded = threading.Lock(), cache(partial(load_bundle, folder, digest))
+
+    def whole() -> Bundle:
+        with loading, torch.inference_mode(False):  # torch loads no program while it only infers
+            return loaded()
+
+    def export() -> ExportedProgram:
+        give = whole().export
+        assert give is not None  # noqa: S101  load_bundle always says
+        return give()
+
+    return Bundle(card, baseline, digest, lambda pictures: whole().program(pictures), export, folder)
 
 
 def _require_probabilities(bundle: Bundle) -> None:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.bundle import Bundle, load_bundle, verify_bundle
+from toolkit.bundle import Bundle, load_bundle, shelve_bundle, verify_bundle
 from toolkit.errors import BundleError
 from toolkit.registry.comparison import Candidate
 from toolkit.registry.fetching import cached, fetched
@@ -25,10 +25,11 @@ class LoadedModel:
 
 
 def load(client: MlflowClient, version: Version, cache: Path | None = None) -> LoadedModel:
-    """Fetch a version's bundle, check it against the version's digest, and load it."""
+    """Fetch a version's bundle and check it against the version's digest; load it, from a cache when it is run."""
     with _blaming(version), cached(client, _location(client, version), version.digest, cache) as folder:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        return LoadedModel(version, load_bundle(folder, version.digest), size)
+        read = shelve_bundle if cache and version.digest else load_bundle
+        return LoadedModel(version, read(folder, version.digest), size)
 
 
 def verify(client: MlflowClient, version: Version) -> None:

@@ -8,17 +8,11 @@ on this very machine before an engine serves. An engine that fails is passed ove
 import copy
 import logging
 import re
-import shutil
-import sys
-import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache as once
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -26,12 +20,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
-from toolkit.bundle import Bundle, digest_of
+from toolkit.bundle import Bundle
 from toolkit.errors import BundleError, one_line
 from toolkit.machine import usable_cores
+from toolkit.serving.conversion import Conversion, exported, openvino
 from toolkit.serving.problems import without_places
 
 logger = logging.getLogger(__name__)
@@ -47,11 +41,7 @@ Probabilities = NDArray[np.float32]  # (N, K)
 BOUNDS: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.02}
 HINTS = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's words
 BATCHES = (1, 2, 4, 8, 1)  # pictures in the runs that compare engines: 16, with a single one again after a batch
-MODEL = "model.xml"  # its weights are beside it, in model.bin
 SOURCES = re.compile(r"(Caught exception: )?(Exception from |Check '|FrontEnd API failed)")
-KEPT = 8  # converted models in a cache; that of a ResNet-18 has 45 MB
-
-_converting = threading.Lock()  # OpenVINO changes the root logger's level meanwhile, and puts back what it found
 
 
 class Engine(Protocol):
@@ -117,7 +107,7 @@ class GpuEngine:
 
     def __init__(self, bundle: Bundle, precision: Precision, device: str = "cuda") -> None:
         self.name = f"torch {precision} on the GPU"
-        self._program = move_to_device_pass(copy.deepcopy(_exported(bundle)), device).module()
+        self._program = move_to_device_pass(copy.deepcopy(exported(bundle)), device).module()
         self._device = torch.device(device)
         self._type: torch.dtype = getattr(torch, precision)
         self.report: dict[str, Any] = _description(self.name, precision, device, self.lanes)
@@ -151,7 +141,7 @@ class OpenVinoEngine:
 
     def __init__(self, model: Any, precision: Precision, threads: int | None = None) -> None:
         self.name = f"OpenVINO {precision} on the CPU"
-        core, cores = _openvino().Core(), usable_cores()
+        core, cores = openvino().Core(), usable_cores()
         if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BundleError("the processor has no bfloat16")
         wanted = {
@@ -199,7 +189,8 @@ def prepare(
     threads
         Runs at once on the CPU; one a core when None.
     cache
-        Folder for converted models, which are read faster than they are converted; None keeps none.
+        Folder for converted models and what their programs answer: read faster than made, and the program itself
+        is then not loaded at all. None keeps none.
 
     Returns
     -------
@@ -215,14 +206,13 @@ def prepare(
     """
     started = time.perf_counter()
     batches = np.split(synthetic_pictures(bundle.card.image_size), np.cumsum(BATCHES)[:-1])
-    expected = _run(bundle.predict, batches, usable_cores())
-    if not all(np.isfinite(answer).all() for answer in expected):
-        raise BundleError("the program gives NaN or infinity for a synthetic picture")
+    conversion = Conversion(bundle, partial(_own_answers, bundle, batches), cache)
+    expected = conversion.answers
     passed_over: list[dict[str, str]] = []
-    for name, build in _candidates(bundle, choice, threads, cache):
+    for name, build in _candidates(bundle, choice, threads, conversion):
         try:
             engine = build()
-            difference = largest_difference(engine, batches, expected)
+            difference = largest_difference(engine, batches, np.split(expected, np.cumsum(BATCHES)[:-1]))
         except Exception as error:  # noqa: BLE001  whatever a library raises, the next engine may do
             reason = _reason(error)
             passed_over.append({"engine": name, "reason": without_places(reason)})
@@ -238,14 +228,21 @@ def prepare(
     raise BundleError(f"no engine runs the program; {'; '.join(reasons)}")
 
 
+def _own_answers(bundle: Bundle, batches: Sequence[Pictures]) -> Probabilities:
+    """What the program itself says of synthetic pictures."""
+    answers = np.concatenate(_run(bundle.predict, batches, usable_cores()))
+    if not np.isfinite(answers).all():
+        raise BundleError("the program gives NaN or infinity for a synthetic picture")
+    return answers
+
+
 def _candidates(
-    bundle: Bundle, choice: Choice, threads: int | None, cache: Path | None
+    bundle: Bundle, choice: Choice, threads: int | None, conversion: Conversion
 ) -> Iterator[tuple[str, Callable[[], Engine]]]:
     """Names of engines and what builds them, the fastest first."""
-    converted = once(partial(_converted, bundle, cache))
 
-    def openvino(precision: Precision) -> Engine:
-        return OpenVinoEngine(converted(), precision, threads)
+    def in_openvino(precision: Precision) -> Engine:
+        return OpenVinoEngine(conversion.model, precision, threads)
 
     precision: Precision
     if choice != "openvino" and torch.cuda.is_available():
@@ -253,7 +250,7 @@ def _candidates(
             yield f"torch {precision} on the GPU", partial(GpuEngine, bundle, precision)
     if choice != "torch":
         for precision in ("bfloat16", "float32"):
-            yield f"OpenVINO {precision} on the CPU", partial(openvino, precision)
+            yield f"OpenVINO {precision} on the CPU", partial(in_openvino, precision)
     if choice != "openvino":
         yield TorchEngine.name, partial(TorchEngine, bundle, threads)
 
@@ -360,63 +357,3 @@ def _reason(error: Exception) -> str:
 
 def _description(name: str, precision: Precision, device: str, lanes: int) -> dict[str, Any]:
     return {"engine": name, "precision": precision, "device": device, "lanes": lanes}
-
-
-def _exported(bundle: Bundle) -> ExportedProgram:
-    if bundle.exported is None:
-        raise BundleError("the bundle has no exported program")
-    return bundle.exported
-
-
-def _openvino() -> Any:
-    """OpenVINO, silenced. Its import, and each conversion, would tell its makers through openvino-telemetry.
-
-    Where that cannot be imported, OpenVINO uses a stub of its own that sends nothing.
-    """
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino  # type: ignore[import-untyped]
-
-    return openvino
-
-
-def _converted(bundle: Bundle, cache: Path | None) -> Any:
-    """The program as a model of OpenVINO's: from the cache, or converted, which takes seconds, and kept there."""
-    exported = _exported(bundle)
-    name = f"openvino-{version('openvino')}-{bundle.digest}-"
-    if cache and (model := _read(cache, name)):
-        return model
-    with _converting:
-        model = _openvino().convert_model(exported)
-    model.reshape([-1, bundle.card.image_size, bundle.card.image_size, 3])  # the conversion leaves all four free
-    if cache:
-        _keep(model, cache, name)
-    return model
-
-
-def _read(cache: Path, name: str) -> Any:
-    """The converted model of that name, if it is whole: the end of its folder's name is the digest of what is in it."""
-    for folder in cache.glob(f"{name}*"):
-        try:
-            if digest_of(folder) == folder.name.removeprefix(name):
-                return _openvino().Core().read_model(folder / MODEL)
-            reason = "it was altered"
-        except Exception as error:  # noqa: BLE001  a cache is never needed
-            reason = one_line(error)
-        logger.warning("a converted model in the cache cannot be used, so it is made anew: %s", reason)
-        shutil.rmtree(folder, ignore_errors=True)
-    return None
-
-
-def _keep(model: Any, cache: Path, name: str) -> None:
-    """Write a converted model aside, and put it in place at once; the oldest of too many go."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix="openvino-") as scratch:
-            folder = Path(scratch, "whole")
-            folder.mkdir()
-            _openvino().save_model(model, folder / MODEL, compress_to_fp16=False)
-            folder.rename(cache / f"{name}{digest_of(folder)}")
-        for old in sorted(cache.glob("openvino-*"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
-    except Exception as error:  # noqa: BLE001  a full disk, another process that was faster
-        logger.warning("the converted model is not kept: %s", one_line(error))

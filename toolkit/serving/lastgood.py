@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from toolkit.bundle import Bundle, digest_of, load_bundle
+from toolkit.bundle import Bundle, digest_of, shelve_bundle
 from toolkit.errors import BundleError, one_line
 from toolkit.serving.live import Release, Source
 
@@ -87,13 +87,13 @@ class LastGood:
             self._troubled = False
 
     def recall(self) -> Iterator[tuple[Kept, Bundle]]:
-        """What served last, newest first, verified and loaded when its turn comes.
+        """What served last, newest first, verified when its turn comes.
 
         A copy that cannot be used is passed over with a warning, and removed when it was altered.
         """
         for kept in self._noted():
             try:
-                yield kept, load_bundle(self._copy(kept), kept.digest)
+                yield kept, shelve_bundle(self._copy(kept), kept.digest)
             except BundleError as error:
                 logger.warning("the copy of version %d is not used: %s", kept.version, error)
                 self._remove_if_altered(kept)

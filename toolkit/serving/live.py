@@ -116,6 +116,9 @@ class Live:
         Pause between two looks at the registry.
     prepare
         Makes an engine of a bundle, warmed up and checked.
+    rehearse
+        Called with a bundle before ``prepare`` while another model answers, and with an event that is set
+        when the service ends: does aside what can be done aside.
     last_good
         What answers when the service starts and the registry does not answer, or what is in the
         stage cannot be used; nothing does when None.
@@ -132,6 +135,7 @@ class Live:
         poll_seconds: float,
         *,
         prepare: Callable[[Bundle], Engine] = prepare,
+        rehearse: Callable[[Bundle, threading.Event], None] | None = None,
         last_good: Copies | None = None,
         on_failure: Callable[[Release, str], None] | None = None,
         does: str = "serves",
@@ -150,6 +154,7 @@ class Live:
         self._adopt = adopt
         self._poll_seconds = poll_seconds
         self._prepare = prepare
+        self._rehearse = rehearse
         self._last_good = last_good
         self._recalls = last_good is not None  # whether a copy may still be asked to answer
         self._on_failure = on_failure
@@ -278,6 +283,8 @@ class Live:
         if wanted.digest and bundle.digest != wanted.digest:
             raise BundleError("the registry changed while the version was being loaded")
         before = self.model
+        if before is not None and self._rehearse is not None:
+            self._rehearse(bundle, self._stopping)
         model = self._put_in_place(wanted, bundle)
         self.failure = self.copy_since = None
         replaced = f" in place of version {before.version}" if before else ""

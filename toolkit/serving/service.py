@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from threading import Event
 from typing import Any, Protocol
 
 import numpy as np
@@ -82,8 +83,8 @@ class Service:
         What one picture may be.
     top_k
         Classes listed when a request does not say how many.
-    prepare
-        Makes an engine of a bundle.
+    prepare, rehearse
+        Make an engine of a bundle, and do aside what can be done aside.
     last_good
         Copies of what served, for a start without the registry.
     shadow
@@ -107,12 +108,13 @@ class Service:
         limits: Limits,
         top_k: int,
         prepare: Callable[[Bundle], Engine] = engines.prepare,
+        rehearse: Callable[[Bundle, Event], None] | None = None,
         last_good: LastGood | None = None,
         shadow: Source | None = None,
         shadow_share: float = 0.0,
     ) -> None:
         self.figures = figures
-        self.live = Live(source, self._adopt, poll_seconds, prepare=prepare, last_good=last_good)
+        self.live = Live(source, self._adopt, poll_seconds, prepare=prepare, rehearse=rehearse, last_good=last_good)
         self.shadow: Shadow | None = None
         if shadow is not None and shadow_share:
             self.shadow = Shadow(shadow, prepare, shadow_share, poll_seconds=poll_seconds, busy=self._busy)

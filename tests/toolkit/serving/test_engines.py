@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +19,11 @@ import torch
 from support import ROOT, ColourNetwork, colour_baseline, colour_card, full_disk
 from toolkit.bundle import Bundle, Program, load_bundle, save_bundle
 from toolkit.errors import BundleError
-from toolkit.serving import engines
+from toolkit.serving import conversion, engines
+from toolkit.serving.conversion import KEPT, Conversion
 from toolkit.serving.engines import (
     BATCHES,
     BOUNDS,
-    KEPT,
     GpuEngine,
     OpenVinoEngine,
     TorchEngine,
@@ -32,8 +33,9 @@ from toolkit.serving.engines import (
     torch_threads,
 )
 
-openvino = engines._openvino()
+openvino = conversion.openvino()
 BFLOAT16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+ANSWERS = np.array([[0.5, 0.25, 0.25]], np.float32)
 ENGINES = ("torch", "OpenVINO float32", "OpenVINO bfloat16", "GPU")
 
 
@@ -51,10 +53,14 @@ def bundle(saved: tuple[Path, str]) -> Bundle:
     return load_bundle(*saved)
 
 
+def converted(bundle: Bundle, cache: Path | None) -> Any:
+    return Conversion(bundle, lambda: ANSWERS, cache).model
+
+
 @pytest.fixture(scope="module")
 def make_engine(bundle: Bundle) -> Callable[[str], engines.Engine]:
     """A function that gives a new engine by its name; the one for GPUs runs on the CPU."""
-    model = engines._converted(bundle, None)
+    model = converted(bundle, None)
     build = {
         "torch": lambda: TorchEngine(bundle),
         "OpenVINO float32": lambda: OpenVinoEngine(model, "float32"),
@@ -174,8 +180,8 @@ def test_the_program_of_a_bundle_stays_on_its_device_in_its_precision(bundle, ma
     before = bundle.predict(pictures_of(3))
     GpuEngine(bundle, "float16", "meta")  # a device that holds nothing
     make_engine("GPU")
-    assert {tensor.device.type for tensor in bundle.exported.state_dict.values()} == {"cpu"}
-    assert {tensor.dtype for tensor in bundle.exported.state_dict.values()} == {torch.float32}
+    assert {tensor.device.type for tensor in bundle.export().state_dict.values()} == {"cpu"}
+    assert {tensor.dtype for tensor in bundle.export().state_dict.values()} == {torch.float32}
     np.testing.assert_array_equal(bundle.predict(pictures_of(3)), before)
 
 
@@ -293,24 +299,26 @@ def test_a_converted_model_is_kept_and_read_again(bundle, tmp_path, monkeypatch)
     cache = tmp_path / "not" / "there yet"
     first = prepare(bundle, "openvino", cache=cache)
     (kept,) = cached(cache)
-    assert kept.name.startswith(f"openvino-{openvino.__version__.split('-')[0]}-{bundle.digest}-")
-    assert sorted(path.name for path in kept.iterdir()) == ["model.bin", "model.xml"]
+    assert kept.name.startswith(f"openvino-{openvino.__version__.split('-')[0]}-torch-2")
+    assert f"-{bundle.digest}-" in kept.name
+    assert sorted(path.name for path in kept.iterdir()) == ["answers.npy", "model.bin", "model.xml"]
 
     def refuse(*_: object) -> None:
         raise AssertionError("converted again")
 
     monkeypatch.setattr(openvino, "convert_model", refuse)
-    again = prepare(bundle, "openvino", cache=cache)
+    never = replace(bundle, program=refuse, export=refuse)  # neither is needed any more
+    again = prepare(never, "openvino", cache=cache)
     assert again.name == first.name
     np.testing.assert_array_equal(again.infer(pictures_of(9)), first.infer(pictures_of(9)))
     with pytest.raises(BundleError, match="converted again"):
         prepare(replace(bundle, digest="another"), "openvino", cache=cache)
 
 
-@pytest.mark.parametrize("file", ["model.bin", "model.xml"])
+@pytest.mark.parametrize("file", ["model.bin", "model.xml", "answers.npy"])
 @pytest.mark.parametrize("damage", ["emptied", "cut", "altered", "gone"])
 def test_a_broken_one_is_made_anew(bundle, make_engine, tmp_path, monkeypatch, caplog, file, damage):
-    model = engines._converted(bundle, tmp_path)
+    model = converted(bundle, tmp_path)
     monkeypatch.setattr(openvino, "convert_model", lambda _: model)  # as before, and at once
     (folder,) = cached(tmp_path)
     whole = (folder / file).read_bytes()
@@ -318,29 +326,29 @@ def test_a_broken_one_is_made_anew(bundle, make_engine, tmp_path, monkeypatch, c
     (folder / file).unlink()
     if broken is not None:
         (folder / file).write_bytes(broken)
-    engines._converted(bundle, tmp_path)
+    converted(bundle, tmp_path)
     assert "made anew: it was altered" in caplog.text
     assert cached(tmp_path) == [folder]
     assert (folder / file).read_bytes() == whole
 
 
 def test_a_cache_that_cannot_be_used_harms_nothing(bundle, tmp_path, monkeypatch, caplog):
-    model = engines._converted(bundle, None)
+    model = converted(bundle, None)
     monkeypatch.setattr(openvino, "convert_model", lambda _: model)
     (tmp_path / "file").write_text("not a folder")
-    assert engines._converted(bundle, tmp_path / "file") is model
+    assert converted(bundle, tmp_path / "file") is model
     with full_disk(100):
-        assert engines._converted(bundle, tmp_path / "full") is model
+        assert converted(bundle, tmp_path / "full") is model
     assert cached(tmp_path / "full") == []
     assert caplog.text.count("the converted model is not kept") == 2
 
 
 def test_a_cache_keeps_the_newest(bundle, tmp_path, monkeypatch):
-    model = engines._converted(bundle, None)
+    model = converted(bundle, None)
     monkeypatch.setattr(openvino, "convert_model", lambda _: model)
     (tmp_path / "mine").mkdir()
     for number in range(KEPT + 2):
-        engines._converted(replace(bundle, digest=f"d{number}"), tmp_path)
+        converted(replace(bundle, digest=f"d{number}"), tmp_path)
         for age, folder in enumerate(sorted(tmp_path.glob("openvino-*"), key=lambda path: path.stat().st_mtime)):
             os.utime(folder, (age, age))  # in the same order, clearly in the past
     names = " ".join(path.name for path in cached(tmp_path))

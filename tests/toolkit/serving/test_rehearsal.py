@@ -1,0 +1,73 @@
+"""Bundles that are proved in a process of their own: it leaves a conversion, or says what is wrong, or is stopped."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from support import ColourNetwork, colour_baseline, colour_card
+from toolkit.bundle import Bundle, Program, save_bundle, shelve_bundle
+from toolkit.errors import BundleError
+from toolkit.serving.conversion import is_kept
+from toolkit.serving.engines import prepare
+from toolkit.serving.rehearsal import Rehearsal
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    program = Program(ColourNetwork(strength=1.0))
+    baseline = colour_baseline(program)
+    digest = save_bundle(folder, program, colour_card(accuracy=baseline.accuracy), baseline, model_id="m-1")
+    return shelve_bundle(folder, digest)
+
+
+def refuse(*_: object) -> None:
+    raise AssertionError("the program is needed")
+
+
+def test_what_was_rehearsed_is_prepared_without_its_program(bundle, tmp_path):
+    cache = tmp_path / "converted"
+    Rehearsal("auto", 1, cache)(bundle, threading.Event())
+    assert is_kept(bundle, cache)
+    engine = prepare(replace(bundle, program=refuse, export=refuse), "openvino", threads=1, cache=cache)
+    assert engine.name.startswith("OpenVINO")
+
+
+def test_what_is_kept_is_not_rehearsed_again_and_what_torch_runs_never_is(bundle, tmp_path):
+    (tmp_path / "nothing").write_text("a process would fail on this")
+    for choice in ("torch",):
+        Rehearsal(choice, 1, tmp_path / "nothing")(bundle, threading.Event())
+    Rehearsal("auto", 1, tmp_path / "nothing")(replace(bundle, folder=None), threading.Event())
+    cache = tmp_path / "converted"
+    prepare(bundle, "openvino", threads=1, cache=cache)
+    Rehearsal("auto", 1, cache)(replace(bundle, folder=tmp_path / "gone"), threading.Event())
+
+
+def test_what_is_wrong_is_said_in_the_words_of_the_check(bundle, tmp_path):
+    with pytest.raises(BundleError, match="the bundle was altered: its digest is"):
+        Rehearsal("auto", 1, tmp_path)(replace(bundle, digest="f" * 64), threading.Event())
+
+
+def test_a_process_that_is_killed_says_how(bundle, tmp_path):
+    def kill() -> None:
+        while not (children := psutil.Process().children()):
+            pass
+        children[0].kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(BundleError, match="the process that tried it ended with SIGKILL"):
+        Rehearsal("auto", 1, tmp_path)(bundle, threading.Event())
+    killer.join()
+
+
+def test_a_service_that_ends_does_not_wait_for_it(bundle, tmp_path):
+    stopping = threading.Event()
+    stopping.set()
+    with pytest.raises(BundleError, match="the service ends"):
+        Rehearsal("auto", 1, tmp_path)(bundle, stopping)
+    assert psutil.Process().children() == []
+    assert not is_kept(bundle, Path(tmp_path))

@@ -1,0 +1,111 @@
+"""A version is loaded, converted and proved in a process of its own before the service touches it.
+
+Loading a program holds Python's lock for most of a second, converting it takes seconds of all cores, and a
+library that crashes on it takes its process along. Aside, at a lower priority, none of this is felt by those
+who are being answered; the service then finds in the cache what it needs.
+
+A thread could not do the same: one that the system holds back while it holds Python's lock holds back all.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from toolkit.bundle import Bundle, shelve_bundle
+from toolkit.errors import BundleError, ToolkitError, one_line
+from toolkit.serving.conversion import is_kept
+from toolkit.serving.engines import Choice, prepare
+
+ROOT = Path(__file__).resolve().parents[2]
+NICENESS = 5  # a quarter of the time of a busy core; at 19 a swap on a busy machine would take minutes
+LONGEST_SECONDS = 900.0
+GLANCE_SECONDS = 0.05  # between two looks whether it is done
+
+
+class Rehearsal:
+    """Prepare bundles aside for an engine that runs converted programs.
+
+    Parameters
+    ----------
+    choice, threads, cache
+        As ``engines.prepare`` will be given.
+    """
+
+    def __init__(self, choice: Choice, threads: int | None, cache: Path) -> None:
+        self._choice = choice
+        self._threads = threads
+        self._cache = cache
+
+    def __call__(self, bundle: Bundle, stopping: threading.Event) -> None:
+        """Wait until the bundle is converted and proved; nothing to do when it was before, or will not be converted.
+
+        Parameters
+        ----------
+        bundle
+            One that is kept in a folder.
+        stopping
+            Ends the process when it is set.
+
+        Raises
+        ------
+        BundleError
+            Why no engine runs it, or how its process ended.
+        """
+        if bundle.folder is None or self._choice == "torch" or torch.cuda.is_available():
+            return
+        if is_kept(bundle, self._cache):
+            return
+        words = [str(bundle.folder.resolve()), bundle.digest, self._choice, str(self._threads or 0)]
+        with subprocess.Popen(
+            [sys.executable, "-m", __name__, *words, str(self._cache.resolve())],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C at a terminal is for the service
+        ) as process:
+            _wait(process, stopping)
+            told = process.stdout.read().decode(errors="replace").strip() if process.stdout else ""
+        if process.returncode:
+            raise BundleError(told or f"the process that tried it ended with {_called(process.returncode)}")
+
+
+def _wait(process: subprocess.Popen[bytes], stopping: threading.Event) -> None:
+    end = time.monotonic() + LONGEST_SECONDS
+    while process.poll() is None:
+        if stopping.wait(GLANCE_SECONDS) or time.monotonic() > end:
+            process.kill()
+            process.wait()
+            raise BundleError("the service ends" if stopping.is_set() else f"not ready after {LONGEST_SECONDS:g} s")
+
+
+def _called(status: int) -> str:
+    """How a process ended.
+
+    >>> _called(-11), _called(1)
+    ('SIGSEGV', 'status 1')
+    """
+    return signal.Signals(-status).name if status < 0 else f"status {status}"
+
+
+def main() -> int:
+    """In the process of its own."""
+    folder, digest, choice, threads, cache = sys.argv[1:]
+    os.nice(NICENESS)
+    try:
+        bundle = shelve_bundle(Path(folder), digest)
+        prepare(bundle, choice, threads=int(threads) or None, cache=Path(cache)).close()  # type: ignore[arg-type]
+    except ToolkitError as error:
+        print(one_line(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
