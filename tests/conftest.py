@@ -30,15 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first, so that no worker is left with it alone in the end; those of the service last.
-
-    A process in which OpenVINO has run was seen to crash when a training in it got Ctrl-C. No script does both.
-    """
-    items.sort(key=lambda item: (item.path.name != "test_readme.py", _serves(item.path)))
-
-
-def _serves(path: Path) -> bool:
-    return "serving" in path.parts or path.name in ("test_serve_model.py", "test_pages.py", "test_quickstart.py")
+    """The longest file first, so that no worker is left with it alone in the end."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
 
 
 @pytest.fixture(scope="session", autouse=True)

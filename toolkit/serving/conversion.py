@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class Conversion:
         for folder in self._cache.glob(f"{self._name}*") if self._cache else ():
             try:
                 if digest_of(folder) == folder.name.removeprefix(self._name):
-                    return openvino().Core().read_model(folder / MODEL), np.load(folder / ANSWERS, allow_pickle=False)
+                    return core().read_model(folder / MODEL), np.load(folder / ANSWERS, allow_pickle=False)
                 reason = "it was altered"
             except Exception as error:  # noqa: BLE001  a cache is never needed
                 reason = one_line(error)
@@ -129,3 +129,13 @@ def openvino() -> Any:
     import openvino as library  # type: ignore[import-untyped]
 
     return library
+
+
+@cache
+def core() -> Any:
+    """OpenVINO's runtime: one for the process, and never closed.
+
+    It gives the thread that first uses it a stack for signals, and takes it away when it is closed, by then perhaps in
+    another thread: the next signal to the first one would end the process.
+    """
+    return openvino().Core()

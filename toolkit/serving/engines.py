@@ -25,7 +25,7 @@ from torch.export.passes import move_to_device_pass
 from toolkit.bundle import Bundle
 from toolkit.errors import BundleError, one_line
 from toolkit.machine import usable_cores
-from toolkit.serving.conversion import Conversion, exported, openvino
+from toolkit.serving.conversion import Conversion, core, exported
 from toolkit.serving.problems import without_places
 
 logger = logging.getLogger(__name__)
@@ -141,8 +141,8 @@ class OpenVinoEngine:
 
     def __init__(self, model: Any, precision: Precision, threads: int | None = None) -> None:
         self.name = f"OpenVINO {precision} on the CPU"
-        core, cores = openvino().Core(), usable_cores()
-        if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        runtime, cores = core(), usable_cores()
+        if precision == "bfloat16" and "BF16" not in runtime.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BundleError("the processor has no bfloat16")
         wanted = {
             "PERFORMANCE_HINT": "THROUGHPUT",
@@ -152,7 +152,7 @@ class OpenVinoEngine:
             # Pinned, the streams of each process and container of a machine would sit on the same first cores.
             "ENABLE_CPU_PINNING": False,
         }
-        self._compiled = core.compile_model(model, "CPU", wanted)
+        self._compiled = runtime.compile_model(model, "CPU", wanted)
         self._idle: deque[Any] = deque()  # infer requests, each with memory of its own; at most one a caller
         self.lanes: int = self._compiled.get_property("NUM_STREAMS")
         self.report: dict[str, Any] = _description(self.name, precision, "cpu", self.lanes)

@@ -1,8 +1,10 @@
 """Whatever runs a program gives the program's own numbers, or does not serve."""
 
+import gc
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -34,7 +36,7 @@ from toolkit.serving.engines import (
 )
 
 openvino = conversion.openvino()
-BFLOAT16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+BFLOAT16 = "BF16" in conversion.core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 ANSWERS = np.array([[0.5, 0.25, 0.25]], np.float32)
 ENGINES = ("torch", "OpenVINO float32", "OpenVINO bfloat16", "GPU")
 
@@ -280,6 +282,16 @@ def test_a_program_that_was_not_exported_runs_in_torch(make_bundle):
 def test_a_program_that_gives_no_numbers_is_refused_before_it_serves(make_bundle):
     with pytest.raises(BundleError, match="NaN or infinity"):
         prepare(make_bundle(row=[0.5, float("nan"), 0.5]))
+
+
+def test_a_signal_does_no_harm_when_all_engines_are_gone(bundle):
+    engine = prepare(bundle, "openvino")
+    engine.infer(pictures_of(1))
+    engine.close()
+    del engine
+    gc.collect()
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_synthetic_pictures_are_always_the_same_and_none_like_another():
