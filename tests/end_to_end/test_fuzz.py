@@ -228,11 +228,6 @@ CHECKS = """
 # Which bytes are a picture, how many pixels and classes the model has, and what they are called: no schema says it.
 [checks]
 positive_data_acceptance.enabled = false
-
-# It takes {"inputs": "..."} from clients of other servers, which no description tells others to send.
-[[operations]]
-include-path = "/predict/batch"
-checks.negative_data_rejection.enabled = false
 """
 
 

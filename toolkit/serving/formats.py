@@ -59,7 +59,8 @@ _PIXELS = _list(_list(_list({"type": "integer", "minimum": 0, "maximum": 255})))
 
 
 def _json(entry: dict[str, Any], most: int | None) -> dict[str, Any]:
-    shapes = [_with("image", _BASE64), *(_with(name, _list(entry, most)) for name in ("inputs", "instances"))]
+    several = _list(entry, most)
+    shapes = [_with("image", _BASE64), _with("inputs", {"anyOf": [several, entry]}), _with("instances", several)]
     return {"schema": {"anyOf": shapes}, "example": {"image": A_PICTURE} if most == 1 else {"inputs": [A_PICTURE]}}
 
 

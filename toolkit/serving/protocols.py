@@ -12,9 +12,9 @@ from contextlib import AbstractContextManager
 from functools import partial
 from importlib.metadata import version as installed
 from itertools import chain
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from fastapi.routing import APIRoute
@@ -125,26 +125,30 @@ async def server_ready(request: Request) -> Ready:
     return Ready(live=True, ready=True)
 
 
+Name = Annotated[str, Path(description="the registered model's name")]
+Version = Annotated[str, Path(description="its version's number")]
+
+
 @routes.get("/v2/models/{name}", responses=UNKNOWN, tags=["open inference protocol"])
-async def model_metadata(request: Request, name: str) -> ModelMetadata:
+async def model_metadata(request: Request, name: Name) -> ModelMetadata:
     """What the served model takes and gives."""
     return _metadata(_wanted(request, name))
 
 
 @routes.get("/v2/models/{name}/versions/{version}", responses=UNKNOWN, tags=["open inference protocol"])
-async def version_metadata(request: Request, name: str, version: str) -> ModelMetadata:
+async def version_metadata(request: Request, name: Name, version: Version) -> ModelMetadata:
     """The same when that version is the one that is served."""
     return _metadata(_wanted(request, name, version))
 
 
 @routes.get("/v2/models/{name}/ready", responses=UNKNOWN, tags=["open inference protocol"])
-async def model_ready(request: Request, name: str) -> ModelReady:
+async def model_ready(request: Request, name: Name) -> ModelReady:
     """Whether the model of this name answers."""
     return _model_ready(request, name)
 
 
 @routes.get("/v2/models/{name}/versions/{version}/ready", responses=UNKNOWN, tags=["open inference protocol"])
-async def version_ready(request: Request, name: str, version: str) -> ModelReady:
+async def version_ready(request: Request, name: Name, version: Version) -> ModelReady:
     """Whether this version answers."""
     return _model_ready(request, name, version)
 
@@ -156,7 +160,7 @@ async def version_ready(request: Request, name: str, version: str) -> ModelReady
     openapi_extra={"requestBody": INFER_BODY},
     tags=["open inference protocol"],
 )
-async def model_infer(request: Request, name: str) -> InferAnswer:
+async def model_infer(request: Request, name: Name) -> InferAnswer:
     """Classify the pictures of the tensor `pictures`: UINT8 pixels of the model's own size, or BYTES in base64."""
     return await _infer(request, partial(_wanted, request, name))
 
@@ -168,7 +172,7 @@ async def model_infer(request: Request, name: str) -> InferAnswer:
     openapi_extra={"requestBody": INFER_BODY},
     tags=["open inference protocol"],
 )
-async def version_infer(request: Request, name: str, version: str) -> InferAnswer:
+async def version_infer(request: Request, name: Name, version: Version) -> InferAnswer:
     """The same by this version and no other."""
     return await _infer(request, partial(_wanted, request, name, version))
 
