@@ -3,6 +3,9 @@
     python monitoring.py report                       # figures and drift tests, last 1,000 predictions
     python monitoring.py report --figure report.png   # and the accuracy over time as a picture
     python monitoring.py alerts --level critical      # what has gone wrong, newest first
+    python monitoring.py labels                       # which predictions to label, to know how good the model is
+    python monitoring.py export predictions.parquet   # one row a prediction, for tools of your own
+    python monitoring.py replay predictions.parquet --max-false-alarms-per-million 10   # what if
     python monitoring.py report --store sqlite:////srv/monitoring.db --window long --json
 
 In a program or a notebook::
@@ -23,7 +26,6 @@ Everything is kept in one SQL store, ``monitoring.db`` in the working directory 
 
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -34,30 +36,50 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BeforeValidator, Field
-from pydantic_settings import CliSubCommand
+from pydantic_settings import CliPositionalArg, CliSubCommand
 
 from toolkit.baseline import Baseline
 from toolkit.errors import SettingsError, StoreError, UnknownPrediction, known
+from toolkit.monitoring import wording
+from toolkit.monitoring.attendant import Attendant
+from toolkit.monitoring.audit import audit, labels_to_settle
 from toolkit.monitoring.drift import DriftReport, compare, judge
-from toolkit.monitoring.ids import new_prediction_id, parse_prediction_id
-from toolkit.monitoring.limits import Limits
-from toolkit.monitoring.lookout import FEWEST_NEWS, Lookout
+from toolkit.monitoring.export import ENDINGS, export
+from toolkit.monitoring.figures import measure
+from toolkit.monitoring.ids import new_prediction_id, parse_prediction_id, show
+from toolkit.monitoring.limits import LEVELS, Limits
+from toolkit.monitoring.replay import replay
+from toolkit.monitoring.sinks import Log, Notice, Sink, Sinks
 from toolkit.monitoring.store import Model, Prediction, PredictionStore
-from toolkit.monitoring.windows import WINDOWS, Window, measure, window_size
+from toolkit.monitoring.view import View
+from toolkit.monitoring.webhook import Webhook
+from toolkit.monitoring.windows import WINDOWS, window_size
 from toolkit.monitoring.writer import Writer
 from toolkit.settings import ScriptSettings, environment, parse, run_script, verb
+from toolkit.terminal import silent
 
 if TYPE_CHECKING:  # see plot_metrics
     from matplotlib.figure import Figure
 
-__all__ = ["DriftReport", "Limits", "ModelMonitor", "MonitorSettings", "new_prediction_id"]
+__all__ = [
+    "DriftReport",
+    "Limits",
+    "Log",
+    "ModelMonitor",
+    "MonitorSettings",
+    "Notice",
+    "Sink",
+    "Webhook",
+    "new_prediction_id",
+]
 
 logger = logging.getLogger(__name__)
 
 UNNAMED_VERSION = "unversioned"  # of a model that is logged without a name
 SUM_TOLERANCE = 0.02  # bfloat16 has 8 bits: probabilities of a hundred classes add up to 1 within 1 %
 READ_AFTER_SECONDS = 5.0  # how long a reader waits for predictions that are still in the queue
-FIGURES = ("accuracy", "confidence", "predictions", "drift")
+FIGURES = ("accuracy", "confidence", "predictions", "drift", "calibration", "volume", "inputs")
+NOBODY = Model("", ())  # of an empty store
 
 
 class MonitorSettings(ScriptSettings):
@@ -92,7 +114,16 @@ class ModelMonitor:
     classes
         Class names in output order; the baseline's when None.
     limits
-        What counts as too much.
+        What counts as too much, and how many false alarms may be raised.
+    sinks
+        Where alerts are sent beside the store, each by its name: the log when None; a ``Webhook``, or a
+        ``Sink`` of your own.
+    on_immediate
+        Called, in a thread of its own, with the ``Notice`` of an alert that is ``immediate`` and
+        ``confirmed``; once until that has cleared.
+    keep_days, keep_rows
+        How long single predictions are kept, in days and in predictions of a version, never fewer than
+        10,000. Counts of a thousand each are kept for good.
     clock
         Seconds since 1970.
 
@@ -124,15 +155,19 @@ class ModelMonitor:
         model_version: str | None = None,
         classes: Sequence[str] | None = None,
         limits: Limits | None = None,
+        sinks: Mapping[str, Sink] | None = None,
+        on_immediate: Callable[[Notice], object] | None = None,
+        keep_days: float | None = None,
+        keep_rows: int | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
         self.limits = limits or Limits()
         self._store = PredictionStore(str(store) if store is not None else MonitorSettings().store)
         self._writer: Writer[Prediction] = Writer(self._write)
-        self._lookout = Lookout(self._store, self.limits, clock)
-        self._news = 0  # predictions and labels of this process since the last automatic look
-        self._counting = threading.Lock()
+        self._sinks = Sinks({"log": Log()} if sinks is None else sinks, on_immediate)
+        self._attendant = Attendant(self._store, self.limits, clock, self._sinks, keep_days, keep_rows)
+        self._labels = 0  # told in this process since the writer was last told of them
         self._unregistered: Model | None = None  # went into service and is not in the store yet
         self._beside: dict[str, Model] = {}  # versions that answer beside the served one
         self._wanted = model_version
@@ -213,15 +248,9 @@ class ModelMonitor:
         name = prediction_id if prediction_id is not None else new_prediction_id(self._clock)
         number = parse_prediction_id(name)
         model = self._answering(probabilities, model_version)
-        prediction = Prediction(
-            id=number,
-            time=self._clock() if time is None else time,
-            model=model,
-            probabilities=_checked(probabilities, model.classes),
-            statistics=dict(statistics or {}),
-            latency_ms=latency_ms,
-        )
-        self._writer.put(prediction)
+        scores = _checked(probabilities, model.classes)
+        moment = self._clock() if time is None else time
+        self._writer.put(Prediction(number, moment, model, scores, dict(statistics or {}), latency_ms))
         return name
 
     def record_feedback(self, prediction_id: str, label: str, *, source: str = "unspecified") -> bool:
@@ -267,8 +296,9 @@ class ModelMonitor:
                 raise
             self.flush(READ_AFTER_SECONDS)
             changed = self._store.label(truths, source, self._clock())
-        if self._count(changed):
-            self._writer.poke()  # enough news for another look
+        self._labels += changed
+        if changed:
+            self._writer.poke()  # perhaps it is time for another look
         return changed
 
     # Looking
@@ -284,19 +314,25 @@ class ModelMonitor:
         Returns
         -------
         dict
-            ``n``, ``n_labels``, ``since``, ``until``, ``accuracy``, ``accuracy_interval`` (95 %),
-            ``precision_weighted``, ``recall_weighted``, ``f1_weighted``, ``reference_accuracy``,
-            ``reference_n``, ``degradation``, ``degradation_lower_bound``, ``level``, ``status``,
-            ``mean_confidence``, ``confidence_std``, ``class_shares``, ``non_finite``,
-            ``latency_ms`` (``median``, ``p95``), ``predictions_per_second``, ``window``,
-            ``model_version``.
+            ``n``, ``n_labels``, ``since``, ``until``, ``accuracy``, ``precision_weighted``,
+            ``recall_weighted``, ``f1_weighted``, ``calibration_error``, each with its ``..._interval``
+            (95 %), ``reference_accuracy``, ``reference_n``, ``degradation``,
+            ``degradation_lower_bound``, ``level``, ``status``, ``estimate`` (what accuracy may be, by no
+            label), ``mean_confidence``, ``confidence_std``, ``class_shares``, ``non_finite``,
+            ``latency_ms`` (``median``, ``p95``), ``predictions_per_second``, ``evidence`` (how far each
+            alarm has come, by metric), ``window``, ``model_version``.
         """
         names = list(WINDOWS) if window is None else [window]
-        model, windows = self._read(names, statistics=False)
-        baseline = model.baseline if model else None
-        version = model.version if model else None
+        for name in names:
+            window_size(name)
+        view = self._caught_up()
         figures = {
-            name: {"model_version": version, "window": name, **measure(windows[name], baseline, self.limits)}
+            name: {
+                "model_version": view.model.version if view.model.classes else None,
+                "window": name,
+                **measure(view.counts(name), view.yardstick, self.limits),
+                "evidence": view.evidence,
+            }
             for name in names
         }
         return dict(figures) if window is None else figures[window]
@@ -310,13 +346,41 @@ class ModelMonitor:
             One result a test; printed, it is a table.
         """
         names = list(WINDOWS) if window is None else [window]
-        model, windows = self._read(names, statistics=True)
-        baseline = model.baseline if model else None
-        results = [result for name in names for result in compare(windows[name], baseline, self.limits, name)]
+        for name in names:
+            window_size(name)
+        view = self._caught_up()
+        results = [result for name in names for result in compare(view.counts(name), view.yardstick, self.limits, name)]
         if len(names) > 1:  # as many more tests to correct for
             families = [[result for result in results if result.family == family] for family in ("model", "input")]
             results = [result for family in families for result in judge(family, self.limits.alpha)]
-        return DriftReport(model.version if model else None, self.limits.alpha, tuple(results))
+        version = view.model.version if view.model.classes else None
+        return DriftReport(version, self.limits.alpha, tuple(results))
+
+    def labels_wanted(self, n: int | None = None, window: str = "short", seed: int = 0) -> list[str]:
+        """Ids of predictions, drawn at random, whose labels would settle how good the model is by now.
+
+        The same window and seed give the same ids, in a random order, and a longer list begins with a
+        shorter one. Tell their labels with the source ``audit``.
+
+        Parameters
+        ----------
+        n
+            How many; as many as prove a drop of a fifth when None. Never more than there are.
+        window
+            ``short`` or ``medium``, of which they are drawn.
+        """
+        size = window_size(window)
+        if size is None:
+            raise SettingsError("labels are wanted of the short or the medium window")
+        view = self._caught_up()
+        rows = self._store.window(view.model, size, statistics=False)
+        ids = rows.ids[rows.finite]
+        usual = view.yardstick.reference
+        if n is None:
+            n = labels_to_settle(usual.right / usual.n, 0.2, self.limits) if usual and usual.right else len(ids)
+        if n < 1:
+            raise SettingsError(f"at least 1 label can be wanted, got {n}")
+        return [show(number) for number in audit(ids, min(n, len(ids)), seed).ids.tolist()] if len(ids) else []
 
     def check_alerts(self) -> list[dict[str, Any]]:
         """Look now, at what is new since the last look, and return the alerts that this raised.
@@ -325,7 +389,7 @@ class ModelMonitor:
         """
         self._catch_up()
         model = self._read_model()
-        return self._lookout.look(model) if model else []
+        return self._attendant.look(model) if model else []
 
     def alerts(self, since: float | datetime | None = None, level: str | None = None) -> list[dict[str, Any]]:
         """Alerts of all model versions, newest first; those that no longer stand have a ``cleared_at``.
@@ -343,27 +407,65 @@ class ModelMonitor:
         return [alert for alert in self._store.alerts(since=start) if Limits.severity(alert["level"]) >= least]
 
     def plot_metrics(self, metric: str = "accuracy") -> "Figure":
-        """Draw ``accuracy``, ``confidence``, ``predictions`` or ``drift`` of the version being looked at.
+        """Draw a metric of the version being looked at.
+
+        Parameters
+        ----------
+        metric
+            ``accuracy``, ``confidence``, ``predictions``, ``volume`` or ``inputs`` over time; ``drift`` of the
+            three windows, ``calibration`` of the medium one.
 
         Returns
         -------
         matplotlib.figure.Figure
             Shown by a notebook as it is; ``figure.savefig("accuracy.png")`` keeps it.
         """
-        from toolkit.monitoring import plots  # matplotlib takes as long to import as all the rest together
+        # matplotlib takes as long to import as all the rest together
+        from toolkit.monitoring import canvas, plots, snapshots
+        from toolkit.monitoring.timeline import timeline
 
         if metric not in FIGURES:
             raise SettingsError(f"there is no figure of {metric!r}; there are {known(FIGURES, metric)}")
+        view = self._caught_up()
+        if view.model is NOBODY:
+            return canvas.nothing()
         if metric == "drift":
-            return plots.drift(self.detect_drift(None))
-        model, windows = self._read(["long"], statistics=False)
-        if model is None or not windows["long"].n:
-            return plots.nothing("No predictions have been logged yet.")
+            return snapshots.drift(self.detect_drift(None))
+        version, yardstick = view.model.version, view.yardstick
+        if metric == "calibration":
+            return snapshots.calibration(version, view.counts("medium"), yardstick)
+        line, now, alerts = timeline(*view.history(), yardstick), view.counts("short"), self._store.alerts(view.model)
         if metric == "accuracy":
-            raised = self._store.alerts(model)
-            return plots.accuracy(model.version, windows["long"], model.baseline, self.limits, raised)
+            return plots.accuracy(version, line, now, yardstick, self.limits, alerts)
+        if metric == "volume":
+            return plots.volume(version, line, alerts)
+        if metric == "inputs":
+            return plots.inputs(version, line, yardstick, self.detect_drift(None))
         draw = plots.confidence if metric == "confidence" else plots.predictions
-        return draw(model.version, windows["long"], model.baseline)
+        return draw(version, line, now, yardstick, alerts)
+
+    def export(self, path: str | Path, since: float | datetime | None = None, *, probabilities: bool = False) -> int:
+        """Write the predictions of the version being looked at to a Parquet or CSV file; return how many there are.
+
+        Parameters
+        ----------
+        path
+            Ends in ``.parquet`` or ``.csv``; it is there when it is complete.
+        since
+            Only those made at or after this time, a datetime or seconds since 1970.
+        probabilities
+            Whether each class gets a column.
+
+        Raises
+        ------
+        SettingsError
+            When the file is of another kind.
+        StoreError
+            When it cannot be written.
+        """
+        self._catch_up()
+        start = since.timestamp() if isinstance(since, datetime) else since
+        return export(self._store, path, self._read_model(), since=start, probabilities=probabilities)
 
     # Running
 
@@ -372,13 +474,60 @@ class ModelMonitor:
         return self._writer.flush(timeout)
 
     def close(self) -> None:
-        """Store what is waiting and let go of the store; harmless to repeat."""
+        """Store and send what is waiting and let go of the store; harmless to repeat."""
         self._writer.close()
+        self._sinks.close()
         self._store.close()
 
     def stats(self) -> dict[str, int]:
         """Counts of this process: ``queued``, ``written``, ``dropped``, ``lost``, ``write_errors``."""
         return self._writer.stats()
+
+    def sent(self) -> dict[str, dict[str, int]]:
+        """Counts of this process by sink: alerts ``sent``, ``failed``, ``dropped``."""
+        return self._sinks.stats()
+
+    def report(self, metric: str, message: str, level: str = "warning") -> bool:
+        """Raise an alert about what no window shows, such as a version that cannot be loaded.
+
+        It stands until another version is served.
+
+        Parameters
+        ----------
+        metric
+            What it is about, in a word.
+        message
+            What happened, in a sentence.
+        level
+            ``warning``, ``critical`` or ``immediate``.
+
+        Returns
+        -------
+        bool
+            False when the same stands already.
+        """
+        if Limits.severity(level) == 0:
+            raise SettingsError("an alert is a warning at least, got ok")
+        model = self._read_model() or Model(UNNAMED_VERSION, ())
+        self._store.register(model)
+        return self._attendant.report(model, metric, level, message)
+
+    def standing(self) -> dict[str, int]:
+        """How many alerts stand at each level."""
+        found = [alert["level"] for alert in self._store.alerts(standing=True)]
+        return {level: found.count(level) for level in LEVELS[1:]}
+
+    def acknowledge(self, alert_id: int, by: str = "") -> bool:
+        """Note that somebody knows of an alert: it is told again only if it gets worse. False when it does not stand.
+
+        Parameters
+        ----------
+        alert_id
+            The ``id`` of one of ``alerts()``.
+        by
+            Who.
+        """
+        return self._store.note_alert(alert_id, acknowledged_at=self._clock(), acknowledged_by=by)
 
     # Inside: which model
 
@@ -421,16 +570,11 @@ class ModelMonitor:
         """Let what this process has just logged be seen by what it reads next."""
         self._writer.flush(READ_AFTER_SECONDS)
 
-    def _read(self, names: Sequence[str], *, statistics: bool) -> tuple[Model | None, dict[str, Window]]:
-        """The model and its windows, all cut from one reading."""
-        sizes = {name: window_size(name) for name in names}
+    def _caught_up(self) -> View:
+        """The view of the model to look at, with all that was logged so far."""
         self._catch_up()
         self._seen = model = self._read_model()
-        if model is None:
-            return None, {name: Window.empty() for name in names}
-        longest = None if None in sizes.values() else max(size for size in sizes.values() if size is not None)
-        window = self._store.window(model, longest, statistics=statistics)
-        return model, {name: window.last(size) for name, size in sizes.items()}
+        return self._attendant.view(model or NOBODY).catch_up()
 
     # Inside: writing and looking, in the writer's thread
 
@@ -438,24 +582,14 @@ class ModelMonitor:
         model = self._unregistered
         if model is not None:
             self._store.register(model)
+            self._store.clear_others(model, self._clock())
             if self._unregistered is model:  # only now: what failed is tried again with the next batch
                 self._unregistered = None
         if batch:
             self._store.write(batch)
-        if self._count(len(batch)):
-            with self._counting:
-                self._news = 0
-            try:
-                if self._served:
-                    self._lookout.look(self._served, automatic=True)
-            except Exception as error:  # noqa: BLE001  # the predictions are stored: nothing is lost
-                logger.warning("alerts could not be checked: %s", error)
-
-    def _count(self, news: int) -> bool:
-        """Note new predictions or labels; return whether there are enough for another look."""
-        with self._counting:
-            self._news += news
-            return self._news >= FEWEST_NEWS
+        told, self._labels = self._labels, 0
+        if self._served:
+            self._attendant.attend(self._served, len(batch) + told)
 
 
 def _checked(probabilities: ArrayLike | Mapping[str, float], classes: tuple[str, ...]) -> NDArray[np.float16]:
@@ -465,18 +599,25 @@ def _checked(probabilities: ArrayLike | Mapping[str, float], classes: tuple[str,
             raise SettingsError(f"probabilities of {known(probabilities)} given; the classes are {known(classes)}")
         probabilities = [probabilities[name] for name in classes]
     try:
-        values = np.asarray(probabilities, np.float64)
+        values = np.asarray(probabilities)
+        values = values if values.dtype.kind == "f" else values.astype(np.float64)
     except (TypeError, ValueError):
         raise SettingsError("probabilities must be numbers") from None
     if values.shape != (len(classes),):
         raise SettingsError(f"{len(classes)} probabilities are needed, one for each class, got shape {values.shape}")
-    if np.isfinite(values).all():
-        if values.min() < 0 or values.max() > 1 + SUM_TOLERANCE:
-            worst = values.min() if values.min() < 0 else values.max()
-            raise SettingsError(f"probabilities must lie between 0 and 1, got {worst:.4g}: are these logits?")
-        if abs(values.sum() - 1) > SUM_TOLERANCE:
-            raise SettingsError(f"probabilities must add up to 1, got {values.sum():.4g}")
+    if not (values.min() >= 0 and abs(values.sum() - 1) <= SUM_TOLERANCE):  # which NaN and infinity are not either
+        _require_strange(values)
     return values.astype(np.float16)
+
+
+def _require_strange(values: NDArray[Any]) -> None:
+    """Numbers that are no probabilities are refused; what is not finite is counted."""
+    if not np.isfinite(values).all():
+        return
+    if values.min() < 0 or values.max() > 1 + SUM_TOLERANCE:
+        worst = values.min() if values.min() < 0 else values.max()
+        raise SettingsError(f"probabilities must lie between 0 and 1, got {worst:.4g}: are these logits?")
+    raise SettingsError(f"probabilities must add up to 1, got {values.sum():.4g}")
 
 
 # The command line
@@ -493,7 +634,10 @@ class _Report(MonitorSettings):
     """Figures of a window and the drift tests on it."""
 
     window: Literal["short", "medium", "long"] = Field("short", description="last 1,000, last 10,000 or all")
-    figure: Path | None = Field(None, description="save the accuracy over time as this picture")
+    figure: Path | None = Field(None, description="save a figure as this picture")
+    metric: Literal["accuracy", "confidence", "predictions", "drift", "calibration", "volume", "inputs"] = Field(
+        "accuracy", description="which figure"
+    )
     as_json: bool = Field(False, validation_alias="json", description="print JSON instead of text")
 
 
@@ -504,6 +648,40 @@ class _Alerts(MonitorSettings):
     since: Annotated[datetime | None, BeforeValidator(_point_in_time)] = Field(
         None, description="raised at or after this time, such as 2026-11-24T08:00Z"
     )
+    acknowledge: int | None = Field(None, ge=1, description="id of an alert that you know of: it stops reminding")
+    by: str = Field("", description="who acknowledges it")
+    as_json: bool = Field(False, validation_alias="json", description="print JSON instead of text")
+
+
+class _Export(MonitorSettings):
+    """One row a prediction, as a Parquet or CSV file."""
+
+    file: CliPositionalArg[Path] = Field(description="where to, ending in .parquet or .csv")
+    since: Annotated[datetime | None, BeforeValidator(_point_in_time)] = Field(
+        None, description="made at or after this time, such as 2026-11-24T08:00Z"
+    )
+    probabilities: bool = Field(False, description="a column for each class")
+
+
+class _Labels(MonitorSettings):
+    """Ids of predictions, drawn at random, whose labels would settle how good the model is."""
+
+    count: int | None = Field(None, ge=1, description="how many; as many as prove a drop of a fifth when not given")
+    window: Literal["short", "medium"] = Field("short", description="of the last 1,000 or the last 10,000")
+    seed: int = Field(0, ge=0, description="another one gives others")
+
+
+class _Replay(MonitorSettings):
+    """What would have been raised, had the limits been others."""
+
+    file: CliPositionalArg[str] = Field(description="a .parquet or .csv file as export writes it, or a store")
+    baseline: Path | None = Field(None, description="baseline.npz of the model; that in the store when not given")
+    max_false_alarms_per_million: float = Field(
+        Limits.max_false_alarms_per_million, description="alerts without a cause in a million predictions"
+    )
+    warning: float = Field(Limits.warning, description="relative drop of accuracy above which this level begins")
+    critical: float = Field(Limits.critical, description="the same for this level")
+    immediate: float = Field(Limits.immediate, description="the same for this level")
     as_json: bool = Field(False, validation_alias="json", description="print JSON instead of text")
 
 
@@ -512,17 +690,19 @@ class _Commands(ScriptSettings):
 
     report: CliSubCommand[_Report] = Field(description="figures of a window and the drift tests on it")
     alerts: CliSubCommand[_Alerts] = Field(description="what has gone wrong, newest first")
+    labels: CliSubCommand[_Labels] = Field(description="which predictions to label, to know how good the model is")
+    export: CliSubCommand[_Export] = Field(description="one row a prediction, as a Parquet or CSV file")
+    replay: CliSubCommand[_Replay] = Field(description="what would have been raised, had the limits been others")
 
 
 def main() -> None:
     """Run the command line."""
     command = verb(parse(_Commands, __doc__))
-    if isinstance(command, _Report):
-        _print_report(command)
-    elif isinstance(command, _Alerts):
-        _print_alerts(command)
-    else:
-        raise SettingsError("say what to do: report or alerts; see --help")
+    for kind, act in _ACTS.items():
+        if isinstance(command, kind):
+            act(command)
+            return
+    raise SettingsError("say what to do: report, alerts, labels, export or replay; see --help")
 
 
 def _print_report(command: _Report) -> None:
@@ -533,62 +713,67 @@ def _print_report(command: _Report) -> None:
     elif not metrics["n"]:
         print(f"No predictions have been logged in {command.store} yet.")
     else:
-        print("\n".join([*_figures(metrics), "", str(drift)]))
+        print("\n".join([*wording.figures(metrics), "", str(drift)]))
     if command.figure is not None:
         try:
-            monitor.plot_metrics("accuracy").savefig(command.figure)
+            monitor.plot_metrics(command.metric).savefig(command.figure)
         except (OSError, ValueError) as error:
             raise SettingsError(f"--figure {command.figure} cannot be written: {error}") from None
 
 
-def _figures(metrics: Mapping[str, Any]) -> list[str]:
-    """The metrics of a window as lines of text."""
-    shares = sorted(metrics["class_shares"].items(), key=lambda item: -item[1])[:5]
-    latency, interval = metrics["latency_ms"], metrics["accuracy_interval"] or (None, None)
-    certain = max(0.0, metrics["degradation_lower_bound"] or 0.0)
-    lines = {
-        "predictions": f"{metrics['n']:,} from {_moment(metrics['since'])} to {_moment(metrics['until'])}",
-        "labels": f"{metrics['n_labels']:,}",
-        "accuracy": f"{_share(metrics['accuracy'])} (95 % interval {_share(interval[0])} to {_share(interval[1])})",
-        "reference": f"{_share(metrics['reference_accuracy'])} on {metrics['reference_n']:,} held-out pictures",
-        "degradation": f"{_share(metrics['degradation'])}, at least {certain:.1%} "
-        f"certain: {metrics['level'] or 'unknown'} ({metrics['status'].replace('_', ' ')})",
-        "precision, recall, F1": ", ".join(
-            _share(metrics[f"{name}_weighted"]) for name in ("precision", "recall", "f1")
-        ),
-        "mean confidence": _share(metrics["mean_confidence"]),
-        "classes": ", ".join(f"{name} {share:.1%}" for name, share in shares),
-        "not finite": f"{metrics['non_finite']:,}",
-        "latency": f"median {_milliseconds(latency['median'])}, 95 % below {_milliseconds(latency['p95'])}",
-    }
-    title = f"Model version {metrics['model_version']}, {metrics['window']} window"
-    return [title, "", *(f"{name + ':':<22} {text}" for name, text in lines.items())]
-
-
 def _print_alerts(command: _Alerts) -> None:
+    monitor = ModelMonitor(command.store)
+    if command.acknowledge is not None:
+        if not monitor.acknowledge(command.acknowledge, command.by):
+            raise SettingsError(f"no alert {command.acknowledge} stands in {command.store}")
+        print(f"alert {command.acknowledge} is acknowledged: it is told again only if it gets worse")
+        return
     since = command.since.replace(tzinfo=command.since.tzinfo or UTC) if command.since else None
-    found = ModelMonitor(command.store).alerts(since, command.level)
+    found = monitor.alerts(since, command.level)
     found = [alert for alert in found if command.model_version in (None, alert["model_version"])]
-    if command.as_json:
-        print(json.dumps(found, indent=2))
-    elif not found:
-        print("No alerts.")
-    for alert in found if not command.as_json else []:
-        cleared = f", cleared {_moment(alert['cleared_at'])}" if alert["cleared_at"] else ""
-        where = f"{alert['metric']} of version {alert['model_version']}, {alert['window']} window{cleared}"
-        print(f"{_moment(alert['time'])}  {alert['level'].upper()} ({alert['status']})  {where}\n  {alert['message']}")
+    print(json.dumps(found, indent=2) if command.as_json else wording.alerts(found))
 
 
-def _moment(seconds: float | None) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC" if seconds is not None else "-"
+def _export(command: _Export) -> None:
+    monitor = ModelMonitor(command.store, model_version=command.model_version)
+    since = command.since.replace(tzinfo=command.since.tzinfo or UTC) if command.since else None
+    rows = monitor.export(command.file, since, probabilities=command.probabilities)
+    print(f"{rows:,} prediction{'s' * (rows != 1)} written to {command.file}")
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+def _print_labels_wanted(command: _Labels) -> None:
+    monitor = ModelMonitor(command.store, model_version=command.model_version)
+    print("\n".join(monitor.labels_wanted(command.count, command.window, command.seed)))
 
 
-def _milliseconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g} ms"
+def _replay(command: _Replay) -> None:
+    names = ("max_false_alarms_per_million", "warning", "critical", "immediate")
+    limits = Limits(**{name: getattr(command, name) for name in names})
+    recorded = command.file.endswith(ENDINGS)
+    baseline = _baseline(command) if recorded or command.baseline else None  # a store brings its own
+    with silent(command.as_json):
+        result = replay(command.file, baseline, limits, model_version=command.model_version)
+    print(json.dumps(result.to_dict(), indent=2) if command.as_json else result)
+
+
+def _baseline(command: _Replay) -> Baseline | None:
+    if command.baseline is None:
+        store = PredictionStore(command.store)
+        model = store.model(command.model_version) if command.model_version else store.current()
+        return model.baseline if model else None
+    try:
+        return Baseline.from_bytes(command.baseline.read_bytes())
+    except OSError as error:
+        raise SettingsError(f"--baseline {command.baseline} cannot be read: {error.strerror}") from None
+
+
+_ACTS: dict[type, Callable[[Any], None]] = {
+    _Report: _print_report,
+    _Alerts: _print_alerts,
+    _Labels: _print_labels_wanted,
+    _Export: _export,
+    _Replay: _replay,
+}
 
 
 if __name__ == "__main__":

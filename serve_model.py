@@ -2,7 +2,7 @@
 
     python serve_model.py                                    # on http://127.0.0.1:8000
     python serve_model.py --port 9000 --model-name pets --monitor-store /srv/monitoring.db
-    SERVE_PREDICT_KEY=... SERVE_ADMIN_KEY=... python serve_model.py --host 0.0.0.0
+    SERVE_PREDICT_KEY=... SERVE_ADMIN_KEY=... python serve_model.py --host 0.0.0.0 --processes 4
 
     curl -F file=@cat.jpg localhost:8000/predict
     curl -H 'Content-Type: image/jpeg' --data-binary @cat.jpg 'localhost:8000/predict?top_k=3'
@@ -16,9 +16,11 @@ model and takes the one in Production as soon as there is one; it follows each p
 rollback, and a version that cannot be loaded leaves the one before it serving. Predictions go to
 the monitor's store, monitoring.db in this folder unless --monitor-store or MONITORING_STORE says
 otherwise; copies of the versions that served to served_models in this folder, from which it starts
-while MLflow does not answer. Keys come from the environment only: SERVE_PREDICT_KEY for /predict, /predict/batch and
-/feedback, SERVE_ADMIN_KEY for /admin/reload. SIGTERM and Ctrl-C end it with status 0 once all that
-was accepted is answered and stored.
+while MLflow does not answer. Keys come from the environment only: SERVE_PREDICT_KEY for /predict,
+/predict/batch and /feedback, SERVE_ADMIN_KEY for /admin/reload, SERVE_WEBHOOK_SECRET to sign alerts.
+SIGTERM and Ctrl-C end it with status 0 once all that was accepted is answered and stored. With
+--processes several processes answer on one address; they are started again when they die, and
+figures are sums over all of them.
 """
 
 import asyncio
@@ -27,10 +29,11 @@ import logging
 import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from socket import socket
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from fastapi import APIRouter, Body, FastAPI, Query, Request
@@ -42,7 +45,8 @@ from pydantic_settings import CliSuppress
 from starlette.exceptions import HTTPException
 
 from model_registry import ModelRegistry
-from monitoring import DriftReport, ModelMonitor, new_prediction_id
+from monitoring import DriftReport, Log, ModelMonitor, Notice, Sink, Webhook, new_prediction_id
+from monitoring import Limits as DriftLimits
 from toolkit.bundle import Bundle
 from toolkit.errors import SettingsError, ToolkitError, UnknownPrediction
 from toolkit.images import Limits
@@ -58,6 +62,7 @@ from toolkit.serving.limits import BodyLimit, Patience
 from toolkit.serving.live import Release
 from toolkit.serving.openapi import describe, refusals
 from toolkit.serving.problems import Problem
+from toolkit.serving.processes import Fellows, Place, supervise
 from toolkit.serving.recent import Recent
 from toolkit.serving.rehearsal import Rehearsal
 from toolkit.serving.server import Server, listen
@@ -76,6 +81,7 @@ from toolkit.settings import ScriptSettings, environment, parse, run_script
 
 logger = logging.getLogger(__name__)
 
+LONGEST_REASON = 400  # characters of an alert that are kept as the reason of a rollback
 VERSION = "1"  # of the addresses and shapes
 PREDICT_ADDRESSES = ("/predict", "/predict/batch", "/feedback", *protocols.PREDICT_ADDRESSES)
 ADMIN_ADDRESSES = ("/admin/reload",)
@@ -110,10 +116,29 @@ class ServeSettings(ScriptSettings):
     )
     poll_seconds: float = Field(5.0, gt=0, le=3600, description="pause between two looks at the registry")
     monitor_store: str | None = Field(None, description="store of predictions; MONITORING_STORE, else monitoring.db")
+    keep_days: float | None = Field(None, gt=0, description="days that single predictions are kept; all when not given")
+    max_false_alarms: float = Field(
+        1.0, gt=0, le=10_000, description="alerts without a cause that may be raised in a million predictions"
+    )
+    alert_webhook: str | None = Field(
+        None, description="https address, or http on this machine, that alerts are posted to"
+    )
+    on_immediate: Literal["nothing", "rollback"] = Field(
+        "nothing", description="what to do when accuracy has certainly dropped by more than 20 %"
+    )
     top_k: int = Field(5, ge=1, description="classes listed when a request does not say how many")
-    threads: int | None = Field(None, ge=1, le=256, description="pictures answered at once; one a core when not given")
-    max_waiting: int = Field(64, ge=0, description="pictures that may wait for a thread; more are refused with a 503")
-    max_waiting_mb: float = Field(256.0, gt=0, description="bodies in memory together, in MiB; more get a 503")
+    processes: int = Field(
+        1, ge=1, le=64, description="processes that answer; started again when they die, and each with its own model"
+    )
+    threads: int | None = Field(
+        None, ge=1, le=256, description="pictures that a process answers at once; one a core in all when not given"
+    )
+    max_waiting: int = Field(
+        64, ge=0, description="pictures that may wait for a thread of a process; more are refused with a 503"
+    )
+    max_waiting_mb: float = Field(
+        256.0, gt=0, description="bodies in memory together, in MiB, in each process; more get a 503"
+    )
     answer_seconds: float = Field(30.0, gt=0, le=3600, description="longest time until a picture is answered, else 504")
     max_batch: int = Field(32, ge=1, description="pictures in one request to /predict/batch")
     max_body_mb: float = Field(32.0, gt=0, allow_inf_nan=False, description="largest request body in MiB")
@@ -123,11 +148,12 @@ class ServeSettings(ScriptSettings):
         30.0, gt=0, le=3600, description="longest time until its body has; slow uplinks need more"
     )
     stall_seconds: float = Field(10.0, gt=0, le=600, description="longest pause of a body that is arriving")
-    most_connections: int = Field(4096, ge=1, description="connections that may be open; more get a 503")
+    most_connections: int = Field(4096, ge=1, description="connections that may be open to a process; more get a 503")
     drain_seconds: float = Field(1.0, ge=0, le=600, description="time between not being ready and closing the socket")
     finish_seconds: int = Field(10, ge=1, le=600, description="longest time to finish accepted requests at the end")
     predict_key: CliSuppress[SecretStr | None] = Field(None, description="key for predictions and feedback")
     admin_key: CliSuppress[SecretStr | None] = Field(None, description="key for /admin/reload")
+    webhook_secret: CliSuppress[SecretStr | None] = Field(None, description="signs what is posted to the webhook")
 
     @model_validator(mode="after")
     def _one_body_fits(self) -> Self:
@@ -143,8 +169,13 @@ class ServeSettings(ScriptSettings):
 
     @property
     def workers(self) -> int:
-        """Threads that answer."""
-        return self.threads or usable_cores()
+        """Threads of a process that answer."""
+        return self.threads or self.cores
+
+    @property
+    def cores(self) -> int:
+        """Cores for each process."""
+        return max(1, usable_cores() // self.processes)
 
     @property
     def converted(self) -> Path:
@@ -308,7 +339,9 @@ async def readyz(request: Request) -> dict[str, str]:
 @routes.get("/health", tags=["state"])
 async def health(request: Request) -> dict[str, Any]:
     """Everything an operator asks first; always 200 while the process lives, `status` says how it is."""
-    return _service(request).health(leaving=request.app.state.leaving)
+    place: Place | None = request.app.state.place
+    found = _service(request).health(leaving=request.app.state.leaving)
+    return found | {"process": place.described} if place else found
 
 
 @routes.get("/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}, tags=["figures"])
@@ -322,10 +355,11 @@ def metrics(request: Request) -> Response:
         windows: dict[str, Any] = {"windows": service.windows()}
     except ToolkitError as error:
         windows = {"windows": {}, "error": _monitor_problem(error).detail}
+    sums = service.sums()
     figures = service.figures.summary() | {
         "model": named(service.live.model),
-        "queue": service.queue(),
-        "monitor": {"stats": request.app.state.monitor.stats(), **windows},
+        "queue": sums["queue"],
+        "monitor": {"stats": sums["monitor"], **windows},
     }
     return JSONResponse(figures, headers={"Vary": "Accept"})
 
@@ -357,7 +391,7 @@ def alerts(
 
 
 @routes.get("/model-info", responses=refusals(problems.NOT_READY), tags=["state"])
-async def model_info(request: Request) -> dict[str, Any]:
+def model_info(request: Request) -> dict[str, Any]:
     """What is being served: version, classes, how it was measured, what runs it."""
     service = _service(request)
     model = service.model()
@@ -378,15 +412,15 @@ async def model_info(request: Request) -> dict[str, Any]:
         "baseline": {"pictures": baseline.size, "accuracy": baseline.accuracy if baseline.size else None},
         "code_version": card.code_version,
         "versions": card.versions,
-        "shadow": service.shadow.figures() if service.shadow else None,
+        "shadow": service.sums()["shadow"],
     }
 
 
 @routes.post("/admin/reload", tags=["state"])
 def reload(request: Request) -> dict[str, Any]:
-    """Look at the registry now, and try again what failed before; tells what was found."""
-    live = _service(request).live
-    return {"outcome": live.look(again=True), "model": named(live.model), "registry": live.describe()}
+    """Look at the registry now, in all processes, and try again what failed; tells what the one that answers found."""
+    service = _service(request)
+    return {"outcome": service.look(), "model": named(service.live.model), "registry": service.live.describe()}
 
 
 @routes.get("/", include_in_schema=False)
@@ -409,17 +443,19 @@ def page(name: str) -> Response:
     return pages.page(name)
 
 
-def create_app(settings: ServeSettings | None = None) -> FastAPI:
+def create_app(settings: ServeSettings | None = None, place: Place | None = None) -> FastAPI:
     """The service as an ASGI application, for this script's own server or any other.
 
     Nothing is opened and no thread runs before its lifespan begins; all its state is on
-    ``app.state``: ``settings``, ``source``, ``figures``, ``leaving``; and ``service``, ``monitor`` and ``drift``
-    while it runs.
+    ``app.state``: ``settings``, ``place``, ``source``, ``figures``, ``leaving``; and ``service``, ``monitor`` and
+    ``drift`` while it runs.
 
     Parameters
     ----------
     settings
         From the environment when None.
+    place
+        Of this process, where the service has several.
     """
     settings = settings or parse(ServeSettings, None, ())
     app = FastAPI(
@@ -431,7 +467,7 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
         lifespan=_lifespan,
     )
     guarded = settings.guarded()
-    app.state.settings, app.state.figures, app.state.leaving = settings, Figures(), False
+    app.state.settings, app.state.place, app.state.figures, app.state.leaving = settings, place, Figures(place), False
     app.state.source = Registered(settings, settings.stage)
     app.state.figures.collect(partial(_families, app))
     app.include_router(routes)
@@ -450,7 +486,8 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: ServeSettings = app.state.settings
-    monitor = app.state.monitor = ModelMonitor(settings.monitor_store)
+    place: Place | None = app.state.place
+    monitor = app.state.monitor = _monitor(settings, partial(_react, app))
     app.state.drift = {name: Recent(partial(monitor.detect_drift, name), WATCHED_SECONDS) for name in WINDOWS}
     service = app.state.service = Service(
         app.state.source,
@@ -464,17 +501,51 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         seconds=settings.answer_seconds,
         limits=settings.limits,
         top_k=settings.top_k,
-        prepare=partial(engines.prepare, choice=settings.engine, threads=settings.workers, cache=settings.converted),
+        prepare=partial(
+            engines.prepare,
+            choice=settings.engine,
+            threads=settings.workers,
+            cores=settings.cores,
+            cache=settings.converted,
+        ),
         rehearse=Rehearsal(settings.engine, settings.workers, settings.converted),
         last_good=LastGood(settings.copies / settings.model_name / settings.stage, settings.model_name, settings.stage),
         shadow=Registered(settings, "Staging"),
         shadow_share=settings.shadow_share,
+        fellows=Fellows(Path(place.folder), place.index, place.of) if place else None,
     )
     service.start()
     try:
         yield
     finally:
         await asyncio.to_thread(service.close)
+
+
+def _monitor(settings: ServeSettings, react: Callable[[Notice], object] | None = None) -> ModelMonitor:
+    sinks: dict[str, Sink] = {"log": Log()}
+    if settings.alert_webhook is not None:
+        secret = settings.webhook_secret
+        sinks["webhook"] = Webhook(settings.alert_webhook, secret.get_secret_value() if secret else None)
+    return ModelMonitor(
+        settings.monitor_store,
+        limits=DriftLimits(max_false_alarms_per_million=settings.max_false_alarms),
+        sinks=sinks,
+        on_immediate=react if settings.on_immediate == "rollback" else None,
+        keep_days=settings.keep_days,
+    )
+
+
+def _react(app: FastAPI, notice: Notice) -> None:
+    """Go back to the version before, if it is still the present one that is so bad."""
+    settings: ServeSettings = app.state.settings
+    service: Service = app.state.service
+    model = service.live.model
+    if model is None or model.version != notice.model_version:
+        return
+    registry = ModelRegistry(settings.tracking_uri, settings.model_name)
+    version = registry.rollback(f"by itself: {notice.message}"[:LONGEST_REASON])
+    logger.warning("went back to version %s: %s", version.version, notice.message)
+    service.look()
 
 
 def _families(app: FastAPI) -> Iterable[Metric]:
@@ -490,12 +561,18 @@ def _described(app: FastAPI, guarded: Iterable[str]) -> dict[str, Any]:
 
 def main() -> int:
     """Serve until a signal comes."""
-    if any(word.startswith(("--predict-key", "--admin-key")) for word in sys.argv):
-        raise SettingsError("keys come from SERVE_PREDICT_KEY and SERVE_ADMIN_KEY: everybody can read a command line")
+    if any(word.startswith(("--predict-key", "--admin-key", "--webhook-secret")) for word in sys.argv):
+        raise SettingsError(
+            "keys come from SERVE_PREDICT_KEY, SERVE_ADMIN_KEY and SERVE_WEBHOOK_SECRET:"
+            " everybody can read a command line"
+        )
     settings = parse(ServeSettings, __doc__)
-    sys.setswitchinterval(SWITCH_SECONDS)
-    ModelMonitor(settings.monitor_store).close()  # a store that cannot be is said now, in one line
-    app = create_app(settings)
+    if place := Place.given():
+        log_to_stderr()
+        with place.taken() as listener:
+            _serve(settings, listener, place)
+        return 0
+    _monitor(settings).close()  # a store or a webhook that cannot be is said now, in one line
     with listen(settings.host, settings.port) as listener:
         log_to_stderr()
         address, port = listener.getsockname()[:2]
@@ -504,19 +581,30 @@ def main() -> int:
                 "%s is open to the network without keys: set SERVE_PREDICT_KEY and SERVE_ADMIN_KEY", settings.host
             )
         _greet(settings, f"http://{f'[{address}]' if ':' in address else address}:{port}")
-
-        def leave() -> None:
-            app.state.leaving = True
-
-        Server(
-            app,
-            leave,
-            settings.drain_seconds,
-            settings.finish_seconds,
-            patience=settings.patience,
-            most_connections=settings.most_connections,
-        ).run(sockets=[listener])
+        if settings.processes > 1:
+            with suppress(ToolkitError):  # whatever it says: a new database gets its tables from one, not from all
+                Registered(settings, settings.stage).find()
+            command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]]
+            supervise(command, settings.processes, listener, settings.drain_seconds + settings.finish_seconds)
+        _serve(settings, listener)
     return 0
+
+
+def _serve(settings: ServeSettings, listener: socket, place: Place | None = None) -> None:
+    sys.setswitchinterval(SWITCH_SECONDS)
+    app = create_app(settings, place)
+
+    def leave() -> None:
+        app.state.leaving = True
+
+    Server(
+        app,
+        leave,
+        settings.drain_seconds,
+        settings.finish_seconds,
+        patience=settings.patience,
+        most_connections=settings.most_connections,
+    ).run(sockets=[listener])
 
 
 def _greet(settings: ServeSettings, url: str) -> None:

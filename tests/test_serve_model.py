@@ -3,6 +3,7 @@
 import base64
 import itertools
 import json
+import os
 import re
 import signal
 import socket
@@ -15,11 +16,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import torch
 from fastapi import FastAPI
@@ -43,8 +46,11 @@ from support import (
 from toolkit.bundle import DIGEST_TAG, PROGRAM, Program, save_bundle
 from toolkit.errors import ToolkitError
 from toolkit.images import load_picture
+from toolkit.machine import usable_cores
+from toolkit.monitoring.posting import verify
 from toolkit.serving import protocols
 from toolkit.serving.problems import MEDIA_TYPE
+from toolkit.serving.processes import VARIABLE
 from toolkit.serving.server import Server, listen
 from toolkit.tracking import Run, connect
 
@@ -103,6 +109,36 @@ def uri(tmp_path_factory: pytest.TempPathFactory, log_colour_run: Callable[..., 
 @pytest.fixture
 def room(uri: str) -> Room:
     return Room(uri)
+
+
+class Receiver(ThreadingHTTPServer):
+    """Whom a webhook posts to; it keeps what it gets."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Receiving)
+        self.url = f"http://127.0.0.1:{self.server_port}/alerts"
+        self.got: list[tuple[bytes, Any]] = []
+
+
+class _Receiving(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        self.server.got.append((self.rfile.read(int(self.headers["Content-Length"])), self.headers))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as receiver:
+        thread = threading.Thread(target=receiver.serve_forever, args=(0.05,))
+        thread.start()
+        yield receiver
+        receiver.shutdown()
+        thread.join()
 
 
 @dataclass
@@ -591,6 +627,33 @@ def test_an_altered_version_leaves_the_old_one_serving_until_it_is_mended(room: 
 # Keys
 
 
+def test_a_version_that_is_certainly_far_worse_goes_and_somebody_is_told(
+    room: Room, tmp_path: Path, receiver: Receiver
+) -> None:
+    room.promote("plain")
+    bad = room.promote("unsure")
+    more = {"on_immediate": "rollback", "alert_webhook": receiver.url, "webhook_secret": "hush"}
+    with serving(room, tmp_path, **more) as served:
+        get = served.client.get
+        assert get("/model-info").json()["version"] == bad
+        for number in range(120):
+            answer = served.predict(colour_picture(COLOURS[number % 3], number)).json()
+            wrong = COLOURS[(COLOURS.index(answer["predicted_class"]) + 1) % 3]
+            told = {"prediction_id": answer["prediction_id"], "label": wrong, "source": "audit"}
+            assert served.client.post("/feedback", json=told).status_code == 200
+        wait_until(lambda: get("/model-info").json()["version"] != bad)
+        [reason] = [text for text in room.registry.history()["why"] if "by itself: " in str(text)]
+        assert "Accuracy fell" in reason
+        served.predict()
+        wait_until(lambda: not [alert for alert in get("/alerts").json() if alert["cleared_at"] is None])
+        wait_until(lambda: any(b'"immediate"' in body for body, _ in receiver.got))
+        text = get("/metrics/prometheus").text
+        assert 'serve_alerts_told{sink="webhook",state="failed"} 0.0' in text
+        assert 'serve_alerts_standing{level="immediate"}' in text
+    for body, headers in receiver.got:
+        assert verify("hush", headers["X-Alert-Timestamp"], headers["X-Alert-Signature"], body)
+
+
 def test_keys_keep_predictions_and_administration_apart(room: Room, tmp_path: Path) -> None:
     room.promote("plain")
     with serving(room, tmp_path, predict_key="open", admin_key="sesame") as served:
@@ -630,6 +693,20 @@ def test_making_an_application_opens_nothing(tmp_path: Path) -> None:
     assert threading.active_count() == threads
 
 
+def test_processes_share_the_cores() -> None:
+    cores = usable_cores()
+    assert ServeSettings().workers == cores
+    assert ServeSettings(processes=64).workers == max(1, cores // 64)
+    assert ServeSettings(processes=2, threads=3).workers == 3
+
+
+def test_a_process_that_was_not_started_by_a_service_is_none_of_its(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["serve_model.py"])
+    monkeypatch.setenv(VARIABLE, "1")
+    with pytest.raises(ToolkitError, match=f"{VARIABLE} is for the processes that a running service starts: unset it"):
+        main()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -639,11 +716,16 @@ def test_making_an_application_opens_nothing(tmp_path: Path) -> None:
         (["--max-body-mb", "inf"], "--max-body-mb must be a finite number, got inf"),
         (["--poll-seconds", "0"], "--poll-seconds must be more than 0, got 0"),
         (["--max-waiting", "1", "--threads", "1", "--max-batch", "3"], "--max-batch must be at most"),
+        (["--processes", "0"], "--processes must be at least 1, got 0"),
+        (["--processes", "65"], "--processes must be at most 64, got 65"),
         (["--model-name", "a/b"], "a model name is letters, digits"),
         (["--monitor-store", "no/such/folder/m.db"], "no/such/folder"),
         (["--host", "192.0.2.1", "--port", "0"], r"cannot listen on 192\.0\.2\.1 port 0: "),
-        (["--predict-key", "secret"], "keys come from SERVE_PREDICT_KEY and SERVE_ADMIN_KEY"),
-        (["--admin-key=secret"], "keys come from SERVE_PREDICT_KEY and SERVE_ADMIN_KEY"),
+        (["--predict-key", "secret"], "keys come from SERVE_PREDICT_KEY, SERVE_ADMIN_KEY and"),
+        (["--alert-webhook", "http://example.com/x"], "webhook must be an https address, or http on this machine"),
+        (["--keep-days", "0"], "--keep-days must be more than 0, got 0"),
+        (["--on-immediate", "panic"], "--on-immediate must be one of nothing, rollback, got panic"),
+        (["--admin-key=secret"], "keys come from SERVE_PREDICT_KEY, SERVE_ADMIN_KEY and"),
     ],
 )
 def test_bad_settings_are_one_sentence(monkeypatch: pytest.MonkeyPatch, words: list[str], message: str) -> None:
@@ -659,7 +741,7 @@ def test_bad_settings_are_one_sentence(monkeypatch: pytest.MonkeyPatch, words: l
 class Process:
     """``python serve_model.py`` in a folder of its own."""
 
-    def __init__(self, folder: Path, *words: str) -> None:
+    def __init__(self, folder: Path, *words: str, **variables: str) -> None:
         self.errors = folder / "stderr"
         with self.errors.open("wb") as errors:
             self.popen = subprocess.Popen(
@@ -668,6 +750,7 @@ class Process:
                 stderr=errors,
                 cwd=folder,
                 text=True,
+                env={**os.environ, **variables},
             )
         assert self.popen.stdout is not None
         greeting = self.popen.stdout.readline()
@@ -687,12 +770,14 @@ class Process:
 
 
 @contextmanager
-def process(folder: Path, *words: str) -> Iterator[Process]:
-    started = Process(folder, *words)
+def process(folder: Path, *words: str, **variables: str) -> Iterator[Process]:
+    started = Process(folder, *words, **variables)
     try:
         yield started
     finally:
         if started.popen.poll() is None:
+            for child in psutil.Process(started.popen.pid).children():
+                child.kill()
             started.popen.kill()
             started.popen.wait(30)
         started.popen.stdout.close()
@@ -816,3 +901,133 @@ def test_a_port_in_use_is_one_line_and_status_2() -> None:
     assert "in use" in line
     assert result.stderr.strip() == line
     assert result.stdout == ""
+
+
+# Several processes
+
+
+class Crew:
+    """A service of two processes, which ends with the test that asks it to."""
+
+    def __init__(self, service: Process, room: Room, temporary: Path) -> None:
+        self.service, self.room, self.temporary = service, room, temporary
+
+    def pids(self) -> set[int]:
+        return {child.pid for child in psutil.Process(self.service.popen.pid).children()}
+
+    def each(self, method: str, path: str, **words: Any) -> dict[int, httpx.Response]:
+        """An answer of each process, by index; each request has a connection of its own, which either may take."""
+        found: dict[int, httpx.Response] = {}
+        while set(found) != {1, 2}:
+            with httpx.Client(base_url=self.service.url, timeout=60, trust_env=False) as client:
+                index = client.get("/health").json()["process"]["index"]
+                if index not in found:
+                    found[index] = client.request(method, path, **words)
+        return found
+
+    def figures(self) -> tuple[dict[str, Any], dict[tuple[Any, ...], float]]:
+        """As JSON and by Prometheus' parser, from whichever process answers."""
+        people, programs = (self.service.ask("GET", "/metrics", headers={"Accept": accept})
+                            for accept in ("application/json", "text/plain"))  # fmt: skip
+        return people.json(), {
+            (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): sample.value
+            for metric in text_string_to_metric_families(programs.text)
+            for sample in metric.samples
+        }
+
+    def wait_until_both_are_ready(self) -> None:
+        """And until each knows it of the other."""
+        wait_until(lambda: self.figures()[1]["serve_ready",] == 2)
+        texts = {"Accept": "text/plain"}
+        wait_until(lambda: all(
+            "serve_ready 2.0" in answer.text for answer in self.each("GET", "/metrics", headers=texts).values()
+        ))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def crew(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
+    folder, temporary = tmp_path_factory.mktemp("crew"), tmp_path_factory.mktemp("temporary")
+    room = Room(uri)
+    room.promote("plain")
+    words = ["--processes", "2", "--threads", "2", "--poll-seconds", "3600", "--drain-seconds", "0.1"]
+    words += ["--tracking-uri", uri, "--model-name", room.name]
+    with process(folder, *words, TMPDIR=str(temporary), PYTHONPATH=str(ROOT)) as service:
+        crew = Crew(service, room, temporary)
+        crew.wait_until_both_are_ready()
+        yield crew
+
+
+def test_figures_are_sums_over_all_processes_whichever_answers(crew: Crew) -> None:
+    for picture, status in ((RED, 200), (GREEN, 200), (b"x", 400)):
+        answers = crew.each("POST", "/predict", content=picture)
+        assert [answer.status_code for answer in answers.values()] == [status] * 2
+    health = {index: answer.json() for index, answer in crew.each("GET", "/health").items()}
+    assert {one["process"]["pid"] for one in health.values()} == crew.pids()
+    assert all(one["process"]["of"] == 2 and one["queue"]["workers"] == 2 for one in health.values())
+
+    def written() -> set[int]:  # each hears of the other once a second
+        return {answer.json()["monitor"]["stats"]["written"] for answer in crew.each("GET", "/metrics").values()}
+
+    wait_until(lambda: written() == {4})
+    for _ in range(4):
+        people, programs = crew.figures()
+        assert people["requests"]["/predict"] == {"200": 4, "400": 2}
+        assert people["predictions"] == {"1": {"red": 2, "green": 2}}
+        assert people["latency_ms"]["total"]["n"] == 4
+        assert people["queue"] == {"depth": 0, "workers": 4, "room": 132}
+        assert people["model_changes"] == 2
+        assert programs["serve_requests_total", "POST", "/predict", "200"] == 4
+        assert programs["serve_stage_seconds_count", "infer"] == programs["serve_batch_size_sum",] == 4
+        assert programs["serve_monitor_items", "written"] == 4
+        assert {key: value for key, value in programs.items() if key[0] == "serve_model_info"} == {
+            ("serve_model_info", crew.room.registry.get(1).digest, crew.room.name, "Production", "1"): 2
+        }
+    windows = wait_until(
+        lambda: (found := crew.figures()[0]["monitor"]["windows"]["short"])["n"] == 4 and found
+    )  # both write to one store
+    assert windows["class_shares"] == {"blue": 0, "green": 0.5, "red": 0.5}
+
+
+def test_one_call_to_reload_reaches_all_and_one_of_them_converts(crew: Crew) -> None:
+    version = crew.room.promote("unsure")
+    assert crew.service.ask("POST", "/admin/reload").json()["outcome"] == "loaded"
+    wait_until(lambda: crew.figures()[0]["model_changes"] == 4)
+    for answer in crew.each("POST", "/predict", content=RED).values():
+        assert answer.json()["model"]["version"] == version
+    assert [answer.json()["status"] for answer in crew.each("GET", "/health").values()] == ["ok", "ok"]
+    folder = crew.service.errors.parent / "served_models" / "converted"
+    assert len(list(folder.glob("openvino-*"))) == 2
+
+
+def test_a_process_that_is_killed_is_replaced_and_no_count_falls(crew: Crew) -> None:
+    before, pids = crew.figures(), crew.pids()
+    os.kill(min(pids), signal.SIGKILL)
+    wait_until(lambda: min(pids) not in crew.pids())
+    for _ in range(4):  # the other one answers on
+        assert crew.service.ask("POST", "/predict", content=BLUE).json()["predicted_class"] == "blue"
+    crew.wait_until_both_are_ready()
+    assert len(crew.pids() - pids) == 1
+    for _ in range(4):
+        people, programs = crew.figures()
+        assert people["predictions"]["1"] == before[0]["predictions"]["1"]
+        assert people["predictions"]["2"] == {"blue": 4, "red": 2}
+        assert programs["serve_process_starts_total",] == 3
+        counts = {key for key in before[1] if key[0].endswith(("_total", "_count", "_bucket"))}
+        assert all(programs[key] >= before[1][key] for key in counts)
+    told = [line["message"] for line in crew.service.lines() if line["level"] == "error"]
+    assert len(told) == 1
+    assert re.fullmatch(rf"process \d \(pid {min(pids)}\) ended with SIGKILL; it is started again in 1 s", told[0])
+
+
+def test_at_the_end_all_is_answered_stored_and_cleared_away(crew: Crew) -> None:
+    made = sum(crew.figures()[0]["predictions"]["2"].values())
+    pids = crew.pids()
+    last = crew.service.ask("POST", "/predict", content=GREEN).json()
+    assert crew.service.end() == 0
+    assert refused(crew.service.url)
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert list(crew.temporary.glob("serve-*")) == []
+    assert "Traceback" not in crew.service.errors.read_text()
+    with ModelMonitor(crew.service.errors.parent / "monitoring.db", model_version="2") as monitor:
+        assert monitor.record_feedback(last["prediction_id"], "green")
+        assert monitor.calculate_metrics("long")["n"] == made + 1

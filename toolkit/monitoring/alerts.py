@@ -1,30 +1,32 @@
-"""What one look at a window sees, and when that is worth telling somebody.
+"""What a window shows of each metric, how bad that is, and the sentence that says so.
 
-A look makes a ``Sighting`` of each metric; a ``Watch`` remembers the sightings before it and
-decides. Neither touches the store, so a stream of a million predictions can be simulated.
+Nothing here looks at a store or decides whether anybody is told: see ``states``.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import NamedTuple
 
 import numpy as np
 
-from toolkit.baseline import Baseline
 from toolkit.monitoring import statistics
+from toolkit.monitoring.counts import Counts
+from toolkit.monitoring.detectors import ACCURACY, CONFIDENCE, PREDICTIONS
 from toolkit.monitoring.drift import DriftResult, compare, p_text
+from toolkit.monitoring.figures import degradation, estimate
 from toolkit.monitoring.limits import LEVELS, Limits
-from toolkit.monitoring.windows import WINDOWS, Window, reference_right
+from toolkit.monitoring.sequential import Alarm
+from toolkit.monitoring.states import Grade
+from toolkit.monitoring.windows import WINDOWS
+from toolkit.monitoring.yardstick import Yardstick
 
 # The windows that are watched, and how many predictions or labels lie between two looks: a tenth of each.
 BLOCKS = {name: size // 10 for name, size in WINDOWS.items() if size is not None}
-BLOCKS_TO_RAISE = 2
-LOOKS_TO_CLEAR = 3
-CLEAR_BELOW = 0.6  # of the threshold that was passed, so that an alert does not flicker around it
 FEWEST_OF_A_CLASS = 10  # labels of a class below which its recall is not worth naming
+NON_FINITE = "non_finite"
 
 WHAT_TO_DO = {
+    "ok": "",
     "warning": "look at recent pictures and label some of them",
     "critical": "consider going back to the version before, and retraining",
     "immediate": "go back to the version before now",
@@ -32,234 +34,172 @@ WHAT_TO_DO = {
 
 
 @dataclass(frozen=True)
-class Sighting:
+class Sighting(Grade):
     """What one look saw of one metric in one window.
 
     Parameters
     ----------
-    level
-        ``ok`` or the level that the evidence reaches.
-    status
-        ``confirmed`` when the threshold is certainly passed, ``suspected`` when only the drop as such
-        is certain, ``estimate`` when no labels are involved.
-    value
-        Size of the change; None when there is too little data to say.
-    threshold
-        The size at which each level begins.
     message
-        What happened, how sure that is, since when, what changed and what to do.
-    like_before
-        Whether the window cannot be told from the reference at all.
+        What happened, how sure that is, since when and what changed.
+    what_to_do
+        Advice to whoever reads it.
     """
 
-    metric: str
-    window: str
-    level: str = "ok"
-    status: str = ""
-    value: float | None = None
-    threshold: Mapping[str, float] = field(default_factory=dict)
+    metric: str = ""
+    window: str = ""
     message: str = ""
-    like_before: bool = False
 
-    def calm(self, level: str) -> bool:
-        """Whether an alert of that level would no longer be justified."""
-        if self.value is None:
-            return False
-        return self.value < CLEAR_BELOW * self.threshold[level] or self.like_before
+    @property
+    def what_to_do(self) -> str:
+        """Advice for this level."""
+        return WHAT_TO_DO[self.level]
 
 
-def look(window: Window, reference: Baseline | None, limits: Limits, name: str) -> list[Sighting]:
-    """See what a window shows, at the strict alpha that looking again and again demands.
+def look(
+    counts: Counts, yardstick: Yardstick, limits: Limits, window: str, alarms: Mapping[str, Alarm] | None = None
+) -> list[Sighting]:
+    """See what a window shows.
+
+    Parameters
+    ----------
+    counts, yardstick
+        The window, and what it was counted with.
+    alarms
+        By metric, the sequential alarm that has just fired: a change that is certain, though a window that is
+        mostly of the time before may not show it yet. It makes the least of an alert.
 
     Examples
     --------
-    >>> import numpy as np
-    >>> model = Baseline(("cat", "dog"), np.tile([0.9, 0.1], (2000, 1)), np.repeat([0, 0, 0, 1], 500))
-    >>> window = Window(("cat", "dog"), np.zeros(1000), np.zeros(1000, int),
-    ...                 np.full(1000, np.float16(0.9)), np.repeat([0, 1], 500))
-    >>> for sighting in look(window, model, Limits(), "short"):
+    >>> from toolkit.baseline import Baseline
+    >>> from toolkit.monitoring.windows import Window
+    >>> rows = np.tile(np.array([0.9, 0.1], np.float16), (2000, 1))
+    >>> yardstick = Yardstick(("cat", "dog"), Baseline(("cat", "dog"), rows, np.repeat([0, 0, 0, 1], 500)))
+    >>> now = Window(("cat", "dog"), np.zeros(1000), np.zeros(1000, int), rows[:1000, 0].astype(np.float32),
+    ...              np.repeat([0, 1], 500), probabilities=rows[:1000])
+    >>> for sighting in look(yardstick.count(now), yardstick, Limits(), "short"):
     ...     print(sighting.metric, sighting.level, sighting.status)
     non_finite ok
     accuracy immediate confirmed
     confidence_distribution ok
     prediction_distribution ok
-    mean_confidence ok
     """
-    results = compare(window, reference, limits, name, limits.alarm_alpha)
-    inputs = [result for result in results if result.family == "input" and result.drifted]
-    answers = [result for result in results if result.family == "model" and result.metric != "accuracy"]
-    return [
-        _non_finite(window, limits, name),
-        _accuracy(window, reference, limits, name),
-        *(_drift(result, inputs, window, reference, limits) for result in answers),
-    ]
+    alarms = alarms or {}
+    results = {result.metric: result for result in compare(counts, yardstick, limits, window)}
+    changed = [result for result in results.values() if result.family == "input" and result.drifted]
+    seen = [_non_finite(counts, limits, window), _accuracy(counts, yardstick, limits, window)]
+    supposed = _supposed(counts, yardstick, limits)
+    for metric, others in ((CONFIDENCE, ("mean_confidence", "softmax_distribution")), (PREDICTIONS, ())):
+        also = [results[name] for name in others if results[name].drifted]
+        seen.append(_drift(results[metric], also, changed, counts, supposed))
+    return [_alarmed(sighting, alarms.get(sighting.metric)) for sighting in seen]
 
 
-class Decision(NamedTuple):
-    """What to do about a metric: ``raise`` an alert at a level, ``clear`` the one that stands, or ``wait``."""
-
-    action: str
-    level: str = "ok"
-    status: str = ""
-
-
-@dataclass
-class _Streak:
-    held: dict[str, int] = field(default_factory=dict)  # blocks in a row at this level or above
-    calm: int = 0  # looks in a row
+def _alarmed(sighting: Sighting, alarm: Alarm | None) -> Sighting:
+    """A sighting that an alarm vouches for."""
+    if alarm is None:
+        return sighting
+    since = f"An alarm says that this began about {alarm.length:,} {_unit(sighting)} ago"
+    message = f"{since}. {sighting.message}" if sighting.message else f"{_named(sighting)} changed. {since}."
+    status = "suspected" if sighting.metric == ACCURACY else "estimate"
+    if sighting.level == LEVELS[0]:
+        sighting = replace(sighting, level="warning", status=status, value=sighting.value or 0.0)
+    return replace(sighting, message=message, like_before=False)
 
 
-class Watch:
-    """Decide which sightings become alerts: not the first one, and not the same one twice.
-
-    An alert is raised after two blocks in a row at its level, at once when the level is
-    ``immediate``; raised again only when it gets worse or certain; and cleared after three looks in
-    a row below 0.6 of its threshold. A look at more than one block of news counts as so many.
-
-    Examples
-    --------
-    >>> watch = Watch()
-    >>> bad = Sighting("accuracy", "short", "warning", "confirmed", 0.08, {"warning": 0.05})
-    >>> good = Sighting("accuracy", "short", value=0.01, threshold={"warning": 0.05})
-    >>> [watch.decide("1", bad, None).action for _ in range(2)]
-    ['wait', 'raise']
-    >>> [watch.decide("1", good, ("warning", "confirmed")).action for _ in range(3)]
-    ['wait', 'wait', 'clear']
-    """
-
-    def __init__(self) -> None:
-        self._streaks: dict[tuple[str, str, str], _Streak] = {}
-
-    def decide(self, version: str, sighting: Sighting, standing: tuple[str, str] | None, blocks: int = 1) -> Decision:
-        """Take one more sighting into account.
-
-        Parameters
-        ----------
-        version
-            The model version; each has streaks of its own.
-        standing
-            Level and status of the alert that stands for this metric and window, None when there is none.
-        blocks
-            How many blocks of predictions or labels came since the look before.
-        """
-        if sighting.value is None:  # too little data is neither good news nor bad news
-            return Decision("wait")
-        streak = self._streaks.setdefault((version, sighting.metric, sighting.window), _Streak())
-        reached = LEVELS.index(sighting.level)
-        for rank, level in enumerate(LEVELS[1:], start=1):
-            streak.held[level] = streak.held.get(level, 0) + blocks if rank <= reached else 0
-        streak.calm = streak.calm + 1 if standing is not None and sighting.calm(standing[0]) else 0
-        if streak.calm >= LOOKS_TO_CLEAR:
-            streak.calm = 0
-            return Decision("clear")
-        due = [level for level in LEVELS[1:] if streak.held[level] >= (1 if level == "immediate" else BLOCKS_TO_RAISE)]
-        if due and (standing is None or _rank(due[-1], sighting.status) > _rank(*standing)):
-            return Decision("raise", due[-1], sighting.status)
-        return Decision("wait")
+def _unit(sighting: Sighting) -> str:
+    return "labels" if sighting.metric == ACCURACY else "predictions"
 
 
-def worth_adding(sighting: Sighting, recent: Sighting, told: tuple[str, str] | None) -> Sighting:
-    """Silence what a longer window shows when it adds nothing to the short one.
-
-    A longer window is there for small, slow changes. It would report a large one a second time, and
-    once more after it has passed.
-
-    Parameters
-    ----------
-    recent
-        What the short window shows of the same metric: when that is calm, the change has passed.
-    told
-        Level and status of the alert that stands for the short window, None when there is none.
-    """
-    passed = recent.value is not None and recent.value < CLEAR_BELOW * recent.threshold["warning"]
-    if passed or (told is not None and _rank(*told) >= _rank(sighting.level, sighting.status)):
-        return replace(sighting, level="ok", status="")
-    return sighting
-
-
-def _rank(level: str, status: str) -> tuple[int, bool]:
-    return LEVELS.index(level), status == "confirmed"
+def _named(sighting: Sighting) -> str:
+    return sighting.metric.replace("_", " ").capitalize()
 
 
 def _levels(limits: Limits) -> dict[str, float]:
     return {level: limits.threshold(level) for level in LEVELS[1:]}
 
 
-def _non_finite(window: Window, limits: Limits, name: str) -> Sighting:
+def _non_finite(counts: Counts, limits: Limits, window: str) -> Sighting:
     """A prediction that is not a number helps nobody: each counts as lost accuracy, with or without labels."""
-    if window.n < limits.minimum_predictions:
-        return Sighting("non_finite", name)
-    share = window.non_finite / window.n
+    if counts.n < limits.minimum_predictions:
+        return Sighting(metric=NON_FINITE, window=window)
+    share = counts.non_finite / counts.n
     level = limits.level(share)
     message = (
-        f"{share:.1%} of {_period(window)} held NaN or infinite probabilities, which are left out of all other "
-        f"figures; check the model and its input, and {WHAT_TO_DO.get(level, '')}."
+        f"{share:.1%} of {_period(counts)} held NaN or infinite probabilities, which are left out of all other "
+        "figures; check the model and its input."
     )
-    return Sighting("non_finite", name, level, "confirmed" if level != "ok" else "", share, _levels(limits), message)
+    status = "confirmed" if level != LEVELS[0] else ""
+    return Sighting(level, status, share, _levels(limits), metric=NON_FINITE, window=window, message=message)
 
 
-def _accuracy(window: Window, reference: Baseline | None, limits: Limits, name: str) -> Sighting:
-    enough = min(window.n_labels, reference.size if reference else 0) >= limits.minimum_labels
-    if reference is None or not enough or not reference.accuracy:
-        return Sighting("accuracy", name)
-    accuracy = window.right / window.n_labels
-    drop = 1 - accuracy / reference.accuracy
-    sure = statistics.drop_lower_bound(
-        window.right, window.n_labels, reference_right(reference), reference.size, 1 - limits.alarm_alpha
-    )
-    level, status = limits.level(sure), "confirmed"
-    if level == "ok":
-        level, status = ("warning", "suspected") if sure > 0 and drop > limits.warning else ("ok", "")
-    certainty = f"at least {sure:.1%} of it certain" if status == "confirmed" else "how much of it is not yet certain"
+def _accuracy(counts: Counts, yardstick: Yardstick, limits: Limits, window: str) -> Sighting:
+    figures = degradation(counts, yardstick, limits)
+    drop, level, status = figures["degradation"], figures["level"], figures["status"]
+    if level is None or yardstick.reference is None:
+        return Sighting(metric=ACCURACY, window=window, threshold=_levels(limits))
+    certain = figures["degradation_lower_bound"]
+    if status == "suspected" and certain is not None and (sure := limits.level(certain)) != LEVELS[0]:
+        level, status = sure, "confirmed"  # of a milder level
+    known = f"at least {certain:.1%} of it certain" if status == "confirmed" else "how much of it is not yet certain"
     message = (
-        f"Accuracy fell from {reference.accuracy:.1%} to {accuracy:.1%} in {_period(window)}, "
-        f"by the {window.n_labels:,} labels told so far: a drop of {drop:.1%}, {certainty}"
-        f"{_worst_class(window, reference)}; {WHAT_TO_DO.get(level, '')}."
+        f"Accuracy fell from {figures['reference_accuracy']:.1%} to {counts.right / counts.n_labels:.1%} in "
+        f"{_period(counts)}, by the {counts.n_labels:,} labels told so far: a drop of {drop:.1%}, {known}"
+        f"{_worst_class(counts, yardstick.reference, yardstick.classes)}."
     )
-    return Sighting("accuracy", name, level, status, drop, _levels(limits), message)
+    status = "" if status == "none" else status
+    return Sighting(level, status, drop, _levels(limits), metric=ACCURACY, window=window, message=message)
 
 
 def _drift(
-    result: DriftResult, inputs: Sequence[DriftResult], window: Window, reference: Baseline | None, limits: Limits
+    result: DriftResult, also: Sequence[DriftResult], inputs: Sequence[DriftResult], counts: Counts, supposed: str
 ) -> Sighting:
     """Without labels nobody knows the harm, so this is never more than a warning."""
+    threshold = {"warning": result.minimum_effect}
     if result.effect is None or result.p_value is None:
-        return Sighting(result.metric, result.window)
-    level, status = ("warning", "estimate") if result.drifted else ("ok", "")
-    what = result.metric.replace("_", " ").capitalize()
-    changed = ", ".join(f"{entry.metric} ({entry.detail})" for entry in inputs)
-    pictures = f"; the pictures changed too: {changed}" if changed else ""
-    needed = statistics.labels_needed(reference.accuracy if reference else 0.0)
+        return Sighting(metric=result.metric, window=result.window, threshold=threshold)
+    level, status = ("warning", "estimate") if result.drifted or also else (LEVELS[0], "")
+    evidence = f"effect {result.effect:.3f}, {result.minimum_effect:g} would matter, p {p_text(result.p_value)}"
+    more = "".join(f"; {entry.metric.replace('_', ' ')}: {entry.detail}" for entry in also)
+    pictures = ", ".join(f"{entry.metric} ({entry.detail})" for entry in inputs)
     message = (
-        f"{what} changed in {_period(window)}: {result.detail} (effect {result.effect:.3f}, "
-        f"{result.minimum_effect:g} would matter, p {p_text(result.p_value)}){pictures}; whether that does harm "
-        f"cannot be told without labels: label about {needed:,} of these predictions to find out."
+        f"{result.metric.replace('_', ' ').capitalize()} changed in {_period(counts)}: {result.detail} ({evidence})"
+        f"{more}{f'; the pictures changed too: {pictures}' if pictures else ''}{supposed}."
     )
-    # "no_drift" at 5 % even without correction: at the edge of noise D hovers around the minimum effect
-    like_before = result.p_value > limits.alpha
+    # The largest of the effects, in units of what would matter: what shows in one only keeps the alert standing.
+    value = max(entry.effect / entry.minimum_effect for entry in (result, *also) if entry.effect is not None)
     return Sighting(
-        result.metric, result.window, level, status, result.effect, {"warning": result.minimum_effect}, message,
-        like_before,
+        level, status, value * result.minimum_effect, threshold,
+        # At the edge of noise D hovers around the minimum effect; "no drift" even without correction is calm.
+        like_before=result.p_value > 0.05 and not also,
+        metric=result.metric, window=result.window, message=message,
     )  # fmt: skip
 
 
-def _period(window: Window) -> str:
-    since = datetime.fromtimestamp(float(window.time.min()), UTC)
-    return f"the last {window.n:,} predictions (since {since:%Y-%m-%d %H:%M} UTC)"
+def _supposed(counts: Counts, yardstick: Yardstick, limits: Limits) -> str:
+    """What accuracy may be by now, and how many labels would settle it."""
+    guess = estimate(counts, yardstick, limits)
+    if guess is None:
+        return ""
+    needed = statistics.labels_needed(guess["reference_accuracy"])
+    settle = f"label about {needed:,} of these predictions to know"
+    if guess["degradation"] is None:
+        return f"; whether that does harm cannot be told without labels: {settle}"
+    return f"; accuracy is estimated at {guess['accuracy']:.1%}, which no label confirms: {settle}"
 
 
-def _worst_class(window: Window, reference: Baseline) -> str:
+def _period(counts: Counts) -> str:
+    since = datetime.fromtimestamp(counts.since, UTC)
+    return f"the last {counts.n:,} predictions (since {since:%Y-%m-%d %H:%M} UTC)"
+
+
+def _worst_class(counts: Counts, reference: Counts, classes: Sequence[str]) -> str:
     """The class whose recall fell most, as a clause; nothing when none fell, as far as labels tell."""
-    k = len(window.classes)
-    told = window.labelled
-    cases = np.bincount(window.labels[told], minlength=k)
-    hits = np.bincount(window.labels[told & np.equal(window.predicted, window.labels)], minlength=k)
-    usual_cases = np.bincount(reference.labels, minlength=k)
-    usual_hits = np.bincount(reference.labels[reference.predicted == reference.labels], minlength=k)
+    now, before = counts.confusion_matrix, reference.confusion_matrix
+    cases, usual_cases = now.sum(axis=1), before.sum(axis=1)
     if not (enough := (cases >= FEWEST_OF_A_CLASS) & (usual_cases >= FEWEST_OF_A_CLASS)).any():
         return ""
-    now, before = hits / np.maximum(cases, 1), usual_hits / np.maximum(usual_cases, 1)
-    worst = int(np.where(enough, before - now, -np.inf).argmax())
-    if now[worst] >= before[worst]:
+    recall, usual = (np.diagonal(each) / np.maximum(each.sum(axis=1), 1) for each in (now, before))
+    worst = int(np.where(enough, usual - recall, -np.inf).argmax())
+    if recall[worst] >= usual[worst]:
         return ""
-    return f"; worst is {window.classes[worst]!r}, found {now[worst]:.0%} of the time instead of {before[worst]:.0%}"
+    return f"; worst is {classes[worst]!r}, found {recall[worst]:.0%} of the time instead of {usual[worst]:.0%}"

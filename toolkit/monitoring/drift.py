@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from toolkit.baseline import Baseline
+from toolkit.errors import SettingsError
 from toolkit.monitoring import statistics
+from toolkit.monitoring.counts import Counts
 from toolkit.monitoring.limits import Limits
-from toolkit.monitoring.windows import Window, reference_right
+from toolkit.monitoring.yardstick import Yardstick
 
 HALF_PRECISION_STEP = 2.0**-11  # between neighbouring float16 just below 1, the coarsest a confidence is stored
 SHOWN_CLASSES = 3  # classes named in a result: those whose share changed most
@@ -24,8 +26,8 @@ class DriftResult:
     Parameters
     ----------
     metric
-        ``confidence_distribution``, ``prediction_distribution``, ``mean_confidence``, ``accuracy``, or
-        the name of an input statistic.
+        ``confidence_distribution``, ``prediction_distribution``, ``mean_confidence``,
+        ``softmax_distribution``, ``accuracy``, or the name of an input statistic.
     family
         ``model`` for what the model answers, ``input`` for what the pictures look like.
     corrected_p_value
@@ -38,6 +40,11 @@ class DriftResult:
         Whether the change is both certain and large enough to matter; None when nobody can tell.
     detail
         The change in words.
+    psi
+        Population stability index, another measure of the effect: 0.1 is some change, 0.25 a large one.
+    n_effective
+        Independent cases that say as much as the ``n`` of the window: fewer when pictures come in bursts
+        that resemble each other. The p-value counts these.
     """
 
     metric: str
@@ -52,6 +59,8 @@ class DriftResult:
     effect: float | None = None
     drifted: bool | None = None
     detail: str = ""
+    psi: float | None = None
+    n_effective: float | None = None
 
     @property
     def status(self) -> str:
@@ -125,14 +134,16 @@ class DriftReport:
 
 
 def compare(
-    window: Window, reference: Baseline | None, limits: Limits, name: str, alpha: float | None = None
+    window: Counts, yardstick: Yardstick, limits: Limits, name: str, alpha: float | None = None
 ) -> list[DriftResult]:
     """Run all tests on one window.
 
     Parameters
     ----------
-    reference
-        The yardstick; without it every answer is ``insufficient_data``.
+    window
+        Counts made with the yardstick.
+    yardstick
+        With the reference; without one every answer is ``insufficient_data``.
     name
         Of the window, to be told in the results.
     alpha
@@ -141,37 +152,48 @@ def compare(
     Returns
     -------
     list[DriftResult]
-        The four tests of the model's answers, then one for each input statistic in the baseline.
+        The tests of the model's answers, then one for each input statistic in the baseline.
+
+    Raises
+    ------
+    SettingsError
+        When the counts were made with another yardstick.
 
     Examples
     --------
-    >>> import numpy as np
+    >>> from toolkit.baseline import Baseline
+    >>> from toolkit.monitoring.windows import Window
     >>> sure = Baseline(("cat", "dog"), np.tile([0.9, 0.1], (200, 1)), np.zeros(200, int))
-    >>> window = Window(("cat", "dog"), np.arange(200.0), np.zeros(200, int),
-    ...                 np.full(200, np.float16(0.6)), np.full(200, -1))
-    >>> for result in compare(window, sure, Limits(), "short"):
-    ...     print(result.metric, result.status)
-    confidence_distribution drift
-    prediction_distribution no_drift
-    mean_confidence drift
+    >>> unsure = np.tile(np.array([0.6, 0.4], np.float16), (200, 1))
+    >>> window = Window(("cat", "dog"), np.arange(200.0), np.zeros(200, int), unsure[:, 0].astype(np.float32),
+    ...                 np.full(200, -1), probabilities=unsure)
+    >>> yardstick = Yardstick(sure.classes, sure)
+    >>> for result in compare(yardstick.count(window), yardstick, Limits(), "short"):
+    ...     print(result.metric, result.status, result.detail)
+    confidence_distribution drift median 0.9 -> 0.6
+    prediction_distribution no_drift 'cat' 100.0% -> 100.0%, 'dog' 0.0% -> 0.0%
+    mean_confidence drift mean 0.9 -> 0.6
+    softmax_distribution drift most of all 'cat': above 0.899 in 100.0% -> 0.0%
     accuracy insufficient_data
+
+    References
+    ----------
+    Rabanser, S., Guennemann, S. and Lipton, Z. C. (2019). Failing loudly: an empirical study of methods
+    for detecting dataset shift. Advances in Neural Information Processing Systems 32.
     """
-    tests: list[tuple[str, float, Callable[[Window, Baseline, DriftResult, Limits], DriftResult]]] = [
-        ("confidence_distribution", limits.ks, _confidences),
-        ("prediction_distribution", limits.total_variation, _classes),
-        ("mean_confidence", limits.mean_shift, _mean_confidence),
-        ("accuracy", limits.warning, _accuracy),
-    ]
-    n = window.n - window.non_finite
-    size = reference.size if reference is not None else 0
-    model = []
-    for metric, minimum, test in tests:
-        cases = window.n_labels if metric == "accuracy" else n
-        blank = DriftResult(metric, "model", name, cases, size, minimum)
-        needed = limits.minimum_labels if metric == "accuracy" else limits.minimum_predictions
-        enough = reference is not None and cases >= needed and size >= needed
-        model.append(test(window, reference, blank, limits) if enough and reference is not None else blank)
-    inputs = [_input(window, reference, statistic, limits, name) for statistic in _statistics(reference)]
+    tests: dict[str, tuple[float, _Test]] = {
+        "confidence_distribution": (limits.ks, _confidences),
+        "prediction_distribution": (limits.total_variation, _classes),
+        "mean_confidence": (limits.mean_shift, _mean_confidence),
+        "softmax_distribution": (limits.ks, _softmax),
+        "accuracy": (limits.warning, _accuracy),
+    }
+    if window.yardstick != yardstick.name:
+        raise SettingsError("counts can be compared with the yardstick alone that they were made with")
+    sides = _Sides.of(window, yardstick, limits, name)
+    model = [_answer(sides, metric, *test) for metric, test in tests.items()]
+    first = 1 + len(yardstick.classes)
+    inputs = [_input(sides, first + index) for index in range(len(yardstick.statistics))]
     return judge(model, alpha or limits.alpha) + judge(inputs, alpha or limits.alpha)
 
 
@@ -192,79 +214,158 @@ def judge(results: Iterable[DriftResult], alpha: float) -> list[DriftResult]:
     ]
 
 
-def _confidences(window: Window, reference: Baseline, blank: DriftResult, _limits: Limits) -> DriftResult:
-    values = window.confidence[window.finite]
-    outcome = statistics.kolmogorov_smirnov(values, reference.confidence)
+@dataclass(frozen=True)
+class _Sides:
+    """A window and the reference beside each other, with what several tests need of them.
+
+    ``gaps`` (Q,) is KS D of each quantity, ``given`` and ``usual`` (Q,) are how many values there are of
+    it in the window and in the reference, and ``kept`` is the share of cases that count as independent.
+    Without a reference that side is empty.
+    """
+
+    now: Counts
+    reference: Counts
+    yardstick: Yardstick
+    limits: Limits
+    window: str
+    gaps: NDArray[np.float64]
+    given: NDArray[np.int64]
+    usual: NDArray[np.int64]
+    kept: float
+
+    @classmethod
+    def of(cls, now: Counts, yardstick: Yardstick, limits: Limits, window: str) -> "_Sides":
+        reference = yardstick.reference or yardstick.empty()
+        given, usual = (counts.n - counts.cells[yardstick.missing] for counts in (now, reference))
+        sizes = np.diff(yardstick.starts)
+        differences = now.cells / np.repeat(np.maximum(given, 1), sizes)
+        differences -= reference.cells / np.repeat(np.maximum(usual, 1), sizes)
+        differences[yardstick.missing] = 0
+        differences[np.repeat((given == 0) | (usual == 0), sizes)] = 0
+        gaps = statistics.largest_gaps(differences, yardstick.starts[:-1])
+        kept = now.effective / now.finite if now.finite else 1.0
+        return cls(now, reference, yardstick, limits, window, gaps, given, usual, kept)
+
+    def p_value(self, quantity: int) -> float:
+        """Chance of a KS gap like that of a quantity without drift."""
+        n = max(1.0, self.kept * float(self.given[quantity]))
+        return statistics.gap_p_value(float(self.gaps[quantity]), n, float(self.usual[quantity]))
+
+    def psi(self, quantity: int) -> float:
+        """Population stability index of a quantity in tenths of the reference."""
+        cells = self.yardstick.cells(quantity)
+        groups = statistics.quantile_groups(self.reference.cells[cells])
+        return statistics.population_stability_index(
+            *(np.bincount(groups, counts.cells[cells]) for counts in (self.now, self.reference))
+        )
+
+    def medians(self, quantity: int) -> str:
+        before, after = (self.yardstick.quantile(counts, quantity, 0.5) for counts in (self.reference, self.now))
+        return f"median {_number(before)} -> {_number(after)}"
+
+    def widest(self, quantity: int) -> str:
+        """Where the two distributions are farthest apart."""
+        cells = self.yardstick.cells(quantity)
+        upto = [np.cumsum(counts.cells[cells]) / counts.cells[cells].sum() for counts in (self.reference, self.now)]
+        place = int(np.abs(upto[1] - upto[0]).argmax())
+        before, after = (1 - each[place] for each in upto)
+        return f"above {_number(self.yardstick.values(quantity)[place])} in {before:.1%} -> {after:.1%}"
+
+
+_Test = Callable[[_Sides, DriftResult], DriftResult]
+
+
+def _answer(sides: _Sides, metric: str, minimum: float, test: _Test) -> DriftResult:
+    """A test of what the model answers, if there is enough to test."""
+    needed, cases = sides.limits.minimum_predictions, sides.now.finite
+    if metric == "accuracy":
+        needed, cases = sides.limits.minimum_labels, sides.now.n_labels
+    size = sides.reference.n
+    blank = DriftResult(metric, "model", sides.window, cases, size, minimum)
+    return test(sides, blank) if min(cases, size) >= needed else blank
+
+
+def _confidences(sides: _Sides, blank: DriftResult) -> DriftResult:
+    return _gap(sides, blank, 0, sides.p_value(0))
+
+
+def _softmax(sides: _Sides, blank: DriftResult) -> DriftResult:
+    k = len(sides.yardstick.classes)
+    if sides.given[1] < sides.limits.minimum_predictions:  # answers were logged, probabilities were not
+        return blank
+    worst = 1 + int(sides.gaps[1 : k + 1].argmax())
+    result = _gap(sides, blank, worst, statistics.bonferroni(sides.p_value(worst), k))
+    name = sides.yardstick.classes[worst - 1]
+    return replace(result, detail=f"most of all {name!r}: {sides.widest(worst)}")
+
+
+def _gap(sides: _Sides, blank: DriftResult, quantity: int, p_value: float) -> DriftResult:
+    """A KS test of one quantity."""
+    gap = float(sides.gaps[quantity])
+    return replace(
+        blank,
+        statistic=gap,
+        p_value=p_value,
+        effect=gap,
+        detail=sides.medians(quantity),
+        psi=sides.psi(quantity),
+        n_effective=sides.kept * float(sides.given[quantity]),
+    )
+
+
+def _classes(sides: _Sides, blank: DriftResult) -> DriftResult:
+    now, usual = sides.now.classes, sides.reference.classes
+    outcome = statistics.chi_square(now * sides.kept, usual)
+    before, after = usual / usual.sum(), now / now.sum()
+    changed = np.argsort(-np.abs(after - before), kind="stable")[:SHOWN_CLASSES]
+    names = sides.yardstick.classes
     return replace(
         blank,
         statistic=outcome.statistic,
         p_value=outcome.p_value,
-        effect=outcome.statistic,
-        detail=f"median {_number(np.median(reference.confidence))} -> {_number(np.median(values))}",
+        effect=statistics.total_variation(now, usual),
+        detail=", ".join(f"{names[k]!r} {before[k]:.1%} -> {after[k]:.1%}" for k in changed),
+        psi=statistics.population_stability_index(now, usual),
+        n_effective=sides.now.effective,
     )
 
 
-def _classes(window: Window, reference: Baseline, blank: DriftResult, _limits: Limits) -> DriftResult:
-    usual = np.bincount(reference.predicted, minlength=len(reference.classes))
-    outcome = statistics.chi_square(window.counts, usual)
-    before, now = usual / usual.sum(), window.counts / window.counts.sum()
-    changed = np.argsort(-np.abs(now - before), kind="stable")[:SHOWN_CLASSES]
-    detail = ", ".join(f"{reference.classes[k]!r} {before[k]:.1%} -> {now[k]:.1%}" for k in changed)
-    return replace(
-        blank,
-        statistic=outcome.statistic,
-        p_value=outcome.p_value,
-        effect=statistics.total_variation(window.counts, usual),
-        detail=detail,
-    )
-
-
-def _mean_confidence(window: Window, reference: Baseline, blank: DriftResult, _limits: Limits) -> DriftResult:
-    values = window.confidence[window.finite]
-    outcome, shift = statistics.mean_shift(values, reference.confidence, HALF_PRECISION_STEP)
+def _mean_confidence(sides: _Sides, blank: DriftResult) -> DriftResult:
+    now, usual = sides.now.confidence, sides.reference.confidence
+    scaled = now._replace(n=sides.now.effective)
+    outcome, shift = statistics.mean_shift_of_moments(scaled, usual, HALF_PRECISION_STEP)
     return replace(
         blank,
         statistic=outcome.statistic,
         p_value=outcome.p_value,
         effect=abs(shift),
-        detail=f"mean {_number(reference.confidence.mean())} -> {_number(values.mean())}",
+        detail=f"mean {_number(usual.mean)} -> {_number(now.mean)}",
+        n_effective=sides.now.effective,
     )
 
 
-def _accuracy(window: Window, reference: Baseline, blank: DriftResult, limits: Limits) -> DriftResult:
-    usual = reference_right(reference)
-    outcome = statistics.proportion_drop(window.right, window.n_labels, usual, reference.size)
-    accuracy = window.right / window.n_labels
-    certain = statistics.drop_lower_bound(window.right, window.n_labels, usual, reference.size, limits.confidence)
+def _accuracy(sides: _Sides, blank: DriftResult) -> DriftResult:
+    now, usual = sides.now, sides.reference
+    counted = now.right, now.n_labels, usual.right, usual.n
+    outcome = statistics.proportion_drop(*counted)
+    before, after = usual.right / usual.n, now.right / now.n_labels
+    certain = statistics.drop_lower_bound(*counted, sides.limits.confidence)
     return replace(
         blank,
         statistic=outcome.statistic,
         p_value=outcome.p_value,
-        effect=1 - accuracy / reference.accuracy if usual else 0.0,
-        detail=f"{reference.accuracy:.1%} -> {accuracy:.1%}, drop of at least {max(0.0, certain):.1%} certain",
+        effect=1 - after / before if usual.right else 0.0,
+        detail=f"{before:.1%} -> {after:.1%}, drop of at least {max(0.0, certain):.1%} certain",
     )
 
 
-def _statistics(reference: Baseline | None) -> list[str]:
-    return list(reference.statistics) if reference is not None else []
-
-
-def _input(window: Window, reference: Baseline | None, statistic: str, limits: Limits, name: str) -> DriftResult:
-    given = window.statistics.get(statistic, np.zeros(0, np.float32))
-    given = given[np.isfinite(given)]
-    usual = np.asarray(reference.statistics[statistic] if reference is not None else [], np.float32)
-    usual = usual[np.isfinite(usual)]
-    blank = DriftResult(statistic, "input", name, len(given), len(usual), limits.ks)
-    if min(len(given), len(usual)) < limits.minimum_predictions:
-        return blank
-    outcome = statistics.kolmogorov_smirnov(given, usual)
-    return replace(
-        blank,
-        statistic=outcome.statistic,
-        p_value=outcome.p_value,
-        effect=outcome.statistic,
-        detail=f"median {_number(np.median(usual))} -> {_number(np.median(given))}",
-    )
+def _input(sides: _Sides, quantity: int) -> DriftResult:
+    """A test of one input statistic, if it was given often enough."""
+    n, size = int(sides.given[quantity]), int(sides.usual[quantity])
+    name = sides.yardstick.quantities[quantity]
+    blank = DriftResult(name, "input", sides.window, n, size, sides.limits.ks)
+    enough = min(n, size) >= sides.limits.minimum_predictions
+    return _gap(sides, blank, quantity, sides.p_value(quantity)) if enough else blank
 
 
 def _any(verdicts: Iterable[bool | None]) -> bool | None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 
 from toolkit.errors import SettingsError, known
 
+MOST_FALSE_ALARMS = 10_000  # per million predictions
 LEVELS = ("ok", "warning", "critical", "immediate")  # mildest first
 
 
@@ -15,9 +16,9 @@ class Limits:
     ----------
     alpha
         Chance of a false "drift" in one report that somebody asked for, over all its tests.
-    alarm_alpha
-        The same for one automatic look. Looking every 100 predictions at 0.05 raises a false alarm
-        within 10,000 predictions four times out of five; hence so much stricter.
+    max_false_alarms_per_million
+        Alerts without a cause that may be raised in a million predictions, on average, however often
+        anybody looks. A test at 0.05 every 100 predictions raises 8,000.
     confidence
         One-sided confidence at which a degradation counts as confirmed.
     ks, total_variation, mean_shift
@@ -40,7 +41,7 @@ class Limits:
     """
 
     alpha: float = 0.05
-    alarm_alpha: float = 1e-5
+    max_false_alarms_per_million: float = 1.0
     confidence: float = 0.99
     ks: float = 0.05
     total_variation: float = 0.05
@@ -57,6 +58,11 @@ class Limits:
             if entry.name.startswith("minimum"):
                 if value < 2:
                     raise SettingsError(f"{entry.name} must be at least 2, got {value:g}")
+            elif entry.name.startswith("max"):
+                if not 0 < value <= MOST_FALSE_ALARMS:
+                    raise SettingsError(
+                        f"{entry.name} must be more than 0 and at most {MOST_FALSE_ALARMS:,}, got {value:g}"
+                    )
             elif entry.name != "mean_shift" and not 0 < value < 1:
                 raise SettingsError(f"{entry.name} must lie between 0 and 1, got {value:g}")
         if self.mean_shift <= 0:

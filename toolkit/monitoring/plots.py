@@ -1,4 +1,9 @@
-"""Pictures of a model at work, drawn without any global state: good in a thread and without a screen."""
+"""Figures of a model over time, drawn from counts: ten million predictions take no longer than a thousand.
+
+Each function takes plain data and returns a matplotlib Figure made without pyplot and without any
+global state: good in a thread and without a screen. ``now`` are the counts of the short window, and
+``alerts`` those of the model version as the store gives them, of any metric.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -6,199 +11,252 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from toolkit.baseline import Baseline
-from toolkit.monitoring import statistics
+from toolkit.monitoring import canvas, statistics
+from toolkit.monitoring.canvas import DRIFT_COLOURS, INK, LEVEL_COLOURS, REFERENCE, SHADE
+from toolkit.monitoring.counts import Counts
 from toolkit.monitoring.drift import DriftReport, DriftResult
 from toolkit.monitoring.limits import LEVELS, Limits
-from toolkit.monitoring.windows import WINDOWS, Window, reference_right
+from toolkit.monitoring.timeline import Timeline
+from toolkit.monitoring.yardstick import Yardstick
 
-INK, REFERENCE, SHADE = "#1f4e79", "#555555", "#9db8d2"
-LEVEL_COLOURS = {"warning": "#e0a100", "critical": "#e05a00", "immediate": "#b00020"}
-DRIFT_COLOURS = {"drift": "#b00020", "no_drift": "#2e7d5b", "insufficient_data": "#b5b5b5"}
-MOST_BINS = 60  # narrower ones cannot be told apart
-FEWEST_IN_A_BIN = 50
 MOST_CLASSES = 12  # rows of the class chart: the classes that changed most
 MOST_LINES = 5
-FARTHEST = 6.0  # times the least effect that matters, where the drift chart ends
+IN_A_ROW = 3  # small figures beside each other
+FEWEST_TO_A_UNIT = 10  # so that a rate is not a fraction
+RATES = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
 
-
-def nothing(text: str) -> Figure:
-    """A figure that says why there is none."""
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    figure.text(0.5, 0.5, text, ha="center", va="center", color=REFERENCE, fontsize=13)
-    return figure
+Alerts = Iterable[Mapping[str, Any]]
+Floats = NDArray[np.float64]
 
 
 def accuracy(
-    version: str, window: Window, reference: Baseline | None, limits: Limits, alerts: Iterable[Mapping[str, Any]]
+    version: str, timeline: Timeline, now: Counts, yardstick: Yardstick, limits: Limits, alerts: Alerts = ()
 ) -> Figure:
-    """Accuracy by prediction number, against the reference and the three levels.
+    """Accuracy over time against the reference and the three levels, and what it is estimated to be without labels.
 
     A strip below counts the labels; where there are none the line has a gap. Diamonds are the
-    accuracy alerts, at the prediction after which they were raised.
+    accuracy alerts, at the time when they were raised.
     """
+    if not timeline.points:
+        return canvas.nothing()
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
-    edges = _edges(window.n)
-    centres = (edges[1:] + edges[:-1]) / 2
-    told = [_slice(window.labelled, edges, k) for k in range(len(centres))]
-    labels = np.array([int(part.sum()) for part in told])
-    rights = np.equal(window.predicted, window.labels) & window.labelled
-    right = np.array([int(_slice(rights, edges, k).sum()) for k in range(len(centres))])
-    bands = np.array(
-        [statistics.wilson(int(r), int(n)) if n else (np.nan, np.nan) for r, n in zip(right, labels, strict=True)]
-    )
-    values = np.where(labels > 0, right / np.maximum(labels, 1), np.nan)
-    upper.fill_between(centres, bands[:, 0], bands[:, 1], color=SHADE, alpha=0.45, lw=0, label="95 % interval")
-    upper.plot(centres, values, color=INK, marker="o", ms=3, lw=1.4, label="accuracy")
-    if reference is not None and reference.size:
-        _reference_lines(upper, reference, limits)
-    _alert_marks(upper, window, alerts, centres, values)
-    upper.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    labels = np.array([point.n_labels for point in timeline.points])
+    right = np.array([point.right for point in timeline.points])
+    values = np.divide(right, labels, out=np.full(len(labels), np.nan), where=labels > 0)
+    low, high = np.array(
+        [statistics.wilson(r, n) if n else (np.nan, np.nan) for r, n in zip(right, labels, strict=True)]
+    ).T
+    canvas.band(upper, timeline, low, high, label="95 % interval")
+    canvas.line(upper, timeline, values, lw=1.4, label="accuracy")
+    canvas.dots(upper, timeline, values)
+    guesses = _estimates(timeline, yardstick)
+    if np.isfinite(guesses).any():
+        canvas.line(upper, timeline, guesses, lw=0.9, ls="--", label="estimate, no labels")
+    if yardstick.reference is not None:
+        _reference_lines(upper, yardstick.reference, limits)
+    shown = np.where(np.isfinite(values), values, guesses)
+    canvas.diamonds(upper, timeline, alerts, "accuracy", shown)
+    canvas.shares(upper.yaxis)
     upper.set_ylabel("accuracy")
-    upper.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=4, fontsize=8)
-    lower.bar(centres, labels, width=np.diff(edges) * 0.9, color=SHADE)
+    canvas.legend(upper)
+    canvas.bars(lower, timeline, labels)
     lower.set_ylabel("labels")
-    lower.set_xlabel(f"prediction number, {int(edges[1] - edges[0]):,} to a point")
-    _finish(upper, lower)
-    lower.set_xlim(0, window.n)
-    figure.suptitle(_accuracy_title(version, window, reference), x=0.01, ha="left", fontsize=12)
-    return figure
+    lower.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+    canvas.finish(upper, lower)
+    canvas.along(lower, timeline)
+    return canvas.titled(figure, _accuracy_title(version, now, timeline, yardstick))
 
 
-def confidence(version: str, window: Window, reference: Baseline | None) -> Figure:
-    """Confidence by prediction number, and its distribution in the short window against the reference."""
+def confidence(version: str, timeline: Timeline, now: Counts, yardstick: Yardstick, alerts: Alerts = ()) -> Figure:
+    """Confidence over time, and its distribution in the short window against the reference."""
+    if not timeline.points:
+        return canvas.nothing()
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    edges = _edges(window.n)
-    centres = (edges[1:] + edges[:-1]) / 2
-    parts = [_slice(window.confidence, edges, k) for k in range(len(centres))]
-    parts = [part[np.isfinite(part)] for part in parts]
-    low, middle, high = (
-        np.array([np.quantile(part, share) if len(part) else np.nan for part in parts]) for share in (0.1, 0.5, 0.9)
-    )
-    left.fill_between(centres, low, high, color=SHADE, alpha=0.45, lw=0, label="10 % to 90 %")
-    left.plot(centres, middle, color=INK, lw=1.4, label="median")
-    recent = window.last(WINDOWS["short"])
-    now = recent.confidence[recent.finite]
-    bins = np.linspace(0, 1, 41)
-    if reference is not None and reference.size:
-        usual = float(np.median(reference.confidence))
-        left.axhline(usual, color=REFERENCE, ls="--", lw=1, label=f"median of the reference {usual:.2f}")
-        right.hist(reference.confidence, bins, weights=_even(reference.confidence), color=REFERENCE, alpha=0.35,
-                   label=f"reference, {reference.size:,}")  # fmt: skip
-    right.hist(now, bins, weights=_even(now), histtype="step", color=INK, lw=1.5, label=f"last {len(now):,}")
-    right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    median = _spread(left, timeline, yardstick, 0)
+    canvas.diamonds(left, timeline, alerts, "confidence_distribution", median)
+    left.set_ylim(0, 1.02)
+    left.set_ylabel("confidence")
+    canvas.legend(left)
+    edges = np.linspace(0, 1, 41)
+    if yardstick.reference is not None:
+        usual = yardstick.reference
+        right.stairs(_histogram(usual, yardstick, edges), edges, fill=True, color=REFERENCE, alpha=0.35,
+                     label=f"reference, {usual.finite:,}")  # fmt: skip
+    right.stairs(_histogram(now, yardstick, edges), edges, color=INK, lw=1.5, label=f"last {now.finite:,}")
+    canvas.shares(right.yaxis)
+    right.set_xlim(0, 1.02)
     right.set_xlabel("confidence")
     right.set_ylabel("share of predictions")
     right.legend(frameon=False, fontsize=8, loc="upper left")
-    left.set_ylim(0, 1.02)
-    left.set_xlim(0, window.n)
-    left.set_ylabel("confidence")
-    left.set_xlabel("prediction number")
-    left.legend(loc="lower left", frameon=False, fontsize=8)
-    _finish(left, right)
-    right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.1f}"))
-    figure.suptitle(f"Confidence of model version {version}", x=0.01, ha="left", fontsize=12)
-    return figure
+    canvas.finish(left, right)
+    canvas.along(left, timeline)
+    return canvas.titled(figure, f"Confidence of model version {version}")
 
 
-def predictions(version: str, window: Window, reference: Baseline | None) -> Figure:
+def predictions(version: str, timeline: Timeline, now: Counts, yardstick: Yardstick, alerts: Alerts = ()) -> Figure:
     """Shares of the predicted classes: over time for those that changed most, and against the reference."""
+    if not timeline.points:
+        return canvas.nothing()
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    names, k = window.classes, len(window.classes)
-    now = _shares(window.last(WINDOWS["short"]).counts)
-    known = reference is not None and reference.size
-    usual = _shares(np.bincount(reference.predicted, minlength=k)) if reference is not None and known else now
-    order = np.lexsort((-now, -np.abs(now - usual)))  # most changed first, then most frequent
-    edges = _edges(window.n)
-    centres = (edges[1:] + edges[:-1]) / 2
-    parts = [_slice(window.predicted, edges, index) for index in range(len(centres))]
-    counted = [_shares(np.bincount(part[part >= 0], minlength=k)) for part in parts]
-    shares = np.array(counted).reshape(-1, k)  # (bins, K)
-    restless = np.argsort(-np.nan_to_num(np.abs(shares - usual)).max(axis=0), kind="stable")
-    for index, c in enumerate(restless[:MOST_LINES]):
-        left.plot(centres, shares[:, c], lw=1.5, color=f"C{index}", label=names[c])
-        if known:
-            left.axhline(usual[c], lw=0.8, ls="--", color=f"C{index}", alpha=0.6)
-    left.legend(frameon=False, fontsize=8, ncols=MOST_LINES, loc="upper center", bbox_to_anchor=(0.5, 1.1))
-    left.set_ylabel("share of predictions")
-    left.set_xlabel("prediction number" + (" (dashed: reference)" if known else ""))
-    left.set_xlim(0, window.n)
-    left.set_ylim(bottom=0)
-    shown = order[:MOST_CLASSES][::-1]
-    rows = np.arange(len(shown))
-    right.hlines(rows, usual[shown], now[shown], color=SHADE, lw=3)
-    if known:
-        right.plot(usual[shown], rows, "o", mfc="white", mec=REFERENCE, ms=6, label="reference")
-    right.plot(now[shown], rows, "o", color=INK, ms=6, label=f"last {window.last(WINDOWS['short']).n:,}")
-    right.set_yticks(rows, [names[c] for c in shown])
-    right.set_xlim(0, 1.08 * np.nanmax(np.append(np.fmax(usual[shown], now[shown]), 0.01)))
-    right.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.1), ncols=2)
-    right.set_xlabel("share of predictions" + (f" ({len(shown)} of {k} classes)" if len(shown) < k else ""))
-    _finish(left, right)
-    left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    right.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    figure.suptitle(f"Predicted classes of model version {version}", x=0.01, ha="left", fontsize=12)
-    return figure
-
-
-def drift(report: DriftReport) -> Figure:
-    """How large each change is, in units of the least that matters; red is drift, grey is too little data."""
-    if not report.results:
-        return nothing("No predictions have been logged yet.")
-    windows = list(dict.fromkeys(result.window for result in report.results))
-    metrics = list(dict.fromkeys((result.family, result.metric) for result in report.results))
-    figure = Figure(figsize=(3.6 * len(windows) + 2, 0.36 * len(metrics) + 1.9), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(windows), sharey=True, squeeze=False)[0], windows, strict=True):
-        results = [result for result in report.results if result.window == name]
-        rows = [len(metrics) - 1 - metrics.index((result.family, result.metric)) for result in results]
-        sizes = [_in_units(result) for result in results]
-        axes.barh(
-            rows, np.clip(sizes, 0, FARTHEST), height=0.62, color=[DRIFT_COLOURS[result.status] for result in results]
+    recent = _shares(now.classes)
+    usual = _shares(yardstick.reference.classes) if yardstick.reference is not None else recent
+    over_time = np.array([_shares(point.classes) for point in timeline.points])  # (P, K)
+    restless = np.argsort(-np.nan_to_num(np.abs(over_time - usual)).max(axis=0), kind="stable")[:MOST_LINES]
+    for index, c in enumerate(restless):
+        canvas.line(
+            left, timeline, over_time[:, c], lw=1.5, color=f"C{index}", label=canvas.named(yardstick.classes[c])
         )
-        axes.axvline(1, color=REFERENCE, ls="--", lw=1)
-        for result, row, size in zip(results, rows, sizes, strict=True):
-            text = "too little data" if result.effect is None else f"{result.effect:.3f}"
-            axes.text(min(max(size, 1), FARTHEST) + 0.08, row, text, va="center", fontsize=8, color=REFERENCE)
-        axes.set_xlim(0, FARTHEST + 1.4)
-        axes.set_title(f"{name}, {max(result.n for result in results):,} predictions", fontsize=9, loc="left")
-        axes.set_yticks(range(len(metrics)), [_called(*metric) for metric in reversed(metrics)])
-        axes.set_xlabel("times the least that matters", fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-    verdict = {True: "drift", False: "no drift", None: "too little data"}[report.drifted]
-    figure.suptitle(f"Drift of model version {report.model_version}: {verdict}", x=0.01, ha="left", fontsize=12)
-    return figure
+        if yardstick.reference is not None:
+            left.axhline(usual[c], lw=0.8, ls="--", color=f"C{index}", alpha=0.6)
+    canvas.diamonds(left, timeline, alerts, "prediction_distribution", over_time[:, restless[0]])
+    left.legend(frameon=False, fontsize=8, ncols=MOST_LINES + 1, loc="upper center", bbox_to_anchor=(0.5, 1.1))
+    left.set_ylabel("share of predictions" + (" (dashed: reference)" if yardstick.reference is not None else ""))
+    left.set_ylim(bottom=0)
+    _dumbbells(right, yardstick, recent, usual, now.finite)
+    canvas.shares(left.yaxis)
+    canvas.finish(left, right)
+    canvas.along(left, timeline)
+    return canvas.titled(figure, f"Predicted classes of model version {version}")
 
 
-def _edges(n: int) -> NDArray[np.int64]:
-    """Where the points of a line begin and end: a round number of predictions each."""
-    size = FEWEST_IN_A_BIN
-    while size * MOST_BINS < n:
-        size *= 2
-    return np.append(np.arange(0, n, size), n)
+def volume(version: str, timeline: Timeline, alerts: Alerts = ()) -> Figure:
+    """How many predictions there are to a unit of time, how many are not finite, and how long they take."""
+    if not timeline.points:
+        return canvas.nothing()
+    figure = Figure(figsize=(10, 6.2), layout="constrained")
+    rate, broken, latency = figure.subplots(3, 1, sharex=True)
+    unit, rates = _rates(timeline)
+    canvas.steps(rate, timeline, rates)
+    rate.set_ylabel(f"predictions\nper {unit}")
+    shares = np.array([point.non_finite / point.n for point in timeline.points])
+    canvas.line(broken, timeline, shares, lw=1.4)
+    canvas.diamonds(broken, timeline, alerts, "non_finite", shares)
+    broken.set_ylabel("NaN or infinite")
+    canvas.shares(broken.yaxis)
+    broken.set_ylim(0, max(0.01, 1.15 * shares.max()))
+    if not shares.any():
+        canvas.remark(broken, "none")
+    median, slow = (_quantiles_of_latency(timeline, share) for share in (0.5, 0.95))
+    if np.isfinite(median).any():
+        canvas.line(latency, timeline, slow, lw=1.0, color=REFERENCE, label="95 % below")
+        canvas.line(latency, timeline, median, lw=1.4, label="median")
+        latency.set_ylim(0, 1.15 * np.nanmax(slow))
+        canvas.legend(latency)
+    else:
+        canvas.remark(latency, "no latency was given")
+    latency.set_ylabel("latency, ms")
+    canvas.finish(rate, broken, latency)
+    canvas.along(latency, timeline)
+    return canvas.titled(figure, f"Volume of model version {version}: {timeline.n:,} predictions")
 
 
-def _slice(values: NDArray[Any], edges: NDArray[np.int64], k: int) -> NDArray[Any]:
-    return values[edges[k] : edges[k + 1]]
+def inputs(version: str, timeline: Timeline, yardstick: Yardstick, report: DriftReport | None = None) -> Figure:
+    """Statistics of the pictures over time against the reference; red is what the report found drifted."""
+    if not timeline.points:
+        return canvas.nothing()
+    names = yardstick.statistics
+    if not names:
+        return canvas.nothing("Nothing is known of the pictures: there is no baseline that holds statistics of any.")
+    rows = -(-len(names) // IN_A_ROW)
+    figure = Figure(figsize=(11, 2.3 * rows + 1), layout="constrained")
+    grid = figure.subplots(rows, min(IN_A_ROW, len(names)), squeeze=False).ravel()
+    changed = _changed(report)
+    first = len(yardstick.quantities) - len(names)
+    for index, (axes, name) in enumerate(zip(grid, names, strict=False)):
+        found = changed.get(name)
+        _spread(axes, timeline, yardstick, first + index, DRIFT_COLOURS["drift"] if found else INK)
+        text = canvas.named(name) + (f": {found.detail} ({found.window})" if found else "")
+        axes.set_title(text, fontsize=9, loc="left", color=DRIFT_COLOURS["drift"] if found else "black")
+        axes.tick_params(labelsize=8)
+        canvas.finish(axes)
+        canvas.along(axes, timeline, few=True)
+    for axes in grid[len(names) :]:
+        axes.set_axis_off()
+    for axes in grid[: len(names)][:-IN_A_ROW]:
+        axes.set_xlabel("")
+    plain = next((axes for axes, name in zip(grid, names, strict=False) if name not in changed), grid[0])
+    handles = plain.get_legend_handles_labels()[0]
+    figure.legend(handles=handles, frameon=False, fontsize=8, ncols=4, loc="outside upper right")
+    return canvas.titled(figure, f"Pictures that model version {version} was given")
 
 
-def _shares(counts: NDArray[Any]) -> NDArray[np.float64]:
+# What is drawn, from counts
+
+
+def _estimates(timeline: Timeline, yardstick: Yardstick) -> Floats:
+    """(P,), the accuracy that no label confirms; NaN where nothing is known."""
+    found = np.full(len(timeline), np.nan)
+    if yardstick.estimator is None:
+        return found
+    for index, point in enumerate(timeline.points):
+        unknown = point.cells[yardstick.missing[1]] > point.non_finite  # answers were logged, probabilities were not
+        guess = None if unknown else yardstick.estimator.summary(point.scored, point.finite, point.effective)
+        found[index] = guess.accuracy if guess else np.nan
+    return found
+
+
+def _quantiles(timeline: Timeline, yardstick: Yardstick, quantity: int) -> list[Floats]:
+    """(P,) each: what 10, 50 and 90 % of a quantity lie below."""
+    return [
+        np.array([yardstick.quantile(point, quantity, share) for point in timeline.points]) for share in (0.1, 0.5, 0.9)
+    ]
+
+
+def _quantiles_of_latency(timeline: Timeline, share: float) -> Floats:
+    return np.array([point.latency_quantile(share) for point in timeline.points], np.float64)  # None becomes NaN
+
+
+def _histogram(counts: Counts, yardstick: Yardstick, edges: Floats) -> Floats:
+    """Share of the confidences in each of these bins, to which the yardstick's bins fit."""
+    values = yardstick.values(0)
+    place = np.searchsorted(edges[1:-1].astype(np.float16), values)  # an upper end belongs to its bin
+    return _shares(np.bincount(place, counts.cells[yardstick.cells(0)], len(edges) - 1))
+
+
+def _shares(counts: NDArray[Any]) -> Floats:
     return np.asarray(counts / counts.sum() if counts.sum() else np.full(len(counts), np.nan), np.float64)
 
 
-def _even(values: NDArray[Any]) -> NDArray[np.float64]:
-    return np.full(len(values), 1 / max(len(values), 1))
+def _rates(timeline: Timeline) -> tuple[str, Floats]:
+    """The smallest unit with ten predictions in it, and (P,) how many there are to it; NaN where nobody can tell."""
+    seconds = np.array([point.until - point.since for point in timeline.points])
+    intervals = np.array([point.n - 1.0 for point in timeline.points])
+    rates = np.divide(intervals, seconds, out=np.full(len(seconds), np.nan), where=seconds > 0)
+    usual = float(np.median(rates[np.isfinite(rates)])) if np.isfinite(rates).any() else 1.0
+    unit = next((unit for unit, length in RATES.items() if usual * length >= FEWEST_TO_A_UNIT), "day")
+    return unit, rates * RATES[unit]
 
 
-def _reference_lines(axes: Axes, reference: Baseline, limits: Limits) -> None:
-    usual = reference.accuracy
-    low, high = statistics.wilson(reference_right(reference), reference.size)
-    axes.axhspan(low, high, color=REFERENCE, alpha=0.12, lw=0)
+def _changed(report: DriftReport | None) -> dict[str, DriftResult]:
+    """The statistics that drifted, each in the shortest window that shows it."""
+    found = [result for result in report.results if result.family == "input" and result.drifted] if report else []
+    return {result.metric: result for result in reversed(found)}
+
+
+# How it is drawn
+
+
+def _spread(axes: Axes, timeline: Timeline, yardstick: Yardstick, quantity: int, colour: str = INK) -> Floats:
+    """Median and 10 to 90 % of a quantity over time, and of the reference as a band; return the medians."""
+    low, median, high = _quantiles(timeline, yardstick, quantity)
+    if yardstick.reference is not None:
+        least, usual, most = (yardstick.quantile(yardstick.reference, quantity, share) for share in (0.1, 0.5, 0.9))
+        axes.axhspan(least, most, color=REFERENCE, alpha=0.1, lw=0, label="reference (dashed: median)")
+        axes.axhline(usual, color=REFERENCE, ls="--", lw=1)
+    canvas.band(axes, timeline, low, high, label="10 % to 90 %")
+    canvas.line(axes, timeline, median, lw=1.4, color=colour, label="median")
+    return median
+
+
+def _reference_lines(axes: Axes, reference: Counts, limits: Limits) -> None:
+    usual = reference.right / reference.n
+    axes.axhspan(*statistics.wilson(reference.right, reference.n), color=REFERENCE, alpha=0.12, lw=0)
     axes.axhline(usual, color=REFERENCE, lw=1.2, label=f"reference {usual:.1%}")
     for level in LEVELS[1:]:
         drop = limits.threshold(level)
@@ -208,45 +266,30 @@ def _reference_lines(axes: Axes, reference: Baseline, limits: Limits) -> None:
                       color=LEVEL_COLOURS[level], annotation_clip=False)  # fmt: skip
 
 
-def _alert_marks(
-    axes: Axes,
-    window: Window,
-    alerts: Iterable[Mapping[str, Any]],
-    centres: NDArray[np.float64],
-    values: NDArray[np.float64],
-) -> None:
-    """A diamond on the line for each accuracy alert."""
-    told = np.isfinite(values)
-    raised = [alert for alert in alerts if alert["metric"] == "accuracy"] if told.any() else []
-    for index, alert in enumerate(raised):
-        x = int(np.searchsorted(np.sort(window.time), alert["time"]))
-        y = float(np.interp(x, centres[told], values[told]))
-        colour, label = LEVEL_COLOURS[alert["level"]], "alert" if index == 0 else None
-        axes.plot(x, y, "D", ms=8, color=colour, mec="white", zorder=5, ls="none", label=label)
+def _dumbbells(axes: Axes, yardstick: Yardstick, recent: Floats, usual: Floats, n: int) -> None:
+    """The classes whose share changed most, before and now."""
+    order = np.lexsort((-recent, -np.abs(recent - usual)))  # most changed first, then most frequent
+    shown = order[:MOST_CLASSES][::-1]
+    rows = np.arange(len(shown))
+    axes.hlines(rows, usual[shown], recent[shown], color=SHADE, lw=3)
+    if yardstick.reference is not None:
+        axes.plot(usual[shown], rows, "o", mfc="white", mec=REFERENCE, ms=6, label="reference")
+    axes.plot(recent[shown], rows, "o", color=INK, ms=6, label=f"last {n:,}")
+    axes.set_yticks(rows, [canvas.named(yardstick.classes[c]) for c in shown])
+    axes.set_xlim(0, 1.08 * np.nanmax(np.append(np.fmax(usual[shown], recent[shown]), 0.01)))
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.1), ncols=2)
+    axes.set_xlabel(
+        "share of predictions" + (f" ({len(shown)} of {len(order)} classes)" if len(order) > len(shown) else "")
+    )
+    canvas.shares(axes.xaxis)
 
 
-def _accuracy_title(version: str, window: Window, reference: Baseline | None) -> str:
-    recent = window.last(WINDOWS["short"])
+def _accuracy_title(version: str, now: Counts, timeline: Timeline, yardstick: Yardstick) -> str:
     title = f"Accuracy of model version {version}"
-    if not window.n_labels:
+    if not any(point.n_labels for point in timeline.points):
         return title + ": no labels have been told yet"
-    if not recent.n_labels:
-        return title + f": no labels in the last {recent.n:,} predictions"
-    usual = f", reference {reference.accuracy:.1%}" if reference is not None and reference.size else ""
-    return title + f": {recent.right / recent.n_labels:.1%} in the last {recent.n:,} predictions{usual}"
-
-
-def _in_units(result: DriftResult) -> float:
-    return 0.0 if result.effect is None else result.effect / result.minimum_effect
-
-
-def _called(family: str, metric: str) -> str:
-    return metric.replace("_", " ") if family == "model" else f"input: {metric}"
-
-
-def _finish(*axes: Axes) -> None:
-    """What all charts share: few lines, thousands separated."""
-    for each in axes:
-        each.spines[["top", "right"]].set_visible(False)
-        each.grid(axis="y", alpha=0.2)
-        each.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    if not now.n_labels:
+        return title + f": no labels in the last {now.n:,} predictions"
+    usual = yardstick.reference
+    text = f", reference {usual.right / usual.n:.1%}" if usual is not None else ""
+    return title + f": {now.right / now.n_labels:.1%} in the last {now.n:,} predictions{text}"

@@ -16,9 +16,12 @@ from toolkit.monitoring.distributions import (
 )
 
 FEWEST_EXPECTED = 5  # expected counts below this make chi-square p-values unreliable (Cochran 1954)
+MANY_RARE = 30  # so many rare classes are compared one by one: merged, they would hide changes among themselves
+PSI_BINS = 10  # as is usual, and what its rules of thumb (0.1 some change, 0.25 much) are meant for
+SURE_AUTOCORRELATION = 2.326  # standard errors above 0 that chance exceeds once in a hundred times
 
 Numbers = NDArray[np.floating[Any]]
-Counts = NDArray[np.integer[Any]]
+Cases = NDArray[np.integer[Any]] | NDArray[np.floating[Any]]  # whole numbers, unless scaled to an effective sample
 
 
 class Outcome(NamedTuple):
@@ -26,6 +29,22 @@ class Outcome(NamedTuple):
 
     statistic: float
     p_value: float
+
+
+class Binned(NamedTuple):
+    """What a test on counts says: its statistic is at most ``error`` below that of the values themselves."""
+
+    statistic: float
+    p_value: float
+    error: float
+
+
+class Moments(NamedTuple):
+    """Size, mean and standard deviation of a sample: all that a z test needs of it."""
+
+    n: float
+    mean: float
+    deviation: float
 
 
 class Interval(NamedTuple):
@@ -77,16 +96,87 @@ def kolmogorov_smirnov(window: Numbers, reference: Numbers) -> Outcome:
     right = np.abs(upto / n - np.searchsorted(reference, values, side="right") / m)
     left = np.abs((upto - counts) / n - np.searchsorted(reference, values, side="left") / m)
     gap = float(max(right.max(), left.max()))
+    return Outcome(gap, gap_p_value(gap, n, m))
+
+
+def gap_p_value(gap: float, n: float, m: float) -> float:
+    """Chance that two samples of ``n`` and ``m`` values from one distribution are this far apart, or farther.
+
+    >>> round(gap_p_value(0.1, 500, 500), 4)
+    0.0124
+    """
     root = math.sqrt(n * m / (n + m))
-    return Outcome(gap, kolmogorov_survival((root + 0.12 + 0.11 / root) * gap))
+    return kolmogorov_survival((root + 0.12 + 0.11 / root) * gap)
 
 
-def chi_square(window: Counts, reference: Counts) -> Outcome:
+def kolmogorov_smirnov_of_counts(window: Cases, reference: Cases) -> Binned:
+    """Two-sample Kolmogorov-Smirnov test on values that were counted in ordered bins.
+
+    Between two ends of bins the gap can grow by no more than the reference has there, so D is at most
+    the largest share of the reference in one bin too small, and never too large: nothing that is no
+    drift becomes one by counting.
+
+    Parameters
+    ----------
+    window, reference
+        (B,), how many values fell into each bin.
+
+    Returns
+    -------
+    Binned
+        D, its p-value, and by how much D may be too small.
+
+    Examples
+    --------
+    >>> outcome = kolmogorov_smirnov_of_counts(np.array([0, 10, 30]), np.array([20, 20, 40]))
+    >>> outcome.statistic, round(outcome.p_value, 4), outcome.error
+    (0.25, 0.0593, 0.5)
+    """
+    n, m = int(window.sum()), int(reference.sum())
+    gap = float(largest_gaps(window / n - reference / m, np.zeros(1, np.int64))[0])
+    return Binned(gap, gap_p_value(gap, n, m), float(reference.max() / m))
+
+
+def largest_gaps(differences: Numbers, starts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The largest gaps between the cumulative distributions of several quantities at once.
+
+    Parameters
+    ----------
+    differences
+        (T,), share of the window minus share of the reference in each bin, quantity after quantity:
+        those of one add up to 0, so that one cumulative sum serves all.
+    starts
+        (Q,), where the bins of each quantity begin.
+
+    Examples
+    --------
+    >>> largest_gaps(np.array([0.25, -0.25, -0.5, 0.0, 0.5]), np.array([0, 2])).tolist()
+    [0.25, 0.5]
+    """
+    return np.asarray(np.maximum.reduceat(np.abs(np.cumsum(differences)), starts), np.float64)
+
+
+def bonferroni(smallest: float, tests: int) -> float:
+    """The smallest p-value of several tests, corrected for having been chosen: one p-value for all of them.
+
+    >>> bonferroni(0.01, 3)
+    0.03
+
+    References
+    ----------
+    Dunn, O. J. (1961). Multiple comparisons among means. Journal of the American Statistical
+    Association 56, 52-64.
+    """
+    return min(1.0, tests * smallest)
+
+
+def chi_square(window: Cases, reference: Cases) -> Outcome:
     """Chi-square test that two samples of classes come from one distribution.
 
     Classes with fewer than 5 expected cases are merged into one. Where even that one has too few,
     Fisher's exact test says whether the window shows it too often, and the smaller of the two
-    p-values counts, doubled: a class that the reference never showed cannot slip through.
+    p-values counts, doubled: a class that the reference never showed cannot slip through. With 30 or
+    more such classes nothing is merged (``sparse_chi_square``).
 
     Parameters
     ----------
@@ -111,6 +201,8 @@ def chi_square(window: Counts, reference: Counts) -> Outcome:
     columns = table[:, np.argsort(table.sum(axis=0), kind="stable")]
     expected = columns.sum(axis=0) * table.sum(axis=1).min() / table.sum()
     rare = int((expected < FEWEST_EXPECTED).sum())
+    if rare >= MANY_RARE:
+        return sparse_chi_square(window, reference)
     too_few = 0 < rare < len(expected) and expected[:rare].sum() < FEWEST_EXPECTED
     merged = rare + too_few  # then the next rarest class takes them in
     pool = columns[:, :merged].sum(axis=1, keepdims=True)
@@ -132,7 +224,125 @@ def _homogeneity(table: NDArray[np.float64]) -> Outcome:
     return Outcome(statistic, chi_square_survival(statistic, cells - 1))
 
 
-def total_variation(window: Counts, reference: Counts) -> float:
+def sparse_chi_square(window: Cases, reference: Cases) -> Outcome:
+    """Chi-square test for many classes with few cases each.
+
+    Given how often each class occurs in both samples together, Pearson's statistic has a mean and a
+    variance that are known exactly when the cases are dealt to the samples at random. A gamma
+    distribution with the same two gives the p-value: what a permutation test would give, without its
+    random numbers.
+
+    Parameters
+    ----------
+    window, reference
+        (K,), how often each class occurs; at least four cases together.
+
+    Examples
+    --------
+    >>> outcome = sparse_chi_square(np.arange(200) % 3, np.full(200, 3))
+    >>> round(outcome.statistic, 2), round(outcome.p_value, 3)
+    (106.86, 1.0)
+
+    References
+    ----------
+    Haldane, J. B. S. (1940). The mean and variance of chi-square, when used as a test of homogeneity,
+    when expectations are small. Biometrika 31, 346-355.
+
+    Dawson, R. B. (1954). A simplified expression for the variance of the chi-square function on a
+    contingency table. Biometrika 41, 280.
+    """
+    table = np.stack([window, reference]).astype(np.float64)
+    table = table[:, table.sum(axis=0) > 0]
+    rows, columns, total = table.sum(axis=1), table.sum(axis=0), float(table.sum())
+    if len(columns) < 2 or rows.min() <= 0:
+        return Outcome(0.0, 1.0)
+    expected = np.outer(rows, columns) / total
+    statistic = float(((table - expected) ** 2 / expected).sum())
+    mean = total / (total - 1) * (len(columns) - 1)
+    spread = [(total - len(sums)) * (len(sums) - 1) / (total - 1) for sums in (rows, columns)]
+    uneven = [(total * float((1 / sums).sum()) - len(sums) ** 2) / (total - 2) for sums in (rows, columns)]
+    variance = 2 * total / (total - 3) * (spread[0] - uneven[0]) * (spread[1] - uneven[1])
+    variance += total**2 / (total - 1) * uneven[0] * uneven[1]
+    if variance <= 0:  # every deal gives the same
+        return Outcome(statistic, 1.0)
+    return Outcome(statistic, _gamma_survival(statistic / mean, mean**2 / variance))
+
+
+def _gamma_survival(x: float, shape: float) -> float:
+    """Chance that a gamma variable of mean 1 exceeds x, by the cube root that makes it nearly normal.
+
+    References
+    ----------
+    Wilson, E. B. and Hilferty, M. M. (1931). The distribution of chi-square. Proceedings of the
+    National Academy of Sciences 17, 684-688.
+    """
+    ninth = 1 / (9 * shape)
+    return normal_survival((x ** (1 / 3) - (1 - ninth)) / math.sqrt(ninth))
+
+
+def population_stability_index(window: Cases, reference: Cases) -> float:
+    """How far two distributions are apart, in the unit that credit scoring made known: PSI.
+
+    The sum over the bins of the difference of shares times the difference of their logarithms. Half a
+    case is added to each count, so that an empty bin is not infinitely surprising.
+
+    Parameters
+    ----------
+    window, reference
+        (B,), how many cases are in each bin. Ten bins of equal reference share are usual, below 0.1
+        is called stable and above 0.25 a large change. More bins and fewer cases give larger values.
+
+    Examples
+    --------
+    >>> round(population_stability_index(np.array([30, 70]), np.array([500, 500])), 4)
+    0.1659
+
+    References
+    ----------
+    Siddiqi, N. (2006). Credit Risk Scorecards. Wiley.
+    """
+    now, usual = ((cases + 0.5) / (cases.sum() + len(cases) / 2) for cases in (window, reference))
+    return float(((now - usual) * np.log(now / usual)).sum())
+
+
+def quantile_groups(reference: Cases, groups: int = PSI_BINS) -> NDArray[np.int64]:
+    """The group of each of many ordered bins, such that the groups hold about equally much of the reference.
+
+    >>> quantile_groups(np.array([1, 1, 5, 1, 1, 1]), 2).tolist()
+    [0, 0, 0, 1, 1, 1]
+    """
+    middle = np.cumsum(reference) - reference / 2
+    ids = np.minimum(middle * groups // max(reference.sum(), 1), groups - 1)
+    return np.asarray(np.unique(ids, return_inverse=True)[1], np.int64)
+
+
+def effective_sample_size(n: float, autocorrelation: float, pairs: float) -> float:
+    """How many independent cases say as much about a mean as ``n`` that depend on those before them.
+
+    Parameters
+    ----------
+    autocorrelation
+        Of successive cases. The dependence is taken to fade by this factor with each further step.
+    pairs
+        From how many pairs it was measured: what chance would give is taken for none.
+
+    Examples
+    --------
+    >>> effective_sample_size(1000, 0.5, 999), effective_sample_size(1000, 0.05, 999)
+    (333.3333333333333, 1000)
+
+    References
+    ----------
+    Bayley, G. V. and Hammersley, J. M. (1946). The effective number of independent observations in an
+    autocorrelated time series. Journal of the Royal Statistical Society, Supplement 8, 184-197.
+    """
+    if pairs <= 0 or autocorrelation <= SURE_AUTOCORRELATION / math.sqrt(pairs):
+        return n
+    kept = min(autocorrelation, 1.0)
+    return max(n * (1 - kept) / (1 + kept), 1.0)
+
+
+def total_variation(window: Cases, reference: Cases) -> float:
     """Share of cases that would have to change class to turn one distribution into the other.
 
     Examples
@@ -167,10 +377,23 @@ def mean_shift(window: Numbers, reference: Numbers, resolution: float = 0.0) -> 
     >>> round(outcome.statistic, 4), round(outcome.p_value, 4), round(shift, 4)
     (0.7071, 0.4795, 0.7071)
     """
-    difference = float(np.mean(window, dtype=np.float64) - np.mean(reference, dtype=np.float64))
-    spread = max(float(np.std(window, ddof=1, dtype=np.float64)), resolution)
-    usual = max(float(np.std(reference, ddof=1, dtype=np.float64)), resolution)
-    error = math.sqrt(spread**2 / len(window) + usual**2 / len(reference))
+    window_moments, reference_moments = (
+        Moments(len(values), float(np.mean(values, dtype=np.float64)), float(np.std(values, ddof=1, dtype=np.float64)))
+        for values in (window, reference)
+    )
+    return mean_shift_of_moments(window_moments, reference_moments, resolution)
+
+
+def mean_shift_of_moments(window: Moments, reference: Moments, resolution: float = 0.0) -> tuple[Outcome, float]:
+    """``mean_shift`` of samples of which only size, mean and standard deviation are known.
+
+    >>> outcome, shift = mean_shift_of_moments(Moments(100, 0.8, 0.1), Moments(100, 0.85, 0.1))
+    >>> round(outcome.statistic, 4), round(outcome.p_value, 6), round(shift, 4)
+    (-3.5355, 0.000407, -0.5)
+    """
+    difference = window.mean - reference.mean
+    spread, usual = max(window.deviation, resolution), max(reference.deviation, resolution)
+    error = math.sqrt(spread**2 / window.n + usual**2 / reference.n)
     if difference == 0:
         return Outcome(0.0, 1.0), 0.0
     z = difference / error if error else math.copysign(math.inf, difference)

@@ -8,12 +8,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from toolkit.errors import StoreError
+
 logger = logging.getLogger(__name__)
 
 CAPACITY = 10_000  # items that may wait: half a minute of a busy service, a few megabytes
 BATCH = 1_000  # items in one transaction
 LINGER_SECONDS = 0.05  # wait for company before a small batch is written
 LAST_SECONDS = 2.0  # what an exiting process grants the queue
+AGAIN_SECONDS = 1.0  # pause before a batch that the store did not take is tried again
 
 Item = TypeVar("Item")
 
@@ -22,15 +25,17 @@ class Writer(Generic[Item]):
     """Hand items to a function in batches, in a thread of its own.
 
     Nothing that goes wrong there is felt by whoever puts items in: it is logged once, when it
-    begins, and counted.
+    begins, and counted. What a store that is locked, full or away does not take is tried again
+    while there is room for what comes after it, and when there is none it makes room.
 
     Parameters
     ----------
     write
-        Stores a batch, oldest item first, or does its other duties when the batch is empty; when it
-        raises, the batch is lost and counted.
+        Stores a batch, oldest item first, or does its other duties when the batch is empty. When it
+        raises StoreError or OSError the same batch is written again later, so it must store all of
+        a batch or nothing; after any other error the batch is lost, for it would fail again.
     capacity
-        Items that may wait; more are dropped and counted.
+        Items that may wait beside the batch being written; more are dropped and counted.
 
     Examples
     --------
@@ -54,13 +59,17 @@ class Writer(Generic[Item]):
         self._accepted = self._done = 0  # items ever put in, and ever dealt with
         self._poked = self._answered = 0  # calls of poke, and how many of them were answered
         self._written = self._dropped = self._lost = self._errors = 0
-        self._failing = False
+        self._failing = False  # since the last write, and with a batch that is kept to be tried again
+        self._keeping = False
+        self._missed = 0  # items lost or dropped before the store began to fail
 
     def put(self, item: Item) -> bool:
         """Queue an item; return False when there was no room and it was dropped."""
         with self._changed:
             if len(self._items) >= self._capacity:
                 self._dropped += 1
+                if self._keeping:
+                    self._changed.notify_all()  # the batch that is kept must make room
                 return False
             self._items.append(item)
             self._accepted += 1
@@ -76,21 +85,29 @@ class Writer(Generic[Item]):
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all that was put in so far is dealt with; return whether it is.
 
-        Within the writer's own thread it returns at once.
+        Within the writer's own thread, and while the store fails, it does not wait.
         """
         if threading.current_thread() is self._thread:
             return False
         with self._changed:
             accepted, poked = self._accepted, self._poked
+
+            def dealt_with() -> bool:
+                return self._done >= accepted and self._answered >= poked
+
             self._flushes += 1
             self._changed.notify_all()
             try:
-                return self._changed.wait_for(lambda: self._done >= accepted and self._answered >= poked, timeout)
+                self._changed.wait_for(lambda: dealt_with() or self._keeping, timeout)
+                return dealt_with()
             finally:
                 self._flushes -= 1
 
     def close(self, timeout: float | None = None) -> None:
-        """Write what is waiting and stop the thread; a later ``put`` starts it again."""
+        """Write what is waiting and stop the thread; a later ``put`` starts it again.
+
+        What a failing store does not take now is lost.
+        """
         with self._changed:
             thread, self._closing = self._thread, True
             self._changed.notify_all()
@@ -99,7 +116,7 @@ class Writer(Generic[Item]):
         atexit.unregister(self._finish)
 
     def stats(self) -> dict[str, int]:
-        """Items waiting, written, dropped because the queue was full, lost to failing writes; and those failures."""
+        """Items waiting, written, dropped because there was no room, lost to failing writes; and those failures."""
         with self._changed:
             return {
                 "queued": self._accepted - self._done,
@@ -125,12 +142,8 @@ class Writer(Generic[Item]):
     def _run(self) -> None:
         while (work := self._next()) is not None:
             batch, poked = work
-            try:
-                self._write(batch)
-            except Exception as error:  # noqa: BLE001  # whatever it is, the predictions must go on
-                self._failed(batch, error)
-            else:
-                self._succeeded(batch)
+            while not self._tried(batch):
+                pass
             with self._changed:
                 self._done += len(batch)
                 self._answered = poked
@@ -149,15 +162,39 @@ class Writer(Generic[Item]):
                 return None
             return [self._items.popleft() for _ in range(min(BATCH, len(self._items)))], self._poked
 
-    def _failed(self, batch: list[Item], error: Exception) -> None:
-        if not self._failing:
-            logger.error("the store fails, predictions are being lost: %s", error)
-        self._failing = True
-        self._lost += len(batch)
-        self._errors += 1
+    def _tried(self, batch: list[Item]) -> bool:
+        """Write a batch; return whether it is dealt with, written or lost, and after a pause when it is not."""
+        try:
+            self._write(batch)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the predictions must go on
+            return self._failed(batch, error)
+        with self._changed:
+            if self._failing:
+                missed = self._lost + self._dropped - self._missed
+                logger.warning("the store works again after %d predictions were lost", missed)
+            self._failing = self._keeping = False
+            self._written += len(batch)
+        return True
 
-    def _succeeded(self, batch: list[Item]) -> None:
-        if self._failing:
-            logger.warning("the store works again after %d predictions were lost", self._lost)
-        self._failing = False
-        self._written += len(batch)
+    def _failed(self, batch: list[Item], error: Exception) -> bool:
+        """Count a failure, and wait a little; return whether the batch is given up."""
+        with self._changed:
+            if not self._failing:
+                logger.error("the store fails, predictions may be lost: %s", error)
+                self._failing, self._missed = True, self._lost + self._dropped
+            self._errors += 1
+            self._keeping = isinstance(error, StoreError | OSError) and not self._in_a_hurry()
+            if self._keeping:
+                self._changed.notify_all()  # nobody waits for a store that fails
+                self._changed.wait_for(self._in_a_hurry, AGAIN_SECONDS)
+                return False
+            self._lost += len(batch)
+            if self._closing:  # what waits would fail as well, and each time as slowly
+                self._lost += len(self._items)
+                self._done += len(self._items)
+                self._items.clear()
+            return True
+
+    def _in_a_hurry(self) -> bool:
+        """Whether there is no time or no room to keep a batch that the store does not take."""
+        return self._closing or len(self._items) >= self._capacity

@@ -21,10 +21,12 @@ from torch.export import ExportedProgram
 
 from toolkit.bundle import Bundle, digest_of
 from toolkit.errors import BundleError, one_line
+from toolkit.serving.locks import alone
 
 logger = logging.getLogger(__name__)
 
 MODEL, ANSWERS = "model.xml", "answers.npy"  # the model's weights are beside it, in model.bin
+LONGEST_SECONDS = 900.0  # that others wait for who converts
 KEPT = 8  # converted models in a cache; that of a ResNet-18 has 45 MB
 
 _converting = threading.Lock()  # OpenVINO changes the root logger's level meanwhile, and puts back what it found
@@ -59,17 +61,28 @@ class Conversion:
         """The program as a model of OpenVINO's; to convert one takes seconds."""
         if self._kept:
             return self._kept[0]
+        if self._cache is None:
+            return self._convert()
+        with alone(self._cache.with_suffix(".lock"), LONGEST_SECONDS):
+            if kept := self._look():  # another process has converted it meanwhile
+                return kept[0]
+            model = self._convert()
+            self._keep(model, self._cache)
+        return model
+
+    def _convert(self) -> Any:
         program = exported(self._bundle)
         with _converting:
             model = openvino().convert_model(program)
         size = self._bundle.card.image_size
         model.reshape([-1, size, size, 3])  # the conversion leaves all four free
-        if self._cache:
-            self._keep(model, self._cache)
         return model
 
     @cached_property
     def _kept(self) -> tuple[Any, NDArray[np.float32]] | None:
+        return self._look()
+
+    def _look(self) -> tuple[Any, NDArray[np.float32]] | None:
         """What is in the cache, if it is whole: the end of the folder's name is the digest of what is in it."""
         for folder in self._cache.glob(f"{self._name}*") if self._cache else ():
             try:

@@ -132,6 +132,8 @@ class OpenVinoEngine:
         float32, or bfloat16 where the processor has it.
     threads
         Streams; one a core when None, and never more than cores.
+    cores
+        How many it may use; all that this process may when None.
 
     Raises
     ------
@@ -139,9 +141,9 @@ class OpenVinoEngine:
         The processor does not have the precision.
     """
 
-    def __init__(self, model: Any, precision: Precision, threads: int | None = None) -> None:
+    def __init__(self, model: Any, precision: Precision, threads: int | None = None, cores: int | None = None) -> None:
         self.name = f"OpenVINO {precision} on the CPU"
-        runtime, cores = core(), usable_cores()
+        runtime, cores = core(), cores or usable_cores()
         if precision == "bfloat16" and "BF16" not in runtime.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BundleError("the processor has no bfloat16")
         wanted = {
@@ -173,7 +175,12 @@ class OpenVinoEngine:
 
 
 def prepare(
-    bundle: Bundle, choice: Choice = "auto", *, threads: int | None = None, cache: Path | None = None
+    bundle: Bundle,
+    choice: Choice = "auto",
+    *,
+    threads: int | None = None,
+    cores: int | None = None,
+    cache: Path | None = None,
 ) -> Engine:
     """The fastest engine that gives the program's own numbers, warmed up.
 
@@ -188,6 +195,8 @@ def prepare(
         Library; ``auto`` tries both.
     threads
         Runs at once on the CPU; one a core when None.
+    cores
+        Of the CPU, how many may be used; all that this process may when None.
     cache
         Folder for converted models and what their programs answer: read faster than made, and the program itself
         is then not loaded at all. None keeps none.
@@ -209,7 +218,7 @@ def prepare(
     conversion = Conversion(bundle, partial(_own_answers, bundle, batches), cache)
     expected = conversion.answers
     passed_over: list[dict[str, str]] = []
-    for name, build in _candidates(bundle, choice, threads, conversion):
+    for name, build in _candidates(bundle, choice, threads, cores, conversion):
         try:
             engine = build()
             difference = largest_difference(engine, batches, np.split(expected, np.cumsum(BATCHES)[:-1]))
@@ -237,12 +246,12 @@ def _own_answers(bundle: Bundle, batches: Sequence[Pictures]) -> Probabilities:
 
 
 def _candidates(
-    bundle: Bundle, choice: Choice, threads: int | None, conversion: Conversion
+    bundle: Bundle, choice: Choice, threads: int | None, cores: int | None, conversion: Conversion
 ) -> Iterator[tuple[str, Callable[[], Engine]]]:
     """Names of engines and what builds them, the fastest first."""
 
     def in_openvino(precision: Precision) -> Engine:
-        return OpenVinoEngine(conversion.model, precision, threads)
+        return OpenVinoEngine(conversion.model, precision, threads, cores)
 
     precision: Precision
     if choice != "openvino" and torch.cuda.is_available():
@@ -252,7 +261,7 @@ def _candidates(
         for precision in ("bfloat16", "float32"):
             yield f"OpenVINO {precision} on the CPU", partial(in_openvino, precision)
     if choice != "openvino":
-        yield TorchEngine.name, partial(TorchEngine, bundle, threads)
+        yield TorchEngine.name, partial(TorchEngine, bundle, threads or cores)
 
 
 def largest_difference(engine: Engine, batches: Sequence[Pictures], expected: Sequence[Probabilities]) -> float:

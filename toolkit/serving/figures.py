@@ -1,19 +1,25 @@
 """What the service counts and times, as JSON for people and in the text format of Prometheus."""
 
+import os
 import threading
 import time
-from collections import deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Histogram, values
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from toolkit.serving.classified import STAGES, Classified
+from toolkit.serving.processes import Place
 
-REMEMBERED = 2048  # latest predictions that the percentiles are taken from
+REMEMBERED = 2048  # latest predictions of a process that the percentiles are taken from
+SET_ASIDE = 2**20  # bytes of a file of counts, which is mapped: where the disk is full, a sparse one kills who writes
 # Seconds: a small network on a fast machine answers in 2 ms, a full queue on a slow one in 10 s.
 BATCHES = (1, 2, 4, 8, 16, 32)
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -21,6 +27,16 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 class Figures:
     """Counters and timings of one service; its registry is its own, not the library's global one.
+
+    Where the service has several processes, each counts in files of its own in their folder, and
+    gives the sums over all of them. A process that is started in the place of one that died counts
+    on, so that no sum ever falls. A process holds one such object at most, for the library's way of
+    keeping values is set for the whole process.
+
+    Parameters
+    ----------
+    place
+        Of this process, where there are several.
 
     Examples
     --------
@@ -33,14 +49,18 @@ class Figures:
     {'full': 1}
     """
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self._started = time.time()
+    def __init__(self, place: Place | None = None) -> None:
+        self._began = place.began if place else time.time()
         self._lock = threading.Lock()
-        self._recent: dict[str, deque[float]] = {stage: deque(maxlen=REMEMBERED) for stage in STAGES}
+        self._latest = Latest(place)
+        own = CollectorRegistry()
+        self._counted = _shared(place) if place else own
+        self.registry = CollectorRegistry()
+        self.registry.register(self._counted)
+        self.collect(self._start_time)
 
         def counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
-            return Counter(f"serve_{name}", text, tuple(labels), registry=self.registry)
+            return Counter(f"serve_{name}", text, tuple(labels), registry=own)
 
         self._requests = counter("requests", "Requests answered", ("route", "method", "status"))
         self._refusals = counter("refusals", "Requests answered with a problem", ("reason",))
@@ -49,15 +69,16 @@ class Figures:
         self._monitor_errors = counter("monitor_errors", "Predictions that the monitor failed to take")
         self._model_changes = counter("model_changes", "Models put in place")
         self._request_seconds = Histogram(
-            "serve_request_seconds", "Time to answer", ("route",), registry=self.registry, buckets=BUCKETS
+            "serve_request_seconds", "Time to answer", ("route",), registry=own, buckets=BUCKETS
         )
         self._stage_seconds = Histogram(
-            "serve_stage_seconds", "Time of a prediction by stage", ("stage",), registry=self.registry, buckets=BUCKETS
+            "serve_stage_seconds", "Time of a prediction by stage", ("stage",), registry=own, buckets=BUCKETS
         )
         self._batch_size = Histogram(
-            "serve_batch_size", "Pictures that the model was run on at once", registry=self.registry, buckets=BATCHES
+            "serve_batch_size", "Pictures that the model was run on at once", registry=own, buckets=BATCHES
         )
-        Gauge("serve_start_time_seconds", "When the service began", registry=self.registry).set(self._started)
+        if place:
+            counter("process_starts", "Processes started, also in place of others that died").inc()
 
     def collect(self, families: Callable[[], Iterable[Metric]]) -> None:
         """Show figures that are put together when somebody asks."""
@@ -77,8 +98,7 @@ class Figures:
         else:
             self._non_finite.labels(done.model.version).inc()
         with self._lock:
-            for stage, milliseconds in done.timings_ms.items():
-                self._recent[stage].append(milliseconds)
+            self._latest.add(done.timings_ms)
         for stage, milliseconds in done.timings_ms.items():
             self._stage_seconds.labels(stage).observe(milliseconds / 1000)
 
@@ -100,22 +120,24 @@ class Figures:
 
     def summary(self) -> dict[str, Any]:
         """Everything as JSON."""
+        counts = {metric.name.removeprefix("serve_"): _samples(metric) for metric in self._counted.collect()}
+        counts = defaultdict(list, counts)  # of several processes those are missing that nobody has begun to count
         requests: dict[str, dict[str, int]] = {}
-        for labels, value in _samples(self._requests):
+        for labels, value in counts["requests"]:
             statuses = requests.setdefault(labels["route"], {})
             statuses[labels["status"]] = statuses.get(labels["status"], 0) + value
         by_class: dict[str, dict[str, int]] = {}
-        for labels, value in _samples(self._predictions):
+        for labels, value in counts["predictions"]:
             by_class.setdefault(labels["version"], {})[labels["predicted_class"]] = value
         return {
-            "uptime_s": round(time.time() - self._started, 1),
+            "uptime_s": round(time.time() - self._began, 1),
             "requests": requests,
-            "refusals": {labels["reason"]: value for labels, value in _samples(self._refusals)},
+            "refusals": {labels["reason"]: value for labels, value in counts["refusals"]},
             "predictions": by_class,  # model version -> class -> count
-            "non_finite": {labels["version"]: value for labels, value in _samples(self._non_finite)},
+            "non_finite": {labels["version"]: value for labels, value in counts["non_finite"]},
             "latency_ms": self._latency(),
-            "monitor_errors": sum(value for _, value in _samples(self._monitor_errors)),
-            "model_changes": sum(value for _, value in _samples(self._model_changes)),
+            "monitor_errors": sum(value for _, value in counts["monitor_errors"]),
+            "model_changes": sum(value for _, value in counts["model_changes"]),
         }
 
     def prometheus(self, accept: str) -> tuple[bytes, str]:
@@ -127,16 +149,60 @@ class Figures:
         return encode(self.registry), media_type
 
     def _latency(self) -> dict[str, dict[str, float | int | None]]:
-        with self._lock:
-            recent = {stage: np.array(values) for stage, values in self._recent.items()}
         return {
             stage: {
-                "n": len(values),
-                "median": round(float(np.percentile(values, 50)), 3) if len(values) else None,
-                "p95": round(float(np.percentile(values, 95)), 3) if len(values) else None,
+                "n": len(row),
+                "median": round(float(np.percentile(row, 50)), 3) if len(row) else None,
+                "p95": round(float(np.percentile(row, 95)), 3) if len(row) else None,
             }
-            for stage, values in recent.items()
+            for stage, row in self._latest.all().items()
         }
+
+    def _start_time(self) -> Iterable[Metric]:
+        yield family("start_time_seconds", "When the service began", (), {(): self._began})
+
+
+class Latest:
+    """How long the stages of the latest predictions took, of each process and of all together.
+
+    Parameters
+    ----------
+    place
+        Of this process: it keeps its own where the others can read them. In memory when None.
+    """
+
+    def __init__(self, place: Place | None = None) -> None:
+        self._folder = Path(place.folder) if place else None
+        self._next = 0
+        self._own: NDArray[np.float64] = np.full((len(STAGES), REMEMBERED), np.nan)  # ms
+        if place:
+            path = Path(place.folder, f"latest_{place.index}.ms")
+            if not path.exists():
+                self._own.tofile(path)
+            self._own = np.memmap(path, np.float64, "r+", shape=self._own.shape)
+
+    def add(self, timings_ms: Mapping[str, float]) -> None:
+        """Take one prediction in place of the oldest; not from two threads at once."""
+        self._own[:, self._next] = [timings_ms[stage] for stage in STAGES]
+        self._next = (self._next + 1) % REMEMBERED
+
+    def all(self) -> dict[str, NDArray[np.float64]]:
+        """Stage to milliseconds, float64 (N,), of the latest predictions of each process."""
+        files = sorted(self._folder.glob("latest_*.ms")) if self._folder else ()
+        rings = [np.fromfile(path).reshape(self._own.shape) for path in files] or [self._own.copy()]
+        together = np.concatenate(rings, axis=1)
+        return {stage: row[~np.isnan(row)] for stage, row in zip(STAGES, together, strict=True)}
+
+
+def _shared(place: Place) -> MultiProcessCollector:
+    """Have this process count in its own files, by its place and not its number, and give what all have counted."""
+    for kind in ("counter", "histogram"):
+        path = Path(place.folder, f"{kind}_{place.index}.db")
+        if not path.exists():
+            path.write_bytes(bytes(SET_ASIDE))
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = place.folder
+    values.ValueClass = values.MultiProcessValue(lambda: place.index)  # type: ignore[no-untyped-call]
+    return MultiProcessCollector(None, place.folder)  # type: ignore[no-untyped-call]
 
 
 class _Collector:
@@ -158,9 +224,9 @@ def family(name: str, text: str, labels: Iterable[str], values: Mapping[tuple[st
     return metric
 
 
-def _samples(counter: Counter) -> list[tuple[dict[str, str], int]]:
-    found = [sample for metric in counter.collect() for sample in metric.samples if sample.name.endswith("_total")]
-    return [(sample.labels, int(sample.value)) for sample in found]
+def _samples(metric: Metric) -> list[tuple[dict[str, str], int]]:
+    counts = [sample for sample in metric.samples if sample.name.endswith("_total")]
+    return [(sample.labels, int(sample.value)) for sample in counts]
 
 
 def wants_prometheus(accept: str) -> bool:

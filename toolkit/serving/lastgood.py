@@ -8,8 +8,10 @@ beside them says which of them served, the last one first:
 """
 
 import logging
+import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,13 +21,17 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from toolkit.bundle import Bundle, digest_of, shelve_bundle
 from toolkit.errors import BundleError, one_line
 from toolkit.serving.live import Release, Source
+from toolkit.serving.locks import alone
 
 logger = logging.getLogger(__name__)
 
 COPIES = 2  # the last one, and one more in case it is broken
 NOTE = "served.json"
+LONGEST_SECONDS = 900.0  # that others wait for who fetches, notes or removes
+UNNOTED_SECONDS = 3600.0  # that a copy stays which did not serve yet: another process may be about to
 # Nothing else in the folder is ever removed: bundles, and what a kill left of one on its way.
-REMOVABLE = re.compile(r"[0-9a-f]{64}|incoming-\w+")
+INCOMING = "incoming-"
+REMOVABLE = re.compile(rf"[0-9a-f]{{64}}|{INCOMING}\w+")
 
 
 class Kept(BaseModel):
@@ -49,13 +55,15 @@ class LastGood:
     Parameters
     ----------
     folder
-        Where they are; of one service alone, since what another one keeps there would be removed.
+        Where they are; of one service alone, since what another one keeps there would be removed. Its processes
+        share them: one fetches while the others wait, and none removes what another one is fetching.
     name, stage
         What the service serves. Copies of other models, or from another stage, are not recalled.
     """
 
     def __init__(self, folder: Path, name: str, stage: str) -> None:
         self.folder = folder
+        self._lock = folder.with_suffix(".lock")
         self._name = name
         self._stage = stage
         self._troubled = False  # whether the last attempt to keep something failed, and was warned of
@@ -63,7 +71,11 @@ class LastGood:
     def load(self, source: Source, release: Release) -> Bundle:
         """A release's bundle from its source, by way of the folder where that is possible."""
         try:
-            return source.load(release, self.folder)
+            with alone(self._lock, LONGEST_SECONDS):
+                bundle = source.load(release, self.folder)
+                with suppress(OSError):
+                    os.utime(self.folder / release.digest)  # it is wanted now, whenever it was fetched
+                return bundle
         except OSError as error:  # of the disk: what is wrong with the registry has errors of its own
             self._warn(release, one_line(error))
             return source.load(release)
@@ -75,16 +87,21 @@ class LastGood:
             if not self._copy(kept).is_dir():
                 self._warn(release, "its source left none")
                 return
-            before = [other for other in self._noted() if other.digest != kept.digest and self._copy(other).is_dir()]
-            served = (kept, *before)[:COPIES]
-            fresh = self.folder / f"{NOTE}.new"
-            fresh.write_bytes(NOTED.dump_json(served, indent=2))
-            fresh.replace(self.folder / NOTE)
-            self._remove_all_but({one.digest for one in served})
+            with alone(self._lock, LONGEST_SECONDS):
+                self._note(kept)
         except (OSError, ValidationError) as error:
             self._warn(release, one_line(error))
         else:
             self._troubled = False
+
+    def _note(self, kept: Kept) -> None:
+        noted = self._noted()
+        before = [other for other in noted if other.digest != kept.digest and self._copy(other).is_dir()]
+        served = (kept, *before)[:COPIES]
+        fresh = self.folder / f"{NOTE}.new"
+        fresh.write_bytes(NOTED.dump_json(served, indent=2))
+        fresh.replace(self.folder / NOTE)
+        self._remove_all_but({one.digest for one in served}, {one.digest for one in noted})
 
     def recall(self) -> Iterator[tuple[Kept, Bundle]]:
         """What served last, newest first, verified when its turn comes.
@@ -118,9 +135,12 @@ class LastGood:
             if digest_of(self._copy(kept)) != kept.digest:
                 shutil.rmtree(self._copy(kept))
 
-    def _remove_all_but(self, digests: set[str]) -> None:
+    def _remove_all_but(self, digests: set[str], noted: set[str]) -> None:
         for path in list(self.folder.iterdir()):
-            if REMOVABLE.fullmatch(path.name) and path.name not in digests and path.is_dir():
+            if not REMOVABLE.fullmatch(path.name) or path.name in digests or not path.is_dir():
+                continue
+            served, incoming = path.name in noted, path.name.startswith(INCOMING)  # who is fetching holds the lock
+            if served or incoming or path.stat().st_mtime < time.time() - UNNOTED_SECONDS:
                 shutil.rmtree(path)
 
     def _warn(self, release: Release, reason: str) -> None:

@@ -8,7 +8,6 @@ A thread could not do the same: one that the system holds back while it holds Py
 """
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +20,8 @@ from toolkit.bundle import Bundle, shelve_bundle
 from toolkit.errors import BundleError, ToolkitError, one_line
 from toolkit.serving.conversion import is_kept
 from toolkit.serving.engines import Choice, prepare
+from toolkit.serving.locks import alone
+from toolkit.serving.processes import called
 
 ROOT = Path(__file__).resolve().parents[2]
 NICENESS = 5  # a quarter of the time of a busy core; at 19 a swap on a busy machine would take minutes
@@ -45,6 +46,8 @@ class Rehearsal:
     def __call__(self, bundle: Bundle, stopping: threading.Event) -> None:
         """Wait until the bundle is converted and proved; nothing to do when it was before, or will not be converted.
 
+        Of several processes that come with the same bundle one does it, and the others find it in the cache.
+
         Parameters
         ----------
         bundle
@@ -59,9 +62,12 @@ class Rehearsal:
         """
         if bundle.folder is None or self._choice == "torch" or torch.cuda.is_available():
             return
-        if is_kept(bundle, self._cache):
-            return
-        words = [str(bundle.folder.resolve()), bundle.digest, self._choice, str(self._threads or 0)]
+        with alone(self._cache.with_suffix(".rehearsing.lock"), LONGEST_SECONDS, stopping):
+            if not is_kept(bundle, self._cache):
+                self._rehearse(bundle, bundle.folder, stopping)
+
+    def _rehearse(self, bundle: Bundle, folder: Path, stopping: threading.Event) -> None:
+        words = [str(folder.resolve()), bundle.digest, self._choice, str(self._threads or 0)]
         with subprocess.Popen(
             [sys.executable, "-m", __name__, *words, str(self._cache.resolve())],
             env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
@@ -73,7 +79,7 @@ class Rehearsal:
             _wait(process, stopping)
             told = process.stdout.read().decode(errors="replace").strip() if process.stdout else ""
         if process.returncode:
-            raise BundleError(told or f"the process that tried it ended with {_called(process.returncode)}")
+            raise BundleError(told or f"the process that tried it ended with {called(process.returncode)}")
 
 
 def _wait(process: subprocess.Popen[bytes], stopping: threading.Event) -> None:
@@ -83,15 +89,6 @@ def _wait(process: subprocess.Popen[bytes], stopping: threading.Event) -> None:
             process.kill()
             process.wait()
             raise BundleError("the service ends" if stopping.is_set() else f"not ready after {LONGEST_SECONDS:g} s")
-
-
-def _called(status: int) -> str:
-    """How a process ended.
-
-    >>> _called(-11), _called(1)
-    ('SIGSEGV', 'status 1')
-    """
-    return signal.Signals(-status).name if status < 0 else f"status {status}"
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from threading import Event
@@ -24,10 +25,11 @@ from toolkit.serving.engines import Engine, set_torch_threads, torch_threads
 from toolkit.serving.figures import Figures, family
 from toolkit.serving.formats import Read
 from toolkit.serving.lastgood import LastGood
-from toolkit.serving.live import Live, LiveModel, Source
+from toolkit.serving.live import Live, LiveModel, Release, Source
 from toolkit.serving.problems import Problem
+from toolkit.serving.processes import Fellows, State
 from toolkit.serving.recent import Recent
-from toolkit.serving.shadow import Shadow
+from toolkit.serving.shadow import Shadow, shadow_families, together
 from toolkit.serving.shapes import BatchItem, ModelName, Prediction, ProblemDocument, Ranked, Timings
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,12 @@ class Monitor(Protocol):
     def calculate_metrics(self, window: str | None = None) -> dict[str, Any]: ...
 
     def stats(self) -> dict[str, int]: ...
+
+    def standing(self) -> dict[str, int]: ...
+
+    def sent(self) -> dict[str, dict[str, int]]: ...
+
+    def report(self, metric: str, message: str) -> bool: ...
 
     def close(self) -> None: ...
 
@@ -91,6 +99,8 @@ class Service:
         Where another model comes from that is run on a share of what was answered.
     shadow_share
         That share; 0 runs none.
+    fellows
+        The other processes of the service, where there are any.
     """
 
     def __init__(
@@ -112,16 +122,27 @@ class Service:
         last_good: LastGood | None = None,
         shadow: Source | None = None,
         shadow_share: float = 0.0,
+        fellows: Fellows | None = None,
     ) -> None:
         self.figures = figures
-        self.live = Live(source, self._adopt, poll_seconds, prepare=prepare, rehearse=rehearse, last_good=last_good)
+        self.live = Live(
+            source,
+            self._adopt,
+            poll_seconds,
+            prepare=prepare,
+            rehearse=rehearse,
+            last_good=last_good,
+            on_failure=self._failed,
+        )
         self.shadow: Shadow | None = None
         if shadow is not None and shadow_share:
             self.shadow = Shadow(shadow, prepare, shadow_share, poll_seconds=poll_seconds, busy=self._busy)
-        threads = torch_threads(workers, usable_cores())
+        threads = torch_threads(workers, usable_cores() // (fellows.of if fellows else 1))
         self.desk = Desk(workers, waiting, most_bytes)
         self.batcher = Batcher(workers, limits, prepare=partial(set_torch_threads, threads), on_batch=self._note_batch)
         self.windows = Recent(monitor.calculate_metrics, WATCHED_SECONDS)
+        self._standing = Recent(monitor.standing, WATCHED_SECONDS)
+        self._fellows = fellows
         self._monitor = monitor
         self._watched: LiveModel | None = None  # the one that the monitor was told of last
         self._new_id = new_id
@@ -135,14 +156,24 @@ class Service:
         self.live.start()
         if self.shadow is not None:
             self.shadow.start()
+        if self._fellows is not None:
+            self._fellows.start(self.state, partial(self.live.look, again=True))
 
     def close(self) -> None:
         """Answer what was accepted, store what was logged."""
         self.live.stop()
         if self.shadow is not None:
             self.shadow.stop()
+        if self._fellows is not None:
+            self._fellows.stop()
         self.batcher.close()
         self._monitor.close()
+
+    def look(self) -> str:
+        """Look at the registry now, in all processes, and try again what failed before; what came of it in this one."""
+        if self._fellows is not None:
+            self._fellows.call()
+        return self.live.look(again=True)
 
     def model(self) -> LiveModel:
         """The model that answers now.
@@ -244,6 +275,12 @@ class Service:
             logger.warning("the monitor did not take version %s: %s", model.version, error)
         self.figures.model_change()
 
+    def _failed(self, release: Release, reason: str) -> None:
+        """Somebody should know of a version that is set aside."""
+        serving = self.live.model
+        meanwhile = f"version {serving.version} serves on" if serving else "nothing serves"
+        self._monitor.report("model_loading", f"Version {release.version} cannot be served: {reason}; {meanwhile}.")
+
     def health(self, *, leaving: bool) -> dict[str, Any]:
         """Everything an operator asks first."""
         model, registry, stored = self.live.model, self.live.describe(), self._monitor.stats()
@@ -262,27 +299,67 @@ class Service:
         """How busy the threads are."""
         return {"depth": self.desk.depth, "workers": self.desk.workers, "room": self.desk.room}
 
+    def state(self) -> State:
+        """What is added up over the processes of a service, as JSON knows it."""
+        model = self.live.model
+        return {
+            "model": model and [model.release.name, model.version, model.release.stage, model.bundle.digest],
+            "queue": self.queue(),
+            "monitor": self._monitor.stats(),
+            "shadow": self.shadow and self.shadow.figures(),
+        }
+
+    def sums(self) -> State:
+        """The same over all processes, with ``models``: how many of them answer with each version."""
+        own = self.state()
+        states = self._fellows.states(own) if self._fellows else [own]
+        return {
+            "models": Counter(tuple(state["model"]) for state in states if state["model"]),
+            "queue": _sum(state["queue"] for state in states),
+            "monitor": _sum(state["monitor"] for state in states),
+            "shadow": together([state["shadow"] for state in states if state["shadow"]]),
+        }
+
     def families(self) -> Iterable[Metric]:
         """What Prometheus sees beside the counters: the live model, the queue, the monitor's windows."""
-        model = self.live.model
-        if model is not None:
-            names = (model.release.name, model.version, model.release.stage, model.bundle.digest)
-            yield family("model_info", "The model that answers", ("name", "version", "stage", "digest"), {names: 1})
-        if self.shadow is not None:
-            yield from self.shadow.families()
-        yield family("ready", "Whether a model answers", (), {(): float(model is not None)})
-        yield family("queue_depth", "Pictures being answered or waiting", (), {(): self.desk.depth})
-        stored: dict[tuple[str, ...], float] = {(name,): float(value) for name, value in self._monitor.stats().items()}
+        sums = self.sums()
+        models, names = sums["models"], ("name", "version", "stage", "digest")
+        if models:
+            yield family("model_info", "The model that answers, and in how many processes", names, models)
+        if sums["shadow"]:
+            yield from shadow_families(sums["shadow"])
+        yield family("ready", "Processes in which a model answers", (), {(): float(models.total())})
+        yield family("queue_depth", "Pictures being answered or waiting", (), {(): sums["queue"]["depth"]})
+        stored: dict[tuple[str, ...], float] = {(name,): float(value) for name, value in sums["monitor"].items()}
         yield family("monitor_items", "Predictions by what became of them in the monitor", ("state",), stored)
+        sent: dict[tuple[str, ...], float] = {
+            (sink, state): float(n) for sink, states in self._monitor.sent().items() for state, n in states.items()
+        }
+        yield family("alerts_told", "Notices of alerts by sink and what became of them", ("sink", "state"), sent)
         try:
             windows: Mapping[str, Mapping[str, Any]] = self.windows()
+            standing = self._standing()
         except ToolkitError:
             return
+        levels: dict[tuple[str, ...], float] = {(level,): float(n) for level, n in standing.items()}
+        yield family("alerts_standing", "Alerts that have not been cleared", ("level",), levels)
+        evidence = windows["short"]["evidence"] if windows else {}
+        shown: dict[tuple[str, ...], float] = {
+            (metric,): value for metric, value in evidence.items() if value is not None
+        }
+        yield family("alarm_evidence", "How far an alarm has come on its way, from 0 to 1", ("metric",), shown)
         for name in WINDOW_FIGURES:
             values: dict[tuple[str, ...], float] = {
                 (window,): float(figures[name]) for window, figures in windows.items() if figures[name] is not None
             }
             yield family(f"window_{name}", f"{name} of the monitor's window", ("window",), values)
+
+
+def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(total)
 
 
 def _pixels(pixels: NDArray[np.uint8], size: int, read: Read, limits: Limits, wanted: int) -> NDArray[np.uint8]:

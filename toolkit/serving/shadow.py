@@ -10,7 +10,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,6 +37,7 @@ GAUGES = {
     "mean_difference": "Mean absolute difference of the probability of the class that was answered",
     "failed": "Pictures that the shadow failed on",
 }
+MEANS = ("agreement", "mean_difference")  # over the pictures that were compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,14 +179,7 @@ class Shadow:
 
     def families(self) -> Iterable[Metric]:
         """The same figures for Prometheus."""
-        found = self.figures()
-        yield family("shadow_dropped", "Pictures that the shadow had no time for", (), {(): found["dropped"]})
-        if found["against"] is None:
-            return
-        labels, versions = ("version", "against"), (str(found["version"]), str(found["against"]))
-        for name, text in GAUGES.items():
-            if found[name] is not None:
-                yield family(f"shadow_{name}", text, labels, {versions: found[name]})
+        return shadow_families(self.figures())
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -249,6 +243,48 @@ class Shadow:
     def _drop(self) -> None:
         with self._lock:
             self._dropped += 1
+
+
+def together(shadows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The figures of several processes as those of one: of all that compare the same two versions as the first does.
+
+    Parameters
+    ----------
+    shadows
+        What ``figures`` gave in each; None comes of none.
+
+    Examples
+    --------
+    >>> same = {"version": 2, "against": 1, "since": 7.0, "mean_difference": 0.1, "failed": 0, "dropped": 1}
+    >>> both = together([{**same, "compared": 1, "agreement": 1.0}, {**same, "compared": 3, "agreement": 0.0}])
+    >>> both["compared"], both["agreement"], both["dropped"]
+    (4, 0.25, 2)
+    """
+    if len(shadows) < 2:
+        return dict(shadows[0]) if shadows else None
+    first = next((one for one in shadows if one["against"] is not None), shadows[0])
+    same = [one for one in shadows if (one["version"], one["against"]) == (first["version"], first["against"])]
+    compared = sum(one["compared"] for one in same)
+    sums = {name: sum(one[name] * one["compared"] for one in same if one["compared"]) for name in MEANS}
+    return {
+        **first,
+        **{name: total / compared if compared else None for name, total in sums.items()},
+        "since": min((one["since"] for one in same if one["since"]), default=None),
+        "compared": compared,
+        "failed": sum(one["failed"] for one in same),
+        "dropped": sum(one["dropped"] for one in shadows),
+    }
+
+
+def shadow_families(found: Mapping[str, Any]) -> Iterable[Metric]:
+    """What ``figures`` gives, for Prometheus."""
+    yield family("shadow_dropped", "Pictures that the shadow had no time for", (), {(): found["dropped"]})
+    if found["against"] is None:
+        return
+    labels, versions = ("version", "against"), (str(found["version"]), str(found["against"]))
+    for name, text in GAUGES.items():
+        if found[name] is not None:
+            yield family(f"shadow_{name}", text, labels, {versions: found[name]})
 
 
 def _nobody_to_tell(_model: LiveModel) -> None:

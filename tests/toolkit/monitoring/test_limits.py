@@ -18,9 +18,11 @@ def test_a_level_begins_above_its_threshold(drop, level):
     ("wrong", "message"),
     [
         ({"alpha": 0}, "alpha must lie between 0 and 1, got 0"),
-        ({"alarm_alpha": float("nan")}, "alarm_alpha must lie between 0 and 1, got nan"),
+        ({"confidence": float("nan")}, "confidence must lie between 0 and 1, got nan"),
         ({"mean_shift": -1}, "mean_shift must be more than 0, got -1"),
         ({"minimum_labels": 1}, "minimum_labels must be at least 2, got 1"),
+        ({"max_false_alarms_per_million": 0}, "must be more than 0 and at most 10,000, got 0"),
+        ({"max_false_alarms_per_million": float("nan")}, "at most 10,000, got nan"),
         ({"warning": 0.15}, "the levels must grow"),
     ],
 )

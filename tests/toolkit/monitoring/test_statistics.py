@@ -9,13 +9,21 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from toolkit.monitoring.statistics import (
+    Moments,
     chi_square,
     drop_lower_bound,
+    effective_sample_size,
     holm,
     kolmogorov_smirnov,
+    kolmogorov_smirnov_of_counts,
     labels_needed,
+    largest_gaps,
     mean_shift,
+    mean_shift_of_moments,
+    population_stability_index,
     proportion_drop,
+    quantile_groups,
+    sparse_chi_square,
     total_variation,
     wilson,
 )
@@ -45,6 +53,27 @@ def test_the_p_value_is_close_to_the_exact_one(n, m, shift):
     window, reference = rng.normal(shift, 1, n), rng.normal(0, 1, m)
     exact = stats.ks_2samp(window, reference, method="exact").pvalue
     assert kolmogorov_smirnov(window, reference).p_value == pytest.approx(exact, rel=0.12)  # the exact one has steps
+
+
+@given(counts, counts)
+@settings(deadline=None)
+def test_counted_values_are_as_far_apart_as_the_values(first, second):
+    bins = min(len(first), len(second))
+    window, reference = np.array(first[:bins]) + 1, np.array(second[:bins]) + 1
+    values = (np.repeat(np.arange(float(bins)), each) for each in (window, reference))
+    plain, counted = kolmogorov_smirnov(*values), kolmogorov_smirnov_of_counts(window, reference)
+    assert counted[:2] == pytest.approx(plain, abs=1e-9)
+    assert counted.error == reference.max() / reference.sum()
+
+
+@given(st.lists(counts, min_size=1, max_size=6))
+def test_one_cumulative_sum_serves_several_quantities(pieces):
+    windows = [np.array(piece) + 1 for piece in pieces]
+    references = [window[::-1] for window in windows]
+    starts = np.concatenate([[0], np.cumsum([len(window) for window in windows])[:-1]])
+    differences = [w / w.sum() - r / r.sum() for w, r in zip(windows, references, strict=True)]
+    alone = [kolmogorov_smirnov_of_counts(w, r).statistic for w, r in zip(windows, references, strict=True)]
+    assert largest_gaps(np.concatenate(differences), starts) == pytest.approx(alone, abs=1e-12)
 
 
 def test_chi_square_without_rare_classes_is_scipys():
@@ -80,6 +109,85 @@ def test_many_rare_classes_raise_no_more_false_alarms_than_stated():
     assert np.mean(np.array(trials) < 0.05) < 0.065
 
 
+def dealt(window, reference, rng, times):
+    """Chi-square of as many tables with the same margins, the cases dealt to the two samples at random."""
+    columns, n = (window + reference)[window + reference > 0], int(window.sum())
+    first = rng.multivariate_hypergeometric(columns, n, times)
+    share = n / columns.sum()
+    return ((first - columns * share) ** 2 / (columns * share * (1 - share))).sum(axis=1)
+
+
+@pytest.mark.parametrize(("k", "n", "m"), [(60, 100, 500), (300, 200, 1000), (300, 400, 3000)])
+def test_many_sparse_classes_get_the_p_value_of_a_permutation_test(k, n, m):
+    rng = np.random.default_rng(k + n)
+    shares = rng.dirichlet(np.full(k, 0.5))
+    reference = rng.multinomial(m, shares)
+    for lean in (0.0, 0.3):  # of the window's classes, drawn from others
+        window = rng.multinomial(n, (1 - lean) * shares + lean * rng.permutation(shares))
+        outcome = sparse_chi_square(window, reference)
+        trials = dealt(window, reference, rng, 4000)
+        assert outcome.p_value == pytest.approx((trials >= outcome.statistic).mean(), abs=0.025)
+
+
+def test_the_statistic_of_sparse_classes_is_scipys():
+    rng = np.random.default_rng(12)
+    window, reference = rng.multinomial(300, np.full(80, 1 / 80)), rng.multinomial(900, np.full(80, 1 / 80))
+    expected = stats.chi2_contingency(np.stack([window, reference]), correction=False)
+    assert sparse_chi_square(window, reference).statistic == pytest.approx(expected.statistic)
+
+
+def test_a_change_among_a_thousand_rare_classes_is_found():
+    rng = np.random.default_rng(13)
+    usual, now = np.full(1000, 1.0), np.full(1000, 1.0)
+    now[::2], now[1::2] = 1.8, 0.2
+    reference, window = rng.multinomial(10_000, usual / 1000), rng.multinomial(1000, now / now.sum())
+    assert chi_square(window, reference).p_value < 1e-6
+    assert chi_square(rng.multinomial(1000, usual / 1000), reference).p_value > 0.01
+
+
+def test_sparse_classes_that_leave_no_choice_prove_nothing():
+    assert sparse_chi_square(np.array([5, 0]), np.array([7, 0])) == (0.0, 1.0)
+    assert sparse_chi_square(np.array([0, 0]), np.array([7, 2])) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("bins", "true"), [(10, 0.9261424), (20, 0.9632963), (50, 0.9848757)])
+def test_the_stability_index_of_a_shift_by_one_deviation_tends_to_its_true_value(bins, true):
+    edges = stats.norm.ppf(np.arange(bins + 1) / bins)
+    reference, window = np.full(bins, 1e9 / bins), 1e9 * np.diff(stats.norm.cdf(edges - 1))
+    assert population_stability_index(window, reference) == pytest.approx(true, abs=1e-6)
+
+
+def test_the_stability_index_of_an_empty_bin_is_finite():
+    by_hand = (100.5 / 101 - 50.5 / 101) * math.log(100.5 / 50.5) + (0.5 / 101 - 50.5 / 101) * math.log(0.5 / 50.5)
+    assert population_stability_index(np.array([100, 0]), np.array([50, 50])) == pytest.approx(by_hand)
+    assert population_stability_index(np.array([3, 4]), np.array([3, 4])) == 0
+
+
+@given(st.lists(st.integers(0, 9), min_size=30, max_size=200).filter(any))
+def test_groups_of_bins_are_in_order_and_hold_about_a_tenth(cases):
+    reference = np.array(cases)
+    groups = quantile_groups(reference)
+    assert set(np.diff(groups)) <= {0, 1}
+    assert np.bincount(groups, reference).max() <= reference.sum() / 10 + reference.max()
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.8])
+def test_a_mean_of_dependent_cases_varies_like_one_of_so_many_independent_ones(kept):
+    rng = np.random.default_rng(14)
+    n, chains = 400, 2000
+    series = np.empty((n, chains))
+    series[0] = rng.normal(0, 1, chains)
+    for step in range(1, n):
+        series[step] = kept * series[step - 1] + rng.normal(0, math.sqrt(1 - kept**2), chains)
+    assert 1 / series.mean(axis=0).var() == pytest.approx(effective_sample_size(n, kept, n - 1), rel=0.12)
+
+
+def test_dependence_that_chance_explains_is_none():
+    assert effective_sample_size(1000, 0.07, 999) == effective_sample_size(1000, -0.9, 999) == 1000
+    assert effective_sample_size(1000, 0.5, 0) == 1000
+    assert effective_sample_size(1000, 1.0, 999) == 1
+
+
 @given(counts)
 def test_the_same_counts_are_no_drift_in_any_order(values):
     window = np.array(values) + 1
@@ -107,6 +215,14 @@ def test_the_mean_test_uses_the_variance_of_both():
     assert outcome.statistic == pytest.approx(welch.statistic)
     assert outcome.p_value == pytest.approx(2 * stats.norm.sf(abs(welch.statistic)))
     assert shift == pytest.approx((window.mean() - reference.mean()) / reference.std(ddof=1))
+
+
+def test_moments_are_all_that_the_mean_test_needs():
+    outcome, shift = mean_shift_of_moments(Moments(400, 0.71, 0.2), Moments(900, 0.75, 0.1))
+    welch = stats.ttest_ind_from_stats(0.71, 0.2, 400, 0.75, 0.1, 900, equal_var=False)
+    assert outcome.statistic == pytest.approx(welch.statistic)
+    assert outcome.p_value == pytest.approx(2 * stats.norm.sf(abs(welch.statistic)))
+    assert shift == pytest.approx(-0.4)
 
 
 def test_constant_samples_have_a_finite_shift():

@@ -97,6 +97,18 @@ def test_joined_windows_are_the_rows_of_both_with_gaps_where_a_statistic_is_miss
     assert both.last(None).n == both.last(99).n == 3
 
 
+def test_columns_that_were_read_come_along_and_empty_parts_do_not_matter():
+    rows = window_of([0, 1, 2], [0, -1, 2])
+    columns = {"probabilities": np.eye(3, dtype=np.float16), "sequence": np.array([4, 6, 7]), "ids": np.arange(3)}
+    full = Window(**{**rows.__dict__, **columns})
+    both = Window.joined([Window.empty(CLASSES), full, full.between(1, 2)])
+    assert both.sequence.tolist() == [4, 6, 7, 6]
+    assert both.probabilities.argmax(axis=1).tolist() == both.predicted.tolist() == [0, 1, 2, 1]
+    assert full.between(1, 9).ids.tolist() == [1, 2]
+    assert rows.between(1, 3).probabilities.shape == (0, 0)
+    assert Window.joined([Window.empty(CLASSES)] * 2).n == 0
+
+
 def test_an_unknown_window_is_answered_with_those_that_exist():
     with pytest.raises(SettingsError, match="no window 'shrot'; the windows are short, medium, long"):
         window_size("shrot")

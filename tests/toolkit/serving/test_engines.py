@@ -260,10 +260,10 @@ def test_a_broken_engine_is_passed_over_and_refused_when_asked_for(bundle, monke
 
 def test_without_bfloat16_openvino_runs_in_float32(bundle, monkeypatch):
     class OlderProcessor(OpenVinoEngine):
-        def __init__(self, model, precision, threads):
+        def __init__(self, model, precision, threads, cores):
             if precision == "bfloat16":
                 raise BundleError("the processor has no bfloat16")
-            super().__init__(model, precision, threads)
+            super().__init__(model, precision, threads, cores)
 
     monkeypatch.setattr(engines, "OpenVinoEngine", OlderProcessor)
     engine = prepare(bundle)

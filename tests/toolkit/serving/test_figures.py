@@ -1,16 +1,20 @@
 """Counters as JSON and as Prometheus reads them, by that project's own parser."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
+from prometheus_client import values
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as plain
 
 from support import colour_picture
 from toolkit.images import load_picture
 from toolkit.serving.classified import STAGES, Classified
-from toolkit.serving.figures import REMEMBERED, Figures, family, wants_prometheus
+from toolkit.serving.figures import REMEMBERED, SET_ASIDE, Figures, family, wants_prometheus
+from toolkit.serving.processes import Place
 
 PROMETHEUS = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
@@ -26,6 +30,24 @@ def done(make_model):
         return Classified(model, picture, np.array(row, np.float32), dict.fromkeys(STAGES, milliseconds))
 
     return make
+
+
+@pytest.fixture
+def process(tmp_path, monkeypatch):
+    """A function that gives the figures of one process of several; what it counts after the next one, is the next's."""
+    monkeypatch.setattr(values, "ValueClass", values.ValueClass)
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
+    made = []
+
+    def make(index):
+        made.append(Figures(Place(index, 2, parent=1, listener=3, lifeline=4, folder=str(tmp_path), began=1.7e9)))
+        classes.append(values.ValueClass)
+        return made[-1]
+
+    classes = []
+    yield make
+    for one in classes:
+        one.close_all_files()
 
 
 def samples(text, parse=plain):
@@ -169,3 +191,70 @@ def test_a_version_that_is_none_still_gives_figures(accept):
     text, media_type = figures.prometheus(accept)
     assert b"serve_requests_total" in text
     assert media_type.startswith(("text/plain", "application/openmetrics-text"))
+
+
+# Several processes
+
+
+def count(figures, done, milliseconds):
+    figures.request("/predict", "POST", 200, 0.004)
+    figures.request("/predict", "POST", 503, 0.001, "full")
+    figures.prediction(done(milliseconds))
+    figures.batch(3)
+    figures.monitor_error()
+    figures.model_change()
+
+
+def test_each_process_gives_the_sums_over_all(process, done):
+    first = process(1)
+    count(first, done, 10.0)
+    second = process(2)
+    for milliseconds in (20.0, 30.0):
+        count(second, done, milliseconds)
+    for figures in (first, second):
+        summary = figures.summary()
+        assert summary["requests"] == {"/predict": {"200": 3, "503": 3}}
+        assert summary["refusals"] == {"full": 3}
+        assert summary["predictions"] == {"3": {"red": 3}}
+        assert (summary["monitor_errors"], summary["model_changes"], summary["non_finite"]) == (3, 3, {})
+        assert summary["latency_ms"] == {stage: {"n": 3, "median": 20.0, "p95": 29.0} for stage in STAGES}
+        assert summary["uptime_s"] == pytest.approx(time.time() - 1.7e9, abs=60)
+        for accept, parse in (("text/plain", plain), (PROMETHEUS, openmetrics)):
+            found = samples(figures.prometheus(accept)[0].decode(), parse)
+            assert found["serve_requests_total", ("method", "POST"), ("route", "/predict"), ("status", "503")] == 3
+            assert found["serve_request_seconds_bucket", ("le", "0.0025"), ("route", "/predict")] == 3
+            assert found["serve_request_seconds_bucket", ("le", "+Inf"), ("route", "/predict")] == 6
+            assert found["serve_request_seconds_sum", ("route", "/predict")] == pytest.approx(0.015)
+            assert found["serve_batch_size_count",] == found["serve_model_changes_total",] == 3
+            assert found["serve_start_time_seconds",] == 1.7e9
+            assert found["serve_process_starts_total",] == 2
+
+
+def test_the_same_is_shown_by_one_process_and_by_several(process, done):
+    def shown(figures):
+        count(figures, done, 10.0)
+        found = samples(figures.prometheus("text/plain")[0].decode())
+        return {key for key in found if "_created" not in key[0]}
+
+    assert shown(process(1)) - shown(Figures()) == {("serve_process_starts_total",)}
+
+
+def test_no_sum_falls_when_a_process_takes_the_place_of_one_that_died(process, done):
+    count(process(1), done, 10.0)
+    before = process(2).summary()
+    assert before["predictions"] == {"3": {"red": 1}}
+    fresh = process(1)
+    assert {**fresh.summary(), "uptime_s": 0} == {**before, "uptime_s": 0}
+    count(fresh, done, 20.0)
+    assert fresh.summary()["predictions"] == {"3": {"red": 2}}
+    assert fresh.summary()["latency_ms"]["total"]["n"] == 1  # percentiles are of the latest
+    assert samples(fresh.prometheus("")[0].decode())["serve_process_starts_total",] == 3
+
+
+def test_files_of_counts_are_whole_from_the_start(process, tmp_path):
+    """A sparse file that is mapped would kill the process when the disk is full."""
+    process(1)
+    for path in tmp_path.iterdir():
+        assert path.stat().st_blocks * 512 >= path.stat().st_size >= min(SET_ASIDE, 4 * 8 * REMEMBERED)
+    assert {path.name for path in tmp_path.iterdir()} == {"counter_1.db", "histogram_1.db", "latest_1.ms"}
+    assert MultiProcessCollector(None, tmp_path).collect()

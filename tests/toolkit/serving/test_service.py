@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,7 +30,10 @@ class Broken:
     def fail(self, *_words, **_more):
         raise StoreError("the disk is full")
 
-    serve = log_prediction = calculate_metrics = fail
+    serve = log_prediction = calculate_metrics = standing = report = fail
+
+    def sent(self):
+        return {"log": {"sent": 0, "failed": 1, "dropped": 0}}
 
     def stats(self):
         return {"queued": 0, "lost": 3}
@@ -301,3 +305,17 @@ def test_closing_stores_what_was_answered(shelf):
         assert reader.calculate_metrics("long")["n"] == 5
         for name in ids:
             assert reader.record_feedback(name, "red")
+
+
+def test_a_version_that_is_set_aside_is_an_alert_that_is_told_once(open_service, shelf, monitor):
+    service = open_service()
+    shelf.wanted, shelf.bundles[3] = replace(shelf.wanted, version=3, digest="v3"), BundleError("it was altered")
+    for _ in range(3):
+        service.live.look(again=True)
+    [alert] = monitor.alerts()
+    assert (alert["metric"], alert["level"], alert["model_version"]) == ("model_loading", "warning", "1")
+    assert alert["message"] == "Version 3 cannot be served: it was altered; version 1 serves on."
+    service.figures.collect(service.families)
+    text = service.figures.prometheus("")[0].decode()
+    assert 'serve_alerts_standing{level="warning"} 1.0' in text
+    assert 'serve_alarm_evidence{metric="accuracy"}' in text

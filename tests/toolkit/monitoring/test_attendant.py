@@ -1,0 +1,67 @@
+"""What the writer's thread does beside writing: views, looks at times, blocks, and room given back."""
+
+import numpy as np
+import pytest
+from watched import answers, baseline_of, names
+
+from toolkit.monitoring import attendant as module
+from toolkit.monitoring.attendant import Attendant
+from toolkit.monitoring.blocks import read_blocks
+from toolkit.monitoring.limits import Limits
+from toolkit.monitoring.models import Model
+from toolkit.monitoring.sinks import Sinks
+from toolkit.monitoring.store import Prediction
+
+BASELINE = baseline_of(1000, np.random.default_rng(0))
+MODEL = Model("1", names(3), BASELINE, served_at=1.0)
+
+
+@pytest.fixture
+def attend(file_store, monkeypatch):
+    monkeypatch.setattr(module, "LOOK_SECONDS", 1e9)
+    attendant = Attendant(file_store, Limits(), lambda: 2e9, Sinks({}), keep_days=1)
+    attendant._looked = 1e18  # as if it had looked a moment ago
+    return attendant
+
+
+def write(store, n, first=1, seed=1):
+    probabilities, _ = answers(n, np.random.default_rng(seed))
+    store.write([Prediction(first + i, 1.7e9, MODEL, row) for i, row in enumerate(probabilities)])
+
+
+def test_a_view_is_kept_while_the_version_is_asked_for(file_store):
+    attendant = Attendant(file_store, Limits(), lambda: 2e9, Sinks({}))
+    assert attendant.view(MODEL) is attendant.view(MODEL)
+    assert attendant.view(Model("2", names(3))) is not attendant.view(MODEL)
+
+
+def test_it_looks_when_there_is_enough_news_or_time_has_passed(attend, file_store, monkeypatch):
+    looked = []
+    monkeypatch.setattr(attend, "look", lambda model, automatic: looked.append(model))
+    for _ in range(9):
+        attend.attend(MODEL, 10)
+    assert looked == []
+    attend.attend(MODEL, 10)
+    assert looked == [MODEL]
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
+    attend.attend(MODEL, 0)
+    assert looked == [MODEL] * 2
+
+
+def test_a_thousand_predictions_become_a_block_and_old_ones_go(attend, file_store, monkeypatch):
+    monkeypatch.setattr("toolkit.monitoring.retention.LEAST_ROWS", 1000)
+    for step in range(4):
+        write(file_store, 1000, 1 + 1000 * step, step)
+        attend.attend(MODEL, 1000)
+    assert [block.n for block in read_blocks(file_store, MODEL)] == [1000] * 4
+    assert file_store.window(MODEL).n == 1000  # the rest is older than a day
+    assert attend.view(MODEL).catch_up().counts("long").n == 4000
+
+
+def test_trouble_is_a_line_in_the_log(attend, monkeypatch, caplog):
+    def fail(model, automatic):
+        raise OSError("no more room")
+
+    monkeypatch.setattr(attend, "look", fail)
+    attend.attend(MODEL, 100)
+    assert "alerts could not be checked: no more room" in caplog.text

@@ -1,0 +1,90 @@
+"""Labels: the last one counts, all are kept, and whoever keeps up sees each once."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toolkit.errors import SettingsError, UnknownPrediction
+from toolkit.monitoring.models import Model
+from toolkit.monitoring.store import Prediction, PredictionStore
+
+CLASSES = ("cat", "dog")
+
+
+def test_the_last_label_counts_and_all_are_kept(store, prediction):
+    model = Model("1", CLASSES)
+    store.write([prediction(8, model, 0.25), prediction(7, model, np.nan)])
+    assert store.label({8: "cat"}, "user", 10.0) == 1
+    assert store.label({8: "cat"}, "user", 11.0) == 0
+    assert store.label({8: "dog", 7: "cat"}, "audit", 12.0) == 2
+    assert store.window(model).labels.tolist() == [1, 0]
+    told = store.labels_since(model, 0, 10)
+    assert told.number.tolist() == [1, 2, 3]
+    assert told.ids.tolist() == [8, 8, 7]
+    assert told.sequence.tolist() == [1, 1, 2]
+    assert told.labels.tolist() == [0, 1, 0]
+    assert told.before.tolist() == [-1, 0, -1]
+    assert told.time.tolist() == [10, 12, 12]
+    assert told.predicted.tolist() == [1, 1, -1]
+    assert np.array_equal(told.confidence, [0.75, 0.75, np.nan], equal_nan=True)
+    assert told.source.tolist() == ["user", "audit", "audit"]
+    assert told.take(told.before == -1).ids.tolist() == [8, 7]
+    assert store.labels_since(model, 1, 1).number.tolist() == [2]
+    assert store.labels_since(model, 3, 10).n == 0
+
+
+def test_labels_are_told_all_or_none(store, prediction):
+    model = Model("1", CLASSES)
+    store.write([prediction(number, model) for number in range(1, 1200)])
+    with pytest.raises(UnknownPrediction, match="there is no prediction 00000000000004b0"):
+        store.label(dict.fromkeys(range(1, 1201), "dog"), "user", 0.0)
+    with pytest.raises(SettingsError, match="no class 'dgo'; the classes are dog, cat"):
+        store.label({1: "dog", 2: "dgo"}, "user", 0.0)
+    assert store.window(model).n_labels == 0
+    assert store.label(dict.fromkeys(range(1, 1200), "dog"), "user", 0.0) == 1199
+
+
+def test_labels_of_two_versions_are_kept_apart(store, prediction):
+    one, other = Model("1", CLASSES), Model("2", ("dog", "cat"))
+    store.write([prediction(1, one), prediction(2, other)])
+    store.label({2: "dog", 1: "dog"}, "user", 0.0)
+    assert store.labels_since(one, 0, 10).labels.tolist() == [1]
+    assert store.labels_since(other, 0, 10).labels.tolist() == [0]
+    assert store.labels_since(Model("3", CLASSES), 0, 10).n == 0
+    assert store.last_label() == 2
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("plr"), st.integers(0, 30), st.integers(1, 5)), max_size=40))
+def test_rows_and_labels_that_are_read_bit_by_bit_add_up_to_the_store(tmp_path_factory, steps):
+    """What a view does: rows up to a label, then the labels above it, whatever came in between."""
+    store = PredictionStore(str(tmp_path_factory.mktemp("s") / "m.db"))
+    model, made = Model("1", CLASSES), 0
+    seen, told, reached = {}, 0, 0
+
+    def read(limit):
+        nonlocal told, reached
+        news = store.labels_since(model, told, limit)
+        for sequence, label, before in zip(news.sequence, news.labels, news.before, strict=True):
+            if sequence <= reached:
+                assert seen[sequence] == before
+                seen[sequence] = label
+        told = int(news.number[-1]) if news.n else told
+        rows = store.rows_since(model, reached, limit, told)
+        seen.update(zip(rows.sequence, rows.labels, strict=True))
+        reached = int(rows.sequence[-1]) if rows.n else reached
+
+    for step, which, much in steps:
+        if step == "p":
+            store.write([Prediction(made + i, 0.0, model, np.array([1, 0], np.float16)) for i in range(much)])
+            made += much
+        elif step == "l" and which < made:
+            store.label({which: CLASSES[much % 2]}, "user", 0.0)
+        else:
+            read(much)
+    for _ in range(made + 50):
+        read(5)
+    whole = store.window(model)
+    assert list(seen.items()) == list(zip(whole.sequence.tolist(), whole.labels.tolist(), strict=True))
+    store.close()

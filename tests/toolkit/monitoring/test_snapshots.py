@@ -1,0 +1,80 @@
+"""The figures of one moment: drift in units of what matters, and the reliability diagram."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from watched import baseline_of, names, window_of
+
+from toolkit.baseline import calibration_bins
+from toolkit.monitoring import snapshots, statistics
+from toolkit.monitoring.drift import DriftReport, compare
+from toolkit.monitoring.limits import Limits
+from toolkit.monitoring.yardstick import Yardstick
+
+YARDSTICK = Yardstick(names(3), baseline_of(500, np.random.default_rng(0)))
+WINDOW = window_of(1_000, np.random.default_rng(1))
+
+
+def report_of(window, yardstick=YARDSTICK):
+    names_of = ("short", "medium")
+    results = [result for name in names_of for result in compare(yardstick.count(window), yardstick, Limits(), name)]
+    return DriftReport("3", 0.05, tuple(results))
+
+
+def test_drift_is_as_long_as_its_effect_in_units_of_what_matters():
+    report = report_of(WINDOW)
+    figure = snapshots.drift(report)
+    finite = WINDOW.finite.sum()
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == [f"short, {finite:,} predictions", f"medium, {finite:,} predictions"]
+    results = [result for result in report.results if result.window == "short"]
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()][::-1]
+    assert labels[3:] == ["softmax distribution", "accuracy", "input: brightness", "input: width"]
+    for bar, result in zip(figure.axes[0].patches, results, strict=True):
+        expected = np.clip(result.effect / result.minimum_effect, 0, snapshots.FARTHEST)
+        assert bar.get_width() == pytest.approx(expected)
+    assert [text.get_text() for text in figure.axes[0].texts] == [f"{result.effect:.3f}" for result in results]
+    figure.draw_without_rendering()
+
+
+def test_too_little_data_is_said():
+    figure = snapshots.drift(report_of(WINDOW.last(20)))
+    assert {text.get_text() for text in figure.axes[0].texts} == {"too little data"}
+    assert figure.get_suptitle() == "Drift of model version 3: too little data"
+    assert "No predictions" in snapshots.drift(DriftReport(None, 0.05, ())).texts[0].get_text()
+
+
+@pytest.mark.parametrize("with_baseline", [True, False])
+def test_calibration_is_that_of_the_labelled_predictions(with_baseline):
+    yardstick = YARDSTICK if with_baseline else Yardstick(names(3))
+    figure = snapshots.calibration("3", yardstick.count(WINDOW), yardstick)
+    told = WINDOW.labelled
+    bins = calibration_bins(WINDOW.probabilities[told].astype(np.float32), WINDOW.labels[told])
+    filled = bins.count > 0
+    upper, lower = figure.axes
+    (drawing,) = upper.containers
+    line = drawing.lines[0]
+    np.testing.assert_allclose(line.get_xdata(), bins.confidence[filled])
+    np.testing.assert_allclose(line.get_ydata(), bins.accuracy[filled])
+    ends = np.array([segment[:, 1] for segment in drawing.lines[2][0].get_segments()])
+    right = np.rint(bins.accuracy[filled] * bins.count[filled])
+    expected = [statistics.wilson(r, n) for r, n in zip(right, bins.count[filled], strict=True)]
+    np.testing.assert_allclose(ends, expected)
+    np.testing.assert_array_equal(lower.patches[0].get_data()[0], bins.count)
+    assert f": ECE {bins.error:.1%} (" in figure.get_suptitle()
+    grey = [line for line in upper.lines if str(line.get_label()).startswith("reference")]
+    assert len(grey) == with_baseline
+    if with_baseline:
+        usual = YARDSTICK.baseline.calibration()
+        np.testing.assert_allclose(grey[0].get_ydata(), usual.accuracy[usual.count > 0])
+        assert grey[0].get_label() == f"reference, 500 pictures, ECE {usual.error:.1%}"
+    figure.draw_without_rendering()
+
+
+def test_calibration_without_labels_says_so():
+    unlabelled = replace(WINDOW, labels=np.full(WINDOW.n, -1))
+    figure = snapshots.calibration("3", YARDSTICK.count(unlabelled), YARDSTICK)
+    assert figure.texts[0].get_text() == "No labels have been told for the last 1,000 predictions."
+    figure = snapshots.calibration("3", YARDSTICK.empty(), YARDSTICK)
+    assert figure.texts[0].get_text() == "No predictions have been logged yet."

@@ -1,0 +1,161 @@
+"""Views: whoever looks, whenever they began, counts and hears the same."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from watched import baseline_of, window_of
+
+from toolkit.monitoring import rolling as rings
+from toolkit.monitoring import view as module
+from toolkit.monitoring.blocks import fold
+from toolkit.monitoring.limits import Limits
+from toolkit.monitoring.models import Model
+from toolkit.monitoring.retention import forget
+from toolkit.monitoring.store import Prediction, PredictionStore
+from toolkit.monitoring.view import View
+from toolkit.monitoring.windows import WINDOWS
+
+K = 3
+BASELINE = baseline_of(400, np.random.default_rng(1), K)
+MODEL = Model("1", BASELINE.classes, BASELINE, served_at=1.0)
+BUDGET = Limits(max_false_alarms_per_million=1000)
+
+
+def predictions_of(n, seed, first=1, model=MODEL, **more):
+    window = window_of(n, np.random.default_rng(seed), K, labelled=0, **more)
+    names = list(window.statistics)
+    return [
+        Prediction(
+            first + i,
+            float(window.time[i]),
+            model,
+            window.probabilities[i],
+            {name: float(window.statistics[name][i]) for name in names},
+            float(window.latency[i]) if np.isfinite(window.latency[i]) else None,
+        )
+        for i in range(n)
+    ]
+
+
+def tell(store, ids, seed, source="audit"):
+    rng = np.random.default_rng(seed)
+    store.label({int(i): MODEL.classes[int(rng.integers(K))] for i in ids}, source, 1.0)
+
+
+def figures(view):
+    view.catch_up()
+    return {name: view.counts(name) for name in WINDOWS}
+
+
+def same(one, other):
+    assert figures(one) == figures(other)
+    assert one.evidence == pytest.approx(other.evidence)
+    assert one.position == other.position
+
+
+def make(view):
+    return lambda rows: view.yardstick.count(rows).to_bytes()
+
+
+def test_a_view_that_follows_and_one_that_comes_late_agree(store):
+    following = View(store, MODEL, BUDGET)
+    assert figures(following)["long"].n == 0
+    rng = np.random.default_rng(2)
+    for step in range(6):
+        store.write(predictions_of(300, step, first=1 + 300 * step))
+        figures(following)
+        tell(store, rng.choice(np.arange(1, 1 + 300 * (step + 1)), 60, replace=False), step)  # changes some labels
+        late = View(store, MODEL, BUDGET)
+        assert figures(late) == figures(following)
+    assert figures(following)["short"].n == 1000
+    assert figures(following)["long"].n == 1800
+    assert figures(following)["long"].n_labels > 200
+
+
+def test_blocks_stand_in_for_what_the_windows_no_longer_hold(file_store, monkeypatch):
+    monkeypatch.setattr(module, "LONGEST", 2000)
+    monkeypatch.setattr(rings, "LONGEST", 2000)
+    monkeypatch.setattr("toolkit.monitoring.retention.LEAST_ROWS", 2000)
+    monkeypatch.setitem(WINDOWS, "medium", 2000)
+    following = View(file_store, MODEL, BUDGET)
+    file_store.write(predictions_of(5300, 3))
+    tell(file_store, range(1, 5301, 7), 1)
+    whole = figures(following)
+    assert fold(file_store, MODEL, make(following)) == 5
+    assert figures(View(file_store, MODEL, BUDGET)) == whole
+    tell(file_store, range(1, 5301, 11), 2)  # the blocks are stale now, and nobody makes them again
+    assert figures(View(file_store, MODEL, BUDGET)) == figures(following)
+    assert figures(following)["long"].n_labels > whole["long"].n_labels
+    assert fold(file_store, MODEL, make(following)) == 5
+    assert forget(file_store, keep_rows=2000) == 3000
+    assert figures(View(file_store, MODEL, BUDGET)) == figures(following)
+
+
+def test_blocks_of_another_reference_are_left_out_and_that_is_said(file_store, monkeypatch, caplog):
+    monkeypatch.setattr(module, "LONGEST", 1000)
+    file_store.write(predictions_of(3000, 4))
+    fold(file_store, MODEL, make(View(file_store, replace(MODEL, baseline=None), BUDGET)))
+    monkeypatch.setattr(rings, "LONGEST", 1000)
+    assert figures(View(file_store, MODEL, BUDGET))["long"].n == 1000
+    assert "1000 predictions of version 1 are left out: they were counted in the bins of another" in caplog.text
+
+
+def test_labels_of_complaints_are_kept_and_not_counted(store):
+    view = View(store, MODEL, BUDGET)
+    store.write(predictions_of(50, 5, broken=0))
+    tell(store, range(1, 51), 1, source="complaint")
+    assert figures(view)["long"].n_labels == 0
+    tell(store, range(1, 11), 1, source="audit")
+    tell(store, range(1, 6), 2, source="complaint")
+    assert figures(view)["long"].n_labels == 10
+    same(view, View(store, MODEL, BUDGET))
+    fold(store, MODEL, make(view))
+    assert figures(View(store, MODEL, BUDGET))["long"].right == figures(view)["long"].right
+
+
+def test_alarms_are_news_to_whoever_followed_and_not_to_whoever_came_later(store):
+    following = View(store, MODEL, BUDGET)
+    store.write(predictions_of(200, 6))
+    assert following.catch_up().news() == []
+    spoilt = [
+        one._replace(probabilities=np.array([0.34, 0.33, 0.33], np.float16))
+        for one in predictions_of(100, 7, first=201)
+    ]
+    store.write(spoilt)
+    heard = {found.metric: found.alarm.change for found in following.catch_up().news()}
+    assert heard["confidence_distribution"] == "lower"
+    assert following.catch_up().news() == []
+    assert View(store, MODEL, BUDGET).catch_up().news() == []
+
+
+def test_a_label_is_heard_once_and_a_second_thought_is_not(store):
+    view = View(store, MODEL, BUDGET)
+    store.write(predictions_of(40, 8, broken=0))
+    view.catch_up()
+    tell(store, range(1, 41), 1)
+    view.catch_up()
+    evidence = view.evidence["accuracy"]
+    assert evidence > 0
+    tell(store, range(1, 41), 2)
+    view.catch_up()
+    assert view.evidence["accuracy"] == evidence
+
+
+def test_predictions_of_another_version_are_none_of_its_business(store):
+    view = View(store, MODEL, BUDGET)
+    other = replace(MODEL, version="2")
+    store.write([*predictions_of(30, 9), *predictions_of(20, 10, first=31, model=other)])
+    assert figures(view)["long"].n == 30
+    assert figures(View(store, other, BUDGET))["long"].n == 20
+
+
+def test_two_processes_that_write_are_seen_as_one(tmp_path):
+    one, other = (PredictionStore(str(tmp_path / "m.db")) for _ in range(2))
+    views = [View(store, MODEL, BUDGET) for store in (one, other)]
+    for step in range(4):
+        (one, other)[step % 2].write(predictions_of(100, step, first=1 + 100 * step))
+        assert figures(views[0]) == figures(views[1])
+    assert figures(views[0])["long"].n == 400
+    one.close()
+    other.close()

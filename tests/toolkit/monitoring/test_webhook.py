@@ -1,0 +1,434 @@
+"""The webhook against real servers on this machine: what arrives, what is tried again, and that nobody waits."""
+
+import datetime
+import hashlib
+import hmac
+import ipaddress
+import json
+import logging
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from support import ROOT, free_port
+from toolkit.errors import SettingsError
+from toolkit.monitoring.posting import verify
+from toolkit.monitoring.sinks import Notice, Sinks
+from toolkit.monitoring.webhook import Webhook
+
+NOTICE = Notice(7, "raised", "critical", "confirmed", "3", "accuracy", "short", 0.12, "Accuracy fell.", 60.0, 60.0)
+SECRET = "open sesame"
+LONG = 30  # seconds after which a test gives up
+
+
+class Receiver(ThreadingHTTPServer):
+    """A server that keeps what it is sent and answers as planned, in the end always with 200.
+
+    An answer is a status, a status with headers, or a function that gives one when it is time.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, *answers, context=None, port=0):
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.answers, self.requests, self.moments = list(answers), [], []
+        self.came = threading.Event()
+        if context is not None:
+            self.socket = context.wrap_socket(self.socket, server_side=True)
+        scheme = "http" if context is None else "https"
+        self.url = f"{scheme}://127.0.0.1:{self.server_port}/hook?room=alerts"
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.shutdown()
+        self.server_close()
+        self._thread.join()
+
+    def handle_error(self, request, client_address):
+        """Clients that hang up are what these tests are about."""
+
+    @property
+    def events(self):
+        return [json.loads(body)["event"] for _, _, body in self.requests]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        server = self.server
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        server.moments.append(time.monotonic())
+        server.requests.append((self.path, dict(self.headers), body))
+        answer = server.answers.pop(0) if server.answers else 200
+        server.came.set()
+        answer = answer() if callable(answer) else answer
+        status, headers = answer if isinstance(answer, tuple) else (answer, {})
+        self.send_response(status)
+        for name, value in ({"Content-Length": "0"} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    do_GET = do_POST  # noqa: N815  # what a followed redirect would send
+
+    def log_message(self, *_):
+        pass
+
+
+def delivered(receiver, *notices, secret=SECRET, **settings):
+    """Send notices to a receiver, wait until all are dealt with, and return the counts."""
+    webhook = Webhook(receiver.url, secret, **{"first_pause": 0.01, **settings})
+    for notice in notices or [NOTICE]:
+        webhook.send(notice)
+    assert webhook.flush(LONG)
+    webhook.close()
+    return webhook.stats()
+
+
+def counts(sent=0, failed=0, dropped=0, waiting=0):
+    return {"sent": sent, "failed": failed, "dropped": dropped, "waiting": waiting}
+
+
+# What arrives
+
+
+def test_a_notice_arrives_as_json_with_its_headers():
+    with Receiver() as receiver:
+        assert delivered(receiver) == counts(sent=1)
+    [(path, headers, body)] = receiver.requests
+    assert path == "/hook?room=alerts"
+    assert headers["Content-Type"] == "application/json"
+    assert json.loads(body) == NOTICE.to_dict()
+    assert headers["Idempotency-Key"] == hashlib.sha256(body).hexdigest()[:32]
+
+
+def test_the_signature_is_that_of_an_independent_computation_and_verified_by_the_receiver():
+    with Receiver() as receiver:
+        delivered(receiver, clock=lambda: 1_700_000_000.9)
+    [(_, headers, body)] = receiver.requests
+    timestamp, signature = headers["X-Alert-Timestamp"], headers["X-Alert-Signature"]
+    assert timestamp == "1700000000"
+    assert signature == "sha256=" + hmac.digest(SECRET.encode(), b"1700000000." + body, "sha256").hex()
+    assert verify(SECRET, timestamp, signature, body, now=1_700_000_001)
+
+
+def test_without_a_secret_nothing_is_signed():
+    with Receiver() as receiver:
+        delivered(receiver, secret=None)
+    assert "X-Alert-Signature" not in receiver.requests[0][1]
+
+
+def test_notices_arrive_in_the_order_in_which_they_were_sent():
+    notices = [replace(NOTICE, id=number) for number in range(50)]
+    with Receiver() as receiver:
+        assert delivered(receiver, *notices) == counts(sent=50)
+    assert [json.loads(body)["id"] for _, _, body in receiver.requests] == list(range(50))
+
+
+# What is tried again
+
+
+@pytest.mark.parametrize("answers", [[500], [429], [503, 502, 500, 429]])
+def test_what_may_pass_is_tried_again_with_the_same_key_and_a_fresh_signature(answers):
+    times = iter(range(1_700_000_000, 1_800_000_000))
+    with Receiver(*answers) as receiver:
+        assert delivered(receiver, clock=lambda: next(times)) == counts(sent=1)
+    assert len(receiver.requests) == len(answers) + 1
+    assert len({headers["Idempotency-Key"] for _, headers, _ in receiver.requests}) == 1
+    for number, (_, headers, body) in enumerate(receiver.requests):
+        assert headers["X-Alert-Timestamp"] == str(1_700_000_000 + number)
+        assert verify(SECRET, headers["X-Alert-Timestamp"], headers["X-Alert-Signature"], body, now=1_700_000_000)
+
+
+def test_the_receiver_says_when_to_come_again():
+    with Receiver((429, {"Retry-After": "1"})) as receiver:
+        assert delivered(receiver) == counts(sent=1)
+    assert receiver.moments[1] - receiver.moments[0] >= 1
+
+
+def test_pauses_grow():
+    with Receiver(500, 500, 500) as receiver:
+        assert delivered(receiver, first_pause=0.02) == counts(sent=1)
+    pauses = [later - earlier for earlier, later in zip(receiver.moments, receiver.moments[1:], strict=False)]
+    assert all(pause >= least for pause, least in zip(pauses, [0.02, 0.04, 0.08], strict=True))
+
+
+def test_a_receiver_that_comes_back_gets_what_waited():
+    port = free_port()
+    webhook = Webhook(f"http://127.0.0.1:{port}/", first_pause=0.02)
+    webhook.send(NOTICE)
+    assert not webhook.flush(0.05)
+    with Receiver(port=port) as receiver:
+        assert webhook.flush(LONG)
+        webhook.close()
+    assert webhook.stats() == counts(sent=1)
+    assert receiver.events == ["raised"]
+
+
+def test_one_that_always_fails_does_not_hold_up_the_others_and_an_alert_keeps_its_order():
+    other = replace(NOTICE, metric="non_finite")
+    all_wait = threading.Event()
+    with Receiver(lambda: all_wait.wait(LONG) and 500, 200, 500) as receiver:
+        webhook = Webhook(receiver.url, first_pause=0.01)
+        for notice in (NOTICE, replace(NOTICE, event="cleared"), other):
+            webhook.send(notice)
+        all_wait.set()
+        assert webhook.flush(LONG)
+        webhook.close()
+    assert webhook.stats() == counts(sent=3)
+    told = [(json.loads(body)["metric"], json.loads(body)["event"]) for _, _, body in receiver.requests]
+    assert told == [
+        ("accuracy", "raised"),
+        ("non_finite", "raised"),
+        ("accuracy", "raised"),
+        ("accuracy", "raised"),
+        ("accuracy", "cleared"),
+    ]
+
+
+# What is given up
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 410])
+def test_a_refusal_is_final(status):
+    with Receiver(status) as receiver:
+        assert delivered(receiver) == counts(failed=1)
+    assert len(receiver.requests) == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(status, caplog):
+    with Receiver() as elsewhere, Receiver((status, {"Location": elsewhere.url})) as receiver:
+        assert delivered(receiver) == counts(failed=1)
+    assert len(receiver.requests) == 1
+    assert elsewhere.requests == []
+    assert f"answered {status}, and redirects are not followed" in caplog.text
+
+
+def test_a_notice_that_has_become_too_old_is_given_up():
+    with Receiver(500, 500) as receiver:
+        assert delivered(receiver, patience=0) == counts(failed=1)
+    assert len(receiver.requests) == 1
+
+
+def test_nobody_there_a_name_that_cannot_be_one_and_what_is_no_http(caplog):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=_babble, args=(listening,))
+        thread.start()
+        babbler = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        for url in (f"http://127.0.0.1:{free_port()}/", f"https://{'a' * 64}.example/", babbler):
+            webhook = Webhook(url, patience=0)
+            webhook.send(NOTICE)
+            assert webhook.flush(LONG)
+            webhook.close()
+            assert webhook.stats() == counts(failed=1)
+        thread.join()
+    refused, no_name, babble = (record.getMessage() for record in caplog.records)
+    assert "Connection refused" in refused
+    assert "too long" in no_name
+    assert babble.endswith(r": \x1b[31m220 ready")
+
+
+def _babble(listening):
+    connection, _ = listening.accept()
+    with connection:
+        connection.recv(65536)
+        connection.sendall(b"\x1b[31m220 ready\r\n")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_one_that_takes_the_connection_and_says_nothing_is_left_after_its_time(scheme, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        webhook = Webhook(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/", answer_seconds=0.05, patience=0)
+        webhook.send(NOTICE)
+        assert webhook.flush(LONG)
+        webhook.close()
+    assert webhook.stats() == counts(failed=1)
+    assert "timed out" in caplog.text or "without response" in caplog.text
+
+
+def test_a_receiver_that_answers_byte_by_byte_is_left_after_its_time():
+    gone = threading.Event()
+
+    def drip(listening):
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(65536)
+            try:
+                while not gone.wait(0.02):
+                    connection.sendall(b"H")
+            except OSError:
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=drip, args=(listening,))
+        thread.start()
+        webhook = Webhook(f"http://127.0.0.1:{listening.getsockname()[1]}/", answer_seconds=0.2, patience=0)
+        webhook.send(NOTICE)
+        assert webhook.flush(LONG)
+        webhook.close()
+        gone.set()
+        thread.join()
+    assert webhook.stats() == counts(failed=1)
+
+
+# Certificates
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """The path of a self-signed certificate for 127.0.0.1 with its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(address, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    path.write_bytes(secret + made.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+@pytest.fixture
+def tls(certificate):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(tls, caplog):
+    with Receiver(context=tls) as receiver:
+        assert delivered(receiver, patience=0) == counts(failed=1)
+    assert receiver.requests == []
+    assert "certificate verify failed" in caplog.text
+
+
+def test_a_certificate_that_the_system_trusts_is_taken_for_its_own_name_only(tls, certificate, monkeypatch, caplog):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with Receiver(context=tls) as receiver:
+        assert delivered(receiver) == counts(sent=1)
+        receiver.url = receiver.url.replace("127.0.0.1", "localhost")
+        assert delivered(receiver, patience=0) == counts(failed=1)
+    assert len(receiver.requests) == 1
+    assert "not valid for 'localhost'" in caplog.text
+
+
+# Nobody waits
+
+
+def test_a_slow_receiver_does_not_block_send_and_a_full_queue_drops_and_counts():
+    hanging = threading.Event()
+    with Receiver(lambda: hanging.wait(LONG) and 200) as receiver:
+        webhook = Webhook(receiver.url, capacity=3)
+        webhook.send(NOTICE)
+        assert receiver.came.wait(LONG)
+        for _ in range(5):
+            webhook.send(NOTICE)  # returns although nothing moves
+        assert webhook.stats() == counts(waiting=3, dropped=3)
+        hanging.set()
+        assert webhook.flush(LONG)
+        webhook.close()
+    assert webhook.stats() == counts(sent=3, dropped=3)
+
+
+def test_close_ends_a_long_pause_and_tries_once_more(caplog):
+    with Receiver((503, {"Retry-After": "3600"}), 200, 500) as receiver:
+        webhook = Webhook(receiver.url)
+        for number in range(3):
+            webhook.send(replace(NOTICE, id=number))
+        while not caplog.records:  # the first attempt has failed
+            time.sleep(0.001)
+        webhook.close()
+    assert webhook.stats() == counts(sent=2, failed=1)
+    assert len(receiver.requests) == 4
+    assert not [thread for thread in threading.enumerate() if thread.name == "alert-webhook"]
+
+
+def test_close_does_not_wait_for_a_receiver_that_hangs():
+    hanging = threading.Event()
+    with Receiver(lambda: hanging.wait(LONG) and 200) as receiver:
+        webhook = Webhook(receiver.url, answer_seconds=600)
+        webhook.send(NOTICE)
+        assert receiver.came.wait(LONG)
+        webhook.close()  # returns although the answer never comes
+        hanging.set()
+        assert webhook.flush(LONG)
+
+
+def test_close_may_be_repeated_and_send_starts_again():
+    with Receiver() as receiver:
+        webhook = Webhook(receiver.url)
+        webhook.close()
+        for _ in range(2):
+            webhook.send(NOTICE)
+            webhook.close()
+            webhook.close()
+    assert webhook.stats() == counts(sent=2)
+
+
+def test_a_process_that_just_ends_still_sends_what_waits():
+    words = (
+        "import sys\n"
+        "from toolkit.monitoring.sinks import Notice\n"
+        "from toolkit.monitoring.webhook import Webhook\n"
+        "notice = Notice(7, 'raised', 'critical', 'confirmed', '3', 'accuracy', 'short', 0.1, '', 0.0, 0.0)\n"
+        "Webhook(sys.argv[1]).send(notice)\n"
+    )
+    with Receiver() as receiver:
+        subprocess.run(
+            [sys.executable, "-c", words, receiver.url], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        )
+    assert receiver.events == ["raised"]
+
+
+# What is said of it
+
+
+def test_failing_is_logged_once_and_its_end_too_without_path_or_secret(caplog):
+    with Receiver(500, 503, 429) as receiver, caplog.at_level(logging.DEBUG):
+        delivered(receiver)
+        webhook = Webhook(receiver.url, SECRET)
+    place = receiver.url.split("/hook")[0]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"alerts cannot be delivered to {place}: answered 500",
+        f"alerts are delivered to {place} again",
+    ]
+    assert repr(webhook) == f"Webhook('{place}')"
+
+
+def test_an_empty_secret_is_refused():
+    with pytest.raises(SettingsError, match="the webhook's secret must not be empty"):
+        Webhook("https://example.com", "")
+
+
+def test_sinks_show_the_webhooks_own_counts():
+    with Receiver(404) as receiver:
+        webhook = Webhook(receiver.url)
+        sinks = Sinks({"webhook": webhook})
+        sinks.send(NOTICE)
+        assert webhook.flush(LONG)
+        sinks.close()
+    assert sinks.stats() == {"webhook": counts(failed=1)}

@@ -1,0 +1,114 @@
+"""What is done beside writing: keep up with the store, look, tell, and keep the store small."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from toolkit.errors import one_line
+from toolkit.monitoring.blocks import BLOCK, fold, roll_up
+from toolkit.monitoring.counts import Counts
+from toolkit.monitoring.limits import Limits
+from toolkit.monitoring.lookout import Lookout
+from toolkit.monitoring.retention import forget
+from toolkit.monitoring.sinks import Sinks
+from toolkit.monitoring.store import Model, PredictionStore
+from toolkit.monitoring.view import View
+from toolkit.monitoring.watch import FEWEST_NEWS
+from toolkit.monitoring.windows import Window
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.5  # between two automatic looks of a busy service: they cost a few milliseconds each
+BLOCKS_AT_ONCE = 2  # made or deleted in one go, so that predictions do not wait long to be written
+
+
+class Attendant:
+    """Attend to the version that this process serves; called in the writer's thread, after it has written.
+
+    Parameters
+    ----------
+    store
+        Predictions, labels, blocks and alerts.
+    limits
+        What counts as too much.
+    clock
+        Seconds since 1970.
+    sinks
+        Where alerts are sent.
+    keep_days, keep_rows
+        What stays of single predictions; see ``forget``. All when both are None.
+    """
+
+    def __init__(
+        self,
+        store: PredictionStore,
+        limits: Limits,
+        clock: Callable[[], float],
+        sinks: Sinks,
+        keep_days: float | None = None,
+        keep_rows: int | None = None,
+    ) -> None:
+        self._store = store
+        self._limits = limits
+        self._clock = clock
+        self._keep = keep_days, keep_rows
+        self._lookout = Lookout(store, limits, clock, sinks.send)
+        self._view: View | None = None
+        self._making = threading.Lock()
+        self._news = self._unfolded = 0  # predictions and labels since the last look; predictions since the last fold
+        self._looked = 0.0  # on the monotonic clock
+
+    def view(self, model: Model) -> View:
+        """The view of a version; that of the version asked for last is kept."""
+        with self._making:
+            if self._view is None or self._view.model is not model:
+                self._view = View(self._store, model, self._limits)
+            return self._view
+
+    def attend(self, model: Model, news: int) -> None:
+        """Look, if it is time; whatever goes wrong here, the predictions are stored.
+
+        Parameters
+        ----------
+        news
+            Predictions and labels since the last call.
+        """
+        self._news += news
+        self._unfolded += news
+        if self._news < FEWEST_NEWS and time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        self._news, self._looked = 0, time.monotonic()
+        try:
+            self.look(model, automatic=True)
+            if self._unfolded >= BLOCK:
+                self._unfolded = 0
+                self._tidy(model)
+        except Exception as error:  # noqa: BLE001  # nothing is lost by it
+            logger.warning("alerts could not be checked: %s", one_line(error))
+
+    def look(self, model: Model, *, automatic: bool = False) -> list[dict[str, Any]]:
+        """Look now, and return the alerts that this raised."""
+        view = self.view(model).catch_up()
+        return self._lookout.look(view, view.news(), automatic=automatic)
+
+    def report(self, model: Model, metric: str, level: str, message: str) -> bool:
+        """Raise an alert about what no window shows: see ``Lookout``."""
+        return self._lookout.report(model, metric, level, message)
+
+    def _tidy(self, model: Model) -> None:
+        """Count what is full, let go what is old, a little at a time."""
+        yardstick = self.view(model).yardstick
+
+        def make(rows: Window) -> bytes:
+            return yardstick.count(rows).to_bytes()
+
+        def add(older: bytes, newer: bytes) -> bytes:
+            return (Counts.from_bytes(older) + Counts.from_bytes(newer)).to_bytes()
+
+        fold(self._store, model, make, BLOCKS_AT_ONCE)
+        keep_days, keep_rows = self._keep
+        if keep_days is not None or keep_rows is not None:
+            forget(self._store, keep_days, keep_rows, now=self._clock(), at_most=BLOCKS_AT_ONCE)
+            roll_up(self._store, model, add)

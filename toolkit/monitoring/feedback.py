@@ -1,0 +1,221 @@
+"""What people say of predictions: each label ever told, in the order in which they came.
+
+All are kept. Those of biased sources count for nothing but the figures by source: who complains has seen a
+mistake, and a model would look worse the more people use it.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from toolkit.errors import SettingsError, UnknownPrediction, known
+from toolkit.monitoring.alert_store import AlertStore
+from toolkit.monitoring.ids import show
+from toolkit.monitoring.models import Model
+from toolkit.monitoring.performance import BIASED_SOURCES
+from toolkit.monitoring.schema import blocks, labels, models, predictions
+from toolkit.monitoring.windows import NOTHING
+
+IDS_AT_ONCE = 500  # databases take a limited number of parameters in one statement
+
+
+@dataclass(frozen=True, eq=False)
+class Feedback:
+    """Labels in the order in which they were told, as columns.
+
+    Parameters
+    ----------
+    number
+        (n,), growing; no label that is told later has a smaller one.
+    ids, sequence
+        (n,), of the prediction that was labelled: its id and its place in the store.
+    labels
+        (n,), index of the true class.
+    before
+        (n,), the label that it had until then; -1 where it had none.
+    predicted, confidence
+        (n,), what had been predicted, as in ``Window``.
+    time
+        (n,), when it was told, in seconds since 1970.
+    source
+        (n,), who said so, as texts.
+    """
+
+    number: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    sequence: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    before: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+    time: NDArray[np.float64]
+    source: NDArray[np.object_]
+
+    @property
+    def n(self) -> int:
+        """How many there are."""
+        return len(self.number)
+
+    def take(self, which: NDArray[Any]) -> Self:
+        """Only some of them.
+
+        Parameters
+        ----------
+        which
+            A mask (n,), or the places of those that are wanted.
+        """
+        return type(self)(**{column.name: getattr(self, column.name)[which] for column in fields(self)})
+
+
+class FeedbackStore(AlertStore):
+    """A database that takes the true classes of predictions; parameters as of ``Database``."""
+
+    def label(self, truths: Mapping[int, str], source: str, time: float) -> int:
+        """Record true classes, all of them or none; return how many labels are new or have changed.
+
+        Parameters
+        ----------
+        truths
+            Number of the prediction's id to name of its true class.
+
+        Raises
+        ------
+        UnknownPrediction
+            When one of the predictions is not in the store.
+        SettingsError
+            When one of the classes is not among those of its model version.
+        """
+        if not truths:
+            return 0
+        if not self.exists():
+            raise UnknownPrediction(f"there is no prediction {show(next(iter(truths)))}: the store {self} is empty")
+        with self.writing() as connection:
+            rows = self._changes(connection, truths, source not in BIASED_SOURCES)
+            if rows:
+                connection.execute(labels.insert(), [row | {"source": source, "time": time} for row in rows])
+                for model in {row["model"] for row in rows}:
+                    _mark_stale(connection, model, [row["prediction"] for row in rows if row["model"] == model])
+        return len(rows)
+
+    def _changes(self, connection: sa.Connection, truths: Mapping[int, str], fair: bool) -> list[dict[str, Any]]:
+        """What of these labels is news, beside what fair sources have said or beside all that was said."""
+        standing: dict[int, sa.Row[Any]] = {}
+        for ids in _slices(list(truths)):
+            query = sa.select(predictions.c.id, predictions.c.sequence, predictions.c.model, current_label(fair=fair))
+            standing |= {row.id: row for row in connection.execute(query.where(predictions.c.id.in_(ids)))}
+        classes: dict[int, list[str]] = {}
+        changes = []
+        for number, name in truths.items():
+            if number not in standing:
+                raise UnknownPrediction(f"there is no prediction {show(number)} in the store {self}")
+            row = standing[number]
+            if row.model not in classes:
+                found = sa.select(models.c.classes).where(models.c.number == row.model)
+                classes[row.model] = json.loads(connection.execute(found).scalar_one())
+            if name not in classes[row.model]:
+                raise SettingsError(f"there is no class {name!r}; the classes are {known(classes[row.model], name)}")
+            label = classes[row.model].index(name)
+            if label != row.label:
+                changes.append({"prediction": row.sequence, "model": row.model, "label": label})
+        return changes
+
+    def last_label(self) -> int:
+        """The number of the label that was told last, of any version; 0 when there is none."""
+        rows = self.all(sa.select(sa.func.max(labels.c.number)))
+        return (rows[0][0] or 0) if rows else 0
+
+    def labels_since(self, model: Model, number: int, limit: int) -> Feedback:
+        """The first ``limit`` labels that fair sources told of a version, above a number, in their order.
+
+        Parameters
+        ----------
+        number
+            The last one that the caller has; 0 for all.
+        """
+        earlier = labels.alias()
+        before = (
+            sa.select(earlier.c.label)
+            .where(earlier.c.prediction == labels.c.prediction, earlier.c.number < labels.c.number)
+            .where(earlier.c.source.not_in(BIASED_SOURCES))
+            .order_by(earlier.c.number.desc())
+            .limit(1)
+            .correlate(labels)
+            .scalar_subquery()
+        )
+        query = (
+            sa.select(
+                labels.c.number,
+                predictions.c.id,
+                labels.c.prediction,
+                labels.c.label,
+                sa.func.coalesce(before, NOTHING),
+                sa.func.coalesce(predictions.c.predicted, NOTHING),
+                predictions.c.confidence,
+                labels.c.time,
+                labels.c.source,
+            )
+            .join(predictions)
+            .where(labels.c.model == self.number(model), labels.c.number > number)
+            .where(labels.c.source.not_in(BIASED_SOURCES))
+        )
+        rows = self.all(query.order_by(labels.c.number).limit(limit))
+        *whole, confidence, time, source = zip(*rows, strict=True) if rows else [()] * 9
+        numbers, ids, sequence, label, replaced, predicted = (np.array(column, np.int64) for column in whole)
+        return Feedback(
+            number=numbers,
+            ids=ids,
+            sequence=sequence,
+            labels=label,
+            before=replaced,
+            predicted=predicted,
+            confidence=np.array(confidence, np.float32),
+            time=np.array(time, np.float64),
+            source=np.array(source, object),
+        )
+
+
+def current_label(told: int | None = None, *, fair: bool = True) -> sa.Label[Any]:
+    """The label told last for the prediction of the surrounding query, NULL when there is none.
+
+    Parameters
+    ----------
+    told
+        Labels above this number are not yet taken into account.
+    fair
+        Whether those of biased sources are left out.
+    """
+    query = sa.select(labels.c.label).where(labels.c.prediction == predictions.c.sequence)
+    if fair:
+        query = query.where(labels.c.source.not_in(BIASED_SOURCES))
+    if told is not None:
+        query = query.where(labels.c.number <= told)
+    return query.order_by(labels.c.number.desc()).limit(1).correlate(predictions).scalar_subquery().label("label")
+
+
+def _mark_stale(connection: sa.Connection, model: int, sequences: Sequence[int]) -> None:
+    """Note which blocks a label has come for; whoever folds next makes them again."""
+    reached = 0
+    for sequence in sorted(sequences):
+        if sequence <= reached:
+            continue
+        found = connection.execute(
+            sa.select(blocks.c.number, blocks.c.first, blocks.c.last)
+            .where(blocks.c.model == model, blocks.c.last >= sequence)
+            .order_by(blocks.c.last)
+            .limit(1)
+        ).first()
+        if found is None:
+            return  # this one and all later ones are in no block yet
+        reached = found.last
+        key = blocks.c.model == model, blocks.c.number == found.number
+        connection.execute(blocks.update().where(*key).values(stale=True))
+
+
+def _slices(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    for first in range(0, len(numbers), IDS_AT_ONCE):
+        yield numbers[first : first + IDS_AT_ONCE]

@@ -1,0 +1,107 @@
+"""The tables of the store of predictions, the same in SQLite and in PostgreSQL."""
+
+import secrets
+
+import sqlalchemy as sa
+
+VERSION = 2  # of these tables; ``upgrade`` brings older ones up
+
+_Number = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # only a plain INTEGER counts up by itself there
+
+tables = sa.MetaData()
+
+models = sa.Table(
+    "models",
+    tables,
+    sa.Column("number", _Number, primary_key=True),
+    sa.Column("version", sa.Text, nullable=False),
+    sa.Column("classes", sa.Text, nullable=False),  # JSON list of names, in output order
+    sa.Column("baseline", sa.LargeBinary),  # an .npz file
+    sa.Column("content", sa.Text, nullable=False),  # digest of the baseline, empty without one
+    sa.Column("served_at", sa.Float),  # seconds since 1970; the largest is the version being served
+    sa.Column("statistics", sa.Text, nullable=False, server_default="[]"),  # JSON list of names, only ever longer
+    # A registry that was begun anew counts from 1 again: the name alone does not tell two models apart.
+    sa.UniqueConstraint("version", "classes", "content"),
+)
+predictions = sa.Table(
+    "predictions",
+    tables,
+    sa.Column("sequence", _Number, primary_key=True),
+    sa.Column("id", sa.BigInteger, nullable=False, unique=True),
+    sa.Column("time", sa.Float, nullable=False),
+    sa.Column("model", sa.ForeignKey(models.c.number), nullable=False),
+    sa.Column("predicted", sa.Integer),  # index of the class; NULL where the probabilities are not finite
+    sa.Column("confidence", sa.Float),
+    sa.Column("probabilities", sa.LargeBinary, nullable=False),  # K float16, little-endian
+    sa.Column("statistic_values", sa.LargeBinary),  # float32, little-endian, for the first of ``models.statistics``
+    sa.Column("latency_ms", sa.Float),
+    sa.Index("predictions_of_a_model", "model", "sequence"),
+    sqlite_autoincrement=True,  # a number is never given twice, also when the newest row was deleted
+)
+labels = sa.Table(
+    "labels",
+    tables,
+    sa.Column("number", _Number, primary_key=True),  # the highest number of a prediction is its label
+    sa.Column("prediction", sa.ForeignKey(predictions.c.sequence), nullable=False),
+    sa.Column("model", sa.ForeignKey(models.c.number), nullable=False),
+    sa.Column("time", sa.Float, nullable=False),
+    sa.Column("label", sa.Integer, nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Index("labels_of_a_prediction", "prediction", "number"),
+    sa.Index("labels_of_a_model", "model", "number"),
+    sqlite_autoincrement=True,
+)
+blocks = sa.Table(
+    "blocks",
+    tables,
+    sa.Column("model", sa.ForeignKey(models.c.number), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),  # of its first 1,000 predictions, from 0
+    sa.Column("n", sa.Integer, nullable=False),  # 1,000, or ten times as many for each time it was rolled up
+    sa.Column("first", sa.BigInteger, nullable=False),  # sequence numbers, both included
+    sa.Column("last", sa.BigInteger, nullable=False),
+    sa.Column("since", sa.Float, nullable=False),  # the earliest and the latest time in it
+    sa.Column("until", sa.Float, nullable=False),
+    sa.Column("told", sa.BigInteger, nullable=False),  # the last label that could be counted in it
+    sa.Column("stale", sa.Boolean, nullable=False),  # whether a label came after that
+    sa.Column("whole", sa.Boolean, nullable=False),  # whether its predictions are still there
+    sa.Column("counts", sa.LargeBinary, nullable=False),
+    sa.Index("blocks_of_a_model", "model", "last"),
+)
+alerts = sa.Table(
+    "alerts",
+    tables,
+    sa.Column("id", _Number, primary_key=True),
+    sa.Column("time", sa.Float, nullable=False),
+    sa.Column("model", sa.ForeignKey(models.c.number), nullable=False),
+    sa.Column("metric", sa.Text, nullable=False),
+    sa.Column("window", sa.Text, nullable=False),
+    sa.Column("level", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("value", sa.Float, nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("cleared_at", sa.Float),  # NULL while the alert stands
+    sa.Column("notified_at", sa.Float),
+    sa.Column("acknowledged_at", sa.Float),
+    sa.Column("acknowledged_by", sa.Text),
+)
+store_format = sa.Table(
+    "store_format",
+    tables,
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("name", sa.Text, nullable=False),  # tells this store from another one at the same address
+)
+
+
+def create(connection: sa.Connection) -> None:
+    """Make all tables that are missing, and write down which version of them this is."""
+    tables.create_all(connection)
+    if connection.execute(sa.select(store_format.c.version)).first() is None:
+        connection.execute(store_format.insert().values(version=VERSION, name=secrets.token_hex(8)))
+
+
+def version(connection: sa.Connection) -> int:
+    """Which version of the tables is there: 0 for none at all, 1 for those from before versions were written down."""
+    there = set(sa.inspect(connection).get_table_names())  # one look: somebody may be making them
+    if store_format.name in there:
+        return int(connection.execute(sa.select(store_format.c.version)).scalar() or 0)
+    return 1 if {predictions.name, alerts.name} <= there else 0
