@@ -46,6 +46,7 @@ HELD_OUT = 0.15  # the default of train_cnn.py
 START_SECONDS = 120  # a first start creates MLflow's tables
 LOOK_SECONDS = 30  # /metrics measures the windows anew every few seconds
 CLIENTS = 4
+FIGURES = ("accuracy", "confidence", "predictions", "drift", "inputs", "calibration")
 LABELS_A_REQUEST = 50
 NOISE = 90.0  # standard deviation on a scale of 0 to 255
 
@@ -177,7 +178,7 @@ def print_why(folder: Path) -> None:
     """What a notebook beside the service sees: the drift report, and pictures for a report."""
     monitor = ModelMonitor(folder / "monitoring.db")
     print(f"\nModelMonitor().detect_drift(), in a notebook beside the service:\n\n{monitor.detect_drift()}\n")
-    for metric in ("accuracy", "confidence", "predictions", "drift"):
+    for metric in FIGURES:
         monitor.plot_metrics(metric).savefig(folder / f"{metric}.png")
     monitor.close()
 
@@ -186,7 +187,7 @@ def say_goodbye(folder: Path, mlflow: Server, service: Server, seconds: float, *
     """Where to look now."""
     place = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     heading(f"done in {seconds / 60:.1f} minutes")
-    print(f"figures            {place}/accuracy.png, confidence.png, predictions.png, drift.png")
+    print(f"figures            {place}/{FIGURES[0]}.png, {', '.join(f'{metric}.png' for metric in FIGURES[1:])}")
     print(f"logs               {place}/mlflow.log, serve.log")
     if keep:
         print(f"dashboard          {service.url}/dashboard")

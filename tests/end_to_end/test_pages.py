@@ -115,7 +115,7 @@ class Site:
     def labels(self) -> list[tuple[str, str]]:
         """Predicted and told class of what came from the dashboard."""
         query = """SELECT predictions.predicted, labels.label FROM labels
-                   JOIN predictions ON predictions.id = labels.prediction WHERE labels.source = 'dashboard'"""
+                   JOIN predictions ON predictions.sequence = labels.prediction WHERE labels.source = 'dashboard'"""
         with sqlite3.connect(self.folder / "monitoring.db") as store:
             return [(CLASSES[predicted], CLASSES[label]) for predicted, label in store.execute(query)]
 

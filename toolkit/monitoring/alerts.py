@@ -98,8 +98,8 @@ def _alarmed(sighting: Sighting, alarm: Alarm | None) -> Sighting:
     """A sighting that an alarm vouches for."""
     if alarm is None:
         return sighting
-    since = f"An alarm says that this began about {alarm.length:,} {_unit(sighting)} ago"
-    message = f"{since}. {sighting.message}" if sighting.message else f"{_named(sighting)} changed. {since}."
+    since = f"An alarm says that this began about {alarm.length:,} {_unit(sighting)} ago."
+    message = f"{sighting.message or f'{_named(sighting)} changed.'} {since}"
     status = "suspected" if sighting.metric == ACCURACY else "estimate"
     if sighting.level == LEVELS[0]:
         sighting = replace(sighting, level="warning", status=status, value=sighting.value or 0.0)

@@ -9,7 +9,8 @@ from scipy import stats
 
 from toolkit.baseline import Baseline
 from toolkit.errors import SettingsError
-from toolkit.monitoring.drift import DriftReport, compare, judge, p_text
+from toolkit.monitoring import drift
+from toolkit.monitoring.drift import DriftReport, judge, p_text
 from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.statistics import population_stability_index
 from toolkit.monitoring.windows import Window
@@ -45,29 +46,26 @@ def window_of(n, rng, brightness=0.5, labelled=1.0, **more):
     )
 
 
+def compare(window, baseline, name="short", **more):
+    yardstick = Yardstick(CLASSES, baseline)
+    return drift.compare(yardstick.count(window), yardstick, Limits(), name, **more)
+
+
 def verdicts(window, baseline, **more):
-    return {result.metric: result.status for result in compare(window, baseline, Limits(), "short", **more)}
+    return {result.metric: result.status for result in compare(window, baseline, **more)}
 
 
 def test_without_drift_a_report_is_wrong_no_more_often_than_stated():
     rng = np.random.default_rng(0)
     wrong = 0
     for _ in range(150):
-        results = compare(window_of(1000, rng), baseline_of(2000, rng), Limits(), "short")
+        results = compare(window_of(1000, rng), baseline_of(2000, rng))
         wrong += any(result.drifted for result in results if result.family == "model")
     assert wrong <= 14  # 0.05 of 150, and two and a half standard errors
 
 
 def counted(window, baseline, **more):
-    """Results by name, from counts."""
-    yardstick = Yardstick(CLASSES, baseline)
-    return {r.metric: r for r in compare(yardstick.count(window), yardstick, Limits(), "short", **more)}
-
-
-def test_counts_and_predictions_give_the_same_results():
-    rng = np.random.default_rng(20)
-    window, baseline = window_of(1000, rng, strength=2.0, prior=[0.5, 0.3, 0.2]), baseline_of(2000, rng)
-    assert list(counted(window, baseline).values()) == compare(window, baseline, Limits(), "short")
+    return {result.metric: result for result in compare(window, baseline, **more)}
 
 
 def test_the_figures_are_those_of_the_predictions_themselves():
@@ -115,11 +113,13 @@ def test_pictures_in_bursts_are_no_drift_but_would_be_if_each_counted():
         shuffled = rng.permutation(1000)
         mixed = replace(burst, predicted=burst.predicted[shuffled], confidence=burst.confidence[shuffled],
                         probabilities=burst.probabilities[shuffled])  # fmt: skip
-        results = compare(yardstick.count(burst), yardstick, Limits(), "short")
+        results = drift.compare(yardstick.count(burst), yardstick, Limits(), "short")
         wrong += any(result.drifted for result in results)
         assert results[0].n == 1000
         assert results[0].n_effective < 60
-        each_counted += any(result.drifted for result in compare(yardstick.count(mixed), yardstick, Limits(), "short"))
+        each_counted += any(
+            result.drifted for result in drift.compare(yardstick.count(mixed), yardstick, Limits(), "short")
+        )
     assert wrong <= 6
     assert each_counted >= 55
 
@@ -127,15 +127,8 @@ def test_pictures_in_bursts_are_no_drift_but_would_be_if_each_counted():
 def test_counts_of_another_yardstick_are_refused():
     rng = np.random.default_rng(26)
     first, second = (Yardstick(CLASSES, baseline_of(500, rng)) for _ in range(2))
-    for other in (second, second.baseline, None):
-        with pytest.raises(SettingsError, match="the yardstick alone that they were made with"):
-            compare(first.count(window_of(200, rng)), other, Limits(), "short")
-
-
-def test_the_softmax_is_left_out_when_probabilities_were_not_read():
-    rng = np.random.default_rng(24)
-    window = replace(window_of(1000, rng), probabilities=np.zeros((0, 0), np.float16))
-    assert "softmax_distribution" not in verdicts(window, baseline_of(2000, rng))
+    with pytest.raises(SettingsError, match="the yardstick alone that they were made with"):
+        drift.compare(first.count(window_of(200, rng)), second, Limits(), "short")
 
 
 def test_what_was_never_given_is_insufficient_data_and_disturbs_nothing():
@@ -157,7 +150,7 @@ def test_a_weaker_model_drifts_in_confidence_and_accuracy():
 
 def test_other_classes_drift_in_predictions_and_the_classes_are_named():
     rng = np.random.default_rng(2)
-    results = compare(window_of(1000, rng, prior=[0.7, 0.2, 0.1]), baseline_of(2000, rng), Limits(), "short")
+    results = compare(window_of(1000, rng, prior=[0.7, 0.2, 0.1]), baseline_of(2000, rng))
     by_name = {result.metric: result for result in results}
     assert by_name["prediction_distribution"].status == "drift"
     assert by_name["prediction_distribution"].effect == pytest.approx(0.36, abs=0.06)
@@ -167,14 +160,14 @@ def test_other_classes_drift_in_predictions_and_the_classes_are_named():
 
 def test_darker_pictures_are_input_drift_and_not_drift_of_the_model():
     rng = np.random.default_rng(3)
-    results = compare(window_of(1000, rng, brightness=0.4), baseline_of(2000, rng), Limits(), "short")
+    results = compare(window_of(1000, rng, brightness=0.4), baseline_of(2000, rng))
     report = DriftReport("1", 0.05, tuple(results))
     assert (report.drifted, report.input_drifted) == (False, True)
 
 
 def test_a_certain_change_too_small_to_matter_is_no_drift():
     rng = np.random.default_rng(4)
-    results = compare(window_of(60_000, rng, prior=[0.36, 0.33, 0.31]), baseline_of(60_000, rng), Limits(), "long")
+    results = compare(window_of(60_000, rng, prior=[0.36, 0.33, 0.31]), baseline_of(60_000, rng), "long")
     shares = next(result for result in results if result.metric == "prediction_distribution")
     assert shares.corrected_p_value < 1e-6
     assert shares.effect < shares.minimum_effect
@@ -193,12 +186,12 @@ def test_without_a_baseline_or_labels_nothing_is_claimed():
     window = window_of(1000, rng, labelled=0.0)
     assert set(verdicts(window, None).values()) == {"insufficient_data"}
     assert verdicts(window, baseline_of(2000, rng))["accuracy"] == "insufficient_data"
-    assert DriftReport("1", 0.05, tuple(compare(window, None, Limits(), "short"))).drifted is None
+    assert DriftReport("1", 0.05, tuple(compare(window, None))).drifted is None
 
 
 def test_families_are_corrected_apart():
     rng = np.random.default_rng(7)
-    results = compare(window_of(1000, rng), baseline_of(2000, rng), Limits(), "short")
+    results = compare(window_of(1000, rng), baseline_of(2000, rng))
     model = [result for result in results if result.family == "model"]
     assert min(r.corrected_p_value for r in model) == pytest.approx(min(1, 5 * min(r.p_value for r in model)))
     (alone,) = [result for result in results if result.family == "input"]
@@ -208,7 +201,7 @@ def test_families_are_corrected_apart():
 
 def test_a_report_is_json_and_reads_as_a_table_everywhere():
     rng = np.random.default_rng(8)
-    results = compare(window_of(1000, rng, strength=1.0, labelled=0.0), baseline_of(2000, rng), Limits(), "short")
+    results = compare(window_of(1000, rng, strength=1.0, labelled=0.0), baseline_of(2000, rng))
     report = DriftReport("<3>", 0.05, tuple(results))
     again = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert again["drifted"] is True

@@ -185,6 +185,8 @@ function windowCard(figures) {
       ["labels", count(figures.n_labels)],
       ["degradation", degradation === null ? UNKNOWN
         : `${percent(degradation)}${bound > 0 ? `, at least ${percent(bound)} certain` : ""}`],
+      ["estimate, by no label", figures.estimate && figures.estimate.accuracy !== null
+        ? percent(figures.estimate.accuracy) : null],
       ["reference", n ? `${percent(figures.reference_accuracy)} of ${plural(n, "picture")}` : UNKNOWN],
       ["mean confidence", percent(figures.mean_confidence)],
       ["not finite", figures.non_finite ? count(figures.non_finite) : null],
