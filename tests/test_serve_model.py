@@ -293,13 +293,15 @@ def test_each_prediction_reaches_the_monitor_with_what_it_was_made_of(uri: str, 
     assert figures["mean_confidence"] == pytest.approx(np.mean([answer["confidence"] for answer in answers]), abs=2e-3)
     with sqlite3.connect(served.store) as database:
         rows = database.execute(
-            "select probabilities, statistics, latency_ms from predictions order by sequence"
+            "select probabilities, statistic_values, latency_ms from predictions order by sequence"
         ).fetchall()
+        [names] = [json.loads(text) for (text,) in database.execute("select statistics from models")]
     database.close()
     for row, answer, picture in zip(rows, answers, pictures, strict=True):
         ranked = {one["label"]: one["probability"] for one in answer["top_k"]}
         np.testing.assert_allclose(np.frombuffer(row[0], np.float16), [ranked[name] for name in COLOURS], atol=1e-3)
-        assert json.loads(row[1]) == pytest.approx(load_picture(picture, 16).statistics(), rel=1e-4)
+        stored = dict(zip(names, np.frombuffer(row[1], np.float32).tolist(), strict=True))
+        assert stored == pytest.approx(load_picture(picture, 16).statistics(), rel=1e-4)
         assert row[2] == pytest.approx(answer["timings_ms"]["total"])
 
 
