@@ -253,15 +253,13 @@ class _Sides:
 
     def psi(self, quantity: int) -> float:
         """Population stability index of a quantity in tenths of the reference."""
-        cells = self.yardstick.cells(quantity)
-        groups = statistics.quantile_groups(self.reference.cells[cells])
-        return statistics.population_stability_index(
-            *(np.bincount(groups, counts.cells[cells]) for counts in (self.now, self.reference))
-        )
+        groups, usual = self.yardstick.tenths[quantity]
+        now = np.bincount(groups, self.now.cells[self.yardstick.cells(quantity)])
+        return statistics.population_stability_index(now, usual)
 
     def medians(self, quantity: int) -> str:
-        before, after = (self.yardstick.quantile(counts, quantity, 0.5) for counts in (self.reference, self.now))
-        return f"median {_number(before)} -> {_number(after)}"
+        now = self.yardstick.quantile(self.now, quantity, 0.5)
+        return f"median {_number(self.yardstick.medians[quantity])} -> {_number(now)}"
 
     def widest(self, quantity: int) -> str:
         """Where the two distributions are farthest apart."""

@@ -4,7 +4,8 @@ An integer key makes the store about eight times faster than a text UUID, and ke
 with time keep its index compact.
 """
 
-import secrets
+import os
+import random
 import string
 import threading
 import time
@@ -22,11 +23,14 @@ class _Ids:
     def __init__(self) -> None:
         self._last = 0
         self._lock = threading.Lock()
+        self._random = random.Random()  # noqa: S311  # ids need to differ, not to be secret, and the system's are slow
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._random.seed)
 
     def next(self, seconds: float) -> int:
         milliseconds = int(seconds * 1000) & ((1 << 42) - 1)
         with self._lock:
-            self._last = max(self._last + 1, milliseconds << RANDOM_BITS | secrets.randbits(RANDOM_BITS))
+            self._last = max(self._last + 1, milliseconds << RANDOM_BITS | self._random.getrandbits(RANDOM_BITS))
             return self._last
 
 

@@ -15,6 +15,7 @@ from toolkit.baseline import Baseline
 from toolkit.errors import SettingsError
 from toolkit.monitoring.counts import LATENCY_BINS, LATENCY_EDGES, STEPS, Counts, End, inner_product
 from toolkit.monitoring.estimates import STEP, Estimator
+from toolkit.monitoring.statistics import quantile_groups
 from toolkit.monitoring.windows import NOTHING, Window
 
 MOST_BINS = 1_024  # of one quantity
@@ -151,6 +152,22 @@ class Yardstick:
         reached = np.cumsum(counts.cells[self.cells(quantity)])
         place = np.searchsorted(reached, max(1, share * reached[-1]))
         return float(self.values(quantity)[place]) if reached[-1] else float("nan")
+
+    @functools.cached_property
+    def medians(self) -> tuple[float, ...]:
+        """(Q,), the median of each quantity in the reference; NaN where there is none."""
+        counts = self.reference or self.empty()
+        return tuple(self.quantile(counts, quantity, 0.5) for quantity in range(len(self.quantities)))
+
+    @functools.cached_property
+    def tenths(self) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]:
+        """For each quantity, in which tenth of the reference each bin is, and how much of it each tenth holds."""
+        counts = (self.reference or self.empty()).cells
+        cells = [counts[self.cells(quantity)] for quantity in range(len(self.quantities))]
+        groups = [quantile_groups(each) for each in cells]
+        return tuple(
+            (group, np.bincount(group, each).astype(np.int64)) for group, each in zip(groups, cells, strict=True)
+        )
 
     # Counting
 
