@@ -16,6 +16,8 @@ from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.yardstick import Yardstick
 
 HALF_PRECISION_STEP = 2.0**-11  # between neighbouring float16 just below 1, the coarsest a confidence is stored
+# How much more of alpha a test may spend than another: the softmax sees the most kinds of shift, and half is for it.
+WEIGHTS = {"softmax_distribution": 4.0}
 SHOWN_CLASSES = 3  # classes named in a result: those whose share changed most
 
 
@@ -201,7 +203,9 @@ def judge(results: Iterable[DriftResult], alpha: float) -> list[DriftResult]:
     """Correct the p-values of one family for each other, and say which changes are drift."""
     results = list(results)
     tested = [result for result in results if result.p_value is not None]
-    corrected = dict(zip(map(id, tested), statistics.holm([result.p_value or 0.0 for result in tested]), strict=True))
+    weights = [WEIGHTS.get(result.metric, 1.0) for result in tested]
+    p_values = statistics.holm([result.p_value or 0.0 for result in tested], weights)
+    corrected = dict(zip(map(id, tested), p_values, strict=True))
     return [
         replace(
             result,

@@ -496,22 +496,30 @@ def labels_needed(accuracy: float, drop: float = 0.2, threshold: float = 0.05, c
     return math.ceil(((power + certainty) / (allowed - actual)) ** 2) if accuracy > 0 else 0
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float], weights: Sequence[float] | None = None) -> list[float]:
     """Correct p-values for having made several tests, so that any false alarm stays below alpha.
+
+    Parameters
+    ----------
+    weights
+        What part of alpha each test may spend, in any unit; the same for all when None.
 
     Examples
     --------
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
+    >>> holm([0.02, 0.02], weights=[3, 1])  # 0.02 * 4 / 3, then 0.02 * 1 / 1, which must not be less
+    [0.02666666666666667, 0.02666666666666667]
 
     References
     ----------
     Holm, S. (1979). A simple sequentially rejective multiple test procedure. Scandinavian Journal of
     Statistics 6, 65-70.
     """
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+    weights = [1.0] * len(p_values) if weights is None else weights
+    corrected, left, largest = [0.0] * len(p_values), math.fsum(weights), 0.0
+    for index in sorted(range(len(p_values)), key=lambda index: p_values[index] / weights[index]):
+        largest = max(largest, min(1.0, left * p_values[index] / weights[index]))
         corrected[index] = largest
+        left -= weights[index]
     return corrected

@@ -24,7 +24,7 @@ from toolkit.serving.locks import alone
 from toolkit.serving.processes import called
 
 ROOT = Path(__file__).resolve().parents[2]
-NICENESS = 5  # a quarter of the time of a busy core; at 19 a swap on a busy machine would take minutes
+NICENESS = 3  # half of the time of its equals: at 19 a swap on a busy machine would take minutes
 LONGEST_SECONDS = 900.0
 GLANCE_SECONDS = 0.05  # between two looks whether it is done
 

@@ -1,6 +1,7 @@
 """Bundles that are proved in a process of their own: it leaves a conversion, or says what is wrong, or is stopped."""
 
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,11 +52,17 @@ def test_what_is_wrong_is_said_in_the_words_of_the_check(bundle, tmp_path):
         Rehearsal("auto", 1, tmp_path)(replace(bundle, digest="f" * 64), threading.Event())
 
 
+def rehearsing() -> list[psutil.Process]:
+    """Of the children of this process, which may have others, those that rehearse."""
+    children = psutil.Process().children()
+    return [child for child in children if child.is_running() and "toolkit.serving.rehearsal" in child.cmdline()]
+
+
 def test_a_process_that_is_killed_says_how(bundle, tmp_path):
     def kill() -> None:
-        while not (children := psutil.Process().children()):
-            pass
-        children[0].kill()
+        while not (found := rehearsing()):
+            time.sleep(0.01)
+        found[0].kill()
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -69,5 +76,5 @@ def test_a_service_that_ends_does_not_wait_for_it(bundle, tmp_path):
     stopping.set()
     with pytest.raises(BundleError, match="the service ends"):
         Rehearsal("auto", 1, tmp_path)(bundle, stopping)
-    assert psutil.Process().children() == []
+    assert rehearsing() == []
     assert not is_kept(bundle, Path(tmp_path))
