@@ -54,6 +54,15 @@ class Sighting(Grade):
         """Advice for this level."""
         return WHAT_TO_DO[self.level]
 
+    def told(self, level: str) -> str:
+        """What an alert of a level says: the message, and what to do.
+
+        >>> Sighting(message="Accuracy fell.").told("immediate")
+        'Accuracy fell. Go back to the version before now.'
+        """
+        advice = WHAT_TO_DO[level]
+        return f"{self.message} {advice[:1].upper()}{advice[1:]}."
+
 
 def look(
     counts: Counts, yardstick: Yardstick, limits: Limits, window: str, alarms: Mapping[str, Alarm] | None = None

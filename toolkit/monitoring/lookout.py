@@ -94,7 +94,7 @@ class Lookout:
                 "level": change.level,
                 "status": change.status,
                 "value": sighting.value,
-                "message": sighting.message,
+                "message": sighting.told(change.level),
                 "notified_at": now,
             }
             if not self._store.raise_alert(view.model, row):

@@ -296,7 +296,7 @@ class _Course:
         for sighting, change in changes:
             key = sighting.metric, sighting.window
             if change.event in ("raised", "escalated"):
-                self._messages[key] = sighting.message
+                self._messages[key] = sighting.told(change.level)
             after = change.applied(self._standing.pop(key, None), self._now)
             if after is not None:
                 self._standing[key] = after

@@ -24,7 +24,7 @@ from toolkit.serving.locks import alone
 from toolkit.serving.processes import called
 
 ROOT = Path(__file__).resolve().parents[2]
-NICENESS = 3  # half of the time of its equals: at 19 a swap on a busy machine would take minutes
+NICENESS = 10  # a tenth of the time of a busy core: at 19 a swap on a busy machine would take very long
 LONGEST_SECONDS = 900.0
 GLANCE_SECONDS = 0.05  # between two looks whether it is done
 
@@ -74,7 +74,9 @@ class Rehearsal:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C at a terminal is for the service
+            # Ctrl-C at a terminal is for the service alone. In a session of its own, Linux would give it half of the
+            # processor, however low its priority.
+            process_group=0,
         ) as process:
             _wait(process, stopping)
             told = process.stdout.read().decode(errors="replace").strip() if process.stdout else ""

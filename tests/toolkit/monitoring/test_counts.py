@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix
-from watched import baseline_of, names, window_of
 
 from toolkit.baseline import Baseline
 from toolkit.errors import StoreError
 from toolkit.monitoring.counts import Counts
 from toolkit.monitoring.windows import Window
 from toolkit.monitoring.yardstick import Yardstick
+from watched import baseline_of, names, window_of
 
 YARDSTICK = Yardstick(names(3), baseline_of(500, np.random.default_rng(0)))
 

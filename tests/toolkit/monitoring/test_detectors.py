@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from watched import baseline_of, window_of
 
 from toolkit.baseline import Baseline
 from toolkit.errors import SettingsError
 from toolkit.monitoring.detectors import LISTENED_TO, Detectors
 from toolkit.monitoring.windows import Window
+from watched import baseline_of, window_of
 
 BASELINE = baseline_of(2000, np.random.default_rng(0))
 

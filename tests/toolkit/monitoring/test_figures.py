@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
-from watched import baseline_of, names, window_of
 
 from toolkit.baseline import Baseline
 from toolkit.monitoring import figures as module
@@ -15,6 +14,7 @@ from toolkit.monitoring.estimates import Estimator
 from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.windows import Window
 from toolkit.monitoring.yardstick import Yardstick
+from watched import baseline_of, names, window_of
 
 CLASSES = ("cat", "dog", "frog")
 

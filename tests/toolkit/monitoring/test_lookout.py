@@ -96,6 +96,7 @@ def test_a_failing_model_is_told_when_the_alarm_fires_then_as_it_grows_worse_and
     assert {event for event, *_ in events[1:]} <= {"escalated"}
     assert events[-1][1:] == ("immediate", "confirmed")
     short = [alert for alert in watching.store.alerts() if (alert["metric"], alert["window"]) == ("accuracy", "short")]
+    assert short[0]["message"].endswith(" Go back to the version before now.")
     assert [alert["cleared_at"] is None for alert in short] == [True] + [False] * (len(short) - 1)
     traffic(25)
     assert ("cleared", "immediate", "confirmed") in watching.events()

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from watched import baseline_of, names, window_of
 
 from toolkit.monitoring import plots, statistics
 from toolkit.monitoring.drift import DriftReport, compare
@@ -12,6 +11,7 @@ from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.timeline import timeline
 from toolkit.monitoring.windows import Window
 from toolkit.monitoring.yardstick import Yardstick
+from watched import baseline_of, names, window_of
 
 K = 3
 DAY = 86_400.0

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from watched import baseline_of, window_of
 
 from toolkit.monitoring import rolling as rings
 from toolkit.monitoring import view as module
@@ -15,6 +14,7 @@ from toolkit.monitoring.retention import forget
 from toolkit.monitoring.store import Prediction, PredictionStore
 from toolkit.monitoring.view import View
 from toolkit.monitoring.windows import WINDOWS
+from watched import baseline_of, window_of
 
 K = 3
 BASELINE = baseline_of(400, np.random.default_rng(1), K)
