@@ -30,8 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first, so that no worker is left with it alone in the end."""
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+    """The longest files first, each on its own core, so that no worker is left with one of them alone in the end."""
+    longest = ("test_readme.py", "test_make.py")
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -166,7 +166,13 @@ class Served:
 def serving(room: Room, folder: Path, **settings: Any) -> Iterator[Served]:
     store = folder / f"monitoring-{room.name}.db"
     words = {"poll_seconds": 3600, "monitor_store": str(store), "threads": 2, "max_waiting": 6, "max_batch": 4}
-    words |= {"max_body_mb": 1, "max_pixels": 1_000_000, "tracking_uri": room.uri, "model_name": room.name}
+    words |= {
+        "engine": "torch",
+        "max_body_mb": 1,
+        "max_pixels": 1_000_000,
+        "tracking_uri": room.uri,
+        "model_name": room.name,
+    }
     app = create_app(ServeSettings(**words | settings))
     listener = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"

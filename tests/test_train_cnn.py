@@ -62,7 +62,7 @@ FOLDS = (
     "--data", "colours", "--image-size", "16", "--batch-size", "2", "--learning-rate", "0.0003", "--epochs", "4",
     "--folds", "3", "--seed", "5",
 )  # fmt: skip
-KILLS = 10
+KILLS = int(os.environ.get("KILLS", "5"))
 
 
 # --- where it happens ---------------------------------------------------------------------------
@@ -475,7 +475,7 @@ def test_pictures_may_be_kept_elsewhere_from_then_on(place: Place, stopped: dict
 
 @dataclass
 class Chance:
-    """Kills scripts at random moments, ten in all."""
+    """Kills scripts at random moments, so often in all."""
 
     generator: random.Random
     longest: float  # seconds
@@ -519,7 +519,7 @@ def survive(place: Place, forked: Forks, folder: Path, chance: Chance) -> None:
             words = ("--resume",)
 
 
-def test_a_training_killed_at_ten_random_moments_comes_to_the_same(
+def test_a_training_killed_at_random_moments_comes_to_the_same(
     place: Place, whole: Ended, forked: Forks, tmp_path: Path
 ) -> None:
     chance = Chance(random.Random(20), longest=0.7 * whole.seconds)

@@ -1,6 +1,10 @@
-"""Promotions by two processes at once, and by processes that are killed at any write, on a real store."""
+"""Promotions by two processes at once, and by processes that are killed at any write, on a real store.
+
+The variable PROMOTIONS says how often two race.
+"""
 
 import itertools
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +18,7 @@ from toolkit.registry.stages import Stages
 from toolkit.registry.versions import ALIASES, Version
 from toolkit.tracking import MlflowClient, connect
 
-ROUNDS = 50
+ROUNDS = int(os.environ.get("PROMOTIONS", "20"))
 PROMOTER = """
 import os, signal, sqlite3, sys, time
 from pathlib import Path

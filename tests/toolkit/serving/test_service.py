@@ -230,7 +230,7 @@ def test_a_change_of_model_under_load_loses_no_answer_and_each_names_its_maker(s
 
         async def changes():
             nonlocal over
-            for version in (2, 1) * 5:
+            for version in (2, 1) * 2:
                 shelf.put(version)
                 assert await asyncio.to_thread(service.live.look) == "loaded"
                 before = len(answers)
