@@ -31,15 +31,11 @@ What never alarms and what always does stand in every table of alarms.
 """
 
 import argparse
-import json
 import math
-import os
-import platform
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,11 +49,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import costs, watchers  # noqa: E402
+from benchmarks.claims import Claim, Claims, conclude, machine  # noqa: E402
 from benchmarks.shifts import FAILING_LOUDLY, SOFTER, Seen, Shift, as_window, seen  # noqa: E402
 from benchmarks.watchers import ALWAYS, BBSDS, NEVER, OURS, OURS_ANY_EFFECT, Judges  # noqa: E402
 from toolkit.baseline import Baseline  # noqa: E402
-from toolkit.errors import SettingsError  # noqa: E402
-from toolkit.machine import usable_cores  # noqa: E402
 from toolkit.monitoring.alerts import look  # noqa: E402
 from toolkit.monitoring.detectors import Detectors  # noqa: E402
 from toolkit.monitoring.figures import estimate  # noqa: E402
@@ -113,16 +108,6 @@ FULL = Plan(54_000, 5 * MILLION, 500_000, 100, 20, 200, MILLION, 20, 15)
 QUICK = Plan(22_000, 2 * MILLION, 50_000, 25, 2, 25, 200_000, 4, 5)
 
 
-class Claim(NamedTuple):
-    """A figure, and what it is to be."""
-
-    value: float
-    goal: float
-    better: str
-    conditions: str
-
-
-Claims = dict[str, Claim]
 Verdicts = Mapping[tuple[str, int], list[bool]]  # by who judges, and the size of the windows
 
 
@@ -135,32 +120,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of IDX files, instead of Fashion-MNIST or digits")
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
-    say(machine())
+    say(machine(*PEERS))
     claims: Claims = {}
     with tempfile.TemporaryDirectory(prefix="monitoring-") as folder:
         pictures = seen(Path(folder), plan.pictures, options.data)
         say(f"{pictures.name}, references of {pictures.reference_size:,}")
         for part in [options.part] if options.part else PARTS:
             claims |= PARTS[part](pictures, plan)
-    rows = [[name, f"{claim.value:.4g}", f"{claim.goal:.4g}", claim.better] for name, claim in claims.items()]
-    say(f"\n{table(['claim', 'measured', 'goal', 'better'], rows)}\n\nload {_load()}")
-    if options.json:
-        print(json.dumps({name: claim._asdict() for name, claim in claims.items()}))
-
-
-def machine() -> str:
-    """Where these figures come from."""
-    try:
-        versions = ", ".join(f"{name} {version(name)}" for name in PEERS)
-    except PackageNotFoundError as missing:
-        raise SettingsError(f"{missing} is not installed; run pip install -r requirements-bench.txt") from None
-    return (
-        f"{platform.machine()}, {usable_cores()} cores, load {_load()}, Python {platform.python_version()}, {versions}"
-    )
-
-
-def _load() -> str:
-    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+    conclude(claims, options.json)
 
 
 # False alarms

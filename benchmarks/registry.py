@@ -36,7 +36,6 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import random
 import resource
 import sqlite3
@@ -50,7 +49,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,6 +60,7 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.claims import Claim, Claims, conclude, load, machine  # noqa: E402
 from model_registry import ModelRegistry  # noqa: E402
 from toolkit.baseline import Baseline  # noqa: E402
 from toolkit.bundle import DIGEST_TAG, Card, Measured, Program, library_versions, save_bundle  # noqa: E402
@@ -126,15 +125,6 @@ class Reading(NamedTuple):
     memory: float  # MB, more at the peak of the first call than before
 
 
-class Claim(NamedTuple):
-    """A figure, and what it is to be."""
-
-    value: float
-    goal: float
-    better: str
-    conditions: str
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -142,31 +132,20 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
-    say(machine())
+    say(machine("mlflow", "SQLAlchemy", "pandas"))
     with tempfile.TemporaryDirectory() as folder:
         store = filled(Path(folder))
         uri = f"sqlite:///{store}"
-        say(f"\na store of {store.stat().st_size / 1e6:,.0f} MB, filled; load {_load()}")
+        say(f"\na store of {store.stat().st_size / 1e6:,.0f} MB, filled; load {load()}")
         claims = measure(uri, plan)
         say(f"\n{_command_line(uri, plan)}\n")
-    say(table(["claim", "measured", "goal"], [[name, *_shown(claim)] for name, claim in claims.items()]))
-    say(f"\nload {_load()}")
-    if options.json:
-        print(json.dumps({name: claim._asdict() for name, claim in claims.items()}))
-
-
-def machine() -> str:
-    """Where these figures come from."""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("mlflow", "SQLAlchemy", "pandas"))
-    return (
-        f"{platform.machine()}, {usable_cores()} cores, load {_load()}, Python {platform.python_version()}, {versions}"
-    )
+    conclude(claims, options.json)
 
 
 # --- what is measured ---------------------------------------------------------------------------
 
 
-def measure(uri: str, plan: Plan) -> dict[str, Claim]:
+def measure(uri: str, plan: Plan) -> Claims:
     """All rounds, their tables, and what comes out of them."""
     readings: dict[tuple[str, str], list[Reading]] = defaultdict(list)
     os.environ["PYTHONPATH"] = str(ROOT)  # where the server that processes are forked from finds what it preloads
@@ -175,7 +154,7 @@ def measure(uri: str, plan: Plan) -> dict[str, Claim]:
         readings[task].append(alone(reading, *task, uri))
     medians = {task: Reading(*np.median(taken, axis=0)) for task, taken in readings.items()}
     for about in dict.fromkeys(about for _, about in TASKS):
-        say(f"\n{_described(about)}, load {_load()}\n\n{_standings(medians, about)}")
+        say(f"\n{_described(about)}, load {load()}\n\n{_standings(medians, about)}")
     return claims_of(medians, f"SQLite, {usable_cores()} cores, medians of {plan.rounds} rounds")
 
 
@@ -220,7 +199,7 @@ def _check(name: str, answer: Any, uri: str) -> None:
         raise RegistryError(f"{name} gave a wrong answer: {answer}")
 
 
-def claims_of(medians: Mapping[tuple[str, str], Reading], measured: str) -> dict[str, Claim]:
+def claims_of(medians: Mapping[tuple[str, str], Reading], measured: str) -> Claims:
     """What is claimed."""
 
     def claim(value: float, goal: float, about: str) -> Claim:
@@ -295,14 +274,6 @@ def _peak() -> int:
     except OSError:  # not Linux: since the process began, in bytes on macOS
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-
-
-def _shown(claim: Claim) -> tuple[str, str]:
-    return f"{claim.value:.3g}", f"{'>=' if claim.better == 'higher' else '<='} {claim.goal:g}"
-
-
-def _load() -> str:
-    return f"{os.getloadavg()[0]:.1f}"
 
 
 # --- the contestants ----------------------------------------------------------------------------

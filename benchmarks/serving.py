@@ -1,7 +1,7 @@
 """The service beside FastAPI, LitServe, MLflow's and BentoML's own, and what decoding and inference alone allow.
 
     pip install -r requirements-bench.txt           # once, in an environment of its own
-    python benchmarks/serving.py                    # about half an hour, on photographs that it draws itself
+    python benchmarks/serving.py                    # about an hour, on photographs that it draws itself
     python benchmarks/serving.py --quick            # the same, shorter and once
     python benchmarks/serving.py --data photos/     # your own photographs, at both sizes
     python benchmarks/serving.py --part throughput --only LitServe
@@ -29,16 +29,13 @@ there is a GPU.
 
 import argparse
 import itertools
-import json
-import os
-import platform
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
@@ -49,6 +46,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.claims import Claim, Claims, conclude, load, machine  # noqa: E402
 from benchmarks.load import Answer, Figures, arriving, closed, figures, milliseconds  # noqa: E402
 from benchmarks.servers import (  # noqa: E402
     CONTEXT,
@@ -67,7 +65,6 @@ from benchmarks.servers import (  # noqa: E402
     running,
 )
 from toolkit.bundle import load_bundle  # noqa: E402
-from toolkit.errors import SettingsError  # noqa: E402
 from toolkit.images import load_picture  # noqa: E402
 from toolkit.machine import usable_cores  # noqa: E402
 from toolkit.serving.engines import prepare, set_torch_threads, torch_threads  # noqa: E402
@@ -75,11 +72,12 @@ from toolkit.settings import run_script  # noqa: E402
 from toolkit.terminal import say, table  # noqa: E402
 
 LIMIT = "limit"
+PACKAGES = ("torch", "torchvision", "pillow", "fastapi", "uvicorn", "litserve", "mlflow", "bentoml")
+PACKAGES += ("openvino",) if find_spec("openvino") else ()
 NAMES = (OURS, LIMIT, *(name for name in SERVERS if name != OURS))
 RAMP, LEAST = 0.5, 16  # s of each load that do not count; how many requests follow the first ones at least
 CALM = 2.0  # s before each swap
 SHARES = {"70 %": 0.7, "100 %": 1.0, "150 %": 1.5}  # of the capacity
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
 # Goals.
 OVER = {"LitServe": 6.0, "FastAPI": 7.0, LIMIT: 0.85}  # ours over them in pictures/s at 16 clients
@@ -99,7 +97,7 @@ class Plan(NamedTuple):
     starts: int
 
 
-FULL = Plan(rounds=3, seconds=10, swaps=10, few=(1_000, 2), many=(20_000, 20), starts=5)
+FULL = Plan(rounds=3, seconds=10, swaps=10, few=(5_000, 5), many=(95_000, 95), starts=5)
 QUICK = Plan(rounds=1, seconds=2, swaps=2, few=(200, 1), many=(600, 3), starts=2)
 
 
@@ -117,15 +115,6 @@ ALONE_CASE, USUAL, CROWD = (Case(SMALL, clients) for clients in (1, 16, 64))
 CASES = (ALONE_CASE, USUAL, CROWD, Case(LARGE, USUAL.clients))
 
 
-class Claim(NamedTuple):
-    """A figure, and what it is to be."""
-
-    value: float
-    goal: float
-    better: str
-    conditions: str
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -136,50 +125,12 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, help="what is measured, instead of everything")
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
-    claims: dict[str, Claim] = {}
-    say(machine())
+    claims: Claims = {}
+    say(machine(*PACKAGES))
     with tempfile.TemporaryDirectory(prefix="serving-") as folder, prepared(Path(folder), options.data) as place:
         for part in [options.part] if options.part else PARTS:
             claims |= PARTS[part](place, plan, [options.only] if options.only else NAMES)
-    say(f"\n{table(['claim', 'measured', 'goal'], [[name, *_shown(claim)] for name, claim in claims.items()])}")
-    say(f"\nload {_load()}")
-    if options.json:
-        print(json.dumps({name: claim._asdict() for name, claim in claims.items()}))
-
-
-def machine() -> str:
-    """Where these figures come from."""
-    names = ("torch", "torchvision", "openvino", "pillow", "fastapi", "uvicorn", "litserve", "mlflow", "bentoml")
-    versions = ", ".join(f"{name} {_version(name)}" for name in names)
-    return f"{processor()}, {usable_cores()} cores, load {_load()}, Python {platform.python_version()}, {versions}"
-
-
-def processor() -> str:
-    """Its name, and which of the instructions it has that make networks fast."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return platform.machine()
-    about = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    flags = [flag for flag in FLAGS if flag in about.get("flags", "").split()]
-    return f"{about.get('model name', platform.machine())} ({' '.join(flags)})"
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        if name == "openvino":
-            return "none"
-        raise SettingsError(f"{name} is not installed; run pip install -r requirements-bench.txt") from None
-
-
-def _load() -> str:
-    return f"{os.getloadavg()[0]:.1f}"
-
-
-def _shown(claim: Claim) -> tuple[str, str]:
-    return f"{claim.value:.3g}", f"{'>=' if claim.better == 'higher' else '<='} {claim.goal:g}"
+    conclude(claims, options.json)
 
 
 FIGURES = ("pictures/s", "median, ms", "p99, ms", "failed", "refused")
@@ -203,7 +154,7 @@ def _conditions(*more: str) -> str:
 Standings = Mapping[tuple[str, Case], Figures]
 
 
-def throughput(place: Place, plan: Plan, names: Sequence[str]) -> dict[str, Claim]:
+def throughput(place: Place, plan: Plan, names: Sequence[str]) -> Claims:
     """All contestants in turn, round by round."""
     found: dict[tuple[str, Case], list[Figures]] = defaultdict(list)
     for _, name in itertools.product(range(plan.rounds), names):
@@ -213,7 +164,7 @@ def throughput(place: Place, plan: Plan, names: Sequence[str]) -> dict[str, Clai
     medians = {key: _median(rounds) for key, rounds in found.items()}
     for case in CASES:
         rows = [[name, *_row(medians[name, case]), _times(medians, name, case)] for name in names]
-        say(f"\n{case}, load {_load()}\n\n{table(['', *FIGURES, 'ours over it'], rows)}")
+        say(f"\n{case}, load {load()}\n\n{table(['', *FIGURES, 'ours over it'], rows)}")
     return _throughput_claims(medians, _conditions(f"medians of {plan.rounds} rounds of {plan.seconds:g} s"))
 
 
@@ -267,7 +218,7 @@ def _times(medians: Standings, name: str, case: Case) -> str:
     return f"{ours.rate / theirs.rate:.2f}" if ours and theirs.rate and name != OURS else ""
 
 
-def _throughput_claims(medians: Standings, conditions: str) -> dict[str, Claim]:
+def _throughput_claims(medians: Standings, conditions: str) -> Claims:
     """Those about whom was measured."""
     claims = {}
 
@@ -287,7 +238,7 @@ def _throughput_claims(medians: Standings, conditions: str) -> dict[str, Claim]:
 # --- arrivals at a rate -------------------------------------------------------------------------
 
 
-def open_loop(place: Place, plan: Plan, _: Sequence[str]) -> dict[str, Claim]:
+def open_loop(place: Place, plan: Plan, _: Sequence[str]) -> Claims:
     """Shares of the capacity, which is what 64 waiting clients get; in turn, round by round."""
     found: dict[str, list[Figures]] = defaultdict(list)
     with running(OURS, place) as server:
@@ -301,7 +252,7 @@ def open_loop(place: Place, plan: Plan, _: Sequence[str]) -> dict[str, Claim]:
     medians = {name: _median(rounds) for name, rounds in found.items()}
     rows = [[name, *_row(median)] for name, median in medians.items()]
     above, full = medians["150 %"], medians["100 %"]
-    say(f"\narrivals at a rate, load {_load()}\n\n{table(['', *FIGURES], rows)}")
+    say(f"\narrivals at a rate, load {load()}\n\n{table(['', *FIGURES], rows)}")
     say(
         f"\nat 150 %: {above.refused:.0%} refused with 503, half of them within {above.refusal:.1f} ms;"
         f" the others' median is {above.median / full.median:.2f} times that at 100 %"
@@ -309,7 +260,7 @@ def open_loop(place: Place, plan: Plan, _: Sequence[str]) -> dict[str, Claim]:
     return _open_claims(found, _conditions(f"medians of {plan.rounds} rounds of {2 * plan.seconds:g} s"))
 
 
-def _open_claims(found: Mapping[str, Sequence[Figures]], conditions: str) -> dict[str, Claim]:
+def _open_claims(found: Mapping[str, Sequence[Figures]], conditions: str) -> Claims:
     tails = [calm.p99 / calm.median for calm in found["70 %"]]
     shares = [above.rate / capacity.rate for above, capacity in zip(found["150 %"], found["capacity"], strict=True)]
     lost = sum(above.failed for above in found["150 %"])
@@ -334,7 +285,7 @@ class Span(NamedTuple):
         return answer.began < self.ended and self.began < answer.ended
 
 
-def reloads(place: Place, plan: Plan, _: Sequence[str]) -> dict[str, Claim]:
+def reloads(place: Place, plan: Plan, _: Sequence[str]) -> Claims:
     """Versions are swapped again and again under full load; what a promotion costs beside it counts for nothing."""
     enough = place.folder / "enough"
     with running(OURS, place, watching=False) as server:
@@ -352,7 +303,7 @@ def reloads(place: Place, plan: Plan, _: Sequence[str]) -> dict[str, Claim]:
         [name, len(some), *(f"{milliseconds(some, percentile):,.1f}" for percentile in (50, 99, 100))]
         for name, some in (("usual", usual), ("during a swap", during))
     ]
-    say(f"\n{len(swaps)} swaps under {USUAL.clients} clients, load {_load()}\n")
+    say(f"\n{len(swaps)} swaps under {USUAL.clients} clients, load {load()}\n")
     say(table(["", "requests", "median, ms", "p99, ms", "longest, ms"], rows))
     failed = sum(answer.status != 200 for answer in answers)
     conditions = _conditions(f"{USUAL.clients} clients, {len(answers):,} requests, {len(swaps)} swaps")
@@ -385,7 +336,7 @@ def swap_to(number: int, place: Place, server: Served) -> tuple[Span, Span]:
 # --- memory and start ---------------------------------------------------------------------------
 
 
-def memory(place: Place, plan: Plan, _: Sequence[str]) -> dict[str, Claim]:
+def memory(place: Place, plan: Plan, _: Sequence[str]) -> Claims:
     """What the service holds after few requests and reloads, and after many more."""
     sizes = []
     versions = _alternating(plan.few[1] + plan.many[1])
@@ -398,7 +349,7 @@ def memory(place: Place, plan: Plan, _: Sequence[str]) -> dict[str, Claim]:
     promote(place, VERSIONS[0])
     few, many = ("{:,} requests and {} reloads".format(*amount) for amount in (plan.few, plan.many))
     megabytes = [f"{size / 2**20:,.0f} MiB" for size in sizes]
-    say(f"\nmemory: {megabytes[0]} after {few}, {megabytes[1]} after {many} more; load {_load()}")
+    say(f"\nmemory: {megabytes[0]} after {few}, {megabytes[1]} after {many} more; load {load()}")
     conditions = f"unshared memory, {few}, then {many} more"
     return {"memory after many requests and reloads over few": Claim(sizes[1] / sizes[0], GROWTH, "lower", conditions)}
 
@@ -408,18 +359,18 @@ def held(process: psutil.Process) -> int:
     return sum(one.memory_full_info().uss for one in (process, *process.children(recursive=True)))
 
 
-def starts(place: Place, plan: Plan, _: Sequence[str]) -> dict[str, Claim]:
+def starts(place: Place, plan: Plan, _: Sequence[str]) -> Claims:
     """How long the service takes until it is ready; the first time it may have a model to convert."""
     seconds = []
     for _round in range(1 + plan.starts):
         with running(OURS, place) as server:
             seconds.append(server.seconds)
-    say(f"\nready after {', '.join(f'{one:.1f}' for one in seconds)} s; the first does not count; load {_load()}")
+    say(f"\nready after {', '.join(f'{one:.1f}' for one in seconds)} s; the first does not count; load {load()}")
     conditions = f"median of {plan.starts} starts, the model on disk"
     return {"seconds from start to ready": Claim(float(np.median(seconds[1:])), START, "lower", conditions)}
 
 
-PARTS: dict[str, Callable[[Place, Plan, Sequence[str]], dict[str, Claim]]] = {
+PARTS: dict[str, Callable[[Place, Plan, Sequence[str]], Claims]] = {
     "throughput": throughput,
     "open": open_loop,
     "reload": reloads,

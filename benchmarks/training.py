@@ -24,12 +24,10 @@ cores, also where there is a GPU. In the race to an accuracy ours begins with sm
 """
 
 import argparse
-import json
 import logging
 import math
 import multiprocessing
 import os
-import platform
 import signal
 import sys
 import tempfile
@@ -39,7 +37,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -58,6 +55,7 @@ from torchvision.transforms import v2
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.claims import Claim, Claims, conclude, machine  # noqa: E402
 from benchmarks.pictures import draw, listed  # noqa: E402
 from toolkit.bundle import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from toolkit.errors import DataError, SettingsError, TrainingError  # noqa: E402
@@ -136,15 +134,6 @@ class Lap(NamedTuple):
     accuracy: float
 
 
-class Claim(NamedTuple):
-    """A figure, and what it is to be."""
-
-    value: float
-    goal: float
-    better: str
-    conditions: str
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -158,32 +147,17 @@ def main() -> None:
     if count < FEWEST:
         raise SettingsError(f"--pictures must be at least {FEWEST}, got {count}")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    say(machine())
+    dtype = str(Device.choose().dtype).removeprefix("torch.")
+    say(f"{machine('torch', 'torchvision', 'lightning')}; ours in {dtype}")
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         files = listed(options.data) if options.data else draw(scratch / "drawn", count)
         album = lay_out(files[:: math.ceil(len(files) / count)], scratch / "album")
         claims = measure(album, plan)
-    say(table(["claim", "measured", "goal"], [[name, *_shown(claim)] for name, claim in claims.items()]))
-    say(f"\nload {_load()}")
-    if options.json:
-        print(json.dumps({name: claim._asdict() for name, claim in claims.items()}))
+    conclude(claims, options.json)
 
 
-def machine() -> str:
-    """Where these figures come from."""
-    try:
-        versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "lightning"))
-    except PackageNotFoundError:
-        raise SettingsError("Lightning is not installed; run pip install -r requirements-bench.txt") from None
-    dtype = str(Device.choose().dtype).removeprefix("torch.")
-    return (
-        f"{platform.machine()}, {usable_cores()} cores, load {_load()}, Python {platform.python_version()}, {versions};"
-        f" ours in {dtype}"
-    )
-
-
-def measure(album: Album, plan: Plan) -> dict[str, Claim]:
+def measure(album: Album, plan: Plan) -> Claims:
     """All races, each with its table; what comes out of them."""
     of = f"{album.training} training pictures of {album.classes} classes, {usable_cores()} cores"
     claims = {}
@@ -265,14 +239,6 @@ def _learning(laps: dict[str, list[Lap]]) -> str:
         for name, all_laps in laps.items()
     ]  # fmt: skip
     return table(["", "seconds to it", "seconds in all", "accuracy after each epoch"], rows)
-
-
-def _shown(claim: Claim) -> tuple[str, str]:
-    return f"{claim.value:.3g}", f"{'>=' if claim.better == 'higher' else '<='} {claim.goal:g}"
-
-
-def _load() -> str:
-    return f"{os.getloadavg()[0]:.1f}"
 
 
 class Contestant:

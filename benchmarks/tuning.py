@@ -35,7 +35,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -43,7 +42,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +56,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import hyperopt_tuning as tuning  # noqa: E402
+from benchmarks.claims import Claim, Claims, conclude, machine  # noqa: E402
 from benchmarks.pictures import draw, link, listed, write_digits  # noqa: E402
 from benchmarks.searches import CONTESTANTS, FOLDS, MEDIAN, OURS, PLAIN, RANDOM, WHOLE, WILCOXON, Arena  # noqa: E402
 from toolkit.errors import SettingsError, TrainingError  # noqa: E402
@@ -75,7 +74,7 @@ from train_cnn import DataSettings  # noqa: E402
 FEWEST = 120  # photographs
 PROCESSES = 2  # at a time, each with one thread
 SMALLEST_ERROR = 1e-3  # of a mean accuracy; folds may happen to be all alike
-NEVER = 1e12  # pictures to an accuracy that was not reached
+NEVER = 1e18  # pictures to an accuracy that was not reached
 
 LOOKS: Mapping[str, Mapping[str, Any]] = {  # of lines
     PLAIN: {"color": "#111827"}, RANDOM: {"color": "#9ca3af", "ls": ":"},
@@ -152,15 +151,6 @@ class Found(NamedTuple):
         return (_so_far(self.searches[name])[-1] - self.plains_best.mean_accuracy) / self.error
 
 
-class Claim(NamedTuple):
-    """A figure, and what it is to be."""
-
-    value: float
-    goal: float
-    better: str
-    conditions: str
-
-
 def main() -> None:
     """Measure and print."""
     options = arguments()
@@ -172,8 +162,8 @@ def main() -> None:
     if options.first_seed < 0:
         raise SettingsError(f"--first-seed must be at least 0, got {options.first_seed}")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    say(machine())
-    claims: dict[str, Claim] = {}
+    say(machine("torch", "hyperopt", "optuna"))
+    claims: Claims = {}
     with tempfile.TemporaryDirectory() as folder:
         if options.part != "timed":
             found = compete(jobs(options.data, plan, options.first_seed, Path(folder)))
@@ -181,10 +171,7 @@ def main() -> None:
             keep(found, options.figures, options.trials)
         if options.part != "counted":
             claims |= timed(plan, Path(folder))
-    say(table(["claim", "measured", "goal"], [[name, *_shown(claim)] for name, claim in claims.items()]))
-    say(f"\nload {_load()}")
-    if options.json:
-        print(json.dumps({name: claim._asdict() for name, claim in claims.items()}))
+    conclude(claims, options.json)
 
 
 def arguments() -> argparse.Namespace:
@@ -207,17 +194,6 @@ def arguments() -> argparse.Namespace:
     except OSError as error:
         raise SettingsError(f"{error.filename} cannot be written: {error.strerror}") from None
     return options
-
-
-def machine() -> str:
-    """Where these figures come from."""
-    try:
-        versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "hyperopt", "optuna"))
-    except PackageNotFoundError:
-        raise SettingsError("Optuna is not installed; run pip install -r requirements-bench.txt") from None
-    return (
-        f"{platform.machine()}, {usable_cores()} cores, load {_load()}, Python {platform.python_version()}, {versions}"
-    )
 
 
 # --- what is counted in pictures ----------------------------------------------------------------
@@ -287,7 +263,7 @@ CLAIMS: Sequence[tuple[str, Callable[[Found], float], float, str]] = (  # value 
 )
 
 
-def counted(found: Sequence[Found]) -> dict[str, Claim]:
+def counted(found: Sequence[Found]) -> Claims:
     """A table and claims for each data set, and how often racing was wrong."""
     claims = {}
     for subject, seeds in by_subject(found).items():
@@ -404,7 +380,7 @@ def _draw_line(axes: Axes, searches: Sequence[Sequence[Trial]], look: Mapping[st
 # --- what is measured in seconds ----------------------------------------------------------------
 
 
-def timed(plan: Plan, folder: Path) -> dict[str, Claim]:
+def timed(plan: Plan, folder: Path) -> Claims:
     """What a search spends on anything but training, and what a second process is worth."""
     base = {"preset": "quick", "weights": "none", "study_dir": folder / "studies", "cache_dir": folder / "cache"}
 
@@ -450,15 +426,6 @@ def search(settings: tuning.TuneSettings, *, random_only: bool = False) -> tuple
         seconds = time.perf_counter() - began
         job.journal.append({FINISHED: None})
     return seconds, sum(fold.seconds for trial in job.study.trials for fold in trial.folds)
-
-
-def _shown(claim: Claim) -> tuple[str, str]:
-    value = "never" if claim.value > NEVER / 1e9 else f"{claim.value:.3g}"
-    return value, f"{'>=' if claim.better == 'higher' else '<='} {claim.goal:g}"
-
-
-def _load() -> str:
-    return f"{os.getloadavg()[0]:.1f}"
 
 
 if __name__ == "__main__":

@@ -22,7 +22,11 @@ from toolkit.bundle import DIGEST_TAG, Program, save_bundle
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Each of several workers, and all that it starts, stays on a core of its own: their threads would only fight."""
+    """Each of several workers, and all that it starts, stays on a core of its own: their threads would only fight.
+
+    What they start finds the project compiled, also where the environment asks Python to keep nothing of it.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     worker = getattr(config, "workerinput", {}).get("workerid")
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))

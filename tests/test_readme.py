@@ -24,8 +24,10 @@ from walks import Walk, walked
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 SERVERS = {"mlflow server": ("5000", "/health"), "python serve_model.py": ("8000", "/readyz")}
+SPACE = "image_size: 16\nepochs: [1, 2]\n"
 SHORT = {
     "TUNE_PRESET": "quick",
+    "TUNE_SPACE": "space.yaml",
     "TUNE_MAX_EVALS": "1",
     "TUNE_FOLDS": "2",
     "TRAIN_EPOCHS": "2",
@@ -72,11 +74,12 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
     text = script()
     port = re.search(r"localhost:(\d+)/predict", text)
     assert port
-    return walked(tmp_path_factory.mktemp("readme") / "project", text, {**SHORT, "SERVE_PORT": port[1]}, draw_photos)
+    return walked(tmp_path_factory.mktemp("readme") / "project", text, {**SHORT, "SERVE_PORT": port[1]}, prepare)
 
 
-def draw_photos(folder: Path) -> None:
+def prepare(folder: Path) -> None:
     generator = np.random.default_rng(0)
+    (folder / "space.yaml").write_text(SPACE)
     for name, colour in (("cat", "red"), ("dog", "blue")):
         (folder / "photos" / name).mkdir(parents=True)
         for index in range(40):

@@ -42,7 +42,7 @@ _COUNTED = {"WEBP": math.inf, "PNG": math.inf, "GIF": 2**22, "TIFF": 2**18}
 # First bytes of formats people do send, so that the message can name what arrived.
 _OTHER_FORMATS = {b"%PDF": "PDF", b"8BPS": "PSD", b"<svg": "SVG", b"<?xml": "XML or SVG", b"\0\0\1\0": "ICO"}
 _BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"avif": "AVIF"}
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pillow's mode L
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32) / 255  # ITU-R BT.601, as Pillow's mode L, to 0..1
 
 
 @dataclass(frozen=True)
@@ -78,17 +78,25 @@ class Picture:
         Brightness and contrast are mean and standard deviation of luma in 0..1; sharpness is the
         standard deviation of luma's Laplacian; aspect is width over height.
         """
-        luma = self.pixels @ _LUMA / 255  # (size, size) in 0..1
-        inner = luma[1:-1, 1:-1]
-        laplacian = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:] - 4 * inner
+        luma = self.pixels @ _LUMA  # (size, size) in 0..1
+        laplacian = luma[:-2, 1:-1] + luma[2:, 1:-1]
+        laplacian += luma[1:-1, :-2]
+        laplacian += luma[1:-1, 2:]
+        laplacian -= 4 * luma[1:-1, 1:-1]
         return {
             "brightness": float(luma.mean()),
-            "contrast": float(luma.std()),
-            "sharpness": float(laplacian.std()),
+            "contrast": _deviation(luma),
+            "sharpness": _deviation(laplacian),
             "width": float(self.width),
             "height": float(self.height),
             "aspect": self.width / self.height,
         }
+
+
+def _deviation(values: NDArray[np.float32]) -> float:
+    """The standard deviation; each picture that is served has two of them, and numpy's own takes twice as long."""
+    distances = (values - values.mean()).ravel()
+    return math.sqrt(float(distances @ distances) / distances.size) if distances.size else math.nan
 
 
 def format_of(data: bytes) -> str | None:

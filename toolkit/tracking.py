@@ -604,6 +604,8 @@ class Run:
         with explained(f"log {name}"), tempfile.TemporaryDirectory() as folder:
             path = Path(folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
+            figure.draw_without_rendering()  # lays it out, once: otherwise each of the drawings below would
+            figure.set_layout_engine("none")
             figure.savefig(path, dpi=120, bbox_inches="tight")
             self.client.log_artifacts(self.id, folder)
 

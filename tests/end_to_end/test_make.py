@@ -1,4 +1,7 @@
-"""The README's two commands, where a person would type them; `make test` only collects, since it would run itself."""
+"""The README's two commands, where a person would type them.
+
+The demonstration tunes for one trial instead of six, and `make test` only collects, since it would run itself.
+"""
 
 import re
 from pathlib import Path
@@ -9,12 +12,12 @@ from support import ROOT
 from walks import Walk, walked
 
 COMMANDS = ("make demo", "make test")
-COLLECT = {"PYTEST_ADDOPTS": "--collect-only -q --no-header -n 0"}
+SHORT = {"TUNE_MAX_EVALS": "1", "TUNE_FOLDS": "2", "PYTEST_ADDOPTS": "--collect-only -q --no-header -n 0"}
 
 
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
-    return walked(tmp_path_factory.mktemp("make") / "project", " && ".join(COMMANDS), COLLECT)
+    return walked(tmp_path_factory.mktemp("make") / "project", " && ".join(COMMANDS), SHORT)
 
 
 @pytest.mark.timeout(960)

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 
 from support import encode
 from toolkit.errors import ImageError, ImageTooLarge, UndecodableImage, UnsupportedImage
-from toolkit.images import FORMATS, SNIFFED_BYTES, STATISTICS, SUFFIXES, Limits, format_of, load_picture
+from toolkit.images import FORMATS, SNIFFED_BYTES, STATISTICS, SUFFIXES, Limits, Picture, format_of, load_picture
 
 
 def saved(image: Image.Image, format: str = "PNG", **options: object) -> bytes:  # noqa: A002
@@ -294,6 +295,15 @@ def test_mutated_files_give_a_picture_or_an_image_error(data: st.DataObject) -> 
         return
     assert picture.pixels.shape == (8, 8, 3)
     assert format_of(bytes(original[:SNIFFED_BYTES])) == format
+
+
+def test_statistics_are_those_of_other_libraries() -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (30, 30, 3), np.uint8)
+    luma = pixels @ np.array([0.299, 0.587, 0.114]) / 255
+    found = Picture(pixels, 30, 30).statistics()
+    assert found["brightness"] == pytest.approx(luma.mean(), rel=1e-5)
+    assert found["contrast"] == pytest.approx(luma.std(), rel=1e-5)
+    assert found["sharpness"] == pytest.approx(ndimage.laplace(luma)[1:-1, 1:-1].std(), rel=1e-5)
 
 
 def test_statistics_are_what_they_say() -> None:

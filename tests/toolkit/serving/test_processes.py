@@ -224,7 +224,7 @@ def test_a_call_reaches_all_others_once(tmp_path):
     looked = [threading.Event() for _ in fellows]
     for index, (one, event) in enumerate(zip(fellows, looked, strict=True)):
         one.start(lambda index=index: {"index": index + 1}, event.set)
-    wait_until(lambda: len(fellows[0].states({"index": 1})) == 3)
+    wait_until(lambda: len(fellows[1].states({"index": 2})) == 3)
     assert fellows[1].states({"index": 2}) == [{"index": 2}, {"index": 1}, {"index": 3}]
     fellows[1].call()
     assert looked[0].wait(60)
