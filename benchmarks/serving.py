@@ -72,8 +72,8 @@ from toolkit.settings import run_script  # noqa: E402
 from toolkit.terminal import say, table  # noqa: E402
 
 LIMIT = "limit"
-PACKAGES = ("torch", "torchvision", "pillow", "fastapi", "uvicorn", "litserve", "mlflow", "bentoml")
-PACKAGES += ("openvino",) if find_spec("openvino") else ()
+PACKAGES = ["torch", "torchvision", "pillow", "fastapi", "uvicorn", "litserve", "mlflow", "bentoml"]
+PACKAGES += ["openvino"] if find_spec("openvino") else []
 NAMES = (OURS, LIMIT, *(name for name in SERVERS if name != OURS))
 RAMP, LEAST = 0.5, 16  # s of each load that do not count; how many requests follow the first ones at least
 CALM = 2.0  # s before each swap
@@ -289,12 +289,12 @@ def reloads(place: Place, plan: Plan, _: Sequence[str]) -> Claims:
     """Versions are swapped again and again under full load; what a promotion costs beside it counts for nothing."""
     enough = place.folder / "enough"
     with running(OURS, place, watching=False) as server:
-        load = place.sender.submit(closed, server.port, server.requests[SMALL], USUAL.clients, until=enough)
+        sent = place.sender.submit(closed, server.port, server.requests[SMALL], USUAL.clients, until=enough)
         try:
             spans = [_swap_later(number, place, server) for number in _alternating(plan.swaps)]
         finally:
             enough.touch()
-        answers = load.result()
+        answers = sent.result()
     promote(place, VERSIONS[0])
     promotions, swaps = zip(*spans, strict=True)
     during = [answer for answer in answers if any(swap.touches(answer) for swap in swaps)]

@@ -42,7 +42,7 @@ _COUNTED = {"WEBP": math.inf, "PNG": math.inf, "GIF": 2**22, "TIFF": 2**18}
 # First bytes of formats people do send, so that the message can name what arrived.
 _OTHER_FORMATS = {b"%PDF": "PDF", b"8BPS": "PSD", b"<svg": "SVG", b"<?xml": "XML or SVG", b"\0\0\1\0": "ICO"}
 _BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"avif": "AVIF"}
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32) / 255  # ITU-R BT.601, as Pillow's mode L, to 0..1
+_LUMA = np.array([0.299 / 255, 0.587 / 255, 0.114 / 255], dtype=np.float32)  # ITU-R BT.601, as Pillow's mode L, to 0..1
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Picture:
         }
 
 
-def _deviation(values: NDArray[np.float32]) -> float:
+def _deviation(values: NDArray[np.floating]) -> float:
     """The standard deviation; each picture that is served has two of them, and numpy's own takes twice as long."""
     distances = (values - values.mean()).ravel()
     return math.sqrt(float(distances @ distances) / distances.size) if distances.size else math.nan
