@@ -595,7 +595,7 @@ def test_what_is_no_number_is_never_a_class(room: Room, tmp_path: Path) -> None:
         assert figures["monitor"]["windows"]["short"]["non_finite"] == 2
         for _ in range(100):
             served.predict(SPOILED)
-        raised = wait_until(lambda: served.client.get("/alerts").json())
+        raised = wait_until(lambda: served.predict(SPOILED) and served.client.get("/alerts").json())
         assert served.client.get("/alerts", params={"limit": 1}).json() == raised[:1]
         assert "non_finite" in json.dumps(raised)
         assert served.client.get("/health").status_code == 200
