@@ -94,7 +94,7 @@ class Picture:
 
 
 def _deviation(values: NDArray[np.floating]) -> float:
-    """The standard deviation; each picture that is served has two of them, and numpy's own takes twice as long."""
+    """The standard deviation, in fewer passes than numpy's own: each picture that is served has two of them."""
     distances = (values - values.mean()).ravel()
     return math.sqrt(float(distances @ distances) / distances.size) if distances.size else math.nan
 
