@@ -578,7 +578,7 @@ class ModelMonitor:
 
     # Inside: writing and looking, in the writer's thread
 
-    def _write(self, batch: Sequence[Prediction]) -> None:
+    def _write(self, batch: Sequence[Prediction]) -> float | None:
         model = self._unregistered
         if model is not None:
             self._store.register(model)
@@ -588,8 +588,7 @@ class ModelMonitor:
         if batch:
             self._store.write(batch)
         told, self._labels = self._labels, 0
-        if self._served:
-            self._attendant.attend(self._served, len(batch) + told)
+        return self._attendant.attend(self._served, len(batch) + told) if self._served else None
 
 
 def _checked(probabilities: ArrayLike | Mapping[str, float], classes: tuple[str, ...]) -> NDArray[np.float16]:

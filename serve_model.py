@@ -60,6 +60,7 @@ from toolkit.serving.keys import Keys
 from toolkit.serving.lastgood import LastGood
 from toolkit.serving.limits import BodyLimit, Patience
 from toolkit.serving.live import Release
+from toolkit.serving.memory import share_one_pool
 from toolkit.serving.openapi import describe, refusals
 from toolkit.serving.problems import Problem
 from toolkit.serving.processes import Fellows, Place, supervise
@@ -592,6 +593,7 @@ def main() -> int:
 
 def _serve(settings: ServeSettings, listener: socket, place: Place | None = None) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
+    share_one_pool()
     app = create_app(settings, place)
 
     def leave() -> None:

@@ -67,8 +67,10 @@ class Attendant:
                 self._view = View(self._store, model, self._limits)
             return self._view
 
-    def attend(self, model: Model, news: int) -> None:
-        """Look, if it is time; whatever goes wrong here, the predictions are stored.
+    def attend(self, model: Model, news: int) -> float | None:
+        """Look, if it is time; return in how many seconds it will be, None when nothing is left to look at.
+
+        Whatever goes wrong here, the predictions are stored.
 
         Parameters
         ----------
@@ -77,8 +79,9 @@ class Attendant:
         """
         self._news += news
         self._unfolded += news
-        if self._news < FEWEST_NEWS and time.monotonic() - self._looked < LOOK_SECONDS:
-            return
+        wait = self._looked + LOOK_SECONDS - time.monotonic()
+        if self._news < FEWEST_NEWS and wait > 0:
+            return wait if self._news else None
         self._news, self._looked = 0, time.monotonic()
         try:
             self.look(model, automatic=True)
@@ -87,6 +90,7 @@ class Attendant:
                 self._tidy(model)
         except Exception as error:  # noqa: BLE001  # nothing is lost by it
             logger.warning("alerts could not be checked: %s", one_line(error))
+        return None
 
     def look(self, model: Model, *, automatic: bool = False) -> list[dict[str, Any]]:
         """Look now, and return the alerts that this raised."""

@@ -31,7 +31,8 @@ class Writer(Generic[Item]):
     Parameters
     ----------
     write
-        Stores a batch, oldest item first, or does its other duties when the batch is empty. When it
+        Stores a batch, oldest item first, or does its other duties when the batch is empty; returns
+        after how many seconds it has duties again, should nothing be put in before, or None. When it
         raises StoreError or OSError the same batch is written again later, so it must store all of
         a batch or nothing; after any other error the batch is lost, for it would fail again.
     capacity
@@ -48,13 +49,14 @@ class Writer(Generic[Item]):
     (['a', 'b'], 2)
     """
 
-    def __init__(self, write: Callable[[list[Item]], None], capacity: int = CAPACITY) -> None:
+    def __init__(self, write: Callable[[list[Item]], float | None], capacity: int = CAPACITY) -> None:
         self._write = write
         self._capacity = capacity
         self._items: deque[Item] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closing = False
+        self._due: float | None = None  # when there are duties though nothing was put in, on the monotonic clock
         self._flushes = 0  # callers that wait for the queue to be empty
         self._accepted = self._done = 0  # items ever put in, and ever dealt with
         self._poked = self._answered = 0  # calls of poke, and how many of them were answered
@@ -152,23 +154,28 @@ class Writer(Generic[Item]):
     def _next(self) -> tuple[list[Item], int] | None:
         """The next items to write and the pokes answered by it; None when it is time to stop."""
         with self._changed:
-            self._changed.wait_for(lambda: self._items or self._closing or self._poked > self._answered)
+            self._changed.wait_for(lambda: self._items or self._closing or self._poked > self._answered, self._pause())
             deadline = time.monotonic() + LINGER_SECONDS
-            while len(self._items) < BATCH and not (self._flushes or self._closing or self._poked > self._answered):
+            while 0 < len(self._items) < BATCH and not (self._flushes or self._closing or self._poked > self._answered):
                 if not self._changed.wait(max(0.0, deadline - time.monotonic())):
                     break
-            if not self._items and self._poked == self._answered:
+            if self._closing and not self._items and self._poked == self._answered:
                 self._thread = None  # under the lock: whoever puts something in from now on starts another
                 return None
             return [self._items.popleft() for _ in range(min(BATCH, len(self._items)))], self._poked
 
+    def _pause(self) -> float | None:
+        """Seconds until there are duties even if nothing is put in; None when there are none."""
+        return None if self._due is None else max(0.0, self._due - time.monotonic())
+
     def _tried(self, batch: list[Item]) -> bool:
         """Write a batch; return whether it is dealt with, written or lost, and after a pause when it is not."""
         try:
-            self._write(batch)
+            pause = self._write(batch)
         except Exception as error:  # noqa: BLE001  # whatever it is, the predictions must go on
             return self._failed(batch, error)
         with self._changed:
+            self._due = None if pause is None else time.monotonic() + pause
             if self._failing:
                 missed = self._lost + self._dropped - self._missed
                 logger.warning("the store works again after %d predictions were lost", missed)
@@ -189,6 +196,7 @@ class Writer(Generic[Item]):
                 self._changed.wait_for(self._in_a_hurry, AGAIN_SECONDS)
                 return False
             self._lost += len(batch)
+            self._due = None
             if self._closing:  # what waits would fail as well, and each time as slowly
                 self._lost += len(self._items)
                 self._done += len(self._items)

@@ -48,6 +48,18 @@ def test_it_looks_when_there_is_enough_news_or_time_has_passed(attend, file_stor
     assert looked == [MODEL] * 2
 
 
+def test_what_is_left_of_a_burst_is_looked_at_when_it_is_time_again(attend, monkeypatch):
+    looked = []
+    monkeypatch.setattr(attend, "look", lambda model, automatic: looked.append(model))
+    monkeypatch.setattr(module, "LOOK_SECONDS", 1000.0)
+    attend._looked = module.time.monotonic()
+    assert attend.attend(MODEL, 0) is None  # there is nothing to look at
+    assert 900 < attend.attend(MODEL, 30) <= 1000
+    assert attend.attend(MODEL, 100) is None
+    assert attend.attend(MODEL, 0) is None
+    assert looked == [MODEL]
+
+
 def test_a_thousand_predictions_become_a_block_and_old_ones_go(attend, file_store, monkeypatch):
     monkeypatch.setattr("toolkit.monitoring.retention.LEAST_ROWS", 1000)
     for step in range(4):

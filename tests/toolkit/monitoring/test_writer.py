@@ -65,6 +65,40 @@ class Store:
         self.items += batch
 
 
+def test_duties_that_were_announced_are_done_though_nothing_more_is_put_in():
+    batches, done = [], threading.Event()
+
+    def write(batch: list[int]) -> float | None:
+        batches.append(list(batch))
+        if len(batches) == 3:
+            done.set()
+        return 0.01 if len(batches) < 3 else None
+
+    writer = Writer(write)
+    writer.put(1)
+    assert done.wait(30)
+    time.sleep(0.1)  # in which it would have been called ten times
+    writer.close()
+    assert batches == [[1], [], []]
+    assert writer.stats()["written"] == 1
+
+
+def test_duties_that_are_far_off_do_not_keep_it_from_writing_or_closing():
+    batches = []
+
+    def write(batch: list[int]) -> float | None:
+        batches.append(list(batch))
+        return 1e6
+
+    writer = Writer(write)
+    writer.put(1)
+    assert writer.flush(timeout=30)
+    writer.put(2)
+    assert writer.flush(timeout=30)
+    writer.close()
+    assert batches == [[1], [2]]
+
+
 @pytest.mark.parametrize("error", [StoreError("database is locked"), OSError("disk full")])
 def test_what_a_failing_store_does_not_take_is_kept_and_written_when_it_works_again(caplog, monkeypatch, error):
     monkeypatch.setattr(module, "AGAIN_SECONDS", 0.01)
