@@ -27,10 +27,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
@@ -45,12 +43,7 @@ from toolkit.errors import (
     TrackingError,
     known,
 )
-from toolkit.registry import opening
-from toolkit.registry.comparison import Candidate, columns, side_by_side
-from toolkit.registry.fetching import fetched
-from toolkit.registry.figures import MOST_VERSIONS, comparison_figure
-from toolkit.registry.gate import Verdict, weigh
-from toolkit.registry.opening import LoadedModel
+from toolkit.registry.fetching import fetched, model_location, verify
 from toolkit.registry.pages import comparison_table, describe, version_page, version_table
 from toolkit.registry.selection import Mode, is_finite, model_of, ranked_runs
 from toolkit.registry.stages import Stages, rollback_candidates, utc_now, whoami
@@ -70,6 +63,14 @@ from toolkit.registry.versions import (
 )
 from toolkit.settings import ScriptSettings, environment, parse, program_name, run_script, verb
 from toolkit.tracking import MlflowClient, MlflowException, connect, impatient, promptly
+
+if TYPE_CHECKING:  # with torch, pandas and matplotlib, seconds of import that only loading and comparing need
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from toolkit.registry.comparison import Candidate
+    from toolkit.registry.gate import Verdict
+    from toolkit.registry.opening import LoadedModel
 
 MODEL_NAME = re.compile(r"[\w\- .]{1,200}")  # no slash or colon, which MLflow's addresses use, and no quote
 LONGEST_REASON = 1000  # characters
@@ -221,7 +222,7 @@ class ModelRegistry:
             )
         return moved
 
-    def judge(self, version: int | str, *, data: str | Path | None = None) -> Verdict | None:
+    def judge(self, version: int | str, *, data: str | Path | None = None) -> "Verdict | None":
         """Compare a version with the one in Production, without moving anything.
 
         Parameters
@@ -276,7 +277,7 @@ class ModelRegistry:
 
     def compare_models(
         self, versions: Sequence[int | str], *, data: str | Path | None = None, log_picture: bool = False
-    ) -> pd.DataFrame:
+    ) -> "pd.DataFrame":
         """Versions side by side, one row each, the paired figures against the first.
 
         Parameters
@@ -304,16 +305,21 @@ class ModelRegistry:
         - ``latency_ms``: for one picture, measured here and now, in turn with the others
         - ``setting.*``, ``data.*``: those in which the versions differ
         """
+        from toolkit.registry.comparison import side_by_side
+
         candidates = self._chosen(versions, data)
         if log_picture:
             self._log_picture(candidates)
         return side_by_side(candidates)
 
-    def picture_comparison(self, versions: Sequence[int | str], *, data: str | Path | None = None) -> Figure:
+    def picture_comparison(self, versions: Sequence[int | str], *, data: str | Path | None = None) -> "Figure":
         """What ``compare_models`` says of up to ten versions as a picture: accuracy, classes, calibration, speed."""
+        from toolkit.registry.comparison import columns
+        from toolkit.registry.figures import comparison_figure
+
         return comparison_figure(columns(self._chosen(versions, data)))
 
-    def history(self) -> pd.DataFrame:
+    def history(self) -> "pd.DataFrame":
         """Every transition of every version that exists, oldest first, registrations included.
 
         Returns
@@ -321,6 +327,8 @@ class ModelRegistry:
         Columns ``time`` (UTC), ``version``, ``from``, ``to``, ``who``, ``why``, and ``gate``: what a
         version that went into Production was compared with there.
         """
+        import pandas as pd
+
         entries = [entry for version in self.list_versions() for entry in _whole_history(version)]
         rows = [
             (entry.time, entry.version, entry.source, entry.target, entry.who, entry.why, entry.gate)
@@ -328,7 +336,7 @@ class ModelRegistry:
         ]
         return pd.DataFrame(rows, columns=list(HISTORY_COLUMNS))
 
-    def load(self, stage_or_version: int | str, *, cache: Path | None = None) -> LoadedModel:
+    def load(self, stage_or_version: int | str, *, cache: Path | None = None) -> "LoadedModel":
         """Fetch a version's bundle, check it against the digest of the version, and load it.
 
         Parameters
@@ -346,7 +354,9 @@ class ModelRegistry:
         BundleError
             The bundle is missing, altered or cannot be loaded.
         """
-        return opening.load(self._client, self.get(stage_or_version), cache)
+        from toolkit.registry.opening import load
+
+        return load(self._client, self.get(stage_or_version), cache)
 
     def list_versions(self) -> list[Version]:
         """Every version, newest first; none when the model is not registered yet."""
@@ -384,7 +394,7 @@ class ModelRegistry:
             The first thing that is wrong, with the version.
         """
         version = self.get(stage_or_version)
-        opening.verify(self._client, version)
+        verify(self._client, version)
         return version
 
     @cached_property
@@ -410,9 +420,13 @@ class ModelRegistry:
             return "nothing to compare with" if present is None else f"v{present} could not be compared with"
         return f"{'passed' if verdict.passed else 'forced'}: {verdict}"[:LONGEST_GATE]
 
-    def _judged(self, newcomer: Version, data: str | Path | None) -> tuple[int | None, Verdict | None]:
+    def _judged(self, newcomer: Version, data: str | Path | None) -> "tuple[int | None, Verdict | None]":
         """The number of the version in Production, and how the newcomer compares with it."""
-        own = opening.load(self._client, newcomer)
+        from toolkit.registry.comparison import measured
+        from toolkit.registry.gate import weigh
+        from toolkit.registry.opening import load
+
+        own = load(self._client, newcomer)
         present = self._in_production()
         if present is None or present == newcomer.version:
             return present, None
@@ -421,7 +435,7 @@ class ModelRegistry:
         except BundleError as error:
             log.warning("it is compared with nothing, because %s", error)
             return present, None
-        serving, candidate = opening.measured([other, own], None if data is None else Path(data))
+        serving, candidate = measured([other, own], None if data is None else Path(data))
         return present, weigh(candidate, serving)
 
     def _in_production(self) -> int | None:
@@ -430,14 +444,20 @@ class ModelRegistry:
         except NotRegistered:
             return None
 
-    def _chosen(self, versions: Sequence[int | str], data: str | Path | None) -> list[Candidate]:
+    def _chosen(self, versions: Sequence[int | str], data: str | Path | None) -> "list[Candidate]":
         if not versions:
             raise RegistryError("name the versions to compare, such as 1 2")
         chosen = {found.version: found for found in map(self.get, versions)}
-        models = [opening.load(self._client, version) for version in chosen.values()]
-        return opening.measured(models, None if data is None else Path(data))
+        from toolkit.registry.comparison import measured
+        from toolkit.registry.opening import load
 
-    def _log_picture(self, candidates: Sequence[Candidate]) -> None:
+        models = [load(self._client, version) for version in chosen.values()]
+        return measured(models, None if data is None else Path(data))
+
+    def _log_picture(self, candidates: "Sequence[Candidate]") -> None:
+        from toolkit.registry.comparison import columns
+        from toolkit.registry.figures import MOST_VERSIONS, comparison_figure
+
         drawn = columns(candidates[:MOST_VERSIONS])
         name, run_id = "_".join(column.name for column in drawn), candidates[0].version.run_id
         try:
@@ -487,7 +507,7 @@ class ModelRegistry:
         if model_id is None:
             raise BundleError("it has the digest of a bundle, but no model")
         digest = run.data.tags[DIGEST_TAG]
-        location = opening.model_location(self._client, model_id)
+        location = model_location(self._client, model_id)
         with fetched(self._client, location) as folder:
             card, baseline = verify_bundle(folder, digest)
         value, page = run.data.metrics[metric], _page_of(self._client, run)
@@ -730,7 +750,7 @@ def _moved(
     return Answer(text, version.to_dict(), following)
 
 
-def _records(table: pd.DataFrame) -> list[Mapping[str, Any]]:
+def _records(table: "pd.DataFrame") -> list[Mapping[str, Any]]:
     records: list[Mapping[str, Any]] = json.loads(table.to_json(orient="records", date_format="iso", date_unit="us"))
     return records
 

@@ -47,10 +47,10 @@ from starlette.exceptions import HTTPException
 from model_registry import ModelRegistry
 from monitoring import DriftReport, Log, ModelMonitor, Notice, Sink, Webhook, new_prediction_id
 from monitoring import Limits as DriftLimits
-from toolkit.bundle import Bundle
 from toolkit.errors import SettingsError, ToolkitError, UnknownPrediction
 from toolkit.images import Limits
 from toolkit.machine import usable_cores
+from toolkit.program import Bundle
 from toolkit.serving import engines, pages, problems, protocols
 from toolkit.serving.departures import Departures
 from toolkit.serving.figures import Figures, wants_prometheus

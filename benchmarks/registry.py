@@ -63,9 +63,10 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.claims import Claim, Claims, conclude, load, machine  # noqa: E402
 from model_registry import ModelRegistry  # noqa: E402
 from toolkit.baseline import Baseline  # noqa: E402
-from toolkit.bundle import DIGEST_TAG, Card, Measured, Program, library_versions, save_bundle  # noqa: E402
+from toolkit.bundle import DIGEST_TAG, Card, Measured, library_versions  # noqa: E402
 from toolkit.errors import RegistryError  # noqa: E402
 from toolkit.machine import usable_cores  # noqa: E402
+from toolkit.program import Program, save_bundle  # noqa: E402
 from toolkit.registry.pages import describe  # noqa: E402
 from toolkit.registry.versions import METRICS_TAG, MODEL_TAG, STAGE_TAG, Stage, Transition  # noqa: E402
 from toolkit.settings import run_script  # noqa: E402

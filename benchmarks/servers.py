@@ -28,9 +28,10 @@ from benchmarks.load import HOST, Answer, closed, form, raw, text
 from benchmarks.pictures import CLASSES, listed, photograph
 from model_registry import ModelRegistry
 from toolkit.baseline import Baseline
-from toolkit.bundle import DIGEST_TAG, Card, Measured, Program, library_versions, save_bundle
+from toolkit.bundle import DIGEST_TAG, Card, Measured, library_versions
 from toolkit.errors import ToolkitError
 from toolkit.images import load_picture
+from toolkit.program import Program, save_bundle
 from toolkit.tracking import MlflowClient, Run, connect
 
 ROOT = Path(__file__).resolve().parent.parent

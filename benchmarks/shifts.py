@@ -28,8 +28,9 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from toolkit.baseline import Baseline
-from toolkit.bundle import PROGRAM, Bundle, digest_of, load_bundle
+from toolkit.bundle import PROGRAM, digest_of
 from toolkit.monitoring.windows import Window
+from toolkit.program import Bundle, load_bundle
 from toolkit.training.idx import IMAGES_MAGIC, LABELS_MAGIC, holds_idx, read_idx
 from toolkit.training.named import load_named
 

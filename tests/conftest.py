@@ -18,7 +18,8 @@ from support import (
     colour_picture,
 )
 from toolkit import tracking
-from toolkit.bundle import DIGEST_TAG, Program, save_bundle
+from toolkit.bundle import DIGEST_TAG
+from toolkit.program import Program, save_bundle
 
 
 def pytest_configure(config: pytest.Config) -> None:

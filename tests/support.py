@@ -25,7 +25,8 @@ import torch
 from PIL import Image
 
 from toolkit.baseline import Baseline
-from toolkit.bundle import Card, Measured, Program, library_versions
+from toolkit.bundle import Card, Measured, library_versions
+from toolkit.program import Program
 from toolkit.tracking import connect
 
 ROOT = Path(__file__).parent.parent

@@ -28,8 +28,8 @@ from forks import Ended, Forks, Script, forks
 from hyperopt_tuning import Task, TuneSettings, begun, data_for, data_settings, evaluate, report, show, tune
 from model_registry import ModelRegistry
 from support import COLOURS, ROOT, MlflowServer, colour_picture
-from toolkit.bundle import load_bundle
 from toolkit.errors import DataError, SettingsError, TrainingError
+from toolkit.program import load_bundle
 from toolkit.tracking import MlflowClient, connect, mlflow
 from toolkit.tuning.racing import Holder
 from toolkit.tuning.search import FoldDone, Result, Step

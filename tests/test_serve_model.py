@@ -43,11 +43,12 @@ from support import (
     free_port,
     run_script,
 )
-from toolkit.bundle import DIGEST_TAG, PROGRAM, Program, save_bundle
+from toolkit.bundle import DIGEST_TAG, PROGRAM
 from toolkit.errors import ToolkitError
 from toolkit.images import load_picture
 from toolkit.machine import usable_cores
 from toolkit.monitoring.posting import verify
+from toolkit.program import Program, save_bundle
 from toolkit.serving import protocols
 from toolkit.serving.problems import MEDIA_TYPE
 from toolkit.serving.processes import VARIABLE

@@ -28,9 +28,9 @@ import train_cnn
 from forks import Ended, Forks, Script, forks
 from model_registry import ModelRegistry
 from support import COLOURS, ROOT, MlflowServer, colour_picture, colour_pixels, free_port
-from toolkit.bundle import Bundle, load_bundle
 from toolkit.errors import DataError
 from toolkit.images import load_picture
+from toolkit.program import Bundle, load_bundle
 from toolkit.registry.fetching import fetched
 from toolkit.tracking import MlflowClient, code_version, connect, mlflow
 from toolkit.training.checkpoints import Checkpoint, load_weights_file, open_checkpoint

@@ -17,9 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.export import ExportedProgram
-
 from toolkit.errors import BundleError, one_line
 
 LARGEST_GRAPH = 16 * 2**20  # bytes of JSON; that of a ResNet-18 has 281,000
@@ -74,17 +71,6 @@ def require_plain_program(path: Path) -> None:
         for key, text in _texts(graph):
             if not TEXTS.get(key, NAME).fullmatch(text):
                 raise BundleError(f"the program's graph holds {text!r:.60}, and code that travels with it is not run")
-
-
-def load_program(path: Path) -> ExportedProgram:
-    """Load an archive put together anew from the members that were checked, without its pickled example input."""
-    copy = io.BytesIO()
-    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as anew:
-        for name in archive.namelist():
-            anew.writestr(name, b"" if name == EXAMPLES else archive.read(name))
-    copy.seek(0)
-    with quiet():
-        return torch.export.load(copy)
 
 
 def is_pickle(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What goes into the registry: program, card, baseline, digest; save, verify, load.
+"""What goes into the registry: program, card, baseline, digest; and how it is verified.
 
 A bundle is an MLflow model folder of the pytorch flavour in ``pt2`` form, plus two files:
 
@@ -10,31 +10,23 @@ A bundle is an MLflow model folder of the pytorch flavour in ``pt2`` form, plus 
 The digest covers every file; it is recorded beside the model and checked at every load. No pickle
 is ever loaded, and no code that travels with a model is ever run: whoever can write a bundle can
 often write its digest too, so a bundle with the right digest is searched for both all the same.
+Nothing here needs torch: what runs a program is in ``toolkit.program``.
 """
 
 import hashlib
 import platform
-import tempfile
-import threading
 import zipfile
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from torch import Tensor, nn
-from torch.export import ExportedProgram
 
-from toolkit.archive import PICKLE_NAME, is_pickle, load_program, quiet, reading, require_plain_program
+from toolkit.archive import PICKLE_NAME, is_pickle, reading, require_plain_program
 from toolkit.baseline import LARGEST_SAMPLE, Baseline
-from toolkit.errors import BundleError, one_line
+from toolkit.errors import BundleError
 from toolkit.images import DECODER_VERSION, RESIZE_RULE
 from toolkit.tracking import mlflow
 
@@ -46,8 +38,6 @@ LARGEST_SIDE = 4096  # pixels of an input picture
 LARGEST_CARD = 4 * 2**20  # bytes; a thousand classes take about 30,000
 LARGEST_DESCRIPTION = 64 * 2**10  # bytes; MLflow writes about 1,000, and its YAML is slow to read
 LARGEST_ROW = 1024  # bytes of a picture in a baseline besides its probabilities; 288 are in use
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # as torchvision's weights expect
 
 
 class Measured(BaseModel):
@@ -92,103 +82,7 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
-class Program(nn.Module):
-    """A network with everything around it that a consumer could get wrong.
-
-    Parameters
-    ----------
-    network
-        Takes float32 (N, 3, H, W), normalised; gives logits (N, K).
-    temperature
-        The logits are divided by it before softmax, which calibrates the probabilities
-        (Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017).
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: nn.Module, temperature: float = 1.0) -> None:
-        super().__init__()
-        self.network = network
-        self.temperature = temperature
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
-
-    def forward(self, pictures: Tensor) -> Tensor:  # uint8 (N, H, W, 3)
-        scaled = pictures.permute(0, 3, 1, 2).float() / 255  # (N, 3, H, W) in [0, 1]
-        logits = self.network((scaled - self.mean) / self.std)  # (N, K)
-        return torch.softmax(logits / self.temperature, dim=1)
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """A bundle that was verified and loaded.
-
-    Parameters
-    ----------
-    card, baseline, digest
-        As verified.
-    program
-        uint8 (N, H, W, 3) -> float32 (N, K).
-    export
-        Gives the same program as torch exported it, for engines of other makers.
-    folder
-        Where it is kept; None when it may be gone by now.
-    """
-
-    card: Card
-    baseline: Baseline
-    digest: str
-    program: Callable[[Tensor], Tensor]
-    export: Callable[[], ExportedProgram] | None = None
-    folder: Path | None = None
-
-    def predict(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Class probabilities.
-
-        Parameters
-        ----------
-        pictures
-            uint8 (N, H, W, 3), RGB, H = W = ``card.image_size``.
-
-        Returns
-        -------
-        float32 (N, K), rows that add up to 1.
-        """
-        own = np.require(pictures, requirements=("C", "W"))  # torch warns of arrays that may not be written to
-        with torch.inference_mode():
-            answer: NDArray[np.float32] = self.program(torch.from_numpy(own)).numpy()
-        return answer
-
-
-def save_bundle(
-    folder: Path, program: Program, card: Card, baseline: Baseline, *, run_id: str | None = None, model_id: str
-) -> str:
-    """Write a bundle into a folder that does not exist yet, and return its digest.
-
-    The program is exported in evaluation mode, on the CPU, in float32, with a free batch size.
-    """
-    program = program.cpu().float().eval().to(memory_format=torch.contiguous_format)
-    with tempfile.TemporaryDirectory() as scratch:
-        card_file, baseline_file = Path(scratch, "card.json"), Path(scratch, "baseline.npz")
-        card_file.write_text(card.model_dump_json(indent=2))
-        baseline_file.write_bytes(baseline.to_bytes())
-        with quiet():
-            mlflow.pytorch.save_model(
-                program,
-                str(folder),
-                mlflow_model=mlflow.models.Model(run_id=run_id, model_id=model_id),
-                serialization_format="pt2",
-                signature=_signature(card),
-                # A batch of 1 would freeze the batch size.
-                input_example=np.zeros((2, card.image_size, card.image_size, 3), np.uint8),
-                extra_files=[str(card_file), str(baseline_file)],
-                pip_requirements=[f"{name}=={version(name)}" for name in ("torch", "numpy", "mlflow")],
-            )
-    return digest_of(folder)
-
-
-def _signature(card: Card) -> mlflow.models.ModelSignature:
+def signature_of(card: Card) -> mlflow.models.ModelSignature:
     """What MLflow's own tools are to send, and what they get."""
     pictures = mlflow.types.TensorSpec(np.dtype("uint8"), (-1, card.image_size, card.image_size, 3))
     probabilities = mlflow.types.TensorSpec(np.dtype("float32"), (-1, len(card.classes)))
@@ -230,7 +124,7 @@ def verify_bundle(folder: Path, digest: str | None) -> tuple[Card, Baseline]:
         require_plain_program(folder / PROGRAM)
         description = _read_description(folder / DESCRIPTION)
         card = _read_card(folder / CARD)
-        if description.signature != _signature(card):
+        if description.signature != signature_of(card):
             size, classes = card.image_size, len(card.classes)
             raise BundleError(f"the card is of {size} x {size} pixels and {classes} classes, the {DESCRIPTION} is not")
         baseline = _read_baseline(folder / BASELINE, card)
@@ -337,71 +231,3 @@ def _may_be(accuracy: float, baseline: Baseline) -> bool:
 def _require_size(path: Path, most: int) -> None:
     if (found := path.stat().st_size) > most:
         raise BundleError(f"the bundle's {path.name} has {found:,} bytes, and at most {most:,} are read")
-
-
-def load_bundle(folder: Path, digest: str | None) -> Bundle:
-    """Verify a bundle, load its program and see that it answers as the card says.
-
-    Raises
-    ------
-    BundleError
-        As ``verify_bundle``, or the program cannot be loaded, or gives something else than the
-        probabilities of the card's classes, the same for the same picture.
-    """
-    card, baseline = verify_bundle(folder, digest)
-    try:
-        exported = load_program(folder / PROGRAM)
-    except Exception as error:  # noqa: BLE001  zipfile and torch each raise kinds of their own
-        raise BundleError(f"the program cannot be loaded: {one_line(error)}") from None
-    bundle = Bundle(card, baseline, digest or "", exported.module(), lambda: exported)
-    _require_probabilities(bundle)
-    return bundle
-
-
-def shelve_bundle(folder: Path, digest: str) -> Bundle:
-    """Verify a bundle that stays in its folder, and load its program when somebody first runs it.
-
-    An engine that was made of the program before does not need it again, and loading it takes longer
-    than all the rest.
-
-    Raises
-    ------
-    BundleError
-        As ``verify_bundle``; and as ``load_bundle`` from the first use of the program.
-    """
-    card, baseline = verify_bundle(folder, digest)
-    loading, loaded = threading.Lock(), cache(partial(load_bundle, folder, digest))
-
-    def whole() -> Bundle:
-        with loading, torch.inference_mode(False):  # torch loads no program while it only infers
-            return loaded()
-
-    def export() -> ExportedProgram:
-        give = whole().export
-        assert give is not None  # noqa: S101  load_bundle always says
-        return give()
-
-    return Bundle(card, baseline, digest, lambda pictures: whole().program(pictures), export, folder)
-
-
-def _require_probabilities(bundle: Bundle) -> None:
-    """Run a program on pictures of noise: three, the same three again, and the first alone."""
-    size, classes = bundle.card.image_size, len(bundle.card.classes)
-    pictures = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
-    given = pictures.copy()
-    try:
-        answer, again, alone = (bundle.predict(batch) for batch in (given, given, given[:1]))
-    except Exception as error:  # noqa: BLE001  whatever torch raises
-        raise BundleError(f"the program cannot be run on 3 pictures and on 1: {one_line(error)}") from None
-    if not np.array_equal(given, pictures):
-        raise BundleError("the program changes the pictures that it is given")
-    if answer.shape != (3, classes) or alone.shape != (1, classes):
-        raise BundleError(f"the program answers {answer.shape} for 3 pictures and {classes} classes")
-    if answer.dtype != np.float32:
-        raise BundleError(f"the program answers in {answer.dtype}, and must in float32")
-    if not (answer.min() >= 0 and np.allclose(answer.sum(axis=1), 1, atol=1e-3)):  # NaN is not at least 0
-        raise BundleError("the program does not answer with probabilities")
-    if not np.allclose(answer, again, atol=1e-5):
-        raise BundleError("the program answers otherwise when it is asked again: dropout, say, is at work in it")
-    if not np.allclose(answer[:1], alone, atol=1e-3):
-        raise BundleError("the program's answer for a picture depends on the others that come with it")

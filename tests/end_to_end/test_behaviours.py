@@ -29,7 +29,8 @@ from PIL import Image
 from forks import Forks, Script, forks
 from model_registry import ModelRegistry
 from support import ROOT, ColourNetwork, colour_baseline, colour_card, encode
-from toolkit.bundle import DIGEST_TAG, PROGRAM, Program, save_bundle
+from toolkit.bundle import DIGEST_TAG, PROGRAM
+from toolkit.program import Program, save_bundle
 from toolkit.registry.versions import ALIASES
 from toolkit.serving.problems import MEDIA_TYPE
 from toolkit.tracking import MlflowClient, Run, connect

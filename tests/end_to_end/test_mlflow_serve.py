@@ -15,7 +15,7 @@ import pytest
 
 from model_registry import ModelRegistry
 from support import COLOURS, colour_pixels, free_port, wait_until_answers
-from toolkit.bundle import Bundle
+from toolkit.program import Bundle
 from toolkit.tracking import connect, mlflow
 
 SIZE = 16

@@ -30,7 +30,8 @@ from support import (
 )
 from toolkit import tracking
 from toolkit.baseline import Baseline
-from toolkit.bundle import DIGEST_TAG, Program, save_bundle
+from toolkit.bundle import DIGEST_TAG
+from toolkit.program import Program, save_bundle
 
 CHROMIUM = shutil.which("chromium")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")

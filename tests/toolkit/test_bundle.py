@@ -19,17 +19,9 @@ from torch.nn.functional import batch_norm, dropout
 from support import COLOURS, ColourNetwork, colour_baseline, colour_card, colour_pixels
 from toolkit.archive import EXAMPLES, GRAPH, TENSORS
 from toolkit.baseline import Baseline
-from toolkit.bundle import (
-    BASELINE,
-    CARD,
-    PROGRAM,
-    Program,
-    digest_of,
-    load_bundle,
-    save_bundle,
-    verify_bundle,
-)
+from toolkit.bundle import BASELINE, CARD, PROGRAM, digest_of, verify_bundle
 from toolkit.errors import BundleError
+from toolkit.program import Program, load_bundle, save_bundle
 from toolkit.tracking import mlflow
 from toolkit.training.networks import build_network
 

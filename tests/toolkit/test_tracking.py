@@ -34,8 +34,9 @@ from support import (
     free_port,
 )
 from toolkit import tracking
-from toolkit.bundle import DIGEST_TAG, Program, load_bundle, save_bundle
+from toolkit.bundle import DIGEST_TAG
 from toolkit.errors import TrackingError
+from toolkit.program import Program, load_bundle, save_bundle
 from toolkit.tracking import (
     RETRY_SECONDS,
     MlflowClient,

@@ -1,20 +1,21 @@
-"""Model versions side by side: a table with a row for each."""
+"""Model versions side by side: measured in the same way, and a table with a row for each."""
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from toolkit.baseline import Baseline
 from toolkit.bundle import Card
-from toolkit.registry.figures import Column
-from toolkit.registry.paired import pair
-from toolkit.registry.scores import SCORES, accuracy_of, weighted_scores
+from toolkit.registry.latency import latencies
+from toolkit.registry.opening import LoadedModel
+from toolkit.registry.paired import Tally, pair
+from toolkit.registry.pictures import answers_of, read_labelled
+from toolkit.registry.scores import accuracy_of, weighted_scores
 from toolkit.registry.versions import Version
-
-INTERVALS = ("accuracy", *SCORES, "difference")  # columns that have _low and _high beside them
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,50 @@ class Candidate:
     baseline: Baseline
     size: int
     latency_ms: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """What there is to draw of one version.
+
+    Parameters
+    ----------
+    name
+        Such as ``v3``.
+    baseline
+        What it did on its pictures.
+    paired
+        The first version and this one on the pictures that both did; None for the first.
+    latency_ms
+        For one picture; None where it was not measured.
+    size_mb
+        Of its bundle.
+    """
+
+    name: str
+    baseline: Baseline
+    paired: Tally | None
+    latency_ms: float | None
+    size_mb: float
+
+
+def measured(models: Sequence[LoadedModel], data: Path | None) -> list[Candidate]:
+    """Versions with what they are compared by, all measured in the same way.
+
+    Parameters
+    ----------
+    models
+        Which.
+    data
+        A folder of labelled pictures that all of them are run on; None leaves what each did on the
+        pictures that it held out.
+    """
+    bundles = [model.bundle for model in models]
+    baselines = answers_of(bundles, read_labelled(data)) if data else [bundle.baseline for bundle in bundles]
+    return [
+        Candidate(model.version, model.bundle.card, baseline, model.size, latency)
+        for model, baseline, latency in zip(models, baselines, latencies(bundles), strict=True)
+    ]
 
 
 def side_by_side(candidates: Sequence[Candidate]) -> pd.DataFrame:

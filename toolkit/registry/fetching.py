@@ -1,4 +1,4 @@
-"""Bringing a bundle from where MLflow keeps it to a folder on this machine."""
+"""Bringing a bundle from where MLflow keeps it to a folder on this machine, and checking it there."""
 
 import shutil
 import tempfile
@@ -9,7 +9,8 @@ from urllib.parse import urlparse
 
 from toolkit.bundle import verify_bundle
 from toolkit.errors import BundleError, TrackingError
-from toolkit.tracking import MlflowClient, impatient, mlflow, reason_of
+from toolkit.registry.versions import MISSING, Version
+from toolkit.tracking import MlflowClient, MlflowException, impatient, mlflow, promptly, reason_of
 
 FILE_SECONDS = 30  # until the first bytes of a file, which a server may have to fetch from elsewhere itself
 
@@ -49,6 +50,38 @@ def cached(client: MlflowClient, location: str, digest: str, cache: Path | None)
             with suppress(OSError):  # another process was faster, and its copy is as good
                 copy.rename(kept)
     yield kept
+
+
+def verify(client: MlflowClient, version: Version) -> None:
+    """Fetch a version's bundle and check it, without running it."""
+    with blaming(version), fetched(client, version_location(client, version)) as folder:
+        verify_bundle(folder, version.digest)
+
+
+def model_location(client: MlflowClient, model_id: str) -> str:
+    """Where the files of one of MLflow's logged models are."""
+    with promptly(f"find the model {model_id}"):
+        try:
+            return str(client.get_logged_model(model_id).artifact_location)
+        except MlflowException as error:
+            if error.error_code != MISSING:
+                raise
+            raise BundleError(f"its model {model_id} was deleted") from None
+
+
+def version_location(client: MlflowClient, version: Version) -> str:
+    """Where the files of a version are."""
+    with promptly(f"find the files of v{version.version}"):
+        return str(client.get_model_version_download_uri(version.name, str(version.version)))
+
+
+@contextmanager
+def blaming(version: Version) -> Iterator[None]:
+    """Name the version that an error of its bundle is about."""
+    try:
+        yield
+    except BundleError as error:
+        raise BundleError(f"v{version.version} of {version.name} cannot be used: {error}") from None
 
 
 def _whole(folder: Path, digest: str) -> bool:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from toolkit.baseline import Baseline
 from toolkit.errors import SettingsError
+from toolkit.registry.comparison import Column
 from toolkit.registry.paired import Tally
 from toolkit.registry.scores import Score, accuracy_of, wilson
 
@@ -27,31 +28,6 @@ LONGEST_NAME = 24  # characters; a longer name loses its middle
 WIDTH, ROW, MARGIN = 14.0, 0.36, 1.1  # inches: of the figure, of a version's line, of headings and axes
 NAMES, CLASS, CELL = 2.6, 0.27, 0.46  # inches, of classes: the names' width, a class's height, a version's width
 PANEL, GAP, LEGEND = 2.8, 0.6, 5.6  # inches: of a reliability diagram at most, beside it, and of their legend
-
-
-@dataclass(frozen=True, eq=False)
-class Column:
-    """What there is to draw of one version.
-
-    Parameters
-    ----------
-    name
-        Such as ``v3``.
-    baseline
-        What it did on its pictures.
-    paired
-        The first version and this one on the pictures that both did; None for the first.
-    latency_ms
-        For one picture; None where it was not measured.
-    size_mb
-        Of its bundle.
-    """
-
-    name: str
-    baseline: Baseline
-    paired: Tally | None
-    latency_ms: float | None
-    size_mb: float
 
 
 def comparison_figure(columns: Sequence[Column]) -> Figure:

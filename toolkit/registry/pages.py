@@ -1,17 +1,19 @@
 """How versions look to people: tables and pages in a terminal, the description on MLflow's page."""
 
 from collections.abc import Iterable
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from toolkit import terminal
 from toolkit.baseline import Baseline
 from toolkit.bundle import Card
-from toolkit.registry.comparison import INTERVALS
 from toolkit.registry.versions import Version
 
+if TYPE_CHECKING:  # half a second of import that only those who compare need
+    import pandas as pd
+
 MOST_CLASSES = 10  # named in a description
+# Columns of a comparison that have _low and _high beside them.
+INTERVALS = ("accuracy", "precision_weighted", "recall_weighted", "f1_weighted", "difference")
 
 
 def describe(card: Card, baseline: Baseline, choice: str, run: str) -> str:
@@ -78,7 +80,7 @@ def version_page(version: Version) -> str:
     return "\n\n".join(filter(None, [terminal.table(rows[0], rows[1:]), version.description, *gates]))
 
 
-def comparison_table(table: pd.DataFrame) -> str:
+def comparison_table(table: "pd.DataFrame") -> str:
     """Versions as columns: there are more figures than a line holds.
 
     Parameters
@@ -86,6 +88,7 @@ def comparison_table(table: pd.DataFrame) -> str:
     table
         From ``comparison.side_by_side``.
     """
+    table = table.astype(object).where(table.notna(), None)
     special = {
         "created": [f"{created:%Y-%m-%d %H:%M}" for created in table["created"]],
         "size_mb": [f"{size:.2f}" for size in table["size_mb"]],
@@ -97,7 +100,7 @@ def comparison_table(table: pd.DataFrame) -> str:
     return terminal.table(["", *(f"v{version}" for version in table.index)], rows)
 
 
-def _with_bounds(row: pd.Series, name: str) -> str:
+def _with_bounds(row: "pd.Series", name: str) -> str:
     value, low, high = (figure(row[column]) for column in (name, f"{name}_low", f"{name}_high"))
     return f"{value} [{low}, {high}]" if value else ""
 
@@ -108,6 +111,6 @@ def figure(value: Any) -> str:
     >>> figure(0.98765), figure(300), figure(None), figure(float("nan"))
     ('0.9877', '300', '', '')
     """
-    if value is None or (not isinstance(value, str) and pd.isna(value) is True):
+    if value is None or value != value:  # NaN
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

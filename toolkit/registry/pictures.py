@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from toolkit.baseline import Baseline
-from toolkit.bundle import Bundle
 from toolkit.errors import DataError, ImageError, known, one_line
 from toolkit.images import SUFFIXES, load_picture
 from toolkit.machine import usable_cores
+from toolkit.program import Bundle
 from toolkit.registry.latency import at_most_threads
 from toolkit.terminal import bar, say
 

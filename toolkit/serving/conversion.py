@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
-from toolkit.bundle import Bundle, digest_of
+from toolkit.bundle import digest_of
 from toolkit.errors import BundleError, one_line
+from toolkit.program import Bundle
 from toolkit.serving.locks import alone
 
 logger = logging.getLogger(__name__)

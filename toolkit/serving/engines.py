@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.export.passes import move_to_device_pass
 
-from toolkit.bundle import Bundle
 from toolkit.errors import BundleError, one_line
 from toolkit.machine import usable_cores
+from toolkit.program import Bundle
 from toolkit.serving.conversion import Conversion, core, exported
 from toolkit.serving.problems import without_places
 

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from toolkit.bundle import Bundle, digest_of, shelve_bundle
+from toolkit.bundle import digest_of
 from toolkit.errors import BundleError, one_line
+from toolkit.program import Bundle, shelve_bundle
 from toolkit.serving.live import Release, Source
 from toolkit.serving.locks import alone
 

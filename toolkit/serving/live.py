@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from toolkit.bundle import Bundle
 from toolkit.errors import BundleError, NotRegistered, ToolkitError, one_line
+from toolkit.program import Bundle
 from toolkit.serving.engines import Engine, prepare
 from toolkit.serving.problems import without_places
 from toolkit.serving.tryout import Comparison, Tried, compare, try_out

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from toolkit.bundle import Bundle, shelve_bundle
 from toolkit.errors import BundleError, ToolkitError, one_line
+from toolkit.program import Bundle, shelve_bundle
 from toolkit.serving.conversion import is_kept
 from toolkit.serving.engines import Choice, prepare
 from toolkit.serving.locks import alone

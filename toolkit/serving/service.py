@@ -13,10 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 from prometheus_client.core import Metric
 
 from toolkit.baseline import Baseline
-from toolkit.bundle import Bundle
 from toolkit.errors import ToolkitError
 from toolkit.images import Limits, load_picture
 from toolkit.machine import usable_cores
+from toolkit.program import Bundle
 from toolkit.serving import engines, problems
 from toolkit.serving.batching import Batcher
 from toolkit.serving.classified import Classified

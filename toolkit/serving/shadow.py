@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client.core import Metric
 
-from toolkit.bundle import Bundle
 from toolkit.errors import BundleError, one_line
+from toolkit.program import Bundle
 from toolkit.serving.engines import Engine
 from toolkit.serving.figures import family
 from toolkit.serving.live import Live, LiveModel, Release, Source, identity

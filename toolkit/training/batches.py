@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812  torch's own convention
 from numpy.typing import NDArray
 from torch import Tensor
 
-from toolkit.bundle import IMAGENET_MEAN, IMAGENET_STD
+from toolkit.program import IMAGENET_MEAN, IMAGENET_STD
 from toolkit.training.augment import augment
 from toolkit.training.device import Device
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from toolkit.errors import SettingsError, one_line
 from toolkit.machine import usable_cores
 
 
@@ -122,13 +123,23 @@ def prepare(*, deterministic: bool = False, threads: int | None = None) -> None:
     """Give torch its threads, and choose between the fastest and repeatable algorithms.
 
     Without ``threads`` it is given this process's share of the cores.
+
+    Raises
+    ------
+    SettingsError
+        torch cannot make its folder for compiled code, which it does whether anything is compiled or not.
     """
     _keep_freed_memory()
     torch.set_num_threads(threads or max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # NVIDIA's documented condition for it
-    torch.use_deterministic_algorithms(deterministic)
+    try:
+        torch.use_deterministic_algorithms(deterministic)
+    except OSError as error:
+        raise SettingsError(
+            f"torch needs a folder for compiled code ({one_line(error)}); set TORCHINDUCTOR_CACHE_DIR to another"
+        ) from None
 
 
 def _keep_freed_memory() -> None:

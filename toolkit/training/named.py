@@ -4,17 +4,17 @@ A local copy is looked for where torchvision keeps its own, so that what is ther
 twice. What is fetched is compared with the checksum of the published file.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
-from torchvision.datasets import KMNIST, MNIST, FashionMNIST
-from torchvision.datasets.utils import check_integrity
 from tqdm import tqdm
 
 from toolkit.errors import DataError, known, one_line
@@ -58,30 +58,35 @@ class Published:
     cifar: CifarFiles | None = None
     pickled: tuple[str, ...] = ()
 
-    @classmethod
-    def like_mnist(cls, of: type[MNIST], classes: Sequence[str], *, mirrored: bool = False) -> "Published":
-        """One of torchvision's sets in IDX files."""
-        return cls(dict(of.resources), tuple(of.mirrors), f"{of.__name__}/raw", tuple(classes), mirrored)
+
+NAMES = (DIGITS, "mnist", "fashion-mnist", "kmnist", "cifar10", "cifar100")
 
 
-PUBLISHED = {
-    "mnist": Published.like_mnist(MNIST, TEN_DIGITS),
-    "fashion-mnist": Published.like_mnist(FashionMNIST, FashionMNIST.classes, mirrored=True),
-    "kmnist": Published.like_mnist(KMNIST, KMNIST.classes),
-    "cifar10": Published(
-        {"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
-        ("https://www.cs.toronto.edu/~kriz/",),
-        cifar=CIFAR10,
-        pickled=("cifar-10-batches-py", "cifar-10-python.tar.gz"),
-    ),
-    "cifar100": Published(
-        {"cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8"},
-        ("https://www.cs.toronto.edu/~kriz/",),
-        cifar=CIFAR100,
-        pickled=("cifar-100-python", "cifar-100-python.tar.gz"),
-    ),
-}
-NAMES = (DIGITS, *PUBLISHED)
+@cache
+def catalogue() -> dict[str, Published]:
+    """The sets that can be downloaded, by name; torchvision knows most of it, and takes seconds to import."""
+    from torchvision.datasets import KMNIST, MNIST, FashionMNIST
+
+    def like_mnist(of: type[MNIST], classes: Sequence[str], *, mirrored: bool = False) -> Published:
+        return Published(dict(of.resources), tuple(of.mirrors), f"{of.__name__}/raw", tuple(classes), mirrored)
+
+    return {
+        "mnist": like_mnist(MNIST, TEN_DIGITS),
+        "fashion-mnist": like_mnist(FashionMNIST, FashionMNIST.classes, mirrored=True),
+        "kmnist": like_mnist(KMNIST, KMNIST.classes),
+        "cifar10": Published(
+            {"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
+            ("https://www.cs.toronto.edu/~kriz/",),
+            cifar=CIFAR10,
+            pickled=("cifar-10-batches-py", "cifar-10-python.tar.gz"),
+        ),
+        "cifar100": Published(
+            {"cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8"},
+            ("https://www.cs.toronto.edu/~kriz/",),
+            cifar=CIFAR100,
+            pickled=("cifar-100-python", "cifar-100-python.tar.gz"),
+        ),
+    }
 
 
 def load_named(name: str, root: Path) -> ArraySet:
@@ -107,9 +112,9 @@ def load_named(name: str, root: Path) -> ArraySet:
     """
     if name == DIGITS:
         return _digits()
-    if name not in PUBLISHED:
+    if name not in NAMES:
         raise DataError(f"no data set is called {name!r}; there are: {known(NAMES, name)}")
-    return load_published(name, PUBLISHED[name], root)
+    return load_published(name, catalogue()[name], root)
 
 
 def load_published(name: str, published: Published, root: Path) -> ArraySet:
@@ -129,16 +134,17 @@ def load_published(name: str, published: Published, root: Path) -> ArraySet:
     if published.cifar is None:
         return read_idx(folder, name, published.classes, mirrored=published.mirrored)
     ((file, md5),) = published.files.items()
-    if not check_integrity(folder / file, md5):
+    if not _is_whole(folder / file, md5):
         raise DataError(f"{folder / file} is not the published file, or only a part of it; remove it to fetch it again")
     return read_cifar(folder / file, published.cifar, name)
 
 
 def open_idx(folder: Path, name: str) -> ArraySet:
     """IDX files in a folder that the user names; where torchvision would keep a known set, they are that set."""
-    for known_as, published in PUBLISHED.items():
-        if published.folder and folder.resolve().as_posix().endswith(f"/{published.folder}"):
-            return read_idx(folder, known_as, published.classes, mirrored=published.mirrored)
+    if folder.name == "raw":
+        for known_as, published in catalogue().items():
+            if published.folder and folder.resolve().as_posix().endswith(f"/{published.folder}"):
+                return read_idx(folder, known_as, published.classes, mirrored=published.mirrored)
     return read_idx(folder, name)
 
 
@@ -156,6 +162,12 @@ def _digits() -> ArraySet:
 def _is_there(path: Path) -> bool:
     """Whether a file, or what it unpacks to, is there."""
     return path.is_file() or (path.suffixes == [".gz"] and path.with_suffix("").is_file())
+
+
+def _is_whole(path: Path, md5: str) -> bool:
+    """Whether a file is the published one."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest() == md5
 
 
 def _fetch(name: str, published: Published, root: Path, missing: Mapping[str, str]) -> None:
@@ -181,15 +193,15 @@ def _download(url: str, path: Path, md5: str) -> None:
     """Fetch a file under another name, which it keeps until it is complete and right."""
     path.parent.mkdir(parents=True, exist_ok=True)
     say(f"fetching {url}")
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    incomplete = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with urlopen(url, timeout=TIMEOUT_S) as response, partial.open("wb") as file:  # noqa: S310  of the table above
+        with urlopen(url, timeout=TIMEOUT_S) as response, incomplete.open("wb") as file:  # noqa: S310  of the table above
             size = int(response.headers.get("Content-Length", 0)) or None
             options = {"total": size, "desc": path.name, "leave": False, "disable": not on_terminal()}
             with tqdm.wrapattr(response, "read", **options) as body:
                 shutil.copyfileobj(body, file)
-        if not check_integrity(partial, md5):
+        if not _is_whole(incomplete, md5):
             raise OSError(f"what {url} gives is not the published file")
-        partial.replace(path)
+        incomplete.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        incomplete.unlink(missing_ok=True)

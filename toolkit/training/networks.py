@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet18_Weights, resnet18
 
 from toolkit.errors import SettingsError, known, one_line
 
@@ -85,7 +84,7 @@ def build_network(name: str, classes: int, dropout: float, state: dict[str, Tens
         return SimpleCNN(classes, dropout)
     if name not in NETWORKS:
         raise SettingsError(f"there is no network {name!r}; there are: {known(NETWORKS, name)}")
-    network: nn.Module = resnet18(weights=None)
+    network = _resnet18()
     if state is not None:
         network.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")}, strict=False)
     if name == "resnet18_backbone":
@@ -119,13 +118,25 @@ def load_weights(choice: str) -> tuple[dict[str, Tensor] | None, str]:
     except Exception as error:  # noqa: BLE001  urllib, ssl, hashing and the file system each raise kinds of their own
         if choice == AUTO:
             return None, "random"
+        from torchvision.models import ResNet18_Weights
+
         raise SettingsError(
             f"ImageNet weights cannot be downloaded ({one_line(error)}); fetch {ResNet18_Weights.DEFAULT.url} on a"
             " machine with internet access and give the file with --weights PATH, or use --weights none"
         ) from None
 
 
+def _resnet18() -> nn.Module:
+    """torchvision's, with random weights; to import it takes seconds, which simple_cnn can do without."""
+    from torchvision.models import resnet18
+
+    network: nn.Module = resnet18(weights=None)
+    return network
+
+
 def _download() -> dict[str, Tensor]:
+    from torchvision.models import ResNet18_Weights
+
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # torch.hub sets none, and would wait for ever
     try:
@@ -142,7 +153,7 @@ def _from_file(path: Path) -> tuple[dict[str, Tensor], str]:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
         state = torch.load(path, map_location="cpu", weights_only=True)
-        expected = resnet18(weights=None).state_dict()
+        expected = _resnet18().state_dict()
         wrong = [key for key, value in expected.items() if not _fits(state, key, value.shape)]
     except OSError as error:
         raise SettingsError(f"--weights {path} cannot be read: {one_line(error)}") from None

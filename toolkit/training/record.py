@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from toolkit.baseline import LARGEST_SAMPLE, Baseline, CalibrationBins, calibration_bins
-from toolkit.bundle import DIGEST_TAG, Card, Measured, Program, library_versions, save_bundle
+from toolkit.bundle import DIGEST_TAG, Card, Measured, library_versions
 from toolkit.images import STATISTICS
+from toolkit.program import Program, save_bundle
 from toolkit.terminal import say
 from toolkit.tracking import Run, code_version, explained
 from toolkit.training.data import Data

@@ -8,8 +8,7 @@ import pandas as pd
 from support import colour_card
 from toolkit.baseline import Baseline
 from toolkit.bundle import Measured
-from toolkit.registry.comparison import INTERVALS
-from toolkit.registry.pages import comparison_table, describe
+from toolkit.registry.pages import INTERVALS, comparison_table, describe
 
 
 def test_a_description_gives_each_figure_its_sample_size_and_shortens_long_lists() -> None:

@@ -16,9 +16,10 @@ import torch
 
 from support import COLOURS, ColourNetwork, colour_card, colour_picture
 from toolkit.baseline import Baseline
-from toolkit.bundle import Bundle, Card, Program
+from toolkit.bundle import Card
 from toolkit.errors import DataError
 from toolkit.images import load_picture
+from toolkit.program import Bundle, Program
 from toolkit.registry import pictures as module
 from toolkit.registry.pictures import BATCH, Labelled, answers_of, read_labelled
 from toolkit.training.datasets import open_catalogue

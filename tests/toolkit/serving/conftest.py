@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from support import COLOURS, ColourNetwork, colour_baseline, colour_card
-from toolkit.bundle import Bundle, Program
+from toolkit.program import Bundle, Program
 from toolkit.serving.engines import TorchEngine
 from toolkit.serving.live import LiveModel
 

@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from support import ROOT, ColourNetwork, colour_baseline, colour_card, full_disk
-from toolkit.bundle import Bundle, Program, load_bundle, save_bundle
 from toolkit.errors import BundleError
+from toolkit.program import Bundle, Program, load_bundle, save_bundle
 from toolkit.serving import conversion, engines
 from toolkit.serving.conversion import KEPT, Conversion
 from toolkit.serving.engines import (
@@ -375,7 +375,7 @@ def watch(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "subprocess.Popen", "os.fork"):
         seen.append((event, str(arguments)))
         raise OSError("refused")
-from toolkit.bundle import load_bundle
+from toolkit.program import load_bundle
 from toolkit.serving.engines import prepare
 assert "openvino" not in sys.modules, "importing the engines imports OpenVINO"
 bundle = load_bundle(pathlib.Path(sys.argv[1]), sys.argv[2])

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from support import ColourNetwork, colour_baseline, colour_card, full_disk
-from toolkit.bundle import CARD, PROGRAM, Program, digest_of, load_bundle, save_bundle
+from toolkit.bundle import CARD, PROGRAM, digest_of
 from toolkit.errors import TrackingError
+from toolkit.program import Program, load_bundle, save_bundle
 from toolkit.registry.fetching import cached
 from toolkit.serving.engines import TorchEngine
 from toolkit.serving.lastgood import COPIES, NOTE, LastGood
@@ -156,7 +157,7 @@ def test_a_whole_copy_that_cannot_be_loaded_stays(registry, copies, monkeypatch)
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("toolkit.bundle.load_program", short_of_memory)
+        patch.setattr("toolkit.program._load_program", short_of_memory)
         assert start_without_registry(registry, copies).model is None
     assert start_without_registry(registry, copies).model is not None
 

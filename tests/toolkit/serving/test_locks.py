@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support import ColourNetwork, colour_baseline, colour_card
-from toolkit.bundle import Bundle, Program, save_bundle, shelve_bundle
+from toolkit.program import Bundle, Program, save_bundle, shelve_bundle
 from toolkit.serving.conversion import Conversion, is_kept
 from toolkit.serving.lastgood import LastGood
 from toolkit.serving.locks import alone

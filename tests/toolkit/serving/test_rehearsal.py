@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from support import ColourNetwork, colour_baseline, colour_card
-from toolkit.bundle import Bundle, Program, save_bundle, shelve_bundle
 from toolkit.errors import BundleError
+from toolkit.program import Bundle, Program, save_bundle, shelve_bundle
 from toolkit.serving.conversion import is_kept
 from toolkit.serving.engines import prepare
 from toolkit.serving.rehearsal import Rehearsal

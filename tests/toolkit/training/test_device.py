@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tiny import CPU, together
+from tiny import CPU, elsewhere, together
+from toolkit.errors import SettingsError
 from toolkit.machine import usable_cores
 from toolkit.training.device import ALONE, Device, World, joined, multiplies_bfloat16, prepare
 
@@ -150,3 +151,19 @@ def test_processes_exchange_rows_sums_answers_and_weights(size: int) -> None:
         assert all(np.array_equal(answer["after"][name], first[name]) for name in first)
     assert not np.array_equal(answers[1]["before"]["0.weight"], first["0.weight"])
     assert not np.array_equal(answers[1]["before"]["1.running_mean"], first["1.running_mean"])
+
+
+def prepare_without_a_folder(folder: Path) -> str:
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    with pytest.raises(SettingsError) as caught:
+        prepare()
+    return str(caught.value)
+
+
+def test_a_folder_for_compiled_code_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder can be made below")
+    folder = tmp_path / "file" / "folder"
+    assert elsewhere(prepare_without_a_folder, folder) == (
+        f"torch needs a folder for compiled code ([Errno 20] Not a directory: '{folder}');"
+        " set TORCHINDUCTOR_CACHE_DIR to another"
+    )

@@ -1,5 +1,6 @@
 """One step at a time: the loss by torch's own, averages and schedules by hand, memory that runs out for real."""
 
+import importlib
 import io
 import math
 import os
@@ -426,6 +427,8 @@ def test_without_a_compiler_it_learns_all_the_same(
 
 
 def learn_without_a_folder(folder: Path) -> tuple[list[int], str]:
+
+    importlib.import_module("torch._dynamo")  # which makes its own folder when it is imported
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     network = fresh()
     with redirect_stdout(io.StringIO()) as said:

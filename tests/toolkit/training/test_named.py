@@ -20,7 +20,7 @@ from torchvision.datasets import FashionMNIST
 from support import free_port
 from toolkit.errors import DataError
 from toolkit.training.cifar import CIFAR10
-from toolkit.training.named import NAMES, PUBLISHED, Published, load_named, load_published, open_idx
+from toolkit.training.named import NAMES, Published, catalogue, load_named, load_published, open_idx
 
 REFUSED = f"<urlopen error [Errno {errno.ECONNREFUSED}] {os.strerror(errno.ECONNREFUSED)}>"
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 28, 28)).astype(np.uint8)
@@ -80,15 +80,15 @@ def nobody() -> str:
 
 def test_what_is_known_by_name() -> None:
     assert NAMES == ("digits", "mnist", "fashion-mnist", "kmnist", "cifar10", "cifar100")
-    assert {name for name, published in PUBLISHED.items() if published.mirrored or published.cifar} == {
+    assert {name for name, published in catalogue().items() if published.mirrored or published.cifar} == {
         "fashion-mnist",
         "cifar10",
         "cifar100",
     }
-    assert PUBLISHED["mnist"].classes == tuple("0123456789")
-    assert PUBLISHED["fashion-mnist"].classes[0] == "T-shirt/top"
-    assert PUBLISHED["kmnist"].classes == ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
-    for published in PUBLISHED.values():
+    assert catalogue()["mnist"].classes == tuple("0123456789")
+    assert catalogue()["fashion-mnist"].classes[0] == "T-shirt/top"
+    assert catalogue()["kmnist"].classes == ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+    for published in catalogue().values():
         assert all(len(bytes.fromhex(md5)) == 16 for md5 in published.files.values())
         assert all(address.startswith("http") and address.endswith("/") for address in published.addresses)
 
@@ -150,7 +150,7 @@ def test_cifar_is_read_from_its_folder_or_from_the_archive_beside(tmp_path: Path
     scratch.mkdir()
     root.mkdir()
     md5 = cifar_archive(root / "cifar-10-binary.tar.gz", scratch)
-    published = replace(PUBLISHED["cifar10"], files={"cifar-10-binary.tar.gz": md5}, addresses=(nobody(),))
+    published = replace(catalogue()["cifar10"], files={"cifar-10-binary.tar.gz": md5}, addresses=(nobody(),))
     packed = load_published("cifar10", published, root)
     (scratch / CIFAR10.folder).rename(root / CIFAR10.folder)
     assert load_named("cifar10", root).labels.tolist() == packed.labels.tolist() == [0, 1, 0, 1, 0, 1]
@@ -171,7 +171,7 @@ def test_an_archive_that_is_not_the_published_one_is_not_opened(tmp_path: Path) 
 
 
 def small(name: str, files: dict[str, str], *addresses: str) -> Published:
-    return replace(PUBLISHED[name], files=files, addresses=addresses)
+    return replace(catalogue()[name], files=files, addresses=addresses)
 
 
 def test_what_is_missing_is_fetched_once(
@@ -244,7 +244,7 @@ def test_pickles_are_never_opened_and_what_to_fetch_instead_is_said(tmp_path: Pa
             (tmp_path / there / name).write_bytes(evil)
     address = nobody()
     with pytest.raises(DataError) as caught:
-        load_published("cifar10", replace(PUBLISHED["cifar10"], addresses=(address,)), tmp_path)
+        load_published("cifar10", replace(catalogue()["cifar10"], addresses=(address,)), tmp_path)
     assert str(caught.value) == (
         f"cifar10 cannot be downloaded ({REFUSED});"
         f" fetch cifar-10-binary.tar.gz from {address} on a machine with internet access and put what you get into"

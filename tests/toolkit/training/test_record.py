@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from support import COLOURS, colour_picture
-from toolkit.bundle import DIGEST_TAG, Measured, load_bundle
+from toolkit.bundle import DIGEST_TAG, Measured
 from toolkit.errors import TrackingError
+from toolkit.program import load_bundle
 from toolkit.tracking import Run
 from toolkit.training.cache import decode
 from toolkit.training.data import Data
