@@ -46,7 +46,7 @@ from toolkit.monitoring.audit import audit, labels_to_settle
 from toolkit.monitoring.drift import DriftReport, compare, judge
 from toolkit.monitoring.export import ENDINGS, export
 from toolkit.monitoring.figures import measure
-from toolkit.monitoring.ids import new_prediction_id, parse_prediction_id, show
+from toolkit.monitoring.ids import new_number, new_prediction_id, parse_prediction_id, show
 from toolkit.monitoring.limits import LEVELS, Limits
 from toolkit.monitoring.replay import replay
 from toolkit.monitoring.sinks import Log, Notice, Sink, Sinks
@@ -77,6 +77,7 @@ logger = logging.getLogger(__name__)
 
 UNNAMED_VERSION = "unversioned"  # of a model that is logged without a name
 SUM_TOLERANCE = 0.02  # bfloat16 has 8 bits: probabilities of a hundred classes add up to 1 within 1 %
+FEW_CLASSES = 40  # up to which Python's own min and sum are faster than numpy's
 READ_AFTER_SECONDS = 5.0  # how long a reader waits for predictions that are still in the queue
 FIGURES = ("accuracy", "confidence", "predictions", "drift", "calibration", "volume", "inputs")
 NOBODY = Model("", ())  # of an empty store
@@ -245,13 +246,13 @@ class ModelMonitor:
         UnknownPrediction
             When ``prediction_id`` is no id.
         """
-        name = prediction_id if prediction_id is not None else new_prediction_id(self._clock)
-        number = parse_prediction_id(name)
+        now = self._clock()
+        number = new_number(now) if prediction_id is None else parse_prediction_id(prediction_id)
         model = self._answering(probabilities, model_version)
         scores = _checked(probabilities, model.classes)
-        moment = self._clock() if time is None else time
+        moment = now if time is None else time
         self._writer.put(Prediction(number, moment, model, scores, dict(statistics or {}), latency_ms))
-        return name
+        return show(number) if prediction_id is None else prediction_id
 
     def record_feedback(self, prediction_id: str, label: str, *, source: str = "unspecified") -> bool:
         """Tell the true class of a prediction; the last one told counts, the earlier ones are kept.
@@ -604,8 +605,12 @@ def _checked(probabilities: ArrayLike | Mapping[str, float], classes: tuple[str,
         raise SettingsError("probabilities must be numbers") from None
     if values.shape != (len(classes),):
         raise SettingsError(f"{len(classes)} probabilities are needed, one for each class, got shape {values.shape}")
-    # The reductions themselves are twice as fast as min() and sum(). NaN and infinity do not pass either.
-    if not (np.minimum.reduce(values) >= 0 and abs(np.add.reduce(values) - 1) <= SUM_TOLERANCE):
+    if len(values) <= FEW_CLASSES:
+        row = values.tolist()
+        least, total = min(row), sum(row)
+    else:
+        least, total = np.minimum.reduce(values), np.add.reduce(values)
+    if not (least >= 0 and abs(total - 1) <= SUM_TOLERANCE):  # NaN and infinity do not pass either
         _require_strange(values)
     return values.astype(np.float16)
 

@@ -6,7 +6,7 @@ with time keep its index compact.
 
 import os
 import random
-import string
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from toolkit.errors import UnknownPrediction
 
 DIGITS = 16
+_ID = re.compile(rf"[0-7][0-9a-fA-F]{{{DIGITS - 1}}}")  # below 2**63
 RANDOM_BITS = 21  # below the milliseconds, which need 42 bits until the year 2109
 
 
@@ -53,7 +54,18 @@ def new_prediction_id(clock: Callable[[], float] = time.time) -> str:
     >>> len(earlier), earlier < later
     (16, True)
     """
-    return show(_ids.next(clock()))
+    return show(new_number(clock()))
+
+
+def new_number(seconds: float) -> int:
+    """The number of a fresh id, larger than every one that this process gave out before.
+
+    Parameters
+    ----------
+    seconds
+        The time since 1970.
+    """
+    return _ids.next(seconds)
 
 
 def show(number: int) -> str:
@@ -78,8 +90,6 @@ def parse_prediction_id(prediction_id: str) -> int:
     >>> parse_prediction_id("00000000000000ff")
     255
     """
-    if isinstance(prediction_id, str) and len(prediction_id) == DIGITS and set(prediction_id) <= set(string.hexdigits):
-        number = int(prediction_id, 16)
-        if number < 1 << 63:
-            return number
+    if isinstance(prediction_id, str) and _ID.fullmatch(prediction_id):
+        return int(prediction_id, 16)
     raise UnknownPrediction(f"there is no prediction {prediction_id!r}: an id has {DIGITS} hex digits")
