@@ -30,6 +30,7 @@ MODEL, ANSWERS = "model.xml", "answers.npy"  # the model's weights are beside it
 LONGEST_SECONDS = 900.0  # that others wait for who converts
 KEPT = 8  # converted models in a cache; that of a ResNet-18 has 45 MB
 
+_starting = threading.Lock()  # held by who is the first to use OpenVINO
 _converting = threading.Lock()  # OpenVINO changes the root logger's level meanwhile, and puts back what it found
 
 
@@ -135,21 +136,36 @@ def exported(bundle: Bundle) -> ExportedProgram:
 
 
 def openvino() -> Any:
-    """OpenVINO, silenced. Its import, and each conversion, would tell its makers through openvino-telemetry.
+    """OpenVINO, silenced and ready for several threads. Its import, and each conversion, would tell its makers.
 
-    Where that cannot be imported, OpenVINO uses a stub of its own that sends nothing.
+    They would be told through openvino-telemetry. Where that cannot be imported, OpenVINO uses a stub of its own that
+    sends nothing.
     """
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino as library  # type: ignore[import-untyped]
-
-    return library
+    with _starting:
+        return _library()
 
 
-@cache
 def core() -> Any:
     """OpenVINO's runtime: one for the process, and never closed.
 
     It gives the thread that first uses it a stack for signals, and takes it away when it is closed, by then perhaps in
     another thread: the next signal to the first one would end the process.
     """
-    return openvino().Core()
+    with _starting:
+        return _runtime()
+
+
+@cache
+def _library() -> Any:
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino as library  # type: ignore[import-untyped]
+
+    # pybind11 looks numpy up at the first use of an array. Of two threads that both use their first one, it happened
+    # once in five starts that each waited for what the other held, and with Python's lock, so that all stood still.
+    library.Tensor(np.zeros(1, np.uint8))
+    return library
+
+
+@cache
+def _runtime() -> Any:
+    return _library().Core()

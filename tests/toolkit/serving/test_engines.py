@@ -409,3 +409,46 @@ def test_all_workers_together_use_the_cores_and_no_more():
             threads = torch_threads(workers, cores)
             assert threads >= 1
             assert threads == 1 or threads * workers <= cores < (threads + 1) * workers
+
+
+FIRST_RUNS = """
+import os, sys, threading
+import numpy as np
+from toolkit.serving import conversion
+
+def first_run():
+    library = conversion.openvino()
+    from openvino import opset13
+    given = opset13.parameter([-1, 8], np.float32)
+    model = conversion.core().compile_model(library.Model([opset13.relu(given)], [given], "relu"), "CPU")
+    requests, begin = [model.create_infer_request() for _ in range(2)], threading.Event()
+
+    def run(request):
+        while not begin.is_set():
+            pass
+        request.start_async({0: np.ones((2, 8), np.float32)})
+        request.wait()
+
+    threads = [threading.Thread(target=run, args=(request,), daemon=True) for request in requests]
+    for thread in threads:
+        thread.start()
+    begin.set()
+    for thread in threads:
+        thread.join()
+    os._exit(int(requests[0].get_output_tensor().data.sum() != 16))
+
+sys.setswitchinterval(0.0005)
+for _ in range(8):
+    if not (child := os.fork()):
+        first_run()
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+def test_two_threads_that_are_the_first_to_use_openvino_do_not_wait_for_each_other_for_ever() -> None:
+    """Without care, a third of such starts held Python's lock for good, and with it the whole process."""
+    command = [sys.executable, "-c", FIRST_RUNS]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+    )
+    assert ended.stdout.split() == ["0"] * 8, ended.stderr
