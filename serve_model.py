@@ -132,7 +132,10 @@ class ServeSettings(ScriptSettings):
         1, ge=1, le=64, description="processes that answer; started again when they die, and each with its own model"
     )
     threads: int | None = Field(
-        None, ge=1, le=256, description="pictures that a process answers at once; one a core in all when not given"
+        None,
+        ge=1,
+        le=256,
+        description="pictures that a process works on at once; one more than its share of the cores when not given",
     )
     max_waiting: int = Field(
         64, ge=0, description="pictures that may wait for a thread of a process; more are refused with a 503"
@@ -170,8 +173,13 @@ class ServeSettings(ScriptSettings):
 
     @property
     def workers(self) -> int:
-        """Threads of a process that answer."""
-        return self.threads or self.cores
+        """Threads of a process that answer: one decodes while the others wait for the engine, or for Python's lock."""
+        return self.threads or self.cores + 1
+
+    @property
+    def lanes(self) -> int:
+        """How often the model may run at once in a process."""
+        return min(self.workers, self.cores)
 
     @property
     def cores(self) -> int:
@@ -505,11 +513,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         prepare=partial(
             engines.prepare,
             choice=settings.engine,
-            threads=settings.workers,
+            threads=settings.lanes,
             cores=settings.cores,
             cache=settings.converted,
         ),
-        rehearse=Rehearsal(settings.engine, settings.workers, settings.converted),
+        rehearse=Rehearsal(settings.engine, settings.lanes, settings.converted),
         last_good=LastGood(settings.copies / settings.model_name / settings.stage, settings.model_name, settings.stage),
         shadow=Registered(settings, "Staging"),
         shadow_share=settings.shadow_share,

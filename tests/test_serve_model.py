@@ -706,9 +706,11 @@ def test_making_an_application_opens_nothing(tmp_path: Path) -> None:
 
 def test_processes_share_the_cores() -> None:
     cores = usable_cores()
-    assert ServeSettings().workers == cores
-    assert ServeSettings(processes=64).workers == max(1, cores // 64)
-    assert ServeSettings(processes=2, threads=3).workers == 3
+    assert (ServeSettings().workers, ServeSettings().lanes) == (cores + 1, cores)
+    share = max(1, cores // 64)
+    assert (ServeSettings(processes=64).workers, ServeSettings(processes=64).lanes) == (share + 1, share)
+    several = ServeSettings(processes=2, threads=3)
+    assert (several.workers, several.lanes) == (3, min(3, max(1, cores // 2)))
 
 
 def test_a_process_that_was_not_started_by_a_service_is_none_of_its(monkeypatch: pytest.MonkeyPatch) -> None:

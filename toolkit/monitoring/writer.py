@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 CAPACITY = 10_000  # items that may wait: half a minute of a busy service, a few megabytes
 BATCH = 1_000  # items in one transaction
-LINGER_SECONDS = 0.05  # wait for company before a small batch is written
+LINGER_SECONDS = 0.1  # wait for company before a small batch is written: each costs milliseconds
 LAST_SECONDS = 2.0  # what an exiting process grants the queue
 AGAIN_SECONDS = 1.0  # pause before a batch that the store did not take is tried again
 

@@ -219,7 +219,7 @@ while True:
 
 
 def test_a_process_that_is_killed_loses_its_last_moment_and_nothing_else(tmp_path):
-    """What the writer waits for company, 50 ms, and the transaction under way; with room for a slow machine."""
+    """What the writer waits for company, 100 ms, and the transaction under way; with room for a slow machine."""
     path, model = str(tmp_path / "m.db"), Model("1", ("cat", "dog"))
     process = subprocess.Popen([sys.executable, "-c", PREDICT, path], stdout=subprocess.PIPE, text=True)
     given = [int(process.stdout.readline()) for _ in range(500)]
