@@ -53,6 +53,7 @@ from toolkit.machine import usable_cores
 from toolkit.program import Bundle
 from toolkit.serving import engines, pages, problems, protocols
 from toolkit.serving.departures import Departures
+from toolkit.serving.desk import Desk, Doorkeeper
 from toolkit.serving.figures import Figures, wants_prometheus
 from toolkit.serving.formats import announced, read_picture, read_pictures
 from toolkit.serving.journal import Journal, log_to_stderr
@@ -86,6 +87,7 @@ LONGEST_REASON = 400  # characters of an alert that are kept as the reason of a 
 VERSION = "1"  # of the addresses and shapes
 PREDICT_ADDRESSES = ("/predict", "/predict/batch", "/feedback", *protocols.PREDICT_ADDRESSES)
 ADMIN_ADDRESSES = ("/admin/reload",)
+PICTURE_ADDRESSES = frozenset({"/predict", "/predict/batch"})
 # How long a thread may keep Python's lock while others want it. At the usual 0.005 a model that is being loaded beside
 # sixteen clients made one answer in a hundred take 4.7 times as long as at other times.
 SWITCH_SECONDS = 0.0005
@@ -485,10 +487,11 @@ def create_app(settings: ServeSettings | None = None, place: Place | None = None
     for kind in (HTTPException, RequestValidationError):
         app.add_exception_handler(kind, problems.handle)
     # What is added last is outermost.
+    app.add_middleware(Doorkeeper, addresses=PICTURE_ADDRESSES, desk=partial(_desk, app))
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, patience=settings.patience)
     app.add_middleware(Keys, guarded=guarded)
     app.add_middleware(Departures)
-    app.add_middleware(Journal, figures=app.state.figures)
+    app.add_middleware(Journal, figures=app.state.figures, addresses=(*PREDICT_ADDRESSES, *ADMIN_ADDRESSES))
     return app
 
 
@@ -555,6 +558,12 @@ def _react(app: FastAPI, notice: Notice) -> None:
     version = registry.rollback(f"by itself: {notice.message}"[:LONGEST_REASON])
     logger.warning("went back to version %s: %s", version.version, notice.message)
     service.look()
+
+
+def _desk(app: FastAPI) -> Desk | None:
+    """Where pictures are refused; None while there is no model, of which the routes know more to say."""
+    service: Service = app.state.service
+    return service.desk if service.live.model else None
 
 
 def _families(app: FastAPI) -> Iterable[Metric]:

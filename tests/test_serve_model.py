@@ -528,6 +528,9 @@ def test_a_full_queue_refuses_at_once_and_everything_else_still_answers(served: 
             document = problem(refused, 503, "full")
             assert "2 pictures are being answered and 6 wait" in document["detail"]
             assert 1 <= int(refused.headers["Retry-After"]) <= 30
+        counted = served.client.get("/metrics/prometheus").text
+        for route in ("/predict", "/predict/batch"):
+            assert f'serve_requests_total{{method="POST",route="{route}",status="503"}}' in counted
         assert served.client.get("/livez").status_code == served.client.get("/readyz").status_code == 200
         assert served.client.get("/health").json()["queue"] == {"depth": 8, "workers": 2, "room": 0}
         assert served.client.get("/metrics").json()["queue"]["room"] == 0

@@ -1,8 +1,10 @@
 """A bounded number of places for pictures, and of bytes for their bodies; who finds no room is sent away at once."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from toolkit.serving.problems import FULL, Problem
 
@@ -114,3 +116,32 @@ class Desk:
             f"wait{'s' if waits == 1 else ''}, which is all there is room for",
             self._retry(),
         )
+
+
+class Doorkeeper:
+    """ASGI middleware that sends a picture away as soon as its head is there, when there is no place for any.
+
+    What an overloaded service refuses should cost it next to nothing: the routes behind would find the same, but
+    only after half a millisecond of looking for them and of passing the refusal back through all of their layers.
+
+    Parameters
+    ----------
+    app
+        What takes pictures.
+    addresses
+        Where each request is at least one picture.
+    desk
+        Gives the desk, once the application runs.
+    """
+
+    def __init__(self, app: ASGIApp, addresses: frozenset[str], desk: Callable[[], Desk | None]) -> None:
+        self.app = app
+        self.addresses = addresses
+        self.desk = desk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] in self.addresses and scope["method"] == "POST":
+            desk = self.desk()
+            if desk is not None:
+                desk.check(1)
+        await self.app(scope, receive, send)

@@ -6,6 +6,7 @@ import re
 import secrets
 import sys
 import time
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,11 +37,14 @@ class Journal:
         Everything else.
     figures
         Where requests are counted, by the address's pattern: what is not ours is ``other``.
+    addresses
+        Those that are known although a request never got to its route, because it was refused before.
     """
 
-    def __init__(self, app: ASGIApp, figures: Figures) -> None:
+    def __init__(self, app: ASGIApp, figures: Figures, addresses: Collection[str] = ()) -> None:
         self.app = app
         self.figures = figures
+        self.addresses = frozenset(addresses)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -73,14 +77,15 @@ class Journal:
             self._note(request, status, time.perf_counter() - started)
 
     def _note(self, request: Request, status: int, seconds: float) -> None:
-        route = getattr(request.scope.get("route"), "path", "other")
+        path = request.url.path
+        route = getattr(request.scope.get("route"), "path", path if path in self.addresses else "other")
         method = request.method if request.method in _METHODS else "other"
         problem = getattr(request.state, "problem", None)
         self.figures.request(route, method, status, seconds, problem)
         facts = {
             "request_id": request.state.request_id,
             "method": method,
-            "path": request.url.path[:LONGEST_PATH],
+            "path": path[:LONGEST_PATH],
             "status": status,
             "ms": round(seconds * 1000, 1),
             "version": getattr(request.state, "version", None),

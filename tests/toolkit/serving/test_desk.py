@@ -1,9 +1,11 @@
 """Places and bytes: never more than there are, all given back, whatever becomes of who asked for them."""
 
+import asyncio
+
 import numpy as np
 import pytest
 
-from toolkit.serving.desk import LONGEST_RETRY, Desk
+from toolkit.serving.desk import LONGEST_RETRY, Desk, Doorkeeper
 from toolkit.serving.problems import FULL, Problem
 
 
@@ -58,3 +60,24 @@ def test_the_pace_follows_the_work():
     with desk.places(10), pytest.raises(Problem) as caught:
         desk.check(12)
     assert caught.value.headers["Retry-After"] == "20"
+
+
+def test_the_doorkeeper_sends_pictures_away_and_nothing_else():
+    desk, inside = Desk(workers=1, waiting=0), []
+
+    async def app(scope, _receive, _send):
+        inside.append(scope["path"])
+
+    def ask(path, method="POST", kind="http", desk=desk):
+        doorkeeper = Doorkeeper(app, frozenset({"/predict"}), lambda: desk)
+        asyncio.run(doorkeeper({"type": kind, "path": path, "method": method}, None, None))
+
+    ask("/predict")
+    with desk.places(1):
+        with pytest.raises(Problem, match="1 picture is being answered"):
+            ask("/predict")
+        ask("/feedback")
+        ask("/predict", method="GET")
+        ask("/predict", kind="websocket")
+        ask("/predict", desk=None)
+    assert inside == ["/predict", "/feedback", "/predict", "/predict", "/predict"]
