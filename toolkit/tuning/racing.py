@@ -31,6 +31,7 @@ from statistics import fmean, stdev
 
 EPOCHS_SHARE = 0.25  # of a schedule, before which a curve says little
 CATCH_UP = 0.75  # standard errors of the mean of the folds left: a picture less is chance until one of five is left
+ROUNDING = 1e-9  # by which the mean of equal accuracies may be below each of them
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def after_folds(accuracies: Sequence[float], folds: int, holder: Holder) -> str:
     behind, chance = (sum(holder.accuracies[:done]) - sum(accuracies)) / left, CATCH_UP * holder.noise / sqrt(left)
     if reachable <= best:
         reason = f"the mean could reach {reachable:.4f} at the most, and trial {holder.number + 1} has {best:.4f}"
-    elif (mean := fmean(accuracies)) < (worst := min(holder.accuracies)):
+    elif (mean := fmean(accuracies)) < (worst := min(holder.accuracies)) - ROUNDING:
         of_some = "the mean " if done > 1 else ""
         reason = f"{of_some}{mean:.4f} is below {worst:.4f}, the worst fold of trial {holder.number + 1}"
     elif behind > chance:
