@@ -27,11 +27,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
-from statistics import fmean, stdev
+from statistics import fmean, mean, stdev
 
 EPOCHS_SHARE = 0.25  # of a schedule, before which a curve says little
 CATCH_UP = 0.75  # standard errors of the mean of the folds left: a picture less is chance until one of five is left
-ROUNDING = 1e-9  # by which the mean of equal accuracies may be below each of them
 
 
 @dataclass(frozen=True)
@@ -131,9 +130,9 @@ def after_folds(accuracies: Sequence[float], folds: int, holder: Holder) -> str:
     behind, chance = (sum(holder.accuracies[:done]) - sum(accuracies)) / left, CATCH_UP * holder.noise / sqrt(left)
     if reachable <= best:
         reason = f"the mean could reach {reachable:.4f} at the most, and trial {holder.number + 1} has {best:.4f}"
-    elif (mean := fmean(accuracies)) < (worst := min(holder.accuracies)) - ROUNDING:
+    elif (own := mean(accuracies)) < (worst := min(holder.accuracies)):  # fmean of equal ones may be below them
         of_some = "the mean " if done > 1 else ""
-        reason = f"{of_some}{mean:.4f} is below {worst:.4f}, the worst fold of trial {holder.number + 1}"
+        reason = f"{of_some}{own:.4f} is below {worst:.4f}, the worst fold of trial {holder.number + 1}"
     elif behind > chance:
         reason = f"the rest would have to beat trial {holder.number + 1} by {behind:.4f} a fold; chance is {chance:.4f}"
     else:
