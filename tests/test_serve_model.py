@@ -57,6 +57,7 @@ from toolkit.tracking import Run, connect
 
 NUMBERS = itertools.count()
 RED, GREEN, BLUE = (colour_picture(colour, 1) for colour in ("red", "green", "blue"))
+PATIENCE = 240.0  # seconds: a model is rehearsed at a low priority, while other tests keep the cores busy
 SPOILED = encode(np.full((16, 16, 3), (255, 0, 0), np.uint8))
 MEMBERS = {"type", "title", "status", "detail", "request_id"}
 
@@ -200,7 +201,7 @@ def served(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
         yield served
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 120) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it never came"
@@ -778,7 +779,7 @@ class Process:
         return [json.loads(line) for line in self.errors.read_text().splitlines()]
 
     def ask(self, method: str, path: str, **words: Any) -> httpx.Response:
-        return httpx.request(method, self.url + path, timeout=60, trust_env=False, **words)
+        return httpx.request(method, self.url + path, timeout=PATIENCE, trust_env=False, **words)
 
     def end(self) -> int:
         self.popen.send_signal(signal.SIGTERM)

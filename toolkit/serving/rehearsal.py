@@ -67,9 +67,9 @@ class Rehearsal:
                 self._rehearse(bundle, bundle.folder, stopping)
 
     def _rehearse(self, bundle: Bundle, folder: Path, stopping: threading.Event) -> None:
-        words = [str(folder.resolve()), bundle.digest, self._choice, str(self._threads or 0)]
+        words = [folder.resolve(), bundle.digest, self._choice, self._threads or 0, self._cache.resolve(), os.getpid()]
         with subprocess.Popen(
-            [sys.executable, "-m", __name__, *words, str(self._cache.resolve())],
+            [sys.executable, "-m", __name__, *map(str, words)],
             env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -93,9 +93,17 @@ def _wait(process: subprocess.Popen[bytes], stopping: threading.Event) -> None:
             raise BundleError("the service ends" if stopping.is_set() else f"not ready after {LONGEST_SECONDS:g} s")
 
 
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone: the one that follows would wait for what this converts so slowly."""
+    while os.getppid() == parent:
+        time.sleep(GLANCE_SECONDS)
+    os._exit(1)
+
+
 def main() -> int:
     """In the process of its own."""
-    folder, digest, choice, threads, cache = sys.argv[1:]
+    folder, digest, choice, threads, cache, parent = sys.argv[1:]
+    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     os.nice(NICENESS)
     try:
         bundle = shelve_bundle(Path(folder), digest)

@@ -1,5 +1,8 @@
 """Bundles that are proved in a process of their own: it leaves a conversion, or says what is wrong, or is stopped."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -8,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support import ColourNetwork, colour_baseline, colour_card
+from support import ROOT, ColourNetwork, colour_baseline, colour_card
 from toolkit.errors import BundleError
 from toolkit.program import Bundle, Program, save_bundle, shelve_bundle
 from toolkit.serving.conversion import is_kept
@@ -78,3 +81,19 @@ def test_a_service_that_ends_does_not_wait_for_it(bundle, tmp_path):
         Rehearsal("auto", 1, tmp_path)(bundle, stopping)
     assert rehearsing() == []
     assert not is_kept(bundle, Path(tmp_path))
+
+
+def test_it_ends_with_the_process_that_asked_for_it(bundle, tmp_path):
+    cache, pid = tmp_path / "converted", tmp_path / "pid"
+    words = f"{sys.executable} -m toolkit.serving.rehearsal {bundle.folder} {bundle.digest} auto 1 {cache}"
+    asking = subprocess.Popen(
+        ["sh", "-c", f"{words} $$ & echo $! > {pid}; wait"], env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    while not pid.exists() or not pid.read_text().strip():
+        time.sleep(0.01)
+    orphan = psutil.Process(int(pid.read_text()))
+    asking.kill()
+    asking.wait()
+    _, alive = psutil.wait_procs([orphan], timeout=120)
+    assert not alive
+    assert not is_kept(bundle, cache)
