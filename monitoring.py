@@ -115,7 +115,8 @@ class ModelMonitor:
     classes
         Class names in output order; the baseline's when None.
     limits
-        What counts as too much, and how many false alarms may be raised.
+        What counts as too much, and how many false alarms may be raised; when None, what the process that
+        logs the version goes by according to the store.
     sinks
         Where alerts are sent beside the store, each by its name: the log when None; a ``Webhook``, or a
         ``Sink`` of your own.
@@ -163,11 +164,10 @@ class ModelMonitor:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
-        self.limits = limits or Limits()
         self._store = PredictionStore(str(store) if store is not None else MonitorSettings().store)
         self._writer: Writer[Prediction] = Writer(self._write)
         self._sinks = Sinks({"log": Log()} if sinks is None else sinks, on_immediate)
-        self._attendant = Attendant(self._store, self.limits, clock, self._sinks, keep_days, keep_rows)
+        self._attendant = Attendant(self._store, limits, clock, self._sinks, keep_days, keep_rows)
         self._labels = 0  # told in this process since the writer was last told of them
         self._unregistered: Model | None = None  # went into service and is not in the store yet
         self._beside: dict[str, Model] = {}  # versions that answer beside the served one
@@ -331,7 +331,7 @@ class ModelMonitor:
             name: {
                 "model_version": view.model.version if view.model.classes else None,
                 "window": name,
-                **measure(view.counts(name), view.yardstick, self.limits),
+                **measure(view.counts(name), view.yardstick, view.limits),
                 "evidence": view.evidence,
             }
             for name in names
@@ -350,12 +350,12 @@ class ModelMonitor:
         for name in names:
             window_size(name)
         view = self._caught_up()
-        results = [result for name in names for result in compare(view.counts(name), view.yardstick, self.limits, name)]
+        results = [result for name in names for result in compare(view.counts(name), view.yardstick, view.limits, name)]
         if len(names) > 1:  # as many more tests to correct for
             families = [[result for result in results if result.family == family] for family in ("model", "input")]
-            results = [result for family in families for result in judge(family, self.limits.alpha)]
+            results = [result for family in families for result in judge(family, view.limits.alpha)]
         version = view.model.version if view.model.classes else None
-        return DriftReport(version, self.limits.alpha, tuple(results))
+        return DriftReport(version, view.limits.alpha, tuple(results))
 
     def labels_wanted(self, n: int | None = None, window: str = "short", seed: int = 0) -> list[str]:
         """Ids of predictions, drawn at random, whose labels would settle how good the model is by now.
@@ -378,15 +378,16 @@ class ModelMonitor:
         ids = rows.ids[rows.finite]
         usual = view.yardstick.reference
         if n is None:
-            n = labels_to_settle(usual.right / usual.n, 0.2, self.limits) if usual and usual.right else len(ids)
+            n = labels_to_settle(usual.right / usual.n, 0.2, view.limits) if usual and usual.right else len(ids)
         if n < 1:
             raise SettingsError(f"at least 1 label can be wanted, got {n}")
         return [show(number) for number in audit(ids, min(n, len(ids)), seed).ids.tolist()] if len(ids) else []
 
     def check_alerts(self) -> list[dict[str, Any]]:
-        """Look now, at what is new since the last look, and return the alerts that this raised.
+        """Evaluate now what is new in the store, and return the alerts that this raised.
 
-        The writer does the same by itself after every 100 predictions or labels.
+        The process that logs does the same by itself after every 100 predictions or labels, and when it
+        ends; what it has raised already is in ``alerts()``.
         """
         self._catch_up()
         model = self._read_model()
@@ -437,7 +438,7 @@ class ModelMonitor:
             return snapshots.calibration(version, view.counts("medium"), yardstick)
         line, now, alerts = timeline(*view.history(), yardstick), view.counts("short"), self._store.alerts(view.model)
         if metric == "accuracy":
-            return plots.accuracy(version, line, now, yardstick, self.limits, alerts)
+            return plots.accuracy(version, line, now, yardstick, view.limits, alerts)
         if metric == "volume":
             return plots.volume(version, line, alerts)
         if metric == "inputs":
@@ -477,6 +478,8 @@ class ModelMonitor:
     def close(self) -> None:
         """Store and send what is waiting and let go of the store; harmless to repeat."""
         self._writer.close()
+        if self._served is not None:
+            self._attendant.finish(self._served)
         self._sinks.close()
         self._store.close()
 

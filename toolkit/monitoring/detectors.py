@@ -1,5 +1,6 @@
 """The alarms of one model version: what each listens to, and the budget that they share."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -83,3 +84,12 @@ class Detectors:
         if ACCURACY not in self._by_metric:
             return []
         return [Found(ACCURACY, alarm) for alarm in self._errors.update(right)]
+
+    def state(self) -> dict[str, str]:
+        """The worth of all bets, by metric, to go on with in another process."""
+        return {metric: detector.state() for metric, detector in self._by_metric.items()}
+
+    def restore(self, state: Mapping[str, str]) -> None:
+        """Go on from a state; one of other bets, as after another reference, is left out."""
+        for metric in self._by_metric.keys() & state.keys():
+            self._by_metric[metric].restore(state[metric])

@@ -21,6 +21,7 @@ from toolkit.monitoring.performance import BIASED_SOURCES
 from toolkit.monitoring.schema import blocks, labels, models, predictions
 from toolkit.monitoring.windows import NOTHING
 
+_TYPES: dict[str, Any] = {"confidence": np.float32, "time": np.float64, "source": object}  # int64 otherwise
 IDS_AT_ONCE = 500  # databases take a limited number of parameters in one statement
 
 
@@ -44,6 +45,8 @@ class Feedback:
         (n,), when it was told, in seconds since 1970.
     source
         (n,), who said so, as texts.
+    after
+        (n,), sequence number of the last prediction of any version that was in the store by then.
     """
 
     number: NDArray[np.int64]
@@ -55,19 +58,25 @@ class Feedback:
     confidence: NDArray[np.float32]
     time: NDArray[np.float64]
     source: NDArray[np.object_]
+    after: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls) -> Self:
+        """No labels."""
+        return cls(**{column.name: np.zeros(0, _TYPES.get(column.name, np.int64)) for column in fields(cls)})
 
     @property
     def n(self) -> int:
         """How many there are."""
         return len(self.number)
 
-    def take(self, which: NDArray[Any]) -> Self:
+    def take(self, which: NDArray[Any] | slice) -> Self:
         """Only some of them.
 
         Parameters
         ----------
         which
-            A mask (n,), or the places of those that are wanted.
+            A mask (n,), the places of those that are wanted, or a slice.
         """
         return type(self)(**{column.name: getattr(self, column.name)[which] for column in fields(self)})
 
@@ -97,7 +106,9 @@ class FeedbackStore(AlertStore):
         with self.writing() as connection:
             rows = self._changes(connection, truths, source not in BIASED_SOURCES)
             if rows:
-                connection.execute(labels.insert(), [row | {"source": source, "time": time} for row in rows])
+                after = connection.execute(sa.select(sa.func.max(predictions.c.sequence))).scalar_one()
+                told = {"source": source, "time": time, "after": after}
+                connection.execute(labels.insert(), [row | told for row in rows])
                 for model in {row["model"] for row in rows}:
                     _mark_stale(connection, model, [row["prediction"] for row in rows if row["model"] == model])
         return len(rows)
@@ -158,13 +169,14 @@ class FeedbackStore(AlertStore):
                 predictions.c.confidence,
                 labels.c.time,
                 labels.c.source,
+                labels.c.after,
             )
             .join(predictions)
             .where(labels.c.model == self.number(model), labels.c.number > number)
             .where(labels.c.source.not_in(BIASED_SOURCES))
         )
         rows = self.all(query.order_by(labels.c.number).limit(limit))
-        *whole, confidence, time, source = zip(*rows, strict=True) if rows else [()] * 9
+        *whole, confidence, time, source, after = zip(*rows, strict=True) if rows else [()] * 10
         numbers, ids, sequence, label, replaced, predicted = (np.array(column, np.int64) for column in whole)
         return Feedback(
             number=numbers,
@@ -176,6 +188,7 @@ class FeedbackStore(AlertStore):
             confidence=np.array(confidence, np.float32),
             time=np.array(time, np.float64),
             source=np.array(source, object),
+            after=np.array(after, np.int64),
         )
 
 

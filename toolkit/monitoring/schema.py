@@ -4,7 +4,7 @@ import secrets
 
 import sqlalchemy as sa
 
-VERSION = 2  # of these tables; ``upgrade`` brings older ones up
+VERSION = 3  # of these tables
 
 _Number = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # only a plain INTEGER counts up by itself there
 
@@ -47,6 +47,7 @@ labels = sa.Table(
     sa.Column("time", sa.Float, nullable=False),
     sa.Column("label", sa.Integer, nullable=False),
     sa.Column("source", sa.Text, nullable=False),
+    sa.Column("after", sa.BigInteger, nullable=False),  # the last prediction in the store, of any version, at that time
     sa.Index("labels_of_a_prediction", "prediction", "number"),
     sa.Index("labels_of_a_model", "model", "number"),
     sqlite_autoincrement=True,
@@ -84,6 +85,17 @@ alerts = sa.Table(
     sa.Column("acknowledged_at", sa.Float),
     sa.Column("acknowledged_by", sa.Text),
 )
+checkpoints = sa.Table(  # how far the alerts of each version follow from its predictions and labels
+    "checkpoints",
+    tables,
+    sa.Column("model", sa.ForeignKey(models.c.number), primary_key=True),
+    sa.Column("position", sa.BigInteger, nullable=False),  # predictions and labels taken into account
+    sa.Column("sequence", sa.BigInteger, nullable=False),  # the last prediction among them
+    sa.Column("label", sa.BigInteger, nullable=False),  # the last label among them
+    sa.Column("epoch", sa.Integer, nullable=False),  # grows when another version's service clears the alerts
+    sa.Column("limits", sa.Text, nullable=False),  # JSON
+    sa.Column("state", sa.Text, nullable=False),  # JSON, of detectors and alerts
+)
 store_format = sa.Table(
     "store_format",
     tables,
@@ -100,8 +112,7 @@ def create(connection: sa.Connection) -> None:
 
 
 def version(connection: sa.Connection) -> int:
-    """Which version of the tables is there: 0 for none at all, 1 for those from before versions were written down."""
-    there = set(sa.inspect(connection).get_table_names())  # one look: somebody may be making them
-    if store_format.name in there:
-        return int(connection.execute(sa.select(store_format.c.version)).scalar() or 0)
-    return 1 if {predictions.name, alerts.name} <= there else 0
+    """Version of the tables that are there: 0 for none at all."""
+    if not sa.inspect(connection).has_table(store_format.name):
+        return 0
+    return int(connection.execute(sa.select(store_format.c.version)).scalar() or 0)

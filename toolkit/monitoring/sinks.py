@@ -143,8 +143,14 @@ class Sinks:
         self._reacted: set[str] = set()  # keys of the alerts that were reacted to
         self._reactions: list[threading.Thread] = []
 
-    def send(self, notice: Notice) -> None:
-        """Hand a notice to every sink; never raises."""
+    def send(self, notice: Notice, *, react: bool = True) -> None:
+        """Hand a notice to every sink; never raises.
+
+        Parameters
+        ----------
+        react
+            Whether an alert that is the worst is acted upon: not one that has cleared meanwhile.
+        """
         for name, sink in self._sinks.items():
             try:
                 sink.send(notice)
@@ -152,7 +158,7 @@ class Sinks:
                 self._failed(name, error)
             else:
                 self._succeeded(name)
-        if self._on_immediate is not None and self._is_due(notice):
+        if self._on_immediate is not None and react and self._is_due(notice):
             reaction = threading.Thread(
                 target=self._react, args=(self._on_immediate, notice), name="alert-reaction", daemon=True
             )

@@ -53,7 +53,7 @@ def legend_of(axes):
 
 
 def accuracy_of(window, yardstick=YARDSTICK, alerts=(), **more):
-    line = timeline([], window, yardstick)
+    line = timeline([], [window], yardstick)
     return plots.accuracy("3", line, yardstick.count(window.last(1_000)), yardstick, LIMITS, alerts, **more)
 
 
@@ -132,7 +132,7 @@ def test_answers_without_probabilities_are_not_taken_for_wrong():
 
 def test_confidence_has_the_quantiles_of_each_point():
     window = rows_of(400)
-    left, _ = plots.confidence("3", timeline([], window, YARDSTICK), YARDSTICK.count(window), YARDSTICK).axes
+    left, _ = plots.confidence("3", timeline([], [window], YARDSTICK), YARDSTICK.count(window), YARDSTICK).axes
     medians = values_of(called(left, "median"), 8)
     for part, median in zip(parts(window), medians, strict=True):
         sure = np.sort(part.confidence[part.finite])
@@ -144,7 +144,7 @@ def test_confidence_has_the_quantiles_of_each_point():
 def test_the_distribution_of_confidence_is_that_of_the_short_window(yardstick):
     window = rows_of(1_500)
     now = window.last(1_000)
-    figure = plots.confidence("3", timeline([], window, yardstick), yardstick.count(now), yardstick)
+    figure = plots.confidence("3", timeline([], [window], yardstick), yardstick.count(now), yardstick)
     stairs = {patch.get_label(): patch.get_data() for patch in figure.axes[1].patches}
     sure = now.confidence[now.finite]
     shares, edges, _ = stairs[f"last {len(sure):,}"]
@@ -155,7 +155,7 @@ def test_the_distribution_of_confidence_is_that_of_the_short_window(yardstick):
 
 def test_predictions_are_shares_of_the_finite_ones():
     window = rows_of(400)
-    figure = plots.predictions("3", timeline([], window, YARDSTICK), YARDSTICK.count(window), YARDSTICK)
+    figure = plots.predictions("3", timeline([], [window], YARDSTICK), YARDSTICK.count(window), YARDSTICK)
     left, right = figure.axes
     for index, name in enumerate(names(K)):
         expected = [part.counts[index] / part.finite.sum() for part in parts(window)]
@@ -172,7 +172,7 @@ def test_of_many_classes_those_that_changed_most_are_shown():
     rng = np.random.default_rng(1)
     window = window_of(1_000, rng, k, broken=0)
     window = replace(window, predicted=np.where(rng.random(1_000) < 0.3, 7, window.predicted))
-    figure = plots.predictions("3", timeline([], window, yardstick), yardstick.count(window), yardstick)
+    figure = plots.predictions("3", timeline([], [window], yardstick), yardstick.count(window), yardstick)
     left, right = figure.axes
     assert len(right.get_yticklabels()) == plots.MOST_CLASSES
     assert right.get_yticklabels()[-1].get_text() == "class 7"
@@ -184,7 +184,7 @@ def test_volume_has_rates_broken_ones_and_latency_and_nothing_in_a_pause():
     window = rows_of(1_000)
     later = np.where(np.arange(1_000) < 500, window.time, window.time + DAY)
     window = replace(window, time=later)
-    line = timeline([], window, YARDSTICK)
+    line = timeline([], [window], YARDSTICK)
     rate, broken, latency = plots.volume("3", line).axes
     assert rate.get_ylabel() == "predictions\nper hour"
     steps = rate.patches
@@ -199,7 +199,7 @@ def test_volume_has_rates_broken_ones_and_latency_and_nothing_in_a_pause():
 
 def test_volume_says_what_there_is_none_of():
     window = replace(rows_of(100, broken=0), latency=np.zeros(0, np.float32))
-    assert {"none", "no latency was given"} <= set(texts(plots.volume("3", timeline([], window, YARDSTICK))))
+    assert {"none", "no latency was given"} <= set(texts(plots.volume("3", timeline([], [window], YARDSTICK))))
 
 
 def test_inputs_that_drifted_are_red_and_say_what_changed():
@@ -207,7 +207,7 @@ def test_inputs_that_drifted_are_red_and_say_what_changed():
     counts = YARDSTICK.count(window)
     results = [replace(result, drifted=result.metric == "brightness") if result.family == "input" else result
                for result in compare(counts, YARDSTICK, LIMITS, "short")]  # fmt: skip
-    figure = plots.inputs("3", timeline([], window, YARDSTICK), YARDSTICK, DriftReport("3", 0.05, tuple(results)))
+    figure = plots.inputs("3", timeline([], [window], YARDSTICK), YARDSTICK, DriftReport("3", 0.05, tuple(results)))
     brightness, width = figure.axes
     (found,) = [result for result in results if result.metric == "brightness"]
     assert brightness.get_title(loc="left") == f"brightness: {found.detail} (short)"
@@ -223,7 +223,7 @@ def test_inputs_that_drifted_are_red_and_say_what_changed():
 
 
 def test_inputs_nobody_can_compare_are_said_to_be_so():
-    line = timeline([], rows_of(100), BARE)
+    line = timeline([], [rows_of(100)], BARE)
     assert texts(plots.inputs("3", line, BARE))[0].startswith("Nothing is known of the pictures")
 
 
@@ -231,13 +231,13 @@ def test_names_that_matplotlib_would_read_otherwise_are_drawn_as_they_are():
     odd = (r"$\nothing$", "_hidden", "x" * 90)
     yardstick = Yardstick(odd)
     window = replace(rows_of(100, broken=0), classes=odd)
-    figure = plots.predictions("$3$", timeline([], window, yardstick), yardstick.count(window), yardstick)
+    figure = plots.predictions("$3$", timeline([], [window], yardstick), yardstick.count(window), yardstick)
     assert {"\\$\\nothing\\$", " _hidden", "x" * 23 + "…"} == set(legend_of(figure.axes[0]))
     figure.draw_without_rendering()
 
 
 def all_figures(window, yardstick, alerts=()):
-    line, now = timeline([], window, yardstick), yardstick.count(window.last(1_000))
+    line, now = timeline([], [window], yardstick), yardstick.count(window.last(1_000))
     yield plots.accuracy("3", line, now, yardstick, LIMITS, alerts)
     for draw in (plots.confidence, plots.predictions):
         yield draw("3", line, now, yardstick, alerts)
@@ -266,7 +266,7 @@ def test_nothing_is_said_to_be_nothing():
 def test_blocks_and_rows_make_one_figure():
     window = rows_of(3_000)
     older = [YARDSTICK.count(window.between(start, start + 1_000)) for start in (0, 1_000)]
-    line = timeline(older, window.between(2_000, 3_000), YARDSTICK)
+    line = timeline(older, [window.between(2_000, 3_000)], YARDSTICK)
     lower = plots.accuracy("3", line, YARDSTICK.count(window.last(1_000)), YARDSTICK, LIMITS).axes[1]
     assert [bar.get_height() for bar in lower.patches][:2] == [counts.n_labels for counts in older]
     assert sum(bar.get_height() for bar in lower.patches) == window.n_labels
