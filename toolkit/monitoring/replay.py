@@ -188,6 +188,7 @@ def replay(
     Examples
     --------
     >>> import tempfile
+    >>> import numpy as np
     >>> sure = Baseline(("cat", "dog"), np.tile([[0.9, 0.1], [0.2, 0.8]], (500, 1)), np.tile([0, 1], 500))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     stream = Path(folder, "stream.csv")
