@@ -160,12 +160,13 @@ class ModelMonitor:
         on_immediate: Callable[[Notice], object] | None = None,
         keep_days: float | None = None,
         keep_rows: int | None = None,
+        drop_when_full: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
         self.limits = limits or Limits()
         self._store = PredictionStore(str(store) if store is not None else MonitorSettings().store)
-        self._writer: Writer[Prediction] = Writer(self._write)
+        self._writer: Writer[Prediction] = Writer(self._write, drop=drop_when_full)
         self._sinks = Sinks({"log": Log()} if sinks is None else sinks, on_immediate)
         self._attendant = Attendant(self._store, self.limits, clock, self._sinks, keep_days, keep_rows)
         self._labels = 0  # told in this process since the writer was last told of them
