@@ -100,6 +100,8 @@ class Database:
             raise StoreError(
                 f"the store {self} is of format {version}, and this program knows {schema.VERSION}: update the program"
             )
+        elif 0 < version < schema.VERSION:
+            raise self._too_old()
         self._ready, self._opened = version > 0, found
         return self._ready
 
@@ -168,11 +170,14 @@ class Database:
 
     def _upgrade(self) -> None:
         if not self.is_sqlite:
-            raise StoreError(f"the store {self} was made by an earlier version of this program: begin another one")
+            raise self._too_old()
         with self._translated("brought up to this version"), self._engine.begin() as connection:
             self._lock(connection)
             if schema.version(connection) == 1:  # else another process was first
                 upgrade(connection)
+
+    def _too_old(self) -> StoreError:
+        return StoreError(f"the store {self} was made by an earlier version of this program: begin another one")
 
     @contextmanager
     def _translated(self, doing: str) -> Iterator[None]:

@@ -139,6 +139,11 @@ class Writer(Generic[Item]):
         if first:
             logger.warning("predictions come faster than the store takes them: what finds no room is dropped")
 
+    @property
+    def backlog(self) -> int:
+        """Items that wait beside the batch being written."""
+        return len(self._items)
+
     def poke(self) -> None:
         """Have ``write`` called soon even if there is nothing to write."""
         with self._changed:

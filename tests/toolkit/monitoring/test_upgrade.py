@@ -91,7 +91,16 @@ def test_a_store_that_somebody_else_is_writing_to_is_not_brought_up_meanwhile(ol
 def test_a_store_of_a_later_version_is_refused(file_store, prediction):
     file_store.write([prediction(1, Model("1", ("cat", "dog")))])
     with sqlite3.connect(str(file_store)) as connection:
-        connection.execute("UPDATE store_format SET version = 3")
+        connection.execute("UPDATE store_format SET version = 4")
     connection.close()
-    with pytest.raises(StoreError, match="is of format 3, and this program knows 2: update the program"):
+    with pytest.raises(StoreError, match="is of format 4, and this program knows 3: update the program"):
+        PredictionStore(str(file_store))
+
+
+def test_a_store_of_an_earlier_version_that_is_not_brought_up_is_one_line(file_store, prediction):
+    file_store.write([prediction(1, Model("1", ("cat", "dog")))])
+    with sqlite3.connect(str(file_store)) as connection:
+        connection.execute("UPDATE store_format SET version = 2")
+    connection.close()
+    with pytest.raises(StoreError, match=r"m.db was made by an earlier version of this program: begin another one$"):
         PredictionStore(str(file_store))
