@@ -17,8 +17,9 @@ In a program or a notebook::
     monitor.plot_metrics("accuracy")
 
     monitor = ModelMonitor("my.db", baseline, model_version="3")
-    name = monitor.log_prediction(probabilities)      # never waits for the disk
+    name = monitor.log_prediction(probabilities, source="cats/7.jpg")
     monitor.record_feedback(name, "cat")              # now, or days later
+    names = monitor.log_predictions(many)             # (N, K), at once
 
 Everything is kept in one SQL store, ``monitoring.db`` in the working directory unless
 ``--store`` or MONITORING_STORE says otherwise. Reading never changes it.
@@ -26,35 +27,39 @@ Everything is kept in one SQL store, ``monitoring.db`` in the working directory 
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pydantic import BeforeValidator, Field
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
 from toolkit.baseline import Baseline
 from toolkit.errors import SettingsError, StoreError, UnknownPrediction, known
-from toolkit.monitoring import wording
+from toolkit.monitoring import incoming, wording
 from toolkit.monitoring.attendant import Attendant
 from toolkit.monitoring.audit import audit, labels_to_settle
 from toolkit.monitoring.drift import DriftReport, compare, judge
 from toolkit.monitoring.export import ENDINGS, export
 from toolkit.monitoring.figures import measure
-from toolkit.monitoring.ids import new_number, new_prediction_id, parse_prediction_id, show
+from toolkit.monitoring.ids import new_number, new_numbers, new_prediction_id, parse_prediction_id, show
 from toolkit.monitoring.limits import LEVELS, Limits
+from toolkit.monitoring.moments import Moment, many_seconds, seconds
 from toolkit.monitoring.replay import replay
 from toolkit.monitoring.sinks import Log, Notice, Sink, Sinks
+from toolkit.monitoring.sources import source_name, source_names
 from toolkit.monitoring.store import Model, Prediction, PredictionStore
 from toolkit.monitoring.view import View
 from toolkit.monitoring.webhook import Webhook
 from toolkit.monitoring.windows import WINDOWS, window_size
-from toolkit.monitoring.writer import Writer
+from toolkit.monitoring.writer import BATCH, Writer
 from toolkit.settings import ScriptSettings, environment, parse, run_script, verb
 from toolkit.terminal import silent
 
@@ -76,8 +81,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 UNNAMED_VERSION = "unversioned"  # of a model that is logged without a name
-SUM_TOLERANCE = 0.02  # bfloat16 has 8 bits: probabilities of a hundred classes add up to 1 within 1 %
-FEW_CLASSES = 40  # up to which Python's own min and sum are faster than numpy's
+BEHIND_SECONDS = 2.0  # how far looking may fall behind while many predictions wait to be stored
 READ_AFTER_SECONDS = 5.0  # how long a reader waits for predictions that are still in the queue
 FIGURES = ("accuracy", "confidence", "predictions", "drift", "calibration", "volume", "inputs")
 NOBODY = Model("", ())  # of an empty store
@@ -97,9 +101,10 @@ class MonitorSettings(ScriptSettings):
 class ModelMonitor:
     """Log predictions and their true labels; measure quality, detect drift, raise alerts.
 
-    Thread-safe. Logging hands over to a thread of its own and never waits for the disk; whatever
-    goes wrong with the store is counted in ``stats()`` and never felt by the caller. Windows are
-    the last 1,000 predictions (``short``), the last 10,000 (``medium``) and all (``long``) of one
+    Thread-safe. Logging hands over to a thread that writes in batches, and waits only while 10,000
+    predictions wait for the store, so that a loop loses nothing however fast it is; with
+    ``drop_when_full`` it never waits. What becomes of predictions is counted in ``stats()``. Windows
+    are the last 1,000 predictions (``short``), the last 10,000 (``medium``) and all (``long``) of one
     model version.
 
     Parameters
@@ -126,6 +131,9 @@ class ModelMonitor:
     keep_days, keep_rows
         How long single predictions are kept, in days and in predictions of a version, never fewer than
         10,000. Counts of a thousand each are kept for good.
+    drop_when_full
+        For callers that must never wait, such as a service: while 10,000 predictions wait for the store,
+        further ones are dropped, which is logged when it begins, and counted.
     clock
         Seconds since 1970.
 
@@ -161,14 +169,18 @@ class ModelMonitor:
         on_immediate: Callable[[Notice], object] | None = None,
         keep_days: float | None = None,
         keep_rows: int | None = None,
+        drop_when_full: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
         self._store = PredictionStore(str(store) if store is not None else MonitorSettings().store)
-        self._writer: Writer[Prediction] = Writer(self._write)
+        self._writer: Writer[Prediction] = Writer(self._write, drop=drop_when_full)
         self._sinks = Sinks({"log": Log()} if sinks is None else sinks, on_immediate)
         self._attendant = Attendant(self._store, limits, clock, self._sinks, keep_days, keep_rows)
         self._labels = 0  # told in this process since the writer was last told of them
+        self._news = 0  # predictions and labels that have not been attended to
+        self._has_repeats = False  # whether an id was in the store already
+        self._attended = 0.0  # on the monotonic clock
         self._unregistered: Model | None = None  # went into service and is not in the store yet
         self._beside: dict[str, Model] = {}  # versions that answer beside the served one
         self._wanted = model_version
@@ -220,7 +232,8 @@ class ModelMonitor:
         latency_ms: float | None = None,
         prediction_id: str | None = None,
         model_version: str | None = None,
-        time: float | None = None,
+        time: Moment | None = None,
+        source: str | PathLike[str] | None = None,
     ) -> str:
         """Log one answer of the model; return its id, under which the true label can be told later.
 
@@ -229,7 +242,7 @@ class ModelMonitor:
         probabilities
             (K,) in class order, or class name to probability. NaN and infinity are counted apart.
         statistics
-            Input statistics of the picture, name to number.
+            Input statistics of the image, name to number.
         latency_ms
             How long the answer took, in milliseconds.
         prediction_id
@@ -237,22 +250,102 @@ class ModelMonitor:
         model_version
             When another version than the served one answered, beside it.
         time
-            When, in seconds since 1970; now when None.
+            When, in seconds since 1970, as a datetime or as ISO 8601; now when None.
+        source
+            What finds the image again: a file name, a URL, a content hash. It is kept as text of up to
+            256 characters, those that do not print escaped, and never followed.
 
         Raises
         ------
         SettingsError
-            When these are no probabilities of the model's classes.
+            When these are no probabilities of the model's classes, or something else is of the wrong kind.
         UnknownPrediction
             When ``prediction_id`` is no id.
+        StoreError
+            When the store has taken nothing for a minute and 10,000 predictions wait; never with
+            ``drop_when_full``.
         """
         now = self._clock()
         number = new_number(now) if prediction_id is None else parse_prediction_id(prediction_id)
         model = self._answering(probabilities, model_version)
-        scores = _checked(probabilities, model.classes)
-        moment = now if time is None else time
-        self._writer.put(Prediction(number, moment, model, scores, dict(statistics or {}), latency_ms))
+        scores = incoming.scores(probabilities, model.classes)
+        moment = now if time is None else seconds(time, "time")
+        values = incoming.statistics_of(statistics) if statistics else {}
+        latency = latency_ms if latency_ms is None else incoming.number(latency_ms, "latency_ms")
+        name = source if source is None else source_name(source)
+        self._writer.put(Prediction(number, moment, model, scores, values, latency, name))
         return show(number) if prediction_id is None else prediction_id
+
+    def log_predictions(
+        self,
+        probabilities: ArrayLike | Sequence[Mapping[str, float]],
+        *,
+        statistics: Mapping[str, ArrayLike] | Sequence[Mapping[str, float] | None] | None = None,
+        latency_ms: ArrayLike | None = None,
+        prediction_ids: Sequence[str] | None = None,
+        sources: Sequence[str | PathLike[str] | None] | None = None,
+        model_version: str | None = None,
+        times: ArrayLike | Sequence[Moment] | None = None,
+    ) -> list[str]:
+        """Log many answers at once, several times as fast as one by one; return their ids in the same order.
+
+        Parameters
+        ----------
+        probabilities
+            (N, K) in class order, or N mappings of class name to probability. NaN and infinity are counted apart.
+        statistics
+            Input statistics of the images: name to (N,) numbers, or N mappings of name to number.
+        latency_ms
+            (N,) milliseconds, or one number for all.
+        prediction_ids
+            N ids from ``new_prediction_id()``, when they were needed earlier.
+        sources
+            N names of the images, or None for those without one; see ``log_prediction``.
+        model_version
+            When another version than the served one answered, beside it.
+        times
+            (N,), when, each as in ``log_prediction``; now when None.
+
+        Raises
+        ------
+        SettingsError
+            When anything is of the wrong kind or number; it says which, and nothing is logged.
+        UnknownPrediction
+            When one of ``prediction_ids`` is no id; nothing is logged.
+        StoreError
+            As in ``log_prediction``; it says how many were logged.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> with ModelMonitor(folder.name + "/my.db", classes=["cat", "dog"]) as monitor:
+        ...     ids = monitor.log_predictions([[0.9, 0.1], [0.2, 0.8]], sources=["1.jpg", "2.jpg"])
+        ...     monitor.sources(ids[1:]) == {ids[1]: "2.jpg"}
+        True
+        >>> folder.cleanup()
+        """
+        now, first = self._clock(), incoming.first_of(probabilities)
+        if first is None:
+            return []
+        model = self._answering(first, model_version)
+        scores = incoming.many_scores(probabilities, model.classes)  # (N, K)
+        n = len(scores)
+        if prediction_ids is not None and len(prediction_ids) != n:
+            raise SettingsError(f"{n:,} prediction ids are needed, got {len(prediction_ids):,}")
+        columns = (
+            [now] * n if times is None else many_seconds(times, n),
+            [model] * n,
+            scores,
+            incoming.many_statistics(statistics, n),
+            incoming.numbers(latency_ms, n, "latency_ms"),
+            [None] * n if sources is None else source_names(sources, n),
+        )
+        numbers = (
+            new_numbers(now, n) if prediction_ids is None else [parse_prediction_id(one) for one in prediction_ids]
+        )
+        self._writer.put_many([Prediction(*row) for row in zip(numbers, *columns, strict=True)])
+        return [show(number) for number in numbers]
 
     def record_feedback(self, prediction_id: str, label: str, *, source: str = "unspecified") -> bool:
         """Tell the true class of a prediction; the last one told counts, the earlier ones are kept.
@@ -361,14 +454,25 @@ class ModelMonitor:
         """Ids of predictions, drawn at random, whose labels would settle how good the model is by now.
 
         The same window and seed give the same ids, in a random order, and a longer list begins with a
-        shorter one. Tell their labels with the source ``audit``.
+        shorter one. Predictions that have a label keep their place in that order and are left out of the
+        list: with the labels of the list, all up to its end are labelled, which is a fair sample. Labels of
+        complaints, which count for nothing, do not count here either. Tell the labels with the source
+        ``audit``.
 
         Parameters
         ----------
         n
-            How many; as many as prove a drop of a fifth when None. Never more than there are.
+            How many; when None those that are missing among as many as prove a drop of a fifth. Never more
+            than there are.
         window
             ``short`` or ``medium``, of which they are drawn.
+        seed
+            Another one gives others.
+
+        Returns
+        -------
+        list of str
+            The ids in the order in which to label them; ``sources`` tells of which images they are.
         """
         size = window_size(window)
         if size is None:
@@ -376,12 +480,21 @@ class ModelMonitor:
         view = self._caught_up()
         rows = self._store.window(view.model, size, statistics=False)
         ids = rows.ids[rows.finite]
-        usual = view.yardstick.reference
-        if n is None:
-            n = labels_to_settle(usual.right / usual.n, 0.2, view.limits) if usual and usual.right else len(ids)
-        if n < 1:
+        if n is not None and n < 1:
             raise SettingsError(f"at least 1 label can be wanted, got {n}")
-        return [show(number) for number in audit(ids, min(n, len(ids)), seed).ids.tolist()] if len(ids) else []
+        if not len(ids):
+            return []
+        usual = view.yardstick.reference
+        enough = labels_to_settle(usual.right / usual.n, 0.2, view.limits) if usual and usual.right else len(ids)
+        order = audit(ids, len(ids), seed).ids[: enough if n is None else None]
+        missing = order[~np.isin(order, rows.ids[rows.labelled])]
+        return [show(number) for number in missing[:n].tolist()]
+
+    def sources(self, prediction_ids: Sequence[str]) -> dict[str, str]:
+        """The names that the images of predictions were logged with, by id; those without one are left out."""
+        self._catch_up()
+        found = self._store.sources([parse_prediction_id(name) for name in prediction_ids])
+        return {show(number): name for number, name in found.items()}
 
     def check_alerts(self) -> list[dict[str, Any]]:
         """Evaluate now what is new in the store, and return the alerts that this raised.
@@ -393,19 +506,27 @@ class ModelMonitor:
         model = self._read_model()
         return self._attendant.look(model) if model else []
 
-    def alerts(self, since: float | datetime | None = None, level: str | None = None) -> list[dict[str, Any]]:
+    def alerts(self, since: Moment | None = None, level: str | None = None) -> list[dict[str, Any]]:
         """Alerts of all model versions, newest first; those that no longer stand have a ``cleared_at``.
+
+        Each has ``sources``, the names of a few images that it is about, as far as they were logged with one.
 
         Parameters
         ----------
         since
-            Only those raised at or after this time, a datetime or seconds since 1970.
+            Only those raised at or after this time: ISO 8601 such as ``2026-11-24T08:00Z`` (UTC unless it
+            says otherwise), a datetime (local unless it says otherwise), or seconds since 1970.
         level
             Only those of this level or a worse one: ``warning``, ``critical`` or ``immediate``.
+
+        Raises
+        ------
+        SettingsError
+            When ``since`` is no time, or there is no such level.
         """
         least = Limits.severity(level) if level is not None else 0
+        start = None if since is None else seconds(since)
         self._catch_up()
-        start = since.timestamp() if isinstance(since, datetime) else since
         return [alert for alert in self._store.alerts(since=start) if Limits.severity(alert["level"]) >= least]
 
     def plot_metrics(self, metric: str = "accuracy") -> "Figure":
@@ -446,7 +567,7 @@ class ModelMonitor:
         draw = plots.confidence if metric == "confidence" else plots.predictions
         return draw(version, line, now, yardstick, alerts)
 
-    def export(self, path: str | Path, since: float | datetime | None = None, *, probabilities: bool = False) -> int:
+    def export(self, path: str | Path, since: Moment | None = None, *, probabilities: bool = False) -> int:
         """Write the predictions of the version being looked at to a Parquet or CSV file; return how many there are.
 
         Parameters
@@ -454,19 +575,19 @@ class ModelMonitor:
         path
             Ends in ``.parquet`` or ``.csv``; it is there when it is complete.
         since
-            Only those made at or after this time, a datetime or seconds since 1970.
+            Only those made at or after this time, as in ``alerts``.
         probabilities
             Whether each class gets a column.
 
         Raises
         ------
         SettingsError
-            When the file is of another kind.
+            When the file is of another kind, or ``since`` is no time.
         StoreError
             When it cannot be written.
         """
+        start = None if since is None else seconds(since)
         self._catch_up()
-        start = since.timestamp() if isinstance(since, datetime) else since
         return export(self._store, path, self._read_model(), since=start, probabilities=probabilities)
 
     # Running
@@ -590,52 +711,33 @@ class ModelMonitor:
             if self._unregistered is model:  # only now: what failed is tried again with the next batch
                 self._unregistered = None
         if batch:
-            self._store.write(batch)
+            self._repeated(len(batch) - self._store.write(batch))
         told, self._labels = self._labels, 0
-        return self._attendant.attend(self._served, len(batch) + told) if self._served else None
+        self._news += len(batch) + told
+        if self._served is None:
+            return None
+        if self._writer.backlog >= BATCH and time.monotonic() - self._attended < BEHIND_SECONDS:
+            return 0.0  # what waits to be stored comes first
+        news, self._news = self._news, 0
+        pause = self._attendant.attend(self._served, news)
+        self._attended = time.monotonic()
+        return pause
 
-
-def _checked(probabilities: ArrayLike | Mapping[str, float], classes: tuple[str, ...]) -> NDArray[np.float16]:
-    """Probabilities in class order, rounded as they are stored: (K,) float16."""
-    if isinstance(probabilities, Mapping):
-        if probabilities.keys() != set(classes):
-            raise SettingsError(f"probabilities of {known(probabilities)} given; the classes are {known(classes)}")
-        probabilities = [probabilities[name] for name in classes]
-    try:
-        values = np.asarray(probabilities)
-        values = values if values.dtype.kind == "f" else values.astype(np.float64)
-    except (TypeError, ValueError):
-        raise SettingsError("probabilities must be numbers") from None
-    if values.shape != (len(classes),):
-        raise SettingsError(f"{len(classes)} probabilities are needed, one for each class, got shape {values.shape}")
-    if len(values) <= FEW_CLASSES:
-        row = values.tolist()
-        least, total = min(row), sum(row)
-    else:
-        least, total = np.minimum.reduce(values), np.add.reduce(values)
-    if not (least >= 0 and abs(total - 1) <= SUM_TOLERANCE):  # NaN and infinity do not pass either
-        _require_strange(values)
-    return values.astype(np.float16)
-
-
-def _require_strange(values: NDArray[Any]) -> None:
-    """Numbers that are no probabilities are refused; what is not finite is counted."""
-    if not np.isfinite(values).all():
-        return
-    if values.min() < 0 or values.max() > 1 + SUM_TOLERANCE:
-        worst = values.min() if values.min() < 0 else values.max()
-        raise SettingsError(f"probabilities must lie between 0 and 1, got {worst:.4g}: are these logits?")
-    raise SettingsError(f"probabilities must add up to 1, got {values.sum():.4g}")
+    def _repeated(self, count: int) -> None:
+        """Say, the first time, that ids were in the store already."""
+        if count > 0 and not self._has_repeats:
+            self._has_repeats = True
+            logger.warning("%d predictions were not stored: the store has others with their ids already", count)
 
 
 # The command line
 
 
-def _point_in_time(text: object) -> object:
+def _point_in_time(text: Any) -> object:
     try:
-        return datetime.fromisoformat(text) if isinstance(text, str) else text
-    except ValueError:
-        raise ValueError(f"must be a time such as 2026-11-24T08:00Z, got {text}") from None
+        return None if text is None else datetime.fromtimestamp(seconds(text, ""), UTC)
+    except SettingsError as error:
+        raise ValueError(str(error).strip()) from None
 
 
 class _Report(MonitorSettings):
@@ -672,9 +774,14 @@ class _Export(MonitorSettings):
 
 
 class _Labels(MonitorSettings):
-    """Ids of predictions, drawn at random, whose labels would settle how good the model is."""
+    """Ids of predictions without a label, drawn at random, whose labels would settle how good the model is.
 
-    count: int | None = Field(None, ge=1, description="how many; as many as prove a drop of a fifth when not given")
+    Behind each id stands the name that its image was logged with, if it was.
+    """
+
+    count: int | None = Field(
+        None, ge=1, description="how many; those missing among as many as prove a drop of a fifth when not given"
+    )
     window: Literal["short", "medium"] = Field("short", description="of the last 1,000 or the last 10,000")
     seed: int = Field(0, ge=0, description="another one gives others")
 
@@ -736,22 +843,25 @@ def _print_alerts(command: _Alerts) -> None:
             raise SettingsError(f"no alert {command.acknowledge} stands in {command.store}")
         print(f"alert {command.acknowledge} is acknowledged: it is told again only if it gets worse")
         return
-    since = command.since.replace(tzinfo=command.since.tzinfo or UTC) if command.since else None
-    found = monitor.alerts(since, command.level)
+    found = monitor.alerts(command.since, command.level)
     found = [alert for alert in found if command.model_version in (None, alert["model_version"])]
     print(json.dumps(found, indent=2) if command.as_json else wording.alerts(found))
 
 
 def _export(command: _Export) -> None:
     monitor = ModelMonitor(command.store, model_version=command.model_version)
-    since = command.since.replace(tzinfo=command.since.tzinfo or UTC) if command.since else None
-    rows = monitor.export(command.file, since, probabilities=command.probabilities)
+    rows = monitor.export(command.file, command.since, probabilities=command.probabilities)
     print(f"{rows:,} prediction{'s' * (rows != 1)} written to {command.file}")
 
 
 def _print_labels_wanted(command: _Labels) -> None:
     monitor = ModelMonitor(command.store, model_version=command.model_version)
-    print("\n".join(monitor.labels_wanted(command.count, command.window, command.seed)))
+    wanted = monitor.labels_wanted(command.count, command.window, command.seed)
+    names = monitor.sources(wanted)
+    if wanted:
+        print("\n".join(f"{one}  {names[one]}" if one in names else one for one in wanted))
+    elif monitor.calculate_metrics(command.window)["n"]:
+        print("nothing is left to label: those that would settle it have labels already", file=sys.stderr)
 
 
 def _replay(command: _Replay) -> None:

@@ -30,7 +30,6 @@ import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from socket import socket
@@ -329,6 +328,8 @@ def _monitor_problem(error: ToolkitError) -> Problem:
 def _ask_monitor(question: Callable[[], T]) -> T:
     try:
         return question()
+    except SettingsError:  # the question is wrong, not the store
+        raise
     except ToolkitError as error:
         raise _monitor_problem(error) from None
 
@@ -386,7 +387,7 @@ def drift(request: Request, window: Window = "short") -> dict[str, Any]:
 def alerts(
     request: Request,
     since: Annotated[
-        datetime | None,
+        str | None,
         WithJsonSchema(MOMENT),
         Query(description="ISO 8601, UTC unless it says otherwise, or seconds since 1970"),
     ] = None,
@@ -395,9 +396,15 @@ def alerts(
     ] = None,
     limit: Annotated[int, Query(ge=1, le=10_000, description="how many at most")] = 100,
 ) -> list[dict[str, Any]]:
-    """Alerts of all versions, newest first; those that no longer stand have a `cleared_at`."""
-    start = since.replace(tzinfo=since.tzinfo or UTC) if since else None
-    found: list[dict[str, Any]] = _ask_monitor(lambda: request.app.state.monitor.alerts(start, level))
+    """Alerts of all versions, newest first; those that no longer stand have a `cleared_at`.
+
+    `sources` names a few of the images that each is about, as far as they came with a file name.
+    """
+    try:
+        found: list[dict[str, Any]] = _ask_monitor(lambda: request.app.state.monitor.alerts(since, level))
+    except SettingsError:
+        detail = "query.since: must be a time such as 2026-11-24T08:00Z, or seconds since 1970, before the year 3000"
+        raise Problem(problems.INVALID, detail) from None
     return found[:limit]
 
 
@@ -544,6 +551,7 @@ def _monitor(settings: ServeSettings, react: Callable[[Notice], object] | None =
         sinks=sinks,
         on_immediate=react if settings.on_immediate == "rollback" else None,
         keep_days=settings.keep_days,
+        drop_when_full=True,  # an answer never waits for the store
     )
 
 

@@ -290,13 +290,19 @@ def test_each_prediction_reaches_the_monitor_with_what_it_was_made_of(uri: str, 
     room.promote("unsure")
     pictures = [colour_picture(COLOURS[seed % 3], seed, size=30 + seed) for seed in range(12)]
     with serving(room, tmp_path) as served:
-        answers = [served.predict(picture, top_k=3).json() for picture in pictures]
+        answers = [
+            served.client.post("/predict", files={"file": (f"{n}\u202e.jpg", picture)}, params={"top_k": 3}).json()
+            for n, picture in enumerate(pictures[:-1])
+        ]
+        answers.append(served.client.post("/predict", content=pictures[-1], params={"top_k": 3}).json())
         problem(served.predict(b"broken"), 400, "undecodable-picture")
         windows = served.client.get("/metrics").json()["monitor"]["windows"]
         assert windows["short"]["n"] == 12
         assert windows["long"]["model_version"] == "1"
     with ModelMonitor(served.store) as monitor:
         figures = monitor.calculate_metrics("long")
+        names = monitor.sources([answer["prediction_id"] for answer in answers])
+    assert [names.get(answer["prediction_id"]) for answer in answers] == [rf"{n}\u202e.jpg" for n in range(11)] + [None]
     assert (figures["n"], figures["reference_n"]) == (12, 300)
     assert figures["mean_confidence"] == pytest.approx(np.mean([answer["confidence"] for answer in answers]), abs=2e-3)
     with sqlite3.connect(served.store) as database:
@@ -412,10 +418,26 @@ def test_drift_and_alerts(served: Served) -> None:
         assert report["model_version"] == "1"
         assert report["drifted"] is None  # too few predictions to say
     problem(served.client.get("/drift", params={"window": "tiny"}), 422, "invalid-parameter")
-    for query in ({}, {"level": "critical"}, {"since": "2020-01-01T00:00:00"}, {"since": 1.7e9}, {"since": 0}):
+    for query in (
+        {},
+        {"level": "critical"},
+        {"since": "2020-01-01T00:00:00"},
+        {"since": "20200101"},
+        {"since": 1.7e9},
+        {"since": 0},
+    ):
         assert served.client.get("/alerts", params=query).json() == []
-    for query in ({"level": "mild"}, {"since": "yesterday"}, {"since": "nan"}, {"since": 1e300}):
+    for query in (
+        {"level": "mild"},
+        {"since": "yesterday"},
+        {"since": "nan"},
+        {"since": 1e300},
+        {"since": 1.7e12},
+        {"since": "2026"},
+    ):
         problem(served.client.get("/alerts", params=query), 422, "invalid-parameter")
+    told = problem(served.client.get("/alerts", params={"since": "yesterday"}), 422, "invalid-parameter")["detail"]
+    assert told.startswith("query.since: must be a time such as 2026-11-24T08:00Z")
     for query in ({"since": "0001-01-01T00:00:00+14:00"}, {"since": "9999-12-31T23:59:59-14:00"}, {"since": -1e11}):
         assert served.client.get("/alerts", params=query).status_code in (200, 422)
 
@@ -602,9 +624,17 @@ def test_what_is_no_number_is_never_a_class(room: Room, tmp_path: Path) -> None:
             served.predict(SPOILED)
         raised = wait_until(lambda: served.predict(SPOILED) and served.client.get("/alerts").json())
         assert served.client.get("/alerts", params={"limit": 1}).json() == raised[:1]
+        assert set(raised[0]["sources"]) == {"upload"}  # as the client calls its files
         assert "non_finite" in json.dumps(raised)
         assert served.client.get("/health").status_code == 200
         assert served.client.get("/metrics", headers={"Accept": "text/plain"}).status_code == 200
+        with sqlite3.connect(served.store, isolation_level=None) as database:
+            database.execute("BEGIN IMMEDIATE")  # the store takes nothing, and what comes is more than may wait
+            served.monitor.log_predictions(np.tile([1.0, 0.0, 0.0], (12_000, 1)))
+            assert served.predict().json()["predicted_class"] == "red"
+            assert served.monitor.stats()["dropped"] > 0
+            database.execute("ROLLBACK")
+        database.close()
 
 
 def test_an_altered_version_leaves_the_old_one_serving_until_it_is_mended(room: Room, tmp_path: Path) -> None:

@@ -89,6 +89,12 @@ def commit(
     number = store.number(model)
     if number is None:
         return []
+    sources = [
+        store.sources_about(model, *transition.key, transition.sequence)
+        if transition.change.event in ("raised", "escalated")
+        else []
+        for transition in transitions
+    ]
     with store.writing() as connection:
         found = connection.execute(
             sa.select(checkpoints.c.position, checkpoints.c.epoch).where(checkpoints.c.model == number)
@@ -97,8 +103,8 @@ def commit(
         if epoch != checkpoint.epoch:
             return None
         written = [
-            (transition, _apply(connection, number, transition, now))
-            for transition in transitions
+            (transition, _apply(connection, number, transition, about, now))
+            for transition, about in zip(transitions, sources, strict=True)
             if transition.position > position
         ]
         if found is None:
@@ -119,7 +125,9 @@ def _columns(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _apply(connection: sa.Connection, model: int, transition: Transition, now: float) -> Alert | None:
+def _apply(
+    connection: sa.Connection, model: int, transition: Transition, sources: Sequence[str], now: float
+) -> Alert | None:
     """Change the alert; return it as it is then, or was when it cleared."""
     metric, window = transition.key
     same = (
@@ -144,6 +152,7 @@ def _apply(connection: sa.Connection, model: int, transition: Transition, now: f
                 value=sighting.value,
                 message=sighting.told(level),
                 notified_at=now,
+                sources=list(sources),
             )
         )
         return _read(connection, *same)

@@ -27,12 +27,13 @@ Key = tuple[str, str]  # metric and window
 class Transition(NamedTuple):
     """An alert that changes.
 
-    ``position`` counts the predictions and labels until then, ``n`` the predictions alone, and ``time`` is
-    that of the last of them, in seconds since 1970.
+    ``position`` counts the predictions and labels until then, ``n`` the predictions alone; ``sequence`` is the
+    number of the last prediction in the store, and ``time`` that of the last of all, in seconds since 1970.
     """
 
     position: int
     n: int
+    sequence: int
     time: float
     sighting: Sighting
     change: Change
@@ -87,6 +88,7 @@ class Evaluator:
         self, yardstick: Yardstick, limits: Limits, *, before: Counts | None = None, cool_down: float = math.inf
     ) -> None:
         self.position = 0  # predictions and labels taken
+        self._sequence = 0  # of the last prediction
         self.detectors = Detectors(yardstick.baseline, limits.max_false_alarms_per_million)
         self._yardstick = yardstick
         self._limits = limits
@@ -140,6 +142,7 @@ class Evaluator:
         """Count predictions with the labels that they have, without evaluating anything: those before a state."""
         if rows.n:
             self._rolling.add(rows)
+            self._sequence = int(rows.sequence[-1])
 
     def relabel(self, labels: Feedback) -> None:
         """Count labels, without evaluating anything."""
@@ -200,7 +203,8 @@ class Evaluator:
                     grade = worth_adding(sighting, recent[metric], self._standing.get((metric, "short")))
                 change = self._step(grade, now, metric in alarms, blocks[window])
                 if change is not None:
-                    transitions.append(Transition(self.position, self.counts("long").n, now, grade, change))
+                    place = self.position, self.counts("long").n, self._sequence
+                    transitions.append(Transition(*place, now, grade, change))
         return transitions
 
     def _seen(self, window: str, alarms: Mapping[str, Alarm]) -> list[Sighting]:

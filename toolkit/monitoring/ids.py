@@ -28,11 +28,13 @@ class _Ids:
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._random.seed)
 
-    def next(self, seconds: float) -> int:
+    def next(self, seconds: float, n: int = 1) -> int:
+        """The first of ``n`` numbers in a row."""
         milliseconds = int(seconds * 1000) & ((1 << 42) - 1)
         with self._lock:
-            self._last = max(self._last + 1, milliseconds << RANDOM_BITS | self._random.getrandbits(RANDOM_BITS))
-            return self._last
+            first = max(self._last + 1, milliseconds << RANDOM_BITS | self._random.getrandbits(RANDOM_BITS))
+            self._last = first + n - 1
+            return first
 
 
 _ids = _Ids()
@@ -66,6 +68,17 @@ def new_number(seconds: float) -> int:
         The time since 1970.
     """
     return _ids.next(seconds)
+
+
+def new_numbers(seconds: float, n: int) -> range:
+    """The numbers of ``n`` fresh ids, as ``new_number`` makes one.
+
+    >>> first, *_, last = new_numbers(0.0, 1000)
+    >>> last - first, new_number(0.0) > last
+    (999, True)
+    """
+    first = _ids.next(seconds, n)
+    return range(first, first + n)
 
 
 def show(number: int) -> str:

@@ -35,6 +35,7 @@ predictions = sa.Table(
     sa.Column("probabilities", sa.LargeBinary, nullable=False),  # K float16, little-endian
     sa.Column("statistic_values", sa.LargeBinary),  # float32, little-endian, for the first of ``models.statistics``
     sa.Column("latency_ms", sa.Float),
+    sa.Column("source", sa.Text),  # what finds the image again; NULL where it was not given
     sa.Index("predictions_of_a_model", "model", "sequence"),
     sqlite_autoincrement=True,  # a number is never given twice, also when the newest row was deleted
 )
@@ -84,6 +85,7 @@ alerts = sa.Table(
     sa.Column("notified_at", sa.Float),
     sa.Column("acknowledged_at", sa.Float),
     sa.Column("acknowledged_by", sa.Text),
+    sa.Column("sources", sa.JSON, nullable=False, server_default="[]"),  # of some images that it is about
 )
 checkpoints = sa.Table(  # how far the alerts of each version follow from its predictions and labels
     "checkpoints",

@@ -1,7 +1,8 @@
 """The pictures in a request: a multipart form, a raw body, or JSON with base64 or pixels.
 
-What a client declares about a picture (its file name, its part's type) is never used: the content
-decides. Base64 is undone by the returned function, which runs where pictures are decoded too.
+What a client declares about a picture (its file name, its part's type) decides nothing: the content
+does. The file name of an upload is handed on as a text. Base64 is undone by the returned function, which
+runs where pictures are decoded too.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
@@ -33,6 +35,27 @@ RAW = ("application/octet-stream", "application/x-image", "")
 MOST_FIELDS = 16  # of a form, besides its files
 LARGEST_FIELD = 4096  # bytes
 KEPT_IN_MEMORY = 2**40  # bytes of a file part: always, since the body's limit already holds
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file of a form and the name that the client gave it; called, it gives its bytes."""
+
+    content: bytes
+    name: str | None
+
+    def __call__(self) -> bytes:
+        return self.content
+
+
+def file_name(read: Read) -> str | None:
+    """The name of the file that was uploaded; None for what came in another way.
+
+    >>> file_name(Upload(b"", "cat.jpg")), file_name(bytes)
+    ('cat.jpg', None)
+    """
+    return read.name if isinstance(read, Upload) else None
+
 
 A_PICTURE = "(base64)"  # its place in an example; the page of addresses says the same
 VALUES_A_PICTURE = 8  # of JSON, at most: braces, brackets and commas around the base64 of one picture
@@ -248,12 +271,14 @@ def _media_type(request: Request) -> str:
 async def _files(request: Request, field: str, most: int) -> list[Read]:
     form = await _parse(request, most)
     try:
-        contents = [value.file.read() for value in form.getlist(field) if isinstance(value, UploadFile)]
+        uploads: list[Read] = [
+            Upload(value.file.read(), value.filename) for value in form.getlist(field) if isinstance(value, UploadFile)
+        ]
     finally:
         await form.close()
-    if not contents:
+    if not uploads:
         raise Problem(INVALID, f"the form has no file in the field '{field}'")
-    return [partial(bytes, content) for content in contents]
+    return uploads
 
 
 async def _parse(request: Request, most: int) -> FormData:

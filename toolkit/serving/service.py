@@ -23,7 +23,7 @@ from toolkit.serving.classified import Classified
 from toolkit.serving.desk import Desk
 from toolkit.serving.engines import Engine, set_torch_threads, torch_threads
 from toolkit.serving.figures import Figures, family
-from toolkit.serving.formats import Read
+from toolkit.serving.formats import Read, file_name
 from toolkit.serving.lastgood import LastGood
 from toolkit.serving.live import Live, LiveModel, Release, Source
 from toolkit.serving.problems import Problem
@@ -51,6 +51,7 @@ class Monitor(Protocol):
         latency_ms: float | None = None,
         prediction_id: str | None = None,
         model_version: str | None = None,
+        source: str | None = None,
     ) -> str: ...
 
     def calculate_metrics(self, window: str | None = None) -> dict[str, Any]: ...
@@ -260,6 +261,7 @@ class Service:
                 latency_ms=done.timings_ms["total"],
                 prediction_id=prediction_id,
                 model_version=done.model.version,
+                source=file_name(done.read),
             )
         except Exception as error:  # noqa: BLE001  a prediction is never lost to its monitoring
             self.figures.monitor_error()

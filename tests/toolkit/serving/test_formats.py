@@ -19,6 +19,7 @@ from toolkit.serving.formats import (
     PICTURE_BODY,
     VALUES_A_PICTURE,
     announced,
+    file_name,
     from_pixels,
     load_json,
     pictures_body,
@@ -84,6 +85,12 @@ def test_a_form_gives_the_bytes_of_its_file_however_they_arrive(step):
 def test_neither_file_name_nor_declared_type_matters(name):
     files = [("file", (name, PICTURE, "text/html"))]
     assert one(form(files, data={"comment": "my cat"})) == PICTURE
+
+
+def test_an_upload_tells_its_name_and_nothing_else_has_one():
+    read = asyncio.run(read_picture(form([("file", ("my cat.jpg", PICTURE, "text/html"))])))
+    assert (read(), file_name(read)) == (PICTURE, "my cat.jpg")
+    assert file_name(asyncio.run(read_picture(request(PICTURE, "image/jpeg")))) is None
 
 
 @pytest.mark.parametrize("content_type", ["image/png", "image/x-unheard-of", "IMAGE/JPEG; q=1",
