@@ -92,6 +92,9 @@ class MonitorSettings(ScriptSettings):
     model_version: str | None = Field(
         default=None, description="which version to look at; the one served last when not given"
     )
+    trust_labels: bool = Field(
+        default=False, description="count labels of any choice as those of a sample drawn at random"
+    )
 
 
 class ModelMonitor:
@@ -115,7 +118,8 @@ class ModelMonitor:
     classes
         Class names in output order; the baseline's when None.
     limits
-        What counts as too much, and how many false alarms may be raised.
+        What counts as too much, how many false alarms may be raised, and whether labels of any choice are
+        trusted; when None, the usual ones with MONITORING_TRUST_LABELS.
     sinks
         Where alerts are sent beside the store, each by its name: the log when None; a ``Webhook``, or a
         ``Sink`` of your own.
@@ -163,7 +167,7 @@ class ModelMonitor:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
-        self.limits = limits or Limits()
+        self.limits = limits or Limits(trust_labels=MonitorSettings().trust_labels)
         self._store = PredictionStore(str(store) if store is not None else MonitorSettings().store)
         self._writer: Writer[Prediction] = Writer(self._write)
         self._sinks = Sinks({"log": Log()} if sinks is None else sinks, on_immediate)
@@ -262,7 +266,9 @@ class ModelMonitor:
         label
             Name of the class.
         source
-            Who says so. Labels from complaints make a model look worse than labels drawn at random.
+            Who says so. Those of a ``complaint`` count for nothing else; ``audit``, alone or before a name as in
+            ``audit: ada``, says that the prediction was drawn at random, which the monitor adds itself to labels of
+            what ``labels_wanted`` has drawn.
 
         Returns
         -------
@@ -315,7 +321,8 @@ class ModelMonitor:
         Returns
         -------
         dict
-            ``n``, ``n_labels``, ``since``, ``until``, ``accuracy``, ``precision_weighted``,
+            ``n``, ``n_labels``, ``label_sample`` (what the labels can bear), ``since``, ``until``,
+            ``accuracy`` (weighted, where the labels are no fair sample), ``precision_weighted``,
             ``recall_weighted``, ``f1_weighted``, ``calibration_error``, each with its ``..._interval``
             (95 %), ``reference_accuracy``, ``reference_n``, ``degradation``,
             ``degradation_lower_bound``, ``level``, ``status``, ``estimate`` (what accuracy may be, by no
@@ -361,7 +368,8 @@ class ModelMonitor:
         """Ids of predictions, drawn at random, whose labels would settle how good the model is by now.
 
         The same window and seed give the same ids, in a random order, and a longer list begins with a
-        shorter one. Tell their labels with the source ``audit``.
+        shorter one. The store remembers what was drawn, and keeps the labels of these predictions with the
+        source ``audit``: they may confirm an alert that is ``immediate``, which labels of another choice may not.
 
         Parameters
         ----------
@@ -381,7 +389,14 @@ class ModelMonitor:
             n = labels_to_settle(usual.right / usual.n, 0.2, self.limits) if usual and usual.right else len(ids)
         if n < 1:
             raise SettingsError(f"at least 1 label can be wanted, got {n}")
-        return [show(number) for number in audit(ids, min(n, len(ids)), seed).ids.tolist()] if len(ids) else []
+        if not len(ids):
+            return []
+        drawn = audit(ids, min(n, len(ids)), seed).ids.tolist()
+        try:
+            self._store.remember_drawn(drawn, self._clock())
+        except StoreError as error:  # somebody who may only read
+            logger.warning("what was drawn could not be noted, tell its labels with the source audit: %s", error)
+        return [show(number) for number in drawn]
 
     def check_alerts(self) -> list[dict[str, Any]]:
         """Look now, at what is new since the last look, and return the alerts that this raised.
@@ -711,7 +726,8 @@ def main() -> None:
 
 
 def _print_report(command: _Report) -> None:
-    monitor = ModelMonitor(command.store, model_version=command.model_version)
+    limits = Limits(trust_labels=command.trust_labels)
+    monitor = ModelMonitor(command.store, model_version=command.model_version, limits=limits)
     metrics, drift = monitor.calculate_metrics(command.window), monitor.detect_drift(command.window)
     if command.as_json:
         print(json.dumps({"metrics": metrics, "drift": drift.to_dict()}, indent=2))
@@ -753,7 +769,7 @@ def _print_labels_wanted(command: _Labels) -> None:
 
 def _replay(command: _Replay) -> None:
     names = ("max_false_alarms_per_million", "warning", "critical", "immediate")
-    limits = Limits(**{name: getattr(command, name) for name in names})
+    limits = Limits(**{name: getattr(command, name) for name in names}, trust_labels=command.trust_labels)
     recorded = command.file.endswith(ENDINGS)
     baseline = _baseline(command) if recorded or command.baseline else None  # a store brings its own
     with silent(command.as_json):

@@ -17,7 +17,7 @@ from toolkit.baseline import Baseline
 from toolkit.errors import DataError, SettingsError, StoreError, known, one_line
 from toolkit.monitoring.export import ENDINGS
 from toolkit.monitoring.models import Model
-from toolkit.monitoring.performance import BIASED_SOURCES
+from toolkit.monitoring.performance import BIASED_SOURCES, is_drawn
 from toolkit.monitoring.store import PredictionStore
 from toolkit.monitoring.windows import NOTHING, Window
 from toolkit.terminal import bar, say
@@ -31,7 +31,7 @@ END_OF_TIME = 32_503_680_000  # the year 3000 in seconds since 1970: what lies b
 LABEL = np.dtype(
     [
         ("time", "f8"), ("place", "i8"), ("sequence", "i8"), ("predicted", "i8"),
-        ("confidence", "f4"), ("before", "i8"), ("label", "i8"),
+        ("confidence", "f4"), ("before", "i8"), ("label", "i8"), ("drawn_before", "?"), ("drawn", "?"),
     ]
 )  # fmt: skip
 
@@ -112,7 +112,7 @@ def _labels_of(store: PredictionStore, model: Model) -> Labels:
     while (page := store.labels_since(model, number, ROWS_AT_ONCE)).n:
         number = int(page.number[-1])
         labels = np.zeros(page.n, LABEL)
-        for name in ("time", "sequence", "predicted", "confidence", "before"):
+        for name in ("time", "sequence", "predicted", "confidence", "before", "drawn_before", "drawn"):
             labels[name] = getattr(page, name)
         labels["label"] = page.labels
         pages.append(labels)
@@ -318,6 +318,8 @@ class _Layout:
         labels["time"] = np.where(np.isnan(moments), -math.inf, moments)  # right after the prediction
         labels["sequence"], labels["label"], labels["before"] = rows.sequence[told], classes[told], NOTHING
         labels["predicted"], labels["confidence"] = rows.predicted[told], rows.confidence[told]
+        if "label_source" in columns:
+            labels["drawn"] = [is_drawn(str(source)) for source in columns["label_source"][told]]
         return labels
 
 

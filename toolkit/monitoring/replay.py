@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from toolkit.baseline import Baseline
 from toolkit.errors import SettingsError
 from toolkit.monitoring.counts import Counts
-from toolkit.monitoring.detectors import Detectors, Found
+from toolkit.monitoring.detectors import Detectors, Found, told_of
 from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.recordings import LABEL, Labels, Part, open_recording
 from toolkit.monitoring.rolling import Rolling
@@ -264,9 +264,16 @@ class _Stream:
                 new=labels["label"],
                 predicted=labels["predicted"],
                 confidence=labels["confidence"],
+                drawn_before=labels["drawn_before"],
+                drawn=labels["drawn"],
             )
-            first = labels[(labels["before"] == NOTHING) & (labels["predicted"] != NOTHING)]
-            found += self.detectors.hear_labels(first["label"] == first["predicted"])
+            known = labels["predicted"] != NOTHING
+            first, sampled = known & (labels["before"] == NOTHING), known & labels["drawn"] & ~labels["drawn_before"]
+            which = first | sampled
+            part = labels[which]
+            found += self.detectors.hear_labels(
+                *told_of(part["predicted"], part["label"], sampled[which], first[which])
+            )
             self.told += len(labels)
         return found
 

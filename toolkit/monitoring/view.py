@@ -17,7 +17,7 @@ import numpy as np
 from toolkit.errors import StoreError
 from toolkit.monitoring.blocks import Block, read_blocks
 from toolkit.monitoring.counts import Counts
-from toolkit.monitoring.detectors import Detectors, Found
+from toolkit.monitoring.detectors import Detectors, Found, Told, told_of
 from toolkit.monitoring.feedback import Feedback
 from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.rolling import LONGEST, Rolling
@@ -137,7 +137,7 @@ class View:
         found = []
         while (rows := self._store.rows_since(self.model, self._sequence, AT_ONCE, self._told)).n:
             rolling.add(rows)
-            found += self._detectors.hear(rows) + self._detectors.hear_labels(_right(rows))
+            found += self._detectors.hear(rows) + self._detectors.hear_labels(*_right(rows))
             self._sequence = int(rows.sequence[-1])
         return found
 
@@ -152,9 +152,10 @@ class View:
             known = np.array([counts(sequence) for sequence in labels.sequence.tolist()], bool)
             part = labels.take(known & (labels.number <= until))
             rolling.label(
-                part.sequence, old=part.before, new=part.labels, predicted=part.predicted, confidence=part.confidence
-            )
-            found += self._detectors.hear_labels(_news(part))
+                part.sequence, old=part.before, new=part.labels, predicted=part.predicted, confidence=part.confidence,
+                drawn_before=part.drawn_before, drawn=part.drawn,
+            )  # fmt: skip
+            found += self._detectors.hear_labels(*_news(part))
         return found
 
     def _unpacked(self, block: Block) -> Counts | None:
@@ -177,12 +178,18 @@ def _older_than_windows(blocks: Sequence[Block]) -> list[Block]:
     return kept
 
 
-def _right(rows: Window) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _right(rows: Window) -> Told:
     told = rows.labelled
-    return np.asarray(rows.predicted[told] == rows.labels[told])
+    drawn = rows.drawn[told] if len(rows.drawn) else np.zeros(int(told.sum()), np.bool_)
+    return told_of(rows.predicted[told], rows.labels[told], drawn)
 
 
-def _news(labels: Feedback) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Whether predictions were right whose first label this is: who changes his mind is heard once."""
-    first = (labels.before == NOTHING) & (labels.predicted != NOTHING)
-    return np.asarray(labels.predicted[first] == labels.labels[first])
+def _news(labels: Feedback) -> Told:
+    """Whether predictions were right whose first label this is: who changes his mind is heard once.
+
+    A label that becomes one of a drawn sample is heard again, as such.
+    """
+    known = labels.predicted != NOTHING
+    first, sampled = known & (labels.before == NOTHING), known & labels.drawn & ~labels.drawn_before
+    part = labels.take(first | sampled)
+    return told_of(part.predicted, part.labels, sampled[first | sampled], first[first | sampled])
