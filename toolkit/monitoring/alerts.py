@@ -159,7 +159,9 @@ def _accuracy(counts: Counts, yardstick: Yardstick, limits: Limits, window: str)
         sure = min(limits.level(certain), sample.may_confirm, key=limits.severity)
         if sure != LEVELS[0] and limits.level(certain) != level:
             level, status = sure, "confirmed"  # of a milder level
-    known = f"at least {certain:.1%} of it certain" if status == "confirmed" else "how much of it is not yet certain"
+    proven = status == "confirmed" or (certain is not None and limits.level(certain) == level)
+    known = f"at least {certain:.1%} of it certain" if proven else "how much of it is not yet certain"
+    known += " if they are a fair sample" if proven and status == "suspected" else ""
     message = (
         f"Accuracy fell from {figures['reference_accuracy']:.1%} to {sample.accuracy:.1%} in "
         f"{_period(counts)}, by the {sample.n:,} labels told so far: a drop of {drop:.1%}, {known}"

@@ -73,16 +73,16 @@ class LabelSample:
         >>> LabelSample("chosen", True, 60, 0.5, 0.5, half, 60, 60, 0.5, 60, "", "critical").note
         'labels of a choice of your own, which confirm no more than critical: see python monitoring.py labels'
         """
+        confirms = "nothing" if self.may_confirm == LEVELS[0] else f"no more than {self.may_confirm}"
         if self.fair is False:
             low, high = self.interval
             return (
                 f"no fair sample: {self.difference}; {self.told:.1%} of these {self.n:,} labels were right, weighted "
                 f"by confidence and class that is {self.accuracy:.1%} ({low:.1%} to {high:.1%}), which confirms "
-                f"{'nothing' if self.may_confirm == LEVELS[0] else 'no more than ' + self.may_confirm}: "
-                f"see {COMMAND}"
+                f"{confirms}: see {COMMAND}"
             )
         if self.kind == "chosen" and self.may_confirm != LEVELS[-1]:
-            return f"labels of a choice of your own, which confirm no more than {self.may_confirm}: see {COMMAND}"
+            return f"labels of a choice of your own, which confirm {confirms}: see {COMMAND}"
         return ""
 
 
@@ -210,7 +210,7 @@ def _weighted(
     others = tuple(axis for axis in (0, 1) if axis not in axes)
 
     def strata(part: NDArray[np.int64]) -> Floats:
-        return part.reshape(shape).sum(axis=others).ravel().astype(np.float64)
+        return np.asarray(part.reshape(shape).sum(axis=others).ravel(), np.float64)
 
     shares, told, hits = strata(counts.strata[0]) / counts.finite, strata(labelled), strata(right)
     usual = np.full(len(shares), 0.5)

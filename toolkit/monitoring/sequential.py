@@ -42,6 +42,7 @@ ODDS = (0.25, 0.5, 2.0, 4.0)  # by which a class is bet to become rarer or more 
 POWER = 0.6  # of the bets on few, extreme values; above 1/2, where the variance becomes infinite
 DIRECTIONS = ("lower", "higher", "wider", "narrower")
 FADING = 1 - 1 / 500  # by which a label counts for less with each that follows, when bursts are looked for
+UNUSUAL_RUN = 0.001  # chance below which a run of one kind is a burst
 PRIOR_LABELS = 20.0  # labels that the reference counts for beside them
 SURE_REPEATS = 2.326  # standard errors that chance exceeds once in a hundred times
 LEAST_WORTH = 1 / 50  # of a label: a model that answers all alike is not taken for a burst without end
@@ -200,9 +201,11 @@ class Bursts:
 
     Labels repeat themselves when a true class and its prediction are those of the label before. By
     how much more often that happens than it would by chance, over about the last 500 labels, is their
-    autocorrelation r, as far as chance cannot explain it; then a label is worth (1 - r) / (1 + r).
-    Chance is known from the labels themselves and from those of the reference: labels of one class
-    only, or of a model that answers one class only, are no bursts as long as right and wrong ones mix.
+    autocorrelation r, as far as chance cannot explain it; then a label is worth (1 - r) / (1 + r). The
+    first burst is known by itself: of a run of n that chance gives less than once in a thousand times,
+    the last label is worth 1 / n. Chance is known from the labels themselves and from those of the
+    reference, so that labels of one class only, or of a model that answers one class only, are no
+    bursts as long as right and wrong ones mix.
 
     Parameters
     ----------
@@ -214,7 +217,7 @@ class Bursts:
     --------
     >>> bursts = Bursts({kind: 10.0 for kind in range(20)})
     >>> bursts.worth(np.repeat([3, 8, 5], 20)).round(2)[[0, 4, 30, 59]].tolist()
-    [1.0, 1.0, 0.02, 0.03]
+    [1.0, 0.2, 0.02, 0.02]
     """
 
     def __init__(self, usual: Mapping[int, float]) -> None:
@@ -225,25 +228,36 @@ class Bursts:
         self._pairs = self._repeats = 0.0
         self._unit = 1.0  # what one label adds now; grows, so that older ones count for less and less
         self._last: int | None = None
+        self._run = 0  # labels of the last kind in a row
+        self._share = 1.0  # of that kind before the run
 
     def worth(self, kinds: NDArray[np.integer[Any]]) -> Floats:
         """(n,) in (0, 1], for labels in the order in which they came."""
         return np.array([self._next(kind) for kind in kinds.tolist()], np.float64)
 
     def _next(self, kind: int) -> float:
-        if self._last is not None:
-            self._pairs += self._unit
-            self._repeats += self._unit * (kind == self._last)
-        self._last = kind
-        before = self._kinds.get(kind, 0.0)
-        self._kinds[kind] = before + self._unit
-        self._squares += self._unit * (2 * before + self._unit)
-        self._total += self._unit
+        self._count(kind)
         repeated = self._repeated()
+        worth = max((1 - repeated) / (1 + repeated), LEAST_WORTH)
+        if (self._run - 1) * math.log(self._share) < math.log(UNUSUAL_RUN):
+            worth = min(worth, 1 / self._run)
         self._unit /= FADING
         if self._unit > LARGEST_UNIT:
             self._rescale()
-        return max((1 - repeated) / (1 + repeated), LEAST_WORTH)
+        return worth
+
+    def _count(self, kind: int) -> None:
+        before, same = self._kinds.get(kind, 0.0), kind == self._last
+        if self._last is not None:
+            self._pairs += self._unit
+            self._repeats += self._unit * same
+        if not same:
+            # A kind that was never seen counts as one case, as classes do.
+            self._run, self._share = 0, (before + self._unit) / (self._total + self._unit)
+        self._last, self._run = kind, self._run + 1
+        self._kinds[kind] = before + self._unit
+        self._squares += self._unit * (2 * before + self._unit)
+        self._total += self._unit
 
     def _repeated(self) -> float:
         """Autocorrelation of the kinds, 0 where chance explains it."""
