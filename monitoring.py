@@ -96,6 +96,9 @@ class MonitorSettings(ScriptSettings):
     model_version: str | None = Field(
         default=None, description="which version to look at; the one served last when not given"
     )
+    trust_labels: bool = Field(
+        default=False, description="count labels of any choice as those of a sample drawn at random"
+    )
 
 
 class ModelMonitor:
@@ -120,8 +123,9 @@ class ModelMonitor:
     classes
         Class names in output order; the baseline's when None.
     limits
-        What counts as too much, and how many false alarms may be raised; when None, what the process that
-        logs the version goes by according to the store.
+        What counts as too much, how many false alarms may be raised, and whether labels of any choice are
+        trusted; when None, what the process that logs the version goes by according to the store, or the
+        usual limits with MONITORING_TRUST_LABELS where that is set.
     sinks
         Where alerts are sent beside the store, each by its name: the log when None; a ``Webhook``, or a
         ``Sink`` of your own.
@@ -173,6 +177,8 @@ class ModelMonitor:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
+        if limits is None and MonitorSettings().trust_labels:
+            limits = Limits(trust_labels=True)
         self._store = PredictionStore(str(store) if store is not None else MonitorSettings().store)
         self._writer: Writer[Prediction] = Writer(self._write, drop=drop_when_full)
         self._sinks = Sinks({"log": Log()} if sinks is None else sinks, on_immediate)
@@ -355,7 +361,9 @@ class ModelMonitor:
         label
             Name of the class.
         source
-            Who says so. Labels from complaints make a model look worse than labels drawn at random.
+            Who says so. Those of a ``complaint`` count for nothing else; ``audit``, alone or before a name as in
+            ``audit: ada``, says that the prediction was drawn at random, which the monitor adds itself to labels of
+            what ``labels_wanted`` has drawn.
 
         Returns
         -------
@@ -408,7 +416,8 @@ class ModelMonitor:
         Returns
         -------
         dict
-            ``n``, ``n_labels``, ``since``, ``until``, ``accuracy``, ``precision_weighted``,
+            ``n``, ``n_labels``, ``label_sample`` (what the labels can bear), ``since``, ``until``,
+            ``accuracy`` (weighted, where the labels are no fair sample), ``precision_weighted``,
             ``recall_weighted``, ``f1_weighted``, ``calibration_error``, each with its ``..._interval``
             (95 %), ``reference_accuracy``, ``reference_n``, ``degradation``,
             ``degradation_lower_bound``, ``level``, ``status``, ``estimate`` (what accuracy may be, by no
@@ -455,9 +464,10 @@ class ModelMonitor:
 
         The same window and seed give the same ids, in a random order, and a longer list begins with a
         shorter one. Predictions that have a label keep their place in that order and are left out of the
-        list: with the labels of the list, all up to its end are labelled, which is a fair sample. Labels of
-        complaints, which count for nothing, do not count here either. Tell the labels with the source
-        ``audit``.
+        list: with the labels of the list, all up to its end are labelled, which is a fair sample. The store
+        remembers what was drawn, and keeps the labels of these predictions with the source ``audit``: they
+        may confirm an alert that is ``immediate``, which labels of another choice may not. Labels of
+        complaints count for nothing.
 
         Parameters
         ----------
@@ -487,8 +497,13 @@ class ModelMonitor:
         usual = view.yardstick.reference
         enough = labels_to_settle(usual.right / usual.n, 0.2, view.limits) if usual and usual.right else len(ids)
         order = audit(ids, len(ids), seed).ids[: enough if n is None else None]
-        missing = order[~np.isin(order, rows.ids[rows.labelled])]
-        return [show(number) for number in missing[:n].tolist()]
+        missing = np.flatnonzero(~np.isin(order, rows.ids[rows.labelled]))[:n]
+        drawn = order if n is None or len(missing) < n else order[: missing[-1] + 1]
+        try:
+            self._store.remember_drawn(drawn.tolist(), self._clock())
+        except StoreError as error:  # a reader without the right to write
+            logger.warning("what was drawn could not be noted, tell its labels with the source audit: %s", error)
+        return [show(number) for number in order[missing].tolist()]
 
     def sources(self, prediction_ids: Sequence[str]) -> dict[str, str]:
         """The names that the images of predictions were logged with, by id; those without one are left out."""
@@ -821,7 +836,8 @@ def main() -> None:
 
 
 def _print_report(command: _Report) -> None:
-    monitor = ModelMonitor(command.store, model_version=command.model_version)
+    limits = Limits(trust_labels=command.trust_labels)
+    monitor = ModelMonitor(command.store, model_version=command.model_version, limits=limits)
     metrics, drift = monitor.calculate_metrics(command.window), monitor.detect_drift(command.window)
     if command.as_json:
         print(json.dumps({"metrics": metrics, "drift": drift.to_dict()}, indent=2))
@@ -866,7 +882,7 @@ def _print_labels_wanted(command: _Labels) -> None:
 
 def _replay(command: _Replay) -> None:
     names = ("max_false_alarms_per_million", "warning", "critical", "immediate")
-    limits = Limits(**{name: getattr(command, name) for name in names})
+    limits = Limits(**{name: getattr(command, name) for name in names}, trust_labels=command.trust_labels)
     recorded = command.file.endswith(ENDINGS)
     baseline = _baseline(command) if recorded or command.baseline else None  # a store brings its own
     with silent(command.as_json):

@@ -122,6 +122,9 @@ class ServeSettings(ScriptSettings):
     max_false_alarms: float = Field(
         1.0, gt=0, le=10_000, description="alerts without a cause that may be raised in a million predictions"
     )
+    trust_labels: bool = Field(
+        False, description="let labels of any choice confirm and act, not only those of a sample drawn at random"
+    )
     alert_webhook: str | None = Field(
         None, description="https address, or http on this machine, that alerts are posted to"
     )
@@ -547,7 +550,7 @@ def _monitor(settings: ServeSettings, react: Callable[[Notice], object] | None =
         sinks["webhook"] = Webhook(settings.alert_webhook, secret.get_secret_value() if secret else None)
     return ModelMonitor(
         settings.monitor_store,
-        limits=DriftLimits(max_false_alarms_per_million=settings.max_false_alarms),
+        limits=DriftLimits(max_false_alarms_per_million=settings.max_false_alarms, trust_labels=settings.trust_labels),
         sinks=sinks,
         on_immediate=react if settings.on_immediate == "rollback" else None,
         keep_days=settings.keep_days,

@@ -470,6 +470,117 @@ def test_a_failing_model_is_reported_once_grows_worse_and_recovers(monitor, capl
     assert not [alert for alert in monitor.alerts() if alert["window"] == "short" and alert["cleared_at"] is None]
 
 
+def hardest(probabilities, truth):
+    return probabilities.max(axis=1) < 0.6
+
+
+def one_class(probabilities, truth):
+    return truth == 2
+
+
+def easiest(probabilities, truth):
+    return probabilities.max(axis=1) > 0.97
+
+
+@pytest.mark.parametrize("chosen", [hardest, one_class, easiest])
+def test_labels_of_a_choice_raise_no_alarm_about_a_model_that_has_not_changed(chosen):
+    """The last class is the hardest: "dog" is right half of the time, the others nine times out of ten."""
+    acted, shown = [], []
+    with ModelMonitor("m.db", uneven_baseline(), model_version="1", on_immediate=acted.append) as monitor:
+        for rows, truth, ids in logged(monitor, 3000, np.random.default_rng(1)):
+            which = np.flatnonzero(chosen(rows, truth))
+            monitor.record_feedback_many({ids[i]: CLASSES[truth[i]] for i in which})
+            monitor.check_alerts()
+            shown.append(monitor.calculate_metrics("short"))
+        alerts = [alert for alert in monitor.alerts() if alert["metric"] == "accuracy"]
+    assert [alert for alert in alerts if alert["status"] == "confirmed"] == acted == []
+    assert len(alerts) <= 1
+    figures = shown[-1]
+    told = figures["label_sample"]
+    assert told["fair"] is False
+    assert abs(told["told"] - 0.79) > 0.1
+    assert figures["accuracy"] == pytest.approx(0.79, abs=0.06)
+    assert figures["accuracy_interval"][0] < 0.79 < figures["accuracy_interval"][1]
+
+
+@pytest.mark.parametrize(
+    ("how", "acts"), [("chosen", False), ("drawn", True), ("told as an audit", True), ("trusted", True)]
+)
+def test_only_a_drawn_sample_acts_by_itself_unless_labels_are_trusted(how, acts):
+    acted, names = [], {}
+    limits = Limits(trust_labels=how == "trusted")
+    with ModelMonitor(
+        "m.db", uneven_baseline(), model_version="1", on_immediate=acted.append, limits=limits
+    ) as monitor:
+        for _, truth, ids in logged(monitor, 1000, np.random.default_rng(2), spoilt=0.6):
+            names |= dict(zip(ids, (CLASSES[k] for k in truth), strict=True))
+        if how == "drawn":
+            wanted = monitor.labels_wanted(300)
+        else:
+            wanted = np.random.default_rng(3).choice(list(names), 300, replace=False).tolist()
+        source = "audit" if how == "told as an audit" else "annotators"
+        monitor.record_feedback_many({name: names[name] for name in wanted}, source=source)
+        monitor.check_alerts()
+        alert = next(alert for alert in monitor.alerts() if alert["metric"] == "accuracy")
+    assert (alert["level"], alert["status"]) == ("immediate", "confirmed" if acts else "suspected")
+    assert bool(acted) is acts
+
+
+def test_a_drawn_sample_that_holds_labels_of_a_choice_is_a_fair_one():
+    """What was labelled before it was drawn is part of the sample, else only easy ones would be left in it."""
+    names = {}
+    with ModelMonitor("m.db", uneven_baseline(), model_version="1") as monitor:
+        for rows, truth, ids in logged(monitor, 1000, np.random.default_rng(4)):
+            names |= dict(zip(ids, (CLASSES[k] for k in truth), strict=True))
+            which = np.flatnonzero(hardest(rows, truth))
+            monitor.record_feedback_many({ids[i]: names[ids[i]] for i in which}, source="ada")
+        assert monitor.calculate_metrics("short")["label_sample"]["fair"] is False
+        monitor.record_feedback_many({name: names[name] for name in monitor.labels_wanted(200)})
+        told = monitor.calculate_metrics("short")["label_sample"]
+    assert (told["kind"], told["fair"], told["may_confirm"]) == ("drawn", True, "immediate")
+    assert told["n"] > 300  # the 200 that were asked for, and those between them that had a label
+
+
+def test_near_duplicates_in_bursts_with_all_labels_are_no_news():
+    rng = np.random.default_rng(5)
+    with ModelMonitor("m.db", uneven_baseline(), model_version="1") as monitor:
+        for _, truth, ids in logged(monitor, 8000, rng, burst=20):
+            monitor.record_feedback_many(dict(zip(ids, (CLASSES[k] for k in truth), strict=True)))
+            monitor.check_alerts()
+        assert [alert for alert in monitor.alerts() if alert["metric"] == "accuracy"] == []
+        figures = monitor.calculate_metrics("medium")
+    assert figures["label_sample"]["effective_n"] < 800
+    assert np.ptp(figures["accuracy_interval"]) > 0.04
+
+
+def uneven(n, rng, spoilt=0.0):
+    """Calibrated answers, of which those of the last class are hard; a share of the true classes is drawn anew."""
+    truth = rng.integers(0, 3, n)
+    confidence = np.clip(rng.beta(6, 0.6, n) * np.where(truth == 2, 0.6, 1.0), 0.34, 0.999)
+    predicted = np.where(rng.random(n) < confidence, truth, (truth + rng.integers(1, 3, n)) % 3)
+    probabilities = np.repeat((1 - confidence)[:, None] / 2, 3, axis=1)
+    probabilities[np.arange(n), predicted] = confidence
+    truth = np.where(rng.random(n) < spoilt, rng.integers(0, 3, n), truth)
+    return probabilities, truth
+
+
+def uneven_baseline():
+    return Baseline(CLASSES, *uneven(5000, np.random.default_rng(0)))
+
+
+def logged(monitor, n, rng, spoilt=0.0, burst=1):
+    """Log a stream, a hundred at a time, and give the rows, their true classes and their ids."""
+    probabilities, truth = uneven(n // burst, rng, spoilt)
+    probabilities, truth = np.repeat(probabilities, burst, axis=0), np.repeat(truth, burst)
+    probabilities = np.clip(probabilities + (burst > 1) * rng.normal(0, 0.003, probabilities.shape), 1e-3, None)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    for first in range(0, n, 100):
+        rows = probabilities[first : first + 100]
+        ids = [monitor.log_prediction(row) for row in rows]
+        assert monitor.flush(30)
+        yield rows, truth[first : first + 100], ids
+
+
 def test_alerts_are_found_by_time_and_level(monitor):
     rng = np.random.default_rng(5)
     feed(monitor, 800, rng, strength=0.5)

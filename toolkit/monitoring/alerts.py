@@ -15,6 +15,7 @@ from toolkit.monitoring.detectors import ACCURACY, CONFIDENCE, PREDICTIONS
 from toolkit.monitoring.drift import DriftResult, compare, p_text
 from toolkit.monitoring.figures import degradation, estimate
 from toolkit.monitoring.limits import LEVELS, Limits
+from toolkit.monitoring.sampling import label_sample
 from toolkit.monitoring.sequential import Alarm
 from toolkit.monitoring.states import Grade
 from toolkit.monitoring.windows import WINDOWS
@@ -23,6 +24,7 @@ from toolkit.monitoring.yardstick import Yardstick
 # The windows that are watched, and how many predictions or labels lie between two looks: a tenth of each.
 BLOCKS = {name: size // 10 for name, size in WINDOWS.items() if size is not None}
 FEWEST_OF_A_CLASS = 10  # labels of a class below which its recall is not worth naming
+MOST_REPEATED = 2  # predictions to one independent one, above which an alarm by labels may come of bursts
 NON_FINITE = "non_finite"
 
 WHAT_TO_DO = {
@@ -43,11 +45,15 @@ class Sighting(Grade):
         What happened, how sure that is, since when and what changed.
     what_to_do
         Advice to whoever reads it.
+    explained
+        Whether an alarm may come of the choice of the labels, or of bursts among them, so that it vouches
+        for nothing that the window does not show.
     """
 
     metric: str = ""
     window: str = ""
     message: str = ""
+    explained: bool = False
 
     @property
     def what_to_do(self) -> str:
@@ -105,7 +111,7 @@ def look(
 
 def _alarmed(sighting: Sighting, alarm: Alarm | None) -> Sighting:
     """A sighting that an alarm vouches for."""
-    if alarm is None:
+    if alarm is None or (sighting.explained and sighting.level == LEVELS[0]):
         return sighting
     since = f"An alarm says that this began about {alarm.length:,} {_unit(sighting)} ago."
     message = f"{sighting.message or f'{_named(sighting)} changed.'} {since}"
@@ -143,20 +149,28 @@ def _non_finite(counts: Counts, limits: Limits, window: str) -> Sighting:
 
 def _accuracy(counts: Counts, yardstick: Yardstick, limits: Limits, window: str) -> Sighting:
     figures = degradation(counts, yardstick, limits)
+    sample = label_sample(counts, yardstick.reference, limits)
     drop, level, status = figures["degradation"], figures["level"], figures["status"]
-    if level is None or yardstick.reference is None:
-        return Sighting(metric=ACCURACY, window=window, threshold=_levels(limits))
+    explained = counts.effective < counts.finite / MOST_REPEATED or (sample is not None and sample.fair is False)
+    if level is None or sample is None or yardstick.reference is None:
+        return Sighting(metric=ACCURACY, window=window, threshold=_levels(limits), explained=explained)
     certain = figures["degradation_lower_bound"]
-    if status == "suspected" and certain is not None and (sure := limits.level(certain)) != LEVELS[0]:
-        level, status = sure, "confirmed"  # of a milder level
-    known = f"at least {certain:.1%} of it certain" if status == "confirmed" else "how much of it is not yet certain"
+    if status == "suspected" and certain is not None:
+        sure = min(limits.level(certain), sample.may_confirm, key=limits.severity)
+        if sure != LEVELS[0] and limits.level(certain) != level:
+            level, status = sure, "confirmed"  # of a milder level
+    proven = status == "confirmed" or (certain is not None and limits.level(certain) == level)
+    known = f"at least {certain:.1%} of it certain" if proven else "how much of it is not yet certain"
+    known += " if they are a fair sample" if proven and status == "suspected" else ""
     message = (
-        f"Accuracy fell from {figures['reference_accuracy']:.1%} to {counts.right / counts.n_labels:.1%} in "
-        f"{_period(counts)}, by the {counts.n_labels:,} labels told so far: a drop of {drop:.1%}, {known}"
-        f"{_worst_class(counts, yardstick.reference, yardstick.classes)}."
+        f"Accuracy fell from {figures['reference_accuracy']:.1%} to {sample.accuracy:.1%} in "
+        f"{_period(counts)}, by the {sample.n:,} labels told so far: a drop of {drop:.1%}, {known}"
+        f"{_worst_class(counts, yardstick.reference, yardstick.classes)}{f'; {sample.note}' if sample.note else ''}."
     )
     status = "" if status == "none" else status
-    return Sighting(level, status, drop, _levels(limits), metric=ACCURACY, window=window, message=message)
+    return Sighting(
+        level, status, drop, _levels(limits), metric=ACCURACY, window=window, message=message, explained=explained
+    )
 
 
 def _drift(

@@ -9,7 +9,7 @@ import numpy as np
 
 from toolkit.monitoring.alerts import BLOCKS, NON_FINITE, Sighting, look
 from toolkit.monitoring.counts import Counts
-from toolkit.monitoring.detectors import ACCURACY, LISTENED_TO, Detectors
+from toolkit.monitoring.detectors import ACCURACY, LISTENED_TO, Detectors, told_of
 from toolkit.monitoring.events import Events
 from toolkit.monitoring.feedback import Feedback
 from toolkit.monitoring.limits import Limits
@@ -153,17 +153,21 @@ class Evaluator:
                 new=labels.labels,
                 predicted=labels.predicted,
                 confidence=labels.confidence,
+                drawn_before=labels.drawn_before,
+                drawn=labels.drawn,
             )
 
     def _fired(self, rows: Window, labels: Feedback, ends: Any, due: Any) -> list[_Fired]:
         """The alarms of these events in their order: no detector depends on what is evaluated."""
         fired = [_Fired(int(ends[alarm.index]), metric, alarm) for metric, alarm in self.detectors.hear(rows)]
-        # A change of mind is heard once, and what was predicted must be known.
-        first = np.flatnonzero((labels.before == NOTHING) & (labels.predicted != NOTHING))
-        right = labels.predicted[first] == labels.labels[first]
+        # A change of mind is heard once, and a label that becomes one of a drawn sample once more, as such.
+        known = labels.predicted != NOTHING
+        first, sampled = known & (labels.before == NOTHING), known & labels.drawn & ~labels.drawn_before
+        heard = np.flatnonzero(first | sampled)
+        told = told_of(labels.predicted[heard], labels.labels[heard], sampled[heard], first[heard])
         fired += [
-            _Fired(int(due[first[alarm.index]] + first[alarm.index]) + 1, metric, alarm)
-            for metric, alarm in self.detectors.hear_labels(right)
+            _Fired(int(due[heard[alarm.index]] + heard[alarm.index]) + 1, metric, alarm)
+            for metric, alarm in self.detectors.hear_labels(*told)
         ]
         return sorted(fired, key=lambda entry: (entry.end, entry.metric != ACCURACY))
 

@@ -28,6 +28,9 @@ class Limits:
         Relative drop of accuracy above which each level begins.
     minimum_predictions, minimum_labels
         Below these a test answers ``insufficient_data``.
+    trust_labels
+        Whether labels of any choice count as those of a sample drawn at random: then they may confirm
+        ``immediate``, and act.
 
     Examples
     --------
@@ -51,9 +54,12 @@ class Limits:
     immediate: float = 0.20
     minimum_predictions: int = 100
     minimum_labels: int = 50
+    trust_labels: bool = False
 
     def __post_init__(self) -> None:
-        for entry in fields(self):
+        if not isinstance(self.trust_labels, bool):
+            raise SettingsError(f"trust_labels must be True or False, got {self.trust_labels!r}")
+        for entry in (entry for entry in fields(self) if entry.name != "trust_labels"):
             value = getattr(self, entry.name)
             if entry.name.startswith("minimum"):
                 if value < 2:

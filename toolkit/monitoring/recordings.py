@@ -19,7 +19,7 @@ from toolkit.monitoring.events import Events, read_events
 from toolkit.monitoring.export import ENDINGS
 from toolkit.monitoring.feedback import Feedback
 from toolkit.monitoring.models import Model
-from toolkit.monitoring.performance import BIASED_SOURCES
+from toolkit.monitoring.performance import BIASED_SOURCES, is_drawn
 from toolkit.monitoring.store import PredictionStore
 from toolkit.monitoring.windows import NOTHING, Window
 from toolkit.terminal import bar, say
@@ -33,7 +33,7 @@ END_OF_TIME = 32_503_680_000  # the year 3000 in seconds since 1970: what lies b
 LABEL = np.dtype(
     [
         ("time", "f8"), ("place", "i8"), ("sequence", "i8"), ("predicted", "i8"),
-        ("confidence", "f4"), ("before", "i8"), ("label", "i8"),
+        ("confidence", "f4"), ("before", "i8"), ("label", "i8"), ("drawn_before", "?"), ("drawn", "?"),
     ]
 )  # fmt: skip
 
@@ -127,8 +127,11 @@ def in_order(parts: Iterable[Part]) -> Iterator[Events]:
     yield Events(rows.between(0, 0), _as_feedback(waiting), np.zeros(len(waiting), np.int64))
 
 
+_SHARED = ("sequence", "before", "predicted", "confidence", "time", "drawn_before", "drawn")
+
+
 def _as_feedback(labels: Labels) -> Feedback:
-    columns = {name: labels[name] for name in ("sequence", "before", "predicted", "confidence", "time")}
+    columns = {name: labels[name] for name in _SHARED}
     unknown = np.zeros(len(labels), np.int64)
     source = np.full(len(labels), "", object)
     return Feedback(number=unknown, ids=unknown, after=unknown, source=source, labels=labels["label"], **columns)
@@ -331,6 +334,8 @@ class _Layout:
         labels["time"] = np.where(np.isnan(moments), -math.inf, moments)  # right after the prediction
         labels["sequence"], labels["label"], labels["before"] = rows.sequence[told], classes[told], NOTHING
         labels["predicted"], labels["confidence"] = rows.predicted[told], rows.confidence[told]
+        if "label_source" in columns:
+            labels["drawn"] = [is_drawn(str(source)) for source in columns["label_source"][told]]
         return labels
 
 

@@ -109,7 +109,7 @@ def unpack(classes: tuple[str, ...], rows: Sequence[Sequence[Any]], names: Seque
         Of the statistics, in the order in which they are stored.
     """
     sequence, ids, time, predicted, confidence, label, latency, *blobs = zip(*rows, strict=True)
-    more = (
+    more: dict[str, Any] = (
         {"probabilities": side_by_side(blobs[0], "<f2", len(classes)).astype(np.float16, copy=False)} if blobs else {}
     )
     return Window(

@@ -53,6 +53,12 @@ labels = sa.Table(
     sa.Index("labels_of_a_model", "model", "number"),
     sqlite_autoincrement=True,
 )
+drawn = sa.Table(  # predictions drawn at random to be labelled
+    "drawn",
+    tables,
+    sa.Column("prediction", sa.BigInteger, primary_key=True, autoincrement=False),  # its sequence number
+    sa.Column("time", sa.Float, nullable=False),  # when it was drawn
+)
 blocks = sa.Table(
     "blocks",
     tables,

@@ -400,7 +400,7 @@ def mean_shift_of_moments(window: Moments, reference: Moments, resolution: float
     return Outcome(z, 2 * normal_survival(abs(z))), difference / usual if usual else z
 
 
-def proportion_drop(right: int, n: int, reference_right: int, m: int) -> Outcome:
+def proportion_drop(right: float, n: float, reference_right: float, m: float) -> Outcome:
     """One-sided z test that a share is lower than in the reference, with pooled variance.
 
     Examples
@@ -415,7 +415,7 @@ def proportion_drop(right: int, n: int, reference_right: int, m: int) -> Outcome
     return Outcome(z, normal_survival(z))
 
 
-def wilson(right: int, n: int, confidence: float = 0.95) -> Interval:
+def wilson(right: float, n: float, confidence: float = 0.95) -> Interval:
     """Wilson's score interval for a share, sensible down to no cases at all.
 
     Parameters
@@ -443,10 +443,11 @@ def wilson(right: int, n: int, confidence: float = 0.95) -> Interval:
     z2 = normal_quantile((1 + confidence) / 2) ** 2
     centre = (right + z2 / 2) / (n + z2)
     half = math.sqrt(z2 * (right * (n - right) / n + z2 / 4)) / (n + z2)
-    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+    share = right / n  # rounding must not leave it outside
+    return Interval(min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)))
 
 
-def drop_lower_bound(right: int, n: int, reference_right: int, m: int, confidence: float = 0.99) -> float:
+def drop_lower_bound(right: float, n: float, reference_right: float, m: float, confidence: float = 0.99) -> float:
     """The relative drop of a share that is certain at the given confidence (one-sided).
 
     The upper limit of the ratio of the two shares, from their Wilson intervals by the method of

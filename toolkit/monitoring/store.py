@@ -6,8 +6,10 @@ ten classes with six input statistics takes about 0.13 KB.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
@@ -196,7 +198,11 @@ class PredictionStore(FeedbackStore):
         query = _rows(number, told, blobs=True).where(predictions.c.sequence > sequence)
         with self.reading() as connection:
             rows = connection.execute(query.order_by(predictions.c.sequence).limit(limit)).all()
-            return self._unpacked(connection, model, number, rows) if rows else Window.empty(model.classes)
+            window = self._unpacked(connection, model, number, rows) if rows else Window.empty(model.classes)
+        if not window.n_labels:
+            return window
+        sampled = self.drawn_between(model, int(window.sequence[0]), int(window.sequence[-1]), told)
+        return replace(window, drawn=np.isin(window.sequence, sampled))
 
     def _unpacked(self, connection: sa.Connection, model: Model, number: int, rows: Sequence[sa.Row[Any]]) -> Window:
         longest = max((len(row[-1] or b"") for row in rows), default=0) // 4 if len(rows[0]) > 8 else 0

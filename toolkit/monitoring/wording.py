@@ -14,7 +14,7 @@ def figures(metrics: Mapping[str, Any]) -> list[str]:
     certain = max(0.0, metrics["degradation_lower_bound"] or 0.0)
     lines = {
         "predictions": f"{metrics['n']:,} from {_moment(metrics['since'])} to {_moment(metrics['until'])}",
-        "labels": f"{metrics['n_labels']:,}",
+        "labels": _labels(metrics),
         "accuracy": _with_interval(metrics, "accuracy"),
         "estimated accuracy": _estimate(metrics["estimate"]),
         "reference": f"{_share(metrics['reference_accuracy'])} on {metrics['reference_n']:,} held-out pictures",
@@ -45,6 +45,11 @@ def _alert(alert: Mapping[str, Any]) -> str:
     where = ", ".join([f"{alert['metric']} of version {alert['model_version']}, {alert['window']} window", *more])
     grade = f"{alert['level'].upper()} ({alert['status']})"
     return f"{_moment(alert['time'])}  {grade}  {where}  [{alert['id']}]\n  {alert['message']}"
+
+
+def _labels(metrics: Mapping[str, Any]) -> str:
+    note = (metrics["label_sample"] or {}).get("note")
+    return f"{metrics['n_labels']:,}{f'; {note}' if note else ''}"
 
 
 def _estimate(estimate: Mapping[str, Any] | None) -> str:

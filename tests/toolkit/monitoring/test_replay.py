@@ -14,7 +14,7 @@ from pyarrow import parquet
 from toolkit.errors import DataError, SettingsError, StoreError
 from toolkit.monitoring import recordings
 from toolkit.monitoring.alerts import look
-from toolkit.monitoring.detectors import Detectors
+from toolkit.monitoring.detectors import Detectors, told_of
 from toolkit.monitoring.export import export
 from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.lookout import Lookout
@@ -81,7 +81,8 @@ def by_hand(probabilities, truth, limits):
         )  # fmt: skip
         rolling.add(rows)
         for event in (2 * i + 1, 2 * i + 2):
-            found = detectors.hear(rows) if event % 2 else detectors.hear_labels(predicted[part] == truth[part])
+            told = told_of(predicted[part], truth[part], np.array([False]))
+            found = detectors.hear(rows) if event % 2 else detectors.hear_labels(*told)
             if event % 2 == 0:
                 rolling.label(
                     [i + 1], old=[-1], new=truth[part], predicted=predicted[part], confidence=confidence[part]
