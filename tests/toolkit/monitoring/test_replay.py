@@ -15,7 +15,7 @@ from toolkit.errors import DataError, SettingsError, StoreError
 from toolkit.monitoring import recordings
 from toolkit.monitoring import replay as module
 from toolkit.monitoring.alerts import look
-from toolkit.monitoring.detectors import Detectors
+from toolkit.monitoring.detectors import Detectors, told_of
 from toolkit.monitoring.export import export
 from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.lookout import Lookout
@@ -81,7 +81,12 @@ def by_hand(probabilities, truth, limits):
             probabilities=probabilities[part], sequence=1 + np.arange(n)[part],
         )  # fmt: skip
         rolling.add(rows)
-        alarms = dict([*detectors.hear(rows), *detectors.hear_labels(rows.predicted == rows.labels)])
+        alarms = dict(
+            [
+                *detectors.hear(rows),
+                *detectors.hear_labels(*told_of(rows.predicted, rows.labels, np.zeros(rows.n, bool))),
+            ]
+        )
         for sighting in look(rolling.counts("short"), yardstick, limits, "short", alarms):
             key, now = sighting.metric, float(rows.time[-1])
             states[key], change = states.get(key, State()).after(
