@@ -61,6 +61,7 @@ from toolkit.registry.versions import (
     read_versions,
     stage_named,
 )
+from toolkit.sensitivity import found_by_alarm
 from toolkit.settings import ScriptSettings, environment, parse, program_name, run_script, verb
 from toolkit.tracking import MlflowClient, MlflowException, connect, impatient, promptly
 
@@ -118,6 +119,7 @@ class ModelRegistry:
         self.tracking_uri = tracking_uri
         self.model_name = model_name
         self._clock = clock
+        self._alarms: dict[int, str] = {}  # what the monitor can find by the held-out images of a version
 
     def __repr__(self) -> str:
         return f"ModelRegistry(tracking_uri={self.tracking_uri!r}, model_name={self.model_name!r})"
@@ -397,6 +399,13 @@ class ModelRegistry:
         verify(self._client, version)
         return version
 
+    def found_by_alarm(self, version: int) -> str:
+        """What drops of accuracy the monitor can find with the version's held-out images, in a sentence."""
+        if version not in self._alarms:
+            baseline = self.load(version).bundle.baseline
+            self._alarms[version] = found_by_alarm(baseline.accuracy, baseline.size)
+        return self._alarms[version]
+
     @cached_property
     def _client(self) -> MlflowClient:
         return connect(self.tracking_uri)
@@ -427,6 +436,7 @@ class ModelRegistry:
         from toolkit.registry.opening import load
 
         own = load(self._client, newcomer)
+        self._alarms[newcomer.version] = found_by_alarm(own.bundle.baseline.accuracy, own.bundle.baseline.size)
         present = self._in_production()
         if present is None or present == newcomer.version:
             return present, None
@@ -747,6 +757,8 @@ def _moved(
         text += "; no version is in Production now"
     if former and version.stage == "Production":
         text += f"\n{version.transitions[-1].gate}"
+    if version.stage == "Production":
+        text += f"\n{registry.found_by_alarm(version.version)}"
     return Answer(text, version.to_dict(), following)
 
 

@@ -207,7 +207,9 @@ def _supposed(counts: Counts, yardstick: Yardstick, limits: Limits) -> str:
     settle = f"label about {needed:,} of these predictions to know"
     if guess["degradation"] is None:
         return f"; whether that does harm cannot be told without labels: {settle}"
-    return f"; accuracy is estimated at {guess['accuracy']:.1%}, which no label confirms: {settle}"
+    low, high = guess["accuracy_interval"]
+    estimated = f"{guess['accuracy']:.1%} ({low:.1%} to {high:.1%})"
+    return f"; accuracy is estimated at {estimated}, which no label confirms: {settle}"
 
 
 def _period(counts: Counts) -> str:

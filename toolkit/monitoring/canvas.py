@@ -108,10 +108,10 @@ def dots(axes: Axes, timeline: Timeline, values: Floats) -> None:
     axes.plot(_x(timeline, timeline.middles), values, "o", ms=3, color=INK)
 
 
-def band(axes: Axes, timeline: Timeline, low: Floats, high: Floats, *, label: str) -> None:
+def band(axes: Axes, timeline: Timeline, low: Floats, high: Floats, *, label: str, alpha: float = 0.45) -> None:
     """From a low to a high value of each point, with gaps; a lone short one is still a stroke."""
     x, bottom, top = timeline.path(low, high)
-    axes.fill_between(_x(timeline, x), bottom, top, color=SHADE, alpha=0.45, lw=0.8, label=label)
+    axes.fill_between(_x(timeline, x), bottom, top, color=SHADE, alpha=alpha, lw=0.8, label=label)
 
 
 def bars(axes: Axes, timeline: Timeline, heights: NDArray[Any]) -> None:

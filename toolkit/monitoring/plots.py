@@ -19,6 +19,7 @@ from toolkit.monitoring.canvas import DRIFT_COLOURS, INK, LEVEL_COLOURS, REFEREN
 from toolkit.monitoring.counts import Counts
 from toolkit.monitoring.drift import DriftReport, DriftResult
 from toolkit.monitoring.limits import LEVELS, Limits
+from toolkit.monitoring.sampling import labels_worth
 from toolkit.monitoring.timeline import Timeline
 from toolkit.monitoring.yardstick import Yardstick
 
@@ -47,14 +48,19 @@ def accuracy(
     labels = np.array([point.n_labels for point in timeline.points])
     right = np.array([point.right for point in timeline.points])
     values = np.divide(right, labels, out=np.full(len(labels), np.nan), where=labels > 0)
+    worth = np.array([labels_worth(point) for point in timeline.points])  # fewer than the labels, in bursts
     low, high = np.array(
-        [statistics.wilson(r, n) if n else (np.nan, np.nan) for r, n in zip(right, labels, strict=True)]
+        [
+            statistics.wilson(r / n * kept, kept) if n else (np.nan, np.nan)
+            for r, n, kept in zip(right.tolist(), labels.tolist(), worth.tolist(), strict=True)
+        ]
     ).T
     canvas.band(upper, timeline, low, high, label="95 % interval")
     canvas.line(upper, timeline, values, lw=1.4, label="accuracy")
     canvas.dots(upper, timeline, values)
-    guesses = _estimates(timeline, yardstick)
+    guesses, least, most = _estimates(timeline, yardstick)
     if np.isfinite(guesses).any():
+        canvas.band(upper, timeline, least, most, label="its 95 % interval", alpha=0.2)
         canvas.line(upper, timeline, guesses, lw=0.9, ls="--", label="estimate, no labels")
     if yardstick.reference is not None:
         _reference_lines(upper, yardstick.reference, limits)
@@ -190,14 +196,15 @@ def inputs(version: str, timeline: Timeline, yardstick: Yardstick, report: Drift
 
 
 def _estimates(timeline: Timeline, yardstick: Yardstick) -> Floats:
-    """(P,), the accuracy that no label confirms; NaN where nothing is known."""
-    found = np.full(len(timeline), np.nan)
+    """(3, P), the accuracy that no label confirms and its 95 % interval; NaN where nothing is known."""
+    found = np.full((3, len(timeline)), np.nan)
     if yardstick.estimator is None:
         return found
     for index, point in enumerate(timeline.points):
         unknown = point.cells[yardstick.missing[1]] > point.non_finite  # answers were logged, probabilities were not
         guess = None if unknown else yardstick.estimator.summary(point.scored, point.finite, point.effective)
-        found[index] = guess.accuracy if guess else np.nan
+        if guess:
+            found[:, index] = guess.accuracy, guess.low, guess.high
     return found
 
 

@@ -8,6 +8,7 @@ import pytest
 from toolkit.monitoring import plots, statistics
 from toolkit.monitoring.drift import DriftReport, compare
 from toolkit.monitoring.limits import Limits
+from toolkit.monitoring.sampling import labels_worth
 from toolkit.monitoring.timeline import timeline
 from toolkit.monitoring.windows import Window
 from toolkit.monitoring.yardstick import Yardstick
@@ -84,6 +85,29 @@ def test_accuracy_has_a_gap_where_there_are_no_labels_and_the_estimate_goes_on()
     assert not ((x > 0.4) & (x < 0.6)).any()
     expected = [YARDSTICK.estimator.estimate(part.probabilities).accuracy for part in parts(window)]
     np.testing.assert_allclose(values_of(called(upper, "estimate, no labels"), 20), expected)
+
+
+def test_the_estimate_without_labels_has_an_interval():
+    window = rows_of(1_000, labelled=lambda i: i < 0)
+    upper = accuracy_of(window).axes[0]
+    assert "its 95 % interval" in legend_of(upper)
+    (band,) = [each for each in upper.collections if each.get_label() == "its 95 % interval"]
+    heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
+    for part in parts(window):
+        guess = YARDSTICK.estimator.estimate(part.probabilities)
+        assert np.isclose(heights[:, None], [guess.low, guess.high], atol=1e-3).any(axis=0).all()
+
+
+def test_the_interval_of_labels_in_bursts_is_that_of_fewer_labels():
+    rows, bursts = rows_of(50, broken=0), np.repeat(np.arange(50), 20)
+    many = {name: getattr(rows, name)[bursts] for name in ("predicted", "confidence", "labels", "probabilities")}
+    window = replace(rows_of(1_000), **many)
+    (band,) = [each for each in accuracy_of(window).axes[0].collections if each.get_label() == "95 % interval"]
+    heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
+    for point in timeline([], window, YARDSTICK).points:
+        kept, share = labels_worth(point), point.right / point.n_labels
+        assert kept < point.n_labels / 2
+        assert np.isclose(heights[:, None], statistics.wilson(share * kept, kept)).any(axis=0).all()
 
 
 def test_accuracy_has_the_reference_and_the_levels_below_it():
