@@ -353,9 +353,9 @@ def test_a_failing_model_is_reported_once_grows_worse_and_recovers(monitor, capl
     assert [alert["cleared_at"] is None for alert in alerts] == [True] + [False] * (len(alerts) - 1)
     drift = next(alert for alert in monitor.alerts() if alert["metric"] == "confidence_distribution")
     assert (drift["level"], drift["status"]) == ("warning", "estimate")
-    assert "brightness" in drift["message"]
-    assert "immediate (confirmed): Accuracy fell" in caplog.text
-    feed(monitor, 2000, rng)
+    assert "the images changed too: brightness" in drift["message"]
+    assert "immediate (confirmed): ACCURACY 97 -> " in caplog.text
+    feed(monitor, 3000, rng)
     assert not [alert for alert in monitor.alerts() if alert["window"] == "short" and alert["cleared_at"] is None]
 
 

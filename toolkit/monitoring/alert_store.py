@@ -32,7 +32,7 @@ class AlertStore(ModelStore):
             if connection.execute(sa.select(alerts.c.id).where(*same, *alike)).first() is not None:
                 return False
             connection.execute(alerts.update().where(*same).values(cleared_at=alert["time"]))
-            connection.execute(alerts.insert().values(model=number, **alert))
+            connection.execute(alerts.insert().values(model=number, **_stored(alert)))
         return True
 
     def note_alert(self, number: int, **values: float | str | None) -> bool:
@@ -96,4 +96,17 @@ class AlertStore(ModelStore):
             query = query.where(alerts.c.time >= since)
         if standing:
             query = query.where(alerts.c.cleared_at.is_(None))
-        return [dict(row._mapping) for row in self.all(query.order_by(alerts.c.id.desc()))]
+        return [_told(row._mapping) for row in self.all(query.order_by(alerts.c.id.desc()))]
+
+
+def _stored(alert: Mapping[str, Any]) -> dict[str, Any]:
+    """An alert as a row: the first line of its text is the message, the others are details."""
+    row = dict(alert)
+    message, details = " ".join(row["message"].splitlines()), row.pop("details", "")
+    return row | {"message": f"{message}\n{details}" if details else message}
+
+
+def _told(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """A row as an alert."""
+    message, _, details = row["message"].partition("\n")
+    return {**row, "message": message, "details": details}

@@ -95,6 +95,7 @@ class Lookout:
                 "status": change.status,
                 "value": sighting.value,
                 "message": sighting.told(change.level),
+                "details": sighting.details,
                 "notified_at": now,
             }
             if not self._store.raise_alert(view.model, row):
@@ -113,7 +114,7 @@ class Lookout:
         return []
 
     def _tell(self, event: Event, alert: Alert, what_to_do: str) -> None:
-        names = ("id", "level", "status", "model_version", "metric", "window", "value", "message")
+        names = ("id", "level", "status", "model_version", "metric", "window", "value", "message", "details")
         about = {name: alert[name] for name in names}
         self._send(Notice(event=event, since=alert["time"], time=self._clock(), what_to_do=what_to_do, **about))
 

@@ -90,7 +90,15 @@ class Watch:
                 changes.append((grade, change))
                 if (after := change.applied(alert, now)) is not None:
                     told[metric, window] = after
+                elif window == "short":
+                    self._forget(metric, standing)
         return changes
+
+    def _forget(self, metric: str, standing: Mapping[Key, Standing]) -> None:
+        """What is gone is no reason for a longer window, which still holds it, to begin to speak."""
+        for window in BLOCKS:
+            if (metric, window) not in standing:
+                self._states.pop((metric, window), None)
 
     def _news(self, position: int, window: str, automatic: bool) -> int:
         """How many blocks came since the last look, which this is from now on if there were any."""
