@@ -36,10 +36,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BeforeValidator, Field
-from pydantic_settings import CliPositionalArg, CliSubCommand
+from pydantic_settings import CliPositionalArg, CliSubCommand, CliSuppress
 
 from toolkit.baseline import Baseline
-from toolkit.errors import SettingsError, StoreError, UnknownPrediction, known
+from toolkit.errors import SettingsError, StoreError, UnknownPrediction, known, one_line
 from toolkit.monitoring import wording
 from toolkit.monitoring.attendant import Attendant
 from toolkit.monitoring.audit import audit, labels_to_settle
@@ -92,6 +92,9 @@ class MonitorSettings(ScriptSettings):
     model_version: str | None = Field(
         default=None, description="which version to look at; the one served last when not given"
     )
+    ignore: CliSuppress[str] = Field(
+        default="", description="metrics that raise no alert, with commas between them; see Limits"
+    )
 
 
 class ModelMonitor:
@@ -115,7 +118,8 @@ class ModelMonitor:
     classes
         Class names in output order; the baseline's when None.
     limits
-        What counts as too much, and how many false alarms may be raised.
+        What counts as too much, how many false alarms may be raised, and what is ignored. When None: the
+        defaults, and what MONITORING_IGNORE names.
     sinks
         Where alerts are sent beside the store, each by its name: the log when None; a ``Webhook``, or a
         ``Sink`` of your own.
@@ -163,7 +167,8 @@ class ModelMonitor:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
-        self.limits = limits or Limits()
+        self.limits = limits or Limits(ignore=Limits.listed(MonitorSettings().ignore))
+        self._store_problem: str | None = None
         self._store = PredictionStore(str(store) if store is not None else MonitorSettings().store)
         self._writer: Writer[Prediction] = Writer(self._write)
         self._sinks = Sinks({"log": Log()} if sinks is None else sinks, on_immediate)
@@ -518,6 +523,15 @@ class ModelMonitor:
         found = [alert["level"] for alert in self._store.alerts(standing=True)]
         return {level: found.count(level) for level in LEVELS[1:]}
 
+    def standing_alerts(self) -> list[dict[str, Any]]:
+        """The alerts that have not been cleared, newest first, without waiting for what was just logged."""
+        return self._store.alerts(standing=True)
+
+    @property
+    def store_problem(self) -> str | None:
+        """Why the store did not take what this process wrote last; None while it does."""
+        return self._store_problem
+
     def acknowledge(self, alert_id: int, by: str = "") -> bool:
         """Note that somebody knows of an alert: it is told again only if it gets worse. False when it does not stand.
 
@@ -580,6 +594,16 @@ class ModelMonitor:
     # Inside: writing and looking, in the writer's thread
 
     def _write(self, batch: Sequence[Prediction]) -> float | None:
+        """Store a batch and look; what goes wrong is remembered, and the writer's to deal with."""
+        try:
+            pause = self._stored(batch)
+        except Exception as error:
+            self._store_problem = one_line(error)
+            raise
+        self._store_problem = None
+        return pause
+
+    def _stored(self, batch: Sequence[Prediction]) -> float | None:
         model = self._unregistered
         if model is not None:
             self._store.register(model)
@@ -687,6 +711,7 @@ class _Replay(MonitorSettings):
     warning: float = Field(Limits.warning, description="relative drop of accuracy above which this level begins")
     critical: float = Field(Limits.critical, description="the same for this level")
     immediate: float = Field(Limits.immediate, description="the same for this level")
+    ignore: str = Field("", description="metrics that raise no alert, with commas between; METRIC/short for a window")
     as_json: bool = Field(False, validation_alias="json", description="print JSON instead of text")
 
 
@@ -713,12 +738,14 @@ def main() -> None:
 def _print_report(command: _Report) -> None:
     monitor = ModelMonitor(command.store, model_version=command.model_version)
     metrics, drift = monitor.calculate_metrics(command.window), monitor.detect_drift(command.window)
+    standing = [alert for alert in monitor.standing_alerts() if alert["model_version"] == metrics["model_version"]]
+    worst = wording.headline(standing, metrics, drift.drifted)
     if command.as_json:
-        print(json.dumps({"metrics": metrics, "drift": drift.to_dict()}, indent=2))
+        print(json.dumps({"headline": worst, "metrics": metrics, "drift": drift.to_dict()}, indent=2))
     elif not metrics["n"]:
         print(f"No predictions have been logged in {command.store} yet.")
     else:
-        print("\n".join([*wording.figures(metrics), "", str(drift)]))
+        print("\n".join([wording.headline_text(worst), "", *wording.figures(metrics), "", str(drift)]))
     if command.figure is not None:
         try:
             monitor.plot_metrics(command.metric).savefig(command.figure)
@@ -753,7 +780,7 @@ def _print_labels_wanted(command: _Labels) -> None:
 
 def _replay(command: _Replay) -> None:
     names = ("max_false_alarms_per_million", "warning", "critical", "immediate")
-    limits = Limits(**{name: getattr(command, name) for name in names})
+    limits = Limits(**{name: getattr(command, name) for name in names}, ignore=Limits.listed(command.ignore))
     recorded = command.file.endswith(ENDINGS)
     baseline = _baseline(command) if recorded or command.baseline else None  # a store brings its own
     with silent(command.as_json):

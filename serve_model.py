@@ -123,6 +123,11 @@ class ServeSettings(ScriptSettings):
     max_false_alarms: float = Field(
         1.0, gt=0, le=10_000, description="alerts without a cause that may be raised in a million predictions"
     )
+    ignore: str = Field(
+        "",
+        description="metrics that raise no alert, with commas between, such as prediction_distribution where the mix "
+        "of classes changes with the hour; METRIC/short or METRIC/medium for one window",
+    )
     alert_webhook: str | None = Field(
         None, description="https address, or http on this machine, that alerts are posted to"
     )
@@ -348,8 +353,8 @@ async def readyz(request: Request) -> dict[str, str]:
 
 
 @routes.get("/health", tags=["state"])
-async def health(request: Request) -> dict[str, Any]:
-    """Everything an operator asks first; always 200 while the process lives, `status` says how it is."""
+def health(request: Request) -> dict[str, Any]:
+    """Everything an operator asks first; always 200 while the process lives. `status` is the worst of `components`."""
     place: Place | None = request.app.state.place
     found = _service(request).health(leaving=request.app.state.leaving)
     return found | {"process": place.described} if place else found
@@ -540,7 +545,9 @@ def _monitor(settings: ServeSettings, react: Callable[[Notice], object] | None =
         sinks["webhook"] = Webhook(settings.alert_webhook, secret.get_secret_value() if secret else None)
     return ModelMonitor(
         settings.monitor_store,
-        limits=DriftLimits(max_false_alarms_per_million=settings.max_false_alarms),
+        limits=DriftLimits(
+            max_false_alarms_per_million=settings.max_false_alarms, ignore=DriftLimits.listed(settings.ignore)
+        ),
         sinks=sinks,
         on_immediate=react if settings.on_immediate == "rollback" else None,
         keep_days=settings.keep_days,

@@ -157,7 +157,8 @@ def _accuracy(counts: Counts, yardstick: Yardstick, limits: Limits, window: str,
     enough = level is not None
     seen = level if enough and level != LEVELS[0] else LEVELS[0]
     told = AccuracyFigures(
-        _period(counts), counts.right, counts.n_labels, usual.right, usual.n, certain, seen, status,
+        _period(counts), counts.right / counts.n_labels if counts.n_labels else None, counts.n_labels,
+        usual.right / usual.n, usual.n, certain, seen, status,
         _fallen(counts, usual, yardstick.classes), alarm.length if alarm else None,
     )  # fmt: skip
     value = max(0.0, drop) if enough and drop is not None else None

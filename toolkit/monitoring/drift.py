@@ -357,7 +357,7 @@ def _accuracy(sides: _Sides, blank: DriftResult) -> DriftResult:
         statistic=outcome.statistic,
         p_value=outcome.p_value,
         effect=1 - after / before if usual.right else 0.0,
-        detail=f"{before:.1%} -> {after:.1%}, drop of at least {max(0.0, certain):.1%} certain",
+        detail=f"{before:.1%} -> {after:.1%}{f', drop of at least {certain:.1%} certain' if certain >= 0.001 else ''}",
     )
 
 

@@ -82,6 +82,15 @@ class Limits:
         if not self.warning < self.critical < self.immediate:
             raise SettingsError("the levels must grow from warning over critical to immediate")
 
+    @staticmethod
+    def listed(text: str) -> tuple[str, ...]:
+        """What to ignore, from a list with commas.
+
+        >>> Limits.listed("prediction_distribution, confidence_distribution/short")
+        ('prediction_distribution', 'confidence_distribution/short')
+        """
+        return tuple(name for part in text.split(",") if (name := part.strip()))
+
     def _check_ignored(self) -> None:
         choices = [*ALERTED, *(f"{metric}/{window}" for metric in ALERTED for window in LOOKED_AT)]
         for name in self.ignore:

@@ -7,11 +7,13 @@ from typing import Any
 from toolkit.monitoring.alerts import WHAT_TO_DO, Sighting
 from toolkit.monitoring.detectors import Found
 from toolkit.monitoring.limits import Limits
+from toolkit.monitoring.sentences import LONGEST
 from toolkit.monitoring.sinks import Notice
 from toolkit.monitoring.states import COOL_DOWN_SECONDS, Change, Event, Standing
 from toolkit.monitoring.store import Model, PredictionStore
 from toolkit.monitoring.view import View
 from toolkit.monitoring.watch import Watch
+from toolkit.monitoring.wording import shortened
 
 OUTSIDE = "none"  # the window of what no window shows
 
@@ -77,8 +79,10 @@ class Lookout:
         """Raise an alert about what no window shows; False when the same stands already."""
         with self._looking:
             grade = {"metric": metric, "window": OUTSIDE, "level": level, "status": "confirmed", "value": 0.0}
+            short = shortened(" ".join(message.split()), LONGEST)
+            grade |= {"message": short, "details": "" if short == message else message}
             now = self._clock()
-            if not self._store.raise_alert(model, grade | {"time": now, "notified_at": now, "message": message}):
+            if not self._store.raise_alert(model, grade | {"time": now, "notified_at": now}):
                 return False
             self._tell("raised", self._store.alerts(model, standing=True)[0], WHAT_TO_DO[level])
             return True

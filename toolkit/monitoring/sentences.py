@@ -79,10 +79,10 @@ class AccuracyFigures:
 
     Parameters
     ----------
-    right, n_labels
-        Of the labelled predictions.
-    reference_right, reference_n
-        Of the held-out images.
+    accuracy, n_labels
+        By the labels, and how many there are; None without any.
+    usual, reference_n
+        Accuracy on the held-out images, and how many there are.
     certain
         Relative drop that is certain; None when unknown, below 0 when there may be none.
     level, status
@@ -91,23 +91,21 @@ class AccuracyFigures:
         Classes whose recall fell, most first.
     alarm
         How many labels ago the change began by the alarm that has just fired; None without one.
+    note
+        What is special about the labels; empty for nothing.
     """
 
     period: Period
-    right: int
+    accuracy: float | None
     n_labels: int
-    reference_right: int
+    usual: float
     reference_n: int
     certain: float | None
     level: str
     status: str
     fallen: Sequence[Recall] = ()
     alarm: int | None = None
-
-    @property
-    def usual(self) -> float:
-        """Accuracy on the held-out images."""
-        return self.reference_right / self.reference_n
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -178,23 +176,22 @@ def accuracy(figures: AccuracyFigures, limits: Limits) -> Text:
     Examples
     --------
     >>> hour = Period(1000, 0.0, 3600.0)
-    >>> figures = AccuracyFigures(hour, 65, 99, 1680, 2000, 0.125, "critical", "confirmed")
+    >>> figures = AccuracyFigures(hour, 65 / 99, 99, 0.84, 2000, 0.125, "critical", "confirmed")
     >>> accuracy(figures, Limits()).headline.replace(hour.clock, "13:52")
     'ACCURACY 84 -> 66 % since 13:52 (99 labels), at least 10 points certain'
     """
     details = _accuracy_details(figures, limits)
-    if figures.level == "ok":
+    if figures.level == "ok" or figures.accuracy is None:
         last = wording.counted(figures.alarm or 0, "label")
         headline = f"ACCURACY below {wording.share(figures.usual)} in the last {last}, suspected"
         unseen = [f"the window since {figures.period.clock} does not show it yet"] if figures.period.n else []
         return Text(_joined(headline, *unseen), details)
-    now = figures.right / figures.n_labels
     headline = (
-        f"ACCURACY {wording.change(figures.usual, now)} since {figures.period.clock} "
+        f"ACCURACY {wording.change(figures.usual, figures.accuracy)} since {figures.period.clock} "
         f"({wording.counted(figures.n_labels, 'label')}), {_certainty(figures)}"
     )
-    worst = [f"worst: {recall}" for recall in figures.fallen[:1]]
-    return Text(_joined(headline, *worst), details)
+    more = [figures.note, *(f"worst: {recall}" for recall in figures.fallen[:1])]
+    return Text(_joined(headline, *filter(None, more)), details)
 
 
 def _certainty(figures: AccuracyFigures) -> str:
@@ -207,16 +204,17 @@ def _certainty(figures: AccuracyFigures) -> str:
 def _accuracy_details(figures: AccuracyFigures, limits: Limits) -> str:
     lines = [f"Window: {figures.period}." if figures.period.n else "Window: no predictions."]
     usual = f"{wording.share(figures.usual)} of {wording.counted(figures.reference_n, 'held-out image')}"
-    if figures.n_labels:
-        now = figures.right / figures.n_labels
-        drop = 1 - now / figures.usual
+    if figures.accuracy is not None:
+        drop = 1 - figures.accuracy / figures.usual
         size = f"a drop of {wording.share(drop)} of that" if drop >= wording.LEAST_SHARE else "no drop"
         certain = figures.certain or 0.0
         sure = f", at least {wording.share_below(certain)} certain" if certain >= wording.LEAST_SHARE else ""
         labels = wording.counted(figures.n_labels, "label")
-        lines.append(f"Right: {wording.share(now)} of {labels}; before: {usual}; {size}{sure}.")
+        lines.append(f"Right: {wording.share(figures.accuracy)} of {labels}; before: {usual}; {size}{sure}.")
     else:
         lines.append(f"Right: no labels in the window; before: {usual}.")
+    if figures.note:
+        lines.append(f"Labels: {figures.note}.")
     levels = (f"{level} above {100 * limits.threshold(level):g} %" for level in ("warning", "critical", "immediate"))
     lines.append(f"Levels of the drop: {', '.join(levels)}.")
     if figures.alarm is not None:

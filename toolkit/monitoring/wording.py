@@ -67,6 +67,16 @@ def headline(standing: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any], 
     return max(known, key=lambda one: (Limits.severity(one["level"]), one["status"] == "confirmed"))
 
 
+def headline_text(worst: Mapping[str, str]) -> str:
+    """The worst that is known, in a line.
+
+    >>> headline_text({"level": "critical", "status": "confirmed", "reason": "ACCURACY 84 -> 66 %"})
+    'CRITICAL (confirmed): ACCURACY 84 -> 66 %'
+    """
+    status = f" ({worst['status']})" if worst["status"] else ""
+    return f"{worst['level'].upper()}{status}: {worst['reason']}"
+
+
 def alerts(found: Sequence[Mapping[str, Any]]) -> str:
     """Alerts, each with what it says."""
     return "\n".join(map(_alert, found)) if found else "No alerts."

@@ -106,6 +106,16 @@ def test_a_failing_model_is_told_when_the_alarm_fires_then_as_it_grows_worse_and
     assert not [alert for alert in watching.store.alerts(standing=True) if alert["window"] == "short"]
 
 
+def test_a_long_reason_goes_below_the_line(watching, model):
+    watching.store.register(model)
+    reason = "Version 3 cannot be served: " + 40 * "a long reason, "
+    watching.lookout.report(model, "model_loading", "warning", reason)
+    (notice,) = watching.told
+    assert len(notice.message) == 200
+    assert notice.details == reason
+    assert watching.store.alerts()[0]["details"] == reason
+
+
 def test_a_bad_window_without_an_alarm_is_no_alert(watching, traffic):
     traffic(1, right=0.7)  # 100 labels: looks bad, and is not certain enough for one in a million
     before = watching.told.copy()
