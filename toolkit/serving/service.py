@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from threading import Event
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,6 +40,13 @@ STATUSES = ("ok", "warning", "degraded", "critical", "waiting", "leaving")
 LEVELS = ("warning", "critical", "immediate")  # of alerts
 LOADING = "model_loading"  # alerts of versions that are set aside, of which the registry's component knows more
 WINDOW_FIGURES = ("n", "n_labels", "accuracy", "degradation", "mean_confidence")  # shown to Prometheus
+
+
+class Component(TypedDict):
+    """How a part of the service is: one of ``STATUSES``, and the reason when that is not ``ok``."""
+
+    status: str
+    reason: str | None
 
 
 class Monitor(Protocol):
@@ -296,7 +303,7 @@ class Service:
         model, registry = self.live.model, self.live.describe()
         components = self._components(model, registry)
         worst = max((part["status"] for part in components.values()), key=STATUSES.index)
-        reasons = [part["reason"] for part in components.values() if part["status"] == worst != "ok"]
+        reasons = [reason for part in components.values() if part["status"] == worst and (reason := part["reason"])]
         return {
             "status": "leaving" if leaving else worst,
             "ready": model is not None and not leaving,
@@ -308,7 +315,7 @@ class Service:
             "monitor": self._monitor.stats(),
         }
 
-    def _components(self, model: LiveModel | None, registry: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
+    def _components(self, model: LiveModel | None, registry: Mapping[str, Any]) -> dict[str, Component]:
         """How each part of the service is: its status, and the reason when that is not ``ok``."""
         waiting = None if model else self.live.reason()
         troubled = registry["problem"] or registry["set_aside"] or registry["copy_since"]
@@ -322,7 +329,7 @@ class Service:
             "alerts": alerts,
         }
 
-    def _worst_alert(self) -> tuple[dict[str, str | None], str | None]:
+    def _worst_alert(self) -> tuple[Component, str | None]:
         """The worst alert that stands as a component, and why that cannot be known."""
         try:
             standing = [alert for alert in self._alerts() if alert["metric"] != LOADING]
@@ -396,7 +403,7 @@ class Service:
             yield family(f"window_{name}", f"{name} of the monitor's window", ("window",), values)
 
 
-def _component(trouble: str, reason: str | None) -> dict[str, str | None]:
+def _component(trouble: str, reason: str | None) -> Component:
     return {"status": trouble if reason else "ok", "reason": reason}
 
 
