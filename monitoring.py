@@ -39,10 +39,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import BeforeValidator, Field
-from pydantic_settings import CliPositionalArg, CliSubCommand
+from pydantic_settings import CliPositionalArg, CliSubCommand, CliSuppress
 
 from toolkit.baseline import Baseline
-from toolkit.errors import SettingsError, StoreError, UnknownPrediction, known
+from toolkit.errors import SettingsError, StoreError, UnknownPrediction, known, one_line
 from toolkit.monitoring import incoming, wording
 from toolkit.monitoring.attendant import Attendant
 from toolkit.monitoring.audit import audit, labels_to_settle
@@ -99,6 +99,9 @@ class MonitorSettings(ScriptSettings):
     trust_labels: bool = Field(
         default=False, description="count labels of any choice as those of a sample drawn at random"
     )
+    ignore: CliSuppress[str] = Field(
+        default="", description="metrics that raise no alert, with commas between them; see Limits"
+    )
 
 
 class ModelMonitor:
@@ -123,9 +126,9 @@ class ModelMonitor:
     classes
         Class names in output order; the baseline's when None.
     limits
-        What counts as too much, how many false alarms may be raised, and whether labels of any choice are
-        trusted; when None, what the process that logs the version goes by according to the store, or the
-        usual limits with MONITORING_TRUST_LABELS where that is set.
+        What counts as too much, how many false alarms may be raised, whether labels of any choice are trusted,
+        and what is ignored. When None, what MONITORING_TRUST_LABELS and MONITORING_IGNORE say, where one of
+        them is set; else what the process that logs the version goes by, according to the store.
     sinks
         Where alerts are sent beside the store, each by its name: the log when None; a ``Webhook``, or a
         ``Sink`` of your own.
@@ -177,9 +180,11 @@ class ModelMonitor:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
-        if limits is None and MonitorSettings().trust_labels:
-            limits = Limits(trust_labels=True)
-        self._store = PredictionStore(str(store) if store is not None else MonitorSettings().store)
+        self._store_problem: str | None = None
+        surroundings = MonitorSettings()
+        if limits is None and (surroundings.trust_labels or surroundings.ignore):
+            limits = Limits(trust_labels=surroundings.trust_labels, ignore=Limits.listed(surroundings.ignore))
+        self._store = PredictionStore(str(store) if store is not None else surroundings.store)
         self._writer: Writer[Prediction] = Writer(self._write, drop=drop_when_full)
         self._sinks = Sinks({"log": Log()} if sinks is None else sinks, on_immediate)
         self._attendant = Attendant(self._store, limits, clock, self._sinks, keep_days, keep_rows)
@@ -657,6 +662,15 @@ class ModelMonitor:
         found = [alert["level"] for alert in self._store.alerts(standing=True)]
         return {level: found.count(level) for level in LEVELS[1:]}
 
+    def standing_alerts(self) -> list[dict[str, Any]]:
+        """The alerts that have not been cleared, newest first, without waiting for what was just logged."""
+        return self._store.alerts(standing=True)
+
+    @property
+    def store_problem(self) -> str | None:
+        """Why the store did not take what this process wrote last; None while it does."""
+        return self._store_problem
+
     def acknowledge(self, alert_id: int, by: str = "") -> bool:
         """Note that somebody knows of an alert: it is told again only if it gets worse. False when it does not stand.
 
@@ -719,6 +733,16 @@ class ModelMonitor:
     # Inside: writing and looking, in the writer's thread
 
     def _write(self, batch: Sequence[Prediction]) -> float | None:
+        """Store a batch and look; what goes wrong is remembered, and the writer's to deal with."""
+        try:
+            pause = self._stored(batch)
+        except Exception as error:
+            self._store_problem = one_line(error)
+            raise
+        self._store_problem = None
+        return pause
+
+    def _stored(self, batch: Sequence[Prediction]) -> float | None:
         model = self._unregistered
         if model is not None:
             self._store.register(model)
@@ -812,6 +836,7 @@ class _Replay(MonitorSettings):
     warning: float = Field(Limits.warning, description="relative drop of accuracy above which this level begins")
     critical: float = Field(Limits.critical, description="the same for this level")
     immediate: float = Field(Limits.immediate, description="the same for this level")
+    ignore: str = Field("", description="metrics that raise no alert, with commas between; METRIC/short for a window")
     as_json: bool = Field(False, validation_alias="json", description="print JSON instead of text")
 
 
@@ -836,15 +861,17 @@ def main() -> None:
 
 
 def _print_report(command: _Report) -> None:
-    limits = Limits(trust_labels=command.trust_labels)
+    limits = Limits(trust_labels=True) if command.trust_labels else None
     monitor = ModelMonitor(command.store, model_version=command.model_version, limits=limits)
     metrics, drift = monitor.calculate_metrics(command.window), monitor.detect_drift(command.window)
+    standing = [alert for alert in monitor.standing_alerts() if alert["model_version"] == metrics["model_version"]]
+    worst = wording.headline(standing, metrics, drift.drifted)
     if command.as_json:
-        print(json.dumps({"metrics": metrics, "drift": drift.to_dict()}, indent=2))
+        print(json.dumps({"headline": worst, "metrics": metrics, "drift": drift.to_dict()}, indent=2))
     elif not metrics["n"]:
         print(f"No predictions have been logged in {command.store} yet.")
     else:
-        print("\n".join([*wording.figures(metrics), "", str(drift)]))
+        print("\n".join([wording.headline_text(worst), "", *wording.figures(metrics), "", str(drift)]))
     if command.figure is not None:
         try:
             monitor.plot_metrics(command.metric).savefig(command.figure)
@@ -882,7 +909,11 @@ def _print_labels_wanted(command: _Labels) -> None:
 
 def _replay(command: _Replay) -> None:
     names = ("max_false_alarms_per_million", "warning", "critical", "immediate")
-    limits = Limits(**{name: getattr(command, name) for name in names}, trust_labels=command.trust_labels)
+    limits = Limits(
+        **{name: getattr(command, name) for name in names},
+        trust_labels=command.trust_labels,
+        ignore=Limits.listed(command.ignore),
+    )
     recorded = command.file.endswith(ENDINGS)
     baseline = _baseline(command) if recorded or command.baseline else None  # a store brings its own
     with silent(command.as_json):

@@ -125,6 +125,11 @@ class ServeSettings(ScriptSettings):
     trust_labels: bool = Field(
         False, description="let labels of any choice confirm and act, not only those of a sample drawn at random"
     )
+    ignore: str = Field(
+        "",
+        description="metrics that raise no alert, with commas between, such as prediction_distribution where the mix "
+        "of classes changes with the hour; METRIC/short or METRIC/medium for one window",
+    )
     alert_webhook: str | None = Field(
         None, description="https address, or http on this machine, that alerts are posted to"
     )
@@ -352,8 +357,8 @@ async def readyz(request: Request) -> dict[str, str]:
 
 
 @routes.get("/health", tags=["state"])
-async def health(request: Request) -> dict[str, Any]:
-    """Everything an operator asks first; always 200 while the process lives, `status` says how it is."""
+def health(request: Request) -> dict[str, Any]:
+    """Everything an operator asks first; always 200 while the process lives. `status` is the worst of `components`."""
     place: Place | None = request.app.state.place
     found = _service(request).health(leaving=request.app.state.leaving)
     return found | {"process": place.described} if place else found
@@ -550,7 +555,11 @@ def _monitor(settings: ServeSettings, react: Callable[[Notice], object] | None =
         sinks["webhook"] = Webhook(settings.alert_webhook, secret.get_secret_value() if secret else None)
     return ModelMonitor(
         settings.monitor_store,
-        limits=DriftLimits(max_false_alarms_per_million=settings.max_false_alarms, trust_labels=settings.trust_labels),
+        limits=DriftLimits(
+            max_false_alarms_per_million=settings.max_false_alarms,
+            trust_labels=settings.trust_labels,
+            ignore=DriftLimits.listed(settings.ignore),
+        ),
         sinks=sinks,
         on_immediate=react if settings.on_immediate == "rollback" else None,
         keep_days=settings.keep_days,

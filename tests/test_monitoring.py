@@ -465,8 +465,9 @@ def test_a_failing_model_is_reported_once_grows_worse_and_recovers(monitor, capl
     assert [alert["cleared_at"] is None for alert in alerts] == [True] + [False] * (len(alerts) - 1)
     drift = next(alert for alert in monitor.alerts() if alert["metric"] == "confidence_distribution")
     assert (drift["level"], drift["status"]) == ("warning", "estimate")
-    assert "immediate (confirmed): Accuracy fell" in caplog.text
-    feed(monitor, 2000, rng)
+    assert "the images changed too: brightness" in drift["message"]
+    assert "immediate (confirmed): ACCURACY 97 -> " in caplog.text
+    feed(monitor, 3000, rng)
     assert not [alert for alert in monitor.alerts() if alert["window"] == "short" and alert["cleared_at"] is None]
 
 
@@ -660,6 +661,8 @@ def test_the_command_line_says_what_the_monitor_says(monitor):
     monitor.close()
     report = run("report", "--store", "m.db", "--figure", "accuracy.png")
     assert (report.returncode, report.stderr) == (0, "")
+    worst = next(alert for alert in monitor.standing_alerts() if alert["level"] == "immediate")
+    assert report.stdout.startswith(f"{worst['level'].upper()} ({worst['status']}): {worst['message']}\n\n")
     assert "Model version 1, short window" in report.stdout
     assert "confidence_distribution  drift" in report.stdout
     assert Path("accuracy.png").read_bytes().startswith(b"\x89PNG")
@@ -670,7 +673,19 @@ def test_the_command_line_says_what_the_monitor_says(monitor):
     assert alerts == monitor.alerts(level="immediate")
     text = run("alerts", "--store", "m.db", "--since", "2023-11-14T00:00Z").stdout
     assert "IMMEDIATE (confirmed)  accuracy of version 1, short window" in text
+    for line in (alerts[0]["message"], *(f"  {line}" for line in alerts[0]["details"].splitlines())):
+        assert f"\n  {line}\n" in text
     assert run("alerts", "--store", "m.db", "--since", "2033-01-01").stdout == "No alerts.\n"
+
+
+def test_what_is_ignored_raises_no_alert_and_reports_show_it_all_the_same(baseline, monkeypatch):
+    monkeypatch.setenv("MONITORING_IGNORE", "prediction_distribution, confidence_distribution/medium")
+    with ModelMonitor("m.db", baseline, model_version="1", clock=Clock()) as monitor:
+        feed(monitor, 1000, np.random.default_rng(4), labelled=False, prior=[0.9, 0.05, 0.05])
+        assert {result.metric for result in monitor.detect_drift().results if result.drifted} >= {
+            "prediction_distribution"
+        }
+        assert "prediction_distribution" not in {alert["metric"] for alert in monitor.alerts()}
 
 
 def test_an_alert_is_acknowledged_predictions_are_exported_and_labels_asked_for(monitor):
@@ -782,6 +797,7 @@ def test_the_command_line_on_an_empty_folder(tmp_path):
         (("replay", "no.parquet", "--baseline", "no.npz"), "--baseline no.npz cannot be read: No such file"),
         (("replay", "no.parquet"), "no.parquet can only be replayed beside a baseline that holds pictures"),
         (("replay", "no.csv", "--warning", "0.3"), "the levels must grow from warning over critical to immediate"),
+        (("replay", "a.csv", "--ignore", "recall"), "ignore must be one of accuracy, confidence_distribution, "),
         (("labels", "--count", "0"), "--count must be at least 1, got 0"),
         (("report", "--window", "week"), "--window must be one of short, medium, long, got week"),
         (("alerts", "--since", "soon"), "--since must be a time such as 2026-11-24T08:00Z, got soon"),

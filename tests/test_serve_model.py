@@ -770,6 +770,7 @@ def test_a_process_that_was_not_started_by_a_service_is_none_of_its(monkeypatch:
         (["--host", "192.0.2.1", "--port", "0"], r"cannot listen on 192\.0\.2\.1 port 0: "),
         (["--predict-key", "secret"], "keys come from SERVE_PREDICT_KEY, SERVE_ADMIN_KEY and"),
         (["--alert-webhook", "http://example.com/x"], "webhook must be an https address, or http on this machine"),
+        (["--ignore", "brightness"], "ignore must be one of accuracy, confidence_distribution, .*; got 'brightness'"),
         (["--keep-days", "0"], "--keep-days must be more than 0, got 0"),
         (["--on-immediate", "panic"], "--on-immediate must be one of nothing, rollback, got panic"),
         (["--admin-key=secret"], "keys come from SERVE_PREDICT_KEY, SERVE_ADMIN_KEY and"),

@@ -16,7 +16,7 @@ from toolkit.monitoring.timeline import Timeline
 
 INK, REFERENCE, SHADE = "#1f4e79", "#555555", "#9db8d2"
 LEVEL_COLOURS = {"warning": "#e0a100", "critical": "#e05a00", "immediate": "#b00020"}
-DRIFT_COLOURS = {"drift": "#b00020", "no_drift": "#2e7d5b", "insufficient_data": "#b5b5b5"}
+DRIFT_COLOURS = {"drift": "#b00020", "unproven": "#e0a100", "no_drift": "#2e7d5b", "insufficient_data": "#b5b5b5"}
 LONGEST_NAME = 24  # letters, so that names leave room for what they name
 NARROWEST_BAR = 1 / 250  # of the axis: thinner ones disappear
 

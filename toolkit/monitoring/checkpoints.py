@@ -55,7 +55,8 @@ def load(store: PredictionStore, model: Model) -> Checkpoint:
         return Checkpoint()
     row = rows[0]
     names = {entry.name for entry in fields(Limits)}
-    limits = Limits(**{name: value for name, value in json.loads(row.limits).items() if name in names})
+    given = {name: value for name, value in json.loads(row.limits).items() if name in names}
+    limits = Limits(**given | {"ignore": tuple(given.get("ignore", ()))})
     state = json.loads(row.state)
     if state.pop("epoch") != row.epoch:  # cleared since it was saved
         state["standing"] = []
@@ -151,6 +152,7 @@ def _apply(
                 status=status,
                 value=sighting.value,
                 message=sighting.told(level),
+                details=sighting.details,
                 notified_at=now,
                 sources=list(sources),
             )

@@ -355,6 +355,7 @@ def _accuracy(sides: _Sides, blank: DriftResult) -> DriftResult:
     outcome = statistics.proportion_drop(*counted)
     before, after = usual.right / usual.n, sample.accuracy
     certain = statistics.drop_lower_bound(*counted, sides.limits.confidence)
+    sure = f", drop of at least {certain:.1%} certain" if certain >= 0.001 else ""
     note = f"; {sample.note}" if sample.fair is False else ""
     return replace(
         blank,
@@ -362,7 +363,7 @@ def _accuracy(sides: _Sides, blank: DriftResult) -> DriftResult:
         statistic=outcome.statistic,
         p_value=outcome.p_value,
         effect=1 - after / before if usual.right else 0.0,
-        detail=f"{before:.1%} -> {after:.1%}, drop of at least {max(0.0, certain):.1%} certain{note}",
+        detail=f"{before:.1%} -> {after:.1%}{sure}{note}",
         n_effective=sample.effective_n,
     )
 

@@ -227,7 +227,15 @@ class Evaluator:
             after = change.applied(self._standing.pop(key, None), now)
             if after is not None:
                 self._standing[key] = after
+            elif grade.window == "short":
+                self._forget(grade.metric)
         return change
+
+    def _forget(self, metric: str) -> None:
+        """What is gone is no reason for a longer window, which still holds it, to begin to speak."""
+        for window in BLOCKS:
+            if (metric, window) not in self._standing:
+                self._states.pop((metric, window), None)
 
     # Saving and restoring
 
@@ -246,7 +254,7 @@ class Evaluator:
         self.detectors.restore(state["detectors"])
         self._alarms = {metric: Alarm(**alarm) for metric, alarm in state["alarms"].items()}
         self._states = {
-            (metric, window): State(entry["evidence"], tuple(entry["held"]), tuple(entry["calm"]))
+            (metric, window): State(entry["evidence"], tuple(entry["held"]), entry["calm"])
             for metric, window, entry in state["states"]
         }
         self._standing = {(metric, window): Standing(**entries) for metric, window, entries in state["standing"]}

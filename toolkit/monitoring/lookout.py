@@ -8,10 +8,12 @@ from toolkit.monitoring import checkpoints
 from toolkit.monitoring.alerts import WHAT_TO_DO
 from toolkit.monitoring.checkpoints import Alert
 from toolkit.monitoring.evaluator import Transition
+from toolkit.monitoring.sentences import LONGEST
 from toolkit.monitoring.sinks import Notice
 from toolkit.monitoring.states import COOL_DOWN_SECONDS, Event
 from toolkit.monitoring.store import Model, PredictionStore
 from toolkit.monitoring.view import View
+from toolkit.monitoring.wording import shortened
 
 OUTSIDE = "none"  # the window of what no window shows
 SAVE_EVERY = 1_000  # predictions and labels after which the place in the stream is written though no alert changed
@@ -84,8 +86,10 @@ class Lookout:
         """Raise an alert about what no window shows; False when the same stands already."""
         with self._looking:
             grade = {"metric": metric, "window": OUTSIDE, "level": level, "status": "confirmed", "value": 0.0}
+            short = shortened(" ".join(message.split()), LONGEST)
+            grade |= {"message": short, "details": "" if short == message else message}
             now = self._clock()
-            if not self._store.raise_alert(model, grade | {"time": now, "notified_at": now, "message": message}):
+            if not self._store.raise_alert(model, grade | {"time": now, "notified_at": now}):
                 return False
             self._tell("raised", self._store.alerts(model, standing=True)[0], WHAT_TO_DO[level])
             return True
@@ -101,7 +105,7 @@ class Lookout:
                 self._tell("reminder", alert, WHAT_TO_DO[alert["level"]])
 
     def _tell(self, event: Event, alert: Alert, what_to_do: str, *, react: bool = True) -> None:
-        names = ("id", "level", "status", "model_version", "metric", "window", "value", "message")
+        names = ("id", "level", "status", "model_version", "metric", "window", "value", "message", "details")
         about = {name: alert[name] for name in names}
         advice = what_to_do if event != "cleared" else ""
         notice = Notice(event=event, since=alert["time"], time=self._clock(), what_to_do=advice, **about)

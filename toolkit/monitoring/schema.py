@@ -86,7 +86,8 @@ alerts = sa.Table(
     sa.Column("level", sa.Text, nullable=False),
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("value", sa.Float, nullable=False),
-    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("message", sa.Text, nullable=False),  # one line
+    sa.Column("details", sa.Text, nullable=False, server_default=""),  # lines
     sa.Column("cleared_at", sa.Float),  # NULL while the alert stands
     sa.Column("notified_at", sa.Float),
     sa.Column("acknowledged_at", sa.Float),

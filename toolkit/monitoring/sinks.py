@@ -31,11 +31,14 @@ class Notice:
     value
         Size of the change; None when unknown.
     message
-        What happened, how sure that is and what changed.
+        What happened, since when, how bad and how sure that is, what changed, and what to type next: one line of
+        at most 200 characters.
     since, time
         When the alert was raised and when this event happened, in seconds since 1970.
     what_to_do
         Advice to whoever reads it.
+    details
+        The figures behind the message, a line each.
 
     Examples
     --------
@@ -55,6 +58,7 @@ class Notice:
     since: float
     time: float
     what_to_do: str = ""
+    details: str = ""
 
     @property
     def key(self) -> str:

@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from threading import Event
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from prometheus_client.core import Metric
 
 from toolkit.baseline import Baseline
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, one_line
 from toolkit.images import Limits, load_picture
 from toolkit.machine import usable_cores
 from toolkit.program import Bundle
@@ -26,7 +26,7 @@ from toolkit.serving.figures import Figures, family
 from toolkit.serving.formats import Read, file_name
 from toolkit.serving.lastgood import LastGood
 from toolkit.serving.live import Live, LiveModel, Release, Source
-from toolkit.serving.problems import Problem
+from toolkit.serving.problems import Problem, without_places
 from toolkit.serving.processes import Fellows, State
 from toolkit.serving.recent import Recent
 from toolkit.serving.shadow import Shadow, shadow_families, together
@@ -35,7 +35,18 @@ from toolkit.serving.shapes import BatchItem, ModelName, Prediction, ProblemDocu
 logger = logging.getLogger(__name__)
 
 WATCHED_SECONDS = 5.0  # the monitor's windows are measured no more often than this
+# How the service is, from good to bad. An alert is critical when its level is critical or immediate.
+STATUSES = ("ok", "warning", "degraded", "critical", "waiting", "leaving")
+LEVELS = ("warning", "critical", "immediate")  # of alerts
+LOADING = "model_loading"  # alerts of versions that are set aside, of which the registry's component knows more
 WINDOW_FIGURES = ("n", "n_labels", "accuracy", "degradation", "mean_confidence")  # shown to Prometheus
+
+
+class Component(TypedDict):
+    """How a part of the service is: one of ``STATUSES``, and the reason when that is not ``ok``."""
+
+    status: str
+    reason: str | None
 
 
 class Monitor(Protocol):
@@ -59,6 +70,11 @@ class Monitor(Protocol):
     def stats(self) -> dict[str, int]: ...
 
     def standing(self) -> dict[str, int]: ...
+
+    def standing_alerts(self) -> list[dict[str, Any]]: ...
+
+    @property
+    def store_problem(self) -> str | None: ...
 
     def sent(self) -> dict[str, dict[str, int]]: ...
 
@@ -143,6 +159,7 @@ class Service:
         self.batcher = Batcher(workers, limits, prepare=partial(set_torch_threads, threads), on_batch=self._note_batch)
         self.windows = Recent(monitor.calculate_metrics, WATCHED_SECONDS)
         self._standing = Recent(monitor.standing, WATCHED_SECONDS)
+        self._alerts = Recent(monitor.standing_alerts, WATCHED_SECONDS)
         self._fellows = fellows
         self._monitor = monitor
         self._watched: LiveModel | None = None  # the one that the monitor was told of last
@@ -281,21 +298,52 @@ class Service:
         """Somebody should know of a version that is set aside."""
         serving = self.live.model
         meanwhile = f"version {serving.version} serves on" if serving else "nothing serves"
-        self._monitor.report("model_loading", f"Version {release.version} cannot be served: {reason}; {meanwhile}.")
+        self._monitor.report(LOADING, f"Version {release.version} cannot be served: {reason}; {meanwhile}.")
 
     def health(self, *, leaving: bool) -> dict[str, Any]:
-        """Everything an operator asks first."""
-        model, registry, stored = self.live.model, self.live.describe(), self._monitor.stats()
-        troubled = registry["problem"] or registry["set_aside"] or registry["copy_since"]
+        """Everything an operator asks first; ``status`` is the worst of the components, ``reason`` what they say."""
+        model, registry = self.live.model, self.live.describe()
+        components = self._components(model, registry)
+        worst = max((part["status"] for part in components.values()), key=STATUSES.index)
+        reasons = [reason for part in components.values() if part["status"] == worst and (reason := part["reason"])]
         return {
-            "status": "leaving" if leaving else "waiting" if model is None else "degraded" if troubled else "ok",
+            "status": "leaving" if leaving else worst,
             "ready": model is not None and not leaving,
-            "reason": self.live.reason() if model is None or troubled else None,
+            "reason": "; ".join(reasons) or None,
+            "components": components,
             "model": named(model),
             "registry": registry,
             "queue": self.queue(),
-            "monitor": stored,
+            "monitor": self._monitor.stats(),
         }
+
+    def _components(self, model: LiveModel | None, registry: Mapping[str, Any]) -> dict[str, Component]:
+        """How each part of the service is: its status, and the reason when that is not ``ok``."""
+        waiting = None if model else self.live.reason()
+        troubled = registry["problem"] or registry["set_aside"] or registry["copy_since"]
+        alerts, unread = self._worst_alert()
+        lost = self._monitor.store_problem
+        failing = f"predictions cannot be stored: {without_places(lost)}" if lost else unread
+        return {
+            "engine": _component("waiting", waiting),
+            "registry": _component("degraded", self.live.reason() if troubled else None),
+            "store": _component("degraded", failing),
+            "alerts": alerts,
+        }
+
+    def _worst_alert(self) -> tuple[Component, str | None]:
+        """The worst alert that stands as a component, and why that cannot be known."""
+        try:
+            standing = [alert for alert in self._alerts() if alert["metric"] != LOADING]
+        except ToolkitError as error:
+            return _component("ok", None), f"the store cannot be read: {without_places(one_line(error))}"
+        if not standing:
+            return _component("ok", None), None
+        worst = max(standing, key=lambda alert: (LEVELS.index(alert["level"]), alert["status"] == "confirmed"))
+        grade = f"{worst['level']} ({worst['status']})"
+        return _component(
+            "warning" if worst["level"] == "warning" else "critical", f"{grade}: {worst['message']}"
+        ), None
 
     def queue(self) -> dict[str, int]:
         """How busy the threads are."""
@@ -355,6 +403,10 @@ class Service:
                 (window,): float(figures[name]) for window, figures in windows.items() if figures[name] is not None
             }
             yield family(f"window_{name}", f"{name} of the monitor's window", ("window",), values)
+
+
+def _component(trouble: str, reason: str | None) -> Component:
+    return {"status": trouble if reason else "ok", "reason": reason}
 
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

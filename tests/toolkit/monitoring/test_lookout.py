@@ -101,11 +101,24 @@ def test_a_failing_model_is_told_when_the_alarm_fires_then_as_it_grows_worse_and
     assert {event for event, *_ in events[1:]} <= {"escalated"}
     assert events[-1][1:] == ("immediate", "confirmed")
     short = [alert for alert in watching.store.alerts() if (alert["metric"], alert["window"]) == ("accuracy", "short")]
-    assert short[0]["message"].endswith(" Go back to the version before now.")
+    assert short[0]["message"].startswith("ACCURACY ")
+    assert short[0]["message"].endswith(". Next: python model_registry.py rollback")
+    assert short[0]["details"].startswith("Window: the last 1,000 predictions, ")
+    assert {notice.details for notice in watching.told} >= {short[0]["details"]}
     assert [alert["cleared_at"] is None for alert in short] == [True] + [False] * (len(short) - 1)
     traffic(25)
     assert ("cleared", "immediate", "confirmed") in watching.events()
     assert not [alert for alert in watching.store.alerts(standing=True) if alert["window"] == "short"]
+
+
+def test_a_long_reason_goes_below_the_line(watching, model):
+    watching.store.register(model)
+    reason = "Version 3 cannot be served: " + 40 * "a long reason, "
+    watching.lookout.report(model, "model_loading", "warning", reason)
+    (notice,) = watching.told
+    assert len(notice.message) == 200
+    assert notice.details == reason
+    assert watching.store.alerts()[0]["details"] == reason
 
 
 def test_a_bad_window_without_an_alarm_is_no_alert(watching, traffic):
@@ -161,6 +174,6 @@ def test_after_a_restart_what_stands_is_not_told_again_and_clears_in_the_end(tmp
     assert again.store.alerts(standing=True) == standing
     more = Traffic(again, model, seed=9)
     more.next = traffic.next
-    more(15)
+    more(25)
     assert ("cleared", "immediate", "confirmed") in again.events()
     again.store.close()

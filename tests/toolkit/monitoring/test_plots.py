@@ -201,7 +201,23 @@ def test_of_many_classes_those_that_changed_most_are_shown():
     assert len(right.get_yticklabels()) == plots.MOST_CLASSES
     assert right.get_yticklabels()[-1].get_text() == "class 7"
     assert legend_of(left)[0] == "class 7"
-    assert right.get_xlabel().endswith("(12 of 30 classes)")
+    rest = [int(label.get_text().split()[-1]) for label in right.get_yticklabels()]
+    usual, now = (counts.classes / counts.classes.sum() for counts in (yardstick.reference, yardstick.count(window)))
+    before, after = (1 - shares[rest].sum() for shares in (usual, now))
+    assert right.get_xlabel() == f"share of predictions; 10 others together {before:.1%} -> {after:.1%}"
+
+
+@pytest.mark.parametrize("k", [12, 13, 21])
+def test_no_class_is_left_out_while_there_is_room(k):
+    yardstick = Yardstick(names(k), baseline_of(3_000, np.random.default_rng(0), k))
+    window = window_of(1_000, np.random.default_rng(1), k, broken=0)
+    window = replace(window, predicted=np.where(window.predicted == 4, 7, window.predicted))  # 4 is never said any more
+    figure = plots.predictions("3", timeline([], window, yardstick), yardstick.count(window), yardstick)
+    left, right = figure.axes
+    assert {label.get_text() for label in right.get_yticklabels()} == set(names(k))
+    assert right.get_xlabel() == "share of predictions"
+    assert set(legend_of(left)[:2]) == {"class 4", "class 7"}  # the lines are of those that changed most
+    figure.draw_without_rendering()
 
 
 def test_volume_has_rates_broken_ones_and_latency_and_nothing_in_a_pause():

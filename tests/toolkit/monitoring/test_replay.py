@@ -127,7 +127,7 @@ def test_a_shift_is_found_where_the_parts_find_it_by_hand(shifted, tmp_path):
 
 def test_what_has_passed_is_cleared_and_may_come_again(tmp_path):
     limits, shifts = Limits(max_false_alarms_per_million=10), [(1000, 1600), (4500, 5200)]
-    recorded = stream(7000, *shifts, seed=5)
+    recorded = stream(9000, *shifts, seed=5)
     result = replay(write(tmp_path / "stream.csv", columns_of(*recorded)), BASELINE, limits)
     events, evidence = by_hand(*recorded, limits)
     assert told(result) == events
@@ -135,6 +135,27 @@ def test_what_has_passed_is_cleared_and_may_come_again(tmp_path):
     ends = [(e.event, e.position) for e in result.events if e.metric == "accuracy" and e.window == "short"]
     assert [event for event, _ in ends if event in ("raised", "cleared")][::2][-2:] == ["raised"] * 2
     assert result.standing == ()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_class_that_is_still_broken_is_not_cleared_for_want_of_labels(seed, tmp_path):
+    """A tenth is labelled, so that a window of 1,000 looks calm now and then; afterwards it clears, and once."""
+    rng = np.random.default_rng(seed)
+    probabilities, truth = answers(16_000, rng)
+    predicted = probabilities.argmax(axis=1)
+    fault = slice(1000, 10_000)
+    broken = (predicted == 2) & (rng.random(len(truth)) < 0.35)
+    truth[fault] = np.where(broken, 0, truth)[fault]
+    columns = columns_of(probabilities, truth)
+    unlabelled = rng.random(len(truth)) >= 0.1
+    columns["label"] = ["" if unknown else name for unknown, name in zip(unlabelled, columns["label"], strict=True)]
+    result = replay(write(tmp_path / "stream.csv", columns), BASELINE, Limits())
+    happened = [event for event in result.events if event.metric == "accuracy" and event.event in ("raised", "cleared")]
+    assert (happened[0].event, happened[0].window) == ("raised", "short")
+    for window in ("short", "medium"):
+        story = [event.event for event in happened if event.window == window]
+        assert story in ([], ["raised"], ["raised", "cleared"])
+    assert all(event.position > fault.stop for event in happened if event.event == "cleared")
 
 
 def test_a_monitor_at_work_says_the_same(shifted, tmp_path):
