@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from toolkit.errors import TrackingError, known, one_line
+from toolkit.local_store import bring_up_to_date
 from toolkit.terminal import say
 
 # The defaults of MLflow, 7 retries of 120 s each, block for minutes.
@@ -98,6 +99,7 @@ SIGNS = {
     "disk is full": "the disk is full",
     "No space left on device": "the disk is full",
     "disk I/O error": "the disk cannot be read or written",
+    "Can't locate revision": "the database was made by a newer MLflow than the one that is installed here",
 }
 
 Entry = tuple[str, float | str, int, int]  # name, value, time in ms since 1970, step; "nan", "inf" or "-inf" as text
@@ -124,6 +126,7 @@ def connect(uri: str | None = None) -> MlflowClient:
     try:
         with impatient():
             _knock(address)
+            _prepare(address)
             client = MlflowClient(tracking_uri=address, registry_uri=address)
             client.search_experiments(max_results=1)
     except Exception as error:  # noqa: BLE001  requests, SQLAlchemy and MLflow each raise kinds of their own
@@ -168,6 +171,42 @@ def _knock(uri: str) -> None:
             engine.connect().close()
         finally:
             engine.dispose()
+
+
+def _prepare(uri: str) -> None:
+    """Give an SQLite file MLflow's tables if it has not got them, or has those of an older MLflow."""
+    path = uri.removeprefix(SQLITE).partition("?")[0]
+    if not uri.startswith(SQLITE) or not Path(path).is_absolute() or _is_current(Path(path)):
+        return
+    if former := bring_up_to_date(Path(path), _is_current, _migrate, BUSY_SECONDS):
+        say(f"{path} now has the tables of MLflow {mlflow.__version__}; as it was before, it is kept in {former.name}")
+
+
+def _migrate(path: Path) -> None:
+    """Give an SQLite file the tables of this MLflow, as ``mlflow db upgrade`` does."""
+    from mlflow import db  # not imported for a server
+
+    try:
+        db.upgrade.callback(f"{SQLITE}{path}")
+    except Exception as error:  # noqa: BLE001  SQLAlchemy and Alembic raise kinds of their own
+        text = (
+            f"its tables cannot become those of MLflow {mlflow.__version__}, and stay as they are: {reason_of(error)}"
+        )
+        raise TrackingError(text) from None
+
+
+def _is_current(path: Path) -> bool:
+    """Whether an SQLite file has exactly the tables of this MLflow."""
+    import sqlalchemy
+    from mlflow.store.db import utils  # not imported for a server
+
+    engine = sqlalchemy.create_engine(f"{SQLITE}{path}?timeout={BUSY_SECONDS}")
+    try:
+        if not utils._all_tables_exist(engine):
+            return False
+        return bool(utils._get_schema_version(engine) == utils._get_latest_schema_revision())
+    finally:
+        engine.dispose()
 
 
 def _knock_again(uri: str) -> None:
