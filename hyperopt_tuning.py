@@ -48,9 +48,9 @@ from toolkit.tuning.studies import (
     FINISHED,
     LAST,
     Plan,
+    claimed_name,
     differences,
     find_study,
-    free_name,
     journal_of,
     keep_logits,
     kept_logits,
@@ -359,7 +359,7 @@ def begun(settings: TuneSettings) -> Job:
         if former.best in earlier:
             first = [dict(former.best.settings), *first]
     data = _data(settings, space)
-    name = settings.study_name or free_name(folder, data.pictures.catalogue.name.replace("/", "-"))
+    name = settings.study_name or claimed_name(folder, data.pictures.catalogue.name.replace("/", "-"))
     plan = Plan(
         space, settings.seed, start_up_trials(settings.evaluations), settings.racing, first, earlier, _facts(data),
         settings.model_dump(mode="json"),

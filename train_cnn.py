@@ -16,6 +16,7 @@ TRAIN_EPOCHS=20.
 
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -197,8 +198,14 @@ def train(settings: TrainSettings, world: World = ALONE) -> Outcome:
     >>> outcome.evaluation.accuracy  # doctest: +SKIP
     0.87
     """
+    with ExitStack() as hold:
+        return _train(settings, world, hold)
+
+
+def _train(settings: TrainSettings, world: World, hold: ExitStack) -> Outcome:
+    """As ``train``; until ``hold`` is closed, no other process may go on with the run."""
     client = connect()
-    job = _job(settings, world)
+    job = _job(settings, world, hold)
     settings, recipe, data = job.settings, job.recipe, job.data
     if job.checkpoint:
         run = Run.reopen(client, job.checkpoint.run_id)
@@ -212,7 +219,10 @@ def train(settings: TrainSettings, world: World = ALONE) -> Outcome:
         "data_fingerprint": data.pictures.catalogue.fingerprint,
         "weights": data.weights_note,
     }
-    keeper = Keeper(job.checkpoint or Checkpoint(settings.checkpoint_dir, run.id, about), run)
+    checkpoint = job.checkpoint or Checkpoint(settings.checkpoint_dir, run.id, about)
+    if not job.checkpoint:
+        hold.enter_context(checkpoint.held())
+    keeper = Keeper(checkpoint, run)
     with keeper.resumable():
         with run:
             if not job.checkpoint:
@@ -381,11 +391,11 @@ def use_machine(settings: DataSettings, world: World = ALONE, threads: int | Non
     return Device.choose(settings.precision, compiled=settings.compile, world=world)
 
 
-def _job(settings: TrainSettings, world: World) -> Job:
+def _job(settings: TrainSettings, world: World, hold: ExitStack | None = None) -> Job:
     """Everything that has to be right before a run begins."""
     checkpoint = None
     if settings.resume:
-        checkpoint = open_checkpoint(settings.resume, settings.checkpoint_dir)
+        checkpoint = open_checkpoint(settings.resume, settings.checkpoint_dir, hold)
         settings = _former(settings, checkpoint)
     recipe = recipe_of(settings)
     device = use_machine(settings, world)

@@ -411,7 +411,10 @@ def test_a_fork_begins_with_the_best_and_knows_the_other_trials(
 
 def test_two_searches_do_not_write_to_one_study(quickest: Place) -> None:
     job = begun(settings(quickest, "two", study_name="both"))
-    with job.journal, pytest.raises(SettingsError, match=r"^another process is writing to studies/both/journal.jsonl;"):
+    with (
+        job.journal,
+        pytest.raises(SettingsError, match=r"^the journal studies/both/journal.jsonl is being written by "),
+    ):
         tune(TuneSettings(resume="both"))
 
 
