@@ -17,6 +17,11 @@ checkpoint beside it, so whatever ends the search, --resume loses nothing. In ML
 run, its trials are nested runs, their folds are nested in those.
 """
 
+from toolkit.interruption import end_imports_on_interrupt
+
+if __name__ == "__main__":
+    end_imports_on_interrupt()
+
 import shlex
 import sys
 import time
@@ -81,6 +86,7 @@ from train_cnn import (
     use_machine,
 )
 
+SECONDS_A_STEP = 1.0  # between two words of a trial about where it is within an epoch
 DEFAULT_EVALS = {"full": 30, "quick": 6}
 PARAMS = {"patience": "study_patience"}  # a hyperparameter has that name already
 FREE = {"max_evals", "timeout", "patience", "parallel", "study_dir", "cache_dir", "cache_limit", "resume"}  # of a study
@@ -289,10 +295,15 @@ class _Watch:
     def __init__(self, task: Task, tell: Callable[[Any], None]) -> None:
         self.folds: list[Fold] = []
         self._holder, self._epochs = task.proposal.holder, task.proposal.settings["epochs"]
-        self._count, self._tell = task.folds, tell
+        self._count, self._tell, self._next = task.folds, tell, time.monotonic() + SECONDS_A_STEP
+
+    def batch(self, fold: int, done: int, batches: int) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + SECONDS_A_STEP
+            self._tell(Step(fold, min(self._epochs, 1 + done * self._epochs // batches), done / batches))
 
     def epoch(self, fold: int, history: Sequence[Epoch], pictures: int) -> None:
-        self._tell(Step(fold, len(history)))
+        self._tell(Step(fold, len(history), len(history) / self._epochs))
         curve = [epoch.val_accuracy for epoch in history]
         if fold == 0 and self._holder and (reason := after_epoch(curve, self._epochs, self._holder)):
             seconds = sum(epoch.epoch_duration_s for epoch in history)

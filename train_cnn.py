@@ -14,6 +14,11 @@ it takes to go on with it, and then its weights. Every flag can be given as a va
 TRAIN_EPOCHS=20.
 """
 
+from toolkit.interruption import end_imports_on_interrupt
+
+if __name__ == "__main__":
+    end_imports_on_interrupt()
+
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
@@ -32,7 +37,7 @@ from toolkit.bundle import Measured
 from toolkit.errors import DataError, SettingsError
 from toolkit.machine import Machine
 from toolkit.settings import ScriptSettings, environment, parse, run_script
-from toolkit.terminal import bar, on_terminal, say
+from toolkit.terminal import say
 from toolkit.tracking import Run, connect
 from toolkit.training.batches import Part
 from toolkit.training.cache import Cache, Pictures, decode, default_folder
@@ -164,6 +169,9 @@ class Watch(Protocol):
 
     def epoch(self, fold: int, history: Sequence[Epoch], pictures: int) -> None:
         """After each epoch of a fold, from 0: its epochs so far, and the training pictures of each."""
+
+    def batch(self, fold: int, done: int, batches: int) -> None:
+        """After each batch of a fold, from 0: how many are done, of how many in all its epochs."""
 
     def fold(self, finished: Sequence[Fitted]) -> None:
         """After each fold, also one that an interrupted run had finished: those that are done."""
@@ -302,7 +310,8 @@ def cross_validate(
                 keep=keeper.keep(name),
                 keep_share=KEEP_SHARE,
                 progress=keeper.progress(name),
-                bar=bar(f"{name}/{folds}"),
+                bar=f"{name}/{folds}",
+                on_batch=partial(watch.batch, number) if watch else lambda *_: None,
             )
             fold.network = nn.Identity()  # the weights of a fold serve nobody
             keeper.close(name)
@@ -357,7 +366,7 @@ def load_pictures(settings: DataSettings, image_size: int) -> tuple[Pictures, Sp
         catalogue = replace(catalogue, mirrored=settings.mirror)
     limit = int(settings.cache_limit * 2**30)
     cache = Cache(settings.cache_dir.expanduser(), limit) if limit else None
-    pictures = decode(catalogue, image_size, cache=cache, progress=on_terminal())
+    pictures = decode(catalogue, image_size, cache=cache)
     return pictures, split(pictures.catalogue, settings.held_out)
 
 
@@ -438,7 +447,7 @@ def _features(recipe: Recipe, data: Data, seed: int, device: Device) -> Features
     backbone = new_network(recipe, data, seed).get_submodule("backbone")
     pictures = data.part(data.development)
     return Features.of(
-        backbone, pictures, recipe, seed, device, mirrored=data.mirrored, bar=bar("features"), known=data.views
+        backbone, pictures, recipe, seed, device, mirrored=data.mirrored, bar="features", known=data.views
     )
 
 
@@ -479,7 +488,7 @@ def _fit_final(
     return fit(
         new_network(recipe, data, seed), training, validation, recipe, seed=seed, device=device,
         mirrored=data.mirrored, features=features, on_epoch=on_epoch, keep=keeper.keep(FINAL),
-        keep_share=KEEP_SHARE, progress=keeper.progress(FINAL), bar=bar("training"),
+        keep_share=KEEP_SHARE, progress=keeper.progress(FINAL), bar="training",
     )  # fmt: skip
 
 

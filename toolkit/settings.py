@@ -25,9 +25,9 @@ from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsC
 from pydantic_settings import SettingsError as SourceError
 
 from toolkit.errors import SettingsError, ToolkitError, known, one_line
+from toolkit.interruption import EXIT_INTERRUPTED, imports_are_done
 
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
 NOTHING = "null"  # on a command line; the word None is a stage of the registry
 
@@ -118,6 +118,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     A ``ToolkitError`` becomes one line on standard error and status 2, Ctrl-C status 130 and
     SIGTERM status 143; both unwind the stack, so that what is open gets closed and saved.
     """
+    imports_are_done()
     signal.signal(signal.SIGTERM, _raise_terminated)
     gc.freeze()  # what was imported is never garbage, and walking over it takes a quarter of a second each time
     try:

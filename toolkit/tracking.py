@@ -236,7 +236,7 @@ def _migrate(path: Path) -> None:
     from mlflow import db  # not imported for a server
 
     try:
-        db.upgrade.callback(f"{SQLITE}{path}")
+        db.upgrade.callback(f"{SQLITE}{path}")  # type: ignore[misc]  # what click made a command of
     except Exception as error:  # noqa: BLE001  SQLAlchemy and Alembic raise kinds of their own
         text = (
             f"its tables cannot become those of MLflow {mlflow.__version__}, and stay as they are: {reason_of(error)}"
@@ -247,13 +247,14 @@ def _migrate(path: Path) -> None:
 def _is_current(path: Path) -> bool:
     """Whether an SQLite file has exactly the tables of this MLflow."""
     import sqlalchemy
-    from mlflow.store.db import utils  # not imported for a server
+    from mlflow.store.db import utils as database  # not imported for a server
 
     engine = sqlalchemy.create_engine(f"{SQLITE}{path}?timeout={BUSY_SECONDS}")
     try:
-        if not utils._all_tables_exist(engine):
+        if not database._all_tables_exist(engine):  # type: ignore[no-untyped-call]
             return False
-        return bool(utils._get_schema_version(engine) == utils._get_latest_schema_revision())
+        wanted = database._get_latest_schema_revision()  # type: ignore[no-untyped-call]
+        return bool(database._get_schema_version(engine) == wanted)  # type: ignore[no-untyped-call]
     finally:
         engine.dispose()
 
