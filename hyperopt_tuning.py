@@ -38,7 +38,7 @@ from torch import nn
 
 from toolkit.errors import DataError, SettingsError, TrackingError, TrainingError, one_line
 from toolkit.machine import usable_cores
-from toolkit.settings import environment, parse, run_script
+from toolkit.settings import Name, environment, parse, run_script
 from toolkit.terminal import say, silence
 from toolkit.tracking import MlflowClient, Run, connect
 from toolkit.tuning.crew import Crew
@@ -106,7 +106,7 @@ class TuneSettings(DataSettings):
     folds: int = Field(5, ge=2, le=50, description="stratified folds that judge each trial")
     racing: bool = Field(True, description="cut trials that can no longer matter")
     parallel: int = Field(1, ge=1, le=64, description="trials at a time, each in a process with its share of the cores")
-    experiment_name: str = Field("hyperopt_tuning", min_length=1, description="MLflow experiment")
+    experiment_name: Name = Field("hyperopt_tuning", description="MLflow experiment")
     study_name: str | None = Field(
         None,
         pattern=r"^[\w-][\w.-]{0,99}$",

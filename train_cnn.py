@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from toolkit.bundle import Measured
 from toolkit.errors import DataError, SettingsError
 from toolkit.machine import Machine
-from toolkit.settings import ScriptSettings, environment, parse, run_script
+from toolkit.settings import Name, ScriptSettings, environment, parse, run_script
 from toolkit.terminal import say
 from toolkit.tracking import Run, connect
 from toolkit.training.batches import Part
@@ -119,8 +119,8 @@ class TrainSettings(Recipe, DataSettings):
 
     validation: float = Field(0.15, gt=0, le=0.5, description="share of the rest to validate on, without a val/ folder")
     folds: int = Field(0, ge=0, le=50, description="cross-validate with this many stratified folds; 0: do not")
-    experiment_name: str = Field("training", min_length=1, description="MLflow experiment")
-    run_name: str | None = Field(None, description="MLflow run name")
+    experiment_name: Name = Field("training", description="MLflow experiment")
+    run_name: Name | None = Field(None, description="MLflow run name")
     checkpoint_dir: Path = Field(Path("checkpoints"), description="folder for unfinished runs and finished weights")
     resume: str | None = Field(
         None,

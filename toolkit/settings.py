@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, get_subcommand
 from pydantic_settings import SettingsError as SourceError
 
@@ -53,6 +53,13 @@ class ScriptSettings(BaseSettings):
     model_config = environment("")
 
 
+def _require_a_letter(text: str) -> str:
+    if not text.strip():
+        raise ValueError(f"must not be blank, got {text!r}")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_require_a_letter)]  # of something that people look for in lists
 S = TypeVar("S", bound=ScriptSettings)
 
 
