@@ -18,6 +18,11 @@ both are compared on the same pictures: one that is significantly worse is refus
 a --reason are given. --data photos/ compares them on pictures of your own, one sub-folder a class.
 """
 
+from toolkit.interruption import end_imports_on_interrupt
+
+if __name__ == "__main__":
+    end_imports_on_interrupt()
+
 import json
 import logging
 import re

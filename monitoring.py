@@ -25,6 +25,11 @@ Everything is kept in one SQL store, ``monitoring.db`` in the working directory 
 ``--store`` or MONITORING_STORE says otherwise. Reading never changes it.
 """
 
+from toolkit.interruption import end_imports_on_interrupt
+
+if __name__ == "__main__":
+    end_imports_on_interrupt()
+
 import json
 import logging
 import sys

@@ -23,6 +23,11 @@ SIGTERM and Ctrl-C end it with status 0 once all that was accepted is answered a
 figures are sums over all of them.
 """
 
+from toolkit.interruption import end_imports_on_interrupt
+
+if __name__ == "__main__":
+    end_imports_on_interrupt()
+
 import asyncio
 import ipaddress
 import logging

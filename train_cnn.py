@@ -14,8 +14,14 @@ it takes to go on with it, and then its weights. Every flag can be given as a va
 TRAIN_EPOCHS=20.
 """
 
+from toolkit.interruption import end_imports_on_interrupt
+
+if __name__ == "__main__":
+    end_imports_on_interrupt()
+
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,8 +36,8 @@ from torch import Tensor, nn
 from toolkit.bundle import Measured
 from toolkit.errors import DataError, SettingsError
 from toolkit.machine import Machine
-from toolkit.settings import ScriptSettings, environment, parse, run_script
-from toolkit.terminal import bar, on_terminal, say
+from toolkit.settings import Name, ScriptSettings, environment, parse, run_script
+from toolkit.terminal import say
 from toolkit.tracking import Run, connect
 from toolkit.training.batches import Part
 from toolkit.training.cache import Cache, Pictures, decode, default_folder
@@ -113,8 +119,8 @@ class TrainSettings(Recipe, DataSettings):
 
     validation: float = Field(0.15, gt=0, le=0.5, description="share of the rest to validate on, without a val/ folder")
     folds: int = Field(0, ge=0, le=50, description="cross-validate with this many stratified folds; 0: do not")
-    experiment_name: str = Field("training", min_length=1, description="MLflow experiment")
-    run_name: str | None = Field(None, description="MLflow run name")
+    experiment_name: Name = Field("training", description="MLflow experiment")
+    run_name: Name | None = Field(None, description="MLflow run name")
     checkpoint_dir: Path = Field(Path("checkpoints"), description="folder for unfinished runs and finished weights")
     resume: str | None = Field(
         None,
@@ -164,6 +170,9 @@ class Watch(Protocol):
     def epoch(self, fold: int, history: Sequence[Epoch], pictures: int) -> None:
         """After each epoch of a fold, from 0: its epochs so far, and the training pictures of each."""
 
+    def batch(self, fold: int, done: int, batches: int) -> None:
+        """After each batch of a fold, from 0: how many are done, of how many in all its epochs."""
+
     def fold(self, finished: Sequence[Fitted]) -> None:
         """After each fold, also one that an interrupted run had finished: those that are done."""
 
@@ -197,8 +206,14 @@ def train(settings: TrainSettings, world: World = ALONE) -> Outcome:
     >>> outcome.evaluation.accuracy  # doctest: +SKIP
     0.87
     """
+    with ExitStack() as hold:
+        return _train(settings, world, hold)
+
+
+def _train(settings: TrainSettings, world: World, hold: ExitStack) -> Outcome:
+    """As ``train``; until ``hold`` is closed, no other process may go on with the run."""
     client = connect()
-    job = _job(settings, world)
+    job = _job(settings, world, hold)
     settings, recipe, data = job.settings, job.recipe, job.data
     if job.checkpoint:
         run = Run.reopen(client, job.checkpoint.run_id)
@@ -212,7 +227,10 @@ def train(settings: TrainSettings, world: World = ALONE) -> Outcome:
         "data_fingerprint": data.pictures.catalogue.fingerprint,
         "weights": data.weights_note,
     }
-    keeper = Keeper(job.checkpoint or Checkpoint(settings.checkpoint_dir, run.id, about), run)
+    checkpoint = job.checkpoint or Checkpoint(settings.checkpoint_dir, run.id, about)
+    if not job.checkpoint:
+        hold.enter_context(checkpoint.held())
+    keeper = Keeper(checkpoint, run)
     with keeper.resumable():
         with run:
             if not job.checkpoint:
@@ -292,7 +310,8 @@ def cross_validate(
                 keep=keeper.keep(name),
                 keep_share=KEEP_SHARE,
                 progress=keeper.progress(name),
-                bar=bar(f"{name}/{folds}"),
+                bar=f"{name}/{folds}",
+                on_batch=partial(watch.batch, number) if watch else lambda *_: None,
             )
             fold.network = nn.Identity()  # the weights of a fold serve nobody
             keeper.close(name)
@@ -347,7 +366,7 @@ def load_pictures(settings: DataSettings, image_size: int) -> tuple[Pictures, Sp
         catalogue = replace(catalogue, mirrored=settings.mirror)
     limit = int(settings.cache_limit * 2**30)
     cache = Cache(settings.cache_dir.expanduser(), limit) if limit else None
-    pictures = decode(catalogue, image_size, cache=cache, progress=on_terminal())
+    pictures = decode(catalogue, image_size, cache=cache)
     return pictures, split(pictures.catalogue, settings.held_out)
 
 
@@ -381,11 +400,11 @@ def use_machine(settings: DataSettings, world: World = ALONE, threads: int | Non
     return Device.choose(settings.precision, compiled=settings.compile, world=world)
 
 
-def _job(settings: TrainSettings, world: World) -> Job:
+def _job(settings: TrainSettings, world: World, hold: ExitStack | None = None) -> Job:
     """Everything that has to be right before a run begins."""
     checkpoint = None
     if settings.resume:
-        checkpoint = open_checkpoint(settings.resume, settings.checkpoint_dir)
+        checkpoint = open_checkpoint(settings.resume, settings.checkpoint_dir, hold)
         settings = _former(settings, checkpoint)
     recipe = recipe_of(settings)
     device = use_machine(settings, world)
@@ -428,7 +447,7 @@ def _features(recipe: Recipe, data: Data, seed: int, device: Device) -> Features
     backbone = new_network(recipe, data, seed).get_submodule("backbone")
     pictures = data.part(data.development)
     return Features.of(
-        backbone, pictures, recipe, seed, device, mirrored=data.mirrored, bar=bar("features"), known=data.views
+        backbone, pictures, recipe, seed, device, mirrored=data.mirrored, bar="features", known=data.views
     )
 
 
@@ -469,7 +488,7 @@ def _fit_final(
     return fit(
         new_network(recipe, data, seed), training, validation, recipe, seed=seed, device=device,
         mirrored=data.mirrored, features=features, on_epoch=on_epoch, keep=keeper.keep(FINAL),
-        keep_share=KEEP_SHARE, progress=keeper.progress(FINAL), bar=bar("training"),
+        keep_share=KEEP_SHARE, progress=keeper.progress(FINAL), bar="training",
     )  # fmt: skip
 
 

@@ -532,9 +532,9 @@ def test_a_training_killed_at_random_moments_comes_to_the_same(
         assert len(finished) == 1
         assert not any(run.data.metrics for run in runs if run not in finished)  # killed before its first checkpoint
         left = [path.name for path in (folder / "checkpoints").iterdir()]
-        for run in runs:  # of one that was killed while it wrote its first checkpoint, half of that is left
-            if run not in finished and (half := f".{run.info.run_id}.resume.pt.partial") in left:
-                left.remove(half)
+        for run in runs:  # of one that was killed before its first checkpoint, half of that and its lock are left
+            if run not in finished:
+                left = [name for name in left if not name.startswith(f".{run.info.run_id}.resume.pt.")]
         assert left == [f"{finished[0].info.run_id}.pt"]
         require_same(place, finished[0], folder / "checkpoints" / left[0], place, "my training")
         attempts += 1
@@ -690,6 +690,9 @@ def test_cross_validation_stopped_in_a_fold_and_killed_in_the_end_comes_to_the_s
         first.go_on()
         time.sleep(0.02)
         first.pause()
+    refused = started("--resume", run.info.run_id).end()
+    reason = f"run {run.info.run_id} is being trained by process {first.pid}; wait for it or stop it"
+    assert (refused.status, refused.err) == (2, f"train_cnn.py: error: {reason}\n")
     os.kill(first.pid, signal.SIGTERM)
     first.go_on()
     assert first.end().status == 143

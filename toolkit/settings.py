@@ -18,16 +18,16 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, get_subcommand
 from pydantic_settings import SettingsError as SourceError
 
 from toolkit.errors import SettingsError, ToolkitError, known, one_line
+from toolkit.interruption import EXIT_INTERRUPTED, imports_are_done
 
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
 NOTHING = "null"  # on a command line; the word None is a stage of the registry
 
@@ -53,6 +53,13 @@ class ScriptSettings(BaseSettings):
     model_config = environment("")
 
 
+def _require_a_letter(text: str) -> str:
+    if not text.strip():
+        raise ValueError(f"must not be blank, got {text!r}")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_require_a_letter)]  # of something that people look for in lists
 S = TypeVar("S", bound=ScriptSettings)
 
 
@@ -118,6 +125,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     A ``ToolkitError`` becomes one line on standard error and status 2, Ctrl-C status 130 and
     SIGTERM status 143; both unwind the stack, so that what is open gets closed and saved.
     """
+    imports_are_done()
     signal.signal(signal.SIGTERM, _raise_terminated)
     gc.freeze()  # what was imported is never garbage, and walking over it takes a quarter of a second each time
     try:

@@ -13,8 +13,8 @@ from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from toolkit import terminal
 from toolkit.errors import ImageError, one_line
 from toolkit.images import STATISTICS, load_picture
 from toolkit.machine import usable_cores
@@ -94,7 +94,7 @@ def decoded(
     known
         What is known already of others, by their hashes.
     progress
-        Whether a bar is drawn.
+        Whether it is shown how far it has come.
 
     Yields
     ------
@@ -137,7 +137,7 @@ def _rows(wanted: Wanted, start: int, known: Mapping[str, Row], progress: bool) 
     cores, count = usable_cores(), len(wanted)
     with (
         ThreadPoolExecutor(cores) as pool,  # Pillow releases the interpreter's lock
-        tqdm(desc="decoding", total=count, initial=start, unit="picture", leave=False, disable=not progress) as bar,
+        terminal.progress("decoding" if progress else None, count, "pictures", initial=start) as bar,
     ):
         try:
             indices = iter(range(start, count))

@@ -122,7 +122,7 @@ def log_outcome(
     """Measure on the held-out pictures, draw, and log metrics and the bundle."""
     held_out = data.part(data.split.held_out)
     network = fitted.network.cpu().float()
-    logits = predict_logits(network, held_out, Device("cpu", torch.float32))
+    logits = predict_logits(network, held_out, Device("cpu", torch.float32), "measuring")
     probabilities = _softmax(logits / temperature)
     evaluation = evaluate(probabilities, held_out.own_labels, data.classes)
     before = calibration_bins(_softmax(logits), held_out.own_labels)
