@@ -54,7 +54,7 @@ from toolkit.monitoring.audit import audit, labels_to_settle
 from toolkit.monitoring.drift import DriftReport, compare, judge
 from toolkit.monitoring.export import ENDINGS, export
 from toolkit.monitoring.figures import measure
-from toolkit.monitoring.ids import new_number, new_numbers, new_prediction_id, parse_prediction_id, show
+from toolkit.monitoring.ids import new_numbers, new_prediction_id, parse_prediction_id, show
 from toolkit.monitoring.limits import LEVELS, Limits
 from toolkit.monitoring.moments import Moment, many_seconds, seconds
 from toolkit.monitoring.replay import replay
@@ -282,7 +282,7 @@ class ModelMonitor:
             ``drop_when_full``.
         """
         now = self._clock()
-        number = new_number(now) if prediction_id is None else parse_prediction_id(prediction_id)
+        number = new_numbers(now, 1)[0] if prediction_id is None else parse_prediction_id(prediction_id)
         model = self._answering(probabilities, model_version)
         scores = incoming.scores(probabilities, model.classes)
         moment = now if time is None else seconds(time, "time")

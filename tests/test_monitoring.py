@@ -276,6 +276,12 @@ def test_many_are_logged_at_once_as_if_one_by_one(baseline):
     assert Path("one.csv").read_text() == Path("all.csv").read_text()
 
 
+def test_what_is_logged_at_once_is_looked_at_when_it_is_stored(monitor):
+    monitor.log_predictions(answers(15_000, np.random.default_rng(13), strength=0.5)[0])
+    assert monitor.flush(60)
+    assert "confidence_distribution" in {alert["metric"] for alert in monitor.alerts()}
+
+
 def test_many_get_ids_of_their_own_in_order(monitor):
     before = monitor.log_prediction([1, 0, 0])
     ids = monitor.log_predictions([{"dog": 1, "cat": 0, "bird": 0}] * 20_000)

@@ -5,7 +5,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from multiprocessing.util import Finalize
 from typing import Generic, TypeVar
 
 from toolkit.errors import StoreError, one_line
@@ -64,7 +63,7 @@ class Writer(Generic[Item]):
         self._items: deque[Item] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._at_exit: Finalize | None = None
+        self._not_at_exit: Callable[[], object] | None = None  # takes back what was arranged for the end of the process
         self._closing = False
         self._hurry_at = 0.0  # when a closing queue gives up a store that fails, on the monotonic clock
         self._due: float | None = None  # when there are duties though nothing was put in, on the monotonic clock
@@ -182,8 +181,8 @@ class Writer(Generic[Item]):
             self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
-        if self._at_exit is not None:
-            self._at_exit.cancel()
+        if self._not_at_exit is not None:
+            self._not_at_exit()
 
     def stats(self) -> dict[str, int]:
         """Items waiting, written, dropped for want of room, lost to failing writes; and how many writes failed."""
@@ -202,8 +201,10 @@ class Writer(Generic[Item]):
             self._closing = False
             self._thread = threading.Thread(target=self._run, name="monitoring-writer", daemon=True)
             self._thread.start()
-            # Not atexit, which a child of multiprocessing leaves out.
-            self._at_exit = Finalize(None, self._finish, exitpriority=0)
+            # Not atexit, which a child of multiprocessing leaves out; here, for what only reads never needs it.
+            from multiprocessing.util import Finalize
+
+            self._not_at_exit = Finalize(None, self._finish, exitpriority=0).cancel
         elif needed:
             self._changed.notify_all()
 

@@ -1,5 +1,6 @@
-"""The writer: nobody waits, nothing is lost without being counted, and it ends when it should."""
+"""The writer: a full queue waits or drops as it was told, what is lost is counted, and it ends when it should."""
 
+import itertools
 import logging
 import os
 import sqlite3
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from toolkit.errors import StoreError
 from toolkit.monitoring import database
@@ -215,6 +218,43 @@ def test_what_fails_for_another_reason_would_fail_again_and_holds_nothing_up(cap
     assert store.items == ["b"]
     assert writer.stats() == {"queued": 0, "written": 1, "dropped": 0, "lost": 1, "write_errors": 1}
     assert "the store works again after 1 predictions were lost" in caplog.text
+
+
+ACTIONS = st.one_of(st.integers(1, 12), st.sampled_from(["flush", "close", "fail", "poke"]))
+
+
+@given(st.lists(ACTIONS, max_size=20))
+@settings(max_examples=30, deadline=None)
+def test_whatever_happens_in_between_all_is_written_in_order(actions):
+    store, items = Store(), iter(range(10_000))
+    failures = itertools.count()
+    wanted = []
+
+    def write(batch):
+        if store.error and next(failures) % 3 < 2:  # two times of three, and then it works again
+            raise store.error
+        store.error = None
+        store.items += batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "AGAIN_SECONDS", 0.001)
+        patch.setattr(module, "LINGER_SECONDS", 0.001)
+        writer = Writer(write, capacity=5)
+        for action in actions:
+            if isinstance(action, int):
+                more = list(itertools.islice(items, action))
+                wanted += more
+                assert writer.put_many(more) == action
+                wanted.append(next(items))
+                assert writer.put(wanted[-1])
+            elif action == "fail":
+                store.error = StoreError("database is locked")
+            else:
+                getattr(writer, action)()
+        writer.close()
+    assert store.items == wanted
+    stats = writer.stats()
+    assert (stats["queued"], stats["written"], stats["dropped"], stats["lost"]) == (0, len(wanted), 0, 0)
 
 
 def test_close_tries_a_store_that_fails_a_little_longer(monkeypatch, caplog):
