@@ -21,7 +21,7 @@ In a program or a notebook::
     monitor.record_feedback(name, "cat")              # now, or days later
 
 Everything is kept in one SQL store, ``monitoring.db`` in the working directory unless
-``--store`` or MONITORING_STORE says otherwise. Reading never changes it.
+``--store`` or MONITORING_STORE says otherwise. Reading never changes it; ``labels`` notes what it has drawn.
 """
 
 import json
