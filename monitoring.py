@@ -22,7 +22,7 @@ In a program or a notebook::
     names = monitor.log_predictions(many)             # (N, K), at once
 
 Everything is kept in one SQL store, ``monitoring.db`` in the working directory unless
-``--store`` or MONITORING_STORE says otherwise. Reading never changes it.
+``--store`` or MONITORING_STORE says otherwise. Reading never changes it; ``labels`` notes what it has drawn.
 """
 
 from toolkit.interruption import end_imports_on_interrupt

@@ -71,9 +71,10 @@ def test_accuracy_is_the_share_of_right_answers_at_each_point():
     np.testing.assert_allclose(dots.get_xdata(), middles)
     (band,) = [each for each in upper.collections if each.get_label() == "95 % interval"]
     heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
-    for r, n in zip(right, labels, strict=True):
+    for r, n, point in zip(right, labels, timeline([], window, YARDSTICK).points, strict=True):
         if n:
-            assert np.isclose(heights[:, None], statistics.wilson(r, n)).any(axis=0).all()
+            kept = labels_worth(point)
+            assert np.isclose(heights[:, None], statistics.wilson(r / n * kept, kept)).any(axis=0).all()
 
 
 def test_accuracy_has_a_gap_where_there_are_no_labels_and_the_estimate_goes_on():
@@ -93,9 +94,9 @@ def test_the_estimate_without_labels_has_an_interval():
     assert "its 95 % interval" in legend_of(upper)
     (band,) = [each for each in upper.collections if each.get_label() == "its 95 % interval"]
     heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
-    for part in parts(window):
-        guess = YARDSTICK.estimator.estimate(part.probabilities)
-        assert np.isclose(heights[:, None], [guess.low, guess.high], atol=1e-3).any(axis=0).all()
+    for point in timeline([], window, YARDSTICK).points:
+        guess = YARDSTICK.estimator.summary(point.scored, point.finite, point.effective)
+        assert np.isclose(heights[:, None], [guess.low, guess.high]).any(axis=0).all()
 
 
 def test_the_interval_of_labels_in_bursts_is_that_of_fewer_labels():

@@ -236,6 +236,20 @@ def test_what_the_export_writes_replays_like_the_store(shifted, tmp_path, monkey
     assert results[1] == results[2] == results[0]
 
 
+def test_a_replay_knows_which_labels_were_drawn_and_may_trust_the_others(shifted, tmp_path):
+    def worst(source, limits):
+        columns = columns_of(shifted[0][:2500], shifted[1][:2500])
+        labelled = np.random.default_rng(4).random(2500) < 0.5
+        columns["label"] = [name if told else None for name, told in zip(columns["label"], labelled, strict=True)]
+        columns["label_source"] = [source] * 2500
+        events = replay(write(tmp_path / "stream.csv", columns), BASELINE, limits).events
+        return {event.status for event in events if (event.metric, event.level) == ("accuracy", "immediate")}
+
+    assert worst("user", Limits()) == {"suspected"}
+    assert "confirmed" in worst("audit: ada", Limits())
+    assert "confirmed" in worst("user", Limits(trust_labels=True))
+
+
 def test_classes_and_confidence_are_enough(shifted, tmp_path):
     probabilities, truth = shifted
     whole = write(tmp_path / "whole.csv", columns_of(probabilities, truth))

@@ -215,3 +215,20 @@ def test_history_tells_a_step_where_it_was(file_store):
         assert [end for end, right in zip(ends, accuracy, strict=True) if 0 < right < 1] == []
         assert max(end for end, right in zip(ends, accuracy, strict=True) if right) == pytest.approx(tell_from, abs=1)
         assert line.n == 12_000
+
+
+def test_what_is_drawn_is_known_to_whoever_follows_and_whoever_comes_late(store):
+    following = View(store, MODEL, BUDGET)
+    rng = np.random.default_rng(11)
+    for step in range(4):
+        store.write(predictions_of(300, step, first=1 + 300 * step, broken=0))
+        figures(following)
+        tell(store, rng.choice(np.arange(1, 1 + 300 * (step + 1)), 50, replace=False), step, source="user")
+        figures(following)
+        store.remember_drawn(rng.choice(np.arange(1, 1 + 300 * (step + 1)), 40, replace=False).tolist(), 1.0)
+        tell(store, rng.choice(np.arange(1, 1 + 300 * (step + 1)), 50, replace=False), 9 + step, source="user")
+        assert figures(View(store, MODEL, BUDGET)) == figures(following)
+    whole = figures(following)["long"]
+    assert 20 < whole.strata[3].sum() < whole.n_labels
+    fold(store, MODEL, make(following))
+    assert figures(View(store, MODEL, BUDGET)) == figures(following)
