@@ -1,6 +1,7 @@
 """The socket, the way a server leaves, what is no HTTP at all, and clients without end: on real sockets."""
 
 import asyncio
+import http.client
 import itertools
 import json
 import resource
@@ -10,7 +11,7 @@ import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 import pytest
 from fastapi import FastAPI, Request, Response
@@ -39,6 +40,11 @@ def make_app():
     async def length(request: Request) -> int:
         return len(await request.body())
 
+    @app.post("/slow")
+    async def slow(seconds: float) -> str:
+        await asyncio.sleep(seconds)
+        return "done"
+
     @app.get("/large")
     async def large() -> Response:
         return Response(bytes(LARGE))
@@ -55,7 +61,7 @@ def serving(**words):
     app.add_middleware(BodyLimit, limit=2**20, patience=words.get("patience", Patience()))
     app.add_middleware(Journal, figures=figures)
     listener = listen("127.0.0.1", 0)
-    server = Server(app, lambda: None, drain_seconds=0, finish_seconds=1, **words)
+    server = Server(app, lambda: None, **({"drain_seconds": 0, "finish_seconds": 1} | words))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -79,15 +85,20 @@ def wait_until(condition, seconds=60):
         time.sleep(0.01)
 
 
+def rest_of(connection):
+    """All that comes back until the connection is closed."""
+    answer = b""
+    while piece := connection.recv(65536):
+        answer += piece
+    return answer
+
+
 def talk(port, *pieces):
     """Send bytes as they are, and return all that comes back until the connection is closed."""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         for piece in pieces:
             connection.sendall(piece)
-        answer = b""
-        while piece := connection.recv(65536):
-            answer += piece
-    return answer
+        return rest_of(connection)
 
 
 @pytest.mark.parametrize(
@@ -391,3 +402,99 @@ def test_without_draining_the_first_signal_ends():
     server = Server(FastAPI(), lambda: None, drain_seconds=0, finish_seconds=1)
     server.handle_exit(signal.SIGINT, None)
     assert ticks(server) == [True] * 3
+
+
+class Regular:
+    """A client that asks again and again on one connection, until it is told to leave or to come no more."""
+
+    def __init__(self, port, pause=0.0):
+        self.port, self.pause = port, pause
+        self.asked = 0
+        self.unanswered = []  # what became of requests that were sent and got no answer
+        self.farewells = 0  # answers that said that they were the last
+
+    def __call__(self):
+        with suppress(ConnectionRefusedError):
+            while True:
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+                connection.connect()
+                with closing(connection):
+                    self.stay(connection)
+
+    def stay(self, connection):
+        while True:
+            try:
+                connection.request("POST", "/slow?seconds=0.05", body=b"x" * 1000)
+                answer = connection.getresponse()
+                assert (answer.status, answer.read()) == (200, b'"done"')
+            except (OSError, http.client.HTTPException) as error:
+                self.unanswered.append(error)
+                return
+            self.asked += 1
+            if answer.will_close:
+                self.farewells += 1
+                return
+            time.sleep(self.pause)
+
+
+@pytest.mark.parametrize("drain_seconds", [0.0, 1.0])
+def test_a_server_that_leaves_under_load_answers_all_and_tells_each_client_to_leave(drain_seconds):
+    clients = [Regular(0, pause=0.01 * (index % 3)) for index in range(16)]
+    with (
+        ThreadPoolExecutor(len(clients)) as pool,
+        serving(drain_seconds=drain_seconds, finish_seconds=30) as (server, port, _),
+    ):
+        for client in clients:
+            client.port = port
+        stays = [pool.submit(client) for client in clients]
+        wait_until(lambda: all(client.asked for client in clients))
+        server.handle_exit(signal.SIGTERM, None)
+        for stay in stays:
+            stay.result()
+    assert [client.unanswered for client in clients] == [[]] * len(clients)
+    assert all(client.farewells for client in clients)
+
+
+def test_what_arrived_together_is_answered_to_the_last_while_the_server_leaves():
+    ask = b"POST /slow?seconds=0.5 HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
+    with (
+        serving(finish_seconds=30) as (server, port, _),
+        socket.create_connection(("127.0.0.1", port), timeout=60) as connection,
+    ):
+        connection.sendall(ask * 3)
+        wait_until(lambda: server.server_state.tasks)
+        server.handle_exit(signal.SIGTERM, None)
+        answer = rest_of(connection)
+    first, second, third = answer.lower().split(b"http/1.1 200 ok")[1:]
+    assert b"connection: close" in third
+    assert b"connection: close" not in first + second
+
+
+def test_a_connection_that_idles_is_closed_but_not_before_what_is_on_its_way_has_come():
+    with serving(drain_seconds=1000, finish_seconds=30) as (server, port, _), ExitStack() as stack:
+        idle, late = (stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60)) for _ in range(2))
+        for connection in (idle, late):
+            connection.sendall(GET)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+        def leave():
+            """Within one turn of the loop: it has not seen the request when it is told to close what idles."""
+            late.sendall(GET)
+            server.handle_exit(signal.SIGTERM, None)
+            for connection in list(server.server_state.connections):
+                connection.shutdown()
+
+        server.servers[0].get_loop().call_soon_threadsafe(leave)
+        assert b"connection: close" in late.recv(65536).lower()
+        assert (idle.recv(65536), late.recv(65536)) == (b"", b"")
+
+
+def test_a_request_that_cannot_be_finished_in_time_is_told_so():
+    with serving() as (server, port, _), socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(b"POST /slow?seconds=3600 HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+        wait_until(lambda: server.server_state.tasks)
+        server.handle_exit(signal.SIGTERM, None)
+        answer = rest_of(connection)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503")
+    assert json.loads(body)["type"] == "/docs#problem-not-ready"
