@@ -57,7 +57,7 @@ from toolkit.tracking import Run, connect
 
 NUMBERS = itertools.count()
 RED, GREEN, BLUE = (colour_picture(colour, 1) for colour in ("red", "green", "blue"))
-PATIENCE = 240.0  # seconds: a model is rehearsed at a low priority, while other tests keep the cores busy
+PATIENCE = 240.0  # seconds: other tests, and other programs, may keep the cores busy
 SPOILED = encode(np.full((16, 16, 3), (255, 0, 0), np.uint8))
 MEMBERS = {"type", "title", "status", "detail", "request_id"}
 

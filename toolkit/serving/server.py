@@ -157,7 +157,7 @@ class Protocol(H11Protocol):
         self, patience: Patience, most: int, turned_away: set["Protocol"], leaving: Callable[[], bool], **words: Any
     ) -> None:
         super().__init__(**words)
-        self._application, self.app = self.app, self._answer  # type: ignore[assignment]  # uvicorn has types of its own
+        self._application, self.app = self.app, self._answer
         self._leaving = leaving
         self.conn = Reader(h11.SERVER)
         self._most, self._turned_away = most, turned_away

@@ -107,8 +107,30 @@ def test_it_follows_promotions_and_rollbacks_and_loads_each_once(live, shelf, ad
         np.testing.assert_array_equal(live.model.engine.infer(picture), shelf.bundles[version].predict(picture))
     assert found == ["loaded", "unchanged", "loaded", "unchanged", "loaded"]
     assert adopted.seen == ["1", "2", "1"]
-    assert shelf.loads == [1, 2, 1]
+    assert shelf.loads == [1, 2]
     assert live.describe()["changes"] == 3
+
+
+def test_a_rollback_needs_neither_the_source_nor_a_proof(live, shelf, adopted):
+    for version in (1, 2):
+        shelf.put(version)
+        live.look()
+    first, shelf.bundles, live._prepare = shelf.bundles[1], {}, None
+    for version in (1, 2, 1):
+        shelf.put(version)
+        assert live.look() == "loaded"
+        assert live.model.release.version == version
+        assert live.describe()["comparison"]["against"] == str(3 - version)
+    assert live.model.bundle is first
+    assert adopted.seen == ["1", "2", "1", "2", "1"]
+
+
+def test_of_those_that_were_replaced_the_last_one_stays_ready(live, shelf, make_bundle):
+    shelf.bundles[3] = make_bundle(digest="v3")
+    for version in (1, 2, 3, 2, 1):
+        shelf.put(version)
+        assert live.look() == "loaded"
+    assert shelf.loads == [1, 2, 3, 1]
 
 
 def test_the_same_number_with_another_digest_is_another_model(live, shelf, make_bundle):
@@ -125,8 +147,11 @@ def test_what_was_replaced_is_freed(live, shelf, make_bundle):
     live.look()
     old = weakref.ref(live.model)
     program = weakref.ref(live.model.bundle.program)
-    shelf.put(2)
-    live.look()
+    shelf.bundles[3] = make_bundle(digest="v3")
+    for version in (2, 3):  # the second of which takes the place of what stays ready
+        assert old() is not None
+        shelf.put(version)
+        live.look()
     shelf.bundles[1] = make_bundle()  # the shelf's own
     gc.collect()
     assert old() is None
@@ -314,7 +339,8 @@ def test_what_was_replaced_is_closed_when_its_last_answer_is_out(shelf, adopted)
     gate = threading.Event()
     gate.set()
     first, second = Rows([0.5, 0.3, 0.2], gate), Rows([0.2, 0.3, 0.5])
-    live = Live(shelf, adopted, 1000, prepare=lambda bundle: first if bundle.digest == "v1" else second)
+    engines = {"v1": first, "v2": second}
+    live = Live(shelf, adopted, 1000, prepare=lambda bundle: engines[bundle.digest], keeps_former=False)
     live.look()
     gate.clear()
     first.begun.clear()
@@ -344,7 +370,7 @@ def test_an_engine_that_cannot_be_closed_is_no_concern_of_whoever_was_answered(l
         def close(self):
             raise OSError("busy")
 
-    live._prepare = lambda bundle: Stubborn([1, 0, 0])
+    live._prepare, live._keeps_former = lambda bundle: Stubborn([1, 0, 0]), False
     for version in (1, 2):
         shelf.put(version)
         assert live.look() == "loaded"

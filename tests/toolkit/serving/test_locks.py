@@ -100,12 +100,12 @@ def test_of_several_that_rehearse_a_bundle_one_does(bundle, tmp_path):
     rehearsed = []
 
     class Counted(Rehearsal):
-        def _rehearse(self, bundle, folder, stopping):
+        def _rehearse(self, *words):
             rehearsed.append(self)
-            super()._rehearse(bundle, folder, stopping)
+            super()._rehearse(*words)
 
     rehearsals = [Counted("auto", 1, tmp_path) for _ in range(3)]
-    threads = [threading.Thread(target=one, args=(bundle, threading.Event())) for one in rehearsals]
+    threads = [threading.Thread(target=one, args=(bundle, threading.Event(), id)) for one in rehearsals]
     for thread in threads:
         thread.start()
     for thread in threads:
