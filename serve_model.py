@@ -54,6 +54,7 @@ from toolkit.program import Bundle
 from toolkit.serving import engines, pages, problems, protocols
 from toolkit.serving.departures import Departures
 from toolkit.serving.desk import Desk, Doorkeeper
+from toolkit.serving.encodings import Encodings
 from toolkit.serving.figures import Figures, wants_prometheus
 from toolkit.serving.formats import announced, read_picture, read_pictures
 from toolkit.serving.journal import Journal, log_to_stderr
@@ -487,6 +488,7 @@ def create_app(settings: ServeSettings | None = None, place: Place | None = None
     for kind in (HTTPException, RequestValidationError):
         app.add_exception_handler(kind, problems.handle)
     # What is added last is outermost.
+    app.add_middleware(Encodings, limit=settings.max_body_bytes)
     app.add_middleware(Doorkeeper, addresses=PICTURE_ADDRESSES, desk=partial(_desk, app))
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, patience=settings.patience)
     app.add_middleware(Keys, guarded=guarded)

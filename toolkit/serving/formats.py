@@ -217,6 +217,11 @@ def from_pixels(values: object, size: int, index: int = 0) -> Read:
         raise Problem(INVALID, detail) from None
 
 
+def from_raw_pixels(pixels: bytes, size: int) -> Read:
+    """A picture of the size that the model wants, from the ``size * size * 3`` bytes of its pixels."""
+    return partial(_as_png, pixels, size)
+
+
 def _bytes_of(values: object, shape: tuple[int, ...]) -> bytes:
     """What is in nested lists of this shape, or in a flat one; ``bytes`` itself holds the numbers against 0..255."""
     if not isinstance(values, list):

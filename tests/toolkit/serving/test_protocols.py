@@ -3,6 +3,9 @@
 import asyncio
 import base64
 import json
+import signal
+import threading
+import time
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -10,6 +13,8 @@ import httpx
 import mlflow.deployments
 import numpy as np
 import pytest
+import tritonclient.http
+import tritonclient.utils
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.utils.proto_json_utils import dump_input_data
@@ -21,6 +26,7 @@ from toolkit.images import load_picture
 from toolkit.serving import protocols
 from toolkit.serving.problems import MEDIA_TYPE
 from toolkit.serving.protocols import ATTEMPTS, EXTENSION, PREDICT_ADDRESSES
+from toolkit.serving.server import Server, listen
 from toolkit.serving.shapes import InferRequest
 
 SIZE, MOST = 16, 4
@@ -141,7 +147,8 @@ def test_the_server_says_what_it_is(client):
     for path in ("/v2", "/v2/"):
         answer = client.get(path)
         assert_is(answer.json(), OBJECTS["metadata_server_response"])
-        assert answer.json() == {"name": client.app.title, "version": client.app.version, "extensions": [EXTENSION]}
+        extensions = [EXTENSION, "binary_tensor_data"]
+        assert answer.json() == {"name": client.app.title, "version": client.app.version, "extensions": extensions}
     assert client.get("/v2/health/live").json() == {"live": True}
     assert client.get("/v2/health/ready").json() == {"live": True, "ready": True}
 
@@ -292,6 +299,128 @@ def test_bodies_that_are_no_json_or_too_large(client):
 
 
 # MLflow's scoring server
+
+
+# Binary tensor data
+
+
+def in_bytes(data, body, **headers):
+    """A request whose JSON is followed by bytes."""
+    head = json.dumps(body).encode()
+    return {"content": head + data, "headers": {"Inference-Header-Content-Length": str(len(head))} | headers}
+
+
+def packed(*texts):
+    return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+
+
+def test_pixels_and_files_may_follow_the_json_as_they_are(client, wanted):
+    for data, shape, datatype, pictures in (
+        (PIXELS.tobytes(), [3, SIZE, SIZE, 3], "UINT8", PIXELS),
+        (packed(RED, GREEN), [2], "BYTES", [RED, GREEN]),
+        (packed(BLUE), [1, 1], "BYTES", [BLUE]),
+    ):
+        tensor = {
+            "name": "pictures",
+            "shape": shape,
+            "datatype": datatype,
+            "parameters": {"binary_data_size": len(data)},
+        }
+        found = outputs(client.post(INFER, **in_bytes(data, {"inputs": [tensor]})))
+        np.testing.assert_allclose(np.reshape(found["probabilities"]["data"], (-1, 3)), wanted(pictures), atol=1e-6)
+
+
+def test_outputs_are_bytes_where_that_was_asked_for(client, wanted):
+    chosen = [
+        {"name": "label", "parameters": {"binary_data": False}},
+        {"name": "probabilities"},
+        {"name": "prediction_id", "parameters": {"binary_data": True}},
+    ]
+    words = {"parameters": {"binary_data_output": True}, "outputs": chosen}
+    answer = client.post(INFER, json=infer(PIXELS, **words))
+    length = int(answer.headers["Inference-Header-Content-Length"])
+    head, data = json.loads(answer.content[:length]), answer.content[length:]
+    label, probabilities, name = head["outputs"]
+    assert label["data"] == ["red", "blue", "green"]
+    assert ("data" in probabilities, probabilities["parameters"]) == (False, {"binary_data_size": 36})
+    np.testing.assert_allclose(np.frombuffer(data[:36], "<f4").reshape(3, 3), wanted(PIXELS), atol=1e-6)
+    assert name["parameters"] == {"binary_data_size": len(data) - 36}
+    first = data[40 : 40 + int.from_bytes(data[36:40], "little")].decode()
+    assert client.post("/feedback", json={"prediction_id": first, "label": "red"}).status_code == 200
+
+
+def tensor(size, shape=(1,), datatype="BYTES", **more):
+    return {
+        "name": "pictures",
+        "shape": list(shape),
+        "datatype": datatype,
+        "parameters": {"binary_data_size": size},
+    } | more
+
+
+@pytest.mark.parametrize(
+    ("data", "one", "headers", "status"),
+    [
+        (packed(RED), tensor(len(packed(RED)) + 1), {}, 422),
+        (packed(RED), tensor(0), {}, 422),
+        (packed(RED), tensor(len(packed(RED)), data=["x"]), {}, 422),
+        (packed(RED), tensor(len(packed(RED)), (2,)), {}, 422),
+        (packed(RED, RED), tensor(len(packed(RED, RED))), {}, 422),
+        (packed(RED)[:-1], tensor(len(packed(RED)) - 1), {}, 422),
+        (b"\xff\xff\xff\xffab", tensor(6), {}, 422),
+        (b"ab", tensor(2), {}, 422),
+        (packed(b"this is no picture"), tensor(22), {}, 400),
+        (bytes(767), tensor(767, (1, SIZE, SIZE, 3), "UINT8"), {}, 422),
+        (bytes(768), tensor("768", (1, SIZE, SIZE, 3), "UINT8"), {}, 422),
+        (bytes(768), tensor(-768, (1, SIZE, SIZE, 3), "UINT8"), {}, 422),
+        (bytes(768), tensor(None, (1, SIZE, SIZE, 3), "UINT8"), {}, 422),
+        *[(packed(RED), tensor(len(packed(RED))), {"Inference-Header-Content-Length": odd}, 400)
+          for odd in ("-1", "x", "", "99999999", "9" * 5000, "0", "1.5")],
+    ],
+)  # fmt: skip
+def test_bytes_that_do_not_fit_what_is_said_of_them_are_refused(client, data, one, headers, status):
+    answer = client.post(INFER, **in_bytes(data, {"inputs": [one]}, **headers))
+    assert answer.status_code == status, answer.text
+    assert set(answer.json()) - {"errors"} == MEMBERS
+
+
+@pytest.fixture
+def address(app):
+    """Where the application is served on a socket."""
+    listener = listen("127.0.0.1", 0)
+    server = Server(app, lambda: None, drain_seconds=0, finish_seconds=10)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield "{}:{}".format(*listener.getsockname())
+    server.handle_exit(signal.SIGTERM, None)
+    thread.join(60)
+
+
+@pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_the_client_of_triton_understands_and_is_understood(address, wanted, binary, compression):
+    with tritonclient.http.InferenceServerClient(address, network_timeout=240, connection_timeout=240) as client:
+        while not client.is_model_ready("colours"):
+            time.sleep(0.05)
+        assert client.get_model_metadata("colours")["inputs"][0]["datatype"] == "UINT8"
+        pixels = tritonclient.http.InferInput("pictures", list(PIXELS.shape), "UINT8")
+        pixels.set_data_from_numpy(PIXELS, binary_data=binary)
+        files = tritonclient.http.InferInput("pictures", [2], "BYTES")
+        encoded = [RED, GREEN] if binary else [in_base64(RED).encode(), in_base64(GREEN).encode()]
+        files.set_data_from_numpy(np.array(encoded, object), binary_data=binary)
+        names = ("probabilities", "label", "prediction_id")
+        for asked, pictures in ((pixels, PIXELS), (files, [RED, GREEN])):
+            for chosen in (None, [tritonclient.http.InferRequestedOutput(name, binary_data=binary) for name in names]):
+                result = client.infer(
+                    "colours", [asked], outputs=chosen, request_id="7", request_compression_algorithm=compression
+                )
+                rows = wanted(pictures)
+                np.testing.assert_allclose(result.as_numpy("probabilities"), rows, atol=1e-6)
+                labels = [label if isinstance(label, str) else label.decode() for label in result.as_numpy("label")]
+                assert labels == [COLOURS[index] for index in rows.argmax(axis=1)]
+                assert result.get_response()["id"] == "7"
+        with pytest.raises(tritonclient.utils.InferenceServerException, match="what is served here is colours"):
+            client.infer("shapes", [pixels])
 
 
 def test_the_client_of_mlflow_understands_and_is_understood(client, wanted):
@@ -470,7 +599,7 @@ def test_the_description_is_of_what_is_read(app):
             assert set(response["content"]) == {MEDIA_TYPE}
     infer_body = described[PREDICT_ADDRESSES[1]]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert infer_body["required"] == ["inputs"]
-    assert infer_body["properties"]["inputs"]["items"]["required"] == ["name", "shape", "datatype", "data"]
+    assert infer_body["properties"]["inputs"]["items"]["required"] == ["name", "shape", "datatype"]
     assert set(infer_body["properties"]) == set(InferRequest.model_fields) == {"id", "parameters", "inputs", "outputs"}
 
 
