@@ -1,6 +1,8 @@
 """The service as its clients meet it: a real registry, a real store, real sockets, and a process from start to end."""
 
+import asyncio
 import base64
+import gzip
 import itertools
 import json
 import os
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -440,7 +443,8 @@ def test_the_description_is_served(served: Served) -> None:
     ("method", "path", "words", "status", "slug"),
     [
         ("GET", "/nothing", {}, 404, "not-found"),
-        ("GET", "/predict/", {"follow_redirects": True}, 405, "method-not-allowed"),
+        ("POST", "/predict/", {"content": RED, "headers": {"Host": "evil.example"}}, 404, "not-found"),
+        ("GET", "/docs/", {"headers": {"Host": "evil.example"}}, 404, "not-found"),
         ("GET", "/%2e%2e/%2e%2e/etc/passwd", {}, 404, "not-found"),
         ("GET", "/pages/..%2f..%2fserve_model.py", {}, 404, "not-found"),
         ("GET", "/" + "x" * 20_000, {}, 404, "not-found"),
@@ -463,12 +467,84 @@ def test_the_description_is_served(served: Served) -> None:
         ("POST", "/feedback", {"content": iter([bytes(2**19)] * 3)}, 413, "body-too-large"),
         ("POST", "/feedback", {"content": bytes(2**20 + 1)}, 413, "body-too-large"),
         ("POST", "/predict", {"content": encode(np.zeros((1001, 1000, 3), np.uint8))}, 413, "picture-too-large"),
+        ("POST", "/predict", {"content": gzip.compress(RED)[:-5], "headers": {"Content-Encoding": "gzip"}}, 400,
+         "malformed-body"),
+        ("POST", "/predict", {"content": gzip.compress(bytes(2**20 + 1)), "headers": {"Content-Encoding": "gzip"}}, 413,
+         "body-too-large"),
+        ("POST", "/predict", {"content": RED, "headers": {"Content-Encoding": "br"}}, 415, "unsupported-encoding"),
+        ("POST", "/feedback", {"content": b"[]", "headers": {"Content-Encoding": "zstd"}}, 415, "unsupported-encoding"),
     ],
 )  # fmt: skip
 def test_each_error_is_a_problem_of_one_shape(
     served: Served, method: str, path: str, words: dict[str, Any], status: int, slug: str
 ) -> None:
     problem(served.client.request(method, path, **words), status, slug)
+
+
+def test_a_compressed_body_is_undone_wherever_there_are_bodies(served: Served) -> None:
+    packed = {"Content-Encoding": "gzip"}
+    name = served.client.post("/predict", content=gzip.compress(RED), headers=packed).json()
+    assert name["predicted_class"] == "red"
+    files = httpx.Request("POST", "http://a", files=[("files", RED), ("files", GREEN)])
+    headers = packed | {"Content-Type": files.headers["Content-Type"]}
+    batch = served.client.post("/predict/batch", content=gzip.compress(files.read()), headers=headers).json()
+    assert [one["prediction"]["predicted_class"] for one in batch["results"]] == ["red", "green"]
+    told = json.dumps({"prediction_id": name["prediction_id"], "label": "red"}).encode()
+    headers = packed | {"Content-Type": "application/json"}
+    assert served.client.post("/feedback", content=gzip.compress(told), headers=headers).json() == {"recorded": 1}
+
+
+def test_nothing_is_redirected_to_where_the_client_says_that_it_is(served: Served) -> None:
+    for path in [*served.client.get("/openapi.json").json()["paths"], "/", "/docs", "/dashboard"]:
+        for address in (path, path + "/"):
+            answer = served.client.get(address, headers={"Host": "evil.example"})
+            assert "evil" not in answer.headers.get("Location", "")
+
+
+def test_head_is_answered_where_get_is(served: Served) -> None:
+    for path in ("/livez", "/health", "/metrics", "/model-info", "/docs", "/openapi.json", "/v2", "/ping", "/nothing"):
+        got, found = served.client.get(path), served.client.head(path)
+        assert (found.status_code, found.content) == (got.status_code, b"")
+        assert found.headers["Content-Type"] == got.headers["Content-Type"]
+    assert served.client.head("/predict").status_code == 405
+    counted = served.client.get("/metrics/prometheus").text
+    assert 'serve_requests_total{method="HEAD",route="/livez",status="200"} 1.0' in counted
+
+
+def test_a_page_of_another_origin_leaves_nothing_in_the_monitor(served: Served) -> None:
+    made = lambda: sum(served.client.get("/metrics").json()["predictions"]["1"].values())  # noqa: E731
+    before, name = made(), served.predict().json()["prediction_id"]
+    for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+        ask = partial(served.client.post, headers=headers)
+        problem(ask("/predict", files={"file": RED}), 403, "cross-origin")
+        problem(ask("/feedback", json={"prediction_id": name, "label": "blue"}), 403, "cross-origin")
+        problem(ask("/admin/reload"), 403, "cross-origin")
+        assert "Access-Control-Allow-Origin" not in served.client.get("/livez", headers=headers).headers
+    own = {"Origin": str(served.client.base_url).rstrip("/")}
+    assert served.client.post("/predict", files={"file": RED}, headers=own).status_code == 200
+    assert made() == before + 2
+
+
+def test_pages_of_allowed_origins_may_ask_and_read() -> None:
+    app = create_app(ServeSettings(allow_origin="https://a.example, https://b.example:8443"))
+
+    def ask(method: str, path: str, **headers: str) -> httpx.Response:
+        async def asked() -> httpx.Response:
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+                return await client.request(method, path)
+
+        return asyncio.run(asked())
+
+    wanted = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+    for origin, allowed in (
+        ("https://a.example", True),
+        ("https://b.example:8443", True),
+        ("https://b.example", False),
+    ):
+        for answer in (ask("OPTIONS", "/predict", Origin=origin, **wanted), ask("GET", "/livez", Origin=origin)):
+            assert answer.headers.get("Access-Control-Allow-Origin") == (origin if allowed else None)
+        assert ask("POST", "/nothing", Origin=origin).status_code == (404 if allowed else 403)
 
 
 def test_a_wrong_method_tells_the_right_ones(served: Served) -> None:
@@ -741,6 +817,11 @@ def test_a_process_that_was_not_started_by_a_service_is_none_of_its(monkeypatch:
         (["--predict-key", "secret"], "keys come from SERVE_PREDICT_KEY, SERVE_ADMIN_KEY and"),
         (["--alert-webhook", "http://example.com/x"], "webhook must be an https address, or http on this machine"),
         (["--keep-days", "0"], "--keep-days must be more than 0, got 0"),
+        (
+            ["--allow-origin", "https://a.example/page"],
+            "--allow-origin must be origins such as https://app.example:8443",
+        ),
+        (["--allow-origin", "a.example"], "--allow-origin must be origins such as https://app.example:8443"),
         (["--on-immediate", "panic"], "--on-immediate must be one of nothing, rollback, got panic"),
         (["--admin-key=secret"], "keys come from SERVE_PREDICT_KEY, SERVE_ADMIN_KEY and"),
     ],

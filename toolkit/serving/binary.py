@@ -59,7 +59,8 @@ def elements(data: bytes, count: int) -> list[bytes]:
     >>> elements(b"\\x02\\0\\0\\0ab\\0\\0\\0\\0", 2)
     [b'ab', b'']
     """
-    found, place = [], 0
+    found: list[bytes] = []
+    place = 0
     while place < len(data) and len(found) < count:
         start = place + LENGTH.size
         if start > len(data):

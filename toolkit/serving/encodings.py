@@ -41,7 +41,7 @@ class Encodings:
         if coding is None:
             await self.app(scope, receive, send)
             return
-        scope = scope | {"headers": list(scope["headers"])}
+        scope = {**scope, "headers": list(scope["headers"])}
         headers = MutableHeaders(scope=scope)
         for name in ("content-encoding", "content-length"):
             del headers[name]

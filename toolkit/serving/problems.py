@@ -40,6 +40,7 @@ MALFORMED = Kind("malformed-body", 400, "The body of the request cannot be read"
 UNDECODABLE = Kind("undecodable-picture", 400, "The picture cannot be decoded")
 KEY_MISSING = Kind("key-missing", 401, "A key is needed")
 KEY_WRONG = Kind("key-wrong", 403, "The key is not accepted here")
+CROSS_ORIGIN = Kind("cross-origin", 403, "Pages of other origins may not ask here")
 NOT_FOUND = Kind("not-found", 404, "There is nothing at this address")
 UNKNOWN_PREDICTION = Kind("unknown-prediction", 404, "There is no such prediction")
 METHOD = Kind("method-not-allowed", 405, "The address does not answer this method")

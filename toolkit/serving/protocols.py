@@ -212,7 +212,7 @@ async def _infer(request: Request, choose: Callable[[], LiveModel]) -> InferAnsw
         output.name: Tensor(**output.model_dump(), data=values[output.name])
         for output in _outputs(len(answers), len(model.classes))
     }
-    chosen = asked.outputs or [AskedOutput(name=name) for name in tensors]
+    chosen = asked.outputs or [AskedOutput.model_validate({"name": name}) for name in tensors]
     answer = InferAnswer(
         model_name=model.release.name,
         model_version=model.version,
@@ -334,7 +334,7 @@ def _service(request: Request) -> Service:
 def _ready(request: Request) -> LiveModel:
     if request.app.state.leaving:
         raise problems.not_ready("the service is about to end", 1)
-    return _service(request).model()
+    return _service(request).ready()
 
 
 def _arriving(request: Request) -> AbstractContextManager[None]:

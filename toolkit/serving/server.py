@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 import secrets
 import signal
 import socket
@@ -40,6 +41,7 @@ LINGER_SECONDS = 2.0  # that a client has to read why it is refused
 PARTING_SECONDS = 0.25  # that an idle connection stays open at the end, for a request that is on its way
 TICKS_A_LOOK = 10  # of uvicorn's 0.1 s, between two looks at the connections
 HELD_BYTES = 65536  # written within one turn of the loop, after which it is sent without waiting for the turn's end
+ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)  # what comes before the path in such a target
 BROKEN = "the request breaks the rules of HTTP/1.1, or its head is too large"
 
 
@@ -121,6 +123,12 @@ class Reader(h11.Connection):
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         event = super().next_event()
+        if isinstance(event, h11.Request) and (absolute := ABSOLUTE.match(event.target)):  # as proxies are asked
+            path = event.target[absolute.end() :]
+            target = path if path.startswith(b"/") else b"/" + path
+            event = h11.Request(
+                method=event.method, target=target, headers=event.headers, http_version=event.http_version
+            )
         if isinstance(event, h11.Request):
             names = [name for name, _ in event.headers]
             if b"transfer-encoding" in names and (b"content-length" in names or event.http_version < b"1.1"):

@@ -189,6 +189,19 @@ class Service:
             raise problems.not_ready(self.live.reason(), self._retry_after)
         return model
 
+    def ready(self) -> LiveModel:
+        """The model that answers now, if each process has one that takes connections.
+
+        Raises
+        ------
+        Problem
+            503 while one has none: a request may come to either.
+        """
+        model = self.model()
+        if self._fellows is not None and (unready := self._fellows.unready()):
+            raise problems.not_ready(f"{unready} of {self._fellows.of} processes have no model yet", self._retry_after)
+        return model
+
     def admit(self, top_k: int | None) -> None:
         """Refuse, before its body is read, a request that cannot be answered."""
         _ranks(self.model(), top_k or 1)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 MOST_LABELS = 1000  # in one request
 
@@ -19,11 +19,29 @@ class TopK(Asked):
     top_k: int | None = Field(None, ge=1, description="how many classes to list, at most as many as the model has")
 
 
+def _named(label: object) -> object:
+    """A class whose name is a number may be told as one; true and false are no numbers."""
+    return str(label) if isinstance(label, int) and not isinstance(label, bool) else label
+
+
+Label = Annotated[
+    str,
+    Field(min_length=1, max_length=256, description="the name of a class"),
+    BeforeValidator(_named),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "string", "minLength": 1, "maxLength": 256}, {"type": "integer"}],
+            "description": "the name of a class",
+        }
+    ),
+]
+
+
 class Feedback(Asked):
     """The true label of a prediction."""
 
     prediction_id: str = Field(min_length=1, max_length=64)
-    label: str = Field(min_length=1, max_length=256, description="the name of a class")
+    label: Label
     source: str = Field("api", min_length=1, max_length=64, description="who says so")
 
 

@@ -262,3 +262,20 @@ def test_a_fair_socket_gives_one_connection_at_a_time():
                 fair.accept()
         for client in clients:
             client.close()
+
+
+def test_a_service_is_ready_when_each_of_its_processes_is(tmp_path):
+    first, second, third = (Fellows(tmp_path, index, 3) for index in (1, 2, 3))
+    assert first.unready() == 2  # the others have not begun
+    second.tell({"model": None})
+    assert first.unready() == 2
+    second.tell({"model": ["colours", "1"]})
+    third.tell({"model": None})  # it takes connections, and has nothing to answer with
+    assert first.unready() == 1
+    third.tell({"model": ["colours", "1"]})
+    assert first.unready() == 0
+    (tmp_path / "process-3.json").unlink()  # it has died, so nobody is sent to it
+    first.tell({"model": ["colours", "1"]})
+    assert (first.unready(), second.unready()) == (0, 0)
+    third.tell({"model": None})
+    assert (first.unready(), second.unready()) == (1, 1)

@@ -301,6 +301,38 @@ def test_bodies_that_are_no_json_or_too_large(client):
 # MLflow's scoring server
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "words", "status"),
+    [
+        ("GET", "/v2/nothing", {}, 404),
+        ("POST", "/v2/models/colours/infer/", {}, 404),
+        ("POST", "/v2", {}, 405),
+        ("DELETE", INFER, {}, 405),
+        ("GET", "/ping/", {}, 404),
+        ("POST", INFER, {"content": bytes(2**20 + 1)}, 413),
+        ("POST", "/invocations", {"content": bytes(2**20 + 1)}, 413),
+        ("POST", INFER, {"content": b"x", "headers": {"Content-Encoding": "br"}}, 415),
+        ("POST", INFER, {"content": b"x", "headers": {"Origin": "http://elsewhere"}}, 403),
+    ],
+)
+def test_an_error_from_wherever_is_told_where_these_clients_look(client, method, path, words, status):
+    answer = client.request(method, path, **words)
+    assert (answer.status_code, set(answer.json())) == (status, MEMBERS)
+    assert answer.json()["error"] == answer.json()["detail"]
+
+
+def test_no_list_of_outputs_is_all_of_them(client):
+    for chosen in (None, []):
+        assert set(outputs(client.post(INFER, json=infer(PIXELS, outputs=chosen)))) == {
+            "probabilities", "label", "prediction_id"
+        }  # fmt: skip
+
+
+def test_whole_floats_are_pixels(client, wanted):
+    found = outputs(client.post(INFER, json=infer(PIXELS.astype(float))))
+    np.testing.assert_allclose(np.reshape(found["probabilities"]["data"], (-1, 3)), wanted(PIXELS), atol=1e-6)
+
+
 # Binary tensor data
 
 
@@ -438,6 +470,8 @@ def test_invocations_takes_each_way_to_send_pictures(client, wanted):
         client.post("/invocations", json={"instances": [{"b64": text} for text in texts]}),
         client.post("/invocations", json={"instances": [{"image": {"b64": text}} for text in texts]}),
         client.post("/invocations", files=[("files", RED), ("files", GREEN)]),
+        client.post("/invocations", json={"inputs": texts, "params": {}}),
+        client.post("/invocations", json={"dataframe_split": {"columns": ["image"], "data": [[one] for one in texts]}}),
     ]
     for answer in answers:
         assert set(answer.json()) == {"predictions"}
@@ -454,7 +488,8 @@ def test_invocations_takes_each_way_to_send_pictures(client, wanted):
         ({"inputs": (PIXELS / 255).tolist()}, "picture 0 must be 16 x 16 x 3 whole numbers"),
         ({"inputs": []}, "from 1 to 4 pictures"),
         ({"inputs": [TEXT] * 5}, "from 1 to 4 pictures"),
-        ({"dataframe_split": {"columns": ["image"], "data": [[TEXT]]}}, "the JSON body must be"),
+        ({"dataframe_split": {"columns": ["image"], "data": [[TEXT, TEXT]]}}, "dataframe_split must have one column"),
+        ({"inputs": [TEXT], "params": {"top_k": 1}}, "the JSON body must be"),
     ],
 )
 def test_other_invocations_are_refused_in_one_sentence(client, value, words):
@@ -477,7 +512,7 @@ def test_predict_takes_the_same_shapes_and_exactly_one(client):
 
 
 def test_of_a_batch_of_json_each_picture_fails_alone(client):
-    entries = [TEXT, {"b64": "QUJ"}, {"image": {"b64": in_base64(GREEN)}}, in_base64(b"no picture")]
+    entries = [TEXT, {"b64": "QUJDR"}, {"image": {"b64": in_base64(GREEN)}}, in_base64(b"no picture")]
     results = client.post("/predict/batch", json={"instances": entries}).json()["results"]
     assert [one.get("prediction", {}).get("predicted_class") for one in results] == ["red", None, "green", None]
     assert [one.get("error", {}).get("status") for one in results] == [None, 400, None, 400]

@@ -160,6 +160,17 @@ def test_a_chunk_of_a_doubtful_size_ends_the_connection_and_hides_no_request(por
     assert answer.count(b"HTTP/1.1 ") == 1
 
 
+@pytest.mark.parametrize("target", [b"http://elsewhere/length?a=1", b"HTTP://a:80/length", b"https://u@[::1]:9/length"])
+def test_a_target_with_an_address_is_its_path(port, target):
+    head = b"POST " + target + b" HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nConnection: close\r\n\r\n"
+    answer = talk(port, head + b"abc")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"\r\n\r\n3")
+    for bare in (b"http://a", b"http://a?x=/length"):
+        assert talk(port, b"GET " + bare + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").endswith(b'"here"')
+    assert talk(port, b"GET ftp://a/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 404")
+
+
 # Clients without end
 
 
