@@ -36,6 +36,7 @@ from monitoring import ModelMonitor
 from serve_model import ServeSettings, create_app, main
 from support import (
     COLOURS,
+    LONGEST_WAIT,
     ROOT,
     ColourNetwork,
     colour_baseline,
@@ -60,7 +61,6 @@ from toolkit.tracking import Run, connect
 
 NUMBERS = itertools.count()
 RED, GREEN, BLUE = (colour_picture(colour, 1) for colour in ("red", "green", "blue"))
-PATIENCE = 240.0  # seconds: other tests, and other programs, may keep the cores busy
 SPOILED = encode(np.full((16, 16, 3), (255, 0, 0), np.uint8))
 MEMBERS = {"type", "title", "status", "detail", "request_id"}
 
@@ -175,23 +175,26 @@ def serving(room: Room, folder: Path, **settings: Any) -> Iterator[Served]:
         "engine": "torch",
         "max_body_mb": 1,
         "max_pixels": 1_000_000,
+        "answer_seconds": LONGEST_WAIT,
+        "body_seconds": LONGEST_WAIT,
+        "stall_seconds": LONGEST_WAIT,
         "tracking_uri": room.uri,
         "model_name": room.name,
     }
     app = create_app(ServeSettings(**words | settings))
     listener = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = Server(app, lambda: None, drain_seconds=0, finish_seconds=10)
+    server = Server(app, lambda: None, drain_seconds=0, finish_seconds=int(LONGEST_WAIT))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+        with httpx.Client(base_url=url, timeout=LONGEST_WAIT, trust_env=False) as client:
             wait_until(lambda: client.get("/health").json()["registry"]["last_look"])
             wait_until(lambda: client.get("/health").json()["ready"])
             yield Served(app, client, room, store)
     finally:
         server.handle_exit(signal.SIGTERM, None)
-        thread.join(60)
+        thread.join(LONGEST_WAIT)
     assert not thread.is_alive()
 
 
@@ -204,7 +207,7 @@ def served(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
         yield served
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = LONGEST_WAIT) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it never came"
@@ -569,7 +572,7 @@ class Gate:
     def infer(self, pictures: np.ndarray) -> np.ndarray:
         if self.error:
             raise self.error
-        assert self.open.wait(60)
+        assert self.open.wait(LONGEST_WAIT)
         return np.array([[0.0, 0.0, 1.0]] * len(pictures), np.float32)
 
 
@@ -615,7 +618,7 @@ def test_a_full_queue_refuses_at_once_and_everything_else_still_answers(served: 
         name = served.client.post("/feedback", json={"prediction_id": "x", "label": "red"})
         problem(name, 404, "unknown-prediction")
         gate.open.set()
-        assert [one.result(60).status_code for one in waiting] == [200] * 8
+        assert [one.result(LONGEST_WAIT).status_code for one in waiting] == [200] * 8
     wait_until(lambda: served.desk.depth == 0)
 
 
@@ -631,7 +634,7 @@ def test_clients_that_leave_take_no_place_with_them(served: Served) -> None:
     address = (served.client.base_url.host, served.client.base_url.port)
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(RED)
     for number in range(200):
-        with socket.create_connection(address, timeout=60) as connection:
+        with socket.create_connection(address, timeout=LONGEST_WAIT) as connection:
             connection.sendall(head + (RED if number % 2 else RED[:100]))
     wait_until(lambda: served.desk.depth == 0 and served.predict().status_code == 200)
     assert served.client.get("/health").json()["queue"]["depth"] == 0
@@ -860,11 +863,11 @@ class Process:
         return [json.loads(line) for line in self.errors.read_text().splitlines()]
 
     def ask(self, method: str, path: str, **words: Any) -> httpx.Response:
-        return httpx.request(method, self.url + path, timeout=PATIENCE, trust_env=False, **words)
+        return httpx.request(method, self.url + path, timeout=LONGEST_WAIT, trust_env=False, **words)
 
     def end(self) -> int:
         self.popen.send_signal(signal.SIGTERM)
-        return self.popen.wait(60)
+        return self.popen.wait(LONGEST_WAIT)
 
 
 @contextmanager
@@ -877,14 +880,14 @@ def process(folder: Path, *words: str, **variables: str) -> Iterator[Process]:
             for child in psutil.Process(started.popen.pid).children():
                 child.kill()
             started.popen.kill()
-            started.popen.wait(30)
+            started.popen.wait(LONGEST_WAIT)
         started.popen.stdout.close()
 
 
 def refused(url: str) -> bool:
     """Whether nothing listens there any more."""
     try:
-        httpx.get(url + "/livez", timeout=60, trust_env=False)
+        httpx.get(url + "/livez", timeout=LONGEST_WAIT, trust_env=False)
     except httpx.TransportError:
         return True
     return False
@@ -892,7 +895,7 @@ def refused(url: str) -> bool:
 
 def test_a_service_from_its_start_without_a_model_to_its_end(room: Room, tmp_path: Path) -> None:
     words = ["--tracking-uri", room.uri, "--model-name", room.name, "--poll-seconds", "0.2", "--drain-seconds", "99"]
-    words += ["--finish-seconds", "60"]
+    words += ["--finish-seconds", "600", "--answer-seconds", "600", "--body-seconds", "600", "--stall-seconds", "600"]
     with process(tmp_path, *words) as service:
         ask = service.ask
         assert ask("GET", "/livez").status_code == 200
@@ -912,7 +915,7 @@ def test_a_service_from_its_start_without_a_model_to_its_end(room: Room, tmp_pat
         stop = threading.Event()
 
         def client() -> None:
-            with httpx.Client(base_url=service.url, timeout=60, trust_env=False) as connection:
+            with httpx.Client(base_url=service.url, timeout=LONGEST_WAIT, trust_env=False) as connection:
                 while not stop.wait(0.01):  # the core that the tests have is needed for the new version too
                     answers.append(connection.post("/predict", content=RED))
 
@@ -928,7 +931,7 @@ def test_a_service_from_its_start_without_a_model_to_its_end(room: Room, tmp_pat
             assert ask("GET", "/readyz").json()["version"] == "1"
             stop.set()
             for one in working:
-                one.result(60)
+                one.result(LONGEST_WAIT)
         assert {answer.status_code for answer in answers} == {200}
         found = [answer.json() for answer in answers]
         by_version = {version: {one["confidence"] for one in found if one["model"]["version"] == version}
@@ -939,7 +942,8 @@ def test_a_service_from_its_start_without_a_model_to_its_end(room: Room, tmp_pat
         told = {"prediction_id": sure["prediction_id"], "label": "red"}
         assert ask("POST", "/feedback", json=told).json() == {"recorded": 1}
 
-        slow = socket.create_connection((httpx.URL(service.url).host, httpx.URL(service.url).port), timeout=60)
+        url = httpx.URL(service.url)
+        slow = socket.create_connection((url.host, url.port), timeout=LONGEST_WAIT)
         head = f"POST /predict HTTP/1.1\r\nHost: a\r\nX-Request-ID: slow\r\nContent-Length: {len(BLUE)}\r\n\r\n"
         slow.sendall(head.encode() + BLUE[:50])  # the rest comes when the service is about to end
 
@@ -956,7 +960,7 @@ def test_a_service_from_its_start_without_a_model_to_its_end(room: Room, tmp_pat
             head, _, body = answer.read().partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200")
         assert json.loads(body)["predicted_class"] == "blue"
-        assert service.popen.wait(60) == 0
+        assert service.popen.wait(LONGEST_WAIT) == 0
 
     made = 3 + len(found)
     with ModelMonitor(tmp_path / "monitoring.db", model_version="1") as monitor:
@@ -1017,7 +1021,7 @@ class Crew:
         """An answer of each process, by index; each request has a connection of its own, which either may take."""
         found: dict[int, httpx.Response] = {}
         while set(found) != {1, 2}:
-            with httpx.Client(base_url=self.service.url, timeout=60, trust_env=False) as client:
+            with httpx.Client(base_url=self.service.url, timeout=LONGEST_WAIT, trust_env=False) as client:
                 index = client.get("/health").json()["process"]["index"]
                 if index not in found:
                     found[index] = client.request(method, path, **words)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from support import COLOURS, colour_picture
+from support import COLOURS, LONGEST_WAIT, colour_picture
 from toolkit.images import Limits, load_picture
 from toolkit.serving.batching import Batcher
 from toolkit.serving.classified import STAGES, Classified
@@ -33,7 +33,7 @@ class Gate:
             self.running += 1
             self.most = max(self.most, self.running)
         self.begun.set()
-        assert self.go.wait(30)
+        assert self.go.wait(LONGEST_WAIT)
         with self._lock:
             self.running -= 1
         return self._engine.infer(pictures)

@@ -9,6 +9,7 @@ import weakref
 import numpy as np
 import pytest
 
+from support import LONGEST_WAIT
 from toolkit.errors import BundleError, NotRegistered, TrackingError
 from toolkit.serving.engines import TorchEngine
 from toolkit.serving.live import LONGEST_PAUSE, Live, identity
@@ -25,7 +26,7 @@ class Rows:
     def infer(self, pictures):
         self.begun.set()
         if self.gate is not None:
-            assert self.gate.wait(30)
+            assert self.gate.wait(LONGEST_WAIT)
         assert not self.closed
         return np.tile(self.row, (len(pictures), 1))
 
@@ -63,7 +64,7 @@ class Changes:
 
     def wait_for(self, count):
         with self.news:
-            assert self.news.wait_for(lambda: len(self.seen) >= count, 30), self.seen
+            assert self.news.wait_for(lambda: len(self.seen) >= count, LONGEST_WAIT), self.seen
 
 
 def release(shelf, version):
@@ -270,7 +271,7 @@ def test_the_thread_survives_whatever_is_raised_and_ends_when_told(shelf, adopte
 
     shelf.find = broken
     live.start()
-    assert looks.wait(30)
+    assert looks.wait(LONGEST_WAIT)
     adopted.wait_for(1)
     shelf.put(2)
     adopted.wait_for(2)
@@ -302,7 +303,7 @@ def test_an_unforeseen_error_is_shown_as_trouble_with_the_registry(shelf, adopte
     shelf.wanted = ValueError("a library's own")
     monkeypatch.setattr(live._stopping, "wait", lambda _seconds: waits.set() or live._stopping.set())
     live.start()
-    assert waits.wait(30)
+    assert waits.wait(LONGEST_WAIT)
     live.stop()
     assert live.describe()["problem"] == "the look at it failed: ValueError"
     assert live.reachable is False
@@ -351,14 +352,14 @@ def test_what_was_replaced_is_closed_when_its_last_answer_is_out(shelf, adopted)
 
     asking = threading.Thread(target=ask, args=(live.model,), name="asking")
     asking.start()
-    assert first.begun.wait(30)
+    assert first.begun.wait(LONGEST_WAIT)
     shelf.put(2)
     assert live.look() == "loaded"  # it does not wait for the engine that is at work
     gc.collect()
     assert old() is not None
     assert first.closed == []
     gate.set()
-    asking.join(30)
+    asking.join(LONGEST_WAIT)
     np.testing.assert_array_equal(answers[0], first.row[None])
     assert old() is None  # without a collection: nothing goes round in circles
     assert first.closed == ["asking"]

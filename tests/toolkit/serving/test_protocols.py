@@ -21,7 +21,7 @@ from mlflow.utils.proto_json_utils import dump_input_data
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve_model import ServeSettings, create_app
-from support import COLOURS, colour_card, colour_picture, colour_pixels, encode
+from support import COLOURS, LONGEST_WAIT, colour_card, colour_picture, colour_pixels, encode
 from toolkit.images import load_picture
 from toolkit.serving import protocols
 from toolkit.serving.problems import MEDIA_TYPE
@@ -71,7 +71,14 @@ def assert_is(value, wanted):
 
 @pytest.fixture
 def app(shelf, tmp_path):
-    words = {"poll_seconds": 3600, "threads": 2, "max_waiting": 6, "max_batch": MOST, "max_body_mb": 1}
+    words = {
+        "poll_seconds": 3600,
+        "threads": 2,
+        "max_waiting": 6,
+        "max_batch": MOST,
+        "max_body_mb": 1,
+        "answer_seconds": 600,
+    }
     app = create_app(ServeSettings(**words, monitor_store=str(tmp_path / "m.db")))
     app.state.source = shelf
     return app
@@ -425,13 +432,14 @@ def address(app):
     thread.start()
     yield "{}:{}".format(*listener.getsockname())
     server.handle_exit(signal.SIGTERM, None)
-    thread.join(60)
+    thread.join(LONGEST_WAIT)
 
 
 @pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
 @pytest.mark.parametrize("binary", [True, False])
 def test_the_client_of_triton_understands_and_is_understood(address, wanted, binary, compression):
-    with tritonclient.http.InferenceServerClient(address, network_timeout=240, connection_timeout=240) as client:
+    waits = {"network_timeout": LONGEST_WAIT, "connection_timeout": LONGEST_WAIT}
+    with tritonclient.http.InferenceServerClient(address, **waits) as client:
         while not client.is_model_ready("colours"):
             time.sleep(0.05)
         assert client.get_model_metadata("colours")["inputs"][0]["datatype"] == "UINT8"

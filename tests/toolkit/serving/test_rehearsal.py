@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support import ROOT, ColourNetwork, colour_baseline, colour_card
+from support import LONGEST_WAIT, ROOT, ColourNetwork, colour_baseline, colour_card
 from toolkit.errors import BundleError
 from toolkit.program import Bundle, Program, save_bundle, shelve_bundle
 from toolkit.serving.conversion import is_kept
@@ -115,6 +115,6 @@ def test_it_ends_with_the_process_that_asked_for_it(bundle, tmp_path):
     orphan = psutil.Process(int(pid.read_text()))
     asking.kill()
     asking.wait()
-    _, alive = psutil.wait_procs([orphan], timeout=120)
+    _, alive = psutil.wait_procs([orphan], timeout=LONGEST_WAIT)
     assert not alive
     assert not is_kept(bundle, cache)
