@@ -664,6 +664,7 @@ def _serve(settings: ServeSettings, listener: socket, place: Place | None = None
         settings.finish_seconds,
         patience=settings.patience,
         most_connections=settings.most_connections,
+        alone=place is None,
     ).run(sockets=[listener])
 
 

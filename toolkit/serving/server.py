@@ -1,12 +1,15 @@
 """The process around the application: its socket, the connections of its clients, and how it leaves."""
 
 import asyncio
+import ctypes
 import json
 import logging
 import re
 import secrets
+import selectors
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +42,11 @@ MOST_TURNED_AWAY = 128  # connections beyond those that are told so at a time; f
 OTHER_FILES = 256  # that the process may have open besides its connections
 LINGER_SECONDS = 2.0  # that a client has to read why it is refused
 PARTING_SECONDS = 0.25  # that an idle connection stays open at the end, for a request that is on its way
+GREETING_SECONDS = 2.0  # the same of one that nothing was asked on yet: its client has connected to ask something
+# A filter of Berkeley packets: what asks for a connection is dropped, all else passes. Each line is a code, two jumps
+# and a value: load byte 13 of the TCP head, its flags; test the flag SYN; drop; keep.
+NO_MORE = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+SO_ATTACH_FILTER = 26  # of Linux; Python has no name for it
 TICKS_A_LOOK = 10  # of uvicorn's 0.1 s, between two looks at the connections
 HELD_BYTES = 65536  # written within one turn of the loop, after which it is sent without waiting for the turn's end
 ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)  # what comes before the path in such a target
@@ -211,13 +219,20 @@ class Protocol(H11Protocol):
         if self._refused:
             self.transport.close()
         elif self.cycle is None or self.cycle.response_complete:
-            self.loop.call_later(PARTING_SECONDS, self._part)
+            self.loop.call_later(GREETING_SECONDS if self.cycle is None else PARTING_SECONDS, self._part)
         elif self.cycle.response_started:  # too late to say in it that it is the last one
             self.cycle.keep_alive = False
 
     def _part(self) -> None:
         """Close what idles still; a request that has come meanwhile closes the connection with its answer."""
-        if (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing():
+        if self.transport.is_closing() or not (self.cycle is None or self.cycle.response_complete):
+            return
+        with selectors.DefaultSelector() as waiting:
+            waiting.register(self.transport.get_extra_info("socket"), selectors.EVENT_READ)
+            has_come = bool(waiting.select(0))
+        if has_come:  # to close it now would reset it
+            self.loop.call_later(PARTING_SECONDS, self._part)
+        else:
             super().shutdown()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -312,6 +327,8 @@ class Server(uvicorn.Server):
     most_connections
         Clients that may be connected; further ones are answered with a 503. Fewer where the system allows the
         process fewer open files.
+    alone
+        Whether no other process listens on the same socket.
     """
 
     def __init__(
@@ -322,6 +339,7 @@ class Server(uvicorn.Server):
         finish_seconds: int,
         patience: Patience = PATIENCE,
         most_connections: int = MOST_CONNECTIONS,
+        alone: bool = True,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -338,6 +356,7 @@ class Server(uvicorn.Server):
             )
         )
         self._leave = leave
+        self._alone = alone
         self._drain_seconds = drain_seconds
         self._leaves_at: float | None = None
 
@@ -366,6 +385,9 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """What uvicorn does at the end, after all that wait to be let in: a socket that is closed resets them."""
+        if self._alone:
+            for listener in sockets or ():
+                take_no_more(listener)
         waiting = [connection for listener in sockets or () for connection in _all_that_wait(listener)]
         for server in self.servers:
             server.close()  # without a turn of the loop in between, in which more could come
@@ -376,6 +398,20 @@ class Server(uvicorn.Server):
                     partial(self.config.http_protocol_class, **state), connection
                 )
         await super().shutdown(sockets)
+
+
+def take_no_more(listener: socket.socket) -> None:
+    """Have the system make no further connection, where it can: who asks for one is refused once the socket is closed.
+
+    Between the last connection that is let in and the end of the socket there could otherwise come one more, which
+    would be reset with its request.
+    """
+    lines = b"".join(struct.pack("=HBBI", *line) for line in NO_MORE)
+    held = ctypes.create_string_buffer(lines)
+    with suppress(OSError):
+        if sys.platform == "linux":
+            program = struct.pack("HP", len(NO_MORE), ctypes.addressof(held))
+            listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
 def _all_that_wait(listener: socket.socket) -> Iterator[socket.socket]:

@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from toolkit.serving.figures import Figures
 from toolkit.serving.journal import Journal
 from toolkit.serving.limits import BodyLimit, Patience
 from toolkit.serving.problems import handle
-from toolkit.serving.server import HELD_BYTES, OTHER_FILES, Gathering, Server, listen
+from toolkit.serving.server import HELD_BYTES, OTHER_FILES, Gathering, Server, listen, take_no_more
 
 LARGE = 16 * 2**20  # bytes of an answer that no buffer of the system holds
 HASTY = Patience(head_seconds=2.0, body_seconds=3.0, stall_seconds=2.0)
@@ -517,3 +518,16 @@ def test_a_request_that_cannot_be_finished_in_time_is_told_so():
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503")
     assert json.loads(body)["type"] == "/docs#problem-not-ready"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system cannot be asked to make no further connection")
+def test_a_socket_that_takes_no_more_keeps_those_that_it_has():
+    with listen("127.0.0.1", 0) as listener, socket.socket() as early, socket.socket() as late:
+        early.connect(listener.getsockname())
+        take_no_more(listener)
+        early.sendall(b"a request")
+        late.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            late.connect(listener.getsockname())
+        with listener.accept()[0] as taken:
+            assert taken.recv(100) == b"a request"
