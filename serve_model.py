@@ -31,6 +31,7 @@ if __name__ == "__main__":
 import asyncio
 import ipaddress
 import logging
+import re
 import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -42,9 +43,10 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from fastapi import APIRouter, Body, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from prometheus_client.core import Metric
-from pydantic import Discriminator, Field, SecretStr, Tag, WithJsonSchema, model_validator
+from pydantic import Discriminator, Field, SecretStr, Tag, WithJsonSchema, field_validator, model_validator
 from pydantic_settings import CliSuppress
 from starlette.exceptions import HTTPException
 
@@ -55,11 +57,13 @@ from toolkit.errors import SettingsError, ToolkitError, UnknownPrediction
 from toolkit.images import Limits
 from toolkit.machine import usable_cores
 from toolkit.program import Bundle
-from toolkit.serving import engines, pages, problems, protocols
+from toolkit.serving import binary, engines, pages, problems, protocols
 from toolkit.serving.departures import Departures
 from toolkit.serving.desk import Desk, Doorkeeper
+from toolkit.serving.encodings import Encodings
 from toolkit.serving.figures import Figures, wants_prometheus
 from toolkit.serving.formats import announced, read_picture, read_pictures
+from toolkit.serving.heads import Heads
 from toolkit.serving.journal import Journal, log_to_stderr
 from toolkit.serving.keys import Keys
 from toolkit.serving.lastgood import LastGood
@@ -67,6 +71,7 @@ from toolkit.serving.limits import BodyLimit, Patience
 from toolkit.serving.live import Release
 from toolkit.serving.memory import share_one_pool
 from toolkit.serving.openapi import describe, refusals
+from toolkit.serving.origins import Origins
 from toolkit.serving.problems import Problem
 from toolkit.serving.processes import Fellows, Place, supervise
 from toolkit.serving.recent import Recent
@@ -91,12 +96,16 @@ LONGEST_REASON = 400  # characters of an alert that are kept as the reason of a 
 VERSION = "1"  # of the addresses and shapes
 PREDICT_ADDRESSES = ("/predict", "/predict/batch", "/feedback", *protocols.PREDICT_ADDRESSES)
 ADMIN_ADDRESSES = ("/admin/reload",)
+# What a page of an allowed origin may send, and read of an answer, besides what any may.
+PAGES_SEND = ("Authorization", "X-API-Key", "X-Request-ID", "Content-Type", "Content-Encoding", binary.HEADER)
+PAGES_READ = ("X-Request-ID", "Retry-After", binary.HEADER)
 PICTURE_ADDRESSES = frozenset({"/predict", "/predict/batch"})
 # How long a thread may keep Python's lock while others want it. At the usual 0.005 a model that is being loaded beside
 # sixteen clients made one answer in a hundred take 4.7 times as long as at other times.
 SWITCH_SECONDS = 0.0005
 Window = Literal["short", "medium", "long"]
 WINDOWS: tuple[Window, ...] = get_args(Window)
+ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[^\s/:@\[\]?#]+)(:\d{1,5})?")
 MOMENT = {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "number"}, {"type": "null"}]}
 
 T = TypeVar("T")
@@ -167,6 +176,9 @@ class ServeSettings(ScriptSettings):
     )
     stall_seconds: float = Field(10.0, gt=0, le=600, description="longest pause of a body that is arriving")
     most_connections: int = Field(4096, ge=1, description="connections that may be open to a process; more get a 503")
+    allow_origin: str = Field(
+        "", description="origins whose pages may ask from a browser, as https://a.example,https://b.example; * for all"
+    )
     drain_seconds: float = Field(1.0, ge=0, le=600, description="time between not being ready and closing the socket")
     finish_seconds: int = Field(10, ge=1, le=600, description="longest time to finish accepted requests at the end")
     predict_key: CliSuppress[SecretStr | None] = Field(None, description="key for predictions and feedback")
@@ -178,6 +190,18 @@ class ServeSettings(ScriptSettings):
         if self.max_body_mb > self.max_waiting_mb:
             raise ValueError("--max-body-mb must be at most --max-waiting-mb, or no full body would ever find room")
         return self
+
+    @field_validator("allow_origin")
+    @classmethod
+    def _are_origins(cls, text: str) -> str:
+        if wrong := [origin for origin in _origins(text) if origin != "*" and not ORIGIN.fullmatch(origin)]:
+            raise ValueError(f"must be origins such as https://app.example:8443, without a path; got {wrong[0]}")
+        return text
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Of pages that may ask from a browser, besides the service's own."""
+        return _origins(self.allow_origin)
 
     @model_validator(mode="after")
     def _batch_fits(self) -> Self:
@@ -227,6 +251,10 @@ class ServeSettings(ScriptSettings):
             admin = secrets.token_hex()
         keys = dict.fromkeys(PREDICT_ADDRESSES, predict) | dict.fromkeys(ADMIN_ADDRESSES, admin)
         return {address: key for address, key in keys.items() if key}
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (origin.strip() for origin in text.split(","))))
 
 
 class Registered:
@@ -355,10 +383,10 @@ async def livez() -> dict[str, str]:
 
 @routes.get("/readyz", responses=refusals(problems.NOT_READY), tags=["state"])
 async def readyz(request: Request) -> dict[str, str]:
-    """Whether this process should get traffic: a model is loaded, and the service is not about to end."""
+    """Whether the service should get traffic: a model is loaded in each process, and it is not about to end."""
     if request.app.state.leaving:
         raise problems.not_ready("the service is about to end", 1)
-    return {"status": "ready", "version": _service(request).model().version}
+    return {"status": "ready", "version": _service(request).ready().version}
 
 
 @routes.get("/health", tags=["state"])
@@ -495,6 +523,7 @@ def create_app(settings: ServeSettings | None = None, place: Place | None = None
         description="Classifies pictures with the registered model that is in Production, and watches its answers.",
         docs_url=None,  # FastAPI's own page takes its scripts from a server elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # to an address with the host that the client made up
         lifespan=_lifespan,
     )
     guarded = settings.guarded()
@@ -507,11 +536,23 @@ def create_app(settings: ServeSettings | None = None, place: Place | None = None
     for kind in (HTTPException, RequestValidationError):
         app.add_exception_handler(kind, problems.handle)
     # What is added last is outermost.
+    app.add_middleware(Encodings, limit=settings.max_body_bytes)
+    app.add_middleware(Heads)
     app.add_middleware(Doorkeeper, addresses=PICTURE_ADDRESSES, desk=partial(_desk, app))
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, patience=settings.patience)
     app.add_middleware(Keys, guarded=guarded)
     app.add_middleware(Departures)
+    if settings.predict_key is None:
+        app.add_middleware(Origins, allowed=settings.origins)
     app.add_middleware(Journal, figures=app.state.figures, addresses=(*PREDICT_ADDRESSES, *ADMIN_ADDRESSES))
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=PAGES_SEND,
+            expose_headers=PAGES_READ,
+        )
     return app
 
 
@@ -648,6 +689,7 @@ def _serve(settings: ServeSettings, listener: socket, place: Place | None = None
         settings.finish_seconds,
         patience=settings.patience,
         most_connections=settings.most_connections,
+        alone=place is None,
     ).run(sockets=[listener])
 
 

@@ -20,6 +20,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_play
 from model_registry import ModelRegistry
 from support import (
     COLOURS,
+    LONGEST_WAIT,
     ROOT,
     ColourNetwork,
     colour_baseline,
@@ -36,7 +37,7 @@ from toolkit.program import Program, save_bundle
 CHROMIUM = shutil.which("chromium")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
 QUIET += ("--disable-component-update", "--disable-sync")
-SOON = 20_000  # ms: a few rounds of questions on a busy machine
+SOON = 1000 * LONGEST_WAIT  # ms
 PAUSE = 4_000  # ms between two rounds, as in dashboard.js
 MARKUP = "<img src=x onerror=alert(1)>"  # the class of red pictures: text, on every page and in every message
 CLASSES = ("blue", "green", MARKUP)
@@ -71,7 +72,7 @@ class Site:
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(30)
+            self._process.wait(LONGEST_WAIT)
             self._process = None
 
     def promote(self, classes: tuple[str, ...]) -> None:
@@ -94,10 +95,10 @@ class Site:
         registry.transition_model_stage(registry.register_best_model("training", "best_val_accuracy"), "Production")
 
     def get(self, address: str) -> Any:
-        return httpx.get(f"{self.url}/{address}", timeout=30).raise_for_status().json()
+        return httpx.get(f"{self.url}/{address}", timeout=LONGEST_WAIT).raise_for_status().json()
 
     def wait_for(self, address: str, condition: Callable[[Any], bool]) -> Any:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LONGEST_WAIT
         while not condition(answer := self.get(address)):
             assert time.monotonic() < deadline, answer
             time.sleep(0.2)
@@ -108,9 +109,9 @@ class Site:
         for first in range(0, count, 30):
             seeds = range(first, min(first + 30, count))
             files = [("files", (f"{seed}.png", colour_picture(colour, seed))) for seed in seeds]
-            results = httpx.post(f"{self.url}/predict/batch", files=files, timeout=60).json()["results"]
+            results = httpx.post(f"{self.url}/predict/batch", files=files, timeout=LONGEST_WAIT).json()["results"]
             told = [{"prediction_id": one["prediction"]["prediction_id"], "label": label} for one in results]
-            answer = httpx.post(f"{self.url}/feedback", json=told, timeout=60).json()
+            answer = httpx.post(f"{self.url}/feedback", json=told, timeout=LONGEST_WAIT).json()
             assert answer == {"recorded": len(told)}
 
     def labels(self) -> list[tuple[str, str]]:
@@ -188,6 +189,7 @@ class Visit:
 def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
     """A function that opens a page; at the end nothing was complained about, and nobody else was asked."""
     visits: list[Visit] = []
+    expect.set_options(timeout=SOON)
 
     def open_page(address: str, **context: Any) -> Visit:
         context.setdefault("reduced_motion", "reduce")
@@ -475,7 +477,7 @@ def test_the_examples_work_as_they_stand(site: Site, visit: Callable[..., Visit]
     for example in examples:
         assert example.count("curl ") == 1
         command = example.replace("curl ", "curl -s -o answer -w '%{http_code}' ")
-        result = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True, timeout=60)
+        result = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True)
         unknown = "PREDICTION_ID" in example  # the one thing that an example cannot know
         assert result.stdout == ("404" if unknown else "200"), (example, (tmp_path / "answer").read_text())
 
@@ -495,5 +497,5 @@ def test_the_examples_name_the_served_model_as_one_word_of_a_shell(
     page.reload()
     expect(page.locator("#problems")).to_be_visible()
     example = page.locator("#get-v2-models-name-versions-version- pre").inner_text()
-    result = subprocess.run(["bash", "-c", f"echo {example}"], check=True, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(["bash", "-c", f"echo {example}"], check=True, capture_output=True, text=True)
     assert unquote(result.stdout) == f"curl {site.url}{address}\n"

@@ -109,7 +109,8 @@ class Service:
     top_k
         Classes listed when a request does not say how many.
     prepare, rehearse
-        Make an engine of a bundle, and do aside what can be done aside.
+        Make an engine of a bundle, and do aside what can be done aside: with the bundle, an event that is set when the
+        service ends, and a function ``rest`` that has so many workers leave their core to it.
     last_good
         Copies of what served, for a start without the registry.
     shadow
@@ -135,7 +136,7 @@ class Service:
         limits: Limits,
         top_k: int,
         prepare: Callable[[Bundle], Engine] = engines.prepare,
-        rehearse: Callable[[Bundle, Event], None] | None = None,
+        rehearse: Callable[[Bundle, Event, Callable[[int], None]], None] | None = None,
         last_good: LastGood | None = None,
         shadow: Source | None = None,
         shadow_share: float = 0.0,
@@ -147,7 +148,7 @@ class Service:
             self._adopt,
             poll_seconds,
             prepare=prepare,
-            rehearse=rehearse,
+            rehearse=rehearse and partial(self._make_room, rehearse),
             last_good=last_good,
             on_failure=self._failed,
         )
@@ -206,6 +207,19 @@ class Service:
             raise problems.not_ready(self.live.reason(), self._retry_after)
         return model
 
+    def ready(self) -> LiveModel:
+        """The model that answers now, if each process has one that takes connections.
+
+        Raises
+        ------
+        Problem
+            503 while one has none: a request may come to either.
+        """
+        model = self.model()
+        if self._fellows is not None and (unready := self._fellows.unready()):
+            raise problems.not_ready(f"{unready} of {self._fellows.of} processes have no model yet", self._retry_after)
+        return model
+
     def admit(self, top_k: int | None) -> None:
         """Refuse, before its body is read, a request that cannot be answered."""
         _ranks(self.model(), top_k or 1)
@@ -253,6 +267,12 @@ class Service:
             model=ModelName(name=model.release.name, version=model.release.version, stage=model.release.stage),
             timings_ms=Timings(**done.timings_ms),
         )
+
+    def _make_room(
+        self, rehearse: Callable[[Bundle, Event, Callable[[int], None]], None], bundle: Bundle, stopping: Event
+    ) -> None:
+        """Have a bundle rehearsed, which may ask for workers to rest meanwhile."""
+        rehearse(bundle, stopping, self.batcher.rest)
 
     def _busy(self) -> bool:
         return self.desk.depth > self.desk.workers
