@@ -27,10 +27,173 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import CliPositionalArg, CliSubCommand
+
+from toolkit.errors import SettingsError
+from toolkit.settings import ScriptSettings, environment, parse, program_name, read_first, run_script, verb
+
+VERBS = "list, show, register, promote, compare, rollback, history, verify, archive"
+SERVE = "python serve_model.py"
+
+
+class Verb(BaseModel):
+    """What all verbs share."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    as_json: bool = Field(False, alias="json", description="print JSON, for programs")
+
+    def run(self, registry: "ModelRegistry") -> "Answer":
+        """Do what the verb says."""
+        raise NotImplementedError
+
+
+class List(Verb):
+    """List the versions, newest first."""
+
+    def run(self, registry: "ModelRegistry") -> "Answer":
+        versions = registry.list_versions()
+        if not versions:
+            return Answer(f"no version of {registry.model_name} is registered yet", [], "register")
+        return Answer(version_table(versions), [version.to_dict() for version in versions])
+
+
+class Show(Verb):
+    """Show all there is to know about a version."""
+
+    version: CliPositionalArg[str] = Field(description="number or stage")
+
+    def run(self, registry: "ModelRegistry") -> "Answer":
+        version = registry.get(self.version)
+        return Answer(version_page(version), version.to_dict())
+
+
+class Register(Verb):
+    """Register the best run's model."""
+
+    experiment_name: str = Field("hyperopt_tuning", description="where to look for runs")
+    metric: str = Field("mean_cv_accuracy", description="what to rank them by")
+    mode: Literal["max", "min"] | None = Field(
+        None, description="whether max or min is best; by the metric's name if left out"
+    )
+
+    def run(self, registry: "ModelRegistry") -> "Answer":
+        before = {version.version for version in registry.list_versions()}
+        version = registry.get(registry.register_best_model(self.experiment_name, self.metric, mode=self.mode))
+        did = "was registered before, from" if version.version in before else "registered from"
+        text = f"v{version.version} of {version.name} {did} run {version.run_id}"
+        value = version.metrics.get(self.metric)
+        figure = "" if value is None else f" ({self.metric} {value:.4g})"
+        following = "" if version.stage == "Production" else f"promote {version.version} Production"
+        return Answer(text + figure, version.to_dict(), following)
+
+
+class Promote(Verb):
+    """Put a version into Staging or Production, or into Archived or None."""
+
+    version: CliPositionalArg[str] = Field(description="number, or the stage it is in")
+    stage: CliPositionalArg[str] = Field(description="Staging, Production, Archived or None")
+    reason: str | None = Field(None, description="why, for the history")
+    data: Path | None = Field(
+        None, description="labelled pictures to compare it on with the version in Production, one sub-folder a class"
+    )
+    force: bool = Field(False, description="promote it even if it is worse; needs a reason")
+
+    def run(self, registry: "ModelRegistry") -> "Answer":
+        return _moved(registry, self.version, self.stage, self.reason, force=self.force, data=self.data)
+
+
+class Archive(Verb):
+    """Put a version into Archived."""
+
+    version: CliPositionalArg[str] = Field(description="number, or the stage it is in")
+    reason: str | None = Field(None, description="why, for the history")
+
+    def run(self, registry: "ModelRegistry") -> "Answer":
+        return _moved(registry, self.version, "Archived", self.reason)
+
+
+class Compare(Verb):
+    """Compare versions on the same pictures, each with the first; a picture of it goes to MLflow."""
+
+    versions: CliPositionalArg[list[str]] = Field(description="numbers or stages")
+    data: Path | None = Field(None, description="labelled pictures to compare them on, one sub-folder a class")
+
+    def run(self, registry: "ModelRegistry") -> "Answer":
+        table = registry.compare_models(self.versions, data=self.data, log_picture=True)
+        return Answer(comparison_table(table), _records(table.reset_index()))
+
+
+class Rollback(Verb):
+    """Put back what was in Production before."""
+
+    reason: str | None = Field(None, description="why, for the history")
+
+    def run(self, registry: "ModelRegistry") -> "Answer":
+        version = registry.rollback(self.reason)
+        why = version.transitions[-1].why
+        return Answer(f"v{version.version} of {version.name} is in Production again ({why})", version.to_dict(), SERVE)
+
+
+class History(Verb):
+    """List every transition, oldest first."""
+
+    def run(self, registry: "ModelRegistry") -> "Answer":
+        table = registry.history()
+        if table.empty:
+            return Answer(f"no version of {registry.model_name} is registered yet", [], "register")
+        shown = table.assign(
+            time=table["time"].dt.strftime("%Y-%m-%d %H:%M:%S"),
+            version="v" + table["version"].astype(str),
+            gate=table["gate"].str.partition(":")[0],  # the figures, which are long, are for show and --json
+        )
+        return Answer(terminal.table(list(shown.columns), shown.to_numpy().tolist()), _records(table))
+
+
+class Verify(Verb):
+    """Check a version's files against the digest recorded at registration."""
+
+    version: CliPositionalArg[str] = Field(description="number or stage")
+
+    def run(self, registry: "ModelRegistry") -> "Answer":
+        version = registry.verify(self.version)
+        return Answer(f"v{version.version} of {version.name} is whole: digest {version.digest}", version.to_dict())
+
+
+class RegistrySettings(ScriptSettings):
+    """Which registry, and what to do there."""
+
+    model_config = environment("REGISTRY_")
+
+    tracking_uri: str | None = Field(
+        None, description="MLflow store; MLFLOW_TRACKING_URI, or mlflow.db here, if left out"
+    )
+    model_name: str = Field("image-classifier", description="the registered model")
+    list: CliSubCommand[List] = Field(description="list the versions")
+    show: CliSubCommand[Show] = Field(description="show one version")
+    register_: CliSubCommand[Register] = Field(alias="register", description="register the best run's model")
+    promote: CliSubCommand[Promote] = Field(description="put a version into a stage")
+    compare: CliSubCommand[Compare] = Field(description="compare versions with the first")
+    rollback: CliSubCommand[Rollback] = Field(description="put back what was in Production before")
+    history: CliSubCommand[History] = Field(description="list every transition")
+    verify: CliSubCommand[Verify] = Field(description="check a version's files")
+    archive: CliSubCommand[Archive] = Field(description="put a version into Archived")
+
+
+def command_typed() -> tuple[RegistrySettings, Verb]:
+    """Which registry, and what to do there, by the command line and the environment."""
+    settings = parse(RegistrySettings, __doc__)
+    command = verb(settings)
+    if not isinstance(command, Verb):
+        raise SettingsError(f"say what to do: {VERBS}; see --help")
+    return settings, command
+
+
+if __name__ == "__main__":  # --help and what is mistyped are answered before the seconds that MLflow takes to import
+    read_first(command_typed)
 
 from toolkit import terminal
 from toolkit.bundle import DIGEST_TAG, verify_bundle
@@ -39,7 +202,6 @@ from toolkit.errors import (
     NotRegistered,
     PromotionRefused,
     RegistryError,
-    SettingsError,
     TrackingError,
     known,
 )
@@ -61,7 +223,6 @@ from toolkit.registry.versions import (
     read_versions,
     stage_named,
 )
-from toolkit.settings import ScriptSettings, environment, parse, program_name, run_script, verb
 from toolkit.tracking import MlflowClient, MlflowException, connect, impatient, promptly
 
 if TYPE_CHECKING:  # with torch, pandas and matplotlib, seconds of import that only loading and comparing need
@@ -577,152 +738,6 @@ class Answer:
     next: str = ""
 
 
-class Verb(BaseModel):
-    """What all verbs share."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    as_json: bool = Field(False, alias="json", description="print JSON, for programs")
-
-    def run(self, registry: ModelRegistry) -> Answer:
-        """Do what the verb says."""
-        raise NotImplementedError
-
-
-class List(Verb):
-    """List the versions, newest first."""
-
-    def run(self, registry: ModelRegistry) -> Answer:
-        versions = registry.list_versions()
-        if not versions:
-            return Answer(f"no version of {registry.model_name} is registered yet", [], "register")
-        return Answer(version_table(versions), [version.to_dict() for version in versions])
-
-
-class Show(Verb):
-    """Show all there is to know about a version."""
-
-    version: CliPositionalArg[str] = Field(description="number or stage")
-
-    def run(self, registry: ModelRegistry) -> Answer:
-        version = registry.get(self.version)
-        return Answer(version_page(version), version.to_dict())
-
-
-class Register(Verb):
-    """Register the best run's model."""
-
-    experiment_name: str = Field("hyperopt_tuning", description="where to look for runs")
-    metric: str = Field("mean_cv_accuracy", description="what to rank them by")
-    mode: Mode | None = Field(None, description="whether max or min is best; by the metric's name if left out")
-
-    def run(self, registry: ModelRegistry) -> Answer:
-        before = {version.version for version in registry.list_versions()}
-        version = registry.get(registry.register_best_model(self.experiment_name, self.metric, mode=self.mode))
-        did = "was registered before, from" if version.version in before else "registered from"
-        text = f"v{version.version} of {version.name} {did} run {version.run_id}"
-        value = version.metrics.get(self.metric)
-        figure = "" if value is None else f" ({self.metric} {value:.4g})"
-        following = "" if version.stage == "Production" else f"promote {version.version} Production"
-        return Answer(text + figure, version.to_dict(), following)
-
-
-class Promote(Verb):
-    """Put a version into Staging or Production, or into Archived or None."""
-
-    version: CliPositionalArg[str] = Field(description="number, or the stage it is in")
-    stage: CliPositionalArg[str] = Field(description="Staging, Production, Archived or None")
-    reason: str | None = Field(None, description="why, for the history")
-    data: Path | None = Field(
-        None, description="labelled pictures to compare it on with the version in Production, one sub-folder a class"
-    )
-    force: bool = Field(False, description="promote it even if it is worse; needs a reason")
-
-    def run(self, registry: ModelRegistry) -> Answer:
-        return _moved(registry, self.version, self.stage, self.reason, force=self.force, data=self.data)
-
-
-class Archive(Verb):
-    """Put a version into Archived."""
-
-    version: CliPositionalArg[str] = Field(description="number, or the stage it is in")
-    reason: str | None = Field(None, description="why, for the history")
-
-    def run(self, registry: ModelRegistry) -> Answer:
-        return _moved(registry, self.version, "Archived", self.reason)
-
-
-class Compare(Verb):
-    """Compare versions on the same pictures, each with the first; a picture of it goes to MLflow."""
-
-    versions: CliPositionalArg[list[str]] = Field(description="numbers or stages")
-    data: Path | None = Field(None, description="labelled pictures to compare them on, one sub-folder a class")
-
-    def run(self, registry: ModelRegistry) -> Answer:
-        table = registry.compare_models(self.versions, data=self.data, log_picture=True)
-        return Answer(comparison_table(table), _records(table.reset_index()))
-
-
-class Rollback(Verb):
-    """Put back what was in Production before."""
-
-    reason: str | None = Field(None, description="why, for the history")
-
-    def run(self, registry: ModelRegistry) -> Answer:
-        version = registry.rollback(self.reason)
-        why = version.transitions[-1].why
-        return Answer(f"v{version.version} of {version.name} is in Production again ({why})", version.to_dict(), SERVE)
-
-
-class History(Verb):
-    """List every transition, oldest first."""
-
-    def run(self, registry: ModelRegistry) -> Answer:
-        table = registry.history()
-        if table.empty:
-            return Answer(f"no version of {registry.model_name} is registered yet", [], "register")
-        shown = table.assign(
-            time=table["time"].dt.strftime("%Y-%m-%d %H:%M:%S"),
-            version="v" + table["version"].astype(str),
-            gate=table["gate"].str.partition(":")[0],  # the figures, which are long, are for show and --json
-        )
-        return Answer(terminal.table(list(shown.columns), shown.to_numpy().tolist()), _records(table))
-
-
-class Verify(Verb):
-    """Check a version's files against the digest recorded at registration."""
-
-    version: CliPositionalArg[str] = Field(description="number or stage")
-
-    def run(self, registry: ModelRegistry) -> Answer:
-        version = registry.verify(self.version)
-        return Answer(f"v{version.version} of {version.name} is whole: digest {version.digest}", version.to_dict())
-
-
-class RegistrySettings(ScriptSettings):
-    """Which registry, and what to do there."""
-
-    model_config = environment("REGISTRY_")
-
-    tracking_uri: str | None = Field(
-        None, description="MLflow store; MLFLOW_TRACKING_URI, or mlflow.db here, if left out"
-    )
-    model_name: str = Field("image-classifier", description="the registered model")
-    list: CliSubCommand[List] = Field(description="list the versions")
-    show: CliSubCommand[Show] = Field(description="show one version")
-    register_: CliSubCommand[Register] = Field(alias="register", description="register the best run's model")
-    promote: CliSubCommand[Promote] = Field(description="put a version into a stage")
-    compare: CliSubCommand[Compare] = Field(description="compare versions with the first")
-    rollback: CliSubCommand[Rollback] = Field(description="put back what was in Production before")
-    history: CliSubCommand[History] = Field(description="list every transition")
-    verify: CliSubCommand[Verify] = Field(description="check a version's files")
-    archive: CliSubCommand[Archive] = Field(description="put a version into Archived")
-
-
-VERBS = "list, show, register, promote, compare, rollback, history, verify, archive"
-SERVE = "python serve_model.py"
-
-
 def _moved(
     registry: ModelRegistry,
     which: str,
@@ -771,10 +786,7 @@ def main() -> None:
         to_stderr = logging.StreamHandler()
         to_stderr.setFormatter(logging.Formatter(f"{program_name()}: warning: %(message)s"))
         log.addHandler(to_stderr)
-    settings = parse(RegistrySettings, __doc__)
-    command = verb(settings)
-    if not isinstance(command, Verb):
-        raise SettingsError(f"say what to do: {VERBS}; see --help")
+    settings, command = command_typed()
     with terminal.silent(command.as_json):  # what is said on the way is no JSON
         answer = command.run(ModelRegistry(settings.tracking_uri, settings.model_name))
     if command.as_json:

@@ -19,23 +19,56 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
+
+from pydantic import Field, ValidationError, field_validator
+
+from toolkit.data_settings import DataSettings
+from toolkit.settings import LAST, environment, parse, read_first, run_script
+from toolkit.training.recipe import Recipe
+
+
+class TrainSettings(Recipe, DataSettings):
+    """The settings of train_cnn.py."""
+
+    model_config = environment("TRAIN_")
+
+    validation: float = Field(0.15, gt=0, le=0.5, description="share of the rest to validate on, without a val/ folder")
+    folds: int = Field(0, ge=0, le=50, description="cross-validate with this many stratified folds; 0: do not")
+    experiment_name: str = Field("training", min_length=1, description="MLflow experiment")
+    run_name: str | None = Field(None, description="MLflow run name")
+    checkpoint_dir: Path = Field(Path("checkpoints"), description="folder for unfinished runs and finished weights")
+    resume: str | None = Field(
+        None,
+        description="go on with an interrupted run, with its own settings: last (also when nothing follows), its id,"
+        " or a checkpoint",
+        json_schema_extra={"bare": LAST},
+    )
+
+    @field_validator("folds")
+    @classmethod
+    def _one_fold_is_none(cls, folds: int) -> int:
+        if folds == 1:
+            raise ValueError("must be 0 (no cross-validation) or at least 2, got 1")
+        return folds
+
+
+if __name__ == "__main__":  # --help and what is mistyped are answered before the seconds that torch takes to import
+    read_first(lambda: parse(TrainSettings, __doc__))
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from toolkit.bundle import Measured
 from toolkit.errors import DataError, SettingsError
 from toolkit.machine import Machine
-from toolkit.settings import ScriptSettings, environment, parse, run_script
 from toolkit.terminal import bar, on_terminal, say
 from toolkit.tracking import Run, connect
 from toolkit.training.batches import Part
-from toolkit.training.cache import Cache, Pictures, decode, default_folder
-from toolkit.training.checkpoints import LAST, Checkpoint, open_checkpoint
+from toolkit.training.cache import Cache, Pictures, decode
+from toolkit.training.checkpoints import Checkpoint, open_checkpoint
 from toolkit.training.data import Data
 from toolkit.training.datasets import open_catalogue
 from toolkit.training.device import ALONE, Device, World, joined, prepare
@@ -44,7 +77,6 @@ from toolkit.training.features import Features
 from toolkit.training.keeper import Keeper
 from toolkit.training.loop import Epoch, Fitted, Progress, fit
 from toolkit.training.networks import build_network, load_weights
-from toolkit.training.recipe import Recipe
 from toolkit.training.record import Outcome, epoch_metrics, gpu_peak_mb, log_data, log_folds, log_outcome, tags_of
 from toolkit.training.splits import Split, split, stratified, stratified_folds
 
@@ -74,61 +106,8 @@ __all__ = [
     "use_machine",
 ]
 
-
 KEEP_SHARE = 0.01  # of the time that checkpoints and sending figures may take
 FINAL = "final"  # the training whose network is logged, beside those of the folds
-
-
-class DataSettings(ScriptSettings):
-    """What training and tuning share: the data, the starting weights, and how exactly to repeat it."""
-
-    data: str = Field(
-        "digits",
-        description="folder with one sub-folder a class, folder of IDX files, or digits, mnist, fashion-mnist, kmnist,"
-        " cifar10, cifar100",
-    )
-    data_root: Path = Field(Path("data"), description="folder where data sets by name are looked for and fetched to")
-    cache_dir: Path = Field(default_factory=default_folder, description="folder that keeps decoded pictures")
-    cache_limit: float = Field(10.0, ge=0, description="most GiB that it may hold; 0: decode into memory each time")
-    weights: str = Field(
-        "auto",
-        description="where a ResNet starts: imagenet, none (random), auto (imagenet if it can be had), or a file",
-    )
-    held_out: float = Field(0.15, gt=0, le=0.5, description="share of pictures held out, when there is no test/ folder")
-    mirror: bool | None = Field(
-        None, description="flip training pictures left to right; when not said, folders are flipped and digits are not"
-    )
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="of splits, weights, order and augmentation")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of matrix products; auto is bfloat16 where the hardware multiplies it natively"
-    )
-    deterministic: bool = Field(False, description="only algorithms that repeat exactly on a GPU; CPUs always do")
-    compile: bool = Field(False, description="run networks through torch.compile, which takes minutes to begin with")
-
-
-class TrainSettings(Recipe, DataSettings):
-    """The settings of train_cnn.py."""
-
-    model_config = environment("TRAIN_")
-
-    validation: float = Field(0.15, gt=0, le=0.5, description="share of the rest to validate on, without a val/ folder")
-    folds: int = Field(0, ge=0, le=50, description="cross-validate with this many stratified folds; 0: do not")
-    experiment_name: str = Field("training", min_length=1, description="MLflow experiment")
-    run_name: str | None = Field(None, description="MLflow run name")
-    checkpoint_dir: Path = Field(Path("checkpoints"), description="folder for unfinished runs and finished weights")
-    resume: str | None = Field(
-        None,
-        description="go on with an interrupted run, with its own settings: last (also when nothing follows), its id,"
-        " or a checkpoint",
-        json_schema_extra={"bare": LAST},
-    )
-
-    @field_validator("folds")
-    @classmethod
-    def _one_fold_is_none(cls, folds: int) -> int:
-        if folds == 1:
-            raise ValueError("must be 0 (no cross-validation) or at least 2, got 1")
-        return folds
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import DataError, SettingsError, one_line
+from toolkit.settings import LAST
 from toolkit.training.loop import Progress
 
-LAST = "last"
 UNFINISHED = ".resume.pt"
 
 
