@@ -1,7 +1,8 @@
 """Register the best model, move it through stages, compare versions, and put a former one back.
 
-    python model_registry.py register                       # the best study of hyperopt_tuning
+    python model_registry.py register                       # the best run of the experiment that holds models
     python model_registry.py register --experiment-name training --metric best_val_accuracy
+    python model_registry.py register --run 927aad5e2dda486b896b25da52e199c5
     python model_registry.py list
     python model_registry.py promote 1 Production --reason "first model"
     python model_registry.py compare Production 2
@@ -27,13 +28,23 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
 from toolkit.errors import SettingsError
-from toolkit.settings import ScriptSettings, environment, parse, program_name, read_first, run_script, verb
+from toolkit.settings import (
+    MODEL,
+    MODEL_NAME,
+    ScriptSettings,
+    environment,
+    parse,
+    program_name,
+    read_first,
+    run_script,
+    verb,
+)
 
 VERBS = "list, show, register, promote, compare, rollback, history, verify, archive"
 SERVE = "python serve_model.py"
@@ -72,21 +83,40 @@ class Show(Verb):
 
 
 class Register(Verb):
-    """Register the best run's model."""
+    """Register the best run's model, or that of a run of your choice."""
 
-    experiment_name: str = Field("hyperopt_tuning", description="where to look for runs")
-    metric: str = Field("mean_cv_accuracy", description="what to rank them by")
+    run_id: str | None = Field(None, alias="run", description="id of the run, instead of the best one")
+    experiment_name: str | None = Field(
+        None,
+        description="where to look for runs; the only experiment that holds models, or else hyperopt_tuning, if left"
+        " out",
+    )
+    metric: str | None = Field(
+        None,
+        description="what to rank them by; mean_cv_accuracy where all runs have it, or else best_val_accuracy, if left"
+        " out",
+    )
     mode: Literal["max", "min"] | None = Field(
         None, description="whether max or min is best; by the metric's name if left out"
     )
 
+    @model_validator(mode="after")
+    def _chosen_or_best(self) -> Self:
+        if self.run_id and (self.experiment_name or self.metric or self.mode):
+            raise ValueError("--run names the run; leave out --experiment-name, --metric and --mode, which choose one")
+        return self
+
     def run(self, registry: "ModelRegistry") -> "Answer":
         before = {version.version for version in registry.list_versions()}
-        version = registry.get(registry.register_best_model(self.experiment_name, self.metric, mode=self.mode))
+        if self.run_id:
+            version = registry.get(registry.register_run(self.run_id))
+        else:
+            version = registry.get(registry.register_best_model(self.experiment_name, self.metric, mode=self.mode))
         did = "was registered before, from" if version.version in before else "registered from"
         text = f"v{version.version} of {version.name} {did} run {version.run_id}"
-        value = version.metrics.get(self.metric)
-        figure = "" if value is None else f" ({self.metric} {value:.4g})"
+        chosen = self.metric or version.tags.get("selected_by", "")
+        value = version.metrics.get(chosen)
+        figure = "" if value is None else f" ({chosen} {value:.4g})"
         following = "" if version.stage == "Production" else f"promote {version.version} Production"
         return Answer(text + figure, version.to_dict(), following)
 
@@ -171,7 +201,7 @@ class RegistrySettings(ScriptSettings):
     tracking_uri: str | None = Field(
         None, description="MLflow store; MLFLOW_TRACKING_URI, or mlflow.db here, if left out"
     )
-    model_name: str = Field("image-classifier", description="the registered model")
+    model_name: str = Field(MODEL, description="the registered model")
     list: CliSubCommand[List] = Field(description="list the versions")
     show: CliSubCommand[Show] = Field(description="show one version")
     register_: CliSubCommand[Register] = Field(alias="register", description="register the best run's model")
@@ -207,7 +237,7 @@ from toolkit.errors import (
 )
 from toolkit.registry.fetching import fetched, model_location, verify
 from toolkit.registry.pages import comparison_table, describe, version_page, version_table
-from toolkit.registry.selection import Mode, is_finite, model_of, ranked_runs
+from toolkit.registry.selection import Mode, chosen_run, is_finite, model_of, only_experiment, ranked_runs, usual_metric
 from toolkit.registry.stages import Stages, rollback_candidates, utc_now, whoami
 from toolkit.registry.versions import (
     ALIASES,
@@ -233,7 +263,7 @@ if TYPE_CHECKING:  # with torch, pandas and matplotlib, seconds of import that o
     from toolkit.registry.gate import Verdict
     from toolkit.registry.opening import LoadedModel
 
-MODEL_NAME = re.compile(r"[\w\- .]{1,200}")  # no slash or colon, which MLflow's addresses use, and no quote
+BY_HAND = "by hand"  # a run was chosen
 LONGEST_REASON = 1000  # characters
 LONGEST_GATE = 2000  # characters of what the gate found, in the history
 HISTORY_COLUMNS = ("time", "version", "from", "to", "who", "why", "gate")
@@ -270,7 +300,7 @@ class ModelRegistry:
     def __init__(
         self,
         tracking_uri: str | None = None,
-        model_name: str = "image-classifier",
+        model_name: str = MODEL,
         *,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
@@ -284,7 +314,11 @@ class ModelRegistry:
         return f"ModelRegistry(tracking_uri={self.tracking_uri!r}, model_name={self.model_name!r})"
 
     def register_best_model(
-        self, experiment_name: str = "hyperopt_tuning", metric: str = "mean_cv_accuracy", *, mode: Mode | None = None
+        self,
+        experiment_name: str | None = "hyperopt_tuning",
+        metric: str | None = "mean_cv_accuracy",
+        *,
+        mode: Mode | None = None,
     ) -> int:
         """Make the best run's model a version, and return its number.
 
@@ -294,9 +328,11 @@ class ModelRegistry:
         Parameters
         ----------
         experiment_name
-            Where to look; finished ``final`` and ``study`` runs that hold a model count.
+            Where to look; finished ``final`` and ``study`` runs that hold a model count. When None: the
+            only experiment that has such runs, or ``hyperopt_tuning`` where several have.
         metric
-            What to rank by. Of equals the newer run is better.
+            What to rank by. Of equals the newer run is better. When None: ``mean_cv_accuracy`` where all
+            runs have it, else ``best_val_accuracy``.
         mode
             ``max`` or ``min``; by the metric's name when None: less is better of a loss, an error
             or a time.
@@ -309,18 +345,40 @@ class ModelRegistry:
             No run of it can be registered; the message says why.
         """
         passed_over = 0
+        experiment_name = experiment_name or only_experiment(self._client)
+        metric = metric or usual_metric(self._client, experiment_name)
         for run in ranked_runs(self._client, experiment_name, metric, mode):
-            if registered := self._registered_from(run.info.run_id):
-                return registered[0]
             try:
-                created = self._create_version(run, model_of(run), experiment_name, metric)
-                return self._only(created, self._registered_from(run.info.run_id))
+                return self._register(run, experiment_name, metric)
             except BundleError as error:
                 passed_over += 1
                 log.warning("run %s is passed over: %s", run.info.run_id, error)
         raise RegistryError(
             f"no run of experiment {experiment_name!r} holds a whole model; {passed_over} were tried, the last is above"
         )
+
+    def register_run(self, run_id: str) -> int:
+        """Make a chosen run's model a version, and return its number; the one it has when it is registered already.
+
+        Parameters
+        ----------
+        run_id
+            MLflow's id of the run: 32 letters and digits.
+
+        Raises
+        ------
+        RegistryError
+            There is no such run, it is under way, or it holds no model.
+        BundleError
+            Its bundle is missing or altered.
+        """
+        run = chosen_run(self._client, run_id)
+        with promptly("read the experiment"):
+            experiment = self._client.get_experiment(run.info.experiment_id).name
+        try:
+            return self._register(run, experiment, None)
+        except BundleError as error:
+            raise BundleError(f"run {run_id} cannot be registered: {error}") from None
 
     def transition_model_stage(
         self,
@@ -447,7 +505,7 @@ class ModelRegistry:
             Numbers or stages.
         data
             A folder of labelled pictures to measure all of them on, one sub-folder a class, instead
-            of what each did on the pictures that it held out.
+            of what each did on the pictures that all of them held out.
         log_picture
             Whether to log what ``picture_comparison`` draws of the first ten, as ``comparison/*.png``
             in the run that the first version came from.
@@ -457,14 +515,17 @@ class ModelRegistry:
         A table indexed by version, every interval of 95 %:
 
         - ``stage``, ``network``, ``image_size``, ``size_mb``, ``created``, ``mean_cv_accuracy``
-        - ``pictures``, ``accuracy``, ``precision_weighted``, ``recall_weighted``, ``f1_weighted``,
-          each with ``_low`` and ``_high``; ``calibration_error``
+        - ``pictures``: how many all figures are about, the same ones for all versions; where they held
+          out none in common, a warning says so, and each figure is about the version's own
+        - ``accuracy``, ``precision_weighted``, ``recall_weighted``, ``f1_weighted``, each with
+          ``_low`` and ``_high``; ``calibration_error``
         - ``shared_pictures``, ``shared_accuracy``: on those that the first version was measured on too
         - ``difference`` with ``_low`` and ``_high``: of the accuracies on the shared pictures
         - ``gained``, ``lost``, ``p_value``: shared pictures that only this version, and only the
           first, classified rightly, and McNemar's exact test of the difference
         - ``latency_ms``: for one picture, measured here and now, in turn with the others
         - ``setting.*``, ``data.*``: those in which the versions differ
+        - ``held_out_pictures``, ``held_out_accuracy``: on all that each held out, where that is more
         """
         from toolkit.registry.comparison import side_by_side
 
@@ -609,11 +670,18 @@ class ModelRegistry:
         if not versions:
             raise RegistryError("name the versions to compare, such as 1 2")
         chosen = {found.version: found for found in map(self.get, versions)}
-        from toolkit.registry.comparison import measured
+        from toolkit.registry.comparison import measured, on_the_same
         from toolkit.registry.opening import load
 
         models = [load(self._client, version) for version in chosen.values()]
-        return measured(models, None if data is None else Path(data))
+        candidates = measured(models, None if data is None else Path(data))
+        if not on_the_same(candidates):
+            log.warning(
+                "%s have no picture in common that all were measured on, so each figure is about the pictures of its"
+                " own version; with --data FOLDER all are run on the same labelled pictures",
+                " and ".join(f"v{version}" for version in chosen),
+            )
+        return candidates
 
     def _log_picture(self, candidates: "Sequence[Candidate]") -> None:
         from toolkit.registry.comparison import columns
@@ -651,6 +719,13 @@ class ModelRegistry:
         numbers = [version.version for version in read_versions(self._client, self.model_name)]
         raise RegistryError(f"{self.model_name} has no version {number}; there are: {known(numbers, number)}")
 
+    def _register(self, run: Any, experiment: str, metric: str | None) -> int:
+        """The version of a run, created unless it has one; the metric is what it was chosen by, if by one."""
+        if registered := self._registered_from(run.info.run_id):
+            return registered[0]
+        created = self._create_version(run, model_of(run), experiment, metric)
+        return self._only(created, self._registered_from(run.info.run_id))
+
     def _registered_from(self, run_id: str) -> list[int]:
         """The versions that a run became, oldest first."""
         with promptly("look for the run among the versions"):
@@ -664,15 +739,19 @@ class ModelRegistry:
                 self._client.delete_model_version(self.model_name, str(created))
         return registered[0]
 
-    def _create_version(self, run: Any, model_id: str | None, experiment: str, metric: str) -> int:
+    def _create_version(self, run: Any, model_id: str | None, experiment: str, metric: str | None) -> int:
         if model_id is None:
             raise BundleError("it has the digest of a bundle, but no model")
         digest = run.data.tags[DIGEST_TAG]
         location = model_location(self._client, model_id)
         with fetched(self._client, location) as folder:
             card, baseline = verify_bundle(folder, digest)
-        value, page = run.data.metrics[metric], _page_of(self._client, run)
-        choice = f"the best {metric} in {experiment}, {value:.4g}"
+        page = _page_of(self._client, run)
+        choice, selection, ranked = f"chosen {BY_HAND}", {"selected_by": BY_HAND}, {}
+        if metric:
+            value = run.data.metrics[metric]
+            choice, ranked = f"the best {metric} in {experiment}, {value:.4g}", {metric: value}
+            selection = {"selected_by": metric, "selected_value": repr(value)}
         registration = Transition(0, self._clock(), "", "None", whoami(), f"{choice}: run {run.info.run_id}")
         measured = {name: item.value for name, item in card.metrics.items() if is_finite(item.value)}
         with suppress(MlflowException), impatient():  # it exists already, or else the next call says what is wrong
@@ -691,10 +770,9 @@ class ModelRegistry:
                     DIGEST_TAG: digest,
                     MODEL_TAG: model_id,
                     STAGE_TAG: "None",
-                    METRICS_TAG: json.dumps({**measured, metric: value}),
+                    METRICS_TAG: json.dumps(measured | ranked),
                     "experiment": experiment,
-                    "selected_by": metric,
-                    "selected_value": repr(value),
+                    **selection,
                     registration.key: registration.to_json(),
                 },
             )

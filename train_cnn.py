@@ -4,6 +4,7 @@
     python train_cnn.py --data photos/                         # a folder with one sub-folder a class
     python train_cnn.py --data photos/ --model-type resnet18 --image-size 128 --epochs 15
     python train_cnn.py --data photos/ --folds 5               # stratified 5-fold cross-validation
+    python train_cnn.py --data photos/ --register              # and register the model as a version
     python train_cnn.py --resume                               # go on with what was interrupted
     torchrun --nproc-per-node 2 train_cnn.py --data photos/    # several processes, one a GPU
 
@@ -14,7 +15,8 @@ it takes to go on with it, and then its weights. Every flag can be given as a va
 TRAIN_EPOCHS=20.
 """
 
-import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,16 +24,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import SettingsConfigDict
 
 from toolkit.data_settings import DataSettings
-from toolkit.settings import LAST, environment, parse, read_first, run_script
+from toolkit.settings import LAST, MODEL, MODEL_NAME, environment, parse, read_first, run_script
 from toolkit.training.recipe import Recipe
 
 
 class TrainSettings(Recipe, DataSettings):
     """The settings of train_cnn.py."""
 
-    model_config = environment("TRAIN_")
+    model_config = environment("TRAIN_") | SettingsConfigDict(cli_shortcuts={"register-as": "register"})
 
     validation: float = Field(0.15, gt=0, le=0.5, description="share of the rest to validate on, without a val/ folder")
     folds: int = Field(0, ge=0, le=50, description="cross-validate with this many stratified folds; 0: do not")
@@ -44,6 +47,19 @@ class TrainSettings(Recipe, DataSettings):
         " or a checkpoint",
         json_schema_extra={"bare": LAST},
     )
+    register_as: str | None = Field(
+        None,
+        description=f"register the model when it is done: as a version of {MODEL} (when nothing follows), or of"
+        " another name",
+        json_schema_extra={"bare": MODEL},
+    )
+
+    @field_validator("register_as")
+    @classmethod
+    def _a_name_of_a_model(cls, name: str | None) -> str | None:
+        if name is not None and not MODEL_NAME.fullmatch(name):
+            raise ValueError(f"must be letters, digits, spaces and any of . _ - only, got {name!r}")
+        return name
 
     @field_validator("folds")
     @classmethod
@@ -65,7 +81,7 @@ from toolkit.bundle import Measured
 from toolkit.errors import DataError, SettingsError
 from toolkit.machine import Machine
 from toolkit.terminal import bar, on_terminal, say
-from toolkit.tracking import Run, connect
+from toolkit.tracking import MlflowClient, Run, connect
 from toolkit.training.batches import Part
 from toolkit.training.cache import Cache, Pictures, decode
 from toolkit.training.checkpoints import Checkpoint, open_checkpoint
@@ -177,7 +193,11 @@ def train(settings: TrainSettings, world: World = ALONE) -> Outcome:
     0.87
     """
     client = connect()
-    job = _job(settings, world)
+    return _recorded(client, _job(settings, world))
+
+
+def _recorded(client: MlflowClient, job: Job) -> Outcome:
+    """The training as a run of MLflow, from its beginning or from where it was interrupted."""
     settings, recipe, data = job.settings, job.recipe, job.data
     if job.checkpoint:
         run = Run.reopen(client, job.checkpoint.run_id)
@@ -389,7 +409,7 @@ def _former(settings: TrainSettings, checkpoint: Checkpoint) -> TrainSettings:
         former = TrainSettings(**checkpoint.about["settings"])
     except (ValidationError, KeyError, TypeError):
         raise DataError(f"run {checkpoint.run_id} was begun by another version of train_cnn.py") from None
-    places = settings.model_fields_set & {"checkpoint_dir", "cache_dir", "cache_limit"}
+    places = settings.model_fields_set & {"checkpoint_dir", "cache_dir", "cache_limit", "register_as"}
     for name in sorted(settings.model_fields_set - places - {"resume"}):
         before, now = getattr(former, name), getattr(settings, name)
         if before != now:
@@ -476,23 +496,35 @@ def report(outcome: Outcome) -> str:
     if "std_cv_accuracy" in metrics:
         rows.insert(1, ("spread over the folds", f"{metrics['std_cv_accuracy']:.4f}"))
     table = "\n".join(f"  {name:<22} {value}" for name, value in rows)
-    experiment = shlex.quote(outcome.run.experiment)
-    register = f"python model_registry.py register --experiment-name {experiment} --metric {judged}"
-    return f"\n{table}\n\nnext: {register}"
+    return f"\n{table}"
+
+
+def register(run: Run, name: str) -> int:
+    """Register a run's model as a version, by the script that knows the registry; its exit status."""
+    script = str(Path(__file__).with_name("model_registry.py"))
+    command = [sys.executable, script, "--model-name", name, "register", "--run", run.id]
+    return subprocess.run(command, check=False).returncode
 
 
 def _uncalibrated(metrics: Mapping[str, float]) -> str:
     return f"{metrics['calibration_error_before']:.4f} before temperature {metrics['temperature']:.2f}"
 
 
-def main() -> None:
+def main() -> int:
     """Run from the command line."""
     settings = parse(TrainSettings, __doc__)
     with joined() as world:
         if world.rank:
             follow(settings, world)
-        else:
-            say(report(train(settings, world)))
+            return 0
+        client = connect()
+        job = _job(settings, world)
+        outcome = _recorded(client, job)
+        say(report(outcome))
+    if job.settings.register_as:
+        return register(outcome.run, job.settings.register_as)
+    say(f"\nnext: python model_registry.py register --run {outcome.run.id}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import pytest
 
 import model_registry
 from model_registry import HISTORY_COLUMNS, ModelRegistry, main
-from support import COLOURS, colour_pixels, error_line, free_port, run_script
+from support import COLOURS, ColourNetwork, colour_baseline, colour_pixels, error_line, free_port, run_script
 from toolkit.bundle import BASELINE, CARD, PROGRAM
 from toolkit.errors import (
     BundleError,
@@ -28,6 +28,7 @@ from toolkit.errors import (
     SettingsError,
     ToolkitError,
 )
+from toolkit.program import Program
 from toolkit.registry import gate
 from toolkit.registry.comparison import Candidate
 from toolkit.registry.gate import Verdict
@@ -194,6 +195,40 @@ def test_when_every_bundle_is_broken_nothing_is_created(room: Room) -> None:
     with pytest.raises(RegistryError, match=rf"no run of experiment '{room.name}' holds a whole model; 1 were tried"):
         room.registry.register_best_model(room.name)
     assert room.registry.list_versions() == []
+
+
+def test_a_chosen_run_becomes_a_version_though_another_is_better(
+    room: Room, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen, _ = room.log(0.7), room.log(0.9)
+    room.cli(monkeypatch, "register", "--run", chosen)
+    assert capsys.readouterr().out.splitlines()[0] == f"v1 of {room.name} registered from run {chosen}"
+    version = room.registry.get(1)
+    assert (version.run_id, version.tags["selected_by"], version.tags["experiment"]) == (chosen, "by hand", room.name)
+    assert f"- chosen by: chosen by hand\n- run: study run colours, {chosen}" in version.description
+    assert room.registry.register_run(chosen) == 1  # it is one already
+    assert room.registry.register_best_model(room.name) == 2
+    room.cli(monkeypatch, "list")
+    assert "by hand" in capsys.readouterr().out.splitlines()[2]
+
+
+def test_a_chosen_run_is_no_better_checked_than_others(room: Room) -> None:
+    run = room.log(0.8)
+    flip_a_byte(room.files(run) / PROGRAM)
+    with pytest.raises(BundleError, match=rf"^run {run} cannot be registered: the bundle was altered"):
+        room.registry.register_run(run)
+    assert room.registry.list_versions() == []
+
+
+def test_register_alone_after_a_training_alone(
+    tmp_path: Path, log_colour_run: Log, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    room = Room(f"sqlite:///{tmp_path / 'own.db'}", log_colour_run)
+    run = log_colour_run(room.client, "training", metrics={"best_val_accuracy": 0.7})
+    room.cli(monkeypatch, "register")
+    assert capsys.readouterr().out.splitlines()[0] == (
+        f"v1 of {room.name} registered from run {run} (best_val_accuracy 0.7)"
+    )
 
 
 # --- what was altered ---------------------------------------------------------------------------
@@ -441,6 +476,32 @@ def test_a_comparison_reads_the_bundles(room: Room) -> None:
         room.registry.compare_models([])
 
 
+def test_versions_that_held_out_other_pictures_are_compared_on_those_they_share(
+    room: Room, caplog: pytest.LogCaptureFixture
+) -> None:
+    room.register(0.7, lean=13, held_out=slice(200))
+    room.register(0.8, held_out=slice(100, 300))
+    leaning = colour_baseline(Program(ColourNetwork(8.0, 13)))
+    right = leaning.predicted == leaning.labels
+    assert right[:200].mean() != right[100:200].mean()
+    table = room.registry.compare_models([1, 2])
+    assert table["pictures"].tolist() == table["shared_pictures"].tolist() == [100, 100]
+    assert table["accuracy"].tolist() == table["shared_accuracy"].tolist() == [right[100:200].mean(), 1.0]
+    assert table["held_out_pictures"].tolist() == [200, 200]
+    assert table["held_out_accuracy"].tolist() == [right[:200].mean(), 1.0]
+    assert table.loc[2, "difference"] == pytest.approx(1 - table.loc[1, "accuracy"])
+    assert table.loc[1, "recall_weighted"] == pytest.approx(table.loc[1, "accuracy"])  # the same, by definition
+    assert room.registry.picture_comparison([1, 2]).get_suptitle() == "v2 against v1 on 100 pictures"
+    assert caplog.text == ""
+
+    room.register(0.9, held_out=slice(200, 300))
+    apart = room.registry.compare_models([1, 2, 3])
+    assert apart["pictures"].tolist() == [200, 200, 100]
+    assert "held_out_pictures" not in apart
+    assert "v1 and v2 and v3 have no picture in common that all were measured on" in caplog.text
+    assert "--data FOLDER" in caplog.text
+
+
 def test_a_cache_makes_the_store_unnecessary(room: Room, tmp_path: Path) -> None:
     run = room.log(0.8)
     room.registry.register_best_model(room.name)
@@ -531,6 +592,8 @@ def test_every_verb_answers_people_and_programs(
         (("show", "x"), "'x' is neither the number of a version nor a stage (None, Staging, Production, Archived)"),
         (("compare",), "the following arguments are required: VERSIONS"),
         (("register", "--mode", "up"), "--mode must be one of max, min, got up"),
+        (("register", "--run", "abc", "--metric", "loss"), "--run names the run; leave out --experiment-name, "),
+        (("register", "--run", "abc"), "there is no run 'abc'; a training prints its id at the end"),
         (("register", "--experiment-name", "nowhere"), "there is no experiment 'nowhere'; there are: "),
     ],
 )

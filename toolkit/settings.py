@@ -12,6 +12,7 @@ and gets ``--learning-rate``, ``TRAIN_LEARNING_RATE``, ``--help`` and the messag
 
 import argparse
 import gc
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -33,6 +34,8 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
 NOTHING = "null"  # on a command line; the word None is a stage of the registry
 LAST = "last"  # of what can be gone on with, as a value of --resume and the like
+MODEL = "image-classifier"  # a registered model's name, unless another is given
+MODEL_NAME = re.compile(r"[\w\- .]{1,200}")  # no slash or colon, which MLflow's addresses use, and no quote
 VALUES = {"str": "TEXT", "int": "INTEGER", "float": "NUMBER", "Path": "PATH", "datetime": "TIME"}  # in --help
 
 
@@ -95,14 +98,22 @@ def _filled(words: Sequence[str], cls: type[BaseSettings]) -> list[str]:
     """
     extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
     bare = {
-        f"--{name.replace('_', '-')}": extra["bare"]
+        flag: extra["bare"]
         for name, extra in extras.items()
         if isinstance(extra, dict) and "bare" in extra
+        for flag in _flags(name, cls)
     }
     filled = []
     for word, following in pairwise([*words, "--"]):
         filled.append(f"{word}={bare[word]}" if word in bare and following.startswith("--") else word)
     return filled
+
+
+def _flags(name: str, cls: type[BaseSettings]) -> list[str]:
+    """All that a field can be called on a command line; ``cli_shortcuts`` of a class adds to its own name."""
+    kebab = name.replace("_", "-")
+    shortcuts = (cls.model_config.get("cli_shortcuts") or {}).get(kebab, [])
+    return [f"--{word}" for word in (kebab, *([shortcuts] if isinstance(shortcuts, str) else shortcuts))]
 
 
 def verb(settings: ScriptSettings) -> BaseModel | None:
@@ -230,7 +241,7 @@ _RULES = {
 def _sentence(error: ValidationError, cls: type[BaseSettings], words: Sequence[str]) -> str:
     """The first broken rule as one sentence."""
     first = error.errors()[0]
-    if not first["loc"]:  # a rule about several settings together: a validator of ours said it
+    if not first["loc"] or isinstance(first["input"], dict):  # a validator of ours, about several settings together
         return first["msg"].removeprefix("Value error, ")
     context = first.get("ctx", {})
     key, text = _RULES.get(first["type"], ("", ""))
@@ -247,9 +258,10 @@ def _sentence(error: ValidationError, cls: type[BaseSettings], words: Sequence[s
 def _as_typed(location: tuple[int | str, ...], cls: type[BaseSettings], words: Sequence[str]) -> str:
     """The setting's name where the value came from: a flag, a variable, or the place of an argument."""
     name = str(location[-1] if isinstance(location[-1], str) else location[-2])
-    flag = "--" + name.replace("_", "-")
-    if any(word.split("=")[0] in (flag, "--no-" + flag[2:]) for word in words):
-        return flag
+    typed = {word.split("=")[0] for word in words}
+    for flag in _flags(name, cls):
+        if typed & {flag, "--no-" + flag[2:]}:
+            return flag
     if len(location) > 1:  # an argument of a sub-command
         return name.upper()
     return f"{cls.model_config.get('env_prefix', '')}{name}".upper()
