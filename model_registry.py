@@ -22,6 +22,7 @@ a --reason are given. --data photos/ compares them on pictures of your own, one 
 import json
 import logging
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -69,7 +70,8 @@ class List(Verb):
         versions = registry.list_versions()
         if not versions:
             return Answer(f"no version of {registry.model_name} is registered yet", [], "register")
-        return Answer(version_table(versions), [version.to_dict() for version in versions])
+        notes = [f"note: {text}; the alias counts, and the next move mends it" for text in contradictions(versions)]
+        return Answer("\n".join([version_table(versions), *notes]), [version.to_dict() for version in versions])
 
 
 class Show(Verb):
@@ -235,10 +237,11 @@ from toolkit.errors import (
     TrackingError,
     known,
 )
+from toolkit.registry.adoption import adopt, recognised
 from toolkit.registry.fetching import fetched, model_location, verify
 from toolkit.registry.pages import comparison_table, describe, version_page, version_table
 from toolkit.registry.selection import Mode, chosen_run, is_finite, model_of, only_experiment, ranked_runs, usual_metric
-from toolkit.registry.stages import Stages, rollback_candidates, utc_now, whoami
+from toolkit.registry.stages import Stages, contradictions, rollback_candidates, utc_now, whoami
 from toolkit.registry.versions import (
     ALIASES,
     METRICS_TAG,
@@ -249,6 +252,7 @@ from toolkit.registry.versions import (
     Stage,
     Transition,
     Version,
+    read_aliases,
     read_version,
     read_versions,
     stage_named,
@@ -427,6 +431,8 @@ class ModelRegistry:
         found = self.get(found.version)
         if found.stage == target:
             return found
+        if target in ALIASES:
+            adopt(self._client, found)
         gate = ""
         if target == "Production":
             gate = self._gate(found, data, force=force)
@@ -590,6 +596,8 @@ class ModelRegistry:
     def get(self, stage_or_version: int | str) -> Version:
         """One version, in one request and without its files, cheap enough to be asked every second.
 
+        Of a version that another tool registered, what its training recorded is read too.
+
         Raises
         ------
         NotRegistered
@@ -599,13 +607,13 @@ class ModelRegistry:
         """
         text = str(stage_or_version).strip()
         if number := re.fullmatch(r"[vV]?(\d{1,9})", text):
-            return self._numbered(int(number[1]))
+            return recognised(self._client, self._numbered(int(number[1])))
         if text.lower() not in (stage.lower() for stage in STAGES):
             raise RegistryError(f"{text!r} is neither the number of a version nor a stage ({known(STAGES, text)})")
         stage = stage_named(text)
         if stage not in ALIASES:
             raise RegistryError(f"several versions may be in stage {stage}; give the number of one")
-        return self._in_stage(stage)
+        return recognised(self._client, self._in_stage(stage))
 
     def verify(self, stage_or_version: int | str) -> Version:
         """Check a version's bundle against the digest recorded at registration, without running it.
@@ -698,6 +706,38 @@ class ModelRegistry:
     def _mend(self) -> None:
         for change in self._stages.settle():
             log.warning("mended: %s", change)
+        for alias, number in read_aliases(self._client, self.model_name).items():
+            if alias not in ALIASES.values():
+                continue
+            try:
+                if adopt(self._client, self._numbered(number)):
+                    log.warning("adopted: v%d had been registered by another tool and is whole", number)
+            except BundleError as error:
+                log.warning("%s", error)
+
+    def contradiction(self, version: Version) -> str:
+        """What MLflow's own stages say otherwise than that a version is in its stage; empty when nothing does.
+
+        The alias counts. A look takes one request, and none once MLflow has no stages any more.
+        """
+        latest = getattr(self._client, "get_latest_versions", None)
+        if latest is None or version.stage not in ALIASES:
+            return ""
+        with promptly("read MLflow's own stages"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # "stages will be removed"
+            shown = [int(other.version) for other in latest(self.model_name, [version.stage])]
+        stage, alias = version.stage, f"the alias {ALIASES[version.stage]!r}, which counts"
+        if shown and shown[0] != version.version:
+            return (
+                f"MLflow's own stage puts v{shown[0]} into {stage}, and {alias}, is on v{version.version}; to change"
+                f" that: python model_registry.py promote {shown[0]} {stage}"
+            )
+        if version.mlflow_stage in (None, stage):
+            return ""
+        return (
+            f"MLflow's own stage puts v{version.version} into {version.mlflow_stage}, and {alias}, into {stage}; to"
+            f" mend that: python model_registry.py promote {version.version} {stage}"
+        )
 
     def _in_stage(self, stage: Stage) -> Version:
         with promptly(f"read what is in {stage}"):
@@ -706,8 +746,11 @@ class ModelRegistry:
             except MlflowException as error:
                 if error.error_code not in (MISSING, "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
                     raise
-        numbers = [version.version for version in read_versions(self._client, self.model_name)]
-        raise NotRegistered(f"no version of {self.model_name} is in {stage} yet; there are: {known(numbers)}")
+        versions = list(read_versions(self._client, self.model_name))
+        there = next((f"v{each.version}" for each in versions if each.mlflow_stage == stage), "")
+        though = f", though MLflow's own stage says {there}: the alias {ALIASES[stage]!r} counts" if there else ""
+        numbers = known(version.version for version in versions)
+        raise NotRegistered(f"no version of {self.model_name} is in {stage} yet{though}; there are: {numbers}")
 
     def _numbered(self, number: int) -> Version:
         with promptly(f"read version {number}"):

@@ -239,12 +239,19 @@ class Registered:
     """The registry as the live model's source."""
 
     def __init__(self, settings: ServeSettings, stage: str) -> None:
+        self.contradiction = ""  # what MLflow's own stages say otherwise, as of the last look
         self._registry = ModelRegistry(settings.tracking_uri, settings.model_name)
         self._stage = stage
 
     def find(self) -> Release:
         """The version that is in the stage now."""
-        return self._registry.get(self._stage)
+        version = self._registry.get(self._stage)
+        before, self.contradiction = self.contradiction, ""
+        with suppress(ToolkitError):  # a store that does not tell this is no reason not to serve
+            self.contradiction = self._registry.contradiction(version)
+        if self.contradiction and self.contradiction != before:
+            logger.warning("%s", self.contradiction)
+        return version
 
     def load(self, release: Release, cache: Path | None = None) -> Bundle:
         """Its bundle, checked against the digest of the version."""
@@ -370,6 +377,7 @@ async def health(request: Request) -> dict[str, Any]:
     """Everything an operator asks first; always 200 while the process lives, `status` says how it is."""
     place: Place | None = request.app.state.place
     found = _service(request).health(leaving=request.app.state.leaving)
+    found["registry"]["contradiction"] = getattr(request.app.state.source, "contradiction", "") or None
     return found | {"process": place.described} if place else found
 
 

@@ -6,7 +6,9 @@ import logging
 import math
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ from toolkit.registry.comparison import Candidate
 from toolkit.registry.gate import Verdict
 from toolkit.registry.stages import Stages
 from toolkit.registry.versions import Version
-from toolkit.tracking import MlflowClient, connect
+from toolkit.tracking import MlflowClient, MlflowException, Run, connect
 
 NUMBERS = itertools.count()
 Log = Callable[..., str]
@@ -296,6 +298,92 @@ def test_a_version_of_another_tool_is_listed_and_refused(room: Room) -> None:
     assert room.registry.history()["why"].tolist() == ["registered by another tool"]
     with pytest.raises(BundleError, match=rf"v1 of {room.name} cannot be used: "):
         room.registry.transition_model_stage(1, "Production")
+
+
+def by_mlflow(room: Room, run_id: str) -> int:
+    """Register a run's model as MLflow's own pages do, and put the alias on it."""
+    client, model_id = room.client, room.client.get_run(run_id).outputs.model_outputs[0].model_id
+    with suppress(MlflowException):
+        client.create_registered_model(room.name)
+    source = f"models:/{model_id}" if room.uri.startswith("http") else f"runs:/{run_id}/model"
+    version = client.create_model_version(room.name, source, run_id=run_id, model_id=model_id)
+    client.set_registered_model_alias(room.name, "production", version.version)
+    return int(version.version)
+
+
+def test_what_another_tool_put_into_production_is_adopted(any_room: Room, caplog: pytest.LogCaptureFixture) -> None:
+    room, run = any_room, any_room.log(0.8)
+    assert by_mlflow(room, run) == 1
+    found = room.registry.get("Production")
+    digest = room.client.get_run(run).data.tags["bundle_digest"]
+    assert (found.version, found.digest, "bundle_digest" in found.tags) == (1, digest, False)
+    assert room.registry.verify(1).digest == digest
+    assert room.registry.load("Production").bundle.digest == digest
+
+    room.registry.transition_model_stage(room.register(0.9, strength=4.0), "Production")
+    assert "adopted: v1 had been registered by another tool and is whole" in caplog.text
+    adopted = room.registry.get(1)
+    assert adopted.tags["bundle_digest"] == adopted.digest == digest
+    assert (adopted.stage, adopted.metrics, adopted.tags["selected_by"]) == (
+        "Archived",
+        {"accuracy": 1},
+        "another tool",
+    )
+    assert "- held out: 300 pictures, accuracy 1\n" in adopted.description
+    assert room.registry.rollback().version == 1
+
+
+def test_what_another_tool_registered_and_does_not_verify_is_refused_with_what_helps(room: Room) -> None:
+    run = room.log(0.8)
+    by_mlflow(room, run)
+    flip_a_byte(room.files(run) / PROGRAM)
+    for attempt in (
+        lambda: room.registry.load("Production"),
+        lambda: room.registry.transition_model_stage(1, "Staging"),
+    ):
+        with pytest.raises(BundleError, match=rf"was altered.*registered by: .* register --run {run}$"):
+            attempt()
+    with Run(room.client, room.name, role="final", name="without a digest") as foreign:
+        pass
+    room.client.create_model_version(room.name, str(room.files(run)), run_id=foreign.id)
+    with pytest.raises(
+        BundleError, match=r"^v2 of .* no digest was recorded .* another tool registered it, and none of"
+    ):
+        room.registry.transition_model_stage(2, "Staging")
+    assert "bundle_digest" not in room.registry.get(1).tags
+
+
+def test_what_mlflows_own_stages_say_otherwise_is_told_until_it_is_mended(
+    room: Room, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def notes() -> list[str]:
+        room.cli(monkeypatch, "list")
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+
+    for accuracy in (0.7, 0.8):
+        room.register(accuracy)
+    room.registry.transition_model_stage(1, "Production")
+    assert notes() == []
+    assert room.registry.contradiction(room.registry.get(1)) == ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        room.client.transition_model_version_stage(room.name, "2", "Production", archive_existing_versions=True)
+    assert notes() == [
+        f"note: v{number} is in {stage}, though MLflow's own stage says {shown}; the alias counts, and the next move"
+        " mends it"
+        for number, stage, shown in ((2, "None", "Production"), (1, "Production", "Archived"))
+    ]
+    assert room.registry.contradiction(room.registry.get(1)) == (
+        "MLflow's own stage puts v2 into Production, and the alias 'production', which counts, is on v1; to change"
+        " that: python model_registry.py promote 2 Production"
+    )
+    room.registry.transition_model_stage(1, "Production")
+    assert notes() == []
+    assert room.registry.contradiction(room.registry.get(1)) == ""
+
+    room.client.delete_registered_model_alias(room.name, "production")
+    with pytest.raises(NotRegistered, match=r"in Production yet, though MLflow's own stage says v1: the alias 'prod"):
+        room.registry.get("Production")
 
 
 # --- the gate -----------------------------------------------------------------------------------
