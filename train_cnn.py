@@ -216,7 +216,7 @@ def _recorded(client: MlflowClient, job: Job) -> Outcome:
         with run:
             if not job.checkpoint:
                 run.params(about["settings"])
-                log_data(run, data, settings.data)
+                log_data(run, data, settings.data, None if settings.folds else _divided(data, settings))
             outcome = _trained(run, job, keeper)
         keeper.finish(outcome.fitted.network, {"recipe": recipe.model_dump(), "classes": data.classes})
     return outcome
@@ -440,6 +440,12 @@ def _validation_split(data: Data, settings: TrainSettings) -> tuple[Part, Part]:
     if not len(validation):
         raise DataError("no class has a second picture to validate on; add pictures or make a val/ folder")
     return data.part(indices[training]), data.part(indices[validation])
+
+
+def _divided(data: Data, settings: TrainSettings) -> Split:
+    """Which pictures a training without folds trains, and which it validates on."""
+    training, validation = _validation_split(data, settings)
+    return replace(data.split, development=training.indices, validation=validation.indices)
 
 
 def _fit_final(

@@ -309,6 +309,9 @@ def test_a_run_names_each_file_that_was_odd(place: Place, whole: Ended) -> None:
         {"path": "colours/blue/1.jpg", "reason": "it is a PNG, though its ending says JPEG"}
     ]
     assert report["pictures"] == 120
+    training, validation = (sum(row[part] for row in report["classes"]) for part in ("development", "validation"))
+    assert validation > 0
+    assert f"training simple_cnn on {training} pictures of 3 classes, validating on {validation}, " in whole.out
     held_out = {row["class"]: row["held_out"] for row in report["classes"]}
     per_class = json.loads(place.artifact(place.run_of("my training"), "per_class.json").read_text())
     assert held_out == {row["class"]: row["pictures"] for row in per_class}
@@ -869,11 +872,11 @@ def test_rare_classes_are_pointed_out_and_can_be_weighted(
                 (folder / f"{number}.png").write_bytes(colour_picture(colour, seed, 20))
     hopeless = {"data": "unequal", "epochs": 1, "image_size": 16, "learning_rate": 1e-6}
     outcome = train(TrainSettings(**hopeless, class_weights="balanced", experiment_name="unequal"))
-    hint = "10 (green) to 40 (blue) pictures to train and validate on, 4.0 times as many; consider --class-weights"
+    hint = "8 (green) to 34 (blue) pictures to train on, 4.2 times as many; consider --class-weights"
     assert hint in capsys.readouterr().out
     run = store.run_of("unequal")
     report = json.loads(store.artifact(run, "data_report.json").read_text())
-    assert report["imbalance"] == 4
+    assert report["imbalance"] == 34 / 8
     assert run.data.params["class_weights"] == "balanced"
     assert store.bundle(run).card.settings["class_weights"] == "balanced"
     assert outcome.evaluation.accuracy < 1
