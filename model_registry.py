@@ -764,16 +764,19 @@ class ModelRegistry:
 
     def _register(self, run: Any, experiment: str, metric: str | None) -> int:
         """The version of a run, created unless it has one; the metric is what it was chosen by, if by one."""
+        for number in self._registered_from(run.info.run_id, ours=False):
+            with suppress(BundleError):  # another tool registered something else, which stays as it is
+                adopt(self._client, self._numbered(number))
         if registered := self._registered_from(run.info.run_id):
             return registered[0]
         created = self._create_version(run, model_of(run), experiment, metric)
         return self._only(created, self._registered_from(run.info.run_id))
 
-    def _registered_from(self, run_id: str) -> list[int]:
-        """The versions that a run became, oldest first."""
+    def _registered_from(self, run_id: str, *, ours: bool = True) -> list[int]:
+        """The versions that a run became, oldest first: those with a digest, or those of other tools."""
         with promptly("look for the run among the versions"):
             found = self._client.search_model_versions(f"name = '{self.model_name}' AND run_id = '{run_id}'")
-        return sorted(int(version.version) for version in found)
+        return sorted(int(version.version) for version in found if (DIGEST_TAG in version.tags) == ours)
 
     def _only(self, created: int, registered: Sequence[int]) -> int:
         """The one version of a run, where another process registered it at the same moment: the oldest."""

@@ -343,6 +343,8 @@ def test_what_another_tool_registered_and_does_not_verify_is_refused_with_what_h
     ):
         with pytest.raises(BundleError, match=rf"was altered.*registered by: .* register --run {run}$"):
             attempt()
+    with pytest.raises(BundleError, match=rf"^run {run} cannot be registered: the bundle was altered"):
+        room.registry.register_run(run)
     with Run(room.client, room.name, role="final", name="without a digest") as foreign:
         pass
     room.client.create_model_version(room.name, str(room.files(run)), run_id=foreign.id)
@@ -351,6 +353,19 @@ def test_what_another_tool_registered_and_does_not_verify_is_refused_with_what_h
     ):
         room.registry.transition_model_stage(2, "Staging")
     assert "bundle_digest" not in room.registry.get(1).tags
+
+
+def test_a_run_that_another_tool_registered_is_registered_already_if_that_was_its_model(room: Room) -> None:
+    run, other = room.log(0.8), room.log(0.9)
+    room.client.create_registered_model(room.name)
+    room.client.create_model_version(room.name, str(room.files(other)), run_id=run)
+    with pytest.raises(BundleError, match=rf"registered by: python model_registry.py register --run {run}$"):
+        room.registry.verify(1)
+    assert room.registry.register_run(run) == 2  # which the message said
+    assert room.registry.verify(2).run_id == run
+    by_mlflow(room, other)
+    assert room.registry.register_best_model(room.name) == 3
+    assert room.registry.get(3).tags["selected_by"] == "another tool"
 
 
 def test_what_mlflows_own_stages_say_otherwise_is_told_until_it_is_mended(
