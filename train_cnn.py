@@ -81,7 +81,7 @@ from toolkit.bundle import Measured
 from toolkit.errors import DataError, SettingsError
 from toolkit.machine import Machine
 from toolkit.terminal import bar, on_terminal, say
-from toolkit.tracking import MlflowClient, Run, connect
+from toolkit.tracking import Run, connect, promptly
 from toolkit.training.batches import Part
 from toolkit.training.cache import Cache, Pictures, decode
 from toolkit.training.checkpoints import Checkpoint, open_checkpoint
@@ -193,11 +193,7 @@ def train(settings: TrainSettings, world: World = ALONE) -> Outcome:
     0.87
     """
     client = connect()
-    return _recorded(client, _job(settings, world))
-
-
-def _recorded(client: MlflowClient, job: Job) -> Outcome:
-    """The training as a run of MLflow, from its beginning or from where it was interrupted."""
+    job = _job(settings, world)
     settings, recipe, data = job.settings, job.recipe, job.data
     if job.checkpoint:
         run = Run.reopen(client, job.checkpoint.run_id)
@@ -512,6 +508,13 @@ def register(run: Run, name: str) -> int:
     return subprocess.run(command, check=False).returncode
 
 
+def _asked_for(run: Run) -> str | None:
+    """What a run that was gone on with is to be registered as, by the settings that it was begun with."""
+    with promptly("read the run"):
+        name = run.client.get_run(run.id).data.params.get("register_as", str(None))
+    return None if name == str(None) else name
+
+
 def _uncalibrated(metrics: Mapping[str, float]) -> str:
     return f"{metrics['calibration_error_before']:.4f} before temperature {metrics['temperature']:.2f}"
 
@@ -523,12 +526,10 @@ def main() -> int:
         if world.rank:
             follow(settings, world)
             return 0
-        client = connect()
-        job = _job(settings, world)
-        outcome = _recorded(client, job)
+        outcome = train(settings, world)
         say(report(outcome))
-    if job.settings.register_as:
-        return register(outcome.run, job.settings.register_as)
+    if name := settings.register_as or (_asked_for(outcome.run) if settings.resume else None):
+        return register(outcome.run, name)
     say(f"\nnext: python model_registry.py register --run {outcome.run.id}")
     return 0
 

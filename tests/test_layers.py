@@ -1,6 +1,7 @@
 """The house holds: who imports whom, and that importing does nothing."""
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
@@ -194,3 +195,19 @@ def test_what_is_mistyped_is_said_before_the_slow_imports(
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("face", "settings"),
+    [("train_cnn", "TrainSettings"), ("hyperopt_tuning", "TuneSettings"), ("serve_model", "ServeSettings")],
+)
+def test_each_rule_of_a_setting_can_be_checked_before_the_slow_imports(
+    face: str, settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are given at once, most in a form that is allowed, so that their own validators run."""
+    declared = getattr(importlib.import_module(face), settings)
+    for name in declared.model_fields:
+        monkeypatch.setenv(f"{declared.model_config['env_prefix']}{name}".upper(), "1")
+    result = run_as_a_script(face, folder=tmp_path)
+    assert result.stdout == "status 2 []\n", result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr

@@ -708,7 +708,7 @@ def test_cross_validation_stopped_in_a_fold_and_killed_in_the_end_comes_to_the_s
     def started(*words: str) -> Script:
         return forked.start("train_cnn.py", *words, folder=place.folder, **place.variables)
 
-    first = started(*FOLDS, "--experiment-name", "folds again")
+    first = started(*FOLDS, "--experiment-name", "folds again", "--register", "gone on with")
     first.wait_for("fold 1: ")
     (run,) = place.runs("folds again")
     while "fold 2" not in open_checkpoint(run.info.run_id, place.folder / "checkpoints").stages:
@@ -729,6 +729,7 @@ def test_cross_validation_stopped_in_a_fold_and_killed_in_the_end_comes_to_the_s
     last = started("--resume", run.info.run_id).end()
     assert (last.status, last.err) == (0, "")
     assert not re.findall(r"^fold (\d): ", last.out, re.MULTILINE)
+    assert ModelRegistry(place.uri, "gone on with").get(1).run_id == run.info.run_id  # as it was begun to
     run, nested = place.run_of("folds again"), place.runs("folds again", "fold")
     require_same(place, run, place.folder / "checkpoints" / f"{run.info.run_id}.pt", place, "folds")
     for fold, other in zip(nested, place.runs("folds", "fold"), strict=True):
