@@ -747,8 +747,15 @@ class ModelRegistry:
                 if error.error_code not in (MISSING, "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
                     raise
         versions = list(read_versions(self._client, self.model_name))
-        there = next((f"v{each.version}" for each in versions if each.mlflow_stage == stage), "")
-        though = f", though MLflow's own stage says {there}: the alias {ALIASES[stage]!r} counts" if there else ""
+        though = next(
+            (
+                f", though MLflow's own stage says v{each.version}; the alias {ALIASES[stage]!r} counts, and python"
+                f" model_registry.py promote {each.version} {stage} sets it"
+                for each in versions
+                if each.mlflow_stage == stage
+            ),
+            "",
+        )
         numbers = known(version.version for version in versions)
         raise NotRegistered(f"no version of {self.model_name} is in {stage} yet{though}; there are: {numbers}")
 
