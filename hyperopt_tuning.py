@@ -32,59 +32,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 from pydantic import Field, ValidationError, field_validator
-from torch import nn
 
-from toolkit.errors import DataError, SettingsError, TrackingError, TrainingError, one_line
-from toolkit.machine import usable_cores
-from toolkit.settings import Name, environment, parse, run_script
-from toolkit.terminal import say, silence
-from toolkit.tracking import MlflowClient, Run, connect
-from toolkit.tuning.crew import Crew
-from toolkit.tuning.journal import Journal
-from toolkit.tuning.mirror import Mirror, log_study
-from toolkit.tuning.racing import after_epoch, after_folds
-from toolkit.tuning.report import StudyBar, all_settings, standings, totals
-from toolkit.tuning.search import FoldDone, Limits, Result, Search, Step
-from toolkit.tuning.space import PRESETS, Space, contains
-from toolkit.tuning.space_file import points_in, space_in
-from toolkit.tuning.studies import (
-    FINISHED,
-    LAST,
-    Plan,
-    claimed_name,
-    differences,
-    find_study,
-    journal_of,
-    keep_logits,
-    kept_logits,
-    read_study,
-    studies_in,
-)
-from toolkit.tuning.study import Proposal, Study, start_up_trials
-from toolkit.tuning.trial import Fold, Trial
-from train_cnn import (
-    Checkpoint,
-    CrossValidation,
-    Data,
-    DataSettings,
-    Epoch,
-    Fitted,
-    Keeper,
-    Outcome,
-    Recipe,
-    cross_validate,
-    load_pictures,
-    log_data,
-    log_folds,
-    open_checkpoint,
-    starting_weights,
-    stratified_folds,
-    tags_of,
-    train_on_everything,
-    use_machine,
-)
+from toolkit.data_settings import DataSettings
+from toolkit.settings import LAST, Name, environment, parse, read_first, run_script
 
 SECONDS_A_STEP = 1.0  # between two words of a trial about where it is within an epoch
 DEFAULT_EVALS = {"full": 30, "quick": 6}
@@ -139,6 +90,60 @@ class TuneSettings(DataSettings):
     def evaluations(self) -> int:
         """How many trials are planned."""
         return self.max_evals or DEFAULT_EVALS[self.preset]
+
+
+if __name__ == "__main__":  # --help and what is mistyped are answered before the seconds that torch takes to import
+    read_first(lambda: parse(TuneSettings, __doc__))
+
+import numpy as np
+from torch import nn
+
+from toolkit.errors import DataError, SettingsError, TrackingError, TrainingError, one_line
+from toolkit.machine import usable_cores
+from toolkit.terminal import say, silence
+from toolkit.tracking import MlflowClient, Run, connect
+from toolkit.tuning.crew import Crew
+from toolkit.tuning.journal import Journal
+from toolkit.tuning.mirror import Mirror, log_study
+from toolkit.tuning.racing import after_epoch, after_folds
+from toolkit.tuning.report import StudyBar, all_settings, standings, totals
+from toolkit.tuning.search import FoldDone, Limits, Result, Search, Step
+from toolkit.tuning.space import PRESETS, Space, contains
+from toolkit.tuning.space_file import points_in, space_in
+from toolkit.tuning.studies import (
+    FINISHED,
+    Plan,
+    claimed_name,
+    differences,
+    find_study,
+    journal_of,
+    keep_logits,
+    kept_logits,
+    read_study,
+    studies_in,
+)
+from toolkit.tuning.study import Proposal, Study, start_up_trials
+from toolkit.tuning.trial import Fold, Trial
+from train_cnn import (
+    Checkpoint,
+    CrossValidation,
+    Data,
+    Epoch,
+    Fitted,
+    Keeper,
+    Outcome,
+    Recipe,
+    cross_validate,
+    load_pictures,
+    log_data,
+    log_folds,
+    open_checkpoint,
+    starting_weights,
+    stratified_folds,
+    tags_of,
+    train_on_everything,
+    use_machine,
+)
 
 
 class Task(NamedTuple):

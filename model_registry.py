@@ -1,7 +1,8 @@
 """Register the best model, move it through stages, compare versions, and put a former one back.
 
-    python model_registry.py register                       # the best study of hyperopt_tuning
+    python model_registry.py register                       # the best run of the experiment that holds models
     python model_registry.py register --experiment-name training --metric best_val_accuracy
+    python model_registry.py register --run 927aad5e2dda486b896b25da52e199c5
     python model_registry.py list
     python model_registry.py promote 1 Production --reason "first model"
     python model_registry.py compare Production 2
@@ -26,16 +27,210 @@ if __name__ == "__main__":
 import json
 import logging
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import CliPositionalArg, CliSubCommand
+
+from toolkit.errors import SettingsError
+from toolkit.settings import (
+    MODEL,
+    MODEL_NAME,
+    ScriptSettings,
+    environment,
+    parse,
+    program_name,
+    read_first,
+    run_script,
+    verb,
+)
+
+VERBS = "list, show, register, promote, compare, rollback, history, verify, archive"
+SERVE = "python serve_model.py"
+
+
+class Verb(BaseModel):
+    """What all verbs share."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    as_json: bool = Field(False, alias="json", description="print JSON, for programs")
+
+    def run(self, registry: "ModelRegistry") -> "Answer":
+        """Do what the verb says."""
+        raise NotImplementedError
+
+
+class List(Verb):
+    """List the versions, newest first."""
+
+    def run(self, registry: "ModelRegistry") -> "Answer":
+        versions = registry.list_versions()
+        if not versions:
+            return Answer(f"no version of {registry.model_name} is registered yet", [], "register")
+        notes = [f"note: {text}; the alias counts, and the next move mends it" for text in contradictions(versions)]
+        return Answer("\n".join([version_table(versions), *notes]), [version.to_dict() for version in versions])
+
+
+class Show(Verb):
+    """Show all there is to know about a version."""
+
+    version: CliPositionalArg[str] = Field(description="number or stage")
+
+    def run(self, registry: "ModelRegistry") -> "Answer":
+        version = registry.get(self.version)
+        return Answer(version_page(version), version.to_dict())
+
+
+class Register(Verb):
+    """Register the best run's model, or that of a run of your choice."""
+
+    run_id: str | None = Field(None, alias="run", description="id of the run, instead of the best one")
+    experiment_name: str | None = Field(
+        None,
+        description="where to look for runs; the only experiment that holds models, or else hyperopt_tuning, if left"
+        " out",
+    )
+    metric: str | None = Field(
+        None,
+        description="what to rank them by; mean_cv_accuracy where all runs have it, or else best_val_accuracy, if left"
+        " out",
+    )
+    mode: Literal["max", "min"] | None = Field(
+        None, description="whether max or min is best; by the metric's name if left out"
+    )
+
+    @model_validator(mode="after")
+    def _chosen_or_best(self) -> Self:
+        if self.run_id and (self.experiment_name or self.metric or self.mode):
+            raise ValueError("--run names the run; leave out --experiment-name, --metric and --mode, which choose one")
+        return self
+
+    def run(self, registry: "ModelRegistry") -> "Answer":
+        before = {version.version for version in registry.list_versions()}
+        if self.run_id:
+            version = registry.get(registry.register_run(self.run_id))
+        else:
+            version = registry.get(registry.register_best_model(self.experiment_name, self.metric, mode=self.mode))
+        did = "was registered before, from" if version.version in before else "registered from"
+        text = f"v{version.version} of {version.name} {did} run {version.run_id}"
+        chosen = self.metric or version.tags.get("selected_by", "")
+        value = version.metrics.get(chosen)
+        figure = "" if value is None else f" ({chosen} {value:.4g})"
+        following = "" if version.stage == "Production" else f"promote {version.version} Production"
+        return Answer(text + figure, version.to_dict(), following)
+
+
+class Promote(Verb):
+    """Put a version into Staging or Production, or into Archived or None."""
+
+    version: CliPositionalArg[str] = Field(description="number, or the stage it is in")
+    stage: CliPositionalArg[str] = Field(description="Staging, Production, Archived or None")
+    reason: str | None = Field(None, description="why, for the history")
+    data: Path | None = Field(
+        None, description="labelled pictures to compare it on with the version in Production, one sub-folder a class"
+    )
+    force: bool = Field(False, description="promote it even if it is worse; needs a reason")
+
+    def run(self, registry: "ModelRegistry") -> "Answer":
+        return _moved(registry, self.version, self.stage, self.reason, force=self.force, data=self.data)
+
+
+class Archive(Verb):
+    """Put a version into Archived."""
+
+    version: CliPositionalArg[str] = Field(description="number, or the stage it is in")
+    reason: str | None = Field(None, description="why, for the history")
+
+    def run(self, registry: "ModelRegistry") -> "Answer":
+        return _moved(registry, self.version, "Archived", self.reason)
+
+
+class Compare(Verb):
+    """Compare versions on the same pictures, each with the first; a picture of it goes to MLflow."""
+
+    versions: CliPositionalArg[list[str]] = Field(description="numbers or stages")
+    data: Path | None = Field(None, description="labelled pictures to compare them on, one sub-folder a class")
+
+    def run(self, registry: "ModelRegistry") -> "Answer":
+        table = registry.compare_models(self.versions, data=self.data, log_picture=True)
+        return Answer(comparison_table(table), _records(table.reset_index()))
+
+
+class Rollback(Verb):
+    """Put back what was in Production before."""
+
+    reason: str | None = Field(None, description="why, for the history")
+
+    def run(self, registry: "ModelRegistry") -> "Answer":
+        version = registry.rollback(self.reason)
+        why = version.transitions[-1].why
+        return Answer(f"v{version.version} of {version.name} is in Production again ({why})", version.to_dict(), SERVE)
+
+
+class History(Verb):
+    """List every transition, oldest first."""
+
+    def run(self, registry: "ModelRegistry") -> "Answer":
+        table = registry.history()
+        if table.empty:
+            return Answer(f"no version of {registry.model_name} is registered yet", [], "register")
+        shown = table.assign(
+            time=table["time"].dt.strftime("%Y-%m-%d %H:%M:%S"),
+            version="v" + table["version"].astype(str),
+            gate=table["gate"].str.partition(":")[0],  # the figures, which are long, are for show and --json
+        )
+        return Answer(terminal.table(list(shown.columns), shown.to_numpy().tolist()), _records(table))
+
+
+class Verify(Verb):
+    """Check a version's files against the digest recorded at registration."""
+
+    version: CliPositionalArg[str] = Field(description="number or stage")
+
+    def run(self, registry: "ModelRegistry") -> "Answer":
+        version = registry.verify(self.version)
+        return Answer(f"v{version.version} of {version.name} is whole: digest {version.digest}", version.to_dict())
+
+
+class RegistrySettings(ScriptSettings):
+    """Which registry, and what to do there."""
+
+    model_config = environment("REGISTRY_")
+
+    tracking_uri: str | None = Field(
+        None, description="MLflow store; MLFLOW_TRACKING_URI, or mlflow.db here, if left out"
+    )
+    model_name: str = Field(MODEL, description="the registered model")
+    list: CliSubCommand[List] = Field(description="list the versions")
+    show: CliSubCommand[Show] = Field(description="show one version")
+    register_: CliSubCommand[Register] = Field(alias="register", description="register the best run's model")
+    promote: CliSubCommand[Promote] = Field(description="put a version into a stage")
+    compare: CliSubCommand[Compare] = Field(description="compare versions with the first")
+    rollback: CliSubCommand[Rollback] = Field(description="put back what was in Production before")
+    history: CliSubCommand[History] = Field(description="list every transition")
+    verify: CliSubCommand[Verify] = Field(description="check a version's files")
+    archive: CliSubCommand[Archive] = Field(description="put a version into Archived")
+
+
+def command_typed() -> tuple[RegistrySettings, Verb]:
+    """Which registry, and what to do there, by the command line and the environment."""
+    settings = parse(RegistrySettings, __doc__)
+    command = verb(settings)
+    if not isinstance(command, Verb):
+        raise SettingsError(f"say what to do: {VERBS}; see --help")
+    return settings, command
+
+
+if __name__ == "__main__":  # --help and what is mistyped are answered before the seconds that MLflow takes to import
+    read_first(command_typed)
 
 from toolkit import terminal
 from toolkit.bundle import DIGEST_TAG, verify_bundle
@@ -44,14 +239,14 @@ from toolkit.errors import (
     NotRegistered,
     PromotionRefused,
     RegistryError,
-    SettingsError,
     TrackingError,
     known,
 )
+from toolkit.registry.adoption import adopt, recognised
 from toolkit.registry.fetching import fetched, model_location, verify
 from toolkit.registry.pages import comparison_table, describe, version_page, version_table
-from toolkit.registry.selection import Mode, is_finite, model_of, ranked_runs
-from toolkit.registry.stages import Stages, rollback_candidates, utc_now, whoami
+from toolkit.registry.selection import Mode, chosen_run, is_finite, model_of, only_experiment, ranked_runs, usual_metric
+from toolkit.registry.stages import Stages, contradictions, rollback_candidates, utc_now, whoami
 from toolkit.registry.versions import (
     ALIASES,
     METRICS_TAG,
@@ -62,12 +257,12 @@ from toolkit.registry.versions import (
     Stage,
     Transition,
     Version,
+    read_aliases,
     read_version,
     read_versions,
     stage_named,
 )
 from toolkit.sensitivity import found_by_alarm
-from toolkit.settings import ScriptSettings, environment, parse, program_name, run_script, verb
 from toolkit.tracking import MlflowClient, MlflowException, connect, impatient, promptly
 
 if TYPE_CHECKING:  # with torch, pandas and matplotlib, seconds of import that only loading and comparing need
@@ -78,7 +273,7 @@ if TYPE_CHECKING:  # with torch, pandas and matplotlib, seconds of import that o
     from toolkit.registry.gate import Verdict
     from toolkit.registry.opening import LoadedModel
 
-MODEL_NAME = re.compile(r"[\w\- .]{1,200}")  # no slash or colon, which MLflow's addresses use, and no quote
+BY_HAND = "by hand"  # a run was chosen
 LONGEST_REASON = 1000  # characters
 LONGEST_GATE = 2000  # characters of what the gate found, in the history
 HISTORY_COLUMNS = ("time", "version", "from", "to", "who", "why", "gate")
@@ -115,7 +310,7 @@ class ModelRegistry:
     def __init__(
         self,
         tracking_uri: str | None = None,
-        model_name: str = "image-classifier",
+        model_name: str = MODEL,
         *,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
@@ -130,7 +325,11 @@ class ModelRegistry:
         return f"ModelRegistry(tracking_uri={self.tracking_uri!r}, model_name={self.model_name!r})"
 
     def register_best_model(
-        self, experiment_name: str = "hyperopt_tuning", metric: str = "mean_cv_accuracy", *, mode: Mode | None = None
+        self,
+        experiment_name: str | None = "hyperopt_tuning",
+        metric: str | None = "mean_cv_accuracy",
+        *,
+        mode: Mode | None = None,
     ) -> int:
         """Make the best run's model a version, and return its number.
 
@@ -140,9 +339,11 @@ class ModelRegistry:
         Parameters
         ----------
         experiment_name
-            Where to look; finished ``final`` and ``study`` runs that hold a model count.
+            Where to look; finished ``final`` and ``study`` runs that hold a model count. When None: the
+            only experiment that has such runs, or ``hyperopt_tuning`` where several have.
         metric
-            What to rank by. Of equals the newer run is better.
+            What to rank by. Of equals the newer run is better. When None: ``mean_cv_accuracy`` where all
+            runs have it, else ``best_val_accuracy``.
         mode
             ``max`` or ``min``; by the metric's name when None: less is better of a loss, an error
             or a time.
@@ -155,18 +356,40 @@ class ModelRegistry:
             No run of it can be registered; the message says why.
         """
         passed_over = 0
+        experiment_name = experiment_name or only_experiment(self._client)
+        metric = metric or usual_metric(self._client, experiment_name)
         for run in ranked_runs(self._client, experiment_name, metric, mode):
-            if registered := self._registered_from(run.info.run_id):
-                return registered[0]
             try:
-                created = self._create_version(run, model_of(run), experiment_name, metric)
-                return self._only(created, self._registered_from(run.info.run_id))
+                return self._register(run, experiment_name, metric)
             except BundleError as error:
                 passed_over += 1
                 log.warning("run %s is passed over: %s", run.info.run_id, error)
         raise RegistryError(
             f"no run of experiment {experiment_name!r} holds a whole model; {passed_over} were tried, the last is above"
         )
+
+    def register_run(self, run_id: str) -> int:
+        """Make a chosen run's model a version, and return its number; the one it has when it is registered already.
+
+        Parameters
+        ----------
+        run_id
+            MLflow's id of the run: 32 letters and digits.
+
+        Raises
+        ------
+        RegistryError
+            There is no such run, it is under way, or it holds no model.
+        BundleError
+            Its bundle is missing or altered.
+        """
+        run = chosen_run(self._client, run_id)
+        with promptly("read the experiment"):
+            experiment = self._client.get_experiment(run.info.experiment_id).name
+        try:
+            return self._register(run, experiment, None)
+        except BundleError as error:
+            raise BundleError(f"run {run_id} cannot be registered: {error}") from None
 
     def transition_model_stage(
         self,
@@ -215,6 +438,8 @@ class ModelRegistry:
         found = self.get(found.version)
         if found.stage == target:
             return found
+        if target in ALIASES:
+            adopt(self._client, found)
         gate = ""
         if target == "Production":
             gate = self._gate(found, data, force=force)
@@ -293,7 +518,7 @@ class ModelRegistry:
             Numbers or stages.
         data
             A folder of labelled pictures to measure all of them on, one sub-folder a class, instead
-            of what each did on the pictures that it held out.
+            of what each did on the pictures that all of them held out.
         log_picture
             Whether to log what ``picture_comparison`` draws of the first ten, as ``comparison/*.png``
             in the run that the first version came from.
@@ -303,14 +528,17 @@ class ModelRegistry:
         A table indexed by version, every interval of 95 %:
 
         - ``stage``, ``network``, ``image_size``, ``size_mb``, ``created``, ``mean_cv_accuracy``
-        - ``pictures``, ``accuracy``, ``precision_weighted``, ``recall_weighted``, ``f1_weighted``,
-          each with ``_low`` and ``_high``; ``calibration_error``
+        - ``pictures``: how many all figures are about, the same ones for all versions; where they held
+          out none in common, a warning says so, and each figure is about the version's own
+        - ``accuracy``, ``precision_weighted``, ``recall_weighted``, ``f1_weighted``, each with
+          ``_low`` and ``_high``; ``calibration_error``
         - ``shared_pictures``, ``shared_accuracy``: on those that the first version was measured on too
         - ``difference`` with ``_low`` and ``_high``: of the accuracies on the shared pictures
         - ``gained``, ``lost``, ``p_value``: shared pictures that only this version, and only the
           first, classified rightly, and McNemar's exact test of the difference
         - ``latency_ms``: for one picture, measured here and now, in turn with the others
         - ``setting.*``, ``data.*``: those in which the versions differ
+        - ``held_out_pictures``, ``held_out_accuracy``: on all that each held out, where that is more
         """
         from toolkit.registry.comparison import side_by_side
 
@@ -375,6 +603,8 @@ class ModelRegistry:
     def get(self, stage_or_version: int | str) -> Version:
         """One version, in one request and without its files, cheap enough to be asked every second.
 
+        Of a version that another tool registered, what its training recorded is read too.
+
         Raises
         ------
         NotRegistered
@@ -384,13 +614,13 @@ class ModelRegistry:
         """
         text = str(stage_or_version).strip()
         if number := re.fullmatch(r"[vV]?(\d{1,9})", text):
-            return self._numbered(int(number[1]))
+            return recognised(self._client, self._numbered(int(number[1])))
         if text.lower() not in (stage.lower() for stage in STAGES):
             raise RegistryError(f"{text!r} is neither the number of a version nor a stage ({known(STAGES, text)})")
         stage = stage_named(text)
         if stage not in ALIASES:
             raise RegistryError(f"several versions may be in stage {stage}; give the number of one")
-        return self._in_stage(stage)
+        return recognised(self._client, self._in_stage(stage))
 
     def verify(self, stage_or_version: int | str) -> Version:
         """Check a version's bundle against the digest recorded at registration, without running it.
@@ -463,11 +693,18 @@ class ModelRegistry:
         if not versions:
             raise RegistryError("name the versions to compare, such as 1 2")
         chosen = {found.version: found for found in map(self.get, versions)}
-        from toolkit.registry.comparison import measured
+        from toolkit.registry.comparison import measured, on_the_same
         from toolkit.registry.opening import load
 
         models = [load(self._client, version) for version in chosen.values()]
-        return measured(models, None if data is None else Path(data))
+        candidates = measured(models, None if data is None else Path(data))
+        if not on_the_same(candidates):
+            log.warning(
+                "%s have no picture in common that all were measured on, so each figure is about the pictures of its"
+                " own version; with --data FOLDER all are run on the same labelled pictures",
+                " and ".join(f"v{version}" for version in chosen),
+            )
+        return candidates
 
     def _log_picture(self, candidates: "Sequence[Candidate]") -> None:
         from toolkit.registry.comparison import columns
@@ -484,6 +721,38 @@ class ModelRegistry:
     def _mend(self) -> None:
         for change in self._stages.settle():
             log.warning("mended: %s", change)
+        for alias, number in read_aliases(self._client, self.model_name).items():
+            if alias not in ALIASES.values():
+                continue
+            try:
+                if adopt(self._client, self._numbered(number)):
+                    log.warning("adopted: v%d had been registered by another tool and is whole", number)
+            except BundleError as error:
+                log.warning("%s", error)
+
+    def contradiction(self, version: Version) -> str:
+        """What MLflow's own stages say otherwise than that a version is in its stage; empty when nothing does.
+
+        The alias counts. A look takes one request, and none once MLflow has no stages any more.
+        """
+        latest = getattr(self._client, "get_latest_versions", None)
+        if latest is None or version.stage not in ALIASES:
+            return ""
+        with promptly("read MLflow's own stages"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # "stages will be removed"
+            shown = [int(other.version) for other in latest(self.model_name, [version.stage])]
+        stage, alias = version.stage, f"the alias {ALIASES[version.stage]!r}, which counts"
+        if shown and shown[0] != version.version:
+            return (
+                f"MLflow's own stage puts v{shown[0]} into {stage}, and {alias}, is on v{version.version}; to change"
+                f" that: python model_registry.py promote {shown[0]} {stage}"
+            )
+        if version.mlflow_stage in (None, stage):
+            return ""
+        return (
+            f"MLflow's own stage puts v{version.version} into {version.mlflow_stage}, and {alias}, into {stage}; to"
+            f" mend that: python model_registry.py promote {version.version} {stage}"
+        )
 
     def _in_stage(self, stage: Stage) -> Version:
         with promptly(f"read what is in {stage}"):
@@ -492,8 +761,18 @@ class ModelRegistry:
             except MlflowException as error:
                 if error.error_code not in (MISSING, "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
                     raise
-        numbers = [version.version for version in read_versions(self._client, self.model_name)]
-        raise NotRegistered(f"no version of {self.model_name} is in {stage} yet; there are: {known(numbers)}")
+        versions = list(read_versions(self._client, self.model_name))
+        though = next(
+            (
+                f", though MLflow's own stage says v{each.version}; the alias {ALIASES[stage]!r} counts, and python"
+                f" model_registry.py promote {each.version} {stage} sets it"
+                for each in versions
+                if each.mlflow_stage == stage
+            ),
+            "",
+        )
+        numbers = known(version.version for version in versions)
+        raise NotRegistered(f"no version of {self.model_name} is in {stage} yet{though}; there are: {numbers}")
 
     def _numbered(self, number: int) -> Version:
         with promptly(f"read version {number}"):
@@ -505,11 +784,21 @@ class ModelRegistry:
         numbers = [version.version for version in read_versions(self._client, self.model_name)]
         raise RegistryError(f"{self.model_name} has no version {number}; there are: {known(numbers, number)}")
 
-    def _registered_from(self, run_id: str) -> list[int]:
-        """The versions that a run became, oldest first."""
+    def _register(self, run: Any, experiment: str, metric: str | None) -> int:
+        """The version of a run, created unless it has one; the metric is what it was chosen by, if by one."""
+        for number in self._registered_from(run.info.run_id, ours=False):
+            with suppress(BundleError):  # another tool registered something else, which stays as it is
+                adopt(self._client, self._numbered(number))
+        if registered := self._registered_from(run.info.run_id):
+            return registered[0]
+        created = self._create_version(run, model_of(run), experiment, metric)
+        return self._only(created, self._registered_from(run.info.run_id))
+
+    def _registered_from(self, run_id: str, *, ours: bool = True) -> list[int]:
+        """The versions that a run became, oldest first: those with a digest, or those of other tools."""
         with promptly("look for the run among the versions"):
             found = self._client.search_model_versions(f"name = '{self.model_name}' AND run_id = '{run_id}'")
-        return sorted(int(version.version) for version in found)
+        return sorted(int(version.version) for version in found if (DIGEST_TAG in version.tags) == ours)
 
     def _only(self, created: int, registered: Sequence[int]) -> int:
         """The one version of a run, where another process registered it at the same moment: the oldest."""
@@ -518,15 +807,19 @@ class ModelRegistry:
                 self._client.delete_model_version(self.model_name, str(created))
         return registered[0]
 
-    def _create_version(self, run: Any, model_id: str | None, experiment: str, metric: str) -> int:
+    def _create_version(self, run: Any, model_id: str | None, experiment: str, metric: str | None) -> int:
         if model_id is None:
             raise BundleError("it has the digest of a bundle, but no model")
         digest = run.data.tags[DIGEST_TAG]
         location = model_location(self._client, model_id)
         with fetched(self._client, location) as folder:
             card, baseline = verify_bundle(folder, digest)
-        value, page = run.data.metrics[metric], _page_of(self._client, run)
-        choice = f"the best {metric} in {experiment}, {value:.4g}"
+        page = _page_of(self._client, run)
+        choice, selection, ranked = f"chosen {BY_HAND}", {"selected_by": BY_HAND}, {}
+        if metric:
+            value = run.data.metrics[metric]
+            choice, ranked = f"the best {metric} in {experiment}, {value:.4g}", {metric: value}
+            selection = {"selected_by": metric, "selected_value": repr(value)}
         registration = Transition(0, self._clock(), "", "None", whoami(), f"{choice}: run {run.info.run_id}")
         measured = {name: item.value for name, item in card.metrics.items() if is_finite(item.value)}
         with suppress(MlflowException), impatient():  # it exists already, or else the next call says what is wrong
@@ -545,10 +838,9 @@ class ModelRegistry:
                     DIGEST_TAG: digest,
                     MODEL_TAG: model_id,
                     STAGE_TAG: "None",
-                    METRICS_TAG: json.dumps({**measured, metric: value}),
+                    METRICS_TAG: json.dumps(measured | ranked),
                     "experiment": experiment,
-                    "selected_by": metric,
-                    "selected_value": repr(value),
+                    **selection,
                     registration.key: registration.to_json(),
                 },
             )
@@ -590,152 +882,6 @@ class Answer:
     text: str
     value: Any
     next: str = ""
-
-
-class Verb(BaseModel):
-    """What all verbs share."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    as_json: bool = Field(False, alias="json", description="print JSON, for programs")
-
-    def run(self, registry: ModelRegistry) -> Answer:
-        """Do what the verb says."""
-        raise NotImplementedError
-
-
-class List(Verb):
-    """List the versions, newest first."""
-
-    def run(self, registry: ModelRegistry) -> Answer:
-        versions = registry.list_versions()
-        if not versions:
-            return Answer(f"no version of {registry.model_name} is registered yet", [], "register")
-        return Answer(version_table(versions), [version.to_dict() for version in versions])
-
-
-class Show(Verb):
-    """Show all there is to know about a version."""
-
-    version: CliPositionalArg[str] = Field(description="number or stage")
-
-    def run(self, registry: ModelRegistry) -> Answer:
-        version = registry.get(self.version)
-        return Answer(version_page(version), version.to_dict())
-
-
-class Register(Verb):
-    """Register the best run's model."""
-
-    experiment_name: str = Field("hyperopt_tuning", description="where to look for runs")
-    metric: str = Field("mean_cv_accuracy", description="what to rank them by")
-    mode: Mode | None = Field(None, description="whether max or min is best; by the metric's name if left out")
-
-    def run(self, registry: ModelRegistry) -> Answer:
-        before = {version.version for version in registry.list_versions()}
-        version = registry.get(registry.register_best_model(self.experiment_name, self.metric, mode=self.mode))
-        did = "was registered before, from" if version.version in before else "registered from"
-        text = f"v{version.version} of {version.name} {did} run {version.run_id}"
-        value = version.metrics.get(self.metric)
-        figure = "" if value is None else f" ({self.metric} {value:.4g})"
-        following = "" if version.stage == "Production" else f"promote {version.version} Production"
-        return Answer(text + figure, version.to_dict(), following)
-
-
-class Promote(Verb):
-    """Put a version into Staging or Production, or into Archived or None."""
-
-    version: CliPositionalArg[str] = Field(description="number, or the stage it is in")
-    stage: CliPositionalArg[str] = Field(description="Staging, Production, Archived or None")
-    reason: str | None = Field(None, description="why, for the history")
-    data: Path | None = Field(
-        None, description="labelled pictures to compare it on with the version in Production, one sub-folder a class"
-    )
-    force: bool = Field(False, description="promote it even if it is worse; needs a reason")
-
-    def run(self, registry: ModelRegistry) -> Answer:
-        return _moved(registry, self.version, self.stage, self.reason, force=self.force, data=self.data)
-
-
-class Archive(Verb):
-    """Put a version into Archived."""
-
-    version: CliPositionalArg[str] = Field(description="number, or the stage it is in")
-    reason: str | None = Field(None, description="why, for the history")
-
-    def run(self, registry: ModelRegistry) -> Answer:
-        return _moved(registry, self.version, "Archived", self.reason)
-
-
-class Compare(Verb):
-    """Compare versions on the same pictures, each with the first; a picture of it goes to MLflow."""
-
-    versions: CliPositionalArg[list[str]] = Field(description="numbers or stages")
-    data: Path | None = Field(None, description="labelled pictures to compare them on, one sub-folder a class")
-
-    def run(self, registry: ModelRegistry) -> Answer:
-        table = registry.compare_models(self.versions, data=self.data, log_picture=True)
-        return Answer(comparison_table(table), _records(table.reset_index()))
-
-
-class Rollback(Verb):
-    """Put back what was in Production before."""
-
-    reason: str | None = Field(None, description="why, for the history")
-
-    def run(self, registry: ModelRegistry) -> Answer:
-        version = registry.rollback(self.reason)
-        why = version.transitions[-1].why
-        return Answer(f"v{version.version} of {version.name} is in Production again ({why})", version.to_dict(), SERVE)
-
-
-class History(Verb):
-    """List every transition, oldest first."""
-
-    def run(self, registry: ModelRegistry) -> Answer:
-        table = registry.history()
-        if table.empty:
-            return Answer(f"no version of {registry.model_name} is registered yet", [], "register")
-        shown = table.assign(
-            time=table["time"].dt.strftime("%Y-%m-%d %H:%M:%S"),
-            version="v" + table["version"].astype(str),
-            gate=table["gate"].str.partition(":")[0],  # the figures, which are long, are for show and --json
-        )
-        return Answer(terminal.table(list(shown.columns), shown.to_numpy().tolist()), _records(table))
-
-
-class Verify(Verb):
-    """Check a version's files against the digest recorded at registration."""
-
-    version: CliPositionalArg[str] = Field(description="number or stage")
-
-    def run(self, registry: ModelRegistry) -> Answer:
-        version = registry.verify(self.version)
-        return Answer(f"v{version.version} of {version.name} is whole: digest {version.digest}", version.to_dict())
-
-
-class RegistrySettings(ScriptSettings):
-    """Which registry, and what to do there."""
-
-    model_config = environment("REGISTRY_")
-
-    tracking_uri: str | None = Field(
-        None, description="MLflow store; MLFLOW_TRACKING_URI, or mlflow.db here, if left out"
-    )
-    model_name: str = Field("image-classifier", description="the registered model")
-    list: CliSubCommand[List] = Field(description="list the versions")
-    show: CliSubCommand[Show] = Field(description="show one version")
-    register_: CliSubCommand[Register] = Field(alias="register", description="register the best run's model")
-    promote: CliSubCommand[Promote] = Field(description="put a version into a stage")
-    compare: CliSubCommand[Compare] = Field(description="compare versions with the first")
-    rollback: CliSubCommand[Rollback] = Field(description="put back what was in Production before")
-    history: CliSubCommand[History] = Field(description="list every transition")
-    verify: CliSubCommand[Verify] = Field(description="check a version's files")
-    archive: CliSubCommand[Archive] = Field(description="put a version into Archived")
-
-
-VERBS = "list, show, register, promote, compare, rollback, history, verify, archive"
-SERVE = "python serve_model.py"
 
 
 def _moved(
@@ -788,10 +934,7 @@ def main() -> None:
         to_stderr = logging.StreamHandler()
         to_stderr.setFormatter(logging.Formatter(f"{program_name()}: warning: %(message)s"))
         log.addHandler(to_stderr)
-    settings = parse(RegistrySettings, __doc__)
-    command = verb(settings)
-    if not isinstance(command, Verb):
-        raise SettingsError(f"say what to do: {VERBS}; see --help")
+    settings, command = command_typed()
     with terminal.silent(command.as_json):  # what is said on the way is no JSON
         answer = command.run(ModelRegistry(settings.tracking_uri, settings.model_name))
     if command.as_json:

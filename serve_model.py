@@ -41,74 +41,14 @@ from pathlib import Path
 from socket import socket
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from fastapi import APIRouter, Body, FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, RedirectResponse, Response
-from prometheus_client.core import Metric
-from pydantic import Discriminator, Field, SecretStr, Tag, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import CliSuppress
-from starlette.exceptions import HTTPException
 
-from model_registry import ModelRegistry
-from monitoring import DriftReport, Log, ModelMonitor, Notice, Sink, Webhook, new_prediction_id
-from monitoring import Limits as DriftLimits
-from toolkit.errors import SettingsError, ToolkitError, UnknownPrediction
-from toolkit.images import Limits
+from toolkit.errors import SettingsError
 from toolkit.machine import usable_cores
-from toolkit.program import Bundle
-from toolkit.serving import binary, engines, pages, problems, protocols
-from toolkit.serving.departures import Departures
-from toolkit.serving.desk import Desk, Doorkeeper
-from toolkit.serving.encodings import Encodings
-from toolkit.serving.figures import Figures, wants_prometheus
-from toolkit.serving.formats import announced, read_picture, read_pictures
-from toolkit.serving.heads import Heads
-from toolkit.serving.journal import Journal, log_to_stderr
-from toolkit.serving.keys import Keys
-from toolkit.serving.lastgood import LastGood
-from toolkit.serving.limits import BodyLimit, Patience
-from toolkit.serving.live import Release
-from toolkit.serving.memory import share_one_pool
-from toolkit.serving.openapi import describe, refusals
-from toolkit.serving.origins import Origins
-from toolkit.serving.problems import Problem
-from toolkit.serving.processes import Fellows, Place, supervise
-from toolkit.serving.recent import Recent
-from toolkit.serving.rehearsal import Rehearsal
-from toolkit.serving.server import Server, listen
-from toolkit.serving.service import WATCHED_SECONDS, Service, named
-from toolkit.serving.shapes import (
-    Batch,
-    Feedback,
-    FeedbackError,
-    Feedbacks,
-    Prediction,
-    ProblemDocument,
-    Recorded,
-    TopK,
-)
-from toolkit.settings import ScriptSettings, environment, parse, run_script
+from toolkit.settings import ScriptSettings, environment, parse, read_first, run_script
 
-logger = logging.getLogger(__name__)
-
-LONGEST_REASON = 400  # characters of an alert that are kept as the reason of a rollback
-VERSION = "1"  # of the addresses and shapes
-PREDICT_ADDRESSES = ("/predict", "/predict/batch", "/feedback", *protocols.PREDICT_ADDRESSES)
-ADMIN_ADDRESSES = ("/admin/reload",)
-# What a page of an allowed origin may send, and read of an answer, besides what any may.
-PAGES_SEND = ("Authorization", "X-API-Key", "X-Request-ID", "Content-Type", "Content-Encoding", binary.HEADER)
-PAGES_READ = ("X-Request-ID", "Retry-After", binary.HEADER)
-PICTURE_ADDRESSES = frozenset({"/predict", "/predict/batch"})
-# How long a thread may keep Python's lock while others want it. At the usual 0.005 a model that is being loaded beside
-# sixteen clients made one answer in a hundred take 4.7 times as long as at other times.
-SWITCH_SECONDS = 0.0005
-Window = Literal["short", "medium", "long"]
-WINDOWS: tuple[Window, ...] = get_args(Window)
 ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[^\s/:@\[\]?#]+)(:\d{1,5})?")
-MOMENT = {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "number"}, {"type": "null"}]}
-
-T = TypeVar("T")
 
 
 class ServeSettings(ScriptSettings):
@@ -121,7 +61,7 @@ class ServeSettings(ScriptSettings):
     model_name: str = Field("image-classifier", description="registered model")
     stage: Literal["Production", "Staging"] = Field("Production", description="stage whose version is served")
     tracking_uri: str | None = Field(None, description="MLflow store; MLFLOW_TRACKING_URI, else sqlite:///mlflow.db")
-    engine: engines.Choice = Field(
+    engine: Literal["auto", "openvino", "torch"] = Field(
         "auto", description="what runs the program; auto takes the fastest that agrees with it"
     )
     shadow_share: float = Field(
@@ -230,7 +170,7 @@ class ServeSettings(ScriptSettings):
         return self.copies / "converted"
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> "Limits":
         """What one picture may be."""
         return Limits(max_bytes=self.max_body_bytes, max_pixels=self.max_pixels)
 
@@ -240,7 +180,7 @@ class ServeSettings(ScriptSettings):
         return int(self.max_body_mb * 2**20)
 
     @property
-    def patience(self) -> Patience:
+    def patience(self) -> "Patience":
         """How long a request may take to arrive."""
         return Patience(self.head_seconds, self.body_seconds, self.stall_seconds)
 
@@ -257,16 +197,102 @@ def _origins(text: str) -> tuple[str, ...]:
     return tuple(filter(None, (origin.strip() for origin in text.split(","))))
 
 
+def settings_typed() -> ServeSettings:
+    """Those of the command line and the environment."""
+    if any(word.startswith(("--predict-key", "--admin-key", "--webhook-secret")) for word in sys.argv):
+        raise SettingsError(
+            "keys come from SERVE_PREDICT_KEY, SERVE_ADMIN_KEY and SERVE_WEBHOOK_SECRET:"
+            " everybody can read a command line"
+        )
+    return parse(ServeSettings, __doc__)
+
+
+if __name__ == "__main__":  # --help and what is mistyped are answered before the seconds that MLflow takes to import
+    read_first(settings_typed)
+
+from fastapi import APIRouter, Body, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+from prometheus_client.core import Metric
+from pydantic import Discriminator, Tag, WithJsonSchema
+from starlette.exceptions import HTTPException
+
+from model_registry import ModelRegistry
+from monitoring import DriftReport, Log, ModelMonitor, Notice, Sink, Webhook, new_prediction_id
+from monitoring import Limits as DriftLimits
+from toolkit.errors import ToolkitError, UnknownPrediction
+from toolkit.images import Limits
+from toolkit.program import Bundle
+from toolkit.serving import binary, engines, pages, problems, protocols
+from toolkit.serving.departures import Departures
+from toolkit.serving.desk import Desk, Doorkeeper
+from toolkit.serving.encodings import Encodings
+from toolkit.serving.figures import Figures, wants_prometheus
+from toolkit.serving.formats import announced, read_picture, read_pictures
+from toolkit.serving.heads import Heads
+from toolkit.serving.journal import Journal, log_to_stderr
+from toolkit.serving.keys import Keys
+from toolkit.serving.lastgood import LastGood
+from toolkit.serving.limits import BodyLimit, Patience
+from toolkit.serving.live import Release
+from toolkit.serving.memory import share_one_pool
+from toolkit.serving.openapi import describe, refusals
+from toolkit.serving.origins import Origins
+from toolkit.serving.problems import Problem
+from toolkit.serving.processes import Fellows, Place, supervise
+from toolkit.serving.recent import Recent
+from toolkit.serving.rehearsal import Rehearsal
+from toolkit.serving.server import Server, listen
+from toolkit.serving.service import WATCHED_SECONDS, Service, named
+from toolkit.serving.shapes import (
+    Batch,
+    Feedback,
+    FeedbackError,
+    Feedbacks,
+    Prediction,
+    ProblemDocument,
+    Recorded,
+    TopK,
+)
+
+logger = logging.getLogger(__name__)
+
+LONGEST_REASON = 400  # characters of an alert that are kept as the reason of a rollback
+VERSION = "1"  # of the addresses and shapes
+PREDICT_ADDRESSES = ("/predict", "/predict/batch", "/feedback", *protocols.PREDICT_ADDRESSES)
+ADMIN_ADDRESSES = ("/admin/reload",)
+# What a page of an allowed origin may send, and read of an answer, besides what any may.
+PAGES_SEND = ("Authorization", "X-API-Key", "X-Request-ID", "Content-Type", "Content-Encoding", binary.HEADER)
+PAGES_READ = ("X-Request-ID", "Retry-After", binary.HEADER)
+PICTURE_ADDRESSES = frozenset({"/predict", "/predict/batch"})
+# How long a thread may keep Python's lock while others want it. At the usual 0.005 a model that is being loaded beside
+# sixteen clients made one answer in a hundred take 4.7 times as long as at other times.
+SWITCH_SECONDS = 0.0005
+Window = Literal["short", "medium", "long"]
+WINDOWS: tuple[Window, ...] = get_args(Window)
+MOMENT = {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "number"}, {"type": "null"}]}
+
+T = TypeVar("T")
+
+
 class Registered:
     """The registry as the live model's source."""
 
     def __init__(self, settings: ServeSettings, stage: str) -> None:
+        self.contradiction = ""  # what MLflow's own stages say otherwise, as of the last look
         self._registry = ModelRegistry(settings.tracking_uri, settings.model_name)
         self._stage = stage
 
     def find(self) -> Release:
         """The version that is in the stage now."""
-        return self._registry.get(self._stage)
+        version = self._registry.get(self._stage)
+        before, self.contradiction = self.contradiction, ""
+        with suppress(ToolkitError):  # a store that does not tell this is no reason not to serve
+            self.contradiction = self._registry.contradiction(version)
+        if self.contradiction and self.contradiction != before:
+            logger.warning("%s", self.contradiction)
+        return version
 
     def load(self, release: Release, cache: Path | None = None) -> Bundle:
         """Its bundle, checked against the digest of the version."""
@@ -394,6 +420,7 @@ def health(request: Request) -> dict[str, Any]:
     """Everything an operator asks first; always 200 while the process lives. `status` is the worst of `components`."""
     place: Place | None = request.app.state.place
     found = _service(request).health(leaving=request.app.state.leaving)
+    found["registry"]["contradiction"] = getattr(request.app.state.source, "contradiction", "") or None
     return found | {"process": place.described} if place else found
 
 
@@ -645,12 +672,7 @@ def _described(app: FastAPI, guarded: Iterable[str]) -> dict[str, Any]:
 
 def main() -> int:
     """Serve until a signal comes."""
-    if any(word.startswith(("--predict-key", "--admin-key", "--webhook-secret")) for word in sys.argv):
-        raise SettingsError(
-            "keys come from SERVE_PREDICT_KEY, SERVE_ADMIN_KEY and SERVE_WEBHOOK_SECRET:"
-            " everybody can read a command line"
-        )
-    settings = parse(ServeSettings, __doc__)
+    settings = settings_typed()
     if place := Place.given():
         log_to_stderr()
         with place.taken() as listener:

@@ -4,6 +4,7 @@
     python train_cnn.py --data photos/                         # a folder with one sub-folder a class
     python train_cnn.py --data photos/ --model-type resnet18 --image-size 128 --epochs 15
     python train_cnn.py --data photos/ --folds 5               # stratified 5-fold cross-validation
+    python train_cnn.py --data photos/ --register              # and register the model as a version
     python train_cnn.py --resume                               # go on with what was interrupted
     torchrun --nproc-per-node 2 train_cnn.py --data photos/    # several processes, one a GPU
 
@@ -19,29 +20,77 @@ from toolkit.interruption import end_imports_on_interrupt
 if __name__ == "__main__":
     end_imports_on_interrupt()
 
-import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from toolkit.data_settings import DataSettings
+from toolkit.settings import LAST, MODEL, MODEL_NAME, Name, environment, parse, read_first, run_script
+from toolkit.training.recipe import Recipe
+
+
+class TrainSettings(Recipe, DataSettings):
+    """The settings of train_cnn.py."""
+
+    model_config = environment("TRAIN_") | SettingsConfigDict(cli_shortcuts={"register-as": "register"})
+
+    validation: float = Field(0.15, gt=0, le=0.5, description="share of the rest to validate on, without a val/ folder")
+    folds: int = Field(0, ge=0, le=50, description="cross-validate with this many stratified folds; 0: do not")
+    experiment_name: Name = Field("training", description="MLflow experiment")
+    run_name: Name | None = Field(None, description="MLflow run name")
+    checkpoint_dir: Path = Field(Path("checkpoints"), description="folder for unfinished runs and finished weights")
+    resume: str | None = Field(
+        None,
+        description="go on with an interrupted run, with its own settings: last (also when nothing follows), its id,"
+        " or a checkpoint",
+        json_schema_extra={"bare": LAST},
+    )
+    register_as: str | None = Field(
+        None,
+        description=f"register the model when it is done: as a version of {MODEL} (when nothing follows), or of"
+        " another name",
+        json_schema_extra={"bare": MODEL},
+    )
+
+    @field_validator("register_as")
+    @classmethod
+    def _a_name_of_a_model(cls, name: str | None) -> str | None:
+        if name is not None and not MODEL_NAME.fullmatch(name):
+            raise ValueError(f"must be letters, digits, spaces and any of . _ - only, got {name!r}")
+        return name
+
+    @field_validator("folds")
+    @classmethod
+    def _one_fold_is_none(cls, folds: int) -> int:
+        if folds == 1:
+            raise ValueError("must be 0 (no cross-validation) or at least 2, got 1")
+        return folds
+
+
+if __name__ == "__main__":  # --help and what is mistyped are answered before the seconds that torch takes to import
+    read_first(lambda: parse(TrainSettings, __doc__))
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from toolkit.bundle import Measured
 from toolkit.errors import DataError, SettingsError
 from toolkit.machine import Machine
-from toolkit.settings import Name, ScriptSettings, environment, parse, run_script
 from toolkit.terminal import say
-from toolkit.tracking import Run, connect
+from toolkit.tracking import Run, connect, promptly
 from toolkit.training.batches import Part
-from toolkit.training.cache import Cache, Pictures, decode, default_folder
-from toolkit.training.checkpoints import LAST, Checkpoint, open_checkpoint
+from toolkit.training.cache import Cache, Pictures, decode
+from toolkit.training.checkpoints import Checkpoint, open_checkpoint
 from toolkit.training.data import Data
 from toolkit.training.datasets import open_catalogue
 from toolkit.training.device import ALONE, Device, World, joined, prepare
@@ -50,7 +99,6 @@ from toolkit.training.features import Features
 from toolkit.training.keeper import Keeper
 from toolkit.training.loop import Epoch, Fitted, Progress, fit
 from toolkit.training.networks import build_network, load_weights
-from toolkit.training.recipe import Recipe
 from toolkit.training.record import Outcome, epoch_metrics, gpu_peak_mb, log_data, log_folds, log_outcome, tags_of
 from toolkit.training.splits import Split, split, stratified, stratified_folds
 
@@ -80,61 +128,8 @@ __all__ = [
     "use_machine",
 ]
 
-
 KEEP_SHARE = 0.01  # of the time that checkpoints and sending figures may take
 FINAL = "final"  # the training whose network is logged, beside those of the folds
-
-
-class DataSettings(ScriptSettings):
-    """What training and tuning share: the data, the starting weights, and how exactly to repeat it."""
-
-    data: str = Field(
-        "digits",
-        description="folder with one sub-folder a class, folder of IDX files, or digits, mnist, fashion-mnist, kmnist,"
-        " cifar10, cifar100",
-    )
-    data_root: Path = Field(Path("data"), description="folder where data sets by name are looked for and fetched to")
-    cache_dir: Path = Field(default_factory=default_folder, description="folder that keeps decoded pictures")
-    cache_limit: float = Field(10.0, ge=0, description="most GiB that it may hold; 0: decode into memory each time")
-    weights: str = Field(
-        "auto",
-        description="where a ResNet starts: imagenet, none (random), auto (imagenet if it can be had), or a file",
-    )
-    held_out: float = Field(0.15, gt=0, le=0.5, description="share of pictures held out, when there is no test/ folder")
-    mirror: bool | None = Field(
-        None, description="flip training pictures left to right; when not said, folders are flipped and digits are not"
-    )
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="of splits, weights, order and augmentation")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of matrix products; auto is bfloat16 where the hardware multiplies it natively"
-    )
-    deterministic: bool = Field(False, description="only algorithms that repeat exactly on a GPU; CPUs always do")
-    compile: bool = Field(False, description="run networks through torch.compile, which takes minutes to begin with")
-
-
-class TrainSettings(Recipe, DataSettings):
-    """The settings of train_cnn.py."""
-
-    model_config = environment("TRAIN_")
-
-    validation: float = Field(0.15, gt=0, le=0.5, description="share of the rest to validate on, without a val/ folder")
-    folds: int = Field(0, ge=0, le=50, description="cross-validate with this many stratified folds; 0: do not")
-    experiment_name: Name = Field("training", description="MLflow experiment")
-    run_name: Name | None = Field(None, description="MLflow run name")
-    checkpoint_dir: Path = Field(Path("checkpoints"), description="folder for unfinished runs and finished weights")
-    resume: str | None = Field(
-        None,
-        description="go on with an interrupted run, with its own settings: last (also when nothing follows), its id,"
-        " or a checkpoint",
-        json_schema_extra={"bare": LAST},
-    )
-
-    @field_validator("folds")
-    @classmethod
-    def _one_fold_is_none(cls, folds: int) -> int:
-        if folds == 1:
-            raise ValueError("must be 0 (no cross-validation) or at least 2, got 1")
-        return folds
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,7 +230,7 @@ def _train(settings: TrainSettings, world: World, hold: ExitStack) -> Outcome:
         with run:
             if not job.checkpoint:
                 run.params(about["settings"])
-                log_data(run, data, settings.data)
+                log_data(run, data, settings.data, None if settings.folds else _divided(data, settings))
             outcome = _trained(run, job, keeper)
         keeper.finish(outcome.fitted.network, {"recipe": recipe.model_dump(), "classes": data.classes})
     return outcome
@@ -429,7 +424,7 @@ def _former(settings: TrainSettings, checkpoint: Checkpoint) -> TrainSettings:
         former = TrainSettings(**checkpoint.about["settings"])
     except (ValidationError, KeyError, TypeError):
         raise DataError(f"run {checkpoint.run_id} was begun by another version of train_cnn.py") from None
-    places = settings.model_fields_set & {"checkpoint_dir", "cache_dir", "cache_limit"}
+    places = settings.model_fields_set & {"checkpoint_dir", "cache_dir", "cache_limit", "register_as"}
     for name in sorted(settings.model_fields_set - places - {"resume"}):
         before, now = getattr(former, name), getattr(settings, name)
         if before != now:
@@ -460,6 +455,12 @@ def _validation_split(data: Data, settings: TrainSettings) -> tuple[Part, Part]:
     if not len(validation):
         raise DataError("no class has a second picture to validate on; add pictures or make a val/ folder")
     return data.part(indices[training]), data.part(indices[validation])
+
+
+def _divided(data: Data, settings: TrainSettings) -> Split:
+    """Which pictures a training without folds trains, and which it validates on."""
+    training, validation = _validation_split(data, settings)
+    return replace(data.split, development=training.indices, validation=validation.indices)
 
 
 def _fit_final(
@@ -516,23 +517,40 @@ def report(outcome: Outcome) -> str:
     if "std_cv_accuracy" in metrics:
         rows.insert(1, ("spread over the folds", f"{metrics['std_cv_accuracy']:.4f}"))
     table = "\n".join(f"  {name:<22} {value}" for name, value in rows)
-    experiment = shlex.quote(outcome.run.experiment)
-    register = f"python model_registry.py register --experiment-name {experiment} --metric {judged}"
-    return f"\n{table}\n\nnext: {register}"
+    return f"\n{table}"
+
+
+def register(run: Run, name: str) -> int:
+    """Register a run's model as a version, by the script that knows the registry; its exit status."""
+    script = str(Path(__file__).with_name("model_registry.py"))
+    command = [sys.executable, script, "--model-name", name, "register", "--run", run.id]
+    return subprocess.run(command, check=False).returncode
+
+
+def _asked_for(run: Run) -> str | None:
+    """What a run that was gone on with is to be registered as, by the settings that it was begun with."""
+    with promptly("read the run"):
+        name = run.client.get_run(run.id).data.params.get("register_as", str(None))
+    return None if name == str(None) else name
 
 
 def _uncalibrated(metrics: Mapping[str, float]) -> str:
     return f"{metrics['calibration_error_before']:.4f} before temperature {metrics['temperature']:.2f}"
 
 
-def main() -> None:
+def main() -> int:
     """Run from the command line."""
     settings = parse(TrainSettings, __doc__)
     with joined() as world:
         if world.rank:
             follow(settings, world)
-        else:
-            say(report(train(settings, world)))
+            return 0
+        outcome = train(settings, world)
+        say(report(outcome))
+    if name := settings.register_as or (_asked_for(outcome.run) if settings.resume else None):
+        return register(outcome.run, name)
+    say(f"\nnext: python model_registry.py register --run {outcome.run.id}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -96,11 +96,12 @@ def log_colour_run() -> Callable[..., str]:
         role: str = "final",
         strength: float = 8.0,
         lean: float = 0.0,
+        held_out: slice = slice(300),
         folder: Path | None = None,
     ) -> str:
         with tracking.Run(client, experiment, role=role, name="colours") as run:
             program = Program(ColourNetwork(strength, lean))
-            baseline = colour_baseline(program)
+            baseline = colour_baseline(program, held_out=held_out)
             target = (folder or Path.cwd()) / f"bundle-{run.id}"
             model_id = run.new_model()
             card = colour_card(accuracy=baseline.accuracy)

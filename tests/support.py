@@ -85,14 +85,15 @@ def colour_card(
     )
 
 
-def colour_baseline(program: Program, count: int = 300, size: int = 16) -> Baseline:
+def colour_baseline(program: Program, count: int = 300, size: int = 16, held_out: slice = slice(None)) -> Baseline:
+    """What a program does on a slice of some pictures, which are always the same."""
     generator = np.random.default_rng(7)
     labels = np.arange(count) % len(COLOURS)
     pictures = np.stack([colour_pixels(COLOURS[label], size, generator) for label in labels])
     with torch.inference_mode():
         probabilities = program.eval()(torch.from_numpy(pictures)).numpy()
     hashes = np.array([f"{index:064x}" for index in range(count)])
-    return Baseline(COLOURS, probabilities, labels, hashes)
+    return Baseline(COLOURS, probabilities[held_out], labels[held_out], hashes[held_out])
 
 
 def free_port() -> int:

@@ -1,6 +1,7 @@
 """The house holds: who imports whom, and that importing does nothing."""
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
@@ -146,3 +147,67 @@ def test_serving_loads_neither_training_nor_tuning(tmp_path: Path) -> None:
     unwanted = ("train_cnn", "hyperopt", "toolkit.training", "toolkit.tuning")
     code = f"import sys, serve_model; print([name for name in sys.modules if name.startswith({unwanted!r})])"
     assert fresh(code, tmp_path).stdout.strip() == "[]"
+
+
+SLOW = {"torch", "mlflow", "scipy", "sklearn", "pandas", "matplotlib", "openvino", "hyperopt", "fastapi"}
+AS_A_SCRIPT = """
+import runpy, sys
+sys.argv = {words!r}
+try:
+    runpy.run_path({path!r}, run_name="__main__")
+except SystemExit as error:
+    print("status", error.code, sorted({slow!r} & set(sys.modules)))
+"""
+
+
+def run_as_a_script(face: str, *words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    path = str(ROOT / f"{face}.py")
+    return fresh(AS_A_SCRIPT.format(words=[f"{face}.py", *words], path=path, slow=SLOW), folder)
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_help_waits_for_no_slow_import_and_shows_values_people_can_read(face: str, tmp_path: Path) -> None:
+    result = run_as_a_script(face, "--help", folder=tmp_path)
+    assert result.stdout.splitlines()[-1] == "status 0 []", result.stderr
+    assert f"usage: {face}.py" in result.stdout
+    for word in (" str", " int", " float", " Path", "default factory", "default: True", "default: False"):
+        assert f"{word}]" not in result.stdout, word
+        assert f"({word}" not in result.stdout, word
+
+
+@pytest.mark.parametrize(
+    ("face", "words", "message"),
+    [
+        ("train_cnn", ["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        ("hyperopt_tuning", ["--folds", "1"], "--folds must be at least 2, got 1"),
+        ("model_registry", [], "say what to do: "),
+        ("model_registry", ["promote", "1"], "STAGE"),
+        ("monitoring", ["report", "--window", "wide"], "--window must be one of short, medium, long, got wide"),
+        ("serve_model", ["--port", "-1"], "--port must be at least 0, got -1"),
+        ("serve_model", ["--admin-key", "x"], "keys come from SERVE_PREDICT_KEY"),
+    ],
+)
+def test_what_is_mistyped_is_said_before_the_slow_imports(
+    face: str, words: list[str], message: str, tmp_path: Path
+) -> None:
+    result = run_as_a_script(face, *words, folder=tmp_path)
+    assert result.stdout == "status 2 []\n", result.stderr
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("face", "settings"),
+    [("train_cnn", "TrainSettings"), ("hyperopt_tuning", "TuneSettings"), ("serve_model", "ServeSettings")],
+)
+def test_each_rule_of_a_setting_can_be_checked_before_the_slow_imports(
+    face: str, settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are given at once, most in a form that is allowed, so that their own validators run."""
+    declared = getattr(importlib.import_module(face), settings)
+    for name in declared.model_fields:
+        monkeypatch.setenv(f"{declared.model_config['env_prefix']}{name}".upper(), "1")
+    result = run_as_a_script(face, folder=tmp_path)
+    assert result.stdout == "status 2 []\n", result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr

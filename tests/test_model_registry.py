@@ -6,7 +6,9 @@ import logging
 import math
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 
 import model_registry
 from model_registry import HISTORY_COLUMNS, ModelRegistry, main
-from support import COLOURS, colour_pixels, error_line, free_port, run_script
+from support import COLOURS, ColourNetwork, colour_baseline, colour_pixels, error_line, free_port, run_script
 from toolkit.bundle import BASELINE, CARD, PROGRAM
 from toolkit.errors import (
     BundleError,
@@ -28,12 +30,13 @@ from toolkit.errors import (
     SettingsError,
     ToolkitError,
 )
+from toolkit.program import Program
 from toolkit.registry import gate
 from toolkit.registry.comparison import Candidate
 from toolkit.registry.gate import Verdict
 from toolkit.registry.stages import Stages
 from toolkit.registry.versions import Version
-from toolkit.tracking import MlflowClient, connect
+from toolkit.tracking import MlflowClient, MlflowException, Run, connect
 
 NUMBERS = itertools.count()
 Log = Callable[..., str]
@@ -196,6 +199,40 @@ def test_when_every_bundle_is_broken_nothing_is_created(room: Room) -> None:
     assert room.registry.list_versions() == []
 
 
+def test_a_chosen_run_becomes_a_version_though_another_is_better(
+    room: Room, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen, _ = room.log(0.7), room.log(0.9)
+    room.cli(monkeypatch, "register", "--run", chosen)
+    assert capsys.readouterr().out.splitlines()[0] == f"v1 of {room.name} registered from run {chosen}"
+    version = room.registry.get(1)
+    assert (version.run_id, version.tags["selected_by"], version.tags["experiment"]) == (chosen, "by hand", room.name)
+    assert f"- chosen by: chosen by hand\n- run: study run colours, {chosen}" in version.description
+    assert room.registry.register_run(chosen) == 1  # it is one already
+    assert room.registry.register_best_model(room.name) == 2
+    room.cli(monkeypatch, "list")
+    assert "by hand" in capsys.readouterr().out.splitlines()[2]
+
+
+def test_a_chosen_run_is_no_better_checked_than_others(room: Room) -> None:
+    run = room.log(0.8)
+    flip_a_byte(room.files(run) / PROGRAM)
+    with pytest.raises(BundleError, match=rf"^run {run} cannot be registered: the bundle was altered"):
+        room.registry.register_run(run)
+    assert room.registry.list_versions() == []
+
+
+def test_register_alone_after_a_training_alone(
+    tmp_path: Path, log_colour_run: Log, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    room = Room(f"sqlite:///{tmp_path / 'own.db'}", log_colour_run)
+    run = log_colour_run(room.client, "training", metrics={"best_val_accuracy": 0.7})
+    room.cli(monkeypatch, "register")
+    assert capsys.readouterr().out.splitlines()[0] == (
+        f"v1 of {room.name} registered from run {run} (best_val_accuracy 0.7)"
+    )
+
+
 # --- what was altered ---------------------------------------------------------------------------
 
 
@@ -261,6 +298,107 @@ def test_a_version_of_another_tool_is_listed_and_refused(room: Room) -> None:
     assert room.registry.history()["why"].tolist() == ["registered by another tool"]
     with pytest.raises(BundleError, match=rf"v1 of {room.name} cannot be used: "):
         room.registry.transition_model_stage(1, "Production")
+
+
+def by_mlflow(room: Room, run_id: str) -> int:
+    """Register a run's model as MLflow's own pages do, and put the alias on it."""
+    client, model_id = room.client, room.client.get_run(run_id).outputs.model_outputs[0].model_id
+    with suppress(MlflowException):
+        client.create_registered_model(room.name)
+    source = f"models:/{model_id}" if room.uri.startswith("http") else f"runs:/{run_id}/model"
+    version = client.create_model_version(room.name, source, run_id=run_id, model_id=model_id)
+    client.set_registered_model_alias(room.name, "production", version.version)
+    return int(version.version)
+
+
+def test_what_another_tool_put_into_production_is_adopted(any_room: Room, caplog: pytest.LogCaptureFixture) -> None:
+    room, run = any_room, any_room.log(0.8)
+    assert by_mlflow(room, run) == 1
+    found = room.registry.get("Production")
+    digest = room.client.get_run(run).data.tags["bundle_digest"]
+    assert (found.version, found.digest, "bundle_digest" in found.tags) == (1, digest, False)
+    assert room.registry.verify(1).digest == digest
+    assert room.registry.load("Production").bundle.digest == digest
+
+    room.registry.transition_model_stage(room.register(0.9, strength=4.0), "Production")
+    assert "adopted: v1 had been registered by another tool and is whole" in caplog.text
+    adopted = room.registry.get(1)
+    assert adopted.tags["bundle_digest"] == adopted.digest == digest
+    assert (adopted.stage, adopted.metrics, adopted.tags["selected_by"]) == (
+        "Archived",
+        {"accuracy": 1},
+        "another tool",
+    )
+    assert "- held out: 300 pictures, accuracy 1\n" in adopted.description
+    assert room.registry.rollback().version == 1
+
+
+def test_what_another_tool_registered_and_does_not_verify_is_refused_with_what_helps(room: Room) -> None:
+    run = room.log(0.8)
+    by_mlflow(room, run)
+    flip_a_byte(room.files(run) / PROGRAM)
+    for attempt in (
+        lambda: room.registry.load("Production"),
+        lambda: room.registry.transition_model_stage(1, "Staging"),
+    ):
+        with pytest.raises(BundleError, match=rf"was altered.*registered by: .* register --run {run}$"):
+            attempt()
+    with pytest.raises(BundleError, match=rf"^run {run} cannot be registered: the bundle was altered"):
+        room.registry.register_run(run)
+    with Run(room.client, room.name, role="final", name="without a digest") as foreign:
+        pass
+    room.client.create_model_version(room.name, str(room.files(run)), run_id=foreign.id)
+    with pytest.raises(
+        BundleError, match=r"^v2 of .* no digest was recorded .* another tool registered it, and none of"
+    ):
+        room.registry.transition_model_stage(2, "Staging")
+    assert "bundle_digest" not in room.registry.get(1).tags
+
+
+def test_a_run_that_another_tool_registered_is_registered_already_if_that_was_its_model(room: Room) -> None:
+    run, other = room.log(0.8), room.log(0.9)
+    room.client.create_registered_model(room.name)
+    room.client.create_model_version(room.name, str(room.files(other)), run_id=run)
+    with pytest.raises(BundleError, match=rf"registered by: python model_registry.py register --run {run}$"):
+        room.registry.verify(1)
+    assert room.registry.register_run(run) == 2  # which the message said
+    assert room.registry.verify(2).run_id == run
+    by_mlflow(room, other)
+    assert room.registry.register_best_model(room.name) == 3
+    assert room.registry.get(3).tags["selected_by"] == "another tool"
+
+
+def test_what_mlflows_own_stages_say_otherwise_is_told_until_it_is_mended(
+    room: Room, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def notes() -> list[str]:
+        room.cli(monkeypatch, "list")
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+
+    for accuracy in (0.7, 0.8):
+        room.register(accuracy)
+    room.registry.transition_model_stage(1, "Production")
+    assert notes() == []
+    assert room.registry.contradiction(room.registry.get(1)) == ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        room.client.transition_model_version_stage(room.name, "2", "Production", archive_existing_versions=True)
+    assert notes() == [
+        f"note: v{number} is in {stage}, though MLflow's own stage says {shown}; the alias counts, and the next move"
+        " mends it"
+        for number, stage, shown in ((2, "None", "Production"), (1, "Production", "Archived"))
+    ]
+    assert room.registry.contradiction(room.registry.get(1)) == (
+        "MLflow's own stage puts v2 into Production, and the alias 'production', which counts, is on v1; to change"
+        " that: python model_registry.py promote 2 Production"
+    )
+    room.registry.transition_model_stage(1, "Production")
+    assert notes() == []
+    assert room.registry.contradiction(room.registry.get(1)) == ""
+
+    room.client.delete_registered_model_alias(room.name, "production")
+    with pytest.raises(NotRegistered, match=r"though MLflow's own stage says v1; .* promote 1 Production sets"):
+        room.registry.get("Production")
 
 
 # --- the gate -----------------------------------------------------------------------------------
@@ -441,6 +579,32 @@ def test_a_comparison_reads_the_bundles(room: Room) -> None:
         room.registry.compare_models([])
 
 
+def test_versions_that_held_out_other_pictures_are_compared_on_those_they_share(
+    room: Room, caplog: pytest.LogCaptureFixture
+) -> None:
+    room.register(0.7, lean=13, held_out=slice(200))
+    room.register(0.8, held_out=slice(100, 300))
+    leaning = colour_baseline(Program(ColourNetwork(8.0, 13)))
+    right = leaning.predicted == leaning.labels
+    assert right[:200].mean() != right[100:200].mean()
+    table = room.registry.compare_models([1, 2])
+    assert table["pictures"].tolist() == table["shared_pictures"].tolist() == [100, 100]
+    assert table["accuracy"].tolist() == table["shared_accuracy"].tolist() == [right[100:200].mean(), 1.0]
+    assert table["held_out_pictures"].tolist() == [200, 200]
+    assert table["held_out_accuracy"].tolist() == [right[:200].mean(), 1.0]
+    assert table.loc[2, "difference"] == pytest.approx(1 - table.loc[1, "accuracy"])
+    assert table.loc[1, "recall_weighted"] == pytest.approx(table.loc[1, "accuracy"])  # the same, by definition
+    assert room.registry.picture_comparison([1, 2]).get_suptitle() == "v2 against v1 on 100 pictures"
+    assert caplog.text == ""
+
+    room.register(0.9, held_out=slice(200, 300))
+    apart = room.registry.compare_models([1, 2, 3])
+    assert apart["pictures"].tolist() == [200, 200, 100]
+    assert "held_out_pictures" not in apart
+    assert "v1 and v2 and v3 have no picture in common that all were measured on" in caplog.text
+    assert "--data FOLDER" in caplog.text
+
+
 def test_a_cache_makes_the_store_unnecessary(room: Room, tmp_path: Path) -> None:
     run = room.log(0.8)
     room.registry.register_best_model(room.name)
@@ -532,6 +696,8 @@ def test_every_verb_answers_people_and_programs(
         (("show", "x"), "'x' is neither the number of a version nor a stage (None, Staging, Production, Archived)"),
         (("compare",), "the following arguments are required: VERSIONS"),
         (("register", "--mode", "up"), "--mode must be one of max, min, got up"),
+        (("register", "--run", "abc", "--metric", "loss"), "--run names the run; leave out --experiment-name, "),
+        (("register", "--run", "abc"), "there is no run 'abc'; a training prints its id at the end"),
         (("register", "--experiment-name", "nowhere"), "there is no experiment 'nowhere'; there are: "),
     ],
 )

@@ -716,6 +716,26 @@ def test_what_is_no_number_is_never_a_class(room: Room, tmp_path: Path) -> None:
         database.close()
 
 
+def test_what_another_tool_put_into_production_is_served_and_its_other_stage_told(room: Room, tmp_path: Path) -> None:
+    client = connect(room.uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("plain").experiment_id])
+    client.create_registered_model(room.name)
+    client.create_model_version(room.name, f"runs:/{run.info.run_id}/model", run_id=run.info.run_id)
+    client.set_registered_model_alias(room.name, "production", "1")
+    with serving(room, tmp_path, copies=tmp_path / "copies") as served:
+        assert served.predict().json()["predicted_class"] == "red"
+        digest = run.data.tags[DIGEST_TAG]
+        assert served.client.get("/model-info").json()["digest"] == digest
+        assert (tmp_path / "copies" / room.name / "Production" / digest).is_dir()
+        assert served.client.get("/health").json()["registry"]["contradiction"] == (
+            "MLflow's own stage puts v1 into None, and the alias 'production', which counts, into Production; to mend"
+            " that: python model_registry.py promote 1 Production"
+        )
+        room.registry.transition_model_stage(1, "Production")
+        assert served.client.post("/admin/reload").json()["outcome"] == "unchanged"
+        assert served.client.get("/health").json()["registry"]["contradiction"] is None
+
+
 def test_an_altered_version_leaves_the_old_one_serving_until_it_is_mended(room: Room, tmp_path: Path) -> None:
     room.promote("plain")
     with serving(room, tmp_path) as served:

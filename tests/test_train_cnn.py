@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models import ResNet
 
+import model_registry
 import toolkit.settings
 import train_cnn
 from forks import Ended, Forks, Script, forks
@@ -183,7 +184,7 @@ def store(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 
 
 @pytest.fixture
-def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[object]:
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
     """A function that runs the script's ``main`` as the guard at its end does, in this process."""
     before = signal.getsignal(signal.SIGTERM)
 
@@ -233,18 +234,20 @@ def test_a_script_prints_its_epochs_a_table_and_the_next_command(place: Place, w
         "MLflow run": run.info.run_id,
     }.items():
         assert f"\n  {name:<22} {value}" in whole.out
-    command = "python model_registry.py register --experiment-name 'my training' --metric best_val_accuracy"
-    assert last_line(whole.out) == f"next: {command}"
+    assert last_line(whole.out) == f"next: python model_registry.py register --run {run.info.run_id}"
 
 
-def test_the_next_command_works(place: Place, whole: Ended) -> None:
-    _, _, _, *words = shlex.split(last_line(whole.out))
-    assert words[0] == "register"
-    options = dict(zip(words[1::2], words[2::2], strict=True))
-    registry = ModelRegistry(place.uri, "from-training")
-    version = registry.register_best_model(options["--experiment-name"], options["--metric"])
-    assert registry.get(version).run_id == place.run_of("my training").info.run_id
-    assert registry.load(version).bundle.card.classes == COLOURS
+def test_the_next_command_works(
+    place: Place, whole: Ended, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, *words = shlex.split(last_line(whole.out))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place.uri)
+    monkeypatch.setattr(sys, "argv", words)
+    model_registry.main()
+    assert "next: python model_registry.py promote 1 Production" in capsys.readouterr().out
+    registry = ModelRegistry(place.uri)
+    assert registry.get(1).run_id == place.run_of("my training").info.run_id
+    assert registry.load(1).bundle.card.classes == COLOURS
 
 
 def test_a_run_records_every_metric_with_its_steps(place: Place, whole: Ended) -> None:
@@ -306,6 +309,9 @@ def test_a_run_names_each_file_that_was_odd(place: Place, whole: Ended) -> None:
         {"path": "colours/blue/1.jpg", "reason": "it is a PNG, though its ending says JPEG"}
     ]
     assert report["pictures"] == 120
+    training, validation = (sum(row[part] for row in report["classes"]) for part in ("development", "validation"))
+    assert validation > 0
+    assert f"training simple_cnn on {training} pictures of 3 classes, validating on {validation}, " in whole.out
     held_out = {row["class"]: row["held_out"] for row in report["classes"]}
     per_class = json.loads(place.artifact(place.run_of("my training"), "per_class.json").read_text())
     assert held_out == {row["class"]: row["pictures"] for row in per_class}
@@ -647,7 +653,9 @@ def test_a_training_whose_server_comes_back_has_everything_in_the_end(
 @pytest.fixture(scope="module")
 def folds(place: Place) -> Ended:
     """A cross-validation that nothing happens to, by a process that begins with nothing imported."""
-    process = place.typed(f"python {ROOT}/train_cnn.py {shlex.join(FOLDS)} --experiment-name folds")
+    process = place.typed(
+        f"python {ROOT}/train_cnn.py {shlex.join(FOLDS)} --experiment-name folds --register from-folds"
+    )
     out, err = process.communicate(timeout=120)
     return Ended(out, err, process.returncode)
 
@@ -674,7 +682,24 @@ def test_cross_validation_judges_the_recipe_and_trains_on_everything(place: Plac
     assert card.metrics["mean_cv_accuracy"].pictures == card.data["development"]
     assert f"mean cv accuracy       {metrics['mean_cv_accuracy']:.4f}" in folds.out
     assert f"spread over the folds  {metrics['std_cv_accuracy']:.4f}" in folds.out
-    assert last_line(folds.out).endswith("register --experiment-name folds --metric mean_cv_accuracy")
+
+
+def test_a_training_registers_its_model_when_asked_to(place: Place, folds: Ended) -> None:
+    run = place.run_of("folds")
+    version = ModelRegistry(place.uri, "from-folds").get(1)
+    assert (version.run_id, version.tags["selected_by"]) == (run.info.run_id, "by hand")
+    assert folds.out.splitlines()[-2:] == [
+        f"v1 of from-folds registered from run {run.info.run_id}",
+        "next: python model_registry.py --model-name 'from-folds' promote 1 Production",
+    ]
+
+
+def test_a_name_that_no_model_can_have_is_refused_before_the_training(command_line: Callable[..., Ended]) -> None:
+    ended = command_line("--register", "cats/dogs")
+    assert (ended.status, ended.err) == (
+        2,
+        "train_cnn.py: error: --register must be letters, digits, spaces and any of . _ - only, got 'cats/dogs'\n",
+    )
 
 
 def test_cross_validation_stopped_in_a_fold_and_killed_in_the_end_comes_to_the_same(
@@ -683,7 +708,7 @@ def test_cross_validation_stopped_in_a_fold_and_killed_in_the_end_comes_to_the_s
     def started(*words: str) -> Script:
         return forked.start("train_cnn.py", *words, folder=place.folder, **place.variables)
 
-    first = started(*FOLDS, "--experiment-name", "folds again")
+    first = started(*FOLDS, "--experiment-name", "folds again", "--register", "gone on with")
     first.wait_for("fold 1: ")
     (run,) = place.runs("folds again")
     while "fold 2" not in open_checkpoint(run.info.run_id, place.folder / "checkpoints").stages:
@@ -707,6 +732,7 @@ def test_cross_validation_stopped_in_a_fold_and_killed_in_the_end_comes_to_the_s
     last = started("--resume", run.info.run_id).end()
     assert (last.status, last.err) == (0, "")
     assert not re.findall(r"^fold (\d): ", last.out, re.MULTILINE)
+    assert ModelRegistry(place.uri, "gone on with").get(1).run_id == run.info.run_id  # as it was begun to
     run, nested = place.run_of("folds again"), place.runs("folds again", "fold")
     require_same(place, run, place.folder / "checkpoints" / f"{run.info.run_id}.pt", place, "folds")
     for fold, other in zip(nested, place.runs("folds", "fold"), strict=True):
@@ -850,11 +876,11 @@ def test_rare_classes_are_pointed_out_and_can_be_weighted(
                 (folder / f"{number}.png").write_bytes(colour_picture(colour, seed, 20))
     hopeless = {"data": "unequal", "epochs": 1, "image_size": 16, "learning_rate": 1e-6}
     outcome = train(TrainSettings(**hopeless, class_weights="balanced", experiment_name="unequal"))
-    hint = "10 (green) to 40 (blue) pictures to train and validate on, 4.0 times as many; consider --class-weights"
+    hint = "8 (green) to 34 (blue) pictures to train on, 4.2 times as many; consider --class-weights"
     assert hint in capsys.readouterr().out
     run = store.run_of("unequal")
     report = json.loads(store.artifact(run, "data_report.json").read_text())
-    assert report["imbalance"] == 4
+    assert report["imbalance"] == 34 / 8
     assert run.data.params["class_weights"] == "balanced"
     assert store.bundle(run).card.settings["class_weights"] == "balanced"
     assert outcome.evaluation.accuracy < 1

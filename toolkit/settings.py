@@ -12,15 +12,18 @@ and gets ``--learning-rate``, ``TRAIN_LEARNING_RATE``, ``--help`` and the messag
 
 import argparse
 import gc
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, get_subcommand
 from pydantic_settings import SettingsError as SourceError
 
@@ -30,6 +33,10 @@ from toolkit.interruption import EXIT_INTERRUPTED, imports_are_done
 EXIT_BAD_INPUT = 2
 EXIT_TERMINATED = 128 + signal.SIGTERM
 NOTHING = "null"  # on a command line; the word None is a stage of the registry
+LAST = "last"  # of what can be gone on with, as a value of --resume and the like
+MODEL = "image-classifier"  # a registered model's name, unless another is given
+MODEL_NAME = re.compile(r"[\w\- .]{1,200}")  # no slash or colon, which MLflow's addresses use, and no quote
+VALUES = {"str": "TEXT", "int": "INTEGER", "float": "NUMBER", "Path": "PATH", "datetime": "TIME"}  # in --help
 
 
 def environment(prefix: str) -> SettingsConfigDict:
@@ -82,7 +89,7 @@ def parse(cls: type[S], manual: str | None, argv: Sequence[str] | None = None) -
     """
     words = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(prog=program_name(), description=manual, formatter_class=_Help, allow_abbrev=False)
-    source: CliSettingsSource[Any] = CliSettingsSource(cls, root_parser=parser, formatter_class=_Help)
+    source = _Source(cls, root_parser=parser, formatter_class=_Help)
     try:
         return CliApp.run(cls, cli_args=_filled(words, cls), cli_settings_source=source)
     except ValidationError as error:
@@ -98,14 +105,22 @@ def _filled(words: Sequence[str], cls: type[BaseSettings]) -> list[str]:
     """
     extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
     bare = {
-        f"--{name.replace('_', '-')}": extra["bare"]
+        flag: extra["bare"]
         for name, extra in extras.items()
         if isinstance(extra, dict) and "bare" in extra
+        for flag in _flags(name, cls)
     }
     filled = []
     for word, following in pairwise([*words, "--"]):
         filled.append(f"{word}={bare[word]}" if word in bare and following.startswith("--") else word)
     return filled
+
+
+def _flags(name: str, cls: type[BaseSettings]) -> list[str]:
+    """All that a field can be called on a command line; ``cli_shortcuts`` of a class adds to its own name."""
+    kebab = name.replace("_", "-")
+    shortcuts = (cls.model_config.get("cli_shortcuts") or {}).get(kebab, [])
+    return [f"--{word}" for word in (kebab, *([shortcuts] if isinstance(shortcuts, str) else shortcuts))]
 
 
 def verb(settings: ScriptSettings) -> BaseModel | None:
@@ -119,6 +134,25 @@ def program_name() -> str:
     return Path(sys.argv[0]).name
 
 
+def read_first(read: Callable[[], object]) -> None:
+    """Read a script's command line before its slow imports, and end the script where that is all there is to do.
+
+    A script calls it, when it is run and not imported, between its settings and the imports that take
+    seconds, so that ``--help`` and a mistyped flag are answered at once.
+
+    Parameters
+    ----------
+    read
+        What ``main`` begins with: gives the settings, or raises ``SettingsError``.
+    """
+
+    def only_read() -> None:
+        read()
+
+    if status := _status_of(only_read):
+        sys.exit(status)
+
+
 def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's ``main`` and exit with its status.
 
@@ -128,22 +162,44 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     imports_are_done()
     signal.signal(signal.SIGTERM, _raise_terminated)
     gc.freeze()  # what was imported is never garbage, and walking over it takes a quarter of a second each time
+    sys.exit(_status_of(main))
+
+
+def _status_of(main: Callable[[], int | None]) -> int:
     try:
-        status = main() or 0
+        return main() or 0
     except ToolkitError as error:
         print(f"{program_name()}: error: {error}", file=sys.stderr)
-        status = EXIT_BAD_INPUT
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print(f"{program_name()}: interrupted", file=sys.stderr)
-        status = EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED
     except BrokenPipeError:  # `... | head` closed our output: nothing is wrong
         sys.stderr.close()
-        status = 0
-    sys.exit(status)
+        return 0
 
 
 def _raise_terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(EXIT_TERMINATED)
+
+
+class _Source(CliSettingsSource[Any]):
+    """Flags whose ``--help`` shows kinds of values and defaults as a person would write them."""
+
+    def _metavar_format(self, obj: Any) -> str:
+        shown = super()._metavar_format(obj)
+        return VALUES.get(shown, shown)
+
+    def _help_format(self, field_name: str, field_info: FieldInfo, *rest: Any, **others: Any) -> str:
+        text = super()._help_format(field_name, field_info, *rest, **others)
+        text = text.replace("(default: True)", "(default: yes)").replace("(default: False)", "(default: no)")
+        if field_info.default_factory is None:
+            return text
+        default = ""
+        with suppress(ToolkitError):  # there is none here: without a home folder, say
+            default = f" (default: {field_info.get_default(call_default_factory=True, validated_data={})})"
+        before, _, after = text.partition(" (default factory: ")
+        return before + default.replace("%", "%%") + after.partition(")")[2]
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -193,7 +249,7 @@ _RULES = {
 def _sentence(error: ValidationError, cls: type[BaseSettings], words: Sequence[str]) -> str:
     """The first broken rule as one sentence."""
     first = error.errors()[0]
-    if not first["loc"]:  # a rule about several settings together: a validator of ours said it
+    if not first["loc"] or isinstance(first["input"], dict):  # a validator of ours, about several settings together
         return first["msg"].removeprefix("Value error, ")
     context = first.get("ctx", {})
     key, text = _RULES.get(first["type"], ("", ""))
@@ -210,9 +266,10 @@ def _sentence(error: ValidationError, cls: type[BaseSettings], words: Sequence[s
 def _as_typed(location: tuple[int | str, ...], cls: type[BaseSettings], words: Sequence[str]) -> str:
     """The setting's name where the value came from: a flag, a variable, or the place of an argument."""
     name = str(location[-1] if isinstance(location[-1], str) else location[-2])
-    flag = "--" + name.replace("_", "-")
-    if any(word.split("=")[0] in (flag, "--no-" + flag[2:]) for word in words):
-        return flag
+    typed = {word.split("=")[0] for word in words}
+    for flag in _flags(name, cls):
+        if typed & {flag, "--no-" + flag[2:]}:
+            return flag
     if len(location) > 1:  # an argument of a sub-command
         return name.upper()
     return f"{cls.model_config.get('env_prefix', '')}{name}".upper()

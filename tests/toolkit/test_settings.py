@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -11,7 +12,7 @@ from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
 from toolkit.errors import SettingsError
-from toolkit.settings import ScriptSettings, environment, parse, verb
+from toolkit.settings import ScriptSettings, environment, parse, read_first, verb
 
 
 class Settings(ScriptSettings):
@@ -107,6 +108,50 @@ def test_other_flags_still_need_a_value_and_errors_name_what_was_typed() -> None
         parse(Bare, None, ["--run-name", "--resume"])
     with pytest.raises(SettingsError, match=r"^--epochs must be at least 1, got 0$"):
         parse(Bare, None, ["--resume", "--epochs", "0"])
+
+
+def shelf() -> Path:
+    return Path("100% mine (and yours)", "kept")
+
+
+class Shown(ScriptSettings):
+    model_config = environment("SHOWN_")
+
+    folder: Path = Field(default_factory=shelf, description="where it is kept")
+    name: str | None = Field(None, description="what it is called")
+    count: int = Field(3, description="how many")
+    rate: float = Field(0.5, description="how fast")
+    flip: bool = Field(True, description="turn it")
+
+
+def test_help_shows_kinds_and_defaults_as_a_person_would(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(Shown, "A demonstration.", ["--help"])
+    shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    options = " ".join(shown[shown.index("options:") :])
+    assert "--folder PATH where it is kept (default: 100% mine (and yours)/kept)" in options
+    assert "--name TEXT what it is called --count INTEGER how many (default: 3)" in options
+    assert "--rate NUMBER how fast (default: 0.5)" in options
+    assert "--flip, --no-flip turn it (default: yes)" in options
+
+
+def test_a_default_that_cannot_be_had_does_not_spoil_help(capsys: pytest.CaptureFixture[str]) -> None:
+    def nowhere() -> Path:
+        raise SettingsError("there is no home folder")
+
+    class Homeless(ScriptSettings):
+        folder: Path = Field(default_factory=nowhere, description="where it is kept")
+
+    with pytest.raises(SystemExit):
+        parse(Homeless, None, ["--help"])
+    assert "where it is kept\n" in capsys.readouterr().out
+
+
+def test_what_is_read_first_ends_the_script_only_when_it_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    read_first(lambda: parse(Settings, None, ["--epochs", "7"]))
+    with pytest.raises(SystemExit, match=r"^2$"):
+        read_first(lambda: parse(Settings, None, ["--epochs", "0"]))
+    assert capsys.readouterr().err.endswith("error: --epochs must be at least 1, got 0\n")
 
 
 def run(body: str) -> subprocess.Popen[str]:

@@ -12,7 +12,7 @@ from toolkit.baseline import Baseline
 from toolkit.bundle import Card
 from toolkit.registry.latency import latencies
 from toolkit.registry.opening import LoadedModel
-from toolkit.registry.paired import Tally, pair
+from toolkit.registry.paired import Tally, on_shared, pair
 from toolkit.registry.pictures import answers_of, read_labelled
 from toolkit.registry.scores import accuracy_of, weighted_scores
 from toolkit.registry.versions import Version
@@ -27,11 +27,13 @@ class Candidate:
     version, card
         As registered, and out of its bundle.
     baseline
-        What it did on the pictures that it held out, or on others that it was run on.
+        What it did on the pictures that it is compared on.
     size
         Of its bundle in bytes.
     latency_ms
         Milliseconds for one picture, measured beside the others; None where it was not.
+    held_out
+        What it did on all pictures that it held out, where it is compared on some of them.
     """
 
     version: Version
@@ -39,6 +41,7 @@ class Candidate:
     baseline: Baseline
     size: int
     latency_ms: float | None = None
+    held_out: Baseline | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,15 +77,31 @@ def measured(models: Sequence[LoadedModel], data: Path | None) -> list[Candidate
     models
         Which.
     data
-        A folder of labelled pictures that all of them are run on; None leaves what each did on the
-        pictures that it held out.
+        A folder of labelled pictures that all of them are run on. When None, they are compared on the
+        pictures that all of them held out; where there is none, each on those that it held out itself.
     """
     bundles = [model.bundle for model in models]
-    baselines = answers_of(bundles, read_labelled(data)) if data else [bundle.baseline for bundle in bundles]
+    held_out = [bundle.baseline for bundle in bundles]
+    baselines = on_shared(answers_of(bundles, read_labelled(data)) if data else held_out)
     return [
-        Candidate(model.version, model.bundle.card, baseline, model.size, latency)
-        for model, baseline, latency in zip(models, baselines, latencies(bundles), strict=True)
+        Candidate(
+            model.version,
+            model.bundle.card,
+            baseline,
+            model.size,
+            latency,
+            None if data or whole is baseline else whole,
+        )
+        for model, baseline, latency, whole in zip(models, baselines, latencies(bundles), held_out, strict=True)
     ]
+
+
+def on_the_same(candidates: Sequence[Candidate]) -> bool:
+    """Whether all figures of the versions are about the same pictures."""
+    return all(
+        pair(candidates[0].baseline, each.baseline).whole.pictures == each.baseline.size == candidates[0].baseline.size
+        for each in candidates
+    )
 
 
 def side_by_side(candidates: Sequence[Candidate]) -> pd.DataFrame:
@@ -98,6 +117,10 @@ def side_by_side(candidates: Sequence[Candidate]) -> pd.DataFrame:
         for name in differing(values):
             for row, value in zip(rows, values, strict=True):
                 row[prefix + name] = value.get(name)
+    if any(candidate.held_out and candidate.held_out.size > candidate.baseline.size for candidate in candidates):
+        for row, candidate in zip(rows, candidates, strict=True):
+            whole = candidate.held_out or candidate.baseline
+            row |= {"held_out_pictures": whole.size, "held_out_accuracy": whole.accuracy}
     return pd.DataFrame(rows).set_index("version")
 
 

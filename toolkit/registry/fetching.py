@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
-from toolkit.bundle import verify_bundle
+from toolkit.bundle import DIGEST_TAG, verify_bundle
 from toolkit.errors import BundleError, TrackingError
 from toolkit.registry.versions import MISSING, Version
 from toolkit.tracking import MlflowClient, MlflowException, impatient, mlflow, promptly, reason_of
@@ -72,7 +72,10 @@ def model_location(client: MlflowClient, model_id: str) -> str:
 def version_location(client: MlflowClient, version: Version) -> str:
     """Where the files of a version are."""
     with promptly(f"find the files of v{version.version}"):
-        return str(client.get_model_version_download_uri(version.name, str(version.version)))
+        location = str(client.get_model_version_download_uri(version.name, str(version.version)))
+    if location.startswith(("models:/", "runs:/")) and version.model_id:  # which the store left to be resolved
+        return model_location(client, version.model_id)
+    return location
 
 
 @contextmanager
@@ -81,7 +84,17 @@ def blaming(version: Version) -> Iterator[None]:
     try:
         yield
     except BundleError as error:
-        raise BundleError(f"v{version.version} of {version.name} cannot be used: {error}") from None
+        raise BundleError(f"v{version.version} of {version.name} cannot be used: {error}{_help(version)}") from None
+
+
+def _help(version: Version) -> str:
+    """What helps with a version that another tool registered."""
+    if DIGEST_TAG in version.tags:
+        return ""
+    if version.digest and version.run_id:
+        command = f"python model_registry.py register --run {version.run_id}"
+        return f"; another tool registered it, and the run's own model is registered by: {command}"
+    return "; another tool registered it, and none of ours made it: python model_registry.py register takes one of ours"
 
 
 def _whole(folder: Path, digest: str) -> bool:

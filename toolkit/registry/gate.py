@@ -43,7 +43,7 @@ class Verdict:
     paired
         Both on the same pictures.
     calibration
-        Calibration error of the present and of the new version, each on all its pictures.
+        Calibration error of the present and of the new version, on the same pictures.
     latency_ms
         Milliseconds for one picture of the present and of the new version, where it was measured.
     objections
@@ -108,7 +108,7 @@ def weigh(newcomer: Candidate, present: Candidate) -> Verdict:
     Parameters
     ----------
     newcomer, present
-        With the baselines to compare them by: what each did on the pictures that it held out, or on
+        With the baselines to compare them by: what each did on the pictures that both held out, or on
         other pictures that both were run on.
     """
     paired = pair(present.baseline, newcomer.baseline)

@@ -6,8 +6,11 @@ picture by picture only the disagreements count, which tells much smaller differ
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
 
 from toolkit.baseline import Baseline
@@ -115,6 +118,29 @@ def pair(first: Baseline, second: Baseline) -> Paired:
     return Paired({name: _tally(counts[name]) for name in sorted(counts)})
 
 
+def on_shared(baselines: Sequence[Baseline]) -> list[Baseline]:
+    """The part of each that is about the pictures which all were measured on under the same class name.
+
+    Where there is no such picture, the baselines as they are.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> def baseline(*hashes):
+    ...     return Baseline(("cat",), np.ones((len(hashes), 1)), np.zeros(len(hashes)), np.array(hashes))
+    >>> [part.hashes.tolist() for part in on_shared([baseline("a", "b"), baseline("b", "c", "a")])]
+    [['a', 'b'], ['b', 'a']]
+    """
+    names = [_names(baseline) for baseline in baselines]
+    shared = set(names[0]).intersection(*names[1:])
+    if not shared:
+        return list(baselines)
+    return [
+        _part(baseline, np.array([name in shared for name in each]))
+        for baseline, each in zip(baselines, names, strict=True)
+    ]
+
+
 def mcnemar(lost: int, gained: int) -> float:
     """The exact two-sided p-value of McNemar's test.
 
@@ -145,10 +171,21 @@ def _tally(outcomes: dict[tuple[bool, bool], int]) -> Tally:
 
 
 def _verdicts(baseline: Baseline) -> Verdicts:
+    right = (baseline.predicted == baseline.labels).tolist()
+    return dict(zip(_names(baseline), right, strict=False))
+
+
+def _names(baseline: Baseline) -> list[tuple[str, str]]:
+    """The content hash and the true class of each picture; none where the hashes are not known."""
     if not len(baseline.hashes):
-        return {}
-    right = baseline.predicted == baseline.labels
-    return {
-        (str(content), baseline.classes[label]): bool(verdict)
-        for content, label, verdict in zip(baseline.hashes, baseline.labels, right, strict=True)
-    }
+        return []
+    return [
+        (str(content), baseline.classes[label]) for content, label in zip(baseline.hashes, baseline.labels, strict=True)
+    ]
+
+
+def _part(baseline: Baseline, chosen: NDArray[np.bool_]) -> Baseline:
+    statistics = {name: column[chosen] for name, column in baseline.statistics.items()}
+    return Baseline(
+        baseline.classes, baseline.probabilities[chosen], baseline.labels[chosen], baseline.hashes[chosen], statistics
+    )

@@ -1,6 +1,7 @@
 """Finding the best run of an experiment that holds a model."""
 
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -8,13 +9,18 @@ from typing import Any, Literal
 
 from toolkit.bundle import DIGEST_TAG
 from toolkit.errors import RegistryError, known
-from toolkit.tracking import MlflowClient, find_experiment, promptly
+from toolkit.registry.versions import MISSING
+from toolkit.tracking import MlflowClient, MlflowException, find_experiment, promptly
 
 Mode = Literal["max", "min"]
 ROLES = ("final", "study")  # a fold's or a trial's model is a step on the way, never the result
 LESS_IS_BETTER = ("loss", "error", "time", "duration", "_ms")
 METRIC_NAME = re.compile(r"[\w\-. :/]+")  # what MLflow allows; anything else was never logged
+STUDIES = "hyperopt_tuning"  # the experiment that is meant when several hold models and none is named
+JUDGED_BY = ("mean_cv_accuracy", "best_val_accuracy")  # what studies, and what trainings without folds, are judged by
 RUNS_A_PAGE = 30
+MOST_NAMED = 5  # experiments, in a message
+UNDER_WAY = ("RUNNING", "SCHEDULED")
 MOST_SEEN = 200  # newest runs, for the names of their metrics
 HOLDS_A_MODEL = f"attributes.status = 'FINISHED' AND tags.{DIGEST_TAG} != ''"
 NEWEST_FIRST, AT_RANDOM = "attributes.start_time DESC", "attributes.run_id"  # ids are random
@@ -50,6 +56,70 @@ def ranked_runs(client: MlflowClient, experiment: str, metric: str, mode: Mode |
             yield run
     if not some:
         raise RegistryError(_why_none(found, metric))
+
+
+def only_experiment(client: MlflowClient) -> str:
+    """The name of the experiment that holds models: of several, the one of studies.
+
+    Raises
+    ------
+    RegistryError
+        None does, or several do and none is that of studies; the message says what to type.
+    """
+    with promptly("list the experiments"):
+        names = [experiment.name for experiment in client.search_experiments()]
+    holding = [name for name in names if next(_Experiment(client, name).runs(), None)]
+    if STUDIES in holding:
+        return STUDIES
+    if not holding:
+        raise RegistryError(
+            "no experiment has a finished run that holds a model; let a training or a study finish first:"
+            " python train_cnn.py"
+        )
+    if len(holding) > 1:
+        typed = " or ".join(f"register --experiment-name {shlex.quote(name)}" for name in sorted(holding)[:MOST_NAMED])
+        raise RegistryError(f"several experiments hold models: {known(sorted(holding))}; say which: {typed}")
+    return holding[0]
+
+
+def usual_metric(client: MlflowClient, experiment: str) -> str:
+    """What the runs of an experiment are judged by: by cross-validation where all of them were.
+
+    Raises
+    ------
+    TrackingError
+        There is no such experiment.
+    """
+    logged = [set(run.data.metrics) for run in islice(_Experiment(client, experiment).runs(), MOST_SEEN)]
+    return next((name for name in JUDGED_BY if all(name in names for names in logged)), JUDGED_BY[-1])
+
+
+def chosen_run(client: MlflowClient, run_id: str) -> Any:
+    """A run by its id, known to have logged a bundle.
+
+    Raises
+    ------
+    RegistryError
+        There is no such run, it is under way, or it holds no bundle.
+    """
+    with promptly(f"read the run {run_id}"):
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code not in (MISSING, "INVALID_PARAMETER_VALUE"):
+                raise
+            raise RegistryError(f"there is no run {run_id!r}; a training prints its id at the end") from None
+    role, status = run.data.tags.get("role", ""), run.info.status
+    if run.info.lifecycle_stage != "active":
+        raise RegistryError(f"run {run_id} was deleted")
+    if not run.data.tags.get(DIGEST_TAG):
+        raise RegistryError(
+            f"run {run_id} holds no model: it is a {role or 'foreign'} run and {status.lower()}; trainings and studies"
+            " that finish hold one"
+        )
+    if status in UNDER_WAY:
+        raise RegistryError(f"run {run_id} is {status.lower()}; let it finish first")
+    return run
 
 
 def is_finite(value: float | None) -> bool:

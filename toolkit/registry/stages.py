@@ -143,6 +143,19 @@ class Stages:
         return True
 
 
+def contradictions(versions: Iterable[Version]) -> list[str]:
+    """Where MLflow's own stage says otherwise than the alias, which counts; a sentence each.
+
+    >>> contradictions([Version("cats", 2, "None", "", "", "", NO_TIME, mlflow_stage="Production")])
+    ["v2 is in None, though MLflow's own stage says Production"]
+    """
+    return [
+        f"v{version.version} is in {version.stage}, though MLflow's own stage says {version.mlflow_stage}"
+        for version in versions
+        if version.mlflow_stage not in (None, version.stage)
+    ]
+
+
 def judge(version: Version, holders: Mapping[Stage, int]) -> tuple[Stage, Transition | None]:
     """The stage that a version is in, and the history entry that is missing, if one is.
 

@@ -114,7 +114,8 @@ class Version:
     run_id, model_id
         The run that made it and MLflow's logged model with the bundle.
     digest
-        Of the bundle, recorded at registration; empty for a version that another tool registered.
+        Of the bundle, recorded at registration; of a version that another tool registered, what its training
+        recorded, or empty.
     created
         When it was registered, UTC.
     metrics
@@ -156,6 +157,7 @@ class Version:
             "model_id": self.model_id,
             "digest": self.digest,
             "created": self.created.isoformat(),
+            "mlflow_stage": self.mlflow_stage,
             "aliases": list(self.aliases),
             "metrics": dict(self.metrics),
             "description": self.description,

@@ -10,9 +10,7 @@ pictures only. One process builds an entry while others that want it wait; when 
 next goes on where it stopped.
 """
 
-import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,29 +54,6 @@ class Cache:
 
     folder: Path
     limit: int
-
-
-def default_folder(environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
-    """Where a user's decoded pictures are kept unless said otherwise.
-
-    Raises
-    ------
-    DataError
-        The user has no home folder.
-
-    Examples
-    --------
-    >>> default_folder({"XDG_CACHE_HOME": "/var/cache/ada"}, "linux").as_posix()
-    '/var/cache/ada/image-classification/pictures'
-    """
-    environment = os.environ if environment is None else environment
-    above = Path(environment.get("LOCALAPPDATA" if platform == "win32" else "XDG_CACHE_HOME", ""))
-    if not above.is_absolute():  # which counts as unset by the XDG rule
-        try:
-            above = Path.home() / ".cache"
-        except RuntimeError:
-            raise DataError("there is no home folder to keep decoded pictures in; give a --cache-dir") from None
-    return above / "image-classification" / "pictures"
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from toolkit.errors import DataError, SettingsError, one_line
 from toolkit.locks import held, is_free
+from toolkit.settings import LAST
 from toolkit.training.loop import Progress
 
-LAST = "last"
 UNFINISHED = ".resume.pt"
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import SettingsError, known, one_line
+from toolkit.training.weights import resnet18_weights
 
 NETWORKS = ("simple_cnn", "resnet18", "resnet18_backbone")
 AUTO, IMAGENET, NONE = "auto", "imagenet", "none"
@@ -101,8 +102,8 @@ def load_weights(choice: str) -> tuple[dict[str, Tensor] | None, str]:
     ----------
     choice
         ``imagenet``: torchvision's, from its cache or by download; ``none``: random; ``auto``:
-        ImageNet's when they can be had, random otherwise; else the path of a ``.pth`` file with
-        a ResNet-18's state dict, which is read without unpickling any object.
+        ImageNet's when they can be had, random otherwise; else the path of a file with a ResNet-18's
+        weights (``weights.resnet18_weights``), which is read without unpickling any object.
 
     Raises
     ------
@@ -148,29 +149,16 @@ def _download() -> dict[str, Tensor]:
 def _from_file(path: Path) -> tuple[dict[str, Tensor], str]:
     """Weights, and a note that tells them from other weights in a file of that name."""
     if not path.is_file():
-        raise SettingsError(f"--weights must be auto, imagenet, none or a .pth file, got {path}, which does not exist")
+        raise SettingsError(
+            f"--weights must be auto, imagenet, none or a file of weights, got {path}, which does not exist"
+        )
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        expected = _resnet18().state_dict()
-        wrong = [key for key, value in expected.items() if not _fits(state, key, value.shape)]
+        state = resnet18_weights(path, _resnet18().state_dict())
     except OSError as error:
         raise SettingsError(f"--weights {path} cannot be read: {one_line(error)}") from None
-    except Exception:  # noqa: BLE001  pickle, zipfile and torch each raise kinds of their own, and torch's advise to trust
-        raise SettingsError(
-            f"--weights {path} cannot be read: it is no .pth file of weights, or holds more than weights"
-        ) from None
-    if wrong:
-        raise SettingsError(f"--weights {path} does not fit a ResNet-18: {wrong[0]} is missing or misshapen")
-    return dict(state), f"file {path.name} ({digest})"
-
-
-def _fits(state: dict[str, Tensor], key: str, shape: torch.Size) -> bool:
-    """Whether an entry can be used; the head is replaced, and torchvision's own files lack the batch counters."""
-    if key.startswith("fc."):
-        return True
-    return state[key].shape == shape if key in state else key.endswith(".num_batches_tracked")
+    return state, f"file {path.name} ({digest})"
 
 
 def _block(channels: int, width: int) -> nn.Sequential:

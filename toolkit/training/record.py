@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from toolkit.training.figures import (
 )
 from toolkit.training.loop import Epoch, Fitted, predict_logits
 from toolkit.training.recipe import Recipe
+from toolkit.training.splits import Split
 from toolkit.training.survey import class_balance_picture, survey, survey_lines
 
 
@@ -53,10 +54,20 @@ def tags_of(data: Data, seed: int) -> dict[str, object]:
     }
 
 
-def log_data(run: Run, data: Data, source: str) -> None:
-    """Record which data the run uses and what was found in it, and tell the user in short."""
+def log_data(run: Run, data: Data, source: str, split: Split | None = None) -> None:
+    """Record which data the run uses and what was found in it, and tell the user in short.
+
+    Parameters
+    ----------
+    source
+        Where it comes from, as the user named it.
+    split
+        Which pictures the run trains and which it validates on. When None, folds take turns in all that
+        are not held out.
+    """
     catalogue = data.pictures.catalogue
-    report = survey(catalogue, data.split)
+    in_turn = replace(data.split, development=data.development, validation=data.development[:0])
+    report = survey(catalogue, split or in_turn)
     profile = {"pictures": len(catalogue), "classes": len(data.classes), "image_size": data.pictures.size}
     run.dataset(catalogue.name, catalogue.fingerprint, source, profile=profile, context="training")
     run.json("data_report.json", report)

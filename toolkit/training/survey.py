@@ -16,6 +16,7 @@ from toolkit.training.figures import BLUE, GREY, ORANGE, class_label
 from toolkit.training.splits import Split
 
 PARTS = {"development": "to train on", "validation": "to validate on", "held_out": "held out"}
+COLOURS = {"development": BLUE, "validation": GREY, "held_out": ORANGE}
 IMBALANCED = 3.0  # times the smallest class, from which on weighting the classes is worth a trial
 REASONS_SHOWN = 3  # of those for which files were skipped
 MOST_DRAWN, ROWS_A_COLUMN = 200, 50  # classes of the figure
@@ -29,7 +30,7 @@ def survey(catalogue: Catalogue, split: Split) -> dict[str, Any]:
     catalogue
         The data set; after decoding, it also tells what could not be decoded.
     split
-        Of the same catalogue.
+        Of the same catalogue. Where no picture is set apart to validate on, the development part serves both.
 
     Returns
     -------
@@ -98,21 +99,24 @@ def class_balance_picture(report: Mapping[str, Any]) -> Figure:
     columns = math.ceil(len(drawn) / ROWS_A_COLUMN)
     height = math.ceil(len(drawn) / columns)
     figure = Figure(figsize=(4.5 * columns + 2.5, 0.2 * height + 1.4), layout="constrained")
+    labels = dict(PARTS)
+    if not any(row["validation"] for row in ordered):  # as in the lines
+        labels = {"development": "to train and validate on", "held_out": PARTS["held_out"]}
     for index, axes in enumerate(figure.subplots(1, columns, squeeze=False)[0]):
-        _bars(axes, drawn[index * height : (index + 1) * height])
+        _bars(axes, drawn[index * height : (index + 1) * height], labels)
         axes.set(xlim=(0, 1.2 * _total(drawn[0])), ylim=(height - 0.4, -0.6), xlabel="pictures")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(PARTS), frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(labels), frameon=False)
     of = f", {len(drawn)} of {len(ordered)}" if len(drawn) < len(ordered) else ""
     figure.suptitle(f"classes of {report['name']}, largest first{of}", parse_math=False)
     return figure
 
 
-def _bars(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+def _bars(axes: Axes, rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> None:
     """One bar a class from top to bottom, its parts side by side and its size behind them."""
     places, left = np.arange(len(rows)), np.zeros(len(rows))
-    for (part, label), colour in zip(PARTS.items(), (BLUE, GREY, ORANGE), strict=True):
+    for part, label in labels.items():
         counts = np.array([row[part] for row in rows])
-        axes.barh(places, counts, left=left, height=0.8, color=colour, label=label)
+        axes.barh(places, counts, left=left, height=0.8, color=COLOURS[part], label=label)
         left += counts
     for place, total in zip(places.tolist(), left.tolist(), strict=True):
         axes.text(total, place, f" {total:,.0f}", va="center", fontsize=7, color=GREY)

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import DataError, SettingsError, known, one_line
+from toolkit.settings import LAST
 from toolkit.tuning.journal import read_journal, write_whole
 from toolkit.tuning.space import Space, space_from_json, space_json
 from toolkit.tuning.study import Study
 from toolkit.tuning.trial import Trial
 
 JOURNAL = "journal.jsonl"
-LAST = "last"
 FINISHED = "finished"  # the entry of a journal that nothing is to follow
 ANOTHER_VERSION = "the study was begun by another version of hyperopt_tuning.py"
 

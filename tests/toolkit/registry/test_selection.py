@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from support import empty_store
 from toolkit.bundle import DIGEST_TAG
 from toolkit.errors import RegistryError, TrackingError
 from toolkit.registry import selection
-from toolkit.registry.selection import direction, model_of, ranked_runs
+from toolkit.registry.selection import chosen_run, direction, model_of, only_experiment, ranked_runs, usual_metric
 from toolkit.tracking import MlflowClient, Run, connect
 
 NUMBERS = itertools.count()
@@ -149,3 +150,57 @@ def test_a_run_without_outputs_has_no_model(client: MlflowClient, experiment: st
 @pytest.mark.parametrize("metric", ["val_loss", "ERROR_rate", "training_time_s", "epoch_duration_s", "batch_ms_p95"])
 def test_losses_errors_and_times_are_better_low(metric: str) -> None:
     assert direction(metric) == "min"
+
+
+# --- when nothing, or one run, is named ---------------------------------------------------------
+
+
+@pytest.fixture
+def own_client(tmp_path: Path) -> MlflowClient:
+    """Of a store that no other test uses."""
+    (tmp_path / "own.db").write_bytes(empty_store())
+    return connect(f"sqlite:///{tmp_path}/own.db")
+
+
+def test_the_only_experiment_that_holds_models_is_found(own_client: MlflowClient) -> None:
+    with pytest.raises(RegistryError, match=r"^no experiment has a finished run that holds a model; .*train_cnn\.py$"):
+        only_experiment(own_client)
+    log_run(own_client, "empty", "no model", digest="", best_val_accuracy=0.9)
+    log_run(own_client, "training", "model", best_val_accuracy=0.9)
+    assert only_experiment(own_client) == "training"
+    log_run(own_client, "my own", "model", best_val_accuracy=0.9)
+    with pytest.raises(RegistryError) as caught:
+        only_experiment(own_client)
+    assert str(caught.value) == (
+        "several experiments hold models: my own, training; say which: register --experiment-name 'my own' or"
+        " register --experiment-name training"
+    )
+    log_run(own_client, "hyperopt_tuning", "model", role="study", mean_cv_accuracy=0.9)
+    assert only_experiment(own_client) == "hyperopt_tuning"
+
+
+def test_runs_are_judged_by_what_all_of_them_have(client: MlflowClient, experiment: str) -> None:
+    log_run(client, experiment, "folds", best_val_accuracy=0.8, mean_cv_accuracy=0.8)
+    assert usual_metric(client, experiment) == "mean_cv_accuracy"
+    log_run(client, experiment, "one split", best_val_accuracy=0.9)
+    assert usual_metric(client, experiment) == "best_val_accuracy"
+    with pytest.raises(TrackingError, match="there is no experiment 'nowhere'"):
+        usual_metric(client, "nowhere")
+
+
+def test_a_chosen_run_is_one_that_holds_a_model(client: MlflowClient, experiment: str) -> None:
+    whole = Run(client, experiment, role="final", name="whole", tags={DIGEST_TAG: "d" * 64})
+    with pytest.raises(RegistryError, match=rf"^run {whole.id} is running; let it finish first$"):
+        chosen_run(client, whole.id)
+    whole.end("FINISHED")
+    assert chosen_run(client, whole.id).info.run_name == "whole"
+    with Run(client, experiment, role="fold", name="empty") as empty:
+        pass
+    with pytest.raises(RegistryError, match=rf"^run {empty.id} holds no model: it is a fold run and finished; "):
+        chosen_run(client, empty.id)
+    client.delete_run(whole.id)
+    with pytest.raises(RegistryError, match=rf"^run {whole.id} was deleted$"):
+        chosen_run(client, whole.id)
+    for name in ("a" * 32, "no id", "x" * 400):
+        with pytest.raises(RegistryError, match=rf"^there is no run '{name}'; a training prints its id at the end$"):
+            chosen_run(client, name)

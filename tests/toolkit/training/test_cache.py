@@ -27,7 +27,7 @@ from sklearn.datasets import load_digits
 from support import encode
 from toolkit.errors import DataError
 from toolkit.images import STATISTICS, Limits, load_picture
-from toolkit.training.cache import Cache, Pictures, decode, default_folder
+from toolkit.training.cache import Cache, Pictures, decode
 from toolkit.training.datasets import Catalogue, open_catalogue
 
 ENOUGH = 2**30
@@ -590,28 +590,3 @@ def test_a_limit_on_the_size_of_files_ends_in_one_sentence(pets: Path, cache: Ca
         f"the picture cache {cache.folder} cannot be used: File too large; choose another --cache-dir"
     )
     assert [path.name for path in cache.folder.iterdir()] == ["room.lock"]
-
-
-# --- where --------------------------------------------------------------------------------------
-
-
-def test_the_default_folder_is_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/ada")
-    home = Path("/home/ada/.cache/image-classification/pictures")
-    assert default_folder({}, "linux") == home
-    assert default_folder({"XDG_CACHE_HOME": "relative"}, "linux") == home
-    assert default_folder({"XDG_CACHE_HOME": "/x"}, "darwin") == Path("/x/image-classification/pictures")
-    assert default_folder({"LOCALAPPDATA": "/l", "XDG_CACHE_HOME": "/x"}, "win32") == Path(
-        "/l/image-classification/pictures"
-    )
-    monkeypatch.setenv("XDG_CACHE_HOME", "/variable")
-    assert default_folder() == Path("/variable/image-classification/pictures")
-
-
-def test_without_a_home_the_default_folder_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", nobody)
-    with pytest.raises(DataError, match=r"^there is no home folder to keep decoded pictures in; give a --cache-dir$"):
-        default_folder({}, "linux")

@@ -124,7 +124,7 @@ def test_a_file_of_a_resnet_18_is_read(tmp_path: Path, pretrained: dict[str, tor
     state, note = load_weights("mine.pth")
     assert note == f"file mine.pth ({hashlib.sha256(Path('mine.pth').read_bytes()).hexdigest()[:12]})"
     assert state is not None
-    assert all(torch.equal(state[name], value) for name, value in pretrained.items())
+    assert all(torch.equal(state[name], value) for name, value in pretrained.items() if not name.startswith("fc."))
 
 
 def test_a_file_may_lack_what_torchvisions_own_lacks(tmp_path: Path, pretrained: dict[str, torch.Tensor]) -> None:
@@ -140,12 +140,10 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, pretrained: dict[st
     torch.save({name: value for name, value in pretrained.items() if name != "layer1.0.conv1.weight"}, "short.pth")
     torch.save({**pretrained, "conv1.weight": torch.zeros(64, 1, 7, 7)}, "grey.pth")
     torch.save(nn.Linear(2, 2).state_dict(), "linear.pth")
-    torch.save([1, 2], "list.pth")
     for name, key in {
         "short.pth": "layer1.0.conv1.weight",
         "grey.pth": "conv1.weight",
         "linear.pth": "conv1.weight",
-        "list.pth": "conv1.weight",
     }.items():
         with pytest.raises(SettingsError) as caught:
             load_weights(name)
@@ -159,14 +157,18 @@ def test_a_file_that_cannot_be_read_is_refused_and_never_run(tmp_path: Path) -> 
     (tmp_path / "noise.pth").write_bytes(os.urandom(100))
     (tmp_path / "empty.pth").write_bytes(b"")
     torch.save(torch.zeros(3), tmp_path / "tensor.pth")
-    for name in ("trap.pth", "zip.pth", "module.pth", "noise.pth", "empty.pth", "tensor.pth"):
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"lr": 0.1}, tmp_path / "numbers.pth")
+    (tmp_path / "noise.safetensors").write_bytes(os.urandom(100))
+    names = ["trap.pth", "zip.pth", "module.pth", "noise.pth", "empty.pth", "tensor.pth", "list.pth", "numbers.pth"]
+    for name in (*names, "noise.safetensors"):
         with pytest.raises(SettingsError, match=rf"^--weights {name} cannot be read: ") as caught:
             load_weights(name)
         assert "\n" not in str(caught.value)
         assert "weights_only" not in str(caught.value)  # torch advises to switch the protection off
     assert not (tmp_path / "sprung").exists()
     for name in ("missing.pth", "."):
-        with pytest.raises(SettingsError, match=r"^--weights must be auto, imagenet, none or a \.pth file, got "):
+        with pytest.raises(SettingsError, match=r"^--weights must be auto, imagenet, none or a file of weights, got "):
             load_weights(name)
 
 

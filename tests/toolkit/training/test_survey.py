@@ -157,6 +157,12 @@ def test_classes_are_drawn_as_bars_of_their_parts_the_largest_first() -> None:
     figure.savefig(io.BytesIO())
 
 
+def test_pictures_that_train_and_validate_in_turn_are_not_drawn_as_training_alone() -> None:
+    figure = class_balance_picture(survey(*catalogue_of({"ape": (4, 0, 1), "bee": (10, 0, 3)})))
+    assert [[bar.get_width() for bar in bars] for bars in figure.axes[0].containers] == [[10, 4], [3, 1]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["to train and validate on", "held out"]
+
+
 @pytest.mark.parametrize(("count", "drawn"), [(2, 2), (51, 51), (200, 200), (301, 200)])
 def test_many_classes_fit_into_one_picture(count: int, drawn: int) -> None:
     figure = class_balance_picture(survey(*catalogue_of({f"class {n}": (n + 1, 0, 1) for n in range(count)})))
