@@ -14,6 +14,7 @@ it takes to go on with it, and then its weights. Every flag can be given as a va
 TRAIN_EPOCHS=20.
 """
 
+import re
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,12 +42,13 @@ from toolkit.training.datasets import open_catalogue
 from toolkit.training.device import ALONE, Device, World, joined, prepare
 from toolkit.training.evaluate import fit_temperature
 from toolkit.training.features import Features
+from toolkit.training.groups import together
 from toolkit.training.keeper import Keeper
 from toolkit.training.loop import Epoch, Fitted, Progress, fit
 from toolkit.training.networks import build_network, load_weights
 from toolkit.training.recipe import Recipe
 from toolkit.training.record import Outcome, epoch_metrics, gpu_peak_mb, log_data, log_folds, log_outcome, tags_of
-from toolkit.training.splits import Split, split, stratified, stratified_folds
+from toolkit.training.splits import Split, require_folds, split, stratified, stratified_folds
 
 __all__ = [
     "Checkpoint",
@@ -66,8 +68,8 @@ __all__ = [
     "log_data",
     "log_folds",
     "open_checkpoint",
+    "require_enough_for",
     "starting_weights",
-    "stratified_folds",
     "tags_of",
     "train",
     "train_on_everything",
@@ -95,6 +97,13 @@ class DataSettings(ScriptSettings):
         description="where a ResNet starts: imagenet, none (random), auto (imagenet if it can be had), or a file",
     )
     held_out: float = Field(0.15, gt=0, le=0.5, description="share of pictures held out, when there is no test/ folder")
+    group_by: str | None = Field(
+        None,
+        min_length=1,
+        description="what belongs together and is never split, such as the images of a patient: a number of folders"
+        " below the class's, whose name is the key, or a regular expression for the path, whose first group is",
+    )
+    near_duplicates: bool = Field(True, description="find copies of one photograph and never split them")
     mirror: bool | None = Field(
         None, description="flip training pictures left to right; when not said, folders are flipped and digits are not"
     )
@@ -104,6 +113,17 @@ class DataSettings(ScriptSettings):
     )
     deterministic: bool = Field(False, description="only algorithms that repeat exactly on a GPU; CPUs always do")
     compile: bool = Field(False, description="run networks through torch.compile, which takes minutes to begin with")
+
+    @field_validator("group_by")
+    @classmethod
+    def _a_level_or_an_expression(cls, group_by: str | None) -> str | None:
+        if group_by and group_by.isdecimal() and not int(group_by):
+            raise ValueError(f"must be at least 1 as a number of folders below the class's, got {group_by}")
+        try:
+            re.compile(group_by or "")
+        except re.error as error:
+            raise ValueError(f"must be a number or a regular expression, got {group_by} ({error})") from None
+        return group_by
 
 
 class TrainSettings(Recipe, DataSettings):
@@ -271,11 +291,11 @@ def cross_validate(
     """
     keeper = keeper or Keeper()
     indices = data.development
-    labels = data.pictures.labels[indices]
+    labels, groups = data.pictures.labels[indices], data.together(indices)
     logits = np.zeros((len(indices), len(data.classes)), np.float32)
     features = _features(recipe, data, seed, device)
     fitted = []
-    for number, (training, validation) in enumerate(stratified_folds(labels, folds, seed, data.classes)):
+    for number, (training, validation) in enumerate(stratified_folds(labels, folds, seed, data.classes, groups)):
         name = f"fold {number + 1}"
         fold = keeper.finished(name)
         if fold is None:
@@ -348,7 +368,20 @@ def load_pictures(settings: DataSettings, image_size: int) -> tuple[Pictures, Sp
     limit = int(settings.cache_limit * 2**30)
     cache = Cache(settings.cache_dir.expanduser(), limit) if limit else None
     pictures = decode(catalogue, image_size, cache=cache, progress=on_terminal())
-    return pictures, split(pictures.catalogue, settings.held_out)
+    belonging = together(pictures, settings.data, settings.group_by, copies=settings.near_duplicates)
+    return pictures, split(pictures.catalogue, settings.held_out, belonging)
+
+
+def require_enough_for(folds: int, data: Data) -> None:
+    """Refuse more folds than a class can fill.
+
+    Raises
+    ------
+    DataError
+        A class has fewer pictures to train on, or groups of them, than there are folds.
+    """
+    indices = data.development
+    require_folds(data.pictures.labels[indices], folds, data.classes, data.together(indices))
 
 
 def starting_weights(choice: str, model_types: Collection[str]) -> tuple[dict[str, Tensor] | None, str]:
@@ -401,7 +434,10 @@ def _job(settings: TrainSettings, world: World) -> Job:
             f"run {checkpoint.run_id} began with {checkpoint.about['weights']} weights, and here --weights"
             f" {settings.weights} gives {weights[1]} ones, so it cannot be gone on with"
         )
-    return Job(settings, checkpoint, recipe, device, Data(pictures, divided, *weights))
+    data = Data(pictures, divided, *weights)
+    if settings.folds:
+        require_enough_for(settings.folds, data)
+    return Job(settings, checkpoint, recipe, device, data)
 
 
 def _former(settings: TrainSettings, checkpoint: Checkpoint) -> TrainSettings:
@@ -437,7 +473,8 @@ def _validation_split(data: Data, settings: TrainSettings) -> tuple[Part, Part]:
     if len(data.split.validation):
         return data.part(data.split.development), data.part(data.split.validation)
     indices = data.split.development
-    training, validation = stratified(data.pictures.labels[indices], settings.validation, settings.seed)
+    labels, groups = data.pictures.labels[indices], data.together(indices)
+    training, validation = stratified(labels, settings.validation, settings.seed, groups)
     if not len(validation):
         raise DataError("no class has a second picture to validate on; add pictures or make a val/ folder")
     return data.part(indices[training]), data.part(indices[validation])
