@@ -269,23 +269,25 @@ def _same(whole: Floats, part: Floats, start: Floats, extent: Floats) -> NDArray
     """Whether the windows (P, 2) of images (P, SIDE, SIDE, 3) show what the others do, in each of 64 blocks."""
     (rows, inside), (columns, beside) = (_window(SIDE, start[:, axis], extent[:, axis]) for axis in (0, 1))
     channels = whole.transpose(3, 0, 1, 2)
-    seen = (rows @ channels @ columns.transpose(0, 2, 1)).transpose(1, 2, 3, 0)
+    seen = np.asarray(rows @ channels @ columns.transpose(0, 2, 1), np.float32).transpose(1, 2, 3, 0)
     valid = inside[:, :, None] & beside[:, None]
     weights = _halved(valid.astype(np.float32)) == 1
     blocks = (len(whole), CELLS, SIDE // 2 // CELLS, CELLS, SIDE // 2 // CELLS)
-    difference = np.abs(_halved(seen - part)).mean(axis=-1) * weights  # halved, since a window is a little blurred
+    difference = (
+        np.abs(_halved(seen) - _halved(part)).mean(axis=-1) * weights
+    )  # halved, since a window is a little blurred
     difference = difference.reshape(blocks).sum(axis=(2, 4)) / weights.reshape(blocks).sum(axis=(2, 4)).clip(1)
-    alike = _correlation(*(_halved((image @ _LUMA).astype(np.float32)) for image in (seen, part)), weights)
+    alike = _correlation(_halved(seen @ _LUMA), _halved(part @ _LUMA), weights)
     overlap = weights.mean(axis=(1, 2))
-    same: NDArray[np.bool_] = (alike >= ALIKE) & (overlap >= LEAST_OVERLAP)
-    return same & (difference.max(axis=(1, 2)) <= LARGEST_DIFFERENCE)
+    everywhere = difference.max(axis=(1, 2)) <= LARGEST_DIFFERENCE
+    return np.asarray(everywhere & (alike >= ALIKE) & (overlap >= LEAST_OVERLAP), np.bool_)
 
 
 def _window(size: int, start: Floats, extent: Floats) -> tuple[Floats, NDArray[np.bool_]]:
     """Weights (P, size, size) that read a line of pixels through windows, linearly, and which are inside (P, size)."""
     pixels = np.arange(size, dtype=np.float32)
     places = (start * size - 0.5)[:, None] + extent[:, None] * (pixels + 0.5)
-    weights = (1 - np.abs(places[:, :, None] - pixels)).clip(0)
+    weights = (1 - np.abs(places.clip(0, size - 1)[:, :, None] - pixels)).clip(0)
     return weights, (places >= -0.5) & (places <= size - 0.5)
 
 
