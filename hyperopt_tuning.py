@@ -138,8 +138,8 @@ from train_cnn import (
     log_data,
     log_folds,
     open_checkpoint,
+    require_enough_for,
     starting_weights,
-    stratified_folds,
     tags_of,
     train_on_everything,
     use_machine,
@@ -446,7 +446,7 @@ def _facts(data: Data) -> dict[str, str]:
 def _data(settings: TuneSettings, space: Space) -> Data:
     """The data at one of the sizes that are searched; it is known to be enough for the folds."""
     data = data_for(data_settings(settings), _options(space, "image_size")[0], _networks(space))
-    stratified_folds(data.pictures.labels[data.development], settings.folds, settings.seed, data.classes)
+    require_enough_for(settings.folds, data)
     return data
 
 

@@ -96,11 +96,12 @@ from toolkit.training.datasets import open_catalogue
 from toolkit.training.device import ALONE, Device, World, joined, prepare
 from toolkit.training.evaluate import fit_temperature
 from toolkit.training.features import Features
+from toolkit.training.groups import together
 from toolkit.training.keeper import Keeper
 from toolkit.training.loop import Epoch, Fitted, Progress, fit
 from toolkit.training.networks import build_network, load_weights
 from toolkit.training.record import Outcome, epoch_metrics, gpu_peak_mb, log_data, log_folds, log_outcome, tags_of
-from toolkit.training.splits import Split, split, stratified, stratified_folds
+from toolkit.training.splits import Split, require_folds, split, stratified, stratified_folds
 
 __all__ = [
     "Checkpoint",
@@ -120,8 +121,8 @@ __all__ = [
     "log_data",
     "log_folds",
     "open_checkpoint",
+    "require_enough_for",
     "starting_weights",
-    "stratified_folds",
     "tags_of",
     "train",
     "train_on_everything",
@@ -284,11 +285,11 @@ def cross_validate(
     """
     keeper = keeper or Keeper()
     indices = data.development
-    labels = data.pictures.labels[indices]
+    labels, groups = data.pictures.labels[indices], data.together(indices)
     logits = np.zeros((len(indices), len(data.classes)), np.float32)
     features = _features(recipe, data, seed, device)
     fitted = []
-    for number, (training, validation) in enumerate(stratified_folds(labels, folds, seed, data.classes)):
+    for number, (training, validation) in enumerate(stratified_folds(labels, folds, seed, data.classes, groups)):
         name = f"fold {number + 1}"
         fold = keeper.finished(name)
         if fold is None:
@@ -362,7 +363,20 @@ def load_pictures(settings: DataSettings, image_size: int) -> tuple[Pictures, Sp
     limit = int(settings.cache_limit * 2**30)
     cache = Cache(settings.cache_dir.expanduser(), limit) if limit else None
     pictures = decode(catalogue, image_size, cache=cache)
-    return pictures, split(pictures.catalogue, settings.held_out)
+    belonging = together(pictures, settings.data, settings.group_by, copies=settings.near_duplicates)
+    return pictures, split(pictures.catalogue, settings.held_out, belonging)
+
+
+def require_enough_for(folds: int, data: Data) -> None:
+    """Refuse more folds than a class can fill.
+
+    Raises
+    ------
+    DataError
+        A class has fewer pictures to train on, or groups of them, than there are folds.
+    """
+    indices = data.development
+    require_folds(data.pictures.labels[indices], folds, data.classes, data.together(indices))
 
 
 def starting_weights(choice: str, model_types: Collection[str]) -> tuple[dict[str, Tensor] | None, str]:
@@ -415,7 +429,10 @@ def _job(settings: TrainSettings, world: World, hold: ExitStack | None = None) -
             f"run {checkpoint.run_id} began with {checkpoint.about['weights']} weights, and here --weights"
             f" {settings.weights} gives {weights[1]} ones, so it cannot be gone on with"
         )
-    return Job(settings, checkpoint, recipe, device, Data(pictures, divided, *weights))
+    data = Data(pictures, divided, *weights)
+    if settings.folds:
+        require_enough_for(settings.folds, data)
+    return Job(settings, checkpoint, recipe, device, data)
 
 
 def _former(settings: TrainSettings, checkpoint: Checkpoint) -> TrainSettings:
@@ -451,7 +468,8 @@ def _validation_split(data: Data, settings: TrainSettings) -> tuple[Part, Part]:
     if len(data.split.validation):
         return data.part(data.split.development), data.part(data.split.validation)
     indices = data.split.development
-    training, validation = stratified(data.pictures.labels[indices], settings.validation, settings.seed)
+    labels, groups = data.pictures.labels[indices], data.together(indices)
+    training, validation = stratified(labels, settings.validation, settings.seed, groups)
     if not len(validation):
         raise DataError("no class has a second picture to validate on; add pictures or make a val/ folder")
     return data.part(indices[training]), data.part(indices[validation])

@@ -237,6 +237,7 @@ def _data_description(data: Data) -> dict[str, object]:
         "development": len(data.development),
         "held_out": len(data.split.held_out),
         "skipped": len(catalogue.skipped),
+        "set_aside": len(data.split.set_aside),
     }
 
 
