@@ -49,7 +49,7 @@ def tags_of(data: Data, seed: int) -> dict[str, object]:
         "code_version": code_version(),
         "seed": seed,
         "weights": data.weights_note,
-        "skipped_files": len(catalogue.skipped),
+        "skipped_files": catalogue.skipped_files,
     }
 
 
@@ -225,7 +225,7 @@ def _data_description(data: Data) -> dict[str, object]:
         "fingerprint": catalogue.fingerprint,
         "development": len(data.development),
         "held_out": len(data.split.held_out),
-        "skipped": len(catalogue.skipped),
+        "skipped": catalogue.skipped_files,
     }
 
 
