@@ -12,8 +12,10 @@ and gets ``--learning-rate``, ``TRAIN_LEARNING_RATE``, ``--help`` and the messag
 
 import argparse
 import gc
+import io
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +27,7 @@ from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsC
 from pydantic_settings import SettingsError as SourceError
 
 from toolkit.errors import SettingsError, ToolkitError, known, one_line
+from toolkit.names import shown
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -119,11 +122,14 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     SIGTERM status 143; both unwind the stack, so that what is open gets closed and saved.
     """
     signal.signal(signal.SIGTERM, _raise_terminated)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it, so no name ends a run
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata, which nothing here depends on
     gc.freeze()  # what was imported is never garbage, and walking over it takes a quarter of a second each time
     try:
         status = main() or 0
     except ToolkitError as error:
-        print(f"{program_name()}: error: {error}", file=sys.stderr)
+        print(f"{program_name()}: error: {shown(str(error))}", file=sys.stderr)
         status = EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print(f"{program_name()}: interrupted", file=sys.stderr)

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from toolkit.names import printable
+
 _silent = False
 
 
@@ -31,10 +33,10 @@ def silent(wanted: bool = True) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Print a line at once, without tearing a progress bar."""
+    """Print lines at once, without tearing a progress bar; what standard output cannot write is escaped."""
     if not _speaks():
         return
-    tqdm.write(text, file=sys.stdout)
+    tqdm.write(printable(text, sys.stdout.encoding), file=sys.stdout)
     sys.stdout.flush()
 
 

@@ -20,6 +20,7 @@ from toolkit.monitoring.models import Model
 from toolkit.monitoring.performance import BIASED_SOURCES
 from toolkit.monitoring.schema import blocks, labels, models, predictions
 from toolkit.monitoring.windows import NOTHING
+from toolkit.names import class_of, shown
 
 IDS_AT_ONCE = 500  # databases take a limited number of parameters in one statement
 
@@ -97,7 +98,7 @@ class FeedbackStore(AlertStore):
         with self.writing() as connection:
             rows = self._changes(connection, truths, source not in BIASED_SOURCES)
             if rows:
-                connection.execute(labels.insert(), [row | {"source": source, "time": time} for row in rows])
+                connection.execute(labels.insert(), [row | {"source": shown(source), "time": time} for row in rows])
                 for model in {row["model"] for row in rows}:
                     _mark_stale(connection, model, [row["prediction"] for row in rows if row["model"] == model])
         return len(rows)
@@ -117,9 +118,7 @@ class FeedbackStore(AlertStore):
             if row.model not in classes:
                 found = sa.select(models.c.classes).where(models.c.number == row.model)
                 classes[row.model] = json.loads(connection.execute(found).scalar_one())
-            if name not in classes[row.model]:
-                raise SettingsError(f"there is no class {name!r}; the classes are {known(classes[row.model], name)}")
-            label = classes[row.model].index(name)
+            label = _index(name, classes[row.model])
             if label != row.label:
                 changes.append({"prediction": row.sequence, "model": row.model, "label": label})
         return changes
@@ -177,6 +176,16 @@ class FeedbackStore(AlertStore):
             time=np.array(time, np.float64),
             source=np.array(source, object),
         )
+
+
+def _index(name: str, classes: Sequence[str]) -> int:
+    """Which of the classes is meant, also when accents are written in other code points (NFC, NFD)."""
+    if name in classes:
+        return classes.index(name)
+    alike = [class_of(known_as) for known_as in classes]
+    if class_of(name) in alike:
+        return alike.index(class_of(name))
+    raise SettingsError(f"there is no class {name!r}; the classes are {known(classes, name)}")
 
 
 def current_label(told: int | None = None, *, fair: bool = True) -> sa.Label[Any]:

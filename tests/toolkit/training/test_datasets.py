@@ -16,7 +16,6 @@ from toolkit.images import load_picture
 from toolkit.training.datasets import Duplicate, Remark, Skipped, open_catalogue, read, require_enough
 from toolkit.training.splits import split
 
-
 NO_ENDING = "its ending is none of .avif, .bmp, .gif, .heic, .heif, .hif, .jpeg, .jpg, .png, .tif, .tiff, .webp"
 
 
