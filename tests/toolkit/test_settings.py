@@ -1,5 +1,6 @@
 """Flags, variables and defaults; each broken rule in one sentence."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -109,10 +110,15 @@ def test_other_flags_still_need_a_value_and_errors_name_what_was_typed() -> None
         parse(Bare, None, ["--resume", "--epochs", "0"])
 
 
-def run(body: str) -> subprocess.Popen[str]:
+def run(body: str, **variables: str) -> subprocess.Popen[str]:
     code = f"import time\nfrom toolkit.errors import DataError\nfrom toolkit.settings import run_script\n{body}"
     return subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, **variables},
     )
 
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from toolkit import lettering
 from toolkit.training.datasets import Catalogue, Duplicate
 from toolkit.training.figures import BLUE, GREY, ORANGE, class_label
 from toolkit.training.splits import Split
@@ -105,8 +106,8 @@ def class_balance_picture(report: Mapping[str, Any]) -> Figure:
         axes.set(xlim=(0, 1.2 * _total(drawn[0])), ylim=(height - 0.4, -0.6), xlabel="pictures")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(PARTS), frameon=False)
     of = f", {len(drawn)} of {len(ordered)}" if len(drawn) < len(ordered) else ""
-    figure.suptitle(f"classes of {report['name']}, largest first{of}", parse_math=False)
-    return figure
+    figure.suptitle(f"classes of {lettering.drawn(report['name'])}, largest first{of}")
+    return lettering.lettered(figure)
 
 
 def _bars(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
