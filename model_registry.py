@@ -242,6 +242,7 @@ from toolkit.errors import (
     TrackingError,
     known,
 )
+from toolkit.names import printable
 from toolkit.registry.adoption import adopt, recognised
 from toolkit.registry.fetching import fetched, model_location, verify
 from toolkit.registry.pages import comparison_table, describe, version_page, version_table
@@ -940,7 +941,7 @@ def main() -> None:
     if command.as_json:
         print(json.dumps(answer.value, indent=2))
         return
-    print(answer.text)
+    print(printable(answer.text))
     if following := _command(settings, answer.next):
         print(f"next: {following}")
 

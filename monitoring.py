@@ -65,6 +65,7 @@ from toolkit.monitoring.view import View
 from toolkit.monitoring.webhook import Webhook
 from toolkit.monitoring.windows import WINDOWS, window_size
 from toolkit.monitoring.writer import BATCH, Writer
+from toolkit.names import printable, shown
 from toolkit.settings import ScriptSettings, environment, parse, run_script, verb
 from toolkit.terminal import silent
 
@@ -696,7 +697,9 @@ class ModelMonitor:
         names = baseline.classes if baseline is not None else tuple(classes or ())
         if len(set(names)) != len(names) or not names:
             raise SettingsError(f"model version {version} needs class names that differ, got {known(names)}")
-        return Model(version, names, baseline, self._clock())
+        if odd := [name for name in names if any("\ud800" <= letter <= "\udfff" for letter in name)]:
+            raise SettingsError(f"the class name {shown(odd[0])!r} is no text: it is not UTF-8")
+        return Model(shown(version), names, baseline, self._clock())
 
     def _answering(self, probabilities: ArrayLike | Mapping[str, float], version: str | None) -> Model:
         """The model behind a prediction; classes that nobody named are called 0, 1, 2 ..."""
@@ -876,7 +879,7 @@ def _print_report(command: _Report) -> None:
     elif not metrics["n"]:
         print(f"No predictions have been logged in {command.store} yet.")
     else:
-        print("\n".join([wording.headline_text(worst), "", *wording.figures(metrics), "", str(drift)]))
+        print(printable("\n".join([wording.headline_text(worst), "", *wording.figures(metrics), "", str(drift)])))
     if command.figure is not None:
         try:
             monitor.plot_metrics(command.metric).savefig(command.figure)
@@ -893,7 +896,7 @@ def _print_alerts(command: _Alerts) -> None:
         return
     found = monitor.alerts(command.since, command.level)
     found = [alert for alert in found if command.model_version in (None, alert["model_version"])]
-    print(json.dumps(found, indent=2) if command.as_json else wording.alerts(found))
+    print(json.dumps(found, indent=2) if command.as_json else printable(wording.alerts(found)))
 
 
 def _export(command: _Export) -> None:

@@ -288,6 +288,25 @@ def test_a_batch_has_a_limit(served: Served) -> None:
     assert "at most 4 files" in problem(answer, 422, "invalid-parameter")["detail"]
     problem(served.client.post("/predict/batch", files={"file": RED}), 422, "invalid-parameter")
     problem(served.client.post("/predict/batch", content=RED), 415, "unsupported-media-type")
+
+
+def test_file_names_and_texts_in_any_bytes_are_answered_in_valid_utf_8(served: Served) -> None:
+    """Latin-1 and an escape sequence in a file's name; half a character, which JSON can write, in a text."""
+    begin = b'--B\r\nContent-Disposition: form-data; name="files"; filename='
+    body = begin + b'"caf\xe9\x1b[31m.png"\r\n\r\n' + RED + b"\r\n" + begin + b'"\xed\xa0\x80"\r\n\r\nno\r\n--B--\r\n'
+    form = {"Content-Type": "multipart/form-data; boundary=B"}
+    answer = served.client.post("/predict/batch", content=body, headers=form)
+    one, other = json.loads(answer.content.decode("utf-8"))["results"]
+    assert (one["prediction"]["predicted_class"], other["error"]["status"]) == ("red", 400)
+    name = one["prediction"]["prediction_id"].encode()
+    for told in (
+        b'"%s", "label": "\\ud800"' % name,
+        b'"\\ud800", "label": "red"',
+        b'"%s", "label": "a\\n\\u001b"' % name,
+    ):
+        body = b'{"prediction_id": ' + told + b"}"
+        answer = served.client.post("/feedback", content=body, headers={"Content-Type": "application/json"})
+        assert json.loads(answer.content.decode("utf-8"))["status"] == answer.status_code == 422
     assert len(served.client.post("/predict/batch", files=[("files", RED)] * 4).json()["results"]) == 4
 
 

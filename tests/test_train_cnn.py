@@ -1,5 +1,6 @@
 """Training as people run it: what a run records, how it is interrupted and taken up again, what is refused."""
 
+import io
 import json
 import math
 import os
@@ -862,6 +863,34 @@ def test_a_folder_with_its_own_parts_is_split_as_it_says(store: Place, tmp_path:
     card = store.bundle(run).card
     assert card.metrics["best_val_accuracy"].pictures == 12
     assert (card.network, card.data["development"], card.data["held_out"]) == ("resnet18", 42, 15)
+
+
+def test_classes_with_names_of_any_kind_are_trained_and_recorded(
+    store: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latin-1, a newline with an escape sequence, accents as a Mac writes them, Chinese; on an ASCII terminal."""
+    names = (b"caf\xe9", b"two\n\x1b[31mlines", "e\u0301te\u0301".encode(), "猫".encode())
+    for index, name in enumerate(names):
+        folder = tmp_path / os.fsdecode(b"any\xe9") / os.fsdecode(name)
+        folder.mkdir(parents=True)
+        for number in range(12 + index):
+            picture = colour_picture(COLOURS[index % 3], 100 * index + number, 20)
+            (folder / os.fsdecode(b"%d\xff.png" % number)).write_bytes(picture)
+        (folder / os.fsdecode(b"br\xfbl\xe9.png")).write_bytes(b"no picture, " + name)
+    said = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(said, encoding="ascii", write_through=True))
+    data = os.fsdecode(b"any\xe9")
+    train(TrainSettings(data=data, epochs=1, image_size=16, experiment_name="any names", cache_limit=0))
+    run = store.run_of("any names")
+    assert run.info.status == "FINISHED"
+    classes = ("caf\\xe9", "two\\n\\x1b[31mlines", "été", "猫")
+    assert store.bundle(run).card.classes == classes
+    report = json.loads(store.artifact(run, "data_report.json").read_bytes().decode("utf-8"))
+    assert [row["class"] for row in report["classes"]] == list(classes)
+    assert report["skipped"][0]["files"][0]["path"] == "any\\xe9/caf\\xe9/br\\xfbl\\xe9.png"
+    assert run.data.tags["data"] == run.data.params["data"] == "any\\xe9"
+    assert b"any\\xe9: 54 pictures of 4 classes" in said.getvalue()
+    assert b"skipped 4 files" in said.getvalue()
 
 
 def test_rare_classes_are_pointed_out_and_can_be_weighted(

@@ -12,9 +12,11 @@ and gets ``--learning-rate``, ``TRAIN_LEARNING_RATE``, ``--help`` and the messag
 
 import argparse
 import gc
+import io
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -29,6 +31,7 @@ from pydantic_settings import SettingsError as SourceError
 
 from toolkit.errors import SettingsError, ToolkitError, known, one_line
 from toolkit.interruption import EXIT_INTERRUPTED, imports_are_done
+from toolkit.names import shown
 
 EXIT_BAD_INPUT = 2
 EXIT_TERMINATED = 128 + signal.SIGTERM
@@ -161,6 +164,9 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     """
     imports_are_done()
     signal.signal(signal.SIGTERM, _raise_terminated)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it, so no name ends a run
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata, which nothing here depends on
     gc.freeze()  # what was imported is never garbage, and walking over it takes a quarter of a second each time
     sys.exit(_status_of(main))
 
@@ -169,7 +175,7 @@ def _status_of(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except ToolkitError as error:
-        print(f"{program_name()}: error: {error}", file=sys.stderr)
+        print(f"{program_name()}: error: {shown(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print(f"{program_name()}: interrupted", file=sys.stderr)

@@ -12,6 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from toolkit.names import printable
+
 QUIET_SECONDS = 30.0  # without a line, before one says how far something has come
 LOOK_SECONDS = 1.0  # between two looks at whether that is so
 LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {percentage:.0f} %, {remaining} left{postfix}"
@@ -38,11 +40,11 @@ def silent(wanted: bool = True) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Print a line at once, without tearing a progress bar."""
+    """Print lines at once, without tearing a progress bar; what standard output cannot write is escaped."""
     global _last_line  # noqa: PLW0603
     if _silent:
         return
-    tqdm.write(text, file=sys.stdout)
+    tqdm.write(printable(text, sys.stdout.encoding), file=sys.stdout)
     sys.stdout.flush()
     _last_line = time.monotonic()
 

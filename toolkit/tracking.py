@@ -28,6 +28,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from toolkit.errors import TrackingError, known, one_line
 from toolkit.local_store import bring_up_to_date
+from toolkit.names import printable, shown
 from toolkit.terminal import say
 
 # The defaults of MLflow, 7 retries of 120 s each, block for minutes.
@@ -103,6 +104,7 @@ SIGNS = {
     "readonly database": "the database file cannot be written",
     "disk is full": "the disk is full",
     "No space left on device": "the disk is full",
+    "surrogates not allowed": "a name or path in it is not UTF-8",
     "disk I/O error": "the disk cannot be read or written",
     "got unsupported URI": "MLflow knows no such scheme",
     "Can't locate revision": "the database was made by a newer MLflow than the one that is installed here",
@@ -377,7 +379,7 @@ def _is_answer(error: Exception) -> bool:
 def _store_errors() -> tuple[type[Exception], ...]:
     """What a store fails with: MLflow's errors, those of files and sockets, requests' included, and the databases'."""
     database = sys.modules.get("sqlalchemy.exc")  # not imported for a server
-    return (MlflowException, OSError, sqlite3.Error, *([database.SQLAlchemyError] if database else []))
+    return (MlflowException, OSError, UnicodeError, sqlite3.Error, *([database.SQLAlchemyError] if database else []))
 
 
 @contextmanager
@@ -540,7 +542,8 @@ class Run:
         }
         with explained(f"start a run in experiment {experiment!r}"):
             experiment_id = open_experiment(client, experiment)
-            created = client.create_run(experiment_id, tags={key: str(value) for key, value in everything.items()})
+            written = {key: printable(str(value)) for key, value in everything.items()}
+            created = client.create_run(experiment_id, tags=written)
         self._hold(client, experiment, experiment_id, created.info.run_id, clock)
 
     @classmethod
@@ -587,7 +590,7 @@ class Run:
 
     def params(self, values: Mapping[str, object]) -> None:
         """Record settings; values longer than MLflow allows are cut."""
-        entries = [Param(name, str(value)[:LONGEST_PARAM]) for name, value in values.items()]
+        entries = [Param(name, printable(str(value))[:LONGEST_PARAM]) for name, value in values.items()]
         with explained("log parameters"):
             for start in range(0, len(entries), MOST_PARAMS_A_BATCH):
                 self.client.log_batch(self.id, params=entries[start : start + MOST_PARAMS_A_BATCH])
@@ -595,7 +598,7 @@ class Run:
     def tag(self, **values: object) -> None:
         """Set tags."""
         with explained("set tags"):
-            self.client.log_batch(self.id, tags=[RunTag(name, str(value)) for name, value in values.items()])
+            self.client.log_batch(self.id, tags=[RunTag(name, printable(str(value))) for name, value in values.items()])
 
     def dataset(self, name: str, digest: str, source: str, *, profile: Mapping[str, object], context: str) -> None:
         """Record which data the run used, as an MLflow data set input.
@@ -615,7 +618,8 @@ class Run:
         context
             What the data was used for: ``training``, say.
         """
-        entry = Dataset(name, digest, "local", json.dumps({"uri": source}), profile=json.dumps(dict(profile)))
+        address, figures = json.dumps({"uri": shown(source)}), json.dumps(dict(profile))
+        entry = Dataset(shown(name), digest, "local", address, profile=figures)
         with explained(f"log the data set {name!r}"):
             self.client.log_inputs(self.id, datasets=[DatasetInput(entry, [InputTag("mlflow.data.context", context)])])
 
@@ -691,7 +695,7 @@ class Run:
     def text(self, name: str, value: str) -> None:
         """Log a text file."""
         with explained(f"log {name}"):
-            self.client.log_text(self.id, value, name)
+            self.client.log_text(self.id, printable(value), name)
 
     def figure(self, name: str, figure: "Figure") -> None:
         """Log a picture."""

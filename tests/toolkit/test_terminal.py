@@ -23,6 +23,17 @@ def test_a_line_is_printed_at_once_and_to_standard_output(capsys: pytest.Capture
     assert capsys.readouterr() == ("epoch 1\népo|que 2\n", "")
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_name_can_be_said_on_any_terminal(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, newline=""))
+    say("été\n猫 \x1b[2J caf\udce9")
+    told = raw.getvalue().decode(encoding)
+    cat = "猫" if encoding == "utf-8" else "\\u732b"
+    accents = "\\xe9t\\xe9" if encoding == "ascii" else "été"
+    assert told == f"{accents}\n{cat} \\x1b[2J caf\\xe9\n"
+
+
 def test_a_line_leaves_a_progress_bar_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bar is wiped before the line and drawn again after it."""
     screened = Terminal()

@@ -535,6 +535,25 @@ def test_a_data_set_reads_back_as_mlflows_own(store: MlflowClient) -> None:
     assert source.uri == "/data/photos"
 
 
+def test_names_in_any_bytes_are_recorded(store: MlflowClient) -> None:
+    """A folder's name in Latin-1, as Python gives it."""
+    path = "/data/caf\udce9"
+    with start(store) as run:
+        run.params({"data": path})
+        run.tag(data=path)
+        run.text("note.txt", f"{path}\nand more")
+        run.dataset("caf\udce9", "f" * 16, path, profile={}, context="training")
+    found = store.get_run(run.id)
+    assert found.data.params["data"] == found.data.tags["data"] == "/data/caf\\xe9"
+    (item,) = found.inputs.dataset_inputs
+    assert item.dataset.name == "caf\\xe9"
+    assert tracking.mlflow.data.get_source(item.dataset).uri == "/data/caf\\xe9"
+    with pytest.raises(
+        TrackingError, match=r"^cannot start a run in experiment .*: a name or path in it is not UTF-8$"
+    ):
+        Run(store, "caf\udce9", role="final", name="a run")
+
+
 def test_a_digest_longer_than_mlflow_allows_is_one_sentence(store: MlflowClient) -> None:
     run = start(store)
     with pytest.raises(TrackingError, match=r"^cannot log the data set 'photos': .*'digest' exceeds .* 36 characters"):

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from toolkit.lettering import drawn, lettered
 from toolkit.monitoring.timeline import Timeline
 
 INK, REFERENCE, SHADE = "#1f4e79", "#555555", "#9db8d2"
@@ -31,7 +32,7 @@ def nothing(text: str = "No predictions have been logged yet.") -> Figure:
 
 
 def named(name: str) -> str:
-    """The name that somebody gave to a class or a statistic, short, and as it is.
+    """The name that somebody gave to a class or a statistic, short, in letters that can be drawn, and as it is.
 
     Matplotlib takes what is between two $ for mathematics, and hides what begins with an underscore.
 
@@ -39,13 +40,13 @@ def named(name: str) -> str:
     ('US\\\\$', ' _rest', 'a class with a very lon…')
     """
     short = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
-    return (" " if short.startswith("_") else "") + short.replace("$", r"\$")
+    return (" " if short.startswith("_") else "") + drawn(short)
 
 
 def titled(figure: Figure, text: str) -> Figure:
     """The figure under its title."""
-    figure.suptitle(text.replace("$", r"\$"), x=0.01, ha="left", fontsize=12)
-    return figure
+    figure.suptitle("\n".join(map(drawn, text.split("\n"))), x=0.01, ha="left", fontsize=12)
+    return lettered(figure)
 
 
 def finish(*axes: Axes) -> None:

@@ -20,6 +20,7 @@ from toolkit.monitoring.models import Model
 from toolkit.monitoring.performance import BIASED_SOURCES, DRAWN_SOURCE, drawn_source, is_drawn
 from toolkit.monitoring.schema import blocks, drawn, labels, models, predictions
 from toolkit.monitoring.windows import NOTHING
+from toolkit.names import class_of, shown
 
 _TYPES: dict[str, Any] = {  # of columns, int64 otherwise
     "confidence": np.float32, "time": np.float64, "source": object, "drawn_before": np.bool_, "drawn": np.bool_
@@ -113,6 +114,7 @@ class FeedbackStore(AlertStore):
         with self.writing() as connection:
             rows = self._changes(connection, truths, source not in BIASED_SOURCES)
             sampled = _drawn_among(connection, rows) if source not in BIASED_SOURCES else set()
+            source = shown(source)
             _insert(
                 connection,
                 [
@@ -169,9 +171,7 @@ class FeedbackStore(AlertStore):
             if row.model not in classes:
                 found = sa.select(models.c.classes).where(models.c.number == row.model)
                 classes[row.model] = json.loads(connection.execute(found).scalar_one())
-            if name not in classes[row.model]:
-                raise SettingsError(f"there is no class {name!r}; the classes are {known(classes[row.model], name)}")
-            label = classes[row.model].index(name)
+            label = _index(name, classes[row.model])
             if label != row.label:
                 changes.append({"prediction": row.sequence, "model": row.model, "label": label})
         return changes
@@ -254,6 +254,16 @@ class FeedbackStore(AlertStore):
         if told is not None:
             query = query.where(labels.c.number <= told)
         return np.array([row.prediction for row in self.all(query)], np.int64)
+
+
+def _index(name: str, classes: Sequence[str]) -> int:
+    """Which of the classes is meant, also when accents are written in other code points (NFC, NFD)."""
+    if name in classes:
+        return classes.index(name)
+    alike = [class_of(known_as) for known_as in classes]
+    if class_of(name) in alike:
+        return alike.index(class_of(name))
+    raise SettingsError(f"there is no class {name!r}; the classes are {known(classes, name)}")
 
 
 def current_label(told: int | None = None, *, fair: bool = True) -> sa.Label[Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit import terminal
-from toolkit.errors import ImageError, one_line
+from toolkit.errors import DecoderMissing, ImageError, one_line
 from toolkit.images import STATISTICS, load_picture
 from toolkit.machine import usable_cores
 from toolkit.training.datasets import Catalogue, Skipped, read
@@ -70,7 +70,8 @@ class Row:
     reason
         Why there are no pixels.
     lost
-        Whether the reason is that the file changed or went away, which says nothing about the picture.
+        Whether the reason says nothing about the picture, so that it is not kept: the file changed or went
+        away, or a package that would read it is not installed.
     """
 
     pixels: NDArray[np.uint8] | None = None
@@ -163,6 +164,6 @@ def _decode(wanted: Wanted, index: int) -> Row:
     try:
         picture = load_picture(data, wanted.form.size, wanted.form.limits)
     except ImageError as error:
-        return Row(reason=str(error))
+        return Row(reason=str(error), lost=isinstance(error, DecoderMissing))
     figures = picture.statistics()
     return Row(picture.pixels, [figures[name] for name in STATISTICS], picture.remarks)

@@ -50,7 +50,7 @@ def tags_of(data: Data, seed: int) -> dict[str, object]:
         "code_version": code_version(),
         "seed": seed,
         "weights": data.weights_note,
-        "skipped_files": len(catalogue.skipped),
+        "skipped_files": catalogue.skipped_files,
     }
 
 
@@ -236,7 +236,7 @@ def _data_description(data: Data) -> dict[str, object]:
         "fingerprint": catalogue.fingerprint,
         "development": len(data.development),
         "held_out": len(data.split.held_out),
-        "skipped": len(catalogue.skipped),
+        "skipped": catalogue.skipped_files,
         "set_aside": len(data.split.set_aside),
     }
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from toolkit import lettering
 from toolkit.training.datasets import Catalogue, Duplicate
 from toolkit.training.figures import BLUE, GREY, ORANGE, class_label
 from toolkit.training.splits import Split
@@ -71,8 +72,10 @@ def survey(catalogue: Catalogue, split: Split) -> dict[str, Any]:
         "near_duplicates": [_copies(catalogue, *pair) for pair in split.copies.tolist()],
         "groups": _groups(split),
         "set_aside": [catalogue.path(index) for index in split.set_aside.tolist()],
-        "skipped": _grouped((item.path, item.reason) for item in catalogue.skipped if not isinstance(item, Duplicate)),
-        "remarks": _grouped((remark.path, remark.text) for remark in catalogue.remarks),
+        "skipped": _grouped(
+            (item.path, item.reason, item.count) for item in catalogue.skipped if not isinstance(item, Duplicate)
+        ),
+        "remarks": _grouped((remark.path, remark.text, 1) for remark in catalogue.remarks),
     }
 
 
@@ -117,8 +120,8 @@ def class_balance_picture(report: Mapping[str, Any]) -> Figure:
         axes.set(xlim=(0, 1.2 * _total(drawn[0])), ylim=(height - 0.4, -0.6), xlabel="pictures")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(labels), frameon=False)
     of = f", {len(drawn)} of {len(ordered)}" if len(drawn) < len(ordered) else ""
-    figure.suptitle(f"classes of {report['name']}, largest first{of}", parse_math=False)
-    return figure
+    figure.suptitle(f"classes of {lettering.drawn(report['name'])}, largest first{of}")
+    return lettering.lettered(figure)
 
 
 def _bars(axes: Axes, rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> None:
@@ -163,18 +166,20 @@ def _groups(split: Split) -> dict[str, int]:
     return {"count": len(sizes), "pictures": int(sizes.sum()), "largest": int(sizes.max(initial=0))}
 
 
-def _grouped(files: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Files by reason; reasons that differ in numbers or after a colon are one."""
-    groups = defaultdict(list)
-    for path, reason in files:
-        groups[re.sub(r"\b\d[\d,.]*(?=\s|$)", "N", reason.split(": ")[0])].append({"path": path, "reason": reason})
+def _grouped(files: Iterable[tuple[str, str, int]]) -> list[dict[str, Any]]:
+    """Files by reason; reasons that differ in numbers or after a colon are one. A folder counts as many files."""
+    groups, counts = defaultdict(list), Counter[str]()
+    for path, reason, count in files:
+        group = re.sub(r"\b\d[\d,.]*(?=\s|$)", "N", reason.split(": ")[0])
+        groups[group].append({"path": path, "reason": reason, **({"count": count} if count > 1 else {})})
+        counts[group] += count
     return [
-        {"reason": _common(reason, members), "count": len(members), "files": members}
-        for reason, members in sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+        {"reason": _common(reason, groups[reason]), "count": count, "files": groups[reason]}
+        for reason, count in sorted(counts.items(), key=lambda group: (-group[1], group[0]))
     ]
 
 
-def _common(reason: str, members: Sequence[Mapping[str, str]]) -> str:
+def _common(reason: str, members: Sequence[Mapping[str, Any]]) -> str:
     """The reason in full where all members have the same."""
     full = {member["reason"] for member in members}
     return full.pop() if len(full) == 1 else reason
@@ -198,11 +203,20 @@ def _balance_lines(classes: Sequence[Mapping[str, Any]], imbalance: float) -> li
     line += " to train on" if any(row["validation"] for row in classes) else " to train and validate on"
     if imbalance >= IMBALANCED:
         line += f", {imbalance:.1f} times as many; consider --class-weights balanced"
-    unmeasured = [row["class"] for row in classes if not row["held_out"]]
-    if not unmeasured:
-        return [line]
-    more = f" and {len(unmeasured) - 3} more" if len(unmeasured) > 3 else ""
-    return [line, f"these have no held-out picture to be measured on: {', '.join(unmeasured[:3])}{more}"]
+    return [
+        line,
+        *_missing_lines(classes, "validation", "these have no picture to be validated on"),
+        *_missing_lines(classes, "held_out", "these have no held-out picture to be measured on"),
+    ]
+
+
+def _missing_lines(classes: Sequence[Mapping[str, Any]], part: str, what: str) -> list[str]:
+    """The classes that a part lacks; a validation part that is yet to be drawn lacks none."""
+    missing = [row["class"] for row in classes if not row[part]]
+    if not missing or (part == "validation" and len(missing) == len(classes)):
+        return []
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return [f"{what}: {', '.join(missing[:3])}{more}"]
 
 
 def _few_lines(classes: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -260,7 +274,7 @@ def _duplicate_lines(duplicates: Sequence[Mapping[str, str]]) -> list[str]:
 def _reason_lines(verb: str, groups: Sequence[Mapping[str, Any]], shown: int) -> list[str]:
     lines = [
         f"{verb} {_files(group['count'])}: {group['reason']}"
-        + (f", such as {group['files'][0]['path']}" if group["count"] > 1 else f" ({group['files'][0]['path']})")
+        + (f", such as {group['files'][0]['path']}" if len(group["files"]) > 1 else f" ({group['files'][0]['path']})")
         for group in groups[:shown]
     ]
     rest = groups[shown:]

@@ -45,6 +45,17 @@ def test_labels_are_told_all_or_none(store, prediction):
     assert store.label(dict.fromkeys(range(1, 1200), "dog"), "user", 0.0) == 1199
 
 
+def test_an_accent_may_be_written_in_either_way(store, prediction):
+    model = Model("1", ("e\u0301te\u0301", "hiver"))  # as a Mac wrote it, when that version was trained
+    store.write([prediction(number, model) for number in (1, 2, 3)])
+    assert store.label({1: "été", 2: "e\u0301te\u0301", 3: "hiver"}, "us\udce9r", 0.0) == 3
+    told = store.labels_since(model, 0, 10)
+    assert told.labels.tolist() == [0, 0, 1]
+    assert set(told.source.tolist()) == {"us\\xe9r"}
+    with pytest.raises(SettingsError, match=r"no class 'caf\\udce9'"):
+        store.label({1: "caf\udce9"}, "user", 0.0)
+
+
 def test_labels_of_two_versions_are_kept_apart(store, prediction):
     one, other = Model("1", CLASSES), Model("2", ("dog", "cat"))
     store.write([prediction(1, one), prediction(2, other)])
