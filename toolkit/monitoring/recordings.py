@@ -17,7 +17,6 @@ from toolkit.baseline import Baseline
 from toolkit.errors import DataError, SettingsError, StoreError, known, one_line
 from toolkit.monitoring.export import ENDINGS
 from toolkit.monitoring.models import Model
-from toolkit.monitoring.moments import END_OF_TIME
 from toolkit.monitoring.performance import BIASED_SOURCES
 from toolkit.monitoring.store import PredictionStore
 from toolkit.monitoring.windows import NOTHING, Window
@@ -26,6 +25,7 @@ from toolkit.terminal import bar, say
 ROWS_AT_ONCE = 10_000  # read at a time, a few megabytes
 ROWS_A_LINE = 250_000  # said where there is no terminal to draw a bar on
 SUM_TOLERANCE = 0.02  # of probabilities, as in a log
+END_OF_TIME = 32_503_680_000  # the year 3000 in seconds since 1970: what lies behind it are milliseconds
 
 # Labels on their way: when each was told, how many rows come before it at the least, and of which prediction it is.
 LABEL = np.dtype(
