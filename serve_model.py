@@ -648,8 +648,8 @@ def _react(app: FastAPI, notice: Notice) -> None:
     if model is None or model.version != notice.model_version:
         return
     registry = ModelRegistry(settings.tracking_uri, settings.model_name)
-    version = registry.rollback(f"by itself: {notice.message}"[:LONGEST_REASON])
-    logger.warning("went back to version %s: %s", version.version, notice.message)
+    version = registry.rollback(f"by itself: {notice.what}"[:LONGEST_REASON])
+    logger.warning("went back to version %s: %s", version.version, notice.what)
     service.look()
 
 

@@ -806,7 +806,8 @@ def test_a_version_that_is_certainly_far_worse_goes_and_somebody_is_told(
             assert served.client.post("/feedback", json=told).status_code == 200
         wait_until(lambda: get("/model-info").json()["version"] != bad)
         [reason] = [text for text in room.registry.history()["why"] if "by itself: " in str(text)]
-        assert "Accuracy fell" in reason
+        assert "by itself: ACCURACY 100 -> 0 % since " in reason
+        assert "Next:" not in reason
         served.predict()
         wait_until(lambda: not [alert for alert in get("/alerts").json() if alert["cleared_at"] is None])
         wait_until(lambda: any(b'"immediate"' in body for body, _ in receiver.got))

@@ -11,6 +11,7 @@ from toolkit.monitoring import wording
 from toolkit.monitoring.limits import Limits
 
 LONGEST = 200  # characters of a line: what a pager or the notification of a phone shows
+NEXT = ". Next: "  # before what to type
 WORST_CLASSES = 3  # listed in the details
 
 LABEL, REPORT, ROLLBACK = (
@@ -39,7 +40,7 @@ class Text:
         >>> Text("ACCURACY 84 -> 66 %").with_command("python monitoring.py labels")
         'ACCURACY 84 -> 66 %. Next: python monitoring.py labels'
         """
-        end = f". Next: {command}"
+        end = f"{NEXT}{command}"
         return wording.shortened(self.headline, LONGEST - len(end)) + end
 
 
@@ -284,7 +285,7 @@ def non_finite(period: Period, broken: int) -> Text:
 
 def _joined(first: str, *more: str) -> str:
     """Clauses in the order of their weight, as many as fit beside the longest command."""
-    room = LONGEST - len(f". Next: {max((LABEL, REPORT, ROLLBACK), key=len)}")
+    room = LONGEST - len(NEXT) - max(map(len, (LABEL, REPORT, ROLLBACK)))
     text = first
     for clause in more:
         if len(text) + len(clause) + 2 <= room:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from toolkit.errors import one_line
+from toolkit.monitoring.sentences import NEXT
 from toolkit.monitoring.states import Event, alert_key
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,11 @@ class Notice:
     def key(self) -> str:
         """The same for all that is told of one alert."""
         return alert_key(self.model_version, self.metric, self.window)
+
+    @property
+    def what(self) -> str:
+        """The message without what to type next: for whoever has done that already."""
+        return self.message.partition(NEXT)[0]
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
