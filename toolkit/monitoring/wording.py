@@ -54,7 +54,7 @@ def headline(standing: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any], 
         ``level``: ``ok``, ``warning``, ``critical`` or ``immediate``; ``status``; and what it is, as ``reason``.
     """
     known = [{"level": alert["level"], "status": alert["status"], "reason": alert["message"]} for alert in standing]
-    if metrics["level"] not in (None, "ok"):
+    if metrics["level"] not in (None, "ok") and metrics["status"] == "confirmed":  # chance suspects now and then
         reason = f"in the {metrics['window']} window accuracy is lower by {_drop(metrics)}"
         known.append({"level": metrics["level"], "status": metrics["status"], "reason": reason})
     if drifted:
