@@ -406,7 +406,7 @@ def test_a_service_that_is_gone_is_said_to_be_until_it_is_back(
 def test_nobody_is_asked_while_an_answer_is_due_or_nobody_looks(site: Site, visit: Callable[..., Visit]) -> None:
     seen = visit(f"{site.url}/dashboard")
     page, held = seen.page, []
-    expect(page.locator("#state")).to_have_text("ok", timeout=SOON)
+    expect(page.locator("#state")).to_have_text("critical", timeout=SOON)
     page.route("**/health", lambda route: held.append(route))  # noqa: PLW0108  Playwright marks what it is given
     with page.expect_request("**/health", timeout=SOON):
         pass

@@ -54,8 +54,8 @@ def headline(standing: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any], 
         ``level``: ``ok``, ``warning``, ``critical`` or ``immediate``; ``status``; and what it is, as ``reason``.
     """
     known = [{"level": alert["level"], "status": alert["status"], "reason": alert["message"]} for alert in standing]
-    if metrics["level"] not in (None, "ok"):
-        reason = f"in the {metrics['window']} window accuracy is lower by {_degradation(metrics)}"
+    if metrics["level"] not in (None, "ok") and metrics["status"] == "confirmed":  # chance suspects now and then
+        reason = f"in the {metrics['window']} window accuracy is lower by {_drop(metrics)}"
         known.append({"level": metrics["level"], "status": metrics["status"], "reason": reason})
     if drifted:
         reason = f"the {metrics['window']} window has drifted: see the tests below"
@@ -94,15 +94,17 @@ def _alert(alert: Mapping[str, Any]) -> str:
 
 
 def _degradation(metrics: Mapping[str, Any]) -> str:
+    """The drop by the labels, and how bad that is."""
+    return f"{_drop(metrics)}: {metrics['level'] or 'unknown'} ({metrics['status'].replace('_', ' ')})"
+
+
+def _drop(metrics: Mapping[str, Any]) -> str:
     """The drop by the labels: never a negative one, nor a certain part that is none."""
     drop, certain = metrics["degradation"], metrics["degradation_lower_bound"] or 0.0
-    verdict = f"{metrics['level'] or 'unknown'} ({metrics['status'].replace('_', ' ')})"
     if drop is None:
-        return f"- : {verdict}"
-    if drop <= 0:
-        return f"none: {verdict}"
+        return "-"
     sure = f", at least {share_below(certain)} certain" if certain >= LEAST_SHARE else ""
-    return f"{_share(drop)}{sure}: {verdict}"
+    return f"{_share(drop)}{sure}" if drop > 0 else "none"
 
 
 def _labels(metrics: Mapping[str, Any]) -> str:

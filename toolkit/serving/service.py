@@ -35,7 +35,7 @@ from toolkit.serving.shapes import BatchItem, ModelName, Prediction, ProblemDocu
 logger = logging.getLogger(__name__)
 
 WATCHED_SECONDS = 5.0  # the monitor's windows are measured no more often than this
-# How the service is, from good to bad. An alert is critical when its level is critical or immediate.
+# How the service is, from good to bad. An alert is critical when it is confirmed, and critical or immediate.
 STATUSES = ("ok", "warning", "degraded", "critical", "waiting", "leaving")
 LEVELS = ("warning", "critical", "immediate")  # of alerts
 LOADING = "model_loading"  # alerts of versions that are set aside, of which the registry's component knows more
@@ -352,18 +352,22 @@ class Service:
         }
 
     def _worst_alert(self) -> tuple[Component, str | None]:
-        """The worst alert that stands as a component, and why that cannot be known."""
+        """The worst that the monitor knows as a component, and why that cannot be known.
+
+        The short window may show for certain what no alert says: labels that another process has just written.
+        """
         try:
-            standing = [alert for alert in self._alerts() if alert["metric"] != LOADING]
+            known = [alert for alert in self._alerts() if alert["metric"] != LOADING]
+            now = self.windows()["short"]
+            known += [_of_window(now)] if now["level"] in LEVELS and now["status"] == "confirmed" else []
         except ToolkitError as error:
             return _component("ok", None), f"the store cannot be read: {without_places(one_line(error))}"
-        if not standing:
+        if not known:
             return _component("ok", None), None
-        worst = max(standing, key=lambda alert: (LEVELS.index(alert["level"]), alert["status"] == "confirmed"))
-        grade = f"{worst['level']} ({worst['status']})"
-        return _component(
-            "warning" if worst["level"] == "warning" else "critical", f"{grade}: {worst['message']}"
-        ), None
+        worst = max(known, key=lambda one: (one["status"] != "suspected", LEVELS.index(one["level"])))
+        mild = worst["level"] == "warning" or worst["status"] == "suspected"
+        reason = f"{worst['level']} ({worst['status']}): {worst['message']}"
+        return _component("warning" if mild else "critical", reason), None
 
     def queue(self) -> dict[str, int]:
         """How busy the threads are."""
@@ -423,6 +427,12 @@ class Service:
                 (window,): float(figures[name]) for window, figures in windows.items() if figures[name] is not None
             }
             yield family(f"window_{name}", f"{name} of the monitor's window", ("window",), values)
+
+
+def _of_window(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What a window shows by its labels, in the form of an alert."""
+    message = f"accuracy in the {figures['window']} window is {100 * figures['degradation']:.1f} % below the reference"
+    return {"level": figures["level"], "status": figures["status"], "message": message}
 
 
 def _component(trouble: str, reason: str | None) -> Component:

@@ -13,6 +13,7 @@ from monitoring import ModelMonitor, new_prediction_id
 from support import COLOURS, colour_picture, encode
 from toolkit.errors import BundleError, NotRegistered, StoreError, TrackingError
 from toolkit.images import Limits, load_picture
+from toolkit.monitoring.ids import parse_prediction_id
 from toolkit.serving.figures import Figures
 from toolkit.serving.problems import (
     INTERNAL,
@@ -238,6 +239,18 @@ def test_health_is_the_worst_of_its_components(open_service, monkeypatch):
     wait_until(lambda: health() == told)
     monitor.report("accuracy", "ACCURACY 84 -> 66 %", "immediate")
     wait_until(lambda: health()[::2] == ("critical", "immediate (confirmed): ACCURACY 84 -> 66 %"))
+
+
+def test_what_a_window_shows_is_in_the_headline_though_no_alert_says_it(open_service, monitor):
+    service = open_service(monitor)
+    ids = [predict(service, colour_picture(COLOURS[n % 3], n)).prediction_id for n in range(60)]
+    assert monitor.flush(10)
+    labels = dict.fromkeys(ids, "red")  # two thirds of the answers were wrong
+    monitor._store.label({parse_prediction_id(name): label for name, label in labels.items()}, "audit", 1.7e9)
+    assert monitor.standing_alerts() == []
+    found = service.health(leaving=False)
+    assert found["status"] == "critical"
+    assert found["reason"].startswith("immediate (confirmed): accuracy in the short window is 6")
 
 
 def test_a_store_that_cannot_be_written_is_no_good_health(open_service):
