@@ -28,11 +28,12 @@ class AlertStore(ModelStore):
             alerts.c.cleared_at.is_(None),
         )
         alike = alerts.c.level == alert["level"], alerts.c.status == alert["status"]
+        row = {**alert, "message": " ".join(alert["message"].splitlines())}
         with self.writing() as connection:
             if connection.execute(sa.select(alerts.c.id).where(*same, *alike)).first() is not None:
                 return False
             connection.execute(alerts.update().where(*same).values(cleared_at=alert["time"]))
-            connection.execute(alerts.insert().values(model=number, **alert))
+            connection.execute(alerts.insert().values(model=number, **row))
         return True
 
     def note_alert(self, number: int, **values: float | str | None) -> bool:

@@ -141,6 +141,7 @@ def label_sample(counts: Counts, reference: Counts | None, limits: Limits) -> La
         accuracy, interval, accuracy_n, best, best_n = _weighted(
             counts, labelled, right, worth / n, reference, tuple(axes)
         )
+    interval = Interval(min(interval.low, accuracy), max(interval.high, accuracy))  # whatever rounding does
     fair = None if axes is None else not axes
     bears = _bears(kind, fair, counts, reference, limits)
     return LabelSample(

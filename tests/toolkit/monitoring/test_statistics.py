@@ -221,7 +221,7 @@ def test_dependence_that_chance_explains_is_none():
 def test_the_same_counts_are_no_drift_in_any_order(values):
     window = np.array(values) + 1
     order = np.random.default_rng(0).permutation(len(window))
-    assert chi_square(window, window).p_value == pytest.approx(1)
+    assert chi_square(window, window).p_value >= 0.5  # exact and one-sided where a class is rare
     assert total_variation(window, 3 * window) == pytest.approx(0, abs=1e-12)
     other = window[::-1].copy()
     assert chi_square(window[order], other[order]).p_value == pytest.approx(chi_square(window, other).p_value)
