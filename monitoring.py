@@ -41,13 +41,125 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import numpy as np
-from numpy.typing import ArrayLike
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_settings import CliPositionalArg, CliSubCommand, CliSuppress
 
-from toolkit.baseline import Baseline
 from toolkit.errors import SettingsError, StoreError, UnknownPrediction, known, one_line
+from toolkit.monitoring.limits import LEVELS, Limits
+from toolkit.monitoring.moments import Moment, many_seconds, seconds
+from toolkit.settings import ScriptSettings, environment, parse, read_first, run_script, verb
+
+
+class MonitorSettings(ScriptSettings):
+    """Which store, and which model version in it."""
+
+    model_config = environment("MONITORING_")
+
+    store: str = Field(default="sqlite:///monitoring.db", description="SQLAlchemy URL, or path of an SQLite file")
+    model_version: str | None = Field(
+        default=None, description="which version to look at; the one served last when not given"
+    )
+    trust_labels: bool = Field(
+        default=False, description="count labels of any choice as those of a sample drawn at random"
+    )
+    ignore: CliSuppress[str] = Field(
+        default="", description="metrics that raise no alert, with commas between them; see Limits"
+    )
+
+
+def _point_in_time(text: Any) -> object:
+    try:
+        return None if text is None else datetime.fromtimestamp(seconds(text, ""), UTC)
+    except SettingsError as error:
+        raise ValueError(str(error).strip()) from None
+
+
+class _Report(MonitorSettings):
+    """Figures of a window and the drift tests on it."""
+
+    window: Literal["short", "medium", "long"] = Field("short", description="last 1,000, last 10,000 or all")
+    figure: Path | None = Field(None, description="save a figure as this picture")
+    metric: Literal["accuracy", "confidence", "predictions", "drift", "calibration", "volume", "inputs"] = Field(
+        "accuracy", description="which figure"
+    )
+    as_json: bool = Field(False, validation_alias="json", description="print JSON instead of text")
+
+
+class _Alerts(MonitorSettings):
+    """What has gone wrong, newest first."""
+
+    level: Literal["warning", "critical", "immediate"] | None = Field(None, description="this level or worse")
+    since: Annotated[datetime | None, BeforeValidator(_point_in_time)] = Field(
+        None, description="raised at or after this time, such as 2026-11-24T08:00Z"
+    )
+    acknowledge: int | None = Field(None, ge=1, description="id of an alert that you know of: it stops reminding")
+    by: str = Field("", description="who acknowledges it")
+    as_json: bool = Field(False, validation_alias="json", description="print JSON instead of text")
+
+
+class _Export(MonitorSettings):
+    """One row a prediction, as a Parquet or CSV file."""
+
+    file: CliPositionalArg[Path] = Field(description="where to, ending in .parquet or .csv")
+    since: Annotated[datetime | None, BeforeValidator(_point_in_time)] = Field(
+        None, description="made at or after this time, such as 2026-11-24T08:00Z"
+    )
+    probabilities: bool = Field(False, description="a column for each class")
+
+
+class _Labels(MonitorSettings):
+    """Ids of predictions without a label, drawn at random, whose labels would settle how good the model is.
+
+    Behind each id stands the name that its image was logged with, if it was.
+    """
+
+    count: int | None = Field(
+        None, ge=1, description="how many; those missing among as many as prove a drop of a fifth when not given"
+    )
+    window: Literal["short", "medium"] = Field("short", description="of the last 1,000 or the last 10,000")
+    seed: int = Field(0, ge=0, description="another one gives others")
+
+
+class _Replay(MonitorSettings):
+    """What would have been raised, had the limits been others."""
+
+    file: CliPositionalArg[str] = Field(description="a .parquet or .csv file as export writes it, or a store")
+    baseline: Path | None = Field(None, description="baseline.npz of the model; that in the store when not given")
+    max_false_alarms_per_million: float = Field(
+        Limits.max_false_alarms_per_million, description="alerts without a cause in a million predictions"
+    )
+    warning: float = Field(Limits.warning, description="relative drop of accuracy above which this level begins")
+    critical: float = Field(Limits.critical, description="the same for this level")
+    immediate: float = Field(Limits.immediate, description="the same for this level")
+    ignore: str = Field("", description="metrics that raise no alert, with commas between; METRIC/short for a window")
+    as_json: bool = Field(False, validation_alias="json", description="print JSON instead of text")
+
+
+class _Commands(ScriptSettings):
+    model_config = environment("MONITORING_")
+
+    report: CliSubCommand[_Report] = Field(description="figures of a window and the drift tests on it")
+    alerts: CliSubCommand[_Alerts] = Field(description="what has gone wrong, newest first")
+    labels: CliSubCommand[_Labels] = Field(description="which predictions to label, to know how good the model is")
+    export: CliSubCommand[_Export] = Field(description="one row a prediction, as a Parquet or CSV file")
+    replay: CliSubCommand[_Replay] = Field(description="what would have been raised, had the limits been others")
+
+
+def _typed() -> BaseModel:
+    """What to do, by the command line and the environment."""
+    command = verb(parse(_Commands, __doc__))
+    if command is None:
+        raise SettingsError("say what to do: report, alerts, labels, export or replay; see --help")
+    return command
+
+
+if __name__ == "__main__":  # --help and what is mistyped are answered before what takes long to import
+    read_first(_typed)
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from toolkit.baseline import Baseline
 from toolkit.monitoring import incoming, wording
 from toolkit.monitoring.attendant import Attendant
 from toolkit.monitoring.audit import audit, labels_to_settle
@@ -55,8 +167,6 @@ from toolkit.monitoring.drift import DriftReport, compare, judge
 from toolkit.monitoring.export import ENDINGS, export
 from toolkit.monitoring.figures import measure
 from toolkit.monitoring.ids import new_numbers, new_prediction_id, parse_prediction_id, show
-from toolkit.monitoring.limits import LEVELS, Limits
-from toolkit.monitoring.moments import Moment, many_seconds, seconds
 from toolkit.monitoring.replay import replay
 from toolkit.monitoring.sinks import Log, Notice, Sink, Sinks
 from toolkit.monitoring.sources import source_name, source_names
@@ -66,7 +176,6 @@ from toolkit.monitoring.webhook import Webhook
 from toolkit.monitoring.windows import WINDOWS, window_size
 from toolkit.monitoring.writer import BATCH, Writer
 from toolkit.names import printable, shown
-from toolkit.settings import ScriptSettings, environment, parse, run_script, verb
 from toolkit.terminal import silent
 
 if TYPE_CHECKING:  # see plot_metrics
@@ -91,23 +200,6 @@ BEHIND_SECONDS = 2.0  # how far looking may fall behind while many predictions w
 READ_AFTER_SECONDS = 5.0  # how long a reader waits for predictions that are still in the queue
 FIGURES = ("accuracy", "confidence", "predictions", "drift", "calibration", "volume", "inputs")
 NOBODY = Model("", ())  # of an empty store
-
-
-class MonitorSettings(ScriptSettings):
-    """Which store, and which model version in it."""
-
-    model_config = environment("MONITORING_")
-
-    store: str = Field(default="sqlite:///monitoring.db", description="SQLAlchemy URL, or path of an SQLite file")
-    model_version: str | None = Field(
-        default=None, description="which version to look at; the one served last when not given"
-    )
-    trust_labels: bool = Field(
-        default=False, description="count labels of any choice as those of a sample drawn at random"
-    )
-    ignore: CliSuppress[str] = Field(
-        default="", description="metrics that raise no alert, with commas between them; see Limits"
-    )
 
 
 class ModelMonitor:
@@ -780,92 +872,13 @@ class ModelMonitor:
 # The command line
 
 
-def _point_in_time(text: Any) -> object:
-    try:
-        return None if text is None else datetime.fromtimestamp(seconds(text, ""), UTC)
-    except SettingsError as error:
-        raise ValueError(str(error).strip()) from None
-
-
-class _Report(MonitorSettings):
-    """Figures of a window and the drift tests on it."""
-
-    window: Literal["short", "medium", "long"] = Field("short", description="last 1,000, last 10,000 or all")
-    figure: Path | None = Field(None, description="save a figure as this picture")
-    metric: Literal["accuracy", "confidence", "predictions", "drift", "calibration", "volume", "inputs"] = Field(
-        "accuracy", description="which figure"
-    )
-    as_json: bool = Field(False, validation_alias="json", description="print JSON instead of text")
-
-
-class _Alerts(MonitorSettings):
-    """What has gone wrong, newest first."""
-
-    level: Literal["warning", "critical", "immediate"] | None = Field(None, description="this level or worse")
-    since: Annotated[datetime | None, BeforeValidator(_point_in_time)] = Field(
-        None, description="raised at or after this time, such as 2026-11-24T08:00Z"
-    )
-    acknowledge: int | None = Field(None, ge=1, description="id of an alert that you know of: it stops reminding")
-    by: str = Field("", description="who acknowledges it")
-    as_json: bool = Field(False, validation_alias="json", description="print JSON instead of text")
-
-
-class _Export(MonitorSettings):
-    """One row a prediction, as a Parquet or CSV file."""
-
-    file: CliPositionalArg[Path] = Field(description="where to, ending in .parquet or .csv")
-    since: Annotated[datetime | None, BeforeValidator(_point_in_time)] = Field(
-        None, description="made at or after this time, such as 2026-11-24T08:00Z"
-    )
-    probabilities: bool = Field(False, description="a column for each class")
-
-
-class _Labels(MonitorSettings):
-    """Ids of predictions without a label, drawn at random, whose labels would settle how good the model is.
-
-    Behind each id stands the name that its image was logged with, if it was.
-    """
-
-    count: int | None = Field(
-        None, ge=1, description="how many; those missing among as many as prove a drop of a fifth when not given"
-    )
-    window: Literal["short", "medium"] = Field("short", description="of the last 1,000 or the last 10,000")
-    seed: int = Field(0, ge=0, description="another one gives others")
-
-
-class _Replay(MonitorSettings):
-    """What would have been raised, had the limits been others."""
-
-    file: CliPositionalArg[str] = Field(description="a .parquet or .csv file as export writes it, or a store")
-    baseline: Path | None = Field(None, description="baseline.npz of the model; that in the store when not given")
-    max_false_alarms_per_million: float = Field(
-        Limits.max_false_alarms_per_million, description="alerts without a cause in a million predictions"
-    )
-    warning: float = Field(Limits.warning, description="relative drop of accuracy above which this level begins")
-    critical: float = Field(Limits.critical, description="the same for this level")
-    immediate: float = Field(Limits.immediate, description="the same for this level")
-    ignore: str = Field("", description="metrics that raise no alert, with commas between; METRIC/short for a window")
-    as_json: bool = Field(False, validation_alias="json", description="print JSON instead of text")
-
-
-class _Commands(ScriptSettings):
-    model_config = environment("MONITORING_")
-
-    report: CliSubCommand[_Report] = Field(description="figures of a window and the drift tests on it")
-    alerts: CliSubCommand[_Alerts] = Field(description="what has gone wrong, newest first")
-    labels: CliSubCommand[_Labels] = Field(description="which predictions to label, to know how good the model is")
-    export: CliSubCommand[_Export] = Field(description="one row a prediction, as a Parquet or CSV file")
-    replay: CliSubCommand[_Replay] = Field(description="what would have been raised, had the limits been others")
-
-
 def main() -> None:
     """Run the command line."""
-    command = verb(parse(_Commands, __doc__))
+    command = _typed()
     for kind, act in _ACTS.items():
         if isinstance(command, kind):
             act(command)
             return
-    raise SettingsError("say what to do: report, alerts, labels, export or replay; see --help")
 
 
 def _print_report(command: _Report) -> None:

@@ -150,6 +150,7 @@ def test_serving_loads_neither_training_nor_tuning(tmp_path: Path) -> None:
 
 
 SLOW = {"torch", "mlflow", "scipy", "sklearn", "pandas", "matplotlib", "openvino", "hyperopt", "fastapi"}
+SLOW |= {"numpy", "sqlalchemy"}
 AS_A_SCRIPT = """
 import runpy, sys
 sys.argv = {words!r}
@@ -182,6 +183,7 @@ def test_help_waits_for_no_slow_import_and_shows_values_people_can_read(face: st
         ("hyperopt_tuning", ["--folds", "1"], "--folds must be at least 2, got 1"),
         ("model_registry", [], "say what to do: "),
         ("model_registry", ["promote", "1"], "STAGE"),
+        ("monitoring", [], "say what to do: "),
         ("monitoring", ["report", "--window", "wide"], "--window must be one of short, medium, long, got wide"),
         ("serve_model", ["--port", "-1"], "--port must be at least 0, got -1"),
         ("serve_model", ["--admin-key", "x"], "keys come from SERVE_PREDICT_KEY"),

@@ -947,7 +947,7 @@ def test_rare_classes_are_pointed_out_and_can_be_weighted(
         ),
         (
             ["--model-type", "resnet18", "--weights", "nowhere.pth", "--data", "{colours}"],
-            "--weights must be auto, imagenet, none or a .pth file, got nowhere.pth, which does not exist",
+            "--weights must be auto, imagenet, none or a file of weights, got nowhere.pth, which does not exist",
         ),
         (
             ["--model-type", "resnet18", "--weights", "imagenet", "--data", "{colours}"],
