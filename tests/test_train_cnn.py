@@ -43,6 +43,7 @@ from train_cnn import Data, Recipe, TrainSettings, cross_validate, load_pictures
 EACH_EPOCH = {
     "train_loss", "val_loss", "train_accuracy", "val_accuracy", "learning_rate", "batch_time_ms", "batch_time_ms_p95",
     "epoch_duration_s", "images_per_s", "gpu_memory_mb", "cpu_percent", "ram_mb",
+    "system/gpu_memory_mb", "system/cpu_percent", "system/ram_mb",
 }  # fmt: skip
 AT_THE_END = {
     "precision_weighted", "recall_weighted", "f1_weighted", "training_time_s", "best_val_accuracy", "best_epoch",
