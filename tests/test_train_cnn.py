@@ -31,7 +31,7 @@ from forks import Ended, Forks, Script, forks
 from model_registry import ModelRegistry
 from support import COLOURS, ROOT, MlflowServer, colour_picture, colour_pixels, free_port
 from toolkit.errors import DataError, TrainingError
-from toolkit.images import load_picture
+from toolkit.images import SUFFIXES, load_picture
 from toolkit.program import Bundle, load_bundle
 from toolkit.registry.fetching import fetched
 from toolkit.tracking import MlflowClient, code_version, connect, mlflow
@@ -303,7 +303,7 @@ def test_a_run_names_each_file_that_was_odd(place: Place, whole: Ended) -> None:
     assert skipped == {
         "colours/beside.png": "it lies in no folder of a class",
         "colours/red/empty.png": "the file is empty",
-        "colours/red/notes.txt": "its ending is none of .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp",
+        "colours/red/notes.txt": f"its ending is none of {', '.join(sorted(SUFFIXES))}",
     }
     (duplicate,) = report["duplicates"]
     assert (duplicate["path"], duplicate["original"]) == ("colours/green/copy.png", "colours/green/0.png")
