@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 
 setup: $(READY)
 
-$(READY): requirements.txt requirements-postgres.txt requirements-dev.txt
+$(READY): requirements.txt requirements-postgres.txt requirements-heif.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; choose one with: make PYTHON=/path/to/python3 $(MAKECMDGOALS)"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -17,6 +17,11 @@ checkpoint beside it, so whatever ends the search, --resume loses nothing. In ML
 run, its trials are nested runs, their folds are nested in those.
 """
 
+from toolkit.interruption import end_imports_on_interrupt
+
+if __name__ == "__main__":
+    end_imports_on_interrupt()
+
 import shlex
 import sys
 import time
@@ -30,8 +35,9 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, ValidationError, field_validator
 
 from toolkit.data_settings import DataSettings
-from toolkit.settings import LAST, environment, parse, read_first, run_script
+from toolkit.settings import LAST, Name, environment, parse, read_first, run_script
 
+SECONDS_A_STEP = 1.0  # between two words of a trial about where it is within an epoch
 DEFAULT_EVALS = {"full": 30, "quick": 6}
 PARAMS = {"patience": "study_patience"}  # a hyperparameter has that name already
 FREE = {"max_evals", "timeout", "patience", "parallel", "study_dir", "cache_dir", "cache_limit", "resume"}  # of a study
@@ -51,7 +57,7 @@ class TuneSettings(DataSettings):
     folds: int = Field(5, ge=2, le=50, description="stratified folds that judge each trial")
     racing: bool = Field(True, description="cut trials that can no longer matter")
     parallel: int = Field(1, ge=1, le=64, description="trials at a time, each in a process with its share of the cores")
-    experiment_name: str = Field("hyperopt_tuning", min_length=1, description="MLflow experiment")
+    experiment_name: Name = Field("hyperopt_tuning", description="MLflow experiment")
     study_name: str | None = Field(
         None,
         pattern=r"^[\w-][\w.-]{0,99}$",
@@ -107,9 +113,9 @@ from toolkit.tuning.space_file import points_in, space_in
 from toolkit.tuning.studies import (
     FINISHED,
     Plan,
+    claimed_name,
     differences,
     find_study,
-    free_name,
     journal_of,
     keep_logits,
     kept_logits,
@@ -132,8 +138,8 @@ from train_cnn import (
     log_data,
     log_folds,
     open_checkpoint,
+    require_enough_for,
     starting_weights,
-    stratified_folds,
     tags_of,
     train_on_everything,
     use_machine,
@@ -294,10 +300,15 @@ class _Watch:
     def __init__(self, task: Task, tell: Callable[[Any], None]) -> None:
         self.folds: list[Fold] = []
         self._holder, self._epochs = task.proposal.holder, task.proposal.settings["epochs"]
-        self._count, self._tell = task.folds, tell
+        self._count, self._tell, self._next = task.folds, tell, time.monotonic() + SECONDS_A_STEP
+
+    def batch(self, fold: int, done: int, batches: int) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + SECONDS_A_STEP
+            self._tell(Step(fold, min(self._epochs, 1 + done * self._epochs // batches), done / batches))
 
     def epoch(self, fold: int, history: Sequence[Epoch], pictures: int) -> None:
-        self._tell(Step(fold, len(history)))
+        self._tell(Step(fold, len(history), len(history) / self._epochs))
         curve = [epoch.val_accuracy for epoch in history]
         if fold == 0 and self._holder and (reason := after_epoch(curve, self._epochs, self._holder)):
             seconds = sum(epoch.epoch_duration_s for epoch in history)
@@ -364,7 +375,7 @@ def begun(settings: TuneSettings) -> Job:
         if former.best in earlier:
             first = [dict(former.best.settings), *first]
     data = _data(settings, space)
-    name = settings.study_name or free_name(folder, data.pictures.catalogue.name.replace("/", "-"))
+    name = settings.study_name or claimed_name(folder, data.pictures.catalogue.name.replace("/", "-"))
     plan = Plan(
         space, settings.seed, start_up_trials(settings.evaluations), settings.racing, first, earlier, _facts(data),
         settings.model_dump(mode="json"),
@@ -435,7 +446,7 @@ def _facts(data: Data) -> dict[str, str]:
 def _data(settings: TuneSettings, space: Space) -> Data:
     """The data at one of the sizes that are searched; it is known to be enough for the folds."""
     data = data_for(data_settings(settings), _options(space, "image_size")[0], _networks(space))
-    stratified_folds(data.pictures.labels[data.development], settings.folds, settings.seed, data.classes)
+    require_enough_for(settings.folds, data)
     return data
 
 

@@ -19,6 +19,11 @@ both are compared on the same pictures: one that is significantly worse is refus
 a --reason are given. --data photos/ compares them on pictures of your own, one sub-folder a class.
 """
 
+from toolkit.interruption import end_imports_on_interrupt
+
+if __name__ == "__main__":
+    end_imports_on_interrupt()
+
 import json
 import logging
 import re
@@ -237,6 +242,7 @@ from toolkit.errors import (
     TrackingError,
     known,
 )
+from toolkit.names import printable
 from toolkit.registry.adoption import adopt, recognised
 from toolkit.registry.fetching import fetched, model_location, verify
 from toolkit.registry.pages import comparison_table, describe, version_page, version_table
@@ -257,6 +263,7 @@ from toolkit.registry.versions import (
     read_versions,
     stage_named,
 )
+from toolkit.sensitivity import found_by_alarm
 from toolkit.tracking import MlflowClient, MlflowException, connect, impatient, promptly
 
 if TYPE_CHECKING:  # with torch, pandas and matplotlib, seconds of import that only loading and comparing need
@@ -313,6 +320,7 @@ class ModelRegistry:
         self.tracking_uri = tracking_uri
         self.model_name = model_name
         self._clock = clock
+        self._alarms: dict[int, str] = {}  # what the monitor can find by the held-out images of a version
 
     def __repr__(self) -> str:
         return f"ModelRegistry(tracking_uri={self.tracking_uri!r}, model_name={self.model_name!r})"
@@ -627,6 +635,13 @@ class ModelRegistry:
         verify(self._client, version)
         return version
 
+    def found_by_alarm(self, version: int) -> str:
+        """What drops of accuracy the monitor can find with the version's held-out images, in a sentence."""
+        if version not in self._alarms:
+            baseline = self.load(version).bundle.baseline
+            self._alarms[version] = found_by_alarm(baseline.accuracy, baseline.size)
+        return self._alarms[version]
+
     @cached_property
     def _client(self) -> MlflowClient:
         return connect(self.tracking_uri)
@@ -657,6 +672,7 @@ class ModelRegistry:
         from toolkit.registry.opening import load
 
         own = load(self._client, newcomer)
+        self._alarms[newcomer.version] = found_by_alarm(own.bundle.baseline.accuracy, own.bundle.baseline.size)
         present = self._in_production()
         if present is None or present == newcomer.version:
             return present, None
@@ -893,6 +909,8 @@ def _moved(
         text += "; no version is in Production now"
     if former and version.stage == "Production":
         text += f"\n{version.transitions[-1].gate}"
+    if version.stage == "Production":
+        text += f"\n{registry.found_by_alarm(version.version)}"
     return Answer(text, version.to_dict(), following)
 
 
@@ -923,7 +941,7 @@ def main() -> None:
     if command.as_json:
         print(json.dumps(answer.value, indent=2))
         return
-    print(answer.text)
+    print(printable(answer.text))
     if following := _command(settings, answer.next):
         print(f"next: {following}")
 

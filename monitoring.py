@@ -17,26 +17,34 @@ In a program or a notebook::
     monitor.plot_metrics("accuracy")
 
     monitor = ModelMonitor("my.db", baseline, model_version="3")
-    name = monitor.log_prediction(probabilities)      # never waits for the disk
+    name = monitor.log_prediction(probabilities, source="cats/7.jpg")
     monitor.record_feedback(name, "cat")              # now, or days later
+    names = monitor.log_predictions(many)             # (N, K), at once
 
 Everything is kept in one SQL store, ``monitoring.db`` in the working directory unless
-``--store`` or MONITORING_STORE says otherwise. Reading never changes it.
+``--store`` or MONITORING_STORE says otherwise. Reading never changes it; ``labels`` notes what it has drawn.
 """
+
+from toolkit.interruption import end_imports_on_interrupt
+
+if __name__ == "__main__":
+    end_imports_on_interrupt()
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field
-from pydantic_settings import CliPositionalArg, CliSubCommand
+from pydantic_settings import CliPositionalArg, CliSubCommand, CliSuppress
 
-from toolkit.errors import SettingsError, StoreError, UnknownPrediction, known
+from toolkit.errors import SettingsError, StoreError, UnknownPrediction, known, one_line
 from toolkit.monitoring.limits import LEVELS, Limits
 from toolkit.settings import ScriptSettings, environment, parse, read_first, run_script, verb
 
@@ -50,13 +58,19 @@ class MonitorSettings(ScriptSettings):
     model_version: str | None = Field(
         default=None, description="which version to look at; the one served last when not given"
     )
+    trust_labels: bool = Field(
+        default=False, description="count labels of any choice as those of a sample drawn at random"
+    )
+    ignore: CliSuppress[str] = Field(
+        default="", description="metrics that raise no alert, with commas between them; see Limits"
+    )
 
 
-def _point_in_time(text: object) -> object:
+def _point_in_time(text: Any) -> object:
     try:
-        return datetime.fromisoformat(text) if isinstance(text, str) else text
-    except ValueError:
-        raise ValueError(f"must be a time such as 2026-11-24T08:00Z, got {text}") from None
+        return None if text is None else datetime.fromtimestamp(seconds(text, ""), UTC)
+    except SettingsError as error:
+        raise ValueError(str(error).strip()) from None
 
 
 class _Report(MonitorSettings):
@@ -93,9 +107,14 @@ class _Export(MonitorSettings):
 
 
 class _Labels(MonitorSettings):
-    """Ids of predictions, drawn at random, whose labels would settle how good the model is."""
+    """Ids of predictions without a label, drawn at random, whose labels would settle how good the model is.
 
-    count: int | None = Field(None, ge=1, description="how many; as many as prove a drop of a fifth when not given")
+    Behind each id stands the name that its image was logged with, if it was.
+    """
+
+    count: int | None = Field(
+        None, ge=1, description="how many; those missing among as many as prove a drop of a fifth when not given"
+    )
     window: Literal["short", "medium"] = Field("short", description="of the last 1,000 or the last 10,000")
     seed: int = Field(0, ge=0, description="another one gives others")
 
@@ -111,6 +130,7 @@ class _Replay(MonitorSettings):
     warning: float = Field(Limits.warning, description="relative drop of accuracy above which this level begins")
     critical: float = Field(Limits.critical, description="the same for this level")
     immediate: float = Field(Limits.immediate, description="the same for this level")
+    ignore: str = Field("", description="metrics that raise no alert, with commas between; METRIC/short for a window")
     as_json: bool = Field(False, validation_alias="json", description="print JSON instead of text")
 
 
@@ -136,23 +156,26 @@ if __name__ == "__main__":  # --help and what is mistyped are answered before wh
     read_first(_typed)
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from toolkit.baseline import Baseline
-from toolkit.monitoring import wording
+from toolkit.monitoring import incoming, wording
 from toolkit.monitoring.attendant import Attendant
 from toolkit.monitoring.audit import audit, labels_to_settle
 from toolkit.monitoring.drift import DriftReport, compare, judge
 from toolkit.monitoring.export import ENDINGS, export
 from toolkit.monitoring.figures import measure
-from toolkit.monitoring.ids import new_number, new_prediction_id, parse_prediction_id, show
+from toolkit.monitoring.ids import new_numbers, new_prediction_id, parse_prediction_id, show
+from toolkit.monitoring.moments import Moment, many_seconds, seconds
 from toolkit.monitoring.replay import replay
 from toolkit.monitoring.sinks import Log, Notice, Sink, Sinks
+from toolkit.monitoring.sources import source_name, source_names
 from toolkit.monitoring.store import Model, Prediction, PredictionStore
 from toolkit.monitoring.view import View
 from toolkit.monitoring.webhook import Webhook
 from toolkit.monitoring.windows import WINDOWS, window_size
-from toolkit.monitoring.writer import Writer
+from toolkit.monitoring.writer import BATCH, Writer
+from toolkit.names import printable, shown
 from toolkit.terminal import silent
 
 if TYPE_CHECKING:  # see plot_metrics
@@ -173,8 +196,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 UNNAMED_VERSION = "unversioned"  # of a model that is logged without a name
-SUM_TOLERANCE = 0.02  # bfloat16 has 8 bits: probabilities of a hundred classes add up to 1 within 1 %
-FEW_CLASSES = 40  # up to which Python's own min and sum are faster than numpy's
+BEHIND_SECONDS = 2.0  # how far looking may fall behind while many predictions wait to be stored
 READ_AFTER_SECONDS = 5.0  # how long a reader waits for predictions that are still in the queue
 FIGURES = ("accuracy", "confidence", "predictions", "drift", "calibration", "volume", "inputs")
 NOBODY = Model("", ())  # of an empty store
@@ -183,9 +205,10 @@ NOBODY = Model("", ())  # of an empty store
 class ModelMonitor:
     """Log predictions and their true labels; measure quality, detect drift, raise alerts.
 
-    Thread-safe. Logging hands over to a thread of its own and never waits for the disk; whatever
-    goes wrong with the store is counted in ``stats()`` and never felt by the caller. Windows are
-    the last 1,000 predictions (``short``), the last 10,000 (``medium``) and all (``long``) of one
+    Thread-safe. Logging hands over to a thread that writes in batches, and waits only while 10,000
+    predictions wait for the store, so that a loop loses nothing however fast it is; with
+    ``drop_when_full`` it never waits. What becomes of predictions is counted in ``stats()``. Windows
+    are the last 1,000 predictions (``short``), the last 10,000 (``medium``) and all (``long``) of one
     model version.
 
     Parameters
@@ -201,7 +224,9 @@ class ModelMonitor:
     classes
         Class names in output order; the baseline's when None.
     limits
-        What counts as too much, and how many false alarms may be raised.
+        What counts as too much, how many false alarms may be raised, whether labels of any choice are trusted,
+        and what is ignored. When None, what MONITORING_TRUST_LABELS and MONITORING_IGNORE say, where one of
+        them is set; else what the process that logs the version goes by, according to the store.
     sinks
         Where alerts are sent beside the store, each by its name: the log when None; a ``Webhook``, or a
         ``Sink`` of your own.
@@ -211,6 +236,9 @@ class ModelMonitor:
     keep_days, keep_rows
         How long single predictions are kept, in days and in predictions of a version, never fewer than
         10,000. Counts of a thousand each are kept for good.
+    drop_when_full
+        For callers that must never wait, such as a service: while 10,000 predictions wait for the store,
+        further ones are dropped, which is logged when it begins, and counted.
     clock
         Seconds since 1970.
 
@@ -246,15 +274,22 @@ class ModelMonitor:
         on_immediate: Callable[[Notice], object] | None = None,
         keep_days: float | None = None,
         keep_rows: int | None = None,
+        drop_when_full: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
-        self.limits = limits or Limits()
-        self._store = PredictionStore(str(store) if store is not None else MonitorSettings().store)
-        self._writer: Writer[Prediction] = Writer(self._write)
+        self._store_problem: str | None = None
+        surroundings = MonitorSettings()
+        if limits is None and (surroundings.trust_labels or surroundings.ignore):
+            limits = Limits(trust_labels=surroundings.trust_labels, ignore=Limits.listed(surroundings.ignore))
+        self._store = PredictionStore(str(store) if store is not None else surroundings.store)
+        self._writer: Writer[Prediction] = Writer(self._write, drop=drop_when_full)
         self._sinks = Sinks({"log": Log()} if sinks is None else sinks, on_immediate)
-        self._attendant = Attendant(self._store, self.limits, clock, self._sinks, keep_days, keep_rows)
+        self._attendant = Attendant(self._store, limits, clock, self._sinks, keep_days, keep_rows)
         self._labels = 0  # told in this process since the writer was last told of them
+        self._news = 0  # predictions and labels that have not been attended to
+        self._has_repeats = False  # whether an id was in the store already
+        self._attended = 0.0  # on the monotonic clock
         self._unregistered: Model | None = None  # went into service and is not in the store yet
         self._beside: dict[str, Model] = {}  # versions that answer beside the served one
         self._wanted = model_version
@@ -306,7 +341,8 @@ class ModelMonitor:
         latency_ms: float | None = None,
         prediction_id: str | None = None,
         model_version: str | None = None,
-        time: float | None = None,
+        time: Moment | None = None,
+        source: str | PathLike[str] | None = None,
     ) -> str:
         """Log one answer of the model; return its id, under which the true label can be told later.
 
@@ -315,7 +351,7 @@ class ModelMonitor:
         probabilities
             (K,) in class order, or class name to probability. NaN and infinity are counted apart.
         statistics
-            Input statistics of the picture, name to number.
+            Input statistics of the image, name to number.
         latency_ms
             How long the answer took, in milliseconds.
         prediction_id
@@ -323,22 +359,102 @@ class ModelMonitor:
         model_version
             When another version than the served one answered, beside it.
         time
-            When, in seconds since 1970; now when None.
+            When, in seconds since 1970, as a datetime or as ISO 8601; now when None.
+        source
+            What finds the image again: a file name, a URL, a content hash. It is kept as text of up to
+            256 characters, those that do not print escaped, and never followed.
 
         Raises
         ------
         SettingsError
-            When these are no probabilities of the model's classes.
+            When these are no probabilities of the model's classes, or something else is of the wrong kind.
         UnknownPrediction
             When ``prediction_id`` is no id.
+        StoreError
+            When the store has taken nothing for a minute and 10,000 predictions wait; never with
+            ``drop_when_full``.
         """
         now = self._clock()
-        number = new_number(now) if prediction_id is None else parse_prediction_id(prediction_id)
+        number = new_numbers(now, 1)[0] if prediction_id is None else parse_prediction_id(prediction_id)
         model = self._answering(probabilities, model_version)
-        scores = _checked(probabilities, model.classes)
-        moment = now if time is None else time
-        self._writer.put(Prediction(number, moment, model, scores, dict(statistics or {}), latency_ms))
+        scores = incoming.scores(probabilities, model.classes)
+        moment = now if time is None else seconds(time, "time")
+        values = incoming.statistics_of(statistics) if statistics else {}
+        latency = latency_ms if latency_ms is None else incoming.number(latency_ms, "latency_ms")
+        name = source if source is None else source_name(source)
+        self._writer.put(Prediction(number, moment, model, scores, values, latency, name))
         return show(number) if prediction_id is None else prediction_id
+
+    def log_predictions(
+        self,
+        probabilities: ArrayLike | Sequence[Mapping[str, float]],
+        *,
+        statistics: Mapping[str, ArrayLike] | Sequence[Mapping[str, float] | None] | None = None,
+        latency_ms: ArrayLike | None = None,
+        prediction_ids: Sequence[str] | None = None,
+        sources: Sequence[str | PathLike[str] | None] | None = None,
+        model_version: str | None = None,
+        times: ArrayLike | Sequence[Moment] | None = None,
+    ) -> list[str]:
+        """Log many answers at once, several times as fast as one by one; return their ids in the same order.
+
+        Parameters
+        ----------
+        probabilities
+            (N, K) in class order, or N mappings of class name to probability. NaN and infinity are counted apart.
+        statistics
+            Input statistics of the images: name to (N,) numbers, or N mappings of name to number.
+        latency_ms
+            (N,) milliseconds, or one number for all.
+        prediction_ids
+            N ids from ``new_prediction_id()``, when they were needed earlier.
+        sources
+            N names of the images, or None for those without one; see ``log_prediction``.
+        model_version
+            When another version than the served one answered, beside it.
+        times
+            (N,), when, each as in ``log_prediction``; now when None.
+
+        Raises
+        ------
+        SettingsError
+            When anything is of the wrong kind or number; it says which, and nothing is logged.
+        UnknownPrediction
+            When one of ``prediction_ids`` is no id; nothing is logged.
+        StoreError
+            As in ``log_prediction``; it says how many were logged.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> with ModelMonitor(folder.name + "/my.db", classes=["cat", "dog"]) as monitor:
+        ...     ids = monitor.log_predictions([[0.9, 0.1], [0.2, 0.8]], sources=["1.jpg", "2.jpg"])
+        ...     monitor.sources(ids[1:]) == {ids[1]: "2.jpg"}
+        True
+        >>> folder.cleanup()
+        """
+        now, first = self._clock(), incoming.first_of(probabilities)
+        if first is None:
+            return []
+        model = self._answering(first, model_version)
+        scores = incoming.many_scores(probabilities, model.classes)  # (N, K)
+        n = len(scores)
+        if prediction_ids is not None and len(prediction_ids) != n:
+            raise SettingsError(f"{n:,} prediction ids are needed, got {len(prediction_ids):,}")
+        columns = (
+            [now] * n if times is None else many_seconds(times, n),
+            [model] * n,
+            scores,
+            incoming.many_statistics(statistics, n),
+            incoming.numbers(latency_ms, n, "latency_ms"),
+            [None] * n if sources is None else source_names(sources, n),
+        )
+        numbers = (
+            new_numbers(now, n) if prediction_ids is None else [parse_prediction_id(one) for one in prediction_ids]
+        )
+        self._writer.put_many([Prediction(*row) for row in zip(numbers, *columns, strict=True)])
+        return [show(number) for number in numbers]
 
     def record_feedback(self, prediction_id: str, label: str, *, source: str = "unspecified") -> bool:
         """Tell the true class of a prediction; the last one told counts, the earlier ones are kept.
@@ -348,7 +464,9 @@ class ModelMonitor:
         label
             Name of the class.
         source
-            Who says so. Labels from complaints make a model look worse than labels drawn at random.
+            Who says so. Those of a ``complaint`` count for nothing else; ``audit``, alone or before a name as in
+            ``audit: ada``, says that the prediction was drawn at random, which the monitor adds itself to labels of
+            what ``labels_wanted`` has drawn.
 
         Returns
         -------
@@ -401,7 +519,8 @@ class ModelMonitor:
         Returns
         -------
         dict
-            ``n``, ``n_labels``, ``since``, ``until``, ``accuracy``, ``precision_weighted``,
+            ``n``, ``n_labels``, ``label_sample`` (what the labels can bear), ``since``, ``until``,
+            ``accuracy`` (weighted, where the labels are no fair sample), ``precision_weighted``,
             ``recall_weighted``, ``f1_weighted``, ``calibration_error``, each with its ``..._interval``
             (95 %), ``reference_accuracy``, ``reference_n``, ``degradation``,
             ``degradation_lower_bound``, ``level``, ``status``, ``estimate`` (what accuracy may be, by no
@@ -417,7 +536,7 @@ class ModelMonitor:
             name: {
                 "model_version": view.model.version if view.model.classes else None,
                 "window": name,
-                **measure(view.counts(name), view.yardstick, self.limits),
+                **measure(view.counts(name), view.yardstick, view.limits),
                 "evidence": view.evidence,
             }
             for name in names
@@ -436,25 +555,37 @@ class ModelMonitor:
         for name in names:
             window_size(name)
         view = self._caught_up()
-        results = [result for name in names for result in compare(view.counts(name), view.yardstick, self.limits, name)]
+        results = [result for name in names for result in compare(view.counts(name), view.yardstick, view.limits, name)]
         if len(names) > 1:  # as many more tests to correct for
             families = [[result for result in results if result.family == family] for family in ("model", "input")]
-            results = [result for family in families for result in judge(family, self.limits.alpha)]
+            results = [result for family in families for result in judge(family, view.limits.alpha)]
         version = view.model.version if view.model.classes else None
-        return DriftReport(version, self.limits.alpha, tuple(results))
+        return DriftReport(version, view.limits.alpha, tuple(results))
 
     def labels_wanted(self, n: int | None = None, window: str = "short", seed: int = 0) -> list[str]:
         """Ids of predictions, drawn at random, whose labels would settle how good the model is by now.
 
         The same window and seed give the same ids, in a random order, and a longer list begins with a
-        shorter one. Tell their labels with the source ``audit``.
+        shorter one. Predictions that have a label keep their place in that order and are left out of the
+        list: with the labels of the list, all up to its end are labelled, which is a fair sample. The store
+        remembers what was drawn, and keeps the labels of these predictions with the source ``audit``: they
+        may confirm an alert that is ``immediate``, which labels of another choice may not. Labels of
+        complaints count for nothing.
 
         Parameters
         ----------
         n
-            How many; as many as prove a drop of a fifth when None. Never more than there are.
+            How many; when None those that are missing among as many as prove a drop of a fifth. Never more
+            than there are.
         window
             ``short`` or ``medium``, of which they are drawn.
+        seed
+            Another one gives others.
+
+        Returns
+        -------
+        list of str
+            The ids in the order in which to label them; ``sources`` tells of which images they are.
         """
         size = window_size(window)
         if size is None:
@@ -462,35 +593,58 @@ class ModelMonitor:
         view = self._caught_up()
         rows = self._store.window(view.model, size, statistics=False)
         ids = rows.ids[rows.finite]
-        usual = view.yardstick.reference
-        if n is None:
-            n = labels_to_settle(usual.right / usual.n, 0.2, self.limits) if usual and usual.right else len(ids)
-        if n < 1:
+        if n is not None and n < 1:
             raise SettingsError(f"at least 1 label can be wanted, got {n}")
-        return [show(number) for number in audit(ids, min(n, len(ids)), seed).ids.tolist()] if len(ids) else []
+        if not len(ids):
+            return []
+        usual = view.yardstick.reference
+        enough = labels_to_settle(usual.right / usual.n, 0.2, view.limits) if usual and usual.right else len(ids)
+        order = audit(ids, len(ids), seed).ids[: enough if n is None else None]
+        missing = np.flatnonzero(~np.isin(order, rows.ids[rows.labelled]))[:n]
+        drawn = order if n is None or len(missing) < n else order[: missing[-1] + 1]
+        try:
+            self._store.remember_drawn(drawn.tolist(), self._clock())
+        except StoreError as error:  # a reader without the right to write
+            logger.warning("what was drawn could not be noted, tell its labels with the source audit: %s", error)
+        return [show(number) for number in order[missing].tolist()]
+
+    def sources(self, prediction_ids: Sequence[str]) -> dict[str, str]:
+        """The names that the images of predictions were logged with, by id; those without one are left out."""
+        self._catch_up()
+        found = self._store.sources([parse_prediction_id(name) for name in prediction_ids])
+        return {show(number): name for number, name in found.items()}
 
     def check_alerts(self) -> list[dict[str, Any]]:
-        """Look now, at what is new since the last look, and return the alerts that this raised.
+        """Evaluate now what is new in the store, and return the alerts that this raised.
 
-        The writer does the same by itself after every 100 predictions or labels.
+        The process that logs does the same by itself after every 100 predictions or labels, and when it
+        ends; what it has raised already is in ``alerts()``.
         """
         self._catch_up()
         model = self._read_model()
         return self._attendant.look(model) if model else []
 
-    def alerts(self, since: float | datetime | None = None, level: str | None = None) -> list[dict[str, Any]]:
+    def alerts(self, since: Moment | None = None, level: str | None = None) -> list[dict[str, Any]]:
         """Alerts of all model versions, newest first; those that no longer stand have a ``cleared_at``.
+
+        Each has ``sources``, the names of a few images that it is about, as far as they were logged with one.
 
         Parameters
         ----------
         since
-            Only those raised at or after this time, a datetime or seconds since 1970.
+            Only those raised at or after this time: ISO 8601 such as ``2026-11-24T08:00Z`` (UTC unless it
+            says otherwise), a datetime (local unless it says otherwise), or seconds since 1970.
         level
             Only those of this level or a worse one: ``warning``, ``critical`` or ``immediate``.
+
+        Raises
+        ------
+        SettingsError
+            When ``since`` is no time, or there is no such level.
         """
         least = Limits.severity(level) if level is not None else 0
+        start = None if since is None else seconds(since)
         self._catch_up()
-        start = since.timestamp() if isinstance(since, datetime) else since
         return [alert for alert in self._store.alerts(since=start) if Limits.severity(alert["level"]) >= least]
 
     def plot_metrics(self, metric: str = "accuracy") -> "Figure":
@@ -523,7 +677,7 @@ class ModelMonitor:
             return snapshots.calibration(version, view.counts("medium"), yardstick)
         line, now, alerts = timeline(*view.history(), yardstick), view.counts("short"), self._store.alerts(view.model)
         if metric == "accuracy":
-            return plots.accuracy(version, line, now, yardstick, self.limits, alerts)
+            return plots.accuracy(version, line, now, yardstick, view.limits, alerts)
         if metric == "volume":
             return plots.volume(version, line, alerts)
         if metric == "inputs":
@@ -531,7 +685,7 @@ class ModelMonitor:
         draw = plots.confidence if metric == "confidence" else plots.predictions
         return draw(version, line, now, yardstick, alerts)
 
-    def export(self, path: str | Path, since: float | datetime | None = None, *, probabilities: bool = False) -> int:
+    def export(self, path: str | Path, since: Moment | None = None, *, probabilities: bool = False) -> int:
         """Write the predictions of the version being looked at to a Parquet or CSV file; return how many there are.
 
         Parameters
@@ -539,19 +693,19 @@ class ModelMonitor:
         path
             Ends in ``.parquet`` or ``.csv``; it is there when it is complete.
         since
-            Only those made at or after this time, a datetime or seconds since 1970.
+            Only those made at or after this time, as in ``alerts``.
         probabilities
             Whether each class gets a column.
 
         Raises
         ------
         SettingsError
-            When the file is of another kind.
+            When the file is of another kind, or ``since`` is no time.
         StoreError
             When it cannot be written.
         """
+        start = None if since is None else seconds(since)
         self._catch_up()
-        start = since.timestamp() if isinstance(since, datetime) else since
         return export(self._store, path, self._read_model(), since=start, probabilities=probabilities)
 
     # Running
@@ -563,6 +717,8 @@ class ModelMonitor:
     def close(self) -> None:
         """Store and send what is waiting and let go of the store; harmless to repeat."""
         self._writer.close()
+        if self._served is not None:
+            self._attendant.finish(self._served)
         self._sinks.close()
         self._store.close()
 
@@ -604,6 +760,15 @@ class ModelMonitor:
         found = [alert["level"] for alert in self._store.alerts(standing=True)]
         return {level: found.count(level) for level in LEVELS[1:]}
 
+    def standing_alerts(self) -> list[dict[str, Any]]:
+        """The alerts that have not been cleared, newest first, without waiting for what was just logged."""
+        return self._store.alerts(standing=True)
+
+    @property
+    def store_problem(self) -> str | None:
+        """Why the store did not take what this process wrote last; None while it does."""
+        return self._store_problem
+
     def acknowledge(self, alert_id: int, by: str = "") -> bool:
         """Note that somebody knows of an alert: it is told again only if it gets worse. False when it does not stand.
 
@@ -624,7 +789,9 @@ class ModelMonitor:
         names = baseline.classes if baseline is not None else tuple(classes or ())
         if len(set(names)) != len(names) or not names:
             raise SettingsError(f"model version {version} needs class names that differ, got {known(names)}")
-        return Model(version, names, baseline, self._clock())
+        if odd := [name for name in names if any("\ud800" <= letter <= "\udfff" for letter in name)]:
+            raise SettingsError(f"the class name {shown(odd[0])!r} is no text: it is not UTF-8")
+        return Model(shown(version), names, baseline, self._clock())
 
     def _answering(self, probabilities: ArrayLike | Mapping[str, float], version: str | None) -> Model:
         """The model behind a prediction; classes that nobody named are called 0, 1, 2 ..."""
@@ -666,6 +833,16 @@ class ModelMonitor:
     # Inside: writing and looking, in the writer's thread
 
     def _write(self, batch: Sequence[Prediction]) -> float | None:
+        """Store a batch and look; what goes wrong is remembered, and the writer's to deal with."""
+        try:
+            pause = self._stored(batch)
+        except Exception as error:
+            self._store_problem = one_line(error)
+            raise
+        self._store_problem = None
+        return pause
+
+    def _stored(self, batch: Sequence[Prediction]) -> float | None:
         model = self._unregistered
         if model is not None:
             self._store.register(model)
@@ -673,42 +850,23 @@ class ModelMonitor:
             if self._unregistered is model:  # only now: what failed is tried again with the next batch
                 self._unregistered = None
         if batch:
-            self._store.write(batch)
+            self._repeated(len(batch) - self._store.write(batch))
         told, self._labels = self._labels, 0
-        return self._attendant.attend(self._served, len(batch) + told) if self._served else None
+        self._news += len(batch) + told
+        if self._served is None:
+            return None
+        if self._writer.backlog >= BATCH and time.monotonic() - self._attended < BEHIND_SECONDS:
+            return 0.0  # what waits to be stored comes first
+        news, self._news = self._news, 0
+        pause = self._attendant.attend(self._served, news)
+        self._attended = time.monotonic()
+        return pause
 
-
-def _checked(probabilities: ArrayLike | Mapping[str, float], classes: tuple[str, ...]) -> NDArray[np.float16]:
-    """Probabilities in class order, rounded as they are stored: (K,) float16."""
-    if isinstance(probabilities, Mapping):
-        if probabilities.keys() != set(classes):
-            raise SettingsError(f"probabilities of {known(probabilities)} given; the classes are {known(classes)}")
-        probabilities = [probabilities[name] for name in classes]
-    try:
-        values = np.asarray(probabilities)
-        values = values if values.dtype.kind == "f" else values.astype(np.float64)
-    except (TypeError, ValueError):
-        raise SettingsError("probabilities must be numbers") from None
-    if values.shape != (len(classes),):
-        raise SettingsError(f"{len(classes)} probabilities are needed, one for each class, got shape {values.shape}")
-    if len(values) <= FEW_CLASSES:
-        row = values.tolist()
-        least, total = min(row), sum(row)
-    else:
-        least, total = np.minimum.reduce(values), np.add.reduce(values)
-    if not (least >= 0 and abs(total - 1) <= SUM_TOLERANCE):  # NaN and infinity do not pass either
-        _require_strange(values)
-    return values.astype(np.float16)
-
-
-def _require_strange(values: NDArray[Any]) -> None:
-    """Numbers that are no probabilities are refused; what is not finite is counted."""
-    if not np.isfinite(values).all():
-        return
-    if values.min() < 0 or values.max() > 1 + SUM_TOLERANCE:
-        worst = values.min() if values.min() < 0 else values.max()
-        raise SettingsError(f"probabilities must lie between 0 and 1, got {worst:.4g}: are these logits?")
-    raise SettingsError(f"probabilities must add up to 1, got {values.sum():.4g}")
+    def _repeated(self, count: int) -> None:
+        """Say, the first time, that ids were in the store already."""
+        if count > 0 and not self._has_repeats:
+            self._has_repeats = True
+            logger.warning("%d predictions were not stored: the store has others with their ids already", count)
 
 
 # The command line
@@ -724,14 +882,17 @@ def main() -> None:
 
 
 def _print_report(command: _Report) -> None:
-    monitor = ModelMonitor(command.store, model_version=command.model_version)
+    limits = Limits(trust_labels=True) if command.trust_labels else None
+    monitor = ModelMonitor(command.store, model_version=command.model_version, limits=limits)
     metrics, drift = monitor.calculate_metrics(command.window), monitor.detect_drift(command.window)
+    standing = [alert for alert in monitor.standing_alerts() if alert["model_version"] == metrics["model_version"]]
+    worst = wording.headline(standing, metrics, drift.drifted)
     if command.as_json:
-        print(json.dumps({"metrics": metrics, "drift": drift.to_dict()}, indent=2))
+        print(json.dumps({"headline": worst, "metrics": metrics, "drift": drift.to_dict()}, indent=2))
     elif not metrics["n"]:
         print(f"No predictions have been logged in {command.store} yet.")
     else:
-        print("\n".join([*wording.figures(metrics), "", str(drift)]))
+        print(printable("\n".join([wording.headline_text(worst), "", *wording.figures(metrics), "", str(drift)])))
     if command.figure is not None:
         try:
             monitor.plot_metrics(command.metric).savefig(command.figure)
@@ -746,27 +907,34 @@ def _print_alerts(command: _Alerts) -> None:
             raise SettingsError(f"no alert {command.acknowledge} stands in {command.store}")
         print(f"alert {command.acknowledge} is acknowledged: it is told again only if it gets worse")
         return
-    since = command.since.replace(tzinfo=command.since.tzinfo or UTC) if command.since else None
-    found = monitor.alerts(since, command.level)
+    found = monitor.alerts(command.since, command.level)
     found = [alert for alert in found if command.model_version in (None, alert["model_version"])]
-    print(json.dumps(found, indent=2) if command.as_json else wording.alerts(found))
+    print(json.dumps(found, indent=2) if command.as_json else printable(wording.alerts(found)))
 
 
 def _export(command: _Export) -> None:
     monitor = ModelMonitor(command.store, model_version=command.model_version)
-    since = command.since.replace(tzinfo=command.since.tzinfo or UTC) if command.since else None
-    rows = monitor.export(command.file, since, probabilities=command.probabilities)
+    rows = monitor.export(command.file, command.since, probabilities=command.probabilities)
     print(f"{rows:,} prediction{'s' * (rows != 1)} written to {command.file}")
 
 
 def _print_labels_wanted(command: _Labels) -> None:
     monitor = ModelMonitor(command.store, model_version=command.model_version)
-    print("\n".join(monitor.labels_wanted(command.count, command.window, command.seed)))
+    wanted = monitor.labels_wanted(command.count, command.window, command.seed)
+    names = monitor.sources(wanted)
+    if wanted:
+        print("\n".join(f"{one}  {names[one]}" if one in names else one for one in wanted))
+    elif monitor.calculate_metrics(command.window)["n"]:
+        print("nothing is left to label: those that would settle it have labels already", file=sys.stderr)
 
 
 def _replay(command: _Replay) -> None:
     names = ("max_false_alarms_per_million", "warning", "critical", "immediate")
-    limits = Limits(**{name: getattr(command, name) for name in names})
+    limits = Limits(
+        **{name: getattr(command, name) for name in names},
+        trust_labels=command.trust_labels,
+        ignore=Limits.listed(command.ignore),
+    )
     recorded = command.file.endswith(ENDINGS)
     baseline = _baseline(command) if recorded or command.baseline else None  # a store brings its own
     with silent(command.as_json):

@@ -23,25 +23,32 @@ SIGTERM and Ctrl-C end it with status 0 once all that was accepted is answered a
 figures are sums over all of them.
 """
 
+from toolkit.interruption import end_imports_on_interrupt
+
+if __name__ == "__main__":
+    end_imports_on_interrupt()
+
 import asyncio
 import ipaddress
 import logging
+import re
 import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from socket import socket
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import CliSuppress
 
 from toolkit.errors import SettingsError
 from toolkit.machine import usable_cores
 from toolkit.settings import ScriptSettings, environment, parse, read_first, run_script
+
+ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[^\s/:@\[\]?#]+)(:\d{1,5})?")
 
 
 class ServeSettings(ScriptSettings):
@@ -68,6 +75,14 @@ class ServeSettings(ScriptSettings):
     keep_days: float | None = Field(None, gt=0, description="days that single predictions are kept; all when not given")
     max_false_alarms: float = Field(
         1.0, gt=0, le=10_000, description="alerts without a cause that may be raised in a million predictions"
+    )
+    trust_labels: bool = Field(
+        False, description="let labels of any choice confirm and act, not only those of a sample drawn at random"
+    )
+    ignore: str = Field(
+        "",
+        description="metrics that raise no alert, with commas between, such as prediction_distribution where the mix "
+        "of classes changes with the hour; METRIC/short or METRIC/medium for one window",
     )
     alert_webhook: str | None = Field(
         None, description="https address, or http on this machine, that alerts are posted to"
@@ -101,6 +116,9 @@ class ServeSettings(ScriptSettings):
     )
     stall_seconds: float = Field(10.0, gt=0, le=600, description="longest pause of a body that is arriving")
     most_connections: int = Field(4096, ge=1, description="connections that may be open to a process; more get a 503")
+    allow_origin: str = Field(
+        "", description="origins whose pages may ask from a browser, as https://a.example,https://b.example; * for all"
+    )
     drain_seconds: float = Field(1.0, ge=0, le=600, description="time between not being ready and closing the socket")
     finish_seconds: int = Field(10, ge=1, le=600, description="longest time to finish accepted requests at the end")
     predict_key: CliSuppress[SecretStr | None] = Field(None, description="key for predictions and feedback")
@@ -112,6 +130,18 @@ class ServeSettings(ScriptSettings):
         if self.max_body_mb > self.max_waiting_mb:
             raise ValueError("--max-body-mb must be at most --max-waiting-mb, or no full body would ever find room")
         return self
+
+    @field_validator("allow_origin")
+    @classmethod
+    def _are_origins(cls, text: str) -> str:
+        if wrong := [origin for origin in _origins(text) if origin != "*" and not ORIGIN.fullmatch(origin)]:
+            raise ValueError(f"must be origins such as https://app.example:8443, without a path; got {wrong[0]}")
+        return text
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Of pages that may ask from a browser, besides the service's own."""
+        return _origins(self.allow_origin)
 
     @model_validator(mode="after")
     def _batch_fits(self) -> Self:
@@ -163,6 +193,10 @@ class ServeSettings(ScriptSettings):
         return {address: key for address, key in keys.items() if key}
 
 
+def _origins(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (origin.strip() for origin in text.split(","))))
+
+
 def settings_typed() -> ServeSettings:
     """Those of the command line and the environment."""
     if any(word.startswith(("--predict-key", "--admin-key", "--webhook-secret")) for word in sys.argv):
@@ -178,6 +212,7 @@ if __name__ == "__main__":  # --help and what is mistyped are answered before th
 
 from fastapi import APIRouter, Body, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from prometheus_client.core import Metric
 from pydantic import Discriminator, Tag, WithJsonSchema
@@ -189,11 +224,13 @@ from monitoring import Limits as DriftLimits
 from toolkit.errors import ToolkitError, UnknownPrediction
 from toolkit.images import Limits
 from toolkit.program import Bundle
-from toolkit.serving import engines, pages, problems, protocols
+from toolkit.serving import binary, engines, pages, problems, protocols
 from toolkit.serving.departures import Departures
 from toolkit.serving.desk import Desk, Doorkeeper
+from toolkit.serving.encodings import Encodings
 from toolkit.serving.figures import Figures, wants_prometheus
 from toolkit.serving.formats import announced, read_picture, read_pictures
+from toolkit.serving.heads import Heads
 from toolkit.serving.journal import Journal, log_to_stderr
 from toolkit.serving.keys import Keys
 from toolkit.serving.lastgood import LastGood
@@ -201,6 +238,7 @@ from toolkit.serving.limits import BodyLimit, Patience
 from toolkit.serving.live import Release
 from toolkit.serving.memory import share_one_pool
 from toolkit.serving.openapi import describe, refusals
+from toolkit.serving.origins import Origins
 from toolkit.serving.problems import Problem
 from toolkit.serving.processes import Fellows, Place, supervise
 from toolkit.serving.recent import Recent
@@ -224,6 +262,9 @@ LONGEST_REASON = 400  # characters of an alert that are kept as the reason of a 
 VERSION = "1"  # of the addresses and shapes
 PREDICT_ADDRESSES = ("/predict", "/predict/batch", "/feedback", *protocols.PREDICT_ADDRESSES)
 ADMIN_ADDRESSES = ("/admin/reload",)
+# What a page of an allowed origin may send, and read of an answer, besides what any may.
+PAGES_SEND = ("Authorization", "X-API-Key", "X-Request-ID", "Content-Type", "Content-Encoding", binary.HEADER)
+PAGES_READ = ("X-Request-ID", "Retry-After", binary.HEADER)
 PICTURE_ADDRESSES = frozenset({"/predict", "/predict/batch"})
 # How long a thread may keep Python's lock while others want it. At the usual 0.005 a model that is being loaded beside
 # sixteen clients made one answer in a hundred take 4.7 times as long as at other times.
@@ -354,6 +395,8 @@ def _monitor_problem(error: ToolkitError) -> Problem:
 def _ask_monitor(question: Callable[[], T]) -> T:
     try:
         return question()
+    except SettingsError:  # the question is wrong, not the store
+        raise
     except ToolkitError as error:
         raise _monitor_problem(error) from None
 
@@ -366,15 +409,15 @@ async def livez() -> dict[str, str]:
 
 @routes.get("/readyz", responses=refusals(problems.NOT_READY), tags=["state"])
 async def readyz(request: Request) -> dict[str, str]:
-    """Whether this process should get traffic: a model is loaded, and the service is not about to end."""
+    """Whether the service should get traffic: a model is loaded in each process, and it is not about to end."""
     if request.app.state.leaving:
         raise problems.not_ready("the service is about to end", 1)
-    return {"status": "ready", "version": _service(request).model().version}
+    return {"status": "ready", "version": _service(request).ready().version}
 
 
 @routes.get("/health", tags=["state"])
-async def health(request: Request) -> dict[str, Any]:
-    """Everything an operator asks first; always 200 while the process lives, `status` says how it is."""
+def health(request: Request) -> dict[str, Any]:
+    """Everything an operator asks first; always 200 while the process lives. `status` is the worst of `components`."""
     place: Place | None = request.app.state.place
     found = _service(request).health(leaving=request.app.state.leaving)
     found["registry"]["contradiction"] = getattr(request.app.state.source, "contradiction", "") or None
@@ -412,7 +455,7 @@ def drift(request: Request, window: Window = "short") -> dict[str, Any]:
 def alerts(
     request: Request,
     since: Annotated[
-        datetime | None,
+        str | None,
         WithJsonSchema(MOMENT),
         Query(description="ISO 8601, UTC unless it says otherwise, or seconds since 1970"),
     ] = None,
@@ -421,9 +464,15 @@ def alerts(
     ] = None,
     limit: Annotated[int, Query(ge=1, le=10_000, description="how many at most")] = 100,
 ) -> list[dict[str, Any]]:
-    """Alerts of all versions, newest first; those that no longer stand have a `cleared_at`."""
-    start = since.replace(tzinfo=since.tzinfo or UTC) if since else None
-    found: list[dict[str, Any]] = _ask_monitor(lambda: request.app.state.monitor.alerts(start, level))
+    """Alerts of all versions, newest first; those that no longer stand have a `cleared_at`.
+
+    `sources` names a few of the images that each is about, as far as they came with a file name.
+    """
+    try:
+        found: list[dict[str, Any]] = _ask_monitor(lambda: request.app.state.monitor.alerts(since, level))
+    except SettingsError:
+        detail = "query.since: must be a time such as 2026-11-24T08:00Z, or seconds since 1970, before the year 3000"
+        raise Problem(problems.INVALID, detail) from None
     return found[:limit]
 
 
@@ -501,6 +550,7 @@ def create_app(settings: ServeSettings | None = None, place: Place | None = None
         description="Classifies pictures with the registered model that is in Production, and watches its answers.",
         docs_url=None,  # FastAPI's own page takes its scripts from a server elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # to an address with the host that the client made up
         lifespan=_lifespan,
     )
     guarded = settings.guarded()
@@ -513,11 +563,23 @@ def create_app(settings: ServeSettings | None = None, place: Place | None = None
     for kind in (HTTPException, RequestValidationError):
         app.add_exception_handler(kind, problems.handle)
     # What is added last is outermost.
+    app.add_middleware(Encodings, limit=settings.max_body_bytes)
+    app.add_middleware(Heads)
     app.add_middleware(Doorkeeper, addresses=PICTURE_ADDRESSES, desk=partial(_desk, app))
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, patience=settings.patience)
     app.add_middleware(Keys, guarded=guarded)
     app.add_middleware(Departures)
+    if settings.predict_key is None:
+        app.add_middleware(Origins, allowed=settings.origins)
     app.add_middleware(Journal, figures=app.state.figures, addresses=(*PREDICT_ADDRESSES, *ADMIN_ADDRESSES))
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=PAGES_SEND,
+            expose_headers=PAGES_READ,
+        )
     return app
 
 
@@ -566,10 +628,15 @@ def _monitor(settings: ServeSettings, react: Callable[[Notice], object] | None =
         sinks["webhook"] = Webhook(settings.alert_webhook, secret.get_secret_value() if secret else None)
     return ModelMonitor(
         settings.monitor_store,
-        limits=DriftLimits(max_false_alarms_per_million=settings.max_false_alarms),
+        limits=DriftLimits(
+            max_false_alarms_per_million=settings.max_false_alarms,
+            trust_labels=settings.trust_labels,
+            ignore=DriftLimits.listed(settings.ignore),
+        ),
         sinks=sinks,
         on_immediate=react if settings.on_immediate == "rollback" else None,
         keep_days=settings.keep_days,
+        drop_when_full=True,  # an answer never waits for the store
     )
 
 
@@ -581,8 +648,8 @@ def _react(app: FastAPI, notice: Notice) -> None:
     if model is None or model.version != notice.model_version:
         return
     registry = ModelRegistry(settings.tracking_uri, settings.model_name)
-    version = registry.rollback(f"by itself: {notice.message}"[:LONGEST_REASON])
-    logger.warning("went back to version %s: %s", version.version, notice.message)
+    version = registry.rollback(f"by itself: {notice.what}"[:LONGEST_REASON])
+    logger.warning("went back to version %s: %s", version.version, notice.what)
     service.look()
 
 
@@ -644,6 +711,7 @@ def _serve(settings: ServeSettings, listener: socket, place: Place | None = None
         settings.finish_seconds,
         patience=settings.patience,
         most_connections=settings.most_connections,
+        alone=place is None,
     ).run(sockets=[listener])
 
 

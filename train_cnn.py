@@ -15,9 +15,15 @@ it takes to go on with it, and then its weights. Every flag can be given as a va
 TRAIN_EPOCHS=20.
 """
 
+from toolkit.interruption import end_imports_on_interrupt
+
+if __name__ == "__main__":
+    end_imports_on_interrupt()
+
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +33,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from toolkit.data_settings import DataSettings
-from toolkit.settings import LAST, MODEL, MODEL_NAME, environment, parse, read_first, run_script
+from toolkit.settings import LAST, MODEL, MODEL_NAME, Name, environment, parse, read_first, run_script
 from toolkit.training.recipe import Recipe
 
 
@@ -38,8 +44,8 @@ class TrainSettings(Recipe, DataSettings):
 
     validation: float = Field(0.15, gt=0, le=0.5, description="share of the rest to validate on, without a val/ folder")
     folds: int = Field(0, ge=0, le=50, description="cross-validate with this many stratified folds; 0: do not")
-    experiment_name: str = Field("training", min_length=1, description="MLflow experiment")
-    run_name: str | None = Field(None, description="MLflow run name")
+    experiment_name: Name = Field("training", description="MLflow experiment")
+    run_name: Name | None = Field(None, description="MLflow run name")
     checkpoint_dir: Path = Field(Path("checkpoints"), description="folder for unfinished runs and finished weights")
     resume: str | None = Field(
         None,
@@ -80,7 +86,7 @@ from torch import Tensor, nn
 from toolkit.bundle import Measured
 from toolkit.errors import DataError, SettingsError
 from toolkit.machine import Machine
-from toolkit.terminal import bar, on_terminal, say
+from toolkit.terminal import say
 from toolkit.tracking import Run, connect, promptly
 from toolkit.training.batches import Part
 from toolkit.training.cache import Cache, Pictures, decode
@@ -90,11 +96,12 @@ from toolkit.training.datasets import open_catalogue
 from toolkit.training.device import ALONE, Device, World, joined, prepare
 from toolkit.training.evaluate import fit_temperature
 from toolkit.training.features import Features
+from toolkit.training.groups import together
 from toolkit.training.keeper import Keeper
 from toolkit.training.loop import Epoch, Fitted, Progress, fit
 from toolkit.training.networks import build_network, load_weights
 from toolkit.training.record import Outcome, epoch_metrics, gpu_peak_mb, log_data, log_folds, log_outcome, tags_of
-from toolkit.training.splits import Split, split, stratified, stratified_folds
+from toolkit.training.splits import Split, require_folds, split, stratified, stratified_folds
 
 __all__ = [
     "Checkpoint",
@@ -114,8 +121,8 @@ __all__ = [
     "log_data",
     "log_folds",
     "open_checkpoint",
+    "require_enough_for",
     "starting_weights",
-    "stratified_folds",
     "tags_of",
     "train",
     "train_on_everything",
@@ -159,6 +166,9 @@ class Watch(Protocol):
     def epoch(self, fold: int, history: Sequence[Epoch], pictures: int) -> None:
         """After each epoch of a fold, from 0: its epochs so far, and the training pictures of each."""
 
+    def batch(self, fold: int, done: int, batches: int) -> None:
+        """After each batch of a fold, from 0: how many are done, of how many in all its epochs."""
+
     def fold(self, finished: Sequence[Fitted]) -> None:
         """After each fold, also one that an interrupted run had finished: those that are done."""
 
@@ -192,8 +202,14 @@ def train(settings: TrainSettings, world: World = ALONE) -> Outcome:
     >>> outcome.evaluation.accuracy  # doctest: +SKIP
     0.87
     """
+    with ExitStack() as hold:
+        return _train(settings, world, hold)
+
+
+def _train(settings: TrainSettings, world: World, hold: ExitStack) -> Outcome:
+    """As ``train``; until ``hold`` is closed, no other process may go on with the run."""
     client = connect()
-    job = _job(settings, world)
+    job = _job(settings, world, hold)
     settings, recipe, data = job.settings, job.recipe, job.data
     if job.checkpoint:
         run = Run.reopen(client, job.checkpoint.run_id)
@@ -207,7 +223,10 @@ def train(settings: TrainSettings, world: World = ALONE) -> Outcome:
         "data_fingerprint": data.pictures.catalogue.fingerprint,
         "weights": data.weights_note,
     }
-    keeper = Keeper(job.checkpoint or Checkpoint(settings.checkpoint_dir, run.id, about), run)
+    checkpoint = job.checkpoint or Checkpoint(settings.checkpoint_dir, run.id, about)
+    if not job.checkpoint:
+        hold.enter_context(checkpoint.held())
+    keeper = Keeper(checkpoint, run)
     with keeper.resumable():
         with run:
             if not job.checkpoint:
@@ -266,11 +285,11 @@ def cross_validate(
     """
     keeper = keeper or Keeper()
     indices = data.development
-    labels = data.pictures.labels[indices]
+    labels, groups = data.pictures.labels[indices], data.together(indices)
     logits = np.zeros((len(indices), len(data.classes)), np.float32)
     features = _features(recipe, data, seed, device)
     fitted = []
-    for number, (training, validation) in enumerate(stratified_folds(labels, folds, seed, data.classes)):
+    for number, (training, validation) in enumerate(stratified_folds(labels, folds, seed, data.classes, groups)):
         name = f"fold {number + 1}"
         fold = keeper.finished(name)
         if fold is None:
@@ -287,7 +306,8 @@ def cross_validate(
                 keep=keeper.keep(name),
                 keep_share=KEEP_SHARE,
                 progress=keeper.progress(name),
-                bar=bar(f"{name}/{folds}"),
+                bar=f"{name}/{folds}",
+                on_batch=partial(watch.batch, number) if watch else lambda *_: None,
             )
             fold.network = nn.Identity()  # the weights of a fold serve nobody
             keeper.close(name)
@@ -342,8 +362,21 @@ def load_pictures(settings: DataSettings, image_size: int) -> tuple[Pictures, Sp
         catalogue = replace(catalogue, mirrored=settings.mirror)
     limit = int(settings.cache_limit * 2**30)
     cache = Cache(settings.cache_dir.expanduser(), limit) if limit else None
-    pictures = decode(catalogue, image_size, cache=cache, progress=on_terminal())
-    return pictures, split(pictures.catalogue, settings.held_out)
+    pictures = decode(catalogue, image_size, cache=cache)
+    belonging = together(pictures, settings.data, settings.group_by, copies=settings.near_duplicates)
+    return pictures, split(pictures.catalogue, settings.held_out, belonging)
+
+
+def require_enough_for(folds: int, data: Data) -> None:
+    """Refuse more folds than a class can fill.
+
+    Raises
+    ------
+    DataError
+        A class has fewer pictures to train on, or groups of them, than there are folds.
+    """
+    indices = data.development
+    require_folds(data.pictures.labels[indices], folds, data.classes, data.together(indices))
 
 
 def starting_weights(choice: str, model_types: Collection[str]) -> tuple[dict[str, Tensor] | None, str]:
@@ -376,11 +409,11 @@ def use_machine(settings: DataSettings, world: World = ALONE, threads: int | Non
     return Device.choose(settings.precision, compiled=settings.compile, world=world)
 
 
-def _job(settings: TrainSettings, world: World) -> Job:
+def _job(settings: TrainSettings, world: World, hold: ExitStack | None = None) -> Job:
     """Everything that has to be right before a run begins."""
     checkpoint = None
     if settings.resume:
-        checkpoint = open_checkpoint(settings.resume, settings.checkpoint_dir)
+        checkpoint = open_checkpoint(settings.resume, settings.checkpoint_dir, hold)
         settings = _former(settings, checkpoint)
     recipe = recipe_of(settings)
     device = use_machine(settings, world)
@@ -396,7 +429,10 @@ def _job(settings: TrainSettings, world: World) -> Job:
             f"run {checkpoint.run_id} began with {checkpoint.about['weights']} weights, and here --weights"
             f" {settings.weights} gives {weights[1]} ones, so it cannot be gone on with"
         )
-    return Job(settings, checkpoint, recipe, device, Data(pictures, divided, *weights))
+    data = Data(pictures, divided, *weights)
+    if settings.folds:
+        require_enough_for(settings.folds, data)
+    return Job(settings, checkpoint, recipe, device, data)
 
 
 def _former(settings: TrainSettings, checkpoint: Checkpoint) -> TrainSettings:
@@ -423,7 +459,7 @@ def _features(recipe: Recipe, data: Data, seed: int, device: Device) -> Features
     backbone = new_network(recipe, data, seed).get_submodule("backbone")
     pictures = data.part(data.development)
     return Features.of(
-        backbone, pictures, recipe, seed, device, mirrored=data.mirrored, bar=bar("features"), known=data.views
+        backbone, pictures, recipe, seed, device, mirrored=data.mirrored, bar="features", known=data.views
     )
 
 
@@ -432,7 +468,8 @@ def _validation_split(data: Data, settings: TrainSettings) -> tuple[Part, Part]:
     if len(data.split.validation):
         return data.part(data.split.development), data.part(data.split.validation)
     indices = data.split.development
-    training, validation = stratified(data.pictures.labels[indices], settings.validation, settings.seed)
+    labels, groups = data.pictures.labels[indices], data.together(indices)
+    training, validation = stratified(labels, settings.validation, settings.seed, groups)
     if not len(validation):
         raise DataError("no class has a second picture to validate on; add pictures or make a val/ folder")
     return data.part(indices[training]), data.part(indices[validation])
@@ -470,7 +507,7 @@ def _fit_final(
     return fit(
         new_network(recipe, data, seed), training, validation, recipe, seed=seed, device=device,
         mirrored=data.mirrored, features=features, on_epoch=on_epoch, keep=keeper.keep(FINAL),
-        keep_share=KEEP_SHARE, progress=keeper.progress(FINAL), bar=bar("training"),
+        keep_share=KEEP_SHARE, progress=keeper.progress(FINAL), bar="training",
     )  # fmt: skip
 
 

@@ -84,6 +84,7 @@ OVER = {"LitServe": 6.0, "FastAPI": 7.0, LIMIT: 0.85}  # ours over them in pictu
 MANY_CLIENTS, ALONE = 1.0, 1.3  # 64 clients over 16 in pictures/s; one client's median over the limit's
 TAIL, OVERLOADED = 4.0, 0.95  # p99 over median at 70 %; answered at 150 % over the capacity
 SWAP, GROWTH, START = 2.0, 1.05, 8.0  # p99 during a swap over usual; memory; seconds
+PROVED, BACK = 30.0, 1.0  # s until a version serves under full load: one that never did, one that did before
 
 
 class Plan(NamedTuple):
@@ -308,7 +309,11 @@ def reloads(place: Place, plan: Plan, _: Sequence[str]) -> Claims:
     failed = sum(answer.status != 200 for answer in answers)
     conditions = _conditions(f"{USUAL.clients} clients, {len(answers):,} requests, {len(swaps)} swaps")
     longer = milliseconds(during, 99) / milliseconds(usual, 99)
+    first, *again = (swap.ended - swap.began for swap in swaps)  # the first is of a version that has to be proved
+    say(f"\nseconds until it served: {first:.1f} of the new version, then {', '.join(f'{one:.2f}' for one in again)}")
     return {
+        "promotion of a new version under full load: seconds to service": Claim(first, PROVED, "lower", conditions),
+        "return of a former version under full load: longest, seconds": Claim(max(again), BACK, "lower", conditions),
         "reload under full load: failed requests": Claim(failed, 0, "lower", conditions),
         "reload under full load: p99 during it over usual": Claim(longer, SWAP, "lower", conditions),
     }

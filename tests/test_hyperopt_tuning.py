@@ -411,7 +411,10 @@ def test_a_fork_begins_with_the_best_and_knows_the_other_trials(
 
 def test_two_searches_do_not_write_to_one_study(quickest: Place) -> None:
     job = begun(settings(quickest, "two", study_name="both"))
-    with job.journal, pytest.raises(SettingsError, match=r"^another process is writing to studies/both/journal.jsonl;"):
+    with (
+        job.journal,
+        pytest.raises(SettingsError, match=r"^the journal studies/both/journal.jsonl is being written by "),
+    ):
         tune(TuneSettings(resume="both"))
 
 
@@ -536,7 +539,8 @@ def task_of(place: Place, holder: Holder | None = None, **more: object) -> Task:
     return Task(Proposal(0, point, holder), 3, data_settings(settings(place, "task")), ("simple_cnn",))
 
 
-def test_a_trial_depends_on_its_task_alone(quickest: Place, tmp_path: Path) -> None:
+def test_a_trial_depends_on_its_task_alone(quickest: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hyperopt_tuning, "SECONDS_A_STEP", 0.0)
     told: list[object] = []
     torch.manual_seed(1)
     one = evaluate(task_of(quickest), told.append)
@@ -547,9 +551,13 @@ def test_a_trial_depends_on_its_task_alone(quickest: Place, tmp_path: Path) -> N
     assert np.array_equal(one.logits, other.logits)
     data = data_for(task_of(quickest).data, 16, ("simple_cnn",))
     assert one.logits.shape == (len(data.development), 3)
-    assert [step for step in told if isinstance(step, Step)] == [
-        Step(fold, epoch) for fold in range(3) for epoch in range(1, 1 + len(one.trial.folds[fold].epochs))
+    steps = [step for step in told if isinstance(step, Step)]
+    assert [step for step in steps if 4 * step.share == step.epoch] == [
+        Step(fold, epoch, epoch / 4) for fold in range(3) for epoch in range(1, 1 + len(one.trial.folds[fold].epochs))
     ]
+    shares = [step.fold + step.share for step in steps]
+    assert shares == sorted(shares)
+    assert len(shares) > 2 * 3 * 4, "also within the epochs"
     assert [done for done in told if isinstance(done, FoldDone)] == [
         FoldDone(number, fold) for number, fold in enumerate(one.trial.folds)
     ]

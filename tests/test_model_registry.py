@@ -650,6 +650,7 @@ def test_every_verb_answers_people_and_programs(
     assert gives(*search, "--metric", "val_loss", "--mode", "max")["run_id"] == second
     assert says("promote", "1", "Production", "--reason", "first") == [
         f"v1 of {room.name} moved from None to Production",
+        room.registry.found_by_alarm(1),
         "next: python serve_model.py",
     ]
     assert says("promote", "2", "staging") == [

@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +225,122 @@ def test_a_notebook_needs_no_baseline_and_no_class_names():
         assert monitor.calculate_metrics("short")["accuracy"] == 1.0
 
 
+def test_a_tight_loop_loses_nothing(caplog):
+    with ModelMonitor("m.db", classes=["cat", "dog"]) as monitor:
+        ids = [monitor.log_prediction([0.25, 0.75]) for _ in range(30_000)]
+        assert monitor.calculate_metrics("long")["n"] == 30_000
+        assert monitor.stats() == {"queued": 0, "written": 30_000, "dropped": 0, "lost": 0, "write_errors": 0}
+        assert monitor.record_feedback_many(dict.fromkeys(ids[::1000], "dog")) == 30
+    assert not caplog.records
+
+
+def test_a_monitor_that_is_told_never_to_wait_drops_counts_and_says_so(caplog):
+    with ModelMonitor("m.db", classes=["cat", "dog"]) as monitor:
+        monitor.log_prediction([0.25, 0.75])
+    with sqlite3.connect("m.db", isolation_level=None) as connection:
+        connection.execute("BEGIN IMMEDIATE")  # the store does not take anything
+        with ModelMonitor("m.db", classes=["cat", "dog"], drop_when_full=True) as monitor:
+            for _ in range(3):
+                monitor.log_predictions([[0.25, 0.75]] * 5000)
+            monitor.log_prediction([0.25, 0.75])
+            dropped = monitor.stats()["dropped"]
+            assert 4000 <= dropped <= 5001
+            connection.execute("ROLLBACK")
+            figures = monitor.calculate_metrics("long")
+    connection.close()
+    assert figures["n"] == 15_002 - dropped
+    assert (
+        caplog.messages.count("predictions come faster than the store takes them: what finds no room is dropped") == 1
+    )
+
+
+def test_many_are_logged_at_once_as_if_one_by_one(baseline):
+    rng = np.random.default_rng(11)
+    rows, _ = answers(2500, rng)
+    rows[7] = np.nan
+    brightness, latency, times = rng.random(2500), rng.random(2500) * 9, 1.7e9 + np.arange(2500.0)
+    names = [f"{place}.jpg" for place in range(2500)]
+    with ModelMonitor("one.db", baseline, model_version="1") as one, ModelMonitor("all.db", baseline) as many:
+        ids = [
+            one.log_prediction(row, statistics={"brightness": b}, latency_ms=ms, time=moment, source=name)
+            for row, b, ms, moment, name in zip(rows, brightness, latency, times, names, strict=True)
+        ]
+        assert many.log_predictions(
+            rows, statistics={"brightness": brightness}, latency_ms=latency, times=times, sources=names,
+            prediction_ids=ids, model_version="1",
+        ) == ids  # fmt: skip
+        assert one.export("one.csv", probabilities=True) == 2500
+        many.flush(30)
+        with ModelMonitor("all.db", model_version="1") as beside:
+            assert beside.export("all.csv", probabilities=True) == 2500
+    assert Path("one.csv").read_text() == Path("all.csv").read_text()
+
+
+def test_what_is_logged_at_once_is_looked_at_when_it_is_stored(monitor):
+    monitor.log_predictions(answers(15_000, np.random.default_rng(13), strength=0.5)[0])
+    assert monitor.flush(60)
+    assert "confidence_distribution" in {alert["metric"] for alert in monitor.alerts()}
+
+
+def test_many_get_ids_of_their_own_in_order(monitor):
+    before = monitor.log_prediction([1, 0, 0])
+    ids = monitor.log_predictions([{"dog": 1, "cat": 0, "bird": 0}] * 20_000)
+    after = monitor.log_prediction([1, 0, 0])
+    assert [before, *ids, after] == sorted({before, *ids, after})
+    assert monitor.flush(120)
+    assert monitor.record_feedback_many(dict.fromkeys(ids[-3:], "dog")) == 3
+    figures = monitor.calculate_metrics("long")
+    assert (figures["n"], figures["n_labels"], figures["accuracy"]) == (20_002, 3, 1.0)
+    assert monitor.log_predictions([]) == monitor.log_predictions(np.zeros((0, 3))) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"probabilities": [[1, 0, 0], [0.5, 0.1, 0]]}, r"^probabilities\[1\] must add up to 1, got 0.6$"),
+        ({"statistics": {"brightness": [1.0]}}, r"^statistics\['brightness'\] must be 2 numbers, one for each image"),
+        ({"latency_ms": [1, "slow"]}, r"^latency_ms\[1\] must be a number, got 'slow'$"),
+        ({"times": ["2026-11-24", "soon"]}, r"^times\[1\] must be a time such as 2026-11-24T08:00Z, got soon$"),
+        ({"sources": ["a.jpg"]}, "^2 sources are needed, one for each prediction, got 1$"),
+        ({"prediction_ids": [new_prediction_id()]}, "^2 prediction ids are needed, got 1$"),
+    ],
+)
+def test_of_many_with_something_wrong_none_is_logged(monitor, more, message):
+    with pytest.raises(SettingsError, match=message):
+        monitor.log_predictions(**{"probabilities": [[1, 0, 0], [0, 1, 0]]} | more)
+    with pytest.raises(UnknownPrediction, match="there is no prediction 'mine'"):
+        monitor.log_predictions([[1, 0, 0]], prediction_ids=["mine"])
+    assert monitor.calculate_metrics("long")["n"] == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"latency_ms": "slow"}, "latency_ms must be a number, got 'slow'"),
+        ({"statistics": {"a": "x"}}, r"statistics\['a'\] must be a number, got 'x'"),
+        ({"time": float("nan")}, "time must lie between the years 1970 and 3000, in seconds since 1970, got nan"),
+        ({"time": "soon"}, "time must be a time such as 2026-11-24T08:00Z, got soon"),
+        ({"source": 5}, "source must be a text such as a file name, got int"),
+    ],
+)
+def test_what_could_not_be_stored_is_refused_and_nothing_else_is_lost_with_it(monitor, more, message):
+    monitor.log_prediction([1, 0, 0])
+    with pytest.raises(SettingsError, match=f"^{message}$"):
+        monitor.log_prediction([1, 0, 0], **more)
+    monitor.log_prediction([1, 0, 0], time="2026-11-24T08:00Z", latency_ms=np.float32(2), statistics={"a": None})
+    figures = monitor.calculate_metrics("long")
+    assert (figures["n"], figures["until"]) == (2, datetime(2026, 11, 24, 8, tzinfo=UTC).timestamp())
+    assert monitor.stats()["lost"] == 0
+
+
+def test_an_id_that_is_logged_twice_is_stored_once_and_told(monitor, caplog):
+    name = monitor.log_prediction([1, 0, 0])
+    monitor.flush(30)
+    monitor.log_predictions([[0, 1, 0], [0, 0, 1]], prediction_ids=[name, new_prediction_id()])
+    assert monitor.calculate_metrics("long")["class_shares"] == {"bird": 0.5, "cat": 0.0, "dog": 0.5}
+    assert caplog.messages == ["1 predictions were not stored: the store has others with their ids already"]
+
+
 # Feedback
 
 
@@ -302,7 +418,8 @@ def test_a_baseline_of_other_classes_is_refused(baseline):
 # Trouble with the store
 
 
-def test_a_store_that_cannot_be_written_is_never_felt_by_logging(monitor, baseline, caplog):
+def test_a_store_that_cannot_be_written_is_never_felt_by_logging(monitor, baseline, caplog, monkeypatch):
+    monkeypatch.setattr("toolkit.monitoring.writer.CLOSING_SECONDS", 0.2)
     monitor.log_prediction([1, 0, 0])
     monitor.flush(30)
     with caplog.at_level(logging.ERROR), ModelMonitor("sqlite:///file:m.db?mode=ro&uri=true", baseline) as reader:
@@ -314,7 +431,9 @@ def test_a_store_that_cannot_be_written_is_never_felt_by_logging(monitor, baseli
         assert (stats["written"], stats["queued"], stats["lost"]) == (0, 3, 0)
         assert stats["write_errors"] >= 1
     assert reader.stats()["lost"] == 3
-    assert ["attempt to write a readonly database" in record.getMessage() for record in caplog.records] == [True]
+    failed, lost = caplog.messages
+    assert "attempt to write a readonly database" in failed
+    assert lost == "the store did not take 3 predictions before the end: they are lost"
 
 
 def test_a_damaged_store_is_one_sentence_for_who_reads(monitor):
@@ -353,10 +472,121 @@ def test_a_failing_model_is_reported_once_grows_worse_and_recovers(monitor, capl
     assert [alert["cleared_at"] is None for alert in alerts] == [True] + [False] * (len(alerts) - 1)
     drift = next(alert for alert in monitor.alerts() if alert["metric"] == "confidence_distribution")
     assert (drift["level"], drift["status"]) == ("warning", "estimate")
-    assert "brightness" in drift["message"]
-    assert "immediate (confirmed): Accuracy fell" in caplog.text
-    feed(monitor, 2000, rng)
+    assert drift["message"].startswith("CONFIDENCE: lower in the last ")
+    assert "immediate (confirmed): ACCURACY 97 -> " in caplog.text
+    feed(monitor, 3000, rng)
     assert not [alert for alert in monitor.alerts() if alert["window"] == "short" and alert["cleared_at"] is None]
+
+
+def hardest(probabilities, truth):
+    return probabilities.max(axis=1) < 0.6
+
+
+def one_class(probabilities, truth):
+    return truth == 2
+
+
+def easiest(probabilities, truth):
+    return probabilities.max(axis=1) > 0.97
+
+
+@pytest.mark.parametrize("chosen", [hardest, one_class, easiest])
+def test_labels_of_a_choice_raise_no_alarm_about_a_model_that_has_not_changed(chosen):
+    """The last class is the hardest: "dog" is right half of the time, the others nine times out of ten."""
+    acted, shown = [], []
+    with ModelMonitor("m.db", uneven_baseline(), model_version="1", on_immediate=acted.append) as monitor:
+        for rows, truth, ids in logged(monitor, 3000, np.random.default_rng(1)):
+            which = np.flatnonzero(chosen(rows, truth))
+            monitor.record_feedback_many({ids[i]: CLASSES[truth[i]] for i in which})
+            monitor.check_alerts()
+            shown.append(monitor.calculate_metrics("short"))
+        alerts = [alert for alert in monitor.alerts() if alert["metric"] == "accuracy"]
+    assert [alert for alert in alerts if alert["status"] == "confirmed"] == acted == []
+    assert len(alerts) <= 1
+    figures = shown[-1]
+    told = figures["label_sample"]
+    assert told["fair"] is False
+    assert abs(told["told"] - 0.79) > 0.1
+    assert figures["accuracy"] == pytest.approx(0.79, abs=0.06)
+    assert figures["accuracy_interval"][0] < 0.79 < figures["accuracy_interval"][1]
+
+
+@pytest.mark.parametrize(
+    ("how", "acts"), [("chosen", False), ("drawn", True), ("told as an audit", True), ("trusted", True)]
+)
+def test_only_a_drawn_sample_acts_by_itself_unless_labels_are_trusted(how, acts):
+    acted, names = [], {}
+    limits = Limits(trust_labels=how == "trusted")
+    with ModelMonitor(
+        "m.db", uneven_baseline(), model_version="1", on_immediate=acted.append, limits=limits
+    ) as monitor:
+        for _, truth, ids in logged(monitor, 1000, np.random.default_rng(2), spoilt=0.6):
+            names |= dict(zip(ids, (CLASSES[k] for k in truth), strict=True))
+        if how == "drawn":
+            wanted = monitor.labels_wanted(300)
+        else:
+            wanted = np.random.default_rng(3).choice(list(names), 300, replace=False).tolist()
+        source = "audit" if how == "told as an audit" else "annotators"
+        monitor.record_feedback_many({name: names[name] for name in wanted}, source=source)
+        monitor.check_alerts()
+        alert = next(alert for alert in monitor.alerts() if alert["metric"] == "accuracy")
+    assert (alert["level"], alert["status"]) == ("immediate", "confirmed" if acts else "suspected")
+    assert bool(acted) is acts
+
+
+def test_a_drawn_sample_that_holds_labels_of_a_choice_is_a_fair_one():
+    """What was labelled before it was drawn is part of the sample, else only easy ones would be left in it."""
+    names = {}
+    with ModelMonitor("m.db", uneven_baseline(), model_version="1") as monitor:
+        for rows, truth, ids in logged(monitor, 1000, np.random.default_rng(4)):
+            names |= dict(zip(ids, (CLASSES[k] for k in truth), strict=True))
+            which = np.flatnonzero(hardest(rows, truth))
+            monitor.record_feedback_many({ids[i]: names[ids[i]] for i in which}, source="ada")
+        assert monitor.calculate_metrics("short")["label_sample"]["fair"] is False
+        monitor.record_feedback_many({name: names[name] for name in monitor.labels_wanted(200)})
+        told = monitor.calculate_metrics("short")["label_sample"]
+    assert (told["kind"], told["fair"], told["may_confirm"]) == ("drawn", True, "immediate")
+    assert told["n"] > 250  # the 200 that were asked for, and those between them that had a label
+
+
+def test_near_duplicates_in_bursts_with_all_labels_are_no_news():
+    rng = np.random.default_rng(5)
+    with ModelMonitor("m.db", uneven_baseline(), model_version="1") as monitor:
+        for _, truth, ids in logged(monitor, 8000, rng, burst=20):
+            monitor.record_feedback_many(dict(zip(ids, (CLASSES[k] for k in truth), strict=True)))
+            monitor.check_alerts()
+        assert [alert for alert in monitor.alerts() if alert["metric"] == "accuracy"] == []
+        figures = monitor.calculate_metrics("medium")
+    assert figures["label_sample"]["effective_n"] < 800
+    assert np.ptp(figures["accuracy_interval"]) > 0.04
+
+
+def uneven(n, rng, spoilt=0.0):
+    """Calibrated answers, of which those of the last class are hard; a share of the true classes is drawn anew."""
+    truth = rng.integers(0, 3, n)
+    confidence = np.clip(rng.beta(6, 0.6, n) * np.where(truth == 2, 0.6, 1.0), 0.34, 0.999)
+    predicted = np.where(rng.random(n) < confidence, truth, (truth + rng.integers(1, 3, n)) % 3)
+    probabilities = np.repeat((1 - confidence)[:, None] / 2, 3, axis=1)
+    probabilities[np.arange(n), predicted] = confidence
+    truth = np.where(rng.random(n) < spoilt, rng.integers(0, 3, n), truth)
+    return probabilities, truth
+
+
+def uneven_baseline():
+    return Baseline(CLASSES, *uneven(5000, np.random.default_rng(0)))
+
+
+def logged(monitor, n, rng, spoilt=0.0, burst=1):
+    """Log a stream, a hundred at a time, and give the rows, their true classes and their ids."""
+    probabilities, truth = uneven(n // burst, rng, spoilt)
+    probabilities, truth = np.repeat(probabilities, burst, axis=0), np.repeat(truth, burst)
+    probabilities = np.clip(probabilities + (burst > 1) * rng.normal(0, 0.003, probabilities.shape), 1e-3, None)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    for first in range(0, n, 100):
+        rows = probabilities[first : first + 100]
+        ids = [monitor.log_prediction(row) for row in rows]
+        assert monitor.flush(30)
+        yield rows, truth[first : first + 100], ids
 
 
 def test_alerts_are_found_by_time_and_level(monitor):
@@ -371,6 +601,12 @@ def test_alerts_are_found_by_time_and_level(monitor):
     moment = datetime.fromtimestamp(everything[0]["time"], UTC)
     assert {alert["time"] for alert in monitor.alerts(since=moment)} == {everything[0]["time"]}
     assert monitor.alerts(since=everything[0]["time"] + 1) == []
+    assert monitor.alerts(since="2020-01-01") == everything
+    assert monitor.alerts(since=(moment + timedelta(seconds=1)).isoformat()) == []
+    with pytest.raises(SettingsError, match=r"^since must be a time such as 2026-11-24T08:00Z, got last week$"):
+        monitor.alerts(since="last week")
+    with pytest.raises(SettingsError, match=r"^since must lie between the years 1970 and 3000, in seconds since 1970"):
+        monitor.alerts(since=everything[0]["time"] * 1000)
     with pytest.raises(SettingsError, match="no level 'bad'"):
         monitor.alerts(level="bad")
 
@@ -432,6 +668,8 @@ def test_the_command_line_says_what_the_monitor_says(monitor):
     monitor.close()
     report = run("report", "--store", "m.db", "--figure", "accuracy.png")
     assert (report.returncode, report.stderr) == (0, "")
+    worst = next(alert for alert in monitor.standing_alerts() if alert["level"] == "immediate")
+    assert report.stdout.startswith(f"{worst['level'].upper()} ({worst['status']}): {worst['message']}\n\n")
     assert "Model version 1, short window" in report.stdout
     assert "confidence_distribution  drift" in report.stdout
     assert Path("accuracy.png").read_bytes().startswith(b"\x89PNG")
@@ -442,25 +680,50 @@ def test_the_command_line_says_what_the_monitor_says(monitor):
     assert alerts == monitor.alerts(level="immediate")
     text = run("alerts", "--store", "m.db", "--since", "2023-11-14T00:00Z").stdout
     assert "IMMEDIATE (confirmed)  accuracy of version 1, short window" in text
+    for line in (alerts[0]["message"], *(f"  {line}" for line in alerts[0]["details"].splitlines())):
+        assert f"\n  {line}\n" in text
     assert run("alerts", "--store", "m.db", "--since", "2033-01-01").stdout == "No alerts.\n"
+
+
+def test_what_is_ignored_raises_no_alert_and_reports_show_it_all_the_same(baseline, monkeypatch):
+    monkeypatch.setenv("MONITORING_IGNORE", "prediction_distribution, confidence_distribution/medium")
+    with ModelMonitor("m.db", baseline, model_version="1", clock=Clock()) as monitor:
+        feed(monitor, 1000, np.random.default_rng(4), labelled=False, prior=[0.9, 0.05, 0.05])
+        assert {result.metric for result in monitor.detect_drift().results if result.drifted} >= {
+            "prediction_distribution"
+        }
+        assert "prediction_distribution" not in {alert["metric"] for alert in monitor.alerts()}
 
 
 def test_an_alert_is_acknowledged_predictions_are_exported_and_labels_asked_for(monitor):
     feed(monitor, 400, np.random.default_rng(10), strength=0.5)
+    unlabelled = monitor.log_predictions(
+        np.eye(3)[[0, 1, 2, 0] * 25], sources=[f"{i}\n.jpg" for i in range(99)] + [None]
+    )
     monitor.close()
     number = monitor.alerts()[0]["id"]
     done = run("alerts", "--store", "m.db", "--acknowledge", str(number), "--by", "ada")
     assert done.stdout == f"alert {number} is acknowledged: it is told again only if it gets worse\n"
     assert f"acknowledged by ada  [{number}]" in run("alerts", "--store", "m.db").stdout
-    assert run("export", "p.csv", "--store", "m.db", "--probabilities").stdout == "400 predictions written to p.csv\n"
+    assert run("export", "p.csv", "--store", "m.db", "--probabilities").stdout == "500 predictions written to p.csv\n"
     rows = Path("p.csv").read_text().splitlines()
-    assert len(rows) == 401
+    assert len(rows) == 501
+    assert rows[0].startswith('"id","time","source",')
+    assert sum(r"\n.jpg" in row for row in rows) == 99
+    assert run("export", "q.csv", "--store", "m.db", "--since", "2999-01-01").stdout.startswith("0 predictions")
     assert rows[0].endswith('"probability_bird","probability_cat","probability_dog"')
-    wanted = run("labels", "--store", "m.db", "--count", "30").stdout.split()
+    lines = [line.split("  ") for line in run("labels", "--store", "m.db", "--count", "30").stdout.splitlines()]
+    wanted = [words[0] for words in lines]
     assert wanted == monitor.labels_wanted(30)
-    assert len(set(wanted)) == 30
-    assert monitor.record_feedback_many(dict.fromkeys(wanted, "cat"), source="audit") > 0
-    assert monitor.labels_wanted(10) == wanted[:10]
+    assert len(set(wanted) & set(unlabelled)) == 30
+    names = monitor.sources(wanted)
+    assert [words[1:] for words in lines] == [[names[one]] if one in names else [] for one in wanted]
+    assert all(names[one] == rf"{unlabelled.index(one)}\n.jpg" for one in names)
+    monitor.record_feedback_many(dict.fromkeys(monitor.labels_wanted(100), "cat"), source="audit")
+    done = run("labels", "--store", "m.db")
+    assert (done.stdout, done.stderr) == (
+        "", "nothing is left to label: those that would settle it have labels already\n"
+    )  # fmt: skip
 
 
 def test_a_recording_is_played_again_with_other_limits(monitor, baseline):
@@ -476,6 +739,34 @@ def test_a_recording_is_played_again_with_other_limits(monitor, baseline):
     assert "immediate" in {event["level"] for event in once["events"]}
     assert {event["level"] for event in again["events"]} == {"warning"}
     assert "600 predictions" in run("replay", "p.parquet", "--store", "m.db").stdout
+
+
+def test_labels_are_not_wanted_twice_and_what_is_labelled_stays_a_fair_sample(monitor):
+    ids = monitor.log_predictions(answers(500, np.random.default_rng(2))[0])
+    order = monitor.labels_wanted(500)
+    assert sorted(order) == ids
+    enough = len(monitor.labels_wanted())
+    monitor.record_feedback_many(dict.fromkeys(ids[:200], "cat"))  # that came by themselves, of the first ones
+    monitor.record_feedback_many(dict.fromkeys(ids[200:250], "cat"), source="complaint")  # which count for nothing
+    missing = [one for one in order if one not in set(ids[:200])]
+    assert monitor.labels_wanted(40) == missing[:40]
+    assert monitor.labels_wanted(1000) == missing
+    assert monitor.labels_wanted() == [one for one in order[:enough] if one in set(missing)]
+    monitor.record_feedback_many(dict.fromkeys(monitor.labels_wanted(), "dog"), source="audit")
+    assert monitor.labels_wanted() == []
+    assert monitor.labels_wanted(5) == [one for one in missing if one in set(order[enough:])][:5]
+
+
+def test_an_alert_names_images_that_were_answered_wrongly(monitor):
+    rng = np.random.default_rng(12)
+    probabilities, truth = answers(600, rng, strength=0.3)
+    ids = monitor.log_predictions(probabilities, sources=[f"{place}.jpg" for place in range(600)])
+    monitor.record_feedback_many({name: CLASSES[k] for name, k in zip(ids, truth, strict=True)}, source="audit")
+    monitor.flush(30)
+    wrong = {f"{place}.jpg" for place in np.flatnonzero(probabilities.argmax(axis=1) != truth)}
+    alerts = {alert["metric"]: alert for alert in monitor.alerts()}
+    assert len(alerts["accuracy"]["sources"]) == 5
+    assert set(alerts["accuracy"]["sources"]) <= wrong
 
 
 def test_labels_are_wanted_as_many_as_settle_it(monitor):
@@ -513,6 +804,7 @@ def test_the_command_line_on_an_empty_folder(tmp_path):
         (("replay", "no.parquet", "--baseline", "no.npz"), "--baseline no.npz cannot be read: No such file"),
         (("replay", "no.parquet"), "no.parquet can only be replayed beside a baseline that holds pictures"),
         (("replay", "no.csv", "--warning", "0.3"), "the levels must grow from warning over critical to immediate"),
+        (("replay", "a.csv", "--ignore", "recall"), "ignore must be one of accuracy, confidence_distribution, "),
         (("labels", "--count", "0"), "--count must be at least 1, got 0"),
         (("report", "--window", "week"), "--window must be one of short, medium, long, got week"),
         (("alerts", "--since", "soon"), "--since must be a time such as 2026-11-24T08:00Z, got soon"),

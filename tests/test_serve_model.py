@@ -1,6 +1,8 @@
 """The service as its clients meet it: a real registry, a real store, real sockets, and a process from start to end."""
 
+import asyncio
 import base64
+import gzip
 import itertools
 import json
 import os
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,7 @@ from monitoring import ModelMonitor
 from serve_model import ServeSettings, create_app, main
 from support import (
     COLOURS,
+    LONGEST_WAIT,
     ROOT,
     ColourNetwork,
     colour_baseline,
@@ -57,7 +61,6 @@ from toolkit.tracking import Run, connect
 
 NUMBERS = itertools.count()
 RED, GREEN, BLUE = (colour_picture(colour, 1) for colour in ("red", "green", "blue"))
-PATIENCE = 240.0  # seconds: a model is rehearsed at a low priority, while other tests keep the cores busy
 SPOILED = encode(np.full((16, 16, 3), (255, 0, 0), np.uint8))
 MEMBERS = {"type", "title", "status", "detail", "request_id"}
 
@@ -172,23 +175,26 @@ def serving(room: Room, folder: Path, **settings: Any) -> Iterator[Served]:
         "engine": "torch",
         "max_body_mb": 1,
         "max_pixels": 1_000_000,
+        "answer_seconds": LONGEST_WAIT,
+        "body_seconds": LONGEST_WAIT,
+        "stall_seconds": LONGEST_WAIT,
         "tracking_uri": room.uri,
         "model_name": room.name,
     }
     app = create_app(ServeSettings(**words | settings))
     listener = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = Server(app, lambda: None, drain_seconds=0, finish_seconds=10)
+    server = Server(app, lambda: None, drain_seconds=0, finish_seconds=int(LONGEST_WAIT))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+        with httpx.Client(base_url=url, timeout=LONGEST_WAIT, trust_env=False) as client:
             wait_until(lambda: client.get("/health").json()["registry"]["last_look"])
             wait_until(lambda: client.get("/health").json()["ready"])
             yield Served(app, client, room, store)
     finally:
         server.handle_exit(signal.SIGTERM, None)
-        thread.join(60)
+        thread.join(LONGEST_WAIT)
     assert not thread.is_alive()
 
 
@@ -201,7 +207,7 @@ def served(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
         yield served
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = LONGEST_WAIT) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it never came"
@@ -282,6 +288,25 @@ def test_a_batch_has_a_limit(served: Served) -> None:
     assert "at most 4 files" in problem(answer, 422, "invalid-parameter")["detail"]
     problem(served.client.post("/predict/batch", files={"file": RED}), 422, "invalid-parameter")
     problem(served.client.post("/predict/batch", content=RED), 415, "unsupported-media-type")
+
+
+def test_file_names_and_texts_in_any_bytes_are_answered_in_valid_utf_8(served: Served) -> None:
+    """Latin-1 and an escape sequence in a file's name; half a character, which JSON can write, in a text."""
+    begin = b'--B\r\nContent-Disposition: form-data; name="files"; filename='
+    body = begin + b'"caf\xe9\x1b[31m.png"\r\n\r\n' + RED + b"\r\n" + begin + b'"\xed\xa0\x80"\r\n\r\nno\r\n--B--\r\n'
+    form = {"Content-Type": "multipart/form-data; boundary=B"}
+    answer = served.client.post("/predict/batch", content=body, headers=form)
+    one, other = json.loads(answer.content.decode("utf-8"))["results"]
+    assert (one["prediction"]["predicted_class"], other["error"]["status"]) == ("red", 400)
+    name = one["prediction"]["prediction_id"].encode()
+    for told in (
+        b'"%s", "label": "\\ud800"' % name,
+        b'"\\ud800", "label": "red"',
+        b'"%s", "label": "a\\n\\u001b"' % name,
+    ):
+        body = b'{"prediction_id": ' + told + b"}"
+        answer = served.client.post("/feedback", content=body, headers={"Content-Type": "application/json"})
+        assert json.loads(answer.content.decode("utf-8"))["status"] == answer.status_code == 422
     assert len(served.client.post("/predict/batch", files=[("files", RED)] * 4).json()["results"]) == 4
 
 
@@ -290,13 +315,19 @@ def test_each_prediction_reaches_the_monitor_with_what_it_was_made_of(uri: str, 
     room.promote("unsure")
     pictures = [colour_picture(COLOURS[seed % 3], seed, size=30 + seed) for seed in range(12)]
     with serving(room, tmp_path) as served:
-        answers = [served.predict(picture, top_k=3).json() for picture in pictures]
+        answers = [
+            served.client.post("/predict", files={"file": (f"{n}\u202e.jpg", picture)}, params={"top_k": 3}).json()
+            for n, picture in enumerate(pictures[:-1])
+        ]
+        answers.append(served.client.post("/predict", content=pictures[-1], params={"top_k": 3}).json())
         problem(served.predict(b"broken"), 400, "undecodable-picture")
         windows = served.client.get("/metrics").json()["monitor"]["windows"]
         assert windows["short"]["n"] == 12
         assert windows["long"]["model_version"] == "1"
     with ModelMonitor(served.store) as monitor:
         figures = monitor.calculate_metrics("long")
+        names = monitor.sources([answer["prediction_id"] for answer in answers])
+    assert [names.get(answer["prediction_id"]) for answer in answers] == [rf"{n}\u202e.jpg" for n in range(11)] + [None]
     assert (figures["n"], figures["reference_n"]) == (12, 300)
     assert figures["mean_confidence"] == pytest.approx(np.mean([answer["confidence"] for answer in answers]), abs=2e-3)
     with sqlite3.connect(served.store) as database:
@@ -412,10 +443,26 @@ def test_drift_and_alerts(served: Served) -> None:
         assert report["model_version"] == "1"
         assert report["drifted"] is None  # too few predictions to say
     problem(served.client.get("/drift", params={"window": "tiny"}), 422, "invalid-parameter")
-    for query in ({}, {"level": "critical"}, {"since": "2020-01-01T00:00:00"}, {"since": 1.7e9}, {"since": 0}):
+    for query in (
+        {},
+        {"level": "critical"},
+        {"since": "2020-01-01T00:00:00"},
+        {"since": "20200101"},
+        {"since": 1.7e9},
+        {"since": 0},
+    ):
         assert served.client.get("/alerts", params=query).json() == []
-    for query in ({"level": "mild"}, {"since": "yesterday"}, {"since": "nan"}, {"since": 1e300}):
+    for query in (
+        {"level": "mild"},
+        {"since": "yesterday"},
+        {"since": "nan"},
+        {"since": 1e300},
+        {"since": 1.7e12},
+        {"since": "2026"},
+    ):
         problem(served.client.get("/alerts", params=query), 422, "invalid-parameter")
+    told = problem(served.client.get("/alerts", params={"since": "yesterday"}), 422, "invalid-parameter")["detail"]
+    assert told.startswith("query.since: must be a time such as 2026-11-24T08:00Z")
     for query in ({"since": "0001-01-01T00:00:00+14:00"}, {"since": "9999-12-31T23:59:59-14:00"}, {"since": -1e11}):
         assert served.client.get("/alerts", params=query).status_code in (200, 422)
 
@@ -440,7 +487,8 @@ def test_the_description_is_served(served: Served) -> None:
     ("method", "path", "words", "status", "slug"),
     [
         ("GET", "/nothing", {}, 404, "not-found"),
-        ("GET", "/predict/", {"follow_redirects": True}, 405, "method-not-allowed"),
+        ("POST", "/predict/", {"content": RED, "headers": {"Host": "evil.example"}}, 404, "not-found"),
+        ("GET", "/docs/", {"headers": {"Host": "evil.example"}}, 404, "not-found"),
         ("GET", "/%2e%2e/%2e%2e/etc/passwd", {}, 404, "not-found"),
         ("GET", "/pages/..%2f..%2fserve_model.py", {}, 404, "not-found"),
         ("GET", "/" + "x" * 20_000, {}, 404, "not-found"),
@@ -463,12 +511,84 @@ def test_the_description_is_served(served: Served) -> None:
         ("POST", "/feedback", {"content": iter([bytes(2**19)] * 3)}, 413, "body-too-large"),
         ("POST", "/feedback", {"content": bytes(2**20 + 1)}, 413, "body-too-large"),
         ("POST", "/predict", {"content": encode(np.zeros((1001, 1000, 3), np.uint8))}, 413, "picture-too-large"),
+        ("POST", "/predict", {"content": gzip.compress(RED)[:-5], "headers": {"Content-Encoding": "gzip"}}, 400,
+         "malformed-body"),
+        ("POST", "/predict", {"content": gzip.compress(bytes(2**20 + 1)), "headers": {"Content-Encoding": "gzip"}}, 413,
+         "body-too-large"),
+        ("POST", "/predict", {"content": RED, "headers": {"Content-Encoding": "br"}}, 415, "unsupported-encoding"),
+        ("POST", "/feedback", {"content": b"[]", "headers": {"Content-Encoding": "zstd"}}, 415, "unsupported-encoding"),
     ],
 )  # fmt: skip
 def test_each_error_is_a_problem_of_one_shape(
     served: Served, method: str, path: str, words: dict[str, Any], status: int, slug: str
 ) -> None:
     problem(served.client.request(method, path, **words), status, slug)
+
+
+def test_a_compressed_body_is_undone_wherever_there_are_bodies(served: Served) -> None:
+    packed = {"Content-Encoding": "gzip"}
+    name = served.client.post("/predict", content=gzip.compress(RED), headers=packed).json()
+    assert name["predicted_class"] == "red"
+    files = httpx.Request("POST", "http://a", files=[("files", RED), ("files", GREEN)])
+    headers = packed | {"Content-Type": files.headers["Content-Type"]}
+    batch = served.client.post("/predict/batch", content=gzip.compress(files.read()), headers=headers).json()
+    assert [one["prediction"]["predicted_class"] for one in batch["results"]] == ["red", "green"]
+    told = json.dumps({"prediction_id": name["prediction_id"], "label": "red"}).encode()
+    headers = packed | {"Content-Type": "application/json"}
+    assert served.client.post("/feedback", content=gzip.compress(told), headers=headers).json() == {"recorded": 1}
+
+
+def test_nothing_is_redirected_to_where_the_client_says_that_it_is(served: Served) -> None:
+    for path in [*served.client.get("/openapi.json").json()["paths"], "/", "/docs", "/dashboard"]:
+        for address in (path, path + "/"):
+            answer = served.client.get(address, headers={"Host": "evil.example"})
+            assert "evil" not in answer.headers.get("Location", "")
+
+
+def test_head_is_answered_where_get_is(served: Served) -> None:
+    for path in ("/livez", "/health", "/metrics", "/model-info", "/docs", "/openapi.json", "/v2", "/ping", "/nothing"):
+        got, found = served.client.get(path), served.client.head(path)
+        assert (found.status_code, found.content) == (got.status_code, b"")
+        assert found.headers["Content-Type"] == got.headers["Content-Type"]
+    assert served.client.head("/predict").status_code == 405
+    counted = served.client.get("/metrics/prometheus").text
+    assert 'serve_requests_total{method="HEAD",route="/livez",status="200"} 1.0' in counted
+
+
+def test_a_page_of_another_origin_leaves_nothing_in_the_monitor(served: Served) -> None:
+    made = lambda: sum(served.client.get("/metrics").json()["predictions"]["1"].values())  # noqa: E731
+    before, name = made(), served.predict().json()["prediction_id"]
+    for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+        ask = partial(served.client.post, headers=headers)
+        problem(ask("/predict", files={"file": RED}), 403, "cross-origin")
+        problem(ask("/feedback", json={"prediction_id": name, "label": "blue"}), 403, "cross-origin")
+        problem(ask("/admin/reload"), 403, "cross-origin")
+        assert "Access-Control-Allow-Origin" not in served.client.get("/livez", headers=headers).headers
+    own = {"Origin": str(served.client.base_url).rstrip("/")}
+    assert served.client.post("/predict", files={"file": RED}, headers=own).status_code == 200
+    assert made() == before + 2
+
+
+def test_pages_of_allowed_origins_may_ask_and_read() -> None:
+    app = create_app(ServeSettings(allow_origin="https://a.example, https://b.example:8443"))
+
+    def ask(method: str, path: str, **headers: str) -> httpx.Response:
+        async def asked() -> httpx.Response:
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+                return await client.request(method, path)
+
+        return asyncio.run(asked())
+
+    wanted = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+    for origin, allowed in (
+        ("https://a.example", True),
+        ("https://b.example:8443", True),
+        ("https://b.example", False),
+    ):
+        for answer in (ask("OPTIONS", "/predict", Origin=origin, **wanted), ask("GET", "/livez", Origin=origin)):
+            assert answer.headers.get("Access-Control-Allow-Origin") == (origin if allowed else None)
+        assert ask("POST", "/nothing", Origin=origin).status_code == (404 if allowed else 403)
 
 
 def test_a_wrong_method_tells_the_right_ones(served: Served) -> None:
@@ -493,7 +613,7 @@ class Gate:
     def infer(self, pictures: np.ndarray) -> np.ndarray:
         if self.error:
             raise self.error
-        assert self.open.wait(60)
+        assert self.open.wait(LONGEST_WAIT)
         return np.array([[0.0, 0.0, 1.0]] * len(pictures), np.float32)
 
 
@@ -539,7 +659,7 @@ def test_a_full_queue_refuses_at_once_and_everything_else_still_answers(served: 
         name = served.client.post("/feedback", json={"prediction_id": "x", "label": "red"})
         problem(name, 404, "unknown-prediction")
         gate.open.set()
-        assert [one.result(60).status_code for one in waiting] == [200] * 8
+        assert [one.result(LONGEST_WAIT).status_code for one in waiting] == [200] * 8
     wait_until(lambda: served.desk.depth == 0)
 
 
@@ -555,7 +675,7 @@ def test_clients_that_leave_take_no_place_with_them(served: Served) -> None:
     address = (served.client.base_url.host, served.client.base_url.port)
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(RED)
     for number in range(200):
-        with socket.create_connection(address, timeout=60) as connection:
+        with socket.create_connection(address, timeout=LONGEST_WAIT) as connection:
             connection.sendall(head + (RED if number % 2 else RED[:100]))
     wait_until(lambda: served.desk.depth == 0 and served.predict().status_code == 200)
     assert served.client.get("/health").json()["queue"]["depth"] == 0
@@ -602,9 +722,17 @@ def test_what_is_no_number_is_never_a_class(room: Room, tmp_path: Path) -> None:
             served.predict(SPOILED)
         raised = wait_until(lambda: served.predict(SPOILED) and served.client.get("/alerts").json())
         assert served.client.get("/alerts", params={"limit": 1}).json() == raised[:1]
+        assert set(raised[0]["sources"]) == {"upload"}  # as the client calls its files
         assert "non_finite" in json.dumps(raised)
         assert served.client.get("/health").status_code == 200
         assert served.client.get("/metrics", headers={"Accept": "text/plain"}).status_code == 200
+        with sqlite3.connect(served.store, isolation_level=None) as database:
+            database.execute("BEGIN IMMEDIATE")  # the store takes nothing, and what comes is more than may wait
+            served.monitor.log_predictions(np.tile([1.0, 0.0, 0.0], (12_000, 1)))
+            assert served.predict().json()["predicted_class"] == "red"
+            assert served.monitor.stats()["dropped"] > 0
+            database.execute("ROLLBACK")
+        database.close()
 
 
 def test_what_another_tool_put_into_production_is_served_and_its_other_stage_told(room: Room, tmp_path: Path) -> None:
@@ -678,7 +806,8 @@ def test_a_version_that_is_certainly_far_worse_goes_and_somebody_is_told(
             assert served.client.post("/feedback", json=told).status_code == 200
         wait_until(lambda: get("/model-info").json()["version"] != bad)
         [reason] = [text for text in room.registry.history()["why"] if "by itself: " in str(text)]
-        assert "Accuracy fell" in reason
+        assert "by itself: ACCURACY 100 -> 0 % since " in reason
+        assert "Next:" not in reason
         served.predict()
         wait_until(lambda: not [alert for alert in get("/alerts").json() if alert["cleared_at"] is None])
         wait_until(lambda: any(b'"immediate"' in body for body, _ in receiver.got))
@@ -760,7 +889,13 @@ def test_a_process_that_was_not_started_by_a_service_is_none_of_its(monkeypatch:
         (["--host", "192.0.2.1", "--port", "0"], r"cannot listen on 192\.0\.2\.1 port 0: "),
         (["--predict-key", "secret"], "keys come from SERVE_PREDICT_KEY, SERVE_ADMIN_KEY and"),
         (["--alert-webhook", "http://example.com/x"], "webhook must be an https address, or http on this machine"),
+        (["--ignore", "brightness"], "ignore must be one of accuracy, confidence_distribution, .*; got 'brightness'"),
         (["--keep-days", "0"], "--keep-days must be more than 0, got 0"),
+        (
+            ["--allow-origin", "https://a.example/page"],
+            "--allow-origin must be origins such as https://app.example:8443",
+        ),
+        (["--allow-origin", "a.example"], "--allow-origin must be origins such as https://app.example:8443"),
         (["--on-immediate", "panic"], "--on-immediate must be one of nothing, rollback, got panic"),
         (["--admin-key=secret"], "keys come from SERVE_PREDICT_KEY, SERVE_ADMIN_KEY and"),
     ],
@@ -799,11 +934,11 @@ class Process:
         return [json.loads(line) for line in self.errors.read_text().splitlines()]
 
     def ask(self, method: str, path: str, **words: Any) -> httpx.Response:
-        return httpx.request(method, self.url + path, timeout=PATIENCE, trust_env=False, **words)
+        return httpx.request(method, self.url + path, timeout=LONGEST_WAIT, trust_env=False, **words)
 
     def end(self) -> int:
         self.popen.send_signal(signal.SIGTERM)
-        return self.popen.wait(60)
+        return self.popen.wait(LONGEST_WAIT)
 
 
 @contextmanager
@@ -816,14 +951,14 @@ def process(folder: Path, *words: str, **variables: str) -> Iterator[Process]:
             for child in psutil.Process(started.popen.pid).children():
                 child.kill()
             started.popen.kill()
-            started.popen.wait(30)
+            started.popen.wait(LONGEST_WAIT)
         started.popen.stdout.close()
 
 
 def refused(url: str) -> bool:
     """Whether nothing listens there any more."""
     try:
-        httpx.get(url + "/livez", timeout=60, trust_env=False)
+        httpx.get(url + "/livez", timeout=LONGEST_WAIT, trust_env=False)
     except httpx.TransportError:
         return True
     return False
@@ -831,7 +966,7 @@ def refused(url: str) -> bool:
 
 def test_a_service_from_its_start_without_a_model_to_its_end(room: Room, tmp_path: Path) -> None:
     words = ["--tracking-uri", room.uri, "--model-name", room.name, "--poll-seconds", "0.2", "--drain-seconds", "99"]
-    words += ["--finish-seconds", "60"]
+    words += ["--finish-seconds", "600", "--answer-seconds", "600", "--body-seconds", "600", "--stall-seconds", "600"]
     with process(tmp_path, *words) as service:
         ask = service.ask
         assert ask("GET", "/livez").status_code == 200
@@ -851,7 +986,7 @@ def test_a_service_from_its_start_without_a_model_to_its_end(room: Room, tmp_pat
         stop = threading.Event()
 
         def client() -> None:
-            with httpx.Client(base_url=service.url, timeout=60, trust_env=False) as connection:
+            with httpx.Client(base_url=service.url, timeout=LONGEST_WAIT, trust_env=False) as connection:
                 while not stop.wait(0.01):  # the core that the tests have is needed for the new version too
                     answers.append(connection.post("/predict", content=RED))
 
@@ -867,7 +1002,7 @@ def test_a_service_from_its_start_without_a_model_to_its_end(room: Room, tmp_pat
             assert ask("GET", "/readyz").json()["version"] == "1"
             stop.set()
             for one in working:
-                one.result(60)
+                one.result(LONGEST_WAIT)
         assert {answer.status_code for answer in answers} == {200}
         found = [answer.json() for answer in answers]
         by_version = {version: {one["confidence"] for one in found if one["model"]["version"] == version}
@@ -878,7 +1013,8 @@ def test_a_service_from_its_start_without_a_model_to_its_end(room: Room, tmp_pat
         told = {"prediction_id": sure["prediction_id"], "label": "red"}
         assert ask("POST", "/feedback", json=told).json() == {"recorded": 1}
 
-        slow = socket.create_connection((httpx.URL(service.url).host, httpx.URL(service.url).port), timeout=60)
+        url = httpx.URL(service.url)
+        slow = socket.create_connection((url.host, url.port), timeout=LONGEST_WAIT)
         head = f"POST /predict HTTP/1.1\r\nHost: a\r\nX-Request-ID: slow\r\nContent-Length: {len(BLUE)}\r\n\r\n"
         slow.sendall(head.encode() + BLUE[:50])  # the rest comes when the service is about to end
 
@@ -895,7 +1031,7 @@ def test_a_service_from_its_start_without_a_model_to_its_end(room: Room, tmp_pat
             head, _, body = answer.read().partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200")
         assert json.loads(body)["predicted_class"] == "blue"
-        assert service.popen.wait(60) == 0
+        assert service.popen.wait(LONGEST_WAIT) == 0
 
     made = 3 + len(found)
     with ModelMonitor(tmp_path / "monitoring.db", model_version="1") as monitor:
@@ -956,7 +1092,7 @@ class Crew:
         """An answer of each process, by index; each request has a connection of its own, which either may take."""
         found: dict[int, httpx.Response] = {}
         while set(found) != {1, 2}:
-            with httpx.Client(base_url=self.service.url, timeout=60, trust_env=False) as client:
+            with httpx.Client(base_url=self.service.url, timeout=LONGEST_WAIT, trust_env=False) as client:
                 index = client.get("/health").json()["process"]["index"]
                 if index not in found:
                     found[index] = client.request(method, path, **words)

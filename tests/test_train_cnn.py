@@ -1,5 +1,6 @@
 """Training as people run it: what a run records, how it is interrupted and taken up again, what is refused."""
 
+import io
 import json
 import math
 import os
@@ -538,9 +539,9 @@ def test_a_training_killed_at_random_moments_comes_to_the_same(
         assert len(finished) == 1
         assert not any(run.data.metrics for run in runs if run not in finished)  # killed before its first checkpoint
         left = [path.name for path in (folder / "checkpoints").iterdir()]
-        for run in runs:  # of one that was killed while it wrote its first checkpoint, half of that is left
-            if run not in finished and (half := f".{run.info.run_id}.resume.pt.partial") in left:
-                left.remove(half)
+        for run in runs:  # of one that was killed before its first checkpoint, half of that and its lock are left
+            if run not in finished:
+                left = [name for name in left if not name.startswith(f".{run.info.run_id}.resume.pt.")]
         assert left == [f"{finished[0].info.run_id}.pt"]
         require_same(place, finished[0], folder / "checkpoints" / left[0], place, "my training")
         attempts += 1
@@ -715,6 +716,9 @@ def test_cross_validation_stopped_in_a_fold_and_killed_in_the_end_comes_to_the_s
         first.go_on()
         time.sleep(0.02)
         first.pause()
+    refused = started("--resume", run.info.run_id).end()
+    reason = f"run {run.info.run_id} is being trained by process {first.pid}; wait for it or stop it"
+    assert (refused.status, refused.err) == (2, f"train_cnn.py: error: {reason}\n")
     os.kill(first.pid, signal.SIGTERM)
     first.go_on()
     assert first.end().status == 143
@@ -859,6 +863,34 @@ def test_a_folder_with_its_own_parts_is_split_as_it_says(store: Place, tmp_path:
     card = store.bundle(run).card
     assert card.metrics["best_val_accuracy"].pictures == 12
     assert (card.network, card.data["development"], card.data["held_out"]) == ("resnet18", 42, 15)
+
+
+def test_classes_with_names_of_any_kind_are_trained_and_recorded(
+    store: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latin-1, a newline with an escape sequence, accents as a Mac writes them, Chinese; on an ASCII terminal."""
+    names = (b"caf\xe9", b"two\n\x1b[31mlines", "e\u0301te\u0301".encode(), "猫".encode())
+    for index, name in enumerate(names):
+        folder = tmp_path / os.fsdecode(b"any\xe9") / os.fsdecode(name)
+        folder.mkdir(parents=True)
+        for number in range(12 + index):
+            picture = colour_picture(COLOURS[index % 3], 100 * index + number, 20)
+            (folder / os.fsdecode(b"%d\xff.png" % number)).write_bytes(picture)
+        (folder / os.fsdecode(b"br\xfbl\xe9.png")).write_bytes(b"no picture, " + name)
+    said = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(said, encoding="ascii", write_through=True))
+    data = os.fsdecode(b"any\xe9")
+    train(TrainSettings(data=data, epochs=1, image_size=16, experiment_name="any names", cache_limit=0))
+    run = store.run_of("any names")
+    assert run.info.status == "FINISHED"
+    classes = ("caf\\xe9", "two\\n\\x1b[31mlines", "été", "猫")
+    assert store.bundle(run).card.classes == classes
+    report = json.loads(store.artifact(run, "data_report.json").read_bytes().decode("utf-8"))
+    assert [row["class"] for row in report["classes"]] == list(classes)
+    assert report["skipped"][0]["files"][0]["path"] == "any\\xe9/caf\\xe9/br\\xfbl\\xe9.png"
+    assert run.data.tags["data"] == run.data.params["data"] == "any\\xe9"
+    assert b"any\\xe9: 54 pictures of 4 classes" in said.getvalue()
+    assert b"skipped 4 files" in said.getvalue()
 
 
 def test_rare_classes_are_pointed_out_and_can_be_weighted(

@@ -1,12 +1,13 @@
 """What training and tuning are both told: where the data is, how a network starts, how exactly to repeat it."""
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from toolkit.errors import DataError
 from toolkit.settings import ScriptSettings
@@ -51,6 +52,13 @@ class DataSettings(ScriptSettings):
         description="where a ResNet starts: imagenet, none (random), auto (imagenet if it can be had), or a file",
     )
     held_out: float = Field(0.15, gt=0, le=0.5, description="share of pictures held out, when there is no test/ folder")
+    group_by: str | None = Field(
+        None,
+        min_length=1,
+        description="what belongs together and is never split, such as the images of a patient: a number of folders"
+        " below the class's, whose name is the key, or a regular expression for the path, whose first group is",
+    )
+    near_duplicates: bool = Field(True, description="find copies of one photograph and never split them")
     mirror: bool | None = Field(
         None, description="flip training pictures left to right; when not said, folders are flipped and digits are not"
     )
@@ -60,3 +68,14 @@ class DataSettings(ScriptSettings):
     )
     deterministic: bool = Field(False, description="only algorithms that repeat exactly on a GPU; CPUs always do")
     compile: bool = Field(False, description="run networks through torch.compile, which takes minutes to begin with")
+
+    @field_validator("group_by")
+    @classmethod
+    def _a_level_or_an_expression(cls, group_by: str | None) -> str | None:
+        if group_by and group_by.isdecimal() and not int(group_by):
+            raise ValueError(f"must be at least 1 as a number of folders below the class's, got {group_by}")
+        try:
+            re.compile(group_by or "")
+        except re.error as error:
+            raise ValueError(f"must be a number or a regular expression, got {group_by} ({error})") from None
+        return group_by

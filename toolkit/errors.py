@@ -10,6 +10,7 @@ exit with status 2, the service answers with a problem document.
      |- ImageError          one picture cannot be used
      |   |- UndecodableImage    it is broken, or is no picture
      |   |- UnsupportedImage    its format is not on the list
+     |   |   '- DecoderMissing      it would be with a package that is not installed
      |   '- ImageTooLarge       its bytes or pixels exceed the limit
      |- TrackingError       MLflow cannot be reached or refuses
      |- BundleError         a model bundle is missing, altered or inconsistent
@@ -50,6 +51,10 @@ class UndecodableImage(ImageError):
 
 class UnsupportedImage(ImageError):
     """The picture is in a format outside the allowed list."""
+
+
+class DecoderMissing(UnsupportedImage):
+    """The picture can only be read with a package that is not installed."""
 
 
 class ImageTooLarge(ImageError):

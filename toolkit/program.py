@@ -104,7 +104,7 @@ def save_bundle(
     program = program.cpu().float().eval().to(memory_format=torch.contiguous_format)
     with tempfile.TemporaryDirectory() as scratch:
         card_file, baseline_file = Path(scratch, "card.json"), Path(scratch, "baseline.npz")
-        card_file.write_text(card.model_dump_json(indent=2))
+        card_file.write_text(card.model_dump_json(indent=2), encoding="utf-8")
         baseline_file.write_bytes(baseline.to_bytes())
         with quiet():
             mlflow.pytorch.save_model(

@@ -12,25 +12,28 @@ and gets ``--learning-rate``, ``TRAIN_LEARNING_RATE``, ``--help`` and the messag
 
 import argparse
 import gc
+import io
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, get_subcommand
 from pydantic_settings import SettingsError as SourceError
 
 from toolkit.errors import SettingsError, ToolkitError, known, one_line
+from toolkit.interruption import EXIT_INTERRUPTED, imports_are_done
+from toolkit.names import shown
 
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
 NOTHING = "null"  # on a command line; the word None is a stage of the registry
 LAST = "last"  # of what can be gone on with, as a value of --resume and the like
@@ -60,6 +63,13 @@ class ScriptSettings(BaseSettings):
     model_config = environment("")
 
 
+def _require_a_letter(text: str) -> str:
+    if not text.strip():
+        raise ValueError(f"must not be blank, got {text!r}")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_require_a_letter)]  # of something that people look for in lists
 S = TypeVar("S", bound=ScriptSettings)
 
 
@@ -152,7 +162,11 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     A ``ToolkitError`` becomes one line on standard error and status 2, Ctrl-C status 130 and
     SIGTERM status 143; both unwind the stack, so that what is open gets closed and saved.
     """
+    imports_are_done()
     signal.signal(signal.SIGTERM, _raise_terminated)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it, so no name ends a run
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata, which nothing here depends on
     gc.freeze()  # what was imported is never garbage, and walking over it takes a quarter of a second each time
     sys.exit(_status_of(main))
 
@@ -161,7 +175,7 @@ def _status_of(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except ToolkitError as error:
-        print(f"{program_name()}: error: {error}", file=sys.stderr)
+        print(f"{program_name()}: error: {shown(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print(f"{program_name()}: interrupted", file=sys.stderr)

@@ -1,16 +1,25 @@
-"""What scripts print: lines that leave a progress bar whole, bars on a terminal only, tables.
+"""What scripts print: lines that leave a progress bar whole, progress, tables.
 
-Of the processes that torchrun starts, only the first one speaks.
+Progress is a bar on a terminal. Elsewhere, as in a log, it is a line whenever none was printed for half a minute.
 """
 
-import os
+import io
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
+from toolkit.names import printable
+
+QUIET_SECONDS = 30.0  # without a line, before one says how far something has come
+LOOK_SECONDS = 1.0  # between two looks at whether that is so
+LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {percentage:.0f} %, {remaining} left{postfix}"
+
 _silent = False
+_last_line = 0.0  # when a line was printed, by time.monotonic
 
 
 def silence() -> None:
@@ -31,21 +40,68 @@ def silent(wanted: bool = True) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Print a line at once, without tearing a progress bar."""
-    if not _speaks():
+    """Print lines at once, without tearing a progress bar; what standard output cannot write is escaped."""
+    global _last_line  # noqa: PLW0603
+    if _silent:
         return
-    tqdm.write(text, file=sys.stdout)
+    tqdm.write(printable(text, sys.stdout.encoding), file=sys.stdout)
     sys.stdout.flush()
+    _last_line = time.monotonic()
 
 
 def on_terminal() -> bool:
     """Whether progress bars, which go to standard error, would be seen by a person."""
-    return sys.stderr.isatty() and _speaks()
+    return sys.stderr.isatty() and not _silent
 
 
 def bar(label: str) -> str | None:
     """The label of a progress bar on a terminal, None elsewhere."""
     return label if on_terminal() else None
+
+
+def quiet_since(start: float) -> bool:
+    """Whether no line was printed for ``QUIET_SECONDS``, nor was it so long since ``start``, by ``time.monotonic``."""
+    return time.monotonic() - max(start, _last_line) >= QUIET_SECONDS
+
+
+def progress(label: str | None, total: int, unit: str, *, initial: int = 0) -> "tqdm[Any]":
+    """How far something has come, and the time left: a bar on a terminal, elsewhere a line now and then.
+
+    Parameters
+    ----------
+    label
+        What it is; None shows nothing.
+    total, initial
+        How many steps there are, and how many are done already.
+    unit
+        What a step is, as a plural.
+
+    Examples
+    --------
+    >>> with progress(None, 10, "batches") as shown:
+    ...     shown.update(3)
+    """
+    if label is None or _silent:
+        return tqdm(total=total, disable=True)
+    if on_terminal():
+        return tqdm(desc=label, total=total, initial=initial, unit=f" {unit}", leave=False, dynamic_ncols=True)
+    return _Lines(
+        desc=label, total=total, initial=initial, unit=unit, leave=False, bar_format=LINE, file=io.StringIO(),
+        mininterval=LOOK_SECONDS, miniters=1, delay=LOOK_SECONDS,
+    )  # fmt: skip
+
+
+class _Lines(tqdm):  # type: ignore[misc]  # tqdm has no types
+    """Progress as lines, each only when nothing else was printed for a while."""
+
+    def __init__(self, **words: Any) -> None:
+        self._start = time.monotonic()
+        super().__init__(**words)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:  # noqa: ARG002
+        """Print where it is, unless it is to be wiped (an empty ``msg``)."""
+        if msg is None and self.n < self.total and quiet_since(self._start):
+            say(str(self))
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -69,10 +125,6 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         for row in cells
     )
     return "\n".join(lines)
-
-
-def _speaks() -> bool:
-    return not _silent and os.environ.get("RANK", "0") == "0"
 
 
 def _is_number(text: str) -> bool:

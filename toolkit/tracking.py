@@ -23,8 +23,12 @@ from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from toolkit.errors import TrackingError, known, one_line
+from toolkit.local_store import bring_up_to_date
+from toolkit.names import printable, shown
 from toolkit.terminal import say
 
 # The defaults of MLflow, 7 retries of 120 s each, block for minutes.
@@ -65,6 +69,8 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite:///"
 DEFAULT_URI = f"{SQLITE}mlflow.db"
+# How MLflow's pages know which columns and tabs to show; without it, they show those of language models.
+MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 BUSY_SECONDS = 60  # how long a writer of an SQLite store waits for the others
 ANSWER_SECONDS = 5  # how long a sign of life may take, and each request that somebody waits for
 RETRY_SECONDS = 30  # between two attempts to send to a store that is away
@@ -77,6 +83,7 @@ PREFACE = re.compile(r"occurring prematurely\)\n|##### File .* #####\n")
 ANSWER = re.compile(
     r"(?:error code |too many |^)(\d{3}) (?:!= 200|error responses|Client Error|Server Error)", re.MULTILINE
 )
+HOST = re.compile(r"(localhost|[\w-]+(\.[\w-]+)+|[\w.-]+:\d+)(/.*)?")  # that the scheme was forgotten of
 NOT_MLFLOW = "what answers is not MLflow: another program, or a proxy that wants a login"
 UNKNOWN_USER = "user or password is wrong or missing; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 # What is in the errors of the libraries, and what it means; the first that is found counts.
@@ -97,7 +104,10 @@ SIGNS = {
     "readonly database": "the database file cannot be written",
     "disk is full": "the disk is full",
     "No space left on device": "the disk is full",
+    "surrogates not allowed": "a name or path in it is not UTF-8",
     "disk I/O error": "the disk cannot be read or written",
+    "got unsupported URI": "MLflow knows no such scheme",
+    "Can't locate revision": "the database was made by a newer MLflow than the one that is installed here",
 }
 
 Entry = tuple[str, float | str, int, int]  # name, value, time in ms since 1970, step; "nan", "inf" or "-inf" as text
@@ -116,7 +126,13 @@ def connect(uri: str | None = None) -> MlflowClient:
     TrackingError
         The store does not answer within about ten seconds, or refuses.
     """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    name = "the tracking URI" if uri else "MLFLOW_TRACKING_URI"
+    uri = (uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI).strip()
+    if meant := _meant(uri):
+        given, meant = without_passwords(uri), without_passwords(meant)
+        raise TrackingError(
+            f"{name} must begin with http://, https:// or a database's scheme, got {given}; did you mean {meant}?"
+        )
     address = _address(uri)
     for name in ("mlflow.store", "alembic"):  # a first start prints two dozen migration lines
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -124,15 +140,53 @@ def connect(uri: str | None = None) -> MlflowClient:
     try:
         with impatient():
             _knock(address)
+            _prepare(address)
             client = MlflowClient(tracking_uri=address, registry_uri=address)
             client.search_experiments(max_results=1)
     except Exception as error:  # noqa: BLE001  requests, SQLAlchemy and MLflow each raise kinds of their own
         place, reason = without_passwords(uri), reason_of(error)
         if _is_answer(error):
-            raise TrackingError(f"MLflow at {place} cannot be used: {reason}") from None
-        hint = "start it with: mlflow server" if uri.startswith("http") else "set MLFLOW_TRACKING_URI to another store"
+            hint = _proxy_hint(uri)
+            raise TrackingError(f"MLflow at {place} cannot be used: {reason}{hint and '; '}{hint}") from None
+        if uri.startswith("http"):
+            hint = _proxy_hint(uri) or "start it with: mlflow server"
+        else:
+            hint = "set MLFLOW_TRACKING_URI to another store"
         raise TrackingError(f"MLflow at {place} does not answer: {reason}; {hint}") from None
     return client
+
+
+def _meant(uri: str) -> str:
+    """What was probably meant by an address without a scheme that MLflow knows; empty for one that may be right.
+
+    >>> _meant("127.0.0.1:5000"), _meant("runs/mlflow.db"), _meant("./mlruns"), _meant("sqlite://mlflow.db")
+    ('http://127.0.0.1:5000', 'sqlite:///runs/mlflow.db', 'sqlite:///mlflow.db', 'sqlite:///mlflow.db')
+    >>> _meant("http://127.0.0.1:5000"), _meant("databricks"), _meant("sqlite:////srv/mlflow.db")
+    ('', '', '')
+    """
+    if uri.startswith(("http://", "https://", SQLITE, "databricks", "uc:")) or uri == "sqlite://":
+        return ""
+    scheme, found, rest = uri.partition(":/")
+    if found and scheme != "file":
+        known_as = {"http": "http://", "https": "https://", "sqlite": SQLITE, "postgres": "postgresql://"}
+        return known_as[scheme] + rest.lstrip("/") if scheme in known_as else ""  # plug-ins have their own
+    if uri.endswith((".db", ".sqlite", ".sqlite3")):
+        return SQLITE + uri.removeprefix("file://")
+    return f"http://{uri}" if HOST.fullmatch(uri) else DEFAULT_URI  # MLflow keeps no runs in folders any more
+
+
+def _proxy_hint(uri: str) -> str:
+    """How to do without the proxy that requests to a server go to; empty where they go to none."""
+    try:
+        place = urlsplit(uri)
+        proxies = getproxies()
+        name = place.scheme if place.scheme in proxies else "all"
+        if name not in proxies or not place.hostname or proxy_bypass(place.netloc):
+            return ""
+    except ValueError:  # half an IPv6 address
+        return ""
+    proxy = without_passwords(proxies[name])
+    return f"if it needs no proxy, unset {name}_proxy ({proxy}) or add {place.hostname} to no_proxy"
 
 
 def _address(uri: str) -> str:
@@ -168,6 +222,43 @@ def _knock(uri: str) -> None:
             engine.connect().close()
         finally:
             engine.dispose()
+
+
+def _prepare(uri: str) -> None:
+    """Give an SQLite file MLflow's tables if it has not got them, or has those of an older MLflow."""
+    path = uri.removeprefix(SQLITE).partition("?")[0]
+    if not uri.startswith(SQLITE) or not Path(path).is_absolute() or _is_current(Path(path)):
+        return
+    if former := bring_up_to_date(Path(path), _is_current, _migrate, BUSY_SECONDS):
+        say(f"{path} now has the tables of MLflow {mlflow.__version__}; as it was before, it is kept in {former.name}")
+
+
+def _migrate(path: Path) -> None:
+    """Give an SQLite file the tables of this MLflow, as ``mlflow db upgrade`` does."""
+    from mlflow import db  # not imported for a server
+
+    try:
+        db.upgrade.callback(f"{SQLITE}{path}")  # type: ignore[misc]  # what click made a command of
+    except Exception as error:  # noqa: BLE001  SQLAlchemy and Alembic raise kinds of their own
+        text = (
+            f"its tables cannot become those of MLflow {mlflow.__version__}, and stay as they are: {reason_of(error)}"
+        )
+        raise TrackingError(text) from None
+
+
+def _is_current(path: Path) -> bool:
+    """Whether an SQLite file has exactly the tables of this MLflow."""
+    import sqlalchemy
+    from mlflow.store.db import utils as database  # not imported for a server
+
+    engine = sqlalchemy.create_engine(f"{SQLITE}{path}?timeout={BUSY_SECONDS}")
+    try:
+        if not database._all_tables_exist(engine):  # type: ignore[no-untyped-call]
+            return False
+        wanted = database._get_latest_schema_revision()  # type: ignore[no-untyped-call]
+        return bool(database._get_schema_version(engine) == wanted)  # type: ignore[no-untyped-call]
+    finally:
+        engine.dispose()
 
 
 def _knock_again(uri: str) -> None:
@@ -264,7 +355,7 @@ def reason_of(error: Exception) -> str:
     line = one_line(Exception(text)) if text else one_line(error)
     for sign, reason in SIGNS.items():
         if sign in line:
-            return reason
+            return f"a proxy is in the way: {reason}" if "ProxyError" in line else reason
     line = without_passwords(line)
     return line if len(line) <= LONGEST_REASON else line[:LONGEST_REASON] + "..."
 
@@ -288,7 +379,7 @@ def _is_answer(error: Exception) -> bool:
 def _store_errors() -> tuple[type[Exception], ...]:
     """What a store fails with: MLflow's errors, those of files and sockets, requests' included, and the databases'."""
     database = sys.modules.get("sqlalchemy.exc")  # not imported for a server
-    return (MlflowException, OSError, sqlite3.Error, *([database.SQLAlchemyError] if database else []))
+    return (MlflowException, OSError, UnicodeError, sqlite3.Error, *([database.SQLAlchemyError] if database else []))
 
 
 @contextmanager
@@ -320,10 +411,12 @@ def find_experiment(client: MlflowClient, name: str) -> str:
 
 def open_experiment(client: MlflowClient, name: str) -> str:
     """The id of an experiment, created when missing, that this client can write artifacts to."""
+    if not name.strip():
+        raise TrackingError(f"an experiment's name must not be blank, got {name!r}")
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return str(client.create_experiment(name))
+            return str(client.create_experiment(name, tags=MODEL_TRAINING))
         except MlflowException:
             if client.get_experiment_by_name(name) is None:
                 raise
@@ -335,6 +428,9 @@ def open_experiment(client: MlflowClient, name: str) -> str:
             f"experiment {name!r} keeps its files behind an MLflow server: set MLFLOW_TRACKING_URI to that server's"
             " address, or choose another with --experiment-name"
         )
+    for key, value in MODEL_TRAINING.items():  # of one that was made by hand, or by an older version
+        if key not in experiment.tags:
+            client.set_experiment_tag(experiment.experiment_id, key, value)
     return str(experiment.experiment_id)
 
 
@@ -446,7 +542,8 @@ class Run:
         }
         with explained(f"start a run in experiment {experiment!r}"):
             experiment_id = open_experiment(client, experiment)
-            created = client.create_run(experiment_id, tags={key: str(value) for key, value in everything.items()})
+            written = {key: printable(str(value)) for key, value in everything.items()}
+            created = client.create_run(experiment_id, tags=written)
         self._hold(client, experiment, experiment_id, created.info.run_id, clock)
 
     @classmethod
@@ -493,7 +590,7 @@ class Run:
 
     def params(self, values: Mapping[str, object]) -> None:
         """Record settings; values longer than MLflow allows are cut."""
-        entries = [Param(name, str(value)[:LONGEST_PARAM]) for name, value in values.items()]
+        entries = [Param(name, printable(str(value))[:LONGEST_PARAM]) for name, value in values.items()]
         with explained("log parameters"):
             for start in range(0, len(entries), MOST_PARAMS_A_BATCH):
                 self.client.log_batch(self.id, params=entries[start : start + MOST_PARAMS_A_BATCH])
@@ -501,7 +598,7 @@ class Run:
     def tag(self, **values: object) -> None:
         """Set tags."""
         with explained("set tags"):
-            self.client.log_batch(self.id, tags=[RunTag(name, str(value)) for name, value in values.items()])
+            self.client.log_batch(self.id, tags=[RunTag(name, printable(str(value))) for name, value in values.items()])
 
     def dataset(self, name: str, digest: str, source: str, *, profile: Mapping[str, object], context: str) -> None:
         """Record which data the run used, as an MLflow data set input.
@@ -521,7 +618,8 @@ class Run:
         context
             What the data was used for: ``training``, say.
         """
-        entry = Dataset(name, digest, "local", json.dumps({"uri": source}), profile=json.dumps(dict(profile)))
+        address, figures = json.dumps({"uri": shown(source)}), json.dumps(dict(profile))
+        entry = Dataset(shown(name), digest, "local", address, profile=figures)
         with explained(f"log the data set {name!r}"):
             self.client.log_inputs(self.id, datasets=[DatasetInput(entry, [InputTag("mlflow.data.context", context)])])
 
@@ -597,7 +695,7 @@ class Run:
     def text(self, name: str, value: str) -> None:
         """Log a text file."""
         with explained(f"log {name}"):
-            self.client.log_text(self.id, value, name)
+            self.client.log_text(self.id, printable(value), name)
 
     def figure(self, name: str, figure: "Figure") -> None:
         """Log a picture."""

@@ -28,7 +28,7 @@ from PIL import Image
 
 from forks import Forks, Script, forks
 from model_registry import ModelRegistry
-from support import ROOT, ColourNetwork, colour_baseline, colour_card, encode
+from support import LONGEST_WAIT, ROOT, ColourNetwork, colour_baseline, colour_card, encode
 from toolkit.bundle import DIGEST_TAG, PROGRAM
 from toolkit.program import Program, save_bundle
 from toolkit.registry.versions import ALIASES
@@ -161,7 +161,9 @@ class Served:
 
     def connect(self, *pieces: bytes) -> socket.socket:
         """A connection that has sent something."""
-        connection = socket.create_connection((self.client.base_url.host, self.client.base_url.port), timeout=60)
+        connection = socket.create_connection(
+            (self.client.base_url.host, self.client.base_url.port), timeout=LONGEST_WAIT
+        )
         for piece in pieces:
             connection.sendall(piece)
         return connection
@@ -187,7 +189,7 @@ def answer_of(connection: socket.socket) -> tuple[int, httpx.Headers, bytes]:
     return int(line.split()[1]), httpx.Headers([header.split(": ", 1) for header in headers]), body
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 120) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = LONGEST_WAIT) -> Any:
     deadline = monotonic() + seconds
     while not (found := condition()):
         assert monotonic() < deadline, "it never came"
@@ -234,7 +236,7 @@ def serving(forked: Forks, folder: Path, uri: str) -> Iterator[Served]:
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     script = forked.start("serve_model.py", *words, folder=folder)
     url = re.findall(r"on (http://\S+)", script.wait_for("serving"))[0]
-    with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+    with httpx.Client(base_url=url, timeout=LONGEST_WAIT, trust_env=False) as client:
         yield Served(script, folder, client)
     psutil.Process(script.pid).send_signal(signal.SIGTERM)
     ended = script.end()

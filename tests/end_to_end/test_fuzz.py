@@ -25,7 +25,7 @@ from PIL import Image
 
 from forks import forks
 from model_registry import ModelRegistry
-from support import COLOURS, colour_picture, colour_pixels, encode
+from support import COLOURS, LONGEST_WAIT, colour_picture, colour_pixels, encode
 from toolkit.tracking import connect
 
 REQUESTS, FIRST = int(os.environ.get("FUZZ", "2000")), 1000  # in all; and before memory is measured first
@@ -67,7 +67,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, log_colour_run: Callable[..
         script = forked.start("serve_model.py", *words, folder=folder)
         port = int(re.findall(r"on http://127\.0\.0\.1:(\d+)", script.wait_for("serving"))[0])
         served = Served(port, psutil.Process(script.pid), script.folder / "err")
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LONGEST_WAIT)
         while ask(connection, "GET", "/readyz")[0] != 200:
             pass
         connection.close()
@@ -241,7 +241,7 @@ def test_the_service_does_what_its_description_says(served: Served, tmp_path: Pa
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=240,
+        timeout=LONGEST_WAIT,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=SLOWEST)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from model_registry import ModelRegistry
-from support import COLOURS, colour_pixels, free_port, wait_until_answers
+from support import COLOURS, LONGEST_WAIT, colour_pixels, free_port, wait_until_answers
 from toolkit.program import Bundle
 from toolkit.tracking import connect, mlflow
 
@@ -58,7 +58,7 @@ def server(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx
     )
     try:
         wait_until_answers(f"http://127.0.0.1:{port}/ping", process)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=LONGEST_WAIT) as client:
             yield client
     finally:
         os.killpg(process.pid, signal.SIGKILL)

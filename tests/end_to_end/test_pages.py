@@ -2,13 +2,14 @@
 
 import contextlib
 import os
+import random
 import re
 import shutil
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -20,6 +21,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_play
 from model_registry import ModelRegistry
 from support import (
     COLOURS,
+    LONGEST_WAIT,
     ROOT,
     ColourNetwork,
     colour_baseline,
@@ -36,7 +38,7 @@ from toolkit.program import Program, save_bundle
 CHROMIUM = shutil.which("chromium")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
 QUIET += ("--disable-component-update", "--disable-sync")
-SOON = 20_000  # ms: a few rounds of questions on a busy machine
+SOON = 1000 * LONGEST_WAIT  # ms
 PAUSE = 4_000  # ms between two rounds, as in dashboard.js
 MARKUP = "<img src=x onerror=alert(1)>"  # the class of red pictures: text, on every page and in every message
 CLASSES = ("blue", "green", MARKUP)
@@ -71,7 +73,7 @@ class Site:
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(30)
+            self._process.wait(LONGEST_WAIT)
             self._process = None
 
     def promote(self, classes: tuple[str, ...]) -> None:
@@ -94,23 +96,28 @@ class Site:
         registry.transition_model_stage(registry.register_best_model("training", "best_val_accuracy"), "Production")
 
     def get(self, address: str) -> Any:
-        return httpx.get(f"{self.url}/{address}", timeout=30).raise_for_status().json()
+        return httpx.get(f"{self.url}/{address}", timeout=LONGEST_WAIT).raise_for_status().json()
 
     def wait_for(self, address: str, condition: Callable[[Any], bool]) -> Any:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LONGEST_WAIT
         while not condition(answer := self.get(address)):
             assert time.monotonic() < deadline, answer
             time.sleep(0.2)
         return answer
 
-    def predict(self, colour: str, count: int, label: str) -> None:
-        """Send pictures of a colour, and tell the same label for each."""
-        for first in range(0, count, 30):
-            seeds = range(first, min(first + 30, count))
-            files = [("files", (f"{seed}.png", colour_picture(colour, seed))) for seed in seeds]
-            results = httpx.post(f"{self.url}/predict/batch", files=files, timeout=60).json()["results"]
-            told = [{"prediction_id": one["prediction"]["prediction_id"], "label": label} for one in results]
-            answer = httpx.post(f"{self.url}/feedback", json=told, timeout=60).json()
+    def predict(self, cases: Sequence[tuple[str, str]]) -> None:
+        """Send pictures of colours, and tell the label of each."""
+        for first in range(0, len(cases), 30):
+            some = cases[first : first + 30]
+            files = [
+                ("files", (f"{seed}.png", colour_picture(colour, seed))) for seed, (colour, _) in enumerate(some, first)
+            ]
+            results = httpx.post(f"{self.url}/predict/batch", files=files, timeout=LONGEST_WAIT).json()["results"]
+            told = [
+                {"prediction_id": one["prediction"]["prediction_id"], "label": label}
+                for one, (_, label) in zip(results, some, strict=True)
+            ]
+            answer = httpx.post(f"{self.url}/feedback", json=told, timeout=LONGEST_WAIT).json()
             assert answer == {"recorded": len(told)}
 
     def labels(self) -> list[tuple[str, str]]:
@@ -129,8 +136,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     site.start()
     try:
         site.wait_for("health", lambda health: health["ready"])
-        site.predict("blue", 50, "blue")
-        site.predict("green", 100, MARKUP)
+        cases = [("blue", "blue")] * 50 + [("green", MARKUP)] * 100
+        random.Random(1).shuffle(cases)  # one after the other they would count as bursts of the same picture
+        site.predict(cases)
         site.wait_for("alerts", lambda alerts: any(alert["metric"] == "accuracy" for alert in alerts))
         site.wait_for("metrics", lambda metrics: metrics["monitor"]["windows"]["short"]["n_labels"] == 150)
         yield site
@@ -188,6 +196,7 @@ class Visit:
 def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
     """A function that opens a page; at the end nothing was complained about, and nobody else was asked."""
     visits: list[Visit] = []
+    expect.set_options(timeout=SOON)
 
     def open_page(address: str, **context: Any) -> Visit:
         context.setdefault("reduced_motion", "reduce")
@@ -220,11 +229,13 @@ def fact(page: Page, place: str, name: str) -> str:
 
 def test_the_dashboard_shows_what_the_service_says(site: Site, visit: Callable[..., Visit]) -> None:
     page = visit(f"{site.url}/dashboard").page
-    expect(page.locator("#state")).to_have_text("ok", timeout=SOON)
+    worst = next(alert for alert in site.get("alerts") if alert["level"] == "immediate")
+    expect(page.locator("#state")).to_have_text("critical", timeout=SOON)
+    expect(page.locator("#state")).to_have_class("badge critical")
     expect(page.locator("#release")).to_have_text("version 1 · Production")
-    expect(page.locator("#banner")).to_be_hidden()
+    expect(page.locator("#banner")).to_have_text(f"immediate ({worst['status']}): {worst['message']}")
     expect(page.locator("#model dd code").nth(1)).to_have_text(site.get("model-info")["digest"])
-    assert page.title() == "ok · image-classifier"
+    assert page.title() == "critical · image-classifier"
 
     stored = site.get("metrics")["monitor"]["stats"]["written"]
     tiles = dict(
@@ -262,7 +273,7 @@ def test_drift_and_classes_follow_the_chosen_window(site: Site, visit: Callable[
 
 def test_markup_in_names_and_messages_stays_text(site: Site, visit: Callable[..., Visit]) -> None:
     alert = next(alert for alert in site.get("alerts") if alert["metric"] == "accuracy")
-    assert f"worst is {MARKUP!r}" in alert["message"]
+    assert MARKUP in alert["message"] or MARKUP[:20] in alert["message"]
     page = visit(f"{site.url}/dashboard").page
     shown = page.locator("#alerts li", has_text=alert["message"])
     expect(shown).to_have_class("immediate", timeout=SOON)
@@ -402,7 +413,7 @@ def test_a_service_that_is_gone_is_said_to_be_until_it_is_back(
 def test_nobody_is_asked_while_an_answer_is_due_or_nobody_looks(site: Site, visit: Callable[..., Visit]) -> None:
     seen = visit(f"{site.url}/dashboard")
     page, held = seen.page, []
-    expect(page.locator("#state")).to_have_text("ok", timeout=SOON)
+    expect(page.locator("#state")).to_have_text("critical", timeout=SOON)
     page.route("**/health", lambda route: held.append(route))  # noqa: PLW0108  Playwright marks what it is given
     with page.expect_request("**/health", timeout=SOON):
         pass
@@ -473,7 +484,7 @@ def test_the_examples_work_as_they_stand(site: Site, visit: Callable[..., Visit]
     for example in examples:
         assert example.count("curl ") == 1
         command = example.replace("curl ", "curl -s -o answer -w '%{http_code}' ")
-        result = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True, timeout=60)
+        result = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True)
         unknown = "PREDICTION_ID" in example  # the one thing that an example cannot know
         assert result.stdout == ("404" if unknown else "200"), (example, (tmp_path / "answer").read_text())
 
@@ -493,5 +504,5 @@ def test_the_examples_name_the_served_model_as_one_word_of_a_shell(
     page.reload()
     expect(page.locator("#problems")).to_be_visible()
     example = page.locator("#get-v2-models-name-versions-version- pre").inner_text()
-    result = subprocess.run(["bash", "-c", f"echo {example}"], check=True, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(["bash", "-c", f"echo {example}"], check=True, capture_output=True, text=True)
     assert unquote(result.stdout) == f"curl {site.url}{address}\n"

@@ -7,7 +7,7 @@ import pytest
 import requests
 
 from model_registry import ModelRegistry
-from support import COLOURS, MlflowServer, colour_pixels
+from support import COLOURS, LONGEST_WAIT, MlflowServer, colour_pixels
 from toolkit.errors import TrackingError
 from toolkit.tracking import Run, connect
 
@@ -46,7 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 f"{guarded.url}/api/2.0/mlflow/users/create",
                 json=account,
                 auth=("admin", "the password of admin"),
-                timeout=60,
+                timeout=LONGEST_WAIT,
             )
             answer.raise_for_status()
         yield guarded.url

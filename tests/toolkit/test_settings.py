@@ -1,5 +1,6 @@
 """Flags, variables and defaults; each broken rule in one sentence."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -154,10 +155,15 @@ def test_what_is_read_first_ends_the_script_only_when_it_is_wrong(capsys: pytest
     assert capsys.readouterr().err.endswith("error: --epochs must be at least 1, got 0\n")
 
 
-def run(body: str) -> subprocess.Popen[str]:
+def run(body: str, **variables: str) -> subprocess.Popen[str]:
     code = f"import time\nfrom toolkit.errors import DataError\nfrom toolkit.settings import run_script\n{body}"
     return subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, **variables},
     )
 
 
@@ -165,6 +171,13 @@ def test_a_toolkit_error_ends_a_script_with_one_line_and_status_2() -> None:
     process = run("def main():\n    raise DataError('no pictures')\nrun_script(main)")
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (2, "-c: error: no pictures\n")
+
+
+def test_an_error_is_one_line_and_whatever_is_printed_can_be_written_on_an_ascii_terminal() -> None:
+    body = "def main():\n    print('é 猫')\n    raise DataError('no caf\\udce9\\nand\\x1b[2J é')\nrun_script(main)"
+    process = run(body, PYTHONIOENCODING="ascii")
+    assert process.communicate(timeout=60) == ("\\xe9 \\u732b\n", "-c: error: no caf\\xe9\\nand\\x1b[2J \\xe9\n")
+    assert process.returncode == 2
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import re
 import resource
@@ -18,6 +19,7 @@ from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import alembic.command
 import numpy as np
 import pytest
 import sqlalchemy
@@ -36,6 +38,7 @@ from support import (
 from toolkit import tracking
 from toolkit.bundle import DIGEST_TAG
 from toolkit.errors import TrackingError
+from toolkit.local_store import tables_of
 from toolkit.program import Program, load_bundle, save_bundle
 from toolkit.tracking import (
     RETRY_SECONDS,
@@ -122,6 +125,98 @@ def test_a_store_that_does_not_answer_is_one_sentence(
     with pytest.raises(TrackingError) as caught:
         connect(uri)
     assert str(caught.value).startswith(f"MLflow at {uri} does not answer: {reason}; {advice}")
+
+
+def in_another_process(work: Callable[..., None], *words: object) -> "multiprocessing.process.BaseProcess":
+    """A process that does the work at once, with all that this one has imported."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=words)
+    process.start()
+    return process
+
+
+def log_a_run() -> None:
+    with start(connect()) as run:
+        run.metrics({"loss": 0.5})
+
+
+def test_first_starts_at_the_same_moment_share_one_store(tmp_path: Path) -> None:
+    crowd = [in_another_process(log_a_run) for _ in range(3)]
+    for one in crowd:
+        one.join()
+    assert [one.exitcode for one in crowd] == [0, 0, 0]
+    client = connect()
+    runs = client.search_runs([found.experiment_id for found in client.search_experiments()])
+    assert [(run.info.status, run.data.metrics) for run in runs] == [("FINISHED", {"loss": 0.5})] * 3
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_a_first_start_that_is_killed_at_any_moment_leaves_a_store_for_the_next(tmp_path: Path) -> None:
+    began = time.monotonic()
+    connect(f"sqlite:///{tmp_path}/whole/mlflow.db")
+    whole, tables = time.monotonic() - began, tables_of(tmp_path / "whole/mlflow.db")
+    for share in (0.4, 0.7, 0.9):
+        store = tmp_path / f"{share}/mlflow.db"
+        victim = in_another_process(connect, f"sqlite:///{store}")
+        victim.join(whole * share)
+        victim.kill()
+        victim.join()
+        if store.exists():
+            assert tables_of(store) in (set(), tables), "all or nothing"
+        with Run(connect(f"sqlite:///{store}"), "training", role="final", name="the next") as run:
+            run.metrics({"loss": 0.5})
+        assert run.client.get_run(run.id).data.metrics == {"loss": 0.5}
+
+
+def older_store(path: Path, revision: str) -> None:
+    """The store of an older MLflow, with an experiment of its own."""
+    from mlflow.store.db import utils
+
+    engine = sqlalchemy.create_engine(f"sqlite:///{path}")
+    utils.InitialBase.metadata.create_all(engine)
+    alembic.command.upgrade(utils._get_alembic_config(str(engine.url)), revision)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage)"
+            " VALUES (5, 'birds', '/tmp/birds', 'active')"
+        )
+    engine.dispose()
+
+
+def test_the_store_of_an_older_mlflow_is_migrated_with_its_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older_store(tmp_path / "mlflow.db", "7f2a7d5fae7d")
+    with closing(sqlite3.connect("mlflow.db")) as database:  # what a killed migration leaves
+        database.execute("CREATE TABLE _alembic_tmp_tags (key)")
+    assert find_experiment(connect(), "birds") == "5"
+    assert "as it was before, it is kept in mlflow.db.7f2a7d5fae7d.bak" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", "mlflow.db.7f2a7d5fae7d.bak"}
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "reason"),
+    [
+        (
+            "UPDATE alembic_version SET version_num = 'ffff'",
+            "the database was made by a newer MLflow than the one that",
+        ),
+        ("CREATE TABLE logged_models (id)", "table logged_models already exists"),
+    ],
+)
+def test_a_store_that_cannot_be_migrated_is_one_sentence_and_stays_as_it_is(
+    tmp_path: Path, spoilt: str, reason: str
+) -> None:
+    older_store(tmp_path / "mlflow.db", "7f2a7d5fae7d")
+    with closing(sqlite3.connect("mlflow.db")) as database, database:
+        database.execute(spoilt)
+        before = list(database.iterdump())
+    with pytest.raises(TrackingError) as caught:
+        connect()
+    assert f"its tables cannot become those of MLflow {tracking.mlflow.__version__}" in str(caught.value)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with closing(sqlite3.connect("mlflow.db")) as database:
+        assert list(database.iterdump()) == before
 
 
 Asked = list[tuple[str, str | None]]  # each request's path, and what it wants of the connection
@@ -438,6 +533,25 @@ def test_a_data_set_reads_back_as_mlflows_own(store: MlflowClient) -> None:
     assert [tag.value for tag in inputs["e" * 16].tags] == ["held out"]
     source = tracking.mlflow.data.get_source(trained.dataset)
     assert source.uri == "/data/photos"
+
+
+def test_names_in_any_bytes_are_recorded(store: MlflowClient) -> None:
+    """A folder's name in Latin-1, as Python gives it."""
+    path = "/data/caf\udce9"
+    with start(store) as run:
+        run.params({"data": path})
+        run.tag(data=path)
+        run.text("note.txt", f"{path}\nand more")
+        run.dataset("caf\udce9", "f" * 16, path, profile={}, context="training")
+    found = store.get_run(run.id)
+    assert found.data.params["data"] == found.data.tags["data"] == "/data/caf\\xe9"
+    (item,) = found.inputs.dataset_inputs
+    assert item.dataset.name == "caf\\xe9"
+    assert tracking.mlflow.data.get_source(item.dataset).uri == "/data/caf\\xe9"
+    with pytest.raises(
+        TrackingError, match=r"^cannot start a run in experiment .*: a name or path in it is not UTF-8$"
+    ):
+        Run(store, "caf\udce9", role="final", name="a run")
 
 
 def test_a_digest_longer_than_mlflow_allows_is_one_sentence(store: MlflowClient) -> None:
@@ -861,7 +975,7 @@ def test_an_error_of_the_database_is_one_sentence(tmp_path: Path) -> None:
 def test_the_code_version_is_gits(tmp_path: Path) -> None:
     """In a repository of its own: a commit, and -dirty once a file was changed."""
     (tmp_path / "house" / "toolkit").mkdir(parents=True)
-    for name in ("tracking.py", "errors.py", "terminal.py", "__init__.py"):
+    for name in ("tracking.py", "local_store.py", "errors.py", "terminal.py", "__init__.py"):
         shutil.copy(Path(tracking.__file__).parent / name, tmp_path / "house" / "toolkit" / name)
 
     def git(*words: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from toolkit.monitoring.models import Model, ModelStore
-from toolkit.monitoring.schema import alerts, models
+from toolkit.monitoring.schema import alerts, checkpoints, models
 
 
 class AlertStore(ModelStore):
@@ -28,11 +28,12 @@ class AlertStore(ModelStore):
             alerts.c.cleared_at.is_(None),
         )
         alike = alerts.c.level == alert["level"], alerts.c.status == alert["status"]
+        row = {**alert, "message": " ".join(alert["message"].splitlines())}
         with self.writing() as connection:
             if connection.execute(sa.select(alerts.c.id).where(*same, *alike)).first() is not None:
                 return False
             connection.execute(alerts.update().where(*same).values(cleared_at=alert["time"]))
-            connection.execute(alerts.insert().values(model=number, **alert))
+            connection.execute(alerts.insert().values(model=number, **row))
         return True
 
     def note_alert(self, number: int, **values: float | str | None) -> bool:
@@ -59,7 +60,9 @@ class AlertStore(ModelStore):
     def clear_others(self, model: Model, time: float) -> int:
         """Clear the alerts of all other versions, as when another one goes into service; return how many stood."""
         others = alerts.c.model != self.number(model), alerts.c.cleared_at.is_(None)
+        touched = checkpoints.c.model.in_(sa.select(alerts.c.model).where(*others))
         with self.writing() as connection:
+            connection.execute(checkpoints.update().where(touched).values(epoch=checkpoints.c.epoch + 1))
             return connection.execute(alerts.update().where(*others).values(cleared_at=time)).rowcount
 
     def remind_of(self, number: int, notified_at: float | None, time: float) -> bool:

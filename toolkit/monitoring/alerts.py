@@ -1,36 +1,46 @@
-"""What a window shows of each metric, how bad that is, and the sentence that says so.
+"""What a window shows of each metric, how bad that is, and the figures of the sentence that says so.
 
-Nothing here looks at a store or decides whether anybody is told: see ``states``.
+Nothing here looks at a store or decides whether anybody is told: see ``states``; the sentences are in ``sentences``.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 import numpy as np
 
-from toolkit.monitoring import statistics
+from toolkit.monitoring import sentences, statistics
 from toolkit.monitoring.counts import Counts
 from toolkit.monitoring.detectors import ACCURACY, CONFIDENCE, PREDICTIONS
-from toolkit.monitoring.drift import DriftResult, compare, p_text
+from toolkit.monitoring.drift import DriftResult, compare
 from toolkit.monitoring.figures import degradation, estimate
 from toolkit.monitoring.limits import LEVELS, Limits
+from toolkit.monitoring.sampling import label_sample
+from toolkit.monitoring.sentences import AccuracyFigures, DriftFigures, Harm, Period, Recall, Text
 from toolkit.monitoring.sequential import Alarm
-from toolkit.monitoring.states import Grade
+from toolkit.monitoring.states import Grade, blocks_to_clear
 from toolkit.monitoring.windows import WINDOWS
+from toolkit.monitoring.wording import name
 from toolkit.monitoring.yardstick import Yardstick
 
 # The windows that are watched, and how many predictions or labels lie between two looks: a tenth of each.
 BLOCKS = {name: size // 10 for name, size in WINDOWS.items() if size is not None}
 FEWEST_OF_A_CLASS = 10  # labels of a class below which its recall is not worth naming
+MOST_REPEATED = 2  # predictions to one independent one, above which an alarm by labels may come of bursts
+SHOWN_CHANGES = 2  # classes whose share changed most, in a sentence
 NON_FINITE = "non_finite"
+NOTHING_TO_SAY = Text()
 
 WHAT_TO_DO = {
     "ok": "",
-    "warning": "look at recent pictures and label some of them",
+    "warning": "look at recent images and label some of them",
     "critical": "consider going back to the version before, and retraining",
     "immediate": "go back to the version before now",
 }
+
+
+IN_CAPITALS = {CONFIDENCE: "CONFIDENCE", PREDICTIONS: "PREDICTED CLASSES"}
+PROBABILITIES = "softmax_distribution"
 
 
 @dataclass(frozen=True)
@@ -39,29 +49,35 @@ class Sighting(Grade):
 
     Parameters
     ----------
-    message
-        What happened, how sure that is, since when and what changed.
-    what_to_do
-        Advice to whoever reads it.
+    text
+        What is said of it.
+    command
+        What to type to know more.
     """
 
     metric: str = ""
     window: str = ""
-    message: str = ""
+    text: Text = NOTHING_TO_SAY
+    command: str = sentences.REPORT
 
     @property
     def what_to_do(self) -> str:
         """Advice for this level."""
         return WHAT_TO_DO[self.level]
 
-    def told(self, level: str) -> str:
-        """What an alert of a level says: the message, and what to do.
+    @property
+    def details(self) -> str:
+        """The figures behind the message, a line each."""
+        return self.text.details
 
-        >>> Sighting(message="Accuracy fell.").told("immediate")
-        'Accuracy fell. Go back to the version before now.'
+    def told(self, level: str) -> str:
+        """What an alert of a level says, in one line that ends with what to type next.
+
+        >>> Sighting(text=Text("ACCURACY 84 -> 66 %"), status="confirmed").told("immediate")
+        'ACCURACY 84 -> 66 %. Next: python model_registry.py rollback'
         """
-        advice = WHAT_TO_DO[level]
-        return f"{self.message} {advice[:1].upper()}{advice[1:]}."
+        certain = self.status == "confirmed" and Limits.severity(level) > Limits.severity("warning")
+        return self.text.with_command(sentences.ROLLBACK if certain else self.command)
 
 
 def look(
@@ -94,37 +110,31 @@ def look(
     """
     alarms = alarms or {}
     results = {result.metric: result for result in compare(counts, yardstick, limits, window)}
-    changed = [result for result in results.values() if result.family == "input" and result.drifted]
-    seen = [_non_finite(counts, limits, window), _accuracy(counts, yardstick, limits, window)]
-    supposed = _supposed(counts, yardstick, limits)
-    for metric, others in ((CONFIDENCE, ("mean_confidence", "softmax_distribution")), (PREDICTIONS, ())):
-        also = [results[name] for name in others if results[name].drifted]
-        seen.append(_drift(results[metric], also, changed, counts, supposed))
-    return [_alarmed(sighting, alarms.get(sighting.metric)) for sighting in seen]
+    images = [result for result in results.values() if result.family == "input" and result.drifted]
+    seen = [
+        _non_finite(counts, limits, window),
+        _accuracy(counts, yardstick, limits, window, alarms.get(ACCURACY)),
+    ]
+    harm = _harm(counts, yardstick, limits)
+    for metric, others in ((CONFIDENCE, ("mean_confidence", PROBABILITIES)), (PREDICTIONS, ())):
+        tested = [results[metric], *(results[other] for other in others)]
+        seen.append(_drift(tested, images, counts, yardstick, limits, alarms.get(metric), harm))
+    return [_ignored(sighting) if limits.ignores(sighting.metric, window) else sighting for sighting in seen]
 
 
-def _alarmed(sighting: Sighting, alarm: Alarm | None) -> Sighting:
-    """A sighting that an alarm vouches for."""
-    if alarm is None:
-        return sighting
-    since = f"An alarm says that this began about {alarm.length:,} {_unit(sighting)} ago."
-    message = f"{sighting.message or f'{_named(sighting)} changed.'} {since}"
-    status = "suspected" if sighting.metric == ACCURACY else "estimate"
-    if sighting.level == LEVELS[0]:
-        sighting = replace(sighting, level="warning", status=status, value=sighting.value or 0.0)
-    return replace(sighting, message=message, like_before=False)
-
-
-def _unit(sighting: Sighting) -> str:
-    return "labels" if sighting.metric == ACCURACY else "predictions"
-
-
-def _named(sighting: Sighting) -> str:
-    return sighting.metric.replace("_", " ").capitalize()
+def _ignored(sighting: Sighting) -> Sighting:
+    """A sighting that raises nothing, and clears what stood before it was ignored."""
+    return Sighting(
+        value=1.0, threshold={"warning": 1.0}, like_before=True, metric=sighting.metric, window=sighting.window
+    )
 
 
 def _levels(limits: Limits) -> dict[str, float]:
     return {level: limits.threshold(level) for level in LEVELS[1:]}
+
+
+def _period(counts: Counts) -> Period:
+    return Period(counts.n, counts.since, counts.until)
 
 
 def _non_finite(counts: Counts, limits: Limits, window: str) -> Sighting:
@@ -133,82 +143,131 @@ def _non_finite(counts: Counts, limits: Limits, window: str) -> Sighting:
         return Sighting(metric=NON_FINITE, window=window)
     share = counts.non_finite / counts.n
     level = limits.level(share)
-    message = (
-        f"{share:.1%} of {_period(counts)} held NaN or infinite probabilities, which are left out of all other "
-        "figures; check the model and its input."
-    )
+    text = sentences.non_finite(_period(counts), counts.non_finite)
     status = "confirmed" if level != LEVELS[0] else ""
-    return Sighting(level, status, share, _levels(limits), metric=NON_FINITE, window=window, message=message)
+    return Sighting(level, status, share, _levels(limits), metric=NON_FINITE, window=window, text=text)
 
 
-def _accuracy(counts: Counts, yardstick: Yardstick, limits: Limits, window: str) -> Sighting:
+def _accuracy(counts: Counts, yardstick: Yardstick, limits: Limits, window: str, alarm: Alarm | None) -> Sighting:
     figures = degradation(counts, yardstick, limits)
+    sample = label_sample(counts, yardstick.reference, limits)
     drop, level, status = figures["degradation"], figures["level"], figures["status"]
-    if level is None or yardstick.reference is None:
+    certain, usual = figures["degradation_lower_bound"], yardstick.reference
+    repeated = counts.effective < counts.finite / MOST_REPEATED
+    if (repeated or (sample is not None and sample.fair is False)) and level in (None, LEVELS[0]):
+        alarm = None  # it may come of the choice of the labels, or of bursts among them
+    if usual is None or not usual.right or (level is None and alarm is None):
         return Sighting(metric=ACCURACY, window=window, threshold=_levels(limits))
-    certain = figures["degradation_lower_bound"]
-    if status == "suspected" and certain is not None and (sure := limits.level(certain)) != LEVELS[0]:
-        level, status = sure, "confirmed"  # of a milder level
-    known = f"at least {certain:.1%} of it certain" if status == "confirmed" else "how much of it is not yet certain"
-    message = (
-        f"Accuracy fell from {figures['reference_accuracy']:.1%} to {counts.right / counts.n_labels:.1%} in "
-        f"{_period(counts)}, by the {counts.n_labels:,} labels told so far: a drop of {drop:.1%}, {known}"
-        f"{_worst_class(counts, yardstick.reference, yardstick.classes)}."
-    )
-    status = "" if status == "none" else status
-    return Sighting(level, status, drop, _levels(limits), metric=ACCURACY, window=window, message=message)
-
-
-def _drift(
-    result: DriftResult, also: Sequence[DriftResult], inputs: Sequence[DriftResult], counts: Counts, supposed: str
-) -> Sighting:
-    """Without labels nobody knows the harm, so this is never more than a warning."""
-    threshold = {"warning": result.minimum_effect}
-    if result.effect is None or result.p_value is None:
-        return Sighting(metric=result.metric, window=result.window, threshold=threshold)
-    level, status = ("warning", "estimate") if result.drifted or also else (LEVELS[0], "")
-    evidence = f"effect {result.effect:.3f}, {result.minimum_effect:g} would matter, p {p_text(result.p_value)}"
-    more = "".join(f"; {entry.metric.replace('_', ' ')}: {entry.detail}" for entry in also)
-    pictures = ", ".join(f"{entry.metric} ({entry.detail})" for entry in inputs)
-    message = (
-        f"{result.metric.replace('_', ' ').capitalize()} changed in {_period(counts)}: {result.detail} ({evidence})"
-        f"{more}{f'; the pictures changed too: {pictures}' if pictures else ''}{supposed}."
-    )
-    # The largest of the effects, in units of what would matter: what shows in one only keeps the alert standing.
-    value = max(entry.effect / entry.minimum_effect for entry in (result, *also) if entry.effect is not None)
+    if status == "suspected" and certain is not None and sample is not None:
+        sure = min(limits.level(certain), sample.may_confirm, key=limits.severity)
+        if sure != LEVELS[0] and limits.level(certain) != level:
+            level, status = sure, "confirmed"  # of a milder level
+    enough = level is not None
+    seen = level if enough and level != LEVELS[0] else LEVELS[0]
+    told = AccuracyFigures(
+        _period(counts), sample.accuracy if sample else None, sample.n if sample else 0,
+        usual.right / usual.n, usual.n, certain, seen, status,
+        _fallen(counts, usual, yardstick.classes), alarm.length if alarm else None,
+        sample.note if sample else "", sample is None or sample.fair is not False,
+    )  # fmt: skip
+    value = max(0.0, drop) if enough and drop is not None else None
+    if seen == LEVELS[0]:
+        seen, status = ("warning", "suspected") if alarm else (LEVELS[0], "")
+        value = 0.0 if alarm and value is None else value
     return Sighting(
-        level, status, value * result.minimum_effect, threshold,
-        # At the edge of noise D hovers around the minimum effect; "no drift" even without correction is calm.
-        like_before=result.p_value > 0.05 and not also,
-        metric=result.metric, window=result.window, message=message,
+        seen, status, value, _levels(limits),
+        to_clear=_blocks_to_clear(usual.right / usual.n, counts.n_labels, limits),
+        metric=ACCURACY, window=window, text=sentences.accuracy(told, limits),
+        command=sentences.REPORT if status == "confirmed" else sentences.LABEL,
     )  # fmt: skip
 
 
-def _supposed(counts: Counts, yardstick: Yardstick, limits: Limits) -> str:
-    """What accuracy may be by now, and how many labels would settle it."""
+def _blocks_to_clear(usual: float, n_labels: int, limits: Limits) -> int:
+    """How long it must be calm with so many labels in a window, were accuracy at the mildest threshold."""
+    fallen = usual * (1 - limits.warning)
+    deviation = math.sqrt(fallen * (1 - fallen) / max(n_labels, 1)) / usual  # of the relative drop
+    return blocks_to_clear(limits.warning, deviation, limits.confidence)
+
+
+def _drift(
+    tested: Sequence[DriftResult], images: Sequence[DriftResult], counts: Counts, yardstick: Yardstick,
+    limits: Limits, alarm: Alarm | None, harm: Harm | None,
+) -> Sighting:  # fmt: skip
+    """Without labels nobody knows the harm, so this is never more than a warning.
+
+    Parameters
+    ----------
+    tested
+        The metric itself, and others that speak for it.
+    """
+    result = tested[0]
+    found = [one for one in tested if one.drifted]
+    blank = Sighting(metric=result.metric, window=result.window, threshold={"warning": result.minimum_effect})
+    known = result.effect is not None and result.p_value is not None
+    if not known and alarm is None:
+        return blank
+    text = sentences.drift(
+        DriftFigures(
+            IN_CAPITALS[result.metric],
+            _period(counts),
+            [_what_changed(one, counts, yardstick) for one in found],
+            [(name(one.metric), one.detail) for one in images],
+            harm,
+            _direction(alarm, yardstick) if alarm else "",
+            alarm.length if alarm else 0,
+        )
+    )
+    level, status = ("warning", "estimate") if found or alarm else (LEVELS[0], "")
+    command = harm.command if harm else sentences.REPORT
+    if not known:
+        return replace(blank, level=level, status=status, value=0.0, text=text, command=command)
+    # The largest of the effects, in units of what would matter: what shows in one only keeps the alert standing.
+    sizes = [one.effect / one.minimum_effect for one in (result, *found) if one.effect is not None]
+    deviation = 0.5 / math.sqrt(max(counts.effective, 1.0))  # of a share, at most
+    return replace(
+        blank, level=level, status=status, value=max(sizes) * result.minimum_effect,
+        # At the edge of noise the effect hovers around the least; "no drift" even without correction is calm.
+        like_before=(result.p_value or 0.0) > 0.05 and not found and alarm is None,
+        to_clear=blocks_to_clear(result.minimum_effect, deviation, limits.confidence), text=text, command=command,
+    )  # fmt: skip
+
+
+def _what_changed(result: DriftResult, counts: Counts, yardstick: Yardstick) -> str:
+    """The change that a test found, as a clause."""
+    if result.metric != PREDICTIONS or yardstick.reference is None:
+        return f"{'probabilities, ' if result.metric == PROBABILITIES else ''}{result.detail}"
+    before, now = (each.classes / each.classes.sum() for each in (yardstick.reference, counts))
+    return sentences.largest_changes(yardstick.classes, before.tolist(), now.tolist(), SHOWN_CHANGES)
+
+
+def _direction(alarm: Alarm, yardstick: Yardstick) -> str:
+    """What an alarm says has changed."""
+    if alarm.label is not None:
+        return f"{name(yardstick.classes[alarm.label])} {alarm.change}"
+    return sentences.DIRECTIONS[alarm.change]
+
+
+def _harm(counts: Counts, yardstick: Yardstick, limits: Limits) -> Harm | None:
+    """What accuracy is by the labels, or may be without, and how many labels would settle it."""
     guess = estimate(counts, yardstick, limits)
-    if guess is None:
-        return ""
-    needed = statistics.labels_needed(guess["reference_accuracy"])
-    settle = f"label about {needed:,} of these predictions to know"
-    if guess["degradation"] is None:
-        return f"; whether that does harm cannot be told without labels: {settle}"
-    return f"; accuracy is estimated at {guess['accuracy']:.1%}, which no label confirms: {settle}"
+    if guess is None or not guess["reference_accuracy"]:
+        return None
+    sample = label_sample(counts, yardstick.reference, limits)
+    enough = degradation(counts, yardstick, limits)["level"] is not None
+    return Harm(
+        guess["reference_accuracy"],
+        counts.n_labels,
+        sample.accuracy if sample and enough else None,
+        guess["accuracy"] if guess["status"] == "estimate" else None,
+        statistics.labels_needed(guess["reference_accuracy"]),
+    )
 
 
-def _period(counts: Counts) -> str:
-    since = datetime.fromtimestamp(counts.since, UTC)
-    return f"the last {counts.n:,} predictions (since {since:%Y-%m-%d %H:%M} UTC)"
-
-
-def _worst_class(counts: Counts, reference: Counts, classes: Sequence[str]) -> str:
-    """The class whose recall fell most, as a clause; nothing when none fell, as far as labels tell."""
+def _fallen(counts: Counts, reference: Counts, classes: Sequence[str]) -> list[Recall]:
+    """The classes whose recall fell, most first, as far as labels tell."""
     now, before = counts.confusion_matrix, reference.confusion_matrix
     cases, usual_cases = now.sum(axis=1), before.sum(axis=1)
-    if not (enough := (cases >= FEWEST_OF_A_CLASS) & (usual_cases >= FEWEST_OF_A_CLASS)).any():
-        return ""
+    enough = (cases >= FEWEST_OF_A_CLASS) & (usual_cases >= FEWEST_OF_A_CLASS)
     recall, usual = (np.diagonal(each) / np.maximum(each.sum(axis=1), 1) for each in (now, before))
-    worst = int(np.where(enough, usual - recall, -np.inf).argmax())
-    if recall[worst] >= usual[worst]:
-        return ""
-    return f"; worst is {classes[worst]!r}, found {recall[worst]:.0%} of the time instead of {usual[worst]:.0%}"
+    order = [k for k in np.argsort(recall - usual, kind="stable").tolist() if enough[k] and recall[k] < usual[k]]
+    return [Recall(classes[k], float(usual[k]), float(recall[k]), int(cases[k])) for k in order]

@@ -4,18 +4,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from toolkit.errors import one_line
 from toolkit.monitoring.blocks import BLOCK, fold, roll_up
+from toolkit.monitoring.checkpoints import Alert
 from toolkit.monitoring.counts import Counts
+from toolkit.monitoring.evaluator import EVERY
 from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.lookout import Lookout
 from toolkit.monitoring.retention import forget
 from toolkit.monitoring.sinks import Sinks
 from toolkit.monitoring.store import Model, PredictionStore
 from toolkit.monitoring.view import View
-from toolkit.monitoring.watch import FEWEST_NEWS
 from toolkit.monitoring.windows import Window
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Attendant:
     store
         Predictions, labels, blocks and alerts.
     limits
-        What counts as too much.
+        What counts as too much; as the store says, when None.
     clock
         Seconds since 1970.
     sinks
@@ -44,7 +44,7 @@ class Attendant:
     def __init__(
         self,
         store: PredictionStore,
-        limits: Limits,
+        limits: Limits | None,
         clock: Callable[[], float],
         sinks: Sinks,
         keep_days: float | None = None,
@@ -54,7 +54,7 @@ class Attendant:
         self._limits = limits
         self._clock = clock
         self._keep = keep_days, keep_rows
-        self._lookout = Lookout(store, limits, clock, sinks.send)
+        self._lookout = Lookout(store, clock, sinks.send)
         self._view: View | None = None
         self._making = threading.Lock()
         self._news = self._unfolded = 0  # predictions and labels since the last look; predictions since the last fold
@@ -80,11 +80,11 @@ class Attendant:
         self._news += news
         self._unfolded += news
         wait = self._looked + LOOK_SECONDS - time.monotonic()
-        if self._news < FEWEST_NEWS and wait > 0:
+        if self._news < EVERY and wait > 0:
             return wait if self._news else None
         self._news, self._looked = 0, time.monotonic()
         try:
-            self.look(model, automatic=True)
+            self.look(model)
             if self._unfolded >= BLOCK:
                 self._unfolded = 0
                 self._tidy(model)
@@ -92,10 +92,16 @@ class Attendant:
             logger.warning("alerts could not be checked: %s", one_line(error))
         return None
 
-    def look(self, model: Model, *, automatic: bool = False) -> list[dict[str, Any]]:
-        """Look now, and return the alerts that this raised."""
-        view = self.view(model).catch_up()
-        return self._lookout.look(view, view.news(), automatic=automatic)
+    def look(self, model: Model, *, save: bool = False) -> list[Alert]:
+        """Evaluate what came since the last time, and return the alerts that this raised."""
+        return self._lookout.look(self.view(model).catch_up(), save=save)
+
+    def finish(self, model: Model) -> None:
+        """Evaluate what is left when a process ends; whatever goes wrong, the next one does it."""
+        try:
+            self.look(model, save=True)
+        except Exception as error:  # noqa: BLE001  # nothing is lost by it
+            logger.warning("alerts could not be checked: %s", one_line(error))
 
     def report(self, model: Model, metric: str, level: str, message: str) -> bool:
         """Raise an alert about what no window shows: see ``Lookout``."""
@@ -114,5 +120,6 @@ class Attendant:
         fold(self._store, model, make, BLOCKS_AT_ONCE)
         keep_days, keep_rows = self._keep
         if keep_days is not None or keep_rows is not None:
+            self.look(model, save=True)  # a process that goes on from here needs the rows before this place
             forget(self._store, keep_days, keep_rows, now=self._clock(), at_most=BLOCKS_AT_ONCE)
             roll_up(self._store, model, add)

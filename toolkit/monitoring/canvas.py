@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from toolkit.lettering import drawn, lettered
 from toolkit.monitoring.timeline import Timeline
 
 INK, REFERENCE, SHADE = "#1f4e79", "#555555", "#9db8d2"
 LEVEL_COLOURS = {"warning": "#e0a100", "critical": "#e05a00", "immediate": "#b00020"}
-DRIFT_COLOURS = {"drift": "#b00020", "no_drift": "#2e7d5b", "insufficient_data": "#b5b5b5"}
+DRIFT_COLOURS = {"drift": "#b00020", "unproven": "#e0a100", "no_drift": "#2e7d5b", "insufficient_data": "#b5b5b5"}
 LONGEST_NAME = 24  # letters, so that names leave room for what they name
 NARROWEST_BAR = 1 / 250  # of the axis: thinner ones disappear
 
@@ -31,7 +32,7 @@ def nothing(text: str = "No predictions have been logged yet.") -> Figure:
 
 
 def named(name: str) -> str:
-    """The name that somebody gave to a class or a statistic, short, and as it is.
+    """The name that somebody gave to a class or a statistic, short, in letters that can be drawn, and as it is.
 
     Matplotlib takes what is between two $ for mathematics, and hides what begins with an underscore.
 
@@ -39,13 +40,13 @@ def named(name: str) -> str:
     ('US\\\\$', ' _rest', 'a class with a very lon…')
     """
     short = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
-    return (" " if short.startswith("_") else "") + short.replace("$", r"\$")
+    return (" " if short.startswith("_") else "") + drawn(short)
 
 
 def titled(figure: Figure, text: str) -> Figure:
     """The figure under its title."""
-    figure.suptitle(text.replace("$", r"\$"), x=0.01, ha="left", fontsize=12)
-    return figure
+    figure.suptitle("\n".join(map(drawn, text.split("\n"))), x=0.01, ha="left", fontsize=12)
+    return lettered(figure)
 
 
 def finish(*axes: Axes) -> None:
@@ -108,10 +109,10 @@ def dots(axes: Axes, timeline: Timeline, values: Floats) -> None:
     axes.plot(_x(timeline, timeline.middles), values, "o", ms=3, color=INK)
 
 
-def band(axes: Axes, timeline: Timeline, low: Floats, high: Floats, *, label: str) -> None:
+def band(axes: Axes, timeline: Timeline, low: Floats, high: Floats, *, label: str, alpha: float = 0.45) -> None:
     """From a low to a high value of each point, with gaps; a lone short one is still a stroke."""
     x, bottom, top = timeline.path(low, high)
-    axes.fill_between(_x(timeline, x), bottom, top, color=SHADE, alpha=0.45, lw=0.8, label=label)
+    axes.fill_between(_x(timeline, x), bottom, top, color=SHADE, alpha=alpha, lw=0.8, label=label)
 
 
 def bars(axes: Axes, timeline: Timeline, heights: NDArray[Any]) -> None:

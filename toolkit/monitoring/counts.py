@@ -23,6 +23,12 @@ STEPS = 2**24  # every float16 is a whole number of these parts of one, so that 
 LATENCY_EDGES = np.append(0.01 * 2 ** (np.arange(254) / 11), np.finfo(np.float64).max)
 LATENCY_BINS = len(LATENCY_EDGES) + 1
 
+# Lower ends of bands of confidence, closer where most answers of a good model are. With the predicted class they make
+# the strata in which labelled predictions are compared with all.
+BANDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
+_BAND_STEPS = np.ceil(np.array(BANDS[1:]) * STEPS).astype(np.int64)
+STRATA_ROWS = 5  # all predictions; labelled, right; labelled of a drawn sample, right
+
 Whole = NDArray[np.int64]
 
 
@@ -55,6 +61,10 @@ class Counts:
         right, and the sum of their confidence in steps of 2^-24.
     scores
         (2,), sums of the scores from which accuracy is estimated without labels, in steps of 2^-20.
+    strata
+        (5, 12 K), of the predictions in each band of confidence and predicted class (band * K + class): how
+        many, how many labelled, how many right; how many labelled of a drawn sample, how many right.
+        All 0 in blocks that were made before these were counted.
     confusion
         true class * K + predicted class to the number of labelled predictions; what is absent is 0.
     n, non_finite
@@ -89,6 +99,7 @@ class Counts:
     latency: Whole = field(default_factory=lambda: np.zeros(LATENCY_BINS, np.int64))
     calibration: Whole = field(default_factory=lambda: np.zeros((3, CALIBRATION_BINS), np.int64))
     scores: Whole = field(default_factory=lambda: np.zeros(2, np.int64))
+    strata: Whole = field(default_factory=lambda: np.zeros((STRATA_ROWS, 0), np.int64))
     confusion: Counter[int] = field(default_factory=Counter)
     n: int = 0
     non_finite: int = 0
@@ -101,6 +112,11 @@ class Counts:
     until: float = -math.inf
     head: End | None = None
     tail: End | None = None
+
+    def __post_init__(self) -> None:
+        if not self.strata.size:
+            blank = np.zeros((STRATA_ROWS, len(BANDS) * len(self.classes)), np.int64)
+            object.__setattr__(self, "strata", blank)
 
     # Adding up
 
@@ -142,7 +158,14 @@ class Counts:
             tail=self.tail if head else None,
         )
 
-    def relabelled(self, predicted: Whole, confidence: Whole, old: Whole, new: Whole) -> Self:
+    def relabelled(
+        self,
+        predicted: Whole,
+        confidence: Whole,
+        old: Whole,
+        new: Whole,
+        drawn: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None,
+    ) -> Self:
         """The same predictions, of which some have got a label, another one, or none any more.
 
         Parameters
@@ -151,9 +174,13 @@ class Counts:
             (m,), class and confidence in steps of 2^-24 of those predictions.
         old, new
             (m,), their labels before and now; -1 for none.
+        drawn
+            (m,) and (m,), whether they were of a drawn sample before and now; never when None.
         """
-        confusion, calibration = Counter(self.confusion), self.calibration.copy()
-        for sign, labels in ((-1, old), (1, new)):
+        confusion, calibration, strata = Counter(self.confusion), self.calibration.copy(), self.strata.copy()
+        never = np.zeros(len(predicted), np.bool_)
+        before, now = drawn if drawn is not None else (never, never)
+        for sign, labels, sampled in ((-1, old, before), (1, new, now)):
             told = (labels != NOTHING) & (predicted != NOTHING)
             codes, numbers = np.unique(labels[told] * len(self.classes) + predicted[told], return_counts=True)
             for code, number in zip(codes.tolist(), numbers.tolist(), strict=True):
@@ -161,7 +188,11 @@ class Counts:
             place = np.minimum(confidence[told] * CALIBRATION_BINS // STEPS, CALIBRATION_BINS - 1)
             for row, weights in enumerate((None, labels[told] == predicted[told], confidence[told])):
                 calibration[row] += sign * np.bincount(place, weights, CALIBRATION_BINS).astype(np.int64)
-        return replace(self, confusion=Counter({k: v for k, v in confusion.items() if v}), calibration=calibration)
+            hit = told & (labels == predicted)
+            for row, which in enumerate((told, hit, told & sampled, hit & sampled), start=1):
+                strata[row] += sign * count_strata(predicted[which], confidence[which], len(self.classes))
+        held = Counter({k: v for k, v in confusion.items() if v})
+        return replace(self, confusion=held, calibration=calibration, strata=strata)
 
     def _check(self, other: Self) -> None:
         if self.yardstick != other.yardstick:
@@ -282,6 +313,8 @@ class Counts:
             numbers, arrays = _unpacked(body)
             confusion = Counter(dict(zip(arrays.pop("codes").tolist(), arrays.pop("numbers").tolist(), strict=True)))
             arrays["calibration"] = arrays["calibration"].reshape(3, CALIBRATION_BINS)
+            if "strata" in arrays:
+                arrays["strata"] = arrays["strata"].reshape(STRATA_ROWS, len(BANDS) * len(arrays["classes"]))
             numbers |= {name: End(*numbers[name]) if numbers[name] else None for name in ("head", "tail")}
             counts = cls(**numbers, **arrays, confusion=confusion)
             if counts.n != counts.non_finite + counts.classes.sum() or len(counts.latency) != LATENCY_BINS:
@@ -294,7 +327,7 @@ class Counts:
 _MAGIC = b"counts 1\n"
 _MOST_BYTES = 2**28  # of a block unpacked: ten thousand classes take a twentieth of it
 _TYPES = ("|u1", "<u2", "<u4", "<u8", "<i8")
-_ARRAYS = ("classes", "cells", "latency", "calibration", "scores")
+_ARRAYS = ("classes", "cells", "latency", "calibration", "scores", "strata")
 _SUMS = (*_ARRAYS, "n", "non_finite", "total", "squares", "pairs", "products", "repeats")
 _NUMBERS = ("yardstick", *_SUMS[len(_ARRAYS) :], "since", "until", "head", "tail")
 
@@ -307,6 +340,16 @@ def inner_product(a: Whole, b: Whole) -> int:
     """
     products = a * b  # each at most 2^48 and a little
     return (int((products >> 24).sum()) << 24) + int((products & (STEPS - 1)).sum())
+
+
+def count_strata(predicted: Whole, confidence: Whole, k: int) -> Whole:
+    """(12 k,), predictions in each band of confidence and class; confidence in steps of 2^-24.
+
+    >>> np.flatnonzero(count_strata(np.array([1, 1]), np.array([STEPS // 2, STEPS]), 2)).tolist()
+    [7, 23]
+    """
+    band = np.searchsorted(_BAND_STEPS, confidence, side="right")
+    return np.bincount(band * k + predicted, minlength=len(BANDS) * k).astype(np.int64)
 
 
 def _pair(before: End | None, after: End | None) -> dict[str, int]:

@@ -12,7 +12,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from toolkit.errors import StoreError, one_line
 from toolkit.monitoring import schema
-from toolkit.monitoring.upgrade import upgrade
 
 BUSY_SECONDS = 5  # how long a writer waits for another process to finish its transaction
 WRITING = 1_886_545_252  # the lock that whoever writes to PostgreSQL holds: "pred" as a number
@@ -75,12 +74,12 @@ class Database:
         return None if name.startswith("file:") else Path(name)
 
     def exists(self) -> bool:
-        """Whether anything was ever written here; tables of an earlier version are brought up on the way.
+        """Whether anything was ever written here.
 
         Raises
         ------
         StoreError
-            When it cannot be opened, or was made by a later version of this program.
+            When it cannot be opened, or was made by another version of this program.
         """
         if self._process != os.getpid():  # a fork: the connections are those of the parent
             self._engine.dispose(close=False)
@@ -94,11 +93,10 @@ class Database:
             return False
         with self._translated("opened"), self._engine.connect() as connection:
             version = schema.version(connection)
-        if version == 1:
-            self._upgrade()
-        elif version > schema.VERSION:
+        if version not in (0, schema.VERSION):
+            what_helps = "update the program" if version > schema.VERSION else "begin another store"
             raise StoreError(
-                f"the store {self} is of format {version}, and this program knows {schema.VERSION}: update the program"
+                f"the store {self} is of format {version}, and this program knows {schema.VERSION}: {what_helps}"
             )
         self._ready, self._opened = version > 0, found
         return self._ready
@@ -135,10 +133,7 @@ class Database:
             return connection.execute(query).all()
 
     def release(self, pages: int) -> None:
-        """Give back up to so many pages of 4 KB that nothing uses any more; a server does that by itself.
-
-        A file made by an earlier version only uses them again.
-        """
+        """Give back up to so many pages of 4 KB that nothing uses any more; a server does that by itself."""
         if self.is_sqlite:
             with self._translated("written"), self._engine.connect() as connection:
                 # A page a step: as a query the driver would take one step only, as a script it takes all.
@@ -165,14 +160,6 @@ class Database:
         with self._engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA auto_vacuum = INCREMENTAL")
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-
-    def _upgrade(self) -> None:
-        if not self.is_sqlite:
-            raise StoreError(f"the store {self} was made by an earlier version of this program: begin another one")
-        with self._translated("brought up to this version"), self._engine.begin() as connection:
-            self._lock(connection)
-            if schema.version(connection) == 1:  # else another process was first
-                upgrade(connection)
 
     @contextmanager
     def _translated(self, doing: str) -> Iterator[None]:

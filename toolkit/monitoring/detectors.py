@@ -1,6 +1,8 @@
 """The alarms of one model version: what each listens to, and the budget that they share."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +30,50 @@ class Found(NamedTuple):
     alarm: Alarm
 
 
+class Told(NamedTuple):
+    """Labels as the alarms hear them, in the order in which they came.
+
+    Parameters
+    ----------
+    right
+        (n,), whether the prediction was right.
+    drawn
+        (n,), whether the label is of a sample drawn at random.
+    kinds
+        (n,), a number for each pair of true and predicted class.
+    first
+        (n,), whether it is the first label of its prediction; the others were heard before they were drawn.
+    """
+
+    right: NDArray[np.bool_]
+    drawn: NDArray[np.bool_] | None = None
+    kinds: NDArray[np.int64] | None = None
+    first: NDArray[np.bool_] | None = None
+
+
+def told_of(
+    predicted: NDArray[np.integer[Any]],
+    labels: NDArray[np.integer[Any]],
+    drawn: NDArray[np.bool_],
+    first: NDArray[np.bool_] | None = None,
+) -> Told:
+    """Labels for ``Detectors.hear_labels``.
+
+    >>> told_of(np.array([0, 1]), np.array([0, 0]), np.array([True, False])).right.tolist()
+    [True, False]
+    """
+    return Told(predicted == labels, drawn, _kinds(predicted, labels), first)
+
+
+def _kinds(predicted: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    return (labels.astype(np.int64) << 32) + predicted
+
+
 class Detectors:
     """Three sequential alarms with one budget: accuracy by labels, confidence and predicted classes without.
+
+    Accuracy is heard twice, each time with half of its share: by all labels, and by those of samples that
+    were drawn at random, which labels of another choice would drown.
 
     Parameters
     ----------
@@ -54,7 +98,10 @@ class Detectors:
             return
         each = run_length(false_alarms_per_million, share=1 / len(LISTENED_TO))
         predicted = baseline.predicted
-        self._errors = ErrorDetector(int((predicted == baseline.labels).sum()), baseline.size, each)
+        kinds, numbers = np.unique(_kinds(predicted, baseline.labels), return_counts=True)
+        usual = dict(zip(kinds.tolist(), numbers.tolist(), strict=True))
+        right = int((predicted == baseline.labels).sum())
+        self._errors, self._sampled = (ErrorDetector(right, baseline.size, 2 * each, usual) for _ in range(2))
         self._ranks = RankDetector(baseline.confidence, each)
         self._by_metric = {ACCURACY: self._errors, CONFIDENCE: self._ranks}
         if len(baseline.classes) > 1:
@@ -64,9 +111,12 @@ class Detectors:
     @property
     def evidence(self) -> dict[str, float | None]:
         """How far each has come on its way to an alarm, in [0, 1]; None without a baseline."""
-        return {
+        found = {
             metric: detector.evidence if (detector := self._by_metric.get(metric)) else None for metric in LISTENED_TO
         }
+        if ACCURACY in self._by_metric:
+            found[ACCURACY] = max(self._errors.evidence, self._sampled.evidence)
+        return found
 
     def hear(self, rows: Window) -> list[Found]:
         """Take in predictions, oldest first, with the sequence numbers that break their ties."""
@@ -78,8 +128,35 @@ class Detectors:
             found += [Found(PREDICTIONS, alarm) for alarm in self._classes.update(rows.predicted)]
         return found
 
-    def hear_labels(self, right: NDArray[np.bool_]) -> list[Found]:
-        """Take in whether predictions were right, in the order in which that was told."""
+    def hear_labels(
+        self,
+        right: NDArray[np.bool_],
+        drawn: NDArray[np.bool_] | None = None,
+        kinds: NDArray[np.int64] | None = None,
+        first: NDArray[np.bool_] | None = None,
+    ) -> list[Found]:
+        """Take in whether predictions were right, in the order in which that was told; parameters as of ``Told``."""
         if ACCURACY not in self._by_metric:
             return []
-        return [Found(ACCURACY, alarm) for alarm in self._errors.update(right)]
+        places = np.flatnonzero(first) if first is not None else np.arange(len(right))
+        heard = [(self._errors, places)]
+        if drawn is not None and drawn.any():
+            heard.append((self._sampled, np.flatnonzero(drawn)))
+        return [
+            Found(ACCURACY, replace(alarm, index=int(part[alarm.index])))
+            for detector, part in heard
+            for alarm in detector.update(right[part], None if kinds is None else kinds[part])
+        ]
+
+    def state(self) -> dict[str, Any]:
+        """What each detector has seen, ready for JSON, to go on with in another process."""
+        return {name: detector.state() for name, detector in self._all().items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; one of other bets, as after another reference, is left out."""
+        for name, detector in self._all().items():
+            if name in state:
+                detector.restore(state[name])
+
+    def _all(self) -> dict[str, Detector]:
+        return self._by_metric | ({"sampled": self._sampled} if ACCURACY in self._by_metric else {})

@@ -64,19 +64,15 @@ def chi_square_survival(x: float, degrees: int) -> float:
     return min(1.0, math.fsum(terms) + (math.erfc(math.sqrt(half)) if odd else 0.0))
 
 
-def hypergeometric_survival(seen: int, rare: int, n: int, m: int) -> float:
-    """Chance that so many or more of ``rare`` cases fall among ``n`` of ``n + m`` (Fisher's exact test).
+def hypergeometric(seen: int, rare: int, n: int, m: int) -> float:
+    """Chance that so many of ``rare`` cases fall among ``n`` of ``n + m``.
 
-    >>> round(hypergeometric_survival(3, 3, 5, 5), 6)  # 5/10 * 4/9 * 3/8
-    0.083333
+    >>> [round(hypergeometric(seen, 2, 5, 5), 4) for seen in range(3)]
+    [0.2222, 0.5556, 0.2222]
     """
-    return min(
-        1.0,
-        math.fsum(
-            math.exp(_log_choose(n, x) + _log_choose(m, rare - x) - _log_choose(n + m, rare))
-            for x in range(max(seen, rare - m), min(rare, n) + 1)
-        ),
-    )
+    if not max(0, rare - m) <= seen <= min(rare, n):
+        return 0.0
+    return math.exp(_log_choose(n, seen) + _log_choose(m, rare - seen) - _log_choose(n + m, rare))
 
 
 def _log_choose(n: int, k: int) -> float:

@@ -13,6 +13,7 @@ from toolkit.errors import SettingsError
 from toolkit.monitoring import statistics
 from toolkit.monitoring.counts import Counts
 from toolkit.monitoring.limits import Limits
+from toolkit.monitoring.sampling import label_sample
 from toolkit.monitoring.yardstick import Yardstick
 
 HALF_PRECISION_STEP = 2.0**-11  # between neighbouring float16 just below 1, the coarsest a confidence is stored
@@ -347,17 +348,23 @@ def _mean_confidence(sides: _Sides, blank: DriftResult) -> DriftResult:
 
 
 def _accuracy(sides: _Sides, blank: DriftResult) -> DriftResult:
-    now, usual = sides.now, sides.reference
-    counted = now.right, now.n_labels, usual.right, usual.n
+    usual, sample = sides.reference, label_sample(sides.now, sides.reference, sides.limits)
+    if sample is None or sample.effective_n < sides.limits.minimum_labels:
+        return blank
+    counted = sample.best * sample.best_n, sample.best_n, usual.right, usual.n
     outcome = statistics.proportion_drop(*counted)
-    before, after = usual.right / usual.n, now.right / now.n_labels
+    before, after = usual.right / usual.n, sample.accuracy
     certain = statistics.drop_lower_bound(*counted, sides.limits.confidence)
+    sure = f", drop of at least {certain:.1%} certain" if certain >= 0.001 else ""
+    note = f"; {sample.note}" if sample.fair is False else ""
     return replace(
         blank,
+        n=sample.n,
         statistic=outcome.statistic,
         p_value=outcome.p_value,
         effect=1 - after / before if usual.right else 0.0,
-        detail=f"{before:.1%} -> {after:.1%}, drop of at least {max(0.0, certain):.1%} certain",
+        detail=f"{before:.1%} -> {after:.1%}{sure}{note}",
+        n_effective=sample.effective_n,
     )
 
 

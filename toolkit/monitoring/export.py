@@ -20,6 +20,7 @@ from toolkit.monitoring.schema import labels, models, predictions
 from toolkit.monitoring.store import PredictionStore
 
 ENDINGS = (".parquet", ".csv")
+FROM_OUTSIDE = ("source", "label_source")  # columns of texts that clients of a service may have written
 ROWS_AT_ONCE = 10_000  # in memory at a time, a few megabytes; a row group of a Parquet file
 
 
@@ -33,10 +34,11 @@ def export(
 ) -> int:
     """Write one row a prediction to a file; return how many there are.
 
-    The columns are ``id``, ``time`` (UTC), ``model_version``, ``predicted_class``, ``confidence``,
+    The columns are ``id``, ``time`` (UTC), ``source``, ``model_version``, ``predicted_class``, ``confidence``,
     ``label``, ``label_source``, ``label_time`` (UTC), ``latency_ms``, ``statistic_NAME`` for each input
     statistic and, if wanted, ``probability_CLASS`` for each class. What is not known is left empty.
-    The label is the one that counts, a complaint where there is no other. The file is there when it
+    The label is the one that counts, a complaint where there is no other. In a CSV file a ``source`` or
+    ``label_source`` that a spreadsheet would take for a formula has an apostrophe before it. The file is there when it
     is complete; one of the same name is replaced.
 
     Parameters
@@ -89,11 +91,12 @@ class _Layout:
         return {
             "id": [show(row.id) for row in rows],
             "time": _moments([row.time for row in rows]),
+            "source": [row.source for row in rows],
             "model_version": [self.versions[row.model] for row in rows],
             "predicted_class": [self._class(row.model, row.predicted) for row in rows],
             "confidence": [row.confidence for row in rows],
             "label": [self._class(row.model, row.label) for row in rows],
-            "label_source": [row.source for row in rows],
+            "label_source": [row.label_source for row in rows],
             "label_time": _moments([row.told_at for row in rows]),
             "latency_ms": [row.latency_ms for row in rows],
             **{f"statistic_{name}": column for name, column in statistics.items()},
@@ -126,6 +129,15 @@ def _moments(seconds: Sequence[float | None]) -> NDArray[np.datetime64]:
     return (np.array(seconds, np.float64) * 1e6).astype("datetime64[us]")  # NaN becomes "not a time"
 
 
+def _no_formula(text: str | None) -> str | None:
+    """A text that no spreadsheet takes for a formula: with an apostrophe before it where it begins like one.
+
+    >>> _no_formula("=1+1"), _no_formula("cat.jpg")
+    ("'=1+1", 'cat.jpg')
+    """
+    return f"'{text}" if text and text[0] in "=+-@\t\r" else text
+
+
 def _all_of(lists: Iterable[Sequence[str]]) -> list[str]:
     return list(dict.fromkeys(name for names in lists for name in names))
 
@@ -137,7 +149,7 @@ def _pages(store: PredictionStore, model: int | None, since: float | None) -> It
     fair = latest.where(told.c.source.not_in(BIASED_SOURCES)).scalar_subquery()  # what counts, where there is any
     chosen = sa.func.coalesce(fair, latest.scalar_subquery())
     query = (
-        sa.select(predictions, labels.c.label, labels.c.source, labels.c.time.label("told_at"))
+        sa.select(predictions, labels.c.label, labels.c.source.label("label_source"), labels.c.time.label("told_at"))
         .select_from(sa.outerjoin(predictions, labels, labels.c.number == chosen))
         .order_by(made.sequence)
         .limit(ROWS_AT_ONCE)
@@ -160,7 +172,7 @@ def _writer(target: Path, layout: _Layout) -> Iterator[Callable[[dict[str, Any]]
         from pyarrow import csv, parquet
     except ImportError:
         raise StoreError("an export needs pyarrow: pip install pyarrow") from None
-    texts = ("id", "model_version", "predicted_class", "label", "label_source")
+    texts = ("id", "source", "model_version", "predicted_class", "label", "label_source")
     moments = dict.fromkeys(("time", "label_time"), pa.timestamp("us", "UTC"))
     kinds = {**moments, "latency_ms": pa.float64(), **dict.fromkeys(texts, pa.string())}
     schema = pa.schema([(name, kinds.get(name, pa.float32())) for name in layout.columns([])])
@@ -170,6 +182,8 @@ def _writer(target: Path, layout: _Layout) -> Iterator[Callable[[dict[str, Any]]
         with make(str(temporary), schema) as file:
 
             def write(columns: dict[str, Any]) -> None:
+                if target.suffix == ".csv":
+                    columns |= {name: [_no_formula(text) for text in columns[name]] for name in FROM_OUTSIDE}
                 arrays = [pa.array(columns[field.name], field.type, from_pandas=True) for field in schema]
                 file.write_batch(pa.record_batch(arrays, schema=schema))
 

@@ -17,10 +17,14 @@ from toolkit.errors import SettingsError, UnknownPrediction, known
 from toolkit.monitoring.alert_store import AlertStore
 from toolkit.monitoring.ids import show
 from toolkit.monitoring.models import Model
-from toolkit.monitoring.performance import BIASED_SOURCES
-from toolkit.monitoring.schema import blocks, labels, models, predictions
+from toolkit.monitoring.performance import BIASED_SOURCES, DRAWN_SOURCE, drawn_source, is_drawn
+from toolkit.monitoring.schema import blocks, drawn, labels, models, predictions
 from toolkit.monitoring.windows import NOTHING
+from toolkit.names import class_of, shown
 
+_TYPES: dict[str, Any] = {  # of columns, int64 otherwise
+    "confidence": np.float32, "time": np.float64, "source": object, "drawn_before": np.bool_, "drawn": np.bool_
+}  # fmt: skip
 IDS_AT_ONCE = 500  # databases take a limited number of parameters in one statement
 
 
@@ -44,6 +48,11 @@ class Feedback:
         (n,), when it was told, in seconds since 1970.
     source
         (n,), who said so, as texts.
+    after
+        (n,), sequence number of the last prediction of any version that was in the store by then.
+    drawn_before, drawn
+        (n,), whether a label of a sample drawn at random was told of the prediction: before this one, and
+        with it.
     """
 
     number: NDArray[np.int64]
@@ -55,19 +64,27 @@ class Feedback:
     confidence: NDArray[np.float32]
     time: NDArray[np.float64]
     source: NDArray[np.object_]
+    after: NDArray[np.int64]
+    drawn_before: NDArray[np.bool_]
+    drawn: NDArray[np.bool_]
+
+    @classmethod
+    def empty(cls) -> Self:
+        """No labels."""
+        return cls(**{column.name: np.zeros(0, _TYPES.get(column.name, np.int64)) for column in fields(cls)})
 
     @property
     def n(self) -> int:
         """How many there are."""
         return len(self.number)
 
-    def take(self, which: NDArray[Any]) -> Self:
+    def take(self, which: NDArray[Any] | slice) -> Self:
         """Only some of them.
 
         Parameters
         ----------
         which
-            A mask (n,), or the places of those that are wanted.
+            A mask (n,), the places of those that are wanted, or a slice.
         """
         return type(self)(**{column.name: getattr(self, column.name)[which] for column in fields(self)})
 
@@ -96,11 +113,48 @@ class FeedbackStore(AlertStore):
             raise UnknownPrediction(f"there is no prediction {show(next(iter(truths)))}: the store {self} is empty")
         with self.writing() as connection:
             rows = self._changes(connection, truths, source not in BIASED_SOURCES)
-            if rows:
-                connection.execute(labels.insert(), [row | {"source": source, "time": time} for row in rows])
-                for model in {row["model"] for row in rows}:
-                    _mark_stale(connection, model, [row["prediction"] for row in rows if row["model"] == model])
+            sampled = _drawn_among(connection, rows) if source not in BIASED_SOURCES else set()
+            source = shown(source)
+            _insert(
+                connection,
+                [
+                    row | {"source": drawn_source(source) if row["prediction"] in sampled else source, "time": time}
+                    for row in rows
+                ],
+            )
         return len(rows)
+
+    def remember_drawn(self, ids: Sequence[int], time: float) -> None:
+        """Note that predictions were drawn at random to be labelled: their labels are those of a fair sample.
+
+        Labels that some of them have already are told once more, as part of the sample.
+
+        Parameters
+        ----------
+        ids
+            Numbers of their ids.
+        time
+            Seconds since 1970.
+        """
+        if not ids or not self.exists():
+            return
+        with self.writing() as connection:
+            columns = predictions.c.sequence, predictions.c.model, current_label()
+            rows = [
+                row
+                for part in _slices(ids)
+                for row in connection.execute(sa.select(*columns).where(predictions.c.id.in_(part)))
+            ]
+            known = _drawn_among(connection, [{"prediction": row.sequence} for row in rows])
+            fresh = [row for row in rows if row.sequence not in known]
+            if not fresh:
+                return
+            oldest = sa.select(sa.func.min(predictions.c.sequence)).scalar_subquery()
+            connection.execute(drawn.delete().where(drawn.c.prediction < oldest))
+            connection.execute(drawn.insert(), [{"prediction": row.sequence, "time": time} for row in fresh])
+            told = [row for row in fresh if row.label is not None]
+            source = {"source": DRAWN_SOURCE, "time": time}
+            _insert(connection, [{"prediction": r.sequence, "model": r.model, "label": r.label} | source for r in told])
 
     def _changes(self, connection: sa.Connection, truths: Mapping[int, str], fair: bool) -> list[dict[str, Any]]:
         """What of these labels is news, beside what fair sources have said or beside all that was said."""
@@ -117,9 +171,7 @@ class FeedbackStore(AlertStore):
             if row.model not in classes:
                 found = sa.select(models.c.classes).where(models.c.number == row.model)
                 classes[row.model] = json.loads(connection.execute(found).scalar_one())
-            if name not in classes[row.model]:
-                raise SettingsError(f"there is no class {name!r}; the classes are {known(classes[row.model], name)}")
-            label = classes[row.model].index(name)
+            label = _index(name, classes[row.model])
             if label != row.label:
                 changes.append({"prediction": row.sequence, "model": row.model, "label": label})
         return changes
@@ -147,6 +199,12 @@ class FeedbackStore(AlertStore):
             .correlate(labels)
             .scalar_subquery()
         )
+        sampled = (
+            sa.exists()
+            .where(earlier.c.prediction == labels.c.prediction, earlier.c.number < labels.c.number)
+            .where(from_drawn(earlier.c.source))
+            .correlate(labels)
+        )
         query = (
             sa.select(
                 labels.c.number,
@@ -158,13 +216,15 @@ class FeedbackStore(AlertStore):
                 predictions.c.confidence,
                 labels.c.time,
                 labels.c.source,
+                labels.c.after,
+                sampled.label("drawn_before"),
             )
             .join(predictions)
             .where(labels.c.model == self.number(model), labels.c.number > number)
             .where(labels.c.source.not_in(BIASED_SOURCES))
         )
         rows = self.all(query.order_by(labels.c.number).limit(limit))
-        *whole, confidence, time, source = zip(*rows, strict=True) if rows else [()] * 9
+        *whole, confidence, time, source, after, before_it = zip(*rows, strict=True) if rows else [()] * 11
         numbers, ids, sequence, label, replaced, predicted = (np.array(column, np.int64) for column in whole)
         return Feedback(
             number=numbers,
@@ -176,7 +236,34 @@ class FeedbackStore(AlertStore):
             confidence=np.array(confidence, np.float32),
             time=np.array(time, np.float64),
             source=np.array(source, object),
+            after=np.array(after, np.int64),
+            drawn_before=np.array(before_it, np.bool_),
+            drawn=np.array(before_it, np.bool_) | np.array([is_drawn(text) for text in source], np.bool_),
         )
+
+    def drawn_between(self, model: Model, first: int, last: int, told: int | None = None) -> NDArray[np.int64]:
+        """Sequence numbers of the predictions from ``first`` to ``last`` with a label of a drawn sample.
+
+        Parameters
+        ----------
+        told
+            Labels above this number are not yet taken into account.
+        """
+        query = sa.select(labels.c.prediction).distinct().where(labels.c.prediction.between(first, last))
+        query = query.where(labels.c.model == self.number(model), from_drawn(labels.c.source))
+        if told is not None:
+            query = query.where(labels.c.number <= told)
+        return np.array([row.prediction for row in self.all(query)], np.int64)
+
+
+def _index(name: str, classes: Sequence[str]) -> int:
+    """Which of the classes is meant, also when accents are written in other code points (NFC, NFD)."""
+    if name in classes:
+        return classes.index(name)
+    alike = [class_of(known_as) for known_as in classes]
+    if class_of(name) in alike:
+        return alike.index(class_of(name))
+    raise SettingsError(f"there is no class {name!r}; the classes are {known(classes, name)}")
 
 
 def current_label(told: int | None = None, *, fair: bool = True) -> sa.Label[Any]:
@@ -195,6 +282,27 @@ def current_label(told: int | None = None, *, fair: bool = True) -> sa.Label[Any
     if told is not None:
         query = query.where(labels.c.number <= told)
     return query.order_by(labels.c.number.desc()).limit(1).correlate(predictions).scalar_subquery().label("label")
+
+
+def from_drawn(source: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+    """``is_drawn`` of a column."""
+    return sa.or_(source == DRAWN_SOURCE, source.startswith(f"{DRAWN_SOURCE}: "))
+
+
+def _insert(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write labels, and note which blocks must be counted again."""
+    if rows:
+        after = connection.execute(sa.select(sa.func.max(predictions.c.sequence))).scalar_one()
+        connection.execute(labels.insert(), [{**row, "after": after} for row in rows])
+    for model in {row["model"] for row in rows}:
+        _mark_stale(connection, model, [row["prediction"] for row in rows if row["model"] == model])
+
+
+def _drawn_among(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> set[int]:
+    """Which of the predictions were drawn."""
+    sequences = [row["prediction"] for row in rows]
+    queries = (sa.select(drawn.c.prediction).where(drawn.c.prediction.in_(part)) for part in _slices(sequences))
+    return {row.prediction for query in queries for row in connection.execute(query)}
 
 
 def _mark_stale(connection: sa.Connection, model: int, sequences: Sequence[int]) -> None:

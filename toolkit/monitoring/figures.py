@@ -8,6 +8,7 @@ from toolkit.baseline import CalibrationBins
 from toolkit.monitoring import performance
 from toolkit.monitoring.counts import STEPS, Counts
 from toolkit.monitoring.limits import Limits
+from toolkit.monitoring.sampling import LabelSample, label_sample, labels_worth
 from toolkit.monitoring.yardstick import Yardstick
 
 
@@ -34,13 +35,15 @@ def measure(counts: Counts, yardstick: Yardstick, limits: Limits) -> dict[str, A
     answered, confidence = counts.finite, counts.confidence
     shares = counts.classes / max(answered, 1)
     span = counts.until - counts.since
-    calibration = performance.calibration(calibration_of(counts))
+    worth = labels_worth(counts)
+    calibration = performance.calibration(calibration_of(counts), worth)
     del calibration["calibration_curve"]
     return {
         "n": counts.n,
         "since": counts.since if counts.n else None,
         "until": counts.until if counts.n else None,
-        **performance.quality(counts.confusion_matrix),
+        **performance.quality(counts.confusion_matrix, worth),
+        **_sample(label_sample(counts, yardstick.reference, limits), counts),
         **degradation(counts, yardstick, limits),
         **calibration,
         "estimate": estimate(counts, yardstick, limits),
@@ -53,11 +56,34 @@ def measure(counts: Counts, yardstick: Yardstick, limits: Limits) -> dict[str, A
     }
 
 
+def _sample(sample: LabelSample | None, counts: Counts) -> dict[str, Any]:
+    """Accuracy as the labels can bear it, and what is known of them."""
+    if sample is None:
+        return {"label_sample": None}
+    about = {
+        "kind": sample.kind,
+        "fair": sample.fair,
+        "n": sample.n,
+        "n_drawn": int(counts.strata[3].sum()),
+        "effective_n": sample.effective_n,
+        "told": sample.told,
+        "may_confirm": sample.may_confirm,
+        "note": sample.note,
+    }
+    return {"accuracy": sample.accuracy, "accuracy_interval": list(sample.interval), "label_sample": about}
+
+
 def degradation(counts: Counts, yardstick: Yardstick, limits: Limits) -> dict[str, Any]:
     """The relative drop of accuracy by the labels that were told: see ``performance.degradation``."""
     usual = yardstick.reference
     right, n = (usual.right, usual.n) if usual else (0, 0)
-    return performance.degradation(counts.right, counts.n_labels, right, n, limits)
+    sample = label_sample(counts, usual, limits)
+    if sample is None:
+        return performance.degradation(0, 0, right, n, limits)
+    return performance.degradation(
+        sample.accuracy * sample.n, sample.n, right, n, limits, sample.effective_n,
+        weighted=sample if sample.fair is False else None, may_confirm=sample.may_confirm,
+    )  # fmt: skip
 
 
 def estimate(counts: Counts, yardstick: Yardstick, limits: Limits) -> dict[str, Any] | None:

@@ -4,6 +4,8 @@ from dataclasses import dataclass, fields
 
 from toolkit.errors import SettingsError, known
 
+ALERTED = ("accuracy", "confidence_distribution", "prediction_distribution", "non_finite")  # metrics of alerts
+LOOKED_AT = ("short", "medium")  # windows of alerts
 MOST_FALSE_ALARMS = 10_000  # per million predictions
 LEVELS = ("ok", "warning", "critical", "immediate")  # mildest first
 
@@ -28,12 +30,21 @@ class Limits:
         Relative drop of accuracy above which each level begins.
     minimum_predictions, minimum_labels
         Below these a test answers ``insufficient_data``.
+    trust_labels
+        Whether labels of any choice count as those of a sample drawn at random: then they may confirm
+        ``immediate``, and act.
+    ignore
+        Metrics that raise no alert, in both windows or in one of them: what changes every day and means
+        nothing, such as the mix of classes of a shop by day and by night. Reports still show them.
 
     Examples
     --------
     >>> limits = Limits()
     >>> limits.level(0.04), limits.level(0.12), limits.level(0.5)
     ('ok', 'critical', 'immediate')
+    >>> daily = Limits(ignore=("prediction_distribution/short",))
+    >>> daily.ignores("prediction_distribution", "short"), daily.ignores("prediction_distribution", "medium")
+    (True, False)
     >>> Limits(alpha=2)
     Traceback (most recent call last):
         ...
@@ -51,9 +62,14 @@ class Limits:
     immediate: float = 0.20
     minimum_predictions: int = 100
     minimum_labels: int = 50
+    trust_labels: bool = False
+    ignore: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for entry in fields(self):
+        if not isinstance(self.trust_labels, bool):
+            raise SettingsError(f"trust_labels must be True or False, got {self.trust_labels!r}")
+        self._check_ignored()
+        for entry in (entry for entry in fields(self) if entry.name not in ("trust_labels", "ignore")):
             value = getattr(self, entry.name)
             if entry.name.startswith("minimum"):
                 if value < 2:
@@ -69,6 +85,25 @@ class Limits:
             raise SettingsError(f"mean_shift must be more than 0, got {self.mean_shift:g}")
         if not self.warning < self.critical < self.immediate:
             raise SettingsError("the levels must grow from warning over critical to immediate")
+
+    @staticmethod
+    def listed(text: str) -> tuple[str, ...]:
+        """What to ignore, from a list with commas.
+
+        >>> Limits.listed("prediction_distribution, confidence_distribution/short")
+        ('prediction_distribution', 'confidence_distribution/short')
+        """
+        return tuple(name for part in text.split(",") if (name := part.strip()))
+
+    def _check_ignored(self) -> None:
+        choices = [*ALERTED, *(f"{metric}/{window}" for metric in ALERTED for window in LOOKED_AT)]
+        for name in self.ignore:
+            if name not in choices:
+                raise SettingsError(f"ignore must be one of {known(choices, name)}; got {name!r}")
+
+    def ignores(self, metric: str, window: str) -> bool:
+        """Whether a metric raises no alert in a window."""
+        return metric in self.ignore or f"{metric}/{window}" in self.ignore
 
     def level(self, drop: float) -> str:
         """The level that a relative drop of accuracy reaches."""

@@ -7,7 +7,7 @@ what is not known is None. Predictions that came in bursts are worth fewer indep
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,31 @@ from numpy.typing import NDArray
 from toolkit.baseline import CalibrationBins
 from toolkit.errors import SettingsError
 from toolkit.monitoring.distributions import normal_quantile
-from toolkit.monitoring.limits import Limits
+from toolkit.monitoring.limits import LEVELS, Limits
 from toolkit.monitoring.statistics import drop_lower_bound, wilson
 
 BIASED_SOURCES = ("complaint",)  # people complain about what is wrong
+DRAWN_SOURCE = "audit"  # of labels of a sample drawn at random; "audit: ada" when somebody is named
+UNSPECIFIED = "unspecified"  # where nobody said who told a label
 ROUNDING = 1e-12  # a variance below this is none: one error among a million labels makes about 1e-6
 
 Confusion = NDArray[np.integer[Any]]  # (K true, K predicted)
+
+
+class Weighted(Protocol):
+    """An accuracy estimated from labels that are no fair sample; see ``sampling.LabelSample``."""
+
+    @property
+    def accuracy_n(self) -> float:
+        """How many labels would be as certain of it."""
+
+    @property
+    def best(self) -> float:
+        """The accuracy if all that the labels do not tell was right."""
+
+    @property
+    def best_n(self) -> float:
+        """How many labels would be as certain of that."""
 
 
 def quality(confusion: Confusion, effective_n: float | None = None) -> dict[str, Any]:
@@ -188,7 +206,15 @@ def calibration(bins: CalibrationBins, effective_n: float | None = None) -> dict
 
 
 def degradation(
-    right: int, n: int, reference_right: int, reference_n: int, limits: Limits, effective_n: float | None = None
+    right: float,
+    n: int,
+    reference_right: int,
+    reference_n: int,
+    limits: Limits,
+    effective_n: float | None = None,
+    *,
+    weighted: Weighted | None = None,
+    may_confirm: str = "immediate",
 ) -> dict[str, Any]:
     """The relative drop of accuracy, what of it is certain, and how bad that is.
 
@@ -203,6 +229,13 @@ def degradation(
         How many of the labelled predictions were right.
     reference_right, reference_n
         The same of the held-out pictures; 0 and 0 without a reference.
+    effective_n
+        How many independent labels they are worth; all when None.
+    weighted
+        The accuracy that labels speak for which are no fair sample, see ``sampling``: the bound is that of
+        the accuracy at best, and a drop that chance explains is of no level.
+    may_confirm
+        The worst level that these labels can confirm.
 
     Examples
     --------
@@ -224,13 +257,17 @@ def degradation(
     if not accuracy or not n:
         return figures
     drop, worth = 1 - right / n / accuracy, _worth(n, effective_n)
-    counted_right, counted_n = (np.array([right, n]) * worth / n).tolist()
-    bound = drop_lower_bound(counted_right, counted_n, reference_right, reference_n, limits.confidence)
+    usual = reference_right, reference_n, limits.confidence
+    share, counted = (weighted.best, weighted.best_n) if weighted else (right / n, worth)
+    bound = drop_lower_bound(share * counted, counted, *usual)
     figures |= {"degradation": drop, "degradation_lower_bound": bound if math.isfinite(bound) else None}
     if worth < limits.minimum_labels:
         return figures
     level = limits.level(drop)
-    confirmed = limits.severity(limits.level(bound)) >= limits.severity(level)
+    if weighted and drop_lower_bound(right / n * weighted.accuracy_n, weighted.accuracy_n, *usual) <= 0:
+        level = LEVELS[0]
+    provable = min(limits.severity(limits.level(bound)), limits.severity(may_confirm))
+    confirmed = provable >= limits.severity(level)
     status = "none" if level == "ok" else "confirmed" if confirmed else "suspected"
     return figures | {"level": level, "status": status}
 
@@ -267,6 +304,26 @@ def by_source(counts: Mapping[str, tuple[int, int]], biased: Collection[str] = B
             for source, case in counts.items()
         },
     }
+
+
+def is_drawn(source: str) -> bool:
+    """Whether a source says that its labels are of a sample drawn at random.
+
+    >>> is_drawn("audit"), is_drawn("audit: ada"), is_drawn("auditor")
+    (True, True, False)
+    """
+    return source == DRAWN_SOURCE or source.startswith(f"{DRAWN_SOURCE}: ")
+
+
+def drawn_source(source: str) -> str:
+    """The source under which a label of a drawn prediction is kept.
+
+    >>> drawn_source("unspecified"), drawn_source("ada"), drawn_source("audit")
+    ('audit', 'audit: ada', 'audit')
+    """
+    if is_drawn(source):
+        return source
+    return DRAWN_SOURCE if source == UNSPECIFIED else f"{DRAWN_SOURCE}: {source}"
 
 
 def _checked(confusion: Confusion) -> NDArray[Any]:

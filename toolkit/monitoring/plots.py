@@ -19,11 +19,13 @@ from toolkit.monitoring.canvas import DRIFT_COLOURS, INK, LEVEL_COLOURS, REFEREN
 from toolkit.monitoring.counts import Counts
 from toolkit.monitoring.drift import DriftReport, DriftResult
 from toolkit.monitoring.limits import LEVELS, Limits
+from toolkit.monitoring.sampling import labels_worth
 from toolkit.monitoring.timeline import Timeline
 from toolkit.monitoring.yardstick import Yardstick
 
-MOST_CLASSES = 12  # rows of the class chart: the classes that changed most
+MOST_CLASSES = 20  # rows of the class chart, of the classes that changed most
 MOST_LINES = 5
+ROW_INCHES = 0.28
 IN_A_ROW = 3  # small figures beside each other
 FEWEST_TO_A_UNIT = 10  # so that a rate is not a fraction
 RATES = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
@@ -47,14 +49,19 @@ def accuracy(
     labels = np.array([point.n_labels for point in timeline.points])
     right = np.array([point.right for point in timeline.points])
     values = np.divide(right, labels, out=np.full(len(labels), np.nan), where=labels > 0)
+    worth = np.array([labels_worth(point) for point in timeline.points])  # fewer than the labels, in bursts
     low, high = np.array(
-        [statistics.wilson(r, n) if n else (np.nan, np.nan) for r, n in zip(right, labels, strict=True)]
+        [
+            statistics.wilson(r / n * kept, kept) if n else (np.nan, np.nan)
+            for r, n, kept in zip(right.tolist(), labels.tolist(), worth.tolist(), strict=True)
+        ]
     ).T
     canvas.band(upper, timeline, low, high, label="95 % interval")
     canvas.line(upper, timeline, values, lw=1.4, label="accuracy")
     canvas.dots(upper, timeline, values)
-    guesses = _estimates(timeline, yardstick)
+    guesses, least, most = _estimates(timeline, yardstick)
     if np.isfinite(guesses).any():
+        canvas.band(upper, timeline, least, most, label="its 95 % interval", alpha=0.2)
         canvas.line(upper, timeline, guesses, lw=0.9, ls="--", label="estimate, no labels")
     if yardstick.reference is not None:
         _reference_lines(upper, yardstick.reference, limits)
@@ -99,26 +106,30 @@ def confidence(version: str, timeline: Timeline, now: Counts, yardstick: Yardsti
 
 
 def predictions(version: str, timeline: Timeline, now: Counts, yardstick: Yardstick, alerts: Alerts = ()) -> Figure:
-    """Shares of the predicted classes: over time for those that changed most, and against the reference."""
+    """Shares of the predicted classes: over time for those that changed most, and of all against the reference.
+
+    Of more than twenty classes the ones that changed most have a row, and the others are told together.
+    """
     if not timeline.points:
         return canvas.nothing()
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     recent = _shares(now.classes)
     usual = _shares(yardstick.reference.classes) if yardstick.reference is not None else recent
     over_time = np.array([_shares(point.classes) for point in timeline.points])  # (P, K)
-    restless = np.argsort(-np.nan_to_num(np.abs(over_time - usual)).max(axis=0), kind="stable")[:MOST_LINES]
-    for index, c in enumerate(restless):
+    order = _most_changed(recent, usual, over_time)
+    shown = order if len(order) <= MOST_CLASSES + 1 else order[:MOST_CLASSES]  # one that is left has room too
+    figure = Figure(figsize=(10, max(4.6, ROW_INCHES * len(shown) + 1.6)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    for index, c in enumerate(order[:MOST_LINES]):
         canvas.line(
             left, timeline, over_time[:, c], lw=1.5, color=f"C{index}", label=canvas.named(yardstick.classes[c])
         )
         if yardstick.reference is not None:
             left.axhline(usual[c], lw=0.8, ls="--", color=f"C{index}", alpha=0.6)
-    canvas.diamonds(left, timeline, alerts, "prediction_distribution", over_time[:, restless[0]])
-    left.legend(frameon=False, fontsize=8, ncols=MOST_LINES + 1, loc="upper center", bbox_to_anchor=(0.5, 1.1))
+    canvas.diamonds(left, timeline, alerts, "prediction_distribution", over_time[:, order[0]])
+    left.legend(frameon=False, fontsize=8, ncols=MOST_LINES, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     left.set_ylabel("share of predictions" + (" (dashed: reference)" if yardstick.reference is not None else ""))
     left.set_ylim(bottom=0)
-    _dumbbells(right, yardstick, recent, usual, now.finite)
+    _dumbbells(right, yardstick, shown, recent, usual, now.finite)
     canvas.shares(left.yaxis)
     canvas.finish(left, right)
     canvas.along(left, timeline)
@@ -190,14 +201,15 @@ def inputs(version: str, timeline: Timeline, yardstick: Yardstick, report: Drift
 
 
 def _estimates(timeline: Timeline, yardstick: Yardstick) -> Floats:
-    """(P,), the accuracy that no label confirms; NaN where nothing is known."""
-    found = np.full(len(timeline), np.nan)
+    """(3, P), the accuracy that no label confirms and its 95 % interval; NaN where nothing is known."""
+    found = np.full((3, len(timeline)), np.nan)
     if yardstick.estimator is None:
         return found
     for index, point in enumerate(timeline.points):
         unknown = point.cells[yardstick.missing[1]] > point.non_finite  # answers were logged, probabilities were not
         guess = None if unknown else yardstick.estimator.summary(point.scored, point.finite, point.effective)
-        found[index] = guess.accuracy if guess else np.nan
+        if guess:
+            found[:, index] = guess.accuracy, guess.low, guess.high
     return found
 
 
@@ -266,10 +278,17 @@ def _reference_lines(axes: Axes, reference: Counts, limits: Limits) -> None:
                       color=LEVEL_COLOURS[level], annotation_clip=False)  # fmt: skip
 
 
-def _dumbbells(axes: Axes, yardstick: Yardstick, recent: Floats, usual: Floats, n: int) -> None:
-    """The classes whose share changed most, before and now."""
-    order = np.lexsort((-recent, -np.abs(recent - usual)))  # most changed first, then most frequent
-    shown = order[:MOST_CLASSES][::-1]
+def _most_changed(recent: Floats, usual: Floats, over_time: Floats) -> NDArray[np.intp]:
+    """(K,), the classes by how much their share differs now, then by how much it ever did."""
+    ever = np.nan_to_num(np.abs(over_time - usual)).max(axis=0)
+    return np.lexsort((-ever, -np.nan_to_num(np.abs(recent - usual))))
+
+
+def _dumbbells(
+    axes: Axes, yardstick: Yardstick, shown: NDArray[np.intp], recent: Floats, usual: Floats, n: int
+) -> None:
+    """The share of each of these classes, before and now, and of the others together."""
+    shown = shown[::-1]
     rows = np.arange(len(shown))
     axes.hlines(rows, usual[shown], recent[shown], color=SHADE, lw=3)
     if yardstick.reference is not None:
@@ -277,10 +296,10 @@ def _dumbbells(axes: Axes, yardstick: Yardstick, recent: Floats, usual: Floats, 
     axes.plot(recent[shown], rows, "o", color=INK, ms=6, label=f"last {n:,}")
     axes.set_yticks(rows, [canvas.named(yardstick.classes[c]) for c in shown])
     axes.set_xlim(0, 1.08 * np.nanmax(np.append(np.fmax(usual[shown], recent[shown]), 0.01)))
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.1), ncols=2)
-    axes.set_xlabel(
-        "share of predictions" + (f" ({len(shown)} of {len(order)} classes)" if len(order) > len(shown) else "")
-    )
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    rest = np.setdiff1d(np.arange(len(recent)), shown)
+    others = f"; {len(rest):,} others together {usual[rest].sum():.1%} -> {recent[rest].sum():.1%}" if len(rest) else ""
+    axes.set_xlabel(f"share of predictions{others}", fontsize=8 if others else None)
     canvas.shares(axes.xaxis)
 
 

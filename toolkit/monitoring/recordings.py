@@ -3,7 +3,7 @@
 import csv
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +15,11 @@ from tqdm import tqdm
 
 from toolkit.baseline import Baseline
 from toolkit.errors import DataError, SettingsError, StoreError, known, one_line
+from toolkit.monitoring.events import Events, read_events
 from toolkit.monitoring.export import ENDINGS
+from toolkit.monitoring.feedback import Feedback
 from toolkit.monitoring.models import Model
-from toolkit.monitoring.performance import BIASED_SOURCES
+from toolkit.monitoring.performance import BIASED_SOURCES, is_drawn
 from toolkit.monitoring.store import PredictionStore
 from toolkit.monitoring.windows import NOTHING, Window
 from toolkit.terminal import bar, say
@@ -31,7 +33,7 @@ END_OF_TIME = 32_503_680_000  # the year 3000 in seconds since 1970: what lies b
 LABEL = np.dtype(
     [
         ("time", "f8"), ("place", "i8"), ("sequence", "i8"), ("predicted", "i8"),
-        ("confidence", "f4"), ("before", "i8"), ("label", "i8"),
+        ("confidence", "f4"), ("before", "i8"), ("label", "i8"), ("drawn_before", "?"), ("drawn", "?"),
     ]
 )  # fmt: skip
 
@@ -61,13 +63,13 @@ class Recording(NamedTuple):
     """
 
     baseline: Baseline
-    parts: Iterator[Part]
+    events: Iterator[Events]
     whole: bool
     version: Callable[[], str | None]
 
 
 def open_recording(path: str, baseline: Baseline | None, version: str | None) -> Recording:
-    """Find out what is at a path or address; it is read when its parts are asked for. See ``replay``."""
+    """Find out what is at a path or address; it is read when its events are asked for. See ``replay``."""
     if not path.endswith(ENDINGS):
         return _open_store(path, baseline, version)
     if baseline is None or not baseline.size:
@@ -75,7 +77,7 @@ def open_recording(path: str, baseline: Baseline | None, version: str | None) ->
     read_names, read = (_csv_names, _csv) if path.endswith(".csv") else (_parquet_names, _parquet)
     with _told_of(path):
         layout = _Layout(read_names(Path(path)), baseline, version)
-    return Recording(baseline, _file_parts(path, read, layout), layout.whole, lambda: layout.version)
+    return Recording(baseline, in_order(_file_parts(path, read, layout)), layout.whole, lambda: layout.version)
 
 
 def _open_store(url: str, baseline: Baseline | None, version: str | None) -> Recording:
@@ -90,35 +92,49 @@ def _open_store(url: str, baseline: Baseline | None, version: str | None) -> Rec
     if baseline.classes != model.classes:
         theirs, ours = known(model.classes), known(baseline.classes)
         raise SettingsError(f"version {model.version} has the classes {theirs}; those of the baseline are {ours}")
-    return Recording(baseline, _store_parts(store, model), True, lambda: model.version)
+    return Recording(baseline, _store_events(store, model), True, lambda: model.version)
 
 
-def _store_parts(store: PredictionStore, model: Model) -> Iterator[Part]:
-    """Rows of a store, in the order in which it got them."""
-    told = _labels_of(store, model)
-    sequence = 0
+def _store_events(store: PredictionStore, model: Model) -> Iterator[Events]:
+    """All that a store holds of a version, in the order in which it got it."""
     with closing(store), _Progress() as progress:
-        while (rows := store.rows_since(model, sequence, ROWS_AT_ONCE, told=0)).n:
-            progress.add(rows.n)
-            before, sequence = sequence, int(rows.sequence[-1])
-            first, last = np.searchsorted(told["sequence"], [before, sequence], side="right")
-            yield Part(rows, told[first:last])
+        stamp = store.stamp()
+        for events in read_events(store, model, 0, 0, stamp[1:] if stamp else (0, 0)):
+            progress.add(events.rows.n)
+            yield events
 
 
-def _labels_of(store: PredictionStore, model: Model) -> Labels:
-    """All labels of a version, by prediction and then in the order in which they were told."""
-    pages: list[Labels] = [np.zeros(0, LABEL)]
-    number = 0
-    while (page := store.labels_since(model, number, ROWS_AT_ONCE)).n:
-        number = int(page.number[-1])
-        labels = np.zeros(page.n, LABEL)
-        for name in ("time", "sequence", "predicted", "confidence", "before"):
-            labels[name] = getattr(page, name)
-        labels["label"] = page.labels
-        pages.append(labels)
-    told = np.concatenate(pages)
-    told["time"] = np.maximum.accumulate(told["time"])  # clocks of several processes differ, their order counts
-    return told[np.argsort(told["sequence"], kind="stable")]
+def in_order(parts: Iterable[Part]) -> Iterator[Events]:
+    """Predictions and labels in the order of their times, no label before its prediction."""
+    waiting, start, clock = np.zeros(0, LABEL), 0, -math.inf
+    rows = Window.empty()
+    for rows, labels in parts:
+        clocks = np.maximum.accumulate(np.append(clock, rows.time))  # rows of several processes cross by a little
+        labels["place"] = start + np.searchsorted(rows.sequence, labels["sequence"]) + 1
+        waiting = np.concatenate([waiting, labels])
+        start += rows.n
+        ripe = (waiting["time"] < clocks[-1]) & (waiting["place"] < start)
+        told, waiting = waiting[ripe], waiting[~ripe]
+        due = np.searchsorted(clocks[1:], told["time"], side="right")
+        due = np.maximum(due, told["place"] - start + rows.n)
+        order = np.lexsort((told["time"], due))
+        told, due = told[order], due[order]
+        told["time"] = np.maximum(told["time"], clocks[due])
+        yield Events(rows, _as_feedback(told), due)
+        clock = float(clocks[-1])
+    waiting = waiting[np.argsort(waiting["time"], kind="stable")]
+    waiting["time"] = np.maximum(waiting["time"], clock)
+    yield Events(rows.between(0, 0), _as_feedback(waiting), np.zeros(len(waiting), np.int64))
+
+
+_SHARED = ("sequence", "before", "predicted", "confidence", "time", "drawn_before", "drawn")
+
+
+def _as_feedback(labels: Labels) -> Feedback:
+    columns = {name: labels[name] for name in _SHARED}
+    unknown = np.zeros(len(labels), np.int64)
+    source = np.full(len(labels), "", object)
+    return Feedback(number=unknown, ids=unknown, after=unknown, source=source, labels=labels["label"], **columns)
 
 
 def _file_parts(
@@ -318,6 +334,8 @@ class _Layout:
         labels["time"] = np.where(np.isnan(moments), -math.inf, moments)  # right after the prediction
         labels["sequence"], labels["label"], labels["before"] = rows.sequence[told], classes[told], NOTHING
         labels["predicted"], labels["confidence"] = rows.predicted[told], rows.confidence[told]
+        if "label_source" in columns:
+            labels["drawn"] = [is_drawn(str(source)) for source in columns["label_source"][told]]
         return labels
 
 

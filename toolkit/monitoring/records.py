@@ -22,6 +22,8 @@ class Prediction(NamedTuple):
         The number of its id.
     probabilities
         (K,) float16, as they will be stored and as they are counted.
+    source
+        What finds the image again, as ``source_name`` makes it.
     """
 
     id: int
@@ -30,6 +32,7 @@ class Prediction(NamedTuple):
     probabilities: NDArray[np.float16]
     statistics: Mapping[str, float] = MappingProxyType({})
     latency_ms: float | None = None
+    source: str | None = None
 
 
 def pack(batch: Sequence[Prediction], number: int, names: Sequence[str]) -> list[tuple[Any, ...]]:
@@ -46,7 +49,11 @@ def pack(batch: Sequence[Prediction], number: int, names: Sequence[str]) -> list
     finite = np.asarray(np.isfinite(probabilities).all(axis=1)).tolist()
     predicted = probabilities.argmax(axis=1)
     return [
-        (one.id, float(one.time), number, *(answer if sure else (None, None)), scores, values, _number(one.latency_ms))
+        (
+            *(one.id, float(one.time), number),
+            *(answer if sure else (None, None)),
+            *(scores, values, _number(one.latency_ms), one.source),
+        )
         for one, sure, answer, scores, values in zip(
             batch,
             finite,
@@ -102,7 +109,7 @@ def unpack(classes: tuple[str, ...], rows: Sequence[Sequence[Any]], names: Seque
         Of the statistics, in the order in which they are stored.
     """
     sequence, ids, time, predicted, confidence, label, latency, *blobs = zip(*rows, strict=True)
-    more = (
+    more: dict[str, Any] = (
         {"probabilities": side_by_side(blobs[0], "<f2", len(classes)).astype(np.float16, copy=False)} if blobs else {}
     )
     return Window(

@@ -8,27 +8,19 @@ Nothing is written. A label counts from the moment at which it was told, so that
 knows at any time is what the monitor knew.
 """
 
-import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from toolkit.baseline import Baseline
-from toolkit.errors import SettingsError
-from toolkit.monitoring.counts import Counts
-from toolkit.monitoring.detectors import Detectors, Found
+from toolkit.monitoring.evaluator import Evaluator, Key
+from toolkit.monitoring.events import Events
 from toolkit.monitoring.limits import Limits
-from toolkit.monitoring.recordings import LABEL, Labels, Part, open_recording
-from toolkit.monitoring.rolling import Rolling
-from toolkit.monitoring.states import COOL_DOWN_SECONDS, Standing
-from toolkit.monitoring.watch import FEWEST_NEWS, Key, Watch
-from toolkit.monitoring.windows import NOTHING, Window
+from toolkit.monitoring.recordings import open_recording
+from toolkit.monitoring.states import COOL_DOWN_SECONDS
 from toolkit.monitoring.yardstick import Yardstick
 from toolkit.terminal import table
 
@@ -164,7 +156,6 @@ def replay(
     limits: Limits,
     *,
     model_version: str | None = None,
-    every: int = FEWEST_NEWS,
     cool_down: float = COOL_DOWN_SECONDS,
 ) -> Replay:
     """Run a recorded stream through the monitor's windows, alarms and alerts, without a store.
@@ -182,15 +173,13 @@ def replay(
         What counts as too much.
     model_version
         Which version's predictions, when there are several; of a store the one served last when None.
-    every
-        Predictions and labels between two looks. More is coarser, and faster where alerts stand.
     cool_down
         Seconds between two reminders of an alert that stands.
 
     Raises
     ------
     SettingsError
-        When there is no baseline, or ``every`` is impossible.
+        When there is no baseline.
     DataError
         When the file cannot be read, or something in it is wrong: the message names the row.
     StoreError
@@ -199,6 +188,7 @@ def replay(
     Examples
     --------
     >>> import tempfile
+    >>> import numpy as np
     >>> sure = Baseline(("cat", "dog"), np.tile([[0.9, 0.1], [0.2, 0.8]], (500, 1)), np.tile([0, 1], 500))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     stream = Path(folder, "stream.csv")
@@ -207,158 +197,40 @@ def replay(
     ...     result = replay(stream, sure, Limits(max_false_alarms_per_million=100))
     >>> for event in result.events:
     ...     print(event.position, event.event, event.level, event.metric, event.window)
-    100 raised warning confidence_distribution short
-    600 raised warning prediction_distribution short
+    55 raised warning confidence_distribution short
+    523 raised warning prediction_distribution short
     """
-    if every < 1:
-        raise SettingsError(f"every must be at least 1, got {every}")
     begun = time.perf_counter()
     recording = open_recording(str(path), baseline, model_version)
-    stream = _Stream(recording.baseline, limits, whole=recording.whole)
-    course = _Course(stream, limits, cool_down)
-    for piece in _pieces(recording.parts, every):
-        course.follow(piece)
-    course.look()
-    total = stream.counts("long")
+    yardstick = Yardstick(recording.baseline.classes, recording.baseline)
+    if not recording.whole:
+        yardstick.estimator = None  # without probabilities it would take every answer for wrong
+    evaluator = Evaluator(yardstick, limits, cool_down=cool_down)
+    events, n_labels = _followed(evaluator, recording.events)
+    total = evaluator.counts("long")
     return Replay(
-        events=tuple(course.events),
+        events=tuple(events),
         n=total.n,
-        n_labels=stream.told,
+        n_labels=n_labels,
         since=total.since if total.n else None,
         until=total.until if total.n else None,
         limits=limits,
-        evidence=stream.detectors.evidence,
+        evidence=evaluator.detectors.evidence,
         model_version=recording.version(),
         seconds=time.perf_counter() - begun,
     )
 
 
-class _Stream:
-    """The windows and alarms of what has been replayed so far."""
-
-    def __init__(self, baseline: Baseline, limits: Limits, *, whole: bool) -> None:
-        self.yardstick = Yardstick(baseline.classes, baseline)
-        if not whole:
-            self.yardstick.estimator = None  # without probabilities it would take every answer for wrong
-        self.detectors = Detectors(baseline, limits.max_false_alarms_per_million)
-        self.told = 0
-        self._rolling = Rolling(self.yardstick)
-
-    @property
-    def position(self) -> int:
-        return self.told + self.counts("long").n
-
-    def counts(self, window: str) -> Counts:
-        return self._rolling.counts(window)
-
-    def take(self, rows: Window, labels: Labels) -> list[Found]:
-        """Rows first: no label comes before its prediction."""
-        found = []
-        if rows.n:
-            self._rolling.add(rows)
-            found += self.detectors.hear(rows)
-        if len(labels):
-            self._rolling.label(
-                labels["sequence"],
-                old=labels["before"],
-                new=labels["label"],
-                predicted=labels["predicted"],
-                confidence=labels["confidence"],
-            )
-            first = labels[(labels["before"] == NOTHING) & (labels["predicted"] != NOTHING)]
-            found += self.detectors.hear_labels(first["label"] == first["predicted"])
-            self.told += len(labels)
-        return found
-
-
-class _Course:
-    """Follows a stream, and notes what becomes of its alerts."""
-
-    def __init__(self, stream: _Stream, limits: Limits, cool_down: float) -> None:
-        self.events: list[Happening] = []
-        self._stream = stream
-        self._watch = Watch(limits, cool_down)
-        self._standing: dict[Key, Standing] = {}
-        self._messages: dict[Key, str] = {}
-        self._found: list[Found] = []  # since the last look
-        self._now = -math.inf
-
-    def follow(self, piece: "_Piece") -> None:
-        self._found += self._stream.take(piece.rows, piece.labels)
-        self._now = piece.now
-        if piece.look:
-            self.look()
-
-    def look(self) -> None:
-        """Look if there is reason to, and change what stands."""
-        changes = self._watch.look(self._stream, self._standing, self._now, self._found, automatic=True)
-        self._found = []
-        for sighting, change in changes:
-            key = sighting.metric, sighting.window
+def _followed(evaluator: Evaluator, stream: Iterable[Events]) -> tuple[list[Happening], int]:
+    """What becomes of alerts, and how many labels there are."""
+    found: list[Happening] = []
+    messages: dict[Key, str] = {}
+    n_labels = 0
+    for events in stream:
+        n_labels += events.labels.n
+        for transition in evaluator.take(events):
+            change, key = transition.change, transition.key
             if change.event in ("raised", "escalated"):
-                self._messages[key] = sighting.told(change.level)
-            after = change.applied(self._standing.pop(key, None), self._now)
-            if after is not None:
-                self._standing[key] = after
-            self.events.append(
-                Happening(self._stream.counts("long").n, self._now, *change, *key, message=self._messages[key])
-            )
-
-
-# Putting labels where they were told
-
-
-class _Piece(NamedTuple):
-    """What comes next: rows, labels of these or of earlier ones, the time then, and whether it is time to look."""
-
-    rows: Window
-    labels: Labels
-    now: float
-    look: bool
-
-
-def _pieces(parts: Iterable[Part], every: int) -> Iterator[_Piece]:
-    """The stream in the order in which it happened, cut where there is as much news as asks for a look."""
-    waiting, start, clock, since = np.zeros(0, LABEL), 0, -math.inf, 0
-    rows = Window.empty()
-    for rows, labels in parts:
-        clocks = np.maximum.accumulate(np.append(clock, rows.time))  # rows of several processes cross by a little
-        index = np.searchsorted(rows.sequence, labels["sequence"])
-        labels["place"] = start + index + 1
-        waiting = np.concatenate([waiting, labels])
-        start += rows.n
-        ripe = (waiting["time"] < clocks[-1]) & (waiting["place"] < start)
-        told, waiting = waiting[ripe], waiting[~ripe]
-        due = np.searchsorted(clocks[1:], told["time"], side="right")
-        due = np.maximum(due, told["place"] - start + rows.n)
-        order = np.lexsort((told["time"], due))
-        yield from _cut(rows, told[order], due[order], clocks, every, since)
-        since = (since + rows.n + len(told)) % every
-        clock = float(clocks[-1])
-    waiting = waiting[np.argsort(waiting["time"], kind="stable")]
-    nobody = np.zeros(len(waiting), np.int64)
-    yield from _cut(rows.between(0, 0), waiting, nobody, np.array([clock]), every, since)
-
-
-def _cut(
-    rows: Window, labels: Labels, due: NDArray[np.int64], clocks: NDArray[np.float64], every: int, since: int
-) -> Iterator[_Piece]:
-    """Cut rows and labels, each of which comes when ``due`` of the rows have come, after every so many.
-
-    Parameters
-    ----------
-    clocks
-        (n + 1,), the time before the first row and at each of them.
-    since
-        How many came since the last cut.
-    """
-    places = np.arange(rows.n) + np.searchsorted(due, np.arange(rows.n), side="right")  # of rows among both
-    end, row, label = rows.n + len(labels), 0, 0
-    for cut in [*range(every - since, end, every), end]:
-        next_row = int(np.searchsorted(places, cut))
-        next_label = cut - next_row
-        told = labels[label:next_label]
-        now = max(float(clocks[next_row]), float(told["time"].max(initial=-math.inf)))
-        if cut:
-            yield _Piece(rows.between(row, next_row), told, now, look=(since + cut) % every == 0)
-        row, label = next_row, next_label
+                messages[key] = transition.sighting.told(change.level)
+            found.append(Happening(transition.n, transition.time, *change, *key, message=messages[key]))
+    return found, n_labels

@@ -95,7 +95,15 @@ class Rolling:
         return np.arange(self._added - last, self._added) % ROOM
 
     def label(
-        self, sequence: ArrayLike, *, old: ArrayLike, new: ArrayLike, predicted: ArrayLike, confidence: ArrayLike
+        self,
+        sequence: ArrayLike,
+        *,
+        old: ArrayLike,
+        new: ArrayLike,
+        predicted: ArrayLike,
+        confidence: ArrayLike,
+        drawn_before: ArrayLike = False,
+        drawn: ArrayLike = False,
     ) -> None:
         """Take in labels that were told, changed or taken back after their predictions had been added.
 
@@ -109,18 +117,26 @@ class Rolling:
             (m,), index of the true class as it was counted until now, and as it is from now on; -1 for none.
         predicted, confidence
             (m,), what was predicted, and how surely: for those that the ring no longer holds.
+        drawn_before, drawn
+            (m,), whether the old and the new label are of a sample drawn at random.
         """
         sequence, old, new, predicted = (
             np.atleast_1d(np.asarray(c, np.int64)) for c in (sequence, old, new, predicted)
         )
         sure = np.nan_to_num(np.atleast_1d(np.asarray(confidence, np.float64)))
         steps = np.rint(sure * STEPS).astype(np.int64)
-        age = self._relabel(sequence, new)
+        sampled = tuple(np.broadcast_to(np.asarray(c, np.bool_), len(sequence)) for c in (drawn_before, drawn))
+        age = self._relabel(sequence, new, sampled[1])
         for name, size in WINDOWS.items():
             held = np.full(len(sequence), True) if size is None else age < size
-            self._counts[name] = self._counts[name].relabelled(predicted[held], steps[held], old[held], new[held])
+            was, now = (column[held] for column in sampled)
+            self._counts[name] = self._counts[name].relabelled(
+                predicted[held], steps[held], old[held], new[held], (was, now)
+            )
 
-    def _relabel(self, sequence: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _relabel(
+        self, sequence: NDArray[np.int64], labels: NDArray[np.int64], drawn: NDArray[np.bool_]
+    ) -> NDArray[np.int64]:
         """Note labels in the ring; return how many rows came after each prediction, more than fit when it is gone."""
         age = np.full(len(sequence), ROOM)
         if self._ring is None:
@@ -130,5 +146,6 @@ class Rolling:
         index = np.minimum(np.searchsorted(numbers, sequence), len(numbers) - 1)
         found = numbers[index] == sequence
         self._ring.labels[places[index[found]]] = labels[found]
+        self._ring.drawn[places[index[found]]] = drawn[found]
         age[found] = len(numbers) - 1 - index[found]
         return age

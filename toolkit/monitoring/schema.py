@@ -4,7 +4,7 @@ import secrets
 
 import sqlalchemy as sa
 
-VERSION = 2  # of these tables; ``upgrade`` brings older ones up
+VERSION = 3  # of these tables
 
 _Number = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # only a plain INTEGER counts up by itself there
 
@@ -35,6 +35,7 @@ predictions = sa.Table(
     sa.Column("probabilities", sa.LargeBinary, nullable=False),  # K float16, little-endian
     sa.Column("statistic_values", sa.LargeBinary),  # float32, little-endian, for the first of ``models.statistics``
     sa.Column("latency_ms", sa.Float),
+    sa.Column("source", sa.Text),  # what finds the image again; NULL where it was not given
     sa.Index("predictions_of_a_model", "model", "sequence"),
     sqlite_autoincrement=True,  # a number is never given twice, also when the newest row was deleted
 )
@@ -47,9 +48,16 @@ labels = sa.Table(
     sa.Column("time", sa.Float, nullable=False),
     sa.Column("label", sa.Integer, nullable=False),
     sa.Column("source", sa.Text, nullable=False),
+    sa.Column("after", sa.BigInteger, nullable=False),  # the last prediction in the store, of any version, at that time
     sa.Index("labels_of_a_prediction", "prediction", "number"),
     sa.Index("labels_of_a_model", "model", "number"),
     sqlite_autoincrement=True,
+)
+drawn = sa.Table(  # predictions drawn at random to be labelled
+    "drawn",
+    tables,
+    sa.Column("prediction", sa.BigInteger, primary_key=True, autoincrement=False),  # its sequence number
+    sa.Column("time", sa.Float, nullable=False),  # when it was drawn
 )
 blocks = sa.Table(
     "blocks",
@@ -78,11 +86,24 @@ alerts = sa.Table(
     sa.Column("level", sa.Text, nullable=False),
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("value", sa.Float, nullable=False),
-    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("message", sa.Text, nullable=False),  # one line
+    sa.Column("details", sa.Text, nullable=False, server_default=""),  # lines
     sa.Column("cleared_at", sa.Float),  # NULL while the alert stands
     sa.Column("notified_at", sa.Float),
     sa.Column("acknowledged_at", sa.Float),
     sa.Column("acknowledged_by", sa.Text),
+    sa.Column("sources", sa.JSON, nullable=False, server_default="[]"),  # of some images that it is about
+)
+checkpoints = sa.Table(  # how far the alerts of each version follow from its predictions and labels
+    "checkpoints",
+    tables,
+    sa.Column("model", sa.ForeignKey(models.c.number), primary_key=True),
+    sa.Column("position", sa.BigInteger, nullable=False),  # predictions and labels taken into account
+    sa.Column("sequence", sa.BigInteger, nullable=False),  # the last prediction among them
+    sa.Column("label", sa.BigInteger, nullable=False),  # the last label among them
+    sa.Column("epoch", sa.Integer, nullable=False),  # grows when another version's service clears the alerts
+    sa.Column("limits", sa.Text, nullable=False),  # JSON
+    sa.Column("state", sa.Text, nullable=False),  # JSON, of detectors and alerts
 )
 store_format = sa.Table(
     "store_format",
@@ -100,8 +121,7 @@ def create(connection: sa.Connection) -> None:
 
 
 def version(connection: sa.Connection) -> int:
-    """Which version of the tables is there: 0 for none at all, 1 for those from before versions were written down."""
-    there = set(sa.inspect(connection).get_table_names())  # one look: somebody may be making them
-    if store_format.name in there:
-        return int(connection.execute(sa.select(store_format.c.version)).scalar() or 0)
-    return 1 if {predictions.name, alerts.name} <= there else 0
+    """Version of the tables that are there: 0 for none at all."""
+    if not sa.inspect(connection).has_table(store_format.name):
+        return 0
+    return int(connection.execute(sa.select(store_format.c.version)).scalar() or 0)

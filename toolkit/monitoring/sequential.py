@@ -27,8 +27,9 @@ What it does not promise: predictions that depend on each other, such as a burst
 pictures from one client, are a change to any detector that knows no clients.
 """
 
+import base64
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,13 @@ DROPS = (0.05, 0.1, 0.2, 0.3)  # relative drops of accuracy that are bet on: the
 ODDS = (0.25, 0.5, 2.0, 4.0)  # by which a class is bet to become rarer or more frequent
 POWER = 0.6  # of the bets on few, extreme values; above 1/2, where the variance becomes infinite
 DIRECTIONS = ("lower", "higher", "wider", "narrower")
+FADING = 1 - 1 / 500  # by which a label counts for less with each that follows, when bursts are looked for
+UNUSUAL_RUN = 0.001  # chance below which a run of one kind is a burst
+PRIOR_LABELS = 20.0  # labels that the reference counts for beside them
+SURE_REPEATS = 2.326  # standard errors that chance exceeds once in a hundred times
+LEAST_WORTH = 1 / 50  # of a label: a model that answers all alike is not taken for a burst without end
+LARGEST_UNIT = 1e6
+FADED = 1e-3  # of a label, below which a kind is forgotten
 SMALLEST_RANK = 2.0**-53  # keeps a rank of exactly 0 from winning an infinite bet
 
 Floats = NDArray[np.float64]
@@ -170,6 +178,16 @@ class Detector:
         """
         return min(1.0, math.log1p(float(self._state[1] @ self._shares)) / math.log1p(self.run_length))
 
+    def state(self) -> dict[str, Any]:
+        """The worth of all bets, bit for bit, ready for JSON."""
+        return {"bets": base64.b64encode(self._state.astype("<f8").tobytes()).decode()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on with the worth that the bets had; ignored when it is of other bets."""
+        values = np.frombuffer(base64.b64decode(state["bets"]), "<f8")
+        if values.size == self._state.size:
+            self._state[:] = values.reshape(self._state.shape)
+
     def _advance(self, places: NDArray[np.intp], bets: Iterable[Floats]) -> list[Alarm]:
         """Play one step for each array of factors (J,), and start anew after each alarm."""
         alarms = []
@@ -189,6 +207,94 @@ class Detector:
         return alarms
 
 
+class Bursts:
+    """How much of an independent label each label is worth, when some come in bursts of the same image.
+
+    Labels repeat themselves when a true class and its prediction are those of the label before. By
+    how much more often that happens than it would by chance, over about the last 500 labels, is their
+    autocorrelation r, as far as chance cannot explain it; then a label is worth (1 - r) / (1 + r). The
+    first burst is known by itself: of a run of n that chance gives less than once in a thousand times,
+    the last label is worth 1 / n. Chance is known from the labels themselves and from those of the
+    reference, so that labels of one class only, or of a model that answers one class only, are no
+    bursts as long as right and wrong ones mix.
+
+    Parameters
+    ----------
+    usual
+        How often each kind of label (a whole number for a pair of true and predicted class) is among
+        those of the reference; nothing is known when empty.
+
+    Examples
+    --------
+    >>> bursts = Bursts({kind: 10.0 for kind in range(20)})
+    >>> bursts.worth(np.repeat([3, 8, 5], 20)).round(2)[[0, 4, 30, 59]].tolist()
+    [1.0, 0.2, 0.02, 0.02]
+    """
+
+    def __init__(self, usual: Mapping[int, float]) -> None:
+        total = sum(usual.values())
+        self._kinds = {kind: PRIOR_LABELS * n / total for kind, n in usual.items()}
+        self._total = math.fsum(self._kinds.values())
+        self._squares = math.fsum(n * n for n in self._kinds.values())
+        self._pairs = self._repeats = 0.0
+        self._unit = 1.0  # what one label adds now; grows, so that older ones count for less and less
+        self._last: int | None = None
+        self._run = 0  # labels of the last kind in a row
+        self._share = 1.0  # of that kind before the run
+
+    def worth(self, kinds: NDArray[np.integer[Any]]) -> Floats:
+        """(n,) in (0, 1], for labels in the order in which they came."""
+        return np.array([self._next(kind) for kind in kinds.tolist()], np.float64)
+
+    def state(self) -> dict[str, Any]:
+        """All that was counted, ready for JSON."""
+        return {**vars(self), "_kinds": list(self._kinds.items())}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        vars(self).update(state, _kinds=dict(state["_kinds"]))
+
+    def _next(self, kind: int) -> float:
+        self._count(kind)
+        repeated = self._repeated()
+        worth = max((1 - repeated) / (1 + repeated), LEAST_WORTH)
+        if (self._run - 1) * math.log(self._share) < math.log(UNUSUAL_RUN):
+            worth = min(worth, 1 / self._run)
+        self._unit /= FADING
+        if self._unit > LARGEST_UNIT:
+            self._rescale()
+        return worth
+
+    def _count(self, kind: int) -> None:
+        before, same = self._kinds.get(kind, 0.0), kind == self._last
+        if self._last is not None:
+            self._pairs += self._unit
+            self._repeats += self._unit * same
+        if not same:
+            # A kind that was never seen counts as one case, as classes do.
+            self._run, self._share = 0, (before + self._unit) / (self._total + self._unit)
+        self._last, self._run = kind, self._run + 1
+        self._kinds[kind] = before + self._unit
+        self._squares += self._unit * (2 * before + self._unit)
+        self._total += self._unit
+
+    def _repeated(self) -> float:
+        """Autocorrelation of the kinds, 0 where chance explains it."""
+        chance = self._squares / self._total**2
+        if not self._pairs or chance >= 1:
+            return 0.0
+        found = (self._repeats / self._pairs - chance) / (1 - chance)
+        return found if found > SURE_REPEATS * math.sqrt(self._unit / self._pairs) else 0.0
+
+    def _rescale(self) -> None:
+        """Count in larger units, and forget the kinds that have faded."""
+        scale = 1 / self._unit
+        self._kinds = {kind: n * scale for kind, n in self._kinds.items() if n * scale > FADED}
+        self._total = math.fsum(self._kinds.values())
+        self._squares = math.fsum(n * n for n in self._kinds.values())
+        self._pairs, self._repeats, self._unit = self._pairs * scale, self._repeats * scale, 1.0
+
+
 class ErrorDetector(Detector):
     """Tell from labels that accuracy has fallen.
 
@@ -203,11 +309,19 @@ class ErrorDetector(Detector):
         How many of the held-out pictures were classified rightly.
     run_length
         Average number of labels to a false alarm.
+    kinds
+        How often each kind of label is among those of the held-out images, for ``Bursts``.
 
     Raises
     ------
     SettingsError
         When the counts or the run length are impossible, or a value is neither 0, 1 nor unknown.
+
+    Notes
+    -----
+    Where labels come in bursts of d that tell the same, each bet is raised to the power 1 / d. By
+    Hoelder's inequality the product over such a burst has a mean of at most 1 without a change, however
+    its labels depend on each other: a burst counts as one label.
 
     Examples
     --------
@@ -221,7 +335,7 @@ class ErrorDetector(Detector):
     (22, 22, 'worse')
     """
 
-    def __init__(self, right: int, n: int, run_length: float) -> None:
+    def __init__(self, right: int, n: int, run_length: float, kinds: Mapping[int, float] | None = None) -> None:
         if not 0 <= right <= n or n < 1:
             raise SettingsError(f"of n >= 1 pictures, from 0 to n can be right, got {right} of {n}")
         usual = (n - right + 1) / (n + 1)  # the label to come counts as one more wrong answer
@@ -229,21 +343,37 @@ class ErrorDetector(Detector):
         factors = np.stack([1 + drops * (1 - usual) / usual, 1 - drops])  # (2, J): of a wrong answer, of a right one
         super().__init__([("worse", None)] * len(DROPS), n, run_length)
         self._factors = factors / self._discount
+        self._bursts = Bursts(kinds or {})
 
-    def update(self, right: ArrayLike) -> list[Alarm]:
+    def update(self, right: ArrayLike, kinds: ArrayLike | None = None) -> list[Alarm]:
         """Take in whether predictions were right, in the order in which their labels came.
 
         Parameters
         ----------
         right
             (n,), 1 or True for right, 0 or False for wrong; -1 and NaN are skipped.
+        kinds
+            (n,), a whole number for each pair of true and predicted class, by which bursts of the same
+            image are known; when None all labels count as independent.
         """
         values = _column(right, "right")
         places = np.flatnonzero((values != -1) & ~np.isnan(values))
         known = values[places]
         if (odd := (known != 0) & (known != 1)).any():
             raise SettingsError(f"right must be 0, 1, or -1 for unknown, got {known[odd][0]:g}")
-        return self._advance(places, self._factors[known.astype(np.intp)])
+        bets = self._factors[known.astype(np.intp)]
+        if kinds is not None:
+            bets = bets ** self._bursts.worth(np.asarray(kinds, np.int64)[places])[:, None]
+        return self._advance(places, bets)
+
+    def state(self) -> dict[str, Any]:
+        """The worth of all bets, and what is known of bursts."""
+        return {**super().state(), "bursts": self._bursts.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        super().restore(state)
+        self._bursts.restore(state["bursts"])
 
 
 class RankDetector(Detector):

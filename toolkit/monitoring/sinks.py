@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from toolkit.errors import one_line
+from toolkit.monitoring.sentences import NEXT
 from toolkit.monitoring.states import Event, alert_key
 
 logger = logging.getLogger(__name__)
@@ -31,11 +32,14 @@ class Notice:
     value
         Size of the change; None when unknown.
     message
-        What happened, how sure that is and what changed.
+        What happened, since when, how bad and how sure that is, what changed, and what to type next: one line of
+        at most 200 characters.
     since, time
         When the alert was raised and when this event happened, in seconds since 1970.
     what_to_do
         Advice to whoever reads it.
+    details
+        The figures behind the message, a line each.
 
     Examples
     --------
@@ -55,11 +59,17 @@ class Notice:
     since: float
     time: float
     what_to_do: str = ""
+    details: str = ""
 
     @property
     def key(self) -> str:
         """The same for all that is told of one alert."""
         return alert_key(self.model_version, self.metric, self.window)
+
+    @property
+    def what(self) -> str:
+        """The message without what to type next: for whoever has done that already."""
+        return self.message.partition(NEXT)[0]
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -143,8 +153,14 @@ class Sinks:
         self._reacted: set[str] = set()  # keys of the alerts that were reacted to
         self._reactions: list[threading.Thread] = []
 
-    def send(self, notice: Notice) -> None:
-        """Hand a notice to every sink; never raises."""
+    def send(self, notice: Notice, *, react: bool = True) -> None:
+        """Hand a notice to every sink; never raises.
+
+        Parameters
+        ----------
+        react
+            Whether an alert that is the worst is acted upon: not one that has cleared meanwhile.
+        """
         for name, sink in self._sinks.items():
             try:
                 sink.send(notice)
@@ -152,7 +168,7 @@ class Sinks:
                 self._failed(name, error)
             else:
                 self._succeeded(name)
-        if self._on_immediate is not None and self._is_due(notice):
+        if self._on_immediate is not None and react and self._is_due(notice):
             reaction = threading.Thread(
                 target=self._react, args=(self._on_immediate, notice), name="alert-reaction", daemon=True
             )

@@ -1,26 +1,61 @@
 """The life of an alert: when it is raised, told again, made worse and cleared.
 
+An alert is cleared when the fault is gone altogether, with the certainty with which it came: the
+window has looked calm for so long that a fault just above the mildest threshold would have shown.
+Until then it stands at the worst level that it reached.
+
 There is one state for each model version, metric and window. It knows no store and no clock: what
 stands is told at each look, and it remembers runs of blocks only. So a restart, or a second
 process beside this one, goes on from the alerts that stand in the store.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, TypeVar
 
+from toolkit.monitoring.distributions import normal_survival
 from toolkit.monitoring.limits import LEVELS, Limits
 
 BLOCKS_TO_RAISE = 2
-BLOCKS_TO_CLEAR = 3
-CLEAR_BELOW = 0.6  # of the threshold that was passed, so that an alert does not flicker around it
+BLOCKS_TO_CLEAR = 3  # at least
+BLOCKS_IN_A_WINDOW = 10
+CLEAR_BELOW = 0.6  # of the mildest threshold, so that an alert does not flicker around it
 COOL_DOWN_SECONDS = 6 * 3600.0  # a person who was told in the morning is told again before the day is over
 STATES = ("ok", "suspected", *LEVELS[1:])
 
 Event = Literal["raised", "escalated", "reminder", "cleared"]
 
 _NO_RUNS = (0,) * len(LEVELS[1:])
+
+
+def blocks_to_clear(threshold: float, deviation: float, confidence: float) -> int:
+    """Calm blocks in a row that a fault at the threshold would have broken, with the given confidence.
+
+    A window with few labels looks calm by chance also while the model fails: then one calm window proves
+    nothing, but several that share no prediction do.
+
+    Parameters
+    ----------
+    threshold
+        The change that must not be missed.
+    deviation
+        Standard deviation of the change as a window measures it.
+    confidence
+        Chance of seeing it, in (0, 1).
+
+    Examples
+    --------
+    >>> blocks_to_clear(0.05, deviation=0.005, confidence=0.99)
+    3
+    >>> blocks_to_clear(0.05, deviation=0.044, confidence=0.99)  # a window of 100 labels at an accuracy of 84 %
+    50
+    """
+    missed = normal_survival((1 - CLEAR_BELOW) * threshold / deviation) if deviation > 0 else 0.0
+    if missed <= 1 - confidence:
+        return BLOCKS_TO_CLEAR
+    return BLOCKS_IN_A_WINDOW * math.ceil(math.log(1 - confidence) / math.log(missed))
 
 
 @dataclass(frozen=True)
@@ -40,6 +75,13 @@ class Grade:
         The size at which each level begins.
     like_before
         Whether the window cannot be told from the reference at all.
+    to_clear
+        Blocks in a row that must be calm before an alert is cleared: see ``blocks_to_clear``.
+
+    Examples
+    --------
+    >>> Grade(value=0.029, threshold={"warning": 0.05}).calm
+    True
     """
 
     level: str = "ok"
@@ -47,16 +89,14 @@ class Grade:
     value: float | None = None
     threshold: Mapping[str, float] = field(default_factory=dict)
     like_before: bool = False
+    to_clear: int = BLOCKS_TO_CLEAR
 
-    def calm(self, level: str) -> bool:
-        """Whether an alert of that level would no longer be justified.
-
-        >>> Grade(value=0.029, threshold={"warning": 0.05}).calm("warning")
-        True
-        """
-        if self.value is None or level not in self.threshold:
+    @property
+    def calm(self) -> bool:
+        """Whether the window shows none of the change, as far as it can show it."""
+        if self.value is None or "warning" not in self.threshold:
             return False
-        return self.like_before or self.value < CLEAR_BELOW * self.threshold[level]
+        return self.like_before or self.value < CLEAR_BELOW * self.threshold["warning"]
 
 
 @dataclass(frozen=True)
@@ -113,21 +153,20 @@ class State:
     again looks bad now and then. With the alarm it is raised at once; later, to another level, after
     two blocks in a row at that level, or one look when that is ``immediate``. The same makes it
     escalate, when it is worse or confirmed where it was suspected. While it stands it is
-    told again after a cool-down unless somebody acknowledged it. It clears after three blocks in a
-    row below 0.6 of its threshold; after three below 0.6 of the mildest one the evidence is
-    forgotten too.
+    told again after a cool-down unless somebody acknowledged it. It clears, whatever its level, after
+    ``Grade.to_clear`` blocks in a row below 0.6 of the mildest threshold; then the evidence is forgotten too.
 
     A state that begins anew beside an alert that stands decides the same as the one before it, at
-    most one block later to raise and two to clear.
+    most one block later to raise, and as many calm blocks later to clear as had been counted.
 
     Parameters
     ----------
     evidence
-        Whether an alarm has fired since the last three calm blocks.
+        Whether an alarm has fired and the fault has not been found to be gone since.
     held
         Blocks in a row at ``warning``, ``critical``, ``immediate`` or above.
     calm
-        Blocks in a row below 0.6 of the threshold of each.
+        Blocks in a row below 0.6 of the mildest threshold.
 
     Examples
     --------
@@ -144,7 +183,7 @@ class State:
 
     evidence: bool = False
     held: tuple[int, ...] = _NO_RUNS
-    calm: tuple[int, ...] = _NO_RUNS
+    calm: int = 0
 
     def after(
         self,
@@ -187,18 +226,15 @@ class State:
             return replace(self, evidence=evidence)
         reached = Limits.severity(grade.level)
         held = tuple(run + blocks if rank <= reached else 0 for rank, run in enumerate(self.held, start=1))
-        calm = _NO_RUNS
-        if not alarm:  # what was calm before it says nothing about what comes after it
-            before = _NO_RUNS if raised_elsewhere else self.calm
-            calm = tuple(
-                run + blocks if grade.calm(level) else 0 for level, run in zip(LEVELS[1:], before, strict=True)
-            )
-        return State(evidence and calm[0] < BLOCKS_TO_CLEAR, held, calm)
+        calm = 0
+        if grade.calm and not alarm:  # what was calm before it says nothing about what comes after it
+            calm = blocks + (0 if raised_elsewhere else self.calm)
+        return State(evidence and calm < grade.to_clear, held, calm)
 
     def _decided(self, grade: Grade, standing: Standing | None, alarm: bool) -> Change | None:
         if grade.value is None:
             return None
-        if standing and self.calm[Limits.severity(standing.level) - 1] >= BLOCKS_TO_CLEAR:
+        if standing and self.calm >= grade.to_clear:
             return Change("cleared", standing.level, standing.status)
         level = self._due(grade, alarm)
         if level == "ok" or not self.evidence:
@@ -233,8 +269,7 @@ def worth_adding(grade: SomeGrade, recent: Grade, told: Standing | None) -> Some
     told
         The alert that stands for the short window.
     """
-    passed = recent.value is not None and recent.value < CLEAR_BELOW * recent.threshold["warning"]
-    if passed or (told is not None and told.rank >= _rank(grade.level, grade.status)):
+    if recent.calm or (told is not None and told.rank >= _rank(grade.level, grade.status)):
         return replace(grade, level="ok", status="")
     return grade
 

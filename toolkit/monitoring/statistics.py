@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from toolkit.monitoring.distributions import (
     chi_square_survival,
-    hypergeometric_survival,
+    hypergeometric,
     kolmogorov_survival,
     normal_quantile,
     normal_survival,
 )
 
 FEWEST_EXPECTED = 5  # expected counts below this make chi-square p-values unreliable (Cochran 1954)
+FARTHEST = 60  # cases from their mean, of a class of which fewer than 5 are expected
 MANY_RARE = 30  # so many rare classes are compared one by one: merged, they would hide changes among themselves
 PSI_BINS = 10  # as is usual, and what its rules of thumb (0.1 some change, 0.25 much) are meant for
 SURE_AUTOCORRELATION = 2.326  # standard errors above 0 that chance exceeds once in a hundred times
@@ -173,10 +174,11 @@ def bonferroni(smallest: float, tests: int) -> float:
 def chi_square(window: Cases, reference: Cases) -> Outcome:
     """Chi-square test that two samples of classes come from one distribution.
 
-    Classes with fewer than 5 expected cases are merged into one. Where even that one has too few,
-    Fisher's exact test says whether the window shows it too often, and the smaller of the two
-    p-values counts, doubled: a class that the reference never showed cannot slip through. With 30 or
-    more such classes nothing is merged (``sparse_chi_square``).
+    Classes with fewer than 5 expected cases are merged into one. Where even that one has too few, Fisher's
+    exact test says whether the window shows it too often, and chi-square whether the others have
+    changed among themselves; the smaller of the two p-values counts, corrected exactly for having been
+    chosen (``_one_rare``): a class that the reference never showed cannot slip through. With 30 or more
+    such classes nothing is merged (``sparse_chi_square``).
 
     Parameters
     ----------
@@ -203,15 +205,37 @@ def chi_square(window: Cases, reference: Cases) -> Outcome:
     rare = int((expected < FEWEST_EXPECTED).sum())
     if rare >= MANY_RARE:
         return sparse_chi_square(window, reference)
-    too_few = 0 < rare < len(expected) and expected[:rare].sum() < FEWEST_EXPECTED
-    merged = rare + too_few  # then the next rarest class takes them in
-    pool = columns[:, :merged].sum(axis=1, keepdims=True)
-    outcome = _homogeneity(np.hstack([pool, columns[:, merged:]]) if merged else columns)
-    if too_few:
-        seen, usual = (int(cases) for cases in columns[:, :rare].sum(axis=1))
-        exact = hypergeometric_survival(seen, seen + usual, int(window.sum()), int(reference.sum()))
-        return outcome._replace(p_value=min(1.0, 2 * min(outcome.p_value, exact)))
-    return outcome
+    pool = columns[:, :rare].sum(axis=1, keepdims=True)
+    if 0 < rare < len(expected) and expected[:rare].sum() < FEWEST_EXPECTED:
+        return _one_rare(pool[:, 0], columns[:, rare:])
+    return _homogeneity(np.hstack([pool, columns[:, rare:]]) if rare else columns)
+
+
+def _one_rare(rare: NDArray[np.float64], others: NDArray[np.float64]) -> Outcome:
+    """Whether a class that is rare (2,) comes too often, or the others (2, k) have changed among themselves.
+
+    Given how often it occurs in all, its number in the window is hypergeometric, and independent of what
+    the others do among themselves. So the chance that the smaller of two p-values is at most t is known:
+    t + f - t f, where f is the chance that the exact one is at most t, which is far below t where
+    few numbers are possible. To double the smaller one would give that away.
+
+    References
+    ----------
+    Tippett, L. H. C. (1931). The Methods of Statistics. Williams and Norgate.
+    Lancaster, H. O. (1949). The derivation and partition of chi-square in certain discrete
+    distributions. Biometrika 36, 117-129.
+    """
+    seen, total = round(rare[0]), round(rare.sum())
+    n, m = (round(cases) for cases in (rare + others.sum(axis=1)).tolist())
+    farthest = max(seen, round(total * n / (n + m))) + FARTHEST  # few are rare: beyond it there is no chance left
+    chances = [hypergeometric(x, total, n, m) for x in range(min(total, n, farthest) + 1)]
+    tails = np.cumsum(chances[::-1])[::-1]  # of so many or more
+    among = _homogeneity(others)
+    smaller = min(among.p_value, float(tails[seen]))
+    possible = float(tails[tails <= smaller * (1 + 1e-9)].max(initial=0.0))
+    varied = smaller if others.shape[1] > 1 else 0.0  # a single other class cannot change
+    statistic = _homogeneity(np.column_stack([rare, others])).statistic
+    return Outcome(statistic, min(1.0, varied + possible - varied * possible))
 
 
 def _homogeneity(table: NDArray[np.float64]) -> Outcome:
@@ -400,7 +424,7 @@ def mean_shift_of_moments(window: Moments, reference: Moments, resolution: float
     return Outcome(z, 2 * normal_survival(abs(z))), difference / usual if usual else z
 
 
-def proportion_drop(right: int, n: int, reference_right: int, m: int) -> Outcome:
+def proportion_drop(right: float, n: float, reference_right: float, m: float) -> Outcome:
     """One-sided z test that a share is lower than in the reference, with pooled variance.
 
     Examples
@@ -415,7 +439,7 @@ def proportion_drop(right: int, n: int, reference_right: int, m: int) -> Outcome
     return Outcome(z, normal_survival(z))
 
 
-def wilson(right: int, n: int, confidence: float = 0.95) -> Interval:
+def wilson(right: float, n: float, confidence: float = 0.95) -> Interval:
     """Wilson's score interval for a share, sensible down to no cases at all.
 
     Parameters
@@ -443,10 +467,11 @@ def wilson(right: int, n: int, confidence: float = 0.95) -> Interval:
     z2 = normal_quantile((1 + confidence) / 2) ** 2
     centre = (right + z2 / 2) / (n + z2)
     half = math.sqrt(z2 * (right * (n - right) / n + z2 / 4)) / (n + z2)
-    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+    share = right / n  # rounding must not leave it outside
+    return Interval(min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)))
 
 
-def drop_lower_bound(right: int, n: int, reference_right: int, m: int, confidence: float = 0.99) -> float:
+def drop_lower_bound(right: float, n: float, reference_right: float, m: float, confidence: float = 0.99) -> float:
     """The relative drop of a share that is certain at the given confidence (one-sided).
 
     The upper limit of the ratio of the two shares, from their Wilson intervals by the method of

@@ -6,19 +6,22 @@ ten classes with six input statistics takes about 0.13 KB.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from toolkit.monitoring.feedback import Feedback, FeedbackStore, current_label
+from toolkit.monitoring.feedback import IDS_AT_ONCE, Feedback, FeedbackStore, current_label
 from toolkit.monitoring.models import Model
 from toolkit.monitoring.records import Prediction, pack, statistic_names, unpack
 from toolkit.monitoring.schema import labels, models, predictions, store_format
-from toolkit.monitoring.windows import Window
+from toolkit.monitoring.windows import WINDOWS, Window
 
 __all__ = ["Feedback", "Model", "Prediction", "PredictionStore"]
 
+SOURCES_TOLD = 5  # names of images that an alert is about
 ROWS_AT_ONCE = 10_000  # rows turned into arrays at a time, so that long windows need no second copy
 
 _COLUMNS = [column for column in predictions.c if column is not predictions.c.sequence]
@@ -86,6 +89,30 @@ class PredictionStore(FeedbackStore):
         self._names |= names
         return new
 
+    def sources_about(self, model: Model, metric: str, window: str, until: int) -> list[str]:
+        """Names of a few images that an alert is about, the latest first.
+
+        Those that a label has found wrong, or whose answer was not finite; any, for an alert of distributions.
+
+        Parameters
+        ----------
+        until
+            The last prediction in the window.
+        """
+        made, size = predictions.c, WINDOWS.get(window)
+        if size is None:
+            return []
+        mine = made.model == self.number(model), made.sequence <= until
+        latest = sa.select(made.sequence).where(*mine).order_by(made.sequence.desc())
+        first = sa.func.coalesce(latest.offset(size - 1).limit(1).scalar_subquery(), 0)
+        query = sa.select(made.source).where(*mine, made.sequence >= first)
+        if metric == "accuracy":
+            query = query.where(made.predicted != current_label().element)
+        elif metric == "non_finite":
+            query = query.where(made.predicted.is_(None))
+        query = query.where(made.source.is_not(None)).order_by(made.sequence.desc()).limit(SOURCES_TOLD)
+        return [row.source for row in self.all(query)]
+
     def _name(self, connection: sa.Connection, model: int, wanted: Sequence[str]) -> list[str]:
         """The names of a model's statistics, with those added that come up for the first time."""
         names = self._names.get(model)
@@ -104,6 +131,12 @@ class PredictionStore(FeedbackStore):
         return len(connection.execute(statement, [dict(zip(columns, row, strict=True)) for row in rows]).all())
 
     # Reading
+
+    def sources(self, ids: Sequence[int]) -> dict[int, str]:
+        """The names of the images of predictions, by the number of their id; those without one are left out."""
+        query = sa.select(predictions.c.id, predictions.c.source).where(predictions.c.source.is_not(None))
+        parts = [ids[first : first + IDS_AT_ONCE] for first in range(0, len(ids), IDS_AT_ONCE)]
+        return {row.id: row.source for part in parts for row in self.all(query.where(predictions.c.id.in_(part)))}
 
     def position(self, model: Model) -> int:
         """A number that grows with each prediction of the version and with each label."""
@@ -165,7 +198,11 @@ class PredictionStore(FeedbackStore):
         query = _rows(number, told, blobs=True).where(predictions.c.sequence > sequence)
         with self.reading() as connection:
             rows = connection.execute(query.order_by(predictions.c.sequence).limit(limit)).all()
-            return self._unpacked(connection, model, number, rows) if rows else Window.empty(model.classes)
+            window = self._unpacked(connection, model, number, rows) if rows else Window.empty(model.classes)
+        if not window.n_labels:
+            return window
+        sampled = self.drawn_between(model, int(window.sequence[0]), int(window.sequence[-1]), told)
+        return replace(window, drawn=np.isin(window.sequence, sampled))
 
     def _unpacked(self, connection: sa.Connection, model: Model, number: int, rows: Sequence[sa.Row[Any]]) -> Window:
         longest = max((len(row[-1] or b"") for row in rows), default=0) // 4 if len(rows[0]) > 8 else 0

@@ -41,7 +41,7 @@ class Timeline:
     >>> yardstick = Yardstick(("cat", "dog"))
     >>> hours = np.repeat([0.0, 1.0, 9.0], 50) * 3600 + np.tile(np.arange(50.0), 3)
     >>> rows = Window(("cat", "dog"), hours, np.zeros(150, int), np.ones(150), np.full(150, -1))
-    >>> line = timeline([], rows, yardstick)
+    >>> line = timeline([], [rows], yardstick)
     >>> [point.n for point in line.points], line.by_time, (line.starts / 3600).tolist(), line.pauses.tolist()
     ([50, 50, 50], True, [0.0, 1.0, 9.0], [True, True])
     """
@@ -105,7 +105,7 @@ class Timeline:
         --------
         >>> yardstick = Yardstick(("cat", "dog"))
         >>> rows = Window(("cat", "dog"), np.zeros(150), np.zeros(150, int), np.ones(150), np.full(150, -1))
-        >>> [column.tolist() for column in timeline([], rows, yardstick).path(np.array([0.5, np.nan, 1.0]))]
+        >>> [column.tolist() for column in timeline([], [rows], yardstick).path(np.array([0.5, np.nan, 1.0]))]
         [[0.0, 25.0, 50.0, nan, 100.0, 125.0, 150.0, nan], [0.5, 0.5, 0.5, nan, 1.0, 1.0, 1.0, nan]]
         """
         known: NDArray[np.bool_] = np.asarray(np.isfinite(np.stack(columns)).all(axis=0))
@@ -120,7 +120,7 @@ class Timeline:
         )
 
 
-def timeline(older: Iterable[Counts], recent: Window, yardstick: Yardstick) -> Timeline:
+def timeline(older: Iterable[Counts], recent: Iterable[Window], yardstick: Yardstick) -> Timeline:
     """Make a timeline of at most 60 points out of any number of predictions.
 
     Parameters
@@ -129,7 +129,7 @@ def timeline(older: Iterable[Counts], recent: Window, yardstick: Yardstick) -> T
         Counts of consecutive predictions, oldest first; they are taken one after the other and only
         about 120 are held at a time.
     recent
-        The predictions that follow them, with their statistics and probabilities.
+        The predictions that follow them, with their statistics and probabilities, a page of rows at a time.
     yardstick
         With which all are counted.
 
@@ -138,12 +138,13 @@ def timeline(older: Iterable[Counts], recent: Window, yardstick: Yardstick) -> T
     >>> yardstick = Yardstick(("cat", "dog"))
     >>> rows = Window(("cat", "dog"), np.arange(1000.0), np.zeros(1000, int), np.ones(1000), np.full(1000, -1))
     >>> blocks = [yardstick.count(rows)] * 3
-    >>> line = timeline(blocks, rows, yardstick)
+    >>> line = timeline(blocks, [rows], yardstick)
     >>> line.n, [point.n for point in line.points][:5]
     (4000, [1000, 1000, 1000, 100, 100])
     """
     points: list[Counts] = []
-    for counts in itertools.chain(older, _slices(recent, yardstick)):
+    pieces = (counts for rows in recent for counts in _slices(rows, yardstick))
+    for counts in itertools.chain(older, pieces):
         if counts.n:
             points.append(counts)
         if len(points) >= 2 * MOST_POINTS:

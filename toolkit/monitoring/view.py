@@ -1,37 +1,43 @@
-"""One model version as the store knows it, counted as it grows.
+"""One model version as the store knows it, counted and evaluated as it grows.
 
-The store is the one truth: whoever looks, in the serving process, in another one or in a notebook,
-adds up the same rows and labels in the same order, and so comes to the same figures and alarms. After a
-restart the blocks give what is older than the windows, and the rows of the windows are heard again.
+The store is the one truth: every process, the one that serves, another one or a notebook, takes the same
+predictions and labels in the same order, and so comes to the same metrics and alerts. A process that begins
+goes on from the checkpoint in the store: blocks give what is older than the windows, rows give the windows,
+and what followed the checkpoint is evaluated as it would have been by the process before.
 """
 
 import functools
 import logging
 import operator
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
 
 from toolkit.errors import StoreError
+from toolkit.monitoring import checkpoints
 from toolkit.monitoring.blocks import Block, read_blocks
+from toolkit.monitoring.checkpoints import Checkpoint
 from toolkit.monitoring.counts import Counts
-from toolkit.monitoring.detectors import Detectors, Found
+from toolkit.monitoring.evaluator import Evaluator, Transition
+from toolkit.monitoring.events import AT_ONCE, Events, read_events
 from toolkit.monitoring.feedback import Feedback
 from toolkit.monitoring.limits import Limits
-from toolkit.monitoring.rolling import LONGEST, Rolling
+from toolkit.monitoring.rolling import LONGEST
 from toolkit.monitoring.store import Model, PredictionStore
-from toolkit.monitoring.windows import NOTHING, Window
+from toolkit.monitoring.windows import Window
 from toolkit.monitoring.yardstick import Yardstick
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = 10_000  # rows or labels read from the store in one go
-
 
 class View:
-    """Windows and alarms of one model version, kept up with the store. Thread-safe.
+    """Windows, detectors and alerts of one model version, kept up with the store. Thread-safe.
+
+    Reading changes nothing in the store: what becomes of alerts waits in ``progress`` for a caller that
+    writes it.
 
     Parameters
     ----------
@@ -40,149 +46,171 @@ class View:
     model
         The version.
     limits
-        Holds the budget of false alarms.
+        What counts as too much, and the budget of false alarms; those of the checkpoint when None.
 
     Examples
     --------
     >>> view = View(PredictionStore("no-such-file.db"), Model("1", ("cat", "dog")), Limits())
-    >>> view.catch_up().counts("long").n, view.news()
+    >>> view.catch_up().counts("long").n, view.progress()[1]
     (0, [])
     """
 
-    def __init__(self, store: PredictionStore, model: Model, limits: Limits) -> None:
+    def __init__(self, store: PredictionStore, model: Model, limits: Limits | None = None) -> None:
         self.model = model
         self.yardstick = Yardstick(model.classes, model.baseline)
         self._store = store
-        self._budget = limits.max_false_alarms_per_million
-        self._detectors = Detectors(model.baseline, self._budget)
-        self._rolling: Rolling | None = None
-        self._sequence = self._told = 0  # the last row and the last label that were taken in
-        self._found: list[Found] = []
+        self._given = limits
+        self._evaluator: Evaluator | None = None
+        self._checkpoint = Checkpoint()  # the place in the stream; its state is made when it is asked for
+        self._transitions: list[Transition] = []  # not yet written
+        self._ahead: list[Block] = []  # blocks that know of labels which the stream has yet to bring
         self._stamp: tuple[str, int, int] | None = None  # of the store at the last look
         self._lock = threading.Lock()
 
     @property
-    def evidence(self) -> dict[str, float | None]:
-        """How far each alarm has come, by metric; see ``Detectors``."""
-        return self._detectors.evidence
+    def limits(self) -> Limits:
+        """What counts as too much."""
+        return self._given or self._checkpoint.limits or Limits()
 
     @property
-    def position(self) -> int:
-        """A number that grows by one with each prediction, and with each label of any version."""
+    def evidence(self) -> dict[str, float | None]:
+        """How far each detector has come to an alarm, by metric; see ``Detectors``."""
         with self._lock:
-            return self._told + (self._rolling.counts("long").n if self._rolling else 0)
+            return (self._evaluator or self._fresh(self.yardstick.empty())).detectors.evidence
 
     def counts(self, window: str) -> Counts:
         """What is in the ``short``, ``medium`` or ``long`` window, as of the last time that this caught up."""
         with self._lock:
-            return self._rolling.counts(window) if self._rolling else self.yardstick.empty()
+            return self._evaluator.counts(window) if self._evaluator else self.yardstick.empty()
 
     def catch_up(self) -> Self:
         """Take in what the store has got since the last time."""
         with self._lock:
             stamp = self._store.stamp()
-            if stamp is not None and stamp == self._stamp:
+            if stamp is None or stamp == self._stamp:
                 return self
-            if stamp and self._stamp and stamp[0] != self._stamp[0]:  # begun again at the same address
-                self._rolling, self._detectors = None, Detectors(self.model.baseline, self._budget)
-            if self._rolling is None:
-                self._begin()
-            else:
-                self._found += self._go_on(self._rolling)
+            if self._is_left_behind(stamp):
+                self._evaluator = None
+            evaluator = self._evaluator or self._begin()
+            for events in read_events(
+                self._store, self.model, self._checkpoint.sequence, self._checkpoint.label, stamp[1:]
+            ):
+                self._transitions += evaluator.take(events, self._counted(events.labels))
+                self._move(evaluator, events)
             self._stamp = stamp  # taken before reading: what came meanwhile is read the next time
             return self
 
-    def news(self) -> list[Found]:
-        """The alarms that have fired since this was asked last; those of the time before this view began are none."""
+    def progress(self) -> tuple[Checkpoint, list[Transition]]:
+        """How far this has come, and what became of alerts on the way that was not yet ``written``."""
         with self._lock:
-            found, self._found = self._found, []
-            return found
+            state = self._evaluator.state() if self._evaluator else None
+            return replace(self._checkpoint, limits=self.limits, state=state), list(self._transitions)
 
-    def history(self) -> tuple[list[Counts], Window]:
-        """All there is, for figures over time: counts of older predictions, and the latest ones as rows."""
-        kept = _older_than_windows(read_blocks(self._store, self.model))
-        older = [counts for block in kept if (counts := self._unpacked(block)) is not None]
-        after, recent = kept[-1].last if kept else 0, Window.empty(self.model.classes)
-        while (rows := self._store.rows_since(self.model, after, LONGEST)).n:
-            if recent.n:
-                older.append(self.yardstick.count(recent))
-            recent, after = rows, int(rows.sequence[-1])
-        return older, recent
+    def written(self, position: int) -> None:
+        """Note that all that became of alerts up to a position is in the store."""
+        with self._lock:
+            self._transitions = [transition for transition in self._transitions if transition.position > position]
 
-    def _begin(self) -> None:
-        if not self._store.exists():
-            return
-        self._told = self._store.last_label()
-        kept = _older_than_windows(read_blocks(self._store, self.model))
-        older = [counts for block in kept if (counts := self._unpacked(block)) is not None]
-        before = functools.reduce(operator.add, older, self.yardstick.empty())
-        rolling = Rolling(self.yardstick, before)
-        self._sequence = kept[-1].last if kept else 0
-        self._take_rows(rolling)
+    def begin_anew(self) -> None:
+        """Forget everything, and go on from the checkpoint in the store the next time."""
+        with self._lock:
+            self._evaluator = self._stamp = None
+
+    def history(self) -> tuple[list[Counts], Iterator[Window]]:
+        """All there is, for metrics over time: counts of older predictions, and the latest ones as rows."""
+        kept = _older_than_windows(read_blocks(self._store, self.model), None)
+        return self._unpacked(kept), self._rows(kept[-1].last if kept else 0)
+
+    def _rows(self, after: int, until: int | None = None, told: int | None = None) -> Iterator[Window]:
+        """Rows above a sequence number, with the labels up to a number or all, a page at a time."""
+        while (rows := self._store.rows_since(self.model, after, AT_ONCE, told)).n:
+            after = int(rows.sequence[-1])
+            yield rows if until is None else rows.between(0, int(np.searchsorted(rows.sequence, until, side="right")))
+            if until is not None and after >= until:
+                return
+
+    def _is_left_behind(self, stamp: tuple[str, int, int]) -> bool:
+        """Whether the store was begun again, the alerts were cleared, or rows may be gone that this has not seen."""
+        if self._evaluator is None or self._stamp is None:
+            return False
+        position, epoch = checkpoints.place(self._store, self.model)
+        behind = position - self._checkpoint.position > LONGEST
+        return stamp[0] != self._stamp[0] or epoch != self._checkpoint.epoch or behind
+
+    def _begin(self) -> Evaluator:
+        """Everything as it was at the checkpoint."""
+        saved = checkpoints.load(self._store, self.model)
+        kept = _older_than_windows(read_blocks(self._store, self.model), saved.sequence)
+        gone = kept[-1].last if kept else 0  # up to here there are blocks, from there on rows
+        self._checkpoint = replace(saved, sequence=max(saved.sequence, gone))
+        self._transitions = []
+        evaluator = self._fresh(functools.reduce(operator.add, self._unpacked(kept), self.yardstick.empty()))
+        if saved.sequence > gone:
+            for rows in self._rows(gone, saved.sequence, saved.label):
+                evaluator.add(rows)
         for block in kept:
-            if block.told < self._told:  # labels that came since it was made
-                self._take_labels(rolling, block.told, block.holds)
-        self._rolling = rolling
+            after = block.told
+            while after < saved.label and (labels := self._store.labels_since(self.model, after, AT_ONCE)).n:
+                after = int(labels.number[-1])
+                evaluator.relabel(labels.take((labels.number <= saved.label) & _within(labels, block)))
+        self._ahead = [block for block in kept if block.told > saved.label]
+        if saved.state is not None:
+            evaluator.restore(saved.position, saved.state)
+        self._evaluator = evaluator
+        return evaluator
 
-    def _go_on(self, rolling: Rolling) -> list[Found]:
-        """Labels first, of the rows that are known; the rows that follow bring theirs along."""
-        until, before = self._store.last_label(), self._sequence
-        found = []
-        if until > self._told:
-            found = self._take_labels(rolling, self._told, lambda sequence: sequence <= before, until)
-            self._told = until
-        return found + self._take_rows(rolling)
+    def _fresh(self, before: Counts) -> Evaluator:
+        return Evaluator(self.yardstick, self.limits, before=before)
 
-    def _take_rows(self, rolling: Rolling) -> list[Found]:
+    def _counted(self, labels: Feedback) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Which labels are not yet in the counts that a block brought."""
+        counted = np.full(labels.n, True)
+        for block in self._ahead:
+            counted &= ~(_within(labels, block) & (labels.number <= block.told))
+        return counted
+
+    def _move(self, evaluator: Evaluator, events: Events) -> None:
+        rows, labels, _ = events
+        self._checkpoint = replace(
+            self._checkpoint,
+            position=evaluator.position,
+            sequence=int(rows.sequence[-1]) if rows.n else self._checkpoint.sequence,
+            label=int(labels.number[-1]) if labels.n else self._checkpoint.label,
+        )
+
+    def _unpacked(self, blocks: Sequence[Block]) -> list[Counts]:
+        """The counts of blocks, those left out that are of other bins."""
         found = []
-        while (rows := self._store.rows_since(self.model, self._sequence, AT_ONCE, self._told)).n:
-            rolling.add(rows)
-            found += self._detectors.hear(rows) + self._detectors.hear_labels(_right(rows))
-            self._sequence = int(rows.sequence[-1])
+        for block in blocks:
+            try:
+                counts = Counts.from_bytes(block.counts)
+                if counts.yardstick == self.yardstick.name:
+                    found.append(counts)
+                    continue
+                reason = "they were counted in the bins of another reference"
+            except StoreError as error:
+                reason = str(error)
+            logger.warning("%d predictions of version %s are left out: %s", block.n, self.model.version, reason)
         return found
 
-    def _take_labels(
-        self, rolling: Rolling, after: int, counts: Callable[[int], bool], until: int | None = None
-    ) -> list[Found]:
-        """Labels above a number, of the predictions for which ``counts`` says so."""
-        found = []
-        until = self._told if until is None else until
-        while after < until and (labels := self._store.labels_since(self.model, after, AT_ONCE)).n:
-            after = int(labels.number[-1])
-            known = np.array([counts(sequence) for sequence in labels.sequence.tolist()], bool)
-            part = labels.take(known & (labels.number <= until))
-            rolling.label(
-                part.sequence, old=part.before, new=part.labels, predicted=part.predicted, confidence=part.confidence
-            )
-            found += self._detectors.hear_labels(_news(part))
-        return found
 
-    def _unpacked(self, block: Block) -> Counts | None:
-        try:
-            counts = Counts.from_bytes(block.counts)
-            if counts.yardstick == self.yardstick.name:
-                return counts
-            reason = "they were counted in the bins of another reference"
-        except StoreError as error:
-            reason = str(error)
-        logger.warning("%d predictions of version %s are left out: %s", block.n, self.model.version, reason)
-        return None
+def _within(labels: Feedback, block: Block) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    inside: np.ndarray[tuple[int], np.dtype[np.bool_]] = (labels.sequence >= block.first) & (
+        labels.sequence <= block.last
+    )
+    return inside
 
 
-def _older_than_windows(blocks: Sequence[Block]) -> list[Block]:
-    """All but the last ones whose predictions may still be in a window, and are there as rows."""
-    kept = list(blocks)
-    while kept and kept[-1].whole and sum(block.n for block in blocks[len(kept) :]) < LONGEST:
-        kept.pop()
+def _older_than_windows(blocks: Sequence[Block], sequence: int | None) -> list[Block]:
+    """All blocks but those whose predictions are there as rows and may be in a window, or come later.
+
+    Parameters
+    ----------
+    sequence
+        The last prediction in the windows; the latest of all when None.
+    """
+    kept, inside = list(blocks), 0
+    while kept and kept[-1].whole and inside < LONGEST:
+        block = kept.pop()
+        inside += block.n if sequence is None or block.last <= sequence else 0
     return kept
-
-
-def _right(rows: Window) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    told = rows.labelled
-    return np.asarray(rows.predicted[told] == rows.labels[told])
-
-
-def _news(labels: Feedback) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Whether predictions were right whose first label this is: who changes his mind is heard once."""
-    first = (labels.before == NOTHING) & (labels.predicted != NOTHING)
-    return np.asarray(labels.predicted[first] == labels.labels[first])

@@ -41,6 +41,8 @@ class Window:
         (n,), number of each prediction in the store; empty when not asked for.
     ids
         (n,), number of each prediction's id; empty when not asked for.
+    drawn
+        (n,), whether the label is one of a sample that was drawn at random; empty when not asked for.
 
     Examples
     --------
@@ -63,6 +65,7 @@ class Window:
     probabilities: NDArray[np.float16] = field(default_factory=lambda: np.zeros((0, 0), np.float16))
     sequence: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    drawn: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
     @classmethod
     def empty(cls, classes: tuple[str, ...] = ()) -> Self:

@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 
 from toolkit.baseline import Baseline
 from toolkit.errors import SettingsError
-from toolkit.monitoring.counts import LATENCY_BINS, LATENCY_EDGES, STEPS, Counts, End, inner_product
+from toolkit.monitoring.counts import (
+    LATENCY_BINS,
+    LATENCY_EDGES,
+    STEPS,
+    STRATA_ROWS,
+    Counts,
+    End,
+    count_strata,
+    inner_product,
+)
 from toolkit.monitoring.estimates import STEP, Estimator
 from toolkit.monitoring.statistics import quantile_groups
 from toolkit.monitoring.windows import NOTHING, Window
@@ -49,6 +58,8 @@ class Rows:
         (n, 2), for the estimate of accuracy, in steps of 2^-20.
     time, sequence
         (n,), seconds since 1970, and the number in the store.
+    drawn
+        (n,), whether the label is one of a drawn sample.
     """
 
     bins: NDArray[np.unsignedinteger[Any]]
@@ -59,6 +70,7 @@ class Rows:
     scores: NDArray[np.int32]
     time: NDArray[np.float64]
     sequence: NDArray[np.int64]
+    drawn: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.time)
@@ -199,6 +211,7 @@ class Yardstick:
                 scores=self._scores(window, part),
                 time=window.time[part],
                 sequence=sequence[part],
+                drawn=window.drawn[part] if len(window.drawn) else np.zeros(len(predicted), np.bool_),
             )
 
     def _scores(self, window: Window, part: slice) -> NDArray[np.int32]:
@@ -228,6 +241,8 @@ class Yardstick:
         )
         finite = everything != NOTHING
         predicted, confidence = everything[finite], steps[finite]
+        made = count_strata(predicted, confidence, len(self.classes))
+        strata = np.stack([made, *np.zeros((STRATA_ROWS - 1, len(made)), np.int64)])
         return Counts(
             yardstick=self.name,
             classes=np.bincount(predicted, minlength=len(self.classes)),
@@ -245,7 +260,8 @@ class Yardstick:
             until=float(rows.time.max(initial=-np.inf)),
             head=rows.end(0),
             tail=rows.end(-1),
-        ).relabelled(everything, steps, np.full(len(rows), NOTHING), labels)
+            strata=strata,
+        ).relabelled(everything, steps, np.full(len(rows), NOTHING), labels, (rows.drawn, rows.drawn))
 
     # Making the bins
 

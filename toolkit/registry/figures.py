@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from toolkit.baseline import Baseline
 from toolkit.errors import SettingsError
+from toolkit.lettering import drawn, lettered
 from toolkit.registry.comparison import Column
 from toolkit.registry.paired import Tally
 from toolkit.registry.scores import Score, accuracy_of, wilson
@@ -72,8 +73,8 @@ def comparison_figure(columns: Sequence[Column]) -> Figure:
     _lines(above, columns)
     _classes(classes, columns, table, max(0, panels_height - classes_height))
     _reliability(calibration, columns, (down, across))
-    figure.suptitle(_title(columns), x=0.01, ha="left", fontsize=13, parse_math=False)
-    return figure
+    figure.suptitle(drawn(_title(columns)), x=0.01, ha="left", fontsize=13)
+    return lettered(figure)
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,7 +346,6 @@ def _nothing(axes: Axes) -> None:
 
 
 def _short(name: str) -> str:
-    """A name for a picture: not too long, and without mathematics between its dollar signs."""
+    """A name for a picture: not too long, and in letters that can be drawn."""
     half = LONGEST_NAME // 2
-    short = name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"
-    return short.replace("$", r"\$")
+    return drawn(name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}")

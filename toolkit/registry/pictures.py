@@ -5,7 +5,7 @@ file is read once, decoded for each image size by the one decoder, and shown to 
 """
 
 import hashlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -18,14 +18,15 @@ from tqdm import tqdm
 
 from toolkit.baseline import Baseline
 from toolkit.errors import DataError, ImageError, known, one_line
+from toolkit.folders import find_parts, list_files, sub_folders
 from toolkit.images import SUFFIXES, load_picture
 from toolkit.machine import usable_cores
+from toolkit.names import class_of, shown
 from toolkit.program import Bundle
 from toolkit.registry.latency import at_most_threads
 from toolkit.terminal import bar, say
 
-PARTS = ("train", "val", "valid", "validation", "test")  # folders that may be above the classes
-TEST = "test"  # the one whose pictures no version was trained on
+TEST = "test"  # the part whose pictures no version was trained on
 BATCH = 64  # pictures that are in memory at a time, and that a program answers at once
 NAMED = 3  # pictures that are named of those that were skipped
 MOST_LINES, PICTURES_A_LINE = 10, 1000  # of progress where there is no terminal: at most, and at least
@@ -42,9 +43,10 @@ class Labelled:
 def read_labelled(folder: Path) -> list[Labelled]:
     """The pictures in a folder with one sub-folder a class.
 
-    Files count by their endings; what is in sub-folders of a class belongs to it; hidden files do
-    not count. Where ``train/``, ``val/`` and ``test/`` are above the classes, only ``test/`` is
-    taken, and that is said: versions may have been trained on the others.
+    Files count by their endings; what is in sub-folders of a class belongs to it; hidden files and
+    folders of programs do not count. Where ``train/``, ``val/`` and ``test/`` are above the classes,
+    under these or other names (``toolkit.folders.PART_NAMES``), only the last is taken, and that is
+    said: versions may have been trained on the others.
 
     Parameters
     ----------
@@ -74,16 +76,17 @@ def read_labelled(folder: Path) -> list[Labelled]:
     try:
         folder = folder.expanduser()
         if not folder.exists():
-            raise DataError(f"the folder {folder} does not exist")
+            raise DataError(f"the folder {shown(folder)} does not exist")
         if not folder.is_dir():
-            raise DataError(f"{folder} is a file; give a folder with one sub-folder of pictures a class")
+            raise DataError(f"{shown(folder)} is a file; give a folder with one sub-folder of pictures a class")
         above = _above_classes(folder)
-        pictures = sorted(Labelled(inner.name, path) for inner in _sub_folders(above) for path in _pictures(inner))
+        pictures = sorted(picture for outer in above for inner in sub_folders(outer) for picture in _listed(inner))
     except (OSError, RuntimeError) as error:  # RuntimeError: a home folder that is not known
-        raise DataError(f"the folder {folder} cannot be read: {one_line(error)}") from None
+        raise DataError(f"the folder {shown(folder)} cannot be read: {one_line(error)}") from None
     if not pictures:
         raise DataError(
-            f"the folder {above} holds no pictures in sub-folders; their names end in {', '.join(sorted(SUFFIXES))}"
+            f"the folder {shown(above[0])} holds no pictures in sub-folders; their names end in"
+            f" {', '.join(sorted(SUFFIXES))}"
         )
     return pictures
 
@@ -139,7 +142,7 @@ class _Answers:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle, self._size = bundle, bundle.card.image_size
-        self._label_of = {name: label for label, name in enumerate(bundle.card.classes)}
+        self._label_of = {class_of(name): label for label, name in enumerate(bundle.card.classes)}
         self._probabilities = [np.zeros((0, len(self._label_of)), np.float16)]
         self._labels: list[int] = []
         self._hashes: list[str] = []
@@ -186,7 +189,7 @@ class _Sieve:
 
     def report(self) -> None:
         """Say what was held back; a DataError when nothing passed."""
-        named = "; ".join(f"{picture.source.path}: {picture.reason}" for picture in self._broken[:NAMED])
+        named = "; ".join(f"{shown(picture.source.path)}: {picture.reason}" for picture in self._broken[:NAMED])
         more = "" if len(self._broken) <= NAMED else f"; and {len(self._broken) - NAMED:,} more"
         if not self._class_of:
             raise DataError(f"not one picture can be used: {named}{more}")
@@ -197,44 +200,34 @@ class _Sieve:
             say(f"left out {_count(self._duplicates, 'exact duplicate')}{other}")
 
 
-def _above_classes(folder: Path) -> Path:
-    """The folder whose sub-folders are the classes: the one that was given, or test/ in it."""
-    inner = _sub_folders(folder)
-    if not inner:
-        raise DataError(f"the folder {folder} holds no sub-folders; it needs one sub-folder of pictures a class")
-    parts = {path.name.lower(): path for path in inner if path.name.lower() in PARTS and _sub_folders(path)}
-    if not parts:
-        return folder
-    if strangers := [path.name for path in inner if path.name.lower() not in PARTS]:
+def _above_classes(folder: Path) -> list[Path]:
+    """The folders whose sub-folders are the classes: the one that was given, or test/ in it."""
+    parts = find_parts(folder)
+    if not parts[0][0]:
+        return [folder]
+    tests = [path for part, path in parts if part == TEST]
+    if not any(sub_folders(path) for path in tests):
+        names = ", ".join(sorted(shown(path.name) for part, path in parts if part != TEST))
         raise DataError(
-            f"the folder {folder} holds {strangers[0]!r} beside {next(iter(parts.values())).name!r}, so what is a class"
-            " is unclear; give the folder that holds only the classes"
+            f"the folder {shown(folder)} holds {names} and no {TEST} with folders of classes, and versions may have"
+            f" been trained on those; give the folder that holds the classes, such as {shown(parts[0][1])}"
         )
-    if TEST not in parts:
-        raise DataError(
-            f"the folder {folder} holds {', '.join(sorted(parts))} and no {TEST}, and versions may have been trained on"
-            f" those; give the folder that holds the classes, such as {next(iter(parts.values()))}"
-        )
-    if len(parts) > 1:
-        say(f"of {folder} only {parts[TEST].name}/ is used: versions may have been trained on the rest")
-    return parts[TEST]
+    if len(parts) > len(tests):
+        only = " and ".join(f"{shown(path.relative_to(folder))}/" for path in tests)
+        say(f"of {shown(folder)} only {only} is used: versions may have been trained on the rest")
+    return tests
 
 
-def _sub_folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _pictures(folder: Path) -> Iterator[Path]:
-    """All files below a folder that end as a picture does, without hidden ones and those in hidden folders."""
-    for path in folder.rglob("*"):
-        hidden = any(name.startswith(".") for name in path.relative_to(folder).parts)
-        if path.suffix.lower() in SUFFIXES and not hidden and not path.is_dir():
-            yield path
+def _listed(folder: Path) -> list[Labelled]:
+    """The pictures of a class: all files below its folder that end as a picture does."""
+    paths = list_files(folder, SUFFIXES).files
+    return [Labelled(class_of(folder.name), path) for path in paths if path.suffix.lower() in SUFFIXES]
 
 
 def _of_known_classes(bundles: Sequence[Bundle], pictures: Sequence[Labelled]) -> list[Labelled]:
     """The pictures of classes that some bundle knows; what is left out is said."""
-    ours = dict.fromkeys(name for bundle in bundles for name in bundle.card.classes)
+    known_to = [{class_of(name) for name in bundle.card.classes} for bundle in bundles]
+    ours = dict.fromkeys(class_of(name) for bundle in bundles for name in bundle.card.classes)
     theirs = dict.fromkeys(picture.of for picture in pictures)
     chosen = [picture for picture in pictures if picture.of in ours]
     if not chosen:
@@ -242,7 +235,7 @@ def _of_known_classes(bundles: Sequence[Bundle], pictures: Sequence[Labelled]) -
         raise DataError(f"no model knows a class of the pictures, {known(theirs)}; the models know: {there}")
     if strange := [name for name in theirs if name not in ours]:
         say(f"left out {_count(len(pictures) - len(chosen), 'picture')} of classes no model knows: {known(strange)}")
-    if half := [name for name in theirs if 0 < sum(name in bundle.card.classes for bundle in bundles) < len(bundles)]:
+    if half := [name for name in theirs if 0 < sum(name in classes for classes in known_to) < len(bundles)]:
         say(f"some models do not know these classes, and are not measured on them: {known(half)}")
     return chosen
 

@@ -121,6 +121,8 @@ class Batcher:
         self._waiting: deque[_Asked] = deque()
         self._decoded: deque[_Decoded] = deque()
         self._running = 0  # lanes of the engine that are taken
+        self._busy = workers  # those that are at a step; each begins as if it came from one
+        self._resting = 0  # workers that take no step
         self._closing = False
         self._threads = [threading.Thread(target=self._work, name=f"predict-{number}") for number in range(workers)]
 
@@ -157,6 +159,12 @@ class Batcher:
         except TimeoutError:
             raise Problem(DEADLINE, f"the picture could not be answered within {seconds:g} s") from None
 
+    def rest(self, workers: int) -> None:
+        """Leave processor time to others: so many workers take nothing more on until this is said anew; one goes on."""
+        with self._changed:
+            self._resting = min(workers, len(self._threads) - 1)
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Finish what runs, drop what waits."""
         with self._changed:
@@ -191,20 +199,27 @@ class Batcher:
     def _next_step(self) -> Callable[[], None] | None:
         """Wait for something to do; nothing is left to do when it is None."""
         with self._changed:
-            while True:
-                if batch := self._ready_batch():
-                    self._running += 1
-                    step = partial(self._infer, batch)
-                    break
-                if self._waiting and len(self._decoded) < 2 * self._largest:
-                    step = partial(self._decode, self._waiting.popleft())
-                    break
+            self._busy -= 1
+            while (step := self._step()) is None:
                 if self._closing and not self._decoded:
+                    self._changed.notify_all()
                     return None
                 self._changed.wait()
+            self._busy += 1
             if self._waiting or self._decoded:
                 self._changed.notify()  # there may be something to do for another worker too
             return step
+
+    def _step(self) -> Callable[[], None] | None:
+        """What a worker may do now, if there is anything and it is not to rest."""
+        if self._busy >= len(self._threads) - self._resting:
+            return None
+        if batch := self._ready_batch():
+            self._running += 1
+            return partial(self._infer, batch)
+        if self._waiting and len(self._decoded) < 2 * self._largest:
+            return partial(self._decode, self._waiting.popleft())
+        return None
 
     def _ready_batch(self) -> list[_Decoded]:
         """The pictures to run the model on now: of one model, and a fair share for each lane that is free."""

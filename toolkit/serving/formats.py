@@ -1,7 +1,8 @@
 """The pictures in a request: a multipart form, a raw body, or JSON with base64 or pixels.
 
-What a client declares about a picture (its file name, its part's type) is never used: the content
-decides. Base64 is undone by the returned function, which runs where pictures are decoded too.
+What a client declares about a picture (its file name, its part's type) decides nothing: the content
+does. The file name of an upload is handed on as a text. Base64 is undone by the returned function, which
+runs where pictures are decoded too.
 """
 
 import asyncio
@@ -13,13 +14,14 @@ import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
 from fastapi import Request
 from PIL import Image
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from toolkit.serving.problems import INVALID, MALFORMED, MEDIA, UNDECODABLE, Problem
@@ -34,10 +36,35 @@ MOST_FIELDS = 16  # of a form, besides its files
 LARGEST_FIELD = 4096  # bytes
 KEPT_IN_MEMORY = 2**40  # bytes of a file part: always, since the body's limit already holds
 
+
+@dataclass(frozen=True)
+class Upload:
+    """A file of a form and the name that the client gave it; called, it gives its bytes."""
+
+    content: bytes
+    name: str | None
+
+    def __call__(self) -> bytes:
+        return self.content
+
+
+def file_name(read: Read) -> str | None:
+    """The name of the file that was uploaded; None for what came in another way.
+
+    >>> file_name(Upload(b"", "cat.jpg")), file_name(bytes)
+    ('cat.jpg', None)
+    """
+    return read.name if isinstance(read, Upload) else None
+
+
 A_PICTURE = "(base64)"  # its place in an example; the page of addresses says the same
 VALUES_A_PICTURE = 8  # of JSON, at most: braces, brackets and commas around the base64 of one picture
+VALUES_AROUND = 16  # of all pictures, at most: those of a data frame
 # What Python makes of JSON takes up to 30 times the text's size, and it makes one at a time however many threads ask.
 _UNPACKER = ThreadPoolExecutor(1, "unpack")
+_URLSAFE = str.maketrans("-_", "+/")
+_CHARSET = re.compile(r""";\s*charset\s*=\s*("[^"]*"|[^;]*)""", re.IGNORECASE)
+_EXTENDED = re.compile(rb""";\s*filename\*[0-9*]*\s*=""", re.IGNORECASE)
 _DATA_URL = re.compile(r"\s*data:[^,]{0,200};base64,", re.IGNORECASE)
 
 
@@ -194,7 +221,7 @@ def from_pixels(values: object, size: int, index: int = 0) -> Read:
     Parameters
     ----------
     values
-        Numbers from 0 to 255: (size, size, 3) as nested lists, or flat in the same order.
+        Whole numbers from 0 to 255, floats among them: (size, size, 3) as nested lists, or flat in the same order.
     size
         Height and width in pixels.
     index
@@ -217,6 +244,11 @@ def from_pixels(values: object, size: int, index: int = 0) -> Read:
         raise Problem(INVALID, detail) from None
 
 
+def from_raw_pixels(pixels: bytes, size: int) -> Read:
+    """A picture of the size that the model wants, from the ``size * size * 3`` bytes of its pixels."""
+    return partial(_as_png, pixels, size)
+
+
 def _bytes_of(values: object, shape: tuple[int, ...]) -> bytes:
     """What is in nested lists of this shape, or in a flat one; ``bytes`` itself holds the numbers against 0..255."""
     if not isinstance(values, list):
@@ -226,9 +258,14 @@ def _bytes_of(values: object, shape: tuple[int, ...]) -> bytes:
             if set(map(type, values)) != {list} or set(map(len, values)) != {length}:
                 raise ValueError
             values = list(chain.from_iterable(values))
-    if len(values) != math.prod(shape) or set(map(type, values)) != {int}:  # not bool, which bytes would take
+    kinds = set(map(type, values))  # not bool, which bytes would take
+    if len(values) != math.prod(shape) or not kinds or not kinds <= {int, float}:
         raise ValueError
-    return bytes(values)
+    if kinds == {int}:
+        return bytes(values)
+    if not all(0 <= value <= 255 and value == int(value) for value in values):  # NaN is in no range
+        raise ValueError
+    return bytes(map(int, values))
 
 
 def _as_png(pixels: bytes, size: int) -> bytes:
@@ -248,12 +285,14 @@ def _media_type(request: Request) -> str:
 async def _files(request: Request, field: str, most: int) -> list[Read]:
     form = await _parse(request, most)
     try:
-        contents = [value.file.read() for value in form.getlist(field) if isinstance(value, UploadFile)]
+        uploads: list[Read] = [
+            Upload(value.file.read(), value.filename) for value in form.getlist(field) if isinstance(value, UploadFile)
+        ]
     finally:
         await form.close()
-    if not contents:
+    if not uploads:
         raise Problem(INVALID, f"the form has no file in the field '{field}'")
-    return [partial(bytes, content) for content in contents]
+    return uploads
 
 
 async def _parse(request: Request, most: int) -> FormData:
@@ -272,8 +311,16 @@ class _Parser(MultiPartParser):
 
     def __init__(self, request: Request, most: int) -> None:
         stream = self._whole(request.stream())
-        super().__init__(request.headers, stream, max_files=most, max_fields=MOST_FIELDS, max_part_size=LARGEST_FIELD)
+        # Names are UTF-8 by the rules of forms, whatever charset is named: it may be one that decodes nothing.
+        headers = Headers({"Content-Type": _CHARSET.sub("", request.headers["Content-Type"])})
+        super().__init__(headers, stream, max_files=most, max_fields=MOST_FIELDS, max_part_size=LARGEST_FIELD)
         self._ended = False
+
+    def on_headers_finished(self) -> None:
+        part = self._current_part
+        if part.content_disposition is not None:  # some clients send no other name of the file
+            part.content_disposition = _EXTENDED.sub(b"; filename=", part.content_disposition)
+        super().on_headers_finished()
 
     def on_end(self) -> None:
         self._ended = True
@@ -292,7 +339,7 @@ def _one_of_json(body: bytes) -> bytes:
 
 def _many_of_json(body: bytes, most: int, size: int | None) -> list[Read]:
     a_picture = VALUES_A_PICTURE + (values_of_pixels(size) if size is not None else 0)
-    entries = _entries(load_json(body, VALUES_A_PICTURE + most * a_picture))
+    entries = _entries(load_json(body, VALUES_AROUND + most * a_picture))
     if not 1 <= len(entries) <= most:
         allowed = "one picture" if most == 1 else f"from 1 to {most} pictures"
         raise Problem(INVALID, f"the JSON body must hold {allowed}")
@@ -301,13 +348,25 @@ def _many_of_json(body: bytes, most: int, size: int | None) -> list[Read]:
 
 def _entries(value: object) -> list[Any]:
     """The pictures of a JSON body as they stand there: one in ``image``, or a list as other servers take it."""
-    if isinstance(value, dict) and len(value) == 1:
-        [(name, found)] = value.items()
-        if name in ("inputs", "instances") and isinstance(found, list):
-            return found
-        if name in ("image", "inputs"):
-            return [found]
+    if isinstance(value, dict) and not value.get("params"):  # MLflow's clients send an empty one
+        named = [(name, found) for name, found in value.items() if name != "params"]
+        if len(named) == 1:
+            [(name, found)] = named
+            if name in ("inputs", "instances", "dataframe_records") and isinstance(found, list):
+                return found
+            if name == "dataframe_split":
+                return _of_table(found)
+            if name in ("image", "inputs"):
+                return [found]
     raise _misshapen()
+
+
+def _of_table(table: object) -> list[Any]:
+    """The entries of a data frame of one column, as ``DataFrame.to_dict(orient="split")`` gives it."""
+    rows = table.get("data") if isinstance(table, dict) else None
+    if not isinstance(rows, list) or any(not isinstance(row, list) or len(row) != 1 for row in rows):
+        raise Problem(INVALID, "dataframe_split must have one column of encoded pictures in base64, a row for each")
+    return [entry for [entry] in rows]
 
 
 def _picture(entry: Any, size: int | None, index: int) -> Read:
@@ -328,7 +387,8 @@ def _misshapen() -> Problem:
 
 def _decoded(text: str) -> bytes:
     head = _DATA_URL.match(text)
+    plain = "".join(text[head.end() if head else 0 :].split()).translate(_URLSAFE).rstrip("=")
     try:
-        return base64.b64decode("".join(text[head.end() if head else 0 :].split()), validate=True)
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise Problem(UNDECODABLE, "the text of the picture is not valid base64") from None

@@ -104,7 +104,8 @@ class Live:
     """The live model, and the thread that keeps it what the registry says.
 
     A version that cannot be found, loaded, verified or run leaves the one before it in place. The one
-    that was replaced is closed and freed when its last answer is out.
+    that was replaced stays ready, for a rollback; it is closed and freed when it is not the last one
+    any more and its last answer is out.
 
     Parameters
     ----------
@@ -126,6 +127,8 @@ class Live:
         Called with a release and the reason when it is set aside; once, not at each further attempt.
     does
         What the model does, for the log.
+    keeps_former
+        Whether the model that was replaced stays in memory, so that a rollback to it is done at once.
     """
 
     def __init__(
@@ -139,6 +142,7 @@ class Live:
         last_good: Copies | None = None,
         on_failure: Callable[[Release, str], None] | None = None,
         does: str = "serves",
+        keeps_former: bool = True,
     ) -> None:
         self.model: LiveModel | None = None
         self.failure: Failure | None = None
@@ -159,7 +163,9 @@ class Live:
         self._recalls = last_good is not None  # whether a copy may still be asked to answer
         self._on_failure = on_failure
         self._does = does
+        self._keeps_former = keeps_former
         self._tried: Tried | None = None  # what the live model did before it answered
+        self._former: tuple[LiveModel, Tried] | None = None  # what answered before it, ready to answer again
         self._litter = threading.Event()  # a model is no longer held by anybody
         self._looking = threading.Lock()
         self._stopping = threading.Event()
@@ -279,17 +285,24 @@ class Live:
 
     def _replace(self, wanted: Release) -> None:
         started = time.monotonic()
-        bundle = self._last_good.load(self._source, wanted) if self._last_good else self._source.load(wanted)
-        if wanted.digest and bundle.digest != wanted.digest:
-            raise BundleError("the registry changed while the version was being loaded")
-        before = self.model
-        if before is not None and self._rehearse is not None:
-            self._rehearse(bundle, self._stopping)
-        model = self._put_in_place(wanted, bundle)
+        if self._former is not None and identity(self._former[0].release) == identity(wanted):
+            before, (model, tried) = self.model, self._former
+            self._let_answer(model, tried)
+        else:
+            before, model = self.model, self._load(wanted)
         self.failure = self.copy_since = None
         replaced = f" in place of version {before.version}" if before else ""
         seconds = time.monotonic() - started
         logger.info("version %s %s%s, loaded in %.1f s", model.version, self._does, replaced, seconds)
+
+    def _load(self, wanted: Release) -> LiveModel:
+        """Put a version in place that did not answer just before."""
+        bundle = self._last_good.load(self._source, wanted) if self._last_good else self._source.load(wanted)
+        if wanted.digest and bundle.digest != wanted.digest:
+            raise BundleError("the registry changed while the version was being loaded")
+        if self.model is not None and self._rehearse is not None:
+            self._rehearse(bundle, self._stopping)
+        return self._put_in_place(wanted, bundle)
 
     def _recall(self) -> None:
         """Let the last good copy answer, when nothing does and the registry has not said otherwise; asked once."""
@@ -314,14 +327,19 @@ class Live:
         engine = self._prepare(bundle)
         model = LiveModel(release, bundle, engine, time.time())
         weakref.finalize(model, _close, engine, model.version, self._litter).atexit = False
-        tried = try_out(engine, bundle.card, model.version)
+        self._let_answer(model, try_out(engine, bundle.card, model.version))
+        return model
+
+    def _let_answer(self, model: LiveModel, tried: Tried) -> None:
+        """Put a model that was tried out in place of the one that answers now."""
         comparison = compare(tried, self._tried) if self._tried else None
         self._adopt(model)
+        if self._keeps_former and self.model is not None and self._tried is not None:
+            self._former = self.model, self._tried
         self.model, self.comparison, self._tried = model, comparison, tried
         self.changes += 1
         if comparison is not None:
             logger.log(logging.WARNING if comparison.constant else logging.INFO, "%s", comparison)
-        return model
 
     def _set_aside(self, release: Release, error: Exception, attempts: int) -> None:
         pause = min(self._poll_seconds * 2 ** min(attempts, DOUBLINGS), LONGEST_PAUSE)

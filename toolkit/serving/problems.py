@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from toolkit.errors import ImageTooLarge, ToolkitError, UndecodableImage, UnsupportedImage
 
 MEDIA_TYPE = "application/problem+json"
+WITH_ERROR = re.compile(r"/(v2|ping|invocations|version)(/|$)")  # addresses of other protocols
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ MALFORMED = Kind("malformed-body", 400, "The body of the request cannot be read"
 UNDECODABLE = Kind("undecodable-picture", 400, "The picture cannot be decoded")
 KEY_MISSING = Kind("key-missing", 401, "A key is needed")
 KEY_WRONG = Kind("key-wrong", 403, "The key is not accepted here")
+CROSS_ORIGIN = Kind("cross-origin", 403, "Pages of other origins may not ask here")
 NOT_FOUND = Kind("not-found", 404, "There is nothing at this address")
 UNKNOWN_PREDICTION = Kind("unknown-prediction", 404, "There is no such prediction")
 METHOD = Kind("method-not-allowed", 405, "The address does not answer this method")
@@ -46,6 +48,7 @@ TOO_SLOW = Kind("too-slow", 408, "The request did not arrive in time")
 BODY_TOO_LARGE = Kind("body-too-large", 413, "The body of the request is too large")
 PICTURE_TOO_LARGE = Kind("picture-too-large", 413, "The picture has too many pixels")
 MEDIA = Kind("unsupported-media-type", 415, "The body of the request is of an unknown type")
+CODING = Kind("unsupported-encoding", 415, "The body of the request is compressed in an unknown way")
 FORMAT = Kind("unsupported-picture", 415, "The format of the picture is not supported")
 INVALID = Kind("invalid-parameter", 422, "A parameter is wrong")
 UNKNOWN_LABEL = Kind("unknown-label", 422, "The label is no class of the model")
@@ -58,8 +61,8 @@ MONITOR = Kind("monitor-unavailable", 503, "The store of predictions cannot be u
 DEADLINE = Kind("deadline", 504, "The picture could not be answered in time")
 
 OF_PREDICTIONS = (  # what may come instead of an answer
-    MALFORMED, UNDECODABLE, TOO_SLOW, BODY_TOO_LARGE, PICTURE_TOO_LARGE, MEDIA, FORMAT, INVALID, INTERNAL, NON_FINITE,
-    NOT_READY, FULL, DEADLINE,
+    MALFORMED, UNDECODABLE, TOO_SLOW, BODY_TOO_LARGE, PICTURE_TOO_LARGE, MEDIA, CODING, FORMAT, INVALID, INTERNAL,
+    NON_FINITE, NOT_READY, FULL, DEADLINE,
 )  # fmt: skip
 
 KINDS = tuple(value for value in list(globals().values()) if isinstance(value, Kind))
@@ -155,9 +158,15 @@ def _finding(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def respond(request: Request, problem: Problem) -> JSONResponse:
-    """The response that carries a problem; its kind is noted for the figures and the log."""
+    """The response that carries a problem; its kind is noted for the figures and the log.
+
+    At the addresses of other protocols it has the member ``error`` too, where their clients look.
+    """
     request.state.problem = problem.kind.slug
     document = problem.document(getattr(request.state, "request_id", ""))
+    path = str(request.scope.get("path", "")).removeprefix(request.scope.get("root_path", ""))
+    if WITH_ERROR.match(path):
+        document["error"] = problem.detail
     return JSONResponse(document, problem.kind.status, problem.headers, MEDIA_TYPE)
 
 

@@ -202,6 +202,19 @@ class Fellows:
                     found.append(json.loads(_said(self._folder, index).read_bytes()))
         return found
 
+    def unready(self) -> int:
+        """How many of the other processes do not answer with a model, though they take connections or are to begin.
+
+        One that has died takes no connections; the others do without it.
+        """
+        told = self.states({"model": True})
+        without = sum(not state["model"] for state in told)
+        mark = self._folder / "complete"
+        if not without and len(told) == self.of and not mark.exists():
+            with suppress(OSError):
+                mark.touch()
+        return without if mark.exists() else without + self.of - len(told)
+
     def call(self) -> None:
         """Have all others look at the registry."""
         _write(self._folder / "look", f"{self._index} {time.time_ns()}")

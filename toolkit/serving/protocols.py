@@ -7,7 +7,7 @@ Neither has room for an error of a single picture, so one that cannot be used fa
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from importlib.metadata import version as installed
@@ -17,11 +17,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
-from fastapi.routing import APIRoute
 from pydantic import ValidationError
-from starlette.exceptions import HTTPException
 
-from toolkit.serving import problems
+from toolkit.serving import binary, problems
 from toolkit.serving.formats import (
     A_PICTURE,
     JSON,
@@ -30,6 +28,7 @@ from toolkit.serving.formats import (
     announced,
     from_base64,
     from_pixels,
+    from_raw_pixels,
     load_json,
     pixels_body,
     read_pictures,
@@ -41,6 +40,7 @@ from toolkit.serving.openapi import refusals
 from toolkit.serving.problems import Problem
 from toolkit.serving.service import Service
 from toolkit.serving.shapes import (
+    AskedOutput,
     AskedTensor,
     InferAnswer,
     InferRequest,
@@ -62,23 +62,6 @@ ATTEMPTS = 3  # to answer all pictures of a request by one model while models ch
 PREDICT_ADDRESSES = ("/invocations", "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")
 
 
-class ErrorRoute(APIRoute):
-    """A route whose problem documents also have the member ``error``, where clients of these protocols look."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler = super().get_route_handler()
-
-        async def answered(request: Request) -> Response:
-            try:
-                return await handler(request)
-            except HTTPException as error:
-                problem = problems.of_http(error)
-                more = {**problem.more, "error": problem.detail}
-                raise Problem(problem.kind, problem.detail, problem.headers, more) from None
-
-        return answered
-
-
 def _inlined(part: Any, definitions: dict[str, Any]) -> Any:
     """A schema without references, which would lead nowhere in the description of the service."""
     if isinstance(part, list):
@@ -90,7 +73,7 @@ def _inlined(part: Any, definitions: dict[str, Any]) -> Any:
     return {name: _inlined(one, definitions) for name, one in part.items() if name != "$defs"}
 
 
-routes = APIRouter(route_class=ErrorRoute)
+routes = APIRouter()
 _SCHEMA = InferRequest.model_json_schema()
 _EXAMPLE = {"inputs": [{"name": "pictures", "shape": [1], "datatype": "BYTES", "data": [A_PICTURE]}]}
 INFER_BODY = {
@@ -109,7 +92,7 @@ PREDICTING = refusals(problems.NOT_FOUND, *problems.OF_PREDICTIONS)
 @routes.get("/v2", tags=["open inference protocol"])
 async def server_metadata(request: Request) -> ServerMetadata:
     """What this server is."""
-    return ServerMetadata(name=request.app.title, version=request.app.version, extensions=[EXTENSION])
+    return ServerMetadata(name=request.app.title, version=request.app.version, extensions=[EXTENSION, binary.EXTENSION])
 
 
 @routes.get("/v2/health/live", tags=["open inference protocol"])
@@ -156,23 +139,28 @@ async def version_ready(request: Request, name: Name, version: Version) -> Model
 @routes.post(
     "/v2/models/{name}/infer",
     responses=PREDICTING,
+    response_model=InferAnswer,
     response_model_exclude_none=True,
     openapi_extra={"requestBody": INFER_BODY},
     tags=["open inference protocol"],
 )
-async def model_infer(request: Request, name: Name) -> InferAnswer:
-    """Classify the pictures of the tensor `pictures`: UINT8 pixels of the model's own size, or BYTES in base64."""
+async def model_infer(request: Request, name: Name) -> InferAnswer | Response:
+    """Classify the pictures of the tensor `pictures`: UINT8 pixels of the model's own size, or BYTES in base64.
+
+    With the extension for binary tensor data, pixels and encoded pictures may follow the JSON as plain bytes.
+    """
     return await _infer(request, partial(_wanted, request, name))
 
 
 @routes.post(
     "/v2/models/{name}/versions/{version}/infer",
     responses=PREDICTING,
+    response_model=InferAnswer,
     response_model_exclude_none=True,
     openapi_extra={"requestBody": INFER_BODY},
     tags=["open inference protocol"],
 )
-async def version_infer(request: Request, name: Name, version: Version) -> InferAnswer:
+async def version_infer(request: Request, name: Name, version: Version) -> InferAnswer | Response:
     """The same by this version and no other."""
     return await _infer(request, partial(_wanted, request, name, version))
 
@@ -208,42 +196,53 @@ def _outputs(count: int, classes: int) -> list[TensorMetadata]:
     ]
 
 
-async def _infer(request: Request, choose: Callable[[], LiveModel]) -> InferAnswer:
+async def _infer(request: Request, choose: Callable[[], LiveModel]) -> InferAnswer | Response:
     size, most = choose().bundle.card.image_size, request.app.state.settings.max_batch
     _service(request).admit(None)
     with _arriving(request):
-        asked, reads = await unpack(partial(_asked, await request.body(), most, size))
+        head, data = binary.split(await request.body(), request.headers.get(binary.HEADER))
+        asked, reads = await unpack(partial(_asked, head, data, most, size))
         model, answers = await _answers(request, reads, choose)
-    data: dict[str, Any] = {
+    values: dict[str, Any] = {
         "probabilities": list(chain.from_iterable(_rows(model, answers))),
         "label": [answer.predicted_class for answer in answers],
         "prediction_id": [answer.prediction_id for answer in answers],
     }
     tensors = {
-        output.name: Tensor(**output.model_dump(), data=data[output.name])
+        output.name: Tensor(**output.model_dump(), data=values[output.name])
         for output in _outputs(len(answers), len(model.classes))
     }
-    return InferAnswer(
+    chosen = asked.outputs or [AskedOutput.model_validate({"name": name}) for name in tensors]
+    answer = InferAnswer(
         model_name=model.release.name,
         model_version=model.version,
         id=asked.id,
-        outputs=[tensors[output.name] for output in asked.outputs] or list(tensors.values()),
+        outputs=[tensors[output.name] for output in chosen],
     )
+    as_bytes = asked.parameters.binary_data_output if asked.parameters else False
+    return _in_bytes(answer, [output.is_binary(as_bytes) for output in chosen])
 
 
-def _asked(body: bytes, most: int, size: int) -> tuple[InferRequest, list[Read]]:
+def _in_bytes(answer: InferAnswer, wanted: list[bool]) -> InferAnswer | Response:
+    if not any(wanted):
+        return answer
+    body, length = binary.joined(answer.model_dump(exclude_none=True), wanted)
+    return Response(body, headers={binary.HEADER: str(length)}, media_type="application/octet-stream")
+
+
+def _asked(head: bytes, data: bytes, most: int, size: int) -> tuple[InferRequest, list[Read]]:
     """In a thread: the request, and the pictures in it."""
-    value = load_json(body, OTHER_VALUES + most * (VALUES_A_PICTURE + values_of_pixels(size)))
+    value = load_json(head, OTHER_VALUES + most * (VALUES_A_PICTURE + values_of_pixels(size)))
     try:
         asked = InferRequest.model_validate(value)
     except ValidationError as error:
         findings = error.errors(include_url=False, include_context=False, include_input=False)
         raise problems.of_validation(RequestValidationError(findings)) from None
-    return asked, _pictures(asked.inputs[0], most, size)
+    return asked, _pictures(asked.inputs[0], data, most, size)
 
 
-def _pictures(tensor: AskedTensor, most: int, size: int) -> list[Read]:
-    """The pictures of a tensor whose data is flat or nested like its shape."""
+def _pictures(tensor: AskedTensor, following: bytes, most: int, size: int) -> list[Read]:
+    """The pictures of a tensor whose data is flat, or nested like its shape, or in the bytes that follow the JSON."""
     count, *rest = tensor.shape
     pixels = tensor.datatype == "UINT8"
     if not 1 <= count <= most or rest not in ([[size, size, 3]] if pixels else [[], [1]]):
@@ -252,6 +251,14 @@ def _pictures(tensor: AskedTensor, most: int, size: int) -> list[Read]:
             problems.INVALID, f"inputs.0.shape: must be {shape} for {tensor.datatype}, with N from 1 to {most}"
         )
     length = size * size * 3 if pixels else 1
+    if (tensor.binary_size or 0) != len(following) or (tensor.data is None) == (tensor.binary_size is None):
+        raise Problem(
+            problems.INVALID,
+            f"inputs.0: must have either data or parameters.binary_data_size, the number of bytes that follow the JSON"
+            f" as {binary.HEADER} tells its end: {len(following)}",
+        )
+    if tensor.data is None:
+        return _of_bytes(following, pixels, count, size)
     data = tensor.data
     if len(data) == count * length:
         data = [data[start : start + length] for start in range(0, len(data), length)]  # of flat data
@@ -260,6 +267,16 @@ def _pictures(tensor: AskedTensor, most: int, size: int) -> list[Read]:
     if pixels:
         return [from_pixels(values, size, index) for index, values in enumerate(data)]
     return [from_base64(_only_text(values)) for values in data]
+
+
+def _of_bytes(data: bytes, pixels: bool, count: int, size: int) -> list[Read]:
+    """The pictures of a tensor in bytes: pixels, or encoded pictures as they are, without base64."""
+    if not pixels:
+        return [partial(bytes, one) for one in binary.elements(data, count)]
+    length = size * size * 3
+    if len(data) != count * length:
+        raise Problem(problems.INVALID, f"inputs.0: {count * length} bytes are needed for the shape, got {len(data)}")
+    return [from_raw_pixels(data[start : start + length], size) for start in range(0, len(data), length)]
 
 
 def _only_text(values: Any) -> str:
@@ -317,7 +334,7 @@ def _service(request: Request) -> Service:
 def _ready(request: Request) -> LiveModel:
     if request.app.state.leaving:
         raise problems.not_ready("the service is about to end", 1)
-    return _service(request).model()
+    return _service(request).ready()
 
 
 def _arriving(request: Request) -> AbstractContextManager[None]:

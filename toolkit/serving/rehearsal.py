@@ -1,19 +1,27 @@
 """A version is loaded, converted and proved in a process of its own before the service touches it.
 
-Loading a program holds Python's lock for most of a second, converting it takes seconds of all cores, and a
-library that crashes on it takes its process along. Aside, at a lower priority, none of this is felt by those
-who are being answered; the service then finds in the cache what it needs.
+Loading a program holds Python's lock for most of a second, converting it takes seconds, and a library that
+crashes on it takes its process along. Aside, little of this is felt by those who are being answered; the
+service then finds in the cache what it needs.
+
+The process is granted a share of a core, so that a promotion is in service within a time that does not depend on
+how much the service is asked: when it gets less, the service lets workers rest until it has caught up. A low
+priority would not do: beside busy cores such a process stands still for minutes.
 
 A thread could not do the same: one that the system holds back while it holds Python's lock holds back all.
 """
 
+import math
 import os
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 
 from toolkit.errors import BundleError, ToolkitError, one_line
@@ -24,7 +32,8 @@ from toolkit.serving.locks import alone
 from toolkit.serving.processes import called
 
 ROOT = Path(__file__).resolve().parents[2]
-NICENESS = 10  # a tenth of the time of a busy core: at 19 a swap on a busy machine would take very long
+SHARE = 0.5  # of a core, that the process is granted
+ARREARS_SECONDS = 0.25  # of a core, by which it may be behind for each worker that rests
 LONGEST_SECONDS = 900.0
 GLANCE_SECONDS = 0.05  # between two looks whether it is done
 
@@ -43,7 +52,7 @@ class Rehearsal:
         self._threads = threads
         self._cache = cache
 
-    def __call__(self, bundle: Bundle, stopping: threading.Event) -> None:
+    def __call__(self, bundle: Bundle, stopping: threading.Event, rest: Callable[[int], None]) -> None:
         """Wait until the bundle is converted and proved; nothing to do when it was before, or will not be converted.
 
         Of several processes that come with the same bundle one does it, and the others find it in the cache.
@@ -54,6 +63,8 @@ class Rehearsal:
             One that is kept in a folder.
         stopping
             Ends the process when it is set.
+        rest
+            Called with the number of workers that are to leave their core to the process; with 0 in the end.
 
         Raises
         ------
@@ -64,37 +75,60 @@ class Rehearsal:
             return
         with alone(self._cache.with_suffix(".rehearsing.lock"), LONGEST_SECONDS, stopping):
             if not is_kept(bundle, self._cache):
-                self._rehearse(bundle, bundle.folder, stopping)
+                self._rehearse(bundle, bundle.folder, stopping, rest)
 
-    def _rehearse(self, bundle: Bundle, folder: Path, stopping: threading.Event) -> None:
+    def _rehearse(self, bundle: Bundle, folder: Path, stopping: threading.Event, rest: Callable[[int], None]) -> None:
         words = [folder.resolve(), bundle.digest, self._choice, self._threads or 0, self._cache.resolve(), os.getpid()]
         with subprocess.Popen(
             [sys.executable, "-m", __name__, *map(str, words)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            # Ctrl-C at a terminal is for the service alone. In a session of its own, Linux would give it half of the
-            # processor, however low its priority.
-            process_group=0,
+            process_group=0,  # Ctrl-C at a terminal is for the service alone
         ) as process:
-            _wait(process, stopping)
+            try:
+                _wait(process, stopping, rest)
+            finally:
+                rest(0)
             told = process.stdout.read().decode(errors="replace").strip() if process.stdout else ""
         if process.returncode:
             raise BundleError(told or f"the process that tried it ended with {called(process.returncode)}")
 
 
-def _wait(process: subprocess.Popen[bytes], stopping: threading.Event) -> None:
-    end = time.monotonic() + LONGEST_SECONDS
+def _wait(process: subprocess.Popen[bytes], stopping: threading.Event, rest: Callable[[int], None]) -> None:
+    began, resting = time.monotonic(), 0
     while process.poll() is None:
-        if stopping.wait(GLANCE_SECONDS) or time.monotonic() > end:
+        seconds = time.monotonic() - began
+        if stopping.wait(GLANCE_SECONDS) or seconds > LONGEST_SECONDS:
             process.kill()
             process.wait()
             raise BundleError("the service ends" if stopping.is_set() else f"not ready after {LONGEST_SECONDS:g} s")
+        if (wanted := _to_rest(seconds, _worked(process.pid))) != resting:
+            resting = wanted
+            rest(resting)
+
+
+def _to_rest(seconds: float, worked: float) -> int:
+    """How many workers are to rest for a process that has worked so long in so many seconds.
+
+    >>> [_to_rest(4.0, worked) for worked in (4.0, 2.0, 1.9, 1.5, 0.0)]
+    [0, 0, 0, 2, 8]
+    """
+    return max(0, math.floor((SHARE * seconds - worked) / ARREARS_SECONDS))
+
+
+def _worked(pid: int) -> float:
+    """Seconds of a core that a process has used; enough for all when it is gone."""
+    with suppress(psutil.Error):
+        times = psutil.Process(pid).cpu_times()
+        return float(times.user + times.system)
+    return math.inf
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent is gone: the one that follows would wait for what this converts so slowly."""
+    """End this process when its parent is gone: the one that follows would wait for what this converts."""
     while os.getppid() == parent:
         time.sleep(GLANCE_SECONDS)
     os._exit(1)
@@ -104,7 +138,6 @@ def main() -> int:
     """In the process of its own."""
     folder, digest, choice, threads, cache, parent = sys.argv[1:]
     threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
-    os.nice(NICENESS)
     try:
         bundle = shelve_bundle(Path(folder), digest)
         prepare(bundle, choice, threads=int(threads) or None, cache=Path(cache)).close()  # type: ignore[arg-type]

@@ -1,14 +1,18 @@
 """The process around the application: its socket, the connections of its clients, and how it leaves."""
 
 import asyncio
+import ctypes
 import json
 import logging
+import re
 import secrets
+import selectors
 import signal
 import socket
+import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -18,11 +22,13 @@ from typing import Any, cast
 import h11
 import uvicorn
 from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from toolkit.errors import SettingsError
 from toolkit.serving.limits import PATIENCE, Patience
-from toolkit.serving.problems import CONNECTIONS, MEDIA_TYPE, NOT_HTTP, TOO_SLOW, Problem
+from toolkit.serving.problems import CONNECTIONS, MEDIA_TYPE, NOT_HTTP, TOO_SLOW, Problem, not_ready
 
 if sys.platform != "win32":
     import resource
@@ -35,8 +41,15 @@ MOST_CONNECTIONS = 4096
 MOST_TURNED_AWAY = 128  # connections beyond those that are told so at a time; further ones are just closed
 OTHER_FILES = 256  # that the process may have open besides its connections
 LINGER_SECONDS = 2.0  # that a client has to read why it is refused
+PARTING_SECONDS = 0.25  # that an idle connection stays open at the end, for a request that is on its way
+GREETING_SECONDS = 2.0  # the same of one that nothing was asked on yet: its client has connected to ask something
+# A filter of Berkeley packets: what asks for a connection is dropped, all else passes. Each line is a code, two jumps
+# and a value: load byte 13 of the TCP head, its flags; test the flag SYN; drop; keep.
+NO_MORE = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+SO_ATTACH_FILTER = 26  # of Linux; Python has no name for it
 TICKS_A_LOOK = 10  # of uvicorn's 0.1 s, between two looks at the connections
 HELD_BYTES = 65536  # written within one turn of the loop, after which it is sent without waiting for the turn's end
+ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)  # what comes before the path in such a target
 BROKEN = "the request breaks the rules of HTTP/1.1, or its head is too large"
 
 
@@ -118,6 +131,12 @@ class Reader(h11.Connection):
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         event = super().next_event()
+        if isinstance(event, h11.Request) and (absolute := ABSOLUTE.match(event.target)):  # as proxies are asked
+            path = event.target[absolute.end() :]
+            target = path if path.startswith(b"/") else b"/" + path
+            event = h11.Request(
+                method=event.method, target=target, headers=event.headers, http_version=event.http_version
+            )
         if isinstance(event, h11.Request):
             names = [name for name, _ in event.headers]
             if b"transfer-encoding" in names and (b"content-length" in names or event.http_version < b"1.1"):
@@ -144,12 +163,18 @@ class Protocol(H11Protocol):
         Connections that may be open.
     turned_away
         Those of all connections that are open only to be told that they are too many.
+    leaving
+        Whether the server is about to end: each answer is then the last one on its connection, and says so.
     words
         What uvicorn gives each protocol.
     """
 
-    def __init__(self, patience: Patience, most: int, turned_away: set["Protocol"], **words: Any) -> None:
+    def __init__(
+        self, patience: Patience, most: int, turned_away: set["Protocol"], leaving: Callable[[], bool], **words: Any
+    ) -> None:
         super().__init__(**words)
+        self._application, self.app = self.app, self._answer
+        self._leaving = leaving
         self.conn = Reader(h11.SERVER)
         self._most, self._turned_away = most, turned_away
         self._refused = False
@@ -190,11 +215,39 @@ class Protocol(H11Protocol):
         self._refuse(Problem(NOT_HTTP, BROKEN))
 
     def shutdown(self) -> None:
-        """Called when the server leaves: idle connections are closed, others after their answer."""
+        """Called when the server leaves: idle connections are closed in a moment, others after their answer."""
         if self._refused:
             self.transport.close()
+        elif self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(GREETING_SECONDS if self.cycle is None else PARTING_SECONDS, self._part)
+        elif self.cycle.response_started:  # too late to say in it that it is the last one
+            self.cycle.keep_alive = False
+
+    def _part(self) -> None:
+        """Close what idles still; a request that has come meanwhile closes the connection with its answer."""
+        if self.transport.is_closing() or not (self.cycle is None or self.cycle.response_complete):
+            return
+        with selectors.DefaultSelector() as waiting:
+            waiting.register(self.transport.get_extra_info("socket"), selectors.EVENT_READ)
+            has_come = bool(waiting.select(0))
+        if has_come:  # to close it now would reset it
+            self.loop.call_later(PARTING_SECONDS, self._part)
         else:
             super().shutdown()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The application, whose answers tell the client not to ask again here when the server is about to end."""
+
+        async def telling(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._leaving() and not self._begun:
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        try:
+            await self._application(scope, receive, telling)
+        except asyncio.CancelledError:  # it took longer than the server may take to end
+            self._refuse(not_ready("the service ended before this request could be answered", 1))
+            self.transport.close()
 
     def look(self, now: float) -> None:
         """End what has lasted too long at this moment of the loop's clock."""
@@ -259,9 +312,9 @@ class Server(uvicorn.Server):
     """uvicorn that leaves as a balancer expects it to.
 
     At SIGTERM or Ctrl-C the service first says that it is not ready, and goes on answering for
-    ``drain_seconds``, so that whoever sends it traffic can stop; then it takes no new connection,
-    finishes what it has begun for at most ``finish_seconds``, and ends with status 0. A second
-    signal ends the draining at once.
+    ``drain_seconds``, so that whoever sends it traffic can stop; each answer has ``Connection: close``.
+    Then it takes no new connection, finishes for at most ``finish_seconds`` what it has begun, and ends
+    with status 0. A second signal ends the draining at once.
 
     Parameters
     ----------
@@ -274,6 +327,8 @@ class Server(uvicorn.Server):
     most_connections
         Clients that may be connected; further ones are answered with a 503. Fewer where the system allows the
         process fewer open files.
+    alone
+        Whether no other process listens on the same socket.
     """
 
     def __init__(
@@ -284,6 +339,7 @@ class Server(uvicorn.Server):
         finish_seconds: int,
         patience: Patience = PATIENCE,
         most_connections: int = MOST_CONNECTIONS,
+        alone: bool = True,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -291,7 +347,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                http=partial(Protocol, patience, _allowed(most_connections), set()),  # type: ignore[arg-type]
+                http=partial(Protocol, patience, _allowed(most_connections), set(), self._is_leaving),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="on",
                 backlog=BACKLOG,
@@ -300,8 +356,12 @@ class Server(uvicorn.Server):
             )
         )
         self._leave = leave
+        self._alone = alone
         self._drain_seconds = drain_seconds
         self._leaves_at: float | None = None
+
+    def _is_leaving(self) -> bool:
+        return self._leaves_at is not None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  its signature is given
         """What uvicorn does at a signal, with the draining before it; the signal is not raised again."""
@@ -322,6 +382,48 @@ class Server(uvicorn.Server):
         if self._leaves_at is not None and time.monotonic() >= self._leaves_at:
             self.should_exit = True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """What uvicorn does at the end, after all that wait to be let in: a socket that is closed resets them."""
+        if self._alone:
+            for listener in sockets or ():
+                take_no_more(listener)
+        waiting = [connection for listener in sockets or () for connection in _all_that_wait(listener)]
+        for server in self.servers:
+            server.close()  # without a turn of the loop in between, in which more could come
+        state = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
+        for connection in waiting:
+            with suppress(OSError):  # it has left meanwhile
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    partial(self.config.http_protocol_class, **state), connection
+                )
+        await super().shutdown(sockets)
+
+
+def take_no_more(listener: socket.socket) -> None:
+    """Have the system make no further connection, where it can: who asks for one is refused once the socket is closed.
+
+    Between the last connection that is let in and the end of the socket there could otherwise come one more, which
+    would be reset with its request.
+    """
+    lines = b"".join(struct.pack("=HBBI", *line) for line in NO_MORE)
+    held = ctypes.create_string_buffer(lines)
+    with suppress(OSError):
+        if sys.platform == "linux":
+            program = struct.pack("HP", len(NO_MORE), ctypes.addressof(held))
+            listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
+def _all_that_wait(listener: socket.socket) -> Iterator[socket.socket]:
+    """Connections that the system has made and the loop has not taken yet."""
+    refusals = 0
+    while refusals < 2:  # the socket of several processes says each second time that there is none
+        try:
+            yield listener.accept()[0]
+        except OSError:
+            refusals += 1
+        else:
+            refusals = 0
 
 
 def _allowed(connections: int) -> int:

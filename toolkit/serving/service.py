@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from threading import Event
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from prometheus_client.core import Metric
 
 from toolkit.baseline import Baseline
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, one_line
 from toolkit.images import Limits, load_picture
 from toolkit.machine import usable_cores
 from toolkit.program import Bundle
@@ -23,10 +23,10 @@ from toolkit.serving.classified import Classified
 from toolkit.serving.desk import Desk
 from toolkit.serving.engines import Engine, set_torch_threads, torch_threads
 from toolkit.serving.figures import Figures, family
-from toolkit.serving.formats import Read
+from toolkit.serving.formats import Read, file_name
 from toolkit.serving.lastgood import LastGood
 from toolkit.serving.live import Live, LiveModel, Release, Source
-from toolkit.serving.problems import Problem
+from toolkit.serving.problems import Problem, without_places
 from toolkit.serving.processes import Fellows, State
 from toolkit.serving.recent import Recent
 from toolkit.serving.shadow import Shadow, shadow_families, together
@@ -35,7 +35,18 @@ from toolkit.serving.shapes import BatchItem, ModelName, Prediction, ProblemDocu
 logger = logging.getLogger(__name__)
 
 WATCHED_SECONDS = 5.0  # the monitor's windows are measured no more often than this
+# How the service is, from good to bad. An alert is critical when it is confirmed, and critical or immediate.
+STATUSES = ("ok", "warning", "degraded", "critical", "waiting", "leaving")
+LEVELS = ("warning", "critical", "immediate")  # of alerts
+LOADING = "model_loading"  # alerts of versions that are set aside, of which the registry's component knows more
 WINDOW_FIGURES = ("n", "n_labels", "accuracy", "degradation", "mean_confidence")  # shown to Prometheus
+
+
+class Component(TypedDict):
+    """How a part of the service is: one of ``STATUSES``, and the reason when that is not ``ok``."""
+
+    status: str
+    reason: str | None
 
 
 class Monitor(Protocol):
@@ -51,6 +62,7 @@ class Monitor(Protocol):
         latency_ms: float | None = None,
         prediction_id: str | None = None,
         model_version: str | None = None,
+        source: str | None = None,
     ) -> str: ...
 
     def calculate_metrics(self, window: str | None = None) -> dict[str, Any]: ...
@@ -58,6 +70,11 @@ class Monitor(Protocol):
     def stats(self) -> dict[str, int]: ...
 
     def standing(self) -> dict[str, int]: ...
+
+    def standing_alerts(self) -> list[dict[str, Any]]: ...
+
+    @property
+    def store_problem(self) -> str | None: ...
 
     def sent(self) -> dict[str, dict[str, int]]: ...
 
@@ -92,7 +109,8 @@ class Service:
     top_k
         Classes listed when a request does not say how many.
     prepare, rehearse
-        Make an engine of a bundle, and do aside what can be done aside.
+        Make an engine of a bundle, and do aside what can be done aside: with the bundle, an event that is set when the
+        service ends, and a function ``rest`` that has so many workers leave their core to it.
     last_good
         Copies of what served, for a start without the registry.
     shadow
@@ -118,7 +136,7 @@ class Service:
         limits: Limits,
         top_k: int,
         prepare: Callable[[Bundle], Engine] = engines.prepare,
-        rehearse: Callable[[Bundle, Event], None] | None = None,
+        rehearse: Callable[[Bundle, Event, Callable[[int], None]], None] | None = None,
         last_good: LastGood | None = None,
         shadow: Source | None = None,
         shadow_share: float = 0.0,
@@ -130,7 +148,7 @@ class Service:
             self._adopt,
             poll_seconds,
             prepare=prepare,
-            rehearse=rehearse,
+            rehearse=rehearse and partial(self._make_room, rehearse),
             last_good=last_good,
             on_failure=self._failed,
         )
@@ -142,6 +160,7 @@ class Service:
         self.batcher = Batcher(workers, limits, prepare=partial(set_torch_threads, threads), on_batch=self._note_batch)
         self.windows = Recent(monitor.calculate_metrics, WATCHED_SECONDS)
         self._standing = Recent(monitor.standing, WATCHED_SECONDS)
+        self._alerts = Recent(monitor.standing_alerts, WATCHED_SECONDS)
         self._fellows = fellows
         self._monitor = monitor
         self._watched: LiveModel | None = None  # the one that the monitor was told of last
@@ -186,6 +205,19 @@ class Service:
         model = self.live.model
         if model is None:
             raise problems.not_ready(self.live.reason(), self._retry_after)
+        return model
+
+    def ready(self) -> LiveModel:
+        """The model that answers now, if each process has one that takes connections.
+
+        Raises
+        ------
+        Problem
+            503 while one has none: a request may come to either.
+        """
+        model = self.model()
+        if self._fellows is not None and (unready := self._fellows.unready()):
+            raise problems.not_ready(f"{unready} of {self._fellows.of} processes have no model yet", self._retry_after)
         return model
 
     def admit(self, top_k: int | None) -> None:
@@ -236,6 +268,12 @@ class Service:
             timings_ms=Timings(**done.timings_ms),
         )
 
+    def _make_room(
+        self, rehearse: Callable[[Bundle, Event, Callable[[int], None]], None], bundle: Bundle, stopping: Event
+    ) -> None:
+        """Have a bundle rehearsed, which may ask for workers to rest meanwhile."""
+        rehearse(bundle, stopping, self.batcher.rest)
+
     def _busy(self) -> bool:
         return self.desk.depth > self.desk.workers
 
@@ -260,6 +298,7 @@ class Service:
                 latency_ms=done.timings_ms["total"],
                 prediction_id=prediction_id,
                 model_version=done.model.version,
+                source=file_name(done.read),
             )
         except Exception as error:  # noqa: BLE001  a prediction is never lost to its monitoring
             self.figures.monitor_error()
@@ -279,21 +318,56 @@ class Service:
         """Somebody should know of a version that is set aside."""
         serving = self.live.model
         meanwhile = f"version {serving.version} serves on" if serving else "nothing serves"
-        self._monitor.report("model_loading", f"Version {release.version} cannot be served: {reason}; {meanwhile}.")
+        self._monitor.report(LOADING, f"Version {release.version} cannot be served: {reason}; {meanwhile}.")
 
     def health(self, *, leaving: bool) -> dict[str, Any]:
-        """Everything an operator asks first."""
-        model, registry, stored = self.live.model, self.live.describe(), self._monitor.stats()
-        troubled = registry["problem"] or registry["set_aside"] or registry["copy_since"]
+        """Everything an operator asks first; ``status`` is the worst of the components, ``reason`` what they say."""
+        model, registry = self.live.model, self.live.describe()
+        components = self._components(model, registry)
+        worst = max((part["status"] for part in components.values()), key=STATUSES.index)
+        reasons = [reason for part in components.values() if part["status"] == worst and (reason := part["reason"])]
         return {
-            "status": "leaving" if leaving else "waiting" if model is None else "degraded" if troubled else "ok",
+            "status": "leaving" if leaving else worst,
             "ready": model is not None and not leaving,
-            "reason": self.live.reason() if model is None or troubled else None,
+            "reason": "; ".join(reasons) or None,
+            "components": components,
             "model": named(model),
             "registry": registry,
             "queue": self.queue(),
-            "monitor": stored,
+            "monitor": self._monitor.stats(),
         }
+
+    def _components(self, model: LiveModel | None, registry: Mapping[str, Any]) -> dict[str, Component]:
+        """How each part of the service is: its status, and the reason when that is not ``ok``."""
+        waiting = None if model else self.live.reason()
+        troubled = registry["problem"] or registry["set_aside"] or registry["copy_since"]
+        alerts, unread = self._worst_alert()
+        lost = self._monitor.store_problem
+        failing = f"predictions cannot be stored: {without_places(lost)}" if lost else unread
+        return {
+            "engine": _component("waiting", waiting),
+            "registry": _component("degraded", self.live.reason() if troubled else None),
+            "store": _component("degraded", failing),
+            "alerts": alerts,
+        }
+
+    def _worst_alert(self) -> tuple[Component, str | None]:
+        """The worst that the monitor knows as a component, and why that cannot be known.
+
+        The short window may show for certain what no alert says: labels that another process has just written.
+        """
+        try:
+            known = [alert for alert in self._alerts() if alert["metric"] != LOADING]
+            now = self.windows()["short"]
+            known += [_of_window(now)] if now["level"] in LEVELS and now["status"] == "confirmed" else []
+        except ToolkitError as error:
+            return _component("ok", None), f"the store cannot be read: {without_places(one_line(error))}"
+        if not known:
+            return _component("ok", None), None
+        worst = max(known, key=lambda one: (one["status"] != "suspected", LEVELS.index(one["level"])))
+        mild = worst["level"] == "warning" or worst["status"] == "suspected"
+        reason = f"{worst['level']} ({worst['status']}): {worst['message']}"
+        return _component("warning" if mild else "critical", reason), None
 
     def queue(self) -> dict[str, int]:
         """How busy the threads are."""
@@ -353,6 +427,16 @@ class Service:
                 (window,): float(figures[name]) for window, figures in windows.items() if figures[name] is not None
             }
             yield family(f"window_{name}", f"{name} of the monitor's window", ("window",), values)
+
+
+def _of_window(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What a window shows by its labels, in the form of an alert."""
+    message = f"accuracy in the {figures['window']} window is {100 * figures['degradation']:.1f} % below the reference"
+    return {"level": figures["level"], "status": figures["status"], "message": message}
+
+
+def _component(trouble: str, reason: str | None) -> Component:
+    return {"status": trouble if reason else "ok", "reason": reason}
 
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

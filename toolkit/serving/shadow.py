@@ -109,7 +109,7 @@ class Shadow:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.share = share
-        self._held = Live(source, _nobody_to_tell, poll_seconds, prepare=prepare, does="shadows")
+        self._held = Live(source, _nobody_to_tell, poll_seconds, prepare=prepare, does="shadows", keeps_former=False)
         self._poll_seconds = poll_seconds
         self._busy = busy
         self._draw = draw

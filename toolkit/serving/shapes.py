@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 MOST_LABELS = 1000  # in one request
 
@@ -19,11 +19,29 @@ class TopK(Asked):
     top_k: int | None = Field(None, ge=1, description="how many classes to list, at most as many as the model has")
 
 
+def _named(label: object) -> object:
+    """A class whose name is a number may be told as one; true and false are no numbers."""
+    return str(label) if isinstance(label, int) and not isinstance(label, bool) else label
+
+
+Label = Annotated[
+    str,
+    Field(min_length=1, max_length=256, description="the name of a class"),
+    BeforeValidator(_named),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "string", "minLength": 1, "maxLength": 256}, {"type": "integer"}],
+            "description": "the name of a class",
+        }
+    ),
+]
+
+
 class Feedback(Asked):
     """The true label of a prediction."""
 
     prediction_id: str = Field(min_length=1, max_length=64)
-    label: str = Field(min_length=1, max_length=256, description="the name of a class")
+    label: Label
     source: str = Field("api", min_length=1, max_length=64, description="who says so")
 
 
@@ -115,30 +133,57 @@ class AskedExactly(Asked):
     model_config = ConfigDict(strict=True)
 
 
+class TensorParameters(BaseModel):
+    """What else is said of a tensor; what is not known here is passed over."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    binary_data_size: int | None = Field(None, ge=0, description="bytes of the tensor after the JSON")
+    binary_data: bool | None = Field(None, description="whether an output is to be bytes after the JSON")
+
+
+class RequestParameters(BaseModel):
+    """What else is said of a request; what is not known here is passed over."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    binary_data_output: bool = Field(False, description="whether outputs are bytes after the JSON unless they say so")
+
+
 class AskedTensor(AskedExactly):
     """The pictures of a request: pixels of the model's own size, or encoded pictures in base64."""
 
     name: Literal["pictures"]
     shape: list[int] = Field(min_length=1, max_length=4, description="[N, H, W, 3] for UINT8, [N] for BYTES")
     datatype: Literal["UINT8", "BYTES"]
-    data: list[Any] = Field(description="flat, or in lists nested like the shape")
-    parameters: dict[str, Any] | None = Field(None, description="not used")
+    data: list[Any] | None = Field(None, description="flat, or in lists nested like the shape; or as bytes")
+    parameters: TensorParameters | None = None
+
+    @property
+    def binary_size(self) -> int | None:
+        """Bytes of the tensor after the JSON; None when its data is in it."""
+        return self.parameters.binary_data_size if self.parameters else None
 
 
 class AskedOutput(AskedExactly):
     """A tensor that the answer is to hold."""
 
     name: OutputName
-    parameters: dict[str, Any] | None = Field(None, description="not used")
+    parameters: TensorParameters | None = None
+
+    def is_binary(self, otherwise: bool) -> bool:
+        """Whether it is to be bytes after the JSON."""
+        said = self.parameters.binary_data if self.parameters else None
+        return otherwise if said is None else said
 
 
 class InferRequest(AskedExactly):
     """What is sent to an ``infer`` address."""
 
     id: str | None = Field(None, max_length=256, description="given back with the answer")
-    parameters: dict[str, Any] | None = Field(None, description="not used")
+    parameters: RequestParameters | None = None
     inputs: list[AskedTensor] = Field(min_length=1, max_length=1)
-    outputs: list[AskedOutput] = Field([], max_length=3, description="all when none is named")
+    outputs: list[AskedOutput] | None = Field(None, max_length=3, description="all when none is named")
 
 
 class TensorMetadata(BaseModel):

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from toolkit.errors import DataError, one_line
 from toolkit.images import STATISTICS, Limits
+from toolkit.terminal import on_terminal
 from toolkit.training.datasets import Catalogue, Remark, require_enough
 from toolkit.training.decoding import Row, Wanted, decoded
 from toolkit.training.entries import (
@@ -104,7 +105,7 @@ def decode(
     cache
         Where the pixels are kept and mapped from; without one they live in memory.
     progress
-        Whether a bar is drawn.
+        Whether it is shown how far it has come.
     limits
         The largest picture accepted.
 
@@ -175,7 +176,8 @@ def _opened(wanted: Wanted, cache: Cache, progress: bool) -> Pictures | None:
     try:
         with open_pixels(folder) as pixels:
             mark_used(folder)
-            bar = tqdm(list(read_blocks(folder, form)), "checking", leave=False, delay=1, disable=not progress)
+            shown = progress and on_terminal()
+            bar = tqdm(list(read_blocks(folder, form)), "checking", leave=False, delay=1, disable=not shown)
             blocks = whole_blocks(pixels, bar, form)
             if [digest for block in blocks for digest in block.hashes] != wanted.hashes:
                 return None

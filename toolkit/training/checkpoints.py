@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import DataError, SettingsError, one_line
+from toolkit.locks import held, is_free
 from toolkit.settings import LAST
 from toolkit.training.loop import Progress
 
@@ -47,6 +48,16 @@ class Checkpoint:
         """The file that an interrupted run is taken up from."""
         return self.folder / f"{self.run_id}{UNFINISHED}"
 
+    def held(self) -> AbstractContextManager[None]:
+        """Keep all other processes from going on with the run; the end of this one, whatever it is, frees it.
+
+        Raises
+        ------
+        SettingsError
+            Another process trains it.
+        """
+        return _held(self.path)
+
     def save(self) -> None:
         """Write everything; a reader sees the old file or the new one, never half of one.
 
@@ -79,24 +90,28 @@ class Checkpoint:
                 half.unlink(missing_ok=True)
 
 
-def open_checkpoint(choice: str, folder: Path) -> Checkpoint:
+def open_checkpoint(choice: str, folder: Path, hold: ExitStack | None = None) -> Checkpoint:
     """The checkpoint of an interrupted run.
 
     Parameters
     ----------
     choice
-        ``last`` for the one written last in the folder, a run's id, or a file.
+        ``last`` for the one written last in the folder that no process goes on with, a run's id, or a file.
     folder
         Where checkpoints are kept.
+    hold
+        Until it is closed, no other process may go on with the run; None: others may.
 
     Raises
     ------
     SettingsError
-        There is none.
+        There is none, or another process goes on with it.
     DataError
         It cannot be read.
     """
     path = _find(choice, folder)
+    if hold is not None:
+        hold.enter_context(_held(path))  # before it is read: another process might write it meanwhile
     content = _read(path)
     try:
         description = json.loads(content["description"])
@@ -132,6 +147,15 @@ def load_weights_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DataError(f"the checkpoint {path} cannot be read: it holds no weights with a description") from None
 
 
+def _held(path: Path) -> AbstractContextManager[None]:
+    return held(_lock(path), f"run {path.name.removesuffix(UNFINISHED)} is being trained")
+
+
+def _lock(path: Path) -> Path:
+    """The lock of a checkpoint: a file beside it."""
+    return path.with_name(f".{path.name}.lock")
+
+
 def _find(choice: str, folder: Path) -> Path:
     if choice == LAST:
         found = sorted(folder.glob(f"*{UNFINISHED}"), key=lambda path: path.stat().st_mtime)
@@ -139,7 +163,7 @@ def _find(choice: str, folder: Path) -> Path:
             raise SettingsError(
                 f"there is no interrupted training in {folder}{os.sep}; --resume has nothing to go on from"
             )
-        return found[-1]
+        return next((path for path in reversed(found) if is_free(_lock(path))), found[-1])
     named = folder / f"{choice}{UNFINISHED}"
     path = named if named.is_file() else Path(choice)
     if not path.is_file():

@@ -36,7 +36,11 @@ class Data:
         """Some of the pictures, by index."""
         return Part(self.pictures.pixels, self.pictures.labels, indices)
 
+    def together(self, indices: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """The groups of some of the pictures, that validation and folds keep whole; None when there are none."""
+        return None if self.split.groups is None else self.split.groups[indices]
+
     @property
     def development(self) -> NDArray[np.int64]:
-        """Everything but the held-out pictures: what cross-validation and the final training may use."""
+        """All but the pictures held out or set aside: what cross-validation and the final training may use."""
         return np.sort(np.concatenate([self.split.development, self.split.validation]))

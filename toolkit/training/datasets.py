@@ -8,32 +8,36 @@ its content, and of equal pictures one is listed. What is left out or odd is lis
 import hashlib
 import math
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import DataError, known, one_line
+from toolkit.folders import Listing, beside_the_classes, find_parts, list_files, part_of, sub_folders
 from toolkit.images import SNIFFED_BYTES, SUFFIXES, format_of
 from toolkit.machine import usable_cores
+from toolkit.names import class_of, shown
 from toolkit.training.arrays import ArraySet, Encoded
 from toolkit.training.idx import holds_idx
 from toolkit.training.named import DIGITS, NAMES, load_named, open_idx
 
-PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+UNREADABLE = "it cannot be read"
 FEWEST_PICTURES_A_CLASS = 2  # one to train on, one to validate on
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file, or a folder of them, that was left out, and why."""
+    """A file, or a folder of them, that was left out, and why; ``count`` is how many files that are."""
 
     path: str
     reason: str
+    count: int = field(default=1, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,12 @@ class Catalogue:
     def path(self, index: int) -> str:
         """What a picture is called in messages: its file, or the data set and the index."""
         source = self.sources[index]
-        return str(source) if isinstance(source, Path) else f"{self.name}[{index}]"
+        return shown(source) if isinstance(source, Path) else f"{self.name}[{index}]"
+
+    @property
+    def skipped_files(self) -> int:
+        """How many files were left out."""
+        return sum(item.count for item in self.skipped)
 
 
 def open_catalogue(data: str | None, root: Path = Path("data")) -> Catalogue:
@@ -165,7 +174,7 @@ def open_catalogue(data: str | None, root: Path = Path("data")) -> Catalogue:
             raise DataError(f"{data} is a file; give a folder with one sub-folder a class, or one of {known(NAMES)}")
         return _of_arrays(open_idx(folder, _name(folder))) if holds_idx(folder) else _folder(folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: a home folder that is not known
-        raise DataError(f"the folder {data} cannot be read: {one_line(error)}") from None
+        raise DataError(f"the folder {shown(data)} cannot be read: {one_line(error)}") from None
 
 
 def read(source: Path | bytes) -> bytes:
@@ -186,7 +195,7 @@ def require_enough(catalogue: Catalogue) -> None:
         if counts[label] < FEWEST_PICTURES_A_CLASS:
             raise DataError(
                 f"class {name!r} has {counts[label]} usable pictures, at least {FEWEST_PICTURES_A_CLASS} are needed"
-                + (f" ({len(catalogue.skipped)} files were skipped)" if catalogue.skipped else "")
+                + (f" ({catalogue.skipped_files} files were skipped)" if catalogue.skipped else "")
             )
 
 
@@ -217,34 +226,61 @@ class _Found:
     oddity: str | None = None
 
 
+@dataclass(frozen=True)
+class _ClassFolder:
+    """A folder of a class, and what is in it; of one class there is one a part, or more."""
+
+    of: str
+    part: str
+    path: Path
+    listing: Listing
+
+
 def _folder(folder: Path) -> Catalogue:
     # Held-out pictures come first, so that of two equal pictures the held-out one is kept.
-    above = sorted(_parts_of(folder), key=lambda item: ("test", "val", "train", "").index(item[0]))
-    of_classes = [(part, inner) for part, outer in above for inner in _sub_folders(outer)]
-    listed = [_Found(path, inner.name, part) for part, inner in of_classes for path in _files(inner)]
+    above = sorted(find_parts(folder), key=lambda item: ("test", "val", "train", "").index(item[0]))
+    folders = [
+        _ClassFolder(class_of(inner.name), part, inner, list_files(inner, SUFFIXES))
+        for part, outer in above
+        for inner in sub_folders(outer)
+    ]
+    _require_different_names(folders)
+    listed = [_Found(path, inner.of, inner.part) for inner in folders for path in inner.listing.files]
     with ThreadPoolExecutor(usable_cores()) as pool:
         answers = list(pool.map(_examine, listed))
     found = [answer for answer in answers if isinstance(answer, _Found)]
+    skipped = [answer for answer in answers if isinstance(answer, Skipped)]
     if not found:
-        raise DataError(f"the folder {folder} holds no pictures; it needs one sub-folder of pictures a class")
+        raise DataError(f"the folder {shown(folder)} holds no pictures; it needs one sub-folder of pictures a class")
     classes = tuple(sorted(sorted({file.of for file in found}), key=_natural))
+    hollow = [inner for inner in folders if inner.of not in classes]
+    _require_readable(hollow, skipped)
+    _require_training(folder, found)
     if len(classes) < 2:
-        raise DataError(f"the folder {folder} holds only the class {classes[0]!r}; at least two are needed")
-    outside = _outside(folder, [outer for _, outer in above])
-    hollow = [
-        Skipped(str(inner), "it holds no picture, so it is no class")
-        for _, inner in of_classes
-        if inner.name not in classes
-    ]
+        inside = sub_folders(folders[0].path)
+        deeper = f"; if its classes are in {shown(folders[0].path)}, give that folder" if inside else ""
+        raise DataError(
+            f"the folder {shown(folder)} holds only the class {classes[0]!r}; at least two are needed{deeper}"
+        )
+    ignored = [*beside_the_classes(folder, above), *(item for inner in folders for item in inner.listing.ignored)]
     catalogue = Catalogue(
-        name=_name(folder),
+        name=shown(_name(folder)),
         classes=classes,
         sources=[file.path for file in found],
         labels=np.array([classes.index(file.of) for file in found], np.int64),
         hashes=np.array([file.digest for file in found]),
         parts=np.array([file.part for file in found]),
-        skipped=(*outside, *hollow, *(answer for answer in answers if isinstance(answer, Skipped))),
-        remarks=tuple(Remark(str(file.path), file.oddity) for file in found if file.oddity),
+        skipped=(
+            *_outside(folder, [outer for _, outer in above]),
+            *(Skipped(shown(inner.path), "it holds no picture, so it is no class") for inner in hollow),
+            *(Skipped(shown(item.path), item.reason, count=item.count) for item in ignored),
+            *skipped,
+        ),
+        remarks=(
+            *(Remark(shown(link), "a link to a folder, followed") for inner in folders for link in inner.listing.links),
+            *_other_spellings(folders),
+            *(Remark(shown(file.path), file.oddity) for file in found if file.oddity),
+        ),
     )
     catalogue = _without_duplicates(catalogue)
     require_enough(catalogue)
@@ -254,40 +290,62 @@ def _folder(folder: Path) -> Catalogue:
 def _name(folder: Path) -> str:
     """The folder's name, with its parent's when the name alone says little."""
     folder = folder.resolve()
-    return f"{folder.parent.name}/{folder.name}" if folder.name.lower() in (*PARTS, "raw") else folder.name
+    says_little = part_of(folder.name) or folder.name.lower() == "raw"
+    return f"{folder.parent.name}/{folder.name}" if says_little else folder.name
 
 
-def _parts_of(folder: Path) -> list[tuple[str, Path]]:
-    """The folders that hold the classes, with their parts; the folder itself when it has no train/ in it."""
-    inner = _sub_folders(folder)
-    if not inner:
-        raise DataError(f"the folder {folder} holds no sub-folders; it needs one sub-folder of pictures a class")
-    training = [path for path in inner if path.name.lower() == "train"]
-    strangers = [path.name for path in inner if path.name.lower() not in PARTS]
-    if not training or (strangers and not any(_sub_folders(path) for path in training)):
-        return [("", folder)]
-    if strangers:
+def _require_different_names(folders: Sequence[_ClassFolder]) -> None:
+    """Refuse two names that look alike only because of what is shown for their control characters."""
+    names: dict[str, tuple[str, Path]] = {}
+    for inner in folders:
+        spelled = unicodedata.normalize("NFC", inner.path.name)
+        other, path = names.setdefault(inner.of, (spelled, inner.path))
+        if other != spelled:
+            raise DataError(
+                f"{str(path)!r} and {str(inner.path)!r} would both be the class {inner.of!r}; rename one of them"
+            )
+
+
+def _require_readable(hollow: Sequence[_ClassFolder], skipped: Sequence[Skipped]) -> None:
+    """Refuse a class that would be missing only because its files may not be read."""
+    reasons = {item.path: item.reason for item in skipped}
+    for inner in hollow:
+        for path in inner.listing.files:
+            if (reason := reasons.get(shown(path), "")).startswith(UNREADABLE):
+                raise DataError(f"not one picture of the class {inner.of!r} can be read; {shown(path)}: {reason}")
+
+
+def _require_training(folder: Path, found: Sequence[_Found]) -> None:
+    """Refuse parts of which none, or none of a class, is to train on."""
+    parts = {file.part: file.of for file in found}
+    if "" in parts:
+        return
+    taught = {file.of for file in found if file.part == "train"}
+    if not taught:
         raise DataError(
-            f"the folder {folder} holds {strangers[0]!r} beside {training[0].name!r}, so what is a class is unclear;"
-            " leave only train/, val/ and test/ in it"
+            f"the folder {shown(folder)} holds pictures to {' and '.join(sorted(parts))} and none to train on"
+            " in folders of classes; it needs a folder train/ with one sub-folder a class"
         )
-    return [(PARTS[path.name.lower()], path) for path in inner]
+    untaught = sorted({(file.of, file.part) for file in found if file.of not in taught})
+    if untaught:
+        of, part = untaught[0]
+        raise DataError(
+            f"the class {of!r} has pictures to {part} and none to train on; in train/ there are: {known(taught, of)}"
+        )
 
 
-def _sub_folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _other_spellings(folders: Sequence[_ClassFolder]) -> Iterator[Remark]:
+    """Folders whose name is another's in other code points, as when a Mac and another computer filled them."""
+    first: dict[str, str] = {}
+    for inner in folders:
+        if first.setdefault(inner.of, inner.path.name) != inner.path.name:
+            yield Remark(shown(inner.path), "its accents are written in other characters than those of the same class")
 
 
 def _outside(folder: Path, above: Sequence[Path]) -> list[Skipped]:
     """Pictures that lie beside the folders of the classes."""
     paths = sorted(path for outer in {folder, *above} for path in outer.iterdir() if path.suffix.lower() in SUFFIXES)
-    return [Skipped(str(path), "it lies in no folder of a class") for path in paths if path.is_file()]
-
-
-def _files(folder: Path) -> list[Path]:
-    """All files below a folder, without hidden ones and those in hidden folders."""
-    paths = (path for path in folder.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists()))
-    return sorted(path for path in paths if not any(name.startswith(".") for name in path.relative_to(folder).parts))
+    return [Skipped(shown(path), "it lies in no folder of a class") for path in paths if path.is_file()]
 
 
 def _natural(name: str) -> list[tuple[float, str]]:
@@ -297,12 +355,12 @@ def _natural(name: str) -> list[tuple[float, str]]:
 
 def _examine(file: _Found) -> _Found | Skipped:
     """Identify a file by its content; one whose ending is not a picture's is only sniffed at."""
-    path, said = str(file.path), SUFFIXES.get(file.path.suffix.lower())
+    path, said = shown(file.path), SUFFIXES.get(file.path.suffix.lower())
     try:
         with file.path.open("rb") as opened:
             data = opened.read() if said else opened.read(SNIFFED_BYTES)
     except OSError as error:
-        return Skipped(path, f"it cannot be read: {error.strerror}")
+        return Skipped(path, f"{UNREADABLE}: {error.strerror}")
     found = format_of(data)
     if said is None:
         return Skipped(path, _why_not(file.path.suffix, found))
@@ -316,7 +374,7 @@ def _why_not(ending: str, found: str | None) -> str:
     if found is None:
         return f"its ending is none of {', '.join(sorted(SUFFIXES))}"
     right = next(suffix for suffix, of in SUFFIXES.items() if of == found)
-    has = f"ends in {ending}" if ending else "has no ending"
+    has = f"ends in {shown(ending)}" if ending else "has no ending"
     return f"it is a {found}, though its name {has}; rename it to end in {right}"
 
 

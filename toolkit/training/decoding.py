@@ -13,9 +13,9 @@ from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from toolkit.errors import ImageError, one_line
+from toolkit import terminal
+from toolkit.errors import DecoderMissing, ImageError, one_line
 from toolkit.images import STATISTICS, load_picture
 from toolkit.machine import usable_cores
 from toolkit.training.datasets import Catalogue, Skipped, read
@@ -70,7 +70,8 @@ class Row:
     reason
         Why there are no pixels.
     lost
-        Whether the reason is that the file changed or went away, which says nothing about the picture.
+        Whether the reason says nothing about the picture, so that it is not kept: the file changed or went
+        away, or a package that would read it is not installed.
     """
 
     pixels: NDArray[np.uint8] | None = None
@@ -94,7 +95,7 @@ def decoded(
     known
         What is known already of others, by their hashes.
     progress
-        Whether a bar is drawn.
+        Whether it is shown how far it has come.
 
     Yields
     ------
@@ -137,7 +138,7 @@ def _rows(wanted: Wanted, start: int, known: Mapping[str, Row], progress: bool) 
     cores, count = usable_cores(), len(wanted)
     with (
         ThreadPoolExecutor(cores) as pool,  # Pillow releases the interpreter's lock
-        tqdm(desc="decoding", total=count, initial=start, unit="picture", leave=False, disable=not progress) as bar,
+        terminal.progress("decoding" if progress else None, count, "pictures", initial=start) as bar,
     ):
         try:
             indices = iter(range(start, count))
@@ -163,6 +164,6 @@ def _decode(wanted: Wanted, index: int) -> Row:
     try:
         picture = load_picture(data, wanted.form.size, wanted.form.limits)
     except ImageError as error:
-        return Row(reason=str(error))
+        return Row(reason=str(error), lost=isinstance(error, DecoderMissing))
     figures = picture.statistics()
     return Row(picture.pixels, [figures[name] for name in STATISTICS], picture.remarks)

@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,6 +16,9 @@ from torch import Tensor, nn
 
 from toolkit.errors import SettingsError, one_line
 from toolkit.machine import usable_cores
+from toolkit.terminal import say, silent
+
+RENDEZVOUS = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets beside WORLD_SIZE
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ def prepare(*, deterministic: bool = False, threads: int | None = None) -> None:
         torch cannot make its folder for compiled code, which it does whether anything is compiled or not.
     """
     _keep_freed_memory()
-    torch.set_num_threads(threads or max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    torch.set_num_threads(threads or max(1, usable_cores() // _processes_here()))
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # NVIDIA's documented condition for it
@@ -140,6 +145,12 @@ def prepare(*, deterministic: bool = False, threads: int | None = None) -> None:
         raise SettingsError(
             f"torch needs a folder for compiled code ({one_line(error)}); set TORCHINDUCTOR_CACHE_DIR to another"
         ) from None
+
+
+def _processes_here() -> int:
+    """Those of one training on this machine, by torchrun's word; one without it, or where it is no number."""
+    given = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, int(given)) if given.isdecimal() else 1
 
 
 def _keep_freed_memory() -> None:
@@ -156,15 +167,57 @@ def _keep_freed_memory() -> None:
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """The world that torchrun describes in the environment, joined; a world of one without it."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    """The world that torchrun describes in the environment, joined; a world of one without it.
+
+    Only the first of its processes speaks.
+
+    Raises
+    ------
+    SettingsError
+        The environment describes half a world, as one does that was left over, or the others cannot be reached.
+    """
+    size = _size()
     if size == 1:
         yield ALONE
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    advice = "start it with torchrun, or unset WORLD_SIZE"
+    if absent := [name for name in RENDEZVOUS if not os.environ.get(name)]:
+        raise SettingsError(f"WORLD_SIZE is {size} and {', '.join(absent)} not set: {advice}")
+    rank = os.environ["RANK"]
+    if not rank.isdecimal() or int(rank) >= size:
+        raise SettingsError(f"RANK must be a whole number below the WORLD_SIZE of {size}, got {rank}: {advice}")
+    with silent(rank != "0"):
+        if not dist.is_torchelastic_launched():
+            say(f"waiting for the other processes, since WORLD_SIZE is {size}; unset it if there are none")
+        try:
+            with _ended_by_signals():
+                if torch.cuda.is_available():
+                    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+                dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        except (KeyError, ValueError, OSError, RuntimeError) as error:  # torch's own are kinds of the last
+            raise SettingsError(f"the {size} processes cannot be joined: {one_line(error)}; {advice}") from None
+        try:
+            yield World(dist.get_rank(), size)
+        finally:
+            dist.destroy_process_group()
+
+
+def _size() -> int:
+    given = os.environ.get("WORLD_SIZE") or "1"
+    if not given.isdecimal() or given == "0":
+        raise SettingsError(
+            f"WORLD_SIZE must be a whole number, at least 1, got {given}; torchrun sets it, else unset it"
+        )
+    return int(given)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the process at once: while torch waits for others, Python hears of no signal."""
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     try:
-        yield World(dist.get_rank(), size)
+        yield
     finally:
-        dist.destroy_process_group()
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from toolkit.terminal import progress
 from toolkit.training.batches import Part, PictureBatches
 from toolkit.training.device import Device
 from toolkit.training.recipe import Recipe
@@ -57,11 +59,9 @@ class Features:
         ]
         missing = [name for name in names if name not in known]
         found: dict[Hashable, Tensor] = {name: known[name] for name in names if name in known}
-        with tqdm(
-            total=len(missing) * len(part), desc=bar, unit="picture", leave=False, disable=bar is None
-        ) as progress:
+        with progress(bar, len(missing) * len(part), "pictures") as shown:
             for name in missing:
-                found[name] = _view(backbone, batches, name[-1], recipe, seed, device, progress)
+                found[name] = _view(backbone, batches, name[-1], recipe, seed, device, shown)
         known.update(found)
         while sum(view.nbytes for view in known.values()) > MOST_KEPT:
             del known[next(iter(known))]
@@ -73,7 +73,7 @@ class Features:
 
 def _view(
     backbone: nn.Module, batches: PictureBatches, view: int, recipe: Recipe, seed: int, device: Device,
-    progress: "tqdm[None]",
+    shown: "tqdm[Any]",
 ) -> Tensor:  # fmt: skip
     """float32 (N, F), of all pictures in one view."""
     positions = device.world.share(np.arange(len(batches.labels)))
@@ -85,7 +85,7 @@ def _view(
             chunk = positions[start : start + CHUNK]
             inputs = batches.train(chunk, recipe.image_size, noise) if view else batches.plain(chunk)
             pieces.append(backbone(inputs).float())
-            progress.update(len(chunk) * device.world.size)
+            shown.update(len(chunk) * device.world.size)
     return device.world.rows(torch.cat(pieces), len(batches.labels))
 
 

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from toolkit.baseline import CALIBRATION_BINS, CalibrationBins
+from toolkit.lettering import drawn, lettered
 from toolkit.training.augment import augment
 from toolkit.training.loop import Epoch
 
@@ -66,7 +67,7 @@ def confusion_picture(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figu
         for row, column in np.argwhere(matrix > 0):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour, fontsize=8)
-    return figure
+    return lettered(figure)
 
 
 def calibration_picture(before: CalibrationBins, after: CalibrationBins) -> Figure:
@@ -118,7 +119,7 @@ def per_class_picture(per_class: Sequence[Mapping[str, Any]]) -> Figure:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     of = f", {len(ordered)} of {len(per_class)}" if len(ordered) < len(per_class) else ""
     figure.suptitle(f"classes on held-out pictures, lowest F1 first{of}")
-    return figure
+    return lettered(figure)
 
 
 def _class_rows(axes: Axes, rows: Sequence[Mapping[str, Any]], height: int) -> None:
@@ -180,7 +181,7 @@ def mistakes_picture(
             gap = "\n" if sum(map(len, names)) > ON_ONE_LINE else " "
             axes.set_title(f"{names[0]} →{gap}{names[1]} {confidence[index]:.2f}", fontsize=8)
     figure.suptitle("the most confident mistakes: true → predicted, confidence")
-    return figure
+    return lettered(figure)
 
 
 def augmentation_picture(pixels: NDArray[np.uint8], strength: float, mirrored: bool, seed: int = 0) -> Figure:
@@ -224,7 +225,6 @@ def _size(rows: int) -> float:
 
 
 def class_label(name: str) -> str:
-    """A class name for a picture: short, and without mathematics between its dollar signs."""
+    """A class name for a picture: short, and in letters that can be drawn."""
     half = LONGEST_NAME // 2
-    short = name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"
-    return short.replace("$", r"\$")
+    return drawn(name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}")

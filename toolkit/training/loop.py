@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812  torch's own convention
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from toolkit.errors import TrainingError
+from toolkit.terminal import progress as shown_progress
 from toolkit.training.batches import Batches, Part, PictureBatches
 from toolkit.training.device import Device
 from toolkit.training.features import FeatureBatches, Features
@@ -120,6 +120,7 @@ def fit(
     keep_share: float = math.inf,
     progress: Progress | None = None,
     bar: str | None = None,
+    on_batch: Callable[[int, int], None] = lambda *_: None,
 ) -> Fitted:
     """Train a network and keep its best epoch.
 
@@ -153,7 +154,9 @@ def fit(
     progress
         Where to go on from.
     bar
-        The label of a progress bar, or None for none.
+        The label under which it is shown how far training has come; None shows nothing.
+    on_batch
+        Called after each batch, also those of validation, with the number of those done and of all.
 
     Raises
     ------
@@ -165,7 +168,8 @@ def fit(
     steps = _steps_an_epoch(len(train), recipe.batch_size, device)
     with Interruption() as interruption, _own_randomness(device):
         learner = Learner(trained, batches, recipe, steps * recipe.epochs, seed, device)
-        with closing(_Session(learner, judged, recipe, seed, device, len(train), steps, bar)) as session:
+        shown = _Shown(bar, recipe.epochs, steps, _evaluation_batches(judged, device), on_batch)
+        with closing(_Session(learner, judged, recipe, seed, device, len(train), steps, shown)) as session:
             if progress is not None:
                 session.restore(progress)
             trained_s, cost_s = 0.0, 0.0  # since the progress was last kept, and what that took
@@ -191,9 +195,11 @@ def fit(
     return result
 
 
-def predict_logits(network: nn.Module, part: Part, device: Device) -> NDArray[np.float32]:
-    """float32 (N, K), the network's logits for a part, in evaluation mode."""
-    return _predict(network, PictureBatches(part, device), device)
+def predict_logits(network: nn.Module, part: Part, device: Device, bar: str | None = None) -> NDArray[np.float32]:
+    """float32 (N, K), the network's logits for a part, in evaluation mode; ``bar`` as ``fit`` takes it."""
+    batches = PictureBatches(part, device)
+    with shown_progress(bar, _evaluation_batches(batches, device), "batches") as shown:
+        return _predict(network, batches, device, shown.update)
 
 
 def picture_size(epoch: int, recipe: Recipe) -> int:
@@ -215,12 +221,41 @@ def picture_size(epoch: int, recipe: Recipe) -> int:
     return min(recipe.image_size, max(SMALLEST_SIZE, round(side / SIZE_STEP) * SIZE_STEP))
 
 
+class _Shown:
+    """How far a training has come, in batches of equal weight: on the terminal or in the log, and to who asked."""
+
+    def __init__(
+        self, label: str | None, epochs: int, training: int, validation: int, on_batch: Callable[[int, int], None]
+    ) -> None:
+        self._epochs, self._each, self._on_batch = epochs, training + validation, on_batch
+        self._done, self._all = 0, epochs * self._each
+        self._bar = shown_progress(label, self._all, "batches")
+
+    def go_on(self, epochs: int, steps: int) -> None:
+        """So many epochs, and steps of the next one, were done by an interrupted run."""
+        self._done = self._bar.initial = self._bar.n = epochs * self._each + steps
+
+    def batch(self) -> None:
+        """One more is done."""
+        self._done += 1
+        self._bar.update()
+        self._on_batch(self._done, self._all)
+
+    def epoch(self, epoch: Epoch) -> None:
+        """An epoch is done."""
+        self._bar.set_postfix_str(f"epoch {epoch.epoch}/{self._epochs}, val accuracy {epoch.val_accuracy:.3f}", False)
+
+    def close(self) -> None:
+        """Show no more."""
+        self._bar.close()
+
+
 class _Session:
     """One training under way: what it has measured, and the best epoch's weights."""
 
     def __init__(
         self, learner: Learner, validation: Batches | None, recipe: Recipe, seed: int, device: Device, pictures: int,
-        steps: int, bar: str | None,
+        steps: int, shown: "_Shown",
     ) -> None:  # fmt: skip
         self.learner, self.result = learner, Fitted(learner.network)
         self.best: dict[str, Tensor] = {}
@@ -229,7 +264,7 @@ class _Session:
         self._pictures, self._steps, self._stopping = pictures, steps, EarlyStopping(recipe)
         self._step, self._times, self._sums = 0, [0.0][:0], torch.zeros(2, dtype=torch.float64, device=device.name)
         self._start = time.perf_counter()
-        self._bar = tqdm(total=recipe.epochs * steps, desc=bar, unit="batch", leave=False, disable=bar is None)
+        self._shown = shown
 
     @property
     def finished(self) -> bool:
@@ -260,8 +295,8 @@ class _Session:
         return epoch, self._judge(epoch, logits)
 
     def close(self) -> None:
-        """Take the progress bar away."""
-        self._bar.close()
+        """Show no more how far it has come."""
+        self._shown.close()
 
     def progress(self) -> Progress:
         """Where it is now."""
@@ -297,7 +332,7 @@ class _Session:
         self.learner.accumulated = facts["accumulated"]
         self.learner.restore(tensors)
         self.best = tensors.get("best") or (copy.deepcopy(self.learner.judged.state_dict()) if facts["history"] else {})
-        self._bar.update(len(facts["history"]) * self._steps + self._step)
+        self._shown.go_on(len(facts["history"]), self._step)
 
     def _learn(self, number: int, interruption: Interruption, keep: Callable[[Progress], None]) -> None:
         """The steps of one epoch that are left; nothing is read back from the device on the way."""
@@ -310,7 +345,7 @@ class _Session:
             self._sums += torch.stack([loss.double(), right.double()])
             self._times.append(time.perf_counter() - start)
             self._step += 1
-            self._bar.update()
+            self._shown.batch()
             if self._step < self._steps and self._device.world.any(interruption.asked is not None):
                 keep(self.progress())
                 interruption.leave()
@@ -318,7 +353,10 @@ class _Session:
     def _validate(self, number: int) -> tuple[float, float, NDArray[np.float32]]:
         if self._validation is None:
             return math.nan, math.nan, np.zeros((0, 0), np.float32)
-        logits, labels = _predict(self.learner.judged, self._validation, self._device), self._validation.labels
+        logits, labels = (
+            _predict(self.learner.judged, self._validation, self._device, self._shown.batch),
+            self._validation.labels,
+        )
         loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
         _require_finite(loss, number, self._recipe)
         return loss, float((logits.argmax(axis=1) == labels).mean()), logits
@@ -333,7 +371,7 @@ class _Session:
             self.best = copy.deepcopy(self.learner.judged.state_dict())
         if self._validation is not None and self._stopping.exhausted(epoch):
             result.stopped_early = epoch.epoch < self._recipe.epochs
-        self._bar.set_postfix_str(f"epoch {epoch.epoch}/{self._recipe.epochs}, val accuracy {epoch.val_accuracy:.3f}")
+        self._shown.epoch(epoch)
         return best
 
 
@@ -356,13 +394,23 @@ def _steps_an_epoch(pictures: int, batch_size: int, device: Device) -> int:
     return max(1, min(math.ceil(pictures / batch_size), pictures // (2 * device.world.size)))
 
 
-def _predict(network: nn.Module, batches: Batches, device: Device) -> NDArray[np.float32]:
+def _evaluation_batches(batches: Batches | None, device: Device) -> int:
+    """How many batches of evaluation a process has."""
+    return 0 if batches is None else max(1, math.ceil(len(batches.labels) / device.world.size / EVALUATION_BATCH))
+
+
+def _predict(
+    network: nn.Module, batches: Batches, device: Device, on_batch: Callable[[], object]
+) -> NDArray[np.float32]:
     """float32 (N, K), in evaluation mode; several processes share the pictures."""
     network.to(device.name, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     positions = device.world.share(np.arange(len(batches.labels)))
     starts = range(0, max(1, len(positions)), EVALUATION_BATCH)  # a process without a share runs an empty batch
+    pieces = []
     with torch.inference_mode(), device.autocast():
-        pieces = [network(batches.plain(positions[start : start + EVALUATION_BATCH])).float() for start in starts]
+        for start in starts:
+            pieces.append(network(batches.plain(positions[start : start + EVALUATION_BATCH])).float())
+            on_batch()
     answer: NDArray[np.float32] = device.world.rows(torch.cat(pieces), len(batches.labels)).cpu().numpy()
     return answer
 

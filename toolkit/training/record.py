@@ -50,7 +50,7 @@ def tags_of(data: Data, seed: int) -> dict[str, object]:
         "code_version": code_version(),
         "seed": seed,
         "weights": data.weights_note,
-        "skipped_files": len(catalogue.skipped),
+        "skipped_files": catalogue.skipped_files,
     }
 
 
@@ -133,7 +133,7 @@ def log_outcome(
     """Measure on the held-out pictures, draw, and log metrics and the bundle."""
     held_out = data.part(data.split.held_out)
     network = fitted.network.cpu().float()
-    logits = predict_logits(network, held_out, Device("cpu", torch.float32))
+    logits = predict_logits(network, held_out, Device("cpu", torch.float32), "measuring")
     probabilities = _softmax(logits / temperature)
     evaluation = evaluate(probabilities, held_out.own_labels, data.classes)
     before = calibration_bins(_softmax(logits), held_out.own_labels)
@@ -236,7 +236,8 @@ def _data_description(data: Data) -> dict[str, object]:
         "fingerprint": catalogue.fingerprint,
         "development": len(data.development),
         "held_out": len(data.split.held_out),
-        "skipped": len(catalogue.skipped),
+        "skipped": catalogue.skipped_files,
+        "set_aside": len(data.split.set_aside),
     }
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from toolkit import lettering
 from toolkit.training.datasets import Catalogue, Duplicate
 from toolkit.training.figures import BLUE, GREY, ORANGE, class_label
 from toolkit.training.splits import Split
@@ -18,6 +19,7 @@ from toolkit.training.splits import Split
 PARTS = {"development": "to train on", "validation": "to validate on", "held_out": "held out"}
 COLOURS = {"development": BLUE, "validation": GREY, "held_out": ORANGE}
 IMBALANCED = 3.0  # times the smallest class, from which on weighting the classes is worth a trial
+COARSE = 0.1  # half of the interval of an accuracy, from which on it is worth saying
 REASONS_SHOWN = 3  # of those for which files were skipped
 MOST_DRAWN, ROWS_A_COLUMN = 200, 50  # classes of the figure
 
@@ -37,8 +39,11 @@ def survey(catalogue: Catalogue, split: Split) -> dict[str, Any]:
     dict
         What JSON can hold. ``name``, ``fingerprint`` and ``pictures``; ``classes``, with the pictures
         of each in the development, validation and held-out part; ``imbalance``, the largest class over
-        the smallest in the development part; ``duplicates``, each with its original; ``skipped`` and
-        ``remarks``, files grouped by reason, the most frequent first.
+        the smallest in the development part; ``duplicates``, each with its original; ``near_duplicates``,
+        pairs that show one photograph; ``groups``, how many of two images or more are kept whole, how many
+        images they have and how many the largest has; ``set_aside``, images that serve nothing, since those
+        that they belong to are on another side; ``skipped`` and ``remarks``, files grouped by reason, the
+        most frequent first.
 
     Examples
     --------
@@ -64,8 +69,13 @@ def survey(catalogue: Catalogue, split: Split) -> dict[str, Any]:
         ],
         "imbalance": max(counts["development"]) / max(1, min(counts["development"])),
         "duplicates": [_pair(item) for item in catalogue.skipped if isinstance(item, Duplicate)],
-        "skipped": _grouped((item.path, item.reason) for item in catalogue.skipped if not isinstance(item, Duplicate)),
-        "remarks": _grouped((remark.path, remark.text) for remark in catalogue.remarks),
+        "near_duplicates": [_copies(catalogue, *pair) for pair in split.copies.tolist()],
+        "groups": _groups(split),
+        "set_aside": [catalogue.path(index) for index in split.set_aside.tolist()],
+        "skipped": _grouped(
+            (item.path, item.reason, item.count) for item in catalogue.skipped if not isinstance(item, Duplicate)
+        ),
+        "remarks": _grouped((remark.path, remark.text, 1) for remark in catalogue.remarks),
     }
 
 
@@ -80,7 +90,10 @@ def survey_lines(report: Mapping[str, Any]) -> list[str]:
     return [
         _size_line(report),
         *_balance_lines(report["classes"], report["imbalance"]),
+        *_few_lines(report["classes"]),
         *_duplicate_lines(report["duplicates"]),
+        *_near_duplicate_lines(report["near_duplicates"]),
+        *_group_lines(report["groups"], len(report["set_aside"])),
         *_reason_lines("skipped", report["skipped"], REASONS_SHOWN),
         *_reason_lines("note on", report["remarks"], 1),
     ]
@@ -107,8 +120,8 @@ def class_balance_picture(report: Mapping[str, Any]) -> Figure:
         axes.set(xlim=(0, 1.2 * _total(drawn[0])), ylim=(height - 0.4, -0.6), xlabel="pictures")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(labels), frameon=False)
     of = f", {len(drawn)} of {len(ordered)}" if len(drawn) < len(ordered) else ""
-    figure.suptitle(f"classes of {report['name']}, largest first{of}", parse_math=False)
-    return figure
+    figure.suptitle(f"classes of {lettering.drawn(report['name'])}, largest first{of}")
+    return lettering.lettered(figure)
 
 
 def _bars(axes: Axes, rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> None:
@@ -135,18 +148,38 @@ def _pair(item: Duplicate) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _grouped(files: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Files by reason; reasons that differ in numbers or after a colon are one."""
-    groups = defaultdict(list)
-    for path, reason in files:
-        groups[re.sub(r"\b\d[\d,.]*(?=\s|$)", "N", reason.split(": ")[0])].append({"path": path, "reason": reason})
+def _copies(catalogue: Catalogue, first: int, second: int) -> dict[str, str]:
+    pair = (first, second)
+    (of, other_of), (part, other_part) = (
+        [catalogue.classes[catalogue.labels[index]] for index in pair],
+        [str(catalogue.parts[index]) for index in pair],
+    )
+    return {
+        "path": catalogue.path(first), "class": of, "part": part,
+        "other": catalogue.path(second), "other_class": other_of, "other_part": other_part,
+    }  # fmt: skip
+
+
+def _groups(split: Split) -> dict[str, int]:
+    sizes = np.zeros(0, np.int64) if split.groups is None else np.bincount(split.groups)
+    sizes = sizes[sizes > 1]
+    return {"count": len(sizes), "pictures": int(sizes.sum()), "largest": int(sizes.max(initial=0))}
+
+
+def _grouped(files: Iterable[tuple[str, str, int]]) -> list[dict[str, Any]]:
+    """Files by reason; reasons that differ in numbers or after a colon are one. A folder counts as many files."""
+    groups, counts = defaultdict(list), Counter[str]()
+    for path, reason, count in files:
+        group = re.sub(r"\b\d[\d,.]*(?=\s|$)", "N", reason.split(": ")[0])
+        groups[group].append({"path": path, "reason": reason, **({"count": count} if count > 1 else {})})
+        counts[group] += count
     return [
-        {"reason": _common(reason, members), "count": len(members), "files": members}
-        for reason, members in sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+        {"reason": _common(reason, groups[reason]), "count": count, "files": groups[reason]}
+        for reason, count in sorted(counts.items(), key=lambda group: (-group[1], group[0]))
     ]
 
 
-def _common(reason: str, members: Sequence[Mapping[str, str]]) -> str:
+def _common(reason: str, members: Sequence[Mapping[str, Any]]) -> str:
     """The reason in full where all members have the same."""
     full = {member["reason"] for member in members}
     return full.pop() if len(full) == 1 else reason
@@ -170,11 +203,61 @@ def _balance_lines(classes: Sequence[Mapping[str, Any]], imbalance: float) -> li
     line += " to train on" if any(row["validation"] for row in classes) else " to train and validate on"
     if imbalance >= IMBALANCED:
         line += f", {imbalance:.1f} times as many; consider --class-weights balanced"
-    unmeasured = [row["class"] for row in classes if not row["held_out"]]
-    if not unmeasured:
-        return [line]
-    more = f" and {len(unmeasured) - 3} more" if len(unmeasured) > 3 else ""
-    return [line, f"these have no held-out picture to be measured on: {', '.join(unmeasured[:3])}{more}"]
+    return [
+        line,
+        *_missing_lines(classes, "validation", "these have no picture to be validated on"),
+        *_missing_lines(classes, "held_out", "these have no held-out picture to be measured on"),
+    ]
+
+
+def _missing_lines(classes: Sequence[Mapping[str, Any]], part: str, what: str) -> list[str]:
+    """The classes that a part lacks; a validation part that is yet to be drawn lacks none."""
+    missing = [row["class"] for row in classes if not row[part]]
+    if not missing or (part == "validation" and len(missing) == len(classes)):
+        return []
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return [f"{what}: {', '.join(missing[:3])}{more}"]
+
+
+def _few_lines(classes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What can and what cannot be measured with few images."""
+    lines, held_out = [], sum(row["held_out"] for row in classes)
+    within = 0.98 / math.sqrt(held_out + 3.84)  # half of Wilson's 95 % interval at an accuracy of 0.5
+    if held_out and within > COARSE:
+        lines.append(
+            f"{held_out:,} held-out {_pictures(held_out)} tell an accuracy to within {within:.0%} only;"
+            " more make it worth comparing"
+        )
+    single = [row["class"] for row in classes if row["development"] == 1]
+    if single:
+        no_other = "" if any(row["validation"] for row in classes) else " and none to validate on"
+        having = f"{len(single):,} classes have" if len(single) > 1 else f"class {single[0]} has"
+        more = f", such as {single[0]}" if len(single) > 1 else ""
+        lines.append(f"{having} one picture to train on{no_other}{more}")
+    return lines
+
+
+def _near_duplicate_lines(pairs: Sequence[Mapping[str, str]]) -> list[str]:
+    if not pairs:
+        return []
+    line = f"near-duplicates: {len(pairs):,} {'pairs' if len(pairs) > 1 else 'pair'} of pictures show one photograph"
+    conflicts = [pair for pair in pairs if pair["class"] != pair["other_class"]]
+    if not conflicts:
+        return [f"{line}, such as {pairs[0]['path']} and {pairs[0]['other']}"]
+    first = conflicts[0]
+    return [f"{line}; {len(conflicts):,} of them under two classes, such as {first['path']} and {first['other']}"]
+
+
+def _group_lines(groups: Mapping[str, int], aside: int) -> list[str]:
+    if not groups["count"]:
+        return []
+    line = (
+        f"{groups['pictures']:,} pictures belong together in {groups['count']:,}"
+        f" {'groups' if groups['count'] > 1 else 'group'}, the largest of {groups['largest']:,}; none is torn apart"
+    )
+    if aside:
+        line += f", and {aside:,} {_pictures(aside)} set aside for it"
+    return [line]
 
 
 def _duplicate_lines(duplicates: Sequence[Mapping[str, str]]) -> list[str]:
@@ -191,7 +274,7 @@ def _duplicate_lines(duplicates: Sequence[Mapping[str, str]]) -> list[str]:
 def _reason_lines(verb: str, groups: Sequence[Mapping[str, Any]], shown: int) -> list[str]:
     lines = [
         f"{verb} {_files(group['count'])}: {group['reason']}"
-        + (f", such as {group['files'][0]['path']}" if group["count"] > 1 else f" ({group['files'][0]['path']})")
+        + (f", such as {group['files'][0]['path']}" if len(group["files"]) > 1 else f" ({group['files'][0]['path']})")
         for group in groups[:shown]
     ]
     rest = groups[shown:]
@@ -202,6 +285,10 @@ def _reason_lines(verb: str, groups: Sequence[Mapping[str, Any]], shown: int) ->
 
 def _files(count: int) -> str:
     return f"{count:,} files" if count > 1 else "1 file"
+
+
+def _pictures(count: int) -> str:
+    return "pictures" if count > 1 else "picture"
 
 
 def _total(row: Mapping[str, Any]) -> int:

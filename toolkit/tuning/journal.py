@@ -7,9 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from toolkit.errors import DataError, SettingsError, one_line
+from toolkit.locks import take
 
 FORMAT = 1
 
@@ -52,11 +51,7 @@ class Journal:
         try:
             if about is None and not path.is_file():
                 raise SettingsError(f"there is no journal {path}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(path.with_suffix(".lock"))
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise SettingsError(f"another process is writing to {path}; wait for it or stop it") from None
+            self._lock = take(path.with_suffix(".lock"), f"the journal {path} is being written")
         except OSError as error:
             raise _failed(self.path, "written", error) from None
         try:

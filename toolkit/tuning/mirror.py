@@ -180,7 +180,7 @@ def log_study(run: Run, study: Study, space: Space, journal: Path) -> None:
     """The trials as a table, the journal, and the pictures."""
     trials = study.trials
     run.json("trials.json", [_summary(trial) for trial in trials])
-    run.text(journal.name, journal.read_text())
+    run.text(journal.name, journal.read_text(encoding="utf-8"))
     run.metrics({"trials": len(trials), **{f"{state}_trials": study.count(state) for state in STATUS}})
     run.figure("study_history.png", history_picture(trials))
     run.figure("parallel_coordinates.png", parallel_coordinates_picture(trials, space))

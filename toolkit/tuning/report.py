@@ -1,11 +1,13 @@
 """What a search says while it goes, and the tables of what it found."""
 
-from collections.abc import Mapping, Sequence
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
-from toolkit.terminal import on_terminal, say, table
+from toolkit.terminal import on_terminal, quiet_since, say, table
 from toolkit.tuning.study import Proposal, Study
 from toolkit.tuning.trial import Fold, Trial
 
@@ -33,19 +35,25 @@ class StudyBar:
     """
 
     def __init__(self, study: Study, planned: int, folds: int) -> None:
-        self._study, self._folds, self._steps = study, folds, dict[int, str]()
+        self._study, self._folds, self._paces = study, folds, dict[int, _Pace]()
+        self._start = time.monotonic()
         self._bar = tqdm(
             total=planned, initial=len(study.trials), desc="trials", unit="trial", disable=not on_terminal(),
             dynamic_ncols=True, leave=False,
         )  # fmt: skip
 
-    def step(self, proposal: Proposal, fold: int, epoch: int) -> None:
-        """Where a trial that is under way has come to: an epoch, from 1, of a fold, from 0."""
-        epochs = proposal.settings["epochs"]
-        self._steps[proposal.number] = (
-            f"trial {proposal.number + 1}: fold {fold + 1}/{self._folds}, epoch {epoch}/{epochs}"
-        )
+    def step(self, proposal: Proposal, fold: int, epoch: int, share: float) -> None:
+        """Where a trial under way has come to: an epoch, from 1, of a fold, from 0, and the share of it done."""
+        pace = self._paces.setdefault(proposal.number, _Pace())
+        pace.place = f"fold {fold + 1}/{self._folds}, epoch {epoch}/{proposal.settings['epochs']}"
+        pace.reached((fold + share) / self._folds)
         self._draw()
+
+    def tick(self, running: Iterable[int]) -> None:
+        """Where there is no terminal, say a line for each trial under way, by its number, if none was for a while."""
+        if self._bar.disable and quiet_since(self._start):
+            for number in running:
+                say(f"trial {number + 1:>3}/{self._bar.total}  {self._paces.get(number, 'preparing its images')}")
 
     def fold(self, proposal: Proposal, number: int, fold: Fold) -> None:
         """A fold is done, by its number from 0: where there is no terminal, a long one is a line."""
@@ -58,7 +66,7 @@ class StudyBar:
 
     def ended(self, trial: Trial) -> None:
         """A trial has ended."""
-        self._steps.pop(trial.number, None)
+        self._paces.pop(trial.number, None)
         self._bar.update()
         self._draw()
 
@@ -69,7 +77,28 @@ class StudyBar:
     def _draw(self) -> None:
         best = self._study.best
         said = [f"best {best.mean_accuracy:.4f} ({describe(best.settings)})"] if best else []
-        self._bar.set_postfix_str("; ".join([*said, *self._steps.values()]))
+        running = [f"trial {number + 1}: {pace}" for number, pace in self._paces.items()]
+        self._bar.set_postfix_str("; ".join([*said, *running]))
+
+
+class _Pace:
+    """How far a trial has come, and how long it will take if it goes on like this and is not cut."""
+
+    def __init__(self) -> None:
+        self.place = ""
+        self._start, self._first, self._share = time.monotonic(), math.nan, 0.0
+
+    def reached(self, share: float) -> None:
+        """It is done with this share of its folds."""
+        self._share = share
+        if math.isnan(self._first):  # not 0 when it was interrupted
+            self._start, self._first = time.monotonic(), share
+
+    def __str__(self) -> str:
+        done = self._share - self._first
+        left = (time.monotonic() - self._start) * (1 - self._share) / done if done > 0 else math.nan
+        estimate = "" if math.isnan(left) else f", {tqdm.format_interval(left)} left"
+        return f"{self.place}, {100 * self._share:.0f} % done{estimate}"
 
 
 def trial_line(trial: Trial, planned: int, *, best: bool) -> str:

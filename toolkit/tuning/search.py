@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import ToolkitError, one_line
-from toolkit.terminal import say
+from toolkit.terminal import QUIET_SECONDS, say
 from toolkit.tuning.crew import Crew, Event
 from toolkit.tuning.mirror import Mirror
 from toolkit.tuning.report import StudyBar, trial_line
@@ -19,10 +19,11 @@ from toolkit.tuning.trial import Fold, Trial
 
 
 class Step(NamedTuple):
-    """What a process says after an epoch."""
+    """What a process says after an epoch, and now and then within one."""
 
     fold: int  # from 0
     epoch: int  # from 1
+    share: float  # of the fold's batches that are done
 
 
 class FoldDone(NamedTuple):
@@ -100,8 +101,9 @@ class Search:
         try:
             while self._fill():
                 left = self._deadline - self._clock()
-                for event in self._crew.wait(None if left == math.inf else max(0.0, left)):
+                for event in self._crew.wait(min(max(0.0, left), QUIET_SECONDS)):
                     self._take(event)
+                self._bar.tick(self._running)
                 if self._running and self._time_is_up:
                     self._stop()
         except BaseException:
@@ -147,8 +149,8 @@ class Search:
     def _take(self, event: Event) -> None:
         proposal = self._running[event.key]
         match event.kind, event.value:
-            case "said", Step(fold, epoch):
-                self._bar.step(proposal, fold, epoch)
+            case "said", Step(fold, epoch, share):
+                self._bar.step(proposal, fold, epoch, share)
             case "said", FoldDone(number, fold):
                 self._folds[event.key].append(fold)
                 self._mirror.fold(proposal, number, fold)

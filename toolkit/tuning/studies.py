@@ -143,6 +143,19 @@ def free_name(folder: Path, base: str) -> str:
     return f"{base}-{number}"
 
 
+def claimed_name(folder: Path, base: str) -> str:
+    """As ``free_name``, and no other process that asks is given the same: the study's folder is made."""
+    while True:
+        name = free_name(folder, base)
+        try:
+            (folder / name).mkdir(parents=True)
+        except FileExistsError:
+            continue  # another process was faster
+        except OSError:
+            pass  # writing the journal says why
+        return name
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two descriptions, a phrase each.
 

@@ -22,6 +22,16 @@ def test_an_alert_that_stands_is_not_written_twice_but_a_worse_one_takes_its_pla
     assert store.raise_alert(MODEL, {**ALERT, "level": "critical", "time": 6.0, "message": "m"})
 
 
+def test_an_alert_is_a_line_with_details_below(store):
+    store.register(MODEL)
+    store.raise_alert(MODEL, {**ALERT, "time": 1.0, "message": "two\nlines", "details": "first\nsecond"})
+    store.raise_alert(MODEL, {**ALERT, "window": "medium", "time": 2.0, "message": "a line"})
+    assert [(alert["message"], alert["details"]) for alert in store.alerts()] == [
+        ("a line", ""),
+        ("two lines", "first\nsecond"),
+    ]
+
+
 def test_what_becomes_of_an_alert_is_noted_while_it_stands(store):
     store.register(MODEL)
     store.raise_alert(MODEL, {**ALERT, "time": 1.0, "message": "m", "notified_at": 1.5})

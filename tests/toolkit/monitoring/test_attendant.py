@@ -37,7 +37,7 @@ def test_a_view_is_kept_while_the_version_is_asked_for(file_store):
 
 def test_it_looks_when_there_is_enough_news_or_time_has_passed(attend, file_store, monkeypatch):
     looked = []
-    monkeypatch.setattr(attend, "look", lambda model, automatic: looked.append(model))
+    monkeypatch.setattr(attend, "look", looked.append)
     for _ in range(9):
         attend.attend(MODEL, 10)
     assert looked == []
@@ -50,7 +50,7 @@ def test_it_looks_when_there_is_enough_news_or_time_has_passed(attend, file_stor
 
 def test_what_is_left_of_a_burst_is_looked_at_when_it_is_time_again(attend, monkeypatch):
     looked = []
-    monkeypatch.setattr(attend, "look", lambda model, automatic: looked.append(model))
+    monkeypatch.setattr(attend, "look", looked.append)
     monkeypatch.setattr(module, "LOOK_SECONDS", 1000.0)
     attend._looked = module.time.monotonic()
     assert attend.attend(MODEL, 0) is None  # there is nothing to look at
@@ -71,7 +71,7 @@ def test_a_thousand_predictions_become_a_block_and_old_ones_go(attend, file_stor
 
 
 def test_trouble_is_a_line_in_the_log(attend, monkeypatch, caplog):
-    def fail(model, automatic):
+    def fail(model):
         raise OSError("no more room")
 
     monkeypatch.setattr(attend, "look", fail)

@@ -20,7 +20,7 @@ MORNING = datetime(2026, 11, 24, 8, tzinfo=UTC)
 def line_of(seconds, n=200):
     """Predictions evenly spread from eight in the morning on."""
     times = MORNING.timestamp() + np.linspace(0, seconds, n)
-    return timeline([], Window(("cat", "dog"), times, np.zeros(n, int), np.ones(n), np.full(n, -1)), PLAIN)
+    return timeline([], [Window(("cat", "dog"), times, np.zeros(n, int), np.ones(n), np.full(n, -1))], PLAIN)
 
 
 def drawn(axes):
@@ -88,7 +88,7 @@ def test_without_a_value_there_is_no_diamond():
 
 def test_a_short_moment_has_a_bar_that_can_be_seen():
     times = np.concatenate([np.zeros(50), np.linspace(9e5, 1e6, 50)])
-    line = timeline([], Window(("cat", "dog"), times, np.zeros(100, int), np.ones(100), np.full(100, -1)), PLAIN)
+    line = timeline([], [Window(("cat", "dog"), times, np.zeros(100, int), np.ones(100), np.full(100, -1))], PLAIN)
     axes = axes_of()
     canvas.bars(axes, line, np.array([7, 8]))
     assert [bar.get_height() for bar in axes.patches] == [7, 8]

@@ -1,5 +1,8 @@
 """Counts: parts add up to the whole, bytes come back or are refused, and figures are those of the values."""
 
+import json
+import zlib
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +13,7 @@ from sklearn.metrics import confusion_matrix
 
 from toolkit.baseline import Baseline
 from toolkit.errors import StoreError
-from toolkit.monitoring.counts import Counts
+from toolkit.monitoring.counts import BANDS, STRATA_ROWS, Counts
 from toolkit.monitoring.windows import Window
 from toolkit.monitoring.yardstick import Yardstick
 from watched import baseline_of, names, window_of
@@ -146,3 +149,33 @@ def test_the_same_picture_ten_times_over_does_not_count_ten_times():
     only_classes = plain(rng.uniform(0.4, 1, 5000).astype(np.float16), np.repeat(predicted, 10))
     assert only_classes.effective < 500
     assert plain(np.full(50, 0.5), np.zeros(50, int)).effective == 50  # nothing varies, so nothing is said
+
+
+def test_strata_add_up_to_what_is_counted_otherwise():
+    window = window_of(800, np.random.default_rng(11))
+    drawn = window.labelled & (np.arange(800) % 3 == 0)
+    counts = YARDSTICK.count(Window(**{**window.__dict__, "drawn": drawn}))
+    everything, labelled, right, sampled, hits = counts.strata
+    assert everything.reshape(-1, 3).sum(axis=0).tolist() == counts.classes.tolist()
+    assert (labelled.sum(), right.sum()) == (counts.n_labels, counts.right)
+    assert labelled.reshape(-1, 3).sum(axis=0).tolist() == counts.confusion_matrix.sum(axis=0).tolist()
+    assert sampled.sum() == drawn.sum()
+    assert hits.sum() == (window.predicted == window.labels)[drawn].sum()
+    bands = np.searchsorted(BANDS, window.confidence[window.finite], side="right") - 1
+    assert everything.reshape(-1, 3).sum(axis=1).tolist() == np.bincount(bands, minlength=len(BANDS)).tolist()
+    assert Counts.from_bytes(counts.to_bytes()) == counts
+
+
+def test_a_block_from_before_strata_were_counted_is_read():
+    counts = YARDSTICK.count(window_of(50, np.random.default_rng(12)))
+    old = replace(counts, strata=np.zeros((STRATA_ROWS, 0), np.int64))
+    with_none = zlib.decompress(old.to_bytes()[len(b"counts 1\n") + 4 :])
+    header, rest = with_none.split(b"\n", 1)
+    names = json.loads(header)
+    kind, length = names["arrays"].pop("strata")
+    size = np.dtype(kind).itemsize * length
+    start = sum(np.dtype(k).itemsize * n for k, n in list(json.loads(header)["arrays"].values())[:5])
+    body = zlib.compress(json.dumps(names).encode() + b"\n" + rest[:start] + rest[start + size :])
+    read = Counts.from_bytes(b"counts 1\n" + zlib.crc32(body).to_bytes(4) + body)
+    assert read == old
+    assert (read + counts).n == 100

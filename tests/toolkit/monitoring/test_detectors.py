@@ -5,7 +5,7 @@ import pytest
 
 from toolkit.baseline import Baseline
 from toolkit.errors import SettingsError
-from toolkit.monitoring.detectors import LISTENED_TO, Detectors
+from toolkit.monitoring.detectors import LISTENED_TO, Detectors, told_of
 from toolkit.monitoring.windows import Window
 from watched import baseline_of, window_of
 
@@ -60,3 +60,31 @@ def test_a_smaller_budget_takes_more_evidence():
 def test_a_budget_without_sense_is_refused():
     with pytest.raises(SettingsError, match="false alarms per million must be more than 0"):
         Detectors(BASELINE, 0.0)
+
+
+def test_labels_of_a_drawn_sample_are_heard_for_themselves():
+    """Easy ones that somebody labels beside them do not drown them."""
+    rng = np.random.default_rng(3)
+    right = np.ones(3000, bool)
+    drawn = np.arange(3000) % 20 == 0
+    right[drawn] = rng.random(drawn.sum()) < 0.3
+    assert Detectors(BASELINE, 1.0).hear_labels(right) == []
+    found = Detectors(BASELINE, 1.0).hear_labels(right, drawn)
+    assert {(one.metric, one.alarm.change) for one in found} == {("accuracy", "worse")}
+
+
+def test_a_label_that_is_drawn_later_is_heard_as_drawn_only():
+    once, again = Detectors(BASELINE, 1.0), Detectors(BASELINE, 1.0)
+    right = np.zeros(5, bool)
+    for detectors in (once, again):
+        detectors.hear_labels(right)
+    before = once.evidence["accuracy"]
+    again.hear_labels(right, np.ones(5, bool), first=np.zeros(5, bool))
+    assert again._errors.evidence == once._errors.evidence == before
+    assert again._sampled.evidence == before
+
+
+def test_a_burst_of_one_image_counts_as_one_label():
+    told = told_of(np.full(60, 1), np.full(60, 2), np.zeros(60, bool))
+    assert Detectors(BASELINE, 1.0).hear_labels(*told) == []
+    assert Detectors(BASELINE, 1.0).hear_labels(told.right) != []

@@ -8,7 +8,7 @@ from scipy import special, stats
 
 from toolkit.monitoring.distributions import (
     chi_square_survival,
-    hypergeometric_survival,
+    hypergeometric,
     kolmogorov_survival,
     normal_quantile,
     normal_survival,
@@ -41,5 +41,5 @@ def test_chi_square(degrees, x):
 def test_hypergeometric(rare, n, m, data):
     rare = min(rare, n + m)
     seen = data.draw(st.integers(0, rare))
-    expected = stats.hypergeom(n + m, rare, n).sf(seen - 1)
-    assert hypergeometric_survival(seen, rare, n, m) == pytest.approx(expected, rel=1e-7, abs=1e-12)
+    expected = stats.hypergeom(n + m, rare, n).pmf(seen)
+    assert hypergeometric(seen, rare, n, m) == pytest.approx(expected, rel=1e-7, abs=1e-12)

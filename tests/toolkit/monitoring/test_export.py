@@ -21,7 +21,7 @@ def filled(store, prediction, monkeypatch):
     monkeypatch.setattr(module, "ROWS_AT_ONCE", 2)
     store.write(
         [
-            prediction(1, ONE, 0.75, time=0.25, statistics={"b": 0.5}, latency_ms=3.5),
+            prediction(1, ONE, 0.75, time=0.25, statistics={"b": 0.5}, latency_ms=3.5, source='a,"b".jpg'),
             prediction(2, TWO, 0.25, time=86400.0, statistics={"a": 1.5, "b": 2.5}),
             prediction(255, ONE, np.nan, time=90000.0),
         ]
@@ -46,6 +46,7 @@ def test_each_prediction_is_a_row_and_what_is_not_known_is_empty(filled, tmp_pat
         pd.Timestamp("1970-01-02T01:00:00Z"),
     ]
     expected = {
+        "source": ['a,"b".jpg', None, None],
         "model_version": ["1", "2", "1"],
         "predicted_class": ["cat", "fox", None],
         "confidence": [0.75, 0.75, None],
@@ -66,6 +67,21 @@ def test_each_prediction_is_a_row_and_what_is_not_known_is_empty(filled, tmp_pat
         assert [str(value) for value in found] == [str(value) for value in values], name
 
 
+def test_no_text_from_outside_is_a_formula_to_a_spreadsheet(store, prediction, tmp_path):
+    names = ["=1+1", "+1", "-1", "@a", "a=1", None]
+    store.write([prediction(i, ONE, source=name) for i, name in enumerate(names)])
+    store.label({0: "cat"}, "=2+2", 5.0)
+    export(store, tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["source"] for row in rows] == ["'=1+1", "'+1", "'-1", "'@a", "a=1", ""]
+    assert rows[0]["label_source"] == "'=2+2"
+    export(store, tmp_path / "out.parquet")
+    table = parquet.read_table(tmp_path / "out.parquet")
+    assert table.column("source").to_pylist() == names
+    assert table.column("label_source").to_pylist()[0] == "=2+2"
+
+
 def test_one_version_or_a_time_is_chosen(filled, tmp_path):
     path = tmp_path / "out.parquet"
     assert export(filled, path, TWO) == 1
@@ -84,6 +100,7 @@ def test_a_store_that_is_not_there_is_an_empty_table(tmp_path):
             [
                 "id",
                 "time",
+                "source",
                 "model_version",
                 "predicted_class",
                 "confidence",

@@ -45,6 +45,17 @@ def test_labels_are_told_all_or_none(store, prediction):
     assert store.label(dict.fromkeys(range(1, 1200), "dog"), "user", 0.0) == 1199
 
 
+def test_an_accent_may_be_written_in_either_way(store, prediction):
+    model = Model("1", ("e\u0301te\u0301", "hiver"))  # as a Mac wrote it, when that version was trained
+    store.write([prediction(number, model) for number in (1, 2, 3)])
+    assert store.label({1: "été", 2: "e\u0301te\u0301", 3: "hiver"}, "us\udce9r", 0.0) == 3
+    told = store.labels_since(model, 0, 10)
+    assert told.labels.tolist() == [0, 0, 1]
+    assert set(told.source.tolist()) == {"us\\xe9r"}
+    with pytest.raises(SettingsError, match=r"no class 'caf\\udce9'"):
+        store.label({1: "caf\udce9"}, "user", 0.0)
+
+
 def test_labels_of_two_versions_are_kept_apart(store, prediction):
     one, other = Model("1", CLASSES), Model("2", ("dog", "cat"))
     store.write([prediction(1, one), prediction(2, other)])
@@ -88,3 +99,28 @@ def test_rows_and_labels_that_are_read_bit_by_bit_add_up_to_the_store(tmp_path_f
     whole = store.window(model)
     assert list(seen.items()) == list(zip(whole.sequence.tolist(), whole.labels.tolist(), strict=True))
     store.close()
+
+
+def test_what_was_drawn_is_remembered_and_its_labels_are_those_of_a_sample(store, prediction):
+    model = Model("1", CLASSES)
+    store.write([prediction(number, model) for number in range(1, 9)])
+    store.label({1: "cat", 2: "dog"}, "user", 1.0)
+    store.remember_drawn([2, 3, 4, 5], 2.0)
+    store.remember_drawn([5, 6], 3.0)
+    store.remember_drawn([], 3.0)
+    store.label({3: "cat", 7: "dog"}, "unspecified", 4.0)
+    store.label({4: "dog", 8: "dog"}, "ada", 5.0)
+    store.label({5: "dog"}, "complaint", 6.0)
+    store.label({3: "dog"}, "bob", 7.0)  # a second thought
+    told = store.labels_since(model, 0, 20)
+    assert list(zip(told.ids.tolist(), told.source.tolist(), strict=True)) == [
+        (1, "user"), (2, "user"), (2, "audit"), (3, "audit"), (7, "unspecified"), (4, "audit: ada"), (8, "ada"),
+        (3, "audit: bob"),
+    ]  # fmt: skip
+    assert told.drawn.tolist() == [False, False, True, True, False, True, False, True]
+    assert told.drawn_before.tolist() == [False] * 7 + [True]
+    assert told.before.tolist() == [-1, -1, 1, -1, -1, -1, -1, 0]
+    rows = store.rows_since(model, 0, 20)
+    assert rows.drawn.tolist() == [False, True, True, True, False, False, False, False]
+    assert store.rows_since(model, 0, 20, told=3).drawn.tolist() == [False, True] + [False] * 6
+    assert store.rows_since(model, 3, 2).drawn.tolist() == [True, False]

@@ -24,6 +24,7 @@ def test_a_level_begins_above_its_threshold(drop, level):
         ({"max_false_alarms_per_million": 0}, "must be more than 0 and at most 10,000, got 0"),
         ({"max_false_alarms_per_million": float("nan")}, "at most 10,000, got nan"),
         ({"warning": 0.15}, "the levels must grow"),
+        ({"trust_labels": 0.5}, "trust_labels must be True or False, got 0.5"),
     ],
 )
 def test_limits_without_sense_are_refused(wrong, message):

@@ -33,15 +33,20 @@ class Watching:
     def __init__(self, path, model):
         self.now = 1.7e9
         self.told = []
+        self.reacted = []
         self.store = PredictionStore(str(path))
         self.view = View(self.store, model, LIMITS)
-        self.lookout = Lookout(self.store, LIMITS, lambda: self.now, self.told.append, cool_down=3600)
+        self.lookout = Lookout(self.store, lambda: self.now, self.send, cool_down=3600)
         self.view.catch_up()
 
-    def look(self, **more):
+    def send(self, notice, react=True):
+        self.told.append(notice)
+        if react:
+            self.reacted.append(notice)
+
+    def look(self):
         self.now += 1
-        self.view.catch_up()
-        return self.lookout.look(self.view, self.view.news(), **more)
+        return self.lookout.look(self.view.catch_up())
 
     def events(self, key="1/accuracy/short"):
         return [(notice.event, notice.level, notice.status) for notice in self.told if notice.key == key]
@@ -73,7 +78,7 @@ class Traffic:
             store.label({self.next + i: CLASSES[k] for i, k in enumerate(truth.tolist())}, "audit", 1.7e9)
             self.next += 100
             if look:
-                self.watching.look(automatic=True)
+                self.watching.look()
 
 
 @pytest.fixture
@@ -96,17 +101,41 @@ def test_a_failing_model_is_told_when_the_alarm_fires_then_as_it_grows_worse_and
     assert {event for event, *_ in events[1:]} <= {"escalated"}
     assert events[-1][1:] == ("immediate", "confirmed")
     short = [alert for alert in watching.store.alerts() if (alert["metric"], alert["window"]) == ("accuracy", "short")]
-    assert short[0]["message"].endswith(" Go back to the version before now.")
+    assert short[0]["message"].startswith("ACCURACY ")
+    assert short[0]["message"].endswith(". Next: python model_registry.py rollback")
+    assert short[0]["details"].startswith("Window: the last 1,000 predictions, ")
+    assert {notice.details for notice in watching.told} >= {short[0]["details"]}
     assert [alert["cleared_at"] is None for alert in short] == [True] + [False] * (len(short) - 1)
     traffic(25)
     assert ("cleared", "immediate", "confirmed") in watching.events()
     assert not [alert for alert in watching.store.alerts(standing=True) if alert["window"] == "short"]
 
 
+def test_a_long_reason_goes_below_the_line(watching, model):
+    watching.store.register(model)
+    reason = "Version 3 cannot be served: " + 40 * "a long reason, "
+    watching.lookout.report(model, "model_loading", "warning", reason)
+    (notice,) = watching.told
+    assert len(notice.message) == 200
+    assert notice.details == reason
+    assert watching.store.alerts()[0]["details"] == reason
+
+
 def test_a_bad_window_without_an_alarm_is_no_alert(watching, traffic):
-    traffic(1, right=0.7)  # 100 labels: looks bad, and is not certain enough for one in a million
-    before = watching.told.copy()
-    assert before == [] or watching.view.evidence["accuracy"] == 1
+    traffic(1, right=0.85)  # 100 labels: looks bad, and is not certain enough for one in a million
+    assert watching.view.counts("short").right < 90
+    assert watching.view.evidence["accuracy"] < 1
+    assert watching.told == []
+
+
+def test_what_came_and_went_unseen_is_told_and_not_acted_upon(watching, traffic):
+    traffic(10, look=False)
+    traffic(10, look=False, right=0.4)
+    traffic(25, look=False)
+    watching.look()
+    assert [event for event, *_ in watching.events()][-1] == "cleared"
+    assert "immediate" in {level for _, level, _ in watching.events()}
+    assert [notice for notice in watching.reacted if notice.key == "1/accuracy/short"] == []
 
 
 def test_it_is_told_again_after_a_while_unless_somebody_said_that_they_know(watching, traffic):
@@ -128,8 +157,8 @@ def test_of_two_processes_one_tells(tmp_path, watching, traffic, model):
     other = Watching(tmp_path / "m.db", model)
     for right in (0.9, 0.9, 0.9, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5):
         traffic(1, look=False, right=right)
-        watching.look(automatic=True)
-        other.look(automatic=True)
+        watching.look()
+        other.look()
     told = [(notice.key, notice.event, notice.level, notice.status) for notice in watching.told + other.told]
     assert told
     assert len(told) == len(set(told))
@@ -145,6 +174,6 @@ def test_after_a_restart_what_stands_is_not_told_again_and_clears_in_the_end(tmp
     assert again.store.alerts(standing=True) == standing
     more = Traffic(again, model, seed=9)
     more.next = traffic.next
-    more(15)
+    more(25)
     assert ("cleared", "immediate", "confirmed") in again.events()
     again.store.close()

@@ -8,6 +8,7 @@ import pytest
 from toolkit.monitoring import plots, statistics
 from toolkit.monitoring.drift import DriftReport, compare
 from toolkit.monitoring.limits import Limits
+from toolkit.monitoring.sampling import labels_worth
 from toolkit.monitoring.timeline import timeline
 from toolkit.monitoring.windows import Window
 from toolkit.monitoring.yardstick import Yardstick
@@ -53,7 +54,7 @@ def legend_of(axes):
 
 
 def accuracy_of(window, yardstick=YARDSTICK, alerts=(), **more):
-    line = timeline([], window, yardstick)
+    line = timeline([], [window], yardstick)
     return plots.accuracy("3", line, yardstick.count(window.last(1_000)), yardstick, LIMITS, alerts, **more)
 
 
@@ -70,9 +71,10 @@ def test_accuracy_is_the_share_of_right_answers_at_each_point():
     np.testing.assert_allclose(dots.get_xdata(), middles)
     (band,) = [each for each in upper.collections if each.get_label() == "95 % interval"]
     heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
-    for r, n in zip(right, labels, strict=True):
+    for r, n, point in zip(right, labels, timeline([], window, YARDSTICK).points, strict=True):
         if n:
-            assert np.isclose(heights[:, None], statistics.wilson(r, n)).any(axis=0).all()
+            kept = labels_worth(point)
+            assert np.isclose(heights[:, None], statistics.wilson(r / n * kept, kept)).any(axis=0).all()
 
 
 def test_accuracy_has_a_gap_where_there_are_no_labels_and_the_estimate_goes_on():
@@ -84,6 +86,30 @@ def test_accuracy_has_a_gap_where_there_are_no_labels_and_the_estimate_goes_on()
     assert not ((x > 0.4) & (x < 0.6)).any()
     expected = [YARDSTICK.estimator.estimate(part.probabilities).accuracy for part in parts(window)]
     np.testing.assert_allclose(values_of(called(upper, "estimate, no labels"), 20), expected)
+
+
+def test_the_estimate_without_labels_has_an_interval():
+    window = rows_of(1_000, labelled=lambda i: i < 0)
+    upper = accuracy_of(window).axes[0]
+    assert "its 95 % interval" in legend_of(upper)
+    (band,) = [each for each in upper.collections if each.get_label() == "its 95 % interval"]
+    heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
+    for point in timeline([], window, YARDSTICK).points:
+        guess = YARDSTICK.estimator.summary(point.scored, point.finite, point.effective)
+        assert np.isclose(heights[:, None], [guess.low, guess.high]).any(axis=0).all()
+
+
+def test_the_interval_of_labels_in_bursts_is_that_of_fewer_labels():
+    rows, bursts = rows_of(50, broken=0), np.repeat(np.arange(50), 20)
+    many = {name: getattr(rows, name)[bursts] for name in ("predicted", "confidence", "labels", "probabilities")}
+    window = replace(rows_of(1_000), **many)
+    (band,) = [each for each in accuracy_of(window).axes[0].collections if each.get_label() == "95 % interval"]
+    heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
+    told = [point for point in timeline([], window, YARDSTICK).points if point.n_labels]
+    assert sum(map(labels_worth, told)) < sum(point.n_labels for point in told) / 2
+    for point in told:
+        kept, share = labels_worth(point), point.right / point.n_labels
+        assert np.isclose(heights[:, None], statistics.wilson(share * kept, kept)).any(axis=0).all()
 
 
 def test_accuracy_has_the_reference_and_the_levels_below_it():
@@ -132,7 +158,7 @@ def test_answers_without_probabilities_are_not_taken_for_wrong():
 
 def test_confidence_has_the_quantiles_of_each_point():
     window = rows_of(400)
-    left, _ = plots.confidence("3", timeline([], window, YARDSTICK), YARDSTICK.count(window), YARDSTICK).axes
+    left, _ = plots.confidence("3", timeline([], [window], YARDSTICK), YARDSTICK.count(window), YARDSTICK).axes
     medians = values_of(called(left, "median"), 8)
     for part, median in zip(parts(window), medians, strict=True):
         sure = np.sort(part.confidence[part.finite])
@@ -144,7 +170,7 @@ def test_confidence_has_the_quantiles_of_each_point():
 def test_the_distribution_of_confidence_is_that_of_the_short_window(yardstick):
     window = rows_of(1_500)
     now = window.last(1_000)
-    figure = plots.confidence("3", timeline([], window, yardstick), yardstick.count(now), yardstick)
+    figure = plots.confidence("3", timeline([], [window], yardstick), yardstick.count(now), yardstick)
     stairs = {patch.get_label(): patch.get_data() for patch in figure.axes[1].patches}
     sure = now.confidence[now.finite]
     shares, edges, _ = stairs[f"last {len(sure):,}"]
@@ -155,7 +181,7 @@ def test_the_distribution_of_confidence_is_that_of_the_short_window(yardstick):
 
 def test_predictions_are_shares_of_the_finite_ones():
     window = rows_of(400)
-    figure = plots.predictions("3", timeline([], window, YARDSTICK), YARDSTICK.count(window), YARDSTICK)
+    figure = plots.predictions("3", timeline([], [window], YARDSTICK), YARDSTICK.count(window), YARDSTICK)
     left, right = figure.axes
     for index, name in enumerate(names(K)):
         expected = [part.counts[index] / part.finite.sum() for part in parts(window)]
@@ -172,19 +198,35 @@ def test_of_many_classes_those_that_changed_most_are_shown():
     rng = np.random.default_rng(1)
     window = window_of(1_000, rng, k, broken=0)
     window = replace(window, predicted=np.where(rng.random(1_000) < 0.3, 7, window.predicted))
-    figure = plots.predictions("3", timeline([], window, yardstick), yardstick.count(window), yardstick)
+    figure = plots.predictions("3", timeline([], [window], yardstick), yardstick.count(window), yardstick)
     left, right = figure.axes
     assert len(right.get_yticklabels()) == plots.MOST_CLASSES
     assert right.get_yticklabels()[-1].get_text() == "class 7"
     assert legend_of(left)[0] == "class 7"
-    assert right.get_xlabel().endswith("(12 of 30 classes)")
+    rest = [int(label.get_text().split()[-1]) for label in right.get_yticklabels()]
+    usual, now = (counts.classes / counts.classes.sum() for counts in (yardstick.reference, yardstick.count(window)))
+    before, after = (1 - shares[rest].sum() for shares in (usual, now))
+    assert right.get_xlabel() == f"share of predictions; 10 others together {before:.1%} -> {after:.1%}"
+
+
+@pytest.mark.parametrize("k", [12, 13, 21])
+def test_no_class_is_left_out_while_there_is_room(k):
+    yardstick = Yardstick(names(k), baseline_of(3_000, np.random.default_rng(0), k))
+    window = window_of(1_000, np.random.default_rng(1), k, broken=0)
+    window = replace(window, predicted=np.where(window.predicted == 4, 7, window.predicted))  # 4 is never said any more
+    figure = plots.predictions("3", timeline([], window, yardstick), yardstick.count(window), yardstick)
+    left, right = figure.axes
+    assert {label.get_text() for label in right.get_yticklabels()} == set(names(k))
+    assert right.get_xlabel() == "share of predictions"
+    assert set(legend_of(left)[:2]) == {"class 4", "class 7"}  # the lines are of those that changed most
+    figure.draw_without_rendering()
 
 
 def test_volume_has_rates_broken_ones_and_latency_and_nothing_in_a_pause():
     window = rows_of(1_000)
     later = np.where(np.arange(1_000) < 500, window.time, window.time + DAY)
     window = replace(window, time=later)
-    line = timeline([], window, YARDSTICK)
+    line = timeline([], [window], YARDSTICK)
     rate, broken, latency = plots.volume("3", line).axes
     assert rate.get_ylabel() == "predictions\nper hour"
     steps = rate.patches
@@ -199,7 +241,7 @@ def test_volume_has_rates_broken_ones_and_latency_and_nothing_in_a_pause():
 
 def test_volume_says_what_there_is_none_of():
     window = replace(rows_of(100, broken=0), latency=np.zeros(0, np.float32))
-    assert {"none", "no latency was given"} <= set(texts(plots.volume("3", timeline([], window, YARDSTICK))))
+    assert {"none", "no latency was given"} <= set(texts(plots.volume("3", timeline([], [window], YARDSTICK))))
 
 
 def test_inputs_that_drifted_are_red_and_say_what_changed():
@@ -207,7 +249,7 @@ def test_inputs_that_drifted_are_red_and_say_what_changed():
     counts = YARDSTICK.count(window)
     results = [replace(result, drifted=result.metric == "brightness") if result.family == "input" else result
                for result in compare(counts, YARDSTICK, LIMITS, "short")]  # fmt: skip
-    figure = plots.inputs("3", timeline([], window, YARDSTICK), YARDSTICK, DriftReport("3", 0.05, tuple(results)))
+    figure = plots.inputs("3", timeline([], [window], YARDSTICK), YARDSTICK, DriftReport("3", 0.05, tuple(results)))
     brightness, width = figure.axes
     (found,) = [result for result in results if result.metric == "brightness"]
     assert brightness.get_title(loc="left") == f"brightness: {found.detail} (short)"
@@ -223,7 +265,7 @@ def test_inputs_that_drifted_are_red_and_say_what_changed():
 
 
 def test_inputs_nobody_can_compare_are_said_to_be_so():
-    line = timeline([], rows_of(100), BARE)
+    line = timeline([], [rows_of(100)], BARE)
     assert texts(plots.inputs("3", line, BARE))[0].startswith("Nothing is known of the pictures")
 
 
@@ -231,13 +273,13 @@ def test_names_that_matplotlib_would_read_otherwise_are_drawn_as_they_are():
     odd = (r"$\nothing$", "_hidden", "x" * 90)
     yardstick = Yardstick(odd)
     window = replace(rows_of(100, broken=0), classes=odd)
-    figure = plots.predictions("$3$", timeline([], window, yardstick), yardstick.count(window), yardstick)
+    figure = plots.predictions("$3$", timeline([], [window], yardstick), yardstick.count(window), yardstick)
     assert {"\\$\\nothing\\$", " _hidden", "x" * 23 + "…"} == set(legend_of(figure.axes[0]))
     figure.draw_without_rendering()
 
 
 def all_figures(window, yardstick, alerts=()):
-    line, now = timeline([], window, yardstick), yardstick.count(window.last(1_000))
+    line, now = timeline([], [window], yardstick), yardstick.count(window.last(1_000))
     yield plots.accuracy("3", line, now, yardstick, LIMITS, alerts)
     for draw in (plots.confidence, plots.predictions):
         yield draw("3", line, now, yardstick, alerts)
@@ -266,7 +308,7 @@ def test_nothing_is_said_to_be_nothing():
 def test_blocks_and_rows_make_one_figure():
     window = rows_of(3_000)
     older = [YARDSTICK.count(window.between(start, start + 1_000)) for start in (0, 1_000)]
-    line = timeline(older, window.between(2_000, 3_000), YARDSTICK)
+    line = timeline(older, [window.between(2_000, 3_000)], YARDSTICK)
     lower = plots.accuracy("3", line, YARDSTICK.count(window.last(1_000)), YARDSTICK, LIMITS).axes[1]
     assert [bar.get_height() for bar in lower.patches][:2] == [counts.n_labels for counts in older]
     assert sum(bar.get_height() for bar in lower.patches) == window.n_labels

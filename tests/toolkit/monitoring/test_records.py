@@ -16,7 +16,9 @@ def through(batch, names):
     """Packed and unpacked again, as far as the database gives back what it was given."""
     rows = [
         (place, number, time, predicted, confidence, None, latency, scores, values)
-        for place, (number, time, _, predicted, confidence, scores, values, latency) in enumerate(pack(batch, 1, names))
+        for place, (number, time, _, predicted, confidence, scores, values, latency, _) in enumerate(
+            pack(batch, 1, names)
+        )
     ]
     return unpack(CLASSES, rows, names)
 

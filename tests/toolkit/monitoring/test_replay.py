@@ -13,9 +13,8 @@ from pyarrow import parquet
 
 from toolkit.errors import DataError, SettingsError, StoreError
 from toolkit.monitoring import recordings
-from toolkit.monitoring import replay as module
 from toolkit.monitoring.alerts import look
-from toolkit.monitoring.detectors import Detectors
+from toolkit.monitoring.detectors import Detectors, told_of
 from toolkit.monitoring.export import export
 from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.lookout import Lookout
@@ -68,28 +67,39 @@ def write(path, columns):
 
 
 def by_hand(probabilities, truth, limits):
-    """What the parts say of the short window when they are fed 50 predictions with their labels at a time."""
+    """What the parts say of the short window, fed one prediction and then its label at a time."""
     n = len(probabilities)
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1).astype(np.float32)
     yardstick = Yardstick(CLASSES, BASELINE)
     rolling, detectors = Rolling(yardstick), Detectors(BASELINE, limits.max_false_alarms_per_million)
-    states, standing, events = {}, {}, []
-    for start in range(0, n, 50):
-        part = slice(start, start + 50)
+    states, standing, events, alarms = {}, {}, [], {}
+    for i in range(n):
+        part = slice(i, i + 1)
         rows = Window(
-            CLASSES, START + np.arange(n)[part], predicted[part], confidence[part], truth[part],
+            CLASSES, START + np.arange(n)[part], predicted[part], confidence[part], np.array([-1]),
             probabilities=probabilities[part], sequence=1 + np.arange(n)[part],
         )  # fmt: skip
         rolling.add(rows)
-        alarms = dict([*detectors.hear(rows), *detectors.hear_labels(rows.predicted == rows.labels)])
-        for sighting in look(rolling.counts("short"), yardstick, limits, "short", alarms):
-            key, now = sighting.metric, float(rows.time[-1])
-            states[key], change = states.get(key, State()).after(
-                sighting, standing.get(key), now, alarm=key in alarms
-            )  # fmt: skip
-            if change:
-                standing[key] = change.applied(standing.get(key), now)
-                events.append((start + 50, now, *change, key))
+        for event in (2 * i + 1, 2 * i + 2):
+            told = told_of(predicted[part], truth[part], np.array([False]))
+            found = detectors.hear(rows) if event % 2 else detectors.hear_labels(*told)
+            if event % 2 == 0:
+                rolling.label(
+                    [i + 1], old=[-1], new=truth[part], predicted=predicted[part], confidence=confidence[part]
+                )
+            news = [entry for entry in found if not states.get(entry.metric, State()).evidence]
+            alarms |= dict(found)
+            if not (news or event % 100 == 0):
+                continue
+            for sighting in look(rolling.counts("short"), yardstick, limits, "short", alarms):
+                key, now = sighting.metric, float(rows.time[-1])
+                states[key], change = states.get(key, State()).after(
+                    sighting, standing.get(key), now, alarm=key in alarms, blocks=int(event % 100 == 0)
+                )
+                if change:
+                    standing[key] = change.applied(standing.get(key), now)
+                    events.append((i + 1, now, *change, key))
+            alarms = {}
     return events, detectors.evidence
 
 
@@ -117,35 +127,62 @@ def test_a_shift_is_found_where_the_parts_find_it_by_hand(shifted, tmp_path):
 
 def test_what_has_passed_is_cleared_and_may_come_again(tmp_path):
     limits, shifts = Limits(max_false_alarms_per_million=10), [(1000, 1600), (4500, 5200)]
-    recorded = stream(7000, *shifts, seed=5)
+    recorded = stream(9000, *shifts, seed=5)
     result = replay(write(tmp_path / "stream.csv", columns_of(*recorded)), BASELINE, limits)
     events, evidence = by_hand(*recorded, limits)
     assert told(result) == events
     assert result.evidence == pytest.approx(evidence)
     ends = [(e.event, e.position) for e in result.events if e.metric == "accuracy" and e.window == "short"]
-    assert [event for event, _ in ends if event in ("raised", "cleared")] == ["raised", "cleared"] * 2
+    assert [event for event, _ in ends if event in ("raised", "cleared")][::2][-2:] == ["raised"] * 2
     assert result.standing == ()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_class_that_is_still_broken_is_not_cleared_for_want_of_labels(seed, tmp_path):
+    """A tenth is labelled, so that a window of 1,000 looks calm now and then; afterwards it clears, and once."""
+    rng = np.random.default_rng(seed)
+    probabilities, truth = answers(16_000, rng)
+    predicted = probabilities.argmax(axis=1)
+    fault = slice(1000, 10_000)
+    broken = (predicted == 2) & (rng.random(len(truth)) < 0.35)
+    truth[fault] = np.where(broken, 0, truth)[fault]
+    columns = columns_of(probabilities, truth)
+    unlabelled = rng.random(len(truth)) >= 0.1
+    columns["label"] = ["" if unknown else name for unknown, name in zip(unlabelled, columns["label"], strict=True)]
+    result = replay(write(tmp_path / "stream.csv", columns), BASELINE, Limits())
+    happened = [event for event in result.events if event.metric == "accuracy" and event.event in ("raised", "cleared")]
+    assert (happened[0].event, happened[0].window) == ("raised", "short")
+    for window in ("short", "medium"):
+        story = [event.event for event in happened if event.window == window]
+        assert story in ([], ["raised"], ["raised", "cleared"])
+    assert all(event.position > fault.stop for event in happened if event.event == "cleared")
 
 
 def test_a_monitor_at_work_says_the_same(shifted, tmp_path):
     limits, model = Limits(max_false_alarms_per_million=10), Model("1", CLASSES, BASELINE, served_at=1.0)
-    store, now, notices = PredictionStore(str(tmp_path / "m.db")), START, []
+    store, notices = PredictionStore(str(tmp_path / "m.db")), []
     store.register(model)
-    view, lookout = View(store, model, limits), Lookout(store, limits, lambda: now, notices.append, 600.0)
-    view.catch_up()
+    view = View(store, model, limits)
+    lookout = Lookout(store, lambda: START, lambda notice, react: notices.append(notice))
     probabilities, truth = shifted
     for start in range(0, len(truth), 50):
         ids = range(start + 1, start + 51)
         store.write([Prediction(i, START + i - 1, model, probabilities[i - 1]) for i in ids])
         for i in ids:
-            now = START + i - 1
-            store.label({i: CLASSES[truth[i - 1]]}, "audit", now)
-        view.catch_up()
-        lookout.look(view, view.news(), automatic=True)
+            store.label({i: CLASSES[truth[i - 1]]}, "audit", START + i - 1)
+        lookout.look(view.catch_up())
     result = replay(tmp_path / "m.db", None, limits, cool_down=600.0)
+    written = [
+        (alert["time"], alert["level"], alert["status"], alert["metric"], alert["window"], alert["message"])
+        for alert in reversed(store.alerts())
+    ]
     store.close()
-    assert [(e.event, e.time, e.level, e.status, e.metric, e.window, e.message) for e in result.events] == [
-        (n.event, n.time, n.level, n.status, n.metric, n.window, n.message) for n in notices
+    events = [event for event in result.events if event.event != "reminder"]
+    assert [(e.event, e.level, e.status, e.metric, e.window) for e in events] == [
+        (n.event, n.level, n.status, n.metric, n.window) for n in notices
+    ]
+    assert written == [
+        (e.time, e.level, e.status, e.metric, e.window, e.message) for e in events if e.event != "cleared"
     ]
     assert {event.event for event in result.events} >= {"raised", "reminder"}
     assert result.evidence == pytest.approx(view.evidence)
@@ -183,11 +220,10 @@ def test_what_the_export_writes_replays_like_the_store(shifted, tmp_path, monkey
     probabilities[100:300:10, 1] = np.nan
     rng = np.random.default_rng(3)
     brightness = rng.normal(0.5, 0.1, len(probabilities))
-    store.write(
-        [Prediction(i + 1, START + i, model, row, {"brightness": brightness[i]}) for i, row in enumerate(probabilities)]
-    )
     for i in range(0, 2500, 5):
-        store.label({i + 1: CLASSES[truth[i]]}, "audit", START + i)
+        made = enumerate(probabilities[i : i + 5], start=i)
+        store.write([Prediction(j + 1, START + j, model, row, {"brightness": brightness[j]}) for j, row in made])
+        store.label({i + 1: CLASSES[truth[i]]}, "audit", START + i + 4)
     paths = [tmp_path / "m.db", tmp_path / "out.csv", tmp_path / "out.parquet"]
     for path in paths[1:]:
         export(store, path, model, probabilities=True)
@@ -198,6 +234,20 @@ def test_what_the_export_writes_replays_like_the_store(shifted, tmp_path, monkey
     assert results[0].n_labels == 500
     assert results[0].model_version == "1"
     assert results[1] == results[2] == results[0]
+
+
+def test_a_replay_knows_which_labels_were_drawn_and_may_trust_the_others(shifted, tmp_path):
+    def worst(source, limits):
+        columns = columns_of(shifted[0][:2500], shifted[1][:2500])
+        labelled = np.random.default_rng(4).random(2500) < 0.5
+        columns["label"] = [name if told else None for name, told in zip(columns["label"], labelled, strict=True)]
+        columns["label_source"] = [source] * 2500
+        events = replay(write(tmp_path / "stream.csv", columns), BASELINE, limits).events
+        return {event.status for event in events if (event.metric, event.level) == ("accuracy", "immediate")}
+
+    assert worst("user", Limits()) == {"suspected"}
+    assert "confirmed" in worst("audit: ada", Limits())
+    assert "confirmed" in worst("user", Limits(trust_labels=True))
 
 
 def test_classes_and_confidence_are_enough(shifted, tmp_path):
@@ -232,14 +282,6 @@ def test_a_label_counts_from_when_it_was_told(shifted, tmp_path):
     assert first[2].time > START + 1e6
     assert {result.n_labels for result in (at_once, later, never)} == {4000}
     assert at_once.evidence == later.evidence == never.evidence
-
-
-def test_how_often_one_looks_changes_no_evidence(shifted, tmp_path):
-    path = write(tmp_path / "stream.csv", columns_of(*shifted))
-    often, seldom = (replay(path, BASELINE, Limits(), every=every) for every in (10, 1000))
-    assert often.evidence == seldom.evidence
-    assert often.events[0].position <= seldom.events[0].position
-    assert {event.position % 500 for event in seldom.events} == {0}
 
 
 def test_complaints_are_no_sample(shifted, tmp_path):
@@ -384,8 +426,6 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path):
         replay(write(tmp_path / "lists.parquet", columns), BASELINE, Limits())
     with pytest.raises(SettingsError, match=r"can only be replayed beside a baseline that holds pictures$"):
         replay(tmp_path / "stream.csv", None, Limits())
-    with pytest.raises(SettingsError, match=r"^every must be at least 1, got 0$"):
-        replay(tmp_path / "stream.csv", BASELINE, Limits(), every=0)
 
 
 def test_a_store_must_hold_the_version_and_the_same_classes(tmp_path):
@@ -424,11 +464,16 @@ def parts_of(times, delays, sizes):
         st.tuples(st.integers(0, 8), st.one_of(st.just(np.nan), st.just(-np.inf), st.integers(-2, 9))), max_size=30
     ),
     sizes=st.lists(st.integers(0, 9), max_size=4),
-    every=st.integers(1, 12),
 )
-def test_each_label_comes_when_it_was_told_and_never_before_its_prediction(rows, sizes, every):
+def test_each_label_comes_when_it_was_told_and_never_before_its_prediction(rows, sizes):
     times, delays = [float(time) for time, _ in rows], [float(delay) for _, delay in rows]
-    pieces = list(module._pieces(parts_of(times, delays, sizes), every))
+    found = []
+    for part, labels, due in recordings.in_order(parts_of(times, delays, sizes)):
+        places = np.searchsorted(due, np.arange(part.n), side="right") + np.arange(part.n)
+        merged = [(int(place), ("row", int(i))) for place, i in zip(places, part.sequence, strict=True)]
+        merged += [(int(d) + j, ("label", int(i))) for j, (d, i) in enumerate(zip(due, labels.labels, strict=True))]
+        found += [what for _, what in sorted(merged)]
+        assert (np.diff(labels.time) >= 0).all()
     clocks = np.maximum.accumulate(times) if times else []
     expected = []  # (rows before it, label before row, time, what)
     for i, (time, delay) in enumerate(zip(times, delays, strict=True)):
@@ -437,14 +482,4 @@ def test_each_label_comes_when_it_was_told_and_never_before_its_prediction(rows,
             due = max(i + 1, sum(clock <= time + delay for clock in clocks))
             expected.append((due, 0, time + delay, ("label", i)))
     expected = [what for *_, what in sorted(expected, key=lambda entry: entry[:3])]
-    found = [
-        {("row", i) for i in piece.rows.sequence.tolist()} | {("label", i) for i in piece.labels["label"].tolist()}
-        for piece in pieces
-    ]
-    cuts = np.cumsum([len(piece) for piece in found]).tolist()
-    assert [what for piece in found for what in sorted(piece)] == [
-        what for start, cut in zip([0, *cuts], cuts, strict=False) for what in sorted(expected[start:cut])
-    ]
-    assert [cut % every == 0 for cut in cuts] == [piece.look for piece in pieces]
-    assert set(range(every, len(expected) + 1, every)) <= set(cuts)
-    assert all(piece.now >= piece.rows.time.max(initial=-np.inf) for piece in pieces)
+    assert found == expected

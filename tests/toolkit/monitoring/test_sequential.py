@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from toolkit.errors import SettingsError
-from toolkit.monitoring.sequential import ClassDetector, ErrorDetector, RankDetector, run_length, tie_breakers
+from toolkit.monitoring.sequential import Bursts, ClassDetector, ErrorDetector, RankDetector, run_length, tie_breakers
 
 A = 200  # run length of the simulations: small, so that there are false alarms to count
 
@@ -342,3 +342,85 @@ def test_saturated_confidences_are_no_change():
 def test_bad_input_is_refused_in_one_line(make, message):
     with pytest.raises(SettingsError, match=message):
         make()
+
+
+# Bursts of the same image
+
+
+def labels_of(n, accuracy, rng, burst=1, k=10):
+    """Whether each is right, and its kind; ``burst`` of them in a row are of the same image."""
+    images = -(-n // burst)
+    truth, right = rng.integers(0, k, images), rng.random(images) < accuracy
+    predicted = np.where(right, truth, (truth + rng.integers(1, k, images)) % k)
+    truth, predicted = (np.repeat(part, burst)[:n] for part in (truth, predicted))
+    return truth == predicted, (truth << 32) + predicted
+
+
+def usual_kinds(accuracy=0.84):
+    kinds, numbers = np.unique(labels_of(10_000, accuracy, np.random.default_rng(99))[1], return_counts=True)
+    return dict(zip(kinds.tolist(), numbers.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("burst", [2, 5, 20, 60])
+def test_bursts_of_the_same_image_raise_no_alarm(burst):
+    usual, alarms = usual_kinds(), 0
+    for seed in range(2):
+        detector = ErrorDetector(8400, 10_000, run_length(1, 1 / 3), usual)
+        alarms += len(detector.update(*labels_of(40_000, 0.84, np.random.default_rng(seed), burst)))
+    assert alarms == 0
+
+
+def test_bursts_that_begin_after_a_time_without_raise_no_alarm():
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        detector = ErrorDetector(8400, 10_000, run_length(1, 1 / 3), usual_kinds())
+        assert detector.update(*labels_of(3000, 0.84, rng)) == []
+        assert detector.update(*labels_of(3000, 0.84, rng, 20)) == []
+
+
+@pytest.mark.parametrize("order", ["as they come", "by class", "one class only"])
+def test_labels_that_are_no_bursts_are_worth_what_they_are(order):
+    kinds = labels_of(20_000, 0.84, np.random.default_rng(5))[1]
+    if order == "one class only":
+        kinds = kinds[kinds >> 32 == 3]
+    worth = Bursts(usual_kinds()).worth(np.sort(kinds) if order == "by class" else kinds)
+    if order == "by class":  # which is no fair order: the classes differ
+        assert worth.mean() < 0.5
+    else:
+        assert worth.mean() > 0.9
+
+
+def test_a_drop_is_found_in_bursts_too_by_about_as_many_images():
+    usual = usual_kinds()
+    delays = {}
+    for burst in (1, 10):
+        found = []
+        for seed in range(9):
+            rng = np.random.default_rng(seed)
+            detector = ErrorDetector(8400, 10_000, run_length(1, 1 / 3), usual)
+            detector.update(*labels_of(1000, 0.84, rng, burst))
+            alarms = detector.update(*labels_of(12_000, 0.63, rng, burst))
+            found.append(alarms[0].index if alarms else math.inf)
+        delays[burst] = np.median(found)
+    assert delays[1] < 150
+    assert 3 * delays[1] < delays[10] < 40 * delays[1]
+
+
+@given(st.integers(0, 2**32), st.lists(st.integers(1, 40), min_size=1, max_size=8))
+@settings(max_examples=20, deadline=None)
+def test_bursts_are_the_same_in_batches_of_any_size(seed, sizes):
+    right, kinds = labels_of(sum(sizes), 0.7, np.random.default_rng(seed), burst=4)
+    whole, parts = (ErrorDetector(8400, 10_000, 1e4, usual_kinds()) for _ in range(2))
+    whole.update(right, kinds)
+    for stop, size in zip(np.cumsum(sizes), sizes, strict=True):
+        parts.update(right[stop - size : stop], kinds[stop - size : stop])
+    assert parts.evidence == pytest.approx(whole.evidence, rel=1e-12)
+
+
+def test_a_long_stream_of_kinds_is_remembered_in_little_room():
+    rng = np.random.default_rng(7)
+    bursts = Bursts({})
+    assert bursts.worth(rng.integers(0, 50_000, 30_000)).min() > 0.5
+    assert len(bursts._kinds) < 20_000
+    assert bursts.worth(np.repeat(rng.integers(0, 50_000, 40), 20)).min() < 0.06
+    assert bursts.worth(rng.integers(0, 50_000, 3000))[-500:].mean() > 0.98

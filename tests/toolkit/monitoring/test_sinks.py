@@ -51,6 +51,7 @@ def test_a_notice_as_json_has_all_that_a_receiver_needs():
         "since": 60.0,
         "time": 60.0,
         "what_to_do": "retrain",
+        "details": "",
     }
 
 

@@ -38,6 +38,22 @@ def test_drift_is_as_long_as_its_effect_in_units_of_what_matters():
     figure.draw_without_rendering()
 
 
+def test_what_passes_the_line_without_being_drift_is_not_green():
+    report = report_of(WINDOW.last(120))
+    figure = snapshots.drift(report)
+    legend = {text.get_text(): patch.get_facecolor() for text, patch in
+              zip(figure.legends[0].get_texts(), figure.legends[0].get_patches(), strict=True)}  # fmt: skip
+    results = [result for result in report.results if result.window == "short"]
+    kinds = set()
+    for bar, result in zip(figure.axes[0].patches, results, strict=True):
+        beyond = (result.effect or 0) >= result.minimum_effect
+        kind = "drift" if result.drifted else "too little data" if result.drifted is None else "no drift"
+        kind = "large enough to matter, but may be chance" if kind == "no drift" and beyond else kind
+        assert bar.get_facecolor() == legend[kind]
+        kinds.add(kind)
+    assert "large enough to matter, but may be chance" in kinds
+
+
 def test_too_little_data_is_said():
     figure = snapshots.drift(report_of(WINDOW.last(20)))
     assert {text.get_text() for text in figure.axes[0].texts} == {"too little data"}
@@ -53,23 +69,30 @@ def test_calibration_is_that_of_the_labelled_predictions(with_baseline):
     bins = calibration_bins(WINDOW.probabilities[told].astype(np.float32), WINDOW.labels[told])
     filled = bins.count > 0
     upper, lower = figure.axes
-    (drawing,) = upper.containers
-    line = drawing.lines[0]
-    np.testing.assert_allclose(line.get_xdata(), bins.confidence[filled])
-    np.testing.assert_allclose(line.get_ydata(), bins.accuracy[filled])
-    ends = np.array([segment[:, 1] for segment in drawing.lines[2][0].get_segments()])
-    right = np.rint(bins.accuracy[filled] * bins.count[filled])
-    expected = [statistics.wilson(r, n) for r, n in zip(right, bins.count[filled], strict=True)]
-    np.testing.assert_allclose(ends, expected)
+    large, few, dots, hollow = upper.collections[-4:]
+    enough, little = bins.count >= snapshots.FEWEST_IN_A_BIN, filled & (bins.count < snapshots.FEWEST_IN_A_BIN)
+    line = upper.lines[-1]
+    for drawn, chosen in ((line.get_xydata(), enough), (dots.get_offsets(), enough), (hollow.get_offsets(), little)):
+        np.testing.assert_allclose(drawn, np.column_stack([bins.confidence, bins.accuracy])[chosen])
+    for drawn, chosen in ((large, enough), (few, little)):
+        ends = [segment[:, 1] for segment in drawn.get_segments()]
+        right = np.rint(bins.accuracy[chosen] * bins.count[chosen])
+        expected = [statistics.wilson(r, n) for r, n in zip(right, bins.count[chosen], strict=True)]
+        np.testing.assert_allclose(ends, expected)
+    assert little.any()
+    assert (np.diff(dots.get_sizes()[np.argsort(bins.count[enough])]) >= 0).all()  # the more labels the larger
     np.testing.assert_array_equal(lower.patches[0].get_data()[0], bins.count)
     assert f": ECE {bins.error:.1%} (" in figure.get_suptitle()
-    grey = [line for line in upper.lines if str(line.get_label()).startswith("reference")]
+    grey = [drawn for drawn in upper.collections if str(drawn.get_label()).startswith("reference")]
     assert len(grey) == with_baseline
     if with_baseline:
         usual = YARDSTICK.baseline.calibration()
-        np.testing.assert_allclose(grey[0].get_ydata(), usual.accuracy[usual.count > 0])
-        assert grey[0].get_label() == f"reference, 500 pictures, ECE {usual.error:.1%}"
+        np.testing.assert_allclose(grey[0].get_offsets()[:, 1], usual.accuracy[usual.count >= 10])
+        assert grey[0].get_label() == f"reference, 500 images, ECE {usual.error:.1%}"
     figure.draw_without_rendering()
+    data, legend = upper.get_window_extent(), upper.get_legend().get_window_extent()
+    assert not data.overlaps(legend)
+    assert figure.bbox.contains(legend.x0, legend.y1)
 
 
 def test_calibration_without_labels_says_so():

@@ -153,3 +153,32 @@ def test_threads_share_a_store(store, prediction):
     for thread in threads:
         thread.join()
     assert sorted(store.window(model).ids) == [100 * i + j for i in range(4) for j in range(20)]
+
+
+def test_images_are_found_again_by_the_names_that_came_with_them(store, prediction, monkeypatch):
+    monkeypatch.setattr(module, "IDS_AT_ONCE", 2)
+    model = Model("1", CLASSES)
+    store.write([prediction(i, model, source=f"{i}.jpg" if i % 2 else None) for i in range(1, 8)])
+    assert store.sources([7, 1, 2, 3, 99]) == {1: "1.jpg", 3: "3.jpg", 7: "7.jpg"}
+    assert store.sources([]) == {}
+
+
+def test_an_alert_names_a_few_of_the_images_that_it_is_about(store, prediction):
+    model, other = Model("1", CLASSES), Model("2", CLASSES)
+    first = {n: 0.25 if n % 4 == 0 else np.nan if n in (3, 999) else 0.75 for n in range(1, 1101)}
+    store.write([prediction(n, model, value, source=f"{n}.jpg" if n != 1100 else None) for n, value in first.items()])
+    store.write([prediction(2000, other, source="other.jpg")])
+    store.label(dict.fromkeys((4, 1000, 1001, 1004, 1008), "cat"), "audit", 0.0)
+    store.label({1004: "dog"}, "audit", 0.0)  # as predicted after all
+    store.label({1012: "cat"}, "complaint", 0.0)
+    found = {
+        metric: store.sources_about(model, metric, "short", 1100)
+        for metric in ("accuracy", "non_finite", "confidence_distribution")
+    }
+    assert found == {
+        "accuracy": ["1008.jpg", "1000.jpg"],  # what is older than the window is not meant
+        "non_finite": ["999.jpg"],
+        "confidence_distribution": ["1099.jpg", "1098.jpg", "1097.jpg", "1096.jpg", "1095.jpg"],
+    }
+    assert store.sources_about(model, "accuracy", "short", 1005) == ["1000.jpg"]
+    assert store.sources_about(model, "model_loading", "none", 1100) == []

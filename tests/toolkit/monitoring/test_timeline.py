@@ -51,7 +51,7 @@ def test_all_is_counted_once_in_few_points_in_order(starts, numbers, span, block
     window = at(np.sort(np.concatenate(times)))
     cut = window.n * blocks // 4
     older = blocks_of(window.between(0, cut), 150)
-    line = timeline(iter(older), window.between(cut, window.n), YARDSTICK)
+    line = timeline(iter(older), [window.between(cut, window.n)], YARDSTICK)
     assert functools.reduce(operator.add, line.points) == YARDSTICK.count(window)
     assert len(line) <= MOST_POINTS
     assert (np.diff(line.starts) >= 0).all()
@@ -62,7 +62,7 @@ def test_all_is_counted_once_in_few_points_in_order(starts, numbers, span, block
     ("n", "expected"), [(49, [49]), (120, [50, 70]), (3_000, [50] * 60), (3_040, [100] * 29 + [140])]
 )
 def test_points_are_round_numbers_of_predictions_without_a_rest(n, expected):
-    line = timeline([], bare(np.zeros(n)), PLAIN)
+    line = timeline([], [bare(np.zeros(n))], PLAIN)
     assert [point.n for point in line.points] == expected
     assert line.ends.tolist() == np.cumsum(expected).tolist()
 
@@ -70,7 +70,7 @@ def test_points_are_round_numbers_of_predictions_without_a_rest(n, expected):
 def test_a_long_history_stays_short_and_even():
     block = PLAIN.count(bare(np.zeros(1_000)))
     older = (replace(block, since=1e9 + HOUR * k, until=1e9 + HOUR * (k + 0.99)) for k in range(2_000))
-    line = timeline(older, bare(1e9 + HOUR * np.linspace(2_000, 2_001, 700)), PLAIN)
+    line = timeline(older, [bare(1e9 + HOUR * np.linspace(2_000, 2_001, 700))], PLAIN)
     assert line.n == 2_000_700
     assert 30 <= len(line) <= MOST_POINTS
     numbers = [point.n for point in line.points[:-1]]
@@ -80,7 +80,7 @@ def test_a_long_history_stays_short_and_even():
 
 def test_what_came_at_once_after_a_quiet_month_is_one_point():
     month, burst = np.linspace(0, 30 * 24 * HOUR, 1_000), np.linspace(0, 60, 2_000) + 30 * 24 * HOUR
-    line = timeline([], bare(np.concatenate([month, burst])), PLAIN)
+    line = timeline([], [bare(np.concatenate([month, burst]))], PLAIN)
     narrowest = 30 * 24 * HOUR / (2 * MOST_POINTS)
     assert ((line.ends - line.starts)[:-1] >= narrowest).all()
     assert line.points[-1].n >= 2_000
@@ -88,7 +88,7 @@ def test_what_came_at_once_after_a_quiet_month_is_one_point():
 
 def test_a_pause_is_a_gap_and_is_never_in_a_point():
     busy = np.arange(0, 10 * HOUR, 60)  # 600 predictions
-    line = timeline([], bare(np.concatenate([busy, 12 * HOUR + busy])), PLAIN)
+    line = timeline([], [bare(np.concatenate([busy, 12 * HOUR + busy]))], PLAIN)
     assert np.flatnonzero(line.pauses).tolist() == [len(line) // 2 - 1]
     assert (line.ends - line.starts).max() < 2 * HOUR
     x, y = line.path(np.arange(len(line), dtype=float))
@@ -101,19 +101,19 @@ def test_a_pause_is_a_gap_and_is_never_in_a_point():
 def test_pauses_between_blocks_are_gaps_too():
     block = PLAIN.count(bare(np.zeros(1_000)))
     days = [0, 1, 2, 9, 10]
-    line = timeline([replace(block, since=24 * HOUR * d, until=24 * HOUR * (d + 1)) for d in days], bare([]), PLAIN)
+    line = timeline([replace(block, since=24 * HOUR * d, until=24 * HOUR * (d + 1)) for d in days], [bare([])], PLAIN)
     assert line.pauses.tolist() == [False, False, True, False]
 
 
 def test_chance_makes_no_gaps():
     rng = np.random.default_rng(3)
     for n in (2, 5, 30, 100):
-        assert not timeline([], bare(np.cumsum(rng.exponential(HOUR, n))), PLAIN).pauses.any()
+        assert not timeline([], [bare(np.cumsum(rng.exponential(HOUR, n)))], PLAIN).pauses.any()
 
 
 def test_predictions_of_a_few_minutes_are_placed_by_number():
     rows = bare(1e9 + np.linspace(0, 500, 200))
-    line = timeline([], rows, PLAIN)
+    line = timeline([], [rows], PLAIN)
     assert not line.by_time
     assert line.starts.tolist() == [0, 50, 100, 150]
     assert line.ends.tolist() == [50, 100, 150, 200]
@@ -122,7 +122,7 @@ def test_predictions_of_a_few_minutes_are_placed_by_number():
 
 
 def test_hours_are_placed_by_time():
-    line = timeline([], bare(np.linspace(0, HOUR, 200)), PLAIN)
+    line = timeline([], [bare(np.linspace(0, HOUR, 200))], PLAIN)
     assert line.by_time
     assert line.place(1234.5) == 1234.5
     assert line.starts[0] == 0
@@ -130,11 +130,11 @@ def test_hours_are_placed_by_time():
 
 
 def test_a_clock_that_was_set_back_does_no_harm():
-    line = timeline([], bare(np.concatenate([np.linspace(1000, 5000, 100), np.linspace(4000, 9000, 100)])), PLAIN)
+    line = timeline([], [bare(np.concatenate([np.linspace(1000, 5000, 100), np.linspace(4000, 9000, 100)]))], PLAIN)
     assert line.n == 200
     assert (line.ends >= line.starts).all()
 
 
 def test_nothing_is_a_timeline_without_points():
-    line = timeline([PLAIN.empty()], bare([]), PLAIN)
+    line = timeline([PLAIN.empty()], [bare([])], PLAIN)
     assert (line, line.n, line.by_time, line.pauses.tolist()) == (Timeline(()), 0, False, [])

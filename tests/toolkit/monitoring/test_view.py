@@ -8,10 +8,12 @@ import pytest
 from toolkit.monitoring import rolling as rings
 from toolkit.monitoring import view as module
 from toolkit.monitoring.blocks import fold
+from toolkit.monitoring.checkpoints import commit
 from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.models import Model
 from toolkit.monitoring.retention import forget
 from toolkit.monitoring.store import Prediction, PredictionStore
+from toolkit.monitoring.timeline import timeline
 from toolkit.monitoring.view import View
 from toolkit.monitoring.windows import WINDOWS
 from watched import baseline_of, window_of
@@ -51,7 +53,11 @@ def figures(view):
 def same(one, other):
     assert figures(one) == figures(other)
     assert one.evidence == pytest.approx(other.evidence)
-    assert one.position == other.position
+
+
+def save(store):
+    """Note that everything was evaluated."""
+    commit(store, MODEL, *View(store, MODEL, BUDGET).catch_up().progress(), 1.0)
 
 
 def make(view):
@@ -95,6 +101,7 @@ def test_blocks_stand_in_for_what_the_windows_no_longer_hold(file_store, monkeyp
 def test_blocks_of_another_reference_are_left_out_and_that_is_said(file_store, monkeypatch, caplog):
     monkeypatch.setattr(module, "LONGEST", 1000)
     file_store.write(predictions_of(3000, 4))
+    save(file_store)
     fold(file_store, MODEL, make(View(file_store, replace(MODEL, baseline=None), BUDGET)))
     monkeypatch.setattr(rings, "LONGEST", 1000)
     assert figures(View(file_store, MODEL, BUDGET))["long"].n == 1000
@@ -114,19 +121,47 @@ def test_labels_of_complaints_are_kept_and_not_counted(store):
     assert figures(View(store, MODEL, BUDGET))["long"].right == figures(view)["long"].right
 
 
-def test_alarms_are_news_to_whoever_followed_and_not_to_whoever_came_later(store):
+def test_what_becomes_of_alerts_is_the_same_for_a_view_that_comes_later_until_it_is_written(store):
     following = View(store, MODEL, BUDGET)
-    store.write(predictions_of(200, 6))
-    assert following.catch_up().news() == []
+    store.write(predictions_of(200, 6, broken=0))
+    assert following.catch_up().progress()[1] == []
     spoilt = [
         one._replace(probabilities=np.array([0.34, 0.33, 0.33], np.float16))
         for one in predictions_of(100, 7, first=201)
     ]
     store.write(spoilt)
-    heard = {found.metric: found.alarm.change for found in following.catch_up().news()}
-    assert heard["confidence_distribution"] == "lower"
-    assert following.catch_up().news() == []
-    assert View(store, MODEL, BUDGET).catch_up().news() == []
+    checkpoint, transitions = following.catch_up().progress()
+    assert ("confidence_distribution", "short") in {transition.key for transition in transitions}
+    assert View(store, MODEL, BUDGET).catch_up().progress() == (checkpoint, transitions)
+    assert len(commit(store, MODEL, checkpoint, transitions, 1.0)) == len(transitions)
+    assert commit(store, MODEL, checkpoint, transitions, 1.0) == []
+    following.written(checkpoint.position)
+    assert following.progress()[1] == []
+    late = View(store, MODEL, BUDGET).catch_up()
+    assert late.progress() == following.progress()
+    assert late.evidence == following.evidence
+
+
+def test_a_view_without_limits_goes_by_those_of_the_store(store):
+    store.write(predictions_of(200, 6))
+    view = View(store, MODEL, BUDGET).catch_up()
+    assert View(store, MODEL).catch_up().limits == Limits()
+    commit(store, MODEL, *view.progress(), 1.0)
+    assert View(store, MODEL).catch_up().limits == BUDGET
+    assert View(store, MODEL, Limits()).catch_up().limits == Limits()
+
+
+def test_a_view_that_slept_goes_on_from_what_others_have_written(store, monkeypatch):
+    monkeypatch.setattr(module, "LONGEST", 1000)
+    sleeper, other = View(store, MODEL, BUDGET), View(store, MODEL, BUDGET)
+    store.write(predictions_of(200, 6))
+    sleeper.catch_up()
+    for step in range(4):
+        store.write(predictions_of(500, step, first=201 + 500 * step))
+        commit(store, MODEL, *other.catch_up().progress(), 1.0)
+        other.written(10_000)
+    assert sleeper.catch_up().progress() == other.progress()
+    assert figures(sleeper)["long"] == figures(other)["long"]
 
 
 def test_a_label_is_heard_once_and_a_second_thought_is_not(store):
@@ -159,3 +194,41 @@ def test_two_processes_that_write_are_seen_as_one(tmp_path):
     assert figures(views[0])["long"].n == 400
     one.close()
     other.close()
+
+
+def test_history_tells_a_step_where_it_was(file_store):
+    store = file_store
+    rows = predictions_of(12_000, 11, broken=0)
+    store.write([one._replace(time=float(place)) for place, one in enumerate(rows)])
+    tell_from = 9_000  # from here on everything is wrong
+    answered = {one.id: int(one.probabilities.argmax()) for one in rows}
+    store.label(
+        {i: MODEL.classes[(k + (i > tell_from)) % K] for i, k in answered.items()}, "audit", 1.0
+    )  # fmt: skip
+    view = View(store, MODEL, BUDGET)
+    for blocks in (0, 2):
+        if blocks:
+            assert fold(store, MODEL, make(view)) == 12
+        line = timeline(*view.history(), view.yardstick)
+        accuracy = [point.right / point.n_labels for point in line.points]
+        ends = line.ends.tolist()
+        assert [end for end, right in zip(ends, accuracy, strict=True) if 0 < right < 1] == []
+        assert max(end for end, right in zip(ends, accuracy, strict=True) if right) == pytest.approx(tell_from, abs=1)
+        assert line.n == 12_000
+
+
+def test_what_is_drawn_is_known_to_whoever_follows_and_whoever_comes_late(store):
+    following = View(store, MODEL, BUDGET)
+    rng = np.random.default_rng(11)
+    for step in range(4):
+        store.write(predictions_of(300, step, first=1 + 300 * step, broken=0))
+        figures(following)
+        tell(store, rng.choice(np.arange(1, 1 + 300 * (step + 1)), 50, replace=False), step, source="user")
+        figures(following)
+        store.remember_drawn(rng.choice(np.arange(1, 1 + 300 * (step + 1)), 40, replace=False).tolist(), 1.0)
+        tell(store, rng.choice(np.arange(1, 1 + 300 * (step + 1)), 50, replace=False), 9 + step, source="user")
+        assert figures(View(store, MODEL, BUDGET)) == figures(following)
+    whole = figures(following)["long"]
+    assert 20 < whole.strata[3].sum() < whole.n_labels
+    fold(store, MODEL, make(following))
+    assert figures(View(store, MODEL, BUDGET)) == figures(following)

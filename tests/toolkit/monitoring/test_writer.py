@@ -1,5 +1,6 @@
-"""The writer: nobody waits, nothing is lost without being counted, and it ends when it should."""
+"""The writer: a full queue waits or drops as it was told, what is lost is counted, and it ends when it should."""
 
+import itertools
 import logging
 import os
 import sqlite3
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from toolkit.errors import StoreError
 from toolkit.monitoring import database
@@ -18,6 +21,8 @@ from toolkit.monitoring import writer as module
 from toolkit.monitoring.models import Model
 from toolkit.monitoring.store import Prediction, PredictionStore
 from toolkit.monitoring.writer import Writer
+
+ROOT = str(Path(__file__).parents[3])
 
 
 @pytest.fixture
@@ -38,8 +43,8 @@ def gate():
     gate.open.set()
 
 
-def test_a_full_queue_drops_and_counts_while_the_store_hangs(gate):
-    writer = Writer(gate.write, capacity=10)
+def test_a_full_queue_that_drops_counts_and_says_so_once_while_the_store_hangs(gate, caplog):
+    writer = Writer(gate.write, capacity=10, drop=True)
     writer.put(0)
     assert gate.entered.wait(30)
     accepted = [writer.put(i) for i in range(1, 16)]
@@ -49,7 +54,63 @@ def test_a_full_queue_drops_and_counts_while_the_store_hangs(gate):
     gate.open.set()
     assert writer.flush(timeout=30)
     assert gate.items == list(range(11))
+    assert [record.getMessage() for record in caplog.records] == [
+        "predictions come faster than the store takes them: what finds no room is dropped"
+    ]
+    assert writer.put_many(range(11, 31)) == 10  # as many as there is room for, if none was written meanwhile
     writer.close()
+    assert gate.items == list(range(21))
+    assert writer.stats()["dropped"] == 15
+
+
+def test_a_tight_loop_waits_for_a_slow_store_and_loses_nothing(gate, caplog):
+    writer = Writer(gate.write, capacity=10)
+    thread = threading.Thread(target=lambda: [writer.put(i) for i in range(2000)])
+    thread.start()
+    assert gate.entered.wait(30)
+    while writer.stats()["queued"] < 11:
+        time.sleep(0.001)
+    assert thread.is_alive()
+    gate.open.set()
+    thread.join(60)
+    assert writer.put_many(range(2000, 4000)) == 2000
+    writer.close()
+    assert gate.items == list(range(4000))
+    assert writer.stats() == {"queued": 0, "written": 4000, "dropped": 0, "lost": 0, "write_errors": 0}
+    assert not caplog.records
+
+
+def test_waiting_for_a_store_that_takes_nothing_ends_with_one_line(monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(module, "CLOSING_SECONDS", 0.0)
+    store = Store()
+    store.error = StoreError("disk full")
+    writer = Writer(store.write, capacity=4)
+    writer.put(0)
+    writer.flush(timeout=30)
+    assert writer.stats()["write_errors"] == 1
+    said = r"4 of 9 predictions were logged: 4 wait to be stored, and the store has made no room for 0.05 s: disk full"
+    with pytest.raises(StoreError, match=said):
+        writer.put_many(range(1, 10))
+    with pytest.raises(StoreError, match="0 of 1 predictions were logged"):
+        writer.put(10)
+    writer.close()
+    assert writer.stats()["lost"] == 5
+    assert writer.stats()["dropped"] == 0
+
+
+def test_what_the_writers_own_work_puts_in_does_not_wait_for_it():
+    stored = []
+
+    def write(batch):
+        stored.extend(batch)
+        if batch == ["first"]:
+            writer.put_many(["second"] * 20)
+
+    writer = Writer(write, capacity=3)
+    writer.put("first")
+    writer.close()
+    assert stored == ["first", *["second"] * 20]
 
 
 class Store:
@@ -130,7 +191,7 @@ def test_a_store_that_goes_on_failing_loses_what_is_oldest_and_all_is_counted(mo
     monkeypatch.setattr(module, "BATCH", 2)
     store = Store()
     store.error = StoreError("disk full")
-    writer = Writer(store.write, capacity=4)
+    writer = Writer(store.write, capacity=4, drop=True)
     for item in range(1000):
         writer.put(item)
         time.sleep(0.0001)
@@ -159,10 +220,69 @@ def test_what_fails_for_another_reason_would_fail_again_and_holds_nothing_up(cap
     assert "the store works again after 1 predictions were lost" in caplog.text
 
 
-def test_close_does_not_wait_for_a_store_that_fails(caplog):
+ACTIONS = st.one_of(st.integers(1, 12), st.sampled_from(["flush", "close", "fail", "poke"]))
+
+
+@given(st.lists(ACTIONS, max_size=20))
+@settings(max_examples=30, deadline=None)
+def test_whatever_happens_in_between_all_is_written_in_order(actions):
+    store, items = Store(), iter(range(10_000))
+    failures = itertools.count()
+    wanted = []
+
+    def write(batch):
+        if store.error and next(failures) % 3 < 2:  # two times of three, and then it works again
+            raise store.error
+        store.error = None
+        store.items += batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "AGAIN_SECONDS", 0.001)
+        patch.setattr(module, "LINGER_SECONDS", 0.001)
+        writer = Writer(write, capacity=5)
+        for action in actions:
+            if isinstance(action, int):
+                more = list(itertools.islice(items, action))
+                wanted += more
+                assert writer.put_many(more) == action
+                wanted.append(next(items))
+                assert writer.put(wanted[-1])
+            elif action == "fail":
+                store.error = StoreError("database is locked")
+            else:
+                getattr(writer, action)()
+        writer.close()
+    assert store.items == wanted
+    stats = writer.stats()
+    assert (stats["queued"], stats["written"], stats["dropped"], stats["lost"]) == (0, len(wanted), 0, 0)
+
+
+def test_close_tries_a_store_that_fails_a_little_longer(monkeypatch, caplog):
+    monkeypatch.setattr(module, "AGAIN_SECONDS", 0.01)
     store = Store()
     store.error = StoreError("database is locked")
     writer = Writer(store.write)
+    writer.put_many(range(5000))
+    closing = threading.Thread(target=writer.close)
+    closing.start()
+    while store.tries < 5:
+        time.sleep(0.01)
+    store.error = None
+    closing.join(30)
+    assert store.items == list(range(5000))
+    monkeypatch.setattr(module, "CLOSING_SECONDS", 0.1)
+    store.error = StoreError("disk full")
+    writer.put_many(range(3000))
+    writer.close()
+    assert len(store.items) == 5000
+    assert writer.stats()["lost"] == 3000
+    assert caplog.messages[-1] == "the store did not take 3000 predictions before the end: they are lost"
+
+
+def test_close_does_not_wait_for_a_store_that_fails_when_what_finds_no_room_is_dropped(caplog):
+    store = Store()
+    store.error = StoreError("database is locked")
+    writer = Writer(store.write, drop=True)
     for item in range(5000):
         writer.put(item)
     writer.close()
@@ -291,6 +411,34 @@ def test_a_process_that_just_ends_still_writes_what_waits(tmp_path):
         "import pathlib\n"
         "Writer(lambda batch: pathlib.Path('out').write_text(' '.join(batch))).put('kept')\n"
     )
-    root = str(Path(__file__).parents[3])
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": root})
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ROOT})
     assert (tmp_path / "out").read_text() == "kept"
+
+
+AT_THE_END = """
+import multiprocessing, sys, time
+from toolkit.monitoring.writer import Writer
+
+def write(batch):
+    time.sleep(0.3)  # ten batches: longer than a queue that drops is granted
+    with open(f"out{multiprocessing.current_process().name}", "a") as file:
+        file.writelines(f"{item}\\n" for item in batch)
+
+def log():
+    Writer(write).put_many(range(10_000))
+
+multiprocessing.set_start_method("fork")
+child = multiprocessing.Process(target=log, name="child")
+child.start()
+log()
+child.join()
+"""
+
+
+def test_processes_that_end_right_after_a_tight_loop_write_all_of_it(tmp_path):
+    environment = os.environ | {"PYTHONPATH": ROOT}
+    subprocess.run([sys.executable, "-c", AT_THE_END], check=True, cwd=tmp_path, env=environment)
+    wanted = "".join(f"{item}\n" for item in range(10_000))
+    assert {path.name: path.read_text() == wanted for path in tmp_path.iterdir()} == {
+        "outMainProcess": True, "outchild": True,
+    }  # fmt: skip

@@ -128,7 +128,7 @@ def test_what_is_worth_knowing_is_said_and_refuses_nothing() -> None:
     assert verdict.remarks == ("less well calibrated: error 0.1 against 0", "slower: 12 ms a picture against 8")
     decoder = candidate(2, right)
     decoder = replace(decoder, card=decoder.card.model_copy(update={"decoder": "0 (pillow 9)"}))
-    assert weigh(decoder, candidate(1, right)).remarks[0].startswith("measured with decoder 0 (pillow 9), v1 with 1 (")
+    assert weigh(decoder, candidate(1, right)).remarks[0].startswith("measured with decoder 0 (pillow 9), v1 with 2 (")
 
 
 @pytest.mark.parametrize("verdict", [judged(14, 4), judged(0, 0, pictures=0)])

@@ -64,8 +64,19 @@ def test_of_train_val_and_test_only_test_is_taken(tmp_path: Path, capsys: pytest
 
 
 def test_a_class_may_be_called_test(tmp_path: Path) -> None:
-    folder = fill(tmp_path, "test/1.png", "train/2.png")
-    assert [of for of, _ in listed(folder)] == ["test", "train"]
+    folder = fill(tmp_path, "test/1.png", "train/2.png", "quiz/3.png")
+    assert [of for of, _ in listed(folder)] == ["quiz", "test", "train"]
+
+
+def test_the_parts_may_have_other_names_and_classes_other_code_points(tmp_path: Path) -> None:
+    """What a training on this folder calls its classes, and held out, is what is measured."""
+    names = ("seg_train/seg_train/e\u0301te\u0301/1.png", "seg_test/seg_test/e\u0301te\u0301/2.png", "__MACOSX/._1.png")
+    folder = fill(tmp_path / "photos", *names)
+    (picture,) = read_labelled(folder)
+    assert (picture.of, picture.path.name) == ("été", "2.png")
+    latin = Path(os.fsdecode(os.fsencode(tmp_path) + b"/latin"))
+    fill(latin, os.fsdecode(b"caf\xe9/1.png"), os.fsdecode(b"a\nb/2.png"))
+    assert [picture.of for picture in read_labelled(latin)] == ["a\\nb", "caf\\xe9"]
 
 
 @pytest.mark.parametrize(
@@ -73,8 +84,9 @@ def test_a_class_may_be_called_test(tmp_path: Path) -> None:
     [
         ((), "the folder {folder} does not exist"),
         (("1.png",), "the folder {folder} holds no sub-folders; it needs one sub-folder of pictures a class"),
-        (("cat/notes.txt",), "the folder {folder} holds no pictures in sub-folders; their names end in .bmp, .gif, "),
-        (("train/cat/1.png", "val/cat/1.png"), "the folder {folder} holds train, val and no test, and versions may "),
+        (("cat/notes.txt",), "the folder {folder} holds no pictures in sub-folders; their names end in .avif, .bmp, "),
+        (("train/cat/1.png", "val/cat/1.png"), "the folder {folder} holds train, val and no test with folders "),
+        (("test/1.png", "train/2.png"), "the folder {folder} holds only 'test' and 'train', and no folders in there, "),
         (("test/cat/1.png", "dog/1.png"), "the folder {folder} holds 'dog' beside 'test', so what is a class is "),
     ],
 )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from support import COLOURS, colour_picture
+from support import COLOURS, LONGEST_WAIT, colour_picture
 from toolkit.images import Limits, load_picture
 from toolkit.serving.batching import Batcher
 from toolkit.serving.classified import STAGES, Classified
@@ -33,7 +33,7 @@ class Gate:
             self.running += 1
             self.most = max(self.most, self.running)
         self.begun.set()
-        assert self.go.wait(30)
+        assert self.go.wait(LONGEST_WAIT)
         with self._lock:
             self.running -= 1
         return self._engine.infer(pictures)
@@ -362,3 +362,24 @@ def test_random_comings_and_goings_lose_nobody(open_batcher, gated):
     assert set(answered) == {first, second}
     assert batcher._running == 0
     assert not batcher._decoded
+
+
+def test_workers_that_rest_leave_the_work_to_the_others_and_one_never_rests(open_batcher, gated):
+    model, gate = gated(lanes=3)
+    batcher = open_batcher(workers=3, largest_batch=1)
+
+    async def play():
+        gate.go.clear()
+        batcher.rest(99)
+        asked = [asyncio.create_task(batcher.run(read(RED), lambda: model, itself)) for _ in range(6)]
+        await until(gate.begun.is_set)
+        await asyncio.sleep(0.1)  # in which the others would begin
+        assert gate.running == 1
+        batcher.rest(0)
+        await until(lambda: gate.running == 3)
+        batcher.rest(2)
+        gate.go.set()
+        assert len(await asyncio.gather(*asked)) == 6
+
+    asyncio.run(play())
+    batcher.close()  # also those that rest

@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.requests import ClientDisconnect
 
+from support import LONGEST_WAIT
 from toolkit.serving.departures import Departures
 from toolkit.serving.figures import Figures
 from toolkit.serving.journal import CLIENT_LEFT, Journal
@@ -237,7 +238,7 @@ class Counter:
         return app
 
     def send(self, *names):
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=LONGEST_WAIT)
         head = "POST /wait/{} HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
         connection.sendall("".join(head.format(name) for name in names).encode())
         return connection
@@ -252,7 +253,7 @@ class Counter:
         return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
 
 
-def wait_until(condition, seconds=60):
+def wait_until(condition, seconds=LONGEST_WAIT):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -269,7 +270,7 @@ def counter():
     thread.start()
     yield counter
     counter.server.handle_exit(signal.SIGTERM, None)
-    thread.join(30)
+    thread.join(LONGEST_WAIT)
     assert not thread.is_alive()
 
 
@@ -279,7 +280,7 @@ def test_after_a_thousand_departures_nothing_remains(counter):
     wait_until(lambda: counter.answered(CLIENT_LEFT) == 1)
 
     def tasks():
-        return asyncio.run_coroutine_threadsafe(counter.tasks(), counter.loop).result(30)
+        return asyncio.run_coroutine_threadsafe(counter.tasks(), counter.loop).result(LONGEST_WAIT)
 
     wait_until(lambda: not counter.server.server_state.tasks)
     before = tasks()

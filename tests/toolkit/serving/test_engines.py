@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from support import ROOT, ColourNetwork, colour_baseline, colour_card, full_disk
+from support import LONGEST_WAIT, ROOT, ColourNetwork, colour_baseline, colour_card, full_disk
 from toolkit.errors import BundleError
 from toolkit.program import Bundle, Program, load_bundle, save_bundle
 from toolkit.serving import conversion, engines
@@ -383,7 +383,7 @@ sys.addaudithook(watch)
 print(prepare(bundle, "openvino").name)
 for thread in threading.enumerate():
     if thread is not threading.main_thread() and not thread.daemon:
-        thread.join(20)
+        thread.join(LONGEST_WAIT)
 print(seen)
 """
 
@@ -393,7 +393,7 @@ def test_nothing_is_told_to_the_makers_of_openvino(saved, tmp_path):
     variables = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD")}
     result = subprocess.run(
         [sys.executable, "-c", FRESH, str(folder), digest],
-        check=False, capture_output=True, text=True, timeout=120, cwd=tmp_path,
+        check=False, capture_output=True, text=True, timeout=LONGEST_WAIT, cwd=tmp_path,
         env={**variables, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -449,6 +449,11 @@ def test_two_threads_that_are_the_first_to_use_openvino_do_not_wait_for_each_oth
     """Without care, a third of such starts held Python's lock for good, and with it the whole process."""
     command = [sys.executable, "-c", FIRST_RUNS]
     ended = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+        command,
+        capture_output=True,
+        text=True,
+        timeout=LONGEST_WAIT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
     )
     assert ended.stdout.split() == ["0"] * 8, ended.stderr

@@ -18,7 +18,9 @@ from toolkit.serving.formats import (
     MOST_FIELDS,
     PICTURE_BODY,
     VALUES_A_PICTURE,
+    VALUES_AROUND,
     announced,
+    file_name,
     from_pixels,
     load_json,
     pictures_body,
@@ -86,6 +88,12 @@ def test_neither_file_name_nor_declared_type_matters(name):
     assert one(form(files, data={"comment": "my cat"})) == PICTURE
 
 
+def test_an_upload_tells_its_name_and_nothing_else_has_one():
+    read = asyncio.run(read_picture(form([("file", ("my cat.jpg", PICTURE, "text/html"))])))
+    assert (read(), file_name(read)) == (PICTURE, "my cat.jpg")
+    assert file_name(asyncio.run(read_picture(request(PICTURE, "image/jpeg")))) is None
+
+
 @pytest.mark.parametrize("content_type", ["image/png", "image/x-unheard-of", "IMAGE/JPEG; q=1",
                                           "application/octet-stream", "", None])  # fmt: skip
 def test_a_raw_body_is_the_picture(content_type):
@@ -110,14 +118,75 @@ def test_the_shapes_of_other_servers_are_read(value):
     assert many(sent(value)) == [PICTURE]
 
 
+def test_base64_for_addresses_and_without_its_end_is_base64_too():
+    assert set("-_") <= set(base64.urlsafe_b64encode(PICTURE).decode())
+    for data in (PICTURE, PICTURE[:-1], PICTURE[:-2]):
+        for text in (base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode()):
+            assert one(sent({"image": text})) == one(sent({"image": text.rstrip("=")})) == data
+            assert one(sent({"image": "data:image/png;base64," + text.rstrip("=")})) == data
+
+
+@pytest.mark.parametrize("more", [{}, {"params": {}}, {"params": None}])
+def test_what_the_clients_of_mlflow_send_is_read(more):
+    for value in (
+        {"inputs": [TEXT] * 4},
+        {"dataframe_split": {"index": [0, 1, 2, 3], "columns": ["image"], "data": [[TEXT]] * 4}},
+        {"dataframe_split": {"data": [[{"b64": TEXT}]] * 4}},
+        {"dataframe_records": [{"image": TEXT}] * 4},
+    ):
+        assert many(sent(value | more)) == [PICTURE] * 4
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"inputs": [TEXT], "params": {"top_k": 1}},
+        {"inputs": [TEXT], "instances": [TEXT]},
+        {"params": {}},
+        {"dataframe_split": {"columns": ["a", "b"], "data": [[TEXT, TEXT]]}},
+        {"dataframe_split": {"columns": ["image"]}},
+        {"dataframe_split": [[TEXT]]},
+        {"dataframe_split": {"data": [TEXT]}},
+        {"dataframe_records": [{"image": TEXT, "other": 1}]},
+    ],
+)
+def test_what_would_be_passed_over_is_refused(value):
+    assert problem(lambda: many(sent(value))).kind is INVALID
+
+
+@pytest.mark.parametrize(
+    "charset",
+    ["undefined", "idna", "punycode", "utf-16", "utf-7", "hex", "rot13", "no-such", "unicode_escape", "", '"undefined"',
+     '"a;b"', "é", "utf-8; charset=undefined"],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["; boundary=b; charset={}", "; CHARSET = {} ; boundary=b"])
+def test_a_form_is_read_whatever_charset_it_names(charset, place):
+    head = 'Content-Disposition: form-data; name="{}"{}\r\n\r\n'
+    body = (
+        f"--b\r\n{head.format('note', '')}é\r\n--b\r\n".encode()
+        + head.format("file", '; filename="é.png"').encode()
+        + PICTURE
+        + b"\r\n--b--\r\n"
+    )
+    assert one(request(body, "multipart/form-data" + place.format(charset))) == PICTURE
+
+
+@pytest.mark.parametrize(
+    "name", ["filename*=UTF-8''a%20b.png", "filename*0=a; filename*1=b", "FILENAME* = x", 'filename="a"; filename*=b']
+)
+def test_a_part_with_any_kind_of_file_name_is_a_file(name):
+    body = f'--b\r\nContent-Disposition: form-data; name="file"; {name}\r\n\r\n'.encode() + PICTURE + b"\r\n--b--\r\n"
+    assert one(request(body, "multipart/form-data; boundary=b")) == PICTURE
+
+
 @pytest.mark.parametrize("head", ["data:image/png;base64,", "data:;base64,", " DATA:text/html;charset=x;BASE64,\n"])
 def test_a_data_url_is_its_base64_whatever_type_it_declares(head):
     assert one(sent({"image": head + TEXT})) == PICTURE
     assert many(sent({"instances": [{"b64": head + TEXT}] * 4})) == [PICTURE] * 4
 
 
-@pytest.mark.parametrize("text", ["data:image/png,QUJD", "data:base64,QUJD", "http://elsewhere/a.png", "/etc/passwd",
-                                  "data:image/png;base64,QU", "data:image/png;base64,data:;base64,QUJD"])  # fmt: skip
+@pytest.mark.parametrize("text", ["data:image/png,QUJD", "data:base64,QUJD", "http://elsewhere/a.png", "QUJDR", "QU=JD",
+                                  "/etc/passwd.jpg", "data:image/png;base64,data:;base64,QUJD"])  # fmt: skip
 def test_other_addresses_are_not_base64_and_lead_nowhere(text):
     assert problem(lambda: one(sent({"image": text}))).kind is UNDECODABLE
     assert problem(lambda: many(sent({"inputs": [text]}))).kind is UNDECODABLE
@@ -148,8 +217,8 @@ def test_other_addresses_are_not_base64_and_lead_nowhere(text):
         (b'{"inputs": []}', INVALID),
         (b'{"inputs": ["QUJD", "QUJD"]}', INVALID),
         (b'{"img": "QUJD"}', INVALID),
-        (b'{"image": "QUJ"}', UNDECODABLE),
-        (b'{"image": "QU-D"}', UNDECODABLE),
+        (b'{"image": "QUJDR"}', UNDECODABLE),
+        (b'{"image": "QU%D"}', UNDECODABLE),
         (b'{"image": "\\ud800"}', UNDECODABLE),
         ('{"image": "QUJDé"}'.encode(), UNDECODABLE),
     ],
@@ -264,7 +333,7 @@ def test_a_batch_of_json_keeps_the_order_and_the_limits():
 
 
 def test_of_a_batch_only_the_picture_with_broken_base64_fails():
-    reads = asyncio.run(read_pictures(sent({"inputs": [TEXT, "QUJ", {"b64": TEXT}]}), 4))
+    reads = asyncio.run(read_pictures(sent({"inputs": [TEXT, "QUJDR", {"b64": TEXT}]}), 4))
     assert (reads[0](), reads[2]()) == (PICTURE, PICTURE)
     assert problem(reads[1]).kind is UNDECODABLE
 
@@ -293,7 +362,10 @@ def test_pixels_and_base64_may_stand_side_by_side():
 
 
 SQUARE = [[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [10, 11, 255]]]
-LEAVES = st.integers(0, 255) | st.sampled_from([-1, 256, 10**30, 1.0, True, None, "1", float("inf"), [1], {}])
+WHOLE = st.integers(0, 255) | st.integers(0, 255).map(float)
+LEAVES = st.integers(0, 255) | st.sampled_from(
+    [-1, 256, 10**30, 10**400, 1.0, 1.5, -0.0, float("nan"), True, None, "1", float("inf"), [1], {}]
+)
 
 
 @pytest.mark.parametrize("wrong", [[], SQUARE[0], [SQUARE[0]], SQUARE + SQUARE, [SQUARE[0], []], [SQUARE[0], "ab"],
@@ -305,10 +377,10 @@ def test_pixels_of_another_shape_are_refused_in_one_sentence(wrong):
     assert (found.kind, found.detail) == (INVALID, wanted)
 
 
-@given(values=st.lists(LEAVES, min_size=12, max_size=12))
+@given(values=st.lists(LEAVES, min_size=12, max_size=12) | st.lists(WHOLE, min_size=12, max_size=12))
 @settings(max_examples=200, deadline=None)
 def test_only_whole_numbers_of_a_byte_are_pixels(values):
-    good = all(type(value) is int and 0 <= value <= 255 for value in values)
+    good = all(type(value) in (int, float) and value in range(256) for value in values)
     rows = [[values[0:3], values[3:6]], [values[6:9], values[9:12]]]
     for lists in (values, rows):
         if good:
@@ -323,7 +395,7 @@ def test_the_limit_of_values_is_above_what_full_requests_hold_and_not_far(size):
     assert len(many(sent({"inputs": pixels}), 4, size)) == 4
     longest = {"instances": [{"image": {"b64": f"data:image/png;base64,{TEXT}"}}] * 4}
     assert len(many(sent(longest))) == 4
-    most = VALUES_A_PICTURE + 4 * (VALUES_A_PICTURE + values_of_pixels(size))
+    most = VALUES_AROUND + 4 * (VALUES_A_PICTURE + values_of_pixels(size))
     for body in (b"[" + b"[]," * most, b'{"a": [' + b"0," * most, b'"' + b"," * (most + 1)):
         assert problem(lambda body=body: many(request(body, "application/json"), 4, size)).detail == (
             "the JSON holds more values than the pictures of a request can have"

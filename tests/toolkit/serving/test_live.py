@@ -9,6 +9,7 @@ import weakref
 import numpy as np
 import pytest
 
+from support import LONGEST_WAIT
 from toolkit.errors import BundleError, NotRegistered, TrackingError
 from toolkit.serving.engines import TorchEngine
 from toolkit.serving.live import LONGEST_PAUSE, Live, identity
@@ -25,7 +26,7 @@ class Rows:
     def infer(self, pictures):
         self.begun.set()
         if self.gate is not None:
-            assert self.gate.wait(30)
+            assert self.gate.wait(LONGEST_WAIT)
         assert not self.closed
         return np.tile(self.row, (len(pictures), 1))
 
@@ -63,7 +64,7 @@ class Changes:
 
     def wait_for(self, count):
         with self.news:
-            assert self.news.wait_for(lambda: len(self.seen) >= count, 30), self.seen
+            assert self.news.wait_for(lambda: len(self.seen) >= count, LONGEST_WAIT), self.seen
 
 
 def release(shelf, version):
@@ -107,8 +108,30 @@ def test_it_follows_promotions_and_rollbacks_and_loads_each_once(live, shelf, ad
         np.testing.assert_array_equal(live.model.engine.infer(picture), shelf.bundles[version].predict(picture))
     assert found == ["loaded", "unchanged", "loaded", "unchanged", "loaded"]
     assert adopted.seen == ["1", "2", "1"]
-    assert shelf.loads == [1, 2, 1]
+    assert shelf.loads == [1, 2]
     assert live.describe()["changes"] == 3
+
+
+def test_a_rollback_needs_neither_the_source_nor_a_proof(live, shelf, adopted):
+    for version in (1, 2):
+        shelf.put(version)
+        live.look()
+    first, shelf.bundles, live._prepare = shelf.bundles[1], {}, None
+    for version in (1, 2, 1):
+        shelf.put(version)
+        assert live.look() == "loaded"
+        assert live.model.release.version == version
+        assert live.describe()["comparison"]["against"] == str(3 - version)
+    assert live.model.bundle is first
+    assert adopted.seen == ["1", "2", "1", "2", "1"]
+
+
+def test_of_those_that_were_replaced_the_last_one_stays_ready(live, shelf, make_bundle):
+    shelf.bundles[3] = make_bundle(digest="v3")
+    for version in (1, 2, 3, 2, 1):
+        shelf.put(version)
+        assert live.look() == "loaded"
+    assert shelf.loads == [1, 2, 3, 1]
 
 
 def test_the_same_number_with_another_digest_is_another_model(live, shelf, make_bundle):
@@ -125,8 +148,11 @@ def test_what_was_replaced_is_freed(live, shelf, make_bundle):
     live.look()
     old = weakref.ref(live.model)
     program = weakref.ref(live.model.bundle.program)
-    shelf.put(2)
-    live.look()
+    shelf.bundles[3] = make_bundle(digest="v3")
+    for version in (2, 3):  # the second of which takes the place of what stays ready
+        assert old() is not None
+        shelf.put(version)
+        live.look()
     shelf.bundles[1] = make_bundle()  # the shelf's own
     gc.collect()
     assert old() is None
@@ -245,7 +271,7 @@ def test_the_thread_survives_whatever_is_raised_and_ends_when_told(shelf, adopte
 
     shelf.find = broken
     live.start()
-    assert looks.wait(30)
+    assert looks.wait(LONGEST_WAIT)
     adopted.wait_for(1)
     shelf.put(2)
     adopted.wait_for(2)
@@ -277,7 +303,7 @@ def test_an_unforeseen_error_is_shown_as_trouble_with_the_registry(shelf, adopte
     shelf.wanted = ValueError("a library's own")
     monkeypatch.setattr(live._stopping, "wait", lambda _seconds: waits.set() or live._stopping.set())
     live.start()
-    assert waits.wait(30)
+    assert waits.wait(LONGEST_WAIT)
     live.stop()
     assert live.describe()["problem"] == "the look at it failed: ValueError"
     assert live.reachable is False
@@ -314,7 +340,8 @@ def test_what_was_replaced_is_closed_when_its_last_answer_is_out(shelf, adopted)
     gate = threading.Event()
     gate.set()
     first, second = Rows([0.5, 0.3, 0.2], gate), Rows([0.2, 0.3, 0.5])
-    live = Live(shelf, adopted, 1000, prepare=lambda bundle: first if bundle.digest == "v1" else second)
+    engines = {"v1": first, "v2": second}
+    live = Live(shelf, adopted, 1000, prepare=lambda bundle: engines[bundle.digest], keeps_former=False)
     live.look()
     gate.clear()
     first.begun.clear()
@@ -325,14 +352,14 @@ def test_what_was_replaced_is_closed_when_its_last_answer_is_out(shelf, adopted)
 
     asking = threading.Thread(target=ask, args=(live.model,), name="asking")
     asking.start()
-    assert first.begun.wait(30)
+    assert first.begun.wait(LONGEST_WAIT)
     shelf.put(2)
     assert live.look() == "loaded"  # it does not wait for the engine that is at work
     gc.collect()
     assert old() is not None
     assert first.closed == []
     gate.set()
-    asking.join(30)
+    asking.join(LONGEST_WAIT)
     np.testing.assert_array_equal(answers[0], first.row[None])
     assert old() is None  # without a collection: nothing goes round in circles
     assert first.closed == ["asking"]
@@ -344,7 +371,7 @@ def test_an_engine_that_cannot_be_closed_is_no_concern_of_whoever_was_answered(l
         def close(self):
             raise OSError("busy")
 
-    live._prepare = lambda bundle: Stubborn([1, 0, 0])
+    live._prepare, live._keeps_former = lambda bundle: Stubborn([1, 0, 0]), False
     for version in (1, 2):
         shelf.put(version)
         assert live.look() == "loaded"

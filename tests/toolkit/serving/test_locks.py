@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support import ColourNetwork, colour_baseline, colour_card
+from support import LONGEST_WAIT, ColourNetwork, colour_baseline, colour_card
 from toolkit.program import Bundle, Program, save_bundle, shelve_bundle
 from toolkit.serving.conversion import Conversion, is_kept
 from toolkit.serving.lastgood import LastGood
@@ -100,12 +100,12 @@ def test_of_several_that_rehearse_a_bundle_one_does(bundle, tmp_path):
     rehearsed = []
 
     class Counted(Rehearsal):
-        def _rehearse(self, bundle, folder, stopping):
+        def _rehearse(self, *words):
             rehearsed.append(self)
-            super()._rehearse(bundle, folder, stopping)
+            super()._rehearse(*words)
 
     rehearsals = [Counted("auto", 1, tmp_path) for _ in range(3)]
-    threads = [threading.Thread(target=one, args=(bundle, threading.Event())) for one in rehearsals]
+    threads = [threading.Thread(target=one, args=(bundle, threading.Event(), id)) for one in rehearsals]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -131,7 +131,7 @@ def test_what_one_process_fetches_another_does_not_remove():
             incoming = cache / "incoming-abc"
             incoming.mkdir()
             fetching.set()
-            assert go_on.wait(60)
+            assert go_on.wait(LONGEST_WAIT)
             incoming.rename(cache / release.digest)
             return release.digest
 
@@ -141,7 +141,7 @@ def test_what_one_process_fetches_another_does_not_remove():
     fetch = threading.Thread(target=lambda: loaded.append(first.load(Slow(), Release(2))))
     note = threading.Thread(target=second.keep, args=(Release(1),))
     fetch.start()
-    assert fetching.wait(60)
+    assert fetching.wait(LONGEST_WAIT)
     note.start()
     note.join(0.2)
     go_on.set()

@@ -19,12 +19,12 @@ ready = threading.Barrier(9)
 
 def take():
     libc.malloc(ctypes.c_size_t(1000))
-    ready.wait(30)
+    ready.wait(600)
 
 threads = [threading.Thread(target=take) for _ in range(8)]
 for thread in threads:
     thread.start()
-ready.wait(30)
+ready.wait(600)
 with tempfile.NamedTemporaryFile() as file:
     stream = ctypes.c_void_p(libc.fopen(file.name.encode(), b"w"))
     libc.malloc_info(0, stream)

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from support import ROOT
+from support import LONGEST_WAIT, ROOT
 from toolkit.errors import SettingsError
 from toolkit.serving.processes import ATTEMPTS, VARIABLE, Fair, Fellows, Place
 
@@ -116,10 +116,10 @@ def parent(folder: Path, child: str = CHILD):
             left = [started.process, *started.children()]
             for process in left:
                 process.kill()
-            started.popen.wait(30)
+            started.popen.wait(LONGEST_WAIT)
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 120) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = LONGEST_WAIT) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it never came"
@@ -147,7 +147,7 @@ def test_children_that_are_killed_are_replaced_and_all_end_together(tmp_path):
         ]  # fmt: skip
 
         crew.popen.send_signal(signal.SIGTERM)
-        assert crew.popen.wait(60) == 0
+        assert crew.popen.wait(LONGEST_WAIT) == 0
         assert not any(psutil.pid_exists(pid) for pid in (fresh["pid"], found[2]["pid"]))
         assert list(crew.temporary.iterdir()) == []
         assert crew.ask() is None
@@ -157,8 +157,8 @@ def test_children_go_when_their_parent_is_killed_and_leave_nothing(tmp_path):
     with parent(tmp_path) as crew:
         children = [psutil.Process(one["pid"]) for one in crew.wait_for_both().values()]
         crew.popen.kill()
-        crew.popen.wait(30)
-        _, alive = psutil.wait_procs(children, 60)
+        crew.popen.wait(LONGEST_WAIT)
+        _, alive = psutil.wait_procs(children, LONGEST_WAIT)
         assert not alive
         assert list(crew.temporary.iterdir()) == []
         assert crew.ask() is None
@@ -169,14 +169,14 @@ def test_ctrl_c_before_anybody_serves_ends_without_a_traceback(tmp_path):
     with parent(tmp_path) as crew:
         wait_until(crew.children)
         crew.popen.send_signal(signal.SIGINT)
-        assert crew.popen.wait(60) == 0
+        assert crew.popen.wait(LONGEST_WAIT) == 0
         assert crew.errors.read_text() == ""
         assert list(crew.temporary.iterdir()) == []
 
 
 def test_children_that_never_come_to_serve_are_given_up(tmp_path):
     with parent(tmp_path, "raise SystemExit(3)") as crew:
-        assert crew.popen.wait(60) == 1
+        assert crew.popen.wait(LONGEST_WAIT) == 1
     *before, last = [line["message"] for line in crew.lines]
     assert re.fullmatch(
         rf"process [12] \(pid \d+\) ended with status 3; each was started {ATTEMPTS} times and none came to serve, "
@@ -194,7 +194,7 @@ def test_a_child_that_does_not_end_is_killed(tmp_path):
         for _ in range(3):
             crew.popen.send_signal(signal.SIGINT)  # the third one waits no longer
             time.sleep(0.2)
-        assert crew.popen.wait(60) == 1
+        assert crew.popen.wait(LONGEST_WAIT) == 1
         assert [line["message"].split(")")[1] for line in crew.lines] == [
             " has not ended in time and is killed"
         ] * 2 + [" ended with SIGKILL"] * 2
@@ -227,8 +227,8 @@ def test_a_call_reaches_all_others_once(tmp_path):
     wait_until(lambda: len(fellows[1].states({"index": 2})) == 3)
     assert fellows[1].states({"index": 2}) == [{"index": 2}, {"index": 1}, {"index": 3}]
     fellows[1].call()
-    assert looked[0].wait(60)
-    assert looked[2].wait(60)
+    assert looked[0].wait(LONGEST_WAIT)
+    assert looked[2].wait(LONGEST_WAIT)
     assert not looked[1].is_set()
     for one in fellows:
         one.stop()
@@ -242,7 +242,7 @@ def test_who_cannot_tell_how_it_is_still_listens(tmp_path):
     one, looked = Fellows(tmp_path, 1, 2), threading.Event()
     one.start(fail, looked.set)
     Fellows(tmp_path, 2, 2).call()
-    assert looked.wait(60)
+    assert looked.wait(LONGEST_WAIT)
     one.stop()
     assert one.states({}) == [{}]
     (tmp_path / "process-2.json").write_text("{")
@@ -262,3 +262,20 @@ def test_a_fair_socket_gives_one_connection_at_a_time():
                 fair.accept()
         for client in clients:
             client.close()
+
+
+def test_a_service_is_ready_when_each_of_its_processes_is(tmp_path):
+    first, second, third = (Fellows(tmp_path, index, 3) for index in (1, 2, 3))
+    assert first.unready() == 2  # the others have not begun
+    second.tell({"model": None})
+    assert first.unready() == 2
+    second.tell({"model": ["colours", "1"]})
+    third.tell({"model": None})  # it takes connections, and has nothing to answer with
+    assert first.unready() == 1
+    third.tell({"model": ["colours", "1"]})
+    assert first.unready() == 0
+    (tmp_path / "process-3.json").unlink()  # it has died, so nobody is sent to it
+    first.tell({"model": ["colours", "1"]})
+    assert (first.unready(), second.unready()) == (0, 0)
+    third.tell({"model": None})
+    assert (first.unready(), second.unready()) == (1, 1)

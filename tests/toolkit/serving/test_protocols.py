@@ -3,6 +3,9 @@
 import asyncio
 import base64
 import json
+import signal
+import threading
+import time
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -10,17 +13,20 @@ import httpx
 import mlflow.deployments
 import numpy as np
 import pytest
+import tritonclient.http
+import tritonclient.utils
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.utils.proto_json_utils import dump_input_data
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve_model import ServeSettings, create_app
-from support import COLOURS, colour_card, colour_picture, colour_pixels, encode
+from support import COLOURS, LONGEST_WAIT, colour_card, colour_picture, colour_pixels, encode
 from toolkit.images import load_picture
 from toolkit.serving import protocols
 from toolkit.serving.problems import MEDIA_TYPE
 from toolkit.serving.protocols import ATTEMPTS, EXTENSION, PREDICT_ADDRESSES
+from toolkit.serving.server import Server, listen
 from toolkit.serving.shapes import InferRequest
 
 SIZE, MOST = 16, 4
@@ -65,7 +71,14 @@ def assert_is(value, wanted):
 
 @pytest.fixture
 def app(shelf, tmp_path):
-    words = {"poll_seconds": 3600, "threads": 2, "max_waiting": 6, "max_batch": MOST, "max_body_mb": 1}
+    words = {
+        "poll_seconds": 3600,
+        "threads": 2,
+        "max_waiting": 6,
+        "max_batch": MOST,
+        "max_body_mb": 1,
+        "answer_seconds": 600,
+    }
     app = create_app(ServeSettings(**words, monitor_store=str(tmp_path / "m.db")))
     app.state.source = shelf
     return app
@@ -141,7 +154,8 @@ def test_the_server_says_what_it_is(client):
     for path in ("/v2", "/v2/"):
         answer = client.get(path)
         assert_is(answer.json(), OBJECTS["metadata_server_response"])
-        assert answer.json() == {"name": client.app.title, "version": client.app.version, "extensions": [EXTENSION]}
+        extensions = [EXTENSION, "binary_tensor_data"]
+        assert answer.json() == {"name": client.app.title, "version": client.app.version, "extensions": extensions}
     assert client.get("/v2/health/live").json() == {"live": True}
     assert client.get("/v2/health/ready").json() == {"live": True, "ready": True}
 
@@ -294,6 +308,161 @@ def test_bodies_that_are_no_json_or_too_large(client):
 # MLflow's scoring server
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "words", "status"),
+    [
+        ("GET", "/v2/nothing", {}, 404),
+        ("POST", "/v2/models/colours/infer/", {}, 404),
+        ("POST", "/v2", {}, 405),
+        ("DELETE", INFER, {}, 405),
+        ("GET", "/ping/", {}, 404),
+        ("POST", INFER, {"content": bytes(2**20 + 1)}, 413),
+        ("POST", "/invocations", {"content": bytes(2**20 + 1)}, 413),
+        ("POST", INFER, {"content": b"x", "headers": {"Content-Encoding": "br"}}, 415),
+        ("POST", INFER, {"content": b"x", "headers": {"Origin": "http://elsewhere"}}, 403),
+    ],
+)
+def test_an_error_from_wherever_is_told_where_these_clients_look(client, method, path, words, status):
+    answer = client.request(method, path, **words)
+    assert (answer.status_code, set(answer.json())) == (status, MEMBERS)
+    assert answer.json()["error"] == answer.json()["detail"]
+
+
+def test_no_list_of_outputs_is_all_of_them(client):
+    for chosen in (None, []):
+        assert set(outputs(client.post(INFER, json=infer(PIXELS, outputs=chosen)))) == {
+            "probabilities", "label", "prediction_id"
+        }  # fmt: skip
+
+
+def test_whole_floats_are_pixels(client, wanted):
+    found = outputs(client.post(INFER, json=infer(PIXELS.astype(float))))
+    np.testing.assert_allclose(np.reshape(found["probabilities"]["data"], (-1, 3)), wanted(PIXELS), atol=1e-6)
+
+
+# Binary tensor data
+
+
+def in_bytes(data, body, **headers):
+    """A request whose JSON is followed by bytes."""
+    head = json.dumps(body).encode()
+    return {"content": head + data, "headers": {"Inference-Header-Content-Length": str(len(head))} | headers}
+
+
+def packed(*texts):
+    return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+
+
+def test_pixels_and_files_may_follow_the_json_as_they_are(client, wanted):
+    for data, shape, datatype, pictures in (
+        (PIXELS.tobytes(), [3, SIZE, SIZE, 3], "UINT8", PIXELS),
+        (packed(RED, GREEN), [2], "BYTES", [RED, GREEN]),
+        (packed(BLUE), [1, 1], "BYTES", [BLUE]),
+    ):
+        tensor = {
+            "name": "pictures",
+            "shape": shape,
+            "datatype": datatype,
+            "parameters": {"binary_data_size": len(data)},
+        }
+        found = outputs(client.post(INFER, **in_bytes(data, {"inputs": [tensor]})))
+        np.testing.assert_allclose(np.reshape(found["probabilities"]["data"], (-1, 3)), wanted(pictures), atol=1e-6)
+
+
+def test_outputs_are_bytes_where_that_was_asked_for(client, wanted):
+    chosen = [
+        {"name": "label", "parameters": {"binary_data": False}},
+        {"name": "probabilities"},
+        {"name": "prediction_id", "parameters": {"binary_data": True}},
+    ]
+    words = {"parameters": {"binary_data_output": True}, "outputs": chosen}
+    answer = client.post(INFER, json=infer(PIXELS, **words))
+    length = int(answer.headers["Inference-Header-Content-Length"])
+    head, data = json.loads(answer.content[:length]), answer.content[length:]
+    label, probabilities, name = head["outputs"]
+    assert label["data"] == ["red", "blue", "green"]
+    assert ("data" in probabilities, probabilities["parameters"]) == (False, {"binary_data_size": 36})
+    np.testing.assert_allclose(np.frombuffer(data[:36], "<f4").reshape(3, 3), wanted(PIXELS), atol=1e-6)
+    assert name["parameters"] == {"binary_data_size": len(data) - 36}
+    first = data[40 : 40 + int.from_bytes(data[36:40], "little")].decode()
+    assert client.post("/feedback", json={"prediction_id": first, "label": "red"}).status_code == 200
+
+
+def tensor(size, shape=(1,), datatype="BYTES", **more):
+    return {
+        "name": "pictures",
+        "shape": list(shape),
+        "datatype": datatype,
+        "parameters": {"binary_data_size": size},
+    } | more
+
+
+@pytest.mark.parametrize(
+    ("data", "one", "headers", "status"),
+    [
+        (packed(RED), tensor(len(packed(RED)) + 1), {}, 422),
+        (packed(RED), tensor(0), {}, 422),
+        (packed(RED), tensor(len(packed(RED)), data=["x"]), {}, 422),
+        (packed(RED), tensor(len(packed(RED)), (2,)), {}, 422),
+        (packed(RED, RED), tensor(len(packed(RED, RED))), {}, 422),
+        (packed(RED)[:-1], tensor(len(packed(RED)) - 1), {}, 422),
+        (b"\xff\xff\xff\xffab", tensor(6), {}, 422),
+        (b"ab", tensor(2), {}, 422),
+        (packed(b"this is no picture"), tensor(22), {}, 400),
+        (bytes(767), tensor(767, (1, SIZE, SIZE, 3), "UINT8"), {}, 422),
+        (bytes(768), tensor("768", (1, SIZE, SIZE, 3), "UINT8"), {}, 422),
+        (bytes(768), tensor(-768, (1, SIZE, SIZE, 3), "UINT8"), {}, 422),
+        (bytes(768), tensor(None, (1, SIZE, SIZE, 3), "UINT8"), {}, 422),
+        *[(packed(RED), tensor(len(packed(RED))), {"Inference-Header-Content-Length": odd}, 400)
+          for odd in ("-1", "x", "", "99999999", "9" * 5000, "0", "1.5")],
+    ],
+)  # fmt: skip
+def test_bytes_that_do_not_fit_what_is_said_of_them_are_refused(client, data, one, headers, status):
+    answer = client.post(INFER, **in_bytes(data, {"inputs": [one]}, **headers))
+    assert answer.status_code == status, answer.text
+    assert set(answer.json()) - {"errors"} == MEMBERS
+
+
+@pytest.fixture
+def address(app):
+    """Where the application is served on a socket."""
+    listener = listen("127.0.0.1", 0)
+    server = Server(app, lambda: None, drain_seconds=0, finish_seconds=10)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield "{}:{}".format(*listener.getsockname())
+    server.handle_exit(signal.SIGTERM, None)
+    thread.join(LONGEST_WAIT)
+
+
+@pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_the_client_of_triton_understands_and_is_understood(address, wanted, binary, compression):
+    waits = {"network_timeout": LONGEST_WAIT, "connection_timeout": LONGEST_WAIT}
+    with tritonclient.http.InferenceServerClient(address, **waits) as client:
+        while not client.is_model_ready("colours"):
+            time.sleep(0.05)
+        assert client.get_model_metadata("colours")["inputs"][0]["datatype"] == "UINT8"
+        pixels = tritonclient.http.InferInput("pictures", list(PIXELS.shape), "UINT8")
+        pixels.set_data_from_numpy(PIXELS, binary_data=binary)
+        files = tritonclient.http.InferInput("pictures", [2], "BYTES")
+        encoded = [RED, GREEN] if binary else [in_base64(RED).encode(), in_base64(GREEN).encode()]
+        files.set_data_from_numpy(np.array(encoded, object), binary_data=binary)
+        names = ("probabilities", "label", "prediction_id")
+        for asked, pictures in ((pixels, PIXELS), (files, [RED, GREEN])):
+            for chosen in (None, [tritonclient.http.InferRequestedOutput(name, binary_data=binary) for name in names]):
+                result = client.infer(
+                    "colours", [asked], outputs=chosen, request_id="7", request_compression_algorithm=compression
+                )
+                rows = wanted(pictures)
+                np.testing.assert_allclose(result.as_numpy("probabilities"), rows, atol=1e-6)
+                labels = [label if isinstance(label, str) else label.decode() for label in result.as_numpy("label")]
+                assert labels == [COLOURS[index] for index in rows.argmax(axis=1)]
+                assert result.get_response()["id"] == "7"
+        with pytest.raises(tritonclient.utils.InferenceServerException, match="what is served here is colours"):
+            client.infer("shapes", [pixels])
+
+
 def test_the_client_of_mlflow_understands_and_is_understood(client, wanted):
     answer = client.post("/invocations", content=dump_input_data(PIXELS), headers={"Content-Type": "application/json"})
     predictions = mlflow.deployments.PredictionsResponse.from_json(answer.text).get_predictions("ndarray")
@@ -309,6 +478,8 @@ def test_invocations_takes_each_way_to_send_pictures(client, wanted):
         client.post("/invocations", json={"instances": [{"b64": text} for text in texts]}),
         client.post("/invocations", json={"instances": [{"image": {"b64": text}} for text in texts]}),
         client.post("/invocations", files=[("files", RED), ("files", GREEN)]),
+        client.post("/invocations", json={"inputs": texts, "params": {}}),
+        client.post("/invocations", json={"dataframe_split": {"columns": ["image"], "data": [[one] for one in texts]}}),
     ]
     for answer in answers:
         assert set(answer.json()) == {"predictions"}
@@ -325,7 +496,8 @@ def test_invocations_takes_each_way_to_send_pictures(client, wanted):
         ({"inputs": (PIXELS / 255).tolist()}, "picture 0 must be 16 x 16 x 3 whole numbers"),
         ({"inputs": []}, "from 1 to 4 pictures"),
         ({"inputs": [TEXT] * 5}, "from 1 to 4 pictures"),
-        ({"dataframe_split": {"columns": ["image"], "data": [[TEXT]]}}, "the JSON body must be"),
+        ({"dataframe_split": {"columns": ["image"], "data": [[TEXT, TEXT]]}}, "dataframe_split must have one column"),
+        ({"inputs": [TEXT], "params": {"top_k": 1}}, "the JSON body must be"),
     ],
 )
 def test_other_invocations_are_refused_in_one_sentence(client, value, words):
@@ -348,7 +520,7 @@ def test_predict_takes_the_same_shapes_and_exactly_one(client):
 
 
 def test_of_a_batch_of_json_each_picture_fails_alone(client):
-    entries = [TEXT, {"b64": "QUJ"}, {"image": {"b64": in_base64(GREEN)}}, in_base64(b"no picture")]
+    entries = [TEXT, {"b64": "QUJDR"}, {"image": {"b64": in_base64(GREEN)}}, in_base64(b"no picture")]
     results = client.post("/predict/batch", json={"instances": entries}).json()["results"]
     assert [one.get("prediction", {}).get("predicted_class") for one in results] == ["red", None, "green", None]
     assert [one.get("error", {}).get("status") for one in results] == [None, 400, None, 400]
@@ -470,7 +642,7 @@ def test_the_description_is_of_what_is_read(app):
             assert set(response["content"]) == {MEDIA_TYPE}
     infer_body = described[PREDICT_ADDRESSES[1]]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert infer_body["required"] == ["inputs"]
-    assert infer_body["properties"]["inputs"]["items"]["required"] == ["name", "shape", "datatype", "data"]
+    assert infer_body["properties"]["inputs"]["items"]["required"] == ["name", "shape", "datatype"]
     assert set(infer_body["properties"]) == set(InferRequest.model_fields) == {"id", "parameters", "inputs", "outputs"}
 
 

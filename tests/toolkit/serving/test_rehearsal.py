@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support import ROOT, ColourNetwork, colour_baseline, colour_card
+from support import LONGEST_WAIT, ROOT, ColourNetwork, colour_baseline, colour_card
 from toolkit.errors import BundleError
 from toolkit.program import Bundle, Program, save_bundle, shelve_bundle
 from toolkit.serving.conversion import is_kept
@@ -34,7 +34,7 @@ def refuse(*_: object) -> None:
 
 def test_what_was_rehearsed_is_prepared_without_its_program(bundle, tmp_path):
     cache = tmp_path / "converted"
-    Rehearsal("auto", 1, cache)(bundle, threading.Event())
+    Rehearsal("auto", 1, cache)(bundle, threading.Event(), id)
     assert is_kept(bundle, cache)
     engine = prepare(replace(bundle, program=refuse, export=refuse), "openvino", threads=1, cache=cache)
     assert engine.name.startswith("OpenVINO")
@@ -43,16 +43,16 @@ def test_what_was_rehearsed_is_prepared_without_its_program(bundle, tmp_path):
 def test_what_is_kept_is_not_rehearsed_again_and_what_torch_runs_never_is(bundle, tmp_path):
     (tmp_path / "nothing").write_text("a process would fail on this")
     for choice in ("torch",):
-        Rehearsal(choice, 1, tmp_path / "nothing")(bundle, threading.Event())
-    Rehearsal("auto", 1, tmp_path / "nothing")(replace(bundle, folder=None), threading.Event())
+        Rehearsal(choice, 1, tmp_path / "nothing")(bundle, threading.Event(), id)
+    Rehearsal("auto", 1, tmp_path / "nothing")(replace(bundle, folder=None), threading.Event(), id)
     cache = tmp_path / "converted"
     prepare(bundle, "openvino", threads=1, cache=cache)
-    Rehearsal("auto", 1, cache)(replace(bundle, folder=tmp_path / "gone"), threading.Event())
+    Rehearsal("auto", 1, cache)(replace(bundle, folder=tmp_path / "gone"), threading.Event(), id)
 
 
 def test_what_is_wrong_is_said_in_the_words_of_the_check(bundle, tmp_path):
     with pytest.raises(BundleError, match="the bundle was altered: its digest is"):
-        Rehearsal("auto", 1, tmp_path)(replace(bundle, digest="f" * 64), threading.Event())
+        Rehearsal("auto", 1, tmp_path)(replace(bundle, digest="f" * 64), threading.Event(), id)
 
 
 def rehearsing() -> list[psutil.Process]:
@@ -70,15 +70,36 @@ def test_a_process_that_is_killed_says_how(bundle, tmp_path):
     killer = threading.Thread(target=kill)
     killer.start()
     with pytest.raises(BundleError, match="the process that tried it ended with SIGKILL"):
-        Rehearsal("auto", 1, tmp_path)(bundle, threading.Event())
+        Rehearsal("auto", 1, tmp_path)(bundle, threading.Event(), id)
     killer.join()
+
+
+def test_a_process_that_does_not_get_its_share_has_workers_rest_until_it_is_done(bundle, tmp_path):
+    resting, priorities = [], []
+
+    def starve() -> None:
+        while not (found := rehearsing()):
+            time.sleep(0.01)
+        priorities.append(found[0].nice())
+        found[0].suspend()
+        while not resting or max(resting) < 3:
+            time.sleep(0.01)
+        found[0].resume()
+
+    starving = threading.Thread(target=starve)
+    starving.start()
+    Rehearsal("auto", 1, tmp_path)(bundle, threading.Event(), resting.append)
+    starving.join()
+    assert is_kept(bundle, tmp_path)
+    assert priorities == [psutil.Process().nice()]
+    assert resting[-1] == 0
 
 
 def test_a_service_that_ends_does_not_wait_for_it(bundle, tmp_path):
     stopping = threading.Event()
     stopping.set()
     with pytest.raises(BundleError, match="the service ends"):
-        Rehearsal("auto", 1, tmp_path)(bundle, stopping)
+        Rehearsal("auto", 1, tmp_path)(bundle, stopping, id)
     assert rehearsing() == []
     assert not is_kept(bundle, Path(tmp_path))
 
@@ -94,6 +115,6 @@ def test_it_ends_with_the_process_that_asked_for_it(bundle, tmp_path):
     orphan = psutil.Process(int(pid.read_text()))
     asking.kill()
     asking.wait()
-    _, alive = psutil.wait_procs([orphan], timeout=120)
+    _, alive = psutil.wait_procs([orphan], timeout=LONGEST_WAIT)
     assert not alive
     assert not is_kept(bundle, cache)

@@ -1,27 +1,30 @@
 """The socket, the way a server leaves, what is no HTTP at all, and clients without end: on real sockets."""
 
 import asyncio
+import http.client
 import itertools
 import json
 import resource
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 import pytest
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
+from support import LONGEST_WAIT
 from toolkit.errors import SettingsError
 from toolkit.serving.figures import Figures
 from toolkit.serving.journal import Journal
 from toolkit.serving.limits import BodyLimit, Patience
 from toolkit.serving.problems import handle
-from toolkit.serving.server import HELD_BYTES, OTHER_FILES, Gathering, Server, listen
+from toolkit.serving.server import HELD_BYTES, OTHER_FILES, Gathering, Server, listen, take_no_more
 
 LARGE = 16 * 2**20  # bytes of an answer that no buffer of the system holds
 HASTY = Patience(head_seconds=2.0, body_seconds=3.0, stall_seconds=2.0)
@@ -39,6 +42,11 @@ def make_app():
     async def length(request: Request) -> int:
         return len(await request.body())
 
+    @app.post("/slow")
+    async def slow(seconds: float) -> str:
+        await asyncio.sleep(seconds)
+        return "done"
+
     @app.get("/large")
     async def large() -> Response:
         return Response(bytes(LARGE))
@@ -55,14 +63,14 @@ def serving(**words):
     app.add_middleware(BodyLimit, limit=2**20, patience=words.get("patience", Patience()))
     app.add_middleware(Journal, figures=figures)
     listener = listen("127.0.0.1", 0)
-    server = Server(app, lambda: None, drain_seconds=0, finish_seconds=1, **words)
+    server = Server(app, lambda: None, **({"drain_seconds": 0, "finish_seconds": 1} | words))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
         yield server, listener.getsockname()[1], figures
     finally:
         server.handle_exit(signal.SIGTERM, None)
-        thread.join(30)
+        thread.join(LONGEST_WAIT)
     assert not thread.is_alive()
 
 
@@ -72,22 +80,27 @@ def port():
         yield port
 
 
-def wait_until(condition, seconds=60):
+def wait_until(condition, seconds=LONGEST_WAIT):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
+def rest_of(connection):
+    """All that comes back until the connection is closed."""
+    answer = b""
+    while piece := connection.recv(65536):
+        answer += piece
+    return answer
+
+
 def talk(port, *pieces):
     """Send bytes as they are, and return all that comes back until the connection is closed."""
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT) as connection:
         for piece in pieces:
             connection.sendall(piece)
-        answer = b""
-        while piece := connection.recv(65536):
-            answer += piece
-    return answer
+        return rest_of(connection)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +141,7 @@ def test_what_is_no_http_is_answered_with_a_problem(port, request_bytes):
 def test_a_body_that_breaks_gets_one_answer_and_leaves_no_traceback(port, caplog, pause):
     head = b"POST /nowhere HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
     broken = b"not a length\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT) as connection:
         connection.sendall(head if pause else head + broken)
         answer = connection.recv(65536)
         if pause:
@@ -149,6 +162,17 @@ def test_a_chunk_of_a_doubtful_size_ends_the_connection_and_hides_no_request(por
     assert answer.count(b"HTTP/1.1 ") == 1
 
 
+@pytest.mark.parametrize("target", [b"http://elsewhere/length?a=1", b"HTTP://a:80/length", b"https://u@[::1]:9/length"])
+def test_a_target_with_an_address_is_its_path(port, target):
+    head = b"POST " + target + b" HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nConnection: close\r\n\r\n"
+    answer = talk(port, head + b"abc")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"\r\n\r\n3")
+    for bare in (b"http://a", b"http://a?x=/length"):
+        assert talk(port, b"GET " + bare + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").endswith(b'"here"')
+    assert talk(port, b"GET ftp://a/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 404")
+
+
 # Clients without end
 
 
@@ -164,14 +188,14 @@ SLOW_CLIENTS = {
     "a dripping body that nobody wants": itertools.chain(
         [POST.replace(b"/length", b"/").replace(b"100", b"1000")], itertools.repeat(b"a")
     ),
-    "pieces that come in time": [POST[:20], POST[20:60], POST[60:], *[b"a" * 20] * 5],
 }
+IN_TIME = [POST[:20], POST[20:60], POST[60:], *[b"a" * 20] * 5]
 
 
 def outlast(port, pieces):
     """Send the pieces with pauses, and return what comes back until the connection is closed."""
     with socket.create_connection(("127.0.0.1", port), timeout=0.1) as connection:
-        answer, pieces, end = b"", iter(pieces), time.monotonic() + 60
+        answer, pieces, end = b"", iter(pieces), time.monotonic() + LONGEST_WAIT
         while time.monotonic() < end:
             with suppress(BrokenPipeError, ConnectionResetError):  # what was answered before can still be read
                 connection.sendall(next(pieces, b""))
@@ -193,7 +217,10 @@ def outlast(port, pieces):
 def endings():
     """What each slow client was answered until it was cut off, and what was counted."""
     with serving(patience=HASTY) as (server, port, figures), ThreadPoolExecutor(len(SLOW_CLIENTS)) as clients:
-        with socket.socket() as reading_nothing, socket.create_connection(("127.0.0.1", port), timeout=30) as staying:
+        with (
+            socket.socket() as reading_nothing,
+            socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT) as staying,
+        ):
             reading_nothing.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             reading_nothing.connect(("127.0.0.1", port))
             reading_nothing.sendall(GET.replace(b"/ ", b"/large "))
@@ -246,9 +273,8 @@ def test_who_is_refused_and_stays_is_cut_off_too(endings):
     assert endings[0]["refused, and staying"].startswith(b"HTTP/1.1 400 Bad Request")
 
 
-def test_a_slow_client_that_is_in_time_is_served(endings):
-    assert endings[0]["pieces that come in time"].startswith(b"HTTP/1.1 200 OK")
-    assert endings[1]["/length"]["200"] == 1
+def test_a_slow_client_that_is_in_time_is_served(port):
+    assert outlast(port, IN_TIME).startswith(b"HTTP/1.1 200 OK")
 
 
 def test_a_large_answer_is_taken_whole_by_who_reads_it(port):
@@ -258,17 +284,17 @@ def test_a_large_answer_is_taken_whole_by_who_reads_it(port):
 
 def test_one_connection_too_many_is_told_so_and_the_next_one_served_when_there_is_room():
     with serving(most_connections=3) as (server, port, _):
-        open_ones = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(3)]
+        open_ones = [socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT) for _ in range(3)]
         wait_until(lambda: len(server.server_state.connections) == 3)
         head, _, body = talk(port, GET).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
         assert b"\r\nRetry-After: 1\r\n" in head
         assert json.loads(body)["detail"] == "3 connections are open already"
-        staying = socket.create_connection(("127.0.0.1", port), timeout=30)
+        staying = socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT)
         assert staying.recv(65536).startswith(b"HTTP/1.1 503")
         open_ones.pop().close()
         wait_until(lambda: len(server.server_state.connections) == 3)  # with the one that was turned away and stays
-        open_ones.append(socket.create_connection(("127.0.0.1", port), timeout=30))
+        open_ones.append(socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT))
         for one in open_ones:
             one.sendall(GET)
             assert one.recv(65536).startswith(b"HTTP/1.1 200")
@@ -280,7 +306,7 @@ def test_one_connection_too_many_is_told_so_and_the_next_one_served_when_there_i
 
 def test_a_refused_client_does_not_hold_a_server_that_leaves():
     with serving() as (_, port, _):
-        connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+        connection = socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT)
         connection.sendall(b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 400")
     connection.close()
@@ -391,3 +417,117 @@ def test_without_draining_the_first_signal_ends():
     server = Server(FastAPI(), lambda: None, drain_seconds=0, finish_seconds=1)
     server.handle_exit(signal.SIGINT, None)
     assert ticks(server) == [True] * 3
+
+
+class Regular:
+    """A client that asks again and again on one connection, until it is told to leave or to come no more."""
+
+    def __init__(self, port, pause=0.0):
+        self.port, self.pause = port, pause
+        self.asked = 0
+        self.unanswered = []  # what became of requests that were sent and got no answer
+        self.farewells = 0  # answers that said that they were the last
+
+    def __call__(self):
+        with suppress(ConnectionRefusedError):
+            while True:
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LONGEST_WAIT)
+                connection.connect()
+                with closing(connection):
+                    self.stay(connection)
+
+    def stay(self, connection):
+        while True:
+            try:
+                connection.request("POST", "/slow?seconds=0.05", body=b"x" * 1000)
+                answer = connection.getresponse()
+                assert (answer.status, answer.read()) == (200, b'"done"')
+            except (OSError, http.client.HTTPException) as error:
+                self.unanswered.append(error)
+                return
+            self.asked += 1
+            if answer.will_close:
+                self.farewells += 1
+                return
+            time.sleep(self.pause)
+
+
+@pytest.mark.parametrize("drain_seconds", [0.0, 1.0])
+def test_a_server_that_leaves_under_load_answers_all_and_tells_each_client_to_leave(drain_seconds):
+    clients = [Regular(0, pause=0.01 * (index % 3)) for index in range(16)]
+    with (
+        ThreadPoolExecutor(len(clients)) as pool,
+        serving(drain_seconds=drain_seconds, finish_seconds=30) as (server, port, _),
+    ):
+        for client in clients:
+            client.port = port
+        stays = [pool.submit(client) for client in clients]
+        wait_until(lambda: all(client.asked for client in clients))
+        server.handle_exit(signal.SIGTERM, None)
+        for stay in stays:
+            stay.result()
+    assert [client.unanswered for client in clients] == [[]] * len(clients)
+    assert all(client.farewells for client in clients)
+
+
+def test_what_arrived_together_is_answered_to_the_last_while_the_server_leaves():
+    ask = b"POST /slow?seconds=0.5 HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
+    with (
+        serving(finish_seconds=30) as (server, port, _),
+        socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT) as connection,
+    ):
+        connection.sendall(ask * 3)
+        wait_until(lambda: server.server_state.tasks)
+        server.handle_exit(signal.SIGTERM, None)
+        answer = rest_of(connection)
+    first, second, third = answer.lower().split(b"http/1.1 200 ok")[1:]
+    assert b"connection: close" in third
+    assert b"connection: close" not in first + second
+
+
+def test_a_connection_that_idles_is_closed_but_not_before_what_is_on_its_way_has_come():
+    with serving(drain_seconds=1000, finish_seconds=30) as (server, port, _), ExitStack() as stack:
+        idle, late = (
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT)) for _ in range(2)
+        )
+        for connection in (idle, late):
+            connection.sendall(GET)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+        def leave():
+            """Within one turn of the loop: it has not seen the request when it is told to close what idles."""
+            late.sendall(GET)
+            server.handle_exit(signal.SIGTERM, None)
+            for connection in list(server.server_state.connections):
+                connection.shutdown()
+
+        server.servers[0].get_loop().call_soon_threadsafe(leave)
+        assert b"connection: close" in late.recv(65536).lower()
+        assert (idle.recv(65536), late.recv(65536)) == (b"", b"")
+
+
+def test_a_request_that_cannot_be_finished_in_time_is_told_so():
+    with (
+        serving() as (server, port, _),
+        socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT) as connection,
+    ):
+        connection.sendall(b"POST /slow?seconds=3600 HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+        wait_until(lambda: server.server_state.tasks)
+        server.handle_exit(signal.SIGTERM, None)
+        answer = rest_of(connection)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503")
+    assert json.loads(body)["type"] == "/docs#problem-not-ready"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system cannot be asked to make no further connection")
+def test_a_socket_that_takes_no_more_keeps_those_that_it_has():
+    with listen("127.0.0.1", 0) as listener, socket.socket() as early, socket.socket() as late:
+        early.connect(listener.getsockname())
+        take_no_more(listener)
+        early.sendall(b"a request")
+        late.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            late.connect(listener.getsockname())
+        with listener.accept()[0] as taken:
+            assert taken.recv(100) == b"a request"

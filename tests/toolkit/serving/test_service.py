@@ -2,7 +2,9 @@
 
 import asyncio
 import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from monitoring import ModelMonitor, new_prediction_id
 from support import COLOURS, colour_picture, encode
 from toolkit.errors import BundleError, NotRegistered, StoreError, TrackingError
 from toolkit.images import Limits, load_picture
+from toolkit.monitoring.ids import parse_prediction_id
 from toolkit.serving.figures import Figures
 from toolkit.serving.problems import (
     INTERNAL,
@@ -30,7 +33,8 @@ class Broken:
     def fail(self, *_words, **_more):
         raise StoreError("the disk is full")
 
-    serve = log_prediction = calculate_metrics = standing = report = fail
+    serve = log_prediction = calculate_metrics = standing = standing_alerts = report = fail
+    store_problem = "the disk is full"
 
     def sent(self):
         return {"log": {"sent": 0, "failed": 1, "dropped": 0}}
@@ -133,7 +137,9 @@ def test_predictions_are_unharmed_by_a_monitor_that_fails(open_service):
     answer = predict(service, colour_picture("blue"))
     assert answer.predicted_class == "blue"
     assert service.figures.summary()["monitor_errors"] == 1
-    assert service.health(leaving=False)["monitor"]["lost"] == 3
+    health = service.health(leaving=False)
+    assert health["monitor"]["lost"] == 3
+    assert (health["status"], health["reason"]) == ("degraded", "predictions cannot be stored: the disk is full")
     service.figures.collect(service.families)
     text = service.figures.prometheus("")[0].decode()
     assert 'serve_monitor_items{state="lost"} 3.0' in text
@@ -213,6 +219,58 @@ def test_health_is_what_an_operator_should_believe(open_service, shelf):
     assert service.health(leaving=False)["model"]["version"] == 1
     health = service.health(leaving=True)
     assert (health["status"], health["ready"]) == ("leaving", False)
+
+
+def test_health_is_the_worst_of_its_components(open_service, monkeypatch):
+    monkeypatch.setattr("toolkit.serving.service.WATCHED_SECONDS", 0.0)
+    monitor = ModelMonitor("health.db")
+    service = open_service(monitor)
+
+    def health():
+        found = service.health(leaving=False)
+        return found["status"], {name: part["status"] for name, part in found["components"].items()}, found["reason"]
+
+    fine = dict.fromkeys(("engine", "registry", "store", "alerts"), "ok")
+    assert health() == ("ok", fine, None)
+    predict(service, colour_picture("red"))
+    assert monitor.flush(10)
+    monitor.report("drift", "CONFIDENCE changed")
+    told = "warning", fine | {"alerts": "warning"}, "warning (confirmed): CONFIDENCE changed"
+    wait_until(lambda: health() == told)
+    monitor.report("accuracy", "ACCURACY 84 -> 66 %", "immediate")
+    wait_until(lambda: health()[::2] == ("critical", "immediate (confirmed): ACCURACY 84 -> 66 %"))
+
+
+def test_what_a_window_shows_is_in_the_headline_though_no_alert_says_it(open_service, monitor):
+    service = open_service(monitor)
+    ids = [predict(service, colour_picture(COLOURS[n % 3], n)).prediction_id for n in range(60)]
+    assert monitor.flush(10)
+    labels = dict.fromkeys(ids, "red")  # two thirds of the answers were wrong
+    monitor._store.label({parse_prediction_id(name): label for name, label in labels.items()}, "audit", 1.7e9)
+    assert monitor.standing_alerts() == []
+    found = service.health(leaving=False)
+    assert found["status"] == "critical"
+    assert found["reason"].startswith("immediate (confirmed): accuracy in the short window is 6")
+
+
+def test_a_store_that_cannot_be_written_is_no_good_health(open_service):
+    monitor = ModelMonitor("health.db")
+    service = open_service(monitor)
+    predict(service, colour_picture("red"))
+    assert monitor.flush(10)
+    for path in Path().glob("health.db*"):
+        path.write_bytes(b"no database any more" * 500)
+    predict(service, colour_picture("red"))
+    wait_until(lambda: monitor.stats()["write_errors"])
+    found = service.health(leaving=False)
+    assert (found["status"], found["ready"]) == ("degraded", True)
+    assert found["components"]["store"] == {"status": "degraded", "reason": found["reason"]}
+    assert found["reason"].startswith("predictions cannot be stored: ")
+    assert str(Path.cwd()) not in found["reason"]
+    for path in Path().glob("health.db*"):
+        path.unlink()
+    wait_until(lambda: service.health(leaving=False)["status"] == "ok")
+    assert monitor.stats()["lost"] == 0
 
 
 def test_a_change_of_model_under_load_loses_no_answer_and_each_names_its_maker(service, shelf, monitor):
@@ -319,3 +377,10 @@ def test_a_version_that_is_set_aside_is_an_alert_that_is_told_once(open_service,
     text = service.figures.prometheus("")[0].decode()
     assert 'serve_alerts_standing{level="warning"} 1.0' in text
     assert 'serve_alarm_evidence{metric="accuracy"}' in text
+
+
+def wait_until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from support import COLOURS
+from support import COLOURS, LONGEST_WAIT
 from toolkit.errors import BundleError, NotRegistered, TrackingError
 from toolkit.serving.engines import TorchEngine
 from toolkit.serving.figures import Figures
@@ -24,7 +24,7 @@ def grey(size):
 
 
 def until(condition):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + LONGEST_WAIT
     while not condition():
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.002)
@@ -39,7 +39,7 @@ class Gated(TorchEngine):
 
     def infer(self, pictures):
         self.begun.set()
-        assert self.gate.wait(30)
+        assert self.gate.wait(LONGEST_WAIT)
         if self.trouble:
             raise self.trouble
         return super().infer(pictures)
@@ -126,7 +126,7 @@ def test_a_full_queue_drops_and_counts(start, live, gate, engines):
     gate.clear()
     engines[0].begun.clear()
     offer(shadow, live, GREEN)
-    assert engines[0].begun.wait(30)
+    assert engines[0].begun.wait(LONGEST_WAIT)
     offer(shadow, live, *[GREEN] * 5)
     assert shadow.figures()["dropped"] == 3
     gate.set()
@@ -229,7 +229,7 @@ def test_it_waits_while_the_live_path_is_busy(start, live, engines):
     shadow = start(busy=is_busy)
     engines[0].begun.clear()
     offer(shadow, live, GREEN)
-    assert asked.wait(30)
+    assert asked.wait(LONGEST_WAIT)
     assert not engines[0].begun.is_set()
     busy[0] = False
     until(lambda: seen(shadow) == 1)
@@ -259,7 +259,7 @@ def test_it_ends_with_pictures_waiting_and_takes_what_comes_later(start, live, g
     stopping = threading.Thread(target=shadow.stop)
     stopping.start()
     gate.set()
-    stopping.join(30)
+    stopping.join(LONGEST_WAIT)
     assert not shadow._thread.is_alive()
     offer(shadow, live, *[GREEN] * 5)
 

@@ -47,3 +47,11 @@ def test_top_k_is_a_whole_number_from_one():
     for wrong in ({"top_k": 0}, {"top_k": -1}, {"top_k": "1.5"}, {"top_k": "many"}, {"topk": 1}):
         with pytest.raises(ValidationError):
             TopK.model_validate(wrong)
+
+
+def test_a_class_whose_name_is_a_number_may_be_told_as_one():
+    for label in ("7", 7):
+        assert Feedback.model_validate({"prediction_id": "a", "label": label}).label == "7"
+    for label in (True, None, 7.0, ["7"], "", 10**300):
+        with pytest.raises(ValidationError):
+            Feedback.model_validate({"prediction_id": "a", "label": label})

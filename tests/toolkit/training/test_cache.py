@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -25,6 +26,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from support import encode
+from toolkit import images
 from toolkit.errors import DataError
 from toolkit.images import STATISTICS, Limits, load_picture
 from toolkit.training.cache import Cache, Pictures, decode
@@ -263,6 +265,24 @@ def test_what_is_skipped_or_remarked_is_told_under_its_present_name(tmp_path: Pa
         ]
         assert [item.path for item in pictures.catalogue.skipped] == ["animals/dog/a.png"]
         assert_same(pictures, decode(catalogue, 8, progress=False))
+
+
+def test_what_a_package_was_missing_for_is_decoded_once_it_is_there(
+    tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pillow_heif import from_pillow
+
+    for label, name in enumerate(("cat", "dog")):
+        fill(tmp_path / "pets" / name, 3, first=10 * label)
+    from_pillow(Image.new("RGB", (64, 64), "red")).save(tmp_path / "pets" / "cat" / "phone.HEIC", quality=90)
+    images._register_heif.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pillow_heif", None)
+        without = decode(open_catalogue("pets"), 8, cache=cache, progress=False)
+    assert [item.reason.split(":")[0] for item in without.catalogue.skipped] == ["HEIC needs the package pillow-heif"]
+    pictures = decode(open_catalogue("pets"), 8, cache=cache, progress=False)
+    assert pictures.catalogue.skipped == ()
+    assert len(pictures.catalogue) == 7
 
 
 def test_a_file_that_was_lost_meanwhile_is_left_out_and_comes_back(tmp_path: Path, cache: Cache) -> None:

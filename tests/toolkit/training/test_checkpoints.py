@@ -4,6 +4,7 @@ import os
 import pickle
 import resource
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,23 @@ def value_of(found: Checkpoint) -> float:
     (value,) = set(progress.tensors["weights"].tolist())
     assert found.about == progress.facts == {"value": value}
     return value
+
+
+def test_a_run_under_way_is_refused_by_its_process_and_is_not_the_last_interrupted_one(tmp_path: Path) -> None:
+    checkpoint(tmp_path, "older", 1.0).save()
+    checkpoint(tmp_path, "running", 2.0).save()
+    with checkpoint(tmp_path, "running").held():
+        with pytest.raises(SettingsError) as caught, ExitStack() as hold:
+            open_checkpoint("running", tmp_path, hold)
+        assert str(caught.value) == "run running is being trained by this process; wait for it or stop it"
+        assert value_of(open_checkpoint("running", tmp_path)) == 2.0  # who does not train it may look
+        with ExitStack() as hold:
+            assert value_of(open_checkpoint("last", tmp_path, hold)) == 1.0
+            with pytest.raises(SettingsError, match=r"^run running is being trained by "), ExitStack() as another:
+                open_checkpoint("last", tmp_path, another)
+    with ExitStack() as hold:
+        assert value_of(open_checkpoint("last", tmp_path, hold)) == 2.0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["older.resume.pt", "running.resume.pt"]
 
 
 # --- progress -----------------------------------------------------------------------------------

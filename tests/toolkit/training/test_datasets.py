@@ -16,6 +16,8 @@ from toolkit.images import load_picture
 from toolkit.training.datasets import Duplicate, Remark, Skipped, open_catalogue, read, require_enough
 from toolkit.training.splits import split
 
+NO_ENDING = "its ending is none of .avif, .bmp, .gif, .heic, .heif, .hif, .jpeg, .jpg, .png, .tif, .tiff, .webp"
+
 
 def picture(seed: int, size: int = 20) -> bytes:
     return encode(np.random.default_rng(seed).integers(0, 256, (size, size, 3)).astype(np.uint8))
@@ -83,6 +85,95 @@ def test_a_folder_beside_train_that_is_no_part_is_refused(tmp_path: Path) -> Non
     with pytest.raises(
         DataError, match=r"^the folder pets holds 'extra' beside 'train', so what is a class is unclear"
     ):
+        open_catalogue("pets")
+
+
+def test_parts_with_other_names_are_parts(tmp_path: Path) -> None:
+    for index, path in enumerate(("Training/cat", "Training/dog", "Testing/cat", "Testing/dog")):
+        fill(tmp_path / "pets" / path, 3, first=10 * index)
+    (tmp_path / "pets" / "__MACOSX" / "Training").mkdir(parents=True)
+    (tmp_path / "pets" / "__MACOSX" / "Training" / "._0.png").write_bytes(b"x")
+    catalogue = open_catalogue("pets")
+    assert (catalogue.classes, len(catalogue)) == (("cat", "dog"), 12)
+    assert catalogue.parts.tolist() == ["test"] * 6 + ["train"] * 6
+    assert catalogue.skipped == (Skipped("pets/__MACOSX", "hidden, or a program's own", count=1),)
+    assert open_catalogue("pets/Training").name == "pets/Training"
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (("Testing/cat", "Testing/dog", "val/cat"), "the folder pets holds pictures to test and val and none to train"),
+        (("train", "test/cat", "test/dog"), "the folder pets holds pictures to test and none to train on in folders"),
+        (
+            ("Train/Cat", "Train/Dog", "test/cat"),
+            "the class 'cat' has pictures to test and none to train on; in train/",
+        ),
+        (("Training", "Testing"), "the folder pets holds only 'Testing' and 'Training', and no folders in there, so"),
+        (("archive/cat", "archive/dog"), "the folder pets holds only the class 'archive'; at least two are needed; if"),
+    ],
+)
+def test_parts_from_which_nothing_can_be_learnt_are_refused(
+    tmp_path: Path, paths: tuple[str, ...], message: str
+) -> None:
+    for index, path in enumerate(paths):
+        fill(tmp_path / "pets" / path, 3, first=10 * index)
+    with pytest.raises(DataError) as caught:
+        open_catalogue("pets")
+    assert str(caught.value).startswith(message)
+
+
+def test_names_in_any_bytes_are_classes_that_can_be_written(tmp_path: Path) -> None:
+    """Latin-1 from an old disk, a newline, an escape sequence; and the catalogue has a fingerprint."""
+    pets = os.fsencode(tmp_path / "pets")
+    for index, name in enumerate((b"caf\xe9", "été".encode(), b"two\nlines", b"\x1b[31mred")):
+        fill(Path(os.fsdecode(pets + b"/" + name)), 3, first=10 * index)
+    broken = Path(os.fsdecode(pets + b"/caf\xe9/br\xfbl\xe9.png"))
+    broken.write_bytes(b"")
+    catalogue = open_catalogue("pets")
+    assert catalogue.classes == ("\\x1b[31mred", "caf\\xe9", "two\\nlines", "été")
+    assert [item.path for item in catalogue.skipped] == ["pets/caf\\xe9/br\\xfbl\\xe9.png"]
+    assert re.fullmatch(r"[0-9a-f]{16}", catalogue.fingerprint)
+    assert all(Path(source).is_file() for source in catalogue.sources)
+    assert all(catalogue.path(index).isprintable() for index in range(len(catalogue)))
+
+
+def test_an_accent_that_is_written_in_two_ways_is_one_class(tmp_path: Path) -> None:
+    """Some photographs came from a Mac."""
+    for index, name in enumerate(("e\u0301te\u0301", "été", "hiver")):
+        fill(tmp_path / "seasons" / name, 3, first=10 * index)
+    catalogue = open_catalogue("seasons")
+    assert catalogue.classes == ("hiver", "été")
+    assert np.bincount(catalogue.labels).tolist() == [3, 6]
+    assert [remark.text for remark in catalogue.remarks] == [
+        "its accents are written in other characters than those of the same class"
+    ]
+
+
+def test_names_that_would_be_shown_alike_are_refused(tmp_path: Path) -> None:
+    for index, name in enumerate(("a\nb", "a\\nb")):
+        fill(tmp_path / "pets" / name, 3, first=10 * index)
+    with pytest.raises(DataError, match=r"would both be the class .* rename one of them$"):
+        open_catalogue("pets")
+
+
+def test_links_to_folders_are_followed_and_told(tmp_path: Path) -> None:
+    for index, name in enumerate(("pets/cat", "pets/dog", "elsewhere")):
+        fill(tmp_path / name, 3, first=10 * index)
+    (tmp_path / "pets" / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "pets" / "dog" / "all").symlink_to("..")
+    catalogue = open_catalogue("pets")
+    assert np.bincount(catalogue.labels).tolist() == [6, 3]
+    assert catalogue.remarks == (Remark("pets/cat/more", "a link to a folder, followed"),)
+    assert catalogue.skipped == (Skipped("pets/dog/all", "a link to a folder that is read already"),)
+
+
+def test_a_class_of_which_no_file_can_be_read_is_an_error(tmp_path: Path) -> None:
+    for index, name in enumerate(("cat", "dog")):
+        fill(tmp_path / "pets" / name, 3, first=10 * index)
+    (tmp_path / "pets" / "owl").mkdir()
+    (tmp_path / "pets" / "owl" / "1.png").symlink_to("gone.png")
+    with pytest.raises(DataError, match=r"^not one picture of the class 'owl' can be read; pets/owl/1.png: it cannot"):
         open_catalogue("pets")
 
 
@@ -236,14 +327,17 @@ def test_what_is_no_picture_is_skipped_with_its_reason(pets: Path) -> None:
     (cat / ".hidden.png").write_bytes(b"")
     (cat / ".thumbnails").mkdir()
     (cat / ".thumbnails" / "small.png").write_bytes(b"")
+    (cat / ".thumbnails" / "index").write_bytes(b"")
+    (cat / ".DS_Store").write_bytes(b"")
     (pets / ".cache").mkdir()
     catalogue = open_catalogue("pets")
-    no_ending = "its ending is none of .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp"
     assert set(catalogue.skipped) == {
         Skipped("pets/cat/empty.png", "the file is empty"),
-        Skipped("pets/cat/notes.txt", no_ending),
-        Skipped("pets/cat/empty.txt", no_ending),
+        Skipped("pets/cat/notes.txt", NO_ENDING),
+        Skipped("pets/cat/empty.txt", NO_ENDING),
         Skipped("pets/cat/lost.png", "it cannot be read: No such file or directory"),
+        Skipped("pets/cat/.hidden.png", "hidden, or a program's own"),
+        Skipped("pets/cat/.thumbnails", "hidden, or a program's own", count=2),
     }
     assert catalogue.remarks == ()
     assert len(catalogue) == 8
@@ -283,13 +377,13 @@ def test_pictures_in_no_class_and_folders_without_pictures_are_named(pets: Path)
     (pets / "README.md").write_text("my pets")
     (pets / "fish").mkdir()
     (pets / "birds").mkdir()
-    (pets / "birds" / "wing.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (pets / "birds" / "wing.psd").write_bytes(b"8BPS")
     assert open_catalogue("pets").classes == ("cat", "dog")
     assert {item.path: item.reason for item in open_catalogue("pets").skipped} == {
         "pets/stray.png": "it lies in no folder of a class",
         "pets/fish": "it holds no picture, so it is no class",
         "pets/birds": "it holds no picture, so it is no class",
-        "pets/birds/wing.heic": "its ending is none of .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp",
+        "pets/birds/wing.psd": NO_ENDING,
     }
 
 

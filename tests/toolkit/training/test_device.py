@@ -3,8 +3,10 @@
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from support import ROOT
-from tiny import CPU, together
+from support import ROOT, free_port
+from tiny import CPU, context, together
+from toolkit.errors import SettingsError
 from toolkit.machine import usable_cores
 from toolkit.training.device import ALONE, Device, World, joined, multiplies_bfloat16, prepare
 
@@ -114,6 +117,66 @@ def test_alone_there_is_nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
         before = network.weight.clone()
         world.align(network)
         assert torch.equal(network.weight, before)
+
+
+LEFT_OVER = "start it with torchrun, or unset WORLD_SIZE"
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"WORLD_SIZE": "2"}, f"WORLD_SIZE is 2 and RANK, MASTER_ADDR, MASTER_PORT not set: {LEFT_OVER}"),
+        (
+            {"WORLD_SIZE": "two"},
+            "WORLD_SIZE must be a whole number, at least 1, got two; torchrun sets it, else unset it",
+        ),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE must be a whole number, at least 1, got 0; torchrun sets it, else unset it"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
+            f"RANK must be a whole number below the WORLD_SIZE of 2, got 2: {LEFT_OVER}",
+        ),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "port"},
+            f"the 2 processes cannot be joined: invalid literal for int() with base 10: 'port'; {LEFT_OVER}",
+        ),
+    ],
+)
+def test_half_a_world_that_was_left_over_is_one_sentence(
+    variables: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught, joined():
+        pass
+    assert str(caught.value) == reason
+
+
+def wait_in_vain(port: int, out: Path) -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    sys.stdout = out.open("w")
+    with joined():
+        pass
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_who_waits_for_processes_that_never_come_says_so_and_can_be_stopped(
+    tmp_path: Path, sent: signal.Signals
+) -> None:
+    process = context().Process(target=wait_in_vain, args=(free_port(), tmp_path / "out"))
+    process.start()
+    said = "waiting for the other processes, since WORLD_SIZE is 2; unset it if there are none\n"
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out").exists() or (tmp_path / "out").read_text() != said:
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, sent)
+    process.join(60)
+    assert process.exitcode in (-sent, 1), "at once, by the signal or by KeyboardInterrupt before the waiting"
+    process.kill()
 
 
 def exchange(world: World) -> dict[str, object]:

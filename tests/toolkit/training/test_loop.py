@@ -361,6 +361,17 @@ def assert_same(one: Fitted, other: Fitted) -> None:
     )  # fmt: skip
 
 
+def test_each_batch_is_told_with_how_many_there_are_also_after_a_resumption(tmp_path: Path) -> None:
+    training = Training("tiny", tmp_path)
+    told: list[tuple[int, int]] = []
+    training.run(keep=training.save, on_batch=lambda *numbers: told.append(numbers))
+    each = 4 + 1  # batches of training and of validation
+    assert told == [(number, 4 * each) for number in range(1, 4 * each + 1)]
+    told.clear()
+    training.run(progress=training.saved("2-0"), on_batch=lambda *numbers: told.append(numbers))
+    assert told == [(number, 4 * each) for number in range(2 * each + 1, 4 * each + 1)]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_training_goes_on_from_any_epoch_to_the_same_result(kind: str, tmp_path: Path) -> None:
     training = Training(kind, tmp_path)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from support import encode
+from toolkit.images import SUFFIXES
 from toolkit.training.cache import Cache, decode
 from toolkit.training.datasets import Catalogue, Remark, Skipped, open_catalogue
 from toolkit.training.splits import Split, split
@@ -97,8 +98,8 @@ def lines(counts: dict[str, tuple[int, int, int]], **more: object) -> list[str]:
 
 
 def test_a_balanced_data_set_in_order_takes_two_lines() -> None:
-    assert lines({"ape": (1200, 0, 300), "bee": (1000, 50, 200)}) == [
-        "zoo: 2,750 pictures of 2 classes, 500 of them held out",
+    assert lines({"ape": (1200, 50, 300), "bee": (1000, 50, 200)}) == [
+        "zoo: 2,800 pictures of 2 classes, 500 of them held out",
         "a class has 1,000 (bee) to 1,200 (ape) pictures to train on",
     ]
 
@@ -135,6 +136,22 @@ def test_reasons_are_few_and_the_rest_is_counted() -> None:
         "skipped 3 files: ccc, such as c0.png; and 3 more for other reasons",
         "note on 1 file: CMYK, converted to RGB (x.tif); and 1 more for other reasons",
     ]
+
+
+def test_classes_that_a_part_lacks_are_named() -> None:
+    assert lines({"ape": (5, 0, 1), "bee": (5, 2, 1), "cow": (5, 0, 0)})[2:] == [
+        "these have no picture to be validated on: ape, cow",
+        "these have no held-out picture to be measured on: cow",
+    ]
+    assert lines({"ape": (5, 0, 1), "bee": (5, 0, 1)})[2:] == []  # validation is yet to be drawn
+
+
+def test_a_folder_counts_as_the_files_in_it() -> None:
+    skipped = [Skipped("a.txt", "no picture"), Skipped("b.txt", "no picture"), Skipped("@eaDir", "hidden", count=12)]
+    report = survey(*catalogue_of({"ape": (5, 0, 1), "bee": (5, 0, 1)}, skipped=skipped))
+    most = report["skipped"][0]
+    assert (most["count"], most["files"]) == (12, [{"path": "@eaDir", "reason": "hidden", "count": 12}])
+    assert survey_lines(report)[2] == "skipped 12 files: hidden (@eaDir)"
 
 
 # --- the figure ---------------------------------------------------------------------------------
@@ -222,7 +239,7 @@ def test_each_file_of_a_messy_folder_is_named_rightly(tmp_path: Path, cached: bo
         "pets/stray.png": "it lies in no folder of a class",
         f"{cat}/empty.gif": "the file is empty",
         f"{cat}/empty.png": "the file is empty",
-        f"{cat}/notes.txt": "its ending is none of .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp",
+        f"{cat}/notes.txt": f"its ending is none of {', '.join(sorted(SUFFIXES))}",
         f"{cat}/photo.jfif": "it is a JPEG, though its name ends in .jfif; rename it to end in .jpg",
     }
     assert re.match(

@@ -182,7 +182,8 @@ def test_the_second_of_two_processes_is_refused_in_one_line_and_may_read(written
         for about in (None, ABOUT):
             with pytest.raises(SettingsError) as caught:
                 Journal(written, about)
-            assert str(caught.value) == f"another process is writing to {written}; wait for it or stop it"
+            reason = f"the journal {written} is being written by process {holder.pid}; wait for it or stop it"
+            assert str(caught.value) == reason
         assert read_journal(written) == (ABOUT, [*ENTRIES, {"mine": True}])
         holder.communicate()
     assert entries_of(written) == [*ENTRIES, {"mine": True}]

@@ -2,13 +2,14 @@
 
 import io
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
 import pytest
 
-from toolkit.terminal import say
+from toolkit.terminal import QUIET_SECONDS, say
 from toolkit.tuning.report import StudyBar, all_settings, describe, standings, totals, trial_line
 from toolkit.tuning.space import FULL
 from toolkit.tuning.study import Study
@@ -187,17 +188,19 @@ def test_on_a_terminal_a_bar_shows_where_the_search_has_come_to(monkeypatch: pyt
     assert terminal.line.startswith("trials:   0%|")
     assert " 0/10 " in terminal.line
     one, other = study.ask(), study.ask()
-    bar.step(one, fold=0, epoch=1)
-    assert terminal.line.endswith("trial/s, trial 1: fold 1/5, epoch 1/20]")
-    bar.step(other, fold=0, epoch=1)
-    bar.step(one, fold=4, epoch=20)
-    assert terminal.line.endswith("trial 1: fold 5/5, epoch 20/20; trial 2: fold 1/5, epoch 1/30]")
+    bar.step(one, fold=0, epoch=1, share=0.05)
+    assert terminal.line.endswith("trial/s, trial 1: fold 1/5, epoch 1/20, 1 % done]")
+    bar.step(other, fold=0, epoch=1, share=0.05)
+    bar.step(one, fold=4, epoch=20, share=0.9)
+    parts = terminal.line.split("; ")
+    assert parts[0].endswith("trial 1: fold 5/5, epoch 20/20, 98 % done, 00:00 left")
+    assert parts[1] == "trial 2: fold 1/5, epoch 1/30, 1 % done]"
 
     ended = trial(0, *[0.75] * 5)
     study.tell(ended)
     bar.ended(ended)
     assert " 1/10 " in terminal.line
-    assert terminal.line.endswith(f"best 0.7500 ({SHORTLY}); trial 2: fold 1/5, epoch 1/30]")
+    assert terminal.line.endswith(f"best 0.7500 ({SHORTLY}); trial 2: fold 1/5, epoch 1/30, 1 % done]")
     say(trial_line(ended, 10, best=True))
     lines = terminal.getvalue().split("\n")
     assert trial_line(ended, 10, best=True) in [part.strip() for line in lines for part in line.split("\r")]
@@ -231,8 +234,32 @@ def test_elsewhere_there_is_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
     study = Study(FULL, 0)
     with closing(StudyBar(study, planned=10, folds=5)) as bar:
         proposal = study.ask()
-        bar.step(proposal, 0, 1)
+        bar.step(proposal, 0, 1, 0.05)
         ended = Trial(0, proposal.settings, "complete", trial(0, 0.5, 0.5).folds)
         study.tell(ended)
         bar.ended(ended)
     assert capsys.readouterr() == ("", "")
+
+
+def test_in_a_log_a_long_silence_within_a_trial_ends_with_where_it_is_and_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = Study(FULL, 0, first=[SETTINGS])
+    now = 1e9
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with closing(StudyBar(study, planned=10, folds=5)) as bar:
+        proposal = study.ask()
+        now += QUIET_SECONDS
+        bar.tick([0])
+        bar.step(proposal, 0, 1, 0.05)
+        now += 10
+        bar.step(proposal, 0, 2, 0.1)
+        bar.tick([0])
+        now += QUIET_SECONDS
+        bar.step(proposal, 0, 5, 0.25)
+        bar.tick([0, 1])
+    assert capsys.readouterr().out.splitlines() == [
+        "trial   1/10  preparing its images",
+        "trial   1/10  fold 1/5, epoch 5/20, 5 % done, 15:50 left",  # 4 % in 40 seconds
+        "trial   2/10  preparing its images",
+    ]

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from toolkit.tuning.journal import Journal
 from toolkit.tuning.space import FULL, QUICK, Choice, Uniform
 from toolkit.tuning.studies import (
     Plan,
+    claimed_name,
     differences,
     find_study,
     free_name,
@@ -226,6 +228,14 @@ def test_a_free_name_has_the_first_free_number(tmp_path: Path) -> None:
     assert free_name(tmp_path, "digits") == "digits-2"
     (tmp_path / "digits-2").write_text("of something else")
     assert free_name(tmp_path, "digits") == "digits-4"
+
+
+def test_studies_that_begin_at_once_have_names_of_their_own(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(lambda _: claimed_name(tmp_path / "studies", "digits"), range(8)))
+    assert sorted(names) == [f"digits-{number}" for number in range(1, 9)]
+    (tmp_path / "file").touch()
+    assert claimed_name(tmp_path / "file", "digits") == "digits-1"  # what cannot be written says so later
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ const MOST_CLASSES = 12; // shown, the most frequent first
 const HISTORY = 60; // rounds that the small curve remembers
 const HOLDS = { short: "last 1,000", medium: "last 10,000", long: "all" };
 const NO_ALERTS = "No alerts. That is no all-clear: without labels a loss of accuracy may stay unseen.";
-const STATES = { ok: "good", waiting: "warning", degraded: "warning", leaving: "warning" };
+const STATES = { ok: "good", warning: "warning", waiting: "warning", degraded: "warning", leaving: "warning" };
 
 const words = (name) => name.replaceAll("_", " ");
 const sum = (numbers) => Object.values(numbers).reduce((total, number) => total + number, 0);
@@ -68,7 +68,7 @@ async function round() {
 
 let answeredAt;
 
-function showState({ status, reason, model }) {
+function showState({ status, reason, model, components }) {
   answeredAt = Date.now() / 1000;
   const name = model?.name ?? "Image classifier";
   byId("main").classList.remove("stale");
@@ -76,14 +76,15 @@ function showState({ status, reason, model }) {
   byId("release").textContent = model ? `version ${model.version} · ${model.stage}` : "no model yet";
   byId("updated").replaceChildren("updated ", moment(answeredAt));
   setBadge(STATES[status] ?? "critical", status);
-  setBanner(status === "ok" ? "info" : "warning", why(status, reason, model));
+  setBanner(status === "ok" ? "info" : STATES[status] ?? "critical", why(status, reason, model, components));
   document.title = `${status} · ${name}`;
 }
 
-function why(status, reason, model) {
+function why(status, reason, model, { registry }) {
   if (status === "leaving") return "The service is about to end.";
   if (!reason) return "";
-  return model ? `Version ${model.version} serves on, but: ${reason}.` : `No model answers yet: ${reason}.`;
+  if (!model) return `No model answers yet: ${reason}.`;
+  return status === registry.status ? `Version ${model.version} serves on, but: ${reason}.` : reason;
 }
 
 function showSilence(error) {
@@ -183,9 +184,9 @@ function windowCard(figures) {
     facts([
       ["predictions", count(figures.n)],
       ["labels", count(figures.n_labels)],
-      ["degradation", degradation === null ? UNKNOWN
-        : `${percent(degradation)}${bound > 0 ? `, at least ${percent(bound)} certain` : ""}`],
-      ["estimate, by no label", figures.estimate && figures.estimate.accuracy !== null
+      ["degradation", degradation === null ? UNKNOWN : degradation <= 0 ? "none"
+        : `${percent(degradation)}${bound > 0.001 ? `, at least ${percent(bound)} certain` : ""}`],
+      ["estimate, without labels", figures.estimate && figures.estimate.accuracy !== null
         ? percent(figures.estimate.accuracy) : null],
       ["reference", n ? `${percent(figures.reference_accuracy)} of ${plural(n, "picture")}` : UNKNOWN],
       ["mean confidence", percent(figures.mean_confidence)],
@@ -227,12 +228,14 @@ function showAlerts(alerts) {
   });
 }
 
-function alertItem({ level, status, metric, window, model_version: version, time, message, cleared_at: cleared }) {
+function alertItem({ level, status, metric, window, model_version: version, time, message, details, ...rest }) {
+  const { cleared_at: cleared } = rest;
   return el("li", { class: cleared === null ? level : "cleared" },
     el("p", { class: "line" },
       badge(cleared === null ? level : "unknown", level), el("strong", {}, words(metric)),
       `${status}, ${window} window, version ${version}`),
     el("p", {}, message),
+    details ? el("details", {}, el("summary", {}, "figures"), details.split("\n").map((line) => note(line))) : null,
     note("raised ", moment(time), cleared === null ? ", stands" : [", cleared ", moment(cleared)]));
 }
 

@@ -1,0 +1,170 @@
+"""How far alerts follow from the store: written with the alerts themselves, so that each is raised once."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import sqlalchemy as sa
+
+from toolkit.monitoring.evaluator import Transition
+from toolkit.monitoring.limits import Limits
+from toolkit.monitoring.models import Model
+from toolkit.monitoring.schema import alerts, checkpoints, models
+from toolkit.monitoring.store import PredictionStore
+
+Alert = dict[str, Any]  # a row of the store
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A place in the stream of a model version, and what the alerts to come depend on.
+
+    Parameters
+    ----------
+    position
+        Predictions and labels taken into account.
+    sequence, label
+        The last prediction and the last label among them.
+    epoch
+        Grows when all alerts of the version are cleared from outside, as another version goes into service.
+    limits
+        What counts as too much.
+    state
+        As of ``Evaluator.state``.
+    """
+
+    position: int = 0
+    sequence: int = 0
+    label: int = 0
+    epoch: int = 0
+    limits: Limits | None = None
+    state: Mapping[str, Any] | None = None
+
+
+def load(store: PredictionStore, model: Model) -> Checkpoint:
+    """The checkpoint of a version; one at the beginning when nothing was evaluated yet.
+
+    Examples
+    --------
+    >>> load(PredictionStore("no-such-file.db"), Model("1", ("cat", "dog"))).position
+    0
+    """
+    rows = store.all(sa.select(checkpoints).where(checkpoints.c.model == store.number(model)))
+    if not rows:
+        return Checkpoint()
+    row = rows[0]
+    names = {entry.name for entry in fields(Limits)}
+    given = {name: value for name, value in json.loads(row.limits).items() if name in names}
+    limits = Limits(**given | {"ignore": tuple(given.get("ignore", ()))})
+    state = json.loads(row.state)
+    if state.pop("epoch") != row.epoch:  # cleared since it was saved
+        state["standing"] = []
+    return Checkpoint(row.position, row.sequence, row.label, row.epoch, limits, state)
+
+
+def place(store: PredictionStore, model: Model) -> tuple[int, int]:
+    """Position and epoch of the checkpoint of a version, without reading the rest."""
+    key = checkpoints.c.model == store.number(model)
+    rows = store.all(sa.select(checkpoints.c.position, checkpoints.c.epoch).where(key))
+    return (int(rows[0].position), int(rows[0].epoch)) if rows else (0, 0)
+
+
+def commit(
+    store: PredictionStore, model: Model, checkpoint: Checkpoint, transitions: Sequence[Transition], now: float
+) -> list[tuple[Transition, Alert]] | None:
+    """Write what became of the alerts, and how far that goes, in one transaction.
+
+    What another process has written already, having evaluated the same predictions and labels, is left out.
+
+    Parameters
+    ----------
+    now
+        When people are told of it, in seconds since 1970.
+
+    Returns
+    -------
+    list or None
+        What was written here, each with its alert; None when the checkpoint is of an epoch that has passed.
+    """
+    number = store.number(model)
+    if number is None:
+        return []
+    sources = [
+        store.sources_about(model, *transition.key, transition.sequence)
+        if transition.change.event in ("raised", "escalated")
+        else []
+        for transition in transitions
+    ]
+    with store.writing() as connection:
+        found = connection.execute(
+            sa.select(checkpoints.c.position, checkpoints.c.epoch).where(checkpoints.c.model == number)
+        ).first()
+        position, epoch = (found.position, found.epoch) if found else (0, 0)
+        if epoch != checkpoint.epoch:
+            return None
+        written = [
+            (transition, _apply(connection, number, transition, about, now))
+            for transition, about in zip(transitions, sources, strict=True)
+            if transition.position > position
+        ]
+        if found is None:
+            connection.execute(checkpoints.insert().values(model=number, **_columns(checkpoint)))
+        elif checkpoint.position > position:
+            connection.execute(checkpoints.update().where(checkpoints.c.model == number).values(**_columns(checkpoint)))
+    return [(transition, alert) for transition, alert in written if alert is not None]
+
+
+def _columns(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "position": checkpoint.position,
+        "sequence": checkpoint.sequence,
+        "label": checkpoint.label,
+        "epoch": checkpoint.epoch,
+        "limits": json.dumps(asdict(checkpoint.limits or Limits())),
+        "state": json.dumps({**(checkpoint.state or {}), "epoch": checkpoint.epoch}),
+    }
+
+
+def _apply(
+    connection: sa.Connection, model: int, transition: Transition, sources: Sequence[str], now: float
+) -> Alert | None:
+    """Change the alert; return it as it is then, or was when it cleared."""
+    metric, window = transition.key
+    same = (
+        alerts.c.model == model,
+        alerts.c.metric == metric,
+        alerts.c.window == window,
+        alerts.c.cleared_at.is_(None),
+    )
+    event, level, status = transition.change
+    before = _read(connection, *same)
+    if event in ("raised", "escalated"):
+        connection.execute(alerts.update().where(*same).values(cleared_at=transition.time))
+        sighting = transition.sighting
+        connection.execute(
+            alerts.insert().values(
+                time=transition.time,
+                model=model,
+                metric=metric,
+                window=window,
+                level=level,
+                status=status,
+                value=sighting.value,
+                message=sighting.told(level),
+                details=sighting.details,
+                notified_at=now,
+                sources=list(sources),
+            )
+        )
+        return _read(connection, *same)
+    if event == "cleared":
+        connection.execute(alerts.update().where(*same).values(cleared_at=transition.time))
+    return before
+
+
+def _read(connection: sa.Connection, *which: sa.ColumnElement[bool]) -> Alert | None:
+    columns = [column for column in alerts.c if column is not alerts.c.model]
+    query = sa.select(*columns, models.c.version.label("model_version")).join(models).where(*which)
+    row = connection.execute(query.order_by(alerts.c.id.desc()).limit(1)).first()
+    return dict(row._mapping) if row else None

@@ -1,0 +1,97 @@
+"""Points in time as they are given: seconds since 1970, a datetime, a date, or an ISO 8601 text."""
+
+import math
+from datetime import UTC, date, datetime
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from toolkit.errors import SettingsError
+
+Moment: TypeAlias = float | datetime | date | str | np.datetime64
+
+END_OF_TIME = 32_503_680_000  # the year 3000 in seconds since 1970: what lies behind it are milliseconds
+
+
+def seconds(moment: Moment, name: str = "since") -> float:
+    """Seconds since 1970.
+
+    Parameters
+    ----------
+    moment
+        A number of seconds since 1970; a datetime, in local time when it has no zone, as everywhere in
+        Python; a date, or a text in ISO 8601, both in UTC unless the text says otherwise; or a text with
+        a number.
+    name
+        What it is called in an error.
+
+    Raises
+    ------
+    SettingsError
+        When it is no point in time, or not between the years 1970 and 3000.
+
+    Examples
+    --------
+    >>> seconds("2020-01-01"), seconds("2020-01-01T01:00+01:00"), seconds(1577836800)
+    (1577836800.0, 1577836800.0, 1577836800.0)
+    >>> seconds("soon")
+    Traceback (most recent call last):
+        ...
+    toolkit.errors.SettingsError: since must be a time such as 2026-11-24T08:00Z, got soon
+    """
+    try:
+        found = _seconds(moment)
+    except (TypeError, ValueError, OverflowError):
+        raise SettingsError(f"{name} must be a time such as 2026-11-24T08:00Z, got {moment}") from None
+    if not 0 <= found < END_OF_TIME:  # NaN neither
+        raise SettingsError(f"{name} must lie between the years 1970 and 3000, in seconds since 1970, got {moment}")
+    return found
+
+
+def _seconds(moment: Moment) -> float:
+    if isinstance(moment, datetime):
+        return moment.timestamp()
+    if isinstance(moment, date):
+        moment = moment.isoformat()
+    if isinstance(moment, str):
+        try:
+            found = datetime.fromisoformat(moment)
+        except ValueError:
+            if len(moment) == 4:  # a year, and no seconds of 1970
+                raise
+            return float(moment)
+        return found.replace(tzinfo=found.tzinfo or UTC).timestamp()
+    if isinstance(moment, np.datetime64):
+        return float(_of_numpy(np.array(moment)))
+    if isinstance(moment, bool | np.bool_ | bytes):
+        raise TypeError
+    return float(moment)
+
+
+def many_seconds(moments: ArrayLike | Any, n: int, name: str = "times") -> list[float]:
+    """Seconds since 1970 of ``n`` points in time, each as ``seconds`` takes it.
+
+    >>> many_seconds(["2020-01-01", 5], 2)
+    [1577836800.0, 5.0]
+    """
+    values = np.asarray(moments)
+    if values.shape != (n,):
+        raise SettingsError(f"{n:,} {name} are needed, one for each prediction, got shape {values.shape}")
+    if values.dtype.kind == "M":
+        values = _of_numpy(values)
+    if values.dtype.kind not in "iuf":
+        listed: Any = moments.tolist() if isinstance(moments, np.ndarray) else moments
+        return [seconds(moment, f"{name}[{place}]") for place, moment in enumerate(listed)]
+    numbers = values.astype(np.float64)
+    wrong = ~((numbers >= 0) & (numbers < END_OF_TIME))
+    if wrong.any():
+        place = int(wrong.argmax())
+        seconds(float(numbers[place]), f"{name}[{place}]")
+    return [float(number) for number in numbers.tolist()]
+
+
+def _of_numpy(moments: NDArray[np.datetime64]) -> NDArray[np.float64]:
+    """Seconds of numpy's own times, NaN for "not a time"."""
+    whole = moments.astype("datetime64[us]")
+    return np.where(np.isnat(whole), math.nan, whole.astype(np.int64) / 1e6)

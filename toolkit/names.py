@@ -1,0 +1,99 @@
+"""Names of files, folders and classes, as they can be written anywhere: on a terminal, in JSON, MLflow, HTML and logs.
+
+A file system holds names that are no text: bytes that are not UTF-8, newlines, sequences that steer a
+terminal, marks that turn the direction of reading. What is shown of them is text, and acts on nothing.
+"""
+
+import os
+import sys
+import unicodedata
+from pathlib import Path
+
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_JOINERS = "\u200c\u200d"  # invisible, and needed to spell Persian, Hindi and emoji
+_ACTING = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories: controls, formats, halves of characters, line ends
+
+
+def shown(name: str | Path) -> str:
+    """A name on one line, as text that every encoding of Unicode can hold.
+
+    Parameters
+    ----------
+    name
+        A name, or a path from the file system, whose bytes that are no UTF-8 Python gives as lone surrogates.
+
+    Returns
+    -------
+    str
+        The name, with ``\\x``, ``\\u`` or ``\\n`` for what is no character, or acts on what shows it.
+
+    Examples
+    --------
+    >>> print(shown("cats\\nand\\x1b[31m dogs"), shown("caf\\udce9"), shown("naïve 猫"))
+    cats\\nand\\x1b[31m dogs caf\\xe9 naïve 猫
+    """
+    return _escaped(_decoded(str(name)) if isinstance(name, Path) else name, keep="")
+
+
+def printable(text: str, encoding: str | None = None) -> str:
+    """A text of one or more lines, for a stream of that encoding.
+
+    Parameters
+    ----------
+    text
+        Anything; its newlines and tabs stay.
+    encoding
+        What the stream can write; UTF-8 when None.
+
+    Examples
+    --------
+    >>> print(printable("épo\\udce9que\\n2", "ascii"))
+    \\xe9po\\xe9que
+    2
+    """
+    encoding = encoding or "utf-8"
+    return _escaped(text, keep="\n\t").encode(encoding, "backslashreplace").decode(encoding)
+
+
+def class_of(folder: str) -> str:
+    """The class that a folder's name stands for: the same wherever it was written, and ready to be shown.
+
+    An accent may be one character with its letter or two, as macOS writes it; both are one class (NFC).
+    Names are UTF-8 whatever the language settings of this process say.
+
+    Parameters
+    ----------
+    folder
+        The name alone, without a path.
+
+    Examples
+    --------
+    >>> class_of("e\\u0301te\\u0301") == class_of("été") == "été"
+    True
+    """
+    return shown(unicodedata.normalize("NFC", _decoded(folder)))
+
+
+def _decoded(name: str) -> str:
+    """A name of the file system read as UTF-8, also where Python was told that file names are something else."""
+    if sys.getfilesystemencoding() == "utf-8":
+        return name
+    try:
+        return os.fsencode(name).decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # no name of this file system
+        return name
+
+
+def _escaped(text: str, keep: str) -> str:
+    if text.isprintable():  # which most are
+        return text
+    return "".join(letter if letter in keep else _as_text(letter) for letter in text)
+
+
+def _as_text(letter: str) -> str:
+    if letter in _JOINERS or unicodedata.category(letter) not in _ACTING:
+        return letter
+    code = ord(letter)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return _SHORT.get(letter) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
