@@ -573,11 +573,12 @@ def train_best(job: Job, run: Run) -> Outcome:
 def report(outcome: StudyOutcome) -> str:
     """The best five trials, the best settings, and the next command to type."""
     study, model = outcome.study, outcome.model
+    table = f"all runs: {model.run.table_url}\n" if model.run.table_url else ""
     return (
         f"\n{standings(study)}\n\nbest settings: {all_settings(study.ranking[0].settings)}\n"
         f"trained on everything for {len(model.fitted.history)} epochs: held-out accuracy"
         f" {model.evaluation.accuracy:.4f} ({model.evaluation.pictures} pictures)\n"
-        f"MLflow run: {model.run.url or model.run.id}\n\n"
+        f"MLflow run: {model.run.url or model.run.id}\n{table}\n"
         f"next: python model_registry.py register --experiment-name {shlex.quote(model.run.experiment)}"
         " --metric mean_cv_accuracy"
     )

@@ -264,7 +264,7 @@ from toolkit.registry.versions import (
     stage_named,
 )
 from toolkit.sensitivity import found_by_alarm
-from toolkit.tracking import MlflowClient, MlflowException, connect, impatient, promptly
+from toolkit.tracking import AS_MODEL_TRAINING, MlflowClient, MlflowException, connect, impatient, promptly
 
 if TYPE_CHECKING:  # with torch, pandas and matplotlib, seconds of import that only loading and comparing need
     import pandas as pd
@@ -873,7 +873,8 @@ def _page_of(client: MlflowClient, run: Any) -> str:
     """The address of a run's page, empty when the store is a database."""
     if not client.tracking_uri.startswith("http"):
         return ""
-    return f"{client.tracking_uri.rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    page = f"{client.tracking_uri.rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    return f"{page}?{AS_MODEL_TRAINING}"
 
 
 @dataclass(frozen=True)

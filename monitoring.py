@@ -46,6 +46,7 @@ from pydantic_settings import CliPositionalArg, CliSubCommand, CliSuppress
 
 from toolkit.errors import SettingsError, StoreError, UnknownPrediction, known, one_line
 from toolkit.monitoring.limits import LEVELS, Limits
+from toolkit.monitoring.moments import Moment, many_seconds, seconds
 from toolkit.settings import ScriptSettings, environment, parse, read_first, run_script, verb
 
 
@@ -166,7 +167,6 @@ from toolkit.monitoring.drift import DriftReport, compare, judge
 from toolkit.monitoring.export import ENDINGS, export
 from toolkit.monitoring.figures import measure
 from toolkit.monitoring.ids import new_numbers, new_prediction_id, parse_prediction_id, show
-from toolkit.monitoring.moments import Moment, many_seconds, seconds
 from toolkit.monitoring.replay import replay
 from toolkit.monitoring.sinks import Log, Notice, Sink, Sinks
 from toolkit.monitoring.sources import source_name, source_names

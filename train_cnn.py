@@ -496,7 +496,9 @@ def _fit_final(
     machine = Machine()
 
     def on_epoch(epoch: Epoch, _: nn.Module, best: bool) -> None:
-        run.metrics({**epoch_metrics(epoch), **machine.read(), "gpu_memory_mb": gpu_peak_mb(device)}, epoch.epoch)
+        readings = {**machine.read(), "gpu_memory_mb": gpu_peak_mb(device)}
+        system = {f"system/{name}": value for name, value in readings.items()}  # where MLflow's page looks for them
+        run.metrics({**epoch_metrics(epoch), **readings, **system}, epoch.epoch)
         say(_epoch_line(epoch, recipe.epochs, best and validation is not None))
 
     validating = f"validating on {len(validation)}, " if validation else ""
@@ -532,6 +534,8 @@ def report(outcome: Outcome) -> str:
         ("training time", f"{outcome.fitted.seconds:.1f} s, {outcome.fitted.images_per_s:,.0f} pictures/s"),
         ("MLflow run", outcome.run.url or outcome.run.id),
     ]
+    if outcome.run.table_url:
+        rows.append(("all runs", outcome.run.table_url))
     if "std_cv_accuracy" in metrics:
         rows.insert(1, ("spread over the folds", f"{metrics['std_cv_accuracy']:.4f}"))
     table = "\n".join(f"  {name:<22} {value}" for name, value in rows)

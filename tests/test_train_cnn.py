@@ -30,8 +30,8 @@ import train_cnn
 from forks import Ended, Forks, Script, forks
 from model_registry import ModelRegistry
 from support import COLOURS, ROOT, MlflowServer, colour_picture, colour_pixels, free_port
-from toolkit.errors import DataError
-from toolkit.images import load_picture
+from toolkit.errors import DataError, TrainingError
+from toolkit.images import SUFFIXES, load_picture
 from toolkit.program import Bundle, load_bundle
 from toolkit.registry.fetching import fetched
 from toolkit.tracking import MlflowClient, code_version, connect, mlflow
@@ -43,6 +43,7 @@ from train_cnn import Data, Recipe, TrainSettings, cross_validate, load_pictures
 EACH_EPOCH = {
     "train_loss", "val_loss", "train_accuracy", "val_accuracy", "learning_rate", "batch_time_ms", "batch_time_ms_p95",
     "epoch_duration_s", "images_per_s", "gpu_memory_mb", "cpu_percent", "ram_mb",
+    "system/gpu_memory_mb", "system/cpu_percent", "system/ram_mb",
 }  # fmt: skip
 AT_THE_END = {
     "precision_weighted", "recall_weighted", "f1_weighted", "training_time_s", "best_val_accuracy", "best_epoch",
@@ -302,7 +303,7 @@ def test_a_run_names_each_file_that_was_odd(place: Place, whole: Ended) -> None:
     assert skipped == {
         "colours/beside.png": "it lies in no folder of a class",
         "colours/red/empty.png": "the file is empty",
-        "colours/red/notes.txt": "its ending is none of .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp",
+        "colours/red/notes.txt": f"its ending is none of {', '.join(sorted(SUFFIXES))}",
     }
     (duplicate,) = report["duplicates"]
     assert (duplicate["path"], duplicate["original"]) == ("colours/green/copy.png", "colours/green/0.png")
@@ -916,6 +917,57 @@ def test_rare_classes_are_pointed_out_and_can_be_weighted(
     assert "mistakes.png" in store.artifacts(run)
 
 
+# --- what belongs together ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def twins(tmp_path: Path) -> Path:
+    """Photographs of two classes, each beside itself saved again: smaller, and mirrored."""
+    generator = np.random.default_rng(0)
+    for colour in ("red", "blue"):
+        (tmp_path / "twins" / colour).mkdir(parents=True)
+        for number in range(60):
+            shapes = Image.fromarray(generator.integers(0, 256, (7, 7, 3)).astype(np.uint8)).resize((64, 64))
+            shapes.save(tmp_path / "twins" / colour / f"{number}-first.png")
+            again = shapes.resize((48, 48)) if number % 2 else shapes.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            again.save(tmp_path / "twins" / colour / f"{number}-second.jpg", quality=80)
+    return tmp_path / "twins"
+
+
+def photographs(data: Data, indices: np.ndarray) -> set[tuple[str, str]]:
+    paths = [Path(data.pictures.catalogue.path(index)) for index in indices.tolist()]
+    return {(path.parent.name, path.name.split("-")[0]) for path in paths}
+
+
+@pytest.mark.parametrize("how", [{}, {"near_duplicates": False, "group_by": r"(\w+/\d+)-"}])
+@pytest.mark.parametrize("folds", [0, 3])
+def test_no_photograph_is_on_two_sides(
+    store: Place, twins: Path, how: dict, folds: int, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Neither of held out and trained on, nor of validated on and trained on, whether found or said."""
+    settings = TrainSettings(data=str(twins), image_size=32, folds=folds, experiment_name="twins", **how)
+    torn = Data(*load_pictures(settings.model_copy(update={"near_duplicates": False, "group_by": None}), 32), None, "")
+    assert photographs(torn, torn.split.held_out) & photographs(torn, torn.development)
+    data = Data(*load_pictures(settings, 32), None, "random")
+    assert not photographs(data, data.split.held_out) & photographs(data, data.development)
+    assert 4 <= len(data.split.held_out) <= 60
+    sides: list[tuple[set[tuple[str, str]], ...]] = []
+
+    def fit(network, training, validation, *_: object, **__: object) -> None:
+        sides.append((photographs(data, training.indices), photographs(data, validation.indices)))
+        raise TrainingError("seen enough")
+
+    monkeypatch.setattr(train_cnn, "fit", fit)
+    with pytest.raises(TrainingError, match="seen enough"):
+        train(settings)
+    ((training, validation),) = sides
+    assert validation
+    assert not training & validation
+    said = capsys.readouterr().out
+    assert ("near-duplicates: 120 pairs of pictures show one photograph, such as " in said) == (not how)
+    assert "240 pictures belong together in 120 groups, the largest of 2; none is torn apart" in said
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 
@@ -940,6 +992,16 @@ def test_rare_classes_are_pointed_out_and_can_be_weighted(
             ["--data", "{colours}", "--folds", "50"],
             "class '{class}' has {count} pictures to cross-validate on, fewer than the 50 folds; add pictures or lower",
         ),
+        (
+            ["--data", "{colours}", "--group-by", "(red"],
+            "--group-by must be a number or a regular expression, got (red (missing ), unterminated subpattern at",
+        ),
+        (
+            ["--data", "{colours}", "--group-by", "0"],
+            "--group-by must be at least 1 as a number of folders below the class's, got 0",
+        ),
+        (["--data", "{colours}", "--group-by", "1"], "--group-by 1 fits none of the "),
+        (["--group-by", "1"], "--group-by 1 looks at the paths of images, and those of digits are no files"),
         (["--data", "{colours}", "--cache-dir", "file"], "the picture cache file cannot be used: "),
         (
             ["--model-type", "resnet18", "--weights", "file", "--data", "{colours}"],
@@ -976,7 +1038,7 @@ def test_bad_input_is_one_line_and_status_2(
     small = [] if "--data" not in words else ["--image-size", "16", "--epochs", "1", "--experiment-name", experiment]
     ended = command_line(*[word.format(colours=colours) for word in words], *small)
     assert (ended.status, ended.err.count("\n")) == (2, 1 + ended.err.count("Downloading: "))
-    assert {run.info.status for run in store.runs(experiment)} <= {"FAILED"}
+    assert {run.info.status for run in store.runs(experiment)} <= (set() if "--folds" in words else {"FAILED"})
     pictures, divided = load_pictures(TrainSettings(data=colours), 16)
     counts = np.bincount(pictures.labels[divided.development])
     smallest = {"class": COLOURS[counts.argmin()], "count": counts.min()}

@@ -69,8 +69,21 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite:///"
 DEFAULT_URI = f"{SQLITE}mlflow.db"
-# How MLflow's pages know which columns and tabs to show; without it, they show those of language models.
-MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+COLUMNS = (  # of an experiment's table, beside those that MLflow shows by itself: the figures that runs are chosen by
+    "metrics.`held_out_accuracy`", "metrics.`mean_cv_accuracy`", "metrics.`best_val_accuracy`",
+    "metrics.`f1_weighted`", "metrics.`calibration_error`", "metrics.`training_time_s`", "params.`model_type`",
+    "attributes.`Dataset`", "attributes.`Models`",
+)  # fmt: skip
+VIEW = {  # what MLflow's page of an experiment keeps of a view that is shared
+    "searchFilter": "", "orderByKey": "attributes.start_time", "orderByAsc": False, "startTime": "ALL",
+    "lifecycleFilter": "Active", "datasetsFilter": [], "modelVersionFilter": "All Runs", "selectedColumns": COLUMNS,
+}  # fmt: skip
+# Its pages show what language models need unless an address, or the person's last choice, says otherwise.
+MODEL_TRAINING = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.sharedViewState.figures": json.dumps(VIEW),
+}
+AS_MODEL_TRAINING = "workflowType=machine_learning"
 BUSY_SECONDS = 60  # how long a writer of an SQLite store waits for the others
 ANSWER_SECONDS = 5  # how long a sign of life may take, and each request that somebody waits for
 RETRY_SECONDS = 30  # between two attempts to send to a store that is away
@@ -730,9 +743,17 @@ class Run:
     @property
     def url(self) -> str | None:
         """The run's page when the store is a server."""
+        return self._page(f"runs/{self.id}?{AS_MODEL_TRAINING}")
+
+    @property
+    def table_url(self) -> str | None:
+        """The page of all runs of the experiment, with the figures that they are chosen by, when it is a server."""
+        return self._page(f"runs?{AS_MODEL_TRAINING}&viewStateShareKey=figures")
+
+    def _page(self, rest: str) -> str | None:
         if not self.client.tracking_uri.startswith("http"):
             return None
-        return f"{self.client.tracking_uri.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.id}"
+        return f"{self.client.tracking_uri.rstrip('/')}/#/experiments/{self.experiment_id}/{rest}"
 
 
 def _metric(entry: Sequence[object]) -> Metric:

@@ -322,10 +322,25 @@ def test_the_content_decides_and_not_what_is_declared(served: Served) -> None:
         assert probabilities(served.predict(RED, headers={"Content-Type": declared})) == wanted
         form = {"file": ("picture.exe", RED, declared)}
         assert probabilities(served.client.post("/predict", files=form)) == wanted
-    for foreign in (b"%PDF-1.7\n", b"\0\0\0\x18ftypheic" + bytes(99), b"8BPS" + bytes(99), b"<svg/>"):
+    for foreign in (b"%PDF-1.7\n", b"\0\0\0\x18ftypmp42" + bytes(99), b"8BPS" + bytes(99), b"<svg/>"):
         problem(served.predict(foreign, headers={"Content-Type": "image/png"}), 415, "unsupported-picture")
         problem(served.client.post("/predict", files={"file": ("a.png", foreign, "image/png")}), 415,
                 "unsupported-picture")  # fmt: skip
+
+
+def test_what_phones_write_is_answered_as_in_training(served: Served) -> None:
+    from pillow_heif import from_pillow
+
+    heic = io.BytesIO()
+    from_pillow(Image.open(io.BytesIO(RED))).save(heic, quality=100, chroma=444)
+    for body in (heic.getvalue(), heic.getvalue() + b"\0\0\0\x08free"):
+        assert probabilities(served.predict(body)) == pytest.approx(probabilities(served.predict(RED)), abs=0.02)
+    odd = Image.Exif()
+    odd[0x0112], odd[0x011A] = 3, 72.0
+    block = odd.tobytes().replace(b"\x01\x1a\0\5", b"\x01\x1a\0\7")  # bytes where a fraction should be
+    turned = io.BytesIO()
+    Image.open(io.BytesIO(RED)).rotate(180).save(turned, "PNG", exif=block)
+    assert probabilities(served.predict(turned.getvalue())) == probabilities(served.predict(RED))
 
 
 # How a camera that was held in the way of an orientation has stored an upright picture: the inverse of what

@@ -506,3 +506,34 @@ def test_the_examples_name_the_served_model_as_one_word_of_a_shell(
     example = page.locator("#get-v2-models-name-versions-version- pre").inner_text()
     result = subprocess.run(["bash", "-c", f"echo {example}"], check=True, capture_output=True, text=True)
     assert unquote(result.stdout) == f"curl {site.url}{address}\n"
+
+
+# --- MLflow's own pages -------------------------------------------------------------------------
+
+
+def test_mlflows_pages_show_a_training_with_the_figures_that_matter(
+    mlflow_server: str, browser: Browser, log_colour_run: Callable[..., str], tmp_path: Path
+) -> None:
+    client = tracking.connect(mlflow_server)
+    figures = {"held_out_accuracy": 0.8125, "best_val_accuracy": 0.875, "system/ram_mb": 512.0}
+    run_id = log_colour_run(client, "pages", metrics=figures, folder=tmp_path)
+    run = tracking.Run.reopen(client, run_id)
+    run.dataset("colours", "f" * 16, "colours/", profile={"images": 120}, context="training")
+    run.json("per_class.json", {"red": 1.0})
+    run.end("FINISHED")
+    ModelRegistry(mlflow_server, "pages-model").register_best_model("pages", "best_val_accuracy")
+    assert run.table_url is not None
+    assert run.url is not None
+    page = browser.new_context(viewport={"width": 1900, "height": 900}).new_page()
+    page.goto(run.table_url)
+    for shown in ("held_out_accuracy", "best_val_accuracy", "0.8125", "0.875", "colours (ffffffffffffffff)"):
+        expect(page.get_by_text(shown, exact=True).first).to_be_visible(timeout=SOON)
+    expect(page.get_by_text("Evaluation runs")).to_have_count(0)  # of language models
+    page.goto(run.url)
+    for shown in ("0.8125", "colours (ffffffffffffffff)", "pages-model"):
+        expect(page.get_by_text(shown).first).to_be_visible(timeout=SOON)
+    page.get_by_role("tab", name="System metrics").click()
+    expect(page.get_by_text("ram_mb").first).to_be_visible(timeout=SOON)
+    page.get_by_role("tab", name="Artifacts").click()
+    expect(page.get_by_text("per_class.json").first).to_be_visible(timeout=SOON)
+    page.context.close()

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
 from toolkit.errors import SettingsError
-from toolkit.settings import ScriptSettings, environment, parse, read_first, verb
+from toolkit.settings import Name, ScriptSettings, environment, parse, read_first, verb
 
 
 class Settings(ScriptSettings):
@@ -23,6 +23,7 @@ class Settings(ScriptSettings):
     epochs: int = Field(3, ge=1)
     network: Literal["small", "large"] = "small"
     flip: bool = True
+    title: Name = "a title"
 
 
 class Move(BaseModel):
@@ -36,6 +37,14 @@ class Verbs(ScriptSettings):
     model_config = environment("VERBS_")
 
     move: CliSubCommand[Move]
+
+
+@pytest.mark.parametrize("blank", [" ", "\t\n"])
+def test_a_blank_name_is_refused(blank: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse(Settings, None, ["--title", blank])
+    assert str(caught.value) == f"--title must not be blank, got {blank!r}"
+    assert parse(Settings, None, ["--title", " a b "]).title == " a b "
 
 
 def test_flags_win_over_variables_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,6 +127,19 @@ def test_a_store_that_does_not_answer_is_one_sentence(
     assert str(caught.value).startswith(f"MLflow at {uri} does not answer: {reason}; {advice}")
 
 
+def test_experiments_are_of_model_training_also_those_that_others_made(store: MlflowClient) -> None:
+    name = f"by hand {next(NUMBERS)}"
+    by_hand = store.create_experiment(name, tags={"mlflow.experimentKind": "my own"})
+    for experiment, kind in ((name, "my own"), (f"ours {next(NUMBERS)}", "custom_model_development")):
+        identity = open_experiment(store, experiment)
+        tags = store.get_experiment(identity).tags
+        assert tags["mlflow.experimentKind"] == kind
+        assert "metrics.`held_out_accuracy`" in json.loads(tags["mlflow.sharedViewState.figures"])["selectedColumns"]
+    assert open_experiment(store, name) == by_hand
+    with pytest.raises(TrackingError, match=r"^an experiment's name must not be blank, got ' '$"):
+        open_experiment(store, " ")
+
+
 def in_another_process(work: Callable[..., None], *words: object) -> "multiprocessing.process.BaseProcess":
     """A process that does the work at once, with all that this one has imported."""
     process = multiprocessing.get_context("fork").Process(target=work, args=words)
@@ -217,6 +230,58 @@ def test_a_store_that_cannot_be_migrated_is_one_sentence_and_stays_as_it_is(
     assert "\n" not in str(caught.value)
     with closing(sqlite3.connect("mlflow.db")) as database:
         assert list(database.iterdump()) == before
+
+
+@pytest.mark.parametrize(
+    ("uri", "meant"),
+    [
+        ("127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("localhost:5000/mlflow", "http://localhost:5000/mlflow"),
+        ("mlflow.example.org", "http://mlflow.example.org"),
+        ("http:/127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("mlflow.db", "sqlite:///mlflow.db"),
+        ("/srv/runs/mlflow.db", "sqlite:////srv/runs/mlflow.db"),
+        ("sqlite://mlflow.db", "sqlite:///mlflow.db"),
+        ("file:///srv/mlruns", "sqlite:///mlflow.db"),
+        ("postgres://ada:secret@db/mlflow", "postgresql://ada:***@db/mlflow"),
+    ],
+)
+def test_an_address_without_a_scheme_that_mlflow_knows_is_told_with_what_was_meant(
+    uri: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = "must begin with http://, https:// or a database's scheme, got"
+    with pytest.raises(TrackingError) as caught:
+        connect(uri)
+    assert str(caught.value) == f"the tracking URI {rule} {uri.replace('secret', '***')}; did you mean {meant}?"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(TrackingError) as caught:
+        connect()
+    assert str(caught.value).startswith(f"MLFLOW_TRACKING_URI {rule} ")
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "all_proxy"])
+def test_a_proxy_in_the_way_is_named_with_the_way_around_it(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    proxy = f"http://ada:secret@127.0.0.1:{free_port()}"
+    monkeypatch.setenv(variable, proxy)
+    hint = f"if it needs no proxy, unset {variable} ({proxy.replace('secret', '***')}) or add 127.0.0.1 to no_proxy"
+    with fake(reply(503, "")) as (url, asked):
+        with pytest.raises(TrackingError) as caught:
+            connect(url)
+        reason = "a proxy is in the way: connection refused"
+        assert str(caught.value) == f"MLflow at {url} does not answer: {reason}; {hint}"
+        with (
+            pytest.raises(TrackingError, match=r"^cannot search the runs: a proxy is in the way: "),
+            promptly("search the runs"),
+        ):
+            MlflowClient(url).search_runs(["0"])
+        assert not asked
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        with pytest.raises(TrackingError) as caught:
+            connect(url)
+        assert str(caught.value) == f"MLflow at {url} cannot be used: the server answers with status 503"
+        assert asked
 
 
 Asked = list[tuple[str, str | None]]  # each request's path, and what it wants of the connection
@@ -409,8 +474,8 @@ def test_an_experiment_behind_a_server_is_not_written_to_from_its_database(datab
 
 
 def test_a_name_that_mlflow_refuses_is_one_sentence(database: MlflowClient) -> None:
-    with pytest.raises(TrackingError, match=r"^cannot start a run in experiment '': Invalid experiment name") as caught:
-        Run(database, "", role="final", name="a run")
+    with pytest.raises(TrackingError, match=r"^cannot start a run in experiment 'x{501}': ") as caught:
+        Run(database, "x" * 501, role="final", name="a run")
     assert "\n" not in str(caught.value)
 
 
@@ -479,9 +544,11 @@ def test_a_run_says_what_it_is(store: MlflowClient, monkeypatch: pytest.MonkeyPa
 def test_a_run_knows_its_page(store: MlflowClient) -> None:
     with start(store) as run:
         if store.tracking_uri.startswith("http"):
-            assert run.url == f"{store.tracking_uri}/#/experiments/{run.experiment_id}/runs/{run.id}"
+            pages = f"{store.tracking_uri}/#/experiments/{run.experiment_id}/runs"
+            assert run.url == f"{pages}/{run.id}?workflowType=machine_learning"
+            assert run.table_url == f"{pages}?workflowType=machine_learning&viewStateShareKey=figures"
         else:
-            assert run.url is None
+            assert (run.url, run.table_url) == (None, None)
 
 
 # --- what arrives -------------------------------------------------------------------------------

@@ -2,14 +2,15 @@
 
 import math
 from datetime import UTC, date, datetime
-from typing import Any, TypeAlias
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from toolkit.errors import SettingsError
 
-Moment: TypeAlias = float | datetime | date | str | np.datetime64
+if TYPE_CHECKING:  # a command line reads times before anything slow is imported
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+Moment: TypeAlias = "float | datetime | date | str | np.datetime64"
 
 END_OF_TIME = 32_503_680_000  # the year 3000 in seconds since 1970: what lies behind it are milliseconds
 
@@ -62,6 +63,8 @@ def _seconds(moment: Moment) -> float:
                 raise
             return float(moment)
         return found.replace(tzinfo=found.tzinfo or UTC).timestamp()
+    import numpy as np
+
     if isinstance(moment, np.datetime64):
         return float(_of_numpy(np.array(moment)))
     if isinstance(moment, bool | np.bool_ | bytes):
@@ -69,12 +72,14 @@ def _seconds(moment: Moment) -> float:
     return float(moment)
 
 
-def many_seconds(moments: ArrayLike | Any, n: int, name: str = "times") -> list[float]:
+def many_seconds(moments: "ArrayLike | Any", n: int, name: str = "times") -> list[float]:
     """Seconds since 1970 of ``n`` points in time, each as ``seconds`` takes it.
 
     >>> many_seconds(["2020-01-01", 5], 2)
     [1577836800.0, 5.0]
     """
+    import numpy as np
+
     values = np.asarray(moments)
     if values.shape != (n,):
         raise SettingsError(f"{n:,} {name} are needed, one for each prediction, got shape {values.shape}")
@@ -91,7 +96,9 @@ def many_seconds(moments: ArrayLike | Any, n: int, name: str = "times") -> list[
     return [float(number) for number in numbers.tolist()]
 
 
-def _of_numpy(moments: NDArray[np.datetime64]) -> NDArray[np.float64]:
+def _of_numpy(moments: "NDArray[np.datetime64]") -> "NDArray[np.float64]":
     """Seconds of numpy's own times, NaN for "not a time"."""
+    import numpy as np
+
     whole = moments.astype("datetime64[us]")
     return np.where(np.isnat(whole), math.nan, whole.astype(np.int64) / 1e6)

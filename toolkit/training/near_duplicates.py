@@ -8,13 +8,16 @@ grows with the number of images and not with its square, and takes a fraction of
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+
+from toolkit.machine import usable_cores
 
 HASHED_SIDE, SIDE = 32, 64  # pixels of the images that are hashed, and compared
 SMALLEST_SIDE = 32  # pixels of an image, before and after decoding, that has enough in it to tell a copy by
@@ -29,7 +32,7 @@ LARGEST_DIFFERENCE = 14.0  # levels of 255, the mean in each of 64 blocks
 LEAST_OVERLAP = 0.8  # of the area
 LONGEST_STEP = 0.05  # of the registration, in parts of the side
 STEPS = 6  # of the registration; three suffice for most
-PIXELS_AT_A_TIME, PAIRS_AT_A_TIME, ROWS_AT_A_TIME = 2**23, 512, 2**15
+PIXELS_AT_A_TIME, PAIRS_AT_A_TIME, ROWS_AT_A_TIME = 2**22, 512, 2**15
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -81,24 +84,24 @@ def near_duplicates(pixels: NDArray[np.uint8], among: Indices | None = None) -> 
     >>> near_duplicates(np.concatenate([images, images[1:2, :, ::-1]])).tolist()
     [[1, 3]]
     """
-    among = np.arange(len(pixels)) if among is None else among
+    searched = np.arange(len(pixels)) if among is None else among
     found = np.empty((0, 2), np.int64)
-    if len(among) < 2 or pixels.shape[1] < SMALLEST_SIDE:
+    if len(searched) < 2 or pixels.shape[1] < SMALLEST_SIDE:
         return found
-    some = _slices(len(among), max(1, PIXELS_AT_A_TIME // pixels[0].size))
-    hashes, telling = (
-        np.concatenate(column) for column in zip(*(_hashed(pixels[among[r]]) for r in some), strict=True)
-    )
-    among = among[telling]
+    some = _slices(len(searched), max(1, PIXELS_AT_A_TIME // pixels[0].size))
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        parts = pool.map(lambda rows: _hashed(pixels[searched[rows]]), some)
+        hashes, telling = (np.concatenate(column) for column in zip(*parts, strict=True))
+    searched = searched[telling]
     rows = _candidates(hashes[telling])
     while len(rows):
         image, other, variant, _ = rows[:PAIRS_AT_A_TIME].T
-        same = _agree(pixels[among[image]], pixels[among[other]], variant)
+        same = _agree(pixels[searched[image]], pixels[searched[other]], variant)
         found = np.concatenate([found, np.stack([image, other], axis=1)[same]])
-        known = groups_of(found, len(among))
+        known = groups_of(found, len(searched))
         rows = rows[PAIRS_AT_A_TIME:]
         rows = rows[known[rows[:, 0]] != known[rows[:, 1]]]
-    found = np.sort(among[found], axis=1)
+    found = np.sort(searched[found], axis=1)
     return found[np.lexsort((found[:, 1], found[:, 0]))]
 
 
@@ -128,7 +131,7 @@ def _slices(count: int, step: int) -> Iterator[slice]:
 
 def _hashed(pixels: NDArray[np.uint8]) -> tuple[Hashes, NDArray[np.bool_]]:
     """uint16 (N, 2 * windows, BANDS), even rows plain and odd ones mirrored; and which have something to be told by."""
-    grey = _reduced(pixels @ _LUMA, HASHED_SIDE)
+    grey = _resized(pixels, HASHED_SIDE) @ _LUMA
     rises = grey.reshape(len(grey), -1) @ _rises() > 0  # (N, 2 * windows * BITS)
     return np.packbits(rises, axis=1).view(np.uint16).reshape(len(grey), -1, BANDS), grey.std(axis=(1, 2)) >= FLATTEST
 
@@ -146,12 +149,10 @@ def _rises() -> Floats:
     return np.ascontiguousarray(np.concatenate(columns).T, np.float32)
 
 
-def _reduced(images: NDArray[Any], side: int) -> Floats:
-    """(N, S, S) to float32 (N, side, side), by areas."""
-    size = images.shape[1]
-    weights = _cells(size, 0, size, side)
-    answer: Floats = weights @ images.astype(np.float32, copy=False) @ weights.T
-    return answer
+def _resized(pixels: NDArray[np.uint8], side: int) -> Floats:
+    """uint8 (N, S, S, 3) to float32 (N, side, side, 3)."""
+    how = Image.Resampling.BOX if pixels.shape[1] >= side else Image.Resampling.BILINEAR
+    return np.stack([np.asarray(Image.fromarray(image).resize((side, side), how), np.float32) for image in pixels])
 
 
 def _cells(size: int, start: float, length: float, count: int) -> Floats:
@@ -225,17 +226,12 @@ def _rank(values: Indices) -> Indices:
 
 def _agree(images: NDArray[np.uint8], others: NDArray[np.uint8], variant: Indices) -> NDArray[np.bool_]:
     """bool (P,): whether a part of each image, laid over all of the other, is the same everywhere."""
-    whole, part = (_in_colour(pixels) for pixels in (images, others))
+    whole, part = (_resized(pixels, SIDE) for pixels in (images, others))
     mirrored = variant % 2 == 1
     part[mirrored] = part[mirrored, :, ::-1]
     left, top, side = _WINDOWS[variant // 2].T
     start, extent = np.stack([top, left], axis=1), np.stack([side, side], axis=1)
     return _same(whole, part, *_registered(_halved(whole @ _LUMA), _halved(part @ _LUMA), start, extent))
-
-
-def _in_colour(pixels: NDArray[np.uint8]) -> Floats:
-    """uint8 (P, S, S, 3) to float32 (P, SIDE, SIDE, 3)."""
-    return np.stack([_reduced(pixels[..., channel], SIDE) for channel in range(3)], axis=-1)
 
 
 def _registered(whole: Floats, part: Floats, start: Floats, extent: Floats) -> tuple[Floats, Floats]:

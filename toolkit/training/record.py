@@ -236,6 +236,7 @@ def _data_description(data: Data) -> dict[str, object]:
         "fingerprint": catalogue.fingerprint,
         "development": len(data.development),
         "held_out": len(data.split.held_out),
+        "held_out_groups": data.split.held_out_groups,
         "skipped": catalogue.skipped_files,
         "set_aside": len(data.split.set_aside),
     }

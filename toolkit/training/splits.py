@@ -56,6 +56,11 @@ class Split:
     groups: Indices | None = None
     copies: Indices = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
+    @property
+    def held_out_groups(self) -> int:
+        """How many groups are held out: so many independent measurements at least."""
+        return len(self.held_out) if self.groups is None else len(np.unique(self.groups[self.held_out]))
+
 
 def split(catalogue: Catalogue, held_out_share: float, together: Together | None = None) -> Split:
     """Decide for each image, by content alone, whether it is held out.

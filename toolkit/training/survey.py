@@ -41,7 +41,8 @@ def survey(catalogue: Catalogue, split: Split) -> dict[str, Any]:
         of each in the development, validation and held-out part; ``imbalance``, the largest class over
         the smallest in the development part; ``duplicates``, each with its original; ``near_duplicates``,
         pairs that show one photograph; ``groups``, how many of two images or more are kept whole, how many
-        images they have and how many the largest has; ``set_aside``, images that serve nothing, since those
+        images they have and how many the largest has; ``held_out_groups``, as how many images those held out
+        count at least; ``set_aside``, images that serve nothing, since those
         that they belong to are on another side; ``skipped`` and ``remarks``, files grouped by reason, the
         most frequent first.
 
@@ -71,6 +72,7 @@ def survey(catalogue: Catalogue, split: Split) -> dict[str, Any]:
         "duplicates": [_pair(item) for item in catalogue.skipped if isinstance(item, Duplicate)],
         "near_duplicates": [_copies(catalogue, *pair) for pair in split.copies.tolist()],
         "groups": _groups(split),
+        "held_out_groups": split.held_out_groups,
         "set_aside": [catalogue.path(index) for index in split.set_aside.tolist()],
         "skipped": _grouped(
             (item.path, item.reason, item.count) for item in catalogue.skipped if not isinstance(item, Duplicate)
@@ -90,7 +92,7 @@ def survey_lines(report: Mapping[str, Any]) -> list[str]:
     return [
         _size_line(report),
         *_balance_lines(report["classes"], report["imbalance"]),
-        *_few_lines(report["classes"]),
+        *_few_lines(report["classes"], report["held_out_groups"]),
         *_duplicate_lines(report["duplicates"]),
         *_near_duplicate_lines(report["near_duplicates"]),
         *_group_lines(report["groups"], len(report["set_aside"])),
@@ -219,13 +221,14 @@ def _missing_lines(classes: Sequence[Mapping[str, Any]], part: str, what: str) -
     return [f"{what}: {', '.join(missing[:3])}{more}"]
 
 
-def _few_lines(classes: Sequence[Mapping[str, Any]]) -> list[str]:
+def _few_lines(classes: Sequence[Mapping[str, Any]], groups: int) -> list[str]:
     """What can and what cannot be measured with few images."""
     lines, held_out = [], sum(row["held_out"] for row in classes)
-    within = 0.98 / math.sqrt(held_out + 3.84)  # half of Wilson's 95 % interval at an accuracy of 0.5
+    within = 0.98 / math.sqrt(groups + 3.84)  # half of Wilson's 95 % interval at an accuracy of 0.5
+    of = f" in {groups:,} {'groups' if groups > 1 else 'group'}" if groups < held_out else ""
     if held_out and within > COARSE:
         lines.append(
-            f"{held_out:,} held-out {_pictures(held_out)} tell an accuracy to within {within:.0%} only;"
+            f"{held_out:,} held-out {_pictures(held_out)}{of} tell an accuracy to within {within:.0%} only;"
             " more make it worth comparing"
         )
     single = [row["class"] for row in classes if row["development"] == 1]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support import encode
@@ -112,6 +112,7 @@ def test_a_class_of_few_pictures_keeps_some_to_train_on(size: int, classes: int)
             assert abs(len(divided.held_out) - 0.15 * len(labels)) < 0.06 * len(labels)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2), min_size=4, max_size=40), st.integers(0, 10_000))
 def test_no_picture_that_was_held_out_is_trained_on_when_the_folder_grows(labels: list[int], seed: int) -> None:
     """Pictures come one by one; only the one that was held out for want of any below the share may go back."""
@@ -171,6 +172,7 @@ def test_a_copy_never_takes_from_a_class_what_it_is_trained_on() -> None:
     assert divided.set_aside.tolist() == [9]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), max_size=40), st.integers(0, 10_000))
 def test_a_group_is_on_one_side_and_no_picture_crosses_when_copies_come(pairs, seed: int) -> None:
     """A side is that of the own hash, but for one picture of each of the two classes and one more in all."""
@@ -301,6 +303,7 @@ def test_each_fold_is_stratified_and_each_picture_validated_once(labels: list[in
 GROUPED = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 12)), min_size=2, max_size=60)
 
 
+@settings(deadline=None)
 @given(GROUPED, st.floats(0.05, 0.5), st.integers(0, 100))
 def test_validation_tears_no_group_apart_and_leaves_each_class_something(rows, share: float, seed: int) -> None:
     labels, groups = np.array(rows).T
@@ -317,6 +320,7 @@ def test_groups_are_validated_on_in_their_share() -> None:
     assert all((76 <= counts[0] <= 84, counts[1] == 80, counts[2] == 20) == (True, True, True) for counts in shares)
 
 
+@settings(deadline=None)
 @given(GROUPED, st.integers(2, 5), st.integers(0, 100))
 def test_folds_tear_no_group_apart(rows, folds: int, seed: int) -> None:
     labels, groups = np.array(rows).T

@@ -3,11 +3,13 @@
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import binomtest
 
 from support import encode
 from toolkit.images import SUFFIXES
@@ -54,6 +56,10 @@ def test_pictures_are_counted_by_class_and_part() -> None:
         ],
         "imbalance": 2.5,
         "duplicates": [],
+        "near_duplicates": [],
+        "groups": {"count": 0, "pictures": 0, "largest": 0},
+        "held_out_groups": 4,
+        "set_aside": [],
         "skipped": [],
         "remarks": [],
     }
@@ -130,7 +136,7 @@ def test_reasons_are_few_and_the_rest_is_counted() -> None:
         Skipped(f"{reason}{number}.png", reason * 3) for reason in "abcde" for number in range(ord("f") - ord(reason))
     ]
     remarks = [Remark("x.tif", "CMYK, converted to RGB"), Remark("y.gif", "the first of 2 frames")]
-    assert lines({"ape": (5, 0, 1), "bee": (5, 0, 1)}, skipped=skipped, remarks=remarks)[2:] == [
+    assert lines({"ape": (5, 0, 100), "bee": (5, 0, 100)}, skipped=skipped, remarks=remarks)[2:] == [
         "skipped 5 files: aaa, such as a0.png",
         "skipped 4 files: bbb, such as b0.png",
         "skipped 3 files: ccc, such as c0.png; and 3 more for other reasons",
@@ -152,6 +158,62 @@ def test_a_folder_counts_as_the_files_in_it() -> None:
     most = report["skipped"][0]
     assert (most["count"], most["files"]) == (12, [{"path": "@eaDir", "reason": "hidden", "count": 12}])
     assert survey_lines(report)[2] == "skipped 12 files: hidden (@eaDir)"
+
+
+@pytest.mark.parametrize(("held_out", "within"), [(1, "45%"), (20, "20%"), (92, "10%"), (93, None)])
+def test_how_little_a_few_held_out_pictures_tell_is_said(held_out: int, within: str | None) -> None:
+    """Half of Wilson's interval of 95 % where it is widest, at an accuracy of a half."""
+    said = lines({"ape": (200, 0, held_out), "bee": (200, 0, 0)})
+    plural = "pictures" if held_out > 1 else "picture"
+    line = f"{held_out} held-out {plural} tell an accuracy to within {within} only; more make it worth comparing"
+    assert (line in said) == bool(within)
+    if within and held_out > 1:
+        interval = binomtest(held_out // 2, held_out // 2 * 2).proportion_ci(method="wilson")
+        assert (interval.high - interval.low) / 2 == pytest.approx(float(within[:-1]) / 100, abs=0.006)
+
+
+def test_held_out_pictures_of_one_group_tell_as_little_as_one() -> None:
+    catalogue, divided = catalogue_of({"ape": (200, 0, 100), "bee": (200, 0, 100)})
+    report = survey(catalogue, replace(divided, groups=np.repeat(np.arange(len(catalogue) // 20), 20)))
+    assert report["held_out_groups"] == 10
+    line = "200 held-out pictures in 10 groups tell an accuracy to within 26% only; more make it worth comparing"
+    assert line in survey_lines(report)
+
+
+def test_classes_with_one_picture_to_train_on_are_told() -> None:
+    assert "2 classes have one picture to train on and none to validate on, such as ape" in lines(
+        {"ape": (1, 0, 1), "bee": (1, 0, 1), "cow": (3, 0, 1)}
+    )
+    assert "class bee has one picture to train on" in lines({"ape": (2, 0, 1), "bee": (1, 1, 1)})
+
+
+def test_copies_and_groups_are_told() -> None:
+    catalogue, divided = catalogue_of({"ape": (4, 0, 100), "bee": (4, 0, 100)})
+    groups = np.arange(len(catalogue))
+    groups[[0, 1, 104]] = 0
+    groups[[2, 3]] = 2
+    told = replace(
+        divided,
+        development=np.setdiff1d(divided.development, [1]),
+        set_aside=np.array([1]),
+        groups=groups,
+        copies=np.array([[0, 1], [0, 104], [2, 3]]),
+    )
+    report = survey(catalogue, told)
+    assert report["near_duplicates"][1] == {
+        "path": "zoo[0]", "class": "ape", "part": "", "other": "zoo[104]", "other_class": "bee", "other_part": "",
+    }  # fmt: skip
+    assert report["set_aside"] == ["zoo[1]"]
+    assert json.loads(json.dumps(report)) == report
+    pairs = "near-duplicates: 3 pairs of pictures show one photograph; 1 of them under two classes, such as "
+    assert survey_lines(report)[2:] == [
+        f"{pairs}zoo[0] and zoo[104]",
+        "5 pictures belong together in 2 groups, the largest of 3; none is torn apart, and 1 picture set aside for it",
+    ]
+    report = survey(catalogue, replace(divided, groups=groups, copies=np.array([[2, 3]])))
+    assert survey_lines(report)[2] == (
+        "near-duplicates: 1 pair of pictures show one photograph, such as zoo[2] and zoo[3]"
+    )
 
 
 # --- the figure ---------------------------------------------------------------------------------
@@ -270,9 +332,10 @@ def test_each_file_of_a_messy_folder_is_named_rightly(tmp_path: Path, cached: bo
         " such as pets/train/dog/cat.png and pets/train/cat/0.png"
     )
     said = survey_lines(report)
-    assert said[:3] == [
+    assert said[:4] == [
         "pets: 21 pictures of 2 classes, 8 of them held out",
         "a class has 4 (dog) to 9 (cat) pictures to train and validate on",
+        "8 held-out pictures tell an accuracy to within 28% only; more make it worth comparing",
         copies,
     ]
     assert "skipped 2 files: the file is empty, such as pets/train/cat/empty.gif" in said
