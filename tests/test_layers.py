@@ -184,6 +184,7 @@ def test_help_waits_for_no_slow_import_and_shows_values_people_can_read(face: st
         ("model_registry", [], "say what to do: "),
         ("model_registry", ["promote", "1"], "STAGE"),
         ("monitoring", [], "say what to do: "),
+        ("monitoring", ["alerts", "--since", "soon"], "--since must be a time such as "),
         ("monitoring", ["report", "--window", "wide"], "--window must be one of short, medium, long, got wide"),
         ("serve_model", ["--port", "-1"], "--port must be at least 0, got -1"),
         ("serve_model", ["--admin-key", "x"], "keys come from SERVE_PREDICT_KEY"),
