@@ -176,16 +176,16 @@ def _accuracy(counts: Counts, yardstick: Yardstick, limits: Limits, window: str,
         value = 0.0 if alarm and value is None else value
     return Sighting(
         seen, status, value, _levels(limits),
-        to_clear=_blocks_to_clear(usual.right / usual.n, counts.n_labels, limits),
+        to_clear=_blocks_to_clear(usual.right / usual.n, sample.effective_n if sample else 0.0, limits),
         metric=ACCURACY, window=window, text=sentences.accuracy(told, limits),
         command=sentences.REPORT if status == "confirmed" else sentences.LABEL,
     )  # fmt: skip
 
 
-def _blocks_to_clear(usual: float, n_labels: int, limits: Limits) -> int:
-    """How long it must be calm with so many labels in a window, were accuracy at the mildest threshold."""
+def _blocks_to_clear(usual: float, n_labels: float, limits: Limits) -> int:
+    """How long it must be calm with so many independent labels in a window, were accuracy at the mildest threshold."""
     fallen = usual * (1 - limits.warning)
-    deviation = math.sqrt(fallen * (1 - fallen) / max(n_labels, 1)) / usual  # of the relative drop
+    deviation = math.sqrt(fallen * (1 - fallen) / max(n_labels, 1.0)) / usual  # of the relative drop
     return blocks_to_clear(limits.warning, deviation, limits.confidence)
 
 
