@@ -2,7 +2,7 @@
 
 import math
 from datetime import UTC, date, datetime
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from toolkit.errors import SettingsError
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # a command line reads times before anything slow is imported
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
-Moment: TypeAlias = "float | datetime | date | str | np.datetime64"
+Moment: TypeAlias = Union[float, datetime, date, str, "np.datetime64"]
 
 END_OF_TIME = 32_503_680_000  # the year 3000 in seconds since 1970: what lies behind it are milliseconds
 
