@@ -93,7 +93,8 @@ def test_another_encoding_is_refused_by_its_name(named):
 
 @pytest.mark.parametrize(
     "body", [b"no gzip", PACKED["deflate"], PACKED["gzip"][:-1], PACKED["gzip"][:100], PACKED["gzip"] + b"more",
-             PACKED["gzip"][:-8] + b"checksum"]
+             PACKED["gzip"][:-8] + b"checksum"],
+    ids=["text", "deflate", "one byte short", "cut", "more behind", "other checksum"],
 )  # fmt: skip
 def test_what_is_not_what_it_says_is_malformed(body):
     assert refused(body, 1000, content_encoding="gzip").kind is MALFORMED
