@@ -249,7 +249,7 @@ def served(forked: Forks, scratch: Path, registered: Registered) -> Iterator[Ser
     folder = scratch / "served"
     folder.mkdir()
     with serving(forked, folder, registered.uri) as served:
-        wait_until(lambda: served.health()["status"] == "ok")
+        wait_until(lambda: served.health()["components"]["registry"]["status"] == "ok")
         yield served
 
 
@@ -533,7 +533,7 @@ def test_a_broken_version_leaves_the_old_one_serving(
         assert served.predict().json()["model"]["version"] == registered.versions["good"]
         assert served.client.get("/readyz").status_code == 200
         registered.promote("good")
-    wait_until(lambda: served.health()["status"] == "ok")
+    wait_until(lambda: served.health()["components"]["registry"]["status"] == "ok")
     assert served.figures()["model_changes"] == 1
 
 
@@ -545,7 +545,7 @@ def test_a_registry_that_goes_away_later_changes_no_answer(served: Served, regis
         assert health["registry"]["unreachable_since"] <= health["registry"]["last_look"]
         for _ in range(20):
             assert probabilities(served.predict()) == wanted
-    wait_until(lambda: served.health()["status"] == "ok")
+    wait_until(lambda: served.health()["components"]["registry"]["status"] == "ok")
 
 
 @pytest.mark.parametrize("copies", [True, False])
