@@ -310,6 +310,12 @@ def test_file_names_and_texts_in_any_bytes_are_answered_in_valid_utf_8(served: S
     assert len(served.client.post("/predict/batch", files=[("files", RED)] * 4).json()["results"]) == 4
 
 
+def windows_of(served: Served) -> dict[str, Any]:
+    """What the service says of the windows, which it measures every few seconds."""
+    windows: dict[str, Any] = served.client.get("/metrics").json()["monitor"]["windows"]
+    return windows
+
+
 def test_each_prediction_reaches_the_monitor_with_what_it_was_made_of(uri: str, tmp_path: Path) -> None:
     room = Room(uri)
     room.promote("unsure")
@@ -321,8 +327,7 @@ def test_each_prediction_reaches_the_monitor_with_what_it_was_made_of(uri: str, 
         ]
         answers.append(served.client.post("/predict", content=pictures[-1], params={"top_k": 3}).json())
         problem(served.predict(b"broken"), 400, "undecodable-picture")
-        windows = served.client.get("/metrics").json()["monitor"]["windows"]
-        assert windows["short"]["n"] == 12
+        windows = wait_until(lambda: (now := windows_of(served))["short"]["n"] == 12 and now)
         assert windows["long"]["model_version"] == "1"
     with ModelMonitor(served.store) as monitor:
         figures = monitor.calculate_metrics("long")
@@ -717,7 +722,7 @@ def test_what_is_no_number_is_never_a_class(room: Room, tmp_path: Path) -> None:
         figures = served.client.get("/metrics").json()
         assert figures["non_finite"] == {"1": 2}
         assert figures["predictions"] == {"1": {"red": 2}}
-        assert figures["monitor"]["windows"]["short"]["non_finite"] == 2
+        wait_until(lambda: windows_of(served)["short"]["non_finite"] == 2)
         for _ in range(100):
             served.predict(SPOILED)
         raised = wait_until(lambda: served.predict(SPOILED) and served.client.get("/alerts").json())

@@ -1042,7 +1042,7 @@ def test_an_error_of_the_database_is_one_sentence(tmp_path: Path) -> None:
 def test_the_code_version_is_gits(tmp_path: Path) -> None:
     """In a repository of its own: a commit, and -dirty once a file was changed."""
     (tmp_path / "house" / "toolkit").mkdir(parents=True)
-    for name in ("tracking.py", "local_store.py", "errors.py", "terminal.py", "__init__.py"):
+    for name in ("tracking.py", "local_store.py", "errors.py", "names.py", "terminal.py", "__init__.py"):
         shutil.copy(Path(tracking.__file__).parent / name, tmp_path / "house" / "toolkit" / name)
 
     def git(*words: str) -> str:

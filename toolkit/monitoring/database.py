@@ -2,13 +2,14 @@
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from toolkit.errors import StoreError, one_line
 from toolkit.monitoring import schema
@@ -157,9 +158,17 @@ class Database:
 
     def _prepare_file(self) -> None:
         """Set what a file remembers: room is given back in small steps, and readers read while one writes."""
+        give_up = time.monotonic() + BUSY_SECONDS
         with self._engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA auto_vacuum = INCREMENTAL")
-            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+            while True:
+                try:
+                    connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+                    return
+                except OperationalError:  # another process does the same, for which SQLite does not wait by itself
+                    if time.monotonic() > give_up:
+                        raise
+                time.sleep(0.01)
 
     @contextmanager
     def _translated(self, doing: str) -> Iterator[None]:

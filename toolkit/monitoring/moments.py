@@ -1,6 +1,7 @@
 """Points in time as they are given: seconds since 1970, a datetime, a date, or an ISO 8601 text."""
 
 import math
+import re
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:  # a command line reads times before anything slow is imported
 
 Moment: TypeAlias = Union[float, datetime, date, str, "np.datetime64"]
 
+NUMBER = re.compile(r"\d{9,}|\d+\.\d+")  # of seconds: of eight digits it is a date
 END_OF_TIME = 32_503_680_000  # the year 3000 in seconds since 1970: what lies behind it are milliseconds
 
 
@@ -56,6 +58,8 @@ def _seconds(moment: Moment) -> float:
     if isinstance(moment, date):
         moment = moment.isoformat()
     if isinstance(moment, str):
+        if NUMBER.fullmatch(moment):
+            return float(moment)
         try:
             found = datetime.fromisoformat(moment)
         except ValueError:

@@ -81,6 +81,14 @@ class LastGood:
             self._warn(release, one_line(error))
             return source.load(release)
 
+    def copy(self, source: Source, release: Release) -> None:
+        """Leave a copy of a release that serves already, should there be none."""
+        if not (self.folder / release.digest).is_dir():
+            try:
+                self.load(source, release)
+            except Exception as error:  # noqa: BLE001  of any kind: it serves all the same
+                self._warn(release, one_line(error))
+
     def keep(self, release: Release) -> None:
         """Note that a release serves, and remove all but the newest copies."""
         try:

@@ -54,6 +54,9 @@ class Copies(Protocol):
     def load(self, source: Source, release: Release) -> Bundle:
         """A release's bundle from its source, which leaves a copy on its way."""
 
+    def copy(self, source: Source, release: Release) -> None:
+        """Leave a copy of a release that serves already, should there be none."""
+
     def keep(self, release: Release) -> None:
         """Note that a release serves, so its copy is the last good one."""
 
@@ -288,6 +291,8 @@ class Live:
         if self._former is not None and identity(self._former[0].release) == identity(wanted):
             before, (model, tried) = self.model, self._former
             self._let_answer(model, tried)
+            if self._last_good is not None:
+                self._last_good.copy(self._source, wanted)
         else:
             before, model = self.model, self._load(wanted)
         self.failure = self.copy_since = None

@@ -264,11 +264,17 @@ def stratified_folds(
     Raises
     ------
     DataError
-        A class has fewer images, or groups of them, than there are folds.
+        A class has fewer images, or groups of them, than there are folds, or its groups cannot be spread.
     """
     require_folds(labels, folds, classes, groups)
     if groups is not None and len(np.unique(groups)) < len(groups):
         fold_of = _fold_of_groups(labels, folds, np.random.default_rng(seed), groups)
+        for label in np.unique(labels).tolist():
+            if len(np.unique(fold_of[labels == label])) == 1:
+                raise DataError(
+                    f"class {classes[label]!r} would be in one of the {folds} folds only: its images belong together"
+                    " with those of other classes; change --group-by or --folds"
+                )
         return ((np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)) for fold in range(folds))
     from sklearn.model_selection import StratifiedKFold  # a second of import that only cross-validation needs
 
@@ -305,7 +311,10 @@ def _fold_of_groups(labels: Indices, folds: int, generator: np.random.Generator,
     fold_of = np.zeros(len(labels), np.int64)
     for members in others:
         own, number = np.unique(labels[members], return_counts=True)
-        rarest = np.lexsort((generator.random(folds), held.sum(axis=1), held[:, own].max(axis=1)))
+        # A class that is in one fold only so far goes to another one, so that it can be trained on beside each.
+        alone_there = (held[:, own] > 0) & (held[:, own] == held[:, own].sum(axis=0))
+        keys = held.sum(axis=1), held[:, own].max(axis=1), alone_there.sum(axis=1)
+        rarest = np.lexsort((generator.random(folds), *keys))
         fold_of[members] = rarest[0]
         held[rarest[0], own] += number
     for label in np.unique(labels[alone]).tolist():

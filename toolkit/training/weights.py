@@ -74,7 +74,7 @@ def resnet18_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Te
         wrong = {prefix: _wrong(state, prefix, expected, needed) for prefix in _prefixes(state)}
         fitting = [prefix for prefix, keys in wrong.items() if not keys]
         if len(fitting) > 1:
-            names = " and ".join(map(repr, fitting))
+            names = " and ".join(map(repr, sorted(fitting)))
             raise SettingsError(
                 f"--weights {path} holds several networks that fit, behind {names}; save one of them alone"
             )

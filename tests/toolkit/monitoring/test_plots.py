@@ -71,7 +71,7 @@ def test_accuracy_is_the_share_of_right_answers_at_each_point():
     np.testing.assert_allclose(dots.get_xdata(), middles)
     (band,) = [each for each in upper.collections if each.get_label() == "95 % interval"]
     heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
-    for r, n, point in zip(right, labels, timeline([], window, YARDSTICK).points, strict=True):
+    for r, n, point in zip(right, labels, timeline([], [window], YARDSTICK).points, strict=True):
         if n:
             kept = labels_worth(point)
             assert np.isclose(heights[:, None], statistics.wilson(r / n * kept, kept)).any(axis=0).all()
@@ -94,7 +94,7 @@ def test_the_estimate_without_labels_has_an_interval():
     assert "its 95 % interval" in legend_of(upper)
     (band,) = [each for each in upper.collections if each.get_label() == "its 95 % interval"]
     heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
-    for point in timeline([], window, YARDSTICK).points:
+    for point in timeline([], [window], YARDSTICK).points:
         guess = YARDSTICK.estimator.summary(point.scored, point.finite, point.effective)
         assert np.isclose(heights[:, None], [guess.low, guess.high]).any(axis=0).all()
 
@@ -105,7 +105,7 @@ def test_the_interval_of_labels_in_bursts_is_that_of_fewer_labels():
     window = replace(rows_of(1_000), **many)
     (band,) = [each for each in accuracy_of(window).axes[0].collections if each.get_label() == "95 % interval"]
     heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
-    told = [point for point in timeline([], window, YARDSTICK).points if point.n_labels]
+    told = [point for point in timeline([], [window], YARDSTICK).points if point.n_labels]
     assert sum(map(labels_worth, told)) < sum(point.n_labels for point in told) / 2
     for point in told:
         kept, share = labels_worth(point), point.right / point.n_labels
@@ -214,7 +214,7 @@ def test_no_class_is_left_out_while_there_is_room(k):
     yardstick = Yardstick(names(k), baseline_of(3_000, np.random.default_rng(0), k))
     window = window_of(1_000, np.random.default_rng(1), k, broken=0)
     window = replace(window, predicted=np.where(window.predicted == 4, 7, window.predicted))  # 4 is never said any more
-    figure = plots.predictions("3", timeline([], window, yardstick), yardstick.count(window), yardstick)
+    figure = plots.predictions("3", timeline([], [window], yardstick), yardstick.count(window), yardstick)
     left, right = figure.axes
     assert {label.get_text() for label in right.get_yticklabels()} == set(names(k))
     assert right.get_xlabel() == "share of predictions"

@@ -330,11 +330,28 @@ def test_folds_tear_no_group_apart(rows, folds: int, seed: int) -> None:
         with pytest.raises(DataError, match=f"fewer than the {folds} folds; add pictures or lower --folds$"):
             stratified_folds(labels, folds, seed, names, groups)
         return
-    cuts = list(stratified_folds(labels, folds, seed, names, groups))
+    mixed = max(len(set(labels[groups == group])) for group in set(groups)) > 1
+    cuts, refused = [], ""
+    try:
+        cuts = list(stratified_folds(labels, folds, seed, names, groups))
+    except DataError as error:
+        refused = str(error)
+    if refused:  # three groups that pair three classes cannot be divided in two
+        assert mixed
+        assert "would be in one of the" in refused
+        return
     assert sorted(np.concatenate([validation for _, validation in cuts])) == list(range(len(rows)))
     for training, validation in cuts:
         assert not set(groups[training]) & set(groups[validation])
         assert set(labels[training]) == set(labels)
+
+
+def test_a_class_in_two_groups_is_in_two_folds() -> None:
+    labels = np.array([0, 0, 0, 1, 0, 1, 0, 0])
+    groups = np.array([0, 0, 0, 0, 1, 1, 2, 3])
+    for seed in range(20):
+        for training, _ in stratified_folds(labels, 2, seed, ["ape", "bee"], groups):
+            assert set(labels[training]) == {0, 1}
 
 
 def test_folds_with_a_few_groups_are_as_even_as_without() -> None:

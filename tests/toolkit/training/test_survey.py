@@ -145,16 +145,16 @@ def test_reasons_are_few_and_the_rest_is_counted() -> None:
 
 
 def test_classes_that_a_part_lacks_are_named() -> None:
-    assert lines({"ape": (5, 0, 1), "bee": (5, 2, 1), "cow": (5, 0, 0)})[2:] == [
+    assert lines({"ape": (5, 0, 100), "bee": (5, 2, 100), "cow": (5, 0, 0)})[2:] == [
         "these have no picture to be validated on: ape, cow",
         "these have no held-out picture to be measured on: cow",
     ]
-    assert lines({"ape": (5, 0, 1), "bee": (5, 0, 1)})[2:] == []  # validation is yet to be drawn
+    assert lines({"ape": (5, 0, 100), "bee": (5, 0, 100)})[2:] == []  # validation is yet to be drawn
 
 
 def test_a_folder_counts_as_the_files_in_it() -> None:
     skipped = [Skipped("a.txt", "no picture"), Skipped("b.txt", "no picture"), Skipped("@eaDir", "hidden", count=12)]
-    report = survey(*catalogue_of({"ape": (5, 0, 1), "bee": (5, 0, 1)}, skipped=skipped))
+    report = survey(*catalogue_of({"ape": (5, 0, 100), "bee": (5, 0, 100)}, skipped=skipped))
     most = report["skipped"][0]
     assert (most["count"], most["files"]) == (12, [{"path": "@eaDir", "reason": "hidden", "count": 12}])
     assert survey_lines(report)[2] == "skipped 12 files: hidden (@eaDir)"
