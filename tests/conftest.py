@@ -1,6 +1,7 @@
 """Fixtures that all tests share: a folder of their own, real MLflow stores, runs with real bundles."""
 
 import os
+import signal
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
     What they start finds the project compiled, also where the environment asks Python to keep nothing of it.
     """
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: what is started inherits it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = getattr(config, "workerinput", {}).get("workerid")
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
