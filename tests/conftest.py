@@ -29,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     What they start finds the project compiled, also where the environment asks Python to keep nothing of it.
     """
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: what is started inherits it
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell: it is inherited
         signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = getattr(config, "workerinput", {}).get("workerid")
     if worker and hasattr(os, "sched_setaffinity"):
