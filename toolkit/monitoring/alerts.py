@@ -260,6 +260,7 @@ def _harm(counts: Counts, yardstick: Yardstick, limits: Limits) -> Harm | None:
         sample.accuracy if sample and enough else None,
         guess["accuracy"] if guess["status"] == "estimate" else None,
         statistics.labels_needed(guess["reference_accuracy"]),
+        sample.effective_n if sample else 0.0,
     )
 
 

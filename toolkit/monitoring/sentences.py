@@ -124,6 +124,8 @@ class Harm:
         Without labels.
     needed
         How many labels would settle it.
+    worth
+        How many independent labels those of the window tell as much as.
     """
 
     usual: float
@@ -131,12 +133,15 @@ class Harm:
     measured: float | None
     estimated: float | None
     needed: int
+    worth: float
 
     def __str__(self) -> str:
         before = f"(before {wording.share(self.usual)})"
         if self.measured is not None:
             return f"accuracy {wording.share(self.measured)} by {self.n_labels:,} labels {before}"
         labels = f"{self.n_labels:,} labels are too few" if self.n_labels else "no labels"
+        if self.worth < self.n_labels / 2:  # bursts of one image, or images of one class after the other
+            labels = f"{self.n_labels:,} labels that repeat each other are too few"
         if self.estimated is None:
             return f"harm unknown, {labels}"
         return f"accuracy maybe {wording.share(self.estimated)} {before}, {labels}"
@@ -238,7 +243,7 @@ def drift(figures: DriftFigures) -> Text:
     Examples
     --------
     >>> hour = Period(1000, 0.0, 3600.0)
-    >>> figures = DriftFigures("CONFIDENCE", hour, ["median 0.8 -> 0.55"], [], Harm(0.9, 0, None, 0.8, 107))
+    >>> figures = DriftFigures("CONFIDENCE", hour, ["median 0.8 -> 0.55"], [], Harm(0.9, 0, None, 0.8, 107, 0.0))
     >>> print(drift(figures).headline.replace(hour.clock, "13:52").replace("; ", ";\\n"))
     CONFIDENCE changed since 13:52 (1,000 predictions): median 0.8 -> 0.55;
     accuracy maybe 80 % (before 90 %), no labels
