@@ -492,6 +492,10 @@ class ModelMonitor:
         source
             As in ``record_feedback``.
         """
+        if not isinstance(labels, Mapping):
+            raise SettingsError("labels must be a mapping of prediction ids to names of classes")
+        if wrong := [label for label in labels.values() if not isinstance(label, str)]:
+            raise SettingsError(f"a label must be the name of a class, got {wrong[0]!r}")
         truths = {parse_prediction_id(name): label for name, label in labels.items()}
         on_their_way = self._writer.stats()["queued"]
         try:
@@ -702,11 +706,14 @@ class ModelMonitor:
         SettingsError
             When the file is of another kind, or ``since`` is no time.
         StoreError
-            When it cannot be written.
+            When the store holds no predictions, or the file cannot be written.
         """
         start = None if since is None else seconds(since)
         self._catch_up()
-        return export(self._store, path, self._read_model(), since=start, probabilities=probabilities)
+        model = self._read_model()
+        if model is None and Path(path).suffix in ENDINGS:  # a mistyped address must not empty a file of another day
+            raise StoreError(f"the store {self._store} holds no predictions")
+        return export(self._store, path, model, since=start, probabilities=probabilities)
 
     # Running
 
@@ -926,6 +933,8 @@ def _print_labels_wanted(command: _Labels) -> None:
         print("\n".join(f"{one}  {names[one]}" if one in names else one for one in wanted))
     elif monitor.calculate_metrics(command.window)["n"]:
         print("nothing is left to label: those that would settle it have labels already", file=sys.stderr)
+    else:
+        print(f"No predictions have been logged in {command.store} yet.", file=sys.stderr)
 
 
 def _replay(command: _Replay) -> None:

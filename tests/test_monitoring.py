@@ -695,6 +695,23 @@ def test_what_is_ignored_raises_no_alert_and_reports_show_it_all_the_same(baseli
         assert "prediction_distribution" not in {alert["metric"] for alert in monitor.alerts()}
 
 
+def test_a_mistyped_store_empties_no_file_and_is_told():
+    Path("kept.csv").write_text("of another day")
+    result = run("export", "kept.csv", "--store", "typo.db")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "monitoring.py: error: the store typo.db holds no predictions\n"
+    assert Path("kept.csv").read_text() == "of another day"
+    assert run("labels", "--store", "typo.db").stderr == "No predictions have been logged in typo.db yet.\n"
+
+
+def test_labels_that_are_no_names_are_one_line(monitor):
+    name = monitor.log_prediction([1, 0, 0])
+    with pytest.raises(SettingsError, match=r"^a label must be the name of a class, got 0$"):
+        monitor.record_feedback(name, 0)
+    with pytest.raises(SettingsError, match=r"^labels must be a mapping of prediction ids to names of classes$"):
+        monitor.record_feedback_many([(name, "cat")])
+
+
 def test_an_alert_is_acknowledged_predictions_are_exported_and_labels_asked_for(monitor):
     feed(monitor, 400, np.random.default_rng(10), strength=0.5)
     unlabelled = monitor.log_predictions(

@@ -53,14 +53,15 @@ def found_by_alarm(accuracy: float, n: int) -> str:
     by 10,000 held-out images the alarm finds a drop of accuracy of 5 % after about 1,300, 10 % after about 350, \
 20 % after about 110 labels
     >>> print(found_by_alarm(0.9, 50))
-    by 50 held-out images the alarm finds no drop of accuracy up to 20 %: hold out more images
+    with 50 held-out images the alarm cannot notice a drop of accuracy of 20 % or less: hold out more images
     """
     if not n:
         return "there are no held-out images, so the alarm finds nothing: hold some out"
     labels = {drop: labels_to_find(accuracy, n, drop) for drop in ASKED}
     found = {drop: count for drop, count in labels.items() if count <= MOST_LABELS}
     if not found:
-        return f"by {n:,} held-out images the alarm finds no drop of accuracy up to 20 %: hold out more images"
+        few = f"with {n:,} held-out images the alarm cannot notice a drop of accuracy of 20 % or less"
+        return f"{few}: hold out more images"
     parts = [f"{drop:.0%} after about {float(f'{count:.2g}'):,.0f}".replace("%", " %") for drop, count in found.items()]
     missing = "; smaller ones need more held-out images" if len(found) < len(labels) else ""
     return f"by {n:,} held-out images the alarm finds a drop of accuracy of {', '.join(parts)} labels{missing}"

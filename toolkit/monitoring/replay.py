@@ -227,7 +227,7 @@ def _followed(evaluator: Evaluator, stream: Iterable[Events]) -> tuple[list[Happ
     messages: dict[Key, str] = {}
     n_labels = 0
     for events in stream:
-        n_labels += events.labels.n
+        n_labels += int((events.labels.labels != events.labels.before).sum())  # one that is drawn later is told again
         for transition in evaluator.take(events):
             change, key = transition.change, transition.key
             if change.event in ("raised", "escalated"):

@@ -268,7 +268,7 @@ def drift(figures: DriftFigures) -> Text:
     if figures.images:
         lines.append(f"The images changed too: {'; '.join(map(' '.join, figures.images))}.")
     if figures.harm:
-        more = f"; label about {figures.harm.needed:,} of these predictions to know" * (figures.harm.measured is None)
+        more = f"; label about {figures.harm.needed:,} such predictions to know" * (figures.harm.measured is None)
         lines.append(f"Harm: {figures.harm}{more}.")
     return Text(headline, "\n".join(lines))
 

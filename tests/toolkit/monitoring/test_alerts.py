@@ -117,7 +117,7 @@ def test_drift_without_labels_is_a_warning_with_the_pictures_and_an_estimate():
                   "the images changed too: brightness", ". Next: python monitoring.py labels"):  # fmt: skip
         assert words in sighting.told("warning")
     assert "Changed: mean 0.8 -> 0.55." in sighting.details
-    assert "; label about 107 of these predictions to know." in sighting.details
+    assert "; label about 107 such predictions to know." in sighting.details
     assert seen(yardstick, dark, "prediction_distribution").level == "ok"
 
 
