@@ -10,9 +10,10 @@ import re
 import resource
 import signal
 import socket
+import sqlite3
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, chdir, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, chdir, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copytree
@@ -169,12 +170,26 @@ class Served:
         return connection
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self, store: Path | None = None) -> Iterator[None]:
+        """Stopped at a moment when it holds no lock on ``store``, a SQLite file, if one is given."""
         self.script.pause()
+        while store and is_locked(store):
+            self.script.go_on()
+            sleep(0.05)
+            self.script.pause()
         try:
             yield
         finally:
             self.script.go_on()
+
+
+def is_locked(store: Path) -> bool:
+    with closing(sqlite3.connect(store, timeout=0.2, isolation_level=None)) as database:
+        try:
+            database.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            return True
+    return False
 
 
 def head(path: str, length: int, method: str = "POST", more: str = "") -> bytes:
@@ -527,7 +542,7 @@ def test_a_broken_version_leaves_the_old_one_serving(
     served: Served, registered: Registered, name: str, damage: Callable[..., AbstractContextManager[None]]
 ) -> None:
     with ExitStack() as broken:
-        with served.paused():
+        with served.paused(registered.file):
             registered.promote(name)
             broken.enter_context(damage(registered, name))
         wait_until(lambda: "cannot be loaded" in (served.health()["reason"] or ""))  # not being tried again just now
