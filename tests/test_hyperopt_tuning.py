@@ -24,10 +24,10 @@ from torchvision.models import resnet18
 
 import hyperopt_tuning
 import toolkit.tuning.search
-from forks import Ended, Forks, Script, forks
 from hyperopt_tuning import Task, TuneSettings, begun, data_for, data_settings, evaluate, report, show, tune
 from model_registry import ModelRegistry
 from support import COLOURS, ROOT, MlflowServer, colour_picture
+from support.forked_processes import Ended, Forks, Script, forks
 from toolkit.errors import DataError, SettingsError, TrainingError
 from toolkit.program import load_bundle
 from toolkit.tracking import MlflowClient, connect, mlflow

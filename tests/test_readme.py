@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from support import ROOT, colour_pixels, encode, free_port
+from support.shell_session import Walk, walked
 from toolkit.serving.shapes import Prediction
-from walks import Walk, walked
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)

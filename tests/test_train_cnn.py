@@ -27,9 +27,9 @@ from torchvision.models import ResNet
 import model_registry
 import toolkit.settings
 import train_cnn
-from forks import Ended, Forks, Script, forks
 from model_registry import ModelRegistry
 from support import COLOURS, ROOT, MlflowServer, colour_picture, colour_pixels, free_port
+from support.forked_processes import Ended, Forks, Script, forks
 from toolkit.errors import DataError, TrainingError
 from toolkit.images import SUFFIXES, load_picture
 from toolkit.program import Bundle, load_bundle

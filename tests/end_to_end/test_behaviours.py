@@ -27,9 +27,9 @@ import pytest
 import torch
 from PIL import Image
 
-from forks import Forks, Script, forks
 from model_registry import ModelRegistry
 from support import LONGEST_WAIT, ROOT, ColourNetwork, colour_baseline, colour_card, encode
+from support.forked_processes import Forks, Script, forks
 from toolkit.bundle import DIGEST_TAG, PROGRAM
 from toolkit.program import Program, save_bundle
 from toolkit.registry.versions import ALIASES

@@ -23,9 +23,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from forks import forks
 from model_registry import ModelRegistry
 from support import COLOURS, LONGEST_WAIT, colour_picture, colour_pixels, encode
+from support.forked_processes import forks
 from toolkit.tracking import connect
 
 REQUESTS, FIRST = int(os.environ.get("FUZZ", "2000")), 1000  # in all; and before memory is measured first

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support import ROOT
-from walks import Walk, walked
+from support.shell_session import Walk, walked
 
 COMMANDS = ("make demo", "make test")
 SHORT = {"TUNE_MAX_EVALS": "1", "TUNE_FOLDS": "2", "PYTEST_ADDOPTS": "--collect-only -q --no-header -n 0"}

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from forks import Forks, Script, forks
 from model_registry import ModelRegistry
 from support import empty_store
+from support.forked_processes import Forks, Script, forks
 from toolkit.registry.stages import Stages
 from toolkit.registry.versions import ALIASES, Version
 from toolkit.tracking import MlflowClient, connect

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from support.prediction_fixtures import answers, baseline_of, names
 from toolkit.monitoring import attendant as module
 from toolkit.monitoring.attendant import Attendant
 from toolkit.monitoring.blocks import read_blocks
@@ -10,7 +11,6 @@ from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.models import Model
 from toolkit.monitoring.sinks import Sinks
 from toolkit.monitoring.store import Prediction
-from watched import answers, baseline_of, names
 
 BASELINE = baseline_of(1000, np.random.default_rng(0))
 MODEL = Model("1", names(3), BASELINE, served_at=1.0)

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix
 
+from support.prediction_fixtures import baseline_of, names, window_of
 from toolkit.baseline import Baseline
 from toolkit.errors import StoreError
 from toolkit.monitoring.counts import BANDS, STRATA_ROWS, Counts
 from toolkit.monitoring.windows import Window
 from toolkit.monitoring.yardstick import Yardstick
-from watched import baseline_of, names, window_of
 
 YARDSTICK = Yardstick(names(3), baseline_of(500, np.random.default_rng(0)))
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from support.prediction_fixtures import baseline_of, window_of
 from toolkit.baseline import Baseline
 from toolkit.errors import SettingsError
 from toolkit.monitoring.detectors import LISTENED_TO, Detectors, told_of
 from toolkit.monitoring.windows import Window
-from watched import baseline_of, window_of
 
 BASELINE = baseline_of(2000, np.random.default_rng(0))
 

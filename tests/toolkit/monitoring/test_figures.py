@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
+from support.prediction_fixtures import baseline_of, names, window_of
 from toolkit.baseline import Baseline
 from toolkit.monitoring import figures as module
 from toolkit.monitoring.estimates import Estimator
 from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.windows import Window
 from toolkit.monitoring.yardstick import Yardstick
-from watched import baseline_of, names, window_of
 
 CLASSES = ("cat", "dog", "frog")
 

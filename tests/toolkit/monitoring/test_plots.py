@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from support.prediction_fixtures import baseline_of, names, window_of
 from toolkit.monitoring import plots, statistics
 from toolkit.monitoring.drift import DriftReport, compare
 from toolkit.monitoring.limits import Limits
@@ -12,7 +13,6 @@ from toolkit.monitoring.sampling import labels_worth
 from toolkit.monitoring.timeline import timeline
 from toolkit.monitoring.windows import Window
 from toolkit.monitoring.yardstick import Yardstick
-from watched import baseline_of, names, window_of
 
 K = 3
 DAY = 86_400.0

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from support.prediction_fixtures import answers, baseline_of
 from toolkit.errors import DataError, SettingsError, StoreError
 from toolkit.monitoring import recordings
 from toolkit.monitoring.alerts import look
@@ -26,7 +27,6 @@ from toolkit.monitoring.store import Prediction, PredictionStore
 from toolkit.monitoring.view import View
 from toolkit.monitoring.windows import Window
 from toolkit.monitoring.yardstick import Yardstick
-from watched import answers, baseline_of
 
 BASELINE = baseline_of(2000, np.random.default_rng(1))
 CLASSES = BASELINE.classes

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.prediction_fixtures import baseline_of, names, window_of
 from toolkit.errors import SettingsError
 from toolkit.monitoring.rolling import Rolling
 from toolkit.monitoring.windows import WINDOWS, Window
 from toolkit.monitoring.yardstick import Yardstick
-from watched import baseline_of, names, window_of
 
 YARDSTICK = Yardstick(names(3), baseline_of(400, np.random.default_rng(0)))
 LONG = window_of(11_500, np.random.default_rng(1))

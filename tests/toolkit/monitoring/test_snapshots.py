@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from support.prediction_fixtures import baseline_of, names, window_of
 from toolkit.baseline import calibration_bins
 from toolkit.monitoring import snapshots, statistics
 from toolkit.monitoring.drift import DriftReport, compare
 from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.yardstick import Yardstick
-from watched import baseline_of, names, window_of
 
 YARDSTICK = Yardstick(names(3), baseline_of(500, np.random.default_rng(0)))
 WINDOW = window_of(1_000, np.random.default_rng(1))

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.prediction_fixtures import baseline_of, names, window_of
 from toolkit.monitoring.timeline import MOST_POINTS, Timeline, timeline
 from toolkit.monitoring.windows import Window
 from toolkit.monitoring.yardstick import Yardstick
-from watched import baseline_of, names, window_of
 
 YARDSTICK = Yardstick(names(3), baseline_of(200, np.random.default_rng(0)))
 ROWS = window_of(9_000, np.random.default_rng(1))

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from support.prediction_fixtures import baseline_of, window_of
 from toolkit.monitoring import rolling as rings
 from toolkit.monitoring import view as module
 from toolkit.monitoring.blocks import fold
@@ -16,7 +17,6 @@ from toolkit.monitoring.store import Prediction, PredictionStore
 from toolkit.monitoring.timeline import timeline
 from toolkit.monitoring.view import View
 from toolkit.monitoring.windows import WINDOWS
-from watched import baseline_of, window_of
 
 K = 3
 BASELINE = baseline_of(400, np.random.default_rng(1), K)

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from support.prediction_fixtures import answers, baseline_of, names, window_of
 from toolkit.baseline import Baseline
 from toolkit.errors import SettingsError
 from toolkit.monitoring.statistics import kolmogorov_smirnov_of_counts
 from toolkit.monitoring.windows import Window
 from toolkit.monitoring.yardstick import Yardstick
-from watched import answers, baseline_of, names, window_of
 
 # Numbers near each other and far apart, many of them equal.
 VALUES = st.one_of(st.sampled_from([0.0, -0.0, 1.0, 1e-30]), st.floats(-(2.0**100), 2.0**100, width=32))

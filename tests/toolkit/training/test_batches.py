@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tiny import CPU, colours
+from support.tiny_networks import CPU, colours
 from toolkit.training.augment import augment
 from toolkit.training.batches import Part, PictureBatches, normalise
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tiny import context, elsewhere
+from support.tiny_networks import context, elsewhere
 from toolkit.errors import DataError, SettingsError
 from toolkit.training.checkpoints import Checkpoint, load_weights_file, open_checkpoint, save_weights
 from toolkit.training.loop import Progress

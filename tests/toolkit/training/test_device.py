@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from support import ROOT, free_port
-from tiny import CPU, context, together
+from support.tiny_networks import CPU, context, together
 from toolkit.errors import SettingsError
 from toolkit.machine import usable_cores
 from toolkit.training.device import ALONE, Device, World, joined, multiplies_bfloat16, prepare

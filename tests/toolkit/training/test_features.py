@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from tiny import CPU, colours, fresh, together
+from support.tiny_networks import CPU, colours, fresh, together
 from toolkit.training.batches import Part, PictureBatches
 from toolkit.training.device import Device, World
 from toolkit.training.features import FeatureBatches, Features

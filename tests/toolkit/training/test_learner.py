@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tiny import CPU, MeanColour, colours, elsewhere, fresh, weights
+from support.tiny_networks import CPU, MeanColour, colours, elsewhere, fresh, weights
 from toolkit.errors import TrainingError
 from toolkit.training.batches import Part, PictureBatches
 from toolkit.training.device import Device

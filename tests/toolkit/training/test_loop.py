@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import nn
 
-from tiny import CPU, MeanColour, colours, fresh, together, weights
+from support.tiny_networks import CPU, MeanColour, colours, fresh, together, weights
 from toolkit.errors import TrainingError
 from toolkit.training.batches import Part
 from toolkit.training.checkpoints import Checkpoint, open_checkpoint

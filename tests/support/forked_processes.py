@@ -24,7 +24,7 @@ from support import ROOT
 
 # What the scripts import, also in the middle of their work. Nothing here may start a thread: it would not be forked.
 IMPORTED = [
-    "forks", "train_cnn", "matplotlib.backends.backend_agg", "mlflow.artifacts", "mlflow.pytorch",
+    "support.forked_processes", "train_cnn", "matplotlib.backends.backend_agg", "mlflow.artifacts", "mlflow.pytorch",
     "mlflow.store.tracking.sqlalchemy_store", "networkx", "sklearn.model_selection", "torch._inductor", "torch.export",
 ]  # fmt: skip
 

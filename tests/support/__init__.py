@@ -29,7 +29,7 @@ from toolkit.bundle import Card, Measured, library_versions
 from toolkit.program import Program
 from toolkit.tracking import connect
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 LONGEST_WAIT = 600.0  # seconds: what a test waits for comes sooner on the busiest machine, or never
 
 
