@@ -1,6 +1,5 @@
 """A network, and everything that changes while it learns: one step at a time."""
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  torch's own convention
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 
 from toolkit.errors import TrainingError, one_line
 from toolkit.terminal import say
@@ -57,7 +57,7 @@ class Learner:
         network.to(device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._trained = [weight for weight in network.parameters() if weight.requires_grad]
         self._optimizer = _optimizer(self._trained, recipe)
-        self._average = Average(network, recipe.ema) if recipe.ema else None
+        self._average = exponential_moving_average(network, recipe.ema) if recipe.ema else None
         self._weight = _class_weights(batches, recipe, device)
         self._noise = device.generator()
         self._plain = _shared(network, device)
@@ -66,7 +66,7 @@ class Learner:
     @property
     def judged(self) -> nn.Module:
         """The network that is validated and kept: the average of the weights where there is one."""
-        return self.network if self._average is None else self._average.network
+        return self.network if self._average is None else self._average.module
 
     def learning_rate(self, step: int) -> float:
         """Of a step, counted from 0."""
@@ -106,14 +106,14 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """Tensors and numbers to go on from, bit for bit; not copies."""
         state = {"network": self.network.state_dict(), "optimizer": self._optimizer.state_dict()}
-        return state | ({"average": self._average.network.state_dict()} if self._average else {})
+        return state | ({"average": self._average.state_dict()} if self._average else {})
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up a ``state``."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         if self._average:
-            self._average.network.load_state_dict(state["average"])
+            self._average.load_state_dict(state["average"])
 
     def _learn(self, number: int, positions: NDArray[np.int64], size: int) -> tuple[Tensor, Tensor]:
         world = self._device.world
@@ -132,7 +132,7 @@ class Learner:
             group["lr"] = self.learning_rate(number)
         self._optimizer.step()
         if self._average:
-            self._average.update(self.network, number)
+            self._average.update_parameters(self.network)
         return loss_sum, right
 
     def _loss(self, positions: NDArray[np.int64], size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -171,11 +171,11 @@ class Learner:
         say(f"out of memory: each batch is split into {self._pieces(pictures)} and its gradients are added up")
 
 
-class Average:
-    """An exponential moving average of a network's weights and statistics.
+def exponential_moving_average(network: nn.Module, decay: float) -> AveragedModel:
+    """The running average of a network's weights and batch statistics; its counters are copied.
 
-    Its decay grows from a tenth to ``decay`` over the first steps, so that the random weights of the
-    start are soon forgotten.
+    It begins with the weights after the first step. The decay grows from 2 / 11 to ``decay`` over the
+    steps after it, so that the weights of the start are soon forgotten.
 
     References
     ----------
@@ -184,27 +184,21 @@ class Average:
     Examples
     --------
     >>> network = nn.Linear(1, 1)
-    >>> average = Average(network, decay=0.9)
-    >>> _ = nn.init.constant_(average.network.weight, 0.0), nn.init.constant_(network.weight, 1.0)
-    >>> average.update(network, step=0)  # decay 0.1
-    >>> round(average.network.weight.item(), 3)
-    0.9
+    >>> average = exponential_moving_average(network, decay=0.9)
+    >>> for value in (0.0, 1.0):  # the second step with decay 2 / 11
+    ...     _ = nn.init.constant_(network.weight, value)
+    ...     average.update_parameters(network)
+    >>> round(average.module.weight.item(), 3)
+    0.818
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.network = copy.deepcopy(network).requires_grad_(False)
-        self._decay = decay
+    def update(averages: PARAM_LIST, values: PARAM_LIST, steps: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))
+        else:
+            torch._foreach_copy_(averages, values)
 
-    @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
-        """Move towards the network's weights."""
-        share = 1 - min(self._decay, (1 + step) / (10 + step))
-        pairs = list(zip(self.network.state_dict().values(), network.state_dict().values(), strict=True))
-        smooth = [(mean, value) for mean, value in pairs if mean.is_floating_point()]
-        torch._foreach_lerp_([mean for mean, _ in smooth], [value for _, value in smooth], share)
-        for mean, value in pairs:
-            if not mean.is_floating_point():  # counters
-                mean.copy_(value)
+    return AveragedModel(network, multi_avg_fn=update, use_buffers=True).requires_grad_(False)
 
 
 def schedule(step: int, steps: int) -> float:

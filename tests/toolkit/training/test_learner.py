@@ -22,7 +22,7 @@ from support.tiny_networks import CPU, MeanColour, colours, elsewhere, fresh, we
 from toolkit.errors import TrainingError
 from toolkit.training.batches import Part, PictureBatches
 from toolkit.training.device import Device
-from toolkit.training.learner import Average, Learner, schedule
+from toolkit.training.learner import Learner, exponential_moving_average, schedule
 from toolkit.training.networks import SimpleCNN, build_network
 from toolkit.training.recipe import Recipe
 
@@ -234,11 +234,11 @@ def test_a_state_from_a_file_goes_on_bit_for_bit(optimizer: str) -> None:
 
 
 def test_the_average_by_hand_over_three_steps() -> None:
-    """Decay 0.2 at most: a tenth, then 2 / 11, then 0.2 instead of 3 / 12."""
+    """It begins with the weights after the first step; then decay 2 / 11, then 0.2 at most instead of 3 / 12."""
     network = fresh()
     learning = learner(network, ema=0.2)
     expected = weights(network)
-    for number, decay in enumerate((1 / 10, 2 / 11, 0.2)):
+    for number, decay in enumerate((0, 2 / 11, 0.2)):
         step(learning, number)
         expected = decay * expected + (1 - decay) * weights(network)
         assert torch.allclose(weights(learning.judged), expected, atol=1e-6)
@@ -246,15 +246,16 @@ def test_the_average_by_hand_over_three_steps() -> None:
     assert not torch.equal(weights(learning.judged), weights(network))
 
 
-def test_statistics_are_averaged_and_counters_counted() -> None:
+def test_statistics_are_averaged_and_counters_copied() -> None:
     network = nn.BatchNorm2d(2)
-    average = Average(network, 0.5)
+    average = exponential_moving_average(network, 0.5)
+    average.update_parameters(network)
     network(torch.rand(4, 2, 3, 3))
     network(torch.rand(4, 2, 3, 3))
-    average.update(network, step=0)
-    assert torch.allclose(average.network.running_mean, 0.9 * network.running_mean)
-    assert average.network.num_batches_tracked == 2
-    assert not any(weight.requires_grad for weight in average.network.parameters())
+    average.update_parameters(network)
+    assert torch.allclose(average.module.running_mean, 9 / 11 * network.running_mean)
+    assert average.module.num_batches_tracked == 2
+    assert not any(weight.requires_grad for weight in average.module.parameters())
 
 
 def test_without_an_average_the_network_itself_is_judged() -> None:
