@@ -42,7 +42,7 @@ NUMBERS = itertools.count()
 Log = Callable[..., str]
 
 
-class Room:
+class RegisteredModel:
     """A registry of its own model and its own experiment, in a store that tests share."""
 
     def __init__(self, uri: str, log: Log) -> None:
@@ -80,13 +80,15 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def room(database: str, log_colour_run: Log) -> Room:
-    return Room(database, log_colour_run)
+def registered(database: str, log_colour_run: Log) -> RegisteredModel:
+    return RegisteredModel(database, log_colour_run)
 
 
 @pytest.fixture(params=["database", "server"])
-def any_room(request: pytest.FixtureRequest, log_colour_run: Log) -> Room:
-    return Room(request.getfixturevalue("mlflow_server" if request.param == "server" else "database"), log_colour_run)
+def any_registered(request: pytest.FixtureRequest, log_colour_run: Log) -> RegisteredModel:
+    return RegisteredModel(
+        request.getfixturevalue("mlflow_server" if request.param == "server" else "database"), log_colour_run
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -104,18 +106,18 @@ def flip_a_byte(path: Path) -> None:
 # --- the life of a model ---------------------------------------------------------------------
 
 
-def test_the_life_of_a_model(any_room: Room) -> None:
-    room, registry = any_room, any_room.registry
-    run = room.log(0.8)
-    assert registry.register_best_model(room.name) == 1
-    assert registry.register_best_model(room.name) == 1  # the same run is not registered twice
+def test_the_life_of_a_model(any_registered: RegisteredModel) -> None:
+    registered, registry = any_registered, any_registered.registry
+    run = registered.log(0.8)
+    assert registry.register_best_model(registered.name) == 1
+    assert registry.register_best_model(registered.name) == 1  # the same run is not registered twice
     first = registry.transition_model_stage(1, "production", reason="  first\n model ")
     assert (first.stage, first.aliases, first.run_id) == ("Production", ("production",), run)
 
-    assert room.register(0.9, strength=0.2) == 2
+    assert registered.register(0.9, strength=0.2) == 2
     assert registry.transition_model_stage("v2", "STAGING").stage == "Staging"
     assert registry.transition_model_stage("Staging", "Production").version == 2
-    assert room.stages() == {2: "Production", 1: "Archived"}
+    assert registered.stages() == {2: "Production", 1: "Archived"}
 
     generator = np.random.default_rng(3)
     pictures = np.stack([colour_pixels(colour, 16, generator) for colour in COLOURS])
@@ -146,90 +148,98 @@ def test_the_life_of_a_model(any_room: Room) -> None:
     assert set(table["who"]) != {""}
 
 
-def test_a_version_says_where_it_comes_from(any_room: Room) -> None:
-    run = any_room.log(0.8)
-    version = any_room.registry.get(any_room.registry.register_best_model(any_room.name))
-    logged = any_room.client.get_run(run)
+def test_a_version_says_where_it_comes_from(any_registered: RegisteredModel) -> None:
+    run = any_registered.log(0.8)
+    version = any_registered.registry.get(any_registered.registry.register_best_model(any_registered.name))
+    logged = any_registered.client.get_run(run)
     assert version.digest == logged.data.tags["bundle_digest"]
     assert version.model_id == logged.outputs.model_outputs[0].model_id
     assert version.metrics == {"accuracy": 1.0, "mean_cv_accuracy": 0.8}
-    assert (version.tags["experiment"], version.tags["selected_by"]) == (any_room.name, "mean_cv_accuracy")
+    assert (version.tags["experiment"], version.tags["selected_by"]) == (any_registered.name, "mean_cv_accuracy")
     assert version.created.tzinfo is UTC
     assert "- held out: 300 pictures, accuracy 1\n" in version.description
     assert "- measured: accuracy 1 (300 pictures)\n" in version.description
     assert run in version.description
-    assert any_room.client.get_model_version(any_room.name, "1").status == "READY"
+    assert any_registered.client.get_model_version(any_registered.name, "1").status == "READY"
 
 
-def test_a_training_run_can_be_registered_too_by_a_loss_as_well(room: Room) -> None:
-    room.log(0.8, role="final", metrics={"best_val_accuracy": 0.7, "val_loss": 0.2})
-    low = room.log(0.8, role="final", metrics={"best_val_accuracy": 0.6, "val_loss": 0.1})
-    version = room.registry.register_best_model(room.name, "val_loss")
-    assert room.registry.get(version).run_id == low
-    assert room.registry.register_best_model(room.name, "val_loss", mode="max") == 2
-    assert room.registry.register_best_model(room.name, "best_val_accuracy") == 2
+def test_a_training_run_can_be_registered_too_by_a_loss_as_well(registered: RegisteredModel) -> None:
+    registered.log(0.8, role="final", metrics={"best_val_accuracy": 0.7, "val_loss": 0.2})
+    low = registered.log(0.8, role="final", metrics={"best_val_accuracy": 0.6, "val_loss": 0.1})
+    version = registered.registry.register_best_model(registered.name, "val_loss")
+    assert registered.registry.get(version).run_id == low
+    assert registered.registry.register_best_model(registered.name, "val_loss", mode="max") == 2
+    assert registered.registry.register_best_model(registered.name, "best_val_accuracy") == 2
 
 
 def test_the_registry_works_away_from_mlflows_own_store(tmp_path: Path, log_colour_run: Log) -> None:
-    room = Room(f"sqlite:///{tmp_path / 'elsewhere.db'}", log_colour_run)
-    assert room.register(0.9) == 1
-    assert room.registry.load(1).version.run_id
+    registered = RegisteredModel(f"sqlite:///{tmp_path / 'elsewhere.db'}", log_colour_run)
+    assert registered.register(0.9) == 1
+    assert registered.registry.load(1).version.run_id
     assert not (tmp_path / "mlflow.db").exists()
 
 
 # --- choosing ---------------------------------------------------------------------------------
 
 
-def test_a_run_with_a_broken_bundle_is_passed_over(room: Room, caplog: pytest.LogCaptureFixture) -> None:
-    good, altered, deleted = room.log(0.7), room.log(0.8), room.log(0.9)
-    room.log(math.nan)
-    flip_a_byte(room.files(altered) / PROGRAM)
-    (room.files(deleted) / PROGRAM).unlink()
-    version = room.registry.get(room.registry.register_best_model(room.name))
+def test_a_run_with_a_broken_bundle_is_passed_over(
+    registered: RegisteredModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, altered, deleted = registered.log(0.7), registered.log(0.8), registered.log(0.9)
+    registered.log(math.nan)
+    flip_a_byte(registered.files(altered) / PROGRAM)
+    (registered.files(deleted) / PROGRAM).unlink()
+    version = registered.registry.get(registered.registry.register_best_model(registered.name))
     assert version.run_id == good
     said = [record.getMessage() for record in caplog.records if record.name == "model_registry"]
     assert said[0] == f"run {deleted} is passed over: the bundle has no data/model.pt2"
     assert said[1].startswith(f"run {altered} is passed over: the bundle was altered: its digest is ")
 
 
-def test_when_every_bundle_is_broken_nothing_is_created(room: Room) -> None:
-    flip_a_byte(room.files(room.log(0.8)) / CARD)
-    with pytest.raises(RegistryError, match=rf"no run of experiment '{room.name}' holds a whole model; 1 were tried"):
-        room.registry.register_best_model(room.name)
-    assert room.registry.list_versions() == []
+def test_when_every_bundle_is_broken_nothing_is_created(registered: RegisteredModel) -> None:
+    flip_a_byte(registered.files(registered.log(0.8)) / CARD)
+    with pytest.raises(
+        RegistryError, match=rf"no run of experiment '{registered.name}' holds a whole model; 1 were tried"
+    ):
+        registered.registry.register_best_model(registered.name)
+    assert registered.registry.list_versions() == []
 
 
 def test_a_chosen_run_becomes_a_version_though_another_is_better(
-    room: Room, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    registered: RegisteredModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chosen, _ = room.log(0.7), room.log(0.9)
-    room.cli(monkeypatch, "register", "--run", chosen)
-    assert capsys.readouterr().out.splitlines()[0] == f"v1 of {room.name} registered from run {chosen}"
-    version = room.registry.get(1)
-    assert (version.run_id, version.tags["selected_by"], version.tags["experiment"]) == (chosen, "by hand", room.name)
+    chosen, _ = registered.log(0.7), registered.log(0.9)
+    registered.cli(monkeypatch, "register", "--run", chosen)
+    assert capsys.readouterr().out.splitlines()[0] == f"v1 of {registered.name} registered from run {chosen}"
+    version = registered.registry.get(1)
+    assert (version.run_id, version.tags["selected_by"], version.tags["experiment"]) == (
+        chosen,
+        "by hand",
+        registered.name,
+    )
     assert f"- chosen by: chosen by hand\n- run: study run colours, {chosen}" in version.description
-    assert room.registry.register_run(chosen) == 1  # it is one already
-    assert room.registry.register_best_model(room.name) == 2
-    room.cli(monkeypatch, "list")
+    assert registered.registry.register_run(chosen) == 1  # it is one already
+    assert registered.registry.register_best_model(registered.name) == 2
+    registered.cli(monkeypatch, "list")
     assert "by hand" in capsys.readouterr().out.splitlines()[2]
 
 
-def test_a_chosen_run_is_no_better_checked_than_others(room: Room) -> None:
-    run = room.log(0.8)
-    flip_a_byte(room.files(run) / PROGRAM)
+def test_a_chosen_run_is_no_better_checked_than_others(registered: RegisteredModel) -> None:
+    run = registered.log(0.8)
+    flip_a_byte(registered.files(run) / PROGRAM)
     with pytest.raises(BundleError, match=rf"^run {run} cannot be registered: the bundle was altered"):
-        room.registry.register_run(run)
-    assert room.registry.list_versions() == []
+        registered.registry.register_run(run)
+    assert registered.registry.list_versions() == []
 
 
 def test_register_alone_after_a_training_alone(
     tmp_path: Path, log_colour_run: Log, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    room = Room(f"sqlite:///{tmp_path / 'own.db'}", log_colour_run)
-    run = log_colour_run(room.client, "training", metrics={"best_val_accuracy": 0.7})
-    room.cli(monkeypatch, "register")
+    registered = RegisteredModel(f"sqlite:///{tmp_path / 'own.db'}", log_colour_run)
+    run = log_colour_run(registered.client, "training", metrics={"best_val_accuracy": 0.7})
+    registered.cli(monkeypatch, "register")
     assert capsys.readouterr().out.splitlines()[0] == (
-        f"v1 of {room.name} registered from run {run} (best_val_accuracy 0.7)"
+        f"v1 of {registered.name} registered from run {run} (best_val_accuracy 0.7)"
     )
 
 
@@ -237,92 +247,96 @@ def test_register_alone_after_a_training_alone(
 
 
 @pytest.mark.parametrize("name", [PROGRAM, CARD, BASELINE, "MLmodel"])
-def test_an_altered_version_goes_nowhere(room: Room, name: str) -> None:
-    run = room.log(0.8)
-    room.registry.register_best_model(room.name)
-    flip_a_byte(room.files(run) / name)
+def test_an_altered_version_goes_nowhere(registered: RegisteredModel, name: str) -> None:
+    run = registered.log(0.8)
+    registered.registry.register_best_model(registered.name)
+    flip_a_byte(registered.files(run) / name)
     for attempt in (
-        lambda: room.registry.transition_model_stage(1, "Production"),
-        lambda: room.registry.transition_model_stage(1, "Staging"),
-        lambda: room.registry.load(1),
-        lambda: room.registry.verify(1),
-        lambda: room.registry.compare_models([1]),
+        lambda: registered.registry.transition_model_stage(1, "Production"),
+        lambda: registered.registry.transition_model_stage(1, "Staging"),
+        lambda: registered.registry.load(1),
+        lambda: registered.registry.verify(1),
+        lambda: registered.registry.compare_models([1]),
     ):
-        with pytest.raises(BundleError, match=rf"v1 of {room.name} cannot be used: the bundle was altered"):
+        with pytest.raises(BundleError, match=rf"v1 of {registered.name} cannot be used: the bundle was altered"):
             attempt()
-    assert room.stages() == {1: "None"}
-    assert len(room.registry.history()) == 1
-    assert room.registry.transition_model_stage(1, "Archived").stage == "Archived"
+    assert registered.stages() == {1: "None"}
+    assert len(registered.registry.history()) == 1
+    assert registered.registry.transition_model_stage(1, "Archived").stage == "Archived"
 
 
-def test_a_rollback_passes_over_what_is_no_longer_whole(room: Room, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rollback_passes_over_what_is_no_longer_whole(
+    registered: RegisteredModel, caplog: pytest.LogCaptureFixture
+) -> None:
     for accuracy in (0.7, 0.8, 0.9):
-        room.registry.transition_model_stage(room.register(accuracy), "Production")
-    flip_a_byte(room.files(room.registry.get(2).run_id) / PROGRAM)
-    assert room.registry.rollback().version == 1
+        registered.registry.transition_model_stage(registered.register(accuracy), "Production")
+    flip_a_byte(registered.files(registered.registry.get(2).run_id) / PROGRAM)
+    assert registered.registry.rollback().version == 1
     assert "v2 is passed over: v2 of" in caplog.text
     with pytest.raises(RegistryError, match=r"nothing to roll back to: no whole version .* in Production before v1"):
-        room.registry.rollback()
-    assert room.stages() == {3: "Archived", 2: "Archived", 1: "Production"}
+        registered.registry.rollback()
+    assert registered.stages() == {3: "Archived", 2: "Archived", 1: "Production"}
 
 
 # --- moving -------------------------------------------------------------------------------------
 
 
-def test_two_rollbacks_go_two_versions_back(room: Room) -> None:
+def test_two_rollbacks_go_two_versions_back(registered: RegisteredModel) -> None:
     for accuracy in (0.7, 0.8, 0.9):
-        room.registry.transition_model_stage(room.register(accuracy), "Production")
-    assert [room.registry.rollback().version, room.registry.rollback().version] == [2, 1]
+        registered.registry.transition_model_stage(registered.register(accuracy), "Production")
+    assert [registered.registry.rollback().version, registered.registry.rollback().version] == [2, 1]
 
 
-def test_a_version_that_is_there_already_stays_without_an_entry(room: Room) -> None:
-    room.registry.transition_model_stage(room.register(0.8), "Production")
-    before = len(room.registry.history())
-    assert room.registry.transition_model_stage(1, "Production").stage == "Production"
-    assert len(room.registry.history()) == before
+def test_a_version_that_is_there_already_stays_without_an_entry(registered: RegisteredModel) -> None:
+    registered.registry.transition_model_stage(registered.register(0.8), "Production")
+    before = len(registered.registry.history())
+    assert registered.registry.transition_model_stage(1, "Production").stage == "Production"
+    assert len(registered.registry.history()) == before
 
 
-def test_a_repair_says_so(room: Room, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_repair_says_so(registered: RegisteredModel, caplog: pytest.LogCaptureFixture) -> None:
     for accuracy in (0.7, 0.8):
-        room.registry.transition_model_stage(room.register(accuracy), "Production")
-    room.client.set_model_version_tag(room.name, "1", "stage", "Production")
-    room.registry.transition_model_stage(2, "Production")
+        registered.registry.transition_model_stage(registered.register(accuracy), "Production")
+    registered.client.set_model_version_tag(registered.name, "1", "stage", "Production")
+    registered.registry.transition_model_stage(2, "Production")
     assert "mended: v1 had been left half-way and is in Archived now" in caplog.text
-    assert room.client.get_model_version(room.name, "1").tags["stage"] == "Archived"
+    assert registered.client.get_model_version(registered.name, "1").tags["stage"] == "Archived"
 
 
-def test_a_version_of_another_tool_is_listed_and_refused(room: Room) -> None:
-    room.client.create_registered_model(room.name)
-    room.client.create_model_version(room.name, "/somewhere/else")
-    assert room.stages() == {1: "None"}
-    assert room.registry.history()["why"].tolist() == ["registered by another tool"]
-    with pytest.raises(BundleError, match=rf"v1 of {room.name} cannot be used: "):
-        room.registry.transition_model_stage(1, "Production")
+def test_a_version_of_another_tool_is_listed_and_refused(registered: RegisteredModel) -> None:
+    registered.client.create_registered_model(registered.name)
+    registered.client.create_model_version(registered.name, "/somewhere/else")
+    assert registered.stages() == {1: "None"}
+    assert registered.registry.history()["why"].tolist() == ["registered by another tool"]
+    with pytest.raises(BundleError, match=rf"v1 of {registered.name} cannot be used: "):
+        registered.registry.transition_model_stage(1, "Production")
 
 
-def by_mlflow(room: Room, run_id: str) -> int:
+def by_mlflow(registered: RegisteredModel, run_id: str) -> int:
     """Register a run's model as MLflow's own pages do, and put the alias on it."""
-    client, model_id = room.client, room.client.get_run(run_id).outputs.model_outputs[0].model_id
+    client, model_id = registered.client, registered.client.get_run(run_id).outputs.model_outputs[0].model_id
     with suppress(MlflowException):
-        client.create_registered_model(room.name)
-    source = f"models:/{model_id}" if room.uri.startswith("http") else f"runs:/{run_id}/model"
-    version = client.create_model_version(room.name, source, run_id=run_id, model_id=model_id)
-    client.set_registered_model_alias(room.name, "production", version.version)
+        client.create_registered_model(registered.name)
+    source = f"models:/{model_id}" if registered.uri.startswith("http") else f"runs:/{run_id}/model"
+    version = client.create_model_version(registered.name, source, run_id=run_id, model_id=model_id)
+    client.set_registered_model_alias(registered.name, "production", version.version)
     return int(version.version)
 
 
-def test_what_another_tool_put_into_production_is_adopted(any_room: Room, caplog: pytest.LogCaptureFixture) -> None:
-    room, run = any_room, any_room.log(0.8)
-    assert by_mlflow(room, run) == 1
-    found = room.registry.get("Production")
-    digest = room.client.get_run(run).data.tags["bundle_digest"]
+def test_what_another_tool_put_into_production_is_adopted(
+    any_registered: RegisteredModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    registered, run = any_registered, any_registered.log(0.8)
+    assert by_mlflow(registered, run) == 1
+    found = registered.registry.get("Production")
+    digest = registered.client.get_run(run).data.tags["bundle_digest"]
     assert (found.version, found.digest, "bundle_digest" in found.tags) == (1, digest, False)
-    assert room.registry.verify(1).digest == digest
-    assert room.registry.load("Production").bundle.digest == digest
+    assert registered.registry.verify(1).digest == digest
+    assert registered.registry.load("Production").bundle.digest == digest
 
-    room.registry.transition_model_stage(room.register(0.9, strength=4.0), "Production")
+    registered.registry.transition_model_stage(registered.register(0.9, strength=4.0), "Production")
     assert "adopted: v1 had been registered by another tool and is whole" in caplog.text
-    adopted = room.registry.get(1)
+    adopted = registered.registry.get(1)
     assert adopted.tags["bundle_digest"] == adopted.digest == digest
     assert (adopted.stage, adopted.metrics, adopted.tags["selected_by"]) == (
         "Archived",
@@ -330,84 +344,90 @@ def test_what_another_tool_put_into_production_is_adopted(any_room: Room, caplog
         "another tool",
     )
     assert "- held out: 300 pictures, accuracy 1\n" in adopted.description
-    assert room.registry.rollback().version == 1
+    assert registered.registry.rollback().version == 1
 
 
-def test_what_another_tool_registered_and_does_not_verify_is_refused_with_what_helps(room: Room) -> None:
-    run = room.log(0.8)
-    by_mlflow(room, run)
-    flip_a_byte(room.files(run) / PROGRAM)
+def test_what_another_tool_registered_and_does_not_verify_is_refused_with_what_helps(
+    registered: RegisteredModel,
+) -> None:
+    run = registered.log(0.8)
+    by_mlflow(registered, run)
+    flip_a_byte(registered.files(run) / PROGRAM)
     for attempt in (
-        lambda: room.registry.load("Production"),
-        lambda: room.registry.transition_model_stage(1, "Staging"),
+        lambda: registered.registry.load("Production"),
+        lambda: registered.registry.transition_model_stage(1, "Staging"),
     ):
         with pytest.raises(BundleError, match=rf"was altered.*registered by: .* register --run {run}$"):
             attempt()
     with pytest.raises(BundleError, match=rf"^run {run} cannot be registered: the bundle was altered"):
-        room.registry.register_run(run)
-    with Run(room.client, room.name, role="final", name="without a digest") as foreign:
+        registered.registry.register_run(run)
+    with Run(registered.client, registered.name, role="final", name="without a digest") as foreign:
         pass
-    room.client.create_model_version(room.name, str(room.files(run)), run_id=foreign.id)
+    registered.client.create_model_version(registered.name, str(registered.files(run)), run_id=foreign.id)
     with pytest.raises(
         BundleError, match=r"^v2 of .* no digest was recorded .* another tool registered it, and none of"
     ):
-        room.registry.transition_model_stage(2, "Staging")
-    assert "bundle_digest" not in room.registry.get(1).tags
+        registered.registry.transition_model_stage(2, "Staging")
+    assert "bundle_digest" not in registered.registry.get(1).tags
 
 
-def test_a_run_that_another_tool_registered_is_registered_already_if_that_was_its_model(room: Room) -> None:
-    run, other = room.log(0.8), room.log(0.9)
-    room.client.create_registered_model(room.name)
-    room.client.create_model_version(room.name, str(room.files(other)), run_id=run)
+def test_a_run_that_another_tool_registered_is_registered_already_if_that_was_its_model(
+    registered: RegisteredModel,
+) -> None:
+    run, other = registered.log(0.8), registered.log(0.9)
+    registered.client.create_registered_model(registered.name)
+    registered.client.create_model_version(registered.name, str(registered.files(other)), run_id=run)
     with pytest.raises(BundleError, match=rf"registered by: python model_registry.py register --run {run}$"):
-        room.registry.verify(1)
-    assert room.registry.register_run(run) == 2  # which the message said
-    assert room.registry.verify(2).run_id == run
-    by_mlflow(room, other)
-    assert room.registry.register_best_model(room.name) == 3
-    assert room.registry.get(3).tags["selected_by"] == "another tool"
+        registered.registry.verify(1)
+    assert registered.registry.register_run(run) == 2  # which the message said
+    assert registered.registry.verify(2).run_id == run
+    by_mlflow(registered, other)
+    assert registered.registry.register_best_model(registered.name) == 3
+    assert registered.registry.get(3).tags["selected_by"] == "another tool"
 
 
 def test_what_mlflows_own_stages_say_otherwise_is_told_until_it_is_mended(
-    room: Room, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    registered: RegisteredModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def notes() -> list[str]:
-        room.cli(monkeypatch, "list")
+        registered.cli(monkeypatch, "list")
         return [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
 
     for accuracy in (0.7, 0.8):
-        room.register(accuracy)
-    room.registry.transition_model_stage(1, "Production")
+        registered.register(accuracy)
+    registered.registry.transition_model_stage(1, "Production")
     assert notes() == []
-    assert room.registry.contradiction(room.registry.get(1)) == ""
+    assert registered.registry.contradiction(registered.registry.get(1)) == ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        room.client.transition_model_version_stage(room.name, "2", "Production", archive_existing_versions=True)
+        registered.client.transition_model_version_stage(
+            registered.name, "2", "Production", archive_existing_versions=True
+        )
     assert notes() == [
         f"note: v{number} is in {stage}, though MLflow's own stage says {shown}; the alias counts, and the next move"
         " mends it"
         for number, stage, shown in ((2, "None", "Production"), (1, "Production", "Archived"))
     ]
-    assert room.registry.contradiction(room.registry.get(1)) == (
+    assert registered.registry.contradiction(registered.registry.get(1)) == (
         "MLflow's own stage puts v2 into Production, and the alias 'production', which counts, is on v1; to change"
         " that: python model_registry.py promote 2 Production"
     )
-    room.registry.transition_model_stage(1, "Production")
+    registered.registry.transition_model_stage(1, "Production")
     assert notes() == []
-    assert room.registry.contradiction(room.registry.get(1)) == ""
+    assert registered.registry.contradiction(registered.registry.get(1)) == ""
 
-    room.client.delete_registered_model_alias(room.name, "production")
+    registered.client.delete_registered_model_alias(registered.name, "production")
     with pytest.raises(NotRegistered, match=r"though MLflow's own stage says v1; .* promote 1 Production sets"):
-        room.registry.get("Production")
+        registered.registry.get("Production")
 
 
 # --- the gate -----------------------------------------------------------------------------------
 
 
-def test_what_is_significantly_worse_is_refused_and_changes_nothing(any_room: Room) -> None:
-    room, registry = any_room, any_room.registry
-    registry.transition_model_stage(room.register(0.8), "Production")
-    room.register(0.9, lean=13)  # 42 of 300 pictures are called red and are not
+def test_what_is_significantly_worse_is_refused_and_changes_nothing(any_registered: RegisteredModel) -> None:
+    registered, registry = any_registered, any_registered.registry
+    registry.transition_model_stage(registered.register(0.8), "Production")
+    registered.register(0.9, lean=13)  # 42 of 300 pictures are called red and are not
     before = registry.history()
     with pytest.raises(
         PromotionRefused, match=r"v2 may not replace v1: accuracy 0.86 \[.*\] against 1 \[.*it is signif"
@@ -428,54 +448,61 @@ def test_what_is_significantly_worse_is_refused_and_changes_nothing(any_room: Ro
     assert registry.rollback().version == 1  # which no gate holds up
 
 
-def test_a_first_version_and_a_better_one_pass(room: Room) -> None:
-    room.register(0.8, lean=13)
-    assert room.registry.judge(1) is None
-    room.registry.transition_model_stage(1, "Production")
-    room.registry.transition_model_stage(room.register(0.9), "Production")
-    gates = room.registry.history()["gate"]
+def test_a_first_version_and_a_better_one_pass(registered: RegisteredModel) -> None:
+    registered.register(0.8, lean=13)
+    assert registered.registry.judge(1) is None
+    registered.registry.transition_model_stage(1, "Production")
+    registered.registry.transition_model_stage(registered.register(0.9), "Production")
+    gates = registered.registry.history()["gate"]
     assert gates[1] == "nothing to compare with"
     assert gates[3].startswith(
         "passed: accuracy 1 [0.987, 1] against 0.86 [0.816, 0.895] of v1 on the same 300 pictures, 4"
     )
 
 
-def test_what_replaces_a_broken_version_is_not_held_up(room: Room, caplog: pytest.LogCaptureFixture) -> None:
-    run = room.log(0.8)
-    room.registry.register_best_model(room.name)
-    room.registry.transition_model_stage(1, "Production")
-    room.register(0.9, lean=13)
-    flip_a_byte(room.files(run) / PROGRAM)
-    assert room.registry.transition_model_stage(2, "Production").transitions[-1].gate == "v1 could not be compared with"
-    assert f"it is compared with nothing, because v1 of {room.name} cannot be used" in caplog.text
+def test_what_replaces_a_broken_version_is_not_held_up(
+    registered: RegisteredModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = registered.log(0.8)
+    registered.registry.register_best_model(registered.name)
+    registered.registry.transition_model_stage(1, "Production")
+    registered.register(0.9, lean=13)
+    flip_a_byte(registered.files(run) / PROGRAM)
+    assert (
+        registered.registry.transition_model_stage(2, "Production").transitions[-1].gate
+        == "v1 could not be compared with"
+    )
+    assert f"it is compared with nothing, because v1 of {registered.name} cannot be used" in caplog.text
 
 
-def test_pictures_of_ones_own_decide_instead(room: Room, colour_folder: Path) -> None:
+def test_pictures_of_ones_own_decide_instead(registered: RegisteredModel, colour_folder: Path) -> None:
     """Version 2 calls each picture red, which is right for these; on all colours it is not."""
-    room.registry.transition_model_stage(room.register(0.8), "Production")
-    room.register(0.9, lean=40)
-    assert not room.registry.judge(2, data=colour_folder).passed  # type: ignore[union-attr]
+    registered.registry.transition_model_stage(registered.register(0.8), "Production")
+    registered.register(0.9, lean=40)
+    assert not registered.registry.judge(2, data=colour_folder).passed  # type: ignore[union-attr]
     for colour in ("blue", "green"):
         shutil.rmtree(colour_folder / colour)
-    verdict = room.registry.judge(2, data=str(colour_folder))
+    verdict = registered.registry.judge(2, data=str(colour_folder))
     assert verdict
     assert verdict.passed
     assert verdict.paired.by_class.keys() == {"red"}
     assert verdict.paired.whole.pictures == 40
-    table = room.registry.compare_models([1, 2], data=colour_folder)
+    table = registered.registry.compare_models([1, 2], data=colour_folder)
     assert table["pictures"].tolist() == [40, 40]
     assert table["accuracy"].tolist() == [1.0, 1.0]
     with pytest.raises(DataError, match=r"nowhere"):
-        room.registry.transition_model_stage(2, "Production", data="nowhere")
-    assert room.registry.transition_model_stage(2, "Production", data=colour_folder).stage == "Production"
+        registered.registry.transition_model_stage(2, "Production", data="nowhere")
+    assert registered.registry.transition_model_stage(2, "Production", data=colour_folder).stage == "Production"
 
 
-def test_the_comparison_is_with_what_is_in_production_at_the_move(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_comparison_is_with_what_is_in_production_at_the_move(
+    registered: RegisteredModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Somebody else promotes version 3 while version 2 is compared with version 1."""
     for accuracy, lean in ((0.7, 13), (0.8, 13), (0.9, 0)):
-        room.register(accuracy, lean=lean)
-    room.registry.transition_model_stage(1, "Production")
-    somebody, weighed, really_weigh = ModelRegistry(room.uri, room.name), [], gate.weigh
+        registered.register(accuracy, lean=lean)
+    registered.registry.transition_model_stage(1, "Production")
+    somebody, weighed, really_weigh = ModelRegistry(registered.uri, registered.name), [], gate.weigh
 
     def weigh(newcomer: Candidate, present: Candidate) -> Verdict:
         weighed.append((newcomer.version.version, present.version.version))
@@ -485,15 +512,15 @@ def test_the_comparison_is_with_what_is_in_production_at_the_move(room: Room, mo
 
     monkeypatch.setattr(gate, "weigh", weigh)
     with pytest.raises(PromotionRefused, match="v2 may not replace v3"):
-        room.registry.transition_model_stage(2, "Production")
+        registered.registry.transition_model_stage(2, "Production")
     assert weighed == [(2, 1), (3, 1), (2, 3)]
-    assert room.stages() == {3: "Production", 2: "None", 1: "Archived"}
+    assert registered.stages() == {3: "Production", 2: "None", 1: "Archived"}
 
 
-def test_who_is_overtaken_is_told(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_overtaken_is_told(registered: RegisteredModel, monkeypatch: pytest.MonkeyPatch) -> None:
     for accuracy in (0.8, 0.9):
-        room.register(accuracy)
-    somebody, move = ModelRegistry(room.uri, room.name), Stages.move
+        registered.register(accuracy)
+    somebody, move = ModelRegistry(registered.uri, registered.name), Stages.move
 
     def overtaken(stages: Stages, version: Version, *words: Any, **more: Any) -> None:
         move(stages, version, *words, **more)
@@ -502,30 +529,32 @@ def test_who_is_overtaken_is_told(room: Room, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(Stages, "move", overtaken)
     with pytest.raises(RegistryError, match=r"somebody else .* v1 was put into Production and is in Archived now"):
-        room.registry.transition_model_stage(1, "Production")
-    assert room.stages() == {2: "Production", 1: "Archived"}
+        registered.registry.transition_model_stage(1, "Production")
+    assert registered.stages() == {2: "Production", 1: "Archived"}
 
 
-def test_two_that_register_the_same_run_leave_one_version(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_that_register_the_same_run_leave_one_version(
+    registered: RegisteredModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another process registers it between this one's look and its write."""
-    room.log(0.8)
-    somebody, create = ModelRegistry(room.uri, room.name), ModelRegistry._create_version
+    registered.log(0.8)
+    somebody, create = ModelRegistry(registered.uri, registered.name), ModelRegistry._create_version
 
     def late(registry: ModelRegistry, *words: Any) -> int:
-        if registry is room.registry:
-            assert somebody.register_best_model(room.name) == 1
+        if registry is registered.registry:
+            assert somebody.register_best_model(registered.name) == 1
         return create(registry, *words)
 
     monkeypatch.setattr(ModelRegistry, "_create_version", late)
-    assert room.registry.register_best_model(room.name) == 1
-    assert room.stages() == {1: "None"}
+    assert registered.registry.register_best_model(registered.name) == 1
+    assert registered.stages() == {1: "None"}
 
 
 # --- reading ------------------------------------------------------------------------------------
 
 
-def test_what_is_not_there_yet_is_told_from_what_does_not_exist(any_room: Room) -> None:
-    registry = any_room.registry
+def test_what_is_not_there_yet_is_told_from_what_does_not_exist(any_registered: RegisteredModel) -> None:
+    registry = any_registered.registry
     for attempt in (
         lambda: registry.get("Production"),
         lambda: registry.get(1),
@@ -533,15 +562,17 @@ def test_what_is_not_there_yet_is_told_from_what_does_not_exist(any_room: Room) 
         registry.rollback,
         lambda: registry.transition_model_stage(1, "Production"),
     ):
-        with pytest.raises(NotRegistered, match=rf"no model '{any_room.name}' is registered yet"):
+        with pytest.raises(NotRegistered, match=rf"no model '{any_registered.name}' is registered yet"):
             attempt()
     assert registry.list_versions() == []
     assert list(registry.history().columns) == list(HISTORY_COLUMNS)
 
-    any_room.register(0.8)
-    with pytest.raises(NotRegistered, match=rf"no version of {any_room.name} is in Production yet; there are: 1$"):
+    any_registered.register(0.8)
+    with pytest.raises(
+        NotRegistered, match=rf"no version of {any_registered.name} is in Production yet; there are: 1$"
+    ):
         registry.get("production")
-    with pytest.raises(RegistryError, match=rf"^{any_room.name} has no version 12; there are: 1$"):
+    with pytest.raises(RegistryError, match=rf"^{any_registered.name} has no version 12; there are: 1$"):
         registry.get(12)
     with pytest.raises(RegistryError, match=r"has no version 0; there are: 1$"):
         registry.get(0)
@@ -557,18 +588,18 @@ def test_what_is_not_there_yet_is_told_from_what_does_not_exist(any_room: Room) 
         registry.rollback()
 
 
-def test_the_number_nearest_to_a_wrong_one_comes_first(room: Room) -> None:
-    room.client.create_registered_model(room.name)
+def test_the_number_nearest_to_a_wrong_one_comes_first(registered: RegisteredModel) -> None:
+    registered.client.create_registered_model(registered.name)
     for _ in range(12):
-        room.client.create_model_version(room.name, "/somewhere")
+        registered.client.create_model_version(registered.name, "/somewhere")
     with pytest.raises(RegistryError, match=r"has no version 112; there are: 12, 11, "):
-        room.registry.get(112)
+        registered.registry.get(112)
 
 
-def test_a_comparison_reads_the_bundles(room: Room) -> None:
-    room.register(0.8)
-    room.register(0.9, strength=-8.0)  # it sees the opposite of each colour
-    table = room.registry.compare_models(["v2", 1, 2])
+def test_a_comparison_reads_the_bundles(registered: RegisteredModel) -> None:
+    registered.register(0.8)
+    registered.register(0.9, strength=-8.0)  # it sees the opposite of each colour
+    table = registered.registry.compare_models(["v2", 1, 2])
     assert list(table.index) == [2, 1]
     assert table.loc[1, "accuracy"] == 1.0
     assert table.loc[1, "gained"] == 300 - round(300 * table.loc[2, "accuracy"])
@@ -576,91 +607,91 @@ def test_a_comparison_reads_the_bundles(room: Room) -> None:
     assert table.loc[1, "p_value"] < 1e-30
     assert table["mean_cv_accuracy"].tolist() == [0.9, 0.8]
     with pytest.raises(RegistryError, match="name the versions to compare"):
-        room.registry.compare_models([])
+        registered.registry.compare_models([])
 
 
 def test_versions_that_held_out_other_pictures_are_compared_on_those_they_share(
-    room: Room, caplog: pytest.LogCaptureFixture
+    registered: RegisteredModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    room.register(0.7, lean=13, held_out=slice(200))
-    room.register(0.8, held_out=slice(100, 300))
+    registered.register(0.7, lean=13, held_out=slice(200))
+    registered.register(0.8, held_out=slice(100, 300))
     leaning = colour_baseline(Program(ColourNetwork(8.0, 13)))
     right = leaning.predicted == leaning.labels
     assert right[:200].mean() != right[100:200].mean()
-    table = room.registry.compare_models([1, 2])
+    table = registered.registry.compare_models([1, 2])
     assert table["pictures"].tolist() == table["shared_pictures"].tolist() == [100, 100]
     assert table["accuracy"].tolist() == table["shared_accuracy"].tolist() == [right[100:200].mean(), 1.0]
     assert table["held_out_pictures"].tolist() == [200, 200]
     assert table["held_out_accuracy"].tolist() == [right[:200].mean(), 1.0]
     assert table.loc[2, "difference"] == pytest.approx(1 - table.loc[1, "accuracy"])
     assert table.loc[1, "recall_weighted"] == pytest.approx(table.loc[1, "accuracy"])  # the same, by definition
-    assert room.registry.picture_comparison([1, 2]).get_suptitle() == "v2 against v1 on 100 pictures"
+    assert registered.registry.picture_comparison([1, 2]).get_suptitle() == "v2 against v1 on 100 pictures"
     assert caplog.text == ""
 
-    room.register(0.9, held_out=slice(200, 300))
-    apart = room.registry.compare_models([1, 2, 3])
+    registered.register(0.9, held_out=slice(200, 300))
+    apart = registered.registry.compare_models([1, 2, 3])
     assert apart["pictures"].tolist() == [200, 200, 100]
     assert "held_out_pictures" not in apart
     assert "v1 and v2 and v3 have no picture in common that all were measured on" in caplog.text
     assert "--data FOLDER" in caplog.text
 
 
-def test_a_cache_makes_the_store_unnecessary(room: Room, tmp_path: Path) -> None:
-    run = room.log(0.8)
-    room.registry.register_best_model(room.name)
-    room.registry.load(1, cache=tmp_path / "cache")
-    flip_a_byte(room.files(run) / PROGRAM)
-    assert room.registry.load(1, cache=tmp_path / "cache").version.version == 1
+def test_a_cache_makes_the_store_unnecessary(registered: RegisteredModel, tmp_path: Path) -> None:
+    run = registered.log(0.8)
+    registered.registry.register_best_model(registered.name)
+    registered.registry.load(1, cache=tmp_path / "cache")
+    flip_a_byte(registered.files(run) / PROGRAM)
+    assert registered.registry.load(1, cache=tmp_path / "cache").version.version == 1
 
 
-def test_names_and_reasons_are_checked_at_the_door(room: Room) -> None:
+def test_names_and_reasons_are_checked_at_the_door(registered: RegisteredModel) -> None:
     with pytest.raises(SettingsError, match=r'a model name is letters, digits, spaces .* got "it\'s"'):
         ModelRegistry(model_name="it's")
-    room.register(0.8)
+    registered.register(0.8)
     with pytest.raises(SettingsError, match="a reason must be at most 1000 characters, got 1001"):
-        room.registry.transition_model_stage(1, "Staging", reason="x" * 1001)
-    assert room.stages() == {1: "None"}
+        registered.registry.transition_model_stage(1, "Staging", reason="x" * 1001)
+    assert registered.stages() == {1: "None"}
 
 
 # --- the command line ---------------------------------------------------------------------------
 
 
 def test_every_verb_answers_people_and_programs(
-    room: Room, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    registered: RegisteredModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def says(*words: str) -> list[str]:
-        room.cli(monkeypatch, *words)
+        registered.cli(monkeypatch, *words)
         return capsys.readouterr().out.splitlines()
 
     def gives(*words: str) -> object:
-        room.cli(monkeypatch, *words, "--json")
+        registered.cli(monkeypatch, *words, "--json")
         return json.loads(capsys.readouterr().out)
 
-    again = f"next: python model_registry.py --tracking-uri {room.uri} --model-name '{room.name}'"
-    assert says("list") == [f"no version of {room.name} is registered yet", f"{again} register"]
+    again = f"next: python model_registry.py --tracking-uri {registered.uri} --model-name '{registered.name}'"
+    assert says("list") == [f"no version of {registered.name} is registered yet", f"{again} register"]
     assert gives("list") == []
     assert gives("history") == []
-    first, second = room.log(0.9), room.log(0.8)
-    search = ("register", "--experiment-name", room.name)
+    first, second = registered.log(0.9), registered.log(0.8)
+    search = ("register", "--experiment-name", registered.name)
     assert says(*search) == [
-        f"v1 of {room.name} registered from run {first} (mean_cv_accuracy 0.9)",
+        f"v1 of {registered.name} registered from run {first} (mean_cv_accuracy 0.9)",
         f"{again} promote 1 Production",
     ]
-    assert says(*search)[0] == f"v1 of {room.name} was registered before, from run {first} (mean_cv_accuracy 0.9)"
+    assert says(*search)[0] == f"v1 of {registered.name} was registered before, from run {first} (mean_cv_accuracy 0.9)"
     assert gives(*search, "--metric", "val_loss", "--mode", "max")["run_id"] == second
     assert says("promote", "1", "Production", "--reason", "first") == [
-        f"v1 of {room.name} moved from None to Production",
-        room.registry.found_by_alarm(1),
+        f"v1 of {registered.name} moved from None to Production",
+        registered.registry.found_by_alarm(1),
         "next: python serve_model.py",
     ]
     assert says("promote", "2", "staging") == [
-        f"v2 of {room.name} moved from None to Staging",
+        f"v2 of {registered.name} moved from None to Staging",
         f"{again} promote 2 Production",
     ]
     assert says("promote", "2", "Production")[0] == (
-        f"v2 of {room.name} moved from Staging to Production; v1 is Archived"
+        f"v2 of {registered.name} moved from Staging to Production; v1 is Archived"
     )
-    assert says("promote", "2", "Production")[0] == f"v2 of {room.name} was in Production already"
+    assert says("promote", "2", "Production")[0] == f"v2 of {registered.name} was in Production already"
     assert [line.split()[:2] for line in says("list")] == [
         ["version", "stage"],
         ["v2", "Production"],
@@ -668,17 +699,17 @@ def test_every_verb_answers_people_and_programs(
     ]
     assert [version["stage"] for version in gives("list")] == ["Production", "Archived"]
     assert [line.split() for line in says("show", "Production")[:2]] == [
-        ["version", "v2", "of", room.name],
+        ["version", "v2", "of", registered.name],
         ["stage", "Production"],
     ]
-    assert says("verify", "1") == [f"v1 of {room.name} is whole: digest {gives('verify', '1')['digest']}"]
+    assert says("verify", "1") == [f"v1 of {registered.name} is whole: digest {gives('verify', '1')['digest']}"]
     assert says("compare", "1", "2")[0].split() == ["v1", "v2"]
     rows = gives("compare", "1", "2")
     assert [row["version"] for row in rows] == [1, 2]
     assert (rows[0]["p_value"], rows[1]["p_value"], rows[1]["shared_pictures"]) == (None, 1.0, 300)
-    assert says("rollback")[0] == f"v1 of {room.name} is in Production again (rollback of v2)"
+    assert says("rollback")[0] == f"v1 of {registered.name} is in Production again (rollback of v2)"
     assert says("archive", "1")[0] == (
-        f"v1 of {room.name} moved from Production to Archived; no version is in Production now"
+        f"v1 of {registered.name} moved from Production to Archived; no version is in Production now"
     )
     assert gives("promote", "1", "None")["stage"] == "None"
     entries = gives("history")
@@ -702,18 +733,18 @@ def test_every_verb_answers_people_and_programs(
     ],
 )
 def test_bad_words_get_a_sentence(
-    room: Room, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], sentence: str
+    registered: RegisteredModel, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], sentence: str
 ) -> None:
     with pytest.raises(ToolkitError) as caught:
-        room.cli(monkeypatch, *words)
+        registered.cli(monkeypatch, *words)
     assert str(caught.value).startswith(sentence)
 
 
-def test_a_user_sees_one_line(room: Room) -> None:
-    room.register(0.8)
-    words = ("--model-name", room.name, "promote", "7", "Production")
-    result = run_script("model_registry.py", *words, MLFLOW_TRACKING_URI=room.uri)
-    assert error_line(result) == f"model_registry.py: error: {room.name} has no version 7; there are: 1"
+def test_a_user_sees_one_line(registered: RegisteredModel) -> None:
+    registered.register(0.8)
+    words = ("--model-name", registered.name, "promote", "7", "Production")
+    result = run_script("model_registry.py", *words, MLFLOW_TRACKING_URI=registered.uri)
+    assert error_line(result) == f"model_registry.py: error: {registered.name} has no version 7; there are: 1"
     assert result.stderr.count("\n") == 1
 
 
@@ -743,7 +774,9 @@ def test_importing_and_constructing_open_and_write_nothing(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["look.py"]
 
 
-def test_nothing_is_said_about_stages_that_no_user_can_act_upon(room: Room, recwarn: pytest.WarningsRecorder) -> None:
+def test_nothing_is_said_about_stages_that_no_user_can_act_upon(
+    registered: RegisteredModel, recwarn: pytest.WarningsRecorder
+) -> None:
     logging.captureWarnings(False)
-    room.registry.transition_model_stage(room.register(0.8), "Production")
+    registered.registry.transition_model_stage(registered.register(0.8), "Production")
     assert [str(warning.message) for warning in recwarn if "stage" in str(warning.message)] == []

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from support import ROOT, colour_pixels, encode, free_port
-from support.shell_session import Walk, walked
+from support.shell_session import ShellSession, run_shell
 from toolkit.serving.shapes import Prediction
 
 README = (ROOT / "README.md").read_text()
@@ -70,11 +70,11 @@ def typed(command: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
+def session(tmp_path_factory: pytest.TempPathFactory) -> ShellSession:
     text = script()
     port = re.search(r"localhost:(\d+)/predict", text)
     assert port
-    return walked(tmp_path_factory.mktemp("readme") / "project", text, {**SHORT, "SERVE_PORT": port[1]}, prepare)
+    return run_shell(tmp_path_factory.mktemp("readme") / "project", text, {**SHORT, "SERVE_PORT": port[1]}, prepare)
 
 
 def prepare(folder: Path) -> None:
@@ -88,14 +88,14 @@ def prepare(folder: Path) -> None:
 
 
 @pytest.mark.timeout(960)
-def test_every_line_runs(walk: Walk) -> None:
-    logs = "".join(f"\n== {log.name}\n{log.read_text()[-3000:]}" for log in sorted(walk.folder.glob("server*.log")))
-    assert walk.status == 0, walk.output[-6000:] + logs
-    assert "Traceback" not in walk.output
+def test_every_line_runs(session: ShellSession) -> None:
+    logs = "".join(f"\n== {log.name}\n{log.read_text()[-3000:]}" for log in sorted(session.folder.glob("server*.log")))
+    assert session.status == 0, session.output[-6000:] + logs
+    assert "Traceback" not in session.output
 
 
-def test_it_has_shown_what_it_promises(walk: Walk) -> None:
-    output = walk.output
+def test_it_has_shown_what_it_promises(session: ShellSession) -> None:
+    output = session.output
     for promise in (
         r"next: python model_registry.py promote 1 Production",
         r"v1 of image-classifier moved from None to Production",
@@ -106,10 +106,10 @@ def test_it_has_shown_what_it_promises(walk: Walk) -> None:
         assert re.search(promise, output), f"{promise!r} is not in:\n{output[-6000:]}"
 
 
-def test_nothing_was_fetched(walk: Walk) -> None:
-    if not walk.offline:
+def test_nothing_was_fetched(session: ShellSession) -> None:
+    if not session.offline:
         pytest.skip("this system does not let a test have a network of its own")
-    assert walk.status == 0, walk.output[-6000:]
+    assert session.status == 0, session.output[-6000:]
 
 
 def test_the_example_of_an_answer_has_the_shape_of_one() -> None:

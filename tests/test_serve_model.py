@@ -73,7 +73,7 @@ class MoodyNetwork(ColourNetwork):
         return torch.where(spoiled, torch.nan, super().forward(pictures))
 
 
-class Room:
+class RegisteredModel:
     """A registered model of its own in the store that all tests share."""
 
     def __init__(self, uri: str) -> None:
@@ -112,8 +112,8 @@ def uri(tmp_path_factory: pytest.TempPathFactory, log_colour_run: Callable[..., 
 
 
 @pytest.fixture
-def room(uri: str) -> Room:
-    return Room(uri)
+def registered(uri: str) -> RegisteredModel:
+    return RegisteredModel(uri)
 
 
 class Receiver(ThreadingHTTPServer):
@@ -152,7 +152,7 @@ class Served:
 
     app: FastAPI
     client: httpx.Client
-    room: Room
+    registered: RegisteredModel
     store: Path
 
     @property
@@ -168,8 +168,8 @@ class Served:
 
 
 @contextmanager
-def serving(room: Room, folder: Path, **settings: Any) -> Iterator[Served]:
-    store = folder / f"monitoring-{room.name}.db"
+def serving(registered: RegisteredModel, folder: Path, **settings: Any) -> Iterator[Served]:
+    store = folder / f"monitoring-{registered.name}.db"
     words = {"poll_seconds": 3600, "monitor_store": str(store), "threads": 2, "max_waiting": 6, "max_batch": 4}
     words |= {
         "engine": "torch",
@@ -178,8 +178,8 @@ def serving(room: Room, folder: Path, **settings: Any) -> Iterator[Served]:
         "answer_seconds": LONGEST_WAIT,
         "body_seconds": LONGEST_WAIT,
         "stall_seconds": LONGEST_WAIT,
-        "tracking_uri": room.uri,
-        "model_name": room.name,
+        "tracking_uri": registered.uri,
+        "model_name": registered.name,
     }
     app = create_app(ServeSettings(**words | settings))
     listener = listen("127.0.0.1", 0)
@@ -191,7 +191,7 @@ def serving(room: Room, folder: Path, **settings: Any) -> Iterator[Served]:
         with httpx.Client(base_url=url, timeout=LONGEST_WAIT, trust_env=False) as client:
             wait_until(lambda: client.get("/health").json()["registry"]["last_look"])
             wait_until(lambda: client.get("/health").json()["ready"])
-            yield Served(app, client, room, store)
+            yield Served(app, client, registered, store)
     finally:
         server.handle_exit(signal.SIGTERM, None)
         thread.join(LONGEST_WAIT)
@@ -201,9 +201,9 @@ def serving(room: Room, folder: Path, **settings: Any) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def served(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A service that all tests share: version 1, ``plain``, and no keys."""
-    room = Room(uri)
-    room.promote("plain")
-    with serving(room, tmp_path_factory.mktemp("served")) as served:
+    registered = RegisteredModel(uri)
+    registered.promote("plain")
+    with serving(registered, tmp_path_factory.mktemp("served")) as served:
         yield served
 
 
@@ -232,7 +232,7 @@ def problem(response: httpx.Response, status: int, slug: str) -> dict[str, Any]:
 
 
 def test_each_way_to_send_a_picture_gives_the_answer_of_the_bundle(served: Served) -> None:
-    bundle = served.room.registry.load("Production").bundle
+    bundle = served.registered.registry.load("Production").bundle
     for colour, picture in (("red", RED), ("green", GREEN), ("blue", encode(load_picture(BLUE, 200).pixels, "JPEG"))):
         wanted = bundle.predict(load_picture(picture, bundle.card.image_size).pixels[None])[0]
         text = base64.b64encode(picture).decode()
@@ -252,7 +252,7 @@ def test_each_way_to_send_a_picture_gives_the_answer_of_the_bundle(served: Serve
             ranked = {one["label"]: one["probability"] for one in found["top_k"]}
             np.testing.assert_allclose([ranked[name] for name in COLOURS], wanted, rtol=0, atol=1e-6)
             assert (found["predicted_class"], found["confidence"]) == (colour, found["top_k"][0]["probability"])
-            assert found["model"] == {"name": served.room.name, "version": 1, "stage": "Production"}
+            assert found["model"] == {"name": served.registered.name, "version": 1, "stage": "Production"}
             assert set(found["timings_ms"]) == {"decode", "queue", "infer", "total"}
         assert len({answer.json()["prediction_id"] for answer in answers}) == len(answers)
 
@@ -317,10 +317,10 @@ def windows_of(served: Served) -> dict[str, Any]:
 
 
 def test_each_prediction_reaches_the_monitor_with_what_it_was_made_of(uri: str, tmp_path: Path) -> None:
-    room = Room(uri)
-    room.promote("unsure")
+    registered = RegisteredModel(uri)
+    registered.promote("unsure")
     pictures = [colour_picture(COLOURS[seed % 3], seed, size=30 + seed) for seed in range(12)]
-    with serving(room, tmp_path) as served:
+    with serving(registered, tmp_path) as served:
         answers = [
             served.client.post("/predict", files={"file": (f"{n}\u202e.jpg", picture)}, params={"top_k": 3}).json()
             for n, picture in enumerate(pictures[:-1])
@@ -409,7 +409,7 @@ def test_state_of_a_service_that_is_well(served: Served) -> None:
     assert health["queue"] == {"depth": 0, "workers": 2, "room": 8}
     assert health["monitor"]["lost"] == health["monitor"]["write_errors"] == 0
     info = get("/model-info").json()
-    version = served.room.registry.get(1)
+    version = served.registered.registry.get(1)
     assert (info["run_id"], info["digest"], info["classes"]) == (version.run_id, version.digest, list(COLOURS))
     assert info["metrics"] == {"accuracy": {"value": 1.0, "pictures": 300}}
     assert info["baseline"] == {"pictures": 300, "accuracy": 1.0}
@@ -481,7 +481,7 @@ def test_the_description_is_served(served: Served) -> None:
     assert set(paths) - {route.path for route in protocols.routes.routes} == ours
     for path, methods in paths.items():  # whatever is described is there
         for method in methods:
-            address = path.format(name=served.room.name, version=1)
+            address = path.format(name=served.registered.name, version=1)
             assert served.client.request(method, address).status_code not in (404, 405), path
 
 
@@ -607,10 +607,10 @@ def test_a_request_keeps_its_id(served: Served) -> None:
     assert re.fullmatch("[0-9a-f]{16}", served.client.get("/livez").headers["X-Request-ID"])
 
 
-class Gate:
+class BlockingEngine:
     """An engine that waits until it is opened, or fails."""
 
-    name, lanes = "gate", 1
+    name, lanes = "blocking", 1
 
     def __init__(self, error: Exception | None = None) -> None:
         self.open, self.error = threading.Event(), error
@@ -623,20 +623,20 @@ class Gate:
 
 
 @contextmanager
-def engine(served: Served, gate: Gate) -> Iterator[None]:
+def engine(served: Served, blocking: BlockingEngine) -> Iterator[None]:
     """The service with another engine for a while."""
     live = served.app.state.service.live
     model = live.model
-    live.model = replace(model, engine=gate)
+    live.model = replace(model, engine=blocking)
     try:
         yield
     finally:
-        gate.open.set()
+        blocking.open.set()
         live.model = model
 
 
 def test_a_failure_inside_is_a_problem_that_tells_nothing(served: Served) -> None:
-    with engine(served, Gate(RuntimeError("secret of /srv"))):
+    with engine(served, BlockingEngine(RuntimeError("secret of /srv"))):
         document = problem(served.predict(), 500, "internal-error")
         assert "secret" not in json.dumps(document)
         results = served.client.post("/predict/batch", files=[("files", RED)]).json()["results"]
@@ -646,8 +646,8 @@ def test_a_failure_inside_is_a_problem_that_tells_nothing(served: Served) -> Non
 
 
 def test_a_full_queue_refuses_at_once_and_everything_else_still_answers(served: Served) -> None:
-    gate = Gate()
-    with ThreadPoolExecutor(8) as clients, engine(served, gate):
+    blocking = BlockingEngine()
+    with ThreadPoolExecutor(8) as clients, engine(served, blocking):
         waiting = [clients.submit(served.predict) for _ in range(8)]
         wait_until(lambda: served.desk.room == 0)
         for refused in (served.predict(), served.client.post("/predict/batch", files=[("files", RED)])):
@@ -663,7 +663,7 @@ def test_a_full_queue_refuses_at_once_and_everything_else_still_answers(served: 
         assert served.client.get("/metrics", headers={"Accept": "text/plain"}).status_code == 200
         name = served.client.post("/feedback", json={"prediction_id": "x", "label": "red"})
         problem(name, 404, "unknown-prediction")
-        gate.open.set()
+        blocking.open.set()
         assert [one.result(LONGEST_WAIT).status_code for one in waiting] == [200] * 8
     wait_until(lambda: served.desk.depth == 0)
 
@@ -712,9 +712,9 @@ def test_mutated_pictures_are_answered_or_refused_but_never_break(served: Served
 # Models that come and go
 
 
-def test_what_is_no_number_is_never_a_class(room: Room, tmp_path: Path) -> None:
-    room.promote("moody")
-    with serving(room, tmp_path) as served:
+def test_what_is_no_number_is_never_a_class(registered: RegisteredModel, tmp_path: Path) -> None:
+    registered.promote("moody")
+    with serving(registered, tmp_path) as served:
         assert served.predict().json()["predicted_class"] == "red"
         problem(served.predict(SPOILED), 500, "non-finite-output")
         results = served.client.post("/predict/batch", files=[("files", SPOILED), ("files", RED)]).json()["results"]
@@ -740,32 +740,36 @@ def test_what_is_no_number_is_never_a_class(room: Room, tmp_path: Path) -> None:
         database.close()
 
 
-def test_what_another_tool_put_into_production_is_served_and_its_other_stage_told(room: Room, tmp_path: Path) -> None:
-    client = connect(room.uri)
+def test_what_another_tool_put_into_production_is_served_and_its_other_stage_told(
+    registered: RegisteredModel, tmp_path: Path
+) -> None:
+    client = connect(registered.uri)
     (run,) = client.search_runs([client.get_experiment_by_name("plain").experiment_id])
-    client.create_registered_model(room.name)
-    client.create_model_version(room.name, f"runs:/{run.info.run_id}/model", run_id=run.info.run_id)
-    client.set_registered_model_alias(room.name, "production", "1")
-    with serving(room, tmp_path, copies=tmp_path / "copies") as served:
+    client.create_registered_model(registered.name)
+    client.create_model_version(registered.name, f"runs:/{run.info.run_id}/model", run_id=run.info.run_id)
+    client.set_registered_model_alias(registered.name, "production", "1")
+    with serving(registered, tmp_path, copies=tmp_path / "copies") as served:
         assert served.predict().json()["predicted_class"] == "red"
         digest = run.data.tags[DIGEST_TAG]
         assert served.client.get("/model-info").json()["digest"] == digest
-        assert (tmp_path / "copies" / room.name / "Production" / digest).is_dir()
+        assert (tmp_path / "copies" / registered.name / "Production" / digest).is_dir()
         assert served.client.get("/health").json()["registry"]["contradiction"] == (
             "MLflow's own stage puts v1 into None, and the alias 'production', which counts, into Production; to mend"
             " that: python model_registry.py promote 1 Production"
         )
-        room.registry.transition_model_stage(1, "Production")
+        registered.registry.transition_model_stage(1, "Production")
         assert served.client.post("/admin/reload").json()["outcome"] == "unchanged"
         assert served.client.get("/health").json()["registry"]["contradiction"] is None
 
 
-def test_an_altered_version_leaves_the_old_one_serving_until_it_is_mended(room: Room, tmp_path: Path) -> None:
-    room.promote("plain")
-    with serving(room, tmp_path) as served:
+def test_an_altered_version_leaves_the_old_one_serving_until_it_is_mended(
+    registered: RegisteredModel, tmp_path: Path
+) -> None:
+    registered.promote("plain")
+    with serving(registered, tmp_path) as served:
         reload = lambda: served.client.post("/admin/reload").json()  # noqa: E731
-        version = room.promote("unsure")
-        path = room.program(version)
+        version = registered.promote("unsure")
+        path = registered.program(version)
         whole = path.read_bytes()
         path.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
         try:
@@ -784,7 +788,7 @@ def test_an_altered_version_leaves_the_old_one_serving_until_it_is_mended(room: 
         assert reload()["outcome"] == "loaded"
         assert served.predict().json()["model"]["version"] == 2
         assert served.client.get("/health").json()["status"] == "ok"
-        room.registry.rollback()
+        registered.registry.rollback()
         assert reload()["outcome"] == "loaded"
         assert served.predict().json()["model"]["version"] == 1
         assert served.client.get("/metrics").json()["model_changes"] == 3
@@ -794,12 +798,12 @@ def test_an_altered_version_leaves_the_old_one_serving_until_it_is_mended(room: 
 
 
 def test_a_version_that_is_certainly_far_worse_goes_and_somebody_is_told(
-    room: Room, tmp_path: Path, receiver: Receiver
+    registered: RegisteredModel, tmp_path: Path, receiver: Receiver
 ) -> None:
-    room.promote("plain")
-    bad = room.promote("unsure")
+    registered.promote("plain")
+    bad = registered.promote("unsure")
     more = {"on_immediate": "rollback", "alert_webhook": receiver.url, "webhook_secret": "hush"}
-    with serving(room, tmp_path, **more) as served:
+    with serving(registered, tmp_path, **more) as served:
         get = served.client.get
         assert get("/model-info").json()["version"] == bad
         for number in range(120):
@@ -810,7 +814,7 @@ def test_a_version_that_is_certainly_far_worse_goes_and_somebody_is_told(
             told = {"prediction_id": answer["prediction_id"], "label": wrong, "source": "audit"}
             assert served.client.post("/feedback", json=told).status_code == 200
         wait_until(lambda: get("/model-info").json()["version"] != bad)
-        [reason] = [text for text in room.registry.history()["why"] if "by itself: " in str(text)]
+        [reason] = [text for text in registered.registry.history()["why"] if "by itself: " in str(text)]
         assert "by itself: ACCURACY 100 -> 0 % since " in reason
         assert "Next:" not in reason
         served.predict()
@@ -823,9 +827,9 @@ def test_a_version_that_is_certainly_far_worse_goes_and_somebody_is_told(
         assert verify("hush", headers["X-Alert-Timestamp"], headers["X-Alert-Signature"], body)
 
 
-def test_keys_keep_predictions_and_administration_apart(room: Room, tmp_path: Path) -> None:
-    room.promote("plain")
-    with serving(room, tmp_path, predict_key="open", admin_key="sesame") as served:
+def test_keys_keep_predictions_and_administration_apart(registered: RegisteredModel, tmp_path: Path) -> None:
+    registered.promote("plain")
+    with serving(registered, tmp_path, predict_key="open", admin_key="sesame") as served:
         post = served.client.post
         guarded = dict.fromkeys(("/predict", "/predict/batch", "/feedback"), ("open", "sesame"))
         guarded["/admin/reload"] = ("sesame", "open")
@@ -969,8 +973,17 @@ def refused(url: str) -> bool:
     return False
 
 
-def test_a_service_from_its_start_without_a_model_to_its_end(room: Room, tmp_path: Path) -> None:
-    words = ["--tracking-uri", room.uri, "--model-name", room.name, "--poll-seconds", "0.2", "--drain-seconds", "99"]
+def test_a_service_from_its_start_without_a_model_to_its_end(registered: RegisteredModel, tmp_path: Path) -> None:
+    words = [
+        "--tracking-uri",
+        registered.uri,
+        "--model-name",
+        registered.name,
+        "--poll-seconds",
+        "0.2",
+        "--drain-seconds",
+        "99",
+    ]
     words += ["--finish-seconds", "600", "--answer-seconds", "600", "--body-seconds", "600", "--stall-seconds", "600"]
     with process(tmp_path, *words) as service:
         ask = service.ask
@@ -982,7 +995,7 @@ def test_a_service_from_its_start_without_a_model_to_its_end(room: Room, tmp_pat
         health = ask("GET", "/health").json()
         assert (health["status"], health["ready"], health["registry"]["reachable"]) == ("waiting", False, True)
 
-        room.promote("plain")
+        registered.promote("plain")
         wait_until(lambda: ask("GET", "/readyz").status_code == 200)
         sure = ask("POST", "/predict", content=RED).json()
         assert (sure["model"]["version"], sure["predicted_class"]) == (1, "red")
@@ -1000,9 +1013,9 @@ def test_a_service_from_its_start_without_a_model_to_its_end(room: Room, tmp_pat
 
         with ThreadPoolExecutor(2) as clients:
             working = [clients.submit(client) for _ in range(2)]
-            room.promote("unsure")
+            registered.promote("unsure")
             wait_until(lambda: answered_by(2))
-            room.registry.rollback()
+            registered.registry.rollback()
             wait_until(lambda: answered_by(1))
             assert ask("GET", "/readyz").json()["version"] == "1"
             stop.set()
@@ -1087,8 +1100,8 @@ def test_a_port_in_use_is_one_line_and_status_2() -> None:
 class Crew:
     """A service of two processes, which ends with the test that asks it to."""
 
-    def __init__(self, service: Process, room: Room, temporary: Path) -> None:
-        self.service, self.room, self.temporary = service, room, temporary
+    def __init__(self, service: Process, registered: RegisteredModel, temporary: Path) -> None:
+        self.service, self.registered, self.temporary = service, registered, temporary
 
     def pids(self) -> set[int]:
         return {child.pid for child in psutil.Process(self.service.popen.pid).children()}
@@ -1125,12 +1138,12 @@ class Crew:
 @pytest.fixture(scope="module")
 def crew(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
     folder, temporary = tmp_path_factory.mktemp("crew"), tmp_path_factory.mktemp("temporary")
-    room = Room(uri)
-    room.promote("plain")
+    registered = RegisteredModel(uri)
+    registered.promote("plain")
     words = ["--processes", "2", "--threads", "2", "--poll-seconds", "3600", "--drain-seconds", "0.1"]
-    words += ["--tracking-uri", uri, "--model-name", room.name]
+    words += ["--tracking-uri", uri, "--model-name", registered.name]
     with process(folder, *words, TMPDIR=str(temporary), PYTHONPATH=str(ROOT)) as service:
-        crew = Crew(service, room, temporary)
+        crew = Crew(service, registered, temporary)
         crew.wait_until_both_are_ready()
         yield crew
 
@@ -1158,7 +1171,7 @@ def test_figures_are_sums_over_all_processes_whichever_answers(crew: Crew) -> No
         assert programs["serve_stage_seconds_count", "infer"] == programs["serve_batch_size_sum",] == 4
         assert programs["serve_monitor_items", "written"] == 4
         assert {key: value for key, value in programs.items() if key[0] == "serve_model_info"} == {
-            ("serve_model_info", crew.room.registry.get(1).digest, crew.room.name, "Production", "1"): 2
+            ("serve_model_info", crew.registered.registry.get(1).digest, crew.registered.name, "Production", "1"): 2
         }
     windows = wait_until(
         lambda: (found := crew.figures()[0]["monitor"]["windows"]["short"])["n"] == 4 and found
@@ -1167,7 +1180,7 @@ def test_figures_are_sums_over_all_processes_whichever_answers(crew: Crew) -> No
 
 
 def test_one_call_to_reload_reaches_all_and_one_of_them_converts(crew: Crew) -> None:
-    version = crew.room.promote("unsure")
+    version = crew.registered.promote("unsure")
     assert crew.service.ask("POST", "/admin/reload").json()["outcome"] == "loaded"
     wait_until(lambda: crew.figures()[0]["model_changes"] == 4)
     for answer in crew.each("POST", "/predict", content=RED).values():

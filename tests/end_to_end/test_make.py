@@ -9,26 +9,26 @@ from pathlib import Path
 import pytest
 
 from support import ROOT
-from support.shell_session import Walk, walked
+from support.shell_session import ShellSession, run_shell
 
 COMMANDS = ("make demo", "make test")
 SHORT = {"TUNE_MAX_EVALS": "1", "TUNE_FOLDS": "2", "PYTEST_ADDOPTS": "--collect-only -q --no-header -n 0"}
 
 
 @pytest.fixture(scope="module")
-def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
-    return walked(tmp_path_factory.mktemp("make") / "project", " && ".join(COMMANDS), SHORT)
+def session(tmp_path_factory: pytest.TempPathFactory) -> ShellSession:
+    return run_shell(tmp_path_factory.mktemp("make") / "project", " && ".join(COMMANDS), SHORT)
 
 
 @pytest.mark.timeout(960)
-def test_both_run(walk: Walk) -> None:
-    assert walk.status == 0, walk.output[-6000:]
-    assert "Traceback" not in walk.output
+def test_both_run(session: ShellSession) -> None:
+    assert session.status == 0, session.output[-6000:]
+    assert "Traceback" not in session.output
 
 
-def test_they_show_what_they_promise(walk: Walk) -> None:
+def test_they_show_what_they_promise(session: ShellSession) -> None:
     for promise in (r"IMMEDIATE \(confirmed, short window\): ACCURACY \d+ -> \d+ %", r"\d+ tests collected"):
-        assert re.search(promise, walk.output), f"{promise!r} is not in:\n{walk.output[-6000:]}"
+        assert re.search(promise, session.output), f"{promise!r} is not in:\n{session.output[-6000:]}"
 
 
 def test_the_readme_names_them() -> None:

@@ -22,8 +22,8 @@ LEFT_BEHIND = (
 
 
 @dataclass(frozen=True)
-class Walk:
-    """What came of typing a script into a terminal."""
+class ShellSession:
+    """The result of a script that was typed into a terminal."""
 
     status: int
     output: str
@@ -31,9 +31,9 @@ class Walk:
     offline: bool
 
 
-def walked(
+def run_shell(
     folder: Path, text: str, variables: Mapping[str, str], prepare: Callable[[Path], None] = lambda _: None
-) -> Walk:
+) -> ShellSession:
     """Type a script in a copy of the project, whose environment is ready; skip where a tool is missing."""
     for tool in ("bash", "curl", "make"):
         if shutil.which(tool) is None:
@@ -44,7 +44,7 @@ def walked(
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
     path = os.pathsep.join([str(folder / ".venv/bin"), sysconfig.get_path("scripts"), inherited["PATH"]])
     enter = loopback_only()
-    with (folder / "walk.log").open("wb") as log:
+    with (folder / "session.log").open("wb") as log:
         process = subprocess.Popen(
             [*enter, "bash", "-c", text],
             cwd=folder,
@@ -58,7 +58,7 @@ def walked(
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)  # the servers
-    return Walk(status, (folder / "walk.log").read_text(), folder, bool(enter))
+    return ShellSession(status, (folder / "session.log").read_text(), folder, bool(enter))
 
 
 def loopback_only() -> list[str]:

@@ -17,11 +17,11 @@ MODEL = Model("1", names(3), BASELINE, served_at=1.0)
 
 
 @pytest.fixture
-def attend(file_store, monkeypatch):
+def worker(file_store, monkeypatch):
     monkeypatch.setattr(module, "LOOK_SECONDS", 1e9)
-    attendant = Attendant(file_store, Limits(), lambda: 2e9, Sinks({}), keep_days=1)
-    attendant._looked = 1e18  # as if it had looked a moment ago
-    return attendant
+    worker = Attendant(file_store, Limits(), lambda: 2e9, Sinks({}), keep_days=1)
+    worker._looked = 1e18  # as if it had looked a moment ago
+    return worker
 
 
 def write(store, n, first=1, seed=1):
@@ -30,50 +30,50 @@ def write(store, n, first=1, seed=1):
 
 
 def test_a_view_is_kept_while_the_version_is_asked_for(file_store):
-    attendant = Attendant(file_store, Limits(), lambda: 2e9, Sinks({}))
-    assert attendant.view(MODEL) is attendant.view(MODEL)
-    assert attendant.view(Model("2", names(3))) is not attendant.view(MODEL)
+    worker = Attendant(file_store, Limits(), lambda: 2e9, Sinks({}))
+    assert worker.view(MODEL) is worker.view(MODEL)
+    assert worker.view(Model("2", names(3))) is not worker.view(MODEL)
 
 
-def test_it_looks_when_there_is_enough_news_or_time_has_passed(attend, file_store, monkeypatch):
+def test_it_looks_when_there_is_enough_news_or_time_has_passed(worker, file_store, monkeypatch):
     looked = []
-    monkeypatch.setattr(attend, "look", looked.append)
+    monkeypatch.setattr(worker, "look", looked.append)
     for _ in range(9):
-        attend.attend(MODEL, 10)
+        worker.attend(MODEL, 10)
     assert looked == []
-    attend.attend(MODEL, 10)
+    worker.attend(MODEL, 10)
     assert looked == [MODEL]
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
-    attend.attend(MODEL, 0)
+    worker.attend(MODEL, 0)
     assert looked == [MODEL] * 2
 
 
-def test_what_is_left_of_a_burst_is_looked_at_when_it_is_time_again(attend, monkeypatch):
+def test_what_is_left_of_a_burst_is_looked_at_when_it_is_time_again(worker, monkeypatch):
     looked = []
-    monkeypatch.setattr(attend, "look", looked.append)
+    monkeypatch.setattr(worker, "look", looked.append)
     monkeypatch.setattr(module, "LOOK_SECONDS", 1000.0)
-    attend._looked = module.time.monotonic()
-    assert attend.attend(MODEL, 0) is None  # there is nothing to look at
-    assert 900 < attend.attend(MODEL, 30) <= 1000
-    assert attend.attend(MODEL, 100) is None
-    assert attend.attend(MODEL, 0) is None
+    worker._looked = module.time.monotonic()
+    assert worker.attend(MODEL, 0) is None  # there is nothing to look at
+    assert 900 < worker.attend(MODEL, 30) <= 1000
+    assert worker.attend(MODEL, 100) is None
+    assert worker.attend(MODEL, 0) is None
     assert looked == [MODEL]
 
 
-def test_a_thousand_predictions_become_a_block_and_old_ones_go(attend, file_store, monkeypatch):
+def test_a_thousand_predictions_become_a_block_and_old_ones_go(worker, file_store, monkeypatch):
     monkeypatch.setattr("toolkit.monitoring.retention.LEAST_ROWS", 1000)
     for step in range(4):
         write(file_store, 1000, 1 + 1000 * step, step)
-        attend.attend(MODEL, 1000)
+        worker.attend(MODEL, 1000)
     assert [block.n for block in read_blocks(file_store, MODEL)] == [1000] * 4
     assert file_store.window(MODEL).n == 1000  # the rest is older than a day
-    assert attend.view(MODEL).catch_up().counts("long").n == 4000
+    assert worker.view(MODEL).catch_up().counts("long").n == 4000
 
 
-def test_trouble_is_a_line_in_the_log(attend, monkeypatch, caplog):
+def test_trouble_is_a_line_in_the_log(worker, monkeypatch, caplog):
     def fail(model):
         raise OSError("no more room")
 
-    monkeypatch.setattr(attend, "look", fail)
-    attend.attend(MODEL, 100)
+    monkeypatch.setattr(worker, "look", fail)
+    worker.attend(MODEL, 100)
     assert "alerts could not be checked: no more room" in caplog.text

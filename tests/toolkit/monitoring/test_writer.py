@@ -26,10 +26,10 @@ ROOT = str(Path(__file__).parents[3])
 
 
 @pytest.fixture
-def gate():
+def blocking_store():
     """A write function that blocks until it is let go."""
 
-    class Gate:
+    class BlockingStore:
         def __init__(self):
             self.open, self.entered, self.items = threading.Event(), threading.Event(), []
 
@@ -38,44 +38,44 @@ def gate():
             assert self.open.wait(30)
             self.items += batch
 
-    gate = Gate()
-    yield gate
-    gate.open.set()
+    blocking_store = BlockingStore()
+    yield blocking_store
+    blocking_store.open.set()
 
 
-def test_a_full_queue_that_drops_counts_and_says_so_once_while_the_store_hangs(gate, caplog):
-    writer = Writer(gate.write, capacity=10, drop=True)
+def test_a_full_queue_that_drops_counts_and_says_so_once_while_the_store_hangs(blocking_store, caplog):
+    writer = Writer(blocking_store.write, capacity=10, drop=True)
     writer.put(0)
-    assert gate.entered.wait(30)
+    assert blocking_store.entered.wait(30)
     accepted = [writer.put(i) for i in range(1, 16)]
     assert accepted == [True] * 10 + [False] * 5
     assert writer.flush(timeout=0.01) is False
     assert writer.stats() == {"queued": 11, "written": 0, "dropped": 5, "lost": 0, "write_errors": 0}
-    gate.open.set()
+    blocking_store.open.set()
     assert writer.flush(timeout=30)
-    assert gate.items == list(range(11))
+    assert blocking_store.items == list(range(11))
     assert [record.getMessage() for record in caplog.records] == [
         "predictions come faster than the store takes them: what finds no room is dropped"
     ]
     assert writer.put_many(range(11, 31)) == 10  # as many as there is room for, if none was written meanwhile
     writer.close()
-    assert gate.items == list(range(21))
+    assert blocking_store.items == list(range(21))
     assert writer.stats()["dropped"] == 15
 
 
-def test_a_tight_loop_waits_for_a_slow_store_and_loses_nothing(gate, caplog):
-    writer = Writer(gate.write, capacity=10)
+def test_a_tight_loop_waits_for_a_slow_store_and_loses_nothing(blocking_store, caplog):
+    writer = Writer(blocking_store.write, capacity=10)
     thread = threading.Thread(target=lambda: [writer.put(i) for i in range(2000)])
     thread.start()
-    assert gate.entered.wait(30)
+    assert blocking_store.entered.wait(30)
     while writer.stats()["queued"] < 11:
         time.sleep(0.001)
     assert thread.is_alive()
-    gate.open.set()
+    blocking_store.open.set()
     thread.join(60)
     assert writer.put_many(range(2000, 4000)) == 2000
     writer.close()
-    assert gate.items == list(range(4000))
+    assert blocking_store.items == list(range(4000))
     assert writer.stats() == {"queued": 0, "written": 4000, "dropped": 0, "lost": 0, "write_errors": 0}
     assert not caplog.records
 

@@ -36,7 +36,7 @@ class Constant(torch.nn.Module):
         return self.row.expand(len(pictures), -1)
 
 
-class Shelf:
+class FakeSource:
     """A source of models: ``wanted`` is in the stage, ``bundles`` holds what can be loaded, errors are raised."""
 
     def __init__(self, bundle: Callable[..., Bundle]) -> None:
@@ -89,8 +89,8 @@ def make_model(make_bundle: Callable[..., Bundle]) -> Callable[..., LiveModel]:
 
 
 @pytest.fixture
-def shelf(make_bundle: Callable[..., Bundle]) -> Shelf:
-    return Shelf(make_bundle)
+def source(make_bundle: Callable[..., Bundle]) -> FakeSource:
+    return FakeSource(make_bundle)
 
 
 @pytest.fixture

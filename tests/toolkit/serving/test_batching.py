@@ -16,10 +16,10 @@ from toolkit.serving.problems import DEADLINE, FORMAT, PICTURE_TOO_LARGE, UNDECO
 RED = colour_picture("red")
 
 
-class Gate:
+class BlockingEngine:
     """An engine that notes the size of each batch and runs when it may."""
 
-    name = "gate"
+    name = "blocking"
 
     def __init__(self, engine, lanes=1):
         self.lanes, self.sizes, self.running, self.most = lanes, [], 0, 0
@@ -53,13 +53,13 @@ def open_batcher():
 
 
 @pytest.fixture
-def gated(make_model):
-    """A model whose engine is a ``Gate``, and the gate."""
+def make_blocking(make_model):
+    """A model whose engine blocks, and that engine."""
 
     def make(lanes=1, **words):
         model = make_model(**words)
-        gate = Gate(model.engine, lanes)
-        return replace(model, engine=gate), gate
+        engine = BlockingEngine(model.engine, lanes)
+        return replace(model, engine=engine), engine
 
     return make
 
@@ -84,8 +84,8 @@ async def until(condition):
 # --- what comes out -----------------------------------------------------------------------------
 
 
-def test_each_answer_is_that_of_the_bundle_on_its_own_picture(open_batcher, gated):
-    model, gate = gated(lanes=1, strength=0.4)
+def test_each_answer_is_that_of_the_bundle_on_its_own_picture(open_batcher, make_blocking):
+    model, engine = make_blocking(lanes=1, strength=0.4)
     pictures = [(colour, colour_picture(colour, seed, size=40 + seed)) for seed, colour in enumerate(COLOURS * 5)]
 
     async def all_at_once(batcher):
@@ -98,7 +98,7 @@ def test_each_answer_is_that_of_the_bundle_on_its_own_picture(open_batcher, gate
         assert done.best(1)[0][0] == colour
         assert done.finite
         assert done.model is model
-    assert sum(gate.sizes) == len(pictures)
+    assert sum(engine.sizes) == len(pictures)
 
 
 def test_the_total_is_the_sum_of_the_stages(open_batcher, make_model):
@@ -124,83 +124,83 @@ def test_one_value_that_is_no_number_makes_the_answer_unusable(open_batcher, mak
 # --- batches ------------------------------------------------------------------------------------
 
 
-def test_what_is_decoded_while_the_engine_is_busy_is_the_next_batch(open_batcher, gated):
-    model, gate = gated(lanes=1)
-    gate.go.clear()
+def test_what_is_decoded_while_the_engine_is_busy_is_the_next_batch(open_batcher, make_blocking):
+    model, engine = make_blocking(lanes=1)
+    engine.go.clear()
     sizes = []
     batcher = open_batcher(workers=2, largest_batch=8, on_batch=lambda count, seconds: sizes.append((count, seconds)))
 
     async def ask():
         jobs = [asyncio.create_task(batcher.run(read(RED), lambda: model, itself))]
-        await until(gate.begun.is_set)
+        await until(engine.begun.is_set)
         jobs += [asyncio.create_task(batcher.run(read(RED), lambda: model, itself)) for _ in range(13)]
         await until(lambda: len(batcher._decoded) == 13)
-        gate.go.set()
+        engine.go.set()
         await asyncio.gather(*jobs)
 
     asyncio.run(ask())
     batcher.close()
-    assert gate.sizes == [1, 8, 5]
-    assert gate.most == 1
+    assert engine.sizes == [1, 8, 5]
+    assert engine.most == 1
     assert sorted(count for count, _ in sizes) == [1, 5, 8]
     assert all(seconds > 0 for _, seconds in sizes)
 
 
-def test_free_lanes_share_what_is_ready(open_batcher, gated):
-    model, gate = gated(lanes=2)
-    gate.go.clear()
+def test_free_lanes_share_what_is_ready(open_batcher, make_blocking):
+    model, engine = make_blocking(lanes=2)
+    engine.go.clear()
     batcher = open_batcher(workers=3)
 
     async def ask():
         jobs = [asyncio.create_task(batcher.run(read(RED), lambda: model, itself)) for _ in range(2)]
-        await until(lambda: gate.running == 2)
+        await until(lambda: engine.running == 2)
         jobs += [asyncio.create_task(batcher.run(read(RED), lambda: model, itself)) for _ in range(6)]
         await until(lambda: len(batcher._decoded) == 6)
-        gate.go.set()
+        engine.go.set()
         await asyncio.gather(*jobs)
 
     asyncio.run(ask())
-    assert sum(gate.sizes) == 8
-    assert gate.most == 2
+    assert sum(engine.sizes) == 8
+    assert engine.most == 2
 
 
-def test_no_more_is_decoded_ahead_than_two_batches(open_batcher, gated):
-    model, gate = gated(lanes=1)
-    gate.go.clear()
+def test_no_more_is_decoded_ahead_than_two_batches(open_batcher, make_blocking):
+    model, engine = make_blocking(lanes=1)
+    engine.go.clear()
     batcher = open_batcher(workers=2, largest_batch=2)
 
     async def ask():
         jobs = [asyncio.create_task(batcher.run(read(RED), lambda: model, itself)) for _ in range(12)]
-        await until(lambda: gate.begun.is_set() and len(batcher._decoded) == 4)
+        await until(lambda: engine.begun.is_set() and len(batcher._decoded) == 4)
         await asyncio.sleep(0.02)
         assert (len(batcher._decoded), len(batcher._waiting)) == (4, 7)
-        gate.go.set()
+        engine.go.set()
         await asyncio.gather(*jobs)
 
     asyncio.run(ask())
-    assert max(gate.sizes) == 2
+    assert max(engine.sizes) == 2
 
 
-def test_a_batch_is_of_one_model(open_batcher, gated):
+def test_a_batch_is_of_one_model(open_batcher, make_blocking):
     """While version 1 is busy a swap comes: those decoded for version 1 are answered by it, the others by 2."""
-    (first, gate), (second, other) = gated(version=1), gated(version=2)
-    gate.go.clear()
+    (first, engine), (second, other) = make_blocking(version=1), make_blocking(version=2)
+    engine.go.clear()
     batcher, live = open_batcher(workers=2), [first]
 
     async def ask():
         jobs = [asyncio.create_task(batcher.run(read(RED), lambda: live[0], itself))]
-        await until(gate.begun.is_set)
+        await until(engine.begun.is_set)
         for model in (first, second):
             live[0] = model
             jobs += [asyncio.create_task(batcher.run(read(RED), lambda: live[0], itself)) for _ in range(3)]
             await until(lambda: not batcher._waiting)
             await until(lambda: len(batcher._decoded) == 3 * (1 + (live[0] is second)))
-        gate.go.set()
+        engine.go.set()
         return await asyncio.gather(*jobs)
 
     answers = asyncio.run(ask())
     assert [done.model for done in answers] == [first] * 4 + [second] * 3
-    assert (gate.sizes, sum(other.sizes)) == ([1, 3], 3)
+    assert (engine.sizes, sum(other.sizes)) == ([1, 3], 3)
 
 
 # --- what goes wrong ----------------------------------------------------------------------------
@@ -232,28 +232,28 @@ def test_a_bad_picture_fails_alone(open_batcher, make_model, data, kind, words):
 
 
 @pytest.mark.parametrize("part", ["read", "model", "finish", "engine"])
-def test_whatever_is_raised_reaches_who_asked_and_the_workers_go_on(open_batcher, gated, part):
-    model, gate = gated()
+def test_whatever_is_raised_reaches_who_asked_and_the_workers_go_on(open_batcher, make_blocking, part):
+    model, engine = make_blocking()
 
     def broken(*_words):
         raise KeyError(part)
 
     words = {"read": read(RED), "model": lambda: model, "finish": itself}
     if part == "engine":
-        gate.infer = broken
+        engine.infer = broken
     else:
         words[part] = broken
     batcher = open_batcher(workers=1)
     for _ in range(2):
         with pytest.raises(KeyError, match=part):
             asyncio.run(batcher.run(**words))
-    assert classify(batcher, gated()[0], RED).finite
+    assert classify(batcher, make_blocking()[0], RED).finite
 
 
-def test_who_leaves_is_skipped_at_each_step(open_batcher, gated):
+def test_who_leaves_is_skipped_at_each_step(open_batcher, make_blocking):
     """One leaves while it waits, one when it is decoded; a third is being run on, and nothing can help that."""
-    model, gate = gated(lanes=1)
-    gate.go.clear()
+    model, engine = make_blocking(lanes=1)
+    engine.go.clear()
     batcher, decoded = open_batcher(workers=2), []
 
     def noting():
@@ -262,7 +262,7 @@ def test_who_leaves_is_skipped_at_each_step(open_batcher, gated):
 
     async def ask():
         running = asyncio.create_task(batcher.run(noting, lambda: model, itself))
-        await until(gate.begun.is_set)
+        await until(engine.begun.is_set)
         ready = asyncio.create_task(batcher.run(noting, lambda: model, itself))
         await until(lambda: len(batcher._decoded) == 1)
         ready.cancel()
@@ -272,57 +272,57 @@ def test_who_leaves_is_skipped_at_each_step(open_batcher, gated):
         for job in left:
             job.cancel()
         await asyncio.gather(running, ready, *left, return_exceptions=True)
-        gate.go.set()
+        engine.go.set()
         stays = await batcher.run(noting, lambda: model, itself)
         assert stays.finite
 
     asyncio.run(ask())
     batcher.close()
-    assert gate.sizes == [1, 1]
+    assert engine.sizes == [1, 1]
     assert len(decoded) < 53
     assert not batcher._waiting
     assert not batcher._decoded
 
 
-def test_a_deadline_ends_the_waiting(open_batcher, gated):
-    model, gate = gated(lanes=1)
-    gate.go.clear()
+def test_a_deadline_ends_the_waiting(open_batcher, make_blocking):
+    model, engine = make_blocking(lanes=1)
+    engine.go.clear()
     batcher = open_batcher(workers=1)
     with pytest.raises(Problem, match=r"could not be answered within 0\.02 s") as caught:
         classify(batcher, model, RED, seconds=0.02)
     assert caught.value.kind is DEADLINE
-    gate.go.set()
+    engine.go.set()
     assert classify(batcher, model, RED, seconds=30).finite
 
 
 # --- threads ------------------------------------------------------------------------------------
 
 
-def test_each_thread_is_prepared_once_and_none_begins_before_a_picture(open_batcher, gated):
+def test_each_thread_is_prepared_once_and_none_begins_before_a_picture(open_batcher, make_blocking):
     prepared, before = [], threading.active_count()
     batcher = open_batcher(workers=3, prepare=lambda: prepared.append(threading.get_ident()))
     assert threading.active_count() == before
-    model, _ = gated(lanes=3)
+    model, _ = make_blocking(lanes=3)
     for _ in range(4):
         classify(batcher, model, RED)
     batcher.close()
     assert len(prepared) == len(set(prepared)) == 3
 
 
-def test_closing_finishes_what_runs_and_drops_what_waits(open_batcher, gated):
-    model, gate = gated(lanes=1)
-    gate.go.clear()
+def test_closing_finishes_what_runs_and_drops_what_waits(open_batcher, make_blocking):
+    model, engine = make_blocking(lanes=1)
+    engine.go.clear()
     batcher = open_batcher(workers=1)
 
     async def ask():
         first = asyncio.create_task(batcher.run(read(RED), lambda: model, itself))
-        await until(gate.begun.is_set)
+        await until(engine.begun.is_set)
         second = asyncio.create_task(batcher.run(read(RED), lambda: model, itself))
         await asyncio.sleep(0)
         closing = asyncio.create_task(asyncio.to_thread(batcher.close))
         with pytest.raises(asyncio.CancelledError):
             await second
-        gate.go.set()
+        engine.go.set()
         await closing
         with pytest.raises(asyncio.CancelledError):
             await batcher.run(read(RED), lambda: model, itself)
@@ -335,8 +335,8 @@ def test_closing_what_never_began_is_fine(open_batcher):
     open_batcher().close()
 
 
-def test_random_comings_and_goings_lose_nobody(open_batcher, gated):
-    (first, _), (second, _) = gated(lanes=2, version=1), gated(lanes=1, version=2, strength=0.3)
+def test_random_comings_and_goings_lose_nobody(open_batcher, make_blocking):
+    (first, _), (second, _) = make_blocking(lanes=2, version=1), make_blocking(lanes=1, version=2, strength=0.3)
     batcher, generator, live = open_batcher(workers=3, largest_batch=4), np.random.default_rng(3), [first]
     answered = []
 
@@ -364,21 +364,21 @@ def test_random_comings_and_goings_lose_nobody(open_batcher, gated):
     assert not batcher._decoded
 
 
-def test_workers_that_rest_leave_the_work_to_the_others_and_one_never_rests(open_batcher, gated):
-    model, gate = gated(lanes=3)
+def test_workers_that_rest_leave_the_work_to_the_others_and_one_never_rests(open_batcher, make_blocking):
+    model, engine = make_blocking(lanes=3)
     batcher = open_batcher(workers=3, largest_batch=1)
 
     async def play():
-        gate.go.clear()
+        engine.go.clear()
         batcher.rest(99)
         asked = [asyncio.create_task(batcher.run(read(RED), lambda: model, itself)) for _ in range(6)]
-        await until(gate.begun.is_set)
+        await until(engine.begun.is_set)
         await asyncio.sleep(0.1)  # in which the others would begin
-        assert gate.running == 1
+        assert engine.running == 1
         batcher.rest(0)
-        await until(lambda: gate.running == 3)
+        await until(lambda: engine.running == 3)
         batcher.rest(2)
-        gate.go.set()
+        engine.go.set()
         assert len(await asyncio.gather(*asked)) == 6
 
     asyncio.run(play())

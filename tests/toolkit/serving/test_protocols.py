@@ -70,7 +70,7 @@ def assert_is(value, wanted):
 
 
 @pytest.fixture
-def app(shelf, tmp_path):
+def app(source, tmp_path):
     words = {
         "poll_seconds": 3600,
         "threads": 2,
@@ -80,7 +80,7 @@ def app(shelf, tmp_path):
         "answer_seconds": 600,
     }
     app = create_app(ServeSettings(**words, monitor_store=str(tmp_path / "m.db")))
-    app.state.source = shelf
+    app.state.source = source
     return app
 
 
@@ -112,13 +112,13 @@ def client(app):
 
 
 @pytest.fixture
-def wanted(shelf):
+def wanted(source):
     """A function that gives the bundle's own probabilities of encoded pictures, or of pixels."""
 
     def probabilities(pictures):
         if not isinstance(pictures, np.ndarray):
             pictures = np.stack([load_picture(data, SIZE).pixels for data in pictures])
-        return shelf.bundles[1].predict(pictures)
+        return source.bundles[1].predict(pictures)
 
     return probabilities
 

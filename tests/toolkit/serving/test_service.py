@@ -52,7 +52,7 @@ def monitor():
 
 
 @pytest.fixture
-def open_service(shelf, monitor):
+def open_service(source, monitor):
     opened = []
 
     def make(monitor=monitor, **more):
@@ -65,7 +65,7 @@ def open_service(shelf, monitor):
             "limits": Limits(max_pixels=10_000),
             "top_k": 2,
         }
-        opened.append(Service(shelf, monitor, new_prediction_id, Figures(), **words | more))
+        opened.append(Service(source, monitor, new_prediction_id, Figures(), **words | more))
         opened[-1].live.look()
         return opened[-1]
 
@@ -95,9 +95,9 @@ def problem(work):
     return caught.value
 
 
-def test_an_answer_names_class_version_and_as_many_classes_as_wished(service, shelf):
+def test_an_answer_names_class_version_and_as_many_classes_as_wished(service, source):
     data = colour_picture("green", 5)
-    wanted = shelf.bundles[1].predict(load_picture(data, 16).pixels[None])[0]
+    wanted = source.bundles[1].predict(load_picture(data, 16).pixels[None])[0]
     answer = predict(service, data, top_k=3)
     assert {one.label: one.probability for one in answer.top_k} == dict(zip(COLOURS, map(float, wanted), strict=True))
     assert [one.probability for one in answer.top_k] == sorted(map(float, wanted), reverse=True)
@@ -146,13 +146,13 @@ def test_predictions_are_unharmed_by_a_monitor_that_fails(open_service):
     assert "serve_window" not in text
 
 
-def test_what_is_no_number_is_never_a_class(open_service, shelf, make_bundle, monitor):
-    class Moody(type(shelf.bundles[1].program)):
+def test_what_is_no_number_is_never_a_class(open_service, source, make_bundle, monitor):
+    class Moody(type(source.bundles[1].program)):
         def forward(self, pictures):
             return super().forward(pictures) / (pictures.amax() != 250)  # 0 / 0 or x / 0 for a certain picture
 
     service = open_service()
-    shelf.bundles[1].program.__class__ = Moody
+    source.bundles[1].program.__class__ = Moody
     white = np.full((16, 16, 3), 250, np.uint8)
     found = problem(lambda: predict(service, encode(white)))
     assert found.kind is NON_FINITE
@@ -187,8 +187,8 @@ def test_pictures_of_a_batch_fail_alone(service, monkeypatch):
     }  # fmt: skip
 
 
-def test_health_is_what_an_operator_should_believe(open_service, shelf):
-    shelf.wanted = NotRegistered("nothing is in Production")
+def test_health_is_what_an_operator_should_believe(open_service, source):
+    source.wanted = NotRegistered("nothing is in Production")
     service = open_service(poll_seconds=7.2)
     health = service.health(leaving=False)
     assert (health["status"], health["ready"], health["reason"]) == ("waiting", False, "nothing is in Production")
@@ -204,16 +204,16 @@ def test_health_is_what_an_operator_should_believe(open_service, shelf):
         assert (found["reason"] is None) == (found["status"] == "ok")
         return found["status"]
 
-    shelf.put(1)
+    source.put(1)
     assert status() == "ok"
-    shelf.wanted = TrackingError("no answer")
+    source.wanted = TrackingError("no answer")
     assert status() == "degraded"
-    shelf.wanted = NotRegistered("nothing is in Production")  # what still answers is not what the registry says
+    source.wanted = NotRegistered("nothing is in Production")  # what still answers is not what the registry says
     assert status() == "degraded"
-    shelf.put(1)
+    source.put(1)
     assert status() == "ok"
-    shelf.bundles[2] = BundleError("altered")
-    shelf.put(2)
+    source.bundles[2] = BundleError("altered")
+    source.put(2)
     assert status() == "degraded"
     assert service.health(leaving=False)["registry"]["set_aside"]["version"] == 2
     assert service.health(leaving=False)["model"]["version"] == 1
@@ -273,10 +273,10 @@ def test_a_store_that_cannot_be_written_is_no_good_health(open_service):
     assert monitor.stats()["lost"] == 0
 
 
-def test_a_change_of_model_under_load_loses_no_answer_and_each_names_its_maker(service, shelf, monitor):
+def test_a_change_of_model_under_load_loses_no_answer_and_each_names_its_maker(service, source, monitor):
     data = colour_picture("red", 3)
     pixels = load_picture(data, 16).pixels[None]
-    confidences = {version: float(shelf.bundles[version].predict(pixels).max()) for version in (1, 2)}
+    confidences = {version: float(source.bundles[version].predict(pixels).max()) for version in (1, 2)}
     assert confidences[1] > confidences[2] + 0.1
 
     async def clients():
@@ -289,7 +289,7 @@ def test_a_change_of_model_under_load_loses_no_answer_and_each_names_its_maker(s
         async def changes():
             nonlocal over
             for version in (2, 1) * 2:
-                shelf.put(version)
+                source.put(version)
                 assert await asyncio.to_thread(service.live.look) == "loaded"
                 before = len(answers)
                 while len(answers) < before + 20:  # more than can have been on their way
@@ -309,11 +309,11 @@ def test_a_change_of_model_under_load_loses_no_answer_and_each_names_its_maker(s
     assert monitor.stats()["written"] == len(answers)
 
 
-def test_a_change_of_classes_mixes_nothing(open_service, shelf, make_bundle, monitor):
+def test_a_change_of_classes_mixes_nothing(open_service, source, make_bundle, monitor):
     service = open_service()
     predict(service, colour_picture("red"))
-    shelf.bundles[2] = make_bundle(digest="v2", classes=("azure", "lime", "rose"))
-    shelf.put(2)
+    source.bundles[2] = make_bundle(digest="v2", classes=("azure", "lime", "rose"))
+    source.put(2)
     assert service.live.look() == "loaded"
     assert predict(service, colour_picture("red")).predicted_class == "rose"
     figures = monitor.calculate_metrics("short")
@@ -338,10 +338,10 @@ def test_prometheus_sees_model_queue_and_windows(service):
     assert "serve_window_accuracy{" not in text  # unknown without labels, so not shown
 
 
-def test_closing_stores_what_was_answered(shelf):
+def test_closing_stores_what_was_answered(source):
     monitor = ModelMonitor("closing.db")
     service = Service(
-        shelf,
+        source,
         monitor,
         new_prediction_id,
         Figures(),
@@ -365,9 +365,9 @@ def test_closing_stores_what_was_answered(shelf):
             assert reader.record_feedback(name, "red")
 
 
-def test_a_version_that_is_set_aside_is_an_alert_that_is_told_once(open_service, shelf, monitor):
+def test_a_version_that_is_set_aside_is_an_alert_that_is_told_once(open_service, source, monitor):
     service = open_service()
-    shelf.wanted, shelf.bundles[3] = replace(shelf.wanted, version=3, digest="v3"), BundleError("it was altered")
+    source.wanted, source.bundles[3] = replace(source.wanted, version=3, digest="v3"), BundleError("it was altered")
     for _ in range(3):
         service.live.look(again=True)
     [alert] = monitor.alerts()

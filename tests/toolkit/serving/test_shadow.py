@@ -58,10 +58,10 @@ def engines():
 
 
 @pytest.fixture
-def start(shelf, make_bundle, gate, engines):
+def start(source, make_bundle, gate, engines):
     """A function that starts a shadow of version 2, which answers ``GREEN``, and waits for its model."""
-    shelf.bundles[2] = make_bundle(row=GREEN, digest="v2")
-    shelf.put(2)
+    source.bundles[2] = make_bundle(row=GREEN, digest="v2")
+    source.put(2)
     started = []
 
     def prepare(bundle):
@@ -69,7 +69,7 @@ def start(shelf, make_bundle, gate, engines):
         return engines[-1]
 
     def begin(share=1.0, poll_seconds=1000, ready=True, **words):
-        shadow = Shadow(shelf, prepare, share, poll_seconds=poll_seconds, clock=lambda: NOW, **words)
+        shadow = Shadow(source, prepare, share, poll_seconds=poll_seconds, clock=lambda: NOW, **words)
         started.append(shadow)
         shadow.start()
         until(lambda: shadow.figures()["version"] == 2 or not ready)
@@ -133,8 +133,8 @@ def test_a_full_queue_drops_and_counts(start, live, gate, engines):
     until(lambda: seen(shadow) == 3)
 
 
-def test_classes_are_matched_by_name_and_pictures_have_the_size_of_the_shadow(start, shelf, make_bundle, make_model):
-    shelf.bundles[2] = make_bundle(row=GREEN, digest="v2", classes=("green", "mauve", "blue"))
+def test_classes_are_matched_by_name_and_pictures_have_the_size_of_the_shadow(start, source, make_bundle, make_model):
+    source.bundles[2] = make_bundle(row=GREEN, digest="v2", classes=("green", "mauve", "blue"))
     shadow, sizes = start(), []
 
     def pixels(size):
@@ -152,7 +152,7 @@ def test_classes_are_matched_by_name_and_pictures_have_the_size_of_the_shadow(st
 
 
 @pytest.mark.parametrize("by", ["raising", "NaN", "the picture"])
-def test_what_goes_wrong_is_counted_and_warned_of_once(start, live, engines, shelf, make_bundle, caplog, by):
+def test_what_goes_wrong_is_counted_and_warned_of_once(start, live, engines, source, make_bundle, caplog, by):
     shadow, pixels = start(), grey
     if by == "raising":
         engines[0].trouble = RuntimeError("out of memory")
@@ -165,20 +165,20 @@ def test_what_goes_wrong_is_counted_and_warned_of_once(start, live, engines, she
     found = shadow.figures()
     assert (found["failed"], found["compared"], found["agreement"]) == (3, 0, None)
     assert len([line for line in caplog.messages if line.startswith("version 2, the shadow, fails: ")]) == 1
-    engines[0].trouble, engines[0]._bundle = None, shelf.bundles[2]
+    engines[0].trouble, engines[0]._bundle = None, source.bundles[2]
     offer(shadow, live, GREEN)
     until(lambda: shadow.figures()["compared"] == 1)
 
 
-def test_counts_begin_anew_with_either_version(start, live, shelf, make_model, make_bundle):
+def test_counts_begin_anew_with_either_version(start, live, source, make_model, make_bundle):
     shadow = start(poll_seconds=0.01)
     offer(shadow, live, GREEN, GREEN)
     until(lambda: seen(shadow) == 2)
     offer(shadow, make_model(3, digest="v3"), GREEN)
     until(lambda: shadow.figures()["against"] == 3)
     assert shadow.figures()["compared"] == 1
-    shelf.bundles[4] = make_bundle(row=GREEN, digest="v4")
-    shelf.put(4)
+    source.bundles[4] = make_bundle(row=GREEN, digest="v4")
+    source.put(4)
     until(lambda: shadow.figures()["version"] == 4)
     until(lambda: seen(shadow) == 0)
     offer(shadow, live, GREEN)
@@ -186,27 +186,27 @@ def test_counts_begin_anew_with_either_version(start, live, shelf, make_model, m
     assert shadow.figures()["against"] == 1
 
 
-def test_a_version_that_leaves_the_stage_is_let_go_and_offers_are_not_taken(start, live, shelf, engines):
+def test_a_version_that_leaves_the_stage_is_let_go_and_offers_are_not_taken(start, live, source, engines):
     shadow = start(poll_seconds=0.01)
     held = weakref.ref(shadow._held.model)
-    shelf.wanted = TrackingError("no answer")
+    source.wanted = TrackingError("no answer")
     until(lambda: shadow._held.unreachable_since)
     offer(shadow, live, GREEN)
     until(lambda: seen(shadow) == 1)  # a registry that is away takes nothing with it
-    shelf.wanted = NotRegistered("no version is in Staging")
+    source.wanted = NotRegistered("no version is in Staging")
     until(lambda: shadow.figures()["version"] is None)
     until(lambda: seen(shadow) == 0)
     found = shadow.figures()
     assert (found["reason"], found["against"]) == ("no version is in Staging", None)
     offer(shadow, live, GREEN)
     assert shadow._waiting.empty()
-    shelf.wanted = NotRegistered("no version is in Staging")  # another one: the first holds the frames it passed
+    source.wanted = NotRegistered("no version is in Staging")  # another one: the first holds the frames it passed
     gc.collect()
     assert held() is None
 
 
-def test_a_version_that_cannot_be_loaded_is_told(start, shelf):
-    shelf.bundles[2] = BundleError("it was altered")
+def test_a_version_that_cannot_be_loaded_is_told(start, source):
+    source.bundles[2] = BundleError("it was altered")
     shadow = start(ready=False)
     until(lambda: shadow.figures()["reason"] == "version 2 cannot be loaded: it was altered")
 

@@ -96,7 +96,7 @@ def _no_git() -> Iterator[None]:
         yield
 
 
-Begin = Callable[..., Mirror]
+MakeLogger = Callable[..., Mirror]
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def study(client: MlflowClient) -> Run:
 
 
 @pytest.fixture(scope="module")
-def begin(data: Data) -> Begin:
+def make_logger(data: Data) -> MakeLogger:
     """A function that begins to show a study's trials, as each process does that searches."""
 
     def log_fold(run: Run, settings: Mapping[str, Any], number: int, fold: Fold) -> None:
@@ -113,10 +113,10 @@ def begin(data: Data) -> Begin:
         fitted = Fitted(nn.Identity(), history, fold.best_epoch, fold.accuracy, seconds=fold.seconds)
         log_folds(run, Recipe(**settings), data, SEED, aloud=False)(number, fitted)
 
-    def begin(study: Run, clock: Callable[[], float] | None = None) -> Mirror:
+    def make_logger(study: Run, clock: Callable[[], float] | None = None) -> Mirror:
         return Mirror(study, {"seed": SEED}, log_fold, clock or Clock())
 
-    return begin
+    return make_logger
 
 
 def proposal(trial: Trial) -> Proposal:
@@ -182,8 +182,8 @@ def made(study: Run) -> list[str]:
 # --- what a trial is shown as -------------------------------------------------------------------
 
 
-def test_a_trial_that_is_under_way_is_a_running_run(study: Run, begin: Begin) -> None:
-    mirror = begin(study)
+def test_a_trial_that_is_under_way_is_a_running_run(study: Run, make_logger: MakeLogger) -> None:
+    mirror = make_logger(study)
     mirror.begun(proposal(TRIALS[0]))
     assert of_trial(study, 0) == {
         "name": "trial 1",
@@ -244,10 +244,15 @@ def test_a_trial_that_is_under_way_is_a_running_run(study: Run, begin: Begin) ->
     ids=["complete", "failed", "cut", "repeated", "failed late"],
 )  # fmt: skip
 def test_a_trial_that_has_ended(
-    study: Run, begin: Begin, trial: Trial, status: str, tags: dict[str, str], metrics: list[tuple[str, int, float]]
+    study: Run,
+    make_logger: MakeLogger,
+    trial: Trial,
+    status: str,
+    tags: dict[str, str],
+    metrics: list[tuple[str, int, float]],
 ) -> None:
     """Its mean is there when it is that of all folds, and only then."""
-    begin(study).ended(trial, None)
+    make_logger(study).ended(trial, None)
     ended = of_trial(study, trial.number)
     assert (ended["status"], ended["metrics"]) == (status, metrics)
     number = str(trial.number + 1)
@@ -263,20 +268,20 @@ def test_a_trial_that_has_ended(
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["as it goes", "by another process"])
-def test_the_study_shows_the_best_so_far_after_each_trial(study: Run, begin: Begin, later: bool) -> None:
+def test_the_study_shows_the_best_so_far_after_each_trial(study: Run, make_logger: MakeLogger, later: bool) -> None:
     """A trial that was cut is none, however lucky its folds were."""
     lucky, better = trial(2, fold(1.0), state="cut", reason=CUT), trial(3, fold(0.875), fold(1.0))
     trials = (TRIALS[1], TRIALS[0], lucky, better)
     if later:
-        begin(study).catch_up(trials)
+        make_logger(study).catch_up(trials)
     else:
-        work(begin(study), [], trials)
+        work(make_logger(study), [], trials)
     (of_study,) = (run for run in shown(study) if run["in"] is None)
     assert of_study["metrics"] == [("best_so_far", 0, 0.8125), ("best_so_far", 2, 0.8125), ("best_so_far", 3, 0.9375)]
 
 
-def test_a_trial_that_is_interrupted_goes_on_in_the_same_run(study: Run, begin: Begin) -> None:
-    mirror = begin(study)
+def test_a_trial_that_is_interrupted_goes_on_in_the_same_run(study: Run, make_logger: MakeLogger) -> None:
+    mirror = make_logger(study)
     mirror.begun(proposal(TRIALS[0]))
     mirror.begun(proposal(TRIALS[2]))
     mirror.stopped(proposal(TRIALS[0]))
@@ -284,7 +289,7 @@ def test_a_trial_that_is_interrupted_goes_on_in_the_same_run(study: Run, begin: 
         ("KILLED", "running"),
         ("RUNNING", "running"),
     ]
-    again = begin(study)
+    again = make_logger(study)
     again.begun(proposal(TRIALS[0]))
     assert of_trial(study, 0)["status"] == "RUNNING"
     again.ended(TRIALS[0], TRIALS[0])
@@ -309,10 +314,10 @@ def away(client: MlflowClient) -> Iterator[Callable[[bool], None]]:
 
 
 def test_what_is_done_while_mlflow_is_away_is_shown_later_in_order_and_once(
-    study: Run, begin: Begin, away: Callable[[bool], None], capsys: pytest.CaptureFixture[str]
+    study: Run, make_logger: MakeLogger, away: Callable[[bool], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = Clock()
-    mirror = begin(study, clock)
+    mirror = make_logger(study, clock)
     mirror.begun(proposal(TRIALS[0]))
     mirror.fold(proposal(TRIALS[0]), 0, TRIALS[0].folds[0])
     away(True)
@@ -333,10 +338,10 @@ def test_what_is_done_while_mlflow_is_away_is_shown_later_in_order_and_once(
 
 
 def test_mlflow_is_looked_for_once_in_a_while(
-    study: Run, begin: Begin, away: Callable[[bool], None], capsys: pytest.CaptureFixture[str]
+    study: Run, make_logger: MakeLogger, away: Callable[[bool], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = Clock()
-    mirror = begin(study, clock)
+    mirror = make_logger(study, clock)
     away(True)
     mirror.begun(proposal(TRIALS[0]))
     for _ in range(2):
@@ -352,8 +357,8 @@ def test_mlflow_is_looked_for_once_in_a_while(
     assert made(study) == ["trial 1", "fold 1", "fold 2"]
 
 
-def test_in_the_end_it_has_to_answer(study: Run, begin: Begin, away: Callable[[bool], None]) -> None:
-    mirror = begin(study)
+def test_in_the_end_it_has_to_answer(study: Run, make_logger: MakeLogger, away: Callable[[bool], None]) -> None:
+    mirror = make_logger(study)
     mirror.flush()
     away(True)
     mirror.flush()  # there is nothing to do
@@ -366,12 +371,12 @@ def test_in_the_end_it_has_to_answer(study: Run, begin: Begin, away: Callable[[b
 
 
 def test_a_store_that_was_copied_back_gets_what_is_shown_from_then_on(
-    client: MlflowClient, begin: Begin, tmp_path: Path
+    client: MlflowClient, make_logger: MakeLogger, tmp_path: Path
 ) -> None:
     """A connection that was open before leads to the file that is gone."""
     shutil.copy(file_of(client), tmp_path / "mlflow.db")  # a first start is slow
     study = Run(connect(f"sqlite:///{tmp_path}/mlflow.db"), "copied", role="study", name="digits-1")
-    mirror = begin(study)
+    mirror = make_logger(study)
     mirror.begun(proposal(TRIALS[0]))
     content = (tmp_path / "mlflow.db").read_bytes()
     (tmp_path / "mlflow.db").unlink()
@@ -381,10 +386,10 @@ def test_a_store_that_was_copied_back_gets_what_is_shown_from_then_on(
 
 
 def test_a_run_that_somebody_deleted_is_made_again(
-    study: Run, begin: Begin, client: MlflowClient, capsys: pytest.CaptureFixture[str]
+    study: Run, make_logger: MakeLogger, client: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = Clock()
-    mirror = begin(study, clock)
+    mirror = make_logger(study, clock)
     work(mirror, [], (trial(3, fold(0.5), state="cut"),))
     mirror.begun(proposal(TRIALS[0]))
     mirror.fold(proposal(TRIALS[0]), 0, TRIALS[0].folds[0])
@@ -444,10 +449,10 @@ def series() -> Iterator[tuple[int, tuple[Trial, ...]]]:
 
 
 @pytest.fixture(scope="module")
-def whole(client: MlflowClient, begin: Begin) -> list[dict[str, Any]]:
+def whole(client: MlflowClient, make_logger: MakeLogger) -> list[dict[str, Any]]:
     """What is shown when nothing breaks off; the last trial is a crashed one."""
     study = Run(client, "whole", role="study", name="digits-1")
-    work(begin(study), [], (*TRIALS, replace(CRASHED, number=3)))
+    work(make_logger(study), [], (*TRIALS, replace(CRASHED, number=3)))
     assert len(shown(study)) == 9
     return shown(study)
 
@@ -469,31 +474,35 @@ def require_whole(study: Run, count: int, whole: list[dict[str, Any]]) -> None:
 
 
 def test_a_process_that_is_killed_between_any_two_calls_is_made_up_for(
-    client: MlflowClient, study: Run, begin: Begin, whole: list[dict[str, Any]]
+    client: MlflowClient, study: Run, make_logger: MakeLogger, whole: list[dict[str, Any]]
 ) -> None:
     told: list[Trial] = []
-    work(begin(study), told, TRIALS[:1])
+    work(make_logger(study), told, TRIALS[:1])
     for last, trials in series():
         study.client = Line(client, last, Killed())
         try:
-            work(begin(study), told, trials)
+            work(make_logger(study), told, trials)
             break
         except Killed:
             study.client = client
-        work(begin(study), told, trials)
+        work(make_logger(study), told, trials)
     assert last == 11  # run, settings; a fold's run, settings, figures, end; figures, the study's, tags, end
     study.client = client
     require_whole(study, last, whole)
 
 
 def test_a_call_whose_answer_is_lost_is_made_up_for(
-    client: MlflowClient, study: Run, begin: Begin, whole: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    client: MlflowClient,
+    study: Run,
+    make_logger: MakeLogger,
+    whole: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     told: list[Trial] = []
-    work(begin(study), told, TRIALS[:1])
+    work(make_logger(study), told, TRIALS[:1])
     for last, trials in series():
         study.client = Line(client, last, ConnectionError("Connection aborted"), done=True)
-        work(begin(study, partial(next, itertools.count(0, RETRY_SECONDS))), told, trials)
+        work(make_logger(study, partial(next, itertools.count(0, RETRY_SECONDS))), told, trials)
         if not (said := capsys.readouterr().out):
             break
         assert said.endswith(f": the connection broke off; {GONE.partition('; ')[2]}\n{BACK}\n")
@@ -503,14 +512,14 @@ def test_a_call_whose_answer_is_lost_is_made_up_for(
 
 
 def test_ctrl_c_in_the_middle_of_a_call_is_made_up_for(
-    client: MlflowClient, study: Run, begin: Begin, whole: list[dict[str, Any]]
+    client: MlflowClient, study: Run, make_logger: MakeLogger, whole: list[dict[str, Any]]
 ) -> None:
     """Before the process ends, it says of the trial that was under way that it is stopped."""
     told: list[Trial] = []
-    work(begin(study), told, TRIALS[:1])
+    work(make_logger(study), told, TRIALS[:1])
     for last, trials in series():
         study.client = Line(client, last, KeyboardInterrupt())
-        mirror = begin(study)
+        mirror = make_logger(study)
         try:
             work(mirror, told, trials)
             break
@@ -520,21 +529,21 @@ def test_ctrl_c_in_the_middle_of_a_call_is_made_up_for(
             mirror.stopped(proposal(trial))
             (run,) = client.search_runs([study.experiment_id], f"tags.trial = '{last + 1}'")
             assert run.info.status == "KILLED"
-        work(begin(study), told, trials)
+        work(make_logger(study), told, trials)
     assert last == 11
     study.client = client
     require_whole(study, last, whole)
 
 
 def test_one_that_is_killed_again_and_again_comes_to_the_same(
-    client: MlflowClient, study: Run, begin: Begin, whole: list[dict[str, Any]]
+    client: MlflowClient, study: Run, make_logger: MakeLogger, whole: list[dict[str, Any]]
 ) -> None:
     told: list[Trial] = []
     killed = 0
     study.client = Line(client, 11, Killed())
     while study.client is not client:
         try:
-            work(begin(study), told, (*TRIALS, replace(CRASHED, number=3)))
+            work(make_logger(study), told, (*TRIALS, replace(CRASHED, number=3)))
             study.client = client
         except Killed:
             killed += 1
@@ -546,19 +555,19 @@ def test_one_that_is_killed_again_and_again_comes_to_the_same(
 # --- what another process has shown -------------------------------------------------------------
 
 
-def test_what_is_shown_already_is_left_alone(client: MlflowClient, study: Run, begin: Begin) -> None:
+def test_what_is_shown_already_is_left_alone(client: MlflowClient, study: Run, make_logger: MakeLogger) -> None:
     told: list[Trial] = []
-    work(begin(study), told)
+    work(make_logger(study), told)
     study.client = Line(client, 1, AssertionError("nothing is written"))
-    begin(study).catch_up(told)
+    make_logger(study).catch_up(told)
 
 
-def test_trials_that_nobody_has_shown_are(study: Run, begin: Begin, whole: list[dict[str, Any]]) -> None:
-    begin(study).catch_up([*TRIALS, replace(CRASHED, number=3)])
+def test_trials_that_nobody_has_shown_are(study: Run, make_logger: MakeLogger, whole: list[dict[str, Any]]) -> None:
+    make_logger(study).catch_up([*TRIALS, replace(CRASHED, number=3)])
     assert shown(study) == whole
 
 
-def test_hundreds_of_trials_are_found_over_pages(client: MlflowClient, study: Run, begin: Begin) -> None:
+def test_hundreds_of_trials_are_found_over_pages(client: MlflowClient, study: Run, make_logger: MakeLogger) -> None:
     """And of two runs of one trial, which come of a request that was sent again, the one that was answered."""
 
     class Pages:
@@ -584,18 +593,18 @@ def test_hundreds_of_trials_are_found_over_pages(client: MlflowClient, study: Ru
     add(8, 1, state="running")
     study.client = Pages()
     trials = [trial(number, state="cut") for number in range(120)]
-    begin(study).catch_up(trials)
+    make_logger(study).catch_up(trials)
     runs = client.search_runs([study.experiment_id], "tags.role = 'trial'", order_by=["attributes.start_time DESC"])
     assert len(runs) == 122
     assert [run.data.tags["trial"] for run in runs if run.data.metrics] == [str(missing + 1)]
 
 
-def test_an_interrupted_trial_that_was_then_cut_while_nobody_looked(study: Run, begin: Begin) -> None:
+def test_an_interrupted_trial_that_was_then_cut_while_nobody_looked(study: Run, make_logger: MakeLogger) -> None:
     """Both are shown as killed, so that this alone does not say what was shown."""
-    mirror = begin(study)
+    mirror = make_logger(study)
     mirror.begun(proposal(TRIALS[2]))
     mirror.stopped(proposal(TRIALS[2]))
-    begin(study).catch_up([TRIALS[2]])
+    make_logger(study).catch_up([TRIALS[2]])
     assert of_trial(study, 2)["tags"]["state"] == "cut"
     assert ("fold_accuracy", 0, 0.5) in of_trial(study, 2)["metrics"]
 
