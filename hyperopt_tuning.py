@@ -109,7 +109,7 @@ from toolkit.tuning.racing import after_epoch, after_folds
 from toolkit.tuning.report import StudyBar, all_settings, standings, totals
 from toolkit.tuning.search import FoldDone, Limits, Result, Search, Step
 from toolkit.tuning.space import PRESETS, Space, contains
-from toolkit.tuning.space_file import points_in, space_in
+from toolkit.tuning.space_file import read_file, read_points, read_space
 from toolkit.tuning.studies import (
     FINISHED,
     Plan,
@@ -366,7 +366,7 @@ def begun(settings: TuneSettings) -> Job:
     """A study of its own, in a folder of its own."""
     folder = settings.study_dir
     space = space_of(settings)
-    first = points_in(settings.first, space, Recipe) if settings.first else []
+    first = read_file(settings.first, read_points, space, Recipe) if settings.first else []
     earlier: list[Trial] = []
     if settings.fork:
         former, _ = read_study(folder, find_study(folder, settings.fork, "--fork"))
@@ -426,7 +426,7 @@ def _former(settings: TuneSettings, plan: Plan) -> tuple[TuneSettings, list[str]
     )
     if settings.space:
         changes += differences(_in_words(plan.space), _in_words(space_of(settings)))
-    if settings.first and points_in(settings.first, plan.space, Recipe) != plan.first:
+    if settings.first and read_file(settings.first, read_points, plan.space, Recipe) != plan.first:
         changes.append("--first names other settings")
     return former.model_copy(update={name: getattr(settings, name) for name in given & FREE}), changes
 
@@ -434,7 +434,7 @@ def _former(settings: TuneSettings, plan: Plan) -> tuple[TuneSettings, list[str]
 def space_of(settings: TuneSettings) -> Space:
     """The preset's space, as the user's file changes it."""
     preset = PRESETS[settings.preset]
-    return space_in(settings.space, preset, Recipe) if settings.space else preset
+    return read_file(settings.space, read_space, preset, Recipe) if settings.space else preset
 
 
 def _facts(data: Data) -> dict[str, str]:

@@ -26,6 +26,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, get_subcommand
 from pydantic_settings import SettingsError as SourceError
 
@@ -243,10 +244,13 @@ _RULES = {
     "literal_error": ("expected", "must be one of {rule}"),
     "enum": ("expected", "must be one of {rule}"),
     "float_parsing": ("", "must be a number"),
+    "float_type": ("", "must be a number"),
     "finite_number": ("", "must be a finite number"),
     "int_parsing": ("", "must be a whole number"),
+    "int_type": ("", "must be a whole number"),
     "int_from_float": ("", "must be a whole number"),
     "bool_parsing": ("", "must be true or false"),
+    "bool_type": ("", "must be true or false"),
     "missing": ("", "is required"),
     "extra_forbidden": ("", "is not a setting"),
 }
@@ -257,16 +261,18 @@ def _sentence(error: ValidationError, cls: type[BaseSettings], words: Sequence[s
     first = error.errors()[0]
     if not first["loc"] or isinstance(first["input"], dict):  # a validator of ours, about several settings together
         return first["msg"].removeprefix("Value error, ")
-    context = first.get("ctx", {})
-    key, text = _RULES.get(first["type"], ("", ""))
-    if text:
-        limit = context.get(key)
-        shown = f"{limit:g}" if isinstance(limit, float) else str(limit)
-        said = text.format(rule=shown.replace("'", "").replace(" or ", ", "))
-    else:
-        said = first["msg"].removeprefix("Value error, ")
     value = "" if first["type"] in ("missing", "value_error") else f", got {first['input']}"
-    return f"{_as_typed(first['loc'], cls, words)} {said}{value}"
+    return f"{_as_typed(first['loc'], cls, words)} {broken_rule(first)}{value}"
+
+
+def broken_rule(error: ErrorDetails) -> str:
+    """What pydantic says a value had to be, such as ``must be at most 1``."""
+    key, text = _RULES.get(error["type"], ("", ""))
+    if not text:
+        return error["msg"].removeprefix("Value error, ")
+    limit = error.get("ctx", {}).get(key)
+    shown = f"{limit:g}" if isinstance(limit, float) else str(limit)
+    return text.format(rule=shown.replace("'", "").replace(" or ", ", "))
 
 
 def _as_typed(location: tuple[int | str, ...], cls: type[BaseSettings], words: Sequence[str]) -> str:

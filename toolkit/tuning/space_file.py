@@ -1,72 +1,57 @@
-"""The user's files about a search: what is searched, and what is tried first."""
+"""The user's YAML files about a search: what is searched, and what is tried first."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, Generic, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from toolkit.errors import SettingsError, known, one_line
-from toolkit.tuning.space import Choice, Space, active, dimension_from_json
+from toolkit.settings import broken_rule
+from toolkit.tuning.space import Choice, Dimension, Space, active, dimension_from_json
 
 LONGEST_FILE = 65_536  # characters; a search space takes a few hundred
 MOST_OPTIONS = 100  # of one choice: Hyperopt learns about each of them separately
 
-
-def space_in(path: Path, base: Space, model: type[BaseModel]) -> Space:
-    """What ``read_space`` makes of a file; errors begin with its name."""
-    with _naming(path):
-        return read_space(_text(path), base, model)
+N = TypeVar("N", int, float)
+T = TypeVar("T")
 
 
-def points_in(path: Path, space: Space, model: type[BaseModel]) -> list[dict[str, Any]]:
-    """What ``read_points`` makes of a file; errors begin with its name."""
-    with _naming(path):
-        return read_points(_text(path), space, model)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def read_file(path: Path, read: Callable[[str, Space, type[BaseModel]], T], space: Space, model: type[BaseModel]) -> T:
+    """What ``read_space`` or ``read_points`` makes of a file; errors begin with its name."""
     try:
-        yield
+        return read(path.read_text(encoding="utf-8"), space, model)
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path}: is no text in UTF-8") from None
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from None
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SettingsError(f"cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise SettingsError("is no text in UTF-8") from None
-
-
 def read_space(text: str, base: Space, model: type[BaseModel]) -> Space:
-    """The space that a YAML file asks for.
+    """The space that a YAML text asks for.
 
-    The file gives hyperparameters by name: a list of options, an interval as ``{low: 1e-5, high: 1e-3, log: true}``,
-    or one value that is not searched. What it leaves out is searched as in ``base``.
+    It gives hyperparameters by name: a list of options, an interval as ``{low: 1e-5, high: 1e-3, log: true}``, or one
+    value that is not searched.
 
     Parameters
     ----------
     text
-        What is in the file, at most 65,536 characters.
+        At most 65,536 characters.
     base
-        The dimensions of the hyperparameters that the file leaves out.
+        The dimensions of the hyperparameters that the text leaves out.
     model
-        All hyperparameters with their ranges and defaults. An interval of a field of type ``int`` has whole numbers
-        only. Each option and bound is tried on the model, and any two of them together, so that a rule about two
-        hyperparameters is met here and not by a trial.
+        All hyperparameters with their rules, which each option and bound must keep, and any two of them together. An
+        interval of a field of type ``int`` has whole numbers only.
 
     Raises
     ------
     SettingsError
-        The text is not YAML, or not a search space, in one sentence that begins with the hyperparameter's name.
+        The text is not YAML, or not a search space, in one sentence that begins with the line or the hyperparameter.
 
     Examples
     --------
@@ -82,29 +67,25 @@ def read_space(text: str, base: Space, model: type[BaseModel]) -> Space:
     toolkit.errors.SettingsError: dropout: must be less than 1, got 1
     """
     document = _document(text)
-    if not isinstance(document, yaml.MappingNode) or not document.value:
+    if not isinstance(document, dict) or not document:
         raise SettingsError("must give hyperparameters by name, such as epochs: {low: 5, high: 20}")
-    given = {}
-    for name, node in _entries(document).items():
-        if name not in model.model_fields:
-            names = known(model.model_fields, name)
-            raise SettingsError(f"{_shown(name)}: is not a hyperparameter; there are: {names}")
-        given[name] = dimension_from_json(_read(name, node, model.model_fields[name].annotation))
+    given = {name: _dimension(name, value, model) for name, value in document.items()}
     space = {**base, **given}
     for point in _corners(space):
-        _refuse(point, model, first=given)
+        if error := _error(model, point):
+            raise SettingsError(_clash(error, point, model, first=given))
     return space
 
 
 def read_points(text: str, space: Space, model: type[BaseModel]) -> list[dict[str, Any]]:
-    """The settings that a YAML file asks to begin with: a list whose entries give hyperparameters by name.
+    """The settings that a YAML text asks to begin with: a list whose entries give hyperparameters by name.
 
     An entry may leave out what is searched: then it is proposed, as for any trial.
 
     Parameters
     ----------
     text
-        What is in the file, at most 65,536 characters.
+        At most 65,536 characters.
     space
         What is searched; each value must lie in it.
     model
@@ -113,146 +94,130 @@ def read_points(text: str, space: Space, model: type[BaseModel]) -> list[dict[st
     Raises
     ------
     SettingsError
-        The text is not YAML, or not such a list, in one sentence that begins with the entry's number.
+        The text is not YAML, or not such a list, in one sentence that begins with the line or the entry's number.
 
     Examples
     --------
-    >>> from pydantic import Field
     >>> class Recipe(BaseModel):
-    ...     optimizer: str = "adam"
-    ...     dropout: float = Field(0.2, ge=0, lt=1)
-    >>> space = {"optimizer": Choice(("adam",)), "dropout": Choice((0.1, 0.2))}
-    >>> read_points("- {dropout: 0.1}", space, Recipe)
+    ...     dropout: float = 0.2
+    >>> read_points("- {dropout: 0.1}", {"dropout": Choice((0.1, 0.2))}, Recipe)
     [{'dropout': 0.1}]
-    >>> read_points("- {dropout: 0.3}", space, Recipe)
-    Traceback (most recent call last):
-    toolkit.errors.SettingsError: entry 1: dropout: must be one of 0.1, 0.2, got 0.3
     """
     document = _document(text)
-    if not isinstance(document, yaml.SequenceNode) or not 0 < len(document.value) <= MOST_OPTIONS:
+    if not isinstance(document, list) or not 0 < len(document) <= MOST_OPTIONS:
         raise SettingsError(f"must be a list of 1 to {MOST_OPTIONS} entries, such as - {{epochs: 20, dropout: 0.2}}")
     points = []
-    for number, node in enumerate(document.value, start=1):
+    for number, entry in enumerate(document, start=1):
         try:
-            points.append(_point(node, space, model))
+            points.append(_point(entry, space, model))
         except SettingsError as error:
             raise SettingsError(f"entry {number}: {error}") from None
     return points
 
 
-def _point(node: yaml.Node, space: Space, model: type[BaseModel]) -> dict[str, Any]:
-    if not isinstance(node, yaml.MappingNode):
+def _point(entry: Any, space: Space, model: type[BaseModel]) -> dict[str, Any]:
+    if not isinstance(entry, dict):
         raise SettingsError("must give hyperparameters by name, such as {epochs: 20, dropout: 0.2}")
     point = {}
-    for name, value in _entries(node).items():
+    for name, value in entry.items():
         if name not in space:
             raise SettingsError(f"{_shown(name)}: is not searched; there are: {known(space, name)}")
-        point[name] = _value(f"{name}:", value, model.model_fields[name].annotation)
+        point[name] = _validated(name, _type(name, model), value)
         if not space[name].contains(point[name]):
-            raise SettingsError(f"{name}: must be {space[name]}, got {_shown(point[name])}")
+            raise SettingsError(f"{name}: must be {space[name]}, got {_shown(value)}")
     if (point.get("optimizer") == "sgd") != ("momentum" in point):
         raise SettingsError("momentum: must be given where the optimizer is sgd, and only there")
     return point
 
 
-# The text's nodes are read here instead of what yaml.safe_load makes of them. That keeps a value as it was typed: in
-# YAML 1.1 1e-5 is a word, 010 is eight and 1:30 is ninety. And it looks only two levels deep, so that aliases of
-# aliases cannot grow.
+class _Loader(yaml.BaseLoader):  # type: ignore[misc]
+    """Words, lists and mappings alone: YAML 1.1 would make a word of 1e-5, eight of 010 and ninety of 1:30."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+        """Refuse a name that is given twice."""
+        names: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in names:
+                raise yaml.MarkedYAMLError(problem=f"{_shown(key.value)} is given twice", problem_mark=key.start_mark)
+            names.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
-def _document(text: str) -> yaml.Node | None:
-    """What the text is."""
+def _document(text: str) -> Any:
+    """What the text is; an alias is the same object as its anchor, so that aliases of aliases do not grow."""
     if len(text) > LONGEST_FILE:
         raise SettingsError(f"has {len(text):,} characters; at most {LONGEST_FILE:,} are read")
     try:
-        return yaml.compose(text, Loader=yaml.SafeLoader)
+        return yaml.load(text, _Loader)  # noqa: S506  it makes nothing but str, list and dict
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        said = ", ".join(part for part in (error.context, error.problem) if part)
-        raise SettingsError(f"line {mark.line + 1}: {said}") from None
+        raise SettingsError(
+            f"line {mark.line + 1}: {', '.join(filter(None, (error.context, error.problem)))}"
+        ) from None
     except RecursionError:
         raise SettingsError("is nested too deeply") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # characters that there are not
         raise SettingsError(f"is not YAML: {one_line(error)}") from None
 
 
-def _entries(node: yaml.MappingNode, of: str = "") -> dict[str, yaml.Node]:
-    """The values of a mapping by their keys, each of which may be there once."""
-    found: dict[str, yaml.Node] = {}
-    for key, value in node.value:
-        line = key.start_mark.line + 1
-        if not isinstance(key, yaml.ScalarNode):
-            raise SettingsError(f"line {line}: a name must be a word, got a {_KINDS[key.id]}")
-        if key.value in found:
-            subject = f"{of}: {_shown(key.value)}" if of else f"{_shown(key.value)}:"
-            raise SettingsError(f"{subject} is given twice, again in line {line}")
-        found[key.value] = value
-    return found
+class _Interval(BaseModel, Generic[N]):
+    """A range of numbers, both ends of which keep the rules of the hyperparameter."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    low: N
+    high: N
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.log and isinstance(self.low, int):
+            raise ValueError("log is for numbers that need not be whole; list some, such as [16, 32, 64]")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low must be more than 0 with log, got {_shown(self.low)}")
+        if self.low >= self.high or (self.log and math.log(self.low) >= math.log(self.high)):
+            raise ValueError(f"low must be less than high, got {_shown(self.low)} and {_shown(self.high)}")
+        return self
 
 
-_KINDS = {"sequence": "list", "mapping": "mapping"}
-
-
-def _read(name: str, node: yaml.Node, kind: Any) -> Any:
-    """One hyperparameter's dimension, in its JSON form."""
-    if isinstance(node, yaml.MappingNode):
-        return _interval(name, node, kind)
-    items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+def _dimension(name: str, value: Any, model: type[BaseModel]) -> Dimension:
+    if name not in model.model_fields:
+        raise SettingsError(f"{_shown(name)}: is not a hyperparameter; there are: {known(model.model_fields, name)}")
+    kind = _type(name, model)
+    if isinstance(value, dict):
+        if model.model_fields[name].annotation not in (int, float):
+            raise SettingsError(f"{name}: must be a word or a list of words; low and high are for numbers")
+        return dimension_from_json(_validated(name, _Interval[kind], value).model_dump())  # type: ignore[valid-type]
+    items = value if isinstance(value, list) else [value]
     if not 0 < len(items) <= MOST_OPTIONS:
         raise SettingsError(f"{name}: must have 1 to {MOST_OPTIONS} options, got {len(items):,}")
-    options = [_value(f"{name}:", item, kind) for item in items]
+    options = tuple(_validated(name, kind, item) for item in items)
     for index, option in enumerate(options):
         if option in options[:index]:
-            raise SettingsError(f"{name}: {_shown(option)} is listed twice")
-    return options
+            raise SettingsError(f"{name}: {_shown(items[index])} is listed twice")
+    return Choice(options)
 
 
-def _interval(name: str, node: yaml.MappingNode, kind: Any) -> dict[str, Any]:
-    if kind not in (int, float):
-        raise SettingsError(f"{name}: must be a word or a list of words; low and high are for numbers")
-    entries = _entries(node, name)
-    for key in entries:
-        if key not in ("low", "high", "log"):
-            raise SettingsError(f"{name}: has no {_shown(key)}; there are: {known(('low', 'high', 'log'), key)}")
-    if not {"low", "high"} <= set(entries):
-        raise SettingsError(f"{name}: must have both low and high, got {known(entries)}")
-    low, high = (_value(f"{name}: {end}", entries[end], kind) for end in ("low", "high"))
-    log = "log" in entries and _flag(f"{name}: log", entries["log"])
-    if log and kind is int:
-        raise SettingsError(f"{name}: log is for numbers that need not be whole; list some, such as [16, 32, 64]")
-    if log and low <= 0:
-        raise SettingsError(f"{name}: low must be more than 0 with log, got {_shown(low)}")
-    if low >= high or (log and math.log(low) >= math.log(high)):
-        raise SettingsError(f"{name}: low must be less than high, got {_shown(low)} and {_shown(high)}")
-    return {"low": low, "high": high, **({"log": True} if log else {})}
+def _type(name: str, model: type[BaseModel]) -> Any:
+    """The type of a hyperparameter with its rules."""
+    field = model.model_fields[name]
+    return Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
 
 
-def _flag(subject: str, node: yaml.Node) -> bool:
-    text = str(_value(subject, node, str))
-    if text.lower() not in ("true", "false"):
-        raise SettingsError(f"{subject} must be true or false, got {_shown(text)}")
-    return text.lower() == "true"
-
-
-def _value(subject: str, node: yaml.Node, kind: Any) -> Any:
-    """A single value: a number for a field of numbers, otherwise the word itself."""
-    if not isinstance(node, yaml.ScalarNode):
-        raise SettingsError(f"{subject} must be a single value, got a {_KINDS[node.id]}")
-    if kind not in (int, float):
-        return node.value
+def _validated(name: str, kind: Any, value: Any) -> Any:
     try:
-        number = float(node.value)
-    except ValueError:
-        raise SettingsError(f"{subject} must be a number, got {_shown(node.value)}") from None
-    if not math.isfinite(number):
-        raise SettingsError(f"{subject} must be a finite number, got {_shown(node.value)}")
-    if kind is int and not number.is_integer():
-        raise SettingsError(f"{subject} must be a whole number, got {_shown(node.value)}")
-    return kind(number)
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as caught:
+        error = min(caught.errors(include_url=False), key=lambda each: each["type"] == "missing")  # a typo first
+    subject = f"{name}: {_shown(error['loc'][0])}" if error["loc"] else f"{name}:"
+    got = "" if error["type"] in ("missing", "value_error") else f", got {_shown(error['input'])}"
+    raise SettingsError(f"{subject} {broken_rule(error)}{got}")
 
 
 def _shown(value: Any) -> str:
-    """A value for the end of a message: short, in one line, and 5 instead of 5.0."""
+    """A value for a message: short, in one line, and 5 instead of 5.0."""
+    if isinstance(value, list | dict):  # written out, aliases of aliases would grow
+        return "a list" if isinstance(value, list) else "a mapping"
     text = str(value).removesuffix(".0") if isinstance(value, float) else str(value)
     short = text if len(text) <= 60 else text[:57] + "..."
     return (short if short.isprintable() else ascii(short)) or "nothing"
@@ -271,28 +236,8 @@ def _corners(space: Space) -> Iterator[dict[str, Any]]:
             yield {name: point[name] for name in active(space, point)}
 
 
-_LIMITS = {
-    "less_than_equal": "at most",
-    "less_than": "less than",
-    "greater_than_equal": "at least",
-    "greater_than": "more than",
-}
-
-
-def _refuse(point: Mapping[str, Any], model: type[BaseModel], first: Iterable[str]) -> None:
-    """Complain about a point that the model refuses; of several names, one of ``first`` begins the sentence."""
-    error = _error(model, point)
-    if error is None:
-        return
-    if error["loc"]:
-        name, value, limits = str(error["loc"][0]), error["input"], list(error.get("ctx", {}).values())
-        if error["type"] in _LIMITS:
-            rule = f"must be {_LIMITS[error['type']]} {_shown(limits[0])}"
-        elif error["type"] == "literal_error":
-            rule = f"must be one of {known(get_args(model.model_fields[name].annotation), value)}"
-        else:
-            rule = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        raise SettingsError(f"{name}: {rule}, got {_shown(value)}")
+def _clash(error: Any, point: Mapping[str, Any], model: type[BaseModel], first: Iterable[str]) -> str:
+    """Which values of a point the model refuses together; one of ``first`` begins the sentence."""
     guilty = dict(point)
     for name in point:
         rest = {other: value for other, value in guilty.items() if other != name}
@@ -300,8 +245,7 @@ def _refuse(point: Mapping[str, Any], model: type[BaseModel], first: Iterable[st
             guilty = rest
     name, *others = sorted(guilty, key=lambda name: name not in first)
     company = ", ".join(f"{other} {_shown(guilty[other])}" for other in others) or "the defaults of the others"
-    rule = error["msg"].removeprefix("Value error, ")
-    raise SettingsError(f"{name}: {_shown(guilty[name])} does not go with {company}: {rule}")
+    return f"{name}: {_shown(guilty[name])} does not go with {company}: {broken_rule(error)}"
 
 
 def _error(model: type[BaseModel], settings: Mapping[str, Any]) -> Any:
