@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import gzip
+import hmac
 import itertools
 import json
 import os
@@ -51,7 +52,6 @@ from toolkit.bundle import DIGEST_TAG, PROGRAM
 from toolkit.errors import ToolkitError
 from toolkit.images import load_picture
 from toolkit.machine import usable_cores
-from toolkit.monitoring.posting import verify
 from toolkit.program import Program, save_bundle
 from toolkit.serving import protocols
 from toolkit.serving.problems import MEDIA_TYPE
@@ -824,7 +824,9 @@ def test_a_version_that_is_certainly_far_worse_goes_and_somebody_is_told(
         assert 'serve_alerts_told{sink="webhook",state="failed"} 0.0' in text
         assert 'serve_alerts_standing{level="immediate"}' in text
     for body, headers in receiver.got:
-        assert verify("hush", headers["X-Alert-Timestamp"], headers["X-Alert-Signature"], body)
+        signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+        signature = base64.b64encode(hmac.digest(b"hush", signed, "sha256")).decode()
+        assert headers["webhook-signature"] == f"v1,{signature}"
 
 
 def test_keys_keep_predictions_and_administration_apart(registered: RegisteredModel, tmp_path: Path) -> None:
