@@ -516,17 +516,17 @@ async def home() -> Response:
 
 @routes.get("/dashboard", include_in_schema=False)
 def dashboard() -> Response:
-    return pages.page(pages.DASHBOARD)
+    return pages.static_page(pages.DASHBOARD)
 
 
 @routes.get("/docs", include_in_schema=False)
-def docs() -> Response:
-    return pages.page(pages.DOCS)
+def docs(request: Request) -> Response:
+    return pages.swagger_page(request.app.title)
 
 
 @routes.get("/pages/{name}", include_in_schema=False)
 def page(name: str) -> Response:
-    return pages.page(name)
+    return pages.static_page(name)
 
 
 def create_app(settings: ServeSettings | None = None, place: Place | None = None) -> FastAPI:
@@ -548,7 +548,7 @@ def create_app(settings: ServeSettings | None = None, place: Place | None = None
         title="Image classifier",
         version=VERSION,
         description="Classifies pictures with the registered model that is in Production, and watches its answers.",
-        docs_url=None,  # FastAPI's own page takes its scripts from a server elsewhere
+        docs_url=None,  # /docs below: the same page, whose scripts come from here and not from a server elsewhere
         redoc_url=None,
         redirect_slashes=False,  # to an address with the host that the client made up
         lifespan=_lifespan,

@@ -1,6 +1,7 @@
 """The pages of a real service in a real browser: what they show, what they can do, what they must not do."""
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -12,11 +13,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
 
 from model_registry import ModelRegistry
 from support import (
@@ -286,13 +286,10 @@ def test_markup_in_names_and_messages_stays_text(site: Site, visit: Callable[...
     assert page.locator('img[src="x"], [onerror]').count() == 0
 
 
-@pytest.mark.parametrize("address", ["dashboard", "docs"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_pages_fit_a_phone_in_light_and_dark(
-    site: Site, visit: Callable[..., Visit], address: str, scheme: str
-) -> None:
-    page = visit(f"{site.url}/{address}", viewport={"width": 360, "height": 740}, color_scheme=scheme).page
-    expect(page.locator("#model dl, #problems").first).to_be_visible(timeout=SOON)
+def test_the_dashboard_fits_a_phone_in_light_and_dark(site: Site, visit: Callable[..., Visit], scheme: str) -> None:
+    page = visit(f"{site.url}/dashboard", viewport={"width": 360, "height": 740}, color_scheme=scheme).page
+    expect(page.locator("#model dl")).to_be_visible(timeout=SOON)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     overflows = "all => all.filter(one => one.scrollWidth > one.clientWidth).length"
     assert page.locator("main, .card").evaluate_all(overflows) == 0
@@ -437,75 +434,85 @@ def test_nobody_is_asked_while_an_answer_is_due_or_nobody_looks(site: Site, visi
     assert f"{site.url}/health" in seen.asked[before:]
 
 
-# --- the page of addresses ----------------------------------------------------------------------
+# --- Swagger's page -----------------------------------------------------------------------------
 
 
-def test_every_address_and_every_problem_is_explained(site: Site, visit: Callable[..., Visit]) -> None:
-    api, model = site.get("openapi.json"), site.get("health")["model"]
+def operation(page: Page, method: str, path: str) -> Locator:
+    """The block of an operation, opened."""
+    block = page.locator(f".opblock-{method}", has=page.locator(f'[data-path="{path}"]'))
+    block.locator(".opblock-summary-control").click()
+    return block
+
+
+def execute(block: Locator) -> tuple[int, Any]:
+    """Status and JSON of what an operation answers when it is tried, once the page shows that answer."""
+    with block.page.expect_response(lambda response: response.request.resource_type == "fetch") as received:
+        block.locator("button.execute").click()
+    response = received.value
+    expect(block.locator(".live-responses-table tbody .response-col_status")).to_contain_text(str(response.status))
+    return response.status, response.json()
+
+
+def test_swagger_lists_every_route_and_every_problem(site: Site, visit: Callable[..., Visit]) -> None:
+    api = site.get("openapi.json")
     page = visit(f"{site.url}/docs").page
-    expect(page.locator("#problems")).to_be_visible()
-    listed = page.locator("#content section:not(#problems) article > h3").all_inner_texts()
-    told = {(method.upper(), path) for path, methods in api["paths"].items() for method in methods}
-    assert {tuple(heading.split()[:2]) for heading in listed} == told
-    assert len(listed) == len(told) >= 11
-    for path, methods in api["paths"].items():
-        for operation in methods.values():
-            article = page.locator("article", has=page.locator("h3", has_text=re.compile(rf" ?{re.escape(path)}$")))
-            statuses = article.locator("tbody tr td:first-child").all_inner_texts()
-            assert set(operation["responses"]) <= set(statuses), path
-            assert {entry["name"] for entry in operation.get("parameters", [])} <= set(statuses), path
-            assert set(operation.get("requestBody", {}).get("content", {})) <= set(statuses), path
-            assert f"{site.url}{path.format_map(model)}" in article.locator("pre").first.inner_text()
+    described = {(method.upper(), path) for path, methods in api["paths"].items() for method in methods}
+    expect(page.locator(".opblock")).to_have_count(len(described))
+    shown = zip(
+        page.locator(".opblock-summary-method").all_inner_texts(),
+        page.locator(".opblock-summary-path").evaluate_all("all => all.map(one => one.dataset.path)"),
+        strict=True,
+    )
+    assert set(shown) == described
+    assert len(described) >= 11
     for problem in api["x-problems"]:
         entry = page.locator(f"#problem-{problem['slug']}")
-        assert entry.locator("h3").inner_text().split("\n")[:2] == [str(problem["status"]), problem["title"]]
-        assert len(entry.locator("p:not(.note)").inner_text()) > 20, f"{problem['slug']} has no advice"
-    ids = page.locator("[id]").evaluate_all("all => all.map(one => one.id)")
-    targets = page.locator('nav a, article a[href^="#"]').evaluate_all("all => all.map(one => one.hash.slice(1))")
-    assert len(ids) == len(set(ids))
-    assert set(targets) <= set(ids)
+        expect(entry.locator("h3")).to_have_text(f"{problem['status']} {problem['title']}")
+        assert len(entry.locator("p").inner_text()) > 20 + len(problem["slug"])
 
 
 def test_the_type_of_a_problem_leads_to_its_entry(site: Site, visit: Callable[..., Visit]) -> None:
     problem = httpx.get(f"{site.url}/nowhere").json()
     page = visit(f"{site.url}{problem['type']}").page
+    expect(page.locator(".opblock").first).to_be_visible()
     expect(page.locator(":target h3")).to_contain_text(problem["title"])
     expect(page.locator(":target")).to_be_in_viewport()
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_examples_work_as_they_stand(site: Site, visit: Callable[..., Visit], tmp_path: Path) -> None:
-    for name in ("picture", "one", "two"):
-        (tmp_path / f"{name}.jpg").write_bytes(colour_picture("green"))
+def test_swagger_tries_a_prediction_and_its_feedback(site: Site, visit: Callable[..., Visit]) -> None:
     page = visit(f"{site.url}/docs").page
-    expect(page.locator("#problems")).to_be_visible()
-    examples = page.locator("article pre").all_inner_texts()
-    assert len(examples) >= 30
-    for example in examples:
-        assert example.count("curl ") == 1
-        command = example.replace("curl ", "curl -s -o answer -w '%{http_code}' ")
-        result = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True)
-        unknown = "PREDICTION_ID" in example  # the one thing that an example cannot know
-        assert result.stdout == ("404" if unknown else "200"), (example, (tmp_path / "answer").read_text())
+    predict = operation(page, "post", "/predict")
+    predict.get_by_role("button", name="Try it out").click()
+    predict.locator("input[type=file]").set_input_files(
+        {"name": "green.png", "mimeType": "image/png", "buffer": colour_picture("green")}
+    )
+    status, prediction = execute(predict)
+    assert (status, prediction["predicted_class"]) == (200, "green")
+    feedback = operation(page, "post", "/feedback")
+    feedback.get_by_role("button", name="Try it out").click()
+    label = {"prediction_id": prediction["prediction_id"], "label": "green"}
+    feedback.locator("textarea").fill(json.dumps(label))
+    assert execute(feedback) == (200, {"recorded": 1})
 
 
-@pytest.mark.parametrize(
-    ("model", "address"),
-    [
-        (None, "/v2/models/{name}/versions/{version}"),
-        ({"name": "it's $HOME (& `more`)!", "version": 12}, "/v2/models/it's $HOME (& `more`)!/versions/12"),
-    ],
-)
-def test_the_examples_name_the_served_model_as_one_word_of_a_shell(
-    site: Site, visit: Callable[..., Visit], model: dict[str, Any] | None, address: str
+@pytest.mark.parametrize("scheme", ["bearer", "header"])
+def test_swagger_sends_the_key_that_it_is_given(
+    new_site: Callable[..., Site], visit: Callable[..., Visit], scheme: str
 ) -> None:
-    page = visit(f"{site.url}/docs").page
-    page.route("**/health", lambda route: route.fulfill(json={**site.get("health"), "model": model}))
-    page.reload()
-    expect(page.locator("#problems")).to_be_visible()
-    example = page.locator("#get-v2-models-name-versions-version- pre").inner_text()
-    result = subprocess.run(["bash", "-c", f"echo {example}"], check=True, capture_output=True, text=True)
-    assert unquote(result.stdout) == f"curl {site.url}{address}\n"
+    site = new_site(SERVE_PREDICT_KEY="a key", SERVE_ADMIN_KEY="another")
+    seen = visit(f"{site.url}/docs")
+    seen.expected = "status of 401"
+    reload = operation(seen.page, "post", "/admin/reload")
+    reload.get_by_role("button", name="Try it out").click()
+    status, problem = execute(reload)
+    assert (status, problem["type"]) == (401, "/docs#problem-key-missing")
+    seen.page.locator(".scheme-container .authorize").click()
+    form = seen.page.locator(".auth-container", has=seen.page.locator("h4", has_text=re.compile(rf"^{scheme}\b")))
+    form.locator("input").fill("another")
+    form.get_by_role("button", name="Apply credentials").click()
+    seen.page.locator(".close-modal").click()
+    status, found = execute(reload)
+    assert (status, found["model"]) == (200, None)
 
 
 # --- MLflow's own pages -------------------------------------------------------------------------

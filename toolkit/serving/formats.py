@@ -57,7 +57,7 @@ def file_name(read: Read) -> str | None:
     return read.name if isinstance(read, Upload) else None
 
 
-A_PICTURE = "(base64)"  # its place in an example; the page of addresses says the same
+A_PICTURE = "(base64)"  # its place in an example
 VALUES_A_PICTURE = 8  # of JSON, at most: braces, brackets and commas around the base64 of one picture
 VALUES_AROUND = 16  # of all pictures, at most: those of a data frame
 # What Python makes of JSON takes up to 30 times the text's size, and it makes one at a time however many threads ask.

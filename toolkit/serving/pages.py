@@ -1,30 +1,45 @@
-"""The dashboard and the page of addresses: a few files from disk, under headers that let nothing else in."""
+"""The dashboard and FastAPI's Swagger page: a few files from disk, under headers that let nothing else in."""
 
+import base64
+import hashlib
+import re
+from functools import cache
+from html import escape
+from importlib.resources import files
 from pathlib import Path
 
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import Response
 
-from toolkit.serving.problems import NOT_FOUND, Problem
+from toolkit.serving.problems import KINDS, NOT_FOUND, Problem
 
 FOLDER = Path(__file__).parent / "dashboard"
-DASHBOARD, DOCS = "dashboard.html", "docs.html"
+SWAGGER = files("fastapi_swagger") / "resources"  # Swagger UI as its authors publish it; the package's code is not used
+DASHBOARD = "dashboard.html"
+HTML, CSS, SCRIPT = "text/html; charset=utf-8", "text/css; charset=utf-8", "text/javascript; charset=utf-8"
 
-# Each file by its name, with its media type: a name that is not here is not looked for on disk.
+# Each file by its name, with its folder and its media type: a name that is not here is not looked for on disk.
 FILES = {
-    DASHBOARD: "text/html; charset=utf-8",
-    DOCS: "text/html; charset=utf-8",
-    "look.css": "text/css; charset=utf-8",
-    "dashboard.js": "text/javascript; charset=utf-8",
-    "parts.js": "text/javascript; charset=utf-8",
-    "docs.js": "text/javascript; charset=utf-8",
-    "icon.svg": "image/svg+xml",
+    DASHBOARD: (FOLDER, HTML),
+    "look.css": (FOLDER, CSS),
+    "dashboard.js": (FOLDER, SCRIPT),
+    "parts.js": (FOLDER, SCRIPT),
+    "icon.svg": (FOLDER, "image/svg+xml"),
+    "swagger-ui-bundle.js": (SWAGGER, SCRIPT),
+    "swagger-ui.css": (SWAGGER, CSS),
 }
 
+POLICY = {
+    "default-src": "'none'",
+    "script-src": "'self'",
+    "style-src": "'self'",
+    "img-src": "'self' blob:",
+    "connect-src": "'self'",
+    "base-uri": "'none'",
+    "form-action": "'none'",
+    "frame-ancestors": "'none'",
+}
 HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -32,9 +47,10 @@ HEADERS = {
     "X-Frame-Options": "DENY",
     "Cache-Control": "no-cache",
 }
+INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
-def page(name: str) -> Response:
+def static_page(name: str) -> Response:
     """One of the files.
 
     Raises
@@ -44,4 +60,49 @@ def page(name: str) -> Response:
     """
     if name not in FILES:
         raise Problem(NOT_FOUND, "the pages have no file of that name")
-    return Response((FOLDER / name).read_bytes(), media_type=FILES[name], headers=HEADERS)
+    folder, media_type = FILES[name]
+    return _response((folder / name).read_bytes(), media_type, POLICY)
+
+
+@cache
+def swagger_page(title: str) -> Response:
+    """FastAPI's Swagger page under the headers of the other pages, followed by the meaning of each problem type."""
+    page = get_swagger_ui_html(
+        openapi_url="openapi.json",  # relative, like all addresses here: the service may be mounted deeper
+        title=escape(title),
+        swagger_js_url="pages/swagger-ui-bundle.js",
+        swagger_css_url="pages/swagger-ui.css",
+        swagger_favicon_url="pages/icon.svg",
+        swagger_ui_parameters={"deepLinking": False},  # it would take #problem-... for an operation and rewrite it
+    )
+    html = bytes(page.body).decode().replace("</body>", f"{_problems()}</body>")
+    hashes = (
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in INLINE_SCRIPT.findall(html)
+    )
+    policy = POLICY | {
+        "script-src": " ".join(("'self'", *hashes)),
+        "img-src": "'self' blob: data:",  # Swagger UI's style sheet holds its icons
+    }
+    return _response(html.encode(), HTML, policy)
+
+
+def _problems() -> str:
+    entries = "".join(
+        f'<section id="problem-{kind.slug}"><h3>{kind.status} {escape(kind.title)}</h3>'
+        f"<p><code>{kind.slug}</code> {escape(kind.advice)}</p></section>\n"
+        for kind in KINDS
+    )
+    introduction = (
+        "<p>Every error is a document of type <code>application/problem+json</code> (RFC 9457). Its <code>type</code> "
+        "leads to one of the entries below, its <code>request_id</code> is in the log of the service.</p>"
+    )
+    return (
+        '<div class="swagger-ui"><main id="problems" class="wrapper renderedMarkdown">'
+        f"<h2>Problems</h2>{introduction}{entries}</main></div>"
+    )
+
+
+def _response(content: bytes, media_type: str, policy: dict[str, str]) -> Response:
+    directives = "; ".join(f"{name} {sources}" for name, sources in policy.items())
+    return Response(content, media_type=media_type, headers={"Content-Security-Policy": directives} | HEADERS)

@@ -23,11 +23,12 @@ WITH_ERROR = re.compile(r"/(v2|ping|invocations|version)(/|$)")  # addresses of 
 
 @dataclass(frozen=True)
 class Kind:
-    """One thing that can go wrong: its name in addresses and figures, its status, its title."""
+    """One thing that can go wrong: its name in addresses and figures, its status, its title, what to do about it."""
 
     slug: str
     status: int
     title: str
+    advice: str = ""
 
     @property
     def type(self) -> str:
@@ -35,30 +36,56 @@ class Kind:
         return f"/docs#problem-{self.slug}"
 
 
-NOT_HTTP = Kind("not-http", 400, "What was sent is no HTTP request")
-MALFORMED = Kind("malformed-body", 400, "The body of the request cannot be read")
-UNDECODABLE = Kind("undecodable-picture", 400, "The picture cannot be decoded")
-KEY_MISSING = Kind("key-missing", 401, "A key is needed")
-KEY_WRONG = Kind("key-wrong", 403, "The key is not accepted here")
-CROSS_ORIGIN = Kind("cross-origin", 403, "Pages of other origins may not ask here")
-NOT_FOUND = Kind("not-found", 404, "There is nothing at this address")
-UNKNOWN_PREDICTION = Kind("unknown-prediction", 404, "There is no such prediction")
-METHOD = Kind("method-not-allowed", 405, "The address does not answer this method")
-TOO_SLOW = Kind("too-slow", 408, "The request did not arrive in time")
-BODY_TOO_LARGE = Kind("body-too-large", 413, "The body of the request is too large")
-PICTURE_TOO_LARGE = Kind("picture-too-large", 413, "The picture has too many pixels")
-MEDIA = Kind("unsupported-media-type", 415, "The body of the request is of an unknown type")
-CODING = Kind("unsupported-encoding", 415, "The body of the request is compressed in an unknown way")
-FORMAT = Kind("unsupported-picture", 415, "The format of the picture is not supported")
-INVALID = Kind("invalid-parameter", 422, "A parameter is wrong")
-UNKNOWN_LABEL = Kind("unknown-label", 422, "The label is no class of the model")
-INTERNAL = Kind("internal-error", 500, "The service failed")
-NON_FINITE = Kind("non-finite-output", 500, "The model gave no usable answer")
-NOT_READY = Kind("not-ready", 503, "No model is ready")
-FULL = Kind("full", 503, "Too many pictures are waiting")
-CONNECTIONS = Kind("too-many-connections", 503, "Too many connections are open")
-MONITOR = Kind("monitor-unavailable", 503, "The store of predictions cannot be used")
-DEADLINE = Kind("deadline", 504, "The picture could not be answered in time")
+# fmt: off
+NOT_HTTP = Kind("not-http", 400, "What was sent is no HTTP request",
+    "Send HTTP/1.1 with well-formed headers of a reasonable size.")
+MALFORMED = Kind("malformed-body", 400, "The body of the request cannot be read",
+    "Send valid JSON, or a multipart form whose parts are complete.")
+UNDECODABLE = Kind("undecodable-picture", 400, "The picture cannot be decoded",
+    "The file is empty, cut off or no picture at all; try to open it with a viewer.")
+KEY_MISSING = Kind("key-missing", 401, "A key is needed",
+    "Send the key as the header X-API-Key, or as Authorization: Bearer.")
+KEY_WRONG = Kind("key-wrong", 403, "The key is not accepted here",
+    "Predictions and administration have keys of their own; without one, administration answers nobody.")
+CROSS_ORIGIN = Kind("cross-origin", 403, "Pages of other origins may not ask here",
+    "Ask from a page of the service's own origin, or start the service with --allow-origin.")
+NOT_FOUND = Kind("not-found", 404, "There is nothing at this address",
+    "Compare the address with the list on this page.")
+UNKNOWN_PREDICTION = Kind("unknown-prediction", 404, "There is no such prediction",
+    "Use the prediction_id of an answer; one that the monitor dropped or lost is not known either.")
+METHOD = Kind("method-not-allowed", 405, "The address does not answer this method",
+    "Compare the method with the list on this page.")
+TOO_SLOW = Kind("too-slow", 408, "The request did not arrive in time",
+    "Send the request in one go; slow uplinks need a service started with larger --body-seconds.")
+BODY_TOO_LARGE = Kind("body-too-large", 413, "The body of the request is too large",
+    "Send a smaller file or fewer pictures at once, or start the service with a larger --max-body-mb.")
+PICTURE_TOO_LARGE = Kind("picture-too-large", 413, "The picture has too many pixels",
+    "Scale the picture down, or start the service with a larger --max-pixels.")
+MEDIA = Kind("unsupported-media-type", 415, "The body of the request is of an unknown type",
+    "Set Content-Type to one of the types that this page lists for the address.")
+CODING = Kind("unsupported-encoding", 415, "The body of the request is compressed in an unknown way",
+    "Send the body as it is, or compressed with gzip or deflate.")
+FORMAT = Kind("unsupported-picture", 415, "The format of the picture is not supported",
+    "Convert the picture to JPEG, PNG, WebP, BMP, GIF or TIFF.")
+INVALID = Kind("invalid-parameter", 422, "A parameter is wrong",
+    "The members detail and errors name each parameter and the rule that it breaks.")
+UNKNOWN_LABEL = Kind("unknown-label", 422, "The label is no class of the model",
+    "Tell a class of the model that made the prediction; GET /model-info lists them.")
+INTERNAL = Kind("internal-error", 500, "The service failed",
+    "The log of the service tells more under the request_id of the answer.")
+NON_FINITE = Kind("non-finite-output", 500, "The model gave no usable answer",
+    "The model gave NaN or infinity. Go back to the version before: model_registry.py rollback.")
+NOT_READY = Kind("not-ready", 503, "No model is ready",
+    "No version is in the stage that is served, or it is being loaded; GET /health tells the reason.")
+FULL = Kind("full", 503, "Too many pictures are waiting",
+    "All threads are busy and the queue is full. Ask again after Retry-After seconds.")
+CONNECTIONS = Kind("too-many-connections", 503, "Too many connections are open",
+    "Close connections that are no longer used, or start the service with larger --most-connections.")
+MONITOR = Kind("monitor-unavailable", 503, "The store of predictions cannot be used",
+    "The store is locked, full or away. Predictions are answered all the same; ask again later.")
+DEADLINE = Kind("deadline", 504, "The picture could not be answered in time",
+    "The service is overloaded. Ask again later, or start it with larger --answer-seconds.")
+# fmt: on
 
 OF_PREDICTIONS = (  # what may come instead of an answer
     MALFORMED, UNDECODABLE, TOO_SLOW, BODY_TOO_LARGE, PICTURE_TOO_LARGE, MEDIA, CODING, FORMAT, INVALID, INTERNAL,

@@ -1,4 +1,4 @@
-// What both pages are made of: elements, numbers in words, and questions to the service.
+// What the dashboard is made of: elements, numbers in words, and questions to the service.
 
 // An element. Children that are strings become text, never markup; null and false are left out.
 export function el(tag, attributes = {}, ...children) {
