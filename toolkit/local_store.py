@@ -12,12 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from toolkit.terminal import say
+from toolkit.locks import wait_for
 
 HALF_MADE = "_alembic_tmp_"  # how Alembic calls a table until it replaces another
-SILENT_SECONDS = 5.0  # of waiting for another process, before a line says so
 NO_DATA = {"alembic_version", "workspaces"}  # filled by migrations themselves
 
 
@@ -63,30 +60,14 @@ def bring_up_to_date(
     {'runs'}
     """
     workshop = path.with_name(f".{path.name}.migration")
-    with _sole_worker(workshop, path), _sole_user(path, seconds) as store:
+    waiting = f"another process makes the tables of {path}; waiting for it"
+    with wait_for(workshop.with_suffix(".lock"), waiting), _sole_user(path, seconds) as store:
         shutil.rmtree(workshop, ignore_errors=True)  # that of a killed process
         workshop.mkdir()
         try:
             return _replace(store, path, workshop / path.name, is_current, migrate)
         finally:
             shutil.rmtree(workshop, ignore_errors=True)
-
-
-@contextmanager
-def _sole_worker(workshop: Path, path: Path) -> Iterator[None]:
-    """Wait until no other process does the same; the system frees the lock of one that was killed."""
-    lock = FileLock(workshop.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=SILENT_SECONDS)
-    except Timeout:
-        say(f"another process makes the tables of {path}; waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            Path(lock.lock_file).unlink()  # those who wait notice, and lock a file of their own
-        lock.release()
 
 
 @contextmanager

@@ -1,6 +1,11 @@
-"""Locks that are files: one process at a time, which the others can name, and free as soon as it is gone."""
+"""Locks between processes, each a file; the system frees the lock of a process that ends, however it ends.
+
+``acquire`` and ``hold`` refuse at once when another process has the lock, ``wait_for`` waits as long as it takes,
+``try_lock`` goes on without the lock rather than not at all.
+"""
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -8,10 +13,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from toolkit.errors import SettingsError
+from toolkit.terminal import say
+
+SILENT_SECONDS = 1.0  # of waiting for another process, before a line says so
 
 
-def take(path: Path, what: str) -> FileLock:
-    """A lock, taken at once.
+def acquire(path: Path, what: str) -> FileLock:
+    """Take a lock at once, or fail.
 
     Parameters
     ----------
@@ -31,7 +39,7 @@ def take(path: Path, what: str) -> FileLock:
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with take(Path(folder, "run.lock"), "run 4 is being trained"):
+    ...     with acquire(Path(folder, "run.lock"), "run 4 is being trained"):
     ...         int(Path(folder, "run.lock").read_text()) == os.getpid()
     True
     """
@@ -47,30 +55,91 @@ def take(path: Path, what: str) -> FileLock:
 
 
 @contextmanager
-def held(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock, as ``take`` does, and remove its file afterwards; without one where no file can be written."""
+def hold(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock, as ``acquire`` takes it, and remove its file; go on without where no file can be written."""
     lock = None
     with suppress(OSError):
-        lock = take(path, what)
+        lock = acquire(path, what)
     try:
         yield
     finally:
         if lock:
-            with suppress(OSError):
-                path.unlink()
-            lock.release()
+            _remove(lock)
+
+
+@contextmanager
+def wait_for(path: Path, message: str) -> Iterator[None]:
+    """Hold a lock once no other process has it, and remove its file; say ``message`` when that takes a while.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=SILENT_SECONDS)
+    except Timeout:
+        say(message)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        _remove(lock)
+
+
+@contextmanager
+def try_lock(path: Path, seconds: float, stop: threading.Event | None = None) -> Iterator[bool]:
+    """Hold a lock, or go on without it: where no file can be written, or another holder does not end in time.
+
+    Parameters
+    ----------
+    path
+        Its file; the folder is made when it is missing. It stays.
+    seconds
+        Longest wait.
+    stop
+        Ends the wait when it is set.
+
+    Yields
+    ------
+    bool
+        Whether the lock is held.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder, try_lock(Path(folder, "lock"), 0) as first:
+    ...     with try_lock(Path(folder, "lock"), 0) as second:
+    ...         first, second
+    (True, False)
+    """
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a holder that is killed
+    with suppress(OSError):  # as which filelock's Timeout counts
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=seconds, cancel_check=(stop or threading.Event()).is_set)
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
 
 
 def is_free(path: Path) -> bool:
     """Whether no process holds the lock now."""
     try:
         if path.exists():
-            take(path, "").release()
+            acquire(path, "").release()
     except SettingsError:
         return False
     except OSError:
         return True
     return True
+
+
+def _remove(lock: FileLock) -> None:
+    with suppress(OSError):
+        Path(lock.lock_file).unlink()  # before the release: processes that wait notice, and lock a file of their own
+    lock.release()
 
 
 def _holder(path: Path) -> str:

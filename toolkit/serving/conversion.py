@@ -21,8 +21,8 @@ from torch.export import ExportedProgram
 
 from toolkit.bundle import digest_of
 from toolkit.errors import BundleError, one_line
+from toolkit.locks import try_lock
 from toolkit.program import Bundle
-from toolkit.serving.locks import alone
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Conversion:
             return self._kept[0]
         if self._cache is None:
             return self._convert()
-        with alone(self._cache.with_suffix(".lock"), LONGEST_SECONDS):
+        with try_lock(self._cache.with_suffix(".lock"), LONGEST_SECONDS):
             if kept := self._look():  # another process has converted it meanwhile
                 return kept[0]
             model = self._convert()

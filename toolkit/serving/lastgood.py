@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from toolkit.bundle import digest_of
 from toolkit.errors import BundleError, one_line
+from toolkit.locks import try_lock
 from toolkit.program import Bundle, shelve_bundle
 from toolkit.serving.live import Release, Source
-from toolkit.serving.locks import alone
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class LastGood:
     def load(self, source: Source, release: Release) -> Bundle:
         """A release's bundle from its source, by way of the folder where that is possible."""
         try:
-            with alone(self._lock, LONGEST_SECONDS):
+            with try_lock(self._lock, LONGEST_SECONDS):
                 bundle = source.load(release, self.folder)
                 with suppress(OSError):
                     os.utime(self.folder / release.digest)  # it is wanted now, whenever it was fetched
@@ -96,7 +96,7 @@ class LastGood:
             if not self._copy(kept).is_dir():
                 self._warn(release, "its source left none")
                 return
-            with alone(self._lock, LONGEST_SECONDS):
+            with try_lock(self._lock, LONGEST_SECONDS):
                 self._note(kept)
         except (OSError, ValidationError) as error:
             self._warn(release, one_line(error))

@@ -25,10 +25,10 @@ import psutil
 import torch
 
 from toolkit.errors import BundleError, ToolkitError, one_line
+from toolkit.locks import try_lock
 from toolkit.program import Bundle, shelve_bundle
 from toolkit.serving.conversion import is_kept
 from toolkit.serving.engines import Choice, prepare
-from toolkit.serving.locks import alone
 from toolkit.serving.processes import called
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +73,7 @@ class Rehearsal:
         """
         if bundle.folder is None or self._choice == "torch" or torch.cuda.is_available():
             return
-        with alone(self._cache.with_suffix(".rehearsing.lock"), LONGEST_SECONDS, stopping):
+        with try_lock(self._cache.with_suffix(".rehearsing.lock"), LONGEST_SECONDS, stopping):
             if not is_kept(bundle, self._cache):
                 self._rehearse(bundle, bundle.folder, stopping, rest)
 

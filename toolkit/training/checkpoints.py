@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import DataError, SettingsError, one_line
-from toolkit.locks import held, is_free
+from toolkit.locks import hold, is_free
 from toolkit.settings import LAST
 from toolkit.training.loop import Progress
 
@@ -148,7 +148,7 @@ def load_weights_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _held(path: Path) -> AbstractContextManager[None]:
-    return held(_lock(path), f"run {path.name.removesuffix(UNFINISHED)} is being trained")
+    return hold(_lock(path), f"run {path.name.removesuffix(UNFINISHED)} is being trained")
 
 
 def _lock(path: Path) -> Path:

@@ -2,44 +2,27 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from shutil import disk_usage
 
-from filelock import FileLock, Timeout
-
 from toolkit.errors import DataError
-from toolkit.terminal import say
+from toolkit.locks import wait_for
 from toolkit.training.entries import JOURNAL, PIXELS, discard
 
 if sys.platform != "win32":
     import fcntl
 
-SILENT_SECONDS = 1.0  # of waiting for another process, before a line says so
 
-
-@contextmanager
-def sole_builder(root: Path, key: str) -> Iterator[None]:
-    """Wait until no other process builds an entry; the system frees the lock of one that was killed."""
+def sole_builder(root: Path, key: str) -> AbstractContextManager[None]:
+    """A lock for building an entry."""
     root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / f"{key}.lock")
-    try:
-        lock.acquire(timeout=SILENT_SECONDS)
-    except Timeout:
-        say("another process is decoding these pictures; waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            Path(lock.lock_file).unlink()  # those who wait notice, and lock a file of their own
-        lock.release()
+    return wait_for(root / f"{key}.lock", "another process is decoding these pictures; waiting for it")
 
 
-def sole_allotter(root: Path) -> FileLock:
+def sole_allotter(root: Path) -> AbstractContextManager[None]:
     """A lock for making room and taking it, so that two builders do not count on the same bytes."""
-    return FileLock(root / "room.lock")
+    return wait_for(root / "room.lock", "another process makes room in the picture cache; waiting for it")
 
 
 def entries(root: Path) -> list[tuple[float, int, Path]]:

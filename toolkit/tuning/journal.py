@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError, SettingsError, one_line
-from toolkit.locks import take
+from toolkit.locks import acquire
 
 FORMAT = 1
 
@@ -51,7 +51,7 @@ class Journal:
         try:
             if about is None and not path.is_file():
                 raise SettingsError(f"there is no journal {path}")
-            self._lock = take(path.with_suffix(".lock"), f"the journal {path} is being written")
+            self._lock = acquire(path.with_suffix(".lock"), f"the journal {path} is being written")
         except OSError as error:
             raise _failed(self.path, "written", error) from None
         try:

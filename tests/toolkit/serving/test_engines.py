@@ -22,7 +22,7 @@ from support import LONGEST_WAIT, ROOT, ColourNetwork, colour_baseline, colour_c
 from toolkit.errors import BundleError
 from toolkit.program import Bundle, Program, load_bundle, save_bundle
 from toolkit.serving import conversion, engines
-from toolkit.serving.conversion import KEPT, Conversion
+from toolkit.serving.conversion import KEPT, Conversion, is_kept
 from toolkit.serving.engines import (
     BATCHES,
     BOUNDS,
@@ -342,6 +342,27 @@ def test_a_broken_one_is_made_anew(bundle, make_engine, tmp_path, monkeypatch, c
     assert "made anew: it was altered" in caplog.text
     assert cached(tmp_path) == [folder]
     assert (folder / file).read_bytes() == whole
+
+
+def test_of_several_that_convert_a_bundle_one_does(bundle, tmp_path):
+    made = []
+
+    class Counted(Conversion):
+        def _convert(self):
+            made.append(self)
+            return super()._convert()
+
+    conversions = [Counted(bundle, lambda: bundle.predict, tmp_path) for _ in range(3)]
+    for one in conversions:
+        one.answers = bundle.baseline.probabilities[:1]
+        assert one._kept is None
+    threads = [threading.Thread(target=lambda one=one: one.model) for one in conversions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert is_kept(bundle, tmp_path)
 
 
 def test_a_cache_that_cannot_be_used_harms_nothing(bundle, tmp_path, monkeypatch, caplog):

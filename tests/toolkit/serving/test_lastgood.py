@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from support import ColourNetwork, colour_baseline, colour_card, full_disk
+from support import LONGEST_WAIT, ColourNetwork, colour_baseline, colour_card, full_disk
 from toolkit.bundle import CARD, PROGRAM, digest_of
 from toolkit.errors import TrackingError
 from toolkit.program import Program, load_bundle, save_bundle
@@ -216,3 +217,35 @@ def test_a_source_that_leaves_no_copy_is_warned_of(registry, copies, caplog):
     registry.load = lambda release, cache=None: bundle
     serve(registry, copies, 1)
     assert "no copy of version 1 is kept on this machine: its source left none" in caplog.text
+
+
+def test_what_one_process_fetches_another_does_not_remove():
+    """The second notes what serves, and removes what is left over, while the first is still fetching."""
+    folder = Path("kept") / "Production"
+    versions = [Version(number, f"{number}" * 64) for number in (1, 2)]
+    fetching, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        def load(self, release, cache=None):
+            incoming = cache / "incoming-abc"
+            incoming.mkdir()
+            fetching.set()
+            assert go_on.wait(LONGEST_WAIT)
+            incoming.rename(cache / release.digest)
+            return release.digest
+
+    first, second = (LastGood(folder, "colours", "Production") for _ in range(2))
+    (folder / versions[0].digest).mkdir(parents=True)
+    loaded = []
+    fetch = threading.Thread(target=lambda: loaded.append(first.load(Slow(), versions[1])))
+    note = threading.Thread(target=second.keep, args=(versions[0],))
+    fetch.start()
+    assert fetching.wait(LONGEST_WAIT)
+    note.start()
+    note.join(0.2)
+    go_on.set()
+    for thread in (fetch, note):
+        thread.join()
+    assert loaded == [versions[1].digest]
+    first.keep(versions[1])
+    assert {path.name for path in folder.iterdir()} >= {versions[0].digest, versions[1].digest}

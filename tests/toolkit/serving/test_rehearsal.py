@@ -50,6 +50,24 @@ def test_what_is_kept_is_not_rehearsed_again_and_what_torch_runs_never_is(bundle
     Rehearsal("auto", 1, cache)(replace(bundle, folder=tmp_path / "gone"), threading.Event(), id)
 
 
+def test_of_several_that_rehearse_a_bundle_one_does(bundle, tmp_path):
+    rehearsed = []
+
+    class Counted(Rehearsal):
+        def _rehearse(self, *words):
+            rehearsed.append(self)
+            super()._rehearse(*words)
+
+    rehearsals = [Counted("auto", 1, tmp_path) for _ in range(3)]
+    threads = [threading.Thread(target=one, args=(bundle, threading.Event(), id)) for one in rehearsals]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(rehearsed) == 1
+    assert is_kept(bundle, tmp_path)
+
+
 def test_what_is_wrong_is_said_in_the_words_of_the_check(bundle, tmp_path):
     with pytest.raises(BundleError, match="the bundle was altered: its digest is"):
         Rehearsal("auto", 1, tmp_path)(replace(bundle, digest="f" * 64), threading.Event(), id)
