@@ -29,6 +29,7 @@ from urllib.request import getproxies, proxy_bypass
 from toolkit.errors import TrackingError, known, one_line
 from toolkit.local_store import bring_up_to_date
 from toolkit.names import printable, shown
+from toolkit.redaction import redact_passwords
 from toolkit.terminal import say
 
 # The defaults of MLflow, 7 retries of 120 s each, block for minutes.
@@ -142,7 +143,7 @@ def connect(uri: str | None = None) -> MlflowClient:
     name = "the tracking URI" if uri else "MLFLOW_TRACKING_URI"
     uri = (uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI).strip()
     if meant := _meant(uri):
-        given, meant = without_passwords(uri), without_passwords(meant)
+        given, meant = redact_passwords(uri), redact_passwords(meant)
         raise TrackingError(
             f"{name} must begin with http://, https:// or a database's scheme, got {given}; did you mean {meant}?"
         )
@@ -157,7 +158,7 @@ def connect(uri: str | None = None) -> MlflowClient:
             client = MlflowClient(tracking_uri=address, registry_uri=address)
             client.search_experiments(max_results=1)
     except Exception as error:  # noqa: BLE001  requests, SQLAlchemy and MLflow each raise kinds of their own
-        place, reason = without_passwords(uri), reason_of(error)
+        place, reason = redact_passwords(uri), reason_of(error)
         if _is_answer(error):
             hint = _proxy_hint(uri)
             raise TrackingError(f"MLflow at {place} cannot be used: {reason}{hint and '; '}{hint}") from None
@@ -198,7 +199,7 @@ def _proxy_hint(uri: str) -> str:
             return ""
     except ValueError:  # half an IPv6 address
         return ""
-    proxy = without_passwords(proxies[name])
+    proxy = redact_passwords(proxies[name])
     return f"if it needs no proxy, unset {name}_proxy ({proxy}) or add {place.hostname} to no_proxy"
 
 
@@ -351,15 +352,6 @@ class _OwnConnection(RequestHeaderProvider):
 _headers.register(_OwnConnection)  # type: ignore[no-untyped-call]
 
 
-def without_passwords(text: str) -> str:
-    """A text whose addresses have lost their passwords.
-
-    >>> without_passwords("no answer from http://anna:secret@host:5000/mlflow")
-    'no answer from http://anna:***@host:5000/mlflow'
-    """
-    return re.sub(r"(://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)
-
-
 def reason_of(error: Exception) -> str:
     """Why a request to MLflow, or to where it keeps its files, came to nothing, in a few words on one line."""
     text = PREFACE.split(str(error))[:2][-1]  # of several downloads, the first
@@ -369,7 +361,7 @@ def reason_of(error: Exception) -> str:
     for sign, reason in SIGNS.items():
         if sign in line:
             return f"a proxy is in the way: {reason}" if "ProxyError" in line else reason
-    line = without_passwords(line)
+    line = redact_passwords(line)
     return line if len(line) <= LONGEST_REASON else line[:LONGEST_REASON] + "..."
 
 

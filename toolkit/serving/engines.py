@@ -25,8 +25,8 @@ from torch.export.passes import move_to_device_pass
 from toolkit.errors import BundleError, one_line
 from toolkit.machine import usable_cores
 from toolkit.program import Bundle
+from toolkit.redaction import redact_paths
 from toolkit.serving.conversion import Conversion, core, exported
-from toolkit.serving.problems import without_places
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +224,7 @@ def prepare(
             difference = largest_difference(engine, batches, np.split(expected, np.cumsum(BATCHES)[:-1]))
         except Exception as error:  # noqa: BLE001  whatever a library raises, the next engine may do
             reason = _reason(error)
-            passed_over.append({"engine": name, "reason": without_places(reason)})
+            passed_over.append({"engine": name, "reason": redact_paths(reason)})
             logger.warning("%s is passed over: %s", name, reason)
             continue
         seconds = time.perf_counter() - started

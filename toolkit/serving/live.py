@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from toolkit.errors import BundleError, NotRegistered, ToolkitError, one_line
 from toolkit.program import Bundle
+from toolkit.redaction import redact_paths
 from toolkit.serving.engines import Engine, prepare
-from toolkit.serving.problems import without_places
 from toolkit.serving.tryout import Comparison, Tried, compare, try_out
 
 logger = logging.getLogger(__name__)
@@ -253,7 +253,7 @@ class Live:
             self._stopping.wait(self._poll_seconds)
 
     def _note_registry(self, problem: str | None, *, reachable: bool) -> None:
-        shown = without_places(problem) if problem else None
+        shown = redact_paths(problem) if problem else None
         if problem and shown != self.registry_problem:  # a line when it begins and when it ends, not one a look
             serving = f"; version {self.model.version} {self._does} on" if self.model else ""
             logger.warning("%s%s", problem, serving)
@@ -348,7 +348,7 @@ class Live:
 
     def _set_aside(self, release: Release, error: Exception, attempts: int) -> None:
         pause = min(self._poll_seconds * 2 ** min(attempts, DOUBLINGS), LONGEST_PAUSE)
-        reason = without_places(one_line(error))
+        reason = redact_paths(one_line(error))
         self.failure = Failure(release, reason, attempts, time.monotonic() + pause)
         logger.error(
             "version %d cannot be loaded: %s; %s, next attempt in %.0f s",

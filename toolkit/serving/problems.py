@@ -204,19 +204,3 @@ def handle(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, HTTPException):
         return respond(request, of_http(error))
     return respond(request, Problem(INTERNAL, "the service failed; its log tells more under this request id"))
-
-
-def without_places(text: str) -> str:
-    """A reason that may be shown to clients: no passwords, no folders.
-
-    >>> without_places("MLflow at postgresql://me:secret@db/x does not answer; see /home/me/mlflow.db")
-    'MLflow at postgresql://db does not answer; see .../mlflow.db'
-    >>> without_places("MLflow at sqlite:////home/me/mlflow.db is locked")
-    'MLflow at sqlite://... is locked'
-    """
-    text = re.sub(r"([\w+.-]+)://(?:[^@/\s]*@)?([\w.:\[\]-]*)[^\s;,'\"]*", _address, text)
-    return re.sub(r"(?<![\w/:.])(?:[A-Za-z]:)?(?:[/\\][^/\\\s'\";:]+)*[/\\]([^/\\\s'\";:]+)", r".../\1", text)
-
-
-def _address(match: re.Match[str]) -> str:
-    return f"{match[1]}://{match[2].rstrip('.:') or '...'}"

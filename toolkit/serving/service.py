@@ -17,6 +17,7 @@ from toolkit.errors import ToolkitError, one_line
 from toolkit.images import Limits, load_picture
 from toolkit.machine import usable_cores
 from toolkit.program import Bundle
+from toolkit.redaction import redact_paths
 from toolkit.serving import engines, problems
 from toolkit.serving.batching import Batcher
 from toolkit.serving.classified import Classified
@@ -26,7 +27,7 @@ from toolkit.serving.figures import Figures, family
 from toolkit.serving.formats import Read, file_name
 from toolkit.serving.lastgood import LastGood
 from toolkit.serving.live import Live, LiveModel, Release, Source
-from toolkit.serving.problems import Problem, without_places
+from toolkit.serving.problems import Problem
 from toolkit.serving.processes import Fellows, State
 from toolkit.serving.recent import Recent
 from toolkit.serving.shadow import Shadow, shadow_families, together
@@ -343,7 +344,7 @@ class Service:
         troubled = registry["problem"] or registry["set_aside"] or registry["copy_since"]
         alerts, unread = self._worst_alert()
         lost = self._monitor.store_problem
-        failing = f"predictions cannot be stored: {without_places(lost)}" if lost else unread
+        failing = f"predictions cannot be stored: {redact_paths(lost)}" if lost else unread
         return {
             "engine": _component("waiting", waiting),
             "registry": _component("degraded", self.live.reason() if troubled else None),
@@ -361,7 +362,7 @@ class Service:
             now = self.windows()["short"]
             known += [_of_window(now)] if now["level"] in LEVELS and now["status"] == "confirmed" else []
         except ToolkitError as error:
-            return _component("ok", None), f"the store cannot be read: {without_places(one_line(error))}"
+            return _component("ok", None), f"the store cannot be read: {redact_paths(one_line(error))}"
         if not known:
             return _component("ok", None), None
         worst = max(known, key=lambda one: (one["status"] != "suspected", LEVELS.index(one["level"])))

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from toolkit.errors import DataError, ImageTooLarge, UndecodableImage, UnsupportedImage
 from toolkit.serving import problems
-from toolkit.serving.problems import KINDS, MEDIA_TYPE, Problem, handle, of_http, of_picture, without_places
+from toolkit.serving.problems import KINDS, MEDIA_TYPE, Problem, handle, of_http, of_picture
 
 MEMBERS = {"type", "title", "status", "detail", "request_id"}
 
@@ -105,24 +105,3 @@ def test_what_nobody_foresaw_says_nothing_about_itself():
     assert (found.status_code, document["request_id"], document["title"]) == (500, "abc", "The service failed")
     assert request.state.problem == "internal-error"
     assert "hunter2" not in json.dumps(document)
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("nothing to hide: 3/4 of 5", "nothing to hide: 3/4 of 5"),
-        ("no file /srv/models/a/b.pt2", "no file .../b.pt2"),
-        ("no file 'C:\\models\\a.pt2' here", "no file '.../a.pt2' here"),
-        ("http://user:pw@host:5000/api/2.0 refused", "http://host:5000 refused"),
-        (
-            "at postgresql+psycopg://u:p@db.local:5432/x?password=q; again",
-            "at postgresql+psycopg://db.local:5432; again",
-        ),
-        ("sqlite:////srv/x/mlflow.db is locked", "sqlite://... is locked"),
-        ("file:///srv/x/y is gone", "file://... is gone"),
-        ("s3://bucket/key/model is gone", "s3://bucket is gone"),
-        ("https://[::1]:5000/x/y", "https://[::1]:5000"),
-    ],
-)
-def test_reasons_lose_passwords_and_folders(text, shown):
-    assert without_places(text) == shown
