@@ -499,12 +499,12 @@ class ModelMonitor:
         truths = {parse_prediction_id(name): label for name, label in labels.items()}
         on_their_way = self._writer.stats()["queued"]
         try:
-            changed = self._store.label(truths, source, self._clock())
+            changed = self._store.labels.insert(truths, source, self._clock())
         except UnknownPrediction:
             if not on_their_way:
                 raise
             self.flush(READ_AFTER_SECONDS)
-            changed = self._store.label(truths, source, self._clock())
+            changed = self._store.labels.insert(truths, source, self._clock())
         self._labels += changed
         if changed:
             self._writer.poke()  # perhaps it is time for another look
@@ -607,7 +607,7 @@ class ModelMonitor:
         missing = np.flatnonzero(~np.isin(order, rows.ids[rows.labelled]))[:n]
         drawn = order if n is None or len(missing) < n else order[: missing[-1] + 1]
         try:
-            self._store.remember_drawn(drawn.tolist(), self._clock())
+            self._store.labels.insert_drawn(drawn.tolist(), self._clock())
         except StoreError as error:  # a reader without the right to write
             logger.warning("what was drawn could not be noted, tell its labels with the source audit: %s", error)
         return [show(number) for number in order[missing].tolist()]
@@ -649,7 +649,7 @@ class ModelMonitor:
         least = Limits.severity(level) if level is not None else 0
         start = None if since is None else seconds(since)
         self._catch_up()
-        return [alert for alert in self._store.alerts(since=start) if Limits.severity(alert["level"]) >= least]
+        return [alert for alert in self._store.alerts.find(since=start) if Limits.severity(alert["level"]) >= least]
 
     def plot_metrics(self, metric: str = "accuracy") -> "Figure":
         """Draw a metric of the version being looked at.
@@ -679,7 +679,11 @@ class ModelMonitor:
         version, yardstick = view.model.version, view.yardstick
         if metric == "calibration":
             return snapshots.calibration(version, view.counts("medium"), yardstick)
-        line, now, alerts = timeline(*view.history(), yardstick), view.counts("short"), self._store.alerts(view.model)
+        line, now, alerts = (
+            timeline(*view.history(), yardstick),
+            view.counts("short"),
+            self._store.alerts.find(view.model),
+        )
         if metric == "accuracy":
             return plots.accuracy(version, line, now, yardstick, view.limits, alerts)
         if metric == "volume":
@@ -759,17 +763,17 @@ class ModelMonitor:
         if Limits.severity(level) == 0:
             raise SettingsError("an alert is a warning at least, got ok")
         model = self._read_model() or Model(UNNAMED_VERSION, ())
-        self._store.register(model)
+        self._store.versions.register(model)
         return self._attendant.report(model, metric, level, message)
 
     def standing(self) -> dict[str, int]:
         """How many alerts stand at each level."""
-        found = [alert["level"] for alert in self._store.alerts(standing=True)]
+        found = [alert["level"] for alert in self._store.alerts.find(active=True)]
         return {level: found.count(level) for level in LEVELS[1:]}
 
     def standing_alerts(self) -> list[dict[str, Any]]:
         """The alerts that have not been cleared, newest first, without waiting for what was just logged."""
-        return self._store.alerts(standing=True)
+        return self._store.alerts.find(active=True)
 
     @property
     def store_problem(self) -> str | None:
@@ -786,7 +790,7 @@ class ModelMonitor:
         by
             Who.
         """
-        return self._store.note_alert(alert_id, acknowledged_at=self._clock(), acknowledged_by=by)
+        return self._store.alerts.update(alert_id, acknowledged_at=self._clock(), acknowledged_by=by)
 
     # Inside: which model
 
@@ -816,9 +820,9 @@ class ModelMonitor:
         if self._served is not None:
             return self._served
         if self._wanted is None:
-            return self._store.current(self._seen)
-        found = self._store.model(self._wanted)
-        if found is None and (versions := self._store.versions()):
+            return self._store.versions.current(self._seen)
+        found = self._store.versions.get(self._wanted)
+        if found is None and (versions := self._store.versions.names()):
             raise StoreError(
                 f"there is no model version {self._wanted} in the store {self._store}; "
                 f"there are {known(versions, self._wanted)}"
@@ -852,8 +856,8 @@ class ModelMonitor:
     def _stored(self, batch: Sequence[Prediction]) -> float | None:
         model = self._unregistered
         if model is not None:
-            self._store.register(model)
-            self._store.clear_others(model, self._clock())
+            self._store.versions.register(model)
+            self._store.alerts.clear_others(model, self._clock())
             if self._unregistered is model:  # only now: what failed is tried again with the next batch
                 self._unregistered = None
         if batch:
@@ -954,7 +958,7 @@ def _replay(command: _Replay) -> None:
 def _baseline(command: _Replay) -> Baseline | None:
     if command.baseline is None:
         store = PredictionStore(command.store)
-        model = store.model(command.model_version) if command.model_version else store.current()
+        model = store.versions.get(command.model_version) if command.model_version else store.versions.current()
         return model.baseline if model else None
     try:
         return Baseline.from_bytes(command.baseline.read_bytes())

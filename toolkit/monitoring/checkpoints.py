@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -50,13 +50,12 @@ def load(store: PredictionStore, model: Model) -> Checkpoint:
     >>> load(PredictionStore("no-such-file.db"), Model("1", ("cat", "dog"))).position
     0
     """
-    rows = store.all(sa.select(checkpoints).where(checkpoints.c.model == store.number(model)))
+    rows = store.database.fetch_all(sa.select(checkpoints).where(checkpoints.c.model == store.versions.number(model)))
     if not rows:
         return Checkpoint()
     row = rows[0]
-    names = {entry.name for entry in fields(Limits)}
-    given = {name: value for name, value in json.loads(row.limits).items() if name in names}
-    limits = Limits(**given | {"ignore": tuple(given.get("ignore", ()))})
+    saved = json.loads(row.thresholds)
+    limits = Limits(**saved | {"ignore": tuple(saved["ignore"])})
     state = json.loads(row.state)
     if state.pop("epoch") != row.epoch:  # cleared since it was saved
         state["standing"] = []
@@ -65,8 +64,8 @@ def load(store: PredictionStore, model: Model) -> Checkpoint:
 
 def place(store: PredictionStore, model: Model) -> tuple[int, int]:
     """Position and epoch of the checkpoint of a version, without reading the rest."""
-    key = checkpoints.c.model == store.number(model)
-    rows = store.all(sa.select(checkpoints.c.position, checkpoints.c.epoch).where(key))
+    key = checkpoints.c.model == store.versions.number(model)
+    rows = store.database.fetch_all(sa.select(checkpoints.c.position, checkpoints.c.epoch).where(key))
     return (int(rows[0].position), int(rows[0].epoch)) if rows else (0, 0)
 
 
@@ -87,7 +86,7 @@ def commit(
     list or None
         What was written here, each with its alert; None when the checkpoint is of an epoch that has passed.
     """
-    number = store.number(model)
+    number = store.versions.number(model)
     if number is None:
         return []
     sources = [
@@ -96,7 +95,7 @@ def commit(
         else []
         for transition in transitions
     ]
-    with store.writing() as connection:
+    with store.database.writing() as connection:
         found = connection.execute(
             sa.select(checkpoints.c.position, checkpoints.c.epoch).where(checkpoints.c.model == number)
         ).first()
@@ -121,7 +120,7 @@ def _columns(checkpoint: Checkpoint) -> dict[str, Any]:
         "sequence": checkpoint.sequence,
         "label": checkpoint.label,
         "epoch": checkpoint.epoch,
-        "limits": json.dumps(asdict(checkpoint.limits or Limits())),
+        "thresholds": json.dumps(asdict(checkpoint.limits or Limits())),
         "state": json.dumps({**(checkpoint.state or {}), "epoch": checkpoint.epoch}),
     }
 

@@ -3,7 +3,7 @@
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from toolkit.errors import StoreError, one_line
 from toolkit.monitoring import schema
 
 BUSY_SECONDS = 5  # how long a writer waits for another process to finish its transaction
-WRITING = 1_886_545_252  # the lock that whoever writes to PostgreSQL holds: "pred" as a number
+WRITER_LOCK = 1_886_545_252  # held in PostgreSQL by the one that writes: "pred" as a number
 
 
 class Database:
@@ -51,6 +51,7 @@ class Database:
         sa.event.listen(self._engine, "connect", _tune_sqlite if self.is_sqlite else _tune_server)
         self._process = os.getpid()
         self._ready = False
+        self._on_reset: list[Callable[[], None]] = []
         self._opened: tuple[int, int] | None = None  # which file it was that was found ready
         if self._file and not self._file.parent.is_dir():
             raise StoreError(f"the store cannot be at {self._file}: the folder {self._file.parent} does not exist")
@@ -95,9 +96,10 @@ class Database:
         with self._translated("opened"), self._engine.connect() as connection:
             version = schema.version(connection)
         if version not in (0, schema.VERSION):
-            what_helps = "update the program" if version > schema.VERSION else "begin another store"
+            self.close()
             raise StoreError(
-                f"the store {self} is of format {version}, and this program knows {schema.VERSION}: {what_helps}"
+                f"the store {self} has schema version {version}, and this program needs {schema.VERSION}: "
+                "begin another store"
             )
         self._ready, self._opened = version > 0, found
         return self._ready
@@ -107,9 +109,15 @@ class Database:
         self._engine.dispose()
 
     def reset(self) -> None:
-        """Forget what is known of the database, as after a failure: the next use looks again."""
+        """Forget what is known of the database, as after a failure: the next use checks it again."""
         self._ready = False
+        for forget in self._on_reset:
+            forget()
         self._engine.dispose()
+
+    def on_reset(self, forget: Callable[[], None]) -> None:
+        """Have a function called at each reset: it drops what its owner remembers of the rows."""
+        self._on_reset.append(forget)
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -126,15 +134,15 @@ class Database:
             self._lock(connection)
             yield connection
 
-    def all(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+    def fetch_all(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         """The rows of an answer, none where there is no store."""
         if not self.exists():
             return []
         with self.reading() as connection:
             return connection.execute(query).all()
 
-    def release(self, pages: int) -> None:
-        """Give back up to so many pages of 4 KB that nothing uses any more; a server does that by itself."""
+    def vacuum(self, pages: int) -> None:
+        """Give back up to so many unused pages of 4 KB; a server does that by itself."""
         if self.is_sqlite:
             with self._translated("written"), self._engine.connect() as connection:
                 # A page a step: as a query the driver would take one step only, as a script it takes all.
@@ -144,7 +152,7 @@ class Database:
         if self.is_sqlite:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         else:
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(WRITING)))
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(WRITER_LOCK)))
 
     def _create(self) -> None:
         """Make the tables, whoever else may be doing so at the same time."""

@@ -49,8 +49,8 @@ def read_events(
     """
     last_sequence, last_label = until
     while True:
-        rows = store.rows_since(model, sequence, AT_ONCE, told=0)
-        labels = store.labels_since(model, label, AT_ONCE)
+        rows = store.rows_since(model, sequence, AT_ONCE, up_to_label=0)
+        labels = store.labels.since(model, label, AT_ONCE)
         known = [math.inf]  # up to which prediction everything has been read
         known += [int(rows.sequence[-1])] if rows.n == AT_ONCE else []
         known += [int(labels.after[-1])] if labels.n == AT_ONCE else []

@@ -62,10 +62,10 @@ def export(
     target = Path(path)
     if target.suffix not in ENDINGS:
         raise SettingsError(f"an export must end in {' or '.join(ENDINGS)}, got {target.name}")
-    number = store.number(model) if model is not None else None
+    number = store.versions.number(model) if model is not None else None
     chosen = [models.c.number == number] if model is not None else []
     query = sa.select(models.c.number, models.c.version, models.c.classes, models.c.statistics).where(*chosen)
-    layout = _Layout(store.all(query), probabilities)
+    layout = _Layout(store.database.fetch_all(query), probabilities)
     written = 0
     with _writer(target, layout) as write:
         for rows in _pages(store, number, since) if layout.versions else ():
@@ -158,8 +158,8 @@ def _pages(store: PredictionStore, model: int | None, since: float | None) -> It
         query = query.where(made.model == model)
     if since is not None:
         query = query.where(made.time >= since)
-    last, end = 0, store.all(sa.select(sa.func.max(made.sequence)))[0][0] or 0
-    while rows := store.all(query.where(made.sequence > last, made.sequence <= end)):
+    last, end = 0, store.database.fetch_all(sa.select(sa.func.max(made.sequence)))[0][0] or 0
+    while rows := store.database.fetch_all(query.where(made.sequence > last, made.sequence <= end)):
         yield rows
         last = rows[-1].sequence
 

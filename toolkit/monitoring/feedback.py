@@ -1,7 +1,7 @@
-"""What people say of predictions: each label ever told, in the order in which they came.
+"""Labels of predictions, all that ever came, in the order in which they came.
 
-All are kept. Those of biased sources count for nothing but the figures by source: who complains has seen a
-mistake, and a model would look worse the more people use it.
+All are kept. Those of biased sources are left out of every metric: a complaint follows a mistake, and a model
+would look worse the more people use it.
 """
 
 import json
@@ -14,11 +14,11 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from toolkit.errors import SettingsError, UnknownPrediction, known
-from toolkit.monitoring.alert_store import AlertStore
+from toolkit.monitoring.database import Database
 from toolkit.monitoring.ids import show
-from toolkit.monitoring.models import Model
+from toolkit.monitoring.models import Model, ModelVersions
 from toolkit.monitoring.performance import BIASED_SOURCES, DRAWN_SOURCE, drawn_source, is_drawn
-from toolkit.monitoring.schema import blocks, drawn, labels, models, predictions
+from toolkit.monitoring.schema import drawn, labels, models, predictions, rollups
 from toolkit.monitoring.windows import NOTHING
 from toolkit.names import class_of, shown
 
@@ -30,12 +30,12 @@ IDS_AT_ONCE = 500  # databases take a limited number of parameters in one statem
 
 @dataclass(frozen=True, eq=False)
 class Feedback:
-    """Labels in the order in which they were told, as columns.
+    """Labels in the order in which they came, as columns.
 
     Parameters
     ----------
     number
-        (n,), growing; no label that is told later has a smaller one.
+        (n,), growing; no label that comes later has a smaller one.
     ids, sequence
         (n,), of the prediction that was labelled: its id and its place in the store.
     labels
@@ -45,14 +45,13 @@ class Feedback:
     predicted, confidence
         (n,), what had been predicted, as in ``Window``.
     time
-        (n,), when it was told, in seconds since 1970.
+        (n,), when it came, in seconds since 1970.
     source
-        (n,), who said so, as texts.
+        (n,), where it came from, as texts.
     after
         (n,), sequence number of the last prediction of any version that was in the store by then.
     drawn_before, drawn
-        (n,), whether a label of a sample drawn at random was told of the prediction: before this one, and
-        with it.
+        (n,), whether the prediction has a label of a sample drawn at random: before this one, and with it.
     """
 
     number: NDArray[np.int64]
@@ -89,10 +88,14 @@ class Feedback:
         return type(self)(**{column.name: getattr(self, column.name)[which] for column in fields(self)})
 
 
-class FeedbackStore(AlertStore):
-    """A database that takes the true classes of predictions; parameters as of ``Database``."""
+class Labels:
+    """The table of labels, which are the true classes of predictions, and that of predictions drawn for labelling."""
 
-    def label(self, truths: Mapping[int, str], source: str, time: float) -> int:
+    def __init__(self, database: Database, versions: ModelVersions) -> None:
+        self._database = database
+        self._versions = versions
+
+    def insert(self, truths: Mapping[int, str], source: str, time: float) -> int:
         """Record true classes, all of them or none; return how many labels are new or have changed.
 
         Parameters
@@ -109,9 +112,10 @@ class FeedbackStore(AlertStore):
         """
         if not truths:
             return 0
-        if not self.exists():
-            raise UnknownPrediction(f"there is no prediction {show(next(iter(truths)))}: the store {self} is empty")
-        with self.writing() as connection:
+        if not self._database.exists():
+            name = show(next(iter(truths)))
+            raise UnknownPrediction(f"there is no prediction {name}: the store {self._database} is empty")
+        with self._database.writing() as connection:
             rows = self._changes(connection, truths, source not in BIASED_SOURCES)
             sampled = _drawn_among(connection, rows) if source not in BIASED_SOURCES else set()
             source = shown(source)
@@ -124,10 +128,10 @@ class FeedbackStore(AlertStore):
             )
         return len(rows)
 
-    def remember_drawn(self, ids: Sequence[int], time: float) -> None:
+    def insert_drawn(self, ids: Sequence[int], time: float) -> None:
         """Note that predictions were drawn at random to be labelled: their labels are those of a fair sample.
 
-        Labels that some of them have already are told once more, as part of the sample.
+        Labels that some of them have already are written once more, as part of the sample.
 
         Parameters
         ----------
@@ -136,9 +140,9 @@ class FeedbackStore(AlertStore):
         time
             Seconds since 1970.
         """
-        if not ids or not self.exists():
+        if not ids or not self._database.exists():
             return
-        with self.writing() as connection:
+        with self._database.writing() as connection:
             columns = predictions.c.sequence, predictions.c.model, current_label()
             rows = [
                 row
@@ -152,9 +156,12 @@ class FeedbackStore(AlertStore):
             oldest = sa.select(sa.func.min(predictions.c.sequence)).scalar_subquery()
             connection.execute(drawn.delete().where(drawn.c.prediction < oldest))
             connection.execute(drawn.insert(), [{"prediction": row.sequence, "time": time} for row in fresh])
-            told = [row for row in fresh if row.label is not None]
-            source = {"source": DRAWN_SOURCE, "time": time}
-            _insert(connection, [{"prediction": r.sequence, "model": r.model, "label": r.label} | source for r in told])
+            labelled = [row for row in fresh if row.label is not None]
+            about = {"source": DRAWN_SOURCE, "time": time}
+            _insert(
+                connection,
+                [{"prediction": row.sequence, "model": row.model, "label": row.label} | about for row in labelled],
+            )
 
     def _changes(self, connection: sa.Connection, truths: Mapping[int, str], fair: bool) -> list[dict[str, Any]]:
         """What of these labels is news, beside what fair sources have said or beside all that was said."""
@@ -166,7 +173,7 @@ class FeedbackStore(AlertStore):
         changes = []
         for number, name in truths.items():
             if number not in standing:
-                raise UnknownPrediction(f"there is no prediction {show(number)} in the store {self}")
+                raise UnknownPrediction(f"there is no prediction {show(number)} in the store {self._database}")
             row = standing[number]
             if row.model not in classes:
                 found = sa.select(models.c.classes).where(models.c.number == row.model)
@@ -176,13 +183,13 @@ class FeedbackStore(AlertStore):
                 changes.append({"prediction": row.sequence, "model": row.model, "label": label})
         return changes
 
-    def last_label(self) -> int:
-        """The number of the label that was told last, of any version; 0 when there is none."""
-        rows = self.all(sa.select(sa.func.max(labels.c.number)))
+    def last(self) -> int:
+        """The number of the newest label, of any version; 0 when there is none."""
+        rows = self._database.fetch_all(sa.select(sa.func.max(labels.c.number)))
         return (rows[0][0] or 0) if rows else 0
 
-    def labels_since(self, model: Model, number: int, limit: int) -> Feedback:
-        """The first ``limit`` labels that fair sources told of a version, above a number, in their order.
+    def since(self, model: Model, number: int, limit: int) -> Feedback:
+        """The first ``limit`` labels of a version from fair sources, above a number, in their order.
 
         Parameters
         ----------
@@ -220,12 +227,12 @@ class FeedbackStore(AlertStore):
                 sampled.label("drawn_before"),
             )
             .join(predictions)
-            .where(labels.c.model == self.number(model), labels.c.number > number)
+            .where(labels.c.model == self._versions.number(model), labels.c.number > number)
             .where(labels.c.source.not_in(BIASED_SOURCES))
         )
-        rows = self.all(query.order_by(labels.c.number).limit(limit))
-        *whole, confidence, time, source, after, before_it = zip(*rows, strict=True) if rows else [()] * 11
-        numbers, ids, sequence, label, replaced, predicted = (np.array(column, np.int64) for column in whole)
+        rows = self._database.fetch_all(query.order_by(labels.c.number).limit(limit))
+        *integers, confidence, time, source, after, before_it = zip(*rows, strict=True) if rows else [()] * 11
+        numbers, ids, sequence, label, replaced, predicted = (np.array(column, np.int64) for column in integers)
         return Feedback(
             number=numbers,
             ids=ids,
@@ -241,19 +248,19 @@ class FeedbackStore(AlertStore):
             drawn=np.array(before_it, np.bool_) | np.array([is_drawn(text) for text in source], np.bool_),
         )
 
-    def drawn_between(self, model: Model, first: int, last: int, told: int | None = None) -> NDArray[np.int64]:
+    def drawn_between(self, model: Model, first: int, last: int, up_to_label: int | None = None) -> NDArray[np.int64]:
         """Sequence numbers of the predictions from ``first`` to ``last`` with a label of a drawn sample.
 
         Parameters
         ----------
-        told
+        up_to_label
             Labels above this number are not yet taken into account.
         """
         query = sa.select(labels.c.prediction).distinct().where(labels.c.prediction.between(first, last))
-        query = query.where(labels.c.model == self.number(model), from_drawn(labels.c.source))
-        if told is not None:
-            query = query.where(labels.c.number <= told)
-        return np.array([row.prediction for row in self.all(query)], np.int64)
+        query = query.where(labels.c.model == self._versions.number(model), from_drawn(labels.c.source))
+        if up_to_label is not None:
+            query = query.where(labels.c.number <= up_to_label)
+        return np.array([row.prediction for row in self._database.fetch_all(query)], np.int64)
 
 
 def _index(name: str, classes: Sequence[str]) -> int:
@@ -266,12 +273,12 @@ def _index(name: str, classes: Sequence[str]) -> int:
     raise SettingsError(f"there is no class {name!r}; the classes are {known(classes, name)}")
 
 
-def current_label(told: int | None = None, *, fair: bool = True) -> sa.Label[Any]:
-    """The label told last for the prediction of the surrounding query, NULL when there is none.
+def current_label(up_to_label: int | None = None, *, fair: bool = True) -> sa.Label[Any]:
+    """The newest label of the prediction of the surrounding query, NULL when there is none.
 
     Parameters
     ----------
-    told
+    up_to_label
         Labels above this number are not yet taken into account.
     fair
         Whether those of biased sources are left out.
@@ -279,8 +286,8 @@ def current_label(told: int | None = None, *, fair: bool = True) -> sa.Label[Any
     query = sa.select(labels.c.label).where(labels.c.prediction == predictions.c.sequence)
     if fair:
         query = query.where(labels.c.source.not_in(BIASED_SOURCES))
-    if told is not None:
-        query = query.where(labels.c.number <= told)
+    if up_to_label is not None:
+        query = query.where(labels.c.number <= up_to_label)
     return query.order_by(labels.c.number.desc()).limit(1).correlate(predictions).scalar_subquery().label("label")
 
 
@@ -290,7 +297,7 @@ def from_drawn(source: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
 
 
 def _insert(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write labels, and note which blocks must be counted again."""
+    """Write labels, and note which rollups must be counted again."""
     if rows:
         after = connection.execute(sa.select(sa.func.max(predictions.c.sequence))).scalar_one()
         connection.execute(labels.insert(), [{**row, "after": after} for row in rows])
@@ -306,22 +313,22 @@ def _drawn_among(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -
 
 
 def _mark_stale(connection: sa.Connection, model: int, sequences: Sequence[int]) -> None:
-    """Note which blocks a label has come for; whoever folds next makes them again."""
+    """Note which rollups lack a label; the next process that writes rollups counts them again."""
     reached = 0
     for sequence in sorted(sequences):
         if sequence <= reached:
             continue
         found = connection.execute(
-            sa.select(blocks.c.number, blocks.c.first, blocks.c.last)
-            .where(blocks.c.model == model, blocks.c.last >= sequence)
-            .order_by(blocks.c.last)
+            sa.select(rollups.c.number, rollups.c.first, rollups.c.last)
+            .where(rollups.c.model == model, rollups.c.last >= sequence)
+            .order_by(rollups.c.last)
             .limit(1)
         ).first()
         if found is None:
-            return  # this one and all later ones are in no block yet
+            return  # this one and all later ones are in no rollup yet
         reached = found.last
-        key = blocks.c.model == model, blocks.c.number == found.number
-        connection.execute(blocks.update().where(*key).values(stale=True))
+        key = rollups.c.model == model, rollups.c.number == found.number
+        connection.execute(rollups.update().where(*key).values(stale=True))
 
 
 def _slices(numbers: Sequence[int]) -> Iterator[Sequence[int]]:

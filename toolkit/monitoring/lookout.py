@@ -89,19 +89,19 @@ class Lookout:
             short = shortened(" ".join(message.split()), LONGEST)
             grade |= {"message": short, "details": "" if short == message else message}
             now = self._clock()
-            if not self._store.raise_alert(model, grade | {"time": now, "notified_at": now}):
+            if not self._store.alerts.insert(model, grade | {"time": now, "notified_at": now}):
                 return False
-            self._tell("raised", self._store.alerts(model, standing=True)[0], WHAT_TO_DO[level])
+            self._tell("raised", self._store.alerts.find(model, active=True)[0], WHAT_TO_DO[level])
             return True
 
     def _remind(self, model: Model) -> None:
         """Tell again of what stands; of several processes one does so."""
         now = self._clock()
-        for alert in self._store.alerts(model, standing=True):
+        for alert in self._store.alerts.find(model, active=True):
             told = alert["notified_at"]
             if alert["window"] == OUTSIDE or alert["acknowledged_at"] is not None or now - told < self._cool_down:
                 continue
-            if self._store.remind_of(alert["id"], told, now):
+            if self._store.alerts.claim_reminder(alert["id"], told, now):
                 self._tell("reminder", alert, WHAT_TO_DO[alert["level"]])
 
     def _tell(self, event: Event, alert: Alert, what_to_do: str, *, react: bool = True) -> None:

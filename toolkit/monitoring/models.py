@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,22 +39,23 @@ class Model:
     served_at: float | None = None
 
 
-class ModelStore(Database):
-    """A database that knows model versions; parameters as of ``Database``."""
+class ModelVersions:
+    """The table of model versions, and what is remembered of it until the database is reset."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self._numbers: dict[Model, int] = {}
-        super().__init__(url)
+        self._statistics: dict[int, list[str]] = {}  # names of the statistics of each version, as far as known
+        database.on_reset(self._forget)
 
-    def reset(self) -> None:
-        """Forget what is known of the database, the numbers of models included."""
+    def _forget(self) -> None:
         self._numbers.clear()
-        super().reset()
+        self._statistics.clear()
 
     def register(self, model: Model) -> int:
         """Make a model version known, or learn its baseline and when it was served; return its number."""
-        with self.writing() as connection:
-            number = self._register(connection, model)
+        with self._database.writing() as connection:
+            number = self._upsert(connection, model)
         self._numbers[model] = number  # only now: it has been stored
         return number
 
@@ -65,57 +67,94 @@ class ModelStore(Database):
         known
             Given back as it is while it is still the current one, so that its baseline is read once.
         """
-        found = self.all(sa.select(models.c.version, models.c.served_at).order_by(*_NEWEST).limit(1))
+        found = self._database.fetch_all(sa.select(models.c.version, models.c.served_at).order_by(*_NEWEST).limit(1))
         if not found:
             return None
         if known is not None and (known.version, known.served_at) == tuple(found[0]):
             return known
-        return self.model(found[0].version)
+        return self.get(found[0].version)
 
-    def model(self, version: str) -> Model | None:
+    def get(self, version: str) -> Model | None:
         """A version by its name, of several models the one served last; None when it is not in the store."""
-        rows = self.all(sa.select(models).where(models.c.version == version).order_by(*_NEWEST).limit(1))
+        query = sa.select(models).where(models.c.version == version).order_by(*_NEWEST).limit(1)
+        rows = self._database.fetch_all(query)
         if not rows:
             return None
         row = rows[0]
         try:
             baseline = Baseline.from_bytes(row.baseline) if row.baseline is not None else None
         except BundleError as error:
-            raise StoreError(f"the store {self} is damaged: {one_line(error)}") from None
+            raise StoreError(f"the store {self._database} is damaged: {one_line(error)}") from None
         model = Model(row.version, tuple(json.loads(row.classes)), baseline, row.served_at)
         self._numbers[model] = row.number
         return model
 
-    def versions(self) -> list[str]:
+    def names(self) -> list[str]:
         """The names of all versions, oldest first."""
-        rows = self.all(sa.select(models.c.version).order_by(models.c.number))
+        rows = self._database.fetch_all(sa.select(models.c.version).order_by(models.c.number))
         return list(dict.fromkeys(row.version for row in rows))
 
     def number(self, model: Model) -> int | None:
         """The key of a version, None while nothing of it was written."""
-        if not self.exists():  # which forgets the numbers of a file that is gone
+        if not self._database.exists():  # which forgets the numbers of a file that is gone
             return None
         if model not in self._numbers:
             alike = models.c.version == model.version, models.c.classes == json.dumps(model.classes)
-            contents = ("", _content(model.baseline)) if model.baseline is not None else None
+            digests = ("", _baseline_digest(model.baseline)) if model.baseline is not None else None
             query = sa.select(models.c.number).where(*alike).order_by(*_NEWEST).limit(1)
-            found = self.all(query.where(models.c.content.in_(contents)) if contents else query)
+            found = self._database.fetch_all(query.where(models.c.baseline_digest.in_(digests)) if digests else query)
             return int(found[0].number) if found else None
         return self._numbers[model]
 
-    def _register(self, connection: sa.Connection, model: Model) -> int:
-        classes, content = json.dumps(model.classes), _content(model.baseline)
+    def statistics(self, connection: sa.Connection, number: int, count: int) -> list[str]:
+        """The names of a version's input statistics, in the order in which they are stored.
+
+        Parameters
+        ----------
+        number
+            The key of the version.
+        count
+            How many are needed at least: another process may have added some.
+        """
+        names = self._statistics.get(number, [])
+        if len(names) < count:
+            names = self._statistics[number] = _statistics(connection, number)
+        return names
+
+    # Within the transaction of a caller that calls ``remember`` after it
+
+    def add(self, connection: sa.Connection, model: Model) -> int:
+        """The key of a version, which is registered where it is not known yet."""
+        return self._numbers.get(model) or self._upsert(connection, model)
+
+    def add_statistics(self, connection: sa.Connection, number: int, wanted: Sequence[str]) -> list[str]:
+        """The names of a version's statistics, with those added that come up for the first time."""
+        names = self._statistics.get(number)
+        if names is not None and set(wanted) <= set(names):
+            return names
+        names = _statistics(connection, number)
+        names += [name for name in wanted if name not in names]
+        connection.execute(models.update().where(models.c.number == number).values(statistics=json.dumps(names)))
+        return names
+
+    def remember(self, numbers: Mapping[Model, int], statistics: Mapping[int, list[str]]) -> None:
+        """Keep what a transaction has added, once it is stored."""
+        self._numbers |= numbers
+        self._statistics |= statistics
+
+    def _upsert(self, connection: sa.Connection, model: Model) -> int:
+        classes, digest = json.dumps(model.classes), _baseline_digest(model.baseline)
         alike = connection.execute(
-            sa.select(models.c.number, models.c.content)
+            sa.select(models.c.number, models.c.baseline_digest)
             .where(models.c.version == model.version, models.c.classes == classes)
             .order_by(*_NEWEST)
         )
-        found = next((row for row in alike if not content or row.content in ("", content)), None)
+        found = next((row for row in alike if not digest or row.baseline_digest in ("", digest)), None)
         values: dict[str, Any] = {"served_at": model.served_at} if model.served_at is not None else {}
-        if model.baseline is not None and (found is None or not found.content):
-            values |= {"baseline": model.baseline.to_bytes(), "content": content}
+        if model.baseline is not None and (found is None or not found.baseline_digest):
+            values |= {"baseline": model.baseline.to_bytes(), "baseline_digest": digest}
         if found is None:
-            values = {"version": model.version, "classes": classes, "content": content} | values
+            values = {"version": model.version, "classes": classes, "baseline_digest": digest} | values
             key = connection.execute(models.insert().values(values)).inserted_primary_key
             return int(key[0]) if key else 0
         if values:
@@ -123,8 +162,13 @@ class ModelStore(Database):
         return int(found.number)
 
 
-def _content(baseline: Baseline | None) -> str:
-    """What tells one baseline from another: a digest of probabilities and labels, empty when there is none."""
+def _statistics(connection: sa.Connection, number: int) -> list[str]:
+    text = connection.execute(sa.select(models.c.statistics).where(models.c.number == number)).scalar_one()
+    return [str(name) for name in json.loads(text)]
+
+
+def _baseline_digest(baseline: Baseline | None) -> str:
+    """A digest of probabilities and labels, which tells one baseline from another; empty when there is none."""
     if baseline is None:
         return ""
     return hashlib.sha256(baseline.probabilities.tobytes() + baseline.labels.tobytes()).hexdigest()

@@ -82,9 +82,9 @@ def open_recording(path: str, baseline: Baseline | None, version: str | None) ->
 
 def _open_store(url: str, baseline: Baseline | None, version: str | None) -> Recording:
     store = PredictionStore(url)
-    model = store.model(version) if version is not None else store.current()
+    model = store.versions.get(version) if version is not None else store.versions.current()
     if model is None:
-        wanted = f" of version {version}; its versions are {known(store.versions(), version)}" if version else ""
+        wanted = f" of version {version}; its versions are {known(store.versions.names(), version)}" if version else ""
         raise StoreError(f"the store {store} holds no predictions{wanted}")
     baseline = baseline or model.baseline
     if baseline is None or not baseline.size:
@@ -98,7 +98,7 @@ def _open_store(url: str, baseline: Baseline | None, version: str | None) -> Rec
 def _store_events(store: PredictionStore, model: Model) -> Iterator[Events]:
     """All that a store holds of a version, in the order in which it got it."""
     with closing(store), _Progress() as progress:
-        stamp = store.stamp()
+        stamp = store.change_token()
         for events in read_events(store, model, 0, 0, stamp[1:] if stamp else (0, 0)):
             progress.add(events.rows.n)
             yield events

@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from toolkit.errors import SettingsError
-from toolkit.monitoring.schema import blocks, labels, models, predictions
+from toolkit.monitoring.schema import labels, models, predictions, rollups
 from toolkit.monitoring.store import PredictionStore
 from toolkit.monitoring.windows import WINDOWS
 
@@ -51,7 +51,7 @@ def forget(
         raise SettingsError(f"keep_rows must be at least {LEAST_ROWS}, the size of a window, got {keep_rows}")
     oldest = (time.time() if now is None else now) - keep_days * SECONDS_A_DAY if keep_days is not None else -math.inf
     gone = done = 0
-    for model in [row.number for row in store.all(sa.select(models.c.number))]:
+    for model in [row.number for row in store.database.fetch_all(sa.select(models.c.number))]:
         needed = _last_to_go(store, model, LEAST_ROWS)
         beyond = _last_to_go(store, model, keep_rows) if keep_rows is not None else 0
         while (at_most is None or done < at_most) and (block := _oldest(store, model)):
@@ -64,32 +64,32 @@ def forget(
 def _last_to_go(store: PredictionStore, model: int, keep: int) -> int:
     """The sequence number of the last prediction of a version that is not among its last so many."""
     query = sa.select(predictions.c.sequence).where(predictions.c.model == model)
-    rows = store.all(query.order_by(predictions.c.sequence.desc()).offset(keep).limit(1))
+    rows = store.database.fetch_all(query.order_by(predictions.c.sequence.desc()).offset(keep).limit(1))
     return int(rows[0].sequence) if rows else 0
 
 
 def _oldest(store: PredictionStore, model: int) -> sa.Row[Any] | None:
     """The oldest block whose rows are still there, None when it does not know all of them."""
-    columns = blocks.c.model, blocks.c.number, blocks.c.first, blocks.c.last, blocks.c.until, blocks.c.stale
-    rows = store.all(
-        sa.select(*columns).where(blocks.c.model == model, blocks.c.whole).order_by(blocks.c.number).limit(1)
+    columns = rollups.c.model, rollups.c.number, rollups.c.first, rollups.c.last, rollups.c.until, rollups.c.stale
+    rows = store.database.fetch_all(
+        sa.select(*columns).where(rollups.c.model == model, rollups.c.has_rows).order_by(rollups.c.number).limit(1)
     )
     return rows[0] if rows and not rows[0].stale else None
 
 
 def _delete(store: PredictionStore, block: sa.Row[Any]) -> int:
     """Delete the rows of a block, unless a label has just come for one of them; return how many."""
-    key = blocks.c.model == block.model, blocks.c.number == block.number
+    key = rollups.c.model == block.model, rollups.c.number == block.number
     inside = predictions.c.model == block.model, predictions.c.sequence.between(block.first, block.last)
     started = time.monotonic()
-    with store.writing() as connection:
-        let_go = blocks.update().where(*key, blocks.c.whole, sa.not_(blocks.c.stale)).values(whole=False)
+    with store.database.writing() as connection:
+        let_go = rollups.update().where(*key, rollups.c.has_rows, sa.not_(rollups.c.stale)).values(has_rows=False)
         if not connection.execute(let_go).rowcount:
             return 0
         connection.execute(
             labels.delete().where(labels.c.prediction.in_(sa.select(predictions.c.sequence).where(*inside)))
         )
         deleted = connection.execute(predictions.delete().where(*inside)).rowcount
-    store.release(PAGES_AT_ONCE)
+    store.database.vacuum(PAGES_AT_ONCE)
     time.sleep(time.monotonic() - started)  # as long again is left to others
     return deleted

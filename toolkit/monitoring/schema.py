@@ -4,7 +4,7 @@ import secrets
 
 import sqlalchemy as sa
 
-VERSION = 3  # of these tables
+VERSION = 1  # of these tables
 
 _Number = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # only a plain INTEGER counts up by itself there
 
@@ -17,11 +17,11 @@ models = sa.Table(
     sa.Column("version", sa.Text, nullable=False),
     sa.Column("classes", sa.Text, nullable=False),  # JSON list of names, in output order
     sa.Column("baseline", sa.LargeBinary),  # an .npz file
-    sa.Column("content", sa.Text, nullable=False),  # digest of the baseline, empty without one
+    sa.Column("baseline_digest", sa.Text, nullable=False),  # empty without a baseline
     sa.Column("served_at", sa.Float),  # seconds since 1970; the largest is the version being served
     sa.Column("statistics", sa.Text, nullable=False, server_default="[]"),  # JSON list of names, only ever longer
     # A registry that was begun anew counts from 1 again: the name alone does not tell two models apart.
-    sa.UniqueConstraint("version", "classes", "content"),
+    sa.UniqueConstraint("version", "classes", "baseline_digest"),
 )
 predictions = sa.Table(
     "predictions",
@@ -59,21 +59,21 @@ drawn = sa.Table(  # predictions drawn at random to be labelled
     sa.Column("prediction", sa.BigInteger, primary_key=True, autoincrement=False),  # its sequence number
     sa.Column("time", sa.Float, nullable=False),  # when it was drawn
 )
-blocks = sa.Table(
-    "blocks",
+rollups = sa.Table(
+    "rollups",
     tables,
     sa.Column("model", sa.ForeignKey(models.c.number), primary_key=True),
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),  # of its first 1,000 predictions, from 0
-    sa.Column("n", sa.Integer, nullable=False),  # 1,000, or ten times as many for each time it was rolled up
+    sa.Column("n", sa.Integer, nullable=False),  # 1,000, or ten times as many for each time it was merged
     sa.Column("first", sa.BigInteger, nullable=False),  # sequence numbers, both included
     sa.Column("last", sa.BigInteger, nullable=False),
     sa.Column("since", sa.Float, nullable=False),  # the earliest and the latest time in it
     sa.Column("until", sa.Float, nullable=False),
-    sa.Column("told", sa.BigInteger, nullable=False),  # the last label that could be counted in it
+    sa.Column("last_label", sa.BigInteger, nullable=False),  # the last label that could be counted in it
     sa.Column("stale", sa.Boolean, nullable=False),  # whether a label came after that
-    sa.Column("whole", sa.Boolean, nullable=False),  # whether its predictions are still there
+    sa.Column("has_rows", sa.Boolean, nullable=False),  # whether its predictions are still there
     sa.Column("counts", sa.LargeBinary, nullable=False),
-    sa.Index("blocks_of_a_model", "model", "last"),
+    sa.Index("rollups_of_a_model", "model", "last"),
 )
 alerts = sa.Table(
     "alerts",
@@ -102,11 +102,11 @@ checkpoints = sa.Table(  # how far the alerts of each version follow from its pr
     sa.Column("sequence", sa.BigInteger, nullable=False),  # the last prediction among them
     sa.Column("label", sa.BigInteger, nullable=False),  # the last label among them
     sa.Column("epoch", sa.Integer, nullable=False),  # grows when another version's service clears the alerts
-    sa.Column("limits", sa.Text, nullable=False),  # JSON
+    sa.Column("thresholds", sa.Text, nullable=False),  # JSON
     sa.Column("state", sa.Text, nullable=False),  # JSON, of detectors and alerts
 )
-store_format = sa.Table(
-    "store_format",
+schema_version = sa.Table(
+    "schema_version",
     tables,
     sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("name", sa.Text, nullable=False),  # tells this store from another one at the same address
@@ -116,12 +116,12 @@ store_format = sa.Table(
 def create(connection: sa.Connection) -> None:
     """Make all tables that are missing, and write down which version of them this is."""
     tables.create_all(connection)
-    if connection.execute(sa.select(store_format.c.version)).first() is None:
-        connection.execute(store_format.insert().values(version=VERSION, name=secrets.token_hex(8)))
+    if connection.execute(sa.select(schema_version.c.version)).first() is None:
+        connection.execute(schema_version.insert().values(version=VERSION, name=secrets.token_hex(8)))
 
 
 def version(connection: sa.Connection) -> int:
     """Version of the tables that are there: 0 for none at all."""
-    if not sa.inspect(connection).has_table(store_format.name):
+    if not sa.inspect(connection).has_table(schema_version.name):
         return 0
-    return int(connection.execute(sa.select(store_format.c.version)).scalar() or 0)
+    return int(connection.execute(sa.select(schema_version.c.version)).scalar() or 0)

@@ -4,7 +4,6 @@ SQLite in WAL mode, where one process may write while others read, or PostgreSQL
 ten classes with six input statistics takes about 0.13 KB.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,15 +12,17 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from toolkit.monitoring.feedback import IDS_AT_ONCE, Feedback, FeedbackStore, current_label
-from toolkit.monitoring.models import Model
+from toolkit.monitoring.alert_store import Alerts
+from toolkit.monitoring.database import Database
+from toolkit.monitoring.feedback import IDS_AT_ONCE, Feedback, Labels, current_label
+from toolkit.monitoring.models import Model, ModelVersions
 from toolkit.monitoring.records import Prediction, pack, statistic_names, unpack
-from toolkit.monitoring.schema import labels, models, predictions, store_format
+from toolkit.monitoring.schema import labels, predictions, schema_version
 from toolkit.monitoring.windows import WINDOWS, Window
 
 __all__ = ["Feedback", "Model", "Prediction", "PredictionStore"]
 
-SOURCES_TOLD = 5  # names of images that an alert is about
+ALERT_SOURCES = 5  # names of images that an alert is about
 ROWS_AT_ONCE = 10_000  # rows turned into arrays at a time, so that long windows need no second copy
 
 _COLUMNS = [column for column in predictions.c if column is not predictions.c.sequence]
@@ -31,11 +32,11 @@ _INSERT = (
 )
 
 
-class PredictionStore(FeedbackStore):
-    """Predictions, labels, alerts and model versions in an SQL database.
+class PredictionStore:
+    """Predictions, and beside them ``versions``, ``labels`` and ``alerts``, in one SQL ``database``.
 
     Nothing is created before the first write; reading a store that is not there finds nothing.
-    Whoever keeps up with it asks for rows above the last sequence number that it has, and for
+    A reader that keeps up with it asks for rows above the last sequence number that it has, and for
     labels above the last number: both only grow, and are never seen out of order.
 
     Parameters
@@ -51,18 +52,23 @@ class PredictionStore(FeedbackStore):
     Examples
     --------
     >>> store = PredictionStore("no-such-file.db")
-    >>> store.current() is None, store.exists()
-    (True, False)
+    >>> store.versions.current() is None, store.alerts.find()
+    (True, [])
     """
 
     def __init__(self, url: str) -> None:
-        self._names: dict[int, list[str]] = {}  # of the statistics of each model, as far as they are known
-        super().__init__(url)
+        self.database = Database(url)
+        self.versions = ModelVersions(self.database)
+        self.labels = Labels(self.database, self.versions)
+        self.alerts = Alerts(self.database, self.versions)
 
-    def reset(self) -> None:
-        """Forget what is known of the database, as after a failure: the next use looks again."""
-        self._names.clear()
-        super().reset()
+    def __str__(self) -> str:
+        """The address without its password."""
+        return str(self.database)
+
+    def close(self) -> None:
+        """Close all connections; the next use opens them again."""
+        self.database.close()
 
     # Writing
 
@@ -76,17 +82,16 @@ class PredictionStore(FeedbackStore):
         numbers: dict[Model, int] = {}
         names: dict[int, list[str]] = {}
         rows: list[tuple[Any, ...]] = [()] * len(batch)
-        with self.writing() as connection:
+        with self.database.writing() as connection:
             for model in dict.fromkeys(prediction.model for prediction in batch):
-                numbers[model] = number = self._numbers.get(model) or self._register(connection, model)
+                numbers[model] = number = self.versions.add(connection, model)
                 places = [place for place, prediction in enumerate(batch) if prediction.model is model]
                 part = [batch[place] for place in places]
-                names[number] = self._name(connection, number, statistic_names(part))
+                names[number] = self.versions.add_statistics(connection, number, statistic_names(part))
                 for place, row in zip(places, pack(part, number, names[number]), strict=True):
                     rows[place] = row
             new = self._insert(connection, rows)
-        self._numbers |= numbers  # only now: they have been stored
-        self._names |= names
+        self.versions.remember(numbers, names)
         return new
 
     def sources_about(self, model: Model, metric: str, window: str, until: int) -> list[str]:
@@ -102,7 +107,7 @@ class PredictionStore(FeedbackStore):
         made, size = predictions.c, WINDOWS.get(window)
         if size is None:
             return []
-        mine = made.model == self.number(model), made.sequence <= until
+        mine = made.model == self.versions.number(model), made.sequence <= until
         latest = sa.select(made.sequence).where(*mine).order_by(made.sequence.desc())
         first = sa.func.coalesce(latest.offset(size - 1).limit(1).scalar_subquery(), 0)
         query = sa.select(made.source).where(*mine, made.sequence >= first)
@@ -110,21 +115,11 @@ class PredictionStore(FeedbackStore):
             query = query.where(made.predicted != current_label().element)
         elif metric == "non_finite":
             query = query.where(made.predicted.is_(None))
-        query = query.where(made.source.is_not(None)).order_by(made.sequence.desc()).limit(SOURCES_TOLD)
-        return [row.source for row in self.all(query)]
-
-    def _name(self, connection: sa.Connection, model: int, wanted: Sequence[str]) -> list[str]:
-        """The names of a model's statistics, with those added that come up for the first time."""
-        names = self._names.get(model)
-        if names is not None and set(wanted) <= set(names):
-            return names
-        names = _statistic_names(connection, model)
-        names += [name for name in wanted if name not in names]
-        connection.execute(models.update().where(models.c.number == model).values(statistics=json.dumps(names)))
-        return names
+        query = query.where(made.source.is_not(None)).order_by(made.sequence.desc()).limit(ALERT_SOURCES)
+        return [row.source for row in self.database.fetch_all(query)]
 
     def _insert(self, connection: sa.Connection, rows: Sequence[tuple[Any, ...]]) -> int:
-        if self.is_sqlite:  # plain tuples straight to the driver are twice as fast
+        if self.database.is_sqlite:  # plain tuples straight to the driver are twice as fast
             return int(connection.exec_driver_sql(_INSERT, list(rows)).rowcount)
         statement = postgresql.insert(predictions).on_conflict_do_nothing().returning(predictions.c.sequence)
         columns = [column.name for column in _COLUMNS]
@@ -136,29 +131,26 @@ class PredictionStore(FeedbackStore):
         """The names of the images of predictions, by the number of their id; those without one are left out."""
         query = sa.select(predictions.c.id, predictions.c.source).where(predictions.c.source.is_not(None))
         parts = [ids[first : first + IDS_AT_ONCE] for first in range(0, len(ids), IDS_AT_ONCE)]
-        return {row.id: row.source for part in parts for row in self.all(query.where(predictions.c.id.in_(part)))}
+        return {
+            row.id: row.source
+            for part in parts
+            for row in self.database.fetch_all(query.where(predictions.c.id.in_(part)))
+        }
 
-    def position(self, model: Model) -> int:
-        """A number that grows with each prediction of the version and with each label."""
-        latest = sa.select(sa.func.max(predictions.c.sequence)).where(predictions.c.model == self.number(model))
-        told = sa.select(sa.func.max(labels.c.number))
-        rows = self.all(sa.select(latest.scalar_subquery(), told.scalar_subquery()))
-        return sum(value or 0 for value in rows[0]) if rows else 0
-
-    def stamp(self) -> tuple[str, int, int] | None:
-        """What stays the same while there is no news of any version; None where there is no store.
+    def change_token(self) -> tuple[str, int, int] | None:
+        """A value that changes with each prediction and each label of any version; None where there is no store.
 
         Returns
         -------
         tuple
             The store's own name, the last sequence number and the last label. Another name means that
-            the store was begun again at the same address, and that all its numbers are new.
+            another store is at the address, and that all its numbers are new.
         """
         latest = sa.select(sa.func.max(predictions.c.sequence)).scalar_subquery()
-        told = sa.select(sa.func.max(labels.c.number)).scalar_subquery()
-        last = sa.func.coalesce(latest, 0).label("latest"), sa.func.coalesce(told, 0).label("told")
-        rows = self.all(sa.select(store_format.c.name, *last))
-        return (rows[0].name, rows[0].latest, rows[0].told) if rows else None
+        newest = sa.select(sa.func.max(labels.c.number)).scalar_subquery()
+        last = sa.func.coalesce(latest, 0).label("latest"), sa.func.coalesce(newest, 0).label("newest_label")
+        rows = self.database.fetch_all(sa.select(schema_version.c.name, *last))
+        return (rows[0].name, rows[0].latest, rows[0].newest_label) if rows else None
 
     def window(self, model: Model, last: int | None = None, *, statistics: bool = True) -> Window:
         """The latest predictions of a version with their current labels, oldest first.
@@ -170,49 +162,46 @@ class PredictionStore(FeedbackStore):
         statistics
             Whether to read the input statistics, and all probabilities, as well.
         """
-        number = self.number(model)
+        number = self.versions.number(model)
         if number is None:
             return Window.empty(model.classes)
         query = _rows(number, None, blobs=statistics).order_by(predictions.c.sequence.desc()).limit(last)
-        with self.reading() as connection:
+        with self.database.reading() as connection:
             parts = [
                 self._unpacked(connection, model, number, rows[::-1])
                 for rows in connection.execute(query).partitions(ROWS_AT_ONCE)
             ]
         return Window.joined(parts[::-1]) if parts else Window.empty(model.classes)
 
-    def rows_since(self, model: Model, sequence: int, limit: int, told: int | None = None) -> Window:
+    def rows_since(self, model: Model, sequence: int, limit: int, up_to_label: int | None = None) -> Window:
         """The first ``limit`` predictions of a version above a sequence number, oldest first.
 
         Parameters
         ----------
         sequence
             The last one that the caller has; 0 for all.
-        told
-            The last label to take into account, as told by ``last_label``; all when None. Rows read
+        up_to_label
+            The last label to take into account, as of ``labels.last``; all when None. Rows read
             up to a label, and then the labels above it, count each label once.
         """
-        number = self.number(model)
+        number = self.versions.number(model)
         if number is None:
             return Window.empty(model.classes)
-        query = _rows(number, told, blobs=True).where(predictions.c.sequence > sequence)
-        with self.reading() as connection:
+        query = _rows(number, up_to_label, blobs=True).where(predictions.c.sequence > sequence)
+        with self.database.reading() as connection:
             rows = connection.execute(query.order_by(predictions.c.sequence).limit(limit)).all()
             window = self._unpacked(connection, model, number, rows) if rows else Window.empty(model.classes)
         if not window.n_labels:
             return window
-        sampled = self.drawn_between(model, int(window.sequence[0]), int(window.sequence[-1]), told)
+        sampled = self.labels.drawn_between(model, int(window.sequence[0]), int(window.sequence[-1]), up_to_label)
         return replace(window, drawn=np.isin(window.sequence, sampled))
 
     def _unpacked(self, connection: sa.Connection, model: Model, number: int, rows: Sequence[sa.Row[Any]]) -> Window:
         longest = max((len(row[-1] or b"") for row in rows), default=0) // 4 if len(rows[0]) > 8 else 0
-        names = self._names.get(number, [])
-        if len(names) < longest:  # another process has given the first value of a further one
-            names = self._names[number] = _statistic_names(connection, number)
-        return unpack(model.classes, rows, names)
+        return unpack(model.classes, rows, self.versions.statistics(connection, number, longest))
 
 
-def _rows(model: int, told: int | None, *, blobs: bool) -> sa.Select[Any]:
+def _rows(model: int, up_to_label: int | None, *, blobs: bool) -> sa.Select[Any]:
     """Rows of a model, in the columns that ``unpack`` takes."""
     made = predictions.c
     columns = [
@@ -221,13 +210,8 @@ def _rows(model: int, told: int | None, *, blobs: bool) -> sa.Select[Any]:
         made.time,
         made.predicted,
         made.confidence,
-        current_label(told),
+        current_label(up_to_label),
         made.latency_ms,
     ]
     more = [made.probabilities, made.statistic_values] if blobs else []
     return sa.select(*columns, *more).where(made.model == model)
-
-
-def _statistic_names(connection: sa.Connection, model: int) -> list[str]:
-    text = connection.execute(sa.select(models.c.statistics).where(models.c.number == model)).scalar_one()
-    return [str(name) for name in json.loads(text)]

@@ -86,7 +86,7 @@ class View:
     def catch_up(self) -> Self:
         """Take in what the store has got since the last time."""
         with self._lock:
-            stamp = self._store.stamp()
+            stamp = self._store.change_token()
             if stamp is None or stamp == self._stamp:
                 return self
             if self._is_left_behind(stamp):
@@ -149,11 +149,11 @@ class View:
             for rows in self._rows(gone, saved.sequence, saved.label):
                 evaluator.add(rows)
         for block in kept:
-            after = block.told
-            while after < saved.label and (labels := self._store.labels_since(self.model, after, AT_ONCE)).n:
+            after = block.last_label
+            while after < saved.label and (labels := self._store.labels.since(self.model, after, AT_ONCE)).n:
                 after = int(labels.number[-1])
                 evaluator.relabel(labels.take((labels.number <= saved.label) & _within(labels, block)))
-        self._ahead = [block for block in kept if block.told > saved.label]
+        self._ahead = [block for block in kept if block.last_label > saved.label]
         if saved.state is not None:
             evaluator.restore(saved.position, saved.state)
         self._evaluator = evaluator
@@ -166,7 +166,7 @@ class View:
         """Which labels are not yet in the counts that a block brought."""
         counted = np.full(labels.n, True)
         for block in self._ahead:
-            counted &= ~(_within(labels, block) & (labels.number <= block.told))
+            counted &= ~(_within(labels, block) & (labels.number <= block.last_label))
         return counted
 
     def _move(self, evaluator: Evaluator, events: Events) -> None:
@@ -210,7 +210,7 @@ def _older_than_windows(blocks: Sequence[Block], sequence: int | None) -> list[B
         The last prediction in the windows; the latest of all when None.
     """
     kept, inside = list(blocks), 0
-    while kept and kept[-1].whole and inside < LONGEST:
+    while kept and kept[-1].has_rows and inside < LONGEST:
         block = kept.pop()
         inside += block.n if sequence is None or block.last <= sequence else 0
     return kept

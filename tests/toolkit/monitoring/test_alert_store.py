@@ -7,57 +7,57 @@ ALERT = {"metric": "accuracy", "window": "short", "level": "warning", "status": 
 
 
 def test_an_alert_that_stands_is_not_written_twice_but_a_worse_one_takes_its_place(store):
-    store.register(MODEL)
-    assert store.raise_alert(MODEL, {**ALERT, "time": 1.0, "message": "m"})
-    assert not store.raise_alert(MODEL, {**ALERT, "time": 2.0, "message": "m"})
-    assert store.raise_alert(MODEL, {**ALERT, "window": "medium", "time": 3.0, "message": "m"})
-    assert store.raise_alert(MODEL, {**ALERT, "level": "critical", "time": 4.0, "message": "m"})
-    assert [(a["level"], a["cleared_at"]) for a in store.alerts(MODEL)] == [
+    store.versions.register(MODEL)
+    assert store.alerts.insert(MODEL, {**ALERT, "time": 1.0, "message": "m"})
+    assert not store.alerts.insert(MODEL, {**ALERT, "time": 2.0, "message": "m"})
+    assert store.alerts.insert(MODEL, {**ALERT, "window": "medium", "time": 3.0, "message": "m"})
+    assert store.alerts.insert(MODEL, {**ALERT, "level": "critical", "time": 4.0, "message": "m"})
+    assert [(a["level"], a["cleared_at"]) for a in store.alerts.find(MODEL)] == [
         ("critical", None),
         ("warning", None),
         ("warning", 4.0),
     ]
-    assert [a["id"] for a in store.alerts(since=3.0, standing=True)] == [3, 2]
-    store.clear_alert(3, 5.0)
-    assert store.raise_alert(MODEL, {**ALERT, "level": "critical", "time": 6.0, "message": "m"})
+    assert [a["id"] for a in store.alerts.find(since=3.0, active=True)] == [3, 2]
+    store.alerts.update(3, cleared_at=5.0)
+    assert store.alerts.insert(MODEL, {**ALERT, "level": "critical", "time": 6.0, "message": "m"})
 
 
 def test_an_alert_is_a_line_with_details_below(store):
-    store.register(MODEL)
-    store.raise_alert(MODEL, {**ALERT, "time": 1.0, "message": "two\nlines", "details": "first\nsecond"})
-    store.raise_alert(MODEL, {**ALERT, "window": "medium", "time": 2.0, "message": "a line"})
-    assert [(alert["message"], alert["details"]) for alert in store.alerts()] == [
+    store.versions.register(MODEL)
+    store.alerts.insert(MODEL, {**ALERT, "time": 1.0, "message": "two\nlines", "details": "first\nsecond"})
+    store.alerts.insert(MODEL, {**ALERT, "window": "medium", "time": 2.0, "message": "a line"})
+    assert [(alert["message"], alert["details"]) for alert in store.alerts.find()] == [
         ("a line", ""),
         ("two lines", "first\nsecond"),
     ]
 
 
 def test_what_becomes_of_an_alert_is_noted_while_it_stands(store):
-    store.register(MODEL)
-    store.raise_alert(MODEL, {**ALERT, "time": 1.0, "message": "m", "notified_at": 1.5})
-    assert store.note_alert(1, acknowledged_at=2.0, acknowledged_by="Ann")
-    (alert,) = store.alerts(standing=True)
+    store.versions.register(MODEL)
+    store.alerts.insert(MODEL, {**ALERT, "time": 1.0, "message": "m", "notified_at": 1.5})
+    assert store.alerts.update(1, acknowledged_at=2.0, acknowledged_by="Ann")
+    (alert,) = store.alerts.find(active=True)
     assert (alert["notified_at"], alert["acknowledged_at"], alert["acknowledged_by"]) == (1.5, 2.0, "Ann")
-    store.clear_alert(1, 3.0)
-    assert not store.note_alert(1, notified_at=4.0)
-    store.clear_alert(1, 5.0)
-    assert store.alerts()[0]["cleared_at"] == 3.0
+    store.alerts.update(1, cleared_at=3.0)
+    assert not store.alerts.update(1, notified_at=4.0)
+    store.alerts.update(1, cleared_at=5.0)
+    assert store.alerts.find()[0]["cleared_at"] == 3.0
 
 
 def test_of_several_that_remind_or_clear_one_has_done_it(store):
-    store.register(MODEL)
-    store.raise_alert(MODEL, {**ALERT, "time": 1.0, "message": "m"})
-    assert store.remind_of(1, None, 2.0)
-    assert not store.remind_of(1, None, 2.0)
-    assert store.remind_of(1, 2.0, 3.0)
-    assert [store.clear_alert(1, 4.0) for _ in range(2)] == [True, False]
-    assert not store.remind_of(1, 3.0, 5.0)
+    store.versions.register(MODEL)
+    store.alerts.insert(MODEL, {**ALERT, "time": 1.0, "message": "m"})
+    assert store.alerts.claim_reminder(1, None, 2.0)
+    assert not store.alerts.claim_reminder(1, None, 2.0)
+    assert store.alerts.claim_reminder(1, 2.0, 3.0)
+    assert [store.alerts.update(1, cleared_at=4.0) for _ in range(2)] == [True, False]
+    assert not store.alerts.claim_reminder(1, 3.0, 5.0)
 
 
 def test_the_alerts_of_other_versions_are_cleared(store):
     other = Model("2", ("cat", "dog"))
     for model in (MODEL, other):
-        store.register(model)
-        store.raise_alert(model, {**ALERT, "time": 1.0, "message": "m"})
-    assert store.clear_others(other, 2.0) == 1
-    assert [alert["model_version"] for alert in store.alerts(standing=True)] == ["2"]
+        store.versions.register(model)
+        store.alerts.insert(model, {**ALERT, "time": 1.0, "message": "m"})
+    assert store.alerts.clear_others(other, 2.0) == 1
+    assert [alert["model_version"] for alert in store.alerts.find(active=True)] == ["2"]

@@ -60,14 +60,14 @@ def test_so_many_at_a_time(store, prediction):
 
 def test_a_label_reaches_its_block_however_late(store, prediction):
     store.write([prediction(i, MODEL) for i in range(9)])
-    store.label({1: "dog"}, "user", 0.0)
+    store.labels.insert({1: "dog"}, "user", 0.0)
     fold(store, MODEL, make)
     assert [labels for _, _, labels in contents(store)] == [[-1, 1, -1, -1], [-1, -1, -1, -1]]
-    store.label({6: "cat", 1: "cat", 8: "dog"}, "user", 0.0)
-    assert [block.told for block in read_blocks(store, MODEL)] == [1, 1]  # what both of them do not know yet
+    store.labels.insert({6: "cat", 1: "cat", 8: "dog"}, "user", 0.0)
+    assert [block.last_label for block in read_blocks(store, MODEL)] == [1, 1]  # what both of them do not know yet
     assert fold(store, MODEL, make) == 2
     assert [labels for _, _, labels in contents(store)] == [[-1, 0, -1, -1], [-1, -1, 0, -1]]
-    assert [block.told for block in read_blocks(store, MODEL)] == [4, 4]
+    assert [block.last_label for block in read_blocks(store, MODEL)] == [4, 4]
 
 
 def test_a_label_that_comes_while_its_block_is_made_makes_it_stale(store, prediction):
@@ -75,7 +75,7 @@ def test_a_label_that_comes_while_its_block_is_made_makes_it_stale(store, predic
     late = iter([{2: "dog"}, {3: "cat"}])
 
     def slow(window):
-        store.label(next(late, {}), "user", 0.0)
+        store.labels.insert(next(late, {}), "user", 0.0)
         return make(window)
 
     assert fold(store, MODEL, slow, at_most=1) == 1
@@ -91,7 +91,7 @@ def test_two_that_fold_at_once_do_no_harm(address, prediction):
     slow.write([prediction(i, MODEL) for i in range(8)])
 
     def overtaken(window):
-        quick.label({2: "dog"}, "user", 0.0)
+        quick.labels.insert({2: "dog"}, "user", 0.0)
         fold(quick, MODEL, make)
         return make(window)
 
@@ -105,7 +105,7 @@ def test_two_that_fold_at_once_do_no_harm(address, prediction):
 
 def test_several_old_blocks_become_one_and_add_up_to_the_same(store, prediction):
     store.write([prediction(i, MODEL) for i in range(4 * 30)])
-    store.label({17: "dog"}, "user", 0.0)
+    store.labels.insert({17: "dog"}, "user", 0.0)
     assert fold(store, MODEL, make) == 30
     before = contents(store)
     assert roll_up(store, MODEL, add) == 0  # their rows are still there, so labels may come
@@ -131,4 +131,4 @@ def test_a_label_for_rows_that_are_gone_is_refused_and_not_lost_silently(store, 
     fold(store, MODEL, make)
     retention.forget(store, keep_rows=8)
     with pytest.raises(UnknownPrediction, match="there is no prediction 0000000000000001"):
-        store.label({1: "dog"}, "user", 0.0)
+        store.labels.insert({1: "dog"}, "user", 0.0)

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from toolkit.errors import StoreError
-from toolkit.monitoring import database
+from toolkit.monitoring import database, schema
 from toolkit.monitoring.database import Database
 from toolkit.monitoring.models import Model
 from toolkit.monitoring.store import PredictionStore
@@ -50,7 +50,7 @@ def test_a_server_without_its_driver_is_said_in_one_line(monkeypatch):
 def test_a_server_that_was_started_again_is_used_again(address, prediction):
     store, other = PredictionStore(address), PredictionStore(address)
     store.write([prediction(1, MODEL)])
-    with other.reading() as connection:  # all that a restart leaves of the connections
+    with other.database.reading() as connection:  # all that a restart leaves of the connections
         connection.exec_driver_sql(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
             "WHERE pid <> pg_backend_pid() AND datname = current_database()"
@@ -63,7 +63,7 @@ def test_a_server_that_was_started_again_is_used_again(address, prediction):
 
 
 def test_a_file_lets_readers_read_while_it_is_written_and_gives_room_back(file_store):
-    file_store.register(MODEL)
+    file_store.versions.register(MODEL)
     with sqlite3.connect(str(file_store)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("PRAGMA auto_vacuum").fetchone() == (2,)  # incremental
@@ -74,8 +74,20 @@ def test_a_database_of_something_else_gets_the_tables_beside_its_own(file_store,
     with sqlite3.connect(str(file_store)) as connection:
         connection.execute("CREATE TABLE theirs (x)")
     connection.close()
-    assert not file_store.exists()
+    assert not file_store.database.exists()
     assert file_store.write([prediction(1, MODEL)]) == 1
+
+
+def test_a_store_of_another_schema_version_is_refused_in_one_line(address):
+    store = PredictionStore(address)
+    store.versions.register(MODEL)
+    with store.database.writing() as connection:
+        connection.execute(sa.update(schema.schema_version).values(version=7))
+    store.close()
+    with pytest.raises(
+        StoreError, match=r"^the store .* has schema version 7, and this program needs 1: begin another"
+    ):
+        PredictionStore(address)
 
 
 def test_a_store_that_may_only_be_read_is_read_and_refuses_to_be_written(file_store, prediction):
@@ -97,7 +109,7 @@ def test_a_folder_that_nobody_may_write_to_is_said_in_one_line(tmp_path):
         "os.chdir('/')\n"
         "os.setuid(65534)\n"
         "try:\n"
-        "    PredictionStore('/m.db').register(Model('1', ('cat', 'dog')))\n"
+        "    PredictionStore('/m.db').versions.register(Model('1', ('cat', 'dog')))\n"
         "except StoreError as error:\n"
         "    print(error)\n"
     )
@@ -125,7 +137,7 @@ def test_a_server_that_another_one_writes_to_is_not_waited_for_without_end(addre
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.01)
     holder, other = PredictionStore(address), PredictionStore(address)
     holder.write([prediction(1, MODEL)])
-    with holder.writing():
+    with holder.database.writing():
         with pytest.raises(StoreError, match="cannot be written: canceling statement due to lock timeout"):
             other.write([prediction(2, MODEL)])
         assert other.window(MODEL).n == 1
@@ -138,19 +150,19 @@ def test_a_full_disk_is_said_in_one_line_and_stores_all_of_a_batch_or_nothing(fi
     file_store.write([prediction(1, MODEL)])
     pages = {"most": 0}
 
-    @sa.event.listens_for(file_store._engine, "connect")
+    @sa.event.listens_for(file_store.database._engine, "connect")
     def limit(connection, _):
         connection.execute(f"PRAGMA max_page_count = {pages['most']}")
 
-    file_store.reset()
-    with file_store.reading() as connection:
+    file_store.database.reset()
+    with file_store.database.reading() as connection:
         pages["most"] = connection.exec_driver_sql("PRAGMA page_count").scalar() + 1
-    file_store.reset()
+    file_store.database.reset()
     with pytest.raises(StoreError, match="cannot be written: database or disk is full"):
         file_store.write([prediction(number, MODEL) for number in range(2, 500)])
     assert file_store.window(MODEL).n == 1
     pages["most"] = 10_000
-    file_store.reset()
+    file_store.database.reset()
     assert file_store.write([prediction(number, MODEL) for number in range(2, 500)]) == 498
 
 
@@ -171,7 +183,7 @@ def test_a_file_that_is_deleted_is_begun_again(file_store, prediction, others):
     """With or without the two files that SQLite keeps beside it, and with the model known as before."""
     model = Model("1", ("cat", "dog"), None, 5.0)
     file_store.write([prediction(1, model, statistics={"a": 1.0})])
-    before = file_store.stamp()
+    before = file_store.change_token()
     for ending in ("", "-wal", "-shm") if others else ("",):
         Path(f"{file_store}{ending}").unlink()
     assert file_store.window(model).n == 0
@@ -181,8 +193,8 @@ def test_a_file_that_is_deleted_is_begun_again(file_store, prediction, others):
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
     assert file_store.window(model).statistics["a"].tolist() == [2.0]
-    assert file_store.current().served_at == 5.0
-    assert file_store.stamp()[0] != before[0]
+    assert file_store.versions.current().served_at == 5.0
+    assert file_store.change_token()[0] != before[0]
 
 
 def test_a_file_that_is_replaced_by_another_is_read_as_that(tmp_path, file_store, prediction):

@@ -26,9 +26,9 @@ def filled(store, prediction, monkeypatch):
             prediction(255, ONE, np.nan, time=90000.0),
         ]
     )
-    store.label({1: "dog", 255: "cat"}, "user", 5.0)
-    store.label({1: "cat"}, "audit", 7.0)
-    store.label({1: "dog"}, "complaint", 9.0)  # kept, and in nobody's way
+    store.labels.insert({1: "dog", 255: "cat"}, "user", 5.0)
+    store.labels.insert({1: "cat"}, "audit", 7.0)
+    store.labels.insert({1: "dog"}, "complaint", 9.0)  # kept, and in nobody's way
     return store
 
 
@@ -70,7 +70,7 @@ def test_each_prediction_is_a_row_and_what_is_not_known_is_empty(filled, tmp_pat
 def test_no_text_from_outside_is_a_formula_to_a_spreadsheet(store, prediction, tmp_path):
     names = ["=1+1", "+1", "-1", "@a", "a=1", None]
     store.write([prediction(i, ONE, source=name) for i, name in enumerate(names)])
-    store.label({0: "cat"}, "=2+2", 5.0)
+    store.labels.insert({0: "cat"}, "=2+2", 5.0)
     export(store, tmp_path / "out.csv")
     with (tmp_path / "out.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -15,11 +15,11 @@ CLASSES = ("cat", "dog")
 def test_the_last_label_counts_and_all_are_kept(store, prediction):
     model = Model("1", CLASSES)
     store.write([prediction(8, model, 0.25), prediction(7, model, np.nan)])
-    assert store.label({8: "cat"}, "user", 10.0) == 1
-    assert store.label({8: "cat"}, "user", 11.0) == 0
-    assert store.label({8: "dog", 7: "cat"}, "audit", 12.0) == 2
+    assert store.labels.insert({8: "cat"}, "user", 10.0) == 1
+    assert store.labels.insert({8: "cat"}, "user", 11.0) == 0
+    assert store.labels.insert({8: "dog", 7: "cat"}, "audit", 12.0) == 2
     assert store.window(model).labels.tolist() == [1, 0]
-    told = store.labels_since(model, 0, 10)
+    told = store.labels.since(model, 0, 10)
     assert told.number.tolist() == [1, 2, 3]
     assert told.ids.tolist() == [8, 8, 7]
     assert told.sequence.tolist() == [1, 1, 2]
@@ -30,40 +30,40 @@ def test_the_last_label_counts_and_all_are_kept(store, prediction):
     assert np.array_equal(told.confidence, [0.75, 0.75, np.nan], equal_nan=True)
     assert told.source.tolist() == ["user", "audit", "audit"]
     assert told.take(told.before == -1).ids.tolist() == [8, 7]
-    assert store.labels_since(model, 1, 1).number.tolist() == [2]
-    assert store.labels_since(model, 3, 10).n == 0
+    assert store.labels.since(model, 1, 1).number.tolist() == [2]
+    assert store.labels.since(model, 3, 10).n == 0
 
 
 def test_labels_are_told_all_or_none(store, prediction):
     model = Model("1", CLASSES)
     store.write([prediction(number, model) for number in range(1, 1200)])
     with pytest.raises(UnknownPrediction, match="there is no prediction 00000000000004b0"):
-        store.label(dict.fromkeys(range(1, 1201), "dog"), "user", 0.0)
+        store.labels.insert(dict.fromkeys(range(1, 1201), "dog"), "user", 0.0)
     with pytest.raises(SettingsError, match="no class 'dgo'; the classes are dog, cat"):
-        store.label({1: "dog", 2: "dgo"}, "user", 0.0)
+        store.labels.insert({1: "dog", 2: "dgo"}, "user", 0.0)
     assert store.window(model).n_labels == 0
-    assert store.label(dict.fromkeys(range(1, 1200), "dog"), "user", 0.0) == 1199
+    assert store.labels.insert(dict.fromkeys(range(1, 1200), "dog"), "user", 0.0) == 1199
 
 
 def test_an_accent_may_be_written_in_either_way(store, prediction):
     model = Model("1", ("e\u0301te\u0301", "hiver"))  # as a Mac wrote it, when that version was trained
     store.write([prediction(number, model) for number in (1, 2, 3)])
-    assert store.label({1: "été", 2: "e\u0301te\u0301", 3: "hiver"}, "us\udce9r", 0.0) == 3
-    told = store.labels_since(model, 0, 10)
+    assert store.labels.insert({1: "été", 2: "e\u0301te\u0301", 3: "hiver"}, "us\udce9r", 0.0) == 3
+    told = store.labels.since(model, 0, 10)
     assert told.labels.tolist() == [0, 0, 1]
     assert set(told.source.tolist()) == {"us\\xe9r"}
     with pytest.raises(SettingsError, match=r"no class 'caf\\udce9'"):
-        store.label({1: "caf\udce9"}, "user", 0.0)
+        store.labels.insert({1: "caf\udce9"}, "user", 0.0)
 
 
 def test_labels_of_two_versions_are_kept_apart(store, prediction):
     one, other = Model("1", CLASSES), Model("2", ("dog", "cat"))
     store.write([prediction(1, one), prediction(2, other)])
-    store.label({2: "dog", 1: "dog"}, "user", 0.0)
-    assert store.labels_since(one, 0, 10).labels.tolist() == [1]
-    assert store.labels_since(other, 0, 10).labels.tolist() == [0]
-    assert store.labels_since(Model("3", CLASSES), 0, 10).n == 0
-    assert store.last_label() == 2
+    store.labels.insert({2: "dog", 1: "dog"}, "user", 0.0)
+    assert store.labels.since(one, 0, 10).labels.tolist() == [1]
+    assert store.labels.since(other, 0, 10).labels.tolist() == [0]
+    assert store.labels.since(Model("3", CLASSES), 0, 10).n == 0
+    assert store.labels.last() == 2
 
 
 @settings(max_examples=15, deadline=None)
@@ -76,7 +76,7 @@ def test_rows_and_labels_that_are_read_bit_by_bit_add_up_to_the_store(tmp_path_f
 
     def read(limit):
         nonlocal told, reached
-        news = store.labels_since(model, told, limit)
+        news = store.labels.since(model, told, limit)
         for sequence, label, before in zip(news.sequence, news.labels, news.before, strict=True):
             if sequence <= reached:
                 assert seen[sequence] == before
@@ -91,7 +91,7 @@ def test_rows_and_labels_that_are_read_bit_by_bit_add_up_to_the_store(tmp_path_f
             store.write([Prediction(made + i, 0.0, model, np.array([1, 0], np.float16)) for i in range(much)])
             made += much
         elif step == "l" and which < made:
-            store.label({which: CLASSES[much % 2]}, "user", 0.0)
+            store.labels.insert({which: CLASSES[much % 2]}, "user", 0.0)
         else:
             read(much)
     for _ in range(made + 50):
@@ -104,15 +104,15 @@ def test_rows_and_labels_that_are_read_bit_by_bit_add_up_to_the_store(tmp_path_f
 def test_what_was_drawn_is_remembered_and_its_labels_are_those_of_a_sample(store, prediction):
     model = Model("1", CLASSES)
     store.write([prediction(number, model) for number in range(1, 9)])
-    store.label({1: "cat", 2: "dog"}, "user", 1.0)
-    store.remember_drawn([2, 3, 4, 5], 2.0)
-    store.remember_drawn([5, 6], 3.0)
-    store.remember_drawn([], 3.0)
-    store.label({3: "cat", 7: "dog"}, "unspecified", 4.0)
-    store.label({4: "dog", 8: "dog"}, "ada", 5.0)
-    store.label({5: "dog"}, "complaint", 6.0)
-    store.label({3: "dog"}, "bob", 7.0)  # a second thought
-    told = store.labels_since(model, 0, 20)
+    store.labels.insert({1: "cat", 2: "dog"}, "user", 1.0)
+    store.labels.insert_drawn([2, 3, 4, 5], 2.0)
+    store.labels.insert_drawn([5, 6], 3.0)
+    store.labels.insert_drawn([], 3.0)
+    store.labels.insert({3: "cat", 7: "dog"}, "unspecified", 4.0)
+    store.labels.insert({4: "dog", 8: "dog"}, "ada", 5.0)
+    store.labels.insert({5: "dog"}, "complaint", 6.0)
+    store.labels.insert({3: "dog"}, "bob", 7.0)  # a second thought
+    told = store.labels.since(model, 0, 20)
     assert list(zip(told.ids.tolist(), told.source.tolist(), strict=True)) == [
         (1, "user"), (2, "user"), (2, "audit"), (3, "audit"), (7, "unspecified"), (4, "audit: ada"), (8, "ada"),
         (3, "audit: bob"),
@@ -122,5 +122,5 @@ def test_what_was_drawn_is_remembered_and_its_labels_are_those_of_a_sample(store
     assert told.before.tolist() == [-1, -1, 1, -1, -1, -1, -1, 0]
     rows = store.rows_since(model, 0, 20)
     assert rows.drawn.tolist() == [False, True, True, True, False, False, False, False]
-    assert store.rows_since(model, 0, 20, told=3).drawn.tolist() == [False, True] + [False] * 6
+    assert store.rows_since(model, 0, 20, up_to_label=3).drawn.tolist() == [False, True] + [False] * 6
     assert store.rows_since(model, 3, 2).drawn.tolist() == [True, False]

@@ -75,7 +75,7 @@ class Traffic:
             probabilities, truth = answers(100, self.rng, **more)
             store = self.watching.store
             store.write([Prediction(self.next + i, 1.7e9, self.model, row) for i, row in enumerate(probabilities)])
-            store.label({self.next + i: CLASSES[k] for i, k in enumerate(truth.tolist())}, "audit", 1.7e9)
+            store.labels.insert({self.next + i: CLASSES[k] for i, k in enumerate(truth.tolist())}, "audit", 1.7e9)
             self.next += 100
             if look:
                 self.watching.look()
@@ -89,7 +89,7 @@ def traffic(watching, model):
 def test_a_calm_stream_is_left_in_peace(watching, traffic):
     traffic(30)
     assert watching.told == []
-    assert watching.store.alerts() == []
+    assert watching.store.alerts.find() == []
 
 
 def test_a_failing_model_is_told_when_the_alarm_fires_then_as_it_grows_worse_and_when_it_is_over(watching, traffic):
@@ -100,7 +100,9 @@ def test_a_failing_model_is_told_when_the_alarm_fires_then_as_it_grows_worse_and
     assert watching.events("1/accuracy/medium") == []  # it would say the same
     assert {event for event, *_ in events[1:]} <= {"escalated"}
     assert events[-1][1:] == ("immediate", "confirmed")
-    short = [alert for alert in watching.store.alerts() if (alert["metric"], alert["window"]) == ("accuracy", "short")]
+    short = [
+        alert for alert in watching.store.alerts.find() if (alert["metric"], alert["window"]) == ("accuracy", "short")
+    ]
     assert short[0]["message"].startswith("ACCURACY ")
     assert short[0]["message"].endswith(". Next: python model_registry.py rollback")
     assert short[0]["details"].startswith("Window: the last 1,000 predictions, ")
@@ -108,17 +110,17 @@ def test_a_failing_model_is_told_when_the_alarm_fires_then_as_it_grows_worse_and
     assert [alert["cleared_at"] is None for alert in short] == [True] + [False] * (len(short) - 1)
     traffic(25)
     assert ("cleared", "immediate", "confirmed") in watching.events()
-    assert not [alert for alert in watching.store.alerts(standing=True) if alert["window"] == "short"]
+    assert not [alert for alert in watching.store.alerts.find(active=True) if alert["window"] == "short"]
 
 
 def test_a_long_reason_goes_below_the_line(watching, model):
-    watching.store.register(model)
+    watching.store.versions.register(model)
     reason = "Version 3 cannot be served: " + 40 * "a long reason, "
     watching.lookout.report(model, "model_loading", "warning", reason)
     (notice,) = watching.told
     assert len(notice.message) == 200
     assert notice.details == reason
-    assert watching.store.alerts()[0]["details"] == reason
+    assert watching.store.alerts.find()[0]["details"] == reason
 
 
 def test_a_bad_window_without_an_alarm_is_no_alert(watching, traffic):
@@ -145,8 +147,8 @@ def test_it_is_told_again_after_a_while_unless_somebody_said_that_they_know(watc
     watching.look()
     reminders = [notice for notice in watching.told[raised:] if notice.event == "reminder"]
     assert {notice.metric for notice in reminders} >= {"accuracy"}
-    for alert in watching.store.alerts(standing=True):
-        assert watching.store.note_alert(alert["id"], acknowledged_at=watching.now, acknowledged_by="ada")
+    for alert in watching.store.alerts.find(active=True):
+        assert watching.store.alerts.update(alert["id"], acknowledged_at=watching.now, acknowledged_by="ada")
     told = len(watching.told)
     watching.now += 3601
     watching.look()
@@ -167,11 +169,11 @@ def test_of_two_processes_one_tells(tmp_path, watching, traffic, model):
 
 def test_after_a_restart_what_stands_is_not_told_again_and_clears_in_the_end(tmp_path, watching, traffic, model):
     traffic(12, right=0.5)
-    standing = watching.store.alerts(standing=True)
+    standing = watching.store.alerts.find(active=True)
     again = Watching(tmp_path / "m.db", model)
     assert [again.look() for _ in range(3)] == [[]] * 3
     assert again.told == []
-    assert again.store.alerts(standing=True) == standing
+    assert again.store.alerts.find(active=True) == standing
     more = Traffic(again, model, seed=9)
     more.next = traffic.next
     more(25)

@@ -161,7 +161,7 @@ def test_a_class_that_is_still_broken_is_not_cleared_for_want_of_labels(seed, tm
 def test_a_monitor_at_work_says_the_same(shifted, tmp_path):
     limits, model = Limits(max_false_alarms_per_million=10), Model("1", CLASSES, BASELINE, served_at=1.0)
     store, notices = PredictionStore(str(tmp_path / "m.db")), []
-    store.register(model)
+    store.versions.register(model)
     view = View(store, model, limits)
     lookout = Lookout(store, lambda: START, lambda notice, react: notices.append(notice))
     probabilities, truth = shifted
@@ -169,12 +169,12 @@ def test_a_monitor_at_work_says_the_same(shifted, tmp_path):
         ids = range(start + 1, start + 51)
         store.write([Prediction(i, START + i - 1, model, probabilities[i - 1]) for i in ids])
         for i in ids:
-            store.label({i: CLASSES[truth[i - 1]]}, "audit", START + i - 1)
+            store.labels.insert({i: CLASSES[truth[i - 1]]}, "audit", START + i - 1)
         lookout.look(view.catch_up())
     result = replay(tmp_path / "m.db", None, limits, cool_down=600.0)
     written = [
         (alert["time"], alert["level"], alert["status"], alert["metric"], alert["window"], alert["message"])
-        for alert in reversed(store.alerts())
+        for alert in reversed(store.alerts.find())
     ]
     store.close()
     events = [event for event in result.events if event.event != "reminder"]
@@ -223,7 +223,7 @@ def test_what_the_export_writes_replays_like_the_store(shifted, tmp_path, monkey
     for i in range(0, 2500, 5):
         made = enumerate(probabilities[i : i + 5], start=i)
         store.write([Prediction(j + 1, START + j, model, row, {"brightness": brightness[j]}) for j, row in made])
-        store.label({i + 1: CLASSES[truth[i]]}, "audit", START + i + 4)
+        store.labels.insert({i + 1: CLASSES[truth[i]]}, "audit", START + i + 4)
     paths = [tmp_path / "m.db", tmp_path / "out.csv", tmp_path / "out.parquet"]
     for path in paths[1:]:
         export(store, path, model, probabilities=True)
@@ -433,7 +433,7 @@ def test_a_store_must_hold_the_version_and_the_same_classes(tmp_path):
     with pytest.raises(StoreError, match=r"^the store .*m.db holds no predictions$"):
         replay(path, BASELINE, Limits())
     store = PredictionStore(str(path))
-    store.register(Model("1", ("cat", "dog")))
+    store.versions.register(Model("1", ("cat", "dog")))
     store.close()
     with pytest.raises(StoreError, match=r"holds no predictions of version 2; its versions are 1$"):
         replay(path, BASELINE, Limits(), model_version="2")

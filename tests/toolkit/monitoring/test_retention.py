@@ -49,7 +49,7 @@ def test_rows_that_are_not_counted_or_have_a_label_that_is_not_stay(store, predi
     store.write([prediction(i, MODEL) for i in range(20)])
     assert forget(store, keep_rows=6) == 0
     fold(store, MODEL, make)
-    store.label({1: "dog"}, "user", 0.0)
+    store.labels.insert({1: "dog"}, "user", 0.0)
     assert forget(store, keep_rows=6) == 0
     fold(store, MODEL, make)
     assert forget(store, keep_rows=6) == 12
@@ -63,7 +63,7 @@ def test_a_label_that_comes_at_the_last_moment_is_not_lost(store, prediction, mo
 
     def too_late(store, model):
         block = chosen(store, model)
-        store.label({2: "dog"}, "user", 0.0)
+        store.labels.insert({2: "dog"}, "user", 0.0)
         return block
 
     monkeypatch.setattr(retention, "_oldest", too_late)
@@ -74,29 +74,29 @@ def test_a_label_that_comes_at_the_last_moment_is_not_lost(store, prediction, mo
 def test_labels_go_with_their_rows_and_those_of_other_versions_stay(store, prediction):
     other = Model("2", CLASSES)
     store.write([prediction(i, other if i % 2 else MODEL) for i in range(40)])
-    store.label(dict.fromkeys(range(40), "dog"), "user", 0.0)
+    store.labels.insert(dict.fromkeys(range(40), "dog"), "user", 0.0)
     for model in (MODEL, other):
         fold(store, model, make)
-    monitored = store.labels_since(other, 0, 100).ids.tolist()
+    monitored = store.labels.since(other, 0, 100).ids.tolist()
     assert forget(store, keep_rows=6, at_most=3) == 12
-    assert store.labels_since(MODEL, 0, 100).ids.tolist() == list(range(24, 40, 2))
-    assert store.labels_since(other, 0, 100).ids.tolist() == monitored
+    assert store.labels.since(MODEL, 0, 100).ids.tolist() == list(range(24, 40, 2))
+    assert store.labels.since(other, 0, 100).ids.tolist() == monitored
     assert store.window(other).n == 20
 
 
 def test_numbers_are_never_given_twice(store, prediction):
     """Whoever keeps up with the store would take a new row for one that it has."""
     store.write([prediction(i, MODEL) for i in range(20)])
-    store.label({19: "dog", 0: "dog"}, "user", 0.0)
+    store.labels.insert({19: "dog", 0: "dog"}, "user", 0.0)
     fold(store, MODEL, make)
-    sequence, number = int(store.window(MODEL).sequence[-1]), store.last_label()
-    with store.writing() as connection:
+    sequence, number = int(store.window(MODEL).sequence[-1]), store.labels.last()
+    with store.database.writing() as connection:
         for table in (labels, predictions):
             connection.execute(table.delete())
     store.write([prediction(20, MODEL)])
-    store.label({20: "dog"}, "user", 0.0)
+    store.labels.insert({20: "dog"}, "user", 0.0)
     assert store.window(MODEL).sequence.tolist() == [sequence + 1]
-    assert store.last_label() == number + 1
+    assert store.labels.last() == number + 1
 
 
 def test_a_file_gives_the_room_back(file_store, prediction):

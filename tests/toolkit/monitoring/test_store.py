@@ -43,11 +43,11 @@ def test_whoever_keeps_up_reads_on_where_it_stopped(store, prediction):
 
 
 def test_the_stamp_stays_while_there_is_no_news(store, prediction):
-    model, stamps = Model("1", CLASSES), [store.stamp()]
+    model, stamps = Model("1", CLASSES), [store.change_token()]
     store.write([prediction(1, model)])
-    stamps += [store.stamp(), store.stamp()]
-    store.label({1: "dog"}, "user", 0.0)
-    stamps += [store.stamp()]
+    stamps += [store.change_token(), store.change_token()]
+    store.labels.insert({1: "dog"}, "user", 0.0)
+    stamps += [store.change_token()]
     assert stamps[0] is None
     assert stamps[1] == stamps[2]
     assert [stamp[1:] for stamp in stamps[1:]] == [(1, 0), (1, 0), (1, 1)]
@@ -102,10 +102,10 @@ def test_the_order_is_that_of_writing_also_when_the_clock_jumps_back(store, pred
 def test_reading_creates_nothing(tmp_path):
     store = PredictionStore(f"sqlite:///{tmp_path}/m.db")
     assert store.window(Model("1", CLASSES)).n == store.rows_since(Model("1", CLASSES), 0, 10).n == 0
-    assert store.alerts() == store.versions() == []
-    assert store.position(Model("1", CLASSES)) == store.last_label() == 0
+    assert store.alerts.find() == store.versions.names() == []
+    assert store.labels.last() == 0
     with pytest.raises(UnknownPrediction, match="is empty"):
-        store.label({1: "cat"}, "user", 0.0)
+        store.labels.insert({1: "cat"}, "user", 0.0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -136,7 +136,7 @@ def test_processes_that_write_at_once_give_the_sum_and_no_reader_misses_a_row(ad
         if not running and not rows.n:
             break
     assert [process.returncode for process in processes] == [0, 0]
-    assert store.versions() == ["1"]
+    assert store.versions.names() == ["1"]
     assert sorted(ids) == [*range(1, 2001), *range(10_001, 12_001)]
     store.close()
 
@@ -168,9 +168,9 @@ def test_an_alert_names_a_few_of_the_images_that_it_is_about(store, prediction):
     first = {n: 0.25 if n % 4 == 0 else np.nan if n in (3, 999) else 0.75 for n in range(1, 1101)}
     store.write([prediction(n, model, value, source=f"{n}.jpg" if n != 1100 else None) for n, value in first.items()])
     store.write([prediction(2000, other, source="other.jpg")])
-    store.label(dict.fromkeys((4, 1000, 1001, 1004, 1008), "cat"), "audit", 0.0)
-    store.label({1004: "dog"}, "audit", 0.0)  # as predicted after all
-    store.label({1012: "cat"}, "complaint", 0.0)
+    store.labels.insert(dict.fromkeys((4, 1000, 1001, 1004, 1008), "cat"), "audit", 0.0)
+    store.labels.insert({1004: "dog"}, "audit", 0.0)  # as predicted after all
+    store.labels.insert({1012: "cat"}, "complaint", 0.0)
     found = {
         metric: store.sources_about(model, metric, "short", 1100)
         for metric in ("accuracy", "non_finite", "confidence_distribution")

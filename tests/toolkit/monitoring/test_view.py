@@ -42,7 +42,7 @@ def predictions_of(n, seed, first=1, model=MODEL, **more):
 
 def tell(store, ids, seed, source="audit"):
     rng = np.random.default_rng(seed)
-    store.label({int(i): MODEL.classes[int(rng.integers(K))] for i in ids}, source, 1.0)
+    store.labels.insert({int(i): MODEL.classes[int(rng.integers(K))] for i in ids}, source, 1.0)
 
 
 def figures(view):
@@ -202,7 +202,7 @@ def test_history_tells_a_step_where_it_was(file_store):
     store.write([one._replace(time=float(place)) for place, one in enumerate(rows)])
     tell_from = 9_000  # from here on everything is wrong
     answered = {one.id: int(one.probabilities.argmax()) for one in rows}
-    store.label(
+    store.labels.insert(
         {i: MODEL.classes[(k + (i > tell_from)) % K] for i, k in answered.items()}, "audit", 1.0
     )  # fmt: skip
     view = View(store, MODEL, BUDGET)
@@ -225,7 +225,7 @@ def test_what_is_drawn_is_known_to_whoever_follows_and_whoever_comes_late(store)
         figures(following)
         tell(store, rng.choice(np.arange(1, 1 + 300 * (step + 1)), 50, replace=False), step, source="user")
         figures(following)
-        store.remember_drawn(rng.choice(np.arange(1, 1 + 300 * (step + 1)), 40, replace=False).tolist(), 1.0)
+        store.labels.insert_drawn(rng.choice(np.arange(1, 1 + 300 * (step + 1)), 40, replace=False).tolist(), 1.0)
         tell(store, rng.choice(np.arange(1, 1 + 300 * (step + 1)), 50, replace=False), 9 + step, source="user")
         assert figures(View(store, MODEL, BUDGET)) == figures(following)
     whole = figures(following)["long"]

@@ -302,7 +302,7 @@ def test_a_store_that_another_process_locks_for_too_long_gets_all_of_it_later(
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.01)
     monkeypatch.setattr(module, "AGAIN_SECONDS", 0.01)
     store, model = PredictionStore(str(file_store)), Model("1", ("cat", "dog"))
-    store.register(model)
+    store.versions.register(model)
     writer = Writer(store.write)
     with sqlite3.connect(str(store), isolation_level=None) as connection:
         connection.execute("BEGIN IMMEDIATE")

@@ -246,7 +246,7 @@ def test_what_a_window_shows_is_in_the_headline_though_no_alert_says_it(open_ser
     ids = [predict(service, colour_picture(COLOURS[n % 3], n)).prediction_id for n in range(60)]
     assert monitor.flush(10)
     labels = dict.fromkeys(ids, "red")  # two thirds of the answers were wrong
-    monitor._store.label({parse_prediction_id(name): label for name, label in labels.items()}, "audit", 1.7e9)
+    monitor._store.labels.insert({parse_prediction_id(name): label for name, label in labels.items()}, "audit", 1.7e9)
     assert monitor.standing_alerts() == []
     found = service.health(leaving=False)
     assert found["status"] == "critical"
