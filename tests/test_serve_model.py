@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,7 @@ from support import (
     free_port,
     run_script,
 )
+from support.webhook_receiver import Receiver
 from toolkit.bundle import DIGEST_TAG, PROGRAM
 from toolkit.errors import ToolkitError
 from toolkit.images import load_picture
@@ -116,34 +116,10 @@ def registered(uri: str) -> RegisteredModel:
     return RegisteredModel(uri)
 
 
-class Receiver(ThreadingHTTPServer):
-    """Whom a webhook posts to; it keeps what it gets."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Receiving)
-        self.url = f"http://127.0.0.1:{self.server_port}/alerts"
-        self.got: list[tuple[bytes, Any]] = []
-
-
-class _Receiving(BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        self.server.got.append((self.rfile.read(int(self.headers["Content-Length"])), self.headers))
-        self.send_response(204)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None: ...
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     with Receiver() as receiver:
-        thread = threading.Thread(target=receiver.serve_forever, args=(0.05,))
-        thread.start()
         yield receiver
-        receiver.shutdown()
-        thread.join()
 
 
 @dataclass
@@ -819,11 +795,11 @@ def test_a_version_that_is_certainly_far_worse_goes_and_somebody_is_told(
         assert "Next:" not in reason
         served.predict()
         wait_until(lambda: not [alert for alert in get("/alerts").json() if alert["cleared_at"] is None])
-        wait_until(lambda: any(b'"immediate"' in body for body, _ in receiver.got))
+        wait_until(lambda: any(b'"immediate"' in body for _, _, body in receiver.requests))
         text = get("/metrics/prometheus").text
         assert 'serve_alerts_told{sink="webhook",state="failed"} 0.0' in text
         assert 'serve_alerts_standing{level="immediate"}' in text
-    for body, headers in receiver.got:
+    for _, headers, body in receiver.requests:
         signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
         signature = base64.b64encode(hmac.digest(b"hush", signed, "sha256")).decode()
         assert headers["webhook-signature"] == f"v1,{signature}"
