@@ -797,8 +797,8 @@ def test_a_version_that_is_certainly_far_worse_goes_and_somebody_is_told(
         wait_until(lambda: not [alert for alert in get("/alerts").json() if alert["cleared_at"] is None])
         wait_until(lambda: any(b'"immediate"' in body for _, _, body in receiver.requests))
         text = get("/metrics/prometheus").text
-        assert 'serve_alerts_told{sink="webhook",state="failed"} 0.0' in text
-        assert 'serve_alerts_standing{level="immediate"}' in text
+        assert 'serve_alert_notifications_total{sink="webhook",state="failed"} 0.0' in text
+        assert 'serve_alerts_active{level="immediate"}' in text
     for _, headers, body in receiver.requests:
         signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
         signature = base64.b64encode(hmac.digest(b"hush", signed, "sha256")).decode()
@@ -1147,7 +1147,7 @@ def test_figures_are_sums_over_all_processes_whichever_answers(crew: Crew) -> No
         assert people["model_changes"] == 2
         assert programs["serve_requests_total", "POST", "/predict", "200"] == 4
         assert programs["serve_stage_seconds_count", "infer"] == programs["serve_batch_size_sum",] == 4
-        assert programs["serve_monitor_items", "written"] == 4
+        assert programs["serve_monitor_predictions_total", "written"] == 4
         assert {key: value for key, value in programs.items() if key[0] == "serve_model_info"} == {
             ("serve_model_info", crew.registered.registry.get(1).digest, crew.registered.name, "Production", "1"): 2
         }

@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 
 from toolkit.errors import ImageError
 from toolkit.images import Limits, Picture, load_picture
-from toolkit.serving.classified import Classified
-from toolkit.serving.formats import Read
+from toolkit.serving.classified import Classified, ImageSource
 from toolkit.serving.live import LiveModel
 from toolkit.serving.problems import DEADLINE, Problem, of_picture
 
@@ -37,7 +36,7 @@ LARGEST_BATCH = 32  # pictures; in a larger one the first would wait long for th
 class _Asked:
     """A picture that somebody waits for; times are seconds of ``perf_counter``."""
 
-    read: Read
+    read: ImageSource
     model: Callable[[], LiveModel]
     finish: Callable[[Classified], Any]
     future: asyncio.Future[Any]
@@ -128,7 +127,7 @@ class Batcher:
 
     async def run(
         self,
-        read: Read,
+        read: ImageSource,
         model: Callable[[], LiveModel],
         finish: Callable[[Classified], Any],
         seconds: float | None = None,

@@ -1,15 +1,36 @@
 """What the model says about one picture, and how long that took."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.images import Picture
-from toolkit.serving.formats import Read
 from toolkit.serving.live import LiveModel
 
 STAGES = ("decode", "queue", "infer", "total")
+ImageSource = Callable[[], bytes]  # gives the bytes of one encoded picture, or raises a Problem
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file of a form and the name that the client gave it; called, it gives its bytes."""
+
+    content: bytes
+    name: str | None
+
+    def __call__(self) -> bytes:
+        return self.content
+
+
+def file_name(source: ImageSource) -> str | None:
+    """The name of the file that was uploaded; None for what came in another way.
+
+    >>> file_name(Upload(b"", "cat.jpg")), file_name(bytes)
+    ('cat.jpg', None)
+    """
+    return source.name if isinstance(source, Upload) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +53,7 @@ class Classified:
     picture: Picture
     probabilities: NDArray[np.float32]
     timings_ms: dict[str, float]
-    read: Read = bytes
+    read: ImageSource = bytes
 
     @property
     def finite(self) -> bool:

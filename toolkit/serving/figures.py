@@ -18,10 +18,17 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from toolkit.serving.classified import STAGES, Classified
 from toolkit.serving.processes import Place
 
+SHADOW_GAUGES = {
+    "compared": "Images that the live model and the shadow both answered, since either changed",
+    "agreement": "Share of them for which both name the same class",
+    "mean_difference": "Mean absolute difference of the probability of the class that was answered",
+    "failed": "Images that the shadow failed on, since either model changed",
+}
 REMEMBERED = 2048  # latest predictions of a process that the percentiles are taken from
 SET_ASIDE = 2**20  # bytes of a file of counts, which is mapped: where the disk is full, a sparse one kills who writes
 # Seconds: a small network on a fast machine answers in 2 ms, a full queue on a slow one in 10 s.
 BATCHES = (1, 2, 4, 8, 16, 32)
+MONITOR_OUTCOMES = ("written", "dropped", "lost")  # of predictions that the monitor took
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -55,19 +62,28 @@ class Figures:
         self._latest = Latest(place)
         own = CollectorRegistry()
         self._counted = _shared(place) if place else own
+        self._gauges: list[Callable[[], Iterable[Metric]]] = [self._start_time]
+        self._reached: dict[Counter, int] = {}  # child of a counter to the total that it was last raised to
         self.registry = CollectorRegistry()
-        self.registry.register(self._counted)
-        self.collect(self._start_time)
+        self.registry.register(_Collector(self._all))
 
         def counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
             return Counter(f"serve_{name}", text, tuple(labels), registry=own)
 
         self._requests = counter("requests", "Requests answered", ("route", "method", "status"))
-        self._refusals = counter("refusals", "Requests answered with a problem", ("reason",))
+        self._errors = counter("errors", "Requests answered with a problem", ("reason",))
         self._predictions = counter("predictions", "Predictions made", ("version", "predicted_class"))
         self._non_finite = counter("non_finite", "Pictures for which the model gave NaN or infinity", ("version",))
         self._monitor_errors = counter("monitor_errors", "Predictions that the monitor failed to take")
         self._model_changes = counter("model_changes", "Models put in place")
+        self._monitor_predictions = counter(
+            "monitor_predictions", "Predictions by what became of them in the monitor", ("state",)
+        )
+        self._monitor_write_errors = counter("monitor_write_errors", "Writes to the store of predictions that failed")
+        self._notifications = counter(
+            "alert_notifications", "Notifications of alerts by sink and what became of them", ("sink", "state")
+        )
+        self._shadow_dropped = counter("shadow_dropped", "Images that the shadow had no time for")
         self._request_seconds = Histogram(
             "serve_request_seconds", "Time to answer", ("route",), registry=own, buckets=BUCKETS
         )
@@ -81,15 +97,15 @@ class Figures:
             counter("process_starts", "Processes started, also in place of others that died").inc()
 
     def collect(self, families: Callable[[], Iterable[Metric]]) -> None:
-        """Show figures that are put together when somebody asks."""
-        self.registry.register(_Collector(families))
+        """Show metrics that are put together at each scrape."""
+        self._gauges.append(families)
 
     def request(self, route: str, method: str, status: int, seconds: float, problem: str | None = None) -> None:
         """Count one answered request."""
         self._requests.labels(route, method, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
         if problem is not None:
-            self._refusals.labels(problem).inc()
+            self._errors.labels(problem).inc()
 
     def prediction(self, done: Classified) -> None:
         """Count one picture that went through the model."""
@@ -108,7 +124,7 @@ class Figures:
 
     def bad_picture(self, reason: str) -> None:
         """Count one picture of a batch that could not be used."""
-        self._refusals.labels(reason).inc()
+        self._errors.labels(reason).inc()
 
     def monitor_error(self) -> None:
         """Count one prediction that the monitor failed to take."""
@@ -117,6 +133,35 @@ class Figures:
     def model_change(self) -> None:
         """Count one model put in place."""
         self._model_changes.inc()
+
+    def raise_totals(
+        self, monitor: Mapping[str, int], notifications: Mapping[str, Mapping[str, int]], shadow_dropped: int
+    ) -> None:
+        """Raise counters to what other parts of this process have counted since it began.
+
+        Parameters
+        ----------
+        monitor
+            ``ModelMonitor.stats()``.
+        notifications
+            Sink to state to count.
+        shadow_dropped
+            Images that the shadow had no time for.
+        """
+        with self._lock:
+            for state in MONITOR_OUTCOMES:
+                self._raise(self._monitor_predictions.labels(state), monitor[state])
+            self._raise(self._monitor_write_errors, monitor["write_errors"])
+            for sink, states in notifications.items():
+                for state, total in states.items():
+                    self._raise(self._notifications.labels(sink, state), total)
+            self._raise(self._shadow_dropped, shadow_dropped)
+
+    def _raise(self, counter: Counter, total: int) -> None:
+        more = total - self._reached.get(counter, 0)
+        if more > 0:  # another thread may have been here with a later total
+            counter.inc(more)
+            self._reached[counter] = total
 
     def summary(self) -> dict[str, Any]:
         """Everything as JSON."""
@@ -132,7 +177,7 @@ class Figures:
         return {
             "uptime_s": round(time.time() - self._began, 1),
             "requests": requests,
-            "refusals": {labels["reason"]: value for labels, value in counts["refusals"]},
+            "refusals": {labels["reason"]: value for labels, value in counts["errors"]},
             "predictions": by_class,  # model version -> class -> count
             "non_finite": {labels["version"]: value for labels, value in counts["non_finite"]},
             "latency_ms": self._latency(),
@@ -159,7 +204,11 @@ class Figures:
         }
 
     def _start_time(self) -> Iterable[Metric]:
-        yield family("start_time_seconds", "When the service began", (), {(): self._began})
+        yield gauge_family("start_time_seconds", "When the service began", (), {(): self._began})
+
+    def _all(self) -> Iterable[Metric]:
+        gauges = [metric for families in self._gauges for metric in families()]  # first: it may raise counters
+        return [*self._counted.collect(), *gauges]
 
 
 class Latest:
@@ -216,12 +265,22 @@ class _Collector:
         return ()  # so that registering asks nothing
 
 
-def family(name: str, text: str, labels: Iterable[str], values: Mapping[tuple[str, ...], float]) -> Metric:
+def gauge_family(name: str, text: str, labels: Iterable[str], values: Mapping[tuple[str, ...], float]) -> Metric:
     """A group of gauges, one value for each combination of labels."""
     metric = GaugeMetricFamily(f"serve_{name}", text, labels=list(labels))
     for key, value in values.items():
         metric.add_metric(list(key), value)
     return metric
+
+
+def shadow_families(found: Mapping[str, Any]) -> Iterable[Metric]:
+    """How a shadow compares with the live model, of what ``Shadow.figures`` gives; it begins anew with each version."""
+    if found["against"] is None:
+        return
+    labels, versions = ("version", "against"), (str(found["version"]), str(found["against"]))
+    for name, text in SHADOW_GAUGES.items():
+        if found[name] is not None:
+            yield gauge_family(f"shadow_{name}", text, labels, {versions: found[name]})
 
 
 def _samples(metric: Metric) -> list[tuple[dict[str, str], int]]:

@@ -14,7 +14,6 @@ import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
@@ -24,10 +23,10 @@ from PIL import Image
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from toolkit.serving.classified import ImageSource, Upload
 from toolkit.serving.problems import INVALID, MALFORMED, MEDIA, UNDECODABLE, Problem
 
 T = TypeVar("T")
-Read = Callable[[], bytes]  # gives the bytes of one encoded picture, or raises a Problem
 
 FORM, JSON = "multipart/form-data", "application/json"
 # Besides image/*: SageMaker's clients say x-image; no type at all is taken for a raw picture.
@@ -35,28 +34,6 @@ RAW = ("application/octet-stream", "application/x-image", "")
 MOST_FIELDS = 16  # of a form, besides its files
 LARGEST_FIELD = 4096  # bytes
 KEPT_IN_MEMORY = 2**40  # bytes of a file part: always, since the body's limit already holds
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A file of a form and the name that the client gave it; called, it gives its bytes."""
-
-    content: bytes
-    name: str | None
-
-    def __call__(self) -> bytes:
-        return self.content
-
-
-def file_name(read: Read) -> str | None:
-    """The name of the file that was uploaded; None for what came in another way.
-
-    >>> file_name(Upload(b"", "cat.jpg")), file_name(bytes)
-    ('cat.jpg', None)
-    """
-    return read.name if isinstance(read, Upload) else None
-
-
 A_PICTURE = "(base64)"  # its place in an example
 VALUES_A_PICTURE = 8  # of JSON, at most: braces, brackets and commas around the base64 of one picture
 VALUES_AROUND = 16  # of all pictures, at most: those of a data frame
@@ -116,7 +93,7 @@ def pixels_body() -> dict[str, Any]:
     return body | {"content": content}
 
 
-async def read_picture(request: Request) -> Read:
+async def read_picture(request: Request) -> ImageSource:
     """The one picture of a request.
 
     Raises
@@ -137,7 +114,7 @@ async def read_picture(request: Request) -> Read:
     )
 
 
-async def read_pictures(request: Request, most: int, size: int | None = None) -> list[Read]:
+async def read_pictures(request: Request, most: int, size: int | None = None) -> list[ImageSource]:
     """The pictures of a request, at most so many, in the order they were sent.
 
     Parameters
@@ -208,12 +185,12 @@ def load_json(body: bytes, most: int) -> Any:
         raise Problem(MALFORMED, "the body is not valid JSON") from None
 
 
-def from_base64(text: str) -> Read:
+def from_base64(text: str) -> ImageSource:
     """The picture in base64 or in a data URL, which is undone when the picture is read."""
     return partial(_decoded, text)
 
 
-def from_pixels(values: object, size: int, index: int = 0) -> Read:
+def from_pixels(values: object, size: int, index: int = 0) -> ImageSource:
     """A picture of the size that the model wants, from its pixels.
 
     It becomes a file without loss, a stored PNG, so that it takes the same way as any other picture.
@@ -244,7 +221,7 @@ def from_pixels(values: object, size: int, index: int = 0) -> Read:
         raise Problem(INVALID, detail) from None
 
 
-def from_raw_pixels(pixels: bytes, size: int) -> Read:
+def from_raw_pixels(pixels: bytes, size: int) -> ImageSource:
     """A picture of the size that the model wants, from the ``size * size * 3`` bytes of its pixels."""
     return partial(_as_png, pixels, size)
 
@@ -282,10 +259,10 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-async def _files(request: Request, field: str, most: int) -> list[Read]:
+async def _files(request: Request, field: str, most: int) -> list[ImageSource]:
     form = await _parse(request, most)
     try:
-        uploads: list[Read] = [
+        uploads: list[ImageSource] = [
             Upload(value.file.read(), value.filename) for value in form.getlist(field) if isinstance(value, UploadFile)
         ]
     finally:
@@ -337,7 +314,7 @@ def _one_of_json(body: bytes) -> bytes:
     return reads[0]()
 
 
-def _many_of_json(body: bytes, most: int, size: int | None) -> list[Read]:
+def _many_of_json(body: bytes, most: int, size: int | None) -> list[ImageSource]:
     a_picture = VALUES_A_PICTURE + (values_of_pixels(size) if size is not None else 0)
     entries = _entries(load_json(body, VALUES_AROUND + most * a_picture))
     if not 1 <= len(entries) <= most:
@@ -369,7 +346,7 @@ def _of_table(table: object) -> list[Any]:
     return [entry for [entry] in rows]
 
 
-def _picture(entry: Any, size: int | None, index: int) -> Read:
+def _picture(entry: Any, size: int | None, index: int) -> ImageSource:
     if size is not None and isinstance(entry, list):
         return from_pixels(entry, size, index)
     for name in ("image", "b64"):

@@ -20,11 +20,11 @@ from fastapi.responses import PlainTextResponse, Response
 from pydantic import ValidationError
 
 from toolkit.serving import binary, problems
+from toolkit.serving.classified import ImageSource
 from toolkit.serving.formats import (
     A_PICTURE,
     JSON,
     VALUES_A_PICTURE,
-    Read,
     announced,
     from_base64,
     from_pixels,
@@ -230,7 +230,7 @@ def _in_bytes(answer: InferAnswer, wanted: list[bool]) -> InferAnswer | Response
     return Response(body, headers={binary.HEADER: str(length)}, media_type="application/octet-stream")
 
 
-def _asked(head: bytes, data: bytes, most: int, size: int) -> tuple[InferRequest, list[Read]]:
+def _asked(head: bytes, data: bytes, most: int, size: int) -> tuple[InferRequest, list[ImageSource]]:
     """In a thread: the request, and the pictures in it."""
     value = load_json(head, OTHER_VALUES + most * (VALUES_A_PICTURE + values_of_pixels(size)))
     try:
@@ -241,7 +241,7 @@ def _asked(head: bytes, data: bytes, most: int, size: int) -> tuple[InferRequest
     return asked, _pictures(asked.inputs[0], data, most, size)
 
 
-def _pictures(tensor: AskedTensor, following: bytes, most: int, size: int) -> list[Read]:
+def _pictures(tensor: AskedTensor, following: bytes, most: int, size: int) -> list[ImageSource]:
     """The pictures of a tensor whose data is flat, or nested like its shape, or in the bytes that follow the JSON."""
     count, *rest = tensor.shape
     pixels = tensor.datatype == "UINT8"
@@ -269,7 +269,7 @@ def _pictures(tensor: AskedTensor, following: bytes, most: int, size: int) -> li
     return [from_base64(_only_text(values)) for values in data]
 
 
-def _of_bytes(data: bytes, pixels: bool, count: int, size: int) -> list[Read]:
+def _of_bytes(data: bytes, pixels: bool, count: int, size: int) -> list[ImageSource]:
     """The pictures of a tensor in bytes: pixels, or encoded pictures as they are, without base64."""
     if not pixels:
         return [partial(bytes, one) for one in binary.elements(data, count)]
@@ -343,7 +343,7 @@ def _arriving(request: Request) -> AbstractContextManager[None]:
 
 
 async def _answers(
-    request: Request, reads: list[Read], choose: Callable[[], LiveModel]
+    request: Request, reads: list[ImageSource], choose: Callable[[], LiveModel]
 ) -> tuple[LiveModel, list[Prediction]]:
     """All pictures through one and the same model: they are asked again when another took its place on the way."""
     service = _service(request)

@@ -20,17 +20,16 @@ from toolkit.program import Bundle
 from toolkit.redaction import redact_paths
 from toolkit.serving import engines, problems
 from toolkit.serving.batching import Batcher
-from toolkit.serving.classified import Classified
+from toolkit.serving.classified import Classified, ImageSource, file_name
 from toolkit.serving.desk import Desk
 from toolkit.serving.engines import Engine, set_torch_threads, torch_threads
-from toolkit.serving.figures import Figures, family
-from toolkit.serving.formats import Read, file_name
+from toolkit.serving.figures import Figures, gauge_family, shadow_families
 from toolkit.serving.lastgood import LastGood
 from toolkit.serving.live import Live, LiveModel, Release, Source
 from toolkit.serving.problems import Problem
 from toolkit.serving.processes import Fellows, State
 from toolkit.serving.recent import Recent
-from toolkit.serving.shadow import Shadow, shadow_families, together
+from toolkit.serving.shadow import Shadow, together
 from toolkit.serving.shapes import BatchItem, ModelName, Prediction, ProblemDocument, Ranked, Timings
 
 logger = logging.getLogger(__name__)
@@ -226,12 +225,12 @@ class Service:
         _ranks(self.model(), top_k or 1)
         self.desk.check(1)
 
-    async def predict(self, read: Read, top_k: int | None) -> Prediction:
+    async def predict(self, read: ImageSource, top_k: int | None) -> Prediction:
         """Answer one picture that has a place."""
         answer: Prediction = await self.batcher.run(read, self.model, partial(self._answer, top_k=top_k), self._seconds)
         return answer
 
-    async def predict_one_of_many(self, index: int, read: Read, top_k: int | None, request_id: str) -> BatchItem:
+    async def predict_one_of_many(self, index: int, read: ImageSource, top_k: int | None, request_id: str) -> BatchItem:
         """Answer one picture of a batch; whatever is wrong with it stays with it."""
         try:
             return BatchItem(index=index, prediction=await self.predict(read, top_k))
@@ -376,12 +375,14 @@ class Service:
 
     def state(self) -> State:
         """What is added up over the processes of a service, as JSON knows it."""
-        model = self.live.model
+        model, stats = self.live.model, self._monitor.stats()
+        shadow = self.shadow and self.shadow.figures()
+        self.figures.raise_totals(stats, self._monitor.sent(), shadow["dropped"] if shadow else 0)
         return {
             "model": model and [model.release.name, model.version, model.release.stage, model.bundle.digest],
             "queue": self.queue(),
-            "monitor": self._monitor.stats(),
-            "shadow": self.shadow and self.shadow.figures(),
+            "monitor": stats,
+            "shadow": shadow,
         }
 
     def sums(self) -> State:
@@ -397,37 +398,34 @@ class Service:
 
     def families(self) -> Iterable[Metric]:
         """What Prometheus sees beside the counters: the live model, the queue, the monitor's windows."""
-        sums = self.sums()
+        sums = self.sums()  # which raises the counters too
         models, names = sums["models"], ("name", "version", "stage", "digest")
         if models:
-            yield family("model_info", "The model that answers, and in how many processes", names, models)
+            yield gauge_family("model_info", "The model that answers, and in how many processes", names, models)
         if sums["shadow"]:
             yield from shadow_families(sums["shadow"])
-        yield family("ready", "Processes in which a model answers", (), {(): float(models.total())})
-        yield family("queue_depth", "Pictures being answered or waiting", (), {(): sums["queue"]["depth"]})
-        stored: dict[tuple[str, ...], float] = {(name,): float(value) for name, value in sums["monitor"].items()}
-        yield family("monitor_items", "Predictions by what became of them in the monitor", ("state",), stored)
-        sent: dict[tuple[str, ...], float] = {
-            (sink, state): float(n) for sink, states in self._monitor.sent().items() for state, n in states.items()
-        }
-        yield family("alerts_told", "Notices of alerts by sink and what became of them", ("sink", "state"), sent)
+        yield gauge_family("ready", "Processes in which a model answers", (), {(): float(models.total())})
+        yield gauge_family("queue_depth", "Pictures being answered or waiting", (), {(): sums["queue"]["depth"]})
+        yield gauge_family("monitor_queued", "Predictions that wait to be stored", (), {(): sums["monitor"]["queued"]})
         try:
             windows: Mapping[str, Mapping[str, Any]] = self.windows()
             standing = self._standing()
         except ToolkitError:
             return
         levels: dict[tuple[str, ...], float] = {(level,): float(n) for level, n in standing.items()}
-        yield family("alerts_standing", "Alerts that have not been cleared", ("level",), levels)
+        yield gauge_family("alerts_active", "Alerts that have not been cleared", ("level",), levels)
         evidence = windows["short"]["evidence"] if windows else {}
         shown: dict[tuple[str, ...], float] = {
             (metric,): value for metric, value in evidence.items() if value is not None
         }
-        yield family("alarm_evidence", "How far an alarm has come on its way, from 0 to 1", ("metric",), shown)
+        yield gauge_family(
+            "detector_evidence", "How far a detector is on its way to an alarm, from 0 to 1", ("metric",), shown
+        )
         for name in WINDOW_FIGURES:
             values: dict[tuple[str, ...], float] = {
                 (window,): float(figures[name]) for window, figures in windows.items() if figures[name] is not None
             }
-            yield family(f"window_{name}", f"{name} of the monitor's window", ("window",), values)
+            yield gauge_family(f"window_{name}", f"{name} of the monitor's window", ("window",), values)
 
 
 def _of_window(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -447,7 +445,7 @@ def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return dict(total)
 
 
-def _pixels(pixels: NDArray[np.uint8], size: int, read: Read, limits: Limits, wanted: int) -> NDArray[np.uint8]:
+def _pixels(pixels: NDArray[np.uint8], size: int, read: ImageSource, limits: Limits, wanted: int) -> NDArray[np.uint8]:
     """A picture at the size that another model wants."""
     return pixels if wanted == size else load_picture(read(), wanted, limits).pixels
 

@@ -10,19 +10,17 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client.core import Metric
 
 from toolkit.errors import BundleError, one_line
 from toolkit.program import Bundle
 from toolkit.serving.engines import Engine
-from toolkit.serving.figures import family
 from toolkit.serving.live import Live, LiveModel, Release, Source, identity
 from toolkit.serving.tryout import beside
 
@@ -31,12 +29,6 @@ logger = logging.getLogger(__name__)
 ROOM = 32  # pictures that may wait
 BUSY_PAUSE = 0.02  # seconds between two looks whether the live path is free
 STOP_SECONDS = 5.0  # what a stopping service grants a run that is under way
-GAUGES = {
-    "compared": "Pictures that the live model and the shadow both answered",
-    "agreement": "Share of them for which both name the same class",
-    "mean_difference": "Mean absolute difference of the probability of the class that was answered",
-    "failed": "Pictures that the shadow failed on",
-}
 MEANS = ("agreement", "mean_difference")  # over the pictures that were compared
 
 
@@ -177,10 +169,6 @@ class Shadow:
             "dropped": dropped,
         }
 
-    def families(self) -> Iterable[Metric]:
-        """The same figures for Prometheus."""
-        return shadow_families(self.figures())
-
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._look()
@@ -274,17 +262,6 @@ def together(shadows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "failed": sum(one["failed"] for one in same),
         "dropped": sum(one["dropped"] for one in shadows),
     }
-
-
-def shadow_families(found: Mapping[str, Any]) -> Iterable[Metric]:
-    """What ``figures`` gives, for Prometheus."""
-    yield family("shadow_dropped", "Pictures that the shadow had no time for", (), {(): found["dropped"]})
-    if found["against"] is None:
-        return
-    labels, versions = ("version", "against"), (str(found["version"]), str(found["against"]))
-    for name, text in GAUGES.items():
-        if found[name] is not None:
-            yield family(f"shadow_{name}", text, labels, {versions: found[name]})
 
 
 def _nobody_to_tell(_model: LiveModel) -> None:

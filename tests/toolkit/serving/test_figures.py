@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain
 from support import colour_picture
 from toolkit.images import load_picture
 from toolkit.serving.classified import STAGES, Classified
-from toolkit.serving.figures import REMEMBERED, SET_ASIDE, Figures, family, wants_prometheus
+from toolkit.serving.figures import MONITOR_OUTCOMES, REMEMBERED, SET_ASIDE, Figures, gauge_family, wants_prometheus
 from toolkit.serving.processes import Place
 
 PROMETHEUS = (
@@ -71,7 +71,7 @@ def test_requests_are_counted_by_address_and_status_and_refusals_by_reason():
     assert summary["refusals"] == {"full": 2, "method-not-allowed": 1, "undecodable-picture": 1}
     found = samples(figures.prometheus("")[0].decode())
     assert found["serve_requests_total", ("method", "POST"), ("route", "/predict"), ("status", "200")] == 2
-    assert found["serve_refusals_total", ("reason", "full")] == 2
+    assert found["serve_errors_total", ("reason", "full")] == 2
     assert found["serve_request_seconds_count", ("route", "/predict")] == 4
     assert found["serve_request_seconds_bucket", ("le", "0.0025"), ("route", "/predict")] == 0
     assert found["serve_request_seconds_bucket", ("le", "0.005"), ("route", "/predict")] == 4
@@ -133,7 +133,7 @@ def test_two_services_count_apart():
 def test_figures_that_are_put_together_when_somebody_asks():
     figures, asked = Figures(), []
     figures.collect(
-        lambda: [asked.append(1), family("depth", "Places taken", ("kind",), {("a",): 2.0, ("b",): 3.5})][1:]
+        lambda: [asked.append(1), gauge_family("depth", "Places taken", ("kind",), {("a",): 2.0, ("b",): 3.5})][1:]
     )
     assert asked == []
     found = samples(figures.prometheus("text/plain")[0].decode())
@@ -203,6 +203,9 @@ def count(figures, done, milliseconds):
     figures.batch(3)
     figures.monitor_error()
     figures.model_change()
+    stats = {"written": milliseconds, "dropped": 1, "lost": 0, "write_errors": 2}
+    for _ in range(2):  # a total that is the same adds nothing
+        figures.raise_totals(stats, {"log": {"sent": 3}}, 4)
 
 
 def test_each_process_gives_the_sums_over_all(process, done):
@@ -227,6 +230,11 @@ def test_each_process_gives_the_sums_over_all(process, done):
             assert found["serve_request_seconds_sum", ("route", "/predict")] == pytest.approx(0.015)
             assert found["serve_batch_size_count",] == found["serve_model_changes_total",] == 3
             assert found["serve_start_time_seconds",] == 1.7e9
+            states = [found["serve_monitor_predictions_total", ("state", name)] for name in MONITOR_OUTCOMES]
+            assert states == [10 + 30, 2, 0]  # the latest total of each process
+            assert found["serve_monitor_write_errors_total",] == 4
+            assert found["serve_alert_notifications_total", ("sink", "log"), ("state", "sent")] == 6
+            assert found["serve_shadow_dropped_total",] == 8
             assert found["serve_process_starts_total",] == 2
 
 
@@ -248,7 +256,9 @@ def test_no_sum_falls_when_a_process_takes_the_place_of_one_that_died(process, d
     count(fresh, done, 20.0)
     assert fresh.summary()["predictions"] == {"3": {"red": 2}}
     assert fresh.summary()["latency_ms"]["total"]["n"] == 1  # percentiles are of the latest
-    assert samples(fresh.prometheus("")[0].decode())["serve_process_starts_total",] == 3
+    found = samples(fresh.prometheus("")[0].decode())
+    assert found["serve_process_starts_total",] == 3
+    assert found["serve_monitor_predictions_total", ("state", "written")] == 10 + 20
 
 
 def test_files_of_counts_are_whole_from_the_start(process, tmp_path):

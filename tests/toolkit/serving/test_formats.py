@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.images import load_picture
+from toolkit.serving.classified import file_name
 from toolkit.serving.formats import (
     LARGEST_FIELD,
     MOST_FIELDS,
@@ -20,7 +21,6 @@ from toolkit.serving.formats import (
     VALUES_A_PICTURE,
     VALUES_AROUND,
     announced,
-    file_name,
     from_pixels,
     load_json,
     pictures_body,

@@ -40,7 +40,7 @@ class Broken:
         return {"log": {"sent": 0, "failed": 1, "dropped": 0}}
 
     def stats(self):
-        return {"queued": 0, "lost": 3}
+        return {"queued": 0, "written": 0, "dropped": 0, "lost": 3, "write_errors": 1}
 
     def close(self):
         pass
@@ -142,7 +142,8 @@ def test_predictions_are_unharmed_by_a_monitor_that_fails(open_service):
     assert (health["status"], health["reason"]) == ("degraded", "predictions cannot be stored: the disk is full")
     service.figures.collect(service.families)
     text = service.figures.prometheus("")[0].decode()
-    assert 'serve_monitor_items{state="lost"} 3.0' in text
+    assert 'serve_monitor_predictions_total{state="lost"} 3.0' in text
+    assert 'serve_alert_notifications_total{sink="log",state="failed"} 1.0' in text
     assert "serve_window" not in text
 
 
@@ -375,8 +376,8 @@ def test_a_version_that_is_set_aside_is_an_alert_that_is_told_once(open_service,
     assert alert["message"] == "Version 3 cannot be served: it was altered; version 1 serves on."
     service.figures.collect(service.families)
     text = service.figures.prometheus("")[0].decode()
-    assert 'serve_alerts_standing{level="warning"} 1.0' in text
-    assert 'serve_alarm_evidence{metric="accuracy"}' in text
+    assert 'serve_alerts_active{level="warning"} 1.0' in text
+    assert 'serve_detector_evidence{metric="accuracy"}' in text
 
 
 def wait_until(condition, seconds=60):
