@@ -161,8 +161,10 @@ from numpy.typing import ArrayLike
 
 from toolkit.baseline import Baseline
 from toolkit.monitoring import incoming, wording
+from toolkit.monitoring.alert_store import Alert
 from toolkit.monitoring.attendant import Attendant
 from toolkit.monitoring.audit import audit, labels_to_settle
+from toolkit.monitoring.config import MonitorConfig
 from toolkit.monitoring.drift import DriftReport, compare, judge
 from toolkit.monitoring.export import ENDINGS, export
 from toolkit.monitoring.figures import measure
@@ -182,10 +184,12 @@ if TYPE_CHECKING:  # see plot_metrics
     from matplotlib.figure import Figure
 
 __all__ = [
+    "Alert",
     "DriftReport",
     "Limits",
     "Log",
     "ModelMonitor",
+    "MonitorConfig",
     "MonitorSettings",
     "Notice",
     "Sink",
@@ -227,20 +231,8 @@ class ModelMonitor:
         What counts as too much, how many false alarms may be raised, whether labels of any choice are trusted,
         and what is ignored. When None, what MONITORING_TRUST_LABELS and MONITORING_IGNORE say, where one of
         them is set; else what the process that logs the version goes by, according to the store.
-    sinks
-        Where alerts are sent beside the store, each by its name: the log when None; a ``Webhook``, or a
-        ``Sink`` of your own.
-    on_immediate
-        Called, in a thread of its own, with the ``Notice`` of an alert that is ``immediate`` and
-        ``confirmed``; once until that has cleared.
-    keep_days, keep_rows
-        How long single predictions are kept, in days and in predictions of a version, never fewer than
-        10,000. Counts of a thousand each are kept for good.
-    drop_when_full
-        For callers that must never wait, such as a service: while 10,000 predictions wait for the store,
-        further ones are dropped, which is logged when it begins, and counted.
-    clock
-        Seconds since 1970.
+    config
+        Where alerts go, how long predictions are kept, and whether logging may wait; see ``MonitorConfig``.
 
     Raises
     ------
@@ -270,22 +262,18 @@ class ModelMonitor:
         model_version: str | None = None,
         classes: Sequence[str] | None = None,
         limits: Limits | None = None,
-        sinks: Mapping[str, Sink] | None = None,
-        on_immediate: Callable[[Notice], object] | None = None,
-        keep_days: float | None = None,
-        keep_rows: int | None = None,
-        drop_when_full: bool = False,
-        clock: Callable[[], float] = time.time,
+        config: MonitorConfig | None = None,
     ) -> None:
-        self._clock = clock
+        config = config or MonitorConfig()
+        self._clock = config.clock
         self._store_problem: str | None = None
         surroundings = MonitorSettings()
         if limits is None and (surroundings.trust_labels or surroundings.ignore):
             limits = Limits(trust_labels=surroundings.trust_labels, ignore=Limits.listed(surroundings.ignore))
         self._store = PredictionStore(str(store) if store is not None else surroundings.store)
-        self._writer: Writer[Prediction] = Writer(self._write, drop=drop_when_full)
-        self._sinks = Sinks({"log": Log()} if sinks is None else sinks, on_immediate)
-        self._attendant = Attendant(self._store, limits, clock, self._sinks, keep_days, keep_rows)
+        self._writer: Writer[Prediction] = Writer(self._write, drop=config.drop_when_full)
+        self._sinks = Sinks(config.sinks, config.on_immediate)
+        self._attendant = Attendant(self._store, limits, self._sinks, config)
         self._labels = 0  # told in this process since the writer was last told of them
         self._news = 0  # predictions and labels that have not been attended to
         self._has_repeats = False  # whether an id was in the store already
@@ -618,7 +606,7 @@ class ModelMonitor:
         found = self._store.sources([parse_prediction_id(name) for name in prediction_ids])
         return {show(number): name for number, name in found.items()}
 
-    def check_alerts(self) -> list[dict[str, Any]]:
+    def check_alerts(self) -> list[Alert]:
         """Evaluate now what is new in the store, and return the alerts that this raised.
 
         The process that logs does the same by itself after every 100 predictions or labels, and when it
@@ -628,7 +616,7 @@ class ModelMonitor:
         model = self._read_model()
         return self._attendant.look(model) if model else []
 
-    def alerts(self, since: Moment | None = None, level: str | None = None) -> list[dict[str, Any]]:
+    def alerts(self, since: Moment | None = None, level: str | None = None) -> list[Alert]:
         """Alerts of all model versions, newest first; those that no longer stand have a ``cleared_at``.
 
         Each has ``sources``, the names of a few images that it is about, as far as they were logged with one.
@@ -649,7 +637,7 @@ class ModelMonitor:
         least = Limits.severity(level) if level is not None else 0
         start = None if since is None else seconds(since)
         self._catch_up()
-        return [alert for alert in self._store.alerts.find(since=start) if Limits.severity(alert["level"]) >= least]
+        return [alert for alert in self._store.alerts.find(since=start) if Limits.severity(alert.level) >= least]
 
     def plot_metrics(self, metric: str = "accuracy") -> "Figure":
         """Draw a metric of the version being looked at.
@@ -768,10 +756,10 @@ class ModelMonitor:
 
     def standing(self) -> dict[str, int]:
         """How many alerts stand at each level."""
-        found = [alert["level"] for alert in self._store.alerts.find(active=True)]
+        found = [alert.level for alert in self._store.alerts.find(active=True)]
         return {level: found.count(level) for level in LEVELS[1:]}
 
-    def standing_alerts(self) -> list[dict[str, Any]]:
+    def standing_alerts(self) -> list[Alert]:
         """The alerts that have not been cleared, newest first, without waiting for what was just logged."""
         return self._store.alerts.find(active=True)
 
@@ -896,7 +884,7 @@ def _print_report(command: _Report) -> None:
     limits = Limits(trust_labels=True) if command.trust_labels else None
     monitor = ModelMonitor(command.store, model_version=command.model_version, limits=limits)
     metrics, drift = monitor.calculate_metrics(command.window), monitor.detect_drift(command.window)
-    standing = [alert for alert in monitor.standing_alerts() if alert["model_version"] == metrics["model_version"]]
+    standing = [alert for alert in monitor.standing_alerts() if alert.model_version == metrics["model_version"]]
     worst = wording.headline(standing, metrics, drift.drifted)
     if command.as_json:
         print(json.dumps({"headline": worst, "metrics": metrics, "drift": drift.to_dict()}, indent=2))
@@ -919,8 +907,9 @@ def _print_alerts(command: _Alerts) -> None:
         print(f"alert {command.acknowledge} is acknowledged: it is told again only if it gets worse")
         return
     found = monitor.alerts(command.since, command.level)
-    found = [alert for alert in found if command.model_version in (None, alert["model_version"])]
-    print(json.dumps(found, indent=2) if command.as_json else printable(wording.alerts(found)))
+    found = [alert for alert in found if command.model_version in (None, alert.model_version)]
+    text = json.dumps([alert.to_dict() for alert in found], indent=2) if command.as_json else None
+    print(text or printable(wording.alerts(found)))
 
 
 def _export(command: _Export) -> None:

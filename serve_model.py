@@ -219,7 +219,7 @@ from pydantic import Discriminator, Tag, WithJsonSchema
 from starlette.exceptions import HTTPException
 
 from model_registry import ModelRegistry
-from monitoring import DriftReport, Log, ModelMonitor, Notice, Sink, Webhook, new_prediction_id
+from monitoring import Alert, DriftReport, Log, ModelMonitor, MonitorConfig, Notice, Sink, Webhook, new_prediction_id
 from monitoring import Limits as DriftLimits
 from toolkit.errors import ToolkitError, UnknownPrediction
 from toolkit.images import Limits
@@ -469,11 +469,11 @@ def alerts(
     `sources` names a few of the images that each is about, as far as they came with a file name.
     """
     try:
-        found: list[dict[str, Any]] = _ask_monitor(lambda: request.app.state.monitor.alerts(since, level))
+        found: list[Alert] = _ask_monitor(lambda: request.app.state.monitor.alerts(since, level))
     except SettingsError:
         detail = "query.since: must be a time such as 2026-11-24T08:00Z, or seconds since 1970, before the year 3000"
         raise Problem(problems.INVALID, detail) from None
-    return found[:limit]
+    return [alert.to_dict() for alert in found[:limit]]
 
 
 @routes.get("/model-info", responses=refusals(problems.NOT_READY), tags=["state"])
@@ -633,10 +633,12 @@ def _monitor(settings: ServeSettings, react: Callable[[Notice], object] | None =
             trust_labels=settings.trust_labels,
             ignore=DriftLimits.listed(settings.ignore),
         ),
-        sinks=sinks,
-        on_immediate=react if settings.on_immediate == "rollback" else None,
-        keep_days=settings.keep_days,
-        drop_when_full=True,  # an answer never waits for the store
+        config=MonitorConfig(
+            sinks=sinks,
+            on_immediate=react if settings.on_immediate == "rollback" else None,
+            keep_days=settings.keep_days,
+            drop_when_full=True,  # an answer never waits for the store
+        ),
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import watchers
-from monitoring import ModelMonitor
+from monitoring import ModelMonitor, MonitorConfig
 from toolkit.baseline import Baseline
 from toolkit.monitoring.detectors import Detectors
 from toolkit.monitoring.drift import compare
@@ -28,6 +28,7 @@ from toolkit.monitoring.yardstick import Yardstick
 ROOT = Path(__file__).resolve().parent.parent
 CALLS, TOGETHER = 2_000, 20_000  # predictions logged and timed one by one; until all are stored
 FEW, MANY, MOST = 1_000, 100_000, 10_000_000  # predictions that a report is about
+QUIET = MonitorConfig(sinks={})
 TURN = 0.02  # s, how long one turn takes at least, about
 SLOWEST = 1.0  # s, after which a peer is not timed again
 
@@ -64,7 +65,7 @@ def _seconds(run: Run, calls: int, clock: Callable[[], float]) -> float:
 def logging(baseline: Baseline, stream: Window, repeats: int) -> Cost:
     """One prediction in the thread of its caller, and how many a second reach the store."""
     rows = list(stream.probabilities[:CALLS])
-    with tempfile.TemporaryDirectory() as folder, ModelMonitor(f"{folder}/a.db", baseline, sinks={}) as monitor:
+    with tempfile.TemporaryDirectory() as folder, ModelMonitor(f"{folder}/a.db", baseline, config=QUIET) as monitor:
         database = sqlite3.connect(f"{folder}/b.db", isolation_level=None)
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("CREATE TABLE predictions (id INTEGER PRIMARY KEY, time REAL, probabilities BLOB)")
@@ -120,7 +121,7 @@ def _at_once(baseline: Baseline, stream: Window) -> tuple[float, float, float]:
         Microseconds of processor for each until then, all threads together; predictions a second until then,
         and until all are stored and looked at.
     """
-    with tempfile.TemporaryDirectory() as folder, ModelMonitor(f"{folder}/a.db", baseline, sinks={}) as monitor:
+    with tempfile.TemporaryDirectory() as folder, ModelMonitor(f"{folder}/a.db", baseline, config=QUIET) as monitor:
         started, worked = time.perf_counter(), time.process_time()
         monitor.log_predictions(stream.probabilities)
         worked, handed = time.process_time() - worked, time.perf_counter() - started
@@ -138,7 +139,7 @@ def reports(baseline: Baseline, stream: Window, repeats: int) -> Cost:
     for n in (FEW, MANY):
         window = stream.last(n)
         table = watchers.as_frame(window.probabilities)
-        with tempfile.TemporaryDirectory() as folder, ModelMonitor(f"{folder}/a.db", baseline, sinks={}) as monitor:
+        with tempfile.TemporaryDirectory() as folder, ModelMonitor(f"{folder}/a.db", baseline, config=QUIET) as monitor:
             _fill(monitor, window)
             runs: dict[str, Run] = {
                 "ours": partial(monitor.detect_drift, "long"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from monitoring import Limits, ModelMonitor, MonitorSettings, new_prediction_id
+from monitoring import Limits, ModelMonitor, MonitorConfig, MonitorSettings, new_prediction_id
 from toolkit.baseline import Baseline
 from toolkit.errors import SettingsError, StoreError, UnknownPrediction
 
@@ -68,7 +68,7 @@ def baseline():
 
 @pytest.fixture
 def monitor(baseline):
-    with ModelMonitor("m.db", baseline, model_version="1", clock=Clock()) as monitor:
+    with ModelMonitor("m.db", baseline, model_version="1", config=MonitorConfig(clock=Clock())) as monitor:
         yield monitor
 
 
@@ -239,7 +239,7 @@ def test_a_monitor_that_is_told_never_to_wait_drops_counts_and_says_so(caplog):
         monitor.log_prediction([0.25, 0.75])
     with sqlite3.connect("m.db", isolation_level=None) as connection:
         connection.execute("BEGIN IMMEDIATE")  # the store does not take anything
-        with ModelMonitor("m.db", classes=["cat", "dog"], drop_when_full=True) as monitor:
+        with ModelMonitor("m.db", classes=["cat", "dog"], config=MonitorConfig(drop_when_full=True)) as monitor:
             for _ in range(3):
                 monitor.log_predictions([[0.25, 0.75]] * 5000)
             monitor.log_prediction([0.25, 0.75])
@@ -279,7 +279,7 @@ def test_many_are_logged_at_once_as_if_one_by_one(baseline):
 def test_what_is_logged_at_once_is_looked_at_when_it_is_stored(monitor):
     monitor.log_predictions(answers(15_000, np.random.default_rng(13), strength=0.5)[0])
     assert monitor.flush(60)
-    assert "confidence_distribution" in {alert["metric"] for alert in monitor.alerts()}
+    assert "confidence_distribution" in {alert.metric for alert in monitor.alerts()}
 
 
 def test_many_get_ids_of_their_own_in_order(monitor):
@@ -384,10 +384,10 @@ def test_a_notebook_beside_a_service_sees_what_the_service_sees(monitor):
 
 def test_after_a_restart_everything_is_as_before(baseline):
     clock = Clock()
-    with ModelMonitor("m.db", baseline, model_version="1", clock=clock) as monitor:
+    with ModelMonitor("m.db", baseline, model_version="1", config=MonitorConfig(clock=clock)) as monitor:
         feed(monitor, 500, np.random.default_rng(1), strength=1.0)
         before = monitor.calculate_metrics(), monitor.detect_drift(None), monitor.alerts()
-    with ModelMonitor("m.db", baseline, model_version="1", clock=clock) as monitor:
+    with ModelMonitor("m.db", baseline, model_version="1", config=MonitorConfig(clock=clock)) as monitor:
         assert (monitor.calculate_metrics(), monitor.detect_drift(None), monitor.alerts()) == before
 
 
@@ -464,18 +464,18 @@ def test_a_failing_model_is_reported_once_grows_worse_and_recovers(monitor, capl
     feed(monitor, 1000, rng, strength=0.8, brightness=0.3)
     assert monitor.detect_drift().drifted is True
     assert monitor.detect_drift().input_drifted is True
-    alerts = [alert for alert in monitor.alerts() if (alert["metric"], alert["window"]) == ("accuracy", "short")]
-    levels = [alert["level"] for alert in reversed(alerts)]
+    alerts = [alert for alert in monitor.alerts() if (alert.metric, alert.window) == ("accuracy", "short")]
+    levels = [alert.level for alert in reversed(alerts)]
     assert levels[-1] == "immediate"
-    assert alerts[0]["status"] == "confirmed"
-    assert len({(alert["level"], alert["status"]) for alert in alerts}) == len(alerts)  # none twice
-    assert [alert["cleared_at"] is None for alert in alerts] == [True] + [False] * (len(alerts) - 1)
-    drift = next(alert for alert in monitor.alerts() if alert["metric"] == "confidence_distribution")
-    assert (drift["level"], drift["status"]) == ("warning", "estimate")
-    assert drift["message"].startswith("CONFIDENCE: lower in the last ")
+    assert alerts[0].status == "confirmed"
+    assert len({(alert.level, alert.status) for alert in alerts}) == len(alerts)  # none twice
+    assert [alert.cleared_at is None for alert in alerts] == [True] + [False] * (len(alerts) - 1)
+    drift = next(alert for alert in monitor.alerts() if alert.metric == "confidence_distribution")
+    assert (drift.level, drift.status) == ("warning", "estimate")
+    assert drift.message.startswith("CONFIDENCE: lower in the last ")
     assert "immediate (confirmed): ACCURACY 97 -> " in caplog.text
     feed(monitor, 3000, rng)
-    assert not [alert for alert in monitor.alerts() if alert["window"] == "short" and alert["cleared_at"] is None]
+    assert not [alert for alert in monitor.alerts() if alert.window == "short" and alert.cleared_at is None]
 
 
 def hardest(probabilities, truth):
@@ -494,14 +494,16 @@ def easiest(probabilities, truth):
 def test_labels_of_a_choice_raise_no_alarm_about_a_model_that_has_not_changed(chosen):
     """The last class is the hardest: "dog" is right half of the time, the others nine times out of ten."""
     acted, shown = [], []
-    with ModelMonitor("m.db", uneven_baseline(), model_version="1", on_immediate=acted.append) as monitor:
+    with ModelMonitor(
+        "m.db", uneven_baseline(), model_version="1", config=MonitorConfig(on_immediate=acted.append)
+    ) as monitor:
         for rows, truth, ids in logged(monitor, 3000, np.random.default_rng(1)):
             which = np.flatnonzero(chosen(rows, truth))
             monitor.record_feedback_many({ids[i]: CLASSES[truth[i]] for i in which})
             monitor.check_alerts()
             shown.append(monitor.calculate_metrics("short"))
-        alerts = [alert for alert in monitor.alerts() if alert["metric"] == "accuracy"]
-    assert [alert for alert in alerts if alert["status"] == "confirmed"] == acted == []
+        alerts = [alert for alert in monitor.alerts() if alert.metric == "accuracy"]
+    assert [alert for alert in alerts if alert.status == "confirmed"] == acted == []
     assert len(alerts) <= 1
     figures = shown[-1]
     told = figures["label_sample"]
@@ -518,7 +520,7 @@ def test_only_a_drawn_sample_acts_by_itself_unless_labels_are_trusted(how, acts)
     acted, names = [], {}
     limits = Limits(trust_labels=how == "trusted")
     with ModelMonitor(
-        "m.db", uneven_baseline(), model_version="1", on_immediate=acted.append, limits=limits
+        "m.db", uneven_baseline(), model_version="1", config=MonitorConfig(on_immediate=acted.append), limits=limits
     ) as monitor:
         for _, truth, ids in logged(monitor, 1000, np.random.default_rng(2), spoilt=0.6):
             names |= dict(zip(ids, (CLASSES[k] for k in truth), strict=True))
@@ -529,8 +531,8 @@ def test_only_a_drawn_sample_acts_by_itself_unless_labels_are_trusted(how, acts)
         source = "audit" if how == "told as an audit" else "annotators"
         monitor.record_feedback_many({name: names[name] for name in wanted}, source=source)
         monitor.check_alerts()
-        alert = next(alert for alert in monitor.alerts() if alert["metric"] == "accuracy")
-    assert (alert["level"], alert["status"]) == ("immediate", "confirmed" if acts else "suspected")
+        alert = next(alert for alert in monitor.alerts() if alert.metric == "accuracy")
+    assert (alert.level, alert.status) == ("immediate", "confirmed" if acts else "suspected")
     assert bool(acted) is acts
 
 
@@ -555,7 +557,7 @@ def test_near_duplicates_in_bursts_with_all_labels_are_no_news():
         for _, truth, ids in logged(monitor, 8000, rng, burst=20):
             monitor.record_feedback_many(dict(zip(ids, (CLASSES[k] for k in truth), strict=True)))
             monitor.check_alerts()
-        assert [alert for alert in monitor.alerts() if alert["metric"] == "accuracy"] == []
+        assert [alert for alert in monitor.alerts() if alert.metric == "accuracy"] == []
         figures = monitor.calculate_metrics("medium")
     assert figures["label_sample"]["effective_n"] < 800
     assert np.ptp(figures["accuracy_interval"]) > 0.04
@@ -593,20 +595,20 @@ def test_alerts_are_found_by_time_and_level(monitor):
     rng = np.random.default_rng(5)
     feed(monitor, 800, rng, strength=0.5)
     everything = monitor.alerts()
-    assert [alert["id"] for alert in everything] == sorted((alert["id"] for alert in everything), reverse=True)
+    assert [alert.id for alert in everything] == sorted((alert.id for alert in everything), reverse=True)
     worst = monitor.alerts(level="immediate")
     assert worst
-    assert {alert["level"] for alert in worst} == {"immediate"}
+    assert {alert.level for alert in worst} == {"immediate"}
     assert len(monitor.alerts(level="warning")) == len(everything) > len(worst)
-    moment = datetime.fromtimestamp(everything[0]["time"], UTC)
-    assert {alert["time"] for alert in monitor.alerts(since=moment)} == {everything[0]["time"]}
-    assert monitor.alerts(since=everything[0]["time"] + 1) == []
+    moment = datetime.fromtimestamp(everything[0].time, UTC)
+    assert {alert.time for alert in monitor.alerts(since=moment)} == {everything[0].time}
+    assert monitor.alerts(since=everything[0].time + 1) == []
     assert monitor.alerts(since="2020-01-01") == everything
     assert monitor.alerts(since=(moment + timedelta(seconds=1)).isoformat()) == []
     with pytest.raises(SettingsError, match=r"^since must be a time such as 2026-11-24T08:00Z, got last week$"):
         monitor.alerts(since="last week")
     with pytest.raises(SettingsError, match=r"^since must lie between the years 1970 and 3000, in seconds since 1970"):
-        monitor.alerts(since=everything[0]["time"] * 1000)
+        monitor.alerts(since=everything[0].time * 1000)
     with pytest.raises(SettingsError, match="no level 'bad'"):
         monitor.alerts(level="bad")
 
@@ -620,12 +622,12 @@ def test_labels_that_come_late_and_all_at_once_raise_the_alert(baseline):
         assert monitor.alerts() == []
         wrong = {name: CLASSES[(k + (rng.random() < 0.3)) % 3] for name, k in zip(ids, truth, strict=True)}
         monitor.record_feedback_many(wrong)
-        assert {alert["metric"] for alert in monitor.alerts(level="critical")} == {"accuracy"}
+        assert {alert.metric for alert in monitor.alerts(level="critical")} == {"accuracy"}
 
 
 def test_looking_again_without_news_raises_nothing(monitor, baseline):
     feed(monitor, 600, np.random.default_rng(7), strength=0.5)
-    with ModelMonitor("m.db", baseline, model_version="1", clock=Clock(1.8e9)) as second:
+    with ModelMonitor("m.db", baseline, model_version="1", config=MonitorConfig(clock=Clock(1.8e9))) as second:
         raised = len(second.alerts())
         assert second.check_alerts() == []  # what stands already is not written twice
         assert [second.check_alerts() for _ in range(5)] == [[]] * 5
@@ -668,8 +670,8 @@ def test_the_command_line_says_what_the_monitor_says(monitor):
     monitor.close()
     report = run("report", "--store", "m.db", "--figure", "accuracy.png")
     assert (report.returncode, report.stderr) == (0, "")
-    worst = next(alert for alert in monitor.standing_alerts() if alert["level"] == "immediate")
-    assert report.stdout.startswith(f"{worst['level'].upper()} ({worst['status']}): {worst['message']}\n\n")
+    worst = next(alert for alert in monitor.standing_alerts() if alert.level == "immediate")
+    assert report.stdout.startswith(f"{worst.level.upper()} ({worst.status}): {worst.message}\n\n")
     assert "Model version 1, short window" in report.stdout
     assert "confidence_distribution  drift" in report.stdout
     assert Path("accuracy.png").read_bytes().startswith(b"\x89PNG")
@@ -677,7 +679,7 @@ def test_the_command_line_says_what_the_monitor_says(monitor):
     assert as_json["metrics"] == monitor.calculate_metrics("medium")
     assert as_json["drift"] == monitor.detect_drift("medium").to_dict()
     alerts = json.loads(run("alerts", "--store", "m.db", "--json", "--level", "immediate").stdout)
-    assert alerts == monitor.alerts(level="immediate")
+    assert alerts == [alert.to_dict() for alert in monitor.alerts(level="immediate")]
     text = run("alerts", "--store", "m.db", "--since", "2023-11-14T00:00Z").stdout
     assert "IMMEDIATE (confirmed)  accuracy of version 1, short window" in text
     for line in (alerts[0]["message"], *(f"  {line}" for line in alerts[0]["details"].splitlines())):
@@ -687,12 +689,12 @@ def test_the_command_line_says_what_the_monitor_says(monitor):
 
 def test_what_is_ignored_raises_no_alert_and_reports_show_it_all_the_same(baseline, monkeypatch):
     monkeypatch.setenv("MONITORING_IGNORE", "prediction_distribution, confidence_distribution/medium")
-    with ModelMonitor("m.db", baseline, model_version="1", clock=Clock()) as monitor:
+    with ModelMonitor("m.db", baseline, model_version="1", config=MonitorConfig(clock=Clock())) as monitor:
         feed(monitor, 1000, np.random.default_rng(4), labelled=False, prior=[0.9, 0.05, 0.05])
         assert {result.metric for result in monitor.detect_drift().results if result.drifted} >= {
             "prediction_distribution"
         }
-        assert "prediction_distribution" not in {alert["metric"] for alert in monitor.alerts()}
+        assert "prediction_distribution" not in {alert.metric for alert in monitor.alerts()}
 
 
 def test_a_mistyped_store_empties_no_file_and_is_told():
@@ -718,7 +720,7 @@ def test_an_alert_is_acknowledged_predictions_are_exported_and_labels_asked_for(
         np.eye(3)[[0, 1, 2, 0] * 25], sources=[f"{i}\n.jpg" for i in range(99)] + [None]
     )
     monitor.close()
-    number = monitor.alerts()[0]["id"]
+    number = monitor.alerts()[0].id
     done = run("alerts", "--store", "m.db", "--acknowledge", str(number), "--by", "ada")
     assert done.stdout == f"alert {number} is acknowledged: it is told again only if it gets worse\n"
     assert f"acknowledged by ada  [{number}]" in run("alerts", "--store", "m.db").stdout
@@ -781,9 +783,9 @@ def test_an_alert_names_images_that_were_answered_wrongly(monitor):
     monitor.record_feedback_many({name: CLASSES[k] for name, k in zip(ids, truth, strict=True)}, source="audit")
     monitor.flush(30)
     wrong = {f"{place}.jpg" for place in np.flatnonzero(probabilities.argmax(axis=1) != truth)}
-    alerts = {alert["metric"]: alert for alert in monitor.alerts()}
-    assert len(alerts["accuracy"]["sources"]) == 5
-    assert set(alerts["accuracy"]["sources"]) <= wrong
+    alerts = {alert.metric: alert for alert in monitor.alerts()}
+    assert len(alerts["accuracy"].sources) == 5
+    assert set(alerts["accuracy"].sources) <= wrong
 
 
 def test_labels_are_wanted_as_many_as_settle_it(monitor):
@@ -798,7 +800,7 @@ def test_labels_are_wanted_as_many_as_settle_it(monitor):
 
 def test_what_is_kept_of_old_predictions(baseline, monkeypatch):
     monkeypatch.setattr("toolkit.monitoring.retention.LEAST_ROWS", 1000)
-    with ModelMonitor("m.db", baseline, keep_rows=1000) as monitor:
+    with ModelMonitor("m.db", baseline, config=MonitorConfig(keep_rows=1000)) as monitor:
         for _ in range(3):
             feed(monitor, 1000, np.random.default_rng(3), labelled=False)
         assert monitor.export("p.csv") < 3000

@@ -19,7 +19,7 @@ def test_every_cell_runs(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(ROOT / name)
     checks = [
         'assert outcome.metrics["held_out_accuracy"] > 0.8',
-        'assert any(alert["level"] == "immediate" for alert in monitor.alerts())',
+        'assert any(alert.level == "immediate" for alert in monitor.alerts())',
         "assert monitor.detect_drift().drifted",
     ]
     result = subprocess.run(

@@ -1,8 +1,9 @@
-"""Predictions with all that can be odd about them: ties, saturation, NaN, gaps, late labels."""
+"""Predictions with all that can be odd about them: ties, saturation, NaN, gaps, late labels; and alerts."""
 
 import numpy as np
 
 from toolkit.baseline import Baseline
+from toolkit.monitoring.alert_store import Alert
 from toolkit.monitoring.windows import Window
 
 
@@ -14,6 +15,12 @@ def answers(n, rng, k=3):
     probabilities[sure, rng.integers(0, k, len(sure))] = 1
     truth = np.where(rng.random(n) < 0.8, probabilities.argmax(axis=1), rng.integers(0, k, n))
     return probabilities.astype(np.float16), truth
+
+
+def alert_of(metric="accuracy", **values):
+    """An alert in which the values that do not matter to a test are filled in."""
+    usual = {"time": 0.0, "window": "short", "level": "critical", "status": "confirmed", "value": 0.1, "message": "m"}
+    return Alert(metric=metric, **(usual | values))
 
 
 def names(k):

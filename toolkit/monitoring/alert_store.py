@@ -1,13 +1,84 @@
 """Active and cleared alerts in the store: of several processes that find the same, one writes it."""
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 import sqlalchemy as sa
 
 from toolkit.monitoring.database import Database
 from toolkit.monitoring.models import Model, ModelVersions
 from toolkit.monitoring.schema import alerts, checkpoints, models
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alert:
+    """An alert as it is in the store.
+
+    Parameters
+    ----------
+    id
+        Its number in the store; 0 before it is there.
+    time
+        When it was raised.
+    metric, window
+        What it is about: ``accuracy`` or another metric, in the ``short`` or ``medium`` window, or in ``none``.
+    level
+        ``warning``, ``critical`` or ``immediate``.
+    status
+        ``confirmed``, ``suspected`` or ``estimate``.
+    value
+        Size of the change.
+    message, details
+        What happened, in one line, and the figures behind it, a line each.
+    cleared_at
+        None while it is active.
+    notified_at
+        When the last notification of it was sent.
+    acknowledged_at, acknowledged_by
+        When a person said that they know of it, and the name that they gave; None before that.
+    sources
+        Names of a few images that it is about, as far as they were logged with one.
+
+    Times are in seconds since 1970.
+    """
+
+    id: int = 0
+    time: float
+    metric: str
+    window: str
+    level: str
+    status: str
+    value: float
+    message: str
+    details: str = ""
+    cleared_at: float | None = None
+    notified_at: float | None = None
+    acknowledged_at: float | None = None
+    acknowledged_by: str | None = None
+    sources: tuple[str, ...] = ()
+    model_version: str = ""
+
+    @classmethod
+    def from_row(cls, row: sa.Row[Any]) -> Self:
+        """The alert that a row of ``select_alerts`` holds."""
+        return cls(**{**row._mapping, "sources": tuple(row.sources)})
+
+    def to_row(self) -> dict[str, Any]:
+        """The columns of an alert that is written, but for its number and its model."""
+        row = self.to_dict()
+        del row["id"], row["model_version"]
+        return row | {"message": " ".join(self.message.splitlines())}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
+        return asdict(self) | {"sources": list(self.sources)}
+
+
+def select_alerts(*which: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    """The query for alerts, newest first, whose rows ``Alert.from_row`` takes."""
+    columns = [column for column in alerts.c if column is not alerts.c.model]
+    query = sa.select(*columns, models.c.version.label("model_version")).join(models)
+    return query.where(*which).order_by(alerts.c.id.desc())
 
 
 class Alerts:
@@ -17,7 +88,7 @@ class Alerts:
         self._database = database
         self._versions = versions
 
-    def insert(self, model: Model, alert: Mapping[str, Any]) -> bool:
+    def insert(self, model: Model, alert: Alert) -> bool:
         """Write an alert unless one like it is active; one of another level in its place is cleared.
 
         Returns
@@ -28,17 +99,16 @@ class Alerts:
         number = self._versions.number(model)
         same = (
             alerts.c.model == number,
-            alerts.c.metric == alert["metric"],
-            alerts.c.window == alert["window"],
+            alerts.c.metric == alert.metric,
+            alerts.c.window == alert.window,
             alerts.c.cleared_at.is_(None),
         )
-        alike = alerts.c.level == alert["level"], alerts.c.status == alert["status"]
-        row = {**alert, "message": " ".join(alert["message"].splitlines())}
+        alike = alerts.c.level == alert.level, alerts.c.status == alert.status
         with self._database.writing() as connection:
             if connection.execute(sa.select(alerts.c.id).where(*same, *alike)).first() is not None:
                 return False
-            connection.execute(alerts.update().where(*same).values(cleared_at=alert["time"]))
-            connection.execute(alerts.insert().values(model=number, **row))
+            connection.execute(alerts.update().where(*same).values(cleared_at=alert.time))
+            connection.execute(alerts.insert().values(model=number, **alert.to_row()))
         return True
 
     def update(self, alert_id: int, **values: float | str | None) -> bool:
@@ -75,9 +145,7 @@ class Alerts:
         with self._database.writing() as connection:
             return connection.execute(alerts.update().where(*due).values(notified_at=time)).rowcount > 0
 
-    def find(
-        self, model: Model | None = None, since: float | None = None, *, active: bool = False
-    ) -> list[dict[str, Any]]:
+    def find(self, model: Model | None = None, since: float | None = None, *, active: bool = False) -> list[Alert]:
         """Alerts of one model version or of all, newest first.
 
         Parameters
@@ -87,12 +155,11 @@ class Alerts:
         active
             Only those that have not been cleared.
         """
-        columns = [column for column in alerts.c if column is not alerts.c.model]
-        query = sa.select(*columns, models.c.version.label("model_version")).join(models)
+        query = select_alerts()
         if model is not None:
             query = query.where(alerts.c.model == self._versions.number(model))
         if since is not None:
             query = query.where(alerts.c.time >= since)
         if active:
             query = query.where(alerts.c.cleared_at.is_(None))
-        return [dict(row._mapping) for row in self._database.fetch_all(query.order_by(alerts.c.id.desc()))]
+        return [Alert.from_row(row) for row in self._database.fetch_all(query)]

@@ -1,13 +1,14 @@
 """What is done beside writing: keep up with the store, look, tell, and keep the store small."""
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable
 
 from toolkit.errors import one_line
+from toolkit.monitoring.alert_store import Alert
 from toolkit.monitoring.blocks import BLOCK, fold, roll_up
-from toolkit.monitoring.checkpoints import Alert
+from toolkit.monitoring.config import MonitorConfig
 from toolkit.monitoring.counts import Counts
 from toolkit.monitoring.evaluator import EVERY
 from toolkit.monitoring.limits import Limits
@@ -20,7 +21,6 @@ from toolkit.monitoring.windows import Window
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.5  # between two automatic looks of a busy service: they cost a few milliseconds each
 BLOCKS_AT_ONCE = 2  # made or deleted in one go, so that predictions do not wait long to be written
 
 
@@ -33,32 +33,21 @@ class Attendant:
         Predictions, labels, blocks and alerts.
     limits
         What counts as too much; as the store says, when None.
-    clock
-        Seconds since 1970.
     sinks
         Where alerts are sent.
-    keep_days, keep_rows
-        What stays of single predictions; see ``forget``. All when both are None.
+    config
+        What stays of single predictions, and how often to look.
     """
 
-    def __init__(
-        self,
-        store: PredictionStore,
-        limits: Limits | None,
-        clock: Callable[[], float],
-        sinks: Sinks,
-        keep_days: float | None = None,
-        keep_rows: int | None = None,
-    ) -> None:
+    def __init__(self, store: PredictionStore, limits: Limits | None, sinks: Sinks, config: MonitorConfig) -> None:
         self._store = store
         self._limits = limits
-        self._clock = clock
-        self._keep = keep_days, keep_rows
-        self._lookout = Lookout(store, clock, sinks.send)
+        self._config = config
+        self._lookout = Lookout(store, config.clock, sinks.send)
         self._view: View | None = None
         self._making = threading.Lock()
         self._news = self._unfolded = 0  # predictions and labels since the last look; predictions since the last fold
-        self._looked = 0.0  # on the monotonic clock
+        self._looked = -math.inf  # on the monotonic clock
 
     def view(self, model: Model) -> View:
         """The view of a version; that of the version asked for last is kept."""
@@ -79,7 +68,7 @@ class Attendant:
         """
         self._news += news
         self._unfolded += news
-        wait = self._looked + LOOK_SECONDS - time.monotonic()
+        wait = self._looked + self._config.evaluation_pause - time.monotonic()
         if self._news < EVERY and wait > 0:
             return wait if self._news else None
         self._news, self._looked = 0, time.monotonic()
@@ -118,8 +107,8 @@ class Attendant:
             return (Counts.from_bytes(older) + Counts.from_bytes(newer)).to_bytes()
 
         fold(self._store, model, make, BLOCKS_AT_ONCE)
-        keep_days, keep_rows = self._keep
+        keep_days, keep_rows = self._config.keep_days, self._config.keep_rows
         if keep_days is not None or keep_rows is not None:
             self.look(model, save=True)  # a process that goes on from here needs the rows before this place
-            forget(self._store, keep_days, keep_rows, now=self._clock(), at_most=BLOCKS_AT_ONCE)
+            forget(self._store, keep_days, keep_rows, now=self._config.clock(), at_most=BLOCKS_AT_ONCE)
             roll_up(self._store, model, add)

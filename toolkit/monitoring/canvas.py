@@ -1,6 +1,6 @@
 """What all figures share: their look, and how a timeline is put on an axis."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import UTC
 from typing import Any
 
@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from toolkit.lettering import drawn, lettered
+from toolkit.monitoring.alert_store import Alert
 from toolkit.monitoring.timeline import Timeline
 
 INK, REFERENCE, SHADE = "#1f4e79", "#555555", "#9db8d2"
@@ -129,14 +130,14 @@ def steps(axes: Axes, timeline: Timeline, heights: Floats) -> None:
     axes.bar(starts, heights, width=widths, align="edge", color=SHADE)
 
 
-def diamonds(axes: Axes, timeline: Timeline, alerts: Iterable[Mapping[str, Any]], metric: str, values: Floats) -> None:
+def diamonds(axes: Axes, timeline: Timeline, alerts: Iterable[Alert], metric: str, values: Floats) -> None:
     """A diamond on the line of these values for each alert of a metric, at its time."""
     known = np.isfinite(values)
-    raised = [alert for alert in alerts if alert["metric"] == metric] if known.any() else []
+    raised = [alert for alert in alerts if alert.metric == metric] if known.any() else []
     for index, alert in enumerate(raised):
-        place = timeline.place(alert["time"])
+        place = timeline.place(alert.time)
         y = float(np.interp(place, timeline.middles[known], values[known]))
-        axes.plot(_x(timeline, np.array([place])), [y], "D", ms=8, color=LEVEL_COLOURS[alert["level"]], mec="white",
+        axes.plot(_x(timeline, np.array([place])), [y], "D", ms=8, color=LEVEL_COLOURS[alert.level], mec="white",
                   zorder=5, label="alert" if index == 0 else None)  # fmt: skip
 
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from toolkit.monitoring.alert_store import Alert, select_alerts
 from toolkit.monitoring.evaluator import Transition
 from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.models import Model
-from toolkit.monitoring.schema import alerts, checkpoints, models
+from toolkit.monitoring.schema import alerts, checkpoints
 from toolkit.monitoring.store import PredictionStore
-
-Alert = dict[str, Any]  # a row of the store
 
 
 @dataclass(frozen=True)
@@ -141,21 +140,19 @@ def _apply(
     if event in ("raised", "escalated"):
         connection.execute(alerts.update().where(*same).values(cleared_at=transition.time))
         sighting = transition.sighting
-        connection.execute(
-            alerts.insert().values(
-                time=transition.time,
-                model=model,
-                metric=metric,
-                window=window,
-                level=level,
-                status=status,
-                value=sighting.value,
-                message=sighting.told(level),
-                details=sighting.details,
-                notified_at=now,
-                sources=list(sources),
-            )
+        alert = Alert(
+            time=transition.time,
+            metric=metric,
+            window=window,
+            level=level,
+            status=status,
+            value=sighting.value or 0.0,
+            message=sighting.told(level),
+            details=sighting.details,
+            notified_at=now,
+            sources=tuple(sources),
         )
+        connection.execute(alerts.insert().values(model=model, **alert.to_row()))
         return _read(connection, *same)
     if event == "cleared":
         connection.execute(alerts.update().where(*same).values(cleared_at=transition.time))
@@ -163,7 +160,5 @@ def _apply(
 
 
 def _read(connection: sa.Connection, *which: sa.ColumnElement[bool]) -> Alert | None:
-    columns = [column for column in alerts.c if column is not alerts.c.model]
-    query = sa.select(*columns, models.c.version.label("model_version")).join(models).where(*which)
-    row = connection.execute(query.order_by(alerts.c.id.desc()).limit(1)).first()
-    return dict(row._mapping) if row else None
+    row = connection.execute(select_alerts(*which).limit(1)).first()
+    return Alert.from_row(row) if row else None

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from toolkit.monitoring import checkpoints
+from toolkit.monitoring.alert_store import Alert
 from toolkit.monitoring.alerts import WHAT_TO_DO
-from toolkit.monitoring.checkpoints import Alert
 from toolkit.monitoring.evaluator import Transition
 from toolkit.monitoring.sentences import LONGEST
 from toolkit.monitoring.sinks import Notice
@@ -85,11 +85,12 @@ class Lookout:
     def report(self, model: Model, metric: str, level: str, message: str) -> bool:
         """Raise an alert about what no window shows; False when the same stands already."""
         with self._looking:
-            grade = {"metric": metric, "window": OUTSIDE, "level": level, "status": "confirmed", "value": 0.0}
-            short = shortened(" ".join(message.split()), LONGEST)
-            grade |= {"message": short, "details": "" if short == message else message}
-            now = self._clock()
-            if not self._store.alerts.insert(model, grade | {"time": now, "notified_at": now}):
+            short, now = shortened(" ".join(message.split()), LONGEST), self._clock()
+            alert = Alert(
+                time=now, metric=metric, window=OUTSIDE, level=level, status="confirmed", value=0.0, message=short,
+                details="" if short == message else message, notified_at=now,
+            )  # fmt: skip
+            if not self._store.alerts.insert(model, alert):
                 return False
             self._tell("raised", self._store.alerts.find(model, active=True)[0], WHAT_TO_DO[level])
             return True
@@ -98,15 +99,15 @@ class Lookout:
         """Tell again of what stands; of several processes one does so."""
         now = self._clock()
         for alert in self._store.alerts.find(model, active=True):
-            told = alert["notified_at"]
-            if alert["window"] == OUTSIDE or alert["acknowledged_at"] is not None or now - told < self._cool_down:
+            notified = alert.notified_at or alert.time
+            if alert.window == OUTSIDE or alert.acknowledged_at is not None or now - notified < self._cool_down:
                 continue
-            if self._store.alerts.claim_reminder(alert["id"], told, now):
-                self._tell("reminder", alert, WHAT_TO_DO[alert["level"]])
+            if self._store.alerts.claim_reminder(alert.id, alert.notified_at, now):
+                self._tell("reminder", alert, WHAT_TO_DO[alert.level])
 
     def _tell(self, event: Event, alert: Alert, what_to_do: str, *, react: bool = True) -> None:
         names = ("id", "level", "status", "model_version", "metric", "window", "value", "message", "details")
-        about = {name: alert[name] for name in names}
+        about = {name: getattr(alert, name) for name in names}
         advice = what_to_do if event != "cleared" else ""
-        notice = Notice(event=event, since=alert["time"], time=self._clock(), what_to_do=advice, **about)
+        notice = Notice(event=event, since=alert.time, time=self._clock(), what_to_do=advice, **about)
         self._send(notice, react=react)

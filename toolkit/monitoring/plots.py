@@ -5,7 +5,7 @@ global state: good in a thread and without a screen. ``now`` are the counts of t
 ``alerts`` those of the model version as the store gives them, of any metric.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from toolkit.monitoring import canvas, statistics
+from toolkit.monitoring.alert_store import Alert
 from toolkit.monitoring.canvas import DRIFT_COLOURS, INK, LEVEL_COLOURS, REFERENCE, SHADE
 from toolkit.monitoring.counts import Counts
 from toolkit.monitoring.drift import DriftReport, DriftResult
@@ -30,12 +31,11 @@ IN_A_ROW = 3  # small figures beside each other
 FEWEST_TO_A_UNIT = 10  # so that a rate is not a fraction
 RATES = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
 
-Alerts = Iterable[Mapping[str, Any]]
 Floats = NDArray[np.float64]
 
 
 def accuracy(
-    version: str, timeline: Timeline, now: Counts, yardstick: Yardstick, limits: Limits, alerts: Alerts = ()
+    version: str, timeline: Timeline, now: Counts, yardstick: Yardstick, limits: Limits, alerts: Iterable[Alert] = ()
 ) -> Figure:
     """Accuracy over time against the reference and the three levels, and what it is estimated to be without labels.
 
@@ -78,7 +78,9 @@ def accuracy(
     return canvas.titled(figure, _accuracy_title(version, now, timeline, yardstick))
 
 
-def confidence(version: str, timeline: Timeline, now: Counts, yardstick: Yardstick, alerts: Alerts = ()) -> Figure:
+def confidence(
+    version: str, timeline: Timeline, now: Counts, yardstick: Yardstick, alerts: Iterable[Alert] = ()
+) -> Figure:
     """Confidence over time, and its distribution in the short window against the reference."""
     if not timeline.points:
         return canvas.nothing()
@@ -105,7 +107,9 @@ def confidence(version: str, timeline: Timeline, now: Counts, yardstick: Yardsti
     return canvas.titled(figure, f"Confidence of model version {version}")
 
 
-def predictions(version: str, timeline: Timeline, now: Counts, yardstick: Yardstick, alerts: Alerts = ()) -> Figure:
+def predictions(
+    version: str, timeline: Timeline, now: Counts, yardstick: Yardstick, alerts: Iterable[Alert] = ()
+) -> Figure:
     """Shares of the predicted classes: over time for those that changed most, and of all against the reference.
 
     Of more than twenty classes the ones that changed most have a row, and the others are told together.
@@ -136,7 +140,7 @@ def predictions(version: str, timeline: Timeline, now: Counts, yardstick: Yardst
     return canvas.titled(figure, f"Predicted classes of model version {version}")
 
 
-def volume(version: str, timeline: Timeline, alerts: Alerts = ()) -> Figure:
+def volume(version: str, timeline: Timeline, alerts: Iterable[Alert] = ()) -> Figure:
     """How many predictions there are to a unit of time, how many are not finite, and how long they take."""
     if not timeline.points:
         return canvas.nothing()

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from toolkit.monitoring.alert_store import Alert
 from toolkit.monitoring.limits import Limits
 
 SHOWN_CLASSES = 5
@@ -36,7 +37,7 @@ def figures(metrics: Mapping[str, Any]) -> list[str]:
     return [title, "", *(f"{name + ':':<22} {text}" for name, text in lines.items())]
 
 
-def headline(standing: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any], drifted: bool | None) -> dict[str, str]:
+def headline(standing: Sequence[Alert], metrics: Mapping[str, Any], drifted: bool | None) -> dict[str, str]:
     """The worst that is known: of the alerts that stand, of the window by its labels, of the drift tests.
 
     Parameters
@@ -53,7 +54,7 @@ def headline(standing: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any], 
     dict
         ``level``: ``ok``, ``warning``, ``critical`` or ``immediate``; ``status``; and what it is, as ``reason``.
     """
-    known = [{"level": alert["level"], "status": alert["status"], "reason": alert["message"]} for alert in standing]
+    known = [{"level": alert.level, "status": alert.status, "reason": alert.message} for alert in standing]
     if metrics["level"] not in (None, "ok") and metrics["status"] == "confirmed":  # chance suspects now and then
         reason = f"in the {metrics['window']} window accuracy is lower by {_drop(metrics)}"
         known.append({"level": metrics["level"], "status": metrics["status"], "reason": reason})
@@ -77,19 +78,19 @@ def headline_text(worst: Mapping[str, str]) -> str:
     return f"{worst['level'].upper()}{status}: {worst['reason']}"
 
 
-def alerts(found: Sequence[Mapping[str, Any]]) -> str:
+def alerts(found: Sequence[Alert]) -> str:
     """Alerts, each with what it says."""
     return "\n".join(map(_alert, found)) if found else "No alerts."
 
 
-def _alert(alert: Mapping[str, Any]) -> str:
-    more = [f"cleared {_moment(alert['cleared_at'])}"] if alert["cleared_at"] else []
-    if alert["acknowledged_at"]:
-        more.append(f"acknowledged{' by ' + alert['acknowledged_by'] if alert['acknowledged_by'] else ''}")
-    where = ", ".join([f"{alert['metric']} of version {alert['model_version']}, {alert['window']} window", *more])
-    grade = f"{alert['level'].upper()} ({alert['status']})"
-    lines = [alert["message"], *(f"  {line}" for line in alert["details"].splitlines())]
-    first = f"{_moment(alert['time'])}  {grade}  {where}  [{alert['id']}]"
+def _alert(alert: Alert) -> str:
+    more = [f"cleared {_moment(alert.cleared_at)}"] if alert.cleared_at else []
+    if alert.acknowledged_at:
+        more.append(f"acknowledged{' by ' + alert.acknowledged_by if alert.acknowledged_by else ''}")
+    where = ", ".join([f"{alert.metric} of version {alert.model_version}, {alert.window} window", *more])
+    grade = f"{alert.level.upper()} ({alert.status})"
+    lines = [alert.message, *(f"  {line}" for line in alert.details.splitlines())]
+    first = f"{_moment(alert.time)}  {grade}  {where}  [{alert.id}]"
     return "\n".join([first, *(f"  {line}" for line in lines)])
 
 

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from threading import Event
 from typing import Any, Protocol, TypedDict
@@ -49,6 +49,22 @@ class Component(TypedDict):
     reason: str | None
 
 
+class Alert(Protocol):
+    """What the service needs of an alert."""
+
+    @property
+    def metric(self) -> str: ...
+
+    @property
+    def level(self) -> str: ...
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def message(self) -> str: ...
+
+
 class Monitor(Protocol):
     """What the service needs of ``monitoring.ModelMonitor``."""
 
@@ -71,7 +87,7 @@ class Monitor(Protocol):
 
     def standing(self) -> dict[str, int]: ...
 
-    def standing_alerts(self) -> list[dict[str, Any]]: ...
+    def standing_alerts(self) -> Sequence[Alert]: ...
 
     @property
     def store_problem(self) -> str | None: ...
@@ -357,17 +373,16 @@ class Service:
         The short window may show for certain what no alert says: labels that another process has just written.
         """
         try:
-            known = [alert for alert in self._alerts() if alert["metric"] != LOADING]
+            known = [(one.level, one.status, one.message) for one in self._alerts() if one.metric != LOADING]
             now = self.windows()["short"]
             known += [_of_window(now)] if now["level"] in LEVELS and now["status"] == "confirmed" else []
         except ToolkitError as error:
             return _component("ok", None), f"the store cannot be read: {redact_paths(one_line(error))}"
         if not known:
             return _component("ok", None), None
-        worst = max(known, key=lambda one: (one["status"] != "suspected", LEVELS.index(one["level"])))
-        mild = worst["level"] == "warning" or worst["status"] == "suspected"
-        reason = f"{worst['level']} ({worst['status']}): {worst['message']}"
-        return _component("warning" if mild else "critical", reason), None
+        level, status, message = max(known, key=lambda one: (one[1] != "suspected", LEVELS.index(one[0])))
+        mild = level == "warning" or status == "suspected"
+        return _component("warning" if mild else "critical", f"{level} ({status}): {message}"), None
 
     def queue(self) -> dict[str, int]:
         """How busy the threads are."""
@@ -428,10 +443,10 @@ class Service:
             yield gauge_family(f"window_{name}", f"{name} of the monitor's window", ("window",), values)
 
 
-def _of_window(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """What a window shows by its labels, in the form of an alert."""
+def _of_window(figures: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What a window shows by its labels: level, status and message, as of an alert."""
     message = f"accuracy in the {figures['window']} window is {100 * figures['degradation']:.1f} % below the reference"
-    return {"level": figures["level"], "status": figures["status"], "message": message}
+    return figures["level"], figures["status"], message
 
 
 def _component(trouble: str, reason: str | None) -> Component:

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.dates import date2num
 from matplotlib.figure import Figure
 
+from support.prediction_fixtures import alert_of
 from toolkit.monitoring import canvas
 from toolkit.monitoring.timeline import timeline
 from toolkit.monitoring.windows import Window
@@ -71,7 +72,7 @@ def test_an_alert_after_the_last_prediction_is_on_the_figure():
     axes, line = axes_of(), line_of(4 * 3600)
     late = MORNING.replace(hour=14)
     canvas.line(axes, line, np.linspace(0, 1, len(line)))
-    alerts = [{"metric": metric, "time": late.timestamp(), "level": "critical"} for metric in ("accuracy", "other")]
+    alerts = [alert_of(metric, time=late.timestamp()) for metric in ("accuracy", "other")]
     canvas.diamonds(axes, line, alerts, "accuracy", np.linspace(0, 1, len(line)))
     canvas.along(axes, line)
     (mark,) = [each for each in axes.lines if each.get_marker() == "D"]
@@ -81,8 +82,7 @@ def test_an_alert_after_the_last_prediction_is_on_the_figure():
 
 def test_without_a_value_there_is_no_diamond():
     axes, line = axes_of(), line_of(4 * 3600)
-    alert = {"metric": "accuracy", "time": MORNING.timestamp(), "level": "critical"}
-    canvas.diamonds(axes, line, [alert], "accuracy", np.full(len(line), np.nan))
+    canvas.diamonds(axes, line, [alert_of(time=MORNING.timestamp())], "accuracy", np.full(len(line), np.nan))
     assert not axes.lines
 
 

@@ -100,17 +100,15 @@ def test_a_failing_model_is_told_when_the_alarm_fires_then_as_it_grows_worse_and
     assert watching.events("1/accuracy/medium") == []  # it would say the same
     assert {event for event, *_ in events[1:]} <= {"escalated"}
     assert events[-1][1:] == ("immediate", "confirmed")
-    short = [
-        alert for alert in watching.store.alerts.find() if (alert["metric"], alert["window"]) == ("accuracy", "short")
-    ]
-    assert short[0]["message"].startswith("ACCURACY ")
-    assert short[0]["message"].endswith(". Next: python model_registry.py rollback")
-    assert short[0]["details"].startswith("Window: the last 1,000 predictions, ")
-    assert {notice.details for notice in watching.told} >= {short[0]["details"]}
-    assert [alert["cleared_at"] is None for alert in short] == [True] + [False] * (len(short) - 1)
+    short = [alert for alert in watching.store.alerts.find() if (alert.metric, alert.window) == ("accuracy", "short")]
+    assert short[0].message.startswith("ACCURACY ")
+    assert short[0].message.endswith(". Next: python model_registry.py rollback")
+    assert short[0].details.startswith("Window: the last 1,000 predictions, ")
+    assert {notice.details for notice in watching.told} >= {short[0].details}
+    assert [alert.cleared_at is None for alert in short] == [True] + [False] * (len(short) - 1)
     traffic(25)
     assert ("cleared", "immediate", "confirmed") in watching.events()
-    assert not [alert for alert in watching.store.alerts.find(active=True) if alert["window"] == "short"]
+    assert not [alert for alert in watching.store.alerts.find(active=True) if alert.window == "short"]
 
 
 def test_a_long_reason_goes_below_the_line(watching, model):
@@ -120,7 +118,7 @@ def test_a_long_reason_goes_below_the_line(watching, model):
     (notice,) = watching.told
     assert len(notice.message) == 200
     assert notice.details == reason
-    assert watching.store.alerts.find()[0]["details"] == reason
+    assert watching.store.alerts.find()[0].details == reason
 
 
 def test_a_bad_window_without_an_alarm_is_no_alert(watching, traffic):
@@ -148,7 +146,7 @@ def test_it_is_told_again_after_a_while_unless_somebody_said_that_they_know(watc
     reminders = [notice for notice in watching.told[raised:] if notice.event == "reminder"]
     assert {notice.metric for notice in reminders} >= {"accuracy"}
     for alert in watching.store.alerts.find(active=True):
-        assert watching.store.alerts.update(alert["id"], acknowledged_at=watching.now, acknowledged_by="ada")
+        assert watching.store.alerts.update(alert.id, acknowledged_at=watching.now, acknowledged_by="ada")
     told = len(watching.told)
     watching.now += 3601
     watching.look()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from support.prediction_fixtures import baseline_of, names, window_of
+from support.prediction_fixtures import alert_of, baseline_of, names, window_of
 from toolkit.monitoring import plots, statistics
 from toolkit.monitoring.drift import DriftReport, compare
 from toolkit.monitoring.limits import Limits
@@ -127,8 +127,8 @@ def test_accuracy_has_the_reference_and_the_levels_below_it():
 @pytest.mark.parametrize(("span", "expected"), [(DAY, 0.75), (60.0, 750)])
 def test_diamonds_are_at_the_time_of_the_alert_on_the_line(span, expected):
     window = rows_of(1_000, span, labelled=lambda i: i >= 0)
-    alert = {"metric": "accuracy", "time": 0.75 * span, "level": "critical"}
-    upper = accuracy_of(window, alerts=[alert, {**alert, "metric": "non_finite"}]).axes[0]
+    alerts = [alert_of(metric, time=0.75 * span) for metric in ("accuracy", "non_finite")]
+    upper = accuracy_of(window, alerts=alerts).axes[0]
     (mark,) = [line for line in upper.lines if line.get_marker() == "D"]
     assert mark.get_xdata()[0] == pytest.approx(expected, rel=0.01)
     (dots,) = [line for line in upper.lines if line.get_marker() == "o"]
@@ -294,7 +294,7 @@ def all_figures(window, yardstick, alerts=()):
 def test_every_figure_is_drawn_whatever_the_data(n, yardstick, broken, span):
     window = rows_of(n, span, labelled=lambda i: i < 60, broken=broken)
     metrics = ("accuracy", "confidence_distribution", "prediction_distribution", "non_finite")
-    alerts = [{"metric": metric, "time": 0.0, "level": "warning"} for metric in metrics]
+    alerts = [alert_of(metric, level="warning") for metric in metrics]
     for figure in all_figures(window, yardstick, alerts):
         figure.draw_without_rendering()
 

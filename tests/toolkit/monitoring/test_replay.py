@@ -173,7 +173,7 @@ def test_a_monitor_at_work_says_the_same(shifted, tmp_path):
         lookout.look(view.catch_up())
     result = replay(tmp_path / "m.db", None, limits, cool_down=600.0)
     written = [
-        (alert["time"], alert["level"], alert["status"], alert["metric"], alert["window"], alert["message"])
+        (alert.time, alert.level, alert.status, alert.metric, alert.window, alert.message)
         for alert in reversed(store.alerts.find())
     ]
     store.close()

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.prediction_fixtures import alert_of
 from toolkit.baseline import Baseline
 from toolkit.monitoring import wording
 from toolkit.monitoring.figures import measure
@@ -13,7 +14,7 @@ from toolkit.monitoring.windows import Window
 from toolkit.monitoring.yardstick import Yardstick
 
 CLASSES = ("cat", "dog")
-ALERT = {"level": "critical", "status": "confirmed", "message": "ACCURACY 84 -> 66 %"}
+ALERT = alert_of()
 
 
 def metrics(right, n=200, usual=1000):
@@ -48,7 +49,7 @@ def test_a_model_that_got_better_shows_no_drop():
         ([], 100, True, "warning"),
         ([ALERT], 100, True, "critical"),
         ([ALERT], 20, False, "immediate"),  # what is known by the labels is worse than what stands
-        ([ALERT, ALERT | {"level": "immediate"}], 100, False, "immediate"),
+        ([ALERT, alert_of(level="immediate")], 100, False, "immediate"),
     ],
 )
 def test_the_headline_is_the_worst_that_is_known(standing, right, drifted, level):

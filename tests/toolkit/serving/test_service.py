@@ -372,8 +372,8 @@ def test_a_version_that_is_set_aside_is_an_alert_that_is_told_once(open_service,
     for _ in range(3):
         service.live.look(again=True)
     [alert] = monitor.alerts()
-    assert (alert["metric"], alert["level"], alert["model_version"]) == ("model_loading", "warning", "1")
-    assert alert["message"] == "Version 3 cannot be served: it was altered; version 1 serves on."
+    assert (alert.metric, alert.level, alert.model_version) == ("model_loading", "warning", "1")
+    assert alert.message == "Version 3 cannot be served: it was altered; version 1 serves on."
     service.figures.collect(service.families)
     text = service.figures.prometheus("")[0].decode()
     assert 'serve_alerts_active{level="warning"} 1.0' in text
