@@ -23,7 +23,6 @@ if __name__ == "__main__":
     end_imports_on_interrupt()
 
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -34,6 +33,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, field_validator
 
+from toolkit.commands import command_line, this_command
 from toolkit.data_settings import DataSettings
 from toolkit.settings import LAST, Name, environment, parse, read_first, run_script
 
@@ -474,7 +474,7 @@ def resumable(job: Job) -> Iterator[None]:
     """Tell how to go on after whatever ends the search before the study is finished."""
     folder = shlex.quote(str(job.settings.study_dir))
     where = "" if folder == "studies" else f" --study-dir {folder}"
-    command = f"python {shlex.quote(sys.argv[0])} --resume {shlex.quote(job.name)}{where}"
+    command = f"{this_command()} --resume {shlex.quote(job.name)}{where}"
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -579,7 +579,7 @@ def report(outcome: StudyOutcome) -> str:
         f"trained on everything for {len(model.fitted.history)} epochs: held-out accuracy"
         f" {model.evaluation.accuracy:.4f} ({model.evaluation.pictures} pictures)\n"
         f"MLflow run: {model.run.url or model.run.id}\n{table}\n"
-        f"next: python model_registry.py register --experiment-name {shlex.quote(model.run.experiment)}"
+        f"next: {command_line('model_registry')} register --experiment-name {shlex.quote(model.run.experiment)}"
         " --metric mean_cv_accuracy"
     )
 

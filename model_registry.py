@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
+from toolkit.commands import command_line
 from toolkit.errors import SettingsError
 from toolkit.settings import (
     MODEL,
@@ -53,7 +54,7 @@ from toolkit.settings import (
 )
 
 VERBS = "list, show, register, promote, compare, rollback, history, verify, archive"
-SERVE = "python serve_model.py"
+SERVE = command_line("serve_model")
 
 
 class Verb(BaseModel):
@@ -746,13 +747,13 @@ class ModelRegistry:
         if shown and shown[0] != version.version:
             return (
                 f"MLflow's own stage puts v{shown[0]} into {stage}, and {alias}, is on v{version.version}; to change"
-                f" that: python model_registry.py promote {shown[0]} {stage}"
+                f" that: {command_line('model_registry', f'promote {shown[0]} {stage}')}"
             )
         if version.mlflow_stage in (None, stage):
             return ""
         return (
             f"MLflow's own stage puts v{version.version} into {version.mlflow_stage}, and {alias}, into {stage}; to"
-            f" mend that: python model_registry.py promote {version.version} {stage}"
+            f" mend that: {command_line('model_registry', f'promote {version.version} {stage}')}"
         )
 
     def _in_stage(self, stage: Stage) -> Version:
@@ -765,8 +766,8 @@ class ModelRegistry:
         versions = list(read_versions(self._client, self.model_name))
         though = next(
             (
-                f", though MLflow's own stage says v{each.version}; the alias {ALIASES[stage]!r} counts, and python"
-                f" model_registry.py promote {each.version} {stage} sets it"
+                f", though MLflow's own stage says v{each.version}; the alias {ALIASES[stage]!r} counts, and"
+                f" {command_line('model_registry', f'promote {each.version} {stage}')} sets it"
                 for each in versions
                 if each.mlflow_stage == stage
             ),
@@ -927,7 +928,7 @@ def _command(settings: RegistrySettings, words: str) -> str:
     uri = f" --tracking-uri {settings.tracking_uri}" if settings.tracking_uri else ""
     default = RegistrySettings.model_fields["model_name"].default
     name = f" --model-name '{settings.model_name}'" if settings.model_name != default else ""
-    return f"python model_registry.py{uri}{name} {words}"
+    return f"{command_line('model_registry')}{uri}{name} {words}"
 
 
 def main() -> None:

@@ -44,6 +44,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import CliSuppress
 
+from toolkit.commands import process_command
 from toolkit.errors import SettingsError
 from toolkit.machine import usable_cores
 from toolkit.settings import ScriptSettings, environment, parse, read_first, run_script
@@ -692,7 +693,7 @@ def main() -> int:
         if settings.processes > 1:
             with suppress(ToolkitError):  # whatever it says: a new database gets its tables from one, not from all
                 Registered(settings, settings.stage).find()
-            command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]]
+            command = [*process_command("serve_model"), *sys.argv[1:]]
             supervise(command, settings.processes, listener, settings.drain_seconds + settings.finish_seconds)
         _serve(settings, listener)
     return 0

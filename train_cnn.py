@@ -21,7 +21,6 @@ if __name__ == "__main__":
     end_imports_on_interrupt()
 
 import subprocess
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from typing import Any, Protocol
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from toolkit.commands import command_line, process_command
 from toolkit.data_settings import DataSettings
 from toolkit.settings import LAST, MODEL, MODEL_NAME, Name, environment, parse, read_first, run_script
 from toolkit.training.recipe import Recipe
@@ -544,9 +544,8 @@ def report(outcome: Outcome) -> str:
 
 def register(run: Run, name: str) -> int:
     """Register a run's model as a version, by the script that knows the registry; its exit status."""
-    script = str(Path(__file__).with_name("model_registry.py"))
-    command = [sys.executable, script, "--model-name", name, "register", "--run", run.id]
-    return subprocess.run(command, check=False).returncode
+    words = ["--model-name", name, "register", "--run", run.id]
+    return subprocess.run([*process_command("model_registry"), *words], check=False).returncode
 
 
 def _asked_for(run: Run) -> str | None:
@@ -571,7 +570,7 @@ def main() -> int:
         say(report(outcome))
     if name := settings.register_as or (_asked_for(outcome.run) if settings.resume else None):
         return register(outcome.run, name)
-    say(f"\nnext: python model_registry.py register --run {outcome.run.id}")
+    say(f"\nnext: {command_line('model_registry', f'register --run {outcome.run.id}')}")
     return 0
 
 

@@ -30,6 +30,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, get_subcommand
 from pydantic_settings import SettingsError as SourceError
 
+from toolkit.commands import as_typed
 from toolkit.errors import SettingsError, ToolkitError, known, one_line
 from toolkit.interruption import EXIT_INTERRUPTED, imports_are_done
 from toolkit.names import shown
@@ -92,7 +93,9 @@ def parse(cls: type[S], manual: str | None, argv: Sequence[str] | None = None) -
         One sentence with the setting's name, its rule and the value that was given.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(prog=program_name(), description=manual, formatter_class=_Help, allow_abbrev=False)
+    parser = _Parser(
+        prog=program_name(), description=manual and as_typed(manual), formatter_class=_Help, allow_abbrev=False
+    )
     source = _Source(cls, root_parser=parser, formatter_class=_Help)
     try:
         return CliApp.run(cls, cli_args=_filled(words, cls), cli_settings_source=source)

@@ -20,12 +20,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from http import HTTPStatus
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from toolkit.commands import DISTRIBUTION, ROOT
 from toolkit.errors import TrackingError, known, one_line
 from toolkit.local_store import bring_up_to_date
 from toolkit.names import printable, shown
@@ -765,9 +767,10 @@ def _renew_connections(client: MlflowClient) -> None:
 
 
 def code_version() -> str:
-    """The git commit of the scripts, with ``-dirty`` when files were changed, or ``unknown``."""
-    home = Path(__file__).parent.parent
-    words = ["git", "-C", str(home), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+    """The git commit of the scripts, ``-dirty`` when files were changed, or ``unknown``; installed, the version."""
+    if DISTRIBUTION:
+        return version(DISTRIBUTION)
+    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
     try:
         answer = subprocess.run(words, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -1042,8 +1042,8 @@ def test_an_error_of_the_database_is_one_sentence(tmp_path: Path) -> None:
 def test_the_code_version_is_gits(tmp_path: Path) -> None:
     """In a repository of its own: a commit, and -dirty once a file was changed."""
     (tmp_path / "house" / "toolkit").mkdir(parents=True)
-    for name in ("tracking", "local_store", "locks", "errors", "names", "terminal", "redaction", "__init__"):
-        shutil.copy(Path(tracking.__file__).parent / f"{name}.py", tmp_path / "house" / "toolkit")
+    for path in Path(tracking.__file__).parent.glob("*.py"):
+        shutil.copy(path, tmp_path / "house" / "toolkit")
 
     def git(*words: str) -> str:
         identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]

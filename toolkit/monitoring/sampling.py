@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.commands import command_line
 from toolkit.monitoring.counts import BANDS, Counts
 from toolkit.monitoring.limits import LEVELS, Limits
 from toolkit.monitoring.statistics import Interval, chi_square, drop_lower_bound, total_variation, wilson
 
 SURE = 0.001  # chance that a fair sample is taken for an unfair one
 USUAL_LABELS = 5.0  # that the held-out images count for in each stratum, beside the labels in it
-COMMAND = "python monitoring.py labels"
+COMMAND = command_line("monitoring", "labels")
 
 Floats = NDArray[np.float64]
 

@@ -7,6 +7,7 @@ quotes a window only where the window shows the change; before that, what the al
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from toolkit.commands import command_line
 from toolkit.monitoring import wording
 from toolkit.monitoring.limits import Limits
 
@@ -14,11 +15,8 @@ LONGEST = 200  # characters of a line: what a pager or the notification of a pho
 NEXT = ". Next: "  # before what to type
 WORST_CLASSES = 3  # listed in the details
 
-LABEL, REPORT, ROLLBACK = (
-    "python monitoring.py labels",
-    "python monitoring.py report",
-    "python model_registry.py rollback",
-)
+LABEL, REPORT = command_line("monitoring", "labels"), command_line("monitoring", "report")
+ROLLBACK = command_line("model_registry", "rollback")
 DIRECTIONS = {
     "lower": "lower",
     "higher": "higher",

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from toolkit.bundle import DIGEST_TAG, verify_bundle
+from toolkit.commands import command_line
 from toolkit.errors import BundleError, TrackingError
 from toolkit.registry.versions import MISSING, Version
 from toolkit.tracking import MlflowClient, MlflowException, impatient, mlflow, promptly, reason_of
@@ -92,9 +93,10 @@ def _help(version: Version) -> str:
     if DIGEST_TAG in version.tags:
         return ""
     if version.digest and version.run_id:
-        command = f"python model_registry.py register --run {version.run_id}"
-        return f"; another tool registered it, and the run's own model is registered by: {command}"
-    return "; another tool registered it, and none of ours made it: python model_registry.py register takes one of ours"
+        again = command_line("model_registry", f"register --run {version.run_id}")
+        return f"; another tool registered it, and the run's own model is registered by: {again}"
+    register = command_line("model_registry", "register")
+    return f"; another tool registered it, and none of ours made it: {register} takes one of ours"
 
 
 def _whole(folder: Path, digest: str) -> bool:

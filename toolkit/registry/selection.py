@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from toolkit.bundle import DIGEST_TAG
+from toolkit.commands import command_line
 from toolkit.errors import RegistryError, known
 from toolkit.registry.versions import MISSING
 from toolkit.tracking import MlflowClient, MlflowException, find_experiment, promptly
@@ -74,7 +75,7 @@ def only_experiment(client: MlflowClient) -> str:
     if not holding:
         raise RegistryError(
             "no experiment has a finished run that holds a model; let a training or a study finish first:"
-            " python train_cnn.py"
+            f" {command_line('train_cnn')}"
         )
     if len(holding) > 1:
         typed = " or ".join(f"register --experiment-name {shlex.quote(name)}" for name in sorted(holding)[:MOST_NAMED])

@@ -2,13 +2,13 @@
 
 import os
 import shlex
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import nn
 
+from toolkit.commands import this_command
 from toolkit.errors import DataError, TrackingError
 from toolkit.terminal import say
 from toolkit.tracking import Run
@@ -133,6 +133,5 @@ class Keeper:
             return None
         folder = str(self._checkpoint.folder)
         where = "" if folder == "checkpoints" else f" --checkpoint-dir {shlex.quote(folder)}"
-        processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
-        start = "python" if processes == "1" else f"torchrun --nproc-per-node {processes}"
-        return f"{start} {shlex.quote(sys.argv[0])} --resume {self._checkpoint.run_id}{where}"
+        start = this_command(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return f"{start} --resume {self._checkpoint.run_id}{where}"
