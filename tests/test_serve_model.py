@@ -52,12 +52,13 @@ from toolkit.bundle import DIGEST_TAG, PROGRAM
 from toolkit.errors import ToolkitError
 from toolkit.images import load_picture
 from toolkit.machine import usable_cores
+from toolkit.mlflow_run import Run
 from toolkit.program import Program, save_bundle
 from toolkit.serving import protocols
 from toolkit.serving.problems import MEDIA_TYPE
 from toolkit.serving.processes import VARIABLE
 from toolkit.serving.server import Server, listen
-from toolkit.tracking import Run, connect
+from toolkit.tracking import connect
 
 NUMBERS = itertools.count()
 RED, GREEN, BLUE = (colour_picture(colour, 1) for colour in ("red", "green", "blue"))
