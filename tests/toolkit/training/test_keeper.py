@@ -120,7 +120,7 @@ def test_without_a_run_progress_is_kept_all_the_same(checkpoint: Checkpoint) -> 
     Keeper(checkpoint).keep("fold 1")(reached(0.9))
     again = open_checkpoint(checkpoint.run_id, checkpoint.folder)
     assert again.stages["fold 1"].facts["best_val_accuracy"] == 0.9
-    assert again.pending == []
+    assert again.unsent == []
 
 
 # --- folds --------------------------------------------------------------------------------------
