@@ -27,7 +27,7 @@ def test_the_code_version_is_gits(tmp_path: Path) -> None:
 
     def version() -> str:
         lines = (
-            f"import sys; sys.path.insert(0, {str(tmp_path / 'house')!r})",
+            f"import sys; sys.path.insert(0, {str(tmp_path / 'home')!r})",
             "from toolkit.code_version import code_version",
             "print(code_version())",
             "open('toolkit/code_version.py', 'a').write('# changed')",
