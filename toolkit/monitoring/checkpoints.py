@@ -89,7 +89,7 @@ def commit(
     if number is None:
         return []
     sources = [
-        store.sources_about(model, *transition.key, transition.sequence)
+        store.sources_about(model, *transition.key, transition.sequence, transition.label)
         if transition.change.event in ("raised", "escalated")
         else []
         for transition in transitions

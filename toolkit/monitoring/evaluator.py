@@ -28,12 +28,14 @@ class Transition(NamedTuple):
     """An alert that changes.
 
     ``position`` counts the predictions and labels until then, ``n`` the predictions alone; ``sequence`` is the
-    number of the last prediction in the store, and ``time`` that of the last of all, in seconds since 1970.
+    number of the last prediction in the store and ``label`` that of the last label, 0 for none; ``time`` is that of
+    the last of all, in seconds since 1970.
     """
 
     position: int
     n: int
     sequence: int
+    label: int
     time: float
     sighting: Sighting
     change: Change
@@ -88,7 +90,7 @@ class Evaluator:
         self, yardstick: Yardstick, limits: Limits, *, before: Counts | None = None, cool_down: float = math.inf
     ) -> None:
         self.position = 0  # predictions and labels taken
-        self._sequence = 0  # of the last prediction
+        self._sequence = self._label = 0  # numbers of the last prediction and of the last label
         self.detectors = Detectors(yardstick.baseline, limits.max_false_alarms_per_million)
         self._yardstick = yardstick
         self._limits = limits
@@ -125,6 +127,8 @@ class Evaluator:
             next_label = cut - next_row
             self.add(rows.between(row, next_row))
             self.relabel(labels.take(np.flatnonzero(counted[label:next_label]) + label))
+            if next_label > label:
+                self._label = int(labels.number[next_label - 1])
             is_row = next_row > row and ends[next_row - 1] == cut
             now = float(rows.time[next_row - 1] if is_row else labels.time[next_label - 1])
             due_now = (self.position + cut - done) % EVERY == 0 or any(
@@ -207,7 +211,7 @@ class Evaluator:
                     grade = worth_adding(sighting, recent[metric], self._standing.get((metric, "short")))
                 change = self._step(grade, now, metric in alarms, blocks[window])
                 if change is not None:
-                    place = self.position, self.counts("long").n, self._sequence
+                    place = self.position, self.counts("long").n, self._sequence, self._label
                     transitions.append(Transition(*place, now, grade, change))
         return transitions
 
@@ -248,9 +252,9 @@ class Evaluator:
             "standing": [[*key, asdict(standing)] for key, standing in self._standing.items()],
         }
 
-    def restore(self, position: int, state: Mapping[str, Any]) -> None:
-        """Go on from a state; the predictions before it were ``add``-ed."""
-        self.position = position
+    def restore(self, position: int, label: int, state: Mapping[str, Any]) -> None:
+        """Go on from a state, and the last label before it; the predictions before it were ``add``-ed."""
+        self.position, self._label = position, label
         self.detectors.restore(state["detectors"])
         self._alarms = {metric: Alarm(**alarm) for metric, alarm in state["alarms"].items()}
         self._states = {

@@ -94,7 +94,7 @@ class PredictionStore:
         self.versions.remember(numbers, names)
         return new
 
-    def sources_about(self, model: Model, metric: str, window: str, until: int) -> list[str]:
+    def sources_about(self, model: Model, metric: str, window: str, until: int, up_to_label: int) -> list[str]:
         """Names of a few images that an alert is about, the latest first.
 
         Those that a label has found wrong, or whose answer was not finite; any, for an alert of distributions.
@@ -103,6 +103,8 @@ class PredictionStore:
         ----------
         until
             The last prediction in the window.
+        up_to_label
+            Labels above this number are not yet taken into account.
         """
         made, size = predictions.c, WINDOWS.get(window)
         if size is None:
@@ -112,7 +114,7 @@ class PredictionStore:
         first = sa.func.coalesce(latest.offset(size - 1).limit(1).scalar_subquery(), 0)
         query = sa.select(made.source).where(*mine, made.sequence >= first)
         if metric == "accuracy":
-            query = query.where(made.predicted != current_label().element)
+            query = query.where(made.predicted != current_label(up_to_label).element)
         elif metric == "non_finite":
             query = query.where(made.predicted.is_(None))
         query = query.where(made.source.is_not(None)).order_by(made.sequence.desc()).limit(ALERT_SOURCES)

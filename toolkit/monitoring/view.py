@@ -155,7 +155,7 @@ class View:
                 evaluator.relabel(labels.take((labels.number <= saved.label) & _within(labels, block)))
         self._ahead = [block for block in kept if block.last_label > saved.label]
         if saved.state is not None:
-            evaluator.restore(saved.position, saved.state)
+            evaluator.restore(saved.position, saved.label, saved.state)
         self._evaluator = evaluator
         return evaluator
 

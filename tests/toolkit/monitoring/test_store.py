@@ -172,7 +172,7 @@ def test_an_alert_names_a_few_of_the_images_that_it_is_about(store, prediction):
     store.labels.insert({1004: "dog"}, "audit", 0.0)  # as predicted after all
     store.labels.insert({1012: "cat"}, "complaint", 0.0)
     found = {
-        metric: store.sources_about(model, metric, "short", 1100)
+        metric: store.sources_about(model, metric, "short", 1100, 99)
         for metric in ("accuracy", "non_finite", "confidence_distribution")
     }
     assert found == {
@@ -180,5 +180,6 @@ def test_an_alert_names_a_few_of_the_images_that_it_is_about(store, prediction):
         "non_finite": ["999.jpg"],
         "confidence_distribution": ["1099.jpg", "1098.jpg", "1097.jpg", "1096.jpg", "1095.jpg"],
     }
-    assert store.sources_about(model, "accuracy", "short", 1005) == ["1000.jpg"]
-    assert store.sources_about(model, "model_loading", "none", 1100) == []
+    assert store.sources_about(model, "accuracy", "short", 1005, 99) == ["1000.jpg"]
+    assert store.sources_about(model, "accuracy", "short", 1100, 4) == ["1004.jpg", "1000.jpg"]
+    assert store.sources_about(model, "model_loading", "none", 1100, 99) == []

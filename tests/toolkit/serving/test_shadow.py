@@ -13,8 +13,7 @@ from support import COLOURS, LONGEST_WAIT
 from toolkit.errors import BundleError, NotRegistered, TrackingError
 from toolkit.serving.engines import TorchEngine
 from toolkit.serving.figures import Figures, shadow_families
-from toolkit.serving.live import ModelManagerConfig
-from toolkit.serving.shadow import QUEUE_SIZE, Shadow
+from toolkit.serving.shadow import Shadow
 
 GREEN = [0.25, 0.5, 0.25]  # what the shadow answers in most tests: blue, green, red
 NOW = 1.75e9
@@ -70,8 +69,7 @@ def start(source, make_bundle, gate, engines):
         return engines[-1]
 
     def begin(share=1.0, poll_seconds=1000, ready=True, **words):
-        config = ModelManagerConfig(poll_seconds, prepare=prepare)
-        shadow = Shadow(source, config, share, clock=lambda: NOW, **words)
+        shadow = Shadow(source, prepare, share, poll_seconds=poll_seconds, clock=lambda: NOW, **words)
         started.append(shadow)
         shadow.start()
         until(lambda: shadow.figures()["version"] == 2 or not ready)
@@ -124,15 +122,15 @@ def test_a_share_of_the_pictures_is_drawn(start, live):
 
 
 def test_a_full_queue_drops_and_counts(start, live, gate, engines):
-    shadow = start()
+    shadow = start(room=2)
     gate.clear()
     engines[0].begun.clear()
     offer(shadow, live, GREEN)
     assert engines[0].begun.wait(LONGEST_WAIT)
-    offer(shadow, live, *[GREEN] * (QUEUE_SIZE + 3))
+    offer(shadow, live, *[GREEN] * 5)
     assert shadow.figures()["dropped"] == 3
     gate.set()
-    until(lambda: seen(shadow) == 1 + QUEUE_SIZE)
+    until(lambda: seen(shadow) == 3)
 
 
 def test_classes_are_matched_by_name_and_pictures_have_the_size_of_the_shadow(start, source, make_bundle, make_model):
@@ -255,9 +253,9 @@ def test_what_waits_does_not_keep_the_live_model(start, make_model, gate, engine
 
 
 def test_it_ends_with_pictures_waiting_and_takes_what_comes_later(start, live, gate, engines):
-    shadow = start()
+    shadow = start(room=2)
     gate.clear()
-    offer(shadow, live, *[GREEN] * (QUEUE_SIZE + 1))
+    offer(shadow, live, GREEN, GREEN, GREEN)
     stopping = threading.Thread(target=shadow.stop)
     stopping.start()
     gate.set()

@@ -6,8 +6,7 @@ from contextlib import chdir
 import pytest
 import torch
 
-from toolkit.mlflow_run import Run
-from toolkit.tracking import MlflowClient, connect
+from toolkit.tracking import MlflowClient, Run, connect
 
 
 @pytest.fixture(autouse=True)
