@@ -100,8 +100,9 @@ from torch import nn
 
 from toolkit.errors import DataError, SettingsError, TrackingError, TrainingError, one_line
 from toolkit.machine import usable_cores
+from toolkit.mlflow_run import Run
 from toolkit.terminal import say, silence
-from toolkit.tracking import MlflowClient, Run, connect
+from toolkit.tracking import MlflowClient, connect
 from toolkit.tuning.crew import Crew
 from toolkit.tuning.journal import Journal
 from toolkit.tuning.mirror import Mirror, log_study

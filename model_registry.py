@@ -265,7 +265,15 @@ from toolkit.registry.versions import (
     stage_named,
 )
 from toolkit.sensitivity import found_by_alarm
-from toolkit.tracking import AS_MODEL_TRAINING, MlflowClient, MlflowException, connect, impatient, promptly
+from toolkit.tracking import (
+    ANSWER_SECONDS,
+    AS_MODEL_TRAINING,
+    MlflowClient,
+    MlflowException,
+    connect,
+    mlflow_call,
+    short_timeouts,
+)
 
 if TYPE_CHECKING:  # with torch, pandas and matplotlib, seconds of import that only loading and comparing need
     import pandas as pd
@@ -386,7 +394,7 @@ class ModelRegistry:
             Its bundle is missing or altered.
         """
         run = chosen_run(self._client, run_id)
-        with promptly("read the experiment"):
+        with mlflow_call("read the experiment", timeout=ANSWER_SECONDS):
             experiment = self._client.get_experiment(run.info.experiment_id).name
         try:
             return self._register(run, experiment, None)
@@ -715,7 +723,7 @@ class ModelRegistry:
         drawn = columns(candidates[:MOST_VERSIONS])
         name, run_id = "_".join(column.name for column in drawn), candidates[0].version.run_id
         try:
-            with promptly("log the picture"):
+            with mlflow_call("log the picture", timeout=ANSWER_SECONDS):
                 self._client.log_figure(run_id, comparison_figure(drawn), f"comparison/{name}.png")
         except TrackingError as error:  # who may only read can compare all the same
             log.warning("there is no picture in MLflow: %s", error)
@@ -740,7 +748,7 @@ class ModelRegistry:
         latest = getattr(self._client, "get_latest_versions", None)
         if latest is None or version.stage not in ALIASES:
             return ""
-        with promptly("read MLflow's own stages"), warnings.catch_warnings():
+        with mlflow_call("read MLflow's own stages", timeout=ANSWER_SECONDS), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # "stages will be removed"
             shown = [int(other.version) for other in latest(self.model_name, [version.stage])]
         stage, alias = version.stage, f"the alias {ALIASES[version.stage]!r}, which counts"
@@ -757,7 +765,7 @@ class ModelRegistry:
         )
 
     def _in_stage(self, stage: Stage) -> Version:
-        with promptly(f"read what is in {stage}"):
+        with mlflow_call(f"read what is in {stage}", timeout=ANSWER_SECONDS):
             try:
                 return read_version(self._client.get_model_version_by_alias(self.model_name, ALIASES[stage]))
             except MlflowException as error:
@@ -777,7 +785,7 @@ class ModelRegistry:
         raise NotRegistered(f"no version of {self.model_name} is in {stage} yet{though}; there are: {numbers}")
 
     def _numbered(self, number: int) -> Version:
-        with promptly(f"read version {number}"):
+        with mlflow_call(f"read version {number}", timeout=ANSWER_SECONDS):
             try:
                 return read_version(self._client.get_model_version(self.model_name, str(number)))
             except MlflowException as error:
@@ -798,14 +806,14 @@ class ModelRegistry:
 
     def _registered_from(self, run_id: str, *, ours: bool = True) -> list[int]:
         """The versions that a run became, oldest first: those with a digest, or those of other tools."""
-        with promptly("look for the run among the versions"):
+        with mlflow_call("look for the run among the versions", timeout=ANSWER_SECONDS):
             found = self._client.search_model_versions(f"name = '{self.model_name}' AND run_id = '{run_id}'")
         return sorted(int(version.version) for version in found if (DIGEST_TAG in version.tags) == ours)
 
     def _only(self, created: int, registered: Sequence[int]) -> int:
         """The one version of a run, where another process registered it at the same moment: the oldest."""
         if created != registered[0]:
-            with promptly(f"take back version {created}"):
+            with mlflow_call(f"take back version {created}", timeout=ANSWER_SECONDS):
                 self._client.delete_model_version(self.model_name, str(created))
         return registered[0]
 
@@ -824,9 +832,9 @@ class ModelRegistry:
             selection = {"selected_by": metric, "selected_value": repr(value)}
         registration = Transition(0, self._clock(), "", "None", whoami(), f"{choice}: run {run.info.run_id}")
         measured = {name: item.value for name, item in card.metrics.items() if is_finite(item.value)}
-        with suppress(MlflowException), impatient():  # it exists already, or else the next call says what is wrong
+        with suppress(MlflowException), short_timeouts():  # it exists already, or else the next call says what is wrong
             self._client.create_registered_model(self.model_name)
-        with promptly("register the model"):
+        with mlflow_call("register the model", timeout=ANSWER_SECONDS):
             created = self._client.create_model_version(
                 self.model_name,
                 # A server resolves models:/ itself. With a database this process does, and would look

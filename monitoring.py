@@ -167,7 +167,7 @@ from toolkit.monitoring.audit import audit, labels_to_settle
 from toolkit.monitoring.config import MonitorConfig
 from toolkit.monitoring.drift import DriftReport, compare, judge
 from toolkit.monitoring.export import ENDINGS, export
-from toolkit.monitoring.figures import measure
+from toolkit.monitoring.figures import WindowMetrics, measure
 from toolkit.monitoring.ids import new_numbers, new_prediction_id, parse_prediction_id, show
 from toolkit.monitoring.replay import replay
 from toolkit.monitoring.sinks import Log, Notice, Sink, Sinks
@@ -194,6 +194,7 @@ __all__ = [
     "Notice",
     "Sink",
     "Webhook",
+    "WindowMetrics",
     "new_prediction_id",
 ]
 
@@ -501,7 +502,7 @@ class ModelMonitor:
     # Looking
 
     def calculate_metrics(self, window: str | None = None) -> dict[str, Any]:
-        """Figures of one window, or of all three by name when None; ready for JSON, unknown is None.
+        """Metrics of one window, or of all three by name when None; ready for JSON, unknown is None.
 
         Parameters
         ----------
@@ -511,29 +512,17 @@ class ModelMonitor:
         Returns
         -------
         dict
-            ``n``, ``n_labels``, ``label_sample`` (what the labels can bear), ``since``, ``until``,
-            ``accuracy`` (weighted, where the labels are no fair sample), ``precision_weighted``,
-            ``recall_weighted``, ``f1_weighted``, ``calibration_error``, each with its ``..._interval``
-            (95 %), ``reference_accuracy``, ``reference_n``, ``degradation``,
-            ``degradation_lower_bound``, ``level``, ``status``, ``estimate`` (what accuracy may be, by no
-            label), ``mean_confidence``, ``confidence_std``, ``class_shares``, ``non_finite``,
-            ``latency_ms`` (``median``, ``p95``), ``predictions_per_second``, ``evidence`` (how far each
-            alarm has come, by metric), ``window``, ``model_version``.
+            The fields of ``WindowMetrics``, each explained there.
         """
-        names = list(WINDOWS) if window is None else [window]
-        for name in names:
-            window_size(name)
+        if window is not None:
+            return self.window_metrics(window).to_dict()
         view = self._caught_up()
-        figures = {
-            name: {
-                "model_version": view.model.version if view.model.classes else None,
-                "window": name,
-                **measure(view.counts(name), view.yardstick, view.limits),
-                "evidence": view.evidence,
-            }
-            for name in names
-        }
-        return dict(figures) if window is None else figures[window]
+        return {name: self._measured(view, name).to_dict() for name in WINDOWS}
+
+    def window_metrics(self, window: str = "short") -> WindowMetrics:
+        """Metrics of one window, as an object."""
+        window_size(window)
+        return self._measured(self._caught_up(), window)
 
     def detect_drift(self, window: str | None = "short") -> DriftReport:
         """Compare a window with the baseline, or all three when None; looking changes nothing.
@@ -829,6 +818,11 @@ class ModelMonitor:
         self._seen = model = self._read_model()
         return self._attendant.view(model or NOBODY).catch_up()
 
+    @staticmethod
+    def _measured(view: View, window: str) -> WindowMetrics:
+        version = view.model.version if view.model.classes else None
+        return measure(view.counts(window), view.yardstick, view.limits, window, version, view.evidence)
+
     # Inside: writing and looking, in the writer's thread
 
     def _write(self, batch: Sequence[Prediction]) -> float | None:
@@ -883,12 +877,12 @@ def main() -> None:
 def _print_report(command: _Report) -> None:
     limits = Limits(trust_labels=True) if command.trust_labels else None
     monitor = ModelMonitor(command.store, model_version=command.model_version, limits=limits)
-    metrics, drift = monitor.calculate_metrics(command.window), monitor.detect_drift(command.window)
-    standing = [alert for alert in monitor.standing_alerts() if alert.model_version == metrics["model_version"]]
+    metrics, drift = monitor.window_metrics(command.window), monitor.detect_drift(command.window)
+    standing = [alert for alert in monitor.standing_alerts() if alert.model_version == metrics.model_version]
     worst = wording.headline(standing, metrics, drift.drifted)
     if command.as_json:
-        print(json.dumps({"headline": worst, "metrics": metrics, "drift": drift.to_dict()}, indent=2))
-    elif not metrics["n"]:
+        print(json.dumps({"headline": worst, "metrics": metrics.to_dict(), "drift": drift.to_dict()}, indent=2))
+    elif not metrics.n:
         print(f"No predictions have been logged in {command.store} yet.")
     else:
         print(printable("\n".join([wording.headline_text(worst), "", *wording.figures(metrics), "", str(drift)])))
@@ -924,7 +918,7 @@ def _print_labels_wanted(command: _Labels) -> None:
     names = monitor.sources(wanted)
     if wanted:
         print("\n".join(f"{one}  {names[one]}" if one in names else one for one in wanted))
-    elif monitor.calculate_metrics(command.window)["n"]:
+    elif monitor.window_metrics(command.window).n:
         print("nothing is left to label: those that would settle it have labels already", file=sys.stderr)
     else:
         print(f"No predictions have been logged in {command.store} yet.", file=sys.stderr)

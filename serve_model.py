@@ -36,6 +36,7 @@ import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from socket import socket
@@ -236,7 +237,7 @@ from toolkit.serving.journal import Journal, log_to_stderr
 from toolkit.serving.keys import Keys
 from toolkit.serving.lastgood import LastGood
 from toolkit.serving.limits import BodyLimit, Patience
-from toolkit.serving.live import Release
+from toolkit.serving.live import ModelManagerConfig, Release
 from toolkit.serving.memory import share_one_pool
 from toolkit.serving.openapi import describe, refusals
 from toolkit.serving.origins import Origins
@@ -244,8 +245,8 @@ from toolkit.serving.problems import Problem
 from toolkit.serving.processes import Fellows, Place, supervise
 from toolkit.serving.recent import Recent
 from toolkit.serving.rehearsal import Rehearsal
-from toolkit.serving.server import Server, listen
-from toolkit.serving.service import WATCHED_SECONDS, Service, named
+from toolkit.serving.server import Server, ServerConfig, listen
+from toolkit.serving.service import WATCHED_SECONDS, Service, ServiceConfig, named
 from toolkit.serving.shapes import (
     Batch,
     Feedback,
@@ -420,8 +421,7 @@ async def readyz(request: Request) -> dict[str, str]:
 def health(request: Request) -> dict[str, Any]:
     """Everything an operator asks first; always 200 while the process lives. `status` is the worst of `components`."""
     place: Place | None = request.app.state.place
-    found = _service(request).health(leaving=request.app.state.leaving)
-    found["registry"]["contradiction"] = getattr(request.app.state.source, "contradiction", "") or None
+    found = _service(request).health(leaving=request.app.state.leaving).to_dict()
     return found | {"process": place.described} if place else found
 
 
@@ -507,7 +507,7 @@ def model_info(request: Request) -> dict[str, Any]:
 def reload(request: Request) -> dict[str, Any]:
     """Look at the registry now, in all processes, and try again what failed; tells what the one that answers found."""
     service = _service(request)
-    return {"outcome": service.look(), "model": named(service.live.model), "registry": service.live.describe()}
+    return {"outcome": service.look(), "model": named(service.live.model), "registry": asdict(service.live.describe())}
 
 
 @routes.get("/", include_in_schema=False)
@@ -595,31 +595,37 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         monitor,
         new_prediction_id,
         app.state.figures,
-        poll_seconds=settings.poll_seconds,
-        workers=settings.workers,
-        waiting=settings.max_waiting,
-        most_bytes=int(settings.max_waiting_mb * 2**20),
-        seconds=settings.answer_seconds,
-        limits=settings.limits,
-        top_k=settings.top_k,
-        prepare=partial(
-            engines.prepare,
-            choice=settings.engine,
-            threads=settings.lanes,
-            cores=settings.cores,
-            cache=settings.converted,
-        ),
-        rehearse=Rehearsal(settings.engine, settings.lanes, settings.converted),
-        last_good=LastGood(settings.copies / settings.model_name / settings.stage, settings.model_name, settings.stage),
-        shadow=Registered(settings, "Staging"),
-        shadow_share=settings.shadow_share,
-        fellows=Fellows(Path(place.folder), place.index, place.of) if place else None,
+        _service_config(settings),
+        Fellows(Path(place.folder), place.index, place.of) if place else None,
     )
     service.start()
     try:
         yield
     finally:
         await asyncio.to_thread(service.close)
+
+
+def _service_config(settings: ServeSettings) -> ServiceConfig:
+    engine = partial(
+        engines.prepare, choice=settings.engine, threads=settings.lanes, cores=settings.cores, cache=settings.converted
+    )
+    copies = settings.copies / settings.model_name / settings.stage
+    return ServiceConfig(
+        workers=settings.workers,
+        waiting=settings.max_waiting,
+        most_bytes=int(settings.max_waiting_mb * 2**20),
+        seconds=settings.answer_seconds,
+        limits=settings.limits,
+        top_k=settings.top_k,
+        models=ModelManagerConfig(
+            settings.poll_seconds,
+            prepare=engine,
+            rehearse=Rehearsal(settings.engine, settings.lanes, settings.converted),
+            last_good=LastGood(copies, settings.model_name, settings.stage),
+        ),
+        shadow=Registered(settings, "Staging"),
+        shadow_share=settings.shadow_share,
+    )
 
 
 def _monitor(settings: ServeSettings, react: Callable[[Notice], object] | None = None) -> ModelMonitor:
@@ -707,15 +713,8 @@ def _serve(settings: ServeSettings, listener: socket, place: Place | None = None
     def leave() -> None:
         app.state.leaving = True
 
-    Server(
-        app,
-        leave,
-        settings.drain_seconds,
-        settings.finish_seconds,
-        patience=settings.patience,
-        most_connections=settings.most_connections,
-        alone=place is None,
-    ).run(sockets=[listener])
+    config = ServerConfig(settings.drain_seconds, settings.finish_seconds, settings.patience, settings.most_connections)
+    Server(app, leave, config, alone=place is None).run(sockets=[listener])
 
 
 def _greet(settings: ServeSettings, url: str) -> None:

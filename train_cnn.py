@@ -86,8 +86,9 @@ from torch import Tensor, nn
 from toolkit.bundle import Measured
 from toolkit.errors import DataError, SettingsError
 from toolkit.machine import Machine
+from toolkit.mlflow_run import Run
 from toolkit.terminal import say
-from toolkit.tracking import Run, connect, promptly
+from toolkit.tracking import ANSWER_SECONDS, connect, mlflow_call
 from toolkit.training.batches import Part
 from toolkit.training.cache import Cache, Pictures, decode
 from toolkit.training.checkpoints import Checkpoint, open_checkpoint
@@ -213,7 +214,7 @@ def _train(settings: TrainSettings, world: World, hold: ExitStack) -> Outcome:
     settings, recipe, data = job.settings, job.recipe, job.data
     if job.checkpoint:
         run = Run.reopen(client, job.checkpoint.run_id)
-        run.restore(job.checkpoint.unsent)
+        run.load_pending(job.checkpoint.unsent)
         say(f"going on with run {run.id}")
     else:
         name = settings.run_name or f"{recipe.model_type}-{data.pictures.catalogue.name.replace('/', '-')}"
@@ -550,7 +551,7 @@ def register(run: Run, name: str) -> int:
 
 def _asked_for(run: Run) -> str | None:
     """What a run that was gone on with is to be registered as, by the settings that it was begun with."""
-    with promptly("read the run"):
+    with mlflow_call("read the run", timeout=ANSWER_SECONDS):
         name = run.client.get_run(run.id).data.params.get("register_as", str(None))
     return None if name == str(None) else name
 

@@ -347,16 +347,16 @@ def _told(window: Window, baseline: Baseline, yardstick: Yardstick) -> dict[str,
     """The truth about a window, and what is said of it without labels."""
     unlabelled = as_window(window.classes, window.probabilities, np.full(window.n, -1))
     counts, limits = yardstick.count(unlabelled), Limits()
-    verdict = estimate(counts, yardstick, limits) or {}
+    verdict = estimate(counts, yardstick, limits)
     worst = max(Limits.severity(sighting.level) for sighting in look(counts, yardstick, limits, "short"))
     return {
         "truth": float((window.predicted == window.labels).mean()),
         "reference": baseline.accuracy,
-        OURS: verdict["accuracy"],
+        OURS: np.nan if verdict is None or verdict.accuracy is None else verdict.accuracy,
         "mean confidence": counts.mean_confidence,
         NEVER: baseline.accuracy,
         ALWAYS: 0.0,
-        "warned": float(verdict["level"] == "warning"),
+        "warned": float(verdict is not None and verdict.level == "warning"),
         "severity": float(worst),
     }
 

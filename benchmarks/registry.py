@@ -66,12 +66,13 @@ from toolkit.baseline import Baseline  # noqa: E402
 from toolkit.bundle import DIGEST_TAG, Card, Measured, library_versions  # noqa: E402
 from toolkit.errors import RegistryError  # noqa: E402
 from toolkit.machine import usable_cores  # noqa: E402
+from toolkit.mlflow_run import Run  # noqa: E402
 from toolkit.program import Program, save_bundle  # noqa: E402
 from toolkit.registry.pages import describe  # noqa: E402
 from toolkit.registry.versions import METRICS_TAG, MODEL_TAG, STAGE_TAG, Stage, Transition  # noqa: E402
 from toolkit.settings import run_script  # noqa: E402
 from toolkit.terminal import say, table  # noqa: E402
-from toolkit.tracking import MlflowClient, Run, connect, mlflow  # noqa: E402
+from toolkit.tracking import MlflowClient, connect, mlflow  # noqa: E402
 from toolkit.training.recipe import Recipe  # noqa: E402
 
 METRIC, NOWHERE = "mean_cv_accuracy", "mean_cv_acuracy"

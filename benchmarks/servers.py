@@ -31,8 +31,9 @@ from toolkit.baseline import Baseline
 from toolkit.bundle import DIGEST_TAG, Card, Measured, library_versions
 from toolkit.errors import ToolkitError
 from toolkit.images import load_picture
+from toolkit.mlflow_run import Run
 from toolkit.program import Program, save_bundle
-from toolkit.tracking import MlflowClient, Run, connect
+from toolkit.tracking import MlflowClient, connect
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -59,10 +59,11 @@ from benchmarks.claims import Claim, Claims, conclude, machine  # noqa: E402
 from benchmarks.pictures import draw, listed  # noqa: E402
 from toolkit.errors import DataError, SettingsError, TrainingError  # noqa: E402
 from toolkit.machine import Machine, usable_cores  # noqa: E402
+from toolkit.mlflow_run import Run  # noqa: E402
 from toolkit.program import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from toolkit.settings import run_script  # noqa: E402
 from toolkit.terminal import say, table  # noqa: E402
-from toolkit.tracking import Run, connect  # noqa: E402
+from toolkit.tracking import connect  # noqa: E402
 from toolkit.training.checkpoints import Checkpoint  # noqa: E402
 from toolkit.training.device import Device  # noqa: E402
 from toolkit.training.keeper import Keeper  # noqa: E402

@@ -20,6 +20,7 @@ from support import (
 )
 from toolkit import tracking
 from toolkit.bundle import DIGEST_TAG
+from toolkit.mlflow_run import Run
 from toolkit.program import Program, save_bundle
 
 
@@ -102,7 +103,7 @@ def log_colour_run() -> Callable[..., str]:
         held_out: slice = slice(300),
         folder: Path | None = None,
     ) -> str:
-        with tracking.Run(client, experiment, role=role, name="colours") as run:
+        with Run(client, experiment, role=role, name="colours") as run:
             program = Program(ColourNetwork(strength, lean))
             baseline = colour_baseline(program, held_out=held_out)
             target = (folder or Path.cwd()) / f"bundle-{run.id}"

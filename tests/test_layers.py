@@ -1,4 +1,4 @@
-"""The house holds: who imports whom, and that importing does nothing."""
+"""The layers hold: who imports whom, and that importing does nothing."""
 
 import ast
 import importlib
@@ -11,33 +11,50 @@ import pytest
 
 from support import ROOT
 
-FACES = ("train_cnn", "hyperopt_tuning", "model_registry", "monitoring", "serve_model")
-WORKSHOPS = {
-    "training": "train_cnn",
-    "tuning": "hyperopt_tuning",
-    "registry": "model_registry",
-    "monitoring": "monitoring",
-    "serving": "serve_model",
-}
-FACES_BELOW = {
+SCRIPTS = {  # and the scripts that each may import
     "train_cnn": set(),
     "hyperopt_tuning": {"train_cnn"},
     "model_registry": set(),
     "monitoring": set(),
     "serve_model": {"model_registry", "monitoring"},
 }
+PACKAGES = {  # and the one script that may import each
+    "training": "train_cnn",
+    "tuning": "hyperopt_tuning",
+    "registry": "model_registry",
+    "monitoring": "monitoring",
+    "serving": "serve_model",
+}
+SHARED = ""
+# What may import what within a package, and among the shared modules: a part may import those to the left of it, by
+# one chain or by several in a row. A slash marks a sub-package, the asterisk all modules that are not named. A package
+# without sub-packages has no order.
+ORDERS = {
+    SHARED: "errors < cli/ < system/, images/, plotting/, statistics/ < tracking < bundle/",
+    "training": "data/ < * < checkpointing/, results/",
+    "monitoring": """
+        base/ < stats/ < windows/, store/ < alerting/ < pipeline/;
+        windows/ < plots/, report;
+        report < alerting/
+    """,
+    "serving": """
+        problems, schemas, cached_call, workers < models/ < inference/ < metrics < http/;
+        metrics < service;
+        http/, service < routes/
+    """,
+}
 ONLY_TRACKING_IMPORTS = "mlflow"  # its settings must be made before its first import
 
 
-def sources() -> list[Path]:
-    return [ROOT / f"{face}.py" for face in FACES] + sorted((ROOT / "toolkit").rglob("*.py"))
+def sources(root: Path = ROOT) -> list[Path]:
+    return sorted(root.glob("*.py")) + sorted((root / "toolkit").rglob("*.py"))
 
 
-def module_name(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+def module_name(path: Path, root: Path = ROOT) -> str:
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imports_of(path: Path) -> set[str]:
+def imports_of(path: Path, root: Path = ROOT) -> set[str]:
     """Every module that a file imports anywhere: at the top, in functions, under TYPE_CHECKING."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -47,29 +64,123 @@ def imports_of(path: Path) -> set[str]:
             assert node.level == 0, f"{path.name} imports relatively in line {node.lineno}"
             module = node.module or ""
             inner = {f"{module}.{alias.name}" for alias in node.names}
-            known = {name for name in inner if (ROOT / Path(*name.split("."))).with_suffix(".py").exists()}
-            known |= {name for name in inner if (ROOT / Path(*name.split("."))).is_dir()}
+            places = {name: root / Path(*name.split(".")) for name in inner}
+            known = {name for name, place in places.items() if place.with_suffix(".py").exists() or place.is_dir()}
             found |= known or {module}
     return found
 
 
-def workshop_of(module: str) -> str | None:
-    words = module.split(".")
-    return words[1] if words[0] == "toolkit" and len(words) > 1 and words[1] in WORKSHOPS else None
+def package_of(module: str) -> str | None:
+    """The package of a module, ``SHARED`` for a shared one, None outside the toolkit."""
+    root, *rest = module.split(".")
+    if root != "toolkit" or not rest:
+        return None
+    return rest[0] if rest[0] in PACKAGES else SHARED
+
+
+def part_of(module: str, root: Path = ROOT) -> str | None:
+    """The sub-package or module below its package that a module is or belongs to; None for the package itself."""
+    package = package_of(module)
+    if package is None:
+        return None
+    _, *rest = module.split(".")
+    above = [package] if package else []
+    if rest == above:
+        return None
+    part = rest[len(above)]
+    return f"{part}/" if root.joinpath("toolkit", *above, part).is_dir() else part
+
+
+def may_import(order: str) -> dict[str, set[str]]:
+    """The parts that each part of an order may import.
+
+    >>> {part: sorted(below) for part, below in may_import("a < b/, c; b/ < d").items()}
+    {'a': [], 'b/': ['a'], 'c': ['a'], 'd': ['a', 'b/']}
+    """
+    below: dict[str, set[str]] = {}
+    for chain in order.split(";"):
+        lower: set[str] = set()
+        for level in chain.split("<"):
+            parts = [part.strip() for part in level.split(",")]
+            for part in parts:
+                below.setdefault(part, set()).update(lower)
+            lower = lower | set(parts)
+    for middle in below:
+        for part in below:
+            if middle in below[part]:
+                below[part] |= below[middle]
+    return below
+
+
+def disorder(package: str, order: str, root: Path = ROOT) -> list[str]:
+    """What contradicts the order within a package, a line each; a package without sub-packages needs none."""
+    names = {path: module_name(path, root) for path in sources(root)}
+    parts = {
+        path: part for path, name in names.items() if package_of(name) == package and (part := part_of(name, root))
+    }
+    if not any(part.endswith("/") for part in parts.values()):
+        return []
+    below = may_import(order)
+    places = {part: part if part in below or part.endswith("/") else "*" for part in parts.values()}
+    found = [f"{part} has no place in the order" for part, place in sorted(places.items()) if place not in below]
+    for path, part in parts.items():
+        for imported in sorted(imports_of(path, root)):
+            place = places.get(part_of(imported, root) or "") if package_of(imported) == package else None
+            if place and place != places[part] and place not in below.get(places[part], set()):
+                found.append(f"{names[path]} imports {imported}")
+    return found
 
 
 @pytest.mark.parametrize("path", sources(), ids=module_name)
 def test_imports_point_down(path: Path) -> None:
     module, imported = module_name(path), imports_of(path)
-    faces = {name for name in imported if name in FACES}
-    workshops = {shop for name in imported if (shop := workshop_of(name))}
-    own = workshop_of(module)
-    if module in FACES:
-        assert faces <= FACES_BELOW[module]
-        assert all(WORKSHOPS[shop] == module for shop in workshops)
+    scripts = {name for name in imported if name in SCRIPTS}
+    packages = {package for name in imported if (package := package_of(name))}
+    if module in SCRIPTS:
+        assert scripts <= SCRIPTS[module]
+        assert all(PACKAGES[package] == module for package in packages)
     else:
-        assert not faces, "the toolkit never imports a face"
-        assert workshops <= ({own} if own else set()), "one workshop never imports another, the ground floor none"
+        assert not scripts, "the toolkit never imports a script"
+        assert packages <= {package_of(module)}, "one package never imports another, the shared modules none"
+
+
+@pytest.mark.parametrize("package", [SHARED, *PACKAGES])
+def test_the_order_within_a_package_holds(package: str) -> None:
+    assert disorder(package, ORDERS.get(package, "")) == []
+
+
+def test_no_order_goes_round_in_a_circle() -> None:
+    circles = [
+        (package, part)
+        for package, order in ORDERS.items()
+        for part, below in may_import(order).items()
+        if part in below
+    ]
+    assert circles == []
+
+
+def test_disorder_is_seen(tmp_path: Path) -> None:
+    files = {
+        "base/ids.py": "from toolkit.monitoring import report",
+        "store/rows.py": "def later():\n    from toolkit.monitoring.base import ids",
+        "extra/new.py": "",
+        "report.py": "import toolkit.monitoring.store.rows",
+    }
+    for name, text in files.items():
+        path = tmp_path / "toolkit" / "monitoring" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert disorder("monitoring", "base/ < store/ < report", tmp_path) == [
+        "extra/ has no place in the order",
+        "toolkit.monitoring.base.ids imports toolkit.monitoring.report",
+    ]
+    assert disorder("monitoring", "store/ < base/ < extra/, *", tmp_path) == [
+        "toolkit.monitoring.base.ids imports toolkit.monitoring.report",
+        "toolkit.monitoring.store.rows imports toolkit.monitoring.base.ids",
+    ]
+    unplaced = [line.split()[0] for line in disorder("monitoring", "", tmp_path) if "no place" in line]
+    assert unplaced == ["base/", "extra/", "report", "store/"]
+    assert disorder(SHARED, "", tmp_path) == []
 
 
 @pytest.mark.parametrize("path", sources(), ids=module_name)
@@ -84,12 +195,9 @@ def test_the_tests_would_see_a_hidden_import(tmp_path: Path) -> None:
     assert imports_of(hidden) == {"train_cnn", "toolkit.training.loop"}
 
 
-def test_every_source_file_is_on_the_list() -> None:
-    flat = {path.stem for path in ROOT.glob("*.py")}
-    assert flat == set(FACES)
-    assert {path.name for path in (ROOT / "toolkit").iterdir() if path.is_dir() and path.name != "__pycache__"} == set(
-        WORKSHOPS
-    )
+def test_every_script_and_package_is_on_the_list() -> None:
+    assert {path.stem for path in ROOT.glob("*.py")} == SCRIPTS.keys()
+    assert all((ROOT / "toolkit" / package / "__init__.py").is_file() for package in PACKAGES)
 
 
 def fresh(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -105,21 +213,21 @@ def fresh(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_importing_the_faces_does_nothing(tmp_path: Path) -> None:
+def test_importing_the_scripts_does_nothing(tmp_path: Path) -> None:
     """No file, no connection, no thread that stays, no logging set-up, no output; the smallest first, one by one."""
-    faces = sorted(FACES, key=lambda face: len(FACES_BELOW[face]))
+    scripts = sorted(SCRIPTS, key=lambda script: len(SCRIPTS[script]))
     code = f"""
 import importlib, logging, os, socket, threading
 before = list(logging.getLogger().handlers)
 def refuse(*args, **kwargs):
     raise SystemExit("importing opened a connection")
 socket.socket.connect = refuse
-for face in {faces!r}:
-    importlib.import_module(face)
+for script in {scripts!r}:
+    importlib.import_module(script)
     ours = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-    assert logging.getLogger().handlers == before, f"importing {{face}} set up logging"
-    assert not ours, f"importing {{face}} began {{ours}}"
-    assert not os.listdir(), f"importing {{face}} wrote {{os.listdir()}}"
+    assert logging.getLogger().handlers == before, f"importing {{script}} set up logging"
+    assert not ours, f"importing {{script}} began {{ours}}"
+    assert not os.listdir(), f"importing {{script}} wrote {{os.listdir()}}"
 """
     result = fresh(code, tmp_path)
     assert result.returncode == 0, result.stderr
@@ -128,7 +236,7 @@ for face in {faces!r}:
 
 
 @pytest.mark.parametrize(
-    ("face", "unwanted"),
+    ("script", "unwanted"),
     [
         ("monitoring", {"torch", "mlflow", "matplotlib", "pandas", "scipy"}),
         ("model_registry", {"torch", "torchvision", "matplotlib", "scipy.stats", "sklearn"}),
@@ -136,9 +244,9 @@ for face in {faces!r}:
         ("train_cnn", {"torchvision", "torch._dynamo"}),
     ],
 )
-def test_a_face_loads_only_what_everybody_needs_of_it(face: str, unwanted: set[str], tmp_path: Path) -> None:
-    """Each of these takes from half a second to three: whoever lists versions waits for no compiler."""
-    result = fresh(f"import sys, {face}; print(sorted({unwanted!r} & set(sys.modules)))", tmp_path)
+def test_a_script_loads_only_what_all_its_users_need(script: str, unwanted: set[str], tmp_path: Path) -> None:
+    """Each of these takes from half a second to three: a list of versions waits for no compiler."""
+    result = fresh(f"import sys, {script}; print(sorted({unwanted!r} & set(sys.modules)))", tmp_path)
     assert result.stdout.strip() == "[]", result.stderr
 
 
@@ -161,23 +269,23 @@ except SystemExit as error:
 """
 
 
-def run_as_a_script(face: str, *words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    path = str(ROOT / f"{face}.py")
-    return fresh(AS_A_SCRIPT.format(words=[f"{face}.py", *words], path=path, slow=SLOW), folder)
+def run_as_a_script(script: str, *words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    path = str(ROOT / f"{script}.py")
+    return fresh(AS_A_SCRIPT.format(words=[f"{script}.py", *words], path=path, slow=SLOW), folder)
 
 
-@pytest.mark.parametrize("face", FACES)
-def test_help_waits_for_no_slow_import_and_shows_values_people_can_read(face: str, tmp_path: Path) -> None:
-    result = run_as_a_script(face, "--help", folder=tmp_path)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_waits_for_no_slow_import_and_shows_values_people_can_read(script: str, tmp_path: Path) -> None:
+    result = run_as_a_script(script, "--help", folder=tmp_path)
     assert result.stdout.splitlines()[-1] == "status 0 []", result.stderr
-    assert f"usage: {face}.py" in result.stdout
+    assert f"usage: {script}.py" in result.stdout
     for word in (" str", " int", " float", " Path", "default factory", "default: True", "default: False"):
         assert f"{word}]" not in result.stdout, word
         assert f"({word}" not in result.stdout, word
 
 
 @pytest.mark.parametrize(
-    ("face", "words", "message"),
+    ("script", "words", "message"),
     [
         ("train_cnn", ["--epochs", "0"], "--epochs must be at least 1, got 0"),
         ("hyperopt_tuning", ["--folds", "1"], "--folds must be at least 2, got 1"),
@@ -191,9 +299,9 @@ def test_help_waits_for_no_slow_import_and_shows_values_people_can_read(face: st
     ],
 )
 def test_what_is_mistyped_is_said_before_the_slow_imports(
-    face: str, words: list[str], message: str, tmp_path: Path
+    script: str, words: list[str], message: str, tmp_path: Path
 ) -> None:
-    result = run_as_a_script(face, *words, folder=tmp_path)
+    result = run_as_a_script(script, *words, folder=tmp_path)
     assert result.stdout == "status 2 []\n", result.stderr
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
@@ -201,16 +309,16 @@ def test_what_is_mistyped_is_said_before_the_slow_imports(
 
 
 @pytest.mark.parametrize(
-    ("face", "settings"),
+    ("script", "settings"),
     [("train_cnn", "TrainSettings"), ("hyperopt_tuning", "TuneSettings"), ("serve_model", "ServeSettings")],
 )
 def test_each_rule_of_a_setting_can_be_checked_before_the_slow_imports(
-    face: str, settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: str, settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All are given at once, most in a form that is allowed, so that their own validators run."""
-    declared = getattr(importlib.import_module(face), settings)
+    declared = getattr(importlib.import_module(script), settings)
     for name in declared.model_fields:
         monkeypatch.setenv(f"{declared.model_config['env_prefix']}{name}".upper(), "1")
-    result = run_as_a_script(face, folder=tmp_path)
+    result = run_as_a_script(script, folder=tmp_path)
     assert result.stdout == "status 2 []\n", result.stderr
     assert len(result.stderr.splitlines()) == 1, result.stderr

@@ -30,13 +30,14 @@ from toolkit.errors import (
     SettingsError,
     ToolkitError,
 )
+from toolkit.mlflow_run import Run
 from toolkit.program import Program
 from toolkit.registry import gate
 from toolkit.registry.comparison import Candidate
 from toolkit.registry.gate import Verdict
 from toolkit.registry.stages import Stages
 from toolkit.registry.versions import Version
-from toolkit.tracking import MlflowClient, MlflowException, Run, connect
+from toolkit.tracking import MlflowClient, MlflowException, connect
 
 NUMBERS = itertools.count()
 Log = Callable[..., str]

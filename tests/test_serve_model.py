@@ -52,12 +52,13 @@ from toolkit.bundle import DIGEST_TAG, PROGRAM
 from toolkit.errors import ToolkitError
 from toolkit.images import load_picture
 from toolkit.machine import usable_cores
+from toolkit.mlflow_run import Run
 from toolkit.program import Program, save_bundle
 from toolkit.serving import protocols
 from toolkit.serving.problems import MEDIA_TYPE
 from toolkit.serving.processes import VARIABLE
-from toolkit.serving.server import Server, listen
-from toolkit.tracking import Run, connect
+from toolkit.serving.server import Server, ServerConfig, listen
+from toolkit.tracking import connect
 
 NUMBERS = itertools.count()
 RED, GREEN, BLUE = (colour_picture(colour, 1) for colour in ("red", "green", "blue"))
@@ -160,7 +161,7 @@ def serving(registered: RegisteredModel, folder: Path, **settings: Any) -> Itera
     app = create_app(ServeSettings(**words | settings))
     listener = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = Server(app, lambda: None, drain_seconds=0, finish_seconds=int(LONGEST_WAIT))
+    server = Server(app, lambda: None, ServerConfig(0, int(LONGEST_WAIT)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

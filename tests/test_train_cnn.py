@@ -30,11 +30,12 @@ import train_cnn
 from model_registry import ModelRegistry
 from support import COLOURS, ROOT, MlflowServer, colour_picture, colour_pixels, free_port
 from support.forked_processes import Ended, Forks, Script, forks
+from toolkit.code_version import code_version
 from toolkit.errors import DataError, TrainingError
 from toolkit.images import SUFFIXES, load_picture
 from toolkit.program import Bundle, load_bundle
 from toolkit.registry.fetching import fetched
-from toolkit.tracking import MlflowClient, code_version, connect, mlflow
+from toolkit.tracking import MlflowClient, connect, mlflow
 from toolkit.training.checkpoints import Checkpoint, load_weights_file, open_checkpoint
 from toolkit.training.device import Device
 from toolkit.training.networks import SimpleCNN

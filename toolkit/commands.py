@@ -12,7 +12,9 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
-ROOT = Path(__file__).resolve().parents[1]  # the folder of the scripts and of the toolkit
+import toolkit
+
+ROOT = Path(toolkit.__file__).resolve().parents[1]  # the folder of the scripts and of the toolkit
 DISTRIBUTION = "image-classification-toolkit" if ROOT.name in ("site-packages", "dist-packages") else None
 COMMANDS = {
     "train_cnn": "train-cnn",

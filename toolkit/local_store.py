@@ -9,7 +9,7 @@ undoes what was half written, whatever becomes of the process.
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from toolkit.locks import wait_for
@@ -91,6 +91,23 @@ def tables_of(path: Path) -> set[str]:
         return _tables(database)
 
 
+def revision_of(path: Path, seconds: float = 5.0) -> str | None:
+    """The schema's revision that Alembic noted in a database file, None where there is none.
+
+    Parameters
+    ----------
+    path
+        The file.
+    seconds
+        How long to wait for others that write to it.
+    """
+    with closing(sqlite3.connect(path, timeout=seconds)) as database:
+        if "alembic_version" not in _tables(database):
+            return None
+        row = database.execute("SELECT version_num FROM alembic_version").fetchone()
+        return str(row[0]) if row else None
+
+
 def _replace(
     store: sqlite3.Connection, path: Path, copy: Path, is_current: Callable[[Path], bool],
     migrate: Callable[[Path], None],
@@ -101,7 +118,7 @@ def _replace(
     if is_current(copy):  # another process has done it meanwhile
         return None
     if _holds_data(store):
-        former = path.with_name(f"{path.name}.{_revision(store)}.bak")
+        former = path.with_name(f"{path.name}.{revision_of(copy) or 'first'}.bak")
         shutil.copyfile(copy, former)
         _finish_half_made(copy)
     else:
@@ -122,12 +139,6 @@ def _holds_data(database: sqlite3.Connection) -> bool:
         database.execute(f'SELECT EXISTS (SELECT 1 FROM "{table}")').fetchone()[0]  # noqa: S608  a table's name
         for table in _tables(database) - NO_DATA
     )
-
-
-def _revision(database: sqlite3.Connection) -> str:
-    with suppress(sqlite3.Error, TypeError):
-        return str(database.execute("SELECT version_num FROM alembic_version").fetchone()[0])
-    return "first"
 
 
 def _finish_half_made(copy: Path) -> None:

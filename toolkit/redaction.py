@@ -6,6 +6,8 @@ import re
 def redact_passwords(text: str) -> str:
     """Replace passwords in addresses, before the host and in the query.
 
+    An address may lack its scheme; what merely looks like a password is replaced, too.
+
     Examples
     --------
     >>> redact_passwords("no answer from http://ada:secret@host:5000/mlflow")
@@ -13,7 +15,7 @@ def redact_passwords(text: str) -> str:
     >>> redact_passwords("postgresql://db/mlflow?user=ada&password=secret")
     'postgresql://db/mlflow?user=ada&password=***'
     """
-    text = re.sub(r"(://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)
+    text = re.sub(r"((?:^|[\s/'\"])[^\s:/@'\"]*):[^\s/]+@", r"\1:***@", text)
     return re.sub(r"(?i)([?&;]\w*password=)[^\s&;,'\"]+", r"\1***", text)
 
 

@@ -33,6 +33,7 @@ from support import (
 from toolkit import tracking
 from toolkit.baseline import Baseline
 from toolkit.bundle import DIGEST_TAG
+from toolkit.mlflow_run import Run
 from toolkit.program import Program, save_bundle
 
 CHROMIUM = shutil.which("chromium")
@@ -85,7 +86,7 @@ class Site:
         client, program = tracking.connect(self.registry), Program(ColourNetwork())
         held_out = colour_baseline(program)
         baseline = Baseline(classes, held_out.probabilities, held_out.labels, held_out.hashes)
-        with tracking.Run(client, "training", role="final", name="colours") as run:
+        with Run(client, "training", role="final", name="colours") as run:
             target, model_id = self.folder / f"bundle-{run.id}", run.new_model()
             digest = save_bundle(
                 target, program, colour_card(classes=classes), baseline, run_id=run.id, model_id=model_id
@@ -524,7 +525,7 @@ def test_mlflows_pages_show_a_training_with_the_figures_that_matter(
     client = tracking.connect(mlflow_server)
     figures = {"held_out_accuracy": 0.8125, "best_val_accuracy": 0.875, "system/ram_mb": 512.0}
     run_id = log_colour_run(client, "pages", metrics=figures, folder=tmp_path)
-    run = tracking.Run.reopen(client, run_id)
+    run = Run.reopen(client, run_id)
     run.dataset("colours", "f" * 16, "colours/", profile={"images": 120}, context="training")
     run.json("per_class.json", {"red": 1.0})
     run.end("FINISHED")

@@ -9,7 +9,8 @@ import requests
 from model_registry import ModelRegistry
 from support import COLOURS, LONGEST_WAIT, MlflowServer, colour_pixels
 from toolkit.errors import TrackingError
-from toolkit.tracking import Run, connect
+from toolkit.mlflow_run import Run
+from toolkit.tracking import connect
 
 Log = Callable[..., str]
 USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
@@ -133,7 +134,7 @@ def test_who_is_no_longer_known_is_told_so(
         registry.list_versions()
     assert str(caught.value) == f"cannot read the model 'image-classifier': {LOCKED_OUT}"
     run.metrics({"loss": 0.5})
-    assert not run.send()
+    assert not run.try_flush()
     with pytest.raises(TrackingError) as caught:
         run.text("notes.txt", "unseen")
     assert str(caught.value) == f"cannot log notes.txt: {LOCKED_OUT}"

@@ -10,6 +10,7 @@ from toolkit.redaction import redact_passwords, redact_paths
     [
         ("nothing to hide: 3/4 of 5, a@b", "nothing to hide: 3/4 of 5, a@b"),
         ("http://ada:s@cret@127.0.0.1:5000 refused", "http://ada:***@127.0.0.1:5000 refused"),
+        ("got ada:secret@host:5000, http:/ada:secret@host", "got ada:***@host:5000, http:/ada:***@host"),
         ("http://:token@host and sqlite:///a:b.db", "http://:***@host and sqlite:///a:b.db"),
         ("postgresql://u:p@db/x?password=q&a=b; again", "postgresql://u:***@db/x?password=***&a=b; again"),
         ("mysql://db/x?ssl_Password=q'", "mysql://db/x?ssl_Password=***'"),

@@ -151,8 +151,8 @@ def _non_finite(counts: Counts, limits: Limits, window: str) -> Sighting:
 def _accuracy(counts: Counts, yardstick: Yardstick, limits: Limits, window: str, alarm: Alarm | None) -> Sighting:
     figures = degradation(counts, yardstick, limits)
     sample = label_sample(counts, yardstick.reference, limits)
-    drop, level, status = figures["degradation"], figures["level"], figures["status"]
-    certain, usual = figures["degradation_lower_bound"], yardstick.reference
+    drop, level, status = figures.degradation, figures.level, figures.status
+    certain, usual = figures.degradation_lower_bound, yardstick.reference
     repeated = counts.effective < counts.finite / MOST_REPEATED
     if (repeated or (sample is not None and sample.fair is False)) and level in (None, LEVELS[0]):
         alarm = None  # it may come of the choice of the labels, or of bursts among them
@@ -163,7 +163,7 @@ def _accuracy(counts: Counts, yardstick: Yardstick, limits: Limits, window: str,
         if sure != LEVELS[0] and limits.level(certain) != level:
             level, status = sure, "confirmed"  # of a milder level
     enough = level is not None
-    seen = level if enough and level != LEVELS[0] else LEVELS[0]
+    seen = level or LEVELS[0]
     told = AccuracyFigures(
         _period(counts), sample.accuracy if sample else None, sample.n if sample else 0,
         usual.right / usual.n, usual.n, certain, seen, status,
@@ -250,16 +250,16 @@ def _direction(alarm: Alarm, yardstick: Yardstick) -> str:
 def _harm(counts: Counts, yardstick: Yardstick, limits: Limits) -> Harm | None:
     """What accuracy is by the labels, or may be without, and how many labels would settle it."""
     guess = estimate(counts, yardstick, limits)
-    if guess is None or not guess["reference_accuracy"]:
+    if guess is None or not guess.reference_accuracy:
         return None
     sample = label_sample(counts, yardstick.reference, limits)
-    enough = degradation(counts, yardstick, limits)["level"] is not None
+    enough = degradation(counts, yardstick, limits).level is not None
     return Harm(
-        guess["reference_accuracy"],
+        guess.reference_accuracy,
         counts.n_labels,
         sample.accuracy if sample and enough else None,
-        guess["accuracy"] if guess["status"] == "estimate" else None,
-        statistics.labels_needed(guess["reference_accuracy"]),
+        guess.accuracy if guess.status == "estimate" else None,
+        statistics.labels_needed(guess.reference_accuracy),
         sample.effective_n if sample else 0.0,
     )
 

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from toolkit.monitoring.alert_store import Alert
+from toolkit.monitoring.figures import EstimatedAccuracy, WindowMetrics
 from toolkit.monitoring.limits import Limits
 
 SHOWN_CLASSES = 5
@@ -13,31 +13,31 @@ LONGEST_NAME = 24  # letters of a class in a sentence
 LEAST_SHARE = 0.001  # below which a part is not worth telling
 
 
-def figures(metrics: Mapping[str, Any]) -> list[str]:
+def figures(metrics: WindowMetrics) -> list[str]:
     """The figures of a window as lines of text."""
-    shares = sorted(metrics["class_shares"].items(), key=lambda item: -item[1])[:SHOWN_CLASSES]
-    latency = metrics["latency_ms"]
+    shares = sorted(metrics.class_shares.items(), key=lambda item: -item[1])[:SHOWN_CLASSES]
+    latency = metrics.latency_ms
     lines = {
-        "predictions": f"{metrics['n']:,} from {_moment(metrics['since'])} to {_moment(metrics['until'])}",
+        "predictions": f"{metrics.n:,} from {_moment(metrics.since)} to {_moment(metrics.until)}",
         "labels": _labels(metrics),
-        "accuracy": _with_interval(metrics, "accuracy"),
-        "estimated accuracy": _estimate(metrics["estimate"]),
-        "reference": f"{_share(metrics['reference_accuracy'])} on {metrics['reference_n']:,} held-out pictures",
+        "accuracy": _with_interval(metrics.accuracy, metrics.accuracy_interval),
+        "estimated accuracy": _estimate(metrics.estimate),
+        "reference": f"{_share(metrics.reference_accuracy)} on {metrics.reference_n:,} held-out pictures",
         "degradation": _degradation(metrics),
-        "precision": _with_interval(metrics, "precision_weighted"),
-        "recall": _with_interval(metrics, "recall_weighted"),
-        "F1": _with_interval(metrics, "f1_weighted"),
-        "calibration error": _with_interval(metrics, "calibration_error"),
-        "mean confidence": _share(metrics["mean_confidence"]),
+        "precision": _with_interval(metrics.precision_weighted, metrics.precision_weighted_interval),
+        "recall": _with_interval(metrics.recall_weighted, metrics.recall_weighted_interval),
+        "F1": _with_interval(metrics.f1_weighted, metrics.f1_weighted_interval),
+        "calibration error": _with_interval(metrics.calibration_error, metrics.calibration_error_interval),
+        "mean confidence": _share(metrics.mean_confidence),
         "classes": ", ".join(f"{name} {share:.1%}" for name, share in shares),
-        "not finite": f"{metrics['non_finite']:,}",
-        "latency": f"median {_milliseconds(latency['median'])}, 95 % below {_milliseconds(latency['p95'])}",
+        "not finite": f"{metrics.non_finite:,}",
+        "latency": f"median {_milliseconds(latency.median)}, 95 % below {_milliseconds(latency.p95)}",
     }
-    title = f"Model version {metrics['model_version']}, {metrics['window']} window"
+    title = f"Model version {metrics.model_version}, {metrics.window} window"
     return [title, "", *(f"{name + ':':<22} {text}" for name, text in lines.items())]
 
 
-def headline(standing: Sequence[Alert], metrics: Mapping[str, Any], drifted: bool | None) -> dict[str, str]:
+def headline(standing: Sequence[Alert], metrics: WindowMetrics, drifted: bool | None) -> dict[str, str]:
     """The worst that is known: of the alerts that stand, of the window by its labels, of the drift tests.
 
     Parameters
@@ -55,14 +55,14 @@ def headline(standing: Sequence[Alert], metrics: Mapping[str, Any], drifted: boo
         ``level``: ``ok``, ``warning``, ``critical`` or ``immediate``; ``status``; and what it is, as ``reason``.
     """
     known = [{"level": alert.level, "status": alert.status, "reason": alert.message} for alert in standing]
-    if metrics["level"] not in (None, "ok") and metrics["status"] == "confirmed":  # chance suspects now and then
-        reason = f"in the {metrics['window']} window accuracy is lower by {_drop(metrics)}"
-        known.append({"level": metrics["level"], "status": metrics["status"], "reason": reason})
+    if metrics.level not in (None, "ok") and metrics.status == "confirmed":  # chance suspects now and then
+        reason = f"in the {metrics.window} window accuracy is lower by {_drop(metrics)}"
+        known.append({"level": metrics.level, "status": metrics.status, "reason": reason})
     if drifted:
-        reason = f"the {metrics['window']} window has drifted: see the tests below"
+        reason = f"the {metrics.window} window has drifted: see the tests below"
         known.append({"level": "warning", "status": "estimate", "reason": reason})
     if not known:
-        few = metrics["level"] is None
+        few = metrics.level is None
         reason = "no alert stands" + ("; there are too few labels to know the accuracy" if few else "")
         return {"level": "ok", "status": "", "reason": reason}
     return max(known, key=lambda one: (Limits.severity(one["level"]), one["status"] == "confirmed"))
@@ -94,35 +94,35 @@ def _alert(alert: Alert) -> str:
     return "\n".join([first, *(f"  {line}" for line in lines)])
 
 
-def _degradation(metrics: Mapping[str, Any]) -> str:
+def _degradation(metrics: WindowMetrics) -> str:
     """The drop by the labels, and how bad that is."""
-    return f"{_drop(metrics)}: {metrics['level'] or 'unknown'} ({metrics['status'].replace('_', ' ')})"
+    return f"{_drop(metrics)}: {metrics.level or 'unknown'} ({metrics.status.replace('_', ' ')})"
 
 
-def _drop(metrics: Mapping[str, Any]) -> str:
+def _drop(metrics: WindowMetrics) -> str:
     """The drop by the labels: never a negative one, nor a certain part that is none."""
-    drop, certain = metrics["degradation"], metrics["degradation_lower_bound"] or 0.0
+    drop, certain = metrics.degradation, metrics.degradation_lower_bound or 0.0
     if drop is None:
         return "-"
     sure = f", at least {share_below(certain)} certain" if certain >= LEAST_SHARE else ""
     return f"{_share(drop)}{sure}" if drop > 0 else "none"
 
 
-def _labels(metrics: Mapping[str, Any]) -> str:
-    note = (metrics["label_sample"] or {}).get("note")
-    return f"{metrics['n_labels']:,}{f'; {note}' if note else ''}"
+def _labels(metrics: WindowMetrics) -> str:
+    note = metrics.label_sample.note if metrics.label_sample else ""
+    return f"{metrics.n_labels:,}{f'; {note}' if note else ''}"
 
 
-def _estimate(estimate: Mapping[str, Any] | None) -> str:
-    if estimate is None or estimate["accuracy"] is None:
+def _estimate(estimate: EstimatedAccuracy | None) -> str:
+    if estimate is None or estimate.accuracy is None:
         return "-"
-    text = f"{_with_interval(estimate, 'accuracy')}, without labels"
-    return f"{text}; {estimate['note']}" if estimate["note"] else text
+    text = f"{_with_interval(estimate.accuracy, estimate.accuracy_interval)}, without labels"
+    return f"{text}; {estimate.note}" if estimate.note else text
 
 
-def _with_interval(metrics: Mapping[str, Any], name: str) -> str:
-    low, high = metrics[f"{name}_interval"] or (None, None)
-    return f"{_share(metrics[name])} (95 % interval {_share(low)} to {_share(high)})" if low is not None else "-"
+def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    low, high = interval or (None, None)
+    return f"{_share(value)} (95 % interval {_share(low)} to {_share(high)})" if low is not None else "-"
 
 
 def _moment(seconds: float | None) -> str:

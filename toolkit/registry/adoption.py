@@ -14,7 +14,7 @@ from toolkit.registry.fetching import blaming, fetched, version_location
 from toolkit.registry.pages import describe
 from toolkit.registry.selection import is_finite, model_of
 from toolkit.registry.versions import METRICS_TAG, MISSING, MODEL_TAG, Version
-from toolkit.tracking import MlflowClient, MlflowException, promptly
+from toolkit.tracking import ANSWER_SECONDS, MlflowClient, MlflowException, mlflow_call
 
 ANOTHER_TOOL = "another tool"
 
@@ -28,7 +28,7 @@ def recognised(client: MlflowClient, version: Version) -> Version:
     if version.digest:
         return version
     model_id, digest = version.model_id, ""
-    with promptly(f"read what was recorded of v{version.version}"):
+    with mlflow_call(f"read what was recorded of v{version.version}", timeout=ANSWER_SECONDS):
         if model_id:
             with _unless_missing():
                 digest = client.get_logged_model(model_id).tags.get(DIGEST_TAG, "")
@@ -63,7 +63,7 @@ def adopt(client: MlflowClient, version: Version) -> bool:
         MODEL_TAG: version.model_id,
         DIGEST_TAG: version.digest,  # last: a version that has it has all
     }
-    with promptly(f"record what v{version.version} is"):
+    with mlflow_call(f"record what v{version.version} is", timeout=ANSWER_SECONDS):
         if not version.description:
             text = describe(card, baseline, f"registered by {ANOTHER_TOOL}", version.run_id)
             client.update_model_version(version.name, str(version.version), text)

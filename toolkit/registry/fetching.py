@@ -10,8 +10,9 @@ from urllib.parse import urlparse
 from toolkit.bundle import DIGEST_TAG, verify_bundle
 from toolkit.commands import command_line
 from toolkit.errors import BundleError, TrackingError
+from toolkit.mlflow_errors import reason_of
 from toolkit.registry.versions import MISSING, Version
-from toolkit.tracking import MlflowClient, MlflowException, impatient, mlflow, promptly, reason_of
+from toolkit.tracking import ANSWER_SECONDS, MlflowClient, MlflowException, mlflow, mlflow_call, short_timeouts
 
 FILE_SECONDS = 30  # until the first bytes of a file, which a server may have to fetch from elsewhere itself
 
@@ -61,7 +62,7 @@ def verify(client: MlflowClient, version: Version) -> None:
 
 def model_location(client: MlflowClient, model_id: str) -> str:
     """Where the files of one of MLflow's logged models are."""
-    with promptly(f"find the model {model_id}"):
+    with mlflow_call(f"find the model {model_id}", timeout=ANSWER_SECONDS):
         try:
             return str(client.get_logged_model(model_id).artifact_location)
         except MlflowException as error:
@@ -72,7 +73,7 @@ def model_location(client: MlflowClient, model_id: str) -> str:
 
 def version_location(client: MlflowClient, version: Version) -> str:
     """Where the files of a version are."""
-    with promptly(f"find the files of v{version.version}"):
+    with mlflow_call(f"find the files of v{version.version}", timeout=ANSWER_SECONDS):
         location = str(client.get_model_version_download_uri(version.name, str(version.version)))
     if location.startswith(("models:/", "runs:/")) and version.model_id:  # which the store left to be resolved
         return model_location(client, version.model_id)
@@ -113,10 +114,10 @@ def _is_local(location: str) -> bool:
 
 def _download(client: MlflowClient, location: str, target: Path | None) -> Path:
     try:
-        with impatient():
+        with short_timeouts():
             found = mlflow.artifacts.list_artifacts(artifact_uri=location, tracking_uri=client.tracking_uri)
         if found:
-            with impatient(FILE_SECONDS):
+            with short_timeouts(FILE_SECONDS):
                 folder = mlflow.artifacts.download_artifacts(
                     artifact_uri=location, dst_path=str(target) if target else None, tracking_uri=client.tracking_uri
                 )

@@ -11,7 +11,7 @@ from toolkit.bundle import DIGEST_TAG
 from toolkit.commands import command_line
 from toolkit.errors import RegistryError, known
 from toolkit.registry.versions import MISSING
-from toolkit.tracking import MlflowClient, MlflowException, find_experiment, promptly
+from toolkit.tracking import ANSWER_SECONDS, MlflowClient, MlflowException, find_experiment, mlflow_call
 
 Mode = Literal["max", "min"]
 ROLES = ("final", "study")  # a fold's or a trial's model is a step on the way, never the result
@@ -67,7 +67,7 @@ def only_experiment(client: MlflowClient) -> str:
     RegistryError
         None does, or several do and none is that of studies; the message says what to type.
     """
-    with promptly("list the experiments"):
+    with mlflow_call("list the experiments", timeout=ANSWER_SECONDS):
         names = [experiment.name for experiment in client.search_experiments()]
     holding = [name for name in names if next(_Experiment(client, name).runs(), None)]
     if STUDIES in holding:
@@ -103,7 +103,7 @@ def chosen_run(client: MlflowClient, run_id: str) -> Any:
     RegistryError
         There is no such run, it is under way, or it holds no bundle.
     """
-    with promptly(f"read the run {run_id}"):
+    with mlflow_call(f"read the run {run_id}", timeout=ANSWER_SECONDS):
         try:
             run = client.get_run(run_id)
         except MlflowException as error:
@@ -157,7 +157,7 @@ class _Experiment:
         orders = list(dict.fromkeys([order, NEWEST_FIRST]))
         token = None
         while True:
-            with promptly(f"search the runs of experiment {self.name!r}"):
+            with mlflow_call(f"search the runs of experiment {self.name!r}", timeout=ANSWER_SECONDS):
                 page = self.client.search_runs(
                     [self.id], query, order_by=orders, max_results=RUNS_A_PAGE, page_token=token
                 )

@@ -25,7 +25,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from toolkit.registry.versions import ALIASES, STAGE_TAG, Stage, Transition, Version, held_stage, read_versions
-from toolkit.tracking import MlflowClient, MlflowException, promptly
+from toolkit.tracking import ANSWER_SECONDS, MlflowClient, MlflowException, mlflow_call
 
 STAGES_ARE_GONE = frozenset({"ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"})  # what a server without stages may answer
 MOST_LOOKS = 10  # at what others may be changing at the same time
@@ -74,7 +74,7 @@ class Stages:
         """Move a version, in the order that the module describes."""
         self._record(Transition(version.version, NO_TIME, version.stage, target, whoami(), why, rollback, gate=gate))
         if target in ALIASES:
-            with promptly(f"set the alias {ALIASES[target]!r}"):
+            with mlflow_call(f"set the alias {ALIASES[target]!r}", timeout=ANSWER_SECONDS):
                 self.client.set_registered_model_alias(self.name, ALIASES[target], str(version.version))
         self._drop_aliases(version, keep=target)
         self.settle()
@@ -108,7 +108,7 @@ class Stages:
             if moved and stage in ALIASES:
                 archived_by_mlflow |= {each.version for each in versions if each.mlflow_stage == stage}
             if version.written_stage != stage:
-                with promptly("set the stage tag"):
+                with mlflow_call("set the stage tag", timeout=ANSWER_SECONDS):
                     self.client.set_model_version_tag(self.name, str(version.version), STAGE_TAG, stage)
             if moved or entry is not None or version.written_stage != stage:
                 changes.append(f"v{version.version} had been left half-way and is in {stage} now")
@@ -118,13 +118,13 @@ class Stages:
         """Append to the history, later than everything in it."""
         self._newest = max(self._clock(), self._newest + timedelta(microseconds=1))
         entry = replace(entry, time=self._newest)
-        with promptly(f"move v{entry.version} to {entry.target}"):
+        with mlflow_call(f"move v{entry.version} to {entry.target}", timeout=ANSWER_SECONDS):
             self.client.set_model_version_tag(self.name, str(entry.version), entry.key, entry.to_json())
 
     def _drop_aliases(self, version: Version, keep: Stage) -> None:
         for stage, alias in ALIASES.items():
             if stage != keep and alias in version.aliases:
-                with promptly(f"remove the alias {alias!r}"):
+                with mlflow_call(f"remove the alias {alias!r}", timeout=ANSWER_SECONDS):
                     self.client.delete_registered_model_alias(self.name, alias)
 
     def _show(self, version: int, stage: Stage) -> bool:
@@ -132,7 +132,7 @@ class Stages:
         change = getattr(self.client, "transition_model_version_stage", None)
         if change is None:
             return False
-        with promptly("set MLflow's stage"), warnings.catch_warnings():
+        with mlflow_call("set MLflow's stage", timeout=ANSWER_SECONDS), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # "stages will be removed": this method is ready for that
             try:
                 change(self.name, str(version), stage, archive_existing_versions=stage in ALIASES)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, get_args
 
 from toolkit.bundle import DIGEST_TAG
 from toolkit.errors import NotRegistered, RegistryError, known
-from toolkit.tracking import MlflowClient, MlflowException, promptly
+from toolkit.tracking import ANSWER_SECONDS, MlflowClient, MlflowException, mlflow_call
 
 Stage = Literal["None", "Staging", "Production", "Archived"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -208,7 +208,7 @@ def read_versions(client: MlflowClient, name: str) -> Iterator[Version]:
         aliases.setdefault(number, []).append(alias)
     token = None
     while True:
-        with promptly("list the versions"):
+        with mlflow_call("list the versions", timeout=ANSWER_SECONDS):
             page = client.search_model_versions(
                 f"name = '{name}'", max_results=VERSIONS_A_PAGE, order_by=["version_number DESC"], page_token=token
             )
@@ -221,7 +221,7 @@ def read_versions(client: MlflowClient, name: str) -> Iterator[Version]:
 
 def read_aliases(client: MlflowClient, name: str) -> dict[str, int]:
     """The version behind each alias; ``NotRegistered`` when there is no such model."""
-    with promptly(f"read the model {name!r}"):
+    with mlflow_call(f"read the model {name!r}", timeout=ANSWER_SECONDS):
         try:
             model = client.get_registered_model(name)
         except MlflowException as error:

@@ -6,9 +6,9 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Literal, Protocol
 
 from toolkit.errors import BundleError, NotRegistered, ToolkitError, one_line
 from toolkit.program import Bundle
@@ -40,6 +40,8 @@ class Release(Protocol):
 
 class Source(Protocol):
     """Where models come from."""
+
+    contradiction: str  # what else names another version than the one found last; empty where nothing does
 
     def find(self) -> Release:
         """The version that should answer; cheap, for it is asked again and again."""
@@ -89,6 +91,63 @@ class LiveModel:
 
 
 @dataclass(frozen=True)
+class ModelManagerConfig:
+    """How a model is loaded, and what is kept of those that served.
+
+    Parameters
+    ----------
+    poll_seconds
+        Pause between two polls of the registry.
+    prepare
+        Makes an engine of a bundle, warmed up and checked.
+    rehearse
+        Called with a bundle before ``prepare`` while another model answers, with an event that is set when the service
+        ends, and with a function that has so many workers of the service leave their core to it: does aside what can be
+        done aside.
+    last_good
+        What answers when the service starts and the registry does not answer, or what is in the stage cannot be used;
+        nothing does when None.
+    does
+        What the model does, for the log.
+    keeps_former
+        Whether the model that was replaced stays in memory, so that a rollback to it is done at once.
+    """
+
+    poll_seconds: float
+    prepare: Callable[[Bundle], Engine] = prepare
+    rehearse: Callable[[Bundle, threading.Event, Callable[[int], None]], None] | None = None
+    last_good: Copies | None = None
+    does: str = "serves"
+    keeps_former: bool = True
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A version that could not be put in place, and when it is tried again."""
+
+    version: int
+    reason: str
+    attempts: int
+    next_attempt_s: float
+
+
+@dataclass(frozen=True)
+class RegistryState:
+    """The registry, failures and where the live model came from, as ``/health`` shows them; times since 1970."""
+
+    reachable: bool
+    unreachable_since: float | None
+    problem: str | None
+    last_look: float | None
+    changes: int
+    source: Literal["registry", "last good copy"] | None
+    copy_since: float | None
+    comparison: Comparison | None
+    set_aside: SetAside | None
+    contradiction: str | None
+
+
+@dataclass(frozen=True)
 class Failure:
     """A version that could not be put in place."""
 
@@ -97,10 +156,20 @@ class Failure:
     attempts: int
     next_attempt: float  # on the monotonic clock
 
+    @property
+    def set_aside(self) -> SetAside:
+        """The same as ``/health`` shows it."""
+        seconds = round(max(0.0, self.next_attempt - time.monotonic()), 1)
+        return SetAside(self.release.version, self.reason, self.attempts, seconds)
+
 
 def identity(release: Release) -> tuple[str, int, str]:
     """What makes two releases the same: not the larger number, for a rollback goes to a smaller one."""
     return release.name, release.version, release.digest
+
+
+def _no_rest(_workers: int) -> None:
+    """Nothing, where no workers would have to leave their core."""
 
 
 class Live:
@@ -116,36 +185,21 @@ class Live:
         Where models come from.
     adopt
         Called with a model right before it begins to answer.
-    poll_seconds
-        Pause between two looks at the registry.
-    prepare
-        Makes an engine of a bundle, warmed up and checked.
-    rehearse
-        Called with a bundle before ``prepare`` while another model answers, and with an event that is set
-        when the service ends: does aside what can be done aside.
-    last_good
-        What answers when the service starts and the registry does not answer, or what is in the
-        stage cannot be used; nothing does when None.
+    config
+        How it is loaded.
     on_failure
         Called with a release and the reason when it is set aside; once, not at each further attempt.
-    does
-        What the model does, for the log.
-    keeps_former
-        Whether the model that was replaced stays in memory, so that a rollback to it is done at once.
+    rest
+        Has so many workers take no work.
     """
 
     def __init__(
         self,
         source: Source,
         adopt: Callable[[LiveModel], None],
-        poll_seconds: float,
-        *,
-        prepare: Callable[[Bundle], Engine] = prepare,
-        rehearse: Callable[[Bundle, threading.Event], None] | None = None,
-        last_good: Copies | None = None,
+        config: ModelManagerConfig,
         on_failure: Callable[[Release, str], None] | None = None,
-        does: str = "serves",
-        keeps_former: bool = True,
+        rest: Callable[[int], None] | None = None,
     ) -> None:
         self.model: LiveModel | None = None
         self.failure: Failure | None = None
@@ -159,14 +213,11 @@ class Live:
         self.changes = 0
         self._source = source
         self._adopt = adopt
-        self._poll_seconds = poll_seconds
-        self._prepare = prepare
-        self._rehearse = rehearse
-        self._last_good = last_good
-        self._recalls = last_good is not None  # whether a copy may still be asked to answer
+        self._config = config
+        self._last_good = config.last_good
+        self._recalls = config.last_good is not None  # whether a copy may still be asked to answer
         self._on_failure = on_failure
-        self._does = does
-        self._keeps_former = keeps_former
+        self._rest = rest or _no_rest
         self._tried: Tried | None = None  # what the live model did before it answered
         self._former: tuple[LiveModel, Tried] | None = None  # what answered before it, ready to answer again
         self._litter = threading.Event()  # a model is no longer held by anybody
@@ -223,26 +274,21 @@ class Live:
             return f"version {failure.release.version} cannot be loaded: {failure.reason}"
         return self.registry_problem or "the registry has not answered yet"
 
-    def describe(self) -> dict[str, Any]:
-        """Registry, failures and where the live model came from, as ``/health`` shows them; times since 1970."""
-        failure, comparison = self.failure, self.comparison
-        return {
-            "reachable": self.reachable,
-            "unreachable_since": self.unreachable_since,
-            "problem": self.registry_problem,
-            "last_look": self.last_look,
-            "changes": self.changes,
-            "source": self.model and ("last good copy" if self.copy_since else "registry"),
-            "copy_since": self.copy_since,
-            "comparison": comparison and asdict(comparison),
-            "set_aside": failure
-            and {
-                "version": failure.release.version,
-                "reason": failure.reason,
-                "attempts": failure.attempts,
-                "next_attempt_s": round(max(0.0, failure.next_attempt - time.monotonic()), 1),
-            },
-        }
+    def describe(self) -> RegistryState:
+        """How the registry is, and what came of following it."""
+        failure = self.failure
+        return RegistryState(
+            reachable=self.reachable,
+            unreachable_since=self.unreachable_since,
+            problem=self.registry_problem,
+            last_look=self.last_look,
+            changes=self.changes,
+            source=("last good copy" if self.copy_since else "registry") if self.model else None,
+            copy_since=self.copy_since,
+            comparison=self.comparison,
+            set_aside=failure.set_aside if failure else None,
+            contradiction=self._source.contradiction or None,
+        )
 
     def _watch(self) -> None:
         while not self._stopping.is_set():
@@ -250,12 +296,12 @@ class Live:
                 self.look()
             except Exception:  # what happened is in the log; the next look may fare better
                 logger.exception("the look at the registry broke off")
-            self._stopping.wait(self._poll_seconds)
+            self._stopping.wait(self._config.poll_seconds)
 
     def _note_registry(self, problem: str | None, *, reachable: bool) -> None:
         shown = redact_paths(problem) if problem else None
         if problem and shown != self.registry_problem:  # a line when it begins and when it ends, not one a look
-            serving = f"; version {self.model.version} {self._does} on" if self.model else ""
+            serving = f"; version {self.model.version} {self._config.does} on" if self.model else ""
             logger.warning("%s%s", problem, serving)
         elif reachable and not self.reachable and self.last_look is not None:
             logger.info("the registry answers again")
@@ -298,15 +344,15 @@ class Live:
         self.failure = self.copy_since = None
         replaced = f" in place of version {before.version}" if before else ""
         seconds = time.monotonic() - started
-        logger.info("version %s %s%s, loaded in %.1f s", model.version, self._does, replaced, seconds)
+        logger.info("version %s %s%s, loaded in %.1f s", model.version, self._config.does, replaced, seconds)
 
     def _load(self, wanted: Release) -> LiveModel:
         """Put a version in place that did not answer just before."""
         bundle = self._last_good.load(self._source, wanted) if self._last_good else self._source.load(wanted)
         if wanted.digest and bundle.digest != wanted.digest:
             raise BundleError("the registry changed while the version was being loaded")
-        if self.model is not None and self._rehearse is not None:
-            self._rehearse(bundle, self._stopping)
+        if self.model is not None and self._config.rehearse is not None:
+            self._config.rehearse(bundle, self._stopping, self._rest)
         return self._put_in_place(wanted, bundle)
 
     def _recall(self) -> None:
@@ -324,12 +370,12 @@ class Live:
             finally:
                 self.loading = None
             self.copy_since = model.loaded_at
-            logger.warning("version %s %s from the last good copy on this machine", model.version, self._does)
+            logger.warning("version %s %s from the last good copy on this machine", model.version, self._config.does)
             return
 
     def _put_in_place(self, release: Release, bundle: Bundle) -> LiveModel:
         """Prepare a model, try it out, and let it answer; whatever is raised leaves the one before it in place."""
-        engine = self._prepare(bundle)
+        engine = self._config.prepare(bundle)
         model = LiveModel(release, bundle, engine, time.time())
         weakref.finalize(model, _close, engine, model.version, self._litter).atexit = False
         self._let_answer(model, try_out(engine, bundle.card, model.version))
@@ -339,7 +385,7 @@ class Live:
         """Put a model that was tried out in place of the one that answers now."""
         comparison = compare(tried, self._tried) if self._tried else None
         self._adopt(model)
-        if self._keeps_former and self.model is not None and self._tried is not None:
+        if self._config.keeps_former and self.model is not None and self._tried is not None:
             self._former = self.model, self._tried
         self.model, self.comparison, self._tried = model, comparison, tried
         self.changes += 1
@@ -347,14 +393,14 @@ class Live:
             logger.log(logging.WARNING if comparison.constant else logging.INFO, "%s", comparison)
 
     def _set_aside(self, release: Release, error: Exception, attempts: int) -> None:
-        pause = min(self._poll_seconds * 2 ** min(attempts, DOUBLINGS), LONGEST_PAUSE)
+        pause = min(self._config.poll_seconds * 2 ** min(attempts, DOUBLINGS), LONGEST_PAUSE)
         reason = redact_paths(one_line(error))
         self.failure = Failure(release, reason, attempts, time.monotonic() + pause)
         logger.error(
             "version %d cannot be loaded: %s; %s, next attempt in %.0f s",
             release.version,
             one_line(error),
-            f"version {self.model.version} {self._does} on" if self.model else f"nothing {self._does}",
+            f"version {self.model.version} {self._config.does} on" if self.model else f"nothing {self._config.does}",
             pause,
         )
         if self._on_failure is None or attempts > 1:

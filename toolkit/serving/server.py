@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from types import FrameType
@@ -308,6 +309,29 @@ def _closing(problem: Problem) -> bytes:
     return "\r\n".join([first, *(f"{name}: {value}" for name, value in headers.items()), "", ""]).encode() + body
 
 
+@dataclass(frozen=True)
+class ServerConfig:
+    """How long clients are waited for, and how many there may be.
+
+    Parameters
+    ----------
+    drain_seconds
+        Time between the first signal and closing the socket.
+    finish_seconds
+        Longest time to finish accepted requests after that.
+    patience
+        How long slow clients are waited for.
+    most_connections
+        Clients that may be connected; further ones are answered with a 503. Fewer where the system allows the
+        process fewer open files.
+    """
+
+    drain_seconds: float
+    finish_seconds: int
+    patience: Patience = PATIENCE
+    most_connections: int = MOST_CONNECTIONS
+
+
 class Server(uvicorn.Server):
     """uvicorn that leaves as a balancer expects it to.
 
@@ -322,11 +346,8 @@ class Server(uvicorn.Server):
         The application.
     leave
         Called at the first signal, within the signal handler: it only sets a flag.
-    patience
-        How long slow clients are waited for.
-    most_connections
-        Clients that may be connected; further ones are answered with a 503. Fewer where the system allows the
-        process fewer open files.
+    config
+        Its limits.
     alone
         Whether no other process listens on the same socket.
     """
@@ -335,10 +356,7 @@ class Server(uvicorn.Server):
         self,
         app: FastAPI,
         leave: Callable[[], None],
-        drain_seconds: float,
-        finish_seconds: int,
-        patience: Patience = PATIENCE,
-        most_connections: int = MOST_CONNECTIONS,
+        config: ServerConfig,
         alone: bool = True,
     ) -> None:
         super().__init__(
@@ -347,17 +365,17 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                http=partial(Protocol, patience, _allowed(most_connections), set(), self._is_leaving),  # type: ignore[arg-type]
+                http=partial(Protocol, config.patience, _allowed(config.most_connections), set(), self._is_leaving),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="on",
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=finish_seconds,
+                timeout_graceful_shutdown=config.finish_seconds,
             )
         )
         self._leave = leave
         self._alone = alone
-        self._drain_seconds = drain_seconds
+        self._drain_seconds = config.drain_seconds
         self._leaves_at: float | None = None
 
     def _is_leaving(self) -> bool:

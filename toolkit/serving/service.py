@@ -4,8 +4,8 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
-from threading import Event
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
@@ -16,16 +16,14 @@ from toolkit.baseline import Baseline
 from toolkit.errors import ToolkitError, one_line
 from toolkit.images import Limits, load_picture
 from toolkit.machine import usable_cores
-from toolkit.program import Bundle
 from toolkit.redaction import redact_paths
-from toolkit.serving import engines, problems
+from toolkit.serving import problems
 from toolkit.serving.batching import Batcher
 from toolkit.serving.classified import Classified, ImageSource, file_name
 from toolkit.serving.desk import Desk
-from toolkit.serving.engines import Engine, set_torch_threads, torch_threads
+from toolkit.serving.engines import set_torch_threads, torch_threads
 from toolkit.serving.figures import Figures, gauge_family, shadow_families
-from toolkit.serving.lastgood import LastGood
-from toolkit.serving.live import Live, LiveModel, Release, Source
+from toolkit.serving.live import Live, LiveModel, ModelManagerConfig, RegistryState, Release, Source
 from toolkit.serving.problems import Problem
 from toolkit.serving.processes import Fellows, State
 from toolkit.serving.recent import Recent
@@ -42,11 +40,74 @@ LOADING = "model_loading"  # alerts of versions that are set aside, of which the
 WINDOW_FIGURES = ("n", "n_labels", "accuracy", "degradation", "mean_confidence")  # shown to Prometheus
 
 
-class Component(TypedDict):
+class ServedModel(TypedDict):
+    """The name of the model that answers."""
+
+    name: str
+    version: int
+    stage: str
+    loaded_at: float
+
+
+@dataclass(frozen=True)
+class Component:
     """How a part of the service is: one of ``STATUSES``, and the reason when that is not ``ok``."""
 
     status: str
     reason: str | None
+
+
+@dataclass(frozen=True)
+class Health:
+    """Everything an operator asks first; ``status`` is the worst of the components, ``reason`` what they say."""
+
+    status: str
+    ready: bool
+    reason: str | None
+    components: dict[str, Component]
+    model: ServedModel | None
+    registry: RegistryState
+    queue: dict[str, int]
+    monitor: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ServiceConfig:
+    """How a service answers.
+
+    Parameters
+    ----------
+    workers, waiting
+        Threads that answer, and pictures that may wait for one.
+    most_bytes
+        Bodies that may be in memory together.
+    seconds
+        How long an answer may take.
+    limits
+        What one picture may be.
+    top_k
+        Classes listed when a request does not say how many.
+    models
+        How a model is loaded.
+    shadow
+        Where another model comes from that is run on a share of what was answered.
+    shadow_share
+        That share; 0 runs none.
+    """
+
+    workers: int
+    waiting: int
+    most_bytes: int
+    seconds: float
+    limits: Limits
+    top_k: int
+    models: ModelManagerConfig
+    shadow: Source | None = None
+    shadow_share: float = 0.0
 
 
 class Alert(Protocol):
@@ -112,27 +173,8 @@ class Service:
         Names predictions.
     figures
         Where everything is counted.
-    poll_seconds
-        Pause between two looks at the registry.
-    workers, waiting
-        Threads that answer, and pictures that may wait for one.
-    most_bytes
-        Bodies that may be in memory together.
-    seconds
-        How long an answer may take.
-    limits
-        What one picture may be.
-    top_k
-        Classes listed when a request does not say how many.
-    prepare, rehearse
-        Make an engine of a bundle, and do aside what can be done aside: with the bundle, an event that is set when the
-        service ends, and a function ``rest`` that has so many workers leave their core to it.
-    last_good
-        Copies of what served, for a start without the registry.
-    shadow
-        Where another model comes from that is run on a share of what was answered.
-    shadow_share
-        That share; 0 runs none.
+    config
+        How it answers.
     fellows
         The other processes of the service, where there are any.
     """
@@ -143,48 +185,28 @@ class Service:
         monitor: Monitor,
         new_id: Callable[[], str],
         figures: Figures,
-        *,
-        poll_seconds: float,
-        workers: int,
-        waiting: int,
-        most_bytes: int,
-        seconds: float,
-        limits: Limits,
-        top_k: int,
-        prepare: Callable[[Bundle], Engine] = engines.prepare,
-        rehearse: Callable[[Bundle, Event, Callable[[int], None]], None] | None = None,
-        last_good: LastGood | None = None,
-        shadow: Source | None = None,
-        shadow_share: float = 0.0,
+        config: ServiceConfig,
         fellows: Fellows | None = None,
     ) -> None:
         self.figures = figures
-        self.live = Live(
-            source,
-            self._adopt,
-            poll_seconds,
-            prepare=prepare,
-            rehearse=rehearse and partial(self._make_room, rehearse),
-            last_good=last_good,
-            on_failure=self._failed,
+        threads = torch_threads(config.workers, usable_cores() // (fellows.of if fellows else 1))
+        self.desk = Desk(config.workers, config.waiting, config.most_bytes)
+        self.batcher = Batcher(
+            config.workers, config.limits, prepare=partial(set_torch_threads, threads), on_batch=self._note_batch
         )
+        self.live = Live(source, self._adopt, config.models, on_failure=self._failed, rest=self.batcher.rest)
         self.shadow: Shadow | None = None
-        if shadow is not None and shadow_share:
-            self.shadow = Shadow(shadow, prepare, shadow_share, poll_seconds=poll_seconds, busy=self._busy)
-        threads = torch_threads(workers, usable_cores() // (fellows.of if fellows else 1))
-        self.desk = Desk(workers, waiting, most_bytes)
-        self.batcher = Batcher(workers, limits, prepare=partial(set_torch_threads, threads), on_batch=self._note_batch)
+        if config.shadow is not None and config.shadow_share:
+            self.shadow = Shadow(config.shadow, config.models, config.shadow_share, busy=self._busy)
         self.windows = Recent(monitor.calculate_metrics, WATCHED_SECONDS)
         self._standing = Recent(monitor.standing, WATCHED_SECONDS)
         self._alerts = Recent(monitor.standing_alerts, WATCHED_SECONDS)
+        self._config = config
         self._fellows = fellows
         self._monitor = monitor
         self._watched: LiveModel | None = None  # the one that the monitor was told of last
         self._new_id = new_id
-        self._limits = limits
-        self._seconds = seconds
-        self._top_k = top_k
-        self._retry_after = max(1, math.ceil(poll_seconds))
+        self._retry_after = max(1, math.ceil(config.models.poll_seconds))
 
     def start(self) -> None:
         """Begin to look for a model."""
@@ -243,7 +265,9 @@ class Service:
 
     async def predict(self, read: ImageSource, top_k: int | None) -> Prediction:
         """Answer one picture that has a place."""
-        answer: Prediction = await self.batcher.run(read, self.model, partial(self._answer, top_k=top_k), self._seconds)
+        answer: Prediction = await self.batcher.run(
+            read, self.model, partial(self._answer, top_k=top_k), self._config.seconds
+        )
         return answer
 
     async def predict_one_of_many(self, index: int, read: ImageSource, top_k: int | None, request_id: str) -> BatchItem:
@@ -265,7 +289,7 @@ class Service:
     def _answer(self, done: Classified, top_k: int | None) -> Prediction:
         """In a worker thread: count, log, and say what the model said."""
         model = done.model
-        count = min(self._top_k, len(model.classes)) if top_k is None else _ranks(model, top_k)
+        count = min(self._config.top_k, len(model.classes)) if top_k is None else _ranks(model, top_k)
         self.figures.prediction(done)
         prediction_id = self._log(done)
         if not done.finite:
@@ -284,12 +308,6 @@ class Service:
             timings_ms=Timings(**done.timings_ms),
         )
 
-    def _make_room(
-        self, rehearse: Callable[[Bundle, Event, Callable[[int], None]], None], bundle: Bundle, stopping: Event
-    ) -> None:
-        """Have a bundle rehearsed, which may ask for workers to rest meanwhile."""
-        rehearse(bundle, stopping, self.batcher.rest)
-
     def _busy(self) -> bool:
         return self.desk.depth > self.desk.workers
 
@@ -298,7 +316,9 @@ class Service:
         if self.shadow is not None:
             size = done.model.bundle.card.image_size
             self.shadow.offer(
-                done.model, done.probabilities, partial(_pixels, done.picture.pixels, size, done.read, self._limits)
+                done.model,
+                done.probabilities,
+                partial(_pixels, done.picture.pixels, size, done.read, self._config.limits),
             )
 
     def _log(self, done: Classified) -> str:
@@ -336,27 +356,27 @@ class Service:
         meanwhile = f"version {serving.version} serves on" if serving else "nothing serves"
         self._monitor.report(LOADING, f"Version {release.version} cannot be served: {reason}; {meanwhile}.")
 
-    def health(self, *, leaving: bool) -> dict[str, Any]:
-        """Everything an operator asks first; ``status`` is the worst of the components, ``reason`` what they say."""
+    def health(self, *, leaving: bool) -> Health:
+        """How the service is now."""
         model, registry = self.live.model, self.live.describe()
         components = self._components(model, registry)
-        worst = max((part["status"] for part in components.values()), key=STATUSES.index)
-        reasons = [reason for part in components.values() if part["status"] == worst and (reason := part["reason"])]
-        return {
-            "status": "leaving" if leaving else worst,
-            "ready": model is not None and not leaving,
-            "reason": "; ".join(reasons) or None,
-            "components": components,
-            "model": named(model),
-            "registry": registry,
-            "queue": self.queue(),
-            "monitor": self._monitor.stats(),
-        }
+        worst = max((part.status for part in components.values()), key=STATUSES.index)
+        reasons = [part.reason for part in components.values() if part.status == worst and part.reason]
+        return Health(
+            status="leaving" if leaving else worst,
+            ready=model is not None and not leaving,
+            reason="; ".join(reasons) or None,
+            components=components,
+            model=named(model),
+            registry=registry,
+            queue=self.queue(),
+            monitor=self._monitor.stats(),
+        )
 
-    def _components(self, model: LiveModel | None, registry: Mapping[str, Any]) -> dict[str, Component]:
+    def _components(self, model: LiveModel | None, registry: RegistryState) -> dict[str, Component]:
         """How each part of the service is: its status, and the reason when that is not ``ok``."""
         waiting = None if model else self.live.reason()
-        troubled = registry["problem"] or registry["set_aside"] or registry["copy_since"]
+        troubled = registry.problem or registry.set_aside or registry.copy_since
         alerts, unread = self._worst_alert()
         lost = self._monitor.store_problem
         failing = f"predictions cannot be stored: {redact_paths(lost)}" if lost else unread
@@ -450,7 +470,7 @@ def _of_window(figures: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _component(trouble: str, reason: str | None) -> Component:
-    return {"status": trouble if reason else "ok", "reason": reason}
+    return Component(trouble if reason else "ok", reason)
 
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -471,7 +491,7 @@ def _ranks(model: LiveModel, top_k: int) -> int:
     return top_k
 
 
-def named(model: LiveModel | None) -> dict[str, Any] | None:
+def named(model: LiveModel | None) -> ServedModel | None:
     """The live model's name as JSON."""
     if model is None:
         return None

@@ -19,14 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import BundleError, one_line
-from toolkit.program import Bundle
-from toolkit.serving.engines import Engine
-from toolkit.serving.live import Live, LiveModel, Release, Source, identity
+from toolkit.serving.live import Live, LiveModel, ModelManagerConfig, Release, Source, identity
 from toolkit.serving.tryout import beside
 
 logger = logging.getLogger(__name__)
 
-ROOM = 32  # pictures that may wait
+QUEUE_SIZE = 32  # images that may wait; more are dropped and counted
 BUSY_PAUSE = 0.02  # seconds between two looks whether the live path is free
 STOP_SECONDS = 5.0  # what a stopping service grants a run that is under way
 MEANS = ("agreement", "mean_difference")  # over the pictures that were compared
@@ -72,16 +70,12 @@ class Shadow:
     ----------
     source
         Where the second model comes from.
-    prepare
-        Makes an engine of a bundle; called in the shadow's own thread.
+    config
+        How it is loaded, in the shadow's own thread.
     share
         Of the pictures, in (0, 1].
-    poll_seconds
-        Pause between two looks at the source.
     busy
         Whether the live path has work waiting; the shadow waits meanwhile, until its next look at most.
-    room
-        Pictures that may wait for the shadow; more are dropped and counted.
     draw
         Gives random numbers in [0, 1).
     clock
@@ -91,22 +85,21 @@ class Shadow:
     def __init__(
         self,
         source: Source,
-        prepare: Callable[[Bundle], Engine],
+        config: ModelManagerConfig,
         share: float,
         *,
-        poll_seconds: float,
         busy: Callable[[], bool] = lambda: False,
-        room: int = ROOM,
         draw: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.share = share
-        self._held = Live(source, _nobody_to_tell, poll_seconds, prepare=prepare, does="shadows", keeps_former=False)
-        self._poll_seconds = poll_seconds
+        own = replace(config, rehearse=None, last_good=None, does="shadows", keeps_former=False)
+        self._held = Live(source, _nobody_to_tell, own)
+        self._poll_seconds = config.poll_seconds
         self._busy = busy
         self._draw = draw
         self._clock = clock
-        self._waiting: queue.Queue[Answered | None] = queue.Queue(room)
+        self._waiting: queue.Queue[Answered | None] = queue.Queue(QUEUE_SIZE)
         self._tally: Tally | None = None  # of the model that is held
         self._dropped = 0
         self._lock = threading.Lock()  # of the numbers

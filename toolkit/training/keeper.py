@@ -10,8 +10,8 @@ from torch import nn
 
 from toolkit.commands import this_command
 from toolkit.errors import DataError, TrackingError
+from toolkit.mlflow_run import Run
 from toolkit.terminal import say
-from toolkit.tracking import Run
 from toolkit.training.checkpoints import Checkpoint
 from toolkit.training.loop import Fitted, Progress
 
@@ -51,7 +51,7 @@ class Keeper:
             self._checkpoint.stages[training] = progress
             self._save(self._checkpoint)
             if self._run:
-                self._run.send()
+                self._run.try_flush()
 
         return keep
 
@@ -117,7 +117,7 @@ class Keeper:
             raise
 
     def _save(self, checkpoint: Checkpoint) -> None:
-        checkpoint.unsent = self._run.unsent if self._run else []
+        checkpoint.unsent = self._run.pending if self._run else []
         try:
             checkpoint.save()
         except DataError as error:

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from toolkit.baseline import LARGEST_SAMPLE, Baseline, CalibrationBins, calibration_bins
 from toolkit.bundle import DIGEST_TAG, Card, Measured, library_versions
+from toolkit.code_version import code_version
 from toolkit.images import STATISTICS
+from toolkit.mlflow_run import Run
 from toolkit.program import Program, save_bundle
 from toolkit.terminal import say
-from toolkit.tracking import Run, code_version, explained
+from toolkit.tracking import mlflow_call
 from toolkit.training.data import Data
 from toolkit.training.device import Device
 from toolkit.training.evaluate import Evaluation, evaluate, most_confident_mistakes
@@ -97,7 +99,7 @@ def log_folds(run: Run, recipe: Recipe, data: Data, seed: int, *, aloud: bool = 
 def _has_run(run: Run, fold: int) -> bool:
     """Whether a fold has its nested run; what an interrupted attempt left of one is deleted."""
     query = f"tags.`mlflow.parentRunId` = '{run.id}' AND tags.fold = '{fold}'"
-    with explained(f"look for the run of fold {fold + 1}"):
+    with mlflow_call(f"look for the run of fold {fold + 1}"):
         found = run.client.search_runs([run.experiment_id], query)
         for other in found:
             if other.info.status != "FINISHED":
@@ -203,7 +205,7 @@ def _log_bundle(run: Run, program: Program, card: Card, baseline: Baseline) -> N
 def _has_bundle(run: Run) -> bool:
     """Whether the run had a bundle when it was interrupted; less than a whole one is deleted."""
     client = run.client
-    with explained("look for an earlier bundle"):
+    with mlflow_call("look for an earlier bundle"):
         outputs = client.get_run(run.id).outputs
         whole = {output.model_id for output in outputs.model_outputs} if outputs else set()
         for model in client.search_logged_models([run.experiment_id], f"source_run_id = '{run.id}'"):

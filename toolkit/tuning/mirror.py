@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import TrackingError
+from toolkit.mlflow_run import Run
 from toolkit.terminal import say
-from toolkit.tracking import RETRY_SECONDS, Run, answers, explained
+from toolkit.tracking import RETRY_SECONDS, is_reachable, mlflow_call
 from toolkit.tuning.figures import cost_picture, history_picture
 from toolkit.tuning.importance import importance_picture, parallel_coordinates_picture, slices_picture
 from toolkit.tuning.space import Space
@@ -89,7 +90,7 @@ class Mirror:
     def flush(self) -> None:
         """Do all that had to wait."""
         while self._waiting:
-            if not answers(self._study.client):  # found out in seconds; a call itself may take minutes to fail
+            if not is_reachable(self._study.client):  # found out in seconds; a call itself may take minutes to fail
                 raise TrackingError("MLflow does not answer")
             try:
                 self._waiting[0]()
@@ -116,7 +117,7 @@ class Mirror:
         """The run of a trial: that which is open, or was left by another process, or a new one."""
         study, number = self._study, trial.number
         if number not in self._runs:
-            with explained(f"look for the run of trial {number + 1}"):
+            with mlflow_call(f"look for the run of trial {number + 1}"):
                 found = study.client.search_runs(
                     [study.experiment_id], f"{self._query} AND tags.trial = '{number + 1}'", max_results=1,
                     order_by=NEWEST_FIRST,
@@ -144,7 +145,7 @@ class Mirror:
             run.metrics({"training_time_s": trial.seconds, LAST_FIGURE: trial.pictures})
             run.flush()
         if best and trial.number not in _steps(self._study, "best_so_far"):
-            with explained("log the best accuracy so far"):
+            with mlflow_call("log the best accuracy so far"):
                 self._study.client.log_metric(self._study.id, "best_so_far", best.mean_accuracy, step=trial.number)
         reason = {"failure" if trial.state == "failed" else "reason": trial.reason} if trial.reason else {}
         run.tag(state=trial.state, **reason)
@@ -157,7 +158,7 @@ class Mirror:
     def _shown(self) -> dict[int, tuple[str, str]]:
         """The state and the status of each trial's run, by the trial's number."""
         study, shown = self._study, dict[int, tuple[str, str]]()
-        with explained("look for the runs of the study's trials"):
+        with mlflow_call("look for the runs of the study's trials"):
             token: str | None = ""
             while token is not None:
                 page = study.client.search_runs(
@@ -172,7 +173,7 @@ class Mirror:
 
 def _steps(run: Run, metric: str) -> set[int]:
     """The steps that a run has in the store of a metric."""
-    with explained(f"look for {metric}"):
+    with mlflow_call(f"look for {metric}"):
         return {point.step for point in run.client.get_metric_history(run.id, metric)}
 
 

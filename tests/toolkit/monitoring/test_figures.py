@@ -1,6 +1,7 @@
 """Figures of counts, against scikit-learn and by hand."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -47,31 +48,31 @@ def reference_of(right, n):
 def test_quality_is_scikit_learns_on_what_can_be_checked(pairs):
     figures = measure(told(*zip(*pairs, strict=True)))
     checked = [(p, t) for p, t in pairs if p >= 0 and t >= 0]
-    assert (figures["n"], figures["n_labels"]) == (len(pairs), len(checked))
-    assert figures["non_finite"] == sum(p < 0 for p, _ in pairs)
+    assert (figures.n, figures.n_labels) == (len(pairs), len(checked))
+    assert figures.non_finite == sum(p < 0 for p, _ in pairs)
     if not checked:
-        assert figures["accuracy"] is None
+        assert figures.accuracy is None
         return
     predicted, truth = zip(*checked, strict=True)
     precision, recall, f1, _ = precision_recall_fscore_support(truth, predicted, average="weighted", zero_division=0)
-    assert figures["accuracy"] == pytest.approx(accuracy_score(truth, predicted))
-    assert figures["precision_weighted"] == pytest.approx(precision)
-    assert figures["recall_weighted"] == pytest.approx(recall)
-    assert figures["f1_weighted"] == pytest.approx(f1)
+    assert figures.accuracy == pytest.approx(accuracy_score(truth, predicted))
+    assert figures.precision_weighted == pytest.approx(precision)
+    assert figures.recall_weighted == pytest.approx(recall)
+    assert figures.f1_weighted == pytest.approx(f1)
 
 
 def test_what_is_not_known_is_none_and_everything_is_json():
     for window in (Window.empty(), told([-1], [0], [np.nan]), told([0], [-1])):
         figures = measure(window)
-        json.dumps(figures, allow_nan=False)
-        assert figures["accuracy"] is figures["level"] is None
-        assert figures["status"] == "insufficient_data"
+        json.dumps(figures.to_dict(), allow_nan=False)
+        assert figures.accuracy is figures.level is None
+        assert figures.status == "insufficient_data"
 
 
 def test_predictions_that_are_not_finite_leave_the_means_alone():
     figures = measure(told([0, -1, 1], [-1, -1, -1], [0.5, np.nan, 0.75]))
-    assert figures["mean_confidence"] == 0.625
-    assert figures["class_shares"] == {"cat": 0.5, "dog": 0.5, "frog": 0.0}
+    assert figures.mean_confidence == 0.625
+    assert figures.class_shares == {"cat": 0.5, "dog": 0.5, "frog": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -90,9 +91,9 @@ def test_a_drop_is_confirmed_only_when_its_lower_bound_passes_the_threshold(righ
     predicted = np.zeros(n, int)
     labels = np.where(np.arange(n) < right, 0, 1)
     figures = measure(told(predicted, labels), reference_of(1800, 2000))
-    assert (figures["level"], figures["status"]) == (level, status)
-    assert figures["degradation"] == pytest.approx(1 - right / n / 0.9)
-    assert figures["degradation_lower_bound"] < figures["degradation"]
+    assert (figures.level, figures.status) == (level, status)
+    assert figures.degradation == pytest.approx(1 - right / n / 0.9)
+    assert figures.degradation_lower_bound < figures.degradation
 
 
 def test_what_is_counted_is_what_numpy_says_of_the_predictions():
@@ -100,18 +101,18 @@ def test_what_is_counted_is_what_numpy_says_of_the_predictions():
     window, baseline = window_of(2000, rng, labelled=0.5, broken=0.1), baseline_of(800, rng)
     figures = measure(window, baseline)
     finite = window.confidence[window.finite].astype(float)
-    assert figures["mean_confidence"] == pytest.approx(finite.mean())
-    assert figures["confidence_std"] == pytest.approx(finite.std(ddof=1))
+    assert figures.mean_confidence == pytest.approx(finite.mean())
+    assert figures.confidence_std == pytest.approx(finite.std(ddof=1))
     given = np.sort(window.latency[np.isfinite(window.latency)])
-    assert figures["latency_ms"] == pytest.approx(
+    assert asdict(figures.latency_ms) == pytest.approx(
         {"median": given[len(given) // 2], "p95": given[int(0.95 * len(given))]}, rel=0.04
     )
-    assert (figures["since"], figures["until"]) == (window.time.min(), window.time.max())
-    assert figures["predictions_per_second"] == pytest.approx(1999 / (window.time.max() - window.time.min()))
+    assert (figures.since, figures.until) == (window.time.min(), window.time.max())
+    assert figures.predictions_per_second == pytest.approx(1999 / (window.time.max() - window.time.min()))
     estimate = Estimator(baseline).estimate(window.probabilities)
-    assert figures["estimate"]["accuracy"] == pytest.approx(estimate.accuracy)
-    assert figures["reference_accuracy"] == pytest.approx(baseline.accuracy)
-    json.dumps(figures, allow_nan=False)
+    assert figures.estimate.accuracy == pytest.approx(estimate.accuracy)
+    assert figures.reference_accuracy == pytest.approx(baseline.accuracy)
+    json.dumps(figures.to_dict(), allow_nan=False)
 
 
 def test_a_thousand_classes_are_measured_too():
@@ -120,5 +121,23 @@ def test_a_thousand_classes_are_measured_too():
     expected = precision_recall_fscore_support(
         window.labels[checked], window.predicted[checked], average="weighted", zero_division=0
     )
-    assert measure(window)["f1_weighted"] == pytest.approx(expected[2])
-    assert len(measure(window)["class_shares"]) == len(names(1000))
+    assert measure(window).f1_weighted == pytest.approx(expected[2])
+    assert len(measure(window).class_shares) == len(names(1000))
+
+
+def test_the_metrics_as_json_have_the_same_names_whatever_is_known():
+    quality = ("accuracy", "precision_weighted", "recall_weighted", "f1_weighted", "calibration_error")
+    drop = {"reference_accuracy", "reference_n", "degradation", "degradation_lower_bound", "level", "status"}
+    names_of = {"model_version", "window", "n", "since", "until", "n_labels", "label_sample", "estimate", "evidence"}
+    names_of |= {"mean_confidence", "confidence_std", "class_shares", "non_finite", "latency_ms"}
+    names_of |= {"predictions_per_second", *drop, *quality, *(f"{name}_interval" for name in quality)}
+    rng = np.random.default_rng(4)
+    full = measure(window_of(2000, rng), baseline_of(2000, rng)).to_dict()
+    bare = measure(told([], [])).to_dict()
+    assert set(full) == set(bare) == names_of
+    assert set(full["estimate"]) == drop | {"accuracy", "accuracy_interval", "method", "n", "note"}
+    assert set(full["label_sample"]) == {
+        "kind", "fair", "n", "n_drawn", "effective_n", "told", "may_confirm", "note"
+    }  # fmt: skip
+    assert set(full["latency_ms"]) == {"median", "p95"}
+    assert full == json.loads(json.dumps(full))

@@ -87,21 +87,21 @@ def test_labels_of_a_choice_are_known_for_what_they_are_and_weighted(chosen, see
     sample, figures, _, accuracy = sampled(chosen, seed=10 + seed)
     assert (sample.kind, sample.fair, sample.may_confirm) == ("chosen", False, "ok")
     assert abs(sample.told - accuracy) > 0.12  # what the labels say as they are
-    assert sample.accuracy == figures["accuracy"] == pytest.approx(accuracy, abs=0.05)
+    assert sample.accuracy == figures.accuracy == pytest.approx(accuracy, abs=0.05)
     assert sample.interval.low < accuracy < sample.interval.high
     assert sample.interval.high - sample.interval.low > 0.3  # of most predictions nothing is known
-    assert figures["status"] in ("none", "suspected", "insufficient_data")
-    assert "no fair sample" in figures["label_sample"]["note"]
+    assert figures.status in ("none", "suspected", "insufficient_data")
+    assert "no fair sample" in figures.label_sample.note
 
 
 @CHOICES
 def test_of_a_worse_model_they_raise_a_suspicion_at_most(chosen):
     for lost in (0.3, 0.6, 0.9):
         _, figures, counts, _ = sampled(chosen, lost=lost)
-        assert figures["status"] != "confirmed"
+        assert figures.status != "confirmed"
         result = next(one for one in compare(counts, YARDSTICK, LIMITS, "short") if one.metric == "accuracy")
         assert result.drifted is not True  # the report says no more
-    assert sampled(hard, lost=0.9)[1]["status"] == "suspected"  # nearly all of them wrong is more than the choice
+    assert sampled(hard, lost=0.9)[1].status == "suspected"  # nearly all of them wrong is more than the choice
 
 
 def test_a_fair_sample_is_seldom_taken_for_another_and_counts_as_told():
@@ -109,7 +109,7 @@ def test_a_fair_sample_is_seldom_taken_for_another_and_counts_as_told():
     unfair = sum(sample.fair is False for sample, *_ in verdicts)
     assert unfair <= 3  # one in a thousand, by the test's own account
     sample, figures, *_ = next(each for each in verdicts if each[0].fair)
-    assert figures["accuracy"] == sample.told == sample.accuracy
+    assert figures.accuracy == sample.told == sample.accuracy
     held = sum(sample.interval.low <= 0.785 <= sample.interval.high for sample, *_ in verdicts)
     assert held >= 0.9 * len(verdicts)
 
@@ -119,20 +119,20 @@ def test_only_a_drawn_sample_may_confirm_the_worst_unless_labels_are_trusted():
               "all": sampled(everything, lost=0.6)[1],
               "trusted": sampled(third, lost=0.6, limits=Limits(trust_labels=True))[1],
               "trusted hard ones": sampled(hard, lost=0.6, limits=Limits(trust_labels=True))[1]}  # fmt: skip
-    assert {name: (figures["level"], figures["status"]) for name, figures in levels.items()} == {
+    assert {name: (figures.level, figures.status) for name, figures in levels.items()} == {
         "chosen": ("immediate", "suspected"),
         "drawn": ("immediate", "confirmed"),
         "all": ("immediate", "confirmed"),
         "trusted": ("immediate", "confirmed"),
         "trusted hard ones": ("immediate", "confirmed"),
     }
-    assert "confirm no more than critical" in levels["chosen"]["label_sample"]["note"]
+    assert "confirm no more than critical" in levels["chosen"].label_sample.note
 
 
 def test_a_drawn_sample_of_which_only_the_hard_ones_are_labelled_confirms_nothing():
     sample, figures, *_ = sampled(nothing, drawn=hard)
     assert (sample.kind, sample.fair, sample.may_confirm) == ("drawn", False, "ok")
-    assert figures["status"] != "confirmed"
+    assert figures.status != "confirmed"
 
 
 def test_a_drawn_sample_is_not_drowned_by_labels_of_another_choice():
@@ -140,7 +140,7 @@ def test_a_drawn_sample_is_not_drowned_by_labels_of_another_choice():
     assert counts.n_labels > 2 * sample.n
     assert (sample.kind, sample.fair) == ("drawn", True)
     assert sample.interval.low < accuracy < sample.interval.high
-    assert (figures["level"], figures["status"]) == ("immediate", "confirmed")
+    assert (figures.level, figures.status) == ("immediate", "confirmed")
 
 
 def test_what_holds_even_if_all_others_were_right_needs_no_fair_sample():
@@ -149,7 +149,7 @@ def test_what_holds_even_if_all_others_were_right_needs_no_fair_sample():
 
     sample, figures, *_ = sampled(all_but_easy, lost=0.9)
     assert (sample.fair, sample.may_confirm) == (False, "immediate")
-    assert (figures["level"], figures["status"]) == ("immediate", "confirmed")
+    assert (figures.level, figures.status) == ("immediate", "confirmed")
 
 
 def test_labels_in_bursts_are_worth_what_their_spread_says():
@@ -174,11 +174,11 @@ def test_in_bursts_accuracy_is_as_uncertain_as_its_bursts_are_few():
         measure(YARDSTICK.count(window_of(probabilities[order], truth[order], True)), YARDSTICK, LIMITS)
         for order in (np.arange(10_000), rng.permutation(10_000))
     )
-    assert in_bursts["accuracy"] == mixed["accuracy"]
+    assert in_bursts.accuracy == mixed.accuracy
     for name in ("accuracy", "f1_weighted", "precision_weighted", "calibration_error"):
-        wide, narrow = (np.ptp(each[f"{name}_interval"]) for each in (in_bursts, mixed))
+        wide, narrow = (np.ptp(getattr(each, f"{name}_interval")) for each in (in_bursts, mixed))
         assert wide > 3 * narrow
-    assert in_bursts["degradation_lower_bound"] < mixed["degradation_lower_bound"] - 0.05
+    assert in_bursts.degradation_lower_bound < mixed.degradation_lower_bound - 0.05
 
 
 @given(st.integers(0, 2**32), st.integers(1, 400), st.floats(0, 1), st.floats(0, 1), st.sampled_from([1, 7]))
@@ -198,8 +198,8 @@ def test_whatever_is_labelled_the_figures_make_sense(seed, n, share, lean, burst
     assert sample.may_confirm in LEVELS
     assert (sample.fair is False) == ("no fair sample" in sample.note)
     figures = measure(counts, YARDSTICK, LIMITS)
-    if figures["status"] == "confirmed":
-        assert LIMITS.severity(figures["level"]) <= LIMITS.severity(sample.may_confirm)
+    if figures.status == "confirmed":
+        assert LIMITS.severity(figures.level) <= LIMITS.severity(sample.may_confirm)
 
 
 def test_counts_of_an_earlier_day_leave_open_whether_labels_are_fair():

@@ -8,9 +8,10 @@ import pytest
 
 from support import empty_store
 from toolkit.bundle import DIGEST_TAG
+from toolkit.mlflow_run import Run
 from toolkit.registry.adoption import recognised
 from toolkit.registry.versions import Version
-from toolkit.tracking import MlflowClient, Run, connect
+from toolkit.tracking import MlflowClient, connect
 
 FOREIGN = Version("cats", 1, "None", "", "", "", datetime(2026, 5, 1, tzinfo=UTC))
 

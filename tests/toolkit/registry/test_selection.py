@@ -10,9 +10,10 @@ import pytest
 from support import empty_store
 from toolkit.bundle import DIGEST_TAG
 from toolkit.errors import RegistryError, TrackingError
+from toolkit.mlflow_run import Run
 from toolkit.registry import selection
 from toolkit.registry.selection import chosen_run, direction, model_of, only_experiment, ranked_runs, usual_metric
-from toolkit.tracking import MlflowClient, Run, connect
+from toolkit.tracking import MlflowClient, connect
 
 NUMBERS = itertools.count()
 

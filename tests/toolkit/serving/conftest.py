@@ -46,6 +46,7 @@ class FakeSource:
             2: bundle(strength=0.2, digest="v2"),
         }
         self.loads: list[int] = []
+        self.contradiction = ""
 
     def find(self) -> Version:
         if isinstance(self.wanted, Exception):

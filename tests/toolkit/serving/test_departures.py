@@ -16,7 +16,7 @@ from support import LONGEST_WAIT
 from toolkit.serving.departures import Departures
 from toolkit.serving.figures import Figures
 from toolkit.serving.journal import CLIENT_LEFT, Journal
-from toolkit.serving.server import Server, listen
+from toolkit.serving.server import Server, ServerConfig, listen
 
 LEFT = {"type": "http.disconnect"}
 START = {"type": "http.response.start", "status": 200, "headers": []}
@@ -265,7 +265,7 @@ def counter():
     counter = Counter()
     listener = listen("127.0.0.1", 0)
     counter.port = listener.getsockname()[1]
-    counter.server = Server(counter.app(), lambda: None, drain_seconds=0, finish_seconds=5)
+    counter.server = Server(counter.app(), lambda: None, ServerConfig(0, 5))
     thread = threading.Thread(target=counter.server.run, kwargs={"sockets": [listener]})
     thread.start()
     yield counter

@@ -18,7 +18,7 @@ from toolkit.program import Program, load_bundle, save_bundle
 from toolkit.registry.fetching import cached
 from toolkit.serving.engines import TorchEngine
 from toolkit.serving.lastgood import COPIES, NOTE, LastGood
-from toolkit.serving.live import Live
+from toolkit.serving.live import Live, ModelManagerConfig
 
 VERSIONS = 4
 STORE = SimpleNamespace(tracking_uri="sqlite:///unused.db")  # bundles in a folder need no server
@@ -56,6 +56,8 @@ class Registry:
     def version(self, number):
         return Version(number, digest_of(self.shelves / str(number)))
 
+    contradiction = ""
+
     def find(self):
         if self.away:
             raise TrackingError("no answer")
@@ -79,7 +81,7 @@ def copies():
 
 def serve(registry, copies, *numbers):
     """Start a service, and let it serve versions one after the other."""
-    live = Live(registry, lambda model: None, 1000, prepare=TorchEngine, last_good=copies)
+    live = Live(registry, lambda model: None, ModelManagerConfig(1000, prepare=TorchEngine, last_good=copies))
     for registry.wanted in numbers:
         assert live.look() == "loaded"
     return live
@@ -87,7 +89,7 @@ def serve(registry, copies, *numbers):
 
 def start_without_registry(registry, copies):
     registry.away = True
-    live = Live(registry, lambda model: None, 1000, prepare=TorchEngine, last_good=copies)
+    live = Live(registry, lambda model: None, ModelManagerConfig(1000, prepare=TorchEngine, last_good=copies))
     assert live.look() == "unreachable"
     return live
 
@@ -108,14 +110,14 @@ def test_what_served_last_answers_when_the_registry_is_away(registry, copies):
     wanted = registry.version(2)
     assert (live.model.release.version, live.model.bundle.digest) == (2, wanted.digest)
     assert (live.model.release.run_id, live.model.release.stage) == (wanted.run_id, wanted.stage)
-    assert live.describe()["source"] == "last good copy"
+    assert live.describe().source == "last good copy"
     picture = np.full((1, 16, 16, 3), 90, np.uint8)
     bundle = load_bundle(registry.shelves / "2", wanted.digest)
     np.testing.assert_array_equal(live.model.engine.infer(picture), bundle.predict(picture))
     registry.away, registry.fetched = False, []
     assert live.look() == "unchanged"
     assert registry.fetched == []
-    assert live.describe()["source"] == "registry"
+    assert live.describe().source == "registry"
 
 
 def test_the_newest_two_are_kept_and_nothing_else_is_removed(registry, copies):

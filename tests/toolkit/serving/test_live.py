@@ -5,6 +5,7 @@ import logging
 import re
 import threading
 import weakref
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from support import LONGEST_WAIT
 from toolkit.errors import BundleError, NotRegistered, TrackingError
 from toolkit.serving.engines import TorchEngine
-from toolkit.serving.live import LONGEST_PAUSE, Live, identity
+from toolkit.serving.live import LONGEST_PAUSE, Live, ModelManagerConfig, identity
 
 
 class Rows:
@@ -79,15 +80,25 @@ def adopted():
 
 
 @pytest.fixture
-def live(source, adopted):
-    return Live(source, adopted, poll_seconds=1000, prepare=TorchEngine)
+def engine_of():
+    """A list with the function that makes the engine of the next bundle."""
+    return [TorchEngine]
+
+
+@pytest.fixture
+def live(source, adopted, engine_of):
+    def prepare(bundle):
+        return engine_of[0](bundle)
+
+    return Live(source, adopted, ModelManagerConfig(1000, prepare=prepare))
 
 
 def test_it_begins_empty_and_says_why(live, source):
     assert (live.model, live.reason()) == (None, "the registry has not answered yet")
-    assert live.describe() == {
+    assert asdict(live.describe()) == {
         "reachable": False, "unreachable_since": None, "problem": None, "last_look": None, "changes": 0,
         "source": None, "copy_since": None, "comparison": None, "set_aside": None,
+        "contradiction": None,
     }  # fmt: skip
     source.wanted = NotRegistered("nothing is in Production")
     assert live.look() == "waiting"
@@ -109,19 +120,19 @@ def test_it_follows_promotions_and_rollbacks_and_loads_each_once(live, source, a
     assert found == ["loaded", "unchanged", "loaded", "unchanged", "loaded"]
     assert adopted.seen == ["1", "2", "1"]
     assert source.loads == [1, 2]
-    assert live.describe()["changes"] == 3
+    assert live.describe().changes == 3
 
 
-def test_a_rollback_needs_neither_the_source_nor_a_proof(live, source, adopted):
+def test_a_rollback_needs_neither_the_source_nor_a_proof(live, source, adopted, engine_of):
     for version in (1, 2):
         source.put(version)
         live.look()
-    first, source.bundles, live._prepare = source.bundles[1], {}, None
+    first, source.bundles, engine_of[0] = source.bundles[1], {}, None
     for version in (1, 2, 1):
         source.put(version)
         assert live.look() == "loaded"
         assert live.model.release.version == version
-        assert live.describe()["comparison"]["against"] == str(3 - version)
+        assert live.describe().comparison.against == str(3 - version)
     assert live.model.bundle is first
     assert adopted.seen == ["1", "2", "1", "2", "1"]
 
@@ -177,11 +188,11 @@ def test_a_version_that_cannot_be_loaded_leaves_the_one_before_it(live, source, 
     assert [live.look() for _ in range(3)] == ["failed", "set aside", "set aside"]
     assert live.model is good
     assert live.look(again=True) == "failed"
-    aside = live.describe()["set_aside"]
-    assert (aside["version"], aside["attempts"]) == (2, 2)
-    assert "\n" not in aside["reason"]
-    assert "/srv" not in aside["reason"]
-    assert 0 < aside["next_attempt_s"] <= LONGEST_PAUSE
+    aside = live.describe().set_aside
+    assert (aside.version, aside.attempts) == (2, 2)
+    assert "\n" not in aside.reason
+    assert "/srv" not in aside.reason
+    assert 0 < aside.next_attempt_s <= LONGEST_PAUSE
     assert source.loads == [1, 2, 2]
     assert adopted.seen == ["1"]
     assert live.loading is None
@@ -194,12 +205,12 @@ def test_a_version_that_was_mended_is_loaded_and_one_that_was_withdrawn_forgotte
     live.look()
     source.put(1)
     assert live.look() == "unchanged"
-    assert live.describe()["set_aside"] is None
+    assert live.describe().set_aside is None
     source.put(2)
     assert live.look() == "failed"  # at once: it is another promotion
     source.bundles[2] = make_bundle(digest="v2")
     assert live.look(again=True) == "loaded"
-    assert live.describe()["set_aside"] is None
+    assert live.describe().set_aside is None
 
 
 def test_a_version_that_fails_for_days_is_still_looked_at(live, source):
@@ -228,7 +239,7 @@ def test_a_model_that_cannot_be_adopted_does_not_answer(source):
     def refuse(model):
         raise RuntimeError("not this one")
 
-    live = Live(source, refuse, 1000)
+    live = Live(source, refuse, ModelManagerConfig(1000))
     assert live.look() == "failed"
     assert live.model is None
 
@@ -239,10 +250,10 @@ def test_a_registry_that_goes_away_takes_nothing_with_it(live, source):
         source.wanted = trouble
         live.look()
         assert live.model.version == "1"
-        assert live.describe()["problem"] == str(trouble)
+        assert live.describe().problem == str(trouble)
     source.put(1)
     assert live.look() == "unchanged"
-    assert live.describe()["problem"] is None
+    assert live.describe().problem is None
 
 
 def test_the_log_has_a_line_when_trouble_begins_and_when_it_ends_and_no_more(live, source, caplog):
@@ -260,7 +271,7 @@ def test_the_log_has_a_line_when_trouble_begins_and_when_it_ends_and_no_more(liv
 
 
 def test_the_thread_survives_whatever_is_raised_and_ends_when_told(source, adopted, caplog):
-    live, looks = Live(source, adopted, poll_seconds=0.001), threading.Event()
+    live, looks = Live(source, adopted, ModelManagerConfig(0.001)), threading.Event()
     find, troubles = (
         source.find,
         iter([ValueError("a library's own"), OSError(), AssertionError(), ZeroDivisionError()]),
@@ -285,7 +296,7 @@ def test_the_thread_survives_whatever_is_raised_and_ends_when_told(source, adopt
 
 
 def test_a_look_that_breaks_off_is_not_the_last(source, adopted, caplog):
-    live, breaks = Live(source, adopted, poll_seconds=0.001), iter([RuntimeError("a fault of our own")])
+    live, breaks = Live(source, adopted, ModelManagerConfig(0.001)), iter([RuntimeError("a fault of our own")])
     look = live.look
 
     def broken():
@@ -301,14 +312,14 @@ def test_a_look_that_breaks_off_is_not_the_last(source, adopted, caplog):
 
 
 def test_an_unforeseen_error_is_shown_as_trouble_with_the_registry(source, adopted, monkeypatch):
-    live, waits = Live(source, adopted, poll_seconds=0.001), threading.Event()
+    live, waits = Live(source, adopted, ModelManagerConfig(0.001)), threading.Event()
     live.look()
     source.wanted = ValueError("a library's own")
     monkeypatch.setattr(live._stopping, "wait", lambda _seconds: waits.set() or live._stopping.set())
     live.start()
     assert waits.wait(LONGEST_WAIT)
     live.stop()
-    assert live.describe()["problem"] == "the look at it failed: ValueError"
+    assert live.describe().problem == "the look at it failed: ValueError"
     assert live.reachable is False
     assert live.model.version == "1"
 
@@ -325,18 +336,18 @@ def test_looks_of_many_threads_load_a_model_once(live, source):
 
 def test_how_long_the_registry_has_been_silent_is_told(live, source):
     live.look()
-    assert live.describe()["unreachable_since"] is None
+    assert live.describe().unreachable_since is None
     source.wanted = TrackingError("no answer")
     live.look()
-    since = live.describe()["unreachable_since"]
+    since = live.describe().unreachable_since
     assert since == live.last_look
     live.look()
     source.wanted = ValueError("a library's own")
     assert live.look() == "unreachable"
-    assert live.describe()["unreachable_since"] == since < live.last_look
+    assert live.describe().unreachable_since == since < live.last_look
     source.wanted = NotRegistered("nothing is in Production")
     live.look()
-    assert live.describe()["unreachable_since"] is None
+    assert live.describe().unreachable_since is None
 
 
 def test_what_was_replaced_is_closed_when_its_last_answer_is_out(source, adopted):
@@ -344,7 +355,9 @@ def test_what_was_replaced_is_closed_when_its_last_answer_is_out(source, adopted
     gate.set()
     first, second = Rows([0.5, 0.3, 0.2], gate), Rows([0.2, 0.3, 0.5])
     engines = {"v1": first, "v2": second}
-    live = Live(source, adopted, 1000, prepare=lambda bundle: engines[bundle.digest], keeps_former=False)
+    live = Live(
+        source, adopted, ModelManagerConfig(1000, prepare=lambda bundle: engines[bundle.digest], keeps_former=False)
+    )
     live.look()
     gate.clear()
     first.begun.clear()
@@ -369,12 +382,13 @@ def test_what_was_replaced_is_closed_when_its_last_answer_is_out(source, adopted
     assert second.closed == []
 
 
-def test_an_engine_that_cannot_be_closed_is_no_concern_of_whoever_was_answered(live, source, caplog):
+def test_an_engine_that_cannot_be_closed_is_no_concern_of_whoever_was_answered(source, adopted, caplog):
     class Stubborn(Rows):
         def close(self):
             raise OSError("busy")
 
-    live._prepare, live._keeps_former = lambda bundle: Stubborn([1, 0, 0]), False
+    config = ModelManagerConfig(1000, prepare=lambda bundle: Stubborn([1, 0, 0]), keeps_former=False)
+    live = Live(source, adopted, config)
     for version in (1, 2):
         source.put(version)
         assert live.look() == "loaded"
@@ -384,7 +398,7 @@ def test_an_engine_that_cannot_be_closed_is_no_concern_of_whoever_was_answered(l
 def test_every_answer_is_of_the_model_that_it_names_while_models_change(source, adopted, make_bundle):
     rows = {version: np.eye(3, dtype=np.float32)[version % 3] for version in range(1, 13)}
     source.bundles = {version: make_bundle(row=row.tolist(), digest=f"v{version}") for version, row in rows.items()}
-    live, ending, wrong, asked = Live(source, adopted, 1000), threading.Event(), [], []
+    live, ending, wrong, asked = Live(source, adopted, ModelManagerConfig(1000)), threading.Event(), [], []
     live.look()
 
     def ask():
@@ -412,18 +426,18 @@ def test_every_answer_is_of_the_model_that_it_names_while_models_change(source, 
 def test_a_version_is_compared_with_the_one_that_it_replaces(live, source, make_bundle, caplog):
     caplog.set_level(logging.INFO)
     live.look()
-    assert live.describe()["comparison"] is None
+    assert live.describe().comparison is None
     source.bundles[2] = make_bundle(row=[0.2, 0.5, 0.3], digest="v2")
     source.put(2)
     assert live.look() == "loaded"  # an answer that is always the same is legal
-    found = live.describe()["comparison"]
-    assert (found["version"], found["against"], found["constant"]) == ("2", "1", "green")
+    found = live.describe().comparison
+    assert (found.version, found.against, found.constant) == ("2", "1", "green")
     assert "it names 'green' for each of them" in caplog.text
     source.bundles[3] = make_bundle(row=[0.2, 0.5, 0.3], digest="v3")
     source.put(3)
     live.look()
-    found = live.describe()["comparison"]
-    assert found == {
+    found = live.describe().comparison
+    assert asdict(found) == {
         "version": "3", "against": "2", "pictures": 16, "same_class": 16, "mean_difference": 0.0, "constant": None
     }  # fmt: skip
 
@@ -435,18 +449,23 @@ def test_a_version_is_compared_with_the_one_that_it_replaces(live, source, make_
         ([0.5, 0.5], r"answers \(4, 2\) for 4 pictures and 3 classes"),
     ],
 )
-def test_an_engine_that_spoils_the_answers_is_set_aside(live, source, row, reason):
+def test_an_engine_that_spoils_the_answers_is_set_aside(live, source, engine_of, row, reason):
     live.look()
-    live._prepare = lambda bundle: Rows(row)
+    engine_of[0] = lambda bundle: Rows(row)
     source.put(2)
     assert live.look() == "failed"
-    assert re.search(reason, live.describe()["set_aside"]["reason"])
+    assert re.search(reason, live.describe().set_aside.reason)
     assert live.model.version == "1"
 
 
 def test_a_version_that_is_set_aside_is_told_once(source, adopted, caplog):
     told = []
-    live = Live(source, adopted, 1000, on_failure=lambda release, reason: told.append((release.version, reason)))
+    live = Live(
+        source,
+        adopted,
+        ModelManagerConfig(1000),
+        on_failure=lambda release, reason: told.append((release.version, reason)),
+    )
     source.bundles[1] = BundleError("altered, see /srv/models/1")
     for again in (False, True, True):
         live.look(again=again)
@@ -462,46 +481,45 @@ def test_a_version_that_is_set_aside_is_told_once(source, adopted, caplog):
 
 def test_the_last_good_copy_answers_until_the_registry_does(source, adopted, caplog):
     kept = Kept((release(source, 1), source.bundles[1]))
-    live = Live(source, adopted, 1000, last_good=kept)
+    live = Live(source, adopted, ModelManagerConfig(1000, last_good=kept))
     source.wanted = TrackingError("no answer")
     assert live.look() == "unreachable"
     copy, told = live.model, live.describe()
-    assert (copy.version, told["source"], told["copy_since"]) == ("1", "last good copy", copy.loaded_at)
+    assert (copy.version, told.source, told.copy_since) == ("1", "last good copy", copy.loaded_at)
     assert "version 1 serves from the last good copy" in caplog.text
     live.look()
     assert (live.model, kept.recalls) == (copy, 1)
     source.put(1)
     assert live.look() == "unchanged"  # the same model, so nothing is loaded
-    assert (live.model, source.loads, live.describe()["source"]) == (copy, [], "registry")
-    assert live.describe()["copy_since"] is None
+    assert (live.model, source.loads, live.describe().source) == (copy, [], "registry")
+    assert live.describe().copy_since is None
     source.put(2)
     assert live.look() == "loaded"
     assert (adopted.seen, kept.served) == (["1", "2"], [2])
 
 
 def test_another_version_takes_the_place_of_the_copy(source, adopted):
-    live = Live(source, adopted, 1000, last_good=Kept((release(source, 1), source.bundles[1])))
+    live = Live(source, adopted, ModelManagerConfig(1000, last_good=Kept((release(source, 1), source.bundles[1]))))
     source.wanted = ValueError("a library's own")
     live.look()
     source.put(2)
     assert live.look() == "loaded"
-    assert live.describe()["source"] == "registry"
+    assert live.describe().source == "registry"
 
 
 def test_a_version_that_cannot_be_loaded_at_the_start_leaves_the_copy_to_answer(source, adopted):
     source.bundles[2] = BundleError("broken")
-    live = Live(source, adopted, 1000, last_good=Kept((release(source, 1), source.bundles[1])))
+    live = Live(source, adopted, ModelManagerConfig(1000, last_good=Kept((release(source, 1), source.bundles[1]))))
     source.put(2)
     assert live.look() == "failed"
     told = live.describe()
-    assert (live.model.version, told["source"], told["set_aside"]["version"]) == ("1", "last good copy", 2)
+    assert (live.model.version, told.source, told.set_aside.version) == ("1", "last good copy", 2)
 
 
 def test_a_copy_that_cannot_be_run_leaves_the_next_to_answer(source, adopted, make_bundle, caplog):
     spoilt = make_bundle(row=[np.nan] * 3, digest="v2")
-    live = Live(
-        source, adopted, 1000, last_good=Kept((release(source, 2), spoilt), (release(source, 1), source.bundles[1]))
-    )
+    kept = Kept((release(source, 2), spoilt), (release(source, 1), source.bundles[1]))
+    live = Live(source, adopted, ModelManagerConfig(1000, last_good=kept))
     source.wanted = TrackingError("no answer")
     live.look()
     assert live.model.version == "1"
@@ -511,7 +529,7 @@ def test_a_copy_that_cannot_be_run_leaves_the_next_to_answer(source, adopted, ma
 
 def test_the_copy_does_not_speak_against_the_registry(source, adopted):
     kept = Kept((release(source, 1), source.bundles[1]))
-    live = Live(source, adopted, 1000, last_good=kept)
+    live = Live(source, adopted, ModelManagerConfig(1000, last_good=kept))
     for trouble in (NotRegistered("nothing is in Production"), TrackingError("no answer")):
         source.wanted = trouble
         live.look()

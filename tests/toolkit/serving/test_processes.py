@@ -28,7 +28,7 @@ import os, sys
 from pathlib import Path
 from fastapi import FastAPI
 from toolkit.serving.processes import Fellows, Place
-from toolkit.serving.server import Server
+from toolkit.serving.server import Server, ServerConfig
 
 place = Place.given()
 assert place and Place.given() is None
@@ -37,7 +37,7 @@ app.get("/")(lambda: {**place.described, "folder": place.folder, "session": os.g
 fellows = Fellows(Path(place.folder), place.index, place.of)
 fellows.start(dict, print)
 with place.taken() as listener:
-    Server(app, lambda: None, drain_seconds=0, finish_seconds=1).run(sockets=[listener])
+    Server(app, lambda: None, ServerConfig(0, 1)).run(sockets=[listener])
 """
 STUBBORN = """
 import signal, time

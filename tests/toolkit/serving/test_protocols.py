@@ -26,7 +26,7 @@ from toolkit.images import load_picture
 from toolkit.serving import protocols
 from toolkit.serving.problems import MEDIA_TYPE
 from toolkit.serving.protocols import ATTEMPTS, EXTENSION, PREDICT_ADDRESSES
-from toolkit.serving.server import Server, listen
+from toolkit.serving.server import Server, ServerConfig, listen
 from toolkit.serving.shapes import InferRequest
 
 SIZE, MOST = 16, 4
@@ -427,7 +427,7 @@ def test_bytes_that_do_not_fit_what_is_said_of_them_are_refused(client, data, on
 def address(app):
     """Where the application is served on a socket."""
     listener = listen("127.0.0.1", 0)
-    server = Server(app, lambda: None, drain_seconds=0, finish_seconds=10)
+    server = Server(app, lambda: None, ServerConfig(0, 10))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     yield "{}:{}".format(*listener.getsockname())

@@ -24,7 +24,7 @@ from toolkit.serving.figures import Figures
 from toolkit.serving.journal import Journal
 from toolkit.serving.limits import BodyLimit, Patience
 from toolkit.serving.problems import handle
-from toolkit.serving.server import HELD_BYTES, OTHER_FILES, Gathering, Server, listen, take_no_more
+from toolkit.serving.server import HELD_BYTES, OTHER_FILES, Gathering, Server, ServerConfig, listen, take_no_more
 
 LARGE = 16 * 2**20  # bytes of an answer that no buffer of the system holds
 HASTY = Patience(head_seconds=2.0, body_seconds=3.0, stall_seconds=2.0)
@@ -63,7 +63,7 @@ def serving(**words):
     app.add_middleware(BodyLimit, limit=2**20, patience=words.get("patience", Patience()))
     app.add_middleware(Journal, figures=figures)
     listener = listen("127.0.0.1", 0)
-    server = Server(app, lambda: None, **({"drain_seconds": 0, "finish_seconds": 1} | words))
+    server = Server(app, lambda: None, ServerConfig(**({"drain_seconds": 0, "finish_seconds": 1} | words)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -316,7 +316,7 @@ def test_connections_leave_files_for_everything_else(monkeypatch):
     files = OTHER_FILES + 100
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (files, files))
     for wanted, most in ((50, 50), (4096, 100)):
-        server = Server(FastAPI(), lambda: None, 0, 1, most_connections=wanted)
+        server = Server(FastAPI(), lambda: None, ServerConfig(0, 1, most_connections=wanted))
         assert server.config.http.args[1] == most
 
 
@@ -401,7 +401,7 @@ def ticks(server, count=3):
 
 def test_the_first_signal_drains_the_second_ends_the_draining_and_the_third_everything():
     left = Left()
-    server = Server(FastAPI(), left, drain_seconds=1000, finish_seconds=1)
+    server = Server(FastAPI(), left, ServerConfig(1000, 1))
     assert ticks(server) == [False] * 3
     server.handle_exit(signal.SIGTERM, None)
     assert (left.times, ticks(server)) == (1, [False] * 3)
@@ -414,7 +414,7 @@ def test_the_first_signal_drains_the_second_ends_the_draining_and_the_third_ever
 
 
 def test_without_draining_the_first_signal_ends():
-    server = Server(FastAPI(), lambda: None, drain_seconds=0, finish_seconds=1)
+    server = Server(FastAPI(), lambda: None, ServerConfig(0, 1))
     server.handle_exit(signal.SIGINT, None)
     assert ticks(server) == [True] * 3
 

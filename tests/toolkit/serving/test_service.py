@@ -15,6 +15,7 @@ from toolkit.errors import BundleError, NotRegistered, StoreError, TrackingError
 from toolkit.images import Limits, load_picture
 from toolkit.monitoring.ids import parse_prediction_id
 from toolkit.serving.figures import Figures
+from toolkit.serving.live import ModelManagerConfig
 from toolkit.serving.problems import (
     INTERNAL,
     INVALID,
@@ -24,7 +25,17 @@ from toolkit.serving.problems import (
     UNDECODABLE,
     Problem,
 )
-from toolkit.serving.service import Service
+from toolkit.serving.service import Component, Service, ServiceConfig
+
+CONFIG = ServiceConfig(
+    workers=2,
+    waiting=8,
+    most_bytes=2**30,
+    seconds=60,
+    limits=Limits(max_pixels=10_000),
+    top_k=2,
+    models=ModelManagerConfig(1000),
+)
 
 
 class Broken:
@@ -56,16 +67,7 @@ def open_service(source, monitor):
     opened = []
 
     def make(monitor=monitor, **more):
-        words = {
-            "poll_seconds": 1000,
-            "workers": 2,
-            "waiting": 8,
-            "most_bytes": 2**30,
-            "seconds": 60,
-            "limits": Limits(max_pixels=10_000),
-            "top_k": 2,
-        }
-        opened.append(Service(source, monitor, new_prediction_id, Figures(), **words | more))
+        opened.append(Service(source, monitor, new_prediction_id, Figures(), replace(CONFIG, **more)))
         opened[-1].live.look()
         return opened[-1]
 
@@ -138,8 +140,8 @@ def test_predictions_are_unharmed_by_a_monitor_that_fails(open_service):
     assert answer.predicted_class == "blue"
     assert service.figures.summary()["monitor_errors"] == 1
     health = service.health(leaving=False)
-    assert health["monitor"]["lost"] == 3
-    assert (health["status"], health["reason"]) == ("degraded", "predictions cannot be stored: the disk is full")
+    assert health.monitor["lost"] == 3
+    assert (health.status, health.reason) == ("degraded", "predictions cannot be stored: the disk is full")
     service.figures.collect(service.families)
     text = service.figures.prometheus("")[0].decode()
     assert 'serve_monitor_predictions_total{state="lost"} 3.0' in text
@@ -190,10 +192,10 @@ def test_pictures_of_a_batch_fail_alone(service, monkeypatch):
 
 def test_health_is_what_an_operator_should_believe(open_service, source):
     source.wanted = NotRegistered("nothing is in Production")
-    service = open_service(poll_seconds=7.2)
+    service = open_service(models=ModelManagerConfig(7.2))
     health = service.health(leaving=False)
-    assert (health["status"], health["ready"], health["reason"]) == ("waiting", False, "nothing is in Production")
-    assert health["model"] is None
+    assert (health.status, health.ready, health.reason) == ("waiting", False, "nothing is in Production")
+    assert health.model is None
     found = problem(service.model)
     assert (found.kind, found.headers) == (NOT_READY, {"Retry-After": "8"})
     assert problem(lambda: service.admit(1)).kind is NOT_READY
@@ -201,9 +203,9 @@ def test_health_is_what_an_operator_should_believe(open_service, source):
     def status():
         service.live.look()
         found = service.health(leaving=False)
-        assert found["ready"] is True
-        assert (found["reason"] is None) == (found["status"] == "ok")
-        return found["status"]
+        assert found.ready is True
+        assert (found.reason is None) == (found.status == "ok")
+        return found.status
 
     source.put(1)
     assert status() == "ok"
@@ -216,10 +218,10 @@ def test_health_is_what_an_operator_should_believe(open_service, source):
     source.bundles[2] = BundleError("altered")
     source.put(2)
     assert status() == "degraded"
-    assert service.health(leaving=False)["registry"]["set_aside"]["version"] == 2
-    assert service.health(leaving=False)["model"]["version"] == 1
+    assert service.health(leaving=False).registry.set_aside.version == 2
+    assert service.health(leaving=False).model["version"] == 1
     health = service.health(leaving=True)
-    assert (health["status"], health["ready"]) == ("leaving", False)
+    assert (health.status, health.ready) == ("leaving", False)
 
 
 def test_health_is_the_worst_of_its_components(open_service, monkeypatch):
@@ -229,7 +231,7 @@ def test_health_is_the_worst_of_its_components(open_service, monkeypatch):
 
     def health():
         found = service.health(leaving=False)
-        return found["status"], {name: part["status"] for name, part in found["components"].items()}, found["reason"]
+        return found.status, {name: part.status for name, part in found.components.items()}, found.reason
 
     fine = dict.fromkeys(("engine", "registry", "store", "alerts"), "ok")
     assert health() == ("ok", fine, None)
@@ -250,8 +252,8 @@ def test_what_a_window_shows_is_in_the_headline_though_no_alert_says_it(open_ser
     monitor._store.labels.insert({parse_prediction_id(name): label for name, label in labels.items()}, "audit", 1.7e9)
     assert monitor.standing_alerts() == []
     found = service.health(leaving=False)
-    assert found["status"] == "critical"
-    assert found["reason"].startswith("immediate (confirmed): accuracy in the short window is 6")
+    assert found.status == "critical"
+    assert found.reason.startswith("immediate (confirmed): accuracy in the short window is 6")
 
 
 def test_a_store_that_cannot_be_written_is_no_good_health(open_service):
@@ -264,13 +266,13 @@ def test_a_store_that_cannot_be_written_is_no_good_health(open_service):
     predict(service, colour_picture("red"))
     wait_until(lambda: monitor.stats()["write_errors"])
     found = service.health(leaving=False)
-    assert (found["status"], found["ready"]) == ("degraded", True)
-    assert found["components"]["store"] == {"status": "degraded", "reason": found["reason"]}
-    assert found["reason"].startswith("predictions cannot be stored: ")
-    assert str(Path.cwd()) not in found["reason"]
+    assert (found.status, found.ready) == ("degraded", True)
+    assert found.components["store"] == Component("degraded", found.reason)
+    assert found.reason.startswith("predictions cannot be stored: ")
+    assert str(Path.cwd()) not in found.reason
     for path in Path().glob("health.db*"):
         path.unlink()
-    wait_until(lambda: service.health(leaving=False)["status"] == "ok")
+    wait_until(lambda: service.health(leaving=False).status == "ok")
     assert monitor.stats()["lost"] == 0
 
 
@@ -341,19 +343,8 @@ def test_prometheus_sees_model_queue_and_windows(service):
 
 def test_closing_stores_what_was_answered(source):
     monitor = ModelMonitor("closing.db")
-    service = Service(
-        source,
-        monitor,
-        new_prediction_id,
-        Figures(),
-        poll_seconds=0.01,
-        workers=1,
-        waiting=8,
-        most_bytes=2**20,
-        seconds=60,
-        limits=Limits(),
-        top_k=1,
-    )
+    config = replace(CONFIG, workers=1, top_k=1, models=ModelManagerConfig(0.01))
+    service = Service(source, monitor, new_prediction_id, Figures(), config)
     threads = threading.active_count()
     service.start()
     service.live.look()

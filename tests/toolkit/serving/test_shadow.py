@@ -13,7 +13,8 @@ from support import COLOURS, LONGEST_WAIT
 from toolkit.errors import BundleError, NotRegistered, TrackingError
 from toolkit.serving.engines import TorchEngine
 from toolkit.serving.figures import Figures, shadow_families
-from toolkit.serving.shadow import Shadow
+from toolkit.serving.live import ModelManagerConfig
+from toolkit.serving.shadow import QUEUE_SIZE, Shadow
 
 GREEN = [0.25, 0.5, 0.25]  # what the shadow answers in most tests: blue, green, red
 NOW = 1.75e9
@@ -69,7 +70,8 @@ def start(source, make_bundle, gate, engines):
         return engines[-1]
 
     def begin(share=1.0, poll_seconds=1000, ready=True, **words):
-        shadow = Shadow(source, prepare, share, poll_seconds=poll_seconds, clock=lambda: NOW, **words)
+        config = ModelManagerConfig(poll_seconds, prepare=prepare)
+        shadow = Shadow(source, config, share, clock=lambda: NOW, **words)
         started.append(shadow)
         shadow.start()
         until(lambda: shadow.figures()["version"] == 2 or not ready)
@@ -122,15 +124,15 @@ def test_a_share_of_the_pictures_is_drawn(start, live):
 
 
 def test_a_full_queue_drops_and_counts(start, live, gate, engines):
-    shadow = start(room=2)
+    shadow = start()
     gate.clear()
     engines[0].begun.clear()
     offer(shadow, live, GREEN)
     assert engines[0].begun.wait(LONGEST_WAIT)
-    offer(shadow, live, *[GREEN] * 5)
+    offer(shadow, live, *[GREEN] * (QUEUE_SIZE + 3))
     assert shadow.figures()["dropped"] == 3
     gate.set()
-    until(lambda: seen(shadow) == 3)
+    until(lambda: seen(shadow) == 1 + QUEUE_SIZE)
 
 
 def test_classes_are_matched_by_name_and_pictures_have_the_size_of_the_shadow(start, source, make_bundle, make_model):
@@ -253,9 +255,9 @@ def test_what_waits_does_not_keep_the_live_model(start, make_model, gate, engine
 
 
 def test_it_ends_with_pictures_waiting_and_takes_what_comes_later(start, live, gate, engines):
-    shadow = start(room=2)
+    shadow = start()
     gate.clear()
-    offer(shadow, live, GREEN, GREEN, GREEN)
+    offer(shadow, live, *[GREEN] * (QUEUE_SIZE + 1))
     stopping = threading.Thread(target=shadow.stop)
     stopping.start()
     gate.set()

@@ -6,7 +6,8 @@ from contextlib import chdir
 import pytest
 import torch
 
-from toolkit.tracking import MlflowClient, Run, connect
+from toolkit.mlflow_run import Run
+from toolkit.tracking import MlflowClient, connect
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from toolkit.errors import DataError, TrackingError
-from toolkit.tracking import MlflowClient, Run, connect
+from toolkit.mlflow_run import Run
+from toolkit.tracking import MlflowClient, connect
 from toolkit.training.checkpoints import Checkpoint, load_weights_file, open_checkpoint
 from toolkit.training.keeper import Keeper
 from toolkit.training.loop import Progress
@@ -53,7 +54,7 @@ def values(run: Run, name: str) -> list[float]:
 
 def test_progress_is_on_disk_with_the_figures_that_are_sent_next(run: Run, checkpoint: Checkpoint) -> None:
     run.metrics({"loss": 0.25}, step=1)
-    pending = run.unsent
+    pending = run.pending
     Keeper(checkpoint, run).keep("final")(reached(0.75))
     assert values(run, "loss") == [0.25]
     found = open_checkpoint(run.id, Path("checkpoints"))
@@ -61,7 +62,7 @@ def test_progress_is_on_disk_with_the_figures_that_are_sent_next(run: Run, check
     assert found.stages["final"].facts["best_val_accuracy"] == 0.75
     # So whoever is killed between the two sends them again, and they are there once.
     again = Run.reopen(run.client, run.id)
-    again.restore(found.unsent)
+    again.load_pending(found.unsent)
     again.flush()
     assert values(run, "loss") == [0.25]
 

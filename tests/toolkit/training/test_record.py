@@ -10,8 +10,8 @@ import torch
 from support import COLOURS, colour_picture
 from toolkit.bundle import DIGEST_TAG, Measured
 from toolkit.errors import TrackingError
+from toolkit.mlflow_run import Run
 from toolkit.program import load_bundle
-from toolkit.tracking import Run
 from toolkit.training.cache import decode
 from toolkit.training.data import Data
 from toolkit.training.datasets import open_catalogue
@@ -98,4 +98,4 @@ def test_figures_of_the_end_wait_until_all_else_is_there(run: Run, data: Data) -
     run.client.delete_run(run.id)
     with pytest.raises(TrackingError, match=r"^cannot log the model: .* must be in the 'active' state"):
         log_outcome(run, Recipe(image_size=16), data, fitted(), 1.5, {}, CPU)
-    assert run.unsent == []
+    assert run.pending == []

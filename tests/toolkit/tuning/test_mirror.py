@@ -18,7 +18,8 @@ from torch import nn
 
 from support import COLOURS, colour_picture
 from toolkit.errors import TrackingError
-from toolkit.tracking import RETRY_SECONDS, MlflowClient, Run, connect
+from toolkit.mlflow_run import Run
+from toolkit.tracking import RETRY_SECONDS, MlflowClient, connect
 from toolkit.training.cache import decode
 from toolkit.training.data import Data
 from toolkit.training.datasets import open_catalogue

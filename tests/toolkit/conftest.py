@@ -1,0 +1,19 @@
+"""MLflow stores that several test files share."""
+
+import pytest
+
+from toolkit.tracking import MlflowClient, connect
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
+    """A store in a database file."""
+    return connect(f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db")
+
+
+@pytest.fixture(params=["database", "server"])
+def store(request: pytest.FixtureRequest) -> MlflowClient:
+    """A store in a database file, and one behind a server."""
+    if request.param == "server":
+        return connect(request.getfixturevalue("mlflow_server"))
+    return request.getfixturevalue("database")

@@ -1,0 +1,65 @@
+"""Why a request to MLflow failed, in a few words on one line.
+
+Own words for the common failures: the server cannot be reached, it is no MLflow server, it gives no permission, the
+database is locked, read-only or of another version, the disk is full. Else the first line of the library's own.
+"""
+
+import re
+from http import HTTPStatus
+
+from toolkit.errors import one_line
+from toolkit.redaction import redact_passwords
+
+LONGEST_REASON = 200  # characters of a library's own words
+PREAMBLE_RE = re.compile(r"occurring prematurely\)\n|##### File .* #####\n")  # before each of several failures
+STATUS_RE = re.compile(
+    r"(?:error code |too many |^)(\d{3}) (?:!= 200|error responses|Client Error|Server Error)", re.MULTILINE
+)
+TEXT_RE = re.compile(r"Response (?:body: '|text: )([^<{\n'][^<{\n]*?)'?$", re.MULTILINE)  # neither a web page nor JSON
+NOT_MLFLOW = "what answers is not MLflow: another program, or a proxy that wants a login"
+UNKNOWN_USER = "user or password is wrong or missing; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+ERROR_PATTERNS = {  # the first that is found counts
+    r"ProxyError": "the proxy that http_proxy or all_proxy names cannot be reached",
+    r"refused": "connection refused",
+    r"timed out": "no answer in time",
+    r"[Ff]ailed to resolve": "unknown host",
+    r"Connection (aborted|broken)": "the connection broke off",
+    r"not in a valid JSON format|Expecting value: line 1|INTERNAL_ERROR: Response: ": NOT_MLFLOW,
+    r"database is locked": "the database is locked by another program",
+    r"readonly database": "the database file cannot be written",
+    r"Can't locate revision": "the database was made by a newer MLflow than the one that is installed here",
+    r"disk is full|No space left on device": "the disk is full",
+    r"[Qq]uota exceeded": "the disk quota is used up",
+}
+
+
+def reason_of(error: Exception) -> str:
+    """Why a request to MLflow, or to where it keeps its files, failed.
+
+    Examples
+    --------
+    >>> reason_of(OSError("[Errno 111] Connection refused"))
+    'connection refused'
+    >>> reason_of(OSError("API request to endpoint /x failed with error code 503 != 200. Response body: ''"))
+    'the server answers with status 503'
+    >>> reason_of(OSError("http://ada:secret@host: certificate verify failed"))
+    'http://ada:***@host: certificate verify failed'
+    """
+    text = PREAMBLE_RE.split(str(error))[:2][-1]  # of several files, the first
+    if answer := STATUS_RE.search(text):
+        return _status_reason(int(answer[1]), text)
+    line = one_line(Exception(text)) if text else one_line(error)
+    for pattern, reason in ERROR_PATTERNS.items():
+        if re.search(pattern, line):
+            return reason
+    line = redact_passwords(line.rpartition("(Caused by ")[2])
+    return line if len(line) <= LONGEST_REASON else line[:LONGEST_REASON] + "..."
+
+
+def _status_reason(status: int, text: str) -> str:
+    """What an HTTP status means, with the server's own words if there are any."""
+    if status == HTTPStatus.UNAUTHORIZED:
+        return UNKNOWN_USER
+    meaning = "no permission" if status == HTTPStatus.FORBIDDEN else f"the server answers with status {status}"
+    said = TEXT_RE.search(text)
+    return f"{meaning}: {said[1][:LONGEST_REASON]}" if said and said[1] != "Permission denied" else meaning
