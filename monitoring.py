@@ -691,10 +691,7 @@ class ModelMonitor:
         """
         start = None if since is None else seconds(since)
         self._catch_up()
-        model = self._read_model()
-        if model is None and Path(path).suffix in ENDINGS:  # a mistyped address must not empty a file of another day
-            raise StoreError(f"the store {self._store} holds no predictions")
-        return export(self._store, path, model, since=start, probabilities=probabilities)
+        return export(self._store, path, self._read_model(), since=start, probabilities=probabilities)
 
     # Running
 

@@ -238,7 +238,7 @@ for script in {scripts!r}:
 @pytest.mark.parametrize(
     ("script", "unwanted"),
     [
-        ("monitoring", {"torch", "mlflow", "matplotlib", "pandas", "scipy"}),
+        ("monitoring", {"torch", "mlflow", "matplotlib", "pandas", "pyarrow", "scipy"}),
         ("model_registry", {"torch", "torchvision", "matplotlib", "scipy.stats", "sklearn"}),
         ("serve_model", {"torchvision", "matplotlib", "scipy.stats", "sklearn"}),
         ("train_cnn", {"torchvision", "torch._dynamo"}),

@@ -1,8 +1,8 @@
-"""Predictions as a Parquet or CSV file, for whoever wants to look at them with tools of their own."""
+"""Predictions of a version as a Parquet or CSV file, for other tools."""
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,16 @@ from toolkit.monitoring.schema import labels, models, predictions
 from toolkit.monitoring.store import PredictionStore
 
 ENDINGS = (".parquet", ".csv")
-FROM_OUTSIDE = ("source", "label_source")  # columns of texts that clients of a service may have written
+PROBABILITY, STATISTIC = "probability_", "statistic_"  # what columns of them begin with
 ROWS_AT_ONCE = 10_000  # in memory at a time, a few megabytes; a row group of a Parquet file
+
+Write = Callable[[dict[str, Any]], None]
 
 
 def export(
     store: PredictionStore,
     path: str | Path,
-    model: Model | None = None,
+    model: Model | None,
     *,
     since: float | None = None,
     probabilities: bool = False,
@@ -46,7 +48,7 @@ def export(
     path
         Where to, ending in ``.parquet`` or ``.csv``.
     model
-        Only predictions of this version; of all when None.
+        The version; None where the store holds none.
     since
         Only those made at or after this time, in seconds since 1970.
     probabilities
@@ -57,71 +59,44 @@ def export(
     SettingsError
         When the file is of another kind.
     StoreError
-        When the file cannot be written, or pyarrow is not installed.
+        When there is no version, or the file cannot be written.
     """
     target = Path(path)
     if target.suffix not in ENDINGS:
         raise SettingsError(f"an export must end in {' or '.join(ENDINGS)}, got {target.name}")
-    number = store.versions.number(model) if model is not None else None
-    chosen = [models.c.number == number] if model is not None else []
-    query = sa.select(models.c.number, models.c.version, models.c.classes, models.c.statistics).where(*chosen)
-    layout = _Layout(store.database.fetch_all(query), probabilities)
+    if model is None:  # a mistyped address must not empty a file of another day
+        raise StoreError(f"the store {store} holds no predictions")
+    number = store.versions.number(model)
+    found = store.database.fetch_all(sa.select(models.c.statistics).where(models.c.number == number))
+    names = json.loads(found[0].statistics) if found else []
+    scores = model.classes if probabilities else ()
     written = 0
-    with _writer(target, layout) as write:
-        for rows in _pages(store, number, since) if layout.versions else ():
-            write(layout.columns(rows))
+    with _writer(target, [STATISTIC + name for name in names] + [PROBABILITY + name for name in scores]) as write:
+        for rows in _pages(store, number, since):
+            write(_columns(rows, model, names, scores))
             written += len(rows)
     return written
 
 
-class _Layout:
-    """The columns of an export, over all the models in it."""
-
-    def __init__(self, found: Sequence[sa.Row[Any]], probabilities: bool) -> None:
-        self.versions = {row.number: row.version for row in found}
-        self._classes = {row.number: json.loads(row.classes) for row in found}
-        self._names = {row.number: json.loads(row.statistics) for row in found}
-        self.statistics = _all_of(self._names.values())
-        self.scores = _all_of(self._classes.values()) if probabilities else []
-
-    def columns(self, rows: Sequence[sa.Row[Any]]) -> dict[str, Any]:
-        """Rows as columns, n values each; what is not known is None or NaN."""
-        statistics = self._spread(rows, [row.statistic_values for row in rows], "<f4", self._names, self.statistics)
-        scores = self._spread(rows, [row.probabilities for row in rows], "<f2", self._classes, self.scores)
-        return {
-            "id": [show(row.id) for row in rows],
-            "time": _moments([row.time for row in rows]),
-            "source": [row.source for row in rows],
-            "model_version": [self.versions[row.model] for row in rows],
-            "predicted_class": [self._class(row.model, row.predicted) for row in rows],
-            "confidence": [row.confidence for row in rows],
-            "label": [self._class(row.model, row.label) for row in rows],
-            "label_source": [row.label_source for row in rows],
-            "label_time": _moments([row.told_at for row in rows]),
-            "latency_ms": [row.latency_ms for row in rows],
-            **{f"statistic_{name}": column for name, column in statistics.items()},
-            **{f"probability_{name}": column for name, column in scores.items()},
-        }
-
-    def _class(self, model: int, index: int | None) -> str | None:
-        return None if index is None else str(self._classes[model][index])
-
-    @staticmethod
-    def _spread(
-        rows: Sequence[sa.Row[Any]],
-        blobs: Sequence[bytes | None],
-        kind: str,
-        names: Mapping[int, list[str]],
-        wanted: Sequence[str],
-    ) -> dict[str, NDArray[np.float32]]:
-        """Values that stand side by side in a blob, in an order that is each model's own, as columns."""
-        columns = {name: np.full(len(rows), np.nan, np.float32) for name in wanted}
-        for model in {row.model for row in rows} if wanted else ():
-            places = [place for place, row in enumerate(rows) if row.model == model]
-            values = side_by_side([blobs[place] for place in places], kind, len(names[model]))  # (n, names)
-            for index, name in enumerate(names[model]):
-                columns[name][places] = values[:, index]
-        return columns
+def _columns(rows: Sequence[sa.Row[Any]], model: Model, names: Sequence[str], scores: Sequence[str]) -> dict[str, Any]:
+    """Rows as columns, n values each; what is not known is None or NaN."""
+    classes = dict(enumerate(model.classes))
+    statistics = side_by_side([row.statistic_values for row in rows], "<f4", len(names))  # (n, names)
+    probabilities = side_by_side([row.probabilities for row in rows], "<f2", len(classes))  # (n, K)
+    return {
+        "id": [show(row.id) for row in rows],
+        "time": _moments([row.time for row in rows]),
+        "source": [row.source for row in rows],
+        "model_version": [model.version] * len(rows),
+        "predicted_class": [classes.get(row.predicted) for row in rows],
+        "confidence": [row.confidence for row in rows],
+        "label": [classes.get(row.label) for row in rows],
+        "label_source": [row.label_source for row in rows],
+        "label_time": _moments([row.label_time for row in rows]),
+        "latency_ms": [row.latency_ms for row in rows],
+        **{STATISTIC + name: column for name, column in zip(names, statistics.T, strict=True)},
+        **{PROBABILITY + name: column for name, column in zip(scores, probabilities.T, strict=False)},
+    }
 
 
 def _moments(seconds: Sequence[float | None]) -> NDArray[np.datetime64]:
@@ -138,52 +113,58 @@ def _no_formula(text: str | None) -> str | None:
     return f"'{text}" if text and text[0] in "=+-@\t\r" else text
 
 
-def _all_of(lists: Iterable[Sequence[str]]) -> list[str]:
-    return list(dict.fromkeys(name for names in lists for name in names))
-
-
 def _pages(store: PredictionStore, model: int | None, since: float | None) -> Iterator[Sequence[sa.Row[Any]]]:
     """Rows with their labels, oldest first, a few at a time: a long reading would hold up others."""
-    made, told = predictions.c, labels.alias()
-    latest = sa.select(sa.func.max(told.c.number)).where(told.c.prediction == made.sequence).correlate(predictions)
-    fair = latest.where(told.c.source.not_in(BIASED_SOURCES)).scalar_subquery()  # what counts, where there is any
+    made, given = predictions.c, labels.alias()
+    latest = sa.select(sa.func.max(given.c.number)).where(given.c.prediction == made.sequence).correlate(predictions)
+    fair = latest.where(given.c.source.not_in(BIASED_SOURCES)).scalar_subquery()  # what counts, where there is any
     chosen = sa.func.coalesce(fair, latest.scalar_subquery())
+    columns = labels.c.label, labels.c.source.label("label_source"), labels.c.time.label("label_time")
     query = (
-        sa.select(predictions, labels.c.label, labels.c.source.label("label_source"), labels.c.time.label("told_at"))
+        sa.select(predictions, *columns)
         .select_from(sa.outerjoin(predictions, labels, labels.c.number == chosen))
+        .where(made.model == model)
         .order_by(made.sequence)
         .limit(ROWS_AT_ONCE)
     )
-    if model is not None:
-        query = query.where(made.model == model)
     if since is not None:
         query = query.where(made.time >= since)
-    last, end = 0, store.database.fetch_all(sa.select(sa.func.max(made.sequence)))[0][0] or 0
+    last, (_, end, _) = 0, store.change_token() or ("", 0, 0)
     while rows := store.database.fetch_all(query.where(made.sequence > last, made.sequence <= end)):
         yield rows
         last = rows[-1].sequence
 
 
 @contextmanager
-def _writer(target: Path, layout: _Layout) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that adds columns to a file, which takes its name when all are in it."""
-    try:
-        import pyarrow as pa  # type: ignore[import-untyped]  # only here: it takes a third of a second
-        from pyarrow import csv, parquet
-    except ImportError:
-        raise StoreError("an export needs pyarrow: pip install pyarrow") from None
-    texts = ("id", "source", "model_version", "predicted_class", "label", "label_source")
-    moments = dict.fromkeys(("time", "label_time"), pa.timestamp("us", "UTC"))
-    kinds = {**moments, "latency_ms": pa.float64(), **dict.fromkeys(texts, pa.string())}
-    schema = pa.schema([(name, kinds.get(name, pa.float32())) for name in layout.columns([])])
+def _writer(target: Path, numbers: Sequence[str]) -> Iterator[Write]:
+    """A function that adds rows to a file, which takes its name when all are in it."""
+    import pyarrow as pa  # only here: it takes a third of a second
+    from pyarrow import csv, parquet
+
+    text, moment, number = pa.string(), pa.timestamp("us", "UTC"), pa.float32()
+    schema = pa.schema(
+        {
+            "id": text,
+            "time": moment,
+            "source": text,
+            "model_version": text,
+            "predicted_class": text,
+            "confidence": number,
+            "label": text,
+            "label_source": text,
+            "label_time": moment,
+            "latency_ms": pa.float64(),
+            **dict.fromkeys(numbers, number),
+        }
+    )
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     make = parquet.ParquetWriter if target.suffix == ".parquet" else csv.CSVWriter
     try:
         with make(str(temporary), schema) as file:
 
             def write(columns: dict[str, Any]) -> None:
-                if target.suffix == ".csv":
-                    columns |= {name: [_no_formula(text) for text in columns[name]] for name in FROM_OUTSIDE}
+                if target.suffix == ".csv":  # of texts that clients of a service may have written
+                    columns |= {name: list(map(_no_formula, columns[name])) for name in ("source", "label_source")}
                 arrays = [pa.array(columns[field.name], field.type, from_pandas=True) for field in schema]
                 file.write_batch(pa.record_batch(arrays, schema=schema))
 

@@ -70,7 +70,12 @@ class Feedback:
     @classmethod
     def empty(cls) -> Self:
         """No labels."""
-        return cls(**{column.name: np.zeros(0, _TYPES.get(column.name, np.int64)) for column in fields(cls)})
+        return cls(**{name: np.zeros(0, _TYPES.get(name, np.int64)) for name in _names(cls)})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Labels that follow each other as one; there must be a part."""
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in _names(cls)})
 
     @property
     def n(self) -> int:
@@ -85,7 +90,11 @@ class Feedback:
         which
             A mask (n,), the places of those that are wanted, or a slice.
         """
-        return type(self)(**{column.name: getattr(self, column.name)[which] for column in fields(self)})
+        return type(self)(**{name: getattr(self, name)[which] for name in _names(type(self))})
+
+
+def _names(of: type[Feedback]) -> list[str]:
+    return [column.name for column in fields(of)]
 
 
 class Labels:

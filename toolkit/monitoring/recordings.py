@@ -1,439 +1,298 @@
-"""Recorded predictions as they are read again: from a file that was exported, or from a store."""
+"""Recorded predictions to replay: those of a store, or the rows of a Parquet or CSV file as ``export`` writes them."""
 
-import csv
-import itertools
+import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
+import sqlalchemy as sa
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from toolkit.baseline import Baseline
 from toolkit.errors import DataError, SettingsError, StoreError, known, one_line
 from toolkit.monitoring.events import Events, read_events
-from toolkit.monitoring.export import ENDINGS
+from toolkit.monitoring.export import ENDINGS, PROBABILITY, STATISTIC
 from toolkit.monitoring.feedback import Feedback
-from toolkit.monitoring.models import Model
 from toolkit.monitoring.performance import BIASED_SOURCES, is_drawn
+from toolkit.monitoring.schema import predictions
 from toolkit.monitoring.store import PredictionStore
 from toolkit.monitoring.windows import NOTHING, Window
-from toolkit.terminal import bar, say
 
-ROWS_AT_ONCE = 10_000  # read at a time, a few megabytes
-ROWS_A_LINE = 250_000  # said where there is no terminal to draw a bar on
+ROWS_AT_ONCE = 10_000  # of a Parquet file in memory
+BYTES_AT_ONCE = 1 << 22  # of a CSV file: some ten thousand rows of ten classes, or a few of 100,000
 SUM_TOLERANCE = 0.02  # of probabilities, as in a log
-END_OF_TIME = 32_503_680_000  # the year 3000 in seconds since 1970: what lies behind it are milliseconds
+END_OF_TIME = 32_503_680_000  # the year 3000 in seconds since 1970: beyond it, times are in milliseconds
 
-# Labels on their way: when each was told, how many rows come before it at the least, and of which prediction it is.
-LABEL = np.dtype(
-    [
-        ("time", "f8"), ("place", "i8"), ("sequence", "i8"), ("predicted", "i8"),
-        ("confidence", "f4"), ("before", "i8"), ("label", "i8"), ("drawn_before", "?"), ("drawn", "?"),
-    ]
-)  # fmt: skip
-
-# What the columns of a file that matter hold, beside those of probabilities and statistics.
-KINDS = {
-    "time": "moment", "model_version": "text", "predicted_class": "text", "confidence": "number",
-    "label": "text", "label_source": "text", "label_time": "moment",
-}  # fmt: skip
-SCORE, STATISTIC = "probability_", "statistic_"
-
-Labels = NDArray[np.void]
-Column = NDArray[Any]  # (n,), float64 with NaN where nothing is given, or texts with None
+Frame: TypeAlias = Any  # of pandas, which takes half a second to import; its index is the number of the row
+Series: TypeAlias = Any
+Answers = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float16]]  # as in ``Window``
 
 
-class Part(NamedTuple):
-    """Rows of a recording, all without their labels, and the labels of these rows in the order in which they came."""
-
-    rows: Window
-    labels: Labels
+def open_source(path: str, baseline: Baseline | None, version: str | None) -> "StoreSource | FileSource":
+    """What is at a path or address, ready to be read; see ``replay``."""
+    return (FileSource if path.endswith(ENDINGS) else StoreSource)(path, baseline, version)
 
 
-class Recording(NamedTuple):
-    """Something to be replayed.
+class StoreSource:
+    """Predictions and labels of one version in a store, in the order in which the store got them."""
 
-    ``whole`` says whether it has the probabilities of all classes; ``version`` tells in the end whose
-    predictions they were.
+    has_probabilities = True
+
+    def __init__(self, url: str, baseline: Baseline | None, version: str | None) -> None:
+        self._store = store = PredictionStore(url)
+        model = store.versions.get(version) if version is not None else store.versions.current()
+        if model is None:
+            names = known(store.versions.names(), version)
+            wanted = f" of version {version}; its versions are {names}" if version else ""
+            raise StoreError(f"the store {store} holds no predictions{wanted}")
+        self._model, self.version = model, model.version
+        self.baseline = _usable(baseline or model.baseline, f"version {model.version}")
+        if self.baseline.classes != model.classes:
+            theirs, ours = known(model.classes), known(self.baseline.classes)
+            raise SettingsError(f"version {model.version} has the classes {theirs}; those of the baseline are {ours}")
+        mine = predictions.c.model == store.versions.number(model)
+        self.n_rows = int(store.database.fetch_all(sa.select(sa.func.count()).where(mine))[0][0])
+
+    def events(self) -> Iterator[Events]:
+        """All that the store holds of the version."""
+        with closing(self._store):
+            _, *until = self._store.change_token() or ("", 0, 0)
+            yield from read_events(self._store, self._model, 0, 0, (until[0], until[1]))
+
+
+class FileSource:
+    """Predictions and labels of one version in a file, in the order of their times.
+
+    A row that cannot be used ends the reading with its number, which counts from 1, the column, the rule and the value.
     """
 
-    baseline: Baseline
-    events: Iterator[Events]
-    whole: bool
-    version: Callable[[], str | None]
+    def __init__(self, path: str, baseline: Baseline | None, version: str | None) -> None:
+        self._path = Path(path)
+        self.baseline = _usable(baseline, path)
+        self.version = self._asked = version
+        self._versions: dict[str, None] = {}  # that came up
+        with _opened(self._path) as (names, _, self.n_rows):
+            scores = [PROBABILITY + name for name in self.baseline.classes]
+            self.has_probabilities = any(name.startswith(PROBABILITY) for name in names)
+            answers = scores if self.has_probabilities else ["predicted_class", "confidence"]
+            for name in ["time", *answers, *(["model_version"] if version is not None else [])]:
+                if name not in names:
+                    raise DataError(f"{path}: there is no column {name!r}; the columns are {known(names, name)}")
+            more = ["predicted_class", "label", "label_source", "label_time", "model_version"]
+            more += [STATISTIC + name for name in self.baseline.statistics]
+            self._columns = [name for name in names if name in {"time", *answers, *more}]
+            if twice := [name for name in self._columns if self._columns.count(name) > 1]:
+                raise DataError(f"{path}: the column {twice[0]!r} comes twice")
+            if other := [name for name in names if name.startswith(PROBABILITY) and name not in scores]:
+                classes = known(self.baseline.classes)
+                raise DataError(f"{path}: there is a column {other[0]!r}, and the classes are {classes}")
 
+    def events(self) -> Iterator[Events]:
+        """All that the file holds of the version."""
+        return in_order(self._parts())
 
-def open_recording(path: str, baseline: Baseline | None, version: str | None) -> Recording:
-    """Find out what is at a path or address; it is read when its events are asked for. See ``replay``."""
-    if not path.endswith(ENDINGS):
-        return _open_store(path, baseline, version)
-    if baseline is None or not baseline.size:
-        raise SettingsError(f"{path} can only be replayed beside a baseline that holds pictures")
-    read_names, read = (_csv_names, _csv) if path.endswith(".csv") else (_parquet_names, _parquet)
-    with _told_of(path):
-        layout = _Layout(read_names(Path(path)), baseline, version)
-    return Recording(baseline, in_order(_file_parts(path, read, layout)), layout.whole, lambda: layout.version)
+    def _parts(self) -> Iterator[tuple[Window, Feedback]]:
+        first = 1
+        with _opened(self._path) as (_, batches, _):
+            for batch in batches:
+                frame = batch.select(self._columns).to_pandas(integer_object_nulls=True)
+                frame.index += first
+                first += len(frame)
+                yield self._part(self._of_version(frame))
+        if self._asked is not None and self._asked not in self._versions:
+            found = known(self._versions)
+            raise DataError(f"{self._path}: no prediction is of version {self._asked}; the versions are {found}")
 
-
-def _open_store(url: str, baseline: Baseline | None, version: str | None) -> Recording:
-    store = PredictionStore(url)
-    model = store.versions.get(version) if version is not None else store.versions.current()
-    if model is None:
-        wanted = f" of version {version}; its versions are {known(store.versions.names(), version)}" if version else ""
-        raise StoreError(f"the store {store} holds no predictions{wanted}")
-    baseline = baseline or model.baseline
-    if baseline is None or not baseline.size:
-        raise SettingsError(f"version {model.version} can only be replayed beside a baseline that holds pictures")
-    if baseline.classes != model.classes:
-        theirs, ours = known(model.classes), known(baseline.classes)
-        raise SettingsError(f"version {model.version} has the classes {theirs}; those of the baseline are {ours}")
-    return Recording(baseline, _store_events(store, model), True, lambda: model.version)
-
-
-def _store_events(store: PredictionStore, model: Model) -> Iterator[Events]:
-    """All that a store holds of a version, in the order in which it got it."""
-    with closing(store), _Progress() as progress:
-        stamp = store.change_token()
-        for events in read_events(store, model, 0, 0, stamp[1:] if stamp else (0, 0)):
-            progress.add(events.rows.n)
-            yield events
-
-
-def in_order(parts: Iterable[Part]) -> Iterator[Events]:
-    """Predictions and labels in the order of their times, no label before its prediction."""
-    waiting, start, clock = np.zeros(0, LABEL), 0, -math.inf
-    rows = Window.empty()
-    for rows, labels in parts:
-        clocks = np.maximum.accumulate(np.append(clock, rows.time))  # rows of several processes cross by a little
-        labels["place"] = start + np.searchsorted(rows.sequence, labels["sequence"]) + 1
-        waiting = np.concatenate([waiting, labels])
-        start += rows.n
-        ripe = (waiting["time"] < clocks[-1]) & (waiting["place"] < start)
-        told, waiting = waiting[ripe], waiting[~ripe]
-        due = np.searchsorted(clocks[1:], told["time"], side="right")
-        due = np.maximum(due, told["place"] - start + rows.n)
-        order = np.lexsort((told["time"], due))
-        told, due = told[order], due[order]
-        told["time"] = np.maximum(told["time"], clocks[due])
-        yield Events(rows, _as_feedback(told), due)
-        clock = float(clocks[-1])
-    waiting = waiting[np.argsort(waiting["time"], kind="stable")]
-    waiting["time"] = np.maximum(waiting["time"], clock)
-    yield Events(rows.between(0, 0), _as_feedback(waiting), np.zeros(len(waiting), np.int64))
-
-
-_SHARED = ("sequence", "before", "predicted", "confidence", "time", "drawn_before", "drawn")
-
-
-def _as_feedback(labels: Labels) -> Feedback:
-    columns = {name: labels[name] for name in _SHARED}
-    unknown = np.zeros(len(labels), np.int64)
-    source = np.full(len(labels), "", object)
-    return Feedback(number=unknown, ids=unknown, after=unknown, source=source, labels=labels["label"], **columns)
-
-
-def _file_parts(
-    path: str, read: Callable[[Path, Mapping[str, str]], Iterator[dict[str, Column]]], layout: "_Layout"
-) -> Iterator[Part]:
-    """Rows of a file, a few at a time."""
-    batches, done = read(Path(path), layout.kinds), 0
-    with _Progress() as progress:
-        while True:
-            with _told_of(path, done):
-                columns = next(batches, None)
-                part = layout.part(columns, done) if columns else None
-            if columns is None or part is None:
-                break
-            done += len(columns["time"])
-            progress.add(len(columns["time"]))
-            yield part
-    with _told_of(path):
-        layout.check_version()
-
-
-class _Progress:
-    """A bar where somebody sees it, elsewhere a line now and then."""
-
-    def __init__(self) -> None:
-        label = bar("replaying")
-        self._bar = tqdm(desc=label, unit=" predictions", unit_scale=True, leave=False, disable=label is None)
-        self._lines = label is None
-        self._done = 0
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def add(self, rows: int) -> None:
-        before, self._done = self._done, self._done + rows
-        self._bar.update(rows)
-        if self._lines and self._done // ROWS_A_LINE > before // ROWS_A_LINE:
-            say(f"replayed {self._done:,} predictions")
-
-
-class _Wrong(Exception):
-    """What is wrong with a file, or with the row at a place of the batch."""
-
-    def __init__(self, reason: str, place: int | None = None) -> None:
-        super().__init__(reason)
-        self.place = place
-
-
-def _refuse(bad: NDArray[np.bool_], reason: str, got: Column | None = None) -> None:
-    """Complain of the first bad row, if there is one, and say what it has got."""
-    if bad.any():
-        place = int(bad.argmax())
-        raise _Wrong(reason if got is None else f"{reason}, got {got[place]:.4g}", place)
-
-
-@contextmanager
-def _told_of(path: str, done: int = 0) -> Iterator[None]:
-    """Say in which file something is wrong, and in which row; rows count from 1, and so many are done."""
-    try:
-        yield
-    except _Wrong as error:
-        row = f", row {done + error.place + 1:,}" if error.place is not None else ""
-        raise DataError(f"{path}{row}: {error}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not text in UTF-8: {error.reason}") from None
-    except (OSError, csv.Error) as error:
-        reason = isinstance(error, OSError) and error.strerror
-        raise DataError(f"{path} cannot be read: {reason or one_line(error)}") from None
-
-
-class _Layout:
-    """Which columns of a file matter, and how its rows become those of a stream."""
-
-    def __init__(self, names: Sequence[str], baseline: Baseline, version: str | None) -> None:
-        self._baseline = baseline
-        self._places = {name: place for place, name in enumerate(baseline.classes)}
-        self._asked = version
-        self._seen: dict[str | None, None] = {}  # the versions that came up
-        self._scores = [name for name in names if name.startswith(SCORE)]
-        self.whole = bool(self._scores)
-        answers = [SCORE + name for name in self._places] if self.whole else ["predicted_class", "confidence"]
-        for name in ["time", *answers, *([] if version is None else ["model_version"])]:
-            if name not in names:
-                raise _Wrong(f"there is no column {name!r}; the columns are {known(names, name)}")
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise _Wrong(f"the column {twice!r} comes twice")
-        numbers = [*self._scores, *(STATISTIC + name for name in baseline.statistics)]
-        wanted = KINDS | dict.fromkeys(numbers, "number")
-        self.kinds = {name: wanted[name] for name in names if name in wanted}
-
-    @property
-    def version(self) -> str | None:
-        """The version whose rows are taken: that which was asked for, or the only one there is."""
-        return self._asked if self._asked is not None else next(iter(self._seen), None)
-
-    def check_version(self) -> None:
-        """Complain when there was no row of the version that was asked for."""
-        if self._asked is not None and self._asked not in self._seen:
-            raise _Wrong(f"no prediction is of version {self._asked}; the versions are {known(self._seen)}")
-
-    def part(self, columns: Mapping[str, Column], done: int) -> Part:
-        """The rows of a batch that are of the version, and their labels."""
-        mine = self._mine(columns)
-        try:
-            return self._part({name: column[mine] for name, column in columns.items()}, done + 1 + mine)
-        except _Wrong as error:
-            raise _Wrong(str(error), None if error.place is None else int(mine[error.place])) from None
-
-    def _mine(self, columns: Mapping[str, Column]) -> NDArray[np.intp]:
-        versions = columns.get("model_version")
-        if versions is None:
-            return np.arange(len(columns["time"]))
-        self._seen |= dict.fromkeys(versions.tolist())
-        mine = versions == self.version
-        if self._asked is None:
-            both = " and ".join(map(str, list(self._seen)[:2]))
-            _refuse(~mine, f"rows are of the model versions {both}: say of which one to take them")
-        return np.flatnonzero(mine)
-
-    def _part(self, columns: Mapping[str, Column], sequence: NDArray[np.int64]) -> Part:
-        _refuse(np.isnan(columns["time"]), "it has no time")
-        for name in ("time", "label_time"):
-            moments = columns.get(name, np.zeros(0))
-            late = ~np.isnan(moments) & ~((moments >= 0) & (moments < END_OF_TIME))
-            _refuse(late, f"{name} must lie between the years 1970 and 3000, in seconds since 1970", moments)
-        predicted, confidence, probabilities = (self._scored if self.whole else self._named)(columns)
+    def _part(self, frame: Frame) -> tuple[Window, Feedback]:
+        time = self._seconds(frame, "time")
+        self._refuse(time[time.isna()], "time", "be given")
+        predicted, confidence, probabilities = (self._scored if self.has_probabilities else self._named)(frame)
         with np.errstate(over="ignore"):
             statistics = {
-                name: columns[STATISTIC + name].astype(np.float32)
-                for name in self._baseline.statistics
-                if STATISTIC + name in columns
+                name: self._numbers(frame, STATISTIC + name).to_numpy(np.float32)
+                for name in self.baseline.statistics
+                if STATISTIC + name in frame
             }
         rows = Window(
-            self._baseline.classes,
-            columns["time"],
+            self.baseline.classes,
+            time.to_numpy(),
             predicted,
             confidence,
-            labels=np.full(len(sequence), NOTHING),
+            labels=np.full(len(frame), NOTHING),
             statistics=statistics,
             probabilities=probabilities,
-            sequence=sequence,
+            sequence=frame.index.to_numpy(np.int64),
         )
-        return Part(rows, self._labels(columns, rows))
+        return rows, self._labels(frame, rows)
 
-    def _scored(self, columns: Mapping[str, Column]) -> "_Answers":
+    def _of_version(self, frame: Frame) -> Frame:
+        if "model_version" not in frame:
+            return frame
+        versions = self._texts(frame, "model_version")
+        self._versions |= dict.fromkeys(versions)
+        self.version = next(iter(self._versions), None) if self._asked is None else self._asked
+        others = versions[versions != self.version]
+        if self._asked is None:
+            self._refuse(others, "model_version", f"be {self.version!r} as before, or one of them must be chosen")
+        return frame.drop(others.index)
+
+    def _scored(self, frame: Frame) -> Answers:
         """Answers of which all probabilities are known, rounded as a store rounds them."""
-        ours = [SCORE + name for name in self._places]
-        for name in set(self._scores) - set(ours):  # a column of another version's class is empty
-            _refuse(~np.isnan(columns[name]), f"it has a {name}, and the classes are {known(self._places)}")
-        values = np.column_stack([columns[name] for name in ours])  # (n, K)
-        finite = np.isfinite(values).all(axis=1)
-        sums = np.where(finite, np.nan_to_num(values).sum(axis=1), 1.0)
-        outside = finite & ~((values >= 0) & (values <= 1 + SUM_TOLERANCE)).all(axis=1)
-        farthest = values[np.arange(len(values)), np.abs(values - 0.5).argmax(axis=1)]
-        _refuse(outside, "probabilities must lie between 0 and 1", farthest)
-        _refuse(abs(sums - 1) > SUM_TOLERANCE, "probabilities must add up to 1", sums)
-        if "predicted_class" in columns:
-            given = columns["predicted_class"] != None  # noqa: E711  # of each
-            _refuse(given & ~finite, "it has a class, and not all of its probabilities are numbers")
-        probabilities = values.astype(np.float16)
+        columns = [self._numbers(frame, PROBABILITY + name) for name in self.baseline.classes]
+        finite = np.logical_and.reduce([np.isfinite(column) for column in columns])
+        for column in columns:
+            self._refuse(column[finite & ~column.between(0, 1 + SUM_TOLERANCE)], column.name, "lie between 0 and 1")
+        total = functools.reduce(lambda one, other: one + other, columns)
+        self._refuse(total[finite & (abs(total - 1) > SUM_TOLERANCE)], "probabilities", "add up to 1")
+        if "predicted_class" in frame:
+            named = self._texts(frame, "predicted_class")
+            self._refuse(named[(named != "") & ~finite], "predicted_class", "be empty without probabilities")
+        probabilities = np.column_stack(columns).astype(np.float16)  # (n, K)
         predicted = np.where(finite, probabilities.argmax(axis=1), NOTHING)
         confidence = np.where(finite, probabilities.max(axis=1), np.nan).astype(np.float32)
         return predicted, confidence, probabilities
 
-    def _named(self, columns: Mapping[str, Column]) -> "_Answers":
+    def _named(self, frame: Frame) -> Answers:
         """Answers of which only the class and its probability are known; neither of one that was not finite."""
-        predicted, confidence = self._classes(columns, "predicted_class"), columns["confidence"]
-        told = predicted != NOTHING
-        outside = told & ~((confidence >= 0) & (confidence <= 1))
-        _refuse(outside, "confidence must lie between 0 and 1", confidence)
-        _refuse(~told & ~np.isnan(confidence), "it has a confidence, and no predicted_class")
-        return predicted, confidence.astype(np.float16).astype(np.float32), np.zeros((0, 0), np.float16)
+        predicted, confidence = self._classes(frame, "predicted_class"), self._numbers(frame, "confidence")
+        finite = predicted != NOTHING
+        self._refuse(confidence[finite & ~confidence.between(0, 1)], "confidence", "lie between 0 and 1")
+        self._refuse(confidence[~finite & confidence.notna()], "confidence", "be empty without a predicted_class")
+        return predicted, confidence.to_numpy(np.float16).astype(np.float32), np.zeros((0, 0), np.float16)
 
-    def _classes(self, columns: Mapping[str, Column], name: str) -> NDArray[np.int64]:
-        """Names as places among the classes, -1 for none."""
-        texts = columns[name].tolist()
-        try:
-            return np.array([NOTHING if text is None else self._places[text] for text in texts], np.int64)
-        except KeyError as error:
-            strange = error.args[0]
-        raise _Wrong(
-            f"there is no {name} {strange!r}; the classes are {known(self._places, strange)}", texts.index(strange)
+    def _labels(self, frame: Frame, rows: Window) -> Feedback:
+        if "label" not in frame:
+            return Feedback.empty()
+        labels, n = self._classes(frame, "label"), len(frame)
+        source = self._texts(frame, "label_source") if "label_source" in frame else np.full(n, "", object)
+        time = self._seconds(frame, "label_time").to_numpy() if "label_time" in frame else np.full(n, np.nan)
+        unknown = np.zeros(n, np.int64)
+        feedback = Feedback(
+            number=unknown,
+            ids=unknown,
+            sequence=rows.sequence,
+            labels=labels,
+            before=np.full(n, NOTHING),
+            predicted=rows.predicted,
+            confidence=rows.confidence,
+            time=np.where(np.isnan(time), -math.inf, time),  # right after the prediction
+            source=np.array(source, object),
+            after=unknown,
+            drawn_before=np.zeros(n, np.bool_),
+            drawn=np.array([is_drawn(text) for text in source], np.bool_),
         )
+        return feedback.take((labels != NOTHING) & ~np.isin(np.array(source, str), BIASED_SOURCES))
 
-    def _labels(self, columns: Mapping[str, Column], rows: Window) -> Labels:
-        if "label" not in columns:
-            return np.zeros(0, LABEL)
-        classes = self._classes(columns, "label")
-        fair = ~np.isin(columns["label_source"].astype(str), BIASED_SOURCES) if "label_source" in columns else True
-        told = np.flatnonzero((classes != NOTHING) & fair)
-        labels = np.zeros(len(told), LABEL)
-        moments = columns["label_time"][told] if "label_time" in columns else np.full(len(told), np.nan)
-        labels["time"] = np.where(np.isnan(moments), -math.inf, moments)  # right after the prediction
-        labels["sequence"], labels["label"], labels["before"] = rows.sequence[told], classes[told], NOTHING
-        labels["predicted"], labels["confidence"] = rows.predicted[told], rows.confidence[told]
-        if "label_source" in columns:
-            labels["drawn"] = [is_drawn(str(source)) for source in columns["label_source"][told]]
-        return labels
+    def _classes(self, frame: Frame, name: str) -> NDArray[np.int64]:
+        """Names as places among the classes, -1 for none."""
+        texts = self._texts(frame, name)
+        places = {"": NOTHING} | {one: place for place, one in enumerate(self.baseline.classes)}
+        strange = texts[~texts.isin(list(places))]
+        self._refuse(strange, name, f"be one of {known(self.baseline.classes, next(iter(strange), ''))}")
+        return np.array([places[text] for text in texts], np.int64)
 
+    @staticmethod
+    def _texts(frame: Frame, name: str) -> Series:
+        return frame[name].astype(object).where(frame[name].notna(), "").astype(str)
 
-_Answers = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float16]]  # as in ``Window``
+    def _numbers(self, frame: Frame, name: str) -> Series:
+        import pandas as pd
 
+        numbers = pd.to_numeric(frame[name], errors="coerce").astype(np.float64)
+        texts = self._texts(frame[numbers.isna()], name)
+        self._refuse(texts[~texts.str.lower().isin(["", "nan"])], name, "be a number")
+        return numbers
 
-# CSV
+    def _seconds(self, frame: Frame, name: str) -> Series:
+        """Seconds since 1970, given as such or as a date and a time, which is UTC unless it says otherwise."""
+        import pandas as pd
 
+        if pd.api.types.is_datetime64_any_dtype(frame[name]):
+            seconds = _since_1970(frame[name])
+        else:
+            texts = self._texts(frame, name)
+            seconds = pd.to_numeric(texts, errors="coerce").astype(np.float64)
+            dates = texts[seconds.isna() & texts.str.match(r"\d")]  # to pandas "now" is one as well
+            seconds = seconds.fillna(_since_1970(pd.to_datetime(dates, utc=True, format="ISO8601", errors="coerce")))
+            self._refuse(texts[seconds.isna() & (texts != "")], name, "be a time such as 2026-11-24T08:00Z")
+        late = seconds[seconds.notna() & ~seconds.between(0, END_OF_TIME)]
+        self._refuse(late, name, "lie between the years 1970 and 3000, in seconds since 1970")
+        return seconds
 
-def _csv_names(path: Path) -> list[str]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        names = next(csv.reader(file), None)
-    if not names:
-        raise _Wrong("there is no first line with the names of the columns")
-    return names
-
-
-def _csv(path: Path, kinds: Mapping[str, str]) -> Iterator[dict[str, Column]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        lines = csv.reader(file)
-        names, filled = next(lines), filter(None, lines)
-        while rows := list(itertools.islice(filled, ROWS_AT_ONCE)):
-            for place, row in enumerate(rows):
-                if len(row) != len(names):
-                    raise _Wrong(f"it has {len(row)} values, and there are {len(names)} columns", place)
-            columns = dict(zip(names, zip(*rows, strict=True), strict=True))
-            yield {name: _from_texts(columns[name], name, kind) for name, kind in kinds.items()}
-
-
-def _from_texts(texts: Sequence[str | None], name: str, kind: str) -> Column:
-    if kind == "text":
-        return np.array([text or None for text in texts], object)
-    read = float if kind == "number" else _seconds
-    try:
-        return np.array([read(text) if text else math.nan for text in texts])
-    except ValueError:
-        place = next(place for place, text in enumerate(texts) if text and not _readable(read, text))
-    what = "a number" if kind == "number" else "a time such as 2026-11-24T08:00Z"
-    raise _Wrong(f"{name} must be {what}, got {texts[place]!r}", place)
+    def _refuse(self, bad: Series, column: object, rule: str) -> None:
+        """Complain of the first of these values, if there is one."""
+        if len(bad):
+            value = f"{bad.iloc[0]:.4g}" if isinstance(bad.iloc[0], float) else repr(bad.iloc[0])
+            raise DataError(f"{self._path}, row {bad.index[0]:,}: {column} must {rule}, got {value}")
 
 
-def _seconds(text: str) -> float:
-    """Seconds since 1970, given as such or as a date and a time, which is UTC unless it says otherwise."""
-    if text.replace(".", "", 1).isdigit():
-        return float(text)
-    moment = datetime.fromisoformat(text)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+def _since_1970(moments: Series) -> Series:
+    """Times, UTC unless they say otherwise, as seconds, to a microsecond."""
+    import pandas as pd
+
+    passed = pd.to_datetime(moments, utc=True) - pd.Timestamp(0, tz="UTC").as_unit("us")
+    return passed.dt.as_unit("us") / pd.Timedelta(1, "us") / 1e6
 
 
-def _readable(read: Callable[[str], float], text: str) -> bool:
-    try:
-        read(text)
-    except ValueError:
-        return False
-    return True
-
-
-# Parquet
-
-
-def _parquet_names(path: Path) -> list[str]:
-    with _opened(path) as file:
-        return list(file.schema_arrow.names)
-
-
-def _parquet(path: Path, kinds: Mapping[str, str]) -> Iterator[dict[str, Column]]:
-    with _opened(path) as file:
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(kinds)):
-            yield {name: _from_arrow(batch.column(name), name, kind) for name, kind in kinds.items()}
+def _usable(baseline: Baseline | None, what: str) -> Baseline:
+    if baseline is None or not baseline.size:
+        raise SettingsError(f"{what} can only be replayed beside a baseline that holds pictures")
+    return baseline
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        import pyarrow as pa  # type: ignore[import-untyped]  # only here: it takes a third of a second
-        from pyarrow import parquet
-    except ImportError:
-        raise StoreError("a Parquet file needs pyarrow: pip install pyarrow") from None
-    try:
-        with path.open("rb") as raw, parquet.ParquetFile(raw) as file:
-            yield file
-    except pa.ArrowException as error:
-        raise _Wrong(f"it cannot be read: {one_line(error)}") from None
-
-
-def _from_arrow(column: Any, name: str, kind: str) -> Column:
+def _opened(path: Path) -> Iterator[tuple[Sequence[str], Iterable[Any], int]]:
+    """The names of a file's columns, its rows a few at a time, and about how many there are."""
     import pyarrow as pa
+    from pyarrow import csv, parquet
 
-    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    if kind == "text":
-        return np.array(column.cast(pa.string()).to_pylist(), object)
-    if is_text:
-        return _from_texts(column.to_pylist(), name, kind)
-    scale = 1.0
-    if kind == "moment" and pa.types.is_timestamp(column.type):
-        column, scale = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64()), 1e6
     try:
-        numbers = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise _Wrong(f"the column {name!r} must hold numbers, not {column.type}") from None
-    return np.asarray(numbers, np.float64) / scale
+        if path.suffix == ".parquet":
+            with parquet.ParquetFile(path) as file:
+                yield file.schema_arrow.names, file.iter_batches(ROWS_AT_ONCE), file.metadata.num_rows
+            return
+        with path.open("rb") as text:
+            n_rows = sum(part.count(b"\n") for part in iter(functools.partial(text.read, BYTES_AT_ONCE), b""))
+        with csv.open_csv(
+            path,
+            csv.ReadOptions(block_size=BYTES_AT_ONCE, use_threads=False),  # with threads no error says its row
+            csv.ParseOptions(newlines_in_values=True),
+            csv.ConvertOptions(default_column_type=pa.string()),
+        ) as reader:
+            yield reader.schema.names, reader, n_rows
+    except (OSError, pa.ArrowException) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        row = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - 1:,}", reason)  # it counts the names as a row
+        raise DataError(f"{path} cannot be read: {row}") from None
+
+
+def in_order(parts: Iterable[tuple[Window, Feedback]]) -> Iterator[Events]:
+    """Predictions and labels in the order of their times, no label before its prediction.
+
+    Parameters
+    ----------
+    parts
+        Rows without labels, and the labels of these rows.
+    """
+    waiting, clock, rows = Feedback.empty(), -math.inf, Window.empty()
+    for rows, labels in parts:
+        clocks = np.maximum.accumulate(np.append(clock, rows.time))  # rows of several processes cross by a little
+        waiting = Feedback.joined([waiting, labels])
+        due = (waiting.time < clocks[-1]) & (waiting.sequence < rows.sequence.max(initial=0))
+        yield _merged(rows, waiting.take(due), clocks)
+        waiting, clock = waiting.take(~due), float(clocks[-1])
+    yield _merged(rows.between(0, 0), waiting, np.array([clock]))
+
+
+def _merged(rows: Window, labels: Feedback, clocks: NDArray[np.float64]) -> Events:
+    """Rows and the labels due among them; ``clocks`` are the times before the first row and after each."""
+    due = np.searchsorted(clocks[1:], labels.time, side="right")
+    due = np.maximum(due, np.searchsorted(rows.sequence, labels.sequence, side="right"))
+    order = np.lexsort((labels.time, due))
+    labels, due = labels.take(order), due[order]
+    return Events(rows, replace(labels, time=np.maximum(labels.time, clocks[due])), due)

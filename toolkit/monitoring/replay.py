@@ -9,7 +9,7 @@ knows at any time is what the monitor knew.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,10 +19,10 @@ from toolkit.baseline import Baseline
 from toolkit.monitoring.evaluator import Evaluator, Key
 from toolkit.monitoring.events import Events
 from toolkit.monitoring.limits import Limits
-from toolkit.monitoring.recordings import open_recording
+from toolkit.monitoring.recordings import open_source
 from toolkit.monitoring.states import COOL_DOWN_SECONDS
 from toolkit.monitoring.yardstick import Yardstick
-from toolkit.terminal import table
+from toolkit.terminal import progress, table
 
 # What comes out
 
@@ -181,9 +181,9 @@ def replay(
     SettingsError
         When there is no baseline.
     DataError
-        When the file cannot be read, or something in it is wrong: the message names the row.
+        When the file cannot be read, or a value in it is wrong: the message names row, column, rule and value.
     StoreError
-        When the store cannot be read, or pyarrow is not installed.
+        When the store cannot be read, or holds no predictions.
 
     Examples
     --------
@@ -201,12 +201,13 @@ def replay(
     523 raised warning prediction_distribution short
     """
     begun = time.perf_counter()
-    recording = open_recording(str(path), baseline, model_version)
-    yardstick = Yardstick(recording.baseline.classes, recording.baseline)
-    if not recording.whole:
+    source = open_source(str(path), baseline, model_version)
+    yardstick = Yardstick(source.baseline.classes, source.baseline)
+    if not source.has_probabilities:
         yardstick.estimator = None  # without probabilities it would take every answer for wrong
     evaluator = Evaluator(yardstick, limits, cool_down=cool_down)
-    events, n_labels = _followed(evaluator, recording.events)
+    with progress("replaying", source.n_rows, "predictions") as shown:
+        events, n_labels = _followed(evaluator, source.events(), shown.update)
     total = evaluator.counts("long")
     return Replay(
         events=tuple(events),
@@ -216,17 +217,20 @@ def replay(
         until=total.until if total.n else None,
         limits=limits,
         evidence=evaluator.detectors.evidence,
-        model_version=recording.version(),
+        model_version=source.version,
         seconds=time.perf_counter() - begun,
     )
 
 
-def _followed(evaluator: Evaluator, stream: Iterable[Events]) -> tuple[list[Happening], int]:
+def _followed(
+    evaluator: Evaluator, stream: Iterable[Events], advance: Callable[[int], object]
+) -> tuple[list[Happening], int]:
     """What becomes of alerts, and how many labels there are."""
     found: list[Happening] = []
     messages: dict[Key, str] = {}
     n_labels = 0
     for events in stream:
+        advance(events.rows.n)
         n_labels += int((events.labels.labels != events.labels.before).sum())  # one that is drawn later is told again
         for transition in evaluator.take(events):
             change, key = transition.change, transition.key

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from support.prediction_fixtures import answers, baseline_of
+from toolkit import terminal
 from toolkit.errors import DataError, SettingsError, StoreError
 from toolkit.monitoring import recordings
 from toolkit.monitoring.alerts import look
 from toolkit.monitoring.detectors import Detectors, told_of
 from toolkit.monitoring.export import export
+from toolkit.monitoring.feedback import Feedback
 from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.lookout import Lookout
 from toolkit.monitoring.models import Model
@@ -215,6 +217,7 @@ def test_a_calm_stream_gives_nothing(tmp_path, ending):
 
 def test_what_the_export_writes_replays_like_the_store(shifted, tmp_path, monkeypatch):
     monkeypatch.setattr(recordings, "ROWS_AT_ONCE", 333)
+    monkeypatch.setattr(recordings, "BYTES_AT_ONCE", 20_000)
     store, model = PredictionStore(str(tmp_path / "m.db")), Model("1", CLASSES, BASELINE, served_at=1.0)
     probabilities, truth = shifted[0][:2500].copy(), shifted[1]
     probabilities[100:300:10, 1] = np.nan
@@ -294,10 +297,12 @@ def test_complaints_are_no_sample(shifted, tmp_path):
 
 def test_one_version_is_chosen(shifted, tmp_path):
     versions = ["1" if i % 2 else "2" for i in range(4000)]
-    path = write(tmp_path / "stream.csv", columns_of(*shifted, model_version=versions, probability_fox=[""] * 4000))
+    path = write(tmp_path / "stream.csv", columns_of(*shifted, model_version=versions))
     result = replay(path, BASELINE, Limits(), model_version="2")
     assert (result.n, result.model_version) == (2000, "2")
-    with pytest.raises(DataError, match=r"row 2: rows are of the model versions 2 and 1: say of which one to take"):
+    with pytest.raises(
+        DataError, match=r"row 2: model_version must be '2' as before, or one of them must be chosen, got '1'$"
+    ):
         replay(path, BASELINE, Limits())
     with pytest.raises(DataError, match=r"^.*stream.csv: no prediction is of version 3; the versions are 2, 1$"):
         replay(path, BASELINE, Limits(), model_version="3")
@@ -353,10 +358,11 @@ def test_an_empty_file_is_a_replay_of_nothing(tmp_path):
 
 
 def test_it_says_how_far_it_is(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(recordings, "ROWS_A_LINE", 250)
+    monkeypatch.setattr(terminal, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(terminal, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(recordings, "ROWS_AT_ONCE", 200)
-    replay(write(tmp_path / "stream.csv", columns_of(*stream(600))), BASELINE, Limits())
-    assert capsys.readouterr().out == "replayed 400 predictions\nreplayed 600 predictions\n"
+    replay(write(tmp_path / "stream.parquet", columns_of(*stream(600))), BASELINE, Limits())
+    assert "replaying: 200 of 600 predictions, 33 %, " in capsys.readouterr().out
 
 
 HEAD = "time,predicted_class,confidence,label"
@@ -366,7 +372,7 @@ WHOLE = "time,probability_class 0,probability_class 1,probability_class 2"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r": there is no first line with the names of the columns"),
+        ("", r" cannot be read: Empty CSV file"),
         ("predicted_class,confidence\n", r": there is no column 'time'; the columns are predicted_class, confidence"),
         ("time,confidence\n", r": there is no column 'predicted_class'; the columns are .*"),
         (
@@ -377,35 +383,41 @@ WHOLE = "time,probability_class 0,probability_class 1,probability_class 2"
         (f"{HEAD}\n1,class 0,0.5,\n2,class 0,nan,", r", row 2: confidence must lie between 0 and 1, got nan"),
         (f"{HEAD}\n1,class 0,,", r", row 1: confidence must lie between 0 and 1, got nan"),
         (f"{HEAD}\n1,class 0,7.5,", r", row 1: confidence must lie between 0 and 1, got 7.5"),
-        (f"{HEAD}\n1,,0.5,", r", row 1: it has a confidence, and no predicted_class"),
+        (f"{HEAD}\n1,,0.5,", r", row 1: confidence must be empty without a predicted_class, got 0.5"),
         (
             f"{HEAD}\n1,fox,0.5,",
-            r", row 1: there is no predicted_class 'fox'; the classes are class 0, class 1, class 2",
+            r", row 1: predicted_class must be one of class 0, class 1, class 2, got 'fox'",
         ),
-        (f"{HEAD}\n1,class 0,0.5,class 4", r", row 1: there is no label 'class 4'; the classes are .*"),
+        (f"{HEAD}\n1,class 0,0.5,class 4", r", row 1: label must be one of class 2, class 1, class 0, got 'class 4'"),
         (f"{HEAD}\n1,class 0,much,", r", row 1: confidence must be a number, got 'much'"),
-        (f"{HEAD}\n\n1,class 0,0.5,\nnow,class 0,0.5,", r", row 2: time must be a time such as .*, got 'now'"),
-        (f"{HEAD}\n,class 0,0.5,", r", row 1: it has no time"),
-        (f"{HEAD}\n1.7e12,class 0,0.5,", r", row 1: time must be a time such as .*, got '1.7e12'"),
+        (
+            f"{HEAD}\n\n1,class 0,0.5,\nnow,class 0,0.5,",
+            r", row 2: time must be a time such as 2026-11-24T08:00Z, got 'now'",
+        ),
+        (f"{HEAD}\n,class 0,0.5,", r", row 1: time must be given, got nan"),
+        (f"{HEAD}\n1.7e12,class 0,0.5,", r", row 1: time must lie between the years 1970 and 3000, .*, got 1.7e\+12"),
         (
             f"{HEAD}\n1700000000000,class 0,0.5,",
             r", row 1: time must lie between the years 1970 and 3000, .*, got 1.7e\+12",
         ),
-        (f"{HEAD}\n1,class 0,0.5", r", row 1: it has 3 values, and there are 4 columns"),
-        (f"{WHOLE}\n1,3.2,-2,-0.2", r", row 1: probabilities must lie between 0 and 1, got 3.2"),
+        (
+            f"{HEAD}\n1,class 0,0.5",
+            r" cannot be read: CSV parse error: row 1: Expected 4 columns, got 3: 1,class 0,0.5",
+        ),
+        (f"{WHOLE}\n1,3.2,-2,-0.2", r", row 1: probability_class 0 must lie between 0 and 1, got 3.2"),
         (f"{WHOLE}\n1,0.3,0.3,0.3", r", row 1: probabilities must add up to 1, got 0.9"),
         (
             f"{WHOLE},predicted_class\n1,0.5,,0.5,class 0",
-            r", row 1: it has a class, and not all of its probabilities .*",
+            r", row 1: predicted_class must be empty without probabilities, got 'class 0'",
         ),
         (
             f"{WHOLE},probability_fox\n1,1,0,0,\n1,1,0,0,0.1",
-            r", row 2: it has a probability_fox, and the classes are .*",
+            r": there is a column 'probability_fox', and the classes are .*",
         ),
     ],
 )
 def test_bad_input_is_one_line_with_the_row(tmp_path, monkeypatch, text, message):
-    monkeypatch.setattr(recordings, "ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(recordings, "BYTES_AT_ONCE", 100)  # a row or two
     path = tmp_path / "stream.csv"
     path.write_text(text)
     with pytest.raises(DataError, match=f"^{path}{message}$"):
@@ -416,13 +428,13 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path):
     with pytest.raises(DataError, match=r"nowhere.csv cannot be read: No such file or directory$"):
         replay(tmp_path / "nowhere.csv", BASELINE, Limits())
     (tmp_path / "latin.csv").write_bytes(f"{HEAD}\n1,class 0,0.5,\xe9".encode("latin-1"))
-    with pytest.raises(DataError, match=r"latin.csv is not text in UTF-8: "):
+    with pytest.raises(DataError, match=r"latin.csv cannot be read: In CSV column #3: row 1: .* invalid UTF8 data$"):
         replay(tmp_path / "latin.csv", BASELINE, Limits())
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(DataError, match=r"torn.parquet: it cannot be read: Parquet magic bytes not found"):
+    with pytest.raises(DataError, match=r"torn.parquet cannot be read: Parquet magic bytes not found"):
         replay(tmp_path / "torn.parquet", BASELINE, Limits())
     columns = {"time": [1.0], "predicted_class": ["class 0"], "confidence": [[0.5]]}
-    with pytest.raises(DataError, match=r": the column 'confidence' must hold numbers, not list<"):
+    with pytest.raises(DataError, match=r", row 1: confidence must be a number, got '\[0.5\]'$"):
         replay(write(tmp_path / "lists.parquet", columns), BASELINE, Limits())
     with pytest.raises(SettingsError, match=r"can only be replayed beside a baseline that holds pictures$"):
         replay(tmp_path / "stream.csv", None, Limits())
@@ -450,11 +462,11 @@ def parts_of(times, delays, sizes):
     for size in [*sizes, len(times)]:
         last = min(first + size, len(times))
         part = rows.between(first, last)
-        labels = np.zeros(last - first, recordings.LABEL)
-        labels["sequence"] = labels["label"] = np.arange(first, last)
-        labels["time"] = np.array(times[first:last]) + np.array(delays[first:last])
-        part = Window(("a",), part.time, part.predicted, part.confidence, part.labels, sequence=np.arange(first, last))
-        parts.append(recordings.Part(part, labels[~np.isnan(labels["time"])]))
+        number, due = np.arange(first, last), np.array(times[first:last]) + np.array(delays[first:last])
+        part = Window(("a",), part.time, part.predicted, part.confidence, part.labels, sequence=number)
+        columns = {name: np.zeros(last - first, dtype.dtype) for name, dtype in vars(Feedback.empty()).items()}
+        labels = Feedback(**columns | {"sequence": number, "labels": number, "time": due})
+        parts.append((part, labels.take(~np.isnan(due))))
         first = last
     return parts
 
