@@ -130,6 +130,7 @@ from train_cnn import (
     CrossValidation,
     Data,
     Epoch,
+    FitConfig,
     Fitted,
     Keeper,
     Outcome,
@@ -285,7 +286,7 @@ def evaluate(
         if task.fingerprint not in (None, data.pictures.catalogue.fingerprint):
             raise DataError(f"the pictures of {task.data.data} have changed since the study began")
         keeper = Keeper(_checkpoint(task.folder, _checkpoint_name(number), dict(settings)) if task.folder else None)
-        cv = cross_validate(recipe, data, task.folds, task.data.seed, device, keeper=keeper, watch=watch)
+        cv = cross_validate(data, FitConfig(recipe, task.data.seed, device), task.folds, keeper=keeper, watch=watch)
     except Cut as cut:
         return Result(ended("cut", str(cut)))
     except (TrainingError, RuntimeError, MemoryError) as error:  # diverged, or out of memory
@@ -566,7 +567,7 @@ def train_best(job: Job, run: Run) -> Outcome:
     data = data_for(data_settings(settings), recipe.image_size, _networks(job.space))
     cv = CrossValidation([_as_fitted(fold) for fold in best.folds], kept_logits(job.folder, best.number))
     checkpoint = _checkpoint(job.folder, run.id, dict(best.settings))
-    model = train_on_everything(run, recipe, data, cv, settings.seed, device, Keeper(checkpoint, run))
+    model = train_on_everything(run, data, FitConfig(recipe, settings.seed, device), cv, Keeper(checkpoint, run))
     checkpoint.discard()
     return model
 

@@ -89,17 +89,16 @@ from toolkit.machine import Machine
 from toolkit.mlflow_run import Run
 from toolkit.terminal import say
 from toolkit.tracking import ANSWER_SECONDS, connect, mlflow_call
-from toolkit.training.batches import Part
 from toolkit.training.cache import Cache, Pictures, decode
 from toolkit.training.checkpoints import Checkpoint, open_checkpoint
-from toolkit.training.data import Data
+from toolkit.training.data import Data, Part
 from toolkit.training.datasets import open_catalogue
 from toolkit.training.device import ALONE, Device, World, joined, prepare
 from toolkit.training.evaluate import fit_temperature
 from toolkit.training.features import Features
 from toolkit.training.groups import together
 from toolkit.training.keeper import Keeper
-from toolkit.training.loop import Epoch, Fitted, Progress, fit
+from toolkit.training.loop import Epoch, FitCallbacks, FitConfig, Fitted, Progress, fit
 from toolkit.training.networks import build_network, load_weights
 from toolkit.training.record import Outcome, epoch_metrics, gpu_peak_mb, log_data, log_folds, log_outcome, tags_of
 from toolkit.training.splits import Split, require_folds, split, stratified, stratified_folds
@@ -111,6 +110,7 @@ __all__ = [
     "DataSettings",
     "Device",
     "Epoch",
+    "FitConfig",
     "Fitted",
     "Keeper",
     "Outcome",
@@ -160,6 +160,11 @@ class CrossValidation:
         """How long to train on everything: the median of the folds' best epochs."""
         return max(1, round(float(np.median([fold.best_epoch for fold in self.folds]))))
 
+    def final(self, config: FitConfig) -> FitConfig:
+        """How to train on everything."""
+        recipe = config.recipe.model_copy(update={"epochs": self.epochs})
+        return replace(config, recipe=recipe, features=self.features)
+
 
 class Watch(Protocol):
     """Who looks on while folds are trained, and may end it by raising."""
@@ -180,8 +185,7 @@ class Job:
 
     settings: TrainSettings
     checkpoint: Checkpoint | None  # of the interrupted run that it goes on with
-    recipe: Recipe
-    device: Device
+    config: FitConfig
     data: Data
 
 
@@ -211,7 +215,7 @@ def _train(settings: TrainSettings, world: World, hold: ExitStack) -> Outcome:
     """As ``train``; until ``hold`` is closed, no other process may go on with the run."""
     client = connect()
     job = _job(settings, world, hold)
-    settings, recipe, data = job.settings, job.recipe, job.data
+    settings, recipe, data = job.settings, job.config.recipe, job.data
     if job.checkpoint:
         run = Run.reopen(client, job.checkpoint.run_id)
         run.load_pending(job.checkpoint.unsent)
@@ -240,75 +244,71 @@ def _train(settings: TrainSettings, world: World, hold: ExitStack) -> Outcome:
 
 def _trained(run: Run, job: Job, keeper: Keeper) -> Outcome:
     """The folds, if any, the final training, and what came of it."""
-    settings, recipe, device, data = job.settings, job.recipe, job.device, job.data
+    settings, config, data = job.settings, job.config, job.data
     if settings.folds:
-        log = log_folds(run, recipe, data, settings.seed)
-        cv = cross_validate(recipe, data, settings.folds, settings.seed, device, log, keeper)
-        return train_on_everything(run, recipe, data, cv, settings.seed, device, keeper)
+        log = log_folds(run, config.recipe, data, config.seed)
+        cv = cross_validate(data, config, settings.folds, log, keeper)
+        return train_on_everything(run, data, config, cv, keeper)
     training, validation = _validation_split(data, settings)
-    fitted = _fit_final(run, recipe, data, training, validation, settings.seed, device, keeper)
+    fitted = _fit_final(run, data, config, training, validation, keeper)
     temperature = fit_temperature(fitted.val_logits, validation.own_labels)
     measured = {"best_val_accuracy": Measured(value=fitted.best_val_accuracy, pictures=len(validation))}
-    return log_outcome(run, recipe, data, fitted, temperature, measured, device)
+    return log_outcome(run, data, config, fitted, temperature, measured)
 
 
 def follow(settings: TrainSettings, world: World) -> None:
     """What every process of torchrun but the first does: its share of the sums, without a record."""
     job = _job(settings, world)
-    settings, recipe, device, data = job.settings, job.recipe, job.device, job.data
-    keeper, features = Keeper(job.checkpoint, writes=False), None
+    settings, config, data = job.settings, job.config, job.data
+    keeper = Keeper(job.checkpoint, writes=False)
     if settings.folds:
-        cv = cross_validate(recipe, data, settings.folds, settings.seed, device, keeper=keeper)
-        recipe, features = recipe.model_copy(update={"epochs": cv.epochs}), cv.features
+        config = cross_validate(data, config, settings.folds, keeper=keeper).final(config)
         training, validation = data.part(data.development), None
     else:
         training, validation = _validation_split(data, settings)
-    fit(
-        new_network(recipe, data, settings.seed), training, validation, recipe, seed=settings.seed, device=device,
-        mirrored=data.mirrored, features=features, keep_share=KEEP_SHARE, progress=keeper.progress(FINAL),
-    )  # fmt: skip
+    callbacks = FitCallbacks(checkpoint_share=KEEP_SHARE)
+    fit(new_network(data, config), training, validation, config, callbacks, keeper.progress(FINAL))
 
 
 def cross_validate(
-    recipe: Recipe,
     data: Data,
+    config: FitConfig,
     folds: int,
-    seed: int,
-    device: Device,
     on_fold: Callable[[int, Fitted], None] = lambda *_: None,
     keeper: Keeper | None = None,
     watch: Watch | None = None,
 ) -> CrossValidation:
     """Train one network a stratified fold and judge each on the fold it has not seen.
 
-    The result depends on recipe, data and seed alone. A frozen backbone sees each picture once for
+    The result depends on data, recipe and seed alone. A frozen backbone sees each picture once for
     all folds. ``on_fold`` is called once a fold, also when the run is interrupted and taken up again.
     """
     keeper = keeper or Keeper()
     indices = data.development
     labels, groups = data.pictures.labels[indices], data.together(indices)
     logits = np.zeros((len(indices), len(data.classes)), np.float32)
-    features = _features(recipe, data, seed, device)
+    config = replace(config, features=_features(data, config))
     fitted = []
-    for number, (training, validation) in enumerate(stratified_folds(labels, folds, seed, data.classes, groups)):
+    divided = stratified_folds(labels, folds, config.seed, data.classes, groups)
+    for number, (training, validation) in enumerate(divided):
         name = f"fold {number + 1}"
         fold = keeper.finished(name)
         if fold is None:
+            own = replace(config, seed=config.seed + number)
+            callbacks = FitCallbacks(
+                on_epoch=_looking_on(watch, number, keeper.progress(name), len(training)),
+                on_batch=partial(watch.batch, number) if watch else lambda *_: None,
+                on_checkpoint=keeper.keep(name),
+                checkpoint_share=KEEP_SHARE,
+                bar=f"{name}/{folds}",
+            )
             fold = fit(
-                new_network(recipe, data, seed + number),
+                new_network(data, own),
                 data.part(indices[training]),
                 data.part(indices[validation]),
-                recipe,
-                seed=seed + number,
-                device=device,
-                mirrored=data.mirrored,
-                features=features,
-                on_epoch=_looking_on(watch, number, keeper.progress(name), len(training)),
-                keep=keeper.keep(name),
-                keep_share=KEEP_SHARE,
-                progress=keeper.progress(name),
-                bar=f"{name}/{folds}",
-                on_batch=partial(watch.batch, number) if watch else lambda *_: None,
+                own,
+                callbacks,
+                keeper.progress(name),
             )
             fold.network = nn.Identity()  # the weights of a fold serve nobody
             keeper.close(name)
@@ -317,7 +317,7 @@ def cross_validate(
         keeper.once(name, partial(on_fold, number, fold))
         if watch:
             watch.fold(fitted)
-    return CrossValidation(fitted, logits, features)
+    return CrossValidation(fitted, logits, config.features)
 
 
 def _looking_on(
@@ -335,7 +335,7 @@ def _looking_on(
 
 
 def train_on_everything(
-    run: Run, recipe: Recipe, data: Data, cv: CrossValidation, seed: int, device: Device, keeper: Keeper | None = None
+    run: Run, data: Data, config: FitConfig, cv: CrossValidation, keeper: Keeper | None = None
 ) -> Outcome:
     """Train on all development pictures for as long as the folds found best, and log the bundle.
 
@@ -343,13 +343,13 @@ def train_on_everything(
     """
     keeper = keeper or Keeper()
     indices = data.development
-    final = recipe.model_copy(update={"epochs": cv.epochs})
-    fitted = _fit_final(run, final, data, data.part(indices), None, seed, device, keeper, cv.features)
+    final = cv.final(config)
+    fitted = _fit_final(run, data, final, data.part(indices), None, keeper)
     fitted.best_val_accuracy = cv.metrics["mean_cv_accuracy"]
     temperature = fit_temperature(cv.logits, data.pictures.labels[indices])
     measured = {name: Measured(value=value, pictures=len(indices)) for name, value in cv.metrics.items()}
     keeper.catch_up()
-    outcome = log_outcome(run, final, data, fitted, temperature, measured, device)
+    outcome = log_outcome(run, data, final, fitted, temperature, measured)
     run.metrics(cv.metrics)
     for number, accuracy in enumerate(cv.accuracies):
         run.metrics({"fold_accuracy": accuracy}, step=number)
@@ -392,10 +392,11 @@ def starting_weights(choice: str, model_types: Collection[str]) -> tuple[dict[st
     return state, note
 
 
-def new_network(recipe: Recipe, data: Data, seed: int) -> nn.Module:
+def new_network(data: Data, config: FitConfig) -> nn.Module:
     """The recipe's network, its new weights drawn with the seed."""
+    recipe = config.recipe
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(config.seed)
         return build_network(recipe.model_type, len(data.classes), recipe.dropout, data.weights)
 
 
@@ -433,7 +434,7 @@ def _job(settings: TrainSettings, world: World, hold: ExitStack | None = None) -
     data = Data(pictures, divided, *weights)
     if settings.folds:
         require_enough_for(settings.folds, data)
-    return Job(settings, checkpoint, recipe, device, data)
+    return Job(settings, checkpoint, FitConfig(recipe, settings.seed, device), data)
 
 
 def _former(settings: TrainSettings, checkpoint: Checkpoint) -> TrainSettings:
@@ -453,14 +454,13 @@ def _former(settings: TrainSettings, checkpoint: Checkpoint) -> TrainSettings:
     return former.model_copy(update={name: getattr(settings, name) for name in places})
 
 
-def _features(recipe: Recipe, data: Data, seed: int, device: Device) -> Features | None:
+def _features(data: Data, config: FitConfig) -> Features | None:
     """What a frozen backbone sees of all development pictures; None for networks that learn as a whole."""
-    if recipe.model_type != "resnet18_backbone":
+    if config.recipe.model_type != "resnet18_backbone":
         return None
-    backbone = new_network(recipe, data, seed).get_submodule("backbone")
-    pictures = data.part(data.development)
+    backbone = new_network(data, config).get_submodule("backbone")
     return Features.of(
-        backbone, pictures, recipe, seed, device, mirrored=data.mirrored, bar="features", known=data.views
+        backbone, data.part(data.development), config.recipe, config.seed, config.device, known=data.views
     )
 
 
@@ -483,18 +483,10 @@ def _divided(data: Data, settings: TrainSettings) -> Split:
 
 
 def _fit_final(
-    run: Run,
-    recipe: Recipe,
-    data: Data,
-    training: Part,
-    validation: Part | None,
-    seed: int,
-    device: Device,
-    keeper: Keeper,
-    features: Features | None = None,
+    run: Run, data: Data, config: FitConfig, training: Part, validation: Part | None, keeper: Keeper
 ) -> Fitted:
     """Train the network that will be logged, with everything recorded as it goes."""
-    machine = Machine()
+    machine, recipe, device = Machine(), config.recipe, config.device
 
     def on_epoch(epoch: Epoch, _: nn.Module, best: bool) -> None:
         readings = {**machine.read(), "gpu_memory_mb": gpu_peak_mb(device)}
@@ -507,11 +499,10 @@ def _fit_final(
         f"training {recipe.model_type} on {len(training)} pictures of {len(data.classes)} classes, {validating}"
         f"{len(data.split.held_out)} held out ({device})"
     )
-    return fit(
-        new_network(recipe, data, seed), training, validation, recipe, seed=seed, device=device,
-        mirrored=data.mirrored, features=features, on_epoch=on_epoch, keep=keeper.keep(FINAL),
-        keep_share=KEEP_SHARE, progress=keeper.progress(FINAL), bar="training",
-    )  # fmt: skip
+    callbacks = FitCallbacks(
+        on_epoch=on_epoch, on_checkpoint=keeper.keep(FINAL), checkpoint_share=KEEP_SHARE, bar="training"
+    )
+    return fit(new_network(data, config), training, validation, config, callbacks, keeper.progress(FINAL))
 
 
 def _epoch_line(epoch: Epoch, epochs: int, best: bool) -> str:

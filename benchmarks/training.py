@@ -36,6 +36,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from multiprocessing.connection import Connection
@@ -68,7 +69,7 @@ from toolkit.training.checkpoints import Checkpoint  # noqa: E402
 from toolkit.training.device import Device  # noqa: E402
 from toolkit.training.keeper import Keeper  # noqa: E402
 from toolkit.training.learner import LARGEST_GRADIENT  # noqa: E402
-from toolkit.training.loop import Epoch, Progress, fit  # noqa: E402
+from toolkit.training.loop import Epoch, FitCallbacks, FitConfig, fit  # noqa: E402
 from toolkit.training.networks import build_network  # noqa: E402
 from toolkit.training.record import epoch_metrics  # noqa: E402
 from train_cnn import KEEP_SHARE, Data, TrainSettings, load_pictures, new_network, recipe_of, use_machine  # noqa: E402
@@ -331,7 +332,7 @@ def ours(task: Task, turns: Turns, *, logged: bool = True) -> None:
          "batch_size": task.batch, "learning_rate": LEARNING_RATE, "dropout": DROPOUT, "weights": "none", "seed": SEED,
          "patience": task.epochs, "cache_dir": Path("cache"), "progressive": GROWN_FROM if task.validated else 1.0}
     )  # fmt: skip
-    recipe, device = recipe_of(settings), use_machine(settings)
+    config = FitConfig(recipe_of(settings), SEED, use_machine(settings))
     data = Data(*load_pictures(settings, task.size), None, "random")
     run = Run(connect("sqlite:///mlflow.db"), settings.experiment_name, role="final", name="benchmark")
     keeper = Keeper(Checkpoint(settings.checkpoint_dir, run.id, settings.model_dump(mode="json")), run)
@@ -342,16 +343,11 @@ def ours(task: Task, turns: Turns, *, logged: bool = True) -> None:
             run.metrics({**epoch_metrics(epoch), **machine.read()}, epoch.epoch)
         turns.over(epoch.val_accuracy)  # what is written after an epoch counts with the next
 
-    fit(
-        new_network(recipe, data, SEED), data.part(data.split.development),
-        data.part(data.split.validation) if task.validated else None,
-        recipe, seed=SEED, device=device, mirrored=data.mirrored, on_epoch=on_epoch,
-        keep=keeper.keep("final") if logged else _forget, keep_share=KEEP_SHARE,
-    )  # fmt: skip
-
-
-def _forget(_: Progress) -> None:
-    """Keep nothing."""
+    callbacks = FitCallbacks(on_epoch=on_epoch, checkpoint_share=KEEP_SHARE)
+    if logged:
+        callbacks = replace(callbacks, on_checkpoint=keeper.keep("final"))
+    training, validation = data.part(data.split.development), data.part(data.split.validation)
+    fit(new_network(data, config), training, validation if task.validated else None, config, callbacks)
 
 
 def plain(task: Task, turns: Turns) -> None:

@@ -39,7 +39,7 @@ from toolkit.tracking import MlflowClient, connect, mlflow
 from toolkit.training.checkpoints import Checkpoint, load_weights_file, open_checkpoint
 from toolkit.training.device import Device
 from toolkit.training.networks import SimpleCNN
-from train_cnn import Data, Recipe, TrainSettings, cross_validate, load_pictures, main, train
+from train_cnn import Data, FitConfig, Recipe, TrainSettings, cross_validate, load_pictures, main, train
 
 EACH_EPOCH = {
     "train_loss", "val_loss", "train_accuracy", "val_accuracy", "learning_rate", "batch_time_ms", "batch_time_ms_p95",
@@ -748,12 +748,12 @@ def test_cross_validation_depends_on_recipe_data_and_seed_alone(place: Place) ->
         data = Data(*load_pictures(TrainSettings(data="colours"), 16), None, "random")
     recipe, cpu = Recipe(image_size=16, epochs=1, batch_size=16), Device("cpu", torch.float32)
     torch.manual_seed(1)
-    first = cross_validate(recipe, data, 2, 7, cpu)
+    first = cross_validate(data, FitConfig(recipe, 7, cpu), 2)
     torch.manual_seed(2)
-    second = cross_validate(recipe, data, 2, 7, cpu)
+    second = cross_validate(data, FitConfig(recipe, 7, cpu), 2)
     assert np.array_equal(first.logits, second.logits)
     assert first.metrics == second.metrics
-    assert not np.array_equal(first.logits, cross_validate(recipe, data, 2, 8, cpu).logits)
+    assert not np.array_equal(first.logits, cross_validate(data, FitConfig(recipe, 8, cpu), 2).logits)
     assert first.logits.shape == (len(data.development), 3)
     assert (first.logits != 0).any(axis=1).all()  # every development picture was judged
 

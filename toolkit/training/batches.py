@@ -1,6 +1,5 @@
 """Batches for a network: some pictures of a data set, augmented for training or as they are."""
 
-from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -11,45 +10,10 @@ from torch import Tensor
 
 from toolkit.program import IMAGENET_MEAN, IMAGENET_STD
 from toolkit.training.augment import augment
+from toolkit.training.data import Part
 from toolkit.training.device import Device
 
 SHARE_OF_GPU_MEMORY = 0.5  # that pictures may take; the rest is for the network
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Some pictures of a data set, by index, without a copy.
-
-    Parameters
-    ----------
-    pixels
-        uint8 (M, size, size, 3), the whole data set, in memory or mapped.
-    labels
-        int64 (M,).
-    indices
-        int64 (N,), which of them belong to this part.
-    """
-
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    indices: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @property
-    def own_labels(self) -> NDArray[np.int64]:
-        """int64 (N,), the labels of this part."""
-        return self.labels[self.indices]
-
-    @property
-    def classes(self) -> int:
-        """K, how many classes the whole data set has."""
-        return int(self.labels.max()) + 1
-
-    def union(self, other: "Part | None") -> "Part":
-        """The pictures of both parts."""
-        return self if other is None else replace(self, indices=np.concatenate([self.indices, other.indices]))
 
 
 class Batches(Protocol):
@@ -80,13 +44,11 @@ class PictureBatches:
         free memory.
     strength
         Of augmentation.
-    mirrored
-        Whether pictures may be flipped from left to right.
     """
 
-    def __init__(self, part: Part, device: Device, strength: float = 0.0, *, mirrored: bool = False) -> None:
+    def __init__(self, part: Part, device: Device, strength: float = 0.0) -> None:
         self.labels, self.classes = part.own_labels, part.classes
-        self._part, self._device, self._strength, self._mirrored = part, device, strength, mirrored
+        self._part, self._device, self._strength = part, device, strength
         self._resident = self._on_gpu()
 
     def train(self, positions: NDArray[np.int64], size: int, noise: torch.Generator) -> Tensor:
@@ -96,7 +58,7 @@ class PictureBatches:
             if self._device.name == "cuda":  # which resizes floats only
                 pictures = pictures.float()
             pictures = F.interpolate(pictures, (size, size), mode="bilinear", antialias=True)
-        return normalise(augment(_unit(pictures), self._strength, mirrored=self._mirrored, generator=noise))
+        return normalise(augment(_unit(pictures), self._strength, mirrored=self._part.mirrored, generator=noise))
 
     def plain(self, positions: NDArray[np.int64]) -> Tensor:
         """As they are, float32 (B, 3, H, W)."""

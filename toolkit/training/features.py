@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from toolkit.terminal import progress
-from toolkit.training.batches import Part, PictureBatches
+from toolkit.training.batches import PictureBatches
+from toolkit.training.data import Part
 from toolkit.training.device import Device
 from toolkit.training.recipe import Recipe
 
@@ -36,9 +37,14 @@ class Features:
 
     @classmethod
     def of(
-        cls, backbone: nn.Module, part: Part, recipe: Recipe, seed: int, device: Device,
-        *, mirrored: bool, bar: str | None = None, known: dict[Hashable, Tensor] | None = None,
-    ) -> "Features":  # fmt: skip
+        cls,
+        backbone: nn.Module,
+        part: Part,
+        recipe: Recipe,
+        seed: int,
+        device: Device,
+        known: dict[Hashable, Tensor] | None = None,
+    ) -> "Features":
         """Run the backbone over a part, once a view; several processes share the pictures.
 
         The strength of augmentation is rounded to tenths, so that trainings whose strengths are close share
@@ -52,16 +58,16 @@ class Features:
         """
         backbone.to(device.name, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         strength = round(recipe.augmentation, 1)
-        batches = PictureBatches(part, device, strength, mirrored=mirrored)
+        batches = PictureBatches(part, device, strength)
         known = {} if known is None else known
         names = [
             (seed, device.dtype, strength if view else 0.0, view) for view in range(recipe.views if strength else 1)
         ]
         missing = [name for name in names if name not in known]
         found: dict[Hashable, Tensor] = {name: known[name] for name in names if name in known}
-        with progress(bar, len(missing) * len(part), "pictures") as shown:
+        with progress("features", len(missing) * len(part), "pictures") as shown:
             for name in missing:
-                found[name] = _view(backbone, batches, name[-1], recipe, seed, device, shown)
+                found[name] = _view(backbone, batches, name, recipe.image_size, device, shown)
         known.update(found)
         while sum(view.nbytes for view in known.values()) > MOST_KEPT:
             del known[next(iter(known))]
@@ -72,10 +78,15 @@ class Features:
 
 
 def _view(
-    backbone: nn.Module, batches: PictureBatches, view: int, recipe: Recipe, seed: int, device: Device,
+    backbone: nn.Module,
+    batches: PictureBatches,
+    name: tuple[int, Any, float, int],
+    size: int,
+    device: Device,
     shown: "tqdm[Any]",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """float32 (N, F), of all pictures in one view."""
+    seed, *_, view = name
     positions = device.world.share(np.arange(len(batches.labels)))
     noise = device.generator()
     noise.manual_seed(int(np.random.SeedSequence([seed, view, device.world.rank]).generate_state(1, np.uint64)[0] >> 1))
@@ -83,7 +94,7 @@ def _view(
     with torch.inference_mode(), device.autocast():
         for start in range(0, max(1, len(positions)), CHUNK):
             chunk = positions[start : start + CHUNK]
-            inputs = batches.train(chunk, recipe.image_size, noise) if view else batches.plain(chunk)
+            inputs = batches.train(chunk, size, noise) if view else batches.plain(chunk)
             pieces.append(backbone(inputs).float())
             shown.update(len(chunk) * device.world.size)
     return device.world.rows(torch.cat(pieces), len(batches.labels))

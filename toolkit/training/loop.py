@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from toolkit.errors import TrainingError
 from toolkit.terminal import progress as shown_progress
-from toolkit.training.batches import Batches, Part, PictureBatches
+from toolkit.training.batches import Batches, PictureBatches
+from toolkit.training.data import Part
 from toolkit.training.device import Device
 from toolkit.training.features import FeatureBatches, Features
 from toolkit.training.learner import Learner
@@ -105,28 +106,69 @@ class Progress:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class FitConfig:
+    """What a training depends on besides its network and its pictures.
+
+    Parameters
+    ----------
+    recipe
+        The hyperparameters.
+    seed
+        Of the order of pictures, of augmentation and of dropout.
+    device
+        Where, how exactly, and with which other processes.
+    features
+        Of a frozen backbone, when they are known already.
+    """
+
+    recipe: Recipe
+    seed: int
+    device: Device
+    features: Features | None = None
+
+
+def _ignore(*_: object) -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class FitCallbacks:
+    """What ``fit`` calls as it goes.
+
+    Parameters
+    ----------
+    on_epoch
+        Called after each epoch with its figures, the network, and whether it is the best so far.
+    on_batch
+        Called after each batch, also those of validation, with the number of those done and of all.
+    on_checkpoint, checkpoint_share
+        Called with the progress after each epoch, but only as often as it takes no more than this
+        share of the epochs' time, and always when training ends or is interrupted.
+    bar
+        The label under which it is shown how far training has come; None shows nothing.
+    """
+
+    on_epoch: Callable[[Epoch, nn.Module, bool], None] = _ignore
+    on_batch: Callable[[int, int], None] = _ignore
+    on_checkpoint: Callable[[Progress], None] = _ignore
+    checkpoint_share: float = math.inf
+    bar: str | None = None
+
+
 def fit(
     network: nn.Module,
     train: Part,
     validation: Part | None,
-    recipe: Recipe,
-    *,
-    seed: int,
-    device: Device,
-    mirrored: bool = True,
-    features: Features | None = None,
-    on_epoch: Callable[[Epoch, nn.Module, bool], None] = lambda *_: None,
-    keep: Callable[[Progress], None] = lambda _: None,
-    keep_share: float = math.inf,
+    config: FitConfig,
+    callbacks: FitCallbacks | None = None,
     progress: Progress | None = None,
-    bar: str | None = None,
-    on_batch: Callable[[int, int], None] = lambda *_: None,
 ) -> Fitted:
     """Train a network and keep its best epoch.
 
-    Training stops early after ``recipe.patience`` epochs in which neither the validation accuracy
-    rose nor the validation loss fell by at least ``recipe.min_delta``. The learning rate follows a
-    warm-up and a cosine over ``recipe.epochs``; stopping early ends that schedule before its end.
+    Training stops early after ``patience`` epochs in which neither the validation accuracy
+    rose nor the validation loss fell by at least ``min_delta``. The learning rate follows a
+    warm-up and a cosine over all ``epochs``; stopping early ends that schedule before its end.
     Ctrl-C and SIGTERM are obeyed after the step that is under way, and what was reached is kept.
 
     Parameters
@@ -136,52 +178,40 @@ def fit(
         ``FrozenBackbone`` only the head is run once the features of all pictures are known.
     train, validation
         What to learn from and what to judge by; without validation all epochs are run.
-    recipe
-        The hyperparameters.
-    seed
-        Of the order of pictures, of augmentation and of dropout.
-    device
-        Where, how exactly, and with which other processes.
-    mirrored
-        Whether pictures may be flipped from left to right.
-    features
-        Of a frozen backbone, when they are known already.
-    on_epoch
-        Called after each epoch with its figures, the network, and whether it is the best so far.
-    keep, keep_share
-        Called with the progress after each epoch, but only as often as it takes no more than this
-        share of the epochs' time, and always when training ends or is interrupted.
+    config
+        Hyperparameters, seed and device.
+    callbacks
+        What to call on the way.
     progress
         Where to go on from.
-    bar
-        The label under which it is shown how far training has come; None shows nothing.
-    on_batch
-        Called after each batch, also those of validation, with the number of those done and of all.
 
     Raises
     ------
     TrainingError
         The loss became infinite or not a number, or memory ran out.
     """
+    callbacks = callbacks or FitCallbacks()
+    recipe, device = config.recipe, config.device
     start = time.perf_counter()
-    trained, batches, judged = _sources(network, train, validation, recipe, seed, device, mirrored, features, bar)
+    trained, batches, judged = _sources(network, train, validation, config)
     steps = _steps_an_epoch(len(train), recipe.batch_size, device)
     with Interruption() as interruption, _own_randomness(device):
-        learner = Learner(trained, batches, recipe, steps * recipe.epochs, seed, device)
-        shown = _Shown(bar, recipe.epochs, steps, _evaluation_batches(judged, device), on_batch)
-        with closing(_Session(learner, judged, recipe, seed, device, len(train), steps, shown)) as session:
+        learner = Learner(trained, batches, recipe, steps * recipe.epochs, config.seed, device)
+        shown = _Shown(callbacks, recipe.epochs, steps + _evaluation_batches(judged, device))
+        with closing(_Session(learner, judged, config, len(train), shown)) as session:
             if progress is not None:
                 session.restore(progress)
             trained_s, cost_s = 0.0, 0.0  # since the progress was last kept, and what that took
             while not session.finished:
-                epoch, best = session.epoch(interruption, keep)
-                on_epoch(epoch, learner.judged, best)
+                epoch, best = session.epoch(interruption, callbacks.on_checkpoint)
+                callbacks.on_epoch(epoch, learner.judged, best)
                 stopped = device.world.any(interruption.asked is not None)
                 trained_s += epoch.epoch_duration_s
-                due = device.world.any(trained_s * keep_share >= cost_s)  # clocks differ, and all must agree
+                due = trained_s * callbacks.checkpoint_share >= cost_s
+                due = device.world.any(due)  # clocks differ, and all must agree
                 if stopped or due or session.finished:
                     ended = time.perf_counter()
-                    keep(session.progress())
+                    callbacks.on_checkpoint(session.progress())
                     trained_s, cost_s = 0.0, time.perf_counter() - ended
                 if stopped:
                     interruption.leave()
@@ -224,12 +254,10 @@ def picture_size(epoch: int, recipe: Recipe) -> int:
 class _Shown:
     """How far a training has come, in batches of equal weight: on the terminal or in the log, and to who asked."""
 
-    def __init__(
-        self, label: str | None, epochs: int, training: int, validation: int, on_batch: Callable[[int, int], None]
-    ) -> None:
-        self._epochs, self._each, self._on_batch = epochs, training + validation, on_batch
-        self._done, self._all = 0, epochs * self._each
-        self._bar = shown_progress(label, self._all, "batches")
+    def __init__(self, callbacks: FitCallbacks, epochs: int, batches: int) -> None:
+        self._epochs, self._each, self._on_batch = epochs, batches, callbacks.on_batch
+        self._done, self._all = 0, epochs * batches
+        self._bar = shown_progress(callbacks.bar, self._all, "batches")
 
     def go_on(self, epochs: int, steps: int) -> None:
         """So many epochs, and steps of the next one, were done by an interrupted run."""
@@ -254,14 +282,15 @@ class _Session:
     """One training under way: what it has measured, and the best epoch's weights."""
 
     def __init__(
-        self, learner: Learner, validation: Batches | None, recipe: Recipe, seed: int, device: Device, pictures: int,
-        steps: int, shown: "_Shown",
-    ) -> None:  # fmt: skip
+        self, learner: Learner, validation: Batches | None, config: FitConfig, pictures: int, shown: _Shown
+    ) -> None:
+        recipe, device = config.recipe, config.device
         self.learner, self.result = learner, Fitted(learner.network)
         self.best: dict[str, Tensor] = {}
         self.earlier = 0.0  # seconds of training before it was taken up again
-        self._validation, self._recipe, self._seed, self._device = validation, recipe, seed, device
-        self._pictures, self._steps, self._stopping = pictures, steps, EarlyStopping(recipe)
+        self._validation, self._recipe, self._seed, self._device = validation, recipe, config.seed, device
+        self._pictures, self._stopping = pictures, EarlyStopping(recipe)
+        self._steps = _steps_an_epoch(pictures, recipe.batch_size, device)
         self._step, self._times, self._sums = 0, [0.0][:0], torch.zeros(2, dtype=torch.float64, device=device.name)
         self._start = time.perf_counter()
         self._shown = shown
@@ -376,16 +405,14 @@ class _Session:
 
 
 def _sources(
-    network: nn.Module, train: Part, validation: Part | None, recipe: Recipe, seed: int, device: Device,
-    mirrored: bool, features: Features | None, bar: str | None,
-) -> tuple[nn.Module, Batches, Batches | None]:  # fmt: skip
+    network: nn.Module, train: Part, validation: Part | None, config: FitConfig
+) -> tuple[nn.Module, Batches, Batches | None]:
     """What is trained, what it learns from and what it is judged by: of a frozen backbone, the head and features."""
+    recipe, device = config.recipe, config.device
     if not isinstance(network, FrozenBackbone):
-        batches = PictureBatches(train, device, recipe.augmentation, mirrored=mirrored)
+        batches = PictureBatches(train, device, recipe.augmentation)
         return network, batches, PictureBatches(validation, device) if validation else None
-    if features is None:
-        everything = train.union(validation)
-        features = Features.of(network.backbone, everything, recipe, seed, device, mirrored=mirrored, bar=bar)
+    features = config.features or Features.of(network.backbone, train.union(validation), recipe, config.seed, device)
     return network.head, FeatureBatches(features, train), FeatureBatches(features, validation) if validation else None
 
 

@@ -27,7 +27,7 @@ from toolkit.training.figures import (
     mistakes_picture,
     per_class_picture,
 )
-from toolkit.training.loop import Epoch, Fitted, predict_logits
+from toolkit.training.loop import Epoch, FitConfig, Fitted, predict_logits
 from toolkit.training.recipe import Recipe
 from toolkit.training.splits import Split
 from toolkit.training.survey import class_balance_picture, survey, survey_lines
@@ -125,12 +125,11 @@ def fit_metrics(fitted: Fitted) -> dict[str, float]:
 
 def log_outcome(
     run: Run,
-    recipe: Recipe,
     data: Data,
+    config: FitConfig,
     fitted: Fitted,
     temperature: float,
     measured: Mapping[str, Measured],
-    device: Device,
 ) -> Outcome:
     """Measure on the held-out pictures, draw, and log metrics and the bundle."""
     held_out = data.part(data.split.held_out)
@@ -146,15 +145,15 @@ def log_outcome(
         "calibration_error_before": before.error,
         "calibration_error": evaluation.calibration_error,
         "temperature": temperature,
-        "gpu_memory_mb": gpu_peak_mb(device),
+        "gpu_memory_mb": gpu_peak_mb(config.device),
     }
     _log_tables_and_pictures(run, data, fitted, evaluation, probabilities, before)
     scored = {"accuracy": evaluation.accuracy, **evaluation.weighted, "calibration_error": evaluation.calibration_error}
     card = Card(
         classes=data.classes,
-        image_size=recipe.image_size,
-        network=recipe.model_type,
-        settings=recipe.model_dump(),
+        image_size=config.recipe.image_size,
+        network=config.recipe.model_type,
+        settings=config.recipe.model_dump(),
         data=_data_description(data),
         metrics={name: Measured(value=value, pictures=len(held_out)) for name, value in scored.items()}
         | dict(measured),

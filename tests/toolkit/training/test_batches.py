@@ -1,5 +1,6 @@
 """Batches of pictures: the right ones, in order, normalised as ImageNet's, resized as Pillow does."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ from PIL import Image
 
 from support.tiny_networks import CPU, colours
 from toolkit.training.augment import augment
-from toolkit.training.batches import Part, PictureBatches, normalise
+from toolkit.training.batches import PictureBatches, normalise
+from toolkit.training.data import Part
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -65,7 +67,7 @@ def test_a_map_of_a_file_that_may_not_be_written_will_do(tmp_path: Path) -> None
     many = colours(6)
     many.pixels.tofile(tmp_path / "pixels")
     mapped = np.memmap(tmp_path / "pixels", np.uint8, "r", shape=many.pixels.shape)
-    batches = PictureBatches(Part(mapped, many.labels, many.indices), CPU, strength=0.5, mirrored=True)
+    batches = PictureBatches(Part(mapped, many.labels, many.indices), CPU, strength=0.5)
     batches.train(np.arange(6), 16, seeded())
     assert levels(batches.plain(np.arange(6))) == pytest.approx(many.pixels.astype(float), abs=0.01)
 
@@ -74,14 +76,14 @@ def test_a_map_of_a_file_that_may_not_be_written_will_do(tmp_path: Path) -> None
 
 
 def test_without_augmentation_they_are_as_they_are() -> None:
-    batches = PictureBatches(colours(6), CPU, strength=0.0, mirrored=True)
+    batches = PictureBatches(colours(6), CPU, strength=0.0)
     assert torch.equal(batches.train(np.arange(6), 16, seeded()), batches.plain(np.arange(6)))
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_they_are_augmented_before_they_are_normalised(mirrored: bool) -> None:
-    part = colours(6)
-    batches = PictureBatches(part, CPU, strength=0.4, mirrored=mirrored)
+    part = replace(colours(6), mirrored=mirrored)
+    batches = PictureBatches(part, CPU, strength=0.4)
     unit = torch.from_numpy(part.pixels).permute(0, 3, 1, 2).float() / 255
     expected = normalise(augment(unit, 0.4, mirrored=mirrored, generator=seeded(3)))
     changed = batches.train(np.arange(6), 16, seeded(3))

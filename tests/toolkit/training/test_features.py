@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from support.tiny_networks import CPU, colours, fresh, together
-from toolkit.training.batches import Part, PictureBatches
+from toolkit.training.batches import PictureBatches
+from toolkit.training.data import Part
 from toolkit.training.device import Device, World
 from toolkit.training.features import FeatureBatches, Features
-from toolkit.training.loop import fit, predict_logits
+from toolkit.training.loop import FitConfig, fit, predict_logits
 from toolkit.training.networks import FrozenBackbone
 from toolkit.training.recipe import Recipe
 
@@ -32,7 +33,7 @@ class Means(nn.Module):
 
 def features_of(part: Part, backbone: nn.Module | None = None, seed: int = 0, **changes: object) -> Features:
     recipe = RECIPE.model_copy(update=changes)
-    return Features.of(backbone or Means(), part, recipe, seed, CPU, mirrored=True)
+    return Features.of(backbone or Means(), part, recipe, seed, CPU)
 
 
 def means(part: Part) -> np.ndarray:
@@ -82,7 +83,7 @@ def test_trainings_of_like_strength_share_their_views(monkeypatch: pytest.Monkey
 
     def views(augmentation: float, seed: int = 0) -> torch.Tensor:
         recipe = RECIPE.model_copy(update={"augmentation": augmentation})
-        return Features.of(backbone, part, recipe, seed, CPU, mirrored=True, known=known).views
+        return Features.of(backbone, part, recipe, seed, CPU, known).views
 
     first = views(0.3)
     assert backbone.seen == 3 * len(part)
@@ -148,18 +149,18 @@ def network() -> FrozenBackbone:
 
 def test_a_training_sends_each_picture_through_the_backbone_once_a_view() -> None:
     frozen, training, validation = network(), some(*range(8)), some(*range(8, 12))
-    fit(frozen, training, validation, RECIPE, seed=0, device=CPU)
+    fit(frozen, training, validation, FitConfig(RECIPE, 0, CPU))
     assert frozen.backbone.seen == 3 * 12
 
 
 def test_folds_share_what_was_computed_before() -> None:
     """And a fold that is given the features comes to the same as one that computes them."""
     parts = (some(*range(8)), some(*range(8, 12)))
-    alone = fit(network(), *parts, RECIPE, seed=0, device=CPU)
+    alone = fit(network(), *parts, FitConfig(RECIPE, 0, CPU))
     features = features_of(some(*range(12)))
     for training, validation in (parts, parts[::-1]):
         frozen = network()
-        fold = fit(frozen, training, validation, RECIPE, seed=0, device=CPU, features=features)
+        fold = fit(frozen, training, validation, FitConfig(RECIPE, 0, CPU, features))
         assert frozen.backbone.seen == 0
         assert len(fold.val_logits) == len(validation)
         if training is parts[0]:
@@ -173,7 +174,7 @@ def test_folds_share_what_was_computed_before() -> None:
 def shared(world: World, counts: tuple[int, ...]) -> list[np.ndarray]:
     device = Device("cpu", torch.float32, world=world)
     parts = [some(*range(count)) for count in counts]
-    return [Features.of(Means(), part, RECIPE, 0, device, mirrored=True).views.numpy() for part in parts]
+    return [Features.of(Means(), part, RECIPE, 0, device).views.numpy() for part in parts]
 
 
 def test_processes_share_the_pictures_and_all_have_all_features() -> None:

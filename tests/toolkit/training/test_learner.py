@@ -20,7 +20,8 @@ from torch import nn
 
 from support.tiny_networks import CPU, MeanColour, colours, elsewhere, fresh, weights
 from toolkit.errors import TrainingError
-from toolkit.training.batches import Part, PictureBatches
+from toolkit.training.batches import PictureBatches
+from toolkit.training.data import Part
 from toolkit.training.device import Device
 from toolkit.training.learner import Learner, exponential_moving_average, schedule
 from toolkit.training.networks import SimpleCNN, build_network

@@ -20,11 +20,11 @@ from torch import nn
 
 from support.tiny_networks import CPU, MeanColour, colours, fresh, together, weights
 from toolkit.errors import TrainingError
-from toolkit.training.batches import Part
 from toolkit.training.checkpoints import Checkpoint, open_checkpoint
+from toolkit.training.data import Part
 from toolkit.training.device import Device, World
 from toolkit.training.learner import schedule
-from toolkit.training.loop import Epoch, Fitted, Progress, fit, picture_size, predict_logits
+from toolkit.training.loop import Epoch, FitCallbacks, FitConfig, Fitted, Progress, fit, picture_size, predict_logits
 from toolkit.training.networks import SimpleCNN, build_network
 from toolkit.training.recipe import Recipe
 
@@ -34,7 +34,7 @@ MEASURED = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
 
 def train(network: nn.Module, *, seed: int = 0, device: Device = CPU, **changes: object) -> Fitted:
     recipe = RECIPE.model_copy(update=changes)
-    return fit(network, colours(60), colours(30, seed=1), recipe, seed=seed, device=device)
+    return fit(network, colours(60), colours(30, seed=1), FitConfig(recipe, seed, device))
 
 
 def measured(fitted: Fitted) -> list[tuple[float, ...]]:
@@ -65,7 +65,7 @@ def test_bfloat16_learns_as_well_as_float32() -> None:
     recipe = RECIPE.model_copy(update={"epochs": 5, "batch_size": 32, "learning_rate": 3e-3, "patience": 10})
     training, validation, half = digits(400), digits(400, 700), Device("cpu", torch.bfloat16)
     exact, coarse = (
-        fit(fresh(SimpleCNN, 0, 10), training, validation, recipe, seed=0, device=device) for device in (CPU, half)
+        fit(fresh(SimpleCNN, 0, 10), training, validation, FitConfig(recipe, 0, device)) for device in (CPU, half)
     )
     assert exact.best_val_accuracy > 0.9
     assert abs(coarse.best_val_accuracy - exact.best_val_accuracy) < 0.05
@@ -83,8 +83,8 @@ def test_the_figures_of_an_epoch_are_those_of_the_network() -> None:
     """One batch an epoch, so that loss and accuracy of training are those of the weights before the step."""
     network, training, validation = fresh(), colours(60), colours(30, seed=1)
     before = predict_logits(network, training, CPU)
-    fitted = fit(network, training, validation, RECIPE.model_copy(update={"batch_size": 64, "epochs": 1}), seed=0,
-                 device=CPU)  # fmt: skip
+    recipe = RECIPE.model_copy(update={"batch_size": 64, "epochs": 1})
+    fitted = fit(network, training, validation, FitConfig(recipe, 0, CPU))
     (epoch,) = fitted.history
     assert epoch.train_loss == pytest.approx(cross_entropy(before, training.own_labels), rel=1e-5)
     assert epoch.train_accuracy == (before.argmax(axis=1) == training.own_labels).mean()
@@ -167,7 +167,7 @@ def test_patience_ends_a_training_and_the_best_epoch_comes_back() -> None:
         spoil(epoch, trained, is_best)
 
     validation = colours(30, seed=1)
-    fitted = fit(right_network(), colours(60), validation, SPOILT, seed=0, device=CPU, on_epoch=on_epoch)
+    fitted = fit(right_network(), colours(60), validation, FitConfig(SPOILT, 0, CPU), FitCallbacks(on_epoch))
     assert fitted.stopped_early
     assert noted == [(1, True), (2, False), (3, False), (4, False)]
     assert [epoch.epoch for epoch in fitted.history] == [1, 2, 3, 4]
@@ -185,7 +185,7 @@ def test_without_validation_all_epochs_are_run_and_the_last_one_counts() -> None
     def on_epoch(_: Epoch, trained: nn.Module, best: bool) -> None:
         last.append((best, copy.deepcopy(trained.state_dict())))
 
-    fitted = fit(network, colours(60), None, recipe, seed=0, device=CPU, on_epoch=on_epoch)
+    fitted = fit(network, colours(60), None, FitConfig(recipe, 0, CPU), FitCallbacks(on_epoch))
     assert (len(fitted.history), fitted.best_epoch, fitted.stopped_early) == (5, 5, False)
     assert math.isnan(fitted.best_val_accuracy)
     assert all(math.isnan(epoch.val_loss) and math.isnan(epoch.val_accuracy) for epoch in fitted.history)
@@ -204,7 +204,7 @@ def test_with_an_average_of_the_weights_that_is_what_is_validated_and_kept() -> 
     def on_epoch(_: Epoch, judged: nn.Module, best: bool) -> None:
         seen.append((weights(network), weights(judged), predict_logits(judged, validation, CPU)))
 
-    fitted = fit(network, colours(60), validation, recipe, seed=0, device=CPU, on_epoch=on_epoch)
+    fitted = fit(network, colours(60), validation, FitConfig(recipe, 0, CPU), FitCallbacks(on_epoch))
     raw, averaged, logits = seen[-1]
     assert fitted.best_epoch == 2
     assert torch.equal(weights(fitted.network), averaged)
@@ -246,7 +246,7 @@ SEVENTY = colours(70)
 @given(st.integers(2, 70), st.integers(2, 20))
 def test_no_batch_holds_a_single_picture_and_none_is_left_out(count: int, batch_size: int) -> None:
     network, some = fresh(), Part(SEVENTY.pixels, SEVENTY.labels, np.arange(count))
-    fit(network, some, None, RECIPE.model_copy(update={"batch_size": batch_size, "epochs": 1}), seed=0, device=CPU)
+    fit(network, some, None, FitConfig(RECIPE.model_copy(update={"batch_size": batch_size, "epochs": 1}), 0, CPU))
     assert sum(network.batches) == count
     assert min(network.batches) >= 2
     assert max(network.batches) <= max(batch_size, 3)
@@ -265,7 +265,7 @@ def test_each_picture_is_seen_once_an_epoch_in_an_order_of_its_own() -> None:
     pixels = np.broadcast_to(np.arange(20, dtype=np.uint8)[:, None, None, None], (20, 8, 8, 3)).copy()
     part = Part(pixels, np.arange(20) % 3, np.arange(20))
     recipe = RECIPE.model_copy(update={"epochs": 3, "image_size": 8})
-    fit(fresh(Notes), part, None, recipe, seed=0, device=CPU, on_epoch=lambda *_: seen.append([]))
+    fit(fresh(Notes), part, None, FitConfig(recipe, 0, CPU), FitCallbacks(lambda *_: seen.append([])))
     assert [sorted(epoch) for epoch in seen] == [list(range(20))] * 3 + [[]]
     assert len({tuple(epoch) for epoch in seen}) == 4
 
@@ -296,7 +296,7 @@ def test_training_pictures_grow_and_validation_pictures_do_not() -> None:
             return super().forward(pictures)
 
     recipe = RECIPE.model_copy(update={"image_size": 64, "epochs": 3, "progressive": 0.5, "batch_size": 12})
-    fit(fresh(Notes), colours(12, size=64), colours(6, size=64), recipe, seed=0, device=CPU)
+    fit(fresh(Notes), colours(12, size=64), colours(6, size=64), FitConfig(recipe, 0, CPU))
     assert seen == [(True, 32), (False, 64), (True, 48), (False, 64), (True, 64), (False, 64)]
 
 
@@ -326,8 +326,14 @@ class Training:
         self.parts = Part(many.pixels, many.labels, uneven), colours(15, seed=1, size=size)
         self.folder, self.device = folder, device
 
-    def run(self, network: nn.Module | None = None, **how: Any) -> Fitted:
-        return fit(network or self.network(), *self.parts, self.recipe, seed=3, device=self.device, **how)
+    def run(self, network: nn.Module | None = None, progress: Progress | None = None, **how: Any) -> Fitted:
+        return fit(
+            network or self.network(),
+            *self.parts,
+            FitConfig(self.recipe, 3, self.device),
+            FitCallbacks(**how),
+            progress,
+        )
 
     def save(self, progress: Progress) -> None:
         """Keep the progress in a file named after what is done."""
@@ -364,7 +370,7 @@ def assert_same(one: Fitted, other: Fitted) -> None:
 def test_each_batch_is_told_with_how_many_there_are_also_after_a_resumption(tmp_path: Path) -> None:
     training = Training("tiny", tmp_path)
     told: list[tuple[int, int]] = []
-    training.run(keep=training.save, on_batch=lambda *numbers: told.append(numbers))
+    training.run(on_checkpoint=training.save, on_batch=lambda *numbers: told.append(numbers))
     each = 4 + 1  # batches of training and of validation
     assert told == [(number, 4 * each) for number in range(1, 4 * each + 1)]
     told.clear()
@@ -375,7 +381,7 @@ def test_each_batch_is_told_with_how_many_there_are_also_after_a_resumption(tmp_
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_training_goes_on_from_any_epoch_to_the_same_result(kind: str, tmp_path: Path) -> None:
     training = Training(kind, tmp_path)
-    whole = training.run(keep=training.save)
+    whole = training.run(on_checkpoint=training.save)
     assert len(whole.history) == 4
     for epoch in (1, 2, 3, 4):
         assert_same(training.run(progress=training.saved(f"{epoch}-0")), whole)
@@ -383,8 +389,8 @@ def test_a_training_goes_on_from_any_epoch_to_the_same_result(kind: str, tmp_pat
 
 def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
     training, network = Training("tiny", tmp_path), fresh()
-    whole = training.run(keep=training.save)
-    again = training.run(network, keep=training.save, progress=training.saved("4-0"))
+    whole = training.run(on_checkpoint=training.save)
+    again = training.run(network, on_checkpoint=training.save, progress=training.saved("4-0"))
     assert network.batches == []
     assert_same(again, whole)
     assert again.seconds >= whole.history[-1].epoch_duration_s
@@ -397,7 +403,7 @@ def test_ctrl_c_finishes_the_step_and_the_training_goes_on_from_there(kind: str,
     whole = training.run()
     for step in (1, 6, 8, 16):
         with pytest.raises(KeyboardInterrupt):
-            training.run(training.stopped(step, signal.SIGINT), keep=training.save)
+            training.run(training.stopped(step, signal.SIGINT), on_checkpoint=training.save)
         last = open_checkpoint("last", tmp_path)
         assert last.run_id == "{}-{}".format(*divmod(step, 4))
         assert_same(training.run(progress=last.stages["final"]), whole)
@@ -409,13 +415,13 @@ def test_progress_is_kept_as_often_as_asked_and_whenever_training_ends(tmp_path:
     def keep(progress: Progress) -> None:
         kept.append(len(progress.facts["history"]))
 
-    training.run(keep=keep)
+    training.run(on_checkpoint=keep)
     assert kept == [1, 2, 3, 4]
     kept.clear()
-    training.run(keep=keep, keep_share=0.0)
+    training.run(on_checkpoint=keep, checkpoint_share=0.0)
     assert kept == [1, 4]  # what the first time costs is not known before
     with pytest.raises(KeyboardInterrupt):
-        training.run(training.stopped(8, signal.SIGINT), keep=keep, keep_share=0.0)
+        training.run(training.stopped(8, signal.SIGINT), on_checkpoint=keep, checkpoint_share=0.0)
     assert kept == [1, 4, 1, 2]
 
 
@@ -425,7 +431,7 @@ def test_a_training_can_be_stopped_again_and_again(tmp_path: Path) -> None:
     progress = None
     for saved in ("0-3", "1-2", "2-1", "3-0"):  # after three steps more each time
         with pytest.raises(KeyboardInterrupt):
-            training.run(training.stopped(3, signal.SIGINT), keep=training.save, progress=progress)
+            training.run(training.stopped(3, signal.SIGINT), on_checkpoint=training.save, progress=progress)
         progress = training.saved(saved)
     assert_same(training.run(progress=progress), whole)
 
@@ -433,7 +439,7 @@ def test_a_training_can_be_stopped_again_and_again(tmp_path: Path) -> None:
 def test_sigterm_stops_likewise_with_its_own_status(tmp_path: Path) -> None:
     training = Training("tiny", tmp_path)
     with pytest.raises(SystemExit) as left:
-        training.run(training.stopped(6, signal.SIGTERM), keep=training.save)
+        training.run(training.stopped(6, signal.SIGTERM), on_checkpoint=training.save)
     assert left.value.code == 143
     assert_same(training.run(progress=training.saved("1-2")), training.run())
 
@@ -441,7 +447,7 @@ def test_sigterm_stops_likewise_with_its_own_status(tmp_path: Path) -> None:
 def test_a_second_ctrl_c_is_obeyed_within_the_step(tmp_path: Path) -> None:
     training = Training("tiny", tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        training.run(training.stopped(6, signal.SIGINT, signal.SIGINT), keep=training.save)
+        training.run(training.stopped(6, signal.SIGINT, signal.SIGINT), on_checkpoint=training.save)
     assert {path.name for path in tmp_path.glob("*.resume.pt")} == {"1-0.resume.pt"}
 
 
@@ -453,10 +459,10 @@ def test_patience_goes_on_where_it_was(tmp_path: Path) -> None:
         Checkpoint(tmp_path, str(len(kept)), {}, {"final": progress}).save()
         kept.append(open_checkpoint(str(len(kept)), tmp_path).stages["final"])
 
-    whole = fit(right_network(), *parts, SPOILT, seed=0, device=CPU, on_epoch=spoil, keep=keep)
+    whole = fit(right_network(), *parts, FitConfig(SPOILT, 0, CPU), FitCallbacks(spoil, on_checkpoint=keep))
     assert len(kept) == 4
     for progress in kept[1:]:
-        assert_same(fit(fresh(), *parts, SPOILT, seed=0, device=CPU, progress=progress), whole)
+        assert_same(fit(fresh(), *parts, FitConfig(SPOILT, 0, CPU), progress=progress), whole)
 
 
 def test_batches_that_were_split_stay_split(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -467,7 +473,7 @@ def test_batches_that_were_split_stay_split(capsys: pytest.CaptureFixture[str], 
             return super().forward(pictures)
 
     training = Training("tiny", tmp_path)
-    whole = training.run(fresh(Greedy), keep=training.save)
+    whole = training.run(fresh(Greedy), on_checkpoint=training.save)
     assert capsys.readouterr().out.count("out of memory") == 1
     assert_same(training.run(fresh(Greedy), progress=training.saved("2-0")), whole)
     assert capsys.readouterr().out == ""
@@ -525,7 +531,7 @@ def stopped_together(world: World, folder: Path) -> tuple[tuple[Any, ...], objec
     training = Training("simple_cnn", folder, Device("cpu", torch.float32, world=world))
     whole = story(training.run())
     network = training.stopped(6, signal.SIGTERM) if world.rank == 1 else training.network()
-    how = {"keep": training.save, "keep_share": 0.0} if world.rank == 0 else {}
+    how = {"on_checkpoint": training.save, "checkpoint_share": 0.0} if world.rank == 0 else {}
     try:
         training.run(network, **how)
     except (KeyboardInterrupt, SystemExit) as ended:

@@ -14,7 +14,9 @@ from torchvision.models import ResNet18_Weights, resnet18
 
 from support import free_port
 from toolkit.errors import SettingsError
-from toolkit.training.loop import Device, Part, fit
+from toolkit.training.data import Part
+from toolkit.training.device import Device
+from toolkit.training.loop import FitConfig, fit
 from toolkit.training.networks import NETWORKS, build_network, load_weights
 from toolkit.training.recipe import Recipe
 
@@ -85,7 +87,7 @@ def train_a_little(network: nn.Module) -> None:
     generator = np.random.default_rng(0)
     part = Part(generator.integers(0, 256, (8, 32, 32, 3)).astype(np.uint8), np.arange(8) % 2, np.arange(8))
     recipe = Recipe(image_size=32, epochs=2, batch_size=4, learning_rate=0.01)
-    fit(network, part, None, recipe, seed=0, device=Device("cpu", torch.float32))
+    fit(network, part, None, FitConfig(recipe, 0, Device("cpu", torch.float32)))
 
 
 def test_a_frozen_backbone_does_not_change_and_its_head_does(pretrained: dict[str, torch.Tensor]) -> None:

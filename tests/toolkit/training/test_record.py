@@ -16,7 +16,7 @@ from toolkit.training.cache import decode
 from toolkit.training.data import Data
 from toolkit.training.datasets import open_catalogue
 from toolkit.training.device import Device
-from toolkit.training.loop import Epoch, Fitted
+from toolkit.training.loop import Epoch, FitConfig, Fitted
 from toolkit.training.networks import build_network
 from toolkit.training.recipe import Recipe
 from toolkit.training.record import epoch_metrics, fit_metrics, gpu_peak_mb, log_folds, log_outcome
@@ -79,7 +79,7 @@ def test_a_run_has_one_whole_bundle_however_often_it_was_begun(run: Run, data: D
 
     def log() -> str:
         measured = {"best_val_accuracy": Measured(value=0.875, pictures=12)}
-        log_outcome(run, Recipe(image_size=16), data, trained, 1.5, measured, CPU)
+        log_outcome(run, data, FitConfig(Recipe(image_size=16), 0, CPU), trained, 1.5, measured)
         query = f"source_run_id = '{run.id}'"
         (model,) = run.client.search_logged_models([run.experiment_id], query)
         logged = run.client.get_run(run.id)
@@ -97,5 +97,5 @@ def test_figures_of_the_end_wait_until_all_else_is_there(run: Run, data: Data) -
     """Whoever is interrupted before has logged none, so that they are there once after going on."""
     run.client.delete_run(run.id)
     with pytest.raises(TrackingError, match=r"^cannot log the model: .* must be in the 'active' state"):
-        log_outcome(run, Recipe(image_size=16), data, fitted(), 1.5, {}, CPU)
+        log_outcome(run, data, FitConfig(Recipe(image_size=16), 0, CPU), fitted(), 1.5, {})
     assert run.pending == []
