@@ -558,7 +558,7 @@ class ModelRegistry:
         return side_by_side(candidates)
 
     def picture_comparison(self, versions: Sequence[int | str], *, data: str | Path | None = None) -> "Figure":
-        """What ``compare_models`` says of up to ten versions as a picture: accuracy, classes, calibration, speed."""
+        """What ``compare_models`` says of up to ten versions as a picture: accuracy, classes, calibration."""
         from toolkit.registry.comparison import columns
         from toolkit.registry.figures import comparison_figure
 

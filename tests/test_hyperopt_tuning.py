@@ -235,7 +235,7 @@ def test_the_study_holds_the_best_trial_its_model_and_its_pictures(place: Place,
     assert bundle.card.metrics["mean_cv_accuracy"].value == metrics["mean_cv_accuracy"]
     assert bundle.card.settings["learning_rate"] == pytest.approx(float(params["learning_rate"]))
     assert place.json(study, "search_space.json")["epochs"] == "2 to 6, whole"
-    for name in ("study_history", "parallel_coordinates", "importance", "slices", "cost"):
+    for name in ("study_history", "importance", "cost"):
         with Image.open(place.client.download_artifacts(study.info.run_id, f"{name}.png")) as picture:
             assert min(picture.size) > 300
     assert not any(trial.outputs.model_outputs for trial in trials)

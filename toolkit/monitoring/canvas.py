@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from toolkit.lettering import drawn, lettered
 from toolkit.monitoring.alert_store import Alert
 from toolkit.monitoring.timeline import Timeline
+from toolkit.plotting import BLUE, GREY, empty_figure
 
-INK, REFERENCE, SHADE = "#1f4e79", "#555555", "#9db8d2"
+SHADE = "#9db8d2"
 LEVEL_COLOURS = {"warning": "#e0a100", "critical": "#e05a00", "immediate": "#b00020"}
 DRIFT_COLOURS = {"drift": "#b00020", "unproven": "#e0a100", "no_drift": "#2e7d5b", "insufficient_data": "#b5b5b5"}
-LONGEST_NAME = 24  # letters, so that names leave room for what they name
 NARROWEST_BAR = 1 / 250  # of the axis: thinner ones disappear
 
 Floats = NDArray[np.float64]
@@ -27,34 +27,13 @@ Floats = NDArray[np.float64]
 
 def nothing(text: str = "No predictions have been logged yet.") -> Figure:
     """A figure that says why there is none."""
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    figure.text(0.5, 0.5, text, ha="center", va="center", color=REFERENCE, fontsize=13)
-    return figure
-
-
-def named(name: str) -> str:
-    """The name that somebody gave to a class or a statistic, short, in letters that can be drawn, and as it is.
-
-    Matplotlib takes what is between two $ for mathematics, and hides what begins with an underscore.
-
-    >>> named("US$"), named("_rest"), named("a class with a very long name")
-    ('US\\\\$', ' _rest', 'a class with a very lon…')
-    """
-    short = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
-    return (" " if short.startswith("_") else "") + drawn(short)
+    return empty_figure(text)
 
 
 def titled(figure: Figure, text: str) -> Figure:
     """The figure under its title."""
     figure.suptitle("\n".join(map(drawn, text.split("\n"))), x=0.01, ha="left", fontsize=12)
     return lettered(figure)
-
-
-def finish(*axes: Axes) -> None:
-    """Few lines."""
-    for each in axes:
-        each.spines[["top", "right"]].set_visible(False)
-        each.grid(axis="y", alpha=0.2)
 
 
 def shares(axis: Axis) -> None:
@@ -69,7 +48,7 @@ def legend(axes: Axes) -> None:
 
 def remark(axes: Axes, text: str) -> None:
     """Words in the middle of axes that show nothing."""
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=REFERENCE, fontsize=9)
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=9)
 
 
 # A timeline on an axis
@@ -99,7 +78,7 @@ def along(axes: Axes, timeline: Timeline, *, few: bool = False) -> None:
     axes.set_xlabel(unit if few else f"{unit}, {usual}", fontsize=8 if few else None, loc="left")
 
 
-def line(axes: Axes, timeline: Timeline, values: Floats, *, color: str = INK, **style: Any) -> None:
+def line(axes: Axes, timeline: Timeline, values: Floats, *, color: str = BLUE, **style: Any) -> None:
     """Values of all points, with gaps."""
     x, y = timeline.path(values)
     axes.plot(_x(timeline, x), y, color=color, **style)
@@ -107,7 +86,7 @@ def line(axes: Axes, timeline: Timeline, values: Floats, *, color: str = INK, **
 
 def dots(axes: Axes, timeline: Timeline, values: Floats) -> None:
     """Where the points of a line are."""
-    axes.plot(_x(timeline, timeline.middles), values, "o", ms=3, color=INK)
+    axes.plot(_x(timeline, timeline.middles), values, "o", ms=3, color=BLUE)
 
 
 def band(axes: Axes, timeline: Timeline, low: Floats, high: Floats, *, label: str, alpha: float = 0.45) -> None:

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from toolkit.monitoring import canvas, statistics
 from toolkit.monitoring.alert_store import Alert
-from toolkit.monitoring.canvas import DRIFT_COLOURS, INK, LEVEL_COLOURS, REFERENCE, SHADE
+from toolkit.monitoring.canvas import DRIFT_COLOURS, LEVEL_COLOURS, SHADE
 from toolkit.monitoring.counts import Counts
 from toolkit.monitoring.drift import DriftReport, DriftResult
 from toolkit.monitoring.limits import LEVELS, Limits
 from toolkit.monitoring.sampling import labels_worth
 from toolkit.monitoring.timeline import Timeline
 from toolkit.monitoring.yardstick import Yardstick
+from toolkit.plotting import BLUE, GREY, class_label, tidy_axes
 
 MOST_CLASSES = 20  # rows of the class chart, of the classes that changed most
 MOST_LINES = 5
@@ -73,7 +74,7 @@ def accuracy(
     canvas.bars(lower, timeline, labels)
     lower.set_ylabel("labels")
     lower.yaxis.set_major_locator(MaxNLocator(2, integer=True))
-    canvas.finish(upper, lower)
+    tidy_axes(upper, lower)
     canvas.along(lower, timeline)
     return canvas.titled(figure, _accuracy_title(version, now, timeline, yardstick))
 
@@ -94,15 +95,15 @@ def confidence(
     edges = np.linspace(0, 1, 41)
     if yardstick.reference is not None:
         usual = yardstick.reference
-        right.stairs(_histogram(usual, yardstick, edges), edges, fill=True, color=REFERENCE, alpha=0.35,
+        right.stairs(_histogram(usual, yardstick, edges), edges, fill=True, color=GREY, alpha=0.35,
                      label=f"reference, {usual.finite:,}")  # fmt: skip
-    right.stairs(_histogram(now, yardstick, edges), edges, color=INK, lw=1.5, label=f"last {now.finite:,}")
+    right.stairs(_histogram(now, yardstick, edges), edges, color=BLUE, lw=1.5, label=f"last {now.finite:,}")
     canvas.shares(right.yaxis)
     right.set_xlim(0, 1.02)
     right.set_xlabel("confidence")
     right.set_ylabel("share of predictions")
     right.legend(frameon=False, fontsize=8, loc="upper left")
-    canvas.finish(left, right)
+    tidy_axes(left, right)
     canvas.along(left, timeline)
     return canvas.titled(figure, f"Confidence of model version {version}")
 
@@ -124,9 +125,7 @@ def predictions(
     figure = Figure(figsize=(10, max(4.6, ROW_INCHES * len(shown) + 1.6)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for index, c in enumerate(order[:MOST_LINES]):
-        canvas.line(
-            left, timeline, over_time[:, c], lw=1.5, color=f"C{index}", label=canvas.named(yardstick.classes[c])
-        )
+        canvas.line(left, timeline, over_time[:, c], lw=1.5, color=f"C{index}", label=class_label(yardstick.classes[c]))
         if yardstick.reference is not None:
             left.axhline(usual[c], lw=0.8, ls="--", color=f"C{index}", alpha=0.6)
     canvas.diamonds(left, timeline, alerts, "prediction_distribution", over_time[:, order[0]])
@@ -135,7 +134,7 @@ def predictions(
     left.set_ylim(bottom=0)
     _dumbbells(right, yardstick, shown, recent, usual, now.finite)
     canvas.shares(left.yaxis)
-    canvas.finish(left, right)
+    tidy_axes(left, right)
     canvas.along(left, timeline)
     return canvas.titled(figure, f"Predicted classes of model version {version}")
 
@@ -159,14 +158,14 @@ def volume(version: str, timeline: Timeline, alerts: Iterable[Alert] = ()) -> Fi
         canvas.remark(broken, "none")
     median, slow = (_quantiles_of_latency(timeline, share) for share in (0.5, 0.95))
     if np.isfinite(median).any():
-        canvas.line(latency, timeline, slow, lw=1.0, color=REFERENCE, label="95 % below")
+        canvas.line(latency, timeline, slow, lw=1.0, color=GREY, label="95 % below")
         canvas.line(latency, timeline, median, lw=1.4, label="median")
         latency.set_ylim(0, 1.15 * np.nanmax(slow))
         canvas.legend(latency)
     else:
         canvas.remark(latency, "no latency was given")
     latency.set_ylabel("latency, ms")
-    canvas.finish(rate, broken, latency)
+    tidy_axes(rate, broken, latency)
     canvas.along(latency, timeline)
     return canvas.titled(figure, f"Volume of model version {version}: {timeline.n:,} predictions")
 
@@ -185,11 +184,11 @@ def inputs(version: str, timeline: Timeline, yardstick: Yardstick, report: Drift
     first = len(yardstick.quantities) - len(names)
     for index, (axes, name) in enumerate(zip(grid, names, strict=False)):
         found = changed.get(name)
-        _spread(axes, timeline, yardstick, first + index, DRIFT_COLOURS["drift"] if found else INK)
-        text = canvas.named(name) + (f": {found.detail} ({found.window})" if found else "")
+        _spread(axes, timeline, yardstick, first + index, DRIFT_COLOURS["drift"] if found else BLUE)
+        text = class_label(name) + (f": {found.detail} ({found.window})" if found else "")
         axes.set_title(text, fontsize=9, loc="left", color=DRIFT_COLOURS["drift"] if found else "black")
         axes.tick_params(labelsize=8)
-        canvas.finish(axes)
+        tidy_axes(axes)
         canvas.along(axes, timeline, few=True)
     for axes in grid[len(names) :]:
         axes.set_axis_off()
@@ -258,13 +257,13 @@ def _changed(report: DriftReport | None) -> dict[str, DriftResult]:
 # How it is drawn
 
 
-def _spread(axes: Axes, timeline: Timeline, yardstick: Yardstick, quantity: int, colour: str = INK) -> Floats:
+def _spread(axes: Axes, timeline: Timeline, yardstick: Yardstick, quantity: int, colour: str = BLUE) -> Floats:
     """Median and 10 to 90 % of a quantity over time, and of the reference as a band; return the medians."""
     low, median, high = _quantiles(timeline, yardstick, quantity)
     if yardstick.reference is not None:
         least, usual, most = (yardstick.quantile(yardstick.reference, quantity, share) for share in (0.1, 0.5, 0.9))
-        axes.axhspan(least, most, color=REFERENCE, alpha=0.1, lw=0, label="reference (dashed: median)")
-        axes.axhline(usual, color=REFERENCE, ls="--", lw=1)
+        axes.axhspan(least, most, color=GREY, alpha=0.1, lw=0, label="reference (dashed: median)")
+        axes.axhline(usual, color=GREY, ls="--", lw=1)
     canvas.band(axes, timeline, low, high, label="10 % to 90 %")
     canvas.line(axes, timeline, median, lw=1.4, color=colour, label="median")
     return median
@@ -272,8 +271,8 @@ def _spread(axes: Axes, timeline: Timeline, yardstick: Yardstick, quantity: int,
 
 def _reference_lines(axes: Axes, reference: Counts, limits: Limits) -> None:
     usual = reference.right / reference.n
-    axes.axhspan(*statistics.wilson(reference.right, reference.n), color=REFERENCE, alpha=0.12, lw=0)
-    axes.axhline(usual, color=REFERENCE, lw=1.2, label=f"reference {usual:.1%}")
+    axes.axhspan(*statistics.wilson(reference.right, reference.n), color=GREY, alpha=0.12, lw=0)
+    axes.axhline(usual, color=GREY, lw=1.2, label=f"reference {usual:.1%}")
     for level in LEVELS[1:]:
         drop = limits.threshold(level)
         axes.axhline(usual * (1 - drop), color=LEVEL_COLOURS[level], lw=1, ls="--")
@@ -296,9 +295,9 @@ def _dumbbells(
     rows = np.arange(len(shown))
     axes.hlines(rows, usual[shown], recent[shown], color=SHADE, lw=3)
     if yardstick.reference is not None:
-        axes.plot(usual[shown], rows, "o", mfc="white", mec=REFERENCE, ms=6, label="reference")
-    axes.plot(recent[shown], rows, "o", color=INK, ms=6, label=f"last {n:,}")
-    axes.set_yticks(rows, [canvas.named(yardstick.classes[c]) for c in shown])
+        axes.plot(usual[shown], rows, "o", mfc="white", mec=GREY, ms=6, label="reference")
+    axes.plot(recent[shown], rows, "o", color=BLUE, ms=6, label=f"last {n:,}")
+    axes.set_yticks(rows, [class_label(yardstick.classes[c]) for c in shown])
     axes.set_xlim(0, 1.08 * np.nanmax(np.append(np.fmax(usual[shown], recent[shown]), 0.01)))
     axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     rest = np.setdiff1d(np.arange(len(recent)), shown)

@@ -56,17 +56,11 @@ class Column:
         What it did on its pictures.
     paired
         The first version and this one on the pictures that both did; None for the first.
-    latency_ms
-        For one picture; None where it was not measured.
-    size_mb
-        Of its bundle.
     """
 
     name: str
     baseline: Baseline
     paired: Tally | None
-    latency_ms: float | None
-    size_mb: float
 
 
 def measured(models: Sequence[LoadedModel], data: Path | None) -> list[Candidate]:
@@ -132,8 +126,6 @@ def columns(candidates: Sequence[Candidate]) -> list[Column]:
             name=f"v{candidate.version.version}",
             baseline=candidate.baseline,
             paired=None if candidate is first else pair(first.baseline, candidate.baseline).whole,
-            latency_ms=candidate.latency_ms,
-            size_mb=candidate.size / 1e6,
         )
         for candidate in candidates
     ]

@@ -1,7 +1,7 @@
 """Versions side by side as one picture, for a report."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,35 +11,32 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from toolkit.baseline import Baseline
 from toolkit.errors import SettingsError
 from toolkit.lettering import drawn, lettered
+from toolkit.plotting import BLUE, GREY, INK, ORANGE, ReliabilityCurve, class_label, reliability_diagram
 from toolkit.registry.comparison import Column
 from toolkit.registry.paired import Tally
 from toolkit.registry.scores import Score, accuracy_of, wilson
 
-BLUE, ORANGE, GREY, INK = "#2563eb", "#ea580c", "#6b7280", "#111827"
 DIFFERENCE = LinearSegmentedColormap.from_list("difference", [ORANGE, "white", BLUE])
 MOST_VERSIONS, MOST_CLASSES = 10, 20  # that one picture has room for
-RELIABILITY_BINS = 10
 QUARTERS = (0, 0.25, 0.5, 0.75, 1)
 LEAST_DIFFERENCE = 0.05  # of accuracies, that has the full colour; less would paint noise
 DARK = 0.6  # share of the full colour from which on a text is white
-LONGEST_NAME = 24  # characters; a longer name loses its middle
 WIDTH, ROW, MARGIN = 14.0, 0.36, 1.1  # inches: of the figure, of a version's line, of headings and axes
 NAMES, CLASS, CELL = 2.6, 0.27, 0.46  # inches, of classes: the names' width, a class's height, a version's width
 PANEL, GAP, LEGEND = 2.8, 0.6, 5.6  # inches: of a reliability diagram at most, beside it, and of their legend
 
 
 def comparison_figure(columns: Sequence[Column]) -> Figure:
-    """Accuracy, what was gained and lost, latency and size; accuracy by class; and calibration.
+    """Accuracy, and what was gained and lost; accuracy by class; and calibration.
 
     Above, each version is a line: its accuracy with the 95 % Wilson interval, the first version's as
     a dashed line; the pictures that only it, and only the first, classified rightly, with McNemar's
     exact p-value. Below on the left is the accuracy by class, coloured by the difference from the first
     version: the 20 classes in which the versions differ most, or, of one version, the 20 weakest. On
     the right, a reliability diagram of each version tells how often answers of a confidence are right,
-    in 10 bins, with the expected calibration error (of 15 bins, as everywhere).
+    with the expected calibration error.
 
     Parameters
     ----------
@@ -54,8 +51,9 @@ def comparison_figure(columns: Sequence[Column]) -> Figure:
     Examples
     --------
     >>> import numpy as np
+    >>> from toolkit.baseline import Baseline
     >>> one = Baseline(("cat", "dog"), np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([0, 1]))
-    >>> comparison_figure([Column("v1", one, None, 21.3, 44.8)]).get_suptitle()
+    >>> comparison_figure([Column("v1", one, None)]).get_suptitle()
     'v1 on 2 pictures'
     """
     if not 1 <= len(columns) <= MOST_VERSIONS:
@@ -121,20 +119,14 @@ class _ByClass:
 
 def _lines(figure: SubFigure, columns: Sequence[Column]) -> None:
     """A line a version, through charts that share it."""
-    charts: list[tuple[Callable[[Axes, Sequence[Column]], None], float]] = [(_accuracy, 5)]
-    if len(columns) > 1:
-        charts.append((_lost_and_gained, 5))
-    if any(column.latency_ms is not None for column in columns):
-        charts.append((_latency, 2))
-    charts.append((_size, 2))
-    widths = [width for _, width in charts]
-    row = figure.subplots(1, len(charts), sharey=True, squeeze=False, width_ratios=widths)[0]
-    for axes, (draw, _) in zip(row, charts, strict=True):
+    charts = [_accuracy, _lost_and_gained] if len(columns) > 1 else [_accuracy]
+    row = figure.subplots(1, len(charts), sharey=True, squeeze=False)[0]
+    for axes, draw in zip(row, charts, strict=True):
         draw(axes, columns)
         axes.tick_params(axis="y", length=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
-    row[0].set_yticks(range(len(columns)), [_short(column.name) for column in columns])
+    row[0].set_yticks(range(len(columns)), [class_label(column.name) for column in columns])
     row[0].set_ylim(len(columns) - 0.4, -0.6)
 
 
@@ -155,7 +147,7 @@ def _accuracy(axes: Axes, columns: Sequence[Column]) -> None:
 
 def _lost_and_gained(axes: Axes, columns: Sequence[Column]) -> None:
     """Diverging bars; what neither or both classified rightly tells nothing apart and is not drawn."""
-    axes.set_title(f"pictures lost and gained against {_short(columns[0].name)}", loc="left", fontsize=10)
+    axes.set_title(f"pictures lost and gained against {class_label(columns[0].name)}", loc="left", fontsize=10)
     tallies = [(row, column.paired) for row, column in enumerate(columns) if column.paired is not None]
     for row, tally in tallies:
         _beside(axes, row, _verdict(tally))
@@ -179,25 +171,6 @@ def _verdict(tally: Tally) -> str:
     return f"{p}, {tally.pictures:,} shared"
 
 
-def _latency(axes: Axes, columns: Sequence[Column]) -> None:
-    _bars(axes, "latency, ms", [column.latency_ms for column in columns])
-
-
-def _size(axes: Axes, columns: Sequence[Column]) -> None:
-    _bars(axes, "size, MB", [column.size_mb for column in columns])
-
-
-def _bars(axes: Axes, title: str, values: Sequence[float | None]) -> None:
-    axes.set_title(title, loc="left", fontsize=10)
-    for row, value in enumerate(values):
-        axes.barh(row, value or 0, height=0.6, color=GREY, alpha=0.6)
-        text = "not measured" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
-        _at(axes, value or 0, row, text)
-    axes.set_xlim(0, 1.4 * max([1e-9, *(value for value in values if value is not None)]))
-    axes.set_xticks([])
-    axes.spines["bottom"].set_visible(False)
-
-
 def _classes(figure: SubFigure, columns: Sequence[Column], table: _ByClass, spare: float) -> None:
     """A line a class, as high whether there are few or many, above an empty space of ``spare`` inches."""
     shown = len(table.names)
@@ -215,7 +188,7 @@ def _classes(figure: SubFigure, columns: Sequence[Column], table: _ByClass, spar
     _beside(axes, -0.9, "pictures")
     for row, counts in enumerate(table.pictures.tolist()):
         _beside(axes, row, _span(counts))
-    axes.set_yticks(range(shown), [_short(name) for name in table.names], fontsize=8)
+    axes.set_yticks(range(shown), [class_label(name) for name in table.names], fontsize=8)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
@@ -229,9 +202,9 @@ def _heat_map(axes: Axes, columns: Sequence[Column], table: _ByClass) -> None:
     for row, index in np.argwhere(table.pictures > 0).tolist():
         colour = "white" if abs(difference[row, index]) > DARK * full else INK
         axes.text(index, row, f"{accuracy[row, index]:.2f}", ha="center", va="center", color=colour, fontsize=8)
-    axes.set_xticks(range(len(columns)), [_short(column.name) for column in columns], fontsize=8)
+    axes.set_xticks(range(len(columns)), [class_label(column.name) for column in columns], fontsize=8)
     axes.xaxis.tick_top()
-    key = f"orange: below {_short(columns[0].name)}, blue: above\nfull colour at a difference of {full:.2f}"
+    key = f"orange: below {class_label(columns[0].name)}, blue: above\nfull colour at a difference of {full:.2f}"
     axes.set_xlabel(key, fontsize=8, color=GREY)
 
 
@@ -250,16 +223,17 @@ def _reliability(figure: SubFigure, columns: Sequence[Column], shape: tuple[int,
     for axes in charts.flat[len(columns) :]:
         axes.remove()
     for index, (axes, column) in enumerate(zip(charts.flat, columns, strict=False)):
-        axes.set(xlim=(0, 1), ylim=(0, 1.02), xticks=QUARTERS, yticks=QUARTERS)
-        axes.set_title(_short(column.name), loc="left", fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
+        bins = column.baseline.calibration()
+        some = [ReliabilityCurve(bins, "accuracy, 95 % interval", interval=wilson)] if column.baseline.size else []
+        reliability_diagram(axes, some)
+        axes.set(xticks=QUARTERS, yticks=QUARTERS)
+        axes.set_title(class_label(column.name), loc="left", fontsize=9)
         lowest, leftmost = index + shape[1] >= len(columns), index % shape[1] == 0
         axes.tick_params(labelsize=7, labelbottom=lowest)
         axes.set_xlabel("confidence" if lowest else "", fontsize=8)
         axes.set_ylabel("accuracy" if leftmost else "", fontsize=8)
-        axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="as right as confident")
-        if column.baseline.size:
-            _reliability_of(axes, column.baseline)
+        if some:
+            axes.set_title(f"ECE {bins.error:.3f}", loc="right", fontsize=9, color=GREY)
         else:
             axes.text(0.65, 0.2, "no pictures", ha="center", va="center", color=GREY, fontsize=8)
     handles, labels = max((axes.get_legend_handles_labels() for axes in charts.flat), key=lambda pair: len(pair[1]))
@@ -267,21 +241,6 @@ def _reliability(figure: SubFigure, columns: Sequence[Column], shape: tuple[int,
         handles, labels, title="calibration", title_fontsize=10, alignment="left", loc="outside upper left", ncols=3,
         frameon=False, fontsize=8,
     )  # fmt: skip
-
-
-def _reliability_of(axes: Axes, baseline: Baseline) -> None:
-    bins = baseline.calibration(RELIABILITY_BINS)
-    full = bins.count > 0
-    confidence, accuracy, count = bins.confidence[full], bins.accuracy[full], bins.count[full]
-    edges = np.arange(RELIABILITY_BINS) / RELIABILITY_BINS
-    intervals = [wilson(round(share * n), n) for share, n in zip(accuracy.tolist(), count.tolist(), strict=True)]
-    axes.bar(
-        edges, bins.count / bins.count.sum(), width=1 / RELIABILITY_BINS, align="edge", color=GREY, alpha=0.25,
-        label="share of pictures",
-    )  # fmt: skip
-    axes.vlines(confidence, [each.low for each in intervals], [each.high for each in intervals], color=BLUE, alpha=0.5)
-    axes.plot(confidence, accuracy, color=BLUE, marker="o", markersize=4, label="accuracy, 95 % interval")
-    axes.set_title(f"ECE {baseline.calibration_error:.3f}", loc="right", fontsize=9, color=GREY)
 
 
 def _title(columns: Sequence[Column]) -> str:
@@ -343,9 +302,3 @@ def _at(axes: Axes, end: float, row: int, text: str, *, left: bool = False) -> N
 def _nothing(axes: Axes) -> None:
     axes.set_axis_off()
     axes.text(0.5, 0.5, "no pictures", transform=axes.transAxes, ha="center", va="center", color=GREY)
-
-
-def _short(name: str) -> str:
-    """A name for a picture: not too long, and in letters that can be drawn."""
-    half = LONGEST_NAME // 2
-    return drawn(name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}")

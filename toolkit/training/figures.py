@@ -5,25 +5,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from toolkit.baseline import CALIBRATION_BINS, CalibrationBins
-from toolkit.lettering import drawn, lettered
-from toolkit.training.augment import augment
+from toolkit.baseline import CalibrationBins
+from toolkit.lettering import lettered
+from toolkit.plotting import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    ReliabilityCurve,
+    class_label,
+    empty_figure,
+    reliability_figure,
+    tidy_axes,
+)
 from toolkit.training.loop import Epoch
 
-BLUE, ORANGE, GREY, INK = "#2563eb", "#ea580c", "#6b7280", "#111827"
-LONGEST_NAME = 24  # characters; a longer class name loses its middle
 MOST_COUNTED = 30  # classes whose confusions are written as numbers
 MOST_NAMED = 200  # classes whose names can be read in one picture
 ROWS_A_COLUMN = 50  # of the per-class picture
 MISTAKES_A_ROW, MOST_MISTAKES = 6, 24
 ON_ONE_LINE = 26  # characters of two class names above a mistake
-SAMPLES, VERSIONS = 6, 7  # rows of the augmentation picture, and its columns beside the original
 
 
 def learning_curves(history: Sequence[Epoch], best_epoch: int) -> Figure:
@@ -46,7 +52,7 @@ def learning_curves(history: Sequence[Epoch], best_epoch: int) -> Figure:
     for axes in (loss, accuracy, rate):
         axes.set(xlabel="epoch", xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-        _plain(axes)
+        tidy_axes(axes)
     return figure
 
 
@@ -71,32 +77,13 @@ def confusion_picture(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figu
 
 
 def calibration_picture(before: CalibrationBins, after: CalibrationBins) -> Figure:
-    """A reliability diagram: how often predictions of each confidence are right, and how many there are.
-
-    Parameters
-    ----------
-    before, after
-        The same pictures without and with the temperature.
-
-    References
-    ----------
-    Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017.
-    """
-    figure = Figure(figsize=(6, 7), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    upper.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="as right as confident")
-    left = np.arange(CALIBRATION_BINS) / CALIBRATION_BINS
-    width = 1 / CALIBRATION_BINS
-    for bins, when, colour, place in ((before, "before", ORANGE, 0.3), (after, "after", BLUE, 0.7)):
-        full = bins.count > 0
-        label = f"{when} temperature scaling, ECE {bins.error:.3f}"
-        upper.plot(bins.confidence[full], bins.accuracy[full], color=colour, marker="o", markersize=5, label=label)
-        lower.bar(left + place * width, bins.count, width=0.4 * width, color=colour)
-    upper.set(ylabel="accuracy", ylim=(-0.02, 1.02), title=f"calibration on {after.count.sum()} held-out pictures")
-    upper.legend(frameon=False, loc="upper left")
-    lower.set(xlabel="confidence", ylabel="pictures", xlim=(-0.02, 1.02), yscale="log", ylim=(0.7, None))
-    _plain(upper)
-    _plain(lower)
+    """A reliability diagram of the same pictures without and with the temperature."""
+    curves = [
+        ReliabilityCurve(bins, f"{when} temperature scaling, ECE {bins.error:.3f}", colour)
+        for bins, when, colour in ((before, "before", ORANGE), (after, "after", BLUE))
+    ]
+    figure = reliability_figure(curves, "pictures")
+    figure.suptitle(f"calibration on {after.count.sum()} held-out pictures")
     return figure
 
 
@@ -140,7 +127,7 @@ def _class_rows(axes: Axes, rows: Sequence[Mapping[str, Any]], height: int) -> N
     counts.spines["right"].set_visible(False)
     axes.set_title("pictures", loc="right", fontsize=size, color=GREY)
     axes.set(xlim=(-0.03, 1.03), ylim=(height - 0.5, -0.5))
-    _plain(axes)
+    tidy_axes(axes)
 
 
 def mistakes_picture(
@@ -166,9 +153,7 @@ def mistakes_picture(
     """
     shown = min(len(pixels), MOST_MISTAKES)
     if not shown:
-        figure = Figure(figsize=(6, 2), layout="constrained")
-        figure.text(0.5, 0.5, "no held-out picture was classified wrongly", ha="center", va="center", color=GREY)
-        return figure
+        return empty_figure("no held-out picture was classified wrongly")
     columns = min(MISTAKES_A_ROW, shown)
     rows = math.ceil(shown / columns)
     figure = Figure(figsize=(2.2 * columns, 2.5 * rows + 0.4), layout="constrained")
@@ -184,47 +169,6 @@ def mistakes_picture(
     return lettered(figure)
 
 
-def augmentation_picture(pixels: NDArray[np.uint8], strength: float, mirrored: bool, seed: int = 0) -> Figure:
-    """What an augmentation strength does: a picture a row, first as it is, then seven versions to train on.
-
-    Parameters
-    ----------
-    pixels
-        uint8 (M, size, size, 3); the first six are drawn.
-    strength, mirrored
-        As for ``toolkit.training.augment.augment``.
-    seed
-        Of the versions.
-    """
-    originals = torch.tensor(pixels[:SAMPLES]).permute(0, 3, 1, 2).float() / 255  # (M, 3, size, size)
-    copies = originals.repeat_interleave(VERSIONS, dim=0)
-    changed = augment(copies, strength, mirrored=mirrored, generator=torch.Generator().manual_seed(seed))
-    versions = changed.view(len(originals), VERSIONS, *originals.shape[1:])
-    sheet = torch.cat([originals[:, None], versions], dim=1).permute(0, 1, 3, 4, 2).numpy()  # (M, 8, size, size, 3)
-    figure = Figure(figsize=(1.4 * (VERSIONS + 1), 1.4 * len(originals) + 0.6), layout="constrained")
-    cells = figure.subplots(len(originals), VERSIONS + 1, squeeze=False)
-    for row, pictures in zip(cells, sheet, strict=True):
-        for axes, picture in zip(row, pictures, strict=True):
-            axes.imshow(picture)
-            axes.set_axis_off()
-    cells[0, 0].set_title("original", fontsize=8)
-    figure.suptitle(f"augmentation {strength:g}{', half of them mirrored' if mirrored and strength > 0 else ''}")
-    return figure
-
-
-def _plain(axes: Axes) -> None:
-    """What all charts share: a faint grid and no box."""
-    axes.grid(alpha=0.25)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def _size(rows: int) -> float:
     """Points of the names, smaller where there are many."""
     return 9 if rows <= MOST_COUNTED else 7
-
-
-def class_label(name: str) -> str:
-    """A class name for a picture: short, and in letters that can be drawn."""
-    half = LONGEST_NAME // 2
-    return drawn(name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}")

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from toolkit import lettering
+from toolkit.plotting import BLUE, GREY, ORANGE, class_label
 from toolkit.training.datasets import Catalogue, Duplicate
-from toolkit.training.figures import BLUE, GREY, ORANGE, class_label
 from toolkit.training.splits import Split
 
 PARTS = {"development": "to train on", "validation": "to validate on", "held_out": "held out"}

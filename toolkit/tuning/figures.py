@@ -1,21 +1,18 @@
-"""Pictures of a study: how it went and what it cost; and what all its pictures share."""
+"""Pictures of a study: how it went, and what it cost."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from toolkit.plotting import BLUE, GREY, INK, ORANGE, YELLOW, empty_figure, tidy_axes
 from toolkit.tuning.trial import Trial
 
-BLUE, ORANGE, GREY, INK, YELLOW = "#2563eb", "#ea580c", "#6b7280", "#111827", "#facc15"
 Look = Mapping[str, Any]  # keywords of a matplotlib artist
 
 POINTS: Mapping[str, Look] = {  # the states differ in colour, in lightness and in shape
@@ -31,8 +28,6 @@ BEST: Look = {
     "linestyle": "none",
     "zorder": 5,
 }
-COLOURS = colormaps["viridis_r"]  # even steps, for colour-blind people too; the highest is the darkest
-MEDIUM = COLOURS(0.6)  # stands in a legend for points of all these colours
 ACCURACY = "mean cross-validation accuracy"
 AT_THE_BOTTOM = 0.03  # share of the height where the ticks of failed trials are
 
@@ -46,7 +41,7 @@ def history_picture(trials: Sequence[Trial]) -> Figure:
     '1 trial, none complete'
     """
     if not trials:
-        return message("no trial has ended yet")
+        return empty_figure("no trial has ended yet")
     figure = Figure(figsize=(10, 4.8), layout="constrained")
     axes = figure.subplots()
     complete, last = in_state(trials, "complete"), max(numbers(trials))
@@ -78,7 +73,7 @@ def cost_picture(trials: Sequence[Trial]) -> Figure:
     """
     paid = [trial for trial in trials if trial.pictures]
     if not paid:
-        return message("no trial has cost anything yet")
+        return empty_figure("no trial has cost anything yet")
     figure = Figure(figsize=(10, 5.8), layout="constrained")
     axes, total = figure.subplots(2, 1, height_ratios=(12, 1))
     costs = {trial.number: trial.pictures for trial in paid}
@@ -131,9 +126,7 @@ def _totals(axes: Axes, trials: Sequence[Trial]) -> None:
     axes.set_axis_off()
 
 
-def points(
-    axes: Axes, trials: Sequence[Trial], at: Mapping[int, float], colours: ScalarMappable | None = None
-) -> list[Any]:
+def points(axes: Axes, trials: Sequence[Trial], at: Mapping[int, float]) -> list[Any]:
     """Each trial's accuracy at its place, failed ones as ticks at the bottom; handles for a legend with counts."""
     handles: list[Any] = []
     for state, text in counts(trials):
@@ -141,11 +134,6 @@ def points(
         where = [at[trial.number] for trial in some]
         if state == "failed":
             axes.plot(where, [AT_THE_BOTTOM] * len(some), transform=axes.get_xaxis_transform(), **look)
-        elif state == "complete" and colours is not None:
-            axes.scatter(
-                where, means(some), c=colours.to_rgba(np.array(numbers(some))), s=look["markersize"] ** 2, zorder=3
-            )
-            look["color"] = MEDIUM
         else:
             axes.plot(where, means(some), **look)
         handles.append(Line2D([], [], label=f"{text}, mean so far" if state == "cut" else text, **look))
@@ -155,7 +143,7 @@ def points(
 def finish(figure: Figure, charts: Iterable[Axes], trials: Sequence[Trial], handles: Sequence[Any]) -> None:
     """A headline, a legend below, and charts with room for the ticks at the bottom and little above 1."""
     for axes in charts:
-        plain(axes)
+        tidy_axes(axes)
         axes.margins(y=0.09)
         axes.set_ylim(top=min(axes.get_ylim()[1], 1.02))
     best = best_of(trials)
@@ -164,20 +152,6 @@ def finish(figure: Figure, charts: Iterable[Axes], trials: Sequence[Trial], hand
     plural = "" if len(trials) == 1 else "s"
     figure.suptitle(f"{len(trials)} trial{plural}, {result}", x=0.01, ha="left", fontsize=12)
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-
-
-def plain(axes: Axes) -> None:
-    """A faint grid and no box."""
-    axes.grid(alpha=0.25)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def message(text: str) -> Figure:
-    """A figure that says why there is nothing to see."""
-    figure = Figure(figsize=(6, 2), layout="constrained")
-    figure.text(0.5, 0.5, text, ha="center", va="center", color=GREY)
-    return figure
 
 
 def counts(trials: Sequence[Trial]) -> list[tuple[str, str]]:

@@ -1,56 +1,22 @@
-"""What the accuracy of a study's trials depends on: a number a hyperparameter, and pictures of settings."""
+"""What the accuracy of a study's trials depends on: a number a hyperparameter."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.inspection import permutation_importance
 from sklearn.model_selection import KFold
 
-from toolkit.tuning.figures import (
-    ACCURACY,
-    BEST,
-    BLUE,
-    COLOURS,
-    GREY,
-    INK,
-    MEDIUM,
-    ORANGE,
-    Look,
-    accuracy_of,
-    best_of,
-    counts,
-    finish,
-    in_state,
-    means,
-    message,
-    numbers,
-    plain,
-    points,
-)
-from toolkit.tuning.space import Choice, Dimension, Integers, LogUniform, Space, Uniform
+from toolkit.plotting import BLUE, GREY, empty_figure, tidy_axes
+from toolkit.tuning.figures import counts
+from toolkit.tuning.space import Choice, Dimension, LogUniform, Space
 from toolkit.tuning.trial import Trial
 
 FEWEST = 8  # trials; with fewer, a forest sees nothing but chance
 PARTS, TREES, SHUFFLES = 4, 32, 5  # more give the same and take their time
-LINES: Mapping[str, Look] = {  # the last one on top
-    "failed": {"color": ORANGE, "linewidth": 0.9, "linestyle": ":"},
-    "cut": {"color": GREY, "linewidth": 0.7, "alpha": 0.35},
-    "complete": {"linewidth": 1.3, "alpha": 0.8},
-}
-BELOW = -0.14  # of an axis from 0 to 1: where a trial's line passes that has no value there
-SCATTER = 0.08  # of an axis from 0 to 1, over which trials of one choice are spread
-MOST_TICKS = 12  # options of a choice that are labelled
 
 
 def importances(trials: Sequence[Trial], space: Space) -> dict[str, tuple[float, float]]:
@@ -104,115 +70,26 @@ def importance_picture(trials: Sequence[Trial], space: Space) -> Figure:
 
     Examples
     --------
-    >>> importance_picture([], {"dropout": Uniform(0.1, 0.5)}).texts[0].get_text()
+    >>> importance_picture([], {}).texts[0].get_text()
     'importances need at least 8 trials with an accuracy, and there are 0'
     """
     if len(known := scored(trials)) < FEWEST:
-        return message(f"importances need at least {FEWEST} trials with an accuracy, and there are {len(known)}")
+        return empty_figure(f"importances need at least {FEWEST} trials with an accuracy, and there are {len(known)}")
     if not (found := importances(trials, space)):
-        return message("no hyperparameter varies")
+        return empty_figure("no hyperparameter varies")
     figure = Figure(figsize=(9, 0.34 * len(found) + 1.9), layout="constrained")
     axes = figure.subplots()
     heights, spreads = zip(*found.values(), strict=True)
-    axes.barh([_label(name) for name in found], heights, xerr=spreads, color=BLUE, height=0.65, ecolor=GREY)
+    axes.barh([name.replace("_", " ") for name in found], heights, xerr=spreads, color=BLUE, height=0.65, ecolor=GREY)
     axes.invert_yaxis()
     axes.set_xlabel("growth of the error in predicted accuracy when the values are shuffled, mean ± standard deviation")
-    plain(axes)
+    tidy_axes(axes)
     figure.suptitle("what the accuracy depends on", x=0.01, ha="left", fontsize=12)
     counted = " and ".join(text for _, text in counts(known))
     caption = (
         f"permutation importance (scikit-learn) under random forests, on trials they did not learn from; {counted}"
     )
     figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color=GREY)
-    return figure
-
-
-def parallel_coordinates_picture(trials: Sequence[Trial], space: Space) -> Figure:
-    """A line a trial through its hyperparameters, which ends at its accuracy in the bar of colours.
-
-    A line passes below an axis where its trial has no such hyperparameter, such as momentum with
-    adam. Trials of one choice are spread a little, so that they can be told apart. What the space
-    does not vary has no axis. Of more than ten complete trials the worst tenth, and cut ones that are
-    worse still, end at the bottom of the bar: a few of them would take the colours from the others.
-
-    Examples
-    --------
-    >>> parallel_coordinates_picture([], {"dropout": Uniform(0.1, 0.5)}).texts[0].get_text()
-    'no trial has an accuracy yet'
-    """
-    if not (known := scored(trials)):
-        return message("no trial has an accuracy yet")
-    names, accuracies = varied(trials, space), means(in_state(known, "complete") or known)
-    low, high = float(np.quantile(accuracies, 0.1, method="lower")), max(accuracies)
-    scale = Uniform(low, high) if low < high else Uniform(low - 0.01, high + 0.01)
-    figure = Figure(figsize=(max(7, 1.25 * len(names) + 2.5), 5.6), layout="constrained")
-    axes = figure.subplots()
-
-    def paths(some: Sequence[Trial]) -> list[list[tuple[int, float]]]:
-        ends = np.clip([accuracy_of(trial) for trial in some], scale.low, scale.high)
-        heights = [[*_places(trial, names, space), place(scale, end)] for trial, end in zip(some, ends, strict=True)]
-        return [list(enumerate(np.nan_to_num(line, nan=BELOW))) for line in heights]
-
-    for state, look in LINES.items():
-        some = sorted(in_state(trials, state), key=accuracy_of)  # the best on top
-        lines = LineCollection(paths(some), label=state, **look)
-        axes.add_collection(lines)
-    lines.set(array=means(some), cmap=COLOURS, norm=Normalize(scale.low, scale.high))  # those of complete trials
-    handles = [Line2D([], [], label=text, **{"color": MEDIUM, **LINES[state]}) for state, text in counts(trials)]
-    if best := best_of(trials):
-        emphasis: Look = {"color": INK, "linewidth": 2.5, "path_effects": [withStroke(linewidth=5, foreground="white")]}
-        axes.add_collection(LineCollection(paths([best]), label="best", zorder=3, **emphasis))
-        handles.append(Line2D([], [], label="best", **emphasis))
-    for at, name in enumerate(names):
-        missing = any(math.isnan(place(space[name], trial.settings.get(name))) for trial in trials)
-        _upright(axes, at, _ticks(space[name]) + [(BELOW, "none")] * missing)
-    if in_state(trials, "failed"):
-        axes.text(len(names) + 0.04, BELOW, "failed", va="center", fontsize=8, color=ORANGE)
-    bar = axes.inset_axes((len(names), 0, 0.15, 1), transform=axes.transData)
-    figure.colorbar(lines, cax=bar, extend="min" if min(means(known)) < scale.low else "neither", extendfrac=0.04)
-    axes.set_xticks(range(len(names) + 1), [name.replace("_", "\n") for name in [*names, "mean_accuracy"]])
-    axes.tick_params(axis="x", bottom=False, labelbottom=False, labeltop=True)
-    axes.set(xlim=(-0.1, len(names) + 0.2), ylim=(BELOW - 0.04, 1.03), yticks=[])
-    axes.spines[:].set_visible(False)
-    finish(figure, [], trials, handles)
-    return figure
-
-
-def slices_picture(trials: Sequence[Trial], space: Space) -> Figure:
-    """Accuracy against each hyperparameter, complete trials coloured by when they were proposed.
-
-    Trials of one choice are spread a little, so that they can be told apart. What the space does
-    not vary has no panel.
-
-    Examples
-    --------
-    >>> slices_picture([], {"dropout": Uniform(0.1, 0.5)}).texts[0].get_text()
-    'no trial has an accuracy yet'
-    """
-    if not scored(trials):
-        return message("no trial has an accuracy yet")
-    if not (names := varied(trials, space)):
-        return message("no hyperparameter varies")
-    columns = min(len(names), 3 if -len(names) % 3 < -len(names) % 4 else 4)  # the fewest empty places
-    rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(2.9 * columns + 1.6, 2.5 * rows + 1), layout="constrained")
-    cells = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
-    colours = ScalarMappable(Normalize(1, max(2, *numbers(trials))), COLOURS)
-    for name, axes in zip(names, cells, strict=False):
-        at = {trial.number: _places(trial, [name], space)[0] for trial in trials}
-        handles = points(axes, trials, at, colours)
-        if best := best_of(trials):
-            handles += axes.plot(at[best.number], best.mean_accuracy, label="best", **BEST)
-        at_ticks, texts = zip(*_ticks(space[name]), strict=True)
-        axes.set_xticks(at_ticks, [text.replace("_", "\n") for text in texts], fontsize=8)
-        having = sum(math.isfinite(where) for where in at.values())
-        axes.set_xlabel(_label(name) + ("" if having == len(trials) else f" ({having} of {len(trials)} trials)"))
-        axes.set_xlim(-SCATTER, 1 + SCATTER)
-    for axes in cells[len(names) :]:
-        axes.set_axis_off()
-    figure.supylabel(ACCURACY, fontsize=10)
-    figure.colorbar(colours, ax=list(cells), label="trial", aspect=40, ticks=MaxNLocator(integer=True))
-    finish(figure, cells[: len(names)], trials, handles)
     return figure
 
 
@@ -249,40 +126,3 @@ def place(dimension: Dimension, value: Any) -> float:
     if isinstance(dimension, LogUniform):
         low, high, value = math.log10(low), math.log10(high), math.log10(value)
     return float((value - low) / (high - low))
-
-
-def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
-    """Labelled places from 0 to 1: options, or the bounds and what is round between them."""
-    values: list[Any]
-    if isinstance(dimension, Choice):
-        values = list(dimension.options[:: math.ceil(len(dimension.options) / MOST_TICKS)])
-    elif isinstance(dimension, LogUniform):
-        exponents = range(math.ceil(math.log10(dimension.low)), math.floor(math.log10(dimension.high)) + 1)
-        decades = [10.0**exponent for exponent in exponents if 0.15 < place(dimension, 10.0**exponent) < 0.85]
-        values = [dimension.low, *decades[:: math.ceil(len(decades) / 3) or 1], dimension.high]
-    else:
-        middle = (dimension.low + dimension.high) / 2
-        values = [dimension.low, int(middle) if isinstance(dimension, Integers) else middle, dimension.high]
-    texts = {f"{value:.3g}" if isinstance(value, float) else str(value): value for value in values}
-    return [(place(dimension, value), text) for text, value in texts.items()]
-
-
-def _places(trial: Trial, names: Sequence[str], space: Space) -> list[float]:
-    """A trial's places on some axes; on those of choices a little aside, evenly by the golden ratio."""
-    aside = SCATTER * (trial.number * 0.618034 % 1 - 0.5)
-    return [
-        place(space[name], trial.settings.get(name)) + (aside if isinstance(space[name], Choice) else 0)
-        for name in names
-    ]
-
-
-def _upright(axes: Axes, at: int, marks: Iterable[tuple[float, str]]) -> None:
-    """The axis of one hyperparameter, with its labels."""
-    axes.vlines(at, 0, 1, color=INK, linewidth=0.8)
-    background = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.6}
-    for height, text in marks:
-        axes.text(at + 0.04, height, text, va="center", fontsize=8, bbox=background, zorder=4)
-
-
-def _label(name: str) -> str:
-    return name.replace("_", " ")

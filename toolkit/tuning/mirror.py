@@ -16,7 +16,7 @@ from toolkit.mlflow_run import Run
 from toolkit.terminal import say
 from toolkit.tracking import RETRY_SECONDS, is_reachable, mlflow_call
 from toolkit.tuning.figures import cost_picture, history_picture
-from toolkit.tuning.importance import importance_picture, parallel_coordinates_picture, slices_picture
+from toolkit.tuning.importance import importance_picture
 from toolkit.tuning.space import Space
 from toolkit.tuning.study import Proposal, Study
 from toolkit.tuning.trial import Fold, Trial
@@ -184,9 +184,7 @@ def log_study(run: Run, study: Study, space: Space, journal: Path) -> None:
     run.text(journal.name, journal.read_text(encoding="utf-8"))
     run.metrics({"trials": len(trials), **{f"{state}_trials": study.count(state) for state in STATUS}})
     run.figure("study_history.png", history_picture(trials))
-    run.figure("parallel_coordinates.png", parallel_coordinates_picture(trials, space))
     run.figure("importance.png", importance_picture(trials, space))
-    run.figure("slices.png", slices_picture(trials, space))
     run.figure("cost.png", cost_picture(trials))
 
 

@@ -255,7 +255,7 @@ def test_inputs_that_drifted_are_red_and_say_what_changed():
     assert brightness.get_title(loc="left") == f"brightness: {found.detail} (short)"
     assert width.get_title(loc="left") == "width"
     assert called(brightness, "median").get_color() == plots.DRIFT_COLOURS["drift"]
-    assert called(width, "median").get_color() == plots.INK
+    assert called(width, "median").get_color() == plots.BLUE
     part = parts(window)[4].statistics["brightness"]
     medians = values_of(called(brightness, "median"), 20)
     assert medians[4] == pytest.approx(np.nanmedian(part), abs=0.02)
@@ -274,7 +274,7 @@ def test_names_that_matplotlib_would_read_otherwise_are_drawn_as_they_are():
     yardstick = Yardstick(odd)
     window = replace(rows_of(100, broken=0), classes=odd)
     figure = plots.predictions("$3$", timeline([], [window], yardstick), yardstick.count(window), yardstick)
-    assert {"\\$\\nothing\\$", " _hidden", "x" * 23 + "…"} == set(legend_of(figure.axes[0]))
+    assert {"\\$\\nothing\\$", " _hidden", "x" * 12 + "…" + "x" * 11} == set(legend_of(figure.axes[0]))
     figure.draw_without_rendering()
 
 

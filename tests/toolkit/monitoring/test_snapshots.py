@@ -11,6 +11,7 @@ from toolkit.monitoring import snapshots, statistics
 from toolkit.monitoring.drift import DriftReport, compare
 from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.yardstick import Yardstick
+from toolkit.plotting import MIN_IN_BIN
 
 YARDSTICK = Yardstick(names(3), baseline_of(500, np.random.default_rng(0)))
 WINDOW = window_of(1_000, np.random.default_rng(1))
@@ -69,19 +70,18 @@ def test_calibration_is_that_of_the_labelled_predictions(with_baseline):
     bins = calibration_bins(WINDOW.probabilities[told].astype(np.float32), WINDOW.labels[told])
     filled = bins.count > 0
     upper, lower = figure.axes
-    large, few, dots, hollow = upper.collections[-4:]
-    enough, little = bins.count >= snapshots.FEWEST_IN_A_BIN, filled & (bins.count < snapshots.FEWEST_IN_A_BIN)
+    bounds, dots, hollow = upper.collections[-4:-1]  # the last one is in the legend alone
+    enough, little = bins.count >= MIN_IN_BIN, filled & (bins.count < MIN_IN_BIN)
     line = upper.lines[-1]
     for drawn, chosen in ((line.get_xydata(), enough), (dots.get_offsets(), enough), (hollow.get_offsets(), little)):
         np.testing.assert_allclose(drawn, np.column_stack([bins.confidence, bins.accuracy])[chosen])
-    for drawn, chosen in ((large, enough), (few, little)):
-        ends = [segment[:, 1] for segment in drawn.get_segments()]
-        right = np.rint(bins.accuracy[chosen] * bins.count[chosen])
-        expected = [statistics.wilson(r, n) for r, n in zip(right, bins.count[chosen], strict=True)]
-        np.testing.assert_allclose(ends, expected)
+    ends = [segment[:, 1] for segment in bounds.get_segments()]
+    right = np.rint(bins.accuracy[filled] * bins.count[filled])
+    expected = [statistics.wilson(r, n) for r, n in zip(right, bins.count[filled], strict=True)]
+    np.testing.assert_allclose(ends, expected)
     assert little.any()
     assert (np.diff(dots.get_sizes()[np.argsort(bins.count[enough])]) >= 0).all()  # the more labels the larger
-    np.testing.assert_array_equal(lower.patches[0].get_data()[0], bins.count)
+    np.testing.assert_array_equal(lower.patches[-1].get_data()[0], bins.count)
     assert f": ECE {bins.error:.1%} (" in figure.get_suptitle()
     grey = [drawn for drawn in upper.collections if str(drawn.get_label()).startswith("reference")]
     assert len(grey) == with_baseline

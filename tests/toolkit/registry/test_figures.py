@@ -12,7 +12,8 @@ from matplotlib.text import Annotation, Text
 
 from toolkit.baseline import Baseline
 from toolkit.errors import SettingsError
-from toolkit.registry.figures import BLUE, ORANGE, Column, comparison_figure
+from toolkit.plotting import BLUE, ORANGE
+from toolkit.registry.figures import Column, comparison_figure
 from toolkit.registry.paired import Tally, pair
 from toolkit.registry.scores import wilson
 
@@ -28,16 +29,10 @@ def baseline(right: str, labels: str, classes: Sequence[str] = ("cat", "dog"), c
     return Baseline(tuple(classes), rows, truth, np.array([f"picture {index}" for index in range(len(truth))]))
 
 
-def columns(*baselines: Baseline, latency: Sequence[float | None] | None = None) -> list[Column]:
+def columns(*baselines: Baseline) -> list[Column]:
     first = baselines[0]
     return [
-        Column(
-            f"v{index + 1}",
-            each,
-            None if index == 0 else pair(first, each).whole,
-            latency[index] if latency else 20.0 + index,
-            10.0 * (index + 1),
-        )
+        Column(f"v{index + 1}", each, None if index == 0 else pair(first, each).whole)
         for index, each in enumerate(baselines)
     ]
 
@@ -120,25 +115,13 @@ def test_what_was_lost_and_gained_are_bars_to_either_side_with_the_p_value() -> 
 
 def test_a_tiny_p_value_is_not_zero() -> None:
     one = baseline("1", "0")
-    pairs = [Column("v1", one, None, None, 1.0), Column("v2", one, Tally(gained=400, both=900), None, 1.0)]
+    pairs = [Column("v1", one, None), Column("v2", one, Tally(gained=400, both=900))]
     assert beside(chart(comparison_figure(pairs), "pictures lost")) == ["p < 0.001, 1,300 shared"]
 
 
-def test_latency_and_size_are_bars_with_their_figures() -> None:
-    one = baseline("1", "0")
-    figure = comparison_figure(columns(one, one, one, latency=[21.34, None, 1234.5]))
-    latency, size = chart(figure, "latency, ms"), chart(figure, "size, MB")
-    assert [length for _, length, _ in bars(latency)] == [21.34, 0, 1234.5]
-    assert [text.get_text() for text in latency.texts] == ["21.3", "not measured", "1,234"]
-    assert [length for _, length, _ in bars(size)] == [10, 20, 30]
-    assert [text.get_text() for text in size.texts] == ["10.0", "20.0", "30.0"]
-
-
-def test_what_was_not_measured_or_has_nothing_to_be_compared_with_has_no_chart() -> None:
-    figure = comparison_figure(columns(baseline("1", "0"), latency=[None]))
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert "size, MB" in titles
-    assert not [title for title in titles if title.startswith(("latency", "pictures lost"))]
+def test_what_has_nothing_to_be_compared_with_has_no_chart() -> None:
+    figure = comparison_figure(columns(baseline("1", "0")))
+    assert not [axes for axes in figure.axes if axes.get_title(loc="left").startswith("pictures lost")]
 
 
 # --- classes ------------------------------------------------------------------------------------
@@ -199,7 +182,7 @@ def test_of_one_version_each_class_is_a_point_with_its_interval() -> None:
 # --- calibration --------------------------------------------------------------------------------
 
 
-def test_the_reliability_diagram_shows_ten_bins_and_the_error() -> None:
+def test_the_reliability_diagram_shows_the_bins_and_the_error() -> None:
     """Four pictures at 0.75 of which three are right, and two at 0.625 of which none is."""
     confident, unsure = baseline("1101", "0011"), baseline("00", "01", confidence=0.625)
     whole = Baseline(
@@ -208,12 +191,11 @@ def test_the_reliability_diagram_shows_ten_bins_and_the_error() -> None:
         np.concatenate([confident.labels, unsure.labels]),
     )
     axes = chart(comparison_figure(columns(baseline("1", "0"), whole)), "v2")
-    (curve,) = [line for line in axes.lines if line.get_marker() == "o"]
-    assert list(zip(curve.get_xdata(), curve.get_ydata(), strict=True)) == [(0.625, 0), (0.75, 0.75)]
-    bounds = [[(x, wilson(r, n)[1]), (x, wilson(r, n)[2])] for x, r, n in ((0.625, 0, 2), (0.75, 3, 4))]
-    assert np.allclose(segments(axes), bounds)
-    shares = {round(bar.get_x(), 1): bar.get_height() for bar in axes.patches if bar.get_height()}
-    assert shares == {0.6: pytest.approx(2 / 6), 0.7: pytest.approx(4 / 6)}
+    bounds, solid, hollow, _ = axes.collections
+    assert hollow.get_offsets().tolist() == [[0.625, 0], [0.75, 0.75]]
+    assert not len(solid.get_offsets()), "no bin has ten pictures"
+    expected = [[(x, wilson(r, n)[1]), (x, wilson(r, n)[2])] for x, r, n in ((0.625, 0, 2), (0.75, 3, 4))]
+    assert np.allclose(bounds.get_segments(), expected)
     assert axes.get_title(loc="right") == f"ECE {2 / 6 * 0.625:.3f}"
     diagonal = [line for line in axes.lines if line.get_linestyle() == ":"]
     assert [list(line.get_xdata()) for line in diagonal] == [list(line.get_ydata()) for line in diagonal] == [[0, 1]]
@@ -285,4 +267,4 @@ def test_long_names_lose_their_middle_and_dollar_signs_are_no_mathematics() -> N
 @pytest.mark.parametrize("count", [0, 11])
 def test_too_few_and_too_many_versions_are_refused(count: int) -> None:
     with pytest.raises(SettingsError, match=rf"^a figure compares 1 to 10 versions, got {count}$"):
-        comparison_figure([Column("v", NOTHING, None, None, 1.0)] * count)
+        comparison_figure([Column("v", NOTHING, None)] * count)

@@ -1,29 +1,16 @@
-"""What decides comes out on top, what does not stays near zero, and the pictures show every setting in its place."""
+"""What decides comes out on top, what does not stays near zero, and every setting has its place."""
 
 import io
 from collections.abc import Callable
-from itertools import combinations, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.collections import LineCollection
-from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 
-from toolkit.tuning.figures import COLOURS, GREY, INK, ORANGE
-from toolkit.tuning.importance import (
-    BELOW,
-    FEWEST,
-    SCATTER,
-    importance_picture,
-    importances,
-    parallel_coordinates_picture,
-    place,
-    slices_picture,
-)
+from toolkit.tuning.importance import FEWEST, importance_picture, importances, place
 from toolkit.tuning.space import FULL, QUICK, Choice, Dimension, Integers, LogUniform, Space, Uniform
 from toolkit.tuning.trial import Fold, Trial
 
@@ -72,27 +59,6 @@ def study(
 
 def noise(_: dict[str, Any], random: np.random.Generator) -> float:
     return float(random.uniform(0.7, 0.9))
-
-
-def drawn(figure: Figure) -> bytes:
-    """The figure as a PNG, so that everything has found its place."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=50)
-    return buffer.getvalue()
-
-
-def legend(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
-
-
-def lines(figure: Figure, label: str) -> LineCollection:
-    (found,) = [each for each in figure.axes[0].collections if each.get_label() == label]
-    return found
-
-
-def heights(figure: Figure, label: str) -> list[list[float]]:
-    """Of each line of a state, its height at each axis."""
-    return [[float(point[1]) for point in segment] for segment in lines(figure, label).get_segments()]
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "batch_size", "epochs", "optimizer", "momentum"])
@@ -165,157 +131,17 @@ def test_the_importance_picture_has_a_bar_for_each_hyperparameter_the_highest_on
     )
 
 
-BY_HAND = [
-    trial(0, {"learning_rate": 1e-4, "optimizer": "sgd", "momentum": 0.92, "epochs": 20, "image_size": 32}, 0.6, 0.8),
-    trial(1, {"learning_rate": 1e-3, "optimizer": "adam", "epochs": 50, "image_size": 32}, 0.8, 0.8),
-    trial(2, {"learning_rate": 1e-5, "optimizer": "adam", "epochs": 10, "image_size": 32}, 0.5, state="cut"),
-    trial(3, {"learning_rate": 1e-5, "optimizer": "adam", "epochs": 30, "image_size": 32}, 0.9, state="failed"),
-    trial(4, {"learning_rate": 1e-4, "optimizer": "adam", "epochs": 40, "image_size": 32}, 0.6, 0.6),
-]
-
-
-def test_a_line_passes_through_the_settings_of_its_trial_and_ends_at_its_accuracy() -> None:
-    """The accuracies of complete trials are 0.6, 0.7 and 0.8, and that of the cut one is below. Options are spread."""
-    figure = parallel_coordinates_picture(BY_HAND, SMALL)
-    expected = {
-        "complete": [[0.5, 0, BELOW, 0.75, 0], [0.5, 1, 0.25, 0.25, 0.5], [1, 0, BELOW, 1, 1]],
-        "cut": [[0, 0, BELOW, 0, 0]],
-        "failed": [[0, 0, BELOW, 0.5, BELOW]],
-        "best": [[1, 0, BELOW, 1, 1]],
-    }
-    for state, wanted in expected.items():
-        apart = np.abs(np.subtract(heights(figure, state), wanted))
-        assert np.allclose(apart * [1, 0, 1, 1, 1], 0)
-        assert apart.max() < SCATTER
-    assert legend(figure) == ["3 complete", "1 cut", "1 failed", "best"]
-
-
-def test_lines_are_coloured_by_accuracy_beside_a_bar_of_the_same_colours() -> None:
-    figure = parallel_coordinates_picture(BY_HAND, SMALL)
-    drawn(figure)
-    expected = [COLOURS(height)[:3] for height in (0.0, 0.5, 1.0)]
-    assert np.allclose(lines(figure, "complete").get_colors()[:, :3], expected, atol=0.01)
-    assert to_hex(lines(figure, "cut").get_colors()[0]) == GREY
-    assert to_hex(lines(figure, "failed").get_colors()[0]) == ORANGE
-    assert to_hex(lines(figure, "best").get_colors()[0]) == INK
-    (bar,) = figure.axes[0].child_axes
-    assert bar.get_ylim() == (0.6, 0.8)
-
-
-def test_the_worst_tenth_does_not_take_the_colours_from_the_others() -> None:
-    """Of eleven trials, one did not learn."""
-    accuracies = [0.1, *np.linspace(0.9, 0.99, 10)]
-    trials = [trial(n, {"epochs": 10 + n}, float(accuracy)) for n, accuracy in enumerate(accuracies)]
-    for some, scale, second in ((trials, (0.9, 0.99), 0), (trials[:10], (0.1, 0.98), 0.8 / 0.88)):
-        figure = parallel_coordinates_picture(some, SMALL)
-        (bar,) = figure.axes[0].child_axes
-        assert bar.get_ylim() == pytest.approx(scale)
-        assert [line[-1] for line in heights(figure, "complete")][:2] == pytest.approx([0, second])
-
-
-def test_axes_are_named_and_labelled_in_the_units_of_their_hyperparameter() -> None:
-    axes = parallel_coordinates_picture(BY_HAND, SMALL).axes[0]
-    assert [label.get_text() for label in axes.get_xticklabels()] == [
-        "learning\nrate",
-        "optimizer",
-        "momentum",
-        "epochs",
-        "mean\naccuracy",
-    ]
-    written = {(int(text.get_position()[0]), round(text.get_position()[1], 3)): text.get_text() for text in axes.texts}
-    assert written == {
-        (0, 0): "1e-05",
-        (0, 0.5): "0.0001",
-        (0, 1): "0.001",
-        (1, 0): "adam",
-        (1, 1): "sgd",
-        (2, 0): "0.9",
-        (2, 0.5): "0.94",
-        (2, 1): "0.98",
-        (2, BELOW): "none",
-        (3, 0): "10",
-        (3, 0.5): "30",
-        (3, 1): "50",
-        (4, BELOW): "failed",
-    }
-
-
-def test_slices_show_each_value_against_the_accuracy() -> None:
-    figure = slices_picture(BY_HAND, SMALL)
-    panels = {axes.get_xlabel(): axes for axes in figure.axes if axes.get_xlabel()}
-    assert list(panels) == ["learning rate", "optimizer", "momentum (1 of 5 trials)", "epochs"]
-    complete = {name: np.asarray(axes.collections[0].get_offsets()) for name, axes in panels.items()}
-    assert np.allclose(complete["learning rate"], [[0.5, 0.7], [1, 0.8], [0.5, 0.6]])
-    assert np.allclose(complete["epochs"], [[0.25, 0.7], [1, 0.8], [0.75, 0.6]])
-    assert np.allclose(complete["optimizer"], [[1, 0.7], [0, 0.8], [0, 0.6]], atol=SCATTER)
-    assert np.allclose(complete["momentum (1 of 5 trials)"][0], [0.25, 0.7])
-    cut, failed, best = panels["epochs"].lines
-    assert (list(cut.get_xdata()), list(cut.get_ydata())) == ([0], [0.5])
-    assert list(failed.get_xdata()) == [0.5]
-    assert (list(best.get_xdata()), list(best.get_ydata())) == ([1], [0.8])
-    assert len({axes.get_ylim() for axes in panels.values()}) == 1
-    ticks = panels["learning rate"]
-    assert [label.get_text() for label in ticks.get_xticklabels()] == ["1e-05", "0.0001", "0.001"]
-    assert legend(figure) == ["3 complete", "1 cut, mean so far", "1 failed", "best"]
-
-
-def test_slices_colour_trials_by_their_number() -> None:
-    figure = slices_picture(BY_HAND, SMALL)
-    points = figure.axes[0].collections[0]
-    assert [to_hex(colour) for colour in points.get_facecolors()] == [to_hex(COLOURS(at)) for at in (0, 0.25, 1.0)]
-    bar = figure.axes[-1]
-    assert (bar.get_ylabel(), bar.get_ylim()) == ("trial", (1, 5))
-
-
-def test_trials_of_one_choice_are_spread_so_that_each_can_be_seen() -> None:
-    trials = [trial(n, {"optimizer": "adam"}, 0.5) for n in range(20)]
-    places = np.sort(np.asarray(slices_picture(trials, SMALL).axes[0].collections[0].get_offsets())[:, 0])
-    assert np.abs(places).max() <= SCATTER / 2
-    assert np.diff(places).min() > SCATTER / 100
-
-
-WITH_SPACE = (parallel_coordinates_picture, slices_picture, importance_picture)
-
-
-@pytest.mark.parametrize("picture", WITH_SPACE)
 @pytest.mark.parametrize(("count", "space"), [(1, SMALL), (2, SMALL), (300, FULL), (6, QUICK)])
-def test_a_study_of_any_size_can_be_drawn(picture, count: int, space: Space) -> None:
-    figure = picture(study(count, space, noise), space)
-    assert drawn(figure).startswith(b"\x89PNG")
-    for axes in figure.axes:
-        labels = [label for label in axes.get_xticklabels() if label.get_text()]
-        boxes = [label.get_window_extent() for label in labels if axes.get_visible() and axes.axison]
-        assert not any(box.overlaps(other) for box, other in combinations(boxes, 2))
+def test_a_study_of_any_size_can_be_drawn(count: int, space: Space) -> None:
+    buffer = io.BytesIO()
+    importance_picture(study(count, space, noise), space).savefig(buffer, format="png", dpi=50)
+    assert buffer.getvalue().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("picture", WITH_SPACE[:2])
-def test_a_study_of_failures_or_without_trials_says_so(picture) -> None:
-    for trials in ([], [trial(0, {"epochs": 20}, 0.9, state="failed")]):
-        figure = picture(trials, SMALL)
-        assert [text.get_text() for text in figure.texts] == ["no trial has an accuracy yet"]
-        assert drawn(figure)
-
-
-@pytest.mark.parametrize("picture", WITH_SPACE[:2])
-def test_a_study_without_a_complete_trial_has_no_best(picture) -> None:
-    figure = picture(BY_HAND[2:4], SMALL)
-    assert [text.split(",")[0] for text in legend(figure)] == ["1 cut", "1 failed"]
-    assert drawn(figure)
-
-
-def test_a_space_with_nothing_to_vary_has_no_slices_and_no_importances() -> None:
-    space = {"image_size": Choice((32,))}
+def test_a_space_with_nothing_to_vary_has_no_importances() -> None:
     trials = [trial(n, {"image_size": 32}, 0.5 + n / 100) for n in range(FEWEST)]
-    for picture in (slices_picture, importance_picture):
-        assert [text.get_text() for text in picture(trials, space).texts] == ["no hyperparameter varies"]
-    assert len(heights(parallel_coordinates_picture(trials, space), "complete")) == FEWEST
-
-
-def test_of_many_options_some_are_labelled() -> None:
-    space = {"batch_size": Choice(tuple(range(1, 101)))}
-    (axes, *_) = slices_picture([trial(0, {"batch_size": 7}, 0.5)], space).axes
-    labels = [label.get_text() for label in axes.get_xticklabels()]
-    assert (labels[0], len(labels) <= 12) == ("1", True)
+    figure = importance_picture(trials, {"image_size": Choice((32,))})
+    assert [text.get_text() for text in figure.texts] == ["no hyperparameter varies"]
 
 
 @pytest.mark.parametrize(

@@ -632,8 +632,6 @@ def test_a_study_is_logged_with_its_table_its_journal_and_its_pictures(study: Ru
     assert sorted(files) == [
         "cost.png",
         "importance.png",
-        "parallel_coordinates.png",
-        "slices.png",
         "study_history.png",
     ]
     for path in files.values():
