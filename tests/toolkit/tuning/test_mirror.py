@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from support import COLOURS, colour_picture
+from support.mlflow_stores import Clock, file_of
 from toolkit.errors import TrackingError
 from toolkit.mlflow_run import Run
 from toolkit.tracking import RETRY_SECONDS, MlflowClient, connect
@@ -58,15 +59,6 @@ TRIALS = (
     trial(1, state="failed", reason="the loss became nan"),
     trial(2, fold(0.5), state="cut", reason=CUT),
 )
-
-
-class Clock:
-    """Seconds that pass when they are told to."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 # --- a store, and what is in it -----------------------------------------------------------------
@@ -139,10 +131,6 @@ def work(mirror: Mirror, told: list[Trial], trials: tuple[Trial, ...] = TRIALS) 
         told.append(trial)
         mirror.ended(trial, best_of(told))
     mirror.flush()
-
-
-def file_of(client: MlflowClient) -> Path:
-    return Path(client.tracking_uri.removeprefix("sqlite:///").partition("?")[0])
 
 
 def shown(study: Run) -> list[dict[str, Any]]:
