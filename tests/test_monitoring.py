@@ -799,7 +799,7 @@ def test_labels_are_wanted_as_many_as_settle_it(monitor):
 
 
 def test_what_is_kept_of_old_predictions(baseline, monkeypatch):
-    monkeypatch.setattr("toolkit.monitoring.retention.LEAST_ROWS", 1000)
+    monkeypatch.setattr("toolkit.monitoring.rollups.MIN_ROWS", 1000)
     with ModelMonitor("m.db", baseline, config=MonitorConfig(keep_rows=1000)) as monitor:
         for _ in range(3):
             feed(monitor, 1000, np.random.default_rng(3), labelled=False)

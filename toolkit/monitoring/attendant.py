@@ -7,13 +7,12 @@ import time
 
 from toolkit.errors import one_line
 from toolkit.monitoring.alert_store import Alert
-from toolkit.monitoring.blocks import BLOCK, fold, roll_up
 from toolkit.monitoring.config import MonitorConfig
 from toolkit.monitoring.counts import Counts
 from toolkit.monitoring.evaluator import EVERY
 from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.lookout import Lookout
-from toolkit.monitoring.retention import forget
+from toolkit.monitoring.rollups import ROLLUP_SIZE, delete_expired, merge_old_rollups, write_due_rollups
 from toolkit.monitoring.sinks import Sinks
 from toolkit.monitoring.store import Model, PredictionStore
 from toolkit.monitoring.view import View
@@ -21,7 +20,7 @@ from toolkit.monitoring.windows import Window
 
 logger = logging.getLogger(__name__)
 
-BLOCKS_AT_ONCE = 2  # made or deleted in one go, so that predictions do not wait long to be written
+ROLLUPS_AT_ONCE = 2  # written or emptied in one go, so that predictions do not wait long to be written
 
 
 class Attendant:
@@ -30,7 +29,7 @@ class Attendant:
     Parameters
     ----------
     store
-        Predictions, labels, blocks and alerts.
+        Predictions, labels, rollups and alerts.
     limits
         What counts as too much; as the store says, when None.
     sinks
@@ -46,7 +45,8 @@ class Attendant:
         self._lookout = Lookout(store, config.clock, sinks.send)
         self._view: View | None = None
         self._making = threading.Lock()
-        self._news = self._unfolded = 0  # predictions and labels since the last look; predictions since the last fold
+        self._news = 0  # predictions and labels since the last look
+        self._since_rollup = 0  # and since rollups were written
         self._looked = -math.inf  # on the monotonic clock
 
     def view(self, model: Model) -> View:
@@ -67,15 +67,15 @@ class Attendant:
             Predictions and labels since the last call.
         """
         self._news += news
-        self._unfolded += news
+        self._since_rollup += news
         wait = self._looked + self._config.evaluation_pause - time.monotonic()
         if self._news < EVERY and wait > 0:
             return wait if self._news else None
         self._news, self._looked = 0, time.monotonic()
         try:
             self.look(model)
-            if self._unfolded >= BLOCK:
-                self._unfolded = 0
+            if self._since_rollup >= ROLLUP_SIZE:
+                self._since_rollup = 0
                 self._tidy(model)
         except Exception as error:  # noqa: BLE001  # nothing is lost by it
             logger.warning("alerts could not be checked: %s", one_line(error))
@@ -106,9 +106,9 @@ class Attendant:
         def add(older: bytes, newer: bytes) -> bytes:
             return (Counts.from_bytes(older) + Counts.from_bytes(newer)).to_bytes()
 
-        fold(self._store, model, make, BLOCKS_AT_ONCE)
+        write_due_rollups(self._store, model, make, ROLLUPS_AT_ONCE)
         keep_days, keep_rows = self._config.keep_days, self._config.keep_rows
         if keep_days is not None or keep_rows is not None:
             self.look(model, save=True)  # a process that goes on from here needs the rows before this place
-            forget(self._store, keep_days, keep_rows, now=self._config.clock(), at_most=BLOCKS_AT_ONCE)
-            roll_up(self._store, model, add)
+            delete_expired(self._store, keep_days, keep_rows, now=self._config.clock(), at_most=ROLLUPS_AT_ONCE)
+            merge_old_rollups(self._store, model, add)

@@ -2,7 +2,7 @@
 
 The store is the one truth: every process, the one that serves, another one or a notebook, takes the same
 predictions and labels in the same order, and so comes to the same metrics and alerts. A process that begins
-goes on from the checkpoint in the store: blocks give what is older than the windows, rows give the windows,
+goes on from the checkpoint in the store: rollups give what is older than the windows, rows give the windows,
 and what followed the checkpoint is evaluated as it would have been by the process before.
 """
 
@@ -18,7 +18,6 @@ import numpy as np
 
 from toolkit.errors import StoreError
 from toolkit.monitoring import checkpoints
-from toolkit.monitoring.blocks import Block, read_blocks
 from toolkit.monitoring.checkpoints import Checkpoint
 from toolkit.monitoring.counts import Counts
 from toolkit.monitoring.evaluator import Evaluator, Transition
@@ -26,6 +25,7 @@ from toolkit.monitoring.events import AT_ONCE, Events, read_events
 from toolkit.monitoring.feedback import Feedback
 from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.rolling import LONGEST
+from toolkit.monitoring.rollups import Rollup, read_rollups
 from toolkit.monitoring.store import Model, PredictionStore
 from toolkit.monitoring.windows import Window
 from toolkit.monitoring.yardstick import Yardstick
@@ -63,7 +63,7 @@ class View:
         self._evaluator: Evaluator | None = None
         self._checkpoint = Checkpoint()  # the place in the stream; its state is made when it is asked for
         self._transitions: list[Transition] = []  # not yet written
-        self._ahead: list[Block] = []  # blocks that know of labels which the stream has yet to bring
+        self._ahead: list[Rollup] = []  # rollups that know of labels which the stream has yet to bring
         self._stamp: tuple[str, int, int] | None = None  # of the store at the last look
         self._lock = threading.Lock()
 
@@ -118,7 +118,7 @@ class View:
 
     def history(self) -> tuple[list[Counts], Iterator[Window]]:
         """All there is, for metrics over time: counts of older predictions, and the latest ones as rows."""
-        kept = _older_than_windows(read_blocks(self._store, self.model), None)
+        kept = _older_than_windows(read_rollups(self._store, self.model), None)
         return self._unpacked(kept), self._rows(kept[-1].last if kept else 0)
 
     def _rows(self, after: int, until: int | None = None, told: int | None = None) -> Iterator[Window]:
@@ -140,20 +140,20 @@ class View:
     def _begin(self) -> Evaluator:
         """Everything as it was at the checkpoint."""
         saved = checkpoints.load(self._store, self.model)
-        kept = _older_than_windows(read_blocks(self._store, self.model), saved.sequence)
-        gone = kept[-1].last if kept else 0  # up to here there are blocks, from there on rows
+        kept = _older_than_windows(read_rollups(self._store, self.model), saved.sequence)
+        gone = kept[-1].last if kept else 0  # up to here there are rollups, from there on rows
         self._checkpoint = replace(saved, sequence=max(saved.sequence, gone))
         self._transitions = []
         evaluator = self._fresh(functools.reduce(operator.add, self._unpacked(kept), self.yardstick.empty()))
         if saved.sequence > gone:
             for rows in self._rows(gone, saved.sequence, saved.label):
                 evaluator.add(rows)
-        for block in kept:
-            after = block.last_label
+        for rollup in kept:
+            after = rollup.last_label
             while after < saved.label and (labels := self._store.labels.since(self.model, after, AT_ONCE)).n:
                 after = int(labels.number[-1])
-                evaluator.relabel(labels.take((labels.number <= saved.label) & _within(labels, block)))
-        self._ahead = [block for block in kept if block.last_label > saved.label]
+                evaluator.relabel(labels.take((labels.number <= saved.label) & _within(labels, rollup)))
+        self._ahead = [rollup for rollup in kept if rollup.last_label > saved.label]
         if saved.state is not None:
             evaluator.restore(saved.position, saved.label, saved.state)
         self._evaluator = evaluator
@@ -163,10 +163,10 @@ class View:
         return Evaluator(self.yardstick, self.limits, before=before)
 
     def _counted(self, labels: Feedback) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        """Which labels are not yet in the counts that a block brought."""
+        """Which labels are not yet in the counts that a rollup brought."""
         counted = np.full(labels.n, True)
-        for block in self._ahead:
-            counted &= ~(_within(labels, block) & (labels.number <= block.last_label))
+        for rollup in self._ahead:
+            counted &= ~(_within(labels, rollup) & (labels.number <= rollup.last_label))
         return counted
 
     def _move(self, evaluator: Evaluator, events: Events) -> None:
@@ -178,39 +178,39 @@ class View:
             label=int(labels.number[-1]) if labels.n else self._checkpoint.label,
         )
 
-    def _unpacked(self, blocks: Sequence[Block]) -> list[Counts]:
-        """The counts of blocks, those left out that are of other bins."""
+    def _unpacked(self, rollups: Sequence[Rollup]) -> list[Counts]:
+        """The counts of rollups, those left out that are of other bins."""
         found = []
-        for block in blocks:
+        for rollup in rollups:
             try:
-                counts = Counts.from_bytes(block.counts)
+                counts = Counts.from_bytes(rollup.counts)
                 if counts.yardstick == self.yardstick.name:
                     found.append(counts)
                     continue
                 reason = "they were counted in the bins of another reference"
             except StoreError as error:
                 reason = str(error)
-            logger.warning("%d predictions of version %s are left out: %s", block.n, self.model.version, reason)
+            logger.warning("%d predictions of version %s are left out: %s", rollup.n, self.model.version, reason)
         return found
 
 
-def _within(labels: Feedback, block: Block) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    inside: np.ndarray[tuple[int], np.dtype[np.bool_]] = (labels.sequence >= block.first) & (
-        labels.sequence <= block.last
+def _within(labels: Feedback, rollup: Rollup) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    inside: np.ndarray[tuple[int], np.dtype[np.bool_]] = (labels.sequence >= rollup.first) & (
+        labels.sequence <= rollup.last
     )
     return inside
 
 
-def _older_than_windows(blocks: Sequence[Block], sequence: int | None) -> list[Block]:
-    """All blocks but those whose predictions are there as rows and may be in a window, or come later.
+def _older_than_windows(rollups: Sequence[Rollup], sequence: int | None) -> list[Rollup]:
+    """All rollups but those whose predictions are there as rows and may be in a window, or come later.
 
     Parameters
     ----------
     sequence
         The last prediction in the windows; the latest of all when None.
     """
-    kept, inside = list(blocks), 0
+    kept, inside = list(rollups), 0
     while kept and kept[-1].has_rows and inside < LONGEST:
-        block = kept.pop()
-        inside += block.n if sequence is None or block.last <= sequence else 0
+        rollup = kept.pop()
+        inside += rollup.n if sequence is None or rollup.last <= sequence else 0
     return kept

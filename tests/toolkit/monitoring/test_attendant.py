@@ -7,10 +7,10 @@ import pytest
 
 from support.prediction_fixtures import answers, baseline_of, names
 from toolkit.monitoring.attendant import Attendant
-from toolkit.monitoring.blocks import read_blocks
 from toolkit.monitoring.config import MonitorConfig
 from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.models import Model
+from toolkit.monitoring.rollups import read_rollups
 from toolkit.monitoring.sinks import Sinks
 from toolkit.monitoring.store import Prediction
 
@@ -69,12 +69,12 @@ def test_the_rest_of_a_burst_is_evaluated_after_the_pause_and_nothing_without_on
     assert worker.attend(MODEL, 0) is None
 
 
-def test_a_thousand_predictions_become_a_block_and_old_ones_go(store):
+def test_a_thousand_predictions_become_a_rollup_and_old_ones_go(store):
     worker = attendant(store, keep_days=1)
     for step in range(12):
         write(store, 1 + 1000 * step, 1000, answers(1000, np.random.default_rng(step))[0])
         worker.attend(MODEL, 1000)
-    assert [block.n for block in read_blocks(store, MODEL)] == [1000] * 12
+    assert [rollup.n for rollup in read_rollups(store, MODEL)] == [1000] * 12
     assert store.window(MODEL).n == 10_000  # the others are older than a day; these are of the windows
     assert worker.view(MODEL).catch_up().counts("long").n == 12_000
 

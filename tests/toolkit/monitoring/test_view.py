@@ -8,11 +8,10 @@ import pytest
 from support.prediction_fixtures import baseline_of, window_of
 from toolkit.monitoring import rolling as rings
 from toolkit.monitoring import view as module
-from toolkit.monitoring.blocks import fold
 from toolkit.monitoring.checkpoints import commit
 from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.models import Model
-from toolkit.monitoring.retention import forget
+from toolkit.monitoring.rollups import delete_expired, write_due_rollups
 from toolkit.monitoring.store import Prediction, PredictionStore
 from toolkit.monitoring.timeline import timeline
 from toolkit.monitoring.view import View
@@ -79,30 +78,30 @@ def test_a_view_that_follows_and_one_that_comes_late_agree(store):
     assert figures(following)["long"].n_labels > 200
 
 
-def test_blocks_stand_in_for_what_the_windows_no_longer_hold(file_store, monkeypatch):
+def test_rollups_stand_in_for_what_the_windows_no_longer_hold(file_store, monkeypatch):
     monkeypatch.setattr(module, "LONGEST", 2000)
     monkeypatch.setattr(rings, "LONGEST", 2000)
-    monkeypatch.setattr("toolkit.monitoring.retention.LEAST_ROWS", 2000)
+    monkeypatch.setattr("toolkit.monitoring.rollups.MIN_ROWS", 2000)
     monkeypatch.setitem(WINDOWS, "medium", 2000)
     following = View(file_store, MODEL, BUDGET)
     file_store.write(predictions_of(5300, 3))
     tell(file_store, range(1, 5301, 7), 1)
     whole = figures(following)
-    assert fold(file_store, MODEL, make(following)) == 5
+    assert write_due_rollups(file_store, MODEL, make(following)) == 5
     assert figures(View(file_store, MODEL, BUDGET)) == whole
-    tell(file_store, range(1, 5301, 11), 2)  # the blocks are stale now, and nobody makes them again
+    tell(file_store, range(1, 5301, 11), 2)  # the rollups are stale now, and are not written again
     assert figures(View(file_store, MODEL, BUDGET)) == figures(following)
     assert figures(following)["long"].n_labels > whole["long"].n_labels
-    assert fold(file_store, MODEL, make(following)) == 5
-    assert forget(file_store, keep_rows=2000) == 3000
+    assert write_due_rollups(file_store, MODEL, make(following)) == 5
+    assert delete_expired(file_store, keep_rows=2000) == 3000
     assert figures(View(file_store, MODEL, BUDGET)) == figures(following)
 
 
-def test_blocks_of_another_reference_are_left_out_and_that_is_said(file_store, monkeypatch, caplog):
+def test_rollups_of_another_reference_are_left_out_and_that_is_said(file_store, monkeypatch, caplog):
     monkeypatch.setattr(module, "LONGEST", 1000)
     file_store.write(predictions_of(3000, 4))
     save(file_store)
-    fold(file_store, MODEL, make(View(file_store, replace(MODEL, baseline=None), BUDGET)))
+    write_due_rollups(file_store, MODEL, make(View(file_store, replace(MODEL, baseline=None), BUDGET)))
     monkeypatch.setattr(rings, "LONGEST", 1000)
     assert figures(View(file_store, MODEL, BUDGET))["long"].n == 1000
     assert "1000 predictions of version 1 are left out: they were counted in the bins of another" in caplog.text
@@ -117,7 +116,7 @@ def test_labels_of_complaints_are_kept_and_not_counted(store):
     tell(store, range(1, 6), 2, source="complaint")
     assert figures(view)["long"].n_labels == 10
     same(view, View(store, MODEL, BUDGET))
-    fold(store, MODEL, make(view))
+    write_due_rollups(store, MODEL, make(view))
     assert figures(View(store, MODEL, BUDGET))["long"].right == figures(view)["long"].right
 
 
@@ -206,9 +205,9 @@ def test_history_tells_a_step_where_it_was(file_store):
         {i: MODEL.classes[(k + (i > tell_from)) % K] for i, k in answered.items()}, "audit", 1.0
     )  # fmt: skip
     view = View(store, MODEL, BUDGET)
-    for blocks in (0, 2):
-        if blocks:
-            assert fold(store, MODEL, make(view)) == 12
+    for rollups in (0, 2):
+        if rollups:
+            assert write_due_rollups(store, MODEL, make(view)) == 12
         line = timeline(*view.history(), view.yardstick)
         accuracy = [point.right / point.n_labels for point in line.points]
         ends = line.ends.tolist()
@@ -230,5 +229,5 @@ def test_what_is_drawn_is_known_to_whoever_follows_and_whoever_comes_late(store)
         assert figures(View(store, MODEL, BUDGET)) == figures(following)
     whole = figures(following)["long"]
     assert 20 < whole.strata[3].sum() < whole.n_labels
-    fold(store, MODEL, make(following))
+    write_due_rollups(store, MODEL, make(following))
     assert figures(View(store, MODEL, BUDGET)) == figures(following)
