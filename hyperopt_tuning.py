@@ -31,7 +31,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from toolkit.commands import command_line, this_command
 from toolkit.data_settings import DataSettings
@@ -103,12 +103,11 @@ from toolkit.machine import usable_cores
 from toolkit.mlflow_run import Run
 from toolkit.terminal import say, silence
 from toolkit.tracking import MlflowClient, connect
-from toolkit.tuning.crew import Crew
 from toolkit.tuning.journal import Journal
 from toolkit.tuning.mirror import Mirror, log_study
 from toolkit.tuning.racing import after_epoch, after_folds
 from toolkit.tuning.report import StudyBar, all_settings, standings, totals
-from toolkit.tuning.search import FoldDone, Limits, Result, Search, Step
+from toolkit.tuning.search import FoldDone, Limits, Result, Search, Step, message_json
 from toolkit.tuning.space import PRESETS, Space, contains
 from toolkit.tuning.space_file import read_file, read_points, read_space
 from toolkit.tuning.studies import (
@@ -125,6 +124,7 @@ from toolkit.tuning.studies import (
 )
 from toolkit.tuning.study import Proposal, Study, start_up_trials
 from toolkit.tuning.trial import Fold, Trial
+from toolkit.tuning.worker_pool import Report, WorkerPool
 from train_cnn import (
     Checkpoint,
     CrossValidation,
@@ -176,6 +176,9 @@ class Task(NamedTuple):
     folder: Path | None = None
     threads: int | None = None
     fingerprint: str | None = None
+
+
+TASK = TypeAdapter(Task)  # as JSON
 
 
 class Cut(Exception):
@@ -355,10 +358,10 @@ def _checkpoint(folder: Path, name: str, about: dict[str, Any]) -> Checkpoint:
 _kept_data = cache(data_for)
 
 
-def work(task: Task, tell: Callable[[Any], None]) -> Result:
-    """What a process of the crew does: the one that started it speaks for all."""
+def work(task: Any, report: Report) -> Any:
+    """Evaluate a task in a worker process, which prints nothing; the arguments and the result are JSON."""
     silence()
-    return evaluate(task, tell, _kept_data)
+    return message_json(evaluate(TASK.validate_python(task), lambda said: report(message_json(said)), _kept_data))
 
 
 # --- a study begins, or is gone on with ---------------------------------------------------------
@@ -521,8 +524,9 @@ def search(job: Job, mirror: Mirror) -> None:
     fingerprint = job.data.pictures.catalogue.fingerprint
     threads = None if settings.parallel == 1 else max(1, usable_cores() // settings.parallel)
 
-    def task(proposal: Proposal) -> Task:
-        return Task(proposal, settings.folds, data, networks, job.folder, threads, fingerprint)
+    def task(proposal: Proposal) -> Any:
+        one = Task(proposal, settings.folds, data, networks, job.folder, threads, fingerprint)
+        return TASK.dump_python(one, mode="json")
 
     def keep(result: Result) -> None:
         if result.logits is not None and job.study.would_be_best(result.trial):
@@ -536,9 +540,9 @@ def search(job: Job, mirror: Mirror) -> None:
     limits = Limits(settings.evaluations, settings.timeout, settings.patience)
     with (
         closing(StudyBar(job.study, limits.trials, settings.folds)) as bar,
-        Crew(settings.parallel, work, preload=["train_cnn"]) as crew,
+        WorkerPool(settings.parallel, "hyperopt_tuning:work") as pool,
     ):
-        Search(job.study, limits, crew, task, mirror, bar, keep, forget).run()
+        Search(job.study, limits, pool, task, mirror, bar, keep, forget).run()
 
 
 # --- what came of it ----------------------------------------------------------------------------

@@ -51,6 +51,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -64,11 +65,11 @@ from toolkit.machine import usable_cores  # noqa: E402
 from toolkit.settings import run_script  # noqa: E402
 from toolkit.terminal import say, silence, table  # noqa: E402
 from toolkit.tracking import connect  # noqa: E402
-from toolkit.tuning.crew import Crew  # noqa: E402
 from toolkit.tuning.mirror import log_study  # noqa: E402
 from toolkit.tuning.studies import FINISHED  # noqa: E402
 from toolkit.tuning.study import Study  # noqa: E402
 from toolkit.tuning.trial import Trial  # noqa: E402
+from toolkit.tuning.worker_pool import WorkerPool  # noqa: E402
 from train_cnn import DataSettings  # noqa: E402
 
 FEWEST = 120  # photographs
@@ -115,12 +116,26 @@ class Job(NamedTuple):
     trials: int
 
 
+JOB = TypeAdapter(Job)
+
+
 class Found(NamedTuple):
     """What came of a job: each contestant's trials, and those that ours had cut, in full."""
 
     job: Job
     searches: dict[str, list[Trial]]
     audit: list[Trial]
+
+    def json(self) -> dict[str, Any]:
+        """All but the job, as plain values."""
+        searches = {name: [trial.json() for trial in trials] for name, trials in self.searches.items()}
+        return {"searches": searches, "audit": [trial.json() for trial in self.audit]}
+
+    @classmethod
+    def from_json(cls, job: Job, values: Mapping[str, Any]) -> "Found":
+        """What ``json`` was of."""
+        searches = {name: [*map(Trial.from_json, trials)] for name, trials in values["searches"].items()}
+        return cls(job, searches, [*map(Trial.from_json, values["audit"])])
 
     @property
     def plains_best(self) -> Trial:
@@ -220,26 +235,28 @@ def jobs(photographs: Path | None, plan: Plan, first_seed: int, scratch: Path) -
 def compete(todo: Sequence[Job]) -> list[Found]:
     """Run jobs in processes, and tell how they go."""
     waiting, found = deque(enumerate(todo)), dict[int, Found]()
-    with Crew(PROCESSES, take_part, preload=["hyperopt_tuning"]) as crew:
-        while waiting or crew.idle < crew.size:
-            while waiting and crew.idle:
-                crew.start(*waiting.popleft())
-            for event in crew.wait(None):
+    with WorkerPool(PROCESSES, "benchmarks.tuning:take_part") as pool:
+        while waiting or pool.n_idle < pool.size:
+            while waiting and pool.n_idle:
+                key, job = waiting.popleft()
+                pool.start(key, JOB.dump_python(job, mode="json"))
+            for event in pool.wait(None):
                 match event.kind:
-                    case "said":
+                    case "progress":
                         say(event.value)
                     case "done":
-                        found[event.key] = event.value
-                    case "raised":
+                        found[event.key] = Found.from_json(todo[event.key], event.value)
+                    case "error":
                         raise event.value
                     case _:
                         raise TrainingError(f"{todo[event.key].subject}: {event.value}")
     return [found[key] for key in sorted(found)]
 
 
-def take_part(job: Job, tell: Callable[[str], None]) -> Found:
-    """One process's part: all contestants in turn."""
+def take_part(task: Any, tell: Callable[[str], None]) -> dict[str, Any]:
+    """One process's part: all contestants in turn; the job and what came of it are JSON."""
     silence()
+    job = JOB.validate_python(task)
     arena, searches = Arena(job.data), dict[str, list[Trial]]()
     for name, contestant in CONTESTANTS.items():
         began = time.perf_counter()
@@ -249,7 +266,7 @@ def take_part(job: Job, tell: Callable[[str], None]) -> Found:
             f" best {_so_far(trials)[-1]:.4f}, {time.perf_counter() - began:.0f} s"
         )
     cut = [trial for trial in searches[OURS] if trial.state == "cut"]
-    return Found(job, searches, [arena.run(trial.number, trial.settings) for trial in cut])
+    return Found(job, searches, [arena.run(trial.number, trial.settings) for trial in cut]).json()
 
 
 TARGET = "pictures to plain's best within one standard error"

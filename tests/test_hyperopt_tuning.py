@@ -1,7 +1,6 @@
 """A search as people run it: what is logged at which level, what interrupts it, and how it is gone on with."""
 
 import json
-import multiprocessing
 import os
 import re
 import shlex
@@ -314,7 +313,7 @@ def test_a_killed_worker_is_a_failed_trial_and_the_study_goes_on(quickest: Place
         """The process of a trial that has kept an epoch."""
         while not list(Path("studies").glob("*/trial-1.resume.pt")):
             time.sleep(0.01)
-        (worker,) = multiprocessing.active_children()
+        (worker,) = (one for one in psutil.Process().children() if "toolkit.tuning.worker_pool" in one.cmdline())
         worker.kill()
 
     long = Choice((8,))

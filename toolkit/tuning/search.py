@@ -1,25 +1,28 @@
-"""Keeps processes at work on a study's proposals, and takes what comes of them."""
+"""Keeps worker processes busy with a study's proposals, and takes what comes of them."""
 
+import base64
+import io
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import ToolkitError, one_line
+from toolkit.errors import ToolkitError
 from toolkit.terminal import QUIET_SECONDS, say
-from toolkit.tuning.crew import Crew, Event
 from toolkit.tuning.mirror import Mirror
 from toolkit.tuning.report import StudyBar, trial_line
 from toolkit.tuning.study import Proposal, Study
 from toolkit.tuning.trial import Fold, Trial
+from toolkit.tuning.worker_pool import Event, WorkerPool
 
 
 class Step(NamedTuple):
-    """What a process says after an epoch, and now and then within one."""
+    """What a worker reports after an epoch, and now and then within one."""
 
     fold: int  # from 0
     epoch: int  # from 1
@@ -27,7 +30,7 @@ class Step(NamedTuple):
 
 
 class FoldDone(NamedTuple):
-    """What a process says after a fold."""
+    """What a worker reports after a fold."""
 
     fold: int  # from 0
     result: Fold
@@ -38,6 +41,32 @@ class Result(NamedTuple):
 
     trial: Trial
     logits: NDArray[np.float32] | None = None  # (N, K), of all folds' pictures, when the trial is complete
+
+
+def message_json(message: Step | FoldDone | Result) -> dict[str, Any]:
+    """A message of a worker as plain values, from which ``message_from_json`` makes an equal one."""
+    match message:
+        case Step():
+            return message._asdict()
+        case FoldDone(fold, result):
+            return {"fold": fold, "result": asdict(result)}
+        case Result(trial, None):
+            return {"trial": trial.json()}
+        case Result(trial, logits):
+            buffer = io.BytesIO()
+            np.save(buffer, logits, allow_pickle=False)
+            return {"trial": trial.json(), "logits": base64.b64encode(buffer.getvalue()).decode()}
+
+
+def message_from_json(values: Mapping[str, Any]) -> Step | FoldDone | Result:
+    """The message that ``message_json`` was of, also after a round through text."""
+    match values:
+        case {"trial": trial, **rest}:
+            logits = base64.b64decode(rest["logits"]) if rest else None
+            return Result(Trial.from_json(trial), np.load(io.BytesIO(logits), allow_pickle=False) if logits else None)
+        case {"fold": fold, "result": result}:
+            return FoldDone(fold, Fold.from_json(result))
+    return Step(**values)
 
 
 class Limits(NamedTuple):
@@ -55,9 +84,9 @@ class Search:
     ----------
     study, limits
         What is searched, and for how long.
-    crew, task
-        Who runs trials, and what they are given for a proposal. They say ``Step`` and ``FoldDone``, and
-        come to a ``Result``.
+    pool, task
+        The workers, and what they are given for a proposal. They report ``Step`` and ``FoldDone`` and return a
+        ``Result``, each as ``message_json``.
     mirror, bar
         Who shows it in MLflow and on the terminal.
     keep
@@ -73,7 +102,7 @@ class Search:
         self,
         study: Study,
         limits: Limits,
-        crew: Crew,
+        pool: WorkerPool,
         task: Callable[[Proposal], Any],
         mirror: Mirror,
         bar: StudyBar,
@@ -81,7 +110,7 @@ class Search:
         forget: Callable[[Trial], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._study, self._limits, self._crew, self._task = study, limits, crew, task
+        self._study, self._limits, self._pool, self._task = study, limits, pool, task
         self._mirror, self._bar, self._keep, self._forget, self._clock = mirror, bar, keep, forget, clock
         self._deadline = math.inf if limits.timeout is None else clock() + limits.timeout
         self._again = deque(study.under_way.values())  # what an interrupted search had begun
@@ -94,14 +123,14 @@ class Search:
         Raises
         ------
         ToolkitError
-            A process met something that concerns all trials: data that cannot be read, say.
+            A worker met an error that concerns all trials: data that cannot be read, say.
         """
         for trial in self._study.trials:  # a process that was killed had no time to
             self._forget(trial)
         try:
             while self._fill():
                 left = self._deadline - self._clock()
-                for event in self._crew.wait(min(max(0.0, left), QUIET_SECONDS)):
+                for event in self._pool.wait(min(max(0.0, left), QUIET_SECONDS)):
                     self._take(event)
                 self._bar.tick(self._running)
                 if self._running and self._time_is_up:
@@ -130,12 +159,12 @@ class Search:
 
     def _fill(self) -> bool:
         """Give the idle something to do; whether anything is being done."""
-        while self._crew.idle and (proposal := self._next()):
+        while self._pool.n_idle and (proposal := self._next()):
             self._running[proposal.number], self._folds[proposal.number] = proposal, []
             if proposal.repeated:
                 self._end(Result(proposal.repeated))
             else:
-                self._crew.start(proposal.number, self._task(proposal))
+                self._pool.start(proposal.number, self._task(proposal))
                 self._mirror.begun(proposal)
         return bool(self._running)
 
@@ -149,22 +178,25 @@ class Search:
     def _take(self, event: Event) -> None:
         proposal = self._running[event.key]
         match event.kind, event.value:
-            case "said", Step(fold, epoch, share):
-                self._bar.step(proposal, fold, epoch, share)
-            case "said", FoldDone(number, fold):
-                self._folds[event.key].append(fold)
-                self._mirror.fold(proposal, number, fold)
-                self._bar.fold(proposal, number, fold)
-            case "done", result:
-                self._end(result)
-            case "raised", ToolkitError() as error:
+            case "progress" | "done", values:
+                self._take_message(proposal, message_from_json(values))
+            case "error", ToolkitError() as error:
                 raise error
-            case "raised", error:
-                self._fail(proposal, f"{type(error).__name__}: {one_line(error)}")
-            case "crashed", reason:
+            case "failed", reason:
                 self._fail(proposal, reason)
             case _:
                 self._fail(proposal, "its process was told to stop")
+
+    def _take_message(self, proposal: Proposal, message: Step | FoldDone | Result) -> None:
+        match message:
+            case Step(fold, epoch, share):
+                self._bar.step(proposal, fold, epoch, share)
+            case FoldDone(number, result):
+                self._folds[proposal.number].append(result)
+                self._mirror.fold(proposal, number, result)
+                self._bar.fold(proposal, number, result)
+            case Result():
+                self._end(message)
 
     def _fail(self, proposal: Proposal, reason: str) -> None:
         folds = tuple(self._folds[proposal.number])
@@ -185,8 +217,8 @@ class Search:
     def _stop(self) -> None:
         """Have each trial finish its step and keep what it has; one that has just ended counts."""
         try:
-            for event in self._crew.stop():
-                if event.kind in ("said", "done"):
+            for event in self._pool.stop():
+                if event.kind in ("progress", "done"):
                     self._take(event)
         finally:
             for proposal in self._running.values():

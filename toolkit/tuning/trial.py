@@ -38,6 +38,11 @@ class Fold:
         """The highest validation accuracy."""
         return max(self.curve)
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Fold":
+        """The fold whose plain values these are, also after a round through text."""
+        return cls(**{**values, "epochs": tuple(values["epochs"])})
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -100,5 +105,5 @@ class Trial:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Trial":
         """The trial that ``json`` was of, also after a round through text."""
-        folds = tuple(Fold(**{**fold, "epochs": tuple(fold["epochs"])}) for fold in values["folds"])
+        folds = tuple(Fold.from_json(fold) for fold in values["folds"])
         return cls(**{**values, "folds": folds})

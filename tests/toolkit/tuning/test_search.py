@@ -1,27 +1,29 @@
 """A search keeps its workers at work, comes to the same whatever interrupts it, and ends when it is meant to.
 
-The crew is one in simulated time: its work is known beforehand, so that each moment can be worked out by hand.
+The pool is one in simulated time: its work is known beforehand, so that each moment can be worked out by hand.
 """
 
 import io
+import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from toolkit.errors import DataError, ToolkitError
-from toolkit.tuning.crew import Event
 from toolkit.tuning.report import LONG, StudyBar
-from toolkit.tuning.search import FoldDone, Limits, Result, Search, Step
+from toolkit.tuning.search import FoldDone, Limits, Result, Search, Step, message_from_json, message_json
 from toolkit.tuning.space import Choice, Integers, Space
 from toolkit.tuning.study import Proposal, Study
 from toolkit.tuning.trial import Fold, Trial
+from toolkit.tuning.worker_pool import Event
 
 SPACE: Space = {"epochs": Integers(1, 10**6), "optimizer": Choice(("adam",))}
 ONE_POINT: Space = {"epochs": Choice((5,)), "optimizer": Choice(("adam",))}
@@ -31,7 +33,7 @@ Happening = tuple[float, str, Any]  # seconds after the start of its task, and a
 Script = Callable[[Proposal], list[Happening]]
 
 
-# --- a crew whose work is known beforehand ------------------------------------------------------
+# --- a pool whose work is known beforehand ------------------------------------------------------
 
 
 class Clock:
@@ -43,28 +45,28 @@ class Clock:
         return self.now
 
 
-class Crew:
+class Pool:
     """Workers in simulated time. A task is what happens in the course of it."""
 
     def __init__(self, size: int, clock: Clock) -> None:
         self.size, self.clock = size, clock
         self.at_work: dict[int, deque[Happening]] = {}
         self.started: list[tuple[float, int]] = []  # when, and which task
-        self.last_words: list[Event] = []  # of those that are stopped
+        self.last_words: list[Happening] = []  # of those that are stopped, with the key instead of the seconds
         self.interrupted_at = float("inf")
 
     @property
-    def idle(self) -> int:
+    def n_idle(self) -> int:
         return self.size - len(self.at_work)
 
     def start(self, key: int, task: Iterable[Happening]) -> None:
-        assert self.idle > 0
+        assert self.n_idle > 0
         assert key not in self.at_work
         self.started.append((self.clock.now, key))
         self.at_work[key] = deque((self.clock.now + seconds, kind, value) for seconds, kind, value in task)
 
     def wait(self, timeout: float | None) -> list[Event]:
-        assert self.at_work, "nobody is at work"
+        assert self.at_work, "no worker is busy"
         until = float("inf") if timeout is None else self.clock.now + timeout
         moment = min(happenings[0][0] for happenings in self.at_work.values())
         self.clock.now = min(moment, until, self.interrupted_at)
@@ -73,17 +75,25 @@ class Crew:
         return [event for key in list(self.at_work) for event in self._due(key)]
 
     def stop(self) -> list[Event]:
-        ended = {event.key for event in self.last_words if event.kind != "said"}
-        events = [*self.last_words, *(Event(key, "stopped") for key in self.at_work if key not in ended)]
+        words = [event(*happening) for happening in self.last_words]
+        ended = {one.key for one in words if one.kind != "progress"}
+        events = [*words, *(Event(key, "stopped") for key in self.at_work if key not in ended)]
         self.at_work.clear()
         return events
 
     def _due(self, key: int) -> Iterator[Event]:
         while key in self.at_work and self.at_work[key][0][0] <= self.clock.now:
             _, kind, value = self.at_work[key].popleft()
-            if kind != "said":
+            if kind != "progress":
                 del self.at_work[key]
-            yield Event(key, kind, value)
+            yield event(key, kind, value)
+
+
+def event(key: int, kind: str, value: Any) -> Event:
+    """As it comes from a worker: messages have passed through JSON."""
+    if kind in ("progress", "done"):
+        value = json.loads(json.dumps(message_json(value)))
+    return Event(key, kind, value)
 
 
 def fold(accuracy: float, seconds: float = 1.0, epochs: int = 1) -> Fold:
@@ -114,7 +124,7 @@ class Scene:
         self.log: list[tuple[str, int]] = []
         self.entries: list[Mapping[str, Any]] = []
         self.clock = Clock()
-        self.crew = Crew(workers, self.clock)
+        self.pool = Pool(workers, self.clock)
         self.study = study or Study(SPACE, 0, RANDOM_ONLY, record=self.record)
 
     def record(self, entry: Mapping[str, Any]) -> None:
@@ -124,7 +134,7 @@ class Scene:
 
     def run(self, script: Script, trials: int, timeout: float | None = None, patience: int | None = None) -> None:
         Search(
-            self.study, Limits(trials, timeout, patience), self.crew, script, self, StudyBar(self.study, trials, 2),
+            self.study, Limits(trials, timeout, patience), self.pool, script, self, StudyBar(self.study, trials, 2),
             keep=lambda result: self.log.append(("keep", result.trial.number)),
             forget=lambda trial: self.log.append(("forget", trial.number)),
             clock=self.clock,
@@ -166,7 +176,7 @@ def test_one_worker_does_one_trial_after_another() -> None:
         ("asked", 0), ("begun", 0), ("keep", 0), ("told", 0), ("forget", 0), ("ended", 0),
         ("asked", 1), ("begun", 1), ("keep", 1), ("told", 1), ("forget", 1), ("ended", 1),
     ]  # fmt: skip
-    assert scene.crew.started == [(0.0, 0), (3.0, 1)]
+    assert scene.pool.started == [(0.0, 0), (3.0, 1)]
     asked = Study(SPACE, 0, RANDOM_ONLY)
     assert [trial.settings for trial in scene.study.trials] == [asked.ask().settings for _ in range(2)]
 
@@ -174,14 +184,14 @@ def test_one_worker_does_one_trial_after_another() -> None:
 def test_who_is_idle_is_given_the_next_trial_at_once() -> None:
     scene = Scene(workers=2)
     scene.run(course({0: 10.0, 1: 4.0, 2: 4.0, 3: 4.0, 4: 2.0}), trials=5)
-    assert scene.crew.started == [(0.0, 0), (0.0, 1), (4.0, 2), (8.0, 3), (10.0, 4)]
+    assert scene.pool.started == [(0.0, 0), (0.0, 1), (4.0, 2), (8.0, 3), (10.0, 4)]
     assert scene.ends == [(1, "complete"), (2, "complete"), (0, "complete"), (3, "complete"), (4, "complete")]
 
 
 def test_several_that_end_at_once_are_all_replaced() -> None:
     scene = Scene(workers=3)
     scene.run(course(dict.fromkeys(range(7), 2.0)), trials=7)
-    assert scene.crew.started == [(0.0, 0), (0.0, 1), (0.0, 2), (2.0, 3), (2.0, 4), (2.0, 5), (4.0, 6)]
+    assert scene.pool.started == [(0.0, 0), (0.0, 1), (0.0, 2), (2.0, 3), (2.0, 4), (2.0, 5), (4.0, 6)]
 
 
 def test_no_more_are_begun_than_were_asked_for() -> None:
@@ -198,7 +208,7 @@ def test_settings_that_are_known_cost_nothing(capsys: pytest.CaptureFixture[str]
     scene = Scene(workers=2)
     scene.study = Study(ONE_POINT, 0, RANDOM_ONLY, record=scene.record)
     scene.run(course({0: 2.0, 1: 5.0}), trials=6)
-    assert scene.crew.started == [(0.0, 0), (0.0, 1)]
+    assert scene.pool.started == [(0.0, 0), (0.0, 1)]
     assert scene.clock.now == 5.0
     assert scene.ends == [(number, "complete") for number in (0, 2, 3, 4, 5, 1)]
     assert [trial.pictures for trial in scene.study.trials] == [160, 0, 0, 0, 0, 160]
@@ -223,13 +233,24 @@ def test_what_happens_in_a_trial_is_passed_on() -> None:
         first, second = fold(0.5), fold(0.75)
         result = Result(Trial(proposal.number, proposal.settings, "complete", (first, second), 4.0))
         return [
-            (1.0, "said", Step(0, 1, 0.5)), (2.0, "said", FoldDone(0, first)), (3.0, "said", Step(1, 1, 0.5)),
-            (4.0, "said", FoldDone(1, second)), (4.0, "done", result),
+            (1.0, "progress", Step(0, 1, 0.5)), (2.0, "progress", FoldDone(0, first)), (3.0, "progress", Step(1, 1, 0.5)),
+            (4.0, "progress", FoldDone(1, second)), (4.0, "done", result),
         ]  # fmt: skip
 
     scene = Scene()
     scene.run(script, trials=1)
     assert scene.log[1:6] == [("begun", 0), ("fold 0", 0), ("fold 1", 0), ("keep", 0), ("told", 0)]
+
+
+def test_messages_survive_a_round_through_json() -> None:
+    result = complete(Study(SPACE, 0, RANDOM_ONLY).ask(), 0.5)
+    for message in (Step(1, 2, 0.25), FoldDone(1, fold(0.1, 7.0, epochs=3)), result):
+        assert message_from_json(json.loads(json.dumps(message_json(message)))) == message
+    logits = np.array([[0.1, -np.inf], [1e-40, 3.0]], np.float32)
+    trial, back = message_from_json(json.loads(json.dumps(message_json(Result(result.trial, logits)))))
+    assert trial == result.trial
+    assert back.dtype == np.float32
+    np.testing.assert_array_equal(back, logits)
 
 
 # --- trials that fail ---------------------------------------------------------------------------
@@ -238,16 +259,14 @@ def test_what_happens_in_a_trial_is_passed_on() -> None:
 @pytest.mark.parametrize(
     ("kind", "value", "reason"),
     [
-        ("raised", ValueError("no such optimizer\nat all"), "ValueError: no such optimizer"),
-        ("raised", MemoryError(), "MemoryError: MemoryError"),
-        ("crashed", "its process was killed by SIGKILL", "its process was killed by SIGKILL"),
+        ("failed", "its process was killed by SIGKILL", "its process was killed by SIGKILL"),
         ("stopped", None, "its process was told to stop"),
     ],
 )
 def test_a_trial_whose_process_fails_has_failed_and_the_search_goes_on(kind: str, value: Any, reason: str) -> None:
     def script(proposal: Proposal) -> list[Happening]:
         if proposal.number == 1:
-            return [(1.0, "said", FoldDone(0, fold(0.5, 7.0))), (2.0, kind, value)]
+            return [(1.0, "progress", FoldDone(0, fold(0.5, 7.0))), (2.0, kind, value)]
         return course({})(proposal)
 
     scene = Scene()
@@ -263,11 +282,11 @@ def test_what_concerns_all_trials_ends_the_search() -> None:
 
     def script(proposal: Proposal) -> list[Happening]:
         error = DataError("the pictures of colours have changed since the study began")
-        return [(2.0, "raised", error)] if proposal.number == 1 else course({0: 9.0, 2: 9.0})(proposal)
+        return [(2.0, "error", error)] if proposal.number == 1 else course({0: 9.0, 2: 9.0})(proposal)
 
     scene = Scene(workers=3)
     asked = Study(SPACE, 0, RANDOM_ONLY)
-    scene.crew.last_words = [Event(0, "done", complete(asked.ask(), 0.5))]
+    scene.pool.last_words = [(0, "done", complete(asked.ask(), 0.5))]
     with pytest.raises(DataError, match=r"^the pictures of colours have changed since the study began$"):
         scene.run(script, trials=5)
     assert scene.ends == [(0, "complete")]
@@ -278,18 +297,18 @@ def test_what_concerns_all_trials_ends_the_search() -> None:
 
 def test_workers_that_cannot_be_started_end_the_search() -> None:
     scene = Scene(workers=2)
-    start = scene.crew.start
+    start = scene.pool.start
 
     def refuse(key: int, task: Any) -> None:
         if key == 1:
             raise ToolkitError("no worker process can be started: too many open files")
         start(key, task)
 
-    scene.crew.start = refuse
+    scene.pool.start = refuse
     with pytest.raises(ToolkitError, match=r"^no worker process can be started"):
         scene.run(course({}), trials=2)
     assert scene.numbers("stopped") == [0, 1]
-    assert not scene.crew.at_work
+    assert not scene.pool.at_work
 
 
 # --- limits -------------------------------------------------------------------------------------
@@ -299,7 +318,7 @@ def test_when_the_time_is_up_what_is_under_way_is_stopped_and_kept(capsys: pytes
     scene = Scene(workers=2)
     scene.run(course({0: 3.0, 1: 100.0, 2: 4.0, 3: 50.0}), trials=9, timeout=10)
     assert scene.clock.now == 10.0
-    assert scene.crew.started == [(0.0, 0), (0.0, 1), (3.0, 2), (7.0, 3)]
+    assert scene.pool.started == [(0.0, 0), (0.0, 1), (3.0, 2), (7.0, 3)]
     assert scene.ends == [(0, "complete"), (2, "complete")]
     assert scene.numbers("stopped") == list(scene.study.under_way) == [1, 3]
     assert scene.numbers("forget") == [0, 2]
@@ -309,7 +328,7 @@ def test_when_the_time_is_up_what_is_under_way_is_stopped_and_kept(capsys: pytes
 def test_a_trial_that_ends_when_it_is_stopped_counts() -> None:
     scene = Scene()
     last = complete(Study(SPACE, 0, RANDOM_ONLY).ask(), 0.5)
-    scene.crew.last_words = [Event(0, "said", FoldDone(1, fold(0.5))), Event(0, "done", last)]
+    scene.pool.last_words = [(0, "progress", FoldDone(1, fold(0.5))), (0, "done", last)]
     scene.run(course({0: 20.0}), trials=2, timeout=10)
     assert scene.log == [
         ("asked", 0), ("begun", 0), ("fold 1", 0), ("keep", 0), ("told", 0), ("forget", 0), ("ended", 0)
@@ -340,13 +359,13 @@ def test_patience_lets_those_under_way_end_and_one_of_them_may_be_better() -> No
     scene = Scene(workers=2)
     accuracy = {0: 0.75, 1: 0.875, 2: 0.5, 3: 0.5, 4: 0.5, 5: 0.5, 6: 1.0}
     scene.run(course({1: 20.0}, accuracy), trials=9, patience=2)
-    assert scene.crew.started == [(0.0, 0), (0.0, 1), (1.0, 2), (2.0, 3), (20.0, 4), (20.0, 5)]
+    assert scene.pool.started == [(0.0, 0), (0.0, 1), (1.0, 2), (2.0, 3), (20.0, 4), (20.0, 5)]
     assert [number for number, _ in scene.ends] == [0, 2, 3, 1, 4, 5]
 
 
 def test_without_a_complete_trial_there_is_nothing_to_be_better_than() -> None:
     scene = Scene()
-    scene.run(lambda _: [(1.0, "crashed", "it died")], trials=4, patience=1)
+    scene.run(lambda _: [(1.0, "failed", "it died")], trials=4, patience=1)
     assert scene.ends == [(number, "failed") for number in range(4)]
 
 
@@ -355,11 +374,11 @@ def test_without_a_complete_trial_there_is_nothing_to_be_better_than() -> None:
 
 def test_ctrl_c_stops_what_is_under_way_and_keeps_what_came_in_the_last_moment() -> None:
     scene = Scene(workers=2)
-    scene.crew.interrupted_at = 5.0
+    scene.pool.interrupted_at = 5.0
     asked = Study(SPACE, 0, RANDOM_ONLY)
     points = [asked.ask() for _ in range(2)]
-    scene.crew.last_words = [
-        Event(0, "said", FoldDone(0, fold(0.5))), Event(1, "done", complete(points[1], 0.5)),
+    scene.pool.last_words = [
+        (0, "progress", FoldDone(0, fold(0.5))), (1, "done", complete(points[1], 0.5)),
     ]  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
         scene.run(course({0: 9.0, 1: 9.0}), trials=9)
@@ -369,12 +388,12 @@ def test_ctrl_c_stops_what_is_under_way_and_keeps_what_came_in_the_last_moment()
 
 def test_ctrl_c_again_leaves_nothing_that_looks_as_if_it_was_running() -> None:
     scene = Scene(workers=2)
-    scene.crew.interrupted_at = 5.0
+    scene.pool.interrupted_at = 5.0
 
     def stop() -> list[Event]:
         raise KeyboardInterrupt
 
-    scene.crew.stop = stop
+    scene.pool.stop = stop
     with pytest.raises(KeyboardInterrupt):
         scene.run(course({0: 9.0, 1: 9.0}), trials=9)
     assert scene.numbers("stopped") == [0, 1]
@@ -398,7 +417,7 @@ def test_what_was_under_way_is_begun_again_before_anything_new() -> None:
     assert list(scene.study.under_way) == [1, 3, 4]
     again = taken_up(scene, workers=2)
     again.run(course({}), trials=7)
-    assert again.crew.started == [(0.0, 1), (0.0, 3), (1.0, 4), (1.0, 5), (2.0, 6)]
+    assert again.pool.started == [(0.0, 1), (0.0, 3), (1.0, 4), (1.0, 5), (2.0, 6)]
     assert again.numbers("asked") == [5, 6]
     settings = {proposal.number: proposal.settings for proposal in scene.study.under_way.values()}
     assert {trial.number: trial.settings for trial in again.study.trials if trial.number in settings} == settings
@@ -444,7 +463,7 @@ def test_a_search_of_one_worker_comes_to_the_same_however_often_it_is_interrupte
     scene = Scene()
     for seconds_left in timeouts:
         if data.draw(st.booleans(), label="Ctrl-C"):
-            scene.crew.interrupted_at = seconds_left
+            scene.pool.interrupted_at = seconds_left
             with suppress(KeyboardInterrupt):
                 scene.run(script, trials=6)
         else:
@@ -461,7 +480,7 @@ def long_fold(seconds: float) -> Script:
     def script(proposal: Proposal) -> list[Happening]:
         done = fold(0.9512, seconds, epochs=12)
         result = Result(Trial(proposal.number, proposal.settings, "complete", (done, done), 2 * seconds))
-        said = [(seconds * (1 + number), "said", FoldDone(number, done)) for number in range(2)]
+        said = [(seconds * (1 + number), "progress", FoldDone(number, done)) for number in range(2)]
         return [*said, (2 * seconds, "done", result)]
 
     return script

@@ -1,0 +1,208 @@
+"""Child processes: how one is started, exchanges JSON lines with its parent, is stopped, and how its end is described."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module of the project with this Python."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def module_environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of this process and some more variables, in which the project's modules are found."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path} | (variables or {})
+
+
+def start(command: Sequence[str], environment: Mapping[str, str], **options: Any) -> "subprocess.Popen[bytes]":
+    """Start a child in a session of its own: Ctrl-C at a terminal reaches the parent alone, which passes it on.
+
+    Its standard input is a pipe that ends when the parent does: see ``on_parent_exit``.
+
+    Parameters
+    ----------
+    command, environment
+        What it runs, with which variables.
+    options
+        As ``subprocess.Popen`` takes them.
+
+    Raises
+    ------
+    OSError
+        The system starts no such process.
+    """
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True, **options)
+
+
+def stop(children: "Collection[subprocess.Popen[bytes]]", grace: float) -> None:
+    """End children by SIGTERM, and by SIGKILL those that still run after the grace.
+
+    Parameters
+    ----------
+    grace
+        Seconds for all together. An exception, such as a second Ctrl-C, cuts them short.
+    """
+    deadline = time.monotonic() + grace
+    try:
+        for child in children:
+            child.terminate()
+        for child in children:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(max(0.0, deadline - time.monotonic()))
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+def exit_reason(status: int) -> str:
+    """How a process ended, in words.
+
+    Parameters
+    ----------
+    status
+        Its exit status, or minus the number of the signal that killed it.
+
+    Examples
+    --------
+    >>> exit_reason(3), exit_reason(-11)
+    ('ended with status 3', 'was killed by SIGSEGV')
+    >>> exit_reason(-9)
+    'was killed by SIGKILL, perhaps because memory ran out'
+    """
+    if status >= 0:
+        return f"ended with status {status}"
+    name = {int(number): number.name for number in signal.Signals}.get(-status, f"signal {-status}")
+    return f"was killed by {name}" + (", perhaps because memory ran out" if name == "SIGKILL" else "")
+
+
+class Child:
+    """A module of the project that runs in a process of its own; its counterpart there is ``Parent``.
+
+    Parameters
+    ----------
+    module
+        Run as ``python -m`` would.
+    variables
+        Added to its environment.
+    quiet
+        Whether its standard error is discarded rather than this process's.
+
+    Raises
+    ------
+    OSError
+        The system starts no process.
+    """
+
+    def __init__(self, module: str, variables: Mapping[str, str] | None = None, *, quiet: bool = False) -> None:
+        errors = subprocess.DEVNULL if quiet else None
+        self.process = start(
+            module_command(module), module_environment(variables), stdout=subprocess.PIPE, stderr=errors
+        )
+
+    def send(self, message: Any) -> None:
+        """Send a JSON value; nothing happens when the child has ended, which ``messages`` shows.
+
+        Raises
+        ------
+        TypeError
+            JSON has no such value.
+        """
+        line = _line(message)
+        if self.process.stdin:
+            with suppress(OSError):
+                self.process.stdin.write(line)
+                self.process.stdin.flush()
+
+    def messages(self) -> Iterator[Any]:
+        """What the child sends, until its end; a line that was cut short by that is left out."""
+        return _messages(self.process.stdout or ())
+
+    def close(self, grace: float = 0.0) -> int:
+        """Wait until the child has ended, which is forced after a grace in seconds; gives its exit status."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(grace)
+        self.process.kill()
+        status = self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with suppress(OSError):  # what was not read by the child
+                if pipe:
+                    pipe.close()
+        return status
+
+
+class Parent:
+    """The parent of this process, which has started it as a ``Child``. This process ends at once when the parent does.
+
+    Standard output carries messages alone: whatever is printed goes to standard error from now on. Made before a
+    signal handler that raises is set.
+    """
+
+    def __init__(self) -> None:
+        self._output = os.fdopen(os.dup(1), "wb", buffering=0)
+        os.dup2(2, 1)
+        sys.stdout = sys.stderr
+        if hasattr(os, "register_at_fork"):  # a process that this one leaves behind must not look like it
+            os.register_at_fork(after_in_child=self._output.close)
+        self._sender = ThreadPoolExecutor(1)  # a signal handler may raise in the main thread, and cuts no message short
+        self._sender.submit(bool).result()  # its thread is there before such a handler can interrupt its start
+        self._inbox: SimpleQueue[Any] = SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def send(self, message: Any) -> None:
+        """Send a JSON value, from any thread.
+
+        Raises
+        ------
+        TypeError
+            JSON has no such value.
+        """
+        self._sender.submit(self._write, _line(message)).result()
+
+    def receive(self) -> Any:
+        """The next message, when it has come."""
+        return self._inbox.get()
+
+    def _listen(self) -> None:
+        with open(0, "rb", closefd=False) as lines:  # noqa: PTH123  a descriptor has no path
+            for message in _messages(lines):
+                self._inbox.put(message)
+        os._exit(1)
+
+    def _write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._output.write(rest) :]
+
+
+def on_parent_exit(action: Callable[[], object]) -> None:
+    """Call an action in a thread once the process that has ``start``ed this one is gone, however that ended."""
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        action()
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def _messages(lines: Iterable[bytes]) -> Iterator[Any]:
+    return (json.loads(line) for line in lines if line.endswith(b"\n"))
+
+
+def _line(message: Any) -> bytes:
+    return json.dumps(message).encode() + b"\n"

@@ -1,0 +1,256 @@
+"""A pool of worker processes with one task at a time each; a worker that dies costs its task and is replaced.
+
+The pools of concurrent.futures and loky break as a whole when one process dies, report no progress and cannot stop a
+task politely.
+"""
+
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from queue import Empty, SimpleQueue
+from types import FrameType
+from typing import Any, Literal, NoReturn
+
+from toolkit import errors
+from toolkit.errors import SettingsError, ToolkitError, one_line
+from toolkit.subprocesses import Child, Parent, exit_reason, stop
+
+GRACE_S = 5.0  # for a worker to end before it is killed
+TERMINATED = 128 + signal.SIGTERM  # the exit status of a worker that SIGTERM has ended
+
+
+Report = Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event of a task.
+
+    Parameters
+    ----------
+    key
+        The task's.
+    kind
+        ``progress`` any number of times, and then once ``done``, ``failed``, ``error`` or ``stopped``.
+    value
+        What was reported; the result; the reason in one line, be it an exception or the end of the worker; a
+        ToolkitError, which concerns all tasks alike; None.
+    """
+
+    key: int
+    kind: Literal["progress", "done", "failed", "error", "stopped"]
+    value: Any = None
+
+
+class WorkerPool:
+    """Worker processes, started when they are first needed, used again, and replaced when they have died.
+
+    SIGTERM raises SystemExit in a worker, unless the work handles it. Workers ignore SIGINT: Ctrl-C is for
+    the parent to handle. They end at once when the parent is gone, however it ended. What they print goes to
+    standard error.
+
+    Parameters
+    ----------
+    size
+        The largest number of workers.
+    work
+        ``module:function``. A worker imports the module, and nothing else of the program that started it, and
+        calls ``function(task, report)``, which returns the result; ``report(value)`` sends the parent a value on
+        the way. Tasks, values and results are JSON.
+
+    Raises
+    ------
+    SettingsError
+        The size is less than 1.
+
+    Examples
+    --------
+    >>> with WorkerPool(2, "operator:call") as pool:  # doctest: +SKIP
+    ...     pool.start(7, {"learning_rate": 0.1})
+    ...     pool.wait(None)
+    [Event(key=7, kind='failed', value="TypeError: 'dict' object is not callable")]
+    """
+
+    def __init__(self, size: int, work: str) -> None:
+        if size < 1:
+            raise SettingsError(f"the number of workers must be at least 1, got {size}")
+        self.size = size
+        self._work = work
+        self._workers: list[_Worker] = []
+        self._queue: _Queue = SimpleQueue()
+        self._events: list[Event] = []
+
+    def __enter__(self) -> "WorkerPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def n_idle(self) -> int:
+        """How many tasks could be started now."""
+        return self.size - sum(worker.key is not None for worker in self._workers)
+
+    def start(self, key: int, task: Any) -> None:
+        """Give a task to an idle worker.
+
+        Raises
+        ------
+        RuntimeError
+            No worker is idle.
+        TypeError
+            JSON has no such task.
+        ToolkitError
+            The system starts no more processes.
+        """
+        if not self.n_idle:
+            raise RuntimeError(f"all {self.size} workers are busy")
+        worker = next((worker for worker in self._workers if worker.is_ready), None) or self._spawn()
+        worker.child.send({"key": key, "task": task})
+        worker.key = key
+
+    def wait(self, timeout: float | None) -> list[Event]:
+        """The events since the last time, in order; none when the seconds are up or no worker is busy."""
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        self._receive(0)
+        while not self._events and self.n_idle < self.size and (left := deadline - time.monotonic()) > 0:
+            self._receive(left)
+        return self._taken()
+
+    def stop(self) -> list[Event]:
+        """Send SIGTERM to the busy workers and wait until they have ended.
+
+        A task that was not done before its worker ended was ``stopped``; events on the way come first.
+        """
+        busy = [worker for worker in self._workers if worker.key is not None]
+        for worker in busy:
+            worker.terminate()
+        while any(worker in self._workers for worker in busy):
+            self._receive(math.inf)
+        return self._taken()
+
+    def close(self) -> None:
+        """End all workers, by force those that do not obey SIGTERM within 5 seconds; their events are dropped."""
+        for worker in self._workers:
+            worker.terminate()
+        stop([worker.child.process for worker in self._workers], GRACE_S)
+        while self._workers:
+            self._receive(math.inf)
+        self._events.clear()
+
+    def _spawn(self) -> "_Worker":
+        try:
+            worker = _Worker(self._work, self._queue)
+        except OSError as error:
+            raise ToolkitError(f"no worker process can be started: {one_line(error)}") from None
+        self._workers.append(worker)
+        return worker
+
+    def _taken(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def _receive(self, timeout: float) -> None:
+        """Take what has come from workers; if that is nothing, wait for so many seconds."""
+        with suppress(Empty):
+            self._take(*self._queue.get(timeout=min(timeout, threading.TIMEOUT_MAX)))
+            while True:
+                self._take(*self._queue.get_nowait())
+
+    def _take(self, worker: "_Worker", event: Event | None) -> None:
+        if event is None:
+            self._workers.remove(worker)
+            event = worker.reap()
+        if event is None or event.key != worker.key:  # idle, or from a thread that has outlived its task
+            return
+        if event.kind != "progress":
+            worker.key = None
+            if worker.is_leaving and event.kind != "done":
+                event = Event(event.key, "stopped")
+        self._events.append(event)
+
+
+class _Worker:
+    """A worker as its parent sees it; a thread reads its messages, so that it never waits for the parent."""
+
+    def __init__(self, work: str, queue: "_Queue") -> None:
+        self.key: int | None = None  # of its task
+        self.is_leaving = False
+        self.child = Child(__name__)
+        self.child.send({"work": work, "path": sys.path})
+        self._reader = threading.Thread(target=self._read, args=(queue,), daemon=True)
+        self._reader.start()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be given a task."""
+        return self.key is None and not self.is_leaving and self.child.process.poll() is None
+
+    def terminate(self) -> None:
+        """Have it end: at once, or after its task if that handles SIGTERM."""
+        self.is_leaving = True
+        self.child.send(None)
+        self.child.process.terminate()
+
+    def reap(self) -> Event | None:
+        """Leave nothing behind of a worker that sends no more; the event of its task."""
+        self._reader.join()
+        status = self.child.close(GRACE_S)
+        if self.key is None:
+            return None
+        if status in (TERMINATED, -signal.SIGTERM):
+            return Event(self.key, "stopped")
+        return Event(self.key, "failed", f"its process {exit_reason(status)}")
+
+    def _read(self, queue: "_Queue") -> None:
+        for message in self.child.messages():
+            value = message["value"]
+            if message["kind"] == "error":
+                value = getattr(errors, message["type"])(value)
+            queue.put((self, Event(message["key"], message["kind"], value)))
+        queue.put((self, None))
+
+
+_Queue = SimpleQueue[tuple[_Worker, Event | None]]  # None: it sends no more
+
+
+def main() -> None:
+    """Do one task after another, in a worker."""
+    parent = Parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)
+    begin = parent.receive()
+    sys.path[:] = begin["path"]
+    while request := parent.receive():
+        _run(begin["work"], request["key"], request["task"], parent)
+
+
+def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would only disturb the end
+    sys.exit(TERMINATED)
+
+
+def _run(work: str, key: int, task: Any, parent: Parent) -> None:
+    def send(kind: str, value: Any, **more: str) -> None:
+        parent.send({"key": key, "kind": kind, "value": value, **more})
+
+    module, _, function = work.partition(":")
+    try:
+        send("done", getattr(import_module(module), function)(task, lambda value: send("progress", value)))
+    except KeyboardInterrupt:
+        sys.exit(TERMINATED)
+    except ToolkitError as error:
+        kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+        send("error", str(error), type=kind)
+    except Exception as error:  # noqa: BLE001  of any kind: the worker lives on
+        send("failed", f"{type(error).__name__}: {one_line(error)}")
+
+
+if __name__ == "__main__":
+    main()
