@@ -233,18 +233,16 @@ from toolkit.serving.encodings import Encodings
 from toolkit.serving.figures import Figures, wants_prometheus
 from toolkit.serving.formats import announced, read_picture, read_pictures
 from toolkit.serving.heads import Heads
+from toolkit.serving.isolated_load import IsolatedLoader
 from toolkit.serving.journal import Journal, log_to_stderr
 from toolkit.serving.keys import Keys
 from toolkit.serving.lastgood import LastGood
 from toolkit.serving.limits import BodyLimit, Patience
 from toolkit.serving.live import ModelManagerConfig, Release
-from toolkit.serving.memory import share_one_pool
 from toolkit.serving.openapi import describe, refusals
 from toolkit.serving.origins import Origins
 from toolkit.serving.problems import Problem
-from toolkit.serving.processes import Fellows, Place, supervise
 from toolkit.serving.recent import Recent
-from toolkit.serving.rehearsal import Rehearsal
 from toolkit.serving.server import Server, ServerConfig, listen
 from toolkit.serving.service import WATCHED_SECONDS, Service, ServiceConfig, named
 from toolkit.serving.shapes import (
@@ -257,6 +255,7 @@ from toolkit.serving.shapes import (
     Recorded,
     TopK,
 )
+from toolkit.serving.workers import WorkerGroup, WorkerSpec, exec_supervisor, limit_malloc_arenas
 
 logger = logging.getLogger(__name__)
 
@@ -420,9 +419,9 @@ async def readyz(request: Request) -> dict[str, str]:
 @routes.get("/health", tags=["state"])
 def health(request: Request) -> dict[str, Any]:
     """Everything an operator asks first; always 200 while the process lives. `status` is the worst of `components`."""
-    place: Place | None = request.app.state.place
+    place: WorkerSpec | None = request.app.state.place
     found = _service(request).health(leaving=request.app.state.leaving).to_dict()
-    return found | {"process": place.described} if place else found
+    return found | {"process": place.summary} if place else found
 
 
 @routes.get("/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}, tags=["figures"])
@@ -530,7 +529,7 @@ def page(name: str) -> Response:
     return pages.static_page(name)
 
 
-def create_app(settings: ServeSettings | None = None, place: Place | None = None) -> FastAPI:
+def create_app(settings: ServeSettings | None = None, place: WorkerSpec | None = None) -> FastAPI:
     """The service as an ASGI application, for this script's own server or any other.
 
     Nothing is opened and no thread runs before its lifespan begins; all its state is on
@@ -587,7 +586,7 @@ def create_app(settings: ServeSettings | None = None, place: Place | None = None
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: ServeSettings = app.state.settings
-    place: Place | None = app.state.place
+    place: WorkerSpec | None = app.state.place
     monitor = app.state.monitor = _monitor(settings, partial(_react, app))
     app.state.drift = {name: Recent(partial(monitor.detect_drift, name), WATCHED_SECONDS) for name in WINDOWS}
     service = app.state.service = Service(
@@ -596,7 +595,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         new_prediction_id,
         app.state.figures,
         _service_config(settings),
-        Fellows(Path(place.folder), place.index, place.of) if place else None,
+        WorkerGroup(Path(place.folder), place.index, place.count) if place else None,
     )
     service.start()
     try:
@@ -620,7 +619,7 @@ def _service_config(settings: ServeSettings) -> ServiceConfig:
         models=ModelManagerConfig(
             settings.poll_seconds,
             prepare=engine,
-            rehearse=Rehearsal(settings.engine, settings.lanes, settings.converted),
+            rehearse=IsolatedLoader(settings.engine, settings.lanes, settings.converted),
             last_good=LastGood(copies, settings.model_name, settings.stage),
         ),
         shadow=Registered(settings, "Staging"),
@@ -682,9 +681,9 @@ def _described(app: FastAPI, guarded: Iterable[str]) -> dict[str, Any]:
 def main() -> int:
     """Serve until a signal comes."""
     settings = settings_typed()
-    if place := Place.given():
+    if place := WorkerSpec.take():
         log_to_stderr()
-        with place.taken() as listener:
+        with place.listening() as listener:
             _serve(settings, listener, place)
         return 0
     _monitor(settings).close()  # a store or a webhook that cannot be is said now, in one line
@@ -700,14 +699,14 @@ def main() -> int:
             with suppress(ToolkitError):  # whatever it says: a new database gets its tables from one, not from all
                 Registered(settings, settings.stage).find()
             command = [*process_command("serve_model"), *sys.argv[1:]]
-            supervise(command, settings.processes, listener, settings.drain_seconds + settings.finish_seconds)
+            exec_supervisor(command, settings.processes, listener, settings.drain_seconds + settings.finish_seconds)
         _serve(settings, listener)
     return 0
 
 
-def _serve(settings: ServeSettings, listener: socket, place: Place | None = None) -> None:
+def _serve(settings: ServeSettings, listener: socket, place: WorkerSpec | None = None) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
-    share_one_pool()
+    limit_malloc_arenas()
     app = create_app(settings, place)
 
     def leave() -> None:

@@ -56,8 +56,8 @@ from toolkit.mlflow_run import Run
 from toolkit.program import Program, save_bundle
 from toolkit.serving import protocols
 from toolkit.serving.problems import MEDIA_TYPE
-from toolkit.serving.processes import VARIABLE
 from toolkit.serving.server import Server, ServerConfig, listen
+from toolkit.serving.workers import VARIABLE
 from toolkit.tracking import connect
 
 NUMBERS = itertools.count()
@@ -857,7 +857,7 @@ def test_processes_share_the_cores() -> None:
 def test_a_process_that_was_not_started_by_a_service_is_none_of_its(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["serve_model.py"])
     monkeypatch.setenv(VARIABLE, "1")
-    with pytest.raises(ToolkitError, match=f"{VARIABLE} is for the processes that a running service starts: unset it"):
+    with pytest.raises(ToolkitError, match=f"{VARIABLE} is for the workers that a running service starts: unset it"):
         main()
 
 
@@ -1186,7 +1186,9 @@ def test_a_process_that_is_killed_is_replaced_and_no_count_falls(crew: Crew) -> 
         assert all(programs[key] >= before[1][key] for key in counts)
     told = [line["message"] for line in crew.service.lines() if line["level"] == "error"]
     assert len(told) == 1
-    assert re.fullmatch(rf"process \d \(pid {min(pids)}\) ended with SIGKILL; it is started again in 1 s", told[0])
+    assert re.fullmatch(
+        rf"worker \d \(pid {min(pids)}\) was killed by SIGKILL, perhaps .* ran out; it is started again in 1 s", told[0]
+    )
 
 
 def test_at_the_end_all_is_answered_stored_and_cleared_away(crew: Crew) -> None:

@@ -1,4 +1,4 @@
-"""Child processes: how one is started, exchanges JSON lines with its parent, is stopped, and how its end is described."""
+"""Child processes: one way to start them, to exchange JSON lines with them, to stop them and to describe their end."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def module_command(module: str, *arguments: str) -> list[str]:
 def module_environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of this process and some more variables, in which the project's modules are found."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return os.environ | {"PYTHONPATH": path} | (variables or {})
+    return {**os.environ, "PYTHONPATH": path, **(variables or {})}
 
 
 def start(command: Sequence[str], environment: Mapping[str, str], **options: Any) -> "subprocess.Popen[bytes]":
@@ -178,7 +178,7 @@ class Parent:
         return self._inbox.get()
 
     def _listen(self) -> None:
-        with open(0, "rb", closefd=False) as lines:  # noqa: PTH123  a descriptor has no path
+        with open(0, "rb", closefd=False) as lines:
             for message in _messages(lines):
                 self._inbox.put(message)
         os._exit(1)

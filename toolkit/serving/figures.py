@@ -16,7 +16,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from toolkit.serving.classified import STAGES, Classified
-from toolkit.serving.processes import Place
+from toolkit.serving.workers import WorkerSpec
 
 SHADOW_GAUGES = {
     "compared": "Images that the live model and the shadow both answered, since either changed",
@@ -56,8 +56,8 @@ class Figures:
     {'full': 1}
     """
 
-    def __init__(self, place: Place | None = None) -> None:
-        self._began = place.began if place else time.time()
+    def __init__(self, place: WorkerSpec | None = None) -> None:
+        self._began = place.started if place else time.time()
         self._lock = threading.Lock()
         self._latest = Latest(place)
         own = CollectorRegistry()
@@ -220,7 +220,7 @@ class Latest:
         Of this process: it keeps its own where the others can read them. In memory when None.
     """
 
-    def __init__(self, place: Place | None = None) -> None:
+    def __init__(self, place: WorkerSpec | None = None) -> None:
         self._folder = Path(place.folder) if place else None
         self._next = 0
         self._own: NDArray[np.float64] = np.full((len(STAGES), REMEMBERED), np.nan)  # ms
@@ -243,7 +243,7 @@ class Latest:
         return {stage: row[~np.isnan(row)] for stage, row in zip(STAGES, together, strict=True)}
 
 
-def _shared(place: Place) -> MultiProcessCollector:
+def _shared(place: WorkerSpec) -> MultiProcessCollector:
     """Have this process count in its own files, by its place and not its number, and give what all have counted."""
     for kind in ("counter", "histogram"):
         path = Path(place.folder, f"{kind}_{place.index}.db")

@@ -25,10 +25,10 @@ from toolkit.serving.engines import set_torch_threads, torch_threads
 from toolkit.serving.figures import Figures, gauge_family, shadow_families
 from toolkit.serving.live import Live, LiveModel, ModelManagerConfig, RegistryState, Release, Source
 from toolkit.serving.problems import Problem
-from toolkit.serving.processes import Fellows, State
 from toolkit.serving.recent import Recent
 from toolkit.serving.shadow import Shadow, together
 from toolkit.serving.shapes import BatchItem, ModelName, Prediction, ProblemDocument, Ranked, Timings
+from toolkit.serving.workers import State, WorkerGroup
 
 logger = logging.getLogger(__name__)
 
@@ -186,10 +186,10 @@ class Service:
         new_id: Callable[[], str],
         figures: Figures,
         config: ServiceConfig,
-        fellows: Fellows | None = None,
+        fellows: WorkerGroup | None = None,
     ) -> None:
         self.figures = figures
-        threads = torch_threads(config.workers, usable_cores() // (fellows.of if fellows else 1))
+        threads = torch_threads(config.workers, usable_cores() // (fellows.count if fellows else 1))
         self.desk = Desk(config.workers, config.waiting, config.most_bytes)
         self.batcher = Batcher(
             config.workers, config.limits, prepare=partial(set_torch_threads, threads), on_batch=self._note_batch
@@ -229,7 +229,7 @@ class Service:
     def look(self) -> str:
         """Look at the registry now, in all processes, and try again what failed before; what came of it in this one."""
         if self._fellows is not None:
-            self._fellows.call()
+            self._fellows.request_poll()
         return self.live.look(again=True)
 
     def model(self) -> LiveModel:
@@ -254,8 +254,10 @@ class Service:
             503 while one has none: a request may come to either.
         """
         model = self.model()
-        if self._fellows is not None and (unready := self._fellows.unready()):
-            raise problems.not_ready(f"{unready} of {self._fellows.of} processes have no model yet", self._retry_after)
+        if self._fellows is not None and (unready := self._fellows.n_not_ready()):
+            raise problems.not_ready(
+                f"{unready} of {self._fellows.count} processes have no model yet", self._retry_after
+            )
         return model
 
     def admit(self, top_k: int | None) -> None:

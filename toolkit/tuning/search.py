@@ -50,20 +50,20 @@ def message_json(message: Step | FoldDone | Result) -> dict[str, Any]:
             return message._asdict()
         case FoldDone(fold, result):
             return {"fold": fold, "result": asdict(result)}
-        case Result(trial, None):
-            return {"trial": trial.json()}
-        case Result(trial, logits):
-            buffer = io.BytesIO()
-            np.save(buffer, logits, allow_pickle=False)
-            return {"trial": trial.json(), "logits": base64.b64encode(buffer.getvalue()).decode()}
+    values: dict[str, Any] = {"trial": message.trial.json()}
+    if message.logits is not None:
+        buffer = io.BytesIO()
+        np.save(buffer, message.logits, allow_pickle=False)
+        values["logits"] = base64.b64encode(buffer.getvalue()).decode()
+    return values
 
 
 def message_from_json(values: Mapping[str, Any]) -> Step | FoldDone | Result:
     """The message that ``message_json`` was of, also after a round through text."""
     match values:
         case {"trial": trial, **rest}:
-            logits = base64.b64decode(rest["logits"]) if rest else None
-            return Result(Trial.from_json(trial), np.load(io.BytesIO(logits), allow_pickle=False) if logits else None)
+            logits = np.load(io.BytesIO(base64.b64decode(rest["logits"])), allow_pickle=False) if rest else None
+            return Result(Trial.from_json(trial), logits)
         case {"fold": fold, "result": result}:
             return FoldDone(fold, Fold.from_json(result))
     return Step(**values)

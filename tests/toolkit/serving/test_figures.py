@@ -14,7 +14,7 @@ from support import colour_picture
 from toolkit.images import load_picture
 from toolkit.serving.classified import STAGES, Classified
 from toolkit.serving.figures import MONITOR_OUTCOMES, REMEMBERED, SET_ASIDE, Figures, gauge_family, wants_prometheus
-from toolkit.serving.processes import Place
+from toolkit.serving.workers import WorkerSpec
 
 PROMETHEUS = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
@@ -40,7 +40,7 @@ def process(tmp_path, monkeypatch):
     made = []
 
     def make(index):
-        made.append(Figures(Place(index, 2, parent=1, listener=3, lifeline=4, folder=str(tmp_path), began=1.7e9)))
+        made.append(Figures(WorkerSpec(index, 2, supervisor=1, listener=3, folder=str(tmp_path), started=1.7e9)))
         classes.append(values.ValueClass)
         return made[-1]
 

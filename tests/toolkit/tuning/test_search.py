@@ -233,9 +233,12 @@ def test_what_happens_in_a_trial_is_passed_on() -> None:
         first, second = fold(0.5), fold(0.75)
         result = Result(Trial(proposal.number, proposal.settings, "complete", (first, second), 4.0))
         return [
-            (1.0, "progress", Step(0, 1, 0.5)), (2.0, "progress", FoldDone(0, first)), (3.0, "progress", Step(1, 1, 0.5)),
-            (4.0, "progress", FoldDone(1, second)), (4.0, "done", result),
-        ]  # fmt: skip
+            (1.0, "progress", Step(0, 1, 0.5)),
+            (2.0, "progress", FoldDone(0, first)),
+            (3.0, "progress", Step(1, 1, 0.5)),
+            (4.0, "progress", FoldDone(1, second)),
+            (4.0, "done", result),
+        ]
 
     scene = Scene()
     scene.run(script, trials=1)
