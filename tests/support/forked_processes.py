@@ -126,7 +126,6 @@ def forks(scratch: Path) -> Iterator[Forks]:
 
 def _run(words: tuple[str, ...], folder: Path, own: Path, variables: Mapping[str, str]) -> None:
     """What a fork does."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a crew of the test's process may have started the server it is of
     os.setsid()  # signals of the terminal are not for it
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(own / name, os.O_WRONLY | os.O_APPEND), stream)

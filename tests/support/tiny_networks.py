@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -74,7 +73,6 @@ def together(size: int, function: Callable[..., Any], *arguments: object) -> lis
 
 
 def _as_torchrun(rank: int, size: int, port: int, function: Callable[..., Any], arguments: tuple[object, ...]) -> Any:
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a crew of the test's process may have started the server it is of
     torch.set_num_threads(1)
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), **address}
