@@ -32,21 +32,27 @@ class DriftResult:
         ``confidence_distribution``, ``prediction_distribution``, ``mean_confidence``,
         ``softmax_distribution``, ``accuracy``, or the name of an input statistic.
     family
-        ``model`` for what the model answers, ``input`` for what the pictures look like.
+        ``model`` for what the model answers, ``input`` for what the images look like.
+    window
+        ``short``, ``medium`` or ``long``.
+    n, n_reference
+        Cases in the window and in the baseline.
+    minimum_effect
+        The effect below which a change does not matter.
+    statistic, p_value
+        Of the test; None while there is too little data.
     corrected_p_value
         After Holm's correction over the tests of the family.
     effect
         How large the change is: KS D, total variation, standard deviations, relative drop.
-    n, n_reference
-        Cases in the window and in the baseline.
     drifted
-        Whether the change is both certain and large enough to matter; None when nobody can tell.
+        Whether the change is both certain and large enough to matter; None while there is too little data.
     detail
         The change in words.
     psi
         Population stability index, another measure of the effect: 0.1 is some change, 0.25 a large one.
     n_effective
-        Independent cases that say as much as the ``n`` of the window: fewer when pictures come in bursts
+        Independent cases that say as much as the ``n`` of the window: fewer when images come in bursts
         that resemble each other. The p-value counts these.
     """
 
@@ -69,6 +75,10 @@ class DriftResult:
     def status(self) -> str:
         """``drift``, ``no_drift`` or ``insufficient_data``."""
         return "insufficient_data" if self.drifted is None else "drift" if self.drifted else "no_drift"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and the ``status``, ready for JSON."""
+        return asdict(self) | {"status": self.status}
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ class DriftReport:
             "drifted": self.drifted,
             "input_drifted": self.input_drifted,
             "alpha": self.alpha,
-            "results": [asdict(result) | {"status": result.status} for result in self.results],
+            "results": [result.to_dict() for result in self.results],
         }
 
     def __str__(self) -> str:

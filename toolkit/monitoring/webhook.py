@@ -145,7 +145,7 @@ class Webhook(Sink):
 
     def _next(self, key: str, closing: threading.Event) -> QueuedNotification | None:
         with self._changed:
-            if closing.is_set() and time.monotonic() >= self._deadline:
+            if self._is_over(closing):
                 self._counts["failed"] += len(self._queues[key])
                 self._queues[key].clear()
             if self._queues[key]:
@@ -161,15 +161,26 @@ class Webhook(Sink):
         def last(state: tenacity.RetryCallState) -> Outcome:
             return state.outcome.result() if state.outcome else Outcome()
 
+        once_more = True
+
+        def attempt() -> Outcome:
+            nonlocal once_more
+            once_more = not closing.is_set()
+            return self._attempt(notification.body)
+
         def stop(_: tenacity.RetryCallState) -> bool:
-            return closing.is_set() or time.monotonic() - notification.since >= self._give_up_after
+            too_old = time.monotonic() - notification.since >= self._give_up_after
+            return too_old or not once_more or self._is_over(closing)
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_result(lambda outcome: outcome.again), stop=stop, retry_error_callback=last,
             wait=lambda state: max(self._backoff(state), last(state).retry_after),
             sleep=tenacity.sleep_using_event(closing),
         )  # fmt: skip
-        return retrying(self._attempt, notification.body)
+        return retrying(attempt)
+
+    def _is_over(self, closing: threading.Event) -> bool:
+        return closing.is_set() and time.monotonic() >= self._deadline
 
     def _attempt(self, body: bytes) -> Outcome:
         try:
