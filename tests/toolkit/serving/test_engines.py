@@ -167,6 +167,27 @@ def test_answers_are_the_callers_own_and_pictures_may_lie_in_memory_as_they_like
     np.testing.assert_array_equal(engine.infer(turned), kept)
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_batches_of_any_size_are_answered_row_by_row(bundle, make_engine, name):
+    engine = make_engine(name)
+    for count in (0, 1, 5, 33, 2, 70):  # as they come, not in order
+        pictures = pictures_of(count, seed=count)
+        answer = engine.infer(pictures)
+        assert (answer.shape, answer.dtype) == ((count, 3), np.float32)
+        np.testing.assert_allclose(answer, bundle.predict(pictures), rtol=0, atol=BOUNDS[engine.report["precision"]])
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("shape", [(1, 17, 16, 3), (1, 3, 16, 16), (16, 16, 3), (1, 16, 16, 4)])
+def test_pictures_of_another_shape_are_refused_and_harm_nothing(make_engine, name, shape):
+    engine = make_engine(name)
+    right = engine.infer(pictures_of(2))
+    with pytest.raises(RuntimeError) as refused:
+        engine.infer(np.zeros(shape, np.uint8))
+    assert engines._reason(refused.value)
+    np.testing.assert_array_equal(engine.infer(pictures_of(2)), right)
+
+
 @pytest.mark.parametrize("cores", [1, 2])
 def test_openvino_refuses_pictures_of_another_size(make_engine, few_cores, cores):
     few_cores(cores)
