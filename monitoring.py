@@ -580,7 +580,7 @@ class ModelMonitor:
             return []
         usual = view.yardstick.reference
         enough = labels_to_settle(usual.right / usual.n, 0.2, view.limits) if usual and usual.right else len(ids)
-        order = audit(ids, len(ids), seed).ids[: enough if n is None else None]
+        order = audit(ids, len(ids), seed)[: enough if n is None else None]
         missing = np.flatnonzero(~np.isin(order, rows.ids[rows.labelled]))[:n]
         drawn = order if n is None or len(missing) < n else order[: missing[-1] + 1]
         try:

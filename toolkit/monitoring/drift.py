@@ -346,7 +346,7 @@ def _classes(sides: _Sides, blank: DriftResult) -> DriftResult:
 def _mean_confidence(sides: _Sides, blank: DriftResult) -> DriftResult:
     now, usual = sides.now.confidence, sides.reference.confidence
     scaled = now._replace(n=sides.now.effective)
-    outcome, shift = statistics.mean_shift_of_moments(scaled, usual, HALF_PRECISION_STEP)
+    outcome, shift = statistics.mean_shift(scaled, usual, HALF_PRECISION_STEP)
     return replace(
         blank,
         statistic=outcome.statistic,

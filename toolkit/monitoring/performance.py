@@ -1,12 +1,11 @@
 """How good the predictions with known labels were: figures with 95 % intervals, ready for JSON.
 
-Everything is worked out from sums (a confusion matrix, calibration bins, right answers by source), and
-what is not known is None. Predictions that came in bursts are worth fewer independent ones:
-``effective_n`` says how many, and widens every interval.
+Everything is worked out from sums (a confusion matrix, calibration bins), and what is not known is None.
+Predictions that came in bursts are worth fewer independent ones: ``effective_n`` says how many, and widens
+every interval.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -129,38 +128,6 @@ def _variance(
     return max(0.0, float(square - mean**2))
 
 
-def by_class(confusion: Confusion, classes: Sequence[str], effective_n: float | None = None) -> dict[str, Any]:
-    """Precision and recall of each class, with Wilson's intervals.
-
-    Returns
-    -------
-    dict
-        For each class ``precision``, ``recall`` and ``f1``, ``precision_interval`` and
-        ``recall_interval``, and how often it was ``true`` and ``predicted``.
-
-    Examples
-    --------
-    >>> figures = by_class(np.array([[40, 0], [10, 0]]), ["cat", "dog"])
-    >>> figures["cat"]["precision"], figures["cat"]["recall"], figures["dog"]["precision"], figures["dog"]["recall"]
-    (0.8, 1.0, None, 0.0)
-    """
-    matrix = _checked(confusion)
-    if len(classes) != len(matrix):
-        raise SettingsError(f"a confusion matrix of {len(matrix)} classes cannot have {len(classes)} names")
-    scale = _worth(int(matrix.sum()), effective_n) / max(int(matrix.sum()), 1)
-    columns = (part.tolist() for part in (np.diagonal(matrix), matrix.sum(axis=1), matrix.sum(axis=0)))
-    return {
-        name: {
-            **_share("precision", hit, predicted, scale),
-            **_share("recall", hit, true, scale),
-            "f1": 2 * hit / (true + predicted) if true + predicted else None,
-            "true": true,
-            "predicted": predicted,
-        }
-        for name, hit, true, predicted in zip(classes, *columns, strict=True)
-    }
-
-
 def calibration(bins: CalibrationBins, effective_n: float | None = None) -> dict[str, Any]:
     """Expected calibration error, and the curve of a reliability diagram.
 
@@ -270,40 +237,6 @@ def degradation(
     confirmed = provable >= limits.severity(level)
     status = "none" if level == "ok" else "confirmed" if confirmed else "suspected"
     return figures | {"level": level, "status": status}
-
-
-def by_source(counts: Mapping[str, tuple[int, int]], biased: Collection[str] = BIASED_SOURCES) -> dict[str, Any]:
-    """Accuracy by who told the label, and over those sources that speak for all predictions.
-
-    Parameters
-    ----------
-    counts
-        Source to (right, n).
-    biased
-        Sources whose labels are not a fair sample.
-
-    Returns
-    -------
-    dict
-        ``accuracy``, ``accuracy_interval`` and ``n_labels`` of the representative sources together;
-        ``sources``, the same for each, with ``representative``.
-
-    Examples
-    --------
-    >>> figures = by_source({"audit": (90, 100), "complaint": (2, 20)})
-    >>> figures["accuracy"], figures["n_labels"], figures["sources"]["complaint"]["accuracy"]
-    (0.9, 100, 0.1)
-    """
-    fair = [case for source, case in counts.items() if source not in biased]
-    right, n = (sum(column) for column in zip((0, 0), *fair, strict=True))
-    return {
-        **_share("accuracy", right, n),
-        "n_labels": n,
-        "sources": {
-            source: {**_share("accuracy", *case), "n_labels": case[1], "representative": source not in biased}
-            for source, case in counts.items()
-        },
-    }
 
 
 def is_drawn(source: str) -> bool:

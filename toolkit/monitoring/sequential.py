@@ -37,6 +37,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from toolkit.errors import SettingsError
+from toolkit.monitoring.splitmix import GAMMA, splitmix64
 
 DROPS = (0.05, 0.1, 0.2, 0.3)  # relative drops of accuracy that are bet on: the three levels, and beyond
 ODDS = (0.25, 0.5, 2.0, 4.0)  # by which a class is bet to become rarer or more frequent
@@ -119,20 +120,12 @@ def tie_breakers(numbers: ArrayLike) -> Floats:
     numbers
         int64 (n,).
 
-    References
-    ----------
-    Steele, G. L., Lea, D. and Flood, C. H. (2014). Fast splittable pseudorandom number generators.
-    ACM SIGPLAN Notices 49 (10), 453-472.
-
     Examples
     --------
     >>> tie_breakers([1, 2, 3]).round(4).tolist()
     [0.4315, 0.0264, 0.9709]
     """
-    bits = (np.asarray(numbers, np.int64).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    bits ^= bits >> np.uint64(31)
+    bits = splitmix64(np.asarray(numbers, np.int64).astype(np.uint64) * GAMMA)
     return np.asarray(((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
 
 

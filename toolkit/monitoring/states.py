@@ -10,8 +10,7 @@ process beside this one, goes on from the alerts that stand in the store.
 """
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, TypeVar
 
@@ -23,8 +22,6 @@ BLOCKS_TO_CLEAR = 3  # at least
 BLOCKS_IN_A_WINDOW = 10
 CLEAR_BELOW = 0.6  # of the mildest threshold, so that an alert does not flicker around it
 COOL_DOWN_SECONDS = 6 * 3600.0  # a person who was told in the morning is told again before the day is over
-STATES = ("ok", "suspected", *LEVELS[1:])
-
 Event = Literal["raised", "escalated", "reminder", "cleared"]
 
 _NO_RUNS = (0,) * len(LEVELS[1:])
@@ -281,16 +278,6 @@ def alert_key(version: str, metric: str, window: str) -> str:
     '3/accuracy/short'
     """
     return f"{version}/{metric}/{window}"
-
-
-def count_by_state(alerts: Iterable[Standing]) -> dict[str, int]:
-    """How many alerts stand in each state but ``ok``.
-
-    >>> count_by_state([Standing("warning", "suspected", 0), Standing("warning", "estimate", 0)])
-    {'suspected': 1, 'warning': 1, 'critical': 0, 'immediate': 0}
-    """
-    counts = Counter(alert.state for alert in alerts)
-    return {state: counts[state] for state in STATES[1:]}
 
 
 def _reminder(standing: Standing | None, now: float, cool_down: float) -> Change | None:

@@ -32,14 +32,6 @@ class Outcome(NamedTuple):
     p_value: float
 
 
-class Binned(NamedTuple):
-    """What a test on counts says: its statistic is at most ``error`` below that of the values themselves."""
-
-    statistic: float
-    p_value: float
-    error: float
-
-
 class Moments(NamedTuple):
     """Size, mean and standard deviation of a sample: all that a z test needs of it."""
 
@@ -55,87 +47,23 @@ class Interval(NamedTuple):
     high: float
 
 
-def kolmogorov_smirnov(window: Numbers, reference: Numbers) -> Outcome:
-    """Two-sample Kolmogorov-Smirnov test: the largest gap between two cumulative distributions.
+def gap_p_value(gap: float, n: float, m: float) -> float:
+    """Chance that two samples of ``n`` and ``m`` values from one distribution are this far apart, or farther.
 
-    Ties are handled exactly, within and between the samples: a saturated softmax gives thousands
-    of confidences of exactly 1. The p-value is Kolmogorov's limit with Stephens' correction for
-    small samples; ties make it larger than it need be, never smaller.
-
-    Parameters
-    ----------
-    window
-        (n,), the recent values.
-    reference
-        (m,), the values they are compared with; a sorted array is compared fastest.
-
-    Returns
-    -------
-    Outcome
-        D in [0, 1], and its two-sided p-value.
+    Kolmogorov's limit with Stephens' correction for small samples; ties make it larger than it need be, never smaller.
 
     Examples
     --------
-    >>> import numpy as np
-    >>> same = np.array([1.0, 1.0, 1.0, 0.5])
-    >>> kolmogorov_smirnov(same, same).statistic
-    0.0
-    >>> kolmogorov_smirnov(np.array([1.0, 2.0, 3.0, 4.0]), np.array([3.0, 4.0, 5.0, 6.0])).statistic
-    0.5
+    >>> round(gap_p_value(0.1, 500, 500), 4)
+    0.0124
 
     References
     ----------
     Stephens, M. A. (1970). Use of the Kolmogorov-Smirnov, Cramer-von Mises and related statistics
     without extensive tables. Journal of the Royal Statistical Society B 32, 115-122.
     """
-    n, m = len(window), len(reference)
-    reference = np.sort(reference)
-    values, counts = np.unique(window, return_counts=True)
-    upto = np.cumsum(counts)
-    # Between two values of the window its own curve is flat, so the gap is widest at a limit from the
-    # right of one value or from the left of the next.
-    right = np.abs(upto / n - np.searchsorted(reference, values, side="right") / m)
-    left = np.abs((upto - counts) / n - np.searchsorted(reference, values, side="left") / m)
-    gap = float(max(right.max(), left.max()))
-    return Outcome(gap, gap_p_value(gap, n, m))
-
-
-def gap_p_value(gap: float, n: float, m: float) -> float:
-    """Chance that two samples of ``n`` and ``m`` values from one distribution are this far apart, or farther.
-
-    >>> round(gap_p_value(0.1, 500, 500), 4)
-    0.0124
-    """
     root = math.sqrt(n * m / (n + m))
     return kolmogorov_survival((root + 0.12 + 0.11 / root) * gap)
-
-
-def kolmogorov_smirnov_of_counts(window: Cases, reference: Cases) -> Binned:
-    """Two-sample Kolmogorov-Smirnov test on values that were counted in ordered bins.
-
-    Between two ends of bins the gap can grow by no more than the reference has there, so D is at most
-    the largest share of the reference in one bin too small, and never too large: nothing that is no
-    drift becomes one by counting.
-
-    Parameters
-    ----------
-    window, reference
-        (B,), how many values fell into each bin.
-
-    Returns
-    -------
-    Binned
-        D, its p-value, and by how much D may be too small.
-
-    Examples
-    --------
-    >>> outcome = kolmogorov_smirnov_of_counts(np.array([0, 10, 30]), np.array([20, 20, 40]))
-    >>> outcome.statistic, round(outcome.p_value, 4), outcome.error
-    (0.25, 0.0593, 0.5)
-    """
-    n, m = int(window.sum()), int(reference.sum())
-    gap = float(largest_gaps(window / n - reference / m, np.zeros(1, np.int64))[0])
-    return Binned(gap, gap_p_value(gap, n, m), float(reference.max() / m))
 
 
 def largest_gaps(differences: Numbers, starts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -378,13 +306,11 @@ def total_variation(window: Cases, reference: Cases) -> float:
     return float(np.abs(window / window.sum() - reference / reference.sum()).sum() / 2)
 
 
-def mean_shift(window: Numbers, reference: Numbers, resolution: float = 0.0) -> tuple[Outcome, float]:
+def mean_shift(window: Moments, reference: Moments, resolution: float = 0.0) -> tuple[Outcome, float]:
     """z test that two samples have the same mean, with the uncertainty of both.
 
     Parameters
     ----------
-    window, reference
-        (n,) and (m,), at least two values each.
     resolution
         Smallest step of the values; a standard deviation below it counts as this much, so that two
         constant samples which differ by one rounding step are not infinitely far apart.
@@ -396,22 +322,7 @@ def mean_shift(window: Numbers, reference: Numbers, resolution: float = 0.0) -> 
 
     Examples
     --------
-    >>> import numpy as np
-    >>> outcome, shift = mean_shift(np.array([2.0, 4.0]), np.array([1.0, 3.0]))
-    >>> round(outcome.statistic, 4), round(outcome.p_value, 4), round(shift, 4)
-    (0.7071, 0.4795, 0.7071)
-    """
-    window_moments, reference_moments = (
-        Moments(len(values), float(np.mean(values, dtype=np.float64)), float(np.std(values, ddof=1, dtype=np.float64)))
-        for values in (window, reference)
-    )
-    return mean_shift_of_moments(window_moments, reference_moments, resolution)
-
-
-def mean_shift_of_moments(window: Moments, reference: Moments, resolution: float = 0.0) -> tuple[Outcome, float]:
-    """``mean_shift`` of samples of which only size, mean and standard deviation are known.
-
-    >>> outcome, shift = mean_shift_of_moments(Moments(100, 0.8, 0.1), Moments(100, 0.85, 0.1))
+    >>> outcome, shift = mean_shift(Moments(100, 0.8, 0.1), Moments(100, 0.85, 0.1))
     >>> round(outcome.statistic, 4), round(outcome.p_value, 6), round(shift, 4)
     (-3.5355, 0.000407, -0.5)
     """

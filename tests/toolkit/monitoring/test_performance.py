@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from toolkit.baseline import calibration_bins
 from toolkit.errors import SettingsError
 from toolkit.monitoring.limits import Limits
-from toolkit.monitoring.performance import by_class, by_source, calibration, degradation, quality
+from toolkit.monitoring.performance import calibration, degradation, quality
 from toolkit.monitoring.statistics import wilson
 
 matrices = st.integers(1, 4).flatmap(
@@ -99,27 +99,6 @@ def test_bursts_widen_every_interval_and_move_nothing():
         assert burst[name] == plain[name]
         assert burst[f"{name}_interval"][0] < plain[f"{name}_interval"][0]
     assert quality(matrix, effective_n=1000) == plain  # never more certain than the labels there are
-    recall = by_class(matrix, "ab", effective_n=25)["a"]["recall_interval"]
-    assert recall == pytest.approx(list(wilson(10, 12.5)))
-
-
-@given(matrices)
-@settings(max_examples=40, deadline=None)
-def test_classes_are_scikit_learns_and_none_where_they_never_occurred(matrix):
-    k = len(matrix)
-    figures = by_class(np.array(matrix), [f"class {i}" for i in range(k)])
-    json.dumps(figures, allow_nan=False)
-    truth, predicted = cases(matrix)
-    if not len(truth):
-        assert all(entry["recall"] is entry["f1"] is None for entry in figures.values())
-        return
-    scores = precision_recall_fscore_support(truth, predicted, labels=range(k), zero_division=np.nan)[:3]
-    for i, entry in enumerate(figures.values()):
-        expected = [None if np.isnan(score[i]) else pytest.approx(score[i]) for score in scores]
-        assert [entry["precision"], entry["recall"], entry["f1"]] == expected
-        assert (entry["precision_interval"] is None) == (entry["predicted"] == 0)
-        if entry["true"]:
-            assert entry["recall_interval"] == pytest.approx(list(wilson(matrix[i][i], entry["true"])))
 
 
 def answers(n, rng, overconfidence=0.0):
@@ -195,23 +174,6 @@ def test_without_labels_or_a_reference_nothing_is_said_of_degradation(numbers):
     assert figures["status"] == "insufficient_data"
 
 
-def test_complaints_are_shown_and_do_not_count():
-    figures = by_source({"unspecified": (40, 50), "audit": (50, 50), "complaint": (0, 900), "nobody": (0, 0)})
-    assert (figures["accuracy"], figures["n_labels"]) == (0.9, 100)
-    assert figures["accuracy_interval"] == pytest.approx(list(wilson(90, 100)))
-    assert figures["sources"]["complaint"] == {
-        "accuracy": 0.0,
-        "accuracy_interval": pytest.approx(list(wilson(0, 900))),
-        "n_labels": 900,
-        "representative": False,
-    }
-    assert figures["sources"]["nobody"]["accuracy"] is None
-    assert by_source({"complaint": (1, 2)}, biased=())["accuracy"] == 0.5
-    assert by_source({}) == {"accuracy": None, "accuracy_interval": None, "n_labels": 0, "sources": {}}
-
-
 def test_what_does_not_fit_is_refused_in_one_line():
     with pytest.raises(SettingsError, match=r"must be square, got the shape \(2, 3\)"):
         quality(np.zeros((2, 3), int))
-    with pytest.raises(SettingsError, match="of 2 classes cannot have 3 names"):
-        by_class(np.eye(2, dtype=int), "abc")
