@@ -82,7 +82,7 @@ def reliability_diagram(axes: Axes, curves: Sequence[ReliabilityCurve]) -> None:
         filled = curve.bins.count > 0
         x, y, n = (values[filled] for values in (curve.bins.confidence, curve.bins.accuracy, curve.bins.count))
         if curve.interval and len(n):
-            bounds = [curve.interval(round(share * cases), cases)[-2:] for share, cases in zip(y, n, strict=True)]
+            bounds = [curve.interval(round(share * cases), cases) for share, cases in zip(y, n, strict=True)]
             axes.vlines(x, *zip(*bounds, strict=True), color=curve.colour, alpha=0.4)
         areas, enough = np.clip(DOT_AREAS[1] * n / n.max(initial=1), *DOT_AREAS), n >= MIN_IN_BIN
         axes.plot(x[enough], y[enough], color=curve.colour, linewidth=1.4)

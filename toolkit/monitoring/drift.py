@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import SettingsError
+from toolkit.intervals import holm
 from toolkit.monitoring import statistics
 from toolkit.monitoring.counts import Counts
 from toolkit.monitoring.limits import Limits
@@ -215,7 +216,7 @@ def judge(results: Iterable[DriftResult], alpha: float) -> list[DriftResult]:
     results = list(results)
     tested = [result for result in results if result.p_value is not None]
     weights = [WEIGHTS.get(result.metric, 1.0) for result in tested]
-    p_values = statistics.holm([result.p_value or 0.0 for result in tested], weights)
+    p_values = holm([result.p_value or 0.0 for result in tested], weights)
     corrected = dict(zip(map(id, tested), p_values, strict=True))
     return [
         replace(

@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from toolkit.baseline import Baseline
 from toolkit.errors import SettingsError
+from toolkit.intervals import wilson
 from toolkit.monitoring.limits import Limits
-from toolkit.monitoring.statistics import wilson
 
 METHODS = ("thresholded_confidence", "calibrated_confidence")
 ENTROPY_DECIMALS = 6  # the order of the classes changes the sum of their terms, but not up to here

@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.baseline import CalibrationBins
+from toolkit.classification_metrics import class_scores
 from toolkit.errors import SettingsError
+from toolkit.intervals import wilson
 from toolkit.monitoring.distributions import normal_quantile
 from toolkit.monitoring.limits import LEVELS, Limits
-from toolkit.monitoring.statistics import drop_lower_bound, wilson
+from toolkit.monitoring.statistics import drop_lower_bound
 
 BIASED_SOURCES = ("complaint",)  # people complain about what is wrong
 DRAWN_SOURCE = "audit"  # of labels of a sample drawn at random; "audit: ada" when somebody is named
@@ -96,7 +98,7 @@ def _precision(cells: NDArray[np.float64]) -> tuple[float, float]:
     """Weighted precision of the shares of a confusion matrix, and its variance with a single label."""
     true, predicted, hit = cells.sum(axis=1), cells.sum(axis=0), np.diagonal(cells)
     seen = np.where(predicted > 0, predicted, 1.0)
-    precision = hit / seen
+    precision = class_scores(hit, predicted, true).precision
     variance = _variance(cells, precision, -true * hit / seen**2, true / seen)
     return float(true @ precision), variance
 
@@ -105,7 +107,7 @@ def _f1(cells: NDArray[np.float64]) -> tuple[float, float]:
     """Weighted F1 of the shares of a confusion matrix, and its variance with a single label."""
     true, predicted, hit = cells.sum(axis=1), cells.sum(axis=0), np.diagonal(cells)
     both = np.where(true + predicted > 0, true + predicted, 1.0)
-    f1 = 2 * hit / both
+    f1 = class_scores(hit, predicted, true).f1
     falling = -2 * true * hit / both**2
     return float(true @ f1), _variance(cells, f1 + falling, falling, 2 * true / both)
 

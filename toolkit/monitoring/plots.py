@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from toolkit.monitoring import canvas, statistics
+from toolkit.intervals import wilson
+from toolkit.monitoring import canvas
 from toolkit.monitoring.alert_store import Alert
 from toolkit.monitoring.canvas import DRIFT_COLOURS, LEVEL_COLOURS, SHADE
 from toolkit.monitoring.counts import Counts
@@ -53,7 +54,7 @@ def accuracy(
     worth = np.array([labels_worth(point) for point in timeline.points])  # fewer than the labels, in bursts
     low, high = np.array(
         [
-            statistics.wilson(r / n * kept, kept) if n else (np.nan, np.nan)
+            wilson(r / n * kept, kept) if n else (np.nan, np.nan)
             for r, n, kept in zip(right.tolist(), labels.tolist(), worth.tolist(), strict=True)
         ]
     ).T
@@ -271,7 +272,7 @@ def _spread(axes: Axes, timeline: Timeline, yardstick: Yardstick, quantity: int,
 
 def _reference_lines(axes: Axes, reference: Counts, limits: Limits) -> None:
     usual = reference.right / reference.n
-    axes.axhspan(*statistics.wilson(reference.right, reference.n), color=GREY, alpha=0.12, lw=0)
+    axes.axhspan(*wilson(reference.right, reference.n), color=GREY, alpha=0.12, lw=0)
     axes.axhline(usual, color=GREY, lw=1.2, label=f"reference {usual:.1%}")
     for level in LEVELS[1:]:
         drop = limits.threshold(level)

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.commands import command_line
+from toolkit.intervals import Interval, wilson
 from toolkit.monitoring.counts import BANDS, Counts
 from toolkit.monitoring.limits import LEVELS, Limits
-from toolkit.monitoring.statistics import Interval, chi_square, drop_lower_bound, total_variation, wilson
+from toolkit.monitoring.statistics import chi_square, drop_lower_bound, total_variation
 
 SURE = 0.001  # chance that a fair sample is taken for an unfair one
 USUAL_LABELS = 5.0  # that the held-out images count for in each stratum, beside the labels in it

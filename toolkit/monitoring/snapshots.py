@@ -4,12 +4,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from toolkit.intervals import wilson
 from toolkit.monitoring import canvas, performance
 from toolkit.monitoring.canvas import DRIFT_COLOURS
 from toolkit.monitoring.counts import Counts
 from toolkit.monitoring.drift import DriftReport, DriftResult
 from toolkit.monitoring.figures import calibration_of
-from toolkit.monitoring.statistics import wilson
 from toolkit.monitoring.yardstick import Yardstick
 from toolkit.plotting import BLUE, GREY, ReliabilityCurve, class_label, reliability_figure
 

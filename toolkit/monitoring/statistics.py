@@ -1,12 +1,12 @@
 """The tests and intervals of the monitor: pure functions of numbers."""
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.intervals import wilson
 from toolkit.monitoring.distributions import (
     chi_square_survival,
     hypergeometric,
@@ -38,13 +38,6 @@ class Moments(NamedTuple):
     n: float
     mean: float
     deviation: float
-
-
-class Interval(NamedTuple):
-    """The two ends of a confidence interval."""
-
-    low: float
-    high: float
 
 
 def gap_p_value(gap: float, n: float, m: float) -> float:
@@ -350,38 +343,6 @@ def proportion_drop(right: float, n: float, reference_right: float, m: float) ->
     return Outcome(z, normal_survival(z))
 
 
-def wilson(right: float, n: float, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval for a share, sensible down to no cases at all.
-
-    Parameters
-    ----------
-    right
-        How many of the ``n`` cases count.
-    confidence
-        Chance that the interval holds the true share.
-
-    Examples
-    --------
-    >>> low, high = wilson(90, 100)
-    >>> round(low, 4), round(high, 4)
-    (0.8256, 0.9448)
-    >>> wilson(0, 0)
-    Interval(low=0.0, high=1.0)
-
-    References
-    ----------
-    Wilson, E. B. (1927). Probable inference, the law of succession, and statistical inference.
-    Journal of the American Statistical Association 22, 209-212.
-    """
-    if n == 0:
-        return Interval(0.0, 1.0)
-    z2 = normal_quantile((1 + confidence) / 2) ** 2
-    centre = (right + z2 / 2) / (n + z2)
-    half = math.sqrt(z2 * (right * (n - right) / n + z2 / 4)) / (n + z2)
-    share = right / n  # rounding must not leave it outside
-    return Interval(min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)))
-
-
 def drop_lower_bound(right: float, n: float, reference_right: float, m: float, confidence: float = 0.99) -> float:
     """The relative drop of a share that is certain at the given confidence (one-sided).
 
@@ -430,32 +391,3 @@ def labels_needed(accuracy: float, drop: float = 0.2, threshold: float = 0.05, c
     power = normal_quantile(0.9) * math.sqrt(actual * (1 - actual))
     certainty = normal_quantile(confidence) * math.sqrt(allowed * (1 - allowed))
     return math.ceil(((power + certainty) / (allowed - actual)) ** 2) if accuracy > 0 else 0
-
-
-def holm(p_values: Sequence[float], weights: Sequence[float] | None = None) -> list[float]:
-    """Correct p-values for having made several tests, so that any false alarm stays below alpha.
-
-    Parameters
-    ----------
-    weights
-        What part of alpha each test may spend, in any unit; the same for all when None.
-
-    Examples
-    --------
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    >>> holm([0.02, 0.02], weights=[3, 1])  # 0.02 * 4 / 3, then 0.02 * 1 / 1, which must not be less
-    [0.02666666666666667, 0.02666666666666667]
-
-    References
-    ----------
-    Holm, S. (1979). A simple sequentially rejective multiple test procedure. Scandinavian Journal of
-    Statistics 6, 65-70.
-    """
-    weights = [1.0] * len(p_values) if weights is None else weights
-    corrected, left, largest = [0.0] * len(p_values), math.fsum(weights), 0.0
-    for index in sorted(range(len(p_values)), key=lambda index: p_values[index] / weights[index]):
-        largest = max(largest, min(1.0, left * p_values[index] / weights[index]))
-        corrected[index] = largest
-        left -= weights[index]
-    return corrected

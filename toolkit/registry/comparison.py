@@ -14,7 +14,7 @@ from toolkit.registry.latency import latencies
 from toolkit.registry.opening import LoadedModel
 from toolkit.registry.paired import Tally, on_shared, pair
 from toolkit.registry.pictures import answers_of, read_labelled
-from toolkit.registry.scores import accuracy_of, weighted_scores
+from toolkit.registry.scores import accuracy_of, scores_of
 from toolkit.registry.versions import Version
 
 
@@ -151,7 +151,7 @@ def _row(candidate: Candidate, first: Candidate) -> dict[str, Any]:
         "image_size": card.image_size,
         "pictures": baseline.size,
     }
-    for name, score in {"accuracy": accuracy_of(baseline), **weighted_scores(baseline)}.items():
+    for name, score in {"accuracy": accuracy_of(baseline), **scores_of(baseline)}.items():
         row |= {name: score.value, f"{name}_low": score.low, f"{name}_high": score.high}
     row |= {"calibration_error": baseline.calibration_error} | _against(candidate, first)
     row["mean_cv_accuracy"] = version.metrics.get("mean_cv_accuracy", math.nan)

@@ -12,11 +12,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from toolkit.errors import SettingsError
+from toolkit.intervals import wilson
 from toolkit.lettering import drawn, lettered
 from toolkit.plotting import BLUE, GREY, INK, ORANGE, ReliabilityCurve, class_label, reliability_diagram
 from toolkit.registry.comparison import Column
 from toolkit.registry.paired import Tally
-from toolkit.registry.scores import Score, accuracy_of, wilson
+from toolkit.registry.scores import Score, accuracy_of, share_score
 
 DIFFERENCE = LinearSegmentedColormap.from_list("difference", [ORANGE, "white", BLUE])
 MOST_VERSIONS, MOST_CLASSES = 10, 20  # that one picture has room for
@@ -211,7 +212,7 @@ def _heat_map(axes: Axes, columns: Sequence[Column], table: _ByClass) -> None:
 def _classes_of_one(axes: Axes, table: _ByClass) -> None:
     """Points with their intervals, since there is nothing to tell a difference from."""
     for row, (right, pictures) in enumerate(zip(table.right[:, 0], table.pictures[:, 0], strict=True)):
-        _with_interval(axes, wilson(int(right), int(pictures)), row)
+        _with_interval(axes, share_score(int(right), int(pictures)), row)
     axes.set_ylim(len(table.names) - 0.5, -0.5)
     _accuracies(axes)
     axes.tick_params(labelsize=8)

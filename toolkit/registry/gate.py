@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.errors import known
+from toolkit.intervals import holm
 from toolkit.registry.comparison import Candidate
 from toolkit.registry.paired import Paired, Tally, pair
-from toolkit.registry.scores import Score, wilson
+from toolkit.registry.scores import Score, share_score
 
 ALPHA = 0.05  # two-sided, so that half of it is the chance to refuse what is as good, in all and in classes each
 FEWEST_LOST = 6  # pictures, all of the disagreements: fewer are never significant (2 * 0.5**5 > ALPHA)
@@ -72,7 +73,7 @@ class Verdict:
         if not whole.pictures:
             return f"not compared with v{self.against}"
         before, after = (
-            _interval(wilson(right, whole.pictures)) for right in (whole.both + whole.lost, whole.both + whole.gained)
+            _interval(share_score(whole.both + alone, whole.pictures)) for alone in (whole.lost, whole.gained)
         )
         return (
             f"accuracy {after} against {before} of v{self.against} on the same {whole.pictures} pictures,"
@@ -130,13 +131,10 @@ def worse_classes(paired: Paired) -> list[str]:
     ['cat']
     """
     ordered = sorted(paired.by_class.items(), key=lambda item: item[1].p_value)
-    worse = []
-    for index, (name, tally) in enumerate(ordered):
-        if tally.p_value >= ALPHA / (len(ordered) - index):
-            break
-        if tally.lost > tally.gained:
-            worse.append(name)
-    return worse
+    corrected = holm([tally.p_value for _, tally in ordered])
+    return [
+        name for (name, tally), p in zip(ordered, corrected, strict=True) if p < ALPHA and tally.lost > tally.gained
+    ]
 
 
 def _objections(newcomer: Candidate, present: Candidate, paired: Paired) -> Iterator[str]:

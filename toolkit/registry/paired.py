@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 
 from toolkit.baseline import Baseline
+from toolkit.intervals import mcnemar
 
 CONFIDENCE = 0.95
 Verdicts = dict[
@@ -139,26 +140,6 @@ def on_shared(baselines: Sequence[Baseline]) -> list[Baseline]:
         _part(baseline, np.array([name in shared for name in each]))
         for baseline, each in zip(baselines, names, strict=True)
     ]
-
-
-def mcnemar(lost: int, gained: int) -> float:
-    """The exact two-sided p-value of McNemar's test.
-
-    Only the pictures on which two classifiers disagree tell them apart; if both are equally good,
-    each disagreement falls to either side like a fair coin.
-
-    References
-    ----------
-    Q. McNemar: Note on the sampling error of the difference between correlated proportions or
-    percentages. Psychometrika 12, 1947.
-
-    Examples
-    --------
-    >>> mcnemar(0, 5), mcnemar(3, 3)
-    (0.0625, 1.0)
-    """
-    disagreements = lost + gained
-    return float(binomtest(lost, disagreements).pvalue) if disagreements else 1.0
 
 
 def _tally(outcomes: dict[tuple[bool, bool], int]) -> Tally:

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from scipy.stats import binomtest
 
 from toolkit.baseline import Baseline
+from toolkit.classification_metrics import weighted_scores
+from toolkit.intervals import wilson
 from toolkit.registry.paired import CONFIDENCE
 
 RESAMPLES = 1000  # enough for the second digit of an interval's bounds
@@ -27,31 +28,23 @@ class Score(NamedTuple):
 NOT_MEASURED = Score(math.nan, math.nan, math.nan)
 
 
-def wilson(right: int, pictures: int) -> Score:
-    """An accuracy with an interval that is sound for small samples and near 0 and 1.
-
-    References
-    ----------
-    E. B. Wilson: Probable inference, the law of succession, and statistical inference.
-    Journal of the American Statistical Association 22, 1927.
+def share_score(right: int, pictures: int) -> Score:
+    """A share with its Wilson interval.
 
     Examples
     --------
-    >>> [round(value, 4) for value in wilson(8, 10)]
+    >>> [round(value, 4) for value in share_score(8, 10)]
     [0.8, 0.4902, 0.9433]
     """
-    if not pictures:
-        return NOT_MEASURED
-    interval = binomtest(right, pictures).proportion_ci(CONFIDENCE, method="wilson")
-    return Score(right / pictures, float(interval.low), float(interval.high))
+    return Score(right / pictures, *wilson(right, pictures, CONFIDENCE)) if pictures else NOT_MEASURED
 
 
 def accuracy_of(baseline: Baseline) -> Score:
     """Share of the baseline's pictures that were classified rightly."""
-    return wilson(int((baseline.predicted == baseline.labels).sum()), baseline.size)
+    return share_score(int((baseline.predicted == baseline.labels).sum()), baseline.size)
 
 
-def weighted_scores(baseline: Baseline) -> dict[str, Score]:
+def scores_of(baseline: Baseline) -> dict[str, Score]:
     """Precision, recall and F1, each averaged over the classes by their number of pictures.
 
     A class that was never predicted has a precision of 0. The intervals are percentiles over
@@ -65,7 +58,7 @@ def weighted_scores(baseline: Baseline) -> dict[str, Score]:
     --------
     >>> import numpy as np
     >>> baseline = Baseline(("cat", "dog"), np.eye(2)[[0, 0, 0, 1]], np.array([0, 0, 1, 1]))
-    >>> {name: round(score.value, 4) for name, score in weighted_scores(baseline).items()}
+    >>> {name: round(score.value, 4) for name, score in scores_of(baseline).items()}
     {'precision_weighted': 0.8333, 'recall_weighted': 0.75, 'f1_weighted': 0.7333}
     """
     if not baseline.size:
@@ -89,16 +82,9 @@ def _weighted(counts: Counts, cells: NDArray[np.int64], classes: int) -> NDArray
     support = counts @ _membership(true, classes)  # (resamples, K)
     chosen = counts @ _membership(predicted, classes)
     right = (counts * (true == predicted)) @ _membership(true, classes)
-    precision, recall = _share(right, chosen), _share(right, support)
-    f1 = _share(2 * right, support + chosen)
-    weights = support / support.sum(axis=1, keepdims=True)
-    return np.stack([(weights * score).sum(axis=1) for score in (precision, recall, f1)])
+    return np.stack(weighted_scores(right, chosen, support))
 
 
 def _membership(classes_of: NDArray[np.int64], classes: int) -> csr_array:
     """(cells, K), 1 where a cell belongs to a class."""
     return csr_array((np.ones(len(classes_of)), (np.arange(len(classes_of)), classes_of)), (len(classes_of), classes))
-
-
-def _share(part: Counts, whole: Counts) -> Counts:
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from toolkit.baseline import calibration_bins
+from toolkit.classification_metrics import class_scores, confusion_matrix, weighted_scores
 
 TEMPERATURES = (0.05, 20.0)  # a fit outside would only say that the logits are useless
 
@@ -56,20 +56,21 @@ def evaluate(probabilities: NDArray[np.float32], labels: NDArray[np.int64], clas
     >>> round(figures.accuracy, 3), figures.confusion.tolist()
     (0.667, [[1, 0], [1, 1]])
     """
-    predicted, known = probabilities.argmax(axis=1), np.arange(len(classes))
-    precision, recall, f1, support = precision_recall_fscore_support(labels, predicted, labels=known, zero_division=0)
-    weights = support / support.sum()
+    predicted = probabilities.argmax(axis=1)
+    confusion = confusion_matrix(labels, predicted, len(classes))
+    sums = np.diagonal(confusion), confusion.sum(axis=0), confusion.sum(axis=1)
+    weighted = weighted_scores(*sums)
     return Evaluation(
         accuracy=float((predicted == labels).mean()),
-        precision_weighted=float(precision @ weights),
-        recall_weighted=float(recall @ weights),
-        f1_weighted=float(f1 @ weights),
+        precision_weighted=float(weighted.precision),
+        recall_weighted=float(weighted.recall),
+        f1_weighted=float(weighted.f1),
         calibration_error=expected_calibration_error(probabilities, labels),
         per_class=[
             {"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "pictures": int(n)}
-            for name, p, r, f, n in zip(classes, precision, recall, f1, support, strict=True)
+            for name, p, r, f, n in zip(classes, *class_scores(*sums), sums[-1], strict=True)
         ],
-        confusion=confusion_matrix(labels, predicted, labels=known),
+        confusion=confusion,
         pictures=len(labels),
     )
 

@@ -11,9 +11,9 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from toolkit.baseline import calibration_bins
 from toolkit.errors import SettingsError
+from toolkit.intervals import wilson
 from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.performance import calibration, degradation, quality
-from toolkit.monitoring.statistics import wilson
 
 matrices = st.integers(1, 4).flatmap(
     lambda k: st.lists(st.lists(st.integers(0, 9), min_size=k, max_size=k), min_size=k, max_size=k)

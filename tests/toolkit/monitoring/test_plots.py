@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from support.prediction_fixtures import alert_of, baseline_of, names, window_of
-from toolkit.monitoring import plots, statistics
+from toolkit.intervals import wilson
+from toolkit.monitoring import plots
 from toolkit.monitoring.drift import DriftReport, compare
 from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.sampling import labels_worth
@@ -74,7 +75,7 @@ def test_accuracy_is_the_share_of_right_answers_at_each_point():
     for r, n, point in zip(right, labels, timeline([], [window], YARDSTICK).points, strict=True):
         if n:
             kept = labels_worth(point)
-            assert np.isclose(heights[:, None], statistics.wilson(r / n * kept, kept)).any(axis=0).all()
+            assert np.isclose(heights[:, None], wilson(r / n * kept, kept)).any(axis=0).all()
 
 
 def test_accuracy_has_a_gap_where_there_are_no_labels_and_the_estimate_goes_on():
@@ -109,7 +110,7 @@ def test_the_interval_of_labels_in_bursts_is_that_of_fewer_labels():
     assert sum(map(labels_worth, told)) < sum(point.n_labels for point in told) / 2
     for point in told:
         kept, share = labels_worth(point), point.right / point.n_labels
-        assert np.isclose(heights[:, None], statistics.wilson(share * kept, kept)).any(axis=0).all()
+        assert np.isclose(heights[:, None], wilson(share * kept, kept)).any(axis=0).all()
 
 
 def test_accuracy_has_the_reference_and_the_levels_below_it():
@@ -119,7 +120,7 @@ def test_accuracy_has_the_reference_and_the_levels_below_it():
     lines = {round(line.get_ydata()[0] / usual, 6) for line in figure.axes[0].lines if line.get_ls() == "--"}
     assert {0.95, 0.9, 0.8} <= lines
     assert {"warning -5%", "critical -10%", "immediate -20%"} <= set(texts(figure))
-    span = statistics.wilson(round(usual * 500), 500)
+    span = wilson(round(usual * 500), 500)
     boxes = [patch.get_bbox() for patch in figure.axes[0].patches]
     assert any(np.allclose([box.y0, box.y1], span) for box in boxes)
 

@@ -7,7 +7,8 @@ import pytest
 
 from support.prediction_fixtures import baseline_of, names, window_of
 from toolkit.baseline import calibration_bins
-from toolkit.monitoring import snapshots, statistics
+from toolkit.intervals import wilson
+from toolkit.monitoring import snapshots
 from toolkit.monitoring.drift import DriftReport, compare
 from toolkit.monitoring.limits import Limits
 from toolkit.monitoring.yardstick import Yardstick
@@ -77,7 +78,7 @@ def test_calibration_is_that_of_the_labelled_predictions(with_baseline):
         np.testing.assert_allclose(drawn, np.column_stack([bins.confidence, bins.accuracy])[chosen])
     ends = [segment[:, 1] for segment in bounds.get_segments()]
     right = np.rint(bins.accuracy[filled] * bins.count[filled])
-    expected = [statistics.wilson(r, n) for r, n in zip(right, bins.count[filled], strict=True)]
+    expected = [wilson(r, n) for r, n in zip(right, bins.count[filled], strict=True)]
     np.testing.assert_allclose(ends, expected)
     assert little.any()
     assert (np.diff(dots.get_sizes()[np.argsort(bins.count[enough])]) >= 0).all()  # the more labels the larger

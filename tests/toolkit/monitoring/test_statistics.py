@@ -14,7 +14,6 @@ from toolkit.monitoring.statistics import (
     drop_lower_bound,
     effective_sample_size,
     gap_p_value,
-    holm,
     labels_needed,
     largest_gaps,
     mean_shift,
@@ -23,7 +22,6 @@ from toolkit.monitoring.statistics import (
     quantile_groups,
     sparse_chi_square,
     total_variation,
-    wilson,
 )
 
 counts = st.lists(st.integers(0, 200), min_size=2, max_size=12)
@@ -235,13 +233,6 @@ def test_the_drop_test_is_half_of_the_two_by_two_chi_square():
     assert proportion_drop(100, 100, 10, 10).p_value == 0.5
 
 
-@given(st.integers(1, 3000), st.data())
-def test_wilson_is_scipys(n, data):
-    right = data.draw(st.integers(0, n))
-    expected = stats.binomtest(right, n).proportion_ci(0.95, method="wilson")
-    assert wilson(right, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
-
-
 @pytest.mark.parametrize(("accuracy", "n"), [(0.9, 100), (0.9, 1000), (0.99, 300), (0.5, 60)])
 def test_a_drop_is_called_certain_wrongly_no_more_often_than_stated(accuracy, n):
     rng = np.random.default_rng(7)
@@ -268,20 +259,3 @@ def test_the_labels_said_to_be_needed_are_enough_nine_times_out_of_ten():
     n, m = labels_needed(0.9, drop=0.2), 1_000_000
     proved = [drop_lower_bound(int(r), n, int(0.9 * m), m, 0.99) > 0.05 for r in rng.binomial(n, 0.72, 2000)]
     assert 0.85 < np.mean(proved) < 0.95
-
-
-def test_weighted_holm_is_holm_of_equal_weights_and_spends_alpha_by_weight():
-    assert holm([0.01, 0.04, 0.03], [2, 2, 2]) == pytest.approx(holm([0.01, 0.04, 0.03]))
-    # Of weights 4, 1, 1 in all 6: 0.012 * 6 / 4, then 0.01 * 2 / 1, then 0.5 * 1 / 1.
-    assert holm([0.012, 0.01, 0.5], [4, 1, 1]) == pytest.approx([0.018, 0.02, 0.5])
-
-
-@given(st.lists(st.floats(0, 1), max_size=8))
-@settings(max_examples=60)
-def test_holm_keeps_the_order_and_never_makes_a_p_value_smaller(p_values):
-    corrected = holm(p_values)
-    assert all(p <= c <= 1 for p, c in zip(p_values, corrected, strict=True))
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    assert [corrected[i] for i in order] == sorted(corrected)
-    if p_values:
-        assert min(corrected) == pytest.approx(min(1, len(p_values) * min(p_values)))

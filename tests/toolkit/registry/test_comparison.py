@@ -11,7 +11,7 @@ from toolkit.baseline import Baseline
 from toolkit.bundle import Card
 from toolkit.registry.comparison import Candidate, columns, differing, side_by_side
 from toolkit.registry.paired import Tally
-from toolkit.registry.scores import wilson
+from toolkit.registry.scores import share_score
 from toolkit.registry.versions import Version
 
 CLASSES = ("cat", "dog")
@@ -45,7 +45,7 @@ def test_side_by_side_has_one_row_a_version_and_compares_with_the_first() -> Non
     assert list(table.index) == [4, 2]
     first, second = table.loc[4], table.loc[2]
     assert (first.accuracy, first.pictures, first.shared_accuracy, first.size_mb) == (0.8, 5, 0.8, 6.0)
-    assert (first.accuracy_low, first.accuracy_high) == pytest.approx(wilson(4, 5)[1:])
+    assert (first.accuracy_low, first.accuracy_high) == pytest.approx(share_score(4, 5)[1:])
     assert table[["gained", "lost", "p_value"]].isna().all(axis=1).tolist() == [True, False]
     assert (second.gained, second.lost, second.p_value) == (1, 1, 1.0)
     assert (second.difference, second.difference_low, second.difference_high) == Tally(3, 1, 1, 0).difference

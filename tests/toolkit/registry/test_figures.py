@@ -15,7 +15,7 @@ from toolkit.errors import SettingsError
 from toolkit.plotting import BLUE, ORANGE
 from toolkit.registry.figures import Column, comparison_figure
 from toolkit.registry.paired import Tally, pair
-from toolkit.registry.scores import wilson
+from toolkit.registry.scores import share_score
 
 NOTHING = Baseline(("cat", "dog"), np.zeros((0, 2)), np.zeros(0))
 
@@ -94,7 +94,7 @@ def test_accuracies_have_their_wilson_intervals_and_the_first_one_is_a_dashed_li
     figure = comparison_figure(columns(baseline("1100", "0011"), baseline("1110", "0011")))
     axes = chart(figure, "accuracy, 95 % interval")
     assert points(axes) == [(0.5, 0), (0.75, 1)]
-    expected = [[(wilson(right, 4).low, row), (wilson(right, 4).high, row)] for row, right in ((0, 2), (1, 3))]
+    expected = [[(end, row) for end in share_score(right, 4)[1:]] for row, right in ((0, 2), (1, 3))]
     assert np.allclose(segments(axes), expected)
     (dashed,) = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert list(dashed.get_xdata()) == [0.5, 0.5]
@@ -173,7 +173,7 @@ def test_of_one_version_each_class_is_a_point_with_its_interval() -> None:
     axes = chart(comparison_figure(columns(baseline("10111", "00011"))), "accuracy by class")
     assert points(axes) == [(pytest.approx(2 / 3), 0), (1, 1)]
     assert np.allclose(
-        segments(axes), [[(wilson(r, n)[1], y), (wilson(r, n)[2], y)] for y, (r, n) in enumerate([(2, 3), (2, 2)])]
+        segments(axes), [[(end, y) for end in share_score(r, n)[1:]] for y, (r, n) in enumerate([(2, 3), (2, 2)])]
     )
     assert beside(axes) == ["3", "2"]
     assert axes.get_xlim()[1] < 1.1
@@ -194,7 +194,7 @@ def test_the_reliability_diagram_shows_the_bins_and_the_error() -> None:
     bounds, solid, hollow, _ = axes.collections
     assert hollow.get_offsets().tolist() == [[0.625, 0], [0.75, 0.75]]
     assert not len(solid.get_offsets()), "no bin has ten pictures"
-    expected = [[(x, wilson(r, n)[1]), (x, wilson(r, n)[2])] for x, r, n in ((0.625, 0, 2), (0.75, 3, 4))]
+    expected = [[(x, share_score(r, n)[1]), (x, share_score(r, n)[2])] for x, r, n in ((0.625, 0, 2), (0.75, 3, 4))]
     assert np.allclose(bounds.get_segments(), expected)
     assert axes.get_title(loc="right") == f"ECE {2 / 6 * 0.625:.3f}"
     diagonal = [line for line in axes.lines if line.get_linestyle() == ":"]

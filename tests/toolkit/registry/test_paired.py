@@ -1,7 +1,6 @@
 """Versions on the same pictures, against figures worked out by hand."""
 
 import math
-from math import comb
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from toolkit.baseline import Baseline
-from toolkit.registry.paired import Paired, Tally, mcnemar, pair
+from toolkit.registry.paired import Paired, Tally, pair
 
 CLASSES = ("cat", "dog")
 COUNTS = st.builds(Tally, *[st.integers(0, 40)] * 4)
@@ -24,13 +23,6 @@ def baseline(
     answers = np.where([verdict == "1" for verdict in right], truth, 1 - truth)
     names = np.array([f"picture {first + index}" for index in range(len(right))])
     return Baseline(classes, np.eye(2)[answers], truth, names if hashes else np.zeros(0, "U1"))
-
-
-@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (0, 5), (1, 6), (6, 1), (3, 3), (10, 25)])
-def test_mcnemar_counts_the_tails_of_a_fair_coin(lost: int, gained: int) -> None:
-    n = lost + gained
-    tail = sum(comb(n, k) for k in range(min(lost, gained) + 1)) / 2**n
-    assert mcnemar(lost, gained) == pytest.approx(min(1.0, 2 * tail))
 
 
 def test_versions_are_paired_by_the_content_of_pictures_not_by_their_order() -> None:

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import precision_recall_fscore_support
 
 from toolkit.baseline import Baseline
-from toolkit.registry.scores import SCORES, accuracy_of, weighted_scores, wilson
+from toolkit.registry.scores import SCORES, accuracy_of, scores_of, share_score
 
 
 def baseline(pictures: int, classes: int, noise: float, seed: int = 0) -> Baseline:
@@ -28,14 +28,12 @@ def test_wilson_solves_its_own_equation(right: int, pictures: int) -> None:
     z, share = 1.959963984540054, right / pictures
     centre = (share + z * z / (2 * pictures)) / (1 + z * z / pictures)
     half = z * sqrt(share * (1 - share) / pictures + z * z / (4 * pictures**2)) / (1 + z * z / pictures)
-    assert wilson(right, pictures) == pytest.approx((share, centre - half, centre + half), abs=1e-9)
+    assert share_score(right, pictures) == pytest.approx((share, centre - half, centre + half), abs=1e-9)
 
 
 def test_of_no_picture_nothing_is_a_number() -> None:
     nothing = Baseline(("cat", "dog"), np.zeros((0, 2)), np.zeros(0))
-    assert all(
-        math.isnan(value) for score in (accuracy_of(nothing), *weighted_scores(nothing).values()) for value in score
-    )
+    assert all(math.isnan(value) for score in (accuracy_of(nothing), *scores_of(nothing).values()) for value in score)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +41,7 @@ def test_of_no_picture_nothing_is_a_number() -> None:
 )
 def test_scores_are_those_of_scikit_learn(pictures: int, classes: int, noise: float) -> None:
     some = baseline(pictures, classes, noise)
-    scores = weighted_scores(some)
+    scores = scores_of(some)
     assert [scores[name].value for name in SCORES] == pytest.approx(by_scikit_learn(some.labels, some.predicted))
     assert scores["recall_weighted"].value == pytest.approx(some.accuracy)
     assert all(score.low <= score.value <= score.high for score in scores.values())
@@ -56,9 +54,9 @@ def test_intervals_are_those_of_pictures_drawn_again() -> None:
     draws = generator.integers(0, some.size, (600, some.size))
     values = np.array([by_scikit_learn(some.labels[draw], some.predicted[draw]) for draw in draws])
     for name, column in zip(SCORES, values.T, strict=True):
-        score = weighted_scores(some)[name]
+        score = scores_of(some)[name]
         assert (score.low, score.high) == pytest.approx(np.percentile(column, [2.5, 97.5]), abs=0.012)
 
 
 def test_the_same_pictures_give_the_same_interval() -> None:
-    assert weighted_scores(baseline(100, 3, 0.3)) == weighted_scores(baseline(100, 3, 0.3))
+    assert scores_of(baseline(100, 3, 0.3)) == scores_of(baseline(100, 3, 0.3))
