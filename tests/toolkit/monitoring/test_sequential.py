@@ -1,5 +1,6 @@
 """The detectors keep their promise, find what they bet on, and do not care how a stream is cut into batches."""
 
+import json
 import math
 
 import numpy as np
@@ -9,7 +10,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from toolkit.errors import SettingsError
-from toolkit.monitoring.sequential import Bursts, ClassDetector, ErrorDetector, RankDetector, run_length, tie_breakers
+from toolkit.monitoring.sequential import (
+    Bursts,
+    ClassDetector,
+    Detector,
+    ErrorDetector,
+    RankDetector,
+    run_length,
+    tie_breakers,
+)
 
 A = 200  # run length of the simulations: small, so that there are false alarms to count
 
@@ -258,6 +267,40 @@ def test_a_stream_gives_the_same_however_it_is_cut_into_batches(kind, data):
         batches = list(zip(batches, cut(tie_breakers(np.arange(len(values))), places), strict=True))
         values = (values, tie_breakers(np.arange(len(values))))
     assert run(MAKERS[kind](), batches) == run(MAKERS[kind](), [values])
+
+
+def stream_of(kind, n, seed=0):
+    """What a detector takes of n predictions."""
+    values = np.random.default_rng(seed).choice(np.array(CODES[kind], np.float64), n)
+    beside = {"labels": np.arange(n) % 7, "values": tie_breakers(np.arange(n))}
+    return (values, beside[kind]) if kind in beside else (values,)
+
+
+def test_every_detector_is_held_to_this():
+    assert {type(make()) for make in MAKERS.values()} == set(Detector.__subclasses__())
+    assert all(">>> alarm" in (detector.__doc__ or "") for detector in Detector.__subclasses__())
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@given(place=st.integers(0, 300), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=20)
+def test_a_saved_state_goes_on_as_if_nothing_had_happened(kind, place, seed):
+    columns, unbroken, before, after = stream_of(kind, 300, seed), *(MAKERS[kind]() for _ in range(3))
+    whole, _ = run(unbroken, [columns])
+    first, _ = run(before, [tuple(column[:place] for column in columns)])
+    after.restore(json.loads(json.dumps(before.state())))
+    assert after.evidence == before.evidence
+    rest, _ = run(after, [tuple(column[place:] for column in columns)])
+    assert [*first, *((index + place, *alarm) for index, *alarm in rest)] == whole
+    assert after.state() == unbroken.state()
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_the_state_does_not_grow_with_the_stream(kind):
+    short, long = MAKERS[kind](), MAKERS[kind]()
+    short.update(*stream_of(kind, 500))
+    long.update(*stream_of(kind, 10_000))
+    assert len(json.dumps(long.state())) < 1.2 * len(json.dumps(short.state()))
 
 
 @pytest.mark.parametrize("kind", MAKERS)
