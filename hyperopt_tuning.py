@@ -17,7 +17,7 @@ checkpoint beside it, so whatever ends the search, --resume loses nothing. In ML
 run, its trials are nested runs, their folds are nested in those.
 """
 
-from toolkit.interruption import end_imports_on_interrupt
+from toolkit.cli.import_interrupt import end_imports_on_interrupt
 
 if __name__ == "__main__":
     end_imports_on_interrupt()
@@ -33,9 +33,9 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
-from toolkit.commands import command_line, this_command
-from toolkit.data_settings import DataSettings
-from toolkit.settings import LAST, Name, environment, parse, read_first, run_script
+from toolkit.cli.commands import command_line, this_command
+from toolkit.cli.data_settings import DataSettings
+from toolkit.cli.settings import LAST, Name, environment, parse, read_first, run_script
 
 SECONDS_A_STEP = 1.0  # between two words of a trial about where it is within an epoch
 DEFAULT_EVALS = {"full": 30, "quick": 6}
@@ -98,19 +98,20 @@ if __name__ == "__main__":  # --help and what is mistyped are answered before th
 import numpy as np
 from torch import nn
 
+from toolkit.cli.terminal import say, silence
 from toolkit.errors import DataError, SettingsError, TrackingError, TrainingError, one_line
-from toolkit.machine import usable_cores
-from toolkit.mlflow_run import Run
-from toolkit.terminal import say, silence
-from toolkit.tracking import MlflowClient, connect
+from toolkit.system.metrics import usable_cores
+from toolkit.tracking.connection import MlflowClient, connect
+from toolkit.tracking.run import Run
 from toolkit.tuning.journal import Journal
-from toolkit.tuning.mirror import Mirror, log_study
-from toolkit.tuning.racing import after_epoch, after_folds
-from toolkit.tuning.report import StudyBar, all_settings, standings, totals
+from toolkit.tuning.mlflow_logger import Mirror, log_study
+from toolkit.tuning.progress import StudyBar, all_settings, standings, totals
+from toolkit.tuning.pruning import after_epoch, after_folds
 from toolkit.tuning.search import FoldDone, Limits, Result, Search, Step, message_json
 from toolkit.tuning.space import PRESETS, Space, contains
 from toolkit.tuning.space_file import read_file, read_points, read_space
-from toolkit.tuning.studies import (
+from toolkit.tuning.study import Proposal, Study, start_up_trials
+from toolkit.tuning.study_storage import (
     FINISHED,
     Plan,
     claimed_name,
@@ -122,7 +123,6 @@ from toolkit.tuning.studies import (
     read_study,
     studies_in,
 )
-from toolkit.tuning.study import Proposal, Study, start_up_trials
 from toolkit.tuning.trial import Fold, Trial
 from toolkit.tuning.worker_pool import Report, WorkerPool
 from train_cnn import (

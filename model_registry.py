@@ -19,7 +19,7 @@ both are compared on the same pictures: one that is significantly worse is refus
 a --reason are given. --data photos/ compares them on pictures of your own, one sub-folder a class.
 """
 
-from toolkit.interruption import end_imports_on_interrupt
+from toolkit.cli.import_interrupt import end_imports_on_interrupt
 
 if __name__ == "__main__":
     end_imports_on_interrupt()
@@ -39,9 +39,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
-from toolkit.commands import command_line
-from toolkit.errors import SettingsError
-from toolkit.settings import (
+from toolkit.cli.commands import command_line
+from toolkit.cli.settings import (
     MODEL,
     MODEL_NAME,
     ScriptSettings,
@@ -52,6 +51,7 @@ from toolkit.settings import (
     run_script,
     verb,
 )
+from toolkit.errors import SettingsError
 
 VERBS = "list, show, register, promote, compare, rollback, history, verify, archive"
 SERVE = command_line("serve_model")
@@ -233,8 +233,9 @@ def command_typed() -> tuple[RegistrySettings, Verb]:
 if __name__ == "__main__":  # --help and what is mistyped are answered before the seconds that MLflow takes to import
     read_first(command_typed)
 
-from toolkit import terminal
-from toolkit.bundle import DIGEST_TAG, verify_bundle
+from toolkit.bundle.files import DIGEST_TAG, verify_bundle
+from toolkit.cli import terminal
+from toolkit.cli.safe_names import printable
 from toolkit.errors import (
     BundleError,
     NotRegistered,
@@ -243,11 +244,18 @@ from toolkit.errors import (
     TrackingError,
     known,
 )
-from toolkit.names import printable
-from toolkit.registry.adoption import adopt, recognised
-from toolkit.registry.fetching import fetched, model_location, verify
-from toolkit.registry.pages import comparison_table, describe, version_page, version_table
-from toolkit.registry.selection import Mode, chosen_run, is_finite, model_of, only_experiment, ranked_runs, usual_metric
+from toolkit.registry.bundles import fetched, model_location, verify
+from toolkit.registry.external_versions import adopt, recognised
+from toolkit.registry.formatting import comparison_table, describe, version_page, version_table
+from toolkit.registry.run_selection import (
+    Mode,
+    chosen_run,
+    is_finite,
+    model_of,
+    only_experiment,
+    ranked_runs,
+    usual_metric,
+)
 from toolkit.registry.stages import Stages, contradictions, rollback_candidates, utc_now, whoami
 from toolkit.registry.versions import (
     ALIASES,
@@ -264,8 +272,8 @@ from toolkit.registry.versions import (
     read_versions,
     stage_named,
 )
-from toolkit.sensitivity import found_by_alarm
-from toolkit.tracking import (
+from toolkit.statistics.detection_power import found_by_alarm
+from toolkit.tracking.connection import (
     ANSWER_SECONDS,
     AS_MODEL_TRAINING,
     MlflowClient,
@@ -280,8 +288,8 @@ if TYPE_CHECKING:  # with torch, pandas and matplotlib, seconds of import that o
     from matplotlib.figure import Figure
 
     from toolkit.registry.comparison import Candidate
-    from toolkit.registry.gate import Verdict
     from toolkit.registry.opening import LoadedModel
+    from toolkit.registry.promotion_gate import Verdict
 
 BY_HAND = "by hand"  # a run was chosen
 LONGEST_REASON = 1000  # characters
@@ -560,7 +568,7 @@ class ModelRegistry:
     def picture_comparison(self, versions: Sequence[int | str], *, data: str | Path | None = None) -> "Figure":
         """What ``compare_models`` says of up to ten versions as a picture: accuracy, classes, calibration."""
         from toolkit.registry.comparison import columns
-        from toolkit.registry.figures import comparison_figure
+        from toolkit.registry.plots import comparison_figure
 
         return comparison_figure(columns(self._chosen(versions, data)))
 
@@ -677,8 +685,8 @@ class ModelRegistry:
     def _judged(self, newcomer: Version, data: str | Path | None) -> "tuple[int | None, Verdict | None]":
         """The number of the version in Production, and how the newcomer compares with it."""
         from toolkit.registry.comparison import measured
-        from toolkit.registry.gate import weigh
         from toolkit.registry.opening import load
+        from toolkit.registry.promotion_gate import weigh
 
         own = load(self._client, newcomer)
         self._alarms[newcomer.version] = found_by_alarm(own.bundle.baseline.accuracy, own.bundle.baseline.size)
@@ -718,7 +726,7 @@ class ModelRegistry:
 
     def _log_picture(self, candidates: "Sequence[Candidate]") -> None:
         from toolkit.registry.comparison import columns
-        from toolkit.registry.figures import MOST_VERSIONS, comparison_figure
+        from toolkit.registry.plots import MOST_VERSIONS, comparison_figure
 
         drawn = columns(candidates[:MOST_VERSIONS])
         name, run_id = "_".join(column.name for column in drawn), candidates[0].version.run_id

@@ -25,7 +25,7 @@ Everything is kept in one SQL store, ``monitoring.db`` in the working directory 
 ``--store`` or MONITORING_STORE says otherwise. Reading never changes it; ``labels`` notes what it has drawn.
 """
 
-from toolkit.interruption import end_imports_on_interrupt
+from toolkit.cli.import_interrupt import end_imports_on_interrupt
 
 if __name__ == "__main__":
     end_imports_on_interrupt()
@@ -44,10 +44,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_settings import CliPositionalArg, CliSubCommand, CliSuppress
 
+from toolkit.cli.settings import ScriptSettings, environment, parse, read_first, run_script, verb
 from toolkit.errors import SettingsError, StoreError, UnknownPrediction, known, one_line
-from toolkit.monitoring.limits import LEVELS, Limits
-from toolkit.monitoring.moments import Moment, many_seconds, seconds
-from toolkit.settings import ScriptSettings, environment, parse, read_first, run_script, verb
+from toolkit.monitoring.base.thresholds import LEVELS, Limits
+from toolkit.monitoring.base.timestamps import Moment, many_seconds, seconds
 
 
 class MonitorSettings(ScriptSettings):
@@ -159,26 +159,27 @@ if __name__ == "__main__":  # --help and what is mistyped are answered before wh
 import numpy as np
 from numpy.typing import ArrayLike
 
-from toolkit.baseline import Baseline
-from toolkit.monitoring import incoming, wording
-from toolkit.monitoring.alert_store import Alert
-from toolkit.monitoring.attendant import Attendant
-from toolkit.monitoring.audit import audit, labels_to_settle
-from toolkit.monitoring.config import MonitorConfig
-from toolkit.monitoring.drift import DriftReport, compare, judge
-from toolkit.monitoring.export import ENDINGS, export
-from toolkit.monitoring.figures import WindowMetrics, measure
-from toolkit.monitoring.ids import new_numbers, new_prediction_id, parse_prediction_id, show
-from toolkit.monitoring.replay import replay
-from toolkit.monitoring.sinks import Log, Notice, Sink, Sinks
-from toolkit.monitoring.sources import source_name, source_names
-from toolkit.monitoring.store import Model, Prediction, PredictionStore
-from toolkit.monitoring.view import View
-from toolkit.monitoring.webhook import Webhook
-from toolkit.monitoring.windows import WINDOWS, window_size
-from toolkit.monitoring.writer import BATCH, Writer
-from toolkit.names import printable, shown
-from toolkit.terminal import silent
+from toolkit.bundle.baseline import Baseline
+from toolkit.cli.safe_names import printable, shown
+from toolkit.cli.terminal import silent
+from toolkit.monitoring import report
+from toolkit.monitoring.alerting.notifiers import Log, Notice, Sink, Sinks
+from toolkit.monitoring.alerting.webhook import Webhook
+from toolkit.monitoring.base import validation
+from toolkit.monitoring.base.ids import new_numbers, new_prediction_id, parse_prediction_id, show
+from toolkit.monitoring.base.image_names import source_name, source_names
+from toolkit.monitoring.base.predictions import WINDOWS, window_size
+from toolkit.monitoring.pipeline.config import MonitorConfig
+from toolkit.monitoring.pipeline.replay import replay
+from toolkit.monitoring.pipeline.stream_state import View
+from toolkit.monitoring.pipeline.worker import Attendant
+from toolkit.monitoring.stats.label_sampling import audit, labels_to_settle
+from toolkit.monitoring.store.alerts import Alert
+from toolkit.monitoring.store.background_writer import BATCH, Writer
+from toolkit.monitoring.store.export import ENDINGS, export
+from toolkit.monitoring.store.predictions import Model, Prediction, PredictionStore
+from toolkit.monitoring.windows.drift import DriftReport, compare, judge
+from toolkit.monitoring.windows.metrics import WindowMetrics, measure
 
 if TYPE_CHECKING:  # see plot_metrics
     from matplotlib.figure import Figure
@@ -366,10 +367,10 @@ class ModelMonitor:
         now = self._clock()
         number = new_numbers(now, 1)[0] if prediction_id is None else parse_prediction_id(prediction_id)
         model = self._answering(probabilities, model_version)
-        scores = incoming.scores(probabilities, model.classes)
+        scores = validation.scores(probabilities, model.classes)
         moment = now if time is None else seconds(time, "time")
-        values = incoming.statistics_of(statistics) if statistics else {}
-        latency = latency_ms if latency_ms is None else incoming.number(latency_ms, "latency_ms")
+        values = validation.statistics_of(statistics) if statistics else {}
+        latency = latency_ms if latency_ms is None else validation.number(latency_ms, "latency_ms")
         name = source if source is None else source_name(source)
         self._writer.put(Prediction(number, moment, model, scores, values, latency, name))
         return show(number) if prediction_id is None else prediction_id
@@ -423,11 +424,11 @@ class ModelMonitor:
         True
         >>> folder.cleanup()
         """
-        now, first = self._clock(), incoming.first_of(probabilities)
+        now, first = self._clock(), validation.first_of(probabilities)
         if first is None:
             return []
         model = self._answering(first, model_version)
-        scores = incoming.many_scores(probabilities, model.classes)  # (N, K)
+        scores = validation.many_scores(probabilities, model.classes)  # (N, K)
         n = len(scores)
         if prediction_ids is not None and len(prediction_ids) != n:
             raise SettingsError(f"{n:,} prediction ids are needed, got {len(prediction_ids):,}")
@@ -435,8 +436,8 @@ class ModelMonitor:
             [now] * n if times is None else many_seconds(times, n),
             [model] * n,
             scores,
-            incoming.many_statistics(statistics, n),
-            incoming.numbers(latency_ms, n, "latency_ms"),
+            validation.many_statistics(statistics, n),
+            validation.numbers(latency_ms, n, "latency_ms"),
             [None] * n if sources is None else source_names(sources, n),
         )
         numbers = (
@@ -643,31 +644,31 @@ class ModelMonitor:
             Shown by a notebook as it is; ``figure.savefig("accuracy.png")`` keeps it.
         """
         # matplotlib takes as long to import as all the rest together
-        from toolkit.monitoring import canvas, plots, snapshots
-        from toolkit.monitoring.timeline import timeline
+        from toolkit.monitoring.plots import over_time, snapshot, style
+        from toolkit.monitoring.plots.timeline import timeline
 
         if metric not in FIGURES:
             raise SettingsError(f"there is no figure of {metric!r}; there are {known(FIGURES, metric)}")
         view = self._caught_up()
         if view.model is NOBODY:
-            return canvas.nothing()
+            return style.nothing()
         if metric == "drift":
-            return snapshots.drift(self.detect_drift(None))
+            return snapshot.drift(self.detect_drift(None))
         version, yardstick = view.model.version, view.yardstick
         if metric == "calibration":
-            return snapshots.calibration(version, view.counts("medium"), yardstick)
+            return snapshot.calibration(version, view.counts("medium"), yardstick)
         line, now, alerts = (
             timeline(*view.history(), yardstick),
             view.counts("short"),
             self._store.alerts.find(view.model),
         )
         if metric == "accuracy":
-            return plots.accuracy(version, line, now, yardstick, view.limits, alerts)
+            return over_time.accuracy(version, line, now, yardstick, view.limits, alerts)
         if metric == "volume":
-            return plots.volume(version, line, alerts)
+            return over_time.volume(version, line, alerts)
         if metric == "inputs":
-            return plots.inputs(version, line, yardstick, self.detect_drift(None))
-        draw = plots.confidence if metric == "confidence" else plots.predictions
+            return over_time.inputs(version, line, yardstick, self.detect_drift(None))
+        draw = over_time.confidence if metric == "confidence" else over_time.predictions
         return draw(version, line, now, yardstick, alerts)
 
     def export(self, path: str | Path, since: Moment | None = None, *, probabilities: bool = False) -> int:
@@ -876,13 +877,13 @@ def _print_report(command: _Report) -> None:
     monitor = ModelMonitor(command.store, model_version=command.model_version, limits=limits)
     metrics, drift = monitor.window_metrics(command.window), monitor.detect_drift(command.window)
     standing = [alert for alert in monitor.standing_alerts() if alert.model_version == metrics.model_version]
-    worst = wording.headline(standing, metrics, drift.drifted)
+    worst = report.headline(standing, metrics, drift.drifted)
     if command.as_json:
         print(json.dumps({"headline": worst, "metrics": metrics.to_dict(), "drift": drift.to_dict()}, indent=2))
     elif not metrics.n:
         print(f"No predictions have been logged in {command.store} yet.")
     else:
-        print(printable("\n".join([wording.headline_text(worst), "", *wording.figures(metrics), "", str(drift)])))
+        print(printable("\n".join([report.headline_text(worst), "", *report.figures(metrics), "", str(drift)])))
     if command.figure is not None:
         try:
             monitor.plot_metrics(command.metric).savefig(command.figure)
@@ -900,7 +901,7 @@ def _print_alerts(command: _Alerts) -> None:
     found = monitor.alerts(command.since, command.level)
     found = [alert for alert in found if command.model_version in (None, alert.model_version)]
     text = json.dumps([alert.to_dict() for alert in found], indent=2) if command.as_json else None
-    print(text or printable(wording.alerts(found)))
+    print(text or printable(report.alerts(found)))
 
 
 def _export(command: _Export) -> None:

@@ -23,7 +23,7 @@ SIGTERM and Ctrl-C end it with status 0 once all that was accepted is answered a
 figures are sums over all of them.
 """
 
-from toolkit.interruption import end_imports_on_interrupt
+from toolkit.cli.import_interrupt import end_imports_on_interrupt
 
 if __name__ == "__main__":
     end_imports_on_interrupt()
@@ -45,10 +45,10 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import CliSuppress
 
-from toolkit.commands import process_command
+from toolkit.cli.commands import process_command
+from toolkit.cli.settings import ScriptSettings, environment, parse, read_first, run_script
 from toolkit.errors import SettingsError
-from toolkit.machine import usable_cores
-from toolkit.settings import ScriptSettings, environment, parse, read_first, run_script
+from toolkit.system.metrics import usable_cores
 
 ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[^\s/:@\[\]?#]+)(:\d{1,5})?")
 
@@ -223,29 +223,31 @@ from starlette.exceptions import HTTPException
 from model_registry import ModelRegistry
 from monitoring import Alert, DriftReport, Log, ModelMonitor, MonitorConfig, Notice, Sink, Webhook, new_prediction_id
 from monitoring import Limits as DriftLimits
+from toolkit.bundle.program import Bundle
 from toolkit.errors import ToolkitError, UnknownPrediction
-from toolkit.images import Limits
-from toolkit.program import Bundle
-from toolkit.serving import binary, engines, pages, problems, protocols
-from toolkit.serving.departures import Departures
-from toolkit.serving.desk import Desk, Doorkeeper
-from toolkit.serving.encodings import Encodings
-from toolkit.serving.figures import Figures, wants_prometheus
-from toolkit.serving.formats import announced, read_picture, read_pictures
-from toolkit.serving.heads import Heads
-from toolkit.serving.isolated_load import IsolatedLoader
-from toolkit.serving.journal import Journal, log_to_stderr
-from toolkit.serving.keys import Keys
-from toolkit.serving.lastgood import LastGood
-from toolkit.serving.limits import BodyLimit, Patience
-from toolkit.serving.live import ModelManagerConfig, Release
-from toolkit.serving.openapi import describe, refusals
-from toolkit.serving.origins import Origins
+from toolkit.images.decoding import Limits
+from toolkit.serving import problems
+from toolkit.serving.cached_call import Recent
+from toolkit.serving.http import static
+from toolkit.serving.http.access_log import Journal, log_to_stderr
+from toolkit.serving.http.auth import Keys
+from toolkit.serving.http.body_limit import BodyLimit, Patience
+from toolkit.serving.http.cross_origin import Origins
+from toolkit.serving.http.decompression import Encodings
+from toolkit.serving.http.disconnect import Departures
+from toolkit.serving.http.head_method import Heads
+from toolkit.serving.http.openapi import describe, refusals
+from toolkit.serving.http.request_body import announced, read_picture, read_pictures
+from toolkit.serving.http.server import Server, ServerConfig, listen
+from toolkit.serving.inference.admission import Desk, Doorkeeper
+from toolkit.serving.metrics import Figures, wants_prometheus
+from toolkit.serving.models import engines
+from toolkit.serving.models.isolated_load import IsolatedLoader
+from toolkit.serving.models.local_cache import LastGood
+from toolkit.serving.models.manager import ModelManagerConfig, Release
 from toolkit.serving.problems import Problem
-from toolkit.serving.recent import Recent
-from toolkit.serving.server import Server, ServerConfig, listen
-from toolkit.serving.service import WATCHED_SECONDS, Service, ServiceConfig, named
-from toolkit.serving.shapes import (
+from toolkit.serving.routes import binary_tensors, inference_protocols
+from toolkit.serving.schemas import (
     Batch,
     Feedback,
     FeedbackError,
@@ -255,17 +257,18 @@ from toolkit.serving.shapes import (
     Recorded,
     TopK,
 )
+from toolkit.serving.service import WATCHED_SECONDS, Service, ServiceConfig, named
 from toolkit.serving.workers import WorkerGroup, WorkerSpec, exec_supervisor, limit_malloc_arenas
 
 logger = logging.getLogger(__name__)
 
 LONGEST_REASON = 400  # characters of an alert that are kept as the reason of a rollback
 VERSION = "1"  # of the addresses and shapes
-PREDICT_ADDRESSES = ("/predict", "/predict/batch", "/feedback", *protocols.PREDICT_ADDRESSES)
+PREDICT_ADDRESSES = ("/predict", "/predict/batch", "/feedback", *inference_protocols.PREDICT_ADDRESSES)
 ADMIN_ADDRESSES = ("/admin/reload",)
 # What a page of an allowed origin may send, and read of an answer, besides what any may.
-PAGES_SEND = ("Authorization", "X-API-Key", "X-Request-ID", "Content-Type", "Content-Encoding", binary.HEADER)
-PAGES_READ = ("X-Request-ID", "Retry-After", binary.HEADER)
+PAGES_SEND = ("Authorization", "X-API-Key", "X-Request-ID", "Content-Type", "Content-Encoding", binary_tensors.HEADER)
+PAGES_READ = ("X-Request-ID", "Retry-After", binary_tensors.HEADER)
 PICTURE_ADDRESSES = frozenset({"/predict", "/predict/batch"})
 # How long a thread may keep Python's lock while others want it. At the usual 0.005 a model that is being loaded beside
 # sixteen clients made one answer in a hundred take 4.7 times as long as at other times.
@@ -516,17 +519,17 @@ async def home() -> Response:
 
 @routes.get("/dashboard", include_in_schema=False)
 def dashboard() -> Response:
-    return pages.static_page(pages.DASHBOARD)
+    return static.static_page(static.DASHBOARD)
 
 
 @routes.get("/docs", include_in_schema=False)
 def docs(request: Request) -> Response:
-    return pages.swagger_page(request.app.title)
+    return static.swagger_page(request.app.title)
 
 
 @routes.get("/pages/{name}", include_in_schema=False)
 def page(name: str) -> Response:
-    return pages.static_page(name)
+    return static.static_page(name)
 
 
 def create_app(settings: ServeSettings | None = None, place: WorkerSpec | None = None) -> FastAPI:
@@ -558,7 +561,7 @@ def create_app(settings: ServeSettings | None = None, place: WorkerSpec | None =
     app.state.source = Registered(settings, settings.stage)
     app.state.figures.collect(partial(_families, app))
     app.include_router(routes)
-    app.include_router(protocols.routes)
+    app.include_router(inference_protocols.routes)
     app.openapi = partial(_described, app, tuple(guarded))  # type: ignore[method-assign]
     for kind in (HTTPException, RequestValidationError):
         app.add_exception_handler(kind, problems.handle)

@@ -15,7 +15,7 @@ it takes to go on with it, and then its weights. Every flag can be given as a va
 TRAIN_EPOCHS=20.
 """
 
-from toolkit.interruption import end_imports_on_interrupt
+from toolkit.cli.import_interrupt import end_imports_on_interrupt
 
 if __name__ == "__main__":
     end_imports_on_interrupt()
@@ -31,10 +31,10 @@ from typing import Any, Protocol
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from toolkit.commands import command_line, process_command
-from toolkit.data_settings import DataSettings
-from toolkit.settings import LAST, MODEL, MODEL_NAME, Name, environment, parse, read_first, run_script
-from toolkit.training.recipe import Recipe
+from toolkit.cli.commands import command_line, process_command
+from toolkit.cli.data_settings import DataSettings
+from toolkit.cli.settings import LAST, MODEL, MODEL_NAME, Name, environment, parse, read_first, run_script
+from toolkit.training.hyperparameters import Recipe
 
 
 class TrainSettings(Recipe, DataSettings):
@@ -83,25 +83,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from toolkit.bundle import Measured
+from toolkit.bundle.files import Measured
+from toolkit.cli.terminal import say
 from toolkit.errors import DataError, SettingsError
-from toolkit.machine import Machine
-from toolkit.mlflow_run import Run
-from toolkit.terminal import say
-from toolkit.tracking import ANSWER_SECONDS, connect, mlflow_call
-from toolkit.training.cache import Cache, Pictures, decode
-from toolkit.training.checkpoints import Checkpoint, open_checkpoint
-from toolkit.training.data import Data, Part
-from toolkit.training.datasets import open_catalogue
+from toolkit.system.metrics import Machine
+from toolkit.tracking.connection import ANSWER_SECONDS, connect, mlflow_call
+from toolkit.tracking.run import Run
+from toolkit.training.checkpointing.checkpoint import Checkpoint, open_checkpoint
+from toolkit.training.checkpointing.manager import Keeper
+from toolkit.training.data.cache import Cache, Pictures, decode
+from toolkit.training.data.catalogue import open_catalogue
+from toolkit.training.data.dataset import Data, Part
+from toolkit.training.data.groups import together
+from toolkit.training.data.splits import Split, require_folds, split, stratified, stratified_folds
 from toolkit.training.device import ALONE, Device, World, joined, prepare
-from toolkit.training.evaluate import fit_temperature
 from toolkit.training.features import Features
-from toolkit.training.groups import together
-from toolkit.training.keeper import Keeper
 from toolkit.training.loop import Epoch, FitCallbacks, FitConfig, Fitted, Progress, fit
 from toolkit.training.networks import build_network, load_weights
-from toolkit.training.record import Outcome, epoch_metrics, gpu_peak_mb, log_data, log_folds, log_outcome, tags_of
-from toolkit.training.splits import Split, require_folds, split, stratified, stratified_folds
+from toolkit.training.results.evaluation import fit_temperature
+from toolkit.training.results.run_logging import (
+    Outcome,
+    epoch_metrics,
+    gpu_peak_mb,
+    log_data,
+    log_folds,
+    log_outcome,
+    tags_of,
+)
 
 __all__ = [
     "Checkpoint",

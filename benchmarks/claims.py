@@ -7,9 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+from toolkit.cli.terminal import say, table
 from toolkit.errors import SettingsError
-from toolkit.machine import usable_cores
-from toolkit.terminal import say, table
+from toolkit.system.metrics import usable_cores
 
 # Of the instructions that make networks fast.
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")

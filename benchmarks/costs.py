@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from benchmarks import watchers
 from monitoring import ModelMonitor, MonitorConfig
-from toolkit.baseline import Baseline
-from toolkit.monitoring.detectors import Detectors
-from toolkit.monitoring.drift import compare
-from toolkit.monitoring.limits import Limits
-from toolkit.monitoring.rolling import Rolling
-from toolkit.monitoring.windows import Window
-from toolkit.monitoring.yardstick import Yardstick
+from toolkit.bundle.baseline import Baseline
+from toolkit.monitoring.base.predictions import Window
+from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.stats.detector_set import Detectors
+from toolkit.monitoring.windows.drift import compare
+from toolkit.monitoring.windows.reference import Yardstick
+from toolkit.monitoring.windows.rolling import Rolling
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLS, TOGETHER = 2_000, 20_000  # predictions logged and timed one by one; until all are stored

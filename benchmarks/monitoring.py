@@ -52,15 +52,15 @@ from benchmarks import costs, watchers  # noqa: E402
 from benchmarks.claims import Claim, Claims, conclude, machine  # noqa: E402
 from benchmarks.shifts import FAILING_LOUDLY, SOFTER, Seen, Shift, as_window, seen  # noqa: E402
 from benchmarks.watchers import ALWAYS, BBSDS, NEVER, OURS, OURS_ANY_EFFECT, Judges  # noqa: E402
-from toolkit.baseline import Baseline  # noqa: E402
-from toolkit.monitoring.alerts import look  # noqa: E402
-from toolkit.monitoring.detectors import Detectors  # noqa: E402
-from toolkit.monitoring.figures import estimate  # noqa: E402
-from toolkit.monitoring.limits import Limits  # noqa: E402
-from toolkit.monitoring.windows import Window  # noqa: E402
-from toolkit.monitoring.yardstick import Yardstick  # noqa: E402
-from toolkit.settings import run_script  # noqa: E402
-from toolkit.terminal import say, table  # noqa: E402
+from toolkit.bundle.baseline import Baseline  # noqa: E402
+from toolkit.cli.settings import run_script  # noqa: E402
+from toolkit.cli.terminal import say, table  # noqa: E402
+from toolkit.monitoring.alerting.findings import look  # noqa: E402
+from toolkit.monitoring.base.predictions import Window  # noqa: E402
+from toolkit.monitoring.base.thresholds import Limits  # noqa: E402
+from toolkit.monitoring.stats.detector_set import Detectors  # noqa: E402
+from toolkit.monitoring.windows.metrics import estimate  # noqa: E402
+from toolkit.monitoring.windows.reference import Yardstick  # noqa: E402
 
 PEERS = ("numpy", "scipy", "pandas", "evidently", "nannyml", "river")
 MILLION = 1_000_000

@@ -62,18 +62,18 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.claims import Claim, Claims, conclude, load, machine  # noqa: E402
 from model_registry import ModelRegistry  # noqa: E402
-from toolkit.baseline import Baseline  # noqa: E402
-from toolkit.bundle import DIGEST_TAG, Card, Measured, library_versions  # noqa: E402
+from toolkit.bundle.baseline import Baseline  # noqa: E402
+from toolkit.bundle.files import DIGEST_TAG, Card, Measured, library_versions  # noqa: E402
+from toolkit.bundle.program import Program, save_bundle  # noqa: E402
+from toolkit.cli.settings import run_script  # noqa: E402
+from toolkit.cli.terminal import say, table  # noqa: E402
 from toolkit.errors import RegistryError  # noqa: E402
-from toolkit.machine import usable_cores  # noqa: E402
-from toolkit.mlflow_run import Run  # noqa: E402
-from toolkit.program import Program, save_bundle  # noqa: E402
-from toolkit.registry.pages import describe  # noqa: E402
+from toolkit.registry.formatting import describe  # noqa: E402
 from toolkit.registry.versions import METRICS_TAG, MODEL_TAG, STAGE_TAG, Stage, Transition  # noqa: E402
-from toolkit.settings import run_script  # noqa: E402
-from toolkit.terminal import say, table  # noqa: E402
-from toolkit.tracking import MlflowClient, connect, mlflow  # noqa: E402
-from toolkit.training.recipe import Recipe  # noqa: E402
+from toolkit.system.metrics import usable_cores  # noqa: E402
+from toolkit.tracking.connection import MlflowClient, connect, mlflow  # noqa: E402
+from toolkit.tracking.run import Run  # noqa: E402
+from toolkit.training.hyperparameters import Recipe  # noqa: E402
 
 METRIC, NOWHERE = "mean_cv_accuracy", "mean_cv_acuracy"
 SEARCHES, FEW, TRAININGS = "hyperopt_tuning", "few", "training"

@@ -10,7 +10,7 @@ import numpy as np
 from hyperopt import STATUS_FAIL, STATUS_OK, fmin, rand, tpe
 
 from hyperopt_tuning import Cut, Task, data_for, evaluate
-from toolkit.tuning.racing import Holder, after_epoch, after_folds
+from toolkit.tuning.pruning import Holder, after_epoch, after_folds
 from toolkit.tuning.search import FoldDone
 from toolkit.tuning.space import FULL, Choice, Integers, LogUniform, Space, active, expression, flatten
 from toolkit.tuning.study import Proposal, Study, start_up_trials

@@ -24,16 +24,16 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.models import resnet18
 
+from benchmarks.images import CLASSES, listed, photograph
 from benchmarks.load import HOST, Answer, closed, form, raw, text
-from benchmarks.pictures import CLASSES, listed, photograph
 from model_registry import ModelRegistry
-from toolkit.baseline import Baseline
-from toolkit.bundle import DIGEST_TAG, Card, Measured, library_versions
+from toolkit.bundle.baseline import Baseline
+from toolkit.bundle.files import DIGEST_TAG, Card, Measured, library_versions
+from toolkit.bundle.program import Program, save_bundle
 from toolkit.errors import ToolkitError
-from toolkit.images import load_picture
-from toolkit.mlflow_run import Run
-from toolkit.program import Program, save_bundle
-from toolkit.tracking import MlflowClient, connect
+from toolkit.images.decoding import load_picture
+from toolkit.tracking.connection import MlflowClient, connect
+from toolkit.tracking.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -64,12 +64,12 @@ from benchmarks.servers import (  # noqa: E402
     reload,
     running,
 )
-from toolkit.images import load_picture  # noqa: E402
-from toolkit.machine import usable_cores  # noqa: E402
-from toolkit.program import load_bundle  # noqa: E402
-from toolkit.serving.engines import prepare, set_torch_threads, torch_threads  # noqa: E402
-from toolkit.settings import run_script  # noqa: E402
-from toolkit.terminal import say, table  # noqa: E402
+from toolkit.bundle.program import load_bundle  # noqa: E402
+from toolkit.cli.settings import run_script  # noqa: E402
+from toolkit.cli.terminal import say, table  # noqa: E402
+from toolkit.images.decoding import load_picture  # noqa: E402
+from toolkit.serving.models.engines import prepare, set_torch_threads, torch_threads  # noqa: E402
+from toolkit.system.metrics import usable_cores  # noqa: E402
 
 LIMIT = "limit"
 PACKAGES = ["torch", "torchvision", "pillow", "fastapi", "uvicorn", "litserve", "mlflow", "bentoml"]

@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from toolkit.baseline import Baseline
-from toolkit.bundle import PROGRAM, digest_of
-from toolkit.monitoring.windows import Window
-from toolkit.program import Bundle, load_bundle
-from toolkit.training.idx import IMAGES_MAGIC, LABELS_MAGIC, holds_idx, read_idx
-from toolkit.training.named import load_named
+from toolkit.bundle.baseline import Baseline
+from toolkit.bundle.files import PROGRAM, digest_of
+from toolkit.bundle.program import Bundle, load_bundle
+from toolkit.monitoring.base.predictions import Window
+from toolkit.training.data.builtin import load_named
+from toolkit.training.data.idx import IMAGES_MAGIC, LABELS_MAGIC, holds_idx, read_idx
 
 ROOT = Path(__file__).resolve().parent.parent
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it

@@ -57,21 +57,21 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.claims import Claim, Claims, conclude, machine  # noqa: E402
-from benchmarks.pictures import draw, listed  # noqa: E402
+from benchmarks.images import draw, listed  # noqa: E402
+from toolkit.bundle.program import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
+from toolkit.cli.settings import run_script  # noqa: E402
+from toolkit.cli.terminal import say, table  # noqa: E402
 from toolkit.errors import DataError, SettingsError, TrainingError  # noqa: E402
-from toolkit.machine import Machine, usable_cores  # noqa: E402
-from toolkit.mlflow_run import Run  # noqa: E402
-from toolkit.program import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
-from toolkit.settings import run_script  # noqa: E402
-from toolkit.terminal import say, table  # noqa: E402
-from toolkit.tracking import connect  # noqa: E402
-from toolkit.training.checkpoints import Checkpoint  # noqa: E402
+from toolkit.system.metrics import Machine, usable_cores  # noqa: E402
+from toolkit.tracking.connection import connect  # noqa: E402
+from toolkit.tracking.run import Run  # noqa: E402
+from toolkit.training.checkpointing.checkpoint import Checkpoint  # noqa: E402
+from toolkit.training.checkpointing.manager import Keeper  # noqa: E402
 from toolkit.training.device import Device  # noqa: E402
-from toolkit.training.keeper import Keeper  # noqa: E402
-from toolkit.training.learner import LARGEST_GRADIENT  # noqa: E402
 from toolkit.training.loop import Epoch, FitCallbacks, FitConfig, fit  # noqa: E402
 from toolkit.training.networks import build_network  # noqa: E402
-from toolkit.training.record import epoch_metrics  # noqa: E402
+from toolkit.training.results.run_logging import epoch_metrics  # noqa: E402
+from toolkit.training.train_step import LARGEST_GRADIENT  # noqa: E402
 from train_cnn import KEEP_SHARE, Data, TrainSettings, load_pictures, new_network, recipe_of, use_machine  # noqa: E402
 
 SIZE, BATCH, LEARNING_RATE, DROPOUT, SEED = 128, 32, 1e-3, 0.2, 0

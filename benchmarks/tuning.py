@@ -58,16 +58,16 @@ sys.path.insert(0, str(ROOT))
 
 import hyperopt_tuning as tuning  # noqa: E402
 from benchmarks.claims import Claim, Claims, conclude, machine  # noqa: E402
-from benchmarks.pictures import draw, link, listed, write_digits  # noqa: E402
+from benchmarks.images import draw, link, listed, write_digits  # noqa: E402
 from benchmarks.searches import CONTESTANTS, FOLDS, MEDIAN, OURS, PLAIN, RANDOM, WHOLE, WILCOXON, Arena  # noqa: E402
+from toolkit.cli.settings import run_script  # noqa: E402
+from toolkit.cli.terminal import say, silence, table  # noqa: E402
 from toolkit.errors import SettingsError, TrainingError  # noqa: E402
-from toolkit.machine import usable_cores  # noqa: E402
-from toolkit.settings import run_script  # noqa: E402
-from toolkit.terminal import say, silence, table  # noqa: E402
-from toolkit.tracking import connect  # noqa: E402
-from toolkit.tuning.mirror import log_study  # noqa: E402
-from toolkit.tuning.studies import FINISHED  # noqa: E402
+from toolkit.system.metrics import usable_cores  # noqa: E402
+from toolkit.tracking.connection import connect  # noqa: E402
+from toolkit.tuning.mlflow_logger import log_study  # noqa: E402
 from toolkit.tuning.study import Study  # noqa: E402
+from toolkit.tuning.study_storage import FINISHED  # noqa: E402
 from toolkit.tuning.trial import Trial  # noqa: E402
 from toolkit.tuning.worker_pool import WorkerPool  # noqa: E402
 from train_cnn import DataSettings  # noqa: E402

@@ -16,14 +16,14 @@ import pandas.core.dtypes.common as pandas_types
 from numpy.typing import NDArray
 from scipy import stats
 
-from toolkit.baseline import Baseline
+from toolkit.bundle.baseline import Baseline
 from toolkit.errors import SettingsError
-from toolkit.monitoring.detectors import Detectors
-from toolkit.monitoring.drift import DriftResult, compare
-from toolkit.monitoring.limits import Limits
-from toolkit.monitoring.sequential import ErrorDetector, run_length
-from toolkit.monitoring.windows import NOTHING, Window
-from toolkit.monitoring.yardstick import Yardstick
+from toolkit.monitoring.base.predictions import NOTHING, Window
+from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.stats.detector_set import Detectors
+from toolkit.monitoring.stats.e_detectors import ErrorDetector, run_length
+from toolkit.monitoring.windows.drift import DriftResult, compare
+from toolkit.monitoring.windows.reference import Yardstick
 
 os.environ |= {"DO_NOT_TRACK": "1", "NML_DISABLE_USAGE_LOGGING": "1"}  # Evidently's word for it, and NannyML's
 # Evidently 0.7 asks pandas 3 for a name that is gone; only its tests of column types would use it.

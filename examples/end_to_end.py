@@ -37,10 +37,10 @@ sys.path.insert(0, str(ROOT))
 
 from model_registry import ModelRegistry  # noqa: E402
 from monitoring import ModelMonitor  # noqa: E402
+from toolkit.cli.settings import run_script  # noqa: E402
 from toolkit.errors import TrackingError  # noqa: E402
-from toolkit.settings import run_script  # noqa: E402
-from toolkit.training.datasets import open_catalogue  # noqa: E402
-from toolkit.training.splits import split  # noqa: E402
+from toolkit.training.data.catalogue import open_catalogue  # noqa: E402
+from toolkit.training.data.splits import split  # noqa: E402
 
 HELD_OUT = 0.15  # the default of train_cnn.py
 START_SECONDS = 120  # a first start creates MLflow's tables

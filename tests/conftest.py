@@ -18,10 +18,10 @@ from support import (
     colour_card,
     colour_picture,
 )
-from toolkit import tracking
-from toolkit.bundle import DIGEST_TAG
-from toolkit.mlflow_run import Run
-from toolkit.program import Program, save_bundle
+from toolkit.bundle.files import DIGEST_TAG
+from toolkit.bundle.program import Program, save_bundle
+from toolkit.tracking import connection
+from toolkit.tracking.run import Run
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -93,7 +93,7 @@ def log_colour_run() -> Callable[..., str]:
     """A function that logs a finished run with a real bundle and gives the run's id."""
 
     def log(
-        client: tracking.MlflowClient,
+        client: connection.MlflowClient,
         experiment: str = "training",
         *,
         metrics: Mapping[str, float] | None = None,

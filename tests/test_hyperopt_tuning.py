@@ -27,14 +27,14 @@ from hyperopt_tuning import Task, TuneSettings, begun, data_for, data_settings, 
 from model_registry import ModelRegistry
 from support import COLOURS, ROOT, MlflowServer, colour_picture
 from support.forked_processes import Ended, Forks, Script, forks
+from toolkit.bundle.program import load_bundle
 from toolkit.errors import DataError, SettingsError, TrainingError
-from toolkit.program import load_bundle
-from toolkit.tracking import MlflowClient, connect, mlflow
-from toolkit.tuning.racing import Holder
+from toolkit.tracking.connection import MlflowClient, connect, mlflow
+from toolkit.tuning.pruning import Holder
 from toolkit.tuning.search import FoldDone, Result, Step
 from toolkit.tuning.space import QUICK, Choice, Integers, Space
-from toolkit.tuning.studies import Plan, read_study
 from toolkit.tuning.study import Proposal
+from toolkit.tuning.study_storage import Plan, read_study
 
 SPACE = """
 image_size: 16

@@ -20,7 +20,8 @@ import pytest
 import model_registry
 from model_registry import HISTORY_COLUMNS, ModelRegistry, main
 from support import COLOURS, ColourNetwork, colour_baseline, colour_pixels, error_line, free_port, run_script
-from toolkit.bundle import BASELINE, CARD, PROGRAM
+from toolkit.bundle.files import BASELINE, CARD, PROGRAM
+from toolkit.bundle.program import Program
 from toolkit.errors import (
     BundleError,
     DataError,
@@ -30,14 +31,13 @@ from toolkit.errors import (
     SettingsError,
     ToolkitError,
 )
-from toolkit.mlflow_run import Run
-from toolkit.program import Program
-from toolkit.registry import gate
+from toolkit.registry import promotion_gate
 from toolkit.registry.comparison import Candidate
-from toolkit.registry.gate import Verdict
+from toolkit.registry.promotion_gate import Verdict
 from toolkit.registry.stages import Stages
 from toolkit.registry.versions import Version
-from toolkit.tracking import MlflowClient, MlflowException, connect
+from toolkit.tracking.connection import MlflowClient, MlflowException, connect
+from toolkit.tracking.run import Run
 
 NUMBERS = itertools.count()
 Log = Callable[..., str]
@@ -503,7 +503,7 @@ def test_the_comparison_is_with_what_is_in_production_at_the_move(
     for accuracy, lean in ((0.7, 13), (0.8, 13), (0.9, 0)):
         registered.register(accuracy, lean=lean)
     registered.registry.transition_model_stage(1, "Production")
-    somebody, weighed, really_weigh = ModelRegistry(registered.uri, registered.name), [], gate.weigh
+    somebody, weighed, really_weigh = ModelRegistry(registered.uri, registered.name), [], promotion_gate.weigh
 
     def weigh(newcomer: Candidate, present: Candidate) -> Verdict:
         weighed.append((newcomer.version.version, present.version.version))
@@ -511,7 +511,7 @@ def test_the_comparison_is_with_what_is_in_production_at_the_move(
             somebody.transition_model_stage(3, "Production")
         return really_weigh(newcomer, present)
 
-    monkeypatch.setattr(gate, "weigh", weigh)
+    monkeypatch.setattr(promotion_gate, "weigh", weigh)
     with pytest.raises(PromotionRefused, match="v2 may not replace v3"):
         registered.registry.transition_model_stage(2, "Production")
     assert weighed == [(2, 1), (3, 1), (2, 3)]

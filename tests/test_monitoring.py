@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from monitoring import Limits, ModelMonitor, MonitorConfig, MonitorSettings, new_prediction_id
-from toolkit.baseline import Baseline
+from toolkit.bundle.baseline import Baseline
 from toolkit.errors import SettingsError, StoreError, UnknownPrediction
 
 ROOT = Path(__file__).parent.parent
@@ -419,7 +419,7 @@ def test_a_baseline_of_other_classes_is_refused(baseline):
 
 
 def test_a_store_that_cannot_be_written_is_never_felt_by_logging(monitor, baseline, caplog, monkeypatch):
-    monkeypatch.setattr("toolkit.monitoring.writer.CLOSING_SECONDS", 0.2)
+    monkeypatch.setattr("toolkit.monitoring.store.background_writer.CLOSING_SECONDS", 0.2)
     monitor.log_prediction([1, 0, 0])
     monitor.flush(30)
     with caplog.at_level(logging.ERROR), ModelMonitor("sqlite:///file:m.db?mode=ro&uri=true", baseline) as reader:
@@ -799,7 +799,7 @@ def test_labels_are_wanted_as_many_as_settle_it(monitor):
 
 
 def test_what_is_kept_of_old_predictions(baseline, monkeypatch):
-    monkeypatch.setattr("toolkit.monitoring.rollups.MIN_ROWS", 1000)
+    monkeypatch.setattr("toolkit.monitoring.store.rollups.MIN_ROWS", 1000)
     with ModelMonitor("m.db", baseline, config=MonitorConfig(keep_rows=1000)) as monitor:
         for _ in range(3):
             feed(monitor, 1000, np.random.default_rng(3), labelled=False)

@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from support import ROOT
-from toolkit import commands
+from toolkit.cli import commands
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -42,7 +42,7 @@ def test_each_requirements_file_of_an_option_is_an_extra():
 
 def test_each_script_has_a_command():
     assert commands.COMMANDS.keys() == {path.stem for path in ROOT.glob("*.py")}
-    assert PROJECT["scripts"] == {name: f"toolkit.commands:{script}" for script, name in commands.COMMANDS.items()}
+    assert PROJECT["scripts"] == {name: f"toolkit.cli.commands:{script}" for script, name in commands.COMMANDS.items()}
 
 
 def test_the_change_log_begins_with_this_version():

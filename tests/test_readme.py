@@ -19,7 +19,7 @@ import pytest
 
 from support import ROOT, colour_pixels, encode, free_port
 from support.shell_session import ShellSession, run_shell
-from toolkit.serving.shapes import Prediction
+from toolkit.serving.schemas import Prediction
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)

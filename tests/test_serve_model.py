@@ -48,17 +48,17 @@ from support import (
     run_script,
 )
 from support.webhook_receiver import Receiver
-from toolkit.bundle import DIGEST_TAG, PROGRAM
+from toolkit.bundle.files import DIGEST_TAG, PROGRAM
+from toolkit.bundle.program import Program, save_bundle
 from toolkit.errors import ToolkitError
-from toolkit.images import load_picture
-from toolkit.machine import usable_cores
-from toolkit.mlflow_run import Run
-from toolkit.program import Program, save_bundle
-from toolkit.serving import protocols
+from toolkit.images.decoding import load_picture
+from toolkit.serving.http.server import Server, ServerConfig, listen
 from toolkit.serving.problems import MEDIA_TYPE
-from toolkit.serving.server import Server, ServerConfig, listen
+from toolkit.serving.routes import inference_protocols
 from toolkit.serving.workers import VARIABLE
-from toolkit.tracking import connect
+from toolkit.system.metrics import usable_cores
+from toolkit.tracking.connection import connect
+from toolkit.tracking.run import Run
 
 NUMBERS = itertools.count()
 RED, GREEN, BLUE = (colour_picture(colour, 1) for colour in ("red", "green", "blue"))
@@ -455,7 +455,7 @@ def test_the_description_is_served(served: Served) -> None:
         "/predict", "/predict/batch", "/feedback", "/livez", "/readyz", "/health", "/metrics", "/drift", "/alerts",
         "/model-info", "/admin/reload",
     }  # fmt: skip
-    assert set(paths) - {route.path for route in protocols.routes.routes} == ours
+    assert set(paths) - {route.path for route in inference_protocols.routes.routes} == ours
     for path, methods in paths.items():  # whatever is described is there
         for method in methods:
             address = path.format(name=served.registered.name, version=1)

@@ -25,18 +25,18 @@ from torch import nn
 from torchvision.models import ResNet
 
 import model_registry
-import toolkit.settings
+import toolkit.cli.settings
 import train_cnn
 from model_registry import ModelRegistry
 from support import COLOURS, ROOT, MlflowServer, colour_picture, colour_pixels, free_port
 from support.forked_processes import Ended, Forks, Script, forks
-from toolkit.code_version import code_version
+from toolkit.bundle.program import Bundle, load_bundle
 from toolkit.errors import DataError, TrainingError
-from toolkit.images import SUFFIXES, load_picture
-from toolkit.program import Bundle, load_bundle
-from toolkit.registry.fetching import fetched
-from toolkit.tracking import MlflowClient, connect, mlflow
-from toolkit.training.checkpoints import Checkpoint, load_weights_file, open_checkpoint
+from toolkit.images.decoding import SUFFIXES, load_picture
+from toolkit.registry.bundles import fetched
+from toolkit.tracking.code_version import code_version
+from toolkit.tracking.connection import MlflowClient, connect, mlflow
+from toolkit.training.checkpointing.checkpoint import Checkpoint, load_weights_file, open_checkpoint
 from toolkit.training.device import Device
 from toolkit.training.networks import SimpleCNN
 from train_cnn import Data, FitConfig, Recipe, TrainSettings, cross_validate, load_pictures, main, train
@@ -194,7 +194,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     def run(*words: str) -> Ended:
         monkeypatch.setattr(sys, "argv", ["train_cnn.py", *words])
         with pytest.raises(SystemExit) as caught:
-            toolkit.settings.run_script(main)
+            toolkit.cli.settings.run_script(main)
         out, err = capsys.readouterr()
         return Ended(out, err, caught.value.code)
 

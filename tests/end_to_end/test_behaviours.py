@@ -30,12 +30,12 @@ from PIL import Image
 from model_registry import ModelRegistry
 from support import LONGEST_WAIT, ROOT, ColourNetwork, colour_baseline, colour_card, encode
 from support.forked_processes import Forks, Script, forks
-from toolkit.bundle import DIGEST_TAG, PROGRAM
-from toolkit.mlflow_run import Run
-from toolkit.program import Program, save_bundle
+from toolkit.bundle.files import DIGEST_TAG, PROGRAM
+from toolkit.bundle.program import Program, save_bundle
 from toolkit.registry.versions import ALIASES
 from toolkit.serving.problems import MEDIA_TYPE
-from toolkit.tracking import MlflowClient, connect
+from toolkit.tracking.connection import MlflowClient, connect
+from toolkit.tracking.run import Run
 
 MODEL = "image-classifier"
 LIMITS = {"max-body-mb": 1, "max-pixels": 100_000, "threads": 1, "max-waiting": 4, "max-batch": 5}

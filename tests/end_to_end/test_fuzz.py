@@ -26,7 +26,7 @@ from PIL import Image
 from model_registry import ModelRegistry
 from support import COLOURS, LONGEST_WAIT, colour_picture, colour_pixels, encode
 from support.forked_processes import forks
-from toolkit.tracking import connect
+from toolkit.tracking.connection import connect
 
 REQUESTS, FIRST = int(os.environ.get("FUZZ", "2000")), 1000  # in all; and before memory is measured first
 EXAMPLES = int(os.environ.get("SCHEMATHESIS", "4"))  # of each address, in each phase

@@ -15,8 +15,8 @@ import pytest
 
 from model_registry import ModelRegistry
 from support import COLOURS, LONGEST_WAIT, colour_pixels, free_port, wait_until_answers
-from toolkit.program import Bundle
-from toolkit.tracking import connect, mlflow
+from toolkit.bundle.program import Bundle
+from toolkit.tracking.connection import connect, mlflow
 
 SIZE = 16
 

@@ -30,11 +30,11 @@ from support import (
     free_port,
     wait_until_answers,
 )
-from toolkit import tracking
-from toolkit.baseline import Baseline
-from toolkit.bundle import DIGEST_TAG
-from toolkit.mlflow_run import Run
-from toolkit.program import Program, save_bundle
+from toolkit.bundle.baseline import Baseline
+from toolkit.bundle.files import DIGEST_TAG
+from toolkit.bundle.program import Program, save_bundle
+from toolkit.tracking import connection
+from toolkit.tracking.run import Run
 
 CHROMIUM = shutil.which("chromium")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
@@ -83,7 +83,7 @@ class Site:
             self._promote(classes)
 
     def _promote(self, classes: tuple[str, ...]) -> None:
-        client, program = tracking.connect(self.registry), Program(ColourNetwork())
+        client, program = connection.connect(self.registry), Program(ColourNetwork())
         held_out = colour_baseline(program)
         baseline = Baseline(classes, held_out.probabilities, held_out.labels, held_out.hashes)
         with Run(client, "training", role="final", name="colours") as run:
@@ -522,7 +522,7 @@ def test_swagger_sends_the_key_that_it_is_given(
 def test_mlflows_pages_show_a_training_with_the_figures_that_matter(
     mlflow_server: str, browser: Browser, log_colour_run: Callable[..., str], tmp_path: Path
 ) -> None:
-    client = tracking.connect(mlflow_server)
+    client = connection.connect(mlflow_server)
     figures = {"held_out_accuracy": 0.8125, "best_val_accuracy": 0.875, "system/ram_mb": 512.0}
     run_id = log_colour_run(client, "pages", metrics=figures, folder=tmp_path)
     run = Run.reopen(client, run_id)

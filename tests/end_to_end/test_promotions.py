@@ -16,7 +16,7 @@ from support import empty_store
 from support.forked_processes import Forks, Script, forks
 from toolkit.registry.stages import Stages
 from toolkit.registry.versions import ALIASES, Version
-from toolkit.tracking import MlflowClient, connect
+from toolkit.tracking.connection import MlflowClient, connect
 
 ROUNDS = int(os.environ.get("PROMOTIONS", "20"))
 PROMOTER = """
@@ -28,7 +28,7 @@ import sqlalchemy
 from model_registry import ModelRegistry
 from toolkit.errors import ToolkitError
 from toolkit.registry.stages import Stages
-from toolkit.tracking import MlflowClient, connect
+from toolkit.tracking.connection import MlflowClient, connect
 
 WRITES = ("set_model_version_tag", "set_registered_model_alias", "delete_registered_model_alias",
           "transition_model_version_stage")

@@ -14,9 +14,9 @@ import pytest
 
 import model_registry
 from support import ROOT, empty_store
-from toolkit.bundle import PROGRAM
-from toolkit.settings import run_script
-from toolkit.tracking import connect
+from toolkit.bundle.files import PROGRAM
+from toolkit.cli.settings import run_script
+from toolkit.tracking.connection import connect
 
 PAGE = (ROOT / "docs" / "registry.md").read_text()
 PROMPT = "$ python "

@@ -9,8 +9,8 @@ import requests
 from model_registry import ModelRegistry
 from support import COLOURS, LONGEST_WAIT, MlflowServer, colour_pixels
 from toolkit.errors import TrackingError
-from toolkit.mlflow_run import Run
-from toolkit.tracking import connect
+from toolkit.tracking.connection import connect
+from toolkit.tracking.run import Run
 
 Log = Callable[..., str]
 USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"

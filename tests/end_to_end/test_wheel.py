@@ -14,7 +14,7 @@ import pytest
 
 from support import COLOURS, LONGEST_WAIT, ROOT, colour_picture, free_port, wait_until_answers
 from support.shell_session import LEFT_BEHIND, borrow_environment
-from toolkit.commands import COMMANDS
+from toolkit.cli.commands import COMMANDS
 
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
 

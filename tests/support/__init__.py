@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from toolkit.baseline import Baseline
-from toolkit.bundle import Card, Measured, library_versions
-from toolkit.program import Program
-from toolkit.tracking import connect
+from toolkit.bundle.baseline import Baseline
+from toolkit.bundle.files import Card, Measured, library_versions
+from toolkit.bundle.program import Program
+from toolkit.tracking.connection import connect
 
 ROOT = Path(__file__).parent.parent.parent
 LONGEST_WAIT = 600.0  # seconds: what a test waits for comes sooner on the busiest machine, or never

@@ -3,8 +3,8 @@
 import itertools
 from pathlib import Path
 
-from toolkit.mlflow_run import Run
-from toolkit.tracking import MlflowClient
+from toolkit.tracking.connection import MlflowClient
+from toolkit.tracking.run import Run
 
 NUMBERS = itertools.count()
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from toolkit.baseline import Baseline
-from toolkit.monitoring.alert_store import Alert
-from toolkit.monitoring.windows import Window
+from toolkit.bundle.baseline import Baseline
+from toolkit.monitoring.base.predictions import Window
+from toolkit.monitoring.store.alerts import Alert
 
 
 def answers(n, rng, k=3):

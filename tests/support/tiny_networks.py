@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from support import COLOURS, colour_pixels, free_port
-from toolkit.training.data import Part
+from toolkit.training.data.dataset import Part
 from toolkit.training.device import Device, joined
 
 CPU = Device("cpu", torch.float32)

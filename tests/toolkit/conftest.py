@@ -2,7 +2,7 @@
 
 import pytest
 
-from toolkit.tracking import MlflowClient, connect
+from toolkit.tracking.connection import MlflowClient, connect
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from toolkit.baseline import Baseline
-from toolkit.bundle import Card
+from toolkit.bundle.baseline import Baseline
+from toolkit.bundle.files import Card
+from toolkit.registry.evaluation_data import answers_of, read_labelled
 from toolkit.registry.latency import latencies
+from toolkit.registry.mcnemar import Tally, on_shared, pair
+from toolkit.registry.metrics import accuracy_of, scores_of
 from toolkit.registry.opening import LoadedModel
-from toolkit.registry.paired import Tally, on_shared, pair
-from toolkit.registry.pictures import answers_of, read_labelled
-from toolkit.registry.scores import accuracy_of, scores_of
 from toolkit.registry.versions import Version
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from toolkit.bundle.program import Bundle
 from toolkit.errors import SettingsError
-from toolkit.machine import usable_cores
-from toolkit.program import Bundle
+from toolkit.system.metrics import usable_cores
 
 WARM_UP = 3  # rounds that are not counted: a program plans and allocates in the first ones
 SEED = 0  # of the pictures

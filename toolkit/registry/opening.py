@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.program import Bundle, load_bundle, shelve_bundle
-from toolkit.registry.fetching import blaming, cached, version_location
+from toolkit.bundle.program import Bundle, load_bundle, shelve_bundle
+from toolkit.registry.bundles import blaming, cached, version_location
 from toolkit.registry.versions import Version
-from toolkit.tracking import MlflowClient
+from toolkit.tracking.connection import MlflowClient
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from toolkit.registry.versions import ALIASES, STAGE_TAG, Stage, Transition, Version, held_stage, read_versions
-from toolkit.tracking import ANSWER_SECONDS, MlflowClient, MlflowException, mlflow_call
+from toolkit.tracking.connection import ANSWER_SECONDS, MlflowClient, MlflowException, mlflow_call
 
 STAGES_ARE_GONE = frozenset({"ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"})  # what a server without stages may answer
 MOST_LOOKS = 10  # at what others may be changing at the same time

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, Self, get_args
 
-from toolkit.bundle import DIGEST_TAG
+from toolkit.bundle.files import DIGEST_TAG
 from toolkit.errors import NotRegistered, RegistryError, known
-from toolkit.tracking import ANSWER_SECONDS, MlflowClient, MlflowException, mlflow_call
+from toolkit.tracking.connection import ANSWER_SECONDS, MlflowClient, MlflowException, mlflow_call
 
 Stage = Literal["None", "Staging", "Production", "Archived"]
 STAGES: tuple[Stage, ...] = get_args(Stage)

@@ -12,23 +12,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from prometheus_client.core import Metric
 
-from toolkit.baseline import Baseline
+from toolkit.bundle.baseline import Baseline
 from toolkit.errors import ToolkitError, one_line
-from toolkit.images import Limits, load_picture
-from toolkit.machine import usable_cores
+from toolkit.images.decoding import Limits, load_picture
 from toolkit.redaction import redact_paths
 from toolkit.serving import problems
-from toolkit.serving.batching import Batcher
-from toolkit.serving.classified import Classified, ImageSource, file_name
-from toolkit.serving.desk import Desk
-from toolkit.serving.engines import set_torch_threads, torch_threads
-from toolkit.serving.figures import Figures, gauge_family, shadow_families
-from toolkit.serving.live import Live, LiveModel, ModelManagerConfig, RegistryState, Release, Source
+from toolkit.serving.cached_call import Recent
+from toolkit.serving.inference.admission import Desk
+from toolkit.serving.inference.batcher import Batcher
+from toolkit.serving.inference.result import Classified, ImageSource, file_name
+from toolkit.serving.metrics import Figures, gauge_family, shadow_families
+from toolkit.serving.models.engines import set_torch_threads, torch_threads
+from toolkit.serving.models.manager import Live, LiveModel, ModelManagerConfig, RegistryState, Release, Source
+from toolkit.serving.models.shadow import Shadow, together
 from toolkit.serving.problems import Problem
-from toolkit.serving.recent import Recent
-from toolkit.serving.shadow import Shadow, together
-from toolkit.serving.shapes import BatchItem, ModelName, Prediction, ProblemDocument, Ranked, Timings
+from toolkit.serving.schemas import BatchItem, ModelName, Prediction, ProblemDocument, Ranked, Timings
 from toolkit.serving.workers import State, WorkerGroup
+from toolkit.system.metrics import usable_cores
 
 logger = logging.getLogger(__name__)
 

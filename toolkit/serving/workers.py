@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from toolkit.errors import SettingsError, one_line
-from toolkit.subprocesses import exit_reason, module_command, module_environment, on_parent_exit, start
+from toolkit.system.subprocesses import exit_reason, module_command, module_environment, on_parent_exit, start
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F  # noqa: N812  torch's own convention
 from numpy.typing import NDArray
 from torch import Tensor
 
-from toolkit.program import IMAGENET_MEAN, IMAGENET_STD
+from toolkit.bundle.program import IMAGENET_MEAN, IMAGENET_STD
 from toolkit.training.augment import augment
-from toolkit.training.data import Part
+from toolkit.training.data.dataset import Part
 from toolkit.training.device import Device
 
 SHARE_OF_GPU_MEMORY = 0.5  # that pictures may take; the rest is for the network

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from toolkit.cli.terminal import say, silent
 from toolkit.errors import SettingsError, one_line
-from toolkit.machine import usable_cores
-from toolkit.terminal import say, silent
+from toolkit.system.metrics import usable_cores
 
 RENDEZVOUS = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets beside WORLD_SIZE
 

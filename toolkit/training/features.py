@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from toolkit.terminal import progress
+from toolkit.cli.terminal import progress
 from toolkit.training.batches import PictureBatches
-from toolkit.training.data import Part
+from toolkit.training.data.dataset import Part
 from toolkit.training.device import Device
-from toolkit.training.recipe import Recipe
+from toolkit.training.hyperparameters import Recipe
 
 CHUNK = 128  # pictures at a time
 MOST_KEPT = 2**30  # bytes of views that are kept for other trainings

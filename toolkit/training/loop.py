@@ -14,16 +14,16 @@ import torch.nn.functional as F  # noqa: N812  torch's own convention
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from toolkit.cli.terminal import progress as shown_progress
 from toolkit.errors import TrainingError
-from toolkit.terminal import progress as shown_progress
 from toolkit.training.batches import Batches, PictureBatches
-from toolkit.training.data import Part
+from toolkit.training.data.dataset import Part
 from toolkit.training.device import Device
+from toolkit.training.early_stopping import EarlyStopping, Interruption
 from toolkit.training.features import FeatureBatches, Features
-from toolkit.training.learner import Learner
+from toolkit.training.hyperparameters import Recipe
 from toolkit.training.networks import FrozenBackbone
-from toolkit.training.recipe import Recipe
-from toolkit.training.stopping import EarlyStopping, Interruption
+from toolkit.training.train_step import Learner
 
 EVALUATION_BATCH = 128
 GROWTH_SHARE = 2 / 3  # of the epochs, in which progressive pictures grow to their full size

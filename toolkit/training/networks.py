@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import SettingsError, known, one_line
-from toolkit.training.weights import resnet18_weights
+from toolkit.training.pretrained_weights import resnet18_weights
 
 NETWORKS = ("simple_cnn", "resnet18", "resnet18_backbone")
 AUTO, IMAGENET, NONE = "auto", "imagenet", "none"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError, SettingsError, one_line
-from toolkit.locks import acquire
+from toolkit.system.file_locks import acquire
 
 FORMAT = 1
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.cli.terminal import QUIET_SECONDS, say
 from toolkit.errors import ToolkitError
-from toolkit.terminal import QUIET_SECONDS, say
-from toolkit.tuning.mirror import Mirror
-from toolkit.tuning.report import StudyBar, trial_line
+from toolkit.tuning.mlflow_logger import Mirror
+from toolkit.tuning.progress import StudyBar, trial_line
 from toolkit.tuning.study import Proposal, Study
 from toolkit.tuning.trial import Fold, Trial
 from toolkit.tuning.worker_pool import Event, WorkerPool

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Generic, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
+from toolkit.cli.settings import broken_rule
 from toolkit.errors import SettingsError, known, one_line
-from toolkit.settings import broken_rule
 from toolkit.tuning.space import Choice, Dimension, Space, active, dimension_from_json
 
 LONGEST_FILE = 65_536  # characters; a search space takes a few hundred

@@ -15,7 +15,7 @@ from hyperopt import JOB_STATE_DONE, STATUS_FAIL, STATUS_OK, Trials, space_eval,
 from hyperopt.base import Domain
 
 from toolkit.errors import SettingsError
-from toolkit.tuning.racing import Holder
+from toolkit.tuning.pruning import Holder
 from toolkit.tuning.space import Space, contains, expression, flatten, positions
 from toolkit.tuning.trial import Trial
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, NoReturn
 
 from toolkit import errors
 from toolkit.errors import SettingsError, ToolkitError, one_line
-from toolkit.subprocesses import Child, Parent, exit_reason, stop
+from toolkit.system.subprocesses import Child, Parent, exit_reason, stop
 
 GRACE_S = 5.0  # for a worker to end before it is killed
 TERMINATED = 128 + signal.SIGTERM  # the exit status of a worker that SIGTERM has ended

@@ -13,8 +13,8 @@ import pytest
 import sqlalchemy as sa
 
 from support import free_port
-from toolkit.monitoring.models import Model
-from toolkit.monitoring.store import Prediction, PredictionStore
+from toolkit.monitoring.store.model_versions import Model
+from toolkit.monitoring.store.predictions import Prediction, PredictionStore
 
 
 @pytest.fixture

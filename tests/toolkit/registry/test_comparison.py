@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from support import colour_card
-from toolkit.baseline import Baseline
-from toolkit.bundle import Card
+from toolkit.bundle.baseline import Baseline
+from toolkit.bundle.files import Card
 from toolkit.registry.comparison import Candidate, columns, differing, side_by_side
-from toolkit.registry.paired import Tally
-from toolkit.registry.scores import share_score
+from toolkit.registry.mcnemar import Tally
+from toolkit.registry.metrics import share_score
 from toolkit.registry.versions import Version
 
 CLASSES = ("cat", "dog")

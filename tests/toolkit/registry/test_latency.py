@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from support import ColourNetwork, colour_card
-from toolkit.baseline import Baseline
+from toolkit.bundle.baseline import Baseline
+from toolkit.bundle.program import Bundle, Program
 from toolkit.errors import SettingsError
-from toolkit.program import Bundle, Program
 from toolkit.registry.latency import WARM_UP, at_most_threads, latencies
 
 NOTHING = Baseline(("blue", "green", "red"), np.zeros((0, 3)), np.zeros(0))

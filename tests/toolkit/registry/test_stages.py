@@ -11,7 +11,7 @@ import pytest
 
 from toolkit.registry.stages import Stages, judge, production_line, rollback_candidates
 from toolkit.registry.versions import ALIASES, STAGES, Transition, Version
-from toolkit.tracking import MlflowClient, connect
+from toolkit.tracking.connection import MlflowClient, connect
 
 NUMBERS = itertools.count()
 NINE = datetime(2026, 5, 1, 9, tzinfo=UTC)

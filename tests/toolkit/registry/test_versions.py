@@ -11,7 +11,7 @@ from support import empty_store
 from toolkit.errors import NotRegistered, RegistryError
 from toolkit.registry import versions
 from toolkit.registry.versions import STAGES, Transition, read_version, read_versions, stage_named
-from toolkit.tracking import connect
+from toolkit.tracking.connection import connect
 
 NINE = datetime(2026, 5, 1, 9, 0, 0, 42, tzinfo=UTC)
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from support import COLOURS, ColourNetwork, colour_baseline, colour_card
-from toolkit.program import Bundle, Program
-from toolkit.serving.engines import TorchEngine
-from toolkit.serving.live import LiveModel
+from toolkit.bundle.program import Bundle, Program
+from toolkit.serving.models.engines import TorchEngine
+from toolkit.serving.models.manager import LiveModel
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import pytest
 from monitoring import ModelMonitor, new_prediction_id
 from support import COLOURS, colour_picture, encode
 from toolkit.errors import BundleError, NotRegistered, StoreError, TrackingError
-from toolkit.images import Limits, load_picture
-from toolkit.monitoring.ids import parse_prediction_id
-from toolkit.serving.figures import Figures
-from toolkit.serving.live import ModelManagerConfig
+from toolkit.images.decoding import Limits, load_picture
+from toolkit.monitoring.base.ids import parse_prediction_id
+from toolkit.serving.metrics import Figures
+from toolkit.serving.models.manager import ModelManagerConfig
 from toolkit.serving.problems import (
     INTERNAL,
     INVALID,

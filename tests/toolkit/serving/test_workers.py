@@ -27,7 +27,7 @@ WORKER = """
 import os, sys
 from pathlib import Path
 from fastapi import FastAPI
-from toolkit.serving.server import Server, ServerConfig
+from toolkit.serving.http.server import Server, ServerConfig
 from toolkit.serving.workers import WorkerGroup, WorkerSpec
 
 spec = WorkerSpec.take()
@@ -49,7 +49,7 @@ time.sleep(600)
 """
 START = """
 import sys
-from toolkit.serving.server import listen
+from toolkit.serving.http.server import listen
 from toolkit.serving.workers import exec_supervisor
 
 exec_supervisor([sys.executable, "-c", sys.argv[1]], 2, listen("127.0.0.1", int(sys.argv[2])), 1)

@@ -6,8 +6,8 @@ from contextlib import chdir
 import pytest
 import torch
 
-from toolkit.mlflow_run import Run
-from toolkit.tracking import MlflowClient, connect
+from toolkit.tracking.connection import MlflowClient, connect
+from toolkit.tracking.run import Run
 
 
 @pytest.fixture(autouse=True)

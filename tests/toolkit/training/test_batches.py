@@ -11,7 +11,7 @@ from PIL import Image
 from support.tiny_networks import CPU, colours
 from toolkit.training.augment import augment
 from toolkit.training.batches import PictureBatches, normalise
-from toolkit.training.data import Part
+from toolkit.training.data.dataset import Part
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 

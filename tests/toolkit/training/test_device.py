@@ -21,7 +21,7 @@ from torch import nn
 from support import ROOT, free_port
 from support.tiny_networks import CPU, context, together
 from toolkit.errors import SettingsError
-from toolkit.machine import usable_cores
+from toolkit.system.metrics import usable_cores
 from toolkit.training.device import ALONE, Device, World, joined, multiplies_bfloat16, prepare
 
 CPU_INFO = Path("/proc/cpuinfo")
@@ -221,7 +221,9 @@ def test_processes_exchange_rows_sums_answers_and_weights(size: int) -> None:
 def test_a_folder_for_compiled_code_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder can be made below")
     folder = tmp_path / "file" / "folder"
-    code = "from toolkit.settings import run_script; from toolkit.training.device import prepare; run_script(prepare)"
+    code = (
+        "from toolkit.cli.settings import run_script; from toolkit.training.device import prepare; run_script(prepare)"
+    )
     ended = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TORCHINDUCTOR_CACHE_DIR": str(folder)},

@@ -7,12 +7,12 @@ from torch import nn
 
 from support.tiny_networks import CPU, colours, fresh, together
 from toolkit.training.batches import PictureBatches
-from toolkit.training.data import Part
+from toolkit.training.data.dataset import Part
 from toolkit.training.device import Device, World
 from toolkit.training.features import FeatureBatches, Features
+from toolkit.training.hyperparameters import Recipe
 from toolkit.training.loop import FitConfig, fit, predict_logits
 from toolkit.training.networks import FrozenBackbone
-from toolkit.training.recipe import Recipe
 
 RECIPE = Recipe(model_type="resnet18_backbone", image_size=16, augmentation=0.3, views=3, epochs=3, batch_size=8)
 

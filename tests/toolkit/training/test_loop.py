@@ -20,13 +20,13 @@ from torch import nn
 
 from support.tiny_networks import CPU, MeanColour, colours, fresh, together, weights
 from toolkit.errors import TrainingError
-from toolkit.training.checkpoints import Checkpoint, open_checkpoint
-from toolkit.training.data import Part
+from toolkit.training.checkpointing.checkpoint import Checkpoint, open_checkpoint
+from toolkit.training.data.dataset import Part
 from toolkit.training.device import Device, World
-from toolkit.training.learner import schedule
+from toolkit.training.hyperparameters import Recipe
 from toolkit.training.loop import Epoch, FitCallbacks, FitConfig, Fitted, Progress, fit, picture_size, predict_logits
 from toolkit.training.networks import SimpleCNN, build_network
-from toolkit.training.recipe import Recipe
+from toolkit.training.train_step import schedule
 
 RECIPE = Recipe(image_size=16, epochs=4, batch_size=8, augmentation=0, dropout=0, learning_rate=0.05)
 MEASURED = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate")  # and not timed

@@ -14,11 +14,11 @@ from torchvision.models import ResNet18_Weights, resnet18
 
 from support import free_port
 from toolkit.errors import SettingsError
-from toolkit.training.data import Part
+from toolkit.training.data.dataset import Part
 from toolkit.training.device import Device
+from toolkit.training.hyperparameters import Recipe
 from toolkit.training.loop import FitConfig, fit
 from toolkit.training.networks import NETWORKS, build_network, load_weights
-from toolkit.training.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from toolkit.errors import DataError, ToolkitError
-from toolkit.tuning.report import LONG, StudyBar
+from toolkit.tuning.progress import LONG, StudyBar
 from toolkit.tuning.search import FoldDone, Limits, Result, Search, Step, message_from_json, message_json
 from toolkit.tuning.space import Choice, Integers, Space
 from toolkit.tuning.study import Proposal, Study

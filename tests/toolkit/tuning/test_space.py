@@ -15,7 +15,7 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from toolkit.errors import SettingsError
-from toolkit.training.recipe import Recipe
+from toolkit.training.hyperparameters import Recipe
 from toolkit.tuning.space import (
     FULL,
     PRESETS,

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from support import ROOT
 from toolkit.errors import SettingsError
-from toolkit.training.recipe import Recipe
+from toolkit.training.hyperparameters import Recipe
 from toolkit.tuning.space import (
     FULL,
     QUICK,

@@ -16,7 +16,7 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from toolkit.errors import DataError
-from toolkit.tuning.racing import Holder
+from toolkit.tuning.pruning import Holder
 from toolkit.tuning.space import FULL, QUICK, Choice, Integers, LogUniform, Space, contains
 from toolkit.tuning.study import Proposal, Study, start_up_trials
 from toolkit.tuning.trial import Fold, Trial

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from toolkit.errors import PromotionRefused, SettingsError, ToolkitError
-from toolkit.subprocesses import module_environment
+from toolkit.system.subprocesses import module_environment
 from toolkit.tuning import worker_pool as module
 from toolkit.tuning.worker_pool import Event, Report, WorkerPool
 

@@ -1,0 +1,146 @@
+"""The yardstick: what goes in comes out, what does not fit is refused, and nothing is unpickled."""
+
+import io
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolkit.bundle.baseline import Baseline, calibration_bins
+from toolkit.errors import BundleError
+
+CLASSES = ("cat", "dog", "owl")
+PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4], [0.1, 0.8, 0.1], [0.6, 0.3, 0.1]])
+
+
+def baseline(**changes: object) -> Baseline:
+    parts: dict[str, object] = {
+        "classes": CLASSES,
+        "probabilities": PROBABILITIES,
+        "labels": np.array([0, 2, 2, 0]),
+        "hashes": np.array([f"{number:064x}" for number in range(4)]),
+        "statistics": {"brightness": np.array([0.1, 0.2, 0.3, 0.4]), "width": np.arange(4)},
+    }
+    return Baseline(**{**parts, **changes})
+
+
+def test_figures_by_hand() -> None:
+    whole = baseline()
+    assert whole.size == 4
+    assert whole.predicted.tolist() == [0, 2, 1, 0]
+    assert whole.accuracy == 0.75
+    assert whole.confidence.tolist() == pytest.approx([0.7, 0.4, 0.8, 0.6], abs=1e-3)
+    assert whole.confidence.dtype == np.float32
+
+
+def test_what_goes_in_comes_out() -> None:
+    whole = baseline()
+    again = Baseline.from_bytes(whole.to_bytes())
+    assert again.classes == CLASSES
+    assert np.array_equal(again.probabilities, whole.probabilities)
+    assert again.probabilities.dtype == np.float16
+    assert again.labels.tolist() == [0, 2, 2, 0]
+    assert again.hashes.tolist() == whole.hashes.tolist()
+    assert set(again.statistics) == {"brightness", "width"}
+    assert again.statistics["brightness"].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+@given(st.integers(0, 30), st.integers(2, 6), st.integers(0, 1000))
+def test_any_baseline_comes_out_as_it_went_in(count: int, classes: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    names = tuple(f"Klasse {number} ü" for number in range(classes))
+    rows, labels = generator.dirichlet(np.ones(classes), count), generator.integers(0, classes, count)
+    again = Baseline.from_bytes(Baseline(names, rows.reshape(count, classes), labels).to_bytes())
+    assert (again.classes, again.size) == (names, count)
+    assert np.allclose(again.probabilities, rows, atol=1e-3)
+    assert again.labels.tolist() == labels.tolist()
+    assert np.isnan(again.accuracy) if count == 0 else again.accuracy == (again.predicted == labels).mean()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"probabilities": PROBABILITIES[:3]}, r"a baseline of 4 labels and 3 classes cannot hold \(3, 3\)"),
+        ({"classes": ("cat", "dog")}, r"a baseline of 4 labels and 2 classes cannot hold \(4, 3\)"),
+        ({"probabilities": PROBABILITIES * np.nan}, "a baseline must hold finite probabilities"),
+        ({"labels": np.array([0, 1, 2, 3])}, r"the labels of a baseline must lie in 0\.\.2"),
+        ({"labels": np.array([0, 1, 2, -1])}, r"the labels of a baseline must lie in 0\.\.2"),
+        ({"hashes": np.array(["a"])}, "a baseline of 4 pictures has 1 values of hashes"),
+        ({"statistics": {"width": np.zeros(5)}}, "a baseline of 4 pictures has 5 values of width"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(BundleError, match=f"^{message}$"):
+        baseline(**changes)
+
+
+def in_bins(confidence: list[float], right: list[bool], bins: int) -> float:
+    """The expected calibration error as its definition reads, bin by bin."""
+    total = 0.0
+    for number in range(bins):
+        inside = [n for n, c in enumerate(confidence) if number / bins <= c < (number + 1) / bins + (c == 1)]
+        if inside:
+            sure = sum(confidence[n] for n in inside) / len(inside)
+            hit = sum(right[n] for n in inside) / len(inside)
+            total += len(inside) / len(confidence) * abs(sure - hit)
+    return total
+
+
+def test_the_calibration_error_by_hand() -> None:
+    """Of fifteen bins, the one from 0.6 is half right, the one from 0.733 right, and the last one wrong."""
+    confidence = np.array([0.625, 0.65625, 0.75, 0.75, 0.75, 1.0])  # numbers that float16 holds exactly
+    answers = Baseline(("cat", "dog"), np.stack([confidence, 1 - confidence], axis=1), np.array([0, 1, 0, 0, 0, 1]))
+    by_hand = (2 * abs(0.640625 - 0.5) + 3 * abs(0.75 - 1) + 1 * abs(1.0 - 0)) / 6
+    assert answers.calibration_error == pytest.approx(by_hand)
+    bins = answers.calibration(10)
+    assert bins.count.tolist() == [0] * 6 + [2, 3, 0, 1]
+    assert bins.accuracy[[6, 7, 9]].tolist() == [0.5, 1.0, 0.0]
+    assert bins.confidence[[6, 7, 9]].tolist() == [0.640625, 0.75, 1.0]
+    assert np.isnan(bins.accuracy[:6]).all()
+
+
+@given(st.integers(1, 60), st.integers(2, 6), st.integers(1, 20), st.integers(0, 1000))
+def test_the_calibration_error_is_its_definition(count: int, classes: int, bins: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    rows, labels = generator.dirichlet(np.ones(classes), count), generator.integers(0, classes, count)
+    found = calibration_bins(rows, labels, bins)
+    right = (rows.argmax(axis=1) == labels).tolist()
+    assert found.error == pytest.approx(in_bins(rows.max(axis=1).tolist(), right, bins))
+    assert found.count.sum() == count
+    answers = Baseline(tuple("abcdef"[:classes]), rows, labels)
+    rounded = answers.probabilities.astype(np.float64).max(axis=1)
+    expected = in_bins(rounded.tolist(), (answers.predicted == labels).tolist(), 15)
+    assert answers.calibration_error == pytest.approx(expected, abs=1e-6)
+
+
+def test_without_pictures_there_is_no_calibration_error() -> None:
+    empty = Baseline(("cat", "dog"), np.zeros((0, 2)), np.zeros(0))
+    assert np.isnan(empty.calibration_error)
+    assert empty.calibration().count.tolist() == [0] * 15
+
+
+class Trap:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("sprung",)
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    data = baseline().to_bytes()
+    lacking = io.BytesIO()
+    np.savez(lacking, classes=np.array(CLASSES))
+    for broken in (b"", b"noise", data[:-100], data[:200], lacking.getvalue()):
+        with pytest.raises(BundleError, match=r"^the baseline cannot be read: "):
+            Baseline.from_bytes(broken)
+
+
+def test_what_would_need_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, classes=np.array([Trap()], dtype=object))
+    for trap in (buffer.getvalue(), pickle.dumps(Trap())):
+        with pytest.raises(BundleError, match=r"^the baseline cannot be read: "):
+            Baseline.from_bytes(trap)
+    assert not (tmp_path / "sprung").exists()

@@ -1,0 +1,62 @@
+"""Ctrl-C while a script is still importing: one line and status 130; and an import alone changes nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support import ROOT
+from toolkit.cli.import_interrupt import end_imports_on_interrupt, imports_are_done
+
+SCRIPTS = ("train_cnn.py", "hyperopt_tuning.py", "model_registry.py", "monitoring.py", "serve_model.py")
+
+
+@pytest.mark.parametrize("moment", ["dataclasses", "pydantic.errors"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_ctrl_c_during_the_imports_is_one_line_and_status_130(script: str, moment: str) -> None:
+    """Python itself tells which import is done, on standard error, where the signal is sent at that moment."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", str(ROOT / script), "--help"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.split("|")[-1].strip() == moment:
+                break
+        process.send_signal(signal.SIGINT)
+        said = [line for line in process.stderr if not line.startswith("import time:")]
+    assert process.returncode == 130
+    assert said == [f"{script}: interrupted\n"]
+
+
+def test_only_the_imports_end_like_that() -> None:
+    try:
+        end_imports_on_interrupt()
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        imports_are_done()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        end_imports_on_interrupt()
+        imports_are_done()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_nothing_that_takes_time_is_imported_for_it() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(ROOT))!r}); import toolkit.cli.import_interrupt; print(*sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert not {"pathlib", "typing", "re", "argparse", "pydantic"} & set(ended.stdout.split())

@@ -1,0 +1,516 @@
+"""One decoder: every mode has a defined result, every bad file a sentence."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
+
+from support import encode
+from toolkit.errors import DecoderMissing, ImageError, ImageTooLarge, UndecodableImage, UnsupportedImage
+from toolkit.images import decoding
+from toolkit.images.decoding import (
+    FORMATS,
+    HEIF,
+    SNIFFED_BYTES,
+    STATISTICS,
+    SUFFIXES,
+    Limits,
+    Picture,
+    format_of,
+    load_picture,
+)
+
+
+def saved(image: Image.Image, format: str = "PNG", **options: object) -> bytes:  # noqa: A002
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def first_pixel(data: bytes) -> list[int]:
+    return load_picture(data, 4).pixels[0, 0].tolist()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_of_the_list_is_read(format: str) -> None:  # noqa: A002
+    options = {"lossless": True} if format == "WEBP" else {}
+    picture = load_picture(saved(Image.new("RGB", (10, 6), (0, 0, 255)), format, **options), 4)
+    assert picture.pixels.shape == (4, 4, 3)
+    assert picture.pixels.dtype == np.uint8
+    assert (picture.width, picture.height) == (10, 6)
+    np.testing.assert_allclose(picture.pixels[0, 0], [0, 0, 255], atol=3)
+
+
+def test_modes_have_defined_results() -> None:
+    sixteen = Image.fromarray(np.full((8, 8), 32896, np.uint16))  # 128 * 257
+    assert first_pixel(saved(sixteen)) == [128, 128, 128]
+    assert first_pixel(saved(Image.fromarray(np.full((8, 8), 0.5, np.float32)), "TIFF")) == [128, 128, 128]
+    assert first_pixel(saved(Image.new("RGBA", (8, 8), (255, 0, 0, 0)))) == [255, 255, 255]
+    assert first_pixel(saved(Image.new("RGBA", (8, 8), (0, 0, 0, 128)))) == [127, 127, 127]
+    assert first_pixel(saved(Image.new("LA", (8, 8), (10, 255)))) == [10, 10, 10]
+    assert first_pixel(saved(Image.new("1", (8, 8), 1))) == [255, 255, 255]
+    assert first_pixel(saved(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG")) == [255, 255, 255]
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 9, 8, 7])
+    assert first_pixel(saved(palette)) == [9, 8, 7]
+    assert first_pixel(saved(palette, transparency=1)) == [255, 255, 255]
+
+
+def test_the_first_frame_of_an_animation_is_taken() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    assert first_pixel(saved(frames[0], "GIF", save_all=True, append_images=frames[1:])) == [255, 0, 0]
+
+
+# --- what was changed is told -----------------------------------------------------------------------
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def png_of_16_bits(kind: int, values: np.ndarray, *more: bytes) -> bytes:
+    """A PNG of uint16 values (H, W, channels), by the specification: Pillow writes none in colour."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
+    chunks = (chunk(b"IHDR", header), *more, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def png_16_bit(kind: int, channels: int) -> bytes:
+    """A PNG of 4 x 4 pixels whose values are all 128 * 257."""
+    return png_of_16_bits(kind, np.full((4, 4, channels), 32896, np.uint16))
+
+
+def animation(format: str, count: int = 3) -> bytes:  # noqa: A002
+    frames = [Image.new("RGB", (8, 8), (60 * number, 0, 0)) for number in range(count)]
+    return saved(frames[0], format, save_all=True, append_images=frames[1:])
+
+
+def test_values_of_more_than_8_bits_are_remarked_on() -> None:
+    grey = saved(Image.fromarray(np.full((8, 8), 32896, np.uint16)), "PNG")
+    same = saved(Image.fromarray(np.full((8, 8), 32896, np.uint16)), "TIFF")
+    wide = saved(Image.fromarray(np.full((8, 8), 32896, np.int32)), "TIFF")
+    real = saved(Image.fromarray(np.full((8, 8), 0.5, np.float32)), "TIFF")
+    for data, remark in (
+        (grey, "16-bit grey, scaled to 8 bits"),
+        (same, "16-bit grey, scaled to 8 bits"),
+        (png_16_bit(0, 1), "16-bit grey, scaled to 8 bits"),
+        (wide, "32-bit grey, scaled to 8 bits"),
+        (real, "floating-point grey, scaled to 8 bits"),
+        (png_16_bit(2, 3), "16 bits a channel, scaled to 8"),
+    ):
+        picture = load_picture(data, 4)
+        assert picture.remarks == (remark,)
+        assert picture.pixels[0, 0].tolist() == [128] * 3
+    for kind, channels in ((4, 2), (6, 4)):  # half transparent over white
+        picture = load_picture(png_16_bit(kind, channels), 4)
+        assert picture.remarks == ("16 bits a channel, scaled to 8",)
+        assert picture.pixels[0, 0].tolist() == [191] * 3
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_an_animation_is_remarked_on_with_its_number_of_frames(format: str) -> None:  # noqa: A002
+    picture = load_picture(animation(format), 4)
+    assert picture.remarks == ("the first of 3 frames",)
+    still = load_picture(saved(Image.new("RGB", (8, 8)), format), 4)
+    assert still.remarks == ()
+    np.testing.assert_array_equal(picture.pixels, still.pixels)
+
+
+def test_broken_frames_after_a_good_first_one_do_no_harm() -> None:
+    """The second page of the TIFF is said to lie far behind the file's end."""
+    pages = bytearray(saved(Image.new("RGB", (8, 8), (200, 0, 0)), "TIFF"))
+    first = struct.unpack_from("<I", pages, 4)[0]
+    entries = struct.unpack_from("<H", pages, first)[0]
+    struct.pack_into("<I", pages, first + 2 + 12 * entries, 2**31)
+    picture = load_picture(bytes(pages), 4)
+    assert picture.pixels[0, 0].tolist() == [200, 0, 0]
+    assert picture.remarks == ("the first of several frames",)
+
+
+def test_frames_are_not_counted_where_that_would_be_slow() -> None:
+    """Half a megabyte of tiny pages: walking through all of them would take seconds."""
+    one = saved(Image.new("L", (1, 1)), "TIFF")
+    first = struct.unpack_from("<I", one, 4)[0]
+    entries = struct.unpack_from("<H", one, first)[0]
+    directory = one[first : first + 2 + 12 * entries]
+    data, length = one[:first], len(directory) + 4
+    for number in range(2**19 // length):
+        data += directory + struct.pack("<I", first + (number + 1) * length)
+    assert load_picture(data, 4).remarks == ("only 1 x 1 pixels", "the first of several frames")
+
+
+def test_what_loses_nothing_is_not_remarked_on() -> None:
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 9, 8, 7])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for image in (Image.new("RGBA", (8, 8), (1, 2, 3, 4)), Image.new("LA", (8, 8)), palette, Image.new("1", (8, 8))):
+        assert load_picture(saved(image), 4).remarks == ()
+    assert load_picture(saved(Image.new("RGB", (8, 6)), "JPEG", exif=exif), 4).remarks == ()
+    two_previews = saved(Image.new("RGB", (8, 8)), "MPO", save_all=True, append_images=[Image.new("RGB", (4, 4))])
+    assert load_picture(two_previews, 4).remarks == ()  # what phones write: a JPEG with a smaller one behind it
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(0, 1), (2, 3)])
+def test_the_transparent_colour_of_a_16_bit_png_is_compared_in_full(kind: int, channels: int) -> None:
+    """Left: that colour, so white. Middle: the same upper 8 bits, so not it. Right: another one."""
+    values = np.zeros((12, 12, channels), np.uint16)
+    values[:, :4], values[:, 4:8], values[:, 8:] = 0x4010, 0x4011, 0x8080
+    key = chunk(b"tRNS", struct.pack(f">{channels}H", *[0x4010] * channels))
+    found = load_picture(png_of_16_bits(kind, values, key), 12).pixels
+    assert found[6, [1, 6, 10]].tolist() == [[255] * 3, [64] * 3, [128] * 3]
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    turned = png_of_16_bits(kind, values, key, chunk(b"eXIf", exif.tobytes()[6:]))
+    np.testing.assert_array_equal(load_picture(turned, 12).pixels, np.rot90(found, 2))
+
+
+NEARLY_BLACK = "no value above 4,095 of 65,535, as when 12 bits are kept in 16: it is nearly black"
+
+
+def test_twelve_bits_that_were_written_into_sixteen_are_remarked_on() -> None:
+    for top, remarks in ((4095, (NEARLY_BLACK,)), (4096, ()), (0, ())):
+        values = np.zeros((8, 8), np.uint16)
+        values[2:] = top
+        for format in ("PNG", "TIFF"):  # noqa: A001
+            picture = load_picture(saved(Image.fromarray(values), format), 8)
+            assert picture.remarks == ("16-bit grey, scaled to 8 bits", *remarks)
+        colour = load_picture(png_of_16_bits(2, np.repeat(values[..., None], 3, axis=2)), 8)
+        assert colour.remarks == ("16 bits a channel, scaled to 8", *remarks)
+
+
+def test_a_tiff_that_says_it_has_twelve_bits_is_scaled_from_twelve() -> None:
+    """Two values in three bytes; Pillow writes none, so an 8-bit file is declared to be one."""
+    rows = np.tile(np.frombuffer(b"\x80\x08\x00", np.uint8), (8, 4))  # 0x800 and 0x800
+    data = bytearray(saved(Image.fromarray(rows), "TIFF"))
+    start = struct.unpack_from("<I", data, 4)[0]
+    for place in range(start + 2, start + 2 + 12 * struct.unpack_from("<H", data, start)[0], 12):
+        tag = struct.unpack_from("<H", data, place)[0]
+        if new := {256: 8, 258: 12}.get(tag):
+            struct.pack_into("<HIHH", data, place + 2, 3, 1, new, 0)
+    picture = load_picture(bytes(data), 8)
+    assert picture.pixels[0, 0].tolist() == [128] * 3
+    assert picture.remarks == ("12-bit grey, scaled to 8 bits",)
+
+
+def test_pictures_of_a_few_pixels_are_remarked_on() -> None:
+    assert load_picture(saved(Image.new("RGB", (1, 1))), 8).remarks == ("only 1 x 1 pixels",)
+    assert load_picture(saved(Image.new("RGB", (500, 3))), 8).remarks == ("only 500 x 3 pixels",)
+    assert load_picture(saved(Image.new("RGB", (4, 4))), 8).remarks == ()
+
+
+# --- CMYK ---------------------------------------------------------------------------------------
+
+INKS = {  # cyan, magenta, yellow and black in 0..255, and what they look like
+    (0, 255, 255, 0): (255, 0, 0),
+    (255, 0, 255, 0): (0, 255, 0),
+    (0, 0, 0, 255): (0, 0, 0),
+    (0, 0, 0, 128): (127, 127, 127),
+    (0, 0, 0, 0): (255, 255, 255),
+}
+
+
+@pytest.mark.parametrize(("inks", "colour"), INKS.items())
+def test_cmyk_gives_the_colours_of_its_inks(inks: tuple[int, ...], colour: tuple[int, ...]) -> None:
+    for data in (saved(Image.new("CMYK", (16, 16), inks), "JPEG"), saved(Image.new("CMYK", (16, 16), inks), "TIFF")):
+        picture = load_picture(data, 4)
+        np.testing.assert_allclose(picture.pixels[0, 0], colour, atol=2)
+        assert picture.remarks == ("CMYK, converted to RGB",)
+
+
+@pytest.mark.parametrize(("inks", "colour"), INKS.items())
+def test_ycck_as_photoshop_writes_it_gives_the_colours_of_its_inks(
+    inks: tuple[int, ...], colour: tuple[int, ...]
+) -> None:
+    """Its first three planes are the YCbCr (BT.601) of the inks, its fourth is the inverted black.
+
+    Such a file is made from a CMYK one by writing those planes (which Pillow inverts) and declaring them.
+    """
+    r, g, b, black = inks
+    y = 0.299 * r + 0.587 * g + 0.114 * b
+    planes = (y, 128 + (b - y) / 1.772, 128 + (r - y) / 1.402)
+    image = Image.new("CMYK", (16, 16), (*(255 - min(255, round(plane)) for plane in planes), black))
+    data = bytearray(saved(image, "JPEG", quality=100))
+    marker = data.index(b"Adobe")
+    assert data[marker + 11] == 0  # no transformation
+    data[marker + 11] = 2  # YCCK
+    np.testing.assert_allclose(load_picture(bytes(data), 4).pixels[0, 0], colour, atol=3)
+
+
+# --- formats by their content -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_format_is_known_by_its_first_bytes(format: str) -> None:  # noqa: A002
+    data = saved(Image.new("RGB", (10, 6)), format)
+    assert format_of(data[:SNIFFED_BYTES]) == format_of(data) == format
+    assert format in SUFFIXES.values()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"B",
+        b"BM",
+        b"BMX is a sport that is done on bicycles",
+        b"RIFF....WAVEfmt ",
+        b"GIF",
+        b"%PDF-1.7",
+        b"II",
+        b"\xff",
+    ],
+)
+def test_what_is_no_picture_has_no_format(data: bytes) -> None:
+    assert format_of(data) is None
+
+
+# --- geometry ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    """The stored picture is the upright one moved back by the inverse of its orientation."""
+    upright = np.zeros((8, 16, 3), np.uint8)
+    upright[:4, :8] = [255, 0, 0]
+    inverse = {
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, -1),
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(inverse[orientation](upright)))
+    picture = load_picture(saved(stored, exif=exif), 8)
+    assert (picture.width, picture.height) == (16, 8)
+    np.testing.assert_array_equal(picture.pixels, load_picture(encode(upright), 8).pixels)
+
+
+def rich_exif(orientation: int) -> Image.Exif:
+    """A block as cameras write it."""
+    exif = Image.Exif()
+    for tag, value in {0x0112: orientation, 0x010F: "maker", 0x011A: 72.0, 0x011B: 72.0, 0x0128: 2}.items():
+        exif[tag] = value
+    exif.get_ifd(0x8769).update({0x829A: 0.01, 0x9000: b"0230", 0x927C: b"notes" * 10})
+    exif.get_ifd(0x8825).update({1: "N", 2: (1.0, 2.0, 3.0)})
+    return exif
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("tag", [0x010F, 0x011A, 0x0128, 0x0213])
+def test_an_odd_entry_beside_the_orientation_does_not_keep_a_picture_from_being_turned(format: str, tag: int) -> None:  # noqa: A002
+    """An entry whose kind and value do not fit: what used to be refused with "bad operand type for abs()"."""
+    pixels = np.zeros((8, 16, 3), np.uint8)
+    pixels[:, :8] = 200
+    plain = load_picture(saved(Image.fromarray(pixels), format, exif=rich_exif(1)), 8).pixels
+    block = bytearray(rich_exif(3).tobytes())
+    for kind in (2, 5, 7, 10, 12):
+        place = 6 + 8 + 2  # after "Exif\0\0", the header and the number of entries
+        struct.pack_into("<HHII" if block[6:8] == b"II" else ">HHII", block, place, tag, kind, 1, 0xFFFFFFF0)
+        with_odd = load_picture(saved(Image.fromarray(pixels), format, exif=bytes(block)), 8)
+        np.testing.assert_array_equal(with_odd.pixels, np.rot90(plain, 2))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_no_exif_block_makes_a_good_picture_unusable(data: st.DataObject) -> None:
+    """Whatever is in it, the picture is one of the eight that an orientation can make of the pixels."""
+    format = data.draw(st.sampled_from(["JPEG", "PNG", "WEBP", "TIFF"]))  # noqa: A001
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)[..., None].repeat(3, axis=2) * 3
+    orientation = data.draw(st.integers(1, 8))
+    block = bytearray(rich_exif(orientation).tobytes())
+    for _ in range(data.draw(st.integers(1, 6))):
+        block[data.draw(st.integers(6, len(block) - 1))] = data.draw(st.integers(0, 255))
+    if format == "TIFF":
+        entries = Image.Exif()
+        entries[0x0112], entries[0x010F] = orientation, "a maker with a long name"
+        file = bytearray(saved(Image.fromarray(pixels), format, exif=entries))
+        start = struct.unpack_from("<I", file, 4)[0]
+        count = struct.unpack_from("<H", file, start)[0]
+        (place,) = (at for at in range(start + 2, start + 2 + 12 * count, 12) if file[at : at + 2] == b"\x0f\1")
+        for _ in range(data.draw(st.integers(1, 4))):
+            file[data.draw(st.integers(place + 2, place + 11))] = data.draw(st.integers(0, 255))
+        found = load_picture(bytes(file), 8).pixels
+    else:
+        found = load_picture(saved(Image.fromarray(pixels), format, exif=bytes(block)), 8).pixels
+    bare = load_picture(saved(Image.fromarray(pixels), format), 8).pixels
+    turned = [np.rot90(one, turns) for one in (bare, bare.transpose(1, 0, 2)) for turns in range(4)]
+    assert min(np.abs(found.astype(int) - each).max() for each in turned) <= (24 if format in ("JPEG", "WEBP") else 0)
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"pHYs", b"eXIf", b"prVt"])
+def test_a_damaged_chunk_beside_the_pixels_of_a_png_does_no_harm(kind: bytes) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8)
+    whole = encode(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    upright = chunk(b"eXIf", exif.tobytes()[6:])
+    expected = np.rot90(load_picture(whole, 8).pixels, 2)
+    for broken in (chunk(kind, b"name\0\x99nonsense")[:-4] + b"\0\0\0\0", chunk(kind, b"name\0\x99nonsense")):
+        before, after = (broken, upright) if kind == b"eXIf" else (upright, broken)  # the last EXIF block counts
+        found = load_picture(whole[:33] + before + after + whole[33:], 8)
+        np.testing.assert_array_equal(found.pixels, expected)
+
+
+def test_the_orientation_of_a_tiff_is_applied_once() -> None:
+    pixels = np.zeros((8, 16, 3), np.uint8)
+    pixels[:4, :8] = [255, 0, 0]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for compression in (None, "tiff_lzw"):
+        data = saved(Image.fromarray(np.rot90(pixels)), "TIFF", exif=exif, compression=compression)
+        picture = load_picture(data, 8)
+        assert (picture.width, picture.height) == (16, 8)
+        np.testing.assert_array_equal(picture.pixels, load_picture(encode(pixels), 8).pixels)
+
+
+def heic(image: Image.Image, **options: object) -> bytes:
+    from pillow_heif import from_pillow
+
+    buffer = io.BytesIO()
+    from_pillow(image).save(buffer, quality=100, chroma=444, **options)
+    return buffer.getvalue()
+
+
+def test_what_phones_write_is_read_and_turned_once() -> None:
+    upright = np.zeros((64, 128, 3), np.uint8)
+    upright[:32, :64] = [255, 0, 0]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for data in (heic(Image.fromarray(upright)), heic(Image.fromarray(np.rot90(upright)), exif=exif.tobytes())):
+        assert format_of(data[:SNIFFED_BYTES]) == HEIF
+        picture = load_picture(data, 8)
+        assert (picture.width, picture.height, picture.remarks) == (128, 64, ())
+        np.testing.assert_allclose(picture.pixels, load_picture(encode(upright), 8).pixels, atol=6)
+    with pytest.raises(ImageTooLarge, match="128 x 64 pixels"):
+        load_picture(heic(Image.fromarray(upright)), 8, Limits(max_pixels=8000))
+    with pytest.raises(UndecodableImage, match="broken"):
+        load_picture(heic(Image.fromarray(upright))[:-50], 8)
+
+
+def test_without_its_package_heic_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = heic(Image.new("RGB", (64, 64)))
+    decoding._register_heif.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setitem(__import__("sys").modules, "pillow_heif", None)
+        with pytest.raises(DecoderMissing, match=r"^HEIC needs the package pillow-heif: pip install -r requirements-"):
+            load_picture(data, 8)
+        patch.setattr("PIL.features.check", lambda _: False)
+        with pytest.raises(DecoderMissing, match=r"^AVIF cannot be read by this build of Pillow"):
+            load_picture(saved(Image.new("RGB", (64, 64)), "AVIF"), 8)
+    assert load_picture(data, 8).width == 64
+
+
+@pytest.mark.parametrize(
+    ("brands", "format"),
+    [
+        (b"heic\0\0\0\0mif1heic", HEIF),
+        (b"mif1\0\0\0\0heicmif1", HEIF),
+        (b"hevc\0\0\0\0", HEIF),
+        (b"avif\0\0\0\0mif1", "AVIF"),
+        (b"mif1\0\0\0\0miafavif", "AVIF"),
+        (b"msf1\0\0\0\0avis", "AVIF"),
+        (b"isom\0\0\0\0avc1", None),
+    ],
+)
+def test_brands_tell_what_is_in_a_box(brands: bytes, format: str | None) -> None:  # noqa: A002
+    assert format_of(b"\0\0\0\x20ftyp" + brands) == format
+
+
+def test_the_centre_square_is_kept() -> None:
+    pixels = np.zeros((10, 30, 3), np.uint8)
+    pixels[:, 10:20] = 200
+    assert (load_picture(encode(pixels), 5).pixels[:, 1:-1] == 200).all()  # the filter looks over the edges
+
+
+def test_a_large_jpeg_decoded_small_is_near_the_full_decoding() -> None:
+    y, x = np.mgrid[0:1200, 0:1600]
+    pixels = np.stack([x * 255 / 1600, y * 255 / 1200, (x + y) % 256], axis=2).astype(np.uint8)
+    data = encode(pixels, "JPEG")
+    full = Image.open(io.BytesIO(data)).convert("RGB")
+    reference = np.asarray(full.resize((64, 64), Image.Resampling.BILINEAR, box=(200, 0, 1400, 1200)), np.float64)
+    assert np.abs(load_picture(data, 64).pixels - reference).mean() < 1.5
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "message"),
+    [
+        (b"", UndecodableImage, "the file is empty"),
+        (b"<html><body>404</body></html>", UndecodableImage, "not a picture"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), UndecodableImage, "picture"),
+        (b"%PDF-1.7 ...", UnsupportedImage, "PDF is not supported"),
+        (b"\0\0\0\x18ftypmp42" + bytes(40), UnsupportedImage, "a video is not supported"),
+        (b"\0\0\0\x18ftypheic" + bytes(40), UndecodableImage, "its header is broken"),
+        (encode(np.zeros((40, 40, 3), np.uint8))[:55], UndecodableImage, "broken"),
+        (
+            encode(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8), "JPEG")[:900],
+            UndecodableImage,
+            "broken",
+        ),
+    ],
+)
+def test_bad_files_have_their_own_sentence(data: bytes, kind: type[ImageError], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        load_picture(data, 8)
+
+
+def test_limits_are_held_before_decoding() -> None:
+    data = encode(np.zeros((20, 30, 3), np.uint8))
+    with pytest.raises(ImageTooLarge, match=r"30 x 20 pixels, at most 599 are allowed"):
+        load_picture(data, 8, Limits(max_pixels=599))
+    with pytest.raises(ImageTooLarge, match=r"bytes, at most 10 are allowed"):
+        load_picture(data, 8, Limits(max_bytes=10))
+    bomb = saved(Image.new("1", (30_000, 30_000)))  # 900 million pixels in a few kilobytes
+    with pytest.raises(ImageTooLarge, match="allowed"):
+        load_picture(bomb, 8)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_mutated_files_give_a_picture_or_an_image_error(data: st.DataObject) -> None:
+    format = data.draw(st.sampled_from(FORMATS))  # noqa: A001
+    generator = np.random.default_rng(1)
+    original = bytearray(encode(generator.integers(0, 255, (20, 20, 3), np.uint8), format))
+    for _ in range(data.draw(st.integers(1, 6))):
+        original[data.draw(st.integers(0, len(original) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        picture = load_picture(bytes(original), 8, Limits(max_pixels=100_000))
+    except ImageError:
+        return
+    assert picture.pixels.shape == (8, 8, 3)
+    assert format_of(bytes(original[:SNIFFED_BYTES])) == format
+
+
+def test_statistics_are_those_of_other_libraries() -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (30, 30, 3), np.uint8)
+    luma = pixels @ np.array([0.299, 0.587, 0.114]) / 255
+    found = Picture(pixels, 30, 30).statistics()
+    assert found["brightness"] == pytest.approx(luma.mean(), rel=1e-5)
+    assert found["contrast"] == pytest.approx(luma.std(), rel=1e-5)
+    assert found["sharpness"] == pytest.approx(ndimage.laplace(luma)[1:-1, 1:-1].std(), rel=1e-5)
+
+
+def test_statistics_are_what_they_say() -> None:
+    flat = load_picture(encode(np.full((10, 20, 3), 128, np.uint8)), 10).statistics()
+    assert tuple(flat) == STATISTICS
+    assert flat["brightness"] == pytest.approx(128 / 255)
+    assert (flat["contrast"], flat["sharpness"]) == (pytest.approx(0, abs=1e-6), pytest.approx(0, abs=1e-6))
+    assert (flat["width"], flat["height"], flat["aspect"]) == (20, 10, 2)
+    checks = np.indices((10, 10)).sum(axis=0) % 2 * 255
+    sharp = load_picture(encode(np.repeat(checks[..., None], 3, axis=2).astype(np.uint8)), 10).statistics()
+    assert sharp["contrast"] == pytest.approx(0.5, abs=1e-3)
+    assert sharp["sharpness"] == pytest.approx(4.0, abs=1e-2)  # the Laplacian is +-4 on a chess board

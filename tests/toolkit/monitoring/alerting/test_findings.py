@@ -1,0 +1,277 @@
+"""What a look sees: levels by what is certain, sentences made of the figures they state, alarms that vouch."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toolkit.bundle.baseline import Baseline
+from toolkit.monitoring import report
+from toolkit.monitoring.alerting.findings import look
+from toolkit.monitoring.base.predictions import Window
+from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.stats.e_detectors import Alarm
+from toolkit.monitoring.windows.reference import Yardstick
+
+CLASSES = ("cat", "dog")
+N = 2000
+
+
+def rows(confident, n):
+    return np.tile(np.array([confident, 1 - confident], np.float16), (n, 1))
+
+
+def reference(right=0.9, **statistics):
+    """Of 2,000 pictures, half are called cats; 90 % are right."""
+    probabilities = rows(0.8, N)
+    probabilities[1::2] = probabilities[1::2, ::-1]
+    truth = np.arange(N) % 2
+    truth[: round(N * (1 - right))] ^= 1
+    return Yardstick(CLASSES, Baseline(CLASSES, probabilities, truth, statistics=statistics))
+
+
+def window(n=1000, right=None, confident=0.8, broken=0, cats=0.5, **statistics):
+    """Labelled where ``right`` says so, with that share of right answers."""
+    probabilities = rows(confident, n)
+    called = np.zeros(n, int)
+    called[np.arange(n) >= n * cats] = 1
+    called = called[np.random.default_rng(0).permutation(n)]
+    probabilities[called == 1] = probabilities[called == 1, ::-1]
+    labels = np.full(n, -1)
+    if right is not None:
+        labels = called.copy()
+        labels[: round(n * (1 - right))] ^= 1
+    predicted, confidence = called.copy(), probabilities.max(axis=1).astype(np.float32)
+    probabilities[:broken], predicted[:broken], confidence[:broken] = np.nan, -1, np.nan
+    return Window(
+        CLASSES, np.full(n, 1.7e9), predicted, confidence, labels, statistics=statistics, probabilities=probabilities
+    )
+
+
+def seen(yardstick, now, metric, alarms=None, limits=None):
+    found = look(yardstick.count(now), yardstick, limits or Limits(), "short", alarms)
+    return next(sighting for sighting in found if sighting.metric == metric)
+
+
+@pytest.mark.parametrize(
+    ("right", "level", "status"),
+    [
+        (0.90, "ok", ""),
+        (0.84, "warning", "suspected"),  # a drop of 6.7 %, of which 3.7 % is certain
+        (0.82, "warning", "confirmed"),
+        (0.70, "critical", "confirmed"),  # 22 %, of which 18 % is certain
+        (0.60, "immediate", "confirmed"),
+    ],
+)
+def test_the_level_is_what_is_certain_or_else_suspected(right, level, status):
+    sighting = seen(reference(), window(right=right), "accuracy")
+    assert (sighting.level, sighting.status) == (level, status)
+    assert sighting.value == pytest.approx(1 - right / 0.9)
+
+
+def test_an_accuracy_alert_says_all_that_is_known():
+    sighting = seen(reference(), window(right=0.6), "accuracy")
+    since = report.clock(1.7e9, 1.7e9)
+    assert sighting.told("immediate") == (
+        f"ACCURACY 90 -> 60 % since {since} (1,000 labels), at least 26 points certain; "
+        "worst: dog, recall 90 -> 60 %. Next: python model_registry.py rollback"
+    )
+    window_line, right_line, *lines = sighting.details.splitlines()
+    assert window_line.startswith("Window: the last 1,000 predictions, ")
+    assert right_line.startswith("Right: 60 % of 1,000 labels; before: 90 % of 2,000 held-out images; a drop of 33 % ")
+    assert right_line.endswith(" of that, at least 29.1 % certain.")
+    assert lines == [
+        "Levels of the drop: warning above 5 %, critical above 10 %, immediate above 20 %.",
+        "Classes that lost most: dog, recall 90 -> 60 % (512 labels); cat, recall 90 -> 60 % (488 labels).",
+    ]
+
+
+def test_too_little_says_nothing():
+    sighting = seen(reference(), window(n=40, right=0.1), "accuracy")
+    assert (sighting.level, sighting.value) == ("ok", None)
+    assert seen(reference(), window(n=40), "confidence_distribution").value is None
+    without = Yardstick(CLASSES)
+    for sighting in look(without.count(window(right=0.1)), without, Limits(), "short"):
+        assert sighting.level == "ok"
+
+
+@pytest.mark.parametrize(("broken", "level"), [(0, "ok"), (51, "warning"), (101, "critical"), (201, "immediate")])
+def test_what_is_not_finite_counts_as_lost(broken, level):
+    sighting = seen(reference(), window(broken=broken), "non_finite")
+    assert sighting.level == level
+    assert sighting.text.headline.startswith(f"BROKEN ANSWERS: {broken} of 1,000 predictions since ")
+    assert sighting.text.headline.endswith(f"({broken / 10:.1f} %)")
+
+
+def test_drift_without_labels_is_a_warning_with_the_pictures_and_an_estimate():
+    usual = np.linspace(0.4, 0.6, N).astype(np.float32)
+    yardstick = reference(brightness=usual)
+    dark = window(confident=0.55, brightness=np.full(1000, 0.2, np.float32))
+    sighting = seen(yardstick, dark, "confidence_distribution")
+    assert (sighting.level, sighting.status) == ("warning", "estimate")
+    since = report.clock(1.7e9, 1.7e9)
+    assert sighting.told("warning").startswith(f"CONFIDENCE changed since {since} (1,000 predictions): ")
+    for words in ("median 0.8 -> 0.55", "; accuracy maybe ", "(before 90 %), no labels",
+                  "the images changed too: brightness", ". Next: python monitoring.py labels"):  # fmt: skip
+        assert words in sighting.told("warning")
+    assert "Changed: mean 0.8 -> 0.55." in sighting.details
+    assert "; label about 107 such predictions to know." in sighting.details
+    assert seen(yardstick, dark, "prediction_distribution").level == "ok"
+
+
+def test_a_class_that_stops_appearing_is_a_warning_at_most():
+    sighting = seen(reference(), window(cats=0.0), "prediction_distribution")
+    assert (sighting.level, sighting.status) == ("warning", "estimate")
+    assert {one.level for one in look(reference().count(window(cats=0.0)), reference(), Limits(), "short")} <= {
+        "ok", "warning"
+    }  # fmt: skip
+
+
+def test_an_alarm_makes_a_warning_of_what_the_window_does_not_show_yet():
+    calm = window(right=0.9)
+    alarm = Alarm(index=3, length=120, evidence=2e6, change="worse")
+    labelled = seen(reference(), calm, "accuracy", {"accuracy": alarm})
+    assert (labelled.level, labelled.status, labelled.like_before) == ("warning", "suspected", False)
+    assert labelled.told("warning") == (
+        f"ACCURACY below 90 % in the last 120 labels, suspected; the window since {report.clock(1.7e9, 1.7e9)} does "
+        "not show it yet. Next: python monitoring.py labels"
+    )
+    assert "Began about 120 labels ago, by the alarm." in labelled.details
+    lower = Alarm(index=3, length=120, evidence=2e6, change="lower")
+    unlabelled = seen(reference(), calm, "confidence_distribution", {"confidence_distribution": lower})
+    assert (unlabelled.level, unlabelled.status) == ("warning", "estimate")
+    assert "accuracy 90 % by 1,000 labels (before 90 %)" in unlabelled.told("warning")
+    early = seen(reference(), window(n=30), "confidence_distribution", {"confidence_distribution": lower})
+    assert (early.level, early.value) == ("warning", 0.0)
+    assert early.text.headline.startswith("CONFIDENCE: lower in the last 120 predictions than before; harm unknown")
+    rarer = Alarm(index=3, length=77, evidence=2e6, change="rarer", label=1)
+    classes = seen(reference(), calm, "prediction_distribution", {"prediction_distribution": rarer})
+    assert classes.text.headline.startswith("PREDICTED CLASSES: dog rarer in the last 77 predictions (after ")
+
+
+def test_a_window_that_is_better_than_the_reference_is_never_called_a_drop():
+    alarm = Alarm(index=3, length=68, evidence=2e6, change="worse")
+    sighting = seen(reference(), window(right=0.97), "accuracy", {"accuracy": alarm})
+    assert (sighting.level, sighting.status, sighting.value) == ("warning", "suspected", 0.0)
+    assert "97" not in sighting.told("warning")
+    assert "Right: 97 % of 1,000 labels; before: 90 % of 2,000 held-out images; no drop." in sighting.details
+
+
+def test_once_enough_is_labelled_the_labels_speak_and_not_the_estimate():
+    yardstick, dark = reference(), window(confident=0.55, right=0.88)
+    told = seen(yardstick, dark, "confidence_distribution").told("warning")
+    assert "accuracy 88 % by 1,000 labels (before 90 %)" in told
+    assert "maybe" not in told
+    few = window(confident=0.55)
+    few.labels[:20] = few.predicted[:20]
+    assert "20 labels are too few" in seen(yardstick, few, "confidence_distribution").told("warning")
+
+
+def test_an_alarm_does_not_make_milder_what_is_worse():
+    alarm = Alarm(index=3, length=120, evidence=2e6, change="worse")
+    assert seen(reference(), window(right=0.6), "accuracy", {"accuracy": alarm}).level == "immediate"
+
+
+def test_calm_is_what_cannot_be_told_from_the_reference():
+    assert seen(reference(), window(), "confidence_distribution").like_before
+    assert not seen(reference(), window(confident=0.55), "confidence_distribution").like_before
+
+
+def test_what_is_ignored_raises_nothing_and_clears_what_stood():
+    alarm = {"prediction_distribution": Alarm(index=3, length=120, evidence=2e6, change="rarer", label=0)}
+    limits = Limits(ignore=("prediction_distribution", "confidence_distribution/medium"))
+    day = window(cats=0.0, confident=0.55)
+    ignored = seen(reference(), day, "prediction_distribution", alarm, limits)
+    assert (ignored.level, ignored.calm, ignored.text.headline) == ("ok", True, "")
+    assert seen(reference(), day, "prediction_distribution", alarm).level == "warning"
+    assert seen(reference(), day, "confidence_distribution", alarm, limits).level == "warning"  # of the short window
+
+
+# Whatever the window: every sentence fits its figures
+
+NUMBER = r"(-?[\d.,]+)"
+NAMES = st.sampled_from([("cat", "dog"), ("a" * 60, "b" * 60), ("new\nline", "\x1b[31mred"), ("été", "犬")])
+ALARMS = st.fixed_dictionaries(
+    {},
+    optional={
+        "accuracy": st.builds(Alarm, st.just(0), st.integers(1, 20_000), st.just(2e6), st.just("worse")),
+        "confidence_distribution": st.builds(
+            Alarm, st.just(0), st.integers(1, 20_000), st.just(2e6), st.sampled_from(["lower", "higher", "wider"])
+        ),
+        "prediction_distribution": st.builds(
+            Alarm, st.just(0), st.integers(1, 20_000), st.just(2e6), st.just("rarer"), st.integers(0, 1)
+        ),
+    },
+)
+
+
+def random_window(names, n, seed, labelled, right, confident, cats, broken, span):
+    """Some labelled, some broken, in any order and over any time."""
+    rng = np.random.default_rng(seed)
+    probabilities = rows(confident, n)
+    called = (rng.random(n) >= cats).astype(int)
+    probabilities[called == 1] = probabilities[called == 1, ::-1]
+    labels = np.where(rng.random(n) < right, called, 1 - called)
+    labels[rng.random(n) >= labelled] = -1
+    gone = rng.random(n) < broken
+    probabilities[gone], called[gone] = np.nan, -1
+    confidence = probabilities.max(axis=1).astype(np.float32)
+    return Window(names, 1.7e9 + np.linspace(0, span, n), called, confidence, labels, probabilities=probabilities)
+
+
+shares = st.floats(0, 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    names=NAMES, n=st.integers(1, 1500), seed=st.integers(0, 99), labelled=shares, right=shares, usual=shares,
+    confident=st.floats(0.5, 1), cats=shares, broken=st.sampled_from([0, 0, 0.04, 0.3]),
+    span=st.sampled_from([0.0, 3600.0, 1e6]), alarms=ALARMS,
+)  # fmt: skip
+def test_no_sentence_contradicts_its_figures_or_its_level(names, n, seed, usual, alarms, **how):
+    limits = Limits()
+    before = random_window(names, 1000, 1, 1.0, usual, 0.8, 0.5, 0.0, 0.0)
+    yardstick = Yardstick(names, Baseline(names, before.probabilities, before.labels))
+    now = random_window(names, n, seed, **how)
+    for sighting in look(yardstick.count(now), yardstick, limits, "short", alarms):
+        if sighting.level == "ok":
+            assert sighting.metric not in alarms or sighting.metric == "accuracy"  # a reference that is never right
+            continue
+        for level in ("warning", "critical", "immediate")[: Limits.severity(sighting.level)]:
+            line = sighting.told(level)
+            assert len(line) <= 200
+            assert line.isprintable()
+            assert re.search(r"Next: python \w+\.py \w+$", line)
+        text = line + sighting.details
+        assert not re.search(r"\W-\d|\bnan\b|\binf\b|\bD \d|\bp \d|softmax", text.replace("NaN or inf", ""))
+        assert "at least 0 " not in text
+        assert "0.0 % certain" not in text
+        assert sighting.value is not None
+        assert sighting.value >= 0
+        check_levels(sighting, line, limits, yardstick.reference.right / yardstick.reference.n)
+
+
+def check_levels(sighting, line, limits, usual):
+    """The numbers in the line are such as the level and its status call for."""
+    if found := re.match(rf"ACCURACY {NUMBER} -> {NUMBER} %", line):
+        before, after = map(float, found.groups())
+        assert before > after
+        assert 1 - after / before > limits.threshold(sighting.level) - 2 / before  # rounded to points
+        certain = re.search(rf"at least {NUMBER} points certain", line)
+        assert certain or sighting.status == "suspected" or usual < 0.05
+        if certain:
+            assert 0 < float(certain[1]) <= before - after + 1
+            if sighting.status == "confirmed":
+                assert float(certain[1]) / before > limits.threshold(sighting.level) - 2 / before
+    elif sighting.metric == "accuracy":
+        assert (sighting.level, sighting.status) == ("warning", "suspected")
+        assert " -> " not in line
+    if sighting.metric == "non_finite":
+        assert float(re.search(rf"\({NUMBER} %\)", line)[1]) >= 100 * limits.threshold(sighting.level)
+    if sighting.metric.endswith("distribution"):
+        assert (sighting.level, sighting.status) == ("warning", "estimate")
+        assert (" changed since " in line) == (
+            sighting.value >= sighting.threshold["warning"] and "Changed:" in sighting.details
+        )

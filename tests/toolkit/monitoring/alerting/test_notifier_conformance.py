@@ -1,0 +1,210 @@
+"""What every way of notifying has to keep, whichever it is: the log, a webhook, one of a program's own, a reaction.
+
+Each test sees an implementation as the rest of the program does: through ``Sinks``, and by what arrives.
+"""
+
+import json
+import logging
+import re
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from support.webhook_receiver import Receiver
+from toolkit.monitoring.alerting.notifiers import Log, Notice, Sink, Sinks
+from toolkit.monitoring.alerting.webhook import Webhook
+
+LONG = 60  # seconds after which a test gives up
+
+
+class Kept(Sink):
+    """What a program may plug in: it keeps what it gets."""
+
+    def __init__(self, deliver=lambda: None):
+        self.arrived, self._deliver = [], deliver
+
+    def send(self, notice):
+        self._deliver()
+        self.arrived.append((notice.metric, notice.event))
+
+
+# Each implementation is a context that gives the Sinks it is in, and a function that says what arrived, as alerts and
+# events. Where notifications arrive ``deliver`` is called, which may take its time or raise.
+
+
+@contextmanager
+def log(caplog, deliver, others):
+    def arrived():
+        messages = [record.getMessage() for record in caplog.records]
+        return [(re.findall(r"alert-\d+", text)[0], re.findall("raised|escalated|reminder|cleared", text)[0])
+                for text in messages]  # fmt: skip
+
+    with caplog.at_level(logging.INFO):
+        yield Sinks({"it": Log(), **others}), arrived
+
+
+@contextmanager
+def webhook(caplog, deliver, others):
+    def answer():
+        try:
+            deliver()
+        except OSError:
+            return 404
+        return 200
+
+    def arrived():
+        bodies = [json.loads(body) for _, _, body in receiver.requests]
+        return [(body["metric"], body["event"]) for body in bodies]
+
+    with Receiver(*[answer] * 1000) as receiver:
+        yield Sinks({"it": Webhook(receiver.url, first_pause=0.01), **others}), arrived
+
+
+@contextmanager
+def program(caplog, deliver, others):
+    kept = Kept(deliver)
+    yield Sinks({"it": kept, **others}), lambda: kept.arrived
+
+
+@contextmanager
+def reaction(caplog, deliver, others):
+    arrived = []
+
+    def react(notice):
+        arrived.append((notice.metric, notice.event))
+        deliver()
+
+    yield Sinks(others, react), lambda: arrived
+
+
+@pytest.fixture
+def opened(caplog):
+    """Begins an implementation, and ends it with the test."""
+    contexts = []
+
+    def begin(implementation, deliver=lambda: None, **others):
+        contexts.append(implementation(caplog, deliver, others))
+        return contexts[-1].__enter__()
+
+    yield begin
+    for context in contexts:
+        context.__exit__(None, None, None)
+
+
+every_one = pytest.mark.parametrize("implementation", [log, webhook, program, reaction])
+every_sink = pytest.mark.parametrize("implementation", [log, webhook, program])  # a reaction is to the worst alone
+
+
+def notification(number, event="raised", **values):
+    """One of the worst kind, of an alert of its own for each number."""
+    name = f"alert-{number}"
+    worst = Notice(number, event, "immediate", "confirmed", "3", name, "short", 0.3, f"{name} {event}.", 60.0, 60.0)
+    return replace(worst, **values)
+
+
+def raised(n):
+    return [(f"alert-{number}", "raised") for number in range(n)]
+
+
+def eventually(arrived, expected):
+    """Wait until as much has arrived, and check that it is what was expected, in any order."""
+    end = time.monotonic() + LONG
+    while len(arrived()) < len(expected) and time.monotonic() < end:
+        time.sleep(0.005)
+    assert Counter(arrived()) == Counter(expected)
+
+
+@every_one
+def test_each_alert_arrives_once(opened, implementation):
+    sinks, arrived = opened(implementation)
+    for number in range(10):
+        sinks.send(notification(number))
+    eventually(arrived, raised(10))
+    sinks.close()
+    assert len(arrived()) == 10
+
+
+@every_sink
+def test_one_alert_keeps_its_order_among_others(opened, implementation):
+    events = ["raised", "escalated", "reminder", "cleared"]
+    sinks, arrived = opened(implementation)
+    for event in events:
+        for number in range(3):
+            sinks.send(notification(number, event))
+    eventually(arrived, [(f"alert-{number}", event) for number in range(3) for event in events])
+    for number in range(3):
+        assert [event for name, event in arrived() if name == f"alert-{number}"] == events
+
+
+@every_one
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"value": value} for value in (None, float("nan"), float("inf"), np.float32(0.5))),
+        *({"message": f"alert-0 raised {text}"} for text in ("\n\r\0", "\x1b[31m", "café 🐱", "\udc80", "%s %d {}")),
+        {"details": "a\n" * 100_000},
+    ],
+)
+def test_whatever_is_in_a_notification_it_arrives(opened, implementation, values):
+    sinks, arrived = opened(implementation)
+    sinks.send(notification(0, **values))
+    eventually(arrived, raised(1))
+
+
+@pytest.mark.parametrize("implementation", [webhook, reaction])
+def test_what_takes_its_time_holds_up_neither_the_sender_nor_others(opened, implementation):
+    gate, beside = threading.Event(), Kept()
+    sinks, arrived = opened(implementation, lambda: gate.wait(LONG), beside=beside)
+    for number in range(3):
+        sinks.send(notification(number))
+    assert beside.arrived == raised(3)
+    gate.set()
+    eventually(arrived, raised(3))
+
+
+@pytest.mark.parametrize("implementation", [webhook, program, reaction])
+def test_what_fails_is_said_once_and_counted_and_harms_neither_the_sender_nor_others(opened, implementation, caplog):
+    def fail():
+        raise OSError("no such channel")
+
+    beside = Kept()
+    sinks, arrived = opened(implementation, fail, beside=beside)
+    for _ in range(3):
+        sinks.send(notification(0))
+    if implementation is not program:  # it fails before it is there
+        eventually(arrived, raised(1) * (1 if implementation is reaction else 3))
+    sinks.close()
+    assert beside.arrived == raised(1) * 3
+    assert sinks.stats().get("it", {"failed": 3})["failed"] == 3
+    assert len(caplog.records) == 1
+
+
+@every_sink
+def test_notifications_of_many_threads_arrive_and_are_counted(opened, implementation):
+    sinks, arrived = opened(implementation)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: sinks.send(notification(number)), range(100)))
+    eventually(arrived, raised(100))
+    sinks.close()
+    counts = sinks.stats()["it"]
+    assert counts.pop("sent") == 100
+    assert set(counts) <= {"failed", "dropped", "waiting"}
+    assert not any(counts.values())
+
+
+@every_one
+def test_closing_may_be_repeated_and_sending_begins_anew(opened, implementation):
+    sinks, arrived = opened(implementation)
+    sinks.close()
+    for number in range(2):
+        sinks.send(notification(number))
+        sinks.close()
+        sinks.close()
+    eventually(arrived, raised(2))
+    sinks.close()

@@ -1,0 +1,162 @@
+"""The fan-out: every sink gets every notice, none can harm another, and the worst is reacted to once."""
+
+import json
+import logging
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from toolkit.monitoring.alerting.notifiers import Log, Notice, Sink, Sinks
+
+NOTICE = Notice(
+    7, "raised", "critical", "confirmed", "3", "accuracy", "short", 0.12, "Accuracy fell.", 60.0, 60.0, "retrain"
+)
+WORST = replace(NOTICE, level="immediate")
+
+
+class Kept(Sink):
+    def __init__(self):
+        self.notices = []
+
+    def send(self, notice):
+        self.notices.append(notice)
+
+
+class Broken(Sink):
+    def __init__(self, message="no such channel"):
+        self.message = message
+
+    def send(self, notice):
+        if self.message:
+            raise ValueError(self.message)
+
+    def close(self):
+        raise OSError("already gone")
+
+
+def test_a_notice_as_json_has_all_that_a_receiver_needs():
+    assert json.loads(json.dumps(NOTICE.to_dict(), allow_nan=False)) == {
+        "id": 7,
+        "key": "3/accuracy/short",
+        "event": "raised",
+        "level": "critical",
+        "status": "confirmed",
+        "model_version": "3",
+        "metric": "accuracy",
+        "window": "short",
+        "value": 0.12,
+        "message": "Accuracy fell.",
+        "since": 60.0,
+        "time": 60.0,
+        "what_to_do": "retrain",
+        "details": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(None, None), (float("nan"), None), (np.inf, None), (np.float32(0.5), 0.5)]
+)
+def test_a_value_that_json_cannot_hold_is_null(value, shown):
+    assert json.loads(json.dumps(replace(NOTICE, value=value).to_dict(), allow_nan=False))["value"] == shown
+
+
+def test_the_log_says_what_happened(caplog):
+    with caplog.at_level(logging.INFO):
+        for event in ("raised", "escalated", "reminder", "cleared"):
+            Log().send(replace(NOTICE, event=event))
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "critical (confirmed): Accuracy fell."),
+        ("WARNING", "critical (confirmed): Accuracy fell."),
+        ("WARNING", "still critical (confirmed): Accuracy fell."),
+        ("INFO", "cleared: accuracy in the short window of model version 3 is back to normal"),
+    ]
+
+
+def test_a_sink_that_raises_is_counted_logged_once_and_harms_no_other(caplog):
+    broken, kept = Broken(), Kept()
+    sinks = Sinks({"chat": broken, "kept": kept})
+    for _ in range(3):
+        sinks.send(NOTICE)
+    broken.message = ""
+    sinks.send(NOTICE)
+    sinks.close()
+    assert kept.notices == [NOTICE] * 4
+    assert sinks.stats() == {
+        "chat": {"sent": 1, "failed": 3, "dropped": 0},
+        "kept": {"sent": 4, "failed": 0, "dropped": 0},
+    }
+    assert [record.getMessage() for record in caplog.records] == [
+        "alerts cannot be handed to chat: no such channel",
+        "alerts are handed to chat again",
+        "chat cannot be closed: already gone",
+    ]
+
+
+def test_a_sink_with_counts_of_its_own_is_believed():
+    class Slow(Broken):
+        def stats(self):
+            return {"sent": 1, "failed": 2, "dropped": 3, "waiting": 4}
+
+    sinks = Sinks({"slow": Slow()})
+    sinks.send(NOTICE)
+    assert sinks.stats() == {"slow": {"sent": 1, "failed": 3, "dropped": 3, "waiting": 4}}
+
+
+def reactions(*notices):
+    """The notices that were reacted to."""
+    seen = []
+    sinks = Sinks({}, seen.append)
+    for notice in notices:
+        sinks.send(notice)
+    sinks.close()
+    return sorted(seen, key=notices.index)
+
+
+@pytest.mark.parametrize(
+    "notice",
+    [
+        NOTICE,
+        replace(WORST, status="suspected"),
+        replace(WORST, event="reminder"),
+        replace(WORST, event="cleared"),
+    ],
+)
+def test_there_is_no_reaction_to_less_than_an_alert_that_becomes_immediate_and_confirmed(notice):
+    assert reactions(notice) == []
+
+
+def test_it_is_reacted_to_once_until_it_clears():
+    escalated, cleared = replace(WORST, event="escalated"), replace(WORST, event="cleared")
+    assert reactions(WORST, escalated, replace(WORST, event="reminder"), WORST) == [WORST]
+    assert reactions(NOTICE, escalated) == [escalated]
+    back = replace(WORST, id=8)
+    assert reactions(WORST, cleared, back) == [WORST, back]
+
+
+def test_each_version_metric_and_window_is_an_alert_of_its_own():
+    others = [replace(WORST, model_version="4"), replace(WORST, metric="non_finite"), replace(WORST, window="medium")]
+    assert reactions(WORST, *others) == [WORST, *others]
+
+
+def test_a_reaction_that_fails_is_logged_and_not_repeated(caplog):
+    def fail(notice):
+        raise RuntimeError("the registry is away")
+
+    sinks = Sinks({}, fail)
+    sinks.send(WORST)
+    sinks.send(WORST)
+    sinks.close()
+    assert [record.getMessage() for record in caplog.records] == ["the reaction to the alert 3/accuracy/short failed"]
+    assert "the registry is away" in caplog.text
+
+
+def test_a_slow_reaction_does_not_hold_up_the_sender():
+    go_on, kept = threading.Event(), Kept()
+    sinks = Sinks({"kept": kept}, lambda notice: go_on.wait(30))
+    sinks.send(WORST)
+    sinks.send(replace(WORST, event="cleared"))
+    assert len(kept.notices) == 2
+    go_on.set()
+    sinks.close()

@@ -1,0 +1,508 @@
+"""The webhook against real servers on this machine: what arrives, what is tried again, and that sending never waits."""
+
+import base64
+import datetime
+import hashlib
+import hmac
+import ipaddress
+import json
+import logging
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from email.utils import formatdate
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from support import ROOT, free_port
+from support.webhook_receiver import Receiver
+from toolkit.errors import SettingsError
+from toolkit.monitoring.alerting.notifiers import Notice, Sinks
+from toolkit.monitoring.alerting.webhook import LONGEST_RETRY_AFTER, Webhook, parse_response, redacted_url, require_safe
+
+NOTICE = Notice(7, "raised", "critical", "confirmed", "3", "accuracy", "short", 0.12, "Accuracy fell.", 60.0, 60.0)
+SECRET = "open sesame"
+LONG = 30  # seconds after which a test gives up
+
+
+def delivered(receiver, *notices, secret=SECRET, **settings):
+    """Send notices to a receiver, wait until all are dealt with, and return the counts."""
+    webhook = Webhook(receiver.url, secret, **{"first_pause": 0.01, **settings})
+    for notice in notices or [NOTICE]:
+        webhook.send(notice)
+    assert webhook.flush(LONG)
+    webhook.close()
+    return webhook.stats()
+
+
+def counts(sent=0, failed=0, dropped=0, waiting=0):
+    return {"sent": sent, "failed": failed, "dropped": dropped, "waiting": waiting}
+
+
+# What arrives
+
+
+def test_a_notice_arrives_as_json_with_its_headers():
+    with Receiver() as receiver:
+        assert delivered(receiver) == counts(sent=1)
+    [(path, headers, body)] = receiver.requests
+    assert path == "/hook?room=alerts"
+    assert headers["Content-Type"] == "application/json"
+    assert json.loads(body) == NOTICE.to_dict()
+    assert headers["webhook-id"] == f"msg_{hashlib.sha256(body).hexdigest()[:32]}"
+
+
+def signature(key, headers, body):
+    """The signature of a request, as https://www.standardwebhooks.com describes it."""
+    signed = b".".join([headers["webhook-id"].encode(), headers["webhook-timestamp"].encode(), body])
+    return "v1," + base64.b64encode(hmac.digest(key, signed, "sha256")).decode()
+
+
+def test_the_signature_of_the_specifications_own_example():
+    headers = {"webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek", "webhook-timestamp": "1614265330"}
+    key = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    expected = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    assert signature(key, headers, b'{"test": 2432232314}') == expected
+
+
+@pytest.mark.parametrize(
+    ("secret", "key"),
+    [(SECRET, SECRET.encode()), ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", None), ("é\udc80", b"\xc3\xa9\x80")],
+)
+def test_a_request_is_signed_with_the_secret(secret, key):
+    before = int(time.time())
+    with Receiver() as receiver:
+        delivered(receiver, secret=secret)
+    [(_, headers, body)] = receiver.requests
+    assert before <= int(headers["webhook-timestamp"]) <= time.time()
+    assert headers["webhook-signature"] == signature(key or base64.b64decode(secret[6:]), headers, body)
+
+
+def test_without_a_secret_nothing_is_signed():
+    with Receiver() as receiver:
+        delivered(receiver, secret=None)
+    assert "webhook-signature" not in receiver.requests[0][1]
+
+
+def test_notices_arrive_in_the_order_in_which_they_were_sent():
+    notices = [replace(NOTICE, id=number) for number in range(50)]
+    with Receiver() as receiver:
+        assert delivered(receiver, *notices) == counts(sent=50)
+    assert [json.loads(body)["id"] for _, _, body in receiver.requests] == list(range(50))
+
+
+# What is tried again
+
+
+@pytest.mark.parametrize("answers", [[500], [429], [503, 502, 500, 429]])
+def test_what_may_pass_is_tried_again(answers):
+    with Receiver(*answers) as receiver:
+        assert delivered(receiver) == counts(sent=1)
+    assert len(receiver.requests) == len(answers) + 1
+
+
+def test_the_receiver_says_when_to_come_again_and_gets_the_same_id_and_a_fresh_signature():
+    with Receiver((429, {"Retry-After": "1"})) as receiver:
+        assert delivered(receiver) == counts(sent=1)
+    assert receiver.moments[1] - receiver.moments[0] >= 1
+    first, second = (headers for _, headers, _ in receiver.requests)
+    assert first["webhook-id"] == second["webhook-id"]
+    assert int(first["webhook-timestamp"]) < int(second["webhook-timestamp"])
+    assert second["webhook-signature"] == signature(SECRET.encode(), second, receiver.requests[1][2])
+
+
+def test_pauses_grow():
+    with Receiver(500, 500, 500) as receiver:
+        assert delivered(receiver, first_pause=0.02) == counts(sent=1)
+    pauses = [later - earlier for earlier, later in zip(receiver.moments, receiver.moments[1:], strict=False)]
+    assert all(pause >= least for pause, least in zip(pauses, [0.02, 0.04, 0.08], strict=True))
+
+
+def test_a_receiver_that_comes_back_gets_what_waited():
+    port = free_port()
+    webhook = Webhook(f"http://127.0.0.1:{port}/", first_pause=0.02)
+    webhook.send(NOTICE)
+    assert not webhook.flush(0.05)
+    with Receiver(port=port) as receiver:
+        assert webhook.flush(LONG)
+        webhook.close()
+    assert webhook.stats() == counts(sent=1)
+    assert receiver.events == ["raised"]
+
+
+def test_one_that_always_fails_does_not_hold_up_the_others_and_an_alert_keeps_its_order():
+    other = replace(NOTICE, metric="non_finite")
+    all_wait = threading.Event()
+    with Receiver(lambda: all_wait.wait(LONG) and 500, 200, 500) as receiver:
+        webhook = Webhook(receiver.url, first_pause=0.01)
+        webhook.send(NOTICE)
+        assert receiver.came.wait(LONG)
+        for notice in (replace(NOTICE, event="cleared"), other):
+            webhook.send(notice)
+        while len(receiver.requests) < 2:  # the other alert does not wait for the first
+            time.sleep(0.001)
+        all_wait.set()
+        assert webhook.flush(LONG)
+        webhook.close()
+    assert webhook.stats() == counts(sent=3)
+    told = [(json.loads(body)["metric"], json.loads(body)["event"]) for _, _, body in receiver.requests]
+    assert told == [
+        ("accuracy", "raised"),
+        ("non_finite", "raised"),
+        ("accuracy", "raised"),
+        ("accuracy", "raised"),
+        ("accuracy", "cleared"),
+    ]
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
+def test_two_hundred_and_something_is_delivered(status):
+    assert parse_response(status, None) == ("", False, 0.0)
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 599])
+def test_an_overloaded_or_broken_receiver_may_recover(status):
+    assert parse_response(status, None) == (f"answered {status}", True, 0.0)
+
+
+@pytest.mark.parametrize("status", [101, 301, 302, 307, 308, 400, 401, 403, 404, 410, 422])
+def test_any_other_answer_is_final(status):
+    outcome = parse_response(status, "5")
+    assert outcome.reason.startswith(f"answered {status}")
+    assert not outcome.again
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("0", 0),
+        ("120", 120),
+        (" 7 ", 7),
+        ("86400", LONGEST_RETRY_AFTER),
+        ("999999999", LONGEST_RETRY_AFTER),
+        ("9" * 5000, 0),
+        (formatdate(0, usegmt=True), 0),
+        (formatdate(4e9, usegmt=True), LONGEST_RETRY_AFTER),
+        ("-5", 0),
+        ("soon", 0),
+        ("", 0),
+        ("1.5", 0),
+        ("²", 0),
+        ("Tue, 99 Nov 2023 99:00:00 GMT", 0),
+    ],
+)
+def test_the_receiver_says_when_to_come_again_within_bounds(header, seconds):
+    assert parse_response(503, header).retry_after == seconds
+
+
+def test_a_date_to_come_again_is_counted_from_now():
+    assert 50 < parse_response(503, formatdate(time.time() + 60, usegmt=True)).retry_after <= 60
+
+
+# What is given up
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 410])
+def test_a_refusal_is_final(status):
+    with Receiver(status) as receiver:
+        assert delivered(receiver) == counts(failed=1)
+    assert len(receiver.requests) == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(status, caplog):
+    with Receiver() as elsewhere, Receiver((status, {"Location": elsewhere.url})) as receiver:
+        assert delivered(receiver) == counts(failed=1)
+    assert len(receiver.requests) == 1
+    assert elsewhere.requests == []
+    assert f"answered {status}, and redirects are not followed" in caplog.text
+
+
+def test_a_notification_that_has_become_too_old_is_given_up_which_is_said(caplog):
+    with Receiver(500, 500) as receiver:
+        assert delivered(receiver, give_up_after=0) == counts(failed=1)
+    assert len(receiver.requests) == 1
+    told = caplog.records[-1].getMessage()
+    assert told.startswith("the alert 3/accuracy/short was given up after 0 s: not delivered to http://127.0.0.1:")
+    assert told.endswith(": answered 500")
+
+
+def test_an_absent_receiver_an_impossible_name_and_what_is_no_http(caplog):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=_babble, args=(listening,))
+        thread.start()
+        babbler = f"http://127.0.0.1:{listening.getsockname()[1]}/key"
+        for url in (f"http://127.0.0.1:{free_port()}/key", f"https://{'a' * 64}.example/key", babbler):
+            webhook = Webhook(url, give_up_after=0)
+            webhook.send(NOTICE)
+            assert webhook.flush(LONG)
+            webhook.close()
+            assert webhook.stats() == counts(failed=1)
+        thread.join()
+    refused, no_name, babble = [record.getMessage() for record in caplog.records][::2]
+    assert "Connection refused" in refused
+    assert "too long" in no_name
+    assert r"\x1b[31m220 ready" in babble
+    assert "key" not in caplog.text
+
+
+def _babble(listening):
+    connection, _ = listening.accept()
+    with connection:
+        connection.recv(65536)
+        connection.sendall(b"\x1b[31m220 ready\r\n")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_one_that_takes_the_connection_and_says_nothing_is_left_after_its_time(scheme, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        webhook = Webhook(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.05, give_up_after=0)
+        webhook.send(NOTICE)
+        assert webhook.flush(LONG)
+        webhook.close()
+    assert webhook.stats() == counts(failed=1)
+    assert "timed out" in caplog.text or "without response" in caplog.text
+
+
+def test_what_the_receiver_says_beside_its_status_is_not_waited_for():
+    gone = threading.Event()
+
+    def drip(listening):
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+            gone.wait(LONG)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=drip, args=(listening,))
+        thread.start()
+        webhook = Webhook(f"http://127.0.0.1:{listening.getsockname()[1]}/", timeout=LONG)
+        webhook.send(NOTICE)
+        assert webhook.flush(LONG)
+        gone.set()
+        webhook.close()
+        thread.join()
+    assert webhook.stats() == counts(sent=1)
+
+
+# Certificates
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """The path of a self-signed certificate for 127.0.0.1 with its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(address, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    path.write_bytes(secret + made.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+@pytest.fixture
+def tls(certificate):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(tls, caplog):
+    with Receiver(context=tls) as receiver:
+        assert delivered(receiver, give_up_after=0) == counts(failed=1)
+    assert receiver.requests == []
+    assert "certificate verify failed" in caplog.text
+
+
+def test_a_certificate_that_the_system_trusts_is_taken_for_its_own_name_only(tls, certificate, monkeypatch, caplog):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with Receiver(context=tls) as receiver:
+        assert delivered(receiver) == counts(sent=1)
+        receiver.url = receiver.url.replace("127.0.0.1", "localhost")
+        assert delivered(receiver, give_up_after=0) == counts(failed=1)
+    assert len(receiver.requests) == 1
+    assert "not valid for 'localhost'" in caplog.text
+
+
+# Sending never waits
+
+
+def test_a_slow_receiver_does_not_block_send_and_a_full_queue_drops_and_counts():
+    hanging = threading.Event()
+    with Receiver(lambda: hanging.wait(LONG) and 200) as receiver:
+        webhook = Webhook(receiver.url, capacity=3)
+        webhook.send(NOTICE)
+        assert receiver.came.wait(LONG)
+        for _ in range(5):
+            webhook.send(NOTICE)  # returns although nothing moves
+        assert webhook.stats() == counts(waiting=3, dropped=3)
+        hanging.set()
+        assert webhook.flush(LONG)
+        webhook.close()
+    assert webhook.stats() == counts(sent=3, dropped=3)
+
+
+def test_close_ends_a_long_pause_and_tries_once_more(caplog):
+    with Receiver((503, {"Retry-After": "3600"}), 200, 500) as receiver:
+        webhook = Webhook(receiver.url)
+        for number in range(3):
+            webhook.send(replace(NOTICE, id=number))
+        while not caplog.records:  # the first attempt has failed
+            time.sleep(0.001)
+        webhook.close()
+    assert webhook.stats() == counts(sent=2, failed=1)
+    assert len(receiver.requests) == 4
+    assert not [thread for thread in threading.enumerate() if thread.name == "alert-webhook"]
+
+
+def test_close_does_not_wait_for_a_receiver_that_hangs():
+    hanging = threading.Event()
+    with Receiver(lambda: hanging.wait(LONG) and 200) as receiver:
+        webhook = Webhook(receiver.url, timeout=600)
+        webhook.send(NOTICE)
+        assert receiver.came.wait(LONG)
+        webhook.close()  # returns although the answer never comes
+        hanging.set()
+        assert webhook.flush(LONG)
+
+
+def test_close_may_be_repeated_and_send_starts_again():
+    with Receiver() as receiver:
+        webhook = Webhook(receiver.url)
+        webhook.close()
+        for _ in range(2):
+            webhook.send(NOTICE)
+            webhook.close()
+            webhook.close()
+    assert webhook.stats() == counts(sent=2)
+
+
+def test_a_process_that_just_ends_still_sends_what_waits():
+    words = (
+        "import sys\n"
+        "from toolkit.monitoring.alerting.notifiers import Notice\n"
+        "from toolkit.monitoring.alerting.webhook import Webhook\n"
+        "notice = Notice(7, 'raised', 'critical', 'confirmed', '3', 'accuracy', 'short', 0.1, '', 0.0, 0.0)\n"
+        "Webhook(sys.argv[1]).send(notice)\n"
+    )
+    with Receiver() as receiver:
+        subprocess.run(
+            [sys.executable, "-c", words, receiver.url], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        )
+    assert receiver.events == ["raised"]
+
+
+# What is said of it
+
+
+def test_failing_is_logged_once_and_its_end_too_without_path_or_secret(caplog):
+    with Receiver(500, 503, 429) as receiver, caplog.at_level(logging.DEBUG):
+        delivered(receiver)
+        webhook = Webhook(receiver.url, SECRET)
+    place = receiver.url.split("/hook")[0]
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("toolkit.")] == [
+        f"alerts cannot be delivered to {place}: answered 500",
+        f"alerts are delivered to {place} again",
+    ]
+    assert "/hook" not in caplog.text
+    assert SECRET not in caplog.text
+    assert repr(webhook) == f"Webhook('{place}')"
+
+
+@pytest.mark.parametrize(
+    ("secret", "rule"), [("", "not be empty"), ("whsec_", "not be empty"), ("whsec_a/b*c", "be base64 after whsec_")]
+)
+def test_a_secret_that_cannot_sign_is_refused_and_not_shown(secret, rule):
+    with pytest.raises(SettingsError) as caught:
+        Webhook("https://example.com", secret)
+    assert str(caught.value) == f"the webhook's secret must {rule}"
+
+
+def test_sinks_show_the_webhooks_own_counts():
+    with Receiver(404) as receiver:
+        webhook = Webhook(receiver.url)
+        sinks = Sinks({"webhook": webhook})
+        sinks.send(NOTICE)
+        assert webhook.flush(LONG)
+        sinks.close()
+    assert sinks.stats() == {"webhook": counts(failed=1)}
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("ftp://x", "ftp://x"),
+        ("http://example.com/hook", "http://example.com"),
+        ("http://192.168.1.5:8080/", "http://192.168.1.5:8080"),
+        ("http://127.0.0.1.example.com/", "http://127.0.0.1.example.com"),
+        ("http://localhost.example.com/", "http://localhost.example.com"),
+        ("http://2130706433/", "http://2130706433"),
+        ("file:///etc/passwd", "file://"),
+        ("example.com/hook", "example.com"),
+        ("https://", "https://"),
+        ("https:/example.com", "https:"),
+        ("https://[::1", "https://[::1"),
+        ("https://example.com:99999", "https://example.com:99999"),
+        ("https://example.com:0", "https://example.com:0"),
+        ("https://example.com:key/", "https://example.com:key"),
+        ("https://example.com\n.evil/", r"https://example.com\n.evil"),
+        ("https://exämple.com/", r"https://ex\xe4mple.com"),
+        ("https://example.com/a b", "https://example.com"),
+        ("", ""),
+    ],
+)
+def test_an_address_that_alerts_may_not_go_to_gets_one_clear_line(url, shown):
+    with pytest.raises(SettingsError) as caught:
+        require_safe(url)
+    assert str(caught.value) == f"webhook must be an https address, or http on this machine, got {shown}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.com",
+        "HTTPS://EXAMPLE.COM:8443/services/T0/B0?token=1",
+        "http://localhost/",
+        "http://127.0.0.1:9000/x",
+        "http://127.8.9.10/",
+        "http://[::1]:9000/",
+    ],
+)
+def test_https_anywhere_and_http_on_this_machine_are_allowed(url):
+    assert repr(Webhook(url)).lower() == f"webhook('{redacted_url(url).lower()}')"
+
+
+def test_a_user_and_password_in_the_address_are_refused_and_not_shown():
+    with pytest.raises(SettingsError, match="without user and password") as caught:
+        require_safe("https://me:hunter2@example.com/")
+    assert "hunter2" not in str(caught.value)
+    assert redacted_url("http://me:hunter2@example.com/hunter2?hunter2#hunter2") == "http://example.com"
+
+
+def test_a_process_without_a_webhook_imports_no_http_client():
+    words = "import sys, toolkit.monitoring.alerting.webhook, toolkit.monitoring.alerting.state; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", words], check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    heavy = {"torch", "mlflow", "scipy", "pandas", "sklearn", "requests", "urllib3", "tenacity"}
+    assert not heavy & set(loaded.split())

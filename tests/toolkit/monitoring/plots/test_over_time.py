@@ -1,0 +1,315 @@
+"""The figures over time: what is drawn is what was counted, and they exist whatever the data."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from support.prediction_fixtures import alert_of, baseline_of, names, window_of
+from toolkit.monitoring.base.predictions import Window
+from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.plots import over_time
+from toolkit.monitoring.plots.timeline import timeline
+from toolkit.monitoring.windows.drift import DriftReport, compare
+from toolkit.monitoring.windows.label_bias import labels_worth
+from toolkit.monitoring.windows.reference import Yardstick
+from toolkit.statistics.intervals import wilson
+
+K = 3
+DAY = 86_400.0
+LIMITS = Limits()
+YARDSTICK = Yardstick(names(K), baseline_of(500, np.random.default_rng(0)))
+BARE = Yardstick(names(K))
+
+
+def rows_of(n, span=DAY, labelled=lambda i: i >= 0, **more):
+    """Predictions evenly spread over a time from 1970 on."""
+    window = window_of(n, np.random.default_rng(n), **more)
+    labels = np.where(labelled(np.arange(n)), window.labels, -1)
+    return replace(window, time=np.linspace(0, span, n), labels=labels)
+
+
+def parts(window, size=50):
+    return [window.between(start, min(start + size, window.n)) for start in range(0, window.n, size)]
+
+
+def texts(figure):
+    within = [text.get_text() for axes in figure.axes for text in axes.texts]
+    return within + [text.get_text() for text in figure.texts] + [figure.get_suptitle()]
+
+
+def called(axes, label):
+    (line,) = [line for line in axes.lines if line.get_label() == label]
+    return line
+
+
+def values_of(line, n):
+    """What is drawn at the middles of n points that have no gap between them."""
+    y = np.asarray(line.get_ydata(), float)
+    assert len(y) == n + 3  # the first and the last are drawn to their ends, and a gap closes the line
+    return y[1:-2]
+
+
+def legend_of(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def accuracy_of(window, yardstick=YARDSTICK, alerts=(), **more):
+    line = timeline([], [window], yardstick)
+    return over_time.accuracy("3", line, yardstick.count(window.last(1_000)), yardstick, LIMITS, alerts, **more)
+
+
+def test_accuracy_is_the_share_of_right_answers_at_each_point():
+    window = rows_of(1_000, labelled=lambda i: (i < 400) | (i >= 600))
+    upper, lower = accuracy_of(window).axes
+    labels = [part.n_labels for part in parts(window)]
+    right = [part.right for part in parts(window)]
+    assert [bar.get_height() for bar in lower.patches] == labels
+    (dots,) = [line for line in upper.lines if line.get_marker() == "o"]
+    expected = [r / n if n else np.nan for r, n in zip(right, labels, strict=True)]
+    np.testing.assert_array_equal(dots.get_ydata(), expected)
+    middles = [part.time[[0, -1]].mean() / DAY for part in parts(window)]
+    np.testing.assert_allclose(dots.get_xdata(), middles)
+    (band,) = [each for each in upper.collections if each.get_label() == "95 % interval"]
+    heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
+    for r, n, point in zip(right, labels, timeline([], [window], YARDSTICK).points, strict=True):
+        if n:
+            kept = labels_worth(point)
+            assert np.isclose(heights[:, None], wilson(r / n * kept, kept)).any(axis=0).all()
+
+
+def test_accuracy_has_a_gap_where_there_are_no_labels_and_the_estimate_goes_on():
+    window = rows_of(1_000, labelled=lambda i: (i < 400) | (i >= 600))
+    upper = accuracy_of(window).axes[0]
+    y = np.asarray(called(upper, "accuracy").get_ydata(), float)
+    assert np.isnan(y).sum() == 2
+    x = np.asarray(called(upper, "accuracy").get_xdata(), float)
+    assert not ((x > 0.4) & (x < 0.6)).any()
+    expected = [YARDSTICK.estimator.estimate(part.probabilities).accuracy for part in parts(window)]
+    np.testing.assert_allclose(values_of(called(upper, "estimate, no labels"), 20), expected)
+
+
+def test_the_estimate_without_labels_has_an_interval():
+    window = rows_of(1_000, labelled=lambda i: i < 0)
+    upper = accuracy_of(window).axes[0]
+    assert "its 95 % interval" in legend_of(upper)
+    (band,) = [each for each in upper.collections if each.get_label() == "its 95 % interval"]
+    heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
+    for point in timeline([], [window], YARDSTICK).points:
+        guess = YARDSTICK.estimator.summary(point.scored, point.finite, point.effective)
+        assert np.isclose(heights[:, None], [guess.low, guess.high]).any(axis=0).all()
+
+
+def test_the_interval_of_labels_in_bursts_is_that_of_fewer_labels():
+    rows, bursts = rows_of(50, broken=0), np.repeat(np.arange(50), 20)
+    many = {name: getattr(rows, name)[bursts] for name in ("predicted", "confidence", "labels", "probabilities")}
+    window = replace(rows_of(1_000), **many)
+    (band,) = [each for each in accuracy_of(window).axes[0].collections if each.get_label() == "95 % interval"]
+    heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
+    told = [point for point in timeline([], [window], YARDSTICK).points if point.n_labels]
+    assert sum(map(labels_worth, told)) < sum(point.n_labels for point in told) / 2
+    for point in told:
+        kept, share = labels_worth(point), point.right / point.n_labels
+        assert np.isclose(heights[:, None], wilson(share * kept, kept)).any(axis=0).all()
+
+
+def test_accuracy_has_the_reference_and_the_levels_below_it():
+    figure = accuracy_of(rows_of(200))
+    usual = YARDSTICK.baseline.accuracy
+    assert called(figure.axes[0], f"reference {usual:.1%}").get_ydata()[0] == usual
+    lines = {round(line.get_ydata()[0] / usual, 6) for line in figure.axes[0].lines if line.get_ls() == "--"}
+    assert {0.95, 0.9, 0.8} <= lines
+    assert {"warning -5%", "critical -10%", "immediate -20%"} <= set(texts(figure))
+    span = wilson(round(usual * 500), 500)
+    boxes = [patch.get_bbox() for patch in figure.axes[0].patches]
+    assert any(np.allclose([box.y0, box.y1], span) for box in boxes)
+
+
+@pytest.mark.parametrize(("span", "expected"), [(DAY, 0.75), (60.0, 750)])
+def test_diamonds_are_at_the_time_of_the_alert_on_the_line(span, expected):
+    window = rows_of(1_000, span, labelled=lambda i: i >= 0)
+    alerts = [alert_of(metric, time=0.75 * span) for metric in ("accuracy", "non_finite")]
+    upper = accuracy_of(window, alerts=alerts).axes[0]
+    (mark,) = [line for line in upper.lines if line.get_marker() == "D"]
+    assert mark.get_xdata()[0] == pytest.approx(expected, rel=0.01)
+    (dots,) = [line for line in upper.lines if line.get_marker() == "o"]
+    expected_height = np.interp(mark.get_xdata()[0], dots.get_xdata(), dots.get_ydata())
+    assert mark.get_ydata()[0] == pytest.approx(expected_height)
+    assert legend_of(upper)[-1] == "alert"
+
+
+def test_the_title_says_how_accurate_it_is_now():
+    window = rows_of(2_000)
+    recent = window.last(1_000)
+    now, usual = recent.right / recent.n_labels, YARDSTICK.baseline.accuracy
+    expected = f"Accuracy of model version 3: {now:.1%} in the last 1,000 predictions, reference {usual:.1%}"
+    assert accuracy_of(window).get_suptitle() == expected
+    assert (
+        accuracy_of(rows_of(2_000, labelled=lambda i: i < 500))
+        .get_suptitle()
+        .endswith("no labels in the last 1,000 predictions")
+    )
+    assert accuracy_of(rows_of(90, labelled=lambda i: i < 0)).get_suptitle().endswith("no labels have been told yet")
+
+
+def test_answers_without_probabilities_are_not_taken_for_wrong():
+    window = replace(rows_of(100), probabilities=np.zeros((0, 0), np.float16))
+    assert "estimate, no labels" not in legend_of(accuracy_of(window).axes[0])
+
+
+def test_confidence_has_the_quantiles_of_each_point():
+    window = rows_of(400)
+    left, _ = over_time.confidence("3", timeline([], [window], YARDSTICK), YARDSTICK.count(window), YARDSTICK).axes
+    medians = values_of(called(left, "median"), 8)
+    for part, median in zip(parts(window), medians, strict=True):
+        sure = np.sort(part.confidence[part.finite])
+        assert (sure <= median).mean() >= 0.5
+        assert (sure < median - 0.01).mean() <= 0.5  # to the width of a bin
+
+
+@pytest.mark.parametrize("yardstick", [YARDSTICK, BARE])
+def test_the_distribution_of_confidence_is_that_of_the_short_window(yardstick):
+    window = rows_of(1_500)
+    now = window.last(1_000)
+    figure = over_time.confidence("3", timeline([], [window], yardstick), yardstick.count(now), yardstick)
+    stairs = {patch.get_label(): patch.get_data() for patch in figure.axes[1].patches}
+    sure = now.confidence[now.finite]
+    shares, edges, _ = stairs[f"last {len(sure):,}"]
+    upto = [(sure <= np.float16(edge)).mean() for edge in edges[1:]]
+    np.testing.assert_allclose(np.cumsum(shares), upto, atol=1e-9 if yardstick is YARDSTICK else 0.01)
+    assert ("reference, 500" in stairs) == (yardstick is YARDSTICK)
+
+
+def test_predictions_are_shares_of_the_finite_ones():
+    window = rows_of(400)
+    figure = over_time.predictions("3", timeline([], [window], YARDSTICK), YARDSTICK.count(window), YARDSTICK)
+    left, right = figure.axes
+    for index, name in enumerate(names(K)):
+        expected = [part.counts[index] / part.finite.sum() for part in parts(window)]
+        np.testing.assert_allclose(values_of(called(left, name), 8), expected)
+    now = called(right, f"last {window.finite.sum():,}")
+    rows = [label.get_text() for label in right.get_yticklabels()]
+    shares = dict(zip(rows, now.get_xdata(), strict=True))
+    assert shares == pytest.approx(dict(zip(names(K), window.counts / window.finite.sum(), strict=True)))
+
+
+def test_of_many_classes_those_that_changed_most_are_shown():
+    k = 30
+    yardstick = Yardstick(names(k), baseline_of(3_000, np.random.default_rng(0), k))
+    rng = np.random.default_rng(1)
+    window = window_of(1_000, rng, k, broken=0)
+    window = replace(window, predicted=np.where(rng.random(1_000) < 0.3, 7, window.predicted))
+    figure = over_time.predictions("3", timeline([], [window], yardstick), yardstick.count(window), yardstick)
+    left, right = figure.axes
+    assert len(right.get_yticklabels()) == over_time.MOST_CLASSES
+    assert right.get_yticklabels()[-1].get_text() == "class 7"
+    assert legend_of(left)[0] == "class 7"
+    rest = [int(label.get_text().split()[-1]) for label in right.get_yticklabels()]
+    usual, now = (counts.classes / counts.classes.sum() for counts in (yardstick.reference, yardstick.count(window)))
+    before, after = (1 - shares[rest].sum() for shares in (usual, now))
+    assert right.get_xlabel() == f"share of predictions; 10 others together {before:.1%} -> {after:.1%}"
+
+
+@pytest.mark.parametrize("k", [12, 13, 21])
+def test_no_class_is_left_out_while_there_is_room(k):
+    yardstick = Yardstick(names(k), baseline_of(3_000, np.random.default_rng(0), k))
+    window = window_of(1_000, np.random.default_rng(1), k, broken=0)
+    window = replace(window, predicted=np.where(window.predicted == 4, 7, window.predicted))  # 4 is never said any more
+    figure = over_time.predictions("3", timeline([], [window], yardstick), yardstick.count(window), yardstick)
+    left, right = figure.axes
+    assert {label.get_text() for label in right.get_yticklabels()} == set(names(k))
+    assert right.get_xlabel() == "share of predictions"
+    assert set(legend_of(left)[:2]) == {"class 4", "class 7"}  # the lines are of those that changed most
+    figure.draw_without_rendering()
+
+
+def test_volume_has_rates_broken_ones_and_latency_and_nothing_in_a_pause():
+    window = rows_of(1_000)
+    later = np.where(np.arange(1_000) < 500, window.time, window.time + DAY)
+    window = replace(window, time=later)
+    line = timeline([], [window], YARDSTICK)
+    rate, broken, latency = over_time.volume("3", line).axes
+    assert rate.get_ylabel() == "predictions\nper hour"
+    steps = rate.patches
+    assert [bar.get_height() for bar in steps] == pytest.approx([999 / 24] * 20)
+    assert sum(bar.get_width() for bar in steps) < 1.01  # one day of two is without
+    y = np.asarray(broken.lines[0].get_ydata(), float)
+    assert np.nanmax(y) == max(part.non_finite / part.n for part in parts(window))
+    told = [part.latency[np.isfinite(part.latency)] for part in parts(window)]
+    median = np.asarray(called(latency, "median").get_ydata(), float)
+    assert np.nanmin(median) == pytest.approx(min(np.quantile(each, 0.5) for each in told), rel=0.08)
+
+
+def test_volume_says_what_there_is_none_of():
+    window = replace(rows_of(100, broken=0), latency=np.zeros(0, np.float32))
+    assert {"none", "no latency was given"} <= set(texts(over_time.volume("3", timeline([], [window], YARDSTICK))))
+
+
+def test_inputs_that_drifted_are_red_and_say_what_changed():
+    window = rows_of(1_000)
+    counts = YARDSTICK.count(window)
+    results = [replace(result, drifted=result.metric == "brightness") if result.family == "input" else result
+               for result in compare(counts, YARDSTICK, LIMITS, "short")]  # fmt: skip
+    figure = over_time.inputs("3", timeline([], [window], YARDSTICK), YARDSTICK, DriftReport("3", 0.05, tuple(results)))
+    brightness, width = figure.axes
+    (found,) = [result for result in results if result.metric == "brightness"]
+    assert brightness.get_title(loc="left") == f"brightness: {found.detail} (short)"
+    assert width.get_title(loc="left") == "width"
+    assert called(brightness, "median").get_color() == over_time.DRIFT_COLOURS["drift"]
+    assert called(width, "median").get_color() == over_time.BLUE
+    part = parts(window)[4].statistics["brightness"]
+    medians = values_of(called(brightness, "median"), 20)
+    assert medians[4] == pytest.approx(np.nanmedian(part), abs=0.02)
+    band = next(patch.get_bbox() for patch in brightness.patches)
+    usual = np.quantile(YARDSTICK.baseline.statistics["brightness"], [0.1, 0.9])
+    assert (band.y0, band.y1) == pytest.approx(tuple(usual), abs=0.005)
+
+
+def test_inputs_nobody_can_compare_are_said_to_be_so():
+    line = timeline([], [rows_of(100)], BARE)
+    assert texts(over_time.inputs("3", line, BARE))[0].startswith("Nothing is known of the pictures")
+
+
+def test_names_that_matplotlib_would_read_otherwise_are_drawn_as_they_are():
+    odd = (r"$\nothing$", "_hidden", "x" * 90)
+    yardstick = Yardstick(odd)
+    window = replace(rows_of(100, broken=0), classes=odd)
+    figure = over_time.predictions("$3$", timeline([], [window], yardstick), yardstick.count(window), yardstick)
+    assert {"\\$\\nothing\\$", " _hidden", "x" * 12 + "…" + "x" * 11} == set(legend_of(figure.axes[0]))
+    figure.draw_without_rendering()
+
+
+def all_figures(window, yardstick, alerts=()):
+    line, now = timeline([], [window], yardstick), yardstick.count(window.last(1_000))
+    yield over_time.accuracy("3", line, now, yardstick, LIMITS, alerts)
+    for draw in (over_time.confidence, over_time.predictions):
+        yield draw("3", line, now, yardstick, alerts)
+    yield over_time.volume("3", line, alerts)
+    yield over_time.inputs("3", line, yardstick)
+
+
+@pytest.mark.parametrize(
+    ("n", "yardstick", "broken", "span"),
+    [(1, YARDSTICK, 0, 0), (130, YARDSTICK, 1, DAY), (130, BARE, 0, DAY), (60, BARE, 1, 0)],
+)
+def test_every_figure_is_drawn_whatever_the_data(n, yardstick, broken, span):
+    window = rows_of(n, span, labelled=lambda i: i < 60, broken=broken)
+    metrics = ("accuracy", "confidence_distribution", "prediction_distribution", "non_finite")
+    alerts = [alert_of(metric, level="warning") for metric in metrics]
+    for figure in all_figures(window, yardstick, alerts):
+        figure.draw_without_rendering()
+
+
+def test_nothing_is_said_to_be_nothing():
+    empty = Window.empty(names(K))
+    said = [texts(figure)[0] for figure in all_figures(empty, YARDSTICK)]
+    assert said == ["No predictions have been logged yet."] * 5
+
+
+def test_blocks_and_rows_make_one_figure():
+    window = rows_of(3_000)
+    older = [YARDSTICK.count(window.between(start, start + 1_000)) for start in (0, 1_000)]
+    line = timeline(older, [window.between(2_000, 3_000)], YARDSTICK)
+    lower = over_time.accuracy("3", line, YARDSTICK.count(window.last(1_000)), YARDSTICK, LIMITS).axes[1]
+    assert [bar.get_height() for bar in lower.patches][:2] == [counts.n_labels for counts in older]
+    assert sum(bar.get_height() for bar in lower.patches) == window.n_labels

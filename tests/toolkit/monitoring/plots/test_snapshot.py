@@ -1,0 +1,104 @@
+"""The figures of one moment: drift in units of what matters, and the reliability diagram."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from support.prediction_fixtures import baseline_of, names, window_of
+from toolkit.bundle.baseline import calibration_bins
+from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.plots import snapshot
+from toolkit.monitoring.windows.drift import DriftReport, compare
+from toolkit.monitoring.windows.reference import Yardstick
+from toolkit.plotting.style import MIN_IN_BIN
+from toolkit.statistics.intervals import wilson
+
+YARDSTICK = Yardstick(names(3), baseline_of(500, np.random.default_rng(0)))
+WINDOW = window_of(1_000, np.random.default_rng(1))
+
+
+def report_of(window, yardstick=YARDSTICK):
+    names_of = ("short", "medium")
+    results = [result for name in names_of for result in compare(yardstick.count(window), yardstick, Limits(), name)]
+    return DriftReport("3", 0.05, tuple(results))
+
+
+def test_drift_is_as_long_as_its_effect_in_units_of_what_matters():
+    report = report_of(WINDOW)
+    figure = snapshot.drift(report)
+    finite = WINDOW.finite.sum()
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == [f"short, {finite:,} predictions", f"medium, {finite:,} predictions"]
+    results = [result for result in report.results if result.window == "short"]
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()][::-1]
+    assert labels[3:] == ["softmax distribution", "accuracy", "input: brightness", "input: width"]
+    for bar, result in zip(figure.axes[0].patches, results, strict=True):
+        expected = np.clip(result.effect / result.minimum_effect, 0, snapshot.FARTHEST)
+        assert bar.get_width() == pytest.approx(expected)
+    assert [text.get_text() for text in figure.axes[0].texts] == [f"{result.effect:.3f}" for result in results]
+    figure.draw_without_rendering()
+
+
+def test_what_passes_the_line_without_being_drift_is_not_green():
+    report = report_of(WINDOW.last(120))
+    figure = snapshot.drift(report)
+    legend = {text.get_text(): patch.get_facecolor() for text, patch in
+              zip(figure.legends[0].get_texts(), figure.legends[0].get_patches(), strict=True)}  # fmt: skip
+    results = [result for result in report.results if result.window == "short"]
+    kinds = set()
+    for bar, result in zip(figure.axes[0].patches, results, strict=True):
+        beyond = (result.effect or 0) >= result.minimum_effect
+        kind = "drift" if result.drifted else "too little data" if result.drifted is None else "no drift"
+        kind = "large enough to matter, but may be chance" if kind == "no drift" and beyond else kind
+        assert bar.get_facecolor() == legend[kind]
+        kinds.add(kind)
+    assert "large enough to matter, but may be chance" in kinds
+
+
+def test_too_little_data_is_said():
+    figure = snapshot.drift(report_of(WINDOW.last(20)))
+    assert {text.get_text() for text in figure.axes[0].texts} == {"too little data"}
+    assert figure.get_suptitle() == "Drift of model version 3: too little data"
+    assert "No predictions" in snapshot.drift(DriftReport(None, 0.05, ())).texts[0].get_text()
+
+
+@pytest.mark.parametrize("with_baseline", [True, False])
+def test_calibration_is_that_of_the_labelled_predictions(with_baseline):
+    yardstick = YARDSTICK if with_baseline else Yardstick(names(3))
+    figure = snapshot.calibration("3", yardstick.count(WINDOW), yardstick)
+    told = WINDOW.labelled
+    bins = calibration_bins(WINDOW.probabilities[told].astype(np.float32), WINDOW.labels[told])
+    filled = bins.count > 0
+    upper, lower = figure.axes
+    bounds, dots, hollow = upper.collections[-4:-1]  # the last one is in the legend alone
+    enough, little = bins.count >= MIN_IN_BIN, filled & (bins.count < MIN_IN_BIN)
+    line = upper.lines[-1]
+    for drawn, chosen in ((line.get_xydata(), enough), (dots.get_offsets(), enough), (hollow.get_offsets(), little)):
+        np.testing.assert_allclose(drawn, np.column_stack([bins.confidence, bins.accuracy])[chosen])
+    ends = [segment[:, 1] for segment in bounds.get_segments()]
+    right = np.rint(bins.accuracy[filled] * bins.count[filled])
+    expected = [wilson(r, n) for r, n in zip(right, bins.count[filled], strict=True)]
+    np.testing.assert_allclose(ends, expected)
+    assert little.any()
+    assert (np.diff(dots.get_sizes()[np.argsort(bins.count[enough])]) >= 0).all()  # the more labels the larger
+    np.testing.assert_array_equal(lower.patches[-1].get_data()[0], bins.count)
+    assert f": ECE {bins.error:.1%} (" in figure.get_suptitle()
+    grey = [drawn for drawn in upper.collections if str(drawn.get_label()).startswith("reference")]
+    assert len(grey) == with_baseline
+    if with_baseline:
+        usual = YARDSTICK.baseline.calibration()
+        np.testing.assert_allclose(grey[0].get_offsets()[:, 1], usual.accuracy[usual.count >= 10])
+        assert grey[0].get_label() == f"reference, 500 images, ECE {usual.error:.1%}"
+    figure.draw_without_rendering()
+    data, legend = upper.get_window_extent(), upper.get_legend().get_window_extent()
+    assert not data.overlaps(legend)
+    assert figure.bbox.contains(legend.x0, legend.y1)
+
+
+def test_calibration_without_labels_says_so():
+    unlabelled = replace(WINDOW, labels=np.full(WINDOW.n, -1))
+    figure = snapshot.calibration("3", YARDSTICK.count(unlabelled), YARDSTICK)
+    assert figure.texts[0].get_text() == "No labels have been told for the last 1,000 predictions."
+    figure = snapshot.calibration("3", YARDSTICK.empty(), YARDSTICK)
+    assert figure.texts[0].get_text() == "No predictions have been logged yet."

@@ -1,0 +1,179 @@
+"""Figures with labels: against scikit-learn, by hand, and their intervals against simulated truth."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+from toolkit.bundle.baseline import calibration_bins
+from toolkit.errors import SettingsError
+from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.stats.performance import calibration, degradation, quality
+from toolkit.statistics.intervals import wilson
+
+matrices = st.integers(1, 4).flatmap(
+    lambda k: st.lists(st.lists(st.integers(0, 9), min_size=k, max_size=k), min_size=k, max_size=k)
+)
+WEIGHTED = ("precision_weighted", "recall_weighted", "f1_weighted")
+UNEVEN = np.array([[0.36, 0.03, 0.01, 0.0], [0.04, 0.24, 0.02, 0.0], [0.02, 0.02, 0.16, 0.02], [0.0, 0.01, 0.02, 0.05]])
+
+
+def cases(matrix):
+    """True and predicted classes, one for each label in the matrix."""
+    pairs = np.argwhere(np.ones_like(matrix))
+    return np.repeat(pairs, np.asarray(matrix).ravel(), axis=0).T
+
+
+@given(matrices)
+@settings(max_examples=60, deadline=None)
+def test_figures_are_scikit_learns_and_lie_in_their_intervals(matrix):
+    figures = quality(np.array(matrix))
+    json.dumps(figures, allow_nan=False)
+    truth, predicted = cases(matrix)
+    assert figures["n_labels"] == len(truth)
+    if not len(truth):
+        assert {figures[name] for name in figures if name != "n_labels"} == {None}
+        return
+    expected = precision_recall_fscore_support(truth, predicted, average="weighted", zero_division=0)[:3]
+    assert figures["accuracy"] == pytest.approx(accuracy_score(truth, predicted))
+    assert [figures[name] for name in WEIGHTED] == pytest.approx(expected)
+    for name in ("accuracy", *WEIGHTED):
+        low, high = figures[f"{name}_interval"]
+        assert 0 <= low <= figures[name] + 1e-9
+        assert figures[name] - 1e-9 <= high <= 1
+
+
+def test_the_variances_are_those_of_simulated_labels():
+    rng = np.random.default_rng(0)
+    draws = [quality(m.reshape(4, 4)) for m in rng.multinomial(4000, UNEVEN.ravel(), 600)]
+    for name in ("accuracy", *WEIGHTED):
+        deviation = np.std([figures[name] for figures in draws])
+        half = np.mean([np.diff(figures[f"{name}_interval"])[0] / 2 for figures in draws])
+        assert half / 1.96 == pytest.approx(deviation, rel=0.12)  # four standard errors of 600 draws
+
+
+@pytest.mark.parametrize(("n", "sharpness"), [(100, 1.0), (300, 1.0), (300, 6.0)])
+def test_intervals_hold_the_truth_nineteen_times_out_of_twenty(n, sharpness):
+    chances = UNEVEN + np.diag(np.diag(UNEVEN)) * (sharpness - 1)
+    chances /= chances.sum()
+    true, predicted, hit = chances.sum(axis=1), chances.sum(axis=0), np.diagonal(chances)
+    truth = {
+        "accuracy": hit.sum(),
+        "precision_weighted": true @ (hit / predicted),
+        "f1_weighted": true @ (2 * hit / (true + predicted)),
+    }
+    rng = np.random.default_rng(n)
+    draws = [quality(matrix.reshape(4, 4)) for matrix in rng.multinomial(n, chances.ravel(), 800)]
+    for name, value in truth.items():
+        held = np.mean([low <= value <= high for low, high in (figures[f"{name}_interval"] for figures in draws)])
+        assert held > 0.93, name
+
+
+def test_no_error_at_all_is_as_certain_as_any_share():
+    figures = quality(np.diag([30, 20, 50]))
+    for name in ("accuracy", *WEIGHTED):
+        assert figures[f"{name}_interval"] == pytest.approx(list(wilson(100, 100)), abs=1e-6)
+
+
+def test_a_thousand_classes_are_no_trouble():
+    rng = np.random.default_rng(1)
+    truth = rng.integers(1000, size=10_000)
+    predicted = np.where(rng.random(10_000) < 0.8, truth, rng.integers(1000, size=10_000))
+    matrix = np.bincount(truth * 1000 + predicted, minlength=1_000_000).reshape(1000, 1000)
+    figures = quality(matrix)
+    expected = precision_recall_fscore_support(truth, predicted, average="weighted", zero_division=0)[:3]
+    assert [figures[name] for name in WEIGHTED] == pytest.approx(expected)
+    low, high = figures["f1_weighted_interval"]
+    assert 0.7 < low < figures["f1_weighted"] < high < 0.9
+
+
+def test_bursts_widen_every_interval_and_move_nothing():
+    matrix = np.array([[40, 10], [5, 45]])
+    plain, burst = quality(matrix), quality(matrix, effective_n=25)
+    assert burst["accuracy_interval"] == pytest.approx(list(wilson(21.25, 25)))
+    for name in ("accuracy", *WEIGHTED):
+        assert burst[name] == plain[name]
+        assert burst[f"{name}_interval"][0] < plain[f"{name}_interval"][0]
+    assert quality(matrix, effective_n=1000) == plain  # never more certain than the labels there are
+
+
+def answers(n, rng, overconfidence=0.0):
+    """(n, 2) probabilities and labels; the larger one is right as often as it says, less the overconfidence."""
+    confidence = 0.5 + 0.5 * rng.beta(3, 1, n)
+    right = rng.random(n) < confidence - overconfidence
+    return np.stack([confidence, 1 - confidence], axis=1), np.where(right, 0, 1)
+
+
+def test_the_calibration_curve_is_scikit_learns():
+    rng = np.random.default_rng(2)
+    probabilities, labels = answers(2000, rng)
+    figures = calibration(calibration_bins(probabilities, labels))
+    right, confident = calibration_curve(labels == 0, probabilities[:, 0], n_bins=15)
+    curve = figures["calibration_curve"]
+    assert [entry["accuracy"] for entry in curve] == pytest.approx(right)
+    assert [entry["confidence"] for entry in curve] == pytest.approx(confident)
+    sizes = np.array([entry["n"] for entry in curve])
+    assert figures["calibration_error"] == pytest.approx(np.abs(right - confident) @ sizes / 2000)
+    assert sizes.sum() == figures["n_labels"] == 2000
+    json.dumps(figures, allow_nan=False)
+
+
+@pytest.mark.parametrize("overconfidence", [0.0, 0.02, 0.15])
+def test_the_calibration_error_is_in_its_interval(overconfidence):
+    rng = np.random.default_rng(3)
+    intervals = [
+        calibration(calibration_bins(*answers(500, rng, overconfidence)))["calibration_error_interval"]
+        for _ in range(300)
+    ]
+    assert (
+        np.mean([low <= overconfidence <= high for low, high in intervals]) > 0.93
+    )  # less one and a half standard errors
+    assert max(high - low for low, high in intervals) < 0.15
+
+
+def test_nothing_is_known_of_calibration_without_labels():
+    figures = calibration(calibration_bins(np.zeros((0, 2)), np.zeros(0, int)))
+    assert figures == {
+        "n_labels": 0,
+        "calibration_error": None,
+        "calibration_error_interval": None,
+        "calibration_curve": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "effective_n", "level", "status"),
+    [
+        (900, 1000, None, "ok", "none"),
+        (830, 1000, None, "warning", "suspected"),  # a drop of 7.8 %, of which 4.6 % is certain
+        (780, 1000, None, "critical", "suspected"),
+        (750, 1000, None, "critical", "confirmed"),
+        (750, 1000, 100, "critical", "suspected"),  # the same in bursts of ten
+        (600, 1000, None, "immediate", "confirmed"),
+        (38, 50, None, "critical", "suspected"),
+        (20, 49, None, None, "insufficient_data"),
+        (600, 1000, 49.5, None, "insufficient_data"),
+    ],
+)
+def test_a_drop_is_confirmed_only_when_its_lower_bound_passes_the_threshold(right, n, effective_n, level, status):
+    figures = degradation(right, n, 1800, 2000, Limits(), effective_n)
+    assert (figures["level"], figures["status"]) == (level, status)
+    assert figures["degradation"] == pytest.approx(1 - right / n / 0.9)
+    assert figures["degradation_lower_bound"] < figures["degradation"]
+
+
+@pytest.mark.parametrize("numbers", [(0, 0, 90, 100), (50, 60, 0, 0), (50, 60, 0, 100)])
+def test_without_labels_or_a_reference_nothing_is_said_of_degradation(numbers):
+    figures = degradation(*numbers, Limits())
+    json.dumps(figures, allow_nan=False)
+    assert figures["degradation"] is figures["level"] is None
+    assert figures["status"] == "insufficient_data"
+
+
+def test_what_does_not_fit_is_refused_in_one_line():
+    with pytest.raises(SettingsError, match=r"must be square, got the shape \(2, 3\)"):
+        quality(np.zeros((2, 3), int))

@@ -1,0 +1,218 @@
+"""The drift tests as a whole: found when it is there, not found when it is not, and never guessed."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from toolkit.bundle.baseline import Baseline
+from toolkit.errors import SettingsError
+from toolkit.monitoring.base.predictions import Window
+from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.stats.hypothesis_tests import population_stability_index
+from toolkit.monitoring.windows import drift
+from toolkit.monitoring.windows.drift import DriftReport, judge, p_text
+from toolkit.monitoring.windows.reference import Yardstick
+
+CLASSES = ("bird", "cat", "dog")
+
+
+def answers(n, rng, strength=3.0, prior=None):
+    """Calibrated probabilities, and the truth drawn from them."""
+    truth = rng.choice(3, n, p=prior)
+    logits = rng.normal(0, 1, (n, 3))
+    logits[np.arange(n), truth] += strength
+    odds = np.exp(logits)
+    return (odds / odds.sum(axis=1, keepdims=True)).astype(np.float16), truth
+
+
+def baseline_of(n, rng):
+    probabilities, truth = answers(n, rng)
+    return Baseline(CLASSES, probabilities, truth, statistics={"brightness": rng.normal(0.5, 0.1, n)})
+
+
+def window_of(n, rng, brightness=0.5, labelled=1.0, **more):
+    probabilities, truth = answers(n, rng, **more)
+    return Window(
+        CLASSES,
+        np.arange(n, dtype=float),
+        probabilities.argmax(axis=1),
+        probabilities.max(axis=1).astype(np.float32),
+        np.where(rng.random(n) < labelled, truth, -1),
+        statistics={"brightness": rng.normal(brightness, 0.1, n).astype(np.float32)},
+        probabilities=probabilities,
+    )
+
+
+def compare(window, baseline, name="short", **more):
+    yardstick = Yardstick(CLASSES, baseline)
+    return drift.compare(yardstick.count(window), yardstick, Limits(), name, **more)
+
+
+def verdicts(window, baseline, **more):
+    return {result.metric: result.status for result in compare(window, baseline, **more)}
+
+
+def test_without_drift_a_report_is_wrong_no_more_often_than_stated():
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(150):
+        results = compare(window_of(1000, rng), baseline_of(2000, rng))
+        wrong += any(result.drifted for result in results if result.family == "model")
+    assert wrong <= 14  # 0.05 of 150, and two and a half standard errors
+
+
+def counted(window, baseline, **more):
+    return {result.metric: result for result in compare(window, baseline, **more)}
+
+
+def test_the_figures_are_those_of_the_predictions_themselves():
+    rng = np.random.default_rng(21)
+    window, baseline = window_of(1000, rng, strength=2.0, prior=[0.5, 0.3, 0.2]), baseline_of(2000, rng)
+    found = counted(window, baseline)
+    exact = stats.ks_2samp(window.confidence, baseline.confidence)
+    assert found["confidence_distribution"].effect == pytest.approx(exact.statistic, abs=0.002)
+    gaps = [
+        stats.ks_2samp(*(p[:, k].astype(float) for p in (window.probabilities, baseline.probabilities))).statistic
+        for k in range(3)
+    ]
+    assert found["softmax_distribution"].effect == pytest.approx(max(gaps), abs=0.002)
+    assert f"most of all {CLASSES[int(np.argmax(gaps))]!r}" in found["softmax_distribution"].detail
+    z = stats.ttest_ind(window.confidence.astype(float), baseline.confidence.astype(float), equal_var=False)
+    assert found["mean_confidence"].statistic == pytest.approx(z.statistic, rel=1e-6)
+    edges = np.quantile(baseline.statistics["brightness"], np.arange(1, 10) / 10)
+    tenths = [np.bincount(np.searchsorted(edges, side.statistics["brightness"])) for side in (window, baseline)]
+    assert found["brightness"].psi == pytest.approx(population_stability_index(*tenths), abs=0.005)
+
+
+def test_only_the_softmax_shows_what_the_second_choice_has_become():
+    rng = np.random.default_rng(22)
+    odds = rng.dirichlet([8, 3, 1], 3000)
+    odds = -np.sort(-odds, axis=1)  # always 'bird', then 'cat', then 'dog'
+    baseline = Baseline(CLASSES, odds[:2000], np.zeros(2000, int))
+    swapped = odds[2000:, [0, 2, 1]].astype(np.float16)
+    window = Window(CLASSES, np.zeros(1000), np.zeros(1000, int), swapped[:, 0].astype(np.float32), np.full(1000, -1),
+                    probabilities=swapped)  # fmt: skip
+    found = counted(window, baseline)
+    assert [name for name, result in found.items() if result.drifted] == ["softmax_distribution"]
+    assert found["softmax_distribution"].detail.startswith(("most of all 'cat': above", "most of all 'dog': above"))
+
+
+def test_pictures_in_bursts_are_no_drift_but_would_be_if_each_counted():
+    rng = np.random.default_rng(23)
+    baseline = baseline_of(5000, rng)
+    yardstick = Yardstick(CLASSES, baseline)
+    wrong = each_counted = 0
+    for _ in range(60):
+        pictures = window_of(50, rng, labelled=0.0)
+        rows = np.repeat(np.arange(50), 20)  # 20 near-identical pictures of each
+        burst = Window(CLASSES, np.arange(1000.0), pictures.predicted[rows], pictures.confidence[rows],
+                       pictures.labels[rows], probabilities=pictures.probabilities[rows])  # fmt: skip
+        shuffled = rng.permutation(1000)
+        mixed = replace(burst, predicted=burst.predicted[shuffled], confidence=burst.confidence[shuffled],
+                        probabilities=burst.probabilities[shuffled])  # fmt: skip
+        results = drift.compare(yardstick.count(burst), yardstick, Limits(), "short")
+        wrong += any(result.drifted for result in results)
+        assert results[0].n == 1000
+        assert results[0].n_effective < 60
+        each_counted += any(
+            result.drifted for result in drift.compare(yardstick.count(mixed), yardstick, Limits(), "short")
+        )
+    assert wrong <= 6
+    assert each_counted >= 55
+
+
+def test_counts_of_another_yardstick_are_refused():
+    rng = np.random.default_rng(26)
+    first, second = (Yardstick(CLASSES, baseline_of(500, rng)) for _ in range(2))
+    with pytest.raises(SettingsError, match="the yardstick alone that they were made with"):
+        drift.compare(first.count(window_of(200, rng)), second, Limits(), "short")
+
+
+def test_what_was_never_given_is_insufficient_data_and_disturbs_nothing():
+    rng = np.random.default_rng(25)
+    window, baseline = window_of(1000, rng, strength=1.0), baseline_of(2000, rng)
+    without = replace(window, statistics={}, probabilities=np.full((1000, 3), np.nan, np.float16))
+    full, found = counted(window, baseline), counted(without, baseline)
+    assert (found["brightness"].status, found["brightness"].n) == ("insufficient_data", 0)
+    assert found["softmax_distribution"].status == "insufficient_data"
+    assert found["confidence_distribution"].effect == full["confidence_distribution"].effect
+
+
+def test_a_weaker_model_drifts_in_confidence_and_accuracy():
+    rng = np.random.default_rng(1)
+    found = verdicts(window_of(1000, rng, strength=1.0), baseline_of(2000, rng))
+    assert found["confidence_distribution"] == found["mean_confidence"] == found["accuracy"] == "drift"
+    assert found["prediction_distribution"] == found["brightness"] == "no_drift"
+
+
+def test_other_classes_drift_in_predictions_and_the_classes_are_named():
+    rng = np.random.default_rng(2)
+    results = compare(window_of(1000, rng, prior=[0.7, 0.2, 0.1]), baseline_of(2000, rng))
+    by_name = {result.metric: result for result in results}
+    assert by_name["prediction_distribution"].status == "drift"
+    assert by_name["prediction_distribution"].effect == pytest.approx(0.36, abs=0.06)
+    assert by_name["prediction_distribution"].detail.startswith("'bird' 3")
+    assert by_name["accuracy"].status == "no_drift"
+
+
+def test_darker_pictures_are_input_drift_and_not_drift_of_the_model():
+    rng = np.random.default_rng(3)
+    results = compare(window_of(1000, rng, brightness=0.4), baseline_of(2000, rng))
+    report = DriftReport("1", 0.05, tuple(results))
+    assert (report.drifted, report.input_drifted) == (False, True)
+
+
+def test_a_certain_change_too_small_to_matter_is_no_drift():
+    rng = np.random.default_rng(4)
+    results = compare(window_of(60_000, rng, prior=[0.36, 0.33, 0.31]), baseline_of(60_000, rng), "long")
+    shares = next(result for result in results if result.metric == "prediction_distribution")
+    assert shares.corrected_p_value < 1e-6
+    assert shares.effect < shares.minimum_effect
+    assert shares.status == "no_drift"
+
+
+@pytest.mark.parametrize(("n", "size", "status"), [(99, 2000, "insufficient_data"), (100, 2000, "no_drift")])
+def test_too_little_data_is_neither_yes_nor_no(n, size, status):
+    rng = np.random.default_rng(5)
+    found = verdicts(window_of(n, rng), baseline_of(size, rng))
+    assert found["confidence_distribution"] == found["brightness"] == status
+
+
+def test_without_a_baseline_or_labels_nothing_is_claimed():
+    rng = np.random.default_rng(6)
+    window = window_of(1000, rng, labelled=0.0)
+    assert set(verdicts(window, None).values()) == {"insufficient_data"}
+    assert verdicts(window, baseline_of(2000, rng))["accuracy"] == "insufficient_data"
+    assert DriftReport("1", 0.05, tuple(compare(window, None))).drifted is None
+
+
+def test_families_are_corrected_apart():
+    rng = np.random.default_rng(7)
+    results = compare(window_of(1000, rng), baseline_of(2000, rng))
+    model = [result for result in results if result.family == "model"]
+    weighed = [r.p_value * 8 / drift.WEIGHTS.get(r.metric, 1) for r in model]  # weights of 4 and four times 1
+    assert min(r.corrected_p_value for r in model) == pytest.approx(min(1, *weighed))
+    (alone,) = [result for result in results if result.family == "input"]
+    assert alone.corrected_p_value == alone.p_value
+    assert judge([], 0.05) == []
+
+
+def test_a_report_is_json_and_reads_as_a_table_everywhere():
+    rng = np.random.default_rng(8)
+    results = compare(window_of(1000, rng, strength=1.0, labelled=0.0), baseline_of(2000, rng))
+    report = DriftReport("<3>", 0.05, tuple(results))
+    again = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert again["drifted"] is True
+    assert [result["status"] for result in again["results"]] == [result.status for result in results]
+    text = str(report)
+    assert text.startswith("Model version <3>: 3 of 5 tests found drift; 1 wait for more data.")
+    assert "input: brightness" in text
+    assert "&lt;3&gt;" in report._repr_html_()
+    assert str(DriftReport(None, 0.05, ())).startswith("No predictions have been logged yet.")
+
+
+def test_tiny_p_values_stay_readable():
+    assert p_text(5e-324) == "< 1e-300"

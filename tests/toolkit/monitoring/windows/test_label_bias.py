@@ -1,0 +1,211 @@
+"""Labels of any choice: whether they are a fair sample, what they say of the window, and what they may confirm."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toolkit.bundle.baseline import Baseline
+from toolkit.monitoring.base.predictions import Window
+from toolkit.monitoring.base.thresholds import LEVELS, Limits
+from toolkit.monitoring.windows.drift import compare
+from toolkit.monitoring.windows.label_bias import label_sample, labels_worth
+from toolkit.monitoring.windows.metrics import measure
+from toolkit.monitoring.windows.reference import Yardstick
+
+K = 5
+CLASSES = tuple("abcde")
+LIMITS = Limits()
+
+
+def answers(n, rng, lost=0.0):
+    """Calibrated answers, class "d" the hardest, right about four times out of five; a share of them spoilt."""
+    truth = rng.integers(0, K, n)
+    confidence = np.clip(rng.beta(5, 0.8, n) * np.where(truth == 3, 0.6, 1.0), 0.25, 0.999)
+    right = rng.random(n) < confidence * (1 - lost)
+    predicted = np.where(right, truth, (truth + rng.integers(1, K, n)) % K)
+    probabilities = np.repeat(((1 - confidence) / (K - 1))[:, None], K, 1)
+    probabilities[np.arange(n), predicted] = confidence
+    return probabilities.astype(np.float16), truth
+
+
+def yardstick_of(seed=0):
+    return Yardstick(CLASSES, Baseline(CLASSES, *answers(5000, np.random.default_rng(seed))))
+
+
+YARDSTICK = yardstick_of()
+
+
+def window_of(probabilities, truth, labelled, drawn=None):
+    n = len(truth)
+    confidence = probabilities.max(axis=1).astype(np.float32)
+    return Window(CLASSES, np.zeros(n), probabilities.argmax(axis=1), confidence, np.where(labelled, truth, -1),
+                  probabilities=probabilities, drawn=np.zeros(n, bool) if drawn is None else drawn)  # fmt: skip
+
+
+def sampled(labelled, seed=1, lost=0.0, n=1000, drawn=None, limits=LIMITS):
+    """What the labels of a window bear, those for which ``labelled(confidence, truth, rng)`` says so."""
+    rng = np.random.default_rng(seed)
+    probabilities, truth = answers(n, rng, lost)
+    confidence = probabilities.max(axis=1)
+    mask, lots = labelled(confidence, truth, rng), drawn(confidence, truth, rng) if drawn else np.zeros(n, bool)
+    counts = YARDSTICK.count(window_of(probabilities, truth, mask | lots, lots))
+    accuracy = float((probabilities.argmax(axis=1) == truth).mean())
+    return label_sample(counts, YARDSTICK.reference, limits), measure(counts, YARDSTICK, limits), counts, accuracy
+
+
+def hard(confidence, truth, rng):
+    return confidence < 0.6
+
+
+def hardest_class(confidence, truth, rng):
+    return truth == 3
+
+
+def easy(confidence, truth, rng):
+    return (confidence > 0.95) & (rng.random(len(truth)) < 0.3)
+
+
+def third(confidence, truth, rng):
+    return rng.random(len(truth)) < 0.3
+
+
+def everything(confidence, truth, rng):
+    return np.ones(len(truth), bool)
+
+
+def nothing(confidence, truth, rng):
+    return np.zeros(len(truth), bool)
+
+
+CHOICES = pytest.mark.parametrize("chosen", [hard, hardest_class, easy])
+
+
+@CHOICES
+@pytest.mark.parametrize("seed", range(5))
+def test_labels_of_a_choice_are_known_for_what_they_are_and_weighted(chosen, seed):
+    sample, figures, _, accuracy = sampled(chosen, seed=10 + seed)
+    assert (sample.kind, sample.fair, sample.may_confirm) == ("chosen", False, "ok")
+    assert abs(sample.told - accuracy) > 0.12  # what the labels say as they are
+    assert sample.accuracy == figures.accuracy == pytest.approx(accuracy, abs=0.05)
+    assert sample.interval.low < accuracy < sample.interval.high
+    assert sample.interval.high - sample.interval.low > 0.3  # of most predictions nothing is known
+    assert figures.status in ("none", "suspected", "insufficient_data")
+    assert "no fair sample" in figures.label_sample.note
+
+
+@CHOICES
+def test_of_a_worse_model_they_raise_a_suspicion_at_most(chosen):
+    for lost in (0.3, 0.6, 0.9):
+        _, figures, counts, _ = sampled(chosen, lost=lost)
+        assert figures.status != "confirmed"
+        result = next(one for one in compare(counts, YARDSTICK, LIMITS, "short") if one.metric == "accuracy")
+        assert result.drifted is not True  # the report says no more
+    assert sampled(hard, lost=0.9)[1].status == "suspected"  # nearly all of them wrong is more than the choice
+
+
+def test_a_fair_sample_is_seldom_taken_for_another_and_counts_as_told():
+    verdicts = [sampled(third, seed=seed) for seed in range(300)]
+    unfair = sum(sample.fair is False for sample, *_ in verdicts)
+    assert unfair <= 3  # one in a thousand, by the test's own account
+    sample, figures, *_ = next(each for each in verdicts if each[0].fair)
+    assert figures.accuracy == sample.told == sample.accuracy
+    held = sum(sample.interval.low <= 0.785 <= sample.interval.high for sample, *_ in verdicts)
+    assert held >= 0.9 * len(verdicts)
+
+
+def test_only_a_drawn_sample_may_confirm_the_worst_unless_labels_are_trusted():
+    levels = {"chosen": sampled(third, lost=0.6)[1], "drawn": sampled(nothing, lost=0.6, drawn=third)[1],
+              "all": sampled(everything, lost=0.6)[1],
+              "trusted": sampled(third, lost=0.6, limits=Limits(trust_labels=True))[1],
+              "trusted hard ones": sampled(hard, lost=0.6, limits=Limits(trust_labels=True))[1]}  # fmt: skip
+    assert {name: (figures.level, figures.status) for name, figures in levels.items()} == {
+        "chosen": ("immediate", "suspected"),
+        "drawn": ("immediate", "confirmed"),
+        "all": ("immediate", "confirmed"),
+        "trusted": ("immediate", "confirmed"),
+        "trusted hard ones": ("immediate", "confirmed"),
+    }
+    assert "confirm no more than critical" in levels["chosen"].label_sample.note
+
+
+def test_a_drawn_sample_of_which_only_the_hard_ones_are_labelled_confirms_nothing():
+    sample, figures, *_ = sampled(nothing, drawn=hard)
+    assert (sample.kind, sample.fair, sample.may_confirm) == ("drawn", False, "ok")
+    assert figures.status != "confirmed"
+
+
+def test_a_drawn_sample_is_not_drowned_by_labels_of_another_choice():
+    sample, figures, counts, accuracy = sampled(easy, lost=0.5, n=4000, drawn=lambda c, t, rng: rng.random(4000) < 0.05)
+    assert counts.n_labels > 2 * sample.n
+    assert (sample.kind, sample.fair) == ("drawn", True)
+    assert sample.interval.low < accuracy < sample.interval.high
+    assert (figures.level, figures.status) == ("immediate", "confirmed")
+
+
+def test_what_holds_even_if_all_others_were_right_needs_no_fair_sample():
+    def all_but_easy(confidence, truth, rng):
+        return confidence < 0.97
+
+    sample, figures, *_ = sampled(all_but_easy, lost=0.9)
+    assert (sample.fair, sample.may_confirm) == (False, "immediate")
+    assert (figures.level, figures.status) == ("immediate", "confirmed")
+
+
+def test_labels_in_bursts_are_worth_what_their_spread_says():
+    """The accuracy told by labels of bursts of ten varies as that of so many independent labels, or less."""
+    for rate in (1.0, 0.3, 0.05):
+        told, worth = [], []
+        for seed in range(200):
+            rng = np.random.default_rng(seed)
+            probabilities, truth = (np.repeat(part, 10, axis=0) for part in answers(100, rng))
+            counts = YARDSTICK.count(window_of(probabilities, truth, rng.random(1000) < rate))
+            told.append(counts.right / counts.n_labels)
+            worth.append(labels_worth(counts))
+        p = np.mean(told)
+        independent = p * (1 - p) / np.var(told)
+        assert 0.3 * independent < np.mean(worth) < 1.15 * independent
+
+
+def test_in_bursts_accuracy_is_as_uncertain_as_its_bursts_are_few():
+    rng = np.random.default_rng(3)
+    probabilities, truth = (np.repeat(part, 20, axis=0) for part in answers(500, rng, 0.3))
+    in_bursts, mixed = (
+        measure(YARDSTICK.count(window_of(probabilities[order], truth[order], True)), YARDSTICK, LIMITS)
+        for order in (np.arange(10_000), rng.permutation(10_000))
+    )
+    assert in_bursts.accuracy == mixed.accuracy
+    for name in ("accuracy", "f1_weighted", "precision_weighted", "calibration_error"):
+        wide, narrow = (np.ptp(getattr(each, f"{name}_interval")) for each in (in_bursts, mixed))
+        assert wide > 3 * narrow
+    assert in_bursts.degradation_lower_bound < mixed.degradation_lower_bound - 0.05
+
+
+@given(st.integers(0, 2**32), st.integers(1, 400), st.floats(0, 1), st.floats(0, 1), st.sampled_from([1, 7]))
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_labelled_the_figures_make_sense(seed, n, share, lean, burst):
+    rng = np.random.default_rng(seed)
+    probabilities, truth = (np.repeat(part, burst, axis=0) for part in answers(n, rng, rng.random()))
+    mask = rng.random(n * burst) < share * np.where(probabilities.max(axis=1) < 0.7, 1, lean)
+    counts = YARDSTICK.count(window_of(probabilities, truth, mask, mask & (rng.random(n * burst) < 0.5)))
+    sample = label_sample(counts, YARDSTICK.reference, LIMITS)
+    if sample is None:
+        assert not mask.any()
+        return
+    assert 0 <= sample.interval.low <= sample.accuracy <= sample.interval.high <= 1
+    assert 0 < sample.effective_n <= sample.n <= counts.n_labels
+    assert sample.accuracy - 1e-9 <= sample.best <= 1 + 1e-9
+    assert sample.may_confirm in LEVELS
+    assert (sample.fair is False) == ("no fair sample" in sample.note)
+    figures = measure(counts, YARDSTICK, LIMITS)
+    if figures.status == "confirmed":
+        assert LIMITS.severity(figures.level) <= LIMITS.severity(sample.may_confirm)
+
+
+def test_counts_of_an_earlier_day_leave_open_whether_labels_are_fair():
+    rng = np.random.default_rng(1)
+    probabilities, truth = answers(500, rng)
+    now = YARDSTICK.count(window_of(probabilities, truth, rng.random(500) < 0.4))
+    before = type(now)(**{name: getattr(now, name) for name in now.__dataclass_fields__ if name != "strata"})
+    sample = label_sample(before + now, YARDSTICK.reference, LIMITS)
+    assert (sample.fair, sample.may_confirm) == (None, "ok")

@@ -1,0 +1,143 @@
+"""Figures of counts, against scikit-learn and by hand."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+from support.prediction_fixtures import baseline_of, names, window_of
+from toolkit.bundle.baseline import Baseline
+from toolkit.monitoring.base.predictions import Window
+from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.stats.performance_estimation import Estimator
+from toolkit.monitoring.windows import metrics as module
+from toolkit.monitoring.windows.reference import Yardstick
+
+CLASSES = ("cat", "dog", "frog")
+
+
+def measure(window, baseline=None):
+    yardstick = Yardstick(window.classes or CLASSES, baseline)
+    return module.measure(yardstick.count(window), yardstick, Limits())
+
+
+def told(predicted, labels, confidence=None):
+    n = len(predicted)
+    return Window(
+        CLASSES,
+        np.arange(n, dtype=float),
+        np.array(predicted, np.int64),
+        np.full(n, 0.75, np.float32) if confidence is None else np.array(confidence, np.float32),
+        np.array(labels, np.int64),
+        np.full(n, np.nan, np.float32),
+    )
+
+
+def reference_of(right, n):
+    truth = np.arange(n) % 2
+    predicted = np.where(np.arange(n) < right, truth, 1 - truth)
+    return Baseline(CLASSES, np.eye(3)[predicted], truth)
+
+
+@given(st.lists(st.tuples(st.integers(-1, 2), st.integers(-1, 2)), min_size=1, max_size=80))
+@settings(max_examples=60, deadline=None)
+def test_quality_is_scikit_learns_on_what_can_be_checked(pairs):
+    figures = measure(told(*zip(*pairs, strict=True)))
+    checked = [(p, t) for p, t in pairs if p >= 0 and t >= 0]
+    assert (figures.n, figures.n_labels) == (len(pairs), len(checked))
+    assert figures.non_finite == sum(p < 0 for p, _ in pairs)
+    if not checked:
+        assert figures.accuracy is None
+        return
+    predicted, truth = zip(*checked, strict=True)
+    precision, recall, f1, _ = precision_recall_fscore_support(truth, predicted, average="weighted", zero_division=0)
+    assert figures.accuracy == pytest.approx(accuracy_score(truth, predicted))
+    assert figures.precision_weighted == pytest.approx(precision)
+    assert figures.recall_weighted == pytest.approx(recall)
+    assert figures.f1_weighted == pytest.approx(f1)
+
+
+def test_what_is_not_known_is_none_and_everything_is_json():
+    for window in (Window.empty(), told([-1], [0], [np.nan]), told([0], [-1])):
+        figures = measure(window)
+        json.dumps(figures.to_dict(), allow_nan=False)
+        assert figures.accuracy is figures.level is None
+        assert figures.status == "insufficient_data"
+
+
+def test_predictions_that_are_not_finite_leave_the_means_alone():
+    figures = measure(told([0, -1, 1], [-1, -1, -1], [0.5, np.nan, 0.75]))
+    assert figures.mean_confidence == 0.625
+    assert figures.class_shares == {"cat": 0.5, "dog": 0.5, "frog": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "level", "status"),
+    [
+        (900, 1000, "ok", "none"),
+        (830, 1000, "warning", "suspected"),  # a drop of 7.8 %, of which 4.6 % is certain
+        (780, 1000, "critical", "suspected"),
+        (750, 1000, "critical", "confirmed"),
+        (600, 1000, "immediate", "confirmed"),
+        (38, 50, "critical", "suspected"),
+        (20, 49, None, "insufficient_data"),
+    ],
+)
+def test_a_drop_is_confirmed_only_when_its_lower_bound_passes_the_threshold(right, n, level, status):
+    predicted = np.zeros(n, int)
+    labels = np.where(np.arange(n) < right, 0, 1)
+    figures = measure(told(predicted, labels), reference_of(1800, 2000))
+    assert (figures.level, figures.status) == (level, status)
+    assert figures.degradation == pytest.approx(1 - right / n / 0.9)
+    assert figures.degradation_lower_bound < figures.degradation
+
+
+def test_what_is_counted_is_what_numpy_says_of_the_predictions():
+    rng = np.random.default_rng(1)
+    window, baseline = window_of(2000, rng, labelled=0.5, broken=0.1), baseline_of(800, rng)
+    figures = measure(window, baseline)
+    finite = window.confidence[window.finite].astype(float)
+    assert figures.mean_confidence == pytest.approx(finite.mean())
+    assert figures.confidence_std == pytest.approx(finite.std(ddof=1))
+    given = np.sort(window.latency[np.isfinite(window.latency)])
+    assert asdict(figures.latency_ms) == pytest.approx(
+        {"median": given[len(given) // 2], "p95": given[int(0.95 * len(given))]}, rel=0.04
+    )
+    assert (figures.since, figures.until) == (window.time.min(), window.time.max())
+    assert figures.predictions_per_second == pytest.approx(1999 / (window.time.max() - window.time.min()))
+    estimate = Estimator(baseline).estimate(window.probabilities)
+    assert figures.estimate.accuracy == pytest.approx(estimate.accuracy)
+    assert figures.reference_accuracy == pytest.approx(baseline.accuracy)
+    json.dumps(figures.to_dict(), allow_nan=False)
+
+
+def test_a_thousand_classes_are_measured_too():
+    window = window_of(300, np.random.default_rng(0), k=1000)
+    checked = window.labelled
+    expected = precision_recall_fscore_support(
+        window.labels[checked], window.predicted[checked], average="weighted", zero_division=0
+    )
+    assert measure(window).f1_weighted == pytest.approx(expected[2])
+    assert len(measure(window).class_shares) == len(names(1000))
+
+
+def test_the_metrics_as_json_have_the_same_names_whatever_is_known():
+    quality = ("accuracy", "precision_weighted", "recall_weighted", "f1_weighted", "calibration_error")
+    drop = {"reference_accuracy", "reference_n", "degradation", "degradation_lower_bound", "level", "status"}
+    names_of = {"model_version", "window", "n", "since", "until", "n_labels", "label_sample", "estimate", "evidence"}
+    names_of |= {"mean_confidence", "confidence_std", "class_shares", "non_finite", "latency_ms"}
+    names_of |= {"predictions_per_second", *drop, *quality, *(f"{name}_interval" for name in quality)}
+    rng = np.random.default_rng(4)
+    full = measure(window_of(2000, rng), baseline_of(2000, rng)).to_dict()
+    bare = measure(told([], [])).to_dict()
+    assert set(full) == set(bare) == names_of
+    assert set(full["estimate"]) == drop | {"accuracy", "accuracy_interval", "method", "n", "note"}
+    assert set(full["label_sample"]) == {
+        "kind", "fair", "n", "n_drawn", "effective_n", "told", "may_confirm", "note"
+    }  # fmt: skip
+    assert set(full["latency_ms"]) == {"median", "p95"}
+    assert full == json.loads(json.dumps(full))

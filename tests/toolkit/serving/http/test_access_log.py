@@ -1,0 +1,207 @@
+"""The outermost layer: each request has an id, a line and a count, and none is left without an answer."""
+
+import asyncio
+import json
+import logging
+import re
+import sys
+
+import pytest
+from fastapi import FastAPI
+from starlette.requests import ClientDisconnect
+
+from toolkit.serving.http.access_log import CLIENT_LEFT, LONGEST_PATH, Journal, Lines
+from toolkit.serving.metrics import Figures
+from toolkit.serving.problems import FULL, Problem
+
+
+@pytest.fixture
+def figures():
+    return Figures()
+
+
+@pytest.fixture
+def app(figures):
+    app = FastAPI()
+
+    @app.get("/things/{name}")
+    async def things(name: str) -> str:
+        return name
+
+    @app.get("/broken")
+    async def broken() -> str:
+        raise RuntimeError("hunter2")
+
+    app.add_middleware(Journal, figures=figures)
+    return app
+
+
+@pytest.fixture
+def log():
+    """The records that the service logs."""
+    records, logger, handler = [], logging.getLogger("toolkit.serving"), logging.Handler()
+    handler.emit = records.append
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield records
+    logger.setLevel(level)
+    logger.removeHandler(handler)
+
+
+def facts(log):
+    """What was noted of the last request."""
+    return log[-1].request
+
+
+def test_a_request_is_noted_by_the_pattern_of_its_address(app, ask, figures, log):
+    found = ask(app, "GET", "/things/cat?secret=1")
+    assert found.json() == "cat"
+    assert re.fullmatch("[0-9a-f]{16}", found.headers["X-Request-ID"])
+    assert found.headers["X-Content-Type-Options"] == "nosniff"
+    noted = facts(log)
+    assert noted.pop("ms") >= 0
+    assert noted == {
+        "request_id": found.headers["X-Request-ID"],
+        "method": "GET",
+        "path": "/things/cat",
+        "status": 200,
+        "client": "127.0.0.1",
+    }
+    for name in range(20):
+        ask(app, "GET", f"/things/{name}")
+    assert figures.summary()["requests"] == {"/things/{name}": {"200": 21}}
+
+
+def test_addresses_and_methods_that_are_not_ours_do_not_fill_the_figures(app, ask, figures):
+    for number in range(30):
+        assert ask(app, f"VERB{number}", f"/nothing/{number}").status_code == 404
+    assert ask(app, "DELETE", "/things/cat").status_code == 405
+    assert figures.summary()["requests"] == {"other": {"404": 30}, "/things/{name}": {"405": 1}}
+    text = figures.prometheus("")[0].decode()
+    assert 'method="other",route="other",status="404"} 30.0' in text
+    assert "VERB" not in text
+
+
+@pytest.mark.parametrize("sane", ["abc", "4bf92f35-77b3.4da6_a3ce", "x" * 64])
+def test_a_sane_id_of_the_client_is_kept(app, ask, sane):
+    assert ask(app, "GET", "/things/a", headers={"X-Request-ID": sane}).headers["X-Request-ID"] == sane
+
+
+@pytest.mark.parametrize("odd", ["", "-a", "a b", "x" * 65, "a\tb", "<script>", "ü", "a/b", '"'])
+def test_an_odd_one_is_replaced(app, ask, odd):
+    found = ask(app, "GET", "/things/a", headers={"X-Request-ID": odd.encode()})
+    assert re.fullmatch("[0-9a-f]{16}", found.headers["X-Request-ID"])
+
+
+def test_two_requests_have_two_ids(app, ask):
+    assert len({ask(app, "GET", "/things/a").headers["X-Request-ID"] for _ in range(10)}) == 10
+
+
+def test_what_nobody_caught_is_a_problem_for_the_client_and_a_traceback_in_the_log(app, ask, figures, log):
+    found = ask(app, "GET", "/broken", headers={"X-Request-ID": "abc"})
+    document = found.json()
+    assert found.status_code == document["status"] == 500
+    assert found.headers["Content-Type"] == "application/problem+json"
+    assert (document["type"], document["request_id"]) == ("/docs#problem-internal-error", "abc")
+    assert found.headers["X-Request-ID"] == "abc"
+    assert "hunter2" not in found.text
+    logged = log[-2]
+    assert (logged.levelname, logged.getMessage()) == ("ERROR", "request abc failed")
+    assert logged.exc_info[0] is RuntimeError
+    assert facts(log)["problem"] == "internal-error"
+    assert figures.summary()["refusals"] == {"internal-error": 1}
+
+
+def run(figures, error, begin=()):
+    """A request whose application raises, and the messages that the server was sent."""
+    sent = []
+
+    async def app(scope, receive, send):
+        for message in begin:
+            await send(message)
+        raise error
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/x", "query_string": b"", "headers": [], "client": None}
+    asyncio.run(Journal(app, figures)(scope, None, send))
+    return sent
+
+
+def test_a_problem_raised_further_out_than_the_framework_is_answered_without_a_traceback(figures, log):
+    sent = run(figures, Problem(FULL, "no room", {"Retry-After": "2"}))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert sent[0]["status"] == 503
+    assert (b"retry-after", b"2") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"])["detail"] == "no room"
+    assert [record.levelname for record in log] == ["INFO"]
+    assert figures.summary()["refusals"] == {"full": 1}
+
+
+def test_an_error_after_the_answer_began_is_logged_and_adds_no_second_answer(figures, log):
+    begun = [
+        {"type": "http.response.start", "status": 200, "headers": []},
+        {"type": "http.response.body", "body": b"a"},
+    ]
+    assert run(figures, RuntimeError("in the middle"), begun) == begun
+    assert log[-2].exc_info[0] is RuntimeError
+    assert figures.summary()["requests"] == {"other": {"200": 1}}
+
+
+def test_a_client_that_left_is_no_error(figures, log):
+    assert run(figures, ClientDisconnect()) == []
+    assert facts(log)["status"] == CLIENT_LEFT
+    assert [record.levelname for record in log] == ["INFO"]
+    assert figures.summary()["requests"] == {"other": {"499": 1}}
+
+
+def test_a_task_that_is_cancelled_is_noted_and_stays_cancelled(figures, log):
+    with pytest.raises(asyncio.CancelledError):
+        run(figures, asyncio.CancelledError())
+    assert facts(log)["status"] == CLIENT_LEFT
+
+
+# Lines of the log
+
+
+def record(request=None, message="hello %s", error=None):
+    made = logging.LogRecord("serve", logging.WARNING, __file__, 1, message, ("you",), error)
+    made.created = 1_700_000_000.25
+    if request:
+        made.request = request
+    return made
+
+
+NOTED = {"request_id": "abc", "method": "GET", "path": "/a\x1b[31m\n/b", "status": 503, "ms": 1.5}
+
+
+def test_lines_as_json_are_one_object_each():
+    line = Lines(as_json=True).format(record())
+    assert json.loads(line) == {"time": "2023-11-14T22:13:20.250+00:00", "level": "warning", "message": "hello you"}
+    line = Lines(as_json=True).format(record(NOTED | {"version": "3", "problem": "full"}))
+    assert "\n" not in line
+    assert json.loads(line).items() >= (NOTED | {"version": "3", "problem": "full"}).items()
+
+
+def test_lines_as_text_are_for_people_and_cannot_paint_their_terminal():
+    text = Lines(as_json=False).format(record(NOTED | {"version": "3", "problem": "full"}))
+    assert re.fullmatch(r"\d\d:13:20 GET /a\\x1b\[31m\\n/b 503 1.5 ms v3 full abc", text)
+    assert Lines(as_json=False).format(record()).endswith(" warning: hello you")
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_traceback_is_part_of_the_line(as_json):
+    try:
+        raise ValueError("what happened")
+    except ValueError:
+        line = Lines(as_json).format(record(error=sys.exc_info()))
+    text = json.loads(line)["traceback"] if as_json else line
+    assert "Traceback" in text
+    assert "ValueError: what happened" in text
+
+
+def test_a_long_address_is_cut(app, ask, log):
+    ask(app, "GET", "/things/" + "x" * 5000)
+    assert len(facts(log)["path"]) == LONGEST_PATH

@@ -1,0 +1,172 @@
+"""The limit of a body holds to the byte, announced or not, nothing beyond it is kept, and a slow one has an end."""
+
+import asyncio
+
+import pytest
+
+from toolkit.serving.http.body_limit import DISCARD_TIMES, BodyLimit, Patience
+from toolkit.serving.problems import BODY_TOO_LARGE, MALFORMED, TOO_SLOW, Problem
+
+LIMIT = 100
+
+
+class Client:
+    """An ASGI client that sends pieces and knows how many of them were asked for."""
+
+    def __init__(self, pieces, **headers):
+        self.pieces, self.asked = list(pieces), 0
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.scope = {"type": "http", "headers": [(n.encode(), v.encode("latin-1")) for n, v in names.items()]}
+
+    async def receive(self):
+        self.asked += 1
+        if not self.pieces:
+            return {"type": "http.disconnect"}
+        piece = self.pieces.pop(0)
+        return {"type": "http.request", "body": piece, "more_body": bool(self.pieces)}
+
+
+def send(client):
+    """What an application behind the limit gets to see."""
+    seen = []
+
+    async def app(scope, receive, send):
+        while True:
+            message = await receive()
+            seen.append(message.get("body", b""))
+            if not message.get("more_body"):
+                return
+
+    asyncio.run(BodyLimit(app, LIMIT)(client.scope, client.receive, None))
+    return b"".join(seen)
+
+
+def refused(client):
+    with pytest.raises(Problem) as caught:
+        send(client)
+    assert caught.value.headers == {"Connection": "close"}
+    return caught.value
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_of_exactly_the_limit_passes(announced):
+    headers = {"content_length": str(LIMIT)} if announced else {}
+    assert send(Client([b"a" * 60, b"b" * 40], **headers)) == b"a" * 60 + b"b" * 40
+    assert send(Client([b""], **headers)) == b""
+
+
+def test_one_byte_more_does_not():
+    assert refused(Client([b"a" * 101], content_length="101")).kind is BODY_TOO_LARGE
+    assert refused(Client([b"a" * 60, b"b" * 41])).kind is BODY_TOO_LARGE
+    assert refused(Client([b"a" * 101], content_length="5")).kind is BODY_TOO_LARGE  # the announcement lies
+
+
+def test_the_rest_is_read_to_its_end_so_that_the_client_listens():
+    client = Client([b"x" * 50] * 6, content_length="300")
+    refused(client)
+    assert client.pieces == []
+    client = Client([b"x" * 50] * 6)
+    refused(client)
+    assert client.pieces == []
+
+
+def test_a_body_without_end_is_cut_off():
+    for headers in ({}, {"content_length": "400"}):
+        client = Client([b"x" * 50] * 1000, **headers)
+        refused(client)
+        assert client.asked * 50 <= (DISCARD_TIMES + 1) * LIMIT
+
+
+@pytest.mark.parametrize("headers", [{"content_length": str(DISCARD_TIMES * LIMIT + 1)},
+                                     {"content_length": "300", "expect": "100-Continue"}])  # fmt: skip
+def test_what_is_excessive_or_not_sent_yet_is_not_read_at_all(headers):
+    client = Client([b"x" * 50] * 6, **headers)
+    refused(client)
+    assert client.asked == 0
+
+
+@pytest.mark.parametrize("announced", ["-1", "+5", "1e3", "5, 5", "0x10", "", "٣", "³", "9" * 20])
+def test_an_announcement_that_is_no_number_is_malformed(announced):
+    client = Client([b"abc"])
+    client.scope["headers"] = [(b"content-length", announced.encode())]
+    found = refused(client)
+    assert found.kind is MALFORMED
+    assert "whole number" in found.detail
+
+
+def test_a_client_that_leaves_while_its_body_is_thrown_away():
+    client = Client([b"x" * 50] * 3, content_length="300")  # three more were announced
+    assert refused(client).kind is BODY_TOO_LARGE
+
+
+def test_other_than_http_goes_through():
+    async def app(scope, receive, send):
+        seen.append(scope)
+
+    seen = []
+    asyncio.run(BodyLimit(app, LIMIT)({"type": "lifespan"}, None, None))
+    assert seen == [{"type": "lifespan"}]
+
+
+# Time
+
+
+def answer(app, receive, patience):
+    asyncio.run(BodyLimit(app, LIMIT, patience)({"type": "http", "headers": []}, receive, None))
+
+
+async def read_all(scope, receive, send):
+    while (await receive()).get("more_body"):
+        pass
+
+
+def drip(pause, most=10**6):
+    """A client that sends its body byte by byte, and how many it has sent."""
+    sent = []
+
+    async def receive():
+        await asyncio.sleep(pause)
+        sent.append(b"a")
+        return {"type": "http.request", "body": b"a", "more_body": len(sent) < most}
+
+    return receive, sent
+
+
+def test_a_body_that_stalls_is_too_slow():
+    async def receive():
+        if asked:
+            await asyncio.Event().wait()
+        asked.append(True)
+        return {"type": "http.request", "body": b"a", "more_body": True}
+
+    asked = []
+    with pytest.raises(
+        Problem, match=r"408: a body must arrive within 3600 s, with no pause longer than 0\.05 s"
+    ) as caught:
+        answer(read_all, receive, Patience(body_seconds=3600, stall_seconds=0.05))
+    assert caught.value.kind is TOO_SLOW
+    assert caught.value.headers == {"Connection": "close"}
+
+
+def test_a_body_that_drips_is_too_slow_in_all():
+    receive, sent = drip(0.01)
+    with pytest.raises(Problem, match=r"408: a body must arrive within 0\.2 s, with no pause longer than 3600 s"):
+        answer(read_all, receive, Patience(body_seconds=0.2, stall_seconds=3600))
+    assert len(sent) > 1
+
+
+def test_a_body_in_time_passes_and_what_comes_after_it_may_take_as_long_as_it_likes():
+    async def receive():
+        if len(sent) == 5:
+            await asyncio.sleep(1.5)
+            return {"type": "http.disconnect"}
+        return await arriving()
+
+    async def app(scope, receive, send):
+        await asyncio.sleep(1.1)  # before the application asks, no time runs
+        await read_all(scope, receive, send)
+        last.append(await receive())
+
+    (arriving, sent), last = drip(0.001, most=5), []
+    answer(app, receive, Patience(body_seconds=1.0, stall_seconds=1.0))
+    assert last == [{"type": "http.disconnect"}]

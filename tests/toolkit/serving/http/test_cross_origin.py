@@ -1,0 +1,73 @@
+"""What a browser sends for a page of another origin is refused, and what anything else sends is not."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from toolkit.serving.http.cross_origin import Origins, is_foreign
+from toolkit.serving.problems import CROSS_ORIGIN, Problem
+
+HOST = {"host": "localhost:8000"}
+
+
+def passes(method, headers, allowed=()):
+    """Whether a request with these headers gets to the application."""
+    got = []
+
+    async def app(scope, receive, send):
+        got.append(scope)
+
+    scope = {"type": "http", "method": method, "headers": [(n.encode(), v.encode()) for n, v in headers.items()]}
+    with suppress(Problem):
+        asyncio.run(Origins(app, allowed)(scope, None, None))
+    return bool(got)
+
+
+@pytest.mark.parametrize(
+    ("headers", "foreign"),
+    [
+        ({}, False),
+        ({"origin": "http://localhost:8000"}, False),
+        ({"origin": "HTTP://LOCALHOST:8000"}, False),
+        ({"origin": "http://localhost"}, True),
+        ({"origin": "http://localhost:8001"}, True),
+        ({"origin": "https://evil.example"}, True),
+        ({"origin": "http://evil.example:8000"}, True),
+        ({"origin": "http://localhost:8000.evil.example"}, True),
+        ({"origin": "null"}, True),
+        ({"origin": ""}, True),
+        ({"origin": "http://[::1"}, True),
+        ({"sec-fetch-site": "same-origin", "origin": "https://app.example"}, False),  # a proxy in front has the name
+        ({"sec-fetch-site": "none"}, False),
+        ({"sec-fetch-site": "cross-site"}, True),
+        ({"sec-fetch-site": "same-site", "origin": "http://localhost:9000"}, True),
+        ({"sec-fetch-site": "cross-site", "origin": "http://localhost:8000"}, True),
+    ],
+)
+def test_a_browser_tells_where_a_request_comes_from(headers, foreign):
+    assert is_foreign(HOST | headers) is foreign
+    assert passes("POST", HOST | headers) is not foreign
+    for method in ("GET", "HEAD", "OPTIONS"):
+        assert passes(method, HOST | headers)
+
+
+def test_the_refusal_says_what_to_do():
+    with pytest.raises(Problem, match="pages of another origin may not ask here; see --allow-origin") as caught:
+        asyncio.run(Origins(None)({"type": "http", "method": "POST", "headers": [(b"origin", b"null")]}, None, None))
+    assert caught.value.kind is CROSS_ORIGIN
+
+
+def test_the_usual_port_may_be_named_or_not():
+    for host, origin in (("a", "http://a"), ("a:80", "http://a"), ("a", "http://a:80"), ("a:443", "https://a")):
+        assert not is_foreign({"host": host, "origin": origin})
+    assert is_foreign({"host": "a:80", "origin": "https://a"})
+
+
+def test_origins_that_are_allowed_may_ask():
+    allowed = ("https://app.example", "https://other.example")
+    for site in ({}, {"sec-fetch-site": "cross-site"}):
+        assert passes("POST", HOST | site | {"origin": "https://app.example"}, allowed)
+        assert not passes("POST", HOST | site | {"origin": "https://app.example.evil"}, allowed)
+        assert passes("POST", HOST | site | {"origin": "https://anything"}, ("*",))
+    assert not passes("POST", HOST | {"sec-fetch-site": "cross-site"}, allowed)

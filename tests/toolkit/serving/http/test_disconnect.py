@@ -1,0 +1,315 @@
+"""Nobody works for a client that has left; and nobody else is disturbed. On messages, and on real sockets."""
+
+import asyncio
+import signal
+import socket
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request
+from starlette.requests import ClientDisconnect
+
+from support import LONGEST_WAIT
+from toolkit.serving.http.access_log import CLIENT_LEFT, Journal
+from toolkit.serving.http.disconnect import Departures
+from toolkit.serving.http.server import Server, ServerConfig, listen
+from toolkit.serving.metrics import Figures
+
+LEFT = {"type": "http.disconnect"}
+START = {"type": "http.response.start", "status": 200, "headers": []}
+BODY = {"type": "http.response.body", "body": b"a"}
+
+
+def piece(body=b"", more=False):
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+class Client:
+    """Sends pieces, then leaves as soon as ``leaves`` is set."""
+
+    def __init__(self, *pieces):
+        self.pieces, self.leaves, self.got = list(pieces), asyncio.Event(), []
+
+    async def receive(self):
+        if self.pieces:
+            return self.pieces.pop(0)
+        await self.leaves.wait()
+        return LEFT
+
+    async def send(self, message):
+        self.got.append(message)
+
+    async def visit(self, app, scope="http"):
+        await Departures(app)({"type": scope}, self.receive, self.send)
+
+
+async def turns(count=5):
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def alone(play):
+    """Run a test, after which no task of its loop may be left."""
+
+    async def play_alone():
+        await play()
+        await turns()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(play_alone())
+
+
+def test_the_work_for_a_client_that_leaves_is_cancelled():
+    async def play():
+        async def app(scope, receive, send):
+            while (await receive())["more_body"]:
+                pass
+            client.leaves.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                seen.append("cancelled")
+                raise
+
+        client, seen = Client(piece(b"a", more=True), piece(b"b")), []
+        with pytest.raises(ClientDisconnect):
+            await client.visit(app)
+        assert seen == ["cancelled"]
+        assert asyncio.current_task().cancelling() == 0  # nothing of it stays with the task
+
+    alone(play)
+
+
+def test_all_that_comes_is_passed_on_unchanged_and_a_departure_before_the_end_of_the_body_too():
+    pieces = [piece(b"a", more=True), piece(b"", more=True), piece(b"b", more=True)]
+
+    async def play():
+        async def app(scope, receive, send):
+            seen.extend([await receive() for _ in range(5)])
+
+        client, seen = Client(*pieces), []
+        client.leaves.set()
+        await client.visit(app)
+        assert seen == [*pieces, LEFT, LEFT]
+
+    alone(play)
+
+
+def test_once_an_answer_has_begun_nothing_is_cancelled_and_who_asks_is_told():
+    async def play():
+        async def app(scope, receive, send):
+            await receive()
+            await turns()
+            await send(START)
+            client.leaves.set()
+            await turns()
+            seen.append(await receive())
+            await send(BODY)
+
+        client, seen = Client(piece(b"a")), []
+        await client.visit(app)
+        assert seen == [LEFT]
+        assert client.got == [START, BODY]
+
+    alone(play)
+
+
+def test_an_answer_that_begins_before_the_body_has_ended_is_not_watched():
+    async def play():
+        async def app(scope, receive, send):
+            await send(START)
+            client.leaves.set()
+            seen.extend([await receive(), await receive()])
+
+        client, seen = Client(piece(b"a")), []
+        await client.visit(app)
+        assert seen == [piece(b"a"), LEFT]
+
+    alone(play)
+
+
+def test_an_application_that_asks_whether_the_client_is_there_does_not_disturb_the_watch():
+    async def play():
+        async def app(scope, receive, send):
+            await receive()
+            for _ in range(3):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(receive(), 0.001)
+            client.leaves.set()
+            await receive()
+            await asyncio.Event().wait()
+
+        client = Client(piece())
+        with pytest.raises(ClientDisconnect):
+            await client.visit(app)
+
+    alone(play)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_who_is_cancelled_by_others_stays_cancelled(leaves):
+    async def play():
+        async def app(scope, receive, send):
+            await receive()
+            running.set()
+            await asyncio.Event().wait()
+
+        client, running = Client(piece()), asyncio.Event()
+        task = asyncio.create_task(client.visit(app))
+        await running.wait()
+        if leaves:
+            client.leaves.set()
+        await turns(1)  # the departure has cancelled the task, which has not noticed yet
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    alone(play)
+
+
+def test_an_error_and_an_application_that_never_reads_are_left_alone():
+    async def play():
+        async def failing(scope, receive, send):
+            await receive()
+            raise ValueError("of the application")
+
+        async def deaf(scope, receive, send):
+            client.leaves.set()
+            await turns()
+            await send(START)
+
+        client = Client(piece())
+        with pytest.raises(ValueError, match="of the application"):
+            await client.visit(failing)
+        client = Client(piece())
+        await client.visit(deaf)
+        assert client.got == [START]
+        assert client.pieces == [piece()]
+
+    alone(play)
+
+
+def test_other_than_http_goes_through():
+    async def play():
+        async def app(scope, receive, send):
+            seen.extend([scope, await receive(), await receive()])
+
+        client, seen = Client({"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}), []
+        await client.visit(app, "lifespan")
+        assert seen == [{"type": "lifespan"}, {"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+
+    alone(play)
+
+
+# On real sockets
+
+
+@dataclass
+class Counter:
+    """A service whose ``/wait`` works until it is told to stop, and what it has to do."""
+
+    server: Any = None
+    port: int = 0
+    figures: Figures = field(default_factory=Figures)
+    working: set[str] = field(default_factory=set)
+    stop: asyncio.Event | None = None
+    loop: Any = None
+
+    def app(self):
+        app = FastAPI()
+
+        @app.post("/wait/{name}")
+        async def wait(request: Request, name: str) -> str:
+            self.loop = asyncio.get_running_loop()
+            self.stop = self.stop or asyncio.Event()
+            await request.body()
+            self.working.add(name)
+            try:
+                await self.stop.wait()
+            finally:
+                self.working.remove(name)
+            return name
+
+        app.add_middleware(Departures)
+        app.add_middleware(Journal, figures=self.figures)
+        return app
+
+    def send(self, *names):
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=LONGEST_WAIT)
+        head = "POST /wait/{} HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
+        connection.sendall("".join(head.format(name) for name in names).encode())
+        return connection
+
+    def finish(self):
+        self.loop.call_soon_threadsafe(self.stop.set)
+
+    def answered(self, status):
+        return self.figures.summary()["requests"].get("/wait/{name}", {}).get(str(status), 0)
+
+    async def tasks(self):
+        return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+
+
+def wait_until(condition, seconds=LONGEST_WAIT):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def counter():
+    counter = Counter()
+    listener = listen("127.0.0.1", 0)
+    counter.port = listener.getsockname()[1]
+    counter.server = Server(counter.app(), lambda: None, ServerConfig(0, 5))
+    thread = threading.Thread(target=counter.server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield counter
+    counter.server.handle_exit(signal.SIGTERM, None)
+    thread.join(LONGEST_WAIT)
+    assert not thread.is_alive()
+
+
+def test_after_a_thousand_departures_nothing_remains(counter):
+    with counter.send("first"):
+        wait_until(lambda: counter.working)
+    wait_until(lambda: counter.answered(CLIENT_LEFT) == 1)
+
+    def tasks():
+        return asyncio.run_coroutine_threadsafe(counter.tasks(), counter.loop).result(LONGEST_WAIT)
+
+    wait_until(lambda: not counter.server.server_state.tasks)
+    before = tasks()
+    for crowd in range(10):
+        connections = [counter.send(f"{crowd}-{number}") for number in range(90)]
+        wait_until(lambda: len(counter.working) == 90)
+        for connection in connections:
+            connection.close()
+        for number in range(10):
+            counter.send(f"hasty-{crowd}-{number}").close()  # gone before the work begins
+    wait_until(lambda: counter.answered(CLIENT_LEFT) == 1001)
+    assert counter.working == set()
+    wait_until(lambda: not counter.server.server_state.connections and not counter.server.server_state.tasks)
+    assert tasks() == before
+    assert counter.figures.summary()["requests"] == {"/wait/{name}": {"499": 1001}}
+
+
+def test_a_departure_ends_only_the_request_that_was_waited_for(counter):
+    with counter.send("one", "two") as connection, counter.send("bystander") as bystander:
+        wait_until(lambda: counter.working == {"one", "bystander"})  # "two" has its turn after the answer to "one"
+        counter.finish()
+        answers = b""
+        while answers.count(b"HTTP/1.1 200 OK") < 2 or not answers.endswith(b'"two"'):
+            answers += connection.recv(65536)
+        assert bystander.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        counter.stop.clear()
+        connection.sendall(b"POST /wait/three HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc")
+        wait_until(lambda: counter.working == {"three"})
+        connection.close()
+        wait_until(lambda: counter.answered(CLIENT_LEFT) == 1)
+    assert counter.working == set()
+    assert counter.answered(200) == 3

@@ -1,0 +1,437 @@
+"""Pictures out of requests: forms as a real client encodes them, raw bodies, JSON, and everything that is wrong."""
+
+import asyncio
+import base64
+import json
+import tempfile
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import Request
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toolkit.images.decoding import load_picture
+from toolkit.serving.http.request_body import (
+    LARGEST_FIELD,
+    MOST_FIELDS,
+    PICTURE_BODY,
+    VALUES_A_PICTURE,
+    VALUES_AROUND,
+    announced,
+    from_pixels,
+    load_json,
+    pictures_body,
+    pixels_body,
+    read_picture,
+    read_pictures,
+    values_of_pixels,
+)
+from toolkit.serving.inference.result import file_name
+from toolkit.serving.problems import INVALID, MALFORMED, MEDIA, UNDECODABLE, Problem
+
+PICTURE = bytes(range(256)) * 5
+TEXT = base64.b64encode(PICTURE).decode()
+
+
+def request(body, content_type=None, step=1000):
+    """A request whose body arrives in steps of so many bytes."""
+    pieces = [body[start : start + step] for start in range(0, len(body), step)] or [b""]
+    messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    messages[-1]["more_body"] = False
+    feed = iter(messages)
+
+    async def receive():
+        return next(feed)
+
+    headers = [(b"content-type", content_type.encode("latin-1"))] if content_type is not None else []
+    return Request({"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}, receive)
+
+
+def form(files=(), data=None, step=1000):
+    """A form as httpx encodes it."""
+    encoded = httpx.Request("POST", "http://test", files=list(files), data=data)
+    return request(encoded.read(), encoded.headers["Content-Type"], step)
+
+
+def one(asked):
+    return asyncio.run(read_picture(asked))()
+
+
+def many(asked, most=4, size=None):
+    return [read() for read in asyncio.run(read_pictures(asked, most, size))]
+
+
+def sent(value):
+    """A request with this value as JSON."""
+    return request(json.dumps(value).encode(), "application/json")
+
+
+def problem(work):
+    with pytest.raises(Problem) as caught:
+        work()
+    return caught.value
+
+
+# One picture
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000, 10**6])
+def test_a_form_gives_the_bytes_of_its_file_however_they_arrive(step):
+    assert one(form([("file", ("cat.jpg", PICTURE, "image/jpeg"))], step=step)) == PICTURE
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "C:\\con", "a" * 3000, "é\u202e.jpg", " ", '"; drop'])
+def test_neither_file_name_nor_declared_type_matters(name):
+    files = [("file", (name, PICTURE, "text/html"))]
+    assert one(form(files, data={"comment": "my cat"})) == PICTURE
+
+
+def test_an_upload_tells_its_name_and_nothing_else_has_one():
+    read = asyncio.run(read_picture(form([("file", ("my cat.jpg", PICTURE, "text/html"))])))
+    assert (read(), file_name(read)) == (PICTURE, "my cat.jpg")
+    assert file_name(asyncio.run(read_picture(request(PICTURE, "image/jpeg")))) is None
+
+
+@pytest.mark.parametrize("content_type", ["image/png", "image/x-unheard-of", "IMAGE/JPEG; q=1",
+                                          "application/octet-stream", "", None])  # fmt: skip
+def test_a_raw_body_is_the_picture(content_type):
+    assert one(request(PICTURE, content_type)) == PICTURE
+
+
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.encodebytes])  # one line, and lines of 76 characters
+def test_json_holds_base64(encode):
+    body = json.dumps({"image": encode(PICTURE).decode()}).encode()
+    assert one(request(body, "application/json; charset=utf-8")) == PICTURE
+
+
+ENTRIES = [TEXT, {"b64": TEXT}, {"image": {"b64": TEXT}}, {"image": TEXT}]  # as they stand in lists
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"image": TEXT}, {"inputs": TEXT}, *({name: [entry]} for name in ("inputs", "instances") for entry in ENTRIES)],
+)
+def test_the_shapes_of_other_servers_are_read(value):
+    assert one(sent(value)) == PICTURE
+    assert many(sent(value)) == [PICTURE]
+
+
+def test_base64_for_addresses_and_without_its_end_is_base64_too():
+    assert set("-_") <= set(base64.urlsafe_b64encode(PICTURE).decode())
+    for data in (PICTURE, PICTURE[:-1], PICTURE[:-2]):
+        for text in (base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode()):
+            assert one(sent({"image": text})) == one(sent({"image": text.rstrip("=")})) == data
+            assert one(sent({"image": "data:image/png;base64," + text.rstrip("=")})) == data
+
+
+@pytest.mark.parametrize("more", [{}, {"params": {}}, {"params": None}])
+def test_what_the_clients_of_mlflow_send_is_read(more):
+    for value in (
+        {"inputs": [TEXT] * 4},
+        {"dataframe_split": {"index": [0, 1, 2, 3], "columns": ["image"], "data": [[TEXT]] * 4}},
+        {"dataframe_split": {"data": [[{"b64": TEXT}]] * 4}},
+        {"dataframe_records": [{"image": TEXT}] * 4},
+    ):
+        assert many(sent(value | more)) == [PICTURE] * 4
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"inputs": [TEXT], "params": {"top_k": 1}},
+        {"inputs": [TEXT], "instances": [TEXT]},
+        {"params": {}},
+        {"dataframe_split": {"columns": ["a", "b"], "data": [[TEXT, TEXT]]}},
+        {"dataframe_split": {"columns": ["image"]}},
+        {"dataframe_split": [[TEXT]]},
+        {"dataframe_split": {"data": [TEXT]}},
+        {"dataframe_records": [{"image": TEXT, "other": 1}]},
+    ],
+)
+def test_what_would_be_passed_over_is_refused(value):
+    assert problem(lambda: many(sent(value))).kind is INVALID
+
+
+@pytest.mark.parametrize(
+    "charset",
+    ["undefined", "idna", "punycode", "utf-16", "utf-7", "hex", "rot13", "no-such", "unicode_escape", "", '"undefined"',
+     '"a;b"', "é", "utf-8; charset=undefined"],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["; boundary=b; charset={}", "; CHARSET = {} ; boundary=b"])
+def test_a_form_is_read_whatever_charset_it_names(charset, place):
+    head = 'Content-Disposition: form-data; name="{}"{}\r\n\r\n'
+    body = (
+        f"--b\r\n{head.format('note', '')}é\r\n--b\r\n".encode()
+        + head.format("file", '; filename="é.png"').encode()
+        + PICTURE
+        + b"\r\n--b--\r\n"
+    )
+    assert one(request(body, "multipart/form-data" + place.format(charset))) == PICTURE
+
+
+@pytest.mark.parametrize(
+    "name", ["filename*=UTF-8''a%20b.png", "filename*0=a; filename*1=b", "FILENAME* = x", 'filename="a"; filename*=b']
+)
+def test_a_part_with_any_kind_of_file_name_is_a_file(name):
+    body = f'--b\r\nContent-Disposition: form-data; name="file"; {name}\r\n\r\n'.encode() + PICTURE + b"\r\n--b--\r\n"
+    assert one(request(body, "multipart/form-data; boundary=b")) == PICTURE
+
+
+@pytest.mark.parametrize("head", ["data:image/png;base64,", "data:;base64,", " DATA:text/html;charset=x;BASE64,\n"])
+def test_a_data_url_is_its_base64_whatever_type_it_declares(head):
+    assert one(sent({"image": head + TEXT})) == PICTURE
+    assert many(sent({"instances": [{"b64": head + TEXT}] * 4})) == [PICTURE] * 4
+
+
+@pytest.mark.parametrize("text", ["data:image/png,QUJD", "data:base64,QUJD", "http://elsewhere/a.png", "QUJDR", "QU=JD",
+                                  "/etc/passwd.jpg", "data:image/png;base64,data:;base64,QUJD"])  # fmt: skip
+def test_other_addresses_are_not_base64_and_lead_nowhere(text):
+    assert problem(lambda: one(sent({"image": text}))).kind is UNDECODABLE
+    assert problem(lambda: many(sent({"inputs": [text]}))).kind is UNDECODABLE
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"", MALFORMED),
+        (b"{", MALFORMED),
+        (b"\xff\xfe{}", MALFORMED),
+        (b"[" * 100_000, MALFORMED),
+        (b'{"a":' * 100_000, MALFORMED),
+        (b'{"image": ' + b"1" * 10_000 + b"}", MALFORMED),  # more digits than Python reads
+        (b"null", INVALID),
+        (b"[]", INVALID),
+        (b"{}", INVALID),
+        (b'{"image": null}', INVALID),
+        (b'{"image": ["QUJD"]}', INVALID),
+        (b'{"image": "QUJD", "url": "http://elsewhere"}', INVALID),
+        (b'{"inputs": "QUJD", "instances": ["QUJD"]}', INVALID),
+        (b'{"instances": "QUJD"}', INVALID),
+        (b'{"inputs": {"image": "QUJD", "b64": "QUJD"}}', INVALID),
+        (b'{"inputs": [{"b64": {"image": "QUJD"}}]}', INVALID),
+        (b'{"inputs": [["QUJD"]]}', INVALID),
+        (b'{"inputs": [[[[0, 0, 0]]]]}', INVALID),
+        (b'{"inputs": [7]}', INVALID),
+        (b'{"inputs": []}', INVALID),
+        (b'{"inputs": ["QUJD", "QUJD"]}', INVALID),
+        (b'{"img": "QUJD"}', INVALID),
+        (b'{"image": "QUJDR"}', UNDECODABLE),
+        (b'{"image": "QU%D"}', UNDECODABLE),
+        (b'{"image": "\\ud800"}', UNDECODABLE),
+        ('{"image": "QUJDé"}'.encode(), UNDECODABLE),
+    ],
+)
+def test_json_that_is_wrong_is_said_to_be(body, kind):
+    assert problem(lambda: one(request(body, "application/json"))).kind is kind
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/xml", "images/png", "multipart/mixed", "json"])
+def test_other_types_are_not_taken_for_pictures(content_type):
+    assert problem(lambda: one(request(PICTURE, content_type))).kind is MEDIA
+    assert problem(lambda: many(request(PICTURE, content_type))).kind is MEDIA
+
+
+# Forms that are wrong
+
+FILE = ("file", ("a.png", PICTURE, "image/png"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (lambda: form([("picture", FILE[1])]), "no file in the field 'file'"),
+        (lambda: form(data={"file": "text"}, files=[("other", FILE[1])]), "no file in the field 'file'"),
+        (lambda: form([FILE, FILE]), "at most 1 file$"),
+        (lambda: form([FILE, ("other", FILE[1])]), "at most 1 file$"),
+    ],
+)
+def test_a_form_needs_exactly_one_file_of_that_name(asked, words):
+    found = problem(lambda: one(asked()))
+    assert found.kind is INVALID
+    assert words.rstrip("$") in found.detail
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        lambda: form([FILE], data={"note": "x" * (LARGEST_FIELD + 1)}),
+        lambda: form([FILE], data={f"note{number}": "x" for number in range(MOST_FIELDS + 1)}),
+        lambda: request(b"anything", "multipart/form-data"),
+        lambda: request(b"no boundary in here", "multipart/form-data; boundary=x"),
+        lambda: request(b"--x\r\n\r\nno name\r\n--x--\r\n", "multipart/form-data; boundary=x"),
+        lambda: request(b"--x\r\nBroken\xff header\r\n\r\n", "multipart/form-data; boundary=x"),
+        lambda: request(b"--x", "multipart/form-data; boundary=" + "x" * 5000),
+    ],
+)
+def test_a_form_that_cannot_be_read_is_malformed(asked):
+    assert problem(lambda: one(asked())).kind is MALFORMED
+
+
+@pytest.mark.parametrize("step", [1, 10**6])
+def test_a_form_that_was_cut_short_is_malformed_wherever_the_cut_is(step):
+    encoded = httpx.Request("POST", "http://test", files=[("file", ("a.png", b"abc", "image/png"))])
+    body, content_type = encoded.read().rstrip(b"\r\n"), encoded.headers["Content-Type"]
+    assert one(request(body, content_type, step)) == b"abc"
+    for length in range(len(body)):
+        found = problem(lambda length=length: one(request(body[:length], content_type, step)))
+        assert (found.kind, found.detail) == (MALFORMED, "the form cannot be read: it ends before its last boundary.")
+
+
+def test_fields_beside_the_file_may_be_as_many_and_as_long_as_said():
+    fields = {f"note{number}": "x" * LARGEST_FIELD for number in range(MOST_FIELDS)}
+    assert one(form([FILE], data=fields)) == PICTURE
+
+
+def test_mutated_forms_are_read_or_refused_but_never_break():
+    generator = np.random.default_rng(11)
+    encoded = httpx.Request("POST", "http://test", files=[("files", ("a.png", b"abc", "image/png"))] * 2)
+    body, content_type = encoded.read(), encoded.headers["Content-Type"]
+    read, kinds = 0, []
+    for _ in range(600):
+        mutated = bytearray(body)
+        for _ in range(generator.integers(1, 4)):
+            place = int(generator.integers(len(mutated)))
+            match generator.integers(3):
+                case 0:
+                    mutated[place] = int(generator.integers(256))
+                case 1:
+                    del mutated[place : place + int(generator.integers(1, 20))]
+                case _:
+                    mutated[place:place] = generator.bytes(int(generator.integers(1, 5)))
+        try:
+            assert len(many(request(bytes(mutated), content_type, step=int(generator.integers(1, 400))))) in (1, 2)
+            read += 1
+        except Problem as error:
+            kinds.append(error.kind)
+    assert set(kinds) == {MALFORMED, INVALID}
+    assert min(read, len(kinds)) > 50
+
+
+# Many pictures
+
+
+def test_a_batch_keeps_the_order_and_leaves_other_fields_alone():
+    files = [("files", (f"{number}.png", bytes([number]) * 100, "image/png")) for number in range(4)]
+    assert many(form(files, data={"files": "text"})) == [bytes([number]) * 100 for number in range(4)]
+
+
+def test_a_batch_has_at_most_so_many_and_at_least_one():
+    files = [("files", FILE[1])] * 5
+    assert "at most 4 files" in problem(lambda: many(form(files))).detail
+    found = problem(lambda: many(form([FILE])))
+    assert (found.kind, "'files'" in found.detail) == (INVALID, True)
+
+
+def test_a_batch_of_json_keeps_the_order_and_the_limits():
+    texts = [base64.b64encode(bytes([number])).decode() for number in range(5)]
+    assert many(sent({"instances": texts[:4]})) == [b"\0", b"\1", b"\2", b"\3"]
+    for wrong in (texts, []):
+        found = problem(lambda wrong=wrong: many(sent({"instances": wrong})))
+        assert (found.kind, found.detail) == (INVALID, "the JSON body must hold from 1 to 4 pictures")
+
+
+def test_of_a_batch_only_the_picture_with_broken_base64_fails():
+    reads = asyncio.run(read_pictures(sent({"inputs": [TEXT, "QUJDR", {"b64": TEXT}]}), 4))
+    assert (reads[0](), reads[2]()) == (PICTURE, PICTURE)
+    assert problem(reads[1]).kind is UNDECODABLE
+
+
+def test_raw_pictures_are_a_batch_only_where_pixels_are_taken():
+    for content_type in ("image/jpeg", "application/x-image", None):
+        assert many(request(PICTURE, content_type), size=16) == [PICTURE]
+        assert problem(lambda content_type=content_type: many(request(PICTURE, content_type))).kind is MEDIA
+
+
+# Pixels
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 16, 64])
+def test_pixels_arrive_unchanged_nested_and_flat(size):
+    pixels = np.random.default_rng(size).integers(0, 256, (2, size, size, 3), np.uint8)
+    for lists in (pixels.tolist(), [one.ravel().tolist() for one in pixels]):
+        reads = many(sent({"inputs": lists}), 2, size)
+        np.testing.assert_array_equal([load_picture(data, size).pixels for data in reads], pixels)
+
+
+def test_pixels_and_base64_may_stand_side_by_side():
+    first, second = many(sent({"instances": [[9] * 12, {"b64": TEXT}]}), size=2)
+    assert (load_picture(first, 2).pixels == 9).all()
+    assert second == PICTURE
+
+
+SQUARE = [[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [10, 11, 255]]]
+WHOLE = st.integers(0, 255) | st.integers(0, 255).map(float)
+LEAVES = st.integers(0, 255) | st.sampled_from(
+    [-1, 256, 10**30, 10**400, 1.0, 1.5, -0.0, float("nan"), True, None, "1", float("inf"), [1], {}]
+)
+
+
+@pytest.mark.parametrize("wrong", [[], SQUARE[0], [SQUARE[0]], SQUARE + SQUARE, [SQUARE[0], []], [SQUARE[0], "ab"],
+                                   [SQUARE[0], [[1, 2], [3, 4, 5, 6]]], [SQUARE[0], [[1, 2, 3, 4]] * 2], [0] * 11,
+                                   [0] * 13, [0, SQUARE], "abcdefghijkl", {"0": 1}, None, [SQUARE]])  # fmt: skip
+def test_pixels_of_another_shape_are_refused_in_one_sentence(wrong):
+    found = problem(lambda: from_pixels(wrong, 2, index=5))
+    wanted = "picture 5 must be 2 x 2 x 3 whole numbers from 0 to 255, in nested lists or in one"
+    assert (found.kind, found.detail) == (INVALID, wanted)
+
+
+@given(values=st.lists(LEAVES, min_size=12, max_size=12) | st.lists(WHOLE, min_size=12, max_size=12))
+@settings(max_examples=200, deadline=None)
+def test_only_whole_numbers_of_a_byte_are_pixels(values):
+    good = all(type(value) in (int, float) and value in range(256) for value in values)
+    rows = [[values[0:3], values[3:6]], [values[6:9], values[9:12]]]
+    for lists in (values, rows):
+        if good:
+            assert load_picture(from_pixels(lists, 2)(), 2).pixels.ravel().tolist() == values
+        else:
+            assert problem(lambda lists=lists: from_pixels(lists, 2)).kind is INVALID
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_the_limit_of_values_is_above_what_full_requests_hold_and_not_far(size):
+    pixels = np.zeros((4, size, size, 3), int).tolist()
+    assert len(many(sent({"inputs": pixels}), 4, size)) == 4
+    longest = {"instances": [{"image": {"b64": f"data:image/png;base64,{TEXT}"}}] * 4}
+    assert len(many(sent(longest))) == 4
+    most = VALUES_AROUND + 4 * (VALUES_A_PICTURE + values_of_pixels(size))
+    for body in (b"[" + b"[]," * most, b'{"a": [' + b"0," * most, b'"' + b"," * (most + 1)):
+        assert problem(lambda body=body: many(request(body, "application/json"), 4, size)).detail == (
+            "the JSON holds more values than the pictures of a request can have"
+        )
+
+
+def test_a_body_without_a_length_counts_as_the_largest():
+    head = {"type": "http", "headers": [(b"content-length", b"12")]}
+    assert announced(Request(head), 100) == 12
+    assert announced(request(PICTURE), 100) == 100
+
+
+def test_values_are_counted_to_the_letter():
+    assert load_json(b'[{"a": 1}, 2]', 3) == [{"a": 1}, 2]
+    assert problem(lambda: load_json(b'[{"a": 1}, 2]', 2)).kind is MALFORMED
+
+
+def test_large_files_never_touch_the_disk(monkeypatch):
+    def refuse(*_words, **_more):
+        raise AssertionError("a picture was written to a file")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    data = np.random.default_rng(0).bytes(3 * 2**20)
+    assert many(form([("files", ("a", data, "image/png"))], step=2**16), 1) == [data]
+
+
+def test_the_description_names_what_is_read():
+    assert set(PICTURE_BODY["content"]) == {
+        "multipart/form-data", "image/*", "application/octet-stream", "application/json"
+    }  # fmt: skip
+    batch = pictures_body(7)["content"]
+    assert set(batch) == {"multipart/form-data", "application/json"}
+    assert batch["multipart/form-data"]["schema"]["properties"]["files"]["maxItems"] == 7
+    shapes = batch["application/json"]["schema"]["anyOf"]
+    assert [shape["required"] for shape in shapes] == [["image"], ["inputs"], ["instances"]]
+    inputs, instances = shapes[1]["properties"]["inputs"], shapes[2]["properties"]["instances"]
+    assert inputs["anyOf"][0] == instances
+    assert instances["maxItems"] == 7
+    assert set(pixels_body()["content"]) == {*batch, "image/*"}

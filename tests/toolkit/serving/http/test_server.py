@@ -1,0 +1,533 @@
+"""The socket, the way a server leaves, what is no HTTP at all, and clients without end: on real sockets."""
+
+import asyncio
+import http.client
+import itertools
+import json
+import resource
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+
+import pytest
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from support import LONGEST_WAIT
+from toolkit.errors import SettingsError
+from toolkit.serving.http.access_log import Journal
+from toolkit.serving.http.body_limit import BodyLimit, Patience
+from toolkit.serving.http.server import HELD_BYTES, OTHER_FILES, Gathering, Server, ServerConfig, listen, take_no_more
+from toolkit.serving.metrics import Figures
+from toolkit.serving.problems import handle
+
+LARGE = 16 * 2**20  # bytes of an answer that no buffer of the system holds
+HASTY = Patience(head_seconds=2.0, body_seconds=3.0, stall_seconds=2.0)
+
+
+def make_app():
+    app = FastAPI()
+
+    @app.get("/")
+    @app.post("/")
+    async def home() -> str:
+        return "here"
+
+    @app.post("/length")
+    async def length(request: Request) -> int:
+        return len(await request.body())
+
+    @app.post("/slow")
+    async def slow(seconds: float) -> str:
+        await asyncio.sleep(seconds)
+        return "done"
+
+    @app.get("/large")
+    async def large() -> Response:
+        return Response(bytes(LARGE))
+
+    return app
+
+
+@contextmanager
+def serving(**words):
+    """A running server, and its port."""
+    figures = Figures()
+    app = make_app()
+    app.add_exception_handler(HTTPException, handle)
+    app.add_middleware(BodyLimit, limit=2**20, patience=words.get("patience", Patience()))
+    app.add_middleware(Journal, figures=figures)
+    listener = listen("127.0.0.1", 0)
+    server = Server(app, lambda: None, ServerConfig(**({"drain_seconds": 0, "finish_seconds": 1} | words)))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield server, listener.getsockname()[1], figures
+    finally:
+        server.handle_exit(signal.SIGTERM, None)
+        thread.join(LONGEST_WAIT)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def port():
+    with serving() as (_, port, _):
+        yield port
+
+
+def wait_until(condition, seconds=LONGEST_WAIT):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def rest_of(connection):
+    """All that comes back until the connection is closed."""
+    answer = b""
+    while piece := connection.recv(65536):
+        answer += piece
+    return answer
+
+
+def talk(port, *pieces):
+    """Send bytes as they are, and return all that comes back until the connection is closed."""
+    with socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+        return rest_of(connection)
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"hello\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",  # somebody speaks TLS
+        b"GET / HTTP/3.0 extra\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: abc\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+        b"GET / HTTP/1.1\r\n Host: a\r\n\r\n",  # a folded line with nothing before it
+        b"GET / HTTP/1.1\r\nHost: a\r\nBad Header: 1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",  # HTTP/1.1 asks for a host
+        b"GET / HTTP/1.1\r\nHost: a\r\nX-Large: " + b"x" * 70_000,  # and no end is in sight
+    ],
+)
+def test_what_is_no_http_is_answered_with_a_problem(port, request_bytes):
+    head, _, body = talk(port, request_bytes).partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines[1:])
+    document = json.loads(body)
+    assert lines[0] == "HTTP/1.1 400 Bad Request"
+    assert headers["content-type"] == "application/problem+json"
+    assert headers["content-length"] == str(len(body))
+    assert headers["connection"] == "close"
+    assert set(document) == {"type", "title", "status", "detail", "request_id"}
+    assert (document["status"], document["request_id"]) == (400, headers["x-request-id"])
+
+
+@pytest.mark.parametrize("pause", [True, False])  # the server answers the head before the rest arrives, or may not
+def test_a_body_that_breaks_gets_one_answer_and_leaves_no_traceback(port, caplog, pause):
+    head = b"POST /nowhere HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+    broken = b"not a length\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT) as connection:
+        connection.sendall(head if pause else head + broken)
+        answer = connection.recv(65536)
+        if pause:
+            connection.sendall(broken)
+        while piece := connection.recv(65536):
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 404" if pause else (b"HTTP/1.1 404", b"HTTP/1.1 400"))
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert talk(port, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").endswith(b'"here"')
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+@pytest.mark.parametrize("chunk", [b"-1\r\nabc", b"0x3\r\nabc", b"\r\nabc", b"3\nabc", b"3\r\nabc\n", b"3\r\nabcd"])
+def test_a_chunk_of_a_doubtful_size_ends_the_connection_and_hides_no_request(port, chunk):
+    head = b"POST /length HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = talk(port, head + chunk + b"\r\n0\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("target", [b"http://elsewhere/length?a=1", b"HTTP://a:80/length", b"https://u@[::1]:9/length"])
+def test_a_target_with_an_address_is_its_path(port, target):
+    head = b"POST " + target + b" HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nConnection: close\r\n\r\n"
+    answer = talk(port, head + b"abc")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"\r\n\r\n3")
+    for bare in (b"http://a", b"http://a?x=/length"):
+        assert talk(port, b"GET " + bare + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").endswith(b'"here"')
+    assert talk(port, b"GET ftp://a/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 404")
+
+
+# Clients without end
+
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+POST = b"POST /length HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n"
+SLOW_CLIENTS = {
+    "nothing": [],
+    "half a head": [b"GET / HTTP/1.1\r\nHo"],
+    "a dripping head": itertools.chain([b"GET / HTTP/1.1\r\nX-Long: "], itertools.repeat(b"a")),
+    "half a head after a request": [GET, b"GET / HT"],
+    "half a body": [POST + b"abc"],
+    "a dripping body": itertools.chain([POST.replace(b"100", b"1000")], itertools.repeat(b"a")),
+    "a dripping body that nobody wants": itertools.chain(
+        [POST.replace(b"/length", b"/").replace(b"100", b"1000")], itertools.repeat(b"a")
+    ),
+}
+IN_TIME = [POST[:20], POST[20:60], POST[60:], *[b"a" * 20] * 5]
+
+
+def outlast(port, pieces):
+    """Send the pieces with pauses, and return what comes back until the connection is closed."""
+    with socket.create_connection(("127.0.0.1", port), timeout=0.1) as connection:
+        answer, pieces, end = b"", iter(pieces), time.monotonic() + LONGEST_WAIT
+        while time.monotonic() < end:
+            with suppress(BrokenPipeError, ConnectionResetError):  # what was answered before can still be read
+                connection.sendall(next(pieces, b""))
+            try:
+                piece = connection.recv(65536)
+            except TimeoutError:
+                if answer.endswith(b"\r\n\r\n100"):
+                    return answer
+                continue
+            except ConnectionResetError:
+                return answer
+            if not piece:
+                return answer
+            answer += piece
+    raise AssertionError("the connection is still open")
+
+
+@pytest.fixture(scope="module")
+def endings():
+    """What each slow client was answered until it was cut off, and what was counted."""
+    with serving(patience=HASTY) as (server, port, figures), ThreadPoolExecutor(len(SLOW_CLIENTS)) as clients:
+        with (
+            socket.socket() as reading_nothing,
+            socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT) as staying,
+        ):
+            reading_nothing.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reading_nothing.connect(("127.0.0.1", port))
+            reading_nothing.sendall(GET.replace(b"/ ", b"/large "))
+            staying.sendall(b"hello\r\n\r\n")
+            talks = clients.map(lambda pieces: outlast(port, pieces), SLOW_CLIENTS.values())
+            answers = dict(zip(SLOW_CLIENTS, talks, strict=True))
+            wait_until(lambda: not server.server_state.connections and not server.server_state.tasks)
+            answers["refused, and staying"] = staying.recv(65536)
+            taken = 0
+            with suppress(ConnectionResetError):
+                while piece := reading_nothing.recv(2**20):
+                    taken += len(piece)
+        yield answers | {"reading nothing": taken}, figures.summary()["requests"]
+
+
+def test_who_sends_nothing_is_cut_off_in_silence(endings):
+    assert endings[0]["nothing"] == b""
+
+
+@pytest.mark.parametrize("client", ["half a head", "a dripping head", "half a head after a request"])
+def test_a_head_that_does_not_come_is_a_problem(endings, client):
+    *before, last = endings[0][client].split(b"HTTP/1.1 ")[1:]
+    assert [one[:3] for one in before] == ([b"200"] if "after" in client else [])
+    head, _, body = last.partition(b"\r\n\r\n")
+    document = json.loads(body)
+    assert head.startswith(b"408 Request Timeout")
+    assert b"\r\nConnection: close" in head
+    assert document["type"] == "/docs#problem-too-slow"
+    assert document["detail"] == "the head of a request must arrive within 2 s"
+
+
+@pytest.mark.parametrize("client", ["half a body", "a dripping body"])
+def test_a_body_that_does_not_come_is_a_problem(endings, client):
+    head, _, body = endings[0][client].partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 Request Timeout")
+    assert b"\r\nconnection: close" in head.lower()
+    assert json.loads(body)["type"] == "/docs#problem-too-slow"
+    assert endings[1]["/length"]["408"] == 2
+
+
+def test_a_body_that_nobody_waits_for_keeps_no_connection_open(endings):
+    assert endings[0]["a dripping body that nobody wants"].startswith(b"HTTP/1.1 200 OK")
+
+
+def test_an_answer_that_is_not_taken_is_given_up(endings):
+    assert 0 < endings[0]["reading nothing"] < LARGE
+
+
+def test_who_is_refused_and_stays_is_cut_off_too(endings):
+    assert endings[0]["refused, and staying"].startswith(b"HTTP/1.1 400 Bad Request")
+
+
+def test_a_slow_client_that_is_in_time_is_served(port):
+    assert outlast(port, IN_TIME).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_large_answer_is_taken_whole_by_who_reads_it(port):
+    answer = talk(port, GET.replace(b"/ ", b"/large ").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+    assert len(answer.partition(b"\r\n\r\n")[2]) == LARGE
+
+
+def test_one_connection_too_many_is_told_so_and_the_next_one_served_when_there_is_room():
+    with serving(most_connections=3) as (server, port, _):
+        open_ones = [socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT) for _ in range(3)]
+        wait_until(lambda: len(server.server_state.connections) == 3)
+        head, _, body = talk(port, GET).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        assert b"\r\nRetry-After: 1\r\n" in head
+        assert json.loads(body)["detail"] == "3 connections are open already"
+        staying = socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT)
+        assert staying.recv(65536).startswith(b"HTTP/1.1 503")
+        open_ones.pop().close()
+        wait_until(lambda: len(server.server_state.connections) == 3)  # with the one that was turned away and stays
+        open_ones.append(socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT))
+        for one in open_ones:
+            one.sendall(GET)
+            assert one.recv(65536).startswith(b"HTTP/1.1 200")
+            one.close()
+        staying.close()
+        wait_until(lambda: not server.server_state.connections)
+        assert b"200 OK" in talk(port, GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+
+
+def test_a_refused_client_does_not_hold_a_server_that_leaves():
+    with serving() as (_, port, _):
+        connection = socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT)
+        connection.sendall(b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 400")
+    connection.close()
+
+
+def test_connections_leave_files_for_everything_else(monkeypatch):
+    files = OTHER_FILES + 100
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (files, files))
+    for wanted, most in ((50, 50), (4096, 100)):
+        server = Server(FastAPI(), lambda: None, ServerConfig(0, 1, most_connections=wanted))
+        assert server.config.http.args[1] == most
+
+
+class Wire:
+    """A transport that remembers how it was used."""
+
+    def __init__(self):
+        self.used = []
+
+    def __getattr__(self, name):
+        return lambda *data: self.used.append((name, *data))
+
+
+def test_what_is_written_in_one_turn_is_sent_together_and_in_order():
+    async def play():
+        wire = Wire()
+        transport = Gathering(wire, asyncio.get_running_loop())
+        for data in (b"head ", b"body", b""):
+            transport.write(data)
+        assert wire.used == []
+        await asyncio.sleep(0)
+        assert wire.used == [("write", b"head body")]
+        transport.write(b"x" * HELD_BYTES)
+        transport.write(b"y")
+        assert wire.used.pop() == ("write", b"x" * HELD_BYTES + b"y")  # much is not held back
+        transport.write(b"last")
+        transport.write_eof()
+        transport.write(b"nothing comes after it")
+        transport.close()
+        await asyncio.sleep(0)
+        assert wire.used[1:] == [("write", b"last"), ("write_eof",), ("close",)]
+
+    asyncio.run(play())
+
+
+def test_a_client_that_has_just_reset_its_connection_is_refused_without_an_error():
+    async def play():
+        loop = asyncio.get_running_loop()
+        with listen("127.0.0.1", 0) as listener:
+            client = socket.create_connection(listener.getsockname())
+            connection, _ = listener.accept()
+        transport, _ = await loop.create_connection(asyncio.Protocol, sock=connection)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()  # as a reset, which the loop has had no turn to notice
+        Gathering(transport, loop).write_eof()
+        transport.abort()
+        await asyncio.sleep(0)
+
+    asyncio.run(play())
+
+
+# The socket
+
+
+def test_a_port_in_use_an_address_of_others_and_a_name_of_nobody_are_one_sentence():
+    with listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(SettingsError, match=f"cannot listen on 127.0.0.1 port {port}: .*in use; choose another"):
+            listen("127.0.0.1", port)
+    listen("127.0.0.1", port).close()  # free again at once
+    with pytest.raises(SettingsError, match=r"cannot listen on 192\.0\.2\.1 port 0: "):
+        listen("192.0.2.1", 0)
+    for name in ("no.such.host.invalid", "a" * 300, "\ud800"):
+        with pytest.raises(SettingsError, match="cannot listen on "):
+            listen(name, 0)
+
+
+# The way out
+
+
+class Left:
+    def __init__(self):
+        self.times = 0
+
+    def __call__(self):
+        self.times += 1
+
+
+def ticks(server, count=3):
+    return [asyncio.run(server.on_tick(counter)) for counter in range(1, count + 1)]
+
+
+def test_the_first_signal_drains_the_second_ends_the_draining_and_the_third_everything():
+    left = Left()
+    server = Server(FastAPI(), left, ServerConfig(1000, 1))
+    assert ticks(server) == [False] * 3
+    server.handle_exit(signal.SIGTERM, None)
+    assert (left.times, ticks(server)) == (1, [False] * 3)
+    server.handle_exit(signal.SIGTERM, None)
+    assert (left.times, server.force_exit, ticks(server)) == (1, False, [True] * 3)
+    server.handle_exit(signal.SIGTERM, None)
+    assert server.force_exit is False  # an impatient orchestrator cuts off no answer
+    server.handle_exit(signal.SIGINT, None)
+    assert server.force_exit is True
+
+
+def test_without_draining_the_first_signal_ends():
+    server = Server(FastAPI(), lambda: None, ServerConfig(0, 1))
+    server.handle_exit(signal.SIGINT, None)
+    assert ticks(server) == [True] * 3
+
+
+class Regular:
+    """A client that asks again and again on one connection, until it is told to leave or to come no more."""
+
+    def __init__(self, port, pause=0.0):
+        self.port, self.pause = port, pause
+        self.asked = 0
+        self.unanswered = []  # what became of requests that were sent and got no answer
+        self.farewells = 0  # answers that said that they were the last
+
+    def __call__(self):
+        with suppress(ConnectionRefusedError):
+            while True:
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LONGEST_WAIT)
+                connection.connect()
+                with closing(connection):
+                    self.stay(connection)
+
+    def stay(self, connection):
+        while True:
+            try:
+                connection.request("POST", "/slow?seconds=0.05", body=b"x" * 1000)
+                answer = connection.getresponse()
+                assert (answer.status, answer.read()) == (200, b'"done"')
+            except (OSError, http.client.HTTPException) as error:
+                self.unanswered.append(error)
+                return
+            self.asked += 1
+            if answer.will_close:
+                self.farewells += 1
+                return
+            time.sleep(self.pause)
+
+
+@pytest.mark.parametrize("drain_seconds", [0.0, 1.0])
+def test_a_server_that_leaves_under_load_answers_all_and_tells_each_client_to_leave(drain_seconds):
+    clients = [Regular(0, pause=0.01 * (index % 3)) for index in range(16)]
+    with (
+        ThreadPoolExecutor(len(clients)) as pool,
+        serving(drain_seconds=drain_seconds, finish_seconds=30) as (server, port, _),
+    ):
+        for client in clients:
+            client.port = port
+        stays = [pool.submit(client) for client in clients]
+        wait_until(lambda: all(client.asked for client in clients))
+        server.handle_exit(signal.SIGTERM, None)
+        for stay in stays:
+            stay.result()
+    assert [client.unanswered for client in clients] == [[]] * len(clients)
+    assert all(client.farewells for client in clients)
+
+
+def test_what_arrived_together_is_answered_to_the_last_while_the_server_leaves():
+    ask = b"POST /slow?seconds=0.5 HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
+    with (
+        serving(finish_seconds=30) as (server, port, _),
+        socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT) as connection,
+    ):
+        connection.sendall(ask * 3)
+        wait_until(lambda: server.server_state.tasks)
+        server.handle_exit(signal.SIGTERM, None)
+        answer = rest_of(connection)
+    first, second, third = answer.lower().split(b"http/1.1 200 ok")[1:]
+    assert b"connection: close" in third
+    assert b"connection: close" not in first + second
+
+
+def test_a_connection_that_idles_is_closed_but_not_before_what_is_on_its_way_has_come():
+    with serving(drain_seconds=1000, finish_seconds=30) as (server, port, _), ExitStack() as stack:
+        idle, late = (
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT)) for _ in range(2)
+        )
+        for connection in (idle, late):
+            connection.sendall(GET)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+        def leave():
+            """Within one turn of the loop: it has not seen the request when it is told to close what idles."""
+            late.sendall(GET)
+            server.handle_exit(signal.SIGTERM, None)
+            for connection in list(server.server_state.connections):
+                connection.shutdown()
+
+        server.servers[0].get_loop().call_soon_threadsafe(leave)
+        assert b"connection: close" in late.recv(65536).lower()
+        assert (idle.recv(65536), late.recv(65536)) == (b"", b"")
+
+
+def test_a_request_that_cannot_be_finished_in_time_is_told_so():
+    with (
+        serving() as (server, port, _),
+        socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT) as connection,
+    ):
+        connection.sendall(b"POST /slow?seconds=3600 HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+        wait_until(lambda: server.server_state.tasks)
+        server.handle_exit(signal.SIGTERM, None)
+        answer = rest_of(connection)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503")
+    assert json.loads(body)["type"] == "/docs#problem-not-ready"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system cannot be asked to make no further connection")
+def test_a_socket_that_takes_no_more_keeps_those_that_it_has():
+    with listen("127.0.0.1", 0) as listener, socket.socket() as early, socket.socket() as late:
+        early.connect(listener.getsockname())
+        take_no_more(listener)
+        early.sendall(b"a request")
+        late.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            late.connect(listener.getsockname())
+        with listener.accept()[0] as taken:
+            assert taken.recv(100) == b"a request"

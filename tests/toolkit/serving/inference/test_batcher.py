@@ -1,0 +1,399 @@
+"""Pictures through the workers: right answers, natural batches, nobody waits for what nobody wants."""
+
+import asyncio
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from support import COLOURS, LONGEST_WAIT, colour_picture
+from toolkit.images.decoding import Limits, load_picture
+from toolkit.serving.inference.batcher import Batcher
+from toolkit.serving.inference.result import STAGES, Classified
+from toolkit.serving.problems import DEADLINE, FORMAT, PICTURE_TOO_LARGE, UNDECODABLE, Problem
+
+RED = colour_picture("red")
+
+
+class BlockingEngine:
+    """An engine that notes the size of each batch and runs when it may."""
+
+    name = "blocking"
+
+    def __init__(self, engine, lanes=1):
+        self.lanes, self.sizes, self.running, self.most = lanes, [], 0, 0
+        self._engine, self._lock = engine, threading.Lock()
+        self.begun, self.go = threading.Event(), threading.Event()
+        self.go.set()
+
+    def infer(self, pictures):
+        with self._lock:
+            self.sizes.append(len(pictures))
+            self.running += 1
+            self.most = max(self.most, self.running)
+        self.begun.set()
+        assert self.go.wait(LONGEST_WAIT)
+        with self._lock:
+            self.running -= 1
+        return self._engine.infer(pictures)
+
+
+@pytest.fixture
+def open_batcher():
+    opened = []
+
+    def make(workers=2, limits=None, **more):
+        opened.append(Batcher(workers, limits or Limits(), **more))
+        return opened[-1]
+
+    yield make
+    for batcher in opened:
+        batcher.close()
+
+
+@pytest.fixture
+def make_blocking(make_model):
+    """A model whose engine blocks, and that engine."""
+
+    def make(lanes=1, **words):
+        model = make_model(**words)
+        engine = BlockingEngine(model.engine, lanes)
+        return replace(model, engine=engine), engine
+
+    return make
+
+
+def read(data):
+    return lambda: data
+
+
+def itself(done):
+    return done
+
+
+def classify(batcher, model, data, seconds=None):
+    return asyncio.run(batcher.run(read(data), lambda: model, itself, seconds))
+
+
+async def until(condition):
+    async with asyncio.timeout(LONGEST_WAIT):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def until_decoded(batcher, model):
+    """Wait until the only free worker has decoded all that came before: what is no image fails in its turn after it."""
+    await asyncio.sleep(0)  # in which tasks that were created before take their place in the queue
+    with pytest.raises(Problem, match="the file is empty"):
+        await batcher.run(read(b""), lambda: model, itself)
+
+
+# --- what comes out -----------------------------------------------------------------------------
+
+
+def test_each_answer_is_that_of_the_bundle_on_its_own_picture(open_batcher, make_blocking):
+    model, engine = make_blocking(lanes=1, strength=0.4)
+    pictures = [(colour, colour_picture(colour, seed, size=40 + seed)) for seed, colour in enumerate(COLOURS * 5)]
+
+    async def all_at_once(batcher):
+        return await asyncio.gather(*(batcher.run(read(data), lambda: model, itself) for _, data in pictures))
+
+    answers = asyncio.run(all_at_once(open_batcher(workers=3)))
+    for (colour, data), done in zip(pictures, answers, strict=True):
+        wanted = model.bundle.predict(load_picture(data, 16).pixels[None])[0]
+        np.testing.assert_allclose(done.probabilities, wanted, atol=1e-6)
+        assert done.best(1)[0][0] == colour
+        assert done.finite
+        assert done.model is model
+    assert sum(engine.sizes) == len(pictures)
+
+
+def test_the_total_is_the_sum_of_the_stages(open_batcher, make_model):
+    timings = classify(open_batcher(), make_model(), RED).timings_ms
+    assert tuple(timings) == STAGES
+    assert timings["total"] == pytest.approx(timings["queue"] + timings["decode"] + timings["infer"], abs=0.002)
+    assert min(timings.values()) > 0
+
+
+def test_of_equal_classes_the_first_is_best(open_batcher, make_model):
+    done = classify(open_batcher(), make_model(row=[0.25, 0.5, 0.25]), RED)
+    assert done.best(3) == [("green", 0.5), ("blue", 0.25), ("red", 0.25)]
+    assert done.best(2) == done.best(3)[:2]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_one_value_that_is_no_number_makes_the_answer_unusable(open_batcher, make_model, bad):
+    model = make_model(row=[0.5, bad, 0.5])
+    assert not classify(open_batcher(), model, RED).finite
+    assert Classified(model, load_picture(RED, 16), np.array([0.0, 1.0, 0.0], np.float32), {}).finite
+
+
+# --- batches ------------------------------------------------------------------------------------
+
+
+def test_what_is_decoded_while_the_engine_is_busy_is_the_next_batch(open_batcher, make_blocking):
+    model, engine = make_blocking(lanes=1)
+    engine.go.clear()
+    sizes = []
+    batcher = open_batcher(workers=2, largest_batch=8, on_batch=lambda count, seconds: sizes.append((count, seconds)))
+
+    async def ask():
+        jobs = [asyncio.create_task(batcher.run(read(RED), lambda: model, itself))]
+        await until(engine.begun.is_set)
+        jobs += [asyncio.create_task(batcher.run(read(RED), lambda: model, itself)) for _ in range(13)]
+        await until_decoded(batcher, model)
+        engine.go.set()
+        await asyncio.gather(*jobs)
+
+    asyncio.run(ask())
+    batcher.close()
+    assert engine.sizes == [1, 8, 5]
+    assert engine.most == 1
+    assert sorted(count for count, _ in sizes) == [1, 5, 8]
+    assert all(seconds > 0 for _, seconds in sizes)
+
+
+def test_free_lanes_share_what_is_ready(open_batcher, make_blocking):
+    model, engine = make_blocking(lanes=2)
+    engine.go.clear()
+    batcher = open_batcher(workers=3)
+
+    async def ask():
+        jobs = [asyncio.create_task(batcher.run(read(RED), lambda: model, itself)) for _ in range(2)]
+        await until(lambda: engine.running == 2)
+        jobs += [asyncio.create_task(batcher.run(read(RED), lambda: model, itself)) for _ in range(6)]
+        await until_decoded(batcher, model)
+        engine.go.set()
+        await asyncio.gather(*jobs)
+
+    asyncio.run(ask())
+    assert sum(engine.sizes) == 8
+    assert engine.most == 2
+
+
+def test_no_more_is_decoded_ahead_than_two_batches(open_batcher, make_blocking):
+    model, engine = make_blocking(lanes=1)
+    engine.go.clear()
+    batcher, begun = open_batcher(workers=2, largest_batch=2), []
+
+    def noting():
+        begun.append(1)
+        return RED
+
+    async def ask():
+        jobs = [asyncio.create_task(batcher.run(noting, lambda: model, itself)) for _ in range(12)]
+        await until(lambda: engine.begun.is_set() and len(begun) == 1 + 2 * 2)
+        await asyncio.sleep(0.05)  # in which the free worker would decode more
+        assert len(begun) == 1 + 2 * 2
+        engine.go.set()
+        await asyncio.gather(*jobs)
+
+    asyncio.run(ask())
+    assert max(engine.sizes) == 2
+
+
+def test_a_batch_is_of_one_model(open_batcher, make_blocking):
+    """While version 1 is busy a swap comes: those decoded for version 1 are answered by it, the others by 2."""
+    (first, engine), (second, other) = make_blocking(version=1), make_blocking(version=2)
+    engine.go.clear()
+    batcher, live = open_batcher(workers=2), [first]
+
+    async def ask():
+        jobs = [asyncio.create_task(batcher.run(read(RED), lambda: live[0], itself))]
+        await until(engine.begun.is_set)
+        for model in (first, second):
+            live[0] = model
+            jobs += [asyncio.create_task(batcher.run(read(RED), lambda: live[0], itself)) for _ in range(3)]
+            await until_decoded(batcher, model)
+        engine.go.set()
+        return await asyncio.gather(*jobs)
+
+    answers = asyncio.run(ask())
+    assert [done.model for done in answers] == [first] * 4 + [second] * 3
+    assert (engine.sizes, sum(other.sizes)) == ([1, 3], 3)
+
+
+# --- what goes wrong ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "words"),
+    [
+        (b"", UNDECODABLE, "the file is empty"),
+        (b"<html>not found</html>", UNDECODABLE, "not a picture"),
+        (RED[:200], UNDECODABLE, "broken"),
+        (b"%PDF-1.7 ...", FORMAT, "PDF is not supported"),
+        (colour_picture("red", size=51), PICTURE_TOO_LARGE, "51 x 51 pixels, at most 2,500"),
+    ],
+)
+def test_a_bad_picture_fails_alone(open_batcher, make_model, data, kind, words):
+    model, batcher = make_model(), open_batcher(limits=Limits(max_pixels=2500))
+
+    async def ask():
+        return await asyncio.gather(
+            *(batcher.run(read(one), lambda: model, itself) for one in (RED, data, RED)), return_exceptions=True
+        )
+
+    before, failed, after = asyncio.run(ask())
+    assert before.best(1)[0][0] == after.best(1)[0][0] == "red"
+    assert isinstance(failed, Problem)
+    assert failed.kind is kind
+    assert words in failed.detail
+
+
+@pytest.mark.parametrize("part", ["read", "model", "finish", "engine"])
+def test_whatever_is_raised_reaches_who_asked_and_the_workers_go_on(open_batcher, make_blocking, part):
+    model, engine = make_blocking()
+
+    def broken(*_words):
+        raise KeyError(part)
+
+    words = {"read": read(RED), "model": lambda: model, "finish": itself}
+    if part == "engine":
+        engine.infer = broken
+    else:
+        words[part] = broken
+    batcher = open_batcher(workers=1)
+    for _ in range(2):
+        with pytest.raises(KeyError, match=part):
+            asyncio.run(batcher.run(**words))
+    assert classify(batcher, make_blocking()[0], RED).finite
+
+
+def test_who_leaves_is_skipped_at_each_step(open_batcher, make_blocking):
+    """One leaves while it waits, one when it is decoded; a third is being run on, and nothing can help that."""
+    model, engine = make_blocking(lanes=1)
+    engine.go.clear()
+    batcher, decoded = open_batcher(workers=2), []
+
+    def noting():
+        decoded.append(1)
+        return RED
+
+    async def ask():
+        running = asyncio.create_task(batcher.run(noting, lambda: model, itself))
+        await until(engine.begun.is_set)
+        ready = asyncio.create_task(batcher.run(noting, lambda: model, itself))
+        await until_decoded(batcher, model)
+        ready.cancel()
+        running.cancel()
+        left = [asyncio.create_task(batcher.run(noting, lambda: model, itself)) for _ in range(50)]
+        await asyncio.sleep(0)
+        for job in left:
+            job.cancel()
+        await asyncio.gather(running, ready, *left, return_exceptions=True)
+        engine.go.set()
+        stays = await batcher.run(noting, lambda: model, itself)
+        assert stays.finite
+
+    asyncio.run(ask())
+    batcher.close()
+    assert engine.sizes == [1, 1]
+    assert len(decoded) < 53
+
+
+def test_a_deadline_ends_the_waiting(open_batcher, make_blocking):
+    model, engine = make_blocking(lanes=1)
+    engine.go.clear()
+    batcher = open_batcher(workers=1)
+    with pytest.raises(Problem, match=r"could not be answered within 0\.02 s") as caught:
+        classify(batcher, model, RED, seconds=0.02)
+    assert caught.value.kind is DEADLINE
+    engine.go.set()
+    assert classify(batcher, model, RED, seconds=30).finite
+
+
+# --- threads ------------------------------------------------------------------------------------
+
+
+def test_each_thread_is_prepared_once_and_none_begins_before_a_picture(open_batcher, make_blocking):
+    prepared, before = [], threading.active_count()
+    batcher = open_batcher(workers=3, prepare=lambda: prepared.append(threading.get_ident()))
+    assert threading.active_count() == before
+    model, _ = make_blocking(lanes=3)
+    for _ in range(4):
+        classify(batcher, model, RED)
+    batcher.close()
+    assert len(prepared) == len(set(prepared)) == 3
+
+
+def test_closing_finishes_what_runs_and_drops_what_waits(open_batcher, make_blocking):
+    model, engine = make_blocking(lanes=1)
+    engine.go.clear()
+    batcher = open_batcher(workers=1)
+
+    async def ask():
+        first = asyncio.create_task(batcher.run(read(RED), lambda: model, itself))
+        await until(engine.begun.is_set)
+        second = asyncio.create_task(batcher.run(read(RED), lambda: model, itself))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(asyncio.to_thread(batcher.close))
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        engine.go.set()
+        await closing
+        with pytest.raises(asyncio.CancelledError):
+            await batcher.run(read(RED), lambda: model, itself)
+        return await first
+
+    assert asyncio.run(ask()).finite
+
+
+def test_closing_what_never_began_is_fine(open_batcher):
+    open_batcher().close()
+
+
+def test_random_comings_and_goings_lose_nobody(open_batcher, make_blocking):
+    (first, engine), (second, _) = make_blocking(lanes=2, version=1), make_blocking(lanes=1, version=2, strength=0.3)
+    batcher, generator, live = open_batcher(workers=3, largest_batch=4), np.random.default_rng(3), [first]
+    answered = []
+
+    async def client(leaves, waits):
+        try:
+            async with asyncio.timeout(waits if leaves else None):
+                done = await batcher.run(read(RED), lambda: live[0], itself, 30)
+            wanted = done.model.bundle.predict(load_picture(RED, 16).pixels[None])[0]
+            np.testing.assert_allclose(done.probabilities, wanted, atol=1e-6)
+            answered.append(done.model)
+        except TimeoutError:
+            assert leaves
+
+    async def all_of_them():
+        for turn in range(20):
+            live[0] = (first, second)[turn % 2]
+            leaving = generator.random(20) < 0.4
+            await asyncio.gather(*(client(bool(leaves), float(generator.exponential(0.01))) for leaves in leaving))
+
+    async def both_lanes_are_free_again():
+        engine.go.clear()
+        jobs = [asyncio.create_task(batcher.run(read(RED), lambda: first, itself)) for _ in range(2)]
+        await until(lambda: engine.running == 2)
+        engine.go.set()
+        await asyncio.gather(*jobs)
+
+    asyncio.run(all_of_them())
+    asyncio.run(both_lanes_are_free_again())
+    assert len(answered) >= 20 * 20 * 0.5
+    assert set(answered) == {first, second}
+
+
+def test_workers_that_rest_leave_the_work_to_the_others_and_one_never_rests(open_batcher, make_blocking):
+    model, engine = make_blocking(lanes=3)
+    batcher = open_batcher(workers=3, largest_batch=1)
+
+    async def play():
+        engine.go.clear()
+        batcher.rest(99)
+        asked = [asyncio.create_task(batcher.run(read(RED), lambda: model, itself)) for _ in range(6)]
+        await until(engine.begun.is_set)
+        await asyncio.sleep(0.1)  # in which the others would begin
+        assert engine.running == 1
+        batcher.rest(0)
+        await until(lambda: engine.running == 3)
+        batcher.rest(2)
+        engine.go.set()
+        assert len(await asyncio.gather(*asked)) == 6
+
+    asyncio.run(play())
+    batcher.close()  # also those that rest

@@ -1,0 +1,501 @@
+"""Whatever runs a program gives the program's own numbers, or does not serve."""
+
+import gc
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from support import LONGEST_WAIT, ROOT, ColourNetwork, colour_baseline, colour_card, full_disk
+from toolkit.bundle.program import Bundle, Program, load_bundle, save_bundle
+from toolkit.errors import BundleError
+from toolkit.serving.models import engines, openvino_cache
+from toolkit.serving.models.engines import (
+    BATCHES,
+    BOUNDS,
+    GpuEngine,
+    OpenVinoEngine,
+    TorchEngine,
+    largest_difference,
+    prepare,
+    synthetic_pictures,
+    torch_threads,
+)
+from toolkit.serving.models.openvino_cache import KEPT, Conversion, is_kept
+
+openvino = openvino_cache.openvino()
+BFLOAT16 = "BF16" in openvino_cache.core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+ANSWERS = np.array([[0.5, 0.25, 0.25]], np.float32)
+ENGINES = ("torch", "OpenVINO float32", "OpenVINO bfloat16", "GPU")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Folder and digest of a bundle whose answers are far from 0 and 1."""
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    program = Program(ColourNetwork(strength=1.0))
+    baseline = colour_baseline(program)
+    return folder, save_bundle(folder, program, colour_card(accuracy=baseline.accuracy), baseline, model_id="m-1")
+
+
+@pytest.fixture(scope="module")
+def bundle(saved: tuple[Path, str]) -> Bundle:
+    return load_bundle(*saved)
+
+
+def converted(bundle: Bundle, cache: Path | None) -> Any:
+    return Conversion(bundle, lambda: ANSWERS, cache).model
+
+
+@pytest.fixture(scope="module")
+def make_engine(bundle: Bundle) -> Callable[[str], engines.Engine]:
+    """A function that gives a new engine by its name; the one for GPUs runs on the CPU."""
+    model = converted(bundle, None)
+    build = {
+        "torch": lambda: TorchEngine(bundle),
+        "OpenVINO float32": lambda: OpenVinoEngine(model, "float32"),
+        "OpenVINO bfloat16": lambda: OpenVinoEngine(model, "bfloat16"),
+        "GPU": lambda: GpuEngine(bundle, "bfloat16", "cpu"),
+    }
+
+    def make(name: str) -> engines.Engine:
+        if name == "OpenVINO bfloat16" and not BFLOAT16:
+            pytest.skip("this processor has no bfloat16")
+        return build[name]()
+
+    return make
+
+
+@pytest.fixture
+def few_cores() -> Iterator[Callable[[int], None]]:
+    """A function that leaves this process so many cores, or as many as there are."""
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("cores cannot be given away here")
+    before = os.sched_getaffinity(0)
+    yield lambda count: os.sched_setaffinity(0, sorted(before)[:count])
+    os.sched_setaffinity(0, before)
+
+
+def pictures_of(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 3), np.uint8)
+
+
+class Fake:
+    """An engine that answers with what a function makes of the program's answer."""
+
+    name, lanes = "fake", 2
+
+    def __init__(self, bundle: Bundle, change: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._bundle, self._change = bundle, change
+        self.report = {"precision": "bfloat16"}
+
+    def infer(self, pictures: np.ndarray) -> np.ndarray:
+        return self._change(self._bundle.predict(pictures))
+
+    def close(self) -> None: ...
+
+
+def shifted(answer: np.ndarray) -> np.ndarray:
+    """As a wrong temperature would: still probabilities, 0.05 from the right ones."""
+    return answer + np.array([-0.05, 0.0, 0.05], np.float32)
+
+
+def frozen(answer: np.ndarray) -> np.ndarray:
+    if len(answer) > 1:
+        raise RuntimeError("the input has shape [1,16,16,3]\nand some more of OpenVINO's words")
+    return answer
+
+
+WRONG = {
+    "off by 0.05": (shifted, "its probabilities are up to 0.05 from the program's, allowed is 0.02"),
+    "frozen at batch 1": (frozen, re.escape("the input has shape [1,16,16,3]")),
+    "random": (lambda answer: answer + np.float32(0.01) * np.random.rand(*answer.shape).astype("f"), "asked again"),
+    "NaN": (lambda answer: answer * np.float32("nan"), "NaN or infinity"),
+    "a class less": (lambda answer: answer[:, 1:], re.escape("float32 (1, 2), where float32 (1, 3) is right")),
+    "in double": (lambda answer: answer.astype(float), re.escape("float64 (1, 3), where float32 (1, 3)")),
+    "mixed up": (lambda answer: answer[::-1].copy(), "from the program's, allowed is 0.02"),
+}
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_many_threads_at_once_each_get_the_programs_answer(bundle, make_engine, name):
+    engine = make_engine(name)
+    batches = [pictures_of(1 + seed % 3, seed) for seed in range(50)]
+    alone = [engine.infer(batch) for batch in batches]
+    bound = BOUNDS[engine.report["precision"]]
+    for batch, answer in zip(batches, alone, strict=True):
+        np.testing.assert_allclose(answer, bundle.predict(batch), rtol=0, atol=bound)
+        np.testing.assert_allclose(answer.sum(axis=1), 1, atol=2**-8 if name == "GPU" else 1e-5)  # torch's softmax
+        assert answer.dtype == np.float32
+    start = threading.Barrier(8)
+
+    def ask(_: int) -> list[np.ndarray]:
+        start.wait()
+        return [engine.infer(batch) for batch in batches]
+
+    with ThreadPoolExecutor(8) as pool:
+        for answers in pool.map(ask, range(8)):
+            for answer, right in zip(answers, alone, strict=True):
+                np.testing.assert_array_equal(answer, right)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_answers_are_the_callers_own_and_pictures_may_lie_in_memory_as_they_like(make_engine, name):
+    engine = make_engine(name)
+    turned = pictures_of(4)[::-1, :, ::-1]
+    turned.flags.writeable = False
+    first = engine.infer(turned)
+    kept = first.copy()
+    np.testing.assert_array_equal(engine.infer(np.ascontiguousarray(turned)), kept)
+    engine.infer(pictures_of(4, seed=1))
+    np.testing.assert_array_equal(first, kept)
+    first[:] = 0  # theirs to change
+    np.testing.assert_array_equal(engine.infer(turned), kept)
+    engine.close()
+    np.testing.assert_array_equal(engine.infer(turned), kept)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_batches_of_any_size_are_answered_row_by_row(bundle, make_engine, name):
+    engine = make_engine(name)
+    for count in (0, 1, 5, 33, 2, 70):  # as they come, not in order
+        pictures = pictures_of(count, seed=count)
+        answer = engine.infer(pictures)
+        assert (answer.shape, answer.dtype) == ((count, 3), np.float32)
+        np.testing.assert_allclose(answer, bundle.predict(pictures), rtol=0, atol=BOUNDS[engine.report["precision"]])
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("shape", [(1, 17, 16, 3), (1, 3, 16, 16), (16, 16, 3), (1, 16, 16, 4)])
+def test_pictures_of_another_shape_are_refused_and_harm_nothing(make_engine, name, shape):
+    engine = make_engine(name)
+    right = engine.infer(pictures_of(2))
+    with pytest.raises(RuntimeError) as refused:
+        engine.infer(np.zeros(shape, np.uint8))
+    assert engines._reason(refused.value)
+    np.testing.assert_array_equal(engine.infer(pictures_of(2)), right)
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_openvino_refuses_pictures_of_another_size(make_engine, few_cores, cores):
+    few_cores(cores)
+    engine = make_engine("OpenVINO float32")
+    right = engine.infer(pictures_of(1))
+    with pytest.raises(RuntimeError) as refused:
+        engine.infer(np.zeros((1, 17, 16, 3), np.uint8))
+    assert "17" in engines._reason(refused.value)  # and not where in its sources that is
+    np.testing.assert_array_equal(engine.infer(pictures_of(1)), right)
+
+
+def test_the_program_of_a_bundle_stays_on_its_device_in_its_precision(bundle, make_engine):
+    before = bundle.predict(pictures_of(3))
+    GpuEngine(bundle, "float16", "meta")  # a device that holds nothing
+    make_engine("GPU")
+    assert {tensor.device.type for tensor in bundle.export().state_dict.values()} == {"cpu"}
+    assert {tensor.dtype for tensor in bundle.export().state_dict.values()} == {torch.float32}
+    np.testing.assert_array_equal(bundle.predict(pictures_of(3)), before)
+
+
+def test_the_fastest_engine_serves_and_says_what_was_found(bundle, caplog):
+    caplog.set_level(logging.INFO, "toolkit.serving.models.engines")
+    root = logging.getLogger()
+    before = (root.level, list(root.filters), list(root.handlers))
+    engine = prepare(bundle, threads=1)
+    report = dict(engine.report)
+    assert report.pop("seconds") > 0
+    precision = "bfloat16" if BFLOAT16 else "float32"
+    assert 0 <= report.pop("largest_difference") <= BOUNDS[precision]
+    assert len(report.pop("passed_over")) == (0 if BFLOAT16 else 1)
+    assert report == {
+        "engine": engine.name, "precision": precision, "device": "cpu", "lanes": engine.lanes, "pictures": 16
+    }  # fmt: skip
+    assert (engine.name, engine.lanes) == (f"OpenVINO {precision} on the CPU", 1)
+    assert f"OpenVINO {precision} on the CPU, 1 at once, differs by" in caplog.text
+    assert (root.level, root.filters, root.handlers) == before  # OpenVINO changes them while it converts
+
+
+def test_torch_by_name_gives_the_very_numbers_of_the_bundle(bundle):
+    engine = prepare(bundle, "torch", threads=3)
+    np.testing.assert_array_equal(engine.infer(pictures_of(5)), bundle.predict(pictures_of(5)))
+    assert (engine.name, engine.lanes) == ("torch float32 on the CPU", 3)
+    assert engine.report["passed_over"] == []
+    assert engine.report["largest_difference"] == 0
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_an_engine_that_is_wrong_fails_its_check(bundle, wrong):
+    change, message = WRONG[wrong]
+    batches = np.split(synthetic_pictures(16), np.cumsum(BATCHES)[:-1])
+    expected = [bundle.predict(batch) for batch in batches]
+    assert largest_difference(Fake(bundle, lambda answer: answer), batches, expected) == 0
+    with pytest.raises((BundleError, RuntimeError), match=message):
+        largest_difference(Fake(bundle, change), batches, expected)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "passes"),
+    [
+        ((0.505, 0.495), (0.495, 0.505), True),  # another class, but the two were 0.01 apart
+        ((0.5125, 0.4875), (0.4985, 0.5015), False),  # 0.014 off is allowed, but they were 0.025 apart
+        ((0.5125, 0.4875), (0.5265, 0.4735), True),
+        ((0.6, 0.4), (0.579, 0.421), False),  # 0.021 off
+    ],
+)
+def test_another_class_is_excused_only_between_two_that_are_nearly_equal(bundle, wanted, found, passes):
+    engine = Fake(bundle, lambda answer: np.array([found], np.float32))
+    arguments = engine, [pictures_of(1)], [np.array([wanted], np.float32)]
+    if passes:
+        assert largest_difference(*arguments) == pytest.approx(abs(wanted[0] - found[0]), abs=1e-6)
+    else:
+        with pytest.raises(BundleError, match=r"names another class than the program for 1 of 1|up to 0\.021 from"):
+            largest_difference(*arguments)
+
+
+def test_a_broken_engine_is_passed_over_and_refused_when_asked_for(bundle, monkeypatch, caplog):
+    class Broken(OpenVinoEngine):
+        def infer(self, pictures):
+            return shifted(super().infer(pictures))
+
+    monkeypatch.setattr(engines, "OpenVinoEngine", Broken)
+    engine = prepare(bundle)
+    assert isinstance(engine, TorchEngine)
+    failed = engine.report["passed_over"]
+    assert [entry["engine"] for entry in failed] == ["OpenVINO bfloat16 on the CPU", "OpenVINO float32 on the CPU"]
+    assert re.search(r"probabilities are up to 0\.05\d* from the program's, allowed is 0\.0001", failed[1]["reason"])
+    assert caplog.text.count("is passed over") == 2
+    with pytest.raises(BundleError, match=r"no engine runs.*OpenVINO float32 on the CPU: its probabilities are up to"):
+        prepare(bundle, "openvino")
+
+
+def test_without_bfloat16_openvino_runs_in_float32(bundle, monkeypatch):
+    class OlderProcessor(OpenVinoEngine):
+        def __init__(self, model, precision, threads, cores):
+            if precision == "bfloat16":
+                raise BundleError("the processor has no bfloat16")
+            super().__init__(model, precision, threads, cores)
+
+    monkeypatch.setattr(engines, "OpenVinoEngine", OlderProcessor)
+    engine = prepare(bundle)
+    assert engine.name == "OpenVINO float32 on the CPU"
+    assert engine.report["passed_over"] == [
+        {"engine": "OpenVINO bfloat16 on the CPU", "reason": "the processor has no bfloat16"}
+    ]
+
+
+def test_a_program_that_was_not_exported_runs_in_torch(make_bundle):
+    assert prepare(make_bundle()).name == "torch float32 on the CPU"
+    with pytest.raises(BundleError, match="the bundle has no exported program"):
+        prepare(make_bundle(), "openvino")
+
+
+def test_a_program_that_gives_no_numbers_is_refused_before_it_serves(make_bundle):
+    with pytest.raises(BundleError, match="NaN or infinity"):
+        prepare(make_bundle(row=[0.5, float("nan"), 0.5]))
+
+
+def test_a_signal_does_no_harm_when_all_engines_are_gone(bundle):
+    engine = prepare(bundle, "openvino")
+    engine.infer(pictures_of(1))
+    engine.close()
+    del engine
+    gc.collect()
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_synthetic_pictures_are_always_the_same_and_none_like_another():
+    pictures = synthetic_pictures(24)
+    np.testing.assert_array_equal(pictures, synthetic_pictures(24))
+    assert len({picture.tobytes() for picture in pictures}) == len(pictures) == sum(BATCHES) == 16
+    contrasts = pictures.std(axis=(1, 2, 3))
+    assert (contrasts[:-3] > 10).all()
+    assert (contrasts[-3:] == 0).all()
+
+
+def cached(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*"))
+
+
+def test_a_converted_model_is_kept_and_read_again(bundle, tmp_path, monkeypatch):
+    cache = tmp_path / "not" / "there yet"
+    first = prepare(bundle, "openvino", cache=cache)
+    (kept,) = cached(cache)
+    assert kept.name.startswith(f"openvino-{openvino.__version__.split('-')[0]}-torch-2")
+    assert f"-{bundle.digest}-" in kept.name
+    assert sorted(path.name for path in kept.iterdir()) == ["answers.npy", "model.bin", "model.xml"]
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("converted again")
+
+    monkeypatch.setattr(openvino, "convert_model", refuse)
+    never = replace(bundle, program=refuse, export=refuse)  # neither is needed any more
+    again = prepare(never, "openvino", cache=cache)
+    assert again.name == first.name
+    np.testing.assert_array_equal(again.infer(pictures_of(9)), first.infer(pictures_of(9)))
+    with pytest.raises(BundleError, match="converted again"):
+        prepare(replace(bundle, digest="another"), "openvino", cache=cache)
+
+
+@pytest.mark.parametrize("file", ["model.bin", "model.xml", "answers.npy"])
+@pytest.mark.parametrize("damage", ["emptied", "cut", "altered", "gone"])
+def test_a_broken_one_is_made_anew(bundle, make_engine, tmp_path, monkeypatch, caplog, file, damage):
+    model = converted(bundle, tmp_path)
+    monkeypatch.setattr(openvino, "convert_model", lambda _: model)  # as before, and at once
+    (folder,) = cached(tmp_path)
+    whole = (folder / file).read_bytes()
+    broken = {"emptied": b"", "cut": whole[:-9], "altered": whole[:-9] + bytes(1) + whole[-8:], "gone": None}[damage]
+    (folder / file).unlink()
+    if broken is not None:
+        (folder / file).write_bytes(broken)
+    converted(bundle, tmp_path)
+    assert "made anew: it was altered" in caplog.text
+    assert cached(tmp_path) == [folder]
+    assert (folder / file).read_bytes() == whole
+
+
+def test_of_several_that_convert_a_bundle_one_does(bundle, tmp_path):
+    made = []
+
+    class Counted(Conversion):
+        def _convert(self):
+            made.append(self)
+            return super()._convert()
+
+    conversions = [Counted(bundle, lambda: bundle.predict, tmp_path) for _ in range(3)]
+    for one in conversions:
+        one.answers = bundle.baseline.probabilities[:1]
+        assert one._kept is None
+    threads = [threading.Thread(target=lambda one=one: one.model) for one in conversions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert is_kept(bundle, tmp_path)
+
+
+def test_a_cache_that_cannot_be_used_harms_nothing(bundle, tmp_path, monkeypatch, caplog):
+    model = converted(bundle, None)
+    monkeypatch.setattr(openvino, "convert_model", lambda _: model)
+    (tmp_path / "file").write_text("not a folder")
+    assert converted(bundle, tmp_path / "file") is model
+    with full_disk(100):
+        assert converted(bundle, tmp_path / "full") is model
+    assert cached(tmp_path / "full") == []
+    assert caplog.text.count("the converted model is not kept") == 2
+
+
+def test_a_cache_keeps_the_newest(bundle, tmp_path, monkeypatch):
+    model = converted(bundle, None)
+    monkeypatch.setattr(openvino, "convert_model", lambda _: model)
+    (tmp_path / "mine").mkdir()
+    for number in range(KEPT + 2):
+        converted(replace(bundle, digest=f"d{number}"), tmp_path)
+        for age, folder in enumerate(sorted(tmp_path.glob("openvino-*"), key=lambda path: path.stat().st_mtime)):
+            os.utime(folder, (age, age))  # in the same order, clearly in the past
+    names = " ".join(path.name for path in cached(tmp_path))
+    assert [f"-d{number}-" in names for number in range(KEPT + 2)] == [False] * 2 + [True] * KEPT
+    assert (tmp_path / "mine").is_dir()
+
+
+FRESH = """
+import sys, pathlib, threading
+seen = []
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "subprocess.Popen", "os.fork"):
+        seen.append((event, str(arguments)))
+        raise OSError("refused")
+from toolkit.bundle.program import load_bundle
+from toolkit.serving.models.engines import prepare
+assert "openvino" not in sys.modules, "importing the engines imports OpenVINO"
+bundle = load_bundle(pathlib.Path(sys.argv[1]), sys.argv[2])
+sys.addaudithook(watch)
+print(prepare(bundle, "openvino").name)
+for thread in threading.enumerate():
+    if thread is not threading.main_thread() and not thread.daemon:
+        thread.join(LONGEST_WAIT)
+print(seen)
+"""
+
+
+def test_nothing_is_told_to_the_makers_of_openvino(saved, tmp_path):
+    folder, digest = saved
+    variables = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD")}
+    result = subprocess.run(
+        [sys.executable, "-c", FRESH, str(folder), digest],
+        check=False, capture_output=True, text=True, timeout=LONGEST_WAIT, cwd=tmp_path,
+        env={**variables, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    name, seen = result.stdout.splitlines()
+    assert name.startswith("OpenVINO")
+    assert seen == "[]"
+    assert list(tmp_path.iterdir()) == []  # openvino-telemetry would write an identity into the home folder
+
+
+def test_all_workers_together_use_the_cores_and_no_more():
+    for cores in range(1, 20):
+        for workers in range(1, 20):
+            threads = torch_threads(workers, cores)
+            assert threads >= 1
+            assert threads == 1 or threads * workers <= cores < (threads + 1) * workers
+
+
+FIRST_RUNS = """
+import os, sys, threading
+import numpy as np
+from toolkit.serving import conversion
+
+def first_run():
+    library = openvino_cache.openvino()
+    from openvino import opset13
+    given = opset13.parameter([-1, 8], np.float32)
+    model = openvino_cache.core().compile_model(library.Model([opset13.relu(given)], [given], "relu"), "CPU")
+    requests, begin = [model.create_infer_request() for _ in range(2)], threading.Event()
+
+    def run(request):
+        while not begin.is_set():
+            pass
+        request.start_async({0: np.ones((2, 8), np.float32)})
+        request.wait()
+
+    threads = [threading.Thread(target=run, args=(request,), daemon=True) for request in requests]
+    for thread in threads:
+        thread.start()
+    begin.set()
+    for thread in threads:
+        thread.join()
+    os._exit(int(requests[0].get_output_tensor().data.sum() != 16))
+
+sys.setswitchinterval(0.0005)
+for _ in range(8):
+    if not (child := os.fork()):
+        first_run()
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+def test_two_threads_that_are_the_first_to_use_openvino_do_not_wait_for_each_other_for_ever() -> None:
+    """Without care, a third of such starts held Python's lock for good, and with it the whole process."""
+    command = [sys.executable, "-c", FIRST_RUNS]
+    ended = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=LONGEST_WAIT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert ended.stdout.split() == ["0"] * 8, ended.stderr

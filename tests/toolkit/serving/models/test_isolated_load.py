@@ -1,0 +1,146 @@
+"""Bundles that are loaded in a child process first: it leaves a conversion, or says what is wrong, or is stopped."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from support import LONGEST_WAIT, ColourNetwork, colour_baseline, colour_card
+from toolkit.bundle.program import Bundle, Program, save_bundle, shelve_bundle
+from toolkit.errors import BundleError
+from toolkit.serving.models.engines import prepare
+from toolkit.serving.models.isolated_load import IsolatedLoader
+from toolkit.serving.models.openvino_cache import is_kept
+from toolkit.system.subprocesses import module_environment
+
+ASKING = """
+import json, sys, time
+from toolkit.system.subprocesses import Child
+child = Child("toolkit.serving.models.isolated_load", quiet=True)
+child.send(json.loads(sys.argv[1]))
+print(child.process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    program = Program(ColourNetwork(strength=1.0))
+    baseline = colour_baseline(program)
+    digest = save_bundle(folder, program, colour_card(accuracy=baseline.accuracy), baseline, model_id="m-1")
+    return shelve_bundle(folder, digest)
+
+
+def refuse(*_: object) -> None:
+    raise AssertionError("the program is needed")
+
+
+def test_what_was_loaded_is_prepared_without_its_program(bundle, tmp_path):
+    cache = tmp_path / "converted"
+    IsolatedLoader("auto", 1, cache)(bundle, threading.Event(), id)
+    assert is_kept(bundle, cache)
+    engine = prepare(replace(bundle, program=refuse, export=refuse), "openvino", threads=1, cache=cache)
+    assert engine.name.startswith("OpenVINO")
+
+
+def test_what_is_kept_is_not_loaded_again_and_what_torch_runs_never_is(bundle, tmp_path):
+    (tmp_path / "nothing").write_text("a process would fail on this")
+    for choice in ("torch",):
+        IsolatedLoader(choice, 1, tmp_path / "nothing")(bundle, threading.Event(), id)
+    IsolatedLoader("auto", 1, tmp_path / "nothing")(replace(bundle, folder=None), threading.Event(), id)
+    cache = tmp_path / "converted"
+    prepare(bundle, "openvino", threads=1, cache=cache)
+    IsolatedLoader("auto", 1, cache)(replace(bundle, folder=tmp_path / "gone"), threading.Event(), id)
+
+
+def test_of_several_that_load_a_bundle_one_does(bundle, tmp_path):
+    loaded = []
+
+    class Counted(IsolatedLoader):
+        def _load(self, *words):
+            loaded.append(self)
+            super()._load(*words)
+
+    loaders = [Counted("auto", 1, tmp_path) for _ in range(3)]
+    threads = [threading.Thread(target=one, args=(bundle, threading.Event(), id)) for one in loaders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loaded) == 1
+    assert is_kept(bundle, tmp_path)
+
+
+def test_what_is_wrong_is_said_in_the_words_of_the_check(bundle, tmp_path):
+    with pytest.raises(BundleError, match="the bundle was altered: its digest is"):
+        IsolatedLoader("auto", 1, tmp_path)(replace(bundle, digest="f" * 64), threading.Event(), id)
+
+
+def loading() -> list[psutil.Process]:
+    """Of the children of this process, which may have others, those that load."""
+    children = psutil.Process().children()
+    return [
+        child for child in children if child.is_running() and "toolkit.serving.models.isolated_load" in child.cmdline()
+    ]
+
+
+def test_a_process_that_is_killed_says_how(bundle, tmp_path):
+    def kill() -> None:
+        while not (found := loading()):
+            time.sleep(0.01)
+        found[0].kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(BundleError, match=r"^the process that tried it was killed by SIGKILL"):
+        IsolatedLoader("auto", 1, tmp_path)(bundle, threading.Event(), id)
+    killer.join()
+
+
+def test_a_process_that_does_not_get_its_share_has_workers_rest_until_it_is_done(bundle, tmp_path):
+    resting, priorities = [], []
+
+    def starve() -> None:
+        while not (found := loading()):
+            time.sleep(0.01)
+        priorities.append(found[0].nice())
+        found[0].suspend()
+        while not resting or max(resting) < 3:
+            time.sleep(0.01)
+        found[0].resume()
+
+    starving = threading.Thread(target=starve)
+    starving.start()
+    IsolatedLoader("auto", 1, tmp_path)(bundle, threading.Event(), resting.append)
+    starving.join()
+    assert is_kept(bundle, tmp_path)
+    assert priorities == [psutil.Process().nice()]
+    assert resting[-1] == 0
+
+
+def test_a_service_that_ends_does_not_wait_for_it(bundle, tmp_path):
+    stopping = threading.Event()
+    stopping.set()
+    with pytest.raises(BundleError, match="the service ends"):
+        IsolatedLoader("auto", 1, tmp_path)(bundle, stopping, id)
+    assert loading() == []
+    assert not is_kept(bundle, Path(tmp_path))
+
+
+def test_it_ends_with_the_process_that_asked_for_it(bundle, tmp_path):
+    cache = tmp_path / "converted"
+    words = [str(bundle.folder), bundle.digest, "auto", 1, str(cache)]
+    command = [sys.executable, "-c", ASKING, json.dumps(words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=module_environment()) as asking:
+        orphan = psutil.Process(int(asking.stdout.readline()))
+        asking.kill()
+    _, alive = psutil.wait_procs([orphan], timeout=LONGEST_WAIT)
+    assert not alive
+    assert not is_kept(bundle, cache)

@@ -1,0 +1,253 @@
+"""Copies of what served last: kept by the registry's own cache, recalled when it is away, never trusted unseen."""
+
+import json
+import shutil
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from support import LONGEST_WAIT, ColourNetwork, colour_baseline, colour_card, full_disk
+from toolkit.bundle.files import CARD, PROGRAM, digest_of
+from toolkit.bundle.program import Program, load_bundle, save_bundle
+from toolkit.errors import TrackingError
+from toolkit.registry.bundles import cached
+from toolkit.serving.models.engines import TorchEngine
+from toolkit.serving.models.local_cache import COPIES, NOTE, LastGood
+from toolkit.serving.models.manager import Live, ModelManagerConfig
+
+VERSIONS = 4
+STORE = SimpleNamespace(tracking_uri="sqlite:///unused.db")  # bundles in a folder need no server
+
+
+@dataclass(frozen=True)
+class Version:
+    version: int
+    digest: str
+    name: str = "colours"
+    stage: str = "Production"
+    run_id: str = "r" * 32
+
+
+@pytest.fixture(scope="module")
+def shelves(tmp_path_factory):
+    """Folders of real bundles that differ in their cards alone, by number of version."""
+    folder = tmp_path_factory.mktemp("bundles")
+    program = Program(ColourNetwork())
+    baseline = colour_baseline(program, 30)
+    card = colour_card(accuracy=baseline.accuracy)
+    save_bundle(folder / "1", program, card, baseline, model_id="m-1")
+    for number in range(2, VERSIONS + 1):
+        other = shutil.copytree(folder / "1", folder / str(number))
+        (other / CARD).write_text(card.model_copy(update={"code_version": str(number)}).model_dump_json())
+    return folder
+
+
+class Registry:
+    """A source that fetches as the real one does, and may be away."""
+
+    def __init__(self, shelves):
+        self.shelves, self.away, self.fetched, self.wanted = shelves, False, [], 1
+
+    def version(self, number):
+        return Version(number, digest_of(self.shelves / str(number)))
+
+    contradiction = ""
+
+    def find(self):
+        if self.away:
+            raise TrackingError("no answer")
+        return self.version(self.wanted)
+
+    def load(self, release, cache=None):
+        self.fetched.append((release.version, cache))
+        with cached(STORE, str(self.shelves / str(release.version)), release.digest, cache) as folder:
+            return load_bundle(folder, release.digest)
+
+
+@pytest.fixture
+def registry(shelves):
+    return Registry(shelves)
+
+
+@pytest.fixture
+def copies():
+    return LastGood(Path("kept") / "copies", "colours", "Production")
+
+
+def serve(registry, copies, *numbers):
+    """Start a service, and let it serve versions one after the other."""
+    live = Live(registry, lambda model: None, ModelManagerConfig(1000, prepare=TorchEngine, last_good=copies))
+    for registry.wanted in numbers:
+        assert live.look() == "loaded"
+    return live
+
+
+def start_without_registry(registry, copies):
+    registry.away = True
+    live = Live(registry, lambda model: None, ModelManagerConfig(1000, prepare=TorchEngine, last_good=copies))
+    assert live.look() == "unreachable"
+    return live
+
+
+def recalled(copies):
+    return [(kept.version, bundle.digest) for kept, bundle in copies.recall()]
+
+
+def test_nothing_served_yet_and_nothing_is_recalled(copies, caplog):
+    assert recalled(copies) == []
+    assert not copies.folder.exists()
+    assert caplog.text == ""
+
+
+def test_what_served_last_answers_when_the_registry_is_away(registry, copies):
+    serve(registry, copies, 1, 2)
+    live = start_without_registry(registry, LastGood(copies.folder, "colours", "Production"))
+    wanted = registry.version(2)
+    assert (live.model.release.version, live.model.bundle.digest) == (2, wanted.digest)
+    assert (live.model.release.run_id, live.model.release.stage) == (wanted.run_id, wanted.stage)
+    assert live.describe().source == "last good copy"
+    picture = np.full((1, 16, 16, 3), 90, np.uint8)
+    bundle = load_bundle(registry.shelves / "2", wanted.digest)
+    np.testing.assert_array_equal(live.model.engine.infer(picture), bundle.predict(picture))
+    registry.away, registry.fetched = False, []
+    assert live.look() == "unchanged"
+    assert registry.fetched == []
+    assert live.describe().source == "registry"
+
+
+def test_the_newest_two_are_kept_and_nothing_else_is_removed(registry, copies):
+    copies.folder.mkdir(parents=True)
+    (copies.folder / "incoming-a1b2c3d4").mkdir()  # a kill left it
+    (copies.folder / "photos").mkdir()
+    (copies.folder / ("0" * 64)).write_text("no folder")
+    serve(registry, copies, 1, 2, 3, 4, 3)
+    kept = [registry.version(number).digest for number in (3, 4)]
+    assert len(kept) == COPIES
+    assert recalled(copies) == [(3, kept[0]), (4, kept[1])]
+    assert {path.name for path in copies.folder.iterdir()} == {NOTE, "photos", "0" * 64, *kept}
+
+
+def test_a_restart_fetches_nothing_and_keeps_the_order(registry, copies):
+    serve(registry, copies, 1, 2)
+    emptied = Registry(Path("nowhere"))
+    emptied.version = registry.version
+    serve(emptied, copies, 2)
+    assert [version for version, _ in recalled(copies)] == [2, 1]
+
+
+def test_an_altered_copy_is_removed_and_the_one_before_it_answers(registry, copies, caplog):
+    serve(registry, copies, 1, 2)
+    altered = copies.folder / registry.version(2).digest
+    (altered / PROGRAM).write_bytes(b"altered")
+    live = start_without_registry(registry, copies)
+    assert live.model.version == "1"
+    assert "the copy of version 2 is not used: the bundle was altered" in caplog.text
+    assert not altered.exists()
+    assert [version for version, _ in recalled(copies)] == [1]
+    shutil.rmtree(copies.folder / registry.version(1).digest)
+    assert start_without_registry(registry, copies).model is None
+
+
+def test_a_whole_copy_that_cannot_be_loaded_stays(registry, copies, monkeypatch):
+    serve(registry, copies, 1)
+
+    def short_of_memory(path):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("toolkit.bundle.program._load_program", short_of_memory)
+        assert start_without_registry(registry, copies).model is None
+    assert start_without_registry(registry, copies).model is not None
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "",
+        "{}",
+        '[{"name": "colours"}]',
+        json.dumps(
+            [{"name": "colours", "version": 1, "stage": "Production", "run_id": "", "digest": "../../precious"}]
+        ),
+    ],
+)
+def test_a_note_that_somebody_else_wrote_leads_nowhere(copies, caplog, note):
+    precious = Path("precious")
+    precious.mkdir()
+    copies.folder.mkdir(parents=True)
+    (copies.folder / NOTE).write_text(note)
+    assert recalled(copies) == []
+    assert precious.exists()
+    assert "the note of what served last cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "stage"), [("cats", "Production"), ("colours", "Staging")])
+def test_a_copy_of_something_else_does_not_answer(registry, copies, name, stage):
+    serve(registry, copies, 1)
+    assert recalled(LastGood(copies.folder, name, stage)) == []
+
+
+@pytest.mark.parametrize("trouble", ["full from the start", "full at the note", "not to be written to"])
+def test_a_disk_that_takes_nothing_costs_one_warning_and_no_version(registry, caplog, trouble):
+    copies = LastGood(Path("kept"), "colours", "Production")
+    with ExitStack() as stack:
+        if trouble == "full from the start":
+            stack.enter_context(full_disk(100))
+        elif trouble == "full at the note":
+            for number in (1, 2, 3):
+                registry.load(registry.version(number), copies.folder)
+            stack.enter_context(full_disk(10))
+        else:
+            Path("kept").write_text("a file, so nothing can be in it")
+        live = serve(registry, copies, 1, 2, 3)
+    assert live.model.version == "3"
+    assert len([line for line in caplog.messages if line.startswith("no copy of version")]) == 1
+    if trouble == "not to be written to":
+        Path("kept").unlink()
+    registry.wanted = 2
+    live.look()
+    assert [version for version, _ in recalled(copies)] == [2]
+
+
+def test_a_source_that_leaves_no_copy_is_warned_of(registry, copies, caplog):
+    bundle = load_bundle(registry.shelves / "1", registry.version(1).digest)
+    registry.load = lambda release, cache=None: bundle
+    serve(registry, copies, 1)
+    assert "no copy of version 1 is kept on this machine: its source left none" in caplog.text
+
+
+def test_what_one_process_fetches_another_does_not_remove():
+    """The second notes what serves, and removes what is left over, while the first is still fetching."""
+    folder = Path("kept") / "Production"
+    versions = [Version(number, f"{number}" * 64) for number in (1, 2)]
+    fetching, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        def load(self, release, cache=None):
+            incoming = cache / "incoming-abc"
+            incoming.mkdir()
+            fetching.set()
+            assert go_on.wait(LONGEST_WAIT)
+            incoming.rename(cache / release.digest)
+            return release.digest
+
+    first, second = (LastGood(folder, "colours", "Production") for _ in range(2))
+    (folder / versions[0].digest).mkdir(parents=True)
+    loaded = []
+    fetch = threading.Thread(target=lambda: loaded.append(first.load(Slow(), versions[1])))
+    note = threading.Thread(target=second.keep, args=(versions[0],))
+    fetch.start()
+    assert fetching.wait(LONGEST_WAIT)
+    note.start()
+    note.join(0.2)
+    go_on.set()
+    for thread in (fetch, note):
+        thread.join()
+    assert loaded == [versions[1].digest]
+    first.keep(versions[1])
+    assert {path.name for path in folder.iterdir()} >= {versions[0].digest, versions[1].digest}

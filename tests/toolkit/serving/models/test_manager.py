@@ -1,0 +1,536 @@
+"""The live model follows its source, survives everything the source does, and frees what it replaced."""
+
+import gc
+import logging
+import re
+import threading
+import weakref
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from support import LONGEST_WAIT
+from toolkit.errors import BundleError, NotRegistered, TrackingError
+from toolkit.serving.models.engines import TorchEngine
+from toolkit.serving.models.manager import LONGEST_PAUSE, Live, ModelManagerConfig, identity
+
+
+class Rows:
+    """An engine that gives one row for every picture, and may be held up and closed."""
+
+    name, lanes = "rows", 1
+
+    def __init__(self, row, gate=None):
+        self.row, self.gate, self.begun, self.closed = np.array(row, np.float32), gate, threading.Event(), []
+
+    def infer(self, pictures):
+        self.begun.set()
+        if self.gate is not None:
+            assert self.gate.wait(LONGEST_WAIT)
+        assert not self.closed
+        return np.tile(self.row, (len(pictures), 1))
+
+    def close(self):
+        self.closed.append(threading.current_thread().name)
+
+
+class Kept:
+    """The copies of a test, newest first; the real ones are tested beside theirs."""
+
+    def __init__(self, *copies):
+        self.copies, self.served, self.recalls = copies, [], 0
+
+    def load(self, source, release):
+        return source.load(release)
+
+    def keep(self, release):
+        self.served.append(release.version)
+
+    def recall(self):
+        self.recalls += 1
+        yield from self.copies
+
+
+class Changes:
+    """Waits for models to be adopted, in a thread of their own."""
+
+    def __init__(self):
+        self.seen, self.news = [], threading.Condition()
+
+    def __call__(self, model):
+        with self.news:
+            self.seen.append(model.version)
+            self.news.notify_all()
+
+    def wait_for(self, count):
+        with self.news:
+            assert self.news.wait_for(lambda: len(self.seen) >= count, LONGEST_WAIT), self.seen
+
+
+def release(source, version):
+    """A version of the source, which is in the stage from now on."""
+    source.put(version)
+    return source.wanted
+
+
+@pytest.fixture
+def adopted():
+    return Changes()
+
+
+@pytest.fixture
+def engine_of():
+    """A list with the function that makes the engine of the next bundle."""
+    return [TorchEngine]
+
+
+@pytest.fixture
+def live(source, adopted, engine_of):
+    def prepare(bundle):
+        return engine_of[0](bundle)
+
+    return Live(source, adopted, ModelManagerConfig(1000, prepare=prepare))
+
+
+def test_it_begins_empty_and_says_why(live, source):
+    assert (live.model, live.reason()) == (None, "the registry has not answered yet")
+    assert asdict(live.describe()) == {
+        "reachable": False, "unreachable_since": None, "problem": None, "last_look": None, "changes": 0,
+        "source": None, "copy_since": None, "comparison": None, "set_aside": None,
+        "contradiction": None,
+    }  # fmt: skip
+    source.wanted = NotRegistered("nothing is in Production")
+    assert live.look() == "waiting"
+    assert (live.reason(), live.reachable) == ("nothing is in Production", True)
+    source.wanted = TrackingError("MLflow at http://me:pw@host:1 does not answer")
+    assert live.look() == "unreachable"
+    assert (live.reason(), live.reachable) == ("MLflow at http://host:1 does not answer", False)
+
+
+def test_it_follows_promotions_and_rollbacks_and_loads_each_once(live, source, adopted):
+    found = []
+    for version in (1, 1, 2, 2, 1):  # the last one is a rollback: a smaller number
+        source.put(version)
+        found.append(live.look())
+        assert live.model.release.version == version
+        assert live.model.bundle is source.bundles[version]
+        picture = np.full((1, 16, 16, 3), 90, np.uint8)
+        np.testing.assert_array_equal(live.model.engine.infer(picture), source.bundles[version].predict(picture))
+    assert found == ["loaded", "unchanged", "loaded", "unchanged", "loaded"]
+    assert adopted.seen == ["1", "2", "1"]
+    assert source.loads == [1, 2]
+    assert live.describe().changes == 3
+
+
+def test_a_rollback_needs_neither_the_source_nor_a_proof(live, source, adopted, engine_of):
+    for version in (1, 2):
+        source.put(version)
+        live.look()
+    first, source.bundles, engine_of[0] = source.bundles[1], {}, None
+    for version in (1, 2, 1):
+        source.put(version)
+        assert live.look() == "loaded"
+        assert live.model.release.version == version
+        assert live.describe().comparison.against == str(3 - version)
+    assert live.model.bundle is first
+    assert adopted.seen == ["1", "2", "1", "2", "1"]
+
+
+def test_of_those_that_were_replaced_the_last_one_stays_ready(live, source, make_bundle):
+    source.bundles[3] = make_bundle(digest="v3")
+    for version in (1, 2, 3, 2, 1):
+        source.put(version)
+        assert live.look() == "loaded"
+    assert source.loads == [1, 2, 3, 1]
+
+
+def test_the_same_number_with_another_digest_is_another_model(live, source, make_bundle):
+    live.look()
+    first = identity(live.model.release)
+    source.put(1)
+    source.wanted = type(source.wanted)(1, "registered anew")
+    source.bundles[1] = make_bundle(digest="registered anew")
+    assert live.look() == "loaded"
+    assert identity(live.model.release) != first
+
+
+def test_what_was_replaced_is_freed(live, source, make_bundle):
+    live.look()
+    old = weakref.ref(live.model)
+    program = weakref.ref(live.model.bundle.program)
+    source.bundles[3] = make_bundle(digest="v3")
+    for version in (2, 3):  # the second of which takes the place of what stays ready
+        assert old() is not None
+        source.put(version)
+        live.look()
+    source.bundles[1] = make_bundle()  # the source's own
+    gc.collect()
+    assert old() is None
+    assert program() is None
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        BundleError("the bundle was altered"),
+        TrackingError("no answer"),
+        RuntimeError("PytorchStreamReader failed\nin file /srv/x.cpp"),
+        KeyError(),
+        MemoryError("no room"),
+    ],
+)
+def test_a_version_that_cannot_be_loaded_leaves_the_one_before_it(live, source, adopted, trouble):
+    live.look()
+    good = live.model
+    source.bundles[2] = trouble
+    source.put(2)
+    assert [live.look() for _ in range(3)] == ["failed", "set aside", "set aside"]
+    assert live.model is good
+    assert live.look(again=True) == "failed"
+    aside = live.describe().set_aside
+    assert (aside.version, aside.attempts) == (2, 2)
+    assert "\n" not in aside.reason
+    assert "/srv" not in aside.reason
+    assert 0 < aside.next_attempt_s <= LONGEST_PAUSE
+    assert source.loads == [1, 2, 2]
+    assert adopted.seen == ["1"]
+    assert live.loading is None
+
+
+def test_a_version_that_was_mended_is_loaded_and_one_that_was_withdrawn_forgotten(live, source, make_bundle):
+    live.look()
+    source.bundles[2] = BundleError("broken")
+    source.put(2)
+    live.look()
+    source.put(1)
+    assert live.look() == "unchanged"
+    assert live.describe().set_aside is None
+    source.put(2)
+    assert live.look() == "failed"  # at once: it is another promotion
+    source.bundles[2] = make_bundle(digest="v2")
+    assert live.look(again=True) == "loaded"
+    assert live.describe().set_aside is None
+
+
+def test_a_version_that_fails_for_days_is_still_looked_at(live, source):
+    source.bundles[1] = BundleError("broken")
+    for attempt in range(1, 1500):
+        assert live.look(again=True) == "failed"
+        assert live.failure.attempts == attempt
+    assert live.look() == "set aside"
+    assert live.reason() == "version 1 cannot be loaded: broken"
+
+
+def test_a_program_that_gives_no_numbers_is_set_aside(live, source, make_bundle):
+    source.bundles[1] = make_bundle(row=[0.5, float("nan"), 0.5])
+    assert live.look() == "failed"
+    assert live.model is None
+    assert "NaN" in live.reason()
+
+
+def test_a_bundle_that_is_not_the_one_that_was_found_is_not_taken(live, source, make_bundle):
+    source.bundles[1] = make_bundle(digest="of a version registered in between")
+    assert live.look() == "failed"
+    assert "changed while" in live.reason()
+
+
+def test_a_model_that_cannot_be_adopted_does_not_answer(source):
+    def refuse(model):
+        raise RuntimeError("not this one")
+
+    live = Live(source, refuse, ModelManagerConfig(1000))
+    assert live.look() == "failed"
+    assert live.model is None
+
+
+def test_a_registry_that_goes_away_takes_nothing_with_it(live, source):
+    live.look()
+    for trouble in (TrackingError("no answer"), NotRegistered("nothing there")):
+        source.wanted = trouble
+        live.look()
+        assert live.model.version == "1"
+        assert live.describe().problem == str(trouble)
+    source.put(1)
+    assert live.look() == "unchanged"
+    assert live.describe().problem is None
+
+
+def test_the_log_has_a_line_when_trouble_begins_and_when_it_ends_and_no_more(live, source, caplog):
+    caplog.set_level(logging.INFO)
+    live.look()
+    source.wanted = TrackingError("no answer")
+    for _ in range(5):
+        live.look()
+    source.put(1)
+    for _ in range(5):
+        live.look()
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0].startswith("version 1 serves, loaded in ")
+    assert lines[1:] == ["no answer; version 1 serves on", "the registry answers again"]
+
+
+def test_the_thread_survives_whatever_is_raised_and_ends_when_told(source, adopted, caplog):
+    live, looks = Live(source, adopted, ModelManagerConfig(0.001)), threading.Event()
+    find, troubles = (
+        source.find,
+        iter([ValueError("a library's own"), OSError(), AssertionError(), ZeroDivisionError()]),
+    )
+
+    def broken():
+        for trouble in troubles:
+            raise trouble
+        looks.set()
+        return find()
+
+    source.find = broken
+    live.start()
+    assert looks.wait(LONGEST_WAIT)
+    adopted.wait_for(1)
+    source.put(2)
+    adopted.wait_for(2)
+    live.stop()
+    assert not live._thread.is_alive()
+    assert adopted.seen == ["1", "2"]
+    assert len([record for record in caplog.records if record.exc_info]) == 4
+
+
+def test_a_look_that_breaks_off_is_not_the_last(source, adopted, caplog):
+    live, breaks = Live(source, adopted, ModelManagerConfig(0.001)), iter([RuntimeError("a fault of our own")])
+    look = live.look
+
+    def broken():
+        for trouble in breaks:
+            raise trouble
+        return look()
+
+    live.look = broken
+    live.start()
+    adopted.wait_for(1)
+    live.stop()
+    assert "broke off" in caplog.text
+
+
+def test_an_unforeseen_error_is_shown_as_trouble_with_the_registry(source, adopted, monkeypatch):
+    live, waits = Live(source, adopted, ModelManagerConfig(0.001)), threading.Event()
+    live.look()
+    source.wanted = ValueError("a library's own")
+    monkeypatch.setattr(live._stopping, "wait", lambda _seconds: waits.set() or live._stopping.set())
+    live.start()
+    assert waits.wait(LONGEST_WAIT)
+    live.stop()
+    assert live.describe().problem == "the look at it failed: ValueError"
+    assert live.reachable is False
+    assert live.model.version == "1"
+
+
+def test_looks_of_many_threads_load_a_model_once(live, source):
+    threads = [threading.Thread(target=live.look) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert source.loads == [1]
+    assert live.changes == 1
+
+
+def test_how_long_the_registry_has_been_silent_is_told(live, source):
+    live.look()
+    assert live.describe().unreachable_since is None
+    source.wanted = TrackingError("no answer")
+    live.look()
+    since = live.describe().unreachable_since
+    assert since == live.last_look
+    live.look()
+    source.wanted = ValueError("a library's own")
+    assert live.look() == "unreachable"
+    assert live.describe().unreachable_since == since < live.last_look
+    source.wanted = NotRegistered("nothing is in Production")
+    live.look()
+    assert live.describe().unreachable_since is None
+
+
+def test_what_was_replaced_is_closed_when_its_last_answer_is_out(source, adopted):
+    gate = threading.Event()
+    gate.set()
+    first, second = Rows([0.5, 0.3, 0.2], gate), Rows([0.2, 0.3, 0.5])
+    engines = {"v1": first, "v2": second}
+    live = Live(
+        source, adopted, ModelManagerConfig(1000, prepare=lambda bundle: engines[bundle.digest], keeps_former=False)
+    )
+    live.look()
+    gate.clear()
+    first.begun.clear()
+    old, answers = weakref.ref(live.model), []
+
+    def ask(model):
+        answers.append(model.engine.infer(np.zeros((1, 16, 16, 3), np.uint8)))
+
+    asking = threading.Thread(target=ask, args=(live.model,), name="asking")
+    asking.start()
+    assert first.begun.wait(LONGEST_WAIT)
+    source.put(2)
+    assert live.look() == "loaded"  # it does not wait for the engine that is at work
+    gc.collect()
+    assert old() is not None
+    assert first.closed == []
+    gate.set()
+    asking.join(LONGEST_WAIT)
+    np.testing.assert_array_equal(answers[0], first.row[None])
+    assert old() is None  # without a collection: nothing goes round in circles
+    assert first.closed == ["asking"]
+    assert second.closed == []
+
+
+def test_an_engine_that_cannot_be_closed_is_no_concern_of_whoever_was_answered(source, adopted, caplog):
+    class Stubborn(Rows):
+        def close(self):
+            raise OSError("busy")
+
+    config = ModelManagerConfig(1000, prepare=lambda bundle: Stubborn([1, 0, 0]), keeps_former=False)
+    live = Live(source, adopted, config)
+    for version in (1, 2):
+        source.put(version)
+        assert live.look() == "loaded"
+    assert "the engine of version 1 could not be closed: busy" in caplog.text
+
+
+def test_every_answer_is_of_the_model_that_it_names_while_models_change(source, adopted, make_bundle):
+    rows = {version: np.eye(3, dtype=np.float32)[version % 3] for version in range(1, 13)}
+    source.bundles = {version: make_bundle(row=row.tolist(), digest=f"v{version}") for version, row in rows.items()}
+    live, ending, wrong, asked = Live(source, adopted, ModelManagerConfig(1000)), threading.Event(), [], []
+    live.look()
+
+    def ask():
+        picture = np.zeros((1, 16, 16, 3), np.uint8)
+        while not ending.is_set():
+            model = live.model
+            answer = model.engine.infer(picture)
+            asked.append(model.version)
+            if not np.array_equal(answer[0], rows[model.release.version]):
+                wrong.append(model.version)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for version in (*range(2, 13), *range(11, 0, -1)):
+        source.put(version)
+        assert live.look() == "loaded"
+    ending.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(asked) > 3
+
+
+def test_a_version_is_compared_with_the_one_that_it_replaces(live, source, make_bundle, caplog):
+    caplog.set_level(logging.INFO)
+    live.look()
+    assert live.describe().comparison is None
+    source.bundles[2] = make_bundle(row=[0.2, 0.5, 0.3], digest="v2")
+    source.put(2)
+    assert live.look() == "loaded"  # an answer that is always the same is legal
+    found = live.describe().comparison
+    assert (found.version, found.against, found.constant) == ("2", "1", "green")
+    assert "it names 'green' for each of them" in caplog.text
+    source.bundles[3] = make_bundle(row=[0.2, 0.5, 0.3], digest="v3")
+    source.put(3)
+    live.look()
+    found = live.describe().comparison
+    assert asdict(found) == {
+        "version": "3", "against": "2", "pictures": 16, "same_class": 16, "mean_difference": 0.0, "constant": None
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ([0.5, np.nan, 0.5], "NaN or infinity for a synthetic picture"),
+        ([0.5, 0.5], r"answers \(4, 2\) for 4 pictures and 3 classes"),
+    ],
+)
+def test_an_engine_that_spoils_the_answers_is_set_aside(live, source, engine_of, row, reason):
+    live.look()
+    engine_of[0] = lambda bundle: Rows(row)
+    source.put(2)
+    assert live.look() == "failed"
+    assert re.search(reason, live.describe().set_aside.reason)
+    assert live.model.version == "1"
+
+
+def test_a_version_that_is_set_aside_is_told_once(source, adopted, caplog):
+    told = []
+    live = Live(
+        source,
+        adopted,
+        ModelManagerConfig(1000),
+        on_failure=lambda release, reason: told.append((release.version, reason)),
+    )
+    source.bundles[1] = BundleError("altered, see /srv/models/1")
+    for again in (False, True, True):
+        live.look(again=again)
+    source.bundles[2] = BundleError("broken")
+    source.put(2)
+    live.look()
+    assert told == [(1, "altered, see .../1"), (2, "broken")]
+    live._on_failure = lambda release, reason: told.remove("nobody")
+    source.put(1)
+    assert live.look() == "failed"
+    assert "could not be told" in caplog.text
+
+
+def test_the_last_good_copy_answers_until_the_registry_does(source, adopted, caplog):
+    kept = Kept((release(source, 1), source.bundles[1]))
+    live = Live(source, adopted, ModelManagerConfig(1000, last_good=kept))
+    source.wanted = TrackingError("no answer")
+    assert live.look() == "unreachable"
+    copy, told = live.model, live.describe()
+    assert (copy.version, told.source, told.copy_since) == ("1", "last good copy", copy.loaded_at)
+    assert "version 1 serves from the last good copy" in caplog.text
+    live.look()
+    assert (live.model, kept.recalls) == (copy, 1)
+    source.put(1)
+    assert live.look() == "unchanged"  # the same model, so nothing is loaded
+    assert (live.model, source.loads, live.describe().source) == (copy, [], "registry")
+    assert live.describe().copy_since is None
+    source.put(2)
+    assert live.look() == "loaded"
+    assert (adopted.seen, kept.served) == (["1", "2"], [2])
+
+
+def test_another_version_takes_the_place_of_the_copy(source, adopted):
+    live = Live(source, adopted, ModelManagerConfig(1000, last_good=Kept((release(source, 1), source.bundles[1]))))
+    source.wanted = ValueError("a library's own")
+    live.look()
+    source.put(2)
+    assert live.look() == "loaded"
+    assert live.describe().source == "registry"
+
+
+def test_a_version_that_cannot_be_loaded_at_the_start_leaves_the_copy_to_answer(source, adopted):
+    source.bundles[2] = BundleError("broken")
+    live = Live(source, adopted, ModelManagerConfig(1000, last_good=Kept((release(source, 1), source.bundles[1]))))
+    source.put(2)
+    assert live.look() == "failed"
+    told = live.describe()
+    assert (live.model.version, told.source, told.set_aside.version) == ("1", "last good copy", 2)
+
+
+def test_a_copy_that_cannot_be_run_leaves_the_next_to_answer(source, adopted, make_bundle, caplog):
+    spoilt = make_bundle(row=[np.nan] * 3, digest="v2")
+    kept = Kept((release(source, 2), spoilt), (release(source, 1), source.bundles[1]))
+    live = Live(source, adopted, ModelManagerConfig(1000, last_good=kept))
+    source.wanted = TrackingError("no answer")
+    live.look()
+    assert live.model.version == "1"
+    assert "the last good copy, version 2, cannot be used" in caplog.text
+    assert live.loading is None
+
+
+def test_the_copy_does_not_speak_against_the_registry(source, adopted):
+    kept = Kept((release(source, 1), source.bundles[1]))
+    live = Live(source, adopted, ModelManagerConfig(1000, last_good=kept))
+    for trouble in (NotRegistered("nothing is in Production"), TrackingError("no answer")):
+        source.wanted = trouble
+        live.look()
+    assert (live.model, kept.recalls) == (None, 0)

@@ -1,0 +1,292 @@
+"""The shadow answers a share of the pictures, counts what came of them, and is in nobody's way."""
+
+import gc
+import threading
+import time
+import weakref
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from support import COLOURS, LONGEST_WAIT
+from toolkit.errors import BundleError, NotRegistered, TrackingError
+from toolkit.serving.metrics import Figures, shadow_families
+from toolkit.serving.models.engines import TorchEngine
+from toolkit.serving.models.manager import ModelManagerConfig
+from toolkit.serving.models.shadow import QUEUE_SIZE, Shadow
+
+GREEN = [0.25, 0.5, 0.25]  # what the shadow answers in most tests: blue, green, red
+NOW = 1.75e9
+
+
+def grey(size):
+    return np.full((size, size, 3), 90, np.uint8)
+
+
+def until(condition):
+    deadline = time.monotonic() + LONGEST_WAIT
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.002)
+
+
+class Gated(TorchEngine):
+    """An engine that waits for its gate, and then raises when there is something to raise."""
+
+    def __init__(self, bundle, gate):
+        super().__init__(bundle)
+        self.gate, self.begun, self.trouble = gate, threading.Event(), None
+
+    def infer(self, pictures):
+        self.begun.set()
+        assert self.gate.wait(LONGEST_WAIT)
+        if self.trouble:
+            raise self.trouble
+        return super().infer(pictures)
+
+
+@pytest.fixture
+def gate():
+    gate = threading.Event()
+    gate.set()
+    return gate
+
+
+@pytest.fixture
+def engines():
+    return []
+
+
+@pytest.fixture
+def start(source, make_bundle, gate, engines):
+    """A function that starts a shadow of version 2, which answers ``GREEN``, and waits for its model."""
+    source.bundles[2] = make_bundle(row=GREEN, digest="v2")
+    source.put(2)
+    started = []
+
+    def prepare(bundle):
+        engines.append(Gated(bundle, gate))
+        return engines[-1]
+
+    def begin(share=1.0, poll_seconds=1000, ready=True, **words):
+        config = ModelManagerConfig(poll_seconds, prepare=prepare)
+        shadow = Shadow(source, config, share, clock=lambda: NOW, **words)
+        started.append(shadow)
+        shadow.start()
+        until(lambda: shadow.figures()["version"] == 2 or not ready)
+        return shadow
+
+    yield begin
+    gate.set()
+    for shadow in started:
+        shadow.stop()
+        assert not shadow._thread.is_alive()
+
+
+@pytest.fixture
+def live(make_model):
+    return make_model(1)
+
+
+def offer(shadow, model, *rows, pixels=grey):
+    for row in rows:
+        shadow.offer(model, np.array(row, np.float32), pixels)
+
+
+def seen(shadow):
+    found = shadow.figures()
+    return found["compared"] + found["failed"]
+
+
+def test_agreement_and_difference_are_those_worked_out_by_hand(start, live):
+    shadow = start()
+    nothing = shadow.figures()
+    assert nothing == {
+        "share": 1.0, "version": 2, "reason": None, "against": None, "since": None, "compared": 0,
+        "agreement": None, "mean_difference": None, "failed": 0, "dropped": 0,
+    }  # fmt: skip
+    offer(shadow, live, [0.125, 0.75, 0.125], [0.75, 0.125, 0.125], [0.25, 0.25, 0.5], [0.0, 1.0, 0.0])
+    until(lambda: seen(shadow) == 4)
+    # green for green, 0.75 and 0.5; blue, 0.75 and 0.25; red, 0.5 and 0.25; green for green, 1 and 0.5
+    assert shadow.figures() == nothing | {
+        "against": 1, "since": NOW, "compared": 4, "agreement": 0.5, "mean_difference": (0.25 + 0.5 + 0.25 + 0.5) / 4,
+    }  # fmt: skip
+
+
+def test_a_share_of_the_pictures_is_drawn(start, live):
+    draws = iter([0.0, 0.25, 0.9, 0.2499, 0.5])
+    shadow = start(share=0.25, draw=lambda: next(draws))
+    offer(shadow, live, *[GREEN] * 5)
+    until(lambda: seen(shadow) == 2)
+    shadow.stop()
+    assert seen(shadow) == 2
+
+
+def test_a_full_queue_drops_and_counts(start, live, gate, engines):
+    shadow = start()
+    gate.clear()
+    engines[0].begun.clear()
+    offer(shadow, live, GREEN)
+    assert engines[0].begun.wait(LONGEST_WAIT)
+    offer(shadow, live, *[GREEN] * (QUEUE_SIZE + 3))
+    assert shadow.figures()["dropped"] == 3
+    gate.set()
+    until(lambda: seen(shadow) == 1 + QUEUE_SIZE)
+
+
+def test_classes_are_matched_by_name_and_pictures_have_the_size_of_the_shadow(start, source, make_bundle, make_model):
+    source.bundles[2] = make_bundle(row=GREEN, digest="v2", classes=("green", "mauve", "blue"))
+    shadow, sizes = start(), []
+
+    def pixels(size):
+        sizes.append(size)
+        return grey(size)
+
+    live = make_model(1)
+    assert live.classes == COLOURS
+    offer(shadow, live, [0.75, 0.125, 0.125], [0.125, 0.75, 0.125], [0.0, 0.0, 1.0], pixels=pixels)
+    until(lambda: seen(shadow) == 3)
+    found = shadow.figures()
+    # blue, 0.75 and 0.25; green, 0.75 and 0.25; red, which the shadow does not know; it names mauve each time
+    assert (found["agreement"], found["mean_difference"]) == (0.0, 2 / 3)
+    assert sizes == [16] * 3
+
+
+@pytest.mark.parametrize("by", ["raising", "NaN", "the picture"])
+def test_what_goes_wrong_is_counted_and_warned_of_once(start, live, engines, source, make_bundle, caplog, by):
+    shadow, pixels = start(), grey
+    if by == "raising":
+        engines[0].trouble = RuntimeError("out of memory")
+    elif by == "NaN":
+        engines[0]._bundle = make_bundle(row=[np.nan] * 3)
+    else:
+        pixels = {}.__getitem__
+    offer(shadow, live, *[GREEN] * 3, pixels=pixels)
+    until(lambda: seen(shadow) == 3)
+    found = shadow.figures()
+    assert (found["failed"], found["compared"], found["agreement"]) == (3, 0, None)
+    assert len([line for line in caplog.messages if line.startswith("version 2, the shadow, fails: ")]) == 1
+    engines[0].trouble, engines[0]._bundle = None, source.bundles[2]
+    offer(shadow, live, GREEN)
+    until(lambda: shadow.figures()["compared"] == 1)
+
+
+def test_counts_begin_anew_with_either_version(start, live, source, make_model, make_bundle):
+    shadow = start(poll_seconds=0.01)
+    offer(shadow, live, GREEN, GREEN)
+    until(lambda: seen(shadow) == 2)
+    offer(shadow, make_model(3, digest="v3"), GREEN)
+    until(lambda: shadow.figures()["against"] == 3)
+    assert shadow.figures()["compared"] == 1
+    source.bundles[4] = make_bundle(row=GREEN, digest="v4")
+    source.put(4)
+    until(lambda: shadow.figures()["version"] == 4)
+    until(lambda: seen(shadow) == 0)
+    offer(shadow, live, GREEN)
+    until(lambda: seen(shadow) == 1)
+    assert shadow.figures()["against"] == 1
+
+
+def test_a_version_that_leaves_the_stage_is_let_go_and_offers_are_not_taken(start, live, source, engines):
+    shadow = start(poll_seconds=0.01)
+    held = weakref.ref(shadow._held.model)
+    source.wanted = TrackingError("no answer")
+    until(lambda: shadow._held.unreachable_since)
+    offer(shadow, live, GREEN)
+    until(lambda: seen(shadow) == 1)  # a registry that is away takes nothing with it
+    source.wanted = NotRegistered("no version is in Staging")
+    until(lambda: shadow.figures()["version"] is None)
+    until(lambda: seen(shadow) == 0)
+    found = shadow.figures()
+    assert (found["reason"], found["against"]) == ("no version is in Staging", None)
+    offer(shadow, live, GREEN)
+    assert shadow._waiting.empty()
+    source.wanted = NotRegistered("no version is in Staging")  # another one: the first holds the frames it passed
+    gc.collect()
+    assert held() is None
+
+
+def test_a_version_that_cannot_be_loaded_is_told(start, source):
+    source.bundles[2] = BundleError("it was altered")
+    shadow = start(ready=False)
+    until(lambda: shadow.figures()["reason"] == "version 2 cannot be loaded: it was altered")
+
+
+def test_a_model_is_not_compared_with_itself(start, live, make_model):
+    shadow = start()
+    offer(shadow, make_model(2, digest="v2"), GREEN)
+    offer(shadow, live, GREEN)
+    until(lambda: seen(shadow) == 1)
+    assert shadow.figures()["against"] == 1
+
+
+def test_it_waits_while_the_live_path_is_busy(start, live, engines):
+    asked, busy = threading.Event(), [True]
+
+    def is_busy():
+        asked.set()
+        return busy[0]
+
+    shadow = start(busy=is_busy)
+    engines[0].begun.clear()
+    offer(shadow, live, GREEN)
+    assert asked.wait(LONGEST_WAIT)
+    assert not engines[0].begun.is_set()
+    busy[0] = False
+    until(lambda: seen(shadow) == 1)
+
+
+def test_a_picture_that_finds_no_free_moment_before_the_next_look_is_dropped(start, live):
+    shadow = start(poll_seconds=0.01, busy=lambda: True)
+    offer(shadow, live, GREEN)
+    until(lambda: shadow.figures()["dropped"] == 1)
+    assert seen(shadow) == 0
+
+
+def test_what_waits_does_not_keep_the_live_model(start, make_model, gate, engines):
+    shadow, model = start(), make_model(1)
+    gate.clear()
+    offer(shadow, model, GREEN, GREEN)
+    freed = weakref.ref(model)
+    del model
+    gc.collect()
+    assert freed() is None
+
+
+def test_it_ends_with_pictures_waiting_and_takes_what_comes_later(start, live, gate, engines):
+    shadow = start()
+    gate.clear()
+    offer(shadow, live, *[GREEN] * (QUEUE_SIZE + 1))
+    stopping = threading.Thread(target=shadow.stop)
+    stopping.start()
+    gate.set()
+    stopping.join(LONGEST_WAIT)
+    assert not shadow._thread.is_alive()
+    offer(shadow, live, *[GREEN] * 5)
+
+
+def test_prometheus_sees_the_same_figures(start, live):
+    shadow, figures = start(), Figures()
+    figures.collect(lambda: shadow_families(shadow.figures()))
+
+    def is_of_shadow(name):
+        return name.startswith("serve_shadow") and not name.endswith("_created")
+
+    def read():
+        text = figures.prometheus("text/plain")[0].decode()
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        found = {sample.name: (sample.labels, sample.value) for sample in samples if is_of_shadow(sample.name)}
+        assert found.pop("serve_shadow_dropped_total") == ({}, 0)
+        return found
+
+    assert read() == {}
+    offer(shadow, live, [0.0, 1.0, 0.0], [1.0, 0.0, 0.0])
+    until(lambda: seen(shadow) == 2)
+    versions = {"version": "2", "against": "1"}
+    assert read() == {
+        "serve_shadow_compared": (versions, 2),
+        "serve_shadow_agreement": (versions, 0.5),
+        "serve_shadow_mean_difference": (versions, (0.5 + 0.75) / 2),
+        "serve_shadow_failed": (versions, 0),
+    }

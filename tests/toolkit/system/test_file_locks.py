@@ -1,0 +1,122 @@
+"""Locks that name their holder, end with it, are waited for, or gone on without."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from contextlib import AbstractContextManager
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+
+import pytest
+
+from toolkit.errors import SettingsError
+from toolkit.system.file_locks import acquire, hold, is_free, try_lock, wait_for
+
+WHAT = "run 4 is being trained"
+
+
+def holder_of(lock: AbstractContextManager[object]) -> ForkProcess:
+    """Another process that holds a lock until it is killed."""
+    context = multiprocessing.get_context("fork")
+    taken = context.Event()
+
+    def work() -> None:
+        with lock:
+            taken.set()
+            signal.pause()
+
+    process = context.Process(target=work)
+    process.start()
+    assert taken.wait(60)
+    return process
+
+
+def test_a_second_process_is_refused_by_the_number_of_the_first_until_that_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "run.lock"
+    assert is_free(path)
+    holder = holder_of(hold(path, WHAT))
+    with pytest.raises(SettingsError) as caught, hold(path, WHAT):
+        pass
+    assert str(caught.value) == f"run 4 is being trained by process {holder.pid}; wait for it or stop it"
+    assert not is_free(path)
+    holder.kill()
+    holder.join()
+    assert is_free(path)
+    with hold(path, WHAT):
+        assert path.read_text() == str(os.getpid())
+    assert not path.exists()
+
+
+def test_a_process_does_not_take_a_lock_twice(tmp_path: Path) -> None:
+    lock = acquire(tmp_path / "run.lock", WHAT)
+    with pytest.raises(SettingsError, match=r"^run 4 is being trained by this process; "):
+        acquire(tmp_path / "run.lock", WHAT)
+    lock.release()
+    acquire(tmp_path / "run.lock", WHAT).release()
+
+
+def test_an_error_within_is_not_taken_for_one_of_the_lock(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"^mine$"), hold(tmp_path / "run.lock", WHAT):
+        raise OSError("mine")
+    assert is_free(tmp_path / "run.lock")
+
+
+def test_where_no_file_can_be_written_nobody_else_can_write_a_checkpoint_either(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with hold(tmp_path / "file" / "run.lock", WHAT):
+        assert is_free(tmp_path / "file" / "run.lock")
+
+
+def test_a_lock_is_waited_for_until_its_holder_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "build.lock"
+    with wait_for(path, "waiting"):
+        assert path.exists()
+    assert not path.exists()
+    holder = holder_of(wait_for(path, "waiting"))
+    threading.Timer(1.5, holder.kill).start()
+    with wait_for(path, "another process builds; waiting for it"):
+        holder.join(60)
+        assert holder.exitcode == -signal.SIGKILL
+    assert capsys.readouterr().out == "another process builds; waiting for it\n"
+    assert is_free(path)
+
+
+def test_a_lock_is_tried_for_a_while_and_given_back_when_its_holder_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "lock"
+    holder = holder_of(try_lock(path, 0))
+    with try_lock(path, 0.1) as held:
+        assert not held
+    holder.kill()
+    with try_lock(path, 60) as held:
+        assert held
+    holder.join()
+
+
+def test_threads_wait_for_each_other(tmp_path: Path) -> None:
+    inside, most = [], []
+
+    def work() -> None:
+        with try_lock(tmp_path / "lock", 60) as held:
+            inside.append(held)
+            most.append(inside.copy())
+            inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [[True]] * 8
+
+
+def test_without_a_lock_the_work_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with try_lock(tmp_path / "file" / "lock", 60) as held:
+        assert not held
+    stop = threading.Event()
+    stop.set()
+    with try_lock(tmp_path / "lock", 60), try_lock(tmp_path / "lock", 60, stop) as held:
+        assert not held
+    with pytest.raises(OSError, match=r"^mine$"), try_lock(tmp_path / "lock", 60):
+        raise OSError("mine")

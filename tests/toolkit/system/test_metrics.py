@@ -1,0 +1,38 @@
+"""Cores that may be used, and readings that follow what happens."""
+
+import mmap
+import os
+
+import numpy as np
+import pytest
+
+from toolkit.system.metrics import Machine, usable_cores
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("150000 100000\n", 2), ("50000 100000\n", 1), ("1000 100000\n", 1), ("100000 100000", 1)]
+)
+def test_a_containers_quota_counts_when_it_is_less_than_the_cores(tmp_path, monkeypatch, quota, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
+    (tmp_path / "cpu.max").write_text(quota)
+    assert usable_cores(tmp_path / "cpu.max") == cores
+
+
+@pytest.mark.parametrize("quota", ["max 100000\n", "", "3", "900000 100000\n", "many 100000", None])
+def test_without_a_smaller_quota_the_affinity_counts(tmp_path, monkeypatch, quota):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(5)), raising=False)
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota)
+    assert usable_cores(tmp_path / "cpu.max") == 5
+
+
+def test_readings_of_the_machine() -> None:
+    machine = Machine()
+    before = machine.read()
+    with mmap.mmap(-1, 80 * 2**20) as fresh:  # from the system itself: an allocator may reuse what was freed before
+        np.frombuffer(fresh, np.uint8)[:] = 1
+        after = machine.read()
+    assert {"cpu_percent", "ram_mb"} <= set(after)
+    assert 0 <= after["cpu_percent"] <= 100
+    assert after["ram_mb"] - before["ram_mb"] == pytest.approx(80, abs=15)
+    assert before["ram_mb"] > 40  # what an interpreter with numpy holds

@@ -1,0 +1,54 @@
+"""The version of the code."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support import ROOT
+from toolkit.tracking.code_version import code_version
+
+
+def test_the_code_version_is_gits(tmp_path: Path) -> None:
+    """In a repository of its own: a commit, and -dirty once a file was changed."""
+    (tmp_path / "home" / "toolkit").mkdir(parents=True)
+    for name in ("code_version.py", "commands.py", "__init__.py"):
+        shutil.copy(ROOT / "toolkit" / name, tmp_path / "home" / "toolkit")
+
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        answer = subprocess.run(
+            ["git", *identity, *words], check=True, capture_output=True, text=True, cwd=tmp_path / "home"
+        )
+        return answer.stdout.strip()
+
+    def version() -> str:
+        lines = (
+            f"import sys; sys.path.insert(0, {str(tmp_path / 'home')!r})",
+            "from toolkit.tracking.code_version import code_version",
+            "print(code_version())",
+            "open('toolkit/tracking/code_version.py', 'a').write('# changed')",
+            "print(code_version())",
+        )
+        answer = subprocess.run(
+            [sys.executable, "-c", "\n".join(lines)], check=True, capture_output=True, text=True, cwd=tmp_path / "home"
+        )
+        return answer.stdout
+
+    git("init", "--quiet")
+    git("add", "toolkit")
+    git("commit", "--quiet", "--message", "first")
+    git("tag", "--annotate", "v9", "--message", "a tag is no version")
+    commit = git("rev-parse", "HEAD")
+    clean, dirty = version().split()
+    assert re.fullmatch(r"[0-9a-f]{12,}", clean)
+    assert commit.startswith(clean)
+    assert dirty == f"{clean}-dirty"
+
+
+def test_without_git_the_code_version_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert code_version() == "unknown"

@@ -1,0 +1,63 @@
+"""The hyperparameters: what tuning proposes is always a recipe, and nonsense never is."""
+
+import pytest
+from pydantic import ValidationError
+
+from toolkit.training.hyperparameters import Recipe
+
+
+@pytest.mark.parametrize(
+    ("name", "outside", "inside"),
+    [
+        ("image_size", [15, 1025], [16, 1024]),
+        ("epochs", [0], [1]),
+        ("batch_size", [1], [2]),
+        ("learning_rate", [0, 1.01, float("nan")], [1e-9, 1]),
+        ("momentum", [-0.1, 1], [0, 0.999]),
+        ("dropout", [-0.1, 1], [0, 0.99]),
+        ("augmentation", [-0.1, 1.1], [0, 1]),
+        ("weight_decay", [-1e-9, 1.1], [0, 1]),
+        ("patience", [0], [1]),
+        ("min_delta", [-1e-9, 1.1], [0, 1]),
+        ("class_weights", ["Balanced", ""], ["none", "balanced"]),
+        ("label_smoothing", [-0.1, 1], [0, 0.99]),
+        ("mixup", [-0.1, 11], [0, 10]),
+        ("cutmix", [-0.1, 11], [0, 10]),
+        ("ema", [-0.1, 1], [0, 0.9999]),
+        ("progressive", [0.2, 1.1], [0.25, 1]),
+        ("views", [0, 65], [1, 64]),
+        ("optimizer", ["adamw", "SGD"], ["adam", "sgd"]),
+        ("model_type", ["vgg"], ["simple_cnn", "resnet18", "resnet18_backbone"]),
+    ],
+)
+def test_ranges(name: str, outside: list[object], inside: list[object]) -> None:
+    for value in outside:
+        with pytest.raises(ValidationError):
+            Recipe(**{name: value})
+    for value in inside:
+        assert getattr(Recipe(**{name: value}), name) == value
+
+
+def test_a_misspelt_hyperparameter_is_refused_and_none_can_be_changed() -> None:
+    with pytest.raises(ValidationError, match="learning_rat"):
+        Recipe(learning_rat=0.1)
+    with pytest.raises(ValidationError, match="frozen"):
+        Recipe().epochs = 3
+
+
+def test_what_is_optional_is_off_until_it_is_asked_for() -> None:
+    recipe = Recipe()
+    assert (recipe.class_weights, recipe.progressive) == ("none", 1.0)
+    assert recipe.label_smoothing == recipe.mixup == recipe.cutmix == recipe.ema == 0
+
+
+@pytest.mark.parametrize("switch", ["mixup", "cutmix"])
+def test_features_that_were_computed_before_cannot_be_mixed(switch: str) -> None:
+    message = (
+        "--mixup and --cutmix change pictures, and resnet18_backbone learns from features that were computed before;"
+        " leave them at 0 or choose resnet18"
+    )
+    with pytest.raises(ValidationError, match=message):
+        Recipe(model_type="resnet18_backbone", **{switch: 0.2})
+    for model_type in ("simple_cnn", "resnet18"):
+        assert getattr(Recipe(model_type=model_type, **{switch: 0.2}), switch) == 0.2

@@ -1,0 +1,446 @@
+"""One step at a time: the loss by torch's own, averages and schedules by hand, memory that runs out for real."""
+
+import importlib
+import io
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812  torch's own convention
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from support.tiny_networks import CPU, MeanColour, colours, elsewhere, fresh, weights
+from toolkit.errors import TrainingError
+from toolkit.training.batches import PictureBatches
+from toolkit.training.data.dataset import Part
+from toolkit.training.device import Device
+from toolkit.training.hyperparameters import Recipe
+from toolkit.training.networks import SimpleCNN, build_network
+from toolkit.training.train_step import Learner, exponential_moving_average, schedule
+
+PLAIN = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0}
+SAID = "out of memory: each batch is split into {} and its gradients are added up\n"
+
+
+def learner(
+    network: nn.Module, part: Part | None = None, seed: int = 0, device: Device = CPU, steps: int = 20, **changes: Any
+) -> Learner:
+    recipe = Recipe(**{"image_size": 16, "augmentation": 0, "dropout": 0, "learning_rate": 0.05, **changes})
+    part = part or colours(12)
+    return Learner(network, PictureBatches(part, device, recipe.augmentation), recipe, steps, seed, device)
+
+
+def step(learner: Learner, number: int = 0, pictures: int = 12) -> tuple[float, int]:
+    """The summed loss and how many were right, of a batch of the first pictures."""
+    learner.network.train()
+    loss, right = learner.step(number, np.arange(pictures), 16)
+    return loss.item(), int(right)
+
+
+def logits_of(network: nn.Module, part: Part) -> torch.Tensor:
+    with torch.no_grad():
+        return network(PictureBatches(part, CPU).plain(np.arange(len(part))))
+
+
+def restored(source: Learner, target: Learner) -> Learner:
+    """A learner that is where another was, by way of a file."""
+    buffer = io.BytesIO()
+    torch.save(source.state(), buffer)
+    buffer.seek(0)
+    target.restore(torch.load(buffer, weights_only=True))
+    return target
+
+
+# --- the loss -----------------------------------------------------------------------------------
+
+
+def test_loss_and_hits_of_a_step_are_those_of_the_weights_before_it() -> None:
+    part, network = colours(12), fresh(MeanColour, 2)
+    logits, labels = logits_of(network, part), torch.from_numpy(part.own_labels)
+    loss, right = step(learner(network, part))
+    assert loss == pytest.approx(F.cross_entropy(logits, labels, reduction="sum").item(), rel=1e-5)
+    assert right == (logits.argmax(dim=1) == labels).sum() == 7
+
+
+def test_balanced_weights_by_hand() -> None:
+    """Six pictures of one class and two of another: 8 / (2 x 6) and 8 / (2 x 2), so that each class weighs 4."""
+    many = colours(12)
+    part = Part(many.pixels, np.arange(12) % 2, np.array([0, 2, 4, 6, 8, 10, 1, 3]))
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), fresh(nn.Linear, 0, 3, 2))
+    logits, labels = logits_of(network, part), torch.tensor([0] * 6 + [1] * 2)
+    loss, _ = step(learner(network, part, class_weights="balanced"), pictures=8)
+    by_hand = F.cross_entropy(logits, labels, reduction="none") @ torch.tensor([2 / 3] * 6 + [2.0] * 2)
+    assert loss == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+def test_a_class_without_a_picture_to_learn_from_does_no_harm() -> None:
+    many = colours(12)
+    part = Part(many.pixels, many.labels, np.flatnonzero(many.labels != 1))
+    assert math.isfinite(step(learner(fresh(), part, class_weights="balanced"), pictures=len(part))[0])
+
+
+def test_label_smoothing_is_torchs_also_with_weights() -> None:
+    many = colours(12)
+    part = Part(many.pixels, many.labels, np.array([0, 3, 6, 9, 1, 2, 4]))
+    network = fresh()
+    logits, labels = logits_of(network, part), torch.from_numpy(part.own_labels)
+    balanced = torch.tensor([7 / (3 * 4), 7 / (3 * 2), 7 / (3 * 1)])
+    for name, weight in (("none", None), ("balanced", balanced)):
+        expected = F.cross_entropy(logits, labels, weight, reduction="sum", label_smoothing=0.2).item()
+        loss, _ = step(learner(fresh(), part, label_smoothing=0.2, class_weights=name), pictures=7)
+        assert loss == pytest.approx(expected, rel=1e-5), name
+
+
+@pytest.mark.parametrize("way", ["mixup", "cutmix"])
+def test_mixed_pictures_are_learnt_with_mixed_targets(way: str) -> None:
+    """Black is one class and white the other, so the mean grey of a mixture is the share of the second."""
+    seen: list[torch.Tensor] = []
+
+    class Notes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, 2)
+
+        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+            seen.append(pictures.mean(dim=(2, 3)))
+            return self.head(seen[-1])
+
+    labels = np.arange(12) % 2
+    pixels = np.broadcast_to((255 * labels).astype(np.uint8)[:, None, None, None], (12, 16, 16, 3)).copy()
+    network = fresh(Notes)
+    before = [value.detach().clone() for value in (network.head.weight, network.head.bias)]
+    loss, _ = step(learner(network, Part(pixels, labels, np.arange(12)), **{way: 1.0}))
+    grey = (seen[0] * torch.tensor([0.229, 0.224, 0.225]) + torch.tensor([0.485, 0.456, 0.406])).mean(dim=1)  # (12,)
+    assert ((grey > 0.02) & (grey < 0.98)).sum() > 6
+    expected = F.cross_entropy(F.linear(seen[0], *before), torch.stack([1 - grey, grey], dim=1), reduction="sum")
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+
+
+# --- what is drawn ------------------------------------------------------------------------------
+
+
+def drawn(seed: int, number: int, *, before: tuple[int, ...] = ()) -> tuple[torch.Tensor, float]:
+    """Weights and loss after one step from the same start, whatever was drawn before."""
+    network = fresh(SimpleCNN, 0, 3, 0.5)
+    learning = learner(network, seed=seed, augmentation=0.3, mixup=0.5, **PLAIN)
+    start = {name: value.clone() for name, value in network.state_dict().items()}
+    for other in before:
+        step(learning, other)
+        torch.rand(5)
+    network.load_state_dict(start)
+    loss, _ = step(learning, number)
+    return weights(network), loss
+
+
+def test_what_is_random_in_a_step_depends_on_seed_and_number_alone() -> None:
+    first = drawn(0, 7)
+    again = drawn(0, 7, before=(0, 1, 7, 3))
+    assert torch.equal(first[0], again[0])
+    assert first[1] == again[1]
+    assert len({loss for _, loss in (first, drawn(0, 8), drawn(1, 7))}) == 3
+
+
+# --- steps --------------------------------------------------------------------------------------
+
+
+def test_the_schedule_by_hand() -> None:
+    """20 steps: two to warm up, then a cosine from 1 to a hundredth over 18."""
+    assert [schedule(number, 20) for number in (0, 1, 2)] == [0.5, 1.0, 1.0]
+    assert schedule(11, 20) == pytest.approx((1 + 0.01) / 2)
+    assert schedule(8, 20) == pytest.approx(0.01 + 0.99 * 0.75)  # a third of the way: (1 + cos 60°) / 2
+    assert schedule(20, 20) == schedule(25, 20) == pytest.approx(0.01)
+    assert schedule(0, 1) == 1.0
+
+
+def test_a_step_is_as_long_as_the_schedule_says() -> None:
+    """Plain SGD moves against the gradient of the mean loss by the learning rate of that step."""
+    part = colours(12)
+    for number in (0, 1, 11):
+        network, reference = fresh(), fresh()
+        loss = F.cross_entropy(
+            reference(PictureBatches(part, CPU).plain(part.indices)), torch.from_numpy(part.own_labels)
+        )
+        loss.backward()
+        learning = learner(network, part, **PLAIN)
+        step(learning, number)
+        rate = 0.05 * schedule(number, 20)
+        assert learning.learning_rate(number) == rate
+        for moved, start in zip(network.parameters(), reference.parameters(), strict=True):
+            assert torch.allclose(moved, start - rate * start.grad, atol=1e-6)
+
+
+def test_one_bad_batch_cannot_throw_the_weights_away() -> None:
+    """The gradient is cut to a norm of 5, which is how far plain SGD moves at a learning rate of 1."""
+
+    class Loud(MeanColour):
+        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+            return super().forward(1000 * pictures)
+
+    network = fresh(Loud)
+    before = weights(network)
+    step(learner(network, learning_rate=1.0, steps=1, **PLAIN))
+    assert (weights(network) - before).norm().item() == pytest.approx(5, rel=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_weight_decay_pulls_the_weights_towards_zero(optimizer: str) -> None:
+    norms = []
+    for decay in (0.0, 1.0):
+        network = fresh()
+        learning = learner(network, optimizer=optimizer, weight_decay=decay, steps=30)
+        for number in range(30):
+            step(learning, number)
+        norms.append(weights(network).norm())
+    assert norms[1] < 0.8 * norms[0]
+
+
+def test_momentum_keeps_a_share_of_the_last_step() -> None:
+    """SGD without and with momentum part after the second step and not before."""
+    networks = [fresh(), fresh()]
+    learners = [
+        learner(network, optimizer="sgd", weight_decay=0.0, momentum=share)
+        for network, share in zip(networks, (0.0, 0.9), strict=True)
+    ]
+    start = weights(networks[0])
+    for learning in learners:
+        step(learning, 0)
+    assert torch.equal(weights(networks[0]), weights(networks[1]))
+    for learning in learners:
+        step(learning, 1)
+    assert (weights(networks[1]) - start).norm() > (weights(networks[0]) - start).norm()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_state_from_a_file_goes_on_bit_for_bit(optimizer: str) -> None:
+    changes = {"optimizer": optimizer, "ema": 0.9, "augmentation": 0.3, "mixup": 0.5}
+    whole = learner(fresh(SimpleCNN, 0, 3, 0.3), **changes)
+    for number in range(3):
+        step(whole, number)
+    taken_up = restored(whole, learner(fresh(SimpleCNN, 1, 3, 0.3), **changes))
+    assert [step(whole, number) for number in (3, 4)] == [step(taken_up, number) for number in (3, 4)]
+    assert torch.equal(weights(whole.network), weights(taken_up.network))
+    assert torch.equal(weights(whole.judged), weights(taken_up.judged))
+
+
+# --- the average of the weights -----------------------------------------------------------------
+
+
+def test_the_average_by_hand_over_three_steps() -> None:
+    """It begins with the weights after the first step; then decay 2 / 11, then 0.2 at most instead of 3 / 12."""
+    network = fresh()
+    learning = learner(network, ema=0.2)
+    expected = weights(network)
+    for number, decay in enumerate((0, 2 / 11, 0.2)):
+        step(learning, number)
+        expected = decay * expected + (1 - decay) * weights(network)
+        assert torch.allclose(weights(learning.judged), expected, atol=1e-6)
+    assert learning.judged is not network
+    assert not torch.equal(weights(learning.judged), weights(network))
+
+
+def test_statistics_are_averaged_and_counters_copied() -> None:
+    network = nn.BatchNorm2d(2)
+    average = exponential_moving_average(network, 0.5)
+    average.update_parameters(network)
+    network(torch.rand(4, 2, 3, 3))
+    network(torch.rand(4, 2, 3, 3))
+    average.update_parameters(network)
+    assert torch.allclose(average.module.running_mean, 9 / 11 * network.running_mean)
+    assert average.module.num_batches_tracked == 2
+    assert not any(weight.requires_grad for weight in average.module.parameters())
+
+
+def test_without_an_average_the_network_itself_is_judged() -> None:
+    network = fresh()
+    assert learner(network).judged is network
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def of_cuda() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def of_python() -> None:
+    raise MemoryError
+
+
+def of_the_cpu() -> None:
+    torch.empty(2**50)  # more than addresses there are: torch's allocator refuses in its own words
+
+
+class Greedy(MeanColour):
+    """Runs out of memory with more than ``limit`` pictures."""
+
+    def __init__(self, limit: int, exhaust: Callable[[], None] = of_cuda) -> None:
+        super().__init__()
+        self.limit, self.exhaust = limit, exhaust
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        if len(pictures) > self.limit:
+            self.exhaust()
+        return super().forward(pictures)
+
+
+@pytest.mark.parametrize("exhaust", [of_cuda, of_python, of_the_cpu])
+def test_a_batch_is_halved_until_it_fits_and_learnt_as_a_whole(
+    exhaust: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"label_smoothing": 0.1, "class_weights": "balanced", **PLAIN}
+    whole, split = fresh(MeanColour, 2), fresh(Greedy, 2, 3, exhaust)
+    expected = step(learner(whole, **changes))
+    learning = learner(split, **changes)
+    loss, right = step(learning)
+    assert split.batches == [3, 3, 3, 3]
+    assert loss == pytest.approx(expected[0], rel=1e-6)
+    assert right == expected[1]
+    assert torch.allclose(weights(split), weights(whole), atol=1e-6)
+    assert capsys.readouterr().out == SAID.format(2) + SAID.format(4)
+    step(learning, 1)
+    assert split.batches == [3] * 8, "from then on, without trying again"
+    assert capsys.readouterr().out == ""
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 30), st.integers(3, 30))
+def test_no_piece_has_a_single_picture_and_each_is_counted_once(pictures: int, limit: int) -> None:
+    """With room for three pictures any batch can be cut into pieces of two or three."""
+    whole, split = fresh(MeanColour, 2), fresh(Greedy, 2, limit)
+    part = colours(30)
+    expected = step(learner(whole, part, **PLAIN), pictures=pictures)
+    loss, right = step(learner(split, part, **PLAIN), pictures=pictures)
+    assert sum(split.batches) == pictures
+    assert min(split.batches) >= 2
+    assert loss == pytest.approx(expected[0], rel=1e-5)
+    assert right == expected[1]
+    assert torch.allclose(weights(split), weights(whole), atol=1e-6)
+
+
+@pytest.mark.parametrize("pictures", [2, 3, 12])
+def test_when_two_pictures_do_not_fit_it_says_what_to_lower(pictures: int) -> None:
+    message = rf"^a batch of {pictures} pictures does not fit into memory; lower --batch-size or --image-size$"
+    with pytest.raises(TrainingError, match=message):
+        step(learner(fresh(Greedy, 0, 1)), pictures=pictures)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+    def exhaust() -> None:
+        raise RuntimeError("the backward pass of a network is wrong")
+
+    with pytest.raises(RuntimeError, match=r"^the backward pass of a network is wrong$"):
+        step(learner(fresh(Greedy, 0, 3, exhaust)))
+
+
+# --- compiled networks --------------------------------------------------------------------------
+
+COMPILED = Device("cpu", torch.float32, compiled=True)
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """A function that sets what inductor calls to compile C++; nothing that was compiled before is found again."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    from torch._inductor import config  # makes that folder when it is imported
+
+    quick = {"cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False}  # else it tries for 10 s what is fastest
+    torch.compiler.reset()
+    with ExitStack() as stack:
+        yield lambda path: stack.enter_context(config.patch({**quick, "cpp.cxx": (None, path)}))
+
+
+def test_what_lies_in_memory_does_not_come_into_a_gradient() -> None:
+    """ResNet-18 at its smallest: there, bfloat16 weight gradients are not all written."""
+    found = []
+    for junk in (float("nan"), 1e9, 0.0, float("nan")):
+        network = fresh(build_network, 0, "resnet18", 3, 0.0, None).to(memory_format=torch.channels_last)
+        one = learner(network, colours(30), device=Device("cpu", torch.bfloat16), model_type="resnet18", batch_size=30)
+        for _ in range(3):
+            dirty = [torch.full((2**power,), junk, dtype=torch.bfloat16) for power in range(6, 22)]
+            del dirty
+        step(one, pictures=30)
+        found.append(weights(network))
+    assert all(values.isfinite().all() and torch.equal(values, found[0]) for values in found)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_a_compiled_network_learns_the_same(
+    compiler: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiler("g++")
+    plain, compiled = fresh(), fresh()
+    expected = [step(learner(plain, **PLAIN), number) for number in range(3)]
+    learning = learner(compiled, device=COMPILED, **PLAIN)
+    assert [step(learning, number) for number in range(3)] == [
+        (pytest.approx(loss, rel=1e-5), right) for loss, right in expected
+    ]
+    assert torch.allclose(weights(compiled), weights(plain), atol=1e-5)
+    assert len(list(tmp_path.rglob("*.so"))) == 2, "one for the forward pass and one for the gradients"
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("works_for", [0, 1])
+def test_a_network_that_cannot_be_compiled_learns_as_it_is(
+    works_for: int, compiler: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A compiler that breaks at once, or after the forward pass, so that the gradients are what cannot be compiled."""
+    script = tmp_path / "breaks"
+    script.write_text(
+        f"""#!/bin/sh
+        [ "$1" = --version ] && exec g++ "$@"
+        echo >> {tmp_path}/calls
+        [ $(wc -l < {tmp_path}/calls) -gt {works_for} ] && exit 1
+        exec g++ "$@"
+        """
+    )
+    script.chmod(0o755)
+    compiler(str(script))
+    plain, uncompiled = fresh(), fresh()
+    expected = [step(learner(plain, **PLAIN), number) for number in range(2)]
+    learning = learner(uncompiled, device=COMPILED, **PLAIN)
+    assert [step(learning, number) for number in range(2)] == [
+        (pytest.approx(loss, rel=1e-5), right) for loss, right in expected
+    ]
+    said = "torch.compile failed (CppCompileError: C++ compile error); training goes on without it\n"
+    assert capsys.readouterr().out == said
+
+
+def test_without_a_compiler_it_learns_all_the_same(
+    compiler: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiler("/bin/false")
+    network = fresh()
+    step(learner(network, device=COMPILED))
+    assert network.batches == [12]
+    said = capsys.readouterr().out
+    assert said.startswith("torch.compile failed (InvalidCxxCompiler: No working C++ compiler found")
+    assert said.endswith("); training goes on without it\n")
+    assert said.count("\n") == 1
+
+
+def learn_without_a_folder(folder: Path) -> tuple[list[int], str]:
+
+    importlib.import_module("torch._dynamo")  # which makes its own folder when it is imported
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    network = fresh()
+    with redirect_stdout(io.StringIO()) as said:
+        step(learner(network, device=COMPILED))
+    return network.batches, said.getvalue()
+
+
+def test_where_compiled_code_cannot_be_kept_it_learns_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder can be made below")
+    batches, said = elsewhere(learn_without_a_folder, tmp_path / "file" / "folder")
+    assert batches == [12]
+    reason = f"[Errno 20] Not a directory: '{tmp_path}/file/folder'"
+    assert said == f"torch.compile failed ({reason}); training goes on without it\n"

@@ -1,0 +1,173 @@
+"""What decides comes out on top, what does not stays near zero, and every setting has its place."""
+
+import io
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolkit.tuning.importance_plots import FEWEST, importance_picture, importances, place
+from toolkit.tuning.space import FULL, QUICK, Choice, Dimension, Integers, LogUniform, Space, Uniform
+from toolkit.tuning.trial import Fold, Trial
+
+SMALL: Space = {
+    "learning_rate": LogUniform(1e-5, 1e-3),
+    "optimizer": Choice(("adam", "sgd")),
+    "momentum": Uniform(0.9, 0.98),
+    "epochs": Integers(10, 50),
+    "image_size": Choice((32,)),
+}
+
+
+def trial(number: int, settings: dict[str, Any], *accuracies: float, state: str = "complete") -> Trial:
+    folds = tuple(Fold(({"epoch": 1, "val_accuracy": accuracy},), 1, 1.0, 100) for accuracy in accuracies)
+    return Trial(number, settings, state, folds)
+
+
+def sample(space: Space, random: np.random.Generator) -> dict[str, Any]:
+    """A point of the space, with momentum only under sgd."""
+    point = {}
+    for name, dimension in space.items():
+        if isinstance(dimension, Choice):
+            point[name] = dimension.options[random.integers(len(dimension.options))]
+        elif isinstance(dimension, LogUniform):
+            point[name] = float(10 ** random.uniform(np.log10(dimension.low), np.log10(dimension.high)))
+        elif isinstance(dimension, Integers):
+            point[name] = int(random.integers(dimension.low, dimension.high + 1))
+        else:
+            point[name] = float(random.uniform(dimension.low, dimension.high))
+    return {name: value for name, value in point.items() if name != "momentum" or point["optimizer"] == "sgd"}
+
+
+def study(
+    count: int, space: Space, accuracy: Callable[[dict[str, Any], np.random.Generator], float], seed: int = 0
+) -> list[Trial]:
+    """Random points of the space; one in four was cut after a fold, and one in ten of the others failed."""
+    random = np.random.default_rng(seed)
+    trials = []
+    for number in range(count):
+        point = sample(space, random)
+        state = "cut" if number % 4 == 3 else "failed" if number % 10 == 6 else "complete"
+        folds = 2 if state == "complete" else 1
+        trials.append(trial(number, point, *[accuracy(point, random)] * folds, state=state))
+    return trials
+
+
+def noise(_: dict[str, Any], random: np.random.Generator) -> float:
+    return float(random.uniform(0.7, 0.9))
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "batch_size", "epochs", "optimizer", "momentum"])
+def test_what_alone_decides_comes_out_on_top(name: str) -> None:
+    """Beside four that do nothing, with a little noise."""
+    space = {**SMALL, "batch_size": Choice((16, 32, 64, 128))}
+
+    def accuracy(point: dict[str, Any], random: np.random.Generator) -> float:
+        where = place(space[name], point.get(name, 0.94))
+        return float(0.6 + 0.3 * where + random.normal(0, 0.01))
+
+    (first, (most, _)), *others = importances(study(80, space, accuracy), space).items()
+    assert first == name
+    assert most > 5 * max(abs(mean) for _, (mean, _) in others)
+
+
+def test_an_accuracy_that_never_changes_depends_on_nothing() -> None:
+    found = importances(study(40, SMALL, lambda *_: 0.9), SMALL)
+    assert set(found) == {"learning_rate", "optimizer", "momentum", "epochs"}
+    assert np.allclose(list(found.values()), 0, atol=1e-12)
+
+
+def test_chance_depends_on_nothing_either() -> None:
+    """Trees learn chance by heart; on trials that they have not seen it is no help. A mean error of noise is 0.05."""
+    for seed in range(2):
+        found = importances(study(60, SMALL, noise, seed), SMALL)
+        assert all(abs(mean) < 0.01 for mean, _ in found.values())
+
+
+def test_the_same_trials_give_the_same() -> None:
+    trials = study(20, SMALL, noise)
+    assert importances(trials, SMALL) == importances(trials, SMALL)
+
+
+@pytest.mark.parametrize(("state", "least", "most"), [("cut", 0.1, 0.5), ("failed", 0, 1e-12)])
+def test_cut_trials_count_and_failed_ones_do_not(state: str, least: float, most: float) -> None:
+    """All that learned slowly ended early, with 0.5 instead of 0.9."""
+    slow = [trial(n, {"learning_rate": 10 ** (-5 + n / 10)}, 0.5, state=state) for n in range(10)]
+    fast = [trial(n, {"learning_rate": 10 ** (-5 + n / 10)}, 0.9) for n in range(10, 20)]
+    ((mean, _),) = importances(slow + fast, {"learning_rate": SMALL["learning_rate"]}).values()
+    assert least <= mean <= most
+
+
+def test_too_few_trials_have_no_importances_and_the_picture_says_so() -> None:
+    trials = [trial(n, sample(SMALL, np.random.default_rng(n)), 0.5 + n / 100) for n in range(FEWEST)]
+    assert importances(trials[1:], SMALL) == {}
+    assert set(importances(trials, SMALL)) == {"learning_rate", "optimizer", "momentum", "epochs"}
+    few = importance_picture([*trials[1:], trial(FEWEST, {}, 0.9, state="failed")], SMALL)
+    assert [text.get_text() for text in few.texts] == [
+        "importances need at least 8 trials with an accuracy, and there are 7"
+    ]
+
+
+def test_the_importance_picture_has_a_bar_for_each_hyperparameter_the_highest_on_top() -> None:
+    trials = study(40, SMALL, lambda point, _: point["epochs"] / 50)
+    found = importances(trials, SMALL)
+    figure = importance_picture(trials, SMALL)
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [name.replace("_", " ") for name in found]
+    assert axes.get_yticklabels()[0].get_text() == "epochs"
+    assert axes.yaxis_inverted()
+    assert [bar.get_width() for bar in axes.patches] == [mean for mean, _ in found.values()]
+    ((whiskers,),) = (container.lines[2] for container in axes.containers if hasattr(container, "has_xerr"))
+    assert [float(np.ptp(segment[:, 0])) / 2 for segment in whiskers.get_segments()] == [
+        pytest.approx(spread) for _, spread in found.values()
+    ]
+    assert figure.get_supxlabel() == (
+        "permutation importance (scikit-learn) under random forests, on trials they did not learn from;"
+        " 26 complete and 10 cut"
+    )
+
+
+@pytest.mark.parametrize(("count", "space"), [(1, SMALL), (2, SMALL), (300, FULL), (6, QUICK)])
+def test_a_study_of_any_size_can_be_drawn(count: int, space: Space) -> None:
+    buffer = io.BytesIO()
+    importance_picture(study(count, space, noise), space).savefig(buffer, format="png", dpi=50)
+    assert buffer.getvalue().startswith(b"\x89PNG")
+
+
+def test_a_space_with_nothing_to_vary_has_no_importances() -> None:
+    trials = [trial(n, {"image_size": 32}, 0.5 + n / 100) for n in range(FEWEST)]
+    figure = importance_picture(trials, {"image_size": Choice((32,))})
+    assert [text.get_text() for text in figure.texts] == ["no hyperparameter varies"]
+
+
+@pytest.mark.parametrize(
+    ("dimension", "value", "where"),
+    [
+        (Choice(("a", "b", "c")), "b", 0.5),
+        (Choice((0.0, 1e-4, 1e-3)), 0.0, 0),
+        (Uniform(0.1, 0.5), 0.2, 0.25),
+        (LogUniform(1e-5, 1e-3), 1e-4, 0.5),
+        (Integers(10, 50), 40, 0.75),
+    ],
+)
+def test_a_value_has_its_place(dimension: Dimension, value: Any, where: float) -> None:
+    assert place(dimension, value) == pytest.approx(where)
+
+
+@pytest.mark.parametrize("dimension", SMALL.values(), ids=SMALL.keys())
+def test_what_is_missing_or_no_option_has_no_place(dimension: Dimension) -> None:
+    assert np.isnan(place(dimension, None))
+    assert np.isnan(place(Choice((16, 32)), 64))
+
+
+@given(st.floats(1e-8, 1e3), st.floats(1.1, 1e6), st.lists(st.floats(0, 1), min_size=2))
+def test_places_go_from_0_to_1_in_the_order_of_values(low: float, factor: float, shares: list[float]) -> None:
+    for dimension in (Uniform(low, low * factor), LogUniform(low, low * factor)):
+        assert (place(dimension, low), place(dimension, low * factor)) == (0, pytest.approx(1))
+        places = [place(dimension, min(low * factor**share, low * factor)) for share in sorted(shares)]
+        assert all(-1e-9 <= at <= 1 + 1e-9 for at in places)
+        assert all(next_one >= at - 1e-9 for at, next_one in pairwise(places))

@@ -1,0 +1,265 @@
+"""What a search says while it goes and afterwards: the right figures, in a few words, and a bar on a terminal only."""
+
+import io
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from toolkit.cli.terminal import QUIET_SECONDS, say
+from toolkit.tuning.progress import StudyBar, all_settings, describe, standings, totals, trial_line
+from toolkit.tuning.space import FULL
+from toolkit.tuning.study import Study
+from toolkit.tuning.trial import Fold, Trial
+
+SETTINGS = {
+    "learning_rate": 0.000123456,
+    "batch_size": 32,
+    "epochs": 20,
+    "image_size": 224,
+    "model_type": "resnet18",
+    "optimizer": "sgd",
+    "weight_decay": 0.0001,
+    "momentum": 0.9512345,
+    "dropout": 0.25,
+    "augmentation": 0.5,
+    "patience": 10,
+    "min_delta": 0.0001,
+}
+SHORTLY = "resnet18, 224 px, sgd, batch 32, 20 epochs, lr 0.00012"
+
+
+def trial(number: int, *accuracies: float, state: str = "complete", seconds: float = 12.4, **rest: Any) -> Trial:
+    """A trial with a fold an accuracy, each of 1,500 pictures."""
+    folds = tuple(Fold(({"epoch": 1, "val_accuracy": accuracy},), 1, 2.0, 1_500) for accuracy in accuracies)
+    return Trial(number, SETTINGS, state, folds, seconds, **rest)
+
+
+def study_of(*trials: Trial) -> Study:
+    """One that begins with their settings, and was told of them."""
+    study = Study(FULL, 0, first=[one.settings for one in trials])
+    for one in trials:
+        study.ask()
+        study.tell(one)
+    return study
+
+
+# --- a line -------------------------------------------------------------------------------------
+
+
+BELOW = "after fold 1 of 5: 0.5000 is below 0.7000, the worst fold of trial 3"
+KNOWN = "as trial 3, which had the same settings"
+
+
+@pytest.mark.parametrize(
+    ("ended", "line"),
+    [
+        (trial(2, 0.5, 0.75, 1.0), f"trial   3/30  mean accuracy 0.7500 (spread 0.2500)  12 s  {SHORTLY}"),
+        (
+            trial(4, 0.5, 0.5, reason=KNOWN),
+            f"trial   5/30  mean accuracy 0.5000 (spread 0.0000)  12 s  {SHORTLY}  {KNOWN}",
+        ),
+        (trial(4, 0.5, state="cut", reason=BELOW), f"trial   5/30  cut {BELOW}; 12 s  {SHORTLY}"),
+        (trial(99, state="failed", reason="it diverged"), f"trial 100/30  failed after 12 s: it diverged  {SHORTLY}"),
+    ],
+    ids=["complete", "known", "cut", "failed"],
+)
+def test_a_trial_is_a_line(ended: Trial, line: str) -> None:
+    assert trial_line(ended, 30, best=False) == line
+
+
+def test_the_line_of_the_best_trial_says_so() -> None:
+    line = f"trial  12/30  mean accuracy 0.7500 (spread 0.2500)  3600 s  {SHORTLY}  best"
+    assert trial_line(trial(11, 0.5, 0.75, 1.0, seconds=3_600.4), 30, best=True) == line
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (SETTINGS, SHORTLY),
+        ({}, ""),
+        ({"dropout": 0.5}, ""),
+        ({"learning_rate": 1e-5, "epochs": 3}, "3 epochs, lr 1e-05"),
+        ({"optimizer": "adam", "model_type": "simple_cnn"}, "simple_cnn, adam"),
+    ],
+)
+def test_settings_in_a_few_words(settings: Mapping[str, Any], words: str) -> None:
+    assert describe(settings) == words
+
+
+def test_all_settings_are_named() -> None:
+    assert all_settings(SETTINGS) == (
+        "learning_rate 0.000123, batch_size 32, epochs 20, image_size 224, model_type resnet18, optimizer sgd,"
+        " weight_decay 0.0001, momentum 0.951, dropout 0.25, augmentation 0.5, patience 10, min_delta 0.0001"
+    )
+    assert all_settings({}) == ""
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("trials", "said"),
+    [
+        ([], "0 trials: 0 complete, 0 cut, 0 failed; 0 pictures through training, 0 seconds"),
+        ([trial(0, 0.5, 0.5)], "1 trial: 1 complete, 0 cut, 0 failed; 3,000 pictures through training, 12 seconds"),
+        (
+            [trial(0, state="failed", seconds=119.4)],
+            "1 trial: 0 complete, 0 cut, 1 failed; 0 pictures through training, 119 seconds",
+        ),
+        (
+            [trial(0, *[0.5] * 5, seconds=119.6), trial(1, 0.5, state="cut"), trial(2, state="failed")],
+            "3 trials: 1 complete, 1 cut, 1 failed; 9,000 pictures through training, 2 minutes",
+        ),
+        (
+            [trial(number, *[0.5] * 10, seconds=100) for number in range(90)],
+            "90 trials: 90 complete, 0 cut, 0 failed; 1,350,000 pictures through training, 150 minutes",
+        ),
+    ],
+)
+def test_what_trials_came_to_and_what_they_cost(trials: list[Trial], said: str) -> None:
+    assert totals(trials) == said
+
+
+def test_the_standings_are_the_best_five_and_what_became_of_the_others() -> None:
+    accuracies = (0.5, 0.75, 0.625, 0.25, 0.875, 0.125)
+    trials = [trial(number, accuracy, accuracy + 0.125) for number, accuracy in enumerate(accuracies)]
+    others = [trial(6, 0.99, state="cut"), trial(7, state="failed", seconds=300)]
+    assert standings(study_of(*trials, *others)).splitlines() == [
+        "trial    mean  spread  pictures  seconds  network   size  optimizer  batch  epochs  learning rate",
+        "    5  0.9375  0.0884     3,000       12  resnet18   224  sgd           32      20       0.000123",
+        "    2  0.8125  0.0884     3,000       12  resnet18   224  sgd           32      20       0.000123",
+        "    3  0.6875  0.0884     3,000       12  resnet18   224  sgd           32      20       0.000123",
+        "    1  0.5625  0.0884     3,000       12  resnet18   224  sgd           32      20       0.000123",
+        "    4  0.3125  0.0884     3,000       12  resnet18   224  sgd           32      20       0.000123",
+        "",
+        "8 trials: 6 complete, 1 cut, 1 failed; 19,500 pictures through training, 6 minutes",
+    ]
+
+
+def test_without_a_complete_trial_there_is_no_table() -> None:
+    said = "0 seconds"
+    assert standings(Study(FULL, 0)) == f"0 trials: 0 complete, 0 cut, 0 failed; 0 pictures through training, {said}"
+    study = study_of(trial(0, state="failed"))
+    assert standings(study) == "1 trial: 0 complete, 0 cut, 1 failed; 0 pictures through training, 12 seconds"
+
+
+def test_what_a_space_does_not_have_is_a_gap_in_the_table() -> None:
+    names = ("optimizer", "momentum", "epochs", "learning_rate")
+    space = {name: FULL[name] for name in names}
+    settings = {name: SETTINGS[name] for name in names}
+    study = Study(space, 0, first=[settings])
+    study.ask()
+    study.tell(Trial(0, settings, "complete", trial(0, 0.5, 0.5).folds, 1.0))
+    assert standings(study).splitlines()[:2] == [
+        "trial    mean  spread  pictures  seconds  network  size  optimizer  batch  epochs  learning rate",
+        "    1  0.5000  0.0000     3,000        1        -     -  sgd            -      20       0.000123",
+    ]
+
+
+# --- the bar ------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+    @property
+    def line(self) -> str:
+        """What the last line shows now."""
+        return [part for part in self.getvalue().split("\n")[-1].split("\r") if part][-1].strip()
+
+
+def at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """One that standard output and standard error go to."""
+    terminal = Terminal()
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, terminal)
+    return terminal
+
+
+def test_on_a_terminal_a_bar_shows_where_the_search_has_come_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = at_a_terminal(monkeypatch)
+    study = Study(FULL, 0, first=[SETTINGS, {**SETTINGS, "epochs": 30}])
+    bar = StudyBar(study, planned=10, folds=5)
+    assert terminal.line.startswith("trials:   0%|")
+    assert " 0/10 " in terminal.line
+    one, other = study.ask(), study.ask()
+    bar.step(one, fold=0, epoch=1, share=0.05)
+    assert terminal.line.endswith("trial/s, trial 1: fold 1/5, epoch 1/20, 1 % done]")
+    bar.step(other, fold=0, epoch=1, share=0.05)
+    bar.step(one, fold=4, epoch=20, share=0.9)
+    parts = terminal.line.split("; ")
+    assert parts[0].endswith("trial 1: fold 5/5, epoch 20/20, 98 % done, 00:00 left")
+    assert parts[1] == "trial 2: fold 1/5, epoch 1/30, 1 % done]"
+
+    ended = trial(0, *[0.75] * 5)
+    study.tell(ended)
+    bar.ended(ended)
+    assert " 1/10 " in terminal.line
+    assert terminal.line.endswith(f"best 0.7500 ({SHORTLY}); trial 2: fold 1/5, epoch 1/30, 1 % done]")
+    say(trial_line(ended, 10, best=True))
+    lines = terminal.getvalue().split("\n")
+    assert trial_line(ended, 10, best=True) in [part.strip() for line in lines for part in line.split("\r")]
+    assert terminal.line.startswith("trials:"), "a line leaves the bar whole"
+
+    failed = Trial(1, other.settings, "failed")
+    study.tell(failed)
+    bar.ended(failed)
+    assert " 2/10 " in terminal.line
+    assert terminal.line.endswith(f"best 0.7500 ({SHORTLY})]")
+    bar.close()
+
+
+def test_a_bar_that_is_closed_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = at_a_terminal(monkeypatch)
+    bar = StudyBar(Study(FULL, 0), planned=10, folds=5)
+    assert "trials:   0%|" in terminal.getvalue()
+    bar.close()
+    assert [part.strip() for part in terminal.getvalue().split("\r")][-2:] == ["", ""], "it was wiped"
+
+
+def test_a_study_that_is_taken_up_goes_on_counting(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = at_a_terminal(monkeypatch)
+    study = study_of(*(trial(number, 0.5, 0.5) for number in range(3)))
+    with closing(StudyBar(study, planned=4, folds=2)):
+        assert terminal.line.startswith("trials:  75%|")
+        assert " 3/4 " in terminal.line
+
+
+def test_elsewhere_there_is_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    study = Study(FULL, 0)
+    with closing(StudyBar(study, planned=10, folds=5)) as bar:
+        proposal = study.ask()
+        bar.step(proposal, 0, 1, 0.05)
+        ended = Trial(0, proposal.settings, "complete", trial(0, 0.5, 0.5).folds)
+        study.tell(ended)
+        bar.ended(ended)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_in_a_log_a_long_silence_within_a_trial_ends_with_where_it_is_and_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = Study(FULL, 0, first=[SETTINGS])
+    now = 1e9
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with closing(StudyBar(study, planned=10, folds=5)) as bar:
+        proposal = study.ask()
+        now += QUIET_SECONDS
+        bar.tick([0])
+        bar.step(proposal, 0, 1, 0.05)
+        now += 10
+        bar.step(proposal, 0, 2, 0.1)
+        bar.tick([0])
+        now += QUIET_SECONDS
+        bar.step(proposal, 0, 5, 0.25)
+        bar.tick([0, 1])
+    assert capsys.readouterr().out.splitlines() == [
+        "trial   1/10  preparing its images",
+        "trial   1/10  fold 1/5, epoch 5/20, 5 % done, 15:50 left",  # 4 % in 40 seconds
+        "trial   2/10  preparing its images",
+    ]

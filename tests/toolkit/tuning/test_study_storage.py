@@ -1,0 +1,322 @@
+"""A folder of studies: each is taken up as it was, and found by its name or as the last one."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support import full_disk
+from toolkit.errors import DataError, SettingsError
+from toolkit.tuning.journal import Journal
+from toolkit.tuning.space import FULL, QUICK, Choice, Uniform
+from toolkit.tuning.study import Proposal, Study
+from toolkit.tuning.study_storage import (
+    Plan,
+    claimed_name,
+    differences,
+    find_study,
+    free_name,
+    journal_of,
+    keep_logits,
+    kept_logits,
+    read_study,
+    studies_in,
+)
+from toolkit.tuning.trial import Fold, Trial
+
+ANOTHER_VERSION = "the study was begun by another version of hyperopt_tuning.py"
+
+
+def ended(proposal: Proposal, accuracy: float, state: str = "complete") -> Trial:
+    folds = tuple(Fold(({"epoch": 1, "val_accuracy": accuracy},), 1, 2.0, 80) for _ in range(2))
+    return Trial(proposal.number, proposal.settings, state, folds, 4.0)
+
+
+def told(study: Study, accuracy: float, state: str = "complete") -> Trial:
+    """Ask and tell once."""
+    trial = ended(study.ask(), accuracy, state)
+    study.tell(trial)
+    return trial
+
+
+def plan(**changes: Any) -> Plan:
+    """One that uses everything there is."""
+    former = Study(FULL, seed=9)
+    for state in ("complete", "cut", "failed"):
+        told(former, 0.5, state)
+    values: dict[str, Any] = {
+        "space": {**FULL, "label_smoothing": Uniform(0.0, 0.2), "weight_decay": Choice((0.0, 1e-4))},
+        "seed": 3,
+        "start_up": 4,
+        "racing": True,
+        "first": [{"epochs": 12, "label_smoothing": 0.1}],
+        "earlier": former.trials,
+        "facts": {"data": "Blumen/Gärten", "data_fingerprint": "0123"},
+        "settings": {"preset": "full", "timeout": None, "folds": 5, "data": ["a", "b"]},
+    }
+    return Plan(**{**values, **changes})
+
+
+# --- what a study depends on --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, {"space": QUICK, "racing": False, "first": [], "earlier": []}])
+def test_a_plan_survives_a_round_through_text(changes: dict[str, Any]) -> None:
+    before = plan(**changes)
+    again = Plan.from_json(json.loads(json.dumps(before.json())))
+    assert again == before
+    assert repr(again) == repr(before)  # in which 3 and 3.0 differ
+
+
+def test_its_study_has_all_that_it_says() -> None:
+    """The same proposals as one that is made by hand, and different ones where any part of it differs."""
+    one = plan(earlier=[])
+
+    def proposals(study: Study) -> list[Proposal]:
+        found = []
+        for number in range(6):
+            found.append(study.ask())
+            study.tell(ended(found[-1], number / 10))
+        return found
+
+    expected = proposals(Study(one.space, 3, 4, racing=True, first=one.first))
+    assert proposals(one.study()) == expected
+    for changes in (
+        {"space": FULL, "first": []}, {"seed": 4}, {"start_up": 5}, {"racing": False}, {"first": [{"epochs": 13}]},
+        {"earlier": [told(Study(one.space, seed=1), 0.5) for _ in range(5)]},
+    ):  # fmt: skip
+        assert proposals(plan(**{"earlier": [], **changes}).study()) != expected
+
+
+def test_it_is_recorded_and_taken_up() -> None:
+    entries: list[Mapping[str, Any]] = []
+    study = plan().study(record=entries.append)
+    told(study, 0.5)
+    waiting = study.ask()
+    again = plan().study([{"run": "abc"}, *entries])
+    assert again.trials == study.trials
+    assert again.under_way == {1: waiting}
+    assert again.ask() == study.ask()
+
+
+def broken_plans() -> Iterator[tuple[str, Any]]:
+    values = plan().json()
+    for name in ("space", "seed", "start_up", "racing", "earlier"):
+        yield f"without {name}", {key: value for key, value in values.items() if key != name}
+    yield "with more", {**values, "pruner": "hyperband"}
+    yield "nothing", {}
+    for space in ({"epochs": 5}, {"epochs": {"low": 3}}, {"epochs": None}, 5):
+        yield f"space {space}", {**values, "space": space}
+    for earlier in ([{}], [5], None, [{**values["earlier"][0], "mean_accuracy": 0.5}]):
+        yield f"earlier {str(earlier)[:20]}", {**values, "earlier": earlier}
+
+
+@pytest.mark.parametrize("values", [pytest.param(values, id=name) for name, values in broken_plans()])
+def test_the_first_line_of_another_version_is_one_line(values: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        Plan.from_json(values)
+    assert str(caught.value) == ANOTHER_VERSION
+
+
+def broken_entries() -> Iterator[tuple[str, list[Any]]]:
+    entries: list[Any] = []
+    told(plan().study(record=entries.append), 0.5)
+    asked, taken = (entry[kind] for entry, kind in zip(entries, ("asked", "told"), strict=True))
+    yield "a trial without a proposal", entries[1:]
+    yield "told twice", [*entries, entries[1]]
+    yield "no settings", [{"asked": {"number": 0}}]
+    yield "outside of the space", [{"asked": {**asked, "settings": {**asked["settings"], "epochs": 500}}}]
+    yield "settings of another kind", [{"asked": {**asked, "settings": ["epochs", 12]}}]
+    yield "no trial", [entries[0], {"told": None}]
+    yield "a trial with more", [entries[0], {"told": {**taken, "mean_accuracy": 0.5}}]
+    yield "a fold without epochs", [entries[0], {"told": {**taken, "folds": [{**taken["folds"][0], "epochs": []}]}}]
+    yield "an epoch without accuracy", [
+        entries[0], {"told": {**taken, "folds": [{**taken["folds"][0], "epochs": [{}]}]}},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("entries", [pytest.param(entries, id=name) for name, entries in broken_entries()])
+def test_entries_of_another_version_are_one_line(entries: list[Any]) -> None:
+    with pytest.raises(DataError) as caught:
+        plan().study(entries)
+    assert str(caught.value) == ANOTHER_VERSION
+
+
+# --- the folder ---------------------------------------------------------------------------------
+
+
+def begun(folder: Path, name: str, written: int | None = None) -> Path:
+    """A study in the folder, last worked on at some time."""
+    path = journal_of(folder, name)
+    Journal(path, plan().json()).close()
+    if written is not None:
+        os.utime(path, (written, written))
+    return path
+
+
+def test_a_study_is_read_while_another_process_goes_on_with_it(tmp_path: Path) -> None:
+    path = journal_of(tmp_path, "digits-1")
+    assert path == tmp_path / "digits-1" / "journal.jsonl"
+    with Journal(path, plan().json()) as journal:
+        study = plan().study(record=journal.append)
+        best = told(study, 0.75)
+        told(study, 0.5, "cut")
+        waiting = study.ask()
+        found, finished = read_study(tmp_path, "digits-1")
+        assert (found.trials, found.best, found.under_way) == (study.trials, best, {2: waiting})
+        assert not finished
+        with path.open("ab") as file:
+            file.write(b'{"told": {"num')  # at this very moment
+        assert read_study(tmp_path, "digits-1")[0].trials == study.trials
+    with Journal(path) as journal:
+        journal.append({"finished": 0})
+    found, finished = read_study(tmp_path, "digits-1")
+    assert found.best == best
+    assert finished
+
+
+def test_a_study_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^the journal .*digits-1/journal\.jsonl cannot be read: No such file"):
+        read_study(tmp_path, "digits-1")
+    Journal(journal_of(tmp_path, "digits-1"), {"seed": 0}).close()
+    with pytest.raises(DataError, match=rf"^{ANOTHER_VERSION}$"):
+        read_study(tmp_path, "digits-1")
+
+
+def test_studies_are_in_the_order_in_which_they_were_worked_on(tmp_path: Path) -> None:
+    assert studies_in(tmp_path / "missing") == []
+    for name, written in (("b", 100), ("d", 300), ("a", 200), ("c", 300)):
+        begun(tmp_path, name, written)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("of something else")
+    assert studies_in(tmp_path) == ["b", "a", "c", "d"]
+    with Journal(journal_of(tmp_path, "b")) as journal:
+        journal.append({"run": "abc"})
+    assert studies_in(tmp_path) == ["a", "c", "d", "b"]
+    read_study(tmp_path, "a")
+    assert studies_in(tmp_path)[-1] == "b", "to look at one is no work"
+
+
+def test_a_study_is_found_by_its_name_or_as_the_last_one(tmp_path: Path) -> None:
+    for name, written in (("digits-2", 100), ("digits-1", 200)):
+        begun(tmp_path, name, written)
+    assert find_study(tmp_path, "last", "--resume") == "digits-1"
+    assert find_study(tmp_path, "digits-2", "--resume") == "digits-2"
+
+
+def test_where_there_is_none_it_says_what_there_is() -> None:
+    with pytest.raises(SettingsError) as caught:
+        find_study(Path("studies"), "last", "--resume")
+    assert str(caught.value) == "there is no study in studies/, which --resume needs"
+    for name, written in (("old", 100), ("digits-1", 200), ("new", 300)):
+        begun(Path("studies"), name, written)
+    for choice, there in (("digit-1", "digits-1, new, old"), ("x", "new, digits-1, old")):
+        with pytest.raises(SettingsError) as caught:
+            find_study(Path("studies"), choice, "--fork")
+        assert str(caught.value) == f"--fork must be last or a study in studies/, got {choice}; there are: {there}"
+
+
+def test_a_free_name_has_the_first_free_number(tmp_path: Path) -> None:
+    assert free_name(tmp_path, "digits") == "digits-1"
+    for name in ("digits-1", "digits-3", "flowers-1"):
+        begun(tmp_path, name)
+    assert free_name(tmp_path, "digits") == "digits-2"
+    (tmp_path / "digits-2").write_text("of something else")
+    assert free_name(tmp_path, "digits") == "digits-4"
+
+
+def test_studies_that_begin_at_once_have_names_of_their_own(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(lambda _: claimed_name(tmp_path / "studies", "digits"), range(8)))
+    assert sorted(names) == [f"digits-{number}" for number in range(1, 9)]
+    (tmp_path / "file").touch()
+    assert claimed_name(tmp_path / "file", "digits") == "digits-1"  # what cannot be written says so later
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "phrases"),
+    [
+        ({}, {}, []),
+        ({"folds": 5, "seed": 0}, {"seed": 0, "folds": 5}, []),
+        ({"timeout": None}, {"timeout": 0.0}, ["timeout was None and is 0.0"]),
+        (
+            {"a": 1, "b": 2, "c": 3},
+            {"d": 4, "c": 0, "a": 1},
+            ["b was 2 and is gone", "c was 3 and is 0", "d is 4 and was not there"],
+        ),
+        ({"a": None}, {}, ["a was None and is gone"]),
+        ({}, {"a": None}, ["a is None and was not there"]),
+    ],
+)
+def test_what_differs_is_said_in_order(before: dict[str, Any], now: dict[str, Any], phrases: list[str]) -> None:
+    assert differences(before, now) == phrases
+
+
+# --- the logits of the best trial ---------------------------------------------------------------
+
+
+def logits(seed: int, pictures: int = 40) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(pictures, 3)).astype(np.float32)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_the_logits_of_the_best_trial_come_back_and_others_go(tmp_path: Path) -> None:
+    for number in (0, 4, 2):
+        keep_logits(tmp_path, number, logits(number))
+        found = kept_logits(tmp_path, number)
+        assert found.dtype == np.float32
+        assert np.array_equal(found, logits(number))
+        assert files(tmp_path) == [f"logits-{number + 1}.npy"], "trials are counted from 1 where people see them"
+    keep_logits(tmp_path, 2, logits(7))
+    assert np.array_equal(kept_logits(tmp_path, 2), logits(7))
+
+
+def test_those_of_the_former_best_stay_until_the_new_one_counts(tmp_path: Path) -> None:
+    """A kill in between leaves the logits of whichever is the best when the study is taken up."""
+    keep_logits(tmp_path, 0, logits(0))
+    for former, number in ((0, 3), (0, 4), (4, 5)):  # the process was killed before 3 counted
+        keep_logits(tmp_path, number, logits(number), former)
+        assert files(tmp_path) == [f"logits-{former + 1}.npy", f"logits-{number + 1}.npy"]
+        assert np.array_equal(kept_logits(tmp_path, former), logits(former))
+        assert np.array_equal(kept_logits(tmp_path, number), logits(number))
+
+
+def test_a_full_disk_leaves_the_former_ones(tmp_path: Path) -> None:
+    keep_logits(tmp_path, 0, logits(0))
+    with full_disk(1_000), pytest.raises(DataError) as caught:
+        keep_logits(tmp_path, 1, logits(1, pictures=4_000))
+    assert str(caught.value) == f"{tmp_path}/logits-2.npy cannot be written: File too large"
+    assert files(tmp_path) == ["logits-1.npy"]
+    assert np.array_equal(kept_logits(tmp_path, 0), logits(0))
+    with pytest.raises(DataError, match=r"^missing/logits-1\.npy cannot be written: No such file or directory$"):
+        keep_logits(Path("missing"), 0, logits(0))
+
+
+class Trap:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("sprung",)
+
+
+def test_what_are_no_logits_is_one_line_and_never_run(tmp_path: Path) -> None:
+    keep_logits(tmp_path, 0, logits(0))
+    path = tmp_path / "logits-1.npy"
+    whole = path.read_bytes()
+    np.save(tmp_path / "trap.npy", np.array([Trap()], dtype=object), allow_pickle=True)
+    trap = (tmp_path / "trap.npy").read_bytes()
+    for content in (b"", whole[:5], whole[:100], whole[:-1], b"hello", b"\x80\x04noise", trap):
+        path.write_bytes(content)
+        with pytest.raises(DataError) as caught:
+            kept_logits(tmp_path, 0)
+        assert str(caught.value) == f"{path} cannot be read: it is broken"
+    assert not Path("sprung").exists()
+    with pytest.raises(DataError) as caught:
+        kept_logits(tmp_path, 1)
+    assert str(caught.value) == f"{tmp_path}/logits-2.npy cannot be read: No such file or directory"

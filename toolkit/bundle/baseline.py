@@ -1,0 +1,201 @@
+"""What a model did on pictures it had never seen: the yardstick of the monitor and the gate.
+
+Kept apart from the bundle so that a notebook can watch a model without importing torch.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.errors import BundleError
+
+LARGEST_SAMPLE = 10_000  # pictures kept in a baseline, as many as the longest counted window
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Probabilities, labels and input statistics of the held-out pictures.
+
+    Parameters
+    ----------
+    classes
+        Class names in output order, K of them.
+    probabilities
+        float16 (N, K), rows that add up to 1: rounded as the store of predictions rounds, so
+        that reference and window are counted alike.
+    labels
+        int64 (N,), the true class of each picture, in 0..K-1.
+    hashes
+        str (N,), the content hash of each picture; two versions are compared on those they share.
+    statistics
+        One float32 (N,) array for each input statistic (``toolkit.images.decoding.STATISTICS``).
+
+    Raises
+    ------
+    BundleError
+        When the parts do not fit each other.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> baseline = Baseline(("cat", "dog"), np.array([[0.9, 0.1], [0.6, 0.4]]), np.array([0, 1]))
+    >>> baseline.accuracy, baseline.size
+    (0.5, 2)
+    >>> Baseline.from_bytes(baseline.to_bytes()).classes
+    ('cat', 'dog')
+    """
+
+    classes: tuple[str, ...]
+    probabilities: NDArray[Any]
+    labels: NDArray[Any]
+    hashes: NDArray[Any] = field(default_factory=lambda: np.zeros(0, dtype="U1"))
+    statistics: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "probabilities", np.asarray(self.probabilities, dtype=np.float16))
+        object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int64))
+        n, k = len(self.labels), len(self.classes)
+        if self.probabilities.shape != (n, k):
+            raise BundleError(f"a baseline of {n} labels and {k} classes cannot hold {self.probabilities.shape}")
+        if not np.isfinite(self.probabilities).all():
+            raise BundleError("a baseline must hold finite probabilities")
+        if n and not (self.labels.min() >= 0 and self.labels.max() < k):
+            raise BundleError(f"the labels of a baseline must lie in 0..{k - 1}")
+        lengths = {"hashes": len(self.hashes) or n} | {name: len(column) for name, column in self.statistics.items()}
+        for name, length in lengths.items():
+            if length != n:
+                raise BundleError(f"a baseline of {n} pictures has {length} values of {name}")
+
+    @property
+    def size(self) -> int:
+        """How many held-out pictures there are."""
+        return len(self.labels)
+
+    @property
+    def predicted(self) -> NDArray[Any]:
+        """int64 (N,), the predicted class of each picture."""
+        return np.asarray(np.argmax(self.probabilities, axis=1))
+
+    @property
+    def confidence(self) -> NDArray[Any]:
+        """float32 (N,), the largest probability of each picture."""
+        return np.asarray(self.probabilities.max(axis=1), dtype=np.float32)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of held-out pictures classified rightly, NaN when there is none."""
+        return float((self.predicted == self.labels).mean()) if self.size else float("nan")
+
+    @property
+    def calibration_error(self) -> float:
+        """The expected calibration error, of 15 bins; NaN when there is no picture.
+
+        >>> Baseline(("cat", "dog"), np.array([[0.75, 0.25]] * 2), np.array([0, 1])).calibration_error
+        0.25
+        """
+        return self.calibration().error if self.size else float("nan")
+
+    def calibration(self, bins: int = CALIBRATION_BINS) -> "CalibrationBins":
+        """How often answers of each confidence are right."""
+        return calibration_bins(self.probabilities.astype(np.float32), self.labels, bins)
+
+    def to_bytes(self) -> bytes:
+        """The baseline as an ``.npz`` file."""
+        buffer = io.BytesIO()
+        columns = {f"statistic_{name}": np.asarray(column, np.float32) for name, column in self.statistics.items()}
+        np.savez_compressed(
+            buffer,
+            allow_pickle=False,
+            classes=np.array(self.classes),
+            probabilities=self.probabilities,
+            labels=self.labels,
+            hashes=self.hashes,
+            **columns,
+        )
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read an ``.npz`` file; arrays that would need pickle are refused."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+                arrays = dict(file)
+            return cls(
+                classes=tuple(str(name) for name in arrays["classes"]),
+                probabilities=arrays["probabilities"],
+                labels=arrays["labels"],
+                hashes=arrays["hashes"],
+                statistics={
+                    name.removeprefix("statistic_"): column
+                    for name, column in arrays.items()
+                    if name.startswith("statistic_")
+                },
+            )
+        except BundleError:
+            raise
+        except Exception as error:  # noqa: BLE001  zipfile, numpy and zlib each raise kinds of their own on damaged files
+            raise BundleError(f"the baseline cannot be read: {error}") from None
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationBins:
+    """Predictions by their confidence, in B bins of equal width from 0 to 1.
+
+    Parameters
+    ----------
+    confidence
+        float64 (B,), the mean confidence in each bin; NaN where nothing is.
+    accuracy
+        float64 (B,), the share of right predictions in each bin; NaN where nothing is.
+    count
+        int64 (B,), how many predictions are in each bin.
+    """
+
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    count: NDArray[np.int64]
+
+    @property
+    def error(self) -> float:
+        """Mean distance of confidence and accuracy over the bins, weighted by their sizes; 0 for no predictions.
+
+        References
+        ----------
+        Naeini, Cooper, Hauskrecht: Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015.
+        """
+        distance = np.nan_to_num(np.abs(self.confidence - self.accuracy))
+        return float(distance @ self.count / max(self.count.sum(), 1))
+
+
+def calibration_bins(
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], bins: int = CALIBRATION_BINS
+) -> CalibrationBins:
+    """How often predictions of each confidence are right: what a reliability diagram shows.
+
+    Parameters
+    ----------
+    probabilities
+        float32 (N, K).
+    labels
+        int64 (N,), the true classes.
+    bins
+        How many; a confidence on an edge belongs to the bin above it, and 1 to the last.
+
+    Examples
+    --------
+    >>> bins = calibration_bins(np.array([[0.8, 0.2], [0.8, 0.2]]), np.array([0, 1]), bins=5)
+    >>> bins.count.tolist()
+    [0, 0, 0, 0, 2]
+    >>> print(bins.confidence[4], bins.accuracy[4], round(bins.error, 3))
+    0.8 0.5 0.3
+    """
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    count, confident, accurate = (np.bincount(place, weights, minlength=bins) for weights in (None, confidence, right))
+    among = np.where(count, count, np.nan)
+    return CalibrationBins(confident / among, accurate / among, count)

@@ -1,0 +1,233 @@
+"""What goes into the registry: program, card, baseline, digest; and how it is verified.
+
+A bundle is an MLflow model folder of the pytorch flavour in ``pt2`` form, plus two files:
+
+    data/model.pt2               the program: uint8 (N, H, W, 3) RGB -> float32 (N, K) probabilities
+    extra_files/card.json        what the program is and what it was measured to do
+    extra_files/baseline.npz     what it did on pictures it had never seen
+    MLmodel, requirements.txt    MLflow's own description
+
+The digest covers every file; it is recorded beside the model and checked at every load. No pickle
+is ever loaded, and no code that travels with a model is ever run: whoever can write a bundle can
+often write its digest too, so a bundle with the right digest is searched for both all the same.
+Nothing here needs torch: what runs a program is in ``toolkit.bundle.program``.
+"""
+
+import hashlib
+import platform
+import zipfile
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from toolkit.bundle.archive_check import PICKLE_NAME, is_pickle, reading, require_plain_program
+from toolkit.bundle.baseline import LARGEST_SAMPLE, Baseline
+from toolkit.errors import BundleError
+from toolkit.images.decoding import DECODER_VERSION, RESIZE_RULE
+from toolkit.tracking.connection import mlflow
+
+DIGEST_TAG = "bundle_digest"
+CARD, BASELINE, PROGRAM = "extra_files/card.json", "extra_files/baseline.npz", "data/model.pt2"
+DESCRIPTION = "MLmodel"
+NOT_DIGESTED = frozenset({"registered_model_meta"})  # MLflow rewrites it at every download
+LARGEST_SIDE = 4096  # pixels of an input picture
+LARGEST_CARD = 4 * 2**20  # bytes; a thousand classes take about 30,000
+LARGEST_DESCRIPTION = 64 * 2**10  # bytes; MLflow writes about 1,000, and its YAML is slow to read
+LARGEST_ROW = 1024  # bytes of a picture in a baseline besides its probabilities; 288 are in use
+
+
+class Measured(BaseModel):
+    """A metric with the number of pictures that it was measured on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    value: float = Field(ge=0, le=1 + 1e-6)  # a share, within the rounding of a weighted mean
+    pictures: int = Field(ge=0)
+
+
+class Card(BaseModel):
+    """What a program is, what it was trained on and what it was measured to do."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    classes: tuple[str, ...] = Field(min_length=2)  # in the order of the program's outputs
+    image_size: int = Field(ge=8, le=LARGEST_SIDE)  # side of the square input in pixels
+    resize_rule: str = RESIZE_RULE
+    decoder: str = DECODER_VERSION
+    network: str
+    settings: dict[str, Any]
+    data: dict[str, Any]  # name, fingerprint and sizes of the parts
+    metrics: dict[str, Measured]
+    temperature: float = Field(gt=0, allow_inf_nan=False)
+    code_version: str
+    versions: dict[str, str]
+
+    @field_validator("classes")
+    @classmethod
+    def _each_once(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        name, times = Counter(classes).most_common(1)[0]
+        if times > 1:
+            raise ValueError(f"{name!r} is there {times} times")
+        return classes
+
+
+def library_versions() -> dict[str, str]:
+    """The versions that a program was made with."""
+    names = ("torch", "torchvision", "mlflow", "numpy", "pillow")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def signature_of(card: Card) -> mlflow.models.ModelSignature:
+    """What MLflow's own tools are to send, and what they get."""
+    pictures = mlflow.types.TensorSpec(np.dtype("uint8"), (-1, card.image_size, card.image_size, 3))
+    probabilities = mlflow.types.TensorSpec(np.dtype("float32"), (-1, len(card.classes)))
+    return mlflow.models.ModelSignature(mlflow.types.Schema([pictures]), mlflow.types.Schema([probabilities]))
+
+
+def digest_of(folder: Path) -> str:
+    """SHA-256 over the names and contents of every file of a bundle, as hexadecimal digits."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name not in NOT_DIGESTED:
+            with path.open("rb") as file:
+                total.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def verify_bundle(folder: Path, digest: str | None) -> tuple[Card, Baseline]:
+    """Check everything about a bundle that can be checked without running it.
+
+    Parameters
+    ----------
+    folder
+        The bundle on disk.
+    digest
+        What the registry or the run recorded.
+
+    Raises
+    ------
+    BundleError
+        The first thing that is wrong, in one sentence.
+    """
+    with reading("the bundle"):
+        _require_files_alone(folder)
+        _require_parts(folder)
+        _require_digest(folder, digest)
+        _require_no_code(folder)
+        _require_no_pickle(folder)
+        require_plain_program(folder / PROGRAM)
+        description = _read_description(folder / DESCRIPTION)
+        card = _read_card(folder / CARD)
+        if description.signature != signature_of(card):
+            size, classes = card.image_size, len(card.classes)
+            raise BundleError(f"the card is of {size} x {size} pixels and {classes} classes, the {DESCRIPTION} is not")
+        baseline = _read_baseline(folder / BASELINE, card)
+        _require_agreement(card, baseline)
+    return card, baseline
+
+
+def _require_files_alone(folder: Path) -> None:
+    """The digest does not follow links to folders, and nothing ends the reading of a pipe."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise BundleError(f"the bundle holds {path.name!r}, which is no file of its own")
+
+
+def _require_parts(folder: Path) -> None:
+    for name in (PROGRAM, CARD, BASELINE, DESCRIPTION):
+        if not (folder / name).is_file():
+            raise BundleError(f"the bundle has no {name}")
+
+
+def _require_digest(folder: Path, digest: str | None) -> None:
+    if not digest:
+        raise BundleError("no digest was recorded for the bundle, so nothing tells whether it is whole")
+    if (found := digest_of(folder)) != digest:
+        raise BundleError(f"the bundle was altered: its digest is {found[:12]}..., recorded was {digest[:12]}...")
+
+
+def _require_no_code(folder: Path) -> None:
+    if (folder / "code").exists():
+        raise BundleError("the bundle brings a code folder, and no code that travels with a model is run")
+
+
+def _require_no_pickle(folder: Path) -> None:
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if PICKLE_NAME.search(path.name.lower()) or (path != folder / PROGRAM and is_pickle(path)):
+            raise BundleError(f"the bundle holds {path.name!r}, and no pickle is ever loaded")
+
+
+def _read_description(path: Path) -> mlflow.models.Model:
+    """MLflow's description may name a folder of code under any name, or another program."""
+    _require_size(path, LARGEST_DESCRIPTION)
+    with reading(f"the bundle's {DESCRIPTION}"):
+        description = mlflow.models.Model.load(str(path))
+        ours, generic = description.flavors["pytorch"], description.flavors["python_function"]
+        program = (ours["model_data"], generic["data"], generic["loader_module"])
+    if ours.get("code") or generic.get("code") or program != ("data", "data", "mlflow.pytorch"):
+        raise BundleError(f"the bundle's {DESCRIPTION} asks for code, or for another program than {PROGRAM}")
+    return description
+
+
+def _read_card(path: Path) -> Card:
+    _require_size(path, LARGEST_CARD)
+    try:
+        return Card.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+    if first["loc"] == ("format",):
+        raise BundleError(f"the card has format {first['input']!r:.20}, made by a newer version; this one reads 1")
+    place = " at " + ".".join(map(str, first["loc"])) if first["loc"] else ""
+    raise BundleError(f"the card is wrong{place}: {first['msg'].removeprefix('Value error, ')}")
+
+
+def _read_baseline(path: Path, card: Card) -> Baseline:
+    """Read a baseline, unless it unpacks into more than the largest sample of the card's classes needs."""
+    classes = len(card.classes)
+    most = LARGEST_SAMPLE * (LARGEST_ROW + 2 * classes) + 4 * classes * max(map(len, card.classes))
+    with reading("the baseline"):
+        with zipfile.ZipFile(path) as archive:
+            names, unpacked = archive.namelist(), sum(member.file_size for member in archive.infolist())
+        if max(unpacked, path.stat().st_size) > most:
+            raise BundleError(f"the baseline has {unpacked:,} bytes, and {classes} classes need at most {most:,}")
+        if len(set(names)) < len(names):
+            raise BundleError("the baseline holds two arrays of one name")
+        return Baseline.from_bytes(path.read_bytes())
+
+
+def _require_agreement(card: Card, baseline: Baseline) -> None:
+    """The baseline is what the card says, and what a program can answer."""
+    if baseline.classes != card.classes:
+        raise BundleError("card and baseline name different classes")
+    if not 1 <= baseline.size <= LARGEST_SAMPLE:
+        raise BundleError(f"a baseline must hold 1 to {LARGEST_SAMPLE:,} pictures, this one holds {baseline.size:,}")
+    sums = baseline.probabilities.sum(axis=1, dtype=np.float32)
+    if baseline.probabilities.min() < 0 or not np.allclose(sums, 1, atol=1e-2):  # float16 rounds by 0.0005
+        raise BundleError("the baseline does not hold probabilities")
+    if len(set(baseline.hashes.tolist())) < len(baseline.hashes):
+        raise BundleError("the baseline holds a picture twice")
+    for name, column in baseline.statistics.items():
+        if not np.isfinite(column).all():
+            raise BundleError(f"the baseline's {name} is not finite for every picture")
+    stated = card.metrics.get("accuracy")
+    if stated and stated.pictures == baseline.size and not _may_be(stated.value, baseline):
+        raise BundleError(f"the card's accuracy is {stated.value:.4g}, the baseline's {baseline.accuracy:.4g}")
+
+
+def _may_be(accuracy: float, baseline: Baseline) -> bool:
+    """Whether an accuracy is that of a baseline before float16 made the best classes of some pictures equal."""
+    best = baseline.probabilities == baseline.probabilities.max(axis=1, keepdims=True)  # (N, K)
+    right = best[np.arange(baseline.size), baseline.labels]  # (N,), perhaps where others are as good
+    surely = right & (best.sum(axis=1) == 1)
+    return bool(surely.sum() - 1e-3 <= accuracy * baseline.size <= right.sum() + 1e-3)
+
+
+def _require_size(path: Path, most: int) -> None:
+    if (found := path.stat().st_size) > most:
+        raise BundleError(f"the bundle's {path.name} has {found:,} bytes, and at most {most:,} are read")

@@ -1,0 +1,200 @@
+"""The program of a bundle: exported and saved with all around it, loaded, and run."""
+
+import io
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from toolkit.bundle.archive_check import EXAMPLES, quiet
+from toolkit.bundle.baseline import Baseline
+from toolkit.bundle.files import PROGRAM, Card, digest_of, signature_of, verify_bundle
+from toolkit.errors import BundleError, one_line
+from toolkit.tracking.connection import mlflow
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # as torchvision's weights expect
+
+
+class Program(nn.Module):
+    """A network with everything around it that a consumer could get wrong.
+
+    Parameters
+    ----------
+    network
+        Takes float32 (N, 3, H, W), normalised; gives logits (N, K).
+    temperature
+        The logits are divided by it before softmax, which calibrates the probabilities
+        (Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+
+    def forward(self, pictures: Tensor) -> Tensor:  # uint8 (N, H, W, 3)
+        scaled = pictures.permute(0, 3, 1, 2).float() / 255  # (N, 3, H, W) in [0, 1]
+        logits = self.network((scaled - self.mean) / self.std)  # (N, K)
+        return torch.softmax(logits / self.temperature, dim=1)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was verified and loaded.
+
+    Parameters
+    ----------
+    card, baseline, digest
+        As verified.
+    program
+        uint8 (N, H, W, 3) -> float32 (N, K).
+    export
+        Gives the same program as torch exported it, for engines of other makers.
+    folder
+        Where it is kept; None when it may be gone by now.
+    """
+
+    card: Card
+    baseline: Baseline
+    digest: str
+    program: Callable[[Tensor], Tensor]
+    export: Callable[[], ExportedProgram] | None = None
+    folder: Path | None = None
+
+    def predict(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Class probabilities.
+
+        Parameters
+        ----------
+        pictures
+            uint8 (N, H, W, 3), RGB, H = W = ``card.image_size``.
+
+        Returns
+        -------
+        float32 (N, K), rows that add up to 1.
+        """
+        own = np.require(pictures, requirements=("C", "W"))  # torch warns of arrays that may not be written to
+        with torch.inference_mode():
+            answer: NDArray[np.float32] = self.program(torch.from_numpy(own)).numpy()
+        return answer
+
+
+def save_bundle(
+    folder: Path, program: Program, card: Card, baseline: Baseline, *, run_id: str | None = None, model_id: str
+) -> str:
+    """Write a bundle into a folder that does not exist yet, and return its digest.
+
+    The program is exported in evaluation mode, on the CPU, in float32, with a free batch size.
+    """
+    program = program.cpu().float().eval().to(memory_format=torch.contiguous_format)
+    with tempfile.TemporaryDirectory() as scratch:
+        card_file, baseline_file = Path(scratch, "card.json"), Path(scratch, "baseline.npz")
+        card_file.write_text(card.model_dump_json(indent=2), encoding="utf-8")
+        baseline_file.write_bytes(baseline.to_bytes())
+        with quiet():
+            mlflow.pytorch.save_model(
+                program,
+                str(folder),
+                mlflow_model=mlflow.models.Model(run_id=run_id, model_id=model_id),
+                serialization_format="pt2",
+                signature=signature_of(card),
+                # A batch of 1 would freeze the batch size.
+                input_example=np.zeros((2, card.image_size, card.image_size, 3), np.uint8),
+                extra_files=[str(card_file), str(baseline_file)],
+                pip_requirements=[f"{name}=={version(name)}" for name in ("torch", "numpy", "mlflow")],
+            )
+    return digest_of(folder)
+
+
+def load_bundle(folder: Path, digest: str | None) -> Bundle:
+    """Verify a bundle, load its program and see that it answers as the card says.
+
+    Raises
+    ------
+    BundleError
+        As ``verify_bundle``, or the program cannot be loaded, or gives something else than the
+        probabilities of the card's classes, the same for the same picture.
+    """
+    card, baseline = verify_bundle(folder, digest)
+    try:
+        exported = _load_program(folder / PROGRAM)
+    except Exception as error:  # noqa: BLE001  zipfile and torch each raise kinds of their own
+        raise BundleError(f"the program cannot be loaded: {one_line(error)}") from None
+    bundle = Bundle(card, baseline, digest or "", exported.module(), lambda: exported)
+    _require_probabilities(bundle)
+    return bundle
+
+
+def shelve_bundle(folder: Path, digest: str) -> Bundle:
+    """Verify a bundle that stays in its folder, and load its program when somebody first runs it.
+
+    An engine that was made of the program before does not need it again, and loading it takes longer
+    than all the rest.
+
+    Raises
+    ------
+    BundleError
+        As ``verify_bundle``; and as ``load_bundle`` from the first use of the program.
+    """
+    card, baseline = verify_bundle(folder, digest)
+    loading, loaded = threading.Lock(), cache(partial(load_bundle, folder, digest))
+
+    def whole() -> Bundle:
+        with loading, torch.inference_mode(False):  # torch loads no program while it only infers
+            return loaded()
+
+    def export() -> ExportedProgram:
+        give = whole().export
+        assert give is not None  # noqa: S101  load_bundle always says
+        return give()
+
+    return Bundle(card, baseline, digest, lambda pictures: whole().program(pictures), export, folder)
+
+
+def _load_program(path: Path) -> ExportedProgram:
+    """Load an archive put together anew from the members that were checked, without its pickled example input."""
+    copy = io.BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as anew:
+        for name in archive.namelist():
+            anew.writestr(name, b"" if name == EXAMPLES else archive.read(name))
+    copy.seek(0)
+    with quiet():
+        return torch.export.load(copy)
+
+
+def _require_probabilities(bundle: Bundle) -> None:
+    """Run a program on pictures of noise: three, the same three again, and the first alone."""
+    size, classes = bundle.card.image_size, len(bundle.card.classes)
+    pictures = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
+    given = pictures.copy()
+    try:
+        answer, again, alone = (bundle.predict(batch) for batch in (given, given, given[:1]))
+    except Exception as error:  # noqa: BLE001  whatever torch raises
+        raise BundleError(f"the program cannot be run on 3 pictures and on 1: {one_line(error)}") from None
+    if not np.array_equal(given, pictures):
+        raise BundleError("the program changes the pictures that it is given")
+    if answer.shape != (3, classes) or alone.shape != (1, classes):
+        raise BundleError(f"the program answers {answer.shape} for 3 pictures and {classes} classes")
+    if answer.dtype != np.float32:
+        raise BundleError(f"the program answers in {answer.dtype}, and must in float32")
+    if not (answer.min() >= 0 and np.allclose(answer.sum(axis=1), 1, atol=1e-3)):  # NaN is not at least 0
+        raise BundleError("the program does not answer with probabilities")
+    if not np.allclose(answer, again, atol=1e-5):
+        raise BundleError("the program answers otherwise when it is asked again: dropout, say, is at work in it")
+    if not np.allclose(answer[:1], alone, atol=1e-3):
+        raise BundleError("the program's answer for a picture depends on the others that come with it")

@@ -1,0 +1,290 @@
+"""How a settings class becomes a command line, environment variables and one-line errors.
+
+A script declares each setting once, as a field with a type, a range and a help text::
+
+    class TrainSettings(ScriptSettings):
+        model_config = environment("TRAIN_")
+        learning_rate: float = Field(1e-3, gt=0, le=1, description="step size of the optimizer")
+
+and gets ``--learning-rate``, ``TRAIN_LEARNING_RATE``, ``--help`` and the message
+``train_cnn.py: error: --learning-rate must be at most 1, got 5`` from that one declaration.
+"""
+
+import argparse
+import gc
+import io
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, get_subcommand
+from pydantic_settings import SettingsError as SourceError
+
+from toolkit.cli.commands import as_typed
+from toolkit.cli.import_interrupt import EXIT_INTERRUPTED, imports_are_done
+from toolkit.cli.safe_names import shown
+from toolkit.errors import SettingsError, ToolkitError, known, one_line
+
+EXIT_BAD_INPUT = 2
+EXIT_TERMINATED = 128 + signal.SIGTERM
+NOTHING = "null"  # on a command line; the word None is a stage of the registry
+LAST = "last"  # of what can be gone on with, as a value of --resume and the like
+MODEL = "image-classifier"  # a registered model's name, unless another is given
+MODEL_NAME = re.compile(r"[\w\- .]{1,200}")  # no slash or colon, which MLflow's addresses use, and no quote
+VALUES = {"str": "TEXT", "int": "INTEGER", "float": "NUMBER", "Path": "PATH", "datetime": "TIME"}  # in --help
+
+
+def environment(prefix: str) -> SettingsConfigDict:
+    """The configuration of a settings class whose variables start with ``prefix``."""
+    return SettingsConfigDict(
+        env_prefix=prefix,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_parse_none_str=NOTHING,
+    )
+
+
+class ScriptSettings(BaseSettings):
+    """Base of the settings of every script: flags over environment variables over defaults."""
+
+    model_config = environment("")
+
+
+def _require_a_letter(text: str) -> str:
+    if not text.strip():
+        raise ValueError(f"must not be blank, got {text!r}")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_require_a_letter)]  # of something that people look for in lists
+S = TypeVar("S", bound=ScriptSettings)
+
+
+def parse(cls: type[S], manual: str | None, argv: Sequence[str] | None = None) -> S:
+    """Read settings from flags and environment variables.
+
+    Parameters
+    ----------
+    cls
+        The settings class.
+    manual
+        What ``--help`` prints above the flags; a script gives its own docstring.
+    argv
+        The words after the script's name; ``sys.argv[1:]`` when None.
+
+    Raises
+    ------
+    SettingsError
+        One sentence with the setting's name, its rule and the value that was given.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(
+        prog=program_name(), description=manual and as_typed(manual), formatter_class=_Help, allow_abbrev=False
+    )
+    source = _Source(cls, root_parser=parser, formatter_class=_Help)
+    try:
+        return CliApp.run(cls, cli_args=_filled(words, cls), cli_settings_source=source)
+    except ValidationError as error:
+        raise SettingsError(_sentence(error, cls, words)) from None
+    except SourceError as error:
+        raise SettingsError(one_line(error)) from None
+
+
+def _filled(words: Sequence[str], cls: type[BaseSettings]) -> list[str]:
+    """The words, with a value for each flag that was given none and whose field says what is meant then.
+
+    A field says so by ``json_schema_extra={"bare": "last"}``: ``--resume`` alone is ``--resume last``.
+    """
+    extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
+    bare = {
+        flag: extra["bare"]
+        for name, extra in extras.items()
+        if isinstance(extra, dict) and "bare" in extra
+        for flag in _flags(name, cls)
+    }
+    filled = []
+    for word, following in pairwise([*words, "--"]):
+        filled.append(f"{word}={bare[word]}" if word in bare and following.startswith("--") else word)
+    return filled
+
+
+def _flags(name: str, cls: type[BaseSettings]) -> list[str]:
+    """All that a field can be called on a command line; ``cli_shortcuts`` of a class adds to its own name."""
+    kebab = name.replace("_", "-")
+    shortcuts = (cls.model_config.get("cli_shortcuts") or {}).get(kebab, [])
+    return [f"--{word}" for word in (kebab, *([shortcuts] if isinstance(shortcuts, str) else shortcuts))]
+
+
+def verb(settings: ScriptSettings) -> BaseModel | None:
+    """The sub-command that was typed, or None when there was none."""
+    found = get_subcommand(settings, is_required=False)
+    return found if isinstance(found, BaseModel) else None
+
+
+def program_name() -> str:
+    """The script's file name, as it begins each error line."""
+    return Path(sys.argv[0]).name
+
+
+def read_first(read: Callable[[], object]) -> None:
+    """Read a script's command line before its slow imports, and end the script where that is all there is to do.
+
+    A script calls it, when it is run and not imported, between its settings and the imports that take
+    seconds, so that ``--help`` and a mistyped flag are answered at once.
+
+    Parameters
+    ----------
+    read
+        What ``main`` begins with: gives the settings, or raises ``SettingsError``.
+    """
+
+    def only_read() -> None:
+        read()
+
+    if status := _status_of(only_read):
+        sys.exit(status)
+
+
+def run_script(main: Callable[[], int | None]) -> NoReturn:
+    """Run a script's ``main`` and exit with its status.
+
+    A ``ToolkitError`` becomes one line on standard error and status 2, Ctrl-C status 130 and
+    SIGTERM status 143; both unwind the stack, so that what is open gets closed and saved.
+    """
+    imports_are_done()
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it, so no name ends a run
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata, which nothing here depends on
+    gc.freeze()  # what was imported is never garbage, and walking over it takes a quarter of a second each time
+    sys.exit(_status_of(main))
+
+
+def _status_of(main: Callable[[], int | None]) -> int:
+    try:
+        return main() or 0
+    except ToolkitError as error:
+        print(f"{program_name()}: error: {shown(str(error))}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"{program_name()}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `... | head` closed our output: nothing is wrong
+        sys.stderr.close()
+        return 0
+
+
+def _raise_terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(EXIT_TERMINATED)
+
+
+class _Source(CliSettingsSource[Any]):
+    """Flags whose ``--help`` shows kinds of values and defaults as a person would write them."""
+
+    def _metavar_format(self, obj: Any) -> str:
+        shown = super()._metavar_format(obj)
+        return VALUES.get(shown, shown)
+
+    def _help_format(self, field_name: str, field_info: FieldInfo, *rest: Any, **others: Any) -> str:
+        text = super()._help_format(field_name, field_info, *rest, **others)
+        text = text.replace("(default: True)", "(default: yes)").replace("(default: False)", "(default: no)")
+        if field_info.default_factory is None:
+            return text
+        default = ""
+        with suppress(ToolkitError):  # there is none here: without a home folder, say
+            default = f" (default: {field_info.get_default(call_default_factory=True, validated_data={})})"
+        before, _, after = text.partition(" (default factory: ")
+        return before + default.replace("%", "%%") + after.partition(")")[2]
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """The manual as it was written, and no word about a default where there is none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = super()._get_help_string(action)
+        return text and text.replace(f" (default: {NOTHING})", "")
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ``SettingsError`` instead of a usage page."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            flag = unknown.split()[0].split("=")[0]
+            flags = [name for name in self._option_string_actions if name.startswith("--")]
+            near = known(flags, flag).split(", ")[0]
+            hint = f"did you mean {near}?" if _alike(flag, near) else "see --help"
+            message = f"unknown argument {flag}; {hint}"
+        raise SettingsError(message)
+
+
+def _alike(typed: str, name: str) -> bool:
+    return typed[:4] == name[:4] or set(typed) == set(name)
+
+
+# What pydantic calls a broken rule, and how it is said here. {rule} is the limit or the choices.
+_RULES = {
+    "less_than_equal": ("le", "must be at most {rule}"),
+    "less_than": ("lt", "must be less than {rule}"),
+    "greater_than_equal": ("ge", "must be at least {rule}"),
+    "greater_than": ("gt", "must be more than {rule}"),
+    "literal_error": ("expected", "must be one of {rule}"),
+    "enum": ("expected", "must be one of {rule}"),
+    "float_parsing": ("", "must be a number"),
+    "float_type": ("", "must be a number"),
+    "finite_number": ("", "must be a finite number"),
+    "int_parsing": ("", "must be a whole number"),
+    "int_type": ("", "must be a whole number"),
+    "int_from_float": ("", "must be a whole number"),
+    "bool_parsing": ("", "must be true or false"),
+    "bool_type": ("", "must be true or false"),
+    "missing": ("", "is required"),
+    "extra_forbidden": ("", "is not a setting"),
+}
+
+
+def _sentence(error: ValidationError, cls: type[BaseSettings], words: Sequence[str]) -> str:
+    """The first broken rule as one sentence."""
+    first = error.errors()[0]
+    if not first["loc"] or isinstance(first["input"], dict):  # a validator of ours, about several settings together
+        return first["msg"].removeprefix("Value error, ")
+    value = "" if first["type"] in ("missing", "value_error") else f", got {first['input']}"
+    return f"{_as_typed(first['loc'], cls, words)} {broken_rule(first)}{value}"
+
+
+def broken_rule(error: ErrorDetails) -> str:
+    """What pydantic says a value had to be, such as ``must be at most 1``."""
+    key, text = _RULES.get(error["type"], ("", ""))
+    if not text:
+        return error["msg"].removeprefix("Value error, ")
+    limit = error.get("ctx", {}).get(key)
+    shown = f"{limit:g}" if isinstance(limit, float) else str(limit)
+    return text.format(rule=shown.replace("'", "").replace(" or ", ", "))
+
+
+def _as_typed(location: tuple[int | str, ...], cls: type[BaseSettings], words: Sequence[str]) -> str:
+    """The setting's name where the value came from: a flag, a variable, or the place of an argument."""
+    name = str(location[-1] if isinstance(location[-1], str) else location[-2])
+    typed = {word.split("=")[0] for word in words}
+    for flag in _flags(name, cls):
+        if typed & {flag, "--no-" + flag[2:]}:
+            return flag
+    if len(location) > 1:  # an argument of a sub-command
+        return name.upper()
+    return f"{cls.model_config.get('env_prefix', '')}{name}".upper()

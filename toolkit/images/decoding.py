@@ -1,0 +1,370 @@
+"""Bytes to an RGB uint8 array, under limits: the one decoder of training and serving.
+
+What happens to each kind of picture is defined here, once: EXIF orientation is applied, alpha is
+laid over white, 16-bit values are scaled to 8, the first frame of an animation is taken, and the
+centre square is resized to what the network wants. No metadata makes a good picture unusable.
+"""
+
+import io
+import math
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, partial
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, UnidentifiedImageError, features
+from PIL.TiffImagePlugin import TiffImageFile
+
+from toolkit.errors import DecoderMissing, ImageTooLarge, UndecodableImage, UnsupportedImage
+from toolkit.images.metadata import ORIENTATION, orientation_in, without_metadata
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+HEIF = "HEIF"  # what phones write as HEIC; read where the package pillow-heif is installed
+SUFFIXES = {  # what a file's ending says it is
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF",
+    ".tiff": "TIFF", ".avif": "AVIF", ".heic": HEIF, ".heif": HEIF, ".hif": HEIF,
+}  # fmt: skip
+SNIFFED_BYTES = 32  # of a file's beginning, enough for ``format_of``
+DECODER_VERSION = f"2 (pillow {PIL.__version__})"  # raise the first number when equal bytes give other pixels
+RESIZE_RULE = "centre square, bilinear"
+STATISTICS = ("brightness", "contrast", "sharpness", "width", "height", "aspect")
+
+_MAGIC = {  # first bytes of each format; a BMP has only two of them, so the size of its second header counts as well
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "WEBP": rb"RIFF....WEBP",
+    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+    "GIF": rb"GIF8[79]a",
+    "TIFF": rb"(II|MM)([*+]\0|\0[*+])",
+    # A box of brands: the first says what the file is, or, with mif1 and msf1, that one of the others does.
+    "AVIF": rb"....ftyp(avi[fs]|m[is]f1.{4}(.{4})*avi[fs])",
+    HEIF: rb"....ftyp(he[iv][cxms]|heif|m[is]f1)",
+}
+# Formats that hold several frames (what else is in a JPEG are previews), and the largest file in bytes whose frames
+# are counted: GIF and TIFF must be walked through, which a file made to be slow draws out to 0.4 s at these sizes.
+_COUNTED = {"WEBP": math.inf, "PNG": math.inf, "GIF": 2**22, "TIFF": 2**18}
+
+# First bytes of formats people do send, so that the message can name what arrived.
+_OTHER_FORMATS = {b"%PDF": "PDF", b"8BPS": "PSD", b"<svg": "SVG", b"<?xml": "XML or SVG", b"\0\0\1\0": "ICO"}
+_TURNS = {  # an EXIF orientation and what makes it upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+_TINY = 4  # pixels; a picture with a shorter side is a tracking dot or a rule more often than a picture
+_TWELVE_BITS = 2**12 - 1  # the largest value of many cameras and scanners, which write it as it is into 16 bits
+_LUMA = np.array([0.299 / 255, 0.587 / 255, 0.114 / 255], dtype=np.float32)  # ITU-R BT.601, as Pillow's mode L, to 0..1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large one picture may be: ``max_bytes`` encoded, ``max_pixels`` decoded."""
+
+    max_bytes: int = 20 * 2**20
+    max_pixels: int = 50_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One decoded picture.
+
+    Parameters
+    ----------
+    pixels
+        uint8 (size, size, 3), RGB.
+    width, height
+        Pixels of the original, upright, before it was cropped and resized.
+    remarks
+        What was changed about it beyond that, in words, such as ``CMYK, converted to RGB``.
+    """
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+    remarks: tuple[str, ...] = ()
+
+    def statistics(self) -> dict[str, float]:
+        """Figures that tell what changed when pictures change; their names are ``STATISTICS``.
+
+        Brightness and contrast are mean and standard deviation of luma in 0..1; sharpness is the
+        standard deviation of luma's Laplacian; aspect is width over height.
+        """
+        luma = self.pixels @ _LUMA  # (size, size) in 0..1
+        laplacian = luma[:-2, 1:-1] + luma[2:, 1:-1]
+        laplacian += luma[1:-1, :-2]
+        laplacian += luma[1:-1, 2:]
+        laplacian -= 4 * luma[1:-1, 1:-1]
+        return {
+            "brightness": float(luma.mean()),
+            "contrast": _deviation(luma),
+            "sharpness": _deviation(laplacian),
+            "width": float(self.width),
+            "height": float(self.height),
+            "aspect": self.width / self.height,
+        }
+
+
+def _deviation(values: NDArray[np.floating]) -> float:
+    """The standard deviation, in fewer passes than numpy's own: each picture that is served has two of them."""
+    distances = (values - values.mean()).ravel()
+    return math.sqrt(float(distances @ distances) / distances.size) if distances.size else math.nan
+
+
+def format_of(data: bytes) -> str | None:
+    """Which of ``FORMATS``, or ``HEIF``, the bytes are, judged by their beginning alone.
+
+    Parameters
+    ----------
+    data
+        A file, or at least its first ``SNIFFED_BYTES``.
+
+    Examples
+    --------
+    >>> format_of(b"GIF89a and so on"), format_of(b"BMX is a sport")
+    ('GIF', None)
+    """
+    return next((name for name, magic in _MAGIC.items() if re.match(magic, data, re.DOTALL)), None)
+
+
+def load_picture(data: bytes, size: int, limits: Limits = Limits()) -> Picture:
+    """Decode, turn upright, cut the centre square and resize it.
+
+    Parameters
+    ----------
+    data
+        An encoded picture: JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF, of any mode; HEIC with pillow-heif.
+    size
+        Side of the result in pixels.
+    limits
+        The largest picture accepted; the header is enough to refuse one.
+
+    Raises
+    ------
+    UndecodableImage
+        The bytes are empty, broken, cut short, or no picture.
+    UnsupportedImage
+        The format is not on the list; ``DecoderMissing`` where a package would read it.
+    ImageTooLarge
+        More bytes or pixels than the limits allow.
+
+    Examples
+    --------
+    >>> buffer = io.BytesIO()
+    >>> Image.new("RGB", (40, 20), "red").save(buffer, "PNG")
+    >>> picture = load_picture(buffer.getvalue(), size=8)
+    >>> picture.pixels.shape, picture.pixels[0, 0].tolist(), picture.width
+    ((8, 8, 3), [255, 0, 0], 40)
+    """
+    try:
+        return _load(data, size, limits)
+    except UndecodableImage:
+        bare = without_metadata(data)
+        if bare == data:
+            raise
+        try:
+            return _load(bare, size, limits)
+        except UndecodableImage:
+            pass
+        raise
+
+
+def _load(data: bytes, size: int, limits: Limits) -> Picture:
+    image = _open(data, limits)
+    width, height = image.size
+    layout = _layout(image)
+    image.draft(None, (2 * size, 2 * size))  # JPEG only: decodes at 1/2, 1/4 or 1/8, never below twice the size
+    try:
+        remarks = _conversions(image, layout)
+        image.load()
+        remarks += _oddities(image, layout, (width, height))
+        turn, swaps = _turn(image, data)
+        opaque = _opaque(image, layout, data)
+        whole = _to_rgb(_turned(image, turn), layout)
+        if opaque is not None:
+            whole = Image.composite(whole, Image.new("RGB", whole.size, "white"), _turned(opaque, turn))
+    except Exception as error:  # noqa: BLE001  Pillow's plugins raise over a dozen kinds on broken files
+        raise UndecodableImage(f"the picture is broken: {error or type(error).__name__}") from None
+    if swaps:
+        width, height = height, width
+    side = min(whole.size)
+    left, top = (whole.width - side) / 2, (whole.height - side) / 2
+    square = whole.resize(
+        (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side), reducing_gap=2.0
+    )
+    return Picture(np.asarray(square), width, height, remarks + _frames(image, len(data)))
+
+
+def _open(data: bytes, limits: Limits) -> ImageFile.ImageFile:
+    """Read the header and hold it against the limits."""
+    if not data:
+        raise UndecodableImage("the file is empty")
+    if len(data) > limits.max_bytes:
+        raise ImageTooLarge(f"the file has {len(data):,} bytes, at most {limits.max_bytes:,} are allowed")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_formats(data))
+    except UnidentifiedImageError:
+        raise _unknown_format(data) from None
+    except DecoderMissing:
+        raise
+    except Image.DecompressionBombError:
+        raise ImageTooLarge(f"the picture has far more than the {limits.max_pixels:,} pixels allowed") from None
+    except Exception as error:  # noqa: BLE001
+        raise UndecodableImage(f"the header is broken: {error or type(error).__name__}") from None
+    if image.width * image.height > limits.max_pixels:
+        raise ImageTooLarge(
+            f"the picture has {image.width} x {image.height} pixels, at most {limits.max_pixels:,} are allowed"
+        )
+    if isinstance(image, TiffImageFile):
+        # Pillow's own turns it by the orientation, and trips over other entries.
+        image.load_end = partial(_read_exif, image)  # type: ignore[method-assign]
+    return image
+
+
+def _formats(data: bytes) -> tuple[str, ...]:
+    """The formats to try."""
+    found = format_of(data)
+    if found == HEIF:
+        _register_heif()
+        return (HEIF,)
+    if found == "AVIF" and not features.check("avif"):
+        raise DecoderMissing("AVIF cannot be read by this build of Pillow; the one on PyPI can")
+    return FORMATS
+
+
+@cache
+def _register_heif() -> None:
+    """Make Pillow read HEIC, once it is needed; each picture has one thread, since several are decoded at a time."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise DecoderMissing(
+            "HEIC needs the package pillow-heif: pip install -r requirements-heif.txt; or send JPEG"
+        ) from None
+    pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
+
+
+def _read_exif(image: Image.Image) -> None:
+    with suppress(Exception):  # whatever is odd about it
+        image.getexif()
+
+
+def _unknown_format(data: bytes) -> UndecodableImage | UnsupportedImage:
+    start = data[:16].lstrip()
+    name = next((name for magic, name in _OTHER_FORMATS.items() if start.startswith(magic)), None)
+    if data[4:8] == b"ftyp" and format_of(data) is None:
+        name = "a video"
+    if name:
+        return UnsupportedImage(f"{name} is not supported; send one of {', '.join(FORMATS)}")
+    return UndecodableImage(f"not a picture, or its header is broken; send one of {', '.join(FORMATS)}")
+
+
+def _layout(image: ImageFile.ImageFile) -> str:
+    """How values lie in the file, such as ``RGB;16B``; known until the image is loaded."""
+    layout = image.tile[0].args if image.tile else ""
+    return str(layout[0] if isinstance(layout, tuple) else layout)
+
+
+def _turn(image: Image.Image, data: bytes) -> tuple[Image.Transpose | None, bool]:
+    """What the EXIF orientation asks for; also whether width and height change places by it."""
+    upright = False  # of a TIFF Pillow tells the size that it has when it is upright
+    block = image.info.get("exif") or b""
+    if isinstance(image, TiffImageFile):
+        block, upright = data, image.tag_v2.get(ORIENTATION) in (5, 6, 7, 8)
+    orientation = orientation_in(block)
+    if orientation is None:
+        with suppress(Exception):  # a broken block does not make the picture unusable
+            orientation = image.getexif().get(ORIENTATION)  # XMP may say it as well
+    if not isinstance(orientation, int) or orientation not in _TURNS:
+        return None, False
+    return _TURNS[orientation], orientation >= 5 and not upright
+
+
+def _turned(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    return image if turn is None else image.transpose(turn)
+
+
+def _conversions(image: ImageFile.ImageFile, layout: str) -> tuple[str, ...]:
+    """What the header says will be lost on the way to 8-bit RGB."""
+    if image.mode == "CMYK":
+        return ("CMYK, converted to RGB",)
+    if image.mode == "F":
+        return ("floating-point grey, scaled to 8 bits",)
+    if image.mode.startswith("I"):
+        bits = next((bits for bits in (12, 16) if f"{bits}" in layout), 32)
+        return (f"{bits}-bit grey, scaled to 8 bits",)
+    if _is_wide_colour(layout):
+        return ("16 bits a channel, scaled to 8",)
+    return ()
+
+
+def _is_wide_colour(layout: str) -> bool:
+    return bool(re.search(r"[A-Z];16[BLN]$", layout)) and not layout.startswith("I")  # ``BGR;16`` is 16 bits a pixel
+
+
+def _oddities(image: Image.Image, layout: str, size: tuple[int, int]) -> tuple[str, ...]:
+    """What a person should look at, since the picture may not be what it was meant to be."""
+    found = []
+    if min(size) < _TINY:
+        found.append(f"only {size[0]} x {size[1]} pixels")
+    wide = image.mode.startswith("I") and "12" not in layout
+    if wide or _is_wide_colour(layout):
+        ranges = np.array(image.getextrema()).reshape(-1, 2)
+        if 0 < ranges.max() <= (_TWELVE_BITS if wide else _TWELVE_BITS >> 8):
+            found.append("no value above 4,095 of 65,535, as when 12 bits are kept in 16: it is nearly black")
+    return tuple(found)
+
+
+def _opaque(image: Image.Image, layout: str, data: bytes) -> Image.Image | None:
+    """Where a PNG of 16 bits is opaque, mode L; None for others, and without a transparent colour.
+
+    That colour has 16 bits a channel, while Pillow keeps the upper 8 of a picture in colour.
+    """
+    if image.format != "PNG" or "16" not in layout or "transparency" not in image.info:
+        return None
+    key = np.array(image.info.pop("transparency"))
+    values = np.asarray(image).astype(np.int64)  # (H, W) or (H, W, 3)
+    if values.ndim == 3:
+        lower = Image.open(io.BytesIO(data), formats=("PNG",))
+        lower.tile = [lower.tile[0]._replace(args=layout.replace("16B", "16L"))]
+        values = values * 256 + np.asarray(lower)
+    opaque = (values != key).reshape(*values.shape[:2], -1).any(axis=2)
+    return Image.fromarray((opaque * 255).astype(np.uint8))
+
+
+def _frames(image: ImageFile.ImageFile, size: int) -> tuple[str, ...]:
+    """That only the first frame was taken, of how many where that is told cheaply."""
+    if image.format not in _COUNTED:
+        return ()
+    try:
+        if not getattr(image, "is_animated", False):
+            return ()
+        count = getattr(image, "n_frames", None) if size <= _COUNTED[image.format] else None
+    except Exception:  # noqa: BLE001  what follows the first frame is broken, and not used
+        count = None
+    return (f"the first of {count or 'several'} frames",)
+
+
+def _to_rgb(image: Image.Image, layout: str) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_8_bit(image, _TWELVE_BITS if "12" in layout else 65535)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        upper = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", upper.size, "white"), upper).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+
+
+def _to_8_bit(image: Image.Image, most: int) -> Image.Image:
+    """Scale grey values of 12, 16 or 32 bits or floats to 0..255.
+
+    Integers span 0..``most``, whatever is in use of that; floats span 0..1, or their own minimum to
+    maximum when they leave that range.
+    """
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
+    low, high = (0.0, 1.0) if image.mode == "F" else (0.0, float(most))
+    if image.mode == "F" and (values.min() < 0 or values.max() > 1):
+        low, high = values.min(), values.max()
+    scaled = (values - low) / max(high - low, 1e-12) * 255
+    return Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8))

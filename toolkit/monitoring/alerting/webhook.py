@@ -1,0 +1,294 @@
+"""Alerts posted to an address of the user's: a JSON object of the notification's fields and its ``key``."""
+
+import atexit
+import base64
+import hashlib
+import hmac
+import ipaddress
+import json
+import logging
+import re
+import ssl
+import threading
+import time
+from collections import defaultdict, deque
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from toolkit.errors import SettingsError, one_line
+from toolkit.monitoring.alerting.notifiers import LAST_SECONDS, Notice, Sink
+
+logger = logging.getLogger(__name__)
+
+LONGEST_PAUSE, LONGEST_RETRY_AFTER = 300, 3600  # seconds: of back-off, and that a receiver may ask for
+LONGEST_REASON = 200  # characters of what is logged
+THREAD_NAME = "alert-webhook"
+
+
+class QueuedNotification(NamedTuple):
+    """A notification that has not been delivered yet, and since when, by the monotonic clock."""
+
+    key: str
+    body: bytes
+    since: float
+
+
+class Outcome(NamedTuple):
+    """What came of an attempt: no ``reason`` when it was delivered, else why not and whether to try again."""
+
+    reason: str = ""
+    again: bool = False
+    retry_after: float = 0.0  # seconds that the receiver asks for
+
+
+class Webhook(Sink):
+    """Post notifications to an address, those of one alert in their order, in a thread of its own.
+
+    An attempt that fails, or is answered with 429 or 5xx, is made again after pauses that grow to five minutes, or
+    that the receiver asks for. Any other answer is final. Redirects are not followed, proxies are not used, and
+    certificates are checked against the authorities that the system trusts.
+
+    Parameters
+    ----------
+    url
+        ``https://...``, or ``http://...`` on this machine. Only its host is ever logged: a path is often a key.
+    secret
+        Signs each request as https://www.standardwebhooks.com says, whose libraries verify it. ``whsec_`` and base64
+        of a key, or any other text as it is.
+    timeout
+        Seconds that an attempt may take to connect and then wait for more of the answer.
+    first_pause
+        Seconds before the first repetition; each further pause is twice as long.
+    give_up_after
+        Seconds after which a notification is given up, which is logged; less than the six hours between reminders.
+    capacity
+        Notifications that may wait; more are dropped and counted.
+
+    Raises
+    ------
+    SettingsError
+        When the address is none that alerts may be sent to, or the secret is empty or not base64.
+
+    Examples
+    --------
+    >>> Webhook("https://hooks.example.com/services/T0/B0/key", secret="open sesame")
+    Webhook('https://hooks.example.com')
+    """
+
+    def __init__(
+        self, url: str, secret: str | None = None, *, timeout: float = 10.0, first_pause: float = 1.0,
+        give_up_after: float = 4 * 3600.0, capacity: int = 1_000,
+    ) -> None:  # fmt: skip
+        import tenacity  # these two take as long to import as numpy, and few have a webhook
+        import urllib3
+
+        require_safe(url)
+        self._url, self._origin, self._signing_key = url, redacted_url(url), signing_key(secret)
+        self._timeout = urllib3.Timeout(total=timeout)
+        self._backoff = tenacity.wait_exponential(multiplier=first_pause, max=LONGEST_PAUSE)
+        self._give_up_after, self._capacity = give_up_after, capacity
+        self._changed = threading.Condition()
+        self._queues: dict[str, deque[QueuedNotification]] = defaultdict(deque)  # by alert; the first is being sent
+        self._threads: dict[str, threading.Thread] = {}
+        self._closing, self._deadline = threading.Event(), 0.0  # monotonic; when the threads have to be gone
+        self._failing = False
+        self._counts = {"sent": 0, "failed": 0, "dropped": 0}
+        logging.getLogger("urllib3.connectionpool").addFilter(_is_of_another_thread)  # it logs the path
+
+    def __repr__(self) -> str:
+        return f"Webhook({self._origin!r})"
+
+    def send(self, notice: Notice) -> None:
+        """Queue a notification, or drop and count it when the queue is full."""
+        key, body = notice.key, json.dumps(notice.to_dict(), allow_nan=False).encode()
+        with self._changed:
+            if self._waiting() >= self._capacity:
+                self._counts["dropped"] += 1
+                return
+            self._queues[key].append(QueuedNotification(key, body, time.monotonic()))
+            if key not in self._threads or not self._threads[key].is_alive():  # as in a forked process
+                if self._closing.is_set():
+                    self._closing = threading.Event()
+                arguments = key, self._closing
+                thread = threading.Thread(target=self._run, args=arguments, name=THREAD_NAME, daemon=True)
+                thread.start()
+                self._threads[key] = thread
+                atexit.register(self.close)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until nothing is waiting; return False when time ran out."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting(), timeout)
+
+    def stats(self) -> dict[str, int]:
+        """Notifications delivered, given up, dropped because the queue was full, and waiting."""
+        with self._changed:
+            return self._counts | {"waiting": self._waiting()}
+
+    def close(self) -> None:
+        """Try what is waiting once more and stop, within two seconds; what is left counts as failed."""
+        with self._changed:
+            threads, self._deadline = list(self._threads.values()), time.monotonic() + LAST_SECONDS
+            self._closing.set()
+        for thread in threads:
+            thread.join(max(0.0, self._deadline - time.monotonic()))
+        atexit.unregister(self.close)
+
+    def _waiting(self) -> int:
+        return sum(map(len, self._queues.values()))
+
+    # In the thread of an alert
+
+    def _run(self, key: str, closing: threading.Event) -> None:
+        while (notification := self._next(key, closing)) is not None:
+            self._finish_attempt(notification, self._deliver(notification, closing), closing)
+
+    def _next(self, key: str, closing: threading.Event) -> QueuedNotification | None:
+        with self._changed:
+            if self._is_over(closing):
+                self._counts["failed"] += len(self._queues[key])
+                self._queues[key].clear()
+            if self._queues[key]:
+                return self._queues[key][0]
+            del self._queues[key], self._threads[key]  # under the lock: what is sent from now on starts another
+            self._changed.notify_all()
+            return None
+
+    def _deliver(self, notification: QueuedNotification, closing: threading.Event) -> Outcome:
+        """Try until it is delivered, refused or too old, or once more when closing; return the last outcome."""
+        import tenacity
+
+        def last(state: tenacity.RetryCallState) -> Outcome:
+            return state.outcome.result() if state.outcome else Outcome()
+
+        once_more = True
+
+        def attempt() -> Outcome:
+            nonlocal once_more
+            once_more = not closing.is_set()
+            return self._attempt(notification.body)
+
+        def stop(_: tenacity.RetryCallState) -> bool:
+            too_old = time.monotonic() - notification.since >= self._give_up_after
+            return too_old or not once_more or self._is_over(closing)
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda outcome: outcome.again), stop=stop, retry_error_callback=last,
+            wait=lambda state: max(self._backoff(state), last(state).retry_after),
+            sleep=tenacity.sleep_using_event(closing),
+        )  # fmt: skip
+        return retrying(attempt)
+
+    def _is_over(self, closing: threading.Event) -> bool:
+        return closing.is_set() and time.monotonic() >= self._deadline
+
+    def _attempt(self, body: bytes) -> Outcome:
+        try:
+            outcome = self._post(body)
+        except Exception as error:  # noqa: BLE001  # sockets, TLS and HTTP each raise kinds of their own
+            outcome = Outcome(_printable(one_line(error).replace(self._url, self._origin)), again=True)
+        with self._changed:
+            began, ended = outcome.reason and not self._failing, self._failing and not outcome.reason
+            self._failing = bool(outcome.reason)
+        if began:
+            logger.error("alerts cannot be delivered to %s: %s", self._origin, outcome.reason)
+        elif ended:
+            logger.warning("alerts are delivered to %s again", self._origin)
+        return outcome
+
+    def _post(self, body: bytes) -> Outcome:
+        import urllib3
+
+        name, now = f"msg_{hashlib.sha256(body).hexdigest()[:32]}", str(int(time.time()))  # a name for all attempts
+        headers = {
+            "Content-Type": "application/json", "Connection": "close", "User-Agent": "image-classifier-alerts",
+            "webhook-id": name, "webhook-timestamp": now,
+        }  # fmt: skip
+        if self._signing_key is not None:
+            signature = hmac.digest(self._signing_key, f"{name}.{now}.".encode() + body, "sha256")
+            headers["webhook-signature"] = f"v1,{base64.b64encode(signature).decode()}"
+        context = ssl.create_default_context()  # made anew, so that renewed authorities are seen
+        with urllib3.PoolManager(timeout=self._timeout, retries=False, ssl_context=context) as pool:
+            answer = pool.request("POST", self._url, body=body, headers=headers, redirect=False, preload_content=False)
+            answer.close()  # unread, however long it is
+        return parse_response(answer.status, answer.headers.get("Retry-After"))
+
+    def _finish_attempt(self, notification: QueuedNotification, outcome: Outcome, closing: threading.Event) -> None:
+        with self._changed:
+            self._queues[notification.key].popleft()
+            self._counts["failed" if outcome.reason else "sent"] += 1
+            self._changed.notify_all()
+        if outcome.again and not closing.is_set():
+            about = notification.key, self._give_up_after, self._origin, outcome.reason
+            logger.error("the alert %s was given up after %.0f s: not delivered to %s: %s", *about)
+
+
+def parse_response(status: int, retry_after: str | None) -> Outcome:
+    """What an answer means, by its status and its header ``Retry-After``, seconds or a date.
+
+    >>> parse_response(429, "30")
+    Outcome(reason='answered 429', again=True, retry_after=30.0)
+    """
+    from urllib3 import Retry, exceptions
+
+    if 200 <= status < 300:
+        return Outcome()
+    if status != 429 and status < 500:
+        return Outcome(f"answered {status}" + (", and redirects are not followed" if 300 <= status < 400 else ""))
+    try:
+        seconds = float(Retry(retry_after_max=LONGEST_RETRY_AFTER).parse_retry_after(retry_after or "0"))
+    except (exceptions.InvalidHeader, ValueError, OverflowError):  # nonsense
+        seconds = 0.0
+    return Outcome(f"answered {status}", again=True, retry_after=seconds)
+
+
+def require_safe(url: str) -> None:
+    """Refuse an address that is neither https nor on this machine, or holds a user and password."""
+    try:
+        parts = urlsplit(url)
+        usable = bool(parts.hostname) and parts.port != 0 and re.fullmatch(r"[!-~]+", url) is not None
+        private = parts.scheme == "https" or (parts.scheme == "http" and _is_this_machine(parts.hostname or ""))
+    except ValueError:  # a port that is no number, half an IPv6 address
+        usable = private = False
+    if not (usable and private):
+        raise SettingsError(f"webhook must be an https address, or http on this machine, got {redacted_url(url)}")
+    if "@" in parts.netloc:
+        raise SettingsError("webhook must be an address without user and password; a secret signs what is sent")
+
+
+def redacted_url(url: str) -> str:
+    """Scheme and host of an address, to be shown: what follows them, or comes before an ``@``, is often a key.
+
+    >>> redacted_url("https://hooks.example.com/services/T0/B0/key")
+    'https://hooks.example.com'
+    """
+    beginning: str = re.findall(r"^(?:[\w+.-]+://)?[^/?#\\]*", url)[0]
+    return _printable(re.sub(r"[^/]*@", "", beginning))
+
+
+def signing_key(secret: str | None) -> bytes | None:
+    """The key that a secret stands for: base64 after ``whsec_``, else the text itself; None without a secret."""
+    if secret is None or (secret and not secret.startswith("whsec_")):
+        return None if secret is None else secret.encode("utf-8", "surrogateescape")
+    try:
+        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        raise SettingsError("the webhook's secret must be base64 after whsec_") from None
+    if not key:
+        raise SettingsError("the webhook's secret must not be empty")
+    return key
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_of_another_thread(record: logging.LogRecord) -> bool:
+    return record.threadName != THREAD_NAME
+
+
+def _printable(text: str) -> str:
+    return text[:LONGEST_REASON].encode("unicode_escape").decode()

@@ -1,0 +1,44 @@
+"""How a monitor works, beside what it watches."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from toolkit.monitoring.alerting.notifiers import Log, Notice, Sink
+
+
+def _log() -> dict[str, Sink]:
+    return {"log": Log()}
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """Where alerts go, what is kept, and when things are done.
+
+    Parameters
+    ----------
+    sinks
+        Where alerts are sent beside the store, each by its name: a ``Webhook``, or a ``Sink`` of your own.
+    on_immediate
+        Called, in a thread of its own, with the ``Notice`` of an alert that is ``immediate`` and ``confirmed``; once
+        until that has cleared.
+    keep_days, keep_rows
+        How long single predictions are kept, in days and in predictions of a version, never fewer than 10,000.
+        Counts of a thousand each are kept permanently.
+    drop_when_full
+        For callers that must never wait, such as a service: while 10,000 predictions wait for the store, further ones
+        are dropped, which is logged when it begins, and counted.
+    evaluation_pause
+        Seconds between two evaluations of alerts while fewer than 100 predictions and labels come: each costs a few
+        milliseconds.
+    clock
+        Seconds since 1970.
+    """
+
+    sinks: Mapping[str, Sink] = field(default_factory=_log)
+    on_immediate: Callable[[Notice], object] | None = None
+    keep_days: float | None = None
+    keep_rows: int | None = None
+    drop_when_full: bool = False
+    evaluation_pause: float = 0.5
+    clock: Callable[[], float] = time.time

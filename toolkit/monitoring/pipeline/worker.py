@@ -1,0 +1,114 @@
+"""What is done beside writing: keep up with the store, look, tell, and keep the store small."""
+
+import logging
+import math
+import threading
+import time
+
+from toolkit.errors import one_line
+from toolkit.monitoring.alerting.evaluator import EVERY
+from toolkit.monitoring.alerting.manager import Lookout
+from toolkit.monitoring.alerting.notifiers import Sinks
+from toolkit.monitoring.base.predictions import Window
+from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.pipeline.config import MonitorConfig
+from toolkit.monitoring.pipeline.stream_state import View
+from toolkit.monitoring.store.alerts import Alert
+from toolkit.monitoring.store.predictions import Model, PredictionStore
+from toolkit.monitoring.store.rollups import ROLLUP_SIZE, delete_expired, merge_old_rollups, write_due_rollups
+from toolkit.monitoring.windows.summary import Counts
+
+logger = logging.getLogger(__name__)
+
+ROLLUPS_AT_ONCE = 2  # written or emptied in one go, so that predictions do not wait long to be written
+
+
+class Attendant:
+    """Attend to the version that this process serves; called in the writer's thread, after it has written.
+
+    Parameters
+    ----------
+    store
+        Predictions, labels, rollups and alerts.
+    limits
+        What counts as too much; as the store says, when None.
+    sinks
+        Where alerts are sent.
+    config
+        What stays of single predictions, and how often to look.
+    """
+
+    def __init__(self, store: PredictionStore, limits: Limits | None, sinks: Sinks, config: MonitorConfig) -> None:
+        self._store = store
+        self._limits = limits
+        self._config = config
+        self._lookout = Lookout(store, config.clock, sinks.send)
+        self._view: View | None = None
+        self._making = threading.Lock()
+        self._news = 0  # predictions and labels since the last look
+        self._since_rollup = 0  # and since rollups were written
+        self._looked = -math.inf  # on the monotonic clock
+
+    def view(self, model: Model) -> View:
+        """The view of a version; that of the version asked for last is kept."""
+        with self._making:
+            if self._view is None or self._view.model is not model:
+                self._view = View(self._store, model, self._limits)
+            return self._view
+
+    def attend(self, model: Model, news: int) -> float | None:
+        """Look, if it is time; return in how many seconds it will be, None when nothing is left to look at.
+
+        Whatever goes wrong here, the predictions are stored.
+
+        Parameters
+        ----------
+        news
+            Predictions and labels since the last call.
+        """
+        self._news += news
+        self._since_rollup += news
+        wait = self._looked + self._config.evaluation_pause - time.monotonic()
+        if self._news < EVERY and wait > 0:
+            return wait if self._news else None
+        self._news, self._looked = 0, time.monotonic()
+        try:
+            self.look(model)
+            if self._since_rollup >= ROLLUP_SIZE:
+                self._since_rollup = 0
+                self._tidy(model)
+        except Exception as error:  # noqa: BLE001  # nothing is lost by it
+            logger.warning("alerts could not be checked: %s", one_line(error))
+        return None
+
+    def look(self, model: Model, *, save: bool = False) -> list[Alert]:
+        """Evaluate what came since the last time, and return the alerts that this raised."""
+        return self._lookout.look(self.view(model).catch_up(), save=save)
+
+    def finish(self, model: Model) -> None:
+        """Evaluate what is left when a process ends; whatever goes wrong, the next one does it."""
+        try:
+            self.look(model, save=True)
+        except Exception as error:  # noqa: BLE001  # nothing is lost by it
+            logger.warning("alerts could not be checked: %s", one_line(error))
+
+    def report(self, model: Model, metric: str, level: str, message: str) -> bool:
+        """Raise an alert about what no window shows: see ``Lookout``."""
+        return self._lookout.report(model, metric, level, message)
+
+    def _tidy(self, model: Model) -> None:
+        """Count what is full, let go what is old, a little at a time."""
+        yardstick = self.view(model).yardstick
+
+        def make(rows: Window) -> bytes:
+            return yardstick.count(rows).to_bytes()
+
+        def add(older: bytes, newer: bytes) -> bytes:
+            return (Counts.from_bytes(older) + Counts.from_bytes(newer)).to_bytes()
+
+        write_due_rollups(self._store, model, make, ROLLUPS_AT_ONCE)
+        keep_days, keep_rows = self._config.keep_days, self._config.keep_rows
+        if keep_days is not None or keep_rows is not None:
+            self.look(model, save=True)  # a process that goes on from here needs the rows before this place
+            delete_expired(self._store, keep_days, keep_rows, now=self._config.clock(), at_most=ROLLUPS_AT_ONCE)
+            merge_old_rollups(self._store, model, add)

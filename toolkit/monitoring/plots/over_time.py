@@ -1,0 +1,318 @@
+"""Figures of a model over time, drawn from counts: ten million predictions take no longer than a thousand.
+
+Each function takes plain data and returns a matplotlib Figure made without pyplot and without any
+global state: good in a thread and without a screen. ``now`` are the counts of the short window, and
+``alerts`` those of the model version as the store gives them, of any metric.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from toolkit.monitoring.base.thresholds import LEVELS, Limits
+from toolkit.monitoring.plots import style
+from toolkit.monitoring.plots.style import DRIFT_COLOURS, LEVEL_COLOURS, SHADE
+from toolkit.monitoring.plots.timeline import Timeline
+from toolkit.monitoring.store.alerts import Alert
+from toolkit.monitoring.windows.drift import DriftReport, DriftResult
+from toolkit.monitoring.windows.label_bias import labels_worth
+from toolkit.monitoring.windows.reference import Yardstick
+from toolkit.monitoring.windows.summary import Counts
+from toolkit.plotting.style import BLUE, GREY, class_label, tidy_axes
+from toolkit.statistics.intervals import wilson
+
+MOST_CLASSES = 20  # rows of the class chart, of the classes that changed most
+MOST_LINES = 5
+ROW_INCHES = 0.28
+IN_A_ROW = 3  # small figures beside each other
+FEWEST_TO_A_UNIT = 10  # so that a rate is not a fraction
+RATES = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
+
+Floats = NDArray[np.float64]
+
+
+def accuracy(
+    version: str, timeline: Timeline, now: Counts, yardstick: Yardstick, limits: Limits, alerts: Iterable[Alert] = ()
+) -> Figure:
+    """Accuracy over time against the reference and the three levels, and what it is estimated to be without labels.
+
+    A strip below counts the labels; where there are none the line has a gap. Diamonds are the
+    accuracy alerts, at the time when they were raised.
+    """
+    if not timeline.points:
+        return style.nothing()
+    figure = Figure(figsize=(10, 5.2), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
+    labels = np.array([point.n_labels for point in timeline.points])
+    right = np.array([point.right for point in timeline.points])
+    values = np.divide(right, labels, out=np.full(len(labels), np.nan), where=labels > 0)
+    worth = np.array([labels_worth(point) for point in timeline.points])  # fewer than the labels, in bursts
+    low, high = np.array(
+        [
+            wilson(r / n * kept, kept) if n else (np.nan, np.nan)
+            for r, n, kept in zip(right.tolist(), labels.tolist(), worth.tolist(), strict=True)
+        ]
+    ).T
+    style.band(upper, timeline, low, high, label="95 % interval")
+    style.line(upper, timeline, values, lw=1.4, label="accuracy")
+    style.dots(upper, timeline, values)
+    guesses, least, most = _estimates(timeline, yardstick)
+    if np.isfinite(guesses).any():
+        style.band(upper, timeline, least, most, label="its 95 % interval", alpha=0.2)
+        style.line(upper, timeline, guesses, lw=0.9, ls="--", label="estimate, no labels")
+    if yardstick.reference is not None:
+        _reference_lines(upper, yardstick.reference, limits)
+    shown = np.where(np.isfinite(values), values, guesses)
+    style.diamonds(upper, timeline, alerts, "accuracy", shown)
+    style.shares(upper.yaxis)
+    upper.set_ylabel("accuracy")
+    style.legend(upper)
+    style.bars(lower, timeline, labels)
+    lower.set_ylabel("labels")
+    lower.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+    tidy_axes(upper, lower)
+    style.along(lower, timeline)
+    return style.titled(figure, _accuracy_title(version, now, timeline, yardstick))
+
+
+def confidence(
+    version: str, timeline: Timeline, now: Counts, yardstick: Yardstick, alerts: Iterable[Alert] = ()
+) -> Figure:
+    """Confidence over time, and its distribution in the short window against the reference."""
+    if not timeline.points:
+        return style.nothing()
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    median = _spread(left, timeline, yardstick, 0)
+    style.diamonds(left, timeline, alerts, "confidence_distribution", median)
+    left.set_ylim(0, 1.02)
+    left.set_ylabel("confidence")
+    style.legend(left)
+    edges = np.linspace(0, 1, 41)
+    if yardstick.reference is not None:
+        usual = yardstick.reference
+        right.stairs(_histogram(usual, yardstick, edges), edges, fill=True, color=GREY, alpha=0.35,
+                     label=f"reference, {usual.finite:,}")  # fmt: skip
+    right.stairs(_histogram(now, yardstick, edges), edges, color=BLUE, lw=1.5, label=f"last {now.finite:,}")
+    style.shares(right.yaxis)
+    right.set_xlim(0, 1.02)
+    right.set_xlabel("confidence")
+    right.set_ylabel("share of predictions")
+    right.legend(frameon=False, fontsize=8, loc="upper left")
+    tidy_axes(left, right)
+    style.along(left, timeline)
+    return style.titled(figure, f"Confidence of model version {version}")
+
+
+def predictions(
+    version: str, timeline: Timeline, now: Counts, yardstick: Yardstick, alerts: Iterable[Alert] = ()
+) -> Figure:
+    """Shares of the predicted classes: over time for those that changed most, and of all against the reference.
+
+    Of more than twenty classes the ones that changed most have a row, and the others are told together.
+    """
+    if not timeline.points:
+        return style.nothing()
+    recent = _shares(now.classes)
+    usual = _shares(yardstick.reference.classes) if yardstick.reference is not None else recent
+    over_time = np.array([_shares(point.classes) for point in timeline.points])  # (P, K)
+    order = _most_changed(recent, usual, over_time)
+    shown = order if len(order) <= MOST_CLASSES + 1 else order[:MOST_CLASSES]  # one that is left has room too
+    figure = Figure(figsize=(10, max(4.6, ROW_INCHES * len(shown) + 1.6)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    for index, c in enumerate(order[:MOST_LINES]):
+        style.line(left, timeline, over_time[:, c], lw=1.5, color=f"C{index}", label=class_label(yardstick.classes[c]))
+        if yardstick.reference is not None:
+            left.axhline(usual[c], lw=0.8, ls="--", color=f"C{index}", alpha=0.6)
+    style.diamonds(left, timeline, alerts, "prediction_distribution", over_time[:, order[0]])
+    left.legend(frameon=False, fontsize=8, ncols=MOST_LINES, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    left.set_ylabel("share of predictions" + (" (dashed: reference)" if yardstick.reference is not None else ""))
+    left.set_ylim(bottom=0)
+    _dumbbells(right, yardstick, shown, recent, usual, now.finite)
+    style.shares(left.yaxis)
+    tidy_axes(left, right)
+    style.along(left, timeline)
+    return style.titled(figure, f"Predicted classes of model version {version}")
+
+
+def volume(version: str, timeline: Timeline, alerts: Iterable[Alert] = ()) -> Figure:
+    """How many predictions there are to a unit of time, how many are not finite, and how long they take."""
+    if not timeline.points:
+        return style.nothing()
+    figure = Figure(figsize=(10, 6.2), layout="constrained")
+    rate, broken, latency = figure.subplots(3, 1, sharex=True)
+    unit, rates = _rates(timeline)
+    style.steps(rate, timeline, rates)
+    rate.set_ylabel(f"predictions\nper {unit}")
+    shares = np.array([point.non_finite / point.n for point in timeline.points])
+    style.line(broken, timeline, shares, lw=1.4)
+    style.diamonds(broken, timeline, alerts, "non_finite", shares)
+    broken.set_ylabel("NaN or infinite")
+    style.shares(broken.yaxis)
+    broken.set_ylim(0, max(0.01, 1.15 * shares.max()))
+    if not shares.any():
+        style.remark(broken, "none")
+    median, slow = (_quantiles_of_latency(timeline, share) for share in (0.5, 0.95))
+    if np.isfinite(median).any():
+        style.line(latency, timeline, slow, lw=1.0, color=GREY, label="95 % below")
+        style.line(latency, timeline, median, lw=1.4, label="median")
+        latency.set_ylim(0, 1.15 * np.nanmax(slow))
+        style.legend(latency)
+    else:
+        style.remark(latency, "no latency was given")
+    latency.set_ylabel("latency, ms")
+    tidy_axes(rate, broken, latency)
+    style.along(latency, timeline)
+    return style.titled(figure, f"Volume of model version {version}: {timeline.n:,} predictions")
+
+
+def inputs(version: str, timeline: Timeline, yardstick: Yardstick, report: DriftReport | None = None) -> Figure:
+    """Statistics of the pictures over time against the reference; red is what the report found drifted."""
+    if not timeline.points:
+        return style.nothing()
+    names = yardstick.statistics
+    if not names:
+        return style.nothing("Nothing is known of the pictures: there is no baseline that holds statistics of any.")
+    rows = -(-len(names) // IN_A_ROW)
+    figure = Figure(figsize=(11, 2.3 * rows + 1), layout="constrained")
+    grid = figure.subplots(rows, min(IN_A_ROW, len(names)), squeeze=False).ravel()
+    changed = _changed(report)
+    first = len(yardstick.quantities) - len(names)
+    for index, (axes, name) in enumerate(zip(grid, names, strict=False)):
+        found = changed.get(name)
+        _spread(axes, timeline, yardstick, first + index, DRIFT_COLOURS["drift"] if found else BLUE)
+        text = class_label(name) + (f": {found.detail} ({found.window})" if found else "")
+        axes.set_title(text, fontsize=9, loc="left", color=DRIFT_COLOURS["drift"] if found else "black")
+        axes.tick_params(labelsize=8)
+        tidy_axes(axes)
+        style.along(axes, timeline, few=True)
+    for axes in grid[len(names) :]:
+        axes.set_axis_off()
+    for axes in grid[: len(names)][:-IN_A_ROW]:
+        axes.set_xlabel("")
+    plain = next((axes for axes, name in zip(grid, names, strict=False) if name not in changed), grid[0])
+    handles = plain.get_legend_handles_labels()[0]
+    figure.legend(handles=handles, frameon=False, fontsize=8, ncols=4, loc="outside upper right")
+    return style.titled(figure, f"Pictures that model version {version} was given")
+
+
+# What is drawn, from counts
+
+
+def _estimates(timeline: Timeline, yardstick: Yardstick) -> Floats:
+    """(3, P), the accuracy that no label confirms and its 95 % interval; NaN where nothing is known."""
+    found = np.full((3, len(timeline)), np.nan)
+    if yardstick.estimator is None:
+        return found
+    for index, point in enumerate(timeline.points):
+        unknown = point.cells[yardstick.missing[1]] > point.non_finite  # answers were logged, probabilities were not
+        guess = None if unknown else yardstick.estimator.summary(point.scored, point.finite, point.effective)
+        if guess:
+            found[:, index] = guess.accuracy, guess.low, guess.high
+    return found
+
+
+def _quantiles(timeline: Timeline, yardstick: Yardstick, quantity: int) -> list[Floats]:
+    """(P,) each: what 10, 50 and 90 % of a quantity lie below."""
+    return [
+        np.array([yardstick.quantile(point, quantity, share) for point in timeline.points]) for share in (0.1, 0.5, 0.9)
+    ]
+
+
+def _quantiles_of_latency(timeline: Timeline, share: float) -> Floats:
+    return np.array([point.latency_quantile(share) for point in timeline.points], np.float64)  # None becomes NaN
+
+
+def _histogram(counts: Counts, yardstick: Yardstick, edges: Floats) -> Floats:
+    """Share of the confidences in each of these bins, to which the yardstick's bins fit."""
+    values = yardstick.values(0)
+    place = np.searchsorted(edges[1:-1].astype(np.float16), values)  # an upper end belongs to its bin
+    return _shares(np.bincount(place, counts.cells[yardstick.cells(0)], len(edges) - 1))
+
+
+def _shares(counts: NDArray[Any]) -> Floats:
+    return np.asarray(counts / counts.sum() if counts.sum() else np.full(len(counts), np.nan), np.float64)
+
+
+def _rates(timeline: Timeline) -> tuple[str, Floats]:
+    """The smallest unit with ten predictions in it, and (P,) how many there are to it; NaN where nobody can tell."""
+    seconds = np.array([point.until - point.since for point in timeline.points])
+    intervals = np.array([point.n - 1.0 for point in timeline.points])
+    rates = np.divide(intervals, seconds, out=np.full(len(seconds), np.nan), where=seconds > 0)
+    usual = float(np.median(rates[np.isfinite(rates)])) if np.isfinite(rates).any() else 1.0
+    unit = next((unit for unit, length in RATES.items() if usual * length >= FEWEST_TO_A_UNIT), "day")
+    return unit, rates * RATES[unit]
+
+
+def _changed(report: DriftReport | None) -> dict[str, DriftResult]:
+    """The statistics that drifted, each in the shortest window that shows it."""
+    found = [result for result in report.results if result.family == "input" and result.drifted] if report else []
+    return {result.metric: result for result in reversed(found)}
+
+
+# How it is drawn
+
+
+def _spread(axes: Axes, timeline: Timeline, yardstick: Yardstick, quantity: int, colour: str = BLUE) -> Floats:
+    """Median and 10 to 90 % of a quantity over time, and of the reference as a band; return the medians."""
+    low, median, high = _quantiles(timeline, yardstick, quantity)
+    if yardstick.reference is not None:
+        least, usual, most = (yardstick.quantile(yardstick.reference, quantity, share) for share in (0.1, 0.5, 0.9))
+        axes.axhspan(least, most, color=GREY, alpha=0.1, lw=0, label="reference (dashed: median)")
+        axes.axhline(usual, color=GREY, ls="--", lw=1)
+    style.band(axes, timeline, low, high, label="10 % to 90 %")
+    style.line(axes, timeline, median, lw=1.4, color=colour, label="median")
+    return median
+
+
+def _reference_lines(axes: Axes, reference: Counts, limits: Limits) -> None:
+    usual = reference.right / reference.n
+    axes.axhspan(*wilson(reference.right, reference.n), color=GREY, alpha=0.12, lw=0)
+    axes.axhline(usual, color=GREY, lw=1.2, label=f"reference {usual:.1%}")
+    for level in LEVELS[1:]:
+        drop = limits.threshold(level)
+        axes.axhline(usual * (1 - drop), color=LEVEL_COLOURS[level], lw=1, ls="--")
+        axes.annotate(f"{level} -{drop:.0%}", (1, usual * (1 - drop)), xycoords=("axes fraction", "data"),
+                      xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5,
+                      color=LEVEL_COLOURS[level], annotation_clip=False)  # fmt: skip
+
+
+def _most_changed(recent: Floats, usual: Floats, over_time: Floats) -> NDArray[np.intp]:
+    """(K,), the classes by how much their share differs now, then by how much it ever did."""
+    ever = np.nan_to_num(np.abs(over_time - usual)).max(axis=0)
+    return np.lexsort((-ever, -np.nan_to_num(np.abs(recent - usual))))
+
+
+def _dumbbells(
+    axes: Axes, yardstick: Yardstick, shown: NDArray[np.intp], recent: Floats, usual: Floats, n: int
+) -> None:
+    """The share of each of these classes, before and now, and of the others together."""
+    shown = shown[::-1]
+    rows = np.arange(len(shown))
+    axes.hlines(rows, usual[shown], recent[shown], color=SHADE, lw=3)
+    if yardstick.reference is not None:
+        axes.plot(usual[shown], rows, "o", mfc="white", mec=GREY, ms=6, label="reference")
+    axes.plot(recent[shown], rows, "o", color=BLUE, ms=6, label=f"last {n:,}")
+    axes.set_yticks(rows, [class_label(yardstick.classes[c]) for c in shown])
+    axes.set_xlim(0, 1.08 * np.nanmax(np.append(np.fmax(usual[shown], recent[shown]), 0.01)))
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    rest = np.setdiff1d(np.arange(len(recent)), shown)
+    others = f"; {len(rest):,} others together {usual[rest].sum():.1%} -> {recent[rest].sum():.1%}" if len(rest) else ""
+    axes.set_xlabel(f"share of predictions{others}", fontsize=8 if others else None)
+    style.shares(axes.xaxis)
+
+
+def _accuracy_title(version: str, now: Counts, timeline: Timeline, yardstick: Yardstick) -> str:
+    title = f"Accuracy of model version {version}"
+    if not any(point.n_labels for point in timeline.points):
+        return title + ": no labels have been told yet"
+    if not now.n_labels:
+        return title + f": no labels in the last {now.n:,} predictions"
+    usual = yardstick.reference
+    text = f", reference {usual.right / usual.n:.1%}" if usual is not None else ""
+    return title + f": {now.right / now.n_labels:.1%} in the last {now.n:,} predictions{text}"

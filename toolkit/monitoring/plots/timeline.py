@@ -1,0 +1,229 @@
+"""The life of a model version as a few dozen points: what figures over time are drawn from."""
+
+import functools
+import itertools
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.monitoring.base.predictions import Window
+from toolkit.monitoring.windows.reference import Yardstick
+from toolkit.monitoring.windows.summary import Counts
+
+MOST_POINTS = 60  # more cannot be told apart
+FEWEST_IN_A_POINT = 50
+SHORTEST_SPAN = 600.0  # seconds: what came within less came in one go, and its order tells more than its time
+NARROWEST = 1 / (2 * MOST_POINTS)  # of the span: points closer together would hide each other
+PAUSE = 1 / 20  # of the span without a prediction: a gap that can be seen
+UNUSUAL = 10  # times the mean interval; chance makes an interval so long between 1 in 22,000
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Predictions of one model version in order, counted in pieces: the points of a line.
+
+    A piece is a number of predictions, so that each point is about equally certain; and a time long
+    enough to be seen. Its place is its time where the whole took ten minutes or more; else, as after
+    a batch job or a test, it is the number of its predictions.
+
+    Parameters
+    ----------
+    points
+        P counts, oldest first, none of them empty.
+
+    Examples
+    --------
+    >>> yardstick = Yardstick(("cat", "dog"))
+    >>> hours = np.repeat([0.0, 1.0, 9.0], 50) * 3600 + np.tile(np.arange(50.0), 3)
+    >>> rows = Window(("cat", "dog"), hours, np.zeros(150, int), np.ones(150), np.full(150, -1))
+    >>> line = timeline([], [rows], yardstick)
+    >>> [point.n for point in line.points], line.by_time, (line.starts / 3600).tolist(), line.pauses.tolist()
+    ([50, 50, 50], True, [0.0, 1.0, 9.0], [True, True])
+    """
+
+    points: tuple[Counts, ...]
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    @property
+    def n(self) -> int:
+        """All predictions."""
+        return sum(point.n for point in self.points)
+
+    @property
+    def by_time(self) -> bool:
+        """Whether places are seconds since 1970, and not numbers of predictions."""
+        return _span(self.points) >= SHORTEST_SPAN
+
+    @property
+    def starts(self) -> Floats:
+        """(P,), where each point begins."""
+        if self.by_time:
+            return np.array([point.since for point in self.points])
+        return self.ends - [point.n for point in self.points]
+
+    @property
+    def ends(self) -> Floats:
+        """(P,), where each point ends."""
+        if self.by_time:
+            return np.array([point.until for point in self.points])
+        return np.cumsum([float(point.n) for point in self.points])
+
+    @property
+    def middles(self) -> Floats:
+        """(P,), where each point is drawn."""
+        return (self.starts + self.ends) / 2
+
+    @property
+    def pauses(self) -> NDArray[np.bool_]:
+        """(P - 1,), whether there was no prediction for long between a point and the next."""
+        longest = _longest(self.points)
+        return np.array([_apart(*pair) > longest for pair in itertools.pairwise(self.points)], bool)
+
+    def place(self, time: float) -> float:
+        """Where a time is, in seconds since 1970."""
+        if self.by_time:
+            return time
+        times = np.maximum.accumulate([end for point in self.points for end in (point.since, point.until)])
+        return float(np.interp(time, times, np.column_stack([self.starts, self.ends]).ravel()))
+
+    def path(self, *columns: Floats) -> tuple[Floats, ...]:
+        """Places and values as they are drawn: NaN at each gap, lines and bands as long as their predictions took.
+
+        Parameters
+        ----------
+        columns
+            (P,) each; NaN where nothing is known, which is a gap too.
+
+        Examples
+        --------
+        >>> yardstick = Yardstick(("cat", "dog"))
+        >>> rows = Window(("cat", "dog"), np.zeros(150), np.zeros(150, int), np.ones(150), np.full(150, -1))
+        >>> [column.tolist() for column in timeline([], [rows], yardstick).path(np.array([0.5, np.nan, 1.0]))]
+        [[0.0, 25.0, 50.0, nan, 100.0, 125.0, 150.0, nan], [0.5, 0.5, 0.5, nan, 1.0, 1.0, 1.0, nan]]
+        """
+        known: NDArray[np.bool_] = np.asarray(np.isfinite(np.stack(columns)).all(axis=0))
+        breaks = self.pauses | (known[1:] != known[:-1])
+        runs = [run for run in np.split(np.arange(len(self)), np.flatnonzero(breaks) + 1) if known[run].all()]
+        gap = [np.nan]
+        places = [[self.starts[run[:1]], self.middles[run], self.ends[run[-1:]], gap] for run in runs]
+        values = [[[each[run[:1]], each[run], each[run[-1:]], gap] for run in runs] for each in columns]
+        return tuple(
+            np.concatenate([part for run in parts for part in run]) if runs else np.zeros(0)
+            for parts in (places, *values)
+        )
+
+
+def timeline(older: Iterable[Counts], recent: Iterable[Window], yardstick: Yardstick) -> Timeline:
+    """Make a timeline of at most 60 points out of any number of predictions.
+
+    Parameters
+    ----------
+    older
+        Counts of consecutive predictions, oldest first; they are taken one after the other and only
+        about 120 are held at a time.
+    recent
+        The predictions that follow them, with their statistics and probabilities, a page of rows at a time.
+    yardstick
+        With which all are counted.
+
+    Examples
+    --------
+    >>> yardstick = Yardstick(("cat", "dog"))
+    >>> rows = Window(("cat", "dog"), np.arange(1000.0), np.zeros(1000, int), np.ones(1000), np.full(1000, -1))
+    >>> blocks = [yardstick.count(rows)] * 3
+    >>> line = timeline(blocks, [rows], yardstick)
+    >>> line.n, [point.n for point in line.points][:5]
+    (4000, [1000, 1000, 1000, 100, 100])
+    """
+    points: list[Counts] = []
+    pieces = (counts for rows in recent for counts in _slices(rows, yardstick))
+    for counts in itertools.chain(older, pieces):
+        if counts.n:
+            points.append(counts)
+        if len(points) >= 2 * MOST_POINTS:
+            points = _thinned(points)
+    return Timeline(tuple(_thinned(points)))
+
+
+def _slices(recent: Window, yardstick: Yardstick) -> Iterator[Counts]:
+    """Rows counted few at a time, and apart where a pause lies between them."""
+    if not recent.n:
+        return
+    span = float(np.ptp(recent.time))
+    pauses = np.flatnonzero(np.diff(recent.time) > _pause(span, recent.n)) + 1
+    size = _size(recent.n)
+    for start, stop in itertools.pairwise([0, *pauses.tolist(), recent.n]):
+        for place in range(start, stop, size):
+            yield yardstick.count(recent.between(place, min(place + size, stop)))
+
+
+def _thinned(points: Sequence[Counts]) -> list[Counts]:
+    """Neighbours added up until there are few enough points, each of enough predictions."""
+    size = _size(_n(points))
+    while len(groups := _groups(points, size)) > MOST_POINTS:
+        size *= 2
+    return [functools.reduce(operator.add, group) for group in groups]
+
+
+def _groups(points: Sequence[Counts], size: int) -> list[list[Counts]]:
+    """Neighbours that make a point of at least ``size`` predictions and of a width that can be seen."""
+    span = _span(points)
+    longest, width = _longest(points), NARROWEST * span if span >= SHORTEST_SPAN else 0.0
+    groups = [list(points[:1])] if points else []
+    for before, point in itertools.pairwise(points):
+        pause = _apart(before, point) > longest
+        if pause or (_n(groups[-1]) >= size and _span(groups[-1]) >= width):
+            groups.append([])
+        groups[-1].append(point)
+    return _without_rests(groups, size, longest)
+
+
+def _without_rests(groups: Sequence[list[Counts]], size: int, longest: float) -> list[list[Counts]]:
+    """The few predictions left before a pause or at the end would jump up and down: they go to the point before."""
+    kept = list(groups[:1])
+    for group in groups[1:]:
+        if 2 * _n(group) < size and _apart(kept[-1][-1], group[0]) <= longest:
+            kept[-1] = kept[-1] + group
+        else:
+            kept.append(group)
+    return kept
+
+
+def _size(n: int) -> int:
+    """Predictions in a point: at least 50, and so many that there are few enough points."""
+    size = FEWEST_IN_A_POINT
+    while size * MOST_POINTS < n:
+        size *= 2
+    return size
+
+
+def _n(points: Sequence[Counts]) -> int:
+    return sum(point.n for point in points)
+
+
+def _span(points: Sequence[Counts]) -> float:
+    """Seconds from the first prediction to the last."""
+    if not points:
+        return 0.0
+    return max(point.until for point in points) - min(point.since for point in points)
+
+
+def _apart(before: Counts, after: Counts) -> float:
+    """Seconds between two points in which there was no prediction."""
+    return after.since - before.until
+
+
+def _longest(points: Sequence[Counts]) -> float:
+    """Seconds without a prediction that are not yet a pause."""
+    return _pause(_span(points), _n(points))
+
+
+def _pause(span: float, n: int) -> float:
+    return span * max(PAUSE, UNUSUAL / max(n, 1)) if span >= SHORTEST_SPAN else float("inf")

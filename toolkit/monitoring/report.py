@@ -1,0 +1,235 @@
+"""Figures and alerts as people read them in a terminal, and the numbers, names and times in sentences."""
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.store.alerts import Alert
+from toolkit.monitoring.windows.metrics import EstimatedAccuracy, WindowMetrics
+
+SHOWN_CLASSES = 5
+LONGEST_NAME = 24  # letters of a class in a sentence
+LEAST_SHARE = 0.001  # below which a part is not worth telling
+
+
+def figures(metrics: WindowMetrics) -> list[str]:
+    """The figures of a window as lines of text."""
+    shares = sorted(metrics.class_shares.items(), key=lambda item: -item[1])[:SHOWN_CLASSES]
+    latency = metrics.latency_ms
+    lines = {
+        "predictions": f"{metrics.n:,} from {_moment(metrics.since)} to {_moment(metrics.until)}",
+        "labels": _labels(metrics),
+        "accuracy": _with_interval(metrics.accuracy, metrics.accuracy_interval),
+        "estimated accuracy": _estimate(metrics.estimate),
+        "reference": f"{_share(metrics.reference_accuracy)} on {metrics.reference_n:,} held-out pictures",
+        "degradation": _degradation(metrics),
+        "precision": _with_interval(metrics.precision_weighted, metrics.precision_weighted_interval),
+        "recall": _with_interval(metrics.recall_weighted, metrics.recall_weighted_interval),
+        "F1": _with_interval(metrics.f1_weighted, metrics.f1_weighted_interval),
+        "calibration error": _with_interval(metrics.calibration_error, metrics.calibration_error_interval),
+        "mean confidence": _share(metrics.mean_confidence),
+        "classes": ", ".join(f"{name} {share:.1%}" for name, share in shares),
+        "not finite": f"{metrics.non_finite:,}",
+        "latency": f"median {_milliseconds(latency.median)}, 95 % below {_milliseconds(latency.p95)}",
+    }
+    title = f"Model version {metrics.model_version}, {metrics.window} window"
+    return [title, "", *(f"{name + ':':<22} {text}" for name, text in lines.items())]
+
+
+def headline(standing: Sequence[Alert], metrics: WindowMetrics, drifted: bool | None) -> dict[str, str]:
+    """The worst that is known: of the alerts that stand, of the window by its labels, of the drift tests.
+
+    Parameters
+    ----------
+    standing
+        Alerts that have not been cleared.
+    metrics
+        The figures of a window.
+    drifted
+        Whether the drift tests on it found anything.
+
+    Returns
+    -------
+    dict
+        ``level``: ``ok``, ``warning``, ``critical`` or ``immediate``; ``status``; and what it is, as ``reason``.
+    """
+    known = [{"level": alert.level, "status": alert.status, "reason": alert.message} for alert in standing]
+    if metrics.level not in (None, "ok") and metrics.status == "confirmed":  # chance suspects now and then
+        reason = f"in the {metrics.window} window accuracy is lower by {_drop(metrics)}"
+        known.append({"level": metrics.level, "status": metrics.status, "reason": reason})
+    if drifted:
+        reason = f"the {metrics.window} window has drifted: see the tests below"
+        known.append({"level": "warning", "status": "estimate", "reason": reason})
+    if not known:
+        few = metrics.level is None
+        reason = "no alert stands" + ("; there are too few labels to know the accuracy" if few else "")
+        return {"level": "ok", "status": "", "reason": reason}
+    return max(known, key=lambda one: (Limits.severity(one["level"]), one["status"] == "confirmed"))
+
+
+def headline_text(worst: Mapping[str, str]) -> str:
+    """The worst that is known, in a line.
+
+    >>> headline_text({"level": "critical", "status": "confirmed", "reason": "ACCURACY 84 -> 66 %"})
+    'CRITICAL (confirmed): ACCURACY 84 -> 66 %'
+    """
+    status = f" ({worst['status']})" if worst["status"] else ""
+    return f"{worst['level'].upper()}{status}: {worst['reason']}"
+
+
+def alerts(found: Sequence[Alert]) -> str:
+    """Alerts, each with what it says."""
+    return "\n".join(map(_alert, found)) if found else "No alerts."
+
+
+def _alert(alert: Alert) -> str:
+    more = [f"cleared {_moment(alert.cleared_at)}"] if alert.cleared_at else []
+    if alert.acknowledged_at:
+        more.append(f"acknowledged{' by ' + alert.acknowledged_by if alert.acknowledged_by else ''}")
+    where = ", ".join([f"{alert.metric} of version {alert.model_version}, {alert.window} window", *more])
+    grade = f"{alert.level.upper()} ({alert.status})"
+    lines = [alert.message, *(f"  {line}" for line in alert.details.splitlines())]
+    first = f"{_moment(alert.time)}  {grade}  {where}  [{alert.id}]"
+    return "\n".join([first, *(f"  {line}" for line in lines)])
+
+
+def _degradation(metrics: WindowMetrics) -> str:
+    """The drop by the labels, and how bad that is."""
+    return f"{_drop(metrics)}: {metrics.level or 'unknown'} ({metrics.status.replace('_', ' ')})"
+
+
+def _drop(metrics: WindowMetrics) -> str:
+    """The drop by the labels: never a negative one, nor a certain part that is none."""
+    drop, certain = metrics.degradation, metrics.degradation_lower_bound or 0.0
+    if drop is None:
+        return "-"
+    sure = f", at least {share_below(certain)} certain" if certain >= LEAST_SHARE else ""
+    return f"{_share(drop)}{sure}" if drop > 0 else "none"
+
+
+def _labels(metrics: WindowMetrics) -> str:
+    note = metrics.label_sample.note if metrics.label_sample else ""
+    return f"{metrics.n_labels:,}{f'; {note}' if note else ''}"
+
+
+def _estimate(estimate: EstimatedAccuracy | None) -> str:
+    if estimate is None or estimate.accuracy is None:
+        return "-"
+    text = f"{_with_interval(estimate.accuracy, estimate.accuracy_interval)}, without labels"
+    return f"{text}; {estimate.note}" if estimate.note else text
+
+
+def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    low, high = interval or (None, None)
+    return f"{_share(value)} (95 % interval {_share(low)} to {_share(high)})" if low is not None else "-"
+
+
+def _moment(seconds: float | None) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC" if seconds is not None else "-"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g} ms"
+
+
+# Within sentences
+
+
+def clock(seconds: float, today: float) -> str:
+    """A moment by the clock on the wall of this machine, with the day unless it is that of ``today``.
+
+    Parameters
+    ----------
+    seconds, today
+        Seconds since 1970.
+    """
+    moment, now = _local(seconds), _local(today)
+    if moment is None:
+        return "an unknown time"
+    same_day = now is not None and moment.date() == now.date()
+    return f"{moment:%H:%M}" if same_day else f"{moment:%Y-%m-%d %H:%M}"
+
+
+def local(seconds: float) -> str:
+    """A moment with its day and its offset from UTC, in seconds since 1970."""
+    moment = _local(seconds)
+    return "an unknown time" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S %z}"
+
+
+def _local(seconds: float) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).astimezone()
+    except (ValueError, OverflowError, OSError):  # a time that a caller made up
+        return None
+
+
+def change(before: float, now: float) -> str:
+    """Two shares that differ, to as many places as show it.
+
+    >>> change(0.84, 0.66), change(0.842, 0.831), change(0.5, 0.5)
+    ('84 -> 66 %', '84.2 -> 83.1 %', '50 -> 50 %')
+    """
+    places = 0 if abs(before - now) >= 0.02 or before == now else 1 if abs(before - now) >= 0.002 else 2
+    return f"{100 * before:.{places}f} -> {100 * now:.{places}f} %"
+
+
+def share(value: float, places: int | None = None) -> str:
+    """A share in per cent, to a tenth when it is small.
+
+    >>> share(0.842), share(0.0333), share(0.842, 1)
+    ('84 %', '3.3 %', '84.2 %')
+    """
+    if places is None:
+        places = 0 if value >= 0.1 else 1
+    return f"{100 * value:.{places}f} %"
+
+
+def share_below(value: float) -> str:
+    """A share in per cent, rounded down to a tenth: what is certain must not grow by rounding.
+
+    >>> share_below(0.0999)
+    '9.9 %'
+    """
+    return f"{math.floor(1000 * value + 1e-9) / 10:g} %"
+
+
+def points(value: float) -> str:
+    """A difference of shares in points of a hundred, rounded down; empty when it is none.
+
+    >>> points(0.1099), points(0.0349), points(0.0009)
+    ('10', '3.4', '')
+    """
+    tenths = math.floor(1000 * value + 1e-9)
+    return "" if tenths < 1 else f"{tenths // 10}" if tenths >= 100 else f"{tenths / 10:g}"
+
+
+def counted(n: int, what: str) -> str:
+    """How many of something.
+
+    >>> counted(1, "label"), counted(1200, "label")
+    ('1 label', '1,200 labels')
+    """
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
+def name(text: str) -> str:
+    r"""The name of a class, short and on one line.
+
+    >>> name("cat"), name("two\nlines"), name("a class with a very long name")
+    ('cat', 'two\\nlines', 'a class with a very lon…')
+    """
+    return shortened("".join(each if each.isprintable() else repr(each)[1:-1] for each in text), LONGEST_NAME)
+
+
+def shortened(text: str, longest: int) -> str:
+    """A text of at most so many characters.
+
+    >>> shortened("confidence", 5)
+    'conf…'
+    """
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -1,0 +1,162 @@
+"""The alarms of one model version: what each listens to, and the budget that they share."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.bundle.baseline import Baseline
+from toolkit.monitoring.base.predictions import Window
+from toolkit.monitoring.stats.e_detectors import (
+    Alarm,
+    ClassDetector,
+    Detector,
+    ErrorDetector,
+    RankDetector,
+    run_length,
+    tie_breakers,
+)
+
+ACCURACY, CONFIDENCE, PREDICTIONS = "accuracy", "confidence_distribution", "prediction_distribution"
+LISTENED_TO = (ACCURACY, CONFIDENCE, PREDICTIONS)
+
+
+class Found(NamedTuple):
+    """An alarm, and the metric that it is about."""
+
+    metric: str
+    alarm: Alarm
+
+
+class Told(NamedTuple):
+    """Labels as the alarms hear them, in the order in which they came.
+
+    Parameters
+    ----------
+    right
+        (n,), whether the prediction was right.
+    drawn
+        (n,), whether the label is of a sample drawn at random.
+    kinds
+        (n,), a number for each pair of true and predicted class.
+    first
+        (n,), whether it is the first label of its prediction; the others were heard before they were drawn.
+    """
+
+    right: NDArray[np.bool_]
+    drawn: NDArray[np.bool_] | None = None
+    kinds: NDArray[np.int64] | None = None
+    first: NDArray[np.bool_] | None = None
+
+
+def told_of(
+    predicted: NDArray[np.integer[Any]],
+    labels: NDArray[np.integer[Any]],
+    drawn: NDArray[np.bool_],
+    first: NDArray[np.bool_] | None = None,
+) -> Told:
+    """Labels for ``Detectors.hear_labels``.
+
+    >>> told_of(np.array([0, 1]), np.array([0, 0]), np.array([True, False])).right.tolist()
+    [True, False]
+    """
+    return Told(predicted == labels, drawn, _kinds(predicted, labels), first)
+
+
+def _kinds(predicted: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    return (labels.astype(np.int64) << 32) + predicted
+
+
+class Detectors:
+    """Three sequential alarms with one budget: accuracy by labels, confidence and predicted classes without.
+
+    Accuracy is heard twice, each time with half of its share: by all labels, and by those of samples that
+    were drawn at random, which labels of another choice would drown.
+
+    Parameters
+    ----------
+    baseline
+        What the version did on pictures it had never seen; without one nothing can be told apart from it.
+    false_alarms_per_million
+        Of all three together, in predictions; the alarm that needs labels counts labels.
+
+    Examples
+    --------
+    >>> sure = Baseline(("cat", "dog"), np.tile([[0.9, 0.1], [0.2, 0.8]], (500, 1)), np.tile([0, 1], 500))
+    >>> detectors = Detectors(sure, false_alarms_per_million=1000)
+    >>> cats = Window(("cat", "dog"), np.arange(60.0), np.zeros(60, int), np.full(60, np.float16(0.9), np.float32),
+    ...               np.full(60, -1), sequence=np.arange(60))
+    >>> {found.metric: found.alarm.change for found in detectors.hear(cats)}
+    {'confidence_distribution': 'higher', 'prediction_distribution': 'more frequent'}
+    """
+
+    def __init__(self, baseline: Baseline | None, false_alarms_per_million: float) -> None:
+        self._by_metric: dict[str, Detector] = {}
+        if baseline is None or not baseline.size:
+            return
+        each = run_length(false_alarms_per_million, share=1 / len(LISTENED_TO))
+        predicted = baseline.predicted
+        kinds, numbers = np.unique(_kinds(predicted, baseline.labels), return_counts=True)
+        usual = dict(zip(kinds.tolist(), numbers.tolist(), strict=True))
+        right = int((predicted == baseline.labels).sum())
+        self._errors, self._sampled = (ErrorDetector(right, baseline.size, 2 * each, usual) for _ in range(2))
+        self._ranks = RankDetector(baseline.confidence, each)
+        self._by_metric = {ACCURACY: self._errors, CONFIDENCE: self._ranks}
+        if len(baseline.classes) > 1:
+            self._classes = ClassDetector(np.bincount(predicted, minlength=len(baseline.classes)), each)
+            self._by_metric[PREDICTIONS] = self._classes
+
+    @property
+    def evidence(self) -> dict[str, float | None]:
+        """How far each has come on its way to an alarm, in [0, 1]; None without a baseline."""
+        found = {
+            metric: detector.evidence if (detector := self._by_metric.get(metric)) else None for metric in LISTENED_TO
+        }
+        if ACCURACY in self._by_metric:
+            found[ACCURACY] = max(self._errors.evidence, self._sampled.evidence)
+        return found
+
+    def hear(self, rows: Window) -> list[Found]:
+        """Take in predictions, oldest first, with the sequence numbers that break their ties."""
+        found = []
+        if CONFIDENCE in self._by_metric:
+            ranked = self._ranks.update(rows.confidence, tie_breakers(rows.sequence))
+            found += [Found(CONFIDENCE, alarm) for alarm in ranked]
+        if PREDICTIONS in self._by_metric:
+            found += [Found(PREDICTIONS, alarm) for alarm in self._classes.update(rows.predicted)]
+        return found
+
+    def hear_labels(
+        self,
+        right: NDArray[np.bool_],
+        drawn: NDArray[np.bool_] | None = None,
+        kinds: NDArray[np.int64] | None = None,
+        first: NDArray[np.bool_] | None = None,
+    ) -> list[Found]:
+        """Take in whether predictions were right, in the order in which that was told; parameters as of ``Told``."""
+        if ACCURACY not in self._by_metric:
+            return []
+        places = np.flatnonzero(first) if first is not None else np.arange(len(right))
+        heard = [(self._errors, places)]
+        if drawn is not None and drawn.any():
+            heard.append((self._sampled, np.flatnonzero(drawn)))
+        return [
+            Found(ACCURACY, replace(alarm, index=int(part[alarm.index])))
+            for detector, part in heard
+            for alarm in detector.update(right[part], None if kinds is None else kinds[part])
+        ]
+
+    def state(self) -> dict[str, Any]:
+        """What each detector has seen, ready for JSON, to go on with in another process."""
+        return {name: detector.state() for name, detector in self._all().items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; one of other bets, as after another reference, is left out."""
+        for name, detector in self._all().items():
+            if name in state:
+                detector.restore(state[name])
+
+    def _all(self) -> dict[str, Detector]:
+        return self._by_metric | ({"sampled": self._sampled} if ACCURACY in self._by_metric else {})

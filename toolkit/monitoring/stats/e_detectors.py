@@ -1,0 +1,516 @@
+"""Alarms that may be looked at after every prediction and still raise no more false ones than promised.
+
+A test repeated on a window again and again is bound to fire. The detectors here hold a set of bets
+instead, each on one kind of change. A bet multiplies what is staked on it by a factor whose mean is
+at most 1 as long as nothing has changed, so nobody gets rich by chance. At every step one more unit
+is staked on each bet; when their average worth passes A, that is an alarm, and all starts anew.
+Without a change this takes A steps or more on average: at most a million / A false alarms in a
+million steps, however often anybody looks.
+
+    budget = 10                                                       # false alarms per million
+    labelled = ErrorDetector(right=4520, n=5000, run_length=run_length(budget, share=1 / 3))
+    confidence = RankDetector(reference, run_length(budget, share=1 / 3))
+    classes = ClassDetector(counts, run_length(budget, share=1 / 3))
+    for alarm in classes.update(predicted):
+        ...
+
+Why a reference of m pictures is enough: what a bet is believed to earn without a change was measured
+on them, and is off by about sd / sqrt(m), where sd is the standard deviation of its factor. A lasting
+error of that kind would be taken for a change. So every factor is divided by c = A ** (1 / m). A bet
+whose factor really has the mean 1 + d raises false alarms at a rate of A ** (2 (d - log c) / sd**2 - 1)
+(lognormal factors). The mean of that over d, normal with variance sd**2 / m, is
+exp(2 log(A) (log(A) / m - log(c)) / sd**2) / A, which is 1 / A exactly when log c = log(A) / m,
+whatever the bet. What is promised is thus an average over the references that could have been drawn.
+In simulations with 500 to 10,000 pictures the rate was between none and all of the budget, mostly half.
+
+What it does not promise: predictions that depend on each other, such as a burst of near-identical
+pictures from one client, are a change to any detector that knows no clients.
+"""
+
+import base64
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from toolkit.errors import SettingsError
+from toolkit.monitoring.stats.splitmix import GAMMA, splitmix64
+
+DROPS = (0.05, 0.1, 0.2, 0.3)  # relative drops of accuracy that are bet on: the three levels, and beyond
+ODDS = (0.25, 0.5, 2.0, 4.0)  # by which a class is bet to become rarer or more frequent
+POWER = 0.6  # of the bets on few, extreme values; above 1/2, where the variance becomes infinite
+DIRECTIONS = ("lower", "higher", "wider", "narrower")
+FADING = 1 - 1 / 500  # by which a label counts for less with each that follows, when bursts are looked for
+UNUSUAL_RUN = 0.001  # chance below which a run of one kind is a burst
+PRIOR_LABELS = 20.0  # labels that the reference counts for beside them
+SURE_REPEATS = 2.326  # standard errors that chance exceeds once in a hundred times
+LEAST_WORTH = 1 / 50  # of a label: a model that answers all alike is not taken for a burst without end
+LARGEST_UNIT = 1e6
+FADED = 1e-3  # of a label, below which a kind is forgotten
+SMALLEST_RANK = 2.0**-53  # keeps a rank of exactly 0 from winning an infinite bet
+
+Floats = NDArray[np.float64]
+Change = tuple[str, int | None]
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A change that cannot be explained by chance within the budget.
+
+    Parameters
+    ----------
+    index
+        Place in the batch of the value at which it fired.
+    length
+        How many values ago the change began, by estimate, the value at ``index`` included and
+        skipped ones not counted.
+    evidence
+        Average worth of the bets, at least the detector's run length.
+    change
+        What the strongest bet was on: ``worse``; ``lower``, ``higher``, ``wider`` or ``narrower``;
+        ``rarer`` or ``more frequent``.
+    label
+        The class that is rarer or more frequent, None when the alarm is not about a class.
+    """
+
+    index: int
+    length: int
+    evidence: float
+    change: str
+    label: int | None = None
+
+
+def run_length(false_alarms_per_million: float, share: float = 1.0) -> float:
+    """Predictions per false alarm, on average, that a detector must keep to.
+
+    Parameters
+    ----------
+    false_alarms_per_million
+        The budget of all detectors together.
+    share
+        What part of it this one may spend: 1/3 for each of three that are worth the same.
+
+    Examples
+    --------
+    >>> run_length(10)
+    100000.0
+    >>> run_length(10, share=0.25)
+    400000.0
+    """
+    if not 0 < false_alarms_per_million <= 100_000:
+        raise SettingsError(
+            f"false alarms per million must be more than 0 and at most 100,000, got {false_alarms_per_million:g}"
+        )
+    if not 0 < share <= 1:
+        raise SettingsError(f"a detector's share of the budget must be more than 0 and at most 1, got {share:g}")
+    return 1e6 / (false_alarms_per_million * share)
+
+
+def tie_breakers(numbers: ArrayLike) -> Floats:
+    """Uniform numbers in (0, 1) made from whole ones, the same for the same number on every machine.
+
+    Made from the sequence numbers of predictions, they let another process, or a replay, come to
+    the same alarms.
+
+    Parameters
+    ----------
+    numbers
+        int64 (n,).
+
+    Examples
+    --------
+    >>> tie_breakers([1, 2, 3]).round(4).tolist()
+    [0.4315, 0.0264, 0.9709]
+    """
+    bits = splitmix64(np.asarray(numbers, np.int64).astype(np.uint64) * GAMMA)
+    return np.asarray(((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
+
+
+class Detector:
+    """What all detectors share: the worth of the bets, and when it is an alarm.
+
+    The worth of a bet is a Shiryaev-Roberts sum, ``M = (M + 1) * e``: the sum, over all starts, of
+    the product of the factors since. It never overflows, being bounded by A times the number of
+    bets, and never underflows, being at least the last factor. When the change began is told by the
+    best-timed stake (the last reset of a CUSUM) on the bet that won most.
+
+    Parameters
+    ----------
+    changes
+        What each of the J bets is on, and the class that it is about, None for none.
+    m
+        Size of the reference.
+    run_length
+        A, the average number of steps to a false alarm; see ``run_length()``.
+
+    References
+    ----------
+    Shin, J., Ramdas, A. and Rinaldo, A. (2024). E-detectors: a nonparametric framework for sequential
+    change detection. New England Journal of Statistics in Data Science 2 (2), 229-260.
+    Page, E. S. (1954). Continuous inspection schemes. Biometrika 41, 100-115.
+    """
+
+    def __init__(self, changes: Sequence[Change], m: int, run_length: float) -> None:
+        if not run_length > 1 or math.isinf(run_length):
+            raise SettingsError(f"run_length must be more than 1 and finite, got {run_length:g}")
+        self.run_length = run_length
+        self._changes = changes
+        self._discount = run_length ** (1 / m)
+        self._shares = np.full(len(changes), 1 / len(changes))  # of each bet in the average
+        # of each bet: steps since its best-timed stake, worth of all stakes, worth of the best-timed one
+        self._state = np.zeros((3, len(changes)))
+
+    @property
+    def evidence(self) -> float:
+        """How far the worth of the bets has come on its way to an alarm, on a logarithmic scale in [0, 1].
+
+        Without a change it wanders about, between 0.2 and 0.6 as a rule: the stakes alone count for something.
+        """
+        return min(1.0, math.log1p(float(self._state[1] @ self._shares)) / math.log1p(self.run_length))
+
+    def state(self) -> dict[str, Any]:
+        """The worth of all bets, bit for bit, ready for JSON."""
+        return {"bets": base64.b64encode(self._state.astype("<f8").tobytes()).decode()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on with the worth that the bets had; ignored when it is of other bets."""
+        values = np.frombuffer(base64.b64decode(state["bets"]), "<f8")
+        if values.size == self._state.size:
+            self._state[:] = values.reshape(self._state.shape)
+
+    def _advance(self, places: NDArray[np.intp], bets: Iterable[Floats]) -> list[Alarm]:
+        """Play one step for each array of factors (J,), and start anew after each alarm."""
+        alarms = []
+        shares, enough = self._shares, self.run_length
+        ages, total, best = self._state
+        counted, worths = self._state[:2], self._state[1:]
+        for place, bet in zip(places.tolist(), bets, strict=True):
+            ages *= best > 1  # a stake worth no more than a new one gives way to it
+            np.maximum(best, 1, out=best)
+            counted += 1
+            worths *= bet
+            average = total @ shares
+            if average >= enough:
+                strongest = int(best.argmax())
+                alarms.append(Alarm(place, int(ages[strongest]), float(average), *self._changes[strongest]))
+                self._state[:] = 0
+        return alarms
+
+
+class Bursts:
+    """How much of an independent label each label is worth, when some come in bursts of the same image.
+
+    Labels repeat themselves when a true class and its prediction are those of the label before. By
+    how much more often that happens than it would by chance, over about the last 500 labels, is their
+    autocorrelation r, as far as chance cannot explain it; then a label is worth (1 - r) / (1 + r). The
+    first burst is known by itself: of a run of n that chance gives less than once in a thousand times,
+    the last label is worth 1 / n. Chance is known from the labels themselves and from those of the
+    reference, so that labels of one class only, or of a model that answers one class only, are no
+    bursts as long as right and wrong ones mix.
+
+    Parameters
+    ----------
+    usual
+        How often each kind of label (a whole number for a pair of true and predicted class) is among
+        those of the reference; nothing is known when empty.
+
+    Examples
+    --------
+    >>> bursts = Bursts({kind: 10.0 for kind in range(20)})
+    >>> bursts.worth(np.repeat([3, 8, 5], 20)).round(2)[[0, 4, 30, 59]].tolist()
+    [1.0, 0.2, 0.02, 0.02]
+    """
+
+    def __init__(self, usual: Mapping[int, float]) -> None:
+        total = sum(usual.values())
+        self._kinds = {kind: PRIOR_LABELS * n / total for kind, n in usual.items()}
+        self._total = math.fsum(self._kinds.values())
+        self._squares = math.fsum(n * n for n in self._kinds.values())
+        self._pairs = self._repeats = 0.0
+        self._unit = 1.0  # what one label adds now; grows, so that older ones count for less and less
+        self._last: int | None = None
+        self._run = 0  # labels of the last kind in a row
+        self._share = 1.0  # of that kind before the run
+
+    def worth(self, kinds: NDArray[np.integer[Any]]) -> Floats:
+        """(n,) in (0, 1], for labels in the order in which they came."""
+        return np.array([self._next(kind) for kind in kinds.tolist()], np.float64)
+
+    def state(self) -> dict[str, Any]:
+        """All that was counted, ready for JSON."""
+        return {**vars(self), "_kinds": list(self._kinds.items())}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        vars(self).update(state, _kinds=dict(state["_kinds"]))
+
+    def _next(self, kind: int) -> float:
+        self._count(kind)
+        repeated = self._repeated()
+        worth = max((1 - repeated) / (1 + repeated), LEAST_WORTH)
+        if (self._run - 1) * math.log(self._share) < math.log(UNUSUAL_RUN):
+            worth = min(worth, 1 / self._run)
+        self._unit /= FADING
+        if self._unit > LARGEST_UNIT:
+            self._rescale()
+        return worth
+
+    def _count(self, kind: int) -> None:
+        before, same = self._kinds.get(kind, 0.0), kind == self._last
+        if self._last is not None:
+            self._pairs += self._unit
+            self._repeats += self._unit * same
+        if not same:
+            # A kind that was never seen counts as one case, as classes do.
+            self._run, self._share = 0, (before + self._unit) / (self._total + self._unit)
+        self._last, self._run = kind, self._run + 1
+        self._kinds[kind] = before + self._unit
+        self._squares += self._unit * (2 * before + self._unit)
+        self._total += self._unit
+
+    def _repeated(self) -> float:
+        """Autocorrelation of the kinds, 0 where chance explains it."""
+        chance = self._squares / self._total**2
+        if not self._pairs or chance >= 1:
+            return 0.0
+        found = (self._repeats / self._pairs - chance) / (1 - chance)
+        return found if found > SURE_REPEATS * math.sqrt(self._unit / self._pairs) else 0.0
+
+    def _rescale(self) -> None:
+        """Count in larger units, and forget the kinds that have faded."""
+        scale = 1 / self._unit
+        self._kinds = {kind: n * scale for kind, n in self._kinds.items() if n * scale > FADED}
+        self._total = math.fsum(self._kinds.values())
+        self._squares = math.fsum(n * n for n in self._kinds.values())
+        self._pairs, self._repeats, self._unit = self._pairs * scale, self._repeats * scale, 1.0
+
+
+class ErrorDetector(Detector):
+    """Tell from labels that accuracy has fallen.
+
+    Bets on relative drops of accuracy of 5, 10, 20 and 30 %, each by the likelihood ratio of the
+    error rate that the drop would bring and that of the reference. With 90 % of 10,000 held-out
+    pictures right and one false alarm per million labels, a drop of 10 % is found after a median of
+    about 280 labels and one of 20 % after 80; with 500 pictures after 600 and 100.
+
+    Parameters
+    ----------
+    right, n
+        How many of the held-out pictures were classified rightly.
+    run_length
+        Average number of labels to a false alarm.
+    kinds
+        How often each kind of label is among those of the held-out images, for ``Bursts``.
+
+    Raises
+    ------
+    SettingsError
+        When the counts or the run length are impossible, or a value is neither 0, 1 nor unknown.
+
+    Notes
+    -----
+    Where labels come in bursts of d that tell the same, each bet is raised to the power 1 / d. By
+    Hoelder's inequality the product over such a burst has a mean of at most 1 without a change, however
+    its labels depend on each other: a burst counts as one label.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> random = np.random.default_rng(1)
+    >>> detector = ErrorDetector(right=9000, n=10_000, run_length=100_000)
+    >>> detector.update(random.random(5000) < 0.9)
+    []
+    >>> alarm = detector.update(random.random(80) < 0.6)[0]
+    >>> alarm.index, alarm.length, alarm.change
+    (22, 22, 'worse')
+    """
+
+    def __init__(self, right: int, n: int, run_length: float, kinds: Mapping[int, float] | None = None) -> None:
+        if not 0 <= right <= n or n < 1:
+            raise SettingsError(f"of n >= 1 pictures, from 0 to n can be right, got {right} of {n}")
+        usual = (n - right + 1) / (n + 1)  # the label to come counts as one more wrong answer
+        drops = np.array(DROPS)
+        factors = np.stack([1 + drops * (1 - usual) / usual, 1 - drops])  # (2, J): of a wrong answer, of a right one
+        super().__init__([("worse", None)] * len(DROPS), n, run_length)
+        self._factors = factors / self._discount
+        self._bursts = Bursts(kinds or {})
+
+    def update(self, right: ArrayLike, kinds: ArrayLike | None = None) -> list[Alarm]:
+        """Take in whether predictions were right, in the order in which their labels came.
+
+        Parameters
+        ----------
+        right
+            (n,), 1 or True for right, 0 or False for wrong; -1 and NaN are skipped.
+        kinds
+            (n,), a whole number for each pair of true and predicted class, by which bursts of the same
+            image are known; when None all labels count as independent.
+        """
+        values = _column(right, "right")
+        places = np.flatnonzero((values != -1) & ~np.isnan(values))
+        known = values[places]
+        if (odd := (known != 0) & (known != 1)).any():
+            raise SettingsError(f"right must be 0, 1, or -1 for unknown, got {known[odd][0]:g}")
+        bets = self._factors[known.astype(np.intp)]
+        if kinds is not None:
+            bets = bets ** self._bursts.worth(np.asarray(kinds, np.int64)[places])[:, None]
+        return self._advance(places, bets)
+
+    def state(self) -> dict[str, Any]:
+        """The worth of all bets, and what is known of bursts."""
+        return {**super().state(), "bursts": self._bursts.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        super().restore(state)
+        self._bursts.restore(state["bursts"])
+
+
+class RankDetector(Detector):
+    """Tell without labels that a number, such as the confidence, is distributed otherwise than before.
+
+    Each value is replaced by its rank among the reference values, in (0, 1) and with ties broken at
+    random, which is uniform as long as nothing has changed (a conformal p-value). Bets are on ranks
+    that are lower, higher, wider (nearer both ends) or narrower than that, each in two forms: a power
+    for few values that are extreme, an exponential for many that are shifted a little.
+
+    Parameters
+    ----------
+    reference
+        (m,), values of pictures like those to come; NaN is left out.
+    run_length
+        Average number of values to a false alarm.
+
+    Raises
+    ------
+    SettingsError
+        When the reference is empty, or the run length or the tie breakers are impossible.
+
+    References
+    ----------
+    Vovk, V. (2021). Testing randomness online. Statistical Science 36 (4), 595-611.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> random = np.random.default_rng(0)
+    >>> detector = RankDetector(random.normal(0, 1, 2000), run_length=100_000)
+    >>> detector.update(random.normal(0, 1, 5000), tie_breakers(np.arange(5000)))
+    []
+    >>> alarm, = detector.update(random.normal(-1, 1, 50), tie_breakers(np.arange(5000, 5050)))
+    >>> alarm.index, alarm.length, alarm.change
+    (43, 34, 'lower')
+    """
+
+    def __init__(self, reference: ArrayLike, run_length: float) -> None:
+        values = _column(reference, "reference")
+        self._reference = np.sort(values[~np.isnan(values)])
+        if not len(self._reference):
+            raise SettingsError("a rank needs at least one reference value, got none")
+        super().__init__([(name, None) for name in DIRECTIONS] * 2, len(self._reference), run_length)
+
+    def update(self, values: ArrayLike, ties: ArrayLike) -> list[Alarm]:
+        """Take in values in the order of their predictions.
+
+        Parameters
+        ----------
+        values
+            (n,); NaN is skipped.
+        ties
+            (n,), independent uniform numbers in [0, 1] that break ties; ``tie_breakers`` makes some.
+        """
+        numbers, uniform = _column(values, "values"), _column(ties, "ties")
+        if len(uniform) != len(numbers) or not ((uniform >= 0) & (uniform <= 1)).all():
+            raise SettingsError(f"ties must be {len(numbers)} numbers in [0, 1], one for each value")
+        places = np.flatnonzero(~np.isnan(numbers))
+        return self._advance(places, self._bets(self._ranks(numbers[places], uniform[places])))
+
+    def _ranks(self, values: Floats, uniform: Floats) -> Floats:
+        """(n,) in [0, 1]: the place of each value among the reference values and itself."""
+        below = np.searchsorted(self._reference, values, side="left")
+        equal = np.searchsorted(self._reference, values, side="right") - below
+        return np.asarray((below + uniform * (equal + 1)) / (len(self._reference) + 1))
+
+    def _bets(self, ranks: Floats) -> Floats:
+        """(n, J) factors; each direction turns the ranks so that what it bets on is near 0."""
+        centred = np.abs(2 * ranks - 1)
+        turned = np.stack([ranks, 1 - ranks, 1 - centred, centred], axis=1)  # (n, 4), uniform like the ranks
+        power = POWER * np.maximum(turned, SMALLEST_RANK) ** (POWER - 1)
+        exponential = np.exp(-turned) * (math.e / (math.e - 1))
+        return np.asarray(np.hstack([power, exponential]) / self._discount)
+
+
+class ClassDetector(Detector):
+    """Tell without labels that classes are predicted more or less often than before.
+
+    Bets that the odds of each class are a quarter, half, twice or four times what they were. A class
+    that the reference never showed counts as one case.
+
+    Parameters
+    ----------
+    counts
+        (K,), how often each class was predicted on the reference pictures.
+    run_length
+        Average number of predictions to a false alarm.
+
+    Raises
+    ------
+    SettingsError
+        When the counts or the run length are impossible, or a class is not in 0..K-1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> detector = ClassDetector([5000, 3000, 2000, 0], run_length=100_000)
+    >>> detector.update(np.random.default_rng(0).choice(3, 5000, p=[0.5, 0.3, 0.2]))
+    []
+    >>> alarm, = detector.update([0, 3, 1, 3] * 6)
+    >>> alarm.index, alarm.length, alarm.change, alarm.label
+    (11, 11, 'more frequent', 3)
+    """
+
+    def __init__(self, counts: ArrayLike, run_length: float) -> None:
+        cases = _column(counts, "counts")
+        if len(cases) < 2 or not (cases >= 0).all() or not 1 <= cases.sum() < math.inf:
+            raise SettingsError("counts must be at least 2 numbers that are not negative, not all of them 0")
+        m = int(cases.sum())
+        odds = np.array(ODDS)
+        share = (cases[:, None] + (odds > 1)) / (m + 1)  # the case to come counts for what the bet is on
+        others = 1 / (1 - share + share * odds)  # (K, 4), factors of any other class
+        names = ["more frequent" if odd > 1 else "rarer" for odd in ODDS]
+        changes = [(name, label) for label in range(len(cases)) for name in names]
+        super().__init__(changes, m, run_length)
+        self._classes = len(cases)
+        self._others = others.ravel() / self._discount
+
+    def update(self, predicted: ArrayLike) -> list[Alarm]:
+        """Take in predicted classes in the order of their predictions.
+
+        Parameters
+        ----------
+        predicted
+            (n,), classes in 0..K-1; -1 and NaN are skipped.
+        """
+        values = _column(predicted, "predicted")
+        places = np.flatnonzero((values != -1) & ~np.isnan(values))
+        known = values[places]
+        if (odd := (known < 0) | (known >= self._classes) | (known != np.floor(known))).any():
+            raise SettingsError(f"a class must lie in 0..{self._classes - 1}, or be -1 for none, got {known[odd][0]:g}")
+        return self._advance(places, map(self._bets, known.astype(np.intp).tolist()))
+
+    def _bets(self, label: int) -> Floats:
+        """(J,) factors; made one at a time, since a table would need 4 K * K of them."""
+        bets: Floats = self._others.copy()
+        bets[len(ODDS) * label : len(ODDS) * (label + 1)] *= ODDS
+        return bets
+
+
+def _column(values: ArrayLike, name: str) -> NDArray[Any]:
+    """float64 (n,)."""
+    column = np.asarray(values, np.float64)
+    if column.ndim != 1:
+        raise SettingsError(f"{name} must have one dimension, got {column.ndim}")
+    return column

@@ -1,0 +1,393 @@
+"""The tests and intervals of the monitor: pure functions of numbers."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.monitoring.stats.distributions import (
+    chi_square_survival,
+    hypergeometric,
+    kolmogorov_survival,
+    normal_quantile,
+    normal_survival,
+)
+from toolkit.statistics.intervals import wilson
+
+FEWEST_EXPECTED = 5  # expected counts below this make chi-square p-values unreliable (Cochran 1954)
+FARTHEST = 60  # cases from their mean, of a class of which fewer than 5 are expected
+MANY_RARE = 30  # so many rare classes are compared one by one: merged, they would hide changes among themselves
+PSI_BINS = 10  # as is usual, and what its rules of thumb (0.1 some change, 0.25 much) are meant for
+SURE_AUTOCORRELATION = 2.326  # standard errors above 0 that chance exceeds once in a hundred times
+
+Numbers = NDArray[np.floating[Any]]
+Cases = NDArray[np.integer[Any]] | NDArray[np.floating[Any]]  # whole numbers, unless scaled to an effective sample
+
+
+class Outcome(NamedTuple):
+    """What a test says: its statistic and the chance of one at least as extreme without drift."""
+
+    statistic: float
+    p_value: float
+
+
+class Moments(NamedTuple):
+    """Size, mean and standard deviation of a sample: all that a z test needs of it."""
+
+    n: float
+    mean: float
+    deviation: float
+
+
+def gap_p_value(gap: float, n: float, m: float) -> float:
+    """Chance that two samples of ``n`` and ``m`` values from one distribution are this far apart, or farther.
+
+    Kolmogorov's limit with Stephens' correction for small samples; ties make it larger than it need be, never smaller.
+
+    Examples
+    --------
+    >>> round(gap_p_value(0.1, 500, 500), 4)
+    0.0124
+
+    References
+    ----------
+    Stephens, M. A. (1970). Use of the Kolmogorov-Smirnov, Cramer-von Mises and related statistics
+    without extensive tables. Journal of the Royal Statistical Society B 32, 115-122.
+    """
+    root = math.sqrt(n * m / (n + m))
+    return kolmogorov_survival((root + 0.12 + 0.11 / root) * gap)
+
+
+def largest_gaps(differences: Numbers, starts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The largest gaps between the cumulative distributions of several quantities at once.
+
+    Parameters
+    ----------
+    differences
+        (T,), share of the window minus share of the reference in each bin, quantity after quantity:
+        those of one add up to 0, so that one cumulative sum serves all.
+    starts
+        (Q,), where the bins of each quantity begin.
+
+    Examples
+    --------
+    >>> largest_gaps(np.array([0.25, -0.25, -0.5, 0.0, 0.5]), np.array([0, 2])).tolist()
+    [0.25, 0.5]
+    """
+    return np.asarray(np.maximum.reduceat(np.abs(np.cumsum(differences)), starts), np.float64)
+
+
+def bonferroni(smallest: float, tests: int) -> float:
+    """The smallest p-value of several tests, corrected for having been chosen: one p-value for all of them.
+
+    >>> bonferroni(0.01, 3)
+    0.03
+
+    References
+    ----------
+    Dunn, O. J. (1961). Multiple comparisons among means. Journal of the American Statistical
+    Association 56, 52-64.
+    """
+    return min(1.0, tests * smallest)
+
+
+def chi_square(window: Cases, reference: Cases) -> Outcome:
+    """Chi-square test that two samples of classes come from one distribution.
+
+    Classes with fewer than 5 expected cases are merged into one. Where even that one has too few, Fisher's
+    exact test says whether the window shows it too often, and chi-square whether the others have
+    changed among themselves; the smaller of the two p-values counts, corrected exactly for having been
+    chosen (``_one_rare``): a class that the reference never showed cannot slip through. With 30 or more
+    such classes nothing is merged (``sparse_chi_square``).
+
+    Parameters
+    ----------
+    window, reference
+        (K,), how often each class occurs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> outcome = chi_square(np.array([30, 70]), np.array([50, 50]))
+    >>> round(outcome.statistic, 4), round(outcome.p_value, 6)
+    (8.3333, 0.003892)
+    >>> chi_square(np.array([3, 0]), np.array([400, 0]))
+    Outcome(statistic=0.0, p_value=1.0)
+
+    References
+    ----------
+    Cochran, W. G. (1954). Some methods for strengthening the common chi-square tests. Biometrics 10.
+    """
+    table = np.stack([window, reference]).astype(np.float64)  # (2, K)
+    table = table[:, table.sum(axis=0) > 0]
+    columns = table[:, np.argsort(table.sum(axis=0), kind="stable")]
+    expected = columns.sum(axis=0) * table.sum(axis=1).min() / table.sum()
+    rare = int((expected < FEWEST_EXPECTED).sum())
+    if rare >= MANY_RARE:
+        return sparse_chi_square(window, reference)
+    pool = columns[:, :rare].sum(axis=1, keepdims=True)
+    if 0 < rare < len(expected) and expected[:rare].sum() < FEWEST_EXPECTED:
+        return _one_rare(pool[:, 0], columns[:, rare:])
+    return _homogeneity(np.hstack([pool, columns[:, rare:]]) if rare else columns)
+
+
+def _one_rare(rare: NDArray[np.float64], others: NDArray[np.float64]) -> Outcome:
+    """Whether a class that is rare (2,) comes too often, or the others (2, k) have changed among themselves.
+
+    Given how often it occurs in all, its number in the window is hypergeometric, and independent of what
+    the others do among themselves. So the chance that the smaller of two p-values is at most t is known:
+    t + f - t f, where f is the chance that the exact one is at most t, which is far below t where
+    few numbers are possible. To double the smaller one would give that away.
+
+    References
+    ----------
+    Tippett, L. H. C. (1931). The Methods of Statistics. Williams and Norgate.
+    Lancaster, H. O. (1949). The derivation and partition of chi-square in certain discrete
+    distributions. Biometrika 36, 117-129.
+    """
+    seen, total = round(rare[0]), round(rare.sum())
+    n, m = (round(cases) for cases in (rare + others.sum(axis=1)).tolist())
+    farthest = max(seen, round(total * n / (n + m))) + FARTHEST  # few are rare: beyond it there is no chance left
+    chances = [hypergeometric(x, total, n, m) for x in range(min(total, n, farthest) + 1)]
+    tails = np.cumsum(chances[::-1])[::-1]  # of so many or more
+    among = _homogeneity(others)
+    smaller = min(among.p_value, float(tails[seen]))
+    possible = float(tails[tails <= smaller * (1 + 1e-9)].max(initial=0.0))
+    varied = smaller if others.shape[1] > 1 else 0.0  # a single other class cannot change
+    statistic = _homogeneity(np.column_stack([rare, others])).statistic
+    return Outcome(statistic, min(1.0, varied + possible - varied * possible))
+
+
+def _homogeneity(table: NDArray[np.float64]) -> Outcome:
+    """Pearson's chi-square of a table of two rows."""
+    cells = table.shape[1]
+    if cells < 2:
+        return Outcome(0.0, 1.0)
+    expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
+    statistic = float(((table - expected) ** 2 / expected).sum())
+    return Outcome(statistic, chi_square_survival(statistic, cells - 1))
+
+
+def sparse_chi_square(window: Cases, reference: Cases) -> Outcome:
+    """Chi-square test for many classes with few cases each.
+
+    Given how often each class occurs in both samples together, Pearson's statistic has a mean and a
+    variance that are known exactly when the cases are dealt to the samples at random. A gamma
+    distribution with the same two gives the p-value: what a permutation test would give, without its
+    random numbers.
+
+    Parameters
+    ----------
+    window, reference
+        (K,), how often each class occurs; at least four cases together.
+
+    Examples
+    --------
+    >>> outcome = sparse_chi_square(np.arange(200) % 3, np.full(200, 3))
+    >>> round(outcome.statistic, 2), round(outcome.p_value, 3)
+    (106.86, 1.0)
+
+    References
+    ----------
+    Haldane, J. B. S. (1940). The mean and variance of chi-square, when used as a test of homogeneity,
+    when expectations are small. Biometrika 31, 346-355.
+
+    Dawson, R. B. (1954). A simplified expression for the variance of the chi-square function on a
+    contingency table. Biometrika 41, 280.
+    """
+    table = np.stack([window, reference]).astype(np.float64)
+    table = table[:, table.sum(axis=0) > 0]
+    rows, columns, total = table.sum(axis=1), table.sum(axis=0), float(table.sum())
+    if len(columns) < 2 or rows.min() <= 0:
+        return Outcome(0.0, 1.0)
+    expected = np.outer(rows, columns) / total
+    statistic = float(((table - expected) ** 2 / expected).sum())
+    mean = total / (total - 1) * (len(columns) - 1)
+    spread = [(total - len(sums)) * (len(sums) - 1) / (total - 1) for sums in (rows, columns)]
+    uneven = [(total * float((1 / sums).sum()) - len(sums) ** 2) / (total - 2) for sums in (rows, columns)]
+    variance = 2 * total / (total - 3) * (spread[0] - uneven[0]) * (spread[1] - uneven[1])
+    variance += total**2 / (total - 1) * uneven[0] * uneven[1]
+    if variance <= 0:  # every deal gives the same
+        return Outcome(statistic, 1.0)
+    return Outcome(statistic, _gamma_survival(statistic / mean, mean**2 / variance))
+
+
+def _gamma_survival(x: float, shape: float) -> float:
+    """Chance that a gamma variable of mean 1 exceeds x, by the cube root that makes it nearly normal.
+
+    References
+    ----------
+    Wilson, E. B. and Hilferty, M. M. (1931). The distribution of chi-square. Proceedings of the
+    National Academy of Sciences 17, 684-688.
+    """
+    ninth = 1 / (9 * shape)
+    return normal_survival((x ** (1 / 3) - (1 - ninth)) / math.sqrt(ninth))
+
+
+def population_stability_index(window: Cases, reference: Cases) -> float:
+    """How far two distributions are apart, in the unit that credit scoring made known: PSI.
+
+    The sum over the bins of the difference of shares times the difference of their logarithms. Half a
+    case is added to each count, so that an empty bin is not infinitely surprising.
+
+    Parameters
+    ----------
+    window, reference
+        (B,), how many cases are in each bin. Ten bins of equal reference share are usual, below 0.1
+        is called stable and above 0.25 a large change. More bins and fewer cases give larger values.
+
+    Examples
+    --------
+    >>> round(population_stability_index(np.array([30, 70]), np.array([500, 500])), 4)
+    0.1659
+
+    References
+    ----------
+    Siddiqi, N. (2006). Credit Risk Scorecards. Wiley.
+    """
+    now, usual = ((cases + 0.5) / (cases.sum() + len(cases) / 2) for cases in (window, reference))
+    return float(((now - usual) * np.log(now / usual)).sum())
+
+
+def quantile_groups(reference: Cases, groups: int = PSI_BINS) -> NDArray[np.int64]:
+    """The group of each of many ordered bins, such that the groups hold about equally much of the reference.
+
+    >>> quantile_groups(np.array([1, 1, 5, 1, 1, 1]), 2).tolist()
+    [0, 0, 0, 1, 1, 1]
+    """
+    middle = np.cumsum(reference) - reference / 2
+    ids = np.minimum(middle * groups // max(reference.sum(), 1), groups - 1)
+    return np.asarray(np.unique(ids, return_inverse=True)[1], np.int64)
+
+
+def effective_sample_size(n: float, autocorrelation: float, pairs: float) -> float:
+    """How many independent cases say as much about a mean as ``n`` that depend on those before them.
+
+    Parameters
+    ----------
+    autocorrelation
+        Of successive cases. The dependence is taken to fade by this factor with each further step.
+    pairs
+        From how many pairs it was measured: what chance would give is taken for none.
+
+    Examples
+    --------
+    >>> effective_sample_size(1000, 0.5, 999), effective_sample_size(1000, 0.05, 999)
+    (333.3333333333333, 1000)
+
+    References
+    ----------
+    Bayley, G. V. and Hammersley, J. M. (1946). The effective number of independent observations in an
+    autocorrelated time series. Journal of the Royal Statistical Society, Supplement 8, 184-197.
+    """
+    if pairs <= 0 or autocorrelation <= SURE_AUTOCORRELATION / math.sqrt(pairs):
+        return n
+    kept = min(autocorrelation, 1.0)
+    return max(n * (1 - kept) / (1 + kept), 1.0)
+
+
+def total_variation(window: Cases, reference: Cases) -> float:
+    """Share of cases that would have to change class to turn one distribution into the other.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> round(total_variation(np.array([30, 70]), np.array([100, 100])), 10)
+    0.2
+    """
+    return float(np.abs(window / window.sum() - reference / reference.sum()).sum() / 2)
+
+
+def mean_shift(window: Moments, reference: Moments, resolution: float = 0.0) -> tuple[Outcome, float]:
+    """z test that two samples have the same mean, with the uncertainty of both.
+
+    Parameters
+    ----------
+    resolution
+        Smallest step of the values; a standard deviation below it counts as this much, so that two
+        constant samples which differ by one rounding step are not infinitely far apart.
+
+    Returns
+    -------
+    tuple[Outcome, float]
+        z with its two-sided p-value, and the shift in standard deviations of the reference.
+
+    Examples
+    --------
+    >>> outcome, shift = mean_shift(Moments(100, 0.8, 0.1), Moments(100, 0.85, 0.1))
+    >>> round(outcome.statistic, 4), round(outcome.p_value, 6), round(shift, 4)
+    (-3.5355, 0.000407, -0.5)
+    """
+    difference = window.mean - reference.mean
+    spread, usual = max(window.deviation, resolution), max(reference.deviation, resolution)
+    error = math.sqrt(spread**2 / window.n + usual**2 / reference.n)
+    if difference == 0:
+        return Outcome(0.0, 1.0), 0.0
+    z = difference / error if error else math.copysign(math.inf, difference)
+    return Outcome(z, 2 * normal_survival(abs(z))), difference / usual if usual else z
+
+
+def proportion_drop(right: float, n: float, reference_right: float, m: float) -> Outcome:
+    """One-sided z test that a share is lower than in the reference, with pooled variance.
+
+    Examples
+    --------
+    >>> outcome = proportion_drop(80, 100, 900, 1000)
+    >>> round(outcome.statistic, 4), round(outcome.p_value, 6)
+    (3.0584, 0.001113)
+    """
+    pooled = (right + reference_right) / (n + m)
+    error = math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
+    z = (reference_right / m - right / n) / error if error else 0.0
+    return Outcome(z, normal_survival(z))
+
+
+def drop_lower_bound(right: float, n: float, reference_right: float, m: float, confidence: float = 0.99) -> float:
+    """The relative drop of a share that is certain at the given confidence (one-sided).
+
+    The upper limit of the ratio of the two shares, from their Wilson intervals by the method of
+    variance estimates recovery; it stays sensible where every answer is right, or wrong.
+
+    Returns
+    -------
+    float
+        At most ``1 - ratio``; negative while the share may just as well have risen.
+
+    Examples
+    --------
+    >>> round(drop_lower_bound(720, 1000, 9000, 10000), 4)  # a drop of 0.2 with 1,000 labels
+    0.1641
+    >>> drop_lower_bound(72, 100, 9000, 10000) < 0.1  # with 100 labels even 0.1 is not sure
+    True
+
+    References
+    ----------
+    Donner, A. and Zou, G. Y. (2012). Closed-form confidence intervals for functions of the normal
+    mean and standard deviation. Statistical Methods in Medical Research 21, 347-359.
+    """
+    two_sided = 2 * confidence - 1
+    share, reference = right / n, reference_right / m
+    high = wilson(right, n, two_sided).high
+    low = wilson(reference_right, m, two_sided).low
+    denominator = low * (2 * reference - low)
+    if denominator <= 0:  # the reference itself may be nought: nothing is certain
+        return -math.inf
+    product = share * reference
+    return 1 - (product + math.sqrt(max(0.0, product**2 - high * (2 * share - high) * denominator))) / denominator
+
+
+def labels_needed(accuracy: float, drop: float = 0.2, threshold: float = 0.05, confidence: float = 0.99) -> int:
+    """Labels that prove a drop above ``threshold`` nine times out of ten when the true drop is ``drop``.
+
+    Examples
+    --------
+    >>> labels_needed(0.9)
+    107
+    >>> labels_needed(0.9, drop=0.1)
+    863
+    """
+    allowed, actual = accuracy * (1 - threshold), accuracy * (1 - drop)
+    power = normal_quantile(0.9) * math.sqrt(actual * (1 - actual))
+    certainty = normal_quantile(confidence) * math.sqrt(allowed * (1 - allowed))
+    return math.ceil(((power + certainty) / (allowed - actual)) ** 2) if accuracy > 0 else 0

@@ -1,0 +1,89 @@
+"""Which predictions to label, so that their labels tell the accuracy of a whole window.
+
+Labels that happen to be sent are biased: complaints are about mistakes. Labels of a random list are
+not, whatever the images look like.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from toolkit.errors import SettingsError
+from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.stats.hypothesis_tests import labels_needed
+from toolkit.monitoring.stats.splitmix import splitmix64
+
+
+def audit(ids: ArrayLike, n: int, seed: int = 0) -> NDArray[np.int64]:
+    """Draw predictions to label, without replacement and each with the same chance.
+
+    A prediction's place on the list follows from its id and the seed alone. So every process draws
+    the same list from the same window, a longer list begins with the shorter one, and a window that
+    has moved on keeps those that are still in it: labels recorded meanwhile go on counting. Predictions
+    that have a label already must be in ``ids`` too, else the list is no fair sample of the window.
+
+    Parameters
+    ----------
+    ids
+        int64 (N,), all different, of all predictions of the window, in any order.
+    n
+        How many to draw; all when there are fewer.
+    seed
+        Another one gives another list.
+
+    Returns
+    -------
+    int64 (n,)
+        The ids in the order in which to label them: the labels of its beginning are a random sample as well.
+
+    Raises
+    ------
+    SettingsError
+        When ids repeat, or ``n`` is less than 1.
+
+    Examples
+    --------
+    >>> audit(range(1000), 3).tolist()
+    [286, 250, 781]
+
+    References
+    ----------
+    Ohlsson, E. (1995). Coordination of samples using permanent random numbers. In: Business Survey
+    Methods, Wiley, 153-169.
+    """
+    numbers = np.asarray(ids, np.int64)
+    if len(np.unique(numbers)) != len(numbers):
+        raise SettingsError("ids to draw from must all be different")
+    if n < 1:
+        raise SettingsError(f"at least 1 prediction must be drawn, got {n}")
+    return numbers[np.argsort(random_numbers(numbers, seed))[:n]]
+
+
+def labels_to_settle(reference_accuracy: float, drop: float, limits: Limits) -> int:
+    """How many labels would most probably prove that accuracy fell by more than a warning.
+
+    Parameters
+    ----------
+    reference_accuracy
+        On the held-out pictures.
+    drop
+        The relative drop that is suspected, from an estimate. One below ``limits.critical`` counts as
+        that much: to prove less takes thousands of labels.
+
+    Examples
+    --------
+    >>> labels_to_settle(0.9, 0.3, Limits()), labels_to_settle(0.9, 0.02, Limits())
+    (41, 863)
+    """
+    return labels_needed(reference_accuracy, max(drop, limits.critical), limits.warning, limits.confidence)
+
+
+def random_numbers(ids: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
+    """A number of 64 random bits for each id, always the same one.
+
+    Examples
+    --------
+    >>> random_numbers(np.array([1, 2]), seed=0).tolist() == random_numbers(np.array([2, 1]), seed=0).tolist()[::-1]
+    True
+    """
+    key = splitmix64(np.array([seed % 2**64], np.uint64))
+    return splitmix64(ids.astype(np.uint64) ^ key)

@@ -1,0 +1,63 @@
+"""Predictions and labels of a model version, in the order in which the store got them."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.monitoring.base.predictions import Window
+from toolkit.monitoring.store.labels import Feedback
+from toolkit.monitoring.store.model_versions import Model
+from toolkit.monitoring.store.predictions import PredictionStore
+
+AT_ONCE = 10_000  # predictions or labels read from the store in one go
+
+
+class Events(NamedTuple):
+    """Consecutive predictions and labels of one model version.
+
+    ``rows`` are n predictions, oldest first, without labels; ``labels`` are m labels of these or of
+    earlier predictions, in their order; ``due`` (m,), never decreasing, says how many of the rows came
+    before each label.
+    """
+
+    rows: Window
+    labels: Feedback
+    due: NDArray[np.int64]
+
+
+def read_events(
+    store: PredictionStore, model: Model, sequence: int, label: int, until: tuple[int, int]
+) -> Iterator[Events]:
+    """Read what followed a prediction and a label, a page at a time.
+
+    Whatever the pages are cut into, their order is the same to every reader.
+
+    Parameters
+    ----------
+    sequence, label
+        The last prediction and the last label that the caller has; 0 for all.
+    until
+        The last prediction and the last label to read, seen in the store at one moment.
+
+    Examples
+    --------
+    >>> list(read_events(PredictionStore("no-such-file.db"), Model("1", ("cat", "dog")), 0, 0, (0, 0)))
+    []
+    """
+    last_sequence, last_label = until
+    while True:
+        rows = store.rows_since(model, sequence, AT_ONCE, up_to_label=0)
+        labels = store.labels.since(model, label, AT_ONCE)
+        known = [math.inf]  # up to which prediction everything has been read
+        known += [int(rows.sequence[-1])] if rows.n == AT_ONCE else []
+        known += [int(labels.after[-1])] if labels.n == AT_ONCE else []
+        rows = rows.between(0, int(np.searchsorted(rows.sequence, min(*known, last_sequence), side="right")))
+        labels = labels.take((labels.after <= min(known)) & (labels.number <= last_label))
+        if not rows.n and not labels.n:
+            return
+        yield Events(rows, labels, np.searchsorted(rows.sequence, labels.after, side="right"))
+        sequence = int(rows.sequence[-1]) if rows.n else sequence
+        label = int(labels.number[-1]) if labels.n else label

@@ -1,0 +1,176 @@
+"""Predictions of a version as a Parquet or CSV file, for other tools."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from toolkit.errors import SettingsError, StoreError, one_line
+from toolkit.monitoring.base.ids import show
+from toolkit.monitoring.stats.performance import BIASED_SOURCES
+from toolkit.monitoring.store.model_versions import Model
+from toolkit.monitoring.store.predictions import PredictionStore
+from toolkit.monitoring.store.row_codec import side_by_side
+from toolkit.monitoring.store.schema import labels, models, predictions
+
+ENDINGS = (".parquet", ".csv")
+PROBABILITY, STATISTIC = "probability_", "statistic_"  # what columns of them begin with
+ROWS_AT_ONCE = 10_000  # in memory at a time, a few megabytes; a row group of a Parquet file
+
+Write = Callable[[dict[str, Any]], None]
+
+
+def export(
+    store: PredictionStore,
+    path: str | Path,
+    model: Model | None,
+    *,
+    since: float | None = None,
+    probabilities: bool = False,
+) -> int:
+    """Write one row a prediction to a file; return how many there are.
+
+    The columns are ``id``, ``time`` (UTC), ``source``, ``model_version``, ``predicted_class``, ``confidence``,
+    ``label``, ``label_source``, ``label_time`` (UTC), ``latency_ms``, ``statistic_NAME`` for each input
+    statistic and, if wanted, ``probability_CLASS`` for each class. What is not known is left empty.
+    The label is the one that counts, a complaint where there is no other. In a CSV file a ``source`` or
+    ``label_source`` that a spreadsheet would take for a formula has an apostrophe before it. The file is there when it
+    is complete; one of the same name is replaced.
+
+    Parameters
+    ----------
+    path
+        Where to, ending in ``.parquet`` or ``.csv``.
+    model
+        The version; None where the store holds none.
+    since
+        Only those made at or after this time, in seconds since 1970.
+    probabilities
+        Whether each class gets a column.
+
+    Raises
+    ------
+    SettingsError
+        When the file is of another kind.
+    StoreError
+        When there is no version, or the file cannot be written.
+    """
+    target = Path(path)
+    if target.suffix not in ENDINGS:
+        raise SettingsError(f"an export must end in {' or '.join(ENDINGS)}, got {target.name}")
+    if model is None:  # a mistyped address must not empty a file of another day
+        raise StoreError(f"the store {store} holds no predictions")
+    number = store.versions.number(model)
+    found = store.database.fetch_all(sa.select(models.c.statistics).where(models.c.number == number))
+    names = json.loads(found[0].statistics) if found else []
+    scores = model.classes if probabilities else ()
+    written = 0
+    with _writer(target, [STATISTIC + name for name in names] + [PROBABILITY + name for name in scores]) as write:
+        for rows in _pages(store, number, since):
+            write(_columns(rows, model, names, scores))
+            written += len(rows)
+    return written
+
+
+def _columns(rows: Sequence[sa.Row[Any]], model: Model, names: Sequence[str], scores: Sequence[str]) -> dict[str, Any]:
+    """Rows as columns, n values each; what is not known is None or NaN."""
+    classes = dict(enumerate(model.classes))
+    statistics = side_by_side([row.statistic_values for row in rows], "<f4", len(names))  # (n, names)
+    probabilities = side_by_side([row.probabilities for row in rows], "<f2", len(classes))  # (n, K)
+    return {
+        "id": [show(row.id) for row in rows],
+        "time": _moments([row.time for row in rows]),
+        "source": [row.source for row in rows],
+        "model_version": [model.version] * len(rows),
+        "predicted_class": [classes.get(row.predicted) for row in rows],
+        "confidence": [row.confidence for row in rows],
+        "label": [classes.get(row.label) for row in rows],
+        "label_source": [row.label_source for row in rows],
+        "label_time": _moments([row.label_time for row in rows]),
+        "latency_ms": [row.latency_ms for row in rows],
+        **{STATISTIC + name: column for name, column in zip(names, statistics.T, strict=True)},
+        **{PROBABILITY + name: column for name, column in zip(scores, probabilities.T, strict=False)},
+    }
+
+
+def _moments(seconds: Sequence[float | None]) -> NDArray[np.datetime64]:
+    """Seconds since 1970 as times; none where there are none."""
+    return (np.array(seconds, np.float64) * 1e6).astype("datetime64[us]")  # NaN becomes "not a time"
+
+
+def _no_formula(text: str | None) -> str | None:
+    """A text that no spreadsheet takes for a formula: with an apostrophe before it where it begins like one.
+
+    >>> _no_formula("=1+1"), _no_formula("cat.jpg")
+    ("'=1+1", 'cat.jpg')
+    """
+    return f"'{text}" if text and text[0] in "=+-@\t\r" else text
+
+
+def _pages(store: PredictionStore, model: int | None, since: float | None) -> Iterator[Sequence[sa.Row[Any]]]:
+    """Rows with their labels, oldest first, a few at a time: a long reading would hold up others."""
+    made, given = predictions.c, labels.alias()
+    latest = sa.select(sa.func.max(given.c.number)).where(given.c.prediction == made.sequence).correlate(predictions)
+    fair = latest.where(given.c.source.not_in(BIASED_SOURCES)).scalar_subquery()  # what counts, where there is any
+    chosen = sa.func.coalesce(fair, latest.scalar_subquery())
+    columns = labels.c.label, labels.c.source.label("label_source"), labels.c.time.label("label_time")
+    query = (
+        sa.select(predictions, *columns)
+        .select_from(sa.outerjoin(predictions, labels, labels.c.number == chosen))
+        .where(made.model == model)
+        .order_by(made.sequence)
+        .limit(ROWS_AT_ONCE)
+    )
+    if since is not None:
+        query = query.where(made.time >= since)
+    last, (_, end, _) = 0, store.change_token() or ("", 0, 0)
+    while rows := store.database.fetch_all(query.where(made.sequence > last, made.sequence <= end)):
+        yield rows
+        last = rows[-1].sequence
+
+
+@contextmanager
+def _writer(target: Path, numbers: Sequence[str]) -> Iterator[Write]:
+    """A function that adds rows to a file, which takes its name when all are in it."""
+    import pyarrow as pa  # only here: it takes a third of a second
+    from pyarrow import csv, parquet
+
+    text, moment, number = pa.string(), pa.timestamp("us", "UTC"), pa.float32()
+    schema = pa.schema(
+        {
+            "id": text,
+            "time": moment,
+            "source": text,
+            "model_version": text,
+            "predicted_class": text,
+            "confidence": number,
+            "label": text,
+            "label_source": text,
+            "label_time": moment,
+            "latency_ms": pa.float64(),
+            **dict.fromkeys(numbers, number),
+        }
+    )
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    make = parquet.ParquetWriter if target.suffix == ".parquet" else csv.CSVWriter
+    try:
+        with make(str(temporary), schema) as file:
+
+            def write(columns: dict[str, Any]) -> None:
+                if target.suffix == ".csv":  # of texts that clients of a service may have written
+                    columns |= {name: list(map(_no_formula, columns[name])) for name in ("source", "label_source")}
+                arrays = [pa.array(columns[field.name], field.type, from_pandas=True) for field in schema]
+                file.write_batch(pa.record_batch(arrays, schema=schema))
+
+            yield write
+        temporary.replace(target)
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"the export {target} cannot be written: {one_line(error)}") from None
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,174 @@
+"""The model versions that a store knows, each with its classes and its baseline."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from toolkit.bundle.baseline import Baseline
+from toolkit.errors import BundleError, StoreError, one_line
+from toolkit.monitoring.store.database import Database
+from toolkit.monitoring.store.schema import models
+
+_NEWEST = models.c.served_at.desc().nulls_last(), models.c.number.desc()
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no plain equality: one object is one registration
+class Model:
+    """One model version, as far as the monitor needs to know it.
+
+    Parameters
+    ----------
+    version
+        Its name; windows of two versions are never mixed.
+    classes
+        Class names in output order.
+    baseline
+        What it did on pictures it had never seen.
+    served_at
+        When it went into service, in seconds since 1970; None for a version that merely answers
+        beside the served one.
+    """
+
+    version: str
+    classes: tuple[str, ...]
+    baseline: Baseline | None = None
+    served_at: float | None = None
+
+
+class ModelVersions:
+    """The table of model versions, and what is remembered of it until the database is reset."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._numbers: dict[Model, int] = {}
+        self._statistics: dict[int, list[str]] = {}  # names of the statistics of each version, as far as known
+        database.on_reset(self._forget)
+
+    def _forget(self) -> None:
+        self._numbers.clear()
+        self._statistics.clear()
+
+    def register(self, model: Model) -> int:
+        """Make a model version known, or learn its baseline and when it was served; return its number."""
+        with self._database.writing() as connection:
+            number = self._upsert(connection, model)
+        self._numbers[model] = number  # only now: it has been stored
+        return number
+
+    def current(self, known: Model | None = None) -> Model | None:
+        """The version most recently served, else the one most recently seen; None in an empty store.
+
+        Parameters
+        ----------
+        known
+            Given back as it is while it is still the current one, so that its baseline is read once.
+        """
+        found = self._database.fetch_all(sa.select(models.c.version, models.c.served_at).order_by(*_NEWEST).limit(1))
+        if not found:
+            return None
+        if known is not None and (known.version, known.served_at) == tuple(found[0]):
+            return known
+        return self.get(found[0].version)
+
+    def get(self, version: str) -> Model | None:
+        """A version by its name, of several models the one served last; None when it is not in the store."""
+        query = sa.select(models).where(models.c.version == version).order_by(*_NEWEST).limit(1)
+        rows = self._database.fetch_all(query)
+        if not rows:
+            return None
+        row = rows[0]
+        try:
+            baseline = Baseline.from_bytes(row.baseline) if row.baseline is not None else None
+        except BundleError as error:
+            raise StoreError(f"the store {self._database} is damaged: {one_line(error)}") from None
+        model = Model(row.version, tuple(json.loads(row.classes)), baseline, row.served_at)
+        self._numbers[model] = row.number
+        return model
+
+    def names(self) -> list[str]:
+        """The names of all versions, oldest first."""
+        rows = self._database.fetch_all(sa.select(models.c.version).order_by(models.c.number))
+        return list(dict.fromkeys(row.version for row in rows))
+
+    def number(self, model: Model) -> int | None:
+        """The key of a version, None while nothing of it was written."""
+        if not self._database.exists():  # which forgets the numbers of a file that is gone
+            return None
+        if model not in self._numbers:
+            alike = models.c.version == model.version, models.c.classes == json.dumps(model.classes)
+            digests = ("", _baseline_digest(model.baseline)) if model.baseline is not None else None
+            query = sa.select(models.c.number).where(*alike).order_by(*_NEWEST).limit(1)
+            found = self._database.fetch_all(query.where(models.c.baseline_digest.in_(digests)) if digests else query)
+            return int(found[0].number) if found else None
+        return self._numbers[model]
+
+    def statistics(self, connection: sa.Connection, number: int, count: int) -> list[str]:
+        """The names of a version's input statistics, in the order in which they are stored.
+
+        Parameters
+        ----------
+        number
+            The key of the version.
+        count
+            How many are needed at least: another process may have added some.
+        """
+        names = self._statistics.get(number, [])
+        if len(names) < count:
+            names = self._statistics[number] = _statistics(connection, number)
+        return names
+
+    # Within the transaction of a caller that calls ``remember`` after it
+
+    def add(self, connection: sa.Connection, model: Model) -> int:
+        """The key of a version, which is registered where it is not known yet."""
+        return self._numbers.get(model) or self._upsert(connection, model)
+
+    def add_statistics(self, connection: sa.Connection, number: int, wanted: Sequence[str]) -> list[str]:
+        """The names of a version's statistics, with those added that come up for the first time."""
+        names = self._statistics.get(number)
+        if names is not None and set(wanted) <= set(names):
+            return names
+        names = _statistics(connection, number)
+        names += [name for name in wanted if name not in names]
+        connection.execute(models.update().where(models.c.number == number).values(statistics=json.dumps(names)))
+        return names
+
+    def remember(self, numbers: Mapping[Model, int], statistics: Mapping[int, list[str]]) -> None:
+        """Keep what a transaction has added, once it is stored."""
+        self._numbers |= numbers
+        self._statistics |= statistics
+
+    def _upsert(self, connection: sa.Connection, model: Model) -> int:
+        classes, digest = json.dumps(model.classes), _baseline_digest(model.baseline)
+        alike = connection.execute(
+            sa.select(models.c.number, models.c.baseline_digest)
+            .where(models.c.version == model.version, models.c.classes == classes)
+            .order_by(*_NEWEST)
+        )
+        found = next((row for row in alike if not digest or row.baseline_digest in ("", digest)), None)
+        values: dict[str, Any] = {"served_at": model.served_at} if model.served_at is not None else {}
+        if model.baseline is not None and (found is None or not found.baseline_digest):
+            values |= {"baseline": model.baseline.to_bytes(), "baseline_digest": digest}
+        if found is None:
+            values = {"version": model.version, "classes": classes, "baseline_digest": digest} | values
+            key = connection.execute(models.insert().values(values)).inserted_primary_key
+            return int(key[0]) if key else 0
+        if values:
+            connection.execute(models.update().where(models.c.number == found.number).values(values))
+        return int(found.number)
+
+
+def _statistics(connection: sa.Connection, number: int) -> list[str]:
+    text = connection.execute(sa.select(models.c.statistics).where(models.c.number == number)).scalar_one()
+    return [str(name) for name in json.loads(text)]
+
+
+def _baseline_digest(baseline: Baseline | None) -> str:
+    """A digest of probabilities and labels, which tells one baseline from another; empty when there is none."""
+    if baseline is None:
+        return ""
+    return hashlib.sha256(baseline.probabilities.tobytes() + baseline.labels.tobytes()).hexdigest()

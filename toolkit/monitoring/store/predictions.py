@@ -1,0 +1,219 @@
+"""The store of predictions: rows and their labels, and the few questions that are asked of them.
+
+SQLite in WAL mode, where one process may write while others read, or PostgreSQL. A prediction of
+ten classes with six input statistics takes about 0.13 KB.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from toolkit.monitoring.base.predictions import WINDOWS, Window
+from toolkit.monitoring.store.alerts import Alerts
+from toolkit.monitoring.store.database import Database
+from toolkit.monitoring.store.labels import IDS_AT_ONCE, Feedback, Labels, current_label
+from toolkit.monitoring.store.model_versions import Model, ModelVersions
+from toolkit.monitoring.store.row_codec import Prediction, pack, statistic_names, unpack
+from toolkit.monitoring.store.schema import labels, predictions, schema_version
+
+__all__ = ["Feedback", "Model", "Prediction", "PredictionStore"]
+
+ALERT_SOURCES = 5  # names of images that an alert is about
+ROWS_AT_ONCE = 10_000  # rows turned into arrays at a time, so that long windows need no second copy
+
+_COLUMNS = [column for column in predictions.c if column is not predictions.c.sequence]
+_INSERT = (
+    f"INSERT INTO predictions ({', '.join(column.name for column in _COLUMNS)}) "  # noqa: S608  # names of our own
+    f"VALUES ({', '.join('?' * len(_COLUMNS))}) ON CONFLICT (id) DO NOTHING"
+)
+
+
+class PredictionStore:
+    """Predictions, and beside them ``versions``, ``labels`` and ``alerts``, in one SQL ``database``.
+
+    Nothing is created before the first write; reading a store that is not there finds nothing.
+    A reader that keeps up with it asks for rows above the last sequence number that it has, and for
+    labels above the last number: both only grow, and are never seen out of order.
+
+    Parameters
+    ----------
+    url
+        An SQLAlchemy URL, or the path of an SQLite file.
+
+    Raises
+    ------
+    StoreError
+        When what is there is no store, or its folder does not exist.
+
+    Examples
+    --------
+    >>> store = PredictionStore("no-such-file.db")
+    >>> store.versions.current() is None, store.alerts.find()
+    (True, [])
+    """
+
+    def __init__(self, url: str) -> None:
+        self.database = Database(url)
+        self.versions = ModelVersions(self.database)
+        self.labels = Labels(self.database, self.versions)
+        self.alerts = Alerts(self.database, self.versions)
+
+    def __str__(self) -> str:
+        """The address without its password."""
+        return str(self.database)
+
+    def close(self) -> None:
+        """Close all connections; the next use opens them again."""
+        self.database.close()
+
+    # Writing
+
+    def write(self, batch: Sequence[Prediction]) -> int:
+        """Store predictions in one transaction; return how many are new.
+
+        An id that is in the store already is left as it is.
+        """
+        if not batch:
+            return 0
+        numbers: dict[Model, int] = {}
+        names: dict[int, list[str]] = {}
+        rows: list[tuple[Any, ...]] = [()] * len(batch)
+        with self.database.writing() as connection:
+            for model in dict.fromkeys(prediction.model for prediction in batch):
+                numbers[model] = number = self.versions.add(connection, model)
+                places = [place for place, prediction in enumerate(batch) if prediction.model is model]
+                part = [batch[place] for place in places]
+                names[number] = self.versions.add_statistics(connection, number, statistic_names(part))
+                for place, row in zip(places, pack(part, number, names[number]), strict=True):
+                    rows[place] = row
+            new = self._insert(connection, rows)
+        self.versions.remember(numbers, names)
+        return new
+
+    def sources_about(self, model: Model, metric: str, window: str, until: int, up_to_label: int) -> list[str]:
+        """Names of a few images that an alert is about, the latest first.
+
+        Those that a label has found wrong, or whose answer was not finite; any, for an alert of distributions.
+
+        Parameters
+        ----------
+        until
+            The last prediction in the window.
+        up_to_label
+            Labels above this number are not yet taken into account.
+        """
+        made, size = predictions.c, WINDOWS.get(window)
+        if size is None:
+            return []
+        mine = made.model == self.versions.number(model), made.sequence <= until
+        latest = sa.select(made.sequence).where(*mine).order_by(made.sequence.desc())
+        first = sa.func.coalesce(latest.offset(size - 1).limit(1).scalar_subquery(), 0)
+        query = sa.select(made.source).where(*mine, made.sequence >= first)
+        if metric == "accuracy":
+            query = query.where(made.predicted != current_label(up_to_label).element)
+        elif metric == "non_finite":
+            query = query.where(made.predicted.is_(None))
+        query = query.where(made.source.is_not(None)).order_by(made.sequence.desc()).limit(ALERT_SOURCES)
+        return [row.source for row in self.database.fetch_all(query)]
+
+    def _insert(self, connection: sa.Connection, rows: Sequence[tuple[Any, ...]]) -> int:
+        if self.database.is_sqlite:  # plain tuples straight to the driver are twice as fast
+            return int(connection.exec_driver_sql(_INSERT, list(rows)).rowcount)
+        statement = postgresql.insert(predictions).on_conflict_do_nothing().returning(predictions.c.sequence)
+        columns = [column.name for column in _COLUMNS]
+        return len(connection.execute(statement, [dict(zip(columns, row, strict=True)) for row in rows]).all())
+
+    # Reading
+
+    def sources(self, ids: Sequence[int]) -> dict[int, str]:
+        """The names of the images of predictions, by the number of their id; those without one are left out."""
+        query = sa.select(predictions.c.id, predictions.c.source).where(predictions.c.source.is_not(None))
+        parts = [ids[first : first + IDS_AT_ONCE] for first in range(0, len(ids), IDS_AT_ONCE)]
+        return {
+            row.id: row.source
+            for part in parts
+            for row in self.database.fetch_all(query.where(predictions.c.id.in_(part)))
+        }
+
+    def change_token(self) -> tuple[str, int, int] | None:
+        """A value that changes with each prediction and each label of any version; None where there is no store.
+
+        Returns
+        -------
+        tuple
+            The store's own name, the last sequence number and the last label. Another name means that
+            another store is at the address, and that all its numbers are new.
+        """
+        latest = sa.select(sa.func.max(predictions.c.sequence)).scalar_subquery()
+        newest = sa.select(sa.func.max(labels.c.number)).scalar_subquery()
+        last = sa.func.coalesce(latest, 0).label("latest"), sa.func.coalesce(newest, 0).label("newest_label")
+        rows = self.database.fetch_all(sa.select(schema_version.c.name, *last))
+        return (rows[0].name, rows[0].latest, rows[0].newest_label) if rows else None
+
+    def window(self, model: Model, last: int | None = None, *, statistics: bool = True) -> Window:
+        """The latest predictions of a version with their current labels, oldest first.
+
+        Parameters
+        ----------
+        last
+            How many; None for all that are still there.
+        statistics
+            Whether to read the input statistics, and all probabilities, as well.
+        """
+        number = self.versions.number(model)
+        if number is None:
+            return Window.empty(model.classes)
+        query = _rows(number, None, blobs=statistics).order_by(predictions.c.sequence.desc()).limit(last)
+        with self.database.reading() as connection:
+            parts = [
+                self._unpacked(connection, model, number, rows[::-1])
+                for rows in connection.execute(query).partitions(ROWS_AT_ONCE)
+            ]
+        return Window.joined(parts[::-1]) if parts else Window.empty(model.classes)
+
+    def rows_since(self, model: Model, sequence: int, limit: int, up_to_label: int | None = None) -> Window:
+        """The first ``limit`` predictions of a version above a sequence number, oldest first.
+
+        Parameters
+        ----------
+        sequence
+            The last one that the caller has; 0 for all.
+        up_to_label
+            The last label to take into account, as of ``labels.last``; all when None. Rows read
+            up to a label, and then the labels above it, count each label once.
+        """
+        number = self.versions.number(model)
+        if number is None:
+            return Window.empty(model.classes)
+        query = _rows(number, up_to_label, blobs=True).where(predictions.c.sequence > sequence)
+        with self.database.reading() as connection:
+            rows = connection.execute(query.order_by(predictions.c.sequence).limit(limit)).all()
+            window = self._unpacked(connection, model, number, rows) if rows else Window.empty(model.classes)
+        if not window.n_labels:
+            return window
+        sampled = self.labels.drawn_between(model, int(window.sequence[0]), int(window.sequence[-1]), up_to_label)
+        return replace(window, drawn=np.isin(window.sequence, sampled))
+
+    def _unpacked(self, connection: sa.Connection, model: Model, number: int, rows: Sequence[sa.Row[Any]]) -> Window:
+        longest = max((len(row[-1] or b"") for row in rows), default=0) // 4 if len(rows[0]) > 8 else 0
+        return unpack(model.classes, rows, self.versions.statistics(connection, number, longest))
+
+
+def _rows(model: int, up_to_label: int | None, *, blobs: bool) -> sa.Select[Any]:
+    """Rows of a model, in the columns that ``unpack`` takes."""
+    made = predictions.c
+    columns = [
+        made.sequence,
+        made.id,
+        made.time,
+        made.predicted,
+        made.confidence,
+        current_label(up_to_label),
+        made.latency_ms,
+    ]
+    more = [made.probabilities, made.statistic_values] if blobs else []
+    return sa.select(*columns, *more).where(made.model == model)

@@ -1,0 +1,428 @@
+"""Whether a window differs from the baseline, by how much, and how sure that is."""
+
+import html
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.errors import SettingsError
+from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.stats import hypothesis_tests
+from toolkit.monitoring.windows.label_bias import label_sample
+from toolkit.monitoring.windows.reference import Yardstick
+from toolkit.monitoring.windows.summary import Counts
+from toolkit.statistics.intervals import holm
+
+HALF_PRECISION_STEP = 2.0**-11  # between neighbouring float16 just below 1, the coarsest a confidence is stored
+# How much more of alpha a test may spend than another: the softmax sees the most kinds of shift, and half is for it.
+WEIGHTS = {"softmax_distribution": 4.0}
+SHOWN_CLASSES = 3  # classes named in a result: those whose share changed most
+
+
+@dataclass(frozen=True)
+class DriftResult:
+    """What one test says about one window.
+
+    Parameters
+    ----------
+    metric
+        ``confidence_distribution``, ``prediction_distribution``, ``mean_confidence``,
+        ``softmax_distribution``, ``accuracy``, or the name of an input statistic.
+    family
+        ``model`` for what the model answers, ``input`` for what the images look like.
+    window
+        ``short``, ``medium`` or ``long``.
+    n, n_reference
+        Cases in the window and in the baseline.
+    minimum_effect
+        The effect below which a change does not matter.
+    statistic, p_value
+        Of the test; None while there is too little data.
+    corrected_p_value
+        After Holm's correction over the tests of the family.
+    effect
+        How large the change is: KS D, total variation, standard deviations, relative drop.
+    drifted
+        Whether the change is both certain and large enough to matter; None while there is too little data.
+    detail
+        The change in words.
+    psi
+        Population stability index, another measure of the effect: 0.1 is some change, 0.25 a large one.
+    n_effective
+        Independent cases that say as much as the ``n`` of the window: fewer when images come in bursts
+        that resemble each other. The p-value counts these.
+    """
+
+    metric: str
+    family: str
+    window: str
+    n: int
+    n_reference: int
+    minimum_effect: float
+    statistic: float | None = None
+    p_value: float | None = None
+    corrected_p_value: float | None = None
+    effect: float | None = None
+    drifted: bool | None = None
+    detail: str = ""
+    psi: float | None = None
+    n_effective: float | None = None
+
+    @property
+    def status(self) -> str:
+        """``drift``, ``no_drift`` or ``insufficient_data``."""
+        return "insufficient_data" if self.drifted is None else "drift" if self.drifted else "no_drift"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and the ``status``, ready for JSON."""
+        return asdict(self) | {"status": self.status}
+
+
+@dataclass(frozen=True)
+class DriftReport:
+    """The verdicts on the windows of one model version; print it, or read its ``results``.
+
+    Parameters
+    ----------
+    model_version
+        None when nothing was ever logged.
+    alpha
+        Chance of a false "drift" among all tests of a family.
+    """
+
+    model_version: str | None
+    alpha: float
+    results: tuple[DriftResult, ...]
+
+    @property
+    def drifted(self) -> bool | None:
+        """Whether what the model answers has changed; None while there is too little data."""
+        return _any(result.drifted for result in self.results if result.family == "model")
+
+    @property
+    def input_drifted(self) -> bool | None:
+        """Whether the pictures have changed; None while there is too little data."""
+        return _any(result.drifted for result in self.results if result.family == "input")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report, ready for JSON."""
+        return {
+            "model_version": self.model_version,
+            "drifted": self.drifted,
+            "input_drifted": self.input_drifted,
+            "alpha": self.alpha,
+            "results": [result.to_dict() for result in self.results],
+        }
+
+    def __str__(self) -> str:
+        """The report as a table."""
+        rows = [_HEADER, *map(_cells, self.results)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
+        lines = ["  ".join(map(_pad, row, widths, _LEFT)).rstrip() for row in rows]
+        return "\n".join([self._headline(), "", *lines])
+
+    def _repr_html_(self) -> str:
+        """The report as a notebook shows it."""
+        colours = {"drift": "#c0392b", "no_drift": "#1e8449", "insufficient_data": "#7f8c8d"}
+        head = "".join(f"<th style='text-align:left'>{html.escape(name)}</th>" for name in _HEADER)
+        body = "".join(
+            f"<tr style='color:{colours[result.status]}'>"
+            + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in _cells(result))
+            + "</tr>"
+            for result in self.results
+        )
+        return f"<p>{html.escape(self._headline())}</p><table><tr>{head}</tr>{body}</table>"
+
+    def _headline(self) -> str:
+        if self.model_version is None:
+            return "No predictions have been logged yet."
+        told = [result for result in self.results if result.drifted is not None]
+        found = [result for result in told if result.drifted]
+        without = len(self.results) - len(told)
+        waiting = f"; {without} wait for more data" if without else ""
+        return f"Model version {self.model_version}: {len(found)} of {len(told)} tests found drift{waiting}."
+
+
+def compare(
+    window: Counts, yardstick: Yardstick, limits: Limits, name: str, alpha: float | None = None
+) -> list[DriftResult]:
+    """Run all tests on one window.
+
+    Parameters
+    ----------
+    window
+        Counts made with the yardstick.
+    yardstick
+        With the reference; without one every answer is ``insufficient_data``.
+    name
+        Of the window, to be told in the results.
+    alpha
+        ``limits.alpha`` when None.
+
+    Returns
+    -------
+    list[DriftResult]
+        The tests of the model's answers, then one for each input statistic in the baseline.
+
+    Raises
+    ------
+    SettingsError
+        When the counts were made with another yardstick.
+
+    Examples
+    --------
+    >>> from toolkit.bundle.baseline import Baseline
+    >>> from toolkit.monitoring.base.predictions import Window
+    >>> sure = Baseline(("cat", "dog"), np.tile([0.9, 0.1], (200, 1)), np.zeros(200, int))
+    >>> unsure = np.tile(np.array([0.6, 0.4], np.float16), (200, 1))
+    >>> window = Window(("cat", "dog"), np.arange(200.0), np.zeros(200, int), unsure[:, 0].astype(np.float32),
+    ...                 np.full(200, -1), probabilities=unsure)
+    >>> yardstick = Yardstick(sure.classes, sure)
+    >>> for result in compare(yardstick.count(window), yardstick, Limits(), "short"):
+    ...     print(result.metric, result.status, result.detail)
+    confidence_distribution drift median 0.9 -> 0.6
+    prediction_distribution no_drift 'cat' 100.0% -> 100.0%, 'dog' 0.0% -> 0.0%
+    mean_confidence drift mean 0.9 -> 0.6
+    softmax_distribution drift most of all 'cat': above 0.899 in 100.0% -> 0.0%
+    accuracy insufficient_data
+
+    References
+    ----------
+    Rabanser, S., Guennemann, S. and Lipton, Z. C. (2019). Failing loudly: an empirical study of methods
+    for detecting dataset shift. Advances in Neural Information Processing Systems 32.
+    """
+    tests: dict[str, tuple[float, _Test]] = {
+        "confidence_distribution": (limits.ks, _confidences),
+        "prediction_distribution": (limits.total_variation, _classes),
+        "mean_confidence": (limits.mean_shift, _mean_confidence),
+        "softmax_distribution": (limits.ks, _softmax),
+        "accuracy": (limits.warning, _accuracy),
+    }
+    if window.yardstick != yardstick.name:
+        raise SettingsError("counts can be compared with the yardstick alone that they were made with")
+    sides = _Sides.of(window, yardstick, limits, name)
+    model = [_answer(sides, metric, *test) for metric, test in tests.items()]
+    first = 1 + len(yardstick.classes)
+    inputs = [_input(sides, first + index) for index in range(len(yardstick.statistics))]
+    return judge(model, alpha or limits.alpha) + judge(inputs, alpha or limits.alpha)
+
+
+def judge(results: Iterable[DriftResult], alpha: float) -> list[DriftResult]:
+    """Correct the p-values of one family for each other, and say which changes are drift."""
+    results = list(results)
+    tested = [result for result in results if result.p_value is not None]
+    weights = [WEIGHTS.get(result.metric, 1.0) for result in tested]
+    p_values = holm([result.p_value or 0.0 for result in tested], weights)
+    corrected = dict(zip(map(id, tested), p_values, strict=True))
+    return [
+        replace(
+            result,
+            corrected_p_value=corrected[id(result)],
+            drifted=corrected[id(result)] < alpha and (result.effect or 0.0) >= result.minimum_effect,
+        )
+        if id(result) in corrected
+        else result
+        for result in results
+    ]
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """A window and the reference beside each other, with what several tests need of them.
+
+    ``gaps`` (Q,) is KS D of each quantity, ``given`` and ``usual`` (Q,) are how many values there are of
+    it in the window and in the reference, and ``kept`` is the share of cases that count as independent.
+    Without a reference that side is empty.
+    """
+
+    now: Counts
+    reference: Counts
+    yardstick: Yardstick
+    limits: Limits
+    window: str
+    gaps: NDArray[np.float64]
+    given: NDArray[np.int64]
+    usual: NDArray[np.int64]
+    kept: float
+
+    @classmethod
+    def of(cls, now: Counts, yardstick: Yardstick, limits: Limits, window: str) -> "_Sides":
+        reference = yardstick.reference or yardstick.empty()
+        given, usual = (counts.n - counts.cells[yardstick.missing] for counts in (now, reference))
+        sizes = np.diff(yardstick.starts)
+        differences = now.cells / np.repeat(np.maximum(given, 1), sizes)
+        differences -= reference.cells / np.repeat(np.maximum(usual, 1), sizes)
+        differences[yardstick.missing] = 0
+        differences[np.repeat((given == 0) | (usual == 0), sizes)] = 0
+        gaps = hypothesis_tests.largest_gaps(differences, yardstick.starts[:-1])
+        kept = now.effective / now.finite if now.finite else 1.0
+        return cls(now, reference, yardstick, limits, window, gaps, given, usual, kept)
+
+    def p_value(self, quantity: int) -> float:
+        """Chance of a KS gap like that of a quantity without drift."""
+        n = max(1.0, self.kept * float(self.given[quantity]))
+        return hypothesis_tests.gap_p_value(float(self.gaps[quantity]), n, float(self.usual[quantity]))
+
+    def psi(self, quantity: int) -> float:
+        """Population stability index of a quantity in tenths of the reference."""
+        groups, usual = self.yardstick.tenths[quantity]
+        now = np.bincount(groups, self.now.cells[self.yardstick.cells(quantity)])
+        return hypothesis_tests.population_stability_index(now, usual)
+
+    def medians(self, quantity: int) -> str:
+        now = self.yardstick.quantile(self.now, quantity, 0.5)
+        return f"median {_number(self.yardstick.medians[quantity])} -> {_number(now)}"
+
+    def widest(self, quantity: int) -> str:
+        """Where the two distributions are farthest apart."""
+        cells = self.yardstick.cells(quantity)
+        upto = [np.cumsum(counts.cells[cells]) / counts.cells[cells].sum() for counts in (self.reference, self.now)]
+        place = int(np.abs(upto[1] - upto[0]).argmax())
+        before, after = (1 - each[place] for each in upto)
+        return f"above {_number(self.yardstick.values(quantity)[place])} in {before:.1%} -> {after:.1%}"
+
+
+_Test = Callable[[_Sides, DriftResult], DriftResult]
+
+
+def _answer(sides: _Sides, metric: str, minimum: float, test: _Test) -> DriftResult:
+    """A test of what the model answers, if there is enough to test."""
+    needed, cases = sides.limits.minimum_predictions, sides.now.finite
+    if metric == "accuracy":
+        needed, cases = sides.limits.minimum_labels, sides.now.n_labels
+    size = sides.reference.n
+    blank = DriftResult(metric, "model", sides.window, cases, size, minimum)
+    return test(sides, blank) if min(cases, size) >= needed else blank
+
+
+def _confidences(sides: _Sides, blank: DriftResult) -> DriftResult:
+    return _gap(sides, blank, 0, sides.p_value(0))
+
+
+def _softmax(sides: _Sides, blank: DriftResult) -> DriftResult:
+    k = len(sides.yardstick.classes)
+    if sides.given[1] < sides.limits.minimum_predictions:  # answers were logged, probabilities were not
+        return blank
+    worst = 1 + int(sides.gaps[1 : k + 1].argmax())
+    result = _gap(sides, blank, worst, hypothesis_tests.bonferroni(sides.p_value(worst), k))
+    name = sides.yardstick.classes[worst - 1]
+    return replace(result, detail=f"most of all {name!r}: {sides.widest(worst)}")
+
+
+def _gap(sides: _Sides, blank: DriftResult, quantity: int, p_value: float) -> DriftResult:
+    """A KS test of one quantity."""
+    gap = float(sides.gaps[quantity])
+    return replace(
+        blank,
+        statistic=gap,
+        p_value=p_value,
+        effect=gap,
+        detail=sides.medians(quantity),
+        psi=sides.psi(quantity),
+        n_effective=sides.kept * float(sides.given[quantity]),
+    )
+
+
+def _classes(sides: _Sides, blank: DriftResult) -> DriftResult:
+    now, usual = sides.now.classes, sides.reference.classes
+    outcome = hypothesis_tests.chi_square(now * sides.kept, usual)
+    before, after = usual / usual.sum(), now / now.sum()
+    changed = np.argsort(-np.abs(after - before), kind="stable")[:SHOWN_CLASSES]
+    names = sides.yardstick.classes
+    return replace(
+        blank,
+        statistic=outcome.statistic,
+        p_value=outcome.p_value,
+        effect=hypothesis_tests.total_variation(now, usual),
+        detail=", ".join(f"{names[k]!r} {before[k]:.1%} -> {after[k]:.1%}" for k in changed),
+        psi=hypothesis_tests.population_stability_index(now, usual),
+        n_effective=sides.now.effective,
+    )
+
+
+def _mean_confidence(sides: _Sides, blank: DriftResult) -> DriftResult:
+    now, usual = sides.now.confidence, sides.reference.confidence
+    scaled = now._replace(n=sides.now.effective)
+    outcome, shift = hypothesis_tests.mean_shift(scaled, usual, HALF_PRECISION_STEP)
+    return replace(
+        blank,
+        statistic=outcome.statistic,
+        p_value=outcome.p_value,
+        effect=abs(shift),
+        detail=f"mean {_number(usual.mean)} -> {_number(now.mean)}",
+        n_effective=sides.now.effective,
+    )
+
+
+def _accuracy(sides: _Sides, blank: DriftResult) -> DriftResult:
+    usual, sample = sides.reference, label_sample(sides.now, sides.reference, sides.limits)
+    if sample is None or sample.effective_n < sides.limits.minimum_labels:
+        return blank
+    counted = sample.best * sample.best_n, sample.best_n, usual.right, usual.n
+    outcome = hypothesis_tests.proportion_drop(*counted)
+    before, after = usual.right / usual.n, sample.accuracy
+    certain = hypothesis_tests.drop_lower_bound(*counted, sides.limits.confidence)
+    sure = f", drop of at least {certain:.1%} certain" if certain >= 0.001 else ""
+    note = f"; {sample.note}" if sample.fair is False else ""
+    return replace(
+        blank,
+        n=sample.n,
+        statistic=outcome.statistic,
+        p_value=outcome.p_value,
+        effect=1 - after / before if usual.right else 0.0,
+        detail=f"{before:.1%} -> {after:.1%}{sure}{note}",
+        n_effective=sample.effective_n,
+    )
+
+
+def _input(sides: _Sides, quantity: int) -> DriftResult:
+    """A test of one input statistic, if it was given often enough."""
+    n, size = int(sides.given[quantity]), int(sides.usual[quantity])
+    name = sides.yardstick.quantities[quantity]
+    blank = DriftResult(name, "input", sides.window, n, size, sides.limits.ks)
+    enough = min(n, size) >= sides.limits.minimum_predictions
+    return _gap(sides, blank, quantity, sides.p_value(quantity)) if enough else blank
+
+
+def _any(verdicts: Iterable[bool | None]) -> bool | None:
+    """True when one is true, None when none could be given."""
+    given = [verdict for verdict in verdicts if verdict is not None]
+    return any(given) if given else None
+
+
+_HEADER = ("window", "metric", "verdict", "effect", "least", "p (corrected)", "n", "what changed")
+_LEFT = (True, True, True, False, False, False, False, True)
+
+
+def _cells(result: DriftResult) -> tuple[str, ...]:
+    return (
+        result.window,
+        result.metric if result.family == "model" else f"input: {result.metric}",
+        result.status.replace("_", " "),
+        "-" if result.effect is None else f"{result.effect:.3f}",
+        f"{result.minimum_effect:g}",
+        "-" if result.corrected_p_value is None else p_text(result.corrected_p_value),
+        f"{result.n:,}",
+        result.detail,
+    )
+
+
+def p_text(p_value: float) -> str:
+    """A p-value as people like to read it.
+
+    >>> p_text(0.0312), p_text(3e-40), p_text(0)
+    ('0.031', '3e-40', '< 1e-300')
+    """
+    return "< 1e-300" if p_value < 1e-300 else f"{p_value:.2g}"
+
+
+def _number(value: Any) -> str:
+    return f"{float(value):.3g}" if math.isfinite(value) else "-"
+
+
+def _pad(text: str, width: int, left: bool) -> str:
+    return text.ljust(width) if left else text.rjust(width)

@@ -1,0 +1,344 @@
+"""The bins in which predictions are counted, made so that the reference fills them evenly."""
+
+import functools
+import hashlib
+import math
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.bundle.baseline import Baseline
+from toolkit.errors import SettingsError
+from toolkit.monitoring.base.predictions import NOTHING, Window
+from toolkit.monitoring.stats.hypothesis_tests import quantile_groups
+from toolkit.monitoring.stats.performance_estimation import STEP, Estimator
+from toolkit.monitoring.windows.summary import (
+    LATENCY_BINS,
+    LATENCY_EDGES,
+    STEPS,
+    STRATA_ROWS,
+    Counts,
+    End,
+    count_strata,
+    inner_product,
+)
+
+MOST_BINS = 1_024  # of one quantity
+FEWEST_BINS = 16
+MOST_CELLS = 2**17  # bins of all classes together: 1 MB of counts
+OTHER_BINS = 256  # at least so many for what is not the probability of one class; a byte holds their numbers
+GRID = 40  # equal steps that a distribution is cut into besides, so that it can be told where the reference is not
+ROWS_AT_ONCE = 1_000  # so that counting takes little memory with many classes
+
+_LARGEST = 0x7F7FFFFF  # the largest finite float32, in order
+_MISSING = 0x7FFFFFFF  # what is not finite comes after it
+
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Predictions as small whole numbers: all that is needed to count them, or to take them out of a count again.
+
+    Parameters
+    ----------
+    bins
+        (n, Q), the bin of each quantity.
+    predicted, labels
+        (n,), index of the class; -1 for none.
+    confidence
+        (n,), in steps of 2^-24; 0 where not finite.
+    latency
+        (n,), bin of the latency.
+    scores
+        (n, 2), for the estimate of accuracy, in steps of 2^-20.
+    time, sequence
+        (n,), seconds since 1970, and the number in the store.
+    drawn
+        (n,), whether the label is one of a drawn sample.
+    """
+
+    bins: NDArray[np.unsignedinteger[Any]]
+    predicted: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    confidence: NDArray[np.int32]
+    latency: NDArray[np.uint8]
+    scores: NDArray[np.int32]
+    time: NDArray[np.float64]
+    sequence: NDArray[np.int64]
+    drawn: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    def take(self, places: Any) -> Self:
+        """Some of the rows."""
+        return type(self)(**{entry.name: getattr(self, entry.name)[places] for entry in fields(self)})
+
+    def end(self, place: int) -> End | None:
+        """The first (0) or the last (-1) finite prediction."""
+        finite = np.flatnonzero(self.predicted != NOTHING)
+        if not len(finite):
+            return None
+        return End(int(self.confidence[finite[place]]), int(self.predicted[finite[place]]))
+
+
+class Yardstick:
+    """Bins for each quantity that is counted, and what the reference has in them.
+
+    The quantities are the confidence, the probability of each class, and each input statistic of the
+    baseline. Bins end at quantiles of the reference, so that no change hides within a wide one, and at
+    equal steps besides for confidence and statistics. A value on which two quantiles fall, such as a
+    softmax of exactly 1, has a bin of its own. The last two bins of a quantity are what exceeds all
+    edges, and what is missing: NaN, infinite, or not given.
+
+    There are 1,024 bins for a quantity. Classes share 131,072: of more than 128 classes each has
+    fewer, 131 for 1,000 classes, never fewer than 16; then confidence and statistics have at least 256.
+
+    The gap between two cumulative distributions, measured in these bins, is at most the true one, and
+    less by no more than ``error``: the largest share of the reference in one bin of several values.
+    That is about 0.001 to 0.002 with 1,024 bins, and 0.008 to 0.015 for the classes of a thousand.
+
+    Parameters
+    ----------
+    classes
+        Class names in output order, K of them.
+    baseline
+        The reference. Without one, or with an empty one, the bins of the probabilities are of equal
+        width and no statistics are counted.
+
+    Raises
+    ------
+    SettingsError
+        When the baseline is of other classes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sure = Baseline(("cat", "dog"), np.array([[0.75, 0.25], [1.0, 0.0]]), np.array([0, 0]))
+    >>> yardstick = Yardstick(("cat", "dog"), sure)
+    >>> yardstick.quantities
+    ('confidence', 'probability of cat', 'probability of dog')
+    >>> yardstick.reference.mean_confidence, yardstick.error.tolist()
+    (0.875, [0.0, 0.0, 0.0])
+    >>> yardstick.quantile(yardstick.reference, 0, 0.5)
+    0.75
+    """
+
+    def __init__(self, classes: Sequence[str], baseline: Baseline | None = None) -> None:
+        self.classes = tuple(classes)
+        self.baseline = baseline if baseline is not None and baseline.size else None
+        if self.baseline is not None and self.baseline.classes != self.classes:
+            raise SettingsError(f"a baseline of the classes {self.baseline.classes} is no yardstick of {self.classes}")
+        self.statistics = tuple(self.baseline.statistics) if self.baseline else ()
+        # What is counted: Q names, in the order of the bins.
+        self.quantities = ("confidence", *(f"probability of {name}" for name in self.classes), *self.statistics)
+        scales = [*self._probability_scales(), *self._statistic_scales()]
+        sizes = np.array([len(scale) + 2 for scale in scales])
+        self.starts = np.concatenate([[0], np.cumsum(sizes)])  # (Q + 1,), where the cells of each quantity begin
+        self._first = self.starts[:-1]
+        self.missing = self.starts[1:] - 1  # (Q,), the cell of what is missing
+        keys = [np.append(_ordered(scale), [_LARGEST, _MISSING]) for scale in scales]
+        self._edges = np.concatenate([key + (q << 32) for q, key in enumerate(keys)])  # (T,), upper ends, inclusive
+        self._values = np.concatenate([np.append(scale, [scale[-1], np.nan]) for scale in scales])
+        self._type = np.uint8 if sizes.max() <= 2**8 else np.uint16
+        self.estimator = Estimator(self.baseline) if self.baseline is not None else None
+        self.name = hashlib.sha256(self._edges.tobytes()).hexdigest()[:16]
+        self.reference = self.count(_as_window(self.baseline)) if self.baseline is not None else None
+        self.error = self._errors(scales)  # (Q,)
+
+    def cells(self, quantity: int) -> slice:
+        """Where the bins of a quantity are among all cells; that of missing values is left out."""
+        return slice(int(self._first[quantity]), int(self.missing[quantity]))
+
+    def values(self, quantity: int) -> NDArray[np.float32]:
+        """The upper end of each bin of a quantity, which belongs to it; the last is where the bin begins."""
+        return np.asarray(self._values[self.cells(quantity)], np.float32)
+
+    def quantile(self, counts: Counts, quantity: int, share: float) -> float:
+        """The value below which this share of a quantity lies, to the width of a bin; NaN when there is none."""
+        reached = np.cumsum(counts.cells[self.cells(quantity)])
+        place = np.searchsorted(reached, max(1, share * reached[-1]))
+        return float(self.values(quantity)[place]) if reached[-1] else float("nan")
+
+    @functools.cached_property
+    def medians(self) -> tuple[float, ...]:
+        """(Q,), the median of each quantity in the reference; NaN where there is none."""
+        counts = self.reference or self.empty()
+        return tuple(self.quantile(counts, quantity, 0.5) for quantity in range(len(self.quantities)))
+
+    @functools.cached_property
+    def tenths(self) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]:
+        """For each quantity, in which tenth of the reference each bin is, and how much of it each tenth holds."""
+        counts = (self.reference or self.empty()).cells
+        cells = [counts[self.cells(quantity)] for quantity in range(len(self.quantities))]
+        groups = [quantile_groups(each) for each in cells]
+        return tuple(
+            (group, np.bincount(group, each).astype(np.int64)) for group, each in zip(groups, cells, strict=True)
+        )
+
+    # Counting
+
+    def empty(self) -> Counts:
+        """Counts of no predictions."""
+        return Counts(self.name, np.zeros(len(self.classes), np.int64), np.zeros(len(self._edges), np.int64))
+
+    def count(self, window: Window) -> Counts:
+        """Count predictions, oldest first."""
+        return functools.reduce(operator.add, map(self.tally, self.code(window)), self.empty())
+
+    def code(self, window: Window) -> Iterator[Rows]:
+        """Predictions as small whole numbers, at most 1,000 at a time.
+
+        Those of a window without sequence numbers are numbered from 0.
+        """
+        sequence = window.sequence if len(window.sequence) else np.arange(window.n)
+        for start in range(0, window.n, ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            predicted = window.predicted[part]
+            confidence = np.where(predicted == NOTHING, 0, window.confidence[part]).astype(np.float64)
+            latency = window.latency[part] if len(window.latency) else np.full(len(predicted), np.nan)
+            yield Rows(
+                bins=self._bins(window, part),
+                predicted=predicted.astype(np.int32),
+                labels=window.labels[part].astype(np.int32),
+                confidence=np.rint(confidence * STEPS).astype(np.int32),
+                latency=np.searchsorted(LATENCY_EDGES, np.asarray(latency, np.float64)).astype(np.uint8),
+                scores=self._scores(window, part),
+                time=window.time[part],
+                sequence=sequence[part],
+                drawn=window.drawn[part] if len(window.drawn) else np.zeros(len(predicted), np.bool_),
+            )
+
+    def _scores(self, window: Window, part: slice) -> NDArray[np.int32]:
+        if self.estimator is None or not len(window.probabilities):
+            return np.zeros((len(window.predicted[part]), 2), np.int32)
+        scores = self.estimator.score(window.probabilities[part])
+        scores[window.predicted[part] == NOTHING] = 0
+        return np.asarray(scores / STEP, np.int32)
+
+    def _bins(self, window: Window, part: slice) -> NDArray[np.unsignedinteger[Any]]:
+        finite, k = window.finite[part], len(self.classes)
+        values = np.full((len(finite), len(self._first)), np.nan, np.float32)
+        values[:, 0] = window.confidence[part]
+        if len(window.probabilities):
+            values[:, 1 : k + 1] = window.probabilities[part]
+        values[~finite, : k + 1] = np.nan
+        for column, name in enumerate(self.statistics, start=k + 1):
+            if name in window.statistics:
+                values[:, column] = window.statistics[name][part]
+        keys = _ordered(values) + (np.arange(len(self._first)) << 32)
+        return np.asarray(np.searchsorted(self._edges, keys) - self._first, self._type)
+
+    def tally(self, rows: Rows) -> Counts:
+        """Count coded predictions."""
+        everything, steps, labels = (
+            column.astype(np.int64) for column in (rows.predicted, rows.confidence, rows.labels)
+        )
+        finite = everything != NOTHING
+        predicted, confidence = everything[finite], steps[finite]
+        made = count_strata(predicted, confidence, len(self.classes))
+        strata = np.stack([made, *np.zeros((STRATA_ROWS - 1, len(made)), np.int64)])
+        return Counts(
+            yardstick=self.name,
+            classes=np.bincount(predicted, minlength=len(self.classes)),
+            cells=np.bincount((rows.bins + self._first).ravel(), minlength=len(self._edges)),
+            latency=np.bincount(rows.latency, minlength=LATENCY_BINS),
+            scores=rows.scores.sum(axis=0, dtype=np.int64),
+            n=len(rows),
+            non_finite=len(rows) - len(predicted),
+            total=int(confidence.sum()),
+            squares=inner_product(confidence, confidence),
+            pairs=max(0, len(predicted) - 1),
+            products=inner_product(confidence[1:], confidence[:-1]),
+            repeats=int((predicted[1:] == predicted[:-1]).sum()),
+            since=float(rows.time.min(initial=np.inf)),
+            until=float(rows.time.max(initial=-np.inf)),
+            head=rows.end(0),
+            tail=rows.end(-1),
+            strata=strata,
+        ).relabelled(everything, steps, np.full(len(rows), NOTHING), labels, (rows.drawn, rows.drawn))
+
+    # Making the bins
+
+    def _probability_scales(self) -> Iterator[Floats]:
+        """Upper ends of the bins of the confidence and of each class."""
+        each = min(MOST_BINS, max(FEWEST_BINS, MOST_CELLS // max(len(self.classes), 1)))
+        if self.baseline is None:
+            yield from (
+                np.linspace(0, 1, size - 1)[1:] for size in (max(each, OTHER_BINS), *[each] * len(self.classes))
+            )
+            return
+        grid = np.linspace(0, 1, GRID + 1).astype(np.float16)
+        yield _scale(self.baseline.confidence.astype(np.float16), max(each, OTHER_BINS) - 2, grid)
+        for column in self.baseline.probabilities.T:
+            yield _scale(column, each - 2)
+
+    def _statistic_scales(self) -> Iterator[Floats]:
+        bins = max(OTHER_BINS, min(MOST_BINS, MOST_CELLS // max(len(self.classes), 1)))
+        for name in self.statistics:
+            values = np.asarray(self.baseline.statistics[name] if self.baseline else [], np.float32)
+            given = values[np.isfinite(values)]
+            low, high = (float(given.min()), float(given.max())) if len(given) else (0.0, 1.0)
+            yield _scale(values, bins - 2, _round_numbers(low, high))
+
+    def _errors(self, scales: Sequence[Floats]) -> NDArray[np.float64]:
+        """The largest share of the reference in one bin of several values, for each quantity."""
+        if self.reference is None:
+            return np.ones(len(scales))
+        several = np.concatenate([np.append(_several(scale), [True, False]) for scale in scales])
+        given = np.maximum(self.reference.n - self.reference.cells[self.missing], 1)
+        return np.asarray(np.maximum.reduceat(self.reference.cells * several, self._first) / given)
+
+
+def _scale(values: Floats, room: int, grid: Floats | None = None) -> Floats:
+    """At most ``room`` upper ends of bins that hold equally much each; a value that fills two has one to itself."""
+    values = np.sort(values[np.isfinite(values)])
+    grid = values[:0] if grid is None else grid
+    room -= len(grid)
+    if not len(values):
+        return np.unique(grid)
+    last = (np.arange(1, room + 1) * len(values) + room - 1) // room - 1  # of each bin, rounded up
+    ends, hits = np.unique(values[last], return_counts=True)
+    below = np.nextafter(ends[hits > 1], values.dtype.type(-np.inf))
+    return np.unique(np.concatenate([ends, below, grid]))
+
+
+def _round_numbers(low: float, high: float) -> NDArray[np.float32]:
+    """Equal steps from as far below the values as they are apart to as far above them: 0, 0.05, 0.1 and so on."""
+    span = high - low or abs(high) or 1.0
+    unit = 10.0 ** math.floor(math.log10(3 * span / GRID))
+    step = unit * next(many for many in (1, 2, 5, 10) if unit * many >= 3 * span / GRID)
+    numbers = step * np.arange(math.floor((low - span) / step), math.ceil((high + span) / step) + 1)
+    limit = float(np.finfo(np.float32).max)
+    return np.asarray(np.clip(numbers, -limit, limit), np.float32)
+
+
+def _several(scale: Floats) -> NDArray[np.bool_]:
+    """Whether a bin could hold more than the one value at its upper end."""
+    return np.append(True, np.nextafter(scale[1:], scale.dtype.type(-np.inf)) != scale[:-1])
+
+
+def _ordered(values: Floats) -> NDArray[np.int64]:
+    """Whole numbers in the order of the float32 numbers; what is not finite comes last."""
+    single = np.asarray(values, np.float32) + np.float32(0)  # -0 and 0 are one value
+    bits = single.view(np.int32)
+    return np.where(np.isfinite(single), np.where(bits < 0, bits ^ 0x7FFFFFFF, bits), _MISSING).astype(np.int64)
+
+
+def _as_window(baseline: Baseline) -> Window:
+    """The held-out pictures as if they had been predictions, all of them labelled."""
+    statistics = {name: np.asarray(values, np.float32) for name, values in baseline.statistics.items()}
+    return Window(
+        baseline.classes,
+        np.zeros(baseline.size),
+        baseline.predicted,
+        baseline.confidence,
+        baseline.labels,
+        statistics=statistics,
+        probabilities=baseline.probabilities,
+    )

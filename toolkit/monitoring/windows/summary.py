@@ -1,0 +1,387 @@
+"""What can be added up of predictions: a million of them in the room of a thousand, merged by plain addition."""
+
+import json
+import math
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.bundle.baseline import CALIBRATION_BINS
+from toolkit.errors import StoreError
+from toolkit.monitoring.base.predictions import NOTHING
+from toolkit.monitoring.stats import hypothesis_tests
+from toolkit.monitoring.stats.performance_estimation import STEP
+
+STEPS = 2**24  # every float16 is a whole number of these parts of one, so that sums of them are exact
+
+# Milliseconds at the upper ends of the latency bins: 11 to a doubling, so that a middle is off by 3.2 % at most, from
+# 0.01 ms to 84 s. What is above all edges, NaN among it, was not given and has the last of the 256 bins.
+LATENCY_EDGES = np.append(0.01 * 2 ** (np.arange(254) / 11), np.finfo(np.float64).max)
+LATENCY_BINS = len(LATENCY_EDGES) + 1
+
+# Lower ends of bands of confidence, closer where most answers of a good model are. With the predicted class they make
+# the strata in which labelled predictions are compared with all.
+BANDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
+_BAND_STEPS = np.ceil(np.array(BANDS[1:]) * STEPS).astype(np.int64)
+STRATA_ROWS = 5  # all predictions; labelled, right; labelled of a drawn sample, right
+
+Whole = NDArray[np.int64]
+
+
+class End(NamedTuple):
+    """The finite prediction at one end of a set: its confidence in steps of 2^-24, and its class."""
+
+    confidence: int
+    predicted: int
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Figures of consecutive predictions of one model version that add up, exactly and to any number of them.
+
+    ``a + b`` is what counting the predictions of ``a`` followed by those of ``b`` gives. Made by
+    ``Yardstick.count``.
+
+    Parameters
+    ----------
+    yardstick
+        Name of the yardstick whose bins these are: only counts of the same can be added.
+    classes
+        (K,), how often each class was predicted.
+    cells
+        (T,), how many values fell into each bin of each quantity, as the yardstick lays them out.
+    latency
+        (256,), predictions in each bin of ``LATENCY_EDGES``; the last are those without a latency.
+    calibration
+        (3, 15), of the labelled predictions in 15 equal bins of confidence: how many, how many
+        right, and the sum of their confidence in steps of 2^-24.
+    scores
+        (2,), sums of the scores from which accuracy is estimated without labels, in steps of 2^-20.
+    strata
+        (5, 12 K), of the predictions in each band of confidence and predicted class (band * K + class): how
+        many, how many labelled, how many right; how many labelled of a drawn sample, how many right.
+        All 0 in blocks that were made before these were counted.
+    confusion
+        true class * K + predicted class to the number of labelled predictions; what is absent is 0.
+    n, non_finite
+        All predictions, and those among them whose probabilities were not finite.
+    total, squares
+        Sum of the confidence in steps of 2^-24, and of its square in steps of 2^-48.
+    pairs, products, repeats
+        Pairs of successive finite predictions; sum over them of the product of their confidences, in
+        steps of 2^-48; how many are of the same class twice.
+    since, until
+        Earliest and latest time, seconds since 1970; infinity and minus infinity when there is none.
+    head, tail
+        The first and the last finite prediction, which make one more pair where two sets meet.
+
+    Examples
+    --------
+    >>> from toolkit.monitoring.base.predictions import Window
+    >>> from toolkit.monitoring.windows.reference import Yardstick
+    >>> yardstick = Yardstick(("cat", "dog"))
+    >>> morning = Window(("cat", "dog"), np.arange(2.0), np.array([0, 1]), np.array([0.75, 0.5]), np.array([0, 0]))
+    >>> evening = Window(("cat", "dog"), np.array([9.0]), np.array([1]), np.array([1.0]), np.array([1]))
+    >>> day = yardstick.count(morning) + yardstick.count(evening)
+    >>> day.n, day.right, day.n_labels, day.mean_confidence, day.classes.tolist()
+    (3, 2, 3, 0.75, [1, 2])
+    >>> Counts.from_bytes(day.to_bytes()) == day
+    True
+    """
+
+    yardstick: str
+    classes: Whole
+    cells: Whole
+    latency: Whole = field(default_factory=lambda: np.zeros(LATENCY_BINS, np.int64))
+    calibration: Whole = field(default_factory=lambda: np.zeros((3, CALIBRATION_BINS), np.int64))
+    scores: Whole = field(default_factory=lambda: np.zeros(2, np.int64))
+    strata: Whole = field(default_factory=lambda: np.zeros((STRATA_ROWS, 0), np.int64))
+    confusion: Counter[int] = field(default_factory=Counter)
+    n: int = 0
+    non_finite: int = 0
+    total: int = 0
+    squares: int = 0
+    pairs: int = 0
+    products: int = 0
+    repeats: int = 0
+    since: float = math.inf
+    until: float = -math.inf
+    head: End | None = None
+    tail: End | None = None
+
+    def __post_init__(self) -> None:
+        if not self.strata.size:
+            blank = np.zeros((STRATA_ROWS, len(BANDS) * len(self.classes)), np.int64)
+            object.__setattr__(self, "strata", blank)
+
+    # Adding up
+
+    def __add__(self, other: Self) -> Self:
+        """The predictions of both, those of ``other`` after these."""
+        self._check(other)
+        joint = _pair(self.tail, other.head)
+        return replace(
+            self,
+            **{name: getattr(self, name) + getattr(other, name) + joint.get(name, 0) for name in _SUMS},
+            confusion=Counter(self.confusion + other.confusion),
+            since=min(self.since, other.since),
+            until=max(self.until, other.until),
+            head=self.head or other.head,
+            tail=other.tail or self.tail,
+        )
+
+    def without(self, beginning: Self, head: End | None, since: float, until: float) -> Self:
+        """What is left when the oldest predictions are taken away.
+
+        Parameters
+        ----------
+        beginning
+            Counts of those predictions.
+        head
+            The first finite prediction that is left.
+        since, until
+            The earliest and the latest time that are left.
+        """
+        self._check(beginning)
+        joint = _pair(beginning.tail, head)
+        return replace(
+            self,
+            **{name: getattr(self, name) - getattr(beginning, name) - joint.get(name, 0) for name in _SUMS},
+            confusion=self.confusion - beginning.confusion,
+            since=since,
+            until=until,
+            head=head,
+            tail=self.tail if head else None,
+        )
+
+    def relabelled(
+        self,
+        predicted: Whole,
+        confidence: Whole,
+        old: Whole,
+        new: Whole,
+        drawn: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None,
+    ) -> Self:
+        """The same predictions, of which some have got a label, another one, or none any more.
+
+        Parameters
+        ----------
+        predicted, confidence
+            (m,), class and confidence in steps of 2^-24 of those predictions.
+        old, new
+            (m,), their labels before and now; -1 for none.
+        drawn
+            (m,) and (m,), whether they were of a drawn sample before and now; never when None.
+        """
+        confusion, calibration, strata = Counter(self.confusion), self.calibration.copy(), self.strata.copy()
+        never = np.zeros(len(predicted), np.bool_)
+        before, now = drawn if drawn is not None else (never, never)
+        for sign, labels, sampled in ((-1, old, before), (1, new, now)):
+            told = (labels != NOTHING) & (predicted != NOTHING)
+            codes, numbers = np.unique(labels[told] * len(self.classes) + predicted[told], return_counts=True)
+            for code, number in zip(codes.tolist(), numbers.tolist(), strict=True):
+                confusion[code] += sign * number
+            place = np.minimum(confidence[told] * CALIBRATION_BINS // STEPS, CALIBRATION_BINS - 1)
+            for row, weights in enumerate((None, labels[told] == predicted[told], confidence[told])):
+                calibration[row] += sign * np.bincount(place, weights, CALIBRATION_BINS).astype(np.int64)
+            hit = told & (labels == predicted)
+            for row, which in enumerate((told, hit, told & sampled, hit & sampled), start=1):
+                strata[row] += sign * count_strata(predicted[which], confidence[which], len(self.classes))
+        held = Counter({k: v for k, v in confusion.items() if v})
+        return replace(self, confusion=held, calibration=calibration, strata=strata)
+
+    def _check(self, other: Self) -> None:
+        if self.yardstick != other.yardstick:
+            raise StoreError(f"counts in the bins of {self.yardstick} and of {other.yardstick} cannot be put together")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Counts) and all(
+            np.array_equal(getattr(self, entry.name), getattr(other, entry.name)) for entry in fields(self)
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # arrays have none
+
+    # What follows from the sums
+
+    @property
+    def finite(self) -> int:
+        """How many predictions could be counted."""
+        return self.n - self.non_finite
+
+    @property
+    def n_labels(self) -> int:
+        """How many predictions can be checked."""
+        return int(self.calibration[0].sum())
+
+    @property
+    def right(self) -> int:
+        """How many of the checked predictions were right."""
+        return int(self.calibration[1].sum())
+
+    @property
+    def confusion_matrix(self) -> Whole:
+        """(K true, K predicted), the labelled predictions."""
+        k = len(self.classes)
+        matrix = np.zeros(k * k, np.int64)
+        matrix[list(self.confusion)] = list(self.confusion.values())
+        return matrix.reshape(k, k)
+
+    @property
+    def scored(self) -> NDArray[np.float64]:
+        """(2,), the sums from which accuracy is estimated."""
+        return np.asarray(self.scores * STEP)
+
+    @property
+    def confidence(self) -> hypothesis_tests.Moments:
+        """Number, mean and standard deviation of the confidence; NaN where there are too few."""
+        n = self.finite
+        spread = n * self.squares - self.total**2  # exact, so never below 0
+        deviation = math.sqrt(spread / (n * (n - 1))) / STEPS if n > 1 else math.nan
+        return hypothesis_tests.Moments(n, self.total / n / STEPS if n else math.nan, deviation)
+
+    @property
+    def mean_confidence(self) -> float:
+        """Mean of the largest probability, NaN when there is none."""
+        return self.confidence.mean
+
+    @property
+    def autocorrelation(self) -> float:
+        """Lag-1 autocorrelation of confidence or of class, whichever is larger; 0 when nothing can be said.
+
+        Near 0 for independent pictures; near 1 when one client sends the same picture again and again.
+        """
+        if not self.pairs:
+            return 0.0
+        n = self.finite
+        variance, chance = n * self.squares - self.total**2, float((self.classes / n) @ (self.classes / n))
+        covariance = n * n * self.products - self.pairs * self.total**2  # times n * n * pairs, variance times n * n
+        confidence = covariance / (self.pairs * variance) if variance else 0.0
+        repeats = (self.repeats / self.pairs - chance) / (1 - chance) if chance < 1 else 0.0
+        return max(confidence, repeats)
+
+    @property
+    def effective(self) -> float:
+        """How many independent predictions say as much as these finite ones."""
+        return hypothesis_tests.effective_sample_size(self.finite, self.autocorrelation, self.pairs)
+
+    def latency_quantile(self, share: float) -> float | None:
+        """Milliseconds below which this share of the latencies lies, within 3.2 %; None when none was given."""
+        reached = np.cumsum(self.latency[:-1])
+        if not reached[-1]:
+            return None
+        place = int(np.searchsorted(reached, max(1, math.ceil(share * int(reached[-1])))))
+        low, high = LATENCY_EDGES[max(place - 1, 0)], LATENCY_EDGES[min(place, len(LATENCY_EDGES) - 2)]
+        return float(math.sqrt(low * high))
+
+    # As bytes
+
+    def to_bytes(self) -> bytes:
+        """The counts as a few kilobytes, with a check sum; no pickle."""
+        codes = sorted(self.confusion)
+        arrays = {
+            **{name: getattr(self, name).ravel() for name in _ARRAYS},
+            "codes": np.array(codes, np.int64),
+            "numbers": np.array([self.confusion[code] for code in codes], np.int64),
+        }
+        small = {name: values.astype(_smallest(values)) for name, values in arrays.items()}
+        header = {
+            "numbers": {name: getattr(self, name) for name in _NUMBERS},
+            "arrays": {name: [values.dtype.str, len(values)] for name, values in small.items()},
+        }
+        text = json.dumps(header).encode() + b"\n" + b"".join(values.tobytes() for values in small.values())
+        body = zlib.compress(text)
+        return _MAGIC + zlib.crc32(body).to_bytes(4) + body
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read what ``to_bytes`` wrote.
+
+        Raises
+        ------
+        StoreError
+            When the bytes are damaged or something else.
+        """
+        start = len(_MAGIC) + 4
+        body = data[start:]
+        if data[:start] != _MAGIC + zlib.crc32(body).to_bytes(4):
+            raise StoreError(f"a block of counts is damaged: the check sum of its {len(data):,} bytes is wrong")
+        try:
+            numbers, arrays = _unpacked(body)
+            confusion = Counter(dict(zip(arrays.pop("codes").tolist(), arrays.pop("numbers").tolist(), strict=True)))
+            arrays["calibration"] = arrays["calibration"].reshape(3, CALIBRATION_BINS)
+            if "strata" in arrays:
+                arrays["strata"] = arrays["strata"].reshape(STRATA_ROWS, len(BANDS) * len(arrays["classes"]))
+            numbers |= {name: End(*numbers[name]) if numbers[name] else None for name in ("head", "tail")}
+            counts = cls(**numbers, **arrays, confusion=confusion)
+            if counts.n != counts.non_finite + counts.classes.sum() or len(counts.latency) != LATENCY_BINS:
+                raise ValueError("its numbers contradict each other")
+        except (ValueError, KeyError, TypeError, zlib.error) as error:
+            raise StoreError(f"a block of counts is damaged: {error}") from None
+        return counts
+
+
+_MAGIC = b"counts 1\n"
+_MOST_BYTES = 2**28  # of a block unpacked: ten thousand classes take a twentieth of it
+_TYPES = ("|u1", "<u2", "<u4", "<u8", "<i8")
+_ARRAYS = ("classes", "cells", "latency", "calibration", "scores", "strata")
+_SUMS = (*_ARRAYS, "n", "non_finite", "total", "squares", "pairs", "products", "repeats")
+_NUMBERS = ("yardstick", *_SUMS[len(_ARRAYS) :], "since", "until", "head", "tail")
+
+
+def inner_product(a: Whole, b: Whole) -> int:
+    """Sum of products of confidences in steps, exact although it soon passes 64 bits.
+
+    >>> inner_product(np.full(40_000, STEPS), np.full(40_000, STEPS)) == 40_000 * STEPS**2
+    True
+    """
+    products = a * b  # each at most 2^48 and a little
+    return (int((products >> 24).sum()) << 24) + int((products & (STEPS - 1)).sum())
+
+
+def count_strata(predicted: Whole, confidence: Whole, k: int) -> Whole:
+    """(12 k,), predictions in each band of confidence and class; confidence in steps of 2^-24.
+
+    >>> np.flatnonzero(count_strata(np.array([1, 1]), np.array([STEPS // 2, STEPS]), 2)).tolist()
+    [7, 23]
+    """
+    band = np.searchsorted(_BAND_STEPS, confidence, side="right")
+    return np.bincount(band * k + predicted, minlength=len(BANDS) * k).astype(np.int64)
+
+
+def _pair(before: End | None, after: End | None) -> dict[str, int]:
+    """What the two predictions where one set follows another add."""
+    if before is None or after is None:
+        return {}
+    return {
+        "pairs": 1,
+        "products": before.confidence * after.confidence,
+        "repeats": int(before.predicted == after.predicted),
+    }
+
+
+def _smallest(values: Whole) -> np.dtype[Any]:
+    """The smallest type that holds these numbers."""
+    if len(values) and values.min() < 0:
+        return np.dtype("<i8")
+    return np.min_scalar_type(int(values.max(initial=0))).newbyteorder("<")
+
+
+def _unpacked(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The numbers and the arrays of a block."""
+    inflate = zlib.decompressobj()
+    text = inflate.decompress(body, _MOST_BYTES)
+    if not inflate.eof:
+        raise ValueError(f"it has no end, or more than {_MOST_BYTES:,} bytes")
+    end = text.index(b"\n") + 1
+    header = json.loads(text[:end])
+    arrays = {}
+    for name, (kind, length) in header["arrays"].items():
+        if kind not in _TYPES:
+            raise ValueError(f"it holds numbers of type {kind}")
+        arrays[name] = np.frombuffer(text, kind, length, end).astype(np.int64)
+        end += arrays[name].size * np.dtype(kind).itemsize
+    return header["numbers"], arrays

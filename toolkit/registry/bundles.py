@@ -1,0 +1,134 @@
+"""Bringing a bundle from where MLflow keeps it to a folder on this machine, and checking it there."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlparse
+
+from toolkit.bundle.files import DIGEST_TAG, verify_bundle
+from toolkit.cli.commands import command_line
+from toolkit.errors import BundleError, TrackingError
+from toolkit.registry.versions import MISSING, Version
+from toolkit.tracking.connection import (
+    ANSWER_SECONDS,
+    MlflowClient,
+    MlflowException,
+    mlflow,
+    mlflow_call,
+    short_timeouts,
+)
+from toolkit.tracking.errors import reason_of
+
+FILE_SECONDS = 30  # until the first bytes of a file, which a server may have to fetch from elsewhere itself
+
+
+@contextmanager
+def fetched(client: MlflowClient, location: str) -> Iterator[Path]:
+    """The bundle at an artifact location as a folder, which is gone afterwards when it was a copy.
+
+    Files that lie on this machine already are used where they are.
+
+    Raises
+    ------
+    BundleError
+        The store says that nothing is there.
+    TrackingError
+        The store does not answer, breaks off or refuses, so nothing can be said about the bundle.
+    """
+    with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
+        yield _download(client, location, None if _is_local(location) else Path(scratch))
+
+
+@contextmanager
+def cached(client: MlflowClient, location: str, digest: str, cache: Path | None) -> Iterator[Path]:
+    """As ``fetched``, from a folder of bundles by digest when there is one; what is altered there is fetched anew."""
+    if cache is None or not digest:
+        with fetched(client, location) as folder:
+            yield folder
+        return
+    kept = cache / digest
+    if kept.exists() and not _whole(kept, digest):
+        shutil.rmtree(kept)
+    if not kept.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with fetched(client, location) as folder, tempfile.TemporaryDirectory(dir=cache, prefix="incoming-") as scratch:
+            verify_bundle(folder, digest)
+            copy = shutil.copytree(folder, Path(scratch, digest))
+            with suppress(OSError):  # another process was faster, and its copy is as good
+                copy.rename(kept)
+    yield kept
+
+
+def verify(client: MlflowClient, version: Version) -> None:
+    """Fetch a version's bundle and check it, without running it."""
+    with blaming(version), fetched(client, version_location(client, version)) as folder:
+        verify_bundle(folder, version.digest)
+
+
+def model_location(client: MlflowClient, model_id: str) -> str:
+    """Where the files of one of MLflow's logged models are."""
+    with mlflow_call(f"find the model {model_id}", timeout=ANSWER_SECONDS):
+        try:
+            return str(client.get_logged_model(model_id).artifact_location)
+        except MlflowException as error:
+            if error.error_code != MISSING:
+                raise
+            raise BundleError(f"its model {model_id} was deleted") from None
+
+
+def version_location(client: MlflowClient, version: Version) -> str:
+    """Where the files of a version are."""
+    with mlflow_call(f"find the files of v{version.version}", timeout=ANSWER_SECONDS):
+        location = str(client.get_model_version_download_uri(version.name, str(version.version)))
+    if location.startswith(("models:/", "runs:/")) and version.model_id:  # which the store left to be resolved
+        return model_location(client, version.model_id)
+    return location
+
+
+@contextmanager
+def blaming(version: Version) -> Iterator[None]:
+    """Name the version that an error of its bundle is about."""
+    try:
+        yield
+    except BundleError as error:
+        raise BundleError(f"v{version.version} of {version.name} cannot be used: {error}{_help(version)}") from None
+
+
+def _help(version: Version) -> str:
+    """What helps with a version that another tool registered."""
+    if DIGEST_TAG in version.tags:
+        return ""
+    if version.digest and version.run_id:
+        again = command_line("model_registry", f"register --run {version.run_id}")
+        return f"; another tool registered it, and the run's own model is registered by: {again}"
+    register = command_line("model_registry", "register")
+    return f"; another tool registered it, and none of ours made it: {register} takes one of ours"
+
+
+def _whole(folder: Path, digest: str) -> bool:
+    try:
+        verify_bundle(folder, digest)
+    except BundleError:
+        return False
+    return True
+
+
+def _is_local(location: str) -> bool:
+    return urlparse(location).scheme in ("", "file")
+
+
+def _download(client: MlflowClient, location: str, target: Path | None) -> Path:
+    try:
+        with short_timeouts():
+            found = mlflow.artifacts.list_artifacts(artifact_uri=location, tracking_uri=client.tracking_uri)
+        if found:
+            with short_timeouts(FILE_SECONDS):
+                folder = mlflow.artifacts.download_artifacts(
+                    artifact_uri=location, dst_path=str(target) if target else None, tracking_uri=client.tracking_uri
+                )
+            return Path(folder)
+    except Exception as error:  # noqa: BLE001  each kind of artifact store raises kinds of its own
+        raise TrackingError(f"cannot fetch the bundle from {location}: {reason_of(error)}") from None
+    raise BundleError(f"the bundle is gone: nothing is at {location}")

@@ -1,0 +1,116 @@
+"""How versions look to people: tables and pages in a terminal, the description on MLflow's page."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from toolkit.bundle.baseline import Baseline
+from toolkit.bundle.files import Card
+from toolkit.cli import terminal
+from toolkit.registry.versions import Version
+
+if TYPE_CHECKING:  # half a second of import that only those who compare need
+    import pandas as pd
+
+MOST_CLASSES = 10  # named in a description
+# Columns of a comparison that have _low and _high beside them.
+INTERVALS = ("accuracy", "precision_weighted", "recall_weighted", "f1_weighted", "difference")
+
+
+def describe(card: Card, baseline: Baseline, choice: str, run: str) -> str:
+    """What MLflow's page of a version says about it, in Markdown.
+
+    Parameters
+    ----------
+    card, baseline
+        Out of the version's bundle.
+    choice
+        Why this run was chosen.
+    run
+        The run's id, or a link to its page.
+    """
+    classes = ", ".join(card.classes[:MOST_CLASSES]) + (", ..." if len(card.classes) > MOST_CLASSES else "")
+    measured = [f"{name} {item.value:.4g} ({item.pictures} pictures)" for name, item in sorted(card.metrics.items())]
+    settings = ", ".join(f"{name} {figure(value)}" for name, value in sorted(card.settings.items()))
+    lines = {
+        "network": f"{card.network} at {card.image_size} px",
+        "settings": settings or "none recorded",
+        "classes": f"{len(card.classes)} ({classes})",
+        "data": f"{card.data.get('name', 'unknown')}, fingerprint {card.data.get('fingerprint', 'unknown')}",
+        "held out": f"{baseline.size} pictures, accuracy {baseline.accuracy:.4g}",
+        "measured": "; ".join(measured) or "nothing",
+        "chosen by": choice,
+        "run": run,
+        "code": card.code_version,
+    }
+    return "\n".join(f"- {name}: {text}" for name, text in lines.items())
+
+
+def version_table(versions: Iterable[Version]) -> str:
+    """One line a version."""
+    headings = ["version", "stage", "accuracy", "chosen by", "created", "run"]
+    rows = []
+    for version in versions:
+        chosen = version.tags.get("selected_by", "")
+        rows.append(
+            [
+                f"v{version.version}",
+                version.stage,
+                figure(version.metrics.get("accuracy")),
+                f"{chosen} {figure(version.metrics.get(chosen))}".strip(),
+                f"{version.created:%Y-%m-%d %H:%M}",
+                version.run_id,
+            ]
+        )
+    return terminal.table(headings, rows)
+
+
+def version_page(version: Version) -> str:
+    """Everything about one version."""
+    rows = [
+        ["version", f"v{version.version} of {version.name}"],
+        ["stage", version.stage],
+        ["aliases", ", ".join(version.aliases) or "none"],
+        ["created", f"{version.created:%Y-%m-%d %H:%M:%S} UTC"],
+        ["run", version.run_id],
+        ["model", version.model_id],
+        ["digest", version.digest or "none"],
+        *([name, figure(value)] for name, value in sorted(version.metrics.items())),
+    ]
+    gates = [f"gate, {entry.time:%Y-%m-%d %H:%M:%S}: {entry.gate}" for entry in version.transitions if entry.gate]
+    return "\n\n".join(filter(None, [terminal.table(rows[0], rows[1:]), version.description, *gates]))
+
+
+def comparison_table(table: "pd.DataFrame") -> str:
+    """Versions as columns: there are more figures than a line holds.
+
+    Parameters
+    ----------
+    table
+        From ``comparison.side_by_side``.
+    """
+    table = table.astype(object).where(table.notna(), None)
+    special = {
+        "created": [f"{created:%Y-%m-%d %H:%M}" for created in table["created"]],
+        "size_mb": [f"{size:.2f}" for size in table["size_mb"]],
+        **{name: [_with_bounds(row, name) for _, row in table.iterrows()] for name in INTERVALS},
+    }
+    bounds = [f"{name}_{side}" for name in INTERVALS for side in ("low", "high")]
+    measured = [name for name in table.columns.drop(bounds) if not table[name].isna().all()]
+    rows = [[name, *special.get(name, [figure(value) for value in table[name]])] for name in measured]
+    return terminal.table(["", *(f"v{version}" for version in table.index)], rows)
+
+
+def _with_bounds(row: "pd.Series", name: str) -> str:
+    value, low, high = (figure(row[column]) for column in (name, f"{name}_low", f"{name}_high"))
+    return f"{value} [{low}, {high}]" if value else ""
+
+
+def figure(value: Any) -> str:
+    """A value as a table shows it: nothing for what was not measured.
+
+    >>> figure(0.98765), figure(300), figure(None), figure(float("nan"))
+    ('0.9877', '300', '', '')
+    """
+    if value is None or value != value:  # NaN
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

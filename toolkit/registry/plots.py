@@ -1,0 +1,305 @@
+"""Versions side by side as one picture, for a report."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from toolkit.errors import SettingsError
+from toolkit.plotting.fonts import drawn, lettered
+from toolkit.plotting.style import BLUE, GREY, INK, ORANGE, ReliabilityCurve, class_label, reliability_diagram
+from toolkit.registry.comparison import Column
+from toolkit.registry.mcnemar import Tally
+from toolkit.registry.metrics import Score, accuracy_of, share_score
+from toolkit.statistics.intervals import wilson
+
+DIFFERENCE = LinearSegmentedColormap.from_list("difference", [ORANGE, "white", BLUE])
+MOST_VERSIONS, MOST_CLASSES = 10, 20  # that one picture has room for
+QUARTERS = (0, 0.25, 0.5, 0.75, 1)
+LEAST_DIFFERENCE = 0.05  # of accuracies, that has the full colour; less would paint noise
+DARK = 0.6  # share of the full colour from which on a text is white
+WIDTH, ROW, MARGIN = 14.0, 0.36, 1.1  # inches: of the figure, of a version's line, of headings and axes
+NAMES, CLASS, CELL = 2.6, 0.27, 0.46  # inches, of classes: the names' width, a class's height, a version's width
+PANEL, GAP, LEGEND = 2.8, 0.6, 5.6  # inches: of a reliability diagram at most, beside it, and of their legend
+
+
+def comparison_figure(columns: Sequence[Column]) -> Figure:
+    """Accuracy, and what was gained and lost; accuracy by class; and calibration.
+
+    Above, each version is a line: its accuracy with the 95 % Wilson interval, the first version's as
+    a dashed line; the pictures that only it, and only the first, classified rightly, with McNemar's
+    exact p-value. Below on the left is the accuracy by class, coloured by the difference from the first
+    version: the 20 classes in which the versions differ most, or, of one version, the 20 weakest. On
+    the right, a reliability diagram of each version tells how often answers of a confidence are right,
+    with the expected calibration error.
+
+    Parameters
+    ----------
+    columns
+        1 to 10 versions; all are compared with the first.
+
+    Raises
+    ------
+    SettingsError
+        There are fewer or more.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from toolkit.bundle.baseline import Baseline
+    >>> one = Baseline(("cat", "dog"), np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([0, 1]))
+    >>> comparison_figure([Column("v1", one, None)]).get_suptitle()
+    'v1 on 2 pictures'
+    """
+    if not 1 <= len(columns) <= MOST_VERSIONS:
+        raise SettingsError(f"a figure compares 1 to {MOST_VERSIONS} versions, got {len(columns)}")
+    table = _ByClass.of(columns)
+    across = _across(len(columns))
+    down = math.ceil(len(columns) / across)
+    left = max(NAMES + CELL * len(columns), WIDTH - max(LEGEND, across * (PANEL + GAP)))
+    classes_height, panels_height = CLASS * len(table.names), down * min(PANEL, (WIDTH - left) / across)
+    heights = (ROW * len(columns) + MARGIN, max(classes_height, panels_height) + MARGIN)
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.3))
+    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
+    classes, calibration = below.subfigures(1, 2, width_ratios=(left, WIDTH - left))
+    _lines(above, columns)
+    _classes(classes, columns, table, max(0, panels_height - classes_height))
+    _reliability(calibration, columns, (down, across))
+    figure.suptitle(drawn(_title(columns)), x=0.01, ha="left", fontsize=13)
+    return lettered(figure)
+
+
+@dataclass(frozen=True, eq=False)
+class _ByClass:
+    """The classes that are drawn: their names, and how many of their pictures each version classified rightly.
+
+    Parameters
+    ----------
+    names
+        R classes.
+    right, pictures
+        int64 (R, V), of V versions.
+    known
+        How many classes have pictures, R or more.
+    """
+
+    names: Sequence[str]
+    right: NDArray[np.int64]
+    pictures: NDArray[np.int64]
+    known: int
+
+    @classmethod
+    def of(cls, columns: Sequence[Column]) -> "_ByClass":
+        """The classes in which versions differ most; of equal ones, the weakest."""
+        names = list(dict.fromkeys(name for column in columns for name in column.baseline.classes))
+        place = {name: row for row, name in enumerate(names)}
+        right, pictures = np.zeros((2, len(names), len(columns)), np.int64)
+        for index, column in enumerate(columns):
+            labels, classes = column.baseline.labels, column.baseline.classes
+            rows = [place[name] for name in classes]
+            pictures[rows, index] = np.bincount(labels, minlength=len(classes))
+            right[rows, index] = np.bincount(labels[column.baseline.predicted == labels], minlength=len(classes))
+        known = np.flatnonzero(pictures.any(axis=1))
+        accuracy = _share(right[known], pictures[known])
+        lowest, highest = np.nanmin(accuracy, axis=1), np.nanmax(accuracy, axis=1)
+        chosen = known[np.lexsort((lowest, lowest - highest))[:MOST_CLASSES]]
+        return cls([names[row] for row in chosen.tolist()], right[chosen], pictures[chosen], len(known))
+
+    @property
+    def accuracy(self) -> NDArray[np.float64]:
+        """(R, V); NaN where a version was given no picture of the class."""
+        return _share(self.right, self.pictures)
+
+
+def _lines(figure: SubFigure, columns: Sequence[Column]) -> None:
+    """A line a version, through charts that share it."""
+    charts = [_accuracy, _lost_and_gained] if len(columns) > 1 else [_accuracy]
+    row = figure.subplots(1, len(charts), sharey=True, squeeze=False)[0]
+    for axes, draw in zip(row, charts, strict=True):
+        draw(axes, columns)
+        axes.tick_params(axis="y", length=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_axisbelow(True)
+    row[0].set_yticks(range(len(columns)), [class_label(column.name) for column in columns])
+    row[0].set_ylim(len(columns) - 0.4, -0.6)
+
+
+def _accuracy(axes: Axes, columns: Sequence[Column]) -> None:
+    axes.set_title("accuracy, 95 % interval", loc="left", fontsize=10)
+    for row, column in enumerate(columns):
+        size, (accuracy, low, high) = column.baseline.size, accuracy_of(column.baseline)
+        if not size:
+            _beside(axes, row, "no pictures")
+            continue
+        axes.hlines(row, low, high, color=BLUE, linewidth=2, alpha=0.5)
+        axes.plot(accuracy, row, "o", color=BLUE, markersize=6)
+        _beside(axes, row, f"{accuracy:.3f} of {size:,}")
+    if columns[0].baseline.size:
+        axes.axvline(columns[0].baseline.accuracy, color=GREY, linestyle="--", linewidth=1, zorder=1)
+    _accuracies(axes)
+
+
+def _lost_and_gained(axes: Axes, columns: Sequence[Column]) -> None:
+    """Diverging bars; what neither or both classified rightly tells nothing apart and is not drawn."""
+    axes.set_title(f"pictures lost and gained against {class_label(columns[0].name)}", loc="left", fontsize=10)
+    tallies = [(row, column.paired) for row, column in enumerate(columns) if column.paired is not None]
+    for row, tally in tallies:
+        _beside(axes, row, _verdict(tally))
+        axes.barh(row, -tally.lost, height=0.6, color=ORANGE)
+        axes.barh(row, tally.gained, height=0.6, color=BLUE)
+        if tally.pictures:
+            _at(axes, -tally.lost, row, f"−{tally.lost:,}", left=True)
+            _at(axes, tally.gained, row, f"+{tally.gained:,}")
+    most = max([1, *(max(tally.lost, tally.gained) for _, tally in tallies)])
+    axes.set_xlim(-1.5 * most, 1.5 * most)  # room for the numbers
+    axes.axvline(0, color=GREY, linewidth=1)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):,.0f}"))
+    axes.grid(axis="x", alpha=0.25)
+
+
+def _verdict(tally: Tally) -> str:
+    if not tally.pictures:
+        return "no shared pictures"
+    p = "p < 0.001" if tally.p_value < 0.001 else f"p = {tally.p_value:.3f}"
+    return f"{p}, {tally.pictures:,} shared"
+
+
+def _classes(figure: SubFigure, columns: Sequence[Column], table: _ByClass, spare: float) -> None:
+    """A line a class, as high whether there are few or many, above an empty space of ``spare`` inches."""
+    shown = len(table.names)
+    axes, empty = figure.subplots(2, 1, height_ratios=(CLASS * max(shown, 1), spare or 1e-3))
+    empty.set_axis_off()
+    some = f": {shown} of {table.known} that {'differ most' if len(columns) > 1 else 'are weakest'}"
+    axes.set_title(f"accuracy by class{some if shown < table.known else ''}", loc="left", fontsize=10)
+    if not shown:
+        _nothing(axes)
+        return
+    if len(columns) == 1:
+        _classes_of_one(axes, table)
+    else:
+        _heat_map(axes, columns, table)
+    _beside(axes, -0.9, "pictures")
+    for row, counts in enumerate(table.pictures.tolist()):
+        _beside(axes, row, _span(counts))
+    axes.set_yticks(range(shown), [class_label(name) for name in table.names], fontsize=8)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _heat_map(axes: Axes, columns: Sequence[Column], table: _ByClass) -> None:
+    """A cell a class and version, with the accuracy as a number and the difference from the first as a colour."""
+    accuracy = table.accuracy
+    difference = accuracy - accuracy[:, :1]
+    full = max(LEAST_DIFFERENCE, float(np.abs(np.nan_to_num(difference)).max()))
+    axes.imshow(difference, cmap=DIFFERENCE, vmin=-full, vmax=full, aspect="auto")
+    for row, index in np.argwhere(table.pictures > 0).tolist():
+        colour = "white" if abs(difference[row, index]) > DARK * full else INK
+        axes.text(index, row, f"{accuracy[row, index]:.2f}", ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(len(columns)), [class_label(column.name) for column in columns], fontsize=8)
+    axes.xaxis.tick_top()
+    key = f"orange: below {class_label(columns[0].name)}, blue: above\nfull colour at a difference of {full:.2f}"
+    axes.set_xlabel(key, fontsize=8, color=GREY)
+
+
+def _classes_of_one(axes: Axes, table: _ByClass) -> None:
+    """Points with their intervals, since there is nothing to tell a difference from."""
+    for row, (right, pictures) in enumerate(zip(table.right[:, 0], table.pictures[:, 0], strict=True)):
+        _with_interval(axes, share_score(int(right), int(pictures)), row)
+    axes.set_ylim(len(table.names) - 0.5, -0.5)
+    _accuracies(axes)
+    axes.tick_params(labelsize=8)
+
+
+def _reliability(figure: SubFigure, columns: Sequence[Column], shape: tuple[int, int]) -> None:
+    """A small chart a version: the share of right answers among those of about the same confidence."""
+    charts = figure.subplots(*shape, sharex=True, sharey=True, squeeze=False)
+    for axes in charts.flat[len(columns) :]:
+        axes.remove()
+    for index, (axes, column) in enumerate(zip(charts.flat, columns, strict=False)):
+        bins = column.baseline.calibration()
+        some = [ReliabilityCurve(bins, "accuracy, 95 % interval", interval=wilson)] if column.baseline.size else []
+        reliability_diagram(axes, some)
+        axes.set(xticks=QUARTERS, yticks=QUARTERS)
+        axes.set_title(class_label(column.name), loc="left", fontsize=9)
+        lowest, leftmost = index + shape[1] >= len(columns), index % shape[1] == 0
+        axes.tick_params(labelsize=7, labelbottom=lowest)
+        axes.set_xlabel("confidence" if lowest else "", fontsize=8)
+        axes.set_ylabel("accuracy" if leftmost else "", fontsize=8)
+        if some:
+            axes.set_title(f"ECE {bins.error:.3f}", loc="right", fontsize=9, color=GREY)
+        else:
+            axes.text(0.65, 0.2, "no pictures", ha="center", va="center", color=GREY, fontsize=8)
+    handles, labels = max((axes.get_legend_handles_labels() for axes in charts.flat), key=lambda pair: len(pair[1]))
+    figure.legend(
+        handles, labels, title="calibration", title_fontsize=10, alignment="left", loc="outside upper left", ncols=3,
+        frameon=False, fontsize=8,
+    )  # fmt: skip
+
+
+def _title(columns: Sequence[Column]) -> str:
+    first, *others = [column.name for column in columns]
+    sizes = {column.baseline.size for column in columns}
+    on = f" on {sizes.pop():,} pictures" if len(sizes) == 1 else ""
+    if not others:
+        return f"{first}{on}"
+    return f"{', '.join(others) if len(others) <= 3 else f'{len(others)} versions'} against {first}{on}"
+
+
+def _across(count: int) -> int:
+    """How many of so many charts are side by side: up to three, then as many as make about a square."""
+    return count if count <= 3 else math.ceil(math.sqrt(count))
+
+
+def _share(right: NDArray[np.int64], pictures: NDArray[np.int64]) -> NDArray[np.float64]:
+    share: NDArray[np.float64] = np.where(pictures > 0, right / np.maximum(pictures, 1), np.nan)
+    return share
+
+
+def _span(counts: Sequence[int]) -> str:
+    """How many pictures, from the fewest to the most where the versions that had any had different ones."""
+    some = [count for count in counts if count]
+    low, high = min(some), max(some)
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+
+
+def _accuracies(axes: Axes) -> None:
+    """A horizontal axis of accuracies, no wider than they are, with room for a whole point at 0 or 1."""
+    low, high = axes.get_xlim() if axes.has_data() else (0, 1)
+    edge = 0.03 * (high - low)
+    axes.set_xlim(max(low, -edge), min(high, 1 + edge))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.grid(axis="x", alpha=0.25)
+
+
+def _with_interval(axes: Axes, accuracy: Score, row: int) -> None:
+    axes.hlines(row, accuracy.low, accuracy.high, color=BLUE, linewidth=2, alpha=0.5)
+    axes.plot(accuracy.value, row, "o", color=BLUE, markersize=6)
+
+
+def _beside(axes: Axes, row: float, text: str) -> None:
+    """A text to the right of a chart, at one of its lines."""
+    axes.annotate(
+        text, (1, row), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points", va="center",
+        fontsize=8, color=GREY,
+    )  # fmt: skip
+
+
+def _at(axes: Axes, end: float, row: int, text: str, *, left: bool = False) -> None:
+    """A text at the end of a bar."""
+    axes.annotate(
+        text, (end, row), xytext=(-3 if left else 3, 0), textcoords="offset points", ha="right" if left else "left",
+        va="center", fontsize=8, color=INK,
+    )  # fmt: skip
+
+
+def _nothing(axes: Axes) -> None:
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, "no pictures", transform=axes.transAxes, ha="center", va="center", color=GREY)

@@ -1,0 +1,209 @@
+"""Finding the best run of an experiment that holds a model."""
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, Literal
+
+from toolkit.bundle.files import DIGEST_TAG
+from toolkit.cli.commands import command_line
+from toolkit.errors import RegistryError, known
+from toolkit.registry.versions import MISSING
+from toolkit.tracking.connection import ANSWER_SECONDS, MlflowClient, MlflowException, find_experiment, mlflow_call
+
+Mode = Literal["max", "min"]
+ROLES = ("final", "study")  # a fold's or a trial's model is a step on the way, never the result
+LESS_IS_BETTER = ("loss", "error", "time", "duration", "_ms")
+METRIC_NAME = re.compile(r"[\w\-. :/]+")  # what MLflow allows; anything else was never logged
+STUDIES = "hyperopt_tuning"  # the experiment that is meant when several hold models and none is named
+JUDGED_BY = ("mean_cv_accuracy", "best_val_accuracy")  # what studies, and what trainings without folds, are judged by
+RUNS_A_PAGE = 30
+MOST_NAMED = 5  # experiments, in a message
+UNDER_WAY = ("RUNNING", "SCHEDULED")
+MOST_SEEN = 200  # newest runs, for the names of their metrics
+HOLDS_A_MODEL = f"attributes.status = 'FINISHED' AND tags.{DIGEST_TAG} != ''"
+NEWEST_FIRST, AT_RANDOM = "attributes.start_time DESC", "attributes.run_id"  # ids are random
+
+
+def direction(metric: str) -> Mode:
+    """Whether more or less of a metric is better, by its name.
+
+    >>> direction("mean_cv_accuracy"), direction("val_loss"), direction("batch_time_ms")
+    ('max', 'min', 'min')
+    """
+    return "min" if any(word in metric.lower() for word in LESS_IS_BETTER) else "max"
+
+
+def ranked_runs(client: MlflowClient, experiment: str, metric: str, mode: Mode | None = None) -> Iterator[Any]:
+    """The finished runs of an experiment that hold a model, best first, of equals the newer first.
+
+    A run counts when it is FINISHED, is a ``final`` or a ``study`` run, has the digest of a bundle
+    and a finite value of the metric. One page of runs is in memory at a time.
+
+    Raises
+    ------
+    TrackingError
+        There is no such experiment.
+    RegistryError
+        Not one run counts; the message says why.
+    """
+    found = _Experiment(client, experiment)
+    some = False
+    if METRIC_NAME.fullmatch(metric):
+        for run in _ranked(found, metric, mode or direction(metric)):
+            some = True
+            yield run
+    if not some:
+        raise RegistryError(_why_none(found, metric))
+
+
+def only_experiment(client: MlflowClient) -> str:
+    """The name of the experiment that holds models: of several, the one of studies.
+
+    Raises
+    ------
+    RegistryError
+        None does, or several do and none is that of studies; the message says what to type.
+    """
+    with mlflow_call("list the experiments", timeout=ANSWER_SECONDS):
+        names = [experiment.name for experiment in client.search_experiments()]
+    holding = [name for name in names if next(_Experiment(client, name).runs(), None)]
+    if STUDIES in holding:
+        return STUDIES
+    if not holding:
+        raise RegistryError(
+            "no experiment has a finished run that holds a model; let a training or a study finish first:"
+            f" {command_line('train_cnn')}"
+        )
+    if len(holding) > 1:
+        typed = " or ".join(f"register --experiment-name {shlex.quote(name)}" for name in sorted(holding)[:MOST_NAMED])
+        raise RegistryError(f"several experiments hold models: {known(sorted(holding))}; say which: {typed}")
+    return holding[0]
+
+
+def usual_metric(client: MlflowClient, experiment: str) -> str:
+    """What the runs of an experiment are judged by: by cross-validation where all of them were.
+
+    Raises
+    ------
+    TrackingError
+        There is no such experiment.
+    """
+    logged = [set(run.data.metrics) for run in islice(_Experiment(client, experiment).runs(), MOST_SEEN)]
+    return next((name for name in JUDGED_BY if all(name in names for names in logged)), JUDGED_BY[-1])
+
+
+def chosen_run(client: MlflowClient, run_id: str) -> Any:
+    """A run by its id, known to have logged a bundle.
+
+    Raises
+    ------
+    RegistryError
+        There is no such run, it is under way, or it holds no bundle.
+    """
+    with mlflow_call(f"read the run {run_id}", timeout=ANSWER_SECONDS):
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code not in (MISSING, "INVALID_PARAMETER_VALUE"):
+                raise
+            raise RegistryError(f"there is no run {run_id!r}; a training prints its id at the end") from None
+    role, status = run.data.tags.get("role", ""), run.info.status
+    if run.info.lifecycle_stage != "active":
+        raise RegistryError(f"run {run_id} was deleted")
+    if not run.data.tags.get(DIGEST_TAG):
+        raise RegistryError(
+            f"run {run_id} holds no model: it is a {role or 'foreign'} run and {status.lower()}; trainings and studies"
+            " that finish hold one"
+        )
+    if status in UNDER_WAY:
+        raise RegistryError(f"run {run_id} is {status.lower()}; let it finish first")
+    return run
+
+
+def is_finite(value: float | None) -> bool:
+    """Whether a logged value is a number to rank by; MLflow stores infinities as the largest float.
+
+    >>> is_finite(0.5), is_finite(float("nan")), is_finite(sys.float_info.max), is_finite(None)
+    (True, False, False, False)
+    """
+    return value is not None and abs(value) < sys.float_info.max
+
+
+def model_of(run: Any) -> str | None:
+    """The id of the model that a run logged last."""
+    outputs = run.outputs.model_outputs if run.outputs else []
+    return str(outputs[-1].model_id) if outputs else None
+
+
+class _Experiment:
+    """The finished runs of an experiment that hold a model.
+
+    Raises
+    ------
+    TrackingError
+        There is no such experiment.
+    """
+
+    def __init__(self, client: MlflowClient, name: str) -> None:
+        self.client, self.name = client, name
+        self.id = find_experiment(client, name)
+
+    def runs(self, condition: str = "", order: str = NEWEST_FIRST) -> Iterator[Any]:
+        """Those that meet a condition, in an order and then the newer first; a page at a time."""
+        query = " AND ".join(filter(None, [HOLDS_A_MODEL, condition]))
+        orders = list(dict.fromkeys([order, NEWEST_FIRST]))
+        token = None
+        while True:
+            with mlflow_call(f"search the runs of experiment {self.name!r}", timeout=ANSWER_SECONDS):
+                page = self.client.search_runs(
+                    [self.id], query, order_by=orders, max_results=RUNS_A_PAGE, page_token=token
+                )
+            yield from (run for run in page if run.data.tags.get("role") in ROLES)
+            token = page.token
+            if not token:
+                return
+
+
+def _ranked(experiment: _Experiment, metric: str, mode: Mode) -> Iterator[Any]:
+    """The runs with a finite value of a metric that MLflow could have, best first.
+
+    MLflow's query goes through all values of the metric for each run that it sorts by it: seconds for
+    10,000 runs. So it is given few to sort first: those no worse than the best of a random page.
+    """
+    value = f"metrics.`{metric}`"
+    finite = f"{value} > -{INFINITY} AND {value} < {INFINITY}"
+    best, way, ahead, behind = (min, "ASC", "<=", ">") if mode == "min" else (max, "DESC", ">=", "<")
+    some = [run.data.metrics[metric] for run in islice(experiment.runs(finite, AT_RANDOM), RUNS_A_PAGE)]
+    if some:
+        mark = _number(best(some))
+        yield from experiment.runs(f"{finite} AND {value} {ahead} {mark}", f"{value} {way}")
+        yield from experiment.runs(f"{finite} AND {value} {behind} {mark}", f"{value} {way}")
+
+
+def _why_none(experiment: _Experiment, metric: str) -> str:
+    """The message when no run counts."""
+    if METRIC_NAME.fullmatch(metric) and any(experiment.runs(f"metrics.`{metric}` != 0")):  # true of NaN and infinity
+        return f"no run of experiment {experiment.name!r} has a finite value of {metric!r}"
+    runs = list(islice((set(run.data.metrics) for run in experiment.runs()), MOST_SEEN))
+    if not runs:
+        return (
+            f"experiment {experiment.name!r} has no finished run that holds a model;"
+            " let a training or a study finish first"
+        )
+    logged = known(sorted(set[str]().union(*runs)), metric)
+    return f"no run of experiment {experiment.name!r} logged {metric!r}; there are: {logged}"
+
+
+def _number(value: float) -> str:
+    """A number as MLflow's filters read it, to the last digit.
+
+    >>> _number(1e20), _number(-0.1)
+    ('1e20', '-0.1')
+    """
+    return repr(value).replace("+", "")
+
+
+INFINITY = _number(sys.float_info.max)  # as MLflow stores it

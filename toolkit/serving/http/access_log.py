@@ -1,0 +1,146 @@
+"""The outermost layer of the service: an id, a log line and a count for each request, and no error unanswered."""
+
+import json
+import logging
+import re
+import secrets
+import sys
+import time
+from collections.abc import Collection
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from toolkit.serving.metrics import Figures
+from toolkit.serving.problems import handle
+
+CLIENT_LEFT = 499  # as nginx calls it; nobody is there to receive it
+LONGEST_PATH = 200  # characters of an address that are logged
+_SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+logger = logging.getLogger(__name__)
+
+
+class Journal:
+    """ASGI middleware around everything else.
+
+    Each response carries ``X-Request-ID``, the client's own when it sent a sane one. Whatever is
+    raised further inside is answered with a problem document and logged with its traceback.
+
+    Parameters
+    ----------
+    app
+        Everything else.
+    figures
+        Where requests are counted, by the address's pattern: what is not ours is ``other``.
+    addresses
+        Those that are known although a request never got to its route, because it was refused before.
+    """
+
+    def __init__(self, app: ASGIApp, figures: Figures, addresses: Collection[str] = ()) -> None:
+        self.app = app
+        self.figures = figures
+        self.addresses = frozenset(addresses)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope)
+        request_id = request.state.request_id = _request_id(request.headers)
+        started = time.perf_counter()
+        status = CLIENT_LEFT  # unless an answer begins
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noting)
+        except ClientDisconnect:
+            pass
+        except Exception as error:
+            if not hasattr(error, "kind"):
+                logger.exception("request %s failed", request_id)
+            if status == CLIENT_LEFT:
+                await handle(request, error)(scope, receive, noting)
+        finally:
+            self._note(request, status, time.perf_counter() - started)
+
+    def _note(self, request: Request, status: int, seconds: float) -> None:
+        path = request.url.path
+        route = getattr(request.scope.get("route"), "path", path if path in self.addresses else "other")
+        method = request.method if request.method in _METHODS else "other"
+        problem = getattr(request.state, "problem", None)
+        self.figures.request(route, method, status, seconds, problem)
+        facts = {
+            "request_id": request.state.request_id,
+            "method": method,
+            "path": path[:LONGEST_PATH],
+            "status": status,
+            "ms": round(seconds * 1000, 1),
+            "version": getattr(request.state, "version", None),
+            "problem": problem,
+            "client": request.client.host if request.client else None,
+        }
+        logger.info("request", extra={"request": {name: value for name, value in facts.items() if value is not None}})
+
+
+_METHODS = frozenset({"GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"})
+
+
+def _request_id(headers: Headers) -> str:
+    given = headers.get("x-request-id", "")
+    return given if _SANE_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+class Lines(logging.Formatter):
+    """Log records as JSON lines, or as text that is pleasant to read at a terminal.
+
+    Parameters
+    ----------
+    as_json
+        Which of the two.
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        super().__init__()
+        self.as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts: dict[str, Any] = getattr(record, "request", {})
+        moment = datetime.fromtimestamp(record.created, UTC)
+        traceback = self.formatException(record.exc_info) if record.exc_info else None
+        if self.as_json:
+            values = {"time": moment.isoformat(timespec="milliseconds"), "level": record.levelname.lower()}
+            values |= {"message": record.getMessage(), **facts} | ({"traceback": traceback} if traceback else {})
+            return json.dumps(values)
+        text = _readable(facts) if facts else f"{record.levelname.lower()}: {record.getMessage()}"
+        return f"{moment.astimezone():%H:%M:%S} {text}" + (f"\n{traceback}" if traceback else "")
+
+
+def _readable(facts: dict[str, Any]) -> str:
+    path = facts["path"].encode("unicode_escape").decode()  # control characters must not reach the terminal
+    extras = [f"v{facts['version']}"] if "version" in facts else []
+    extras += [facts["problem"]] if "problem" in facts else []
+    return " ".join([facts["method"], path, str(facts["status"]), f"{facts['ms']} ms", *extras, facts["request_id"]])
+
+
+def log_to_stderr() -> None:
+    """Set logging up for a process that does nothing but serve: called by ``main``, never by an import."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines(as_json=not sys.stderr.isatty()))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    for name in ("toolkit.serving", "serve_model"):
+        logging.getLogger(name).setLevel(logging.INFO)

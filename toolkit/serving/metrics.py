@@ -1,0 +1,308 @@
+"""What the service counts and times, as JSON for people and in the text format of Prometheus."""
+
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Histogram, values
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from toolkit.serving.inference.result import STAGES, Classified
+from toolkit.serving.workers import WorkerSpec
+
+SHADOW_GAUGES = {
+    "compared": "Images that the live model and the shadow both answered, since either changed",
+    "agreement": "Share of them for which both name the same class",
+    "mean_difference": "Mean absolute difference of the probability of the class that was answered",
+    "failed": "Images that the shadow failed on, since either model changed",
+}
+REMEMBERED = 2048  # latest predictions of a process that the percentiles are taken from
+SET_ASIDE = 2**20  # bytes of a file of counts, which is mapped: where the disk is full, a sparse one kills who writes
+# Seconds: a small network on a fast machine answers in 2 ms, a full queue on a slow one in 10 s.
+BATCHES = (1, 2, 4, 8, 16, 32)
+MONITOR_OUTCOMES = ("written", "dropped", "lost")  # of predictions that the monitor took
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Figures:
+    """Counters and timings of one service; its registry is its own, not the library's global one.
+
+    Where the service has several processes, each counts in files of its own in their folder, and
+    gives the sums over all of them. A process that is started in the place of one that died counts
+    on, so that no sum ever falls. A process holds one such object at most, for the library's way of
+    keeping values is set for the whole process.
+
+    Parameters
+    ----------
+    place
+        Of this process, where there are several.
+
+    Examples
+    --------
+    >>> figures = Figures()
+    >>> figures.request("/predict", "POST", 200, 0.012)
+    >>> figures.request("/predict", "POST", 503, 0.001, problem="full")
+    >>> figures.summary()["requests"]
+    {'/predict': {'200': 1, '503': 1}}
+    >>> figures.summary()["refusals"]
+    {'full': 1}
+    """
+
+    def __init__(self, place: WorkerSpec | None = None) -> None:
+        self._began = place.started if place else time.time()
+        self._lock = threading.Lock()
+        self._latest = Latest(place)
+        own = CollectorRegistry()
+        self._counted = _shared(place) if place else own
+        self._gauges: list[Callable[[], Iterable[Metric]]] = [self._start_time]
+        self._reached: dict[Counter, int] = {}  # child of a counter to the total that it was last raised to
+        self.registry = CollectorRegistry()
+        self.registry.register(_Collector(self._all))
+
+        def counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
+            return Counter(f"serve_{name}", text, tuple(labels), registry=own)
+
+        self._requests = counter("requests", "Requests answered", ("route", "method", "status"))
+        self._errors = counter("errors", "Requests answered with a problem", ("reason",))
+        self._predictions = counter("predictions", "Predictions made", ("version", "predicted_class"))
+        self._non_finite = counter("non_finite", "Pictures for which the model gave NaN or infinity", ("version",))
+        self._monitor_errors = counter("monitor_errors", "Predictions that the monitor failed to take")
+        self._model_changes = counter("model_changes", "Models put in place")
+        self._monitor_predictions = counter(
+            "monitor_predictions", "Predictions by what became of them in the monitor", ("state",)
+        )
+        self._monitor_write_errors = counter("monitor_write_errors", "Writes to the store of predictions that failed")
+        self._notifications = counter(
+            "alert_notifications", "Notifications of alerts by sink and what became of them", ("sink", "state")
+        )
+        self._shadow_dropped = counter("shadow_dropped", "Images that the shadow had no time for")
+        self._request_seconds = Histogram(
+            "serve_request_seconds", "Time to answer", ("route",), registry=own, buckets=BUCKETS
+        )
+        self._stage_seconds = Histogram(
+            "serve_stage_seconds", "Time of a prediction by stage", ("stage",), registry=own, buckets=BUCKETS
+        )
+        self._batch_size = Histogram(
+            "serve_batch_size", "Pictures that the model was run on at once", registry=own, buckets=BATCHES
+        )
+        if place:
+            counter("process_starts", "Processes started, also in place of others that died").inc()
+
+    def collect(self, families: Callable[[], Iterable[Metric]]) -> None:
+        """Show metrics that are put together at each scrape."""
+        self._gauges.append(families)
+
+    def request(self, route: str, method: str, status: int, seconds: float, problem: str | None = None) -> None:
+        """Count one answered request."""
+        self._requests.labels(route, method, str(status)).inc()
+        self._request_seconds.labels(route).observe(seconds)
+        if problem is not None:
+            self._errors.labels(problem).inc()
+
+    def prediction(self, done: Classified) -> None:
+        """Count one picture that went through the model."""
+        if done.finite:
+            self._predictions.labels(done.model.version, done.best(1)[0][0]).inc()
+        else:
+            self._non_finite.labels(done.model.version).inc()
+        with self._lock:
+            self._latest.add(done.timings_ms)
+        for stage, milliseconds in done.timings_ms.items():
+            self._stage_seconds.labels(stage).observe(milliseconds / 1000)
+
+    def batch(self, pictures: int) -> None:
+        """Count one run of the model."""
+        self._batch_size.observe(pictures)
+
+    def bad_picture(self, reason: str) -> None:
+        """Count one picture of a batch that could not be used."""
+        self._errors.labels(reason).inc()
+
+    def monitor_error(self) -> None:
+        """Count one prediction that the monitor failed to take."""
+        self._monitor_errors.inc()
+
+    def model_change(self) -> None:
+        """Count one model put in place."""
+        self._model_changes.inc()
+
+    def raise_totals(
+        self, monitor: Mapping[str, int], notifications: Mapping[str, Mapping[str, int]], shadow_dropped: int
+    ) -> None:
+        """Raise counters to what other parts of this process have counted since it began.
+
+        Parameters
+        ----------
+        monitor
+            ``ModelMonitor.stats()``.
+        notifications
+            Sink to state to count.
+        shadow_dropped
+            Images that the shadow had no time for.
+        """
+        with self._lock:
+            for state in MONITOR_OUTCOMES:
+                self._raise(self._monitor_predictions.labels(state), monitor[state])
+            self._raise(self._monitor_write_errors, monitor["write_errors"])
+            for sink, states in notifications.items():
+                for state, total in states.items():
+                    self._raise(self._notifications.labels(sink, state), total)
+            self._raise(self._shadow_dropped, shadow_dropped)
+
+    def _raise(self, counter: Counter, total: int) -> None:
+        more = total - self._reached.get(counter, 0)
+        if more > 0:  # another thread may have been here with a later total
+            counter.inc(more)
+            self._reached[counter] = total
+
+    def summary(self) -> dict[str, Any]:
+        """Everything as JSON."""
+        counts = {metric.name.removeprefix("serve_"): _samples(metric) for metric in self._counted.collect()}
+        counts = defaultdict(list, counts)  # of several processes those are missing that nobody has begun to count
+        requests: dict[str, dict[str, int]] = {}
+        for labels, value in counts["requests"]:
+            statuses = requests.setdefault(labels["route"], {})
+            statuses[labels["status"]] = statuses.get(labels["status"], 0) + value
+        by_class: dict[str, dict[str, int]] = {}
+        for labels, value in counts["predictions"]:
+            by_class.setdefault(labels["version"], {})[labels["predicted_class"]] = value
+        return {
+            "uptime_s": round(time.time() - self._began, 1),
+            "requests": requests,
+            "refusals": {labels["reason"]: value for labels, value in counts["errors"]},
+            "predictions": by_class,  # model version -> class -> count
+            "non_finite": {labels["version"]: value for labels, value in counts["non_finite"]},
+            "latency_ms": self._latency(),
+            "monitor_errors": sum(value for _, value in counts["monitor_errors"]),
+            "model_changes": sum(value for _, value in counts["model_changes"]),
+        }
+
+    def prometheus(self, accept: str) -> tuple[bytes, str]:
+        """The text format that fits an Accept header, and its media type."""
+        try:
+            encode, media_type = choose_encoder(accept)
+        except TypeError:  # the library compares a version that is no number
+            encode, media_type = choose_encoder("")
+        return encode(self.registry), media_type
+
+    def _latency(self) -> dict[str, dict[str, float | int | None]]:
+        return {
+            stage: {
+                "n": len(row),
+                "median": round(float(np.percentile(row, 50)), 3) if len(row) else None,
+                "p95": round(float(np.percentile(row, 95)), 3) if len(row) else None,
+            }
+            for stage, row in self._latest.all().items()
+        }
+
+    def _start_time(self) -> Iterable[Metric]:
+        yield gauge_family("start_time_seconds", "When the service began", (), {(): self._began})
+
+    def _all(self) -> Iterable[Metric]:
+        gauges = [metric for families in self._gauges for metric in families()]  # first: it may raise counters
+        return [*self._counted.collect(), *gauges]
+
+
+class Latest:
+    """How long the stages of the latest predictions took, of each process and of all together.
+
+    Parameters
+    ----------
+    place
+        Of this process: it keeps its own where the others can read them. In memory when None.
+    """
+
+    def __init__(self, place: WorkerSpec | None = None) -> None:
+        self._folder = Path(place.folder) if place else None
+        self._next = 0
+        self._own: NDArray[np.float64] = np.full((len(STAGES), REMEMBERED), np.nan)  # ms
+        if place:
+            path = Path(place.folder, f"latest_{place.index}.ms")
+            if not path.exists():
+                self._own.tofile(path)
+            self._own = np.memmap(path, np.float64, "r+", shape=self._own.shape)
+
+    def add(self, timings_ms: Mapping[str, float]) -> None:
+        """Take one prediction in place of the oldest; not from two threads at once."""
+        self._own[:, self._next] = [timings_ms[stage] for stage in STAGES]
+        self._next = (self._next + 1) % REMEMBERED
+
+    def all(self) -> dict[str, NDArray[np.float64]]:
+        """Stage to milliseconds, float64 (N,), of the latest predictions of each process."""
+        files = sorted(self._folder.glob("latest_*.ms")) if self._folder else ()
+        rings = [np.fromfile(path).reshape(self._own.shape) for path in files] or [self._own.copy()]
+        together = np.concatenate(rings, axis=1)
+        return {stage: row[~np.isnan(row)] for stage, row in zip(STAGES, together, strict=True)}
+
+
+def _shared(place: WorkerSpec) -> MultiProcessCollector:
+    """Have this process count in its own files, by its place and not its number, and give what all have counted."""
+    for kind in ("counter", "histogram"):
+        path = Path(place.folder, f"{kind}_{place.index}.db")
+        if not path.exists():
+            path.write_bytes(bytes(SET_ASIDE))
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = place.folder
+    values.ValueClass = values.MultiProcessValue(lambda: place.index)  # type: ignore[no-untyped-call]
+    return MultiProcessCollector(None, place.folder)  # type: ignore[no-untyped-call]
+
+
+class _Collector:
+    def __init__(self, families: Callable[[], Iterable[Metric]]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families()
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # so that registering asks nothing
+
+
+def gauge_family(name: str, text: str, labels: Iterable[str], values: Mapping[tuple[str, ...], float]) -> Metric:
+    """A group of gauges, one value for each combination of labels."""
+    metric = GaugeMetricFamily(f"serve_{name}", text, labels=list(labels))
+    for key, value in values.items():
+        metric.add_metric(list(key), value)
+    return metric
+
+
+def shadow_families(found: Mapping[str, Any]) -> Iterable[Metric]:
+    """How a shadow compares with the live model, of what ``Shadow.figures`` gives; it begins anew with each version."""
+    if found["against"] is None:
+        return
+    labels, versions = ("version", "against"), (str(found["version"]), str(found["against"]))
+    for name, text in SHADOW_GAUGES.items():
+        if found[name] is not None:
+            yield gauge_family(f"shadow_{name}", text, labels, {versions: found[name]})
+
+
+def _samples(metric: Metric) -> list[tuple[dict[str, str], int]]:
+    counts = [sample for sample in metric.samples if sample.name.endswith("_total")]
+    return [(sample.labels, int(sample.value)) for sample in counts]
+
+
+def wants_prometheus(accept: str) -> bool:
+    """Whether an Accept header prefers the text format to JSON.
+
+    >>> wants_prometheus("application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2,*/*;q=0.1")
+    True
+    >>> wants_prometheus("application/json, text/plain, */*"), wants_prometheus("*/*")
+    (False, False)
+    """
+    weights: dict[str, float] = {}
+    for part in accept.lower().split(","):
+        media, *parameters = (word.strip() for word in part.split(";"))
+        quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
+        try:
+            weights[media] = float(quality)
+        except ValueError:
+            weights[media] = 0.0
+    text = max(weights.get("text/plain", 0.0), weights.get("application/openmetrics-text", 0.0))
+    return text > weights.get("application/json", 0.0)

@@ -1,0 +1,67 @@
+"""What drop of accuracy a baseline of n held-out images lets the monitor find, and after how many labels.
+
+The alarm bets on relative drops of accuracy, and each bet is discounted for the accuracy before being
+known from n images only (``toolkit.monitoring.stats.e_detectors``). Where a drop wins less than the discount
+costs, no number of labels finds it.
+"""
+
+import math
+
+DROPS = (0.05, 0.1, 0.2, 0.3)  # that are bet on
+RUN_LENGTH = 6e6  # labels to a false alarm, for one in a million: half of a third of them
+MOST_LABELS = 10_000  # beyond which a drop counts as not found
+ASKED = (0.05, 0.1, 0.2)  # the three levels
+
+
+def labels_to_find(accuracy: float, n: int, drop: float, run_length: float = RUN_LENGTH) -> float:
+    """About how many labels after a relative drop of accuracy the alarm fires; infinite where it never does.
+
+    Parameters
+    ----------
+    accuracy, n
+        On the held-out images, and how many they are.
+    drop
+        The relative drop.
+    run_length
+        Labels to a false alarm, on average.
+
+    Examples
+    --------
+    >>> [round(labels_to_find(0.84, 10_000, drop)) for drop in (0.05, 0.1, 0.2)]
+    [2238, 543, 157]
+    >>> labels_to_find(0.84, 100, 0.1)
+    inf
+
+    References
+    ----------
+    Pollak, M. (1987). Average run lengths of an optimal method of detecting a change in distribution.
+    Annals of Statistics 15, 749-779.
+    """
+    usual = (n * (1 - accuracy) + 1) / (n + 1)
+    wrong = 1 - accuracy * (1 - drop)
+    wins = max(wrong * math.log(1 + bet * (1 - usual) / usual) + (1 - wrong) * math.log(1 - bet) for bet in DROPS)
+    rate = wins - math.log(run_length) / n
+    return max(math.log(run_length * rate), 1.0) / rate if rate > 0 else math.inf
+
+
+def found_by_alarm(accuracy: float, n: int) -> str:
+    """What the alarm finds by labels, in a sentence.
+
+    Examples
+    --------
+    >>> print(found_by_alarm(0.9, 10_000))
+    by 10,000 held-out images the alarm finds a drop of accuracy of 5 % after about 1,300, 10 % after about 350, \
+20 % after about 110 labels
+    >>> print(found_by_alarm(0.9, 50))
+    with 50 held-out images the alarm cannot notice a drop of accuracy of 20 % or less: hold out more images
+    """
+    if not n:
+        return "there are no held-out images, so the alarm finds nothing: hold some out"
+    labels = {drop: labels_to_find(accuracy, n, drop) for drop in ASKED}
+    found = {drop: count for drop, count in labels.items() if count <= MOST_LABELS}
+    if not found:
+        few = f"with {n:,} held-out images the alarm cannot notice a drop of accuracy of 20 % or less"
+        return f"{few}: hold out more images"
+    parts = [f"{drop:.0%} after about {float(f'{count:.2g}'):,.0f}".replace("%", " %") for drop, count in found.items()]
+    missing = "; smaller ones need more held-out images" if len(found) < len(labels) else ""
+    return f"by {n:,} held-out images the alarm finds a drop of accuracy of {', '.join(parts)} labels{missing}"

@@ -1,0 +1,151 @@
+"""A database file brought to a schema by one process at a time, all or nothing.
+
+MLflow makes and migrates its tables in hundreds of statements, each of which counts at once: two processes that do so
+together spoil the file for good, and one that is killed leaves it between two schemas. So the work is done on a copy,
+which replaces the content in one transaction, while the file is locked for all others. SQLite gives the lock back, and
+undoes what was half written, whatever becomes of the process.
+"""
+
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from toolkit.system.file_locks import wait_for
+
+HALF_MADE = "_alembic_tmp_"  # how Alembic calls a table until it replaces another
+NO_DATA = {"alembic_version", "workspaces"}  # filled by migrations themselves
+
+
+def bring_up_to_date(
+    path: Path, is_current: Callable[[Path], bool], migrate: Callable[[Path], None], seconds: float
+) -> Path | None:
+    """Give an SQLite file its tables, or those of a newer schema; other processes wait meanwhile.
+
+    A file that an interrupted first start left without data is begun anew.
+
+    Parameters
+    ----------
+    path
+        The file; a missing or an empty one gets its first tables.
+    is_current
+        Whether a file has the schema.
+    migrate
+        Gives a file the schema, in any number of steps.
+    seconds
+        How long to wait for others that use the file.
+
+    Returns
+    -------
+    Path | None
+        A file with the former content, when there was data in it.
+
+    Raises
+    ------
+    sqlite3.Error
+        It is no database, cannot be written, or others do not let go of it.
+    Exception
+        Whatever ``migrate`` raises; the file is as it was.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> def migrate(path):
+    ...     with closing(sqlite3.connect(path)) as database:
+    ...         _ = database.execute("CREATE TABLE runs (id)")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     bring_up_to_date(Path(folder, "a.db"), lambda path: "runs" in tables_of(path), migrate, seconds=5)
+    ...     tables_of(Path(folder, "a.db"))
+    {'runs'}
+    """
+    workshop = path.with_name(f".{path.name}.migration")
+    waiting = f"another process makes the tables of {path}; waiting for it"
+    with wait_for(workshop.with_suffix(".lock"), waiting), _sole_user(path, seconds) as store:
+        shutil.rmtree(workshop, ignore_errors=True)  # that of a killed process
+        workshop.mkdir()
+        try:
+            return _replace(store, path, workshop / path.name, is_current, migrate)
+        finally:
+            shutil.rmtree(workshop, ignore_errors=True)
+
+
+@contextmanager
+def _sole_user(path: Path, seconds: float) -> Iterator[sqlite3.Connection]:
+    """A connection beside which no other program reads or writes the file."""
+    with closing(sqlite3.connect(path, timeout=seconds, isolation_level=None)) as store:
+        mode = store.execute("PRAGMA journal_mode").fetchone()[0]
+        store.execute("PRAGMA journal_mode = DELETE")  # a write-ahead log could not be locked
+        store.execute("BEGIN EXCLUSIVE")
+        store.execute("PRAGMA locking_mode = EXCLUSIVE")  # keeps the lock until the connection is closed; said before
+        store.execute("COMMIT")  # BEGIN, it would keep a shared lock while it waits, and two would wait for each other
+        yield store
+    if mode == "wal":
+        with closing(sqlite3.connect(path, timeout=seconds)) as store:
+            store.execute("PRAGMA journal_mode = WAL")
+
+
+def tables_of(path: Path) -> set[str]:
+    """The names of a database file's tables."""
+    with closing(sqlite3.connect(path)) as database:
+        return _tables(database)
+
+
+def revision_of(path: Path, seconds: float = 5.0) -> str | None:
+    """The schema's revision that Alembic noted in a database file, None where there is none.
+
+    Parameters
+    ----------
+    path
+        The file.
+    seconds
+        How long to wait for others that write to it.
+    """
+    with closing(sqlite3.connect(path, timeout=seconds)) as database:
+        if "alembic_version" not in _tables(database):
+            return None
+        row = database.execute("SELECT version_num FROM alembic_version").fetchone()
+        return str(row[0]) if row else None
+
+
+def _replace(
+    store: sqlite3.Connection, path: Path, copy: Path, is_current: Callable[[Path], bool],
+    migrate: Callable[[Path], None],
+) -> Path | None:  # fmt: skip
+    former = None
+    with closing(sqlite3.connect(copy)) as database:
+        store.backup(database)
+    if is_current(copy):  # another process has done it meanwhile
+        return None
+    if _holds_data(store):
+        former = path.with_name(f"{path.name}.{revision_of(copy) or 'first'}.bak")
+        shutil.copyfile(copy, former)
+        _finish_half_made(copy)
+    else:
+        copy.unlink()
+    migrate(copy)
+    with closing(sqlite3.connect(copy)) as database:
+        database.backup(store)
+    return former
+
+
+def _tables(database: sqlite3.Connection) -> set[str]:
+    query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+    return {name for (name,) in database.execute(query)}
+
+
+def _holds_data(database: sqlite3.Connection) -> bool:
+    return any(
+        database.execute(f'SELECT EXISTS (SELECT 1 FROM "{table}")').fetchone()[0]  # noqa: S608  a table's name
+        for table in _tables(database) - NO_DATA
+    )
+
+
+def _finish_half_made(copy: Path) -> None:
+    """What a migration that was killed between two statements left: a table that was to replace another."""
+    with closing(sqlite3.connect(copy, isolation_level=None)) as database:
+        tables = _tables(database)
+        for half in sorted(table for table in tables if table.startswith(HALF_MADE)):
+            whole = half.removeprefix(HALF_MADE)
+            action = f'DROP TABLE "{half}"' if whole in tables else f'ALTER TABLE "{half}" RENAME TO "{whole}"'
+            database.execute(action)

@@ -1,0 +1,365 @@
+"""One MLflow run; its metrics are buffered, and outlive an outage of the store."""
+
+import getpass
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from toolkit.cli.safe_names import printable, shown
+from toolkit.cli.terminal import say
+from toolkit.errors import TrackingError, one_line
+from toolkit.tracking.code_version import code_version
+from toolkit.tracking.connection import (
+    ANSWER_SECONDS,
+    AS_MODEL_TRAINING,
+    RETRY_SECONDS,
+    MlflowClient,
+    MlflowException,
+    mlflow,
+    mlflow_call,
+    open_experiment,
+    ping,
+    short_timeouts,
+)
+from toolkit.tracking.errors import reason_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_METRICS_A_BATCH, MOST_PARAMS_A_BATCH = 1000, 100  # limits of MLflow's log-batch request
+LONGEST_PARAM = 6000  # characters, limit of MLflow
+
+Entry = tuple[str, float | str, int, int]  # name, value, time in ms since 1970, step; "nan", "inf" or "-inf" as text
+
+
+class Run:
+    """One MLflow run, whose metrics are buffered, and written by ``try_flush`` or ``flush``.
+
+    Metrics outlive an outage of the store: ``try_flush`` keeps what it cannot deliver and tries again
+    later, and ``pending`` is what a checkpoint should hold, for ``load_pending`` after a crash. An entry
+    that is sent twice is in the store once, because MLflow knows it by all its four parts.
+
+    As a context manager it ends the run with the status that fits: FINISHED, KILLED when it was
+    interrupted, FAILED for any other exception.
+
+    Parameters
+    ----------
+    client, experiment
+        Where the run goes; the experiment is created when missing.
+    role
+        ``final``, ``fold``, ``trial`` or ``study``.
+    name
+        What lists of runs show.
+    parent
+        The run that this one is nested in.
+    tags
+        Further tags.
+    clock
+        Seconds that never run backwards, which pause the attempts to send to a store that is away.
+
+    Raises
+    ------
+    TrackingError
+        Here and in every method but ``try_flush``: the store cannot be reached or refuses.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from toolkit.tracking.connection import connect
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> client = connect(f"sqlite:///{folder.name}/mlflow.db")
+    >>> with Run(client, "training", role="final", name="a run") as run:
+    ...     run.metrics({"loss": 0.5}, step=1)
+    ...     os.rename(f"{folder.name}/mlflow.db", f"{folder.name}/gone.db")
+    ...     run.try_flush(), len(run.pending)
+    ...     os.rename(f"{folder.name}/gone.db", f"{folder.name}/mlflow.db")
+    MLflow cannot take the metrics: unable to open database file; training goes on, they are kept and will be sent later
+    (False, 1)
+    MLflow takes the metrics again; those that were kept have been sent
+    >>> client.get_run(run.id).data.metrics
+    {'loss': 0.5}
+    >>> folder.cleanup()
+    """
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        experiment: str,
+        *,
+        role: str,
+        name: str,
+        parent: "Run | None" = None,
+        tags: Mapping[str, object] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        everything = {
+            "role": role,
+            "mlflow.runName": name,
+            "mlflow.user": _user(),
+            "mlflow.source.name": Path(sys.argv[0]).name,
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.git.commit": code_version(),
+            **({"mlflow.parentRunId": parent.id} if parent else {}),
+            **(tags or {}),
+        }
+        with mlflow_call(f"start a run in experiment {experiment!r}"):
+            experiment_id = open_experiment(client, experiment)
+            written = {key: printable(str(value)) for key, value in everything.items()}
+            created = client.create_run(experiment_id, tags=written)
+        self._hold(client, experiment, experiment_id, created.info.run_id, clock)
+
+    @classmethod
+    def reopen(cls, client: MlflowClient, run_id: str, *, clock: Callable[[], float] = time.monotonic) -> "Run":
+        """Resume a run of the store, however it ended; its status is RUNNING again.
+
+        Raises
+        ------
+        TrackingError
+            There is no such run, it was deleted, or this client cannot write to its experiment.
+        """
+        with mlflow_call(f"reopen run {run_id!r}"):
+            found = client.get_run(run_id)
+            if found.info.lifecycle_stage != "active":
+                raise TrackingError(f"cannot reopen run {run_id!r}: it was deleted; restore it or start another")
+            experiment = client.get_experiment(found.info.experiment_id).name
+            experiment_id = open_experiment(client, experiment)
+            client.update_run(run_id, status="RUNNING")
+            if "failure" in found.data.tags:  # it is another attempt's
+                client.delete_tag(run_id, "failure")
+        run = cls.__new__(cls)
+        run._hold(client, experiment, experiment_id, run_id, clock)
+        return run
+
+    def _hold(
+        self, client: MlflowClient, experiment: str, experiment_id: str, run_id: str, clock: Callable[[], float]
+    ) -> None:
+        self.client, self.experiment, self.experiment_id, self.id = client, experiment, experiment_id, run_id
+        self._metrics: list[mlflow.entities.Metric] = []
+        self._clock, self._outage = clock, _Outage(clock)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is None:
+            self.end("FINISHED")
+            return
+        stopped = issubclass(kind, KeyboardInterrupt | SystemExit)
+        with suppress(TrackingError):  # the first error is the one to report
+            if not stopped:
+                self.tag(failure=one_line(error or kind()))
+            self.end("KILLED" if stopped else "FAILED")
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Record settings; values longer than MLflow allows are cut."""
+        entries = [mlflow.entities.Param(name, printable(str(value))[:LONGEST_PARAM]) for name, value in values.items()]
+        with mlflow_call("log parameters"):
+            for start in range(0, len(entries), MOST_PARAMS_A_BATCH):
+                self.client.log_batch(self.id, params=entries[start : start + MOST_PARAMS_A_BATCH])
+
+    def tag(self, **values: object) -> None:
+        """Set tags."""
+        tags = [mlflow.entities.RunTag(name, printable(str(value))) for name, value in values.items()]
+        with mlflow_call("set tags"):
+            self.client.log_batch(self.id, tags=tags)
+
+    def dataset(self, name: str, digest: str, source: str, *, profile: Mapping[str, object], context: str) -> None:
+        """Record which data the run used, as an MLflow data set input.
+
+        MLflow keeps one input for a name and digest in a run, so each part of the data needs a digest of its own.
+
+        Parameters
+        ----------
+        name
+            At most 500 characters.
+        digest
+            What tells the data from any other of that name, at most 36 characters.
+        source
+            Folder or address that the data came from.
+        profile
+            Numbers about the data, JSON-able: of images and of classes, say.
+        context
+            What the data was used for: ``training``, say.
+        """
+        address, numbers = json.dumps({"uri": shown(source)}), json.dumps(dict(profile))
+        entry = mlflow.entities.Dataset(shown(name), digest, "local", address, profile=numbers)
+        tag = mlflow.entities.InputTag("mlflow.data.context", context)
+        with mlflow_call(f"log the data set {name!r}"):
+            self.client.log_inputs(self.id, datasets=[mlflow.entities.DatasetInput(entry, [tag])])
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Buffer metrics; nothing is sent before ``try_flush`` or ``flush``."""
+        now = int(time.time() * 1000)
+        self._metrics += [mlflow.entities.Metric(name, float(value), now, step) for name, value in values.items()]
+
+    @property
+    def pending(self) -> list[Entry]:
+        """What is buffered, oldest first, ready for JSON: (name, value, milliseconds since 1970, step)."""
+        return [
+            (item.key, item.value if math.isfinite(item.value) else str(item.value), item.timestamp, item.step)
+            for item in self._metrics
+        ]
+
+    def load_pending(self, entries: Iterable[Sequence[object]]) -> None:
+        """Put what ``pending`` gave, also as JSON gives it back, in front of the buffer.
+
+        Raises
+        ------
+        TrackingError
+            An entry is none of ``pending``'s; the buffer stays as it was.
+        """
+        self._metrics[:0] = [_metric(entry) for entry in entries]
+
+    def try_flush(self) -> bool:
+        """Send the buffered metrics if the store takes them; never raise.
+
+        The first failure and the recovery are printed in a line each. A store that failed or refused is
+        tried again after ``RETRY_SECONDS``; an attempt takes ``ANSWER_SECONDS`` at a server that does
+        not answer, and three times that at the most.
+
+        Returns
+        -------
+        bool
+            Whether everything is in the store.
+        """
+        if not self._metrics or self._outage.pausing:
+            return not self._metrics
+        try:
+            ping(self.client.tracking_uri)
+            with short_timeouts():
+                self._deliver(until=self._clock() + ANSWER_SECONDS)
+        except Exception as error:  # noqa: BLE001  no trouble with a metric is worth a training
+            self._outage.failed(error)
+        return not self._metrics
+
+    def flush(self) -> None:
+        """Send the buffered metrics; on failure they stay buffered."""
+        with mlflow_call("log metrics"):
+            if self._outage.away:
+                ping(self.client.tracking_uri)
+            self._deliver()
+
+    def _deliver(self, until: float = math.inf) -> None:
+        """Send batch after batch, and start none when the time is up."""
+        while self._metrics and self._clock() <= until:
+            batch = self._metrics[:MOST_METRICS_A_BATCH]
+            self.client.log_batch(self.id, metrics=batch)
+            del self._metrics[: len(batch)]
+        if not self._metrics:
+            self._outage.over()
+
+    def json(self, name: str, value: object) -> None:
+        """Log a value as a JSON file."""
+        with mlflow_call(f"log {name}"):
+            self.client.log_text(self.id, json.dumps(value, indent=2), name)
+
+    def text(self, name: str, value: str) -> None:
+        """Log a text file."""
+        with mlflow_call(f"log {name}"):
+            self.client.log_text(self.id, printable(value), name)
+
+    def figure(self, name: str, figure: "Figure") -> None:
+        """Log a plot."""
+        with mlflow_call(f"log {name}"), tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.draw_without_rendering()  # lays it out, once: otherwise each of the drawings below would
+            figure.set_layout_engine("none")
+            figure.savefig(path, dpi=120, bbox_inches="tight")
+            self.client.log_artifacts(self.id, folder)
+
+    def new_model(self, name: str = "model") -> str:
+        """Reserve the id of a logged model, to be written into the bundle before it is uploaded."""
+        with mlflow_call("create the logged model"):
+            return str(self.client.create_logged_model(self.experiment_id, name=name, source_run_id=self.id).model_id)
+
+    def model(self, folder: Path, model_id: str, tags: Mapping[str, str]) -> None:
+        """Upload a saved bundle as the run's logged model; it is marked ready only when complete."""
+        with mlflow_call("log the model"):
+            self.client.log_model_artifacts(model_id, str(folder))
+            self.client.set_logged_model_tags(model_id, dict(tags))
+            self.client.finalize_logged_model(model_id, "READY")
+            self.client.log_outputs(self.id, [mlflow.entities.LoggedModelOutput(model_id, 0)])
+        self.tag(**tags)
+
+    def end(self, status: str) -> None:
+        """Send what is buffered and close the run."""
+        self.flush()
+        with mlflow_call("end the run"):
+            self.client.set_terminated(self.id, status)
+
+    @property
+    def url(self) -> str | None:
+        """The run's page when the store is a server."""
+        return self._page(f"runs/{self.id}?{AS_MODEL_TRAINING}")
+
+    @property
+    def table_url(self) -> str | None:
+        """The page of all runs of the experiment, with the metrics that they are chosen by, when it is a server."""
+        return self._page(f"runs?{AS_MODEL_TRAINING}&viewStateShareKey=figures")
+
+    def _page(self, rest: str) -> str | None:
+        if not self.client.tracking_uri.startswith("http"):
+            return None
+        return f"{self.client.tracking_uri.rstrip('/')}/#/experiments/{self.experiment_id}/{rest}"
+
+
+class _Outage:
+    """A store that takes no metrics: when it may be tried again, and a line when it goes and when it is back."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._next = -math.inf  # time of the next attempt
+        self._said: str | None = None
+        self.away = False  # out of reach, not merely refusing
+
+    @property
+    def pausing(self) -> bool:
+        """Whether it is too early for another attempt."""
+        return self._clock() < self._next
+
+    def failed(self, error: Exception) -> None:
+        """Wait a while; say so, unless that was said."""
+        self._next = self._clock() + RETRY_SECONDS
+        self.away = not _refused(error)
+        said = "MLflow cannot take the metrics" if self.away else "MLflow refuses the metrics"
+        if said != self._said:
+            say(f"{said}: {reason_of(error).rstrip('.')}; training goes on, they are kept and will be sent later")
+        self._said = said
+
+    def over(self) -> None:
+        """All is sent."""
+        if self._said:
+            say("MLflow takes the metrics again; those that were kept have been sent")
+        self._next, self._said, self.away = -math.inf, None, False
+
+
+def _refused(error: Exception) -> bool:
+    """Whether the store understood and said no, so that only a change over there helps: the run was deleted, say."""
+    if not isinstance(error, MlflowException):
+        return False
+    status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+    return 400 <= status < 500 and status not in (408, 429)  # timed out, too many requests: these pass
+
+
+def _metric(entry: Sequence[object]) -> "mlflow.entities.Metric":
+    """The metric that ``Run.pending`` gave as an entry."""
+    try:
+        name, value, timestamp, step = entry
+        return mlflow.entities.Metric(str(name), float(str(value)), int(str(timestamp)), int(str(step)))
+    except (TypeError, ValueError):
+        raise TrackingError(f"a kept metric must be a name, a value, a time in ms and a step, got {entry}") from None
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user id without a name
+        return "unknown"

@@ -1,0 +1,404 @@
+"""Where pictures come from, and what each is: a list of them that is made before anything is decoded.
+
+A data set is a folder with one sub-folder a class, with or without ``train/ val/ test/`` above, or
+a folder of IDX files, or one that is known by name. Every picture is identified by the SHA-256 of
+its content, and of equal pictures one is listed. What is left out or odd is listed as well.
+"""
+
+import hashlib
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.cli.safe_names import class_of, shown
+from toolkit.errors import DataError, known, one_line
+from toolkit.images.decoding import SNIFFED_BYTES, SUFFIXES, format_of
+from toolkit.images.folders import Listing, beside_the_classes, find_parts, list_files, part_of, sub_folders
+from toolkit.system.metrics import usable_cores
+from toolkit.training.data.arrays import ArraySet, Encoded
+from toolkit.training.data.builtin import DIGITS, NAMES, load_named, open_idx
+from toolkit.training.data.idx import holds_idx
+
+UNREADABLE = "it cannot be read"
+FEWEST_PICTURES_A_CLASS = 2  # one to train on, one to validate on
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file, or a folder of them, that was left out, and why; ``count`` is how many files that are."""
+
+    path: str
+    reason: str
+    count: int = field(default=1, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Duplicate(Skipped):
+    """A picture that was left out because an equal one is in the data set.
+
+    Parameters
+    ----------
+    original
+        The path of the one that was kept.
+    classes, parts
+        Of the one that was left out, and of the original.
+    """
+
+    original: str
+    classes: tuple[str, str]
+    parts: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A file that is used, and what is odd about it."""
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """What a data set holds, before anything is decoded.
+
+    Parameters
+    ----------
+    name
+        What people call it: the folder's name, or the name that it is known by.
+    classes
+        Class names: a folder's are sorted, others are in the set's own order; a label is an index into them.
+    sources
+        N files, or the encoded bytes themselves.
+    labels
+        int64 (N,).
+    hashes
+        str (N,), SHA-256 of each picture's bytes, no two alike.
+    parts
+        str (N,): the folder above the class, ``train``, ``val`` or ``test``, or empty.
+    skipped
+        Files that were left out.
+    mirrored
+        Whether a picture may be flipped without changing its class; digits may not.
+    remarks
+        What is odd about files that are used.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    sources: Sequence[Path | bytes]
+    labels: NDArray[np.int64]
+    hashes: NDArray[np.str_]
+    parts: NDArray[np.str_]
+    skipped: tuple[Skipped, ...] = ()
+    mirrored: bool = True
+    remarks: tuple[Remark, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change when any picture, class or part does."""
+        rows = sorted(
+            f"{digest} {self.classes[label]} {part}"
+            for digest, label, part in zip(self.hashes, self.labels, self.parts, strict=True)
+        )
+        return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
+
+    def subset(self, keep: NDArray[np.bool_], skipped: Sequence[Skipped] = ()) -> "Catalogue":
+        """The pictures for which ``keep`` (N,) is true."""
+        indices, sources = np.flatnonzero(keep), self.sources
+        kept = sources.take(indices) if isinstance(sources, Encoded) else [sources[index] for index in indices.tolist()]
+        gone = {self.path(index) for index in np.flatnonzero(~keep).tolist()}
+        return replace(
+            self,
+            sources=kept,
+            labels=self.labels[indices],
+            hashes=self.hashes[indices],
+            parts=self.parts[indices],
+            skipped=(*self.skipped, *skipped),
+            remarks=tuple(remark for remark in self.remarks if remark.path not in gone),
+        )
+
+    def path(self, index: int) -> str:
+        """What a picture is called in messages: its file, or the data set and the index."""
+        source = self.sources[index]
+        return shown(source) if isinstance(source, Path) else f"{self.name}[{index}]"
+
+    @property
+    def skipped_files(self) -> int:
+        """How many files were left out."""
+        return sum(item.count for item in self.skipped)
+
+
+def open_catalogue(data: str | None, root: Path = Path("data")) -> Catalogue:
+    """List a data set without decoding it.
+
+    Parameters
+    ----------
+    data
+        One of ``toolkit.training.data.builtin.NAMES`` (``digits`` when None), a folder with one sub-folder a
+        class, or a folder of IDX files. A folder that has such a name is given as ``./mnist``.
+    root
+        Where data sets that are known by name are kept, and put when they must be fetched.
+
+    Raises
+    ------
+    DataError
+        The folder is missing or empty, has fewer than two classes, or a class has too few pictures; or
+        a data set cannot be fetched or read.
+
+    Examples
+    --------
+    >>> catalogue = open_catalogue("digits")
+    >>> len(catalogue), catalogue.fingerprint
+    (1797, 'ba9aae514f99f07a')
+    """
+    data = DIGITS if data is None else data
+    if data in NAMES:
+        return _of_arrays(load_named(data, root))
+    try:
+        folder = Path(data).expanduser()
+        if not folder.exists():
+            names = "" if folder.name != data else f", and no data set has that name; there are: {known(NAMES, data)}"
+            raise DataError(f"the folder {data} does not exist{names}")
+        if not folder.is_dir():
+            raise DataError(f"{data} is a file; give a folder with one sub-folder a class, or one of {known(NAMES)}")
+        return _of_arrays(open_idx(folder, _name(folder))) if holds_idx(folder) else _folder(folder)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a home folder that is not known
+        raise DataError(f"the folder {shown(data)} cannot be read: {one_line(error)}") from None
+
+
+def read(source: Path | bytes) -> bytes:
+    """The bytes of a picture."""
+    return source if isinstance(source, bytes) else source.read_bytes()
+
+
+def require_enough(catalogue: Catalogue) -> None:
+    """Refuse a data set one of whose classes cannot be learnt.
+
+    Raises
+    ------
+    DataError
+        A class has fewer pictures than ``FEWEST_PICTURES_A_CLASS``.
+    """
+    counts = Counter(catalogue.labels.tolist())
+    for label, name in enumerate(catalogue.classes):
+        if counts[label] < FEWEST_PICTURES_A_CLASS:
+            raise DataError(
+                f"class {name!r} has {counts[label]} usable pictures, at least {FEWEST_PICTURES_A_CLASS} are needed"
+                + (f" ({catalogue.skipped_files} files were skipped)" if catalogue.skipped else "")
+            )
+
+
+def _of_arrays(arrays: ArraySet) -> Catalogue:
+    sources = Encoded(arrays.pixels)
+    catalogue = Catalogue(
+        name=arrays.name,
+        classes=arrays.classes,
+        sources=sources,
+        labels=arrays.labels,
+        hashes=np.array([hashlib.sha256(source).hexdigest() for source in sources]),
+        parts=arrays.parts,
+        mirrored=arrays.mirrored,
+    )
+    catalogue = _without_duplicates(catalogue)
+    require_enough(catalogue)
+    return catalogue
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A file that may be a picture."""
+
+    path: Path
+    of: str  # the class
+    part: str
+    digest: str = ""
+    oddity: str | None = None
+
+
+@dataclass(frozen=True)
+class _ClassFolder:
+    """A folder of a class, and what is in it; of one class there is one a part, or more."""
+
+    of: str
+    part: str
+    path: Path
+    listing: Listing
+
+
+def _folder(folder: Path) -> Catalogue:
+    # Held-out pictures come first, so that of two equal pictures the held-out one is kept.
+    above = sorted(find_parts(folder), key=lambda item: ("test", "val", "train", "").index(item[0]))
+    folders = [
+        _ClassFolder(class_of(inner.name), part, inner, list_files(inner, SUFFIXES))
+        for part, outer in above
+        for inner in sub_folders(outer)
+    ]
+    _require_different_names(folders)
+    listed = [_Found(path, inner.of, inner.part) for inner in folders for path in inner.listing.files]
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        answers = list(pool.map(_examine, listed))
+    found = [answer for answer in answers if isinstance(answer, _Found)]
+    skipped = [answer for answer in answers if isinstance(answer, Skipped)]
+    if not found:
+        raise DataError(f"the folder {shown(folder)} holds no pictures; it needs one sub-folder of pictures a class")
+    classes = tuple(sorted(sorted({file.of for file in found}), key=_natural))
+    hollow = [inner for inner in folders if inner.of not in classes]
+    _require_readable(hollow, skipped)
+    _require_training(folder, found)
+    if len(classes) < 2:
+        inside = sub_folders(folders[0].path)
+        deeper = f"; if its classes are in {shown(folders[0].path)}, give that folder" if inside else ""
+        raise DataError(
+            f"the folder {shown(folder)} holds only the class {classes[0]!r}; at least two are needed{deeper}"
+        )
+    ignored = [*beside_the_classes(folder, above), *(item for inner in folders for item in inner.listing.ignored)]
+    catalogue = Catalogue(
+        name=shown(_name(folder)),
+        classes=classes,
+        sources=[file.path for file in found],
+        labels=np.array([classes.index(file.of) for file in found], np.int64),
+        hashes=np.array([file.digest for file in found]),
+        parts=np.array([file.part for file in found]),
+        skipped=(
+            *_outside(folder, [outer for _, outer in above]),
+            *(Skipped(shown(inner.path), "it holds no picture, so it is no class") for inner in hollow),
+            *(Skipped(shown(item.path), item.reason, count=item.count) for item in ignored),
+            *skipped,
+        ),
+        remarks=(
+            *(Remark(shown(link), "a link to a folder, followed") for inner in folders for link in inner.listing.links),
+            *_other_spellings(folders),
+            *(Remark(shown(file.path), file.oddity) for file in found if file.oddity),
+        ),
+    )
+    catalogue = _without_duplicates(catalogue)
+    require_enough(catalogue)
+    return catalogue
+
+
+def _name(folder: Path) -> str:
+    """The folder's name, with its parent's when the name alone says little."""
+    folder = folder.resolve()
+    says_little = part_of(folder.name) or folder.name.lower() == "raw"
+    return f"{folder.parent.name}/{folder.name}" if says_little else folder.name
+
+
+def _require_different_names(folders: Sequence[_ClassFolder]) -> None:
+    """Refuse two names that look alike only because of what is shown for their control characters."""
+    names: dict[str, tuple[str, Path]] = {}
+    for inner in folders:
+        spelled = unicodedata.normalize("NFC", inner.path.name)
+        other, path = names.setdefault(inner.of, (spelled, inner.path))
+        if other != spelled:
+            raise DataError(
+                f"{str(path)!r} and {str(inner.path)!r} would both be the class {inner.of!r}; rename one of them"
+            )
+
+
+def _require_readable(hollow: Sequence[_ClassFolder], skipped: Sequence[Skipped]) -> None:
+    """Refuse a class that would be missing only because its files may not be read."""
+    reasons = {item.path: item.reason for item in skipped}
+    for inner in hollow:
+        for path in inner.listing.files:
+            if (reason := reasons.get(shown(path), "")).startswith(UNREADABLE):
+                raise DataError(f"not one picture of the class {inner.of!r} can be read; {shown(path)}: {reason}")
+
+
+def _require_training(folder: Path, found: Sequence[_Found]) -> None:
+    """Refuse parts of which none, or none of a class, is to train on."""
+    parts = {file.part: file.of for file in found}
+    if "" in parts:
+        return
+    taught = {file.of for file in found if file.part == "train"}
+    if not taught:
+        raise DataError(
+            f"the folder {shown(folder)} holds pictures to {' and '.join(sorted(parts))} and none to train on"
+            " in folders of classes; it needs a folder train/ with one sub-folder a class"
+        )
+    untaught = sorted({(file.of, file.part) for file in found if file.of not in taught})
+    if untaught:
+        of, part = untaught[0]
+        raise DataError(
+            f"the class {of!r} has pictures to {part} and none to train on; in train/ there are: {known(taught, of)}"
+        )
+
+
+def _other_spellings(folders: Sequence[_ClassFolder]) -> Iterator[Remark]:
+    """Folders whose name is another's in other code points, as when a Mac and another computer filled them."""
+    first: dict[str, str] = {}
+    for inner in folders:
+        if first.setdefault(inner.of, inner.path.name) != inner.path.name:
+            yield Remark(shown(inner.path), "its accents are written in other characters than those of the same class")
+
+
+def _outside(folder: Path, above: Sequence[Path]) -> list[Skipped]:
+    """Pictures that lie beside the folders of the classes."""
+    paths = sorted(path for outer in {folder, *above} for path in outer.iterdir() if path.suffix.lower() in SUFFIXES)
+    return [Skipped(shown(path), "it lies in no folder of a class") for path in paths if path.is_file()]
+
+
+def _natural(name: str) -> list[tuple[float, str]]:
+    """Sort key that puts ``10`` after ``9``, and numbers before words."""
+    return [(int(run), "") if run.isdecimal() else (math.inf, run) for run in re.findall(r"\d+|\D+", name)]
+
+
+def _examine(file: _Found) -> _Found | Skipped:
+    """Identify a file by its content; one whose ending is not a picture's is only sniffed at."""
+    path, said = shown(file.path), SUFFIXES.get(file.path.suffix.lower())
+    try:
+        with file.path.open("rb") as opened:
+            data = opened.read() if said else opened.read(SNIFFED_BYTES)
+    except OSError as error:
+        return Skipped(path, f"{UNREADABLE}: {error.strerror}")
+    found = format_of(data)
+    if said is None:
+        return Skipped(path, _why_not(file.path.suffix, found))
+    if not data:
+        return Skipped(path, "the file is empty")
+    odd = f"it is a {found}, though its ending says {said}" if found not in (None, said) else None
+    return replace(file, digest=hashlib.sha256(data).hexdigest(), oddity=odd)
+
+
+def _why_not(ending: str, found: str | None) -> str:
+    if found is None:
+        return f"its ending is none of {', '.join(sorted(SUFFIXES))}"
+    right = next(suffix for suffix, of in SUFFIXES.items() if of == found)
+    has = f"ends in {shown(ending)}" if ending else "has no ending"
+    return f"it is a {found}, though its name {has}; rename it to end in {right}"
+
+
+def _without_duplicates(catalogue: Catalogue) -> Catalogue:
+    """Keep the first of equal pictures, so that none is on two sides of a split."""
+    first: dict[str, int] = {}
+    keep = np.ones(len(catalogue), dtype=bool)
+    skipped = []
+    for index, digest in enumerate(catalogue.hashes.tolist()):
+        original = first.setdefault(digest, index)
+        if original == index:
+            continue
+        keep[index] = False
+        pair = (index, original)
+        classes = [catalogue.classes[catalogue.labels[one]] for one in pair]
+        other = "" if classes[0] == classes[1] else ", under another class"
+        kept = catalogue.path(original)
+        skipped.append(
+            Duplicate(
+                catalogue.path(index),
+                f"same content as {kept}{other}",
+                kept,
+                classes=(classes[0], classes[1]),
+                parts=(str(catalogue.parts[index]), str(catalogue.parts[original])),
+            )
+        )
+    return catalogue.subset(keep, skipped)

@@ -1,0 +1,131 @@
+"""Images that must not be torn apart: copies of one photograph, and what the user says belongs together."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.errors import DataError
+from toolkit.images.decoding import STATISTICS
+from toolkit.training.data.cache import Pictures
+from toolkit.training.data.catalogue import Catalogue
+from toolkit.training.data.near_duplicates import SMALLEST_SIDE, groups_of, near_duplicates
+
+
+@dataclass(frozen=True, eq=False)
+class Together:
+    """What belongs together in a data set of N images.
+
+    Parameters
+    ----------
+    keys
+        str (N,), the same for images that the user wants kept together, and empty for one that is on its
+        own; None when nothing was said.
+    copies
+        int64 (M, 2), pairs of images that show one photograph.
+    """
+
+    keys: NDArray[np.str_] | None = None
+    copies: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
+
+    @property
+    def links(self) -> NDArray[np.int64]:
+        """int64 (L, 2), pairs that chain the images of each key."""
+        return np.empty((0, 2), np.int64) if self.keys is None else _chains(self.keys)
+
+    def numbers(self, count: int) -> NDArray[np.int64] | None:
+        """Number the groups, int64 (N,); None when every image is one of its own."""
+        links = np.concatenate([self.copies, self.links])
+        return groups_of(links, count) if len(links) else None
+
+
+def together(pictures: Pictures, data: str, group_by: str | None, *, copies: bool) -> Together:
+    """What belongs together in a decoded data set.
+
+    Parameters
+    ----------
+    data
+        The folder that it was read from.
+    group_by
+        As ``keys_of`` takes it; None: the user says nothing.
+    copies
+        Whether near-duplicates are looked for. They are in folders of images of at least
+        ``SMALLEST_SIDE`` pixels: data sets of arrays are left as their authors made them.
+
+    Raises
+    ------
+    DataError
+        ``group_by`` fits no image.
+    """
+    catalogue = pictures.catalogue
+    keys = None if group_by is None else keys_of(catalogue, Path(data).expanduser(), group_by)
+    if not copies or not len(catalogue) or not isinstance(catalogue.sources[0], Path):
+        return Together(keys)
+    sides = pictures.statistics[:, [STATISTICS.index("width"), STATISTICS.index("height")]]
+    return Together(keys, near_duplicates(pictures.pixels, np.flatnonzero(sides.min(axis=1) >= SMALLEST_SIDE)))
+
+
+def keys_of(catalogue: Catalogue, folder: Path, group_by: str) -> NDArray[np.str_]:
+    r"""The key that each image shares with those it belongs to; empty for one that ``group_by`` does not fit.
+
+    Parameters
+    ----------
+    folder
+        That the data set was read from.
+    group_by
+        A number: the name of the folder so many levels below that of the class. Otherwise a regular
+        expression that is searched for in the path below ``folder``, with ``/`` on every system: its
+        first group is the key, or the whole match when it has none.
+
+    Raises
+    ------
+    DataError
+        The images are no files, or it fits none of them.
+
+    Examples
+    --------
+    >>> images = [Path("scans/sick/p7/1.png"), Path("scans/well/p7/2.png"), Path("scans/well/3.png")]
+    >>> listed = Catalogue("scans", ("sick", "well"), images, np.array([0, 1, 1]), np.array(["a", "b", "c"]),
+    ...     np.array(["", "", ""]))
+    >>> keys_of(listed, Path("scans"), "1").tolist()
+    ['p7', 'p7', '']
+    >>> keys_of(listed, Path("scans"), r"(p\d+)/").tolist()
+    ['p7', 'p7', '']
+    """
+    paths = [_below(folder, source) for source in catalogue.sources if isinstance(source, Path)]
+    if not paths:
+        raise DataError(
+            f"--group-by {group_by} looks at the paths of images, and those of {catalogue.name} are no files"
+        )
+    if group_by.isdecimal():
+        levels = int(group_by) + (catalogue.parts != "")  # the class's own folder, maybe below train/
+        keys = [_level(path, level) for path, level in zip(paths, levels.tolist(), strict=True)]
+    else:
+        pattern = re.compile(group_by)
+        keys = [_match(pattern, path) for path in paths]
+    if not any(keys):
+        raise DataError(f"--group-by {group_by} fits none of the {len(keys):,} images, such as {paths[0]}")
+    return np.array(keys)
+
+
+def _below(folder: Path, path: Path) -> str:
+    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+
+
+def _level(path: str, level: int) -> str:
+    names = path.split("/")[:-1]
+    return names[level] if level < len(names) else ""
+
+
+def _match(pattern: re.Pattern[str], path: str) -> str:
+    found = pattern.search(path)
+    return (found[1] if pattern.groups else found[0]) or "" if found else ""
+
+
+def _chains(keys: NDArray[np.str_]) -> NDArray[np.int64]:
+    """Pairs (M, 2) that link the images of each key, one after the other."""
+    order = np.argsort(keys, kind="stable")
+    linked = (keys[order[1:]] == keys[order[:-1]]) & (keys[order[1:]] != "")
+    return np.stack([order[:-1][linked], order[1:][linked]], axis=1)

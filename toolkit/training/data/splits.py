@@ -1,0 +1,325 @@
+"""Which images serve what: held out for ever, trained on, or validated on.
+
+An image's hash, or that of the group that the user put it in, decides whether it is held out. So the
+same image is held out in every run, also when the data set grows, and two models can be compared on
+images that neither has seen. Copies of one photograph whose hashes disagree are not moved: those on
+one side are set aside, and serve nothing.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.errors import DataError
+from toolkit.training.data.catalogue import Catalogue
+from toolkit.training.data.groups import Together
+from toolkit.training.data.near_duplicates import groups_of
+
+Indices = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+DEVELOPMENT, VALIDATION, HELD_OUT, SET_ASIDE = range(4)
+
+
+def _none() -> Indices:
+    return np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Which images serve what, as index arrays into a data set of N.
+
+    Parameters
+    ----------
+    development
+        Trained on and validated with.
+    held_out
+        Measured once, at the end.
+    validation
+        The user's own val/ folder; empty when there is none.
+    set_aside
+        Not used, since an image that they are copies of is: on another side, or held out as they would be.
+    groups
+        int64 (N,), the same number for images that validation and folds must not tear apart; None when
+        each is on its own.
+    copies
+        int64 (M, 2), pairs of images that show one photograph.
+    """
+
+    development: Indices
+    held_out: Indices
+    validation: Indices
+    set_aside: Indices = field(default_factory=_none)
+    groups: Indices | None = None
+    copies: Indices = field(default_factory=lambda: np.empty((0, 2), np.int64))
+
+    @property
+    def held_out_groups(self) -> int:
+        """How many groups are held out: so many independent measurements at least."""
+        return len(self.held_out) if self.groups is None else len(np.unique(self.groups[self.held_out]))
+
+
+def split(catalogue: Catalogue, held_out_share: float, together: Together | None = None) -> Split:
+    """Decide for each image, by content alone, whether it is held out.
+
+    A ``test/`` folder is the held-out part when there is one. Otherwise an image is held out when its
+    hash, read as a fraction, is below ``held_out_share``: the hash of its content, or of its key where
+    the user gave one. Of each class the key or image with the largest hash is never held out, so that
+    there is something to train on, nor is the largest of the others, so that there is one to validate
+    on; and when none is below the share, the smallest is held out.
+
+    Of copies on several sides those of one are used and the others set aside. That is the side of
+    the copy that keeps a class alive, else of one in ``test/`` or ``val/``, else of the one that comes first
+    by another part of its content's hash. Of copies that are held out one is measured on.
+
+    As the data set grows no image changes from held out to trained on, unless it was the only one held
+    out, and above the share; and none from trained on to held out, unless it is below the share and was
+    kept for its class. A copy that is added may set one aside.
+
+    Parameters
+    ----------
+    held_out_share
+        From 0 to 1.
+    together
+        What must not be torn apart.
+
+    Raises
+    ------
+    DataError
+        No image can be held out, or a class has none to train on.
+    """
+    together = together or Together()
+    if (catalogue.parts == "test").any():
+        places = _by_folder(catalogue, together)
+    else:
+        places = _by_hash(catalogue, held_out_share, together)
+    _require_training(catalogue, places)
+    development, validation, held_out, aside = (np.flatnonzero(places == place) for place in range(4))
+    return Split(development, held_out, validation, aside, together.numbers(len(catalogue)), together.copies)
+
+
+def _by_folder(catalogue: Catalogue, together: Together) -> Indices:
+    """The place of each image, int64 (N,), as the folders say."""
+    places = np.select([catalogue.parts == "test", catalogue.parts == "val"], [HELD_OUT, VALIDATION], DEVELOPMENT)
+    return _settled(places, places + _fractions(_reversed(catalogue.hashes)), together)
+
+
+def _by_hash(catalogue: Catalogue, share: float, together: Together) -> Indices:
+    """The place of each image, int64 (N,), as its hash or that of its key says."""
+    fractions, free = _fractions(catalogue.hashes), catalogue.parts != "val"
+    if together.keys is not None:
+        fractions = np.where(together.keys == "", fractions, _fractions(_digests(together.keys)))
+    kept = _kept(catalogue, fractions, free, together)
+    places = np.select([~free, ~kept & (fractions < share)], [VALIDATION, HELD_OUT], DEVELOPMENT)
+    weights = _fractions(_reversed(catalogue.hashes)) + ~free + 2 * kept
+    settled = _settled(places, weights, together)
+    if (settled == HELD_OUT).any():
+        return settled
+    spare = free & ~_related(kept, together)
+    if not spare.any():
+        raise DataError(
+            f"none of the {len(catalogue)} images can be held out, since each class has only one to train on"
+            " (copies and groups count once); add images, or make a test/ folder"
+        )
+    chosen = free & (fractions == fractions[spare].min())
+    return _settled(np.where(chosen, HELD_OUT, places), weights + 2 * chosen, together)
+
+
+def _kept(catalogue: Catalogue, fractions: Floats, free: NDArray[np.bool_], together: Together) -> NDArray[np.bool_]:
+    """Which images (N,) are never held out: one key or image of each class, and one more in all to validate on."""
+    largest = _largest(fractions, catalogue.labels, np.flatnonzero(free))
+    kept = free & np.isin(fractions, fractions[largest])
+    spare = free & ~_related(kept, together)
+    if len(np.unique(fractions[spare])) > 1:
+        kept |= free & (fractions == fractions[spare].max())
+    return kept
+
+
+def _related(images: NDArray[np.bool_], together: Together) -> NDArray[np.bool_]:
+    """Those images (N,), and all that belong to them."""
+    groups = together.numbers(len(images))
+    return images if groups is None else np.isin(groups, groups[images])
+
+
+def _fractions(digests: NDArray[np.str_]) -> Floats:
+    """Hexadecimal digits (N,) as fractions from 0 to 1."""
+    return np.array([int(digest[:13], 16) / 16**13 for digest in digests.tolist()], np.float64)
+
+
+def _reversed(digests: NDArray[np.str_]) -> NDArray[np.str_]:
+    """Other fractions, that say nothing about the first."""
+    return np.array([digest[::-1] for digest in digests.tolist()])
+
+
+def _digests(keys: NDArray[np.str_]) -> NDArray[np.str_]:
+    known = {key: hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest() for key in set(keys.tolist())}
+    return np.array([known[key] for key in keys.tolist()])
+
+
+def _largest(values: Floats, groups: Indices, among: Indices) -> Indices:
+    """The index of the largest value of each group."""
+    order = among[np.lexsort((values[among], groups[among]))]
+    last: Indices = order[np.diff(groups[order], append=-1) != 0]
+    return last
+
+
+def _settled(places: Indices, weights: Floats, together: Together) -> Indices:
+    """Set aside what is not on the side of the heaviest of its group, and all held-out copies but one."""
+    places, everything = places.copy(), np.arange(len(places))
+    for links in (together.links, together.copies):
+        groups = groups_of(links, len(places))
+        leaders = _largest(np.where(places == SET_ASIDE, -1, weights), groups, everything)[groups]
+        places[places != places[leaders]] = SET_ASIDE
+        if links is together.copies:
+            places[(places == HELD_OUT) & (leaders != everything)] = SET_ASIDE
+    return places
+
+
+def _require_training(catalogue: Catalogue, places: Indices) -> None:
+    found = set(catalogue.labels[places == DEVELOPMENT].tolist())
+    for label, name in enumerate(catalogue.classes):
+        if label not in found:
+            aside = int(((catalogue.labels == label) & (places == SET_ASIDE)).sum())
+            why = f": {aside} belong to images in test/ or val/, so they are set aside" if aside else ""
+            raise DataError(f"class {name!r} has no picture to train on{why}")
+
+
+def stratified(labels: Indices, share: float, seed: int, groups: Indices | None = None) -> tuple[Indices, Indices]:
+    """Cut index arrays (training, validation) with ``share`` of every class, at least one image, in the second.
+
+    A class of one image, or of one group, is trained on.
+
+    Parameters
+    ----------
+    labels
+        int64 (N,).
+    groups
+        int64 (N,), the same number for images that must be on one side; None: each is on its own.
+
+    Examples
+    --------
+    >>> training, validation = stratified(np.array([0] * 20 + [1] * 5), share=0.2, seed=0)
+    >>> len(training), int((validation < 20).sum()), int((validation >= 20).sum())
+    (20, 4, 1)
+    """
+    generator = np.random.default_rng(seed)
+    if groups is not None and len(np.unique(groups)) < len(groups):
+        return _stratified_groups(labels, share, generator, groups)
+    chosen: list[Indices] = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = max(1, round(share * len(members)))
+        chosen.append(generator.permutation(members)[: min(count, len(members) - 1)])
+    validation = np.sort(np.concatenate(chosen))
+    return np.setdiff1d(np.arange(len(labels)), validation), validation
+
+
+def _stratified_groups(
+    labels: Indices, share: float, generator: np.random.Generator, groups: Indices
+) -> tuple[Indices, Indices]:
+    """Groups in random order, while each class lacks some and has others to train on; then single images."""
+    sizes = np.bincount(labels)
+    wanted, left = np.maximum(1, np.round(share * sizes)), sizes.copy()
+    alone, others = _apart(labels, groups)
+    single, taken = np.bincount(labels[alone], minlength=len(sizes)), np.zeros(len(sizes), np.int64)
+    validated = alone & False
+    for place in generator.permutation(len(others)).tolist():
+        members = others[place]
+        own, number = np.unique(labels[members], return_counts=True)
+        fits = taken[own] + number / 2 <= share * (sizes - single)[own]
+        if (fits | ((single + taken)[own] == 0)).all() and (left[own] > number).all():
+            validated[members] = True
+            taken[own] += number
+            left[own] -= number
+    for label in np.unique(labels[alone]).tolist():
+        members = generator.permutation(np.flatnonzero(alone & (labels == label)))
+        validated[members[: max(0, int(min(wanted[label] - taken[label], left[label] - 1)))]] = True
+    return np.flatnonzero(~validated), np.flatnonzero(validated)
+
+
+def _apart(labels: Indices, groups: Indices) -> tuple[NDArray[np.bool_], list[Indices]]:
+    """Which images (N,) are groups of their own, and the indices of each other group, the largest first."""
+    order = np.argsort(groups, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    alone = np.zeros(len(labels), np.bool_)
+    alone[[part[0] for part in parts if len(part) == 1]] = True
+    return alone, sorted((part for part in parts if len(part) > 1), key=len, reverse=True)
+
+
+def stratified_folds(
+    labels: Indices, folds: int, seed: int, classes: Sequence[str], groups: Indices | None = None
+) -> Iterator[tuple[Indices, Indices]]:
+    """Index arrays (training, validation) of stratified k-fold cross-validation.
+
+    Parameters
+    ----------
+    labels
+        int64 (N,).
+    groups
+        int64 (N,), the same number for images that must be in one fold; None: each is on its own.
+
+    Raises
+    ------
+    DataError
+        A class has fewer images, or groups of them, than there are folds, or its groups cannot be spread.
+    """
+    require_folds(labels, folds, classes, groups)
+    if groups is not None and len(np.unique(groups)) < len(groups):
+        fold_of = _fold_of_groups(labels, folds, np.random.default_rng(seed), groups)
+        for label in np.unique(labels).tolist():
+            if len(np.unique(fold_of[labels == label])) == 1:
+                raise DataError(
+                    f"class {classes[label]!r} would be in one of the {folds} folds only: its images belong together"
+                    " with those of other classes; change --group-by or --folds"
+                )
+        return ((np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)) for fold in range(folds))
+    from sklearn.model_selection import StratifiedKFold  # a second of import that only cross-validation needs
+
+    return iter(StratifiedKFold(folds, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels))
+
+
+def require_folds(labels: Indices, folds: int, classes: Sequence[str], groups: Indices | None = None) -> None:
+    """Refuse more folds than a class can fill.
+
+    Raises
+    ------
+    DataError
+        A class has fewer images, or groups of them, than there are folds.
+    """
+    counts = np.bincount(labels, minlength=len(classes))
+    apart = (
+        counts
+        if groups is None
+        else np.bincount(np.unique(np.stack([labels, groups]), axis=1)[0], minlength=len(classes))
+    )
+    smallest = int(apart.argmin())
+    if apart[smallest] < folds:
+        among = f" in {apart[smallest]} groups" if apart[smallest] < counts[smallest] else ""
+        raise DataError(
+            f"class {classes[smallest]!r} has {counts[smallest]} pictures{among} to cross-validate on,"
+            f" fewer than the {folds} folds; add pictures or lower --folds"
+        )
+
+
+def _fold_of_groups(labels: Indices, folds: int, generator: np.random.Generator, groups: Indices) -> Indices:
+    """The fold of each image, int64 (N,): the largest groups first, and each to where its classes are rarest."""
+    alone, others = _apart(labels, groups)
+    held = np.zeros((folds, int(labels.max()) + 1), np.int64)  # images of each class in each fold
+    fold_of = np.zeros(len(labels), np.int64)
+    for members in others:
+        own, number = np.unique(labels[members], return_counts=True)
+        # A class that is in one fold only so far goes to another one, so that it can be trained on beside each.
+        alone_there = (held[:, own] > 0) & (held[:, own] == held[:, own].sum(axis=0))
+        keys = held.sum(axis=1), held[:, own].max(axis=1), alone_there.sum(axis=1)
+        rarest = np.lexsort((generator.random(folds), *keys))
+        fold_of[members] = rarest[0]
+        held[rarest[0], own] += number
+    for label in np.unique(labels[alone]).tolist():
+        members = generator.permutation(np.flatnonzero(alone & (labels == label)))
+        levels = held[:, label] + np.arange(len(members))[:, None]  # what a fold holds before each further image
+        places = np.lexsort((np.tile(generator.random(folds), len(members)), levels.ravel()))[: len(members)]
+        fold_of[members] = places % folds
+    return fold_of

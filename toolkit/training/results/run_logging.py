@@ -1,0 +1,253 @@
+"""What a run keeps of a training: tags, figures, pictures, and the bundle."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from toolkit.bundle.baseline import LARGEST_SAMPLE, Baseline, CalibrationBins, calibration_bins
+from toolkit.bundle.files import DIGEST_TAG, Card, Measured, library_versions
+from toolkit.bundle.program import Program, save_bundle
+from toolkit.cli.terminal import say
+from toolkit.images.decoding import STATISTICS
+from toolkit.tracking.code_version import code_version
+from toolkit.tracking.connection import mlflow_call
+from toolkit.tracking.run import Run
+from toolkit.training.data.dataset import Data
+from toolkit.training.data.report import class_balance_picture, survey, survey_lines
+from toolkit.training.data.splits import Split
+from toolkit.training.device import Device
+from toolkit.training.hyperparameters import Recipe
+from toolkit.training.loop import Epoch, FitConfig, Fitted, predict_logits
+from toolkit.training.results.evaluation import Evaluation, evaluate, most_confident_mistakes
+from toolkit.training.results.plots import (
+    calibration_picture,
+    confusion_picture,
+    learning_curves,
+    mistakes_picture,
+    per_class_picture,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A finished training."""
+
+    run: Run
+    fitted: Fitted
+    evaluation: Evaluation
+    metrics: dict[str, float]
+
+
+def tags_of(data: Data, seed: int) -> dict[str, object]:
+    """What every run is tagged with, so that it can be found and repeated."""
+    catalogue = data.pictures.catalogue
+    return {
+        "data": catalogue.name,
+        "data_fingerprint": catalogue.fingerprint,
+        "code_version": code_version(),
+        "seed": seed,
+        "weights": data.weights_note,
+        "skipped_files": catalogue.skipped_files,
+    }
+
+
+def log_data(run: Run, data: Data, source: str, split: Split | None = None) -> None:
+    """Record which data the run uses and what was found in it, and tell the user in short.
+
+    Parameters
+    ----------
+    source
+        Where it comes from, as the user named it.
+    split
+        Which pictures the run trains and which it validates on. When None, folds take turns in all that
+        are not held out.
+    """
+    catalogue = data.pictures.catalogue
+    in_turn = replace(data.split, development=data.development, validation=data.development[:0])
+    report = survey(catalogue, split or in_turn)
+    profile = {"pictures": len(catalogue), "classes": len(data.classes), "image_size": data.pictures.size}
+    run.dataset(catalogue.name, catalogue.fingerprint, source, profile=profile, context="training")
+    run.json("data_report.json", report)
+    run.figure("class_balance.png", class_balance_picture(report))
+    for line in survey_lines(report):
+        say(line)
+
+
+def log_folds(run: Run, recipe: Recipe, data: Data, seed: int, *, aloud: bool = True) -> Callable[[int, Fitted], None]:
+    """A callback that logs each fold as a nested run, and says so when ``aloud``."""
+
+    def log(number: int, fold: Fitted) -> None:
+        if _has_run(run, number):
+            return
+        tags = {**tags_of(data, seed + number), "fold": number}
+        with Run(run.client, run.experiment, role="fold", name=f"fold {number + 1}", parent=run, tags=tags) as nested:
+            nested.params(recipe.model_dump())
+            for epoch in fold.history:
+                nested.metrics(epoch_metrics(epoch), epoch.epoch)
+            nested.metrics(fit_metrics(fold))
+        if aloud:
+            say(f"fold {number + 1}: validation accuracy {fold.best_val_accuracy:.4f} in epoch {fold.best_epoch}")
+
+    return log
+
+
+def _has_run(run: Run, fold: int) -> bool:
+    """Whether a fold has its nested run; what an interrupted attempt left of one is deleted."""
+    query = f"tags.`mlflow.parentRunId` = '{run.id}' AND tags.fold = '{fold}'"
+    with mlflow_call(f"look for the run of fold {fold + 1}"):
+        found = run.client.search_runs([run.experiment_id], query)
+        for other in found:
+            if other.info.status != "FINISHED":
+                run.client.delete_run(other.info.run_id)
+    return any(other.info.status == "FINISHED" for other in found)
+
+
+def epoch_metrics(epoch: Epoch) -> dict[str, float]:
+    """The figures of an epoch, without those that were not measured."""
+    values = {item.name: getattr(epoch, item.name) for item in fields(epoch) if item.name != "epoch"}
+    return {name: value for name, value in values.items() if np.isfinite(value)}
+
+
+def fit_metrics(fitted: Fitted) -> dict[str, float]:
+    """The figures of a whole training."""
+    metrics = {"best_epoch": float(fitted.best_epoch), "training_time_s": fitted.seconds}
+    if fitted.images_per_s:  # not of a fold whose record had to wait until the run was taken up again
+        metrics["images_per_s"] = fitted.images_per_s
+    if np.isfinite(fitted.best_val_accuracy):
+        metrics["best_val_accuracy"] = fitted.best_val_accuracy
+    return metrics
+
+
+def log_outcome(
+    run: Run,
+    data: Data,
+    config: FitConfig,
+    fitted: Fitted,
+    temperature: float,
+    measured: Mapping[str, Measured],
+) -> Outcome:
+    """Measure on the held-out pictures, draw, and log metrics and the bundle."""
+    held_out = data.part(data.split.held_out)
+    network = fitted.network.cpu().float()
+    logits = predict_logits(network, held_out, Device("cpu", torch.float32), "measuring")
+    probabilities = _softmax(logits / temperature)
+    evaluation = evaluate(probabilities, held_out.own_labels, data.classes)
+    before = calibration_bins(_softmax(logits), held_out.own_labels)
+    metrics = {
+        **fit_metrics(fitted),
+        **evaluation.weighted,
+        "held_out_accuracy": evaluation.accuracy,
+        "calibration_error_before": before.error,
+        "calibration_error": evaluation.calibration_error,
+        "temperature": temperature,
+        "gpu_memory_mb": gpu_peak_mb(config.device),
+    }
+    _log_tables_and_pictures(run, data, fitted, evaluation, probabilities, before)
+    scored = {"accuracy": evaluation.accuracy, **evaluation.weighted, "calibration_error": evaluation.calibration_error}
+    card = Card(
+        classes=data.classes,
+        image_size=config.recipe.image_size,
+        network=config.recipe.model_type,
+        settings=config.recipe.model_dump(),
+        data=_data_description(data),
+        metrics={name: Measured(value=value, pictures=len(held_out)) for name, value in scored.items()}
+        | dict(measured),
+        temperature=temperature,
+        code_version=code_version(),
+        versions=library_versions(),
+    )
+    _log_bundle(run, Program(network, temperature), card, _baseline(data, probabilities))
+    run.metrics(metrics)  # last, because a run that is interrupted before this will measure them again
+    return Outcome(run, fitted, evaluation, {**metrics, **{name: item.value for name, item in measured.items()}})
+
+
+def _log_tables_and_pictures(
+    run: Run,
+    data: Data,
+    fitted: Fitted,
+    evaluation: Evaluation,
+    probabilities: NDArray[np.float32],
+    before: CalibrationBins,
+) -> None:
+    """What people look at: of the training, and of the held-out pictures' probabilities, (N, K)."""
+    held_out = data.part(data.split.held_out)
+    run.json("per_class.json", evaluation.per_class)
+    run.json("confusion_matrix.json", {"classes": data.classes, "matrix": evaluation.confusion.tolist()})
+    run.figure("learning_curves.png", learning_curves(fitted.history, fitted.best_epoch))
+    run.figure("confusion_matrix.png", confusion_picture(evaluation.confusion, data.classes))
+    run.figure("per_class.png", per_class_picture(evaluation.per_class))
+    run.figure("calibration.png", calibration_picture(before, calibration_bins(probabilities, held_out.own_labels)))
+    worst = most_confident_mistakes(probabilities, held_out.own_labels)
+    if len(worst):
+        predicted, confidence = probabilities[worst].argmax(axis=1), probabilities[worst].max(axis=1)
+        pixels, true = held_out.pixels[held_out.indices[worst]], held_out.own_labels[worst]
+        run.figure(
+            "mistakes.png",
+            mistakes_picture(pixels, true.tolist(), predicted.tolist(), confidence.tolist(), data.classes),
+        )
+
+
+def _log_bundle(run: Run, program: Program, card: Card, baseline: Baseline) -> None:
+    if _has_bundle(run):
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, model_id = Path(scratch) / "model", run.new_model()
+        digest = save_bundle(folder, program, card, baseline, run_id=run.id, model_id=model_id)
+        run.model(folder, model_id, {DIGEST_TAG: digest})
+
+
+def _has_bundle(run: Run) -> bool:
+    """Whether the run had a bundle when it was interrupted; less than a whole one is deleted."""
+    client = run.client
+    with mlflow_call("look for an earlier bundle"):
+        outputs = client.get_run(run.id).outputs
+        whole = {output.model_id for output in outputs.model_outputs} if outputs else set()
+        for model in client.search_logged_models([run.experiment_id], f"source_run_id = '{run.id}'"):
+            if model.model_id in whole:
+                run.tag(**{DIGEST_TAG: model.tags[DIGEST_TAG]})  # the one step of the upload that may be missing
+            else:
+                client.delete_logged_model(model.model_id)
+    return bool(whole)
+
+
+def _baseline(data: Data, probabilities: NDArray[np.float32]) -> Baseline:
+    """The held-out pictures, or an evenly spread sample of them."""
+    held_out = data.split.held_out
+    chosen = np.linspace(0, len(held_out) - 1, min(len(held_out), LARGEST_SAMPLE)).round().astype(int)
+    indices = held_out[chosen]
+    columns = data.pictures.statistics[indices].T
+    return Baseline(
+        classes=data.classes,
+        probabilities=probabilities[chosen],
+        labels=data.pictures.labels[indices],
+        hashes=data.pictures.catalogue.hashes[indices],
+        statistics=dict(zip(STATISTICS, columns, strict=True)),
+    )
+
+
+def _data_description(data: Data) -> dict[str, object]:
+    catalogue = data.pictures.catalogue
+    return {
+        "name": catalogue.name,
+        "fingerprint": catalogue.fingerprint,
+        "development": len(data.development),
+        "held_out": len(data.split.held_out),
+        "held_out_groups": data.split.held_out_groups,
+        "skipped": catalogue.skipped_files,
+        "set_aside": len(data.split.set_aside),
+    }
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    answer: NDArray[np.float32] = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
+    return answer
+
+
+def gpu_peak_mb(device: Device) -> float:
+    """Most GPU memory that this process held; 0 without a GPU."""
+    return torch.cuda.max_memory_allocated() / 2**20 if device.name == "cuda" else 0.0

@@ -1,0 +1,259 @@
+"""A network, and everything that changes while it learns: one step at a time."""
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  torch's own convention
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel
+
+from toolkit.cli.terminal import say
+from toolkit.errors import TrainingError, one_line
+from toolkit.training.batches import Batches
+from toolkit.training.device import Device
+from toolkit.training.hyperparameters import Recipe
+from toolkit.training.mixing import mix, soft_targets
+
+WARM_UP_SHARE = 0.1  # of all steps
+LAST_RATE = 0.01  # of the largest learning rate, at the end of the cosine
+BLANK_GRADIENT = 16  # px: here ResNet-18 convolves maps of one pixel, and oneDNN leaves parts of the bfloat16 weight
+# gradient as it finds the memory (torch 2.14.1)
+LARGEST_GRADIENT = 5.0  # norm above which a step is shortened; one bad batch cannot throw the weights away
+
+
+class Learner:
+    """Learns from one batch at a time.
+
+    What is random in a step depends on the seed and the step's number alone, so a training can be
+    taken up at any step without a record of what was drawn before.
+
+    Parameters
+    ----------
+    network
+        Takes what ``batches`` give, gives logits (B, K). It is changed in place.
+    batches
+        What to learn from.
+    recipe
+        The hyperparameters.
+    steps
+        How many steps the whole training has; the learning rate follows a warm-up over a tenth of
+        them and then a cosine down to a hundredth.
+    seed
+        Of augmentation, mixing and dropout.
+    device
+        Where and how exactly.
+    """
+
+    def __init__(
+        self, network: nn.Module, batches: Batches, recipe: Recipe, steps: int, seed: int, device: Device
+    ) -> None:
+        self.network, self.accumulated = network, 1
+        self._batches, self._recipe, self._steps, self._seed, self._device = batches, recipe, steps, seed, device
+        network.to(device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._trained = [weight for weight in network.parameters() if weight.requires_grad]
+        self._optimizer = _optimizer(self._trained, recipe)
+        self._average = exponential_moving_average(network, recipe.ema) if recipe.ema else None
+        self._weight = _class_weights(batches, recipe, device)
+        self._noise = device.generator()
+        self._plain = _shared(network, device)
+        self._forward = _compiled(self._plain) if device.compiled else self._plain
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is validated and kept: the average of the weights where there is one."""
+        return self.network if self._average is None else self._average.module
+
+    def learning_rate(self, step: int) -> float:
+        """Of a step, counted from 0."""
+        return self._recipe.learning_rate * schedule(step, self._steps)
+
+    def step(self, number: int, positions: NDArray[np.int64], size: int) -> tuple[Tensor, Tensor]:
+        """Learn from a batch; its summed loss and how many were right, of this process's share.
+
+        When memory runs out the batch is halved and its gradients are added up, from then on. Likewise
+        a network that cannot be compiled runs as it is.
+
+        Parameters
+        ----------
+        number
+            The step, from 0.
+        positions
+            int64 (B,), of all processes together.
+        size
+            Side of the pictures.
+
+        Raises
+        ------
+        TrainingError
+            Not even two pictures fit into memory.
+        """
+        while True:
+            try:
+                return self._learn(number, positions, size)
+            except (RuntimeError, MemoryError) as error:
+                if self._forward is not self._plain and isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                    self._forward = _uncompiled(self._plain, error)
+                    continue
+                if not _out_of_memory(error):
+                    raise
+            self._halve(len(positions))
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and numbers to go on from, bit for bit; not copies."""
+        state = {"network": self.network.state_dict(), "optimizer": self._optimizer.state_dict()}
+        return state | ({"average": self._average.state_dict()} if self._average else {})
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up a ``state``."""
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self._average:
+            self._average.load_state_dict(state["average"])
+
+    def _learn(self, number: int, positions: NDArray[np.int64], size: int) -> tuple[Tensor, Tensor]:
+        world = self._device.world
+        self._draw_anew(number)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss_sum = torch.zeros((), device=self._device.name)
+        right = torch.zeros((), device=self._device.name, dtype=torch.int64)
+        for piece in np.array_split(world.share(positions), self._pieces(len(positions))):
+            loss, logits, labels = self._loss(piece, size)
+            # The mean over the batch; DistributedDataParallel divides by the number of processes.
+            (loss * (world.size / len(positions))).backward()  # type: ignore[no-untyped-call]
+            loss_sum += loss.detach()
+            right += (logits.detach().argmax(dim=1) == labels).sum()
+        nn.utils.clip_grad_norm_(self._trained, LARGEST_GRADIENT)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.learning_rate(number)
+        self._optimizer.step()
+        if self._average:
+            self._average.update_parameters(self.network)
+        return loss_sum, right
+
+    def _loss(self, positions: NDArray[np.int64], size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Summed loss, logits (B, K) and labels (B,) of some pictures."""
+        recipe = self._recipe
+        inputs = self._batches.train(positions, size, self._noise)
+        labels = torch.from_numpy(self._batches.labels[positions]).to(self._device.name, non_blocking=True)
+        targets = soft_targets(labels, self._batches.classes, recipe.label_smoothing)  # (B, K)
+        if recipe.mixup or recipe.cutmix:
+            inputs, targets = mix(inputs, targets, mixup=recipe.mixup, cutmix=recipe.cutmix, generator=self._noise)
+        blank = recipe.model_type == "resnet18" and size <= BLANK_GRADIENT
+        with nullcontext() if blank else self._device.autocast():
+            logits = self._forward(inputs)
+        return F.cross_entropy(logits.float(), targets, self._weight, reduction="sum"), logits, labels
+
+    def _draw_anew(self, number: int) -> None:
+        """Seed augmentation and mixing, and torch's own generator, which dropout draws from."""
+        drawn = np.random.SeedSequence([self._seed, number, self._device.world.rank]).generate_state(2, np.uint64) >> 1
+        self._noise.manual_seed(int(drawn[0]))
+        torch.manual_seed(int(drawn[1]))
+
+    def _pieces(self, pictures: int) -> int:
+        """How many a batch is split into; none has less than the two pictures that batch statistics need."""
+        return max(1, min(self.accumulated, pictures // 2))
+
+    def _halve(self, pictures: int) -> None:
+        """Split each batch into twice as many pieces."""
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._device.name == "cuda":
+            torch.cuda.empty_cache()
+        if self._device.world.size > 1 or pictures // 2 <= self.accumulated:
+            raise TrainingError(
+                f"a batch of {pictures} pictures does not fit into memory; lower --batch-size or --image-size"
+            )
+        self.accumulated *= 2
+        say(f"out of memory: each batch is split into {self._pieces(pictures)} and its gradients are added up")
+
+
+def exponential_moving_average(network: nn.Module, decay: float) -> AveragedModel:
+    """The running average of a network's weights and batch statistics; its counters are copied.
+
+    It begins with the weights after the first step. The decay grows from 2 / 11 to ``decay`` over the
+    steps after it, so that the weights of the start are soon forgotten.
+
+    References
+    ----------
+    Polyak, Juditsky: Acceleration of Stochastic Approximation by Averaging, SIAM 1992.
+
+    Examples
+    --------
+    >>> network = nn.Linear(1, 1)
+    >>> average = exponential_moving_average(network, decay=0.9)
+    >>> for value in (0.0, 1.0):  # the second step with decay 2 / 11
+    ...     _ = nn.init.constant_(network.weight, value)
+    ...     average.update_parameters(network)
+    >>> round(average.module.weight.item(), 3)
+    0.818
+    """
+
+    def update(averages: PARAM_LIST, values: PARAM_LIST, steps: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))
+        else:
+            torch._foreach_copy_(averages, values)
+
+    return AveragedModel(network, multi_avg_fn=update, use_buffers=True).requires_grad_(False)
+
+
+def schedule(step: int, steps: int) -> float:
+    """The share of the largest learning rate at a step: a linear warm-up, then a cosine down to a hundredth.
+
+    Examples
+    --------
+    >>> [schedule(step, 20) for step in (0, 1, 2, 20)]
+    [0.5, 1.0, 1.0, 0.01]
+    """
+    warm_up = max(1, int(steps * WARM_UP_SHARE))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    share = min(1.0, (step - warm_up) / max(1, steps - warm_up))
+    return LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * share)) / 2
+
+
+def _optimizer(trained: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            trained, recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+        )
+    return torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+
+
+def _class_weights(batches: Batches, recipe: Recipe, device: Device) -> Tensor | None:
+    """float32 (K,): each class weighs as much as any other in all, and a picture 1 on average."""
+    if recipe.class_weights == "none":
+        return None
+    counts = np.bincount(batches.labels, minlength=batches.classes)
+    weights = len(batches.labels) / (batches.classes * np.maximum(counts, 1))
+    return torch.tensor(weights, dtype=torch.float32, device=device.name)
+
+
+def _shared(network: nn.Module, device: Device) -> Callable[[Tensor], Tensor]:
+    """The network's forward pass, with its gradients averaged over the processes."""
+    if device.world.size == 1:
+        return network
+    local = [torch.cuda.current_device()] if device.name == "cuda" else None
+    return nn.parallel.DistributedDataParallel(network, device_ids=local)
+
+
+def _compiled(plain: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same, compiled when it first runs, and its gradients when they first do; either can still fail."""
+    try:
+        return torch.compile(plain)
+    except (OSError, RuntimeError) as error:  # no folder for compiled code can be made, or this Python is too young
+        return _uncompiled(plain, error)
+
+
+def _uncompiled(plain: Callable[[Tensor], Tensor], error: Exception) -> Callable[[Tensor], Tensor]:
+    say(f"torch.compile failed ({one_line(error)}); training goes on without it")
+    return plain
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """CUDA has a type for it; the CPU's allocator only a text."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,165 @@
+"""What a search says while it goes, and the tables of what it found."""
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from toolkit.cli.terminal import on_terminal, quiet_since, say, table
+from toolkit.tuning.study import Proposal, Study
+from toolkit.tuning.trial import Fold, Trial
+
+SHOWN = 5  # trials in a table
+LONG = 30.0  # seconds of a fold, from which on it has a line of its own where no bar shows what goes on
+WORDS = {
+    "model_type": "{}", "image_size": "{} px", "optimizer": "{}", "batch_size": "batch {}", "epochs": "{} epochs",
+    "learning_rate": "lr {:.2g}",
+}  # fmt: skip
+COLUMNS = {
+    "model_type": "network", "image_size": "size", "optimizer": "optimizer", "batch_size": "batch", "epochs": "epochs",
+    "learning_rate": "learning rate",
+}  # fmt: skip
+
+
+class StudyBar:
+    """A bar on a terminal: trials done, the best so far with its settings, and the time left.
+
+    Parameters
+    ----------
+    study
+        What is searched.
+    planned, folds
+        How many trials there will be, and folds of each.
+    """
+
+    def __init__(self, study: Study, planned: int, folds: int) -> None:
+        self._study, self._folds, self._paces = study, folds, dict[int, _Pace]()
+        self._start = time.monotonic()
+        self._bar = tqdm(
+            total=planned, initial=len(study.trials), desc="trials", unit="trial", disable=not on_terminal(),
+            dynamic_ncols=True, leave=False,
+        )  # fmt: skip
+
+    def step(self, proposal: Proposal, fold: int, epoch: int, share: float) -> None:
+        """Where a trial under way has come to: an epoch, from 1, of a fold, from 0, and the share of it done."""
+        pace = self._paces.setdefault(proposal.number, _Pace())
+        pace.place = f"fold {fold + 1}/{self._folds}, epoch {epoch}/{proposal.settings['epochs']}"
+        pace.reached((fold + share) / self._folds)
+        self._draw()
+
+    def tick(self, running: Iterable[int]) -> None:
+        """Where there is no terminal, say a line for each trial under way, by its number, if none was for a while."""
+        if self._bar.disable and quiet_since(self._start):
+            for number in running:
+                say(f"trial {number + 1:>3}/{self._bar.total}  {self._paces.get(number, 'preparing its images')}")
+
+    def fold(self, proposal: Proposal, number: int, fold: Fold) -> None:
+        """A fold is done, by its number from 0: where there is no terminal, a long one is a line."""
+        if self._bar.disable and fold.seconds > LONG:
+            plural = "" if len(fold.epochs) == 1 else "s"
+            say(
+                f"trial {proposal.number + 1:>3}/{self._bar.total}  fold {number + 1}/{self._folds}"
+                f"  accuracy {fold.accuracy:.4f} after {len(fold.epochs)} epoch{plural}, {fold.seconds:.0f} s"
+            )
+
+    def ended(self, trial: Trial) -> None:
+        """A trial has ended."""
+        self._paces.pop(trial.number, None)
+        self._bar.update()
+        self._draw()
+
+    def close(self) -> None:
+        """Take it away."""
+        self._bar.close()
+
+    def _draw(self) -> None:
+        best = self._study.best
+        said = [f"best {best.mean_accuracy:.4f} ({describe(best.settings)})"] if best else []
+        running = [f"trial {number + 1}: {pace}" for number, pace in self._paces.items()]
+        self._bar.set_postfix_str("; ".join([*said, *running]))
+
+
+class _Pace:
+    """How far a trial has come, and how long it will take if it goes on like this and is not cut."""
+
+    def __init__(self) -> None:
+        self.place = ""
+        self._start, self._first, self._share = time.monotonic(), math.nan, 0.0
+
+    def reached(self, share: float) -> None:
+        """It is done with this share of its folds."""
+        self._share = share
+        if math.isnan(self._first):  # not 0 when it was interrupted
+            self._start, self._first = time.monotonic(), share
+
+    def __str__(self) -> str:
+        done = self._share - self._first
+        left = (time.monotonic() - self._start) * (1 - self._share) / done if done > 0 else math.nan
+        estimate = "" if math.isnan(left) else f", {tqdm.format_interval(left)} left"
+        return f"{self.place}, {100 * self._share:.0f} % done{estimate}"
+
+
+def trial_line(trial: Trial, planned: int, *, best: bool) -> str:
+    """A trial that has ended, in a line."""
+    start = f"trial {trial.number + 1:>3}/{planned}"
+    if trial.state == "failed":
+        return f"{start}  failed after {trial.seconds:.0f} s: {trial.reason}  {describe(trial.settings)}"
+    if trial.state == "cut":
+        return f"{start}  cut {trial.reason}; {trial.seconds:.0f} s  {describe(trial.settings)}"
+    known = f"  {trial.reason}" if trial.reason else ""
+    return (
+        f"{start}  mean accuracy {trial.mean_accuracy:.4f} (spread {trial.std_accuracy:.4f})  {trial.seconds:.0f} s"
+        f"  {describe(trial.settings)}{'  best' if best else ''}{known}"
+    )
+
+
+def describe(settings: Mapping[str, Any]) -> str:
+    """The settings that matter most, in a few words.
+
+    Examples
+    --------
+    >>> describe({"model_type": "resnet18", "image_size": 128, "learning_rate": 0.00123})
+    'resnet18, 128 px, lr 0.0012'
+    """
+    return ", ".join(words.format(settings[name]) for name, words in WORDS.items() if name in settings)
+
+
+def standings(study: Study) -> str:
+    """The best trials with mean, spread and cost, if any is complete, and what became of the others."""
+    headings = ["trial", "mean", "spread", "pictures", "seconds", *COLUMNS.values()]
+    rows = [
+        [
+            trial.number + 1, f"{trial.mean_accuracy:.4f}", f"{trial.std_accuracy:.4f}", f"{trial.pictures:,}",
+            f"{trial.seconds:.0f}", *(_cell(trial.settings.get(name, "-")) for name in COLUMNS),
+        ]
+        for trial in study.ranking[:SHOWN]
+    ]  # fmt: skip
+    return "\n\n".join([*([table(headings, rows)] if rows else []), totals(study.trials)])
+
+
+def totals(trials: Sequence[Trial]) -> str:
+    """How many trials ended in which way, and what they cost.
+
+    Examples
+    --------
+    >>> totals([Trial(0, {}, "cut", seconds=90.0), Trial(1, {}, "failed", seconds=40.0)])
+    '2 trials: 0 complete, 1 cut, 1 failed; 0 pictures through training, 2 minutes'
+    """
+    counts = ", ".join(
+        f"{sum(trial.state == state for trial in trials)} {state}" for state in ("complete", "cut", "failed")
+    )
+    pictures, seconds = sum(trial.pictures for trial in trials), sum(trial.seconds for trial in trials)
+    took = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+    plural = "" if len(trials) == 1 else "s"
+    return f"{len(trials)} trial{plural}: {counts}; {pictures:,} pictures through training, {took}"
+
+
+def all_settings(settings: Mapping[str, Any]) -> str:
+    """Every setting of a trial."""
+    return ", ".join(f"{name} {_cell(value)}" for name, value in settings.items())
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
