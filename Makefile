@@ -1,4 +1,4 @@
-# make demo   set-up, then the whole loop on real pictures          (KEEP=1 leaves the servers up)
+# make demo   set-up, then the whole loop on real images          (KEEP=1 leaves the servers up)
 # make test   set-up, then the tests
 # make check  format, lint and types, then make test: what CI runs
 # make setup  .venv with everything that running and testing need; costs nothing when it is there

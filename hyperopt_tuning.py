@@ -1,13 +1,13 @@
 """Search for the best settings with Hyperopt, each trial judged by stratified cross-validation.
 
     python hyperopt_tuning.py --preset quick                   # a small space, minutes on a laptop
-    python hyperopt_tuning.py --data photos/ --max-evals 50    # the full space
+    python hyperopt_tuning.py --data photos/ --max-trials 50    # the full space
     python hyperopt_tuning.py --data photos/ --timeout 3600    # search for an hour
     python hyperopt_tuning.py --resume                         # go on with what was interrupted
-    python hyperopt_tuning.py --show                           # what a study has found so far
+    python hyperopt_tuning.py --status                           # what a study has found so far
 
 A trial's score is its mean validation accuracy over five folds; one that can no longer matter is cut
-before its last fold. The best settings are then trained once on everything but the held-out pictures
+before its last fold. The best settings are then trained once on everything but the held-out images
 and logged as a model, ready for
 
     python model_registry.py register --experiment-name hyperopt_tuning --metric mean_cv_accuracy
@@ -17,10 +17,10 @@ checkpoint beside it, so whatever ends the search, --resume loses nothing. In ML
 run, its trials are nested runs, their folds are nested in those.
 """
 
-from toolkit.cli.import_interrupt import end_imports_on_interrupt
+from toolkit.cli.import_interrupt import exit_on_interrupt
 
 if __name__ == "__main__":
-    end_imports_on_interrupt()
+    exit_on_interrupt()
 
 import shlex
 import time
@@ -38,9 +38,18 @@ from toolkit.cli.data_settings import DataSettings
 from toolkit.cli.settings import LAST, Name, environment, parse, read_first, run_script
 
 SECONDS_A_STEP = 1.0  # between two words of a trial about where it is within an epoch
-DEFAULT_EVALS = {"full": 30, "quick": 6}
+DEFAULT_TRIALS = {"full": 30, "quick": 6}
 PARAMS = {"patience": "study_patience"}  # a hyperparameter has that name already
-FREE = {"max_evals", "timeout", "patience", "parallel", "study_dir", "cache_dir", "cache_limit", "resume"}  # of a study
+OVERRIDABLE_ON_RESUME = {
+    "max_evals",
+    "timeout",
+    "patience",
+    "parallel",
+    "study_dir",
+    "cache_dir",
+    "cache_limit",
+    "resume",
+}  # of a study
 
 
 class TuneSettings(DataSettings):
@@ -50,12 +59,14 @@ class TuneSettings(DataSettings):
 
     preset: Literal["full", "quick"] = Field("full", description="search space; quick is a small one for a laptop")
     space: Path | None = Field(None, description="YAML file that narrows or changes the preset's space")
-    first: Path | None = Field(None, description="YAML file with a list of settings to begin with, whole or in part")
-    max_evals: int | None = Field(None, ge=1, le=100_000, description="trials; default 30, with --preset quick 6")
+    initial_points: Path | None = Field(
+        None, description="YAML file with a list of settings to begin with, whole or in part"
+    )
+    max_trials: int | None = Field(None, ge=1, le=100_000, description="trials; default 30, with --preset quick 6")
     timeout: float | None = Field(None, gt=0, description="search for at most this many seconds, also within a trial")
-    patience: int | None = Field(None, ge=1, description="stop after this many trials without a better one")
+    study_patience: int | None = Field(None, ge=1, description="stop after this many trials without a better one")
     folds: int = Field(5, ge=2, le=50, description="stratified folds that judge each trial")
-    racing: bool = Field(True, description="cut trials that can no longer matter")
+    prune: bool = Field(True, description="cut trials that can no longer matter")
     parallel: int = Field(1, ge=1, le=64, description="trials at a time, each in a process with its share of the cores")
     experiment_name: Name = Field("hyperopt_tuning", description="MLflow experiment")
     study_name: str | None = Field(
@@ -70,12 +81,12 @@ class TuneSettings(DataSettings):
         " name",
         json_schema_extra={"bare": LAST},
     )
-    fork: str | None = Field(
+    warm_start: str | None = Field(
         None,
         description="start a study that knows the trials of another one and begins with its best settings",
         json_schema_extra={"bare": LAST},
     )
-    show: str | None = Field(
+    status: str | None = Field(
         None, description="print what a study has found so far, and run nothing", json_schema_extra={"bare": LAST}
     )
 
@@ -87,9 +98,9 @@ class TuneSettings(DataSettings):
         return name
 
     @property
-    def evaluations(self) -> int:
+    def trials(self) -> int:
         """How many trials are planned."""
-        return self.max_evals or DEFAULT_EVALS[self.preset]
+        return self.max_trials or DEFAULT_TRIALS[self.preset]
 
 
 if __name__ == "__main__":  # --help and what is mistyped are answered before the seconds that torch takes to import
@@ -98,57 +109,57 @@ if __name__ == "__main__":  # --help and what is mistyped are answered before th
 import numpy as np
 from torch import nn
 
-from toolkit.cli.terminal import say, silence
-from toolkit.errors import DataError, SettingsError, TrackingError, TrainingError, one_line
+from toolkit.cli.terminal import echo, mute
+from toolkit.errors import DataError, SettingsError, TrackingError, TrainingError, first_line
 from toolkit.system.metrics import usable_cores
 from toolkit.tracking.connection import MlflowClient, connect
 from toolkit.tracking.run import Run
 from toolkit.tuning.journal import Journal
-from toolkit.tuning.mlflow_logger import Mirror, log_study
-from toolkit.tuning.progress import StudyBar, all_settings, standings, totals
-from toolkit.tuning.pruning import after_epoch, after_folds
-from toolkit.tuning.search import FoldDone, Limits, Result, Search, Step, message_json
+from toolkit.tuning.mlflow_logger import StudyLogger, log_study
+from toolkit.tuning.progress import StudyProgressBar, all_settings, counts_text, leaderboard
+from toolkit.tuning.pruning import prune_after_epoch, prune_after_fold
+from toolkit.tuning.search import FoldDone, Result, Search, Step, StopConditions, message_json
 from toolkit.tuning.space import PRESETS, Space, contains
 from toolkit.tuning.space_file import read_file, read_points, read_space
-from toolkit.tuning.study import Proposal, Study, start_up_trials
+from toolkit.tuning.study import Proposal, Study, default_startup_trials
 from toolkit.tuning.study_storage import (
     FINISHED,
-    Plan,
+    StudyConfig,
     claimed_name,
     differences,
-    find_study,
     journal_of,
-    keep_logits,
-    kept_logits,
+    load_logits,
     read_study,
+    resolve_study,
+    save_logits,
     studies_in,
 )
 from toolkit.tuning.trial import Fold, Trial
 from toolkit.tuning.worker_pool import Report, WorkerPool
 from train_cnn import (
     Checkpoint,
+    CheckpointManager,
     CrossValidation,
-    Data,
-    Epoch,
+    EpochMetrics,
     FitConfig,
-    Fitted,
-    Keeper,
-    Outcome,
-    Recipe,
+    FitResult,
+    Hyperparameters,
+    TrainingData,
+    TrainingResult,
     cross_validate,
-    load_pictures,
+    load_images,
     log_data,
     log_folds,
     open_checkpoint,
     require_enough_for,
+    run_tags,
     starting_weights,
-    tags_of,
-    train_on_everything,
+    train_final,
     use_machine,
 )
 
 
-class Task(NamedTuple):
+class TrialTask(NamedTuple):
     """A trial as any machine can run it: settings, seed, and where the data is.
 
     Parameters
@@ -158,7 +169,7 @@ class Task(NamedTuple):
     folds
         How many there are.
     data
-        Where the pictures and the starting weights come from, and the seed.
+        Where the images and the starting weights come from, and the seed.
     networks
         All that the study searches.
     folder
@@ -166,7 +177,7 @@ class Task(NamedTuple):
     threads
         For torch; None: as many as this process has cores.
     fingerprint
-        Of the pictures that it is meant for; None: any.
+        Of the images that it is meant for; None: any.
     """
 
     proposal: Proposal
@@ -178,10 +189,10 @@ class Task(NamedTuple):
     fingerprint: str | None = None
 
 
-TASK = TypeAdapter(Task)  # as JSON
+TASK = TypeAdapter(TrialTask)  # as JSON
 
 
-class Cut(Exception):
+class TrialPruned(Exception):
     """A trial can no longer matter."""
 
 
@@ -191,7 +202,7 @@ class StudyOutcome:
 
     name: str
     study: Study
-    model: Outcome
+    model: TrainingResult
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +212,7 @@ class Job:
     name: str
     settings: TuneSettings
     space: Space
-    data: Data  # at one of the sizes
+    data: TrainingData  # at one of the sizes
     study: Study
     journal: Journal
 
@@ -227,10 +238,10 @@ def tune(settings: TuneSettings) -> StudyOutcome:
     0.98
     """
     client = connect()
-    job = resumed(settings) if settings.resume else begun(settings)
+    job = resume_study(settings) if settings.resume else start_study(settings)
     with job.journal, resumable(job), study_run(job, client) as run:
-        mirror = mirror_of(job, run)
-        mirror.catch_up(job.study.trials)
+        mirror = study_logger(job, run)
+        mirror.sync(job.study.trials)
         try:
             search(job, mirror)
         except BaseException:
@@ -248,15 +259,15 @@ def tune(settings: TuneSettings) -> StudyOutcome:
 # --- one trial ----------------------------------------------------------------------------------
 
 
-def data_for(settings: DataSettings, image_size: int, networks: tuple[str, ...]) -> Data:
-    """The data at a picture size, with weights for any of the networks."""
-    return Data(*load_pictures(settings, image_size), *starting_weights(settings.weights, networks))
+def data_for(settings: DataSettings, image_size: int, networks: tuple[str, ...]) -> TrainingData:
+    """The data at an image size, with weights for any of the networks."""
+    return TrainingData(*load_images(settings, image_size), *starting_weights(settings.weights, networks))
 
 
 def evaluate(
-    task: Task,
+    task: TrialTask,
     tell: Callable[[Any], None] = lambda _: None,
-    data_at: Callable[[DataSettings, int, tuple[str, ...]], Data] = data_for,
+    data_at: Callable[[DataSettings, int, tuple[str, ...]], TrainingData] = data_for,
 ) -> Result:
     """Cross-validate one point; a training that fails is a failed trial.
 
@@ -272,7 +283,7 @@ def evaluate(
     Raises
     ------
     ToolkitError
-        Data or weights cannot be used, or the pictures are not those of the task.
+        Data or weights cannot be used, or the images are not those of the task.
     """
     began = time.monotonic()
     number, settings = task.proposal.number, task.proposal.settings
@@ -283,17 +294,19 @@ def evaluate(
         return Trial(number, settings, state, tuple(watch.folds), seconds, reason)
 
     try:
-        recipe = Recipe(**settings)
+        recipe = Hyperparameters(**settings)
         device = use_machine(task.data, threads=task.threads)
         data = data_at(task.data, recipe.image_size, task.networks)
-        if task.fingerprint not in (None, data.pictures.catalogue.fingerprint):
-            raise DataError(f"the pictures of {task.data.data} have changed since the study began")
-        keeper = Keeper(_checkpoint(task.folder, _checkpoint_name(number), dict(settings)) if task.folder else None)
+        if task.fingerprint not in (None, data.images.catalogue.fingerprint):
+            raise DataError(f"the images of {task.data.data} have changed since the study began")
+        keeper = CheckpointManager(
+            _checkpoint(task.folder, _checkpoint_name(number), dict(settings)) if task.folder else None
+        )
         cv = cross_validate(data, FitConfig(recipe, task.data.seed, device), task.folds, keeper=keeper, watch=watch)
-    except Cut as cut:
+    except TrialPruned as cut:
         return Result(ended("cut", str(cut)))
     except (TrainingError, RuntimeError, MemoryError) as error:  # diverged, or out of memory
-        return Result(ended("failed", one_line(error)))
+        return Result(ended("failed", first_line(error)))
     except ValidationError as error:  # settings that do not go together
         return Result(ended("failed", error.errors()[0]["msg"].removeprefix("Value error, ")))
     return Result(ended("complete"), cv.logits)
@@ -302,9 +315,9 @@ def evaluate(
 class _Watch:
     """Looks on while a trial's folds are trained, and cuts it when it can no longer matter."""
 
-    def __init__(self, task: Task, tell: Callable[[Any], None]) -> None:
+    def __init__(self, task: TrialTask, tell: Callable[[Any], None]) -> None:
         self.folds: list[Fold] = []
-        self._holder, self._epochs = task.proposal.holder, task.proposal.settings["epochs"]
+        self._holder, self._epochs = task.proposal.incumbent, task.proposal.settings["epochs"]
         self._count, self._tell, self._next = task.folds, tell, time.monotonic() + SECONDS_A_STEP
 
     def batch(self, fold: int, done: int, batches: int) -> None:
@@ -312,33 +325,33 @@ class _Watch:
             self._next = time.monotonic() + SECONDS_A_STEP
             self._tell(Step(fold, min(self._epochs, 1 + done * self._epochs // batches), done / batches))
 
-    def epoch(self, fold: int, history: Sequence[Epoch], pictures: int) -> None:
+    def epoch(self, fold: int, history: Sequence[EpochMetrics], images: int) -> None:
         self._tell(Step(fold, len(history), len(history) / self._epochs))
         curve = [epoch.val_accuracy for epoch in history]
-        if fold == 0 and self._holder and (reason := after_epoch(curve, self._epochs, self._holder)):
+        if fold == 0 and self._holder and (reason := prune_after_epoch(curve, self._epochs, self._holder)):
             seconds = sum(epoch.epoch_duration_s for epoch in history)
             epochs = tuple(asdict(epoch) for epoch in history)
-            self.folds = [Fold(epochs, 1 + int(np.argmax(curve)), seconds, pictures * len(history))]
-            raise Cut(reason)
+            self.folds = [Fold(epochs, 1 + int(np.argmax(curve)), seconds, images * len(history))]
+            raise TrialPruned(reason)
 
-    def fold(self, finished: Sequence[Fitted]) -> None:
+    def fold(self, finished: Sequence[FitResult]) -> None:
         self.folds = [_as_fold(fold) for fold in finished]
         self._tell(FoldDone(len(finished) - 1, self.folds[-1]))
         accuracies = [fold.accuracy for fold in self.folds]
-        if self._holder and (reason := after_folds(accuracies, self._count, self._holder)):
-            raise Cut(reason)
+        if self._holder and (reason := prune_after_fold(accuracies, self._count, self._holder)):
+            raise TrialPruned(reason)
 
 
-def _as_fold(fitted: Fitted) -> Fold:
+def _as_fold(fitted: FitResult) -> Fold:
     epochs = tuple(asdict(epoch) for epoch in fitted.history)
-    return Fold(epochs, fitted.best_epoch, fitted.seconds, fitted.pictures)
+    return Fold(epochs, fitted.best_epoch, fitted.seconds, fitted.images)
 
 
-def _as_fitted(fold: Fold) -> Fitted:
-    history = [Epoch(**dict[str, Any](epoch)) for epoch in fold.epochs]
-    return Fitted(
-        nn.Identity(), history, fold.best_epoch, fold.accuracy, seconds=fold.seconds, pictures=fold.pictures,
-        images_per_s=fold.pictures / fold.seconds if fold.seconds else 0.0,
+def _fit_result(fold: Fold) -> FitResult:
+    history = [EpochMetrics(**dict[str, Any](epoch)) for epoch in fold.epochs]
+    return FitResult(
+        nn.Identity(), history, fold.best_epoch, fold.accuracy, seconds=fold.seconds, images=fold.images,
+        images_per_s=fold.images / fold.seconds if fold.seconds else 0.0,
     )  # fmt: skip
 
 
@@ -350,7 +363,7 @@ def _checkpoint(folder: Path, name: str, about: dict[str, Any]) -> Checkpoint:
     """Of this very training, with what an interrupted process left."""
     with suppress(SettingsError, DataError):  # there is none, or it is broken: begin anew
         checkpoint = open_checkpoint(name, folder)
-        if checkpoint.about == about:
+        if checkpoint.metadata == about:
             return checkpoint
     return Checkpoint(folder, name, about)
 
@@ -358,97 +371,108 @@ def _checkpoint(folder: Path, name: str, about: dict[str, Any]) -> Checkpoint:
 _kept_data = cache(data_for)
 
 
-def work(task: Any, report: Report) -> Any:
+def run_task(task: Any, report: Report) -> Any:
     """Evaluate a task in a worker process, which prints nothing; the arguments and the result are JSON."""
-    silence()
+    mute()
     return message_json(evaluate(TASK.validate_python(task), lambda said: report(message_json(said)), _kept_data))
 
 
 # --- a study begins, or is gone on with ---------------------------------------------------------
 
 
-def begun(settings: TuneSettings) -> Job:
+def start_study(settings: TuneSettings) -> Job:
     """A study of its own, in a folder of its own."""
     folder = settings.study_dir
     space = space_of(settings)
-    first = read_file(settings.first, read_points, space, Recipe) if settings.first else []
+    first = read_file(settings.initial_points, read_points, space, Hyperparameters) if settings.initial_points else []
     earlier: list[Trial] = []
-    if settings.fork:
-        former, _ = read_study(folder, find_study(folder, settings.fork, "--fork"))
+    if settings.warm_start:
+        former, _ = read_study(folder, resolve_study(folder, settings.warm_start, "--warm-start"))
         earlier = [trial for trial in former.trials if contains(space, trial.settings)]
-        say(f"{len(earlier)} of {len(former.trials)} trials of the former study lie in this space and are known here")
+        echo(f"{len(earlier)} of {len(former.trials)} trials of the former study lie in this space and are known here")
         if former.best in earlier:
             first = [dict(former.best.settings), *first]
     data = _data(settings, space)
-    name = settings.study_name or claimed_name(folder, data.pictures.catalogue.name.replace("/", "-"))
-    plan = Plan(
-        space, settings.seed, start_up_trials(settings.evaluations), settings.racing, first, earlier, _facts(data),
+    name = settings.study_name or claimed_name(folder, data.images.catalogue.name.replace("/", "-"))
+    plan = StudyConfig(
+        space,
+        settings.seed,
+        default_startup_trials(settings.trials),
+        settings.prune,
+        first,
+        earlier,
+        _data_identity(data),
         settings.model_dump(mode="json"),
-    )  # fmt: skip
+    )
     for other in studies_in(folder):
         with suppress(DataError):
             if not read_study(folder, other)[1]:
-                say(f"study {other} is not finished; --resume {shlex.quote(other)} would go on with it")
+                echo(f"study {other} is not finished; --resume {shlex.quote(other)} would go on with it")
     journal = Journal(journal_of(folder, name), plan.json())
     return Job(name, settings, space, data, plan.study(record=journal.append), journal)
 
 
-def resumed(settings: TuneSettings) -> Job:
+def resume_study(settings: TuneSettings) -> Job:
     """The study that was interrupted, unless something that its trials depend on has changed."""
-    name = find_study(settings.study_dir, settings.resume or LAST, "--resume")
+    name = resolve_study(settings.study_dir, settings.resume or LAST, "--resume")
     word = shlex.quote(name)
     journal = Journal(journal_of(settings.study_dir, name))
     try:
-        plan = Plan.from_json(journal.about)
+        plan = StudyConfig.from_json(journal.about)
         if any(FINISHED in entry for entry in journal.entries):
-            raise SettingsError(f"study {name} is finished; --fork {word} starts another one that knows its trials")
-        former, changes = _former(settings, plan)
+            raise SettingsError(
+                f"study {name} is finished; --warm-start {word} starts another one that knows its trials"
+            )
+        former, changes = _original_settings(settings, plan)
         data = _data(former, plan.space)
-        changes += differences(plan.facts, _facts(data))
+        changes += differences(plan.facts, _data_identity(data))
         if changes:
             raise SettingsError(
-                f"study {name} cannot be gone on with: {'; '.join(changes)}; --fork {word} starts another one that"
+                f"study {name} cannot be resumed: {'; '.join(changes)}; --warm-start {word} starts another one that"
                 " knows its trials"
             )
         study = plan.study(journal.entries, journal.append)
     except BaseException:
         journal.close()
         raise
-    say(f"going on with study {name}: {totals(study.trials)}")
+    echo(f"going on with study {name}: {counts_text(study.trials)}")
     return Job(name, former, plan.space, data, study, journal)
 
 
-def _former(settings: TuneSettings, plan: Plan) -> tuple[TuneSettings, list[str]]:
+def _original_settings(settings: TuneSettings, plan: StudyConfig) -> tuple[TuneSettings, list[str]]:
     """The settings that a study began with, those that are free as they are now, and what was asked for in vain."""
     try:
         former = TuneSettings(**plan.settings)
     except (ValidationError, TypeError):
         raise DataError("the study was begun by another version of hyperopt_tuning.py") from None
     given = settings.model_fields_set
-    names = sorted(given - FREE - {"space", "first"})
+    names = sorted(given - OVERRIDABLE_ON_RESUME - {"space", "first"})
     changes = differences(
         {name: getattr(former, name) for name in names}, {name: getattr(settings, name) for name in names}
     )
     if settings.space:
-        changes += differences(_in_words(plan.space), _in_words(space_of(settings)))
-    if settings.first and read_file(settings.first, read_points, plan.space, Recipe) != plan.first:
-        changes.append("--first names other settings")
-    return former.model_copy(update={name: getattr(settings, name) for name in given & FREE}), changes
+        changes += differences(_space_text(plan.space), _space_text(space_of(settings)))
+    if (
+        settings.initial_points
+        and read_file(settings.initial_points, read_points, plan.space, Hyperparameters) != plan.initial_points
+    ):
+        changes.append("--initial-points names other settings")
+    return former.model_copy(update={name: getattr(settings, name) for name in given & OVERRIDABLE_ON_RESUME}), changes
 
 
 def space_of(settings: TuneSettings) -> Space:
     """The preset's space, as the user's file changes it."""
     preset = PRESETS[settings.preset]
-    return read_file(settings.space, read_space, preset, Recipe) if settings.space else preset
+    return read_file(settings.space, read_space, preset, Hyperparameters) if settings.space else preset
 
 
-def _facts(data: Data) -> dict[str, str]:
+def _data_identity(data: TrainingData) -> dict[str, str]:
     """What trials depend on besides the settings."""
-    catalogue = data.pictures.catalogue
+    catalogue = data.images.catalogue
     return {"data": catalogue.name, "data_fingerprint": catalogue.fingerprint, "weights": data.weights_note}
 
 
-def _data(settings: TuneSettings, space: Space) -> Data:
+def _data(settings: TuneSettings, space: Space) -> TrainingData:
     """The data at one of the sizes that are searched; it is known to be enough for the folds."""
     data = data_for(data_settings(settings), _options(space, "image_size")[0], _networks(space))
     require_enough_for(settings.folds, data)
@@ -461,7 +485,7 @@ def _networks(space: Space) -> tuple[str, ...]:
 
 def _options(space: Space, name: str) -> tuple[Any, ...]:
     """What a choice can be; the default where it is no choice."""
-    options: tuple[Any, ...] = getattr(space.get(name), "options", (Recipe.model_fields[name].default,))
+    options: tuple[Any, ...] = getattr(space.get(name), "options", (Hyperparameters.model_fields[name].default,))
     return options
 
 
@@ -470,7 +494,7 @@ def data_settings(settings: DataSettings) -> DataSettings:
     return DataSettings(**{name: getattr(settings, name) for name in DataSettings.model_fields})
 
 
-def _in_words(space: Space) -> dict[str, str]:
+def _space_text(space: Space) -> dict[str, str]:
     return {name: str(dimension) for name, dimension in space.items()}
 
 
@@ -483,7 +507,7 @@ def resumable(job: Job) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        say(f"stopped; go on with: {command}")
+        echo(f"stopped; go on with: {command}")
         raise
     except TrackingError as error:
         raise TrackingError(
@@ -497,49 +521,49 @@ def study_run(job: Job, client: MlflowClient) -> Run:
         if "run" in entry:
             return Run.reopen(client, entry["run"])
     settings = job.settings
-    run = Run(client, settings.experiment_name, role="study", name=job.name, tags=tags_of(job.data, settings.seed))
+    run = Run(client, settings.experiment_name, role="study", name=job.name, tags=run_tags(job.data, settings.seed))
     run.params({PARAMS.get(name, name): value for name, value in settings.model_dump(mode="json").items()})
-    run.json("search_space.json", _in_words(job.space))
+    run.json("search_space.json", _space_text(job.space))
     log_data(run, job.data, settings.data)
     job.journal.append({"run": run.id})
     return run
 
 
-def mirror_of(job: Job, run: Run) -> Mirror:
+def study_logger(job: Job, run: Run) -> StudyLogger:
     """What shows the trials in MLflow."""
-    seed, tags = job.settings.seed, tags_of(job.data, job.settings.seed)
+    seed, tags = job.settings.seed, run_tags(job.data, job.settings.seed)
 
     def log_fold(trial: Run, settings: Mapping[str, Any], number: int, fold: Fold) -> None:
-        log_folds(trial, Recipe(**settings), job.data, seed, aloud=False)(number, _as_fitted(fold))
+        log_folds(trial, Hyperparameters(**settings), job.data, seed, aloud=False)(number, _fit_result(fold))
 
-    return Mirror(run, tags, log_fold)
+    return StudyLogger(run, tags, log_fold)
 
 
 # --- the search ---------------------------------------------------------------------------------
 
 
-def search(job: Job, mirror: Mirror) -> None:
+def search(job: Job, mirror: StudyLogger) -> None:
     """Run trials until they, the time or the patience are used up; those under way when it is interrupted are kept."""
     settings, data, networks = job.settings, data_settings(job.settings), _networks(job.space)
-    fingerprint = job.data.pictures.catalogue.fingerprint
+    fingerprint = job.data.images.catalogue.fingerprint
     threads = None if settings.parallel == 1 else max(1, usable_cores() // settings.parallel)
 
     def task(proposal: Proposal) -> Any:
-        one = Task(proposal, settings.folds, data, networks, job.folder, threads, fingerprint)
+        one = TrialTask(proposal, settings.folds, data, networks, job.folder, threads, fingerprint)
         return TASK.dump_python(one, mode="json")
 
     def keep(result: Result) -> None:
         if result.logits is not None and job.study.would_be_best(result.trial):
             former = job.study.best.number if job.study.best else None
-            keep_logits(job.folder, result.trial.number, result.logits, former)
+            save_logits(job.folder, result.trial.number, result.logits, former)
 
     def forget(trial: Trial) -> None:
         Checkpoint(job.folder, _checkpoint_name(trial.number), {}).discard()
 
-    say(f"study {job.name}: {settings.evaluations} trials of {settings.folds} folds each")
-    limits = Limits(settings.evaluations, settings.timeout, settings.patience)
+    echo(f"study {job.name}: {settings.trials} trials of {settings.folds} folds each")
+    limits = StopConditions(settings.trials, settings.timeout, settings.study_patience)
     with (
-        closing(StudyBar(job.study, limits.trials, settings.folds)) as bar,
+        closing(StudyProgressBar(job.study, limits.trials, settings.folds)) as bar,
         WorkerPool(settings.parallel, "hyperopt_tuning:work") as pool,
     ):
         Search(job.study, limits, pool, task, mirror, bar, keep, forget).run()
@@ -548,8 +572,8 @@ def search(job: Job, mirror: Mirror) -> None:
 # --- what came of it ----------------------------------------------------------------------------
 
 
-def train_best(job: Job, run: Run) -> Outcome:
-    """Train the best settings on everything but the held-out pictures and log the bundle.
+def train_best(job: Job, run: Run) -> TrainingResult:
+    """Train the best settings on everything but the held-out images and log the bundle.
 
     Raises
     ------
@@ -565,13 +589,13 @@ def train_best(job: Job, run: Run) -> Outcome:
         raise TrainingError(
             f"no trial was complete when the time was up; raise --timeout and --resume {shlex.quote(job.name)}"
         )
-    recipe = Recipe(**best.settings)
+    recipe = Hyperparameters(**best.settings)
     run.params({**recipe.model_dump(), "best_trial": best.number + 1})
     device = use_machine(settings)
     data = data_for(data_settings(settings), recipe.image_size, _networks(job.space))
-    cv = CrossValidation([_as_fitted(fold) for fold in best.folds], kept_logits(job.folder, best.number))
+    cv = CrossValidation([_fit_result(fold) for fold in best.folds], load_logits(job.folder, best.number))
     checkpoint = _checkpoint(job.folder, run.id, dict(best.settings))
-    model = train_on_everything(run, data, FitConfig(recipe, settings.seed, device), cv, Keeper(checkpoint, run))
+    model = train_final(run, data, FitConfig(recipe, settings.seed, device), cv, CheckpointManager(checkpoint, run))
     checkpoint.discard()
     return model
 
@@ -581,29 +605,29 @@ def report(outcome: StudyOutcome) -> str:
     study, model = outcome.study, outcome.model
     table = f"all runs: {model.run.table_url}\n" if model.run.table_url else ""
     return (
-        f"\n{standings(study)}\n\nbest settings: {all_settings(study.ranking[0].settings)}\n"
+        f"\n{leaderboard(study)}\n\nbest settings: {all_settings(study.ranking[0].settings)}\n"
         f"trained on everything for {len(model.fitted.history)} epochs: held-out accuracy"
-        f" {model.evaluation.accuracy:.4f} ({model.evaluation.pictures} pictures)\n"
+        f" {model.evaluation.accuracy:.4f} ({model.evaluation.images} images)\n"
         f"MLflow run: {model.run.url or model.run.id}\n{table}\n"
         f"next: {command_line('model_registry')} register --experiment-name {shlex.quote(model.run.experiment)}"
         " --metric mean_cv_accuracy"
     )
 
 
-def show(settings: TuneSettings) -> str:
+def print_status(settings: TuneSettings) -> str:
     """What a study has found so far."""
-    name = find_study(settings.study_dir, settings.show or LAST, "--show")
+    name = resolve_study(settings.study_dir, settings.status or LAST, "--status")
     study, finished = read_study(settings.study_dir, name)
     begun = len(study.under_way)
     state = "finished" if finished else f"not finished, {begun} trial{'s' * (begun != 1)} under way"
     best = f"\n\nbest settings: {all_settings(study.best.settings)}" if study.best else ""
-    return f"study {name}, {state}\n\n{standings(study)}{best}"
+    return f"study {name}, {state}\n\n{leaderboard(study)}{best}"
 
 
 def main() -> None:
     """Run from the command line."""
     settings = parse(TuneSettings, __doc__)
-    say(show(settings) if settings.show else report(tune(settings)))
+    echo(print_status(settings) if settings.status else report(tune(settings)))
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ Further verbs: show, verify and archive. Each takes --json for programs; --track
 mlflow.db in this folder: one version is in Production, the one that the alias `production` names,
 and each move is recorded with who and why. A version is checked against the digest of its bundle
 before it goes to Staging or Production, and at each load. Before it replaces another in Production
-both are compared on the same pictures: one that is significantly worse is refused, until --force and
-a --reason are given. --data photos/ compares them on pictures of your own, one sub-folder a class.
+both are compared on the same images: one that is significantly worse is refused, until --force and
+a --reason are given. --data photos/ compares them on images of your own, one sub-folder a class.
 """
 
-from toolkit.cli.import_interrupt import end_imports_on_interrupt
+from toolkit.cli.import_interrupt import exit_on_interrupt
 
 if __name__ == "__main__":
-    end_imports_on_interrupt()
+    exit_on_interrupt()
 
 import json
 import logging
@@ -49,48 +49,48 @@ from toolkit.cli.settings import (
     program_name,
     read_first,
     run_script,
-    verb,
+    subcommand,
 )
 from toolkit.errors import SettingsError
 
-VERBS = "list, show, register, promote, compare, rollback, history, verify, archive"
+SUBCOMMANDS = "list, show, register, promote, compare, rollback, history, verify, archive"
 SERVE = command_line("serve_model")
 
 
-class Verb(BaseModel):
+class Subcommand(BaseModel):
     """What all verbs share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     as_json: bool = Field(False, alias="json", description="print JSON, for programs")
 
-    def run(self, registry: "ModelRegistry") -> "Answer":
+    def run(self, registry: "ModelRegistry") -> "CommandResult":
         """Do what the verb says."""
         raise NotImplementedError
 
 
-class List(Verb):
+class List(Subcommand):
     """List the versions, newest first."""
 
-    def run(self, registry: "ModelRegistry") -> "Answer":
+    def run(self, registry: "ModelRegistry") -> "CommandResult":
         versions = registry.list_versions()
         if not versions:
-            return Answer(f"no version of {registry.model_name} is registered yet", [], "register")
+            return CommandResult(f"no version of {registry.model_name} is registered yet", [], "register")
         notes = [f"note: {text}; the alias counts, and the next move mends it" for text in contradictions(versions)]
-        return Answer("\n".join([version_table(versions), *notes]), [version.to_dict() for version in versions])
+        return CommandResult("\n".join([version_table(versions), *notes]), [version.to_dict() for version in versions])
 
 
-class Show(Verb):
+class Show(Subcommand):
     """Show all there is to know about a version."""
 
     version: CliPositionalArg[str] = Field(description="number or stage")
 
-    def run(self, registry: "ModelRegistry") -> "Answer":
+    def run(self, registry: "ModelRegistry") -> "CommandResult":
         version = registry.get(self.version)
-        return Answer(version_page(version), version.to_dict())
+        return CommandResult(version_text(version), version.to_dict())
 
 
-class Register(Verb):
+class Register(Subcommand):
     """Register the best run's model, or that of a run of your choice."""
 
     run_id: str | None = Field(None, alias="run", description="id of the run, instead of the best one")
@@ -114,7 +114,7 @@ class Register(Verb):
             raise ValueError("--run names the run; leave out --experiment-name, --metric and --mode, which choose one")
         return self
 
-    def run(self, registry: "ModelRegistry") -> "Answer":
+    def run(self, registry: "ModelRegistry") -> "CommandResult":
         before = {version.version for version in registry.list_versions()}
         if self.run_id:
             version = registry.get(registry.register_run(self.run_id))
@@ -126,79 +126,83 @@ class Register(Verb):
         value = version.metrics.get(chosen)
         figure = "" if value is None else f" ({chosen} {value:.4g})"
         following = "" if version.stage == "Production" else f"promote {version.version} Production"
-        return Answer(text + figure, version.to_dict(), following)
+        return CommandResult(text + figure, version.to_dict(), following)
 
 
-class Promote(Verb):
+class Promote(Subcommand):
     """Put a version into Staging or Production, or into Archived or None."""
 
     version: CliPositionalArg[str] = Field(description="number, or the stage it is in")
     stage: CliPositionalArg[str] = Field(description="Staging, Production, Archived or None")
     reason: str | None = Field(None, description="why, for the history")
     data: Path | None = Field(
-        None, description="labelled pictures to compare it on with the version in Production, one sub-folder a class"
+        None, description="labelled images to compare it on with the version in Production, one sub-folder a class"
     )
     force: bool = Field(False, description="promote it even if it is worse; needs a reason")
 
-    def run(self, registry: "ModelRegistry") -> "Answer":
-        return _moved(registry, self.version, self.stage, self.reason, force=self.force, data=self.data)
+    def run(self, registry: "ModelRegistry") -> "CommandResult":
+        return _promote_result(registry, self.version, self.stage, self.reason, force=self.force, data=self.data)
 
 
-class Archive(Verb):
+class Archive(Subcommand):
     """Put a version into Archived."""
 
     version: CliPositionalArg[str] = Field(description="number, or the stage it is in")
     reason: str | None = Field(None, description="why, for the history")
 
-    def run(self, registry: "ModelRegistry") -> "Answer":
-        return _moved(registry, self.version, "Archived", self.reason)
+    def run(self, registry: "ModelRegistry") -> "CommandResult":
+        return _promote_result(registry, self.version, "Archived", self.reason)
 
 
-class Compare(Verb):
-    """Compare versions on the same pictures, each with the first; a picture of it goes to MLflow."""
+class Compare(Subcommand):
+    """Compare versions on the same images, each with the first; an image of it goes to MLflow."""
 
     versions: CliPositionalArg[list[str]] = Field(description="numbers or stages")
-    data: Path | None = Field(None, description="labelled pictures to compare them on, one sub-folder a class")
+    data: Path | None = Field(None, description="labelled images to compare them on, one sub-folder a class")
 
-    def run(self, registry: "ModelRegistry") -> "Answer":
-        table = registry.compare_models(self.versions, data=self.data, log_picture=True)
-        return Answer(comparison_table(table), _records(table.reset_index()))
+    def run(self, registry: "ModelRegistry") -> "CommandResult":
+        table = registry.compare_models(self.versions, data=self.data, log_image=True)
+        return CommandResult(comparison_table(table), _records(table.reset_index()))
 
 
-class Rollback(Verb):
+class Rollback(Subcommand):
     """Put back what was in Production before."""
 
     reason: str | None = Field(None, description="why, for the history")
 
-    def run(self, registry: "ModelRegistry") -> "Answer":
+    def run(self, registry: "ModelRegistry") -> "CommandResult":
         version = registry.rollback(self.reason)
         why = version.transitions[-1].why
-        return Answer(f"v{version.version} of {version.name} is in Production again ({why})", version.to_dict(), SERVE)
+        return CommandResult(
+            f"v{version.version} of {version.name} is in Production again ({why})", version.to_dict(), SERVE
+        )
 
 
-class History(Verb):
+class History(Subcommand):
     """List every transition, oldest first."""
 
-    def run(self, registry: "ModelRegistry") -> "Answer":
+    def run(self, registry: "ModelRegistry") -> "CommandResult":
         table = registry.history()
         if table.empty:
-            return Answer(f"no version of {registry.model_name} is registered yet", [], "register")
+            return CommandResult(f"no version of {registry.model_name} is registered yet", [], "register")
         shown = table.assign(
             time=table["time"].dt.strftime("%Y-%m-%d %H:%M:%S"),
             version="v" + table["version"].astype(str),
             gate=table["gate"].str.partition(":")[0],  # the figures, which are long, are for show and --json
         )
-        return Answer(terminal.table(list(shown.columns), shown.to_numpy().tolist()), _records(table))
+        return CommandResult(terminal.table(list(shown.columns), shown.to_numpy().tolist()), _records(table))
 
 
-class Verify(Verb):
+class Verify(Subcommand):
     """Check a version's files against the digest recorded at registration."""
 
     version: CliPositionalArg[str] = Field(description="number or stage")
 
-    def run(self, registry: "ModelRegistry") -> "Answer":
+    def run(self, registry: "ModelRegistry") -> "CommandResult":
         version = registry.verify(self.version)
-        return Answer(f"v{version.version} of {version.name} is whole: digest {version.digest}", version.to_dict())
+        return CommandResult(
+            f"v{version.version} of {version.name} is whole: digest {version.digest}", version.to_dict()
+        )
 
 
 class RegistrySettings(ScriptSettings):
@@ -221,12 +225,12 @@ class RegistrySettings(ScriptSettings):
     archive: CliSubCommand[Archive] = Field(description="put a version into Archived")
 
 
-def command_typed() -> tuple[RegistrySettings, Verb]:
+def command_typed() -> tuple[RegistrySettings, Subcommand]:
     """Which registry, and what to do there, by the command line and the environment."""
     settings = parse(RegistrySettings, __doc__)
-    command = verb(settings)
-    if not isinstance(command, Verb):
-        raise SettingsError(f"say what to do: {VERBS}; see --help")
+    command = subcommand(settings)
+    if not isinstance(command, Subcommand):
+        raise SettingsError(f"say what to do: {SUBCOMMANDS}; see --help")
     return settings, command
 
 
@@ -242,11 +246,11 @@ from toolkit.errors import (
     PromotionRefused,
     RegistryError,
     TrackingError,
-    known,
+    suggest,
 )
-from toolkit.registry.bundles import fetched, model_location, verify
+from toolkit.registry.bundles import download, model_location, verify
 from toolkit.registry.external_versions import adopt, recognised
-from toolkit.registry.formatting import comparison_table, describe, version_page, version_table
+from toolkit.registry.formatting import comparison_table, version_description, version_table, version_text
 from toolkit.registry.run_selection import (
     Mode,
     chosen_run,
@@ -289,7 +293,7 @@ if TYPE_CHECKING:  # with torch, pandas and matplotlib, seconds of import that o
 
     from toolkit.registry.comparison import Candidate
     from toolkit.registry.opening import LoadedModel
-    from toolkit.registry.promotion_gate import Verdict
+    from toolkit.registry.promotion_gate import GateResult
 
 BY_HAND = "by hand"  # a run was chosen
 LONGEST_REASON = 1000  # characters
@@ -322,7 +326,7 @@ class ModelRegistry:
         registry = ModelRegistry()
         version = registry.register_best_model("hyperopt_tuning", "mean_cv_accuracy")
         registry.transition_model_stage(version, "Production", reason="first model")
-        registry.load("Production").bundle.predict(pictures)
+        registry.load("Production").bundle.predict(images)
     """
 
     def __init__(
@@ -433,7 +437,7 @@ class ModelRegistry:
         force
             Whether it goes into Production although it is refused; the reason is then required.
         data
-            A folder of labelled pictures to compare on, instead of those that both held out.
+            A folder of labelled images to compare on, instead of those that both held out.
 
         Raises
         ------
@@ -452,7 +456,7 @@ class ModelRegistry:
         if force and not why:
             raise SettingsError("to force a promotion needs a reason, which the history keeps")
         found = self.get(version)
-        self._mend()
+        self._repair()
         found = self.get(found.version)
         if found.stage == target:
             return found
@@ -472,7 +476,7 @@ class ModelRegistry:
             )
         return moved
 
-    def judge(self, version: int | str, *, data: str | Path | None = None) -> "Verdict | None":
+    def check_promotion(self, version: int | str, *, data: str | Path | None = None) -> "GateResult | None":
         """Compare a version with the one in Production, without moving anything.
 
         Parameters
@@ -480,8 +484,8 @@ class ModelRegistry:
         version
             The one that wants to be there.
         data
-            A folder of labelled pictures to compare on, one sub-folder a class. Neither version
-            should have been trained on them. The pictures that both held out when None.
+            A folder of labelled images to compare on, one sub-folder a class. Neither version
+            should have been trained on them. The images that both held out when None.
 
         Returns
         -------
@@ -492,7 +496,7 @@ class ModelRegistry:
         BundleError
             The version's own bundle is missing or altered.
         """
-        return self._judged(self.get(version), data)[1]
+        return self._check_gate(self.get(version), data)[1]
 
     def rollback(self, reason: str | None = None) -> Version:
         """Put back what was in Production before the present version.
@@ -509,7 +513,7 @@ class ModelRegistry:
             No earlier Production version is left.
         """
         detail = _checked_reason(reason)
-        self._mend()
+        self._repair()
         versions = self._stages.versions()
         present = next((version for version in versions if version.stage == "Production"), None)
         why = f"rollback of v{present.version}" if present else "rollback to the last version in Production"
@@ -526,7 +530,7 @@ class ModelRegistry:
                             f" {before}".rstrip())  # fmt: skip
 
     def compare_models(
-        self, versions: Sequence[int | str], *, data: str | Path | None = None, log_picture: bool = False
+        self, versions: Sequence[int | str], *, data: str | Path | None = None, log_image: bool = False
     ) -> "pd.DataFrame":
         """Versions side by side, one row each, the paired figures against the first.
 
@@ -535,10 +539,10 @@ class ModelRegistry:
         versions
             Numbers or stages.
         data
-            A folder of labelled pictures to measure all of them on, one sub-folder a class, instead
-            of what each did on the pictures that all of them held out.
-        log_picture
-            Whether to log what ``picture_comparison`` draws of the first ten, as ``comparison/*.png``
+            A folder of labelled images to measure all of them on, one sub-folder a class, instead
+            of what each did on the images that all of them held out.
+        log_image
+            Whether to log what ``plot_comparison`` draws of the first ten, as ``comparison/*.png``
             in the run that the first version came from.
 
         Returns
@@ -546,27 +550,27 @@ class ModelRegistry:
         A table indexed by version, every interval of 95 %:
 
         - ``stage``, ``network``, ``image_size``, ``size_mb``, ``created``, ``mean_cv_accuracy``
-        - ``pictures``: how many all figures are about, the same ones for all versions; where they held
+        - ``images``: how many all figures are about, the same ones for all versions; where they held
           out none in common, a warning says so, and each figure is about the version's own
         - ``accuracy``, ``precision_weighted``, ``recall_weighted``, ``f1_weighted``, each with
           ``_low`` and ``_high``; ``calibration_error``
-        - ``shared_pictures``, ``shared_accuracy``: on those that the first version was measured on too
-        - ``difference`` with ``_low`` and ``_high``: of the accuracies on the shared pictures
-        - ``gained``, ``lost``, ``p_value``: shared pictures that only this version, and only the
+        - ``shared_images``, ``shared_accuracy``: on those that the first version was measured on too
+        - ``difference`` with ``_low`` and ``_high``: of the accuracies on the shared images
+        - ``gained``, ``lost``, ``p_value``: shared images that only this version, and only the
           first, classified rightly, and McNemar's exact test of the difference
-        - ``latency_ms``: for one picture, measured here and now, in turn with the others
+        - ``latency_ms``: for one image, measured here and now, in turn with the others
         - ``setting.*``, ``data.*``: those in which the versions differ
-        - ``held_out_pictures``, ``held_out_accuracy``: on all that each held out, where that is more
+        - ``held_out_images``, ``held_out_accuracy``: on all that each held out, where that is more
         """
         from toolkit.registry.comparison import side_by_side
 
         candidates = self._chosen(versions, data)
-        if log_picture:
-            self._log_picture(candidates)
+        if log_image:
+            self._log_comparison_plot(candidates)
         return side_by_side(candidates)
 
-    def picture_comparison(self, versions: Sequence[int | str], *, data: str | Path | None = None) -> "Figure":
-        """What ``compare_models`` says of up to ten versions as a picture: accuracy, classes, calibration."""
+    def plot_comparison(self, versions: Sequence[int | str], *, data: str | Path | None = None) -> "Figure":
+        """What ``compare_models`` says of up to ten versions as an image: accuracy, classes, calibration."""
         from toolkit.registry.comparison import columns
         from toolkit.registry.plots import comparison_figure
 
@@ -607,9 +611,9 @@ class ModelRegistry:
         BundleError
             The bundle is missing, altered or cannot be loaded.
         """
-        from toolkit.registry.opening import load
+        from toolkit.registry.opening import load_version
 
-        return load(self._client, self.get(stage_or_version), cache)
+        return load_version(self._client, self.get(stage_or_version), cache)
 
     def list_versions(self) -> list[Version]:
         """Every version, newest first; none when the model is not registered yet."""
@@ -634,7 +638,7 @@ class ModelRegistry:
         if number := re.fullmatch(r"[vV]?(\d{1,9})", text):
             return recognised(self._client, self._numbered(int(number[1])))
         if text.lower() not in (stage.lower() for stage in STAGES):
-            raise RegistryError(f"{text!r} is neither the number of a version nor a stage ({known(STAGES, text)})")
+            raise RegistryError(f"{text!r} is neither the number of a version nor a stage ({suggest(STAGES, text)})")
         stage = stage_named(text)
         if stage not in ALIASES:
             raise RegistryError(f"several versions may be in stage {stage}; give the number of one")
@@ -670,7 +674,7 @@ class ModelRegistry:
     def _gate(self, newcomer: Version, data: str | Path | None, *, force: bool) -> str:
         """Let a version into Production or refuse it; what the history keeps about that."""
         while True:
-            present, verdict = self._judged(newcomer, data)
+            present, verdict = self._check_gate(newcomer, data)
             if verdict and not verdict.passed and not force:
                 raise PromotionRefused(
                     f"v{newcomer.version} may not replace v{verdict.against}: {verdict}; to promote it all the same, "
@@ -682,13 +686,13 @@ class ModelRegistry:
             return "nothing to compare with" if present is None else f"v{present} could not be compared with"
         return f"{'passed' if verdict.passed else 'forced'}: {verdict}"[:LONGEST_GATE]
 
-    def _judged(self, newcomer: Version, data: str | Path | None) -> "tuple[int | None, Verdict | None]":
+    def _check_gate(self, newcomer: Version, data: str | Path | None) -> "tuple[int | None, GateResult | None]":
         """The number of the version in Production, and how the newcomer compares with it."""
         from toolkit.registry.comparison import measured
-        from toolkit.registry.opening import load
-        from toolkit.registry.promotion_gate import weigh
+        from toolkit.registry.opening import load_version
+        from toolkit.registry.promotion_gate import check_promotion
 
-        own = load(self._client, newcomer)
+        own = load_version(self._client, newcomer)
         self._alarms[newcomer.version] = found_by_alarm(own.bundle.baseline.accuracy, own.bundle.baseline.size)
         present = self._in_production()
         if present is None or present == newcomer.version:
@@ -699,7 +703,7 @@ class ModelRegistry:
             log.warning("it is compared with nothing, because %s", error)
             return present, None
         serving, candidate = measured([other, own], None if data is None else Path(data))
-        return present, weigh(candidate, serving)
+        return present, check_promotion(candidate, serving)
 
     def _in_production(self) -> int | None:
         try:
@@ -712,32 +716,32 @@ class ModelRegistry:
             raise RegistryError("name the versions to compare, such as 1 2")
         chosen = {found.version: found for found in map(self.get, versions)}
         from toolkit.registry.comparison import measured, on_the_same
-        from toolkit.registry.opening import load
+        from toolkit.registry.opening import load_version
 
-        models = [load(self._client, version) for version in chosen.values()]
+        models = [load_version(self._client, version) for version in chosen.values()]
         candidates = measured(models, None if data is None else Path(data))
         if not on_the_same(candidates):
             log.warning(
-                "%s have no picture in common that all were measured on, so each figure is about the pictures of its"
-                " own version; with --data FOLDER all are run on the same labelled pictures",
+                "%s have no image in common that all were measured on, so each figure is about the images of its"
+                " own version; with --data FOLDER all are run on the same labelled images",
                 " and ".join(f"v{version}" for version in chosen),
             )
         return candidates
 
-    def _log_picture(self, candidates: "Sequence[Candidate]") -> None:
+    def _log_comparison_plot(self, candidates: "Sequence[Candidate]") -> None:
         from toolkit.registry.comparison import columns
         from toolkit.registry.plots import MOST_VERSIONS, comparison_figure
 
         drawn = columns(candidates[:MOST_VERSIONS])
         name, run_id = "_".join(column.name for column in drawn), candidates[0].version.run_id
         try:
-            with mlflow_call("log the picture", timeout=ANSWER_SECONDS):
+            with mlflow_call("log the image", timeout=ANSWER_SECONDS):
                 self._client.log_figure(run_id, comparison_figure(drawn), f"comparison/{name}.png")
         except TrackingError as error:  # who may only read can compare all the same
-            log.warning("there is no picture in MLflow: %s", error)
+            log.warning("there is no image in MLflow: %s", error)
 
-    def _mend(self) -> None:
-        for change in self._stages.settle():
+    def _repair(self) -> None:
+        for change in self._stages.repair():
             log.warning("mended: %s", change)
         for alias, number in read_aliases(self._client, self.model_name).items():
             if alias not in ALIASES.values():
@@ -789,7 +793,7 @@ class ModelRegistry:
             ),
             "",
         )
-        numbers = known(version.version for version in versions)
+        numbers = suggest(version.version for version in versions)
         raise NotRegistered(f"no version of {self.model_name} is in {stage} yet{though}; there are: {numbers}")
 
     def _numbered(self, number: int) -> Version:
@@ -800,7 +804,7 @@ class ModelRegistry:
                 if error.error_code not in (MISSING, "INVALID_PARAMETER_VALUE"):  # version 0 is an invalid parameter
                     raise
         numbers = [version.version for version in read_versions(self._client, self.model_name)]
-        raise RegistryError(f"{self.model_name} has no version {number}; there are: {known(numbers, number)}")
+        raise RegistryError(f"{self.model_name} has no version {number}; there are: {suggest(numbers, number)}")
 
     def _register(self, run: Any, experiment: str, metric: str | None) -> int:
         """The version of a run, created unless it has one; the metric is what it was chosen by, if by one."""
@@ -810,7 +814,7 @@ class ModelRegistry:
         if registered := self._registered_from(run.info.run_id):
             return registered[0]
         created = self._create_version(run, model_of(run), experiment, metric)
-        return self._only(created, self._registered_from(run.info.run_id))
+        return self._resolve_duplicate(created, self._registered_from(run.info.run_id))
 
     def _registered_from(self, run_id: str, *, ours: bool = True) -> list[int]:
         """The versions that a run became, oldest first: those with a digest, or those of other tools."""
@@ -818,7 +822,7 @@ class ModelRegistry:
             found = self._client.search_model_versions(f"name = '{self.model_name}' AND run_id = '{run_id}'")
         return sorted(int(version.version) for version in found if (DIGEST_TAG in version.tags) == ours)
 
-    def _only(self, created: int, registered: Sequence[int]) -> int:
+    def _resolve_duplicate(self, created: int, registered: Sequence[int]) -> int:
         """The one version of a run, where another process registered it at the same moment: the oldest."""
         if created != registered[0]:
             with mlflow_call(f"take back version {created}", timeout=ANSWER_SECONDS):
@@ -830,7 +834,7 @@ class ModelRegistry:
             raise BundleError("it has the digest of a bundle, but no model")
         digest = run.data.tags[DIGEST_TAG]
         location = model_location(self._client, model_id)
-        with fetched(self._client, location) as folder:
+        with download(self._client, location) as folder:
             card, baseline = verify_bundle(folder, digest)
         page = _page_of(self._client, run)
         choice, selection, ranked = f"chosen {BY_HAND}", {"selected_by": BY_HAND}, {}
@@ -851,7 +855,7 @@ class ModelRegistry:
                 run_id=run.info.run_id,
                 run_link=page or None,
                 model_id=model_id,
-                description=describe(card, baseline, choice, _lineage(run, page)),
+                description=version_description(card, baseline, choice, _lineage(run, page)),
                 tags={
                     DIGEST_TAG: digest,
                     MODEL_TAG: model_id,
@@ -895,7 +899,7 @@ def _page_of(client: MlflowClient, run: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Answer:
+class CommandResult:
     """What a verb has to say: a text for people, a value for programs, the command to type next."""
 
     text: str
@@ -903,7 +907,7 @@ class Answer:
     next: str = ""
 
 
-def _moved(
+def _promote_result(
     registry: ModelRegistry,
     which: str,
     stage: str,
@@ -911,7 +915,7 @@ def _moved(
     *,
     force: bool = False,
     data: Path | None = None,
-) -> Answer:
+) -> CommandResult:
     before, former = registry.get(which), None
     with suppress(RegistryError):  # nothing is there, or nothing can be there: the transition says which
         former = registry.get(stage)
@@ -919,7 +923,7 @@ def _moved(
     following = {"Production": SERVE, "Staging": f"promote {version.version} Production"}.get(version.stage, "history")
     name = f"v{version.version} of {version.name}"
     if before.stage == version.stage:
-        return Answer(f"{name} was in {version.stage} already", version.to_dict(), following)
+        return CommandResult(f"{name} was in {version.stage} already", version.to_dict(), following)
     text = f"{name} moved from {before.stage} to {version.stage}"
     if former and former.version != version.version:
         text += f"; v{former.version} is Archived"
@@ -929,7 +933,7 @@ def _moved(
         text += f"\n{version.transitions[-1].gate}"
     if version.stage == "Production":
         text += f"\n{registry.found_by_alarm(version.version)}"
-    return Answer(text, version.to_dict(), following)
+    return CommandResult(text, version.to_dict(), following)
 
 
 def _records(table: "pd.DataFrame") -> list[Mapping[str, Any]]:
@@ -954,7 +958,7 @@ def main() -> None:
         to_stderr.setFormatter(logging.Formatter(f"{program_name()}: warning: %(message)s"))
         log.addHandler(to_stderr)
     settings, command = command_typed()
-    with terminal.silent(command.as_json):  # what is said on the way is no JSON
+    with terminal.muted(command.as_json):  # what is said on the way is no JSON
         answer = command.run(ModelRegistry(settings.tracking_uri, settings.model_name))
     if command.as_json:
         print(json.dumps(answer.value, indent=2))

@@ -1,7 +1,7 @@
 """Watch a model at work: log what it predicts, measure it, notice when it drifts, say so.
 
     python monitoring.py report                       # figures and drift tests, last 1,000 predictions
-    python monitoring.py report --figure report.png   # and the accuracy over time as a picture
+    python monitoring.py report --figure report.png   # and the accuracy over time as an image
     python monitoring.py alerts --level critical      # what has gone wrong, newest first
     python monitoring.py labels                       # which predictions to label, to know how good the model is
     python monitoring.py export predictions.parquet   # one row a prediction, for tools of your own
@@ -25,10 +25,10 @@ Everything is kept in one SQL store, ``monitoring.db`` in the working directory 
 ``--store`` or MONITORING_STORE says otherwise. Reading never changes it; ``labels`` notes what it has drawn.
 """
 
-from toolkit.cli.import_interrupt import end_imports_on_interrupt
+from toolkit.cli.import_interrupt import exit_on_interrupt
 
 if __name__ == "__main__":
-    end_imports_on_interrupt()
+    exit_on_interrupt()
 
 import json
 import logging
@@ -44,9 +44,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_settings import CliPositionalArg, CliSubCommand, CliSuppress
 
-from toolkit.cli.settings import ScriptSettings, environment, parse, read_first, run_script, verb
-from toolkit.errors import SettingsError, StoreError, UnknownPrediction, known, one_line
-from toolkit.monitoring.base.thresholds import LEVELS, Limits
+from toolkit.cli.settings import ScriptSettings, environment, parse, read_first, run_script, subcommand
+from toolkit.errors import SettingsError, StoreError, UnknownPrediction, first_line, suggest
+from toolkit.monitoring.base.thresholds import LEVELS, Thresholds
 from toolkit.monitoring.base.timestamps import Moment, many_seconds, seconds
 
 
@@ -78,7 +78,7 @@ class _Report(MonitorSettings):
     """Figures of a window and the drift tests on it."""
 
     window: Literal["short", "medium", "long"] = Field("short", description="last 1,000, last 10,000 or all")
-    figure: Path | None = Field(None, description="save a figure as this picture")
+    plot: Path | None = Field(None, description="save a figure as this image")
     metric: Literal["accuracy", "confidence", "predictions", "drift", "calibration", "volume", "inputs"] = Field(
         "accuracy", description="which figure"
     )
@@ -126,11 +126,11 @@ class _Replay(MonitorSettings):
     file: CliPositionalArg[str] = Field(description="a .parquet or .csv file as export writes it, or a store")
     baseline: Path | None = Field(None, description="baseline.npz of the model; that in the store when not given")
     max_false_alarms_per_million: float = Field(
-        Limits.max_false_alarms_per_million, description="alerts without a cause in a million predictions"
+        Thresholds.max_false_alarms_per_million, description="alerts without a cause in a million predictions"
     )
-    warning: float = Field(Limits.warning, description="relative drop of accuracy above which this level begins")
-    critical: float = Field(Limits.critical, description="the same for this level")
-    immediate: float = Field(Limits.immediate, description="the same for this level")
+    warning: float = Field(Thresholds.warning, description="relative drop of accuracy above which this level begins")
+    critical: float = Field(Thresholds.critical, description="the same for this level")
+    immediate: float = Field(Thresholds.immediate, description="the same for this level")
     ignore: str = Field("", description="metrics that raise no alert, with commas between; METRIC/short for a window")
     as_json: bool = Field(False, validation_alias="json", description="print JSON instead of text")
 
@@ -147,7 +147,7 @@ class _Commands(ScriptSettings):
 
 def _typed() -> BaseModel:
     """What to do, by the command line and the environment."""
-    command = verb(parse(_Commands, __doc__))
+    command = subcommand(parse(_Commands, __doc__))
     if command is None:
         raise SettingsError("say what to do: report, alerts, labels, export or replay; see --help")
     return command
@@ -160,26 +160,26 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from toolkit.bundle.baseline import Baseline
-from toolkit.cli.safe_names import printable, shown
-from toolkit.cli.terminal import silent
+from toolkit.cli.safe_names import display_name, printable
+from toolkit.cli.terminal import muted
 from toolkit.monitoring import report
-from toolkit.monitoring.alerting.notifiers import Log, Notice, Sink, Sinks
-from toolkit.monitoring.alerting.webhook import Webhook
+from toolkit.monitoring.alerting.notifiers import LogNotifier, Notification, Notifier, Notifiers
+from toolkit.monitoring.alerting.webhook import WebhookNotifier
 from toolkit.monitoring.base import validation
-from toolkit.monitoring.base.ids import new_numbers, new_prediction_id, parse_prediction_id, show
-from toolkit.monitoring.base.image_names import source_name, source_names
+from toolkit.monitoring.base.ids import format_id, new_id_numbers, new_prediction_id, parse_prediction_id
+from toolkit.monitoring.base.image_names import image_name, image_names
 from toolkit.monitoring.base.predictions import WINDOWS, window_size
 from toolkit.monitoring.pipeline.config import MonitorConfig
 from toolkit.monitoring.pipeline.replay import replay
-from toolkit.monitoring.pipeline.stream_state import View
-from toolkit.monitoring.pipeline.worker import Attendant
-from toolkit.monitoring.stats.label_sampling import audit, labels_to_settle
+from toolkit.monitoring.pipeline.stream_state import StreamState
+from toolkit.monitoring.pipeline.worker import MonitoringWorker
+from toolkit.monitoring.stats.label_sampling import labels_to_confirm, sample_for_labelling
 from toolkit.monitoring.store.alerts import Alert
-from toolkit.monitoring.store.background_writer import BATCH, Writer
+from toolkit.monitoring.store.background_writer import BATCH, BackgroundWriter
 from toolkit.monitoring.store.export import ENDINGS, export
-from toolkit.monitoring.store.predictions import Model, Prediction, PredictionStore
-from toolkit.monitoring.windows.drift import DriftReport, compare, judge
-from toolkit.monitoring.windows.metrics import WindowMetrics, measure
+from toolkit.monitoring.store.predictions import LoggedPrediction, ModelVersion, PredictionStore
+from toolkit.monitoring.windows.drift import DriftReport, correct_and_decide, run_tests
+from toolkit.monitoring.windows.metrics import WindowMetrics, window_metrics
 
 if TYPE_CHECKING:  # see plot_metrics
     from matplotlib.figure import Figure
@@ -187,14 +187,14 @@ if TYPE_CHECKING:  # see plot_metrics
 __all__ = [
     "Alert",
     "DriftReport",
-    "Limits",
-    "Log",
+    "LogNotifier",
     "ModelMonitor",
     "MonitorConfig",
     "MonitorSettings",
-    "Notice",
-    "Sink",
-    "Webhook",
+    "Notification",
+    "Notifier",
+    "Thresholds",
+    "WebhookNotifier",
     "WindowMetrics",
     "new_prediction_id",
 ]
@@ -202,10 +202,10 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 UNNAMED_VERSION = "unversioned"  # of a model that is logged without a name
-BEHIND_SECONDS = 2.0  # how far looking may fall behind while many predictions wait to be stored
-READ_AFTER_SECONDS = 5.0  # how long a reader waits for predictions that are still in the queue
-FIGURES = ("accuracy", "confidence", "predictions", "drift", "calibration", "volume", "inputs")
-NOBODY = Model("", ())  # of an empty store
+STALE_AFTER_S = 2.0  # how far looking may fall behind while many predictions wait to be stored
+REREAD_AFTER_S = 5.0  # how long a reader waits for predictions that are still in the queue
+PLOTS = ("accuracy", "confidence", "predictions", "drift", "calibration", "volume", "inputs")
+NO_MODEL = ModelVersion("", ())  # of an empty store
 
 
 class ModelMonitor:
@@ -223,7 +223,7 @@ class ModelMonitor:
         SQLAlchemy URL or path of an SQLite file; MONITORING_STORE, else ``monitoring.db`` in the
         working directory, when None. It is created by the first prediction.
     baseline
-        What the model did on pictures it had never seen, kept in the store for whoever reads it.
+        What the model did on images it had never seen, kept in the store for whoever reads it.
     model_version
         Name of the version that is logged or looked at. When None: "unversioned" for a monitor
         that was given a baseline or classes, else the version served last according to the store.
@@ -263,7 +263,7 @@ class ModelMonitor:
         *,
         model_version: str | None = None,
         classes: Sequence[str] | None = None,
-        limits: Limits | None = None,
+        limits: Thresholds | None = None,
         config: MonitorConfig | None = None,
     ) -> None:
         config = config or MonitorConfig()
@@ -271,20 +271,20 @@ class ModelMonitor:
         self._store_problem: str | None = None
         surroundings = MonitorSettings()
         if limits is None and (surroundings.trust_labels or surroundings.ignore):
-            limits = Limits(trust_labels=surroundings.trust_labels, ignore=Limits.listed(surroundings.ignore))
+            limits = Thresholds(trust_labels=surroundings.trust_labels, ignore=Thresholds.listed(surroundings.ignore))
         self._store = PredictionStore(str(store) if store is not None else surroundings.store)
-        self._writer: Writer[Prediction] = Writer(self._write, drop=config.drop_when_full)
-        self._sinks = Sinks(config.sinks, config.on_immediate)
-        self._attendant = Attendant(self._store, limits, self._sinks, config)
+        self._writer: BackgroundWriter[LoggedPrediction] = BackgroundWriter(self._write, drop=config.drop_when_full)
+        self._notifiers = Notifiers(config.sinks, config.on_immediate)
+        self._worker = MonitoringWorker(self._store, limits, self._notifiers, config)
         self._labels = 0  # told in this process since the writer was last told of them
         self._news = 0  # predictions and labels that have not been attended to
         self._has_repeats = False  # whether an id was in the store already
-        self._attended = 0.0  # on the monotonic clock
-        self._unregistered: Model | None = None  # went into service and is not in the store yet
-        self._beside: dict[str, Model] = {}  # versions that answer beside the served one
-        self._wanted = model_version
-        self._served: Model | None = None  # what this process serves
-        self._seen: Model | None = None  # what the store says is served, to a monitor that only looks
+        self._workers = 0.0  # on the monotonic clock
+        self._unregistered: ModelVersion | None = None  # went into service and is not in the store yet
+        self._secondary_models: dict[str, ModelVersion] = {}  # versions that answer beside the served one
+        self._requested_version = model_version
+        self._served: ModelVersion | None = None  # what this process serves
+        self._seen: ModelVersion | None = None  # what the store says is served, to a monitor that only looks
         if baseline is not None or classes is not None:
             self._served = self._named(model_version or UNNAMED_VERSION, baseline, classes)
         else:
@@ -303,7 +303,7 @@ class ModelMonitor:
     def model_version(self) -> str | None:
         """The version being logged or looked at; None while the store is empty."""
         model = self._served or self._seen
-        return model.version if model else self._wanted
+        return model.version if model else self._requested_version
 
     def serve(self, version: str, baseline: Baseline | None = None, classes: Sequence[str] | None = None) -> None:
         """From now on this version answers: its windows are its own, fresh unless it has served before.
@@ -319,7 +319,7 @@ class ModelMonitor:
         """
         self._served = self._named(version, baseline, classes)
         self._unregistered = self._served
-        self._writer.poke()
+        self._writer.wake()
 
     # Logging
 
@@ -365,15 +365,15 @@ class ModelMonitor:
             ``drop_when_full``.
         """
         now = self._clock()
-        number = new_numbers(now, 1)[0] if prediction_id is None else parse_prediction_id(prediction_id)
-        model = self._answering(probabilities, model_version)
+        number = new_id_numbers(now, 1)[0] if prediction_id is None else parse_prediction_id(prediction_id)
+        model = self._model_for(probabilities, model_version)
         scores = validation.scores(probabilities, model.classes)
         moment = now if time is None else seconds(time, "time")
         values = validation.statistics_of(statistics) if statistics else {}
         latency = latency_ms if latency_ms is None else validation.number(latency_ms, "latency_ms")
-        name = source if source is None else source_name(source)
-        self._writer.put(Prediction(number, moment, model, scores, values, latency, name))
-        return show(number) if prediction_id is None else prediction_id
+        name = source if source is None else image_name(source)
+        self._writer.put(LoggedPrediction(number, moment, model, scores, values, latency, name))
+        return format_id(number) if prediction_id is None else prediction_id
 
     def log_predictions(
         self,
@@ -427,7 +427,7 @@ class ModelMonitor:
         now, first = self._clock(), validation.first_of(probabilities)
         if first is None:
             return []
-        model = self._answering(first, model_version)
+        model = self._model_for(first, model_version)
         scores = validation.many_scores(probabilities, model.classes)  # (N, K)
         n = len(scores)
         if prediction_ids is not None and len(prediction_ids) != n:
@@ -438,13 +438,13 @@ class ModelMonitor:
             scores,
             validation.many_statistics(statistics, n),
             validation.numbers(latency_ms, n, "latency_ms"),
-            [None] * n if sources is None else source_names(sources, n),
+            [None] * n if sources is None else image_names(sources, n),
         )
         numbers = (
-            new_numbers(now, n) if prediction_ids is None else [parse_prediction_id(one) for one in prediction_ids]
+            new_id_numbers(now, n) if prediction_ids is None else [parse_prediction_id(one) for one in prediction_ids]
         )
-        self._writer.put_many([Prediction(*row) for row in zip(numbers, *columns, strict=True)])
-        return [show(number) for number in numbers]
+        self._writer.put_many([LoggedPrediction(*row) for row in zip(numbers, *columns, strict=True)])
+        return [format_id(number) for number in numbers]
 
     def record_feedback(self, prediction_id: str, label: str, *, source: str = "unspecified") -> bool:
         """Tell the true class of a prediction; the last one told counts, the earlier ones are kept.
@@ -493,11 +493,11 @@ class ModelMonitor:
         except UnknownPrediction:
             if not on_their_way:
                 raise
-            self.flush(READ_AFTER_SECONDS)
+            self.flush(REREAD_AFTER_S)
             changed = self._store.labels.insert(truths, source, self._clock())
         self._labels += changed
         if changed:
-            self._writer.poke()  # perhaps it is time for another look
+            self._writer.wake()  # perhaps it is time for another look
         return changed
 
     # Looking
@@ -517,13 +517,13 @@ class ModelMonitor:
         """
         if window is not None:
             return self.window_metrics(window).to_dict()
-        view = self._caught_up()
+        view = self._refreshed()
         return {name: self._measured(view, name).to_dict() for name in WINDOWS}
 
     def window_metrics(self, window: str = "short") -> WindowMetrics:
         """Metrics of one window, as an object."""
         window_size(window)
-        return self._measured(self._caught_up(), window)
+        return self._measured(self._refreshed(), window)
 
     def detect_drift(self, window: str | None = "short") -> DriftReport:
         """Compare a window with the baseline, or all three when None; looking changes nothing.
@@ -536,13 +536,15 @@ class ModelMonitor:
         names = list(WINDOWS) if window is None else [window]
         for name in names:
             window_size(name)
-        view = self._caught_up()
-        results = [result for name in names for result in compare(view.counts(name), view.yardstick, view.limits, name)]
+        view = self._refreshed()
+        results = [
+            result for name in names for result in run_tests(view.counts(name), view.bins, view.thresholds, name)
+        ]
         if len(names) > 1:  # as many more tests to correct for
             families = [[result for result in results if result.family == family] for family in ("model", "input")]
-            results = [result for family in families for result in judge(family, view.limits.alpha)]
+            results = [result for family in families for result in correct_and_decide(family, view.thresholds.alpha)]
         version = view.model.version if view.model.classes else None
-        return DriftReport(version, view.limits.alpha, tuple(results))
+        return DriftReport(version, view.thresholds.alpha, tuple(results))
 
     def labels_wanted(self, n: int | None = None, window: str = "short", seed: int = 0) -> list[str]:
         """Ids of predictions, drawn at random, whose labels would settle how good the model is by now.
@@ -572,29 +574,33 @@ class ModelMonitor:
         size = window_size(window)
         if size is None:
             raise SettingsError("labels are wanted of the short or the medium window")
-        view = self._caught_up()
+        view = self._refreshed()
         rows = self._store.window(view.model, size, statistics=False)
         ids = rows.ids[rows.finite]
         if n is not None and n < 1:
             raise SettingsError(f"at least 1 label can be wanted, got {n}")
         if not len(ids):
             return []
-        usual = view.yardstick.reference
-        enough = labels_to_settle(usual.right / usual.n, 0.2, view.limits) if usual and usual.right else len(ids)
-        order = audit(ids, len(ids), seed)[: enough if n is None else None]
+        usual = view.bins.reference
+        enough = (
+            labels_to_confirm(usual.n_correct / usual.n, 0.2, view.thresholds)
+            if usual and usual.n_correct
+            else len(ids)
+        )
+        order = sample_for_labelling(ids, len(ids), seed)[: enough if n is None else None]
         missing = np.flatnonzero(~np.isin(order, rows.ids[rows.labelled]))[:n]
         drawn = order if n is None or len(missing) < n else order[: missing[-1] + 1]
         try:
             self._store.labels.insert_drawn(drawn.tolist(), self._clock())
         except StoreError as error:  # a reader without the right to write
             logger.warning("what was drawn could not be noted, tell its labels with the source audit: %s", error)
-        return [show(number) for number in order[missing].tolist()]
+        return [format_id(number) for number in order[missing].tolist()]
 
     def sources(self, prediction_ids: Sequence[str]) -> dict[str, str]:
         """The names that the images of predictions were logged with, by id; those without one are left out."""
-        self._catch_up()
+        self._refresh()
         found = self._store.sources([parse_prediction_id(name) for name in prediction_ids])
-        return {show(number): name for number, name in found.items()}
+        return {format_id(number): name for number, name in found.items()}
 
     def check_alerts(self) -> list[Alert]:
         """Evaluate now what is new in the store, and return the alerts that this raised.
@@ -602,9 +608,9 @@ class ModelMonitor:
         The process that logs does the same by itself after every 100 predictions or labels, and when it
         ends; what it has raised already is in ``alerts()``.
         """
-        self._catch_up()
+        self._refresh()
         model = self._read_model()
-        return self._attendant.look(model) if model else []
+        return self._worker.evaluate_now(model) if model else []
 
     def alerts(self, since: Moment | None = None, level: str | None = None) -> list[Alert]:
         """Alerts of all model versions, newest first; those that no longer stand have a ``cleared_at``.
@@ -624,10 +630,10 @@ class ModelMonitor:
         SettingsError
             When ``since`` is no time, or there is no such level.
         """
-        least = Limits.severity(level) if level is not None else 0
+        least = Thresholds.severity(level) if level is not None else 0
         start = None if since is None else seconds(since)
-        self._catch_up()
-        return [alert for alert in self._store.alerts.find(since=start) if Limits.severity(alert.level) >= least]
+        self._refresh()
+        return [alert for alert in self._store.alerts.find(since=start) if Thresholds.severity(alert.level) >= least]
 
     def plot_metrics(self, metric: str = "accuracy") -> "Figure":
         """Draw a metric of the version being looked at.
@@ -647,14 +653,14 @@ class ModelMonitor:
         from toolkit.monitoring.plots import over_time, snapshot, style
         from toolkit.monitoring.plots.timeline import timeline
 
-        if metric not in FIGURES:
-            raise SettingsError(f"there is no figure of {metric!r}; there are {known(FIGURES, metric)}")
-        view = self._caught_up()
-        if view.model is NOBODY:
-            return style.nothing()
+        if metric not in PLOTS:
+            raise SettingsError(f"there is no figure of {metric!r}; there are {suggest(PLOTS, metric)}")
+        view = self._refreshed()
+        if view.model is NO_MODEL:
+            return style.no_data()
         if metric == "drift":
             return snapshot.drift(self.detect_drift(None))
-        version, yardstick = view.model.version, view.yardstick
+        version, yardstick = view.model.version, view.bins
         if metric == "calibration":
             return snapshot.calibration(version, view.counts("medium"), yardstick)
         line, now, alerts = (
@@ -663,7 +669,7 @@ class ModelMonitor:
             self._store.alerts.find(view.model),
         )
         if metric == "accuracy":
-            return over_time.accuracy(version, line, now, yardstick, view.limits, alerts)
+            return over_time.accuracy(version, line, now, yardstick, view.thresholds, alerts)
         if metric == "volume":
             return over_time.volume(version, line, alerts)
         if metric == "inputs":
@@ -691,7 +697,7 @@ class ModelMonitor:
             When the store holds no predictions, or the file cannot be written.
         """
         start = None if since is None else seconds(since)
-        self._catch_up()
+        self._refresh()
         return export(self._store, path, self._read_model(), since=start, probabilities=probabilities)
 
     # Running
@@ -704,17 +710,17 @@ class ModelMonitor:
         """Store and send what is waiting and let go of the store; harmless to repeat."""
         self._writer.close()
         if self._served is not None:
-            self._attendant.finish(self._served)
-        self._sinks.close()
+            self._worker.finish(self._served)
+        self._notifiers.close()
         self._store.close()
 
-    def stats(self) -> dict[str, int]:
+    def writer_stats(self) -> dict[str, int]:
         """Counts of this process: ``queued``, ``written``, ``dropped``, ``lost``, ``write_errors``."""
         return self._writer.stats()
 
-    def sent(self) -> dict[str, dict[str, int]]:
+    def notification_stats(self) -> dict[str, dict[str, int]]:
         """Counts of this process by sink: alerts ``sent``, ``failed``, ``dropped``."""
-        return self._sinks.stats()
+        return self._notifiers.stats()
 
     def report(self, metric: str, message: str, level: str = "warning") -> bool:
         """Raise an alert about what no window shows, such as a version that cannot be loaded.
@@ -735,18 +741,18 @@ class ModelMonitor:
         bool
             False when the same stands already.
         """
-        if Limits.severity(level) == 0:
+        if Thresholds.severity(level) == 0:
             raise SettingsError("an alert is a warning at least, got ok")
-        model = self._read_model() or Model(UNNAMED_VERSION, ())
+        model = self._read_model() or ModelVersion(UNNAMED_VERSION, ())
         self._store.versions.register(model)
-        return self._attendant.report(model, metric, level, message)
+        return self._worker.report(model, metric, level, message)
 
-    def standing(self) -> dict[str, int]:
+    def active_alert_states(self) -> dict[str, int]:
         """How many alerts stand at each level."""
         found = [alert.level for alert in self._store.alerts.find(active=True)]
         return {level: found.count(level) for level in LEVELS[1:]}
 
-    def standing_alerts(self) -> list[Alert]:
+    def active_alerts(self) -> list[Alert]:
         """The alerts that have not been cleared, newest first, without waiting for what was just logged."""
         return self._store.alerts.find(active=True)
 
@@ -769,71 +775,73 @@ class ModelMonitor:
 
     # Inside: which model
 
-    def _named(self, version: str, baseline: Baseline | None, classes: Sequence[str] | None) -> Model:
+    def _named(self, version: str, baseline: Baseline | None, classes: Sequence[str] | None) -> ModelVersion:
         if baseline is not None and classes is not None and tuple(classes) != baseline.classes:
             raise SettingsError("the baseline has other classes than the model, or in another order")
         names = baseline.classes if baseline is not None else tuple(classes or ())
         if len(set(names)) != len(names) or not names:
-            raise SettingsError(f"model version {version} needs class names that differ, got {known(names)}")
+            raise SettingsError(f"model version {version} needs class names that differ, got {suggest(names)}")
         if odd := [name for name in names if any("\ud800" <= letter <= "\udfff" for letter in name)]:
-            raise SettingsError(f"the class name {shown(odd[0])!r} is no text: it is not UTF-8")
-        return Model(shown(version), names, baseline, self._clock())
+            raise SettingsError(f"the class name {display_name(odd[0])!r} is no text: it is not UTF-8")
+        return ModelVersion(display_name(version), names, baseline, self._clock())
 
-    def _answering(self, probabilities: ArrayLike | Mapping[str, float], version: str | None) -> Model:
+    def _model_for(self, probabilities: ArrayLike | Mapping[str, float], version: str | None) -> ModelVersion:
         """The model behind a prediction; classes that nobody named are called 0, 1, 2 ..."""
         served = self._served
         if served is None:
             names = list(probabilities) if isinstance(probabilities, Mapping) else range(np.size(probabilities))
-            fresh = self._named(self._wanted or version or UNNAMED_VERSION, None, [str(name) for name in names])
+            fresh = self._named(
+                self._requested_version or version or UNNAMED_VERSION, None, [str(name) for name in names]
+            )
             served = self._served = replace(self._seen, served_at=self._clock()) if self._seen else fresh
         if version is None or version == served.version:
             return served
-        return self._beside.setdefault(version, Model(version, served.classes))
+        return self._secondary_models.setdefault(version, ModelVersion(version, served.classes))
 
-    def _read_model(self) -> Model | None:
+    def _read_model(self) -> ModelVersion | None:
         """The model to look at: what this process serves, what was asked for, or what the store says."""
         if self._served is not None:
             return self._served
-        if self._wanted is None:
+        if self._requested_version is None:
             return self._store.versions.current(self._seen)
-        found = self._store.versions.get(self._wanted)
+        found = self._store.versions.get(self._requested_version)
         if found is None and (versions := self._store.versions.names()):
             raise StoreError(
-                f"there is no model version {self._wanted} in the store {self._store}; "
-                f"there are {known(versions, self._wanted)}"
+                f"there is no model version {self._requested_version} in the store {self._store}; "
+                f"there are {suggest(versions, self._requested_version)}"
             )
         return found
 
     # Inside: reading
 
-    def _catch_up(self) -> None:
+    def _refresh(self) -> None:
         """Let what this process has just logged be seen by what it reads next."""
-        self._writer.flush(READ_AFTER_SECONDS)
+        self._writer.flush(REREAD_AFTER_S)
 
-    def _caught_up(self) -> View:
+    def _refreshed(self) -> StreamState:
         """The view of the model to look at, with all that was logged so far."""
-        self._catch_up()
+        self._refresh()
         self._seen = model = self._read_model()
-        return self._attendant.view(model or NOBODY).catch_up()
+        return self._worker.view(model or NO_MODEL).refresh()
 
     @staticmethod
-    def _measured(view: View, window: str) -> WindowMetrics:
+    def _measured(view: StreamState, window: str) -> WindowMetrics:
         version = view.model.version if view.model.classes else None
-        return measure(view.counts(window), view.yardstick, view.limits, window, version, view.evidence)
+        return window_metrics(view.counts(window), view.bins, view.thresholds, window, version, view.evidence)
 
     # Inside: writing and looking, in the writer's thread
 
-    def _write(self, batch: Sequence[Prediction]) -> float | None:
+    def _write(self, batch: Sequence[LoggedPrediction]) -> float | None:
         """Store a batch and look; what goes wrong is remembered, and the writer's to deal with."""
         try:
             pause = self._stored(batch)
         except Exception as error:
-            self._store_problem = one_line(error)
+            self._store_problem = first_line(error)
             raise
         self._store_problem = None
         return pause
 
-    def _stored(self, batch: Sequence[Prediction]) -> float | None:
+    def _stored(self, batch: Sequence[LoggedPrediction]) -> float | None:
         model = self._unregistered
         if model is not None:
             self._store.versions.register(model)
@@ -846,11 +854,11 @@ class ModelMonitor:
         self._news += len(batch) + told
         if self._served is None:
             return None
-        if self._writer.backlog >= BATCH and time.monotonic() - self._attended < BEHIND_SECONDS:
+        if self._writer.backlog >= BATCH and time.monotonic() - self._workers < STALE_AFTER_S:
             return 0.0  # what waits to be stored comes first
         news, self._news = self._news, 0
-        pause = self._attendant.attend(self._served, news)
-        self._attended = time.monotonic()
+        pause = self._worker.after_write(self._served, news)
+        self._workers = time.monotonic()
         return pause
 
     def _repeated(self, count: int) -> None:
@@ -873,22 +881,22 @@ def main() -> None:
 
 
 def _print_report(command: _Report) -> None:
-    limits = Limits(trust_labels=True) if command.trust_labels else None
+    limits = Thresholds(trust_labels=True) if command.trust_labels else None
     monitor = ModelMonitor(command.store, model_version=command.model_version, limits=limits)
     metrics, drift = monitor.window_metrics(command.window), monitor.detect_drift(command.window)
-    standing = [alert for alert in monitor.standing_alerts() if alert.model_version == metrics.model_version]
+    standing = [alert for alert in monitor.active_alerts() if alert.model_version == metrics.model_version]
     worst = report.headline(standing, metrics, drift.drifted)
     if command.as_json:
         print(json.dumps({"headline": worst, "metrics": metrics.to_dict(), "drift": drift.to_dict()}, indent=2))
     elif not metrics.n:
         print(f"No predictions have been logged in {command.store} yet.")
     else:
-        print(printable("\n".join([report.headline_text(worst), "", *report.figures(metrics), "", str(drift)])))
-    if command.figure is not None:
+        print(printable("\n".join([report.headline_text(worst), "", *report.metrics_text(metrics), "", str(drift)])))
+    if command.plot is not None:
         try:
-            monitor.plot_metrics(command.metric).savefig(command.figure)
+            monitor.plot_metrics(command.metric).savefig(command.plot)
         except (OSError, ValueError) as error:
-            raise SettingsError(f"--figure {command.figure} cannot be written: {error}") from None
+            raise SettingsError(f"--figure {command.plot} cannot be written: {error}") from None
 
 
 def _print_alerts(command: _Alerts) -> None:
@@ -901,7 +909,7 @@ def _print_alerts(command: _Alerts) -> None:
     found = monitor.alerts(command.since, command.level)
     found = [alert for alert in found if command.model_version in (None, alert.model_version)]
     text = json.dumps([alert.to_dict() for alert in found], indent=2) if command.as_json else None
-    print(text or printable(report.alerts(found)))
+    print(text or printable(report.alerts_text(found)))
 
 
 def _export(command: _Export) -> None:
@@ -924,14 +932,14 @@ def _print_labels_wanted(command: _Labels) -> None:
 
 def _replay(command: _Replay) -> None:
     names = ("max_false_alarms_per_million", "warning", "critical", "immediate")
-    limits = Limits(
+    limits = Thresholds(
         **{name: getattr(command, name) for name in names},
         trust_labels=command.trust_labels,
-        ignore=Limits.listed(command.ignore),
+        ignore=Thresholds.listed(command.ignore),
     )
     recorded = command.file.endswith(ENDINGS)
     baseline = _baseline(command) if recorded or command.baseline else None  # a store brings its own
-    with silent(command.as_json):
+    with muted(command.as_json):
         result = replay(command.file, baseline, limits, model_version=command.model_version)
     print(json.dumps(result.to_dict(), indent=2) if command.as_json else result)
 

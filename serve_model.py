@@ -2,7 +2,7 @@
 
     python serve_model.py                                    # on http://127.0.0.1:8000
     python serve_model.py --port 9000 --model-name pets --monitor-store /srv/monitoring.db
-    SERVE_PREDICT_KEY=... SERVE_ADMIN_KEY=... python serve_model.py --host 0.0.0.0 --processes 4
+    SERVE_PREDICT_KEY=... SERVE_ADMIN_KEY=... python serve_model.py --host 0.0.0.0 --workers 4
 
     curl -F file=@cat.jpg localhost:8000/predict
     curl -H 'Content-Type: image/jpeg' --data-binary @cat.jpg 'localhost:8000/predict?top_k=3'
@@ -19,14 +19,14 @@ otherwise; copies of the versions that served to served_models in this folder, f
 while MLflow does not answer. Keys come from the environment only: SERVE_PREDICT_KEY for /predict,
 /predict/batch and /feedback, SERVE_ADMIN_KEY for /admin/reload, SERVE_WEBHOOK_SECRET to sign alerts.
 SIGTERM and Ctrl-C end it with status 0 once all that was accepted is answered and stored. With
---processes several processes answer on one address; they are started again when they die, and
+--workers several processes answer on one address; they are started again when they die, and
 figures are sums over all of them.
 """
 
-from toolkit.cli.import_interrupt import end_imports_on_interrupt
+from toolkit.cli.import_interrupt import exit_on_interrupt
 
 if __name__ == "__main__":
-    end_imports_on_interrupt()
+    exit_on_interrupt()
 
 import asyncio
 import ipaddress
@@ -66,13 +66,11 @@ class ServeSettings(ScriptSettings):
     engine: Literal["auto", "openvino", "torch"] = Field(
         "auto", description="what runs the program; auto takes the fastest that agrees with it"
     )
-    shadow_share: float = Field(
-        0.0, ge=0, le=1, description="share of the pictures that the Staging model is run on too"
-    )
-    copies: Path = Field(
+    shadow_share: float = Field(0.0, ge=0, le=1, description="share of the images that the Staging model is run on too")
+    model_cache_dir: Path = Field(
         Path("served_models"), description="folder for copies of what served; a start without MLflow uses it"
     )
-    poll_seconds: float = Field(5.0, gt=0, le=3600, description="pause between two looks at the registry")
+    poll_interval: float = Field(5.0, gt=0, le=3600, description="pause between two looks at the registry")
     monitor_store: str | None = Field(None, description="store of predictions; MONITORING_STORE, else monitoring.db")
     keep_days: float | None = Field(None, gt=0, description="days that single predictions are kept; all when not given")
     max_false_alarms: float = Field(
@@ -93,44 +91,44 @@ class ServeSettings(ScriptSettings):
         "nothing", description="what to do when accuracy has certainly dropped by more than 20 %"
     )
     top_k: int = Field(5, ge=1, description="classes listed when a request does not say how many")
-    processes: int = Field(
+    workers: int = Field(
         1, ge=1, le=64, description="processes that answer; started again when they die, and each with its own model"
     )
     threads: int | None = Field(
         None,
         ge=1,
         le=256,
-        description="pictures that a process works on at once; one more than its share of the cores when not given",
+        description="images that a process works on at once; one more than its share of the cores when not given",
     )
-    max_waiting: int = Field(
-        64, ge=0, description="pictures that may wait for a thread of a process; more are refused with a 503"
+    max_queue: int = Field(
+        64, ge=0, description="images that may wait for a thread of a process; more are refused with a 503"
     )
-    max_waiting_mb: float = Field(
+    max_inflight_mb: float = Field(
         256.0, gt=0, description="bodies in memory together, in MiB, in each process; more get a 503"
     )
-    answer_seconds: float = Field(30.0, gt=0, le=3600, description="longest time until a picture is answered, else 504")
-    max_batch: int = Field(32, ge=1, description="pictures in one request to /predict/batch")
+    request_timeout: float = Field(30.0, gt=0, le=3600, description="longest time until an image is answered, else 504")
+    max_batch: int = Field(32, ge=1, description="images in one request to /predict/batch")
     max_body_mb: float = Field(32.0, gt=0, allow_inf_nan=False, description="largest request body in MiB")
-    max_pixels: int = Field(50_000_000, ge=1, description="largest picture in pixels")
-    head_seconds: float = Field(10.0, gt=0, le=600, description="longest time until a request's head has arrived")
-    body_seconds: float = Field(
+    max_pixels: int = Field(50_000_000, ge=1, description="largest image in pixels")
+    header_timeout: float = Field(10.0, gt=0, le=600, description="longest time until a request's head has arrived")
+    body_timeout: float = Field(
         30.0, gt=0, le=3600, description="longest time until its body has; slow uplinks need more"
     )
-    stall_seconds: float = Field(10.0, gt=0, le=600, description="longest pause of a body that is arriving")
-    most_connections: int = Field(4096, ge=1, description="connections that may be open to a process; more get a 503")
+    read_timeout: float = Field(10.0, gt=0, le=600, description="longest pause of a body that is arriving")
+    max_connections: int = Field(4096, ge=1, description="connections that may be open to a process; more get a 503")
     allow_origin: str = Field(
         "", description="origins whose pages may ask from a browser, as https://a.example,https://b.example; * for all"
     )
-    drain_seconds: float = Field(1.0, ge=0, le=600, description="time between not being ready and closing the socket")
-    finish_seconds: int = Field(10, ge=1, le=600, description="longest time to finish accepted requests at the end")
+    drain_timeout: float = Field(1.0, ge=0, le=600, description="time between not being ready and closing the socket")
+    shutdown_timeout: int = Field(10, ge=1, le=600, description="longest time to finish accepted requests at the end")
     predict_key: CliSuppress[SecretStr | None] = Field(None, description="key for predictions and feedback")
     admin_key: CliSuppress[SecretStr | None] = Field(None, description="key for /admin/reload")
     webhook_secret: CliSuppress[SecretStr | None] = Field(None, description="signs what is posted to the webhook")
 
     @model_validator(mode="after")
     def _one_body_fits(self) -> Self:
-        if self.max_body_mb > self.max_waiting_mb:
-            raise ValueError("--max-body-mb must be at most --max-waiting-mb, or no full body would ever find room")
+        if self.max_body_mb > self.max_inflight_mb:
+            raise ValueError("--max-body-mb must be at most --max-inflight-mb, or no full body would ever find room")
         return self
 
     @field_validator("allow_origin")
@@ -147,34 +145,34 @@ class ServeSettings(ScriptSettings):
 
     @model_validator(mode="after")
     def _batch_fits(self) -> Self:
-        if self.max_batch > self.workers + self.max_waiting:
-            raise ValueError("--max-batch must be at most --max-waiting, or no full batch would ever find room")
+        if self.max_batch > self.n_threads + self.max_queue:
+            raise ValueError("--max-batch must be at most --max-queue, or no full batch would ever find room")
         return self
 
     @property
-    def workers(self) -> int:
+    def n_threads(self) -> int:
         """Threads of a process that answer: one decodes while the others wait for the engine, or for Python's lock."""
         return self.threads or self.cores + 1
 
     @property
-    def lanes(self) -> int:
+    def concurrency(self) -> int:
         """How often the model may run at once in a process."""
-        return min(self.workers, self.cores)
+        return min(self.n_threads, self.cores)
 
     @property
     def cores(self) -> int:
         """Cores for each process."""
-        return max(1, usable_cores() // self.processes)
+        return max(1, usable_cores() // self.workers)
 
     @property
-    def converted(self) -> Path:
+    def openvino_cache_dir(self) -> Path:
         """Folder of converted models."""
-        return self.copies / "converted"
+        return self.model_cache_dir / "converted"
 
     @property
-    def limits(self) -> "Limits":
-        """What one picture may be."""
-        return Limits(max_bytes=self.max_body_bytes, max_pixels=self.max_pixels)
+    def limits(self) -> "ImageLimits":
+        """What one image may be."""
+        return ImageLimits(max_bytes=self.max_body_bytes, max_pixels=self.max_pixels)
 
     @property
     def max_body_bytes(self) -> int:
@@ -182,16 +180,16 @@ class ServeSettings(ScriptSettings):
         return int(self.max_body_mb * 2**20)
 
     @property
-    def patience(self) -> "Patience":
+    def timeouts(self) -> "Timeouts":
         """How long a request may take to arrive."""
-        return Patience(self.head_seconds, self.body_seconds, self.stall_seconds)
+        return Timeouts(self.header_timeout, self.body_timeout, self.read_timeout)
 
-    def guarded(self) -> dict[str, str]:
+    def protected_paths(self) -> dict[str, str]:
         """Address to key. With only a predict key set, the admin addresses answer nobody."""
         predict, admin = (key.get_secret_value() if key else None for key in (self.predict_key, self.admin_key))
         if predict and not admin:
             admin = secrets.token_hex()
-        keys = dict.fromkeys(PREDICT_ADDRESSES, predict) | dict.fromkeys(ADMIN_ADDRESSES, admin)
+        keys = dict.fromkeys(PREDICT_PATHS, predict) | dict.fromkeys(ADMIN_PATHS, admin)
         return {address: key for address, key in keys.items() if key}
 
 
@@ -221,58 +219,68 @@ from pydantic import Discriminator, Tag, WithJsonSchema
 from starlette.exceptions import HTTPException
 
 from model_registry import ModelRegistry
-from monitoring import Alert, DriftReport, Log, ModelMonitor, MonitorConfig, Notice, Sink, Webhook, new_prediction_id
-from monitoring import Limits as DriftLimits
+from monitoring import (
+    Alert,
+    DriftReport,
+    LogNotifier,
+    ModelMonitor,
+    MonitorConfig,
+    Notification,
+    Notifier,
+    WebhookNotifier,
+    new_prediction_id,
+)
+from monitoring import Thresholds as DriftLimits
 from toolkit.bundle.program import Bundle
 from toolkit.errors import ToolkitError, UnknownPrediction
-from toolkit.images.decoding import Limits
+from toolkit.images.decoding import ImageLimits
 from toolkit.serving import problems
-from toolkit.serving.cached_call import Recent
+from toolkit.serving.cached_call import CachedCall
 from toolkit.serving.http import static
-from toolkit.serving.http.access_log import Journal, log_to_stderr
-from toolkit.serving.http.auth import Keys
-from toolkit.serving.http.body_limit import BodyLimit, Patience
-from toolkit.serving.http.cross_origin import Origins
-from toolkit.serving.http.decompression import Encodings
-from toolkit.serving.http.disconnect import Departures
-from toolkit.serving.http.head_method import Heads
-from toolkit.serving.http.openapi import describe, refusals
-from toolkit.serving.http.request_body import announced, read_picture, read_pictures
+from toolkit.serving.http.access_log import AccessLogMiddleware, log_to_stderr
+from toolkit.serving.http.auth import APIKeyMiddleware
+from toolkit.serving.http.body_limit import BodyLimitMiddleware, Timeouts
+from toolkit.serving.http.cross_origin import CrossOriginMiddleware
+from toolkit.serving.http.decompression import DecompressionMiddleware
+from toolkit.serving.http.disconnect import CancelOnDisconnectMiddleware
+from toolkit.serving.http.head_method import HeadMethodMiddleware
+from toolkit.serving.http.openapi import build_openapi, error_responses
+from toolkit.serving.http.request_body import content_length_or, parse_image, parse_images
 from toolkit.serving.http.server import Server, ServerConfig, listen
-from toolkit.serving.inference.admission import Desk, Doorkeeper
-from toolkit.serving.metrics import Figures, wants_prometheus
+from toolkit.serving.inference.admission import AdmissionController, LoadSheddingMiddleware
+from toolkit.serving.metrics import ServiceMetrics, wants_prometheus
 from toolkit.serving.models import engines
 from toolkit.serving.models.isolated_load import IsolatedLoader
-from toolkit.serving.models.local_cache import LastGood
-from toolkit.serving.models.manager import ModelManagerConfig, Release
+from toolkit.serving.models.local_cache import LocalModelCache
+from toolkit.serving.models.manager import ModelManagerConfig, ModelRelease
 from toolkit.serving.problems import Problem
 from toolkit.serving.routes import binary_tensors, inference_protocols
 from toolkit.serving.schemas import (
     Batch,
     Feedback,
     FeedbackError,
+    FeedbackResult,
     Feedbacks,
     Prediction,
     ProblemDocument,
-    Recorded,
     TopK,
 )
-from toolkit.serving.service import WATCHED_SECONDS, Service, ServiceConfig, named
+from toolkit.serving.service import MONITOR_REFRESH_S, Service, ServiceConfig, model_id
 from toolkit.serving.workers import WorkerGroup, WorkerSpec, exec_supervisor, limit_malloc_arenas
 
 logger = logging.getLogger(__name__)
 
-LONGEST_REASON = 400  # characters of an alert that are kept as the reason of a rollback
+MAX_REASON_LENGTH = 400  # characters of an alert that are kept as the reason of a rollback
 VERSION = "1"  # of the addresses and shapes
-PREDICT_ADDRESSES = ("/predict", "/predict/batch", "/feedback", *inference_protocols.PREDICT_ADDRESSES)
-ADMIN_ADDRESSES = ("/admin/reload",)
+PREDICT_PATHS = ("/predict", "/predict/batch", "/feedback", *inference_protocols.PREDICT_PATHS)
+ADMIN_PATHS = ("/admin/reload",)
 # What a page of an allowed origin may send, and read of an answer, besides what any may.
 PAGES_SEND = ("Authorization", "X-API-Key", "X-Request-ID", "Content-Type", "Content-Encoding", binary_tensors.HEADER)
 PAGES_READ = ("X-Request-ID", "Retry-After", binary_tensors.HEADER)
-PICTURE_ADDRESSES = frozenset({"/predict", "/predict/batch"})
+IMAGE_PATHS = frozenset({"/predict", "/predict/batch"})
 # How long a thread may keep Python's lock while others want it. At the usual 0.005 a model that is being loaded beside
 # sixteen clients made one answer in a hundred take 4.7 times as long as at other times.
-SWITCH_SECONDS = 0.0005
+GIL_SWITCH_INTERVAL_S = 0.0005
 Window = Literal["short", "medium", "long"]
 WINDOWS: tuple[Window, ...] = get_args(Window)
 MOMENT = {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "number"}, {"type": "null"}]}
@@ -280,7 +288,7 @@ MOMENT = {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "number"
 T = TypeVar("T")
 
 
-class Registered:
+class RegistrySource:
     """The registry as the live model's source."""
 
     def __init__(self, settings: ServeSettings, stage: str) -> None:
@@ -288,7 +296,7 @@ class Registered:
         self._registry = ModelRegistry(settings.tracking_uri, settings.model_name)
         self._stage = stage
 
-    def find(self) -> Release:
+    def find(self) -> ModelRelease:
         """The version that is in the stage now."""
         version = self._registry.get(self._stage)
         before, self.contradiction = self.contradiction, ""
@@ -298,7 +306,7 @@ class Registered:
             logger.warning("%s", self.contradiction)
         return version
 
-    def load(self, release: Release, cache: Path | None = None) -> Bundle:
+    def load(self, release: ModelRelease, cache: Path | None = None) -> Bundle:
         """Its bundle, checked against the digest of the version."""
         return self._registry.load(release.version, cache=cache).bundle
 
@@ -306,7 +314,7 @@ class Registered:
 # The addresses. What may wait for a disk is a plain function, which FastAPI runs in a thread.
 
 routes = APIRouter()
-PREDICTING = refusals(*problems.OF_PREDICTIONS)
+PREDICTING = error_responses(*problems.PREDICTION_PROBLEMS)
 
 
 def _service(request: Request) -> Service:
@@ -316,12 +324,12 @@ def _service(request: Request) -> Service:
 
 @routes.post("/predict", responses=PREDICTING, tags=["predictions"])
 async def predict(request: Request, query: Annotated[TopK, Query()]) -> Prediction:
-    """Classify one picture: a form with `file`, a raw `image/*` body, or JSON with base64 in `image`."""
+    """Classify one image: a form with `file`, a raw `image/*` body, or JSON with base64 in `image`."""
     service = _service(request)
-    service.admit(query.top_k)
-    with service.desk.body(announced(request, request.app.state.settings.max_body_bytes)):
-        read = await read_picture(request)
-        with service.desk.places(1):
+    service.require_ready(query.top_k)
+    with service.admission.reserve_bytes(content_length_or(request, request.app.state.settings.max_body_bytes)):
+        read = await parse_image(request)
+        with service.admission.slots(1):
             answer = await service.predict(read, query.top_k)
     request.state.version = answer.model.version
     return answer
@@ -329,12 +337,12 @@ async def predict(request: Request, query: Annotated[TopK, Query()]) -> Predicti
 
 @routes.post("/predict/batch", responses=PREDICTING, response_model_exclude_none=True, tags=["predictions"])
 async def predict_batch(request: Request, query: Annotated[TopK, Query()]) -> Batch:
-    """Classify many pictures, the `files` of a form; one that cannot be used fails alone."""
+    """Classify many images, the `files` of a form; one that cannot be used fails alone."""
     service = _service(request)
-    service.admit(query.top_k)
-    with service.desk.body(announced(request, request.app.state.settings.max_body_bytes)):
-        reads = await read_pictures(request, request.app.state.settings.max_batch)
-        with service.desk.places(len(reads)):
+    service.require_ready(query.top_k)
+    with service.admission.reserve_bytes(content_length_or(request, request.app.state.settings.max_body_bytes)):
+        reads = await parse_images(request, request.app.state.settings.max_batch)
+        with service.admission.slots(len(reads)):
             answers = (
                 service.predict_one_of_many(index, read, query.top_k, request.state.request_id)
                 for index, read in enumerate(reads)
@@ -346,37 +354,37 @@ def _one_or_many(body: object) -> str:
     return "many" if isinstance(body, list) else "one"
 
 
-Told = Annotated[
+FeedbackBody = Annotated[
     Annotated[Feedback, Tag("one")] | Annotated[Feedbacks, Tag("many")], Discriminator(_one_or_many), Body()
 ]
 
 
 @routes.post(
     "/feedback",
-    responses=refusals(
+    responses=error_responses(
         problems.MALFORMED,
-        problems.TOO_SLOW,
+        problems.REQUEST_TIMEOUT,
         problems.UNKNOWN_PREDICTION,
         problems.INVALID,
         problems.UNKNOWN_LABEL,
-        problems.MONITOR,
+        problems.MONITOR_UNAVAILABLE,
     ),
     response_model_exclude_defaults=True,
     tags=["predictions"],
 )
-def feedback(request: Request, told: Told) -> Recorded:
+def feedback(request: Request, told: FeedbackBody) -> FeedbackResult:
     """Tell the true label of a prediction, or of many; of a list each that is wrong is named in `errors`."""
     monitor = request.app.state.monitor
     if isinstance(told, Feedback):
         if problem := _record(monitor, told):
             raise problem
-        return Recorded(recorded=1)
+        return FeedbackResult(recorded=1)
     errors = [
         FeedbackError(index=index, error=ProblemDocument(**problem.document(request.state.request_id)))
         for index, one in enumerate(told)
         if (problem := _record(monitor, one))
     ]
-    return Recorded(recorded=len(told) - len(errors), errors=errors)
+    return FeedbackResult(recorded=len(told) - len(errors), errors=errors)
 
 
 def _record(monitor: ModelMonitor, told: Feedback) -> Problem | None:
@@ -393,7 +401,7 @@ def _record(monitor: ModelMonitor, told: Feedback) -> Problem | None:
 
 def _monitor_problem(error: ToolkitError) -> Problem:
     logger.error("the monitor cannot answer: %s", error)
-    return Problem(problems.MONITOR, "the store of predictions cannot be used now", {"Retry-After": "5"})
+    return Problem(problems.MONITOR_UNAVAILABLE, "the store of predictions cannot be used now", {"Retry-After": "5"})
 
 
 def _ask_monitor(question: Callable[[], T]) -> T:
@@ -411,7 +419,7 @@ async def livez() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@routes.get("/readyz", responses=refusals(problems.NOT_READY), tags=["state"])
+@routes.get("/readyz", responses=error_responses(problems.NOT_READY), tags=["state"])
 async def readyz(request: Request) -> dict[str, str]:
     """Whether the service should get traffic: a model is loaded in each process, and it is not about to end."""
     if request.app.state.leaving:
@@ -432,29 +440,29 @@ def metrics(request: Request) -> Response:
     """Figures as JSON; in the text format of Prometheus when the Accept header asks for it."""
     service, accept = _service(request), request.headers.get("accept", "")
     if wants_prometheus(accept):
-        text, media_type = service.figures.prometheus(accept)
+        text, media_type = service.metrics.prometheus(accept)
         return Response(text, headers={"Content-Type": media_type, "Vary": "Accept"})
     try:
         windows: dict[str, Any] = {"windows": service.windows()}
     except ToolkitError as error:
         windows = {"windows": {}, "error": _monitor_problem(error).detail}
-    sums = service.sums()
-    figures = service.figures.summary() | {
-        "model": named(service.live.model),
+    sums = service.totals()
+    figures = service.metrics.summary() | {
+        "model": model_id(service.model_manager.model),
         "queue": sums["queue"],
         "monitor": {"stats": sums["monitor"], **windows},
     }
     return JSONResponse(figures, headers={"Vary": "Accept"})
 
 
-@routes.get("/drift", responses=refusals(problems.INVALID, problems.MONITOR), tags=["figures"])
+@routes.get("/drift", responses=error_responses(problems.INVALID, problems.MONITOR_UNAVAILABLE), tags=["figures"])
 def drift(request: Request, window: Window = "short") -> dict[str, Any]:
     """The drift report of one window, measured at most every few seconds."""
-    ask: Recent[DriftReport] = request.app.state.drift[window]
+    ask: CachedCall[DriftReport] = request.app.state.drift[window]
     return _ask_monitor(ask).to_dict()
 
 
-@routes.get("/alerts", responses=refusals(problems.INVALID, problems.MONITOR), tags=["figures"])
+@routes.get("/alerts", responses=error_responses(problems.INVALID, problems.MONITOR_UNAVAILABLE), tags=["figures"])
 def alerts(
     request: Request,
     since: Annotated[
@@ -479,14 +487,14 @@ def alerts(
     return [alert.to_dict() for alert in found[:limit]]
 
 
-@routes.get("/model-info", responses=refusals(problems.NOT_READY), tags=["state"])
+@routes.get("/model-info", responses=error_responses(problems.NOT_READY), tags=["state"])
 def model_info(request: Request) -> dict[str, Any]:
     """What is being served: version, classes, how it was measured, what runs it."""
     service = _service(request)
     model = service.model()
     card, baseline, release = model.bundle.card, model.bundle.baseline, model.release
     return {
-        **(named(model) or {}),
+        **(model_id(model) or {}),
         "run_id": release.run_id,
         "digest": model.bundle.digest,
         "engine": model.engine.name,
@@ -498,10 +506,10 @@ def model_info(request: Request) -> dict[str, Any]:
         "decoder": card.decoder,
         "temperature": card.temperature,
         "metrics": {name: measured.model_dump() for name, measured in card.metrics.items()},
-        "baseline": {"pictures": baseline.size, "accuracy": baseline.accuracy if baseline.size else None},
+        "baseline": {"images": baseline.size, "accuracy": baseline.accuracy if baseline.size else None},
         "code_version": card.code_version,
         "versions": card.versions,
-        "shadow": service.sums()["shadow"],
+        "shadow": service.totals()["shadow"],
     }
 
 
@@ -509,7 +517,11 @@ def model_info(request: Request) -> dict[str, Any]:
 def reload(request: Request) -> dict[str, Any]:
     """Look at the registry now, in all processes, and try again what failed; tells what the one that answers found."""
     service = _service(request)
-    return {"outcome": service.look(), "model": named(service.live.model), "registry": asdict(service.live.describe())}
+    return {
+        "outcome": service.poll(),
+        "model": model_id(service.model_manager.model),
+        "registry": asdict(service.model_manager.describe()),
+    }
 
 
 @routes.get("/", include_in_schema=False)
@@ -550,15 +562,20 @@ def create_app(settings: ServeSettings | None = None, place: WorkerSpec | None =
     app = FastAPI(
         title="Image classifier",
         version=VERSION,
-        description="Classifies pictures with the registered model that is in Production, and watches its answers.",
+        description="Classifies images with the registered model that is in Production, and watches its answers.",
         docs_url=None,  # /docs below: the same page, whose scripts come from here and not from a server elsewhere
         redoc_url=None,
         redirect_slashes=False,  # to an address with the host that the client made up
         lifespan=_lifespan,
     )
-    guarded = settings.guarded()
-    app.state.settings, app.state.place, app.state.figures, app.state.leaving = settings, place, Figures(place), False
-    app.state.source = Registered(settings, settings.stage)
+    guarded = settings.protected_paths()
+    app.state.settings, app.state.place, app.state.figures, app.state.leaving = (
+        settings,
+        place,
+        ServiceMetrics(place),
+        False,
+    )
+    app.state.source = RegistrySource(settings, settings.stage)
     app.state.figures.collect(partial(_families, app))
     app.include_router(routes)
     app.include_router(inference_protocols.routes)
@@ -566,15 +583,15 @@ def create_app(settings: ServeSettings | None = None, place: WorkerSpec | None =
     for kind in (HTTPException, RequestValidationError):
         app.add_exception_handler(kind, problems.handle)
     # What is added last is outermost.
-    app.add_middleware(Encodings, limit=settings.max_body_bytes)
-    app.add_middleware(Heads)
-    app.add_middleware(Doorkeeper, addresses=PICTURE_ADDRESSES, desk=partial(_desk, app))
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, patience=settings.patience)
-    app.add_middleware(Keys, guarded=guarded)
-    app.add_middleware(Departures)
+    app.add_middleware(DecompressionMiddleware, limit=settings.max_body_bytes)
+    app.add_middleware(HeadMethodMiddleware)
+    app.add_middleware(LoadSheddingMiddleware, addresses=IMAGE_PATHS, desk=partial(_admission, app))
+    app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, patience=settings.timeouts)
+    app.add_middleware(APIKeyMiddleware, guarded=guarded)
+    app.add_middleware(CancelOnDisconnectMiddleware)
     if settings.predict_key is None:
-        app.add_middleware(Origins, allowed=settings.origins)
-    app.add_middleware(Journal, figures=app.state.figures, addresses=(*PREDICT_ADDRESSES, *ADMIN_ADDRESSES))
+        app.add_middleware(CrossOriginMiddleware, allowed=settings.origins)
+    app.add_middleware(AccessLogMiddleware, figures=app.state.figures, addresses=(*PREDICT_PATHS, *ADMIN_PATHS))
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -590,8 +607,8 @@ def create_app(settings: ServeSettings | None = None, place: WorkerSpec | None =
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: ServeSettings = app.state.settings
     place: WorkerSpec | None = app.state.place
-    monitor = app.state.monitor = _monitor(settings, partial(_react, app))
-    app.state.drift = {name: Recent(partial(monitor.detect_drift, name), WATCHED_SECONDS) for name in WINDOWS}
+    monitor = app.state.monitor = _monitor(settings, partial(_rollback_on_alert, app))
+    app.state.drift = {name: CachedCall(partial(monitor.detect_drift, name), MONITOR_REFRESH_S) for name in WINDOWS}
     service = app.state.service = Service(
         app.state.source,
         monitor,
@@ -609,32 +626,36 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _service_config(settings: ServeSettings) -> ServiceConfig:
     engine = partial(
-        engines.prepare, choice=settings.engine, threads=settings.lanes, cores=settings.cores, cache=settings.converted
+        engines.select_engine,
+        choice=settings.engine,
+        threads=settings.concurrency,
+        cores=settings.cores,
+        cache=settings.openvino_cache_dir,
     )
-    copies = settings.copies / settings.model_name / settings.stage
+    copies = settings.model_cache_dir / settings.model_name / settings.stage
     return ServiceConfig(
-        workers=settings.workers,
-        waiting=settings.max_waiting,
-        most_bytes=int(settings.max_waiting_mb * 2**20),
-        seconds=settings.answer_seconds,
+        workers=settings.n_threads,
+        waiting=settings.max_queue,
+        most_bytes=int(settings.max_inflight_mb * 2**20),
+        seconds=settings.request_timeout,
         limits=settings.limits,
         top_k=settings.top_k,
         models=ModelManagerConfig(
-            settings.poll_seconds,
+            settings.poll_interval,
             prepare=engine,
-            rehearse=IsolatedLoader(settings.engine, settings.lanes, settings.converted),
-            last_good=LastGood(copies, settings.model_name, settings.stage),
+            rehearse=IsolatedLoader(settings.engine, settings.concurrency, settings.openvino_cache_dir),
+            last_good=LocalModelCache(copies, settings.model_name, settings.stage),
         ),
-        shadow=Registered(settings, "Staging"),
+        shadow=RegistrySource(settings, "Staging"),
         shadow_share=settings.shadow_share,
     )
 
 
-def _monitor(settings: ServeSettings, react: Callable[[Notice], object] | None = None) -> ModelMonitor:
-    sinks: dict[str, Sink] = {"log": Log()}
+def _monitor(settings: ServeSettings, react: Callable[[Notification], object] | None = None) -> ModelMonitor:
+    sinks: dict[str, Notifier] = {"log": LogNotifier()}
     if settings.alert_webhook is not None:
         secret = settings.webhook_secret
-        sinks["webhook"] = Webhook(settings.alert_webhook, secret.get_secret_value() if secret else None)
+        sinks["webhook"] = WebhookNotifier(settings.alert_webhook, secret.get_secret_value() if secret else None)
     return ModelMonitor(
         settings.monitor_store,
         limits=DriftLimits(
@@ -651,23 +672,23 @@ def _monitor(settings: ServeSettings, react: Callable[[Notice], object] | None =
     )
 
 
-def _react(app: FastAPI, notice: Notice) -> None:
+def _rollback_on_alert(app: FastAPI, notice: Notification) -> None:
     """Go back to the version before, if it is still the present one that is so bad."""
     settings: ServeSettings = app.state.settings
     service: Service = app.state.service
-    model = service.live.model
+    model = service.model_manager.model
     if model is None or model.version != notice.model_version:
         return
     registry = ModelRegistry(settings.tracking_uri, settings.model_name)
-    version = registry.rollback(f"by itself: {notice.what}"[:LONGEST_REASON])
+    version = registry.rollback(f"by itself: {notice.what}"[:MAX_REASON_LENGTH])
     logger.warning("went back to version %s: %s", version.version, notice.what)
-    service.look()
+    service.poll()
 
 
-def _desk(app: FastAPI) -> Desk | None:
-    """Where pictures are refused; None while there is no model, of which the routes know more to say."""
+def _admission(app: FastAPI) -> AdmissionController | None:
+    """Where images are refused; None while there is no model, of which the routes know more to say."""
     service: Service = app.state.service
-    return service.desk if service.live.model else None
+    return service.admission if service.model_manager.model else None
 
 
 def _families(app: FastAPI) -> Iterable[Metric]:
@@ -677,7 +698,7 @@ def _families(app: FastAPI) -> Iterable[Metric]:
 
 def _described(app: FastAPI, guarded: Iterable[str]) -> dict[str, Any]:
     if app.openapi_schema is None:
-        app.openapi_schema = describe(app, guarded, app.state.settings.max_batch)
+        app.openapi_schema = build_openapi(app, guarded, app.state.settings.max_batch)
     return app.openapi_schema
 
 
@@ -693,38 +714,40 @@ def main() -> int:
     with listen(settings.host, settings.port) as listener:
         log_to_stderr()
         address, port = listener.getsockname()[:2]
-        if not ipaddress.ip_address(address).is_loopback and not settings.guarded():
+        if not ipaddress.ip_address(address).is_loopback and not settings.protected_paths():
             logger.warning(
                 "%s is open to the network without keys: set SERVE_PREDICT_KEY and SERVE_ADMIN_KEY", settings.host
             )
-        _greet(settings, f"http://{f'[{address}]' if ':' in address else address}:{port}")
-        if settings.processes > 1:
+        _print_banner(settings, f"http://{f'[{address}]' if ':' in address else address}:{port}")
+        if settings.workers > 1:
             with suppress(ToolkitError):  # whatever it says: a new database gets its tables from one, not from all
-                Registered(settings, settings.stage).find()
+                RegistrySource(settings, settings.stage).find()
             command = [*process_command("serve_model"), *sys.argv[1:]]
-            exec_supervisor(command, settings.processes, listener, settings.drain_seconds + settings.finish_seconds)
+            exec_supervisor(command, settings.workers, listener, settings.drain_timeout + settings.shutdown_timeout)
         _serve(settings, listener)
     return 0
 
 
 def _serve(settings: ServeSettings, listener: socket, place: WorkerSpec | None = None) -> None:
-    sys.setswitchinterval(SWITCH_SECONDS)
+    sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
     limit_malloc_arenas()
     app = create_app(settings, place)
 
     def leave() -> None:
         app.state.leaving = True
 
-    config = ServerConfig(settings.drain_seconds, settings.finish_seconds, settings.patience, settings.most_connections)
+    config = ServerConfig(
+        settings.drain_timeout, settings.shutdown_timeout, settings.timeouts, settings.max_connections
+    )
     Server(app, leave, config, alone=place is None).run(sockets=[listener])
 
 
-def _greet(settings: ServeSettings, url: str) -> None:
+def _print_banner(settings: ServeSettings, url: str) -> None:
     print(
         f"serving {settings.model_name}, the version in {settings.stage}, on {url}\n"
         f"  dashboard   {url}/dashboard\n"
         f"  addresses   {url}/docs\n"
-        f"  try it      curl -F file=@picture.jpg {url}/predict",
+        f"  try it      curl -F file=@image.jpg {url}/predict",
         flush=True,
     )
 

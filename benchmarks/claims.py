@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from toolkit.cli.terminal import say, table
+from toolkit.cli.terminal import echo, table
 from toolkit.errors import SettingsError
 from toolkit.system.metrics import usable_cores
 
@@ -68,6 +68,6 @@ def load() -> str:
 def conclude(claims: Claims, as_json: bool) -> None:
     """Say all claims beside their goals."""
     rows = [[name, *claim.row] for name, claim in claims.items()]
-    say(f"\n{table(['claim', 'measured', 'goal'], rows)}\n\nload {load()}")
+    echo(f"\n{table(['claim', 'measured', 'goal'], rows)}\n\nload {load()}")
     if as_json:
         print(json.dumps({name: claim._asdict() for name, claim in claims.items()}))

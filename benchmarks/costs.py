@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from benchmarks import watchers
 from monitoring import ModelMonitor, MonitorConfig
 from toolkit.bundle.baseline import Baseline
-from toolkit.monitoring.base.predictions import Window
-from toolkit.monitoring.base.thresholds import Limits
-from toolkit.monitoring.stats.detector_set import Detectors
-from toolkit.monitoring.windows.drift import compare
-from toolkit.monitoring.windows.reference import Yardstick
-from toolkit.monitoring.windows.rolling import Rolling
+from toolkit.monitoring.base.predictions import Predictions
+from toolkit.monitoring.base.thresholds import Thresholds
+from toolkit.monitoring.stats.detector_set import DetectorSet
+from toolkit.monitoring.windows.drift import run_tests
+from toolkit.monitoring.windows.reference import ReferenceBins
+from toolkit.monitoring.windows.rolling import RollingWindows
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLS, TOGETHER = 2_000, 20_000  # predictions logged and timed one by one; until all are stored
@@ -62,7 +62,7 @@ def _seconds(run: Run, calls: int, clock: Callable[[], float]) -> float:
     return (clock() - started) / calls
 
 
-def logging(baseline: Baseline, stream: Window, repeats: int) -> Cost:
+def logging(baseline: Baseline, stream: Predictions, repeats: int) -> Cost:
     """One prediction in the thread of its caller, and how many a second reach the store."""
     rows = list(stream.probabilities[:CALLS])
     with tempfile.TemporaryDirectory() as folder, ModelMonitor(f"{folder}/a.db", baseline, config=QUIET) as monitor:
@@ -102,7 +102,7 @@ def logging(baseline: Baseline, stream: Window, repeats: int) -> Cost:
     })  # fmt: skip
 
 
-def _rate(monitor: ModelMonitor, stream: Window) -> float:
+def _rate(monitor: ModelMonitor, stream: Predictions) -> float:
     """Predictions a second, from the first call until all are in the store."""
     started = time.perf_counter()
     rows = stream.probabilities[:TOGETHER]
@@ -112,7 +112,7 @@ def _rate(monitor: ModelMonitor, stream: Window) -> float:
     return len(rows) / (time.perf_counter() - started)
 
 
-def _at_once(baseline: Baseline, stream: Window) -> tuple[float, float, float]:
+def _at_once(baseline: Baseline, stream: Predictions) -> tuple[float, float, float]:
     """One call for many predictions, which ends when it has their ids and all but 10,000 are stored.
 
     Returns
@@ -129,7 +129,7 @@ def _at_once(baseline: Baseline, stream: Window) -> tuple[float, float, float]:
         return worked / stream.n * 1e6, stream.n / handed, stream.n / (time.perf_counter() - started)
 
 
-def reports(baseline: Baseline, stream: Window, repeats: int) -> Cost:
+def reports(baseline: Baseline, stream: Predictions, repeats: int) -> Cost:
     """A report on drift, of few predictions and of many."""
     frame = watchers.as_frame(baseline.probabilities)
     chunks = watchers.nannyml_drift(frame)
@@ -157,37 +157,37 @@ def reports(baseline: Baseline, stream: Window, repeats: int) -> Cost:
     return Cost(headings, cells, claims)
 
 
-def _by_scipy(window: Window, confidence: Array, classes: Array, columns: Array) -> None:
+def _by_scipy(window: Predictions, confidence: Array, classes: Array, columns: Array) -> None:
     watchers.plain_tests(window, confidence, classes)
     watchers.bbsds(window, columns)
 
 
-def _fill(monitor: ModelMonitor, window: Window) -> None:
+def _fill(monitor: ModelMonitor, window: Predictions) -> None:
     monitor.log_predictions(window.probabilities)
     monitor.flush()
 
 
-def _of_counts(baseline: Baseline, stream: Window, repeats: int) -> float:
+def _of_counts(baseline: Baseline, stream: Predictions, repeats: int) -> float:
     """Seconds for the report of ten million predictions: a hundred times the counts of a hundred thousand."""
-    yardstick = Yardstick(baseline.classes, baseline)
-    part = yardstick.count(stream.last(MANY))
+    yardstick = ReferenceBins(baseline.classes, baseline)
+    part = yardstick.count_binned(stream.last(MANY))
     counts = part
     while counts.n < MOST:
         counts = counts + part
-    return medians({"ours": lambda: compare(counts, yardstick, Limits(), "long")}, repeats)["ours"]
+    return medians({"ours": lambda: run_tests(counts, yardstick, Thresholds(), "long")}, repeats)["ours"]
 
 
-def memory(baseline: Baseline, stream: Window, repeats: int) -> Cost:
+def memory(baseline: Baseline, stream: Predictions, repeats: int) -> Cost:
     """What is kept of a version in memory, with full windows."""
     del repeats  # the same each time
     held: dict[str, float] = {}
     tracemalloc.start()
-    yardstick = Yardstick(baseline.classes, baseline)
+    yardstick = ReferenceBins(baseline.classes, baseline)
     held["bins and the reference in them"] = _megabytes()
-    rolling = Rolling(yardstick)
+    rolling = RollingWindows(yardstick)
     rolling.add(stream.last(20_000))
     held["windows of 1,000, 10,000 and all"] = _megabytes() - sum(held.values())
-    detectors = Detectors(baseline, 1.0)
+    detectors = DetectorSet(baseline, 1.0)
     held["three alarms"] = _megabytes() - sum(held.values())
     tracemalloc.stop()
     del rolling, detectors
@@ -200,7 +200,7 @@ def _megabytes() -> float:
     return tracemalloc.get_traced_memory()[0] / 1e6
 
 
-def imports(baseline: Baseline, stream: Window, repeats: int) -> Cost:
+def imports(baseline: Baseline, stream: Predictions, repeats: int) -> Cost:
     """Seconds until a fresh process has imported each."""
     del baseline, stream
     patched = "import pandas.core.dtypes.common as c; c.infer_dtype_from_object = type; import evidently"

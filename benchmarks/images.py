@@ -1,4 +1,4 @@
-"""The pictures that benchmarks train on: a folder of photographs, scikit-learn's digits, or flowers that are drawn."""
+"""The images that benchmarks train on: a folder of photographs, scikit-learn's digits, or flowers that are drawn."""
 
 import colorsys
 import multiprocessing
@@ -28,16 +28,16 @@ PETALS = (3, 4, 5, 6, 8, 12)
 
 
 def listed(folder: Path) -> list[Path]:
-    """The pictures below a folder, class by class; a picture's class is the name of the folder that it is in."""
+    """The images below a folder, class by class; an image's class is the name of the folder that it is in."""
     suffixes = {suffix for suffix in IMG_EXTENSIONS if suffix in SUFFIXES}  # that all sides read
     files = [path for path in folder.rglob("*") if path.suffix.lower() in suffixes]
     if not files:
-        raise DataError(f"--data must be a folder with one sub-folder of pictures a class, got {folder}")
+        raise DataError(f"--data must be a folder with one sub-folder of images a class, got {folder}")
     return sorted(files, key=lambda path: (path.parent.name, path))
 
 
 def link(files: Sequence[Path], folder: Path) -> Path:
-    """Make a folder of some pictures, one sub-folder a class, by links."""
+    """Make a folder of some images, one sub-folder a class, by links."""
     for number, file in enumerate(files):
         place = folder / file.parent.name / f"{number:05}{file.suffix.lower()}"
         place.parent.mkdir(parents=True, exist_ok=True)

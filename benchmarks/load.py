@@ -88,11 +88,11 @@ def raw(path: str, body: bytes, media_type: str = "image/jpeg") -> bytes:
     return head.encode() + body
 
 
-def form(path: str, field: str, picture: bytes) -> bytes:
+def form(path: str, field: str, image: bytes) -> bytes:
     """A POST of a form with one JPEG file, as browsers and ``curl -F`` send it."""
     boundary = secrets.token_hex(16)
-    part = f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"; filename="picture.jpg"\r\n'
-    body = f"{part}Content-Type: image/jpeg\r\n\r\n".encode() + picture + f"\r\n--{boundary}--\r\n".encode()
+    part = f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"; filename="image.jpg"\r\n'
+    body = f"{part}Content-Type: image/jpeg\r\n\r\n".encode() + image + f"\r\n--{boundary}--\r\n".encode()
     return raw(path, body, f"multipart/form-data; boundary={boundary}")
 
 

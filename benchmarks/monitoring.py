@@ -8,17 +8,17 @@
 
 train_cnn.py trains a network on Fashion-MNIST from Debian's package dataset-fashion-mnist, on
 scikit-learn's digits where that is not installed, or on IDX files in --data. Its bundle answers to
-pictures that it has never seen, as they are and shifted (see benchmarks/shifts.py). Each repeat
-takes other pictures for the reference: at most 10,000, or half of those there are.
+images that it has never seen, as they are and shifted (see benchmarks/shifts.py). Each repeat
+takes other images for the reference: at most 10,000, or half of those there are.
 
     false-alarms  the monitor's three alarms together, after each prediction, on answers drawn from the
-                  pictures that are not in the reference, 3 of 10 labelled; a new reference every 50,000
-    power         the share of 27 shifts that is found in n pictures, and of unshifted windows that is
+                  images that are not in the reference, 3 of 10 labelled; a new reference every 50,000
+    power         the share of 27 shifts that is found in n images, and of unshifted windows that is
                   taken for one; who judges promises 0.05. Ours says nothing below 100 predictions and
                   nothing of effects too small to matter; what it would say otherwise stands beside it.
                   Evidently's verdicts are those of the first few repeats
-    delay         from labels, of a model that was right in 9,000 of 10,000 pictures; and from answers,
-                  when from some point on half or all pictures are rotated by up to 40 degrees. Medians
+    delay         from labels, of a model that was right in 9,000 of 10,000 images; and from answers,
+                  when from some point on half or all images are rotated by up to 40 degrees. Medians
                   over streams, from the change to the first alarm after it; false alarms are counted on
                   streams of their own
     harm          whether an estimate of accuracy without labels ranks windows of 1,000 that have lost
@@ -54,13 +54,13 @@ from benchmarks.shifts import FAILING_LOUDLY, SOFTER, Seen, Shift, as_window, se
 from benchmarks.watchers import ALWAYS, BBSDS, NEVER, OURS, OURS_ANY_EFFECT, Judges  # noqa: E402
 from toolkit.bundle.baseline import Baseline  # noqa: E402
 from toolkit.cli.settings import run_script  # noqa: E402
-from toolkit.cli.terminal import say, table  # noqa: E402
-from toolkit.monitoring.alerting.findings import look  # noqa: E402
-from toolkit.monitoring.base.predictions import Window  # noqa: E402
-from toolkit.monitoring.base.thresholds import Limits  # noqa: E402
-from toolkit.monitoring.stats.detector_set import Detectors  # noqa: E402
+from toolkit.cli.terminal import echo, table  # noqa: E402
+from toolkit.monitoring.alerting.findings import evaluate_window  # noqa: E402
+from toolkit.monitoring.base.predictions import Predictions  # noqa: E402
+from toolkit.monitoring.base.thresholds import Thresholds  # noqa: E402
+from toolkit.monitoring.stats.detector_set import DetectorSet  # noqa: E402
 from toolkit.monitoring.windows.metrics import estimate  # noqa: E402
-from toolkit.monitoring.windows.reference import Yardstick  # noqa: E402
+from toolkit.monitoring.windows.reference import ReferenceBins  # noqa: E402
 
 PEERS = ("numpy", "scipy", "pandas", "evidently", "nannyml", "river")
 MILLION = 1_000_000
@@ -71,18 +71,18 @@ STREAM = 50_000  # predictions with one reference
 
 # Power.
 SIZES = (10, 20, 50, 100, 200, 500, 1_000, 10_000)
-CLEAN = 8  # windows a repeat and size, as far as the pictures suffice
+CLEAN = 8  # windows a repeat and size, as far as the images suffice
 ERRORS = 0.05
-ENOUGH = 0.85  # of the pictures, when those of a class are taken away
+ENOUGH = 0.85  # of the images, when those of a class are taken away
 AIM, AIMED = 0.03, 1_000  # share of shifts to be found beyond BBSDs', in windows up to this size
 SLOW = 2  # repeats that Evidently takes part in
 
 # Delay.
-RIGHT, PICTURES = 9_000, 10_000
+RIGHT, IMAGES = 9_000, 10_000
 DROPS = {0.05: None, 0.10: 330.0, 0.20: 90.0}  # relative drop of accuracy -> goal, in labels
 BEFORE, AFTER = 2_000, 10_000  # labels before the change, and at most after it
 LOOSER = 10.0  # false alarms per million predictions
-ROTATED = {0.5: 120.0, 1.0: None}  # share of the pictures -> goal, in predictions
+ROTATED = {0.5: 120.0, 1.0: None}  # share of the images -> goal, in predictions
 QUIET_AT_MOST = {"KSWIN": 20_000}  # it takes 0.2 ms a prediction
 
 # Harm.
@@ -93,7 +93,7 @@ WINDOW = 1_000
 class Plan(NamedTuple):
     """How much is measured."""
 
-    pictures: int  # unseen ones, at most
+    images: int  # unseen ones, at most
     predictions: int  # listened to for false alarms
     plainly: int  # and by the plain way
     clean: int  # repeats for unshifted windows
@@ -120,25 +120,25 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of IDX files, instead of Fashion-MNIST or digits")
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
-    say(machine(*PEERS))
+    echo(machine(*PEERS))
     claims: Claims = {}
     with tempfile.TemporaryDirectory(prefix="monitoring-") as folder:
-        pictures = seen(Path(folder), plan.pictures, options.data)
-        say(f"{pictures.name}, references of {pictures.reference_size:,}")
+        images = seen(Path(folder), plan.images, options.data)
+        echo(f"{images.name}, references of {images.reference_size:,}")
         for part in [options.part] if options.part else PARTS:
-            claims |= PARTS[part](pictures, plan)
+            claims |= PARTS[part](images, plan)
     conclude(claims, options.json)
 
 
 # False alarms
 
 
-def false_alarms(pictures: Seen, plan: Plan) -> Claims:
+def false_alarms(images: Seen, plan: Plan) -> Claims:
     """Alarms where nothing has changed, looked for after each prediction."""
-    ours = sum(_alarms(pictures, seed) for seed in range(plan.predictions // STREAM))
+    ours = sum(_alarms(images, seed) for seed in range(plan.predictions // STREAM))
     generator = np.random.default_rng(0)
-    baseline, others = pictures.split(generator)
-    plain = len(list(watchers.plainly(baseline, drawn(pictures, others, plan.plainly, generator))))
+    baseline, others = images.split(generator)
+    plain = len(list(watchers.plainly(baseline, drawn(images, others, plan.plainly, generator))))
     most = int(stats.poisson.ppf(0.975, BUDGET * plan.predictions / MILLION))
     rows = {
         f"{OURS}, after each": (ours, plan.predictions),
@@ -147,40 +147,40 @@ def false_alarms(pictures: Seen, plan: Plan) -> Claims:
         f"{ALWAYS}, after each": (plan.predictions, plan.predictions),
     }
     cells = [[name, f"{n:,}", f"{count:,}", f"{count / n * MILLION:,.3g}"] for name, (count, n) in rows.items()]
-    say(f"\n{table(['false alarms', 'predictions', 'alarms', 'per million'], cells)}")
+    echo(f"\n{table(['false alarms', 'predictions', 'alarms', 'per million'], cells)}")
     about = f"{plan.predictions:,} predictions at {BUDGET:g} per million, {LABELLED:.0%} labelled; the goal is the end"
     return {"false alarms": Claim(ours, most, "lower", f"{about} of the budget's 95 % band")}
 
 
-def _alarms(pictures: Seen, seed: int) -> int:
+def _alarms(images: Seen, seed: int) -> int:
     generator = np.random.default_rng([1, seed])
-    baseline, others = pictures.split(generator)
-    window, detectors = drawn(pictures, others, STREAM, generator), Detectors(baseline, BUDGET)
+    baseline, others = images.split(generator)
+    window, detectors = drawn(images, others, STREAM, generator), DetectorSet(baseline, BUDGET)
     told = (window.predicted == window.labels)[generator.random(STREAM) < LABELLED]
-    return len(detectors.hear(window)) + len(detectors.hear_labels(told))
+    return len(detectors.update(window)) + len(detectors.update_labels(told))
 
 
-def drawn(pictures: Seen, places: NDArray[np.int64], n: int, generator: np.random.Generator) -> Window:
+def drawn(images: Seen, places: NDArray[np.int64], n: int, generator: np.random.Generator) -> Predictions:
     """A stream of answers without a change."""
     chosen = generator.choice(places, n)
-    return as_window(pictures.classes, pictures.answers["clean"][chosen], pictures.labels[chosen])
+    return as_window(images.classes, images.answers["clean"][chosen], images.labels[chosen])
 
 
 # Power
 
 
-def power(pictures: Seen, plan: Plan) -> Claims:
+def power(images: Seen, plan: Plan) -> Claims:
     """The share of shifts that is found, and of windows without one that is taken for one."""
     found: dict[tuple[str, int], list[bool]] = defaultdict(list)
     clean: dict[tuple[str, int], list[bool]] = defaultdict(list)
     for repeat in range(plan.clean):
         generator = np.random.default_rng([2, repeat])
-        baseline, others = pictures.split(generator)
+        baseline, others = images.split(generator)
         judges = Judges(baseline)
         for n in (n for n in SIZES if n < ENOUGH * len(others)):
-            windows = list(islice(_apart(pictures, others, n, generator), CLEAN))
+            windows = list(islice(_apart(images, others, n, generator), CLEAN))
             shifts = FAILING_LOUDLY if repeat < plan.shifted else ()
-            shifted = [pictures.window(others, n, generator, shift) for shift in shifts]
+            shifted = [images.window(others, n, generator, shift) for shift in shifts]
             for results, judged in ((clean, windows), (found, shifted)):
                 for window in judged:
                     for name, drifted in judges.verdicts(window, evidently=repeat < SLOW).items():
@@ -189,11 +189,11 @@ def power(pictures: Seen, plan: Plan) -> Claims:
     return _power_claims(found, clean)
 
 
-def _apart(pictures: Seen, places: NDArray[np.int64], n: int, generator: np.random.Generator) -> Iterator[Window]:
-    """Windows that share no picture."""
+def _apart(images: Seen, places: NDArray[np.int64], n: int, generator: np.random.Generator) -> Iterator[Predictions]:
+    """Windows that share no image."""
     order = generator.permutation(places)
     for start in range(0, len(order) - n + 1, n):
-        yield pictures.window(order[start : start + n], n, generator)
+        yield images.window(order[start : start + n], n, generator)
 
 
 def _show_power(found: Verdicts, clean: Verdicts) -> None:
@@ -203,9 +203,9 @@ def _show_power(found: Verdicts, clean: Verdicts) -> None:
     rows = [
         [name, *(f"{np.mean(found[name, n]):.3f} ({np.mean(clean[name, n]):.3f})" for n in sizes)] for name in names
     ]
-    say(f"\n{table(headings, rows)}")
+    echo(f"\n{table(headings, rows)}")
     counts = ", ".join(f"{len(clean[OURS, n])} at {n:,}" for n in sizes)
-    say(f"{len(found[OURS, sizes[0]])} shifted windows of each size; unshifted ones: {counts}")
+    echo(f"{len(found[OURS, sizes[0]])} shifted windows of each size; unshifted ones: {counts}")
 
 
 def _power_claims(found: Verdicts, clean: Verdicts) -> Claims:
@@ -213,11 +213,11 @@ def _power_claims(found: Verdicts, clean: Verdicts) -> Claims:
     claims = {}
     for name in (OURS, OURS_ANY_EFFECT):
         for n in sizes:
-            if name == OURS and n < Limits().minimum_predictions:
+            if name == OURS and n < Thresholds().minimum_predictions:
                 continue
             more = float(np.mean(found[name, n]) - np.mean(found[BBSDS, n]))
             about = (
-                f"27 shifts, {len(found[name, n])} windows of {n:,} pictures, share of shifts found less that of BBSDs"
+                f"27 shifts, {len(found[name, n])} windows of {n:,} images, share of shifts found less that of BBSDs"
             )
             claims[f"{name}: more found at {n:,}"] = Claim(more, AIM if n <= AIMED else 0.0, "higher", about)
         over = [float(np.mean(clean[name, n])) - _most_errors(len(clean[name, n])) for n in sizes]
@@ -234,21 +234,21 @@ def _most_errors(windows: int) -> float:
 # Delay
 
 
-def delay(pictures: Seen, plan: Plan) -> Claims:
+def delay(images: Seen, plan: Plan) -> Claims:
     """From a change to the alarm, with labels and without."""
-    return _delay_of_labels(plan) | _delay_of_answers(pictures, plan)
+    return _delay_of_labels(plan) | _delay_of_answers(images, plan)
 
 
 def _delay_of_labels(plan: Plan) -> Claims:
     delays: dict[str, dict[float, float]] = {}
     quiet: dict[str, tuple[int, int]] = {}
-    for name, listen in watchers.by_labels(RIGHT, PICTURES).items():
+    for name, listen in watchers.by_labels(RIGHT, IMAGES).items():
         delays[name] = {drop: _median(_delay(listen, _labels(drop, seed), BEFORE) for seed in range(plan.streams))
                         for drop in DROPS}  # fmt: skip
-        quiet[name] = len(list(listen(np.random.default_rng(4).random(plan.quiet) < RIGHT / PICTURES))), plan.quiet
+        quiet[name] = len(list(listen(np.random.default_rng(4).random(plan.quiet) < RIGHT / IMAGES))), plan.quiet
     headings = ["labels to an alarm", *(f"accuracy {drop:.0%} lower" for drop in DROPS), "false alarms per million"]
     _show_delays(headings, delays, quiet)
-    about = f"accuracy 0.9 measured on {PICTURES:,} pictures, run length {MILLION:,}, {plan.streams} streams"
+    about = f"accuracy 0.9 measured on {IMAGES:,} images, run length {MILLION:,}, {plan.streams} streams"
     return {
         f"labels to an alarm, accuracy {drop:.0%} lower": Claim(delays[OURS][drop], goal, "lower", about)
         for drop, goal in DROPS.items()
@@ -257,20 +257,20 @@ def _delay_of_labels(plan: Plan) -> Claims:
 
 
 def _labels(drop: float, seed: int) -> NDArray[np.bool_]:
-    accuracy = np.repeat([RIGHT / PICTURES, RIGHT / PICTURES * (1 - drop)], [BEFORE, AFTER])
+    accuracy = np.repeat([RIGHT / IMAGES, RIGHT / IMAGES * (1 - drop)], [BEFORE, AFTER])
     return np.asarray(np.random.default_rng([3, seed]).random(len(accuracy)) < accuracy)
 
 
-def _delay_of_answers(pictures: Seen, plan: Plan) -> Claims:
+def _delay_of_answers(images: Seen, plan: Plan) -> Claims:
     delays: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     quiet: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
     for seed in range(plan.streams):
         generator = np.random.default_rng([5, seed])
-        baseline, others = pictures.split(generator)
-        calm = drawn(pictures, others, plan.quiet // plan.streams, generator)
+        baseline, others = images.split(generator)
+        calm = drawn(images, others, plan.quiet // plan.streams, generator)
         for share in ROTATED:
             change = int(generator.integers(1_000, 2_000))  # anywhere in a block of those who wait for a thousand
-            stream = _rotated(pictures, others, change, share, generator)
+            stream = _rotated(images, others, change, share, generator)
             for name, listen in watchers.by_answers(baseline, LOOSER).items():
                 delays[name][share].append(_delay(listen, stream, change))
         for name, listen in watchers.by_answers(baseline, LOOSER).items():
@@ -289,13 +289,13 @@ def _delay_of_answers(pictures: Seen, plan: Plan) -> Claims:
 
 
 def _rotated(
-    pictures: Seen, places: NDArray[np.int64], change: int, share: float, generator: np.random.Generator
-) -> Window:
-    """Answers of which the later ones are to pictures that are rotated, or to as many of them as ``share`` says."""
+    images: Seen, places: NDArray[np.int64], change: int, share: float, generator: np.random.Generator
+) -> Predictions:
+    """Answers of which the later ones are to images that are rotated, or to as many of them as ``share`` says."""
     chosen = generator.choice(places, change + 2_000)
     turned = (np.arange(len(chosen)) >= change) & (generator.random(len(chosen)) < share)
-    answers = np.where(turned[:, None], pictures.answers["rotated"][chosen], pictures.answers["clean"][chosen])
-    return as_window(pictures.classes, answers, pictures.labels[chosen])
+    answers = np.where(turned[:, None], images.answers["rotated"][chosen], images.answers["clean"][chosen])
+    return as_window(images.classes, answers, images.labels[chosen])
 
 
 def _delay(listen: Callable[[Any], Iterator[int]], stream: Any, change: int) -> float:
@@ -315,22 +315,22 @@ def _show_delays(
         alarms, n = quiet[name]
         cells = [f"{value:,.0f}" if np.isfinite(value) else "never" for value in row.values()]
         rows.append([name, *cells, f"{alarms / n * MILLION:,.3g} ({alarms:,} in {n:,})"])
-    say(f"\n{table(headings, rows)}")
+    echo(f"\n{table(headings, rows)}")
 
 
 # Harm
 
 
-def harm(pictures: Seen, plan: Plan) -> Claims:
+def harm(images: Seen, plan: Plan) -> Claims:
     """Whether estimates without labels tell harmful shifts from harmless ones."""
     told: dict[Shift | None, list[dict[str, float]]] = defaultdict(list)
-    size = min(WINDOW, (len(pictures) - pictures.reference_size) // 2)
+    size = min(WINDOW, (len(images) - images.reference_size) // 2)
     for repeat in range(plan.windows):
         generator = np.random.default_rng([6, repeat])
-        baseline, others = pictures.split(generator)
-        yardstick, peer = Yardstick(baseline.classes, baseline), watchers.cbpe(baseline)
+        baseline, others = images.split(generator)
+        yardstick, peer = ReferenceBins(baseline.classes, baseline), watchers.cbpe(baseline)
         for shift in (None, *FAILING_LOUDLY, *SOFTER):
-            window = pictures.window(others, size, generator, shift)
+            window = images.window(others, size, generator, shift)
             told[shift].append(_told(window, baseline, yardstick) | {"CBPE of NannyML": peer(window)})
     groups = {"Failing Loudly": (None, *FAILING_LOUDLY), "with contrast, blur": tuple(told)}
     kinds = dict.fromkeys(shift.kind for shift in told if shift)
@@ -339,16 +339,16 @@ def harm(pictures: Seen, plan: Plan) -> Claims:
     cells = [[name, *(_area(column[name]) for column in tables.values())] for name in ESTIMATES]
     many = [_harmful(row for shift in group for row in told[shift]) for group in groups.values()]
     cells.append(["harmful windows", *(f"{sum(harmful)} of {len(harmful)}" for harmful in many)])
-    say(f"\n{table(['AUROC', *tables], cells)}")
+    echo(f"\n{table(['AUROC', *tables], cells)}")
     return _harm_claims(told, tables, f"{plan.windows} windows of {size:,} of each shift and of none")
 
 
-def _told(window: Window, baseline: Baseline, yardstick: Yardstick) -> dict[str, float]:
+def _told(window: Predictions, baseline: Baseline, yardstick: ReferenceBins) -> dict[str, float]:
     """The truth about a window, and what is said of it without labels."""
     unlabelled = as_window(window.classes, window.probabilities, np.full(window.n, -1))
-    counts, limits = yardstick.count(unlabelled), Limits()
+    counts, limits = yardstick.count_binned(unlabelled), Thresholds()
     verdict = estimate(counts, yardstick, limits)
-    worst = max(Limits.severity(sighting.level) for sighting in look(counts, yardstick, limits, "short"))
+    worst = max(Thresholds.severity(sighting.level) for sighting in evaluate_window(counts, yardstick, limits, "short"))
     return {
         "truth": float((window.predicted == window.labels).mean()),
         "reference": baseline.accuracy,
@@ -388,8 +388,8 @@ def _harm_claims(
     harmful = np.array(_harmful(rows))
     warned = np.array([row["warned"] for row in rows])
     errors = {name: np.mean([abs(row[name] - row["truth"]) for row in rows]) for name in ESTIMATES[:3]}
-    say(f"mean error in points: {', '.join(f'{name} {100 * error:.1f}' for name, error in errors.items())}")
-    say(f"ours warned of {warned[harmful].mean():.0%} of the harmful and {warned[~harmful].mean():.0%} of the others")
+    echo(f"mean error in points: {', '.join(f'{name} {100 * error:.1f}' for name, error in errors.items())}")
+    echo(f"ours warned of {warned[harmful].mean():.0%} of the harmful and {warned[~harmful].mean():.0%} of the others")
     missing = [
         row["severity"] for shift, group in told.items() if shift and shift.kind == "class missing" for row in group
     ]
@@ -404,16 +404,16 @@ def _harm_claims(
 # Cost
 
 
-def cost(pictures: Seen, plan: Plan) -> Claims:
+def cost(images: Seen, plan: Plan) -> Claims:
     """Time and memory."""
     generator = np.random.default_rng(7)
-    baseline, others = pictures.split(generator)
-    stream = drawn(pictures, others, 100_000, generator)
+    baseline, others = images.split(generator)
+    stream = drawn(images, others, 100_000, generator)
     about = f"10 classes, reference of {baseline.size:,}, medians of {plan.timings}"
     claims: Claims = {}
     for part in (costs.logging, costs.reports, costs.memory, costs.imports):
         headings, rows, figures = part(baseline, stream, plan.timings)
-        say(f"\n{table(headings, rows)}")
+        echo(f"\n{table(headings, rows)}")
         claims |= {name: Claim(value, goal, better, about) for name, (value, goal, better) in figures.items()}
     return claims
 

@@ -1,4 +1,4 @@
-"""The services that serving is compared with, each as its documentation shows one for pictures.
+"""The services that serving is compared with, each as its documentation shows one for images.
 
     uvicorn --factory benchmarks.peers:plain            # FastAPI alone
     python -m benchmarks.peers 8000                     # LitServe
@@ -9,7 +9,7 @@ transforms, which do as the project's decoder does: the centre square at 224 px.
 
 Where the settings come from: FastAPI's page on files; LitServe's own comparison of ResNets with
 FastAPI (tests/parity_fastapi: batches of 8, 10 ms, two workers, decoding in threads, base64 in
-JSON); BentoML's example BentoResnet (a batchable method on a list of pictures).
+JSON); BentoML's example BentoResnet (a batchable method on a list of images).
 """
 
 import base64
@@ -51,10 +51,10 @@ def load_network() -> nn.Module:
     return network.eval()
 
 
-def answers(network: nn.Module, pictures: Tensor) -> list[dict[str, Any]]:
-    """The class of each picture, float32 (N, 3, H, W), and its probability."""
+def answers(network: nn.Module, images: Tensor) -> list[dict[str, Any]]:
+    """The class of each image, float32 (N, 3, H, W), and its probability."""
     with torch.inference_mode():
-        confidence, predicted = torch.softmax(network(pictures), dim=1).max(dim=1)
+        confidence, predicted = torch.softmax(network(images), dim=1).max(dim=1)
     return [
         {"class": number, "confidence": share}
         for number, share in zip(predicted.tolist(), confidence.tolist(), strict=True)
@@ -67,8 +67,8 @@ def plain() -> FastAPI:
 
     @app.post("/predict")
     def predict(file: UploadFile) -> dict[str, Any]:
-        picture = Image.open(file.file).convert("RGB")
-        return answers(network, transform(picture).unsqueeze(0))[0]
+        image = Image.open(file.file).convert("RGB")
+        return answers(network, transform(image).unsqueeze(0))[0]
 
     return app
 
@@ -87,8 +87,8 @@ class ClassifierAPI(litserve.LitAPI):  # type: ignore[misc]
         return torch.stack(list(self.pool.map(self._decode, inputs)))
 
     def _decode(self, data: str) -> Tensor:
-        picture: Tensor = transform(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
-        return picture
+        image: Tensor = transform(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
+        return image
 
     def predict(self, x: Tensor) -> list[dict[str, Any]]:
         return answers(self.network, x)

@@ -63,17 +63,17 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.claims import Claim, Claims, conclude, load, machine  # noqa: E402
 from model_registry import ModelRegistry  # noqa: E402
 from toolkit.bundle.baseline import Baseline  # noqa: E402
-from toolkit.bundle.files import DIGEST_TAG, Card, Measured, library_versions  # noqa: E402
+from toolkit.bundle.files import DIGEST_TAG, Card, Measurement, library_versions  # noqa: E402
 from toolkit.bundle.program import Program, save_bundle  # noqa: E402
 from toolkit.cli.settings import run_script  # noqa: E402
-from toolkit.cli.terminal import say, table  # noqa: E402
+from toolkit.cli.terminal import echo, table  # noqa: E402
 from toolkit.errors import RegistryError  # noqa: E402
-from toolkit.registry.formatting import describe  # noqa: E402
+from toolkit.registry.formatting import version_description  # noqa: E402
 from toolkit.registry.versions import METRICS_TAG, MODEL_TAG, STAGE_TAG, Stage, Transition  # noqa: E402
 from toolkit.system.metrics import usable_cores  # noqa: E402
 from toolkit.tracking.connection import MlflowClient, connect, mlflow  # noqa: E402
 from toolkit.tracking.run import Run  # noqa: E402
-from toolkit.training.hyperparameters import Recipe  # noqa: E402
+from toolkit.training.hyperparameters import Hyperparameters  # noqa: E402
 
 METRIC, NOWHERE = "mean_cv_accuracy", "mean_cv_acuracy"
 SEARCHES, FEW, TRAININGS = "hyperopt_tuning", "few", "training"
@@ -93,7 +93,7 @@ METRICS = (
     "epoch_duration_s", "best_val_accuracy", "best_epoch", "training_time_s", "images_per_s", "cpu_percent", "ram_mb",
 )  # fmt: skip
 CLASSES = ("daisy", "dandelion", "rose", "sunflower", "tulip")
-HELD_OUT = 1_000  # pictures
+HELD_OUT = 1_000  # images
 UNDEFINED = 0.01  # share of runs whose METRIC is NaN
 BEGAN = datetime(2026, 1, 5, 8, tzinfo=UTC)  # the first run
 BEST = 0.95  # of METRIC; the others have less than 0.9
@@ -134,13 +134,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
-    say(machine("mlflow", "SQLAlchemy", "pandas"))
+    echo(machine("mlflow", "SQLAlchemy", "pandas"))
     with tempfile.TemporaryDirectory() as folder:
         store = filled(Path(folder))
         uri = f"sqlite:///{store}"
-        say(f"\na store of {store.stat().st_size / 1e6:,.0f} MB, filled; load {load()}")
+        echo(f"\na store of {store.stat().st_size / 1e6:,.0f} MB, filled; load {load()}")
         claims = measure(uri, plan)
-        say(f"\n{_command_line(uri, plan)}\n")
+        echo(f"\n{_command_line(uri, plan)}\n")
     conclude(claims, options.json)
 
 
@@ -156,7 +156,7 @@ def measure(uri: str, plan: Plan) -> Claims:
         readings[task].append(alone(reading, *task, uri))
     medians = {task: Reading(*np.median(taken, axis=0)) for task, taken in readings.items()}
     for about in dict.fromkeys(about for _, about in TASKS):
-        say(f"\n{_described(about)}, load {load()}\n\n{_standings(medians, about)}")
+        echo(f"\n{_described(about)}, load {load()}\n\n{_standings(medians, about)}")
     return claims_of(medians, f"SQLite, {usable_cores()} cores, medians of {plan.rounds} rounds")
 
 
@@ -409,7 +409,7 @@ def run_rows(index: int, models: int, data: Mapping[str, Any], draw: random.Rand
     holds_model, is_trial = place < models, models <= place < models + TRIALS
     role = "trial" if is_trial else "fold" if not holds_model else draw.choice(["final", "study"])
     yield "runs", {
-        "run_uuid": run_id, "name": f"{role} {index}", "source_type": "LOCAL", "source_name": "hyperopt_tuning.py",
+        "run_uuid": run_id, "name": f"{role} {index}", "source_type": "LOCAL", "image_name": "hyperopt_tuning.py",
         "user_id": "ann", "status": "FINISHED", "start_time": started, "end_time": ended, "lifecycle_stage": "active",
         "artifact_uri": f"files/{run_id}/artifacts", "experiment_id": experiment,
     }  # fmt: skip
@@ -440,7 +440,7 @@ def _params(draw: random.Random) -> dict[str, object]:
         "dropout": draw.uniform(0, 0.6),
         "seed": draw.getrandbits(31),
     }
-    return dict.fromkeys(OTHER_PARAMS, "auto") | Recipe.model_validate({}).model_dump() | chosen
+    return dict.fromkeys(OTHER_PARAMS, "auto") | Hyperparameters.model_validate({}).model_dump() | chosen
 
 
 def _run_tags(role: str, index: int) -> dict[str, str]:
@@ -489,7 +489,7 @@ def version_rows(number: int, draw: random.Random) -> Iterator[Row]:
     }
     yield "model_versions", {
         "name": MODEL, "version": number, "creation_time": _milliseconds(created), "current_stage": moves[-1].target,
-        "last_updated_time": _milliseconds(created), "description": describe(CARD, BASELINE, choice, run_id),
+        "last_updated_time": _milliseconds(created), "description": version_description(CARD, BASELINE, choice, run_id),
         "source": f"models:/{model_id}", "storage_location": f"files/models/{model_id}/artifacts", "run_id": run_id,
         "status": "READY",
     }  # fmt: skip
@@ -511,8 +511,8 @@ class Average(nn.Module):
         super().__init__()
         self.head = nn.Linear(3, len(CLASSES))
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:  # (N, 3, H, W) -> (N, K)
-        logits: torch.Tensor = self.head(pictures.mean(dim=(2, 3)))
+    def forward(self, images: torch.Tensor) -> torch.Tensor:  # (N, 3, H, W) -> (N, K)
+        logits: torch.Tensor = self.head(images.mean(dim=(2, 3)))
         return logits
 
 
@@ -520,9 +520,12 @@ CARD = Card(
     classes=CLASSES,
     image_size=32,
     network="simple_cnn",
-    settings=Recipe.model_validate({}).model_dump(),
+    settings=Hyperparameters.model_validate({}).model_dump(),
     data={"name": "flowers", "fingerprint": "5e8d1c07b9a2"},
-    metrics={"accuracy": Measured(value=0.8, pictures=HELD_OUT), "f1_weighted": Measured(value=0.8, pictures=HELD_OUT)},
+    metrics={
+        "accuracy": Measurement(value=0.8, images=HELD_OUT),
+        "f1_weighted": Measurement(value=0.8, images=HELD_OUT),
+    },
     temperature=1.0,
     code_version="8fb8a48d0c11",
     versions=library_versions(),

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from hyperopt import STATUS_FAIL, STATUS_OK, fmin, rand, tpe
 
-from hyperopt_tuning import Cut, Task, data_for, evaluate
-from toolkit.tuning.pruning import Holder, after_epoch, after_folds
+from hyperopt_tuning import TrialPruned, TrialTask, data_for, evaluate
+from toolkit.tuning.pruning import Incumbent, prune_after_epoch, prune_after_fold
 from toolkit.tuning.search import FoldDone
 from toolkit.tuning.space import FULL, Choice, Integers, LogUniform, Space, active, expression, flatten
-from toolkit.tuning.study import Proposal, Study, start_up_trials
+from toolkit.tuning.study import Proposal, Study, default_startup_trials
 from toolkit.tuning.trial import Fold, Trial
-from train_cnn import DataSettings, Recipe
+from train_cnn import DataSettings, Hyperparameters
 
 FOLDS = 5
 NETWORKS = ("simple_cnn",)
@@ -33,22 +33,22 @@ class Arena:
     Parameters
     ----------
     data
-        The pictures, and the seed of folds, networks and searches.
+        The images, and the seed of folds, networks and searches.
     """
 
     def __init__(self, data: DataSettings) -> None:
         self.seed = data.seed
-        self._data, self._open, self._known = data, cache(data_for), dict[Recipe, Trial]()
+        self._data, self._open, self._known = data, cache(data_for), dict[Hyperparameters, Trial]()
 
     def run(
         self,
         number: int,
         settings: Mapping[str, Any],
         judge: Callable[[int, Fold], None] = lambda *_: None,
-        holder: Holder | None = None,
+        holder: Incumbent | None = None,
     ) -> Trial:
-        """A trial; ``judge`` may end it after a fold by raising ``Cut``, and the holder by racing."""
-        recipe = Recipe(**settings)
+        """A trial; ``judge`` may end it after a fold by raising ``TrialPruned``, and the holder by racing."""
+        recipe = Hyperparameters(**settings)
         if known := self._known.get(recipe):
             return raced(judged(replace(known, number=number), judge), holder)
 
@@ -57,7 +57,7 @@ class Arena:
                 judge(said.fold, said.result)
 
         proposal = Proposal(number, recipe.model_dump(exclude_unset=True), holder)
-        task = Task(proposal, FOLDS, self._data, NETWORKS, threads=1)
+        task = TrialTask(proposal, FOLDS, self._data, NETWORKS, threads=1)
         trial = evaluate(task, tell, self._open).trial
         if trial.state == "complete":
             self._known[recipe] = trial
@@ -69,23 +69,23 @@ def judged(trial: Trial, judge: Callable[[int, Fold], None]) -> Trial:
     for number, fold in enumerate(trial.folds):
         try:
             judge(number, fold)
-        except Cut as cut:
+        except TrialPruned as cut:
             return replace(trial, state="cut", folds=trial.folds[: number + 1], reason=str(cut))
     return trial
 
 
-def raced(trial: Trial, holder: Holder | None) -> Trial:
+def raced(trial: Trial, holder: Incumbent | None) -> Trial:
     """What racing makes of a trial whose folds are known."""
     if holder is None:
         return trial
     first, length = trial.folds[0], len(trial.folds[0].epochs)
     for done in range(1, length + 1):
-        if reason := after_epoch(first.curve[:done], trial.settings["epochs"], holder):
+        if reason := prune_after_epoch(first.curve[:done], trial.settings["epochs"], holder):
             best = 1 + int(np.argmax(first.curve[:done]))
-            begun = Fold(first.epochs[:done], best, first.seconds * done / length, first.pictures * done // length)
+            begun = Fold(first.epochs[:done], best, first.seconds * done / length, first.images * done // length)
             return replace(trial, state="cut", folds=(begun,), reason=reason)
     for done in range(1, FOLDS):
-        if reason := after_folds(trial.accuracies[:done], FOLDS, holder):
+        if reason := prune_after_fold(trial.accuracies[:done], FOLDS, holder):
             return replace(trial, state="cut", folds=trial.folds[:done], reason=reason)
     return trial
 
@@ -115,7 +115,7 @@ def by_optuna(pruner: str, arena: Arena, count: int) -> list[Trial]:
         def judge(number: int, fold: Fold) -> None:
             asked.report(fold.accuracy, number)
             if number < FOLDS - 1 and asked.should_prune():
-                raise Cut(f"after fold {number + 1}")
+                raise TrialPruned(f"after fold {number + 1}")
 
         trials.append(trial := arena.run(asked.number, _suggested(asked), judge))
         if trial.state == "cut" and pruner == MEDIAN:
@@ -126,7 +126,7 @@ def by_optuna(pruner: str, arena: Arena, count: int) -> list[Trial]:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     pruners = {WILCOXON: optuna.pruners.WilcoxonPruner, MEDIAN: optuna.pruners.MedianPruner}
     sampler = optuna.samplers.TPESampler(seed=arena.seed)
-    optuna.create_study(direction="maximize", sampler=sampler, pruner=pruners[pruner]()).optimize(objective, count)
+    optuna.create_study(metric_mode="maximize", sampler=sampler, pruner=pruners[pruner]()).optimize(objective, count)
     return trials
 
 
@@ -147,10 +147,10 @@ def _suggested(asked: Any) -> dict[str, Any]:
 
 def by_ours(racing: bool, arena: Arena, count: int) -> list[Trial]:
     """The project's study."""
-    study = Study(SPACE, arena.seed, start_up_trials(count), racing=racing)
+    study = Study(SPACE, arena.seed, default_startup_trials(count), racing=racing)
     for _ in range(count):
         proposal = study.ask()
-        study.tell(proposal.repeated or arena.run(proposal.number, proposal.settings, holder=proposal.holder))
+        study.tell(proposal.repeated or arena.run(proposal.number, proposal.settings, holder=proposal.incumbent))
     return study.trials
 
 

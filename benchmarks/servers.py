@@ -28,10 +28,10 @@ from benchmarks.images import CLASSES, listed, photograph
 from benchmarks.load import HOST, Answer, closed, form, raw, text
 from model_registry import ModelRegistry
 from toolkit.bundle.baseline import Baseline
-from toolkit.bundle.files import DIGEST_TAG, Card, Measured, library_versions
+from toolkit.bundle.files import DIGEST_TAG, Card, Measurement, library_versions
 from toolkit.bundle.program import Program, save_bundle
 from toolkit.errors import ToolkitError
-from toolkit.images.decoding import load_picture
+from toolkit.images.decoding import load_image
 from toolkit.tracking.connection import MlflowClient, connect
 from toolkit.tracking.run import Run
 
@@ -70,26 +70,26 @@ OURS = "ours"
 SERVERS = {
     OURS: Contestant(
         lambda port: _python("-c", WITHOUT_UVLOOP.format(root=str(ROOT)), ROOT / "serve_model.py", "--port", port),
-        "/readyz", lambda picture: raw("/predict", picture),
+        "/readyz", lambda image: raw("/predict", image),
     ),
     "FastAPI": Contestant(
         lambda port: _python("-m", "uvicorn", "--factory", "benchmarks.peers:plain", "--port", port,
                              "--log-level", "warning"),
-        "/openapi.json", lambda picture: form("/predict", "file", picture),
+        "/openapi.json", lambda image: form("/predict", "file", image),
     ),
     "LitServe": Contestant(
         lambda port: _python("-m", "benchmarks.peers", port),
-        "/health", lambda picture: text("/predict", {"image_data": picture}),
+        "/health", lambda image: text("/predict", {"image_data": image}),
     ),
     "MLflow": Contestant(
         lambda port: _python("-m", "mlflow", "models", "serve", "--model-uri", f"models:/{MODEL}@production",
                              "--env-manager", "local", "--host", HOST, "--port", port),
-        "/ping", lambda picture: text("/invocations", {"inputs": [load_picture(picture, SIZE).pixels.tolist()]}),
+        "/ping", lambda image: text("/invocations", {"inputs": [load_image(image, SIZE).pixels.tolist()]}),
     ),
     "BentoML": Contestant(
         lambda port: _python("-m", "bentoml", "serve", "benchmarks.peers:Classifier", "--working-dir", ROOT,
                              "--host", HOST, "--port", port, "--quiet"),
-        "/readyz", lambda picture: form("/classify", "images", picture),
+        "/readyz", lambda image: form("/classify", "images", image),
     ),
 }  # fmt: skip
 
@@ -104,7 +104,7 @@ class Place:
         Where they write, and where the store is.
     bundle, digest
         Of the version in Production.
-    pictures
+    images
         JPEG files by size.
     sender
         The process that loads come from.
@@ -113,7 +113,7 @@ class Place:
     folder: Path
     bundle: Path
     digest: str
-    pictures: Mapping[str, Sequence[bytes]]
+    images: Mapping[str, Sequence[bytes]]
     sender: Executor
 
     def send(self, load: Callable[..., list[Answer]], *words: Any, **named: Any) -> list[Answer]:
@@ -121,8 +121,8 @@ class Place:
         return self.sender.submit(load, *words, **named).result()
 
     def requests(self, name: str) -> dict[str, list[bytes]]:
-        """The pictures as a contestant is sent them, by size."""
-        return {size: [SERVERS[name].request(data) for data in files] for size, files in self.pictures.items()}
+        """The images as a contestant is sent them, by size."""
+        return {size: [SERVERS[name].request(data) for data in files] for size, files in self.images.items()}
 
 
 @contextmanager
@@ -180,7 +180,7 @@ def running(name: str, place: Place, *, watching: bool = True) -> Iterator[Serve
     with log.open("wb") as output:
         process = psutil.Popen(
             SERVERS[name].command(port), cwd=place.folder, stdout=output, stderr=subprocess.STDOUT,
-            env=os.environ | ({} if watching else {"SERVE_POLL_SECONDS": "3600"}), start_new_session=True,
+            env=os.environ | ({} if watching else {"SERVE_POLL_INTERVAL": "3600"}), start_new_session=True,
         )  # fmt: skip
     try:
         while not _answers(f"http://{HOST}:{port}{SERVERS[name].ready}"):
@@ -239,7 +239,7 @@ def register(client: MlflowClient, number: int, folder: Path) -> str:
     names = tuple(f"flower-{kind:02}" for kind in range(CLASSES))
     card = Card(
         classes=names, image_size=SIZE, network="resnet18", settings={}, data={"name": "flowers"},
-        metrics={"accuracy": Measured(value=1 / CLASSES, pictures=CLASSES)}, temperature=1.0, code_version="benchmark",
+        metrics={"accuracy": Measurement(value=1 / CLASSES, images=CLASSES)}, temperature=1.0, code_version="benchmark",
         versions=library_versions(),
     )  # fmt: skip
     baseline = Baseline(names, np.full((CLASSES, CLASSES), 1 / CLASSES), np.arange(CLASSES))
@@ -297,7 +297,7 @@ def photographs(data: Path | None) -> dict[str, list[bytes]]:
 
 
 def jpeg(scene: Image.Image, sides: tuple[int, int], seed: int) -> bytes:
-    """A picture cut to a size; where it has to grow, grain makes up for the detail that it lacks."""
+    """An image cut to a size; where it has to grow, grain makes up for the detail that it lacks."""
     fitted = ImageOps.fit(scene, sides)
     if sides[0] > scene.width:
         noise = np.random.default_rng(seed).normal(0, GRAIN, (sides[1], sides[0], 1)).astype(np.int16)

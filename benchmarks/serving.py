@@ -15,9 +15,9 @@ All answer for one ResNet-18 of random weights at 224 px, on the same JPEG files
                 by the project's decoder and the engine that ours picks
     FastAPI     a threaded function with an UploadFile; torch in float32, torchvision's transforms; a form
     LitServe    batches of 8 within 10 ms, two workers, as in its own comparison with FastAPI; base64 in JSON
-    MLflow      mlflow models serve on the same bundle; the decoded picture as numbers in JSON, which is
+    MLflow      mlflow models serve on the same bundle; the decoded image as numbers in JSON, which is
                 what it takes: decoding has been done for it and writing the JSON too, reading it has not
-    BentoML     a batchable method on a list of pictures, as in its example BentoResnet; a form
+    BentoML     a batchable method on a list of images, as in its example BentoResnet; a form
 
 Each is started, waited for, sent 50 requests, measured and stopped; a round is all of them in turn.
 Figures are medians over the rounds. The first half second of a load does not count. A load of n clients
@@ -66,9 +66,9 @@ from benchmarks.servers import (  # noqa: E402
 )
 from toolkit.bundle.program import load_bundle  # noqa: E402
 from toolkit.cli.settings import run_script  # noqa: E402
-from toolkit.cli.terminal import say, table  # noqa: E402
-from toolkit.images.decoding import load_picture  # noqa: E402
-from toolkit.serving.models.engines import prepare, set_torch_threads, torch_threads  # noqa: E402
+from toolkit.cli.terminal import echo, table  # noqa: E402
+from toolkit.images.decoding import load_image  # noqa: E402
+from toolkit.serving.models.engines import select_engine, set_torch_threads, torch_threads  # noqa: E402
 from toolkit.system.metrics import usable_cores  # noqa: E402
 
 LIMIT = "limit"
@@ -80,8 +80,8 @@ CALM = 2.0  # s before each swap
 SHARES = {"70 %": 0.7, "100 %": 1.0, "150 %": 1.5}  # of the capacity
 
 # Goals.
-OVER = {"LitServe": 6.0, "FastAPI": 7.0, LIMIT: 0.85}  # ours over them in pictures/s at 16 clients
-MANY_CLIENTS, ALONE = 1.0, 1.3  # 64 clients over 16 in pictures/s; one client's median over the limit's
+OVER = {"LitServe": 6.0, "FastAPI": 7.0, LIMIT: 0.85}  # ours over them in images/s at 16 clients
+MANY_CLIENTS, ALONE = 1.0, 1.3  # 64 clients over 16 in images/s; one client's median over the limit's
 TAIL, OVERLOADED = 4.0, 0.95  # p99 over median at 70 %; answered at 150 % over the capacity
 SWAP, GROWTH, START = 2.0, 1.05, 8.0  # p99 during a swap over usual; memory; seconds
 PROVED, BACK = 30.0, 1.0  # s until a version serves under full load: one that never did, one that did before
@@ -127,14 +127,14 @@ def main() -> None:
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
     claims: Claims = {}
-    say(machine(*PACKAGES))
+    echo(machine(*PACKAGES))
     with tempfile.TemporaryDirectory(prefix="serving-") as folder, prepared(Path(folder), options.data) as place:
         for part in [options.part] if options.part else PARTS:
             claims |= PARTS[part](place, plan, [options.only] if options.only else NAMES)
     conclude(claims, options.json)
 
 
-FIGURES = ("pictures/s", "median, ms", "p99, ms", "failed", "refused")
+PLOTS = ("images/s", "median, ms", "p99, ms", "failed", "refused")
 
 
 def _row(found: Figures) -> list[str]:
@@ -165,7 +165,7 @@ def throughput(place: Place, plan: Plan, names: Sequence[str]) -> Claims:
     medians = {key: _median(rounds) for key, rounds in found.items()}
     for case in CASES:
         rows = [[name, *_row(medians[name, case]), _times(medians, name, case)] for name in names]
-        say(f"\n{case}, load {load()}\n\n{table(['', *FIGURES, 'ours over it'], rows)}")
+        echo(f"\n{case}, load {load()}\n\n{table(['', *PLOTS, 'ours over it'], rows)}")
     return _throughput_claims(medians, _conditions(f"medians of {plan.rounds} rounds of {plan.seconds:g} s"))
 
 
@@ -173,7 +173,7 @@ def served(place: Place, name: str, seconds: float) -> dict[Case, list[Answer]]:
     """All loads on one server."""
     with running(name, place) as server:
         if name == OURS:
-            say(f"\nours runs {engine_of(server)}")
+            echo(f"\nours runs {engine_of(server)}")
         return {case: _crowded(place, server, case, seconds) for case in CASES}
 
 
@@ -186,22 +186,22 @@ def _crowded(place: Place, server: Served, case: Case, seconds: float) -> list[A
 
 
 def limit(place: Place, seconds: float) -> dict[Case, list[Answer]]:
-    """The same pictures without a server, in a process of their own."""
+    """The same images without a server, in a process of their own."""
     with ProcessPoolExecutor(1, CONTEXT) as pool:
-        return pool.submit(_limit, place.bundle, place.digest, place.pictures, RAMP + seconds).result()
+        return pool.submit(_limit, place.bundle, place.digest, place.images, RAMP + seconds).result()
 
 
 def _limit(
-    folder: Path, digest: str, pictures: Mapping[str, Sequence[bytes]], seconds: float
+    folder: Path, digest: str, images: Mapping[str, Sequence[bytes]], seconds: float
 ) -> dict[Case, list[Answer]]:
-    engine = prepare(load_bundle(folder, digest))
+    engine = select_engine(load_bundle(folder, digest))
     answers: dict[Case, list[Answer]] = {case: [] for case in CASES}
 
     def work(case: Case, numbers: Iterator[int], end: float) -> None:
         set_torch_threads(torch_threads(usable_cores(), usable_cores()))
         while (began := time.monotonic()) < end:
-            data = pictures[case.size][next(numbers) % len(pictures[case.size])]
-            engine.infer(load_picture(data, SIZE).pixels[np.newaxis])
+            data = images[case.size][next(numbers) % len(images[case.size])]
+            engine.infer(load_image(data, SIZE).pixels[np.newaxis])
             answers[case].append(Answer(began, time.monotonic() - began, 200))
 
     for case in CASES:
@@ -253,8 +253,8 @@ def open_loop(place: Place, plan: Plan, _: Sequence[str]) -> Claims:
     medians = {name: _median(rounds) for name, rounds in found.items()}
     rows = [[name, *_row(median)] for name, median in medians.items()]
     above, full = medians["150 %"], medians["100 %"]
-    say(f"\narrivals at a rate, load {load()}\n\n{table(['', *FIGURES], rows)}")
-    say(
+    echo(f"\narrivals at a rate, load {load()}\n\n{table(['', *PLOTS], rows)}")
+    echo(
         f"\nat 150 %: {above.refused:.0%} refused with 503, half of them within {above.refusal:.1f} ms;"
         f" the others' median is {above.median / full.median:.2f} times that at 100 %"
     )
@@ -304,13 +304,13 @@ def reloads(place: Place, plan: Plan, _: Sequence[str]) -> Claims:
         [name, len(some), *(f"{milliseconds(some, percentile):,.1f}" for percentile in (50, 99, 100))]
         for name, some in (("usual", usual), ("during a swap", during))
     ]
-    say(f"\n{len(swaps)} swaps under {USUAL.clients} clients, load {load()}\n")
-    say(table(["", "requests", "median, ms", "p99, ms", "longest, ms"], rows))
+    echo(f"\n{len(swaps)} swaps under {USUAL.clients} clients, load {load()}\n")
+    echo(table(["", "requests", "median, ms", "p99, ms", "longest, ms"], rows))
     failed = sum(answer.status != 200 for answer in answers)
     conditions = _conditions(f"{USUAL.clients} clients, {len(answers):,} requests, {len(swaps)} swaps")
     longer = milliseconds(during, 99) / milliseconds(usual, 99)
     first, *again = (swap.ended - swap.began for swap in swaps)  # the first is of a version that has to be proved
-    say(f"\nseconds until it served: {first:.1f} of the new version, then {', '.join(f'{one:.2f}' for one in again)}")
+    echo(f"\nseconds until it served: {first:.1f} of the new version, then {', '.join(f'{one:.2f}' for one in again)}")
     return {
         "promotion of a new version under full load: seconds to service": Claim(first, PROVED, "lower", conditions),
         "return of a former version under full load: longest, seconds": Claim(max(again), BACK, "lower", conditions),
@@ -354,7 +354,7 @@ def memory(place: Place, plan: Plan, _: Sequence[str]) -> Claims:
     promote(place, VERSIONS[0])
     few, many = ("{:,} requests and {} reloads".format(*amount) for amount in (plan.few, plan.many))
     megabytes = [f"{size / 2**20:,.0f} MiB" for size in sizes]
-    say(f"\nmemory: {megabytes[0]} after {few}, {megabytes[1]} after {many} more; load {load()}")
+    echo(f"\nmemory: {megabytes[0]} after {few}, {megabytes[1]} after {many} more; load {load()}")
     conditions = f"unshared memory, {few}, then {many} more"
     return {"memory after many requests and reloads over few": Claim(sizes[1] / sizes[0], GROWTH, "lower", conditions)}
 
@@ -370,7 +370,7 @@ def starts(place: Place, plan: Plan, _: Sequence[str]) -> Claims:
     for _round in range(1 + plan.starts):
         with running(OURS, place) as server:
             seconds.append(server.seconds)
-    say(f"\nready after {', '.join(f'{one:.1f}' for one in seconds)} s; the first does not count; load {load()}")
+    echo(f"\nready after {', '.join(f'{one:.1f}' for one in seconds)} s; the first does not count; load {load()}")
     conditions = f"median of {plan.starts} starts, the model on disk"
     return {"seconds from start to ready": Claim(float(np.median(seconds[1:])), START, "lower", conditions)}
 

@@ -1,7 +1,7 @@
-"""A network that the project trained, and what it answers to pictures it has never seen, as they are and shifted.
+"""A network that the project trained, and what it answers to images it has never seen, as they are and shifted.
 
-The shifts are those of the study below: noise, pictures turned, moved and zoomed, a class that goes
-missing, and both together, each on a tenth, a half and all of the pictures. Lower contrast and blur
+The shifts are those of the study below: noise, images turned, moved and zoomed, a class that goes
+missing, and both together, each on a tenth, a half and all of the images. Lower contrast and blur
 come beside them, because they cost a network much confidence and little accuracy.
 
 References
@@ -30,36 +30,36 @@ from torchvision.transforms.functional import gaussian_blur
 from toolkit.bundle.baseline import Baseline
 from toolkit.bundle.files import PROGRAM, digest_of
 from toolkit.bundle.program import Bundle, load_bundle
-from toolkit.monitoring.base.predictions import Window
-from toolkit.training.data.builtin import load_named
+from toolkit.monitoring.base.predictions import Predictions
+from toolkit.training.data.builtin import load_builtin
 from toolkit.training.data.idx import IMAGES_MAGIC, LABELS_MAGIC, holds_idx, read_idx
 
 ROOT = Path(__file__).resolve().parent.parent
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 
-TRAINING, TESTING = 8_000, 1_000  # most pictures that the network is trained on, and measured on by its script
-EPOCHS, FEW_EPOCHS = 3, 15  # for so many pictures, and for few
+TRAINING, TESTING = 8_000, 1_000  # most images that the network is trained on, and measured on by its script
+EPOCHS, FEW_EPOCHS = 3, 15  # for so many images, and for few
 FEW = 5_000
-AT_ONCE = 100  # pictures answered together: more of them leave the processor's caches
+AT_ONCE = 100  # images answered together: more of them leave the processor's caches
 
-SHARES = (0.1, 0.5, 1.0)  # of the pictures that are shifted
+SHARES = (0.1, 0.5, 1.0)  # of the images that are shifted
 NOISE = {"small": 1, "medium": 10, "large": 100}  # standard deviation, of 255
 MOVED = {"small": (10, 0.05, 0.1), "medium": (40, 0.2, 0.2), "large": (90, 0.4, 0.4)}  # degrees, share of side, zoom
 CONTRAST = {"small": 0.8, "medium": 0.5, "large": 0.25}  # what is left of it
 BLUR = {"small": 0.5, "medium": 1.0, "large": 2.0}  # px, standard deviation
 MISSING = 0  # the class that is knocked out
 
-Picture = Callable[[Tensor], Tensor]  # float32 (N, 1, H, W) in 0..255, the same
+Image = Callable[[Tensor], Tensor]  # float32 (N, 1, H, W) in 0..255, the same
 Answers = NDArray[np.float16]  # (N, K)
 
 
 class Shift(NamedTuple):
-    """What happens to pictures: ``picture`` names how they look, ``missing`` is the share of a class that goes."""
+    """What happens to images: ``image`` names how they look, ``missing`` is the share of a class that goes."""
 
     kind: str
     strength: str
     share: float
-    picture: str | None = None
+    image: str | None = None
     missing: float = 0.0
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ SOFTER = tuple(
 
 @dataclass(frozen=True)
 class Seen:
-    """Answers to pictures that the network was not trained on.
+    """Answers to images that the network was not trained on.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ class Seen:
     labels
         (P,), the true classes.
     answers
-        By how the pictures look, (P, K); "clean" as they are.
+        By how the images look, (P, K); "clean" as they are.
     """
 
     name: str
@@ -111,35 +111,35 @@ class Seen:
 
     @property
     def reference_size(self) -> int:
-        """As many pictures as a baseline holds at most, or half of those that there are."""
+        """As many images as a baseline holds at most, or half of those that there are."""
         return min(10_000, len(self) // 2)
 
     def split(self, generator: np.random.Generator) -> tuple[Baseline, NDArray[np.int64]]:
-        """Some pictures as the reference, and the places of the others."""
+        """Some images as the reference, and the places of the others."""
         order = generator.permutation(len(self))
         held, others = order[: self.reference_size], order[self.reference_size :]
         return Baseline(self.classes, self.answers["clean"][held], self.labels[held]), others
 
     def window(
         self, places: NDArray[np.int64], n: int, generator: np.random.Generator, shift: Shift | None = None
-    ) -> Window:
-        """``n`` of the pictures at some places, each of them once, shifted."""
+    ) -> Predictions:
+        """``n`` of the images at some places, each of them once, shifted."""
         if shift is not None and shift.missing:
             stays = (self.labels[places] != MISSING) | (generator.random(len(places)) >= shift.missing)
             places = places[stays]
         chosen = generator.choice(places, n, replace=False)
         answers = self.answers["clean"][chosen]
-        if shift is not None and shift.picture is not None:
+        if shift is not None and shift.image is not None:
             changed = generator.random(n) < shift.share
-            answers = np.where(changed[:, None], self.answers[shift.picture][chosen], answers)
+            answers = np.where(changed[:, None], self.answers[shift.image][chosen], answers)
         return as_window(self.classes, answers, self.labels[chosen])
 
 
-def as_window(classes: tuple[str, ...], answers: Answers, labels: NDArray[np.int64]) -> Window:
+def as_window(classes: tuple[str, ...], answers: Answers, labels: NDArray[np.int64]) -> Predictions:
     """Answers in order as the monitor's columns."""
     confidence = answers.max(axis=1).astype(np.float32)
     order = np.arange(len(answers), dtype=np.int64)
-    return Window(
+    return Predictions(
         classes,
         order.astype(np.float64),
         answers.argmax(axis=1),
@@ -158,14 +158,14 @@ def seen(scratch: Path, most: int, data: Path | None = None) -> Seen:
     scratch
         An empty folder.
     most
-        How many unseen pictures to use at most.
+        How many unseen images to use at most.
     data
         Folder of IDX files; Debian's Fashion-MNIST, else scikit-learn's digits, when None.
     """
     folder = data or FASHION
-    pictures = read_idx(folder, folder.name) if folder.is_dir() and holds_idx(folder) else load_named("digits", ROOT)
-    order = np.random.default_rng(0).permutation(len(pictures.labels))
-    pixels, labels = pictures.pixels[order], np.asarray(pictures.labels[order], np.int64)
+    images = read_idx(folder, folder.name) if folder.is_dir() and holds_idx(folder) else load_builtin("digits", ROOT)
+    order = np.random.default_rng(0).permutation(len(images.labels))
+    pixels, labels = images.pixels[order], np.asarray(images.labels[order], np.int64)
     training = min(TRAINING, len(order) // 2)
     testing = training + min(TESTING, len(order) // 10)
     write_idx(scratch / "data", "train", pixels[:training], labels[:training])
@@ -174,15 +174,15 @@ def seen(scratch: Path, most: int, data: Path | None = None) -> Seen:
     bundle = trained(scratch, side, EPOCHS if training > FEW else FEW_EPOCHS)
     rest = slice(testing, testing + most)
     answers = {
-        name: answered(bundle, pixels[rest], change, side) for name, change in {"clean": _same, **_pictures()}.items()
+        name: answered(bundle, pixels[rest], change, side) for name, change in {"clean": _same, **_images()}.items()
     }
     right = float((answers["clean"].argmax(axis=1) == labels[rest]).mean())
-    name = f"{pictures.name}, {training:,} training pictures, {right:.1%} right of {len(labels[rest]):,} unseen ones"
+    name = f"{images.name}, {training:,} training images, {right:.1%} right of {len(labels[rest]):,} unseen ones"
     return Seen(name, bundle.card.classes, labels[rest], answers)
 
 
 def write_idx(folder: Path, part: str, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-    """Pictures (N, H, W) and labels in the format of MNIST."""
+    """Images (N, H, W) and labels in the format of MNIST."""
     folder.mkdir(exist_ok=True)
     files: dict[str, tuple[int, NDArray[Any]]] = {
         f"{part}-images-idx3-ubyte": (IMAGES_MAGIC, pixels),
@@ -194,13 +194,13 @@ def write_idx(folder: Path, part: str, pixels: NDArray[np.uint8], labels: NDArra
 
 
 def trained(scratch: Path, side: int, epochs: int) -> Bundle:
-    """What train_cnn.py makes of the pictures in ``data``."""
+    """What train_cnn.py makes of the images in ``data``."""
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{scratch}/mlflow.db", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, ROOT / "train_cnn.py", "--data", scratch / "data", "--cache-dir", scratch / "cache"]
     flags = {"--image-size": side, "--epochs": epochs, "--batch-size": 64, "--checkpoint-dir": scratch / "checkpoints"}
     command += [part for flag in flags.items() for part in flag]
     ended = subprocess.run(
-        [*map(str, command), "--no-mirror"], cwd=scratch, env=environment, capture_output=True, text=True, check=False
+        [*map(str, command), "--no-flip"], cwd=scratch, env=environment, capture_output=True, text=True, check=False
     )
     if ended.returncode:
         raise RuntimeError(f"train_cnn.py has failed:\n{ended.stderr[-2000:]}")
@@ -208,8 +208,8 @@ def trained(scratch: Path, side: int, epochs: int) -> Bundle:
     return load_bundle(program.parents[1], digest_of(program.parents[1]))
 
 
-def answered(bundle: Bundle, pixels: NDArray[np.uint8], change: Picture, side: int) -> Answers:
-    """What the bundle's program says of grey pictures (N, H, W), changed and then enlarged to its size."""
+def answered(bundle: Bundle, pixels: NDArray[np.uint8], change: Image, side: int) -> Answers:
+    """What the bundle's program says of grey images (N, H, W), changed and then enlarged to its size."""
     torch.manual_seed(0)
     parts = []
     for start in range(0, len(pixels), AT_ONCE):
@@ -220,44 +220,44 @@ def answered(bundle: Bundle, pixels: NDArray[np.uint8], change: Picture, side: i
     return np.concatenate(parts)
 
 
-def _pictures() -> dict[str, Picture]:
+def _images() -> dict[str, Image]:
     degrees = MOVED["medium"][0]
     return {
         **{f"noise {name}": partial(_noisy, deviation) for name, deviation in NOISE.items()},
         **{f"moved {name}": partial(_moved, most) for name, most in MOVED.items()},
-        "noise and moved": lambda pictures: _noisy(NOISE["medium"], _moved(MOVED["medium"], pictures)),
+        "noise and moved": lambda images: _noisy(NOISE["medium"], _moved(MOVED["medium"], images)),
         "rotated": partial(_moved, (degrees, 0, 0)),
         **{f"contrast {name}": partial(_fainter, left) for name, left in CONTRAST.items()},
         **{f"blur {name}": partial(_blurred, width) for name, width in BLUR.items()},
     }
 
 
-def _same(pictures: Tensor) -> Tensor:
-    return pictures
+def _same(images: Tensor) -> Tensor:
+    return images
 
 
-def _noisy(deviation: float, pictures: Tensor) -> Tensor:
-    return pictures + deviation * torch.randn_like(pictures)
+def _noisy(deviation: float, images: Tensor) -> Tensor:
+    return images + deviation * torch.randn_like(images)
 
 
-def _fainter(left: float, pictures: Tensor) -> Tensor:
-    mean = pictures.mean(dim=(1, 2, 3), keepdim=True)
-    return mean + left * (pictures - mean)
+def _fainter(left: float, images: Tensor) -> Tensor:
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    return mean + left * (images - mean)
 
 
-def _blurred(width: float, pictures: Tensor) -> Tensor:
-    blurred: Tensor = gaussian_blur(pictures, [9, 9], [width, width])
+def _blurred(width: float, images: Tensor) -> Tensor:
+    blurred: Tensor = gaussian_blur(images, [9, 9], [width, width])
     return blurred
 
 
-def _moved(most: tuple[float, float, float], pictures: Tensor) -> Tensor:
+def _moved(most: tuple[float, float, float], images: Tensor) -> Tensor:
     """Each turned, moved and zoomed at random by at most so many degrees, of its side and of its size."""
     degrees, shift, zoom = most
-    angle, across, along, size = (torch.rand(4, len(pictures)) * 2 - 1).unbind()
+    angle, across, along, size = (torch.rand(4, len(images)) * 2 - 1).unbind()
     angle, size = angle * math.radians(degrees), 1 + size * zoom
     turn = (
         torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(-1, 2, 2) * size[:, None, None]
     )
-    move = 2 * shift * torch.stack([across, along], dim=1)[:, :, None]  # the side of a picture is 2
-    grid = F.affine_grid(torch.cat([turn, move], dim=2), list(pictures.shape), align_corners=False)
-    return F.grid_sample(pictures, grid, align_corners=False)
+    move = 2 * shift * torch.stack([across, along], dim=1)[:, :, None]  # the side of an image is 2
+    grid = F.affine_grid(torch.cat([turn, move], dim=2), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)

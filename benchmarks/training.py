@@ -1,8 +1,8 @@
 """Training beside the plain way, Lightning, and what the network itself allows, epoch by epoch in turn.
 
     pip install -r requirements-bench.txt           # once, in an environment of its own
-    python benchmarks/training.py                   # about 20 minutes, on pictures that it draws itself
-    python benchmarks/training.py --quick           # the same with fewer pictures and epochs
+    python benchmarks/training.py                   # about 20 minutes, on images that it draws itself
+    python benchmarks/training.py --quick           # the same with fewer images and epochs
     python benchmarks/training.py --data photos/    # your own photographs, one sub-folder a class
     python benchmarks/training.py --json            # ends with one JSON object of claims
 
@@ -19,8 +19,8 @@ Each has a process of its own, which stands still while another one is measured.
 of each; the first is not counted. A ratio is that of the seconds of all rounds together, so what a
 contestant does in some epochs only, such as saving a checkpoint, counts with its share, and what
 else the machine does falls on all. Everybody uses the processor, with as many threads as it has
-cores, also where there is a GPU. In the race to an accuracy ours begins with small pictures
-(--progressive 0.5).
+cores, also where there is a GPU. In the race to an accuracy ours begins with small images
+(--progressive-resize 0.5).
 """
 
 import argparse
@@ -60,31 +60,39 @@ from benchmarks.claims import Claim, Claims, conclude, machine  # noqa: E402
 from benchmarks.images import draw, listed  # noqa: E402
 from toolkit.bundle.program import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from toolkit.cli.settings import run_script  # noqa: E402
-from toolkit.cli.terminal import say, table  # noqa: E402
+from toolkit.cli.terminal import echo, table  # noqa: E402
 from toolkit.errors import DataError, SettingsError, TrainingError  # noqa: E402
-from toolkit.system.metrics import Machine, usable_cores  # noqa: E402
+from toolkit.system.metrics import SystemMetrics, usable_cores  # noqa: E402
 from toolkit.tracking.connection import connect  # noqa: E402
 from toolkit.tracking.run import Run  # noqa: E402
 from toolkit.training.checkpointing.checkpoint import Checkpoint  # noqa: E402
-from toolkit.training.checkpointing.manager import Keeper  # noqa: E402
+from toolkit.training.checkpointing.manager import CheckpointManager  # noqa: E402
 from toolkit.training.device import Device  # noqa: E402
-from toolkit.training.loop import Epoch, FitCallbacks, FitConfig, fit  # noqa: E402
+from toolkit.training.loop import EpochMetrics, FitCallbacks, FitConfig, fit  # noqa: E402
 from toolkit.training.networks import build_network  # noqa: E402
 from toolkit.training.results.run_logging import epoch_metrics  # noqa: E402
-from toolkit.training.train_step import LARGEST_GRADIENT  # noqa: E402
-from train_cnn import KEEP_SHARE, Data, TrainSettings, load_pictures, new_network, recipe_of, use_machine  # noqa: E402
+from toolkit.training.train_step import MAX_GRAD_NORM  # noqa: E402
+from train_cnn import (  # noqa: E402
+    KEEP_SHARE,
+    TrainingData,
+    TrainSettings,
+    build_seeded_network,
+    hyperparameters_of,
+    load_images,
+    use_machine,
+)
 
 SIZE, BATCH, LEARNING_RATE, DROPOUT, SEED = 128, 32, 1e-3, 0.2, 0
 WORKERS = 2  # of the peers' loader
-GROWN_FROM = 0.5  # of the side: the pictures of ours grow in the race to an accuracy
+GROWN_FROM = 0.5  # of the side: the images of ours grow in the race to an accuracy
 NEVER = 1e6  # seconds to an accuracy that was not reached
-MEMORY_SIZE, MEMORY_BATCH = 224, 8  # px and pictures: so that pictures weigh more than what a step happens to hold
+MEMORY_SIZE, MEMORY_BATCH = 224, 8  # px and images: so that images weigh more than what a step happens to hold
 SAMPLING = 0.02  # seconds between two looks at a process's memory
 GRACE = 5.0  # seconds for a contestant to end by itself
 MATRIX, MULTIPLICATIONS = 2048, 12  # side of the matrices; how many products one reading is the best of
 CONTEXT = multiprocessing.get_context("forkserver")  # its children have imported this file already
 
-# What ours is to reach of each rival's pictures/s.
+# What ours is to reach of each rival's images/s.
 RACES = {
     "resnet18": {"plain": 2.4, "Lightning": 1.2, "in memory": 0.95, "matrix products": 0.5, "ours, unlogged": 0.98},
     "simple_cnn": {"plain": 2.5},
@@ -92,21 +100,21 @@ RACES = {
 }
 TIME_TO_ACCURACY = 0.35  # of the plain way's
 
-# How pictures are divided.
-FEWEST = 120  # pictures in all
+# How images are divided.
+FEWEST = 120  # images in all
 FEWEST_A_CLASS = 6
-VALIDATED, TESTED = (2, 9, 16), (5,)  # of every 20 pictures of a class; the others are trained on
+VALIDATED, TESTED = (2, 9, 16), (5,)  # of every 20 images of a class; the others are trained on
 
 
 class Plan(NamedTuple):
     """How much is measured."""
 
-    pictures: int
+    images: int
     rounds: int  # the first is not counted
     epochs: int  # of the trainings that are compared by their accuracy
 
 
-FULL, QUICK = Plan(pictures=1200, rounds=6, epochs=10), Plan(pictures=400, rounds=3, epochs=6)
+FULL, QUICK = Plan(images=1200, rounds=6, epochs=10), Plan(images=400, rounds=3, epochs=6)
 
 
 class Album(NamedTuple):
@@ -114,8 +122,8 @@ class Album(NamedTuple):
 
     folder: Path
     classes: int
-    training: int  # pictures in train/
-    pictures: int  # in all
+    training: int  # images in train/
+    images: int  # in all
 
 
 class Task(NamedTuple):
@@ -130,7 +138,7 @@ class Task(NamedTuple):
 
 
 class Lap(NamedTuple):
-    """One epoch: how long it took, and the share of the validation pictures that were right after it."""
+    """One epoch: how long it took, and the share of the validation images that were right after it."""
 
     seconds: float
     accuracy: float
@@ -139,18 +147,18 @@ class Lap(NamedTuple):
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer pictures and epochs")
+    parser.add_argument("--quick", action="store_true", help="fewer images and epochs")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--data", type=Path, help="folder of photographs, instead of drawn ones")
-    parser.add_argument("--pictures", type=int, help="how many of them to use")
+    parser.add_argument("--images", type=int, help="how many of them to use")
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
-    count = plan.pictures if options.pictures is None else options.pictures
+    count = plan.images if options.images is None else options.images
     if count < FEWEST:
-        raise SettingsError(f"--pictures must be at least {FEWEST}, got {count}")
+        raise SettingsError(f"--images must be at least {FEWEST}, got {count}")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     dtype = str(Device.choose().dtype).removeprefix("torch.")
-    say(f"{machine('torch', 'torchvision', 'lightning')}; ours in {dtype}")
+    echo(f"{machine('torch', 'torchvision', 'lightning')}; ours in {dtype}")
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         files = listed(options.data) if options.data else draw(scratch / "drawn", count)
@@ -161,24 +169,24 @@ def main() -> None:
 
 def measure(album: Album, plan: Plan) -> Claims:
     """All races, each with its table; what comes out of them."""
-    of = f"{album.training} training pictures of {album.classes} classes, {usable_cores()} cores"
+    of = f"{album.training} training images of {album.classes} classes, {usable_cores()} cores"
     claims = {}
     for network, goals in RACES.items():
         laps = race([*goals, "ours"], Task(network, album, plan.rounds))
-        say(f"\n{network}, {SIZE} px, {plan.rounds - 1} rounds\n\n{_rates(laps, album)}")
+        echo(f"\n{network}, {SIZE} px, {plan.rounds - 1} rounds\n\n{_rates(laps, album)}")
         for rival, goal in goals.items():
             claims[f"{network}: ours over {rival}"] = Claim(
-                ratio(laps, rival), goal, "higher", f"pictures/s, {of}, {SIZE} px, {plan.rounds - 1} rounds"
+                ratio(laps, rival), goal, "higher", f"images/s, {of}, {SIZE} px, {plan.rounds - 1} rounds"
             )
     laps = race(["plain", "ours"], Task("resnet18", album, plan.epochs, validated=True))
-    say(f"\nresnet18, {SIZE} px, time to the plain way's accuracy after {plan.epochs} epochs\n\n{_learning(laps)}")
+    echo(f"\nresnet18, {SIZE} px, time to the plain way's accuracy after {plan.epochs} epochs\n\n{_learning(laps)}")
     claims["time to the plain way's accuracy: ours over plain"] = Claim(
         time_to_accuracy(laps, "ours") / time_to_accuracy(laps, "plain"), TIME_TO_ACCURACY, "lower",
         f"resnet18, {of}, {SIZE} px, {plan.epochs} epochs, decoding and validation included",
     )  # fmt: skip
     growth, weight = memory_growth(album)
-    say(f"\ntwice the pictures: {growth / 2**20:+,.0f} MiB of memory, {weight / 2**20:,.0f} MiB of pixels\n")
-    claims["memory for more pictures over their bytes"] = Claim(
+    echo(f"\ntwice the images: {growth / 2**20:+,.0f} MiB of memory, {weight / 2**20:,.0f} MiB of pixels\n")
+    claims["memory for more images over their bytes"] = Claim(
         growth / weight, 1.0, "lower", f"anonymous memory of one epoch of simple_cnn, {of}, {MEMORY_SIZE} px"
     )
     return claims
@@ -195,7 +203,7 @@ def race(names: Sequence[str], task: Task) -> dict[str, list[Lap]]:
 
 
 def ratio(laps: dict[str, list[Lap]], rival: str) -> float:
-    """Ours over the rival in pictures/s, over all rounds but the first."""
+    """Ours over the rival in images/s, over all rounds but the first."""
     theirs, ours = (sum(lap.seconds for lap in laps[name][1:]) for name in (rival, "ours"))
     return theirs / ours
 
@@ -211,11 +219,11 @@ def time_to_accuracy(laps: dict[str, list[Lap]], name: str) -> float:
 
 
 def memory_growth(album: Album) -> tuple[int, int]:
-    """How many bytes more a training holds at its peak with twice the pictures, and the bytes that these have."""
+    """How many bytes more a training holds at its peak with twice the images, and the bytes that these have."""
     small, large = (
         Task("simple_cnn", chosen, 1, size=MEMORY_SIZE, batch=MEMORY_BATCH) for chosen in (album, doubled(album))
     )
-    return peak_memory(large) - peak_memory(small), album.pictures * MEMORY_SIZE**2 * 3
+    return peak_memory(large) - peak_memory(small), album.images * MEMORY_SIZE**2 * 3
 
 
 def peak_memory(task: Task) -> int:
@@ -231,7 +239,7 @@ def _rates(laps: dict[str, list[Lap]], album: Album) -> str:
         mean, slowest, fastest = album.training / np.array([seconds.mean(), seconds.max(), seconds.min()])
         times = "" if name == "ours" else f"{ratio(laps, name):.2f}"
         rows.append([name, f"{mean:,.1f}", f"{slowest:,.1f}", f"{fastest:,.1f}", times])
-    return table(["", "pictures/s", "slowest", "fastest", "ours over it"], rows)
+    return table(["", "images/s", "slowest", "fastest", "ours over it"], rows)
 
 
 def _learning(laps: dict[str, list[Lap]]) -> str:
@@ -332,22 +340,22 @@ def ours(task: Task, turns: Turns, *, logged: bool = True) -> None:
          "batch_size": task.batch, "learning_rate": LEARNING_RATE, "dropout": DROPOUT, "weights": "none", "seed": SEED,
          "patience": task.epochs, "cache_dir": Path("cache"), "progressive": GROWN_FROM if task.validated else 1.0}
     )  # fmt: skip
-    config = FitConfig(recipe_of(settings), SEED, use_machine(settings))
-    data = Data(*load_pictures(settings, task.size), None, "random")
+    config = FitConfig(hyperparameters_of(settings), SEED, use_machine(settings))
+    data = TrainingData(*load_images(settings, task.size), None, "random")
     run = Run(connect("sqlite:///mlflow.db"), settings.experiment_name, role="final", name="benchmark")
-    keeper = Keeper(Checkpoint(settings.checkpoint_dir, run.id, settings.model_dump(mode="json")), run)
-    machine = Machine()
+    keeper = CheckpointManager(Checkpoint(settings.checkpoint_dir, run.id, settings.model_dump(mode="json")), run)
+    machine = SystemMetrics()
 
-    def on_epoch(epoch: Epoch, *_: object) -> None:
+    def on_epoch(epoch: EpochMetrics, *_: object) -> None:
         if logged:
             run.metrics({**epoch_metrics(epoch), **machine.read()}, epoch.epoch)
         turns.over(epoch.val_accuracy)  # what is written after an epoch counts with the next
 
     callbacks = FitCallbacks(on_epoch=on_epoch, checkpoint_share=KEEP_SHARE)
     if logged:
-        callbacks = replace(callbacks, on_checkpoint=keeper.keep("final"))
+        callbacks = replace(callbacks, on_checkpoint=keeper.save_callback("final"))
     training, validation = data.part(data.split.development), data.part(data.split.validation)
-    fit(new_network(data, config), training, validation if task.validated else None, config, callbacks)
+    fit(build_seeded_network(data, config), training, validation if task.validated else None, config, callbacks)
 
 
 def plain(task: Task, turns: Turns) -> None:
@@ -356,8 +364,8 @@ def plain(task: Task, turns: Turns) -> None:
     optimizer = torch.optim.AdamW(_trained(network), LEARNING_RATE)
     for _ in range(task.epochs):
         network.train()
-        for pictures, labels in training:
-            loss = F.cross_entropy(network(pictures), labels)
+        for images, labels in training:
+            loss = F.cross_entropy(network(images), labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -376,8 +384,8 @@ def lightning(task: Task, turns: Turns) -> None:
             self.network = _network(task)
 
         def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-            pictures, labels = batch
-            return F.cross_entropy(self.network(pictures), labels)
+            images, labels = batch
+            return F.cross_entropy(self.network(images), labels)
 
         def on_train_epoch_end(self) -> None:
             turns.over()
@@ -394,7 +402,7 @@ def lightning(task: Task, turns: Turns) -> None:
 
 
 def in_memory(task: Task, turns: Turns) -> None:
-    """The project's step on an epoch of batches made beforehand; what the pictures show costs nothing."""
+    """The project's step on an epoch of batches made beforehand; what the images show costs nothing."""
     device = Device.choose()
     network = _network(task).to(memory_format=torch.channels_last)
     trained = _trained(network)
@@ -402,16 +410,16 @@ def in_memory(task: Task, turns: Turns) -> None:
     batches = []
     for start in range(0, task.album.training, task.batch):
         count = min(task.batch, task.album.training - start)
-        pictures = torch.randn(count, 3, task.size, task.size).contiguous(memory_format=torch.channels_last)
-        batches.append((pictures, torch.randint(task.album.classes, (count,))))
+        images = torch.randn(count, 3, task.size, task.size).contiguous(memory_format=torch.channels_last)
+        batches.append((images, torch.randint(task.album.classes, (count,))))
     network.train()
     while True:
-        for pictures, labels in batches:
+        for images, labels in batches:
             with device.autocast():
-                loss = F.cross_entropy(network(pictures), labels)
+                loss = F.cross_entropy(network(images), labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(trained, LARGEST_GRADIENT)
+            nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
             optimizer.step()
         turns.over()
 
@@ -452,7 +460,7 @@ def _trained(network: nn.Module) -> list[nn.Parameter]:
 
 
 def _loaders(task: Task) -> "tuple[DataLoader[Any], DataLoader[Any]]":
-    """Training and validation pictures, as plain scripts load them; their workers end with each epoch."""
+    """Training and validation images, as plain scripts load them; their workers end with each epoch."""
     tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     changes = [v2.RandomResizedCrop(task.size), v2.RandomHorizontalFlip(), v2.ColorJitter(0.1, 0.1, 0.1), *tensor]
     square = [v2.Resize(task.size), v2.CenterCrop(task.size), *tensor]
@@ -469,19 +477,19 @@ def _loaders(task: Task) -> "tuple[DataLoader[Any], DataLoader[Any]]":
 def _accuracy(network: nn.Module, loader: "DataLoader[Any]") -> float:
     network.eval()
     with torch.inference_mode():
-        right = torch.cat([network(pictures).argmax(dim=1) == labels for pictures, labels in loader])
+        right = torch.cat([network(images).argmax(dim=1) == labels for images, labels in loader])
     return float(right.float().mean())
 
 
 def lay_out(files: Sequence[Path], folder: Path) -> Album:
-    """Divide pictures into train/, val/ and test/ by links, so that all sides train and validate on the same."""
+    """Divide images into train/, val/ and test/ by links, so that all sides train and validate on the same."""
     classes: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         classes[file.parent.name].append(file)
     training = 0
     for name, members in classes.items():
         if len(members) < FEWEST_A_CLASS:
-            raise DataError(f"class {name!r} has {len(members)} pictures; at least {FEWEST_A_CLASS} are needed")
+            raise DataError(f"class {name!r} has {len(members)} images; at least {FEWEST_A_CLASS} are needed")
         for number, file in enumerate(members):
             part = "val" if number % 20 in VALIDATED else "test" if number % 20 in TESTED else "train"
             link = folder / part / name / f"{number:05}{file.suffix.lower()}"
@@ -492,14 +500,14 @@ def lay_out(files: Sequence[Path], folder: Path) -> Album:
 
 
 def doubled(album: Album) -> Album:
-    """The same pictures twice, the second time with a byte after their end, which no decoder reads."""
+    """The same images twice, the second time with a byte after their end, which no decoder reads."""
     folder = album.folder.with_name("doubled")
     for path in album.folder.rglob("*.*"):
         copy = folder / path.relative_to(album.folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.symlink_to(path.resolve())
         copy.with_stem(f"{path.stem}-again").write_bytes(path.read_bytes() + b"\0")
-    return album._replace(folder=folder, training=2 * album.training, pictures=2 * album.pictures)
+    return album._replace(folder=folder, training=2 * album.training, images=2 * album.images)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
     pip install -r requirements-bench.txt         # once, in an environment of its own
     python benchmarks/tuning.py                   # about 45 minutes, on digits and on flowers that it draws
-    python benchmarks/tuning.py --quick           # the same with fewer seeds, trials and pictures
+    python benchmarks/tuning.py --quick           # the same with fewer seeds, trials and images
     python benchmarks/tuning.py --data photos/    # your own photographs instead of flowers, one sub-folder a class
     python benchmarks/tuning.py --part counted    # leaves out what is measured in seconds, for a busy machine
-    python benchmarks/tuning.py --figures docs/   # also draws the best accuracy against the pictures it took
+    python benchmarks/tuning.py --figures docs/   # also draws the best accuracy against the images it took
     python benchmarks/tuning.py --json            # ends with one JSON object of claims
 
-All search the same space, that of hyperopt_tuning.py for a small network on small pictures, and judge
+All search the same space, that of hyperopt_tuning.py for a small network on small images, and judge
 each trial by the same five stratified folds, so that a point's accuracy is the same whoever finds it:
 
     plain              hyperopt.fmin with tpe.suggest as it comes, all folds of each trial
@@ -18,17 +18,17 @@ each trial by the same five stratified folds, so that a point's accuracy is the 
     ours, all folds    the project's study without racing
     ours               the project's study
 
-Cost is counted in pictures passed through training, each as often as it was, which is exact and the
+Cost is counted in images passed through training, each as often as it was, which is exact and the
 same on any machine. A search is there with its first trial that has all its folds and a mean accuracy
 of plain's best less one standard error (the standard deviation over plain's folds by the root of
 five). Where a rival never gets there, ours is compared with all that it spent; were it ours, it
-would count as if it took a trillion pictures. A seed decides folds, networks and proposals; ratios
+would count as if it took a trillion images. A seed decides folds, networks and proposals; ratios
 are made for each seed, and their median is the claim. A training that two contestants ask for is run
 once and costs both.
 
 How often racing is wrong is found by running trials that ours had cut in full afterwards, at nobody's
 cost. The seconds at the end are of searches by themselves, one after another: all that happens from
-the first proposal to the study's last picture in MLflow, without the start of Python and the database.
+the first proposal to the study's last image in MLflow, without the start of Python and the database.
 """
 
 import argparse
@@ -61,7 +61,7 @@ from benchmarks.claims import Claim, Claims, conclude, machine  # noqa: E402
 from benchmarks.images import draw, link, listed, write_digits  # noqa: E402
 from benchmarks.searches import CONTESTANTS, FOLDS, MEDIAN, OURS, PLAIN, RANDOM, WHOLE, WILCOXON, Arena  # noqa: E402
 from toolkit.cli.settings import run_script  # noqa: E402
-from toolkit.cli.terminal import say, silence, table  # noqa: E402
+from toolkit.cli.terminal import echo, mute, table  # noqa: E402
 from toolkit.errors import SettingsError, TrainingError  # noqa: E402
 from toolkit.system.metrics import usable_cores  # noqa: E402
 from toolkit.tracking.connection import connect  # noqa: E402
@@ -75,7 +75,7 @@ from train_cnn import DataSettings  # noqa: E402
 FEWEST = 120  # photographs
 PROCESSES = 2  # at a time, each with one thread
 SMALLEST_ERROR = 1e-3  # of a mean accuracy; folds may happen to be all alike
-NEVER = 1e18  # pictures to an accuracy that was not reached
+NEVER = 1e18  # images to an accuracy that was not reached
 
 LOOKS: Mapping[str, Mapping[str, Any]] = {  # of lines
     PLAIN: {"color": "#111827"}, RANDOM: {"color": "#9ca3af", "ls": ":"},
@@ -147,19 +147,19 @@ class Found(NamedTuple):
         """The standard error of plain's best mean accuracy."""
         return max(self.plains_best.std_accuracy / math.sqrt(FOLDS), SMALLEST_ERROR)
 
-    def pictures(self, name: str) -> int:
+    def images(self, name: str) -> int:
         """That a contestant passed through training."""
-        return sum(trial.pictures for trial in self.searches[name])
+        return sum(trial.images for trial in self.searches[name])
 
     def to_target(self, name: str) -> float:
         """That it passed through training until it had plain's best within one standard error."""
         there = np.array(_so_far(self.searches[name])) >= self.plains_best.mean_accuracy - self.error
-        costs = np.cumsum([trial.pictures for trial in self.searches[name]])
+        costs = np.cumsum([trial.images for trial in self.searches[name]])
         return float(costs[there.argmax()]) if there.any() else NEVER
 
     def over(self, rival: str) -> float:
         """What ours passed through training until then, over a rival's; one that never got there: over all of its."""
-        return self.to_target(OURS) / min(self.to_target(rival), self.pictures(rival))
+        return self.to_target(OURS) / min(self.to_target(rival), self.images(rival))
 
     def gain(self, name: str) -> float:
         """Its best accuracy minus plain's, in standard errors."""
@@ -170,14 +170,14 @@ def main() -> None:
     """Measure and print."""
     options = arguments()
     plan = QUICK if options.quick else FULL
-    if options.pictures is not None:
-        plan = plan._replace(photographs=options.pictures)
+    if options.images is not None:
+        plan = plan._replace(photographs=options.images)
     if plan.photographs < FEWEST:
-        raise SettingsError(f"--pictures must be at least {FEWEST}, got {plan.photographs}")
+        raise SettingsError(f"--images must be at least {FEWEST}, got {plan.photographs}")
     if options.first_seed < 0:
         raise SettingsError(f"--first-seed must be at least 0, got {options.first_seed}")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    say(machine("torch", "hyperopt", "optuna"))
+    echo(machine("torch", "hyperopt", "optuna"))
     claims: Claims = {}
     with tempfile.TemporaryDirectory() as folder:
         if options.part != "timed":
@@ -192,13 +192,13 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     """From the command line; what is to be written can be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer seeds, trials and pictures")
+    parser.add_argument("--quick", action="store_true", help="fewer seeds, trials and images")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--data", type=Path, help="folder of photographs, instead of drawn flowers")
-    parser.add_argument("--pictures", type=int, help="how many of them to use")
+    parser.add_argument("--images", type=int, help="how many of them to use")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of the consecutive seeds; default 0")
     parser.add_argument("--part", choices=["counted", "timed", "all"], default="all", help="what to measure")
-    parser.add_argument("--figures", type=Path, help="folder for tuning.png, a picture of the searches")
+    parser.add_argument("--figures", type=Path, help="folder for tuning.png, an image of the searches")
     parser.add_argument("--trials", type=Path, help="file for all trials, a line of JSON each")
     options = parser.parse_args()
     try:
@@ -211,7 +211,7 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-# --- what is counted in pictures ----------------------------------------------------------------
+# --- what is counted in images ----------------------------------------------------------------
 
 
 def jobs(photographs: Path | None, plan: Plan, first_seed: int, scratch: Path) -> list[Job]:
@@ -243,7 +243,7 @@ def compete(todo: Sequence[Job]) -> list[Found]:
             for event in pool.wait(None):
                 match event.kind:
                     case "progress":
-                        say(event.value)
+                        echo(event.value)
                     case "done":
                         found[event.key] = Found.from_json(todo[event.key], event.value)
                     case "error":
@@ -255,27 +255,27 @@ def compete(todo: Sequence[Job]) -> list[Found]:
 
 def take_part(task: Any, tell: Callable[[str], None]) -> dict[str, Any]:
     """One process's part: all contestants in turn; the job and what came of it are JSON."""
-    silence()
+    mute()
     job = JOB.validate_python(task)
     arena, searches = Arena(job.data), dict[str, list[Trial]]()
     for name, contestant in CONTESTANTS.items():
         began = time.perf_counter()
         trials = searches[name] = contestant(arena, job.trials)
         tell(
-            f"{job.subject}, seed {job.data.seed}, {name}: {sum(trial.pictures for trial in trials):,} pictures,"
+            f"{job.subject}, seed {job.data.seed}, {name}: {sum(trial.images for trial in trials):,} images,"
             f" best {_so_far(trials)[-1]:.4f}, {time.perf_counter() - began:.0f} s"
         )
     cut = [trial for trial in searches[OURS] if trial.state == "cut"]
     return Found(job, searches, [arena.run(trial.number, trial.settings) for trial in cut]).json()
 
 
-TARGET = "pictures to plain's best within one standard error"
+TARGET = "images to plain's best within one standard error"
 CLAIMS: Sequence[tuple[str, Callable[[Found], float], float, str]] = (  # value of a seed, goal, which is better
-    (f"{TARGET}: ours over all of plain's", lambda one: one.to_target(OURS) / one.pictures(PLAIN), 0.35, "lower"),
+    (f"{TARGET}: ours over all of plain's", lambda one: one.to_target(OURS) / one.images(PLAIN), 0.35, "lower"),
     (f"{TARGET}: ours over {WILCOXON}'s", lambda one: one.over(WILCOXON), 1.0, "lower"),
     (f"{TARGET}: ours over {MEDIAN}'s", lambda one: one.over(MEDIAN), 1.0, "lower"),
     (f"{TARGET}: ours over {RANDOM}'s", lambda one: one.over(RANDOM), 1.0, "lower"),
-    ("pictures of a study: ours over plain's", lambda one: one.pictures(OURS) / one.pictures(PLAIN), 0.35, "lower"),
+    ("images of a study: ours over plain's", lambda one: one.images(OURS) / one.images(PLAIN), 0.35, "lower"),
     ("best accuracy: ours minus plain's in standard errors", lambda one: one.gain(OURS), -1.0, "higher"),
 )
 
@@ -284,11 +284,11 @@ def counted(found: Sequence[Found]) -> Claims:
     """A table and claims for each data set, and how often racing was wrong."""
     claims = {}
     for subject, seeds in by_subject(found).items():
-        say(f"\n{subject}, medians over {len(seeds)} seeds\n\n{_standings(seeds)}")
+        echo(f"\n{subject}, medians over {len(seeds)} seeds\n\n{_standings(seeds)}")
         about = f"{subject}, {seeds[0].job.trials} trials of {FOLDS} folds, median over {len(seeds)} seeds"
         for name, value, goal, better in CLAIMS:
             claims[f"{subject.split()[0]}: {name}"] = Claim(_median(map(value, seeds)), goal, better, about)
-    say(f"\ntrials that ours cut, run in full afterwards\n\n{_audit(found)}\n")
+    echo(f"\ntrials that ours cut, run in full afterwards\n\n{_audit(found)}\n")
     return claims
 
 
@@ -302,7 +302,7 @@ def by_subject(found: Sequence[Found]) -> dict[str, list[Found]]:
 
 def _standings(seeds: Sequence[Found]) -> str:
     headings = [
-        "", "pictures", "of plain's", "seconds", "complete", "pictures to target", "reached", "best accuracy",
+        "", "images", "of plain's", "seconds", "complete", "images to target", "reached", "best accuracy",
         "minus plain's, standard errors",
     ]  # fmt: skip
     rows = []
@@ -310,12 +310,12 @@ def _standings(seeds: Sequence[Found]) -> str:
         searches, there = [one.searches[name] for one in seeds], [one.to_target(name) for one in seeds]
         rows.append([
             name,
-            f"{_median(one.pictures(name) for one in seeds):,.0f}",
-            f"{_median(one.pictures(name) / one.pictures(PLAIN) for one in seeds):.2f}",
+            f"{_median(one.images(name) for one in seeds):,.0f}",
+            f"{_median(one.images(name) / one.images(PLAIN) for one in seeds):.2f}",
             f"{_median(sum(fold.seconds for trial in trials for fold in trial.folds) for trials in searches):,.0f}",
             f"{_median(sum(trial.state == 'complete' for trial in trials) for trials in searches):.0f}",
             "never" if _median(there) > NEVER / 3 else f"{_median(there):,.0f}",
-            f"{sum(pictures < NEVER for pictures in there)} of {len(seeds)}",
+            f"{sum(images < NEVER for images in there)} of {len(seeds)}",
             f"{_median(_so_far(trials)[-1] for trials in searches):.4f}",
             f"{_median(one.gain(name) for one in seeds):+.2f}",
         ])  # fmt: skip
@@ -330,8 +330,8 @@ def _audit(found: Sequence[Found]) -> str:
         for full in one.audit:
             cut = one.searches[OURS][full.number]
             rule = next(name for name, sign in RULES.items() if sign in cut.reason)
-            rows[rule] += 1, full.mean_accuracy > best[cut.number], cut.pictures, full.pictures
-    headings = ["rule", "cut", "would have been the best", "share of their pictures that was trained on"]
+            rows[rule] += 1, full.mean_accuracy > best[cut.number], cut.images, full.images
+    headings = ["rule", "cut", "would have been the best", "share of their images that was trained on"]
     return table(headings, [
         [name, f"{cut:.0f}", f"{wrong:.0f}", f"{paid / whole:.2f}" if whole else "-"]
         for name, (cut, wrong, paid, whole) in rows.items()
@@ -353,9 +353,9 @@ def _median(values: Iterable[float]) -> float:
 
 
 def keep(found: Sequence[Found], figures: Path | None, trials: Path | None) -> None:
-    """Write what was asked for: the picture, and each trial of each search and of the audit."""
+    """Write what was asked for: the image, and each trial of each search and of the audit."""
     if figures:
-        picture(found).savefig(figures / "tuning.png", dpi=120)
+        image(found).savefig(figures / "tuning.png", dpi=120)
     if trials:
         with trials.open("w") as file:
             for one in found:
@@ -364,14 +364,14 @@ def keep(found: Sequence[Found], figures: Path | None, trials: Path | None) -> N
                     file.writelines(json.dumps({**about, "search": name, **trial.json()}) + "\n" for trial in searched)
 
 
-def picture(found: Sequence[Found]) -> Figure:
-    """The best accuracy so far against pictures passed through training, a line a contestant."""
+def image(found: Sequence[Found]) -> Figure:
+    """The best accuracy so far against images passed through training, a line a contestant."""
     subjects = by_subject(found)
     figure = Figure(figsize=(5.5 * len(subjects), 4.4), layout="constrained")
     for axes, subject in zip(figure.subplots(1, len(subjects), squeeze=False)[0], subjects, strict=True):
         for name, look in LOOKS.items():
             _draw_line(axes, [one.searches[name] for one in subjects[subject]], {"label": name, **look})
-        axes.set(title=subject, xlabel="pictures passed through training", xlim=(0, None))
+        axes.set(title=subject, xlabel="images passed through training", xlim=(0, None))
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -382,7 +382,7 @@ def picture(found: Sequence[Found]) -> Figure:
 
 def _draw_line(axes: Axes, searches: Sequence[Sequence[Trial]], look: Mapping[str, Any]) -> None:
     """From where all seeds have a complete trial until half of the searches are over, where a dot is."""
-    costs = [np.cumsum([trial.pictures for trial in trials]) for trials in searches]
+    costs = [np.cumsum([trial.images for trial in trials]) for trials in searches]
     at = np.linspace(0, np.median([cost[-1] for cost in costs]), 500)
     lines: list[NDArray[np.float64]] = []
     for trials, cost in zip(searches, costs, strict=True):
@@ -414,7 +414,7 @@ def timed(plan: Plan, folder: Path) -> Claims:
         search(settings(max_evals=1))  # the database is made, the data decoded, and the workers' modules imported
         seconds, trained = search(settings(max_evals=plan.searched))
         both = {parallel: at_random(parallel) for parallel in (1, 2)}
-    say(f"\na search of {seconds:.1f} s trained for {trained:.1f} s; random trials: one at a time {both[1]:.1f} s, two"
+    echo(f"\na search of {seconds:.1f} s trained for {trained:.1f} s; random trials: one at a time {both[1]:.1f} s, two"
         f" at a time {both[2]:.1f} s\n")  # fmt: skip
     return {
         "share of a search that is not training": Claim(1 - trained / seconds, OVERHEAD, "lower", about(plan.searched)),
@@ -430,12 +430,12 @@ def timed(plan: Plan, folder: Path) -> Claims:
 def search(settings: tuning.TuneSettings, *, random_only: bool = False) -> tuple[float, float]:
     """Seconds of a search, as ``tune`` does it until the final training, and those spent in folds."""
     client = connect("sqlite:///mlflow.db")
-    job = tuning.begun(settings)
+    job = tuning.start_study(settings)
     if random_only:
-        trials, record = settings.evaluations, job.journal.append
+        trials, record = settings.trials, job.journal.append
         job = replace(job, study=Study(job.space, settings.seed, trials, racing=False, record=record))
     with job.journal, tuning.study_run(job, client) as run:
-        mirror = tuning.mirror_of(job, run)
+        mirror = tuning.study_logger(job, run)
         began = time.perf_counter()
         tuning.search(job, mirror)
         mirror.flush()

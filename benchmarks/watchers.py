@@ -18,12 +18,12 @@ from scipy import stats
 
 from toolkit.bundle.baseline import Baseline
 from toolkit.errors import SettingsError
-from toolkit.monitoring.base.predictions import NOTHING, Window
-from toolkit.monitoring.base.thresholds import Limits
-from toolkit.monitoring.stats.detector_set import Detectors
+from toolkit.monitoring.base.predictions import NO_CLASS, Predictions
+from toolkit.monitoring.base.thresholds import Thresholds
+from toolkit.monitoring.stats.detector_set import DetectorSet
 from toolkit.monitoring.stats.e_detectors import ErrorDetector, run_length
-from toolkit.monitoring.windows.drift import DriftResult, compare
-from toolkit.monitoring.windows.reference import Yardstick
+from toolkit.monitoring.windows.drift import DriftResult, run_tests
+from toolkit.monitoring.windows.reference import ReferenceBins
 
 os.environ |= {"DO_NOT_TRACK": "1", "NML_DISABLE_USAGE_LOGGING": "1"}  # Evidently's word for it, and NannyML's
 # Evidently 0.7 asks pandas 3 for a name that is gone; only its tests of column types would use it.
@@ -40,7 +40,7 @@ except ImportError as error:
     raise SettingsError(f"{error}; run pip install -r requirements-bench.txt") from None
 
 ALPHA = 0.05
-ANY_SIZE = Limits(minimum_predictions=2)
+ANY_SIZE = Thresholds(minimum_predictions=2)
 PREDICTED = "predicted"  # the one column of a table that is no number
 CHUNK = 1_000  # predictions that NannyML takes together
 
@@ -52,7 +52,7 @@ NEVER, ALWAYS = "never", "always"
 Whole = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 ByLabels = Callable[[Flags], Iterator[int]]  # takes whether answers were right, gives the places of alarms
-ByAnswers = Callable[[Window], Iterator[int]]
+ByAnswers = Callable[[Predictions], Iterator[int]]
 
 
 # One window
@@ -68,16 +68,16 @@ class Judges:
     """
 
     def __init__(self, baseline: Baseline) -> None:
-        self._yardstick = Yardstick(baseline.classes, baseline)
+        self._bins = ReferenceBins(baseline.classes, baseline)
         self._columns = np.sort(baseline.probabilities.astype(np.float64), axis=0)  # (m, K)
         self._confidence = np.sort(baseline.confidence)
         self._classes = np.bincount(baseline.predicted, minlength=len(baseline.classes))
         self._frame = as_frame(baseline.probabilities)
 
-    def verdicts(self, window: Window, evidently: bool = True) -> dict[str, bool]:
+    def verdicts(self, window: Predictions, evidently: bool = True) -> dict[str, bool]:
         """Who says that the window has drifted."""
-        counts = self._yardstick.count(replace(window, labels=np.full(window.n, NOTHING)))
-        usual, free = (compare(counts, self._yardstick, limits, "short") for limits in (Limits(), ANY_SIZE))
+        counts = self._bins.count_binned(replace(window, labels=np.full(window.n, NO_CLASS)))
+        usual, free = (run_tests(counts, self._bins, limits, "short") for limits in (Thresholds(), ANY_SIZE))
         gap, share, z = plain_tests(window, self._confidence, self._classes)
         verdicts = {
             OURS: any(result.drifted for result in usual),
@@ -103,7 +103,7 @@ def ks(window: NDArray[Any], reference: NDArray[Any]) -> float:
     return float(stats.ks_2samp(window, reference, method="asymp").pvalue)
 
 
-def bbsds(window: Window, reference: NDArray[np.float64]) -> float:
+def bbsds(window: Predictions, reference: NDArray[np.float64]) -> float:
     """Black-box shift detection on softmax, a KS test for each class and Bonferroni: alibi-detect's KSDrift.
 
     References
@@ -115,7 +115,7 @@ def bbsds(window: Window, reference: NDArray[np.float64]) -> float:
     return len(reference.T) * min(ks(now, usual) for now, usual in columns)
 
 
-def plain_tests(window: Window, confidence: NDArray[Any], classes: Whole) -> tuple[float, float, float]:
+def plain_tests(window: Predictions, confidence: NDArray[Any], classes: Whole) -> tuple[float, float, float]:
     """The p-values of three tests by scipy, as people write them: KS, chi-square of the classes, z."""
     counts = np.stack([window.counts, classes])
     share = stats.chi2_contingency(counts[:, counts.sum(axis=0) > 0]).pvalue
@@ -160,7 +160,7 @@ def nannyml_drift(reference: pd.DataFrame) -> Callable[[pd.DataFrame], object]:
     return lambda window: calculator.calculate(window).to_df()
 
 
-def cbpe(baseline: Baseline) -> Callable[[Window], float]:
+def cbpe(baseline: Baseline) -> Callable[[Predictions], float]:
     """NannyML's estimate of accuracy without labels, of one chunk."""
     estimator = CBPE(
         y_pred_proba={str(k): f"p{k}" for k in range(len(baseline.classes))},
@@ -171,7 +171,7 @@ def cbpe(baseline: Baseline) -> Callable[[Window], float]:
         chunk_size=CHUNK,
     ).fit(as_frame(baseline.probabilities, baseline.labels))
 
-    def estimate(window: Window) -> float:
+    def estimate(window: Predictions) -> float:
         found = estimator.estimate(as_frame(window.probabilities)).filter(period="analysis").to_df()
         return float(found["accuracy", "value"].iloc[0])
 
@@ -182,7 +182,7 @@ def cbpe(baseline: Baseline) -> Callable[[Window], float]:
 
 
 def by_labels(right: int, n: int) -> dict[str, ByLabels]:
-    """All who listen to whether answers are right, of a model that was right in so many of n pictures."""
+    """All who listen to whether answers are right, of a model that was right in so many of n images."""
     return {
         OURS: lambda told: (alarm.index for alarm in ErrorDetector(right, n, run_length(1)).update(told)),
         "ADWIN": lambda told: _river(drift.ADWIN(), ~told),
@@ -199,7 +199,7 @@ def by_answers(baseline: Baseline, per_million: float) -> dict[str, ByAnswers]:
     """All who listen to answers alone; those that take a budget of false alarms get this one."""
     confidence = np.sort(baseline.confidence)
     return {
-        OURS: lambda window: _ours(Detectors(baseline, per_million), window),
+        OURS: lambda window: _ours(DetectorSet(baseline, per_million), window),
         "KS of each 1,000": partial(_tumbling, confidence, per_million),
         "ADWIN": lambda window: _river(drift.ADWIN(), window.confidence),
         "KSWIN": lambda window: _river(drift.KSWIN(seed=0), window.confidence),
@@ -208,16 +208,16 @@ def by_answers(baseline: Baseline, per_million: float) -> dict[str, ByAnswers]:
     }
 
 
-def plainly(baseline: Baseline, window: Window, size: int = 1_000, step: int = 100) -> Iterator[int]:
+def plainly(baseline: Baseline, window: Predictions, size: int = 1_000, step: int = 100) -> Iterator[int]:
     """Three tests at 0.05 on the last thousand predictions, after every hundred."""
     confidence, classes = np.sort(baseline.confidence), np.bincount(baseline.predicted, minlength=len(baseline.classes))
     for end in range(size, window.n + 1, step):
-        if min(plain_tests(window.between(end - size, end), confidence, classes)) < ALPHA:
+        if min(plain_tests(window.slice(end - size, end), confidence, classes)) < ALPHA:
             yield end - 1
 
 
-def _ours(detectors: Detectors, window: Window) -> Iterator[int]:
-    yield from sorted(found.alarm.index for found in detectors.hear(window))
+def _ours(detectors: DetectorSet, window: Predictions) -> Iterator[int]:
+    yield from sorted(found.alarm.index for found in detectors.update(window))
 
 
 def _river(detector: Any, values: NDArray[Any]) -> Iterator[int]:
@@ -228,7 +228,7 @@ def _river(detector: Any, values: NDArray[Any]) -> Iterator[int]:
             yield place
 
 
-def _tumbling(reference: NDArray[Any], per_million: float, window: Window, size: int = 1_000) -> Iterator[int]:
+def _tumbling(reference: NDArray[Any], per_million: float, window: Predictions, size: int = 1_000) -> Iterator[int]:
     """A KS test of each block of predictions, as strict as the budget asks for."""
     for end in range(size, window.n + 1, size):
         if ks(window.confidence[end - size : end], reference) < per_million * size / 1e6:

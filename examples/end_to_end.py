@@ -4,8 +4,8 @@
     make demo KEEP=1                            # or: python examples/end_to_end.py --keep
 
 Everything is real and on this machine: an MLflow server, the scripts as a person runs them, the
-service as a process of its own. The pictures are scikit-learn's handwritten digits. Those that were
-held out are sent to the service with their true labels coming back; then the same pictures again,
+service as a process of its own. The images are scikit-learn's handwritten digits. Those that were
+held out are sent to the service with their true labels coming back; then the same images again,
 blurred, noisy and inverted, until the monitor raises an alert. All files go to a new folder under
 runs/; with --keep both servers stay up, and how to stop them is said.
 """
@@ -44,9 +44,9 @@ from toolkit.training.data.splits import split  # noqa: E402
 
 HELD_OUT = 0.15  # the default of train_cnn.py
 START_SECONDS = 120  # a first start creates MLflow's tables
-LOOK_SECONDS = 30  # /metrics measures the windows anew every few seconds
+REFRESH_S = 30  # /metrics measures the windows anew every few seconds
 CLIENTS = 4
-FIGURES = ("accuracy", "confidence", "predictions", "drift", "inputs", "calibration")
+PLOTS = ("accuracy", "confidence", "predictions", "drift", "inputs", "calibration")
 LABELS_A_REQUEST = 50
 NOISE = 90.0  # standard deviation on a scale of 0 to 255
 
@@ -99,17 +99,17 @@ def loop(folder: Path, servers: ExitStack) -> tuple[Server, Server]:
     service = start_service(folder, servers)
     print(f"version {version} answers at {service.url}")
 
-    heading("6/7  pictures that it has never seen")
-    pictures = held_out_pictures()
-    answer = predict(service, pictures[0][1])
-    print(f"POST /predict with one picture of a {pictures[0][0]} answers:\n{json.dumps(answer)}\n")
-    send("held-out pictures", service, pictures)
-    print_state(service, len(pictures))
+    heading("6/7  images that it has never seen")
+    images = held_out_images()
+    answer = predict(service, images[0][1])
+    print(f"POST /predict with one image of a {images[0][0]} answers:\n{json.dumps(answer)}\n")
+    send("held-out images", service, images)
+    print_state(service, len(images))
 
-    heading("7/7  pictures that went wrong")
+    heading("7/7  images that went wrong")
     for name, spoil in FAULTS.items():
-        send(f"{name} pictures", service, [(label, spoil(picture)) for label, picture in pictures])
-    print_state(service, len(pictures) * (1 + len(FAULTS)))
+        send(f"{name} images", service, [(label, spoil(image)) for label, image in images])
+    print_state(service, len(images) * (1 + len(FAULTS)))
     print_why(folder)
     return mlflow, service
 
@@ -122,15 +122,15 @@ def promote_the_better(registry: ModelRegistry) -> int:
     tuned = registry.register_best_model("hyperopt_tuning", "mean_cv_accuracy")
     plain = registry.register_best_model("training", "best_val_accuracy")
     table = registry.compare_models([tuned, plain])
-    columns = ["network", "accuracy", "accuracy_low", "accuracy_high", "pictures", "gained", "lost", "p_value"]
+    columns = ["network", "accuracy", "accuracy_low", "accuracy_high", "images", "gained", "lost", "p_value"]
     print(table[columns].to_string(float_format="{:.4g}".format, na_rep=""))
     better = int(table["accuracy"].idxmax())
-    promoted = registry.transition_model_stage(better, "Production", reason="more accurate on held-out pictures")
+    promoted = registry.transition_model_stage(better, "Production", reason="more accurate on held-out images")
     print(f"\nversion {promoted.version} is in {promoted.stage}, with {promoted.metrics['accuracy']:.1%} accuracy")
     return promoted.version
 
 
-def held_out_pictures() -> list[tuple[Label, Encoded]]:
+def held_out_images() -> list[tuple[Label, Encoded]]:
     """The digits that training has left out: which ones is decided by their content, so it is the same in each run."""
     digits = open_catalogue("digits")
     held_out = [int(index) for index in split(digits, HELD_OUT).held_out]
@@ -138,23 +138,23 @@ def held_out_pictures() -> list[tuple[Label, Encoded]]:
     return [(label, source) for label, source in sources if isinstance(source, bytes)]
 
 
-def send(what: str, service: Server, pictures: Sequence[tuple[Label, Encoded]]) -> None:
-    """Have pictures classified, then tell the true labels, as somebody does who looks at them later."""
+def send(what: str, service: Server, images: Sequence[tuple[Label, Encoded]]) -> None:
+    """Have images classified, then tell the true labels, as somebody does who looks at them later."""
     with ThreadPoolExecutor(CLIENTS) as pool:
-        answers = list(pool.map(lambda labelled: predict(service, labelled[1]), pictures))
+        answers = list(pool.map(lambda labelled: predict(service, labelled[1]), images))
     truths = [
         {"prediction_id": answer["prediction_id"], "label": label, "source": "demo"}
-        for answer, (label, _) in zip(answers, pictures, strict=True)
+        for answer, (label, _) in zip(answers, images, strict=True)
     ]
     for some in slices(truths, LABELS_A_REQUEST):
         post(f"{service.url}/feedback", json.dumps(some).encode(), "application/json")
-    right = sum(answer["predicted_class"] == label for answer, (label, _) in zip(answers, pictures, strict=True))
-    print(f"{what + ':':<22}{len(pictures)} answered, {right / len(pictures):.1%} rightly")
+    right = sum(answer["predicted_class"] == label for answer, (label, _) in zip(answers, images, strict=True))
+    print(f"{what + ':':<22}{len(images)} answered, {right / len(images):.1%} rightly")
 
 
 def print_state(service: Server, labels: int) -> None:
     """What the service says of itself, once it has looked at all the labels: it looks every few seconds."""
-    deadline = time.monotonic() + LOOK_SECONDS
+    deadline = time.monotonic() + REFRESH_S
     while True:
         figures = get(f"{service.url}/metrics")
         if figures["monitor"]["windows"]["long"]["n_labels"] >= labels or time.monotonic() > deadline:
@@ -165,7 +165,7 @@ def print_state(service: Server, labels: int) -> None:
     print(
         f"GET /metrics: {window['n']} predictions and {window['n_labels']} labels in the short window, accuracy"
         f" {window['accuracy']:.1%} (reference {window['reference_accuracy']:.1%}); median {latency['median']:.1f} ms"
-        " a picture"
+        " an image"
     )
     alerts = get(f"{service.url}/alerts")
     print(f"GET /alerts: {len(alerts)} raised")
@@ -175,10 +175,10 @@ def print_state(service: Server, labels: int) -> None:
 
 
 def print_why(folder: Path) -> None:
-    """What a notebook beside the service sees: the drift report, and pictures for a report."""
+    """What a notebook beside the service sees: the drift report, and images for a report."""
     monitor = ModelMonitor(folder / "monitoring.db")
     print(f"\nModelMonitor().detect_drift(), in a notebook beside the service:\n\n{monitor.detect_drift()}\n")
-    for metric in FIGURES:
+    for metric in PLOTS:
         monitor.plot_metrics(metric).savefig(folder / f"{metric}.png")
     monitor.close()
 
@@ -187,7 +187,7 @@ def say_goodbye(folder: Path, mlflow: Server, service: Server, seconds: float, *
     """Where to look now."""
     place = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     heading(f"done in {seconds / 60:.1f} minutes")
-    print(f"figures            {place}/{FIGURES[0]}.png, {', '.join(f'{metric}.png' for metric in FIGURES[1:])}")
+    print(f"figures            {place}/{PLOTS[0]}.png, {', '.join(f'{metric}.png' for metric in PLOTS[1:])}")
     print(f"logs               {place}/mlflow.log, serve.log")
     if keep:
         print(f"dashboard          {service.url}/dashboard")
@@ -204,30 +204,30 @@ def say_goodbye(folder: Path, mlflow: Server, service: Server, seconds: float, *
     print("\nor leave them up from the start: make demo KEEP=1")
 
 
-# What can go wrong with a picture on its way
+# What can go wrong with an image on its way
 
 
-def change(picture: Encoded, how: Callable[[Image.Image], Image.Image]) -> Encoded:
+def change(image: Encoded, how: Callable[[Image.Image], Image.Image]) -> Encoded:
     """Decode, change, and encode as PNG."""
     buffer = io.BytesIO()
-    how(Image.open(io.BytesIO(picture)).convert("L")).save(buffer, "PNG")
+    how(Image.open(io.BytesIO(image)).convert("L")).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def blurred(picture: Encoded) -> Encoded:
+def blurred(image: Encoded) -> Encoded:
     """Out of focus."""
-    return change(picture, lambda image: image.filter(ImageFilter.GaussianBlur(1.5)))
+    return change(image, lambda loaded: loaded.filter(ImageFilter.GaussianBlur(1.5)))
 
 
-def noisy(picture: Encoded) -> Encoded:
-    """From a bad sensor; the noise depends on nothing but the picture."""
-    noise = np.random.default_rng(list(picture[-16:])).normal(0, NOISE, (8, 8))
-    return change(picture, lambda image: Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8)))
+def noisy(image: Encoded) -> Encoded:
+    """From a bad sensor; the noise depends on nothing but the image."""
+    noise = np.random.default_rng(list(image[-16:])).normal(0, NOISE, (8, 8))
+    return change(image, lambda loaded: Image.fromarray((np.asarray(loaded) + noise).clip(0, 255).astype(np.uint8)))
 
 
-def inverted(picture: Encoded) -> Encoded:
+def inverted(image: Encoded) -> Encoded:
     """Black for white."""
-    return change(picture, ImageOps.invert)
+    return change(image, ImageOps.invert)
 
 
 FAULTS = {"blurred": blurred, "noisy": noisy, "inverted": inverted}
@@ -290,9 +290,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def predict(service: Server, picture: Encoded) -> dict[str, Any]:
-    """What the service says of one picture; the body alone is enough."""
-    answer: dict[str, Any] = post(f"{service.url}/predict?top_k=3", picture, "application/octet-stream")
+def predict(service: Server, image: Encoded) -> dict[str, Any]:
+    """What the service says of one image; the body alone is enough."""
+    answer: dict[str, Any] = post(f"{service.url}/predict?top_k=3", image, "application/octet-stream")
     return answer
 
 

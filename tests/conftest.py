@@ -3,7 +3,6 @@
 import os
 import signal
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,14 @@ from support import (
     MlflowServer,
     colour_baseline,
     colour_card,
-    colour_picture,
+    colour_image,
 )
 from toolkit.bundle.files import DIGEST_TAG
 from toolkit.bundle.program import Program, save_bundle
-from toolkit.tracking import connection
 from toolkit.tracking.run import Run
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure(config):
     """Each of several workers, and all that it starts, stays on a core of its own: their threads would only fight.
 
     What they start finds the project compiled, also where the environment asks Python to keep nothing of it.
@@ -38,15 +36,15 @@ def pytest_configure(config: pytest.Config) -> None:
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     """The longest files first, each on its own core, so that no worker is left with one of them alone in the end."""
     longest = ("test_readme.py", "test_make.py")
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """No test, and no script that one starts, touches the user's caches: of decoded pictures, of weights."""
+def own_cache(tmp_path_factory):
+    """No test, and no script that one starts, touches the user's caches: of decoded images, of weights."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
@@ -54,10 +52,10 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def hasty_stores() -> None:
+def hasty_stores():
     """SQLite stores do not wait for the disk: only a power cut could tell the difference, and it takes minutes."""
 
-    def hasty(connection: object, _: object) -> None:
+    def hasty(connection, _):
         if isinstance(connection, sqlite3.Connection):
             connection.execute("PRAGMA synchronous = OFF")
 
@@ -65,7 +63,7 @@ def hasty_stores() -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_folder(tmp_path, monkeypatch):
     """Each test works in an empty folder and sees none of the user's variables."""
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
@@ -78,31 +76,31 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def colour_folder(tmp_path: Path) -> Path:
-    """A folder of pictures, one sub-folder a class, 40 pictures each."""
+def colour_folder(tmp_path):
+    """A folder of images, one sub-folder a class, 40 images each."""
     folder = tmp_path / "colours"
     for index, colour in enumerate(COLOURS):
         (folder / colour).mkdir(parents=True)
         for number in range(40):
-            (folder / colour / f"{number}.png").write_bytes(colour_picture(colour, seed=100 * index + number, size=32))
+            (folder / colour / f"{number}.png").write_bytes(colour_image(colour, seed=100 * index + number, size=32))
     return folder
 
 
 @pytest.fixture(scope="session")
-def log_colour_run() -> Callable[..., str]:
+def log_colour_run():
     """A function that logs a finished run with a real bundle and gives the run's id."""
 
     def log(
-        client: connection.MlflowClient,
-        experiment: str = "training",
+        client,
+        experiment="training",
         *,
-        metrics: Mapping[str, float] | None = None,
-        role: str = "final",
-        strength: float = 8.0,
-        lean: float = 0.0,
-        held_out: slice = slice(300),
-        folder: Path | None = None,
-    ) -> str:
+        metrics=None,
+        role="final",
+        strength=8.0,
+        lean=0.0,
+        held_out=slice(300),
+        folder=None,
+    ):
         with Run(client, experiment, role=role, name="colours") as run:
             program = Program(ColourNetwork(strength, lean))
             baseline = colour_baseline(program, held_out=held_out)
@@ -118,7 +116,7 @@ def log_colour_run() -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def mlflow_server(tmp_path_factory):
     """The address of a real MLflow server with artifacts behind its proxy."""
     folder = tmp_path_factory.mktemp("mlflow")
     server = MlflowServer(folder, "--artifacts-destination", str(folder / "artifacts"))

@@ -8,7 +8,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,18 +22,28 @@ from torchvision.models import resnet18
 
 import hyperopt_tuning
 import toolkit.tuning.search
-from hyperopt_tuning import Task, TuneSettings, begun, data_for, data_settings, evaluate, report, show, tune
+from hyperopt_tuning import (
+    TrialTask,
+    TuneSettings,
+    data_for,
+    data_settings,
+    evaluate,
+    print_status,
+    report,
+    start_study,
+    tune,
+)
 from model_registry import ModelRegistry
-from support import COLOURS, ROOT, MlflowServer, colour_picture
-from support.forked_processes import Ended, Forks, Script, forks
+from support import COLOURS, ROOT, MlflowServer, colour_image
+from support.forked_processes import forks
 from toolkit.bundle.program import load_bundle
 from toolkit.errors import DataError, SettingsError, TrainingError
-from toolkit.tracking.connection import MlflowClient, connect, mlflow
-from toolkit.tuning.pruning import Holder
-from toolkit.tuning.search import FoldDone, Result, Step
-from toolkit.tuning.space import QUICK, Choice, Integers, Space
+from toolkit.tracking.connection import connect
+from toolkit.tuning.pruning import Incumbent
+from toolkit.tuning.search import FoldDone, Step
+from toolkit.tuning.space import QUICK, Choice, Integers
 from toolkit.tuning.study import Proposal
-from toolkit.tuning.study_storage import Plan, read_study
+from toolkit.tuning.study_storage import StudyConfig, read_study
 
 SPACE = """
 image_size: 16
@@ -43,9 +52,9 @@ batch_size: [4, 8]
 epochs: {low: 2, high: 6}
 learning_rate: {low: 1e-5, high: 1e-2, log: true}
 """
-QUICKEST: Space = {**QUICK, "image_size": Choice((16,)), "epochs": Integers(1, 2), "batch_size": Choice((8, 16))}
-BROKEN: Space = {**QUICKEST, "image_size": Choice((32,)), "model_type": Choice(("resnet18_backbone",))}
-STORY = ("--data", "colours", "--space", "space.yaml", "--folds", "3", "--seed", "4", "--max-evals", "10")
+QUICKEST = {**QUICK, "image_size": Choice((16,)), "epochs": Integers(1, 2), "batch_size": Choice((8, 16))}
+BROKEN = {**QUICKEST, "image_size": Choice((32,)), "model_type": Choice(("resnet18_backbone",))}
+STORY = ("--data", "colours", "--space", "space.yaml", "--folds", "3", "--seed", "4", "--max-trials", "10")
 STATES = {"complete": "FINISHED", "cut": "KILLED", "failed": "FAILED"}
 
 
@@ -54,42 +63,42 @@ STATES = {"complete": "FINISHED", "cut": "KILLED", "failed": "FAILED"}
 
 @dataclass(frozen=True)
 class Place:
-    """A folder with pictures and an MLflow store."""
+    """A folder with images and an MLflow store."""
 
     folder: Path
     uri: str
 
     @property
-    def client(self) -> MlflowClient:
+    def client(self):
         return connect(self.uri)
 
     @property
-    def colours(self) -> str:
+    def colours(self):
         return str(self.folder / "colours")
 
-    def runs(self, experiment: str, role: str) -> list[mlflow.entities.Run]:
+    def runs(self, experiment, role):
         """Runs of a role, those of trials in their order."""
         found = self.client.get_experiment_by_name(experiment)
         runs = self.client.search_runs([found.experiment_id], f"tags.role = '{role}'") if found else []
         return sorted(runs, key=lambda run: (int(run.data.tags.get("trial", 0)), run.info.run_name))
 
-    def json(self, run: mlflow.entities.Run, name: str) -> object:
+    def json(self, run, name):
         return json.loads(Path(self.client.download_artifacts(run.info.run_id, name, str(self.folder))).read_text())
 
-    def start(self, forked: Forks, *words: str, experiment: str) -> Script:
+    def start(self, forked, *words, experiment):
         variables = {"MLFLOW_TRACKING_URI": self.uri, "PYTHONPATH": str(ROOT)}
         words = (*words, "--experiment-name", experiment, "--study-dir", experiment)
         return forked.start("hyperopt_tuning.py", *words, folder=self.folder, **variables)
 
-    def entries(self, experiment: str) -> list[dict[str, object]]:
+    def entries(self, experiment):
         """What a study's journal holds, without how long things took."""
         (journal,) = (self.folder / experiment).glob("*/journal.jsonl")
         about, *entries = [json.loads(line) for line in journal.read_text().splitlines()]
-        assert Plan.from_json(about["about"]).facts["data"] == "colours"
+        assert StudyConfig.from_json(about["about"]).facts["data"] == "colours"
         return [timeless(entry) for entry in entries if "run" not in entry]
 
 
-def timeless(value: object) -> object:
+def timeless(value):
     if isinstance(value, dict):
         spent = ("seconds", "epoch_duration_s", "batch_time_ms", "batch_time_ms_p95", "images_per_s")
         return {name: timeless(item) for name, item in value.items() if name not in spent}
@@ -97,13 +106,13 @@ def timeless(value: object) -> object:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuning")
     for index, colour in enumerate(COLOURS):
         (folder / "colours" / colour).mkdir(parents=True)
         for number in range(14):
-            picture = colour_picture(colour, 100 * index + number, 20)
-            (folder / "colours" / colour / f"{number}.png").write_bytes(picture)
+            image = colour_image(colour, 100 * index + number, 20)
+            (folder / "colours" / colour / f"{number}.png").write_bytes(image)
     (folder / "space.yaml").write_text(SPACE)
     uri = f"sqlite:///{folder}/mlflow.db"
     with chdir(folder):
@@ -112,19 +121,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @pytest.fixture(scope="module")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+def forked(tmp_path_factory):
     with forks(tmp_path_factory.mktemp("forks")) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
-def whole(place: Place, forked: Forks) -> Ended:
+def whole(place, forked):
     """A search that nothing interrupts."""
     return place.start(forked, "--preset", "quick", *STORY, experiment="whole").end()
 
 
 @pytest.fixture
-def quickest(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Place]:
+def quickest(place, monkeypatch, tmp_path):
     """The same store, studies of their own, and a space of tiny trainings behind ``--preset quick``."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", place.uri)
     monkeypatch.setitem(hyperopt_tuning.PRESETS, "quick", QUICKEST)
@@ -135,7 +144,7 @@ def quickest(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
 
 
 @pytest.fixture(scope="module")
-def hopeless(tmp_path_factory: pytest.TempPathFactory) -> str:
+def hopeless(tmp_path_factory):
     """A weights file that fits and whose numbers are none: every training that starts from it fails."""
     path = tmp_path_factory.mktemp("weights") / "nan.pth"
     state = resnet18(weights=None).state_dict()
@@ -144,7 +153,7 @@ def hopeless(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def settings(place: Place, experiment: str, **more: object) -> TuneSettings:
+def settings(place, experiment, **more):
     common = {"data": place.colours, "preset": "quick", "folds": 2, "max_evals": 2, "experiment_name": experiment}
     return TuneSettings(**{**common, **more})
 
@@ -152,7 +161,7 @@ def settings(place: Place, experiment: str, **more: object) -> TuneSettings:
 # --- a search that ends by itself ---------------------------------------------------------------
 
 
-def test_a_script_prints_its_trials_a_table_and_the_next_command(place: Place, whole: Ended) -> None:
+def test_a_script_prints_its_trials_a_table_and_the_next_command(place, whole):
     assert (whole.status, whole.err) == (0, "")
     assert "study colours-1: 10 trials of 3 folds each\n" in whole.out
     (study,) = place.runs("whole", "study")
@@ -168,7 +177,7 @@ def test_a_script_prints_its_trials_a_table_and_the_next_command(place: Place, w
     assert cut, "this story is meant to have both"
     for trial in cut:
         assert f"trial {trial['number'] + 1:>3}/10  cut {trial['reason']}; " in whole.out
-    assert re.search(r"^trial +mean +spread +pictures +seconds +network +size +optimizer", whole.out, re.MULTILINE)
+    assert re.search(r"^trial +mean +spread +images +seconds +network +size +optimizer", whole.out, re.MULTILINE)
     assert f"10 trials: {len(complete)} complete, {len(cut)} cut, 0 failed; " in whole.out
     assert f"MLflow run: {study.info.run_id}\n" in whole.out
     assert whole.out.endswith(
@@ -176,7 +185,7 @@ def test_a_script_prints_its_trials_a_table_and_the_next_command(place: Place, w
     )
 
 
-def test_the_next_command_works(place: Place, whole: Ended) -> None:
+def test_the_next_command_works(place, whole):
     (study,) = place.runs("whole", "study")
     registry = ModelRegistry(place.uri, "from-tuning")
     version = registry.register_best_model("whole", "mean_cv_accuracy")
@@ -184,7 +193,7 @@ def test_the_next_command_works(place: Place, whole: Ended) -> None:
     assert registry.load(version).bundle.card.classes == COLOURS
 
 
-def test_folds_are_nested_in_trials_and_trials_in_the_study(place: Place, whole: Ended) -> None:
+def test_folds_are_nested_in_trials_and_trials_in_the_study(place, whole):
     (study,) = place.runs("whole", "study")
     trials, folds = place.runs("whole", "trial"), place.runs("whole", "fold")
     assert (study.info.status, {fold.info.status for fold in folds}) == ("FINISHED", {"FINISHED"})
@@ -202,7 +211,7 @@ def test_folds_are_nested_in_trials_and_trials_in_the_study(place: Place, whole:
         assert accuracies == told["fold_accuracies"]
         metrics, tags = trial.data.metrics, trial.data.tags
         assert (trial.info.status, tags["state"]) == (STATES[told["state"]], told["state"])
-        assert metrics["training_pictures"] == told["pictures"]
+        assert metrics["training_images"] == told["images"]
         history = place.client.get_metric_history(trial.info.run_id, "fold_accuracy")
         assert sorted((point.step, point.value) for point in history) == list(enumerate(accuracies))
         assert trial.data.params == {name: str(value) for name, value in told["settings"].items()}
@@ -215,7 +224,7 @@ def test_folds_are_nested_in_trials_and_trials_in_the_study(place: Place, whole:
             assert tags["reason"] == told["reason"]
 
 
-def test_the_study_holds_the_best_trial_its_model_and_its_pictures(place: Place, whole: Ended) -> None:
+def test_the_study_holds_the_best_trial_its_model_and_its_images(place, whole):
     (study,) = place.runs("whole", "study")
     trials = [trial for trial in place.runs("whole", "trial") if trial.data.tags["state"] == "complete"]
     best = max(trials, key=lambda trial: trial.data.metrics["mean_cv_accuracy"])
@@ -235,27 +244,27 @@ def test_the_study_holds_the_best_trial_its_model_and_its_pictures(place: Place,
     assert bundle.card.settings["learning_rate"] == pytest.approx(float(params["learning_rate"]))
     assert place.json(study, "search_space.json")["epochs"] == "2 to 6, whole"
     for name in ("study_history", "importance", "cost"):
-        with Image.open(place.client.download_artifacts(study.info.run_id, f"{name}.png")) as picture:
-            assert min(picture.size) > 300
+        with Image.open(place.client.download_artifacts(study.info.run_id, f"{name}.png")) as image:
+            assert min(image.size) > 300
     assert not any(trial.outputs.model_outputs for trial in trials)
 
 
-def test_a_study_is_shown_without_being_run(place: Place, whole: Ended) -> None:
-    shown = show(TuneSettings(show="last", study_dir=place.folder / "whole"))
-    assert shown.startswith("study colours-1, finished\n\ntrial    mean  spread  pictures")
+def test_a_study_is_shown_without_being_run(place, whole):
+    shown = print_status(TuneSettings(status="last", study_dir=place.folder / "whole"))
+    assert shown.startswith("study colours-1, finished\n\ntrial    mean  spread  images")
     assert whole.out[whole.out.index("\ntrial    mean") :].startswith(
         shown[shown.index("\ntrial ") : -1].split("\n\nbest")[0]
     )
-    with pytest.raises(SettingsError, match=r"^--show must be last or a study in .*, got no; there are: colours-1$"):
-        show(TuneSettings(show="no", study_dir=place.folder / "whole"))
-    with pytest.raises(SettingsError, match=r"^there is no study in nowhere/, which --show needs$"):
-        show(TuneSettings(show="last", study_dir=Path("nowhere")))
+    with pytest.raises(SettingsError, match=r"^--status must be last or a study in .*, got no; there are: colours-1$"):
+        print_status(TuneSettings(status="no", study_dir=place.folder / "whole"))
+    with pytest.raises(SettingsError, match=r"^there is no study in nowhere/, which --status needs$"):
+        print_status(TuneSettings(status="last", study_dir=Path("nowhere")))
 
 
 # --- what is interrupted ------------------------------------------------------------------------
 
 
-def require_same(place: Place, experiment: str) -> None:
+def require_same(place, experiment):
     """A study came to what the unbroken one came to, and MLflow has each of its runs once."""
     assert place.entries(experiment) == place.entries("whole")
     (one,), (other,) = place.runs("whole", "study"), place.runs(experiment, "study")
@@ -269,8 +278,8 @@ def require_same(place: Place, experiment: str) -> None:
     assert [path.name for path in (place.folder / experiment / "colours-1").glob("*.pt")] == []
 
 
-def test_a_study_killed_three_times_and_stopped_comes_to_the_same(place: Place, whole: Ended, forked: Forks) -> None:
-    words: tuple[str, ...] = ("--preset", "quick", *STORY)
+def test_a_study_killed_three_times_and_stopped_comes_to_the_same(place, whole, forked):
+    words = ("--preset", "quick", *STORY)
     for moment in (0.1, 0.5, 0.3):
         script = place.start(forked, *words, experiment="killed")
         script.wait_for(r"study colours-1: ")
@@ -289,7 +298,7 @@ def test_a_study_killed_three_times_and_stopped_comes_to_the_same(place: Place, 
     require_same(place, "killed")
 
 
-def require_stopped(place: Place, ended: Ended) -> None:
+def require_stopped(place, ended):
     """Ctrl-C kept what there was and said how to go on."""
     assert (ended.status, ended.err) == (130, "hyperopt_tuning.py: interrupted\n")
     command = re.search(r"^stopped; go on with: (.*)$", ended.out, re.MULTILINE)
@@ -303,13 +312,13 @@ def require_stopped(place: Place, ended: Ended) -> None:
     assert set(statuses[: len(trials)]) <= {"FINISHED", "KILLED"}
     # One that a kill had left, when Ctrl-C came before it was begun again, still looks as if it were running.
     assert set(statuses[len(trials) :]) <= {"KILLED", "RUNNING"}
-    shown = show(TuneSettings(show="colours-1", study_dir=place.folder / "killed"))
+    shown = print_status(TuneSettings(status="colours-1", study_dir=place.folder / "killed"))
     assert re.match(r"study colours-1, not finished, (0 trials|1 trial) under way\n", shown)
     assert re.search(rf"\n{len(trials)} trials?: ", shown)
 
 
-def test_a_killed_worker_is_a_failed_trial_and_the_study_goes_on(quickest: Place) -> None:
-    def kill() -> None:
+def test_a_killed_worker_is_a_failed_trial_and_the_study_goes_on(quickest):
+    def kill():
         """The process of a trial that has kept an epoch."""
         while not list(Path("studies").glob("*/trial-1.resume.pt")):
             time.sleep(0.01)
@@ -331,15 +340,13 @@ def test_a_killed_worker_is_a_failed_trial_and_the_study_goes_on(quickest: Place
     assert not list(Path("studies").glob("*/*.resume.pt"))
 
 
-def test_a_server_that_is_away_for_a_while_gets_everything(
-    quickest: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_server_that_is_away_for_a_while_gets_everything(quickest, monkeypatch, tmp_path, capsys):
     (tmp_path / "server").mkdir()
     server = MlflowServer(tmp_path / "server")
     server.start()
-    say = toolkit.tuning.search.say
+    say = toolkit.tuning.search.echo
 
-    def eventful(text: str) -> None:
+    def eventful(text):
         say(text)
         if text.startswith("trial   1/"):
             server.kill()
@@ -366,50 +373,50 @@ def test_a_server_that_is_away_for_a_while_gets_everything(
 # --- what cannot be gone on with ----------------------------------------------------------------
 
 
-def test_a_study_is_not_gone_on_with_when_it_would_be_another_one(quickest: Place, tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
+def test_a_study_is_not_gone_on_with_when_it_would_be_another_one(quickest, tmp_path):
+    folder = tmp_path / "images"
     shutil.copytree(quickest.colours, folder)
     chosen = settings(quickest, "changed", data=str(folder), study_name="mine")
-    begun(chosen).journal.close()
+    start_study(chosen).journal.close()
 
-    def refusal(**more: object) -> str:
+    def refusal(**more):
         with pytest.raises(SettingsError) as error:
             tune(TuneSettings(resume="mine", **more))
         return str(error.value)
 
-    end = "; --fork mine starts another one that knows its trials"
+    end = "; --warm-start mine starts another one that knows its trials"
     start = "study mine cannot be gone on with: "
     assert refusal(folds=3, seed=1) == f"{start}folds was 2 and is 3; seed was 0 and is 1{end}"
     (tmp_path / "space.yaml").write_text("dropout: [0.1, 0.2]")
     assert refusal(space=Path("space.yaml"), preset="quick") == (
         f"{start}dropout was 0.1 to 0.3 and is one of 0.1, 0.2{end}"
     )
-    (folder / "red" / "another.png").write_bytes(colour_picture("red", 5000, 20))
+    (folder / "red" / "another.png").write_bytes(colour_image("red", 5000, 20))
     fingerprint = r"[0-9a-f]{8,}"
     assert re.fullmatch(f"{start}data_fingerprint was {fingerprint} and is {fingerprint}{end}", refusal())
     (folder / "red" / "another.png").unlink()
-    outcome = tune(TuneSettings(resume="last", max_evals=1))  # what is free may change
+    outcome = tune(TuneSettings(resume="last", max_trials=1))  # what is free may change
     assert len(outcome.study.trials) == 1
-    with pytest.raises(SettingsError, match=r"^study mine is finished; --fork mine starts another one that knows its"):
+    with pytest.raises(
+        SettingsError, match=r"^study mine is finished; --warm-start mine starts another one that knows its"
+    ):
         tune(TuneSettings(resume="mine"))
     with pytest.raises(SettingsError, match=r"there is a journal studies/mine/journal.jsonl already$"):
         tune(chosen)
 
 
-def test_a_fork_begins_with_the_best_and_knows_the_other_trials(
-    quickest: Place, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fork_begins_with_the_best_and_knows_the_other_trials(quickest, capsys):
     first = tune(settings(quickest, "fork", max_evals=3, study_name="first")).study
     capsys.readouterr()
-    second = tune(settings(quickest, "fork", max_evals=2, fork="first", folds=3, study_name="second")).study
+    second = tune(settings(quickest, "fork", max_evals=2, warm_start="first", folds=3, study_name="second")).study
     assert "3 of 3 trials of the former study lie in this space and are known here\n" in capsys.readouterr().out
     assert first.best is not None
     assert second.trials[0].settings == first.best.settings
     assert [len(trial.folds) for trial in second.trials if trial.state == "complete"] == [3] * second.count("complete")
 
 
-def test_two_searches_do_not_write_to_one_study(quickest: Place) -> None:
-    job = begun(settings(quickest, "two", study_name="both"))
+def test_two_searches_do_not_write_to_one_study(quickest):
+    job = start_study(settings(quickest, "two", study_name="both"))
     with (
         job.journal,
         pytest.raises(SettingsError, match=r"^the journal studies/both/journal.jsonl is being written by "),
@@ -417,8 +424,8 @@ def test_two_searches_do_not_write_to_one_study(quickest: Place) -> None:
         tune(TuneSettings(resume="both"))
 
 
-def test_files_are_named_in_what_is_wrong_with_them(quickest: Place, tmp_path: Path) -> None:
-    def refusal(**more: object) -> str:
+def test_files_are_named_in_what_is_wrong_with_them(quickest, tmp_path):
+    def refusal(**more):
         with pytest.raises(SettingsError) as error:
             tune(settings(quickest, "files", **more))
         return str(error.value)
@@ -433,8 +440,8 @@ def test_files_are_named_in_what_is_wrong_with_them(quickest: Place, tmp_path: P
     assert quickest.runs("files", "study") == []
 
 
-def test_data_that_cannot_be_folded_is_refused_before_anything_is_written(quickest: Place, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^class '\w+' has \d+ pictures to cross-validate on, fewer than the 14 folds"):
+def test_data_that_cannot_be_folded_is_refused_before_anything_is_written(quickest, tmp_path):
+    with pytest.raises(DataError, match=r"^class '\w+' has \d+ images to cross-validate on, fewer than the 14 folds"):
         tune(settings(quickest, "folds", folds=14))
     assert quickest.runs("folds", "study") == []
     assert not (tmp_path / "studies").exists()
@@ -443,9 +450,7 @@ def test_data_that_cannot_be_folded_is_refused_before_anything_is_written(quicke
 # --- failing trials -----------------------------------------------------------------------------
 
 
-def test_a_failing_trial_is_recorded_and_the_study_goes_on(
-    quickest: Place, hopeless: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failing_trial_is_recorded_and_the_study_goes_on(quickest, hopeless, monkeypatch, capsys):
     both = {**BROKEN, "model_type": Choice(("simple_cnn", "resnet18_backbone"))}
     monkeypatch.setitem(hyperopt_tuning.PRESETS, "quick", both)
     outcome = tune(settings(quickest, "failing", weights=hopeless, max_evals=5, racing=False))
@@ -469,7 +474,7 @@ def test_a_failing_trial_is_recorded_and_the_study_goes_on(
     assert "best settings: " in text
 
 
-def test_a_study_of_failures_is_one_sentence(quickest: Place, hopeless: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_of_failures_is_one_sentence(quickest, hopeless, monkeypatch):
     monkeypatch.setitem(hyperopt_tuning.PRESETS, "quick", BROKEN)
     with pytest.raises(TrainingError, match=r"^all 2 trials failed; the first: the loss became nan in epoch 1; try a "):
         tune(settings(quickest, "hopeless", weights=hopeless))
@@ -483,9 +488,7 @@ def test_a_study_of_failures_is_one_sentence(quickest: Place, hopeless: str, mon
 # --- limits -------------------------------------------------------------------------------------
 
 
-def test_the_time_ends_a_trial_that_is_under_way_and_it_can_be_gone_on_with(
-    quickest: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_time_ends_a_trial_that_is_under_way_and_it_can_be_gone_on_with(quickest, monkeypatch):
     endless = {**QUICKEST, "epochs": Choice((10_000,)), "patience": Choice((10_000,)), "batch_size": Choice((2,))}
     monkeypatch.setitem(hyperopt_tuning.PRESETS, "quick", endless)
     with pytest.raises(
@@ -498,7 +501,7 @@ def test_the_time_ends_a_trial_that_is_under_way_and_it_can_be_gone_on_with(
     assert Path("studies/slow/trial-1.resume.pt").exists()
 
 
-def test_patience_ends_a_search_that_finds_nothing_better(quickest: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_patience_ends_a_search_that_finds_nothing_better(quickest, capsys):
     study = tune(settings(quickest, "patience", max_evals=50, patience=2, racing=False)).study
     assert study.best is not None
     assert len(study.trials) == study.trials.index(study.best) + 3
@@ -506,7 +509,7 @@ def test_patience_ends_a_search_that_finds_nothing_better(quickest: Place, capsy
     assert said in capsys.readouterr().out
 
 
-def test_two_trials_at_a_time_come_to_whole_trials(quickest: Place) -> None:
+def test_two_trials_at_a_time_come_to_whole_trials(quickest):
     study = tune(settings(quickest, "parallel", max_evals=4, parallel=2)).study
     assert sorted(trial.number for trial in study.trials) == [0, 1, 2, 3]
     assert study.count("complete") >= 2  # the first two were measured by none
@@ -515,32 +518,32 @@ def test_two_trials_at_a_time_come_to_whole_trials(quickest: Place) -> None:
     ]
 
 
-def test_what_was_tried_is_not_run_again(quickest: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_tried_is_not_run_again(quickest, monkeypatch):
     monkeypatch.setitem(
         hyperopt_tuning.PRESETS, "quick", {name: Choice((first_of(QUICKEST[name]),)) for name in QUICKEST}
     )
     study = tune(settings(quickest, "again", max_evals=3)).study
     assert [trial.state for trial in study.trials] == ["complete"] * 3
-    assert [trial.pictures > 0 for trial in study.trials] == [True, False, False]
+    assert [trial.images > 0 for trial in study.trials] == [True, False, False]
     assert {trial.mean_accuracy for trial in study.trials} == {study.trials[0].mean_accuracy}
     assert study.trials[2].reason == "as trial 1, which had the same settings"
 
 
-def first_of(dimension: object) -> object:
+def first_of(dimension):
     return dimension.options[0] if isinstance(dimension, Choice) else dimension.low
 
 
 # --- a trial by itself --------------------------------------------------------------------------
 
 
-def task_of(place: Place, holder: Holder | None = None, **more: object) -> Task:
+def task_of(place, holder=None, **more):
     point = {"image_size": 16, "epochs": 4, "batch_size": 8, "learning_rate": 1e-3, "patience": 4, **more}
-    return Task(Proposal(0, point, holder), 3, data_settings(settings(place, "task")), ("simple_cnn",))
+    return TrialTask(Proposal(0, point, holder), 3, data_settings(settings(place, "task")), ("simple_cnn",))
 
 
-def test_a_trial_depends_on_its_task_alone(quickest: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_depends_on_its_task_alone(quickest, tmp_path, monkeypatch):
     monkeypatch.setattr(hyperopt_tuning, "SECONDS_A_STEP", 0.0)
-    told: list[object] = []
+    told = []
     torch.manual_seed(1)
     one = evaluate(task_of(quickest), told.append)
     torch.manual_seed(2)
@@ -562,7 +565,7 @@ def test_a_trial_depends_on_its_task_alone(quickest: Place, tmp_path: Path, monk
     ]
     third = len(data.development) - len(data.development) // 3
     for fold in one.trial.folds:
-        assert abs(fold.pictures / len(fold.epochs) - third) <= 3
+        assert abs(fold.images / len(fold.epochs) - third) <= 3
 
 
 @pytest.mark.parametrize(
@@ -573,46 +576,46 @@ def test_a_trial_depends_on_its_task_alone(quickest: Place, tmp_path: Path, monk
         ((0.0, 0.0, 0.0, 0.1), 3, ""),
     ],
 )
-def test_a_trial_that_cannot_matter_is_cut(quickest: Place, curve: tuple[float, ...], folds: int, reason: str) -> None:
-    task = task_of(quickest, Holder(6, (curve,) * 3, epochs=4), learning_rate=1e-6)
-    result: Result = evaluate(task)
+def test_a_trial_that_cannot_matter_is_cut(quickest, curve, folds, reason):
+    task = task_of(quickest, Incumbent(6, (curve,) * 3, epochs=4), learning_rate=1e-6)
+    result = evaluate(task)
     assert result.trial.state == ("cut" if reason else "complete")
     assert result.trial.reason.startswith(reason)
     assert len(result.trial.folds) == folds
     assert (result.logits is None) == bool(reason)
-    assert result.trial.pictures == sum(fold.pictures for fold in result.trial.folds) > 0
+    assert result.trial.images == sum(fold.images for fold in result.trial.folds) > 0
 
 
-def test_other_pictures_than_those_of_the_study_are_no_trial(quickest: Place) -> None:
+def test_other_images_than_those_of_the_study_are_no_trial(quickest):
     task = task_of(quickest)._replace(fingerprint="of others")
-    with pytest.raises(DataError, match=r"^the pictures of .*colours have changed since the study began$"):
+    with pytest.raises(DataError, match=r"^the images of .*colours have changed since the study began$"):
         evaluate(task)
 
 
-def test_settings_that_do_not_go_together_are_a_failed_trial(quickest: Place) -> None:
+def test_settings_that_do_not_go_together_are_a_failed_trial(quickest):
     trial = evaluate(task_of(quickest, model_type="resnet18_backbone", mixup=0.4)).trial
     assert (trial.state, trial.folds) == ("failed", ())
-    assert trial.reason.startswith("--mixup and --cutmix change pictures")
+    assert trial.reason.startswith("--mixup and --cutmix change images")
 
 
 # --- settings -----------------------------------------------------------------------------------
 
 
-def test_how_many_trials_are_planned() -> None:
-    assert TuneSettings().evaluations == 30
-    assert TuneSettings(preset="quick").evaluations == 6
-    assert TuneSettings(preset="quick", max_evals=2).evaluations == 2
-    assert (TuneSettings().folds, TuneSettings().racing) == (5, True)
+def test_how_many_trials_are_planned():
+    assert TuneSettings().trials == 30
+    assert TuneSettings(preset="quick").trials == 6
+    assert TuneSettings(preset="quick", max_trials=2).trials == 2
+    assert (TuneSettings().folds, TuneSettings().prune) == (5, True)
 
 
 @pytest.mark.parametrize("name", ["last", "", "..", "a/b", ".hidden", "x" * 101])
-def test_a_study_is_not_named_so_that_nobody_finds_it(name: str) -> None:
+def test_a_study_is_not_named_so_that_nobody_finds_it(name):
     with pytest.raises(ValidationError):
         TuneSettings(study_name=name)
     assert TuneSettings(study_name="flowers_2.1-b").study_name == "flowers_2.1-b"
 
 
-def test_the_next_command_is_quoted_for_the_shell(quickest: Place) -> None:
+def test_the_next_command_is_quoted_for_the_shell(quickest):
     words = shlex.split(
         report(tune(settings(quickest, "two words", max_evals=1))).splitlines()[-1].removeprefix("next: ")
     )

@@ -46,17 +46,17 @@ ORDERS = {
 ONLY_TRACKING_IMPORTS = "mlflow"  # its settings must be made before its first import
 
 
-def sources(root: Path = ROOT) -> list[Path]:
+def sources(root=ROOT):
     return sorted(root.glob("*.py")) + sorted((root / "toolkit").rglob("*.py"))
 
 
-def module_name(path: Path, root: Path = ROOT) -> str:
+def module_name(path, root=ROOT):
     return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imports_of(path: Path, root: Path = ROOT) -> set[str]:
+def imports_of(path, root=ROOT):
     """Every module that a file imports anywhere: at the top, in functions, under TYPE_CHECKING."""
-    found: set[str] = set()
+    found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
@@ -70,7 +70,7 @@ def imports_of(path: Path, root: Path = ROOT) -> set[str]:
     return found
 
 
-def package_of(module: str) -> str | None:
+def package_of(module):
     """The package of a module, ``SHARED`` for a shared one, None outside the toolkit."""
     root, *rest = module.split(".")
     if root != "toolkit" or not rest:
@@ -78,7 +78,7 @@ def package_of(module: str) -> str | None:
     return rest[0] if rest[0] in PACKAGES else SHARED
 
 
-def part_of(module: str, root: Path = ROOT) -> str | None:
+def part_of(module, root=ROOT):
     """The sub-package or module below its package that a module is or belongs to; None for the package itself."""
     package = package_of(module)
     if package is None:
@@ -91,15 +91,15 @@ def part_of(module: str, root: Path = ROOT) -> str | None:
     return f"{part}/" if root.joinpath("toolkit", *above, part).is_dir() else part
 
 
-def may_import(order: str) -> dict[str, set[str]]:
+def may_import(order):
     """The parts that each part of an order may import.
 
     >>> {part: sorted(below) for part, below in may_import("a < b/, c; b/ < d").items()}
     {'a': [], 'b/': ['a'], 'c': ['a'], 'd': ['a', 'b/']}
     """
-    below: dict[str, set[str]] = {}
+    below = {}
     for chain in order.split(";"):
-        lower: set[str] = set()
+        lower = set()
         for level in chain.split("<"):
             parts = [part.strip() for part in level.split(",")]
             for part in parts:
@@ -112,7 +112,7 @@ def may_import(order: str) -> dict[str, set[str]]:
     return below
 
 
-def disorder(package: str, order: str, root: Path = ROOT) -> list[str]:
+def disorder(package, order, root=ROOT):
     """What contradicts the order within a package, a line each; a package without sub-packages needs none."""
     names = {path: module_name(path, root) for path in sources(root)}
     parts = {
@@ -132,7 +132,7 @@ def disorder(package: str, order: str, root: Path = ROOT) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sources(), ids=module_name)
-def test_imports_point_down(path: Path) -> None:
+def test_imports_point_down(path):
     module, imported = module_name(path), imports_of(path)
     scripts = {name for name in imported if name in SCRIPTS}
     packages = {package for name in imported if (package := package_of(name))}
@@ -145,11 +145,11 @@ def test_imports_point_down(path: Path) -> None:
 
 
 @pytest.mark.parametrize("package", [SHARED, *PACKAGES])
-def test_the_order_within_a_package_holds(package: str) -> None:
+def test_the_order_within_a_package_holds(package):
     assert disorder(package, ORDERS.get(package, "")) == []
 
 
-def test_no_order_goes_round_in_a_circle() -> None:
+def test_no_order_goes_round_in_a_circle():
     circles = [
         (package, part)
         for package, order in ORDERS.items()
@@ -159,12 +159,12 @@ def test_no_order_goes_round_in_a_circle() -> None:
     assert circles == []
 
 
-def test_disorder_is_seen(tmp_path: Path) -> None:
+def test_disorder_is_seen(tmp_path):
     files = {
         "base/ids.py": "from toolkit.monitoring import report",
         "store/rows.py": "def later():\n    from toolkit.monitoring.base import ids",
         "extra/new.py": "",
-        "report.py": "import toolkit.monitoring.store.predictions.rows",
+        "report.py": "import toolkit.monitoring.store.rows",
     }
     for name, text in files.items():
         path = tmp_path / "toolkit" / "monitoring" / name
@@ -176,7 +176,7 @@ def test_disorder_is_seen(tmp_path: Path) -> None:
     ]
     assert disorder("monitoring", "store/ < base/ < extra/, *", tmp_path) == [
         "toolkit.monitoring.base.ids imports toolkit.monitoring.report",
-        "toolkit.monitoring.store.predictions.rows imports toolkit.monitoring.base.ids",
+        "toolkit.monitoring.store.rows imports toolkit.monitoring.base.ids",
     ]
     unplaced = [line.split()[0] for line in disorder("monitoring", "", tmp_path) if "no place" in line]
     assert unplaced == ["base/", "extra/", "report", "store/"]
@@ -184,23 +184,23 @@ def test_disorder_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sources(), ids=module_name)
-def test_only_tracking_imports_mlflow(path: Path) -> None:
+def test_only_tracking_imports_mlflow(path):
     roots = {name.split(".")[0] for name in imports_of(path)}
     assert ONLY_TRACKING_IMPORTS not in roots or module_name(path) == "toolkit.tracking.connection"
 
 
-def test_the_tests_would_see_a_hidden_import(tmp_path: Path) -> None:
+def test_the_tests_would_see_a_hidden_import(tmp_path):
     hidden = tmp_path / "hidden.py"
     hidden.write_text("def f():\n    import train_cnn\n    from toolkit.training import loop\n")
     assert imports_of(hidden) == {"train_cnn", "toolkit.training.loop"}
 
 
-def test_every_script_and_package_is_on_the_list() -> None:
+def test_every_script_and_package_is_on_the_list():
     assert {path.stem for path in ROOT.glob("*.py")} == SCRIPTS.keys()
     assert all((ROOT / "toolkit" / package / "__init__.py").is_file() for package in PACKAGES)
 
 
-def fresh(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def fresh(code, folder):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -213,7 +213,7 @@ def fresh(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_importing_the_scripts_does_nothing(tmp_path: Path) -> None:
+def test_importing_the_scripts_does_nothing(tmp_path):
     """No file, no connection, no thread that stays, no logging set-up, no output; the smallest first, one by one."""
     scripts = sorted(SCRIPTS, key=lambda script: len(SCRIPTS[script]))
     code = f"""
@@ -244,13 +244,13 @@ for script in {scripts!r}:
         ("train_cnn", {"torchvision", "torch._dynamo"}),
     ],
 )
-def test_a_script_loads_only_what_all_its_users_need(script: str, unwanted: set[str], tmp_path: Path) -> None:
+def test_a_script_loads_only_what_all_its_users_need(script, unwanted, tmp_path):
     """Each of these takes from half a second to three: a list of versions waits for no compiler."""
     result = fresh(f"import sys, {script}; print(sorted({unwanted!r} & set(sys.modules)))", tmp_path)
     assert result.stdout.strip() == "[]", result.stderr
 
 
-def test_serving_loads_neither_training_nor_tuning(tmp_path: Path) -> None:
+def test_serving_loads_neither_training_nor_tuning(tmp_path):
     """Neither one's own modules nor the libraries behind them: a registered bundle is all that serving needs."""
     unwanted = ("train_cnn", "hyperopt", "toolkit.training", "toolkit.tuning")
     code = f"import sys, serve_model; print([name for name in sys.modules if name.startswith({unwanted!r})])"
@@ -269,13 +269,13 @@ except SystemExit as error:
 """
 
 
-def run_as_a_script(script: str, *words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run_as_a_script(script, *words, folder):
     path = str(ROOT / f"{script}.py")
     return fresh(AS_A_SCRIPT.format(words=[f"{script}.py", *words], path=path, slow=SLOW), folder)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_waits_for_no_slow_import_and_shows_values_people_can_read(script: str, tmp_path: Path) -> None:
+def test_help_waits_for_no_slow_import_and_shows_values_people_can_read(script, tmp_path):
     result = run_as_a_script(script, "--help", folder=tmp_path)
     assert result.stdout.splitlines()[-1] == "status 0 []", result.stderr
     assert f"usage: {script}.py" in result.stdout
@@ -298,9 +298,7 @@ def test_help_waits_for_no_slow_import_and_shows_values_people_can_read(script: 
         ("serve_model", ["--admin-key", "x"], "keys come from SERVE_PREDICT_KEY"),
     ],
 )
-def test_what_is_mistyped_is_said_before_the_slow_imports(
-    script: str, words: list[str], message: str, tmp_path: Path
-) -> None:
+def test_what_is_mistyped_is_said_before_the_slow_imports(script, words, message, tmp_path):
     result = run_as_a_script(script, *words, folder=tmp_path)
     assert result.stdout == "status 2 []\n", result.stderr
     assert message in result.stderr
@@ -312,9 +310,7 @@ def test_what_is_mistyped_is_said_before_the_slow_imports(
     ("script", "settings"),
     [("train_cnn", "TrainSettings"), ("hyperopt_tuning", "TuneSettings"), ("serve_model", "ServeSettings")],
 )
-def test_each_rule_of_a_setting_can_be_checked_before_the_slow_imports(
-    script: str, settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_rule_of_a_setting_can_be_checked_before_the_slow_imports(script, settings, tmp_path, monkeypatch):
     """All are given at once, most in a form that is allowed, so that their own validators run."""
     declared = getattr(importlib.import_module(script), settings)
     for name in declared.model_fields:

@@ -7,11 +7,10 @@ import math
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,11 +31,8 @@ from toolkit.errors import (
     ToolkitError,
 )
 from toolkit.registry import promotion_gate
-from toolkit.registry.comparison import Candidate
-from toolkit.registry.promotion_gate import Verdict
 from toolkit.registry.stages import Stages
-from toolkit.registry.versions import Version
-from toolkit.tracking.connection import MlflowClient, MlflowException, connect
+from toolkit.tracking.connection import MlflowException, connect
 from toolkit.tracking.run import Run
 
 NUMBERS = itertools.count()
@@ -46,59 +42,59 @@ Log = Callable[..., str]
 class RegisteredModel:
     """A registry of its own model and its own experiment, in a store that tests share."""
 
-    def __init__(self, uri: str, log: Log) -> None:
+    def __init__(self, uri, log):
         self.uri, self.name = uri, f"model-{next(NUMBERS)}"
-        self.client: MlflowClient = connect(uri)
+        self.client = connect(uri)
         self.registry = ModelRegistry(uri, self.name)
         self._log = log
 
-    def log(self, accuracy: float, **more: object) -> str:
+    def log(self, accuracy, **more):
         """Log a study with a bundle."""
         metrics = {"mean_cv_accuracy": accuracy, "val_loss": 1 - accuracy}
         return self._log(self.client, self.name, **{"role": "study", "metrics": metrics, **more})
 
-    def register(self, accuracy: float, **more: object) -> int:
+    def register(self, accuracy, **more):
         self.log(accuracy, **more)
         return self.registry.register_best_model(self.name)
 
-    def files(self, run_id: str) -> Path:
+    def files(self, run_id):
         """Where the store keeps a run's bundle."""
         model_id = self.client.get_run(run_id).outputs.model_outputs[0].model_id
         return Path(self.client.get_logged_model(model_id).artifact_location)
 
-    def stages(self) -> dict[int, str]:
+    def stages(self):
         return {version.version: version.stage for version in self.registry.list_versions()}
 
-    def cli(self, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    def cli(self, monkeypatch, *words):
         arguments = ["model_registry.py", "--tracking-uri", self.uri, "--model-name", self.name, *words]
         monkeypatch.setattr(sys, "argv", arguments)
         main()
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+def database(tmp_path_factory):
     return f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
 
 
 @pytest.fixture
-def registered(database: str, log_colour_run: Log) -> RegisteredModel:
+def registered(database, log_colour_run):
     return RegisteredModel(database, log_colour_run)
 
 
 @pytest.fixture(params=["database", "server"])
-def any_registered(request: pytest.FixtureRequest, log_colour_run: Log) -> RegisteredModel:
+def any_registered(request, log_colour_run):
     return RegisteredModel(
         request.getfixturevalue("mlflow_server" if request.param == "server" else "database"), log_colour_run
     )
 
 
 @pytest.fixture(autouse=True)
-def no_handler_is_left() -> Iterator[None]:
+def no_handler_is_left():
     yield
     model_registry.log.handlers.clear()
 
 
-def flip_a_byte(path: Path) -> None:
+def flip_a_byte(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -107,7 +103,7 @@ def flip_a_byte(path: Path) -> None:
 # --- the life of a model ---------------------------------------------------------------------
 
 
-def test_the_life_of_a_model(any_registered: RegisteredModel) -> None:
+def test_the_life_of_a_model(any_registered):
     registered, registry = any_registered, any_registered.registry
     run = registered.log(0.8)
     assert registry.register_best_model(registered.name) == 1
@@ -121,13 +117,11 @@ def test_the_life_of_a_model(any_registered: RegisteredModel) -> None:
     assert registered.stages() == {2: "Production", 1: "Archived"}
 
     generator = np.random.default_rng(3)
-    pictures = np.stack([colour_pixels(colour, 16, generator) for colour in COLOURS])
+    images = np.stack([colour_pixels(colour, 16, generator) for colour in COLOURS])
     loaded = registry.load("Production")
     assert loaded.version == registry.get(2)
-    assert loaded.bundle.predict(pictures).argmax(axis=1).tolist() == [0, 1, 2]
-    assert (
-        loaded.bundle.predict(pictures).max() < 0.7 < registry.load(1).bundle.predict(pictures).min(axis=0).max() + 0.7
-    )
+    assert loaded.bundle.predict(images).argmax(axis=1).tolist() == [0, 1, 2]
+    assert loaded.bundle.predict(images).max() < 0.7 < registry.load(1).bundle.predict(images).min(axis=0).max() + 0.7
 
     back = registry.rollback("too unsure")
     assert (back.version, back.stage) == (1, "Production")
@@ -149,7 +143,7 @@ def test_the_life_of_a_model(any_registered: RegisteredModel) -> None:
     assert set(table["who"]) != {""}
 
 
-def test_a_version_says_where_it_comes_from(any_registered: RegisteredModel) -> None:
+def test_a_version_says_where_it_comes_from(any_registered):
     run = any_registered.log(0.8)
     version = any_registered.registry.get(any_registered.registry.register_best_model(any_registered.name))
     logged = any_registered.client.get_run(run)
@@ -158,13 +152,13 @@ def test_a_version_says_where_it_comes_from(any_registered: RegisteredModel) -> 
     assert version.metrics == {"accuracy": 1.0, "mean_cv_accuracy": 0.8}
     assert (version.tags["experiment"], version.tags["selected_by"]) == (any_registered.name, "mean_cv_accuracy")
     assert version.created.tzinfo is UTC
-    assert "- held out: 300 pictures, accuracy 1\n" in version.description
-    assert "- measured: accuracy 1 (300 pictures)\n" in version.description
+    assert "- held out: 300 images, accuracy 1\n" in version.description
+    assert "- measured: accuracy 1 (300 images)\n" in version.description
     assert run in version.description
     assert any_registered.client.get_model_version(any_registered.name, "1").status == "READY"
 
 
-def test_a_training_run_can_be_registered_too_by_a_loss_as_well(registered: RegisteredModel) -> None:
+def test_a_training_run_can_be_registered_too_by_a_loss_as_well(registered):
     registered.log(0.8, role="final", metrics={"best_val_accuracy": 0.7, "val_loss": 0.2})
     low = registered.log(0.8, role="final", metrics={"best_val_accuracy": 0.6, "val_loss": 0.1})
     version = registered.registry.register_best_model(registered.name, "val_loss")
@@ -173,7 +167,7 @@ def test_a_training_run_can_be_registered_too_by_a_loss_as_well(registered: Regi
     assert registered.registry.register_best_model(registered.name, "best_val_accuracy") == 2
 
 
-def test_the_registry_works_away_from_mlflows_own_store(tmp_path: Path, log_colour_run: Log) -> None:
+def test_the_registry_works_away_from_mlflows_own_store(tmp_path, log_colour_run):
     registered = RegisteredModel(f"sqlite:///{tmp_path / 'elsewhere.db'}", log_colour_run)
     assert registered.register(0.9) == 1
     assert registered.registry.load(1).version.run_id
@@ -183,9 +177,7 @@ def test_the_registry_works_away_from_mlflows_own_store(tmp_path: Path, log_colo
 # --- choosing ---------------------------------------------------------------------------------
 
 
-def test_a_run_with_a_broken_bundle_is_passed_over(
-    registered: RegisteredModel, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_run_with_a_broken_bundle_is_passed_over(registered, caplog):
     good, altered, deleted = registered.log(0.7), registered.log(0.8), registered.log(0.9)
     registered.log(math.nan)
     flip_a_byte(registered.files(altered) / PROGRAM)
@@ -197,7 +189,7 @@ def test_a_run_with_a_broken_bundle_is_passed_over(
     assert said[1].startswith(f"run {altered} is passed over: the bundle was altered: its digest is ")
 
 
-def test_when_every_bundle_is_broken_nothing_is_created(registered: RegisteredModel) -> None:
+def test_when_every_bundle_is_broken_nothing_is_created(registered):
     flip_a_byte(registered.files(registered.log(0.8)) / CARD)
     with pytest.raises(
         RegistryError, match=rf"no run of experiment '{registered.name}' holds a whole model; 1 were tried"
@@ -206,9 +198,7 @@ def test_when_every_bundle_is_broken_nothing_is_created(registered: RegisteredMo
     assert registered.registry.list_versions() == []
 
 
-def test_a_chosen_run_becomes_a_version_though_another_is_better(
-    registered: RegisteredModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_chosen_run_becomes_a_version_though_another_is_better(registered, monkeypatch, capsys):
     chosen, _ = registered.log(0.7), registered.log(0.9)
     registered.cli(monkeypatch, "register", "--run", chosen)
     assert capsys.readouterr().out.splitlines()[0] == f"v1 of {registered.name} registered from run {chosen}"
@@ -225,7 +215,7 @@ def test_a_chosen_run_becomes_a_version_though_another_is_better(
     assert "by hand" in capsys.readouterr().out.splitlines()[2]
 
 
-def test_a_chosen_run_is_no_better_checked_than_others(registered: RegisteredModel) -> None:
+def test_a_chosen_run_is_no_better_checked_than_others(registered):
     run = registered.log(0.8)
     flip_a_byte(registered.files(run) / PROGRAM)
     with pytest.raises(BundleError, match=rf"^run {run} cannot be registered: the bundle was altered"):
@@ -233,9 +223,7 @@ def test_a_chosen_run_is_no_better_checked_than_others(registered: RegisteredMod
     assert registered.registry.list_versions() == []
 
 
-def test_register_alone_after_a_training_alone(
-    tmp_path: Path, log_colour_run: Log, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_register_alone_after_a_training_alone(tmp_path, log_colour_run, monkeypatch, capsys):
     registered = RegisteredModel(f"sqlite:///{tmp_path / 'own.db'}", log_colour_run)
     run = log_colour_run(registered.client, "training", metrics={"best_val_accuracy": 0.7})
     registered.cli(monkeypatch, "register")
@@ -248,7 +236,7 @@ def test_register_alone_after_a_training_alone(
 
 
 @pytest.mark.parametrize("name", [PROGRAM, CARD, BASELINE, "MLmodel"])
-def test_an_altered_version_goes_nowhere(registered: RegisteredModel, name: str) -> None:
+def test_an_altered_version_goes_nowhere(registered, name):
     run = registered.log(0.8)
     registered.registry.register_best_model(registered.name)
     flip_a_byte(registered.files(run) / name)
@@ -266,9 +254,7 @@ def test_an_altered_version_goes_nowhere(registered: RegisteredModel, name: str)
     assert registered.registry.transition_model_stage(1, "Archived").stage == "Archived"
 
 
-def test_a_rollback_passes_over_what_is_no_longer_whole(
-    registered: RegisteredModel, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_rollback_passes_over_what_is_no_longer_whole(registered, caplog):
     for accuracy in (0.7, 0.8, 0.9):
         registered.registry.transition_model_stage(registered.register(accuracy), "Production")
     flip_a_byte(registered.files(registered.registry.get(2).run_id) / PROGRAM)
@@ -282,20 +268,20 @@ def test_a_rollback_passes_over_what_is_no_longer_whole(
 # --- moving -------------------------------------------------------------------------------------
 
 
-def test_two_rollbacks_go_two_versions_back(registered: RegisteredModel) -> None:
+def test_two_rollbacks_go_two_versions_back(registered):
     for accuracy in (0.7, 0.8, 0.9):
         registered.registry.transition_model_stage(registered.register(accuracy), "Production")
     assert [registered.registry.rollback().version, registered.registry.rollback().version] == [2, 1]
 
 
-def test_a_version_that_is_there_already_stays_without_an_entry(registered: RegisteredModel) -> None:
+def test_a_version_that_is_there_already_stays_without_an_entry(registered):
     registered.registry.transition_model_stage(registered.register(0.8), "Production")
     before = len(registered.registry.history())
     assert registered.registry.transition_model_stage(1, "Production").stage == "Production"
     assert len(registered.registry.history()) == before
 
 
-def test_a_repair_says_so(registered: RegisteredModel, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_repair_says_so(registered, caplog):
     for accuracy in (0.7, 0.8):
         registered.registry.transition_model_stage(registered.register(accuracy), "Production")
     registered.client.set_model_version_tag(registered.name, "1", "stage", "Production")
@@ -304,7 +290,7 @@ def test_a_repair_says_so(registered: RegisteredModel, caplog: pytest.LogCapture
     assert registered.client.get_model_version(registered.name, "1").tags["stage"] == "Archived"
 
 
-def test_a_version_of_another_tool_is_listed_and_refused(registered: RegisteredModel) -> None:
+def test_a_version_of_another_tool_is_listed_and_refused(registered):
     registered.client.create_registered_model(registered.name)
     registered.client.create_model_version(registered.name, "/somewhere/else")
     assert registered.stages() == {1: "None"}
@@ -313,7 +299,7 @@ def test_a_version_of_another_tool_is_listed_and_refused(registered: RegisteredM
         registered.registry.transition_model_stage(1, "Production")
 
 
-def by_mlflow(registered: RegisteredModel, run_id: str) -> int:
+def by_mlflow(registered, run_id):
     """Register a run's model as MLflow's own pages do, and put the alias on it."""
     client, model_id = registered.client, registered.client.get_run(run_id).outputs.model_outputs[0].model_id
     with suppress(MlflowException):
@@ -324,9 +310,7 @@ def by_mlflow(registered: RegisteredModel, run_id: str) -> int:
     return int(version.version)
 
 
-def test_what_another_tool_put_into_production_is_adopted(
-    any_registered: RegisteredModel, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_another_tool_put_into_production_is_adopted(any_registered, caplog):
     registered, run = any_registered, any_registered.log(0.8)
     assert by_mlflow(registered, run) == 1
     found = registered.registry.get("Production")
@@ -344,13 +328,13 @@ def test_what_another_tool_put_into_production_is_adopted(
         {"accuracy": 1},
         "another tool",
     )
-    assert "- held out: 300 pictures, accuracy 1\n" in adopted.description
+    assert "- held out: 300 images, accuracy 1\n" in adopted.description
     assert registered.registry.rollback().version == 1
 
 
 def test_what_another_tool_registered_and_does_not_verify_is_refused_with_what_helps(
-    registered: RegisteredModel,
-) -> None:
+    registered,
+):
     run = registered.log(0.8)
     by_mlflow(registered, run)
     flip_a_byte(registered.files(run) / PROGRAM)
@@ -373,8 +357,8 @@ def test_what_another_tool_registered_and_does_not_verify_is_refused_with_what_h
 
 
 def test_a_run_that_another_tool_registered_is_registered_already_if_that_was_its_model(
-    registered: RegisteredModel,
-) -> None:
+    registered,
+):
     run, other = registered.log(0.8), registered.log(0.9)
     registered.client.create_registered_model(registered.name)
     registered.client.create_model_version(registered.name, str(registered.files(other)), run_id=run)
@@ -387,10 +371,8 @@ def test_a_run_that_another_tool_registered_is_registered_already_if_that_was_it
     assert registered.registry.get(3).tags["selected_by"] == "another tool"
 
 
-def test_what_mlflows_own_stages_say_otherwise_is_told_until_it_is_mended(
-    registered: RegisteredModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def notes() -> list[str]:
+def test_what_mlflows_own_stages_say_otherwise_is_told_until_it_is_mended(registered, monkeypatch, capsys):
+    def notes():
         registered.cli(monkeypatch, "list")
         return [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
 
@@ -425,45 +407,43 @@ def test_what_mlflows_own_stages_say_otherwise_is_told_until_it_is_mended(
 # --- the gate -----------------------------------------------------------------------------------
 
 
-def test_what_is_significantly_worse_is_refused_and_changes_nothing(any_registered: RegisteredModel) -> None:
+def test_what_is_significantly_worse_is_refused_and_changes_nothing(any_registered):
     registered, registry = any_registered, any_registered.registry
     registry.transition_model_stage(registered.register(0.8), "Production")
-    registered.register(0.9, lean=13)  # 42 of 300 pictures are called red and are not
+    registered.register(0.9, lean=13)  # 42 of 300 images are called red and are not
     before = registry.history()
     with pytest.raises(
         PromotionRefused, match=r"v2 may not replace v1: accuracy 0.86 \[.*\] against 1 \[.*it is signif"
     ):
         registry.transition_model_stage(2, "Production", reason="looks better")
     assert registry.history().equals(before)
-    verdict = registry.judge(2)
+    verdict = registry.check_promotion(2)
     assert verdict
     assert (verdict.paired.whole.lost, verdict.paired.whole.gained) == (42, 0)
-    assert min(verdict.latency_ms) > 0  # type: ignore[type-var]
+    assert min(verdict.latency_ms) > 0
 
     with pytest.raises(SettingsError, match="to force a promotion needs a reason"):
         registry.transition_model_stage(2, "Production", force=True, reason=" ")
     assert registry.transition_model_stage(2, "Production", force=True, reason="v1 is gone").stage == "Production"
     last = registry.get(2).transitions[-1]
     assert (last.why, last.gate) == ("v1 is gone", f"forced: {verdict}"[: len(last.gate)])
-    assert registry.judge(2) is None  # it is there
+    assert registry.check_promotion(2) is None  # it is there
     assert registry.rollback().version == 1  # which no gate holds up
 
 
-def test_a_first_version_and_a_better_one_pass(registered: RegisteredModel) -> None:
+def test_a_first_version_and_a_better_one_pass(registered):
     registered.register(0.8, lean=13)
-    assert registered.registry.judge(1) is None
+    assert registered.registry.check_promotion(1) is None
     registered.registry.transition_model_stage(1, "Production")
     registered.registry.transition_model_stage(registered.register(0.9), "Production")
     gates = registered.registry.history()["gate"]
     assert gates[1] == "nothing to compare with"
     assert gates[3].startswith(
-        "passed: accuracy 1 [0.987, 1] against 0.86 [0.816, 0.895] of v1 on the same 300 pictures, 4"
+        "passed: accuracy 1 [0.987, 1] against 0.86 [0.816, 0.895] of v1 on the same 300 images, 4"
     )
 
 
-def test_what_replaces_a_broken_version_is_not_held_up(
-    registered: RegisteredModel, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_replaces_a_broken_version_is_not_held_up(registered, caplog):
     run = registered.log(0.8)
     registered.registry.register_best_model(registered.name)
     registered.registry.transition_model_stage(1, "Production")
@@ -476,54 +456,52 @@ def test_what_replaces_a_broken_version_is_not_held_up(
     assert f"it is compared with nothing, because v1 of {registered.name} cannot be used" in caplog.text
 
 
-def test_pictures_of_ones_own_decide_instead(registered: RegisteredModel, colour_folder: Path) -> None:
-    """Version 2 calls each picture red, which is right for these; on all colours it is not."""
+def test_images_of_ones_own_decide_instead(registered, colour_folder):
+    """Version 2 calls each image red, which is right for these; on all colours it is not."""
     registered.registry.transition_model_stage(registered.register(0.8), "Production")
     registered.register(0.9, lean=40)
-    assert not registered.registry.judge(2, data=colour_folder).passed  # type: ignore[union-attr]
+    assert not registered.registry.check_promotion(2, data=colour_folder).passed
     for colour in ("blue", "green"):
         shutil.rmtree(colour_folder / colour)
-    verdict = registered.registry.judge(2, data=str(colour_folder))
+    verdict = registered.registry.check_promotion(2, data=str(colour_folder))
     assert verdict
     assert verdict.passed
     assert verdict.paired.by_class.keys() == {"red"}
-    assert verdict.paired.whole.pictures == 40
+    assert verdict.paired.whole.images == 40
     table = registered.registry.compare_models([1, 2], data=colour_folder)
-    assert table["pictures"].tolist() == [40, 40]
+    assert table["images"].tolist() == [40, 40]
     assert table["accuracy"].tolist() == [1.0, 1.0]
     with pytest.raises(DataError, match=r"nowhere"):
         registered.registry.transition_model_stage(2, "Production", data="nowhere")
     assert registered.registry.transition_model_stage(2, "Production", data=colour_folder).stage == "Production"
 
 
-def test_the_comparison_is_with_what_is_in_production_at_the_move(
-    registered: RegisteredModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_comparison_is_with_what_is_in_production_at_the_move(registered, monkeypatch):
     """Somebody else promotes version 3 while version 2 is compared with version 1."""
     for accuracy, lean in ((0.7, 13), (0.8, 13), (0.9, 0)):
         registered.register(accuracy, lean=lean)
     registered.registry.transition_model_stage(1, "Production")
-    somebody, weighed, really_weigh = ModelRegistry(registered.uri, registered.name), [], promotion_gate.weigh
+    somebody, weighed, really_weigh = ModelRegistry(registered.uri, registered.name), [], promotion_gate.check_promotion
 
-    def weigh(newcomer: Candidate, present: Candidate) -> Verdict:
+    def weigh(newcomer, present):
         weighed.append((newcomer.version.version, present.version.version))
         if len(weighed) == 1:
             somebody.transition_model_stage(3, "Production")
         return really_weigh(newcomer, present)
 
-    monkeypatch.setattr(promotion_gate, "weigh", weigh)
+    monkeypatch.setattr(promotion_gate, "check_promotion", weigh)
     with pytest.raises(PromotionRefused, match="v2 may not replace v3"):
         registered.registry.transition_model_stage(2, "Production")
     assert weighed == [(2, 1), (3, 1), (2, 3)]
     assert registered.stages() == {3: "Production", 2: "None", 1: "Archived"}
 
 
-def test_who_is_overtaken_is_told(registered: RegisteredModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_overtaken_is_told(registered, monkeypatch):
     for accuracy in (0.8, 0.9):
         registered.register(accuracy)
     somebody, move = ModelRegistry(registered.uri, registered.name), Stages.move
 
-    def overtaken(stages: Stages, version: Version, *words: Any, **more: Any) -> None:
+    def overtaken(stages, version, *words, **more):
         move(stages, version, *words, **more)
         if version.version == 1:
             somebody.transition_model_stage(2, "Production")
@@ -534,14 +512,12 @@ def test_who_is_overtaken_is_told(registered: RegisteredModel, monkeypatch: pyte
     assert registered.stages() == {2: "Production", 1: "Archived"}
 
 
-def test_two_that_register_the_same_run_leave_one_version(
-    registered: RegisteredModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_that_register_the_same_run_leave_one_version(registered, monkeypatch):
     """Another process registers it between this one's look and its write."""
     registered.log(0.8)
     somebody, create = ModelRegistry(registered.uri, registered.name), ModelRegistry._create_version
 
-    def late(registry: ModelRegistry, *words: Any) -> int:
+    def late(registry, *words):
         if registry is registered.registry:
             assert somebody.register_best_model(registered.name) == 1
         return create(registry, *words)
@@ -554,7 +530,7 @@ def test_two_that_register_the_same_run_leave_one_version(
 # --- reading ------------------------------------------------------------------------------------
 
 
-def test_what_is_not_there_yet_is_told_from_what_does_not_exist(any_registered: RegisteredModel) -> None:
+def test_what_is_not_there_yet_is_told_from_what_does_not_exist(any_registered):
     registry = any_registered.registry
     for attempt in (
         lambda: registry.get("Production"),
@@ -589,7 +565,7 @@ def test_what_is_not_there_yet_is_told_from_what_does_not_exist(any_registered: 
         registry.rollback()
 
 
-def test_the_number_nearest_to_a_wrong_one_comes_first(registered: RegisteredModel) -> None:
+def test_the_number_nearest_to_a_wrong_one_comes_first(registered):
     registered.client.create_registered_model(registered.name)
     for _ in range(12):
         registered.client.create_model_version(registered.name, "/somewhere")
@@ -597,7 +573,7 @@ def test_the_number_nearest_to_a_wrong_one_comes_first(registered: RegisteredMod
         registered.registry.get(112)
 
 
-def test_a_comparison_reads_the_bundles(registered: RegisteredModel) -> None:
+def test_a_comparison_reads_the_bundles(registered):
     registered.register(0.8)
     registered.register(0.9, strength=-8.0)  # it sees the opposite of each colour
     table = registered.registry.compare_models(["v2", 1, 2])
@@ -611,33 +587,31 @@ def test_a_comparison_reads_the_bundles(registered: RegisteredModel) -> None:
         registered.registry.compare_models([])
 
 
-def test_versions_that_held_out_other_pictures_are_compared_on_those_they_share(
-    registered: RegisteredModel, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_versions_that_held_out_other_images_are_compared_on_those_they_share(registered, caplog):
     registered.register(0.7, lean=13, held_out=slice(200))
     registered.register(0.8, held_out=slice(100, 300))
     leaning = colour_baseline(Program(ColourNetwork(8.0, 13)))
     right = leaning.predicted == leaning.labels
     assert right[:200].mean() != right[100:200].mean()
     table = registered.registry.compare_models([1, 2])
-    assert table["pictures"].tolist() == table["shared_pictures"].tolist() == [100, 100]
+    assert table["images"].tolist() == table["shared_images"].tolist() == [100, 100]
     assert table["accuracy"].tolist() == table["shared_accuracy"].tolist() == [right[100:200].mean(), 1.0]
-    assert table["held_out_pictures"].tolist() == [200, 200]
+    assert table["held_out_images"].tolist() == [200, 200]
     assert table["held_out_accuracy"].tolist() == [right[:200].mean(), 1.0]
     assert table.loc[2, "difference"] == pytest.approx(1 - table.loc[1, "accuracy"])
     assert table.loc[1, "recall_weighted"] == pytest.approx(table.loc[1, "accuracy"])  # the same, by definition
-    assert registered.registry.picture_comparison([1, 2]).get_suptitle() == "v2 against v1 on 100 pictures"
+    assert registered.registry.plot_comparison([1, 2]).get_suptitle() == "v2 against v1 on 100 images"
     assert caplog.text == ""
 
     registered.register(0.9, held_out=slice(200, 300))
     apart = registered.registry.compare_models([1, 2, 3])
-    assert apart["pictures"].tolist() == [200, 200, 100]
-    assert "held_out_pictures" not in apart
-    assert "v1 and v2 and v3 have no picture in common that all were measured on" in caplog.text
+    assert apart["images"].tolist() == [200, 200, 100]
+    assert "held_out_images" not in apart
+    assert "v1 and v2 and v3 have no image in common that all were measured on" in caplog.text
     assert "--data FOLDER" in caplog.text
 
 
-def test_a_cache_makes_the_store_unnecessary(registered: RegisteredModel, tmp_path: Path) -> None:
+def test_a_cache_makes_the_store_unnecessary(registered, tmp_path):
     run = registered.log(0.8)
     registered.registry.register_best_model(registered.name)
     registered.registry.load(1, cache=tmp_path / "cache")
@@ -645,7 +619,7 @@ def test_a_cache_makes_the_store_unnecessary(registered: RegisteredModel, tmp_pa
     assert registered.registry.load(1, cache=tmp_path / "cache").version.version == 1
 
 
-def test_names_and_reasons_are_checked_at_the_door(registered: RegisteredModel) -> None:
+def test_names_and_reasons_are_checked_at_the_door(registered):
     with pytest.raises(SettingsError, match=r'a model name is letters, digits, spaces .* got "it\'s"'):
         ModelRegistry(model_name="it's")
     registered.register(0.8)
@@ -657,14 +631,12 @@ def test_names_and_reasons_are_checked_at_the_door(registered: RegisteredModel) 
 # --- the command line ---------------------------------------------------------------------------
 
 
-def test_every_verb_answers_people_and_programs(
-    registered: RegisteredModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def says(*words: str) -> list[str]:
+def test_every_verb_answers_people_and_programs(registered, monkeypatch, capsys):
+    def says(*words):
         registered.cli(monkeypatch, *words)
         return capsys.readouterr().out.splitlines()
 
-    def gives(*words: str) -> object:
+    def gives(*words):
         registered.cli(monkeypatch, *words, "--json")
         return json.loads(capsys.readouterr().out)
 
@@ -707,7 +679,7 @@ def test_every_verb_answers_people_and_programs(
     assert says("compare", "1", "2")[0].split() == ["v1", "v2"]
     rows = gives("compare", "1", "2")
     assert [row["version"] for row in rows] == [1, 2]
-    assert (rows[0]["p_value"], rows[1]["p_value"], rows[1]["shared_pictures"]) == (None, 1.0, 300)
+    assert (rows[0]["p_value"], rows[1]["p_value"], rows[1]["shared_images"]) == (None, 1.0, 300)
     assert says("rollback")[0] == f"v1 of {registered.name} is in Production again (rollback of v2)"
     assert says("archive", "1")[0] == (
         f"v1 of {registered.name} moved from Production to Archived; no version is in Production now"
@@ -733,15 +705,13 @@ def test_every_verb_answers_people_and_programs(
         (("register", "--experiment-name", "nowhere"), "there is no experiment 'nowhere'; there are: "),
     ],
 )
-def test_bad_words_get_a_sentence(
-    registered: RegisteredModel, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], sentence: str
-) -> None:
+def test_bad_words_get_a_sentence(registered, monkeypatch, words, sentence):
     with pytest.raises(ToolkitError) as caught:
         registered.cli(monkeypatch, *words)
     assert str(caught.value).startswith(sentence)
 
 
-def test_a_user_sees_one_line(registered: RegisteredModel) -> None:
+def test_a_user_sees_one_line(registered):
     registered.register(0.8)
     words = ("--model-name", registered.name, "promote", "7", "Production")
     result = run_script("model_registry.py", *words, MLFLOW_TRACKING_URI=registered.uri)
@@ -749,14 +719,14 @@ def test_a_user_sees_one_line(registered: RegisteredModel) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_a_server_that_is_down_gives_one_line() -> None:
+def test_a_server_that_is_down_gives_one_line():
     uri = f"http://127.0.0.1:{free_port()}"
     assert error_line(run_script("model_registry.py", "--tracking-uri", uri, "list", timeout=60)) == (
         f"model_registry.py: error: MLflow at {uri} does not answer: connection refused; start it with: mlflow server"
     )
 
 
-def test_importing_and_constructing_open_and_write_nothing(tmp_path: Path) -> None:
+def test_importing_and_constructing_open_and_write_nothing(tmp_path):
     Path("look.py").write_text(
         "import logging, socket, sys\n"
         "def refuse(*_): raise AssertionError('a connection')\n"
@@ -775,9 +745,7 @@ def test_importing_and_constructing_open_and_write_nothing(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["look.py"]
 
 
-def test_nothing_is_said_about_stages_that_no_user_can_act_upon(
-    registered: RegisteredModel, recwarn: pytest.WarningsRecorder
-) -> None:
+def test_nothing_is_said_about_stages_that_no_user_can_act_upon(registered, recwarn):
     logging.captureWarnings(False)
     registered.registry.transition_model_stage(registered.register(0.8), "Production")
     assert [str(warning.message) for warning in recwarn if "stage" in str(warning.message)] == []

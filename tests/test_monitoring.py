@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from monitoring import Limits, ModelMonitor, MonitorConfig, MonitorSettings, new_prediction_id
+from monitoring import ModelMonitor, MonitorConfig, MonitorSettings, Thresholds, new_prediction_id
 from toolkit.bundle.baseline import Baseline
 from toolkit.errors import SettingsError, StoreError, UnknownPrediction
 
@@ -140,7 +140,7 @@ def test_what_was_logged_is_measured(monitor):
 
 
 def test_the_windows_are_the_last_predictions(baseline):
-    with ModelMonitor("m.db", baseline, limits=Limits()) as monitor:
+    with ModelMonitor("m.db", baseline, limits=Thresholds()) as monitor:
         for _ in range(1100):
             monitor.log_prediction([1, 0, 0])
         for _ in range(300):
@@ -183,7 +183,7 @@ def test_probabilities_that_are_not_finite_are_counted_and_left_out(monitor):
 
 
 def test_threads_log_at_the_same_time_and_nothing_is_lost(monitor):
-    ids: list[str] = []
+    ids = []
 
     def work():
         ids.extend([monitor.log_prediction([0.2, 0.3, 0.5]) for _ in range(500)])
@@ -229,7 +229,7 @@ def test_a_tight_loop_loses_nothing(caplog):
     with ModelMonitor("m.db", classes=["cat", "dog"]) as monitor:
         ids = [monitor.log_prediction([0.25, 0.75]) for _ in range(30_000)]
         assert monitor.calculate_metrics("long")["n"] == 30_000
-        assert monitor.stats() == {"queued": 0, "written": 30_000, "dropped": 0, "lost": 0, "write_errors": 0}
+        assert monitor.writer_stats() == {"queued": 0, "written": 30_000, "dropped": 0, "lost": 0, "write_errors": 0}
         assert monitor.record_feedback_many(dict.fromkeys(ids[::1000], "dog")) == 30
     assert not caplog.records
 
@@ -243,7 +243,7 @@ def test_a_monitor_that_is_told_never_to_wait_drops_counts_and_says_so(caplog):
             for _ in range(3):
                 monitor.log_predictions([[0.25, 0.75]] * 5000)
             monitor.log_prediction([0.25, 0.75])
-            dropped = monitor.stats()["dropped"]
+            dropped = monitor.writer_stats()["dropped"]
             assert 4000 <= dropped <= 5001
             connection.execute("ROLLBACK")
             figures = monitor.calculate_metrics("long")
@@ -419,7 +419,7 @@ def test_a_baseline_of_other_classes_is_refused(baseline):
 
 
 def test_a_store_that_cannot_be_written_is_never_felt_by_logging(monitor, baseline, caplog, monkeypatch):
-    monkeypatch.setattr("toolkit.monitoring.store.background_writer.CLOSING_SECONDS", 0.2)
+    monkeypatch.setattr("toolkit.monitoring.store.background_writer.CLOSE_TIMEOUT_S", 0.2)
     monitor.log_prediction([1, 0, 0])
     monitor.flush(30)
     with caplog.at_level(logging.ERROR), ModelMonitor("sqlite:///file:m.db?mode=ro&uri=true", baseline) as reader:
@@ -427,10 +427,10 @@ def test_a_store_that_cannot_be_written_is_never_felt_by_logging(monitor, baseli
             reader.log_prediction([1, 0, 0])
         reader.serve("2", baseline)
         assert not reader.flush(30)  # kept, to be tried again
-        stats = reader.stats()
+        stats = reader.writer_stats()
         assert (stats["written"], stats["queued"], stats["lost"]) == (0, 3, 0)
         assert stats["write_errors"] >= 1
-    assert reader.stats()["lost"] == 3
+    assert reader.writer_stats()["lost"] == 3
     failed, lost = caplog.messages
     assert "attempt to write a readonly database" in failed
     assert lost == "the store did not take 3 predictions before the end: they are lost"
@@ -518,7 +518,7 @@ def test_labels_of_a_choice_raise_no_alarm_about_a_model_that_has_not_changed(ch
 )
 def test_only_a_drawn_sample_acts_by_itself_unless_labels_are_trusted(how, acts):
     acted, names = [], {}
-    limits = Limits(trust_labels=how == "trusted")
+    limits = Thresholds(trust_labels=how == "trusted")
     with ModelMonitor(
         "m.db", uneven_baseline(), model_version="1", config=MonitorConfig(on_immediate=acted.append), limits=limits
     ) as monitor:
@@ -670,7 +670,7 @@ def test_the_command_line_says_what_the_monitor_says(monitor):
     monitor.close()
     report = run("report", "--store", "m.db", "--figure", "accuracy.png")
     assert (report.returncode, report.stderr) == (0, "")
-    worst = next(alert for alert in monitor.standing_alerts() if alert.level == "immediate")
+    worst = next(alert for alert in monitor.active_alerts() if alert.level == "immediate")
     assert report.stdout.startswith(f"{worst.level.upper()} ({worst.status}): {worst.message}\n\n")
     assert "Model version 1, short window" in report.stdout
     assert "confidence_distribution  drift" in report.stdout
@@ -821,7 +821,7 @@ def test_the_command_line_on_an_empty_folder(tmp_path):
         (("export", "a.txt"), "an export must end in .parquet or .csv, got a.txt"),
         (("alerts", "--acknowledge", "7"), "no alert 7 stands in sqlite:///monitoring.db"),
         (("replay", "no.parquet", "--baseline", "no.npz"), "--baseline no.npz cannot be read: No such file"),
-        (("replay", "no.parquet"), "no.parquet can only be replayed beside a baseline that holds pictures"),
+        (("replay", "no.parquet"), "no.parquet can only be replayed beside a baseline that holds images"),
         (("replay", "no.csv", "--warning", "0.3"), "the levels must grow from warning over critical to immediate"),
         (("replay", "a.csv", "--ignore", "recall"), "ignore must be one of accuracy, confidence_distribution, "),
         (("labels", "--count", "0"), "--count must be at least 1, got 0"),

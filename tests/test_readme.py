@@ -11,14 +11,12 @@ phones home.
 import json
 import re
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from support import ROOT, colour_pixels, encode, free_port
-from support.shell_session import ShellSession, run_shell
+from support.shell_session import run_shell
 from toolkit.serving.schemas import Prediction
 
 README = (ROOT / "README.md").read_text()
@@ -28,7 +26,7 @@ SPACE = "image_size: 16\nepochs: [1, 2]\n"
 SHORT = {
     "TUNE_PRESET": "quick",
     "TUNE_SPACE": "space.yaml",
-    "TUNE_MAX_EVALS": "1",
+    "TUNE_MAX_TRIALS": "1",
     "TUNE_FOLDS": "2",
     "TRAIN_EPOCHS": "2",
     "TRAIN_IMAGE_SIZE": "16",
@@ -44,7 +42,7 @@ PS4='+ $SECONDS s: '
 """
 
 
-def script() -> str:
+def script():
     """The blocks as one bash script that stops at the first failure and says each line before it runs it."""
     lines = ["set -euo pipefail", FUNCTIONS, "set -x"]
     for language, text in BLOCKS:
@@ -56,7 +54,7 @@ def script() -> str:
     return re.sub(r"\b(5000|8000)\b", lambda match: ports[match[0]], "\n".join(lines))
 
 
-def typed(command: str) -> Iterator[str]:
+def typed(command):
     """The line itself, or a server in the background in place of the one that ran before."""
     if command.startswith("make "):
         return
@@ -70,14 +68,14 @@ def typed(command: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> ShellSession:
+def session(tmp_path_factory):
     text = script()
     port = re.search(r"localhost:(\d+)/predict", text)
     assert port
     return run_shell(tmp_path_factory.mktemp("readme") / "project", text, {**SHORT, "SERVE_PORT": port[1]}, prepare)
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder):
     generator = np.random.default_rng(0)
     (folder / "space.yaml").write_text(SPACE)
     for name, colour in (("cat", "red"), ("dog", "blue")):
@@ -88,13 +86,13 @@ def prepare(folder: Path) -> None:
 
 
 @pytest.mark.timeout(960)
-def test_every_line_runs(session: ShellSession) -> None:
+def test_every_line_runs(session):
     logs = "".join(f"\n== {log.name}\n{log.read_text()[-3000:]}" for log in sorted(session.folder.glob("server*.log")))
     assert session.status == 0, session.output[-6000:] + logs
     assert "Traceback" not in session.output
 
 
-def test_it_has_shown_what_it_promises(session: ShellSession) -> None:
+def test_it_has_shown_what_it_promises(session):
     output = session.output
     for promise in (
         r"next: python model_registry.py promote 1 Production",
@@ -106,18 +104,18 @@ def test_it_has_shown_what_it_promises(session: ShellSession) -> None:
         assert re.search(promise, output), f"{promise!r} is not in:\n{output[-6000:]}"
 
 
-def test_nothing_was_fetched(session: ShellSession) -> None:
+def test_nothing_was_fetched(session):
     if not session.offline:
         pytest.skip("this system does not let a test have a network of its own")
     assert session.status == 0, session.output[-6000:]
 
 
-def test_the_example_of_an_answer_has_the_shape_of_one() -> None:
+def test_the_example_of_an_answer_has_the_shape_of_one():
     (text,) = [text for language, text in BLOCKS if language == "json"]
     assert Prediction.model_validate_json(text).model_dump() == json.loads(text)
 
 
-def test_the_steps_without_make_are_those_of_make() -> None:
+def test_the_steps_without_make_are_those_of_make():
     steps = subprocess.run(
         ["make", "--dry-run", "--always-make", "demo", "test"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
@@ -128,7 +126,7 @@ def test_the_steps_without_make_are_those_of_make() -> None:
     assert ".venv/bin/python examples/end_to_end.py" in README
 
 
-def test_links_to_files_lead_somewhere() -> None:
+def test_links_to_files_lead_somewhere():
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
     assert len(links) >= 4
     assert [link for link in links if not (ROOT / link).exists()] == []

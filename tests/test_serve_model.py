@@ -15,13 +15,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -41,7 +39,7 @@ from support import (
     ColourNetwork,
     colour_baseline,
     colour_card,
-    colour_picture,
+    colour_image,
     encode,
     error_line,
     free_port,
@@ -51,7 +49,7 @@ from support.webhook_receiver import Receiver
 from toolkit.bundle.files import DIGEST_TAG, PROGRAM
 from toolkit.bundle.program import Program, save_bundle
 from toolkit.errors import ToolkitError
-from toolkit.images.decoding import load_picture
+from toolkit.images.decoding import load_image
 from toolkit.serving.http.server import Server, ServerConfig, listen
 from toolkit.serving.problems import MEDIA_TYPE
 from toolkit.serving.routes import inference_protocols
@@ -61,7 +59,7 @@ from toolkit.tracking.connection import connect
 from toolkit.tracking.run import Run
 
 NUMBERS = itertools.count()
-RED, GREEN, BLUE = (colour_picture(colour, 1) for colour in ("red", "green", "blue"))
+RED, GREEN, BLUE = (colour_image(colour, 1) for colour in ("red", "green", "blue"))
 SPOILED = encode(np.full((16, 16, 3), (255, 0, 0), np.uint8))
 MEMBERS = {"type", "title", "status", "detail", "request_id"}
 
@@ -69,24 +67,24 @@ MEMBERS = {"type", "title", "status", "detail", "request_id"}
 class MoodyNetwork(ColourNetwork):
     """The colour model, but NaN for what is far more red than anything in its baseline."""
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        spoiled = (pictures[:, :1].mean(dim=(2, 3)) - pictures[:, 1:2].mean(dim=(2, 3))) > 3.5
-        return torch.where(spoiled, torch.nan, super().forward(pictures))
+    def forward(self, images):
+        spoiled = (images[:, :1].mean(dim=(2, 3)) - images[:, 1:2].mean(dim=(2, 3))) > 3.5
+        return torch.where(spoiled, torch.nan, super().forward(images))
 
 
 class RegisteredModel:
     """A registered model of its own in the store that all tests share."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri):
         self.uri, self.name = uri, f"model-{next(NUMBERS)}"
         self.registry = ModelRegistry(uri, self.name)
 
-    def promote(self, experiment: str) -> int:
+    def promote(self, experiment):
         version = self.registry.register_best_model(experiment)
         self.registry.transition_model_stage(version, "Production")
         return version
 
-    def program(self, version: int) -> Path:
+    def program(self, version):
         """Where the store keeps a version's program."""
         client = connect(self.uri)
         run = client.get_run(self.registry.get(version).run_id)
@@ -95,7 +93,7 @@ class RegisteredModel:
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory, log_colour_run: Callable[..., str]) -> str:
+def uri(tmp_path_factory, log_colour_run):
     """A store with three studies: ``plain``, ``unsure`` with lower confidence, ``moody`` with NaN now and then."""
     folder = tmp_path_factory.mktemp("store")
     uri = f"sqlite:///{folder}/mlflow.db"
@@ -113,12 +111,12 @@ def uri(tmp_path_factory: pytest.TempPathFactory, log_colour_run: Callable[..., 
 
 
 @pytest.fixture
-def registered(uri: str) -> RegisteredModel:
+def registered(uri):
     return RegisteredModel(uri)
 
 
 @pytest.fixture
-def receiver() -> Iterator[Receiver]:
+def receiver():
     with Receiver() as receiver:
         yield receiver
 
@@ -133,26 +131,26 @@ class Served:
     store: Path
 
     @property
-    def monitor(self) -> ModelMonitor:
+    def monitor(self):
         return self.app.state.monitor
 
     @property
-    def desk(self) -> Any:
+    def desk(self):
         return self.app.state.service.desk
 
-    def predict(self, picture: bytes = RED, **query: Any) -> httpx.Response:
-        return self.client.post("/predict", files={"file": picture}, params=query)
+    def predict(self, image=RED, **query):
+        return self.client.post("/predict", files={"file": image}, params=query)
 
 
 @contextmanager
-def serving(registered: RegisteredModel, folder: Path, **settings: Any) -> Iterator[Served]:
+def serving(registered, folder, **settings):
     store = folder / f"monitoring-{registered.name}.db"
-    words = {"poll_seconds": 3600, "monitor_store": str(store), "threads": 2, "max_waiting": 6, "max_batch": 4}
+    words = {"poll_seconds": 3600, "monitor_store": str(store), "threads": 2, "max_queue": 6, "max_batch": 4}
     words |= {
         "engine": "torch",
         "max_body_mb": 1,
         "max_pixels": 1_000_000,
-        "answer_seconds": LONGEST_WAIT,
+        "request_timeout": LONGEST_WAIT,
         "body_seconds": LONGEST_WAIT,
         "stall_seconds": LONGEST_WAIT,
         "tracking_uri": registered.uri,
@@ -176,7 +174,7 @@ def serving(registered: RegisteredModel, folder: Path, **settings: Any) -> Itera
 
 
 @pytest.fixture(scope="module")
-def served(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(uri, tmp_path_factory):
     """A service that all tests share: version 1, ``plain``, and no keys."""
     registered = RegisteredModel(uri)
     registered.promote("plain")
@@ -184,7 +182,7 @@ def served(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
         yield served
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = LONGEST_WAIT) -> Any:
+def wait_until(condition, seconds=LONGEST_WAIT):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it never came"
@@ -192,7 +190,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = LONGEST_WAIT) -> A
     return found
 
 
-def problem(response: httpx.Response, status: int, slug: str) -> dict[str, Any]:
+def problem(response, status, slug):
     """The document of an error, which has one shape whatever went wrong."""
     document = response.json()
     assert response.status_code == document["status"] == status, response.text
@@ -208,16 +206,16 @@ def problem(response: httpx.Response, status: int, slug: str) -> dict[str, Any]:
 # Predictions
 
 
-def test_each_way_to_send_a_picture_gives_the_answer_of_the_bundle(served: Served) -> None:
+def test_each_way_to_send_a_image_gives_the_answer_of_the_bundle(served):
     bundle = served.registered.registry.load("Production").bundle
-    for colour, picture in (("red", RED), ("green", GREEN), ("blue", encode(load_picture(BLUE, 200).pixels, "JPEG"))):
-        wanted = bundle.predict(load_picture(picture, bundle.card.image_size).pixels[None])[0]
-        text = base64.b64encode(picture).decode()
+    for colour, image in (("red", RED), ("green", GREEN), ("blue", encode(load_image(BLUE, 200).pixels, "JPEG"))):
+        wanted = bundle.predict(load_image(image, bundle.card.image_size).pixels[None])[0]
+        text = base64.b64encode(image).decode()
         answers = [
-            served.client.post("/predict", files={"file": ("../../etc/passwd", picture, "text/html")}),
-            served.client.post("/predict", content=picture, headers={"Content-Type": "image/anything"}),
-            served.client.post("/predict", content=picture),
-            served.client.post("/predict", content=iter([picture[:99], picture[99:]])),  # chunked, without a length
+            served.client.post("/predict", files={"file": ("../../etc/passwd", image, "text/html")}),
+            served.client.post("/predict", content=image, headers={"Content-Type": "image/anything"}),
+            served.client.post("/predict", content=image),
+            served.client.post("/predict", content=iter([image[:99], image[99:]])),  # chunked, without a length
             served.client.post("/predict", json={"image": text}),
         ]
         for answer in answers:
@@ -234,7 +232,7 @@ def test_each_way_to_send_a_picture_gives_the_answer_of_the_bundle(served: Serve
         assert len({answer.json()["prediction_id"] for answer in answers}) == len(answers)
 
 
-def test_top_k_says_how_many_classes_are_listed(served: Served) -> None:
+def test_top_k_says_how_many_classes_are_listed(served):
     full = served.predict(top_k=3).json()["top_k"]
     assert [one["probability"] for one in full] == sorted((one["probability"] for one in full), reverse=True)
     for count in (1, 2, 3):
@@ -245,11 +243,9 @@ def test_top_k_says_how_many_classes_are_listed(served: Served) -> None:
     problem(served.predict(topk=1), 422, "invalid-parameter")
 
 
-def test_of_a_batch_each_picture_fails_alone(served: Served) -> None:
-    pictures = [RED, b"this is no picture", GREEN, encode(np.zeros((1001, 1000, 3), np.uint8))]
-    answer = served.client.post(
-        "/predict/batch", files=[("files", picture) for picture in pictures], params={"top_k": 1}
-    )
+def test_of_a_batch_each_image_fails_alone(served):
+    images = [RED, b"this is no image", GREEN, encode(np.zeros((1001, 1000, 3), np.uint8))]
+    answer = served.client.post("/predict/batch", files=[("files", image) for image in images], params={"top_k": 1})
     assert answer.status_code == 200
     results = answer.json()["results"]
     assert [one["index"] for one in results] == [0, 1, 2, 3]
@@ -260,14 +256,14 @@ def test_of_a_batch_each_picture_fails_alone(served: Served) -> None:
     assert set(results[1]["error"]) == MEMBERS
 
 
-def test_a_batch_has_a_limit(served: Served) -> None:
+def test_a_batch_has_a_limit(served):
     answer = served.client.post("/predict/batch", files=[("files", RED)] * 5)
     assert "at most 4 files" in problem(answer, 422, "invalid-parameter")["detail"]
     problem(served.client.post("/predict/batch", files={"file": RED}), 422, "invalid-parameter")
     problem(served.client.post("/predict/batch", content=RED), 415, "unsupported-media-type")
 
 
-def test_file_names_and_texts_in_any_bytes_are_answered_in_valid_utf_8(served: Served) -> None:
+def test_file_names_and_texts_in_any_bytes_are_answered_in_valid_utf_8(served):
     """Latin-1 and an escape sequence in a file's name; half a character, which JSON can write, in a text."""
     begin = b'--B\r\nContent-Disposition: form-data; name="files"; filename='
     body = begin + b'"caf\xe9\x1b[31m.png"\r\n\r\n' + RED + b"\r\n" + begin + b'"\xed\xa0\x80"\r\n\r\nno\r\n--B--\r\n'
@@ -287,23 +283,22 @@ def test_file_names_and_texts_in_any_bytes_are_answered_in_valid_utf_8(served: S
     assert len(served.client.post("/predict/batch", files=[("files", RED)] * 4).json()["results"]) == 4
 
 
-def windows_of(served: Served) -> dict[str, Any]:
+def windows_of(served):
     """What the service says of the windows, which it measures every few seconds."""
-    windows: dict[str, Any] = served.client.get("/metrics").json()["monitor"]["windows"]
-    return windows
+    return served.client.get("/metrics").json()["monitor"]["windows"]
 
 
-def test_each_prediction_reaches_the_monitor_with_what_it_was_made_of(uri: str, tmp_path: Path) -> None:
+def test_each_prediction_reaches_the_monitor_with_what_it_was_made_of(uri, tmp_path):
     registered = RegisteredModel(uri)
     registered.promote("unsure")
-    pictures = [colour_picture(COLOURS[seed % 3], seed, size=30 + seed) for seed in range(12)]
+    images = [colour_image(COLOURS[seed % 3], seed, size=30 + seed) for seed in range(12)]
     with serving(registered, tmp_path) as served:
         answers = [
-            served.client.post("/predict", files={"file": (f"{n}\u202e.jpg", picture)}, params={"top_k": 3}).json()
-            for n, picture in enumerate(pictures[:-1])
+            served.client.post("/predict", files={"file": (f"{n}\u202e.jpg", image)}, params={"top_k": 3}).json()
+            for n, image in enumerate(images[:-1])
         ]
-        answers.append(served.client.post("/predict", content=pictures[-1], params={"top_k": 3}).json())
-        problem(served.predict(b"broken"), 400, "undecodable-picture")
+        answers.append(served.client.post("/predict", content=images[-1], params={"top_k": 3}).json())
+        problem(served.predict(b"broken"), 400, "undecodable-image")
         windows = wait_until(lambda: (now := windows_of(served))["short"]["n"] == 12 and now)
         assert windows["long"]["model_version"] == "1"
     with ModelMonitor(served.store) as monitor:
@@ -318,18 +313,18 @@ def test_each_prediction_reaches_the_monitor_with_what_it_was_made_of(uri: str, 
         ).fetchall()
         [names] = [json.loads(text) for (text,) in database.execute("select statistics from models")]
     database.close()
-    for row, answer, picture in zip(rows, answers, pictures, strict=True):
+    for row, answer, image in zip(rows, answers, images, strict=True):
         ranked = {one["label"]: one["probability"] for one in answer["top_k"]}
         np.testing.assert_allclose(np.frombuffer(row[0], np.float16), [ranked[name] for name in COLOURS], atol=1e-3)
         stored = dict(zip(names, np.frombuffer(row[1], np.float32).tolist(), strict=True))
-        assert stored == pytest.approx(load_picture(picture, 16).statistics(), rel=1e-4)
+        assert stored == pytest.approx(load_image(image, 16).statistics(), rel=1e-4)
         assert row[2] == pytest.approx(answer["timings_ms"]["total"])
 
 
 # Feedback
 
 
-def test_a_label_is_told_once_or_often_and_the_last_one_counts(served: Served) -> None:
+def test_a_label_is_told_once_or_often_and_the_last_one_counts(served):
     name = served.predict().json()["prediction_id"]
     for label in ("red", "red", "blue"):
         answer = served.client.post("/feedback", json={"prediction_id": name, "label": label})
@@ -340,8 +335,8 @@ def test_a_label_is_told_once_or_often_and_the_last_one_counts(served: Served) -
     assert found[0] >= 2
 
 
-def test_many_labels_each_succeed_or_fail_alone(served: Served) -> None:
-    names = [served.predict(picture).json()["prediction_id"] for picture in (RED, GREEN)]
+def test_many_labels_each_succeed_or_fail_alone(served):
+    names = [served.predict(image).json()["prediction_id"] for image in (RED, GREEN)]
     told = [
         {"prediction_id": names[0], "label": "red"},
         {"prediction_id": "no-such-id", "label": "red"},
@@ -353,7 +348,7 @@ def test_many_labels_each_succeed_or_fail_alone(served: Served) -> None:
     assert [(one["index"], one["error"]["status"]) for one in answer["errors"]] == [(1, 404), (2, 422)]
 
 
-def test_wrong_labels_are_problems(served: Served) -> None:
+def test_wrong_labels_are_problems(served):
     name = served.predict().json()["prediction_id"]
     tell = served.client.post
     problem(tell("/feedback", json={"prediction_id": "nobody", "label": "red"}), 404, "unknown-prediction")
@@ -376,7 +371,7 @@ def test_wrong_labels_are_problems(served: Served) -> None:
 # State and figures
 
 
-def test_state_of_a_service_that_is_well(served: Served) -> None:
+def test_state_of_a_service_that_is_well(served):
     get = served.client.get
     assert get("/livez").json() == {"status": "alive"}
     assert get("/readyz").json() == {"status": "ready", "version": "1"}
@@ -388,13 +383,13 @@ def test_state_of_a_service_that_is_well(served: Served) -> None:
     info = get("/model-info").json()
     version = served.registered.registry.get(1)
     assert (info["run_id"], info["digest"], info["classes"]) == (version.run_id, version.digest, list(COLOURS))
-    assert info["metrics"] == {"accuracy": {"value": 1.0, "pictures": 300}}
-    assert info["baseline"] == {"pictures": 300, "accuracy": 1.0}
+    assert info["metrics"] == {"accuracy": {"value": 1.0, "images": 300}}
+    assert info["baseline"] == {"images": 300, "accuracy": 1.0}
     assert served.client.post("/admin/reload").json()["outcome"] == "unchanged"
 
 
-def test_figures_for_people_and_for_prometheus_are_the_same(served: Served) -> None:
-    def counted(text: str) -> dict[str, float]:
+def test_figures_for_people_and_for_prometheus_are_the_same(served):
+    def counted(text):
         return {
             sample.labels["status"]: sample.value
             for metric in text_string_to_metric_families(text)
@@ -403,7 +398,7 @@ def test_figures_for_people_and_for_prometheus_are_the_same(served: Served) -> N
         }
 
     served.predict()
-    problem(served.predict(b"x"), 400, "undecodable-picture")
+    problem(served.predict(b"x"), 400, "undecodable-image")
     people = served.client.get("/metrics")
     programs = served.client.get("/metrics", headers={"Accept": "text/plain;version=0.0.4"})
     assert people.headers["Content-Type"] == "application/json"
@@ -419,7 +414,7 @@ def test_figures_for_people_and_for_prometheus_are_the_same(served: Served) -> N
         assert "serve_ready 1.0" in served.client.get("/metrics", headers={"Accept": accept}).text
 
 
-def test_drift_and_alerts(served: Served) -> None:
+def test_drift_and_alerts(served):
     for window in ("short", "medium", "long"):
         report = served.client.get("/drift", params={"window": window}).json()
         assert report["model_version"] == "1"
@@ -449,7 +444,7 @@ def test_drift_and_alerts(served: Served) -> None:
         assert served.client.get("/alerts", params=query).status_code in (200, 422)
 
 
-def test_the_description_is_served(served: Served) -> None:
+def test_the_description_is_served(served):
     paths = served.client.get("/openapi.json").json()["paths"]
     ours = {
         "/predict", "/predict/batch", "/feedback", "/livez", "/readyz", "/health", "/metrics", "/drift", "/alerts",
@@ -477,14 +472,14 @@ def test_the_description_is_served(served: Served) -> None:
         ("GET", "/predict", {}, 405, "method-not-allowed"),
         ("BREW", "/predict", {}, 405, "method-not-allowed"),
         ("POST", "/health", {}, 405, "method-not-allowed"),
-        ("POST", "/predict", {"content": b""}, 400, "undecodable-picture"),
-        ("POST", "/predict", {"content": b"<html>"}, 400, "undecodable-picture"),
-        ("POST", "/predict", {"content": RED[:-30]}, 400, "undecodable-picture"),
-        ("POST", "/predict", {"content": b"%PDF-1.4"}, 415, "unsupported-picture"),
+        ("POST", "/predict", {"content": b""}, 400, "undecodable-image"),
+        ("POST", "/predict", {"content": b"<html>"}, 400, "undecodable-image"),
+        ("POST", "/predict", {"content": RED[:-30]}, 400, "undecodable-image"),
+        ("POST", "/predict", {"content": b"%PDF-1.4"}, 415, "unsupported-image"),
         ("POST", "/predict", {"content": b"a", "headers": {"Content-Type": "text/csv"}}, 415, "unsupported-media-type"),
         ("POST", "/predict", {"json": {"url": "http://127.0.0.1/"}}, 422, "invalid-parameter"),
-        ("POST", "/predict", {"json": {"image": "%%%"}}, 400, "undecodable-picture"),
-        ("POST", "/predict", {"files": {"picture": RED}}, 422, "invalid-parameter"),
+        ("POST", "/predict", {"json": {"image": "%%%"}}, 400, "undecodable-image"),
+        ("POST", "/predict", {"files": {"image": RED}}, 422, "invalid-parameter"),
         ("POST", "/predict", {"content": b"a", "headers": {"Content-Type": "multipart/form-data"}}, 400,
          "malformed-body"),
         ("POST", "/predict", {"content": bytes(2**20 + 1)}, 413, "body-too-large"),
@@ -492,7 +487,7 @@ def test_the_description_is_served(served: Served) -> None:
         ("POST", "/predict", {"files": {"file": bytes(2**20)}}, 413, "body-too-large"),
         ("POST", "/feedback", {"content": iter([bytes(2**19)] * 3)}, 413, "body-too-large"),
         ("POST", "/feedback", {"content": bytes(2**20 + 1)}, 413, "body-too-large"),
-        ("POST", "/predict", {"content": encode(np.zeros((1001, 1000, 3), np.uint8))}, 413, "picture-too-large"),
+        ("POST", "/predict", {"content": encode(np.zeros((1001, 1000, 3), np.uint8))}, 413, "image-too-large"),
         ("POST", "/predict", {"content": gzip.compress(RED)[:-5], "headers": {"Content-Encoding": "gzip"}}, 400,
          "malformed-body"),
         ("POST", "/predict", {"content": gzip.compress(bytes(2**20 + 1)), "headers": {"Content-Encoding": "gzip"}}, 413,
@@ -501,13 +496,11 @@ def test_the_description_is_served(served: Served) -> None:
         ("POST", "/feedback", {"content": b"[]", "headers": {"Content-Encoding": "zstd"}}, 415, "unsupported-encoding"),
     ],
 )  # fmt: skip
-def test_each_error_is_a_problem_of_one_shape(
-    served: Served, method: str, path: str, words: dict[str, Any], status: int, slug: str
-) -> None:
+def test_each_error_is_a_problem_of_one_shape(served, method, path, words, status, slug):
     problem(served.client.request(method, path, **words), status, slug)
 
 
-def test_a_compressed_body_is_undone_wherever_there_are_bodies(served: Served) -> None:
+def test_a_compressed_body_is_undone_wherever_there_are_bodies(served):
     packed = {"Content-Encoding": "gzip"}
     name = served.client.post("/predict", content=gzip.compress(RED), headers=packed).json()
     assert name["predicted_class"] == "red"
@@ -520,14 +513,14 @@ def test_a_compressed_body_is_undone_wherever_there_are_bodies(served: Served) -
     assert served.client.post("/feedback", content=gzip.compress(told), headers=headers).json() == {"recorded": 1}
 
 
-def test_nothing_is_redirected_to_where_the_client_says_that_it_is(served: Served) -> None:
+def test_nothing_is_redirected_to_where_the_client_says_that_it_is(served):
     for path in [*served.client.get("/openapi.json").json()["paths"], "/", "/docs", "/dashboard"]:
         for address in (path, path + "/"):
             answer = served.client.get(address, headers={"Host": "evil.example"})
             assert "evil" not in answer.headers.get("Location", "")
 
 
-def test_head_is_answered_where_get_is(served: Served) -> None:
+def test_head_is_answered_where_get_is(served):
     for path in ("/livez", "/health", "/metrics", "/model-info", "/docs", "/openapi.json", "/v2", "/ping", "/nothing"):
         got, found = served.client.get(path), served.client.head(path)
         assert (found.status_code, found.content) == (got.status_code, b"")
@@ -537,7 +530,7 @@ def test_head_is_answered_where_get_is(served: Served) -> None:
     assert 'serve_requests_total{method="HEAD",route="/livez",status="200"} 1.0' in counted
 
 
-def test_a_page_of_another_origin_leaves_nothing_in_the_monitor(served: Served) -> None:
+def test_a_page_of_another_origin_leaves_nothing_in_the_monitor(served):
     made = lambda: sum(served.client.get("/metrics").json()["predictions"]["1"].values())  # noqa: E731
     before, name = made(), served.predict().json()["prediction_id"]
     for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
@@ -551,11 +544,11 @@ def test_a_page_of_another_origin_leaves_nothing_in_the_monitor(served: Served) 
     assert made() == before + 2
 
 
-def test_pages_of_allowed_origins_may_ask_and_read() -> None:
+def test_pages_of_allowed_origins_may_ask_and_read():
     app = create_app(ServeSettings(allow_origin="https://a.example, https://b.example:8443"))
 
-    def ask(method: str, path: str, **headers: str) -> httpx.Response:
-        async def asked() -> httpx.Response:
+    def ask(method, path, **headers):
+        async def asked():
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
                 return await client.request(method, path)
@@ -573,11 +566,11 @@ def test_pages_of_allowed_origins_may_ask_and_read() -> None:
         assert ask("POST", "/nothing", Origin=origin).status_code == (404 if allowed else 403)
 
 
-def test_a_wrong_method_tells_the_right_ones(served: Served) -> None:
+def test_a_wrong_method_tells_the_right_ones(served):
     assert served.client.get("/predict").headers["Allow"] == "POST"
 
 
-def test_a_request_keeps_its_id(served: Served) -> None:
+def test_a_request_keeps_its_id(served):
     for path in ("/livez", "/nothing", "/predict"):
         answer = served.client.get(path, headers={"X-Request-ID": "trace-7"})
         assert answer.headers["X-Request-ID"] == "trace-7"
@@ -589,18 +582,18 @@ class BlockingEngine:
 
     name, lanes = "blocking", 1
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error=None):
         self.open, self.error = threading.Event(), error
 
-    def infer(self, pictures: np.ndarray) -> np.ndarray:
+    def infer(self, images):
         if self.error:
             raise self.error
         assert self.open.wait(LONGEST_WAIT)
-        return np.array([[0.0, 0.0, 1.0]] * len(pictures), np.float32)
+        return np.array([[0.0, 0.0, 1.0]] * len(images), np.float32)
 
 
 @contextmanager
-def engine(served: Served, blocking: BlockingEngine) -> Iterator[None]:
+def engine(served, blocking):
     """The service with another engine for a while."""
     live = served.app.state.service.live
     model = live.model
@@ -612,24 +605,24 @@ def engine(served: Served, blocking: BlockingEngine) -> Iterator[None]:
         live.model = model
 
 
-def test_a_failure_inside_is_a_problem_that_tells_nothing(served: Served) -> None:
+def test_a_failure_inside_is_a_problem_that_tells_nothing(served):
     with engine(served, BlockingEngine(RuntimeError("secret of /srv"))):
         document = problem(served.predict(), 500, "internal-error")
         assert "secret" not in json.dumps(document)
         results = served.client.post("/predict/batch", files=[("files", RED)]).json()["results"]
         assert results[0]["error"]["status"] == 500
     assert served.predict().status_code == 200
-    assert served.desk.depth == 0
+    assert served.desk.in_flight == 0
 
 
-def test_a_full_queue_refuses_at_once_and_everything_else_still_answers(served: Served) -> None:
+def test_a_full_queue_refuses_at_once_and_everything_else_still_answers(served):
     blocking = BlockingEngine()
     with ThreadPoolExecutor(8) as clients, engine(served, blocking):
         waiting = [clients.submit(served.predict) for _ in range(8)]
         wait_until(lambda: served.desk.room == 0)
         for refused in (served.predict(), served.client.post("/predict/batch", files=[("files", RED)])):
             document = problem(refused, 503, "full")
-            assert "2 pictures are being answered and 6 wait" in document["detail"]
+            assert "2 images are being answered and 6 wait" in document["detail"]
             assert 1 <= int(refused.headers["Retry-After"]) <= 30
         counted = served.client.get("/metrics/prometheus").text
         for route in ("/predict", "/predict/batch"):
@@ -642,31 +635,31 @@ def test_a_full_queue_refuses_at_once_and_everything_else_still_answers(served: 
         problem(name, 404, "unknown-prediction")
         blocking.open.set()
         assert [one.result(LONGEST_WAIT).status_code for one in waiting] == [200] * 8
-    wait_until(lambda: served.desk.depth == 0)
+    wait_until(lambda: served.desk.in_flight == 0)
 
 
-def test_a_batch_that_finds_too_little_room_takes_none(served: Served) -> None:
+def test_a_batch_that_finds_too_little_room_takes_none(served):
     with served.desk.places(5):
         problem(served.client.post("/predict/batch", files=[("files", RED)] * 4), 503, "full")
-        assert served.desk.depth == 5
+        assert served.desk.in_flight == 5
         assert served.client.post("/predict/batch", files=[("files", RED)] * 3).status_code == 200
-    assert served.desk.depth == 0
+    assert served.desk.in_flight == 0
 
 
-def test_clients_that_leave_take_no_place_with_them(served: Served) -> None:
+def test_clients_that_leave_take_no_place_with_them(served):
     address = (served.client.base_url.host, served.client.base_url.port)
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(RED)
     for number in range(200):
         with socket.create_connection(address, timeout=LONGEST_WAIT) as connection:
             connection.sendall(head + (RED if number % 2 else RED[:100]))
-    wait_until(lambda: served.desk.depth == 0 and served.predict().status_code == 200)
+    wait_until(lambda: served.desk.in_flight == 0 and served.predict().status_code == 200)
     assert served.client.get("/health").json()["queue"]["depth"] == 0
     assert served.client.get("/metrics").json()["requests"]["/predict"].get("500", 0) <= 1  # the one of the test above
 
 
-def test_mutated_pictures_are_answered_or_refused_but_never_break(served: Served) -> None:
+def test_mutated_images_are_answered_or_refused_but_never_break(served):
     generator = np.random.default_rng(5)
-    pixels = load_picture(RED, 40).pixels
+    pixels = load_image(RED, 40).pixels
     originals = [encode(pixels, name) for name in ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")]
     statuses = []
     for number in range(360):
@@ -689,7 +682,7 @@ def test_mutated_pictures_are_answered_or_refused_but_never_break(served: Served
 # Models that come and go
 
 
-def test_what_is_no_number_is_never_a_class(registered: RegisteredModel, tmp_path: Path) -> None:
+def test_what_is_no_number_is_never_a_class(registered, tmp_path):
     registered.promote("moody")
     with serving(registered, tmp_path) as served:
         assert served.predict().json()["predicted_class"] == "red"
@@ -712,14 +705,12 @@ def test_what_is_no_number_is_never_a_class(registered: RegisteredModel, tmp_pat
             database.execute("BEGIN IMMEDIATE")  # the store takes nothing, and what comes is more than may wait
             served.monitor.log_predictions(np.tile([1.0, 0.0, 0.0], (12_000, 1)))
             assert served.predict().json()["predicted_class"] == "red"
-            assert served.monitor.stats()["dropped"] > 0
+            assert served.monitor.writer_stats()["dropped"] > 0
             database.execute("ROLLBACK")
         database.close()
 
 
-def test_what_another_tool_put_into_production_is_served_and_its_other_stage_told(
-    registered: RegisteredModel, tmp_path: Path
-) -> None:
+def test_what_another_tool_put_into_production_is_served_and_its_other_stage_told(registered, tmp_path):
     client = connect(registered.uri)
     (run,) = client.search_runs([client.get_experiment_by_name("plain").experiment_id])
     client.create_registered_model(registered.name)
@@ -739,9 +730,7 @@ def test_what_another_tool_put_into_production_is_served_and_its_other_stage_tol
         assert served.client.get("/health").json()["registry"]["contradiction"] is None
 
 
-def test_an_altered_version_leaves_the_old_one_serving_until_it_is_mended(
-    registered: RegisteredModel, tmp_path: Path
-) -> None:
+def test_an_altered_version_leaves_the_old_one_serving_until_it_is_mended(registered, tmp_path):
     registered.promote("plain")
     with serving(registered, tmp_path) as served:
         reload = lambda: served.client.post("/admin/reload").json()  # noqa: E731
@@ -774,9 +763,7 @@ def test_an_altered_version_leaves_the_old_one_serving_until_it_is_mended(
 # Keys
 
 
-def test_a_version_that_is_certainly_far_worse_goes_and_somebody_is_told(
-    registered: RegisteredModel, tmp_path: Path, receiver: Receiver
-) -> None:
+def test_a_version_that_is_certainly_far_worse_goes_and_somebody_is_told(registered, tmp_path, receiver):
     registered.promote("plain")
     bad = registered.promote("unsure")
     more = {"on_immediate": "rollback", "alert_webhook": receiver.url, "webhook_secret": "hush"}
@@ -784,7 +771,7 @@ def test_a_version_that_is_certainly_far_worse_goes_and_somebody_is_told(
         get = served.client.get
         assert get("/model-info").json()["version"] == bad
         for number in range(120):
-            answer = served.predict(colour_picture(COLOURS[number % 3], number)).json()
+            answer = served.predict(colour_image(COLOURS[number % 3], number)).json()
             if answer["model"]["version"] != bad:
                 break
             wrong = COLOURS[(COLOURS.index(answer["predicted_class"]) + 1) % 3]
@@ -806,7 +793,7 @@ def test_a_version_that_is_certainly_far_worse_goes_and_somebody_is_told(
         assert headers["webhook-signature"] == f"v1,{signature}"
 
 
-def test_keys_keep_predictions_and_administration_apart(registered: RegisteredModel, tmp_path: Path) -> None:
+def test_keys_keep_predictions_and_administration_apart(registered, tmp_path):
     registered.promote("plain")
     with serving(registered, tmp_path, predict_key="open", admin_key="sesame") as served:
         post = served.client.post
@@ -826,35 +813,35 @@ def test_keys_keep_predictions_and_administration_apart(registered: RegisteredMo
             assert served.client.get(path).status_code == 200
 
 
-def test_with_only_a_predict_key_administration_answers_nobody() -> None:
-    guarded = ServeSettings(predict_key="open").guarded()
+def test_with_only_a_predict_key_administration_answers_nobody():
+    guarded = ServeSettings(predict_key="open").protected_paths()
     assert guarded["/predict"] == "open"
     assert len(guarded["/admin/reload"]) >= 32
-    assert guarded["/admin/reload"] != ServeSettings(predict_key="open").guarded()["/admin/reload"]
-    assert set(ServeSettings(admin_key="sesame").guarded()) == {"/admin/reload"}
-    assert ServeSettings().guarded() == {}
+    assert guarded["/admin/reload"] != ServeSettings(predict_key="open").protected_paths()["/admin/reload"]
+    assert set(ServeSettings(admin_key="sesame").protected_paths()) == {"/admin/reload"}
+    assert ServeSettings().protected_paths() == {}
 
 
 # Settings
 
 
-def test_making_an_application_opens_nothing(tmp_path: Path) -> None:
+def test_making_an_application_opens_nothing(tmp_path):
     threads = threading.active_count()
     create_app(ServeSettings(tracking_uri="http://127.0.0.1:1", monitor_store="not/there.db"))
     assert list(tmp_path.iterdir()) == []
     assert threading.active_count() == threads
 
 
-def test_processes_share_the_cores() -> None:
+def test_processes_share_the_cores():
     cores = usable_cores()
-    assert (ServeSettings().workers, ServeSettings().lanes) == (cores + 1, cores)
+    assert (ServeSettings().n_threads, ServeSettings().concurrency) == (cores + 1, cores)
     share = max(1, cores // 64)
-    assert (ServeSettings(processes=64).workers, ServeSettings(processes=64).lanes) == (share + 1, share)
-    several = ServeSettings(processes=2, threads=3)
-    assert (several.workers, several.lanes) == (3, min(3, max(1, cores // 2)))
+    assert (ServeSettings(workers=64).n_threads, ServeSettings(workers=64).concurrency) == (share + 1, share)
+    several = ServeSettings(workers=2, threads=3)
+    assert (several.n_threads, several.concurrency) == (3, min(3, max(1, cores // 2)))
 
 
-def test_a_process_that_was_not_started_by_a_service_is_none_of_its(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_was_not_started_by_a_service_is_none_of_its(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["serve_model.py"])
     monkeypatch.setenv(VARIABLE, "1")
     with pytest.raises(ToolkitError, match=f"{VARIABLE} is for the workers that a running service starts: unset it"):
@@ -868,10 +855,10 @@ def test_a_process_that_was_not_started_by_a_service_is_none_of_its(monkeypatch:
         (["--prot", "1"], "unknown argument --prot; did you mean --port?"),
         (["--stage", "Archived"], "--stage must be one of Production, Staging, got Archived"),
         (["--max-body-mb", "inf"], "--max-body-mb must be a finite number, got inf"),
-        (["--poll-seconds", "0"], "--poll-seconds must be more than 0, got 0"),
-        (["--max-waiting", "1", "--threads", "1", "--max-batch", "3"], "--max-batch must be at most"),
-        (["--processes", "0"], "--processes must be at least 1, got 0"),
-        (["--processes", "65"], "--processes must be at most 64, got 65"),
+        (["--poll-interval", "0"], "--poll-interval must be more than 0, got 0"),
+        (["--max-queue", "1", "--threads", "1", "--max-batch", "3"], "--max-batch must be at most"),
+        (["--workers", "0"], "--workers must be at least 1, got 0"),
+        (["--workers", "65"], "--workers must be at most 64, got 65"),
         (["--model-name", "a/b"], "a model name is letters, digits"),
         (["--monitor-store", "no/such/folder/m.db"], "no/such/folder"),
         (["--host", "192.0.2.1", "--port", "0"], r"cannot listen on 192\.0\.2\.1 port 0: "),
@@ -888,7 +875,7 @@ def test_a_process_that_was_not_started_by_a_service_is_none_of_its(monkeypatch:
         (["--admin-key=secret"], "keys come from SERVE_PREDICT_KEY, SERVE_ADMIN_KEY and"),
     ],
 )
-def test_bad_settings_are_one_sentence(monkeypatch: pytest.MonkeyPatch, words: list[str], message: str) -> None:
+def test_bad_settings_are_one_sentence(monkeypatch, words, message):
     monkeypatch.setattr(sys, "argv", ["serve_model.py", *words])
     with pytest.raises(ToolkitError, match=message) as caught:
         main()
@@ -901,7 +888,7 @@ def test_bad_settings_are_one_sentence(monkeypatch: pytest.MonkeyPatch, words: l
 class Process:
     """``python serve_model.py`` in a folder of its own."""
 
-    def __init__(self, folder: Path, *words: str, **variables: str) -> None:
+    def __init__(self, folder, *words, **variables):
         self.errors = folder / "stderr"
         with self.errors.open("wb") as errors:
             self.popen = subprocess.Popen(
@@ -918,19 +905,19 @@ class Process:
         assert found, greeting + self.errors.read_text()
         self.url = found[0]
 
-    def lines(self) -> list[dict[str, Any]]:
+    def lines(self):
         return [json.loads(line) for line in self.errors.read_text().splitlines()]
 
-    def ask(self, method: str, path: str, **words: Any) -> httpx.Response:
+    def ask(self, method, path, **words):
         return httpx.request(method, self.url + path, timeout=LONGEST_WAIT, trust_env=False, **words)
 
-    def end(self) -> int:
+    def end(self):
         self.popen.send_signal(signal.SIGTERM)
         return self.popen.wait(LONGEST_WAIT)
 
 
 @contextmanager
-def process(folder: Path, *words: str, **variables: str) -> Iterator[Process]:
+def process(folder, *words, **variables):
     started = Process(folder, *words, **variables)
     try:
         yield started
@@ -943,7 +930,7 @@ def process(folder: Path, *words: str, **variables: str) -> Iterator[Process]:
         started.popen.stdout.close()
 
 
-def refused(url: str) -> bool:
+def refused(url):
     """Whether nothing listens there any more."""
     try:
         httpx.get(url + "/livez", timeout=LONGEST_WAIT, trust_env=False)
@@ -952,18 +939,18 @@ def refused(url: str) -> bool:
     return False
 
 
-def test_a_service_from_its_start_without_a_model_to_its_end(registered: RegisteredModel, tmp_path: Path) -> None:
+def test_a_service_from_its_start_without_a_model_to_its_end(registered, tmp_path):
     words = [
         "--tracking-uri",
         registered.uri,
         "--model-name",
         registered.name,
-        "--poll-seconds",
+        "--poll-interval",
         "0.2",
-        "--drain-seconds",
+        "--drain-timeout",
         "99",
     ]
-    words += ["--finish-seconds", "600", "--answer-seconds", "600", "--body-seconds", "600", "--stall-seconds", "600"]
+    words += ["--shutdown-timeout", "600", "--request-timeout", "600", "--body-timeout", "600", "--read-timeout", "600"]
     with process(tmp_path, *words) as service:
         ask = service.ask
         assert ask("GET", "/livez").status_code == 200
@@ -979,15 +966,15 @@ def test_a_service_from_its_start_without_a_model_to_its_end(registered: Registe
         sure = ask("POST", "/predict", content=RED).json()
         assert (sure["model"]["version"], sure["predicted_class"]) == (1, "red")
 
-        answers: list[httpx.Response] = []
+        answers = []
         stop = threading.Event()
 
-        def client() -> None:
+        def client():
             with httpx.Client(base_url=service.url, timeout=LONGEST_WAIT, trust_env=False) as connection:
                 while not stop.wait(0.01):  # the core that the tests have is needed for the new version too
                     answers.append(connection.post("/predict", content=RED))
 
-        def answered_by(version: int) -> bool:
+        def answered_by(version):
             return bool(answers) and answers[-1].json().get("model", {}).get("version") == version
 
         with ThreadPoolExecutor(2) as clients:
@@ -1049,8 +1036,8 @@ def test_a_service_from_its_start_without_a_model_to_its_end(registered: Registe
     }  # fmt: skip
 
 
-def test_a_registry_that_is_away_leaves_a_service_that_lives_waits_and_ends_well(tmp_path: Path) -> None:
-    with process(tmp_path, "--tracking-uri", f"http://127.0.0.1:{free_port()}", "--drain-seconds", "0.1") as service:
+def test_a_registry_that_is_away_leaves_a_service_that_lives_waits_and_ends_well(tmp_path):
+    with process(tmp_path, "--tracking-uri", f"http://127.0.0.1:{free_port()}", "--drain-timeout", "0.1") as service:
         wait_until(lambda: service.ask("GET", "/health").json()["registry"]["problem"])
         health = service.ask("GET", "/health").json()
         assert (health["status"], health["registry"]["reachable"]) == ("waiting", False)
@@ -1060,7 +1047,7 @@ def test_a_registry_that_is_away_leaves_a_service_that_lives_waits_and_ends_well
     assert list(tmp_path.glob("*.db")) == []  # nothing was predicted, so nothing is kept
 
 
-def test_a_port_in_use_is_one_line_and_status_2() -> None:
+def test_a_port_in_use_is_one_line_and_status_2():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -1079,15 +1066,15 @@ def test_a_port_in_use_is_one_line_and_status_2() -> None:
 class Crew:
     """A service of two processes, which ends with the test that asks it to."""
 
-    def __init__(self, service: Process, registered: RegisteredModel, temporary: Path) -> None:
+    def __init__(self, service, registered, temporary):
         self.service, self.registered, self.temporary = service, registered, temporary
 
-    def pids(self) -> set[int]:
+    def pids(self):
         return {child.pid for child in psutil.Process(self.service.popen.pid).children()}
 
-    def each(self, method: str, path: str, **words: Any) -> dict[int, httpx.Response]:
+    def each(self, method, path, **words):
         """An answer of each process, by index; each request has a connection of its own, which either may take."""
-        found: dict[int, httpx.Response] = {}
+        found = {}
         while set(found) != {1, 2}:
             with httpx.Client(base_url=self.service.url, timeout=LONGEST_WAIT, trust_env=False) as client:
                 index = client.get("/health").json()["process"]["index"]
@@ -1095,7 +1082,7 @@ class Crew:
                     found[index] = client.request(method, path, **words)
         return found
 
-    def figures(self) -> tuple[dict[str, Any], dict[tuple[Any, ...], float]]:
+    def figures(self):
         """As JSON and by Prometheus' parser, from whichever process answers."""
         people, programs = (self.service.ask("GET", "/metrics", headers={"Accept": accept})
                             for accept in ("application/json", "text/plain"))  # fmt: skip
@@ -1105,7 +1092,7 @@ class Crew:
             for sample in metric.samples
         }
 
-    def wait_until_both_are_ready(self) -> None:
+    def wait_until_both_are_ready(self):
         """And until each knows it of the other."""
         wait_until(lambda: self.figures()[1]["serve_ready",] == 2)
         texts = {"Accept": "text/plain"}
@@ -1115,11 +1102,11 @@ class Crew:
 
 
 @pytest.fixture(scope="module")
-def crew(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
+def crew(uri, tmp_path_factory):
     folder, temporary = tmp_path_factory.mktemp("crew"), tmp_path_factory.mktemp("temporary")
     registered = RegisteredModel(uri)
     registered.promote("plain")
-    words = ["--processes", "2", "--threads", "2", "--poll-seconds", "3600", "--drain-seconds", "0.1"]
+    words = ["--workers", "2", "--threads", "2", "--poll-interval", "3600", "--drain-timeout", "0.1"]
     words += ["--tracking-uri", uri, "--model-name", registered.name]
     with process(folder, *words, TMPDIR=str(temporary), PYTHONPATH=str(ROOT)) as service:
         crew = Crew(service, registered, temporary)
@@ -1127,15 +1114,15 @@ def crew(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
         yield crew
 
 
-def test_figures_are_sums_over_all_processes_whichever_answers(crew: Crew) -> None:
-    for picture, status in ((RED, 200), (GREEN, 200), (b"x", 400)):
-        answers = crew.each("POST", "/predict", content=picture)
+def test_figures_are_sums_over_all_processes_whichever_answers(crew):
+    for image, status in ((RED, 200), (GREEN, 200), (b"x", 400)):
+        answers = crew.each("POST", "/predict", content=image)
         assert [answer.status_code for answer in answers.values()] == [status] * 2
     health = {index: answer.json() for index, answer in crew.each("GET", "/health").items()}
     assert {one["process"]["pid"] for one in health.values()} == crew.pids()
     assert all(one["process"]["of"] == 2 and one["queue"]["workers"] == 2 for one in health.values())
 
-    def written() -> set[int]:  # each hears of the other once a second
+    def written():  # each hears of the other once a second
         return {answer.json()["monitor"]["stats"]["written"] for answer in crew.each("GET", "/metrics").values()}
 
     wait_until(lambda: written() == {4})
@@ -1158,7 +1145,7 @@ def test_figures_are_sums_over_all_processes_whichever_answers(crew: Crew) -> No
     assert windows["class_shares"] == {"blue": 0, "green": 0.5, "red": 0.5}
 
 
-def test_one_call_to_reload_reaches_all_and_one_of_them_converts(crew: Crew) -> None:
+def test_one_call_to_reload_reaches_all_and_one_of_them_converts(crew):
     version = crew.registered.promote("unsure")
     assert crew.service.ask("POST", "/admin/reload").json()["outcome"] == "loaded"
     wait_until(lambda: crew.figures()[0]["model_changes"] == 4)
@@ -1169,7 +1156,7 @@ def test_one_call_to_reload_reaches_all_and_one_of_them_converts(crew: Crew) -> 
     assert len(list(folder.glob("openvino-*"))) == 2
 
 
-def test_a_process_that_is_killed_is_replaced_and_no_count_falls(crew: Crew) -> None:
+def test_a_process_that_is_killed_is_replaced_and_no_count_falls(crew):
     before, pids = crew.figures(), crew.pids()
     os.kill(min(pids), signal.SIGKILL)
     wait_until(lambda: min(pids) not in crew.pids())
@@ -1191,7 +1178,7 @@ def test_a_process_that_is_killed_is_replaced_and_no_count_falls(crew: Crew) -> 
     )
 
 
-def test_at_the_end_all_is_answered_stored_and_cleared_away(crew: Crew) -> None:
+def test_at_the_end_all_is_answered_stored_and_cleared_away(crew):
     made = sum(crew.figures()[0]["predictions"]["2"].values())
     pids = crew.pids()
     last = crew.service.ask("POST", "/predict", content=GREEN).json()

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,18 +27,18 @@ import model_registry
 import toolkit.cli.settings
 import train_cnn
 from model_registry import ModelRegistry
-from support import COLOURS, ROOT, MlflowServer, colour_picture, colour_pixels, free_port
-from support.forked_processes import Ended, Forks, Script, forks
-from toolkit.bundle.program import Bundle, load_bundle
+from support import COLOURS, ROOT, MlflowServer, colour_image, colour_pixels, free_port
+from support.forked_processes import Ended, forks
+from toolkit.bundle.program import load_bundle
 from toolkit.errors import DataError, TrainingError
-from toolkit.images.decoding import SUFFIXES, load_picture
-from toolkit.registry.bundles import fetched
+from toolkit.images.decoding import SUFFIXES, load_image
+from toolkit.registry.bundles import download
 from toolkit.tracking.code_version import code_version
-from toolkit.tracking.connection import MlflowClient, connect, mlflow
+from toolkit.tracking.connection import connect, mlflow
 from toolkit.training.checkpointing.checkpoint import Checkpoint, load_weights_file, open_checkpoint
 from toolkit.training.device import Device
 from toolkit.training.networks import SimpleCNN
-from train_cnn import Data, FitConfig, Recipe, TrainSettings, cross_validate, load_pictures, main, train
+from train_cnn import FitConfig, Hyperparameters, TrainingData, TrainSettings, cross_validate, load_images, main, train
 
 EACH_EPOCH = {
     "train_loss", "val_loss", "train_accuracy", "val_accuracy", "learning_rate", "batch_time_ms", "batch_time_ms_p95",
@@ -74,22 +73,22 @@ KILLS = int(os.environ.get("KILLS", "5"))
 
 @dataclass(frozen=True)
 class Place:
-    """A folder with pictures, and an MLflow store."""
+    """A folder with images, and an MLflow store."""
 
     folder: Path
     uri: str
 
     @property
-    def client(self) -> MlflowClient:
+    def client(self):
         return connect(self.uri)
 
     @property
-    def variables(self) -> dict[str, str]:
+    def variables(self):
         """Those of a shell in which a person types."""
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         return {"MLFLOW_TRACKING_URI": self.uri, "PYTHONPATH": str(ROOT), "PATH": path}
 
-    def typed(self, words: str, **variables: str) -> subprocess.Popen[str]:
+    def typed(self, words, **variables):
         """What a shell does with a line."""
         return subprocess.Popen(
             ["bash", "-c", f"exec {words}"],
@@ -101,54 +100,54 @@ class Place:
             env={**os.environ, **self.variables, **variables},
         )
 
-    def runs(self, experiment: str, role: str = "final") -> list[mlflow.entities.Run]:
+    def runs(self, experiment, role="final"):
         found = self.client.get_experiment_by_name(experiment)
         runs = self.client.search_runs([found.experiment_id], f"tags.role = '{role}'") if found else []
         return sorted(runs, key=lambda run: run.data.tags.get("fold", ""))
 
-    def run_of(self, experiment: str) -> mlflow.entities.Run:
+    def run_of(self, experiment):
         (run,) = self.runs(experiment)
         return run
 
-    def artifacts(self, run: mlflow.entities.Run) -> set[str]:
+    def artifacts(self, run):
         return {item.path for item in self.client.list_artifacts(run.info.run_id)}
 
-    def artifact(self, run: mlflow.entities.Run, name: str) -> Path:
+    def artifact(self, run, name):
         return Path(self.client.download_artifacts(run.info.run_id, name, str(self.folder)))
 
-    def bundle(self, run: mlflow.entities.Run) -> Bundle:
+    def bundle(self, run):
         """The verified and loaded bundle of a run, which has no other."""
         (model,) = self.client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
         assert model.status == "READY"
         assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
-        with fetched(self.client, model.artifact_location) as folder:
+        with download(self.client, model.artifact_location) as folder:
             return load_bundle(folder, run.data.tags["bundle_digest"])
 
-    def history(self, run: mlflow.entities.Run, metric: str) -> list[tuple[int, float]]:
+    def history(self, run, metric):
         points = self.client.get_metric_history(run.info.run_id, metric)
         return sorted((point.step, point.value) for point in points)
 
-    def steps(self, run: mlflow.entities.Run, metric: str) -> list[int]:
+    def steps(self, run, metric):
         return [step for step, _ in self.history(run, metric)]
 
 
-def fill(folder: Path, count: int = 40, size: int = 20) -> Path:
-    """Red, green and blue pictures, and what else lies about in such a folder."""
+def fill(folder, count=40, size=20):
+    """Red, green and blue images, and what else lies about in such a folder."""
     for index, colour in enumerate(COLOURS):
         (folder / colour).mkdir(parents=True)
         for number in range(count):
-            (folder / colour / f"{number}.png").write_bytes(colour_picture(colour, 100 * index + number, size))
+            (folder / colour / f"{number}.png").write_bytes(colour_image(colour, 100 * index + number, size))
     (folder / "red" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     (folder / "red" / "empty.png").touch()
     (folder / "red" / "notes.txt").write_text("red ones")
-    (folder / "beside.png").write_bytes(colour_picture("red", 999, size))
+    (folder / "beside.png").write_bytes(colour_image("red", 999, size))
     shutil.copy(folder / "green" / "0.png", folder / "green" / "copy.png")
     (folder / "blue" / "1.png").rename(folder / "blue" / "1.jpg")
     return folder
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_core() -> Iterator[None]:
+def one_core():
     """Tiny networks are slower on several cores than on one, above all beside other work; scripts inherit this."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -162,7 +161,7 @@ def one_core() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
     uri = f"sqlite:///{folder}/mlflow.db"
     with chdir(folder):
@@ -172,13 +171,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @pytest.fixture(scope="module")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+def forked(tmp_path_factory):
     with forks(tmp_path_factory.mktemp("output")) as started:
         yield started
 
 
 @pytest.fixture
-def store(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def store(place, monkeypatch):
     """The same store for trainings inside this process."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", place.uri)
     threads = torch.get_num_threads()
@@ -187,11 +186,11 @@ def store(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 
 
 @pytest.fixture
-def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
+def command_line(monkeypatch, capsys):
     """A function that runs the script's ``main`` as the guard at its end does, in this process."""
     before = signal.getsignal(signal.SIGTERM)
 
-    def run(*words: str) -> Ended:
+    def run(*words):
         monkeypatch.setattr(sys, "argv", ["train_cnn.py", *words])
         with pytest.raises(SystemExit) as caught:
             toolkit.cli.settings.run_script(main)
@@ -202,7 +201,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     signal.signal(signal.SIGTERM, before)
 
 
-def last_line(text: str) -> str:
+def last_line(text):
     return text.rstrip().splitlines()[-1]
 
 
@@ -210,7 +209,7 @@ def last_line(text: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(place: Place, forked: Forks) -> Ended:
+def whole(place, forked):
     """A training that nothing happens to; the others are compared with it."""
     *words, _, dropout = STORY
     variables = {**place.variables, "TRAIN_DROPOUT": dropout}
@@ -219,10 +218,10 @@ def whole(place: Place, forked: Forks) -> Ended:
     ).end()
 
 
-def test_a_script_prints_its_epochs_a_table_and_the_next_command(place: Place, whole: Ended) -> None:
+def test_a_script_prints_its_epochs_a_table_and_the_next_command(place, whole):
     assert (whole.status, whole.err) == (0, "")
     assert re.search(
-        r"^training simple_cnn on \d+ pictures of 3 classes, validating on \d+, \d+ held out \(cpu, \w+\)$",
+        r"^training simple_cnn on \d+ images of 3 classes, validating on \d+, \d+ held out \(cpu, \w+\)$",
         whole.out,
         re.MULTILINE,
     )
@@ -240,9 +239,7 @@ def test_a_script_prints_its_epochs_a_table_and_the_next_command(place: Place, w
     assert last_line(whole.out) == f"next: python model_registry.py register --run {run.info.run_id}"
 
 
-def test_the_next_command_works(
-    place: Place, whole: Ended, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_next_command_works(place, whole, monkeypatch, capsys):
     _, _, *words = shlex.split(last_line(whole.out))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", place.uri)
     monkeypatch.setattr(sys, "argv", words)
@@ -253,7 +250,7 @@ def test_the_next_command_works(
     assert registry.load(1).bundle.card.classes == COLOURS
 
 
-def test_a_run_records_every_metric_with_its_steps(place: Place, whole: Ended) -> None:
+def test_a_run_records_every_metric_with_its_steps(place, whole):
     run = place.run_of("my training")
     assert run.info.status == "FINISHED"
     assert set(run.data.metrics) == EACH_EPOCH | AT_THE_END
@@ -269,20 +266,20 @@ def test_a_run_records_every_metric_with_its_steps(place: Place, whole: Ended) -
     assert rates[-1] < rates[2]
 
 
-def test_a_run_records_its_settings_and_where_it_comes_from(place: Place, whole: Ended) -> None:
+def test_a_run_records_its_settings_and_where_it_comes_from(place, whole):
     run = place.run_of("my training")
     assert set(run.data.params) == set(TrainSettings.model_fields)
     expected = {
         "data": "colours", "image_size": "48", "batch_size": "2", "epochs": "6", "seed": "3", "folds": "0",
         "learning_rate": "0.003", "dropout": "0.25", "optimizer": "adam", "experiment_name": "my training",
         "class_weights": "none", "deterministic": "False", "resume": "None",
-        "cache_dir": f"{os.environ['XDG_CACHE_HOME']}/image-classification/pictures",
+        "cache_dir": f"{os.environ['XDG_CACHE_HOME']}/image-classification/images",
     }  # fmt: skip
     assert {name: run.data.params[name] for name in expected} == expected
     tags = run.data.tags
     with chdir(place.folder):
-        pictures, _ = load_pictures(TrainSettings(data="colours"), 48)
-    fingerprint = pictures.catalogue.fingerprint
+        images, _ = load_images(TrainSettings(data="colours"), 48)
+    fingerprint = images.catalogue.fingerprint
     assert tags["data_fingerprint"] == fingerprint
     assert (tags["role"], tags["seed"], tags["data"], tags["skipped_files"]) == ("final", "3", "colours", "5")
     assert tags["weights"] == "random"
@@ -292,11 +289,11 @@ def test_a_run_records_its_settings_and_where_it_comes_from(place: Place, whole:
     assert (used.dataset.name, used.dataset.digest, json.loads(used.dataset.source)) == (
         "colours", fingerprint, {"uri": "colours"},
     )  # fmt: skip
-    assert json.loads(used.dataset.profile) == {"pictures": len(pictures.catalogue), "classes": 3, "image_size": 48}
+    assert json.loads(used.dataset.profile) == {"images": len(images.catalogue), "classes": 3, "image_size": 48}
     assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
 
 
-def test_a_run_names_each_file_that_was_odd(place: Place, whole: Ended) -> None:
+def test_a_run_names_each_file_that_was_odd(place, whole):
     report = json.loads(place.artifact(place.run_of("my training"), "data_report.json").read_text())
     skipped = {file["path"]: file["reason"] for group in report["skipped"] for file in group["files"]}
     broken = skipped.pop("colours/red/broken.png")
@@ -311,26 +308,26 @@ def test_a_run_names_each_file_that_was_odd(place: Place, whole: Ended) -> None:
     assert [file for group in report["remarks"] for file in group["files"]] == [
         {"path": "colours/blue/1.jpg", "reason": "it is a PNG, though its ending says JPEG"}
     ]
-    assert report["pictures"] == 120
+    assert report["images"] == 120
     training, validation = (sum(row[part] for row in report["classes"]) for part in ("development", "validation"))
     assert validation > 0
-    assert f"training simple_cnn on {training} pictures of 3 classes, validating on {validation}, " in whole.out
+    assert f"training simple_cnn on {training} images of 3 classes, validating on {validation}, " in whole.out
     held_out = {row["class"]: row["held_out"] for row in report["classes"]}
     per_class = json.loads(place.artifact(place.run_of("my training"), "per_class.json").read_text())
-    assert held_out == {row["class"]: row["pictures"] for row in per_class}
-    assert whole.out.startswith(f"colours: 120 pictures of 3 classes, {sum(held_out.values())} of them held out\n")
+    assert held_out == {row["class"]: row["images"] for row in per_class}
+    assert whole.out.startswith(f"colours: 120 images of 3 classes, {sum(held_out.values())} of them held out\n")
     assert "\n1 file left out as " in whole.out
     assert "\nnote on 1 file: it is a PNG, though its ending says JPEG (colours/blue/1.jpg)\n" in whole.out
     assert "--class-weights" not in whole.out
 
 
-def test_a_run_keeps_tables_and_pictures(place: Place, whole: Ended) -> None:
+def test_a_run_keeps_tables_and_images(place, whole):
     run = place.run_of("my training")
     confusion = json.loads(place.artifact(run, "confusion_matrix.json").read_text())
     assert confusion["classes"] == list(COLOURS)
     matrix = np.array(confusion["matrix"])
     rows = json.loads(place.artifact(run, "per_class.json").read_text())
-    assert [(row["class"], row["pictures"]) for row in rows] == list(zip(COLOURS, matrix.sum(axis=1), strict=True))
+    assert [(row["class"], row["images"]) for row in rows] == list(zip(COLOURS, matrix.sum(axis=1), strict=True))
     assert [row["recall"] for row in rows] == pytest.approx(matrix.diagonal() / matrix.sum(axis=1))
     accuracy = matrix.trace() / matrix.sum()
     assert accuracy == pytest.approx(run.data.metrics["held_out_accuracy"])
@@ -339,11 +336,11 @@ def test_a_run_keeps_tables_and_pictures(place: Place, whole: Ended) -> None:
     expected = {f"{name}.png" for name in drawn} | ({"mistakes.png"} if accuracy < 1 else set())
     assert {name for name in place.artifacts(run) if name.endswith(".png")} == expected
     for name in expected:
-        with Image.open(place.artifact(run, name)) as picture:
-            assert min(picture.size) > 150, name
+        with Image.open(place.artifact(run, name)) as image:
+            assert min(image.size) > 150, name
 
 
-def test_the_bundle_is_measured_on_pictures_that_did_not_train_it(place: Place, whole: Ended) -> None:
+def test_the_bundle_is_measured_on_images_that_did_not_train_it(place, whole):
     run = place.run_of("my training")
     bundle, metrics = place.bundle(run), run.data.metrics
     card = bundle.card
@@ -354,23 +351,23 @@ def test_the_bundle_is_measured_on_pictures_that_did_not_train_it(place: Place, 
     assert card.metrics["best_val_accuracy"].value == metrics["best_val_accuracy"]
     assert card.temperature == pytest.approx(metrics["temperature"])
     with chdir(place.folder):
-        pictures, divided = load_pictures(TrainSettings(data="colours"), 48)
-    assert card.data["fingerprint"] == pictures.catalogue.fingerprint
-    assert bundle.baseline.hashes.tolist() == pictures.catalogue.hashes[divided.held_out].tolist()
-    assert card.metrics["accuracy"].pictures == bundle.baseline.size == len(divided.held_out)
-    answer = bundle.predict(pictures.pixels[divided.held_out])
+        images, divided = load_images(TrainSettings(data="colours"), 48)
+    assert card.data["fingerprint"] == images.catalogue.fingerprint
+    assert bundle.baseline.hashes.tolist() == images.catalogue.hashes[divided.held_out].tolist()
+    assert card.metrics["accuracy"].images == bundle.baseline.size == len(divided.held_out)
+    answer = bundle.predict(images.pixels[divided.held_out])
     assert answer == pytest.approx(bundle.baseline.probabilities.astype(np.float32), abs=2e-3)
     assert bundle.baseline.accuracy == metrics["held_out_accuracy"]
     assert set(bundle.baseline.statistics) == {"brightness", "contrast", "sharpness", "width", "height", "aspect"}
-    unseen = np.stack([load_picture(colour_picture(COLOURS[n % 3], 5000 + n, 20), 48).pixels for n in range(30)])
+    unseen = np.stack([load_image(colour_image(COLOURS[n % 3], 5000 + n, 20), 48).pixels for n in range(30)])
     assert (bundle.predict(unseen).argmax(axis=1) == np.arange(30) % 3).mean() > 0.6  # one in three would be chance
 
 
-def test_the_weights_that_are_left_are_those_of_the_bundle(place: Place, whole: Ended) -> None:
+def test_the_weights_that_are_left_are_those_of_the_bundle(place, whole):
     run = place.run_of("my training")
     weights, description = load_weights_file(place.folder / "checkpoints" / f"{run.info.run_id}.pt")
     assert description["classes"] == list(COLOURS)
-    recipe = Recipe(**description["recipe"])
+    recipe = Hyperparameters(**description["recipe"])
     assert (recipe.dropout, recipe.epochs) == (0.25, EPOCHS)
     network = SimpleCNN(3, recipe.dropout)
     network.load_state_dict(weights)
@@ -383,7 +380,7 @@ def test_the_weights_that_are_left_are_those_of_the_bundle(place: Place, whole: 
     assert place.bundle(run).predict(batch) == pytest.approx(expected, abs=1e-4)
 
 
-def require_same(place: Place, run: mlflow.entities.Run, weights: Path | None, of: Place, whole: str) -> None:
+def require_same(place, run, weights, of, whole):
     """A run came to the same as another that nothing happened to, and has everything once."""
     other = of.run_of(whole)
     assert run.info.status == "FINISHED"
@@ -417,7 +414,7 @@ class Stopped:
     resumed: Ended
 
 
-def stop(place: Place, script: Script, sent: signal.Signals) -> Ended:
+def stop(place, script, sent):
     """Send a signal in the middle of an epoch, after the second one; the script gives way to whoever watches it."""
     os.setpriority(os.PRIO_PROCESS, script.pid, 10)
     script.wait_for("epoch +2/")
@@ -427,7 +424,7 @@ def stop(place: Place, script: Script, sent: signal.Signals) -> Ended:
 
 
 @pytest.fixture(scope="module")
-def stopped(place: Place, forked: Forks) -> dict[str, Stopped]:
+def stopped(place, forked):
     """One training stopped by Ctrl-C, whose last line is then typed, and one by SIGTERM, gone on with elsewhere."""
     both = {}
     for name, sent in (("ctrl-c", signal.SIGINT), ("sigterm", signal.SIGTERM)):
@@ -446,26 +443,22 @@ def stopped(place: Place, forked: Forks) -> dict[str, Stopped]:
 
 
 @pytest.mark.parametrize(("name", "status"), [("ctrl-c", 130), ("sigterm", 143)])
-def test_a_stopped_training_keeps_its_step_and_says_how_to_go_on(
-    name: str, status: int, place: Place, stopped: dict[str, Stopped]
-) -> None:
+def test_a_stopped_training_keeps_its_step_and_says_how_to_go_on(name, status, place, stopped):
     run, ended = stopped[name].run, stopped[name].ended
     assert ended.status == status
     assert ended.err == ("train_cnn.py: interrupted\n" if name == "ctrl-c" else "")
     assert run.info.status == "KILLED"
     assert not run.outputs.model_outputs
     assert last_line(ended.out) == f"stopped; go on with: python {ROOT / 'train_cnn.py'} --resume {run.info.run_id}"
-    facts = open_checkpoint(str(stopped[name].checkpoint), place.folder).stages["final"].facts
+    facts = open_checkpoint(str(stopped[name].checkpoint), place.folder).phases["final"].facts
     done = [int(number) for number in re.findall(r"^epoch +(\d+)/", ended.out, re.MULTILINE)]
     assert done == [epoch["epoch"] for epoch in facts["history"]]
     assert facts["step"] > 0
 
 
 @pytest.mark.parametrize("name", ["ctrl-c", "sigterm"])
-def test_a_stopped_training_comes_to_the_same_when_it_is_gone_on_with(
-    name: str, place: Place, whole: Ended, stopped: dict[str, Stopped]
-) -> None:
-    resumed, run = stopped[name].resumed, place.run_of(name)
+def test_a_stopped_training_comes_to_the_same_when_it_is_gone_on_with(name, place, whole, stopped):
+    resumed, run = stopped[name].resume_study, place.run_of(name)
     assert (resumed.status, resumed.err) == (0, "")
     assert resumed.out.startswith(f"going on with run {run.info.run_id}\n")
     printed = stopped[name].ended.out + resumed.out
@@ -473,8 +466,8 @@ def test_a_stopped_training_comes_to_the_same_when_it_is_gone_on_with(
     require_same(place, run, place.folder / "checkpoints" / f"{run.info.run_id}.pt", place, "my training")
 
 
-def test_pictures_may_be_kept_elsewhere_from_then_on(place: Place, stopped: dict[str, Stopped]) -> None:
-    assert stopped["sigterm"].resumed.status == 0
+def test_images_may_be_kept_elsewhere_from_then_on(place, stopped):
+    assert stopped["sigterm"].resume_study.status == 0
     assert any((place.folder / "other cache").iterdir())
 
 
@@ -489,7 +482,7 @@ class Chance:
     longest: float  # seconds
     left: int = KILLS
 
-    def strike(self, script: Script) -> bool:
+    def strike(self, script):
         """Kill a script at some moment; whether it was still running, and so dies of it."""
         if not self.left:
             return False
@@ -501,7 +494,7 @@ class Chance:
         return True
 
 
-def survive(place: Place, forked: Forks, folder: Path, chance: Chance) -> None:
+def survive(place, forked, folder, chance):
     """Start a training, and go on with it each time that it is killed, until it is complete."""
     experiment = folder.name
     begin = (*STORY[2:], "--data", str(place.folder / "colours"), "--experiment-name", experiment)
@@ -527,9 +520,7 @@ def survive(place: Place, forked: Forks, folder: Path, chance: Chance) -> None:
             words = ("--resume",)
 
 
-def test_a_training_killed_at_random_moments_comes_to_the_same(
-    place: Place, whole: Ended, forked: Forks, tmp_path: Path
-) -> None:
+def test_a_training_killed_at_random_moments_comes_to_the_same(place, whole, forked, tmp_path):
     chance = Chance(random.Random(20), longest=0.7 * whole.seconds)
     attempts = 0
     while chance.left:
@@ -552,7 +543,7 @@ def test_a_training_killed_at_random_moments_comes_to_the_same(
 # --- a disk that is full, a server that is lost -------------------------------------------------
 
 
-def test_a_disk_that_takes_no_checkpoint_stops_nothing(place: Place, whole: Ended, forked: Forks) -> None:
+def test_a_disk_that_takes_no_checkpoint_stops_nothing(place, whole, forked):
     words = (*STORY, "--experiment-name", "full", "--checkpoint-dir", "full")
     script = forked.start("train_cnn.py", *words, folder=place.folder, **place.variables)
     script.wait_for("epoch +2/")
@@ -583,7 +574,7 @@ class Outage:
 
 
 @pytest.fixture(scope="module")
-def outage(place: Place, forked: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outage]:
+def outage(place, forked, tmp_path_factory):
     server = MlflowServer(tmp_path_factory.mktemp("server"))
     shutil.copy(place.folder / "mlflow.db", server.folder)  # a first start is slow
     elsewhere = replace(place, uri=server.url)
@@ -616,7 +607,7 @@ GONE = "MLflow cannot take the metrics: connection refused; training goes on, th
 BACK = "MLflow takes the metrics again; those that were kept have been sent\n"
 
 
-def test_a_training_outlives_its_server_and_says_how_to_finish(outage: Outage) -> None:
+def test_a_training_outlives_its_server_and_says_how_to_finish(outage):
     lost = outage.lost
     assert lost.status == 2
     assert lost.out.count(GONE) == lost.out.count("MLflow") == 1
@@ -629,10 +620,8 @@ def test_a_training_outlives_its_server_and_says_how_to_finish(outage: Outage) -
     assert outage.left.info.status == "RUNNING"
 
 
-def test_a_training_whose_server_was_lost_is_finished_when_it_is_back(
-    place: Place, whole: Ended, outage: Outage
-) -> None:
-    resumed = outage.resumed
+def test_a_training_whose_server_was_lost_is_finished_when_it_is_back(place, whole, outage):
+    resumed = outage.resume_study
     assert (resumed.status, resumed.err) == (0, "")
     assert "epoch " not in resumed.out.replace("best epoch ", "")
     run = outage.place.run_of("lost")
@@ -640,9 +629,7 @@ def test_a_training_whose_server_was_lost_is_finished_when_it_is_back(
     require_same(outage.place, run, place.folder / "checkpoints" / f"{run.info.run_id}.pt", place, "my training")
 
 
-def test_a_training_whose_server_comes_back_has_everything_in_the_end(
-    place: Place, whole: Ended, outage: Outage
-) -> None:
+def test_a_training_whose_server_comes_back_has_everything_in_the_end(place, whole, outage):
     back = outage.back
     assert (back.status, back.err) == (0, "")
     assert (back.out.count(GONE), back.out.count(BACK)) == (1, 1)
@@ -654,7 +641,7 @@ def test_a_training_whose_server_comes_back_has_everything_in_the_end(
 
 
 @pytest.fixture(scope="module")
-def folds(place: Place) -> Ended:
+def folds(place):
     """A cross-validation that nothing happens to, by a process that begins with nothing imported."""
     process = place.typed(
         f"python {ROOT}/train_cnn.py {shlex.join(FOLDS)} --experiment-name folds --register from-folds"
@@ -663,7 +650,7 @@ def folds(place: Place) -> Ended:
     return Ended(out, err, process.returncode)
 
 
-def test_cross_validation_judges_the_recipe_and_trains_on_everything(place: Place, folds: Ended) -> None:
+def test_cross_validation_judges_the_recipe_and_trains_on_everything(place, folds):
     assert (folds.status, folds.err) == (0, "")
     assert re.findall(r"^fold (\d): validation accuracy ", folds.out, re.MULTILINE) == ["1", "2", "3"]
     run, nested = place.run_of("folds"), place.runs("folds", "fold")
@@ -682,12 +669,12 @@ def test_cross_validation_judges_the_recipe_and_trains_on_everything(place: Plac
     assert "val_loss" not in metrics
     card = place.bundle(run).card
     assert card.metrics["mean_cv_accuracy"].value == metrics["mean_cv_accuracy"]
-    assert card.metrics["mean_cv_accuracy"].pictures == card.data["development"]
+    assert card.metrics["mean_cv_accuracy"].images == card.data["development"]
     assert f"mean cv accuracy       {metrics['mean_cv_accuracy']:.4f}" in folds.out
     assert f"spread over the folds  {metrics['std_cv_accuracy']:.4f}" in folds.out
 
 
-def test_a_training_registers_its_model_when_asked_to(place: Place, folds: Ended) -> None:
+def test_a_training_registers_its_model_when_asked_to(place, folds):
     run = place.run_of("folds")
     version = ModelRegistry(place.uri, "from-folds").get(1)
     assert (version.run_id, version.tags["selected_by"]) == (run.info.run_id, "by hand")
@@ -697,7 +684,7 @@ def test_a_training_registers_its_model_when_asked_to(place: Place, folds: Ended
     ]
 
 
-def test_a_name_that_no_model_can_have_is_refused_before_the_training(command_line: Callable[..., Ended]) -> None:
+def test_a_name_that_no_model_can_have_is_refused_before_the_training(command_line):
     ended = command_line("--register", "cats/dogs")
     assert (ended.status, ended.err) == (
         2,
@@ -705,16 +692,14 @@ def test_a_name_that_no_model_can_have_is_refused_before_the_training(command_li
     )
 
 
-def test_cross_validation_stopped_in_a_fold_and_killed_in_the_end_comes_to_the_same(
-    place: Place, folds: Ended, forked: Forks
-) -> None:
-    def started(*words: str) -> Script:
+def test_cross_validation_stopped_in_a_fold_and_killed_in_the_end_comes_to_the_same(place, folds, forked):
+    def started(*words):
         return forked.start("train_cnn.py", *words, folder=place.folder, **place.variables)
 
     first = started(*FOLDS, "--experiment-name", "folds again", "--register", "gone on with")
     first.wait_for("fold 1: ")
     (run,) = place.runs("folds again")
-    while "fold 2" not in open_checkpoint(run.info.run_id, place.folder / "checkpoints").stages:
+    while "fold 2" not in open_checkpoint(run.info.run_id, place.folder / "checkpoints").phases:
         first.go_on()
         time.sleep(0.02)
         first.pause()
@@ -724,7 +709,7 @@ def test_cross_validation_stopped_in_a_fold_and_killed_in_the_end_comes_to_the_s
     os.kill(first.pid, signal.SIGTERM)
     first.go_on()
     assert first.end().status == 143
-    stages = open_checkpoint(run.info.run_id, place.folder / "checkpoints").stages
+    stages = open_checkpoint(run.info.run_id, place.folder / "checkpoints").phases
     assert list(stages) == ["fold 1", "fold 2"]
     assert len(stages["fold 2"].facts["history"]) < 4
     second = started("--resume", run.info.run_id)
@@ -743,10 +728,10 @@ def test_cross_validation_stopped_in_a_fold_and_killed_in_the_end_comes_to_the_s
             assert place.history(fold, name) == place.history(other, name), name
 
 
-def test_cross_validation_depends_on_recipe_data_and_seed_alone(place: Place) -> None:
+def test_cross_validation_depends_on_recipe_data_and_seed_alone(place):
     with chdir(place.folder):
-        data = Data(*load_pictures(TrainSettings(data="colours"), 16), None, "random")
-    recipe, cpu = Recipe(image_size=16, epochs=1, batch_size=16), Device("cpu", torch.float32)
+        data = TrainingData(*load_images(TrainSettings(data="colours"), 16), None, "random")
+    recipe, cpu = Hyperparameters(image_size=16, epochs=1, batch_size=16), Device("cpu", torch.float32)
     torch.manual_seed(1)
     first = cross_validate(data, FitConfig(recipe, 7, cpu), 2)
     torch.manual_seed(2)
@@ -755,26 +740,26 @@ def test_cross_validation_depends_on_recipe_data_and_seed_alone(place: Place) ->
     assert first.metrics == second.metrics
     assert not np.array_equal(first.logits, cross_validate(data, FitConfig(recipe, 8, cpu), 2).logits)
     assert first.logits.shape == (len(data.development), 3)
-    assert (first.logits != 0).any(axis=1).all()  # every development picture was judged
+    assert (first.logits != 0).any(axis=1).all()  # every development image was judged
 
 
-def test_a_frozen_backbone_sees_each_picture_once_for_all_folds_and_the_final_training(store: Place) -> None:
-    seen: list[int] = []
+def test_a_frozen_backbone_sees_each_image_once_for_all_folds_and_the_final_training(store):
+    seen = []
 
-    def look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def look(module, inputs):
         if isinstance(module, ResNet):
             seen.append(len(inputs[0]))
 
     settings = TrainSettings(
         data=str(store.folder / "colours"), model_type="resnet18_backbone", weights="none", image_size=32, folds=2,
-        epochs=2, views=3, experiment_name="frozen",
+        epochs=2, feature_views=3, experiment_name="frozen",
     )  # fmt: skip
-    _, divided = load_pictures(settings, 32)
+    _, divided = load_images(settings, 32)
     hook = nn.modules.module.register_module_forward_pre_hook(look)
     outcome = train(settings)
     hook.remove()
     once = 3 * len(divided.development)
-    # Then come the held-out pictures, and examples of a few pictures when the program is made.
+    # Then come the held-out images, and examples of a few images when the program is made.
     assert once + len(divided.held_out) <= sum(seen) < once + len(divided.held_out) + 20
     assert len(outcome.fitted.history) >= 1
 
@@ -783,7 +768,7 @@ def test_a_frozen_backbone_sees_each_picture_once_for_all_folds_and_the_final_tr
 
 
 @pytest.fixture(scope="module")
-def several(place: Place, forked: Forks) -> tuple[Ended, list[Ended]]:
+def several(place, forked):
     """A training by two processes of torchrun that is stopped by SIGTERM, and two that go on with it."""
     world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     words = shlex.join([*STORY, "--batch-size", "4", "--epochs", "5", "--experiment-name", "several"])
@@ -806,7 +791,7 @@ def several(place: Place, forked: Forks) -> tuple[Ended, list[Ended]]:
     return Ended(said + out, err, process.returncode), [script.end() for script in resumed]
 
 
-def test_two_processes_keep_one_record(place: Place, several: tuple[Ended, list[Ended]]) -> None:
+def test_two_processes_keep_one_record(place, several):
     stopped, (first, second) = several
     assert stopped.status != 0
     assert [(ended.status, ended.err) for ended in (first, second)] == [(0, ""), (0, "")]
@@ -831,54 +816,50 @@ def test_two_processes_keep_one_record(place: Place, several: tuple[Ended, list[
     ("data", "mirror", "mirrored"),
     [("digits", None, False), ("colours", None, True), ("digits", True, True), ("colours", False, False)],
 )
-def test_flips_are_for_pictures_that_keep_their_class(
-    place: Place, data: str, mirror: bool | None, mirrored: bool
-) -> None:
+def test_flips_are_for_images_that_keep_their_class(place, data, mirror, mirrored):
     with chdir(place.folder):
-        pictures, _ = load_pictures(TrainSettings(data=data, mirror=mirror), 16)
-    assert pictures.catalogue.mirrored is mirrored
+        images, _ = load_images(TrainSettings(data=data, flip=mirror), 16)
+    assert images.catalogue.allow_flip is mirrored
 
 
-def test_pictures_are_kept_where_it_is_said_or_nowhere(place: Place, tmp_path: Path) -> None:
+def test_images_are_kept_where_it_is_said_or_nowhere(place, tmp_path):
     colours = str(place.folder / "colours")
-    kept, divided = load_pictures(TrainSettings(data=colours, cache_dir=tmp_path / "kept"), 16)
+    kept, divided = load_images(TrainSettings(data=colours, cache_dir=tmp_path / "kept"), 16)
     assert any((tmp_path / "kept").iterdir())
-    fresh, again = load_pictures(TrainSettings(data=colours, cache_dir=tmp_path / "none", cache_limit=0), 16)
+    fresh, again = load_images(TrainSettings(data=colours, cache_dir=tmp_path / "none", cache_limit=0), 16)
     assert not (tmp_path / "none").exists()
     assert np.array_equal(kept.pixels, fresh.pixels)
     assert np.array_equal(divided.held_out, again.held_out)
 
 
-def test_a_folder_with_its_own_parts_is_split_as_it_says(store: Place, tmp_path: Path) -> None:
+def test_a_folder_with_its_own_parts_is_split_as_it_says(store, tmp_path):
     for index, (part, count) in enumerate((("train", 10), ("val", 4), ("test", 5))):
         for label, colour in enumerate(COLOURS):
             (tmp_path / "parted" / part / colour).mkdir(parents=True)
             for number in range(count):
-                picture = colour_picture(colour, 1000 * index + 100 * label + number, 20)
-                (tmp_path / "parted" / part / colour / f"{number}.png").write_bytes(picture)
+                image = colour_image(colour, 1000 * index + 100 * label + number, 20)
+                (tmp_path / "parted" / part / colour / f"{number}.png").write_bytes(image)
     outcome = train(
         TrainSettings(data="parted", epochs=1, image_size=16, experiment_name="parted", model_type="resnet18",
                       weights="none", batch_size=29)
     )  # fmt: skip
     run = store.run_of("parted")
-    assert outcome.evaluation.pictures == 15
+    assert outcome.evaluation.images == 15
     card = store.bundle(run).card
-    assert card.metrics["best_val_accuracy"].pictures == 12
+    assert card.metrics["best_val_accuracy"].images == 12
     assert (card.network, card.data["development"], card.data["held_out"]) == ("resnet18", 42, 15)
 
 
-def test_classes_with_names_of_any_kind_are_trained_and_recorded(
-    store: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_classes_with_names_of_any_kind_are_trained_and_recorded(store, tmp_path, monkeypatch):
     """Latin-1, a newline with an escape sequence, accents as a Mac writes them, Chinese; on an ASCII terminal."""
     names = (b"caf\xe9", b"two\n\x1b[31mlines", "e\u0301te\u0301".encode(), "猫".encode())
     for index, name in enumerate(names):
         folder = tmp_path / os.fsdecode(b"any\xe9") / os.fsdecode(name)
         folder.mkdir(parents=True)
         for number in range(12 + index):
-            picture = colour_picture(COLOURS[index % 3], 100 * index + number, 20)
-            (folder / os.fsdecode(b"%d\xff.png" % number)).write_bytes(picture)
-        (folder / os.fsdecode(b"br\xfbl\xe9.png")).write_bytes(b"no picture, " + name)
+            image = colour_image(COLOURS[index % 3], 100 * index + number, 20)
+            (folder / os.fsdecode(b"%d\xff.png" % number)).write_bytes(image)
+        (folder / os.fsdecode(b"br\xfbl\xe9.png")).write_bytes(b"no image, " + name)
     said = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(said, encoding="ascii", write_through=True))
     data = os.fsdecode(b"any\xe9")
@@ -891,23 +872,21 @@ def test_classes_with_names_of_any_kind_are_trained_and_recorded(
     assert [row["class"] for row in report["classes"]] == list(classes)
     assert report["skipped"][0]["files"][0]["path"] == "any\\xe9/caf\\xe9/br\\xfbl\\xe9.png"
     assert run.data.tags["data"] == run.data.params["data"] == "any\\xe9"
-    assert b"any\\xe9: 54 pictures of 4 classes" in said.getvalue()
+    assert b"any\\xe9: 54 images of 4 classes" in said.getvalue()
     assert b"skipped 4 files" in said.getvalue()
 
 
-def test_rare_classes_are_pointed_out_and_can_be_weighted(
-    store: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rare_classes_are_pointed_out_and_can_be_weighted(store, tmp_path, capsys):
     for index, (colour, count) in enumerate(zip(COLOURS, (40, 10, 10), strict=True)):
-        for part, pictures in (("train", count), ("test", 10)):
+        for part, images in (("train", count), ("test", 10)):
             folder = tmp_path / "unequal" / part / colour
             folder.mkdir(parents=True)
-            for number in range(pictures):
+            for number in range(images):
                 seed = 1000 * index + 100 * (part == "test") + number
-                (folder / f"{number}.png").write_bytes(colour_picture(colour, seed, 20))
+                (folder / f"{number}.png").write_bytes(colour_image(colour, seed, 20))
     hopeless = {"data": "unequal", "epochs": 1, "image_size": 16, "learning_rate": 1e-6}
     outcome = train(TrainSettings(**hopeless, class_weights="balanced", experiment_name="unequal"))
-    hint = "8 (green) to 34 (blue) pictures to train on, 4.2 times as many; consider --class-weights"
+    hint = "8 (green) to 34 (blue) images to train on, 4.2 times as many; consider --class-weights"
     assert hint in capsys.readouterr().out
     run = store.run_of("unequal")
     report = json.loads(store.artifact(run, "data_report.json").read_text())
@@ -922,7 +901,7 @@ def test_rare_classes_are_pointed_out_and_can_be_weighted(
 
 
 @pytest.fixture
-def twins(tmp_path: Path) -> Path:
+def twins(tmp_path):
     """Photographs of two classes, each beside itself saved again: smaller, and mirrored."""
     generator = np.random.default_rng(0)
     for colour in ("red", "blue"):
@@ -935,26 +914,26 @@ def twins(tmp_path: Path) -> Path:
     return tmp_path / "twins"
 
 
-def photographs(data: Data, indices: np.ndarray) -> set[tuple[str, str]]:
-    paths = [Path(data.pictures.catalogue.path(index)) for index in indices.tolist()]
+def photographs(data, indices):
+    paths = [Path(data.images.catalogue.path(index)) for index in indices.tolist()]
     return {(path.parent.name, path.name.split("-")[0]) for path in paths}
 
 
 @pytest.mark.parametrize("how", [{}, {"near_duplicates": False, "group_by": r"(\w+/\d+)-"}])
 @pytest.mark.parametrize("folds", [0, 3])
-def test_no_photograph_is_on_two_sides(
-    store: Place, twins: Path, how: dict, folds: int, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
+def test_no_photograph_is_on_two_sides(store, twins, how, folds, monkeypatch, capsys):
     """Neither of held out and trained on, nor of validated on and trained on, whether found or said."""
     settings = TrainSettings(data=str(twins), image_size=32, folds=folds, experiment_name="twins", **how)
-    torn = Data(*load_pictures(settings.model_copy(update={"near_duplicates": False, "group_by": None}), 32), None, "")
+    torn = TrainingData(
+        *load_images(settings.model_copy(update={"near_duplicates": False, "group_by": None}), 32), None, ""
+    )
     assert photographs(torn, torn.split.held_out) & photographs(torn, torn.development)
-    data = Data(*load_pictures(settings, 32), None, "random")
+    data = TrainingData(*load_images(settings, 32), None, "random")
     assert not photographs(data, data.split.held_out) & photographs(data, data.development)
     assert 4 <= len(data.split.held_out) <= 60
-    sides: list[tuple[set[tuple[str, str]], ...]] = []
+    sides = []
 
-    def fit(network, training, validation, *_: object, **__: object) -> None:
+    def fit(network, training, validation, *_, **__):
         sides.append((photographs(data, training.indices), photographs(data, validation.indices)))
         raise TrainingError("seen enough")
 
@@ -965,8 +944,8 @@ def test_no_photograph_is_on_two_sides(
     assert validation
     assert not training & validation
     said = capsys.readouterr().out
-    assert ("near-duplicates: 120 pairs of pictures show one photograph, such as " in said) == (not how)
-    assert "240 pictures belong together in 120 groups, the largest of 2; none is torn apart" in said
+    assert ("near-duplicates: 120 pairs of images show one photograph, such as " in said) == (not how)
+    assert "240 images belong together in 120 groups, the largest of 2; none is torn apart" in said
 
 
 # --- what is refused ----------------------------------------------------------------------------
@@ -983,15 +962,15 @@ def test_no_photograph_is_on_two_sides(
         (["--folds", "1"], "--folds must be 0 (no cross-validation) or at least 2, got 1"),
         (
             ["--model-type", "resnet18_backbone", "--mixup", "0.2"],
-            "--mixup and --cutmix change pictures, and resnet18_backbone learns from features that were computed ",
+            "--mixup and --cutmix change images, and resnet18_backbone learns from features that were computed ",
         ),
         (["--data", "mnits"], "the folder mnits does not exist, and no data set has that name; there are: mnist, "),
         (["--data", "./missing"], "the folder ./missing does not exist"),
         (["--data", "one"], "the folder one holds only the class 'cat'; at least two are needed"),
-        (["--data", "pairs"], "no class has a second picture to validate on; add pictures or make a val/ folder"),
+        (["--data", "pairs"], "no class has a second image to validate on; add images or make a val/ folder"),
         (
             ["--data", "{colours}", "--folds", "50"],
-            "class '{class}' has {count} pictures to cross-validate on, fewer than the 50 folds; add pictures or lower",
+            "class '{class}' has {count} images to cross-validate on, fewer than the 50 folds; add images or lower",
         ),
         (
             ["--data", "{colours}", "--group-by", "(red"],
@@ -1003,7 +982,7 @@ def test_no_photograph_is_on_two_sides(
         ),
         (["--data", "{colours}", "--group-by", "1"], "--group-by 1 fits none of the "),
         (["--group-by", "1"], "--group-by 1 looks at the paths of images, and those of digits are no files"),
-        (["--data", "{colours}", "--cache-dir", "file"], "the picture cache file cannot be used: "),
+        (["--data", "{colours}", "--cache-dir", "file"], "the image cache file cannot be used: "),
         (
             ["--model-type", "resnet18", "--weights", "file", "--data", "{colours}"],
             "--weights file cannot be read: ",
@@ -1019,36 +998,32 @@ def test_no_photograph_is_on_two_sides(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line_and_status_2(
-    words: list[str], message: str, store: Place, command_line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_input_is_one_line_and_status_2(words, message, store, command_line, tmp_path, monkeypatch):
     monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     (tmp_path / "file").write_text("no weights, no folder")
     (tmp_path / "one" / "cat").mkdir(parents=True)
     for number in range(2):
-        (tmp_path / "one" / "cat" / f"{number}.png").write_bytes(colour_picture("red", number, 20))
-    for label, colour in enumerate(("red", "blue")):  # of each class one picture is held out, and one is left
+        (tmp_path / "one" / "cat" / f"{number}.png").write_bytes(colour_image("red", number, 20))
+    for label, colour in enumerate(("red", "blue")):  # of each class one image is held out, and one is left
         (tmp_path / "pairs" / "train" / colour).mkdir(parents=True)
         (tmp_path / "pairs" / "test" / colour).mkdir(parents=True)
         for number, part in enumerate(("train", "test")):
-            picture = colour_picture(colour, 10 * label + number, 20)
-            (tmp_path / "pairs" / part / colour / "0.png").write_bytes(picture)
+            image = colour_image(colour, 10 * label + number, 20)
+            (tmp_path / "pairs" / part / colour / "0.png").write_bytes(image)
     colours = str(store.folder / "colours")
     experiment = f"refused {tmp_path.name}"
     small = [] if "--data" not in words else ["--image-size", "16", "--epochs", "1", "--experiment-name", experiment]
     ended = command_line(*[word.format(colours=colours) for word in words], *small)
     assert (ended.status, ended.err.count("\n")) == (2, 1 + ended.err.count("Downloading: "))
     assert {run.info.status for run in store.runs(experiment)} <= (set() if "--folds" in words else {"FAILED"})
-    pictures, divided = load_pictures(TrainSettings(data=colours), 16)
-    counts = np.bincount(pictures.labels[divided.development])
+    images, divided = load_images(TrainSettings(data=colours), 16)
+    counts = np.bincount(images.labels[divided.development])
     smallest = {"class": COLOURS[counts.argmin()], "count": counts.min()}
     assert ended.err.splitlines()[-1].startswith(f"train_cnn.py: error: {message.format(**smallest)}")
 
 
-def test_a_server_that_is_not_there_is_found_out_before_a_picture_is_read(
-    command_line, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_is_not_there_is_found_out_before_a_image_is_read(command_line, monkeypatch):
     uri = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert command_line("--data", "missing") == Ended(
@@ -1062,20 +1037,18 @@ def test_a_server_that_is_not_there_is_found_out_before_a_picture_is_read(
 
 
 @pytest.fixture
-def interrupted(store: Place, stopped: dict[str, Stopped], monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
+def interrupted(store, stopped, monkeypatch):
     """The checkpoint of an interrupted training, in the folder where it was begun."""
     monkeypatch.chdir(store.folder)
     return open_checkpoint(str(stopped["sigterm"].checkpoint), Path("checkpoints"))
 
 
-def require_refused(ended: Ended, message: str) -> None:
+def require_refused(ended, message):
     assert (ended.status, ended.out) == (2, "")
     assert ended.err == f"train_cnn.py: error: {message}\n"
 
 
-def test_a_setting_cannot_change_on_the_way(
-    store: Place, interrupted: Checkpoint, command_line, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_setting_cannot_change_on_the_way(store, interrupted, command_line, monkeypatch):
     rest = f"when run {interrupted.run_id} began and cannot become"
     path = str(store.folder / "sigterm.pt")
     leave = "leave it out, or start a run without --resume"
@@ -1086,21 +1059,19 @@ def test_a_setting_cannot_change_on_the_way(
     require_refused(command_line("--resume", path, "--seed", "3"), f"--epochs was {EPOCHS} {rest} 20; {leave}")
 
 
-def test_pictures_cannot_change_on_the_way(
-    store: Place, interrupted: Checkpoint, command_line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_cannot_change_on_the_way(store, interrupted, command_line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fill(tmp_path / "colours", count=41)
     require_refused(
         command_line("--resume", str(store.folder / "sigterm.pt")),
-        f"the pictures of colours have changed since run {interrupted.run_id} was interrupted, so it cannot be gone on"
+        f"the images of colours have changed since run {interrupted.run_id} was interrupted, so it cannot be gone on"
         " with; start a run without --resume",
     )
 
 
-def test_other_weights_are_refused(store: Place, interrupted: Checkpoint, command_line, tmp_path: Path) -> None:
-    interrupted.about["weights"] = "file mine.pth (0123456789ab)"
-    other = Checkpoint(tmp_path, interrupted.run_id, interrupted.about, interrupted.stages)
+def test_other_weights_are_refused(store, interrupted, command_line, tmp_path):
+    interrupted.metadata["weights"] = "file mine.pth (0123456789ab)"
+    other = Checkpoint(tmp_path, interrupted.run_id, interrupted.metadata, interrupted.phases)
     other.save()
     require_refused(
         command_line("--resume", str(other.path)),
@@ -1109,9 +1080,7 @@ def test_other_weights_are_refused(store: Place, interrupted: Checkpoint, comman
     )
 
 
-def test_what_is_no_interrupted_training_is_refused(
-    store: Place, interrupted: Checkpoint, whole: Ended, command_line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_no_interrupted_training_is_refused(store, interrupted, whole, command_line, tmp_path, monkeypatch):
     run_id = store.run_of("my training").info.run_id
     finished = f"checkpoints/{run_id}.pt"
     require_refused(
@@ -1146,10 +1115,8 @@ def test_what_is_no_interrupted_training_is_refused(
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_checkpoint_of_elsewhere_is_refused(
-    changed: dict[str, object], message: str, interrupted: Checkpoint, command_line, tmp_path: Path
-) -> None:
-    about = {name: changed.get(name, value) for name, value in interrupted.about.items()}
+def test_a_checkpoint_of_elsewhere_is_refused(changed, message, interrupted, command_line, tmp_path):
+    about = {name: changed.get(name, value) for name, value in interrupted.metadata.items()}
     run_id = str(changed.get("run_id", interrupted.run_id))
     foreign = replace(interrupted, folder=tmp_path, run_id=run_id, about=about)
     foreign.save()
@@ -1161,10 +1128,10 @@ def test_a_checkpoint_of_elsewhere_is_refused(
 # --- in a notebook ------------------------------------------------------------------------------
 
 
-def test_everything_that_is_public_is_there() -> None:
+def test_everything_that_is_public_is_there():
     assert all(hasattr(train_cnn, name) for name in train_cnn.__all__)
 
 
-def test_a_notebook_gets_the_same_errors(store: Place) -> None:
+def test_a_notebook_gets_the_same_errors(store):
     with pytest.raises(DataError, match=r"^the folder \./missing does not exist$"):
         train(TrainSettings(data="./missing"))

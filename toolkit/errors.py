@@ -7,8 +7,8 @@ exit with status 2, the service answers with a problem document.
      |- SettingsError       a flag, a variable or an argument is wrong
      |- DataError           a data set cannot be used
      |- TrainingError       a training went wrong: the loss became infinite, say
-     |- ImageError          one picture cannot be used
-     |   |- UndecodableImage    it is broken, or is no picture
+     |- ImageError          one image cannot be used
+     |   |- UndecodableImage    it is broken, or is no image
      |   |- UnsupportedImage    its format is not on the list
      |   |   '- DecoderMissing      it would be with a package that is not installed
      |   '- ImageTooLarge       its bytes or pixels exceed the limit
@@ -42,23 +42,23 @@ class TrainingError(ToolkitError):
 
 
 class ImageError(ToolkitError):
-    """One picture cannot be used."""
+    """One image cannot be used."""
 
 
 class UndecodableImage(ImageError):
-    """The picture is broken, or the bytes are no picture at all."""
+    """The image is broken, or the bytes are no image at all."""
 
 
 class UnsupportedImage(ImageError):
-    """The picture is in a format outside the allowed list."""
+    """The image is in a format outside the allowed list."""
 
 
 class DecoderMissing(UnsupportedImage):
-    """The picture can only be read with a package that is not installed."""
+    """The image can only be read with a package that is not installed."""
 
 
 class ImageTooLarge(ImageError):
-    """The picture has more bytes or pixels than the limit."""
+    """The image has more bytes or pixels than the limit."""
 
 
 class TrackingError(ToolkitError):
@@ -89,16 +89,16 @@ class UnknownPrediction(StoreError):
     """No prediction has the id that was given."""
 
 
-def one_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type's name when it has none.
 
-    >>> one_line(ValueError("no such table\\n(Background on this error ...)"))
+    >>> first_line(ValueError("no such table\\n(Background on this error ...)"))
     'no such table'
     """
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def known(names: Iterable[object], wanted: object = "") -> str:
+def suggest(names: Iterable[object], wanted: object = "") -> str:
     """List the names that exist, the nearest to ``wanted`` first, for the end of a message.
 
     >>> known(["resnet18", "simple_cnn"], "simple_cmm")

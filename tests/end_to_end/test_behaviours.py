@@ -12,13 +12,11 @@ import signal
 import socket
 import sqlite3
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, chdir, closing, contextmanager, nullcontext
+from contextlib import ExitStack, chdir, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copytree
 from time import monotonic, sleep
-from typing import Any
 
 import httpx
 import numpy as np
@@ -29,27 +27,33 @@ from PIL import Image
 
 from model_registry import ModelRegistry
 from support import LONGEST_WAIT, ROOT, ColourNetwork, colour_baseline, colour_card, encode
-from support.forked_processes import Forks, Script, forks
+from support.forked_processes import Script, forks
 from toolkit.bundle.files import DIGEST_TAG, PROGRAM
 from toolkit.bundle.program import Program, save_bundle
 from toolkit.registry.versions import ALIASES
 from toolkit.serving.problems import MEDIA_TYPE
-from toolkit.tracking.connection import MlflowClient, connect
+from toolkit.tracking.connection import connect
 from toolkit.tracking.run import Run
 
 MODEL = "image-classifier"
-LIMITS = {"max-body-mb": 1, "max-pixels": 100_000, "threads": 1, "max-waiting": 4, "max-batch": 5}
-PATIENCE = {"head-seconds": 1, "body-seconds": 3, "stall-seconds": 1, "poll-seconds": 0.2, "drain-seconds": 0.3}
+LIMITS = {"max-body-mb": 1, "max-pixels": 100_000, "threads": 1, "max-queue": 4, "max-batch": 5}
+DEFAULT_TIMEOUTS = {
+    "header-timeout": 1,
+    "body-timeout": 3,
+    "read-timeout": 1,
+    "poll-interval": 0.2,
+    "drain-timeout": 0.3,
+}
 MEBIBYTE = 2**20
 SHADES = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
-def plain(colour: str, size: int = 16) -> np.ndarray:
+def plain(colour, size=16):
     """uint8 (size, size, 3) of one colour."""
     return np.full((size, size, 3), SHADES[colour], np.uint8)
 
 
-def written(image: Image.Image, format: str = "PNG", **words: Any) -> bytes:  # noqa: A002
+def written(image, format="PNG", **words):  # noqa: A002
     buffer = io.BytesIO()
     image.save(buffer, format, **words)
     return buffer.getvalue()
@@ -62,8 +66,8 @@ SPOILED = encode(np.full((16, 16, 3), (255, 0, 0), np.uint8))
 class CornerNetwork(ColourNetwork):
     """The colour of the upper left quarter; NaN where that is redder than anything in the baseline."""
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        corner = pictures[:, :, :8, :8]  # of 16 x 16
+    def forward(self, images):
+        corner = images[:, :, :8, :8]  # of 16 x 16
         means = corner.mean(dim=(2, 3))
         return torch.where(means[:, :1] - means[:, 1:2] > 3.5, torch.nan, super().forward(corner))
 
@@ -71,14 +75,14 @@ class CornerNetwork(ColourNetwork):
 class Mute(ColourNetwork):
     """NaN for everything."""
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return super().forward(pictures) * torch.nan
+    def forward(self, images):
+        return super().forward(images) * torch.nan
 
 
 class Registered:
     """A store with three versions: one that serves, one like it, and one that gives no numbers."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         self.file = folder / "mlflow.db"
         self.uri = f"sqlite:///{self.file}"
         self.client = connect(self.uri)
@@ -88,7 +92,7 @@ class Registered:
         }.items()}  # fmt: skip
         self.promote("good")
 
-    def _register(self, folder: Path, name: str, network: torch.nn.Module) -> int:
+    def _register(self, folder, name, network):
         """Its baseline is that of a version that answers: the registry itself would not take the mute one's."""
         with Run(self.client, name, role="study", name=name) as run:
             model_id, baseline = run.new_model(), colour_baseline(Program(CornerNetwork()))
@@ -99,7 +103,7 @@ class Registered:
             run.metrics({"mean_cv_accuracy": 0.9})
         return self.registry.register_best_model(name)
 
-    def promote(self, name: str) -> None:
+    def promote(self, name):
         """Put it into Production; the mute one as somebody with MLflow's own tools would: our registry refuses it."""
         if name == "mute":
             self.client.set_registered_model_alias(MODEL, ALIASES["Production"], str(self.versions[name]))
@@ -107,7 +111,7 @@ class Registered:
         self.registry.transition_model_stage(self.versions[name], "Production", reason="a test", force=True)
 
     @contextmanager
-    def altered(self, name: str) -> Iterator[None]:
+    def altered(self, name):
         """One bit of a version's program is another one for a while."""
         run = self.client.get_run(self.registry.get(self.versions[name]).run_id)
         model = self.client.get_logged_model(run.outputs.model_outputs[0].model_id)
@@ -115,17 +119,17 @@ class Registered:
             yield
 
     @contextmanager
-    def of_another_digest(self, name: str) -> Iterator[None]:
+    def of_another_digest(self, name):
         """What a version is said to hold is not what it holds for a while."""
         version = self.registry.get(self.versions[name])
-        client: MlflowClient = self.client
+        client = self.client
         client.set_model_version_tag(MODEL, str(version.version), DIGEST_TAG, "0" * 64)
         yield
         client.set_model_version_tag(MODEL, str(version.version), DIGEST_TAG, version.digest)
 
 
 @contextmanager
-def damaged(path: Path, place: int, data: bytes) -> Iterator[None]:
+def damaged(path, place, data):
     """A file with other bytes at a place, written into it, for a while."""
     whole = path.read_bytes()
     changed = bytearray(whole)
@@ -147,21 +151,19 @@ class Served:
     client: httpx.Client
 
     @property
-    def process(self) -> psutil.Process:
+    def process(self):
         return psutil.Process(self.script.pid)
 
-    def predict(self, picture: bytes = RED, **words: Any) -> httpx.Response:
-        return self.client.post("/predict", content=picture, **words)
+    def predict(self, image=RED, **words):
+        return self.client.post("/predict", content=image, **words)
 
-    def health(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.client.get("/health").json()
-        return found
+    def health(self):
+        return self.client.get("/health").json()
 
-    def figures(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.client.get("/metrics").json()
-        return found
+    def figures(self):
+        return self.client.get("/metrics").json()
 
-    def connect(self, *pieces: bytes) -> socket.socket:
+    def connect(self, *pieces):
         """A connection that has sent something."""
         connection = socket.create_connection(
             (self.client.base_url.host, self.client.base_url.port), timeout=LONGEST_WAIT
@@ -171,7 +173,7 @@ class Served:
         return connection
 
     @contextmanager
-    def paused(self, store: Path | None = None) -> Iterator[None]:
+    def paused(self, store=None):
         """Stopped at a moment when it holds no lock on ``store``, a SQLite file, if one is given."""
         self.script.pause()
         while store and is_locked(store):
@@ -184,7 +186,7 @@ class Served:
             self.script.go_on()
 
 
-def is_locked(store: Path) -> bool:
+def is_locked(store):
     with closing(sqlite3.connect(store, timeout=0.2, isolation_level=None)) as database:
         try:
             database.execute("BEGIN EXCLUSIVE")
@@ -193,11 +195,11 @@ def is_locked(store: Path) -> bool:
     return False
 
 
-def head(path: str, length: int, method: str = "POST", more: str = "") -> bytes:
+def head(path, length, method="POST", more=""):
     return f"{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n{more}\r\n".encode()
 
 
-def answer_of(connection: socket.socket) -> tuple[int, httpx.Headers, bytes]:
+def answer_of(connection):
     """Status, headers and body of an answer that ends with its connection."""
     with connection, connection.makefile("rb") as file:
         first, _, body = file.read().partition(b"\r\n\r\n")
@@ -205,7 +207,7 @@ def answer_of(connection: socket.socket) -> tuple[int, httpx.Headers, bytes]:
     return int(line.split()[1]), httpx.Headers([header.split(": ", 1) for header in headers]), body
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = LONGEST_WAIT) -> Any:
+def wait_until(condition, seconds=LONGEST_WAIT):
     deadline = monotonic() + seconds
     while not (found := condition()):
         assert monotonic() < deadline, "it never came"
@@ -213,12 +215,12 @@ def wait_until(condition: Callable[[], Any], seconds: float = LONGEST_WAIT) -> A
     return found
 
 
-def is_up_to_date(health: dict[str, Any]) -> bool:
+def is_up_to_date(health):
     """Whether what the registry says is served; alerts may stand all the same."""
     return bool(health["ready"]) and health["components"]["registry"]["status"] == "ok"
 
 
-def problem(response: httpx.Response, status: int, slug: str) -> str:
+def problem(response, status, slug):
     """What a problem document says."""
     document = response.json()
     assert response.status_code == document["status"] == status, response.text
@@ -228,32 +230,32 @@ def problem(response: httpx.Response, status: int, slug: str) -> str:
     return str(document["detail"])
 
 
-def probabilities(response: httpx.Response) -> dict[str, float]:
+def probabilities(response):
     assert response.status_code == 200, response.text
     return {one["label"]: one["probability"] for one in response.json()["top_k"]}
 
 
 @pytest.fixture(scope="module")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scratch(tmp_path_factory):
     return tmp_path_factory.mktemp("behaviours")
 
 
 @pytest.fixture(scope="module")
-def registered(scratch: Path) -> Registered:
+def registered(scratch):
     with chdir(scratch):
         return Registered(scratch)
 
 
 @pytest.fixture(scope="module")
-def forked(scratch: Path) -> Iterator[Forks]:
+def forked(scratch):
     with forks(scratch) as forked:
         yield forked
 
 
 @contextmanager
-def serving(forked: Forks, folder: Path, uri: str) -> Iterator[Served]:
+def serving(forked, folder, uri):
     """A process that serves in a folder, until it is told to end."""
-    options = {"port": 0, "tracking-uri": uri, "engine": "torch", **LIMITS, **PATIENCE}
+    options = {"port": 0, "tracking-uri": uri, "engine": "torch", **LIMITS, **DEFAULT_TIMEOUTS}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     script = forked.start("serve_model.py", *words, folder=folder)
     url = re.findall(r"on (http://\S+)", script.wait_for("serving"))[0]
@@ -266,7 +268,7 @@ def serving(forked: Forks, folder: Path, uri: str) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def served(forked: Forks, scratch: Path, registered: Registered) -> Iterator[Served]:
+def served(forked, scratch, registered):
     folder = scratch / "served"
     folder.mkdir()
     with serving(forked, folder, registered.uri) as served:
@@ -279,7 +281,7 @@ def served(forked: Forks, scratch: Path, registered: Registered) -> Iterator[Ser
 
 @pytest.mark.parametrize("path", ["/predict", "/predict/batch", "/invocations", "/feedback", "/nothing"])
 @pytest.mark.parametrize("announced", [True, False])
-def test_a_body_over_the_limit_is_refused(served: Served, path: str, announced: bool) -> None:
+def test_a_body_over_the_limit_is_refused(served, path, announced):
     pieces = [bytes(MEBIBYTE // 2)] * 3
     body = b"".join(pieces) if announced else iter(pieces)
     answer = served.client.post(path, content=body, headers={"Content-Type": "application/json"})
@@ -289,7 +291,7 @@ def test_a_body_over_the_limit_is_refused(served: Served, path: str, announced: 
         problem(answer, 413, "body-too-large")
 
 
-def test_a_body_over_the_limit_is_not_buffered(served: Served) -> None:
+def test_a_body_over_the_limit_is_not_buffered(served):
     assert answer_of(served.connect(head("/predict", 2**40)))[0] == 413  # without a byte of it
     before = served.process.memory_info().rss
     chunks = (b"%x\r\n%s\r\n" % (MEBIBYTE, bytes(MEBIBYTE))) * 256
@@ -300,15 +302,15 @@ def test_a_body_over_the_limit_is_not_buffered(served: Served) -> None:
     assert served.predict().status_code == 200
 
 
-# Pictures
+# Images
 
 BMP = struct.pack("<2sIIIIiiHHIIiiII", b"BM", 54, 0, 54, 40, 20_000, 5_000, 1, 24, 0, 0, 0, 0, 0, 0)  # and no pixel
 GIF = struct.pack("<6sHHBBBBHHHHBB", b"GIF89a", 60_000, 60_000, 0, 0, 0, ord(","), 0, 0, 60_000, 60_000, 0, 8)
 
 
-@pytest.mark.parametrize("picture", [encode(np.zeros((251, 400, 3), np.uint8)), BMP, GIF])
-def test_a_picture_of_too_many_pixels_is_refused_by_its_header(served: Served, picture: bytes) -> None:
-    assert "pixels" in problem(served.predict(picture), 413, "picture-too-large")
+@pytest.mark.parametrize("image", [encode(np.zeros((251, 400, 3), np.uint8)), BMP, GIF])
+def test_a_image_of_too_many_pixels_is_refused_by_its_header(served, image):
+    assert "pixels" in problem(served.predict(image), 413, "image-too-large")
     assert served.predict(encode(np.zeros((250, 400, 3), np.uint8))).status_code == 200
 
 
@@ -316,40 +318,40 @@ NOISE = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP"])
-def test_half_a_picture_is_no_picture(served: Served, format: str) -> None:  # noqa: A002
+def test_half_a_image_is_no_image(served, format):  # noqa: A002
     whole = encode(NOISE, format)
     assert served.predict(whole).status_code == 200
     for length in (len(whole) // 4, len(whole) // 2, len(whole) * 9 // 10):
-        assert "broken" in problem(served.predict(whole[:length]), 400, "undecodable-picture")
+        assert "broken" in problem(served.predict(whole[:length]), 400, "undecodable-image")
 
 
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
         (b"", "the file is empty"),
-        (b"<!DOCTYPE html><title>404</title>", "not a picture"),
-        (bytes(range(256)) * 4, "not a picture"),
-        (b"\0", "not a picture"),
+        (b"<!DOCTYPE html><title>404</title>", "not an image"),
+        (bytes(range(256)) * 4, "not an image"),
+        (b"\0", "not an image"),
     ],
 )
-def test_what_is_no_picture_is_told_so(served: Served, body: bytes, reason: str) -> None:
-    assert reason in problem(served.predict(body), 400, "undecodable-picture")
-    assert reason in problem(served.client.post("/predict", files={"file": body}), 400, "undecodable-picture")
+def test_what_is_no_image_is_told_so(served, body, reason):
+    assert reason in problem(served.predict(body), 400, "undecodable-image")
+    assert reason in problem(served.client.post("/predict", files={"file": body}), 400, "undecodable-image")
 
 
-def test_the_content_decides_and_not_what_is_declared(served: Served) -> None:
+def test_the_content_decides_and_not_what_is_declared(served):
     wanted = probabilities(served.predict(RED))
     for declared in ("image/jpeg", "image/svg+xml", "application/octet-stream"):
         assert probabilities(served.predict(RED, headers={"Content-Type": declared})) == wanted
-        form = {"file": ("picture.exe", RED, declared)}
+        form = {"file": ("image.exe", RED, declared)}
         assert probabilities(served.client.post("/predict", files=form)) == wanted
     for foreign in (b"%PDF-1.7\n", b"\0\0\0\x18ftypmp42" + bytes(99), b"8BPS" + bytes(99), b"<svg/>"):
-        problem(served.predict(foreign, headers={"Content-Type": "image/png"}), 415, "unsupported-picture")
+        problem(served.predict(foreign, headers={"Content-Type": "image/png"}), 415, "unsupported-image")
         problem(served.client.post("/predict", files={"file": ("a.png", foreign, "image/png")}), 415,
-                "unsupported-picture")  # fmt: skip
+                "unsupported-image")  # fmt: skip
 
 
-def test_what_phones_write_is_answered_as_in_training(served: Served) -> None:
+def test_what_phones_write_is_answered_as_in_training(served):
     from pillow_heif import from_pillow
 
     heic = io.BytesIO()
@@ -364,7 +366,7 @@ def test_what_phones_write_is_answered_as_in_training(served: Served) -> None:
     assert probabilities(served.predict(turned.getvalue())) == probabilities(served.predict(RED))
 
 
-# How a camera that was held in the way of an orientation has stored an upright picture: the inverse of what
+# How a camera that was held in the way of an orientation has stored an upright image: the inverse of what
 # EXIF 2.3, table 6, says about rows and columns.
 STORED = {
     1: lambda upright: upright,
@@ -379,7 +381,7 @@ STORED = {
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
-def test_a_picture_is_upright_whichever_way_the_camera_was_held(served: Served, format: str) -> None:  # noqa: A002
+def test_a_image_is_upright_whichever_way_the_camera_was_held(served, format):  # noqa: A002
     rows = [[plain("blue"), plain("red")], [plain("green"), plain("red")]]
     upright = np.concatenate([np.concatenate(row, axis=1) for row in rows])
     found, as_stored = {}, set()
@@ -395,7 +397,7 @@ def test_a_picture_is_upright_whichever_way_the_camera_was_held(served: Served, 
     assert max(found[1], key=found[1].__getitem__) == "blue"
 
 
-def grey(values: np.ndarray) -> np.ndarray:
+def grey(values):
     return np.repeat(values.astype(np.uint8)[..., None], 3, axis=2)
 
 
@@ -404,8 +406,8 @@ COVER = np.random.default_rng(4).integers(0, 256, (16, 16, 4), dtype=np.uint8)
 OVER_WHITE = (COVER[..., :3].astype(float) * COVER[..., 3:] + 255.0 * (255 - COVER[..., 3:])) / 255
 COLOURFUL = COVER[..., :3]
 FEW = Image.fromarray(COLOURFUL).quantize(7)
-# Each kind of picture, and beside it the 8-bit RGB that is defined to be the same.
-KINDS: dict[str, tuple[bytes, np.ndarray]] = {
+# Each kind of image, and beside it the 8-bit RGB that is defined to be the same.
+KINDS = {
     "palette": (written(FEW), np.asarray(FEW.convert("RGB"))),
     "alpha": (written(Image.fromarray(COVER)), OVER_WHITE.round()),
     "hidden colour": (written(Image.new("RGBA", (16, 16), (255, 0, 0, 0))), np.full((16, 16, 3), 255)),
@@ -426,14 +428,14 @@ KINDS: dict[str, tuple[bytes, np.ndarray]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_mode_is_what_it_is_defined_to_be(served: Served, kind: str) -> None:
-    picture, same = KINDS[kind]
+def test_every_mode_is_what_it_is_defined_to_be(served, kind):
+    image, same = KINDS[kind]
     wanted = probabilities(served.predict(encode(same.astype(np.uint8))))
     tolerance = 1e-2 if kind == "alpha" else 1e-6  # alpha is laid over white in whole numbers
-    assert probabilities(served.predict(picture)) == pytest.approx(wanted, abs=tolerance)
+    assert probabilities(served.predict(image)) == pytest.approx(wanted, abs=tolerance)
 
 
-def test_a_network_that_gives_no_number_names_no_class(served: Served) -> None:
+def test_a_network_that_gives_no_number_names_no_class(served):
     before = served.figures()
     problem(served.predict(SPOILED), 500, "non-finite-output")
     answer = served.client.post("/predict/batch", files=[("files", RED), ("files", SPOILED)]).json()
@@ -446,7 +448,7 @@ def test_a_network_that_gives_no_number_names_no_class(served: Served) -> None:
 # Clients
 
 
-def test_who_is_slow_is_told_so_and_closed_while_others_are_served(served: Served) -> None:
+def test_who_is_slow_is_told_so_and_closed_while_others_are_served(served):
     half_head = served.connect(head("/predict", 9)[:-4])
     half_body = served.connect(head("/predict", len(RED)), RED[:20])
     drip = served.connect(head("/predict", len(RED)))
@@ -474,25 +476,24 @@ def test_who_is_slow_is_told_so_and_closed_while_others_are_served(served: Serve
     silent.close()
 
 
-def requests(served: Served) -> dict[str, int]:
-    found: dict[str, int] = served.figures()["requests"].get("/predict", {})
-    return found
+def requests(served):
+    return served.figures()["requests"].get("/predict", {})
 
 
-def test_a_thousand_clients_that_leave_take_nothing_with_them(served: Served) -> None:
+def test_a_thousand_clients_that_leave_take_nothing_with_them(served):
     cut = head("/predict", len(RED)) + RED[:40]
     whole = head("/predict", len(RED)) + RED
     before = requests(served)
 
-    def counted() -> int:
+    def counted():
         return sum(requests(served).values()) - sum(before.values())
 
-    def crowds(first: int, last: int) -> None:
+    def crowds(first, last):
         """Clients number ``first`` to ``last``, twenty at a time."""
         for number in range(first, last, 20):
             for _ in range(18):
                 served.connect(cut).close()
-            with served.paused():  # so that it learns of the picture and of the departure at once
+            with served.paused():  # so that it learns of the image and of the departure at once
                 for _ in range(2):
                     served.connect(whole).close()
             wait_until(lambda end=number + 20: counted() == end)
@@ -509,7 +510,7 @@ def test_a_thousand_clients_that_leave_take_nothing_with_them(served: Served) ->
     assert probabilities(served.predict()) == probabilities(served.predict())
 
 
-def test_a_full_queue_refuses_and_everything_else_still_answers(served: Served) -> None:
+def test_a_full_queue_refuses_and_everything_else_still_answers(served):
     large = encode(np.random.default_rng(5).integers(0, 256, (300, 330, 3), dtype=np.uint8))
     form = httpx.Request("POST", "http://a", files=[("files", large[:190_000])] * 5)
     body, kind = form.read(), form.headers["Content-Type"]
@@ -539,9 +540,7 @@ def test_a_full_queue_refuses_and_everything_else_still_answers(served: Served) 
     [("other", Registered.altered), ("other", Registered.of_another_digest), ("mute", lambda *_: nullcontext())],
     ids=["altered", "of another digest", "NaN"],
 )
-def test_a_broken_version_leaves_the_old_one_serving(
-    served: Served, registered: Registered, name: str, damage: Callable[..., AbstractContextManager[None]]
-) -> None:
+def test_a_broken_version_leaves_the_old_one_serving(served, registered, name, damage):
     with ExitStack() as broken:
         with served.paused(registered.file):
             registered.promote(name)
@@ -558,7 +557,7 @@ def test_a_broken_version_leaves_the_old_one_serving(
     assert served.figures()["model_changes"] == 1
 
 
-def test_a_registry_that_goes_away_later_changes_no_answer(served: Served, registered: Registered) -> None:
+def test_a_registry_that_goes_away_later_changes_no_answer(served, registered):
     wanted = probabilities(served.predict())
     with damaged(registered.file, 0, bytes(100)):
         health = wait_until(lambda: (now := served.health())["status"] == "degraded" and now)
@@ -570,9 +569,7 @@ def test_a_registry_that_goes_away_later_changes_no_answer(served: Served, regis
 
 
 @pytest.mark.parametrize("copies", [True, False])
-def test_a_start_without_the_registry(
-    served: Served, forked: Forks, registered: Registered, tmp_path: Path, copies: bool
-) -> None:
+def test_a_start_without_the_registry(served, forked, registered, tmp_path, copies):
     store = tmp_path / "mlflow.db"
     store.write_bytes(b"This was a database once." * 1000)
     if copies:
@@ -595,10 +592,9 @@ def test_a_start_without_the_registry(
         assert alone.predict().json()["predicted_class"] == "red"
 
 
-def test_a_full_disk_costs_no_prediction_and_none_of_what_is_kept_of_them(served: Served) -> None:
-    def kept() -> dict[str, int]:
-        found: dict[str, int] = served.health()["monitor"]
-        return found
+def test_a_full_disk_costs_no_prediction_and_none_of_what_is_kept_of_them(served):
+    def kept():
+        return served.health()["monitor"]
 
     served.predict()
     wait_until(lambda: kept()["written"] and not kept()["queued"])

@@ -1,4 +1,4 @@
-"""Thousands of broken pictures and requests against one real process, which answers each and stays what it was.
+"""Thousands of broken images and requests against one real process, which answers each and stays what it was.
 
 The variable FUZZ says how many broken requests, and SCHEMATHESIS how many examples of each address.
 """
@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 from model_registry import ModelRegistry
-from support import COLOURS, LONGEST_WAIT, colour_picture, colour_pixels, encode
+from support import COLOURS, LONGEST_WAIT, colour_image, colour_pixels, encode
 from support.forked_processes import forks
 from toolkit.tracking.connection import connect
 
@@ -54,15 +54,15 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, log_colour_run: Callable[..., str]) -> Iterator[Served]:
+def served(tmp_path_factory, log_colour_run):
     folder = tmp_path_factory.mktemp("fuzz")
     uri = f"sqlite:///{folder}/mlflow.db"
     with chdir(folder):
         log_colour_run(connect(uri), "hyperopt_tuning", role="study")
         registry = ModelRegistry(uri)
         registry.transition_model_stage(registry.register_best_model(), "Production")
-    words = ["--port", "0", "--tracking-uri", uri, "--engine", "torch", "--max-body-mb", "1", "--poll-seconds", "0.5"]
-    words += ["--max-pixels", "1000000", "--drain-seconds", "0", "--body-seconds", "5", "--stall-seconds", "5"]
+    words = ["--port", "0", "--tracking-uri", uri, "--engine", "torch", "--max-body-mb", "1", "--poll-interval", "0.5"]
+    words += ["--max-pixels", "1000000", "--drain-timeout", "0", "--body-timeout", "5", "--read-timeout", "5"]
     with forks(folder) as forked:
         script = forked.start("serve_model.py", *words, folder=folder)
         port = int(re.findall(r"on http://127\.0\.0\.1:(\d+)", script.wait_for("serving"))[0])
@@ -78,25 +78,23 @@ def served(tmp_path_factory: pytest.TempPathFactory, log_colour_run: Callable[..
     assert "Traceback" not in ended.err
 
 
-def ask(
-    connection: http.client.HTTPConnection, method: str, path: str, body: bytes = b"", content_type: str = "image/png"
-) -> tuple[int, bytes]:
+def ask(connection, method, path, body=b"", content_type="image/png"):
     """Status and body of an answer; a connection that the service has closed is opened again by the next question."""
     connection.request(method, path, body, {"Content-Type": content_type})
     answer = connection.getresponse()
     return answer.status, answer.read()
 
 
-def is_still_right(connection: http.client.HTTPConnection) -> bool:
-    answers = [ask(connection, "POST", "/predict", colour_picture(colour)) for colour in COLOURS]
+def is_still_right(connection):
+    answers = [ask(connection, "POST", "/predict", colour_image(colour)) for colour in COLOURS]
     return [json.loads(body)["predicted_class"] for _, body in answers] == list(COLOURS)
 
 
 # What is broken, and how
 
 
-def originals() -> list[bytes]:
-    """Small pictures of every format, and of the modes and blocks that decoders stumble over."""
+def originals():
+    """Small images of every format, and of the modes and blocks that decoders stumble over."""
     pixels = colour_pixels("green", 20, np.random.default_rng(1))
     image, exif = Image.fromarray(pixels), Image.Exif()
     exif[0x0112] = 6
@@ -117,48 +115,48 @@ def originals() -> list[bytes]:
     return found
 
 
-def flip(data: bytearray, generator: np.random.Generator) -> None:
+def flip(data, generator):
     for _ in range(generator.integers(1, 9)):
         data[generator.integers(len(data))] ^= 1 << int(generator.integers(8))
 
 
-def flip_early(data: bytearray, generator: np.random.Generator) -> None:
+def flip_early(data, generator):
     """Where headers are."""
     data[int(generator.integers(min(64, len(data))))] = int(generator.integers(256))
 
 
-def truncate(data: bytearray, generator: np.random.Generator) -> None:
+def truncate(data, generator):
     del data[int(generator.integers(1, len(data))) :]
 
 
-def cut_out(data: bytearray, generator: np.random.Generator) -> None:
+def cut_out(data, generator):
     start = int(generator.integers(len(data)))
     del data[start : start + int(generator.integers(1, 40))]
 
 
-def repeat(data: bytearray, generator: np.random.Generator) -> None:
+def repeat(data, generator):
     start = int(generator.integers(len(data)))
     chunk = bytes(data[start : start + int(generator.integers(1, 200))])
     data[start:start] = chunk * int(generator.integers(1, 50))
 
 
-def splice(data: bytearray, generator: np.random.Generator) -> None:
+def splice(data, generator):
     """The beginning of one, the end of another."""
     other = ORIGINALS[generator.integers(len(ORIGINALS))]
     data[int(generator.integers(len(data))) :] = other[int(generator.integers(len(other))) :]
 
 
-def extreme(data: bytearray, generator: np.random.Generator) -> None:
+def extreme(data, generator):
     """Four bytes that are the largest, or the least, number."""
     start = int(generator.integers(len(data)))
     data[start : start + 4] = [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff"][generator.integers(3)]
 
 
 ORIGINALS = originals()
-MUTATIONS: list[Mutation] = [flip, flip_early, truncate, cut_out, repeat, splice, extreme]
+MUTATIONS = [flip, flip_early, truncate, cut_out, repeat, splice, extreme]
 
 
-def mutated(data: bytes, generator: np.random.Generator) -> bytes:
+def mutated(data, generator):
     changed = bytearray(data)
     for _ in range(generator.integers(1, 3)):
         if changed:
@@ -166,20 +164,20 @@ def mutated(data: bytes, generator: np.random.Generator) -> bytes:
     return bytes(changed)
 
 
-def form(generator: np.random.Generator, field: str) -> bytes:
+def form(generator, field):
     """A form with some files, some odd headers, and now and then broken as a whole."""
     parts = b""
     for _ in range(generator.integers(1, 4)):
-        picture = ORIGINALS[generator.integers(len(ORIGINALS))]
-        picture = mutated(picture, generator) if generator.random() < 0.5 else picture
+        image = ORIGINALS[generator.integers(len(ORIGINALS))]
+        image = mutated(image, generator) if generator.random() < 0.5 else image
         lines = [f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"; filename="a.png"'.encode()]
         lines += [ODD_HEADERS[number] for number in generator.integers(len(ODD_HEADERS), size=generator.integers(3))]
-        parts += b"\r\n".join([*lines, b"", picture, b""])
+        parts += b"\r\n".join([*lines, b"", image, b""])
     body = parts + f"--{BOUNDARY}--\r\n".encode()
     return mutated(body, generator) if generator.random() < 0.5 else body
 
 
-def request(generator: np.random.Generator) -> tuple[str, bytes, str]:
+def request(generator):
     """Path, body and declared type of one request."""
     kind = generator.random()
     if kind < 0.6:
@@ -189,10 +187,10 @@ def request(generator: np.random.Generator) -> tuple[str, bytes, str]:
     return path, form(generator, field), f"multipart/form-data; boundary={BOUNDARY}"
 
 
-def send(port: int, seed: int, count: int) -> Counter[int]:
+def send(port, seed, count):
     """Send so many over a connection that is kept alive, and count what came back."""
     generator = np.random.default_rng(seed)
-    statuses: Counter[int] = Counter()
+    statuses = Counter()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SLOWEST)
     for _ in range(count):
         path, body, content_type = request(generator)
@@ -204,8 +202,8 @@ def send(port: int, seed: int, count: int) -> Counter[int]:
     return statuses
 
 
-def test_broken_requests_are_answered_and_break_nothing(served: Served) -> None:
-    statuses: Counter[int] = Counter()
+def test_broken_requests_are_answered_and_break_nothing(served):
+    statuses = Counter()
     memory = []
     with ThreadPoolExecutor(CLIENTS) as clients:
         for phase, count in enumerate((FIRST, REQUESTS - FIRST)):
@@ -225,13 +223,13 @@ def test_broken_requests_are_answered_and_break_nothing(served: Served) -> None:
 
 
 CHECKS = """
-# Which bytes are a picture, how many pixels and classes the model has, and what they are called: no schema says it.
+# Which bytes are an image, how many pixels and classes the model has, and what they are called: no schema says it.
 [checks]
 positive_data_acceptance.enabled = false
 """
 
 
-def test_the_service_does_what_its_description_says(served: Served, tmp_path: Path) -> None:
+def test_the_service_does_what_its_description_says(served, tmp_path):
     (tmp_path / "schemathesis.toml").write_text(CHECKS)
     words = ["--max-examples", str(EXAMPLES), "--seed", "1", "--continue-on-failure", "--generation-database", "none"]
     words += ["--suppress-health-check", "all", "--no-color", "--request-timeout", str(SLOWEST), "--no-shrink"]

@@ -4,10 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import chdir
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -15,14 +13,13 @@ import pytest
 
 from model_registry import ModelRegistry
 from support import COLOURS, LONGEST_WAIT, colour_pixels, free_port, wait_until_answers
-from toolkit.bundle.program import Bundle
 from toolkit.tracking.connection import connect, mlflow
 
 SIZE = 16
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory, log_colour_run: Callable[..., str]) -> str:
+def uri(tmp_path_factory, log_colour_run):
     """A store with the colour model in Production."""
     folder = tmp_path_factory.mktemp("store")
     uri = f"sqlite:///{folder}/mlflow.db"
@@ -34,12 +31,12 @@ def uri(tmp_path_factory: pytest.TempPathFactory, log_colour_run: Callable[..., 
 
 
 @pytest.fixture(scope="module")
-def bundle(uri: str) -> Bundle:
+def bundle(uri):
     return ModelRegistry(uri, "colours").load("Production").bundle
 
 
 @pytest.fixture(scope="module")
-def server(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def server(uri, tmp_path_factory):
     """``mlflow models serve`` on the folder in which the store keeps the model."""
     folder = connect(uri).get_model_version_download_uri("colours", "1").removeprefix("file://")
     assert (Path(folder) / "MLmodel").is_file()
@@ -65,15 +62,15 @@ def server(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx
         process.wait()
 
 
-def pictures(count: int) -> np.ndarray:
+def images(count):
     """uint8 (N, H, W, 3), of each colour in turn."""
     generator = np.random.default_rng(count)
     return np.stack([colour_pixels(COLOURS[number % 3], SIZE, generator) for number in range(count)])
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_mlflows_server_answers_as_the_bundle(server: httpx.Client, bundle: Bundle, count: int) -> None:
-    batch = pictures(count)
+def test_mlflows_server_answers_as_the_bundle(server, bundle, count):
+    batch = images(count)
     answer = server.post("/invocations", json={"inputs": batch.tolist()})
     assert answer.status_code == 200, answer.text
     probabilities = np.array(answer.json()["predictions"])
@@ -84,27 +81,25 @@ def test_mlflows_server_answers_as_the_bundle(server: httpx.Client, bundle: Bund
 @pytest.mark.parametrize(
     "inputs",
     [
-        pictures(1)[:, :8].tolist(),
-        pictures(1)[0].tolist(),
-        pictures(1)[..., :1].tolist(),
+        images(1)[:, :8].tolist(),
+        images(1)[0].tolist(),
+        images(1)[..., :1].tolist(),
         [],
-        "a picture",
+        "an image",
     ],
     ids=["too low", "no batch", "grey", "nothing", "text"],
 )
-def test_what_the_signature_does_not_allow_is_an_error_and_no_crash(server: httpx.Client, inputs: Any) -> None:
+def test_what_the_signature_does_not_allow_is_an_error_and_no_crash(server, inputs):
     answer = server.post("/invocations", json={"inputs": inputs})
     assert answer.status_code == 400, answer.text
     assert answer.json()["error_code"]
-    assert server.post("/invocations", json={"inputs": pictures(3).tolist()}).status_code == 200
+    assert server.post("/invocations", json={"inputs": images(3).tolist()}).status_code == 200
 
 
 @pytest.mark.parametrize("address", ["models:/colours@production", "models:/colours/1"])
-def test_mlflows_loader_finds_it_in_the_registry(
-    uri: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, address: str
-) -> None:
+def test_mlflows_loader_finds_it_in_the_registry(uri, bundle, monkeypatch, address):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_DEFAULT_PREDICTION_DEVICE", "cpu")
     model = mlflow.pyfunc.load_model(address)
-    batch = pictures(3)
+    batch = images(3)
     assert np.asarray(model.predict(batch)) == pytest.approx(bundle.predict(batch), abs=1e-6)

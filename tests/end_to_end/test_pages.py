@@ -10,13 +10,10 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from model_registry import ModelRegistry
 from support import (
@@ -26,7 +23,7 @@ from support import (
     ColourNetwork,
     colour_baseline,
     colour_card,
-    colour_picture,
+    colour_image,
     free_port,
     wait_until_answers,
 )
@@ -41,7 +38,7 @@ QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 QUIET += ("--disable-component-update", "--disable-sync")
 SOON = 1000 * LONGEST_WAIT  # ms
 PAUSE = 4_000  # ms between two rounds, as in dashboard.js
-MARKUP = "<img src=x onerror=alert(1)>"  # the class of red pictures: text, on every page and in every message
+MARKUP = "<img src=x onerror=alert(1)>"  # the class of red images: text, on every page and in every message
 CLASSES = ("blue", "green", MARKUP)
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed; apt-get install chromium")
@@ -50,16 +47,16 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not instal
 class Site:
     """A service as a process of its own, with its own registry and its own store, in a folder."""
 
-    def __init__(self, folder: Path, **variables: str) -> None:
+    def __init__(self, folder, **variables):
         self.folder, self.port = folder, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.registry = f"sqlite:///{folder / 'registry.db'}"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SERVE_", "MONITORING_"))}
         self._variables = {**kept, **variables}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process = None
 
-    def start(self) -> None:
-        words = ["serve_model.py", "--port", str(self.port), "--poll-seconds", "0.2", "--drain-seconds", "0"]
+    def start(self):
+        words = ["serve_model.py", "--port", str(self.port), "--poll-interval", "0.2", "--drain-timeout", "0"]
         words += ["--tracking-uri", self.registry, "--monitor-store", str(self.folder / "monitoring.db")]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -71,18 +68,18 @@ class Site:
             )
         wait_until_answers(f"{self.url}/livez", self._process)
 
-    def stop(self) -> None:
+    def stop(self):
         if self._process is not None:
             self._process.terminate()
             self._process.wait(LONGEST_WAIT)
             self._process = None
 
-    def promote(self, classes: tuple[str, ...]) -> None:
+    def promote(self, classes):
         """Register the colour model under these class names, and put it into Production."""
         with contextlib.chdir(self.folder):  # where MLflow puts the artifacts of a database
             self._promote(classes)
 
-    def _promote(self, classes: tuple[str, ...]) -> None:
+    def _promote(self, classes):
         client, program = connection.connect(self.registry), Program(ColourNetwork())
         held_out = colour_baseline(program)
         baseline = Baseline(classes, held_out.probabilities, held_out.labels, held_out.hashes)
@@ -96,22 +93,22 @@ class Site:
         registry = ModelRegistry(self.registry)
         registry.transition_model_stage(registry.register_best_model("training", "best_val_accuracy"), "Production")
 
-    def get(self, address: str) -> Any:
+    def get(self, address):
         return httpx.get(f"{self.url}/{address}", timeout=LONGEST_WAIT).raise_for_status().json()
 
-    def wait_for(self, address: str, condition: Callable[[Any], bool]) -> Any:
+    def wait_for(self, address, condition):
         deadline = time.monotonic() + LONGEST_WAIT
         while not condition(answer := self.get(address)):
             assert time.monotonic() < deadline, answer
             time.sleep(0.2)
         return answer
 
-    def predict(self, cases: Sequence[tuple[str, str]]) -> None:
-        """Send pictures of colours, and tell the label of each."""
+    def predict(self, cases):
+        """Send images of colours, and tell the label of each."""
         for first in range(0, len(cases), 30):
             some = cases[first : first + 30]
             files = [
-                ("files", (f"{seed}.png", colour_picture(colour, seed))) for seed, (colour, _) in enumerate(some, first)
+                ("files", (f"{seed}.png", colour_image(colour, seed))) for seed, (colour, _) in enumerate(some, first)
             ]
             results = httpx.post(f"{self.url}/predict/batch", files=files, timeout=LONGEST_WAIT).json()["results"]
             told = [
@@ -121,7 +118,7 @@ class Site:
             answer = httpx.post(f"{self.url}/feedback", json=told, timeout=LONGEST_WAIT).json()
             assert answer == {"recorded": len(told)}
 
-    def labels(self) -> list[tuple[str, str]]:
+    def labels(self):
         """Predicted and told class of what came from the dashboard."""
         query = """SELECT predictions.predicted, labels.label FROM labels
                    JOIN predictions ON predictions.sequence = labels.prediction WHERE labels.source = 'dashboard'"""
@@ -130,7 +127,7 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(tmp_path_factory):
     """A service with a model, 50 right answers and 100 wrong ones, and the alert that follows."""
     site = Site(tmp_path_factory.mktemp("site"))
     site.promote(CLASSES)
@@ -138,7 +135,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     try:
         site.wait_for("health", lambda health: health["ready"])
         cases = [("blue", "blue")] * 50 + [("green", MARKUP)] * 100
-        random.Random(1).shuffle(cases)  # one after the other they would count as bursts of the same picture
+        random.Random(1).shuffle(cases)  # one after the other they would count as bursts of the same image
         site.predict(cases)
         site.wait_for("alerts", lambda alerts: any(alert["metric"] == "accuracy" for alert in alerts))
         site.wait_for("metrics", lambda metrics: metrics["monitor"]["windows"]["short"]["n_labels"] == 150)
@@ -148,11 +145,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 @pytest.fixture
-def new_site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
+def new_site(tmp_path):
     """A function that starts a service without any model; it ends with the test."""
-    sites: list[Site] = []
+    sites = []
 
-    def start(**variables: str) -> Site:
+    def start(**variables):
         sites.append(Site(tmp_path, **variables))
         sites[-1].start()
         return sites[-1]
@@ -163,7 +160,7 @@ def new_site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser():
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
         yield browser
@@ -173,33 +170,33 @@ def browser() -> Iterator[Browser]:
 class Visit:
     """One open page, and what must not happen on it."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page):
         self.page = page
         self.expected = r"(?!)"  # what errors in the console may say: matches nothing
-        self._errors: list[str] = []
-        self.asked: list[str] = []
+        self._errors = []
+        self.asked = []
         page.on("console", self._console)
         page.on("pageerror", lambda error: self._errors.append(str(error)))
         page.on("dialog", lambda dialog: (self._errors.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
         page.on("request", lambda request: self.asked.append(request.url))
 
-    def _console(self, message: ConsoleMessage) -> None:
+    def _console(self, message):
         if message.type in ("error", "warning"):  # broken rules of the policy are told here as well
             self._errors.append(message.text)
 
-    def check(self) -> None:
+    def check(self):
         assert [error for error in self._errors if not re.search(self.expected, error)] == []
         own = self.page.url.split("/")[2]
         assert {url.split("/")[2] for url in self.asked if not url.startswith("blob:")} == {own}
 
 
 @pytest.fixture
-def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
+def visit(browser):
     """A function that opens a page; at the end nothing was complained about, and nobody else was asked."""
-    visits: list[Visit] = []
+    visits = []
     expect.set_options(timeout=SOON)
 
-    def open_page(address: str, **context: Any) -> Visit:
+    def open_page(address, **context):
         context.setdefault("reduced_motion", "reduce")
         visits.append(Visit(browser.new_context(**context).new_page()))
         visits[-1].page.set_default_timeout(SOON)
@@ -212,11 +209,11 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
         one.page.context.close()
 
 
-def choose(page: Page, content: bytes, name: str = "picture.png") -> None:
+def choose(page, content, name="image.png"):
     page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": content})
 
 
-def fact(page: Page, place: str, name: str) -> str:
+def fact(page, place, name):
     """The value beside a term in one of the lists of facts."""
     return (
         page.locator(f"{place} .facts > div", has=page.locator("dt", has_text=re.compile(f"^{name}$")))
@@ -228,7 +225,7 @@ def fact(page: Page, place: str, name: str) -> str:
 # --- what is shown ----------------------------------------------------------------------------
 
 
-def test_the_dashboard_shows_what_the_service_says(site: Site, visit: Callable[..., Visit]) -> None:
+def test_the_dashboard_shows_what_the_service_says(site, visit):
     page = visit(f"{site.url}/dashboard").page
     worst = next(alert for alert in site.get("alerts") if alert["level"] == "immediate")
     expect(page.locator("#state")).to_have_text("critical", timeout=SOON)
@@ -245,17 +242,17 @@ def test_the_dashboard_shows_what_the_service_says(site: Site, visit: Callable[.
     assert (tiles["Predictions"], tiles["Stored"]) == (f"{stored:,}", f"{stored:,}")
     assert re.fullmatch(r"[\d.]+ ms", tiles["Latency, p95"])
 
-    for window in ("short", "medium", "long"):  # 50 of 150 right; the model had all of its 300 pictures right
+    for window in ("short", "medium", "long"):  # 50 of 150 right; the model had all of its 300 images right
         card = f'[data-window="{window}"]'
         expect(page.locator(card)).to_contain_text("33.3 % accuracy")
         expect(page.locator(card)).to_contain_text("95 % interval 26.3 % to 41.2 %")  # Wilson
         assert fact(page, card, "labels") == "150"
         assert fact(page, card, "degradation").startswith("66.7 %, at least ")
-        assert fact(page, card, "reference") == "100 % of 300 pictures"
+        assert fact(page, card, "reference") == "100 % of 300 images"
         assert page.locator(f"{card} .badge").inner_text() == "immediate, confirmed"
 
 
-def test_drift_and_classes_follow_the_chosen_window(site: Site, visit: Callable[..., Visit]) -> None:
+def test_drift_and_classes_follow_the_chosen_window(site, visit):
     seen = visit(f"{site.url}/dashboard")
     page, rows = seen.page, seen.page.locator("#drift tbody tr:has(td)")
     expect(rows.first).to_be_visible(timeout=SOON)
@@ -272,7 +269,7 @@ def test_drift_and_classes_follow_the_chosen_window(site: Site, visit: Callable[
     assert page.locator("#classes .name").all_inner_texts() == ranked
 
 
-def test_markup_in_names_and_messages_stays_text(site: Site, visit: Callable[..., Visit]) -> None:
+def test_markup_in_names_and_messages_stays_text(site, visit):
     alert = next(alert for alert in site.get("alerts") if alert["metric"] == "accuracy")
     assert MARKUP in alert["message"] or MARKUP[:20] in alert["message"]
     page = visit(f"{site.url}/dashboard").page
@@ -281,14 +278,14 @@ def test_markup_in_names_and_messages_stays_text(site: Site, visit: Callable[...
     expect(shown).to_contain_text("stands")
     page.locator("#model summary").click()
     assert page.locator("#model .chips li").all_inner_texts() == list(CLASSES)
-    choose(page, colour_picture("red"))
+    choose(page, colour_image("red"))
     expect(page.locator("#answer .value")).to_contain_text(MARKUP)
     assert page.locator("#truth option").all_inner_texts() == ["choose a class", *CLASSES]
     assert page.locator('img[src="x"], [onerror]').count() == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_dashboard_fits_a_phone_in_light_and_dark(site: Site, visit: Callable[..., Visit], scheme: str) -> None:
+def test_the_dashboard_fits_a_phone_in_light_and_dark(site, visit, scheme):
     page = visit(f"{site.url}/dashboard", viewport={"width": 360, "height": 740}, color_scheme=scheme).page
     expect(page.locator("#model dl")).to_be_visible(timeout=SOON)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
@@ -298,16 +295,16 @@ def test_the_dashboard_fits_a_phone_in_light_and_dark(site: Site, visit: Callabl
     assert (sum(map(int, re.findall(r"\d+", ground))) > 3 * 128) == (scheme == "light")
 
 
-# --- trying a picture -------------------------------------------------------------------------
+# --- trying an image -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("colour", "way"), [("green", "chosen"), ("blue", "dropped")])
-def test_a_picture_is_tried_and_its_label_told(site: Site, visit: Callable[..., Visit], colour: str, way: str) -> None:
+def test_a_image_is_tried_and_its_label_told(site, visit, colour, way):
     before = site.labels()
     page = visit(f"{site.url}/dashboard").page
     expect(page.locator("#model .chips")).to_be_attached(timeout=SOON)
     if way == "chosen":
-        choose(page, colour_picture(colour, 5))
+        choose(page, colour_image(colour, 5))
     else:
         page.evaluate(
             """(bytes) => {
@@ -315,7 +312,7 @@ def test_a_picture_is_tried_and_its_label_told(site: Site, visit: Callable[..., 
                 dataTransfer.items.add(new File([new Uint8Array(bytes)], "dropped.png"));
                 document.getElementById("drop").dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true }));
             }""",
-            list(colour_picture(colour, 5)),
+            list(colour_image(colour, 5)),
         )
     expect(page.locator("#answer .value")).to_contain_text(colour)
     expect(page.locator("#answer .bars .name")).to_have_text([colour, re.compile(".+"), re.compile(".+")])
@@ -329,30 +326,28 @@ def test_a_picture_is_tried_and_its_label_told(site: Site, visit: Callable[..., 
     assert site.labels() == [*before, (colour, MARKUP)]
 
 
-def test_a_file_that_is_no_picture_is_refused_with_a_link(site: Site, visit: Callable[..., Visit]) -> None:
+def test_a_file_that_is_no_image_is_refused_with_a_link(site, visit):
     seen = visit(f"{site.url}/dashboard")
     seen.expected = "status of 400"
-    choose(seen.page, b"no picture")
-    expect(seen.page.locator("#answer .trouble")).to_contain_text("not a picture")
+    choose(seen.page, b"no image")
+    expect(seen.page.locator("#answer .trouble")).to_contain_text("not an image")
     expect(seen.page.locator("#preview")).to_be_hidden()
     expect(seen.page.locator("#truth-form")).to_be_hidden()
 
-    link, requests = seen.page.locator("#figures a", has_text="undecodable-picture"), seen.page.locator(".tile").nth(1)
+    link, requests = seen.page.locator("#figures a", has_text="undecodable-image"), seen.page.locator(".tile").nth(1)
     link.focus(timeout=SOON)
     before = requests.text_content() or ""
     expect(requests).not_to_have_text(before, timeout=SOON)
     expect(link).to_be_focused()  # though the figures were drawn again
 
     seen.page.locator("#answer a").click()
-    expect(seen.page.locator(":target h3")).to_contain_text("The picture cannot be decoded")
+    expect(seen.page.locator(":target h3")).to_contain_text("The image cannot be decoded")
 
 
 # --- from nothing to a model, and gone ----------------------------------------------------------
 
 
-def test_a_page_waits_for_a_model_and_asks_for_a_key(
-    new_site: Callable[..., Site], visit: Callable[..., Visit]
-) -> None:
+def test_a_page_waits_for_a_model_and_asks_for_a_key(new_site, visit):
     site = new_site(SERVE_PREDICT_KEY="schlüssel €")
     seen = visit(f"{site.url}/dashboard")
     page = seen.page
@@ -369,7 +364,7 @@ def test_a_page_waits_for_a_model_and_asks_for_a_key(
     expect(page.locator("#release")).to_have_text("version 1 · Production")
 
     seen.expected = "status of 40[13]"
-    choose(page, colour_picture("red"))
+    choose(page, colour_image("red"))
     expect(page.locator("#answer .trouble")).to_contain_text("key-missing")
     for key, answer in (("wrong", "key-wrong"), ("schlüssel €", "red")):
         expect(page.locator("#key")).to_be_focused()
@@ -388,9 +383,7 @@ def test_a_page_waits_for_a_model_and_asks_for_a_key(
     ]
 
 
-def test_a_service_that_is_gone_is_said_to_be_until_it_is_back(
-    new_site: Callable[..., Site], visit: Callable[..., Visit]
-) -> None:
+def test_a_service_that_is_gone_is_said_to_be_until_it_is_back(new_site, visit):
     site = new_site()
     seen = visit(f"{site.url}/dashboard")
     page = seen.page
@@ -408,7 +401,7 @@ def test_a_service_that_is_gone_is_said_to_be_until_it_is_back(
     expect(page.locator("main")).not_to_have_class("stale")
 
 
-def test_nobody_is_asked_while_an_answer_is_due_or_nobody_looks(site: Site, visit: Callable[..., Visit]) -> None:
+def test_nobody_is_asked_while_an_answer_is_due_or_nobody_looks(site, visit):
     seen = visit(f"{site.url}/dashboard")
     page, held = seen.page, []
     expect(page.locator("#state")).to_have_text("critical", timeout=SOON)
@@ -438,14 +431,14 @@ def test_nobody_is_asked_while_an_answer_is_due_or_nobody_looks(site: Site, visi
 # --- Swagger's page -----------------------------------------------------------------------------
 
 
-def operation(page: Page, method: str, path: str) -> Locator:
+def operation(page, method, path):
     """The block of an operation, opened."""
     block = page.locator(f".opblock-{method}", has=page.locator(f'[data-path="{path}"]'))
     block.locator(".opblock-summary-control").click()
     return block
 
 
-def execute(block: Locator) -> tuple[int, Any]:
+def execute(block):
     """Status and JSON of what an operation answers when it is tried, once the page shows that answer."""
     with block.page.expect_response(lambda response: response.request.resource_type == "fetch") as received:
         block.locator("button.execute").click()
@@ -454,7 +447,7 @@ def execute(block: Locator) -> tuple[int, Any]:
     return response.status, response.json()
 
 
-def test_swagger_lists_every_route_and_every_problem(site: Site, visit: Callable[..., Visit]) -> None:
+def test_swagger_lists_every_route_and_every_problem(site, visit):
     api = site.get("openapi.json")
     page = visit(f"{site.url}/docs").page
     described = {(method.upper(), path) for path, methods in api["paths"].items() for method in methods}
@@ -472,7 +465,7 @@ def test_swagger_lists_every_route_and_every_problem(site: Site, visit: Callable
         assert len(entry.locator("p").inner_text()) > 20 + len(problem["slug"])
 
 
-def test_the_type_of_a_problem_leads_to_its_entry(site: Site, visit: Callable[..., Visit]) -> None:
+def test_the_type_of_a_problem_leads_to_its_entry(site, visit):
     problem = httpx.get(f"{site.url}/nowhere").json()
     page = visit(f"{site.url}{problem['type']}").page
     expect(page.locator(".opblock").first).to_be_visible()
@@ -480,12 +473,12 @@ def test_the_type_of_a_problem_leads_to_its_entry(site: Site, visit: Callable[..
     expect(page.locator(":target")).to_be_in_viewport()
 
 
-def test_swagger_tries_a_prediction_and_its_feedback(site: Site, visit: Callable[..., Visit]) -> None:
+def test_swagger_tries_a_prediction_and_its_feedback(site, visit):
     page = visit(f"{site.url}/docs").page
     predict = operation(page, "post", "/predict")
     predict.get_by_role("button", name="Try it out").click()
     predict.locator("input[type=file]").set_input_files(
-        {"name": "green.png", "mimeType": "image/png", "buffer": colour_picture("green")}
+        {"name": "green.png", "mimeType": "image/png", "buffer": colour_image("green")}
     )
     status, prediction = execute(predict)
     assert (status, prediction["predicted_class"]) == (200, "green")
@@ -497,9 +490,7 @@ def test_swagger_tries_a_prediction_and_its_feedback(site: Site, visit: Callable
 
 
 @pytest.mark.parametrize("scheme", ["bearer", "header"])
-def test_swagger_sends_the_key_that_it_is_given(
-    new_site: Callable[..., Site], visit: Callable[..., Visit], scheme: str
-) -> None:
+def test_swagger_sends_the_key_that_it_is_given(new_site, visit, scheme):
     site = new_site(SERVE_PREDICT_KEY="a key", SERVE_ADMIN_KEY="another")
     seen = visit(f"{site.url}/docs")
     seen.expected = "status of 401"
@@ -519,9 +510,7 @@ def test_swagger_sends_the_key_that_it_is_given(
 # --- MLflow's own pages -------------------------------------------------------------------------
 
 
-def test_mlflows_pages_show_a_training_with_the_figures_that_matter(
-    mlflow_server: str, browser: Browser, log_colour_run: Callable[..., str], tmp_path: Path
-) -> None:
+def test_mlflows_pages_show_a_training_with_the_figures_that_matter(mlflow_server, browser, log_colour_run, tmp_path):
     client = connection.connect(mlflow_server)
     figures = {"held_out_accuracy": 0.8125, "best_val_accuracy": 0.875, "system/ram_mb": 512.0}
     run_id = log_colour_run(client, "pages", metrics=figures, folder=tmp_path)

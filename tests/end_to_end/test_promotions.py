@@ -6,17 +6,15 @@ The variable PROMOTIONS says how often two race.
 import itertools
 import os
 import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from model_registry import ModelRegistry
 from support import empty_store
-from support.forked_processes import Forks, Script, forks
+from support.forked_processes import forks
 from toolkit.registry.stages import Stages
-from toolkit.registry.versions import ALIASES, Version
-from toolkit.tracking.connection import MlflowClient, connect
+from toolkit.registry.versions import ALIASES
+from toolkit.tracking.connection import connect
 
 ROUNDS = int(os.environ.get("PROMOTIONS", "20"))
 PROMOTER = """
@@ -71,40 +69,40 @@ for turn, model in enumerate(names.split(",")):
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("promotions")
     (folder / "mlflow.db").write_bytes(empty_store())
     return f"sqlite:///{folder}/mlflow.db"
 
 
 @pytest.fixture(scope="module")
-def client(store: str) -> MlflowClient:
+def client(store):
     return connect(store)
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+def started(tmp_path_factory):
     with forks(tmp_path_factory.mktemp("forks")) as starter:
         yield starter
 
 
 @pytest.fixture
-def promoter(started: Forks, store: str, tmp_path: Path) -> Callable[..., Script]:
+def promoter(started, store, tmp_path):
     """A process that promotes a version of some models, each as soon as ``go-N`` appears."""
     (tmp_path / "promoter.py").write_text(PROMOTER)
 
-    def start(how: str, models: list[str], number: int, *, writes: int = -1) -> Script:
+    def start(how, models, number, *, writes=-1):
         words = [str(tmp_path / "promoter.py"), how, store, ",".join(models), str(number), str(writes)]
         return started.start(*words, folder=tmp_path)
 
     return start
 
 
-def versions_of(client: MlflowClient, model: str) -> list[Version]:
+def versions_of(client, model):
     return Stages(client, model).versions()
 
 
-def assert_whole(versions: list[Version]) -> Version:
+def assert_whole(versions):
     """One is in Production, and aliases, tags, MLflow's stages and the histories say so; which one."""
     for version in versions:
         assert {version.stage} == {version.written_stage, version.mlflow_stage}, version
@@ -116,9 +114,7 @@ def assert_whole(versions: list[Version]) -> Version:
 
 
 @pytest.mark.timeout(300)
-def test_two_promoters_at_once_leave_one_production(
-    client: MlflowClient, promoter: Callable[..., Script], tmp_path: Path
-) -> None:
+def test_two_promoters_at_once_leave_one_production(client, promoter, tmp_path):
     models = [f"race-{number}" for number in range(ROUNDS)]
     for model in models:
         client.create_registered_model(model)
@@ -147,12 +143,12 @@ def test_two_promoters_at_once_leave_one_production(
 
 @pytest.mark.timeout(300)
 def test_a_promotion_that_is_killed_at_any_write_leaves_the_registry_whole(
-    client: MlflowClient,
-    store: str,
-    promoter: Callable[..., Script],
-    tmp_path: Path,
-    log_colour_run: Callable[..., str],
-) -> None:
+    client,
+    store,
+    promoter,
+    tmp_path,
+    log_colour_run,
+):
     """The first writes are those of the promotion itself: before each, kill -9."""
     (tmp_path / "go-0").touch()
     for number, accuracy in enumerate((0.8, 0.9)):

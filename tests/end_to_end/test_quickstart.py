@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 from support import ROOT
 
@@ -12,7 +11,7 @@ NOTEBOOK = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text())
 CODE = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
 
 
-def test_every_cell_runs(tmp_path: Path) -> None:
+def test_every_cell_runs(tmp_path):
     examples = tmp_path / "examples"
     examples.mkdir()
     for name in ("toolkit", "train_cnn.py", "model_registry.py", "monitoring.py"):
@@ -34,7 +33,7 @@ def test_every_cell_runs(tmp_path: Path) -> None:
     assert re.search(r"ACCURACY \d+ -> \d+ % since ", result.stdout)
 
 
-def test_it_is_a_notebook_that_holds_no_output() -> None:
+def test_it_is_a_notebook_that_holds_no_output():
     """Outputs would show figures of one machine and one day."""
     assert (NOTEBOOK["nbformat"], NOTEBOOK["nbformat_minor"]) == (4, 5)
     assert len({cell["id"] for cell in NOTEBOOK["cells"]}) == len(NOTEBOOK["cells"])

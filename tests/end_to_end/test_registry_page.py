@@ -7,7 +7,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,7 +34,7 @@ CHANGING = {
 }
 
 
-def steps() -> Iterator[tuple[str, str]]:
+def steps():
     """Each command, and each happening, with the text below it."""
     for block in re.findall(r"^```console\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
         parts = re.split(r"^(# .*|\$ .*)\n", block, flags=re.MULTILINE)
@@ -42,7 +42,7 @@ def steps() -> Iterator[tuple[str, str]]:
         yield from zip(parts[1::2], parts[2::2], strict=True)
 
 
-def comparable(text: str) -> str:
+def comparable(text):
     for pattern, name in CHANGING.items():
         text = re.sub(pattern, name, text, flags=re.MULTILINE)
     return text.strip()
@@ -51,10 +51,10 @@ def comparable(text: str) -> str:
 class Happenings:
     """What the page's story needs to happen between its commands."""
 
-    def __init__(self, folder: Path, log: Log) -> None:
+    def __init__(self, folder, log):
         self.uri, self._log = f"sqlite:///{folder}/mlflow.db", log
 
-    def __call__(self, name: str) -> None:
+    def __call__(self, name):
         {
             "# a first study has ended": lambda: self._study(0.89, lean=12),
             "# a second study has ended": lambda: self._study(0.96, lean=10),
@@ -62,14 +62,14 @@ class Happenings:
             "# somebody alters the weights of version 2": self._alter,
         }[name]()
 
-    def _study(self, accuracy: float, lean: float) -> None:
+    def _study(self, accuracy, lean):
         metrics = {"mean_cv_accuracy": accuracy}
         self._log(connect(self.uri), "hyperopt_tuning", role="study", lean=lean, metrics=metrics)
 
-    def _training(self) -> None:
+    def _training(self):
         self._log(connect(self.uri), "training", lean=14, metrics={"best_val_accuracy": 0.83})
 
-    def _alter(self) -> None:
+    def _alter(self):
         client = connect(self.uri)
         version = client.get_model_version("image-classifier", "2")
         program = Path(client.get_logged_model(version.tags["model_id"]).artifact_location, PROGRAM)
@@ -79,12 +79,12 @@ class Happenings:
 
 
 @pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[str], str]]:
+def typed(monkeypatch, capsys):
     """A function that types a command, and gives what it prints."""
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setenv("LOGNAME", "ada")
 
-    def type_command(command: str) -> str:
+    def type_command(command):
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", shlex.split(command.removeprefix(PROMPT)))
         with pytest.raises(SystemExit):
@@ -98,9 +98,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.timeout(300)
-def test_every_command_prints_what_the_page_says(
-    typed: Callable[[str], str], tmp_path: Path, log_colour_run: Log
-) -> None:
+def test_every_command_prints_what_the_page_says(typed, tmp_path, log_colour_run):
     (tmp_path / "mlflow.db").write_bytes(empty_store())
     happens = Happenings(tmp_path, log_colour_run)
     commands = 0
@@ -114,6 +112,6 @@ def test_every_command_prints_what_the_page_says(
     assert commands > 20
 
 
-def test_every_verb_and_every_fault_has_its_place() -> None:
+def test_every_verb_and_every_fault_has_its_place():
     for verb in ("list", "show", "register", "promote", "compare", "rollback", "history", "verify", "archive"):
         assert f"{PROMPT}model_registry.py {verb}" in PAGE

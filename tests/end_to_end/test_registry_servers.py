@@ -1,6 +1,6 @@
 """The registry on a server that asks who is there: somebody who may write, somebody who may only read, nobody."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -17,14 +17,14 @@ USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 LOCKED_OUT = f"user or password is wrong or missing; set {USER} and {PASSWORD}"
 
 
-def be(monkeypatch: pytest.MonkeyPatch, user: str, password: str | None = None) -> None:
+def be(monkeypatch, user, password=None):
     """Go on as a user, with the right password unless another is given."""
     monkeypatch.setenv(USER, user)
     monkeypatch.setenv(PASSWORD, f"the password of {user}" if password is None else password)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(tmp_path_factory):
     """Anna and Bert have accounts; what one of them makes, the other may read."""
     folder = tmp_path_factory.mktemp("guarded")
     rules = folder / "auth.ini"
@@ -56,7 +56,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def annas(server: str, tmp_path_factory: pytest.TempPathFactory, log_colour_run: Log) -> str:
+def annas(server, tmp_path_factory, log_colour_run):
     """Anna has version 1 in Production, and registered version 2."""
     folder = tmp_path_factory.mktemp("annas")
     with pytest.MonkeyPatch.context() as patch:
@@ -72,12 +72,12 @@ def annas(server: str, tmp_path_factory: pytest.TempPathFactory, log_colour_run:
     return server
 
 
-def test_the_life_of_a_model_on_a_guarded_server(annas: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_life_of_a_model_on_a_guarded_server(annas, monkeypatch):
     be(monkeypatch, "anna")
     registry = ModelRegistry(annas)
     assert registry.transition_model_stage(2, "Production").stage == "Production"
-    pictures = np.stack([colour_pixels(colour, 16, np.random.default_rng(0)) for colour in COLOURS])
-    assert registry.load("Production").bundle.predict(pictures).argmax(axis=1).tolist() == [0, 1, 2]
+    images = np.stack([colour_pixels(colour, 16, np.random.default_rng(0)) for colour in COLOURS])
+    assert registry.load("Production").bundle.predict(images).argmax(axis=1).tolist() == [0, 1, 2]
     assert registry.rollback("only a test").version == 1
     table = registry.history()
     assert set(table["who"]) == {"anna"}
@@ -92,7 +92,7 @@ def test_the_life_of_a_model_on_a_guarded_server(annas: str, monkeypatch: pytest
     ]
 
 
-def test_who_may_only_read_changes_nothing(annas: str, monkeypatch: pytest.MonkeyPatch, log_colour_run: Log) -> None:
+def test_who_may_only_read_changes_nothing(annas, monkeypatch, log_colour_run):
     be(monkeypatch, "bert")
     registry = ModelRegistry(annas)
     before = registry.list_versions()
@@ -115,16 +115,14 @@ def test_who_may_only_read_changes_nothing(annas: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("user", "password"), [("", ""), ("anna", ""), ("anna", "a wrong one"), ("nobody", "the password of nobody")]
 )
-def test_who_is_not_known_is_told_so(server: str, monkeypatch: pytest.MonkeyPatch, user: str, password: str) -> None:
+def test_who_is_not_known_is_told_so(server, monkeypatch, user, password):
     be(monkeypatch, user, password)
     with pytest.raises(TrackingError) as caught:
         connect(server)
     assert str(caught.value) == f"MLflow at {server} cannot be used: {LOCKED_OUT}"
 
 
-def test_who_is_no_longer_known_is_told_so(
-    annas: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_who_is_no_longer_known_is_told_so(annas, monkeypatch, capsys):
     be(monkeypatch, "anna")
     registry = ModelRegistry(annas)
     registry.list_versions()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from support import COLOURS, LONGEST_WAIT, ROOT, colour_picture, free_port, wait_until_answers
+from support import COLOURS, LONGEST_WAIT, ROOT, colour_image, free_port, wait_until_answers
 from support.shell_session import LEFT_BEHIND, borrow_environment
 from toolkit.cli.commands import COMMANDS
 
@@ -75,7 +75,7 @@ def test_from_a_training_to_the_report_of_what_was_served(run, installed, tmp_pa
     for index, colour in enumerate(COLOURS):
         (folder / colour).mkdir(parents=True)
         for number in range(20):
-            (folder / colour / f"{number}.png").write_bytes(colour_picture(colour, 100 * index + number, 16))
+            (folder / colour / f"{number}.png").write_bytes(colour_image(colour, 100 * index + number, 16))
     said = run("train-cnn", "--data", "colours", "--epochs", "1", "--image-size", "16", "--register")
     assert "next: model-registry promote 1 Production\n" in said
     assert "next: serve-model\n" in run("model-registry", "promote", "1", "Production")
@@ -90,7 +90,7 @@ def test_from_a_training_to_the_report_of_what_was_served(run, installed, tmp_pa
             wait_until_answers(f"{url}/readyz", service)
             with urllib.request.urlopen(f"{url}/health") as answer:
                 assert json.load(answer)["status"] == "ok"
-            request = urllib.request.Request(f"{url}/predict", colour_picture("red"), {"Content-Type": "image/png"})
+            request = urllib.request.Request(f"{url}/predict", colour_image("red"), {"Content-Type": "image/png"})
             with urllib.request.urlopen(request) as answer:
                 assert json.load(answer)["predicted_class"] in COLOURS
             with urllib.request.urlopen(f"{url}/dashboard") as answer:

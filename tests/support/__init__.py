@@ -1,6 +1,6 @@
-"""What tests share: a tiny model that is right by construction, pictures for it, servers and scripts as processes.
+"""What tests share: a tiny model that is right by construction, images for it, servers and scripts as processes.
 
-The tiny model tells red, green and blue pictures apart by their mean colour. Its weights are
+The tiny model tells red, green and blue images apart by their mean colour. Its weights are
 written by hand, so tests have a real, accurate bundle within two seconds and without training.
 """
 
@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -25,8 +24,7 @@ import torch
 from PIL import Image
 
 from toolkit.bundle.baseline import Baseline
-from toolkit.bundle.files import Card, Measured, library_versions
-from toolkit.bundle.program import Program
+from toolkit.bundle.files import Card, Measurement, library_versions
 from toolkit.tracking.connection import connect
 
 ROOT = Path(__file__).parent.parent.parent
@@ -39,70 +37,68 @@ COLOURS = ("blue", "green", "red")
 class ColourNetwork(torch.nn.Module):
     """Logits proportional to the mean of the blue, green and red channel; one that leans to red is often wrong."""
 
-    def __init__(self, strength: float = 8.0, lean: float = 0.0) -> None:
+    def __init__(self, strength=8.0, lean=0.0):
         super().__init__()
         self.head = torch.nn.Linear(3, 3)
         with torch.no_grad():
             self.head.weight.copy_(strength * torch.eye(3).flip(0))  # RGB -> (blue, green, red)
             self.head.bias.copy_(torch.tensor([0.0, 0.0, lean]))
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:  # (N, 3, H, W) -> (N, 3)
-        return self.head(pictures.mean(dim=(2, 3)))
+    def forward(self, images):  # (N, 3, H, W) -> (N, 3)
+        return self.head(images.mean(dim=(2, 3)))
 
 
-def colour_pixels(colour: str, size: int, generator: np.random.Generator) -> np.ndarray:
+def colour_pixels(colour, size, generator):
     """uint8 (size, size, 3): noise, brighter in one channel."""
     pixels = generator.integers(0, 90, (size, size, 3))
     pixels[..., {"red": 0, "green": 1, "blue": 2}[colour]] += generator.integers(60, 160)
     return pixels.astype(np.uint8)
 
 
-def encode(pixels: np.ndarray, format: str = "PNG") -> bytes:  # noqa: A002
-    """A picture as the bytes of a file."""
+def encode(pixels, format="PNG"):  # noqa: A002
+    """An image as the bytes of a file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format)
     return buffer.getvalue()
 
 
-def colour_picture(colour: str, seed: int = 0, size: int = 48) -> bytes:
-    """A PNG of a red, green or blue picture."""
+def colour_image(colour, seed=0, size=48):
+    """A PNG of a red, green or blue image."""
     return encode(colour_pixels(colour, size, np.random.default_rng(seed)))
 
 
-def colour_card(
-    network: str = "simple_cnn", classes: tuple[str, ...] = COLOURS, size: int = 16, accuracy: float = 1.0
-) -> Card:
+def colour_card(network="simple_cnn", classes=COLOURS, size=16, accuracy=1.0):
     return Card(
         classes=classes,
         image_size=size,
         network=network,
         settings={"learning_rate": 0.001},
         data={"name": "colours", "fingerprint": "f" * 16},
-        metrics={"accuracy": Measured(value=accuracy, pictures=300)},
+        metrics={"accuracy": Measurement(value=accuracy, images=300)},
         temperature=1.0,
         code_version="test",
         versions=library_versions(),
     )
 
 
-def colour_baseline(program: Program, count: int = 300, size: int = 16, held_out: slice = slice(None)) -> Baseline:
-    """What a program does on a slice of some pictures, which are always the same."""
+def colour_baseline(program, count=300, size=16, held_out=slice(None)):
+    """What a program does on a slice of some images, which are always the same."""
     generator = np.random.default_rng(7)
     labels = np.arange(count) % len(COLOURS)
-    pictures = np.stack([colour_pixels(COLOURS[label], size, generator) for label in labels])
+    images = np.stack([colour_pixels(COLOURS[label], size, generator) for label in labels])
     with torch.inference_mode():
-        probabilities = program.eval()(torch.from_numpy(pictures)).numpy()
+        probabilities = program.eval()(torch.from_numpy(images)).numpy()
     hashes = np.array([f"{index:064x}" for index in range(count)])
     return Baseline(COLOURS, probabilities[held_out], labels[held_out], hashes[held_out])
 
 
-def free_port() -> int:
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def wait_until_answers(url: str, process: subprocess.Popen[bytes], seconds: float = LONGEST_WAIT) -> None:
+def wait_until_answers(url, process, seconds=LONGEST_WAIT):
     """Wait until a server answers at all, or say how it ended."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -118,7 +114,7 @@ def wait_until_answers(url: str, process: subprocess.Popen[bytes], seconds: floa
 
 
 @cache
-def empty_store() -> bytes:
+def empty_store():
     """The file of a new SQLite store: to copy it takes no time, to have it made takes MLflow seconds."""
     with tempfile.TemporaryDirectory() as folder:
         connect(f"sqlite:///{folder}/mlflow.db")
@@ -128,12 +124,12 @@ def empty_store() -> bytes:
 class MlflowServer:
     """A real MLflow server that can be killed, and started again at the same address with the same store."""
 
-    def __init__(self, folder: Path, *words: str, **variables: str) -> None:
+    def __init__(self, folder, *words, **variables):
         """``words`` are further options, ``variables`` its own; the store is ``mlflow.db`` in the folder."""
         self.folder, self.port, self._words, self._variables = folder, free_port(), words, variables
         self.url = f"http://127.0.0.1:{self.port}"
 
-    def start(self) -> None:
+    def start(self):
         if not (self.folder / "mlflow.db").exists():
             (self.folder / "mlflow.db").write_bytes(empty_store())
         words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
@@ -154,10 +150,10 @@ class MlflowServer:
         wait_until_answers(f"{self.url}/health", self._process)
 
     @property
-    def running(self) -> bool:
+    def running(self):
         return self._process.poll() is None
 
-    def kill(self) -> None:
+    def kill(self):
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         with suppress(OSError):
@@ -166,7 +162,7 @@ class MlflowServer:
 
 
 @contextmanager
-def full_disk(most: int) -> Iterator[None]:
+def full_disk(most):
     """No file of this process may have more bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
@@ -176,7 +172,7 @@ def full_disk(most: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def run_script(*words: str, timeout: float = LONGEST_WAIT, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_script(*words, timeout=LONGEST_WAIT, **variables):
     """Run one of the scripts as a user would, in the test's own folder."""
     script, *arguments = words
     return subprocess.run(
@@ -189,7 +185,7 @@ def run_script(*words: str, timeout: float = LONGEST_WAIT, **variables: str) -> 
     )
 
 
-def error_line(result: subprocess.CompletedProcess[str]) -> str:
+def error_line(result):
     """The one line of a script that refused its input: no traceback, status 2."""
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr

@@ -13,7 +13,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,19 +47,19 @@ class Script:
     began: float = field(default_factory=time.monotonic)
 
     @property
-    def pid(self) -> int:
+    def pid(self):
         assert self.process.pid is not None
         return self.process.pid
 
     @property
-    def running(self) -> bool:
+    def running(self):
         return self.process.is_alive()
 
     @property
-    def out(self) -> str:
+    def out(self):
         return (self.folder / "out").read_text()
 
-    def wait_for(self, pattern: str, seconds: float = 120) -> str:
+    def wait_for(self, pattern, seconds=120):
         """Everything that was printed up to a line that matches."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -72,13 +71,13 @@ class Script:
             time.sleep(0.01)
         raise AssertionError(f"no line matched {pattern!r}: {self.out}{(self.folder / 'err').read_text()}")
 
-    def pause(self) -> None:
+    def pause(self):
         os.kill(self.pid, signal.SIGSTOP)
 
-    def go_on(self) -> None:
+    def go_on(self):
         os.kill(self.pid, signal.SIGCONT)
 
-    def end(self, seconds: float = 120) -> Ended:
+    def end(self, seconds=120):
         """Wait until it ends."""
         self.process.join(seconds)
         assert self.process.exitcode is not None, f"it did not end within {seconds} s: {self.out}"
@@ -89,16 +88,16 @@ class Script:
 class Forks:
     """Starts scripts; those that still run when the context ends are killed."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch):
         self._scratch = scratch
-        self._started: list[Script] = []
+        self._started = []
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(IMPORTED)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
             multiprocessing.forkserver.ensure_running()
 
-    def start(self, *words: str, folder: Path, **variables: str) -> Script:
+    def start(self, *words, folder, **variables):
         """Run a script of the project in a folder, with more variables than this process has."""
         own = Path(tempfile.mkdtemp(dir=self._scratch))
         for name in ("out", "err"):
@@ -108,14 +107,14 @@ class Forks:
         self._started.append(Script(process, own))
         return self._started[-1]
 
-    def kill(self) -> None:
+    def kill(self):
         for script in self._started:
             script.process.kill()
             script.process.join()
 
 
 @contextmanager
-def forks(scratch: Path) -> Iterator[Forks]:
+def forks(scratch):
     """Something that starts scripts, and puts their output under ``scratch``."""
     started = Forks(scratch)
     try:
@@ -124,7 +123,7 @@ def forks(scratch: Path) -> Iterator[Forks]:
         started.kill()
 
 
-def _run(words: tuple[str, ...], folder: Path, own: Path, variables: Mapping[str, str]) -> None:
+def _run(words, folder, own, variables):
     """What a fork does."""
     os.setsid()  # signals of the terminal are not for it
     for stream, name in ((1, "out"), (2, "err")):

@@ -1,7 +1,7 @@
 """An HTTP server that answers as a test says, but gives MLflow's sign of life."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -9,19 +9,19 @@ Answer = Callable[[BaseHTTPRequestHandler], object]
 
 
 @contextmanager
-def fake_server(answer: Answer) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
+def fake_server(answer):
     """Its address, and each request's path with what it wants of the connection."""
-    asked: list[tuple[str, str | None]] = []
+    asked = []
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+        def do_GET(self):
             asked.append((self.path.partition("?")[0], self.headers["Connection"]))
             self.rfile.read(int(self.headers["Content-Length"] or 0))
             reply(200, "OK")(self) if self.path == "/health" else answer(self)
 
         do_POST = do_GET  # noqa: N815
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, *_):
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
@@ -34,10 +34,10 @@ def fake_server(answer: Answer) -> Iterator[tuple[str, list[tuple[str, str | Non
             thread.join()
 
 
-def reply(status: int, body: str | bytes, **headers: str) -> Answer:
+def reply(status, body, **headers):
     """An answer of this status, body and headers."""
 
-    def answer(handler: BaseHTTPRequestHandler) -> None:
+    def answer(handler):
         handler.send_response(status)
         for name, value in headers.items():
             handler.send_header(name.replace("_", "-"), value)

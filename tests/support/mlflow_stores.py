@@ -3,18 +3,17 @@
 import itertools
 from pathlib import Path
 
-from toolkit.tracking.connection import MlflowClient
 from toolkit.tracking.run import Run
 
 NUMBERS = itertools.count()
 
 
-def start_run(client: MlflowClient, **more: object) -> Run:
+def start_run(client, **more):
     """A run in an experiment of its own."""
     return Run(client, f"experiment {next(NUMBERS)}", **{"role": "final", "name": "a run", **more})
 
 
-def file_of(client: MlflowClient) -> Path:
+def file_of(client):
     """The file of a store in a database."""
     return Path(client.tracking_uri.removeprefix("sqlite:///").partition("?")[0])
 
@@ -24,5 +23,5 @@ class Clock:
 
     now = 1000.0
 
-    def __call__(self) -> float:
+    def __call__(self):
         return self.now

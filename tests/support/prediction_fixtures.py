@@ -3,7 +3,7 @@
 import numpy as np
 
 from toolkit.bundle.baseline import Baseline
-from toolkit.monitoring.base.predictions import Window
+from toolkit.monitoring.base.predictions import Predictions
 from toolkit.monitoring.store.alerts import Alert
 
 
@@ -42,7 +42,7 @@ def window_of(n, rng, k=3, broken=0.05, labelled=0.5):
     finite = rng.random(n) >= broken
     probabilities[~finite, 0] = np.nan
     gaps = {"brightness": rng.normal(0.4, 0.1, n), "width": rng.choice([200, 224, 256], n)}
-    return Window(
+    return Predictions(
         names(k),
         1.7e9 + np.sort(rng.random(n)),
         np.where(finite, probabilities.argmax(axis=1), -1),

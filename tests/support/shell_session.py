@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +30,7 @@ class ShellSession:
     offline: bool
 
 
-def run_shell(
-    folder: Path, text: str, variables: Mapping[str, str], prepare: Callable[[Path], None] = lambda _: None
-) -> ShellSession:
+def run_shell(folder, text, variables, prepare=lambda _: None):
     """Type a script in a copy of the project, whose environment is ready; skip where a tool is missing."""
     for tool in ("bash", "curl", "make"):
         if shutil.which(tool) is None:
@@ -61,7 +58,7 @@ def run_shell(
     return ShellSession(status, (folder / "session.log").read_text(), folder, bool(enter))
 
 
-def loopback_only() -> list[str]:
+def loopback_only():
     """The words that run a command in a network of its own, none where that is not allowed."""
     words = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--net"]
     enter = [*words, "bash", "-c", 'ip link set lo up && exec "$@"', "bash"]
@@ -71,7 +68,7 @@ def loopback_only() -> list[str]:
         return []
 
 
-def borrow_environment(venv: Path) -> None:
+def borrow_environment(venv):
     """An environment that finds what is installed in this one, and counts as set up."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
     packages = next(venv.glob("lib/python*/site-packages"))

@@ -1,70 +1,68 @@
-"""What the tests of training share: tiny pictures and networks, and processes that could be torchrun's."""
+"""What the tests of training share: tiny images and networks, and processes that could be torchrun's."""
 
 import multiprocessing
 import os
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from support import COLOURS, colour_pixels, free_port
-from toolkit.training.data.dataset import Part
-from toolkit.training.device import Device, joined
+from toolkit.training.data.dataset import Subset
+from toolkit.training.device import Device, init_distributed
 
 CPU = Device("cpu", torch.float32)
 
 
-def colours(count: int, seed: int = 0, size: int = 16) -> Part:
-    """Blue, green and red pictures in turn."""
+def colours(count, seed=0, size=16):
+    """Blue, green and red images in turn."""
     generator = np.random.default_rng(seed)
     labels = np.arange(count) % len(COLOURS)
     pixels = np.stack([colour_pixels(COLOURS[label], size, generator) for label in labels])
-    return Part(pixels, labels.astype(np.int64), np.arange(count))
+    return Subset(pixels, labels.astype(np.int64), np.arange(count))
 
 
 class MeanColour(nn.Module):
     """A linear layer on the mean colour, which also notes the sizes of the batches that it is trained on."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.head = nn.Linear(3, 3)
-        self.batches: list[int] = []
+        self.batches = []
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+    def forward(self, images):
         if self.training:
-            self.batches.append(len(pictures))
-        return self.head(pictures.mean(dim=(2, 3)))
+            self.batches.append(len(images))
+        return self.head(images.mean(dim=(2, 3)))
 
 
-def fresh(network: Callable[..., nn.Module] = MeanColour, seed: int = 0, *arguments: object) -> nn.Module:
+def fresh(network=MeanColour, seed=0, *arguments):
     """A network whose weights are drawn with a seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return network(*arguments)
 
 
-def weights(network: nn.Module) -> torch.Tensor:
+def weights(network):
     """A copy of all weights and statistics in a row."""
     return torch.cat([value.flatten().float() for value in network.state_dict().values()])
 
 
-def context() -> Any:
+def context():
     """Processes that start within a tenth of a second: the first one has imported torch for all."""
     forkserver = multiprocessing.get_context("forkserver")
     forkserver.set_forkserver_preload(["pytest", "toolkit.training.loop"])
     return forkserver
 
 
-def elsewhere(function: Callable[..., Any], *arguments: object) -> Any:
+def elsewhere(function, *arguments):
     """What a function gives in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=context()) as pool:
         return pool.submit(function, *arguments).result()
 
 
-def together(size: int, function: Callable[..., Any], *arguments: object) -> list[Any]:
+def together(size, function, *arguments):
     """What ``function(world, *arguments)`` gives in each of several processes with torchrun's environment."""
     port = free_port()
     with ProcessPoolExecutor(size, mp_context=context()) as pool:
@@ -72,9 +70,9 @@ def together(size: int, function: Callable[..., Any], *arguments: object) -> lis
         return [future.result() for future in futures]
 
 
-def _as_torchrun(rank: int, size: int, port: int, function: Callable[..., Any], arguments: tuple[object, ...]) -> Any:
+def _as_torchrun(rank, size, port, function, arguments):
     torch.set_num_threads(1)
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), **address}
-    with joined() as world:
+    with init_distributed() as world:
         return function(world, *arguments)

@@ -2,17 +2,17 @@
 
 import pytest
 
-from toolkit.tracking.connection import MlflowClient, connect
+from toolkit.tracking.connection import connect
 
 
 @pytest.fixture(scope="session")
-def database(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
+def database(tmp_path_factory):
     """A store in a database file."""
     return connect(f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db")
 
 
 @pytest.fixture(params=["database", "server"])
-def store(request: pytest.FixtureRequest) -> MlflowClient:
+def store(request):
     """A store in a database file, and one behind a server."""
     if request.param == "server":
         return connect(request.getfixturevalue("mlflow_server"))

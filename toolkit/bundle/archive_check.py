@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import BundleError, one_line
+from toolkit.errors import BundleError, first_line
 
 LARGEST_GRAPH = 16 * 2**20  # bytes of JSON; that of a ResNet-18 has 281,000
 
@@ -67,7 +67,7 @@ def require_plain_program(path: Path) -> None:
             raise BundleError(f"the program's example input is a pickle of more than a tensor: {min(foreign)!r:.60}")
         graph = _read_json(archive, GRAPH)
         if guards := graph.get("guards_code"):
-            raise BundleError(f"the program does not take any number of pictures, since it asks for {guards!r:.60}")
+            raise BundleError(f"the program does not take any number of images, since it asks for {guards!r:.60}")
         for key, text in _texts(graph):
             if not TEXTS.get(key, NAME).fullmatch(text):
                 raise BundleError(f"the program's graph holds {text!r:.60}, and code that travels with it is not run")
@@ -92,7 +92,7 @@ def reading(what: str) -> Iterator[None]:
     except BundleError:
         raise
     except Exception as error:  # noqa: BLE001  zipfile, json, yaml and MLflow each raise kinds of their own
-        raise BundleError(f"{what} cannot be read: {one_line(error)}") from None
+        raise BundleError(f"{what} cannot be read: {first_line(error)}") from None
 
 
 @contextmanager

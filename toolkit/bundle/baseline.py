@@ -1,4 +1,4 @@
-"""What a model did on pictures it had never seen: the yardstick of the monitor and the gate.
+"""What a model did on images it had never seen: the yardstick of the monitor and the gate.
 
 Kept apart from the bundle so that a notebook can watch a model without importing torch.
 """
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from toolkit.errors import BundleError
 
-LARGEST_SAMPLE = 10_000  # pictures kept in a baseline, as many as the longest counted window
+LARGEST_SAMPLE = 10_000  # images kept in a baseline, as many as the longest counted window
 CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Probabilities, labels and input statistics of the held-out pictures.
+    """Probabilities, labels and input statistics of the held-out images.
 
     Parameters
     ----------
@@ -29,9 +29,9 @@ class Baseline:
         float16 (N, K), rows that add up to 1: rounded as the store of predictions rounds, so
         that reference and window are counted alike.
     labels
-        int64 (N,), the true class of each picture, in 0..K-1.
+        int64 (N,), the true class of each image, in 0..K-1.
     hashes
-        str (N,), the content hash of each picture; two versions are compared on those they share.
+        str (N,), the content hash of each image; two versions are compared on those they share.
     statistics
         One float32 (N,) array for each input statistic (``toolkit.images.decoding.STATISTICS``).
 
@@ -69,31 +69,31 @@ class Baseline:
         lengths = {"hashes": len(self.hashes) or n} | {name: len(column) for name, column in self.statistics.items()}
         for name, length in lengths.items():
             if length != n:
-                raise BundleError(f"a baseline of {n} pictures has {length} values of {name}")
+                raise BundleError(f"a baseline of {n} images has {length} values of {name}")
 
     @property
     def size(self) -> int:
-        """How many held-out pictures there are."""
+        """How many held-out images there are."""
         return len(self.labels)
 
     @property
     def predicted(self) -> NDArray[Any]:
-        """int64 (N,), the predicted class of each picture."""
+        """int64 (N,), the predicted class of each image."""
         return np.asarray(np.argmax(self.probabilities, axis=1))
 
     @property
     def confidence(self) -> NDArray[Any]:
-        """float32 (N,), the largest probability of each picture."""
+        """float32 (N,), the largest probability of each image."""
         return np.asarray(self.probabilities.max(axis=1), dtype=np.float32)
 
     @property
     def accuracy(self) -> float:
-        """Share of held-out pictures classified rightly, NaN when there is none."""
+        """Share of held-out images classified rightly, NaN when there is none."""
         return float((self.predicted == self.labels).mean()) if self.size else float("nan")
 
     @property
     def calibration_error(self) -> float:
-        """The expected calibration error, of 15 bins; NaN when there is no picture.
+        """The expected calibration error, of 15 bins; NaN when there is no image.
 
         >>> Baseline(("cat", "dog"), np.array([[0.75, 0.25]] * 2), np.array([0, 1])).calibration_error
         0.25

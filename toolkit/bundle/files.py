@@ -4,7 +4,7 @@ A bundle is an MLflow model folder of the pytorch flavour in ``pt2`` form, plus 
 
     data/model.pt2               the program: uint8 (N, H, W, 3) RGB -> float32 (N, K) probabilities
     extra_files/card.json        what the program is and what it was measured to do
-    extra_files/baseline.npz     what it did on pictures it had never seen
+    extra_files/baseline.npz     what it did on images it had never seen
     MLmodel, requirements.txt    MLflow's own description
 
 The digest covers every file; it is recorded beside the model and checked at every load. No pickle
@@ -34,19 +34,19 @@ DIGEST_TAG = "bundle_digest"
 CARD, BASELINE, PROGRAM = "extra_files/card.json", "extra_files/baseline.npz", "data/model.pt2"
 DESCRIPTION = "MLmodel"
 NOT_DIGESTED = frozenset({"registered_model_meta"})  # MLflow rewrites it at every download
-LARGEST_SIDE = 4096  # pixels of an input picture
+LARGEST_SIDE = 4096  # pixels of an input image
 LARGEST_CARD = 4 * 2**20  # bytes; a thousand classes take about 30,000
 LARGEST_DESCRIPTION = 64 * 2**10  # bytes; MLflow writes about 1,000, and its YAML is slow to read
-LARGEST_ROW = 1024  # bytes of a picture in a baseline besides its probabilities; 288 are in use
+LARGEST_ROW = 1024  # bytes of an image in a baseline besides its probabilities; 288 are in use
 
 
-class Measured(BaseModel):
-    """A metric with the number of pictures that it was measured on."""
+class Measurement(BaseModel):
+    """A metric with the number of images that it was measured on."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     value: float = Field(ge=0, le=1 + 1e-6)  # a share, within the rounding of a weighted mean
-    pictures: int = Field(ge=0)
+    images: int = Field(ge=0)
 
 
 class Card(BaseModel):
@@ -62,7 +62,7 @@ class Card(BaseModel):
     network: str
     settings: dict[str, Any]
     data: dict[str, Any]  # name, fingerprint and sizes of the parts
-    metrics: dict[str, Measured]
+    metrics: dict[str, Measurement]
     temperature: float = Field(gt=0, allow_inf_nan=False)
     code_version: str
     versions: dict[str, str]
@@ -84,9 +84,9 @@ def library_versions() -> dict[str, str]:
 
 def signature_of(card: Card) -> mlflow.models.ModelSignature:
     """What MLflow's own tools are to send, and what they get."""
-    pictures = mlflow.types.TensorSpec(np.dtype("uint8"), (-1, card.image_size, card.image_size, 3))
+    images = mlflow.types.TensorSpec(np.dtype("uint8"), (-1, card.image_size, card.image_size, 3))
     probabilities = mlflow.types.TensorSpec(np.dtype("float32"), (-1, len(card.classes)))
-    return mlflow.models.ModelSignature(mlflow.types.Schema([pictures]), mlflow.types.Schema([probabilities]))
+    return mlflow.models.ModelSignature(mlflow.types.Schema([images]), mlflow.types.Schema([probabilities]))
 
 
 def digest_of(folder: Path) -> str:
@@ -206,22 +206,22 @@ def _require_agreement(card: Card, baseline: Baseline) -> None:
     if baseline.classes != card.classes:
         raise BundleError("card and baseline name different classes")
     if not 1 <= baseline.size <= LARGEST_SAMPLE:
-        raise BundleError(f"a baseline must hold 1 to {LARGEST_SAMPLE:,} pictures, this one holds {baseline.size:,}")
+        raise BundleError(f"a baseline must hold 1 to {LARGEST_SAMPLE:,} images, this one holds {baseline.size:,}")
     sums = baseline.probabilities.sum(axis=1, dtype=np.float32)
     if baseline.probabilities.min() < 0 or not np.allclose(sums, 1, atol=1e-2):  # float16 rounds by 0.0005
         raise BundleError("the baseline does not hold probabilities")
     if len(set(baseline.hashes.tolist())) < len(baseline.hashes):
-        raise BundleError("the baseline holds a picture twice")
+        raise BundleError("the baseline holds an image twice")
     for name, column in baseline.statistics.items():
         if not np.isfinite(column).all():
-            raise BundleError(f"the baseline's {name} is not finite for every picture")
+            raise BundleError(f"the baseline's {name} is not finite for every image")
     stated = card.metrics.get("accuracy")
-    if stated and stated.pictures == baseline.size and not _may_be(stated.value, baseline):
+    if stated and stated.images == baseline.size and not _may_be(stated.value, baseline):
         raise BundleError(f"the card's accuracy is {stated.value:.4g}, the baseline's {baseline.accuracy:.4g}")
 
 
 def _may_be(accuracy: float, baseline: Baseline) -> bool:
-    """Whether an accuracy is that of a baseline before float16 made the best classes of some pictures equal."""
+    """Whether an accuracy is that of a baseline before float16 made the best classes of some images equal."""
     best = baseline.probabilities == baseline.probabilities.max(axis=1, keepdims=True)  # (N, K)
     right = best[np.arange(baseline.size), baseline.labels]  # (N,), perhaps where others are as good
     surely = right & (best.sum(axis=1) == 1)

@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from toolkit.bundle.archive_check import EXAMPLES, quiet
 from toolkit.bundle.baseline import Baseline
 from toolkit.bundle.files import PROGRAM, Card, digest_of, signature_of, verify_bundle
-from toolkit.errors import BundleError, one_line
+from toolkit.errors import BundleError, first_line
 from toolkit.tracking.connection import mlflow
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # as torchvision's weights expect
@@ -47,8 +47,8 @@ class Program(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
 
-    def forward(self, pictures: Tensor) -> Tensor:  # uint8 (N, H, W, 3)
-        scaled = pictures.permute(0, 3, 1, 2).float() / 255  # (N, 3, H, W) in [0, 1]
+    def forward(self, images: Tensor) -> Tensor:  # uint8 (N, H, W, 3)
+        scaled = images.permute(0, 3, 1, 2).float() / 255  # (N, 3, H, W) in [0, 1]
         logits = self.network((scaled - self.mean) / self.std)  # (N, K)
         return torch.softmax(logits / self.temperature, dim=1)
 
@@ -76,19 +76,19 @@ class Bundle:
     export: Callable[[], ExportedProgram] | None = None
     folder: Path | None = None
 
-    def predict(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Class probabilities.
 
         Parameters
         ----------
-        pictures
+        images
             uint8 (N, H, W, 3), RGB, H = W = ``card.image_size``.
 
         Returns
         -------
         float32 (N, K), rows that add up to 1.
         """
-        own = np.require(pictures, requirements=("C", "W"))  # torch warns of arrays that may not be written to
+        own = np.require(images, requirements=("C", "W"))  # torch warns of arrays that may not be written to
         with torch.inference_mode():
             answer: NDArray[np.float32] = self.program(torch.from_numpy(own)).numpy()
         return answer
@@ -128,19 +128,19 @@ def load_bundle(folder: Path, digest: str | None) -> Bundle:
     ------
     BundleError
         As ``verify_bundle``, or the program cannot be loaded, or gives something else than the
-        probabilities of the card's classes, the same for the same picture.
+        probabilities of the card's classes, the same for the same image.
     """
     card, baseline = verify_bundle(folder, digest)
     try:
         exported = _load_program(folder / PROGRAM)
     except Exception as error:  # noqa: BLE001  zipfile and torch each raise kinds of their own
-        raise BundleError(f"the program cannot be loaded: {one_line(error)}") from None
+        raise BundleError(f"the program cannot be loaded: {first_line(error)}") from None
     bundle = Bundle(card, baseline, digest or "", exported.module(), lambda: exported)
     _require_probabilities(bundle)
     return bundle
 
 
-def shelve_bundle(folder: Path, digest: str) -> Bundle:
+def open_bundle_lazily(folder: Path, digest: str) -> Bundle:
     """Verify a bundle that stays in its folder, and load its program when somebody first runs it.
 
     An engine that was made of the program before does not need it again, and loading it takes longer
@@ -163,7 +163,7 @@ def shelve_bundle(folder: Path, digest: str) -> Bundle:
         assert give is not None  # noqa: S101  load_bundle always says
         return give()
 
-    return Bundle(card, baseline, digest, lambda pictures: whole().program(pictures), export, folder)
+    return Bundle(card, baseline, digest, lambda images: whole().program(images), export, folder)
 
 
 def _load_program(path: Path) -> ExportedProgram:
@@ -178,18 +178,18 @@ def _load_program(path: Path) -> ExportedProgram:
 
 
 def _require_probabilities(bundle: Bundle) -> None:
-    """Run a program on pictures of noise: three, the same three again, and the first alone."""
+    """Run a program on images of noise: three, the same three again, and the first alone."""
     size, classes = bundle.card.image_size, len(bundle.card.classes)
-    pictures = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
-    given = pictures.copy()
+    images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
+    given = images.copy()
     try:
         answer, again, alone = (bundle.predict(batch) for batch in (given, given, given[:1]))
     except Exception as error:  # noqa: BLE001  whatever torch raises
-        raise BundleError(f"the program cannot be run on 3 pictures and on 1: {one_line(error)}") from None
-    if not np.array_equal(given, pictures):
-        raise BundleError("the program changes the pictures that it is given")
+        raise BundleError(f"the program cannot be run on 3 images and on 1: {first_line(error)}") from None
+    if not np.array_equal(given, images):
+        raise BundleError("the program changes the images that it is given")
     if answer.shape != (3, classes) or alone.shape != (1, classes):
-        raise BundleError(f"the program answers {answer.shape} for 3 pictures and {classes} classes")
+        raise BundleError(f"the program answers {answer.shape} for 3 images and {classes} classes")
     if answer.dtype != np.float32:
         raise BundleError(f"the program answers in {answer.dtype}, and must in float32")
     if not (answer.min() >= 0 and np.allclose(answer.sum(axis=1), 1, atol=1e-3)):  # NaN is not at least 0
@@ -197,4 +197,4 @@ def _require_probabilities(bundle: Bundle) -> None:
     if not np.allclose(answer, again, atol=1e-5):
         raise BundleError("the program answers otherwise when it is asked again: dropout, say, is at work in it")
     if not np.allclose(answer[:1], alone, atol=1e-3):
-        raise BundleError("the program's answer for a picture depends on the others that come with it")
+        raise BundleError("the program's answer for an image depends on the others that come with it")

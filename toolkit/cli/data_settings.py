@@ -14,7 +14,7 @@ from toolkit.errors import DataError
 
 
 def default_folder(environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
-    """Where a user's decoded pictures are kept unless said otherwise.
+    """Where a user's decoded images are kept unless said otherwise.
 
     Raises
     ------
@@ -24,7 +24,7 @@ def default_folder(environment: Mapping[str, str] | None = None, platform: str =
     Examples
     --------
     >>> default_folder({"XDG_CACHE_HOME": "/var/cache/ada"}, "linux").as_posix()
-    '/var/cache/ada/image-classification/pictures'
+    '/var/cache/ada/image-classification/images'
     """
     environment = os.environ if environment is None else environment
     above = Path(environment.get("LOCALAPPDATA" if platform == "win32" else "XDG_CACHE_HOME", ""))
@@ -32,8 +32,8 @@ def default_folder(environment: Mapping[str, str] | None = None, platform: str =
         try:
             above = Path.home() / ".cache"
         except RuntimeError:
-            raise DataError("there is no home folder to keep decoded pictures in; give a --cache-dir") from None
-    return above / "image-classification" / "pictures"
+            raise DataError("there is no home folder to keep decoded images in; give a --cache-dir") from None
+    return above / "image-classification" / "images"
 
 
 class DataSettings(ScriptSettings):
@@ -45,13 +45,15 @@ class DataSettings(ScriptSettings):
         " cifar10, cifar100",
     )
     data_root: Path = Field(Path("data"), description="folder where data sets by name are looked for and fetched to")
-    cache_dir: Path = Field(default_factory=default_folder, description="folder that keeps decoded pictures")
+    cache_dir: Path = Field(default_factory=default_folder, description="folder that keeps decoded images")
     cache_limit: float = Field(10.0, ge=0, description="most GiB that it may hold; 0: decode into memory each time")
     weights: str = Field(
         "auto",
         description="where a ResNet starts: imagenet, none (random), auto (imagenet if it can be had), or a file",
     )
-    held_out: float = Field(0.15, gt=0, le=0.5, description="share of pictures held out, when there is no test/ folder")
+    test_fraction: float = Field(
+        0.15, gt=0, le=0.5, description="share of images held out, when there is no test/ folder"
+    )
     group_by: str | None = Field(
         None,
         min_length=1,
@@ -59,8 +61,8 @@ class DataSettings(ScriptSettings):
         " below the class's, whose name is the key, or a regular expression for the path, whose first group is",
     )
     near_duplicates: bool = Field(True, description="find copies of one photograph and never split them")
-    mirror: bool | None = Field(
-        None, description="flip training pictures left to right; when not said, folders are flipped and digits are not"
+    flip: bool | None = Field(
+        None, description="flip training images left to right; when not said, folders are flipped and digits are not"
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="of splits, weights, order and augmentation")
     precision: Literal["auto", "float32", "bfloat16"] = Field(

@@ -11,8 +11,8 @@ from types import FrameType
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
-def end_imports_on_interrupt() -> None:
-    """Have Ctrl-C end this process with one line, until ``imports_are_done``.
+def exit_on_interrupt() -> None:
+    """Have Ctrl-C end this process with one line, until ``restore_interrupt``.
 
     A KeyboardInterrupt would be a traceback through a hundred files, and some libraries catch it when they are
     imported. Where the signal is ignored, as in the background of a shell, it stays ignored.
@@ -21,7 +21,7 @@ def end_imports_on_interrupt() -> None:
         signal.signal(signal.SIGINT, _end)
 
 
-def imports_are_done() -> None:
+def restore_interrupt() -> None:
     """Have Ctrl-C raise KeyboardInterrupt again."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -14,7 +14,7 @@ _JOINERS = "\u200c\u200d"  # invisible, and needed to spell Persian, Hindi and e
 _ACTING = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories: controls, formats, halves of characters, line ends
 
 
-def shown(name: str | Path) -> str:
+def display_name(name: str | Path) -> str:
     """A name on one line, as text that every encoding of Unicode can hold.
 
     Parameters
@@ -55,7 +55,7 @@ def printable(text: str, encoding: str | None = None) -> str:
     return _escaped(text, keep="\n\t").encode(encoding, "backslashreplace").decode(encoding)
 
 
-def class_of(folder: str) -> str:
+def class_name(folder: str) -> str:
     """The class that a folder's name stands for: the same wherever it was written, and ready to be shown.
 
     An accent may be one character with its letter or two, as macOS writes it; both are one class (NFC).
@@ -68,10 +68,10 @@ def class_of(folder: str) -> str:
 
     Examples
     --------
-    >>> class_of("e\\u0301te\\u0301") == class_of("été") == "été"
+    >>> class_name("e\\u0301te\\u0301") == class_name("été") == "été"
     True
     """
-    return shown(unicodedata.normalize("NFC", _decoded(folder)))
+    return display_name(unicodedata.normalize("NFC", _decoded(folder)))
 
 
 def _decoded(name: str) -> str:

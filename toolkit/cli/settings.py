@@ -31,13 +31,13 @@ from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsC
 from pydantic_settings import SettingsError as SourceError
 
 from toolkit.cli.commands import as_typed
-from toolkit.cli.import_interrupt import EXIT_INTERRUPTED, imports_are_done
-from toolkit.cli.safe_names import shown
-from toolkit.errors import SettingsError, ToolkitError, known, one_line
+from toolkit.cli.import_interrupt import EXIT_INTERRUPTED, restore_interrupt
+from toolkit.cli.safe_names import display_name
+from toolkit.errors import SettingsError, ToolkitError, first_line, suggest
 
 EXIT_BAD_INPUT = 2
 EXIT_TERMINATED = 128 + signal.SIGTERM
-NOTHING = "null"  # on a command line; the word None is a stage of the registry
+NULL_WORD = "null"  # on a command line; the word None is a stage of the registry
 LAST = "last"  # of what can be gone on with, as a value of --resume and the like
 MODEL = "image-classifier"  # a registered model's name, unless another is given
 MODEL_NAME = re.compile(r"[\w\- .]{1,200}")  # no slash or colon, which MLflow's addresses use, and no quote
@@ -55,7 +55,7 @@ def environment(prefix: str) -> SettingsConfigDict:
         cli_implicit_flags=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
-        cli_parse_none_str=NOTHING,
+        cli_parse_none_str=NULL_WORD,
     )
 
 
@@ -98,14 +98,14 @@ def parse(cls: type[S], manual: str | None, argv: Sequence[str] | None = None) -
     )
     source = _Source(cls, root_parser=parser, formatter_class=_Help)
     try:
-        return CliApp.run(cls, cli_args=_filled(words, cls), cli_settings_source=source)
+        return CliApp.run(cls, cli_args=_with_bare_flags(words, cls), cli_settings_source=source)
     except ValidationError as error:
-        raise SettingsError(_sentence(error, cls, words)) from None
+        raise SettingsError(_message(error, cls, words)) from None
     except SourceError as error:
-        raise SettingsError(one_line(error)) from None
+        raise SettingsError(first_line(error)) from None
 
 
-def _filled(words: Sequence[str], cls: type[BaseSettings]) -> list[str]:
+def _with_bare_flags(words: Sequence[str], cls: type[BaseSettings]) -> list[str]:
     """The words, with a value for each flag that was given none and whose field says what is meant then.
 
     A field says so by ``json_schema_extra={"bare": "last"}``: ``--resume`` alone is ``--resume last``.
@@ -130,7 +130,7 @@ def _flags(name: str, cls: type[BaseSettings]) -> list[str]:
     return [f"--{word}" for word in (kebab, *([shortcuts] if isinstance(shortcuts, str) else shortcuts))]
 
 
-def verb(settings: ScriptSettings) -> BaseModel | None:
+def subcommand(settings: ScriptSettings) -> BaseModel | None:
     """The sub-command that was typed, or None when there was none."""
     found = get_subcommand(settings, is_required=False)
     return found if isinstance(found, BaseModel) else None
@@ -166,7 +166,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     A ``ToolkitError`` becomes one line on standard error and status 2, Ctrl-C status 130 and
     SIGTERM status 143; both unwind the stack, so that what is open gets closed and saved.
     """
-    imports_are_done()
+    restore_interrupt()
     signal.signal(signal.SIGTERM, _raise_terminated)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it, so no name ends a run
@@ -179,7 +179,7 @@ def _status_of(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except ToolkitError as error:
-        print(f"{program_name()}: error: {shown(str(error))}", file=sys.stderr)
+        print(f"{program_name()}: error: {display_name(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print(f"{program_name()}: interrupted", file=sys.stderr)
@@ -217,7 +217,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = super()._get_help_string(action)
-        return text and text.replace(f" (default: {NOTHING})", "")
+        return text and text.replace(f" (default: {NULL_WORD})", "")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -228,7 +228,7 @@ class _Parser(argparse.ArgumentParser):
         if unknown != message:
             flag = unknown.split()[0].split("=")[0]
             flags = [name for name in self._option_string_actions if name.startswith("--")]
-            near = known(flags, flag).split(", ")[0]
+            near = suggest(flags, flag).split(", ")[0]
             hint = f"did you mean {near}?" if _alike(flag, near) else "see --help"
             message = f"unknown argument {flag}; {hint}"
         raise SettingsError(message)
@@ -259,7 +259,7 @@ _RULES = {
 }
 
 
-def _sentence(error: ValidationError, cls: type[BaseSettings], words: Sequence[str]) -> str:
+def _message(error: ValidationError, cls: type[BaseSettings], words: Sequence[str]) -> str:
     """The first broken rule as one sentence."""
     first = error.errors()[0]
     if not first["loc"] or isinstance(first["input"], dict):  # a validator of ours, about several settings together

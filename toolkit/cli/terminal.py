@@ -14,35 +14,35 @@ from tqdm import tqdm
 
 from toolkit.cli.safe_names import printable
 
-QUIET_SECONDS = 30.0  # without a line, before one says how far something has come
-LOOK_SECONDS = 1.0  # between two looks at whether that is so
+QUIET_S = 30.0  # without a line, before one says how far something has come
+REFRESH_S = 1.0  # between two looks at whether that is so
 LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {percentage:.0f} %, {remaining} left{postfix}"
 
-_silent = False
+_muted = False
 _last_line = 0.0  # when a line was printed, by time.monotonic
 
 
-def silence() -> None:
+def mute() -> None:
     """This process says nothing from now on, and draws no bars: the one that started it speaks for all."""
-    global _silent  # noqa: PLW0603  a property of the process, like its environment
-    _silent = True
+    global _muted  # noqa: PLW0603  a property of the process, like its environment
+    _muted = True
 
 
 @contextmanager
-def silent(wanted: bool = True) -> Iterator[None]:
+def muted(wanted: bool = True) -> Iterator[None]:
     """Say nothing, and draw no bars, within the block; nothing changes when it is not wanted."""
-    global _silent  # noqa: PLW0603
-    before, _silent = _silent, _silent or wanted
+    global _muted  # noqa: PLW0603
+    before, _muted = _muted, _muted or wanted
     try:
         yield
     finally:
-        _silent = before
+        _muted = before
 
 
-def say(text: str) -> None:
+def echo(text: str) -> None:
     """Print lines at once, without tearing a progress bar; what standard output cannot write is escaped."""
     global _last_line  # noqa: PLW0603
-    if _silent:
+    if _muted:
         return
     tqdm.write(printable(text, sys.stdout.encoding), file=sys.stdout)
     sys.stdout.flush()
@@ -51,17 +51,17 @@ def say(text: str) -> None:
 
 def on_terminal() -> bool:
     """Whether progress bars, which go to standard error, would be seen by a person."""
-    return sys.stderr.isatty() and not _silent
+    return sys.stderr.isatty() and not _muted
 
 
-def bar(label: str) -> str | None:
+def bar_label(label: str) -> str | None:
     """The label of a progress bar on a terminal, None elsewhere."""
     return label if on_terminal() else None
 
 
-def quiet_since(start: float) -> bool:
-    """Whether no line was printed for ``QUIET_SECONDS``, nor was it so long since ``start``, by ``time.monotonic``."""
-    return time.monotonic() - max(start, _last_line) >= QUIET_SECONDS
+def muted_since(start: float) -> bool:
+    """Whether no line was printed for ``QUIET_S``, nor was it so long since ``start``, by ``time.monotonic``."""
+    return time.monotonic() - max(start, _last_line) >= QUIET_S
 
 
 def progress(label: str | None, total: int, unit: str, *, initial: int = 0) -> "tqdm[Any]":
@@ -81,13 +81,13 @@ def progress(label: str | None, total: int, unit: str, *, initial: int = 0) -> "
     >>> with progress(None, 10, "batches") as shown:
     ...     shown.update(3)
     """
-    if label is None or _silent:
+    if label is None or _muted:
         return tqdm(total=total, disable=True)
     if on_terminal():
         return tqdm(desc=label, total=total, initial=initial, unit=f" {unit}", leave=False, dynamic_ncols=True)
     return _Lines(
         desc=label, total=total, initial=initial, unit=unit, leave=False, bar_format=LINE, file=io.StringIO(),
-        mininterval=LOOK_SECONDS, miniters=1, delay=LOOK_SECONDS,
+        mininterval=REFRESH_S, miniters=1, delay=REFRESH_S,
     )  # fmt: skip
 
 
@@ -100,8 +100,8 @@ class _Lines(tqdm):  # type: ignore[misc]  # tqdm has no types
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:  # noqa: ARG002
         """Print where it is, unless it is to be wiped (an empty ``msg``)."""
-        if msg is None and self.n < self.total and quiet_since(self._start):
-            say(str(self))
+        if msg is None and self.n < self.total and muted_since(self._start):
+            echo(str(self))
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -1,8 +1,8 @@
 """Bytes to an RGB uint8 array, under limits: the one decoder of training and serving.
 
-What happens to each kind of picture is defined here, once: EXIF orientation is applied, alpha is
+What happens to each kind of image is defined here, once: EXIF orientation is applied, alpha is
 laid over white, 16-bit values are scaled to 8, the first frame of an animation is taken, and the
-centre square is resized to what the network wants. No metadata makes a good picture unusable.
+centre square is resized to what the network wants. No metadata makes a good image unusable.
 """
 
 import io
@@ -54,22 +54,22 @@ _TURNS = {  # an EXIF orientation and what makes it upright
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-_TINY = 4  # pixels; a picture with a shorter side is a tracking dot or a rule more often than a picture
+_TINY = 4  # pixels; an image with a shorter side is a tracking dot or a rule more often than an image
 _TWELVE_BITS = 2**12 - 1  # the largest value of many cameras and scanners, which write it as it is into 16 bits
 _LUMA = np.array([0.299 / 255, 0.587 / 255, 0.114 / 255], dtype=np.float32)  # ITU-R BT.601, as Pillow's mode L, to 0..1
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How large one picture may be: ``max_bytes`` encoded, ``max_pixels`` decoded."""
+class ImageLimits:
+    """How large one image may be: ``max_bytes`` encoded, ``max_pixels`` decoded."""
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 50_000_000
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """One decoded picture.
+class DecodedImage:
+    """One decoded image.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ class Picture:
     remarks: tuple[str, ...] = ()
 
     def statistics(self) -> dict[str, float]:
-        """Figures that tell what changed when pictures change; their names are ``STATISTICS``.
+        """Figures that tell what changed when images change; their names are ``STATISTICS``.
 
         Brightness and contrast are mean and standard deviation of luma in 0..1; sharpness is the
         standard deviation of luma's Laplacian; aspect is width over height.
@@ -108,7 +108,7 @@ class Picture:
 
 
 def _deviation(values: NDArray[np.floating]) -> float:
-    """The standard deviation, in fewer passes than numpy's own: each picture that is served has two of them."""
+    """The standard deviation, in fewer passes than numpy's own: each image that is served has two of them."""
     distances = (values - values.mean()).ravel()
     return math.sqrt(float(distances @ distances) / distances.size) if distances.size else math.nan
 
@@ -129,22 +129,22 @@ def format_of(data: bytes) -> str | None:
     return next((name for name, magic in _MAGIC.items() if re.match(magic, data, re.DOTALL)), None)
 
 
-def load_picture(data: bytes, size: int, limits: Limits = Limits()) -> Picture:
+def load_image(data: bytes, size: int, limits: ImageLimits = ImageLimits()) -> DecodedImage:
     """Decode, turn upright, cut the centre square and resize it.
 
     Parameters
     ----------
     data
-        An encoded picture: JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF, of any mode; HEIC with pillow-heif.
+        An encoded image: JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF, of any mode; HEIC with pillow-heif.
     size
         Side of the result in pixels.
     limits
-        The largest picture accepted; the header is enough to refuse one.
+        The largest image accepted; the header is enough to refuse one.
 
     Raises
     ------
     UndecodableImage
-        The bytes are empty, broken, cut short, or no picture.
+        The bytes are empty, broken, cut short, or no image.
     UnsupportedImage
         The format is not on the list; ``DecoderMissing`` where a package would read it.
     ImageTooLarge
@@ -154,8 +154,8 @@ def load_picture(data: bytes, size: int, limits: Limits = Limits()) -> Picture:
     --------
     >>> buffer = io.BytesIO()
     >>> Image.new("RGB", (40, 20), "red").save(buffer, "PNG")
-    >>> picture = load_picture(buffer.getvalue(), size=8)
-    >>> picture.pixels.shape, picture.pixels[0, 0].tolist(), picture.width
+    >>> image = load_image(buffer.getvalue(), size=8)
+    >>> image.pixels.shape, image.pixels[0, 0].tolist(), image.width
     ((8, 8, 3), [255, 0, 0], 40)
     """
     try:
@@ -171,7 +171,7 @@ def load_picture(data: bytes, size: int, limits: Limits = Limits()) -> Picture:
         raise
 
 
-def _load(data: bytes, size: int, limits: Limits) -> Picture:
+def _load(data: bytes, size: int, limits: ImageLimits) -> DecodedImage:
     image = _open(data, limits)
     width, height = image.size
     layout = _layout(image)
@@ -186,7 +186,7 @@ def _load(data: bytes, size: int, limits: Limits) -> Picture:
         if opaque is not None:
             whole = Image.composite(whole, Image.new("RGB", whole.size, "white"), _turned(opaque, turn))
     except Exception as error:  # noqa: BLE001  Pillow's plugins raise over a dozen kinds on broken files
-        raise UndecodableImage(f"the picture is broken: {error or type(error).__name__}") from None
+        raise UndecodableImage(f"the image is broken: {error or type(error).__name__}") from None
     if swaps:
         width, height = height, width
     side = min(whole.size)
@@ -194,10 +194,10 @@ def _load(data: bytes, size: int, limits: Limits) -> Picture:
     square = whole.resize(
         (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side), reducing_gap=2.0
     )
-    return Picture(np.asarray(square), width, height, remarks + _frames(image, len(data)))
+    return DecodedImage(np.asarray(square), width, height, remarks + _frames(image, len(data)))
 
 
-def _open(data: bytes, limits: Limits) -> ImageFile.ImageFile:
+def _open(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
     """Read the header and hold it against the limits."""
     if not data:
         raise UndecodableImage("the file is empty")
@@ -210,12 +210,12 @@ def _open(data: bytes, limits: Limits) -> ImageFile.ImageFile:
     except DecoderMissing:
         raise
     except Image.DecompressionBombError:
-        raise ImageTooLarge(f"the picture has far more than the {limits.max_pixels:,} pixels allowed") from None
+        raise ImageTooLarge(f"the image has far more than the {limits.max_pixels:,} pixels allowed") from None
     except Exception as error:  # noqa: BLE001
         raise UndecodableImage(f"the header is broken: {error or type(error).__name__}") from None
     if image.width * image.height > limits.max_pixels:
         raise ImageTooLarge(
-            f"the picture has {image.width} x {image.height} pixels, at most {limits.max_pixels:,} are allowed"
+            f"the image has {image.width} x {image.height} pixels, at most {limits.max_pixels:,} are allowed"
         )
     if isinstance(image, TiffImageFile):
         # Pillow's own turns it by the orientation, and trips over other entries.
@@ -236,7 +236,7 @@ def _formats(data: bytes) -> tuple[str, ...]:
 
 @cache
 def _register_heif() -> None:
-    """Make Pillow read HEIC, once it is needed; each picture has one thread, since several are decoded at a time."""
+    """Make Pillow read HEIC, once it is needed; each image has one thread, since several are decoded at a time."""
     try:
         import pillow_heif
     except ImportError:
@@ -258,7 +258,7 @@ def _unknown_format(data: bytes) -> UndecodableImage | UnsupportedImage:
         name = "a video"
     if name:
         return UnsupportedImage(f"{name} is not supported; send one of {', '.join(FORMATS)}")
-    return UndecodableImage(f"not a picture, or its header is broken; send one of {', '.join(FORMATS)}")
+    return UndecodableImage(f"not an image, or its header is broken; send one of {', '.join(FORMATS)}")
 
 
 def _layout(image: ImageFile.ImageFile) -> str:
@@ -275,7 +275,7 @@ def _turn(image: Image.Image, data: bytes) -> tuple[Image.Transpose | None, bool
         block, upright = data, image.tag_v2.get(ORIENTATION) in (5, 6, 7, 8)
     orientation = orientation_in(block)
     if orientation is None:
-        with suppress(Exception):  # a broken block does not make the picture unusable
+        with suppress(Exception):  # a broken block does not make the image unusable
             orientation = image.getexif().get(ORIENTATION)  # XMP may say it as well
     if not isinstance(orientation, int) or orientation not in _TURNS:
         return None, False
@@ -305,7 +305,7 @@ def _is_wide_colour(layout: str) -> bool:
 
 
 def _oddities(image: Image.Image, layout: str, size: tuple[int, int]) -> tuple[str, ...]:
-    """What a person should look at, since the picture may not be what it was meant to be."""
+    """What a person should look at, since the image may not be what it was meant to be."""
     found = []
     if min(size) < _TINY:
         found.append(f"only {size[0]} x {size[1]} pixels")
@@ -320,7 +320,7 @@ def _oddities(image: Image.Image, layout: str, size: tuple[int, int]) -> tuple[s
 def _opaque(image: Image.Image, layout: str, data: bytes) -> Image.Image | None:
     """Where a PNG of 16 bits is opaque, mode L; None for others, and without a transparent colour.
 
-    That colour has 16 bits a channel, while Pillow keeps the upper 8 of a picture in colour.
+    That colour has 16 bits a channel, while Pillow keeps the upper 8 of an image in colour.
     """
     if image.format != "PNG" or "16" not in layout or "transparency" not in image.info:
         return None

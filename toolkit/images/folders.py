@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from toolkit.cli.safe_names import shown
+from toolkit.cli.safe_names import display_name
 from toolkit.errors import DataError
 
 # What people call the parts of their data, in any case, with spaces, "-" or "_" between the words.
@@ -101,29 +101,31 @@ def find_parts(folder: Path) -> list[tuple[str, Path]]:
     """
     inner = sub_folders(folder)
     if not inner:
-        raise DataError(f"the folder {shown(folder)} holds no sub-folders; it needs one sub-folder of pictures a class")
+        raise DataError(
+            f"the folder {display_name(folder)} holds no sub-folders; it needs one sub-folder of images a class"
+        )
     parts = sorted((part, _innermost(path, part)) for path in inner if (part := part_of(path.name)))
     others = [path for path in inner if part_of(path.name) is None]
     if not any(sub_folders(path) for _, path in parts):
         if parts and not others:
-            names = " and ".join(repr(shown(path.name)) for _, path in parts)
+            names = " and ".join(repr(display_name(path.name)) for _, path in parts)
             raise DataError(
-                f"the folder {shown(folder)} holds only {names}, and no folders in there, so {UNCLEAR};"
-                " put the pictures of each class into a folder of their own"
+                f"the folder {display_name(folder)} holds only {names}, and no folders in there, so {UNCLEAR};"
+                " put the images of each class into a folder of their own"
             )
         _refuse_parts_inside(inner)
         return [("", folder)]
     strangers = [path for path in others if _plain(path.name) not in UNLABELLED]
     if strangers:
         raise DataError(
-            f"the folder {shown(folder)} holds {shown(strangers[0].name)!r} beside {shown(parts[-1][1].name)!r},"
-            f" so {UNCLEAR}; leave only the parts of the data in it, such as train/, val/ and test/,"
-            " or give the folder that holds only the classes"
+            f"the folder {display_name(folder)} holds {display_name(strangers[0].name)!r} beside"
+            f" {display_name(parts[-1][1].name)!r}, so {UNCLEAR}; leave only the parts of the data in it,"
+            " such as train/, val/ and test/, or give the folder that holds only the classes"
         )
     return parts
 
 
-def beside_the_classes(folder: Path, parts: list[tuple[str, Path]]) -> list[Ignored]:
+def stray_files(folder: Path, parts: list[tuple[str, Path]]) -> list[Ignored]:
     """Folders on the way to the classes that are none: those of programs, and images without a label."""
     above = {folder, *(path for _, path in parts)}
     found = []
@@ -131,7 +133,7 @@ def beside_the_classes(folder: Path, parts: list[tuple[str, Path]]) -> list[Igno
         if _plain(path.name) in OF_PROGRAMS:
             found.append(Ignored(path, NOT_MEANT, _count(path)))
         elif parts[0][0] and path.parent == folder and _plain(path.name) in UNLABELLED:
-            found.append(Ignored(path, "its pictures have no label", _count(path)))
+            found.append(Ignored(path, "its images have no label", _count(path)))
     return [item for item in found if item.count]
 
 
@@ -213,9 +215,9 @@ def _refuse_parts_inside(classes: list[Path]) -> None:
     for path in classes:
         inside = {part: inner.name for inner in sub_folders(path) if (part := part_of(inner.name))}
         if len(inside) > 1:
-            names = " and ".join(repr(shown(name)) for name in sorted(inside.values()))
+            names = " and ".join(repr(display_name(name)) for name in sorted(inside.values()))
             raise DataError(
-                f"the folder {shown(path)} holds {names}, so {UNCLEAR};"
+                f"the folder {display_name(path)} holds {names}, so {UNCLEAR};"
                 " put the parts of the data above the classes, or give the folder that holds the parts"
             )
 
@@ -258,4 +260,4 @@ def _mode(path: Path) -> int:
 
 
 def _unreadable(folder: Path, error: OSError) -> DataError:
-    return DataError(f"the folder {shown(folder)} cannot be read: {error.strerror or type(error).__name__}")
+    return DataError(f"the folder {display_name(folder)} cannot be read: {error.strerror or type(error).__name__}")

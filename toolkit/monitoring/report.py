@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.store.alerts import Alert
 from toolkit.monitoring.windows.metrics import EstimatedAccuracy, WindowMetrics
 
@@ -13,7 +13,7 @@ LONGEST_NAME = 24  # letters of a class in a sentence
 LEAST_SHARE = 0.001  # below which a part is not worth telling
 
 
-def figures(metrics: WindowMetrics) -> list[str]:
+def metrics_text(metrics: WindowMetrics) -> list[str]:
     """The figures of a window as lines of text."""
     shares = sorted(metrics.class_shares.items(), key=lambda item: -item[1])[:SHOWN_CLASSES]
     latency = metrics.latency_ms
@@ -22,7 +22,7 @@ def figures(metrics: WindowMetrics) -> list[str]:
         "labels": _labels(metrics),
         "accuracy": _with_interval(metrics.accuracy, metrics.accuracy_interval),
         "estimated accuracy": _estimate(metrics.estimate),
-        "reference": f"{_share(metrics.reference_accuracy)} on {metrics.reference_n:,} held-out pictures",
+        "reference": f"{_share(metrics.reference_accuracy)} on {metrics.reference_n:,} held-out images",
         "degradation": _degradation(metrics),
         "precision": _with_interval(metrics.precision_weighted, metrics.precision_weighted_interval),
         "recall": _with_interval(metrics.recall_weighted, metrics.recall_weighted_interval),
@@ -65,7 +65,7 @@ def headline(standing: Sequence[Alert], metrics: WindowMetrics, drifted: bool | 
         few = metrics.level is None
         reason = "no alert stands" + ("; there are too few labels to know the accuracy" if few else "")
         return {"level": "ok", "status": "", "reason": reason}
-    return max(known, key=lambda one: (Limits.severity(one["level"]), one["status"] == "confirmed"))
+    return max(known, key=lambda one: (Thresholds.severity(one["level"]), one["status"] == "confirmed"))
 
 
 def headline_text(worst: Mapping[str, str]) -> str:
@@ -78,7 +78,7 @@ def headline_text(worst: Mapping[str, str]) -> str:
     return f"{worst['level'].upper()}{status}: {worst['reason']}"
 
 
-def alerts(found: Sequence[Alert]) -> str:
+def alerts_text(found: Sequence[Alert]) -> str:
     """Alerts, each with what it says."""
     return "\n".join(map(_alert, found)) if found else "No alerts."
 
@@ -198,7 +198,7 @@ def share_below(value: float) -> str:
     return f"{math.floor(1000 * value + 1e-9) / 10:g} %"
 
 
-def points(value: float) -> str:
+def percentage_points(value: float) -> str:
     """A difference of shares in points of a hundred, rounded down; empty when it is none.
 
     >>> points(0.1099), points(0.0349), points(0.0009)
@@ -208,7 +208,7 @@ def points(value: float) -> str:
     return "" if tenths < 1 else f"{tenths // 10}" if tenths >= 100 else f"{tenths / 10:g}"
 
 
-def counted(n: int, what: str) -> str:
+def pluralise(n: int, what: str) -> str:
     """How many of something.
 
     >>> counted(1, "label"), counted(1200, "label")

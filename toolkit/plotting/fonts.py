@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontEntry, FontProperties, findfont, fontManager, get_font
 from matplotlib.text import Text
 
-from toolkit.cli.safe_names import shown
+from toolkit.cli.safe_names import display_name
 
 NORMAL_WEIGHT = 400  # of a font, where 700 is bold
 
 
-def drawn(name: str) -> str:
+def drawable_text(name: str) -> str:
     """A name as it can be drawn on this machine, one line without mathematics between its dollar signs.
 
     Parameters
@@ -31,12 +31,12 @@ def drawn(name: str) -> str:
     >>> print(drawn("US$ café"), drawn("two\\nlines"))
     US\\$ café two\\nlines
     """
-    text = shown(name)
+    text = display_name(name)
     _, absent = _fonts(_beyond(text))
     return "".join(_spelled(letter) if letter in absent else letter for letter in text).replace("$", r"\$")
 
 
-def lettered(figure: Figure) -> Figure:
+def draw_names(figure: Figure) -> Figure:
     """The figure, all of whose texts have the fonts that their letters need.
 
     Parameters

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from toolkit.bundle.baseline import CalibrationBins
-from toolkit.plotting.fonts import drawn
+from toolkit.plotting.fonts import drawable_text
 
 BLUE, ORANGE, GREY, INK, YELLOW = "#2563eb", "#ea580c", "#6b7280", "#111827", "#facc15"
 MAX_NAME_LENGTH = 24  # characters, so that names leave room for what they name
@@ -27,7 +27,7 @@ def class_label(name: str) -> str:
     """
     half = MAX_NAME_LENGTH // 2
     short = name if len(name) <= MAX_NAME_LENGTH else f"{name[:half]}…{name[1 - half :]}"
-    return (" " if short.startswith("_") else "") + drawn(short)
+    return (" " if short.startswith("_") else "") + drawable_text(short)
 
 
 def empty_figure(text: str) -> Figure:

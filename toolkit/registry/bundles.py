@@ -25,7 +25,7 @@ FILE_SECONDS = 30  # until the first bytes of a file, which a server may have to
 
 
 @contextmanager
-def fetched(client: MlflowClient, location: str) -> Iterator[Path]:
+def download(client: MlflowClient, location: str) -> Iterator[Path]:
     """The bundle at an artifact location as a folder, which is gone afterwards when it was a copy.
 
     Files that lie on this machine already are used where they are.
@@ -42,18 +42,21 @@ def fetched(client: MlflowClient, location: str) -> Iterator[Path]:
 
 
 @contextmanager
-def cached(client: MlflowClient, location: str, digest: str, cache: Path | None) -> Iterator[Path]:
+def download_cached(client: MlflowClient, location: str, digest: str, cache: Path | None) -> Iterator[Path]:
     """As ``fetched``, from a folder of bundles by digest when there is one; what is altered there is fetched anew."""
     if cache is None or not digest:
-        with fetched(client, location) as folder:
+        with download(client, location) as folder:
             yield folder
         return
     kept = cache / digest
-    if kept.exists() and not _whole(kept, digest):
+    if kept.exists() and not _is_intact(kept, digest):
         shutil.rmtree(kept)
     if not kept.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        with fetched(client, location) as folder, tempfile.TemporaryDirectory(dir=cache, prefix="incoming-") as scratch:
+        with (
+            download(client, location) as folder,
+            tempfile.TemporaryDirectory(dir=cache, prefix="incoming-") as scratch,
+        ):
             verify_bundle(folder, digest)
             copy = shutil.copytree(folder, Path(scratch, digest))
             with suppress(OSError):  # another process was faster, and its copy is as good
@@ -63,7 +66,7 @@ def cached(client: MlflowClient, location: str, digest: str, cache: Path | None)
 
 def verify(client: MlflowClient, version: Version) -> None:
     """Fetch a version's bundle and check it, without running it."""
-    with blaming(version), fetched(client, version_location(client, version)) as folder:
+    with naming_version(version), download(client, version_location(client, version)) as folder:
         verify_bundle(folder, version.digest)
 
 
@@ -88,7 +91,7 @@ def version_location(client: MlflowClient, version: Version) -> str:
 
 
 @contextmanager
-def blaming(version: Version) -> Iterator[None]:
+def naming_version(version: Version) -> Iterator[None]:
     """Name the version that an error of its bundle is about."""
     try:
         yield
@@ -107,7 +110,7 @@ def _help(version: Version) -> str:
     return f"; another tool registered it, and none of ours made it: {register} takes one of ours"
 
 
-def _whole(folder: Path, digest: str) -> bool:
+def _is_intact(folder: Path, digest: str) -> bool:
     try:
         verify_bundle(folder, digest)
     except BundleError:

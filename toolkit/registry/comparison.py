@@ -10,9 +10,9 @@ import pandas as pd
 
 from toolkit.bundle.baseline import Baseline
 from toolkit.bundle.files import Card
-from toolkit.registry.evaluation_data import answers_of, read_labelled
-from toolkit.registry.latency import latencies
-from toolkit.registry.mcnemar import Tally, on_shared, pair
+from toolkit.registry.evaluation_data import predict_all, read_labelled
+from toolkit.registry.latency import measure_latencies
+from toolkit.registry.mcnemar import PairedCounts, on_shared, pair_by_hash
 from toolkit.registry.metrics import accuracy_of, scores_of
 from toolkit.registry.opening import LoadedModel
 from toolkit.registry.versions import Version
@@ -27,13 +27,13 @@ class Candidate:
     version, card
         As registered, and out of its bundle.
     baseline
-        What it did on the pictures that it is compared on.
+        What it did on the images that it is compared on.
     size
         Of its bundle in bytes.
     latency_ms
-        Milliseconds for one picture, measured beside the others; None where it was not.
+        Milliseconds for one image, measured beside the others; None where it was not.
     held_out
-        What it did on all pictures that it held out, where it is compared on some of them.
+        What it did on all images that it held out, where it is compared on some of them.
     """
 
     version: Version
@@ -53,14 +53,14 @@ class Column:
     name
         Such as ``v3``.
     baseline
-        What it did on its pictures.
+        What it did on its images.
     paired
-        The first version and this one on the pictures that both did; None for the first.
+        The first version and this one on the images that both did; None for the first.
     """
 
     name: str
     baseline: Baseline
-    paired: Tally | None
+    paired: PairedCounts | None
 
 
 def measured(models: Sequence[LoadedModel], data: Path | None) -> list[Candidate]:
@@ -71,12 +71,12 @@ def measured(models: Sequence[LoadedModel], data: Path | None) -> list[Candidate
     models
         Which.
     data
-        A folder of labelled pictures that all of them are run on. When None, they are compared on the
-        pictures that all of them held out; where there is none, each on those that it held out itself.
+        A folder of labelled images that all of them are run on. When None, they are compared on the
+        images that all of them held out; where there is none, each on those that it held out itself.
     """
     bundles = [model.bundle for model in models]
     held_out = [bundle.baseline for bundle in bundles]
-    baselines = on_shared(answers_of(bundles, read_labelled(data)) if data else held_out)
+    baselines = on_shared(predict_all(bundles, read_labelled(data)) if data else held_out)
     return [
         Candidate(
             model.version,
@@ -86,14 +86,16 @@ def measured(models: Sequence[LoadedModel], data: Path | None) -> list[Candidate
             latency,
             None if data or whole is baseline else whole,
         )
-        for model, baseline, latency, whole in zip(models, baselines, latencies(bundles), held_out, strict=True)
+        for model, baseline, latency, whole in zip(models, baselines, measure_latencies(bundles), held_out, strict=True)
     ]
 
 
 def on_the_same(candidates: Sequence[Candidate]) -> bool:
-    """Whether all figures of the versions are about the same pictures."""
+    """Whether all figures of the versions are about the same images."""
     return all(
-        pair(candidates[0].baseline, each.baseline).whole.pictures == each.baseline.size == candidates[0].baseline.size
+        pair_by_hash(candidates[0].baseline, each.baseline).whole.images
+        == each.baseline.size
+        == candidates[0].baseline.size
         for each in candidates
     )
 
@@ -114,7 +116,7 @@ def side_by_side(candidates: Sequence[Candidate]) -> pd.DataFrame:
     if any(candidate.held_out and candidate.held_out.size > candidate.baseline.size for candidate in candidates):
         for row, candidate in zip(rows, candidates, strict=True):
             whole = candidate.held_out or candidate.baseline
-            row |= {"held_out_pictures": whole.size, "held_out_accuracy": whole.accuracy}
+            row |= {"held_out_images": whole.size, "held_out_accuracy": whole.accuracy}
     return pd.DataFrame(rows).set_index("version")
 
 
@@ -125,7 +127,7 @@ def columns(candidates: Sequence[Candidate]) -> list[Column]:
         Column(
             name=f"v{candidate.version.version}",
             baseline=candidate.baseline,
-            paired=None if candidate is first else pair(first.baseline, candidate.baseline).whole,
+            paired=None if candidate is first else pair_by_hash(first.baseline, candidate.baseline).whole,
         )
         for candidate in candidates
     ]
@@ -149,7 +151,7 @@ def _row(candidate: Candidate, first: Candidate) -> dict[str, Any]:
         "stage": version.stage,
         "network": card.network,
         "image_size": card.image_size,
-        "pictures": baseline.size,
+        "images": baseline.size,
     }
     for name, score in {"accuracy": accuracy_of(baseline), **scores_of(baseline)}.items():
         row |= {name: score.value, f"{name}_low": score.low, f"{name}_high": score.high}
@@ -160,11 +162,11 @@ def _row(candidate: Candidate, first: Candidate) -> dict[str, Any]:
 
 
 def _against(candidate: Candidate, first: Candidate) -> dict[str, Any]:
-    whole = pair(first.baseline, candidate.baseline).whole
+    whole = pair_by_hash(first.baseline, candidate.baseline).whole
     itself = candidate is first
     difference, low, high = (math.nan,) * 3 if itself else whole.difference
     return {
-        "shared_pictures": whole.pictures,
+        "shared_images": whole.images,
         "shared_accuracy": whole.accuracies[1],
         "difference": difference,
         "difference_low": low,

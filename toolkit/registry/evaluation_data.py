@@ -1,6 +1,6 @@
-"""A folder of labelled pictures, and what models answer about them.
+"""A folder of labelled images, and what models answer about them.
 
-Versions that were trained on other data, or at other sizes, are compared on the same pictures: each
+Versions that were trained on other data, or at other sizes, are compared on the same images: each
 file is read once, decoded for each image size by the one decoder, and shown to every program.
 """
 
@@ -18,30 +18,30 @@ from tqdm import tqdm
 
 from toolkit.bundle.baseline import Baseline
 from toolkit.bundle.program import Bundle
-from toolkit.cli.safe_names import class_of, shown
-from toolkit.cli.terminal import bar, say
-from toolkit.errors import DataError, ImageError, known, one_line
-from toolkit.images.decoding import SUFFIXES, load_picture
+from toolkit.cli.safe_names import class_name, display_name
+from toolkit.cli.terminal import bar_label, echo
+from toolkit.errors import DataError, ImageError, first_line, suggest
+from toolkit.images.decoding import SUFFIXES, load_image
 from toolkit.images.folders import find_parts, list_files, sub_folders
 from toolkit.registry.latency import at_most_threads
 from toolkit.system.metrics import usable_cores
 
-TEST = "test"  # the part whose pictures no version was trained on
-BATCH = 64  # pictures that are in memory at a time, and that a program answers at once
-NAMED = 3  # pictures that are named of those that were skipped
-MOST_LINES, PICTURES_A_LINE = 10, 1000  # of progress where there is no terminal: at most, and at least
+TEST = "test"  # the part whose images no version was trained on
+BATCH = 64  # images that are in memory at a time, and that a program answers at once
+NAMED = 3  # images that are named of those that were skipped
+MOST_LINES, IMAGES_A_LINE = 10, 1000  # of progress where there is no terminal: at most, and at least
 
 
 @dataclass(frozen=True, order=True)
-class Labelled:
-    """A file that should be a picture, and the class it belongs to."""
+class LabelledImage:
+    """A file that should be an image, and the class it belongs to."""
 
     of: str
     path: Path
 
 
-def read_labelled(folder: Path) -> list[Labelled]:
-    """The pictures in a folder with one sub-folder a class.
+def read_labelled(folder: Path) -> list[LabelledImage]:
+    """The images in a folder with one sub-folder a class.
 
     Files count by their endings; what is in sub-folders of a class belongs to it; hidden files and
     folders of programs do not count. Where ``train/``, ``val/`` and ``test/`` are above the classes,
@@ -60,7 +60,7 @@ def read_labelled(folder: Path) -> list[Labelled]:
     Raises
     ------
     DataError
-        There is no such folder, it holds no classes or no pictures, or what is a class is unclear.
+        There is no such folder, it holds no classes or no images, or what is a class is unclear.
 
     Examples
     --------
@@ -70,57 +70,57 @@ def read_labelled(folder: Path) -> list[Labelled]:
     ...         path = Path(photos, name)
     ...         path.parent.mkdir(exist_ok=True)
     ...         path.touch()
-    ...     [(picture.of, picture.path.name) for picture in read_labelled(Path(photos))]
+    ...     [(image.of, image.path.name) for image in read_labelled(Path(photos))]
     [('cat', '2.jpg'), ('dog', '1.png')]
     """
     try:
         folder = folder.expanduser()
         if not folder.exists():
-            raise DataError(f"the folder {shown(folder)} does not exist")
+            raise DataError(f"the folder {display_name(folder)} does not exist")
         if not folder.is_dir():
-            raise DataError(f"{shown(folder)} is a file; give a folder with one sub-folder of pictures a class")
+            raise DataError(f"{display_name(folder)} is a file; give a folder with one sub-folder of images a class")
         above = _above_classes(folder)
-        pictures = sorted(picture for outer in above for inner in sub_folders(outer) for picture in _listed(inner))
+        images = sorted(image for outer in above for inner in sub_folders(outer) for image in _listed(inner))
     except (OSError, RuntimeError) as error:  # RuntimeError: a home folder that is not known
-        raise DataError(f"the folder {shown(folder)} cannot be read: {one_line(error)}") from None
-    if not pictures:
+        raise DataError(f"the folder {display_name(folder)} cannot be read: {first_line(error)}") from None
+    if not images:
         raise DataError(
-            f"the folder {shown(above[0])} holds no pictures in sub-folders; their names end in"
+            f"the folder {display_name(above[0])} holds no images in sub-folders; their names end in"
             f" {', '.join(sorted(SUFFIXES))}"
         )
-    return pictures
+    return images
 
 
-def answers_of(bundles: Sequence[Bundle], pictures: Sequence[Labelled]) -> list[Baseline]:
-    """What each program answers about the same pictures.
+def predict_all(bundles: Sequence[Bundle], images: Sequence[LabelledImage]) -> list[Baseline]:
+    """What each program answers about the same images.
 
-    Each file is read once; a few dozen pictures are in memory at a time. Broken pictures are
-    skipped, exact duplicates count once, under the first of their classes; both are said. A picture
+    Each file is read once; a few dozen images are in memory at a time. Broken images are
+    skipped, exact duplicates count once, under the first of their classes; both are said. An image
     whose class a bundle does not know, by exactly its name, is left out of that bundle's answers.
 
     Parameters
     ----------
     bundles
         Verified and loaded; their image sizes and classes may differ.
-    pictures
+    images
         As ``read_labelled`` gives them.
 
     Returns
     -------
-    One baseline a bundle, in the order of the bundles, without statistics. A picture's hash is that
+    One baseline a bundle, in the order of the bundles, without statistics. An image's hash is that
     of its file, as in the baselines of a training, so ``paired.pair`` finds what versions share.
 
     Raises
     ------
     DataError
-        No bundle knows a class of the pictures, or not one picture can be used.
+        No bundle knows a class of the images, or not one image can be used.
     """
-    pictures = _of_known_classes(bundles, pictures)
+    images = _of_known_classes(bundles, images)
     sizes = sorted({bundle.card.image_size for bundle in bundles})
-    gathered, sieve = [_Answers(bundle) for bundle in bundles], _Sieve()
-    with at_most_threads(usable_cores()), closing(_decoded(pictures, sizes)) as batches:
+    gathered, sieve = [_PredictionCollector(bundle) for bundle in bundles], _Deduplicator()
+    with at_most_threads(usable_cores()), closing(_decoded(images, sizes)) as batches:
         for batch in batches:
-            usable = [picture for picture in batch if sieve.passes(picture)]
+            usable = [image for image in batch if sieve.passes(image)]
             for answers in gathered:
                 answers.add(usable)
     sieve.report()
@@ -129,33 +129,33 @@ def answers_of(bundles: Sequence[Bundle], pictures: Sequence[Labelled]) -> list[
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """A picture that was read: its pixels by size, uint8 (size, size, 3), or the reason why there are none."""
+    """An image that was read: its pixels by size, uint8 (size, size, 3), or the reason why there are none."""
 
-    source: Labelled
+    source: LabelledImage
     digest: str = ""
     pixels: Mapping[int, NDArray[np.uint8]] = field(default_factory=dict)
     reason: str = ""
 
 
-class _Answers:
+class _PredictionCollector:
     """What one program answers, gathered batch by batch."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle, self._size = bundle, bundle.card.image_size
-        self._label_of = {class_of(name): label for label, name in enumerate(bundle.card.classes)}
+        self._label_of = {class_name(name): label for label, name in enumerate(bundle.card.classes)}
         self._probabilities = [np.zeros((0, len(self._label_of)), np.float16)]
         self._labels: list[int] = []
         self._hashes: list[str] = []
 
-    def add(self, pictures: Sequence[_Read]) -> None:
-        """Ask about those pictures whose class the program knows."""
-        mine = [picture for picture in pictures if picture.source.of in self._label_of]
+    def add(self, images: Sequence[_Read]) -> None:
+        """Ask about those images whose class the program knows."""
+        mine = [image for image in images if image.source.of in self._label_of]
         if not mine:
             return
-        pixels = np.stack([picture.pixels[self._size] for picture in mine])  # (n, size, size, 3)
+        pixels = np.stack([image.pixels[self._size] for image in mine])  # (n, size, size, 3)
         self._probabilities.append(self._bundle.predict(pixels).astype(np.float16))  # as a baseline rounds
-        self._labels += [self._label_of[picture.source.of] for picture in mine]
-        self._hashes += [picture.digest for picture in mine]
+        self._labels += [self._label_of[image.source.of] for image in mine]
+        self._hashes += [image.digest for image in mine]
 
     def baseline(self) -> Baseline:
         """All answers."""
@@ -167,37 +167,37 @@ class _Answers:
         )
 
 
-class _Sieve:
-    """Lets each picture pass once and holds back what is broken."""
+class _Deduplicator:
+    """Lets each image pass once and holds back what is broken."""
 
     def __init__(self) -> None:
         self._class_of: dict[str, str] = {}  # by hash
         self._duplicates = self._contradictions = 0
         self._broken: list[_Read] = []
 
-    def passes(self, picture: _Read) -> bool:
-        """Whether a picture can be used and was not seen before."""
-        if picture.reason:
-            self._broken.append(picture)
+    def passes(self, image: _Read) -> bool:
+        """Whether an image can be used and was not seen before."""
+        if image.reason:
+            self._broken.append(image)
             return False
-        if picture.digest in self._class_of:
+        if image.digest in self._class_of:
             self._duplicates += 1
-            self._contradictions += self._class_of[picture.digest] != picture.source.of
+            self._contradictions += self._class_of[image.digest] != image.source.of
             return False
-        self._class_of[picture.digest] = picture.source.of
+        self._class_of[image.digest] = image.source.of
         return True
 
     def report(self) -> None:
         """Say what was held back; a DataError when nothing passed."""
-        named = "; ".join(f"{shown(picture.source.path)}: {picture.reason}" for picture in self._broken[:NAMED])
+        named = "; ".join(f"{display_name(image.source.path)}: {image.reason}" for image in self._broken[:NAMED])
         more = "" if len(self._broken) <= NAMED else f"; and {len(self._broken) - NAMED:,} more"
         if not self._class_of:
-            raise DataError(f"not one picture can be used: {named}{more}")
+            raise DataError(f"not one image can be used: {named}{more}")
         if self._broken:
-            say(f"skipped {_count(len(self._broken), 'picture')}: {named}{more}")
+            echo(f"skipped {_count(len(self._broken), 'image')}: {named}{more}")
         if self._duplicates:
             other = f", {self._contradictions:,} of them under another class" if self._contradictions else ""
-            say(f"left out {_count(self._duplicates, 'exact duplicate')}{other}")
+            echo(f"left out {_count(self._duplicates, 'exact duplicate')}{other}")
 
 
 def _above_classes(folder: Path) -> list[Path]:
@@ -207,63 +207,63 @@ def _above_classes(folder: Path) -> list[Path]:
         return [folder]
     tests = [path for part, path in parts if part == TEST]
     if not any(sub_folders(path) for path in tests):
-        names = ", ".join(sorted(shown(path.name) for part, path in parts if part != TEST))
+        names = ", ".join(sorted(display_name(path.name) for part, path in parts if part != TEST))
         raise DataError(
-            f"the folder {shown(folder)} holds {names} and no {TEST} with folders of classes, and versions may have"
-            f" been trained on those; give the folder that holds the classes, such as {shown(parts[0][1])}"
+            f"the folder {display_name(folder)} holds {names} and no {TEST} with folders of classes, and versions may"
+            f" have been trained on those; give the folder that holds the classes, such as {display_name(parts[0][1])}"
         )
     if len(parts) > len(tests):
-        only = " and ".join(f"{shown(path.relative_to(folder))}/" for path in tests)
-        say(f"of {shown(folder)} only {only} is used: versions may have been trained on the rest")
+        only = " and ".join(f"{display_name(path.relative_to(folder))}/" for path in tests)
+        echo(f"of {display_name(folder)} only {only} is used: versions may have been trained on the rest")
     return tests
 
 
-def _listed(folder: Path) -> list[Labelled]:
-    """The pictures of a class: all files below its folder that end as a picture does."""
+def _listed(folder: Path) -> list[LabelledImage]:
+    """The images of a class: all files below its folder that end as an image does."""
     paths = list_files(folder, SUFFIXES).files
-    return [Labelled(class_of(folder.name), path) for path in paths if path.suffix.lower() in SUFFIXES]
+    return [LabelledImage(class_name(folder.name), path) for path in paths if path.suffix.lower() in SUFFIXES]
 
 
-def _of_known_classes(bundles: Sequence[Bundle], pictures: Sequence[Labelled]) -> list[Labelled]:
-    """The pictures of classes that some bundle knows; what is left out is said."""
-    known_to = [{class_of(name) for name in bundle.card.classes} for bundle in bundles]
-    ours = dict.fromkeys(class_of(name) for bundle in bundles for name in bundle.card.classes)
-    theirs = dict.fromkeys(picture.of for picture in pictures)
-    chosen = [picture for picture in pictures if picture.of in ours]
+def _of_known_classes(bundles: Sequence[Bundle], images: Sequence[LabelledImage]) -> list[LabelledImage]:
+    """The images of classes that some bundle knows; what is left out is said."""
+    known_to = [{class_name(name) for name in bundle.card.classes} for bundle in bundles]
+    ours = dict.fromkeys(class_name(name) for bundle in bundles for name in bundle.card.classes)
+    theirs = dict.fromkeys(image.of for image in images)
+    chosen = [image for image in images if image.of in ours]
     if not chosen:
-        there = known(ours, next(iter(theirs), ""))
-        raise DataError(f"no model knows a class of the pictures, {known(theirs)}; the models know: {there}")
+        there = suggest(ours, next(iter(theirs), ""))
+        raise DataError(f"no model knows a class of the images, {suggest(theirs)}; the models know: {there}")
     if strange := [name for name in theirs if name not in ours]:
-        say(f"left out {_count(len(pictures) - len(chosen), 'picture')} of classes no model knows: {known(strange)}")
+        echo(f"left out {_count(len(images) - len(chosen), 'image')} of classes no model knows: {suggest(strange)}")
     if half := [name for name in theirs if 0 < sum(name in classes for classes in known_to) < len(bundles)]:
-        say(f"some models do not know these classes, and are not measured on them: {known(half)}")
+        echo(f"some models do not know these classes, and are not measured on them: {suggest(half)}")
     return chosen
 
 
-def _decoded(pictures: Sequence[Labelled], sizes: Sequence[int]) -> Generator[list[_Read], None, None]:
-    """Batches of pictures in order, each decoded by all cores before the programs take over."""
-    label, every = bar("evaluating"), max(PICTURES_A_LINE, -(-len(pictures) // MOST_LINES))
+def _decoded(images: Sequence[LabelledImage], sizes: Sequence[int]) -> Generator[list[_Read], None, None]:
+    """Batches of images in order, each decoded by all cores before the programs take over."""
+    label, every = bar_label("evaluating"), max(IMAGES_A_LINE, -(-len(images) // MOST_LINES))
     with (
         ThreadPoolExecutor(usable_cores()) as pool,  # Pillow releases the interpreter's lock
-        tqdm(total=len(pictures), desc=label, unit="picture", leave=False, disable=label is None) as progress,
+        tqdm(total=len(images), desc=label, unit="image", leave=False, disable=label is None) as progress,
     ):
         done = 0
-        for start in range(0, len(pictures), BATCH):
-            yield list(pool.map(partial(_read, sizes=sizes), pictures[start : start + BATCH]))
-            before, done = done, min(start + BATCH, len(pictures))
+        for start in range(0, len(images), BATCH):
+            yield list(pool.map(partial(_read, sizes=sizes), images[start : start + BATCH]))
+            before, done = done, min(start + BATCH, len(images))
             progress.update(done - before)
             if label is None and done // every > before // every:
-                say(f"evaluated {done:,} of {len(pictures):,} pictures")
+                echo(f"evaluated {done:,} of {len(images):,} images")
 
 
-def _read(source: Labelled, sizes: Sequence[int]) -> _Read:
+def _read(source: LabelledImage, sizes: Sequence[int]) -> _Read:
     try:
         data = source.path.read_bytes()
-        pixels = {size: load_picture(data, size).pixels for size in sizes}
+        pixels = {size: load_image(data, size).pixels for size in sizes}
     except OSError as error:
-        return _Read(source, reason=f"it cannot be read: {error.strerror or one_line(error)}")
+        return _Read(source, reason=f"it cannot be read: {error.strerror or first_line(error)}")
     except ImageError as error:
-        return _Read(source, reason=one_line(error))
+        return _Read(source, reason=first_line(error))
     return _Read(source, hashlib.sha256(data).hexdigest(), pixels)
 
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from toolkit.bundle.files import DIGEST_TAG, verify_bundle
-from toolkit.registry.bundles import blaming, fetched, version_location
-from toolkit.registry.formatting import describe
+from toolkit.registry.bundles import download, naming_version, version_location
+from toolkit.registry.formatting import version_description
 from toolkit.registry.run_selection import is_finite, model_of
 from toolkit.registry.versions import METRICS_TAG, MISSING, MODEL_TAG, Version
 from toolkit.tracking.connection import ANSWER_SECONDS, MlflowClient, MlflowException, mlflow_call
@@ -55,7 +55,7 @@ def adopt(client: MlflowClient, version: Version) -> bool:
     if DIGEST_TAG in version.tags:
         return False
     version = recognised(client, version)
-    with blaming(version), fetched(client, version_location(client, version)) as folder:
+    with naming_version(version), download(client, version_location(client, version)) as folder:
         card, baseline = verify_bundle(folder, version.digest)
     tags = {
         METRICS_TAG: json.dumps({name: item.value for name, item in card.metrics.items() if is_finite(item.value)}),
@@ -65,7 +65,7 @@ def adopt(client: MlflowClient, version: Version) -> bool:
     }
     with mlflow_call(f"record what v{version.version} is", timeout=ANSWER_SECONDS):
         if not version.description:
-            text = describe(card, baseline, f"registered by {ANOTHER_TOOL}", version.run_id)
+            text = version_description(card, baseline, f"registered by {ANOTHER_TOOL}", version.run_id)
             client.update_model_version(version.name, str(version.version), text)
         for name, value in tags.items():
             client.set_model_version_tag(version.name, str(version.version), name, value)

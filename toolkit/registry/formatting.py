@@ -16,7 +16,7 @@ MOST_CLASSES = 10  # named in a description
 INTERVALS = ("accuracy", "precision_weighted", "recall_weighted", "f1_weighted", "difference")
 
 
-def describe(card: Card, baseline: Baseline, choice: str, run: str) -> str:
+def version_description(card: Card, baseline: Baseline, choice: str, run: str) -> str:
     """What MLflow's page of a version says about it, in Markdown.
 
     Parameters
@@ -29,14 +29,14 @@ def describe(card: Card, baseline: Baseline, choice: str, run: str) -> str:
         The run's id, or a link to its page.
     """
     classes = ", ".join(card.classes[:MOST_CLASSES]) + (", ..." if len(card.classes) > MOST_CLASSES else "")
-    measured = [f"{name} {item.value:.4g} ({item.pictures} pictures)" for name, item in sorted(card.metrics.items())]
-    settings = ", ".join(f"{name} {figure(value)}" for name, value in sorted(card.settings.items()))
+    measured = [f"{name} {item.value:.4g} ({item.images} images)" for name, item in sorted(card.metrics.items())]
+    settings = ", ".join(f"{name} {number_text(value)}" for name, value in sorted(card.settings.items()))
     lines = {
         "network": f"{card.network} at {card.image_size} px",
         "settings": settings or "none recorded",
         "classes": f"{len(card.classes)} ({classes})",
         "data": f"{card.data.get('name', 'unknown')}, fingerprint {card.data.get('fingerprint', 'unknown')}",
-        "held out": f"{baseline.size} pictures, accuracy {baseline.accuracy:.4g}",
+        "held out": f"{baseline.size} images, accuracy {baseline.accuracy:.4g}",
         "measured": "; ".join(measured) or "nothing",
         "chosen by": choice,
         "run": run,
@@ -55,8 +55,8 @@ def version_table(versions: Iterable[Version]) -> str:
             [
                 f"v{version.version}",
                 version.stage,
-                figure(version.metrics.get("accuracy")),
-                f"{chosen} {figure(version.metrics.get(chosen))}".strip(),
+                number_text(version.metrics.get("accuracy")),
+                f"{chosen} {number_text(version.metrics.get(chosen))}".strip(),
                 f"{version.created:%Y-%m-%d %H:%M}",
                 version.run_id,
             ]
@@ -64,7 +64,7 @@ def version_table(versions: Iterable[Version]) -> str:
     return terminal.table(headings, rows)
 
 
-def version_page(version: Version) -> str:
+def version_text(version: Version) -> str:
     """Everything about one version."""
     rows = [
         ["version", f"v{version.version} of {version.name}"],
@@ -74,7 +74,7 @@ def version_page(version: Version) -> str:
         ["run", version.run_id],
         ["model", version.model_id],
         ["digest", version.digest or "none"],
-        *([name, figure(value)] for name, value in sorted(version.metrics.items())),
+        *([name, number_text(value)] for name, value in sorted(version.metrics.items())),
     ]
     gates = [f"gate, {entry.time:%Y-%m-%d %H:%M:%S}: {entry.gate}" for entry in version.transitions if entry.gate]
     return "\n\n".join(filter(None, [terminal.table(rows[0], rows[1:]), version.description, *gates]))
@@ -96,16 +96,16 @@ def comparison_table(table: "pd.DataFrame") -> str:
     }
     bounds = [f"{name}_{side}" for name in INTERVALS for side in ("low", "high")]
     measured = [name for name in table.columns.drop(bounds) if not table[name].isna().all()]
-    rows = [[name, *special.get(name, [figure(value) for value in table[name]])] for name in measured]
+    rows = [[name, *special.get(name, [number_text(value) for value in table[name]])] for name in measured]
     return terminal.table(["", *(f"v{version}" for version in table.index)], rows)
 
 
 def _with_bounds(row: "pd.Series", name: str) -> str:
-    value, low, high = (figure(row[column]) for column in (name, f"{name}_low", f"{name}_high"))
+    value, low, high = (number_text(row[column]) for column in (name, f"{name}_low", f"{name}_high"))
     return f"{value} [{low}, {high}]" if value else ""
 
 
-def figure(value: Any) -> str:
+def number_text(value: Any) -> str:
     """A value as a table shows it: nothing for what was not measured.
 
     >>> figure(0.98765), figure(300), figure(None), figure(float("nan"))

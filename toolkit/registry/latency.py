@@ -1,4 +1,4 @@
-"""How long programs take for one picture, side by side on this machine."""
+"""How long programs take for one image, side by side on this machine."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,17 +13,17 @@ from toolkit.errors import SettingsError
 from toolkit.system.metrics import usable_cores
 
 WARM_UP = 3  # rounds that are not counted: a program plans and allocates in the first ones
-SEED = 0  # of the pictures
+SEED = 0  # of the images
 
 
-def latencies(
+def measure_latencies(
     bundles: Sequence[Bundle], *, repetitions: int = 15, clock: Callable[[], float] = perf_counter
 ) -> list[float]:
-    """Milliseconds that each program takes for one picture: the median of several rounds.
+    """Milliseconds that each program takes for one image: the median of several rounds.
 
     The figures are of this machine and of torch in float32, and are for comparison with each other
     only: a service may run the same program several times as fast. The programs take turns, one
-    picture each a round, so that other work on the machine slows all of them alike.
+    image each a round, so that other work on the machine slows all of them alike.
 
     Parameters
     ----------
@@ -52,11 +52,11 @@ def latencies(
     if repetitions < 1:
         raise SettingsError(f"repetitions must be at least 1, got {repetitions}")
     generator = np.random.default_rng(SEED)
-    pictures = [_noise(generator, bundle.card.image_size) for bundle in bundles]
-    turns = list(zip(bundles, pictures, strict=True))
+    images = [_noise(generator, bundle.card.image_size) for bundle in bundles]
+    turns = list(zip(bundles, images, strict=True))
     with at_most_threads(usable_cores()):
         rounds = [
-            [_milliseconds(bundle, picture, clock) for bundle, picture in turns]
+            [_milliseconds(bundle, image, clock) for bundle, image in turns]
             for _ in range(WARM_UP + repetitions)
         ]  # fmt: skip
     return [float(np.median(times)) for times in zip(*rounds[WARM_UP:], strict=True)]
@@ -78,7 +78,7 @@ def _noise(generator: np.random.Generator, size: int) -> NDArray[np.uint8]:
     return generator.integers(0, 256, (1, size, size, 3), np.uint8)
 
 
-def _milliseconds(bundle: Bundle, picture: NDArray[np.uint8], clock: Callable[[], float]) -> float:
+def _milliseconds(bundle: Bundle, image: NDArray[np.uint8], clock: Callable[[], float]) -> float:
     start = clock()
-    bundle.predict(picture)
+    bundle.predict(image)
     return 1000 * (clock() - start)

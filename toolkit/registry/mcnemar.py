@@ -1,8 +1,8 @@
-"""Two versions on the same pictures, picture by picture.
+"""Two versions on the same images, image by image.
 
-A picture's content decides whether it is held out, so versions share held-out pictures that none of
-them has seen. Two separate accuracies leave the luck of the pictures in their difference; compared
-picture by picture only the disagreements count, which tells much smaller differences apart.
+An image's content decides whether it is held out, so versions share held-out images that none of
+them has seen. Two separate accuracies leave the luck of the images in their difference; compared
+image by image only the disagreements count, which tells much smaller differences apart.
 """
 
 import math
@@ -17,21 +17,19 @@ from toolkit.bundle.baseline import Baseline
 from toolkit.statistics.intervals import mcnemar
 
 CONFIDENCE = 0.95
-Verdicts = dict[
-    tuple[str, str], bool
-]  # whether the picture with that content hash and true class was classified rightly
+Outcomes = dict[tuple[str, str], bool]  # whether the image with that content hash and true class was classified rightly
 
 
 @dataclass(frozen=True)
-class Tally:
-    """How two versions agree on a number of pictures.
+class PairedCounts:
+    """How two versions agree on a number of images.
 
     Parameters
     ----------
     both, neither
-        Pictures that both, and that none of them classified rightly.
+        Images that both, and that none of them classified rightly.
     lost, gained
-        Pictures that only the first, and only the second, classified rightly.
+        Images that only the first, and only the second, classified rightly.
     """
 
     both: int = 0
@@ -40,31 +38,31 @@ class Tally:
     neither: int = 0
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         """How many there are."""
         return self.both + self.lost + self.gained + self.neither
 
     @property
     def accuracies(self) -> tuple[float, float]:
-        """Of the first and of the second version, on these pictures; NaN when there is none."""
-        if not self.pictures:
+        """Of the first and of the second version, on these images; NaN when there is none."""
+        if not self.images:
             return math.nan, math.nan
-        return (self.both + self.lost) / self.pictures, (self.both + self.gained) / self.pictures
+        return (self.both + self.lost) / self.images, (self.both + self.gained) / self.images
 
     @property
     def p_value(self) -> float:
-        """McNemar's exact test that both are right equally often; NaN when there is no picture.
+        """McNemar's exact test that both are right equally often; NaN when there is no image.
 
         >>> Tally(both=13, lost=1, gained=6).p_value
         0.125
         """
-        return mcnemar(self.lost, self.gained) if self.pictures else math.nan
+        return mcnemar(self.lost, self.gained) if self.images else math.nan
 
     @property
     def difference(self) -> tuple[float, float, float]:
-        """The second accuracy less the first, with a 95 % interval; NaN when there is no picture.
+        """The second accuracy less the first, with a 95 % interval; NaN when there is no image.
 
-        The interval is Wald's after half a picture was added to each of the four counts, which keeps
+        The interval is Wald's after half an image was added to each of the four counts, which keeps
         its promise for small samples too.
 
         References
@@ -77,52 +75,52 @@ class Tally:
         >>> [round(value, 4) for value in Tally(both=80, lost=2, gained=8, neither=10).difference]
         [0.06, -0.0039, 0.1215]
         """
-        if not self.pictures:
+        if not self.images:
             return math.nan, math.nan, math.nan
-        n, lost, gained = self.pictures + 2, self.lost + 0.5, self.gained + 0.5
+        n, lost, gained = self.images + 2, self.lost + 0.5, self.gained + 0.5
         middle = (gained - lost) / n
         half = float(norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt((lost + gained) / n - middle**2) / math.sqrt(n)
-        return (self.gained - self.lost) / self.pictures, max(-1.0, middle - half), min(1.0, middle + half)
+        return (self.gained - self.lost) / self.images, max(-1.0, middle - half), min(1.0, middle + half)
 
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(
+    def __add__(self, other: "PairedCounts") -> "PairedCounts":
+        return PairedCounts(
             self.both + other.both, self.lost + other.lost, self.gained + other.gained, self.neither + other.neither
         )
 
 
 @dataclass(frozen=True)
-class Paired:
-    """Two versions on the pictures that both were measured on, by true class.
+class PairedComparison:
+    """Two versions on the images that both were measured on, by true class.
 
     Examples
     --------
-    >>> Paired({"cat": Tally(both=4, lost=1), "dog": Tally(both=5)}).whole.pictures
+    >>> Paired({"cat": Tally(both=4, lost=1), "dog": Tally(both=5)}).whole.images
     10
     """
 
-    by_class: dict[str, Tally]
+    by_class: dict[str, PairedCounts]
 
     @property
-    def whole(self) -> Tally:
+    def whole(self) -> PairedCounts:
         """All classes together."""
-        return sum(self.by_class.values(), Tally())
+        return sum(self.by_class.values(), PairedCounts())
 
 
-def pair(first: Baseline, second: Baseline) -> Paired:
-    """Compare two versions on the pictures that both were measured on under the same class name."""
+def pair_by_hash(first: Baseline, second: Baseline) -> PairedComparison:
+    """Compare two versions on the images that both were measured on under the same class name."""
     before, after = _verdicts(first), _verdicts(second)
     counts: dict[str, dict[tuple[bool, bool], int]] = {}
-    for picture in before.keys() & after.keys():
-        outcomes = counts.setdefault(picture[1], {})
-        outcome = before[picture], after[picture]
+    for image in before.keys() & after.keys():
+        outcomes = counts.setdefault(image[1], {})
+        outcome = before[image], after[image]
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
-    return Paired({name: _tally(counts[name]) for name in sorted(counts)})
+    return PairedComparison({name: _tally(counts[name]) for name in sorted(counts)})
 
 
 def on_shared(baselines: Sequence[Baseline]) -> list[Baseline]:
-    """The part of each that is about the pictures which all were measured on under the same class name.
+    """The part of each that is about the images which all were measured on under the same class name.
 
-    Where there is no such picture, the baselines as they are.
+    Where there is no such image, the baselines as they are.
 
     Examples
     --------
@@ -142,8 +140,8 @@ def on_shared(baselines: Sequence[Baseline]) -> list[Baseline]:
     ]
 
 
-def _tally(outcomes: dict[tuple[bool, bool], int]) -> Tally:
-    return Tally(
+def _tally(outcomes: dict[tuple[bool, bool], int]) -> PairedCounts:
+    return PairedCounts(
         both=outcomes.get((True, True), 0),
         lost=outcomes.get((True, False), 0),
         gained=outcomes.get((False, True), 0),
@@ -151,13 +149,13 @@ def _tally(outcomes: dict[tuple[bool, bool], int]) -> Tally:
     )
 
 
-def _verdicts(baseline: Baseline) -> Verdicts:
+def _verdicts(baseline: Baseline) -> Outcomes:
     right = (baseline.predicted == baseline.labels).tolist()
     return dict(zip(_names(baseline), right, strict=False))
 
 
 def _names(baseline: Baseline) -> list[tuple[str, str]]:
-    """The content hash and the true class of each picture; none where the hashes are not known."""
+    """The content hash and the true class of each image; none where the hashes are not known."""
     if not len(baseline.hashes):
         return []
     return [

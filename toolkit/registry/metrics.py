@@ -1,4 +1,4 @@
-"""How good a version is on its own, each figure with the interval that so many pictures allow."""
+"""How good a version is on its own, each figure with the interval that so many images allow."""
 
 import math
 from typing import NamedTuple
@@ -28,7 +28,7 @@ class Score(NamedTuple):
 NOT_MEASURED = Score(math.nan, math.nan, math.nan)
 
 
-def share_score(right: int, pictures: int) -> Score:
+def share_score(right: int, images: int) -> Score:
     """A share with its Wilson interval.
 
     Examples
@@ -36,19 +36,19 @@ def share_score(right: int, pictures: int) -> Score:
     >>> [round(value, 4) for value in share_score(8, 10)]
     [0.8, 0.4902, 0.9433]
     """
-    return Score(right / pictures, *wilson(right, pictures, CONFIDENCE)) if pictures else NOT_MEASURED
+    return Score(right / images, *wilson(right, images, CONFIDENCE)) if images else NOT_MEASURED
 
 
 def accuracy_of(baseline: Baseline) -> Score:
-    """Share of the baseline's pictures that were classified rightly."""
+    """Share of the baseline's images that were classified rightly."""
     return share_score(int((baseline.predicted == baseline.labels).sum()), baseline.size)
 
 
 def scores_of(baseline: Baseline) -> dict[str, Score]:
-    """Precision, recall and F1, each averaged over the classes by their number of pictures.
+    """Precision, recall and F1, each averaged over the classes by their number of images.
 
     A class that was never predicted has a precision of 0. The intervals are percentiles over
-    resamples of the pictures with replacement.
+    resamples of the images with replacement.
 
     References
     ----------
@@ -63,7 +63,7 @@ def scores_of(baseline: Baseline) -> dict[str, Score]:
     """
     if not baseline.size:
         return dict.fromkeys(SCORES, NOT_MEASURED)
-    # A picture matters only by its true and its predicted class, so cells of the confusion matrix are drawn.
+    # An image matters only by its true and its predicted class, so cells of the confusion matrix are drawn.
     pairs = np.stack([baseline.labels, baseline.predicted], axis=1)  # (N, 2)
     cells, counts = np.unique(pairs, axis=0, return_counts=True)
     drawn = np.random.default_rng(0).multinomial(baseline.size, counts / baseline.size, RESAMPLES)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.bundle.program import Bundle, load_bundle, shelve_bundle
-from toolkit.registry.bundles import blaming, cached, version_location
+from toolkit.bundle.program import Bundle, load_bundle, open_bundle_lazily
+from toolkit.registry.bundles import download_cached, naming_version, version_location
 from toolkit.registry.versions import Version
 from toolkit.tracking.connection import MlflowClient
 
@@ -18,9 +18,12 @@ class LoadedModel:
     size: int
 
 
-def load(client: MlflowClient, version: Version, cache: Path | None = None) -> LoadedModel:
+def load_version(client: MlflowClient, version: Version, cache: Path | None = None) -> LoadedModel:
     """Fetch a version's bundle and check it against the version's digest; load it, from a cache when it is run."""
-    with blaming(version), cached(client, version_location(client, version), version.digest, cache) as folder:
+    with (
+        naming_version(version),
+        download_cached(client, version_location(client, version), version.digest, cache) as folder,
+    ):
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        read = shelve_bundle if cache and version.digest else load_bundle
+        read = open_bundle_lazily if cache and version.digest else load_bundle
         return LoadedModel(version, read(folder, version.digest), size)

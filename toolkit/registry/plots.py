@@ -1,4 +1,4 @@
-"""Versions side by side as one picture, for a report."""
+"""Versions side by side as one image, for a report."""
 
 import math
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from toolkit.errors import SettingsError
-from toolkit.plotting.fonts import drawn, lettered
+from toolkit.plotting.fonts import draw_names, drawable_text
 from toolkit.plotting.style import BLUE, GREY, INK, ORANGE, ReliabilityCurve, class_label, reliability_diagram
 from toolkit.registry.comparison import Column
-from toolkit.registry.mcnemar import Tally
+from toolkit.registry.mcnemar import PairedCounts
 from toolkit.registry.metrics import Score, accuracy_of, share_score
 from toolkit.statistics.intervals import wilson
 
 DIFFERENCE = LinearSegmentedColormap.from_list("difference", [ORANGE, "white", BLUE])
-MOST_VERSIONS, MOST_CLASSES = 10, 20  # that one picture has room for
+MOST_VERSIONS, MOST_CLASSES = 10, 20  # that one image has room for
 QUARTERS = (0, 0.25, 0.5, 0.75, 1)
 LEAST_DIFFERENCE = 0.05  # of accuracies, that has the full colour; less would paint noise
 DARK = 0.6  # share of the full colour from which on a text is white
@@ -33,7 +33,7 @@ def comparison_figure(columns: Sequence[Column]) -> Figure:
     """Accuracy, and what was gained and lost; accuracy by class; and calibration.
 
     Above, each version is a line: its accuracy with the 95 % Wilson interval, the first version's as
-    a dashed line; the pictures that only it, and only the first, classified rightly, with McNemar's
+    a dashed line; the images that only it, and only the first, classified rightly, with McNemar's
     exact p-value. Below on the left is the accuracy by class, coloured by the difference from the first
     version: the 20 classes in which the versions differ most, or, of one version, the 20 weakest. On
     the right, a reliability diagram of each version tells how often answers of a confidence are right,
@@ -55,7 +55,7 @@ def comparison_figure(columns: Sequence[Column]) -> Figure:
     >>> from toolkit.bundle.baseline import Baseline
     >>> one = Baseline(("cat", "dog"), np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([0, 1]))
     >>> comparison_figure([Column("v1", one, None)]).get_suptitle()
-    'v1 on 2 pictures'
+    'v1 on 2 images'
     """
     if not 1 <= len(columns) <= MOST_VERSIONS:
         raise SettingsError(f"a figure compares 1 to {MOST_VERSIONS} versions, got {len(columns)}")
@@ -72,27 +72,27 @@ def comparison_figure(columns: Sequence[Column]) -> Figure:
     _lines(above, columns)
     _classes(classes, columns, table, max(0, panels_height - classes_height))
     _reliability(calibration, columns, (down, across))
-    figure.suptitle(drawn(_title(columns)), x=0.01, ha="left", fontsize=13)
-    return lettered(figure)
+    figure.suptitle(drawable_text(_title(columns)), x=0.01, ha="left", fontsize=13)
+    return draw_names(figure)
 
 
 @dataclass(frozen=True, eq=False)
 class _ByClass:
-    """The classes that are drawn: their names, and how many of their pictures each version classified rightly.
+    """The classes that are drawn: their names, and how many of their images each version classified rightly.
 
     Parameters
     ----------
     names
         R classes.
-    right, pictures
+    right, images
         int64 (R, V), of V versions.
     known
-        How many classes have pictures, R or more.
+        How many classes have images, R or more.
     """
 
     names: Sequence[str]
     right: NDArray[np.int64]
-    pictures: NDArray[np.int64]
+    images: NDArray[np.int64]
     known: int
 
     @classmethod
@@ -100,22 +100,22 @@ class _ByClass:
         """The classes in which versions differ most; of equal ones, the weakest."""
         names = list(dict.fromkeys(name for column in columns for name in column.baseline.classes))
         place = {name: row for row, name in enumerate(names)}
-        right, pictures = np.zeros((2, len(names), len(columns)), np.int64)
+        right, images = np.zeros((2, len(names), len(columns)), np.int64)
         for index, column in enumerate(columns):
             labels, classes = column.baseline.labels, column.baseline.classes
             rows = [place[name] for name in classes]
-            pictures[rows, index] = np.bincount(labels, minlength=len(classes))
+            images[rows, index] = np.bincount(labels, minlength=len(classes))
             right[rows, index] = np.bincount(labels[column.baseline.predicted == labels], minlength=len(classes))
-        known = np.flatnonzero(pictures.any(axis=1))
-        accuracy = _share(right[known], pictures[known])
+        known = np.flatnonzero(images.any(axis=1))
+        accuracy = _share(right[known], images[known])
         lowest, highest = np.nanmin(accuracy, axis=1), np.nanmax(accuracy, axis=1)
         chosen = known[np.lexsort((lowest, lowest - highest))[:MOST_CLASSES]]
-        return cls([names[row] for row in chosen.tolist()], right[chosen], pictures[chosen], len(known))
+        return cls([names[row] for row in chosen.tolist()], right[chosen], images[chosen], len(known))
 
     @property
     def accuracy(self) -> NDArray[np.float64]:
-        """(R, V); NaN where a version was given no picture of the class."""
-        return _share(self.right, self.pictures)
+        """(R, V); NaN where a version was given no image of the class."""
+        return _share(self.right, self.images)
 
 
 def _lines(figure: SubFigure, columns: Sequence[Column]) -> None:
@@ -136,7 +136,7 @@ def _accuracy(axes: Axes, columns: Sequence[Column]) -> None:
     for row, column in enumerate(columns):
         size, (accuracy, low, high) = column.baseline.size, accuracy_of(column.baseline)
         if not size:
-            _beside(axes, row, "no pictures")
+            _beside(axes, row, "no images")
             continue
         axes.hlines(row, low, high, color=BLUE, linewidth=2, alpha=0.5)
         axes.plot(accuracy, row, "o", color=BLUE, markersize=6)
@@ -148,13 +148,13 @@ def _accuracy(axes: Axes, columns: Sequence[Column]) -> None:
 
 def _lost_and_gained(axes: Axes, columns: Sequence[Column]) -> None:
     """Diverging bars; what neither or both classified rightly tells nothing apart and is not drawn."""
-    axes.set_title(f"pictures lost and gained against {class_label(columns[0].name)}", loc="left", fontsize=10)
+    axes.set_title(f"images lost and gained against {class_label(columns[0].name)}", loc="left", fontsize=10)
     tallies = [(row, column.paired) for row, column in enumerate(columns) if column.paired is not None]
     for row, tally in tallies:
         _beside(axes, row, _verdict(tally))
         axes.barh(row, -tally.lost, height=0.6, color=ORANGE)
         axes.barh(row, tally.gained, height=0.6, color=BLUE)
-        if tally.pictures:
+        if tally.images:
             _at(axes, -tally.lost, row, f"−{tally.lost:,}", left=True)
             _at(axes, tally.gained, row, f"+{tally.gained:,}")
     most = max([1, *(max(tally.lost, tally.gained) for _, tally in tallies)])
@@ -165,11 +165,11 @@ def _lost_and_gained(axes: Axes, columns: Sequence[Column]) -> None:
     axes.grid(axis="x", alpha=0.25)
 
 
-def _verdict(tally: Tally) -> str:
-    if not tally.pictures:
-        return "no shared pictures"
+def _verdict(tally: PairedCounts) -> str:
+    if not tally.images:
+        return "no shared images"
     p = "p < 0.001" if tally.p_value < 0.001 else f"p = {tally.p_value:.3f}"
-    return f"{p}, {tally.pictures:,} shared"
+    return f"{p}, {tally.images:,} shared"
 
 
 def _classes(figure: SubFigure, columns: Sequence[Column], table: _ByClass, spare: float) -> None:
@@ -186,8 +186,8 @@ def _classes(figure: SubFigure, columns: Sequence[Column], table: _ByClass, spar
         _classes_of_one(axes, table)
     else:
         _heat_map(axes, columns, table)
-    _beside(axes, -0.9, "pictures")
-    for row, counts in enumerate(table.pictures.tolist()):
+    _beside(axes, -0.9, "images")
+    for row, counts in enumerate(table.images.tolist()):
         _beside(axes, row, _span(counts))
     axes.set_yticks(range(shown), [class_label(name) for name in table.names], fontsize=8)
     axes.tick_params(length=0)
@@ -200,7 +200,7 @@ def _heat_map(axes: Axes, columns: Sequence[Column], table: _ByClass) -> None:
     difference = accuracy - accuracy[:, :1]
     full = max(LEAST_DIFFERENCE, float(np.abs(np.nan_to_num(difference)).max()))
     axes.imshow(difference, cmap=DIFFERENCE, vmin=-full, vmax=full, aspect="auto")
-    for row, index in np.argwhere(table.pictures > 0).tolist():
+    for row, index in np.argwhere(table.images > 0).tolist():
         colour = "white" if abs(difference[row, index]) > DARK * full else INK
         axes.text(index, row, f"{accuracy[row, index]:.2f}", ha="center", va="center", color=colour, fontsize=8)
     axes.set_xticks(range(len(columns)), [class_label(column.name) for column in columns], fontsize=8)
@@ -211,8 +211,8 @@ def _heat_map(axes: Axes, columns: Sequence[Column], table: _ByClass) -> None:
 
 def _classes_of_one(axes: Axes, table: _ByClass) -> None:
     """Points with their intervals, since there is nothing to tell a difference from."""
-    for row, (right, pictures) in enumerate(zip(table.right[:, 0], table.pictures[:, 0], strict=True)):
-        _with_interval(axes, share_score(int(right), int(pictures)), row)
+    for row, (right, images) in enumerate(zip(table.right[:, 0], table.images[:, 0], strict=True)):
+        _with_interval(axes, share_score(int(right), int(images)), row)
     axes.set_ylim(len(table.names) - 0.5, -0.5)
     _accuracies(axes)
     axes.tick_params(labelsize=8)
@@ -236,7 +236,7 @@ def _reliability(figure: SubFigure, columns: Sequence[Column], shape: tuple[int,
         if some:
             axes.set_title(f"ECE {bins.error:.3f}", loc="right", fontsize=9, color=GREY)
         else:
-            axes.text(0.65, 0.2, "no pictures", ha="center", va="center", color=GREY, fontsize=8)
+            axes.text(0.65, 0.2, "no images", ha="center", va="center", color=GREY, fontsize=8)
     handles, labels = max((axes.get_legend_handles_labels() for axes in charts.flat), key=lambda pair: len(pair[1]))
     figure.legend(
         handles, labels, title="calibration", title_fontsize=10, alignment="left", loc="outside upper left", ncols=3,
@@ -247,7 +247,7 @@ def _reliability(figure: SubFigure, columns: Sequence[Column], shape: tuple[int,
 def _title(columns: Sequence[Column]) -> str:
     first, *others = [column.name for column in columns]
     sizes = {column.baseline.size for column in columns}
-    on = f" on {sizes.pop():,} pictures" if len(sizes) == 1 else ""
+    on = f" on {sizes.pop():,} images" if len(sizes) == 1 else ""
     if not others:
         return f"{first}{on}"
     return f"{', '.join(others) if len(others) <= 3 else f'{len(others)} versions'} against {first}{on}"
@@ -258,13 +258,13 @@ def _across(count: int) -> int:
     return count if count <= 3 else math.ceil(math.sqrt(count))
 
 
-def _share(right: NDArray[np.int64], pictures: NDArray[np.int64]) -> NDArray[np.float64]:
-    share: NDArray[np.float64] = np.where(pictures > 0, right / np.maximum(pictures, 1), np.nan)
+def _share(right: NDArray[np.int64], images: NDArray[np.int64]) -> NDArray[np.float64]:
+    share: NDArray[np.float64] = np.where(images > 0, right / np.maximum(images, 1), np.nan)
     return share
 
 
 def _span(counts: Sequence[int]) -> str:
-    """How many pictures, from the fewest to the most where the versions that had any had different ones."""
+    """How many images, from the fewest to the most where the versions that had any had different ones."""
     some = [count for count in counts if count]
     low, high = min(some), max(some)
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
@@ -302,4 +302,4 @@ def _at(axes: Axes, end: float, row: int, text: str, *, left: bool = False) -> N
 
 def _nothing(axes: Axes) -> None:
     axes.set_axis_off()
-    axes.text(0.5, 0.5, "no pictures", transform=axes.transAxes, ha="center", va="center", color=GREY)
+    axes.text(0.5, 0.5, "no images", transform=axes.transAxes, ha="center", va="center", color=GREY)

@@ -9,16 +9,19 @@ from typing import Any, Literal
 
 from toolkit.bundle.files import DIGEST_TAG
 from toolkit.cli.commands import command_line
-from toolkit.errors import RegistryError, known
+from toolkit.errors import RegistryError, suggest
 from toolkit.registry.versions import MISSING
 from toolkit.tracking.connection import ANSWER_SECONDS, MlflowClient, MlflowException, find_experiment, mlflow_call
 
 Mode = Literal["max", "min"]
 ROLES = ("final", "study")  # a fold's or a trial's model is a step on the way, never the result
-LESS_IS_BETTER = ("loss", "error", "time", "duration", "_ms")
+MINIMIZED_METRICS = ("loss", "error", "time", "duration", "_ms")
 METRIC_NAME = re.compile(r"[\w\-. :/]+")  # what MLflow allows; anything else was never logged
 STUDIES = "hyperopt_tuning"  # the experiment that is meant when several hold models and none is named
-JUDGED_BY = ("mean_cv_accuracy", "best_val_accuracy")  # what studies, and what trainings without folds, are judged by
+DEFAULT_METRICS = (
+    "mean_cv_accuracy",
+    "best_val_accuracy",
+)  # what studies, and what trainings without folds, are judged by
 RUNS_A_PAGE = 30
 MOST_NAMED = 5  # experiments, in a message
 UNDER_WAY = ("RUNNING", "SCHEDULED")
@@ -27,13 +30,13 @@ HOLDS_A_MODEL = f"attributes.status = 'FINISHED' AND tags.{DIGEST_TAG} != ''"
 NEWEST_FIRST, AT_RANDOM = "attributes.start_time DESC", "attributes.run_id"  # ids are random
 
 
-def direction(metric: str) -> Mode:
+def metric_mode(metric: str) -> Mode:
     """Whether more or less of a metric is better, by its name.
 
     >>> direction("mean_cv_accuracy"), direction("val_loss"), direction("batch_time_ms")
     ('max', 'min', 'min')
     """
-    return "min" if any(word in metric.lower() for word in LESS_IS_BETTER) else "max"
+    return "min" if any(word in metric.lower() for word in MINIMIZED_METRICS) else "max"
 
 
 def ranked_runs(client: MlflowClient, experiment: str, metric: str, mode: Mode | None = None) -> Iterator[Any]:
@@ -52,7 +55,7 @@ def ranked_runs(client: MlflowClient, experiment: str, metric: str, mode: Mode |
     found = _Experiment(client, experiment)
     some = False
     if METRIC_NAME.fullmatch(metric):
-        for run in _ranked(found, metric, mode or direction(metric)):
+        for run in _ranked(found, metric, mode or metric_mode(metric)):
             some = True
             yield run
     if not some:
@@ -79,7 +82,7 @@ def only_experiment(client: MlflowClient) -> str:
         )
     if len(holding) > 1:
         typed = " or ".join(f"register --experiment-name {shlex.quote(name)}" for name in sorted(holding)[:MOST_NAMED])
-        raise RegistryError(f"several experiments hold models: {known(sorted(holding))}; say which: {typed}")
+        raise RegistryError(f"several experiments hold models: {suggest(sorted(holding))}; say which: {typed}")
     return holding[0]
 
 
@@ -92,7 +95,7 @@ def usual_metric(client: MlflowClient, experiment: str) -> str:
         There is no such experiment.
     """
     logged = [set(run.data.metrics) for run in islice(_Experiment(client, experiment).runs(), MOST_SEEN)]
-    return next((name for name in JUDGED_BY if all(name in names for names in logged)), JUDGED_BY[-1])
+    return next((name for name in DEFAULT_METRICS if all(name in names for names in logged)), DEFAULT_METRICS[-1])
 
 
 def chosen_run(client: MlflowClient, run_id: str) -> Any:
@@ -193,7 +196,7 @@ def _why_none(experiment: _Experiment, metric: str) -> str:
             f"experiment {experiment.name!r} has no finished run that holds a model;"
             " let a training or a study finish first"
         )
-    logged = known(sorted(set[str]().union(*runs)), metric)
+    logged = suggest(sorted(set[str]().union(*runs)), metric)
     return f"no run of experiment {experiment.name!r} logged {metric!r}; there are: {logged}"
 
 

@@ -28,7 +28,7 @@ from toolkit.registry.versions import ALIASES, STAGE_TAG, Stage, Transition, Ver
 from toolkit.tracking.connection import ANSWER_SECONDS, MlflowClient, MlflowException, mlflow_call
 
 STAGES_ARE_GONE = frozenset({"ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"})  # what a server without stages may answer
-MOST_LOOKS = 10  # at what others may be changing at the same time
+MAX_READS = 10  # at what others may be changing at the same time
 NO_TIME = datetime.min.replace(tzinfo=UTC)
 
 
@@ -77,19 +77,19 @@ class Stages:
             with mlflow_call(f"set the alias {ALIASES[target]!r}", timeout=ANSWER_SECONDS):
                 self.client.set_registered_model_alias(self.name, ALIASES[target], str(version.version))
         self._drop_aliases(version, keep=target)
-        self.settle()
+        self.repair()
 
-    def settle(self) -> list[str]:
+    def repair(self) -> list[str]:
         """Make everything say what the aliases say, and tell what had to be changed."""
         changes: list[str] = []
-        for _ in range(MOST_LOOKS):
-            found = self._settle()
+        for _ in range(MAX_READS):
+            found = self._repair()
             changes += found
             if not found:
                 break
         return changes
 
-    def _settle(self) -> list[str]:
+    def _repair(self) -> list[str]:
         versions = self.versions()
         holders = {stage: each.version for each in versions if (stage := held_stage(each.aliases))}
         # Holders first: their arrival explains, in the history, why others leave, and in MLflow's
@@ -98,7 +98,7 @@ class Stages:
         archived_by_mlflow: set[int] = set()
         changes = []
         for version in versions:
-            stage, entry = judge(version, holders)
+            stage, entry = resolve_stage(version, holders)
             if entry is not None:
                 self._record(entry)
             if held := held_stage(version.aliases):
@@ -156,7 +156,7 @@ def contradictions(versions: Iterable[Version]) -> list[str]:
     ]
 
 
-def judge(version: Version, holders: Mapping[Stage, int]) -> tuple[Stage, Transition | None]:
+def resolve_stage(version: Version, holders: Mapping[Stage, int]) -> tuple[Stage, Transition | None]:
     """The stage that a version is in, and the history entry that is missing, if one is.
 
     Parameters
@@ -172,7 +172,7 @@ def judge(version: Version, holders: Mapping[Stage, int]) -> tuple[Stage, Transi
     held = held_stage(version.aliases)
 
     def entry(source: Stage, target: Stage, why: str, voids: str = "") -> Transition:
-        return Transition(version.version, NO_TIME, source, target, whoami(), why, voids=voids)
+        return Transition(version.version, NO_TIME, source, target, whoami(), why, cancels=voids)
 
     if held:
         if recorded == held:
@@ -205,19 +205,19 @@ def production_line(transitions: Iterable[Transition]) -> list[int]:
     [1, 2]
     """
     entries = sorted(transitions, key=lambda entry: entry.time)
-    void = {entry.voids for entry in entries if entry.voids}
+    void = {entry.cancels for entry in entries if entry.cancels}
     line: list[int] = []
     for entry in entries:
-        if entry.voids or entry.key in void:
+        if entry.cancels or entry.key in void:
             continue
         if entry.target == "Production":
-            _arrive(line, entry)
+            _append(line, entry)
         elif entry.source == "Production" and line[-1:] == [entry.version]:
             line.pop()
     return line
 
 
-def _arrive(line: list[int], entry: Transition) -> None:
+def _append(line: list[int], entry: Transition) -> None:
     if entry.rollback and entry.version in line:
         while line[-1] != entry.version:
             line.pop()

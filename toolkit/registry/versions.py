@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Self, get_args
 
 from toolkit.bundle.files import DIGEST_TAG
-from toolkit.errors import NotRegistered, RegistryError, known
+from toolkit.errors import NotRegistered, RegistryError, suggest
 from toolkit.tracking.connection import ANSWER_SECONDS, MlflowClient, MlflowException, mlflow_call
 
 Stage = Literal["None", "Staging", "Production", "Archived"]
@@ -36,7 +36,7 @@ def stage_named(text: str) -> Stage:
     for stage in STAGES:
         if stage.lower() == text.strip().lower():
             return stage
-    raise RegistryError(f"there is no stage {text!r}; there are: {known(STAGES, text.capitalize())}")
+    raise RegistryError(f"there is no stage {text!r}; there are: {suggest(STAGES, text.capitalize())}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Transition:
     who: str = ""
     why: str = ""
     rollback: bool = False
-    voids: str = ""
+    cancels: str = ""
     gate: str = ""
 
     @property
@@ -81,7 +81,7 @@ class Transition:
     def to_json(self) -> str:
         """The value of the tag."""
         fields = {"from": self.source, "to": self.target, "who": self.who, "why": self.why}
-        marks = {"rollback": self.rollback, "voids": self.voids, "gate": self.gate}
+        marks = {"rollback": self.rollback, "voids": self.cancels, "gate": self.gate}
         return json.dumps(fields | {name: value for name, value in marks.items() if value})
 
     @classmethod
@@ -96,7 +96,7 @@ class Transition:
             who=str(fields.get("who", "")),
             why=str(fields.get("why", "")),
             rollback=bool(fields.get("rollback", False)),
-            voids=str(fields.get("voids", "")),
+            cancels=str(fields.get("voids", "")),
             gate=str(fields.get("gate", "")),
         )
 
@@ -228,7 +228,7 @@ def read_aliases(client: MlflowClient, name: str) -> dict[str, int]:
             if error.error_code != MISSING:
                 raise
             names = [other.name for other in client.search_registered_models()]
-            raise NotRegistered(f"no model {name!r} is registered yet; there are: {known(names, name)}") from None
+            raise NotRegistered(f"no model {name!r} is registered yet; there are: {suggest(names, name)}") from None
     return {alias: int(number) for alias, number in model.aliases.items()}
 
 

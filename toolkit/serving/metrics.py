@@ -15,7 +15,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from toolkit.serving.inference.result import STAGES, Classified
+from toolkit.serving.inference.result import TIMING_STAGES, InferenceResult
 from toolkit.serving.workers import WorkerSpec
 
 SHADOW_GAUGES = {
@@ -24,7 +24,7 @@ SHADOW_GAUGES = {
     "mean_difference": "Mean absolute difference of the probability of the class that was answered",
     "failed": "Images that the shadow failed on, since either model changed",
 }
-REMEMBERED = 2048  # latest predictions of a process that the percentiles are taken from
+WINDOW_SIZE = 2048  # latest predictions of a process that the percentiles are taken from
 SET_ASIDE = 2**20  # bytes of a file of counts, which is mapped: where the disk is full, a sparse one kills who writes
 # Seconds: a small network on a fast machine answers in 2 ms, a full queue on a slow one in 10 s.
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -32,7 +32,7 @@ MONITOR_OUTCOMES = ("written", "dropped", "lost")  # of predictions that the mon
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-class Figures:
+class ServiceMetrics:
     """Counters and timings of one service; its registry is its own, not the library's global one.
 
     Where the service has several processes, each counts in files of its own in their folder, and
@@ -59,7 +59,7 @@ class Figures:
     def __init__(self, place: WorkerSpec | None = None) -> None:
         self._began = place.started if place else time.time()
         self._lock = threading.Lock()
-        self._latest = Latest(place)
+        self._latest = LatencyWindow(place)
         own = CollectorRegistry()
         self._counted = _shared(place) if place else own
         self._gauges: list[Callable[[], Iterable[Metric]]] = [self._start_time]
@@ -73,7 +73,7 @@ class Figures:
         self._requests = counter("requests", "Requests answered", ("route", "method", "status"))
         self._errors = counter("errors", "Requests answered with a problem", ("reason",))
         self._predictions = counter("predictions", "Predictions made", ("version", "predicted_class"))
-        self._non_finite = counter("non_finite", "Pictures for which the model gave NaN or infinity", ("version",))
+        self._non_finite = counter("non_finite", "Images for which the model gave NaN or infinity", ("version",))
         self._monitor_errors = counter("monitor_errors", "Predictions that the monitor failed to take")
         self._model_changes = counter("model_changes", "Models put in place")
         self._monitor_predictions = counter(
@@ -91,7 +91,7 @@ class Figures:
             "serve_stage_seconds", "Time of a prediction by stage", ("stage",), registry=own, buckets=BUCKETS
         )
         self._batch_size = Histogram(
-            "serve_batch_size", "Pictures that the model was run on at once", registry=own, buckets=BATCHES
+            "serve_batch_size", "Images that the model was run on at once", registry=own, buckets=BATCHES
         )
         if place:
             counter("process_starts", "Processes started, also in place of others that died").inc()
@@ -107,10 +107,10 @@ class Figures:
         if problem is not None:
             self._errors.labels(problem).inc()
 
-    def prediction(self, done: Classified) -> None:
-        """Count one picture that went through the model."""
+    def prediction(self, done: InferenceResult) -> None:
+        """Count one image that went through the model."""
         if done.finite:
-            self._predictions.labels(done.model.version, done.best(1)[0][0]).inc()
+            self._predictions.labels(done.model.version, done.top_k(1)[0][0]).inc()
         else:
             self._non_finite.labels(done.model.version).inc()
         with self._lock:
@@ -118,12 +118,12 @@ class Figures:
         for stage, milliseconds in done.timings_ms.items():
             self._stage_seconds.labels(stage).observe(milliseconds / 1000)
 
-    def batch(self, pictures: int) -> None:
+    def batch(self, images: int) -> None:
         """Count one run of the model."""
-        self._batch_size.observe(pictures)
+        self._batch_size.observe(images)
 
-    def bad_picture(self, reason: str) -> None:
-        """Count one picture of a batch that could not be used."""
+    def bad_image(self, reason: str) -> None:
+        """Count one image of a batch that could not be used."""
         self._errors.labels(reason).inc()
 
     def monitor_error(self) -> None:
@@ -211,7 +211,7 @@ class Figures:
         return [*self._counted.collect(), *gauges]
 
 
-class Latest:
+class LatencyWindow:
     """How long the stages of the latest predictions took, of each process and of all together.
 
     Parameters
@@ -223,7 +223,7 @@ class Latest:
     def __init__(self, place: WorkerSpec | None = None) -> None:
         self._folder = Path(place.folder) if place else None
         self._next = 0
-        self._own: NDArray[np.float64] = np.full((len(STAGES), REMEMBERED), np.nan)  # ms
+        self._own: NDArray[np.float64] = np.full((len(TIMING_STAGES), WINDOW_SIZE), np.nan)  # ms
         if place:
             path = Path(place.folder, f"latest_{place.index}.ms")
             if not path.exists():
@@ -232,15 +232,15 @@ class Latest:
 
     def add(self, timings_ms: Mapping[str, float]) -> None:
         """Take one prediction in place of the oldest; not from two threads at once."""
-        self._own[:, self._next] = [timings_ms[stage] for stage in STAGES]
-        self._next = (self._next + 1) % REMEMBERED
+        self._own[:, self._next] = [timings_ms[stage] for stage in TIMING_STAGES]
+        self._next = (self._next + 1) % WINDOW_SIZE
 
     def all(self) -> dict[str, NDArray[np.float64]]:
         """Stage to milliseconds, float64 (N,), of the latest predictions of each process."""
         files = sorted(self._folder.glob("latest_*.ms")) if self._folder else ()
         rings = [np.fromfile(path).reshape(self._own.shape) for path in files] or [self._own.copy()]
         together = np.concatenate(rings, axis=1)
-        return {stage: row[~np.isnan(row)] for stage, row in zip(STAGES, together, strict=True)}
+        return {stage: row[~np.isnan(row)] for stage, row in zip(TIMING_STAGES, together, strict=True)}
 
 
 def _shared(place: WorkerSpec) -> MultiProcessCollector:
@@ -274,7 +274,7 @@ def gauge_family(name: str, text: str, labels: Iterable[str], values: Mapping[tu
 
 
 def shadow_families(found: Mapping[str, Any]) -> Iterable[Metric]:
-    """How a shadow compares with the live model, of what ``Shadow.figures`` gives; it begins anew with each version."""
+    """Agreement of a shadow and the live model, from ``ShadowRunner.metrics``; each version starts at zero."""
     if found["against"] is None:
         return
     labels, versions = ("version", "against"), (str(found["version"]), str(found["against"]))

@@ -22,7 +22,7 @@ WITH_ERROR = re.compile(r"/(v2|ping|invocations|version)(/|$)")  # addresses of 
 
 
 @dataclass(frozen=True)
-class Kind:
+class ProblemType:
     """One thing that can go wrong: its name in addresses and figures, its status, its title, what to do about it."""
 
     slug: str
@@ -37,62 +37,74 @@ class Kind:
 
 
 # fmt: off
-NOT_HTTP = Kind("not-http", 400, "What was sent is no HTTP request",
+NOT_HTTP = ProblemType("not-http", 400, "What was sent is no HTTP request",
     "Send HTTP/1.1 with well-formed headers of a reasonable size.")
-MALFORMED = Kind("malformed-body", 400, "The body of the request cannot be read",
+MALFORMED = ProblemType("malformed-body", 400, "The body of the request cannot be read",
     "Send valid JSON, or a multipart form whose parts are complete.")
-UNDECODABLE = Kind("undecodable-picture", 400, "The picture cannot be decoded",
-    "The file is empty, cut off or no picture at all; try to open it with a viewer.")
-KEY_MISSING = Kind("key-missing", 401, "A key is needed",
+UNDECODABLE = ProblemType("undecodable-image", 400, "The image cannot be decoded",
+    "The file is empty, cut off or no image at all; try to open it with a viewer.")
+KEY_MISSING = ProblemType("key-missing", 401, "A key is needed",
     "Send the key as the header X-API-Key, or as Authorization: Bearer.")
-KEY_WRONG = Kind("key-wrong", 403, "The key is not accepted here",
+KEY_WRONG = ProblemType("key-wrong", 403, "The key is not accepted here",
     "Predictions and administration have keys of their own; without one, administration answers nobody.")
-CROSS_ORIGIN = Kind("cross-origin", 403, "Pages of other origins may not ask here",
+CROSS_ORIGIN = ProblemType("cross-origin", 403, "Pages of other origins may not ask here",
     "Ask from a page of the service's own origin, or start the service with --allow-origin.")
-NOT_FOUND = Kind("not-found", 404, "There is nothing at this address",
+NOT_FOUND = ProblemType("not-found", 404, "There is nothing at this address",
     "Compare the address with the list on this page.")
-UNKNOWN_PREDICTION = Kind("unknown-prediction", 404, "There is no such prediction",
+UNKNOWN_PREDICTION = ProblemType("unknown-prediction", 404, "There is no such prediction",
     "Use the prediction_id of an answer; one that the monitor dropped or lost is not known either.")
-METHOD = Kind("method-not-allowed", 405, "The address does not answer this method",
+METHOD_NOT_ALLOWED = ProblemType("method-not-allowed", 405, "The address does not answer this method",
     "Compare the method with the list on this page.")
-TOO_SLOW = Kind("too-slow", 408, "The request did not arrive in time",
-    "Send the request in one go; slow uplinks need a service started with larger --body-seconds.")
-BODY_TOO_LARGE = Kind("body-too-large", 413, "The body of the request is too large",
-    "Send a smaller file or fewer pictures at once, or start the service with a larger --max-body-mb.")
-PICTURE_TOO_LARGE = Kind("picture-too-large", 413, "The picture has too many pixels",
-    "Scale the picture down, or start the service with a larger --max-pixels.")
-MEDIA = Kind("unsupported-media-type", 415, "The body of the request is of an unknown type",
+REQUEST_TIMEOUT = ProblemType("too-slow", 408, "The request did not arrive in time",
+    "Send the request in one go; slow uplinks need a service started with larger --body-timeout.")
+BODY_TOO_LARGE = ProblemType("body-too-large", 413, "The body of the request is too large",
+    "Send a smaller file or fewer images at once, or start the service with a larger --max-body-mb.")
+IMAGE_TOO_LARGE = ProblemType("image-too-large", 413, "The image has too many pixels",
+    "Scale the image down, or start the service with a larger --max-pixels.")
+UNSUPPORTED_MEDIA_TYPE = ProblemType("unsupported-media-type", 415, "The body of the request is of an unknown type",
     "Set Content-Type to one of the types that this page lists for the address.")
-CODING = Kind("unsupported-encoding", 415, "The body of the request is compressed in an unknown way",
+UNSUPPORTED_ENCODING = ProblemType("unsupported-encoding", 415, "The request body is compressed in an unknown way",
     "Send the body as it is, or compressed with gzip or deflate.")
-FORMAT = Kind("unsupported-picture", 415, "The format of the picture is not supported",
-    "Convert the picture to JPEG, PNG, WebP, BMP, GIF or TIFF.")
-INVALID = Kind("invalid-parameter", 422, "A parameter is wrong",
+UNSUPPORTED_FORMAT = ProblemType("unsupported-image", 415, "The format of the image is not supported",
+    "Convert the image to JPEG, PNG, WebP, BMP, GIF or TIFF.")
+INVALID = ProblemType("invalid-parameter", 422, "A parameter is wrong",
     "The members detail and errors name each parameter and the rule that it breaks.")
-UNKNOWN_LABEL = Kind("unknown-label", 422, "The label is no class of the model",
+UNKNOWN_LABEL = ProblemType("unknown-label", 422, "The label is no class of the model",
     "Tell a class of the model that made the prediction; GET /model-info lists them.")
-INTERNAL = Kind("internal-error", 500, "The service failed",
+INTERNAL = ProblemType("internal-error", 500, "The service failed",
     "The log of the service tells more under the request_id of the answer.")
-NON_FINITE = Kind("non-finite-output", 500, "The model gave no usable answer",
+NON_FINITE = ProblemType("non-finite-output", 500, "The model gave no usable answer",
     "The model gave NaN or infinity. Go back to the version before: model_registry.py rollback.")
-NOT_READY = Kind("not-ready", 503, "No model is ready",
+NOT_READY = ProblemType("not-ready", 503, "No model is ready",
     "No version is in the stage that is served, or it is being loaded; GET /health tells the reason.")
-FULL = Kind("full", 503, "Too many pictures are waiting",
+OVERLOADED = ProblemType("full", 503, "Too many images are waiting",
     "All threads are busy and the queue is full. Ask again after Retry-After seconds.")
-CONNECTIONS = Kind("too-many-connections", 503, "Too many connections are open",
-    "Close connections that are no longer used, or start the service with larger --most-connections.")
-MONITOR = Kind("monitor-unavailable", 503, "The store of predictions cannot be used",
+TOO_MANY_CONNECTIONS = ProblemType("too-many-connections", 503, "Too many connections are open",
+    "Close connections that are no longer used, or start the service with larger --max-connections.")
+MONITOR_UNAVAILABLE = ProblemType("monitor-unavailable", 503, "The store of predictions cannot be used",
     "The store is locked, full or away. Predictions are answered all the same; ask again later.")
-DEADLINE = Kind("deadline", 504, "The picture could not be answered in time",
-    "The service is overloaded. Ask again later, or start it with larger --answer-seconds.")
+DEADLINE_EXCEEDED = ProblemType("deadline", 504, "The image could not be answered in time",
+    "The service is overloaded. Ask again later, or start it with larger --request-timeout.")
 # fmt: on
 
-OF_PREDICTIONS = (  # what may come instead of an answer
-    MALFORMED, UNDECODABLE, TOO_SLOW, BODY_TOO_LARGE, PICTURE_TOO_LARGE, MEDIA, CODING, FORMAT, INVALID, INTERNAL,
-    NON_FINITE, NOT_READY, FULL, DEADLINE,
-)  # fmt: skip
+PREDICTION_PROBLEMS = (  # what may come instead of an answer
+    MALFORMED,
+    UNDECODABLE,
+    REQUEST_TIMEOUT,
+    BODY_TOO_LARGE,
+    IMAGE_TOO_LARGE,
+    UNSUPPORTED_MEDIA_TYPE,
+    UNSUPPORTED_ENCODING,
+    UNSUPPORTED_FORMAT,
+    INVALID,
+    INTERNAL,
+    NON_FINITE,
+    NOT_READY,
+    OVERLOADED,
+    DEADLINE_EXCEEDED,
+)
 
-KINDS = tuple(value for value in list(globals().values()) if isinstance(value, Kind))
+PROBLEM_TYPES = tuple(value for value in list(globals().values()) if isinstance(value, ProblemType))
 
 
 class Problem(HTTPException):
@@ -111,24 +123,28 @@ class Problem(HTTPException):
 
     Examples
     --------
-    >>> problem = Problem(FULL, "64 pictures are waiting", {"Retry-After": "2"})
+    >>> problem = Problem(FULL, "64 images are waiting", {"Retry-After": "2"})
     >>> problem.document("4f2a")["status"], problem.document("4f2a")["type"]
     (503, '/docs#problem-full')
     """
 
     def __init__(
-        self, kind: Kind, detail: str, headers: Mapping[str, str] | None = None, more: Mapping[str, Any] | None = None
+        self,
+        kind: ProblemType,
+        detail: str,
+        headers: Mapping[str, str] | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(kind.status, detail, dict(headers or {}))
-        self.kind = kind
+        self.problem_type = kind
         self.more = dict(more or {})
 
     def document(self, request_id: str) -> dict[str, Any]:
         """The problem as its JSON members."""
         return {
-            "type": self.kind.type,
-            "title": self.kind.title,
-            "status": self.kind.status,
+            "type": self.problem_type.type,
+            "title": self.problem_type.title,
+            "status": self.problem_type.status,
             "detail": self.detail,
             "request_id": request_id,
             **self.more,
@@ -140,35 +156,38 @@ def not_ready(detail: str, seconds: int) -> Problem:
     return Problem(NOT_READY, detail, {"Retry-After": str(seconds)})
 
 
-def of_picture(error: ToolkitError) -> Problem:
-    """The problem that a picture which cannot be used is.
+def from_image_error(error: ToolkitError) -> Problem:
+    """The problem that an image which cannot be used is.
 
-    >>> of_picture(UndecodableImage("the file is empty")).kind.slug
-    'undecodable-picture'
+    >>> from_image_error(UndecodableImage("the file is empty")).kind.slug
+    'undecodable-image'
     """
     for family, kind in {
         UndecodableImage: UNDECODABLE,
-        UnsupportedImage: FORMAT,
-        ImageTooLarge: PICTURE_TOO_LARGE,
+        UnsupportedImage: UNSUPPORTED_FORMAT,
+        ImageTooLarge: IMAGE_TOO_LARGE,
     }.items():
         if isinstance(error, family):
             return Problem(kind, str(error))
     raise error
 
 
-def of_http(error: HTTPException) -> Problem:
+def from_http_exception(error: HTTPException) -> Problem:
     """The problem behind what the framework raises: an unknown address, a wrong method."""
     if isinstance(error, Problem):
         return error
-    kinds = {kind.status: kind for kind in (MALFORMED, NOT_FOUND, METHOD, BODY_TOO_LARGE, MEDIA, INTERNAL)}
+    kinds = {
+        kind.status: kind
+        for kind in (MALFORMED, NOT_FOUND, METHOD_NOT_ALLOWED, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INTERNAL)
+    }
     kind = kinds.get(error.status_code)
     if kind is None:
         phrase = HTTPStatus(error.status_code).phrase
-        kind = Kind(phrase.lower().replace(" ", "-"), error.status_code, phrase)
+        kind = ProblemType(phrase.lower().replace(" ", "-"), error.status_code, phrase)
     return Problem(kind, f"{kind.title.lower()}; GET /docs lists all addresses", error.headers)
 
 
-def of_validation(error: RequestValidationError) -> Problem:
+def from_validation_error(error: RequestValidationError) -> Problem:
     """The problem behind parameters or JSON that break a rule; the rule is told, the input is not."""
     findings = [_finding(entry) for entry in error.errors()]
     if any(entry["type"] == "json_invalid" for entry in error.errors()):
@@ -189,18 +208,18 @@ def respond(request: Request, problem: Problem) -> JSONResponse:
 
     At the addresses of other protocols it has the member ``error`` too, where their clients look.
     """
-    request.state.problem = problem.kind.slug
+    request.state.problem = problem.problem_type.slug
     document = problem.document(getattr(request.state, "request_id", ""))
     path = str(request.scope.get("path", "")).removeprefix(request.scope.get("root_path", ""))
     if WITH_ERROR.match(path):
         document["error"] = problem.detail
-    return JSONResponse(document, problem.kind.status, problem.headers, MEDIA_TYPE)
+    return JSONResponse(document, problem.problem_type.status, problem.headers, MEDIA_TYPE)
 
 
 def handle(request: Request, error: Exception) -> JSONResponse:
     """The handler of all exceptions that the framework knows of."""
     if isinstance(error, RequestValidationError):
-        return respond(request, of_validation(error))
+        return respond(request, from_validation_error(error))
     if isinstance(error, HTTPException):
-        return respond(request, of_http(error))
+        return respond(request, from_http_exception(error))
     return respond(request, Problem(INTERNAL, "the service failed; its log tells more under this request id"))

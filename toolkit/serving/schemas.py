@@ -4,16 +4,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-MOST_LABELS = 1000  # in one request
+MAX_LABELS = 1000  # in one request
 
 
-class Asked(BaseModel):
+class RequestModel(BaseModel):
     """Base of what clients send: a misspelt name is an error, not ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class TopK(Asked):
+class TopK(RequestModel):
     """The parameters of a prediction."""
 
     top_k: int | None = Field(None, ge=1, description="how many classes to list, at most as many as the model has")
@@ -37,7 +37,7 @@ Label = Annotated[
 ]
 
 
-class Feedback(Asked):
+class Feedback(RequestModel):
     """The true label of a prediction."""
 
     prediction_id: str = Field(min_length=1, max_length=64)
@@ -45,10 +45,10 @@ class Feedback(Asked):
     source: str = Field("api", min_length=1, max_length=64, description="who says so")
 
 
-Feedbacks = Annotated[list[Feedback], Field(min_length=1, max_length=MOST_LABELS)]
+Feedbacks = Annotated[list[Feedback], Field(min_length=1, max_length=MAX_LABELS)]
 
 
-class Ranked(BaseModel):
+class ClassScore(BaseModel):
     """One class with its probability."""
 
     label: str
@@ -64,7 +64,7 @@ class ModelName(BaseModel):
 
 
 class Timings(BaseModel):
-    """Milliseconds from the moment the picture had arrived."""
+    """Milliseconds from the moment the image had arrived."""
 
     decode: float
     queue: float = Field(description="waiting for a free thread")
@@ -73,12 +73,12 @@ class Timings(BaseModel):
 
 
 class Prediction(BaseModel):
-    """What the model says about one picture."""
+    """What the model says about one image."""
 
     prediction_id: str = Field(description="give it back with the true label to POST /feedback")
     predicted_class: str
     confidence: float
-    top_k: list[Ranked]
+    top_k: list[ClassScore]
     model: ModelName
     timings_ms: Timings
 
@@ -95,15 +95,15 @@ class ProblemDocument(BaseModel):
 
 
 class BatchItem(BaseModel):
-    """One picture of a batch: a prediction or an error."""
+    """One image of a batch: a prediction or an error."""
 
-    index: int = Field(description="place of the picture in the request, from 0")
+    index: int = Field(description="place of the image in the request, from 0")
     prediction: Prediction | None = None
     error: ProblemDocument | None = None
 
 
 class Batch(BaseModel):
-    """One entry for each picture, in the order they were sent."""
+    """One entry for each image, in the order they were sent."""
 
     results: list[BatchItem]
 
@@ -115,7 +115,7 @@ class FeedbackError(BaseModel):
     error: ProblemDocument
 
 
-class Recorded(BaseModel):
+class FeedbackResult(BaseModel):
     """How many labels were taken; telling the same one twice is fine."""
 
     recorded: int
@@ -127,7 +127,7 @@ class Recorded(BaseModel):
 OutputName = Literal["probabilities", "label", "prediction_id"]
 
 
-class AskedExactly(Asked):
+class StrictRequestModel(RequestModel):
     """Base of what clients of the protocol send: a number is no text, and true is no number."""
 
     model_config = ConfigDict(strict=True)
@@ -150,10 +150,10 @@ class RequestParameters(BaseModel):
     binary_data_output: bool = Field(False, description="whether outputs are bytes after the JSON unless they say so")
 
 
-class AskedTensor(AskedExactly):
-    """The pictures of a request: pixels of the model's own size, or encoded pictures in base64."""
+class InferInputTensor(StrictRequestModel):
+    """The images of a request: pixels of the model's own size, or encoded images in base64."""
 
-    name: Literal["pictures"]
+    name: Literal["images"]
     shape: list[int] = Field(min_length=1, max_length=4, description="[N, H, W, 3] for UINT8, [N] for BYTES")
     datatype: Literal["UINT8", "BYTES"]
     data: list[Any] | None = Field(None, description="flat, or in lists nested like the shape; or as bytes")
@@ -165,7 +165,7 @@ class AskedTensor(AskedExactly):
         return self.parameters.binary_data_size if self.parameters else None
 
 
-class AskedOutput(AskedExactly):
+class RequestedOutput(StrictRequestModel):
     """A tensor that the answer is to hold."""
 
     name: OutputName
@@ -177,17 +177,17 @@ class AskedOutput(AskedExactly):
         return otherwise if said is None else said
 
 
-class InferRequest(AskedExactly):
+class InferRequest(StrictRequestModel):
     """What is sent to an ``infer`` address."""
 
     id: str | None = Field(None, max_length=256, description="given back with the answer")
     parameters: RequestParameters | None = None
-    inputs: list[AskedTensor] = Field(min_length=1, max_length=1)
-    outputs: list[AskedOutput] | None = Field(None, max_length=3, description="all when none is named")
+    inputs: list[InferInputTensor] = Field(min_length=1, max_length=1)
+    outputs: list[RequestedOutput] | None = Field(None, max_length=3, description="all when none is named")
 
 
 class TensorMetadata(BaseModel):
-    """A tensor that goes in or comes out; -1 is the number of pictures."""
+    """A tensor that goes in or comes out; -1 is the number of images."""
 
     name: str
     datatype: str
@@ -200,8 +200,8 @@ class Tensor(TensorMetadata):
     data: list[float] | list[str]
 
 
-class InferAnswer(BaseModel):
-    """What the model says about the pictures of a request."""
+class InferResponse(BaseModel):
+    """What the model says about the images of a request."""
 
     model_name: str
     model_version: str
@@ -227,13 +227,13 @@ class ServerMetadata(BaseModel):
     extensions: list[str]
 
 
-class Live(BaseModel):
+class ServerLive(BaseModel):
     """Whether the server answers."""
 
     live: bool
 
 
-class Ready(Live):
+class ServerReady(ServerLive):
     """Whether the server answers predictions; the protocol's text says ``live`` here, its servers ``ready``."""
 
     ready: bool
@@ -250,6 +250,6 @@ class ModelReady(BaseModel):
 
 
 class Predictions(BaseModel):
-    """The probabilities of each picture, in class order."""
+    """The probabilities of each image, in class order."""
 
     predictions: list[list[float]]

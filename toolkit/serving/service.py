@@ -13,31 +13,38 @@ from numpy.typing import ArrayLike, NDArray
 from prometheus_client.core import Metric
 
 from toolkit.bundle.baseline import Baseline
-from toolkit.errors import ToolkitError, one_line
-from toolkit.images.decoding import Limits, load_picture
+from toolkit.errors import ToolkitError, first_line
+from toolkit.images.decoding import ImageLimits, load_image
 from toolkit.redaction import redact_paths
 from toolkit.serving import problems
-from toolkit.serving.cached_call import Recent
-from toolkit.serving.inference.admission import Desk
+from toolkit.serving.cached_call import CachedCall
+from toolkit.serving.inference.admission import AdmissionController
 from toolkit.serving.inference.batcher import Batcher
-from toolkit.serving.inference.result import Classified, ImageSource, file_name
-from toolkit.serving.metrics import Figures, gauge_family, shadow_families
+from toolkit.serving.inference.result import ImageSource, InferenceResult, file_name
+from toolkit.serving.metrics import ServiceMetrics, gauge_family, shadow_families
 from toolkit.serving.models.engines import set_torch_threads, torch_threads
-from toolkit.serving.models.manager import Live, LiveModel, ModelManagerConfig, RegistryState, Release, Source
-from toolkit.serving.models.shadow import Shadow, together
+from toolkit.serving.models.manager import (
+    LiveModel,
+    ModelManager,
+    ModelManagerConfig,
+    ModelRelease,
+    RegistryState,
+    Source,
+)
+from toolkit.serving.models.shadow import ShadowRunner, merge_stats
 from toolkit.serving.problems import Problem
-from toolkit.serving.schemas import BatchItem, ModelName, Prediction, ProblemDocument, Ranked, Timings
+from toolkit.serving.schemas import BatchItem, ClassScore, ModelName, Prediction, ProblemDocument, Timings
 from toolkit.serving.workers import State, WorkerGroup
 from toolkit.system.metrics import usable_cores
 
 logger = logging.getLogger(__name__)
 
-WATCHED_SECONDS = 5.0  # the monitor's windows are measured no more often than this
+MONITOR_REFRESH_S = 5.0  # the monitor's windows are measured no more often than this
 # How the service is, from good to bad. An alert is critical when it is confirmed, and critical or immediate.
 STATUSES = ("ok", "warning", "degraded", "critical", "waiting", "leaving")
 LEVELS = ("warning", "critical", "immediate")  # of alerts
 LOADING = "model_loading"  # alerts of versions that are set aside, of which the registry's component knows more
-WINDOW_FIGURES = ("n", "n_labels", "accuracy", "degradation", "mean_confidence")  # shown to Prometheus
+WINDOW_METRICS = ("n", "n_labels", "accuracy", "degradation", "mean_confidence")  # shown to Prometheus
 
 
 class ServedModel(TypedDict):
@@ -82,13 +89,13 @@ class ServiceConfig:
     Parameters
     ----------
     workers, waiting
-        Threads that answer, and pictures that may wait for one.
+        Threads that answer, and images that may wait for one.
     most_bytes
         Bodies that may be in memory together.
     seconds
         How long an answer may take.
     limits
-        What one picture may be.
+        What one image may be.
     top_k
         Classes listed when a request does not say how many.
     models
@@ -103,7 +110,7 @@ class ServiceConfig:
     waiting: int
     most_bytes: int
     seconds: float
-    limits: Limits
+    limits: ImageLimits
     top_k: int
     models: ModelManagerConfig
     shadow: Source | None = None
@@ -144,16 +151,16 @@ class Monitor(Protocol):
 
     def calculate_metrics(self, window: str | None = None) -> dict[str, Any]: ...
 
-    def stats(self) -> dict[str, int]: ...
+    def writer_stats(self) -> dict[str, int]: ...
 
-    def standing(self) -> dict[str, int]: ...
+    def active_alert_states(self) -> dict[str, int]: ...
 
-    def standing_alerts(self) -> Sequence[Alert]: ...
+    def active_alerts(self) -> Sequence[Alert]: ...
 
     @property
     def store_problem(self) -> str | None: ...
 
-    def sent(self) -> dict[str, dict[str, int]]: ...
+    def notification_stats(self) -> dict[str, dict[str, int]]: ...
 
     def report(self, metric: str, message: str) -> bool: ...
 
@@ -184,25 +191,27 @@ class Service:
         source: Source,
         monitor: Monitor,
         new_id: Callable[[], str],
-        figures: Figures,
+        figures: ServiceMetrics,
         config: ServiceConfig,
         fellows: WorkerGroup | None = None,
     ) -> None:
-        self.figures = figures
+        self.metrics = figures
         threads = torch_threads(config.workers, usable_cores() // (fellows.count if fellows else 1))
-        self.desk = Desk(config.workers, config.waiting, config.most_bytes)
+        self.admission = AdmissionController(config.workers, config.waiting, config.most_bytes)
         self.batcher = Batcher(
             config.workers, config.limits, prepare=partial(set_torch_threads, threads), on_batch=self._note_batch
         )
-        self.live = Live(source, self._adopt, config.models, on_failure=self._failed, rest=self.batcher.rest)
-        self.shadow: Shadow | None = None
+        self.model_manager = ModelManager(
+            source, self._on_model_change, config.models, on_failure=self._failed, rest=self.batcher.pause
+        )
+        self.shadow: ShadowRunner | None = None
         if config.shadow is not None and config.shadow_share:
-            self.shadow = Shadow(config.shadow, config.models, config.shadow_share, busy=self._busy)
-        self.windows = Recent(monitor.calculate_metrics, WATCHED_SECONDS)
-        self._standing = Recent(monitor.standing, WATCHED_SECONDS)
-        self._alerts = Recent(monitor.standing_alerts, WATCHED_SECONDS)
+            self.shadow = ShadowRunner(config.shadow, config.models, config.shadow_share, busy=self._is_busy)
+        self.windows = CachedCall(monitor.calculate_metrics, MONITOR_REFRESH_S)
+        self._active_alerts = CachedCall(monitor.active_alert_states, MONITOR_REFRESH_S)
+        self._alerts = CachedCall(monitor.active_alerts, MONITOR_REFRESH_S)
         self._config = config
-        self._fellows = fellows
+        self._workers = fellows
         self._monitor = monitor
         self._watched: LiveModel | None = None  # the one that the monitor was told of last
         self._new_id = new_id
@@ -210,27 +219,27 @@ class Service:
 
     def start(self) -> None:
         """Begin to look for a model."""
-        self.live.start()
+        self.model_manager.start()
         if self.shadow is not None:
             self.shadow.start()
-        if self._fellows is not None:
-            self._fellows.start(self.state, partial(self.live.look, again=True))
+        if self._workers is not None:
+            self._workers.start(self.state, partial(self.model_manager.poll, again=True))
 
     def close(self) -> None:
         """Answer what was accepted, store what was logged."""
-        self.live.stop()
+        self.model_manager.stop()
         if self.shadow is not None:
             self.shadow.stop()
-        if self._fellows is not None:
-            self._fellows.stop()
+        if self._workers is not None:
+            self._workers.stop()
         self.batcher.close()
         self._monitor.close()
 
-    def look(self) -> str:
+    def poll(self) -> str:
         """Look at the registry now, in all processes, and try again what failed before; what came of it in this one."""
-        if self._fellows is not None:
-            self._fellows.request_poll()
-        return self.live.look(again=True)
+        if self._workers is not None:
+            self._workers.request_poll()
+        return self.model_manager.poll(again=True)
 
     def model(self) -> LiveModel:
         """The model that answers now.
@@ -240,9 +249,9 @@ class Service:
         Problem
             503 while there is none.
         """
-        model = self.live.model
+        model = self.model_manager.model
         if model is None:
-            raise problems.not_ready(self.live.reason(), self._retry_after)
+            raise problems.not_ready(self.model_manager.reason(), self._retry_after)
         return model
 
     def ready(self) -> LiveModel:
@@ -254,53 +263,53 @@ class Service:
             503 while one has none: a request may come to either.
         """
         model = self.model()
-        if self._fellows is not None and (unready := self._fellows.n_not_ready()):
+        if self._workers is not None and (unready := self._workers.n_not_ready()):
             raise problems.not_ready(
-                f"{unready} of {self._fellows.count} processes have no model yet", self._retry_after
+                f"{unready} of {self._workers.count} processes have no model yet", self._retry_after
             )
         return model
 
-    def admit(self, top_k: int | None) -> None:
+    def require_ready(self, top_k: int | None) -> None:
         """Refuse, before its body is read, a request that cannot be answered."""
         _ranks(self.model(), top_k or 1)
-        self.desk.check(1)
+        self.admission.require_slot(1)
 
     async def predict(self, read: ImageSource, top_k: int | None) -> Prediction:
-        """Answer one picture that has a place."""
+        """Answer one image that has a place."""
         answer: Prediction = await self.batcher.run(
             read, self.model, partial(self._answer, top_k=top_k), self._config.seconds
         )
         return answer
 
     async def predict_one_of_many(self, index: int, read: ImageSource, top_k: int | None, request_id: str) -> BatchItem:
-        """Answer one picture of a batch; whatever is wrong with it stays with it."""
+        """Answer one image of a batch; whatever is wrong with it stays with it."""
         try:
             return BatchItem(index=index, prediction=await self.predict(read, top_k))
         except Problem as error:
             problem = error
         except Exception:
-            logger.exception("picture %d of request %s failed", index, request_id)
-            problem = Problem(problems.INTERNAL, "the service failed on this picture")
-        self.figures.bad_picture(problem.kind.slug)
+            logger.exception("image %d of request %s failed", index, request_id)
+            problem = Problem(problems.INTERNAL, "the service failed on this image")
+        self.metrics.bad_image(problem.problem_type.slug)
         return BatchItem(index=index, error=ProblemDocument(**problem.document(request_id)))
 
-    def _note_batch(self, pictures: int, seconds: float) -> None:
-        self.desk.worked(pictures, seconds)
-        self.figures.batch(pictures)
+    def _note_batch(self, images: int, seconds: float) -> None:
+        self.admission.record_duration(images, seconds)
+        self.metrics.batch(images)
 
-    def _answer(self, done: Classified, top_k: int | None) -> Prediction:
+    def _answer(self, done: InferenceResult, top_k: int | None) -> Prediction:
         """In a worker thread: count, log, and say what the model said."""
         model = done.model
         count = min(self._config.top_k, len(model.classes)) if top_k is None else _ranks(model, top_k)
-        self.figures.prediction(done)
+        self.metrics.prediction(done)
         prediction_id = self._log(done)
         if not done.finite:
-            logger.error("version %s gave NaN or infinity for a picture", model.version)
+            logger.error("version %s gave NaN or infinity for an image", model.version)
             raise Problem(
                 problems.NON_FINITE, "the model answered with NaN or infinity, which no class can be read from"
             )
-        self._offer(done)
-        ranked = [Ranked(label=label, probability=probability) for label, probability in done.best(count)]
+        self._submit_to_shadow(done)
+        ranked = [ClassScore(label=label, probability=probability) for label, probability in done.top_k(count)]
         return Prediction(
             prediction_id=prediction_id,
             predicted_class=ranked[0].label,
@@ -310,57 +319,57 @@ class Service:
             timings_ms=Timings(**done.timings_ms),
         )
 
-    def _busy(self) -> bool:
-        return self.desk.depth > self.desk.workers
+    def _is_busy(self) -> bool:
+        return self.admission.in_flight > self.admission.workers
 
-    def _offer(self, done: Classified) -> None:
+    def _submit_to_shadow(self, done: InferenceResult) -> None:
         """Let the shadow have a look; what is handed over does not hold the model, which would not be freed."""
         if self.shadow is not None:
             size = done.model.bundle.card.image_size
-            self.shadow.offer(
+            self.shadow.submit(
                 done.model,
                 done.probabilities,
-                partial(_pixels, done.picture.pixels, size, done.read, self._config.limits),
+                partial(_pixels, done.image.pixels, size, done.source, self._config.limits),
             )
 
-    def _log(self, done: Classified) -> str:
+    def _log(self, done: InferenceResult) -> str:
         """Hand an answer to the monitor, which never waits; what goes wrong there is counted and no more."""
         prediction_id = self._new_id()
         if self._watched and self._watched.classes != done.model.classes:
-            self.figures.monitor_error()  # an answer begun before a change of classes: the monitor knows the new ones
+            self.metrics.monitor_error()  # an answer begun before a change of classes: the monitor knows the new ones
             return prediction_id
         try:
             self._monitor.log_prediction(
                 done.probabilities,
-                statistics=done.picture.statistics(),
+                statistics=done.image.statistics(),
                 latency_ms=done.timings_ms["total"],
                 prediction_id=prediction_id,
                 model_version=done.model.version,
-                source=file_name(done.read),
+                source=file_name(done.source),
             )
         except Exception as error:  # noqa: BLE001  a prediction is never lost to its monitoring
-            self.figures.monitor_error()
+            self.metrics.monitor_error()
             logger.warning("the monitor did not take a prediction: %s", error)
         return prediction_id
 
-    def _adopt(self, model: LiveModel) -> None:
+    def _on_model_change(self, model: LiveModel) -> None:
         """Tell the monitor which version answers from now on."""
         try:
             self._monitor.serve(model.version, model.bundle.baseline)
             self._watched = model
         except Exception as error:  # noqa: BLE001  a new model is not held up by its monitoring
             logger.warning("the monitor did not take version %s: %s", model.version, error)
-        self.figures.model_change()
+        self.metrics.model_change()
 
-    def _failed(self, release: Release, reason: str) -> None:
+    def _failed(self, release: ModelRelease, reason: str) -> None:
         """Somebody should know of a version that is set aside."""
-        serving = self.live.model
+        serving = self.model_manager.model
         meanwhile = f"version {serving.version} serves on" if serving else "nothing serves"
         self._monitor.report(LOADING, f"Version {release.version} cannot be served: {reason}; {meanwhile}.")
 
     def health(self, *, leaving: bool) -> Health:
         """How the service is now."""
-        model, registry = self.live.model, self.live.describe()
+        model, registry = self.model_manager.model, self.model_manager.describe()
         components = self._components(model, registry)
         worst = max((part.status for part in components.values()), key=STATUSES.index)
         reasons = [part.reason for part in components.values() if part.status == worst and part.reason]
@@ -369,22 +378,22 @@ class Service:
             ready=model is not None and not leaving,
             reason="; ".join(reasons) or None,
             components=components,
-            model=named(model),
+            model=model_id(model),
             registry=registry,
             queue=self.queue(),
-            monitor=self._monitor.stats(),
+            monitor=self._monitor.writer_stats(),
         )
 
     def _components(self, model: LiveModel | None, registry: RegistryState) -> dict[str, Component]:
         """How each part of the service is: its status, and the reason when that is not ``ok``."""
-        waiting = None if model else self.live.reason()
+        waiting = None if model else self.model_manager.reason()
         troubled = registry.problem or registry.set_aside or registry.copy_since
         alerts, unread = self._worst_alert()
         lost = self._monitor.store_problem
         failing = f"predictions cannot be stored: {redact_paths(lost)}" if lost else unread
         return {
             "engine": _component("waiting", waiting),
-            "registry": _component("degraded", self.live.reason() if troubled else None),
+            "registry": _component("degraded", self.model_manager.reason() if troubled else None),
             "store": _component("degraded", failing),
             "alerts": alerts,
         }
@@ -399,7 +408,7 @@ class Service:
             now = self.windows()["short"]
             known += [_of_window(now)] if now["level"] in LEVELS and now["status"] == "confirmed" else []
         except ToolkitError as error:
-            return _component("ok", None), f"the store cannot be read: {redact_paths(one_line(error))}"
+            return _component("ok", None), f"the store cannot be read: {redact_paths(first_line(error))}"
         if not known:
             return _component("ok", None), None
         level, status, message = max(known, key=lambda one: (one[1] != "suspected", LEVELS.index(one[0])))
@@ -408,13 +417,13 @@ class Service:
 
     def queue(self) -> dict[str, int]:
         """How busy the threads are."""
-        return {"depth": self.desk.depth, "workers": self.desk.workers, "room": self.desk.room}
+        return {"depth": self.admission.in_flight, "workers": self.admission.workers, "room": self.admission.free_slots}
 
     def state(self) -> State:
         """What is added up over the processes of a service, as JSON knows it."""
-        model, stats = self.live.model, self._monitor.stats()
-        shadow = self.shadow and self.shadow.figures()
-        self.figures.raise_totals(stats, self._monitor.sent(), shadow["dropped"] if shadow else 0)
+        model, stats = self.model_manager.model, self._monitor.writer_stats()
+        shadow = self.shadow and self.shadow.metrics()
+        self.metrics.raise_totals(stats, self._monitor.notification_stats(), shadow["dropped"] if shadow else 0)
         return {
             "model": model and [model.release.name, model.version, model.release.stage, model.bundle.digest],
             "queue": self.queue(),
@@ -422,31 +431,31 @@ class Service:
             "shadow": shadow,
         }
 
-    def sums(self) -> State:
+    def totals(self) -> State:
         """The same over all processes, with ``models``: how many of them answer with each version."""
         own = self.state()
-        states = self._fellows.states(own) if self._fellows else [own]
+        states = self._workers.states(own) if self._workers else [own]
         return {
             "models": Counter(tuple(state["model"]) for state in states if state["model"]),
             "queue": _sum(state["queue"] for state in states),
             "monitor": _sum(state["monitor"] for state in states),
-            "shadow": together([state["shadow"] for state in states if state["shadow"]]),
+            "shadow": merge_stats([state["shadow"] for state in states if state["shadow"]]),
         }
 
     def families(self) -> Iterable[Metric]:
         """What Prometheus sees beside the counters: the live model, the queue, the monitor's windows."""
-        sums = self.sums()  # which raises the counters too
+        sums = self.totals()  # which raises the counters too
         models, names = sums["models"], ("name", "version", "stage", "digest")
         if models:
             yield gauge_family("model_info", "The model that answers, and in how many processes", names, models)
         if sums["shadow"]:
             yield from shadow_families(sums["shadow"])
         yield gauge_family("ready", "Processes in which a model answers", (), {(): float(models.total())})
-        yield gauge_family("queue_depth", "Pictures being answered or waiting", (), {(): sums["queue"]["depth"]})
+        yield gauge_family("queue_depth", "Images being answered or waiting", (), {(): sums["queue"]["depth"]})
         yield gauge_family("monitor_queued", "Predictions that wait to be stored", (), {(): sums["monitor"]["queued"]})
         try:
             windows: Mapping[str, Mapping[str, Any]] = self.windows()
-            standing = self._standing()
+            standing = self._active_alerts()
         except ToolkitError:
             return
         levels: dict[tuple[str, ...], float] = {(level,): float(n) for level, n in standing.items()}
@@ -458,7 +467,7 @@ class Service:
         yield gauge_family(
             "detector_evidence", "How far a detector is on its way to an alarm, from 0 to 1", ("metric",), shown
         )
-        for name in WINDOW_FIGURES:
+        for name in WINDOW_METRICS:
             values: dict[tuple[str, ...], float] = {
                 (window,): float(figures[name]) for window, figures in windows.items() if figures[name] is not None
             }
@@ -482,9 +491,11 @@ def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return dict(total)
 
 
-def _pixels(pixels: NDArray[np.uint8], size: int, read: ImageSource, limits: Limits, wanted: int) -> NDArray[np.uint8]:
-    """A picture at the size that another model wants."""
-    return pixels if wanted == size else load_picture(read(), wanted, limits).pixels
+def _pixels(
+    pixels: NDArray[np.uint8], size: int, read: ImageSource, limits: ImageLimits, wanted: int
+) -> NDArray[np.uint8]:
+    """An image at the size that another model wants."""
+    return pixels if wanted == size else load_image(read(), wanted, limits).pixels
 
 
 def _ranks(model: LiveModel, top_k: int) -> int:
@@ -493,7 +504,7 @@ def _ranks(model: LiveModel, top_k: int) -> int:
     return top_k
 
 
-def named(model: LiveModel | None) -> ServedModel | None:
+def model_id(model: LiveModel | None) -> ServedModel | None:
     """The live model's name as JSON."""
     if model is None:
         return None

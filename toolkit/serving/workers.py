@@ -29,7 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from toolkit.errors import SettingsError, one_line
+from toolkit.errors import SettingsError, first_line
 from toolkit.system.subprocesses import exit_reason, module_command, module_environment, on_parent_exit, start
 
 logger = logging.getLogger(__name__)
@@ -228,7 +228,7 @@ class WorkerGroup:
             try:
                 self.publish(state())
             except Exception as error:  # noqa: BLE001  the others go on with what they know
-                logger.warning("the state of this worker cannot be published: %s", one_line(error))
+                logger.warning("the state of this worker cannot be published: %s", first_line(error))
             request = self._last_request()
             if request != seen and request.split()[0] != str(self._index):
                 threading.Thread(target=poll, name="requested-poll", daemon=True).start()
@@ -287,7 +287,7 @@ def exec_supervisor(command: Sequence[str], count: int, listener: socket.socket,
         How long a worker may take to finish what was accepted.
     """
     if sys.platform == "win32":
-        raise SettingsError("--processes must be 1 on Windows, where a process inherits no socket")
+        raise SettingsError("--workers must be 1 on Windows, where a process inherits no socket")
     signal.pthread_sigmask(signal.SIG_BLOCK, SHUTDOWN_SIGNALS)  # until the supervisor handles them
     listener.set_inheritable(True)
     arguments = module_command(__name__, str(count), str(listener.fileno()), str(seconds), *command)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from toolkit.cli.terminal import say
+from toolkit.cli.terminal import echo
 from toolkit.errors import SettingsError
 
 SILENT_SECONDS = 1.0  # of waiting for another process, before a line says so
@@ -80,7 +80,7 @@ def wait_for(path: Path, message: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=SILENT_SECONDS)
     except Timeout:
-        say(message)
+        echo(message)
         lock.acquire()
     try:
         yield

@@ -20,7 +20,7 @@ def usable_cores(quota: Path = _QUOTA) -> int:
     return cores
 
 
-class Machine:
+class SystemMetrics:
     """Readings of the machine between two calls of ``read``: CPU, memory, and GPU where there is one.
 
     Examples

@@ -18,7 +18,7 @@ HALF_MADE = "_alembic_tmp_"  # how Alembic calls a table until it replaces anoth
 NO_DATA = {"alembic_version", "workspaces"}  # filled by migrations themselves
 
 
-def bring_up_to_date(
+def migrate_once(
     path: Path, is_current: Callable[[Path], bool], migrate: Callable[[Path], None], seconds: float
 ) -> Path | None:
     """Give an SQLite file its tables, or those of a newer schema; other processes wait meanwhile.
@@ -55,7 +55,7 @@ def bring_up_to_date(
     ...     with closing(sqlite3.connect(path)) as database:
     ...         _ = database.execute("CREATE TABLE runs (id)")
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     bring_up_to_date(Path(folder, "a.db"), lambda path: "runs" in tables_of(path), migrate, seconds=5)
+    ...     migrate_once(Path(folder, "a.db"), lambda path: "runs" in tables_of(path), migrate, seconds=5)
     ...     tables_of(Path(folder, "a.db"))
     {'runs'}
     """

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import requests
 
-from toolkit.cli.terminal import say
-from toolkit.errors import TrackingError, known
+from toolkit.cli.terminal import echo
+from toolkit.errors import TrackingError, suggest
 from toolkit.redaction import redact_passwords
-from toolkit.system.sqlite_schema import bring_up_to_date, revision_of
+from toolkit.system.sqlite_schema import migrate_once, revision_of
 from toolkit.tracking.errors import reason_of
 
 # The defaults of MLflow, 7 retries of 120 s each, block for minutes.
@@ -128,8 +128,8 @@ def _prepare(file: Path, uri: str) -> str:
     if not any(name.startswith("MLFLOW_SQLALCHEMYSTORE_") for name in os.environ):  # the user's own choice stays
         os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"  # the file may be replaced while it is in use
     file.parent.mkdir(parents=True, exist_ok=True)
-    if not _is_current(file) and (former := bring_up_to_date(file, _is_current, _migrate, BUSY_SECONDS)):
-        say(f"{file} now has the tables of MLflow {mlflow.__version__}; as it was before, it is kept in {former.name}")
+    if not _is_current(file) and (former := migrate_once(file, _is_current, _migrate, BUSY_SECONDS)):
+        echo(f"{file} now has the tables of MLflow {mlflow.__version__}; as it was before, it is kept in {former.name}")
     query = uri.partition("?")[2]
     query = query if "timeout=" in query else "&".join(filter(None, [query, f"timeout={BUSY_SECONDS}"]))
     return f"{SQLITE}{file}?{query}"
@@ -264,7 +264,7 @@ def find_experiment(client: MlflowClient, name: str) -> str:
         if experiment is not None and experiment.lifecycle_stage == "active":
             return str(experiment.experiment_id)
         names = [other.name for other in client.search_experiments()]
-    raise TrackingError(f"there is no experiment {name!r}; there are: {known(names, name)}")
+    raise TrackingError(f"there is no experiment {name!r}; there are: {suggest(names, name)}")
 
 
 def open_experiment(client: MlflowClient, name: str) -> str:

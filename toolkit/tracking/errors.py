@@ -7,7 +7,7 @@ database is locked, read-only or of another version, the disk is full. Else the 
 import re
 from http import HTTPStatus
 
-from toolkit.errors import one_line
+from toolkit.errors import first_line
 from toolkit.redaction import redact_passwords
 
 LONGEST_REASON = 200  # characters of a library's own words
@@ -48,7 +48,7 @@ def reason_of(error: Exception) -> str:
     text = PREAMBLE_RE.split(str(error))[:2][-1]  # of several files, the first
     if answer := STATUS_RE.search(text):
         return _status_reason(int(answer[1]), text)
-    line = one_line(Exception(text)) if text else one_line(error)
+    line = first_line(Exception(text)) if text else first_line(error)
     for pattern, reason in ERROR_PATTERNS.items():
         if re.search(pattern, line):
             return reason

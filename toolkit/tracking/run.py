@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from toolkit.cli.safe_names import printable, shown
-from toolkit.cli.terminal import say
-from toolkit.errors import TrackingError, one_line
+from toolkit.cli.safe_names import display_name, printable
+from toolkit.cli.terminal import echo
+from toolkit.errors import TrackingError, first_line
 from toolkit.tracking.code_version import code_version
 from toolkit.tracking.connection import (
     ANSWER_SECONDS,
@@ -154,7 +154,7 @@ class Run:
         stopped = issubclass(kind, KeyboardInterrupt | SystemExit)
         with suppress(TrackingError):  # the first error is the one to report
             if not stopped:
-                self.tag(failure=one_line(error or kind()))
+                self.tag(failure=first_line(error or kind()))
             self.end("KILLED" if stopped else "FAILED")
 
     def params(self, values: Mapping[str, object]) -> None:
@@ -188,8 +188,8 @@ class Run:
         context
             What the data was used for: ``training``, say.
         """
-        address, numbers = json.dumps({"uri": shown(source)}), json.dumps(dict(profile))
-        entry = mlflow.entities.Dataset(shown(name), digest, "local", address, profile=numbers)
+        address, numbers = json.dumps({"uri": display_name(source)}), json.dumps(dict(profile))
+        entry = mlflow.entities.Dataset(display_name(name), digest, "local", address, profile=numbers)
         tag = mlflow.entities.InputTag("mlflow.data.context", context)
         with mlflow_call(f"log the data set {name!r}"):
             self.client.log_inputs(self.id, datasets=[mlflow.entities.DatasetInput(entry, [tag])])
@@ -331,13 +331,13 @@ class _Outage:
         self.away = not _refused(error)
         said = "MLflow cannot take the metrics" if self.away else "MLflow refuses the metrics"
         if said != self._said:
-            say(f"{said}: {reason_of(error).rstrip('.')}; training goes on, they are kept and will be sent later")
+            echo(f"{said}: {reason_of(error).rstrip('.')}; training goes on, they are kept and will be sent later")
         self._said = said
 
     def over(self) -> None:
         """All is sent."""
         if self._said:
-            say("MLflow takes the metrics again; those that were kept have been sent")
+            echo("MLflow takes the metrics again; those that were kept have been sent")
         self._next, self._said, self.away = -math.inf, None, False
 
 

@@ -1,4 +1,4 @@
-"""Random changes to a batch of training pictures, drawn for each picture apart, all at once."""
+"""Random changes to a batch of training images, drawn for each image apart, all at once."""
 
 import math
 
@@ -9,15 +9,15 @@ from torch import Tensor
 DEGREES, ZOOM, SHIFT = 40.0, 0.5, 0.25  # the most that strength 1 would rotate, zoom and shift
 
 
-def augment(pictures: Tensor, strength: float, *, mirrored: bool, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, strength: float, *, mirrored: bool, generator: torch.Generator) -> Tensor:
     """Flip, rotate, zoom, shift, recolour and erase.
 
     Parameters
     ----------
-    pictures
+    images
         float32 (N, 3, H, W) in [0, 1], in any memory format.
     strength
-        How much, from 0, which leaves the pictures alone and does not flip them either, to 1. Each
+        How much, from 0, which leaves the images alone and does not flip them either, to 1. Each
         change is drawn evenly between limits in proportion to the strength:
 
         ====================================================  ==========  ==========  ==========
@@ -27,16 +27,16 @@ def augment(pictures: Tensor, strength: float, *, mirrored: bool, generator: tor
         side of the part that is seen, by a factor of         0.95..1.05  0.85..1.15  0.75..1.25
         shift in x and in y, either way, by up to             2.5 %       7.5 %       12.5 %
         brightness, contrast and saturation, each by          0.9..1.1    0.7..1.3    0.5..1.5
-        pictures in which a square is covered                 10 %        30 %        50 %
+        images in which a square is covered                 10 %        30 %        50 %
         ====================================================  ==========  ==========  ==========
 
-        A shift is in parts of the picture's side. What comes in from outside is the picture's own
-        reflection. The square has the picture's mean colour and, at every strength, a tenth to a
+        A shift is in parts of the image's side. What comes in from outside is the image's own
+        reflection. The square has the image's mean colour and, at every strength, a tenth to a
         third of its side.
     mirrored
-        Whether half of the pictures are flipped from left to right.
+        Whether half of the images are flipped from left to right.
     generator
-        The source of randomness, on the pictures' device.
+        The source of randomness, on the images' device.
 
     Returns
     -------
@@ -56,8 +56,8 @@ def augment(pictures: Tensor, strength: float, *, mirrored: bool, generator: tor
     (True, True)
     """
     if strength <= 0:
-        return pictures
-    moved = _move(pictures, strength, mirrored, generator)
+        return images
+    moved = _move(images, strength, mirrored, generator)
     return _erase(_recolour(moved, strength, generator), strength, generator)
 
 
@@ -70,9 +70,9 @@ def _centres(count: int, device: torch.device) -> Tensor:
     return (torch.arange(count, device=device) + 0.5) / count
 
 
-def _move(pictures: Tensor, strength: float, mirrored: bool, generator: torch.Generator) -> Tensor:
-    """One affine map a picture: flip, rotation, zoom and shift together."""
-    count, _, height, width = pictures.shape
+def _move(images: Tensor, strength: float, mirrored: bool, generator: torch.Generator) -> Tensor:
+    """One affine map an image: flip, rotation, zoom and shift together."""
+    count, _, height, width = images.shape
     angle = _uniform(-1, 1, count, generator) * math.radians(DEGREES * strength)
     zoom = 1 + _uniform(-1, 1, count, generator) * ZOOM * strength
     shift = (torch.rand(count, 2, generator=generator, device=generator.device) * 2 - 1) * 2 * SHIFT * strength
@@ -83,35 +83,35 @@ def _move(pictures: Tensor, strength: float, mirrored: bool, generator: torch.Ge
     along = torch.stack([cosine * flip, sine * flip], dim=1).view(count, 2, 1, 1)  # where a step to the right leads
     down = torch.stack([-sine, cosine], dim=1).view(count, 2, 1, 1)
     # A sum of rows and columns: on a CPU, affine_grid takes ten times as long, as long as the sampling itself.
-    x = _centres(width, pictures.device) * 2 - 1  # (W,) in -1..1
-    y = _centres(height, pictures.device).view(height, 1) * 2 - 1
+    x = _centres(width, images.device) * 2 - 1  # (W,) in -1..1
+    y = _centres(height, images.device).view(height, 1) * 2 - 1
     grid = x * along + (y * down + shift.view(count, 2, 1, 1))  # (N, 2, H, W)
     return F.grid_sample(
-        pictures, grid.permute(0, 2, 3, 1), mode="bilinear", padding_mode="reflection", align_corners=False
+        images, grid.permute(0, 2, 3, 1), mode="bilinear", padding_mode="reflection", align_corners=False
     )
 
 
-def _recolour(pictures: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Brightness, contrast and saturation, as mixtures with black, the mean grey and the grey picture."""
-    count = len(pictures)
+def _recolour(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Brightness, contrast and saturation, as mixtures with black, the mean grey and the grey image."""
+    count = len(images)
     brightness, contrast, saturation = (
         _uniform(1 - strength, 1 + strength, count, generator).view(count, 1, 1, 1) for _ in range(3)
     )
-    grey = pictures.mean(dim=1, keepdim=True)  # (N, 1, H, W)
+    grey = images.mean(dim=1, keepdim=True)  # (N, 1, H, W)
     mean = grey.mean(dim=(2, 3), keepdim=True)  # (N, 1, 1, 1)
-    # brightness * (mean + contrast * (grey + saturation * (pictures - grey) - mean)), in one pass over the colours
+    # brightness * (mean + contrast * (grey + saturation * (images - grey) - mean)), in one pass over the colours
     added = brightness * (1 - contrast) * mean + brightness * contrast * (1 - saturation) * grey
-    return torch.addcmul(added, brightness * contrast * saturation, pictures).clamp_(0, 1)
+    return torch.addcmul(added, brightness * contrast * saturation, images).clamp_(0, 1)
 
 
-def _erase(pictures: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Lay a square of the mean colour over some pictures."""
-    count, _, height, width = pictures.shape
+def _erase(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Lay a square of the mean colour over some images."""
+    count, _, height, width = images.shape
     side = _uniform(0.1, 1 / 3, count, generator).view(count, 1)
     top, left = (_uniform(0, 1, count, generator).view(count, 1) * (1 - side) for _ in range(2))
     chosen = _uniform(0, 1, count, generator).view(count, 1) < strength
-    y, x = _centres(height, pictures.device), _centres(width, pictures.device)
+    y, x = _centres(height, images.device), _centres(width, images.device)
     rows = ((y >= top) & (y < top + side) & chosen).float()  # (N, H)
     columns = ((x >= left) & (x < left + side)).float()  # (N, W)
     square = rows[:, None, :, None] * columns[:, None, None, :]  # (N, 1, H, W), 1 inside
-    return pictures.lerp(pictures.mean(dim=(2, 3), keepdim=True), square)
+    return images.lerp(images.mean(dim=(2, 3), keepdim=True), square)

@@ -1,4 +1,4 @@
-"""Batches for a network: some pictures of a data set, augmented for training or as they are."""
+"""Batches for a network: some images of a data set, augmented for training or as they are."""
 
 from typing import Protocol
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from toolkit.bundle.program import IMAGENET_MEAN, IMAGENET_STD
 from toolkit.training.augment import augment
-from toolkit.training.data.dataset import Part
+from toolkit.training.data.dataset import Subset
 from toolkit.training.device import Device
 
-SHARE_OF_GPU_MEMORY = 0.5  # that pictures may take; the rest is for the network
+SHARE_OF_GPU_MEMORY = 0.5  # that images may take; the rest is for the network
 
 
-class Batches(Protocol):
+class BatchSource(Protocol):
     """What a network is fed with; positions are int64 (B,) in 0..N-1."""
 
     @property
@@ -30,41 +30,41 @@ class Batches(Protocol):
     def train(self, positions: NDArray[np.int64], size: int, noise: torch.Generator) -> Tensor:
         """Inputs to learn from, (B, ...), changed at random."""
 
-    def plain(self, positions: NDArray[np.int64]) -> Tensor:
+    def eval_batch(self, positions: NDArray[np.int64]) -> Tensor:
         """Inputs to judge by, (B, ...), unchanged."""
 
 
-class PictureBatches:
-    """Batches of pictures, float32 (B, 3, H, W), normalised as ImageNet's are, channels last.
+class ImageBatches:
+    """Batches of images, float32 (B, 3, H, W), normalised as ImageNet's are, channels last.
 
     Parameters
     ----------
     part
-        The pictures. On a GPU they are copied there once when they take no more than half of its
+        The images. On a GPU they are copied there once when they take no more than half of its
         free memory.
     strength
         Of augmentation.
     """
 
-    def __init__(self, part: Part, device: Device, strength: float = 0.0) -> None:
+    def __init__(self, part: Subset, device: Device, strength: float = 0.0) -> None:
         self.labels, self.classes = part.own_labels, part.classes
         self._part, self._device, self._strength = part, device, strength
         self._resident = self._on_gpu()
 
     def train(self, positions: NDArray[np.int64], size: int, noise: torch.Generator) -> Tensor:
         """Augmented, float32 (B, 3, size, size)."""
-        pictures = self._pictures(positions)
-        if size != pictures.shape[-1]:
+        images = self._images(positions)
+        if size != images.shape[-1]:
             if self._device.name == "cuda":  # which resizes floats only
-                pictures = pictures.float()
-            pictures = F.interpolate(pictures, (size, size), mode="bilinear", antialias=True)
-        return normalise(augment(_unit(pictures), self._strength, mirrored=self._part.mirrored, generator=noise))
+                images = images.float()
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        return normalise(augment(_unit(images), self._strength, mirrored=self._part.mirrored, generator=noise))
 
-    def plain(self, positions: NDArray[np.int64]) -> Tensor:
+    def eval_batch(self, positions: NDArray[np.int64]) -> Tensor:
         """As they are, float32 (B, 3, H, W)."""
-        return normalise(_unit(self._pictures(positions)))
+        return normalise(_unit(self._images(positions)))
 
-    def _pictures(self, positions: NDArray[np.int64]) -> Tensor:  # uint8 (B, 3, H, W), channels last, on the device
+    def _images(self, positions: NDArray[np.int64]) -> Tensor:  # uint8 (B, 3, H, W), channels last, on the device
         if self._resident is not None:
             chosen = self._resident[torch.from_numpy(positions).to(self._device.name)]
         else:
@@ -74,7 +74,7 @@ class PictureBatches:
         return chosen.permute(0, 3, 1, 2)
 
     def _on_gpu(self) -> Tensor | None:
-        """The part's pictures on the GPU, when there is one and they fit."""
+        """The part's images on the GPU, when there is one and they fit."""
         if self._device.name != "cuda":
             return None
         size = len(self._part) * int(np.prod(self._part.pixels.shape[1:]))
@@ -83,13 +83,13 @@ class PictureBatches:
         return torch.from_numpy(self._part.pixels[self._part.indices]).to("cuda")
 
 
-def _unit(pictures: Tensor) -> Tensor:
+def _unit(images: Tensor) -> Tensor:
     """uint8 to float32 in [0, 1]."""
-    return pictures.float().div_(255)
+    return images.float().div_(255)
 
 
-def normalise(pictures: Tensor) -> Tensor:
+def normalise(images: Tensor) -> Tensor:
     """(N, 3, H, W) in [0, 1] to ImageNet's mean 0 and deviation 1 a channel, channels last."""
-    mean = torch.tensor(IMAGENET_MEAN, device=pictures.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=pictures.device).view(1, 3, 1, 1)
-    return ((pictures - mean) / std).contiguous(memory_format=torch.channels_last)
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
+    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)

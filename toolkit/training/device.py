@@ -14,8 +14,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from toolkit.cli.terminal import say, silent
-from toolkit.errors import SettingsError, one_line
+from toolkit.cli.terminal import echo, muted
+from toolkit.errors import SettingsError, first_line
 from toolkit.system.metrics import usable_cores
 
 RENDEZVOUS = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets beside WORLD_SIZE
@@ -53,13 +53,13 @@ class World:
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         return self.sum(torch.tensor([float(flag)], device=device)).item() > 0
 
-    def align(self, network: nn.Module) -> None:
+    def broadcast_buffers(self, network: nn.Module) -> None:
         """Give every process the first one's weights and statistics; batch statistics differ between them."""
         if self.size > 1:
             for value in network.state_dict().values():
                 dist.broadcast(value, src=0)
 
-    def rows(self, own: Tensor, count: int) -> Tensor:
+    def gather_rows(self, own: Tensor, count: int) -> Tensor:
         """All ``count`` rows in order, (count, ...), from those of each process's ``share``."""
         if self.size == 1:
             return own
@@ -71,7 +71,7 @@ class World:
         return torch.stack(pieces, dim=1).flatten(0, 1)[:count]  # piece r holds the rows r, r + size, ...
 
 
-ALONE = World()
+SINGLE_PROCESS = World()
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ class Device:
     name: str
     dtype: torch.dtype
     compiled: bool = False
-    world: World = ALONE
+    world: World = SINGLE_PROCESS
 
     @classmethod
-    def choose(cls, precision: str = "auto", *, compiled: bool = False, world: World = ALONE) -> "Device":
+    def choose(cls, precision: str = "auto", *, compiled: bool = False, world: World = SINGLE_PROCESS) -> "Device":
         """The GPU when there is one; bfloat16 when ``precision`` is ``auto`` and the hardware has it."""
         name = "cuda" if torch.cuda.is_available() else "cpu"
         native = multiplies_bfloat16(name)
@@ -124,7 +124,7 @@ def multiplies_bfloat16(name: str) -> bool:
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
-def prepare(*, deterministic: bool = False, threads: int | None = None) -> None:
+def configure_torch(*, deterministic: bool = False, threads: int | None = None) -> None:
     """Give torch its threads, and choose between the fastest and repeatable algorithms.
 
     Without ``threads`` it is given this process's share of the cores.
@@ -143,7 +143,7 @@ def prepare(*, deterministic: bool = False, threads: int | None = None) -> None:
         torch.use_deterministic_algorithms(deterministic)
     except OSError as error:
         raise SettingsError(
-            f"torch needs a folder for compiled code ({one_line(error)}); set TORCHINDUCTOR_CACHE_DIR to another"
+            f"torch needs a folder for compiled code ({first_line(error)}); set TORCHINDUCTOR_CACHE_DIR to another"
         ) from None
 
 
@@ -166,7 +166,7 @@ def _keep_freed_memory() -> None:
 
 
 @contextmanager
-def joined() -> Iterator[World]:
+def init_distributed() -> Iterator[World]:
     """The world that torchrun describes in the environment, joined; a world of one without it.
 
     Only the first of its processes speaks.
@@ -178,7 +178,7 @@ def joined() -> Iterator[World]:
     """
     size = _size()
     if size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     advice = "start it with torchrun, or unset WORLD_SIZE"
     if absent := [name for name in RENDEZVOUS if not os.environ.get(name)]:
@@ -186,16 +186,16 @@ def joined() -> Iterator[World]:
     rank = os.environ["RANK"]
     if not rank.isdecimal() or int(rank) >= size:
         raise SettingsError(f"RANK must be a whole number below the WORLD_SIZE of {size}, got {rank}: {advice}")
-    with silent(rank != "0"):
+    with muted(rank != "0"):
         if not dist.is_torchelastic_launched():
-            say(f"waiting for the other processes, since WORLD_SIZE is {size}; unset it if there are none")
+            echo(f"waiting for the other processes, since WORLD_SIZE is {size}; unset it if there are none")
         try:
             with _ended_by_signals():
                 if torch.cuda.is_available():
                     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
                 dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         except (KeyError, ValueError, OSError, RuntimeError) as error:  # torch's own are kinds of the last
-            raise SettingsError(f"the {size} processes cannot be joined: {one_line(error)}; {advice}") from None
+            raise SettingsError(f"the {size} processes cannot be joined: {first_line(error)}; {advice}") from None
         try:
             yield World(dist.get_rank(), size)
         finally:

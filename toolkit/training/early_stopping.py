@@ -8,12 +8,12 @@ from types import FrameType
 from typing import Any, Protocol
 
 from toolkit.cli.settings import EXIT_TERMINATED
-from toolkit.training.hyperparameters import Recipe
+from toolkit.training.hyperparameters import Hyperparameters
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Judged(Protocol):
+class HasValidation(Protocol):
     """What is looked at: the validation figures of an epoch."""
 
     @property
@@ -30,12 +30,12 @@ class EarlyStopping:
     last counted as an improvement; after ``patience`` epochs without, training stops.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Hyperparameters) -> None:
         self._patience, self._min_delta = recipe.patience, recipe.min_delta
         self._best = (-math.inf, -math.inf)  # accuracy, then minus loss
         self._accuracy, self._loss, self._waited = -math.inf, math.inf, 0
 
-    def is_best(self, epoch: Judged) -> bool:
+    def is_best(self, epoch: HasValidation) -> bool:
         """Whether no earlier epoch was as good."""
         score = (epoch.val_accuracy, -epoch.val_loss)
         if score <= self._best:
@@ -43,7 +43,7 @@ class EarlyStopping:
         self._best = score
         return True
 
-    def exhausted(self, epoch: Judged) -> bool:
+    def should_stop(self, epoch: HasValidation) -> bool:
         """Count this epoch, and tell whether patience has run out."""
         rose = self._accuracy < epoch.val_accuracy >= self._accuracy + self._min_delta
         fell = self._loss > epoch.val_loss <= self._loss - self._min_delta
@@ -64,7 +64,7 @@ class EarlyStopping:
         self._best = (best[0], best[1])
 
 
-class Interruption:
+class DeferredSignals:
     """Holds Ctrl-C and SIGTERM back while in context, so that a step can be finished and saved.
 
     A second Ctrl-C is not held back. Outside the main thread, where Python delivers no signals,
@@ -75,7 +75,7 @@ class Interruption:
         self.asked: int | None = None
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> "DeferredSignals":
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self

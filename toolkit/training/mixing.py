@@ -1,4 +1,4 @@
-"""Pictures mixed in pairs, and their classes with them: between two examples a network should be between sure."""
+"""Images mixed in pairs, and their classes with them: between two examples a network should be between sure."""
 
 import math
 
@@ -37,31 +37,31 @@ def soft_targets(labels: Tensor, classes: int, smoothing: float = 0.0) -> Tensor
 
 
 def mix(
-    pictures: Tensor, targets: Tensor, *, mixup: float, cutmix: float, generator: torch.Generator
+    images: Tensor, targets: Tensor, *, mixup: float, cutmix: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Mix each picture of a batch with the one before it, by mixup or by CutMix.
+    """Mix each image of a batch with the one before it, by mixup or by CutMix.
 
-    Mixup fades one picture into the other; CutMix pastes a rectangle of the other over the first, and
-    what sticks out beyond the border is lost. The targets are mixed in the proportion of the pictures,
-    for CutMix in that of the pixels really pasted. The proportion is drawn for each picture apart;
+    Mixup fades one image into the other; CutMix pastes a rectangle of the other over the first, and
+    what sticks out beyond the border is lost. The targets are mixed in the proportion of the images,
+    for CutMix in that of the pixels really pasted. The proportion is drawn for each image apart;
     when both ways are on, a coin decides for the whole batch.
 
     Parameters
     ----------
-    pictures
+    images
         float32 (N, 3, H, W), in random order and any memory format, which is kept.
     targets
         float32 (N, K), class probabilities.
     mixup, cutmix
         The proportion's distribution is Beta(a, a) with this a; 0 is off. With 1 all proportions are
-        as likely; the smaller it is, the more one picture of the two prevails. Usual are 0.2 for
+        as likely; the smaller it is, the more one image of the two prevails. Usual are 0.2 for
         mixup and 1 for CutMix.
     generator
-        The source of randomness, on the pictures' device.
+        The source of randomness, on the images' device.
 
     Returns
     -------
-    The mixed pictures, float32 (N, 3, H, W), and targets, float32 (N, K); with both off, what was given.
+    The mixed images, float32 (N, 3, H, W), and targets, float32 (N, K); with both off, what was given.
 
     References
     ----------
@@ -73,16 +73,16 @@ def mix(
     --------
     Black and white become grey, and as grey as the second class is likely:
 
-    >>> pictures = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 8, 8)
-    >>> mixed, targets = mix(pictures, torch.eye(2), mixup=1.0, cutmix=0.0, generator=torch.Generator())
+    >>> images = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 8, 8)
+    >>> mixed, targets = mix(images, torch.eye(2), mixup=1.0, cutmix=0.0, generator=torch.Generator())
     >>> torch.allclose(mixed[:, 0, 0, 0], targets[:, 1])
     True
     """
     if mixup <= 0 and cutmix <= 0:
-        return pictures, targets
-    kept = _kept(pictures, mixup, cutmix, generator)
+        return images, targets
+    kept = _kept(images, mixup, cutmix, generator)
     share = kept.mean(dim=(2, 3)).view(-1, 1)  # (N, 1)
-    return _before(pictures).lerp_(pictures, kept), _before(targets).lerp_(targets, share)
+    return _before(images).lerp_(images, kept), _before(targets).lerp_(targets, share)
 
 
 def _before(batch: Tensor) -> Tensor:
@@ -90,9 +90,9 @@ def _before(batch: Tensor) -> Tensor:
     return torch.cat([batch[-1:], batch[:-1]])  # unlike roll, it keeps channels last on a GPU too
 
 
-def _kept(pictures: Tensor, mixup: float, cutmix: float, generator: torch.Generator) -> Tensor:
+def _kept(images: Tensor, mixup: float, cutmix: float, generator: torch.Generator) -> Tensor:
     """How much of each pixel stays, in 0..1: (N, 1, H, W), or (N, 1, 1, 1) where all pixels are alike."""
-    count, _, height, width = pictures.shape
+    count, _, height, width = images.shape
     if cutmix <= 0:
         return _beta(mixup, count, generator).view(count, 1, 1, 1)
     outside = 1 - _box(_beta(cutmix, count, generator), height, width, generator)
@@ -104,8 +104,8 @@ def _kept(pictures: Tensor, mixup: float, cutmix: float, generator: torch.Genera
 
 
 def _box(area: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """float32 (N, 1, H, W): 1 around a random point, in a box of the picture's shape and this share of its area."""
-    half = area.sqrt().view(-1, 1) / 2  # of a side, in parts of the picture's
+    """float32 (N, 1, H, W): 1 around a random point, in a box of the image's shape and this share of its area."""
+    half = area.sqrt().view(-1, 1) / 2  # of a side, in parts of the image's
 
     def inside(pixels: int) -> Tensor:
         centres = (torch.arange(pixels, device=area.device) + 0.5) / pixels

@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import SettingsError, known, one_line
+from toolkit.errors import SettingsError, first_line, suggest
 from toolkit.training.pretrained_weights import resnet18_weights
 
 NETWORKS = ("simple_cnn", "resnet18", "resnet18_backbone")
 AUTO, IMAGENET, NONE = "auto", "imagenet", "none"
 DOWNLOAD_TIMEOUT_S = 15
-RESNET18_FEATURES = 512  # what it gives for a picture before its last layer
+RESNET18_FEATURES = 512  # what it gives for an image before its last layer
 
 
 class SimpleCNN(nn.Module):
-    """Four convolution blocks, each halving the picture, then a linear layer.
+    """Four convolution blocks, each halving the image, then a linear layer.
 
     Parameters
     ----------
@@ -39,8 +39,8 @@ class SimpleCNN(nn.Module):
         self.features = nn.Sequential(*[_block(a, b) for a, b in pairwise(widths)])
         self.head = _head(widths[-1], classes, dropout)
 
-    def forward(self, pictures: Tensor) -> Tensor:  # (N, 3, H, W)
-        features = self.features(pictures).mean(dim=(2, 3))  # (N, 256)
+    def forward(self, images: Tensor) -> Tensor:  # (N, 3, H, W)
+        features = self.features(images).mean(dim=(2, 3))  # (N, 256)
         logits: Tensor = self.head(features)  # (N, K)
         return logits
 
@@ -53,9 +53,9 @@ class FrozenBackbone(nn.Module):
         self.backbone = backbone.requires_grad_(False)
         self.head = head
 
-    def forward(self, pictures: Tensor) -> Tensor:  # (N, 3, H, W)
+    def forward(self, images: Tensor) -> Tensor:  # (N, 3, H, W)
         with torch.no_grad():
-            features = self.backbone(pictures)  # (N, 512)
+            features = self.backbone(images)  # (N, 512)
         logits: Tensor = self.head(features)  # (N, K)
         return logits
 
@@ -84,7 +84,7 @@ def build_network(name: str, classes: int, dropout: float, state: dict[str, Tens
     if name == "simple_cnn":
         return SimpleCNN(classes, dropout)
     if name not in NETWORKS:
-        raise SettingsError(f"there is no network {name!r}; there are: {known(NETWORKS, name)}")
+        raise SettingsError(f"there is no network {name!r}; there are: {suggest(NETWORKS, name)}")
     network = _resnet18()
     if state is not None:
         network.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")}, strict=False)
@@ -122,7 +122,7 @@ def load_weights(choice: str) -> tuple[dict[str, Tensor] | None, str]:
         from torchvision.models import ResNet18_Weights
 
         raise SettingsError(
-            f"ImageNet weights cannot be downloaded ({one_line(error)}); fetch {ResNet18_Weights.DEFAULT.url} on a"
+            f"ImageNet weights cannot be downloaded ({first_line(error)}); fetch {ResNet18_Weights.DEFAULT.url} on a"
             " machine with internet access and give the file with --weights PATH, or use --weights none"
         ) from None
 
@@ -157,7 +157,7 @@ def _from_file(path: Path) -> tuple[dict[str, Tensor], str]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
         state = resnet18_weights(path, _resnet18().state_dict())
     except OSError as error:
-        raise SettingsError(f"--weights {path} cannot be read: {one_line(error)}") from None
+        raise SettingsError(f"--weights {path} cannot be read: {first_line(error)}") from None
     return state, f"file {path.name} ({digest})"
 
 

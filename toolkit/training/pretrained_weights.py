@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.cli.terminal import say
-from toolkit.errors import SettingsError, one_line
+from toolkit.cli.terminal import echo
+from toolkit.errors import SettingsError, first_line
 
 NESTED = ("state_dict", "model_state_dict", "model", "weights", "network", "net", "state_dict_ema", "model_ema")
 COMPILED = "_orig_mod."  # what torch.compile puts anywhere into a key
@@ -115,7 +115,7 @@ def _from_safetensors(path: Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001  its own kind, and others of a file that is damaged
-        raise SettingsError(f"--weights {path} cannot be read: {one_line(error)}") from None
+        raise SettingsError(f"--weights {path} cannot be read: {first_line(error)}") from None
 
 
 def _states(content: Any) -> Iterator[dict[str, Tensor]]:
@@ -158,4 +158,4 @@ def _taken(path: Path, state: Mapping[str, Tensor], prefix: str, needed: list[st
 
 @cache
 def _say_once(text: str) -> None:
-    say(text)
+    echo(text)

@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 
-from toolkit.cli.terminal import say
-from toolkit.errors import TrainingError, one_line
-from toolkit.training.batches import Batches
+from toolkit.cli.terminal import echo
+from toolkit.errors import TrainingError, first_line
+from toolkit.training.batches import BatchSource
 from toolkit.training.device import Device
-from toolkit.training.hyperparameters import Recipe
+from toolkit.training.hyperparameters import Hyperparameters
 from toolkit.training.mixing import mix, soft_targets
 
 WARM_UP_SHARE = 0.1  # of all steps
 LAST_RATE = 0.01  # of the largest learning rate, at the end of the cosine
 BLANK_GRADIENT = 16  # px: here ResNet-18 convolves maps of one pixel, and oneDNN leaves parts of the bfloat16 weight
 # gradient as it finds the memory (torch 2.14.1)
-LARGEST_GRADIENT = 5.0  # norm above which a step is shortened; one bad batch cannot throw the weights away
+MAX_GRAD_NORM = 5.0  # norm above which a step is shortened; one bad batch cannot throw the weights away
 
 
-class Learner:
+class TrainStep:
     """Learns from one batch at a time.
 
     What is random in a step depends on the seed and the step's number alone, so a training can be
@@ -50,27 +50,33 @@ class Learner:
     """
 
     def __init__(
-        self, network: nn.Module, batches: Batches, recipe: Recipe, steps: int, seed: int, device: Device
+        self, network: nn.Module, batches: BatchSource, recipe: Hyperparameters, steps: int, seed: int, device: Device
     ) -> None:
-        self.network, self.accumulated = network, 1
-        self._batches, self._recipe, self._steps, self._seed, self._device = batches, recipe, steps, seed, device
+        self.network, self.grad_accum_steps = network, 1
+        self._batches, self._hyperparameters, self._steps, self._seed, self._device = (
+            batches,
+            recipe,
+            steps,
+            seed,
+            device,
+        )
         network.to(device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._trained = [weight for weight in network.parameters() if weight.requires_grad]
         self._optimizer = _optimizer(self._trained, recipe)
-        self._average = exponential_moving_average(network, recipe.ema) if recipe.ema else None
+        self._average = exponential_moving_average(network, recipe.ema_decay) if recipe.ema_decay else None
         self._weight = _class_weights(batches, recipe, device)
         self._noise = device.generator()
         self._plain = _shared(network, device)
         self._forward = _compiled(self._plain) if device.compiled else self._plain
 
     @property
-    def judged(self) -> nn.Module:
+    def eval_network(self) -> nn.Module:
         """The network that is validated and kept: the average of the weights where there is one."""
         return self.network if self._average is None else self._average.module
 
     def learning_rate(self, step: int) -> float:
         """Of a step, counted from 0."""
-        return self._recipe.learning_rate * schedule(step, self._steps)
+        return self._hyperparameters.learning_rate * lr_multiplier(step, self._steps)
 
     def step(self, number: int, positions: NDArray[np.int64], size: int) -> tuple[Tensor, Tensor]:
         """Learn from a batch; its summed loss and how many were right, of this process's share.
@@ -85,12 +91,12 @@ class Learner:
         positions
             int64 (B,), of all processes together.
         size
-            Side of the pictures.
+            Side of the images.
 
         Raises
         ------
         TrainingError
-            Not even two pictures fit into memory.
+            Not even two images fit into memory.
         """
         while True:
             try:
@@ -117,7 +123,7 @@ class Learner:
 
     def _learn(self, number: int, positions: NDArray[np.int64], size: int) -> tuple[Tensor, Tensor]:
         world = self._device.world
-        self._draw_anew(number)
+        self._seed_step(number)
         self._optimizer.zero_grad(set_to_none=True)
         loss_sum = torch.zeros((), device=self._device.name)
         right = torch.zeros((), device=self._device.name, dtype=torch.int64)
@@ -127,7 +133,7 @@ class Learner:
             (loss * (world.size / len(positions))).backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.detach()
             right += (logits.detach().argmax(dim=1) == labels).sum()
-        nn.utils.clip_grad_norm_(self._trained, LARGEST_GRADIENT)
+        nn.utils.clip_grad_norm_(self._trained, MAX_GRAD_NORM)
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate(number)
         self._optimizer.step()
@@ -136,8 +142,8 @@ class Learner:
         return loss_sum, right
 
     def _loss(self, positions: NDArray[np.int64], size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Summed loss, logits (B, K) and labels (B,) of some pictures."""
-        recipe = self._recipe
+        """Summed loss, logits (B, K) and labels (B,) of some images."""
+        recipe = self._hyperparameters
         inputs = self._batches.train(positions, size, self._noise)
         labels = torch.from_numpy(self._batches.labels[positions]).to(self._device.name, non_blocking=True)
         targets = soft_targets(labels, self._batches.classes, recipe.label_smoothing)  # (B, K)
@@ -148,27 +154,27 @@ class Learner:
             logits = self._forward(inputs)
         return F.cross_entropy(logits.float(), targets, self._weight, reduction="sum"), logits, labels
 
-    def _draw_anew(self, number: int) -> None:
+    def _seed_step(self, number: int) -> None:
         """Seed augmentation and mixing, and torch's own generator, which dropout draws from."""
         drawn = np.random.SeedSequence([self._seed, number, self._device.world.rank]).generate_state(2, np.uint64) >> 1
         self._noise.manual_seed(int(drawn[0]))
         torch.manual_seed(int(drawn[1]))
 
-    def _pieces(self, pictures: int) -> int:
-        """How many a batch is split into; none has less than the two pictures that batch statistics need."""
-        return max(1, min(self.accumulated, pictures // 2))
+    def _pieces(self, images: int) -> int:
+        """How many a batch is split into; none has less than the two images that batch statistics need."""
+        return max(1, min(self.grad_accum_steps, images // 2))
 
-    def _halve(self, pictures: int) -> None:
+    def _halve(self, images: int) -> None:
         """Split each batch into twice as many pieces."""
         self._optimizer.zero_grad(set_to_none=True)
         if self._device.name == "cuda":
             torch.cuda.empty_cache()
-        if self._device.world.size > 1 or pictures // 2 <= self.accumulated:
+        if self._device.world.size > 1 or images // 2 <= self.grad_accum_steps:
             raise TrainingError(
-                f"a batch of {pictures} pictures does not fit into memory; lower --batch-size or --image-size"
+                f"a batch of {images} images does not fit into memory; lower --batch-size or --image-size"
             )
-        self.accumulated *= 2
-        say(f"out of memory: each batch is split into {self._pieces(pictures)} and its gradients are added up")
+        self.grad_accum_steps *= 2
+        echo(f"out of memory: each batch is split into {self._pieces(images)} and its gradients are added up")
 
 
 def exponential_moving_average(network: nn.Module, decay: float) -> AveragedModel:
@@ -201,7 +207,7 @@ def exponential_moving_average(network: nn.Module, decay: float) -> AveragedMode
     return AveragedModel(network, multi_avg_fn=update, use_buffers=True).requires_grad_(False)
 
 
-def schedule(step: int, steps: int) -> float:
+def lr_multiplier(step: int, steps: int) -> float:
     """The share of the largest learning rate at a step: a linear warm-up, then a cosine down to a hundredth.
 
     Examples
@@ -216,7 +222,7 @@ def schedule(step: int, steps: int) -> float:
     return LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * share)) / 2
 
 
-def _optimizer(trained: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(trained: list[nn.Parameter], recipe: Hyperparameters) -> torch.optim.Optimizer:
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             trained, recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay, fused=True
@@ -224,8 +230,8 @@ def _optimizer(trained: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optim
     return torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
 
 
-def _class_weights(batches: Batches, recipe: Recipe, device: Device) -> Tensor | None:
-    """float32 (K,): each class weighs as much as any other in all, and a picture 1 on average."""
+def _class_weights(batches: BatchSource, recipe: Hyperparameters, device: Device) -> Tensor | None:
+    """float32 (K,): each class weighs as much as any other in all, and an image 1 on average."""
     if recipe.class_weights == "none":
         return None
     counts = np.bincount(batches.labels, minlength=batches.classes)
@@ -250,7 +256,7 @@ def _compiled(plain: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 def _uncompiled(plain: Callable[[Tensor], Tensor], error: Exception) -> Callable[[Tensor], Tensor]:
-    say(f"torch.compile failed ({one_line(error)}); training goes on without it")
+    echo(f"torch.compile failed ({first_line(error)}); training goes on without it")
     return plain
 
 

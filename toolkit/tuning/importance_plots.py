@@ -15,7 +15,7 @@ from toolkit.tuning.plots import counts
 from toolkit.tuning.space import Choice, Dimension, LogUniform, Space
 from toolkit.tuning.trial import Trial
 
-FEWEST = 8  # trials; with fewer, a forest sees nothing but chance
+MIN_TRIALS = 8  # trials; with fewer, a forest sees nothing but chance
 PARTS, TREES, SHUFFLES = 4, 32, 5  # more give the same and take their time
 
 
@@ -50,7 +50,7 @@ def importances(trials: Sequence[Trial], space: Space) -> dict[str, tuple[float,
     """
     known = scored(trials)
     names = varied(known, space)
-    if len(known) < FEWEST or not names:
+    if len(known) < MIN_TRIALS or not names:
         return {}
     places = np.array([[place(space[name], trial.settings.get(name)) for name in names] for trial in known])
     places[np.isnan(places)] = 0.5  # (trials, names) in [0, 1]
@@ -65,16 +65,18 @@ def importances(trials: Sequence[Trial], space: Space) -> dict[str, tuple[float,
     return dict(sorted(found.items(), key=lambda item: -item[1][0]))
 
 
-def importance_picture(trials: Sequence[Trial], space: Space) -> Figure:
+def importance_plot(trials: Sequence[Trial], space: Space) -> Figure:
     """A bar a hyperparameter, the most important one on top; or that there are too few trials.
 
     Examples
     --------
-    >>> importance_picture([], {}).texts[0].get_text()
+    >>> importance_plot([], {}).texts[0].get_text()
     'importances need at least 8 trials with an accuracy, and there are 0'
     """
-    if len(known := scored(trials)) < FEWEST:
-        return empty_figure(f"importances need at least {FEWEST} trials with an accuracy, and there are {len(known)}")
+    if len(known := scored(trials)) < MIN_TRIALS:
+        return empty_figure(
+            f"importances need at least {MIN_TRIALS} trials with an accuracy, and there are {len(known)}"
+        )
     if not (found := importances(trials, space)):
         return empty_figure("no hyperparameter varies")
     figure = Figure(figsize=(9, 0.34 * len(found) + 1.9), layout="constrained")

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import DataError, SettingsError, one_line
+from toolkit.errors import DataError, SettingsError, first_line
 from toolkit.system.file_locks import acquire
 
 FORMAT = 1
@@ -172,5 +172,5 @@ def _entry(number: int, line: bytes) -> dict[str, Any]:
 
 
 def _failed(path: Path, action: str, error: Exception) -> DataError:
-    reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+    reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
     return DataError(f"the journal {path} cannot be {action}: {reason}")

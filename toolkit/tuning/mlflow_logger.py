@@ -11,22 +11,22 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit.cli.terminal import say
+from toolkit.cli.terminal import echo
 from toolkit.errors import TrackingError
 from toolkit.tracking.connection import RETRY_SECONDS, is_reachable, mlflow_call
 from toolkit.tracking.run import Run
-from toolkit.tuning.importance_plots import importance_picture
-from toolkit.tuning.plots import cost_picture, history_picture
+from toolkit.tuning.importance_plots import importance_plot
+from toolkit.tuning.plots import cost_plot, history_plot
 from toolkit.tuning.space import Space
 from toolkit.tuning.study import Proposal, Study
 from toolkit.tuning.trial import Fold, Trial
 
 STATUS = {"complete": "FINISHED", "cut": "KILLED", "failed": "FAILED"}
-LAST_FIGURE = "training_pictures"  # of those that are sent at the end of a trial, in one request: all arrive, or none
+LAST_FIGURE = "training_images"  # of those that are sent at the end of a trial, in one request: all arrive, or none
 NEWEST_FIRST = ["attributes.start_time DESC"]  # a request that MLflow sent again may have made two runs of one trial
 
 
-class Mirror:
+class StudyLogger:
     """The runs of a study's trials.
 
     Parameters
@@ -58,26 +58,26 @@ class Mirror:
         self._query = f"tags.`mlflow.parentRunId` = '{study.id}' AND tags.role = 'trial'"
         self._runs: dict[int, Run] = {}  # of the trials that are under way
         self._waiting: deque[Callable[[], object]] = deque()  # each can be done again when it was broken off
-        self._away = False
+        self._unreachable = False
         self._next = 0.0  # when to try again, while MLflow is away
 
-    def begun(self, proposal: Proposal) -> None:
+    def on_trial_start(self, proposal: Proposal) -> None:
         """A trial is under way."""
         self._do(lambda: self._run_of(proposal))
 
-    def fold(self, proposal: Proposal, number: int, fold: Fold) -> None:
+    def on_fold_end(self, proposal: Proposal, number: int, fold: Fold) -> None:
         """A fold of it is done."""
         self._do(lambda: self._log_fold(self._run_of(proposal), proposal.settings, number, fold))
 
-    def stopped(self, proposal: Proposal) -> None:
+    def on_trial_interrupted(self, proposal: Proposal) -> None:
         """It is interrupted."""
         self._do(lambda: self._close(proposal, "KILLED"))
 
-    def ended(self, trial: Trial, best: Trial | None) -> None:
+    def on_trial_end(self, trial: Trial, best: Trial | None) -> None:
         """A trial has ended, and which is the best now."""
         self._do(lambda: self._end(trial, best))
 
-    def catch_up(self, trials: Iterable[Trial]) -> None:
+    def sync(self, trials: Iterable[Trial]) -> None:
         """Show trials that ended before the study was taken up, in this order, unless they are shown already."""
         shown = self._shown()
         best: Trial | None = None
@@ -85,7 +85,7 @@ class Mirror:
             if trial.state == "complete" and (best is None or trial.mean_accuracy > best.mean_accuracy):
                 best = trial
             if shown.get(trial.number) != (trial.state, STATUS[trial.state]):
-                self.ended(trial, best)
+                self.on_trial_end(trial, best)
 
     def flush(self) -> None:
         """Do all that had to wait."""
@@ -98,20 +98,20 @@ class Mirror:
                 self._runs.clear()  # what they hold may have arrived: look it up again
                 raise
             self._waiting.popleft()
-        if self._away:
-            say("MLflow answers again; what was kept for it has been sent")
-        self._away = False
+        if self._unreachable:
+            echo("MLflow answers again; what was kept for it has been sent")
+        self._unreachable = False
 
     def _do(self, action: Callable[[], object]) -> None:
         self._waiting.append(action)
-        if self._away and self._clock() < self._next:
+        if self._unreachable and self._clock() < self._next:
             return
         try:
             self.flush()
         except TrackingError as error:
-            if not self._away:
-                say(f"{error}; the search goes on, and what MLflow has not got yet is kept for later")
-            self._away, self._next = True, self._clock() + RETRY_SECONDS
+            if not self._unreachable:
+                echo(f"{error}; the search goes on, and what MLflow has not got yet is kept for later")
+            self._unreachable, self._next = True, self._clock() + RETRY_SECONDS
 
     def _run_of(self, trial: Proposal | Trial) -> Run:
         """The run of a trial: that which is open, or was left by another process, or a new one."""
@@ -142,7 +142,7 @@ class Mirror:
                 run.metrics({"fold_accuracy": fold.accuracy}, step=number)
             if trial.state == "complete":  # the mean of a few folds would look like one of all
                 run.metrics({"mean_cv_accuracy": trial.mean_accuracy, "std_cv_accuracy": trial.std_accuracy})
-            run.metrics({"training_time_s": trial.seconds, LAST_FIGURE: trial.pictures})
+            run.metrics({"training_time_s": trial.seconds, LAST_FIGURE: trial.images})
             run.flush()
         if best and trial.number not in _steps(self._study, "best_so_far"):
             with mlflow_call("log the best accuracy so far"):
@@ -178,14 +178,14 @@ def _steps(run: Run, metric: str) -> set[int]:
 
 
 def log_study(run: Run, study: Study, space: Space, journal: Path) -> None:
-    """The trials as a table, the journal, and the pictures."""
+    """The trials as a table, the journal, and the images."""
     trials = study.trials
     run.json("trials.json", [_summary(trial) for trial in trials])
     run.text(journal.name, journal.read_text(encoding="utf-8"))
     run.metrics({"trials": len(trials), **{f"{state}_trials": study.count(state) for state in STATUS}})
-    run.figure("study_history.png", history_picture(trials))
-    run.figure("importance.png", importance_picture(trials, space))
-    run.figure("cost.png", cost_picture(trials))
+    run.figure("study_history.png", history_plot(trials))
+    run.figure("importance.png", importance_plot(trials, space))
+    run.figure("cost.png", cost_plot(trials))
 
 
 def _summary(trial: Trial) -> dict[str, Any]:
@@ -194,6 +194,6 @@ def _summary(trial: Trial) -> dict[str, Any]:
     return {
         "number": trial.number, "state": trial.state, "settings": dict(trial.settings),
         **{name: value if math.isfinite(value) else None for name, value in figures.items()},
-        "fold_accuracies": trial.accuracies, "pictures": trial.pictures, "seconds": trial.seconds,
+        "fold_accuracies": trial.accuracies, "images": trial.images, "seconds": trial.seconds,
         "reason": trial.reason,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Pictures of a study: how it went, and what it cost."""
+"""Images of a study: how it went, and what it cost."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,12 +32,12 @@ ACCURACY = "mean cross-validation accuracy"
 AT_THE_BOTTOM = 0.03  # share of the height where the ticks of failed trials are
 
 
-def history_picture(trials: Sequence[Trial]) -> Figure:
+def history_plot(trials: Sequence[Trial]) -> Figure:
     """Accuracy of each trial in the order of proposal, with its spread over the folds, and the best so far.
 
     Examples
     --------
-    >>> history_picture([Trial(0, {}, "failed", reason="diverged")]).get_suptitle()
+    >>> history_plot([Trial(0, {}, "failed", reason="diverged")]).get_suptitle()
     '1 trial, none complete'
     """
     if not trials:
@@ -56,73 +56,73 @@ def history_picture(trials: Sequence[Trial]) -> Figure:
         handles += axes.plot(best.number + 1, best.mean_accuracy, label="best", **BEST)
     axes.set(xlabel="trial", ylabel=ACCURACY, xlim=(0.5 - 0.02 * last, 0.5 + 1.02 * last))
     axes.set_xticks([tick for tick in MaxNLocator(integer=True).tick_values(1, last) if 1 <= tick <= last])
-    finish(figure, [axes], trials, handles)
+    lay_out(figure, [axes], trials, handles)
     return figure
 
 
-def cost_picture(trials: Sequence[Trial]) -> Figure:
+def cost_plot(trials: Sequence[Trial]) -> Figure:
     """Accuracy against cost, the complete trials that no other beats in both, and what all trials cost together.
 
-    The cost is the number of pictures passed through training: unlike seconds, it is the same on
+    The cost is the number of images passed through training: unlike seconds, it is the same on
     every machine. Trials that cost nothing, such as those that were known, are left out.
 
     Examples
     --------
-    >>> cost_picture([]).texts[0].get_text()
+    >>> cost_plot([]).texts[0].get_text()
     'no trial has cost anything yet'
     """
-    paid = [trial for trial in trials if trial.pictures]
+    paid = [trial for trial in trials if trial.images]
     if not paid:
         return empty_figure("no trial has cost anything yet")
     figure = Figure(figsize=(10, 5.8), layout="constrained")
     axes, total = figure.subplots(2, 1, height_ratios=(12, 1))
-    costs = {trial.number: trial.pictures for trial in paid}
+    costs = {trial.number: trial.images for trial in paid}
     handles = points(axes, paid, costs)
     if best := best_of(paid):
         front = pareto_front(paid)
-        at = [trial.pictures for trial in front]
+        at = [trial.images for trial in front]
         handles += axes.step(at, means(front), where="post", color=INK, label="Pareto front of complete trials")
-        handles += axes.plot(best.pictures, best.mean_accuracy, label="best", **BEST)
+        handles += axes.plot(best.images, best.mean_accuracy, label="best", **BEST)
     if max(costs.values()) > 10 * min(costs.values()):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(EngFormatter())
-    axes.set(xlabel="pictures passed through training", ylabel=ACCURACY)
+    axes.set(xlabel="images passed through training", ylabel=ACCURACY)
     _totals(total, paid)
-    finish(figure, [axes], paid, handles)
+    lay_out(figure, [axes], paid, handles)
     return figure
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
     """The complete trials to which no other is preferable in both cost and accuracy, the cheapest first."""
     front: list[Trial] = []
-    for trial in sorted(in_state(trials, "complete"), key=lambda trial: (trial.pictures, -trial.mean_accuracy)):
+    for trial in sorted(in_state(trials, "complete"), key=lambda trial: (trial.images, -trial.mean_accuracy)):
         if not front or trial.mean_accuracy > front[-1].mean_accuracy:
             front.append(trial)
     return front
 
 
-def saved_pictures(trials: Sequence[Trial]) -> float:
-    """About how many pictures cutting saved: the folds that were not begun, each at the mean cost of the trial's own.
+def saved_plots(trials: Sequence[Trial]) -> float:
+    """About how many images cutting saved: the folds that were not begun, each at the mean cost of the trial's own.
 
     The last fold of a cut trial may be unfinished, so this is rather too low than too high.
     """
     folds = max((len(trial.folds) for trial in in_state(trials, "complete")), default=0)
     cut = [trial for trial in in_state(trials, "cut") if 0 < len(trial.folds) < folds]
-    return sum(trial.pictures * (folds / len(trial.folds) - 1) for trial in cut)
+    return sum(trial.images * (folds / len(trial.folds) - 1) for trial in cut)
 
 
 def _totals(axes: Axes, trials: Sequence[Trial]) -> None:
     """One bar of what the trials of each state cost, and of what cutting saved."""
-    spent = {state: sum(trial.pictures for trial in in_state(trials, state)) for state in POINTS}
-    start, saved = sum(spent.values()), saved_pictures(trials)
+    spent = {state: sum(trial.images for trial in in_state(trials, state)) for state in POINTS}
+    start, saved = sum(spent.values()), saved_plots(trials)
     for index, (state, amount) in enumerate(spent.items()):
         axes.barh(0, amount, left=sum([*spent.values()][:index]), color=POINTS[state]["color"], label=state)
     axes.barh(0, saved, left=start, facecolor="none", edgecolor=GREY, hatch="////", linewidth=0, label="saved")
     parts = ", ".join(f"{text} {_amount(spent[state])}" for state, text in counts(trials))
     racing = f"; cutting saved about {_amount(saved)} ({saved / (start + saved):.0%})" if saved else ""
-    axes.set_title(f"{_amount(start)} pictures in all: {parts}{racing}", loc="left", fontsize=10)
+    axes.set_title(f"{_amount(start)} images in all: {parts}{racing}", loc="left", fontsize=10)
     axes.set_axis_off()
 
 
@@ -140,7 +140,7 @@ def points(axes: Axes, trials: Sequence[Trial], at: Mapping[int, float]) -> list
     return handles
 
 
-def finish(figure: Figure, charts: Iterable[Axes], trials: Sequence[Trial], handles: Sequence[Any]) -> None:
+def lay_out(figure: Figure, charts: Iterable[Axes], trials: Sequence[Trial], handles: Sequence[Any]) -> None:
     """A headline, a legend below, and charts with room for the ticks at the bottom and little above 1."""
     for axes in charts:
         tidy_axes(axes)
@@ -183,5 +183,5 @@ def numbers(trials: Sequence[Trial]) -> list[int]:
     return [trial.number + 1 for trial in trials]
 
 
-def _amount(pictures: float) -> str:
-    return str(EngFormatter(places=1 if pictures >= 1000 else 0)(pictures)).strip()
+def _amount(images: float) -> str:
+    return str(EngFormatter(places=1 if images >= 1000 else 0)(images)).strip()

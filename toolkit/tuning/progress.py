@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from toolkit.cli.terminal import on_terminal, quiet_since, say, table
+from toolkit.cli.terminal import echo, muted_since, on_terminal, table
 from toolkit.tuning.study import Proposal, Study
 from toolkit.tuning.trial import Fold, Trial
 
@@ -23,7 +23,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
-class StudyBar:
+class StudyProgressBar:
     """A bar on a terminal: trials done, the best so far with its settings, and the time left.
 
     Parameters
@@ -51,15 +51,15 @@ class StudyBar:
 
     def tick(self, running: Iterable[int]) -> None:
         """Where there is no terminal, say a line for each trial under way, by its number, if none was for a while."""
-        if self._bar.disable and quiet_since(self._start):
+        if self._bar.disable and muted_since(self._start):
             for number in running:
-                say(f"trial {number + 1:>3}/{self._bar.total}  {self._paces.get(number, 'preparing its images')}")
+                echo(f"trial {number + 1:>3}/{self._bar.total}  {self._paces.get(number, 'preparing its images')}")
 
     def fold(self, proposal: Proposal, number: int, fold: Fold) -> None:
         """A fold is done, by its number from 0: where there is no terminal, a long one is a line."""
         if self._bar.disable and fold.seconds > LONG:
             plural = "" if len(fold.epochs) == 1 else "s"
-            say(
+            echo(
                 f"trial {proposal.number + 1:>3}/{self._bar.total}  fold {number + 1}/{self._folds}"
                 f"  accuracy {fold.accuracy:.4f} after {len(fold.epochs)} epoch{plural}, {fold.seconds:.0f} s"
             )
@@ -126,34 +126,34 @@ def describe(settings: Mapping[str, Any]) -> str:
     return ", ".join(words.format(settings[name]) for name, words in WORDS.items() if name in settings)
 
 
-def standings(study: Study) -> str:
+def leaderboard(study: Study) -> str:
     """The best trials with mean, spread and cost, if any is complete, and what became of the others."""
-    headings = ["trial", "mean", "spread", "pictures", "seconds", *COLUMNS.values()]
+    headings = ["trial", "mean", "spread", "images", "seconds", *COLUMNS.values()]
     rows = [
         [
-            trial.number + 1, f"{trial.mean_accuracy:.4f}", f"{trial.std_accuracy:.4f}", f"{trial.pictures:,}",
+            trial.number + 1, f"{trial.mean_accuracy:.4f}", f"{trial.std_accuracy:.4f}", f"{trial.images:,}",
             f"{trial.seconds:.0f}", *(_cell(trial.settings.get(name, "-")) for name in COLUMNS),
         ]
         for trial in study.ranking[:SHOWN]
     ]  # fmt: skip
-    return "\n\n".join([*([table(headings, rows)] if rows else []), totals(study.trials)])
+    return "\n\n".join([*([table(headings, rows)] if rows else []), counts_text(study.trials)])
 
 
-def totals(trials: Sequence[Trial]) -> str:
+def counts_text(trials: Sequence[Trial]) -> str:
     """How many trials ended in which way, and what they cost.
 
     Examples
     --------
     >>> totals([Trial(0, {}, "cut", seconds=90.0), Trial(1, {}, "failed", seconds=40.0)])
-    '2 trials: 0 complete, 1 cut, 1 failed; 0 pictures through training, 2 minutes'
+    '2 trials: 0 complete, 1 cut, 1 failed; 0 images through training, 2 minutes'
     """
     counts = ", ".join(
         f"{sum(trial.state == state for trial in trials)} {state}" for state in ("complete", "cut", "failed")
     )
-    pictures, seconds = sum(trial.pictures for trial in trials), sum(trial.seconds for trial in trials)
+    images, seconds = sum(trial.images for trial in trials), sum(trial.seconds for trial in trials)
     took = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
     plural = "" if len(trials) == 1 else "s"
-    return f"{len(trials)} trial{plural}: {counts}; {pictures:,} pictures through training, {took}"
+    return f"{len(trials)} trial{plural}: {counts}; {images:,} images through training, {took}"
 
 
 def all_settings(settings: Mapping[str, Any]) -> str:

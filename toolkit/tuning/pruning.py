@@ -30,11 +30,11 @@ from math import sqrt
 from statistics import fmean, mean, stdev
 
 EPOCHS_SHARE = 0.25  # of a schedule, before which a curve says little
-CATCH_UP = 0.75  # standard errors of the mean of the folds left: a picture less is chance until one of five is left
+CATCH_UP = 0.75  # standard errors of the mean of the folds left: an image less is chance until one of five is left
 
 
 @dataclass(frozen=True)
-class Holder:
+class Incumbent:
     """The best complete trial, as far as others are measured by it.
 
     Parameters
@@ -61,7 +61,7 @@ class Holder:
         """By how much a fold's accuracy differs by chance.
 
         The standard deviation over the folds: that between equal trials in the same fold is not known.
-        At least the smallest step of a curve, which is a picture's worth; folds may happen to be alike.
+        At least the smallest step of a curve, which is an image's worth; folds may happen to be alike.
         """
         steps = (after - before for curve in self.curves for before, after in pairwise(sorted(set(curve))))
         return max(stdev(self.accuracies), min(steps, default=0.0))
@@ -71,7 +71,7 @@ class Holder:
         return min(max(curve[: max(1, epoch)]) for curve in self.curves)
 
 
-def after_epoch(curve: Sequence[float], epochs: int, holder: Holder) -> str:
+def prune_after_epoch(curve: Sequence[float], epochs: int, holder: Incumbent) -> str:
     """Why a trial is cut after an epoch of its first fold; empty when it goes on.
 
     Parameters
@@ -84,9 +84,9 @@ def after_epoch(curve: Sequence[float], epochs: int, holder: Holder) -> str:
     Examples
     --------
     >>> holder = Holder(4, ((0.5, 0.8, 0.9, 0.9), (0.4, 0.7, 0.8, 0.9)), epochs=4)
-    >>> after_epoch([0.3, 0.5], 4, holder)
+    >>> prune_after_epoch([0.3, 0.5], 4, holder)
     'in fold 1 after epoch 2 of 4: 0.5000 is below 0.7000, the lowest of the folds of trial 5 by then'
-    >>> after_epoch([0.2, 0.3, 0.5, 0.6], 8, holder)  # at the same share of its schedule the holder had 0.4, then 0.7
+    >>> prune_after_epoch([0.2, 0.3, 0.5, 0.6], 8, holder)  # the incumbent at that share: 0.4, then 0.7
     ''
     """
     done = len(curve)
@@ -101,7 +101,7 @@ def after_epoch(curve: Sequence[float], epochs: int, holder: Holder) -> str:
     )
 
 
-def after_folds(accuracies: Sequence[float], folds: int, holder: Holder) -> str:
+def prune_after_fold(accuracies: Sequence[float], folds: int, holder: Incumbent) -> str:
     """Why a trial is cut after some of its folds; empty when it goes on.
 
     Parameters
@@ -114,13 +114,13 @@ def after_folds(accuracies: Sequence[float], folds: int, holder: Holder) -> str:
     Examples
     --------
     >>> holder = Holder(4, ((0.9,), (0.8,), (0.94,)), epochs=10)
-    >>> after_folds([0.85], 3, holder)
+    >>> prune_after_fold([0.85], 3, holder)
     ''
-    >>> after_folds([0.7], 3, holder)
+    >>> prune_after_fold([0.7], 3, holder)
     'after fold 1 of 3: 0.7000 is below 0.8000, the worst fold of trial 5'
-    >>> after_folds([0.81, 0.82], 3, holder)
+    >>> prune_after_fold([0.81, 0.82], 3, holder)
     'after fold 2 of 3: the mean could reach 0.8767 at the most, and trial 5 has 0.8800'
-    >>> after_folds([0.8, 0.81], 3, Holder(4, ((0.9,), (0.8,), (0.7,)), epochs=10))
+    >>> prune_after_fold([0.8, 0.81], 3, Holder(4, ((0.9,), (0.8,), (0.7,)), epochs=10))
     'after fold 2 of 3: the rest would have to beat trial 5 by 0.0900 a fold; chance is 0.0750'
     """
     done, left = len(accuracies), folds - len(accuracies)
@@ -140,6 +140,6 @@ def after_folds(accuracies: Sequence[float], folds: int, holder: Holder) -> str:
     return f"after fold {done} of {folds}: {reason}"
 
 
-def _reference(epoch: int, epochs: int, holder: Holder) -> float:
+def _reference(epoch: int, epochs: int, holder: Incumbent) -> float:
     """What the worst of the holder's folds had: after as many epochs or at the same share, whichever is less."""
     return holder.worst_so_far(min(epoch, epoch * holder.epochs // epochs))

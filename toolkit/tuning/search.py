@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.cli.terminal import QUIET_SECONDS, say
+from toolkit.cli.terminal import QUIET_S, echo
 from toolkit.errors import ToolkitError
-from toolkit.tuning.mlflow_logger import Mirror
-from toolkit.tuning.progress import StudyBar, trial_line
+from toolkit.tuning.mlflow_logger import StudyLogger
+from toolkit.tuning.progress import StudyProgressBar, trial_line
 from toolkit.tuning.study import Proposal, Study
 from toolkit.tuning.trial import Fold, Trial
 from toolkit.tuning.worker_pool import Event, WorkerPool
@@ -40,7 +40,7 @@ class Result(NamedTuple):
     """What comes of a proposal."""
 
     trial: Trial
-    logits: NDArray[np.float32] | None = None  # (N, K), of all folds' pictures, when the trial is complete
+    logits: NDArray[np.float32] | None = None  # (N, K), of all folds' images, when the trial is complete
 
 
 def message_json(message: Step | FoldDone | Result) -> dict[str, Any]:
@@ -69,12 +69,12 @@ def message_from_json(values: Mapping[str, Any]) -> Step | FoldDone | Result:
     return Step(**values)
 
 
-class Limits(NamedTuple):
+class StopConditions(NamedTuple):
     """When a search ends."""
 
     trials: int
     timeout: float | None = None  # seconds
-    patience: int | None = None  # trials without a better one
+    study_patience: int | None = None  # trials without a better one
 
 
 class Search:
@@ -101,17 +101,17 @@ class Search:
     def __init__(
         self,
         study: Study,
-        limits: Limits,
+        limits: StopConditions,
         pool: WorkerPool,
         task: Callable[[Proposal], Any],
-        mirror: Mirror,
-        bar: StudyBar,
+        mirror: StudyLogger,
+        bar: StudyProgressBar,
         keep: Callable[[Result], None],
         forget: Callable[[Trial], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._study, self._limits, self._pool, self._task = study, limits, pool, task
-        self._mirror, self._bar, self._keep, self._forget, self._clock = mirror, bar, keep, forget, clock
+        self._study, self._stop_conditions, self._pool, self._task = study, limits, pool, task
+        self._logger, self._bar, self._on_result, self._cleanup, self._clock = mirror, bar, keep, forget, clock
         self._deadline = math.inf if limits.timeout is None else clock() + limits.timeout
         self._again = deque(study.under_way.values())  # what an interrupted search had begun
         self._running: dict[int, Proposal] = {}
@@ -126,11 +126,11 @@ class Search:
             A worker met an error that concerns all trials: data that cannot be read, say.
         """
         for trial in self._study.trials:  # a process that was killed had no time to
-            self._forget(trial)
+            self._cleanup(trial)
         try:
-            while self._fill():
+            while self._submit():
                 left = self._deadline - self._clock()
-                for event in self._pool.wait(min(max(0.0, left), QUIET_SECONDS)):
+                for event in self._pool.wait(min(max(0.0, left), QUIET_S)):
                     self._take(event)
                 self._bar.tick(self._running)
                 if self._running and self._time_is_up:
@@ -139,25 +139,28 @@ class Search:
             self._stop()
             raise
         if why := self._why():
-            say(f"{why} after {len(self._study.trials)} of {self._limits.trials} trials")
+            echo(f"{why} after {len(self._study.trials)} of {self._stop_conditions.trials} trials")
 
     @property
     def _time_is_up(self) -> bool:
         return self._clock() >= self._deadline
 
     @property
-    def _stale(self) -> bool:
-        return self._limits.patience is not None and self._study.since_best >= self._limits.patience
+    def _no_improvement(self) -> bool:
+        return (
+            self._stop_conditions.study_patience is not None
+            and self._study.since_best >= self._stop_conditions.study_patience
+        )
 
     def _why(self) -> str:
         """Why no further trial was begun; empty when all are done."""
-        if len(self._study.trials) >= self._limits.trials:
+        if len(self._study.trials) >= self._stop_conditions.trials:
             return ""
         return (
             "the time is up" if self._time_is_up else f"none better than the best in {self._study.since_best} trials,"
         )
 
-    def _fill(self) -> bool:
+    def _submit(self) -> bool:
         """Give the idle something to do; whether anything is being done."""
         while self._pool.n_idle and (proposal := self._next()):
             self._running[proposal.number], self._folds[proposal.number] = proposal, []
@@ -165,15 +168,15 @@ class Search:
                 self._end(Result(proposal.repeated))
             else:
                 self._pool.start(proposal.number, self._task(proposal))
-                self._mirror.begun(proposal)
+                self._logger.on_trial_start(proposal)
         return bool(self._running)
 
     def _next(self) -> Proposal | None:
-        if self._time_is_up or len(self._study.trials) + len(self._running) >= self._limits.trials:
+        if self._time_is_up or len(self._study.trials) + len(self._running) >= self._stop_conditions.trials:
             return None
         if self._again:
             return self._again.popleft()
-        return None if self._stale else self._study.ask()
+        return None if self._no_improvement else self._study.ask()
 
     def _take(self, event: Event) -> None:
         proposal = self._running[event.key]
@@ -193,7 +196,7 @@ class Search:
                 self._bar.step(proposal, fold, epoch, share)
             case FoldDone(number, result):
                 self._folds[proposal.number].append(result)
-                self._mirror.fold(proposal, number, result)
+                self._logger.on_fold_end(proposal, number, result)
                 self._bar.fold(proposal, number, result)
             case Result():
                 self._end(message)
@@ -205,14 +208,14 @@ class Search:
 
     def _end(self, result: Result) -> None:
         trial = result.trial
-        self._keep(result)
+        self._on_result(result)
         self._study.tell(trial)
-        self._forget(trial)
+        self._cleanup(trial)
         del self._running[trial.number]
         best = self._study.best
-        self._mirror.ended(trial, best)
+        self._logger.on_trial_end(trial, best)
         self._bar.ended(trial)
-        say(trial_line(trial, self._limits.trials, best=best is trial))
+        echo(trial_line(trial, self._stop_conditions.trials, best=best is trial))
 
     def _stop(self) -> None:
         """Have each trial finish its step and keep what it has; one that has just ended counts."""
@@ -222,5 +225,5 @@ class Search:
                     self._take(event)
         finally:
             for proposal in self._running.values():
-                self._mirror.stopped(proposal)
+                self._logger.on_trial_interrupted(proposal)
             self._running.clear()

@@ -179,7 +179,7 @@ FULL: Space = {
     "min_delta": Uniform(1e-4, 1e-3),
 }
 
-# Minutes on a laptop: one small network on small pictures, few epochs.
+# Minutes on a laptop: one small network on small images, few epochs.
 QUICK: Space = {
     **FULL,
     "learning_rate": LogUniform(3e-4, 1e-2),

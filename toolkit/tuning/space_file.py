@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from toolkit.cli.settings import broken_rule
-from toolkit.errors import SettingsError, known, one_line
+from toolkit.errors import SettingsError, first_line, suggest
 from toolkit.tuning.space import Choice, Dimension, Space, active, dimension_from_json
 
 LONGEST_FILE = 65_536  # characters; a search space takes a few hundred
@@ -121,7 +121,7 @@ def _point(entry: Any, space: Space, model: type[BaseModel]) -> dict[str, Any]:
     point = {}
     for name, value in entry.items():
         if name not in space:
-            raise SettingsError(f"{_shown(name)}: is not searched; there are: {known(space, name)}")
+            raise SettingsError(f"{_shown(name)}: is not searched; there are: {suggest(space, name)}")
         point[name] = _validated(name, _type(name, model), value)
         if not space[name].contains(point[name]):
             raise SettingsError(f"{name}: must be {space[name]}, got {_shown(value)}")
@@ -157,7 +157,7 @@ def _document(text: str) -> Any:
     except RecursionError:
         raise SettingsError("is nested too deeply") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # characters that there are not
-        raise SettingsError(f"is not YAML: {one_line(error)}") from None
+        raise SettingsError(f"is not YAML: {first_line(error)}") from None
 
 
 class _Interval(BaseModel, Generic[N]):
@@ -182,7 +182,7 @@ class _Interval(BaseModel, Generic[N]):
 
 def _dimension(name: str, value: Any, model: type[BaseModel]) -> Dimension:
     if name not in model.model_fields:
-        raise SettingsError(f"{_shown(name)}: is not a hyperparameter; there are: {known(model.model_fields, name)}")
+        raise SettingsError(f"{_shown(name)}: is not a hyperparameter; there are: {suggest(model.model_fields, name)}")
     kind = _type(name, model)
     if isinstance(value, dict):
         if model.model_fields[name].annotation not in (int, float):

@@ -15,11 +15,11 @@ from hyperopt import JOB_STATE_DONE, STATUS_FAIL, STATUS_OK, Trials, space_eval,
 from hyperopt.base import Domain
 
 from toolkit.errors import SettingsError
-from toolkit.tuning.pruning import Holder
+from toolkit.tuning.pruning import Incumbent
 from toolkit.tuning.space import Space, contains, expression, flatten, positions
 from toolkit.tuning.trial import Trial
 
-LEAST = 1e-9  # of a loss: what a cut trial is worse than the best
+MIN_STARTUP_TRIALS = 1e-9  # of a loss: what a cut trial is worse than the best
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Proposal:
 
     number: int
     settings: Mapping[str, Any]
-    holder: Holder | None = None
+    incumbent: Incumbent | None = None
     known: Trial | None = None
 
     @property
@@ -48,7 +48,7 @@ class Proposal:
         """The known trial under this number, at no cost."""
         if self.known is None:
             return None
-        folds = tuple(replace(fold, pictures=0, seconds=0.0) for fold in self.known.folds)
+        folds = tuple(replace(fold, images=0, seconds=0.0) for fold in self.known.folds)
         reason = f"as trial {self.known.number + 1}, which had the same settings"
         if self.known.state != "complete":
             reason = f"{reason}: {self.known.reason}"
@@ -68,7 +68,7 @@ class Study:
     seed
         Trial ``n`` is proposed with a seed made of this one and ``n``.
     start_up
-        How many trials are random before the search learns, see ``start_up_trials``.
+        How many trials are random before the search learns, see ``default_startup_trials``.
     racing
         Whether proposals name the trial that they are measured by.
     first
@@ -95,7 +95,7 @@ class Study:
     >>> proposal = study.ask()
     >>> proposal.number, proposal.settings["model_type"], 3 <= proposal.settings["epochs"] <= 6
     (0, 'simple_cnn', True)
-    >>> fold = Fold(({"epoch": 1, "val_accuracy": 0.9},), best_epoch=1, seconds=2.0, pictures=80)
+    >>> fold = Fold(({"epoch": 1, "val_accuracy": 0.9},), best_epoch=1, seconds=2.0, images=80)
     >>> study.tell(Trial(0, proposal.settings, "complete", (fold, fold)))
     >>> study.best.mean_accuracy
     0.9
@@ -115,8 +115,8 @@ class Study:
     ) -> None:
         self.trials: list[Trial] = []
         self.under_way: dict[int, Proposal] = {}
-        self._space, self._seed, self._start_up, self._racing = space, seed, start_up, racing
-        self._first, self._record, self._asked = first, record, 0
+        self._space, self._seed, self._n_startup_trials, self._prune = space, seed, start_up, racing
+        self._initial_points, self._record, self._asked = first, record, 0
         self._expression = expression(space)
         self._domain = Domain(lambda point: point, self._expression)
         self._history = Trials()
@@ -132,12 +132,12 @@ class Study:
         number = self._asked
         seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0] % 2**31)
         (document,) = tpe.suggest(
-            [number], self._domain, self._history, seed, n_startup_jobs=self._start_up, verbose=False
+            [number], self._domain, self._history, seed, n_startup_jobs=self._n_startup_trials, verbose=False
         )
         chosen = {name: values[0] for name, values in document["misc"]["vals"].items() if values}
         settings = _plain(flatten(space_eval(self._expression, chosen)))
-        if number < len(self._first):
-            settings = _overlaid(settings, self._first[number])
+        if number < len(self._initial_points):
+            settings = _overlaid(settings, self._initial_points[number])
         if not contains(self._space, settings):
             raise SettingsError(f"the search space does not contain the settings to begin with: {settings}")
         self._record({"asked": {"number": number, "settings": settings}})
@@ -174,8 +174,8 @@ class Study:
     def _propose(self, settings: Mapping[str, Any]) -> Proposal:
         number, best = self._asked, self.best
         holder = None
-        if self._racing and best is not None:
-            holder = Holder(best.number, tuple(fold.curve for fold in best.folds), best.settings["epochs"])
+        if self._prune and best is not None:
+            holder = Incumbent(best.number, tuple(fold.curve for fold in best.folds), best.settings["epochs"])
         known = next((trial for trial in self.trials if trial.settings == settings), None)
         self.under_way[number] = Proposal(number, settings, holder, known)
         self._insert(number, settings)
@@ -217,12 +217,12 @@ class Study:
             accuracy = trial.mean_accuracy
             if trial.state == "cut" and best:
                 lag = fmean(theirs - own for theirs, own in zip(best.accuracies, trial.accuracies, strict=False))
-                accuracy = best.mean_accuracy - max(lag, LEAST)
+                accuracy = best.mean_accuracy - max(lag, MIN_STARTUP_TRIALS)
             document["result"] = {"status": STATUS_OK, "loss": 1 - accuracy}
         self._history.refresh()
 
 
-def start_up_trials(max_evals: int) -> int:
+def default_startup_trials(max_evals: int) -> int:
     """A quarter of the trials, 5 to 20: Hyperopt's own 20 would make a short search purely random."""
     return max(5, min(20, max_evals // 4))
 

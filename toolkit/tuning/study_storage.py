@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.cli.settings import LAST
-from toolkit.errors import DataError, SettingsError, known, one_line
+from toolkit.errors import DataError, SettingsError, first_line, suggest
 from toolkit.tuning.journal import read_journal, write_whole
 from toolkit.tuning.space import Space, space_from_json, space_json
 from toolkit.tuning.study import Study
@@ -25,7 +25,7 @@ _UNLIKE = (KeyError, TypeError, ValueError, AttributeError)  # what comes of val
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyConfig:
     """What the trials of a study depend on: the first line of its journal.
 
     Parameters
@@ -40,9 +40,9 @@ class Plan:
 
     space: Space
     seed: int
-    start_up: int
-    racing: bool
-    first: list[dict[str, Any]] = field(default_factory=list)
+    n_startup_trials: int
+    prune: bool
+    initial_points: list[dict[str, Any]] = field(default_factory=list)
     earlier: list[Trial] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Plan:
         return {**vars(self), "space": space_json(self.space), "earlier": [trial.json() for trial in self.earlier]}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Plan":
+    def from_json(cls, values: Mapping[str, Any]) -> "StudyConfig":
         """The plan that ``json`` was of.
 
         Raises
@@ -78,9 +78,15 @@ class Plan:
         """
         try:
             return Study(
-                self.space, self.seed, self.start_up, racing=self.racing, first=self.first, earlier=self.earlier,
-                entries=entries, record=record,
-            )  # fmt: skip
+                self.space,
+                self.seed,
+                self.n_startup_trials,
+                racing=self.prune,
+                first=self.initial_points,
+                earlier=self.earlier,
+                entries=entries,
+                record=record,
+            )
         except (SettingsError, StopIteration, *_UNLIKE):
             raise DataError(ANOTHER_VERSION) from None
 
@@ -88,7 +94,7 @@ class Plan:
 def read_study(folder: Path, name: str) -> tuple[Study, bool]:
     """A study as it stands, also while another process goes on with it; and whether it is finished."""
     about, entries = read_journal(journal_of(folder, name))
-    return Plan.from_json(about).study(entries), any(FINISHED in entry for entry in entries)
+    return StudyConfig.from_json(about).study(entries), any(FINISHED in entry for entry in entries)
 
 
 def journal_of(folder: Path, name: str) -> Path:
@@ -102,7 +108,7 @@ def studies_in(folder: Path) -> list[str]:
     return [path.parent.name for path in journals]
 
 
-def find_study(folder: Path, choice: str, flag: str) -> str:
+def resolve_study(folder: Path, choice: str, flag: str) -> str:
     """The name of a study that is there.
 
     Parameters
@@ -124,17 +130,18 @@ def find_study(folder: Path, choice: str, flag: str) -> str:
         return names[-1]
     if choice not in names:
         raise SettingsError(
-            f"{flag} must be last or a study in {folder}{os.sep}, got {choice}; there are: {known(names[::-1], choice)}"
+            f"{flag} must be last or a study in {folder}{os.sep}, got {choice}; there are:"
+            f" {suggest(names[::-1], choice)}"
         )
     return choice
 
 
-def free_name(folder: Path, base: str) -> str:
+def next_name(folder: Path, base: str) -> str:
     """``base`` with the first number that no study has yet.
 
     Examples
     --------
-    >>> free_name(Path("no such folder"), "digits")
+    >>> next_name(Path("no such folder"), "digits")
     'digits-1'
     """
     number = 1
@@ -144,9 +151,9 @@ def free_name(folder: Path, base: str) -> str:
 
 
 def claimed_name(folder: Path, base: str) -> str:
-    """As ``free_name``, and no other process that asks is given the same: the study's folder is made."""
+    """As ``next_name``, and no other process that asks is given the same: the study's folder is made."""
     while True:
-        name = free_name(folder, base)
+        name = next_name(folder, base)
         try:
             (folder / name).mkdir(parents=True)
         except FileExistsError:
@@ -175,7 +182,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return phrases
 
 
-def keep_logits(folder: Path, number: int, logits: NDArray[np.float32], former: int | None = None) -> None:
+def save_logits(folder: Path, number: int, logits: NDArray[np.float32], former: int | None = None) -> None:
     """Keep the logits (N, K) of a trial that will be the best when it counts.
 
     Parameters
@@ -197,10 +204,10 @@ def keep_logits(folder: Path, number: int, logits: NDArray[np.float32], former: 
             if other != path and (former is None or other != _logits(folder, former)):
                 other.unlink()
     except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or one_line(error)}") from None
+        raise DataError(f"{path} cannot be written: {error.strerror or first_line(error)}") from None
 
 
-def kept_logits(folder: Path, number: int) -> NDArray[np.float32]:
+def load_logits(folder: Path, number: int) -> NDArray[np.float32]:
     """Those of a trial, float32 (N, K).
 
     Raises
@@ -212,7 +219,7 @@ def kept_logits(folder: Path, number: int) -> NDArray[np.float32]:
     try:
         logits: NDArray[np.float32] = np.load(path, allow_pickle=False)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or one_line(error)}") from None
+        raise DataError(f"{path} cannot be read: {error.strerror or first_line(error)}") from None
     except (ValueError, EOFError):
         raise DataError(f"{path} cannot be read: it is broken") from None
     return logits

@@ -19,14 +19,14 @@ class Fold:
         The one whose weights count, from 1.
     seconds
         That it took.
-    pictures
+    images
         Passed through training, each as often as it was.
     """
 
     epochs: tuple[Mapping[str, float], ...]
     best_epoch: int
     seconds: float
-    pictures: int
+    images: int
 
     @property
     def curve(self) -> tuple[float, ...]:
@@ -67,7 +67,7 @@ class Trial:
     --------
     >>> folds = tuple(Fold(({"epoch": 1, "val_accuracy": accuracy},), 1, 2.0, 80) for accuracy in (0.75, 0.25))
     >>> trial = Trial(0, {"epochs": 1}, "complete", folds, seconds=4.5)
-    >>> trial.mean_accuracy, trial.pictures, trial == Trial.from_json(trial.json())
+    >>> trial.mean_accuracy, trial.images, trial == Trial.from_json(trial.json())
     (0.5, 160, True)
     """
 
@@ -94,9 +94,9 @@ class Trial:
         return stdev(self.accuracies) if len(self.folds) > 1 else math.nan
 
     @property
-    def pictures(self) -> int:
-        """Pictures passed through training: what the trial cost, exactly."""
-        return sum(fold.pictures for fold in self.folds)
+    def images(self) -> int:
+        """Images passed through training: what the trial cost, exactly."""
+        return sum(fold.images for fold in self.folds)
 
     def json(self) -> dict[str, Any]:
         """Plain values, from which ``from_json`` makes an equal trial."""

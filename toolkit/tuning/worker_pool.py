@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any, Literal, NoReturn
 
 from toolkit import errors
-from toolkit.errors import SettingsError, ToolkitError, one_line
+from toolkit.errors import SettingsError, ToolkitError, first_line
 from toolkit.system.subprocesses import Child, Parent, exit_reason, stop
 
 GRACE_S = 5.0  # for a worker to end before it is killed
@@ -148,7 +148,7 @@ class WorkerPool:
         try:
             worker = _Worker(self._work, self._queue)
         except OSError as error:
-            raise ToolkitError(f"no worker process can be started: {one_line(error)}") from None
+            raise ToolkitError(f"no worker process can be started: {first_line(error)}") from None
         self._workers.append(worker)
         return worker
 
@@ -249,7 +249,7 @@ def _run(work: str, key: int, task: Any, parent: Parent) -> None:
         kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
         send("error", str(error), type=kind)
     except Exception as error:  # noqa: BLE001  of any kind: the worker lives on
-        send("failed", f"{type(error).__name__}: {one_line(error)}")
+        send("failed", f"{type(error).__name__}: {first_line(error)}")
 
 
 if __name__ == "__main__":

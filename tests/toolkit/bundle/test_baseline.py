@@ -3,7 +3,6 @@
 import io
 import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +16,8 @@ CLASSES = ("cat", "dog", "owl")
 PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4], [0.1, 0.8, 0.1], [0.6, 0.3, 0.1]])
 
 
-def baseline(**changes: object) -> Baseline:
-    parts: dict[str, object] = {
+def baseline(**changes):
+    parts = {
         "classes": CLASSES,
         "probabilities": PROBABILITIES,
         "labels": np.array([0, 2, 2, 0]),
@@ -28,7 +27,7 @@ def baseline(**changes: object) -> Baseline:
     return Baseline(**{**parts, **changes})
 
 
-def test_figures_by_hand() -> None:
+def test_figures_by_hand():
     whole = baseline()
     assert whole.size == 4
     assert whole.predicted.tolist() == [0, 2, 1, 0]
@@ -37,7 +36,7 @@ def test_figures_by_hand() -> None:
     assert whole.confidence.dtype == np.float32
 
 
-def test_what_goes_in_comes_out() -> None:
+def test_what_goes_in_comes_out():
     whole = baseline()
     again = Baseline.from_bytes(whole.to_bytes())
     assert again.classes == CLASSES
@@ -50,7 +49,7 @@ def test_what_goes_in_comes_out() -> None:
 
 
 @given(st.integers(0, 30), st.integers(2, 6), st.integers(0, 1000))
-def test_any_baseline_comes_out_as_it_went_in(count: int, classes: int, seed: int) -> None:
+def test_any_baseline_comes_out_as_it_went_in(count, classes, seed):
     generator = np.random.default_rng(seed)
     names = tuple(f"Klasse {number} ü" for number in range(classes))
     rows, labels = generator.dirichlet(np.ones(classes), count), generator.integers(0, classes, count)
@@ -69,16 +68,16 @@ def test_any_baseline_comes_out_as_it_went_in(count: int, classes: int, seed: in
         ({"probabilities": PROBABILITIES * np.nan}, "a baseline must hold finite probabilities"),
         ({"labels": np.array([0, 1, 2, 3])}, r"the labels of a baseline must lie in 0\.\.2"),
         ({"labels": np.array([0, 1, 2, -1])}, r"the labels of a baseline must lie in 0\.\.2"),
-        ({"hashes": np.array(["a"])}, "a baseline of 4 pictures has 1 values of hashes"),
-        ({"statistics": {"width": np.zeros(5)}}, "a baseline of 4 pictures has 5 values of width"),
+        ({"hashes": np.array(["a"])}, "a baseline of 4 images has 1 values of hashes"),
+        ({"statistics": {"width": np.zeros(5)}}, "a baseline of 4 images has 5 values of width"),
     ],
 )
-def test_what_does_not_fit_is_refused(changes: dict[str, object], message: str) -> None:
+def test_what_does_not_fit_is_refused(changes, message):
     with pytest.raises(BundleError, match=f"^{message}$"):
         baseline(**changes)
 
 
-def in_bins(confidence: list[float], right: list[bool], bins: int) -> float:
+def in_bins(confidence, right, bins):
     """The expected calibration error as its definition reads, bin by bin."""
     total = 0.0
     for number in range(bins):
@@ -90,7 +89,7 @@ def in_bins(confidence: list[float], right: list[bool], bins: int) -> float:
     return total
 
 
-def test_the_calibration_error_by_hand() -> None:
+def test_the_calibration_error_by_hand():
     """Of fifteen bins, the one from 0.6 is half right, the one from 0.733 right, and the last one wrong."""
     confidence = np.array([0.625, 0.65625, 0.75, 0.75, 0.75, 1.0])  # numbers that float16 holds exactly
     answers = Baseline(("cat", "dog"), np.stack([confidence, 1 - confidence], axis=1), np.array([0, 1, 0, 0, 0, 1]))
@@ -104,7 +103,7 @@ def test_the_calibration_error_by_hand() -> None:
 
 
 @given(st.integers(1, 60), st.integers(2, 6), st.integers(1, 20), st.integers(0, 1000))
-def test_the_calibration_error_is_its_definition(count: int, classes: int, bins: int, seed: int) -> None:
+def test_the_calibration_error_is_its_definition(count, classes, bins, seed):
     generator = np.random.default_rng(seed)
     rows, labels = generator.dirichlet(np.ones(classes), count), generator.integers(0, classes, count)
     found = calibration_bins(rows, labels, bins)
@@ -117,18 +116,18 @@ def test_the_calibration_error_is_its_definition(count: int, classes: int, bins:
     assert answers.calibration_error == pytest.approx(expected, abs=1e-6)
 
 
-def test_without_pictures_there_is_no_calibration_error() -> None:
+def test_without_images_there_is_no_calibration_error():
     empty = Baseline(("cat", "dog"), np.zeros((0, 2)), np.zeros(0))
     assert np.isnan(empty.calibration_error)
     assert empty.calibration().count.tolist() == [0] * 15
 
 
 class Trap:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
+    def __reduce__(self):
         return os.mkdir, ("sprung",)
 
 
-def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused(tmp_path):
     data = baseline().to_bytes()
     lacking = io.BytesIO()
     np.savez(lacking, classes=np.array(CLASSES))
@@ -137,7 +136,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
             Baseline.from_bytes(broken)
 
 
-def test_what_would_need_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
+def test_what_would_need_pickle_is_refused_and_never_run(tmp_path):
     buffer = io.BytesIO()
     np.savez(buffer, classes=np.array([Trap()], dtype=object))
     for trap in (buffer.getvalue(), pickle.dumps(Trap())):

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from support import ROOT
-from toolkit.cli.import_interrupt import end_imports_on_interrupt, imports_are_done
+from toolkit.cli.import_interrupt import exit_on_interrupt, restore_interrupt
 
 SCRIPTS = ("train_cnn.py", "hyperopt_tuning.py", "model_registry.py", "monitoring.py", "serve_model.py")
 
 
 @pytest.mark.parametrize("moment", ["dataclasses", "pydantic.errors"])
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_ctrl_c_during_the_imports_is_one_line_and_status_130(script: str, moment: str) -> None:
+def test_ctrl_c_during_the_imports_is_one_line_and_status_130(script, moment):
     """Python itself tells which import is done, on standard error, where the signal is sent at that moment."""
     process = subprocess.Popen(
         [sys.executable, "-X", "importtime", str(ROOT / script), "--help"],
@@ -33,28 +33,28 @@ def test_ctrl_c_during_the_imports_is_one_line_and_status_130(script: str, momen
     assert said == [f"{script}: interrupted\n"]
 
 
-def test_only_the_imports_end_like_that() -> None:
+def test_only_the_imports_end_like_that():
     try:
-        end_imports_on_interrupt()
+        exit_on_interrupt()
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-        imports_are_done()
+        restore_interrupt()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def test_a_signal_that_is_ignored_stays_so() -> None:
+def test_a_signal_that_is_ignored_stays_so():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        end_imports_on_interrupt()
-        imports_are_done()
+        exit_on_interrupt()
+        restore_interrupt()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def test_nothing_that_takes_time_is_imported_for_it() -> None:
+def test_nothing_that_takes_time_is_imported_for_it():
     code = (
         f"import sys; sys.path.insert(0, {str(Path(ROOT))!r}); import toolkit.cli.import_interrupt; print(*sys.modules)"
     )

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support import ROOT
-from toolkit.cli.safe_names import class_of, printable, shown
+from toolkit.cli.safe_names import class_name, display_name, printable
 
 NAMES = {
     b"caf\xe9": "caf\\xe9",  # Latin-1
@@ -29,42 +29,42 @@ NAMES = {
 
 
 @pytest.mark.parametrize(("name", "text"), NAMES.items())
-def test_a_name_of_the_file_system_is_shown_as_text(name: bytes, text: str) -> None:
-    assert shown(os.fsdecode(name)) == text
-    assert shown(Path("pets") / os.fsdecode(name)) == f"pets/{text}"
-    assert json.loads(json.dumps(shown(os.fsdecode(name)), ensure_ascii=False).encode()) == text
+def test_a_name_of_the_file_system_is_shown_as_text(name, text):
+    assert display_name(os.fsdecode(name)) == text
+    assert display_name(Path("pets") / os.fsdecode(name)) == f"pets/{text}"
+    assert json.loads(json.dumps(display_name(os.fsdecode(name)), ensure_ascii=False).encode()) == text
 
 
 @given(st.binary(max_size=40))
-def test_whatever_its_bytes_are_a_name_is_one_line_of_valid_unicode(name: bytes) -> None:
-    text = shown(os.fsdecode(name))
+def test_whatever_its_bytes_are_a_name_is_one_line_of_valid_unicode(name):
+    text = display_name(os.fsdecode(name))
     text.encode()
     assert len(text.splitlines()) <= 1
     assert not re.search(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
-    assert shown(text) == text
+    assert display_name(text) == text
 
 
 @given(st.text(), st.sampled_from(["ascii", "latin-1", "utf-8", "cp932", None]))
-def test_lines_can_be_written_in_any_encoding(text: str, encoding: str | None) -> None:
+def test_lines_can_be_written_in_any_encoding(text, encoding):
     found = printable(text, encoding)
     found.encode(encoding or "utf-8")
     assert "\x1b" not in found
     assert found.count("\n") == text.count("\n")
 
 
-def test_a_class_is_one_in_whatever_way_its_accents_are_written() -> None:
+def test_a_class_is_one_in_whatever_way_its_accents_are_written():
     for form in ("NFC", "NFD"):
-        assert class_of(unicodedata.normalize(form, "Müsli été 한국")) == "Müsli été 한국"
-    assert class_of(os.fsdecode(b"caf\xe9")) == "caf\\xe9"
+        assert class_name(unicodedata.normalize(form, "Müsli été 한국")) == "Müsli été 한국"
+    assert class_name(os.fsdecode(b"caf\xe9")) == "caf\\xe9"
 
 
-def test_names_are_utf_8_where_python_was_told_otherwise(tmp_path: Path) -> None:
+def test_names_are_utf_8_where_python_was_told_otherwise(tmp_path):
     """A service manager or a cron job often runs in the C locale."""
     (tmp_path / "été").mkdir()
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); import os; from pathlib import Path;"
-        f" from toolkit.cli.safe_names import class_of, shown; (name,) = os.listdir({str(tmp_path)!r});"
-        " print(sys.getfilesystemencoding(), ascii(class_of(name)), ascii(shown(Path('pets', name))))"
+        f" from toolkit.cli.safe_names import class_name, shown; (name,) = os.listdir({str(tmp_path)!r});"
+        " print(sys.getfilesystemencoding(), ascii(class_name(name)), ascii(shown(Path('pets', name))))"
     )
     environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
     options = ["-X", "utf8=0"]

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
-from toolkit.cli.settings import Name, ScriptSettings, environment, parse, read_first, verb
+from toolkit.cli.settings import Name, ScriptSettings, environment, parse, read_first, subcommand
 from toolkit.errors import SettingsError
 
 
@@ -40,14 +40,14 @@ class Verbs(ScriptSettings):
 
 
 @pytest.mark.parametrize("blank", [" ", "\t\n"])
-def test_a_blank_name_is_refused(blank: str) -> None:
+def test_a_blank_name_is_refused(blank):
     with pytest.raises(SettingsError) as caught:
         parse(Settings, None, ["--title", blank])
     assert str(caught.value) == f"--title must not be blank, got {blank!r}"
     assert parse(Settings, None, ["--title", " a b "]).title == " a b "
 
 
-def test_flags_win_over_variables_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_win_over_variables_over_defaults(monkeypatch):
     monkeypatch.setenv("DEMO_EPOCHS", "7")
     monkeypatch.setenv("DEMO_LEARNING_RATE", "0.5")
     settings = parse(Settings, None, ["--learning-rate", "0.25", "--no-flip"])
@@ -68,21 +68,21 @@ def test_flags_win_over_variables_over_defaults(monkeypatch: pytest.MonkeyPatch)
         (["--epochs"], "argument --epochs: expected one argument"),
     ],
 )
-def test_a_broken_rule_is_one_sentence(words: list[str], message: str) -> None:
+def test_a_broken_rule_is_one_sentence(words, message):
     with pytest.raises(SettingsError) as caught:
         parse(Settings, None, words)
     assert str(caught.value) == message
 
 
-def test_a_variable_is_named_as_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_is_named_as_a_variable(monkeypatch):
     monkeypatch.setenv("DEMO_LEARNING_RATE", "7")
     with pytest.raises(SettingsError, match=r"^DEMO_LEARNING_RATE must be at most 1, got 7$"):
         parse(Settings, None, [])
 
 
-def test_verbs_have_arguments_of_their_own() -> None:
-    assert verb(parse(Verbs, None, ["move", "3", "--reason", "better"])) == Move(version=3, reason="better")
-    assert verb(parse(Verbs, None, [])) is None
+def test_verbs_have_arguments_of_their_own():
+    assert subcommand(parse(Verbs, None, ["move", "3", "--reason", "better"])) == Move(version=3, reason="better")
+    assert subcommand(parse(Verbs, None, [])) is None
     with pytest.raises(SettingsError, match=r"^VERSION must be at least 1, got 0$"):
         parse(Verbs, None, ["move", "0"])
 
@@ -107,20 +107,20 @@ class Bare(ScriptSettings):
         (["--run-name", "resume"], None),
     ],
 )
-def test_a_flag_may_say_something_alone(words: list[str], resume: str | None) -> None:
+def test_a_flag_may_say_something_alone(words, resume):
     settings = parse(Bare, None, words)
     assert settings.resume == resume
     assert settings.epochs == (7 if "7" in words else 3)
 
 
-def test_other_flags_still_need_a_value_and_errors_name_what_was_typed() -> None:
+def test_other_flags_still_need_a_value_and_errors_name_what_was_typed():
     with pytest.raises(SettingsError, match=r"^argument --run-name: expected one argument$"):
         parse(Bare, None, ["--run-name", "--resume"])
     with pytest.raises(SettingsError, match=r"^--epochs must be at least 1, got 0$"):
         parse(Bare, None, ["--resume", "--epochs", "0"])
 
 
-def shelf() -> Path:
+def shelf():
     return Path("100% mine (and yours)", "kept")
 
 
@@ -134,7 +134,7 @@ class Shown(ScriptSettings):
     flip: bool = Field(True, description="turn it")
 
 
-def test_help_shows_kinds_and_defaults_as_a_person_would(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_kinds_and_defaults_as_a_person_would(capsys):
     with pytest.raises(SystemExit):
         parse(Shown, "A demonstration.", ["--help"])
     shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
@@ -145,8 +145,8 @@ def test_help_shows_kinds_and_defaults_as_a_person_would(capsys: pytest.CaptureF
     assert "--flip, --no-flip turn it (default: yes)" in options
 
 
-def test_a_default_that_cannot_be_had_does_not_spoil_help(capsys: pytest.CaptureFixture[str]) -> None:
-    def nowhere() -> Path:
+def test_a_default_that_cannot_be_had_does_not_spoil_help(capsys):
+    def nowhere():
         raise SettingsError("there is no home folder")
 
     class Homeless(ScriptSettings):
@@ -157,14 +157,14 @@ def test_a_default_that_cannot_be_had_does_not_spoil_help(capsys: pytest.Capture
     assert "where it is kept\n" in capsys.readouterr().out
 
 
-def test_what_is_read_first_ends_the_script_only_when_it_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_read_first_ends_the_script_only_when_it_is_wrong(capsys):
     read_first(lambda: parse(Settings, None, ["--epochs", "7"]))
     with pytest.raises(SystemExit, match=r"^2$"):
         read_first(lambda: parse(Settings, None, ["--epochs", "0"]))
     assert capsys.readouterr().err.endswith("error: --epochs must be at least 1, got 0\n")
 
 
-def run(body: str, **variables: str) -> subprocess.Popen[str]:
+def run(body, **variables):
     code = f"import time\nfrom toolkit.errors import DataError\nfrom toolkit.cli.settings import run_script\n{body}"
     return subprocess.Popen(
         [sys.executable, "-c", code],
@@ -176,13 +176,13 @@ def run(body: str, **variables: str) -> subprocess.Popen[str]:
     )
 
 
-def test_a_toolkit_error_ends_a_script_with_one_line_and_status_2() -> None:
-    process = run("def main():\n    raise DataError('no pictures')\nrun_script(main)")
+def test_a_toolkit_error_ends_a_script_with_one_line_and_status_2():
+    process = run("def main():\n    raise DataError('no images')\nrun_script(main)")
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (2, "-c: error: no pictures\n")
+    assert (process.returncode, err) == (2, "-c: error: no images\n")
 
 
-def test_an_error_is_one_line_and_whatever_is_printed_can_be_written_on_an_ascii_terminal() -> None:
+def test_an_error_is_one_line_and_whatever_is_printed_can_be_written_on_an_ascii_terminal():
     body = "def main():\n    print('é 猫')\n    raise DataError('no caf\\udce9\\nand\\x1b[2J é')\nrun_script(main)"
     process = run(body, PYTHONIOENCODING="ascii")
     assert process.communicate(timeout=60) == ("\\xe9 \\u732b\n", "-c: error: no caf\\xe9\\nand\\x1b[2J \\xe9\n")
@@ -190,7 +190,7 @@ def test_an_error_is_one_line_and_whatever_is_printed_can_be_written_on_an_ascii
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_unwind_the_stack(sent: signal.Signals, status: int) -> None:
+def test_signals_unwind_the_stack(sent, status):
     body = (
         "def main():\n    try:\n        print('up', flush=True)\n        time.sleep(60)\n"
         "    finally:\n        print('saved', flush=True)\nrun_script(main)"

@@ -9,39 +9,39 @@ import pytest
 from tqdm import tqdm
 
 from toolkit.cli import terminal
-from toolkit.cli.terminal import bar, on_terminal, progress, say, silent, table
+from toolkit.cli.terminal import bar_label, echo, muted, on_terminal, progress, table
 
 
 class Terminal(io.StringIO):
-    def isatty(self) -> bool:
+    def isatty(self):
         return True
 
 
-def test_a_line_is_printed_at_once_and_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
-    say("epoch 1")
-    say("épo|que 2")
+def test_a_line_is_printed_at_once_and_to_standard_output(capsys):
+    echo("epoch 1")
+    echo("épo|que 2")
     assert capsys.readouterr() == ("epoch 1\népo|que 2\n", "")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_any_name_can_be_said_on_any_terminal(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_name_can_be_said_on_any_terminal(encoding, monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, newline=""))
-    say("été\n猫 \x1b[2J caf\udce9")
+    echo("été\n猫 \x1b[2J caf\udce9")
     told = raw.getvalue().decode(encoding)
     cat = "猫" if encoding == "utf-8" else "\\u732b"
     accents = "\\xe9t\\xe9" if encoding == "ascii" else "été"
     assert told == f"{accents}\n{cat} \\x1b[2J caf\\xe9\n"
 
 
-def test_a_line_leaves_a_progress_bar_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_leaves_a_progress_bar_whole(monkeypatch):
     """The bar is wiped before the line and drawn again after it."""
     screened = Terminal()
     monkeypatch.setattr(sys, "stdout", screened)
     with tqdm(total=10, desc="training", file=screened, mininterval=0) as progress:
         progress.update(5)
-        say("epoch 1")
-    screen: list[str] = []
+        echo("epoch 1")
+    screen = []
     for line in screened.getvalue().split("\n"):
         screen += [part for part in line.split("\r") if part.strip()]
     assert "epoch 1" in screen
@@ -50,39 +50,35 @@ def test_a_line_leaves_a_progress_bar_whole(monkeypatch: pytest.MonkeyPatch) -> 
     assert any(" 5/10 " in part for part in after)
 
 
-def test_bars_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bars_are_for_terminals(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert on_terminal()
-    assert bar("fold 1/5") == "fold 1/5"
+    assert bar_label("fold 1/5") == "fold 1/5"
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert not on_terminal()
-    assert bar("fold 1/5") is None
+    assert bar_label("fold 1/5") is None
 
 
-def test_a_rank_that_was_left_over_silences_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_rank_that_was_left_over_silences_nothing(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
-    say("epoch 1")
-    with silent():
-        say("epoch 2")
+    echo("epoch 1")
+    with muted():
+        echo("epoch 2")
     assert capsys.readouterr().out == "epoch 1\n"
 
 
-def slowly(label: str | None, steps: int = 12) -> None:
+def slowly(label, steps=12):
     with progress(label, steps, "images", initial=2) as shown:
         for _ in range(2, steps):
             time.sleep(0.02)
             shown.update()
 
 
-def test_in_a_log_progress_is_a_line_whenever_none_was_printed_for_a_while(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_in_a_log_progress_is_a_line_whenever_none_was_printed_for_a_while(monkeypatch, capsys):
     slowly("decoding")
     assert capsys.readouterr() == ("", ""), "what is done soon is no line"
-    monkeypatch.setattr(terminal, "QUIET_SECONDS", 0.05)
-    monkeypatch.setattr(terminal, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(terminal, "QUIET_S", 0.05)
+    monkeypatch.setattr(terminal, "REFRESH_S", 0.001)
     slowly("decoding")
     out, err = capsys.readouterr()
     lines = [re.fullmatch(r"decoding: (\d+) of 12 images, (\d+) %, 00:00 left", line) for line in out.splitlines()]
@@ -92,12 +88,12 @@ def test_in_a_log_progress_is_a_line_whenever_none_was_printed_for_a_while(
     done = [int(line[1]) for line in lines if line]
     assert done == sorted(done)
     slowly(None)
-    with silent():
+    with muted():
         slowly("decoding")
     assert capsys.readouterr() == ("", "")
 
 
-def test_on_a_terminal_progress_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_terminal_progress_is_a_bar(monkeypatch):
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     slowly("decoding")
@@ -105,7 +101,7 @@ def test_on_a_terminal_progress_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "images/s]" in screen.getvalue()
 
 
-def test_a_table_puts_numbers_to_the_right_and_words_to_the_left() -> None:
+def test_a_table_puts_numbers_to_the_right_and_words_to_the_left():
     assert table(["network", "size", "rate"], [["simple_cnn", 32, "1e-05"], ["resnet18", 224, "-0.5"]]) == (
         "network     size   rate\n"
         "simple_cnn    32  1e-05\n"
@@ -113,7 +109,7 @@ def test_a_table_puts_numbers_to_the_right_and_words_to_the_left() -> None:
     )  # fmt: skip
 
 
-def test_gaps_in_a_column_of_numbers_leave_it_one() -> None:
+def test_gaps_in_a_column_of_numbers_leave_it_one():
     assert table(["mean", "note"], [["0.5", "a"], ["-", ""], ["", "b"], ["12.25 %", "c"]]).splitlines() == [
         "   mean  note",
         "    0.5  a",
@@ -123,15 +119,15 @@ def test_gaps_in_a_column_of_numbers_leave_it_one() -> None:
     ]
 
 
-def test_a_table_without_rows_has_its_headings() -> None:
+def test_a_table_without_rows_has_its_headings():
     assert table(["a", "bc"], []) == "a  bc"
 
 
-def test_within_a_block_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    with silent(), silent(wanted=False):
-        say("inside")
-    with pytest.raises(KeyError), silent():
+def test_within_a_block_nothing_is_said(capsys):
+    with muted(), muted(wanted=False):
+        echo("inside")
+    with pytest.raises(KeyError), muted():
         raise KeyError
-    with silent(wanted=False):
-        say("after")
+    with muted(wanted=False):
+        echo("after")
     assert capsys.readouterr().out == "after\n"

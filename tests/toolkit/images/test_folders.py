@@ -2,34 +2,33 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from toolkit.errors import DataError
-from toolkit.images.folders import PART_NAMES, Ignored, beside_the_classes, find_parts, list_files, part_of, sub_folders
+from toolkit.images.folders import PART_NAMES, Ignored, find_parts, list_files, part_of, stray_files, sub_folders
 
 SUFFIXES = (".png",)
 NOT_MEANT = "hidden, or a program's own"
 
 
-def fill(folder: Path, *names: str) -> Path:
+def fill(folder, *names):
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     return folder
 
 
-def parts(folder: Path) -> list[tuple[str, str]]:
+def parts(folder):
     return [(part, str(path.relative_to(folder))) for part, path in find_parts(folder)]
 
 
-def inside(folder: Path) -> list[str]:
+def inside(folder):
     return [str(path.relative_to(folder)) for path in list_files(folder, SUFFIXES).files]
 
 
-def passed(folder: Path) -> list[tuple[str, str, int]]:
+def passed(folder):
     ignored = list_files(folder, SUFFIXES).ignored
     return sorted((str(item.path.relative_to(folder)), item.reason, item.count) for item in ignored)
 
@@ -48,31 +47,31 @@ def passed(folder: Path) -> list[tuple[str, str, int]]:
         ("seg_train", "seg_val", "seg_test"),
     ],
 )
-def test_parts_are_known_by_many_names(tmp_path: Path, train: str, val: str, test: str) -> None:
+def test_parts_are_known_by_many_names(tmp_path, train, val, test):
     fill(tmp_path, *(f"{name}/{of}/1.png" for name in (train, val, test) for of in ("cat", "dog")))
     assert sorted(parts(tmp_path)) == sorted([("train", train), ("val", val), ("test", test)])
 
 
-def test_each_name_on_the_list_is_of_one_part() -> None:
+def test_each_name_on_the_list_is_of_one_part():
     for part, names in PART_NAMES.items():
         for name in names:
             assert part_of(name) == part_of(name.upper()) == part_of(name.replace("_", "-")) == part
     assert part_of("trains") is None
 
 
-def test_a_part_may_be_in_a_folder_of_its_own_name(tmp_path: Path) -> None:
+def test_a_part_may_be_in_a_folder_of_its_own_name(tmp_path):
     """As Kaggle's archive of landscapes is, with images beside that nobody has labelled."""
     fill(tmp_path, "seg_train/seg_train/sea/1.png", "seg_test/seg_test/sea/1.png", "seg_pred/seg_pred/1.png")
     assert parts(tmp_path) == [("test", "seg_test/seg_test"), ("train", "seg_train/seg_train")]
-    assert beside_the_classes(tmp_path, find_parts(tmp_path)) == [
-        Ignored(tmp_path / "seg_pred", "its pictures have no label", 1)
+    assert stray_files(tmp_path, find_parts(tmp_path)) == [
+        Ignored(tmp_path / "seg_pred", "its images have no label", 1)
     ]
 
 
-def test_what_archivers_and_file_servers_leave_behind_is_no_class(tmp_path: Path) -> None:
+def test_what_archivers_and_file_servers_leave_behind_is_no_class(tmp_path):
     fill(tmp_path, "train/cat/1.png", "test/cat/1.png", "__MACOSX/train/cat/._1.png", "@eaDir/x", ".git/config")
     assert parts(tmp_path) == [("test", "test"), ("train", "train")]
-    found = beside_the_classes(tmp_path, find_parts(tmp_path))
+    found = stray_files(tmp_path, find_parts(tmp_path))
     assert [(item.path.name, item.reason, item.count) for item in found] == [
         ("@eaDir", NOT_MEANT, 1),
         ("__MACOSX", NOT_MEANT, 1),
@@ -89,10 +88,10 @@ def test_what_archivers_and_file_servers_leave_behind_is_no_class(tmp_path: Path
         (("train/cat/1.png", "test/cat/1.png", "cat/1.png"), "holds 'cat' beside 'train', so what is a class is uncl"),
         (("cat/train/1.png", "cat/test/1.png", "dog/1.png"), "/cat holds 'test' and 'train', so what is a class is un"),
         (("images/train/1.png", "images/val/2.png"), "/images holds 'train' and 'val', so what is a class is unclear;"),
-        (("1.png",), "holds no sub-folders; it needs one sub-folder of pictures a class"),
+        (("1.png",), "holds no sub-folders; it needs one sub-folder of images a class"),
     ],
 )
-def test_what_is_ambiguous_is_refused_in_one_line(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+def test_what_is_ambiguous_is_refused_in_one_line(tmp_path, names, message):
     folder = fill(tmp_path / "pets", *names)
     with pytest.raises(DataError) as caught:
         find_parts(folder)
@@ -100,7 +99,7 @@ def test_what_is_ambiguous_is_refused_in_one_line(tmp_path: Path, names: tuple[s
     assert "\n" not in str(caught.value)
 
 
-def test_a_class_may_be_called_as_a_part_is(tmp_path: Path) -> None:
+def test_a_class_may_be_called_as_a_part_is(tmp_path):
     fill(tmp_path, "bus/1.png", "train/1.png", "tram/1.png")
     assert find_parts(tmp_path) == [("", tmp_path)]
 
@@ -108,7 +107,7 @@ def test_a_class_may_be_called_as_a_part_is(tmp_path: Path) -> None:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def test_folders_inside_a_class_belong_to_it_and_those_of_programs_are_counted(tmp_path: Path) -> None:
+def test_folders_inside_a_class_belong_to_it_and_those_of_programs_are_counted(tmp_path):
     fill(
         tmp_path, "1.png", "old/2.png", "@eaDir/1.png/thumb.jpg", "@eaDir/2.jpg", ".thumbnails/1.png", ".DS_Store",
         "old/.ipynb_checkpoints/2-checkpoint.png", "._1.png", ".empty/x",
@@ -123,7 +122,7 @@ def test_folders_inside_a_class_belong_to_it_and_those_of_programs_are_counted(t
     ]
 
 
-def test_a_link_to_a_folder_is_followed_once(tmp_path: Path) -> None:
+def test_a_link_to_a_folder_is_followed_once(tmp_path):
     fill(tmp_path, "elsewhere/2.png", "elsewhere/deep/3.png", "cat/1.png")
     (tmp_path / "cat" / "more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "cat" / "same").symlink_to("more")
@@ -135,7 +134,7 @@ def test_a_link_to_a_folder_is_followed_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["..", ".", "../../pets", "old"])
-def test_a_link_that_leads_back_is_not_followed(tmp_path: Path, target: str) -> None:
+def test_a_link_that_leads_back_is_not_followed(tmp_path, target):
     """Not to the folder itself, nor to what it lies in, with all other classes; nor to a folder of its own."""
     fill(tmp_path / "pets", "cat/1.png", "cat/old/2.png", "dog/3.png")
     (tmp_path / "pets" / "cat" / "loop").symlink_to(target)
@@ -143,7 +142,7 @@ def test_a_link_that_leads_back_is_not_followed(tmp_path: Path, target: str) -> 
     assert passed(tmp_path / "pets" / "cat") == [("loop", "a link to a folder that is read already", 1)]
 
 
-def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+def test_what_is_no_file_is_not_opened(tmp_path):
     fill(tmp_path, "1.png")
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "lost.png").symlink_to("nowhere")
@@ -153,7 +152,7 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def public() -> Iterator[Path]:
+def public():
     """A folder that every user can reach, while this process is none that may read everything."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
@@ -162,7 +161,7 @@ def public() -> Iterator[Path]:
 
 @pytest.mark.parametrize("mode", [0o000, 0o444])
 @pytest.mark.parametrize("locked", ["pets/dog", "pets/dog/old"])
-def test_a_folder_that_cannot_be_read_is_an_error(public: Path, mode: int, locked: str) -> None:
+def test_a_folder_that_cannot_be_read_is_an_error(public, mode, locked):
     fill(public, "pets/cat/1.png", "pets/dog/1.png", "pets/dog/old/2.png")
     (public / locked).chmod(mode)
     user = os.geteuid()

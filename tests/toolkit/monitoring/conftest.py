@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +12,22 @@ import pytest
 import sqlalchemy as sa
 
 from support import free_port
-from toolkit.monitoring.store.model_versions import Model
-from toolkit.monitoring.store.predictions import Prediction, PredictionStore
+from toolkit.monitoring.store.predictions import LoggedPrediction, PredictionStore
 
 
 @pytest.fixture
-def prediction() -> Callable[..., Prediction]:
+def prediction():
     """A function that makes a prediction of two classes, its id and its time the same number."""
 
-    def make(number: int, model: Model, first: float = 0.75, **more: object) -> Prediction:
+    def make(number, model, first=0.75, **more):
         values = {"time": float(number), "probabilities": np.array([first, 1 - first], np.float16)}
-        return Prediction(number, model=model, **{**values, **more})
+        return LoggedPrediction(number, model=model, **{**values, **more})
 
     return make
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
+def postgres():
     """The address of an empty database on a real PostgreSQL server."""
     if not (shutil.which("initdb") and shutil.which("pg_ctl")):
         pytest.skip("initdb and pg_ctl of PostgreSQL are not on PATH")
@@ -44,7 +42,7 @@ def postgres() -> Iterator[str]:
             pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
         who = {"user": "postgres", "extra_groups": []}
 
-    def run(*words: str) -> None:
+    def run(*words):
         subprocess.run(words, check=True, cwd=folder, stdout=subprocess.DEVNULL, **who)
 
     port = free_port()
@@ -60,11 +58,11 @@ def postgres() -> Iterator[str]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def address(request, tmp_path):
     """Where a store may be begun: a file, and an empty database on a server."""
     if request.param == "sqlite":
         return str(tmp_path / "m.db")
-    url: str = request.getfixturevalue("postgres")
+    url = request.getfixturevalue("postgres")
     engine = sa.create_engine(url.replace("postgresql:", "postgresql+pg8000:"))
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP SCHEMA public CASCADE")
@@ -74,7 +72,7 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def store(address: str) -> Iterator[PredictionStore]:
+def store(address):
     """A store of each kind, in which nothing was written yet."""
     store = PredictionStore(address)
     yield store
@@ -82,7 +80,7 @@ def store(address: str) -> Iterator[PredictionStore]:
 
 
 @pytest.fixture
-def file_store(tmp_path: Path) -> Iterator[PredictionStore]:
+def file_store(tmp_path):
     """A store in a file, in which nothing was written yet."""
     store = PredictionStore(str(tmp_path / "m.db"))
     yield store

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from support.prediction_fixtures import alert_of
 from toolkit.bundle.baseline import Baseline
 from toolkit.monitoring import report
-from toolkit.monitoring.base.predictions import Window
-from toolkit.monitoring.base.thresholds import Limits
-from toolkit.monitoring.windows.metrics import measure
-from toolkit.monitoring.windows.reference import Yardstick
+from toolkit.monitoring.base.predictions import Predictions
+from toolkit.monitoring.base.thresholds import Thresholds
+from toolkit.monitoring.windows.metrics import window_metrics
+from toolkit.monitoring.windows.reference import ReferenceBins
 
 CLASSES = ("cat", "dog")
 ALERT = alert_of()
@@ -20,16 +20,16 @@ ALERT = alert_of()
 def metrics(right, n=200, usual=1000):
     """The figures of ``n`` labelled predictions, beside 2,000 held-out images of which ``usual`` were right."""
     sure = np.tile(np.array([0.75, 0.25], np.float16), (2000, 1))
-    yardstick = Yardstick(CLASSES, Baseline(CLASSES, sure, np.arange(2000) >= usual))
+    yardstick = ReferenceBins(CLASSES, Baseline(CLASSES, sure, np.arange(2000) >= usual))
     labels = (np.arange(n) >= right).astype(int)
-    now = Window(CLASSES, np.full(n, 1.7e9), np.zeros(n, int), np.full(n, 0.75, np.float32), labels,
+    now = Predictions(CLASSES, np.full(n, 1.7e9), np.zeros(n, int), np.full(n, 0.75, np.float32), labels,
                  probabilities=sure[:n])  # fmt: skip
-    return measure(yardstick.count(now), yardstick, Limits(), "short", "1")
+    return window_metrics(yardstick.count_binned(now), yardstick, Thresholds(), "short", "1")
 
 
 @given(st.integers(0, 200), st.sampled_from([0, 3, 60, 200]), st.sampled_from([40, 1000, 1700, 2000]))
 def test_a_report_has_no_negative_drop_and_nothing_that_is_certain_for_nothing(right, n, usual):
-    lines = report.figures(metrics(min(right, n), n, usual))
+    lines = report.metrics_text(metrics(min(right, n), n, usual))
     (line,) = (line for line in lines if line.startswith("degradation:"))
     assert "-" not in line.removeprefix("degradation:").replace("-: unknown", "")
     assert " 0.0% certain" not in line
@@ -37,7 +37,7 @@ def test_a_report_has_no_negative_drop_and_nothing_that_is_certain_for_nothing(r
 
 
 def test_a_model_that_got_better_shows_no_drop():
-    (line,) = (line for line in report.figures(metrics(140)) if line.startswith("degradation:"))
+    (line,) = (line for line in report.metrics_text(metrics(140)) if line.startswith("degradation:"))
     assert line == f"{'degradation:':<22} none: ok (none)"
 
 

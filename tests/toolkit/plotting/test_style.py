@@ -13,7 +13,7 @@ RIGHT = np.array([1] * 30 + [0] * 10 + [1] + [0] * 3)
 BINS = calibration_bins(np.stack([CONFIDENCE, 1 - CONFIDENCE], axis=1), 1 - RIGHT, bins=10)
 
 
-def test_bins_that_hold_enough_are_solid_and_joined_and_the_others_hollow() -> None:
+def test_bins_that_hold_enough_are_solid_and_joined_and_the_others_hollow():
     axes = Figure().subplots()
     reliability_diagram(axes, [ReliabilityCurve(BINS, "some")])
     diagonal, joined = axes.lines
@@ -26,10 +26,10 @@ def test_bins_that_hold_enough_are_solid_and_joined_and_the_others_hollow() -> N
     assert (solid.get_label(), key.get_label()) == ("some", "bins of fewer than 10")
 
 
-def test_intervals_are_those_of_how_many_of_how_many_are_right() -> None:
+def test_intervals_are_those_of_how_many_of_how_many_are_right():
     asked = []
 
-    def interval(right: int, n: int) -> tuple[float, float]:
+    def interval(right, n):
         asked.append((right, n))
         return right / n - 0.1, right / n + 0.2
 
@@ -40,14 +40,14 @@ def test_intervals_are_those_of_how_many_of_how_many_are_right() -> None:
     assert segments == pytest.approx(np.array([[[0.6, 0.15], [0.6, 0.45]], [[0.9, 0.65], [0.9, 0.95]]]))
 
 
-def test_without_predictions_there_is_the_diagonal_alone() -> None:
+def test_without_predictions_there_is_the_diagonal_alone():
     nothing = calibration_bins(np.zeros((0, 2)), np.zeros(0, int))
     axes = Figure().subplots()
     reliability_diagram(axes, [ReliabilityCurve(nothing, "none", interval=lambda *_: (0.0, 1.0))])
     assert not any(len(dots.get_offsets()) for dots in axes.collections)
 
 
-def test_below_the_diagram_each_curve_has_its_histogram() -> None:
+def test_below_the_diagram_each_curve_has_its_histogram():
     figure = reliability_figure([ReliabilityCurve(BINS, "some")], "images")
     upper, lower = figure.axes
     assert (upper.get_ylabel(), lower.get_xlabel(), lower.get_ylabel()) == ("accuracy", "confidence", "images")
@@ -59,5 +59,5 @@ def test_below_the_diagram_each_curve_has_its_histogram() -> None:
 @pytest.mark.parametrize(
     ("name", "label"), [("cat", "cat"), ("x" * 24, "x" * 24), ("x" * 12 + "y" * 13, "x" * 12 + "…" + "y" * 11)]
 )
-def test_a_label_has_24_characters_at_most(name: str, label: str) -> None:
+def test_a_label_has_24_characters_at_most(name, label):
     assert class_label(name) == label

@@ -4,7 +4,6 @@ import itertools
 import shutil
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +15,7 @@ from support import free_port
 from toolkit.bundle.files import DIGEST_TAG, PROGRAM, digest_of, verify_bundle
 from toolkit.errors import BundleError, TrackingError
 from toolkit.registry import bundles
-from toolkit.registry.bundles import cached, fetched
+from toolkit.registry.bundles import download, download_cached
 from toolkit.tracking.connection import MlflowClient, connect
 
 NUMBERS = itertools.count()
@@ -24,7 +23,7 @@ Logged = tuple[MlflowClient, str, str]
 
 
 @pytest.fixture(params=["database", "server"])
-def logged(request: pytest.FixtureRequest, log_colour_run: Callable[..., str]) -> Logged:
+def logged(request, log_colour_run):
     """A client, where a bundle is, and its digest."""
     client = connect(request.getfixturevalue("mlflow_server") if request.param == "server" else "sqlite:///mlflow.db")
     run = client.get_run(log_colour_run(client, f"fetching {next(NUMBERS)}"))
@@ -32,7 +31,7 @@ def logged(request: pytest.FixtureRequest, log_colour_run: Callable[..., str]) -
     return client, model.artifact_location, run.data.tags[DIGEST_TAG]
 
 
-def forget(client: MlflowClient, location: str, name: str = "") -> None:
+def forget(client, location, name=""):
     """Delete the files behind an artifact location, or one of them."""
     if location.startswith("mlflow-artifacts:"):
         get_artifact_repository(location, tracking_uri=client.tracking_uri).delete_artifacts(name)
@@ -43,11 +42,11 @@ def forget(client: MlflowClient, location: str, name: str = "") -> None:
 
 
 @contextmanager
-def relay(server: str, spoil: Callable[[BaseHTTPRequestHandler, bytes], None]) -> Iterator[str]:
+def relay(server, spoil):
     """The address of something between us and a server, which spoils the program of a bundle on its way."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+        def do_GET(self):
             with urllib.request.urlopen(server + self.path) as answer:
                 content = answer.read()
             if self.path.endswith(PROGRAM):
@@ -55,7 +54,7 @@ def relay(server: str, spoil: Callable[[BaseHTTPRequestHandler, bytes], None]) -
             else:
                 pass_on(self, content)
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, *_):
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as between:
@@ -68,60 +67,60 @@ def relay(server: str, spoil: Callable[[BaseHTTPRequestHandler, bytes], None]) -
             thread.join()
 
 
-def pass_on(handler: BaseHTTPRequestHandler, content: bytes, status: int = 200, length: int | None = None) -> None:
+def pass_on(handler, content, status=200, length=None):
     handler.send_response(status)
     handler.send_header("Content-Length", str(len(content) if length is None else length))
     handler.end_headers()
     handler.wfile.write(content)
 
 
-def test_a_fetched_bundle_is_whole_and_a_copy_is_gone_afterwards(logged: Logged) -> None:
+def test_a_fetched_bundle_is_whole_and_a_copy_is_gone_afterwards(logged):
     client, location, digest = logged
-    with fetched(client, location) as folder:
+    with download(client, location) as folder:
         assert digest_of(folder) == digest
     assert folder.exists() == (not location.startswith("mlflow-artifacts:"))
 
 
-def test_what_is_cached_needs_no_store_and_what_was_altered_there_is_fetched_anew(logged: Logged) -> None:
+def test_what_is_cached_needs_no_store_and_what_was_altered_there_is_fetched_anew(logged):
     client, location, digest = logged
     cache = Path("kept") / "bundles"
-    with cached(client, location, digest, cache) as folder:
+    with download_cached(client, location, digest, cache) as folder:
         assert folder == cache / digest
         assert digest_of(folder) == digest
     (folder / PROGRAM).write_bytes(b"altered")
-    with cached(client, location, digest, cache) as folder:
+    with download_cached(client, location, digest, cache) as folder:
         assert digest_of(folder) == digest
     forget(client, location)
-    with cached(client, location, digest, cache) as folder:
+    with download_cached(client, location, digest, cache) as folder:
         assert digest_of(folder) == digest
     assert [path.name for path in cache.iterdir()] == [digest]
 
 
-def test_what_does_not_have_the_digest_is_not_kept(logged: Logged) -> None:
+def test_what_does_not_have_the_digest_is_not_kept(logged):
     client, location, _ = logged
-    with pytest.raises(BundleError, match="altered"), cached(client, location, "0" * 64, Path("cache")):
+    with pytest.raises(BundleError, match="altered"), download_cached(client, location, "0" * 64, Path("cache")):
         pass
     assert list(Path("cache").iterdir()) == []
 
 
-def test_a_missing_bundle_is_told_from_a_store_that_does_not_answer(logged: Logged) -> None:
+def test_a_missing_bundle_is_told_from_a_store_that_does_not_answer(logged):
     client, location, digest = logged
     forget(client, location, PROGRAM)
-    with fetched(client, location) as folder, pytest.raises(BundleError, match=f"^the bundle has no {PROGRAM}$"):
+    with download(client, location) as folder, pytest.raises(BundleError, match=f"^the bundle has no {PROGRAM}$"):
         verify_bundle(folder, digest)
     forget(client, location)
-    with pytest.raises(BundleError) as caught, fetched(client, location):
+    with pytest.raises(BundleError) as caught, download(client, location):
         pass
     assert str(caught.value) == f"the bundle is gone: nothing is at {location}"
     nobody = MlflowClient(f"http://127.0.0.1:{free_port()}")
     location = "mlflow-artifacts:/1/models/m-1/artifacts"
-    with pytest.raises(TrackingError) as caught, fetched(nobody, location):
+    with pytest.raises(TrackingError) as caught, download(nobody, location):
         pass
     assert str(caught.value) == f"cannot fetch the bundle from {location}: connection refused"
 
 
 @pytest.fixture(scope="module")
-def kept(mlflow_server: str, log_colour_run: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Logged:
+def kept(mlflow_server, log_colour_run, tmp_path_factory):
     """A bundle on a server that no test alters."""
     client = connect(mlflow_server)
     run = client.get_run(log_colour_run(client, "fetching", folder=tmp_path_factory.mktemp("kept")))
@@ -139,25 +138,29 @@ def kept(mlflow_server: str, log_colour_run: Callable[..., str], tmp_path_factor
     ],
     ids=["dies", "fails", "refuses", "hangs"],
 )
-def test_a_server_that_fails_during_the_download_says_nothing_about_the_bundle(
-    kept: Logged, spoil: Callable[..., None], reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_fails_during_the_download_says_nothing_about_the_bundle(kept, spoil, reason, monkeypatch):
     monkeypatch.setattr(bundles, "FILE_SECONDS", 2)
     client, location, digest = kept
     with relay(client.tracking_uri, spoil) as url:
-        with pytest.raises(TrackingError) as caught, cached(MlflowClient(url), location, digest, Path("cache")):
+        with (
+            pytest.raises(TrackingError) as caught,
+            download_cached(MlflowClient(url), location, digest, Path("cache")),
+        ):
             pass
         assert str(caught.value) == f"cannot fetch the bundle from {location}: {reason}"
     assert list(Path("cache").iterdir()) == []
 
 
-def test_half_a_file_is_noticed(kept: Logged) -> None:
+def test_half_a_file_is_noticed(kept):
     client, location, digest = kept
     with relay(client.tracking_uri, lambda handler, content: pass_on(handler, content[: len(content) // 2])) as url:
-        with fetched(MlflowClient(url), location) as folder, pytest.raises(BundleError, match="altered"):
+        with download(MlflowClient(url), location) as folder, pytest.raises(BundleError, match="altered"):
             verify_bundle(folder, digest)
-        with pytest.raises(BundleError, match="altered"), cached(MlflowClient(url), location, digest, Path("cache")):
+        with (
+            pytest.raises(BundleError, match="altered"),
+            download_cached(MlflowClient(url), location, digest, Path("cache")),
+        ):
             pass
     assert list(Path("cache").iterdir()) == []
-    with cached(client, location, digest, Path("cache")) as folder:
+    with download_cached(client, location, digest, Path("cache")) as folder:
         assert verify_bundle(folder, digest)

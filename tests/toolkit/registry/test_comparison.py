@@ -8,30 +8,29 @@ import pytest
 
 from support import colour_card
 from toolkit.bundle.baseline import Baseline
-from toolkit.bundle.files import Card
 from toolkit.registry.comparison import Candidate, columns, differing, side_by_side
-from toolkit.registry.mcnemar import Tally
+from toolkit.registry.mcnemar import PairedCounts
 from toolkit.registry.metrics import share_score
 from toolkit.registry.versions import Version
 
 CLASSES = ("cat", "dog")
 
 
-def baseline(right: str) -> Baseline:
+def baseline(right):
     """A baseline of cats that is right where ``right`` has a 1."""
     answers = np.array([int(verdict == "0") for verdict in right])
-    hashes = np.array([f"picture {index}" for index in range(len(right))])
+    hashes = np.array([f"image {index}" for index in range(len(right))])
     return Baseline(CLASSES, np.eye(2)[answers], np.zeros(len(right)), hashes)
 
 
-def candidate(number: int, pictures: Baseline, card: Card | None = None, **metrics: float) -> Candidate:
+def candidate(number, images, card=None, **metrics):
     version = Version(
         "cats", number, "None", "run", "m-1", "digest", datetime(2026, 5, number, tzinfo=UTC), metrics=metrics
     )
-    return Candidate(version, card or colour_card(), pictures, size=number * 1_500_000, latency_ms=4.0 * number)
+    return Candidate(version, card or colour_card(), images, size=number * 1_500_000, latency_ms=4.0 * number)
 
 
-def test_side_by_side_has_one_row_a_version_and_compares_with_the_first() -> None:
+def test_side_by_side_has_one_row_a_version_and_compares_with_the_first():
     card = colour_card()
     other = card.model_copy(
         update={
@@ -44,11 +43,11 @@ def test_side_by_side_has_one_row_a_version_and_compares_with_the_first() -> Non
     )
     assert list(table.index) == [4, 2]
     first, second = table.loc[4], table.loc[2]
-    assert (first.accuracy, first.pictures, first.shared_accuracy, first.size_mb) == (0.8, 5, 0.8, 6.0)
+    assert (first.accuracy, first.images, first.shared_accuracy, first.size_mb) == (0.8, 5, 0.8, 6.0)
     assert (first.accuracy_low, first.accuracy_high) == pytest.approx(share_score(4, 5)[1:])
     assert table[["gained", "lost", "p_value"]].isna().all(axis=1).tolist() == [True, False]
     assert (second.gained, second.lost, second.p_value) == (1, 1, 1.0)
-    assert (second.difference, second.difference_low, second.difference_high) == Tally(3, 1, 1, 0).difference
+    assert (second.difference, second.difference_low, second.difference_high) == PairedCounts(3, 1, 1, 0).difference
     assert (first.mean_cv_accuracy, first.latency_ms, second.latency_ms) == (0.8, 16.0, 8.0)
     assert first.f1_weighted == pytest.approx(2 * 0.8 / 1.8)  # 4 of 5 cats, nothing else was a cat
     assert first.calibration_error == pytest.approx(0.2)  # always sure, right 4 times of 5
@@ -58,11 +57,14 @@ def test_side_by_side_has_one_row_a_version_and_compares_with_the_first() -> Non
     assert table["setting.learning_rate"].tolist() == [0.001, 0.01]
 
 
-def test_what_is_the_same_in_all_is_no_difference() -> None:
+def test_what_is_the_same_in_all_is_no_difference():
     assert differing([{"seed": 1}, {"seed": 1}]) == []
     assert differing([{"mean": [0.5, 0.5]}, {"mean": [0.5, 0.6]}]) == ["mean"]
 
 
-def test_a_picture_has_a_column_for_each_compared_with_the_first() -> None:
+def test_a_image_has_a_column_for_each_compared_with_the_first():
     drawn = columns([candidate(4, baseline("11110")), candidate(2, baseline("01111"))])
-    assert [(column.name, column.paired) for column in drawn] == [("v4", None), ("v2", Tally(both=3, lost=1, gained=1))]
+    assert [(column.name, column.paired) for column in drawn] == [
+        ("v4", None),
+        ("v2", PairedCounts(both=3, lost=1, gained=1)),
+    ]

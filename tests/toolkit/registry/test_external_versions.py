@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
@@ -10,24 +9,24 @@ from support import empty_store
 from toolkit.bundle.files import DIGEST_TAG
 from toolkit.registry.external_versions import recognised
 from toolkit.registry.versions import Version
-from toolkit.tracking.connection import MlflowClient, connect
+from toolkit.tracking.connection import connect
 from toolkit.tracking.run import Run
 
 FOREIGN = Version("cats", 1, "None", "", "", "", datetime(2026, 5, 1, tzinfo=UTC))
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> MlflowClient:
+def client(tmp_path):
     (tmp_path / "mlflow.db").write_bytes(empty_store())
     return connect(f"sqlite:///{tmp_path}/mlflow.db")
 
 
-def test_what_has_a_digest_is_not_asked_about(client: MlflowClient) -> None:
+def test_what_has_a_digest_is_not_asked_about(client):
     ours = replace(FOREIGN, digest="d" * 64, run_id="nowhere", model_id="m-nowhere")
     assert recognised(client, ours) is ours
 
 
-def test_the_model_speaks_first_and_then_the_run(client: MlflowClient) -> None:
+def test_the_model_speaks_first_and_then_the_run(client):
     with Run(client, "training", role="final", name="one", tags={DIGEST_TAG: "a" * 64}) as run:
         model_id = run.new_model()
     client.set_logged_model_tags(model_id, {DIGEST_TAG: "b" * 64})
@@ -37,7 +36,7 @@ def test_the_model_speaks_first_and_then_the_run(client: MlflowClient) -> None:
     assert recognised(client, replace(FOREIGN, run_id=run.id)).digest == "a" * 64
 
 
-def test_what_is_gone_or_was_never_ours_has_no_digest(client: MlflowClient) -> None:
+def test_what_is_gone_or_was_never_ours_has_no_digest(client):
     with Run(client, "training", role="final", name="foreign") as run:
         pass
     for version in (FOREIGN, replace(FOREIGN, run_id=run.id), replace(FOREIGN, run_id="e" * 32, model_id="m-gone")):

@@ -7,35 +7,35 @@ import pandas as pd
 
 from support import colour_card
 from toolkit.bundle.baseline import Baseline
-from toolkit.bundle.files import Measured
-from toolkit.registry.formatting import INTERVALS, comparison_table, describe
+from toolkit.bundle.files import Measurement
+from toolkit.registry.formatting import INTERVALS, comparison_table, version_description
 
 
-def test_a_description_gives_each_figure_its_sample_size_and_shortens_long_lists() -> None:
+def test_a_description_gives_each_figure_its_sample_size_and_shortens_long_lists():
     classes = tuple(f"class {number}" for number in range(12))
     card = colour_card(classes=classes).model_copy(
         update={
             "metrics": {
-                "accuracy": Measured(value=0.98765, pictures=300),
-                "mean_cv_accuracy": Measured(value=0.9, pictures=1700),
+                "accuracy": Measurement(value=0.98765, images=300),
+                "mean_cv_accuracy": Measurement(value=0.9, images=1700),
             }
         }
     )
     baseline = Baseline(classes, np.eye(12)[:4], np.array([0, 1, 2, 0]))
-    assert describe(card, baseline, "best of three", "abc").splitlines() == [
+    assert version_description(card, baseline, "best of three", "abc").splitlines() == [
         "- network: simple_cnn at 16 px",
         "- settings: learning_rate 0.001",
         "- classes: 12 (" + ", ".join(classes[:10]) + ", ...)",
         "- data: colours, fingerprint ffffffffffffffff",
-        "- held out: 4 pictures, accuracy 0.75",
-        "- measured: accuracy 0.9877 (300 pictures); mean_cv_accuracy 0.9 (1700 pictures)",
+        "- held out: 4 images, accuracy 0.75",
+        "- measured: accuracy 0.9877 (300 images); mean_cv_accuracy 0.9 (1700 images)",
         "- chosen by: best of three",
         "- run: abc",
         "- code: test",
     ]
 
 
-def test_a_comparison_has_versions_as_columns_and_leaves_out_what_nobody_measured() -> None:
+def test_a_comparison_has_versions_as_columns_and_leaves_out_what_nobody_measured():
     table = pd.DataFrame(
         {
             "stage": ["Production", "None"],

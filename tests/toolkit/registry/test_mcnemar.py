@@ -1,4 +1,4 @@
-"""Versions on the same pictures, against figures worked out by hand."""
+"""Versions on the same images, against figures worked out by hand."""
 
 import math
 
@@ -9,58 +9,58 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from toolkit.bundle.baseline import Baseline
-from toolkit.registry.mcnemar import Paired, Tally, pair
+from toolkit.registry.mcnemar import PairedComparison, PairedCounts, pair_by_hash
 
 CLASSES = ("cat", "dog")
-COUNTS = st.builds(Tally, *[st.integers(0, 40)] * 4)
+COUNTS = st.builds(PairedCounts, *[st.integers(0, 40)] * 4)
 
 
-def baseline(
-    right: str, labels: str | None = None, first: int = 0, classes: tuple[str, str] = CLASSES, hashes: bool = True
-) -> Baseline:
-    """A baseline whose pictures number from ``first``, classified rightly where ``right`` has a 1."""
+def baseline(right, labels=None, first=0, classes=CLASSES, hashes=True):
+    """A baseline whose images number from ``first``, classified rightly where ``right`` has a 1."""
     truth = np.array([int(label) for label in labels or "0" * len(right)])
     answers = np.where([verdict == "1" for verdict in right], truth, 1 - truth)
-    names = np.array([f"picture {first + index}" for index in range(len(right))])
+    names = np.array([f"image {first + index}" for index in range(len(right))])
     return Baseline(classes, np.eye(2)[answers], truth, names if hashes else np.zeros(0, "U1"))
 
 
-def test_versions_are_paired_by_the_content_of_pictures_not_by_their_order() -> None:
-    first = baseline("110100", first=0)  # pictures 0..5
-    second = baseline("1011", first=2)  # pictures 2..5: right on 2, 4 and 5, wrong on 3
+def test_versions_are_paired_by_the_content_of_images_not_by_their_order():
+    first = baseline("110100", first=0)  # images 0..5
+    second = baseline("1011", first=2)  # images 2..5: right on 2, 4 and 5, wrong on 3
     turned = Baseline(CLASSES, second.probabilities[::-1], second.labels[::-1], second.hashes[::-1])
     for other in (second, turned):
-        assert pair(first, other) == Paired({"cat": Tally(both=0, lost=1, gained=3, neither=0)})
-        whole = pair(first, other).whole
-        assert (whole.pictures, whole.accuracies) == (4, (0.25, 0.75))
+        assert pair_by_hash(first, other) == PairedComparison(
+            {"cat": PairedCounts(both=0, lost=1, gained=3, neither=0)}
+        )
+        whole = pair_by_hash(first, other).whole
+        assert (whole.images, whole.accuracies) == (4, (0.25, 0.75))
         assert whole.p_value == pytest.approx(2 * (1 + 4) / 16)
 
 
-def test_each_class_has_a_tally_of_its_own() -> None:
-    paired = pair(baseline("1100", labels="0101"), baseline("1010", labels="0101"))
-    assert paired.by_class == {"cat": Tally(both=1, gained=1), "dog": Tally(lost=1, neither=1)}
-    assert paired.whole == Tally(both=1, lost=1, gained=1, neither=1)
+def test_each_class_has_a_tally_of_its_own():
+    paired = pair_by_hash(baseline("1100", labels="0101"), baseline("1010", labels="0101"))
+    assert paired.by_class == {"cat": PairedCounts(both=1, gained=1), "dog": PairedCounts(lost=1, neither=1)}
+    assert paired.whole == PairedCounts(both=1, lost=1, gained=1, neither=1)
 
 
-def test_classes_are_compared_by_name_and_relabelled_pictures_are_left_out() -> None:
+def test_classes_are_compared_by_name_and_relabelled_images_are_left_out():
     first = baseline("11", labels="01")  # a cat and a dog
     renumbered = baseline("10", labels="10", classes=("dog", "cat"))  # the same cat and dog
-    assert pair(first, renumbered).whole.pictures == 2
-    relabelled = baseline("11", labels="11")  # the first picture is called a dog now
-    assert pair(first, relabelled).whole.pictures == 1
+    assert pair_by_hash(first, renumbered).whole.images == 2
+    relabelled = baseline("11", labels="11")  # the first image is called a dog now
+    assert pair_by_hash(first, relabelled).whole.images == 1
 
 
-def test_without_shared_pictures_nothing_is_said_about_the_difference() -> None:
+def test_without_shared_images_nothing_is_said_about_the_difference():
     for other in (baseline("111", first=100), baseline("111", hashes=False)):
-        whole = pair(baseline("111"), other).whole
-        assert whole == Tally()
+        whole = pair_by_hash(baseline("111"), other).whole
+        assert whole == PairedCounts()
         assert all(math.isnan(value) for value in (whole.p_value, *whole.accuracies, *whole.difference))
 
 
 @given(COUNTS)
-def test_the_interval_is_that_of_the_mean_of_paired_differences(tally: Tally) -> None:
-    """Agresti and Min's: Wald's interval of the differences +1, -1 and 0 with half a picture more of each kind."""
-    if not tally.pictures:
+def test_the_interval_is_that_of_the_mean_of_paired_differences(tally):
+    """Agresti and Min's: Wald's interval of the differences +1, -1 and 0 with half an image more of each kind."""
+    if not tally.images:
         return
     weights = np.array([tally.gained, tally.lost, tally.both, tally.neither]) + 0.5
     values = np.array([1, -1, 0, 0])
@@ -73,9 +73,9 @@ def test_the_interval_is_that_of_the_mean_of_paired_differences(tally: Tally) ->
 
 
 @given(COUNTS)
-def test_to_change_places_changes_signs_and_no_p_value(tally: Tally) -> None:
-    other = Tally(tally.both, tally.gained, tally.lost, tally.neither)
+def test_to_change_places_changes_signs_and_no_p_value(tally):
+    other = PairedCounts(tally.both, tally.gained, tally.lost, tally.neither)
     assert other.p_value == pytest.approx(tally.p_value, nan_ok=True)
-    if tally.pictures:
+    if tally.images:
         low, high = tally.difference[1:]
         assert other.difference[1:] == pytest.approx((-high, -low))

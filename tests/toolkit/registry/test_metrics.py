@@ -1,4 +1,4 @@
-"""Figures of one version, against their own equations, scikit-learn, and the pictures drawn again."""
+"""Figures of one version, against their own equations, scikit-learn, and the images drawn again."""
 
 import math
 from math import sqrt
@@ -11,44 +11,42 @@ from toolkit.bundle.baseline import Baseline
 from toolkit.registry.metrics import SCORES, accuracy_of, scores_of, share_score
 
 
-def baseline(pictures: int, classes: int, noise: float, seed: int = 0) -> Baseline:
+def baseline(images, classes, noise, seed=0):
     generator = np.random.default_rng(seed)
-    labels = generator.integers(0, classes, pictures)
-    answers = np.where(generator.random(pictures) < noise, generator.integers(0, classes, pictures), labels)
+    labels = generator.integers(0, classes, images)
+    answers = np.where(generator.random(images) < noise, generator.integers(0, classes, images), labels)
     return Baseline(tuple(f"class {index}" for index in range(classes)), np.eye(classes)[answers], labels)
 
 
-def by_scikit_learn(labels: np.ndarray, predicted: np.ndarray) -> list[float]:
+def by_scikit_learn(labels, predicted):
     figures = precision_recall_fscore_support(labels, predicted, average="weighted", zero_division=0)
     return [float(value) for value in figures[:3]]
 
 
-@pytest.mark.parametrize(("right", "pictures"), [(0, 7), (8, 10), (93, 100), (300, 300)])
-def test_wilson_solves_its_own_equation(right: int, pictures: int) -> None:
-    z, share = 1.959963984540054, right / pictures
-    centre = (share + z * z / (2 * pictures)) / (1 + z * z / pictures)
-    half = z * sqrt(share * (1 - share) / pictures + z * z / (4 * pictures**2)) / (1 + z * z / pictures)
-    assert share_score(right, pictures) == pytest.approx((share, centre - half, centre + half), abs=1e-9)
+@pytest.mark.parametrize(("right", "images"), [(0, 7), (8, 10), (93, 100), (300, 300)])
+def test_wilson_solves_its_own_equation(right, images):
+    z, share = 1.959963984540054, right / images
+    centre = (share + z * z / (2 * images)) / (1 + z * z / images)
+    half = z * sqrt(share * (1 - share) / images + z * z / (4 * images**2)) / (1 + z * z / images)
+    assert share_score(right, images) == pytest.approx((share, centre - half, centre + half), abs=1e-9)
 
 
-def test_of_no_picture_nothing_is_a_number() -> None:
+def test_of_no_image_nothing_is_a_number():
     nothing = Baseline(("cat", "dog"), np.zeros((0, 2)), np.zeros(0))
     assert all(math.isnan(value) for score in (accuracy_of(nothing), *scores_of(nothing).values()) for value in score)
 
 
-@pytest.mark.parametrize(
-    ("pictures", "classes", "noise"), [(300, 3, 0.2), (40, 12, 0.5), (5, 2, 0.0), (2000, 100, 0.3)]
-)
-def test_scores_are_those_of_scikit_learn(pictures: int, classes: int, noise: float) -> None:
-    some = baseline(pictures, classes, noise)
+@pytest.mark.parametrize(("images", "classes", "noise"), [(300, 3, 0.2), (40, 12, 0.5), (5, 2, 0.0), (2000, 100, 0.3)])
+def test_scores_are_those_of_scikit_learn(images, classes, noise):
+    some = baseline(images, classes, noise)
     scores = scores_of(some)
     assert [scores[name].value for name in SCORES] == pytest.approx(by_scikit_learn(some.labels, some.predicted))
     assert scores["recall_weighted"].value == pytest.approx(some.accuracy)
     assert all(score.low <= score.value <= score.high for score in scores.values())
 
 
-def test_intervals_are_those_of_pictures_drawn_again() -> None:
-    """As a plain bootstrap gives them, picture by picture, with other random numbers."""
+def test_intervals_are_those_of_images_drawn_again():
+    """As a plain bootstrap gives them, image by image, with other random numbers."""
     some = baseline(250, 4, 0.3)
     generator = np.random.default_rng(5)
     draws = generator.integers(0, some.size, (600, some.size))
@@ -58,5 +56,5 @@ def test_intervals_are_those_of_pictures_drawn_again() -> None:
         assert (score.low, score.high) == pytest.approx(np.percentile(column, [2.5, 97.5]), abs=0.012)
 
 
-def test_the_same_pictures_give_the_same_interval() -> None:
+def test_the_same_images_give_the_same_interval():
     assert scores_of(baseline(100, 3, 0.3)) == scores_of(baseline(100, 3, 0.3))

@@ -1,88 +1,86 @@
 """The comparison shows the numbers that it is given, and can be read."""
 
 import io
-from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
-from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure, SubFigure
-from matplotlib.text import Annotation, Text
+from matplotlib.figure import SubFigure
+from matplotlib.text import Annotation
 
 from toolkit.bundle.baseline import Baseline
 from toolkit.errors import SettingsError
 from toolkit.plotting.style import BLUE, ORANGE
-from toolkit.registry.mcnemar import Tally, pair
+from toolkit.registry.mcnemar import PairedCounts, pair_by_hash
 from toolkit.registry.metrics import share_score
 from toolkit.registry.plots import Column, comparison_figure
 
 NOTHING = Baseline(("cat", "dog"), np.zeros((0, 2)), np.zeros(0))
 
 
-def baseline(right: str, labels: str, classes: Sequence[str] = ("cat", "dog"), confidence: float = 0.75) -> Baseline:
-    """Pictures that are classified rightly where ``right`` has a 1, else as the class after the true one."""
+def baseline(right, labels, classes=("cat", "dog"), confidence=0.75):
+    """Images that are classified rightly where ``right`` has a 1, else as the class after the true one."""
     truth = np.array([int(label) for label in labels])
     answers = np.where([verdict == "1" for verdict in right], truth, (truth + 1) % len(classes))
     rows = np.full((len(truth), len(classes)), (1 - confidence) / (len(classes) - 1))
     rows[np.arange(len(truth)), answers] = confidence
-    return Baseline(tuple(classes), rows, truth, np.array([f"picture {index}" for index in range(len(truth))]))
+    return Baseline(tuple(classes), rows, truth, np.array([f"image {index}" for index in range(len(truth))]))
 
 
-def columns(*baselines: Baseline) -> list[Column]:
+def columns(*baselines):
     first = baselines[0]
     return [
-        Column(f"v{index + 1}", each, None if index == 0 else pair(first, each).whole)
+        Column(f"v{index + 1}", each, None if index == 0 else pair_by_hash(first, each).whole)
         for index, each in enumerate(baselines)
     ]
 
 
-def drawn(figure: Figure) -> Figure:
+def drawn(figure):
     """The figure after everything has found its place."""
     figure.savefig(io.BytesIO(), format="png")
     return figure
 
 
-def chart(figure: Figure, title: str) -> Axes:
+def chart(figure, title):
     return next(axes for axes in figure.axes if axes.get_title(loc="left").startswith(title))
 
 
-def cells(axes: Axes) -> dict[tuple[float, float], str]:
+def cells(axes):
     """What is written inside a chart, by column and row."""
     return {text.get_position(): text.get_text() for text in axes.texts if not isinstance(text, Annotation)}
 
 
-def ends(axes: Axes) -> list[tuple[float, str]]:
+def ends(axes):
     """What is written at the ends of bars, and where."""
     return [(text.xy[0], text.get_text()) for text in axes.texts if getattr(text, "xycoords", "") == "data"]
 
 
-def beside(axes: Axes) -> list[str]:
+def beside(axes):
     """What is written to the right of a chart, from top to bottom, below the heading."""
     lines = [text for text in axes.texts if getattr(text, "xycoords", "") == ("axes fraction", "data")]
     return [text.get_text() for text in sorted(lines, key=lambda text: text.xy[1]) if text.xy[1] >= 0]
 
 
-def points(axes: Axes) -> list[tuple[float, float]]:
+def points(axes):
     return [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() == "o"]
 
 
-def segments(axes: Axes) -> list[list[tuple[float, float]]]:
+def segments(axes):
     return [[tuple(end) for end in segment] for lines in axes.collections for segment in lines.get_segments()]
 
 
-def bars(axes: Axes) -> list[tuple[int, float, str]]:
+def bars(axes):
     """Row, length and colour of each horizontal bar."""
     rows = [(round(bar.get_y() + bar.get_height() / 2), bar) for bar in axes.patches]
     return [(row, bar.get_width(), to_hex(bar.get_facecolor())) for row, bar in rows]
 
 
-def some(seed: int, count: int, classes: int) -> Baseline:
+def some(seed, count, classes):
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, classes, count)
     rows = generator.dirichlet(np.ones(classes), count)
     rows[np.arange(count), labels] += generator.uniform(0, 0.3 + 0.05 * seed, count)
-    hashes = np.array([f"picture {index}" for index in range(count)])
+    hashes = np.array([f"image {index}" for index in range(count)])
     names = tuple(f"the class number {number}" for number in range(classes))
     return Baseline(names, rows / rows.sum(axis=1, keepdims=True), labels, hashes)
 
@@ -90,7 +88,7 @@ def some(seed: int, count: int, classes: int) -> Baseline:
 # --- a line a version ---------------------------------------------------------------------------
 
 
-def test_accuracies_have_their_wilson_intervals_and_the_first_one_is_a_dashed_line() -> None:
+def test_accuracies_have_their_wilson_intervals_and_the_first_one_is_a_dashed_line():
     figure = comparison_figure(columns(baseline("1100", "0011"), baseline("1110", "0011")))
     axes = chart(figure, "accuracy, 95 % interval")
     assert points(axes) == [(0.5, 0), (0.75, 1)]
@@ -103,32 +101,32 @@ def test_accuracies_have_their_wilson_intervals_and_the_first_one_is_a_dashed_li
     assert axes.get_ylim()[0] > axes.get_ylim()[1], "the first version is the topmost"
 
 
-def test_what_was_lost_and_gained_are_bars_to_either_side_with_the_p_value() -> None:
+def test_what_was_lost_and_gained_are_bars_to_either_side_with_the_p_value():
     first = baseline("1110000000", "0011001100")
-    second = baseline("0011111110", "0011001100")  # loses pictures 0 and 1, gains 3 to 8
+    second = baseline("0011111110", "0011001100")  # loses images 0 and 1, gains 3 to 8
     figure = comparison_figure(columns(first, second))
-    axes = chart(figure, "pictures lost and gained against v1")
+    axes = chart(figure, "images lost and gained against v1")
     assert bars(axes) == [(1, -2, ORANGE), (1, 6, BLUE)]
     assert ends(axes) == [(-2, "−2"), (6, "+6")]
     assert beside(axes) == [f"p = {2 * (1 + 8 + 28) / 2**8:.3f}, 10 shared"]
 
 
-def test_a_tiny_p_value_is_not_zero() -> None:
+def test_a_tiny_p_value_is_not_zero():
     one = baseline("1", "0")
-    pairs = [Column("v1", one, None), Column("v2", one, Tally(gained=400, both=900))]
-    assert beside(chart(comparison_figure(pairs), "pictures lost")) == ["p < 0.001, 1,300 shared"]
+    pairs = [Column("v1", one, None), Column("v2", one, PairedCounts(gained=400, both=900))]
+    assert beside(chart(comparison_figure(pairs), "images lost")) == ["p < 0.001, 1,300 shared"]
 
 
-def test_what_has_nothing_to_be_compared_with_has_no_chart() -> None:
+def test_what_has_nothing_to_be_compared_with_has_no_chart():
     figure = comparison_figure(columns(baseline("1", "0")))
-    assert not [axes for axes in figure.axes if axes.get_title(loc="left").startswith("pictures lost")]
+    assert not [axes for axes in figure.axes if axes.get_title(loc="left").startswith("images lost")]
 
 
 # --- classes ------------------------------------------------------------------------------------
 
 
-def test_each_cell_has_the_accuracy_and_the_colour_of_the_difference() -> None:
-    """A class that only one version was given pictures of has a number there and no colour."""
+def test_each_cell_has_the_accuracy_and_the_colour_of_the_difference():
+    """A class that only one version was given images of has a number there and no colour."""
     first = baseline("1100", "0011")
     second = baseline("10011", "00112", ("cat", "dog", "owl"))
     axes = chart(comparison_figure(columns(first, second)), "accuracy by class")
@@ -143,18 +141,18 @@ def test_each_cell_has_the_accuracy_and_the_colour_of_the_difference() -> None:
     assert beside(axes) == ["2", "2", "1"]
 
 
-def test_a_small_difference_has_a_faint_colour() -> None:
+def test_a_small_difference_has_a_faint_colour():
     first, second = baseline("1" * 100, "0" * 100), baseline("0" + "1" * 99, "0" * 100)
     image = chart(comparison_figure(columns(first, second)), "accuracy by class").images[0]
     assert image.get_clim() == (-0.05, 0.05)
 
 
-def test_how_many_pictures_a_class_has_is_a_span_where_versions_had_different_ones() -> None:
+def test_how_many_images_a_class_has_is_a_span_where_versions_had_different_ones():
     figure = comparison_figure(columns(baseline("111", "001"), baseline("1111", "0000"), NOTHING))
     assert beside(chart(figure, "accuracy by class")) == ["2–4", "1"]
 
 
-def test_of_many_classes_those_that_differ_most_are_shown() -> None:
+def test_of_many_classes_those_that_differ_most_are_shown():
     """Class 10 + n has 100 - n of 100 right in one version and all in the other, and the rest are equal."""
     labels = np.repeat(np.arange(40), 100)
     wrong = [(label - 10 if label >= 10 else 0) for label in range(40)]
@@ -169,7 +167,7 @@ def test_of_many_classes_those_that_differ_most_are_shown() -> None:
     assert [label.get_text() for label in alone.get_yticklabels()] == [f"class {label}" for label in range(39, 19, -1)]
 
 
-def test_of_one_version_each_class_is_a_point_with_its_interval() -> None:
+def test_of_one_version_each_class_is_a_point_with_its_interval():
     axes = chart(comparison_figure(columns(baseline("10111", "00011"))), "accuracy by class")
     assert points(axes) == [(pytest.approx(2 / 3), 0), (1, 1)]
     assert np.allclose(
@@ -182,8 +180,8 @@ def test_of_one_version_each_class_is_a_point_with_its_interval() -> None:
 # --- calibration --------------------------------------------------------------------------------
 
 
-def test_the_reliability_diagram_shows_the_bins_and_the_error() -> None:
-    """Four pictures at 0.75 of which three are right, and two at 0.625 of which none is."""
+def test_the_reliability_diagram_shows_the_bins_and_the_error():
+    """Four images at 0.75 of which three are right, and two at 0.625 of which none is."""
     confident, unsure = baseline("1101", "0011"), baseline("00", "01", confidence=0.625)
     whole = Baseline(
         ("cat", "dog"),
@@ -193,7 +191,7 @@ def test_the_reliability_diagram_shows_the_bins_and_the_error() -> None:
     axes = chart(comparison_figure(columns(baseline("1", "0"), whole)), "v2")
     bounds, solid, hollow, _ = axes.collections
     assert hollow.get_offsets().tolist() == [[0.625, 0], [0.75, 0.75]]
-    assert not len(solid.get_offsets()), "no bin has ten pictures"
+    assert not len(solid.get_offsets()), "no bin has ten images"
     expected = [[(x, share_score(r, n)[1]), (x, share_score(r, n)[2])] for x, r, n in ((0.625, 0, 2), (0.75, 3, 4))]
     assert np.allclose(bounds.get_segments(), expected)
     assert axes.get_title(loc="right") == f"ECE {2 / 6 * 0.625:.3f}"
@@ -201,7 +199,7 @@ def test_the_reliability_diagram_shows_the_bins_and_the_error() -> None:
     assert [list(line.get_xdata()) for line in diagonal] == [list(line.get_ydata()) for line in diagonal] == [[0, 1]]
 
 
-def test_every_version_has_a_diagram_and_the_lowest_of_each_column_name_the_axis() -> None:
+def test_every_version_has_a_diagram_and_the_lowest_of_each_column_name_the_axis():
     figure = comparison_figure(columns(*[some(seed, 50, 3) for seed in range(5)]))
     diagrams = [chart(figure, f"v{number}") for number in range(1, 6)]
     assert [axes.get_xlabel() for axes in diagrams] == ["", "", "confidence", "confidence", "confidence"]
@@ -212,7 +210,7 @@ def test_every_version_has_a_diagram_and_the_lowest_of_each_column_name_the_axis
 
 
 @pytest.mark.parametrize(("versions", "classes"), [(1, 100), (2, 2), (10, 100)])
-def test_any_number_of_versions_and_classes_can_be_read(versions: int, classes: int) -> None:
+def test_any_number_of_versions_and_classes_can_be_read(versions, classes):
     """No two texts overlap and none is cut off."""
     figure = drawn(comparison_figure(columns(*[some(seed, 400, classes) for seed in range(versions)])))
     found = [text for text in written(figure) if text.get_text().strip() and text.get_visible()]
@@ -226,7 +224,7 @@ def test_any_number_of_versions_and_classes_can_be_read(versions: int, classes: 
     assert max(figure.get_size_inches()) < 15
 
 
-def written(figure: Figure) -> Iterator[Text]:
+def written(figure):
     """Every text; of ticks only those within the limits of their axis are drawn."""
     yield figure._suptitle
     for legend in [legend for part in figure.findobj(SubFigure) for legend in part.legends]:
@@ -239,25 +237,25 @@ def written(figure: Figure) -> Iterator[Text]:
             yield from (axis.label, *(label for tick in ticks for label in (tick.label1, tick.label2)))
 
 
-def test_versions_without_pictures_are_shown_as_such() -> None:
+def test_versions_without_images_are_shown_as_such():
     figure = drawn(comparison_figure(columns(NOTHING, baseline("11", "01"), NOTHING)))
-    assert beside(chart(figure, "accuracy, 95 %")) == ["no pictures", "1.000 of 2", "no pictures"]
-    assert beside(chart(figure, "pictures lost")) == ["no shared pictures", "no shared pictures"]
-    assert [text.get_text() for text in chart(figure, "v1").texts] == ["no pictures"]
+    assert beside(chart(figure, "accuracy, 95 %")) == ["no images", "1.000 of 2", "no images"]
+    assert beside(chart(figure, "images lost")) == ["no shared images", "no shared images"]
+    assert [text.get_text() for text in chart(figure, "v1").texts] == ["no images"]
     assert not [line for line in chart(figure, "accuracy, 95 %").lines if line.get_linestyle() == "--"]
     alone = drawn(comparison_figure(columns(NOTHING)))
-    assert [text.get_text() for text in chart(alone, "accuracy by class").texts] == ["no pictures"]
+    assert [text.get_text() for text in chart(alone, "accuracy by class").texts] == ["no images"]
 
 
-def test_the_title_says_what_is_compared_and_on_how_many_pictures() -> None:
-    pictures = [some(seed, 20, 3) for seed in range(6)]
-    assert comparison_figure(columns(*pictures[:1])).get_suptitle() == "v1 on 20 pictures"
-    assert comparison_figure(columns(*pictures[:3])).get_suptitle() == "v2, v3 against v1 on 20 pictures"
-    assert comparison_figure(columns(*pictures)).get_suptitle() == "5 versions against v1 on 20 pictures"
-    assert comparison_figure(columns(pictures[0], some(1, 30, 3))).get_suptitle() == "v2 against v1"
+def test_the_title_says_what_is_compared_and_on_how_many_images():
+    images = [some(seed, 20, 3) for seed in range(6)]
+    assert comparison_figure(columns(*images[:1])).get_suptitle() == "v1 on 20 images"
+    assert comparison_figure(columns(*images[:3])).get_suptitle() == "v2, v3 against v1 on 20 images"
+    assert comparison_figure(columns(*images)).get_suptitle() == "5 versions against v1 on 20 images"
+    assert comparison_figure(columns(images[0], some(1, 30, 3))).get_suptitle() == "v2 against v1"
 
 
-def test_long_names_lose_their_middle_and_dollar_signs_are_no_mathematics() -> None:
+def test_long_names_lose_their_middle_and_dollar_signs_are_no_mathematics():
     names = ("northern_mockingbird_female_juvenile", r"$\nothing$")
     figure = drawn(comparison_figure(columns(*[baseline("10", "01", names)] * 2)))
     labels = chart(figure, "accuracy by class").get_yticklabels()
@@ -265,6 +263,6 @@ def test_long_names_lose_their_middle_and_dollar_signs_are_no_mathematics() -> N
 
 
 @pytest.mark.parametrize("count", [0, 11])
-def test_too_few_and_too_many_versions_are_refused(count: int) -> None:
+def test_too_few_and_too_many_versions_are_refused(count):
     with pytest.raises(SettingsError, match=rf"^a figure compares 1 to 10 versions, got {count}$"):
         comparison_figure([Column("v", NOTHING, None)] * count)

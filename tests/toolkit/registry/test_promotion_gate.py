@@ -10,23 +10,23 @@ import pytest
 from support import colour_card
 from toolkit.bundle.baseline import Baseline
 from toolkit.registry.comparison import Candidate
-from toolkit.registry.mcnemar import Paired, Tally, mcnemar
-from toolkit.registry.promotion_gate import ALPHA, FEWEST_LOST, Verdict, weigh, worse_classes
+from toolkit.registry.mcnemar import PairedComparison, PairedCounts, mcnemar
+from toolkit.registry.promotion_gate import ALPHA, MIN_LOST, check_promotion, worse_classes
 from toolkit.registry.versions import Version
 
 CLASSES = ("cat", "dog", "owl")
 
 
 def candidate(
-    number: int,
-    right: np.ndarray,
-    labels: np.ndarray | None = None,
-    classes: tuple[str, ...] = CLASSES,
-    first: int = 0,
-    latency: float | None = None,
-    confidence: float = 1.0,
-) -> Candidate:
-    """A version that is right where ``right`` is true; its pictures number from ``first``."""
+    number,
+    right,
+    labels=None,
+    classes=CLASSES,
+    first=0,
+    latency=None,
+    confidence=1.0,
+):
+    """A version that is right where ``right`` is true; its images number from ``first``."""
     truth = np.arange(len(right)) % len(classes) if labels is None else labels
     answers = np.where(right, truth, (truth + 1) % len(classes))
     rest = (1 - confidence) / (len(classes) - 1)
@@ -36,107 +36,119 @@ def candidate(
     return Candidate(version, colour_card(classes=classes), Baseline(classes, probabilities, truth, hashes), 1, latency)
 
 
-def judged(lost: int, gained: int, pictures: int = 300) -> Verdict:
+def judged(lost, gained, images=300):
     """Version 2 against 1, which is right on the first half; losses and gains are spread over the classes."""
-    before = np.arange(pictures) < pictures // 2
+    before = np.arange(images) < images // 2
     after = before.copy()
     after[:lost] = False
-    after[pictures - gained :] = True
-    return weigh(candidate(2, after), candidate(1, before))
+    after[images - gained :] = True
+    return check_promotion(candidate(2, after), candidate(1, before))
 
 
 @pytest.mark.parametrize(
     ("lost", "gained", "passed"),
     [(0, 0, True), (5, 0, True), (6, 0, False), (0, 6, True), (12, 4, True), (14, 4, False), (4, 14, True)],
 )
-def test_only_what_is_significantly_worse_is_refused(lost: int, gained: int, passed: bool) -> None:
+def test_only_what_is_significantly_worse_is_refused(lost, gained, passed):
     verdict = judged(lost, gained)
     assert verdict.passed == passed == (mcnemar(lost, gained) >= ALPHA or gained > lost)
     assert verdict.objections == (() if passed else ("it is significantly worse",))
 
 
-def test_the_figures_are_in_one_line() -> None:
+def test_the_figures_are_in_one_line():
     assert judged(14, 4).figures == (
-        "accuracy 0.4667 [0.411, 0.523] against 0.5 [0.444, 0.556] of v1 on the same 300 pictures, 4 gained and"
+        "accuracy 0.4667 [0.411, 0.523] against 0.5 [0.444, 0.556] of v1 on the same 300 images, 4 gained and"
         " 14 lost, p 0.031"
     )
     assert str(judged(14, 4)).removeprefix(judged(14, 4).figures).startswith("; it is significantly worse; ")
     assert "\n" not in str(judged(14, 4))
 
 
-def test_the_fewest_mistakes_that_count_are_the_fewest_that_are_significant() -> None:
-    assert mcnemar(FEWEST_LOST, 0) < ALPHA <= mcnemar(FEWEST_LOST - 1, 0)
+def test_the_fewest_mistakes_that_count_are_the_fewest_that_are_significant():
+    assert mcnemar(MIN_LOST, 0) < ALPHA <= mcnemar(MIN_LOST - 1, 0)
 
 
-def test_a_class_that_fell_behind_is_seen_behind_an_accuracy_that_rose() -> None:
+def test_a_class_that_fell_behind_is_seen_behind_an_accuracy_that_rose():
     labels = np.arange(300) % 3
     before = labels != 1  # never right on dogs
     after = before.copy()
     after[np.flatnonzero(labels == 1)] = True  # all dogs gained
     after[np.flatnonzero(labels == 0)[:30]] = False  # 30 cats lost
-    verdict = weigh(candidate(2, after, labels), candidate(1, before, labels))
+    verdict = check_promotion(candidate(2, after, labels), candidate(1, before, labels))
     assert verdict.paired.whole.gained > verdict.paired.whole.lost
     assert verdict.objections == (
-        "it is significantly worse in class 'cat': of 100 pictures of 'cat' 30 lost and 0 gained",
+        "it is significantly worse in class 'cat': of 100 images of 'cat' 30 lost and 0 gained",
     )
 
 
-def test_holm_asks_more_of_the_many() -> None:
-    seven = Tally(lost=7)  # p = 2 / 2**7 = 0.0156
-    assert worse_classes(Paired({"a": seven})) == ["a"]
-    assert worse_classes(Paired({"a": seven, "b": Tally(both=9), "c": Tally(both=9)})) == ["a"]  # below 0.05 / 3
-    assert worse_classes(Paired({"a": seven, **{name: Tally(both=9) for name in "bcd"}})) == []  # not below 0.05 / 4
-    assert worse_classes(Paired({"a": seven, "b": Tally(gained=30), "c": Tally(both=9), "d": Tally(both=9)})) == ["a"]
+def test_holm_asks_more_of_the_many():
+    seven = PairedCounts(lost=7)  # p = 2 / 2**7 = 0.0156
+    assert worse_classes(PairedComparison({"a": seven})) == ["a"]
+    assert worse_classes(PairedComparison({"a": seven, "b": PairedCounts(both=9), "c": PairedCounts(both=9)})) == [
+        "a"
+    ]  # below 0.05 / 3
+    assert (
+        worse_classes(PairedComparison({"a": seven, **{name: PairedCounts(both=9) for name in "bcd"}})) == []
+    )  # not below 0.05 / 4
+    assert worse_classes(
+        PairedComparison(
+            {"a": seven, "b": PairedCounts(gained=30), "c": PairedCounts(both=9), "d": PairedCounts(both=9)}
+        )
+    ) == ["a"]
 
 
-def test_a_version_that_is_as_good_is_rarely_refused() -> None:
+def test_a_version_that_is_as_good_is_rarely_refused():
     """Over 150 pairs of equally good versions: at most the rate that is promised, within chance."""
     generator, pairs = np.random.default_rng(0), 150
     refused = 0
     for _ in range(pairs):
         before, after = generator.random((2, 100)) < 0.8
-        refused += not weigh(candidate(2, after), candidate(1, before)).passed
+        refused += not check_promotion(candidate(2, after), candidate(1, before)).passed
     assert refused <= pairs * ALPHA + 3 * np.sqrt(pairs * ALPHA * (1 - ALPHA))
 
 
-def test_a_class_that_is_served_may_not_disappear() -> None:
+def test_a_class_that_is_served_may_not_disappear():
     before = candidate(1, np.ones(30, bool))
-    verdict = weigh(candidate(2, np.ones(30, bool), classes=("cat", "dog"), labels=np.arange(30) % 2), before)
+    verdict = check_promotion(candidate(2, np.ones(30, bool), classes=("cat", "dog"), labels=np.arange(30) % 2), before)
     assert verdict.objections[0] == "it does not know class 'owl', which v1 tells"
-    other = weigh(before, candidate(1, np.ones(300, bool), classes=("cat", "dog"), labels=np.arange(300) % 2))
+    other = check_promotion(before, candidate(1, np.ones(300, bool), classes=("cat", "dog"), labels=np.arange(300) % 2))
     assert other.passed
     assert "new: class 'owl'" in other.remarks
 
 
-def test_without_a_shared_picture_nothing_tells() -> None:
-    verdict = weigh(candidate(2, np.ones(30, bool), first=100), candidate(1, np.ones(30, bool)))
+def test_without_a_shared_image_nothing_tells():
+    verdict = check_promotion(candidate(2, np.ones(30, bool), first=100), candidate(1, np.ones(30, bool)))
     assert verdict.figures == "not compared with v1"
     (objection,) = verdict.objections
     assert objection == (
-        "it shares no held-out picture with v1, so nothing tells which is better; name a folder of labelled pictures to"
+        "it shares no held-out image with v1, so nothing tells which is better; name a folder of labelled images to"
         " run both on"
     )
 
 
-def test_what_is_worth_knowing_is_said_and_refuses_nothing() -> None:
-    few = judged(0, 0, pictures=50)
-    assert few.remarks == ("50 pictures are few: 5 mistakes more, 10%, could not be told from chance",)
+def test_what_is_worth_knowing_is_said_and_refuses_nothing():
+    few = judged(0, 0, images=50)
+    assert few.remarks == ("50 images are few: 5 mistakes more, 10%, could not be told from chance",)
     assert judged(0, 0).remarks == ()
     right = np.ones(300, bool)
-    verdict = weigh(candidate(2, right, latency=12.0, confidence=0.9), candidate(1, right, latency=8.0))
+    verdict = check_promotion(candidate(2, right, latency=12.0, confidence=0.9), candidate(1, right, latency=8.0))
     assert verdict.passed
-    assert verdict.remarks == ("less well calibrated: error 0.1 against 0", "slower: 12 ms a picture against 8")
+    assert verdict.remarks == ("less well calibrated: error 0.1 against 0", "slower: 12 ms an image against 8")
     decoder = candidate(2, right)
     decoder = replace(decoder, card=decoder.card.model_copy(update={"decoder": "0 (pillow 9)"}))
-    assert weigh(decoder, candidate(1, right)).remarks[0].startswith("measured with decoder 0 (pillow 9), v1 with 2 (")
+    assert (
+        check_promotion(decoder, candidate(1, right))
+        .remarks[0]
+        .startswith("measured with decoder 0 (pillow 9), v1 with 2 (")
+    )
 
 
-@pytest.mark.parametrize("verdict", [judged(14, 4), judged(0, 0, pictures=0)])
-def test_a_program_can_read_it(verdict: Verdict) -> None:
+@pytest.mark.parametrize("verdict", [judged(14, 4), judged(0, 0, images=0)])
+def test_a_program_can_read_it(verdict):
     told = json.loads(json.dumps(verdict.to_dict(), allow_nan=False))
-    assert (told["version"], told["against"], told["passed"], told["pictures"]) == (
+    assert (told["version"], told["against"], told["passed"], told["images"]) == (
         2,
         1,
         False,
-        verdict.paired.whole.pictures,
+        verdict.paired.whole.images,
     )

@@ -2,8 +2,6 @@
 
 import itertools
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,7 +9,7 @@ from support import empty_store
 from toolkit.bundle.files import DIGEST_TAG
 from toolkit.errors import RegistryError, TrackingError
 from toolkit.registry import run_selection
-from toolkit.registry.run_selection import chosen_run, direction, model_of, only_experiment, ranked_runs, usual_metric
+from toolkit.registry.run_selection import chosen_run, metric_mode, model_of, only_experiment, ranked_runs, usual_metric
 from toolkit.tracking.connection import MlflowClient, connect
 from toolkit.tracking.run import Run
 
@@ -19,37 +17,35 @@ NUMBERS = itertools.count()
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
+def client(tmp_path_factory):
     store = tmp_path_factory.mktemp("selection") / "mlflow.db"
     store.write_bytes(empty_store())
     return connect(f"sqlite:///{store}")
 
 
 @pytest.fixture
-def experiment(client: MlflowClient, tmp_path_factory: pytest.TempPathFactory) -> str:
+def experiment(client, tmp_path_factory):
     name = f"experiment {next(NUMBERS)}"
     client.create_experiment(name, artifact_location=str(tmp_path_factory.mktemp("files")))
     return name
 
 
-def log_run(
-    client: MlflowClient, experiment: str, name: str, role: str = "final", digest: str = "d" * 64, **metrics: float
-) -> None:
+def log_run(client, experiment, name, role="final", digest="d" * 64, **metrics):
     with Run(client, experiment, role=role, name=name, tags={DIGEST_TAG: digest} if digest else {}) as run:
         run.metrics(metrics)
 
 
-def ranking(client: MlflowClient, *words: str, **more: str) -> list[str]:
+def ranking(client, *words, **more):
     return [run.info.run_name for run in ranked_runs(client, *words, **more)]
 
 
-def test_the_best_comes_first_and_of_equals_the_newer(client: MlflowClient, experiment: str) -> None:
+def test_the_best_comes_first_and_of_equals_the_newer(client, experiment):
     for name, accuracy in [("older", 0.8), ("worst", 0.5), ("newer", 0.8), ("best", 0.9)]:
         log_run(client, experiment, name, accuracy=accuracy)
     assert ranking(client, experiment, "accuracy") == ["best", "newer", "older", "worst"]
 
 
-def test_of_a_loss_less_is_better_unless_told(client: MlflowClient, experiment: str) -> None:
+def test_of_a_loss_less_is_better_unless_told(client, experiment):
     for name, loss in [("low", 0.1), ("high", 0.9), ("middle", 0.5)]:
         log_run(client, experiment, name, val_loss=loss)
     assert ranking(client, experiment, "val_loss") == ["low", "middle", "high"]
@@ -57,14 +53,14 @@ def test_of_a_loss_less_is_better_unless_told(client: MlflowClient, experiment: 
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
-def test_what_is_no_number_is_never_the_best(client: MlflowClient, experiment: str, mode: str) -> None:
+def test_what_is_no_number_is_never_the_best(client, experiment, mode):
     for name, value in [("nan", math.nan), ("inf", math.inf), ("minus", -math.inf), ("number", 0.4)]:
         log_run(client, experiment, name, accuracy=value)
     log_run(client, experiment, "another metric", f1=0.9)
     assert ranking(client, experiment, "accuracy", mode=mode) == ["number"]
 
 
-def test_only_finished_results_with_a_model_count(client: MlflowClient, experiment: str) -> None:
+def test_only_finished_results_with_a_model_count(client, experiment):
     log_run(client, experiment, "study", role="study", accuracy=0.3)
     log_run(client, experiment, "final", accuracy=0.2)
     log_run(client, experiment, "trial", role="trial", accuracy=0.9)
@@ -78,9 +74,7 @@ def test_only_finished_results_with_a_model_count(client: MlflowClient, experime
 
 @pytest.mark.parametrize("mode", ["max", "min"])
 @pytest.mark.parametrize("page", [1, 3, 100])
-def test_the_ranking_is_exact_whatever_fits_on_a_page(
-    client: MlflowClient, experiment: str, monkeypatch: pytest.MonkeyPatch, page: int, mode: str
-) -> None:
+def test_the_ranking_is_exact_whatever_fits_on_a_page(client, experiment, monkeypatch, page, mode):
     monkeypatch.setattr(run_selection, "RUNS_A_PAGE", page)
     values = [0.3, -3.5, 1e-05, 1e22, 0.1 + 0.2, 5e-324, 0.3, -1e-300, 0.0, 0.3]
     for number, value in enumerate(values):
@@ -91,7 +85,7 @@ def test_the_ranking_is_exact_whatever_fits_on_a_page(
 
 
 @pytest.mark.parametrize("metric", ["a b", "group/loss", "top:5", "f1-score", "v2.accuracy", "größe"])
-def test_any_name_that_mlflow_allows_can_be_ranked_by(client: MlflowClient, experiment: str, metric: str) -> None:
+def test_any_name_that_mlflow_allows_can_be_ranked_by(client, experiment, metric):
     for name, value in [("good", 0.9), ("bad", 0.1)]:
         log_run(client, experiment, name, **{metric: value})
     assert ranking(client, experiment, metric, mode="max") == ["good", "bad"]
@@ -102,13 +96,13 @@ class CountingClient(MlflowClient):
 
     runs = 0
 
-    def search_runs(self, *words: Any, **more: Any) -> Any:
+    def search_runs(self, *words, **more):
         page = super().search_runs(*words, **more)
         self.runs += len(page)
         return page
 
 
-def test_of_many_runs_few_are_read(client: MlflowClient, experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_runs_few_are_read(client, experiment, monkeypatch):
     monkeypatch.setattr(run_selection, "RUNS_A_PAGE", 2)
     monkeypatch.setattr(run_selection, "MOST_SEEN", 3)
     for value in range(12):
@@ -124,7 +118,7 @@ def test_of_many_runs_few_are_read(client: MlflowClient, experiment: str, monkey
     assert counting.runs <= 4
 
 
-def test_bad_input_gets_a_sentence(client: MlflowClient, experiment: str) -> None:
+def test_bad_input_gets_a_sentence(client, experiment):
     with pytest.raises(TrackingError, match=r"no experiment 'exprmnt 0'; there are: experiment \d"):
         ranking(client, "exprmnt 0", "accuracy")
     log_run(client, experiment, "no model", digest="", accuracy=0.9)
@@ -142,28 +136,28 @@ def test_bad_input_gets_a_sentence(client: MlflowClient, experiment: str) -> Non
         ranking(client, experiment, "val_loss")
 
 
-def test_a_run_without_outputs_has_no_model(client: MlflowClient, experiment: str) -> None:
+def test_a_run_without_outputs_has_no_model(client, experiment):
     log_run(client, experiment, "digest only", accuracy=0.9)
     (run,) = ranked_runs(client, experiment, "accuracy")
     assert model_of(run) is None
 
 
 @pytest.mark.parametrize("metric", ["val_loss", "ERROR_rate", "training_time_s", "epoch_duration_s", "batch_ms_p95"])
-def test_losses_errors_and_times_are_better_low(metric: str) -> None:
-    assert direction(metric) == "min"
+def test_losses_errors_and_times_are_better_low(metric):
+    assert metric_mode(metric) == "min"
 
 
 # --- when nothing, or one run, is named ---------------------------------------------------------
 
 
 @pytest.fixture
-def own_client(tmp_path: Path) -> MlflowClient:
+def own_client(tmp_path):
     """Of a store that no other test uses."""
     (tmp_path / "own.db").write_bytes(empty_store())
     return connect(f"sqlite:///{tmp_path}/own.db")
 
 
-def test_the_only_experiment_that_holds_models_is_found(own_client: MlflowClient) -> None:
+def test_the_only_experiment_that_holds_models_is_found(own_client):
     with pytest.raises(RegistryError, match=r"^no experiment has a finished run that holds a model; .*train_cnn\.py$"):
         only_experiment(own_client)
     log_run(own_client, "empty", "no model", digest="", best_val_accuracy=0.9)
@@ -180,7 +174,7 @@ def test_the_only_experiment_that_holds_models_is_found(own_client: MlflowClient
     assert only_experiment(own_client) == "hyperopt_tuning"
 
 
-def test_runs_are_judged_by_what_all_of_them_have(client: MlflowClient, experiment: str) -> None:
+def test_runs_are_judged_by_what_all_of_them_have(client, experiment):
     log_run(client, experiment, "folds", best_val_accuracy=0.8, mean_cv_accuracy=0.8)
     assert usual_metric(client, experiment) == "mean_cv_accuracy"
     log_run(client, experiment, "one split", best_val_accuracy=0.9)
@@ -189,7 +183,7 @@ def test_runs_are_judged_by_what_all_of_them_have(client: MlflowClient, experime
         usual_metric(client, "nowhere")
 
 
-def test_a_chosen_run_is_one_that_holds_a_model(client: MlflowClient, experiment: str) -> None:
+def test_a_chosen_run_is_one_that_holds_a_model(client, experiment):
     whole = Run(client, experiment, role="final", name="whole", tags={DIGEST_TAG: "d" * 64})
     with pytest.raises(RegistryError, match=rf"^run {whole.id} is running; let it finish first$"):
         chosen_run(client, whole.id)

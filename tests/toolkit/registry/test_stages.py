@@ -2,14 +2,12 @@
 
 import itertools
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 
-from toolkit.registry.stages import Stages, judge, production_line, rollback_candidates
+from toolkit.registry.stages import Stages, production_line, resolve_stage, rollback_candidates
 from toolkit.registry.versions import ALIASES, STAGES, Transition, Version
 from toolkit.tracking.connection import MlflowClient, connect
 
@@ -24,7 +22,7 @@ WRITES = (
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
+def client(tmp_path_factory):
     return connect(f"sqlite:///{tmp_path_factory.mktemp('stages')}/mlflow.db")
 
 
@@ -36,18 +34,18 @@ class Model:
     name: str
     stages: Stages
 
-    def move(self, number: int, stage: Any, why: str = "", *, rollback: bool = False) -> None:
+    def move(self, number, stage, why="", *, rollback=False):
         version = next(each for each in self.stages.versions() if each.version == number)
         self.stages.move(version, stage, why, rollback=rollback)
 
-    def read(self) -> dict[int, str]:
+    def read(self):
         return {version.version: version.stage for version in self.stages.versions()}
 
-    def log(self) -> list[tuple[int, str, str, str]]:
+    def log(self):
         entries = [entry for version in self.stages.versions() for entry in version.transitions]
         return [(e.version, e.source, e.target, e.why) for e in sorted(entries, key=lambda entry: entry.time)]
 
-    def assert_whole(self) -> None:
+    def assert_whole(self):
         """Aliases, tags, MLflow's stages and the history say the same, and no stage holds two."""
         versions = self.stages.versions()
         for version in versions:
@@ -62,8 +60,8 @@ class Model:
 
 
 @pytest.fixture
-def new_model(client: MlflowClient) -> Callable[[], Model]:
-    def create() -> Model:
+def new_model(client):
+    def create():
         name = f"model {next(NUMBERS)}"
         client.create_registered_model(name)
         for _ in range(4):
@@ -76,15 +74,15 @@ def new_model(client: MlflowClient) -> Callable[[], Model]:
 class DyingClient:
     """A client whose process dies instead of making its n-th write."""
 
-    def __init__(self, client: MlflowClient, writes: int) -> None:
+    def __init__(self, client, writes):
         self._client, self.left = client, writes
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name):
         method = getattr(self._client, name)
         if name not in WRITES:
             return method
 
-        def write(*words: Any, **more: Any) -> Any:
+        def write(*words, **more):
             if self.left == 0:
                 raise KeyboardInterrupt
             self.left -= 1
@@ -96,16 +94,16 @@ class DyingClient:
 class StagelessClient:
     """A client as it will be when MLflow has no stages any more."""
 
-    def __init__(self, client: MlflowClient) -> None:
+    def __init__(self, client):
         self._client = client
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name):
         if name == "transition_model_version_stage":
             raise AttributeError(name)
         return getattr(self._client, name)
 
 
-def test_a_promotion_moves_alias_stage_tag_and_history_together(new_model: Callable[[], Model]) -> None:
+def test_a_promotion_moves_alias_stage_tag_and_history_together(new_model):
     model = new_model()
     model.move(1, "Staging", "looks good")
     model.move(1, "Production", "passed")
@@ -120,7 +118,7 @@ def test_a_promotion_moves_alias_stage_tag_and_history_together(new_model: Calla
     model.assert_whole()
 
 
-def test_staging_holds_one_version_too(new_model: Callable[[], Model]) -> None:
+def test_staging_holds_one_version_too(new_model):
     model = new_model()
     model.move(1, "Staging")
     model.move(2, "Staging")
@@ -128,7 +126,7 @@ def test_staging_holds_one_version_too(new_model: Callable[[], Model]) -> None:
     model.assert_whole()
 
 
-def test_aliases_of_others_stay(client: MlflowClient, new_model: Callable[[], Model]) -> None:
+def test_aliases_of_others_stay(client, new_model):
     model = new_model()
     client.set_registered_model_alias(model.name, "champion", "1")
     model.move(1, "Production")
@@ -137,9 +135,7 @@ def test_aliases_of_others_stay(client: MlflowClient, new_model: Callable[[], Mo
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_after_any_moves_the_registry_is_whole_and_each_is_in_the_history(
-    new_model: Callable[[], Model], seed: int
-) -> None:
+def test_after_any_moves_the_registry_is_whole_and_each_is_in_the_history(new_model, seed):
     model, dice = new_model(), random.Random(seed)
     expected, promotions = dict.fromkeys(range(1, 5), "None"), 0
     for _ in range(12):
@@ -161,16 +157,14 @@ def test_after_any_moves_the_registry_is_whole_and_each_is_in_the_history(
 @pytest.mark.parametrize(
     ("number", "target"), [(3, "Production"), (2, "Production"), (1, "Staging"), (1, "Archived"), (2, "None")]
 )
-def test_a_kill_at_any_write_is_mended_by_the_next_move(
-    client: MlflowClient, new_model: Callable[[], Model], number: int, target: str
-) -> None:
+def test_a_kill_at_any_write_is_mended_by_the_next_move(client, new_model, number, target):
     finished = False
     for writes in itertools.count():
         model = new_model()
         model.move(1, "Production")
         model.move(2, "Staging")
         before = model.read()
-        dying = Model(client, model.name, Stages(DyingClient(client, writes), model.name))  # type: ignore[arg-type]
+        dying = Model(client, model.name, Stages(DyingClient(client, writes), model.name))
         try:
             dying.move(number, target, "kill me")
             finished = True
@@ -178,26 +172,24 @@ def test_a_kill_at_any_write_is_mended_by_the_next_move(
             pass
         if target == "Production":
             assert list(model.read().values()).count("Production") == 1
-        model.stages.settle()
+        model.stages.repair()
         model.assert_whole()
         moved = model.read()[number]
         assert moved in (target, before[number])
         if moved == before[number]:  # it never took effect, and a rollback will not count it
             assert production_line(e for v in model.stages.versions() for e in v.transitions) == [1]
-        assert model.stages.settle() == []
+        assert model.stages.repair() == []
         if finished:
             assert writes >= 4
             break
 
 
-def test_two_versions_in_production_for_mlflow_are_mended_and_told(
-    client: MlflowClient, new_model: Callable[[], Model]
-) -> None:
+def test_two_versions_in_production_for_mlflow_are_mended_and_told(client, new_model):
     model = new_model()
     model.move(1, "Production")
     model.stages._show(2, "Staging")
     client.set_model_version_tag(model.name, "3", "stage", "Production")
-    assert sorted(model.stages.settle()) == [
+    assert sorted(model.stages.repair()) == [
         "v2 had been left half-way and is in None now",
         "v3 had been left half-way and is in Archived now",
     ]
@@ -205,13 +197,11 @@ def test_two_versions_in_production_for_mlflow_are_mended_and_told(
     assert model.read() == {1: "Production", 2: "None", 3: "Archived", 4: "None"}
 
 
-def test_an_alias_that_was_moved_by_hand_is_believed_and_recorded(
-    client: MlflowClient, new_model: Callable[[], Model]
-) -> None:
+def test_an_alias_that_was_moved_by_hand_is_believed_and_recorded(client, new_model):
     model = new_model()
     model.move(1, "Production")
     client.set_registered_model_alias(model.name, "production", "2")
-    model.stages.settle()
+    model.stages.repair()
     model.assert_whole()
     assert model.log()[1:] == [
         (2, "None", "Production", "mended: the alias 'production' was set by another tool"),
@@ -220,18 +210,16 @@ def test_an_alias_that_was_moved_by_hand_is_believed_and_recorded(
     assert [version.version for version in rollback_candidates(model.stages.versions())] == [1]
 
 
-def test_without_mlflows_stages_aliases_and_tags_go_on(client: MlflowClient, new_model: Callable[[], Model]) -> None:
+def test_without_mlflows_stages_aliases_and_tags_go_on(client, new_model):
     model = new_model()
-    stageless = Model(client, model.name, Stages(StagelessClient(client), model.name))  # type: ignore[arg-type]
+    stageless = Model(client, model.name, Stages(StagelessClient(client), model.name))
     stageless.move(1, "Production")
     stageless.move(2, "Production")
     assert model.read() == {1: "Archived", 2: "Production", 3: "None", 4: "None"}
-    assert stageless.stages.settle() == []
+    assert stageless.stages.repair() == []
 
 
-def test_a_clock_that_stands_still_or_runs_back_keeps_the_order(
-    client: MlflowClient, new_model: Callable[[], Model]
-) -> None:
+def test_a_clock_that_stands_still_or_runs_back_keeps_the_order(client, new_model):
     model = new_model()
     hours = iter([NINE, NINE, NINE - timedelta(hours=1), NINE - timedelta(hours=1), NINE, NINE])
     model.stages = Stages(client, model.name, clock=lambda: next(hours))
@@ -241,22 +229,22 @@ def test_a_clock_that_stands_still_or_runs_back_keeps_the_order(
     model.assert_whole()
 
 
-def line(*steps: tuple[int, str, str, bool]) -> list[int]:
+def line(*steps):
     return production_line(
-        Transition(version, NINE + timedelta(seconds=second), source, target, rollback=rollback)  # type: ignore[arg-type]
+        Transition(version, NINE + timedelta(seconds=second), source, target, rollback=rollback)
         for second, (version, source, target, rollback) in enumerate(steps)
     )
 
 
-def up(version: int, *, rollback: bool = False) -> tuple[int, str, str, bool]:
+def up(version, *, rollback=False):
     return version, "Archived", "Production", rollback
 
 
-def down(version: int) -> tuple[int, str, str, bool]:
+def down(version):
     return version, "Production", "Archived", False
 
 
-def test_rollbacks_go_further_back_each_time() -> None:
+def test_rollbacks_go_further_back_each_time():
     assert line(up(1), up(2), down(1), up(3), down(2)) == [1, 2, 3]
     assert line(up(1), up(2), up(3), up(2, rollback=True), down(3)) == [1, 2]
     assert line(up(1), up(2), up(3), up(2, rollback=True), up(1, rollback=True)) == [1]
@@ -264,14 +252,14 @@ def test_rollbacks_go_further_back_each_time() -> None:
     assert line(up(1), up(2), up(1)) == [1, 2, 1]  # promoted again, so 2 was the one before
 
 
-def test_what_was_archived_in_production_is_not_returned_to() -> None:
+def test_what_was_archived_in_production_is_not_returned_to():
     assert line(up(1), up(2), down(1), down(2)) == [1]
     assert line(up(1), up(2), down(2), up(3)) == [1, 3]
 
 
-def test_the_verdict_on_a_version_does_not_depend_on_mlflows_stage() -> None:
+def test_the_verdict_on_a_version_does_not_depend_on_mlflows_stage():
     version = Version("cats", 1, "Archived", "", "", "", NINE, tags={"stage": "Production"}, mlflow_stage="Production")
-    stage, entry = judge(version, {"Production": 2})
+    stage, entry = resolve_stage(version, {"Production": 2})
     assert (stage, entry and entry.why) == ("Archived", "replaced by v2")
-    stage, entry = judge(version, {})
+    stage, entry = resolve_stage(version, {})
     assert (stage, entry and entry.why) == ("Archived", "mended: the alias 'production' was taken away")

@@ -2,7 +2,6 @@
 
 import json
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
@@ -16,7 +15,7 @@ from toolkit.tracking.connection import connect
 NINE = datetime(2026, 5, 1, 9, 0, 0, 42, tzinfo=UTC)
 
 
-def entity(*aliases: str, **tags: str) -> ModelVersion:
+def entity(*aliases, **tags):
     return ModelVersion(
         "cats", 7, creation_timestamp=1_777_626_000_000, source="models:/m-12", current_stage="Staging",
         tags=[ModelVersionTag(key, value) for key, value in tags.items()], aliases=list(aliases),
@@ -24,17 +23,17 @@ def entity(*aliases: str, **tags: str) -> ModelVersion:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_stages_are_known_in_any_case(stage: str) -> None:
+def test_stages_are_known_in_any_case(stage):
     assert {stage_named(text) for text in (stage, stage.lower(), stage.upper(), f" {stage} ")} == {stage}
 
 
-def test_an_unknown_stage_is_refused_with_the_nearest_first() -> None:
+def test_an_unknown_stage_is_refused_with_the_nearest_first():
     with pytest.raises(RegistryError, match=r"there is no stage 'Stagin'; there are: Staging, None"):
         stage_named("Stagin")
 
 
-def test_a_transition_survives_its_tag() -> None:
-    entry = Transition(7, NINE, "Staging", "Production", "ann", 'why "so"', rollback=True, voids="transition.x")
+def test_a_transition_survives_its_tag():
+    entry = Transition(7, NINE, "Staging", "Production", "ann", 'why "so"', rollback=True, cancels="transition.x")
     assert Transition.from_tag(7, entry.key, entry.to_json()) == entry
     assert entry.key == "transition.2026-05-01T09:00:00.000042Z"
 
@@ -51,13 +50,11 @@ def test_a_transition_survives_its_tag() -> None:
         ((), {"stage": "on holiday"}, "None"),
     ],
 )
-def test_the_alias_is_the_truth_and_the_tag_comes_second(
-    aliases: tuple[str, ...], tags: dict[str, str], stage: str
-) -> None:
+def test_the_alias_is_the_truth_and_the_tag_comes_second(aliases, tags, stage):
     assert read_version(entity(*aliases, **tags)).stage == stage
 
 
-def test_what_other_tools_wrote_into_our_tags_is_no_obstacle() -> None:
+def test_what_other_tools_wrote_into_our_tags_is_no_obstacle():
     good = Transition(7, NINE, "", "None", "ann", "registered")
     version = read_version(
         entity(
@@ -70,7 +67,7 @@ def test_what_other_tools_wrote_into_our_tags_is_no_obstacle() -> None:
     assert (version.digest, version.model_id, version.mlflow_stage) == ("", "m-12", "Staging")
 
 
-def test_a_version_as_json_keeps_its_figures_and_leaves_the_history_out() -> None:
+def test_a_version_as_json_keeps_its_figures_and_leaves_the_history_out():
     entry = Transition(7, NINE, "", "None")
     version = read_version(entity("production", metrics='{"accuracy": 0.5}', **{entry.key: entry.to_json()}))
     fields = json.loads(json.dumps(version.to_dict()))
@@ -79,9 +76,7 @@ def test_a_version_as_json_keeps_its_figures_and_leaves_the_history_out() -> Non
     assert list(fields["tags"]) == ["metrics"]
 
 
-def test_all_versions_come_newest_first_over_pages_with_their_aliases(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_versions_come_newest_first_over_pages_with_their_aliases(tmp_path, monkeypatch):
     monkeypatch.setattr(versions, "VERSIONS_A_PAGE", 2)
     store = tmp_path / "mlflow.db"
     store.write_bytes(empty_store())

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from support import LONGEST_WAIT
-from toolkit.serving.cached_call import SHARE, Recent
+from toolkit.serving.cached_call import MAX_BUSY_SHARE, CachedCall
 
 
 class Clock:
@@ -19,7 +19,7 @@ class Clock:
 
 def test_an_answer_is_kept_for_so_many_seconds():
     clock, asked = Clock(), []
-    recent = Recent(lambda: asked.append(clock.now) or len(asked), 5, clock)
+    recent = CachedCall(lambda: asked.append(clock.now) or len(asked), 5, clock)
     found = []
     for step in (0, 3, 1.9, 0.2, 4.9, 0.2):
         clock.now += step
@@ -34,10 +34,10 @@ def test_a_slow_question_is_asked_less_often():
         asked.append(clock.now)
         clock.now += 2.0
 
-    recent = Recent(ask, 5, clock)
+    recent = CachedCall(ask, 5, clock)
     recent()
     ended = clock.now
-    for later, times in ((5.1, 1), (2 / SHARE - 0.1, 1), (2 / SHARE + 0.1, 2)):
+    for later, times in ((5.1, 1), (2 / MAX_BUSY_SHARE - 0.1, 1), (2 / MAX_BUSY_SHARE + 0.1, 2)):
         clock.now = ended + later
         recent()
         assert len(asked) == times
@@ -45,7 +45,7 @@ def test_a_slow_question_is_asked_less_often():
 
 def test_none_is_an_answer_too():
     asked = []
-    recent = Recent(lambda: asked.append(1), 5, Clock())
+    recent = CachedCall(lambda: asked.append(1), 5, Clock())
     assert (recent(), recent(), len(asked)) == (None, None, 1)
 
 
@@ -58,7 +58,7 @@ def test_errors_are_not_kept_and_leave_nothing_locked():
             raise answer
         return answer
 
-    recent = Recent(ask, 5, Clock())
+    recent = CachedCall(ask, 5, Clock())
     for _ in range(2):
         with pytest.raises(ValueError, match="no"):
             recent()
@@ -74,7 +74,7 @@ def test_the_first_answer_is_asked_for_once_by_all_who_wait():
         assert go.wait(LONGEST_WAIT)
         return "answer"
 
-    recent = Recent(ask, 5)
+    recent = CachedCall(ask, 5)
     with ThreadPoolExecutor(8) as pool:
         found = [pool.submit(recent) for _ in range(8)]
         assert entered.wait(LONGEST_WAIT)
@@ -94,7 +94,7 @@ def test_while_a_new_answer_is_sought_the_others_get_the_old_one():
             assert go.wait(LONGEST_WAIT)
         return answer
 
-    recent = Recent(ask, 5, clock)
+    recent = CachedCall(ask, 5, clock)
     assert recent() == "old"
     clock.now += 10
     with ThreadPoolExecutor(1) as pool:

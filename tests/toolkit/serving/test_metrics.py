@@ -10,10 +10,17 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as plain
 
-from support import colour_picture
-from toolkit.images.decoding import load_picture
-from toolkit.serving.inference.result import STAGES, Classified
-from toolkit.serving.metrics import MONITOR_OUTCOMES, REMEMBERED, SET_ASIDE, Figures, gauge_family, wants_prometheus
+from support import colour_image
+from toolkit.images.decoding import load_image
+from toolkit.serving.inference.result import TIMING_STAGES, InferenceResult
+from toolkit.serving.metrics import (
+    MONITOR_OUTCOMES,
+    SET_ASIDE,
+    WINDOW_SIZE,
+    ServiceMetrics,
+    gauge_family,
+    wants_prometheus,
+)
 from toolkit.serving.workers import WorkerSpec
 
 PROMETHEUS = (
@@ -24,10 +31,10 @@ PROMETHEUS = (
 @pytest.fixture
 def done(make_model):
     """A function that gives an answer whose stages took so many milliseconds."""
-    model, picture = make_model(version=3), load_picture(colour_picture("red"), 16)
+    model, image = make_model(version=3), load_image(colour_image("red"), 16)
 
     def make(milliseconds=1.0, row=(0.1, 0.2, 0.7)):
-        return Classified(model, picture, np.array(row, np.float32), dict.fromkeys(STAGES, milliseconds))
+        return InferenceResult(model, image, np.array(row, np.float32), dict.fromkeys(TIMING_STAGES, milliseconds))
 
     return make
 
@@ -40,7 +47,7 @@ def process(tmp_path, monkeypatch):
     made = []
 
     def make(index):
-        made.append(Figures(WorkerSpec(index, 2, supervisor=1, listener=3, folder=str(tmp_path), started=1.7e9)))
+        made.append(ServiceMetrics(WorkerSpec(index, 2, supervisor=1, listener=3, folder=str(tmp_path), started=1.7e9)))
         classes.append(values.ValueClass)
         return made[-1]
 
@@ -59,16 +66,16 @@ def samples(text, parse=plain):
 
 
 def test_requests_are_counted_by_address_and_status_and_refusals_by_reason():
-    figures = Figures()
+    figures = ServiceMetrics()
     for method, status, problem in [
         ("POST", 200, None), ("POST", 200, None), ("POST", 503, "full"), ("GET", 405, "method-not-allowed")
     ]:  # fmt: skip
         figures.request("/predict", method, status, 0.004, problem)
-    figures.bad_picture("undecodable-picture")
-    figures.bad_picture("full")
+    figures.bad_image("undecodable-image")
+    figures.bad_image("full")
     summary = figures.summary()
     assert summary["requests"] == {"/predict": {"200": 2, "503": 1, "405": 1}}
-    assert summary["refusals"] == {"full": 2, "method-not-allowed": 1, "undecodable-picture": 1}
+    assert summary["refusals"] == {"full": 2, "method-not-allowed": 1, "undecodable-image": 1}
     found = samples(figures.prometheus("")[0].decode())
     assert found["serve_requests_total", ("method", "POST"), ("route", "/predict"), ("status", "200")] == 2
     assert found["serve_errors_total", ("reason", "full")] == 2
@@ -78,7 +85,7 @@ def test_requests_are_counted_by_address_and_status_and_refusals_by_reason():
 
 
 def test_predictions_are_counted_by_class_and_what_is_no_number_is_no_class(done):
-    figures = Figures()
+    figures = ServiceMetrics()
     for row in [(0.1, 0.2, 0.7), (0.7, 0.2, 0.1), (0.2, 0.2, 0.6), (float("nan"), 0.0, 1.0)]:
         figures.prediction(done(row=row))
     figures.monitor_error()
@@ -93,20 +100,22 @@ def test_predictions_are_counted_by_class_and_what_is_no_number_is_no_class(done
 
 
 def test_percentiles_are_of_the_latest_predictions(done):
-    figures = Figures()
+    figures = ServiceMetrics()
     assert figures.summary()["latency_ms"]["infer"] == {"n": 0, "median": None, "p95": None}
     for milliseconds in range(101):
         figures.prediction(done(milliseconds))
-    assert figures.summary()["latency_ms"] == {stage: {"n": 101, "median": 50.0, "p95": 95.0} for stage in STAGES}
-    for _ in range(REMEMBERED):
+    assert figures.summary()["latency_ms"] == {
+        stage: {"n": 101, "median": 50.0, "p95": 95.0} for stage in TIMING_STAGES
+    }
+    for _ in range(WINDOW_SIZE):
         figures.prediction(done(7.0))
-    assert figures.summary()["latency_ms"]["total"] == {"n": REMEMBERED, "median": 7.0, "p95": 7.0}
+    assert figures.summary()["latency_ms"]["total"] == {"n": WINDOW_SIZE, "median": 7.0, "p95": 7.0}
     found = samples(figures.prometheus("")[0].decode())
-    assert found["serve_stage_seconds_sum", ("stage", "decode")] == pytest.approx((5050 + 7 * REMEMBERED) / 1000)
+    assert found["serve_stage_seconds_sum", ("stage", "decode")] == pytest.approx((5050 + 7 * WINDOW_SIZE) / 1000)
 
 
 def test_threads_lose_no_count(done):
-    figures = Figures()
+    figures = ServiceMetrics()
 
     def count():
         for _ in range(300):
@@ -125,13 +134,13 @@ def test_threads_lose_no_count(done):
 
 
 def test_two_services_count_apart():
-    first, second = Figures(), Figures()
+    first, second = ServiceMetrics(), ServiceMetrics()
     first.request("/livez", "GET", 200, 0.001)
     assert second.summary()["requests"] == {}
 
 
 def test_figures_that_are_put_together_when_somebody_asks():
-    figures, asked = Figures(), []
+    figures, asked = ServiceMetrics(), []
     figures.collect(
         lambda: [asked.append(1), gauge_family("depth", "Places taken", ("kind",), {("a",): 2.0, ("b",): 3.5})][1:]
     )
@@ -143,7 +152,7 @@ def test_figures_that_are_put_together_when_somebody_asks():
 
 
 def test_both_text_formats_are_what_their_parsers_read():
-    figures = Figures()
+    figures = ServiceMetrics()
     figures.request("/predict", "POST", 200, 0.001)
     key = "serve_requests_total", ("method", "POST"), ("route", "/predict"), ("status", "200")
     text, media_type = figures.prometheus(PROMETHEUS)
@@ -186,7 +195,7 @@ def test_the_accept_header_chooses(accept, wanted):
     ],
 )
 def test_a_version_that_is_none_still_gives_figures(accept):
-    figures = Figures()
+    figures = ServiceMetrics()
     figures.request("/predict", "POST", 200, 0.001)
     text, media_type = figures.prometheus(accept)
     assert b"serve_requests_total" in text
@@ -220,7 +229,7 @@ def test_each_process_gives_the_sums_over_all(process, done):
         assert summary["refusals"] == {"full": 3}
         assert summary["predictions"] == {"3": {"red": 3}}
         assert (summary["monitor_errors"], summary["model_changes"], summary["non_finite"]) == (3, 3, {})
-        assert summary["latency_ms"] == {stage: {"n": 3, "median": 20.0, "p95": 29.0} for stage in STAGES}
+        assert summary["latency_ms"] == {stage: {"n": 3, "median": 20.0, "p95": 29.0} for stage in TIMING_STAGES}
         assert summary["uptime_s"] == pytest.approx(time.time() - 1.7e9, abs=60)
         for accept, parse in (("text/plain", plain), (PROMETHEUS, openmetrics)):
             found = samples(figures.prometheus(accept)[0].decode(), parse)
@@ -244,7 +253,7 @@ def test_the_same_is_shown_by_one_process_and_by_several(process, done):
         found = samples(figures.prometheus("text/plain")[0].decode())
         return {key for key in found if "_created" not in key[0]}
 
-    assert shown(process(1)) - shown(Figures()) == {("serve_process_starts_total",)}
+    assert shown(process(1)) - shown(ServiceMetrics()) == {("serve_process_starts_total",)}
 
 
 def test_no_sum_falls_when_a_process_takes_the_place_of_one_that_died(process, done):
@@ -265,6 +274,6 @@ def test_files_of_counts_are_whole_from_the_start(process, tmp_path):
     """A sparse file that is mapped would kill the process when the disk is full."""
     process(1)
     for path in tmp_path.iterdir():
-        assert path.stat().st_blocks * 512 >= path.stat().st_size >= min(SET_ASIDE, 4 * 8 * REMEMBERED)
+        assert path.stat().st_blocks * 512 >= path.stat().st_size >= min(SET_ASIDE, 4 * 8 * WINDOW_SIZE)
     assert {path.name for path in tmp_path.iterdir()} == {"counter_1.db", "histogram_1.db", "latest_1.ms"}
     assert MultiProcessCollector(None, tmp_path).collect()

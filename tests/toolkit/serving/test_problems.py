@@ -10,15 +10,15 @@ from starlette.exceptions import HTTPException
 
 from toolkit.errors import DataError, ImageTooLarge, UndecodableImage, UnsupportedImage
 from toolkit.serving import problems
-from toolkit.serving.problems import KINDS, MEDIA_TYPE, Problem, handle, of_http, of_picture
+from toolkit.serving.problems import MEDIA_TYPE, PROBLEM_TYPES, Problem, from_http_exception, from_image_error, handle
 
 MEMBERS = {"type", "title", "status", "detail", "request_id"}
 
 
 def test_each_kind_has_a_name_of_its_own_and_a_status_of_errors():
-    assert len({kind.slug for kind in KINDS}) == len(KINDS) >= 18
-    assert len({kind.title for kind in KINDS}) == len(KINDS)
-    for kind in KINDS:
+    assert len({kind.slug for kind in PROBLEM_TYPES}) == len(PROBLEM_TYPES) >= 18
+    assert len({kind.title for kind in PROBLEM_TYPES}) == len(PROBLEM_TYPES)
+    for kind in PROBLEM_TYPES:
         assert 400 <= kind.status < 500 or kind.status in (500, 503, 504)
         assert set(Problem(kind, "a detail").document("id")) == MEMBERS
         assert kind.type == f"/docs#problem-{kind.slug}"
@@ -38,23 +38,23 @@ def test_each_kind_has_a_name_of_its_own_and_a_status_of_errors():
     ],
 )
 def test_what_the_framework_raises_becomes_the_kind_of_its_status(status, slug):
-    found = of_http(HTTPException(status, "secret words", {"Allow": "GET"}))
-    assert (found.kind.status, found.kind.slug, found.headers) == (status, slug, {"Allow": "GET"})
+    found = from_http_exception(HTTPException(status, "secret words", {"Allow": "GET"}))
+    assert (found.problem_type.status, found.problem_type.slug, found.headers) == (status, slug, {"Allow": "GET"})
     assert "secret" not in json.dumps(found.document("id"))
 
 
 def test_a_problem_stays_what_it_is():
-    problem = Problem(problems.FULL, "full", {"Retry-After": "2"}, {"errors": []})
-    assert of_http(problem) is problem
+    problem = Problem(problems.OVERLOADED, "full", {"Retry-After": "2"}, {"errors": []})
+    assert from_http_exception(problem) is problem
     assert problem.document("a1")["errors"] == []
 
 
-def test_each_error_of_a_picture_has_its_kind_and_other_errors_none():
+def test_each_error_of_a_image_has_its_kind_and_other_errors_none():
     for error, status in ((UndecodableImage("a"), 400), (UnsupportedImage("b"), 415), (ImageTooLarge("c"), 413)):
-        found = of_picture(error)
+        found = from_image_error(error)
         assert (found.status_code, found.detail) == (status, str(error))
-    with pytest.raises(DataError, match="not a picture"):
-        of_picture(DataError("not a picture"))
+    with pytest.raises(DataError, match="not an image"):
+        from_image_error(DataError("not an image"))
 
 
 INTEGER = "body.count: Input should be a valid integer, unable to parse string as an integer"

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from toolkit.serving.schemas import MOST_LABELS, Feedback, Feedbacks, TopK
+from toolkit.serving.schemas import MAX_LABELS, Feedback, Feedbacks, TopK
 
 GOOD = {"prediction_id": "a", "label": "cat"}
 
@@ -35,8 +35,8 @@ def test_the_longest_that_are_allowed():
 
 def test_a_list_has_at_least_one_and_at_most_so_many():
     adapter = TypeAdapter(Feedbacks)
-    assert len(adapter.validate_python([GOOD] * MOST_LABELS)) == MOST_LABELS
-    for wrong in ([], [GOOD] * (MOST_LABELS + 1), GOOD):
+    assert len(adapter.validate_python([GOOD] * MAX_LABELS)) == MAX_LABELS
+    for wrong in ([], [GOOD] * (MAX_LABELS + 1), GOOD):
         with pytest.raises(ValidationError):
             adapter.validate_python(wrong)
 

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from monitoring import ModelMonitor, new_prediction_id
-from support import COLOURS, colour_picture, encode
+from support import COLOURS, colour_image, encode
 from toolkit.errors import BundleError, NotRegistered, StoreError, TrackingError
-from toolkit.images.decoding import Limits, load_picture
+from toolkit.images.decoding import ImageLimits, load_image
 from toolkit.monitoring.base.ids import parse_prediction_id
-from toolkit.serving.metrics import Figures
+from toolkit.serving.metrics import ServiceMetrics
 from toolkit.serving.models.manager import ModelManagerConfig
 from toolkit.serving.problems import (
+    IMAGE_TOO_LARGE,
     INTERNAL,
     INVALID,
     NON_FINITE,
     NOT_READY,
-    PICTURE_TOO_LARGE,
     UNDECODABLE,
     Problem,
 )
@@ -32,7 +32,7 @@ CONFIG = ServiceConfig(
     waiting=8,
     most_bytes=2**30,
     seconds=60,
-    limits=Limits(max_pixels=10_000),
+    limits=ImageLimits(max_pixels=10_000),
     top_k=2,
     models=ModelManagerConfig(1000),
 )
@@ -44,7 +44,7 @@ class Broken:
     def fail(self, *_words, **_more):
         raise StoreError("the disk is full")
 
-    serve = log_prediction = calculate_metrics = standing = standing_alerts = report = fail
+    serve = log_prediction = calculate_metrics = standing = active_alerts = report = fail
     store_problem = "the disk is full"
 
     def sent(self):
@@ -67,7 +67,7 @@ def open_service(source, monitor):
     opened = []
 
     def make(monitor=monitor, **more):
-        opened.append(Service(source, monitor, new_prediction_id, Figures(), replace(CONFIG, **more)))
+        opened.append(Service(source, monitor, new_prediction_id, ServiceMetrics(), replace(CONFIG, **more)))
         opened[-1].live.look()
         return opened[-1]
 
@@ -98,8 +98,8 @@ def problem(work):
 
 
 def test_an_answer_names_class_version_and_as_many_classes_as_wished(service, source):
-    data = colour_picture("green", 5)
-    wanted = source.bundles[1].predict(load_picture(data, 16).pixels[None])[0]
+    data = colour_image("green", 5)
+    wanted = source.bundles[1].predict(load_image(data, 16).pixels[None])[0]
     answer = predict(service, data, top_k=3)
     assert {one.label: one.probability for one in answer.top_k} == dict(zip(COLOURS, map(float, wanted), strict=True))
     assert [one.probability for one in answer.top_k] == sorted(map(float, wanted), reverse=True)
@@ -110,19 +110,19 @@ def test_an_answer_names_class_version_and_as_many_classes_as_wished(service, so
 
 
 def test_by_default_no_more_classes_are_listed_than_there_are(open_service):
-    assert len(predict(open_service(top_k=50), colour_picture("red")).top_k) == 3
+    assert len(predict(open_service(top_k=50), colour_image("red")).top_k) == 3
 
 
 @pytest.mark.parametrize("top_k", [4, 10**30])
 def test_more_classes_than_there_are_is_refused_before_the_body_is_read(service, top_k):
-    found = problem(lambda: service.admit(top_k))
-    assert (found.kind, found.detail) == (INVALID, "query.top_k: must be at most 3, the number of classes")
-    service.admit(3)
-    service.admit(None)
+    found = problem(lambda: service.require_ready(top_k))
+    assert (found.problem_type, found.detail) == (INVALID, "query.top_k: must be at most 3, the number of classes")
+    service.require_ready(3)
+    service.require_ready(None)
 
 
 def test_the_monitor_is_told_of_each_answer(service, monitor):
-    data = [colour_picture(COLOURS[seed % 3], seed) for seed in range(30)]
+    data = [colour_image(COLOURS[seed % 3], seed) for seed in range(30)]
     answers = [predict(service, one) for one in data]
     assert monitor.record_feedback(answers[0].prediction_id, "red") is True
     figures = monitor.calculate_metrics("long")
@@ -136,7 +136,7 @@ def test_the_monitor_is_told_of_each_answer(service, monitor):
 
 def test_predictions_are_unharmed_by_a_monitor_that_fails(open_service):
     service = open_service(Broken())
-    answer = predict(service, colour_picture("blue"))
+    answer = predict(service, colour_image("blue"))
     assert answer.predicted_class == "blue"
     assert service.figures.summary()["monitor_errors"] == 1
     health = service.health(leaving=False)
@@ -151,15 +151,15 @@ def test_predictions_are_unharmed_by_a_monitor_that_fails(open_service):
 
 def test_what_is_no_number_is_never_a_class(open_service, source, make_bundle, monitor):
     class Moody(type(source.bundles[1].program)):
-        def forward(self, pictures):
-            return super().forward(pictures) / (pictures.amax() != 250)  # 0 / 0 or x / 0 for a certain picture
+        def forward(self, images):
+            return super().forward(images) / (images.amax() != 250)  # 0 / 0 or x / 0 for a certain image
 
     service = open_service()
     source.bundles[1].program.__class__ = Moody
     white = np.full((16, 16, 3), 250, np.uint8)
     found = problem(lambda: predict(service, encode(white)))
-    assert found.kind is NON_FINITE
-    assert predict(service, colour_picture("red")).predicted_class == "red"
+    assert found.problem_type is NON_FINITE
+    assert predict(service, colour_image("red")).predicted_class == "red"
     summary = service.figures.summary()
     assert summary["non_finite"] == {"1": 1}
     assert summary["predictions"] == {"1": {"red": 1}}
@@ -167,11 +167,11 @@ def test_what_is_no_number_is_never_a_class(open_service, source, make_bundle, m
     assert (figures["n"], figures["non_finite"]) == (2, 1)
 
 
-def test_pictures_of_a_batch_fail_alone(service, monkeypatch):
+def test_images_of_a_batch_fail_alone(service, monkeypatch):
     def explode():
         raise RuntimeError("secret")
 
-    reads = [read(colour_picture("red")), read(b"junk"), explode, read(colour_picture("red", size=101))]
+    reads = [read(colour_image("red")), read(b"junk"), explode, read(colour_image("red", size=101))]
 
     async def all_of_them():
         jobs = [service.predict_one_of_many(index, one, 1, "abc") for index, one in enumerate(reads)]
@@ -181,12 +181,12 @@ def test_pictures_of_a_batch_fail_alone(service, monkeypatch):
     assert good.error is None
     assert good.prediction.predicted_class == "red"
     assert [one.index for one in (good, junk, broken, large)] == [0, 1, 2, 3]
-    for item, kind in ((junk, UNDECODABLE), (broken, INTERNAL), (large, PICTURE_TOO_LARGE)):
+    for item, kind in ((junk, UNDECODABLE), (broken, INTERNAL), (large, IMAGE_TOO_LARGE)):
         assert item.prediction is None
         assert (item.error.type, item.error.request_id) == (kind.type, "abc")
     assert "secret" not in broken.error.detail
     assert service.figures.summary()["refusals"] == {
-        "undecodable-picture": 1, "internal-error": 1, "picture-too-large": 1
+        "undecodable-image": 1, "internal-error": 1, "image-too-large": 1
     }  # fmt: skip
 
 
@@ -197,8 +197,8 @@ def test_health_is_what_an_operator_should_believe(open_service, source):
     assert (health.status, health.ready, health.reason) == ("waiting", False, "nothing is in Production")
     assert health.model is None
     found = problem(service.model)
-    assert (found.kind, found.headers) == (NOT_READY, {"Retry-After": "8"})
-    assert problem(lambda: service.admit(1)).kind is NOT_READY
+    assert (found.problem_type, found.headers) == (NOT_READY, {"Retry-After": "8"})
+    assert problem(lambda: service.require_ready(1)).problem_type is NOT_READY
 
     def status():
         service.live.look()
@@ -225,7 +225,7 @@ def test_health_is_what_an_operator_should_believe(open_service, source):
 
 
 def test_health_is_the_worst_of_its_components(open_service, monkeypatch):
-    monkeypatch.setattr("toolkit.serving.service.WATCHED_SECONDS", 0.0)
+    monkeypatch.setattr("toolkit.serving.service.MONITOR_REFRESH_S", 0.0)
     monitor = ModelMonitor("health.db")
     service = open_service(monitor)
 
@@ -235,7 +235,7 @@ def test_health_is_the_worst_of_its_components(open_service, monkeypatch):
 
     fine = dict.fromkeys(("engine", "registry", "store", "alerts"), "ok")
     assert health() == ("ok", fine, None)
-    predict(service, colour_picture("red"))
+    predict(service, colour_image("red"))
     assert monitor.flush(10)
     monitor.report("drift", "CONFIDENCE changed")
     told = "warning", fine | {"alerts": "warning"}, "warning (confirmed): CONFIDENCE changed"
@@ -246,11 +246,11 @@ def test_health_is_the_worst_of_its_components(open_service, monkeypatch):
 
 def test_what_a_window_shows_is_in_the_headline_though_no_alert_says_it(open_service, monitor):
     service = open_service(monitor)
-    ids = [predict(service, colour_picture(COLOURS[n % 3], n)).prediction_id for n in range(60)]
+    ids = [predict(service, colour_image(COLOURS[n % 3], n)).prediction_id for n in range(60)]
     assert monitor.flush(10)
     labels = dict.fromkeys(ids, "red")  # two thirds of the answers were wrong
     monitor._store.labels.insert({parse_prediction_id(name): label for name, label in labels.items()}, "audit", 1.7e9)
-    assert monitor.standing_alerts() == []
+    assert monitor.active_alerts() == []
     found = service.health(leaving=False)
     assert found.status == "critical"
     assert found.reason.startswith("immediate (confirmed): accuracy in the short window is 6")
@@ -259,12 +259,12 @@ def test_what_a_window_shows_is_in_the_headline_though_no_alert_says_it(open_ser
 def test_a_store_that_cannot_be_written_is_no_good_health(open_service):
     monitor = ModelMonitor("health.db")
     service = open_service(monitor)
-    predict(service, colour_picture("red"))
+    predict(service, colour_image("red"))
     assert monitor.flush(10)
     for path in Path().glob("health.db*"):
         path.write_bytes(b"no database any more" * 500)
-    predict(service, colour_picture("red"))
-    wait_until(lambda: monitor.stats()["write_errors"])
+    predict(service, colour_image("red"))
+    wait_until(lambda: monitor.writer_stats()["write_errors"])
     found = service.health(leaving=False)
     assert (found.status, found.ready) == ("degraded", True)
     assert found.components["store"] == Component("degraded", found.reason)
@@ -273,12 +273,12 @@ def test_a_store_that_cannot_be_written_is_no_good_health(open_service):
     for path in Path().glob("health.db*"):
         path.unlink()
     wait_until(lambda: service.health(leaving=False).status == "ok")
-    assert monitor.stats()["lost"] == 0
+    assert monitor.writer_stats()["lost"] == 0
 
 
 def test_a_change_of_model_under_load_loses_no_answer_and_each_names_its_maker(service, source, monitor):
-    data = colour_picture("red", 3)
-    pixels = load_picture(data, 16).pixels[None]
+    data = colour_image("red", 3)
+    pixels = load_image(data, 16).pixels[None]
     confidences = {version: float(source.bundles[version].predict(pixels).max()) for version in (1, 2)}
     assert confidences[1] > confidences[2] + 0.1
 
@@ -314,18 +314,18 @@ def test_a_change_of_model_under_load_loses_no_answer_and_each_names_its_maker(s
 
 def test_a_change_of_classes_mixes_nothing(open_service, source, make_bundle, monitor):
     service = open_service()
-    predict(service, colour_picture("red"))
+    predict(service, colour_image("red"))
     source.bundles[2] = make_bundle(digest="v2", classes=("azure", "lime", "rose"))
     source.put(2)
     assert service.live.look() == "loaded"
-    assert predict(service, colour_picture("red")).predicted_class == "rose"
+    assert predict(service, colour_image("red")).predicted_class == "rose"
     figures = monitor.calculate_metrics("short")
     assert (figures["n"], figures["class_shares"]) == (1, {"azure": 0.0, "lime": 0.0, "rose": 1.0})
 
 
 def test_prometheus_sees_model_queue_and_windows(service):
     service.figures.collect(service.families)
-    predict(service, colour_picture("red"))
+    predict(service, colour_image("red"))
     with service.desk.places(4):
         text = service.figures.prometheus("text/plain")[0].decode()
         assert service.queue() == {"depth": 4, "workers": 2, "room": 6}
@@ -344,11 +344,11 @@ def test_prometheus_sees_model_queue_and_windows(service):
 def test_closing_stores_what_was_answered(source):
     monitor = ModelMonitor("closing.db")
     config = replace(CONFIG, workers=1, top_k=1, models=ModelManagerConfig(0.01))
-    service = Service(source, monitor, new_prediction_id, Figures(), config)
+    service = Service(source, monitor, new_prediction_id, ServiceMetrics(), config)
     threads = threading.active_count()
     service.start()
-    service.live.look()
-    ids = [predict(service, colour_picture("red")).prediction_id for _ in range(5)]
+    service.model_manager.poll()
+    ids = [predict(service, colour_image("red")).prediction_id for _ in range(5)]
     service.close()
     assert threading.active_count() <= threads
     with ModelMonitor("closing.db") as reader:

@@ -9,11 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -59,7 +57,7 @@ exec_supervisor([sys.executable, "-c", sys.argv[1]], 2, listen("127.0.0.1", int(
 class Service:
     """What ``exec_supervisor`` turns a process into, with two workers."""
 
-    def __init__(self, folder: Path, worker: str, port: int) -> None:
+    def __init__(self, folder, worker, port):
         self.errors, self.temporary = folder / "stderr", folder / "temporary"
         self.temporary.mkdir()
         self.port = port
@@ -73,13 +71,13 @@ class Service:
         self.process = psutil.Process(self.popen.pid)
 
     @property
-    def lines(self) -> list[dict[str, Any]]:
+    def lines(self):
         return [json.loads(line) for line in self.errors.read_text().splitlines()]
 
-    def workers(self) -> list[psutil.Process]:
+    def workers(self):
         return self.process.children()
 
-    def ask(self) -> dict[str, Any] | None:
+    def ask(self):
         """What one of the workers answers on a connection of its own."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), 10) as connection:
@@ -89,10 +87,10 @@ class Service:
             return None
         return json.loads(data.partition(b"\r\n\r\n")[2]) if data else None
 
-    def wait_for_both(self) -> dict[int, dict[str, Any]]:
-        found: dict[int, dict[str, Any]] = {}
+    def wait_for_both(self):
+        found = {}
 
-        def both() -> bool:
+        def both():
             answer = self.ask()
             if answer:
                 found[answer["index"]] = answer
@@ -103,7 +101,7 @@ class Service:
 
 
 @contextmanager
-def serving(folder: Path, worker: str = WORKER):
+def serving(folder, worker=WORKER):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -118,7 +116,7 @@ def serving(folder: Path, worker: str = WORKER):
             started.popen.wait(LONGEST_WAIT)
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = LONGEST_WAIT) -> Any:
+def wait_until(condition, seconds=LONGEST_WAIT):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it never came"
@@ -204,7 +202,7 @@ def test_a_worker_that_does_not_end_is_killed(tmp_path):
 # The parts
 
 
-def spec(folder: Path, supervisor: int) -> WorkerSpec:
+def spec(folder, supervisor):
     return WorkerSpec(1, 2, supervisor, listener=3, folder=str(folder), started=1.7e9)
 
 
@@ -235,7 +233,7 @@ def test_a_request_to_poll_reaches_all_others_once(tmp_path):
 
 
 def test_a_worker_that_cannot_publish_its_state_still_follows_requests(tmp_path):
-    def fail() -> dict[str, Any]:
+    def fail():
         raise OSError("no such disk")
 
     one, polled = WorkerGroup(tmp_path, 1, 2), threading.Event()
@@ -310,7 +308,7 @@ with tempfile.NamedTemporaryFile() as file:
 """
 
 
-def arenas(*arguments: str, **environment: str) -> str:
+def arenas(*arguments, **environment):
     kept = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
     return subprocess.run(
         [sys.executable, "-c", ARENAS, *arguments],

@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.stats.e_detectors import DROPS, ErrorDetector, run_length
 from toolkit.statistics.detection_power import ASKED, RUN_LENGTH, found_by_alarm, labels_to_find
 from toolkit.statistics.detection_power import DROPS as BETS
 
 
 def test_it_speaks_of_the_alarm_that_there_is():
-    limits = Limits()
+    limits = Thresholds()
     assert BETS == DROPS
     assert pytest.approx(run_length(limits.max_false_alarms_per_million, 1 / 6)) == RUN_LENGTH
     assert (limits.warning, limits.critical, limits.immediate) == ASKED

@@ -35,7 +35,7 @@ def test_holm_keeps_the_order_and_never_makes_a_p_value_smaller(p_values):
 
 
 @pytest.mark.parametrize(("lost", "gained"), [(0, 0), (0, 5), (1, 6), (6, 1), (3, 3), (10, 25)])
-def test_mcnemar_counts_the_tails_of_a_fair_coin(lost: int, gained: int) -> None:
+def test_mcnemar_counts_the_tails_of_a_fair_coin(lost, gained):
     n = lost + gained
     tail = sum(comb(n, k) for k in range(min(lost, gained) + 1)) / 2**n
     assert mcnemar(lost, gained) == pytest.approx(min(1.0, 2 * tail))

@@ -4,9 +4,6 @@ import multiprocessing
 import os
 import signal
 import threading
-from contextlib import AbstractContextManager
-from multiprocessing.context import ForkProcess
-from pathlib import Path
 
 import pytest
 
@@ -16,12 +13,12 @@ from toolkit.system.file_locks import acquire, hold, is_free, try_lock, wait_for
 WHAT = "run 4 is being trained"
 
 
-def holder_of(lock: AbstractContextManager[object]) -> ForkProcess:
+def holder_of(lock):
     """Another process that holds a lock until it is killed."""
     context = multiprocessing.get_context("fork")
     taken = context.Event()
 
-    def work() -> None:
+    def work():
         with lock:
             taken.set()
             signal.pause()
@@ -32,7 +29,7 @@ def holder_of(lock: AbstractContextManager[object]) -> ForkProcess:
     return process
 
 
-def test_a_second_process_is_refused_by_the_number_of_the_first_until_that_is_gone(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_by_the_number_of_the_first_until_that_is_gone(tmp_path):
     path = tmp_path / "made" / "run.lock"
     assert is_free(path)
     holder = holder_of(hold(path, WHAT))
@@ -48,7 +45,7 @@ def test_a_second_process_is_refused_by_the_number_of_the_first_until_that_is_go
     assert not path.exists()
 
 
-def test_a_process_does_not_take_a_lock_twice(tmp_path: Path) -> None:
+def test_a_process_does_not_take_a_lock_twice(tmp_path):
     lock = acquire(tmp_path / "run.lock", WHAT)
     with pytest.raises(SettingsError, match=r"^run 4 is being trained by this process; "):
         acquire(tmp_path / "run.lock", WHAT)
@@ -56,19 +53,19 @@ def test_a_process_does_not_take_a_lock_twice(tmp_path: Path) -> None:
     acquire(tmp_path / "run.lock", WHAT).release()
 
 
-def test_an_error_within_is_not_taken_for_one_of_the_lock(tmp_path: Path) -> None:
+def test_an_error_within_is_not_taken_for_one_of_the_lock(tmp_path):
     with pytest.raises(OSError, match=r"^mine$"), hold(tmp_path / "run.lock", WHAT):
         raise OSError("mine")
     assert is_free(tmp_path / "run.lock")
 
 
-def test_where_no_file_can_be_written_nobody_else_can_write_a_checkpoint_either(tmp_path: Path) -> None:
+def test_where_no_file_can_be_written_nobody_else_can_write_a_checkpoint_either(tmp_path):
     (tmp_path / "file").touch()
     with hold(tmp_path / "file" / "run.lock", WHAT):
         assert is_free(tmp_path / "file" / "run.lock")
 
 
-def test_a_lock_is_waited_for_until_its_holder_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lock_is_waited_for_until_its_holder_is_killed(tmp_path, capsys):
     path = tmp_path / "build.lock"
     with wait_for(path, "waiting"):
         assert path.exists()
@@ -82,7 +79,7 @@ def test_a_lock_is_waited_for_until_its_holder_is_killed(tmp_path: Path, capsys:
     assert is_free(path)
 
 
-def test_a_lock_is_tried_for_a_while_and_given_back_when_its_holder_is_killed(tmp_path: Path) -> None:
+def test_a_lock_is_tried_for_a_while_and_given_back_when_its_holder_is_killed(tmp_path):
     path = tmp_path / "new" / "lock"
     holder = holder_of(try_lock(path, 0))
     with try_lock(path, 0.1) as held:
@@ -93,10 +90,10 @@ def test_a_lock_is_tried_for_a_while_and_given_back_when_its_holder_is_killed(tm
     holder.join()
 
 
-def test_threads_wait_for_each_other(tmp_path: Path) -> None:
+def test_threads_wait_for_each_other(tmp_path):
     inside, most = [], []
 
-    def work() -> None:
+    def work():
         with try_lock(tmp_path / "lock", 60) as held:
             inside.append(held)
             most.append(inside.copy())
@@ -110,7 +107,7 @@ def test_threads_wait_for_each_other(tmp_path: Path) -> None:
     assert most == [[True]] * 8
 
 
-def test_without_a_lock_the_work_goes_on(tmp_path: Path) -> None:
+def test_without_a_lock_the_work_goes_on(tmp_path):
     (tmp_path / "file").touch()
     with try_lock(tmp_path / "file" / "lock", 60) as held:
         assert not held

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from toolkit.system.metrics import Machine, usable_cores
+from toolkit.system.metrics import SystemMetrics, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,8 @@ def test_without_a_smaller_quota_the_affinity_counts(tmp_path, monkeypatch, quot
     assert usable_cores(tmp_path / "cpu.max") == 5
 
 
-def test_readings_of_the_machine() -> None:
-    machine = Machine()
+def test_readings_of_the_machine():
+    machine = SystemMetrics()
     before = machine.read()
     with mmap.mmap(-1, 80 * 2**20) as fresh:  # from the system itself: an allocator may reuse what was freed before
         np.frombuffer(fresh, np.uint8)[:] = 1

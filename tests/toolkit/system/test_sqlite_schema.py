@@ -6,35 +6,34 @@ import signal
 import sqlite3
 import time
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
-from toolkit.system.sqlite_schema import bring_up_to_date, tables_of
+from toolkit.system.sqlite_schema import migrate_once, tables_of
 
 STEPS = ("runs", "tags", "metrics")
 
 
-def is_current(path: Path) -> bool:
+def is_current(path):
     return tables_of(path) >= set(STEPS)
 
 
-def migrate(path: Path) -> None:
+def migrate(path):
     for name in STEPS:
         if name not in tables_of(path):
             execute(path, f"CREATE TABLE {name} (id INTEGER)")
 
 
-def execute(path: Path, *statements: str) -> list[tuple[object, ...]]:
+def execute(path, *statements):
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         return [row for statement in statements for row in database.execute(statement)]
 
 
-def test_data_stays_and_the_former_content_is_kept_beside_it(tmp_path: Path) -> None:
+def test_data_stays_and_the_former_content_is_kept_beside_it(tmp_path):
     store = tmp_path / "mlflow.db"
     execute(store, "CREATE TABLE runs (id INTEGER)", "INSERT INTO runs VALUES (7)")
     execute(store, "CREATE TABLE alembic_version (version_num TEXT)", "INSERT INTO alembic_version VALUES ('old')")
-    former = bring_up_to_date(store, is_current, migrate, seconds=5)
+    former = migrate_once(store, is_current, migrate, seconds=5)
     assert former == tmp_path / "mlflow.db.old.bak"
     assert tables_of(former) == {"runs", "alembic_version"}
     assert is_current(store)
@@ -42,44 +41,44 @@ def test_data_stays_and_the_former_content_is_kept_beside_it(tmp_path: Path) -> 
     assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", "mlflow.db.old.bak"}
 
 
-def test_a_first_start_that_was_interrupted_without_data_is_begun_anew(tmp_path: Path) -> None:
+def test_a_first_start_that_was_interrupted_without_data_is_begun_anew(tmp_path):
     store = tmp_path / "mlflow.db"
     execute(store, "CREATE TABLE rubble (id INTEGER)", "CREATE TABLE _alembic_tmp_tags (id INTEGER)")
-    assert bring_up_to_date(store, is_current, migrate, seconds=5) is None
+    assert migrate_once(store, is_current, migrate, seconds=5) is None
     assert tables_of(store) == set(STEPS)
 
 
 @pytest.mark.parametrize("killed", ["before the old table was dropped", "before the new one had its name"])
-def test_a_table_that_was_to_replace_another_does_so_or_goes(tmp_path: Path, killed: str) -> None:
+def test_a_table_that_was_to_replace_another_does_so_or_goes(tmp_path, killed):
     store = tmp_path / "mlflow.db"
     execute(store, "CREATE TABLE runs (id INTEGER)", "INSERT INTO runs VALUES (7)")
     execute(store, "CREATE TABLE _alembic_tmp_tags (id INTEGER)", "INSERT INTO _alembic_tmp_tags VALUES (8)")
     if killed.startswith("before the old"):
         execute(store, "CREATE TABLE tags (id INTEGER)", "INSERT INTO tags VALUES (8)")
-    bring_up_to_date(store, is_current, migrate, seconds=5)
+    migrate_once(store, is_current, migrate, seconds=5)
     assert tables_of(store) == set(STEPS)
     assert execute(store, "SELECT id FROM runs", "SELECT id FROM tags") == [(7,), (8,)]
 
 
-def test_a_migration_that_fails_leaves_everything_as_it_was(tmp_path: Path) -> None:
+def test_a_migration_that_fails_leaves_everything_as_it_was(tmp_path):
     store = tmp_path / "mlflow.db"
     execute(store, "CREATE TABLE runs (id INTEGER)", "INSERT INTO runs VALUES (7)")
 
-    def fail(path: Path) -> None:
+    def fail(path):
         execute(path, "DROP TABLE runs")
         raise RuntimeError("half way")
 
     with pytest.raises(RuntimeError, match="half way"):
-        bring_up_to_date(store, is_current, fail, seconds=5)
+        migrate_once(store, is_current, fail, seconds=5)
     assert execute(store, "SELECT id FROM runs") == [(7,)]
 
 
 @pytest.mark.parametrize("mode", ["delete", "wal"])
-def test_nobody_writes_meanwhile_and_those_that_waited_find_it_done(tmp_path: Path, mode: str) -> None:
+def test_nobody_writes_meanwhile_and_those_that_waited_find_it_done(tmp_path, mode):
     store, rounds = tmp_path / "mlflow.db", tmp_path / "rounds"
     execute(store, f"PRAGMA journal_mode = {mode}")
 
-    def slow(path: Path) -> None:
+    def slow(path):
         with rounds.open("a") as file:
             file.write("x")
         with pytest.raises(sqlite3.OperationalError, match="locked"), closing(sqlite3.connect(store, timeout=0)) as it:
@@ -88,7 +87,7 @@ def test_nobody_writes_meanwhile_and_those_that_waited_find_it_done(tmp_path: Pa
         migrate(path)
 
     context = multiprocessing.get_context("fork")
-    crowd = [context.Process(target=bring_up_to_date, args=(store, is_current, slow, 60)) for _ in range(4)]
+    crowd = [context.Process(target=migrate_once, args=(store, is_current, slow, 60)) for _ in range(4)]
     for one in crowd:
         one.start()
     for one in crowd:
@@ -99,20 +98,20 @@ def test_nobody_writes_meanwhile_and_those_that_waited_find_it_done(tmp_path: Pa
 
 
 @pytest.mark.parametrize("step", range(len(STEPS) + 1))
-def test_the_next_one_goes_on_after_a_kill_anywhere(tmp_path: Path, step: int) -> None:
+def test_the_next_one_goes_on_after_a_kill_anywhere(tmp_path, step):
     store = tmp_path / "mlflow.db"
     execute(store, "CREATE TABLE runs (id INTEGER)", "INSERT INTO runs VALUES (7)")
 
-    def die(path: Path) -> None:
+    def die(path):
         for name in STEPS[1:step]:
             execute(path, f"CREATE TABLE {name} (id INTEGER)")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    victim = multiprocessing.get_context("fork").Process(target=bring_up_to_date, args=(store, is_current, die, 5))
+    victim = multiprocessing.get_context("fork").Process(target=migrate_once, args=(store, is_current, die, 5))
     victim.start()
     victim.join()
     assert victim.exitcode == -signal.SIGKILL
-    bring_up_to_date(store, is_current, migrate, seconds=5)
+    migrate_once(store, is_current, migrate, seconds=5)
     assert tables_of(store) == set(STEPS)
     assert execute(store, "SELECT id FROM runs", "PRAGMA integrity_check") == [(7,), ("ok",)]
     assert not list(tmp_path.glob(".mlflow.db*"))

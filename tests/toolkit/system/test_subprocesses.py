@@ -5,9 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -21,7 +19,7 @@ import os, signal, sys, threading, time
 from toolkit.system.subprocesses import Parent
 
 def leave_a_fork():
-    if child := os.fork():
+    if child := os.warm_start():
         return child
     time.sleep(600)
 
@@ -41,73 +39,73 @@ time.sleep(600)
 
 
 @pytest.fixture(autouse=True)
-def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _module(tmp_path, monkeypatch):
     (tmp_path / "answers.py").write_text(ANSWERS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 
 @pytest.fixture
-def child() -> Iterator[Child]:
+def child():
     one = Child("answers")
     yield one
     one.close()
 
 
-def ask(child: Child, *messages: str) -> list[Any]:
+def ask(child, *messages):
     """The answers to some messages, after which the child ends."""
     for message in (*messages, None):
         child.send(message)
     return list(child.messages())
 
 
-def gone(pid: int) -> bool:
+def gone(pid):
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(condition):
     deadline = time.monotonic() + LONGEST_WAIT
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_messages_go_both_ways_in_order_whatever_their_size_and_signs(child: Child) -> None:
+def test_messages_go_both_ways_in_order_whatever_their_size_and_signs(child):
     answers = ask(child, *map(str, range(200)), "'ä\\n' * 3_000_000", "{'a': [None, 0.1, True]}")
     assert answers == [*range(200), "ä\n" * 3_000_000, {"a": [None, 0.1, True]}]
     assert child.close(LONGEST_WAIT) == 0
 
 
-def test_what_is_printed_is_no_message_and_goes_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_printed_is_no_message_and_goes_to_standard_error(capfd):
     child = Child("answers")
     assert ask(child, "print('printed')", "os.write(1, b'raw\\n')", "os.system('echo echoed')") == [None, 4, 0]
     assert child.close(LONGEST_WAIT) == 0
     assert capfd.readouterr() == ("", "printed\nraw\nechoed\n")
 
 
-def test_a_quiet_child_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_quiet_child_prints_nothing(capfd):
     child = Child("answers", {"COLOUR": "blue"}, quiet=True)
     assert ask(child, "print('printed')", "os.environ['COLOUR']") == [None, "blue"]
     child.close(LONGEST_WAIT)
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_value_that_json_does_not_have_is_an_error_and_nothing_is_sent(child: Child) -> None:
+def test_a_value_that_json_does_not_have_is_an_error_and_nothing_is_sent(child):
     with pytest.raises(TypeError, match="Path is not JSON serializable"):
         child.send(Path())
     assert ask(child, "1") == [1]
 
 
-def test_a_message_that_the_end_cuts_short_is_left_out(child: Child) -> None:
+def test_a_message_that_the_end_cuts_short_is_left_out(child):
     cut = "parent._output.write(b'[1, 2') and os.kill(os.getpid(), signal.SIGKILL)"
     assert ask(child, "1", cut) == [1]
     child.send("nothing happens")
     assert child.close(LONGEST_WAIT) == -signal.SIGKILL
 
 
-def test_a_message_is_sent_whole_before_a_signal_ends_the_child(child: Child) -> None:
+def test_a_message_is_sent_whole_before_a_signal_ends_the_child(child):
     child.send("[signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))] and None")
     child.send("'x' * 30_000_000")
     messages = child.messages()
@@ -119,24 +117,24 @@ def test_a_message_is_sent_whole_before_a_signal_ends_the_child(child: Child) ->
     assert child.close(LONGEST_WAIT) == 7
 
 
-def test_the_end_of_a_child_is_seen_while_a_fork_of_its_lives(child: Child) -> None:
+def test_the_end_of_a_child_is_seen_while_a_fork_of_its_lives(child):
     (fork,) = ask(child, "leave_a_fork()")
     assert not gone(fork)
     assert child.close(LONGEST_WAIT) == 0
     os.kill(fork, signal.SIGKILL)
 
 
-def test_a_child_is_in_a_session_of_its_own(child: Child) -> None:
+def test_a_child_is_in_a_session_of_its_own(child):
     assert ask(child, "os.getsid(0)", "os.getpid()") == [child.process.pid] * 2
 
 
-def test_closing_kills_what_does_not_end_by_itself(child: Child) -> None:
+def test_closing_kills_what_does_not_end_by_itself(child):
     child.send("signal.signal(signal.SIGTERM, signal.SIG_IGN)")
     child.send("time.sleep(600)")
     assert child.close(0.01) == -signal.SIGKILL
 
 
-def test_a_child_ends_when_its_parent_is_killed() -> None:
+def test_a_child_ends_when_its_parent_is_killed():
     program = subprocess.Popen(
         [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, env=module_environment(), text=True
     )
@@ -148,7 +146,7 @@ def test_a_child_ends_when_its_parent_is_killed() -> None:
         wait_until(lambda: gone(pid))
 
 
-def test_stopping_is_polite_first_and_by_force_after_the_grace(tmp_path: Path) -> None:
+def test_stopping_is_polite_first_and_by_force_after_the_grace(tmp_path):
     heard = tmp_path / "heard"
     polite = f"import signal, sys; signal.signal(15, lambda *_: open({str(heard)!r}, 'w') and sys.exit(5));"
     deaf = "import signal; signal.signal(15, signal.SIG_IGN);"
@@ -170,7 +168,7 @@ def test_stopping_is_polite_first_and_by_force_after_the_grace(tmp_path: Path) -
             pipe.close()
 
 
-def test_a_module_of_the_project_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_of_the_project_is_found_from_anywhere(tmp_path, monkeypatch):
     (tmp_path / "toolkit").mkdir()
     (tmp_path / "toolkit" / "errors.py").write_text("raise SystemExit('a file of the folder that it is started in')")
     monkeypatch.chdir(tmp_path)

@@ -4,28 +4,25 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
-
-import pytest
 
 from support import ROOT
 from toolkit.tracking.code_version import code_version
 
 
-def test_the_code_version_is_gits(tmp_path: Path) -> None:
+def test_the_code_version_is_gits(tmp_path):
     """In a repository of its own: a commit, and -dirty once a file was changed."""
     (tmp_path / "home" / "toolkit").mkdir(parents=True)
     for name in ("code_version.py", "commands.py", "__init__.py"):
         shutil.copy(ROOT / "toolkit" / name, tmp_path / "home" / "toolkit")
 
-    def git(*words: str) -> str:
+    def git(*words):
         identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
         answer = subprocess.run(
             ["git", *identity, *words], check=True, capture_output=True, text=True, cwd=tmp_path / "home"
         )
         return answer.stdout.strip()
 
-    def version() -> str:
+    def version():
         lines = (
             f"import sys; sys.path.insert(0, {str(tmp_path / 'home')!r})",
             "from toolkit.tracking.code_version import code_version",
@@ -49,6 +46,6 @@ def test_the_code_version_is_gits(tmp_path: Path) -> None:
     assert dirty == f"{clean}-dirty"
 
 
-def test_without_git_the_code_version_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_git_the_code_version_is_unknown(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert code_version() == "unknown"

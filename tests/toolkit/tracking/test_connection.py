@@ -9,9 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 
 import alembic.command
 import pytest
@@ -35,9 +33,7 @@ from toolkit.tracking.run import Run
 RETRIES, TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 
-def test_the_default_store_is_in_the_working_directory_and_stays_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_default_store_is_in_the_working_directory_and_stays_there(tmp_path, monkeypatch):
     connect()
     assert (tmp_path / "mlflow.db").is_file()
     (tmp_path / "elsewhere").mkdir()
@@ -46,9 +42,7 @@ def test_the_default_store_is_in_the_working_directory_and_stays_there(
     assert connect().tracking_uri == f"sqlite:///{tmp_path}/elsewhere/mlflow.db?timeout=60"
 
 
-def test_the_variable_decides_and_an_argument_overrules_it(
-    database: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_variable_decides_and_an_argument_overrules_it(database, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database.tracking_uri)
     assert connect().tracking_uri == database.tracking_uri
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
@@ -68,9 +62,7 @@ def test_the_variable_decides_and_an_argument_overrules_it(
     ],
     ids=["nobody listens", "unknown host", "no folder", "a folder", "no database", "two slashes"],
 )
-def test_a_store_that_does_not_answer_is_one_sentence(
-    uri: str, failure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_does_not_answer_is_one_sentence(uri, failure, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("I am no database, however long I go on about it. " * 30)
     without_proxies(monkeypatch)
     places = {"port": free_port(), "here": tmp_path}
@@ -79,14 +71,14 @@ def test_a_store_that_does_not_answer_is_one_sentence(
     assert str(caught.value) == f"MLflow at {uri} {failure}".format(**places)
 
 
-def without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_proxies(monkeypatch):
     for name in ("http_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
 
 
 @pytest.mark.parametrize("uri", ["127.0.0.1:5000", "http:/127.0.0.1:5000", "runs/mlflow.db", "file:///mlruns", "a:b@c"])
-def test_what_is_no_address_is_refused_with_an_example(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_address_is_refused_with_an_example(uri, monkeypatch):
     rule = "must be an address such as http://127.0.0.1:5000 or sqlite:///mlflow.db, got"
     with pytest.raises(TrackingError) as caught:
         connect(uri)
@@ -97,7 +89,7 @@ def test_what_is_no_address_is_refused_with_an_example(uri: str, monkeypatch: py
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "all_proxy"])
-def test_a_proxy_in_the_way_is_named(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_in_the_way_is_named(variable, monkeypatch):
     without_proxies(monkeypatch)
     monkeypatch.setenv(variable, f"http://ada:secret@127.0.0.1:{free_port()}")
     reason = "the proxy that http_proxy or all_proxy names cannot be reached"
@@ -114,7 +106,7 @@ def test_a_proxy_in_the_way_is_named(variable: str, monkeypatch: pytest.MonkeyPa
         assert asked
 
 
-def test_no_password_of_an_address_is_shown() -> None:
+def test_no_password_of_an_address_is_shown():
     port = free_port()
     with pytest.raises(TrackingError) as caught:
         connect(f"http://anna:s@cret@127.0.0.1:{port}")
@@ -125,19 +117,19 @@ def test_no_password_of_an_address_is_shown() -> None:
 # --- first starts -----------------------------------------------------------------------------------
 
 
-def in_another_process(work: Callable[..., None], *words: object) -> "multiprocessing.process.BaseProcess":
+def in_another_process(work, *words):
     """A process that does the work at once, with all that this one has imported."""
     process = multiprocessing.get_context("fork").Process(target=work, args=words)
     process.start()
     return process
 
 
-def log_a_run() -> None:
+def log_a_run():
     with start_run(connect()) as run:
         run.metrics({"loss": 0.5})
 
 
-def test_first_starts_at_the_same_moment_share_one_store(tmp_path: Path) -> None:
+def test_first_starts_at_the_same_moment_share_one_store(tmp_path):
     crowd = [in_another_process(log_a_run) for _ in range(3)]
     for one in crowd:
         one.join()
@@ -148,7 +140,7 @@ def test_first_starts_at_the_same_moment_share_one_store(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
-def test_a_first_start_that_is_killed_at_any_moment_leaves_a_store_for_the_next(tmp_path: Path) -> None:
+def test_a_first_start_that_is_killed_at_any_moment_leaves_a_store_for_the_next(tmp_path):
     began = time.monotonic()
     connect(f"sqlite:///{tmp_path}/whole/mlflow.db")
     whole, tables = time.monotonic() - began, tables_of(tmp_path / "whole/mlflow.db")
@@ -165,7 +157,7 @@ def test_a_first_start_that_is_killed_at_any_moment_leaves_a_store_for_the_next(
         assert run.client.get_run(run.id).data.metrics == {"loss": 0.5}
 
 
-def older_store(path: Path, revision: str) -> None:
+def older_store(path, revision):
     """The store of an older MLflow, with an experiment of its own."""
     from mlflow.store.db import utils
 
@@ -180,9 +172,7 @@ def older_store(path: Path, revision: str) -> None:
     engine.dispose()
 
 
-def test_the_store_of_an_older_mlflow_is_migrated_with_its_data(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_store_of_an_older_mlflow_is_migrated_with_its_data(tmp_path, capsys):
     older_store(tmp_path / "mlflow.db", "7f2a7d5fae7d")
     with closing(sqlite3.connect("mlflow.db")) as database:  # what a killed migration leaves
         database.execute("CREATE TABLE _alembic_tmp_tags (key)")
@@ -201,9 +191,7 @@ def test_the_store_of_an_older_mlflow_is_migrated_with_its_data(
         ("CREATE TABLE logged_models (id)", "(sqlite3.OperationalError) table logged_models already exists"),
     ],
 )
-def test_a_store_that_cannot_be_migrated_is_one_sentence_and_stays_as_it_is(
-    tmp_path: Path, spoilt: str, reason: str
-) -> None:
+def test_a_store_that_cannot_be_migrated_is_one_sentence_and_stays_as_it_is(tmp_path, spoilt, reason):
     older_store(tmp_path / "mlflow.db", "7f2a7d5fae7d")
     with closing(sqlite3.connect("mlflow.db")) as database, database:
         database.execute(spoilt)
@@ -219,17 +207,17 @@ def test_a_store_that_cannot_be_migrated_is_one_sentence_and_stays_as_it_is(
 # --- time limits ------------------------------------------------------------------------------------
 
 
-def limits() -> tuple[str | None, str | None]:
+def limits():
     return os.environ.get(RETRIES), os.environ.get(TIMEOUT)
 
 
-def test_short_timeouts_of_several_threads_leave_the_limits_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_timeouts_of_several_threads_leave_the_limits_as_they_were(monkeypatch):
     monkeypatch.setenv(RETRIES, "2")
     monkeypatch.setenv(TIMEOUT, "10")
-    seen: dict[str, tuple[str | None, str | None]] = {}
+    seen = {}
     inside, may_leave = threading.Event(), threading.Event()
 
-    def other() -> None:
+    def other():
         with short_timeouts(7):
             seen["both"] = limits()
             inside.set()
@@ -248,9 +236,7 @@ def test_short_timeouts_of_several_threads_leave_the_limits_as_they_were(monkeyp
 
 
 @pytest.mark.parametrize(("retries", "timeout"), [("5", "90"), ("0", "1"), ("2", "90"), ("5", "10"), ("0", "5")])
-def test_what_the_user_has_set_stays_within_short_timeouts(
-    monkeypatch: pytest.MonkeyPatch, retries: str, timeout: str
-) -> None:
+def test_what_the_user_has_set_stays_within_short_timeouts(monkeypatch, retries, timeout):
     monkeypatch.setenv(RETRIES, retries)
     monkeypatch.setenv(TIMEOUT, timeout)
     with short_timeouts():
@@ -261,7 +247,7 @@ def test_what_the_user_has_set_stays_within_short_timeouts(
     assert limits() == (retries, timeout)
 
 
-def test_mlflow_is_set_up_before_it_is_imported_and_the_users_own_choice_stays(tmp_path: Path) -> None:
+def test_mlflow_is_set_up_before_it_is_imported_and_the_users_own_choice_stays(tmp_path):
     code = (
         "import os; os.environ['MLFLOW_HTTP_REQUEST_TIMEOUT'] = '77'; import toolkit.tracking.connection;"
         "print(os.environ['MLFLOW_HTTP_REQUEST_TIMEOUT'], os.environ['MLFLOW_ALLOW_PICKLE_DESERIALIZATION'],"
@@ -274,7 +260,7 @@ def test_mlflow_is_set_up_before_it_is_imported_and_the_users_own_choice_stays(t
 # --- experiments ------------------------------------------------------------------------------------
 
 
-def test_experiments_are_of_model_training_also_those_that_others_made(store: MlflowClient) -> None:
+def test_experiments_are_of_model_training_also_those_that_others_made(store):
     name = "by hand"
     by_hand = store.create_experiment(name, tags={"mlflow.experimentKind": "my own"})
     for experiment, kind in ((name, "my own"), ("ours", "custom_model_development")):
@@ -287,7 +273,7 @@ def test_experiments_are_of_model_training_also_those_that_others_made(store: Ml
         open_experiment(store, " ")
 
 
-def test_an_experiment_is_made_once_and_found_again(database: MlflowClient) -> None:
+def test_an_experiment_is_made_once_and_found_again(database):
     with pytest.raises(TrackingError, match=r"^there is no experiment 'trainin'; there are: "):
         find_experiment(database, "trainin")
     made = open_experiment(database, "training")
@@ -296,7 +282,7 @@ def test_an_experiment_is_made_once_and_found_again(database: MlflowClient) -> N
         find_experiment(database, "trainin")
 
 
-def test_a_deleted_experiment_is_not_written_to(database: MlflowClient) -> None:
+def test_a_deleted_experiment_is_not_written_to(database):
     database.delete_experiment(open_experiment(database, "gone"))
     with pytest.raises(TrackingError, match=r"^experiment 'gone' was deleted; restore it or choose another"):
         Run(database, "gone", role="final", name="a run")
@@ -304,7 +290,7 @@ def test_a_deleted_experiment_is_not_written_to(database: MlflowClient) -> None:
         find_experiment(database, "gone")
 
 
-def test_an_experiment_behind_a_server_is_not_written_to_from_its_database(database: MlflowClient) -> None:
+def test_an_experiment_behind_a_server_is_not_written_to_from_its_database(database):
     database.create_experiment("proxied", artifact_location="mlflow-artifacts:/1")
     with pytest.raises(TrackingError, match=r"^experiment 'proxied' keeps its files behind an MLflow server: set "):
         open_experiment(database, "proxied")

@@ -1,13 +1,11 @@
 """What a failure of MLflow is said to be: a few words on one line, without passwords."""
 
 import threading
-from http.server import BaseHTTPRequestHandler
-from pathlib import Path
 
 import pytest
 import sqlalchemy
 
-from support.http_server import Answer, fake_server, reply
+from support.http_server import fake_server, reply
 from toolkit.errors import TrackingError
 from toolkit.tracking import connection
 from toolkit.tracking.connection import MlflowClient, connect, find_experiment, mlflow_call
@@ -16,7 +14,7 @@ from toolkit.tracking.errors import NOT_MLFLOW, UNKNOWN_USER, reason_of
 LOGIN = "<!DOCTYPE html>\n<title>Who are you?</title>"
 
 
-def to_the_login(handler: BaseHTTPRequestHandler) -> None:
+def to_the_login(handler):
     reply(200, LOGIN)(handler) if handler.path == "/login" else reply(302, "", Location="/login")(handler)
 
 
@@ -37,7 +35,7 @@ ODD_SERVERS = {
 
 
 @pytest.mark.parametrize(("answer", "reason"), ODD_SERVERS.values(), ids=ODD_SERVERS)
-def test_a_server_that_answers_oddly_is_one_sentence_after_one_try(answer: Answer, reason: str) -> None:
+def test_a_server_that_answers_oddly_is_one_sentence_after_one_try(answer, reason):
     with fake_server(answer) as (url, asked):
         with pytest.raises(TrackingError) as caught:
             connect(url)
@@ -51,9 +49,7 @@ def test_a_server_that_answers_oddly_is_one_sentence_after_one_try(answer: Answe
 
 
 @pytest.mark.parametrize("mute", ["a connection that breaks off", "a server that hangs"])
-def test_a_server_that_does_not_answer_all_is_one_sentence_after_one_try(
-    mute: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_does_not_answer_all_is_one_sentence_after_one_try(mute, monkeypatch):
     monkeypatch.setattr(connection, "ANSWER_SECONDS", 1)
     over = threading.Event()
     hangs = mute.endswith("hangs")
@@ -70,7 +66,7 @@ def test_a_server_that_does_not_answer_all_is_one_sentence_after_one_try(
     assert len(asked) == 3
 
 
-def test_an_error_of_the_database_is_one_sentence(tmp_path: Path) -> None:
+def test_an_error_of_the_database_is_one_sentence(tmp_path):
     engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/empty.db")
     with (
         pytest.raises(TrackingError, match=r"^cannot count: \(sqlite3.OperationalError\) no such table: runs$"),
@@ -100,5 +96,5 @@ def test_an_error_of_the_database_is_one_sentence(tmp_path: Path) -> None:
         ("", "OSError"),
     ],
 )
-def test_a_failure_is_a_few_words_on_one_line(text: str, reason: str) -> None:
+def test_a_failure_is_a_few_words_on_one_line(text, reason):
     assert reason_of(OSError(text)) == reason

@@ -9,9 +9,7 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
@@ -27,7 +25,7 @@ BACK = "MLflow takes the metrics again; those that were kept have been sent"
 
 
 @pytest.fixture
-def own_store(database: MlflowClient, tmp_path: Path) -> MlflowClient:
+def own_store(database, tmp_path):
     """A store in a file that a test may maltreat."""
     (tmp_path / "store").mkdir()
     shutil.copy(file_of(database), tmp_path / "store" / "mlflow.db")
@@ -35,7 +33,7 @@ def own_store(database: MlflowClient, tmp_path: Path) -> MlflowClient:
 
 
 @pytest.fixture
-def server(database: MlflowClient, tmp_path: Path) -> Iterator[MlflowServer]:
+def server(database, tmp_path):
     shutil.copy(file_of(database), tmp_path / "mlflow.db")  # a first start is slow
     server = MlflowServer(tmp_path)
     server.start()
@@ -46,7 +44,7 @@ def server(database: MlflowClient, tmp_path: Path) -> Iterator[MlflowServer]:
             server.kill()
 
 
-def hole(port: int = 0) -> socket.socket:
+def hole(port=0):
     """A socket where the system takes connections, and nobody ever answers."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -56,7 +54,7 @@ def hole(port: int = 0) -> socket.socket:
     return listener
 
 
-def callers(listener: socket.socket) -> int:
+def callers(listener):
     """How many have called since the last look."""
     for count in itertools.count():
         try:
@@ -66,15 +64,13 @@ def callers(listener: socket.socket) -> int:
     raise AssertionError
 
 
-def test_training_outlives_the_server_and_its_disk(
-    server: MlflowServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_training_outlives_the_server_and_its_disk(server, monkeypatch, capsys):
     monkeypatch.setattr(connection, "ANSWER_SECONDS", 2)
     client, clock = connect(server.url), Clock()
     run = start_run(client, clock=clock)
     entries = []
 
-    def epoch(step: int) -> bool:
+    def epoch(step):
         run.metrics({"loss": 1 / step}, step)
         entries.append(run.pending[-1])
         return run.try_flush()
@@ -111,9 +107,7 @@ def test_training_outlives_the_server_and_its_disk(
     ]
 
 
-def test_a_server_that_never_answers_is_asked_rarely_and_not_for_long(
-    own_store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_server_that_never_answers_is_asked_rarely_and_not_for_long(own_store, monkeypatch, capsys):
     monkeypatch.setattr(connection, "ANSWER_SECONDS", 1)
     clock = Clock()
     run = start_run(own_store, clock=clock)
@@ -138,9 +132,7 @@ def test_a_server_that_never_answers_is_asked_rarely_and_not_for_long(
     assert capsys.readouterr().out.splitlines() == [GONE.format("no answer in time"), BACK]
 
 
-def test_a_server_that_stops_answering_after_its_sign_of_life_costs_seconds(
-    own_store: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_stops_answering_after_its_sign_of_life_costs_seconds(own_store, monkeypatch):
     """The door opens, and the request hangs: MLflow alone would try three times, ten seconds each."""
     monkeypatch.setattr(connection, "ANSWER_SECONDS", 1)
     over, before = threading.Event(), dict(os.environ)
@@ -156,7 +148,7 @@ def test_a_server_that_stops_answering_after_its_sign_of_life_costs_seconds(
     assert dict(os.environ) == before  # other calls are as patient as before
 
 
-def test_a_refusal_is_said_with_its_reason(store: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refusal_is_said_with_its_reason(store, capsys):
     clock = Clock()
     run = start_run(store, clock=clock)
     store.delete_run(run.id)
@@ -176,9 +168,7 @@ def test_a_refusal_is_said_with_its_reason(store: MlflowClient, capsys: pytest.C
     assert [point.step for point in store.get_metric_history(run.id, "loss")] == [0, 1, 2]
 
 
-def test_an_outage_that_ends_in_a_refusal_is_said_twice(
-    own_store: MlflowClient, database: MlflowClient, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_outage_that_ends_in_a_refusal_is_said_twice(own_store, database, capsys):
     """The store came back without the run: an older copy, say."""
     clock, path = Clock(), file_of(own_store)
     run = start_run(own_store, clock=clock)
@@ -194,9 +184,7 @@ def test_an_outage_that_ends_in_a_refusal_is_said_twice(
     assert refused.startswith(f"MLflow refuses the metrics: Run with id={run.id} not found; training goes on")
 
 
-def test_a_database_file_that_was_removed_and_copied_back_is_written_again(
-    own_store: MlflowClient, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_database_file_that_was_removed_and_copied_back_is_written_again(own_store, tmp_path, capfd):
     clock, path = Clock(), file_of(own_store)
     run = start_run(own_store, clock=clock)
     run.metrics({"loss": 1.0}, step=1)
@@ -218,9 +206,7 @@ def test_a_database_file_that_was_removed_and_copied_back_is_written_again(
     assert said.err == ""
 
 
-def test_a_database_that_another_program_holds_is_not_waited_for_long(
-    own_store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_database_that_another_program_holds_is_not_waited_for_long(own_store, monkeypatch, capsys):
     monkeypatch.setattr(connection, "ANSWER_SECONDS", 1)
     clock = Clock()
     run = start_run(own_store, clock=clock)
@@ -235,7 +221,7 @@ def test_a_database_that_another_program_holds_is_not_waited_for_long(
     assert capsys.readouterr().out.splitlines() == [GONE.format("the database is locked by another program"), BACK]
 
 
-def test_a_disk_without_room_loses_nothing(own_store: MlflowClient, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_disk_without_room_loses_nothing(own_store, capfd):
     clock = Clock()
     run = start_run(own_store, clock=clock)
     for step in range(1500):

@@ -4,7 +4,6 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,10 @@ from toolkit.bundle.program import Program, load_bundle, save_bundle
 from toolkit.errors import TrackingError
 from toolkit.tracking import connection
 from toolkit.tracking.code_version import code_version
-from toolkit.tracking.connection import MlflowClient
 from toolkit.tracking.run import Run
 
 
-def curve(values: list[float]) -> Figure:
+def curve(values):
     figure = Figure(figsize=(2, 1))
     figure.subplots().plot(values)
     return figure
@@ -49,10 +47,8 @@ class Odd(Exception):
     ],
     ids=["finished", "ctrl-c", "sigterm", "error", "two lines", "no text", "long"],
 )
-def test_a_run_ends_with_the_status_that_fits(
-    database: MlflowClient, raised: BaseException | None, status: str, failure: str | None
-) -> None:
-    def work() -> None:
+def test_a_run_ends_with_the_status_that_fits(database, raised, status, failure):
+    def work():
         with run:
             run.metrics({"loss": 0.5})
             if raised is not None:
@@ -72,7 +68,7 @@ def test_a_run_ends_with_the_status_that_fits(
     assert logged.data.metrics == {"loss": 0.5}  # what was measured before it ended is there
 
 
-def test_a_run_says_what_it_is(store: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_says_what_it_is(store, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/some/where/train_cnn.py", "--epochs", "3"])
     with (
         start_run(store, role="study", tags={"seed": 7}) as study,
@@ -91,7 +87,7 @@ def test_a_run_says_what_it_is(store: MlflowClient, monkeypatch: pytest.MonkeyPa
     assert found.info.run_id == trial.id
 
 
-def test_a_run_knows_its_page(store: MlflowClient) -> None:
+def test_a_run_knows_its_page(store):
     with start_run(store) as run:
         if store.tracking_uri.startswith("http"):
             pages = f"{store.tracking_uri}/#/experiments/{run.experiment_id}/runs"
@@ -101,7 +97,7 @@ def test_a_run_knows_its_page(store: MlflowClient) -> None:
             assert (run.url, run.table_url) == (None, None)
 
 
-def test_a_name_that_mlflow_refuses_is_one_sentence(database: MlflowClient) -> None:
+def test_a_name_that_mlflow_refuses_is_one_sentence(database):
     with pytest.raises(TrackingError, match=r"^cannot start a run in experiment 'x{501}': ") as caught:
         Run(database, "x" * 501, role="final", name="a run")
     assert "\n" not in str(caught.value)
@@ -110,7 +106,7 @@ def test_a_name_that_mlflow_refuses_is_one_sentence(database: MlflowClient) -> N
 # --- what arrives -----------------------------------------------------------------------------------
 
 
-def test_metrics_are_buffered_and_all_arrive_with_their_steps(store: MlflowClient) -> None:
+def test_metrics_are_buffered_and_all_arrive_with_their_steps(store):
     with start_run(store) as run:
         run.metrics({"loss": 0.9}, step=1)
         assert store.get_run(run.id).data.metrics == {}
@@ -125,13 +121,13 @@ def test_metrics_are_buffered_and_all_arrive_with_their_steps(store: MlflowClien
     assert store.get_run(run.id).data.metrics == {"loss": pytest.approx(1 / 1250), "rate": 1250.0}
 
 
-def test_a_metric_that_is_no_number_is_kept_as_one(database: MlflowClient) -> None:
+def test_a_metric_that_is_no_number_is_kept_as_one(database):
     with start_run(database) as run:
         run.metrics({"loss": math.nan})
     assert math.isnan(database.get_run(run.id).data.metrics["loss"])
 
 
-def test_metrics_that_could_not_be_sent_stay_buffered(database: MlflowClient) -> None:
+def test_metrics_that_could_not_be_sent_stay_buffered(database):
     run = start_run(database)
     database.delete_run(run.id)
     run.metrics({"loss": 0.5}, step=3)
@@ -143,22 +139,22 @@ def test_metrics_that_could_not_be_sent_stay_buffered(database: MlflowClient) ->
     assert (point.value, point.step) == (0.5, 3)
 
 
-def test_a_data_set_reads_back_as_mlflows_own(store: MlflowClient) -> None:
+def test_a_data_set_reads_back_as_mlflows_own(store):
     with start_run(store) as run:
         for _ in range(2):  # a run that goes on says so again
-            run.dataset("photos", "f" * 36, "/data/photos", profile={"pictures": 120, "classes": 3}, context="training")
+            run.dataset("photos", "f" * 36, "/data/photos", profile={"images": 120, "classes": 3}, context="training")
         run.dataset("photos", "e" * 16, "/data/photos", profile={}, context="held out")
     inputs = {item.dataset.digest: item for item in store.get_run(run.id).inputs.dataset_inputs}
     assert set(inputs) == {"f" * 36, "e" * 16}
     trained = inputs["f" * 36]
-    assert (trained.dataset.name, json.loads(trained.dataset.profile)) == ("photos", {"pictures": 120, "classes": 3})
+    assert (trained.dataset.name, json.loads(trained.dataset.profile)) == ("photos", {"images": 120, "classes": 3})
     assert [(tag.key, tag.value) for tag in trained.tags] == [("mlflow.data.context", "training")]
     assert [tag.value for tag in inputs["e" * 16].tags] == ["held out"]
     source = connection.mlflow.data.get_source(trained.dataset)
     assert source.uri == "/data/photos"
 
 
-def test_names_in_any_bytes_are_recorded(store: MlflowClient) -> None:
+def test_names_in_any_bytes_are_recorded(store):
     """A folder's name in Latin-1, as Python gives it."""
     path = "/data/caf\udce9"
     with start_run(store) as run:
@@ -177,13 +173,13 @@ def test_names_in_any_bytes_are_recorded(store: MlflowClient) -> None:
         Run(store, "caf\udce9", role="final", name="a run")
 
 
-def test_a_digest_longer_than_mlflow_allows_is_one_sentence(store: MlflowClient) -> None:
+def test_a_digest_longer_than_mlflow_allows_is_one_sentence(store):
     run = start_run(store)
     with pytest.raises(TrackingError, match=r"^cannot log the data set 'photos': .*'digest' exceeds .* 36 characters"):
         run.dataset("photos", "f" * 37, "photos", profile={}, context="training")
 
 
-def test_more_params_than_a_request_holds_and_longer_than_mlflow_allows(store: MlflowClient) -> None:
+def test_more_params_than_a_request_holds_and_longer_than_mlflow_allows(store):
     values = {f"setting_{number}": number for number in range(230)} | {"long": "y" * 9000, "none": None}
     with start_run(store) as run:
         run.params(values)
@@ -194,7 +190,7 @@ def test_more_params_than_a_request_holds_and_longer_than_mlflow_allows(store: M
     assert params["none"] == "None"
 
 
-def test_artifacts_lie_where_their_names_say(store: MlflowClient, tmp_path: Path) -> None:
+def test_artifacts_lie_where_their_names_say(store, tmp_path):
     with start_run(store) as run:
         run.json("skipped.json", [{"path": "a", "reason": "ü"}])
         run.json("tables/deep/per_class.json", {"cat": 0.5})
@@ -208,20 +204,20 @@ def test_artifacts_lie_where_their_names_say(store: MlflowClient, tmp_path: Path
     assert json.loads(content["tables/deep/per_class.json"].read_text()) == {"cat": 0.5}
     assert content["notes/readme.txt"].read_text() == "first\nsecond"
     for name in ("curve.png", "a/b.png"):
-        with Image.open(content[name]) as picture:
-            assert picture.format == "PNG"
-            assert picture.width > 100
+        with Image.open(content[name]) as image:
+            assert image.format == "PNG"
+            assert image.width > 100
     assert [item.path for item in store.list_artifacts(run.id, "v1.2/deep.er")] == ["v1.2/deep.er/c.png"]
     assert {item.path for item in store.list_artifacts(run.id)} == {
         "skipped.json", "tables", "notes", "curve.png", "a", "v1.2"
     }  # fmt: skip
 
 
-def test_a_disk_that_refuses_is_one_sentence(database: MlflowClient, tmp_path: Path) -> None:
+def test_a_disk_that_refuses_is_one_sentence(database, tmp_path):
     (tmp_path / "file").write_text("no folder")
     database.create_experiment("full", artifact_location=str(tmp_path / "file" / "artifacts"))
     run = Run(database, "full", role="final", name="a run")
-    writers: dict[str, Callable[[str], None]] = {
+    writers = {
         "a.json": lambda name: run.json(name, {}),
         "b.txt": lambda name: run.text(name, ""),
         "c.png": lambda name: run.figure(name, curve([1])),
@@ -231,7 +227,7 @@ def test_a_disk_that_refuses_is_one_sentence(database: MlflowClient, tmp_path: P
             write(name)
 
 
-def test_a_model_is_ready_when_it_is_complete(store: MlflowClient, tmp_path: Path) -> None:
+def test_a_model_is_ready_when_it_is_complete(store, tmp_path):
     program = Program(ColourNetwork())
     with start_run(store) as run:
         model_id = run.new_model()
@@ -256,7 +252,7 @@ def test_a_model_is_ready_when_it_is_complete(store: MlflowClient, tmp_path: Pat
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED", "RUNNING"])
-def test_a_run_goes_on_however_it_ended(store: MlflowClient, status: str) -> None:
+def test_a_run_goes_on_however_it_ended(store, status):
     first = start_run(store)
     first.metrics({"loss": 0.5}, step=1)
     first.flush()
@@ -274,7 +270,7 @@ def test_a_run_goes_on_however_it_ended(store: MlflowClient, status: str) -> Non
     assert [(point.step, point.value) for point in store.get_metric_history(run.id, "loss")] == [(1, 0.5), (2, 0.25)]
 
 
-def test_a_run_that_is_not_there_does_not_go_on(store: MlflowClient) -> None:
+def test_a_run_that_is_not_there_does_not_go_on(store):
     missing = "0" * 32
     with pytest.raises(TrackingError, match=rf"^cannot reopen run '{missing}': .*Run with id={missing} not found$"):
         Run.reopen(store, missing)
@@ -286,7 +282,7 @@ def test_a_run_that_is_not_there_does_not_go_on(store: MlflowClient) -> None:
         Run.reopen(store, run.id)
 
 
-def test_what_is_unsent_survives_json_and_goes_first(database: MlflowClient) -> None:
+def test_what_is_unsent_survives_json_and_goes_first(database):
     run = start_run(database)
     run.metrics({"a": 0.1 + 0.2, "b": math.nan}, step=1)
     run.metrics({"a": math.inf, "b": -math.inf}, step=2)
@@ -305,7 +301,7 @@ def test_what_is_unsent_survives_json_and_goes_first(database: MlflowClient) -> 
     assert other.pending == []
 
 
-def test_an_entry_that_is_sent_twice_is_in_the_store_once(store: MlflowClient) -> None:
+def test_an_entry_that_is_sent_twice_is_in_the_store_once(store):
     values = [1 / 3, math.nan, math.inf, -math.inf, 0.0, 1e-300, 7.0]
     run = start_run(store)
     for step, value in enumerate(values):
@@ -324,7 +320,7 @@ def test_an_entry_that_is_sent_twice_is_in_the_store_once(store: MlflowClient) -
 
 
 @pytest.mark.parametrize("entry", [("loss", "low", 1, 1), ("loss", 0.5, 1), ("loss", 0.5, None, 1), 5])
-def test_an_entry_that_is_none_is_refused_in_one_sentence(database: MlflowClient, entry: object) -> None:
+def test_an_entry_that_is_none_is_refused_in_one_sentence(database, entry):
     run = start_run(database)
     run.metrics({"loss": 0.5})
     with pytest.raises(TrackingError, match=r"^a kept metric must be a name, a value, .*, got ") as caught:

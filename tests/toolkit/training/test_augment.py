@@ -1,4 +1,4 @@
-"""Random changes: each picture its own, within the stated bounds, from a seed."""
+"""Random changes: each image its own, within the stated bounds, from a seed."""
 
 import math
 
@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from toolkit.training.augment import _erase, _move, _recolour, augment
 
 
-def seeded(seed: int = 0) -> torch.Generator:
+def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def coordinates(count: int, side: int = 33) -> torch.Tensor:
+def coordinates(count, side=33):
     """(N, 3, H, W): the red channel rises from left to right, the green one from top to bottom."""
     ramp = (torch.arange(side) + 0.5) / side  # in 0..1
-    picture = torch.stack([ramp.expand(side, side), ramp[:, None].expand(side, side), torch.zeros(side, side)])
-    return picture.expand(count, 3, side, side)
+    image = torch.stack([ramp.expand(side, side), ramp[:, None].expand(side, side), torch.zeros(side, side)])
+    return image.expand(count, 3, side, side)
 
 
-def maps(moved: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def maps(moved):
     """Slopes (N, 2, 2) and shifts (N, 2) of the affine map that moved ``coordinates``, read off at the centre.
 
     A ramp is sampled exactly by bilinear interpolation, and the centre stays clear of the borders.
@@ -34,15 +34,13 @@ def maps(moved: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.stack(slopes, dim=2) * side, here - 0.5
 
 
-def test_strength_zero_changes_nothing() -> None:
+def test_strength_zero_changes_nothing():
     batch = torch.rand(4, 3, 8, 8)
     assert augment(batch, 0.0, mirrored=True, generator=seeded()) is batch
 
 
 @given(st.floats(0.01, 1), st.booleans(), st.integers(0, 1000), st.sampled_from([(1, 8, 8), (5, 16, 12), (2, 7, 9)]))
-def test_the_result_is_a_batch_of_pictures_again(
-    strength: float, mirrored: bool, seed: int, shape: tuple[int, int, int]
-) -> None:
+def test_the_result_is_a_batch_of_images_again(strength, mirrored, seed, shape):
     count, height, width = shape
     batch = torch.rand(count, 3, height, width, generator=seeded(seed))
     before = batch.clone()
@@ -54,7 +52,7 @@ def test_the_result_is_a_batch_of_pictures_again(
     assert torch.equal(batch, before)
 
 
-def test_each_picture_is_changed_in_its_own_way_and_the_same_way_again_from_the_seed() -> None:
+def test_each_image_is_changed_in_its_own_way_and_the_same_way_again_from_the_seed():
     batch = coordinates(16)
     first = augment(batch, 0.3, mirrored=True, generator=seeded(1))
     assert torch.equal(first, augment(batch, 0.3, mirrored=True, generator=seeded(1)))
@@ -63,16 +61,16 @@ def test_each_picture_is_changed_in_its_own_way_and_the_same_way_again_from_the_
     assert distances.min() > 0.1
 
 
-def test_the_memory_format_makes_no_difference() -> None:
-    """Decoded pictures lie in memory with the colours last."""
+def test_the_memory_format_makes_no_difference():
+    """Decoded images lie in memory with the colours last."""
     batch = torch.rand(6, 3, 20, 20, generator=seeded())
     colours_last = batch.contiguous(memory_format=torch.channels_last)
     one, other = (augment(layout, 0.5, mirrored=True, generator=seeded(1)) for layout in (batch, colours_last))
     assert torch.allclose(one, other, atol=1e-6)
 
 
-def test_the_move_is_torchs_own_affine_map() -> None:
-    """A random picture, sampled where affine_grid says: the map is read off a ramp that is moved from the same seed."""
+def test_the_move_is_torchs_own_affine_map():
+    """A random image, sampled where affine_grid says: the map is read off a ramp that is moved from the same seed."""
     batch = torch.rand(40, 3, 33, 33, generator=seeded())
     slopes, shifts = maps(_move(coordinates(40), 0.1, True, seeded(1)))
     theta = torch.cat([slopes, 2 * shifts[:, :, None]], dim=2)
@@ -81,27 +79,27 @@ def test_the_move_is_torchs_own_affine_map() -> None:
     assert torch.allclose(_move(batch, 0.1, True, seeded(1)), expected, atol=1e-3)
 
 
-def test_the_colours_are_mixtures_with_black_the_mean_grey_and_the_grey_picture() -> None:
+def test_the_colours_are_mixtures_with_black_the_mean_grey_and_the_grey_image():
     """Brightness, contrast and saturation one after the other, with the factors drawn in this order."""
     batch = 0.4 + 0.2 * torch.rand(9, 3, 5, 7, generator=seeded())  # nothing reaches 0 or 1
     factors = torch.rand(3, 9, generator=seeded(1)) * 0.4 + 0.8
     expected = torch.empty_like(batch)
-    for number, picture in enumerate(batch):
+    for number, image in enumerate(batch):
         brightness, contrast, saturation = factors[:, number]
-        grey = picture.mean(dim=0)
-        coloured = grey + saturation * (picture - grey)
+        grey = image.mean(dim=0)
+        coloured = grey + saturation * (image - grey)
         expected[number] = brightness * (grey.mean() + contrast * (coloured - grey.mean()))
     assert torch.allclose(_recolour(batch, 0.2, seeded(1)), expected, atol=1e-6)
 
 
-def test_the_same_generator_goes_on() -> None:
+def test_the_same_generator_goes_on():
     generator, batch = seeded(), coordinates(2)
     one = augment(batch, 0.3, mirrored=True, generator=generator)
     assert not torch.equal(one, augment(batch, 0.3, mirrored=True, generator=generator))
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_half_are_flipped_when_that_changes_no_class(mirrored: bool) -> None:
+def test_half_are_flipped_when_that_changes_no_class(mirrored):
     """At a strength of almost nothing only the flip is left. Of 400, 200 flips are expected, within four deviations."""
     batch = coordinates(400)
     moved = augment(batch, 1e-6, mirrored=mirrored, generator=seeded())
@@ -116,8 +114,8 @@ def test_half_are_flipped_when_that_changes_no_class(mirrored: bool) -> None:
     [(0.1, 0.05, 4, 0.025), (0.3, 0.15, 12, 0.075), (0.5, 0.25, 20, 0.125)],
 )
 def test_rotation_zoom_and_shift_stay_within_the_bounds_of_the_docstring_and_use_them(
-    strength: float, zoomed: float, degrees: float, shifted: float
-) -> None:
+    strength, zoomed, degrees, shifted
+):
     slopes, shifts = maps(_move(coordinates(500), strength, False, seeded()))
     zoom = slopes[:, :, 0].norm(dim=1)
     angle = torch.atan2(slopes[:, 1, 0], slopes[:, 0, 0])
@@ -135,7 +133,7 @@ def test_rotation_zoom_and_shift_stay_within_the_bounds_of_the_docstring_and_use
     assert torch.allclose((slopes[:, :, 0] * slopes[:, :, 1]).sum(dim=1), torch.zeros(500), atol=1e-4)
 
 
-def test_a_flipped_picture_is_rotated_all_the_same() -> None:
+def test_a_flipped_image_is_rotated_all_the_same():
     slopes, _ = maps(_move(coordinates(300), 0.5, True, seeded()))
     determinant = slopes[:, 0, 0] * slopes[:, 1, 1] - slopes[:, 0, 1] * slopes[:, 1, 0]
     zoom = slopes[:, :, 1].norm(dim=1)
@@ -143,12 +141,12 @@ def test_a_flipped_picture_is_rotated_all_the_same() -> None:
     assert 100 < (determinant < 0).sum() < 200
 
 
-def test_nothing_black_comes_in_from_outside() -> None:
+def test_nothing_black_comes_in_from_outside():
     plain = torch.full((20, 3, 16, 16), 0.7)
     assert torch.allclose(_move(plain, 1.0, True, seeded()), plain, atol=1e-5)
 
 
-def test_a_plain_grey_only_gets_brighter_or_darker() -> None:
+def test_a_plain_grey_only_gets_brighter_or_darker():
     grey = torch.full((400, 3, 4, 4), 0.5)
     factors = _recolour(grey, 0.4, seeded())[:, 0, 0, 0] / 0.5
     assert torch.allclose(_recolour(grey, 0.4, seeded()), (0.5 * factors).view(-1, 1, 1, 1).expand_as(grey))
@@ -156,7 +154,7 @@ def test_a_plain_grey_only_gets_brighter_or_darker() -> None:
     assert 1.38 < factors.max() <= 1.4 + 1e-5
 
 
-def test_colours_move_towards_grey_or_away_and_keep_their_order() -> None:
+def test_colours_move_towards_grey_or_away_and_keep_their_order():
     colour = torch.tensor([0.6, 0.5, 0.4]).view(1, 3, 1, 1).expand(200, 3, 4, 4)
     changed = _recolour(colour, 0.3, seeded())[:, :, 0, 0]
     spread = (changed[:, 0] - changed[:, 2]) / changed.mean(dim=1) / 0.4  # 1 as it was: 0.2 / 0.5
@@ -167,26 +165,26 @@ def test_colours_move_towards_grey_or_away_and_keep_their_order() -> None:
     assert spread.max() <= 1.3**2 + 1e-4
 
 
-def test_one_square_of_the_mean_colour_is_erased() -> None:
-    """At strength 1 in every picture; its side is a tenth to a third of the picture's."""
+def test_one_square_of_the_mean_colour_is_erased():
+    """At strength 1 in every image; its side is a tenth to a third of the image's."""
     side = 60
     batch = torch.rand(100, 3, side, side, generator=seeded(3))
     erased = _erase(batch, 1.0, seeded())
     changed = (erased != batch).any(dim=1)
     lengths = []
-    for picture, mask, before in zip(erased, changed, batch, strict=True):
+    for image, mask, before in zip(erased, changed, batch, strict=True):
         rows, columns = mask.any(dim=1).nonzero().flatten(), mask.any(dim=0).nonzero().flatten()
         square = mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
         assert square.all()
         assert square.sum() == mask.sum()
         assert abs(square.shape[0] - square.shape[1]) <= 1
-        assert torch.allclose(picture[:, mask], before.mean(dim=(1, 2))[:, None].expand(3, int(mask.sum())))
+        assert torch.allclose(image[:, mask], before.mean(dim=(1, 2))[:, None].expand(3, int(mask.sum())))
         lengths.append(square.shape[0])
     assert side / 10 - 1 <= min(lengths) < 10
     assert 16 < max(lengths) <= side / 3 + 1
 
 
-def test_the_strength_is_the_probability_of_an_erased_square() -> None:
+def test_the_strength_is_the_probability_of_an_erased_square():
     """Of 400, 120 are expected; four deviations are 37."""
     batch = torch.rand(400, 3, 16, 16, generator=seeded(3))
     changed = (_erase(batch, 0.3, seeded()) != batch).flatten(1).any(dim=1)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,14 @@ from support import ROOT, free_port
 from support.tiny_networks import CPU, context, together
 from toolkit.errors import SettingsError
 from toolkit.system.metrics import usable_cores
-from toolkit.training.device import ALONE, Device, World, joined, multiplies_bfloat16, prepare
+from toolkit.training.device import (
+    SINGLE_PROCESS,
+    Device,
+    World,
+    configure_torch,
+    init_distributed,
+    multiplies_bfloat16,
+)
 
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -30,7 +36,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 # --- precision ----------------------------------------------------------------------------------
 
 
-def test_the_precision_can_be_chosen() -> None:
+def test_the_precision_can_be_chosen():
     assert Device.choose("float32").dtype is torch.float32
     assert Device.choose("bfloat16").dtype is torch.bfloat16
     product = torch.ones(2, 2)
@@ -40,22 +46,22 @@ def test_the_precision_can_be_chosen() -> None:
         assert (product @ product).dtype is torch.float32
 
 
-def test_by_itself_it_is_bfloat16_only_where_the_hardware_multiplies_that() -> None:
+def test_by_itself_it_is_bfloat16_only_where_the_hardware_multiplies_that():
     chosen = Device.choose()
     assert chosen.name == ("cuda" if torch.cuda.is_available() else "cpu")
     assert chosen.dtype is (torch.bfloat16 if multiplies_bfloat16(chosen.name) else torch.float32)
     assert not chosen.compiled
-    assert chosen.world == ALONE
+    assert chosen.world == SINGLE_PROCESS
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or not CPU_INFO.exists(), reason="reads the flags of x86 on Linux")
-def test_the_processors_own_flags_say_the_same() -> None:
+def test_the_processors_own_flags_say_the_same():
     found = re.search(r"^flags\s*:(.*)$", CPU_INFO.read_text(), re.MULTILINE)
     assert found is not None
     assert multiplies_bfloat16("cpu") == bool({"amx_tile", "avx512_bf16"} & set(found[1].split()))
 
 
-def test_a_device_says_what_it_is() -> None:
+def test_a_device_says_what_it_is():
     assert str(CPU) == "cpu, float32"
     assert str(Device("cpu", torch.bfloat16, world=World(1, 4))) == "cpu, bfloat16, 4 processes"
 
@@ -64,7 +70,7 @@ def test_a_device_says_what_it_is() -> None:
 
 
 @pytest.fixture
-def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+def restored(monkeypatch):
     """torch's switches and the environment as they were."""
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "unset")  # remembered, so that it is put back whatever prepare does
@@ -75,20 +81,20 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     torch.use_deterministic_algorithms(False)
 
 
-def test_the_processes_of_a_machine_share_its_cores(restored: pytest.MonkeyPatch) -> None:
-    prepare()
+def test_the_processes_of_a_machine_share_its_cores(restored):
+    configure_torch()
     assert torch.get_num_threads() == usable_cores()
     restored.setenv("LOCAL_WORLD_SIZE", str(2 * usable_cores()))
-    prepare()
+    configure_torch()
     assert torch.get_num_threads() == 1
 
 
-def test_repeatable_algorithms_are_a_choice(restored: pytest.MonkeyPatch) -> None:
-    prepare(deterministic=True)
+def test_repeatable_algorithms_are_a_choice(restored):
+    configure_torch(deterministic=True)
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.benchmark
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    prepare()
+    configure_torch()
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.backends.cudnn.benchmark
 
@@ -97,25 +103,25 @@ def test_repeatable_algorithms_are_a_choice(restored: pytest.MonkeyPatch) -> Non
 
 
 @given(st.integers(0, 30), st.integers(1, 5))
-def test_shares_are_even_and_each_position_is_in_one(count: int, size: int) -> None:
+def test_shares_are_even_and_each_position_is_in_one(count, size):
     positions = np.random.default_rng(count).permutation(count)
     shares = [World(rank, size).share(positions) for rank in range(size)]
     assert sorted(np.concatenate(shares)) == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_alone_there_is_nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alone_there_is_nobody_to_ask(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     values = torch.arange(6.0).view(3, 2)
-    with joined() as world:
+    with init_distributed() as world:
         assert not dist.is_initialized()
         assert world == World(0, 1)
-        assert torch.equal(world.rows(values, 3), values)
+        assert torch.equal(world.gather_rows(values, 3), values)
         assert torch.equal(world.sum(values.clone()), values)
         assert (world.any(True), world.any(False)) == (True, False)
         network = nn.Linear(2, 2)
         before = network.weight.clone()
-        world.align(network)
+        world.broadcast_buffers(network)
         assert torch.equal(network.weight, before)
 
 
@@ -141,30 +147,26 @@ LEFT_OVER = "start it with torchrun, or unset WORLD_SIZE"
         ),
     ],
 )
-def test_half_a_world_that_was_left_over_is_one_sentence(
-    variables: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_half_a_world_that_was_left_over_is_one_sentence(variables, reason, monkeypatch):
     for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(SettingsError) as caught, joined():
+    with pytest.raises(SettingsError) as caught, init_distributed():
         pass
     assert str(caught.value) == reason
 
 
-def wait_in_vain(port: int, out: Path) -> None:
+def wait_in_vain(port, out):
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.environ |= {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     sys.stdout = out.open("w")
-    with joined():
+    with init_distributed():
         pass
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_who_waits_for_processes_that_never_come_says_so_and_can_be_stopped(
-    tmp_path: Path, sent: signal.Signals
-) -> None:
+def test_who_waits_for_processes_that_never_come_says_so_and_can_be_stopped(tmp_path, sent):
     process = context().Process(target=wait_in_vain, args=(free_port(), tmp_path / "out"))
     process.start()
     said = "waiting for the other processes, since WORLD_SIZE is 2; unset it if there are none\n"
@@ -179,18 +181,18 @@ def test_who_waits_for_processes_that_never_come_says_so_and_can_be_stopped(
     process.kill()
 
 
-def exchange(world: World) -> dict[str, object]:
+def exchange(world):
     everything = torch.arange(60.0).view(10, 3, 2)
     gathered = {}
     for count in range(11):
         own = everything[torch.from_numpy(world.share(np.arange(count)))]
-        gathered[count] = world.rows(own, count).numpy()
+        gathered[count] = world.gather_rows(own, count).numpy()
     with torch.random.fork_rng():
         torch.manual_seed(world.rank)
         network = nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
         network(torch.rand(5, 3, 4, 4))
     before = {name: value.clone().numpy() for name, value in network.state_dict().items()}
-    world.align(network)
+    world.broadcast_buffers(network)
     return {
         "place": (world.rank, world.size),
         "gathered": gathered,
@@ -202,7 +204,7 @@ def exchange(world: World) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_processes_exchange_rows_sums_answers_and_weights(size: int) -> None:
+def test_processes_exchange_rows_sums_answers_and_weights(size):
     """Rows come once and in order for any count, also where some processes have none."""
     answers = together(size, exchange)
     everything = np.arange(60.0, dtype=np.float32).reshape(10, 3, 2)
@@ -218,7 +220,7 @@ def test_processes_exchange_rows_sums_answers_and_weights(size: int) -> None:
     assert not np.array_equal(answers[1]["before"]["1.running_mean"], first["1.running_mean"])
 
 
-def test_a_folder_for_compiled_code_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_for_compiled_code_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("no folder can be made below")
     folder = tmp_path / "file" / "folder"
     code = (

@@ -4,15 +4,14 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.training.early_stopping import EarlyStopping, Interruption
-from toolkit.training.hyperparameters import Recipe
+from toolkit.training.early_stopping import DeferredSignals, EarlyStopping
+from toolkit.training.hyperparameters import Hyperparameters
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,9 @@ class Figures:
 # --- patience -----------------------------------------------------------------------------------
 
 
-def test_it_stops_by_the_stated_rule() -> None:
+def test_it_stops_by_the_stated_rule():
     """Patience 2 and an improvement of at least a tenth, worked out by hand."""
-    stopping = EarlyStopping(Recipe(patience=2, min_delta=0.1))
+    stopping = EarlyStopping(Hyperparameters(patience=2, min_delta=0.1))
     story = [
         ((0.50, 1.00), True, False),  # the first is always an improvement
         ((0.55, 0.95), True, False),  # best, but too small an improvement: waited 1
@@ -37,47 +36,47 @@ def test_it_stops_by_the_stated_rule() -> None:
     ]
     for figures, best, stop in story:
         epoch = Figures(*figures)
-        assert (stopping.is_best(epoch), stopping.exhausted(epoch)) == (best, stop), epoch
+        assert (stopping.is_best(epoch), stopping.should_stop(epoch)) == (best, stop), epoch
 
 
 @pytest.mark.parametrize("min_delta", [0.0, 1e-3])
-def test_a_plateau_is_no_improvement_however_small_one_may_be(min_delta: float) -> None:
-    stopping = EarlyStopping(Recipe(patience=3, min_delta=min_delta))
-    assert [stopping.exhausted(Figures(0.9, 0.3)) for _ in range(4)] == [False, False, False, True]
+def test_a_plateau_is_no_improvement_however_small_one_may_be(min_delta):
+    stopping = EarlyStopping(Hyperparameters(patience=3, min_delta=min_delta))
+    assert [stopping.should_stop(Figures(0.9, 0.3)) for _ in range(4)] == [False, False, False, True]
 
 
 shares = st.sampled_from([0.0, 0.25, 0.26, 0.5, 0.75, 1.0])
 
 
 @given(st.lists(st.builds(Figures, shares, shares), min_size=1, max_size=12), st.data())
-def test_what_it_remembers_survives_as_json_at_any_epoch(story: list[Figures], data: st.DataObject) -> None:
-    recipe = Recipe(patience=3, min_delta=0.05)
+def test_what_it_remembers_survives_as_json_at_any_epoch(story, data):
+    recipe = Hyperparameters(patience=3, min_delta=0.05)
     cut = data.draw(st.integers(0, len(story)))
     whole, before, after = (EarlyStopping(recipe) for _ in range(3))
-    expected = [(whole.is_best(epoch), whole.exhausted(epoch)) for epoch in story]
+    expected = [(whole.is_best(epoch), whole.should_stop(epoch)) for epoch in story]
     for epoch in story[:cut]:
         before.is_best(epoch)
-        before.exhausted(epoch)
+        before.should_stop(epoch)
     after.restore(json.loads(json.dumps(before.state())))
-    assert [(after.is_best(epoch), after.exhausted(epoch)) for epoch in story[cut:]] == expected[cut:]
+    assert [(after.is_best(epoch), after.should_stop(epoch)) for epoch in story[cut:]] == expected[cut:]
 
 
 # --- signals ------------------------------------------------------------------------------------
 
 
-def send(number: int) -> None:
+def send(number):
     os.kill(os.getpid(), number)
 
 
-def interrupted(work: Callable[[Interruption], None]) -> None:
-    with Interruption() as interruption:
+def interrupted(work):
+    with DeferredSignals() as interruption:
         work(interruption)
 
 
-def test_ctrl_c_waits_until_it_suits() -> None:
+def test_ctrl_c_waits_until_it_suits():
     before, done = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], []
 
-    def work(interruption: Interruption) -> None:
+    def work(interruption):
         assert interruption.asked is None
         send(signal.SIGINT)
         done.append("the step")
@@ -91,8 +90,8 @@ def test_ctrl_c_waits_until_it_suits() -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_sigterm_leaves_with_its_own_status() -> None:
-    def work(interruption: Interruption) -> None:
+def test_sigterm_leaves_with_its_own_status():
+    def work(interruption):
         send(signal.SIGTERM)
         send(signal.SIGTERM)
         interruption.leave()
@@ -103,10 +102,10 @@ def test_sigterm_leaves_with_its_own_status() -> None:
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_ctrl_c_is_obeyed_at_once(first: signal.Signals) -> None:
+def test_a_second_ctrl_c_is_obeyed_at_once(first):
     done = []
 
-    def work(_: Interruption) -> None:
+    def work(_):
         send(first)
         done.append("held back")
         send(signal.SIGINT)
@@ -117,13 +116,13 @@ def test_a_second_ctrl_c_is_obeyed_at_once(first: signal.Signals) -> None:
     assert done == ["held back"]
 
 
-def test_a_signal_after_the_last_look_is_not_lost() -> None:
+def test_a_signal_after_the_last_look_is_not_lost():
     with pytest.raises(KeyboardInterrupt):
         interrupted(lambda _: send(signal.SIGINT))
 
 
-def test_an_error_goes_before_a_signal() -> None:
-    def work(_: Interruption) -> None:
+def test_an_error_goes_before_a_signal():
+    def work(_):
         send(signal.SIGINT)
         raise ValueError("broken")
 
@@ -131,12 +130,12 @@ def test_an_error_goes_before_a_signal() -> None:
         interrupted(work)
 
 
-def test_outside_the_main_thread_it_leaves_signals_alone() -> None:
+def test_outside_the_main_thread_it_leaves_signals_alone():
     before = signal.getsignal(signal.SIGINT)
     seen = []
 
-    def work() -> None:
-        with Interruption() as interruption:
+    def work():
+        with DeferredSignals() as interruption:
             seen.append((signal.getsignal(signal.SIGINT), interruption.asked))
 
     thread = threading.Thread(target=work)

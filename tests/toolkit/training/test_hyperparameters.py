@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from toolkit.training.hyperparameters import Recipe
+from toolkit.training.hyperparameters import Hyperparameters
 
 
 @pytest.mark.parametrize(
@@ -30,34 +30,34 @@ from toolkit.training.hyperparameters import Recipe
         ("model_type", ["vgg"], ["simple_cnn", "resnet18", "resnet18_backbone"]),
     ],
 )
-def test_ranges(name: str, outside: list[object], inside: list[object]) -> None:
+def test_ranges(name, outside, inside):
     for value in outside:
         with pytest.raises(ValidationError):
-            Recipe(**{name: value})
+            Hyperparameters(**{name: value})
     for value in inside:
-        assert getattr(Recipe(**{name: value}), name) == value
+        assert getattr(Hyperparameters(**{name: value}), name) == value
 
 
-def test_a_misspelt_hyperparameter_is_refused_and_none_can_be_changed() -> None:
+def test_a_misspelt_hyperparameter_is_refused_and_none_can_be_changed():
     with pytest.raises(ValidationError, match="learning_rat"):
-        Recipe(learning_rat=0.1)
+        Hyperparameters(learning_rat=0.1)
     with pytest.raises(ValidationError, match="frozen"):
-        Recipe().epochs = 3
+        Hyperparameters().epochs = 3
 
 
-def test_what_is_optional_is_off_until_it_is_asked_for() -> None:
-    recipe = Recipe()
-    assert (recipe.class_weights, recipe.progressive) == ("none", 1.0)
-    assert recipe.label_smoothing == recipe.mixup == recipe.cutmix == recipe.ema == 0
+def test_what_is_optional_is_off_until_it_is_asked_for():
+    recipe = Hyperparameters()
+    assert (recipe.class_weights, recipe.progressive_resize) == ("none", 1.0)
+    assert recipe.label_smoothing == recipe.mixup == recipe.cutmix == recipe.ema_decay == 0
 
 
 @pytest.mark.parametrize("switch", ["mixup", "cutmix"])
-def test_features_that_were_computed_before_cannot_be_mixed(switch: str) -> None:
+def test_features_that_were_computed_before_cannot_be_mixed(switch):
     message = (
-        "--mixup and --cutmix change pictures, and resnet18_backbone learns from features that were computed before;"
+        "--mixup and --cutmix change images, and resnet18_backbone learns from features that were computed before;"
         " leave them at 0 or choose resnet18"
     )
     with pytest.raises(ValidationError, match=message):
-        Recipe(model_type="resnet18_backbone", **{switch: 0.2})
+        Hyperparameters(model_type="resnet18_backbone", **{switch: 0.2})
     for model_type in ("simple_cnn", "resnet18"):
-        assert getattr(Recipe(model_type=model_type, **{switch: 0.2}), switch) == 0.2
+        assert getattr(Hyperparameters(model_type=model_type, **{switch: 0.2}), switch) == 0.2

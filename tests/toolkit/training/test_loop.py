@@ -4,10 +4,7 @@ import copy
 import math
 import os
 import signal
-from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,28 +13,33 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
-from torch import nn
 
 from support.tiny_networks import CPU, MeanColour, colours, fresh, together, weights
 from toolkit.errors import TrainingError
 from toolkit.training.checkpointing.checkpoint import Checkpoint, open_checkpoint
-from toolkit.training.data.dataset import Part
+from toolkit.training.data.dataset import Subset
 from toolkit.training.device import Device, World
-from toolkit.training.hyperparameters import Recipe
-from toolkit.training.loop import Epoch, FitCallbacks, FitConfig, Fitted, Progress, fit, picture_size, predict_logits
+from toolkit.training.hyperparameters import Hyperparameters
+from toolkit.training.loop import (
+    FitCallbacks,
+    FitConfig,
+    fit,
+    image_size_at,
+    predict_logits,
+)
 from toolkit.training.networks import SimpleCNN, build_network
-from toolkit.training.train_step import schedule
+from toolkit.training.train_step import lr_multiplier
 
-RECIPE = Recipe(image_size=16, epochs=4, batch_size=8, augmentation=0, dropout=0, learning_rate=0.05)
+RECIPE = Hyperparameters(image_size=16, epochs=4, batch_size=8, augmentation=0, dropout=0, learning_rate=0.05)
 MEASURED = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate")  # and not timed
 
 
-def train(network: nn.Module, *, seed: int = 0, device: Device = CPU, **changes: object) -> Fitted:
+def train(network, *, seed=0, device=CPU, **changes):
     recipe = RECIPE.model_copy(update=changes)
     return fit(network, colours(60), colours(30, seed=1), FitConfig(recipe, seed, device))
 
 
-def measured(fitted: Fitted) -> list[tuple[float, ...]]:
+def measured(fitted):
     return [tuple(asdict(epoch)[name] for name in MEASURED) for epoch in fitted.history]
 
 
@@ -45,7 +47,7 @@ def measured(fitted: Fitted) -> list[tuple[float, ...]]:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_it_learns_what_can_be_told_apart(optimizer: str) -> None:
+def test_it_learns_what_can_be_told_apart(optimizer):
     fitted = train(fresh(), optimizer=optimizer, epochs=12, learning_rate=0.1, augmentation=0.1)
     assert fitted.best_val_accuracy == 1.0
     assert fitted.history[-1].train_loss < 0.7 * fitted.history[0].train_loss
@@ -53,14 +55,14 @@ def test_it_learns_what_can_be_told_apart(optimizer: str) -> None:
     assert (predict_logits(fitted.network, unseen, CPU).argmax(axis=1) == unseen.own_labels).all()
 
 
-def digits(*indices: int) -> Part:
+def digits(*indices):
     """Handwritten digits of 16 pixels, grey."""
     source = load_digits()
     pixels = (source.images * 255 / 16).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)
-    return Part(pixels[..., None].repeat(3, axis=3), source.target.astype(np.int64), np.arange(*indices))
+    return Subset(pixels[..., None].repeat(3, axis=3), source.target.astype(np.int64), np.arange(*indices))
 
 
-def test_bfloat16_learns_as_well_as_float32() -> None:
+def test_bfloat16_learns_as_well_as_float32():
     """Ten kinds of digits; 15 of 300 are two standard deviations of the difference between two accuracies of 0.95."""
     recipe = RECIPE.model_copy(update={"epochs": 5, "batch_size": 32, "learning_rate": 3e-3, "patience": 10})
     training, validation, half = digits(400), digits(400, 700), Device("cpu", torch.bfloat16)
@@ -79,7 +81,7 @@ def test_bfloat16_learns_as_well_as_float32() -> None:
     assert (rounded.argmax(axis=1) == logits.argmax(axis=1)).mean() > 0.98
 
 
-def test_the_figures_of_an_epoch_are_those_of_the_network() -> None:
+def test_the_figures_of_an_epoch_are_those_of_the_network():
     """One batch an epoch, so that loss and accuracy of training are those of the weights before the step."""
     network, training, validation = fresh(), colours(60), colours(30, seed=1)
     before = predict_logits(network, training, CPU)
@@ -96,21 +98,21 @@ def test_the_figures_of_an_epoch_are_those_of_the_network() -> None:
     assert 0 < epoch.batch_time_ms <= epoch.batch_time_ms_p95 < epoch.epoch_duration_s * 1e3
 
 
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+def cross_entropy(logits, labels):
     shifted = logits - logits.max(axis=1, keepdims=True)
     return float((np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]).mean())
 
 
-def test_the_learning_rate_follows_the_schedule_over_all_epochs() -> None:
-    """60 pictures in 8 batches over 4 epochs are 32 steps, of which 3 warm up."""
+def test_the_learning_rate_follows_the_schedule_over_all_epochs():
+    """60 images in 8 batches over 4 epochs are 32 steps, of which 3 warm up."""
     rates = [epoch.learning_rate for epoch in train(fresh(), patience=10).history]
-    assert rates == pytest.approx([0.05 * schedule(step, 32) for step in (0, 8, 16, 24)])
+    assert rates == pytest.approx([0.05 * lr_multiplier(step, 32) for step in (0, 8, 16, 24)])
     assert rates[0] == pytest.approx(0.05 / 3)
 
 
-def test_logits_come_in_the_order_of_the_part_however_many_there_are() -> None:
+def test_logits_come_in_the_order_of_the_part_however_many_there_are():
     network, many = fresh(), colours(300)
-    chosen = Part(many.pixels, many.labels, np.array([5, 299, 0, 130]))
+    chosen = Subset(many.pixels, many.labels, np.array([5, 299, 0, 130]))
     everything = predict_logits(network, many, CPU)
     assert everything.shape == (300, 3)
     assert np.allclose(predict_logits(network, chosen, CPU), everything[[5, 299, 0, 130]], atol=1e-6)
@@ -119,7 +121,7 @@ def test_logits_come_in_the_order_of_the_part_however_many_there_are() -> None:
 # --- the same again -----------------------------------------------------------------------------
 
 
-def test_a_seeded_training_is_identical_and_another_seed_is_not() -> None:
+def test_a_seeded_training_is_identical_and_another_seed_is_not():
     """Whatever torch's own generator, which dropout draws from, was used for before, and it goes on as if untouched."""
     changes = {"augmentation": 0.3, "epochs": 2, "learning_rate": 1e-3}
     torch.manual_seed(1)
@@ -138,7 +140,7 @@ def test_a_seeded_training_is_identical_and_another_seed_is_not() -> None:
 # --- the best epoch -----------------------------------------------------------------------------
 
 
-def right_network() -> nn.Module:
+def right_network():
     """Right from the start."""
     network = fresh()
     with torch.no_grad():
@@ -147,7 +149,7 @@ def right_network() -> nn.Module:
     return network
 
 
-def spoil(epoch: Epoch, trained: nn.Module, _: bool) -> None:
+def spoil(epoch, trained, _):
     """Turn the weights upside down after the first epoch; a tiny step size cannot mend that."""
     if epoch.epoch == 1:
         with torch.no_grad():
@@ -157,11 +159,11 @@ def spoil(epoch: Epoch, trained: nn.Module, _: bool) -> None:
 SPOILT = RECIPE.model_copy(update={"epochs": 50, "learning_rate": 1e-6, "patience": 3, "optimizer": "sgd"})
 
 
-def test_patience_ends_a_training_and_the_best_epoch_comes_back() -> None:
-    noted: list[tuple[int, bool]] = []
-    best: list[torch.Tensor] = []
+def test_patience_ends_a_training_and_the_best_epoch_comes_back():
+    noted = []
+    best = []
 
-    def on_epoch(epoch: Epoch, trained: nn.Module, is_best: bool) -> None:
+    def on_epoch(epoch, trained, is_best):
         noted.append((epoch.epoch, is_best))
         best.append(weights(trained))
         spoil(epoch, trained, is_best)
@@ -178,11 +180,11 @@ def test_patience_ends_a_training_and_the_best_epoch_comes_back() -> None:
     assert not fitted.network.training
 
 
-def test_without_validation_all_epochs_are_run_and_the_last_one_counts() -> None:
+def test_without_validation_all_epochs_are_run_and_the_last_one_counts():
     network, last = fresh(), []
     recipe = RECIPE.model_copy(update={"patience": 1, "min_delta": 1.0, "epochs": 5})
 
-    def on_epoch(_: Epoch, trained: nn.Module, best: bool) -> None:
+    def on_epoch(_, trained, best):
         last.append((best, copy.deepcopy(trained.state_dict())))
 
     fitted = fit(network, colours(60), None, FitConfig(recipe, 0, CPU), FitCallbacks(on_epoch))
@@ -195,13 +197,13 @@ def test_without_validation_all_epochs_are_run_and_the_last_one_counts() -> None
     assert not torch.equal(last[0][1]["head.weight"], last[-1][1]["head.weight"])
 
 
-def test_with_an_average_of_the_weights_that_is_what_is_validated_and_kept() -> None:
+def test_with_an_average_of_the_weights_that_is_what_is_validated_and_kept():
     """Its decay of at most 0.5 leaves it behind the network by about a step."""
     network, seen = fresh(), []
     validation = colours(30, seed=1)
     recipe = RECIPE.model_copy(update={"ema": 0.5, "epochs": 2})
 
-    def on_epoch(_: Epoch, judged: nn.Module, best: bool) -> None:
+    def on_epoch(_, judged, best):
         seen.append((weights(network), weights(judged), predict_logits(judged, validation, CPU)))
 
     fitted = fit(network, colours(60), validation, FitConfig(recipe, 0, CPU), FitCallbacks(on_epoch))
@@ -215,7 +217,7 @@ def test_with_an_average_of_the_weights_that_is_what_is_validated_and_kept() -> 
 # --- what goes wrong ----------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_no_number_ends_the_training_with_advice() -> None:
+def test_a_loss_that_is_no_number_ends_the_training_with_advice():
     network = fresh()
     with torch.no_grad():
         network.head.bias.fill_(math.nan)
@@ -224,11 +226,11 @@ def test_a_loss_that_is_no_number_ends_the_training_with_advice() -> None:
         train(network)
 
 
-def test_weights_that_break_in_the_last_step_are_not_kept() -> None:
+def test_weights_that_break_in_the_last_step_are_not_kept():
     """The training loss is measured before the step that breaks them; only validation sees it."""
 
     class Breaks(MeanColour):
-        def train(self, mode: bool = True) -> nn.Module:
+        def train(self, mode=True):
             if not mode:
                 self.head.bias.data.fill_(math.inf)
             return super().train(mode)
@@ -244,8 +246,8 @@ SEVENTY = colours(70)
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 70), st.integers(2, 20))
-def test_no_batch_holds_a_single_picture_and_none_is_left_out(count: int, batch_size: int) -> None:
-    network, some = fresh(), Part(SEVENTY.pixels, SEVENTY.labels, np.arange(count))
+def test_no_batch_holds_a_single_image_and_none_is_left_out(count, batch_size):
+    network, some = fresh(), Subset(SEVENTY.pixels, SEVENTY.labels, np.arange(count))
     fit(network, some, None, FitConfig(RECIPE.model_copy(update={"batch_size": batch_size, "epochs": 1}), 0, CPU))
     assert sum(network.batches) == count
     assert min(network.batches) >= 2
@@ -253,30 +255,30 @@ def test_no_batch_holds_a_single_picture_and_none_is_left_out(count: int, batch_
     assert max(network.batches) - min(network.batches) <= 1
 
 
-def test_each_picture_is_seen_once_an_epoch_in_an_order_of_its_own() -> None:
-    seen: list[list[int]] = [[]]
+def test_each_image_is_seen_once_an_epoch_in_an_order_of_its_own():
+    seen = [[]]
 
     class Notes(MeanColour):
-        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        def forward(self, images):
             if self.training:
-                seen[-1] += (pictures[:, 0, 0, 0] * 0.229 + 0.485).mul(255).round().int().tolist()
-            return super().forward(pictures)
+                seen[-1] += (images[:, 0, 0, 0] * 0.229 + 0.485).mul(255).round().int().tolist()
+            return super().forward(images)
 
     pixels = np.broadcast_to(np.arange(20, dtype=np.uint8)[:, None, None, None], (20, 8, 8, 3)).copy()
-    part = Part(pixels, np.arange(20) % 3, np.arange(20))
+    part = Subset(pixels, np.arange(20) % 3, np.arange(20))
     recipe = RECIPE.model_copy(update={"epochs": 3, "image_size": 8})
     fit(fresh(Notes), part, None, FitConfig(recipe, 0, CPU), FitCallbacks(lambda *_: seen.append([])))
     assert [sorted(epoch) for epoch in seen] == [list(range(20))] * 3 + [[]]
     assert len({tuple(epoch) for epoch in seen}) == 4
 
 
-# --- pictures that grow -------------------------------------------------------------------------
+# --- images that grow -------------------------------------------------------------------------
 
 
 @given(st.integers(16, 1024), st.integers(1, 60), st.floats(0.25, 1))
-def test_pictures_never_shrink_and_end_at_full_size(side: int, epochs: int, progressive: float) -> None:
-    recipe = Recipe(image_size=side, epochs=epochs, progressive=progressive)
-    sizes = [picture_size(epoch, recipe) for epoch in range(1, epochs + 1)]
+def test_images_never_shrink_and_end_at_full_size(side, epochs, progressive):
+    recipe = Hyperparameters(image_size=side, epochs=epochs, progressive_resize=progressive)
+    sizes = [image_size_at(epoch, recipe) for epoch in range(1, epochs + 1)]
     assert sizes == sorted(sizes)
     assert sizes[-1] == side
     assert all(size == side or size % 16 == 0 for size in sizes)
@@ -286,14 +288,14 @@ def test_pictures_never_shrink_and_end_at_full_size(side: int, epochs: int, prog
         assert abs(sizes[0] - max(32, progressive * side)) <= 8
 
 
-def test_training_pictures_grow_and_validation_pictures_do_not() -> None:
+def test_training_images_grow_and_validation_images_do_not():
     """Half of 64 pixels, then 32 x (1 + 1 / 2) = 48, then all."""
-    seen: list[tuple[bool, int]] = []
+    seen = []
 
     class Notes(MeanColour):
-        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-            seen.append((self.training, pictures.shape[-1]))
-            return super().forward(pictures)
+        def forward(self, images):
+            seen.append((self.training, images.shape[-1]))
+            return super().forward(images)
 
     recipe = RECIPE.model_copy(update={"image_size": 64, "epochs": 3, "progressive": 0.5, "batch_size": 12})
     fit(fresh(Notes), colours(12, size=64), colours(6, size=64), FitConfig(recipe, 0, CPU))
@@ -304,7 +306,7 @@ def test_training_pictures_grow_and_validation_pictures_do_not() -> None:
 
 EVERYTHING = {"ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "class_weights": "balanced", "label_smoothing": 0.1,
               "progressive": 0.5, "augmentation": 0.3, "learning_rate": 1e-3, "image_size": 48}  # fmt: skip
-KINDS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+KINDS = {
     "tiny": (fresh, {"optimizer": "sgd"}),
     "simple_cnn": (lambda: fresh(SimpleCNN, 0, 3, 0.3), EVERYTHING),
     "resnet18_backbone": (
@@ -317,16 +319,16 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 class Training:
     """A small training of some kind, which can be run as a whole, be stopped, and gone on with."""
 
-    def __init__(self, kind: str, folder: Path, device: Device = CPU) -> None:
+    def __init__(self, kind, folder, device=CPU):
         self.network, changes = KINDS[kind]
         self.recipe = RECIPE.model_copy(update={"patience": 10, **changes})
         size = self.recipe.image_size
         many = colours(40, size=size)
         uneven = np.flatnonzero((many.labels != 1) | (many.indices < 10))  # 14, 3 and 13 of the colours: 4 batches
-        self.parts = Part(many.pixels, many.labels, uneven), colours(15, seed=1, size=size)
+        self.parts = Subset(many.pixels, many.labels, uneven), colours(15, seed=1, size=size)
         self.folder, self.device = folder, device
 
-    def run(self, network: nn.Module | None = None, progress: Progress | None = None, **how: Any) -> Fitted:
+    def run(self, network=None, progress=None, **how):
         return fit(
             network or self.network(),
             *self.parts,
@@ -335,19 +337,19 @@ class Training:
             progress,
         )
 
-    def save(self, progress: Progress) -> None:
+    def save(self, progress):
         """Keep the progress in a file named after what is done."""
         name = f"{len(progress.facts['history'])}-{progress.facts['step']}"
         Checkpoint(self.folder, name, {}, {"final": progress}).save()
 
-    def saved(self, name: str) -> Progress:
-        return open_checkpoint(name, self.folder).stages["final"]
+    def saved(self, name):
+        return open_checkpoint(name, self.folder).phases["final"]
 
-    def stopped(self, step: int, *signals: int) -> nn.Module:
+    def stopped(self, step, *signals):
         """A network that sends this process signals in the middle of a step, counted from 1."""
         network, seen = self.network(), []
 
-        def count(module: nn.Module, _: object) -> None:
+        def count(module, _):
             if module.training:
                 seen.append(module)
                 for number in signals if len(seen) == step else ():
@@ -357,7 +359,7 @@ class Training:
         return network
 
 
-def assert_same(one: Fitted, other: Fitted) -> None:
+def assert_same(one, other):
     """To the last bit."""
     assert measured(one) == measured(other)
     assert torch.equal(weights(one.network), weights(other.network))
@@ -367,9 +369,9 @@ def assert_same(one: Fitted, other: Fitted) -> None:
     )  # fmt: skip
 
 
-def test_each_batch_is_told_with_how_many_there_are_also_after_a_resumption(tmp_path: Path) -> None:
+def test_each_batch_is_told_with_how_many_there_are_also_after_a_resumption(tmp_path):
     training = Training("tiny", tmp_path)
-    told: list[tuple[int, int]] = []
+    told = []
     training.run(on_checkpoint=training.save, on_batch=lambda *numbers: told.append(numbers))
     each = 4 + 1  # batches of training and of validation
     assert told == [(number, 4 * each) for number in range(1, 4 * each + 1)]
@@ -379,7 +381,7 @@ def test_each_batch_is_told_with_how_many_there_are_also_after_a_resumption(tmp_
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_training_goes_on_from_any_epoch_to_the_same_result(kind: str, tmp_path: Path) -> None:
+def test_a_training_goes_on_from_any_epoch_to_the_same_result(kind, tmp_path):
     training = Training(kind, tmp_path)
     whole = training.run(on_checkpoint=training.save)
     assert len(whole.history) == 4
@@ -387,7 +389,7 @@ def test_a_training_goes_on_from_any_epoch_to_the_same_result(kind: str, tmp_pat
         assert_same(training.run(progress=training.saved(f"{epoch}-0")), whole)
 
 
-def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
+def test_a_finished_training_is_not_trained_again(tmp_path):
     training, network = Training("tiny", tmp_path), fresh()
     whole = training.run(on_checkpoint=training.save)
     again = training.run(network, on_checkpoint=training.save, progress=training.saved("4-0"))
@@ -397,7 +399,7 @@ def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ctrl_c_finishes_the_step_and_the_training_goes_on_from_there(kind: str, tmp_path: Path) -> None:
+def test_ctrl_c_finishes_the_step_and_the_training_goes_on_from_there(kind, tmp_path):
     """Four steps an epoch; the last step of one is followed by its validation."""
     training = Training(kind, tmp_path)
     whole = training.run()
@@ -406,13 +408,13 @@ def test_ctrl_c_finishes_the_step_and_the_training_goes_on_from_there(kind: str,
             training.run(training.stopped(step, signal.SIGINT), on_checkpoint=training.save)
         last = open_checkpoint("last", tmp_path)
         assert last.run_id == "{}-{}".format(*divmod(step, 4))
-        assert_same(training.run(progress=last.stages["final"]), whole)
+        assert_same(training.run(progress=last.phases["final"]), whole)
 
 
-def test_progress_is_kept_as_often_as_asked_and_whenever_training_ends(tmp_path: Path) -> None:
+def test_progress_is_kept_as_often_as_asked_and_whenever_training_ends(tmp_path):
     training, kept = Training("tiny", tmp_path), []
 
-    def keep(progress: Progress) -> None:
+    def keep(progress):
         kept.append(len(progress.facts["history"]))
 
     training.run(on_checkpoint=keep)
@@ -425,7 +427,7 @@ def test_progress_is_kept_as_often_as_asked_and_whenever_training_ends(tmp_path:
     assert kept == [1, 4, 1, 2]
 
 
-def test_a_training_can_be_stopped_again_and_again(tmp_path: Path) -> None:
+def test_a_training_can_be_stopped_again_and_again(tmp_path):
     training = Training("simple_cnn", tmp_path)
     whole = training.run()
     progress = None
@@ -436,7 +438,7 @@ def test_a_training_can_be_stopped_again_and_again(tmp_path: Path) -> None:
     assert_same(training.run(progress=progress), whole)
 
 
-def test_sigterm_stops_likewise_with_its_own_status(tmp_path: Path) -> None:
+def test_sigterm_stops_likewise_with_its_own_status(tmp_path):
     training = Training("tiny", tmp_path)
     with pytest.raises(SystemExit) as left:
         training.run(training.stopped(6, signal.SIGTERM), on_checkpoint=training.save)
@@ -444,20 +446,20 @@ def test_sigterm_stops_likewise_with_its_own_status(tmp_path: Path) -> None:
     assert_same(training.run(progress=training.saved("1-2")), training.run())
 
 
-def test_a_second_ctrl_c_is_obeyed_within_the_step(tmp_path: Path) -> None:
+def test_a_second_ctrl_c_is_obeyed_within_the_step(tmp_path):
     training = Training("tiny", tmp_path)
     with pytest.raises(KeyboardInterrupt):
         training.run(training.stopped(6, signal.SIGINT, signal.SIGINT), on_checkpoint=training.save)
     assert {path.name for path in tmp_path.glob("*.resume.pt")} == {"1-0.resume.pt"}
 
 
-def test_patience_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_patience_goes_on_where_it_was(tmp_path):
     """And so do the best epoch's weights, which are no longer the network's."""
     parts, kept = (colours(60), colours(30, seed=1)), []
 
-    def keep(progress: Progress) -> None:
+    def keep(progress):
         Checkpoint(tmp_path, str(len(kept)), {}, {"final": progress}).save()
-        kept.append(open_checkpoint(str(len(kept)), tmp_path).stages["final"])
+        kept.append(open_checkpoint(str(len(kept)), tmp_path).phases["final"])
 
     whole = fit(right_network(), *parts, FitConfig(SPOILT, 0, CPU), FitCallbacks(spoil, on_checkpoint=keep))
     assert len(kept) == 4
@@ -465,12 +467,12 @@ def test_patience_goes_on_where_it_was(tmp_path: Path) -> None:
         assert_same(fit(fresh(), *parts, FitConfig(SPOILT, 0, CPU), progress=progress), whole)
 
 
-def test_batches_that_were_split_stay_split(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_batches_that_were_split_stay_split(capsys, tmp_path):
     class Greedy(MeanColour):
-        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-            if self.training and len(pictures) > 4:
+        def forward(self, images):
+            if self.training and len(images) > 4:
                 raise torch.OutOfMemoryError("out of memory")
-            return super().forward(pictures)
+            return super().forward(images)
 
     training = Training("tiny", tmp_path)
     whole = training.run(fresh(Greedy), on_checkpoint=training.save)
@@ -482,23 +484,23 @@ def test_batches_that_were_split_stay_split(capsys: pytest.CaptureFixture[str], 
 # --- several processes --------------------------------------------------------------------------
 
 
-def story(fitted: Fitted) -> tuple[Any, ...]:
+def story(fitted):
     """What came of a training, to send to another process."""
     return measured(fitted), weights(fitted.network).numpy(), fitted.val_logits
 
 
-def assert_same_story(one: tuple[Any, ...], other: tuple[Any, ...]) -> None:
+def assert_same_story(one, other):
     assert one[0] == other[0]
     assert np.array_equal(one[1], other[1])
     assert np.array_equal(one[2], other[2])
 
 
-def plain_together(world: World, folder: Path) -> list[tuple[Any, ...]]:
+def plain_together(world, folder):
     device = Device("cpu", torch.float32, world=world)
     return [story(Training(kind, folder, device).run()) for kind in ("tiny", "resnet18_backbone")]
 
 
-def test_two_processes_come_to_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_come_to_what_one_does(tmp_path):
     """Of a network without batch statistics and randomness; float32 sums differ in the last digits."""
     alone = story(Training("tiny", tmp_path).run())
     answers = together(2, plain_together, tmp_path)
@@ -510,20 +512,20 @@ def test_two_processes_come_to_what_one_does(tmp_path: Path) -> None:
     assert logits == pytest.approx(alone[2], abs=1e-3)
 
 
-def predicted(world: World) -> list[np.ndarray]:
+def predicted(world):
     device = Device("cpu", torch.float32, world=world)
     return [predict_logits(fresh(SimpleCNN, 0, 3), colours(count), device) for count in (1, 2, 5)]
 
 
-def test_two_processes_predict_what_one_does() -> None:
-    """Also where one of them has no picture."""
+def test_two_processes_predict_what_one_does():
+    """Also where one of them has no image."""
     alone = predicted(World())
     for answer in together(2, predicted):
         for logits, expected in zip(answer, alone, strict=True):
             assert logits == pytest.approx(expected, abs=1e-5)
 
 
-def stopped_together(world: World, folder: Path) -> tuple[tuple[Any, ...], object, tuple[Any, ...]]:
+def stopped_together(world, folder):
     """A whole training, how this process left one in which the second process got SIGTERM, and that one gone on with.
 
     The first process keeps the progress for all, and not after each epoch.
@@ -540,7 +542,7 @@ def stopped_together(world: World, folder: Path) -> tuple[tuple[Any, ...], objec
     return whole, left, story(training.run(progress=training.saved("1-2")))
 
 
-def test_two_processes_stop_together_and_go_on_to_the_same_result(tmp_path: Path) -> None:
+def test_two_processes_stop_together_and_go_on_to_the_same_result(tmp_path):
     answers = together(2, stopped_together, tmp_path)
     assert [left for _, left, _ in answers] == [(), (143,)]
     for whole, _, gone_on in answers:

@@ -13,25 +13,25 @@ from toolkit.training.mixing import mix, soft_targets
 alphas = st.sampled_from([0.0, 0.05, 0.2, 1.0, 4.0])
 
 
-def seeded(seed: int = 0) -> torch.Generator:
+def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def numbered(count: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain pictures (N, 3, side, side) of grey n / N, and targets (N, N) that say which is which."""
+def numbered(count, side):
+    """Plain images (N, 3, side, side) of grey n / N, and targets (N, N) that say which is which."""
     greys = torch.arange(count) / count
     return greys.view(count, 1, 1, 1).expand(count, 3, side, side), torch.eye(count)
 
 
-def own_shares(targets: torch.Tensor) -> np.ndarray:
+def own_shares(targets):
     """(N,): how much each of ``numbered`` has kept of itself."""
     return targets.diagonal().numpy()
 
 
-def test_with_both_off_the_same_objects_come_back() -> None:
-    pictures, targets = torch.rand(4, 3, 8, 8), torch.eye(4)
-    same, as_well = mix(pictures, targets, mixup=0.0, cutmix=0.0, generator=seeded())
-    assert same is pictures
+def test_with_both_off_the_same_objects_come_back():
+    images, targets = torch.rand(4, 3, 8, 8), torch.eye(4)
+    same, as_well = mix(images, targets, mixup=0.0, cutmix=0.0, generator=seeded())
+    assert same is images
     assert as_well is targets
 
 
@@ -42,73 +42,71 @@ def test_with_both_off_the_same_objects_come_back() -> None:
     st.sampled_from([(1, 8, 8, 2), (2, 5, 9, 3), (7, 16, 16, 10)]),
     st.sampled_from([torch.contiguous_format, torch.channels_last]),
 )
-def test_mixtures_stay_pictures_and_probabilities(
-    mixup: float, cutmix: float, seed: int, shape: tuple[int, int, int, int], layout: torch.memory_format
-) -> None:
+def test_mixtures_stay_images_and_probabilities(mixup, cutmix, seed, shape, layout):
     count, height, width, classes = shape
-    pictures = torch.rand(count, 3, height, width, generator=seeded(seed)).contiguous(memory_format=layout)
+    images = torch.rand(count, 3, height, width, generator=seeded(seed)).contiguous(memory_format=layout)
     targets = torch.rand(count, classes, generator=seeded(seed)).softmax(dim=1)
-    before = pictures.clone(), targets.clone()
-    mixed, mixed_targets = mix(pictures, targets, mixup=mixup, cutmix=cutmix, generator=seeded(seed))
-    assert (mixed.shape, mixed.dtype) == (pictures.shape, torch.float32)
+    before = images.clone(), targets.clone()
+    mixed, mixed_targets = mix(images, targets, mixup=mixup, cutmix=cutmix, generator=seeded(seed))
+    assert (mixed.shape, mixed.dtype) == (images.shape, torch.float32)
     assert (mixed_targets.shape, mixed_targets.dtype) == (targets.shape, torch.float32)
     assert 0 <= mixed.min() <= mixed.max() <= 1
     assert mixed_targets.min() >= 0
     assert torch.allclose(mixed_targets.sum(dim=1), torch.ones(count))
-    assert torch.equal(pictures, before[0])
+    assert torch.equal(images, before[0])
     assert torch.equal(targets, before[1])
-    again, targets_again = mix(pictures, targets, mixup=mixup, cutmix=cutmix, generator=seeded(seed))
+    again, targets_again = mix(images, targets, mixup=mixup, cutmix=cutmix, generator=seeded(seed))
     assert torch.equal(mixed, again)
     assert torch.equal(mixed_targets, targets_again)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("mixup", "cutmix"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
-def test_the_memory_format_is_kept(mixup: float, cutmix: float, layout: torch.memory_format) -> None:
-    pictures = torch.rand(4, 3, 8, 8).contiguous(memory_format=layout)
-    mixed, _ = mix(pictures, torch.eye(4), mixup=mixup, cutmix=cutmix, generator=seeded())
+def test_the_memory_format_is_kept(mixup, cutmix, layout):
+    images = torch.rand(4, 3, 8, 8).contiguous(memory_format=layout)
+    mixed, _ = mix(images, torch.eye(4), mixup=mixup, cutmix=cutmix, generator=seeded())
     assert mixed.is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("switches", [{"mixup": 1.0, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}])
-def test_another_seed_and_the_generator_going_on_mix_otherwise(switches: dict[str, float]) -> None:
-    pictures, targets = numbered(4, 8)
+def test_another_seed_and_the_generator_going_on_mix_otherwise(switches):
+    images, targets = numbered(4, 8)
     generator = seeded(1)
     first, second, other = (
-        mix(pictures, targets, **switches, generator=source)[1] for source in (generator, generator, seeded(2))
+        mix(images, targets, **switches, generator=source)[1] for source in (generator, generator, seeded(2))
     )
     assert not torch.equal(first, second)
     assert not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 0.5, 1.0, 2.0, 30.0])
-def test_mixup_draws_its_proportions_from_the_beta_distribution(alpha: float) -> None:
+def test_mixup_draws_its_proportions_from_the_beta_distribution(alpha):
     """To six digits, since float32 has no more just below 1."""
-    pictures, targets = torch.zeros(10_000, 3, 1, 1), torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(5_000, 1)
-    _, mixed = mix(pictures, targets, mixup=alpha, cutmix=0.0, generator=seeded(3))
+    images, targets = torch.zeros(10_000, 3, 1, 1), torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(5_000, 1)
+    _, mixed = mix(images, targets, mixup=alpha, cutmix=0.0, generator=seeded(3))
     shares = (mixed * targets).sum(dim=1).double().numpy()
     reference = beta(alpha, alpha).rvs(100_000, random_state=np.random.default_rng(4))
     assert ks_2samp(shares.round(6), reference.round(6)).pvalue > 0.01
     assert shares.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
 
 
-def test_mixup_fades_the_pictures_in_the_proportion_of_their_targets() -> None:
+def test_mixup_fades_the_images_in_the_proportion_of_their_targets():
     """The grey of a mixture of numbers is their mean, weighted by the targets."""
-    pictures, targets = numbered(50, 6)
-    mixed, mixed_targets = mix(pictures, targets, mixup=1.0, cutmix=0.0, generator=seeded())
+    images, targets = numbered(50, 6)
+    mixed, mixed_targets = mix(images, targets, mixup=1.0, cutmix=0.0, generator=seeded())
     expected = (mixed_targets @ (torch.arange(50) / 50)).view(50, 1, 1, 1).expand_as(mixed)
     assert torch.allclose(mixed, expected, atol=1e-6)
     assert (mixed_targets > 0).sum(dim=1).max() == 2
-    assert len(np.unique(own_shares(mixed_targets))) > 45, "each picture has a proportion of its own"
+    assert len(np.unique(own_shares(mixed_targets))) > 45, "each image has a proportion of its own"
 
 
-def test_cutmix_pastes_one_rectangle_and_counts_its_pixels() -> None:
+def test_cutmix_pastes_one_rectangle_and_counts_its_pixels():
     count, side = 200, 40
-    pictures, targets = numbered(count, side)
-    mixed, mixed_targets = mix(pictures, targets, mixup=0.0, cutmix=1.0, generator=seeded())
-    pasted = (mixed != pictures).any(dim=1)  # (N, side, side)
+    images, targets = numbered(count, side)
+    mixed, mixed_targets = mix(images, targets, mixup=0.0, cutmix=1.0, generator=seeded())
+    pasted = (mixed != images).any(dim=1)  # (N, side, side)
     shapes = []
-    for number, (picture, mask) in enumerate(zip(mixed, pasted, strict=True)):
+    for number, (image, mask) in enumerate(zip(mixed, pasted, strict=True)):
         area = int(mask.sum())
         assert own_shares(mixed_targets)[number] == pytest.approx(1 - area / side**2, abs=1e-6)
         assert mixed_targets[number, number - 1] == pytest.approx(area / side**2, abs=1e-6)
@@ -116,17 +114,17 @@ def test_cutmix_pastes_one_rectangle_and_counts_its_pixels() -> None:
             rows, columns = mask.any(dim=1).nonzero().flatten(), mask.any(dim=0).nonzero().flatten()
             assert mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].all()
             assert len(rows) * len(columns) == area
-            assert (picture[:, mask] == pictures[number - 1, 0, 0, 0]).all()
+            assert (image[:, mask] == images[number - 1, 0, 0, 0]).all()
             shapes.append((len(rows), len(columns)))
     assert len(shapes) > 0.9 * count
-    assert len(set(shapes)) > 100, "each picture has a rectangle of its own"
+    assert len(set(shapes)) > 100, "each image has a rectangle of its own"
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
-def test_cutmix_draws_the_rectangles_of_the_paper(alpha: float) -> None:
+def test_cutmix_draws_the_rectangles_of_the_paper(alpha):
     """Algorithm 1 of Yun et al. with numpy: its point and area, cut at the border, in whole pixels."""
-    pictures, targets = torch.zeros(10_000, 1, 64, 64), torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(5_000, 1)
-    _, mixed = mix(pictures, targets, mixup=0.0, cutmix=alpha, generator=seeded(5))
+    images, targets = torch.zeros(10_000, 1, 64, 64), torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(5_000, 1)
+    _, mixed = mix(images, targets, mixup=0.0, cutmix=alpha, generator=seeded(5))
     generator = np.random.default_rng(6)
     half = np.sqrt(1 - generator.beta(alpha, alpha, 200_000)) / 2
     sides = [
@@ -138,26 +136,26 @@ def test_cutmix_draws_the_rectangles_of_the_paper(alpha: float) -> None:
     assert pasted.mean() == pytest.approx(reference.mean(), rel=0.05)
 
 
-def test_with_both_on_a_coin_decides_for_the_whole_batch() -> None:
-    """A plain picture stays plain under mixup; under CutMix of these proportions it has two greys. 100 +- 28 of 200."""
-    pictures, targets = numbered(8, 16)
+def test_with_both_on_a_coin_decides_for_the_whole_batch():
+    """A plain image stays plain under mixup; under CutMix of these proportions it has two greys. 100 +- 28 of 200."""
+    images, targets = numbered(8, 16)
     generator, cut = seeded(), 0
     for _ in range(200):
-        mixed, _ = mix(pictures, targets, mixup=8.0, cutmix=8.0, generator=generator)
+        mixed, _ = mix(images, targets, mixup=8.0, cutmix=8.0, generator=generator)
         plain = mixed.flatten(1).std(dim=1) < 1e-6
         assert plain.all() or not plain.any()
         cut += int(not plain.any())
     assert 72 < cut < 128
 
 
-def test_the_partner_is_always_another_picture() -> None:
+def test_the_partner_is_always_another_image():
     _, mixed = mix(*numbered(16, 4), mixup=8.0, cutmix=0.0, generator=seeded())
     assert (own_shares(mixed) < 1).all()
     assert torch.equal((mixed > 0).float(), torch.eye(16) + torch.eye(16).roll(1, 0))
 
 
 @given(st.integers(2, 12), st.floats(0, 1), st.integers(0, 1000))
-def test_soft_targets_are_torchs_label_smoothing(classes: int, smoothing: float, seed: int) -> None:
+def test_soft_targets_are_torchs_label_smoothing(classes, smoothing, seed):
     logits = torch.randn(6, classes, generator=seeded(seed))
     labels = torch.randint(classes, (6,), generator=seeded(seed))
     targets = soft_targets(labels, classes, smoothing)
@@ -167,7 +165,7 @@ def test_soft_targets_are_torchs_label_smoothing(classes: int, smoothing: float,
     assert torch.allclose(F.cross_entropy(logits, targets), expected, atol=1e-5)
 
 
-def test_soft_targets_by_hand() -> None:
+def test_soft_targets_by_hand():
     """A tenth spread over two classes: 0.05 for each, and 0.9 more for the true one."""
     assert torch.allclose(soft_targets(torch.tensor([1, 0]), 2, 0.1), torch.tensor([[0.05, 0.95], [0.95, 0.05]]))
     assert torch.equal(soft_targets(torch.tensor([1, 0]), 2), torch.tensor([[0.0, 1.0], [1.0, 0.0]]))

@@ -14,15 +14,15 @@ from torchvision.models import ResNet18_Weights, resnet18
 
 from support import free_port
 from toolkit.errors import SettingsError
-from toolkit.training.data.dataset import Part
+from toolkit.training.data.dataset import Subset
 from toolkit.training.device import Device
-from toolkit.training.hyperparameters import Recipe
+from toolkit.training.hyperparameters import Hyperparameters
 from toolkit.training.loop import FitConfig, fit
 from toolkit.training.networks import NETWORKS, build_network, load_weights
 
 
 @pytest.fixture(scope="module")
-def pretrained() -> dict[str, torch.Tensor]:
+def pretrained():
     """Weights of a ResNet-18, with running statistics that are not those of a new one."""
     state = resnet18(weights=None).state_dict()
     generator = torch.Generator().manual_seed(5)
@@ -35,7 +35,7 @@ def pretrained() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def nowhere(tmp_path, monkeypatch):
     """No way out of this machine, and an empty cache, whose folder this is."""
     for name in ("https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
@@ -50,7 +50,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Trap:
     """Makes a folder as soon as it is unpickled."""
 
-    def __reduce__(self) -> tuple[object, tuple[str]]:
+    def __reduce__(self):
         return os.mkdir, ("sprung",)
 
 
@@ -59,38 +59,38 @@ class Trap:
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("size", [16, 33])
-def test_a_network_gives_a_logit_for_each_class(name: str, size: int) -> None:
+def test_a_network_gives_a_logit_for_each_class(name, size):
     network = build_network(name, classes=7, dropout=0.5, state=None)
-    pictures = torch.rand(4, 3, size, size)
-    assert network(pictures).shape == (4, 7)
+    images = torch.rand(4, 3, size, size)
+    assert network(images).shape == (4, 7)
     network.eval()
-    logits = network(pictures)
-    assert torch.equal(logits, network(pictures))  # dropout rests
-    assert torch.allclose(network(pictures[:1]), logits[:1], atol=1e-5)  # a picture's answer is its own
+    logits = network(images)
+    assert torch.equal(logits, network(images))  # dropout rests
+    assert torch.allclose(network(images[:1]), logits[:1], atol=1e-5)  # an image's answer is its own
     assert not torch.allclose(logits[0], logits[1])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_dropout_acts_while_training(name: str) -> None:
+def test_dropout_acts_while_training(name):
     plain, dropped = (build_network(name, classes=3, dropout=share, state=None).train() for share in (0.0, 0.9))
-    pictures = torch.rand(8, 3, 32, 32)
-    assert torch.equal(plain(pictures), plain(pictures))
-    assert not torch.equal(dropped(pictures), dropped(pictures))
+    images = torch.rand(8, 3, 32, 32)
+    assert torch.equal(plain(images), plain(images))
+    assert not torch.equal(dropped(images), dropped(images))
 
 
-def test_an_unknown_network_is_refused_with_those_there_are() -> None:
+def test_an_unknown_network_is_refused_with_those_there_are():
     with pytest.raises(SettingsError, match=r"^there is no network 'resnet8'; there are: resnet18, "):
         build_network("resnet8", 2, 0.0, None)
 
 
-def train_a_little(network: nn.Module) -> None:
+def train_a_little(network):
     generator = np.random.default_rng(0)
-    part = Part(generator.integers(0, 256, (8, 32, 32, 3)).astype(np.uint8), np.arange(8) % 2, np.arange(8))
-    recipe = Recipe(image_size=32, epochs=2, batch_size=4, learning_rate=0.01)
+    part = Subset(generator.integers(0, 256, (8, 32, 32, 3)).astype(np.uint8), np.arange(8) % 2, np.arange(8))
+    recipe = Hyperparameters(image_size=32, epochs=2, batch_size=4, learning_rate=0.01)
     fit(network, part, None, FitConfig(recipe, 0, Device("cpu", torch.float32)))
 
 
-def test_a_frozen_backbone_does_not_change_and_its_head_does(pretrained: dict[str, torch.Tensor]) -> None:
+def test_a_frozen_backbone_does_not_change_and_its_head_does(pretrained):
     network = build_network("resnet18_backbone", 2, 0.2, pretrained)
     before = copy.deepcopy(network.state_dict())
     for name, value in network.backbone.state_dict().items():
@@ -105,7 +105,7 @@ def test_a_frozen_backbone_does_not_change_and_its_head_does(pretrained: dict[st
     ]
 
 
-def test_the_whole_resnet_is_trained_from_the_weights_given(pretrained: dict[str, torch.Tensor]) -> None:
+def test_the_whole_resnet_is_trained_from_the_weights_given(pretrained):
     network = build_network("resnet18", 2, 0.2, pretrained)
     before = copy.deepcopy(network.state_dict())
     assert all(torch.equal(before[name], value) for name, value in pretrained.items() if not name.startswith("fc."))
@@ -117,11 +117,11 @@ def test_the_whole_resnet_is_trained_from_the_weights_given(pretrained: dict[str
 # --- weights ------------------------------------------------------------------------------------
 
 
-def test_none_means_random() -> None:
+def test_none_means_random():
     assert load_weights("none") == (None, "random")
 
 
-def test_a_file_of_a_resnet_18_is_read(tmp_path: Path, pretrained: dict[str, torch.Tensor]) -> None:
+def test_a_file_of_a_resnet_18_is_read(tmp_path, pretrained):
     torch.save(pretrained, tmp_path / "mine.pth")
     state, note = load_weights("mine.pth")
     assert note == f"file mine.pth ({hashlib.sha256(Path('mine.pth').read_bytes()).hexdigest()[:12]})"
@@ -129,7 +129,7 @@ def test_a_file_of_a_resnet_18_is_read(tmp_path: Path, pretrained: dict[str, tor
     assert all(torch.equal(state[name], value) for name, value in pretrained.items() if not name.startswith("fc."))
 
 
-def test_a_file_may_lack_what_torchvisions_own_lacks(tmp_path: Path, pretrained: dict[str, torch.Tensor]) -> None:
+def test_a_file_may_lack_what_torchvisions_own_lacks(tmp_path, pretrained):
     """Its files were written before batch normalisation counted batches; a head of other classes does not matter."""
     old = {name: value for name, value in pretrained.items() if not name.endswith("num_batches_tracked")}
     torch.save({**old, "fc.weight": torch.zeros(21, 512)}, tmp_path / "old.pth")
@@ -138,7 +138,7 @@ def test_a_file_may_lack_what_torchvisions_own_lacks(tmp_path: Path, pretrained:
     assert torch.equal(network.state_dict()["layer4.1.bn2.running_var"], pretrained["layer4.1.bn2.running_var"])
 
 
-def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, pretrained: dict[str, torch.Tensor]) -> None:
+def test_a_file_that_does_not_fit_is_refused(tmp_path, pretrained):
     torch.save({name: value for name, value in pretrained.items() if name != "layer1.0.conv1.weight"}, "short.pth")
     torch.save({**pretrained, "conv1.weight": torch.zeros(64, 1, 7, 7)}, "grey.pth")
     torch.save(nn.Linear(2, 2).state_dict(), "linear.pth")
@@ -152,7 +152,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, pretrained: dict[st
         assert str(caught.value) == f"--weights {name} does not fit a ResNet-18: {key} is missing or misshapen"
 
 
-def test_a_file_that_cannot_be_read_is_refused_and_never_run(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_refused_and_never_run(tmp_path):
     (tmp_path / "trap.pth").write_bytes(pickle.dumps({"conv1.weight": Trap()}))
     torch.save({"conv1.weight": Trap()}, tmp_path / "zip.pth")
     torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
@@ -174,7 +174,7 @@ def test_a_file_that_cannot_be_read_is_refused_and_never_run(tmp_path: Path) -> 
             load_weights(name)
 
 
-def test_without_internet_imagenet_says_what_to_do_and_auto_goes_on(nowhere: Path) -> None:
+def test_without_internet_imagenet_says_what_to_do_and_auto_goes_on(nowhere):
     with pytest.raises(SettingsError) as caught:
         load_weights("imagenet")
     assert str(caught.value).startswith("ImageNet weights cannot be downloaded (")
@@ -184,7 +184,7 @@ def test_without_internet_imagenet_says_what_to_do_and_auto_goes_on(nowhere: Pat
 
 
 @pytest.mark.parametrize("choice", ["auto", "imagenet"])
-def test_imagenets_weights_come_from_the_cache(choice: str, nowhere: Path, pretrained: dict[str, torch.Tensor]) -> None:
+def test_imagenets_weights_come_from_the_cache(choice, nowhere, pretrained):
     torch.save(pretrained, nowhere / Path(ResNet18_Weights.DEFAULT.url).name)
     state, note = load_weights(choice)
     assert note == "imagenet"
@@ -192,7 +192,7 @@ def test_imagenets_weights_come_from_the_cache(choice: str, nowhere: Path, pretr
     assert torch.equal(state["conv1.weight"], pretrained["conv1.weight"])
 
 
-def test_code_in_the_cache_is_not_run(nowhere: Path, tmp_path: Path) -> None:
+def test_code_in_the_cache_is_not_run(nowhere, tmp_path):
     torch.save({"conv1.weight": Trap()}, nowhere / Path(ResNet18_Weights.DEFAULT.url).name)
     with pytest.raises(SettingsError, match=r"^ImageNet weights cannot be downloaded"):
         load_weights("imagenet")

@@ -3,7 +3,6 @@
 import argparse
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +21,24 @@ State = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def state() -> State:
+def state():
     """Of a ResNet-18 with a head for 1,000 classes."""
     return resnet18(weights=None).state_dict()
 
 
 @pytest.fixture(autouse=True)
-def nothing_was_said() -> None:
+def nothing_was_said():
     pretrained_weights._say_once.cache_clear()
 
 
-def behind(prefix: str, state: State) -> State:
+def behind(prefix, state):
     return {prefix + key: value for key, value in state.items()}
 
 
 class Hyperparameters:
     """An object of another tool's own."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.width, self.parent = 3, self
 
 
@@ -50,11 +49,11 @@ class Attributes(dict[str, Any]):
 class Trap:
     """Makes a folder as soon as it is unpickled."""
 
-    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+    def __reduce__(self):
         return shutil.copytree, ("from", "sprung")
 
 
-SAVED: dict[str, Callable[[State], Any]] = {
+SAVED = {
     "state dict": lambda state: state,
     "state_dict": lambda state: {"epoch": 3, "state_dict": state, "optimizer": {"lr": torch.tensor(0.1)}},
     "model_state_dict": lambda state: {"model_state_dict": state, "loss": 0.5},
@@ -79,7 +78,7 @@ SAVED: dict[str, Callable[[State], Any]] = {
 
 
 @pytest.mark.parametrize("saved", SAVED)
-def test_weights_as_other_tools_save_them_are_found(saved: str, state: State) -> None:
+def test_weights_as_other_tools_save_them_are_found(saved, state):
     torch.save(SAVED[saved](state), "w.ckpt")
     found = resnet18_weights(Path("w.ckpt"), state)
     needed = {key for key in state if not key.startswith("fc.")}
@@ -91,7 +90,7 @@ def test_weights_as_other_tools_save_them_are_found(saved: str, state: State) ->
     assert torch.allclose(network.state_dict()["layer4.1.conv2.weight"], state["layer4.1.conv2.weight"], atol=1e-3)
 
 
-def test_a_file_of_safetensors_is_read(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_safetensors_is_read(state, monkeypatch):
     save_file({key: value.contiguous() for key, value in behind("model.", state).items()}, "w.safetensors")
     found = resnet18_weights(Path("w.safetensors"), state)
     assert torch.equal(found["conv1.weight"], state["conv1.weight"])
@@ -100,7 +99,7 @@ def test_a_file_of_safetensors_is_read(state: State, monkeypatch: pytest.MonkeyP
         resnet18_weights(Path("w.safetensors"), state)
 
 
-def test_what_is_left_out_is_said_once(state: State, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_left_out_is_said_once(state, capsys):
     other = {**state, "fc.weight": torch.zeros(21, 512), "fc.bias": torch.zeros(21)}
     torch.save({"state_dict": behind("module.", other)}, "w.pth")
     for _ in range(2):
@@ -110,7 +109,7 @@ def test_what_is_left_out_is_said_once(state: State, capsys: pytest.CaptureFixtu
     )
 
 
-def test_objects_beside_the_weights_are_never_loaded(state: State, tmp_path: Path) -> None:
+def test_objects_beside_the_weights_are_never_loaded(state, tmp_path):
     (tmp_path / "from").mkdir()
     shutil.copytree("from", "sprung")
     shutil.rmtree("sprung")  # the trap would work
@@ -122,7 +121,7 @@ def test_objects_beside_the_weights_are_never_loaded(state: State, tmp_path: Pat
     assert not Path("sprung").exists()
 
 
-REFUSED: dict[str, Callable[[State], Any]] = {
+REFUSED = {
     "holds several networks that fit, behind 'student.' and 'teacher.'; save one of them alone": lambda state: (
         behind("student.", state) | behind("teacher.", state)
     ),
@@ -136,7 +135,7 @@ REFUSED: dict[str, Callable[[State], Any]] = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_does_not_fit_is_refused_with_what_to_do(message: str, state: State) -> None:
+def test_what_does_not_fit_is_refused_with_what_to_do(message, state):
     saved = REFUSED[message]
     torch.save(saved(state), "w.pth")
     with pytest.raises(SettingsError) as caught:

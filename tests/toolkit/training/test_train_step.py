@@ -5,10 +5,7 @@ import io
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, redirect_stdout
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,38 +17,36 @@ from torch import nn
 
 from support.tiny_networks import CPU, MeanColour, colours, elsewhere, fresh, weights
 from toolkit.errors import TrainingError
-from toolkit.training.batches import PictureBatches
-from toolkit.training.data.dataset import Part
+from toolkit.training.batches import ImageBatches
+from toolkit.training.data.dataset import Subset
 from toolkit.training.device import Device
-from toolkit.training.hyperparameters import Recipe
+from toolkit.training.hyperparameters import Hyperparameters
 from toolkit.training.networks import SimpleCNN, build_network
-from toolkit.training.train_step import Learner, exponential_moving_average, schedule
+from toolkit.training.train_step import TrainStep, exponential_moving_average, lr_multiplier
 
 PLAIN = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0}
 SAID = "out of memory: each batch is split into {} and its gradients are added up\n"
 
 
-def learner(
-    network: nn.Module, part: Part | None = None, seed: int = 0, device: Device = CPU, steps: int = 20, **changes: Any
-) -> Learner:
-    recipe = Recipe(**{"image_size": 16, "augmentation": 0, "dropout": 0, "learning_rate": 0.05, **changes})
+def learner(network, part=None, seed=0, device=CPU, steps=20, **changes):
+    recipe = Hyperparameters(**{"image_size": 16, "augmentation": 0, "dropout": 0, "learning_rate": 0.05, **changes})
     part = part or colours(12)
-    return Learner(network, PictureBatches(part, device, recipe.augmentation), recipe, steps, seed, device)
+    return TrainStep(network, ImageBatches(part, device, recipe.augmentation), recipe, steps, seed, device)
 
 
-def step(learner: Learner, number: int = 0, pictures: int = 12) -> tuple[float, int]:
-    """The summed loss and how many were right, of a batch of the first pictures."""
+def step(learner, number=0, images=12):
+    """The summed loss and how many were right, of a batch of the first images."""
     learner.network.train()
-    loss, right = learner.step(number, np.arange(pictures), 16)
+    loss, right = learner.step(number, np.arange(images), 16)
     return loss.item(), int(right)
 
 
-def logits_of(network: nn.Module, part: Part) -> torch.Tensor:
+def logits_of(network, part):
     with torch.no_grad():
-        return network(PictureBatches(part, CPU).plain(np.arange(len(part))))
+        return network(ImageBatches(part, CPU).eval_batch(np.arange(len(part))))
 
 
-def restored(source: Learner, target: Learner) -> Learner:
+def restored(source, target):
     """A learner that is where another was, by way of a file."""
     buffer = io.BytesIO()
     torch.save(source.state(), buffer)
@@ -63,7 +58,7 @@ def restored(source: Learner, target: Learner) -> Learner:
 # --- the loss -----------------------------------------------------------------------------------
 
 
-def test_loss_and_hits_of_a_step_are_those_of_the_weights_before_it() -> None:
+def test_loss_and_hits_of_a_step_are_those_of_the_weights_before_it():
     part, network = colours(12), fresh(MeanColour, 2)
     logits, labels = logits_of(network, part), torch.from_numpy(part.own_labels)
     loss, right = step(learner(network, part))
@@ -71,54 +66,54 @@ def test_loss_and_hits_of_a_step_are_those_of_the_weights_before_it() -> None:
     assert right == (logits.argmax(dim=1) == labels).sum() == 7
 
 
-def test_balanced_weights_by_hand() -> None:
-    """Six pictures of one class and two of another: 8 / (2 x 6) and 8 / (2 x 2), so that each class weighs 4."""
+def test_balanced_weights_by_hand():
+    """Six images of one class and two of another: 8 / (2 x 6) and 8 / (2 x 2), so that each class weighs 4."""
     many = colours(12)
-    part = Part(many.pixels, np.arange(12) % 2, np.array([0, 2, 4, 6, 8, 10, 1, 3]))
+    part = Subset(many.pixels, np.arange(12) % 2, np.array([0, 2, 4, 6, 8, 10, 1, 3]))
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), fresh(nn.Linear, 0, 3, 2))
     logits, labels = logits_of(network, part), torch.tensor([0] * 6 + [1] * 2)
-    loss, _ = step(learner(network, part, class_weights="balanced"), pictures=8)
+    loss, _ = step(learner(network, part, class_weights="balanced"), images=8)
     by_hand = F.cross_entropy(logits, labels, reduction="none") @ torch.tensor([2 / 3] * 6 + [2.0] * 2)
     assert loss == pytest.approx(by_hand.item(), rel=1e-5)
 
 
-def test_a_class_without_a_picture_to_learn_from_does_no_harm() -> None:
+def test_a_class_without_a_image_to_learn_from_does_no_harm():
     many = colours(12)
-    part = Part(many.pixels, many.labels, np.flatnonzero(many.labels != 1))
-    assert math.isfinite(step(learner(fresh(), part, class_weights="balanced"), pictures=len(part))[0])
+    part = Subset(many.pixels, many.labels, np.flatnonzero(many.labels != 1))
+    assert math.isfinite(step(learner(fresh(), part, class_weights="balanced"), images=len(part))[0])
 
 
-def test_label_smoothing_is_torchs_also_with_weights() -> None:
+def test_label_smoothing_is_torchs_also_with_weights():
     many = colours(12)
-    part = Part(many.pixels, many.labels, np.array([0, 3, 6, 9, 1, 2, 4]))
+    part = Subset(many.pixels, many.labels, np.array([0, 3, 6, 9, 1, 2, 4]))
     network = fresh()
     logits, labels = logits_of(network, part), torch.from_numpy(part.own_labels)
     balanced = torch.tensor([7 / (3 * 4), 7 / (3 * 2), 7 / (3 * 1)])
     for name, weight in (("none", None), ("balanced", balanced)):
         expected = F.cross_entropy(logits, labels, weight, reduction="sum", label_smoothing=0.2).item()
-        loss, _ = step(learner(fresh(), part, label_smoothing=0.2, class_weights=name), pictures=7)
+        loss, _ = step(learner(fresh(), part, label_smoothing=0.2, class_weights=name), images=7)
         assert loss == pytest.approx(expected, rel=1e-5), name
 
 
 @pytest.mark.parametrize("way", ["mixup", "cutmix"])
-def test_mixed_pictures_are_learnt_with_mixed_targets(way: str) -> None:
+def test_mixed_images_are_learnt_with_mixed_targets(way):
     """Black is one class and white the other, so the mean grey of a mixture is the share of the second."""
-    seen: list[torch.Tensor] = []
+    seen = []
 
     class Notes(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.head = nn.Linear(3, 2)
 
-        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-            seen.append(pictures.mean(dim=(2, 3)))
+        def forward(self, images):
+            seen.append(images.mean(dim=(2, 3)))
             return self.head(seen[-1])
 
     labels = np.arange(12) % 2
     pixels = np.broadcast_to((255 * labels).astype(np.uint8)[:, None, None, None], (12, 16, 16, 3)).copy()
     network = fresh(Notes)
     before = [value.detach().clone() for value in (network.head.weight, network.head.bias)]
-    loss, _ = step(learner(network, Part(pixels, labels, np.arange(12)), **{way: 1.0}))
+    loss, _ = step(learner(network, Subset(pixels, labels, np.arange(12)), **{way: 1.0}))
     grey = (seen[0] * torch.tensor([0.229, 0.224, 0.225]) + torch.tensor([0.485, 0.456, 0.406])).mean(dim=1)  # (12,)
     assert ((grey > 0.02) & (grey < 0.98)).sum() > 6
     expected = F.cross_entropy(F.linear(seen[0], *before), torch.stack([1 - grey, grey], dim=1), reduction="sum")
@@ -128,7 +123,7 @@ def test_mixed_pictures_are_learnt_with_mixed_targets(way: str) -> None:
 # --- what is drawn ------------------------------------------------------------------------------
 
 
-def drawn(seed: int, number: int, *, before: tuple[int, ...] = ()) -> tuple[torch.Tensor, float]:
+def drawn(seed, number, *, before=()):
     """Weights and loss after one step from the same start, whatever was drawn before."""
     network = fresh(SimpleCNN, 0, 3, 0.5)
     learning = learner(network, seed=seed, augmentation=0.3, mixup=0.5, **PLAIN)
@@ -141,7 +136,7 @@ def drawn(seed: int, number: int, *, before: tuple[int, ...] = ()) -> tuple[torc
     return weights(network), loss
 
 
-def test_what_is_random_in_a_step_depends_on_seed_and_number_alone() -> None:
+def test_what_is_random_in_a_step_depends_on_seed_and_number_alone():
     first = drawn(0, 7)
     again = drawn(0, 7, before=(0, 1, 7, 3))
     assert torch.equal(first[0], again[0])
@@ -152,38 +147,38 @@ def test_what_is_random_in_a_step_depends_on_seed_and_number_alone() -> None:
 # --- steps --------------------------------------------------------------------------------------
 
 
-def test_the_schedule_by_hand() -> None:
+def test_the_schedule_by_hand():
     """20 steps: two to warm up, then a cosine from 1 to a hundredth over 18."""
-    assert [schedule(number, 20) for number in (0, 1, 2)] == [0.5, 1.0, 1.0]
-    assert schedule(11, 20) == pytest.approx((1 + 0.01) / 2)
-    assert schedule(8, 20) == pytest.approx(0.01 + 0.99 * 0.75)  # a third of the way: (1 + cos 60°) / 2
-    assert schedule(20, 20) == schedule(25, 20) == pytest.approx(0.01)
-    assert schedule(0, 1) == 1.0
+    assert [lr_multiplier(number, 20) for number in (0, 1, 2)] == [0.5, 1.0, 1.0]
+    assert lr_multiplier(11, 20) == pytest.approx((1 + 0.01) / 2)
+    assert lr_multiplier(8, 20) == pytest.approx(0.01 + 0.99 * 0.75)  # a third of the way: (1 + cos 60°) / 2
+    assert lr_multiplier(20, 20) == lr_multiplier(25, 20) == pytest.approx(0.01)
+    assert lr_multiplier(0, 1) == 1.0
 
 
-def test_a_step_is_as_long_as_the_schedule_says() -> None:
+def test_a_step_is_as_long_as_the_schedule_says():
     """Plain SGD moves against the gradient of the mean loss by the learning rate of that step."""
     part = colours(12)
     for number in (0, 1, 11):
         network, reference = fresh(), fresh()
         loss = F.cross_entropy(
-            reference(PictureBatches(part, CPU).plain(part.indices)), torch.from_numpy(part.own_labels)
+            reference(ImageBatches(part, CPU).eval_batch(part.indices)), torch.from_numpy(part.own_labels)
         )
         loss.backward()
         learning = learner(network, part, **PLAIN)
         step(learning, number)
-        rate = 0.05 * schedule(number, 20)
+        rate = 0.05 * lr_multiplier(number, 20)
         assert learning.learning_rate(number) == rate
         for moved, start in zip(network.parameters(), reference.parameters(), strict=True):
             assert torch.allclose(moved, start - rate * start.grad, atol=1e-6)
 
 
-def test_one_bad_batch_cannot_throw_the_weights_away() -> None:
+def test_one_bad_batch_cannot_throw_the_weights_away():
     """The gradient is cut to a norm of 5, which is how far plain SGD moves at a learning rate of 1."""
 
     class Loud(MeanColour):
-        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-            return super().forward(1000 * pictures)
+        def forward(self, images):
+            return super().forward(1000 * images)
 
     network = fresh(Loud)
     before = weights(network)
@@ -192,7 +187,7 @@ def test_one_bad_batch_cannot_throw_the_weights_away() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_weight_decay_pulls_the_weights_towards_zero(optimizer: str) -> None:
+def test_weight_decay_pulls_the_weights_towards_zero(optimizer):
     norms = []
     for decay in (0.0, 1.0):
         network = fresh()
@@ -203,7 +198,7 @@ def test_weight_decay_pulls_the_weights_towards_zero(optimizer: str) -> None:
     assert norms[1] < 0.8 * norms[0]
 
 
-def test_momentum_keeps_a_share_of_the_last_step() -> None:
+def test_momentum_keeps_a_share_of_the_last_step():
     """SGD without and with momentum part after the second step and not before."""
     networks = [fresh(), fresh()]
     learners = [
@@ -220,7 +215,7 @@ def test_momentum_keeps_a_share_of_the_last_step() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_state_from_a_file_goes_on_bit_for_bit(optimizer: str) -> None:
+def test_a_state_from_a_file_goes_on_bit_for_bit(optimizer):
     changes = {"optimizer": optimizer, "ema": 0.9, "augmentation": 0.3, "mixup": 0.5}
     whole = learner(fresh(SimpleCNN, 0, 3, 0.3), **changes)
     for number in range(3):
@@ -228,26 +223,26 @@ def test_a_state_from_a_file_goes_on_bit_for_bit(optimizer: str) -> None:
     taken_up = restored(whole, learner(fresh(SimpleCNN, 1, 3, 0.3), **changes))
     assert [step(whole, number) for number in (3, 4)] == [step(taken_up, number) for number in (3, 4)]
     assert torch.equal(weights(whole.network), weights(taken_up.network))
-    assert torch.equal(weights(whole.judged), weights(taken_up.judged))
+    assert torch.equal(weights(whole.eval_network), weights(taken_up.eval_network))
 
 
 # --- the average of the weights -----------------------------------------------------------------
 
 
-def test_the_average_by_hand_over_three_steps() -> None:
+def test_the_average_by_hand_over_three_steps():
     """It begins with the weights after the first step; then decay 2 / 11, then 0.2 at most instead of 3 / 12."""
     network = fresh()
-    learning = learner(network, ema=0.2)
+    learning = learner(network, ema_decay=0.2)
     expected = weights(network)
     for number, decay in enumerate((0, 2 / 11, 0.2)):
         step(learning, number)
         expected = decay * expected + (1 - decay) * weights(network)
-        assert torch.allclose(weights(learning.judged), expected, atol=1e-6)
-    assert learning.judged is not network
-    assert not torch.equal(weights(learning.judged), weights(network))
+        assert torch.allclose(weights(learning.eval_network), expected, atol=1e-6)
+    assert learning.eval_network is not network
+    assert not torch.equal(weights(learning.eval_network), weights(network))
 
 
-def test_statistics_are_averaged_and_counters_copied() -> None:
+def test_statistics_are_averaged_and_counters_copied():
     network = nn.BatchNorm2d(2)
     average = exponential_moving_average(network, 0.5)
     average.update_parameters(network)
@@ -259,43 +254,41 @@ def test_statistics_are_averaged_and_counters_copied() -> None:
     assert not any(weight.requires_grad for weight in average.module.parameters())
 
 
-def test_without_an_average_the_network_itself_is_judged() -> None:
+def test_without_an_average_the_network_itself_is_judged():
     network = fresh()
-    assert learner(network).judged is network
+    assert learner(network).eval_network is network
 
 
 # --- memory -------------------------------------------------------------------------------------
 
 
-def of_cuda() -> None:
+def of_cuda():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-def of_python() -> None:
+def of_python():
     raise MemoryError
 
 
-def of_the_cpu() -> None:
+def of_the_cpu():
     torch.empty(2**50)  # more than addresses there are: torch's allocator refuses in its own words
 
 
 class Greedy(MeanColour):
-    """Runs out of memory with more than ``limit`` pictures."""
+    """Runs out of memory with more than ``limit`` images."""
 
-    def __init__(self, limit: int, exhaust: Callable[[], None] = of_cuda) -> None:
+    def __init__(self, limit, exhaust=of_cuda):
         super().__init__()
         self.limit, self.exhaust = limit, exhaust
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        if len(pictures) > self.limit:
+    def forward(self, images):
+        if len(images) > self.limit:
             self.exhaust()
-        return super().forward(pictures)
+        return super().forward(images)
 
 
 @pytest.mark.parametrize("exhaust", [of_cuda, of_python, of_the_cpu])
-def test_a_batch_is_halved_until_it_fits_and_learnt_as_a_whole(
-    exhaust: Callable[[], None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_batch_is_halved_until_it_fits_and_learnt_as_a_whole(exhaust, capsys):
     changes = {"label_smoothing": 0.1, "class_weights": "balanced", **PLAIN}
     whole, split = fresh(MeanColour, 2), fresh(Greedy, 2, 3, exhaust)
     expected = step(learner(whole, **changes))
@@ -313,28 +306,28 @@ def test_a_batch_is_halved_until_it_fits_and_learnt_as_a_whole(
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 30), st.integers(3, 30))
-def test_no_piece_has_a_single_picture_and_each_is_counted_once(pictures: int, limit: int) -> None:
-    """With room for three pictures any batch can be cut into pieces of two or three."""
+def test_no_piece_has_a_single_image_and_each_is_counted_once(images, limit):
+    """With room for three images any batch can be cut into pieces of two or three."""
     whole, split = fresh(MeanColour, 2), fresh(Greedy, 2, limit)
     part = colours(30)
-    expected = step(learner(whole, part, **PLAIN), pictures=pictures)
-    loss, right = step(learner(split, part, **PLAIN), pictures=pictures)
-    assert sum(split.batches) == pictures
+    expected = step(learner(whole, part, **PLAIN), images=images)
+    loss, right = step(learner(split, part, **PLAIN), images=images)
+    assert sum(split.batches) == images
     assert min(split.batches) >= 2
     assert loss == pytest.approx(expected[0], rel=1e-5)
     assert right == expected[1]
     assert torch.allclose(weights(split), weights(whole), atol=1e-6)
 
 
-@pytest.mark.parametrize("pictures", [2, 3, 12])
-def test_when_two_pictures_do_not_fit_it_says_what_to_lower(pictures: int) -> None:
-    message = rf"^a batch of {pictures} pictures does not fit into memory; lower --batch-size or --image-size$"
+@pytest.mark.parametrize("images", [2, 3, 12])
+def test_when_two_images_do_not_fit_it_says_what_to_lower(images):
+    message = rf"^a batch of {images} images does not fit into memory; lower --batch-size or --image-size$"
     with pytest.raises(TrainingError, match=message):
-        step(learner(fresh(Greedy, 0, 1)), pictures=pictures)
+        step(learner(fresh(Greedy, 0, 1)), images=images)
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
-    def exhaust() -> None:
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    def exhaust():
         raise RuntimeError("the backward pass of a network is wrong")
 
     with pytest.raises(RuntimeError, match=r"^the backward pass of a network is wrong$"):
@@ -347,7 +340,7 @@ COMPILED = Device("cpu", torch.float32, compiled=True)
 
 
 @pytest.fixture
-def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+def compiler(tmp_path, monkeypatch):
     """A function that sets what inductor calls to compile C++; nothing that was compiled before is found again."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     from torch._inductor import config  # makes that folder when it is imported
@@ -358,7 +351,7 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
         yield lambda path: stack.enter_context(config.patch({**quick, "cpp.cxx": (None, path)}))
 
 
-def test_what_lies_in_memory_does_not_come_into_a_gradient() -> None:
+def test_what_lies_in_memory_does_not_come_into_a_gradient():
     """ResNet-18 at its smallest: there, bfloat16 weight gradients are not all written."""
     found = []
     for junk in (float("nan"), 1e9, 0.0, float("nan")):
@@ -367,15 +360,13 @@ def test_what_lies_in_memory_does_not_come_into_a_gradient() -> None:
         for _ in range(3):
             dirty = [torch.full((2**power,), junk, dtype=torch.bfloat16) for power in range(6, 22)]
             del dirty
-        step(one, pictures=30)
+        step(one, images=30)
         found.append(weights(network))
     assert all(values.isfinite().all() and torch.equal(values, found[0]) for values in found)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-def test_a_compiled_network_learns_the_same(
-    compiler: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_compiled_network_learns_the_same(compiler, tmp_path, capsys):
     compiler("g++")
     plain, compiled = fresh(), fresh()
     expected = [step(learner(plain, **PLAIN), number) for number in range(3)]
@@ -390,9 +381,7 @@ def test_a_compiled_network_learns_the_same(
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("works_for", [0, 1])
-def test_a_network_that_cannot_be_compiled_learns_as_it_is(
-    works_for: int, compiler: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_network_that_cannot_be_compiled_learns_as_it_is(works_for, compiler, tmp_path, capsys):
     """A compiler that breaks at once, or after the forward pass, so that the gradients are what cannot be compiled."""
     script = tmp_path / "breaks"
     script.write_text(
@@ -415,9 +404,7 @@ def test_a_network_that_cannot_be_compiled_learns_as_it_is(
     assert capsys.readouterr().out == said
 
 
-def test_without_a_compiler_it_learns_all_the_same(
-    compiler: Callable[[str], None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_compiler_it_learns_all_the_same(compiler, capsys):
     compiler("/bin/false")
     network = fresh()
     step(learner(network, device=COMPILED))
@@ -428,7 +415,7 @@ def test_without_a_compiler_it_learns_all_the_same(
     assert said.count("\n") == 1
 
 
-def learn_without_a_folder(folder: Path) -> tuple[list[int], str]:
+def learn_without_a_folder(folder):
 
     importlib.import_module("torch._dynamo")  # which makes its own folder when it is imported
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
@@ -438,7 +425,7 @@ def learn_without_a_folder(folder: Path) -> tuple[list[int], str]:
     return network.batches, said.getvalue()
 
 
-def test_where_compiled_code_cannot_be_kept_it_learns_all_the_same(tmp_path: Path) -> None:
+def test_where_compiled_code_cannot_be_kept_it_learns_all_the_same(tmp_path):
     (tmp_path / "file").write_text("no folder can be made below")
     batches, said = elsewhere(learn_without_a_folder, tmp_path / "file" / "folder")
     assert batches == [12]

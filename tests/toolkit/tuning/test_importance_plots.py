@@ -1,20 +1,18 @@
 """What decides comes out on top, what does not stays near zero, and every setting has its place."""
 
 import io
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.tuning.importance_plots import FEWEST, importance_picture, importances, place
-from toolkit.tuning.space import FULL, QUICK, Choice, Dimension, Integers, LogUniform, Space, Uniform
+from toolkit.tuning.importance_plots import MIN_TRIALS, importance_plot, importances, place
+from toolkit.tuning.space import FULL, QUICK, Choice, Integers, LogUniform, Uniform
 from toolkit.tuning.trial import Fold, Trial
 
-SMALL: Space = {
+SMALL = {
     "learning_rate": LogUniform(1e-5, 1e-3),
     "optimizer": Choice(("adam", "sgd")),
     "momentum": Uniform(0.9, 0.98),
@@ -23,12 +21,12 @@ SMALL: Space = {
 }
 
 
-def trial(number: int, settings: dict[str, Any], *accuracies: float, state: str = "complete") -> Trial:
+def trial(number, settings, *accuracies, state="complete"):
     folds = tuple(Fold(({"epoch": 1, "val_accuracy": accuracy},), 1, 1.0, 100) for accuracy in accuracies)
     return Trial(number, settings, state, folds)
 
 
-def sample(space: Space, random: np.random.Generator) -> dict[str, Any]:
+def sample(space, random):
     """A point of the space, with momentum only under sgd."""
     point = {}
     for name, dimension in space.items():
@@ -43,9 +41,7 @@ def sample(space: Space, random: np.random.Generator) -> dict[str, Any]:
     return {name: value for name, value in point.items() if name != "momentum" or point["optimizer"] == "sgd"}
 
 
-def study(
-    count: int, space: Space, accuracy: Callable[[dict[str, Any], np.random.Generator], float], seed: int = 0
-) -> list[Trial]:
+def study(count, space, accuracy, seed=0):
     """Random points of the space; one in four was cut after a fold, and one in ten of the others failed."""
     random = np.random.default_rng(seed)
     trials = []
@@ -57,16 +53,16 @@ def study(
     return trials
 
 
-def noise(_: dict[str, Any], random: np.random.Generator) -> float:
+def noise(_, random):
     return float(random.uniform(0.7, 0.9))
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "batch_size", "epochs", "optimizer", "momentum"])
-def test_what_alone_decides_comes_out_on_top(name: str) -> None:
+def test_what_alone_decides_comes_out_on_top(name):
     """Beside four that do nothing, with a little noise."""
     space = {**SMALL, "batch_size": Choice((16, 32, 64, 128))}
 
-    def accuracy(point: dict[str, Any], random: np.random.Generator) -> float:
+    def accuracy(point, random):
         where = place(space[name], point.get(name, 0.94))
         return float(0.6 + 0.3 * where + random.normal(0, 0.01))
 
@@ -75,26 +71,26 @@ def test_what_alone_decides_comes_out_on_top(name: str) -> None:
     assert most > 5 * max(abs(mean) for _, (mean, _) in others)
 
 
-def test_an_accuracy_that_never_changes_depends_on_nothing() -> None:
+def test_an_accuracy_that_never_changes_depends_on_nothing():
     found = importances(study(40, SMALL, lambda *_: 0.9), SMALL)
     assert set(found) == {"learning_rate", "optimizer", "momentum", "epochs"}
     assert np.allclose(list(found.values()), 0, atol=1e-12)
 
 
-def test_chance_depends_on_nothing_either() -> None:
+def test_chance_depends_on_nothing_either():
     """Trees learn chance by heart; on trials that they have not seen it is no help. A mean error of noise is 0.05."""
     for seed in range(2):
         found = importances(study(60, SMALL, noise, seed), SMALL)
         assert all(abs(mean) < 0.01 for mean, _ in found.values())
 
 
-def test_the_same_trials_give_the_same() -> None:
+def test_the_same_trials_give_the_same():
     trials = study(20, SMALL, noise)
     assert importances(trials, SMALL) == importances(trials, SMALL)
 
 
 @pytest.mark.parametrize(("state", "least", "most"), [("cut", 0.1, 0.5), ("failed", 0, 1e-12)])
-def test_cut_trials_count_and_failed_ones_do_not(state: str, least: float, most: float) -> None:
+def test_cut_trials_count_and_failed_ones_do_not(state, least, most):
     """All that learned slowly ended early, with 0.5 instead of 0.9."""
     slow = [trial(n, {"learning_rate": 10 ** (-5 + n / 10)}, 0.5, state=state) for n in range(10)]
     fast = [trial(n, {"learning_rate": 10 ** (-5 + n / 10)}, 0.9) for n in range(10, 20)]
@@ -102,20 +98,20 @@ def test_cut_trials_count_and_failed_ones_do_not(state: str, least: float, most:
     assert least <= mean <= most
 
 
-def test_too_few_trials_have_no_importances_and_the_picture_says_so() -> None:
-    trials = [trial(n, sample(SMALL, np.random.default_rng(n)), 0.5 + n / 100) for n in range(FEWEST)]
+def test_too_few_trials_have_no_importances_and_the_image_says_so():
+    trials = [trial(n, sample(SMALL, np.random.default_rng(n)), 0.5 + n / 100) for n in range(MIN_TRIALS)]
     assert importances(trials[1:], SMALL) == {}
     assert set(importances(trials, SMALL)) == {"learning_rate", "optimizer", "momentum", "epochs"}
-    few = importance_picture([*trials[1:], trial(FEWEST, {}, 0.9, state="failed")], SMALL)
+    few = importance_plot([*trials[1:], trial(MIN_TRIALS, {}, 0.9, state="failed")], SMALL)
     assert [text.get_text() for text in few.texts] == [
         "importances need at least 8 trials with an accuracy, and there are 7"
     ]
 
 
-def test_the_importance_picture_has_a_bar_for_each_hyperparameter_the_highest_on_top() -> None:
+def test_the_importance_image_has_a_bar_for_each_hyperparameter_the_highest_on_top():
     trials = study(40, SMALL, lambda point, _: point["epochs"] / 50)
     found = importances(trials, SMALL)
-    figure = importance_picture(trials, SMALL)
+    figure = importance_plot(trials, SMALL)
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == [name.replace("_", " ") for name in found]
     assert axes.get_yticklabels()[0].get_text() == "epochs"
@@ -132,15 +128,15 @@ def test_the_importance_picture_has_a_bar_for_each_hyperparameter_the_highest_on
 
 
 @pytest.mark.parametrize(("count", "space"), [(1, SMALL), (2, SMALL), (300, FULL), (6, QUICK)])
-def test_a_study_of_any_size_can_be_drawn(count: int, space: Space) -> None:
+def test_a_study_of_any_size_can_be_drawn(count, space):
     buffer = io.BytesIO()
-    importance_picture(study(count, space, noise), space).savefig(buffer, format="png", dpi=50)
+    importance_plot(study(count, space, noise), space).savefig(buffer, format="png", dpi=50)
     assert buffer.getvalue().startswith(b"\x89PNG")
 
 
-def test_a_space_with_nothing_to_vary_has_no_importances() -> None:
-    trials = [trial(n, {"image_size": 32}, 0.5 + n / 100) for n in range(FEWEST)]
-    figure = importance_picture(trials, {"image_size": Choice((32,))})
+def test_a_space_with_nothing_to_vary_has_no_importances():
+    trials = [trial(n, {"image_size": 32}, 0.5 + n / 100) for n in range(MIN_TRIALS)]
+    figure = importance_plot(trials, {"image_size": Choice((32,))})
     assert [text.get_text() for text in figure.texts] == ["no hyperparameter varies"]
 
 
@@ -154,18 +150,18 @@ def test_a_space_with_nothing_to_vary_has_no_importances() -> None:
         (Integers(10, 50), 40, 0.75),
     ],
 )
-def test_a_value_has_its_place(dimension: Dimension, value: Any, where: float) -> None:
+def test_a_value_has_its_place(dimension, value, where):
     assert place(dimension, value) == pytest.approx(where)
 
 
 @pytest.mark.parametrize("dimension", SMALL.values(), ids=SMALL.keys())
-def test_what_is_missing_or_no_option_has_no_place(dimension: Dimension) -> None:
+def test_what_is_missing_or_no_option_has_no_place(dimension):
     assert np.isnan(place(dimension, None))
     assert np.isnan(place(Choice((16, 32)), 64))
 
 
 @given(st.floats(1e-8, 1e3), st.floats(1.1, 1e6), st.lists(st.floats(0, 1), min_size=2))
-def test_places_go_from_0_to_1_in_the_order_of_values(low: float, factor: float, shares: list[float]) -> None:
+def test_places_go_from_0_to_1_in_the_order_of_values(low, factor, shares):
     for dimension in (Uniform(low, low * factor), LogUniform(low, low * factor)):
         assert (place(dimension, low), place(dimension, low * factor)) == (0, pytest.approx(1))
         places = [place(dimension, min(low * factor**share, low * factor)) for share in sorted(shares)]

@@ -5,10 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -24,12 +21,12 @@ ENTRIES = [{"asked": {"number": 0}}, {"told": {"number": 0, "state": "complete"}
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path):
     return tmp_path / "studies" / "digits-1" / "journal.jsonl"
 
 
 @pytest.fixture
-def written(path: Path) -> Path:
+def written(path):
     """A journal with three entries, closed."""
     with Journal(path, ABOUT) as journal:
         for entry in ENTRIES:
@@ -37,7 +34,7 @@ def written(path: Path) -> Path:
     return path
 
 
-def entries_of(path: Path) -> list[dict[str, Any]]:
+def entries_of(path):
     """What a process that opens it finds."""
     with Journal(path) as journal:
         return journal.entries
@@ -46,7 +43,7 @@ def entries_of(path: Path) -> list[dict[str, Any]]:
 # --- what is written comes back -----------------------------------------------------------------
 
 
-def test_what_is_appended_comes_back_in_order(written: Path) -> None:
+def test_what_is_appended_comes_back_in_order(written):
     with Journal(written) as journal:
         assert (journal.about, journal.entries) == (ABOUT, ENTRIES)
         journal.append({"more": [1, 2]})
@@ -54,13 +51,13 @@ def test_what_is_appended_comes_back_in_order(written: Path) -> None:
     assert read_journal(written) == (ABOUT, [*ENTRIES, {"more": [1, 2]}])
 
 
-def test_it_is_lines_of_json_that_other_programs_read(written: Path) -> None:
+def test_it_is_lines_of_json_that_other_programs_read(written):
     content = written.read_bytes()
     assert content.isascii()
     assert [json.loads(line) for line in content.splitlines()] == [{"format": 1, "about": ABOUT}, *ENTRIES]
 
 
-def test_it_begins_in_folders_that_it_makes_and_leaves_no_litter(written: Path) -> None:
+def test_it_begins_in_folders_that_it_makes_and_leaves_no_litter(written):
     assert sorted(entry.name for entry in written.parent.iterdir()) == ["journal.jsonl", "journal.lock"]
 
 
@@ -73,9 +70,7 @@ VALUES = st.recursive(
 
 @budget(max_examples=40, deadline=None)
 @given(about=st.dictionaries(st.text(), VALUES), entries=st.lists(st.dictionaries(st.text(), VALUES), max_size=4))
-def test_any_plain_values_come_back(
-    about: dict[str, Any], entries: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_any_plain_values_come_back(about, entries, tmp_path_factory):
     """Numbers to the last digit, and whatever a text may hold."""
     path = tmp_path_factory.mktemp("any") / "journal.jsonl"
     with Journal(path, about) as journal:
@@ -88,7 +83,7 @@ def test_any_plain_values_come_back(
 # --- a process ends at any moment ---------------------------------------------------------------
 
 
-def test_a_last_line_torn_at_any_byte_is_taken_away_and_the_rest_is_kept(written: Path) -> None:
+def test_a_last_line_torn_at_any_byte_is_taken_away_and_the_rest_is_kept(written):
     whole = written.read_bytes()
     last = whole.rfind(b"\n", 0, -1) + 1
     for length in range(last, len(whole)):
@@ -115,11 +110,11 @@ with Journal(Path(sys.argv[1])) as journal:
 """
 
 
-def process(script: str, path: Path) -> subprocess.Popen[str]:
+def process(script, path):
     return subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True)
 
 
-def test_kill_9_loses_nothing_that_was_written(path: Path) -> None:
+def test_kill_9_loses_nothing_that_was_written(path):
     """A process says the number of each entry after it was written, and is killed in the middle of its work."""
     Journal(path, ABOUT).close()
     told = -1
@@ -136,12 +131,12 @@ def test_kill_9_loses_nothing_that_was_written(path: Path) -> None:
         assert told + 1 <= len(numbers) <= told + 2, "one more may have been written and not been told of"
 
 
-def test_an_entry_is_on_disk_when_append_returns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_is_on_disk_when_append_returns(path, monkeypatch):
     """All of it was in the file when the system was last asked to have the file on disk."""
-    on_disk: list[tuple[int, int]] = []
+    on_disk = []
     sync = os.fsync
 
-    def noting(handle: int) -> None:
+    def noting(handle):
         sync(handle)
         on_disk.append((os.fstat(handle).st_ino, os.fstat(handle).st_size))
 
@@ -172,7 +167,7 @@ with Journal(Path(sys.argv[1])) as journal:
 """
 
 
-def test_the_second_of_two_processes_is_refused_in_one_line_and_may_read(written: Path) -> None:
+def test_the_second_of_two_processes_is_refused_in_one_line_and_may_read(written):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(written)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -189,7 +184,7 @@ def test_the_second_of_two_processes_is_refused_in_one_line_and_may_read(written
     assert entries_of(written) == [*ENTRIES, {"mine": True}]
 
 
-def test_what_could_not_be_opened_is_not_held(written: Path) -> None:
+def test_what_could_not_be_opened_is_not_held(written):
     """Or who corrects a mistake would wait for himself."""
     whole = written.read_bytes()
     written.write_bytes(b"[]\n" + whole)
@@ -204,7 +199,7 @@ def test_what_could_not_be_opened_is_not_held(written: Path) -> None:
 # --- what there must be, and what not -----------------------------------------------------------
 
 
-def test_one_that_is_there_is_not_begun_again(written: Path) -> None:
+def test_one_that_is_there_is_not_begun_again(written):
     before = written.read_bytes()
     with pytest.raises(SettingsError) as caught:
         Journal(written, {"seed": 1})
@@ -212,7 +207,7 @@ def test_one_that_is_there_is_not_begun_again(written: Path) -> None:
     assert written.read_bytes() == before
 
 
-def test_one_that_is_not_there_is_not_opened(path: Path, tmp_path: Path) -> None:
+def test_one_that_is_not_there_is_not_opened(path, tmp_path):
     for missing in (path, tmp_path):
         with pytest.raises(SettingsError) as caught:
             Journal(missing)
@@ -247,9 +242,7 @@ FIRST = b'{"format": 1, "about": {}}\n'
         (FIRST + b"1" * 5_000 + b"\n", "line 2 is broken"),
     ],
 )
-def test_what_is_no_whole_journal_is_refused_in_one_line_and_left_alone(
-    content: bytes, reason: str, tmp_path: Path
-) -> None:
+def test_what_is_no_whole_journal_is_refused_in_one_line_and_left_alone(content, reason, tmp_path):
     path = tmp_path / "journal.jsonl"
     path.write_bytes(content)
     for look in (Journal, read_journal):
@@ -259,7 +252,7 @@ def test_what_is_no_whole_journal_is_refused_in_one_line_and_left_alone(
     assert path.read_bytes() == content
 
 
-def test_what_cannot_be_read_at_all_says_why(tmp_path: Path) -> None:
+def test_what_cannot_be_read_at_all_says_why(tmp_path):
     for path, reason in (
         (tmp_path, "Is a directory"),
         (tmp_path / "missing", "No such file or directory"),
@@ -273,7 +266,7 @@ def test_what_cannot_be_read_at_all_says_why(tmp_path: Path) -> None:
 # --- what cannot be written ---------------------------------------------------------------------
 
 
-def test_a_place_where_nothing_can_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_place_where_nothing_can_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("taken")
     (tmp_path / "busy" / "journal.lock").mkdir(parents=True)
     (tmp_path / "half" / "journal.partial").mkdir(parents=True)
@@ -287,7 +280,7 @@ def test_a_place_where_nothing_can_be_written_is_one_line(tmp_path: Path) -> Non
             Journal(tmp_path / ("x" * 300) / "journal.jsonl", about)
 
 
-def test_a_full_disk_is_one_line_and_costs_no_entry(written: Path) -> None:
+def test_a_full_disk_is_one_line_and_costs_no_entry(written):
     """Half of the line fits. When there is room again the journal goes on, with whole lines only."""
     before = written.read_bytes()
     with Journal(written) as journal:
@@ -301,7 +294,7 @@ def test_a_full_disk_is_one_line_and_costs_no_entry(written: Path) -> None:
     assert entries_of(written) == [*ENTRIES, {"room": "again"}]
 
 
-def test_a_disk_that_stays_full_is_said_once(written: Path) -> None:
+def test_a_disk_that_stays_full_is_said_once(written):
     """To close the journal tries nothing again, and lets it go."""
     with (
         full_disk(written.stat().st_size),
@@ -312,7 +305,7 @@ def test_a_disk_that_stays_full_is_said_once(written: Path) -> None:
     assert entries_of(written) == ENTRIES
 
 
-def test_on_a_full_disk_none_is_begun(path: Path) -> None:
+def test_on_a_full_disk_none_is_begun(path):
     with full_disk(50), pytest.raises(DataError) as caught:
         Journal(path, {"padding": "x" * 1_000})
     assert str(caught.value) == f"the journal {path} cannot be written: File too large"
@@ -321,7 +314,7 @@ def test_on_a_full_disk_none_is_begun(path: Path) -> None:
     assert read_journal(path) == (ABOUT, [])
 
 
-def test_a_file_is_replaced_by_a_whole_one_or_not_at_all(tmp_path: Path) -> None:
+def test_a_file_is_replaced_by_a_whole_one_or_not_at_all(tmp_path):
     path = tmp_path / "file.npy"
     write_whole(path, b"first")
     (tmp_path / "file.partial").write_bytes(b"what a killed process left behind")
@@ -332,7 +325,7 @@ def test_a_file_is_replaced_by_a_whole_one_or_not_at_all(tmp_path: Path) -> None
 
 
 @contextmanager
-def nobody() -> Iterator[None]:
+def nobody():
     """Root may read and write everywhere: be somebody else for a while."""
     before = os.geteuid()
     if before == 0:
@@ -343,7 +336,7 @@ def nobody() -> Iterator[None]:
         os.seteuid(before)
 
 
-def test_a_folder_that_is_closed_to_us_is_one_line(written: Path) -> None:
+def test_a_folder_that_is_closed_to_us_is_one_line(written):
     written.parent.chmod(0)
     try:
         with nobody():

@@ -5,51 +5,50 @@ import json
 import math
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import chdir, closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 from torch import nn
 
-from support import COLOURS, colour_picture
+from support import COLOURS, colour_image
 from support.mlflow_stores import Clock, file_of
 from toolkit.errors import TrackingError
-from toolkit.tracking.connection import RETRY_SECONDS, MlflowClient, connect
+from toolkit.tracking.connection import RETRY_SECONDS, connect
 from toolkit.tracking.run import Run
 from toolkit.training.data.cache import decode
 from toolkit.training.data.catalogue import open_catalogue
-from toolkit.training.data.dataset import Data
+from toolkit.training.data.dataset import TrainingData
 from toolkit.training.data.splits import split
-from toolkit.training.hyperparameters import Recipe
-from toolkit.training.loop import Epoch, Fitted
+from toolkit.training.hyperparameters import Hyperparameters
+from toolkit.training.loop import EpochMetrics, FitResult
 from toolkit.training.results.run_logging import log_folds
-from toolkit.tuning.mlflow_logger import Mirror, log_study
+from toolkit.tuning.mlflow_logger import StudyLogger, log_study
 from toolkit.tuning.space import FULL
 from toolkit.tuning.study import Proposal, Study
 from toolkit.tuning.trial import Fold, Trial
 
 SEED = 5
 NUMBERS = itertools.count()
-SETTINGS: Mapping[str, Any] = {"model_type": "simple_cnn", "epochs": 3, "learning_rate": 0.001, "dropout": 0.25}
+SETTINGS = {"model_type": "simple_cnn", "epochs": 3, "learning_rate": 0.001, "dropout": 0.25}
 
 GONE = "MLflow does not answer; the search goes on, and what MLflow has not got yet is kept for later"
 BACK = "MLflow answers again; what was kept for it has been sent"
 
 
-def fold(*curve: float) -> Fold:
+def fold(*curve):
     epochs = tuple(
-        asdict(Epoch(number, 0.5, 0.75, 0.25, accuracy, 1e-3, 20.0, 30.0, 2.0, 100.0))
+        asdict(EpochMetrics(number, 0.5, 0.75, 0.25, accuracy, 1e-3, 20.0, 30.0, 2.0, 100.0))
         for number, accuracy in enumerate(curve, 1)
     )
     return Fold(epochs, 1 + curve.index(max(curve)), 2.0 * len(curve), 80 * len(curve))
 
 
-def trial(number: int, *folds: Fold, state: str = "complete", reason: str = "") -> Trial:
+def trial(number, *folds, state="complete", reason=""):
     return Trial(number, {**SETTINGS, "epochs": number + 1}, state, folds, 9.0, reason)
 
 
@@ -65,75 +64,75 @@ TRIALS = (
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
+def client(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
     with chdir(folder):  # where MLflow then keeps files
         yield connect(f"sqlite:///{folder}/mlflow.db")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
-    folder = tmp_path_factory.mktemp("pictures")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
     for (index, colour), part in itertools.product(enumerate(COLOURS), ("train", "test")):
         (folder / part / colour).mkdir(parents=True)
-        (folder / part / colour / "a.png").write_bytes(colour_picture(colour, 10 * index + (part == "test"), 16))
-    pictures = decode(open_catalogue(str(folder)), 16, progress=False)
-    return Data(pictures, split(pictures.catalogue, 0.15), None, "random")
+        (folder / part / colour / "a.png").write_bytes(colour_image(colour, 10 * index + (part == "test"), 16))
+    images = decode(open_catalogue(str(folder)), 16, progress=False)
+    return TrainingData(images, split(images.catalogue, 0.15), None, "random")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_git() -> Iterator[None]:
+def _no_git():
     """Each run asks for the version of the code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", "")
         yield
 
 
-MakeLogger = Callable[..., Mirror]
+MakeLogger = Callable[..., StudyLogger]
 
 
 @pytest.fixture
-def study(client: MlflowClient) -> Run:
+def study(client):
     return Run(client, f"study {next(NUMBERS)}", role="study", name="digits-1")
 
 
 @pytest.fixture(scope="module")
-def make_logger(data: Data) -> MakeLogger:
+def make_logger(data):
     """A function that begins to show a study's trials, as each process does that searches."""
 
-    def log_fold(run: Run, settings: Mapping[str, Any], number: int, fold: Fold) -> None:
-        history = [Epoch(**epoch) for epoch in fold.epochs]
-        fitted = Fitted(nn.Identity(), history, fold.best_epoch, fold.accuracy, seconds=fold.seconds)
-        log_folds(run, Recipe(**settings), data, SEED, aloud=False)(number, fitted)
+    def log_fold(run, settings, number, fold):
+        history = [EpochMetrics(**epoch) for epoch in fold.epochs]
+        fitted = FitResult(nn.Identity(), history, fold.best_epoch, fold.accuracy, seconds=fold.seconds)
+        log_folds(run, Hyperparameters(**settings), data, SEED, aloud=False)(number, fitted)
 
-    def make_logger(study: Run, clock: Callable[[], float] | None = None) -> Mirror:
-        return Mirror(study, {"seed": SEED}, log_fold, clock or Clock())
+    def make_logger(study, clock=None):
+        return StudyLogger(study, {"seed": SEED}, log_fold, clock or Clock())
 
     return make_logger
 
 
-def proposal(trial: Trial) -> Proposal:
+def proposal(trial):
     return Proposal(trial.number, trial.settings)
 
 
-def best_of(trials: list[Trial]) -> Trial | None:
+def best_of(trials):
     complete = [trial for trial in trials if trial.state == "complete"]
     return max(complete, key=lambda trial: trial.mean_accuracy, default=None)
 
 
-def work(mirror: Mirror, told: list[Trial], trials: tuple[Trial, ...] = TRIALS) -> None:
+def work(mirror, told, trials=TRIALS):
     """What a search does from where another one has come to: a trial is told of before MLflow sees its end."""
-    mirror.catch_up(told)
+    mirror.sync(told)
     for trial in trials[len(told) :]:
-        mirror.begun(proposal(trial))
+        mirror.on_trial_start(proposal(trial))
         for number, one in enumerate(trial.folds):
-            mirror.fold(proposal(trial), number, one)
+            mirror.on_fold_end(proposal(trial), number, one)
         told.append(trial)
-        mirror.ended(trial, best_of(told))
+        mirror.on_trial_end(trial, best_of(told))
     mirror.flush()
 
 
-def shown(study: Run) -> list[dict[str, Any]]:
+def shown(study):
     """The study's run and all nested in it, in no order of time: what they are, hold and came to."""
     runs = study.client.search_runs([study.experiment_id])
     names = {run.info.run_id: run.info.run_name for run in runs}
@@ -157,12 +156,12 @@ def shown(study: Run) -> list[dict[str, Any]]:
     )
 
 
-def of_trial(study: Run, number: int) -> Mapping[str, Any]:
+def of_trial(study, number):
     (found,) = (run for run in shown(study) if run["tags"].get("trial") == str(number + 1))
     return found
 
 
-def made(study: Run) -> list[str]:
+def made(study):
     """The names of the runs of trials and folds in the order in which they were made."""
     runs = study.client.search_runs([study.experiment_id], order_by=["attributes.start_time ASC"])
     return [run.info.run_name for run in runs if run.info.run_id != study.id]
@@ -171,9 +170,9 @@ def made(study: Run) -> list[str]:
 # --- what a trial is shown as -------------------------------------------------------------------
 
 
-def test_a_trial_that_is_under_way_is_a_running_run(study: Run, make_logger: MakeLogger) -> None:
+def test_a_trial_that_is_under_way_is_a_running_run(study, make_logger):
     mirror = make_logger(study)
-    mirror.begun(proposal(TRIALS[0]))
+    mirror.on_trial_start(proposal(TRIALS[0]))
     assert of_trial(study, 0) == {
         "name": "trial 1",
         "in": "digits-1",
@@ -182,7 +181,7 @@ def test_a_trial_that_is_under_way_is_a_running_run(study: Run, make_logger: Mak
         "params": {"model_type": "simple_cnn", "epochs": "1", "learning_rate": "0.001", "dropout": "0.25"},
         "metrics": [],
     }
-    mirror.fold(proposal(TRIALS[0]), 0, TRIALS[0].folds[0])
+    mirror.on_fold_end(proposal(TRIALS[0]), 0, TRIALS[0].folds[0])
     assert [run["name"] for run in shown(study) if run["in"] == "trial 1"] == ["fold 1"]
 
 
@@ -195,7 +194,7 @@ def test_a_trial_that_is_under_way_is_a_running_run(study: Run, make_logger: Mak
             {"state": "complete"},
             [
                 ("fold_accuracy", 0, 0.75), ("fold_accuracy", 1, 0.875), ("mean_cv_accuracy", 0, 0.8125),
-                ("std_cv_accuracy", 0, pytest.approx(0.125 / math.sqrt(2))), ("training_pictures", 0, 240.0),
+                ("std_cv_accuracy", 0, pytest.approx(0.125 / math.sqrt(2))), ("training_images", 0, 240.0),
                 ("training_time_s", 0, 9.0),
             ],
         ),
@@ -203,13 +202,13 @@ def test_a_trial_that_is_under_way_is_a_running_run(study: Run, make_logger: Mak
             TRIALS[1],
             "FAILED",
             {"state": "failed", "failure": "the loss became nan"},
-            [("training_pictures", 0, 0.0), ("training_time_s", 0, 9.0)],
+            [("training_images", 0, 0.0), ("training_time_s", 0, 9.0)],
         ),
         (
             TRIALS[2],
             "KILLED",
             {"state": "cut", "reason": CUT},
-            [("fold_accuracy", 0, 0.5), ("training_pictures", 0, 80.0), ("training_time_s", 0, 9.0)],
+            [("fold_accuracy", 0, 0.5), ("training_images", 0, 80.0), ("training_time_s", 0, 9.0)],
         ),
         (
             trial(3, fold(0.5), fold(0.5), reason="as trial 1, which had the same settings"),
@@ -217,7 +216,7 @@ def test_a_trial_that_is_under_way_is_a_running_run(study: Run, make_logger: Mak
             {"state": "complete", "reason": "as trial 1, which had the same settings"},
             [
                 ("fold_accuracy", 0, 0.5), ("fold_accuracy", 1, 0.5), ("mean_cv_accuracy", 0, 0.5),
-                ("std_cv_accuracy", 0, 0.0), ("training_pictures", 0, 160.0), ("training_time_s", 0, 9.0),
+                ("std_cv_accuracy", 0, 0.0), ("training_images", 0, 160.0), ("training_time_s", 0, 9.0),
             ],
         ),
         (
@@ -225,7 +224,7 @@ def test_a_trial_that_is_under_way_is_a_running_run(study: Run, make_logger: Mak
             "FAILED",
             {"state": "failed", "failure": "its process was killed by SIGKILL"},
             [
-                ("fold_accuracy", 0, 0.5), ("fold_accuracy", 1, 0.5), ("training_pictures", 0, 160.0),
+                ("fold_accuracy", 0, 0.5), ("fold_accuracy", 1, 0.5), ("training_images", 0, 160.0),
                 ("training_time_s", 0, 9.0),
             ],
         ),
@@ -233,15 +232,15 @@ def test_a_trial_that_is_under_way_is_a_running_run(study: Run, make_logger: Mak
     ids=["complete", "failed", "cut", "repeated", "failed late"],
 )  # fmt: skip
 def test_a_trial_that_has_ended(
-    study: Run,
-    make_logger: MakeLogger,
-    trial: Trial,
-    status: str,
-    tags: dict[str, str],
-    metrics: list[tuple[str, int, float]],
-) -> None:
+    study,
+    make_logger,
+    trial,
+    status,
+    tags,
+    metrics,
+):
     """Its mean is there when it is that of all folds, and only then."""
-    make_logger(study).ended(trial, None)
+    make_logger(study).on_trial_end(trial, None)
     ended = of_trial(study, trial.number)
     assert (ended["status"], ended["metrics"]) == (status, metrics)
     number = str(trial.number + 1)
@@ -257,31 +256,31 @@ def test_a_trial_that_has_ended(
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["as it goes", "by another process"])
-def test_the_study_shows_the_best_so_far_after_each_trial(study: Run, make_logger: MakeLogger, later: bool) -> None:
+def test_the_study_shows_the_best_so_far_after_each_trial(study, make_logger, later):
     """A trial that was cut is none, however lucky its folds were."""
     lucky, better = trial(2, fold(1.0), state="cut", reason=CUT), trial(3, fold(0.875), fold(1.0))
     trials = (TRIALS[1], TRIALS[0], lucky, better)
     if later:
-        make_logger(study).catch_up(trials)
+        make_logger(study).sync(trials)
     else:
         work(make_logger(study), [], trials)
     (of_study,) = (run for run in shown(study) if run["in"] is None)
     assert of_study["metrics"] == [("best_so_far", 0, 0.8125), ("best_so_far", 2, 0.8125), ("best_so_far", 3, 0.9375)]
 
 
-def test_a_trial_that_is_interrupted_goes_on_in_the_same_run(study: Run, make_logger: MakeLogger) -> None:
+def test_a_trial_that_is_interrupted_goes_on_in_the_same_run(study, make_logger):
     mirror = make_logger(study)
-    mirror.begun(proposal(TRIALS[0]))
-    mirror.begun(proposal(TRIALS[2]))
-    mirror.stopped(proposal(TRIALS[0]))
+    mirror.on_trial_start(proposal(TRIALS[0]))
+    mirror.on_trial_start(proposal(TRIALS[2]))
+    mirror.on_trial_interrupted(proposal(TRIALS[0]))
     assert [(of_trial(study, number)["status"], of_trial(study, number)["tags"]["state"]) for number in (0, 2)] == [
         ("KILLED", "running"),
         ("RUNNING", "running"),
     ]
     again = make_logger(study)
-    again.begun(proposal(TRIALS[0]))
+    again.on_trial_start(proposal(TRIALS[0]))
     assert of_trial(study, 0)["status"] == "RUNNING"
-    again.ended(TRIALS[0], TRIALS[0])
+    again.on_trial_end(TRIALS[0], TRIALS[0])
     assert of_trial(study, 0)["status"] == "FINISHED"
 
 
@@ -289,12 +288,12 @@ def test_a_trial_that_is_interrupted_goes_on_in_the_same_run(study: Run, make_lo
 
 
 @pytest.fixture
-def away(client: MlflowClient) -> Iterator[Callable[[bool], None]]:
+def away(client):
     """A function that takes the store away or brings it back."""
     here = file_of(client)
     there = here.with_name("elsewhere")
 
-    def move(gone: bool) -> None:
+    def move(gone):
         (here if gone else there).rename(there if gone else here)
 
     yield move
@@ -302,56 +301,52 @@ def away(client: MlflowClient) -> Iterator[Callable[[bool], None]]:
         move(False)
 
 
-def test_what_is_done_while_mlflow_is_away_is_shown_later_in_order_and_once(
-    study: Run, make_logger: MakeLogger, away: Callable[[bool], None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_done_while_mlflow_is_away_is_shown_later_in_order_and_once(study, make_logger, away, capsys):
     clock = Clock()
     mirror = make_logger(study, clock)
-    mirror.begun(proposal(TRIALS[0]))
-    mirror.fold(proposal(TRIALS[0]), 0, TRIALS[0].folds[0])
+    mirror.on_trial_start(proposal(TRIALS[0]))
+    mirror.on_fold_end(proposal(TRIALS[0]), 0, TRIALS[0].folds[0])
     away(True)
-    mirror.fold(proposal(TRIALS[0]), 1, TRIALS[0].folds[1])
-    mirror.ended(TRIALS[0], TRIALS[0])
+    mirror.on_fold_end(proposal(TRIALS[0]), 1, TRIALS[0].folds[1])
+    mirror.on_trial_end(TRIALS[0], TRIALS[0])
     clock.now += RETRY_SECONDS
-    mirror.begun(proposal(TRIALS[1]))
-    mirror.ended(TRIALS[1], TRIALS[0])
-    mirror.begun(proposal(TRIALS[2]))
-    mirror.stopped(proposal(TRIALS[2]))
+    mirror.on_trial_start(proposal(TRIALS[1]))
+    mirror.on_trial_end(TRIALS[1], TRIALS[0])
+    mirror.on_trial_start(proposal(TRIALS[2]))
+    mirror.on_trial_interrupted(proposal(TRIALS[2]))
     assert capsys.readouterr().out == f"{GONE}\n"
     away(False)
     clock.now += RETRY_SECONDS
-    mirror.begun(proposal(trial(3)))
+    mirror.on_trial_start(proposal(trial(3)))
     assert made(study) == ["trial 1", "fold 1", "fold 2", "trial 2", "trial 3", "trial 4"]
     assert [of_trial(study, number)["status"] for number in range(4)] == ["FINISHED", "FAILED", "KILLED", "RUNNING"]
     assert capsys.readouterr().out == f"{BACK}\n"
 
 
-def test_mlflow_is_looked_for_once_in_a_while(
-    study: Run, make_logger: MakeLogger, away: Callable[[bool], None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mlflow_is_looked_for_once_in_a_while(study, make_logger, away, capsys):
     clock = Clock()
     mirror = make_logger(study, clock)
     away(True)
-    mirror.begun(proposal(TRIALS[0]))
+    mirror.on_trial_start(proposal(TRIALS[0]))
     for _ in range(2):
         clock.now += RETRY_SECONDS
-        mirror.fold(proposal(TRIALS[0]), 0, TRIALS[0].folds[0])
+        mirror.on_fold_end(proposal(TRIALS[0]), 0, TRIALS[0].folds[0])
     away(False)
     clock.now += RETRY_SECONDS - 1
-    mirror.fold(proposal(TRIALS[0]), 1, TRIALS[0].folds[1])
+    mirror.on_fold_end(proposal(TRIALS[0]), 1, TRIALS[0].folds[1])
     assert made(study) == []
     assert capsys.readouterr().out == f"{GONE}\n"
     clock.now += 1
-    mirror.ended(TRIALS[0], TRIALS[0])
+    mirror.on_trial_end(TRIALS[0], TRIALS[0])
     assert made(study) == ["trial 1", "fold 1", "fold 2"]
 
 
-def test_in_the_end_it_has_to_answer(study: Run, make_logger: MakeLogger, away: Callable[[bool], None]) -> None:
+def test_in_the_end_it_has_to_answer(study, make_logger, away):
     mirror = make_logger(study)
     mirror.flush()
     away(True)
     mirror.flush()  # there is nothing to do
-    mirror.begun(proposal(TRIALS[0]))
+    mirror.on_trial_start(proposal(TRIALS[0]))
     with pytest.raises(TrackingError, match=r"^MLflow does not answer$"):
         mirror.flush()
     away(False)
@@ -359,38 +354,34 @@ def test_in_the_end_it_has_to_answer(study: Run, make_logger: MakeLogger, away: 
     assert of_trial(study, 0)["status"] == "RUNNING"
 
 
-def test_a_store_that_was_copied_back_gets_what_is_shown_from_then_on(
-    client: MlflowClient, make_logger: MakeLogger, tmp_path: Path
-) -> None:
+def test_a_store_that_was_copied_back_gets_what_is_shown_from_then_on(client, make_logger, tmp_path):
     """A connection that was open before leads to the file that is gone."""
     shutil.copy(file_of(client), tmp_path / "mlflow.db")  # a first start is slow
     study = Run(connect(f"sqlite:///{tmp_path}/mlflow.db"), "copied", role="study", name="digits-1")
     mirror = make_logger(study)
-    mirror.begun(proposal(TRIALS[0]))
+    mirror.on_trial_start(proposal(TRIALS[0]))
     content = (tmp_path / "mlflow.db").read_bytes()
     (tmp_path / "mlflow.db").unlink()
     (tmp_path / "mlflow.db").write_bytes(content)
-    mirror.ended(TRIALS[1], None)
+    mirror.on_trial_end(TRIALS[1], None)
     assert of_trial(study, 1)["status"] == "FAILED"
 
 
-def test_a_run_that_somebody_deleted_is_made_again(
-    study: Run, make_logger: MakeLogger, client: MlflowClient, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_somebody_deleted_is_made_again(study, make_logger, client, capsys):
     clock = Clock()
     mirror = make_logger(study, clock)
     work(mirror, [], (trial(3, fold(0.5), state="cut"),))
-    mirror.begun(proposal(TRIALS[0]))
-    mirror.fold(proposal(TRIALS[0]), 0, TRIALS[0].folds[0])
+    mirror.on_trial_start(proposal(TRIALS[0]))
+    mirror.on_fold_end(proposal(TRIALS[0]), 0, TRIALS[0].folds[0])
     (run,) = client.search_runs([study.experiment_id], "tags.trial = '1'")
     client.delete_run(run.info.run_id)
-    mirror.ended(TRIALS[0], TRIALS[0])
+    mirror.on_trial_end(TRIALS[0], TRIALS[0])
     said = capsys.readouterr().out
     assert said.startswith("cannot log metrics: ")
     assert said.endswith("; the search goes on, and what MLflow has not got yet is kept for later\n")
-    mirror.begun(proposal(TRIALS[1]))
+    mirror.on_trial_start(proposal(TRIALS[1]))
     clock.now += RETRY_SECONDS
-    mirror.ended(TRIALS[1], TRIALS[0])
+    mirror.on_trial_end(TRIALS[1], TRIALS[0])
     assert [of_trial(study, number)["status"] for number in (0, 1)] == ["FINISHED", "FAILED"]
     assert [run["name"] for run in shown(study) if run["in"] == "trial 1"] == ["fold 1", "fold 2"]
     assert capsys.readouterr().out == f"{BACK}\n"
@@ -411,14 +402,14 @@ class Line:
     Between two of them nothing changes, so that there is no need to break off at others.
     """
 
-    def __init__(self, client: MlflowClient, last: int, error: BaseException, *, done: bool = False) -> None:
+    def __init__(self, client, last, error, *, done=False):
         self._client, self._left, self._error, self._done = client, last, error, done
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name):
         method = getattr(self._client, name)
         return partial(self._write, method) if name in WRITES else method
 
-    def _write(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _write(self, method, *args, **kwargs):
         self._left -= 1
         if self._left == 0 or (self._left < 0 and isinstance(self._error, Killed)):
             if self._done:
@@ -430,7 +421,7 @@ class Line:
 CRASHED = trial(0, fold(0.5, 0.25), state="failed", reason="its process was killed by SIGKILL")
 
 
-def series() -> Iterator[tuple[int, tuple[Trial, ...]]]:
+def series():
     """A complete trial, and then one more each time, to be broken off at a call that is one further."""
     for last in itertools.count(1):
         crashed = tuple(replace(CRASHED, number=number) for number in range(1, last + 1))
@@ -438,7 +429,7 @@ def series() -> Iterator[tuple[int, tuple[Trial, ...]]]:
 
 
 @pytest.fixture(scope="module")
-def whole(client: MlflowClient, make_logger: MakeLogger) -> list[dict[str, Any]]:
+def whole(client, make_logger):
     """What is shown when nothing breaks off; the last trial is a crashed one."""
     study = Run(client, "whole", role="study", name="digits-1")
     work(make_logger(study), [], (*TRIALS, replace(CRASHED, number=3)))
@@ -446,7 +437,7 @@ def whole(client: MlflowClient, make_logger: MakeLogger) -> list[dict[str, Any]]
     return shown(study)
 
 
-def require_whole(study: Run, count: int, whole: list[dict[str, Any]]) -> None:
+def require_whole(study, count, whole):
     """Each of so many crashed trials is shown like one that nothing broke off; the study shows each end."""
     (crashed,) = (run for run in whole if run["name"] == "trial 4")
     (fold,) = (run for run in whole if run["in"] == "trial 4")
@@ -462,10 +453,8 @@ def require_whole(study: Run, count: int, whole: list[dict[str, Any]]) -> None:
     assert of_study["metrics"] == [("best_so_far", number, 0.8125) for number in range(count + 1)]
 
 
-def test_a_process_that_is_killed_between_any_two_calls_is_made_up_for(
-    client: MlflowClient, study: Run, make_logger: MakeLogger, whole: list[dict[str, Any]]
-) -> None:
-    told: list[Trial] = []
+def test_a_process_that_is_killed_between_any_two_calls_is_made_up_for(client, study, make_logger, whole):
+    told = []
     work(make_logger(study), told, TRIALS[:1])
     for last, trials in series():
         study.client = Line(client, last, Killed())
@@ -481,13 +470,13 @@ def test_a_process_that_is_killed_between_any_two_calls_is_made_up_for(
 
 
 def test_a_call_whose_answer_is_lost_is_made_up_for(
-    client: MlflowClient,
-    study: Run,
-    make_logger: MakeLogger,
-    whole: list[dict[str, Any]],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    told: list[Trial] = []
+    client,
+    study,
+    make_logger,
+    whole,
+    capsys,
+):
+    told = []
     work(make_logger(study), told, TRIALS[:1])
     for last, trials in series():
         study.client = Line(client, last, ConnectionError("Connection aborted"), done=True)
@@ -500,11 +489,9 @@ def test_a_call_whose_answer_is_lost_is_made_up_for(
     require_whole(study, last, whole)
 
 
-def test_ctrl_c_in_the_middle_of_a_call_is_made_up_for(
-    client: MlflowClient, study: Run, make_logger: MakeLogger, whole: list[dict[str, Any]]
-) -> None:
+def test_ctrl_c_in_the_middle_of_a_call_is_made_up_for(client, study, make_logger, whole):
     """Before the process ends, it says of the trial that was under way that it is stopped."""
-    told: list[Trial] = []
+    told = []
     work(make_logger(study), told, TRIALS[:1])
     for last, trials in series():
         study.client = Line(client, last, KeyboardInterrupt())
@@ -515,7 +502,7 @@ def test_ctrl_c_in_the_middle_of_a_call_is_made_up_for(
         except KeyboardInterrupt:
             study.client = client
         for trial in trials[len(told) :]:
-            mirror.stopped(proposal(trial))
+            mirror.on_trial_interrupted(proposal(trial))
             (run,) = client.search_runs([study.experiment_id], f"tags.trial = '{last + 1}'")
             assert run.info.status == "KILLED"
         work(make_logger(study), told, trials)
@@ -524,10 +511,8 @@ def test_ctrl_c_in_the_middle_of_a_call_is_made_up_for(
     require_whole(study, last, whole)
 
 
-def test_one_that_is_killed_again_and_again_comes_to_the_same(
-    client: MlflowClient, study: Run, make_logger: MakeLogger, whole: list[dict[str, Any]]
-) -> None:
-    told: list[Trial] = []
+def test_one_that_is_killed_again_and_again_comes_to_the_same(client, study, make_logger, whole):
+    told = []
     killed = 0
     study.client = Line(client, 11, Killed())
     while study.client is not client:
@@ -544,34 +529,34 @@ def test_one_that_is_killed_again_and_again_comes_to_the_same(
 # --- what another process has shown -------------------------------------------------------------
 
 
-def test_what_is_shown_already_is_left_alone(client: MlflowClient, study: Run, make_logger: MakeLogger) -> None:
-    told: list[Trial] = []
+def test_what_is_shown_already_is_left_alone(client, study, make_logger):
+    told = []
     work(make_logger(study), told)
     study.client = Line(client, 1, AssertionError("nothing is written"))
-    make_logger(study).catch_up(told)
+    make_logger(study).sync(told)
 
 
-def test_trials_that_nobody_has_shown_are(study: Run, make_logger: MakeLogger, whole: list[dict[str, Any]]) -> None:
-    make_logger(study).catch_up([*TRIALS, replace(CRASHED, number=3)])
+def test_trials_that_nobody_has_shown_are(study, make_logger, whole):
+    make_logger(study).sync([*TRIALS, replace(CRASHED, number=3)])
     assert shown(study) == whole
 
 
-def test_hundreds_of_trials_are_found_over_pages(client: MlflowClient, study: Run, make_logger: MakeLogger) -> None:
+def test_hundreds_of_trials_are_found_over_pages(client, study, make_logger):
     """And of two runs of one trial, which come of a request that was sent again, the one that was answered."""
 
     class Pages:
         """A client of a store that gives a few runs at a time."""
 
-        def __getattr__(self, name: str) -> Any:
+        def __getattr__(self, name):
             return getattr(client, name)
 
-        def search_runs(self, *args: Any, **kwargs: Any) -> Any:
+        def search_runs(self, *args, **kwargs):
             return client.search_runs(*args, **{"max_results": 30, **kwargs})
 
     common = {"role": "trial", "mlflow.parentRunId": study.id, "state": "cut"}
     missing = 100
 
-    def add(number: int, started: int, **tags: str) -> str:
+    def add(number, started, **tags):
         tags = {**common, "trial": str(number + 1), **tags}
         return client.create_run(study.experiment_id, start_time=started, tags=tags).info.run_id
 
@@ -582,18 +567,18 @@ def test_hundreds_of_trials_are_found_over_pages(client: MlflowClient, study: Ru
     add(8, 1, state="running")
     study.client = Pages()
     trials = [trial(number, state="cut") for number in range(120)]
-    make_logger(study).catch_up(trials)
+    make_logger(study).sync(trials)
     runs = client.search_runs([study.experiment_id], "tags.role = 'trial'", order_by=["attributes.start_time DESC"])
     assert len(runs) == 122
     assert [run.data.tags["trial"] for run in runs if run.data.metrics] == [str(missing + 1)]
 
 
-def test_an_interrupted_trial_that_was_then_cut_while_nobody_looked(study: Run, make_logger: MakeLogger) -> None:
+def test_an_interrupted_trial_that_was_then_cut_while_nobody_looked(study, make_logger):
     """Both are shown as killed, so that this alone does not say what was shown."""
     mirror = make_logger(study)
-    mirror.begun(proposal(TRIALS[2]))
-    mirror.stopped(proposal(TRIALS[2]))
-    make_logger(study).catch_up([TRIALS[2]])
+    mirror.on_trial_start(proposal(TRIALS[2]))
+    mirror.on_trial_interrupted(proposal(TRIALS[2]))
+    make_logger(study).sync([TRIALS[2]])
     assert of_trial(study, 2)["tags"]["state"] == "cut"
     assert ("fold_accuracy", 0, 0.5) in of_trial(study, 2)["metrics"]
 
@@ -602,7 +587,7 @@ def test_an_interrupted_trial_that_was_then_cut_while_nobody_looked(study: Run, 
 
 
 @pytest.mark.parametrize("trials", [0, 3])
-def test_a_study_is_logged_with_its_table_its_journal_and_its_pictures(study: Run, trials: int, tmp_path: Path) -> None:
+def test_a_study_is_logged_with_its_table_its_journal_and_its_images(study, trials, tmp_path):
     (tmp_path / "journal.jsonl").write_text('{"about": {}}\n')
     searched = Study(FULL, seed=0)
     for one in TRIALS[:trials]:
@@ -623,13 +608,13 @@ def test_a_study_is_logged_with_its_table_its_journal_and_its_pictures(study: Ru
         "study_history.png",
     ]
     for path in files.values():
-        with Image.open(path) as picture:
-            assert picture.format == "PNG"
+        with Image.open(path) as image:
+            assert image.format == "PNG"
     assert [row["number"] for row in table] == list(range(trials))
     if trials:
         assert [(row["state"], row["mean_accuracy"], row["std_accuracy"]) for row in table] == [
             ("complete", 0.8125, pytest.approx(0.125 / math.sqrt(2))), ("failed", None, None), ("cut", 0.5, None)
         ]  # fmt: skip
         assert table[0]["fold_accuracies"] == [0.75, 0.875]
-        assert (table[2]["reason"], table[2]["pictures"], table[2]["seconds"]) == (CUT, 80, 9.0)
+        assert (table[2]["reason"], table[2]["images"], table[2]["seconds"]) == (CUT, 80, 9.0)
         assert table[0]["settings"] == dict(searched.trials[0].settings)

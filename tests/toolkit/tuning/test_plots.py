@@ -1,4 +1,4 @@
-"""The pictures of a study show its trials, whatever came of them, and can be read."""
+"""The images of a study show its trials, whatever came of them, and can be read."""
 
 import io
 from itertools import combinations
@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.figure import Figure
 
 from toolkit.tuning.plots import (
     AT_THE_BOTTOM,
@@ -16,23 +15,23 @@ from toolkit.tuning.plots import (
     GREY,
     ORANGE,
     POINTS,
-    cost_picture,
-    history_picture,
+    cost_plot,
+    history_plot,
     pareto_front,
-    saved_pictures,
+    saved_plots,
 )
 from toolkit.tuning.trial import Fold, Trial
 
-PICTURES = (history_picture, cost_picture)
+IMAGES = (history_plot, cost_plot)
 
 
-def trial(number: int, *accuracies: float, state: str = "complete", pictures: int = 1000, reason: str = "") -> Trial:
-    """A trial with a fold an accuracy, that cost so many pictures a fold."""
-    folds = tuple(Fold(({"epoch": 1, "val_accuracy": accuracy},), 1, 1.0, pictures) for accuracy in accuracies)
+def trial(number, *accuracies, state="complete", images=1000, reason=""):
+    """A trial with a fold an accuracy, that cost so many images a fold."""
+    folds = tuple(Fold(({"epoch": 1, "val_accuracy": accuracy},), 1, 1.0, images) for accuracy in accuracies)
     return Trial(number, {}, state, folds, reason=reason)
 
 
-def study(count: int) -> list[Trial]:
+def study(count):
     """Many trials: a tenth failed, a third was cut, and costs over two decades."""
     random = np.random.default_rng(count)
     states = random.choice(["complete", "cut", "failed"], count, p=[0.57, 0.33, 0.1])
@@ -41,24 +40,24 @@ def study(count: int) -> list[Trial]:
             number,
             *random.normal(0.9, 0.02, 5 if state == "complete" else 2).clip(0, 1),
             state=state,
-            pictures=int(10 ** random.uniform(3, 5)),
+            images=int(10 ** random.uniform(3, 5)),
         )
         for number, state in enumerate(states)
     ]
 
 
-def drawn(figure: Figure) -> bytes:
+def drawn(figure):
     """The figure as a PNG, so that everything has found its place."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=50)
     return buffer.getvalue()
 
 
-def legend(figure: Figure) -> list[str]:
+def legend(figure):
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def line(figure: Figure, key: str) -> tuple[list[float], list[float]]:
+def line(figure, key):
     """The data of a line with this label, or of points with this colour."""
     (found,) = [each for each in figure.axes[0].lines if key in (each.get_label(), to_hex(each.get_color()))]
     return list(found.get_xdata()), [round(float(y), 9) for y in found.get_ydata()]
@@ -74,8 +73,8 @@ MIXED = [
 ]
 
 
-def test_the_history_shows_every_trial_by_its_state() -> None:
-    figure = history_picture(MIXED)
+def test_the_history_shows_every_trial_by_its_state():
+    figure = history_plot(MIXED)
     assert line(figure, BLUE) == ([1, 4, 5], [0.6, 0.5, 0.8])
     assert line(figure, GREY) == ([2, 6], [0.3, 0.61])
     assert line(figure, ORANGE) == ([3], [AT_THE_BOTTOM])
@@ -93,9 +92,9 @@ def test_the_history_shows_every_trial_by_its_state() -> None:
     assert figure.get_suptitle() == "6 trials, the best 0.8000 ± 0.0707 (trial 5)"
 
 
-def test_the_history_shows_the_spread_over_folds_and_the_best_so_far() -> None:
+def test_the_history_shows_the_spread_over_folds_and_the_best_so_far():
     """Two folds a distance d apart have a standard deviation of d / sqrt(2)."""
-    figure = history_picture(MIXED)
+    figure = history_plot(MIXED)
     (container,) = figure.axes[0].containers
     (bars,) = container.lines[2]
     ends = [[point[1] for point in segment] for segment in bars.get_segments()]
@@ -105,57 +104,57 @@ def test_the_history_shows_the_spread_over_folds_and_the_best_so_far() -> None:
     assert line(figure, "best") == ([5], [0.8])
 
 
-def test_trials_count_by_their_proposal_in_whatever_order_they_ended() -> None:
+def test_trials_count_by_their_proposal_in_whatever_order_they_ended():
     for key in (BLUE, GREY, ORANGE, "best so far", "best"):
-        assert line(history_picture(MIXED[::-1]), key) == line(history_picture(MIXED), key)
+        assert line(history_plot(MIXED[::-1]), key) == line(history_plot(MIXED), key)
 
 
-def test_of_equals_the_one_that_ended_first_is_the_best() -> None:
-    figure = history_picture([trial(2, 0.8), trial(0, 0.7), trial(1, 0.8)])
+def test_of_equals_the_one_that_ended_first_is_the_best():
+    figure = history_plot([trial(2, 0.8), trial(0, 0.7), trial(1, 0.8)])
     assert line(figure, "best") == ([3], [0.8])
     assert figure.get_suptitle() == "3 trials, the best 0.8000 (trial 3)"
 
 
-def test_a_failed_or_cut_trial_is_never_the_best() -> None:
-    figure = history_picture([trial(0, 0.99, state="cut"), trial(1, 0.99, state="failed")])
+def test_a_failed_or_cut_trial_is_never_the_best():
+    figure = history_plot([trial(0, 0.99, state="cut"), trial(1, 0.99, state="failed")])
     assert legend(figure) == ["1 cut, mean so far", "1 failed"]
     assert figure.get_suptitle() == "2 trials, none complete"
 
 
-def test_the_cost_picture_shows_accuracy_against_pictures_and_what_none_beats() -> None:
+def test_the_cost_image_shows_accuracy_against_images_and_what_none_beats():
     trials = [
-        trial(0, 0.7, 0.9, pictures=500),
-        trial(1, 0.7, 0.7, pictures=400),
-        trial(2, 0.6, 0.6, pictures=450),  # dearer than the one before, and worse
-        trial(3, 0.9, state="cut", pictures=300),
-        trial(4, state="failed", pictures=0),
-        trial(5, 0.2, state="failed", pictures=100),
+        trial(0, 0.7, 0.9, images=500),
+        trial(1, 0.7, 0.7, images=400),
+        trial(2, 0.6, 0.6, images=450),  # dearer than the one before, and worse
+        trial(3, 0.9, state="cut", images=300),
+        trial(4, state="failed", images=0),
+        trial(5, 0.2, state="failed", images=100),
     ]
-    figure = cost_picture(trials)
+    figure = cost_plot(trials)
     assert line(figure, BLUE) == ([1000, 800, 900], [0.8, 0.7, 0.6])
     assert line(figure, GREY) == ([300], [0.9])
     assert line(figure, ORANGE) == ([100], [AT_THE_BOTTOM])
     assert line(figure, "Pareto front of complete trials") == ([800, 1000], [0.7, 0.8])
     assert line(figure, "best") == ([1000], [0.8])
     assert figure.axes[0].get_xscale() == "linear"
-    assert figure.axes[0].get_xlabel() == "pictures passed through training"
+    assert figure.axes[0].get_xlabel() == "images passed through training"
     assert legend(figure)[:3] == ["3 complete", "1 cut, mean so far", "1 failed"]
 
 
-def test_costs_far_apart_have_a_logarithmic_axis() -> None:
-    assert cost_picture([trial(0, 0.5, pictures=100), trial(1, 0.5, pictures=1000)]).axes[0].get_xscale() == "linear"
-    assert cost_picture([trial(0, 0.5, pictures=100), trial(1, 0.5, pictures=1001)]).axes[0].get_xscale() == "log"
+def test_costs_far_apart_have_a_logarithmic_axis():
+    assert cost_plot([trial(0, 0.5, images=100), trial(1, 0.5, images=1000)]).axes[0].get_xscale() == "linear"
+    assert cost_plot([trial(0, 0.5, images=100), trial(1, 0.5, images=1001)]).axes[0].get_xscale() == "log"
 
 
-def test_the_bar_below_adds_the_costs_up_and_says_what_cutting_saved() -> None:
+def test_the_bar_below_adds_the_costs_up_and_says_what_cutting_saved():
     """The cut trial paid 2 of 5 folds, 1,000 each: three more would have cost 3,000."""
     trials = [
         trial(0, *[0.9] * 5),
         trial(1, 0.5, 0.5, state="cut"),
-        trial(2, 0.5, state="failed", pictures=500),
+        trial(2, 0.5, state="failed", images=500),
     ]
-    assert saved_pictures(trials) == pytest.approx(3000)
-    bar = cost_picture(trials).axes[1]
+    assert saved_plots(trials) == pytest.approx(3000)
+    bar = cost_plot(trials).axes[1]
     assert [(patch.get_x(), patch.get_width()) for patch in bar.patches] == [
         (0, 5000),
         (5000, 2000),
@@ -163,20 +162,20 @@ def test_the_bar_below_adds_the_costs_up_and_says_what_cutting_saved() -> None:
         (7500, pytest.approx(3000)),
     ]
     assert bar.get_title(loc="left") == (
-        "7.5 k pictures in all: 1 complete 5.0 k, 1 cut 2.0 k, 1 failed 500; cutting saved about 3.0 k (29%)"
+        "7.5 k images in all: 1 complete 5.0 k, 1 cut 2.0 k, 1 failed 500; cutting saved about 3.0 k (29%)"
     )
 
 
-def test_what_cutting_saved_is_unknown_before_a_trial_is_complete_and_nothing_in_the_last_fold() -> None:
-    assert saved_pictures([trial(0, 0.5, state="cut")]) == 0
-    assert saved_pictures([trial(0, 0.5, 0.6), trial(1, 0.5, 0.4, state="cut"), trial(2, state="cut")]) == 0
-    assert "saved" not in cost_picture([trial(0, 0.5)]).axes[1].get_title(loc="left")
+def test_what_cutting_saved_is_unknown_before_a_trial_is_complete_and_nothing_in_the_last_fold():
+    assert saved_plots([trial(0, 0.5, state="cut")]) == 0
+    assert saved_plots([trial(0, 0.5, 0.6), trial(1, 0.5, 0.4, state="cut"), trial(2, state="cut")]) == 0
+    assert "saved" not in cost_plot([trial(0, 0.5)]).axes[1].get_title(loc="left")
 
 
-def test_a_trial_that_was_known_costs_nothing_and_is_not_in_the_cost_picture() -> None:
-    known = trial(1, 0.9, pictures=0, reason="as trial 1, which had the same settings")
-    assert line(cost_picture([trial(0, 0.9), known]), BLUE) == ([1000], [0.9])
-    assert cost_picture([known]).texts[0].get_text() == "no trial has cost anything yet"
+def test_a_trial_that_was_known_costs_nothing_and_is_not_in_the_cost_image():
+    known = trial(1, 0.9, images=0, reason="as trial 1, which had the same settings")
+    assert line(cost_plot([trial(0, 0.9), known]), BLUE) == ([1000], [0.9])
+    assert cost_plot([known]).texts[0].get_text() == "no trial has cost anything yet"
 
 
 @given(
@@ -184,21 +183,21 @@ def test_a_trial_that_was_known_costs_nothing_and_is_not_in_the_cost_picture() -
         st.tuples(st.integers(1, 6), st.integers(0, 6), st.sampled_from(["complete", "cut", "failed"])), max_size=12
     )
 )
-def test_the_front_is_what_no_other_dominates(drawn: list[tuple[int, int, str]]) -> None:
-    trials = [trial(n, height / 6, state=state, pictures=cost) for n, (cost, height, state) in enumerate(drawn)]
+def test_the_front_is_what_no_other_dominates(drawn):
+    trials = [trial(n, height / 6, state=state, images=cost) for n, (cost, height, state) in enumerate(drawn)]
     complete = {(cost, height) for cost, height, state in drawn if state == "complete"}
     free = {
         point
         for point in complete
         if not any(other != point and other[0] <= point[0] and other[1] >= point[1] for other in complete)
     }
-    assert [(each.pictures, round(each.mean_accuracy * 6)) for each in pareto_front(trials)] == sorted(free)
+    assert [(each.images, round(each.mean_accuracy * 6)) for each in pareto_front(trials)] == sorted(free)
 
 
-@pytest.mark.parametrize("picture", PICTURES)
+@pytest.mark.parametrize("image", IMAGES)
 @pytest.mark.parametrize("count", [1, 2, 300])
-def test_a_study_of_any_size_can_be_drawn(picture, count: int) -> None:
-    figure = picture(study(count))
+def test_a_study_of_any_size_can_be_drawn(image, count):
+    figure = image(study(count))
     assert drawn(figure).startswith(b"\x89PNG")
     for axes in figure.axes[:1]:
         boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
@@ -207,20 +206,20 @@ def test_a_study_of_any_size_can_be_drawn(picture, count: int) -> None:
         assert not any(box.overlaps(other) for box, other in combinations(inside, 2))
 
 
-@pytest.mark.parametrize("picture", PICTURES)
+@pytest.mark.parametrize("image", IMAGES)
 @pytest.mark.parametrize("state", ["complete", "cut", "failed"])
-def test_a_study_of_one_state_alone_can_be_drawn(picture, state: str) -> None:
-    figure = picture([trial(number, 1.0, state=state) for number in range(3)])
+def test_a_study_of_one_state_alone_can_be_drawn(image, state):
+    figure = image([trial(number, 1.0, state=state) for number in range(3)])
     assert legend(figure)[0].startswith(f"3 {state}")
     assert drawn(figure)
     assert figure.axes[0].get_ylim()[1] <= 1.02
 
 
 @pytest.mark.parametrize(
-    ("picture", "text"), [(history_picture, "no trial has ended yet"), (cost_picture, "no trial has cost anything yet")]
+    ("image", "text"), [(history_plot, "no trial has ended yet"), (cost_plot, "no trial has cost anything yet")]
 )
-def test_a_study_without_trials_says_so(picture, text: str) -> None:
-    figure = picture([])
+def test_a_study_without_trials_says_so(image, text):
+    figure = image([])
     assert [text.get_text() for text in figure.texts] == [text]
     assert drawn(figure)
 
@@ -234,7 +233,7 @@ SEEN = {  # linear RGB as seen without one kind of cone; Machado, Oliveira, Fern
 XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])  # of sRGB, IEC 61966-2-1
 
 
-def lab(colour: str, seen: list[list[float]]) -> np.ndarray:
+def lab(colour, seen):
     """CIELAB as seen with some cones."""
     rgb = np.array(to_rgb(colour))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
@@ -243,7 +242,7 @@ def lab(colour: str, seen: list[list[float]]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seen", SEEN.values(), ids=SEEN.keys())
-def test_the_states_can_be_told_apart_by_everyone(seen: list[list[float]]) -> None:
+def test_the_states_can_be_told_apart_by_everyone(seen):
     """20 is ten times the smallest difference that is noticed side by side."""
     colours = [lab(look["color"], seen) for look in POINTS.values()]
     assert all(np.linalg.norm(first - second) > 20 for first, second in combinations(colours, 2))

@@ -3,14 +3,12 @@
 import io
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import closing
-from typing import Any
 
 import pytest
 
-from toolkit.cli.terminal import QUIET_SECONDS, say
-from toolkit.tuning.progress import StudyBar, all_settings, describe, standings, totals, trial_line
+from toolkit.cli.terminal import QUIET_S, echo
+from toolkit.tuning.progress import StudyProgressBar, all_settings, counts_text, describe, leaderboard, trial_line
 from toolkit.tuning.space import FULL
 from toolkit.tuning.study import Study
 from toolkit.tuning.trial import Fold, Trial
@@ -32,13 +30,13 @@ SETTINGS = {
 SHORTLY = "resnet18, 224 px, sgd, batch 32, 20 epochs, lr 0.00012"
 
 
-def trial(number: int, *accuracies: float, state: str = "complete", seconds: float = 12.4, **rest: Any) -> Trial:
-    """A trial with a fold an accuracy, each of 1,500 pictures."""
+def trial(number, *accuracies, state="complete", seconds=12.4, **rest):
+    """A trial with a fold an accuracy, each of 1,500 images."""
     folds = tuple(Fold(({"epoch": 1, "val_accuracy": accuracy},), 1, 2.0, 1_500) for accuracy in accuracies)
     return Trial(number, SETTINGS, state, folds, seconds, **rest)
 
 
-def study_of(*trials: Trial) -> Study:
+def study_of(*trials):
     """One that begins with their settings, and was told of them."""
     study = Study(FULL, 0, first=[one.settings for one in trials])
     for one in trials:
@@ -67,11 +65,11 @@ KNOWN = "as trial 3, which had the same settings"
     ],
     ids=["complete", "known", "cut", "failed"],
 )
-def test_a_trial_is_a_line(ended: Trial, line: str) -> None:
+def test_a_trial_is_a_line(ended, line):
     assert trial_line(ended, 30, best=False) == line
 
 
-def test_the_line_of_the_best_trial_says_so() -> None:
+def test_the_line_of_the_best_trial_says_so():
     line = f"trial  12/30  mean accuracy 0.7500 (spread 0.2500)  3600 s  {SHORTLY}  best"
     assert trial_line(trial(11, 0.5, 0.75, 1.0, seconds=3_600.4), 30, best=True) == line
 
@@ -86,11 +84,11 @@ def test_the_line_of_the_best_trial_says_so() -> None:
         ({"optimizer": "adam", "model_type": "simple_cnn"}, "simple_cnn, adam"),
     ],
 )
-def test_settings_in_a_few_words(settings: Mapping[str, Any], words: str) -> None:
+def test_settings_in_a_few_words(settings, words):
     assert describe(settings) == words
 
 
-def test_all_settings_are_named() -> None:
+def test_all_settings_are_named():
     assert all_settings(SETTINGS) == (
         "learning_rate 0.000123, batch_size 32, epochs 20, image_size 224, model_type resnet18, optimizer sgd,"
         " weight_decay 0.0001, momentum 0.951, dropout 0.25, augmentation 0.5, patience 10, min_delta 0.0001"
@@ -104,58 +102,58 @@ def test_all_settings_are_named() -> None:
 @pytest.mark.parametrize(
     ("trials", "said"),
     [
-        ([], "0 trials: 0 complete, 0 cut, 0 failed; 0 pictures through training, 0 seconds"),
-        ([trial(0, 0.5, 0.5)], "1 trial: 1 complete, 0 cut, 0 failed; 3,000 pictures through training, 12 seconds"),
+        ([], "0 trials: 0 complete, 0 cut, 0 failed; 0 images through training, 0 seconds"),
+        ([trial(0, 0.5, 0.5)], "1 trial: 1 complete, 0 cut, 0 failed; 3,000 images through training, 12 seconds"),
         (
             [trial(0, state="failed", seconds=119.4)],
-            "1 trial: 0 complete, 0 cut, 1 failed; 0 pictures through training, 119 seconds",
+            "1 trial: 0 complete, 0 cut, 1 failed; 0 images through training, 119 seconds",
         ),
         (
             [trial(0, *[0.5] * 5, seconds=119.6), trial(1, 0.5, state="cut"), trial(2, state="failed")],
-            "3 trials: 1 complete, 1 cut, 1 failed; 9,000 pictures through training, 2 minutes",
+            "3 trials: 1 complete, 1 cut, 1 failed; 9,000 images through training, 2 minutes",
         ),
         (
             [trial(number, *[0.5] * 10, seconds=100) for number in range(90)],
-            "90 trials: 90 complete, 0 cut, 0 failed; 1,350,000 pictures through training, 150 minutes",
+            "90 trials: 90 complete, 0 cut, 0 failed; 1,350,000 images through training, 150 minutes",
         ),
     ],
 )
-def test_what_trials_came_to_and_what_they_cost(trials: list[Trial], said: str) -> None:
-    assert totals(trials) == said
+def test_what_trials_came_to_and_what_they_cost(trials, said):
+    assert counts_text(trials) == said
 
 
-def test_the_standings_are_the_best_five_and_what_became_of_the_others() -> None:
+def test_the_standings_are_the_best_five_and_what_became_of_the_others():
     accuracies = (0.5, 0.75, 0.625, 0.25, 0.875, 0.125)
     trials = [trial(number, accuracy, accuracy + 0.125) for number, accuracy in enumerate(accuracies)]
     others = [trial(6, 0.99, state="cut"), trial(7, state="failed", seconds=300)]
-    assert standings(study_of(*trials, *others)).splitlines() == [
-        "trial    mean  spread  pictures  seconds  network   size  optimizer  batch  epochs  learning rate",
+    assert leaderboard(study_of(*trials, *others)).splitlines() == [
+        "trial    mean  spread  images  seconds  network   size  optimizer  batch  epochs  learning rate",
         "    5  0.9375  0.0884     3,000       12  resnet18   224  sgd           32      20       0.000123",
         "    2  0.8125  0.0884     3,000       12  resnet18   224  sgd           32      20       0.000123",
         "    3  0.6875  0.0884     3,000       12  resnet18   224  sgd           32      20       0.000123",
         "    1  0.5625  0.0884     3,000       12  resnet18   224  sgd           32      20       0.000123",
         "    4  0.3125  0.0884     3,000       12  resnet18   224  sgd           32      20       0.000123",
         "",
-        "8 trials: 6 complete, 1 cut, 1 failed; 19,500 pictures through training, 6 minutes",
+        "8 trials: 6 complete, 1 cut, 1 failed; 19,500 images through training, 6 minutes",
     ]
 
 
-def test_without_a_complete_trial_there_is_no_table() -> None:
+def test_without_a_complete_trial_there_is_no_table():
     said = "0 seconds"
-    assert standings(Study(FULL, 0)) == f"0 trials: 0 complete, 0 cut, 0 failed; 0 pictures through training, {said}"
+    assert leaderboard(Study(FULL, 0)) == f"0 trials: 0 complete, 0 cut, 0 failed; 0 images through training, {said}"
     study = study_of(trial(0, state="failed"))
-    assert standings(study) == "1 trial: 0 complete, 0 cut, 1 failed; 0 pictures through training, 12 seconds"
+    assert leaderboard(study) == "1 trial: 0 complete, 0 cut, 1 failed; 0 images through training, 12 seconds"
 
 
-def test_what_a_space_does_not_have_is_a_gap_in_the_table() -> None:
+def test_what_a_space_does_not_have_is_a_gap_in_the_table():
     names = ("optimizer", "momentum", "epochs", "learning_rate")
     space = {name: FULL[name] for name in names}
     settings = {name: SETTINGS[name] for name in names}
     study = Study(space, 0, first=[settings])
     study.ask()
     study.tell(Trial(0, settings, "complete", trial(0, 0.5, 0.5).folds, 1.0))
-    assert standings(study).splitlines()[:2] == [
-        "trial    mean  spread  pictures  seconds  network  size  optimizer  batch  epochs  learning rate",
+    assert leaderboard(study).splitlines()[:2] == [
+        "trial    mean  spread  images  seconds  network  size  optimizer  batch  epochs  learning rate",
         "    1  0.5000  0.0000     3,000        1        -     -  sgd            -      20       0.000123",
     ]
 
@@ -164,16 +162,16 @@ def test_what_a_space_does_not_have_is_a_gap_in_the_table() -> None:
 
 
 class Terminal(io.StringIO):
-    def isatty(self) -> bool:
+    def isatty(self):
         return True
 
     @property
-    def line(self) -> str:
+    def line(self):
         """What the last line shows now."""
         return [part for part in self.getvalue().split("\n")[-1].split("\r") if part][-1].strip()
 
 
-def at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+def at_a_terminal(monkeypatch):
     """One that standard output and standard error go to."""
     terminal = Terminal()
     for stream in ("stdout", "stderr"):
@@ -181,10 +179,10 @@ def at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return terminal
 
 
-def test_on_a_terminal_a_bar_shows_where_the_search_has_come_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_terminal_a_bar_shows_where_the_search_has_come_to(monkeypatch):
     terminal = at_a_terminal(monkeypatch)
     study = Study(FULL, 0, first=[SETTINGS, {**SETTINGS, "epochs": 30}])
-    bar = StudyBar(study, planned=10, folds=5)
+    bar = StudyProgressBar(study, planned=10, folds=5)
     assert terminal.line.startswith("trials:   0%|")
     assert " 0/10 " in terminal.line
     one, other = study.ask(), study.ask()
@@ -201,7 +199,7 @@ def test_on_a_terminal_a_bar_shows_where_the_search_has_come_to(monkeypatch: pyt
     bar.ended(ended)
     assert " 1/10 " in terminal.line
     assert terminal.line.endswith(f"best 0.7500 ({SHORTLY}); trial 2: fold 1/5, epoch 1/30, 1 % done]")
-    say(trial_line(ended, 10, best=True))
+    echo(trial_line(ended, 10, best=True))
     lines = terminal.getvalue().split("\n")
     assert trial_line(ended, 10, best=True) in [part.strip() for line in lines for part in line.split("\r")]
     assert terminal.line.startswith("trials:"), "a line leaves the bar whole"
@@ -214,25 +212,25 @@ def test_on_a_terminal_a_bar_shows_where_the_search_has_come_to(monkeypatch: pyt
     bar.close()
 
 
-def test_a_bar_that_is_closed_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_that_is_closed_is_gone(monkeypatch):
     terminal = at_a_terminal(monkeypatch)
-    bar = StudyBar(Study(FULL, 0), planned=10, folds=5)
+    bar = StudyProgressBar(Study(FULL, 0), planned=10, folds=5)
     assert "trials:   0%|" in terminal.getvalue()
     bar.close()
     assert [part.strip() for part in terminal.getvalue().split("\r")][-2:] == ["", ""], "it was wiped"
 
 
-def test_a_study_that_is_taken_up_goes_on_counting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_that_is_taken_up_goes_on_counting(monkeypatch):
     terminal = at_a_terminal(monkeypatch)
     study = study_of(*(trial(number, 0.5, 0.5) for number in range(3)))
-    with closing(StudyBar(study, planned=4, folds=2)):
+    with closing(StudyProgressBar(study, planned=4, folds=2)):
         assert terminal.line.startswith("trials:  75%|")
         assert " 3/4 " in terminal.line
 
 
-def test_elsewhere_there_is_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_elsewhere_there_is_no_bar(capsys):
     study = Study(FULL, 0)
-    with closing(StudyBar(study, planned=10, folds=5)) as bar:
+    with closing(StudyProgressBar(study, planned=10, folds=5)) as bar:
         proposal = study.ask()
         bar.step(proposal, 0, 1, 0.05)
         ended = Trial(0, proposal.settings, "complete", trial(0, 0.5, 0.5).folds)
@@ -241,21 +239,19 @@ def test_elsewhere_there_is_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-def test_in_a_log_a_long_silence_within_a_trial_ends_with_where_it_is_and_the_time_left(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_in_a_log_a_long_silence_within_a_trial_ends_with_where_it_is_and_the_time_left(monkeypatch, capsys):
     study = Study(FULL, 0, first=[SETTINGS])
     now = 1e9
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    with closing(StudyBar(study, planned=10, folds=5)) as bar:
+    with closing(StudyProgressBar(study, planned=10, folds=5)) as bar:
         proposal = study.ask()
-        now += QUIET_SECONDS
+        now += QUIET_S
         bar.tick([0])
         bar.step(proposal, 0, 1, 0.05)
         now += 10
         bar.step(proposal, 0, 2, 0.1)
         bar.tick([0])
-        now += QUIET_SECONDS
+        now += QUIET_S
         bar.step(proposal, 0, 5, 0.25)
         bar.tick([0, 1])
     assert capsys.readouterr().out.splitlines() == [

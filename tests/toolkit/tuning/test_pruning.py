@@ -1,6 +1,5 @@
 """A trial is cut when it can no longer matter, never before, and the reason says so in numbers."""
 
-from collections.abc import Sequence
 from statistics import fmean, mean
 
 import numpy as np
@@ -9,66 +8,66 @@ from hypothesis import assume, example, given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
-from toolkit.tuning.pruning import CATCH_UP, EPOCHS_SHARE, Holder, after_epoch, after_folds
+from toolkit.tuning.pruning import CATCH_UP, EPOCHS_SHARE, Incumbent, prune_after_epoch, prune_after_fold
 
 #                 epoch  1    2    3    4    5    6    7    8
-HOLDER = Holder(4, ((0.2, 0.5, 0.6, 0.7, 0.8, 0.8, 0.9, 0.9), (0.4, 0.3, 0.5, 0.6, 0.7, 0.9, 0.8, 0.8)), epochs=8)
+HOLDER = Incumbent(4, ((0.2, 0.5, 0.6, 0.7, 0.8, 0.8, 0.9, 0.9), (0.4, 0.3, 0.5, 0.6, 0.7, 0.9, 0.8, 0.8)), epochs=8)
 # the worst fold's best    0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.9
 
 
-def flat(*accuracies: float) -> Holder:
+def flat(*accuracies):
     """One with folds of a single epoch."""
-    return Holder(0, tuple((accuracy,) for accuracy in accuracies), epochs=1)
+    return Incumbent(0, tuple((accuracy,) for accuracy in accuracies), epochs=1)
 
 
-def epochs_until_cut(curve: Sequence[float], epochs: int, holder: Holder) -> int | None:
+def epochs_until_cut(curve, epochs, holder):
     """The epoch, from 1, after which a first fold is cut."""
-    return next((n for n in range(1, len(curve) + 1) if after_epoch(curve[:n], epochs, holder)), None)
+    return next((n for n in range(1, len(curve) + 1) if prune_after_epoch(curve[:n], epochs, holder)), None)
 
 
-def folds_until_cut(accuracies: Sequence[float], holder: Holder) -> int | None:
+def folds_until_cut(accuracies, holder):
     """The fold, from 1, after which a trial is cut."""
     folds = len(accuracies)
-    return next((n for n in range(1, folds + 1) if after_folds(accuracies[:n], folds, holder)), None)
+    return next((n for n in range(1, folds + 1) if prune_after_fold(accuracies[:n], folds, holder)), None)
 
 
-some_accuracies = st.floats(0, 1) | st.integers(0, 40).map(lambda right: right / 40)  # of 40 pictures: many are equal
+some_accuracies = st.floats(0, 1) | st.integers(0, 40).map(lambda right: right / 40)  # of 40 images: many are equal
 
 
 @st.composite
-def holders(draw: st.DrawFn) -> Holder:
+def holders(draw):
     """Of up to five folds, each of which may have ended before its schedule."""
     epochs = draw(st.integers(1, 12))
     count = draw(st.integers(2, 5))
     curve = st.lists(some_accuracies, min_size=1, max_size=epochs)
-    return Holder(draw(st.integers(0, 99)), tuple(tuple(draw(curve)) for _ in range(count)), epochs)
+    return Incumbent(draw(st.integers(0, 99)), tuple(tuple(draw(curve)) for _ in range(count)), epochs)
 
 
 # --- the holder ---------------------------------------------------------------------------------
 
 
-def test_the_holder_is_measured_by_its_best_epochs_until_then() -> None:
+def test_the_holder_is_measured_by_its_best_epochs_until_then():
     assert HOLDER.accuracies == (0.9, 0.9)
     assert [HOLDER.worst_so_far(epoch) for epoch in range(1, 9)] == [0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.9]
     assert HOLDER.worst_so_far(0) == 0.2, "at the beginning there is only the first epoch"
-    stopped = Holder(0, ((0.5, 0.6), (0.4, 0.5, 0.8)), epochs=8)
+    stopped = Incumbent(0, ((0.5, 0.6), (0.4, 0.5, 0.8)), epochs=8)
     assert [stopped.worst_so_far(epoch) for epoch in (1, 2, 3, 8)] == [0.4, 0.5, 0.6, 0.6]
 
 
-def test_the_noise_of_a_fold_is_at_least_one_picture() -> None:
+def test_the_noise_of_a_fold_is_at_least_one_image():
     assert flat(0.9, 0.8, 0.7).noise == pytest.approx(0.1)
-    assert Holder(0, ((0.25, 0.75, 0.5), (0.5, 0.625, 0.75)), epochs=3).noise == 0.125, "0.625 to 0.75 is a picture"
-    assert Holder(0, ((0.25, 0.5), (1.0, 1.0)), epochs=2).noise == pytest.approx(np.sqrt(0.125)), "and that is more"
+    assert Incumbent(0, ((0.25, 0.75, 0.5), (0.5, 0.625, 0.75)), epochs=3).noise == 0.125, "0.625 to 0.75 is an image"
+    assert Incumbent(0, ((0.25, 0.5), (1.0, 1.0)), epochs=2).noise == pytest.approx(np.sqrt(0.125)), "and that is more"
     assert flat(0.9, 0.9).noise == 0.0, "no curve has a step"
 
 
 @budget(deadline=None)
 @given(st.lists(st.integers(0, 40), min_size=2, max_size=5), st.lists(st.integers(0, 40), min_size=1, max_size=8))
-def test_the_noise_of_folds_is_their_spread_or_a_step(accuracies: list[int], curve: list[int]) -> None:
-    """Of folds of 40 pictures, whose curves are all alike but for their last epochs."""
+def test_the_noise_of_folds_is_their_spread_or_a_step(accuracies, curve):
+    """Of folds of 40 images, whose curves are all alike but for their last epochs."""
     curves = [[*(min(right, last) for right in curve), last] for last in accuracies]
     steps = [abs(one - other) for some in curves for one in some for other in some if one != other]
-    holder = Holder(0, tuple(tuple(right / 40 for right in some) for some in curves), epochs=9)
+    holder = Incumbent(0, tuple(tuple(right / 40 for right in some) for some in curves), epochs=9)
     assert holder.noise == pytest.approx(max(float(np.std(accuracies, ddof=1)), min(steps, default=0)) / 40)
 
 
@@ -112,33 +111,31 @@ NINETY = flat(0.9, 0.8, 1.0)
         ([0.8, 0.8], flat(0.8, 0.8, 0.9999999999999998), ""),
     ],
 )
-def test_a_trial_after_some_folds(so_far: list[float], holder: Holder, reason: str) -> None:
-    assert after_folds(so_far, len(holder.curves), holder) == reason
+def test_a_trial_after_some_folds(so_far, holder, reason):
+    assert prune_after_fold(so_far, len(holder.curves), holder) == reason
 
 
 @budget(deadline=None)
 @given(st.data(), holders())
-def test_who_is_out_of_reach_could_not_have_won_whatever_followed(data: st.DataObject, holder: Holder) -> None:
+def test_who_is_out_of_reach_could_not_have_won_whatever_followed(data, holder):
     """The first rule is exact, to the last digit: also when all other folds have no mistake."""
     folds = len(holder.curves)
     so_far = data.draw(st.lists(some_accuracies, min_size=1, max_size=folds - 1))
     rest = data.draw(
         st.lists(some_accuracies | st.just(1.0), min_size=folds - len(so_far), max_size=folds - len(so_far))
     )
-    if "could reach" in after_folds(so_far, folds, holder):
+    if "could reach" in prune_after_fold(so_far, folds, holder):
         assert fmean([*so_far, *rest]) <= fmean(holder.accuracies)
 
 
 @budget(deadline=None)
 @given(st.data(), holders())
-def test_who_could_still_win_is_cut_only_behind_the_worst_fold_or_out_of_luck(
-    data: st.DataObject, holder: Holder
-) -> None:
+def test_who_could_still_win_is_cut_only_behind_the_worst_fold_or_out_of_luck(data, holder):
     """The other way round: whoever perfect folds would make the winner goes on while chance could make it one."""
     folds = len(holder.curves)
     so_far = data.draw(st.lists(some_accuracies, min_size=1, max_size=folds - 1))
     assume(fmean([*so_far, *[1.0] * (folds - len(so_far))]) > fmean(holder.accuracies))
-    reason = after_folds(so_far, folds, holder)
+    reason = prune_after_fold(so_far, folds, holder)
     lucky = CATCH_UP * holder.noise / np.sqrt(folds - len(so_far))
     rest = [accuracy + lucky for accuracy in holder.accuracies[len(so_far) :]]
     ahead = fmean([*so_far, *rest]) - fmean(holder.accuracies)
@@ -147,23 +144,23 @@ def test_who_could_still_win_is_cut_only_behind_the_worst_fold_or_out_of_luck(
     assert ahead < 1e-9 if "have to beat" in reason else reason or ahead > -1e-9
 
 
-def test_a_picture_less_is_chance_until_one_fold_is_left() -> None:
-    """Folds of 50 pictures that differ by less than one: the noise is 0.02, though they spread by 0.009."""
-    holder = Holder(0, ((0.90, 0.94), (0.90, 0.92), (0.92, 0.94), (0.92, 0.94), (0.92, 0.94)), epochs=2)
-    assert after_folds([0.92], 5, holder) == "", "0.02 / 4 = 0.0050 < 0.75 * 0.02 / sqrt(4) = 0.0075"
-    assert after_folds([0.92, 0.92], 5, holder) == "", "0.02 / 3 = 0.0067 < 0.75 * 0.02 / sqrt(3) = 0.0087"
-    assert after_folds([0.92, 0.92, 0.94], 5, holder) == "", "0.02 / 2 = 0.0100 < 0.75 * 0.02 / sqrt(2) = 0.0106"
-    assert after_folds([0.92, 0.92, 0.94, 0.94], 5, holder) == (
+def test_a_image_less_is_chance_until_one_fold_is_left():
+    """Folds of 50 images that differ by less than one: the noise is 0.02, though they spread by 0.009."""
+    holder = Incumbent(0, ((0.90, 0.94), (0.90, 0.92), (0.92, 0.94), (0.92, 0.94), (0.92, 0.94)), epochs=2)
+    assert prune_after_fold([0.92], 5, holder) == "", "0.02 / 4 = 0.0050 < 0.75 * 0.02 / sqrt(4) = 0.0075"
+    assert prune_after_fold([0.92, 0.92], 5, holder) == "", "0.02 / 3 = 0.0067 < 0.75 * 0.02 / sqrt(3) = 0.0087"
+    assert prune_after_fold([0.92, 0.92, 0.94], 5, holder) == "", "0.02 / 2 = 0.0100 < 0.75 * 0.02 / sqrt(2) = 0.0106"
+    assert prune_after_fold([0.92, 0.92, 0.94, 0.94], 5, holder) == (
         "after fold 4 of 5: the rest would have to beat trial 1 by 0.0200 a fold; chance is 0.0150"
     )
-    assert after_folds([0.92, 0.92, 0.92], 5, holder) == (
+    assert prune_after_fold([0.92, 0.92, 0.92], 5, holder) == (
         "after fold 3 of 5: the rest would have to beat trial 1 by 0.0200 a fold; chance is 0.0106"
     )
 
 
 @budget(deadline=None)
 @given(st.data(), holders())
-def test_who_is_at_least_as_good_in_every_fold_goes_on_while_it_can_win(data: st.DataObject, holder: Holder) -> None:
+def test_who_is_at_least_as_good_in_every_fold_goes_on_while_it_can_win(data, holder):
     """As good in all of them and better in one: never cut."""
     own = [data.draw(st.floats(accuracy, 1)) for accuracy in holder.accuracies]
     assume(fmean(own) > fmean(holder.accuracies))
@@ -173,10 +170,10 @@ def test_who_is_at_least_as_good_in_every_fold_goes_on_while_it_can_win(data: st
 # --- after an epoch of the first fold -----------------------------------------------------------
 
 
-def test_a_curve_is_cut_when_two_looks_agree() -> None:
+def test_a_curve_is_cut_when_two_looks_agree():
     """With the holder's schedule of 8 epochs looks count from epoch 2, where its worst fold had 0.4, on."""
     assert epochs_until_cut([0.0, 0.3, 0.4], 8, HOLDER) == 3
-    assert after_epoch([0.0, 0.3, 0.4], 8, HOLDER) == (
+    assert prune_after_epoch([0.0, 0.3, 0.4], 8, HOLDER) == (
         "in fold 1 after epoch 3 of 8: 0.4000 is below 0.5000, the lowest of the folds of trial 5 by then"
     )
     assert epochs_until_cut([0.0, 0.4, 0.4], 8, HOLDER) is None, "the look before did not agree"
@@ -185,7 +182,7 @@ def test_a_curve_is_cut_when_two_looks_agree() -> None:
     assert epochs_until_cut([0.0, 0.4, 0.1, 0.1], 8, HOLDER) == 4, "what counts is the best epoch so far: 0.4 in both"
 
 
-def test_a_short_schedule_is_measured_after_as_many_epochs() -> None:
+def test_a_short_schedule_is_measured_after_as_many_epochs():
     """After 3 and 4 of 4 epochs by the holder's 3rd and 4th of 8, where it had 0.5 and 0.6, not by its last."""
     assert epochs_until_cut([0.2, 0.4, 0.5, 0.5], 4, HOLDER) is None
     assert epochs_until_cut([0.2, 0.3, 0.5, 0.5], 4, HOLDER) is None
@@ -193,26 +190,26 @@ def test_a_short_schedule_is_measured_after_as_many_epochs() -> None:
     assert epochs_until_cut([0.1, 0.3], 4, HOLDER) == 2, "0.1 < 0.2 and 0.3 < 0.4"
 
 
-def test_a_long_schedule_is_measured_at_the_same_share_of_it() -> None:
+def test_a_long_schedule_is_measured_at_the_same_share_of_it():
     """After 15 and 16 of 32 epochs by the holder's 3rd and 4th of 8, where it had 0.5 and 0.6, not by its 8th."""
     slow = [0.0, *[0.5] * 14]  # 0.5 suffices until 15 // 4 = 3
     assert epochs_until_cut([*slow, 0.6], 32, HOLDER) is None
     assert epochs_until_cut([*slow, 0.5, 0.5], 32, HOLDER) == 17
-    assert after_epoch([*slow, 0.5, 0.5], 32, HOLDER) == (
+    assert prune_after_epoch([*slow, 0.5, 0.5], 32, HOLDER) == (
         "in fold 1 after epoch 17 of 32: 0.5000 is below 0.6000, the lowest of the folds of trial 5 by then"
     )
 
 
-def test_the_same_schedule_is_measured_epoch_by_epoch() -> None:
+def test_the_same_schedule_is_measured_epoch_by_epoch():
     """29 of 100 epochs are 29 of 100, though 29 / 100 * 100 is less than 29 in floating point."""
-    holder = Holder(0, (tuple(epoch / 100 for epoch in range(1, 101)),) * 2, epochs=100)
+    holder = Incumbent(0, (tuple(epoch / 100 for epoch in range(1, 101)),) * 2, epochs=100)
     for epoch in range(26, 101):
         behind = [(number - 0.5) / 100 for number in range(1, epoch + 1)]
-        assert after_epoch(behind, 100, holder) == (
+        assert prune_after_epoch(behind, 100, holder) == (
             f"in fold 1 after epoch {epoch} of 100: {(epoch - 0.5) / 100:.4f} is below {epoch / 100:.4f},"
             " the lowest of the folds of trial 1 by then"
         )
-        assert after_epoch([number / 100 for number in range(1, epoch + 1)], 100, holder) == ""
+        assert prune_after_epoch([number / 100 for number in range(1, epoch + 1)], 100, holder) == ""
 
 
 curves = st.lists(some_accuracies, min_size=1, max_size=40)
@@ -220,7 +217,7 @@ curves = st.lists(some_accuracies, min_size=1, max_size=40)
 
 @budget(deadline=None)
 @given(curves, st.integers(0, 60), holders())
-def test_nothing_is_cut_before_a_quarter_of_the_schedule(curve: list[float], more: int, holder: Holder) -> None:
+def test_nothing_is_cut_before_a_quarter_of_the_schedule(curve, more, holder):
     epochs = len(curve) + more
     cut = epochs_until_cut(curve, epochs, holder)
     assert cut is None or cut > EPOCHS_SHARE * epochs >= 0.25
@@ -228,12 +225,10 @@ def test_nothing_is_cut_before_a_quarter_of_the_schedule(curve: list[float], mor
 
 @budget(deadline=None)
 @given(curves, st.integers(0, 60), holders())
-def test_who_is_cut_was_behind_every_fold_at_both_looks_by_both_measures(
-    curve: list[float], more: int, holder: Holder
-) -> None:
+def test_who_is_cut_was_behind_every_fold_at_both_looks_by_both_measures(curve, more, holder):
     """Worked out without the function's own helpers: the reference is what the holder had, fold by fold."""
     epochs = len(curve) + more
-    if not after_epoch(curve, epochs, holder):
+    if not prune_after_epoch(curve, epochs, holder):
         return
     assert len(curve) >= 2
     for done in (len(curve) - 1, len(curve)):
@@ -246,7 +241,7 @@ def test_who_is_cut_was_behind_every_fold_at_both_looks_by_both_measures(
 
 @budget(deadline=None)
 @given(st.data(), holders(), st.integers(1, 40))
-def test_who_is_at_least_as_good_after_every_epoch_goes_on(data: st.DataObject, holder: Holder, epochs: int) -> None:
+def test_who_is_at_least_as_good_after_every_epoch_goes_on(data, holder, epochs):
     """As good as any one of the holder's folds is enough, whatever the schedule."""
     fold = data.draw(st.sampled_from(holder.curves))
     own = [data.draw(st.floats(fold[min(epoch, len(fold) - 1)], 1)) for epoch in range(epochs)]
@@ -255,11 +250,12 @@ def test_who_is_at_least_as_good_after_every_epoch_goes_on(data: st.DataObject, 
 
 @budget(deadline=None)
 @given(holders())
-@example(Holder(0, ((0.4980884688231998,),) * 3 + ((0.5,),), epochs=2))  # the mean of three is an ulp below each
-def test_who_does_what_the_holder_did_is_cut_only_when_it_could_no_longer_be_better(holder: Holder) -> None:
+@example(Incumbent(0, ((0.4980884688231998,),) * 3 + ((0.5,),), epochs=2))  # the mean of three is an ulp below each
+def test_who_does_what_the_holder_did_is_cut_only_when_it_could_no_longer_be_better(holder):
     for curve in holder.curves:
         assert epochs_until_cut(curve, holder.epochs, holder) is None
     own = holder.accuracies
     assert all(
-        "could reach" in (after_folds(own[:done], len(own), holder) or "could reach") for done in range(1, len(own))
+        "could reach" in (prune_after_fold(own[:done], len(own), holder) or "could reach")
+        for done in range(1, len(own))
     )

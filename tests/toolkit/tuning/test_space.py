@@ -15,16 +15,14 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from toolkit.errors import SettingsError
-from toolkit.training.hyperparameters import Recipe
+from toolkit.training.hyperparameters import Hyperparameters
 from toolkit.tuning.space import (
     FULL,
     PRESETS,
     QUICK,
     Choice,
-    Dimension,
     Integers,
     LogUniform,
-    Space,
     Uniform,
     contains,
     expression,
@@ -38,16 +36,16 @@ from toolkit.tuning.space_file import read_space
 Document = Mapping[str, Any]
 
 
-def domain_of(space: Space) -> Domain:
+def domain_of(space):
     return Domain(lambda point: point, expression(space))
 
 
-def sampled(space: Space, count: int, seed: int = 0) -> list[Document]:
+def sampled(space, count, seed=0):
     """What Hyperopt keeps of random points."""
     return [document["misc"]["vals"] for document in rand.suggest(list(range(count)), domain_of(space), Trials(), seed)]
 
 
-def point_of(space: Space, vals: Document) -> dict[str, Any]:
+def point_of(space, vals):
     """The plain hyperparameters that a document stands for."""
     chosen = {name: values[0] for name, values in vals.items() if values}
     point = flatten(space_eval(expression(space), chosen))
@@ -55,19 +53,19 @@ def point_of(space: Space, vals: Document) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def documents() -> list[Document]:
+def documents():
     return sampled(FULL, 500)
 
 
 @pytest.fixture(scope="module")
-def points(documents: list[Document]) -> list[dict[str, Any]]:
+def points(documents):
     return [point_of(FULL, document) for document in documents]
 
 
 # --- what is searched ---------------------------------------------------------------------------
 
 
-def test_the_full_space_is_exactly_this() -> None:
+def test_the_full_space_is_exactly_this():
     expected = {
         "learning_rate": {"low": 0.00001, "high": 0.001, "log": True},
         "batch_size": [16, 32, 64, 128],
@@ -96,9 +94,7 @@ def test_the_full_space_is_exactly_this() -> None:
         ("weight_decay", [0.0, 0.0001, 0.001]),
     ],
 )
-def test_each_option_is_tried_as_often_as_the_others(
-    name: str, options: list[object], points: list[dict[str, Any]]
-) -> None:
+def test_each_option_is_tried_as_often_as_the_others(name, options, points):
     values = [point[name] for point in points]
     assert sorted(set(values)) == options
     assert {type(value) for value in values} == {type(options[0])}
@@ -106,7 +102,7 @@ def test_each_option_is_tried_as_often_as_the_others(
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("epochs", 10, 50), ("patience", 3, 10)])
-def test_every_whole_number_is_tried(name: str, low: int, high: int, points: list[dict[str, Any]]) -> None:
+def test_every_whole_number_is_tried(name, low, high, points):
     values = [point[name] for point in points]
     assert set(values) == set(range(low, high + 1))
     assert {type(value) for value in values} == {int}
@@ -122,9 +118,7 @@ def test_every_whole_number_is_tried(name: str, low: int, high: int, points: lis
         ("min_delta", 1e-4, 5.5e-4, 1e-3),
     ],
 )
-def test_an_interval_is_tried_from_end_to_end(
-    name: str, low: float, middle: float, high: float, points: list[dict[str, Any]]
-) -> None:
+def test_an_interval_is_tried_from_end_to_end(name, low, middle, high, points):
     values = np.array([point[name] for point in points if name in point])
     near = 0.02 * (high - low) if name != "learning_rate" else 0.1 * low
     assert low <= values.min() < low + near
@@ -132,13 +126,13 @@ def test_an_interval_is_tried_from_end_to_end(
     assert abs((values < middle).mean() - 0.5) < 0.08  # over three standard deviations of half of 250
 
 
-def test_a_point_has_every_name_and_momentum_under_sgd_only(points: list[dict[str, Any]]) -> None:
+def test_a_point_has_every_name_and_momentum_under_sgd_only(points):
     for point in points:
         assert set(point) == set(FULL) - (set() if point["optimizer"] == "sgd" else {"momentum"})
-        assert Recipe(**point).model_dump(include=set(point)) == point
+        assert Hyperparameters(**point).model_dump(include=set(point)) == point
 
 
-def test_the_quick_space_has_the_same_dimensions_and_fewer_or_smaller_values() -> None:
+def test_the_quick_space_has_the_same_dimensions_and_fewer_or_smaller_values():
     assert set(QUICK) == set(FULL)
     assert QUICK["model_type"] == Choice(("simple_cnn",))
     assert QUICK["image_size"] == Choice((32,))
@@ -154,15 +148,15 @@ def test_the_quick_space_has_the_same_dimensions_and_fewer_or_smaller_values() -
         (Integers(3, 10), "3 to 10, whole"),
     ],
 )
-def test_a_dimension_describes_itself(dimension: Dimension, text: str) -> None:
+def test_a_dimension_describes_itself(dimension, text):
     assert str(dimension) == text
 
 
-def test_kinds_of_intervals_differ_though_their_bounds_are_equal() -> None:
+def test_kinds_of_intervals_differ_though_their_bounds_are_equal():
     assert len({Uniform(1, 2), LogUniform(1, 2), Integers(1, 2), Uniform(1.0, 2.0)}) == 3
 
 
-def test_momentum_is_searched_under_sgd_only() -> None:
+def test_momentum_is_searched_under_sgd_only():
     searched = expression(FULL)
     assert set(searched) == set(FULL) - {"momentum"}
     options = searched["optimizer"].pos_args[1:]
@@ -171,7 +165,7 @@ def test_momentum_is_searched_under_sgd_only() -> None:
     assert all(isinstance(option, pyll.Apply) for option in options)
 
 
-def test_a_nested_point_becomes_flat() -> None:
+def test_a_nested_point_becomes_flat():
     assert flatten({"epochs": 3, "optimizer": {"optimizer": "sgd", "momentum": 0.95}}) == {
         "epochs": 3,
         "optimizer": "sgd",
@@ -192,11 +186,11 @@ def test_a_nested_point_becomes_flat() -> None:
         (Integers(3, 10), [3, 10, 5.0], [2, 11, 3.5, True, "3", math.nan, math.inf]),
     ],
 )
-def test_what_a_dimension_contains(dimension: Dimension, inside: list[object], outside: list[object]) -> None:
+def test_what_a_dimension_contains(dimension, inside, outside):
     assert [value for value in [*inside, *outside] if dimension.contains(value)] == inside
 
 
-def test_a_logarithmic_interval_contains_what_rounding_makes_of_its_bounds() -> None:
+def test_a_logarithmic_interval_contains_what_rounding_makes_of_its_bounds():
     """exp(log(0.003)) is a little less than 0.003, and Hyperopt may propose it."""
     drawn = math.exp(math.log(0.003))
     assert drawn < 0.003
@@ -220,7 +214,7 @@ ADAM = {
 SGD = {**ADAM, "optimizer": "sgd", "momentum": 0.9}
 
 
-def test_what_hyperopt_keeps_of_a_point() -> None:
+def test_what_hyperopt_keeps_of_a_point():
     expected = {
         "learning_rate": [1e-4],
         "batch_size": [1],
@@ -253,7 +247,7 @@ def test_what_hyperopt_keeps_of_a_point() -> None:
         {**SGD, "momentum": 0.5},
     ],
 )
-def test_what_is_no_point_of_the_space(settings: dict[str, Any]) -> None:
+def test_what_is_no_point_of_the_space(settings):
     assert contains(FULL, ADAM)
     assert contains(FULL, SGD)
     assert not contains(FULL, settings)
@@ -261,14 +255,14 @@ def test_what_is_no_point_of_the_space(settings: dict[str, Any]) -> None:
         positions(FULL, settings)
 
 
-def test_positions_are_what_hyperopt_kept(documents: list[Document], points: list[dict[str, Any]]) -> None:
+def test_positions_are_what_hyperopt_kept(documents, points):
     for document, point in zip(documents, points, strict=True):
         assert contains(FULL, point)
         assert positions(FULL, point) == document
         assert positions(FULL, json.loads(json.dumps(point))) == document
 
 
-def test_positions_are_what_hyperopt_kept_of_what_it_learnt_too() -> None:
+def test_positions_are_what_hyperopt_kept_of_what_it_learnt_too():
     domain, history = domain_of(FULL), Trials()
     for number in range(40):
         history.insert_trial_docs(tpe.suggest([number], domain, history, seed=number, n_startup_jobs=5))
@@ -283,7 +277,7 @@ def test_positions_are_what_hyperopt_kept_of_what_it_learnt_too() -> None:
 
 
 @pytest.mark.parametrize("optimizers", [("adam",), ("sgd",), ("sgd", "adam")])
-def test_momentum_has_a_label_when_sgd_is_searched(optimizers: tuple[str, ...]) -> None:
+def test_momentum_has_a_label_when_sgd_is_searched(optimizers):
     space = {**QUICK, "optimizer": Choice(optimizers)}
     for vals in sampled(space, 20):
         assert ("momentum" in vals) == ("sgd" in optimizers)
@@ -293,27 +287,27 @@ def test_momentum_has_a_label_when_sgd_is_searched(optimizers: tuple[str, ...]) 
 # --- as JSON ------------------------------------------------------------------------------------
 
 
-def intervals(low: float, high: float) -> st.SearchStrategy[Dimension]:
+def intervals(low, high):
     ends = st.tuples(*2 * [st.floats(low, high, allow_subnormal=False)]).filter(lambda pair: pair[0] != pair[1])
     pairs = ends.map(sorted)
     logarithmic = pairs.filter(lambda pair: pair[0] > 0 and math.log(pair[0]) < math.log(pair[1]))
     return pairs.map(lambda pair: Uniform(*pair)) | logarithmic.map(lambda pair: LogUniform(*pair))
 
 
-def choices(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Choice]:
+def choices(values):
     return st.lists(values, min_size=1, max_size=5, unique=True).map(tuple).map(Choice)
 
 
-def numbers(low: float, high: float) -> st.SearchStrategy[Dimension]:
+def numbers(low, high):
     return intervals(low, high) | choices(st.floats(low, high))
 
 
-def wholes(low: int, high: int) -> st.SearchStrategy[Dimension]:
+def wholes(low, high):
     pairs = st.lists(st.integers(low, high), min_size=2, max_size=2, unique=True).map(sorted)
     return pairs.map(lambda pair: Integers(*pair)) | choices(st.integers(low, high))
 
 
-def words(*options: str) -> st.SearchStrategy[Choice]:
+def words(*options):
     return choices(st.sampled_from(options))
 
 
@@ -332,13 +326,13 @@ SPACES = st.fixed_dictionaries(
 
 
 @given(SPACES)
-def test_a_space_survives_a_round_through_text_and_through_a_file(space: Space) -> None:
+def test_a_space_survives_a_round_through_text_and_through_a_file(space):
     values = space_json(space)
     for again in (
         space_from_json(values),
         space_from_json(json.loads(json.dumps(values))),
-        read_space(json.dumps(values), {}, Recipe),
-        read_space(yaml.safe_dump(values, sort_keys=False), {}, Recipe),
+        read_space(json.dumps(values), {}, Hyperparameters),
+        read_space(yaml.safe_dump(values, sort_keys=False), {}, Hyperparameters),
     ):
         assert list(again.items()) == list(space.items())
         assert repr(again) == repr(dict(space))  # in which 1 and 1.0 differ
@@ -346,7 +340,7 @@ def test_a_space_survives_a_round_through_text_and_through_a_file(space: Space) 
 
 @budget(max_examples=40)
 @given(SPACES, st.integers(0, 2**31))
-def test_positions_are_what_hyperopt_kept_in_any_space(space: Space, seed: int) -> None:
+def test_positions_are_what_hyperopt_kept_in_any_space(space, seed):
     for vals in sampled(space, 3, seed):
         point = point_of(space, vals)
         assert contains(space, point)

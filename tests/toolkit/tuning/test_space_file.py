@@ -13,12 +13,11 @@ from pydantic import BaseModel, Field, model_validator
 
 from support import ROOT
 from toolkit.errors import SettingsError
-from toolkit.training.hyperparameters import Recipe
+from toolkit.training.hyperparameters import Hyperparameters
 from toolkit.tuning.space import (
     FULL,
     QUICK,
     Choice,
-    Dimension,
     Integers,
     LogUniform,
     Uniform,
@@ -38,8 +37,8 @@ label_smoothing: {low: 0, high: 0.2}
 """
 
 
-def test_a_file_changes_what_it_names_and_nothing_else() -> None:
-    space = read_space(FILE, FULL, Recipe)
+def test_a_file_changes_what_it_names_and_nothing_else():
+    space = read_space(FILE, FULL, Hyperparameters)
     assert space == {
         **FULL,
         "learning_rate": LogUniform(1e-5, 1e-1),
@@ -54,7 +53,7 @@ def test_a_file_changes_what_it_names_and_nothing_else() -> None:
     for _ in range(30):
         point = flatten(sample(expression(space), generator))
         assert contains(space, point)
-        assert 0 <= Recipe(**point).label_smoothing <= 0.2
+        assert 0 <= Hyperparameters(**point).label_smoothing <= 0.2
 
 
 @pytest.mark.parametrize(
@@ -74,9 +73,9 @@ def test_a_file_changes_what_it_names_and_nothing_else() -> None:
         ("momentum: 0.5\noptimizer: adam", Choice((0.5,))),  # of no use, and no harm
     ],
 )
-def test_values_are_read_as_they_are_meant(text: str, dimension: Dimension) -> None:
+def test_values_are_read_as_they_are_meant(text, dimension):
     (name,) = re.findall(r"^\W?(\w+)", text)
-    space = read_space(text, QUICK, Recipe)
+    space = read_space(text, QUICK, Hyperparameters)
     assert repr(space[name]) == repr(dimension)
     Domain(lambda point: point, expression(space))  # Hyperopt takes it
 
@@ -163,28 +162,28 @@ NETWORKS = "simple_cnn, resnet18, resnet18_backbone"
         ("optimizer: {low: 1, high: 2}", "optimizer: must be a word or a list of words; low and high are for numbers"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_one_line(text: str, message: str) -> None:
+def test_what_is_wrong_with_a_file_is_one_line(text, message):
     with pytest.raises(SettingsError) as caught:
-        read_space(text, FULL, Recipe)
+        read_space(text, FULL, Hyperparameters)
     said = str(caught.value)
     assert re.fullmatch(re.escape(message).replace(re.escape("..."), ".*"), said)
     assert said.isprintable()  # and so in one line
 
 
-def test_a_hyperparameter_that_does_not_go_with_another_is_refused_before_a_trial_fails() -> None:
+def test_a_hyperparameter_that_does_not_go_with_another_is_refused_before_a_trial_fails():
     features = "learns from features that were computed before; leave them at 0 or choose resnet18"
     for mixup, shown in (("{low: 0, high: 0.4}", "0.4"), ("[0, 0.2]", "0.2"), ("1", "1")):
         with pytest.raises(SettingsError) as caught:
-            read_space(f"mixup: {mixup}", FULL, Recipe)
+            read_space(f"mixup: {mixup}", FULL, Hyperparameters)
         assert str(caught.value).startswith(
             f"mixup: {shown} does not go with model_type resnet18_backbone: --mixup and"
         )
         assert str(caught.value).endswith(features)
     with pytest.raises(SettingsError, match=r"^model_type: resnet18_backbone does not go with cutmix 1: "):
-        read_space("model_type: [resnet18, resnet18_backbone]", {**FULL, "cutmix": Choice((0.0, 1.0))}, Recipe)
-    allowed = read_space("mixup: {low: 0, high: 0.4}\nmodel_type: [simple_cnn, resnet18]", FULL, Recipe)
+        read_space("model_type: [resnet18, resnet18_backbone]", {**FULL, "cutmix": Choice((0.0, 1.0))}, Hyperparameters)
+    allowed = read_space("mixup: {low: 0, high: 0.4}\nmodel_type: [simple_cnn, resnet18]", FULL, Hyperparameters)
     assert allowed["mixup"] == Uniform(0.0, 0.4)
-    assert read_space("mixup: 0", FULL, Recipe)["mixup"] == Choice((0.0,))
+    assert read_space("mixup: 0", FULL, Hyperparameters)["mixup"] == Choice((0.0,))
 
 
 class Exclusive(BaseModel):
@@ -204,7 +203,7 @@ class Exclusive(BaseModel):
         return self
 
 
-def test_only_points_of_the_space_itself_are_held_against_it() -> None:
+def test_only_points_of_the_space_itself_are_held_against_it():
     """With the model's own default of blue, red and green would be refused."""
     text = "red: [0, 1]\ngreen: [0, 1]\nalpha: [5, 6]"
     assert read_space(f"{text}\nblue: [1, 2]", {}, Exclusive)["red"] == Choice((0, 1))
@@ -217,16 +216,16 @@ def test_only_points_of_the_space_itself_are_held_against_it() -> None:
         read_space("blue: -1", {}, Exclusive)
 
 
-def test_a_file_cannot_grow() -> None:
-    assert read_space("epochs: 5\n" + "#" * 65_526, FULL, Recipe)["epochs"] == Choice((5,))
+def test_a_file_cannot_grow():
+    assert read_space("epochs: 5\n" + "#" * 65_526, FULL, Hyperparameters)["epochs"] == Choice((5,))
     with pytest.raises(SettingsError, match=r"^has 65,537 characters; at most 65,536 are read$"):
-        read_space("epochs: 5\n" + "#" * 65_527, FULL, Recipe)
+        read_space("epochs: 5\n" + "#" * 65_527, FULL, Hyperparameters)
     for deep in ("[" * 65_000, "{a: " * 16_000, "? " * 32_000, "- " * 32_000):
         with pytest.raises(SettingsError, match=r"^is nested too deeply$"):
-            read_space(deep, FULL, Recipe)
+            read_space(deep, FULL, Hyperparameters)
     bomb = ", ".join(f"&a{n} [{', '.join(9 * [f'*a{n - 1}'])}]" for n in range(1, 30))  # 9**29 ones
     with pytest.raises(SettingsError, match=r"^patience: must be a whole number, got a list$"):
-        read_space(f"patience: [&a0 [1], {bomb}]", FULL, Recipe)
+        read_space(f"patience: [&a0 [1], {bomb}]", FULL, Hyperparameters)
 
 
 FRAGMENTS = (
@@ -237,9 +236,9 @@ FRAGMENTS = (
 
 @budget(max_examples=400)
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join) | st.text(max_size=30))
-def test_no_text_gives_anything_but_a_space_or_one_line(text: str) -> None:
+def test_no_text_gives_anything_but_a_space_or_one_line(text):
     try:
-        space = read_space(text, QUICK, Recipe)
+        space = read_space(text, QUICK, Hyperparameters)
     except SettingsError as error:
         said = str(error)
     else:
@@ -250,14 +249,14 @@ def test_no_text_gives_anything_but_a_space_or_one_line(text: str) -> None:
 # --- what is tried first ------------------------------------------------------------------------
 
 
-def test_points_are_read_as_they_are_meant() -> None:
+def test_points_are_read_as_they_are_meant():
     text = """
     - {learning_rate: 1e-4, epochs: 20}
     - optimizer: sgd
       momentum: 0.95
       model_type: resnet18
     """
-    assert read_points(text, FULL, Recipe) == [
+    assert read_points(text, FULL, Hyperparameters) == [
         {"learning_rate": 1e-4, "epochs": 20},
         {"optimizer": "sgd", "momentum": 0.95, "model_type": "resnet18"},
     ]
@@ -280,20 +279,20 @@ def test_points_are_read_as_they_are_meant() -> None:
         ("- " + "a" * 70_000, "has 70,002 characters; at most 65,536 are read"),
     ],
 )
-def test_what_is_wrong_with_points_is_one_line(text: str, message: str) -> None:
+def test_what_is_wrong_with_points_is_one_line(text, message):
     with pytest.raises(SettingsError) as error:
-        read_points(text, FULL, Recipe)
+        read_points(text, FULL, Hyperparameters)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
 
 
-def test_the_pages_examples_are_read() -> None:
+def test_the_pages_examples_are_read():
     space, points = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/tuning.md").read_text(), re.DOTALL)
-    wider = read_space(space, FULL, Recipe)
+    wider = read_space(space, FULL, Hyperparameters)
     assert wider["label_smoothing"] == Uniform(0.0, 0.2)
-    assert len(read_points(points, {**FULL, "image_size": Choice((128,))}, Recipe)) == 2
+    assert len(read_points(points, {**FULL, "image_size": Choice((128,))}, Hyperparameters)) == 2
 
 
-def test_the_pages_table_is_what_is_searched() -> None:
+def test_the_pages_table_is_what_is_searched():
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", (ROOT / "docs/tuning.md").read_text(), re.MULTILINE)
     assert rows == [(name, *(str(preset[name]).removeprefix("one of ") for preset in (FULL, QUICK))) for name in FULL]

@@ -16,9 +16,9 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from toolkit.errors import DataError
-from toolkit.tuning.pruning import Holder
-from toolkit.tuning.space import FULL, QUICK, Choice, Integers, LogUniform, Space, contains
-from toolkit.tuning.study import Proposal, Study, start_up_trials
+from toolkit.tuning.pruning import Incumbent
+from toolkit.tuning.space import FULL, QUICK, Choice, Integers, LogUniform, contains
+from toolkit.tuning.study import Study, default_startup_trials
 from toolkit.tuning.trial import Fold, Trial
 
 RANDOM_ONLY = 10**9  # start-up trials: more than any study here has
@@ -40,25 +40,25 @@ POINT = {
 Score = Callable[[Mapping[str, Any]], float | None]
 
 
-def fold(*curve: float) -> Fold:
+def fold(*curve):
     epochs = tuple({"epoch": number, "val_accuracy": accuracy} for number, accuracy in enumerate(curve, 1))
     return Fold(epochs, 1 + int(np.argmax(curve)), 2.0, 80)
 
 
-def ended(proposal: Proposal, accuracy: float, state: str = "complete", reason: str = "") -> Trial:
+def ended(proposal, accuracy, state="complete", reason=""):
     """A trial of two folds with the same accuracy; of one when it was cut."""
     folds = (fold(accuracy / 2, accuracy),) * (1 if state == "cut" else 2)
     return Trial(proposal.number, proposal.settings, state, folds, 4.0, reason)
 
 
-def told(study: Study, accuracy: float, state: str = "complete") -> Trial:
+def told(study, accuracy, state="complete"):
     """Ask and tell once."""
     trial = ended(study.ask(), accuracy, state)
     study.tell(trial)
     return trial
 
 
-def run(study: Study, trials: int, score: Score) -> list[Mapping[str, Any]]:
+def run(study, trials, score):
     """Ask and tell; a score of None is a failed trial."""
     points = []
     for _ in range(trials):
@@ -73,13 +73,13 @@ def run(study: Study, trials: int, score: Score) -> list[Mapping[str, Any]]:
     return points
 
 
-def wanted(point: Mapping[str, Any]) -> float:
+def wanted(point):
     """An accuracy with one peak: a learning rate of 1e-4, a dropout of 0.2, a ResNet under sgd."""
     distance = abs(math.log10(point["learning_rate"]) + 4) + 2 * abs(point["dropout"] - 0.2)
     return 0.9 - 0.3 * distance - 0.1 * (point["model_type"] != "resnet18") - 0.1 * (point["optimizer"] != "sgd")
 
 
-def losses(study: Study) -> list[float]:
+def losses(study):
     """What Hyperopt was told, in the order of proposal; infinity where there is no loss."""
     documents = sorted(study._history.trials, key=lambda document: document["tid"])
     return [document["result"].get("loss", math.inf) for document in documents]
@@ -88,7 +88,7 @@ def losses(study: Study) -> list[float]:
 # --- what is proposed ---------------------------------------------------------------------------
 
 
-def assert_inside(point: Mapping[str, Any], space: Space) -> None:
+def assert_inside(point, space):
     assert contains(space, point)
     assert set(point) == set(space) - (set() if point["optimizer"] == "sgd" else {"momentum"})
     for name, value in point.items():
@@ -102,17 +102,17 @@ def assert_inside(point: Mapping[str, Any], space: Space) -> None:
 
 
 @pytest.fixture(scope="module")
-def sampled() -> list[Mapping[str, Any]]:
+def sampled():
     return run(Study(FULL, seed=0, start_up=RANDOM_ONLY), 400, wanted)
 
 
-def test_every_sampled_point_lies_in_the_space(sampled: list[Mapping[str, Any]]) -> None:
+def test_every_sampled_point_lies_in_the_space(sampled):
     for point in sampled:
         assert_inside(point, FULL)
 
 
 @pytest.mark.parametrize("name", FULL)
-def test_both_ends_of_a_dimension_are_reached(name: str, sampled: list[Mapping[str, Any]]) -> None:
+def test_both_ends_of_a_dimension_are_reached(name, sampled):
     """The outer fiftieth at either end, every option, both whole numbers at the ends."""
     values, dimension = [point[name] for point in sampled if name in point], FULL[name]
     if isinstance(dimension, Choice):
@@ -130,12 +130,12 @@ def test_both_ends_of_a_dimension_are_reached(name: str, sampled: list[Mapping[s
 
 
 @pytest.mark.parametrize("space", [FULL, QUICK], ids=["full", "quick"])
-def test_learning_stays_inside_the_space_too(space: Space) -> None:
+def test_learning_stays_inside_the_space_too(space):
     for point in run(Study(space, seed=1), 60, wanted):
         assert_inside(point, space)
 
 
-def test_the_same_seed_and_history_propose_the_same() -> None:
+def test_the_same_seed_and_history_propose_the_same():
     first, second, other = (run(Study(FULL, seed), 12, wanted) for seed in (3, 3, 4))
     assert first == second
     assert first != other
@@ -148,33 +148,33 @@ def test_the_same_seed_and_history_propose_the_same() -> None:
 @pytest.mark.parametrize(
     ("planned", "random"), [(1, 5), (20, 5), (24, 6), (30, 7), (60, 15), (80, 20), (500, 20), (100_000, 20)]
 )
-def test_a_short_search_is_not_purely_random(planned: int, random: int) -> None:
-    assert start_up_trials(planned) == random
+def test_a_short_search_is_not_purely_random(planned, random):
+    assert default_startup_trials(planned) == random
 
 
 @pytest.mark.parametrize("start_up", [3, 8])
-def test_a_proposal_depends_on_the_results_before_it_after_the_random_start(start_up: int) -> None:
-    scores: tuple[Score, Score] = (wanted, lambda point: 1 - wanted(point))
+def test_a_proposal_depends_on_the_results_before_it_after_the_random_start(start_up):
+    scores = (wanted, lambda point: 1 - wanted(point))
     good, bad = (run(Study(FULL, 3, start_up), start_up + 4, score) for score in scores)
     assert good[:start_up] == bad[:start_up]
     assert good[start_up] != bad[start_up]
 
 
-def test_what_fails_is_proposed_less_often() -> None:
+def test_what_fails_is_proposed_less_often():
     """A third of random points has this network."""
     points = run(Study(FULL, seed=0), 60, lambda point: None if point["model_type"] == "resnet18" else wanted(point))
     share = sum(point["model_type"] == "resnet18" for point in points[20:]) / 40
     assert share < 0.25
 
 
-def test_learning_beats_chance() -> None:
+def test_learning_beats_chance():
     """The best of 40 trials is nearer to the peak with TPE than at random, in the mean of ten seeds."""
     space = {name: FULL[name] for name in ("learning_rate", "dropout", "model_type", "optimizer", "momentum")}
     gained = []
     for seed in range(10):
         learning, random = (
             max(map(wanted, run(Study(space, seed, start_up, racing=False), 40, wanted)))
-            for start_up in (start_up_trials(40), RANDOM_ONLY)
+            for start_up in (default_startup_trials(40), RANDOM_ONLY)
         )
         gained.append(learning - random)
     assert np.mean(gained) > 0.02
@@ -183,7 +183,7 @@ def test_learning_beats_chance() -> None:
 # --- what comes of trials -----------------------------------------------------------------------
 
 
-def test_failed_and_cut_trials_never_win() -> None:
+def test_failed_and_cut_trials_never_win():
     study = Study(QUICK, seed=0)
     assert study.best is None
     assert study.ranking == []
@@ -196,7 +196,7 @@ def test_failed_and_cut_trials_never_win() -> None:
     assert [study.count(state) for state in ("complete", "cut", "failed")] == [3, 2, 1]
 
 
-def test_of_equals_the_one_that_ended_first_is_the_best() -> None:
+def test_of_equals_the_one_that_ended_first_is_the_best():
     study = Study(QUICK, seed=0)
     early, late = study.ask(), study.ask()
     assert list(study.under_way.values()) == [early, late]
@@ -208,7 +208,7 @@ def test_of_equals_the_one_that_ended_first_is_the_best() -> None:
     assert study.under_way == {}
 
 
-def test_whether_a_trial_will_be_the_best_is_known_before_it_counts() -> None:
+def test_whether_a_trial_will_be_the_best_is_known_before_it_counts():
     study = Study(QUICK, seed=0)
     for accuracy, state, wins in (
         (0.9, "failed", False), (0.9, "cut", False), (0.5, "complete", True), (0.5, "complete", False),
@@ -220,7 +220,7 @@ def test_whether_a_trial_will_be_the_best_is_known_before_it_counts() -> None:
         assert (study.best is trial) == wins
 
 
-def test_trials_since_the_best_are_counted_in_the_order_in_which_they_end() -> None:
+def test_trials_since_the_best_are_counted_in_the_order_in_which_they_end():
     study = Study(QUICK, seed=0)
     assert study.since_best == 0
     counts = []
@@ -237,7 +237,7 @@ def test_trials_since_the_best_are_counted_in_the_order_in_which_they_end() -> N
     assert study.since_best == 1
 
 
-def test_a_study_of_failures_goes_on() -> None:
+def test_a_study_of_failures_goes_on():
     study = Study(FULL, seed=0)
     assert len(run(study, 12, lambda _: None)) == 12
     assert study.best is None
@@ -247,7 +247,7 @@ def test_a_study_of_failures_goes_on() -> None:
 # --- what Hyperopt is told ----------------------------------------------------------------------
 
 
-def test_a_cut_trial_is_worse_than_the_best_for_hyperopt_and_otherwise_what_it_was() -> None:
+def test_a_cut_trial_is_worse_than_the_best_for_hyperopt_and_otherwise_what_it_was():
     """Its few folds may be lucky ones."""
     study = Study(QUICK, seed=0)
     for accuracy, state in ((0.75, "complete"), (0.9375, "cut"), (0.75, "cut"), (0.5, "cut"), (0.25, "complete")):
@@ -260,7 +260,7 @@ def test_a_cut_trial_is_worse_than_the_best_for_hyperopt_and_otherwise_what_it_w
     assert losses(study)[5:] == [math.inf, math.inf]
 
 
-def test_a_cut_trial_is_told_by_how_far_it_is_behind_in_the_folds_it_has() -> None:
+def test_a_cut_trial_is_told_by_how_far_it_is_behind_in_the_folds_it_has():
     """The first fold is easy: 0.75 in it is no match for a mean of 0.625."""
     study = Study(QUICK, seed=0)
     for accuracies in ((0.875, 0.5, 0.5), (0.75,), (0.875, 0.25), (1.0, 0.25), (1.0,)):
@@ -274,7 +274,7 @@ states = st.lists(st.tuples(st.integers(0, 50).map(lambda right: right / 50), st
 
 @budget(max_examples=25, deadline=None)
 @given(states.filter(bool))
-def test_no_cut_trial_is_as_good_for_hyperopt_as_the_best(ends: list[tuple[float, str]]) -> None:
+def test_no_cut_trial_is_as_good_for_hyperopt_as_the_best(ends):
     study = Study({"epochs": Integers(1, 9), "optimizer": Choice(("adam",))}, seed=0, start_up=RANDOM_ONLY)
     told(study, 0.5)
     for accuracy, state in ends:
@@ -288,35 +288,35 @@ def test_no_cut_trial_is_as_good_for_hyperopt_as_the_best(ends: list[tuple[float
 # --- racing -------------------------------------------------------------------------------------
 
 
-def test_a_proposal_names_the_best_trial_at_that_time() -> None:
+def test_a_proposal_names_the_best_trial_at_that_time():
     study = Study(FULL, seed=0)
     first, second = study.ask(), study.ask()
-    assert first.holder is second.holder is None
+    assert first.incumbent is second.incumbent is None
     study.tell(ended(second, 0.5))
     third = study.ask()
-    assert third.holder == Holder(1, ((0.25, 0.5), (0.25, 0.5)), epochs=second.settings["epochs"])
+    assert third.incumbent == Incumbent(1, ((0.25, 0.5), (0.25, 0.5)), epochs=second.settings["epochs"])
     study.tell(ended(first, 0.9, "cut"))
     fourth = study.ask()
-    assert fourth.holder == third.holder, "a cut trial is nobody's measure"
+    assert fourth.incumbent == third.incumbent, "a cut trial is nobody's measure"
     study.tell(ended(third, 0.75))
-    assert study.under_way[3].holder == third.holder, "who is under way keeps his"
-    assert study.ask().holder == Holder(2, ((0.375, 0.75), (0.375, 0.75)), epochs=third.settings["epochs"])
+    assert study.under_way[3].incumbent == third.incumbent, "who is under way keeps his"
+    assert study.ask().incumbent == Incumbent(2, ((0.375, 0.75), (0.375, 0.75)), epochs=third.settings["epochs"])
 
 
-def test_without_racing_there_is_no_measure_and_the_same_points() -> None:
+def test_without_racing_there_is_no_measure_and_the_same_points():
     with_it, without = Study(FULL, seed=0), Study(FULL, seed=0, racing=False)
     for _ in range(8):
         one, other = with_it.ask(), without.ask()
-        assert other.holder is None
+        assert other.incumbent is None
         assert one.settings == other.settings
         for study, proposal in ((with_it, one), (without, other)):
             study.tell(ended(proposal, 0.5))
-    assert with_it.ask().holder is not None
+    assert with_it.ask().incumbent is not None
 
 
 # --- the same point again -----------------------------------------------------------------------
 
-ONE_POINT: Space = {"epochs": Choice((5,)), "optimizer": Choice(("adam",))}
+ONE_POINT = {"epochs": Choice((5,)), "optimizer": Choice(("adam",))}
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ ONE_POINT: Space = {"epochs": Choice((5,)), "optimizer": Choice(("adam",))}
         ("failed", "as trial 1, which had the same settings: too bad"),
     ],
 )
-def test_a_known_point_is_repeated_at_no_cost(state: str, reason: str) -> None:
+def test_a_known_point_is_repeated_at_no_cost(state, reason):
     study = Study(ONE_POINT, seed=0)
     proposal = study.ask()
     assert study.ask().known is None, "the first one is still under way"
@@ -338,10 +338,10 @@ def test_a_known_point_is_repeated_at_no_cost(state: str, reason: str) -> None:
     repeated = again.repeated
     assert repeated is not None
     assert (repeated.number, repeated.state, repeated.settings) == (2, state, proposal.settings)
-    assert (repeated.reason, repeated.seconds, repeated.pictures) == (reason, 0.0, 0)
+    assert (repeated.reason, repeated.seconds, repeated.images) == (reason, 0.0, 0)
     assert repeated.accuracies == study.trials[0].accuracies
     assert [one.curve for one in repeated.folds] == [one.curve for one in study.trials[0].folds]
-    assert study.trials[0].pictures > 0
+    assert study.trials[0].images > 0
     study.tell(repeated)
     if state == "complete":
         assert study.best is study.trials[0]
@@ -351,14 +351,14 @@ def test_a_known_point_is_repeated_at_no_cost(state: str, reason: str) -> None:
 # --- what it begins with ------------------------------------------------------------------------
 
 
-def test_whole_points_come_first_as_they_are() -> None:
+def test_whole_points_come_first_as_they_are():
     sgd = {**POINT, "optimizer": "sgd", "momentum": 0.95}
     study = Study(FULL, seed=0, first=[POINT, sgd])
     assert [study.ask().settings for _ in range(2)] == [POINT, sgd]
     assert [study.ask().settings for _ in range(3)] == run(Study(FULL, seed=0), 5, wanted)[2:]
 
 
-def test_what_a_point_leaves_out_is_proposed() -> None:
+def test_what_a_point_leaves_out_is_proposed():
     """As it would have been: here at random, with the seed of its number."""
     given = [{"learning_rate": 1e-4, "epochs": 33}, {"image_size": 256}, {}]
     free = run(Study(FULL, seed=0), 4, wanted)
@@ -367,7 +367,7 @@ def test_what_a_point_leaves_out_is_proposed() -> None:
 
 
 @pytest.mark.parametrize("given", [{"optimizer": "adam"}, {"optimizer": "sgd", "momentum": 0.95}])
-def test_momentum_goes_with_sgd_only_whatever_was_proposed(given: dict[str, Any]) -> None:
+def test_momentum_goes_with_sgd_only_whatever_was_proposed(given):
     """Of twenty proposals, about half have the other optimizer."""
     replaced = 0
     for seed in range(20):
@@ -382,7 +382,7 @@ def test_momentum_goes_with_sgd_only_whatever_was_proposed(given: dict[str, Any]
 
 
 @cache
-def of_another_study(count: int) -> list[Trial]:
+def of_another_study(count):
     """A third complete, a third cut and a third failed: those without a ResNet under sgd."""
     study = Study(FULL, seed=99, start_up=RANDOM_ONLY)
     for number in range(count):
@@ -391,7 +391,7 @@ def of_another_study(count: int) -> list[Trial]:
     return study.trials
 
 
-def test_trials_of_another_study_teach_it() -> None:
+def test_trials_of_another_study_teach_it():
     """Its very first proposals are nearer to the peak than random ones, in the mean of ten seeds."""
     earlier = of_another_study(60)
     taught = [wanted(point) for seed in range(10) for point in run(Study(FULL, seed, earlier=earlier), 3, wanted)]
@@ -399,12 +399,12 @@ def test_trials_of_another_study_teach_it() -> None:
     assert np.mean(taught) > np.mean(random) + 0.1
 
 
-def test_they_are_not_its_own() -> None:
+def test_they_are_not_its_own():
     earlier = of_another_study(9)
     study = Study(FULL, seed=0, earlier=earlier)
     assert (study.trials, study.best, study.since_best, study.under_way) == ([], None, 0, {})
     proposal = study.ask()
-    assert (proposal.number, proposal.holder, proposal.known) == (0, None, None)
+    assert (proposal.number, proposal.incumbent, proposal.known) == (0, None, None)
     repeated = Study(FULL, seed=0, first=[earlier[0].settings], earlier=earlier).ask()
     assert repeated.known is None, "its folds or its data may be others"
     study.tell(ended(proposal, 0.1))
@@ -412,7 +412,7 @@ def test_they_are_not_its_own() -> None:
     assert study.best.number == 0
 
 
-def test_hyperopt_learns_of_them_as_of_others() -> None:
+def test_hyperopt_learns_of_them_as_of_others():
     earlier = of_another_study(9)
     best = max(trial.mean_accuracy for trial in earlier if trial.state == "complete")
     expected = {
@@ -425,7 +425,7 @@ def test_hyperopt_learns_of_them_as_of_others() -> None:
     assert losses(study) == [*(expected[trial.state](trial) for trial in earlier), 0.5], "they were before its own"
 
 
-def test_those_outside_of_the_space_are_left_out() -> None:
+def test_those_outside_of_the_space_are_left_out():
     earlier = of_another_study(40)
     narrow = {**FULL, "image_size": Choice((128, 224)), "batch_size": Choice((32, 64, 256))}
     inside = [
@@ -443,9 +443,9 @@ def test_those_outside_of_the_space_are_left_out() -> None:
 ENDS = {"complete": 0.6, "cut": 0.25, "failed": 0.15}
 
 
-def worked(study: Study, count: int, random: np.random.Generator) -> list[Proposal]:
+def worked(study, count, random):
     """Up to two trials under way at a time, which end in any order and in any way; some are never told of."""
-    proposals: list[Proposal] = []
+    proposals = []
     while len(proposals) < count:
         if len(study.under_way) < 2 and random.random() < 0.7:
             proposals.append(study.ask())
@@ -456,19 +456,21 @@ def worked(study: Study, count: int, random: np.random.Generator) -> list[Propos
     return proposals
 
 
-def through_text(entries: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def through_text(entries):
     """As a journal gives them back."""
     return [json.loads(json.dumps(entry)) for entry in entries]
 
 
-def assert_goes_on(make: Callable[..., Study], entries: list[Mapping[str, Any]], proposals: list[Proposal]) -> None:
+def assert_goes_on(make, entries, proposals):
     """One that is taken up after some entries asks for the rest of them, proposal by proposal, and records them."""
     for cut in range(len(entries) + 1):
         recorded = entries[:cut]
         again = make(entries=through_text(recorded), record=recorded.append)
         done = sum("asked" in entry for entry in entries[:cut])
-        told_of = {entry["told"]["number"] for entry in entries[:cut] if "told" in entry}
-        assert again.under_way == {number: proposals[number] for number in range(done) if number not in told_of}
+        labelled_outcomes = {entry["told"]["number"] for entry in entries[:cut] if "told" in entry}
+        assert again.under_way == {
+            number: proposals[number] for number in range(done) if number not in labelled_outcomes
+        }
         for entry in entries[cut : cut + 4]:  # later ones are reached from later cuts
             if "asked" in entry:
                 assert again.ask() == proposals[entry["asked"]["number"]]
@@ -479,23 +481,23 @@ def assert_goes_on(make: Callable[..., Study], entries: list[Mapping[str, Any]],
 
 @budget(max_examples=5, deadline=None)
 @given(st.integers(0, 2**31))
-def test_a_study_taken_up_at_any_point_proposes_exactly_the_same_rest(seed: int) -> None:
+def test_a_study_taken_up_at_any_point_proposes_exactly_the_same_rest(seed):
     """Complete, cut and failed trials, two at a time and out of order, settings to begin with, trials to learn from."""
 
-    def make(**given: Any) -> Study:
+    def make(**given):
         first = [{"epochs": 12}, {"optimizer": "adam"}]
         return Study(FULL, seed, start_up=4, first=first, earlier=of_another_study(2), **given)
 
-    entries: list[Mapping[str, Any]] = []
+    entries = []
     proposals = worked(make(record=entries.append), 9, np.random.default_rng(seed))
     assert_goes_on(make, entries, proposals)
 
 
-def test_known_points_are_the_same_when_a_study_is_taken_up() -> None:
-    def make(**given: Any) -> Study:
+def test_known_points_are_the_same_when_a_study_is_taken_up():
+    def make(**given):
         return Study({"epochs": Integers(1, 4), "optimizer": Choice(("adam",))}, 0, start_up=2, **given)
 
-    entries: list[Mapping[str, Any]] = []
+    entries = []
     study = make(record=entries.append)
     proposals = []
     for number in range(10):
@@ -515,9 +517,9 @@ print(json.dumps(Study(FULL, 7, start_up=4, entries=json.load(sys.stdin)).ask().
 """
 
 
-def test_another_process_goes_on_with_the_same() -> None:
+def test_another_process_goes_on_with_the_same():
     """One in which words have other hashes, and so sets another order."""
-    entries: list[Mapping[str, Any]] = []
+    entries = []
     study = Study(FULL, 7, start_up=4, record=entries.append)
     worked(study, 10, np.random.default_rng(7))
     found = subprocess.run(
@@ -531,19 +533,19 @@ def test_another_process_goes_on_with_the_same() -> None:
     assert json.loads(found.stdout) == study.ask().settings
 
 
-def test_entries_of_others_are_passed_over() -> None:
+def test_entries_of_others_are_passed_over():
     """The journal has some about MLflow too."""
-    entries: list[Mapping[str, Any]] = [{"run": "abc"}]
+    entries = [{"run": "abc"}]
     study = Study(QUICK, 0, record=entries.append)
     told(study, 0.5)
     entries += [{"finished": 0}]
     assert Study(QUICK, 0, entries=entries).trials == study.trials
 
 
-def test_what_cannot_be_recorded_has_not_happened() -> None:
+def test_what_cannot_be_recorded_has_not_happened():
     full = False
 
-    def record(entry: Mapping[str, Any]) -> None:
+    def record(entry):
         if full:
             raise DataError("the disk is full")
 

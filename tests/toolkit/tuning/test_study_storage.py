@@ -2,10 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,17 +12,17 @@ from support import full_disk
 from toolkit.errors import DataError, SettingsError
 from toolkit.tuning.journal import Journal
 from toolkit.tuning.space import FULL, QUICK, Choice, Uniform
-from toolkit.tuning.study import Proposal, Study
+from toolkit.tuning.study import Study
 from toolkit.tuning.study_storage import (
-    Plan,
+    StudyConfig,
     claimed_name,
     differences,
-    find_study,
-    free_name,
     journal_of,
-    keep_logits,
-    kept_logits,
+    load_logits,
+    next_name,
     read_study,
+    resolve_study,
+    save_logits,
     studies_in,
 )
 from toolkit.tuning.trial import Fold, Trial
@@ -32,24 +30,24 @@ from toolkit.tuning.trial import Fold, Trial
 ANOTHER_VERSION = "the study was begun by another version of hyperopt_tuning.py"
 
 
-def ended(proposal: Proposal, accuracy: float, state: str = "complete") -> Trial:
+def ended(proposal, accuracy, state="complete"):
     folds = tuple(Fold(({"epoch": 1, "val_accuracy": accuracy},), 1, 2.0, 80) for _ in range(2))
     return Trial(proposal.number, proposal.settings, state, folds, 4.0)
 
 
-def told(study: Study, accuracy: float, state: str = "complete") -> Trial:
+def told(study, accuracy, state="complete"):
     """Ask and tell once."""
     trial = ended(study.ask(), accuracy, state)
     study.tell(trial)
     return trial
 
 
-def plan(**changes: Any) -> Plan:
+def plan(**changes):
     """One that uses everything there is."""
     former = Study(FULL, seed=9)
     for state in ("complete", "cut", "failed"):
         told(former, 0.5, state)
-    values: dict[str, Any] = {
+    values = {
         "space": {**FULL, "label_smoothing": Uniform(0.0, 0.2), "weight_decay": Choice((0.0, 1e-4))},
         "seed": 3,
         "start_up": 4,
@@ -59,32 +57,32 @@ def plan(**changes: Any) -> Plan:
         "facts": {"data": "Blumen/Gärten", "data_fingerprint": "0123"},
         "settings": {"preset": "full", "timeout": None, "folds": 5, "data": ["a", "b"]},
     }
-    return Plan(**{**values, **changes})
+    return StudyConfig(**{**values, **changes})
 
 
 # --- what a study depends on --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("changes", [{}, {"space": QUICK, "racing": False, "first": [], "earlier": []}])
-def test_a_plan_survives_a_round_through_text(changes: dict[str, Any]) -> None:
+def test_a_plan_survives_a_round_through_text(changes):
     before = plan(**changes)
-    again = Plan.from_json(json.loads(json.dumps(before.json())))
+    again = StudyConfig.from_json(json.loads(json.dumps(before.json())))
     assert again == before
     assert repr(again) == repr(before)  # in which 3 and 3.0 differ
 
 
-def test_its_study_has_all_that_it_says() -> None:
+def test_its_study_has_all_that_it_says():
     """The same proposals as one that is made by hand, and different ones where any part of it differs."""
     one = plan(earlier=[])
 
-    def proposals(study: Study) -> list[Proposal]:
+    def proposals(study):
         found = []
         for number in range(6):
             found.append(study.ask())
             study.tell(ended(found[-1], number / 10))
         return found
 
-    expected = proposals(Study(one.space, 3, 4, racing=True, first=one.first))
+    expected = proposals(Study(one.space, 3, 4, racing=True, first=one.initial_points))
     assert proposals(one.study()) == expected
     for changes in (
         {"space": FULL, "first": []}, {"seed": 4}, {"start_up": 5}, {"racing": False}, {"first": [{"epochs": 13}]},
@@ -93,8 +91,8 @@ def test_its_study_has_all_that_it_says() -> None:
         assert proposals(plan(**{"earlier": [], **changes}).study()) != expected
 
 
-def test_it_is_recorded_and_taken_up() -> None:
-    entries: list[Mapping[str, Any]] = []
+def test_it_is_recorded_and_taken_up():
+    entries = []
     study = plan().study(record=entries.append)
     told(study, 0.5)
     waiting = study.ask()
@@ -104,7 +102,7 @@ def test_it_is_recorded_and_taken_up() -> None:
     assert again.ask() == study.ask()
 
 
-def broken_plans() -> Iterator[tuple[str, Any]]:
+def broken_plans():
     values = plan().json()
     for name in ("space", "seed", "start_up", "racing", "earlier"):
         yield f"without {name}", {key: value for key, value in values.items() if key != name}
@@ -117,14 +115,14 @@ def broken_plans() -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("values", [pytest.param(values, id=name) for name, values in broken_plans()])
-def test_the_first_line_of_another_version_is_one_line(values: Any) -> None:
+def test_the_first_line_of_another_version_is_one_line(values):
     with pytest.raises(DataError) as caught:
-        Plan.from_json(values)
+        StudyConfig.from_json(values)
     assert str(caught.value) == ANOTHER_VERSION
 
 
-def broken_entries() -> Iterator[tuple[str, list[Any]]]:
-    entries: list[Any] = []
+def broken_entries():
+    entries = []
     told(plan().study(record=entries.append), 0.5)
     asked, taken = (entry[kind] for entry, kind in zip(entries, ("asked", "told"), strict=True))
     yield "a trial without a proposal", entries[1:]
@@ -141,7 +139,7 @@ def broken_entries() -> Iterator[tuple[str, list[Any]]]:
 
 
 @pytest.mark.parametrize("entries", [pytest.param(entries, id=name) for name, entries in broken_entries()])
-def test_entries_of_another_version_are_one_line(entries: list[Any]) -> None:
+def test_entries_of_another_version_are_one_line(entries):
     with pytest.raises(DataError) as caught:
         plan().study(entries)
     assert str(caught.value) == ANOTHER_VERSION
@@ -150,7 +148,7 @@ def test_entries_of_another_version_are_one_line(entries: list[Any]) -> None:
 # --- the folder ---------------------------------------------------------------------------------
 
 
-def begun(folder: Path, name: str, written: int | None = None) -> Path:
+def begun(folder, name, written=None):
     """A study in the folder, last worked on at some time."""
     path = journal_of(folder, name)
     Journal(path, plan().json()).close()
@@ -159,7 +157,7 @@ def begun(folder: Path, name: str, written: int | None = None) -> Path:
     return path
 
 
-def test_a_study_is_read_while_another_process_goes_on_with_it(tmp_path: Path) -> None:
+def test_a_study_is_read_while_another_process_goes_on_with_it(tmp_path):
     path = journal_of(tmp_path, "digits-1")
     assert path == tmp_path / "digits-1" / "journal.jsonl"
     with Journal(path, plan().json()) as journal:
@@ -180,7 +178,7 @@ def test_a_study_is_read_while_another_process_goes_on_with_it(tmp_path: Path) -
     assert finished
 
 
-def test_a_study_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+def test_a_study_that_cannot_be_read_is_one_line(tmp_path):
     with pytest.raises(DataError, match=r"^the journal .*digits-1/journal\.jsonl cannot be read: No such file"):
         read_study(tmp_path, "digits-1")
     Journal(journal_of(tmp_path, "digits-1"), {"seed": 0}).close()
@@ -188,7 +186,7 @@ def test_a_study_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
         read_study(tmp_path, "digits-1")
 
 
-def test_studies_are_in_the_order_in_which_they_were_worked_on(tmp_path: Path) -> None:
+def test_studies_are_in_the_order_in_which_they_were_worked_on(tmp_path):
     assert studies_in(tmp_path / "missing") == []
     for name, written in (("b", 100), ("d", 300), ("a", 200), ("c", 300)):
         begun(tmp_path, name, written)
@@ -202,35 +200,37 @@ def test_studies_are_in_the_order_in_which_they_were_worked_on(tmp_path: Path) -
     assert studies_in(tmp_path)[-1] == "b", "to look at one is no work"
 
 
-def test_a_study_is_found_by_its_name_or_as_the_last_one(tmp_path: Path) -> None:
+def test_a_study_is_found_by_its_name_or_as_the_last_one(tmp_path):
     for name, written in (("digits-2", 100), ("digits-1", 200)):
         begun(tmp_path, name, written)
-    assert find_study(tmp_path, "last", "--resume") == "digits-1"
-    assert find_study(tmp_path, "digits-2", "--resume") == "digits-2"
+    assert resolve_study(tmp_path, "last", "--resume") == "digits-1"
+    assert resolve_study(tmp_path, "digits-2", "--resume") == "digits-2"
 
 
-def test_where_there_is_none_it_says_what_there_is() -> None:
+def test_where_there_is_none_it_says_what_there_is():
     with pytest.raises(SettingsError) as caught:
-        find_study(Path("studies"), "last", "--resume")
+        resolve_study(Path("studies"), "last", "--resume")
     assert str(caught.value) == "there is no study in studies/, which --resume needs"
     for name, written in (("old", 100), ("digits-1", 200), ("new", 300)):
         begun(Path("studies"), name, written)
     for choice, there in (("digit-1", "digits-1, new, old"), ("x", "new, digits-1, old")):
         with pytest.raises(SettingsError) as caught:
-            find_study(Path("studies"), choice, "--fork")
-        assert str(caught.value) == f"--fork must be last or a study in studies/, got {choice}; there are: {there}"
+            resolve_study(Path("studies"), choice, "--warm-start")
+        assert (
+            str(caught.value) == f"--warm-start must be last or a study in studies/, got {choice}; there are: {there}"
+        )
 
 
-def test_a_free_name_has_the_first_free_number(tmp_path: Path) -> None:
-    assert free_name(tmp_path, "digits") == "digits-1"
+def test_a_free_name_has_the_first_free_number(tmp_path):
+    assert next_name(tmp_path, "digits") == "digits-1"
     for name in ("digits-1", "digits-3", "flowers-1"):
         begun(tmp_path, name)
-    assert free_name(tmp_path, "digits") == "digits-2"
+    assert next_name(tmp_path, "digits") == "digits-2"
     (tmp_path / "digits-2").write_text("of something else")
-    assert free_name(tmp_path, "digits") == "digits-4"
+    assert next_name(tmp_path, "digits") == "digits-4"
 
 
-def test_studies_that_begin_at_once_have_names_of_their_own(tmp_path: Path) -> None:
+def test_studies_that_begin_at_once_have_names_of_their_own(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         names = list(pool.map(lambda _: claimed_name(tmp_path / "studies", "digits"), range(8)))
     assert sorted(names) == [f"digits-{number}" for number in range(1, 9)]
@@ -253,60 +253,60 @@ def test_studies_that_begin_at_once_have_names_of_their_own(tmp_path: Path) -> N
         ({}, {"a": None}, ["a is None and was not there"]),
     ],
 )
-def test_what_differs_is_said_in_order(before: dict[str, Any], now: dict[str, Any], phrases: list[str]) -> None:
+def test_what_differs_is_said_in_order(before, now, phrases):
     assert differences(before, now) == phrases
 
 
 # --- the logits of the best trial ---------------------------------------------------------------
 
 
-def logits(seed: int, pictures: int = 40) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(pictures, 3)).astype(np.float32)
+def logits(seed, images=40):
+    return np.random.default_rng(seed).normal(size=(images, 3)).astype(np.float32)
 
 
-def files(folder: Path) -> list[str]:
+def files(folder):
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def test_the_logits_of_the_best_trial_come_back_and_others_go(tmp_path: Path) -> None:
+def test_the_logits_of_the_best_trial_come_back_and_others_go(tmp_path):
     for number in (0, 4, 2):
-        keep_logits(tmp_path, number, logits(number))
-        found = kept_logits(tmp_path, number)
+        save_logits(tmp_path, number, logits(number))
+        found = load_logits(tmp_path, number)
         assert found.dtype == np.float32
         assert np.array_equal(found, logits(number))
         assert files(tmp_path) == [f"logits-{number + 1}.npy"], "trials are counted from 1 where people see them"
-    keep_logits(tmp_path, 2, logits(7))
-    assert np.array_equal(kept_logits(tmp_path, 2), logits(7))
+    save_logits(tmp_path, 2, logits(7))
+    assert np.array_equal(load_logits(tmp_path, 2), logits(7))
 
 
-def test_those_of_the_former_best_stay_until_the_new_one_counts(tmp_path: Path) -> None:
+def test_those_of_the_former_best_stay_until_the_new_one_counts(tmp_path):
     """A kill in between leaves the logits of whichever is the best when the study is taken up."""
-    keep_logits(tmp_path, 0, logits(0))
+    save_logits(tmp_path, 0, logits(0))
     for former, number in ((0, 3), (0, 4), (4, 5)):  # the process was killed before 3 counted
-        keep_logits(tmp_path, number, logits(number), former)
+        save_logits(tmp_path, number, logits(number), former)
         assert files(tmp_path) == [f"logits-{former + 1}.npy", f"logits-{number + 1}.npy"]
-        assert np.array_equal(kept_logits(tmp_path, former), logits(former))
-        assert np.array_equal(kept_logits(tmp_path, number), logits(number))
+        assert np.array_equal(load_logits(tmp_path, former), logits(former))
+        assert np.array_equal(load_logits(tmp_path, number), logits(number))
 
 
-def test_a_full_disk_leaves_the_former_ones(tmp_path: Path) -> None:
-    keep_logits(tmp_path, 0, logits(0))
+def test_a_full_disk_leaves_the_former_ones(tmp_path):
+    save_logits(tmp_path, 0, logits(0))
     with full_disk(1_000), pytest.raises(DataError) as caught:
-        keep_logits(tmp_path, 1, logits(1, pictures=4_000))
+        save_logits(tmp_path, 1, logits(1, images=4_000))
     assert str(caught.value) == f"{tmp_path}/logits-2.npy cannot be written: File too large"
     assert files(tmp_path) == ["logits-1.npy"]
-    assert np.array_equal(kept_logits(tmp_path, 0), logits(0))
+    assert np.array_equal(load_logits(tmp_path, 0), logits(0))
     with pytest.raises(DataError, match=r"^missing/logits-1\.npy cannot be written: No such file or directory$"):
-        keep_logits(Path("missing"), 0, logits(0))
+        save_logits(Path("missing"), 0, logits(0))
 
 
 class Trap:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
+    def __reduce__(self):
         return os.mkdir, ("sprung",)
 
 
-def test_what_are_no_logits_is_one_line_and_never_run(tmp_path: Path) -> None:
-    keep_logits(tmp_path, 0, logits(0))
+def test_what_are_no_logits_is_one_line_and_never_run(tmp_path):
+    save_logits(tmp_path, 0, logits(0))
     path = tmp_path / "logits-1.npy"
     whole = path.read_bytes()
     np.save(tmp_path / "trap.npy", np.array([Trap()], dtype=object), allow_pickle=True)
@@ -314,9 +314,9 @@ def test_what_are_no_logits_is_one_line_and_never_run(tmp_path: Path) -> None:
     for content in (b"", whole[:5], whole[:100], whole[:-1], b"hello", b"\x80\x04noise", trap):
         path.write_bytes(content)
         with pytest.raises(DataError) as caught:
-            kept_logits(tmp_path, 0)
+            load_logits(tmp_path, 0)
         assert str(caught.value) == f"{path} cannot be read: it is broken"
     assert not Path("sprung").exists()
     with pytest.raises(DataError) as caught:
-        kept_logits(tmp_path, 1)
+        load_logits(tmp_path, 1)
     assert str(caught.value) == f"{tmp_path}/logits-2.npy cannot be read: No such file or directory"

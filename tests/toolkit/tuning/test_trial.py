@@ -2,7 +2,6 @@
 
 import json
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,43 +14,43 @@ from toolkit.tuning.trial import Fold, Trial
 SETTINGS = {"model_type": "resnet18", "learning_rate": 3.0000000000000004e-05, "epochs": 12, "optimizer": "adam"}
 
 
-def fold(*curve: float, seconds: float = 2.0, pictures: int = 80) -> Fold:
+def fold(*curve, seconds=2.0, images=80):
     """One whose validation accuracy went this way."""
     epochs = tuple({"epoch": number, "val_accuracy": accuracy} for number, accuracy in enumerate(curve, 1))
-    return Fold(epochs, 1 + int(np.argmax(curve)), seconds, pictures)
+    return Fold(epochs, 1 + int(np.argmax(curve)), seconds, images)
 
 
 # --- figures ------------------------------------------------------------------------------------
 
 
-def test_a_fold_counts_by_its_best_epoch() -> None:
+def test_a_fold_counts_by_its_best_epoch():
     one = fold(0.25, 0.75, 0.5)
     assert one.curve == (0.25, 0.75, 0.5)
     assert one.accuracy == 0.75
 
 
-def test_a_trial_is_the_mean_of_its_folds() -> None:
+def test_a_trial_is_the_mean_of_its_folds():
     """0.5, 0.75 and 1 are a quarter from their mean: a sample standard deviation of sqrt(0.125 / 2)."""
     trial = Trial(0, SETTINGS, "complete", (fold(0.25, 0.5), fold(0.75, 0.0), fold(1.0)), seconds=7.5)
     assert trial.accuracies == (0.5, 0.75, 1.0)
     assert trial.mean_accuracy == 0.75
     assert trial.std_accuracy == 0.25
-    assert trial.pictures == 240
+    assert trial.images == 240
 
 
-def test_a_trial_of_few_folds_has_the_figures_that_there_are() -> None:
+def test_a_trial_of_few_folds_has_the_figures_that_there_are():
     begun = Trial(0, SETTINGS, "cut", (fold(0.25, 0.5),))
     assert begun.mean_accuracy == 0.5
     assert math.isnan(begun.std_accuracy)
     none = Trial(0, SETTINGS, "failed")
-    assert (none.accuracies, none.pictures, none.seconds, none.reason) == ((), 0, 0.0, "")
+    assert (none.accuracies, none.images, none.seconds, none.reason) == ((), 0, 0.0, "")
     assert math.isnan(none.mean_accuracy)
     assert math.isnan(none.std_accuracy)
 
 
 @budget(deadline=None)
 @given(st.lists(st.integers(0, 10_000).map(lambda right: right / 10_000), min_size=2, max_size=10))
-def test_the_figures_are_those_of_numpy(accuracies: list[float]) -> None:
+def test_the_figures_are_those_of_numpy(accuracies):
     trial = Trial(0, {}, "complete", tuple(map(fold, accuracies)))
     assert trial.mean_accuracy == pytest.approx(np.mean(accuracies), abs=1e-12)
     assert trial.std_accuracy == pytest.approx(np.std(accuracies, ddof=1), abs=1e-12)
@@ -59,10 +58,10 @@ def test_the_figures_are_those_of_numpy(accuracies: list[float]) -> None:
 
 # --- text ---------------------------------------------------------------------------------------
 
-FIGURES = ("train_loss", "train_accuracy", "val_loss", "learning_rate", "batch_time_ms", "images_per_s")
+PLOTS = ("train_loss", "train_accuracy", "val_loss", "learning_rate", "batch_time_ms", "images_per_s")
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 epochs = st.fixed_dictionaries(
-    {"epoch": st.integers(1, 50), "val_accuracy": st.floats(0, 1), **dict.fromkeys(FIGURES, numbers)}
+    {"epoch": st.integers(1, 50), "val_accuracy": st.floats(0, 1), **dict.fromkeys(PLOTS, numbers)}
 )
 folds = st.builds(
     Fold, st.lists(epochs, min_size=1, max_size=4).map(tuple), st.integers(1, 4), st.floats(0, 1e6), st.integers(0)
@@ -80,7 +79,7 @@ trials = st.builds(
 
 @budget(max_examples=50, deadline=None)
 @given(trials)
-def test_any_trial_survives_a_round_through_text(trial: Trial) -> None:
+def test_any_trial_survives_a_round_through_text(trial):
     """To the last digit, and with the kinds of its numbers: 3 is not 3.0."""
     values = trial.json()
     assert repr(Trial.from_json(values)) == repr(trial)
@@ -90,14 +89,14 @@ def test_any_trial_survives_a_round_through_text(trial: Trial) -> None:
     assert again.accuracies == trial.accuracies
 
 
-def test_its_text_is_what_the_journal_of_a_study_holds() -> None:
+def test_its_text_is_what_the_journal_of_a_study_holds():
     trial = Trial(4, SETTINGS, "cut", (fold(0.5),), seconds=3.5, reason="after fold 1 of 5")
     assert json.loads(json.dumps(trial.json())) == {
         "number": 4,
         "settings": SETTINGS,
         "state": "cut",
         "folds": [
-            {"epochs": [{"epoch": 1, "val_accuracy": 0.5}], "best_epoch": 1, "seconds": 2.0, "pictures": 80},
+            {"epochs": [{"epoch": 1, "val_accuracy": 0.5}], "best_epoch": 1, "seconds": 2.0, "images": 80},
         ],
         "seconds": 3.5,
         "reason": "after fold 1 of 5",
@@ -105,7 +104,7 @@ def test_its_text_is_what_the_journal_of_a_study_holds() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"state": "cut"}, {"folds": [{"epochs": []}]}, {"folds": None}, {"mean": 0.5}])
-def test_values_of_something_else_are_no_trial(wrong: dict[str, Any]) -> None:
+def test_values_of_something_else_are_no_trial(wrong):
     values = wrong if "state" in wrong else {**Trial(0, {}, "complete").json(), **wrong}
     with pytest.raises((KeyError, TypeError)):
         Trial.from_json(values)

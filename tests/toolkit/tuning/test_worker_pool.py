@@ -7,9 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -17,20 +15,20 @@ import pytest
 from toolkit.errors import PromotionRefused, SettingsError, ToolkitError
 from toolkit.system.subprocesses import module_environment
 from toolkit.tuning import worker_pool as module
-from toolkit.tuning.worker_pool import Event, Report, WorkerPool
+from toolkit.tuning.worker_pool import Event, WorkerPool
 
 WORK = f"{__name__}:work"  # each worker imports this file, so that it imports nothing slow
 LONGEST_WAIT = 600.0  # seconds
 
 
 @pytest.fixture
-def pool() -> Iterator[WorkerPool]:
+def pool():
     with WorkerPool(1, WORK) as one:
         yield one
 
 
 @pytest.fixture
-def pair() -> Iterator[WorkerPool]:
+def pair():
     with WorkerPool(2, WORK) as two:
         yield two
 
@@ -38,42 +36,42 @@ def pair() -> Iterator[WorkerPool]:
 # What workers do: a task is the name of one of these and its arguments.
 
 
-def work(task: list[Any], report: Report) -> Any:
+def work(task, report):
     name, *arguments = task
     return globals()[name](report, *arguments)
 
 
-def evaluate(report: Report, expression: str) -> Any:
+def evaluate(report, expression):
     return eval(expression)  # noqa: S307  of this file
 
 
-def count(report: Report, upto: int, then: str = "None") -> Any:
+def count(report, upto, then="None"):
     for number in range(upto):
         report(number)
     return evaluate(report, then)
 
 
-def fail(error: BaseException) -> None:
+def fail(error):
     raise error
 
 
-def exit_with(status: int) -> None:
+def exit_with(status):
     sys.exit(status)
 
 
-def die(number: int) -> None:
+def die(number):
     os.kill(os.getpid(), number)
     time.sleep(LONGEST_WAIT)
 
 
-def rest(report: Report) -> None:
+def rest(report):
     report(os.getpid())
     time.sleep(LONGEST_WAIT)
 
 
-def finish_the_step(report: Report, then: str) -> Any:
+def finish_the_step(report, then):
     """Like a training: on SIGTERM it comes to the end of its step."""
-    asked: list[int] = []
+    asked = []
     before = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     report(os.getpid())
     while not asked:
@@ -85,31 +83,31 @@ def finish_the_step(report: Report, then: str) -> Any:
     return evaluate(report, then)
 
 
-def ignore_sigterm(report: Report) -> None:
+def ignore_sigterm(report):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     report(os.getpid())
     time.sleep(LONGEST_WAIT)
 
 
-def local_error(_: Report) -> None:
+def local_error(_):
     class OddError(SettingsError):
         pass
 
     raise OddError("first line\nsecond line")
 
 
-def report_a_lock(report: Report) -> None:
+def report_a_lock(report):
     report(threading.Lock())
 
 
-def report_in_pieces(report: Report, pieces: int, size: int) -> int:
+def report_in_pieces(report, pieces, size):
     for number in range(pieces):
         report(str(number) * size)
     Path("reported").touch()
     return pieces
 
 
-def report_to_the_last(report: Report, size: int) -> None:
+def report_to_the_last(report, size):
     try:
         while True:
             report("x" * size)
@@ -117,10 +115,10 @@ def report_to_the_last(report: Report, size: int) -> None:
         report("the last")
 
 
-def report_on(report: Report) -> None:
+def report_on(report):
     """Leave a thread behind that goes on reporting."""
 
-    def run() -> None:
+    def run():
         while True:
             report("still here")
             time.sleep(0.001)
@@ -134,39 +132,39 @@ PID = ["evaluate", "os.getpid()"]
 # What the parent sees.
 
 
-def events_until_the_end(pool: WorkerPool, *keys: int) -> list[Event]:
+def events_until_the_end(pool, *keys):
     """All that happens until these tasks have ended."""
-    events: list[Event] = []
+    events = []
     while not set(keys) <= {event.key for event in events if event.kind != "progress"}:
         events += pool.wait(LONGEST_WAIT) or pytest.fail(f"nothing more within {LONGEST_WAIT} s after {events}")
     return events
 
 
-def outcome(pool: WorkerPool, *task: Any, key: int = 0) -> Event:
+def outcome(pool, *task, key=0):
     """How one task ends."""
     pool.start(key, task)
     return next(event for event in events_until_the_end(pool, key) if event.key == key and event.kind != "progress")
 
 
-def first_report(pool: WorkerPool) -> Any:
+def first_report(pool):
     (event,) = pool.wait(LONGEST_WAIT)
     assert event.kind == "progress"
     return event.value
 
 
-def workers() -> list[psutil.Process]:
+def workers():
     children = psutil.Process().children()
     return [one for one in children if one.is_running() and "toolkit.tuning.worker_pool" in one.cmdline()]
 
 
-def gone(pid: int) -> bool:
+def gone(pid):
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(condition):
     deadline = time.monotonic() + LONGEST_WAIT
     while not condition():
         assert time.monotonic() < deadline
@@ -176,13 +174,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
 # --- tasks --------------------------------------------------------------------------------------
 
 
-def test_progress_and_the_result_come_in_order(pool: WorkerPool) -> None:
+def test_progress_and_the_result_come_in_order(pool):
     pool.start(3, ["count", 500, "{'a': [0.1, None]}"])
     progress = [Event(3, "progress", number) for number in range(500)]
     assert events_until_the_end(pool, 3) == [*progress, Event(3, "done", {"a": [0.1, None]})]
 
 
-def test_workers_are_started_when_needed_work_side_by_side_and_are_used_again(pair: WorkerPool) -> None:
+def test_workers_are_started_when_needed_work_side_by_side_and_are_used_again(pair):
     assert (pair.n_idle, workers()) == (2, [])
     pair.start(0, ["rest"])
     resting = first_report(pair)
@@ -193,19 +191,19 @@ def test_workers_are_started_when_needed_work_side_by_side_and_are_used_again(pa
     assert outcome(pair, *PID, key=2) == Event(2, "done", other)
 
 
-def test_no_more_tasks_than_workers(pool: WorkerPool) -> None:
+def test_no_more_tasks_than_workers(pool):
     pool.start(0, ["rest"])
     with pytest.raises(RuntimeError, match=r"^all 1 workers are busy$"):
         pool.start(1, PID)
 
 
 @pytest.mark.parametrize("size", [0, -1])
-def test_a_pool_has_a_worker(size: int) -> None:
+def test_a_pool_has_a_worker(size):
     with pytest.raises(SettingsError, match=rf"^the number of workers must be at least 1, got {size}$"):
         WorkerPool(size, WORK)
 
 
-def test_waiting_ends_with_the_time_or_when_nothing_can_come(pool: WorkerPool) -> None:
+def test_waiting_ends_with_the_time_or_when_nothing_can_come(pool):
     assert pool.wait(None) == []
     pool.start(0, ["rest"])
     assert first_report(pool)
@@ -213,14 +211,14 @@ def test_waiting_ends_with_the_time_or_when_nothing_can_come(pool: WorkerPool) -
     assert pool.wait(0.001) == []
 
 
-def test_a_task_that_json_does_not_have_takes_no_worker(pool: WorkerPool) -> None:
+def test_a_task_that_json_does_not_have_takes_no_worker(pool):
     with pytest.raises(TypeError, match="Object of type lock is not JSON serializable"):
         pool.start(0, threading.Lock())
     assert pool.n_idle == 1
     assert outcome(pool, *PID).kind == "done"
 
 
-def test_whatever_is_mixed_each_task_ends_once_and_last() -> None:
+def test_whatever_is_mixed_each_task_ends_once_and_last():
     """Forty tasks in an order drawn with a seed, three at a time; a fifth of them kill their worker."""
     kinds = [
         (["count", 5], "done", 5),
@@ -231,7 +229,7 @@ def test_whatever_is_mixed_each_task_ends_once_and_last() -> None:
     ]
     planned = 8 * kinds
     random.Random(0).shuffle(planned)
-    events: list[Event] = []
+    events = []
     with WorkerPool(3, WORK) as pool:
         for key, (task, _, _) in enumerate(planned):
             while not pool.n_idle:
@@ -245,9 +243,7 @@ def test_whatever_is_mixed_each_task_ends_once_and_last() -> None:
         assert [event.kind for event in own] == [*["progress"] * reports, kind]
 
 
-def test_a_worker_has_the_folder_the_variables_and_the_module_search_path_of_its_parent(
-    pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_has_the_folder_the_variables_and_the_module_search_path_of_its_parent(pool, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("COLOUR", "blue")
     assert outcome(pool, "evaluate", "os.getcwd()").value == str(Path.cwd())
@@ -255,7 +251,7 @@ def test_a_worker_has_the_folder_the_variables_and_the_module_search_path_of_its
     assert outcome(pool, "evaluate", "sys.path").value == sys.path
 
 
-def test_big_messages_pass_while_the_parent_does_not_wait(pool: WorkerPool) -> None:
+def test_big_messages_pass_while_the_parent_does_not_wait(pool):
     pool.start(0, ["report_in_pieces", 3, 10_000_000])
     wait_until(Path("reported").exists)
     *reports, done = events_until_the_end(pool, 0)
@@ -277,9 +273,7 @@ def test_big_messages_pass_while_the_parent_does_not_wait(pool: WorkerPool) -> N
         ("report_a_lock(report)", "TypeError: Object of type lock is not JSON serializable"),
     ],
 )
-def test_an_exception_is_the_reason_in_one_line_and_the_worker_lives_on(
-    pool: WorkerPool, expression: str, reason: str
-) -> None:
+def test_an_exception_is_the_reason_in_one_line_and_the_worker_lives_on(pool, expression, reason):
     pid = outcome(pool, *PID).value
     assert outcome(pool, "evaluate", expression, key=4) == Event(4, "failed", reason)
     assert outcome(pool, *PID).value == pid
@@ -294,9 +288,7 @@ def test_an_exception_is_the_reason_in_one_line_and_the_worker_lives_on(
         (["local_error"], SettingsError, "first line\nsecond line"),
     ],
 )  # fmt: skip
-def test_an_error_of_the_toolkit_comes_as_what_it_is(
-    pool: WorkerPool, task: list[Any], kind: type[ToolkitError], text: str
-) -> None:
+def test_an_error_of_the_toolkit_comes_as_what_it_is(pool, task, kind, text):
     event = outcome(pool, *task)
     assert (event.kind, type(event.value), str(event.value)) == ("error", kind, text)
 
@@ -308,7 +300,7 @@ def test_an_error_of_the_toolkit_comes_as_what_it_is(
         ("json:no_such", "AttributeError: module 'json' has no attribute 'no_such'"),
     ],
 )
-def test_work_that_is_not_there_fails_the_task(work: str, reason: str) -> None:
+def test_work_that_is_not_there_fails_the_task(work, reason):
     with WorkerPool(1, work) as pool:
         assert outcome(pool) == Event(0, "failed", reason)
 
@@ -323,7 +315,7 @@ def test_work_that_is_not_there_fails_the_task(work: str, reason: str) -> None:
         ("os._exit(0)", "its process ended with status 0"),
     ],
 )
-def test_a_worker_that_dies_is_replaced_and_what_it_reported_is_kept(pool: WorkerPool, how: str, reason: str) -> None:
+def test_a_worker_that_dies_is_replaced_and_what_it_reported_is_kept(pool, how, reason):
     before = outcome(pool, *PID).value
     pool.start(1, ["count", 200, how])
     progress = [Event(1, "progress", number) for number in range(200)]
@@ -334,7 +326,7 @@ def test_a_worker_that_dies_is_replaced_and_what_it_reported_is_kept(pool: Worke
     assert gone(before)
 
 
-def test_a_death_does_not_touch_the_others(pair: WorkerPool) -> None:
+def test_a_death_does_not_touch_the_others(pair):
     pair.start(0, ["finish_the_step", "os.getpid()"])
     pid = first_report(pair)
     assert outcome(pair, "evaluate", "os._exit(1)", key=1).kind == "failed"
@@ -342,7 +334,7 @@ def test_a_death_does_not_touch_the_others(pair: WorkerPool) -> None:
     assert events_until_the_end(pair, 0) == [Event(0, "progress", "saved"), Event(0, "done", pid)]
 
 
-def test_a_worker_that_died_idle_is_replaced_without_an_event(pool: WorkerPool) -> None:
+def test_a_worker_that_died_idle_is_replaced_without_an_event(pool):
     pid = outcome(pool, *PID).value
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None)
@@ -351,7 +343,7 @@ def test_a_worker_that_died_idle_is_replaced_without_an_event(pool: WorkerPool) 
     assert after.value != pid
 
 
-def test_a_thread_that_outlives_its_task_is_not_heard(pool: WorkerPool) -> None:
+def test_a_thread_that_outlives_its_task_is_not_heard(pool):
     pool.start(0, ["report_on"])
     assert events_until_the_end(pool, 0)[-1] == Event(0, "done", None)
     pool.start(1, ["evaluate", "time.sleep(0.02)"])
@@ -373,9 +365,7 @@ def test_a_thread_that_outlives_its_task_is_not_heard(pool: WorkerPool) -> None:
         (["finish_the_step", "fail(OSError(5, 'read'))"], [Event(0, "progress", "saved"), Event(0, "stopped")]),
     ],
 )
-def test_stopping_waits_for_a_step_and_says_how_each_task_ended(
-    pool: WorkerPool, task: list[Any], expected: list[Event]
-) -> None:
+def test_stopping_waits_for_a_step_and_says_how_each_task_ended(pool, task, expected):
     pool.start(0, task)
     pid = first_report(pool)
     os.kill(pid, signal.SIGINT)  # which is for the parent, as Ctrl-C at a terminal is
@@ -385,13 +375,13 @@ def test_stopping_waits_for_a_step_and_says_how_each_task_ended(
 
 
 @pytest.mark.parametrize("task", [["rest"], ["finish_the_step", "interrupt"]])
-def test_a_sigterm_from_elsewhere_stops_a_task_as_well(pool: WorkerPool, task: list[Any]) -> None:
+def test_a_sigterm_from_elsewhere_stops_a_task_as_well(pool, task):
     pool.start(0, task)
     os.kill(first_report(pool), signal.SIGTERM)
     assert events_until_the_end(pool, 0)[-1] == Event(0, "stopped")
 
 
-def test_stopping_touches_no_idle_worker(pair: WorkerPool) -> None:
+def test_stopping_touches_no_idle_worker(pair):
     assert pair.stop() == []
     pair.start(0, ["rest"])
     assert first_report(pair)
@@ -401,13 +391,13 @@ def test_stopping_touches_no_idle_worker(pair: WorkerPool) -> None:
     assert outcome(pair, *PID, key=2).value == pid
 
 
-def test_a_worker_that_is_only_starting_can_be_stopped(pair: WorkerPool) -> None:
+def test_a_worker_that_is_only_starting_can_be_stopped(pair):
     pair.start(0, ["rest"])
     pair.start(1, ["rest"])
     assert sorted(event.key for event in pair.stop() if event.kind == "stopped") == [0, 1]
 
 
-def test_a_stop_cuts_no_message_short(pool: WorkerPool) -> None:
+def test_a_stop_cuts_no_message_short(pool):
     """A message that is on its way comes whole, and what is reported after SIGTERM comes after it."""
     for _ in range(5):
         pool.start(0, ["report_to_the_last", 3_000_000])
@@ -416,12 +406,12 @@ def test_a_stop_cuts_no_message_short(pool: WorkerPool) -> None:
         assert (last, end) == (Event(0, "progress", "the last"), Event(0, "stopped"))
 
 
-def test_closing_ends_by_force_what_ignores_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_ends_by_force_what_ignores_sigterm(monkeypatch):
     """Also when an exception has left the context."""
     monkeypatch.setattr(module, "GRACE_S", 0.05)
     pool, pids = WorkerPool(3, WORK), []
 
-    def use() -> None:
+    def use():
         with pool:
             for key, task in enumerate(["ignore_sigterm", "rest", "ignore_sigterm"]):
                 pool.start(key, [task])
@@ -458,7 +448,7 @@ with WorkerPool(2, sys.argv[1]) as pool:
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+def program(tmp_path):
     """A program without a guard for its main part, in a session of its own."""
     (tmp_path / "program.py").write_text(PROGRAM)
     path = os.pathsep.join(filter(None, sys.path))
@@ -474,7 +464,7 @@ def program(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
         started.kill()
 
 
-def busy(program: "subprocess.Popen[str]") -> set[int]:
+def busy(program):
     """Its workers, once they are busy."""
     assert program.stdout
     assert program.stdout.readline() == "once\n"
@@ -482,9 +472,7 @@ def busy(program: "subprocess.Popen[str]") -> set[int]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_for_all_reaches_the_program_alone_which_stops_its_workers(
-    program: "subprocess.Popen[str]", number: int
-) -> None:
+def test_a_signal_for_all_reaches_the_program_alone_which_stops_its_workers(program, number):
     pids = busy(program)
     os.killpg(program.pid, number)
     stopped = "(0, 'progress') (0, 'stopped') (1, 'progress') (1, 'stopped')\n"
@@ -493,7 +481,7 @@ def test_a_signal_for_all_reaches_the_program_alone_which_stops_its_workers(
     assert all(map(gone, pids))
 
 
-def test_the_workers_of_a_killed_program_end(program: "subprocess.Popen[str]") -> None:
+def test_the_workers_of_a_killed_program_end(program):
     pids = busy(program)
     assert not any(map(gone, pids))
     program.kill()

@@ -8,9 +8,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from toolkit.monitoring.alerting.evaluator import Transition
-from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.store.alerts import Alert, select_alerts
-from toolkit.monitoring.store.model_versions import Model
+from toolkit.monitoring.store.model_versions import ModelVersion
 from toolkit.monitoring.store.predictions import PredictionStore
 from toolkit.monitoring.store.schema import alerts, checkpoints
 
@@ -30,18 +30,18 @@ class Checkpoint:
     limits
         What counts as too much.
     state
-        As of ``Evaluator.state``.
+        As of ``AlertEvaluator.state``.
     """
 
     position: int = 0
     sequence: int = 0
     label: int = 0
     epoch: int = 0
-    limits: Limits | None = None
+    limits: Thresholds | None = None
     state: Mapping[str, Any] | None = None
 
 
-def load(store: PredictionStore, model: Model) -> Checkpoint:
+def load(store: PredictionStore, model: ModelVersion) -> Checkpoint:
     """The checkpoint of a version; one at the beginning when nothing was evaluated yet.
 
     Examples
@@ -54,14 +54,14 @@ def load(store: PredictionStore, model: Model) -> Checkpoint:
         return Checkpoint()
     row = rows[0]
     saved = json.loads(row.thresholds)
-    limits = Limits(**saved | {"ignore": tuple(saved["ignore"])})
+    limits = Thresholds(**saved | {"ignore": tuple(saved["ignore"])})
     state = json.loads(row.state)
     if state.pop("epoch") != row.epoch:  # cleared since it was saved
         state["standing"] = []
     return Checkpoint(row.position, row.sequence, row.label, row.epoch, limits, state)
 
 
-def place(store: PredictionStore, model: Model) -> tuple[int, int]:
+def locate(store: PredictionStore, model: ModelVersion) -> tuple[int, int]:
     """Position and epoch of the checkpoint of a version, without reading the rest."""
     key = checkpoints.c.model == store.versions.number(model)
     rows = store.database.fetch_all(sa.select(checkpoints.c.position, checkpoints.c.epoch).where(key))
@@ -69,7 +69,7 @@ def place(store: PredictionStore, model: Model) -> tuple[int, int]:
 
 
 def commit(
-    store: PredictionStore, model: Model, checkpoint: Checkpoint, transitions: Sequence[Transition], now: float
+    store: PredictionStore, model: ModelVersion, checkpoint: Checkpoint, transitions: Sequence[Transition], now: float
 ) -> list[tuple[Transition, Alert]] | None:
     """Write what became of the alerts, and how far that goes, in one transaction.
 
@@ -119,7 +119,7 @@ def _columns(checkpoint: Checkpoint) -> dict[str, Any]:
         "sequence": checkpoint.sequence,
         "label": checkpoint.label,
         "epoch": checkpoint.epoch,
-        "thresholds": json.dumps(asdict(checkpoint.limits or Limits())),
+        "thresholds": json.dumps(asdict(checkpoint.limits or Thresholds())),
         "state": json.dumps({**(checkpoint.state or {}), "epoch": checkpoint.epoch}),
     }
 
@@ -139,7 +139,7 @@ def _apply(
     before = _read(connection, *same)
     if event in ("raised", "escalated"):
         connection.execute(alerts.update().where(*same).values(cleared_at=transition.time))
-        sighting = transition.sighting
+        sighting = transition.finding
         alert = Alert(
             time=transition.time,
             metric=metric,
@@ -147,7 +147,7 @@ def _apply(
             level=level,
             status=status,
             value=sighting.value or 0.0,
-            message=sighting.told(level),
+            message=sighting.alert_text(level),
             details=sighting.details,
             notified_at=now,
             sources=tuple(sources),

@@ -7,19 +7,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from toolkit.monitoring.alerting.findings import BLOCKS, NON_FINITE, Sighting, look
-from toolkit.monitoring.alerting.state import Change, Standing, State, worth_adding
-from toolkit.monitoring.base.predictions import NOTHING, Window
-from toolkit.monitoring.base.thresholds import Limits
-from toolkit.monitoring.stats.detector_set import ACCURACY, LISTENED_TO, Detectors, told_of
+from toolkit.monitoring.alerting.findings import EVALUATION_INTERVALS, NON_FINITE, Finding, evaluate_window
+from toolkit.monitoring.alerting.state import ActiveAlert, AlertState, AlertTransition, inhibit
+from toolkit.monitoring.base.predictions import NO_CLASS, Predictions
+from toolkit.monitoring.base.thresholds import Thresholds
+from toolkit.monitoring.stats.detector_set import ACCURACY, DETECTED_METRICS, DetectorSet, labelled_outcomes
 from toolkit.monitoring.stats.e_detectors import Alarm
 from toolkit.monitoring.store.events import Events
-from toolkit.monitoring.store.labels import Feedback
-from toolkit.monitoring.windows.reference import Yardstick
-from toolkit.monitoring.windows.rolling import Rolling
-from toolkit.monitoring.windows.summary import Counts
+from toolkit.monitoring.store.labels import LabelRows
+from toolkit.monitoring.windows.reference import ReferenceBins
+from toolkit.monitoring.windows.rolling import RollingWindows
+from toolkit.monitoring.windows.summary import WindowSummary
 
-EVERY = min(BLOCKS.values())  # predictions and labels between two evaluations
+EVALUATION_INTERVAL = min(EVALUATION_INTERVALS.values())  # predictions and labels between two evaluations
 
 Key = tuple[str, str]  # metric and window
 
@@ -37,16 +37,16 @@ class Transition(NamedTuple):
     sequence: int
     label: int
     time: float
-    sighting: Sighting
-    change: Change
+    finding: Finding
+    change: AlertTransition
 
     @property
     def key(self) -> Key:
         """Which alert it is."""
-        return self.sighting.metric, self.sighting.window
+        return self.finding.metric, self.finding.window
 
 
-class _Fired(NamedTuple):
+class _PendingAlarm(NamedTuple):
     """An alarm of a detector, after so many of the events at hand."""
 
     end: int
@@ -54,7 +54,7 @@ class _Fired(NamedTuple):
     alarm: Alarm
 
 
-class Evaluator:
+class AlertEvaluator:
     """Windows, detectors and alerts of one model version, advanced by one prediction or label after the other.
 
     The short window is evaluated after every 100 predictions and labels, the medium one after every
@@ -87,26 +87,31 @@ class Evaluator:
     """
 
     def __init__(
-        self, yardstick: Yardstick, limits: Limits, *, before: Counts | None = None, cool_down: float = math.inf
+        self,
+        yardstick: ReferenceBins,
+        limits: Thresholds,
+        *,
+        before: WindowSummary | None = None,
+        cool_down: float = math.inf,
     ) -> None:
         self.position = 0  # predictions and labels taken
         self._sequence = self._label = 0  # numbers of the last prediction and of the last label
-        self.detectors = Detectors(yardstick.baseline, limits.max_false_alarms_per_million)
-        self._yardstick = yardstick
-        self._limits = limits
-        self._cool_down = cool_down
-        self._rolling = Rolling(yardstick, before)
-        self._states: dict[Key, State] = {}
-        self._standing: dict[Key, Standing] = {}
+        self.detectors = DetectorSet(yardstick.baseline, limits.max_false_alarms_per_million)
+        self._bins = yardstick
+        self._thresholds = limits
+        self._repeat_interval = cool_down
+        self._rolling = RollingWindows(yardstick, before)
+        self._states: dict[Key, AlertState] = {}
+        self._active: dict[Key, ActiveAlert] = {}
         self._alarms: dict[str, Alarm] = {}  # that have fired since the last evaluation
 
-    def counts(self, window: str) -> Counts:
+    def counts(self, window: str) -> WindowSummary:
         """Counts of the ``short``, ``medium`` or ``long`` window."""
         return self._rolling.counts(window)
 
     # Taking what comes
 
-    def take(self, events: Events, counted: np.ndarray[Any, np.dtype[np.bool_]] | None = None) -> list[Transition]:
+    def process(self, events: Events, counted: np.ndarray[Any, np.dtype[np.bool_]] | None = None) -> list[Transition]:
         """Take the predictions and labels that follow, and return what becomes of which alert.
 
         Parameters
@@ -125,13 +130,13 @@ class Evaluator:
             cut = self._next_cut(done, rows.n + labels.n, waiting, plain)
             next_row = int(np.searchsorted(ends, cut, side="right"))
             next_label = cut - next_row
-            self.add(rows.between(row, next_row))
-            self.relabel(labels.take(np.flatnonzero(counted[label:next_label]) + label))
+            self.add(rows.slice(row, next_row))
+            self.add_labels(labels.take(np.flatnonzero(counted[label:next_label]) + label))
             if next_label > label:
                 self._label = int(labels.number[next_label - 1])
             is_row = next_row > row and ends[next_row - 1] == cut
             now = float(rows.time[next_row - 1] if is_row else labels.time[next_label - 1])
-            due_now = (self.position + cut - done) % EVERY == 0 or any(
+            due_now = (self.position + cut - done) % EVALUATION_INTERVAL == 0 or any(
                 fired.end == cut and self._is_first(fired.metric) for fired in waiting
             )
             self._alarms |= {fired.metric: fired.alarm for fired in waiting if fired.end <= cut}
@@ -142,13 +147,13 @@ class Evaluator:
                 transitions += self._evaluate(now)
         return transitions
 
-    def add(self, rows: Window) -> None:
+    def add(self, rows: Predictions) -> None:
         """Count predictions with the labels that they have, without evaluating anything: those before a state."""
         if rows.n:
             self._rolling.add(rows)
             self._sequence = int(rows.sequence[-1])
 
-    def relabel(self, labels: Feedback) -> None:
+    def add_labels(self, labels: LabelRows) -> None:
         """Count labels, without evaluating anything."""
         if labels.n:
             self._rolling.label(
@@ -161,84 +166,89 @@ class Evaluator:
                 drawn=labels.drawn,
             )
 
-    def _fired(self, rows: Window, labels: Feedback, ends: Any, due: Any) -> list[_Fired]:
+    def _fired(self, rows: Predictions, labels: LabelRows, ends: Any, due: Any) -> list[_PendingAlarm]:
         """The alarms of these events in their order: no detector depends on what is evaluated."""
-        fired = [_Fired(int(ends[alarm.index]), metric, alarm) for metric, alarm in self.detectors.hear(rows)]
+        fired = [_PendingAlarm(int(ends[alarm.index]), metric, alarm) for metric, alarm in self.detectors.update(rows)]
         # A change of mind is heard once, and a label that becomes one of a drawn sample once more, as such.
-        known = labels.predicted != NOTHING
-        first, sampled = known & (labels.before == NOTHING), known & labels.drawn & ~labels.drawn_before
+        known = labels.predicted != NO_CLASS
+        first, sampled = known & (labels.before == NO_CLASS), known & labels.drawn & ~labels.drawn_before
         heard = np.flatnonzero(first | sampled)
-        told = told_of(labels.predicted[heard], labels.labels[heard], sampled[heard], first[heard])
+        told = labelled_outcomes(labels.predicted[heard], labels.labels[heard], sampled[heard], first[heard])
         fired += [
-            _Fired(int(due[heard[alarm.index]] + heard[alarm.index]) + 1, metric, alarm)
-            for metric, alarm in self.detectors.hear_labels(*told)
+            _PendingAlarm(int(due[heard[alarm.index]] + heard[alarm.index]) + 1, metric, alarm)
+            for metric, alarm in self.detectors.update_labels(*told)
         ]
         return sorted(fired, key=lambda entry: (entry.end, entry.metric != ACCURACY))
 
-    def _next_cut(self, done: int, total: int, waiting: list[_Fired], plain: bool) -> int:
+    def _next_cut(self, done: int, total: int, waiting: list[_PendingAlarm], plain: bool) -> int:
         """Up to which of the events nothing has to be evaluated."""
-        news = {metric for metric in LISTENED_TO if self._is_first(metric)}
+        news = {metric for metric in DETECTED_METRICS if self._is_first(metric)}
         first = next((fired.end for fired in waiting if fired.metric in news), total)
-        if plain and self._is_quiet() and not any(self.counts(window).non_finite for window in BLOCKS):
+        if (
+            plain
+            and self._nothing_to_do()
+            and not any(self.counts(window).non_finite for window in EVALUATION_INTERVALS)
+        ):
             return min(first, total)
-        return min(first, total, done + EVERY - self.position % EVERY)
+        return min(first, total, done + EVALUATION_INTERVAL - self.position % EVALUATION_INTERVAL)
 
     def _is_first(self, metric: str) -> bool:
         """Whether an alarm of this metric is news to one of the windows."""
-        return not all(self._states.get((metric, window), State()).evidence for window in BLOCKS)
+        return not all(self._states.get((metric, window), AlertState()).evidence for window in EVALUATION_INTERVALS)
 
     # Evaluating
 
-    def _is_quiet(self) -> bool:
+    def _nothing_to_do(self) -> bool:
         """Whether an evaluation would change nothing: an alert begins with an alarm."""
-        if self._alarms or self._standing or any(state.evidence for state in self._states.values()):
+        if self._alarms or self._active or any(state.evidence for state in self._states.values()):
             return False
         return all(
-            counts.non_finite <= self._limits.warning * counts.n for counts in (self.counts(name) for name in BLOCKS)
+            counts.non_finite <= self._thresholds.warning * counts.n
+            for counts in (self.counts(name) for name in EVALUATION_INTERVALS)
         )
 
     def _evaluate(self, now: float) -> list[Transition]:
-        if self._is_quiet():
+        if self._nothing_to_do():
             return []
         alarms, self._alarms = self._alarms, {}
-        blocks = {window: int(self.position % size == 0) for window, size in BLOCKS.items()}
-        recent = {sighting.metric: sighting for sighting in self._seen("short", alarms)}
+        blocks = {window: int(self.position % size == 0) for window, size in EVALUATION_INTERVALS.items()}
+        recent = {sighting.metric: sighting for sighting in self._findings("short", alarms)}
         transitions = []
-        for window in [window for window in BLOCKS if blocks[window] or alarms]:
-            for sighting in recent.values() if window == "short" else self._seen(window, alarms):
+        for window in [window for window in EVALUATION_INTERVALS if blocks[window] or alarms]:
+            for sighting in recent.values() if window == "short" else self._findings(window, alarms):
                 metric, grade = sighting.metric, sighting
                 if window != "short":
-                    grade = worth_adding(sighting, recent[metric], self._standing.get((metric, "short")))
-                change = self._step(grade, now, metric in alarms, blocks[window])
+                    grade = inhibit(sighting, recent[metric], self._active.get((metric, "short")))
+                change = self._advance(grade, now, metric in alarms, blocks[window])
                 if change is not None:
                     place = self.position, self.counts("long").n, self._sequence, self._label
                     transitions.append(Transition(*place, now, grade, change))
         return transitions
 
-    def _seen(self, window: str, alarms: Mapping[str, Alarm]) -> list[Sighting]:
-        return look(self.counts(window), self._yardstick, self._limits, window, alarms)
+    def _findings(self, window: str, alarms: Mapping[str, Alarm]) -> list[Finding]:
+        return evaluate_window(self.counts(window), self._bins, self._thresholds, window, alarms)
 
-    def _step(self, grade: Sighting, now: float, alarm: bool, blocks: int) -> Change | None:
+    def _advance(self, grade: Finding, now: float, alarm: bool, blocks: int) -> AlertTransition | None:
         """Take one sighting into account."""
         key = grade.metric, grade.window
-        standing = self._standing.get(key)
+        standing = self._active.get(key)
         # A healthy model gives no NaN at all: here the sight itself is the evidence.
         alarm = alarm or (grade.metric == NON_FINITE and grade.level != "ok")
-        self._states[key], change = self._states.get(key, State()).after(
-            grade, standing, now, alarm=alarm, blocks=blocks, cool_down=self._cool_down
+        self._states[key], change = self._states.get(key, AlertState()).advance(
+            grade, standing, now, alarm=alarm, blocks=blocks, cool_down=self._repeat_interval
         )
         if change is not None:
-            after = change.applied(self._standing.pop(key, None), now)
+            after = change.applied(self._active.pop(key, None), now)
             if after is not None:
-                self._standing[key] = after
+                self._active[key] = after
             elif grade.window == "short":
-                self._forget(grade.metric)
+                self._drop_old(grade.metric)
         return change
 
-    def _forget(self, metric: str) -> None:
+    def _drop_old(self, metric: str) -> None:
         """What is gone is no reason for a longer window, which still holds it, to begin to speak."""
-        for window in BLOCKS:
-            if (metric, window) not in self._standing:
+        for window in EVALUATION_INTERVALS:
+            if (metric, window) not in self._active:
                 self._states.pop((metric, window), None)
 
     # Saving and restoring
@@ -249,7 +259,7 @@ class Evaluator:
             "detectors": self.detectors.state(),
             "alarms": {metric: asdict(alarm) for metric, alarm in self._alarms.items()},
             "states": [[*key, asdict(state)] for key, state in self._states.items()],
-            "standing": [[*key, asdict(standing)] for key, standing in self._standing.items()],
+            "standing": [[*key, asdict(standing)] for key, standing in self._active.items()],
         }
 
     def restore(self, position: int, label: int, state: Mapping[str, Any]) -> None:
@@ -258,7 +268,7 @@ class Evaluator:
         self.detectors.restore(state["detectors"])
         self._alarms = {metric: Alarm(**alarm) for metric, alarm in state["alarms"].items()}
         self._states = {
-            (metric, window): State(entry["evidence"], tuple(entry["held"]), entry["calm"])
+            (metric, window): AlertState(entry["evidence"], tuple(entry["held"]), entry["calm"])
             for metric, window, entry in state["states"]
         }
-        self._standing = {(metric, window): Standing(**entries) for metric, window, entries in state["standing"]}
+        self._active = {(metric, window): ActiveAlert(**entries) for metric, window, entries in state["standing"]}

@@ -10,29 +10,36 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from toolkit.monitoring.alerting import messages
-from toolkit.monitoring.alerting.messages import AccuracyFigures, DriftFigures, Harm, Period, Recall, Text
-from toolkit.monitoring.alerting.state import Grade, blocks_to_clear
+from toolkit.monitoring.alerting.messages import (
+    AccuracyFigures,
+    AccuracyImpact,
+    ClassRecall,
+    DriftFigures,
+    Period,
+    Text,
+)
+from toolkit.monitoring.alerting.state import Evaluation, evaluations_to_clear
 from toolkit.monitoring.base.predictions import WINDOWS
-from toolkit.monitoring.base.thresholds import LEVELS, Limits
+from toolkit.monitoring.base.thresholds import LEVELS, Thresholds
 from toolkit.monitoring.report import name
 from toolkit.monitoring.stats import hypothesis_tests
 from toolkit.monitoring.stats.detector_set import ACCURACY, CONFIDENCE, PREDICTIONS
 from toolkit.monitoring.stats.e_detectors import Alarm
-from toolkit.monitoring.windows.drift import DriftResult, compare
-from toolkit.monitoring.windows.label_bias import label_sample
+from toolkit.monitoring.windows.drift import DriftResult, run_tests
+from toolkit.monitoring.windows.label_bias import label_bias
 from toolkit.monitoring.windows.metrics import degradation, estimate
-from toolkit.monitoring.windows.reference import Yardstick
-from toolkit.monitoring.windows.summary import Counts
+from toolkit.monitoring.windows.reference import ReferenceBins
+from toolkit.monitoring.windows.summary import WindowSummary
 
 # The windows that are watched, and how many predictions or labels lie between two looks: a tenth of each.
-BLOCKS = {name: size // 10 for name, size in WINDOWS.items() if size is not None}
-FEWEST_OF_A_CLASS = 10  # labels of a class below which its recall is not worth naming
-MOST_REPEATED = 2  # predictions to one independent one, above which an alarm by labels may come of bursts
-SHOWN_CHANGES = 2  # classes whose share changed most, in a sentence
+EVALUATION_INTERVALS = {name: size // 10 for name, size in WINDOWS.items() if size is not None}
+MIN_PER_CLASS = 10  # labels of a class below which its recall is not worth naming
+MAX_REPEATED = 2  # predictions to one independent one, above which an alarm by labels may come of bursts
+MAX_CHANGES_SHOWN = 2  # classes whose share changed most, in a sentence
 NON_FINITE = "non_finite"
-NOTHING_TO_SAY = Text()
+NO_FINDINGS = Text()
 
-WHAT_TO_DO = {
+ADVICE = {
     "ok": "",
     "warning": "look at recent images and label some of them",
     "critical": "consider going back to the version before, and retraining",
@@ -40,12 +47,12 @@ WHAT_TO_DO = {
 }
 
 
-IN_CAPITALS = {CONFIDENCE: "CONFIDENCE", PREDICTIONS: "PREDICTED CLASSES"}
+LEVEL_NAMES = {CONFIDENCE: "CONFIDENCE", PREDICTIONS: "PREDICTED CLASSES"}
 PROBABILITIES = "softmax_distribution"
 
 
 @dataclass(frozen=True)
-class Sighting(Grade):
+class Finding(Evaluation):
     """What one look saw of one metric in one window.
 
     Parameters
@@ -58,32 +65,36 @@ class Sighting(Grade):
 
     metric: str = ""
     window: str = ""
-    text: Text = NOTHING_TO_SAY
+    text: Text = NO_FINDINGS
     command: str = messages.REPORT
 
     @property
     def what_to_do(self) -> str:
         """Advice for this level."""
-        return WHAT_TO_DO[self.level]
+        return ADVICE[self.level]
 
     @property
     def details(self) -> str:
         """The figures behind the message, a line each."""
         return self.text.details
 
-    def told(self, level: str) -> str:
+    def alert_text(self, level: str) -> str:
         """What an alert of a level says, in one line that ends with what to type next.
 
         >>> Sighting(text=Text("ACCURACY 84 -> 66 %"), status="confirmed").told("immediate")
         'ACCURACY 84 -> 66 %. Next: python model_registry.py rollback'
         """
-        certain = self.status == "confirmed" and Limits.severity(level) > Limits.severity("warning")
+        certain = self.status == "confirmed" and Thresholds.severity(level) > Thresholds.severity("warning")
         return self.text.with_command(messages.ROLLBACK if certain else self.command)
 
 
-def look(
-    counts: Counts, yardstick: Yardstick, limits: Limits, window: str, alarms: Mapping[str, Alarm] | None = None
-) -> list[Sighting]:
+def evaluate_window(
+    counts: WindowSummary,
+    yardstick: ReferenceBins,
+    limits: Thresholds,
+    window: str,
+    alarms: Mapping[str, Alarm] | None = None,
+) -> list[Finding]:
     """See what a window shows.
 
     Parameters
@@ -110,7 +121,7 @@ def look(
     prediction_distribution ok
     """
     alarms = alarms or {}
-    results = {result.metric: result for result in compare(counts, yardstick, limits, window)}
+    results = {result.metric: result for result in run_tests(counts, yardstick, limits, window)}
     images = [result for result in results.values() if result.family == "input" and result.drifted]
     seen = [
         _non_finite(counts, limits, window),
@@ -123,42 +134,44 @@ def look(
     return [_ignored(sighting) if limits.ignores(sighting.metric, window) else sighting for sighting in seen]
 
 
-def _ignored(sighting: Sighting) -> Sighting:
+def _ignored(sighting: Finding) -> Finding:
     """A sighting that raises nothing, and clears what stood before it was ignored."""
-    return Sighting(
-        value=1.0, threshold={"warning": 1.0}, like_before=True, metric=sighting.metric, window=sighting.window
+    return Finding(
+        value=1.0, threshold={"warning": 1.0}, unchanged=True, metric=sighting.metric, window=sighting.window
     )
 
 
-def _levels(limits: Limits) -> dict[str, float]:
+def _levels(limits: Thresholds) -> dict[str, float]:
     return {level: limits.threshold(level) for level in LEVELS[1:]}
 
 
-def _period(counts: Counts) -> Period:
+def _period(counts: WindowSummary) -> Period:
     return Period(counts.n, counts.since, counts.until)
 
 
-def _non_finite(counts: Counts, limits: Limits, window: str) -> Sighting:
+def _non_finite(counts: WindowSummary, limits: Thresholds, window: str) -> Finding:
     """A prediction that is not a number helps nobody: each counts as lost accuracy, with or without labels."""
     if counts.n < limits.minimum_predictions:
-        return Sighting(metric=NON_FINITE, window=window)
+        return Finding(metric=NON_FINITE, window=window)
     share = counts.non_finite / counts.n
     level = limits.level(share)
     text = messages.non_finite(_period(counts), counts.non_finite)
     status = "confirmed" if level != LEVELS[0] else ""
-    return Sighting(level, status, share, _levels(limits), metric=NON_FINITE, window=window, text=text)
+    return Finding(level, status, share, _levels(limits), metric=NON_FINITE, window=window, text=text)
 
 
-def _accuracy(counts: Counts, yardstick: Yardstick, limits: Limits, window: str, alarm: Alarm | None) -> Sighting:
+def _accuracy(
+    counts: WindowSummary, yardstick: ReferenceBins, limits: Thresholds, window: str, alarm: Alarm | None
+) -> Finding:
     figures = degradation(counts, yardstick, limits)
-    sample = label_sample(counts, yardstick.reference, limits)
+    sample = label_bias(counts, yardstick.reference, limits)
     drop, level, status = figures.degradation, figures.level, figures.status
     certain, usual = figures.degradation_lower_bound, yardstick.reference
-    repeated = counts.effective < counts.finite / MOST_REPEATED
+    repeated = counts.effective < counts.finite / MAX_REPEATED
     if (repeated or (sample is not None and sample.fair is False)) and level in (None, LEVELS[0]):
         alarm = None  # it may come of the choice of the labels, or of bursts among them
-    if usual is None or not usual.right or (level is None and alarm is None):
-        return Sighting(metric=ACCURACY, window=window, threshold=_levels(limits))
+    if usual is None or not usual.n_correct or (level is None and alarm is None):
+        return Finding(metric=ACCURACY, window=window, threshold=_levels(limits))
     if status == "suspected" and certain is not None and sample is not None:
         sure = min(limits.level(certain), sample.may_confirm, key=limits.severity)
         if sure != LEVELS[0] and limits.level(certain) != level:
@@ -167,7 +180,7 @@ def _accuracy(counts: Counts, yardstick: Yardstick, limits: Limits, window: str,
     seen = level or LEVELS[0]
     told = AccuracyFigures(
         _period(counts), sample.accuracy if sample else None, sample.n if sample else 0,
-        usual.right / usual.n, usual.n, certain, seen, status,
+        usual.n_correct / usual.n, usual.n, certain, seen, status,
         _fallen(counts, usual, yardstick.classes), alarm.length if alarm else None,
         sample.note if sample else "", sample is None or sample.fair is not False,
     )  # fmt: skip
@@ -175,25 +188,25 @@ def _accuracy(counts: Counts, yardstick: Yardstick, limits: Limits, window: str,
     if seen == LEVELS[0]:
         seen, status = ("warning", "suspected") if alarm else (LEVELS[0], "")
         value = 0.0 if alarm and value is None else value
-    return Sighting(
+    return Finding(
         seen, status, value, _levels(limits),
-        to_clear=_blocks_to_clear(usual.right / usual.n, sample.effective_n if sample else 0.0, limits),
+        to_clear=_blocks_to_clear(usual.n_correct / usual.n, sample.effective_n if sample else 0.0, limits),
         metric=ACCURACY, window=window, text=messages.accuracy(told, limits),
         command=messages.REPORT if status == "confirmed" else messages.LABEL,
     )  # fmt: skip
 
 
-def _blocks_to_clear(usual: float, n_labels: float, limits: Limits) -> int:
+def _blocks_to_clear(usual: float, n_labels: float, limits: Thresholds) -> int:
     """How long it must be calm with so many independent labels in a window, were accuracy at the mildest threshold."""
     fallen = usual * (1 - limits.warning)
     deviation = math.sqrt(fallen * (1 - fallen) / max(n_labels, 1.0)) / usual  # of the relative drop
-    return blocks_to_clear(limits.warning, deviation, limits.confidence)
+    return evaluations_to_clear(limits.warning, deviation, limits.confidence)
 
 
 def _drift(
-    tested: Sequence[DriftResult], images: Sequence[DriftResult], counts: Counts, yardstick: Yardstick,
-    limits: Limits, alarm: Alarm | None, harm: Harm | None,
-) -> Sighting:  # fmt: skip
+    tested: Sequence[DriftResult], images: Sequence[DriftResult], counts: WindowSummary, yardstick: ReferenceBins,
+    limits: Thresholds, alarm: Alarm | None, harm: AccuracyImpact | None,
+) -> Finding:  # fmt: skip
     """Without labels nobody knows the harm, so this is never more than a warning.
 
     Parameters
@@ -203,13 +216,13 @@ def _drift(
     """
     result = tested[0]
     found = [one for one in tested if one.drifted]
-    blank = Sighting(metric=result.metric, window=result.window, threshold={"warning": result.minimum_effect})
+    blank = Finding(metric=result.metric, window=result.window, threshold={"warning": result.minimum_effect})
     known = result.effect is not None and result.p_value is not None
     if not known and alarm is None:
         return blank
     text = messages.drift(
         DriftFigures(
-            IN_CAPITALS[result.metric],
+            LEVEL_NAMES[result.metric],
             _period(counts),
             [_what_changed(one, counts, yardstick) for one in found],
             [(name(one.metric), one.detail) for one in images],
@@ -228,48 +241,48 @@ def _drift(
     return replace(
         blank, level=level, status=status, value=max(sizes) * result.minimum_effect,
         # At the edge of noise the effect hovers around the least; "no drift" even without correction is calm.
-        like_before=(result.p_value or 0.0) > 0.05 and not found and alarm is None,
-        to_clear=blocks_to_clear(result.minimum_effect, deviation, limits.confidence), text=text, command=command,
+        unchanged=(result.p_value or 0.0) > 0.05 and not found and alarm is None,
+        to_clear=evaluations_to_clear(result.minimum_effect, deviation, limits.confidence), text=text, command=command,
     )  # fmt: skip
 
 
-def _what_changed(result: DriftResult, counts: Counts, yardstick: Yardstick) -> str:
+def _what_changed(result: DriftResult, counts: WindowSummary, yardstick: ReferenceBins) -> str:
     """The change that a test found, as a clause."""
     if result.metric != PREDICTIONS or yardstick.reference is None:
         return f"{'probabilities, ' if result.metric == PROBABILITIES else ''}{result.detail}"
     before, now = (each.classes / each.classes.sum() for each in (yardstick.reference, counts))
-    return messages.largest_changes(yardstick.classes, before.tolist(), now.tolist(), SHOWN_CHANGES)
+    return messages.largest_changes(yardstick.classes, before.tolist(), now.tolist(), MAX_CHANGES_SHOWN)
 
 
-def _direction(alarm: Alarm, yardstick: Yardstick) -> str:
+def _direction(alarm: Alarm, yardstick: ReferenceBins) -> str:
     """What an alarm says has changed."""
     if alarm.label is not None:
         return f"{name(yardstick.classes[alarm.label])} {alarm.change}"
     return messages.DIRECTIONS[alarm.change]
 
 
-def _harm(counts: Counts, yardstick: Yardstick, limits: Limits) -> Harm | None:
+def _harm(counts: WindowSummary, yardstick: ReferenceBins, limits: Thresholds) -> AccuracyImpact | None:
     """What accuracy is by the labels, or may be without, and how many labels would settle it."""
     guess = estimate(counts, yardstick, limits)
     if guess is None or not guess.reference_accuracy:
         return None
-    sample = label_sample(counts, yardstick.reference, limits)
+    sample = label_bias(counts, yardstick.reference, limits)
     enough = degradation(counts, yardstick, limits).level is not None
-    return Harm(
+    return AccuracyImpact(
         guess.reference_accuracy,
         counts.n_labels,
         sample.accuracy if sample and enough else None,
         guess.accuracy if guess.status == "estimate" else None,
-        hypothesis_tests.labels_needed(guess.reference_accuracy),
+        hypothesis_tests.required_labels(guess.reference_accuracy),
         sample.effective_n if sample else 0.0,
     )
 
 
-def _fallen(counts: Counts, reference: Counts, classes: Sequence[str]) -> list[Recall]:
+def _fallen(counts: WindowSummary, reference: WindowSummary, classes: Sequence[str]) -> list[ClassRecall]:
     """The classes whose recall fell, most first, as far as labels tell."""
     now, before = counts.confusion_matrix, reference.confusion_matrix
     cases, usual_cases = now.sum(axis=1), before.sum(axis=1)
-    enough = (cases >= FEWEST_OF_A_CLASS) & (usual_cases >= FEWEST_OF_A_CLASS)
+    enough = (cases >= MIN_PER_CLASS) & (usual_cases >= MIN_PER_CLASS)
     recall, usual = (np.diagonal(each) / np.maximum(each.sum(axis=1), 1) for each in (now, before))
     order = [k for k in np.argsort(recall - usual, kind="stable").tolist() if enough[k] and recall[k] < usual[k]]
-    return [Recall(classes[k], float(usual[k]), float(recall[k]), int(cases[k])) for k in order]
+    return [ClassRecall(classes[k], float(usual[k]), float(recall[k]), int(cases[k])) for k in order]

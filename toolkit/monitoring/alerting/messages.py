@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from toolkit.cli.commands import command_line
 from toolkit.monitoring import report
-from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.base.thresholds import Thresholds
 
-LONGEST = 200  # characters of a line: what a pager or the notification of a phone shows
+MAX_LINE = 200  # characters of a line: what a pager or the notification of a phone shows
 NEXT = ". Next: "  # before what to type
 WORST_CLASSES = 3  # listed in the details
 
@@ -39,7 +39,7 @@ class Text:
         'ACCURACY 84 -> 66 %. Next: python monitoring.py labels'
         """
         end = f"{NEXT}{command}"
-        return report.shortened(self.headline, LONGEST - len(end)) + end
+        return report.shortened(self.headline, MAX_LINE - len(end)) + end
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Period:
 
 
 @dataclass(frozen=True)
-class Recall:
+class ClassRecall:
     """How much of a class is found, before and now, and in how many labelled images of it."""
 
     name: str
@@ -104,14 +104,14 @@ class AccuracyFigures:
     certain: float | None
     level: str
     status: str
-    fallen: Sequence[Recall] = ()
+    fallen: Sequence[ClassRecall] = ()
     alarm: int | None = None
     note: str = ""
     fair: bool = True
 
 
 @dataclass(frozen=True)
-class Harm:
+class AccuracyImpact:
     """What is known of the accuracy beside a change that no label told of; shares, None where unknown.
 
     Parameters
@@ -172,12 +172,12 @@ class DriftFigures:
     period: Period
     changes: Sequence[str]
     images: Sequence[tuple[str, str]]
-    harm: Harm | None
+    harm: AccuracyImpact | None
     alarm: str = ""
     alarm_length: int = 0
 
 
-def accuracy(figures: AccuracyFigures, limits: Limits) -> Text:
+def accuracy(figures: AccuracyFigures, limits: Thresholds) -> Text:
     """What is said of an accuracy that fell.
 
     Examples
@@ -189,13 +189,13 @@ def accuracy(figures: AccuracyFigures, limits: Limits) -> Text:
     """
     details = _accuracy_details(figures, limits)
     if figures.level == "ok" or figures.accuracy is None:
-        last = report.counted(figures.alarm or 0, "label")
+        last = report.pluralise(figures.alarm or 0, "label")
         headline = f"ACCURACY below {report.share(figures.usual)} in the last {last}, suspected"
         unseen = [f"the window since {figures.period.clock} does not show it yet"] if figures.period.n else []
         return Text(_joined(headline, *unseen), details)
     headline = (
         f"ACCURACY {report.change(figures.usual, figures.accuracy)} since {figures.period.clock} "
-        f"({report.counted(figures.n_labels, 'label')}), {_certainty(figures)}"
+        f"({report.pluralise(figures.n_labels, 'label')}), {_certainty(figures)}"
     )
     more = [
         *([] if figures.fair else ["the labels are no fair sample"]),
@@ -205,21 +205,21 @@ def accuracy(figures: AccuracyFigures, limits: Limits) -> Text:
 
 
 def _certainty(figures: AccuracyFigures) -> str:
-    points = report.points((figures.certain or 0.0) * figures.usual)
+    points = report.percentage_points((figures.certain or 0.0) * figures.usual)
     if figures.status == "confirmed":
         return f"at least {points} points certain" if points else "certain"
     return f"suspected, at least {points} points certain" if points else "suspected, not yet certain"
 
 
-def _accuracy_details(figures: AccuracyFigures, limits: Limits) -> str:
+def _accuracy_details(figures: AccuracyFigures, limits: Thresholds) -> str:
     lines = [f"Window: {figures.period}." if figures.period.n else "Window: no predictions."]
-    usual = f"{report.share(figures.usual)} of {report.counted(figures.reference_n, 'held-out image')}"
+    usual = f"{report.share(figures.usual)} of {report.pluralise(figures.reference_n, 'held-out image')}"
     if figures.accuracy is not None:
         drop = 1 - figures.accuracy / figures.usual
         size = f"a drop of {report.share(drop)} of that" if drop >= report.LEAST_SHARE else "no drop"
         certain = figures.certain or 0.0
         sure = f", at least {report.share_below(certain)} certain" if certain >= report.LEAST_SHARE else ""
-        labels = report.counted(figures.n_labels, "label")
+        labels = report.pluralise(figures.n_labels, "label")
         lines.append(f"Right: {report.share(figures.accuracy)} of {labels}; before: {usual}; {size}{sure}.")
     else:
         lines.append(f"Right: no labels in the window; before: {usual}.")
@@ -228,8 +228,8 @@ def _accuracy_details(figures: AccuracyFigures, limits: Limits) -> str:
     levels = (f"{level} above {100 * limits.threshold(level):g} %" for level in ("warning", "critical", "immediate"))
     lines.append(f"Levels of the drop: {', '.join(levels)}.")
     if figures.alarm is not None:
-        lines.append(f"Began about {report.counted(figures.alarm, 'label')} ago, by the alarm.")
-    worst = [f"{recall} ({report.counted(recall.cases, 'label')})" for recall in figures.fallen[:WORST_CLASSES]]
+        lines.append(f"Began about {report.pluralise(figures.alarm, 'label')} ago, by the alarm.")
+    worst = [f"{recall} ({report.pluralise(recall.cases, 'label')})" for recall in figures.fallen[:WORST_CLASSES]]
     if worst and figures.level != "ok":
         lines.append(f"Classes that lost most: {'; '.join(worst)}.")
     return "\n".join(lines)
@@ -248,9 +248,9 @@ def drift(figures: DriftFigures) -> Text:
     """
     period, harm = figures.period, [str(figures.harm)] if figures.harm else []
     harm += [f"the images changed too: {', '.join(metric for metric, _ in figures.images[:2])}"] * bool(figures.images)
-    ago = report.counted(figures.alarm_length, "prediction")
+    ago = report.pluralise(figures.alarm_length, "prediction")
     if figures.changes:
-        start = f"{figures.what} changed since {period.clock} ({report.counted(period.n, 'prediction')})"
+        start = f"{figures.what} changed since {period.clock} ({report.pluralise(period.n, 'prediction')})"
         headline = _joined(f"{start}: {figures.changes[0]}", *harm)
     elif period.n and figures.alarm_length <= period.n:
         start = f"{figures.what}: {figures.alarm} in the last {ago} (after {period.clock}) than before"
@@ -288,7 +288,7 @@ def non_finite(period: Period, broken: int) -> Text:
 
 def _joined(first: str, *more: str) -> str:
     """Clauses in the order of their weight, as many as fit beside the longest command."""
-    room = LONGEST - len(NEXT) - max(map(len, (LABEL, REPORT, ROLLBACK)))
+    room = MAX_LINE - len(NEXT) - max(map(len, (LABEL, REPORT, ROLLBACK)))
     text = first
     for clause in more:
         if len(text) + len(clause) + 2 <= room:

@@ -10,17 +10,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from toolkit.errors import one_line
+from toolkit.errors import first_line
 from toolkit.monitoring.alerting.messages import NEXT
 from toolkit.monitoring.alerting.state import Event, alert_key
 
 logger = logging.getLogger(__name__)
 
-LAST_SECONDS = 2.0  # what a closing process grants a reaction that is under way
+EXIT_TIMEOUT_S = 2.0  # what a closing process grants a reaction that is under way
 
 
 @dataclass(frozen=True)
-class Notice:
+class Notification:
     """What is told of an alert: that it was raised, escalated or cleared, or that it still stands.
 
     Parameters
@@ -77,10 +77,10 @@ class Notice:
         return {**asdict(self), "key": self.key, "value": value}
 
 
-class Sink:
+class Notifier:
     """A place that notices go to. Whoever makes another one overrides ``send``, and the rest where it is needed."""
 
-    def send(self, notice: Notice) -> None:
+    def send(self, notice: Notification) -> None:
         """Take a notice, without waiting; what is raised here is counted as failed."""
         raise NotImplementedError
 
@@ -92,7 +92,7 @@ class Sink:
         """Send what is waiting and stop, within a second or two."""
 
 
-class Log(Sink):
+class LogNotifier(Notifier):
     """Alerts as lines of the process's log.
 
     Examples
@@ -108,7 +108,7 @@ class Log(Sink):
     >>> logger.removeHandler(handler)
     """
 
-    def send(self, notice: Notice) -> None:
+    def send(self, notice: Notification) -> None:
         """Write a line: a warning, or a piece of information when the alert has cleared."""
         if notice.event == "cleared":
             place = notice.metric, notice.window, notice.model_version
@@ -118,7 +118,7 @@ class Log(Sink):
         logger.warning("%s%s (%s): %s", still, notice.level, notice.status, notice.message)
 
 
-class Sinks:
+class Notifiers:
     """All places that notices go to, and what is done about the worst of them.
 
     Parameters
@@ -143,17 +143,19 @@ class Sinks:
     {'printer': {'sent': 1, 'failed': 0, 'dropped': 0}}
     """
 
-    def __init__(self, sinks: Mapping[str, Sink], on_immediate: Callable[[Notice], object] | None = None) -> None:
-        self._sinks = dict(sinks)
+    def __init__(
+        self, sinks: Mapping[str, Notifier], on_immediate: Callable[[Notification], object] | None = None
+    ) -> None:
+        self._notifiers = dict(sinks)
         self._on_immediate = on_immediate
         self._counting = threading.Lock()
-        self._taken = dict.fromkeys(self._sinks, 0)
-        self._raised = dict.fromkeys(self._sinks, 0)
+        self._taken = dict.fromkeys(self._notifiers, 0)
+        self._raised = dict.fromkeys(self._notifiers, 0)
         self._failing: set[str] = set()  # sinks whose last notice failed
         self._reacted: set[str] = set()  # keys of the alerts that were reacted to
         self._reactions: list[threading.Thread] = []
 
-    def send(self, notice: Notice, *, react: bool = True) -> None:
+    def send(self, notice: Notification, *, react: bool = True) -> None:
         """Hand a notice to every sink; never raises.
 
         Parameters
@@ -161,7 +163,7 @@ class Sinks:
         react
             Whether an alert that is the worst is acted upon: not one that has cleared meanwhile.
         """
-        for name, sink in self._sinks.items():
+        for name, sink in self._notifiers.items():
             try:
                 sink.send(notice)
             except Exception as error:  # noqa: BLE001  # whatever it is, the other sinks and the predictions go on
@@ -170,7 +172,7 @@ class Sinks:
                 self._succeeded(name)
         if self._on_immediate is not None and react and self._is_due(notice):
             reaction = threading.Thread(
-                target=self._react, args=(self._on_immediate, notice), name="alert-reaction", daemon=True
+                target=self._run_reaction, args=(self._on_immediate, notice), name="alert-reaction", daemon=True
             )
             try:
                 reaction.start()
@@ -184,20 +186,20 @@ class Sinks:
         with self._counting:
             taken, raised = dict(self._taken), dict(self._raised)
         figures = {}
-        for name, sink in self._sinks.items():
+        for name, sink in self._notifiers.items():
             counts = {"sent": taken[name], "failed": 0, "dropped": 0} | sink.stats()
             figures[name] = counts | {"failed": counts["failed"] + raised[name]}
         return figures
 
     def close(self) -> None:
         """Let every sink send what is waiting, and reactions end, within a second or two each."""
-        for name, sink in self._sinks.items():
+        for name, sink in self._notifiers.items():
             try:
                 sink.close()
             except Exception as error:  # noqa: BLE001  # the other sinks are closed all the same
-                logger.error("%s cannot be closed: %s", name, one_line(error))
+                logger.error("%s cannot be closed: %s", name, first_line(error))
         for reaction in self._reactions:
-            reaction.join(LAST_SECONDS)
+            reaction.join(EXIT_TIMEOUT_S)
 
     def _failed(self, name: str, error: Exception) -> None:
         with self._counting:
@@ -205,7 +207,7 @@ class Sinks:
             began = name not in self._failing
             self._failing.add(name)
         if began:
-            logger.error("alerts cannot be handed to %s: %s", name, one_line(error))
+            logger.error("alerts cannot be handed to %s: %s", name, first_line(error))
 
     def _succeeded(self, name: str) -> None:
         with self._counting:
@@ -215,7 +217,7 @@ class Sinks:
         if ended:
             logger.warning("alerts are handed to %s again", name)
 
-    def _is_due(self, notice: Notice) -> bool:
+    def _is_due(self, notice: Notification) -> bool:
         """Whether to react to this notice, which is then remembered."""
         with self._counting:
             if notice.event == "cleared":
@@ -227,7 +229,7 @@ class Sinks:
             return True
 
     @staticmethod
-    def _react(on_immediate: Callable[[Notice], object], notice: Notice) -> None:
+    def _run_reaction(on_immediate: Callable[[Notification], object], notice: Notification) -> None:
         try:
             on_immediate(notice)
         except Exception:

@@ -14,20 +14,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, TypeVar
 
-from toolkit.monitoring.base.thresholds import LEVELS, Limits
+from toolkit.monitoring.base.thresholds import LEVELS, Thresholds
 from toolkit.monitoring.stats.distributions import normal_survival
 
-BLOCKS_TO_RAISE = 2
-BLOCKS_TO_CLEAR = 3  # at least
-BLOCKS_IN_A_WINDOW = 10
+EVALUATIONS_TO_RAISE = 2
+EVALUATIONS_TO_CLEAR = 3  # at least
+EVALUATIONS_PER_WINDOW = 10
 CLEAR_BELOW = 0.6  # of the mildest threshold, so that an alert does not flicker around it
-COOL_DOWN_SECONDS = 6 * 3600.0  # a person who was told in the morning is told again before the day is over
+REPEAT_INTERVAL_S = 6 * 3600.0  # a person who was told in the morning is told again before the day is over
 Event = Literal["raised", "escalated", "reminder", "cleared"]
 
 _NO_RUNS = (0,) * len(LEVELS[1:])
 
 
-def blocks_to_clear(threshold: float, deviation: float, confidence: float) -> int:
+def evaluations_to_clear(threshold: float, deviation: float, confidence: float) -> int:
     """Calm blocks in a row that a fault at the threshold would have broken, with the given confidence.
 
     A window with few labels looks calm by chance also while the model fails: then one calm window proves
@@ -44,19 +44,19 @@ def blocks_to_clear(threshold: float, deviation: float, confidence: float) -> in
 
     Examples
     --------
-    >>> blocks_to_clear(0.05, deviation=0.005, confidence=0.99)
+    >>> evaluations_to_clear(0.05, deviation=0.005, confidence=0.99)
     3
-    >>> blocks_to_clear(0.05, deviation=0.044, confidence=0.99)  # a window of 100 labels at an accuracy of 84 %
+    >>> evaluations_to_clear(0.05, deviation=0.044, confidence=0.99)  # a window of 100 labels at an accuracy of 84 %
     50
     """
     missed = normal_survival((1 - CLEAR_BELOW) * threshold / deviation) if deviation > 0 else 0.0
     if missed <= 1 - confidence:
-        return BLOCKS_TO_CLEAR
-    return BLOCKS_IN_A_WINDOW * math.ceil(math.log(1 - confidence) / math.log(missed))
+        return EVALUATIONS_TO_CLEAR
+    return EVALUATIONS_PER_WINDOW * math.ceil(math.log(1 - confidence) / math.log(missed))
 
 
 @dataclass(frozen=True)
-class Grade:
+class Evaluation:
     """What the evidence says now of one metric in one window.
 
     Parameters
@@ -70,10 +70,10 @@ class Grade:
         Size of the change; None when there is too little data to say.
     threshold
         The size at which each level begins.
-    like_before
+    unchanged
         Whether the window cannot be told from the reference at all.
     to_clear
-        Blocks in a row that must be calm before an alert is cleared: see ``blocks_to_clear``.
+        Blocks in a row that must be calm before an alert is cleared: see ``evaluations_to_clear``.
 
     Examples
     --------
@@ -85,19 +85,19 @@ class Grade:
     status: str = ""
     value: float | None = None
     threshold: Mapping[str, float] = field(default_factory=dict)
-    like_before: bool = False
-    to_clear: int = BLOCKS_TO_CLEAR
+    unchanged: bool = False
+    to_clear: int = EVALUATIONS_TO_CLEAR
 
     @property
-    def calm(self) -> bool:
+    def below_clear_threshold(self) -> bool:
         """Whether the window shows none of the change, as far as it can show it."""
         if self.value is None or "warning" not in self.threshold:
             return False
-        return self.like_before or self.value < CLEAR_BELOW * self.threshold["warning"]
+        return self.unchanged or self.value < CLEAR_BELOW * self.threshold["warning"]
 
 
 @dataclass(frozen=True)
-class Standing:
+class ActiveAlert:
     """An alert that has not been cleared, as the store knows it.
 
     Parameters
@@ -124,14 +124,14 @@ class Standing:
         return _rank(self.level, self.status)
 
 
-class Change(NamedTuple):
+class AlertTransition(NamedTuple):
     """What becomes of an alert, with the level and status that it has from now on, or had when it was cleared."""
 
     event: Event
     level: str
     status: str
 
-    def applied(self, standing: Standing | None, now: float) -> Standing | None:
+    def applied(self, standing: ActiveAlert | None, now: float) -> ActiveAlert | None:
         """What stands afterwards: the same that the store has to write.
 
         >>> Change("escalated", "critical", "confirmed").applied(Standing("warning", "confirmed", 0, True), 60)
@@ -139,11 +139,11 @@ class Change(NamedTuple):
         """
         if self.event == "cleared":
             return None
-        return Standing(self.level, self.status, now, standing is not None and standing.acknowledged)
+        return ActiveAlert(self.level, self.status, now, standing is not None and standing.acknowledged)
 
 
 @dataclass(frozen=True)
-class State:
+class AlertState:
     """What is remembered of one metric and window between two looks.
 
     An alert is raised only when a sequential alarm has given evidence: a window looked at again and
@@ -151,7 +151,7 @@ class State:
     two blocks in a row at that level, or one look when that is ``immediate``. The same makes it
     escalate, when it is worse or confirmed where it was suspected. While it stands it is
     told again after a cool-down unless somebody acknowledged it. It clears, whatever its level, after
-    ``Grade.to_clear`` blocks in a row below 0.6 of the mildest threshold; then the evidence is forgotten too.
+    ``Evaluation.to_clear`` blocks in a row below 0.6 of the mildest threshold; then the evidence is forgotten too.
 
     A state that begins anew beside an alert that stands decides the same as the one before it, at
     most one block later to raise, and as many calm blocks later to clear as had been counted.
@@ -179,19 +179,19 @@ class State:
     """
 
     evidence: bool = False
-    held: tuple[int, ...] = _NO_RUNS
-    calm: int = 0
+    consecutive: tuple[int, ...] = _NO_RUNS
+    n_calm: int = 0
 
-    def after(
+    def advance(
         self,
-        grade: Grade,
-        standing: Standing | None,
+        grade: Evaluation,
+        standing: ActiveAlert | None,
         now: float,
         *,
         alarm: bool = False,
         blocks: int = 1,
-        cool_down: float = COOL_DOWN_SECONDS,
-    ) -> tuple["State", Change | None]:
+        cool_down: float = REPEAT_INTERVAL_S,
+    ) -> tuple["AlertState", AlertTransition | None]:
         """Take one more look into account.
 
         Parameters
@@ -216,42 +216,42 @@ class State:
         state = self._seen(grade, standing, alarm, blocks)
         return state, state._decided(grade, standing, alarm) or _reminder(standing, now, cool_down)
 
-    def _seen(self, grade: Grade, standing: Standing | None, alarm: bool, blocks: int) -> "State":
+    def _seen(self, grade: Evaluation, standing: ActiveAlert | None, alarm: bool, blocks: int) -> "AlertState":
         raised_elsewhere = standing is not None and not self.evidence  # by another process, or before a restart
         evidence = self.evidence or alarm or raised_elsewhere
         if grade.value is None:  # too little data is neither good news nor bad news
             return replace(self, evidence=evidence)
-        reached = Limits.severity(grade.level)
-        held = tuple(run + blocks if rank <= reached else 0 for rank, run in enumerate(self.held, start=1))
+        reached = Thresholds.severity(grade.level)
+        held = tuple(run + blocks if rank <= reached else 0 for rank, run in enumerate(self.consecutive, start=1))
         calm = 0
-        if grade.calm and not alarm:  # what was calm before it says nothing about what comes after it
-            calm = blocks + (0 if raised_elsewhere else self.calm)
-        return State(evidence and calm < grade.to_clear, held, calm)
+        if grade.below_clear_threshold and not alarm:  # what was calm before it says nothing about what comes after it
+            calm = blocks + (0 if raised_elsewhere else self.n_calm)
+        return AlertState(evidence and calm < grade.to_clear, held, calm)
 
-    def _decided(self, grade: Grade, standing: Standing | None, alarm: bool) -> Change | None:
+    def _decided(self, grade: Evaluation, standing: ActiveAlert | None, alarm: bool) -> AlertTransition | None:
         if grade.value is None:
             return None
-        if standing and self.calm >= grade.to_clear:
-            return Change("cleared", standing.level, standing.status)
+        if standing and self.n_calm >= grade.to_clear:
+            return AlertTransition("cleared", standing.level, standing.status)
         level = self._due(grade, alarm)
         if level == "ok" or not self.evidence:
             return None
         if standing is None:
-            return Change("raised", level, grade.status)
-        return Change("escalated", level, grade.status) if _rank(level, grade.status) > standing.rank else None
+            return AlertTransition("raised", level, grade.status)
+        return AlertTransition("escalated", level, grade.status) if _rank(level, grade.status) > standing.rank else None
 
-    def _due(self, grade: Grade, alarm: bool) -> str:
+    def _due(self, grade: Evaluation, alarm: bool) -> str:
         """The worst level that has been held for long enough."""
         if grade.level == "immediate" or alarm:
             return grade.level
-        held = [level for level, run in zip(LEVELS[1:], self.held, strict=True) if run >= BLOCKS_TO_RAISE]
+        held = [level for level, run in zip(LEVELS[1:], self.consecutive, strict=True) if run >= EVALUATIONS_TO_RAISE]
         return held[-1] if held else "ok"
 
 
-SomeGrade = TypeVar("SomeGrade", bound=Grade)
+SomeGrade = TypeVar("SomeGrade", bound=Evaluation)
 
 
-def worth_adding(grade: SomeGrade, recent: Grade, told: Standing | None) -> SomeGrade:
+def inhibit(grade: SomeGrade, recent: Evaluation, told: ActiveAlert | None) -> SomeGrade:
     """Silence what a longer window shows when it adds nothing to the short one.
 
     A longer window is there for small, slow changes. It would report a large one a second time, and
@@ -266,7 +266,7 @@ def worth_adding(grade: SomeGrade, recent: Grade, told: Standing | None) -> Some
     told
         The alert that stands for the short window.
     """
-    if recent.calm or (told is not None and told.rank >= _rank(grade.level, grade.status)):
+    if recent.below_clear_threshold or (told is not None and told.rank >= _rank(grade.level, grade.status)):
         return replace(grade, level="ok", status="")
     return grade
 
@@ -280,11 +280,11 @@ def alert_key(version: str, metric: str, window: str) -> str:
     return f"{version}/{metric}/{window}"
 
 
-def _reminder(standing: Standing | None, now: float, cool_down: float) -> Change | None:
+def _reminder(standing: ActiveAlert | None, now: float, cool_down: float) -> AlertTransition | None:
     if standing is None or standing.acknowledged or now - standing.notified_at < cool_down:
         return None
-    return Change("reminder", standing.level, standing.status)
+    return AlertTransition("reminder", standing.level, standing.status)
 
 
 def _rank(level: str, status: str) -> tuple[int, bool]:
-    return Limits.severity(level), status == "confirmed"
+    return Thresholds.severity(level), status == "confirmed"

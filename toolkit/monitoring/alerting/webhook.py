@@ -15,8 +15,8 @@ from collections import defaultdict, deque
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from toolkit.errors import SettingsError, one_line
-from toolkit.monitoring.alerting.notifiers import LAST_SECONDS, Notice, Sink
+from toolkit.errors import SettingsError, first_line
+from toolkit.monitoring.alerting.notifiers import EXIT_TIMEOUT_S, Notification, Notifier
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
     retry_after: float = 0.0  # seconds that the receiver asks for
 
 
-class Webhook(Sink):
+class WebhookNotifier(Notifier):
     """Post notifications to an address, those of one alert in their order, in a thread of its own.
 
     An attempt that fails, or is answered with 429 or 5xx, is made again after pauses that grow to five minutes, or
@@ -98,7 +98,7 @@ class Webhook(Sink):
     def __repr__(self) -> str:
         return f"Webhook({self._origin!r})"
 
-    def send(self, notice: Notice) -> None:
+    def send(self, notice: Notification) -> None:
         """Queue a notification, or drop and count it when the queue is full."""
         key, body = notice.key, json.dumps(notice.to_dict(), allow_nan=False).encode()
         with self._changed:
@@ -128,7 +128,7 @@ class Webhook(Sink):
     def close(self) -> None:
         """Try what is waiting once more and stop, within two seconds; what is left counts as failed."""
         with self._changed:
-            threads, self._deadline = list(self._threads.values()), time.monotonic() + LAST_SECONDS
+            threads, self._deadline = list(self._threads.values()), time.monotonic() + EXIT_TIMEOUT_S
             self._closing.set()
         for thread in threads:
             thread.join(max(0.0, self._deadline - time.monotonic()))
@@ -186,7 +186,7 @@ class Webhook(Sink):
         try:
             outcome = self._post(body)
         except Exception as error:  # noqa: BLE001  # sockets, TLS and HTTP each raise kinds of their own
-            outcome = Outcome(_printable(one_line(error).replace(self._url, self._origin)), again=True)
+            outcome = Outcome(_printable(first_line(error).replace(self._url, self._origin)), again=True)
         with self._changed:
             began, ended = outcome.reason and not self._failing, self._failing and not outcome.reason
             self._failing = bool(outcome.reason)

@@ -82,10 +82,10 @@ def new_prediction_id(clock: Callable[[], float] = time.time) -> str:
     >>> len(earlier), earlier < later
     (16, True)
     """
-    return show(_ids.next(clock()))
+    return format_id(_ids.next(clock()))
 
 
-def new_numbers(seconds: float, n: int) -> list[int]:
+def new_id_numbers(seconds: float, n: int) -> list[int]:
     """The numbers of ``n`` fresh ids, growing and larger than every one that this gave out in this process before.
 
     No two processes of a host make the same, however fast they are, unless their process numbers differ by a
@@ -98,14 +98,14 @@ def new_numbers(seconds: float, n: int) -> list[int]:
 
     Examples
     --------
-    >>> made = new_numbers(0.0, 1000) + new_numbers(0.0, 1000)
+    >>> made = new_id_numbers(0.0, 1000) + new_id_numbers(0.0, 1000)
     >>> len(made), made == sorted(set(made))
     (2000, True)
     """
     return _ids.count(seconds, n)
 
 
-def show(number: int) -> str:
+def format_id(number: int) -> str:
     """The 16 hex digits of an id.
 
     >>> show(255)

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from toolkit.errors import SettingsError
 
-LONGEST = 256  # characters that are kept of a name
+MAX_LENGTH = 256  # characters that are kept of a name
 _GAP = "..."  # for those that are left out in the middle: both ends of an address or a path tell most
 
 
-def source_name(source: str | os.PathLike[str] | None, name: str = "source") -> str | None:
+def image_name(source: str | os.PathLike[str] | None, name: str = "source") -> str | None:
     """The name of an image as it is stored and shown; None when it has none.
 
     Characters that do not print, such as line ends and escape sequences, are shown escaped; what is
@@ -30,27 +30,27 @@ def source_name(source: str | os.PathLike[str] | None, name: str = "source") -> 
 
     Examples
     --------
-    >>> source_name("cats/7.jpg"), source_name("a\\nb\\x1b[31m"), source_name("")
+    >>> image_name("cats/7.jpg"), image_name("a\\nb\\x1b[31m"), image_name("")
     ('cats/7.jpg', 'a\\\\nb\\\\x1b[31m', None)
-    >>> len(source_name("x" * 1000))
+    >>> len(image_name("x" * 1000))
     256
     """
     if source is None:
         return None
     text = source if isinstance(source, str) else _path(source, name)
-    if len(text) > LONGEST:
+    if len(text) > MAX_LENGTH:
         text = _bounded(text)
     if not text.isprintable():
         text = _bounded("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
     return text or None
 
 
-def source_names(sources: Sequence[str | os.PathLike[str] | None], n: int) -> list[str | None]:
+def image_names(sources: Sequence[str | os.PathLike[str] | None], n: int) -> list[str | None]:
     """The names of ``n`` images."""
     if isinstance(sources, str | bytes) or len(sources) != n:
         got = type(sources).__name__ if isinstance(sources, str | bytes) else f"{len(sources):,}"
         raise SettingsError(f"{n:,} sources are needed, one for each prediction, got {got}")
-    return [source_name(source, f"sources[{place}]") for place, source in enumerate(sources)]
+    return [image_name(source, f"sources[{place}]") for place, source in enumerate(sources)]
 
 
 def _path(source: object, name: str) -> str:
@@ -61,7 +61,7 @@ def _path(source: object, name: str) -> str:
 
 
 def _bounded(text: str) -> str:
-    if len(text) <= LONGEST:
+    if len(text) <= MAX_LENGTH:
         return text
-    kept = LONGEST - len(_GAP)
+    kept = MAX_LENGTH - len(_GAP)
     return text[: kept // 2] + _GAP + text[len(text) - (kept - kept // 2) :]

@@ -7,16 +7,16 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import SettingsError, known
+from toolkit.errors import SettingsError, suggest
 
 # How many of the latest predictions of one model version each window holds; None is all of them.
 WINDOWS: dict[str, int | None] = {"short": 1_000, "medium": 10_000, "long": None}
 
-NOTHING = -1  # the class of a prediction that was not finite, the label of one that has none
+NO_CLASS = -1  # the class of a prediction that was not finite, the label of one that has none
 
 
 @dataclass(frozen=True)
-class Window:
+class Predictions:
     """Consecutive predictions of one model version, oldest first.
 
     Parameters
@@ -100,12 +100,12 @@ class Window:
     @property
     def finite(self) -> NDArray[np.bool_]:
         """(n,), whether the prediction can be counted."""
-        return np.not_equal(self.predicted, NOTHING)
+        return np.not_equal(self.predicted, NO_CLASS)
 
     @property
     def labelled(self) -> NDArray[np.bool_]:
         """(n,), whether prediction and truth are both known."""
-        told: NDArray[np.bool_] = self.finite & np.not_equal(self.labels, NOTHING)
+        told: NDArray[np.bool_] = self.finite & np.not_equal(self.labels, NO_CLASS)
         return told
 
     @property
@@ -119,7 +119,7 @@ class Window:
         return int(self.labelled.sum())
 
     @property
-    def right(self) -> int:
+    def n_correct(self) -> int:
         """How many of the checked predictions were right."""
         return int((self.predicted == self.labels)[self.labelled].sum())
 
@@ -130,9 +130,9 @@ class Window:
 
     def last(self, n: int | None) -> Self:
         """The latest ``n`` predictions of this window, or all of them."""
-        return self.between(max(0, self.n - n) if n is not None else 0, self.n)
+        return self.slice(max(0, self.n - n) if n is not None else 0, self.n)
 
-    def between(self, start: int, stop: int) -> Self:
+    def slice(self, start: int, stop: int) -> Self:
         """The predictions from number ``start`` of this window up to ``stop``, which is left out."""
         columns: dict[str, Any] = {name: getattr(self, name)[start:stop] for name in self._column_names()}
         kept = {name: values[start:stop] for name, values in self.statistics.items()}
@@ -146,5 +146,5 @@ def window_size(name: str) -> int | None:
     10000
     """
     if name not in WINDOWS:
-        raise SettingsError(f"there is no window {name!r}; the windows are {known(WINDOWS, name)}")
+        raise SettingsError(f"there is no window {name!r}; the windows are {suggest(WINDOWS, name)}")
     return WINDOWS[name]

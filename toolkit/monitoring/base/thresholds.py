@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass, fields
 
-from toolkit.errors import SettingsError, known
+from toolkit.errors import SettingsError, suggest
 
-ALERTED = ("accuracy", "confidence_distribution", "prediction_distribution", "non_finite")  # metrics of alerts
-LOOKED_AT = ("short", "medium")  # windows of alerts
-MOST_FALSE_ALARMS = 10_000  # per million predictions
+ALERTED_METRICS = ("accuracy", "confidence_distribution", "prediction_distribution", "non_finite")  # metrics of alerts
+EVALUATED_METRICS = ("short", "medium")  # windows of alerts
+MAX_FALSE_ALARMS = 10_000  # per million predictions
 LEVELS = ("ok", "warning", "critical", "immediate")  # mildest first
 
 
 @dataclass(frozen=True)
-class Limits:
+class Thresholds:
     """Thresholds of drift, degradation and alerts.
 
     Parameters
@@ -75,9 +75,9 @@ class Limits:
                 if value < 2:
                     raise SettingsError(f"{entry.name} must be at least 2, got {value:g}")
             elif entry.name.startswith("max"):
-                if not 0 < value <= MOST_FALSE_ALARMS:
+                if not 0 < value <= MAX_FALSE_ALARMS:
                     raise SettingsError(
-                        f"{entry.name} must be more than 0 and at most {MOST_FALSE_ALARMS:,}, got {value:g}"
+                        f"{entry.name} must be more than 0 and at most {MAX_FALSE_ALARMS:,}, got {value:g}"
                     )
             elif entry.name != "mean_shift" and not 0 < value < 1:
                 raise SettingsError(f"{entry.name} must lie between 0 and 1, got {value:g}")
@@ -96,10 +96,13 @@ class Limits:
         return tuple(name for part in text.split(",") if (name := part.strip()))
 
     def _check_ignored(self) -> None:
-        choices = [*ALERTED, *(f"{metric}/{window}" for metric in ALERTED for window in LOOKED_AT)]
+        choices = [
+            *ALERTED_METRICS,
+            *(f"{metric}/{window}" for metric in ALERTED_METRICS for window in EVALUATED_METRICS),
+        ]
         for name in self.ignore:
             if name not in choices:
-                raise SettingsError(f"ignore must be one of {known(choices, name)}; got {name!r}")
+                raise SettingsError(f"ignore must be one of {suggest(choices, name)}; got {name!r}")
 
     def ignores(self, metric: str, window: str) -> bool:
         """Whether a metric raises no alert in a window."""
@@ -122,5 +125,5 @@ class Limits:
         2
         """
         if level not in LEVELS:
-            raise SettingsError(f"there is no level {level!r}; the levels are {known(LEVELS, level)}")
+            raise SettingsError(f"there is no level {level!r}; the levels are {suggest(LEVELS, level)}")
         return LEVELS.index(level)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from toolkit.errors import SettingsError, known
+from toolkit.errors import SettingsError, suggest
 
 SUM_TOLERANCE = 0.02  # bfloat16 has 8 bits: probabilities of a hundred classes add up to 1 within 1 %
 FEW_CLASSES = 40  # up to which Python's own min and sum are faster than numpy's
@@ -31,7 +31,7 @@ def scores(probabilities: ArrayLike | Mapping[str, float], classes: tuple[str, .
     else:
         least, total = np.minimum.reduce(values), np.add.reduce(values)
     if not (least >= 0 and abs(total - 1) <= SUM_TOLERANCE):  # NaN and infinity do not pass either
-        _require_strange(values)
+        _raise_if_not_probabilities(values)
     return values.astype(np.float16)
 
 
@@ -48,7 +48,7 @@ def many_scores(
         least, total = values.min(axis=1, initial=1), values.sum(axis=1, dtype=np.float64)
         strange = ~((least >= 0) & (np.abs(total - 1) <= SUM_TOLERANCE))
         for place in np.flatnonzero(strange & np.isfinite(values).all(axis=1))[:1].tolist():
-            _require_strange(values[place], f"probabilities[{place}]")
+            _raise_if_not_probabilities(values[place], f"probabilities[{place}]")
         return np.ascontiguousarray(values, np.float16)
 
 
@@ -130,7 +130,7 @@ def _rows(probabilities: Any, classes: tuple[str, ...]) -> Any:
 
 def _in_order(probabilities: Mapping[str, float], classes: tuple[str, ...], name: str = "probabilities") -> list[float]:
     if probabilities.keys() != set(classes):
-        raise SettingsError(f"{name} of {known(probabilities)} given; the classes are {known(classes)}")
+        raise SettingsError(f"{name} of {suggest(probabilities)} given; the classes are {suggest(classes)}")
     return [probabilities[one] for one in classes]
 
 
@@ -142,7 +142,7 @@ def _floats(probabilities: Any) -> NDArray[Any]:
         raise SettingsError("probabilities must be numbers") from None
 
 
-def _require_strange(values: NDArray[Any], name: str = "probabilities") -> None:
+def _raise_if_not_probabilities(values: NDArray[Any], name: str = "probabilities") -> None:
     """Numbers that are no probabilities are refused; what is not finite is counted."""
     if not np.isfinite(values).all():
         return

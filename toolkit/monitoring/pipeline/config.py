@@ -4,11 +4,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from toolkit.monitoring.alerting.notifiers import Log, Notice, Sink
+from toolkit.monitoring.alerting.notifiers import LogNotifier, Notification, Notifier
 
 
-def _log() -> dict[str, Sink]:
-    return {"log": Log()}
+def _log() -> dict[str, Notifier]:
+    return {"log": LogNotifier()}
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class MonitorConfig:
     Parameters
     ----------
     sinks
-        Where alerts are sent beside the store, each by its name: a ``Webhook``, or a ``Sink`` of your own.
+        Where alerts are sent beside the store, each by its name: a ``WebhookNotifier``, or a ``Notifier`` of your own.
     on_immediate
-        Called, in a thread of its own, with the ``Notice`` of an alert that is ``immediate`` and ``confirmed``; once
-        until that has cleared.
+        Called, in a thread of its own, with the ``Notification`` of an alert that is ``immediate`` and ``confirmed``;
+        once until that has cleared.
     keep_days, keep_rows
         How long single predictions are kept, in days and in predictions of a version, never fewer than 10,000.
         Counts of a thousand each are kept permanently.
@@ -35,8 +35,8 @@ class MonitorConfig:
         Seconds since 1970.
     """
 
-    sinks: Mapping[str, Sink] = field(default_factory=_log)
-    on_immediate: Callable[[Notice], object] | None = None
+    sinks: Mapping[str, Notifier] = field(default_factory=_log)
+    on_immediate: Callable[[Notification], object] | None = None
     keep_days: float | None = None
     keep_rows: int | None = None
     drop_when_full: bool = False

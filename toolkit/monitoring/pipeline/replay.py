@@ -17,18 +17,18 @@ from typing import Any
 
 from toolkit.bundle.baseline import Baseline
 from toolkit.cli.terminal import progress, table
-from toolkit.monitoring.alerting.evaluator import Evaluator, Key
-from toolkit.monitoring.alerting.state import COOL_DOWN_SECONDS
-from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.alerting.evaluator import AlertEvaluator, Key
+from toolkit.monitoring.alerting.state import REPEAT_INTERVAL_S
+from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.pipeline.replay_source import open_source
 from toolkit.monitoring.store.events import Events
-from toolkit.monitoring.windows.reference import Yardstick
+from toolkit.monitoring.windows.reference import ReferenceBins
 
 # What comes out
 
 
 @dataclass(frozen=True)
-class Happening:
+class AlertEvent:
     """What would have become of an alert.
 
     Parameters
@@ -75,20 +75,20 @@ class Replay:
         How long the replay took.
     """
 
-    events: tuple[Happening, ...]
+    events: tuple[AlertEvent, ...]
     n: int
     n_labels: int
     since: float | None
     until: float | None
-    limits: Limits
+    limits: Thresholds
     evidence: Mapping[str, float | None]
     model_version: str | None = None
     seconds: float = field(default=0.0, compare=False)
 
     @property
-    def standing(self) -> tuple[Happening, ...]:
+    def active_alerts(self) -> tuple[AlertEvent, ...]:
         """The alerts that would not have been cleared, as they were last raised or escalated."""
-        latest: dict[Key, Happening | None] = {}
+        latest: dict[Key, AlertEvent | None] = {}
         for event in self.events:
             if event.event != "reminder":
                 latest[event.metric, event.window] = event if event.event != "cleared" else None
@@ -101,7 +101,7 @@ class Replay:
 
     def to_dict(self) -> dict[str, Any]:
         """The replay, ready for JSON."""
-        more = {"standing": list(map(asdict, self.standing)), "expected_false_alarms": self.expected_false_alarms}
+        more = {"standing": list(map(asdict, self.active_alerts)), "expected_false_alarms": self.expected_false_alarms}
         return asdict(self) | {"events": list(map(asdict, self.events)), "evidence": dict(self.evidence)} | more
 
     def __str__(self) -> str:
@@ -115,7 +115,7 @@ class Replay:
         names = [event.event for event in self.events]
         reminders = f"; {names.count('reminder'):,} reminders are not listed" if "reminder" in names else ""
         yield (
-            f"Alerts raised: {names.count('raised')}, standing at the end: {len(self.standing)}{reminders}."
+            f"Alerts raised: {names.count('raised')}, standing at the end: {len(self.active_alerts)}{reminders}."
             if names
             else "Nothing would have been raised."
         )
@@ -153,10 +153,10 @@ def _moment(seconds: float | None) -> str:
 def replay(
     path: str | Path,
     baseline: Baseline | None,
-    limits: Limits,
+    limits: Thresholds,
     *,
     model_version: str | None = None,
-    cool_down: float = COOL_DOWN_SECONDS,
+    cool_down: float = REPEAT_INTERVAL_S,
 ) -> Replay:
     """Run a recorded stream through the monitor's windows, alarms and alerts, without a store.
 
@@ -168,7 +168,7 @@ def replay(
         each class or ``predicted_class`` and ``confidence``; where ``label`` is given, it counts from
         ``label_time`` on, or from its prediction on without one. Rows are in the order of the stream.
     baseline
-        What the model did on pictures it had never seen; that which is in the store when None.
+        What the model did on images it had never seen; that which is in the store when None.
     limits
         What counts as too much.
     model_version
@@ -202,12 +202,12 @@ def replay(
     """
     begun = time.perf_counter()
     source = open_source(str(path), baseline, model_version)
-    yardstick = Yardstick(source.baseline.classes, source.baseline)
+    yardstick = ReferenceBins(source.baseline.classes, source.baseline)
     if not source.has_probabilities:
         yardstick.estimator = None  # without probabilities it would take every answer for wrong
-    evaluator = Evaluator(yardstick, limits, cool_down=cool_down)
+    evaluator = AlertEvaluator(yardstick, limits, cool_down=cool_down)
     with progress("replaying", source.n_rows, "predictions") as shown:
-        events, n_labels = _followed(evaluator, source.events(), shown.update)
+        events, n_labels = _run_backtest(evaluator, source.events(), shown.update)
     total = evaluator.counts("long")
     return Replay(
         events=tuple(events),
@@ -222,19 +222,19 @@ def replay(
     )
 
 
-def _followed(
-    evaluator: Evaluator, stream: Iterable[Events], advance: Callable[[int], object]
-) -> tuple[list[Happening], int]:
+def _run_backtest(
+    evaluator: AlertEvaluator, stream: Iterable[Events], advance: Callable[[int], object]
+) -> tuple[list[AlertEvent], int]:
     """What becomes of alerts, and how many labels there are."""
-    found: list[Happening] = []
+    found: list[AlertEvent] = []
     messages: dict[Key, str] = {}
     n_labels = 0
     for events in stream:
         advance(events.rows.n)
         n_labels += int((events.labels.labels != events.labels.before).sum())  # one that is drawn later is told again
-        for transition in evaluator.take(events):
+        for transition in evaluator.process(events):
             change, key = transition.change, transition.key
             if change.event in ("raised", "escalated"):
-                messages[key] = transition.sighting.told(change.level)
-            found.append(Happening(transition.n, transition.time, *change, *key, message=messages[key]))
+                messages[key] = transition.finding.alert_text(change.level)
+            found.append(AlertEvent(transition.n, transition.time, *change, *key, message=messages[key]))
     return found, n_labels

@@ -14,12 +14,12 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from toolkit.bundle.baseline import Baseline
-from toolkit.errors import DataError, SettingsError, StoreError, known, one_line
-from toolkit.monitoring.base.predictions import NOTHING, Window
+from toolkit.errors import DataError, SettingsError, StoreError, first_line, suggest
+from toolkit.monitoring.base.predictions import NO_CLASS, Predictions
 from toolkit.monitoring.stats.performance import BIASED_SOURCES, is_drawn
 from toolkit.monitoring.store.events import Events, read_events
 from toolkit.monitoring.store.export import ENDINGS, PROBABILITY, STATISTIC
-from toolkit.monitoring.store.labels import Feedback
+from toolkit.monitoring.store.labels import LabelRows
 from toolkit.monitoring.store.predictions import PredictionStore
 from toolkit.monitoring.store.schema import predictions
 
@@ -47,13 +47,13 @@ class StoreSource:
         self._store = store = PredictionStore(url)
         model = store.versions.get(version) if version is not None else store.versions.current()
         if model is None:
-            names = known(store.versions.names(), version)
+            names = suggest(store.versions.names(), version)
             wanted = f" of version {version}; its versions are {names}" if version else ""
             raise StoreError(f"the store {store} holds no predictions{wanted}")
         self._model, self.version = model, model.version
         self.baseline = _usable(baseline or model.baseline, f"version {model.version}")
         if self.baseline.classes != model.classes:
-            theirs, ours = known(model.classes), known(self.baseline.classes)
+            theirs, ours = suggest(model.classes), suggest(self.baseline.classes)
             raise SettingsError(f"version {model.version} has the classes {theirs}; those of the baseline are {ours}")
         mine = predictions.c.model == store.versions.number(model)
         self.n_rows = int(store.database.fetch_all(sa.select(sa.func.count()).where(mine))[0][0])
@@ -82,21 +82,21 @@ class FileSource:
             answers = scores if self.has_probabilities else ["predicted_class", "confidence"]
             for name in ["time", *answers, *(["model_version"] if version is not None else [])]:
                 if name not in names:
-                    raise DataError(f"{path}: there is no column {name!r}; the columns are {known(names, name)}")
+                    raise DataError(f"{path}: there is no column {name!r}; the columns are {suggest(names, name)}")
             more = ["predicted_class", "label", "label_source", "label_time", "model_version"]
             more += [STATISTIC + name for name in self.baseline.statistics]
             self._columns = [name for name in names if name in {"time", *answers, *more}]
             if twice := [name for name in self._columns if self._columns.count(name) > 1]:
                 raise DataError(f"{path}: the column {twice[0]!r} comes twice")
             if other := [name for name in names if name.startswith(PROBABILITY) and name not in scores]:
-                classes = known(self.baseline.classes)
+                classes = suggest(self.baseline.classes)
                 raise DataError(f"{path}: there is a column {other[0]!r}, and the classes are {classes}")
 
     def events(self) -> Iterator[Events]:
         """All that the file holds of the version."""
         return in_order(self._parts())
 
-    def _parts(self) -> Iterator[tuple[Window, Feedback]]:
+    def _parts(self) -> Iterator[tuple[Predictions, LabelRows]]:
         first = 1
         with _opened(self._path) as (_, batches, _):
             for batch in batches:
@@ -105,10 +105,10 @@ class FileSource:
                 first += len(frame)
                 yield self._part(self._of_version(frame))
         if self._asked is not None and self._asked not in self._versions:
-            found = known(self._versions)
+            found = suggest(self._versions)
             raise DataError(f"{self._path}: no prediction is of version {self._asked}; the versions are {found}")
 
-    def _part(self, frame: Frame) -> tuple[Window, Feedback]:
+    def _part(self, frame: Frame) -> tuple[Predictions, LabelRows]:
         time = self._seconds(frame, "time")
         self._refuse(time[time.isna()], "time", "be given")
         predicted, confidence, probabilities = (self._scored if self.has_probabilities else self._named)(frame)
@@ -118,12 +118,12 @@ class FileSource:
                 for name in self.baseline.statistics
                 if STATISTIC + name in frame
             }
-        rows = Window(
+        rows = Predictions(
             self.baseline.classes,
             time.to_numpy(),
             predicted,
             confidence,
-            labels=np.full(len(frame), NOTHING),
+            labels=np.full(len(frame), NO_CLASS),
             statistics=statistics,
             probabilities=probabilities,
             sequence=frame.index.to_numpy(np.int64),
@@ -146,38 +146,38 @@ class FileSource:
         columns = [self._numbers(frame, PROBABILITY + name) for name in self.baseline.classes]
         finite = np.logical_and.reduce([np.isfinite(column) for column in columns])
         for column in columns:
-            self._refuse(column[finite & ~column.between(0, 1 + SUM_TOLERANCE)], column.name, "lie between 0 and 1")
+            self._refuse(column[finite & ~column.slice(0, 1 + SUM_TOLERANCE)], column.name, "lie between 0 and 1")
         total = functools.reduce(lambda one, other: one + other, columns)
         self._refuse(total[finite & (abs(total - 1) > SUM_TOLERANCE)], "probabilities", "add up to 1")
         if "predicted_class" in frame:
             named = self._texts(frame, "predicted_class")
             self._refuse(named[(named != "") & ~finite], "predicted_class", "be empty without probabilities")
         probabilities = np.column_stack(columns).astype(np.float16)  # (n, K)
-        predicted = np.where(finite, probabilities.argmax(axis=1), NOTHING)
+        predicted = np.where(finite, probabilities.argmax(axis=1), NO_CLASS)
         confidence = np.where(finite, probabilities.max(axis=1), np.nan).astype(np.float32)
         return predicted, confidence, probabilities
 
     def _named(self, frame: Frame) -> Answers:
         """Answers of which only the class and its probability are known; neither of one that was not finite."""
         predicted, confidence = self._classes(frame, "predicted_class"), self._numbers(frame, "confidence")
-        finite = predicted != NOTHING
-        self._refuse(confidence[finite & ~confidence.between(0, 1)], "confidence", "lie between 0 and 1")
+        finite = predicted != NO_CLASS
+        self._refuse(confidence[finite & ~confidence.slice(0, 1)], "confidence", "lie between 0 and 1")
         self._refuse(confidence[~finite & confidence.notna()], "confidence", "be empty without a predicted_class")
         return predicted, confidence.to_numpy(np.float16).astype(np.float32), np.zeros((0, 0), np.float16)
 
-    def _labels(self, frame: Frame, rows: Window) -> Feedback:
+    def _labels(self, frame: Frame, rows: Predictions) -> LabelRows:
         if "label" not in frame:
-            return Feedback.empty()
+            return LabelRows.empty()
         labels, n = self._classes(frame, "label"), len(frame)
         source = self._texts(frame, "label_source") if "label_source" in frame else np.full(n, "", object)
         time = self._seconds(frame, "label_time").to_numpy() if "label_time" in frame else np.full(n, np.nan)
         unknown = np.zeros(n, np.int64)
-        feedback = Feedback(
+        feedback = LabelRows(
             number=unknown,
             ids=unknown,
             sequence=rows.sequence,
             labels=labels,
-            before=np.full(n, NOTHING),
+            before=np.full(n, NO_CLASS),
             predicted=rows.predicted,
             confidence=rows.confidence,
             time=np.where(np.isnan(time), -math.inf, time),  # right after the prediction
@@ -186,14 +186,14 @@ class FileSource:
             drawn_before=np.zeros(n, np.bool_),
             drawn=np.array([is_drawn(text) for text in source], np.bool_),
         )
-        return feedback.take((labels != NOTHING) & ~np.isin(np.array(source, str), BIASED_SOURCES))
+        return feedback.take((labels != NO_CLASS) & ~np.isin(np.array(source, str), BIASED_SOURCES))
 
     def _classes(self, frame: Frame, name: str) -> NDArray[np.int64]:
         """Names as places among the classes, -1 for none."""
         texts = self._texts(frame, name)
-        places = {"": NOTHING} | {one: place for place, one in enumerate(self.baseline.classes)}
+        places = {"": NO_CLASS} | {one: place for place, one in enumerate(self.baseline.classes)}
         strange = texts[~texts.isin(list(places))]
-        self._refuse(strange, name, f"be one of {known(self.baseline.classes, next(iter(strange), ''))}")
+        self._refuse(strange, name, f"be one of {suggest(self.baseline.classes, next(iter(strange), ''))}")
         return np.array([places[text] for text in texts], np.int64)
 
     @staticmethod
@@ -220,7 +220,7 @@ class FileSource:
             dates = texts[seconds.isna() & texts.str.match(r"\d")]  # to pandas "now" is one as well
             seconds = seconds.fillna(_since_1970(pd.to_datetime(dates, utc=True, format="ISO8601", errors="coerce")))
             self._refuse(texts[seconds.isna() & (texts != "")], name, "be a time such as 2026-11-24T08:00Z")
-        late = seconds[seconds.notna() & ~seconds.between(0, END_OF_TIME)]
+        late = seconds[seconds.notna() & ~seconds.slice(0, END_OF_TIME)]
         self._refuse(late, name, "lie between the years 1970 and 3000, in seconds since 1970")
         return seconds
 
@@ -241,7 +241,7 @@ def _since_1970(moments: Series) -> Series:
 
 def _usable(baseline: Baseline | None, what: str) -> Baseline:
     if baseline is None or not baseline.size:
-        raise SettingsError(f"{what} can only be replayed beside a baseline that holds pictures")
+        raise SettingsError(f"{what} can only be replayed beside a baseline that holds images")
     return baseline
 
 
@@ -266,12 +266,12 @@ def _opened(path: Path) -> Iterator[tuple[Sequence[str], Iterable[Any], int]]:
         ) as reader:
             yield reader.schema.names, reader, n_rows
     except (OSError, pa.ArrowException) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
         row = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - 1:,}", reason)  # it counts the names as a row
         raise DataError(f"{path} cannot be read: {row}") from None
 
 
-def in_order(parts: Iterable[tuple[Window, Feedback]]) -> Iterator[Events]:
+def in_order(parts: Iterable[tuple[Predictions, LabelRows]]) -> Iterator[Events]:
     """Predictions and labels in the order of their times, no label before its prediction.
 
     Parameters
@@ -279,17 +279,17 @@ def in_order(parts: Iterable[tuple[Window, Feedback]]) -> Iterator[Events]:
     parts
         Rows without labels, and the labels of these rows.
     """
-    waiting, clock, rows = Feedback.empty(), -math.inf, Window.empty()
+    waiting, clock, rows = LabelRows.empty(), -math.inf, Predictions.empty()
     for rows, labels in parts:
         clocks = np.maximum.accumulate(np.append(clock, rows.time))  # rows of several processes cross by a little
-        waiting = Feedback.joined([waiting, labels])
+        waiting = LabelRows.joined([waiting, labels])
         due = (waiting.time < clocks[-1]) & (waiting.sequence < rows.sequence.max(initial=0))
         yield _merged(rows, waiting.take(due), clocks)
         waiting, clock = waiting.take(~due), float(clocks[-1])
-    yield _merged(rows.between(0, 0), waiting, np.array([clock]))
+    yield _merged(rows.slice(0, 0), waiting, np.array([clock]))
 
 
-def _merged(rows: Window, labels: Feedback, clocks: NDArray[np.float64]) -> Events:
+def _merged(rows: Predictions, labels: LabelRows, clocks: NDArray[np.float64]) -> Events:
     """Rows and the labels due among them; ``clocks`` are the times before the first row and after each."""
     due = np.searchsorted(clocks[1:], labels.time, side="right")
     due = np.maximum(due, np.searchsorted(rows.sequence, labels.sequence, side="right"))

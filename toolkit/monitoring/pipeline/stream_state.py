@@ -19,21 +19,21 @@ import numpy as np
 from toolkit.errors import StoreError
 from toolkit.monitoring.alerting import checkpoints
 from toolkit.monitoring.alerting.checkpoints import Checkpoint
-from toolkit.monitoring.alerting.evaluator import Evaluator, Transition
-from toolkit.monitoring.base.predictions import Window
-from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.alerting.evaluator import AlertEvaluator, Transition
+from toolkit.monitoring.base.predictions import Predictions
+from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.store.events import AT_ONCE, Events, read_events
-from toolkit.monitoring.store.labels import Feedback
-from toolkit.monitoring.store.predictions import Model, PredictionStore
+from toolkit.monitoring.store.labels import LabelRows
+from toolkit.monitoring.store.predictions import ModelVersion, PredictionStore
 from toolkit.monitoring.store.rollups import Rollup, read_rollups
-from toolkit.monitoring.windows.reference import Yardstick
-from toolkit.monitoring.windows.rolling import LONGEST
-from toolkit.monitoring.windows.summary import Counts
+from toolkit.monitoring.windows.reference import ReferenceBins
+from toolkit.monitoring.windows.rolling import LONGEST_WINDOW
+from toolkit.monitoring.windows.summary import WindowSummary
 
 logger = logging.getLogger(__name__)
 
 
-class View:
+class StreamState:
     """Windows, detectors and alerts of one model version, kept up with the store. Thread-safe.
 
     Reading changes nothing in the store: what becomes of alerts waits in ``progress`` for a caller that
@@ -55,96 +55,96 @@ class View:
     (0, [])
     """
 
-    def __init__(self, store: PredictionStore, model: Model, limits: Limits | None = None) -> None:
+    def __init__(self, store: PredictionStore, model: ModelVersion, limits: Thresholds | None = None) -> None:
         self.model = model
-        self.yardstick = Yardstick(model.classes, model.baseline)
+        self.bins = ReferenceBins(model.classes, model.baseline)
         self._store = store
         self._given = limits
-        self._evaluator: Evaluator | None = None
+        self._evaluator: AlertEvaluator | None = None
         self._checkpoint = Checkpoint()  # the place in the stream; its state is made when it is asked for
         self._transitions: list[Transition] = []  # not yet written
         self._ahead: list[Rollup] = []  # rollups that know of labels which the stream has yet to bring
-        self._stamp: tuple[str, int, int] | None = None  # of the store at the last look
+        self._change_token: tuple[str, int, int] | None = None  # of the store at the last look
         self._lock = threading.Lock()
 
     @property
-    def limits(self) -> Limits:
+    def thresholds(self) -> Thresholds:
         """What counts as too much."""
-        return self._given or self._checkpoint.limits or Limits()
+        return self._given or self._checkpoint.limits or Thresholds()
 
     @property
     def evidence(self) -> dict[str, float | None]:
-        """How far each detector has come to an alarm, by metric; see ``Detectors``."""
+        """How far each detector has come to an alarm, by metric; see ``DetectorSet``."""
         with self._lock:
-            return (self._evaluator or self._fresh(self.yardstick.empty())).detectors.evidence
+            return (self._evaluator or self._fresh(self.bins.empty())).detectors.evidence
 
-    def counts(self, window: str) -> Counts:
+    def counts(self, window: str) -> WindowSummary:
         """What is in the ``short``, ``medium`` or ``long`` window, as of the last time that this caught up."""
         with self._lock:
-            return self._evaluator.counts(window) if self._evaluator else self.yardstick.empty()
+            return self._evaluator.counts(window) if self._evaluator else self.bins.empty()
 
-    def catch_up(self) -> Self:
+    def refresh(self) -> Self:
         """Take in what the store has got since the last time."""
         with self._lock:
             stamp = self._store.change_token()
-            if stamp is None or stamp == self._stamp:
+            if stamp is None or stamp == self._change_token:
                 return self
             if self._is_left_behind(stamp):
                 self._evaluator = None
-            evaluator = self._evaluator or self._begin()
+            evaluator = self._evaluator or self._load()
             for events in read_events(
                 self._store, self.model, self._checkpoint.sequence, self._checkpoint.label, stamp[1:]
             ):
-                self._transitions += evaluator.take(events, self._counted(events.labels))
-                self._move(evaluator, events)
-            self._stamp = stamp  # taken before reading: what came meanwhile is read the next time
+                self._transitions += evaluator.process(events, self._counted(events.labels))
+                self._advance(evaluator, events)
+            self._change_token = stamp  # taken before reading: what came meanwhile is read the next time
             return self
 
     def progress(self) -> tuple[Checkpoint, list[Transition]]:
         """How far this has come, and what became of alerts on the way that was not yet ``written``."""
         with self._lock:
             state = self._evaluator.state() if self._evaluator else None
-            return replace(self._checkpoint, limits=self.limits, state=state), list(self._transitions)
+            return replace(self._checkpoint, limits=self.thresholds, state=state), list(self._transitions)
 
     def written(self, position: int) -> None:
         """Note that all that became of alerts up to a position is in the store."""
         with self._lock:
             self._transitions = [transition for transition in self._transitions if transition.position > position]
 
-    def begin_anew(self) -> None:
+    def reload(self) -> None:
         """Forget everything, and go on from the checkpoint in the store the next time."""
         with self._lock:
-            self._evaluator = self._stamp = None
+            self._evaluator = self._change_token = None
 
-    def history(self) -> tuple[list[Counts], Iterator[Window]]:
+    def history(self) -> tuple[list[WindowSummary], Iterator[Predictions]]:
         """All there is, for metrics over time: counts of older predictions, and the latest ones as rows."""
         kept = _older_than_windows(read_rollups(self._store, self.model), None)
         return self._unpacked(kept), self._rows(kept[-1].last if kept else 0)
 
-    def _rows(self, after: int, until: int | None = None, told: int | None = None) -> Iterator[Window]:
+    def _rows(self, after: int, until: int | None = None, told: int | None = None) -> Iterator[Predictions]:
         """Rows above a sequence number, with the labels up to a number or all, a page at a time."""
         while (rows := self._store.rows_since(self.model, after, AT_ONCE, told)).n:
             after = int(rows.sequence[-1])
-            yield rows if until is None else rows.between(0, int(np.searchsorted(rows.sequence, until, side="right")))
+            yield rows if until is None else rows.slice(0, int(np.searchsorted(rows.sequence, until, side="right")))
             if until is not None and after >= until:
                 return
 
     def _is_left_behind(self, stamp: tuple[str, int, int]) -> bool:
         """Whether the store was begun again, the alerts were cleared, or rows may be gone that this has not seen."""
-        if self._evaluator is None or self._stamp is None:
+        if self._evaluator is None or self._change_token is None:
             return False
-        position, epoch = checkpoints.place(self._store, self.model)
-        behind = position - self._checkpoint.position > LONGEST
-        return stamp[0] != self._stamp[0] or epoch != self._checkpoint.epoch or behind
+        position, epoch = checkpoints.locate(self._store, self.model)
+        behind = position - self._checkpoint.position > LONGEST_WINDOW
+        return stamp[0] != self._change_token[0] or epoch != self._checkpoint.epoch or behind
 
-    def _begin(self) -> Evaluator:
+    def _load(self) -> AlertEvaluator:
         """Everything as it was at the checkpoint."""
         saved = checkpoints.load(self._store, self.model)
         kept = _older_than_windows(read_rollups(self._store, self.model), saved.sequence)
         gone = kept[-1].last if kept else 0  # up to here there are rollups, from there on rows
         self._checkpoint = replace(saved, sequence=max(saved.sequence, gone))
         self._transitions = []
-        evaluator = self._fresh(functools.reduce(operator.add, self._unpacked(kept), self.yardstick.empty()))
+        evaluator = self._fresh(functools.reduce(operator.add, self._unpacked(kept), self.bins.empty()))
         if saved.sequence > gone:
             for rows in self._rows(gone, saved.sequence, saved.label):
                 evaluator.add(rows)
@@ -152,24 +152,24 @@ class View:
             after = rollup.last_label
             while after < saved.label and (labels := self._store.labels.since(self.model, after, AT_ONCE)).n:
                 after = int(labels.number[-1])
-                evaluator.relabel(labels.take((labels.number <= saved.label) & _within(labels, rollup)))
+                evaluator.add_labels(labels.take((labels.number <= saved.label) & _within(labels, rollup)))
         self._ahead = [rollup for rollup in kept if rollup.last_label > saved.label]
         if saved.state is not None:
             evaluator.restore(saved.position, saved.label, saved.state)
         self._evaluator = evaluator
         return evaluator
 
-    def _fresh(self, before: Counts) -> Evaluator:
-        return Evaluator(self.yardstick, self.limits, before=before)
+    def _fresh(self, before: WindowSummary) -> AlertEvaluator:
+        return AlertEvaluator(self.bins, self.thresholds, before=before)
 
-    def _counted(self, labels: Feedback) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    def _counted(self, labels: LabelRows) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         """Which labels are not yet in the counts that a rollup brought."""
         counted = np.full(labels.n, True)
         for rollup in self._ahead:
             counted &= ~(_within(labels, rollup) & (labels.number <= rollup.last_label))
         return counted
 
-    def _move(self, evaluator: Evaluator, events: Events) -> None:
+    def _advance(self, evaluator: AlertEvaluator, events: Events) -> None:
         rows, labels, _ = events
         self._checkpoint = replace(
             self._checkpoint,
@@ -178,13 +178,13 @@ class View:
             label=int(labels.number[-1]) if labels.n else self._checkpoint.label,
         )
 
-    def _unpacked(self, rollups: Sequence[Rollup]) -> list[Counts]:
+    def _unpacked(self, rollups: Sequence[Rollup]) -> list[WindowSummary]:
         """The counts of rollups, those left out that are of other bins."""
         found = []
         for rollup in rollups:
             try:
-                counts = Counts.from_bytes(rollup.counts)
-                if counts.yardstick == self.yardstick.name:
+                counts = WindowSummary.from_bytes(rollup.counts)
+                if counts.bins == self.bins.fingerprint:
                     found.append(counts)
                     continue
                 reason = "they were counted in the bins of another reference"
@@ -194,7 +194,7 @@ class View:
         return found
 
 
-def _within(labels: Feedback, rollup: Rollup) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _within(labels: LabelRows, rollup: Rollup) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     inside: np.ndarray[tuple[int], np.dtype[np.bool_]] = (labels.sequence >= rollup.first) & (
         labels.sequence <= rollup.last
     )
@@ -210,7 +210,7 @@ def _older_than_windows(rollups: Sequence[Rollup], sequence: int | None) -> list
         The last prediction in the windows; the latest of all when None.
     """
     kept, inside = list(rollups), 0
-    while kept and kept[-1].has_rows and inside < LONGEST:
+    while kept and kept[-1].has_rows and inside < LONGEST_WINDOW:
         rollup = kept.pop()
         inside += rollup.n if sequence is None or rollup.last <= sequence else 0
     return kept

@@ -14,15 +14,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from toolkit.monitoring.base.thresholds import LEVELS, Limits
+from toolkit.monitoring.base.thresholds import LEVELS, Thresholds
 from toolkit.monitoring.plots import style
 from toolkit.monitoring.plots.style import DRIFT_COLOURS, LEVEL_COLOURS, SHADE
 from toolkit.monitoring.plots.timeline import Timeline
 from toolkit.monitoring.store.alerts import Alert
 from toolkit.monitoring.windows.drift import DriftReport, DriftResult
-from toolkit.monitoring.windows.label_bias import labels_worth
-from toolkit.monitoring.windows.reference import Yardstick
-from toolkit.monitoring.windows.summary import Counts
+from toolkit.monitoring.windows.label_bias import effective_labels
+from toolkit.monitoring.windows.reference import ReferenceBins
+from toolkit.monitoring.windows.summary import WindowSummary
 from toolkit.plotting.style import BLUE, GREY, class_label, tidy_axes
 from toolkit.statistics.intervals import wilson
 
@@ -37,7 +37,12 @@ Floats = NDArray[np.float64]
 
 
 def accuracy(
-    version: str, timeline: Timeline, now: Counts, yardstick: Yardstick, limits: Limits, alerts: Iterable[Alert] = ()
+    version: str,
+    timeline: Timeline,
+    now: WindowSummary,
+    yardstick: ReferenceBins,
+    limits: Thresholds,
+    alerts: Iterable[Alert] = (),
 ) -> Figure:
     """Accuracy over time against the reference and the three levels, and what it is estimated to be without labels.
 
@@ -45,13 +50,13 @@ def accuracy(
     accuracy alerts, at the time when they were raised.
     """
     if not timeline.points:
-        return style.nothing()
+        return style.no_data()
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
     labels = np.array([point.n_labels for point in timeline.points])
-    right = np.array([point.right for point in timeline.points])
+    right = np.array([point.n_correct for point in timeline.points])
     values = np.divide(right, labels, out=np.full(len(labels), np.nan), where=labels > 0)
-    worth = np.array([labels_worth(point) for point in timeline.points])  # fewer than the labels, in bursts
+    worth = np.array([effective_labels(point) for point in timeline.points])  # fewer than the labels, in bursts
     low, high = np.array(
         [
             wilson(r / n * kept, kept) if n else (np.nan, np.nan)
@@ -60,7 +65,7 @@ def accuracy(
     ).T
     style.band(upper, timeline, low, high, label="95 % interval")
     style.line(upper, timeline, values, lw=1.4, label="accuracy")
-    style.dots(upper, timeline, values)
+    style.points(upper, timeline, values)
     guesses, least, most = _estimates(timeline, yardstick)
     if np.isfinite(guesses).any():
         style.band(upper, timeline, least, most, label="its 95 % interval", alpha=0.2)
@@ -68,7 +73,7 @@ def accuracy(
     if yardstick.reference is not None:
         _reference_lines(upper, yardstick.reference, limits)
     shown = np.where(np.isfinite(values), values, guesses)
-    style.diamonds(upper, timeline, alerts, "accuracy", shown)
+    style.alert_markers(upper, timeline, alerts, "accuracy", shown)
     style.shares(upper.yaxis)
     upper.set_ylabel("accuracy")
     style.legend(upper)
@@ -76,20 +81,20 @@ def accuracy(
     lower.set_ylabel("labels")
     lower.yaxis.set_major_locator(MaxNLocator(2, integer=True))
     tidy_axes(upper, lower)
-    style.along(lower, timeline)
-    return style.titled(figure, _accuracy_title(version, now, timeline, yardstick))
+    style.time_axis(lower, timeline)
+    return style.with_title(figure, _accuracy_title(version, now, timeline, yardstick))
 
 
 def confidence(
-    version: str, timeline: Timeline, now: Counts, yardstick: Yardstick, alerts: Iterable[Alert] = ()
+    version: str, timeline: Timeline, now: WindowSummary, yardstick: ReferenceBins, alerts: Iterable[Alert] = ()
 ) -> Figure:
     """Confidence over time, and its distribution in the short window against the reference."""
     if not timeline.points:
-        return style.nothing()
+        return style.no_data()
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     median = _spread(left, timeline, yardstick, 0)
-    style.diamonds(left, timeline, alerts, "confidence_distribution", median)
+    style.alert_markers(left, timeline, alerts, "confidence_distribution", median)
     left.set_ylim(0, 1.02)
     left.set_ylabel("confidence")
     style.legend(left)
@@ -105,19 +110,19 @@ def confidence(
     right.set_ylabel("share of predictions")
     right.legend(frameon=False, fontsize=8, loc="upper left")
     tidy_axes(left, right)
-    style.along(left, timeline)
-    return style.titled(figure, f"Confidence of model version {version}")
+    style.time_axis(left, timeline)
+    return style.with_title(figure, f"Confidence of model version {version}")
 
 
 def predictions(
-    version: str, timeline: Timeline, now: Counts, yardstick: Yardstick, alerts: Iterable[Alert] = ()
+    version: str, timeline: Timeline, now: WindowSummary, yardstick: ReferenceBins, alerts: Iterable[Alert] = ()
 ) -> Figure:
     """Shares of the predicted classes: over time for those that changed most, and of all against the reference.
 
     Of more than twenty classes the ones that changed most have a row, and the others are told together.
     """
     if not timeline.points:
-        return style.nothing()
+        return style.no_data()
     recent = _shares(now.classes)
     usual = _shares(yardstick.reference.classes) if yardstick.reference is not None else recent
     over_time = np.array([_shares(point.classes) for point in timeline.points])  # (P, K)
@@ -129,21 +134,21 @@ def predictions(
         style.line(left, timeline, over_time[:, c], lw=1.5, color=f"C{index}", label=class_label(yardstick.classes[c]))
         if yardstick.reference is not None:
             left.axhline(usual[c], lw=0.8, ls="--", color=f"C{index}", alpha=0.6)
-    style.diamonds(left, timeline, alerts, "prediction_distribution", over_time[:, order[0]])
+    style.alert_markers(left, timeline, alerts, "prediction_distribution", over_time[:, order[0]])
     left.legend(frameon=False, fontsize=8, ncols=MOST_LINES, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     left.set_ylabel("share of predictions" + (" (dashed: reference)" if yardstick.reference is not None else ""))
     left.set_ylim(bottom=0)
     _dumbbells(right, yardstick, shown, recent, usual, now.finite)
     style.shares(left.yaxis)
     tidy_axes(left, right)
-    style.along(left, timeline)
-    return style.titled(figure, f"Predicted classes of model version {version}")
+    style.time_axis(left, timeline)
+    return style.with_title(figure, f"Predicted classes of model version {version}")
 
 
 def volume(version: str, timeline: Timeline, alerts: Iterable[Alert] = ()) -> Figure:
     """How many predictions there are to a unit of time, how many are not finite, and how long they take."""
     if not timeline.points:
-        return style.nothing()
+        return style.no_data()
     figure = Figure(figsize=(10, 6.2), layout="constrained")
     rate, broken, latency = figure.subplots(3, 1, sharex=True)
     unit, rates = _rates(timeline)
@@ -151,12 +156,12 @@ def volume(version: str, timeline: Timeline, alerts: Iterable[Alert] = ()) -> Fi
     rate.set_ylabel(f"predictions\nper {unit}")
     shares = np.array([point.non_finite / point.n for point in timeline.points])
     style.line(broken, timeline, shares, lw=1.4)
-    style.diamonds(broken, timeline, alerts, "non_finite", shares)
+    style.alert_markers(broken, timeline, alerts, "non_finite", shares)
     broken.set_ylabel("NaN or infinite")
     style.shares(broken.yaxis)
     broken.set_ylim(0, max(0.01, 1.15 * shares.max()))
     if not shares.any():
-        style.remark(broken, "none")
+        style.note(broken, "none")
     median, slow = (_quantiles_of_latency(timeline, share) for share in (0.5, 0.95))
     if np.isfinite(median).any():
         style.line(latency, timeline, slow, lw=1.0, color=GREY, label="95 % below")
@@ -164,20 +169,20 @@ def volume(version: str, timeline: Timeline, alerts: Iterable[Alert] = ()) -> Fi
         latency.set_ylim(0, 1.15 * np.nanmax(slow))
         style.legend(latency)
     else:
-        style.remark(latency, "no latency was given")
+        style.note(latency, "no latency was given")
     latency.set_ylabel("latency, ms")
     tidy_axes(rate, broken, latency)
-    style.along(latency, timeline)
-    return style.titled(figure, f"Volume of model version {version}: {timeline.n:,} predictions")
+    style.time_axis(latency, timeline)
+    return style.with_title(figure, f"Volume of model version {version}: {timeline.n:,} predictions")
 
 
-def inputs(version: str, timeline: Timeline, yardstick: Yardstick, report: DriftReport | None = None) -> Figure:
-    """Statistics of the pictures over time against the reference; red is what the report found drifted."""
+def inputs(version: str, timeline: Timeline, yardstick: ReferenceBins, report: DriftReport | None = None) -> Figure:
+    """Statistics of the images over time against the reference; red is what the report found drifted."""
     if not timeline.points:
-        return style.nothing()
+        return style.no_data()
     names = yardstick.statistics
     if not names:
-        return style.nothing("Nothing is known of the pictures: there is no baseline that holds statistics of any.")
+        return style.no_data("Nothing is known of the images: there is no baseline that holds statistics of any.")
     rows = -(-len(names) // IN_A_ROW)
     figure = Figure(figsize=(11, 2.3 * rows + 1), layout="constrained")
     grid = figure.subplots(rows, min(IN_A_ROW, len(names)), squeeze=False).ravel()
@@ -190,7 +195,7 @@ def inputs(version: str, timeline: Timeline, yardstick: Yardstick, report: Drift
         axes.set_title(text, fontsize=9, loc="left", color=DRIFT_COLOURS["drift"] if found else "black")
         axes.tick_params(labelsize=8)
         tidy_axes(axes)
-        style.along(axes, timeline, few=True)
+        style.time_axis(axes, timeline, few=True)
     for axes in grid[len(names) :]:
         axes.set_axis_off()
     for axes in grid[: len(names)][:-IN_A_ROW]:
@@ -198,26 +203,26 @@ def inputs(version: str, timeline: Timeline, yardstick: Yardstick, report: Drift
     plain = next((axes for axes, name in zip(grid, names, strict=False) if name not in changed), grid[0])
     handles = plain.get_legend_handles_labels()[0]
     figure.legend(handles=handles, frameon=False, fontsize=8, ncols=4, loc="outside upper right")
-    return style.titled(figure, f"Pictures that model version {version} was given")
+    return style.with_title(figure, f"Images that model version {version} was given")
 
 
 # What is drawn, from counts
 
 
-def _estimates(timeline: Timeline, yardstick: Yardstick) -> Floats:
+def _estimates(timeline: Timeline, yardstick: ReferenceBins) -> Floats:
     """(3, P), the accuracy that no label confirms and its 95 % interval; NaN where nothing is known."""
     found = np.full((3, len(timeline)), np.nan)
     if yardstick.estimator is None:
         return found
     for index, point in enumerate(timeline.points):
         unknown = point.cells[yardstick.missing[1]] > point.non_finite  # answers were logged, probabilities were not
-        guess = None if unknown else yardstick.estimator.summary(point.scored, point.finite, point.effective)
+        guess = None if unknown else yardstick.estimator.from_sums(point.scored, point.finite, point.effective)
         if guess:
             found[:, index] = guess.accuracy, guess.low, guess.high
     return found
 
 
-def _quantiles(timeline: Timeline, yardstick: Yardstick, quantity: int) -> list[Floats]:
+def _quantiles(timeline: Timeline, yardstick: ReferenceBins, quantity: int) -> list[Floats]:
     """(P,) each: what 10, 50 and 90 % of a quantity lie below."""
     return [
         np.array([yardstick.quantile(point, quantity, share) for point in timeline.points]) for share in (0.1, 0.5, 0.9)
@@ -228,11 +233,11 @@ def _quantiles_of_latency(timeline: Timeline, share: float) -> Floats:
     return np.array([point.latency_quantile(share) for point in timeline.points], np.float64)  # None becomes NaN
 
 
-def _histogram(counts: Counts, yardstick: Yardstick, edges: Floats) -> Floats:
+def _histogram(counts: WindowSummary, yardstick: ReferenceBins, edges: Floats) -> Floats:
     """Share of the confidences in each of these bins, to which the yardstick's bins fit."""
     values = yardstick.values(0)
     place = np.searchsorted(edges[1:-1].astype(np.float16), values)  # an upper end belongs to its bin
-    return _shares(np.bincount(place, counts.cells[yardstick.cells(0)], len(edges) - 1))
+    return _shares(np.bincount(place, counts.cells[yardstick.bin_slice(0)], len(edges) - 1))
 
 
 def _shares(counts: NDArray[Any]) -> Floats:
@@ -258,7 +263,7 @@ def _changed(report: DriftReport | None) -> dict[str, DriftResult]:
 # How it is drawn
 
 
-def _spread(axes: Axes, timeline: Timeline, yardstick: Yardstick, quantity: int, colour: str = BLUE) -> Floats:
+def _spread(axes: Axes, timeline: Timeline, yardstick: ReferenceBins, quantity: int, colour: str = BLUE) -> Floats:
     """Median and 10 to 90 % of a quantity over time, and of the reference as a band; return the medians."""
     low, median, high = _quantiles(timeline, yardstick, quantity)
     if yardstick.reference is not None:
@@ -270,9 +275,9 @@ def _spread(axes: Axes, timeline: Timeline, yardstick: Yardstick, quantity: int,
     return median
 
 
-def _reference_lines(axes: Axes, reference: Counts, limits: Limits) -> None:
-    usual = reference.right / reference.n
-    axes.axhspan(*wilson(reference.right, reference.n), color=GREY, alpha=0.12, lw=0)
+def _reference_lines(axes: Axes, reference: WindowSummary, limits: Thresholds) -> None:
+    usual = reference.n_correct / reference.n
+    axes.axhspan(*wilson(reference.n_correct, reference.n), color=GREY, alpha=0.12, lw=0)
     axes.axhline(usual, color=GREY, lw=1.2, label=f"reference {usual:.1%}")
     for level in LEVELS[1:]:
         drop = limits.threshold(level)
@@ -289,7 +294,7 @@ def _most_changed(recent: Floats, usual: Floats, over_time: Floats) -> NDArray[n
 
 
 def _dumbbells(
-    axes: Axes, yardstick: Yardstick, shown: NDArray[np.intp], recent: Floats, usual: Floats, n: int
+    axes: Axes, yardstick: ReferenceBins, shown: NDArray[np.intp], recent: Floats, usual: Floats, n: int
 ) -> None:
     """The share of each of these classes, before and now, and of the others together."""
     shown = shown[::-1]
@@ -307,12 +312,12 @@ def _dumbbells(
     style.shares(axes.xaxis)
 
 
-def _accuracy_title(version: str, now: Counts, timeline: Timeline, yardstick: Yardstick) -> str:
+def _accuracy_title(version: str, now: WindowSummary, timeline: Timeline, yardstick: ReferenceBins) -> str:
     title = f"Accuracy of model version {version}"
     if not any(point.n_labels for point in timeline.points):
         return title + ": no labels have been told yet"
     if not now.n_labels:
         return title + f": no labels in the last {now.n:,} predictions"
     usual = yardstick.reference
-    text = f", reference {usual.right / usual.n:.1%}" if usual is not None else ""
-    return title + f": {now.right / now.n_labels:.1%} in the last {now.n:,} predictions{text}"
+    text = f", reference {usual.n_correct / usual.n:.1%}" if usual is not None else ""
+    return title + f": {now.n_correct / now.n_labels:.1%} in the last {now.n:,} predictions{text}"

@@ -9,12 +9,12 @@ from toolkit.monitoring.plots.style import DRIFT_COLOURS
 from toolkit.monitoring.stats import performance
 from toolkit.monitoring.windows.drift import DriftReport, DriftResult
 from toolkit.monitoring.windows.metrics import calibration_of
-from toolkit.monitoring.windows.reference import Yardstick
-from toolkit.monitoring.windows.summary import Counts
+from toolkit.monitoring.windows.reference import ReferenceBins
+from toolkit.monitoring.windows.summary import WindowSummary
 from toolkit.plotting.style import BLUE, GREY, ReliabilityCurve, class_label, reliability_figure
 from toolkit.statistics.intervals import wilson
 
-FARTHEST = 6.0  # times the least effect that matters, where the drift chart ends
+MAX_EFFECT = 6.0  # times the least effect that matters, where the drift chart ends
 MEANINGS = {
     "drift": "drift",
     "unproven": "large enough to matter, but may be chance",
@@ -29,7 +29,7 @@ def drift(report: DriftReport) -> Figure:
     Red is drift; amber is large enough to matter and may be chance all the same; grey is too little data.
     """
     if not report.results:
-        return style.nothing()
+        return style.no_data()
     windows = list(dict.fromkeys(result.window for result in report.results))
     metrics = list(dict.fromkeys((result.family, result.metric) for result in report.results))
     figure = Figure(figsize=(3.6 * len(windows) + 2, 0.36 * len(metrics) + 2.2), layout="constrained")
@@ -38,32 +38,32 @@ def drift(report: DriftReport) -> Figure:
         rows = [len(metrics) - 1 - metrics.index((result.family, result.metric)) for result in results]
         sizes = [_in_units(result) for result in results]
         axes.barh(
-            rows, np.clip(sizes, 0, FARTHEST), height=0.62, color=[DRIFT_COLOURS[_kind(result)] for result in results]
+            rows, np.clip(sizes, 0, MAX_EFFECT), height=0.62, color=[DRIFT_COLOURS[_kind(result)] for result in results]
         )
         axes.axvline(1, color=GREY, ls="--", lw=1)
         for result, row, size in zip(results, rows, sizes, strict=True):
             text = "too little data" if result.effect is None else f"{result.effect:.3f}"
-            axes.text(min(max(size, 1), FARTHEST) + 0.08, row, text, va="center", fontsize=8, color=GREY)
-        axes.set_xlim(0, FARTHEST + 1.4)
+            axes.text(min(max(size, 1), MAX_EFFECT) + 0.08, row, text, va="center", fontsize=8, color=GREY)
+        axes.set_xlim(0, MAX_EFFECT + 1.4)
         axes.set_title(f"{name}, {max(result.n for result in results):,} predictions", fontsize=9, loc="left")
-        axes.set_yticks(range(len(metrics)), [_called(*metric) for metric in reversed(metrics)])
+        axes.set_yticks(range(len(metrics)), [_label(*metric) for metric in reversed(metrics)])
         axes.set_xlabel("times the least that matters", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     patches = [Patch(color=DRIFT_COLOURS[kind], label=meaning) for kind, meaning in MEANINGS.items()]
     figure.legend(handles=patches, frameon=False, fontsize=8, ncols=len(patches), loc="outside lower center")
     verdict = {True: "drift", False: "no drift", None: "too little data"}[report.drifted]
-    return style.titled(figure, f"Drift of model version {report.model_version}: {verdict}")
+    return style.with_title(figure, f"Drift of model version {report.model_version}: {verdict}")
 
 
-def calibration(version: str, counts: Counts, yardstick: Yardstick) -> Figure:
+def calibration(version: str, counts: WindowSummary, yardstick: ReferenceBins) -> Figure:
     """Reliability diagram of any window: how often predictions of each confidence were right, and how they were before.
 
     The title has the expected calibration error (ECE) and its 95 % interval.
     """
     if not counts.n:
-        return style.nothing()
+        return style.no_data()
     if not counts.n_labels:
-        return style.nothing(f"No labels have been told for the last {counts.n:,} predictions.")
+        return style.no_data(f"No labels have been told for the last {counts.n:,} predictions.")
     curves = [ReliabilityCurve(calibration_of(counts), f"{counts.n_labels:,} labels, 95 % intervals", BLUE, wilson)]
     if yardstick.reference is not None:
         usual = calibration_of(yardstick.reference)
@@ -76,7 +76,7 @@ def calibration(version: str, counts: Counts, yardstick: Yardstick) -> Figure:
     figures = performance.calibration(calibration_of(counts))
     low, high = figures["calibration_error_interval"]
     error = f"ECE {figures['calibration_error']:.1%} ({low:.1%} to {high:.1%})"
-    return style.titled(figure, f"Calibration of model version {version}: {error}")
+    return style.with_title(figure, f"Calibration of model version {version}: {error}")
 
 
 def _in_units(result: DriftResult) -> float:
@@ -88,5 +88,5 @@ def _kind(result: DriftResult) -> str:
     return "unproven" if result.status == "no_drift" and _in_units(result) >= 1 else result.status
 
 
-def _called(family: str, metric: str) -> str:
+def _label(family: str, metric: str) -> str:
     return metric.replace("_", " ") if family == "model" else f"input: {class_label(metric)}"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from toolkit.monitoring.plots.timeline import Timeline
 from toolkit.monitoring.store.alerts import Alert
-from toolkit.plotting.fonts import drawn, lettered
+from toolkit.plotting.fonts import draw_names, drawable_text
 from toolkit.plotting.style import BLUE, GREY, empty_figure
 
 SHADE = "#9db8d2"
@@ -25,15 +25,15 @@ NARROWEST_BAR = 1 / 250  # of the axis: thinner ones disappear
 Floats = NDArray[np.float64]
 
 
-def nothing(text: str = "No predictions have been logged yet.") -> Figure:
-    """A figure that says why there is none."""
+def no_data(text: str = "No predictions have been logged yet.") -> Figure:
+    """An empty figure with the reason."""
     return empty_figure(text)
 
 
-def titled(figure: Figure, text: str) -> Figure:
+def with_title(figure: Figure, text: str) -> Figure:
     """The figure under its title."""
-    figure.suptitle("\n".join(map(drawn, text.split("\n"))), x=0.01, ha="left", fontsize=12)
-    return lettered(figure)
+    figure.suptitle("\n".join(map(drawable_text, text.split("\n"))), x=0.01, ha="left", fontsize=12)
+    return draw_names(figure)
 
 
 def shares(axis: Axis) -> None:
@@ -46,7 +46,7 @@ def legend(axes: Axes) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=5, fontsize=8, columnspacing=1.5)
 
 
-def remark(axes: Axes, text: str) -> None:
+def note(axes: Axes, text: str) -> None:
     """Words in the middle of axes that show nothing."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=9)
 
@@ -54,7 +54,7 @@ def remark(axes: Axes, text: str) -> None:
 # A timeline on an axis
 
 
-def along(axes: Axes, timeline: Timeline, *, few: bool = False) -> None:
+def time_axis(axes: Axes, timeline: Timeline, *, few: bool = False) -> None:
     """The axis below: dates, or the number of predictions when they came in one go.
 
     Parameters
@@ -84,7 +84,7 @@ def line(axes: Axes, timeline: Timeline, values: Floats, *, color: str = BLUE, *
     axes.plot(_x(timeline, x), y, color=color, **style)
 
 
-def dots(axes: Axes, timeline: Timeline, values: Floats) -> None:
+def points(axes: Axes, timeline: Timeline, values: Floats) -> None:
     """Where the points of a line are."""
     axes.plot(_x(timeline, timeline.middles), values, "o", ms=3, color=BLUE)
 
@@ -109,7 +109,7 @@ def steps(axes: Axes, timeline: Timeline, heights: Floats) -> None:
     axes.bar(starts, heights, width=widths, align="edge", color=SHADE)
 
 
-def diamonds(axes: Axes, timeline: Timeline, alerts: Iterable[Alert], metric: str, values: Floats) -> None:
+def alert_markers(axes: Axes, timeline: Timeline, alerts: Iterable[Alert], metric: str, values: Floats) -> None:
     """A diamond on the line of these values for each alert of a metric, at its time."""
     known = np.isfinite(values)
     raised = [alert for alert in alerts if alert.metric == metric] if known.any() else []

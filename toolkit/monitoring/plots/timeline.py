@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.monitoring.base.predictions import Window
-from toolkit.monitoring.windows.reference import Yardstick
-from toolkit.monitoring.windows.summary import Counts
+from toolkit.monitoring.base.predictions import Predictions
+from toolkit.monitoring.windows.reference import ReferenceBins
+from toolkit.monitoring.windows.summary import WindowSummary
 
-MOST_POINTS = 60  # more cannot be told apart
-FEWEST_IN_A_POINT = 50
+MAX_POINTS = 60  # more cannot be told apart
+MIN_PER_POINT = 50
 SHORTEST_SPAN = 600.0  # seconds: what came within less came in one go, and its order tells more than its time
-NARROWEST = 1 / (2 * MOST_POINTS)  # of the span: points closer together would hide each other
-PAUSE = 1 / 20  # of the span without a prediction: a gap that can be seen
+NARROWEST = 1 / (2 * MAX_POINTS)  # of the span: points closer together would hide each other
+GAP = 1 / 20  # of the span without a prediction: a gap that can be seen
 UNUSUAL = 10  # times the mean interval; chance makes an interval so long between 1 in 22,000
 
 Floats = NDArray[np.float64]
@@ -46,7 +46,7 @@ class Timeline:
     ([50, 50, 50], True, [0.0, 1.0, 9.0], [True, True])
     """
 
-    points: tuple[Counts, ...]
+    points: tuple[WindowSummary, ...]
 
     def __len__(self) -> int:
         return len(self.points)
@@ -81,10 +81,10 @@ class Timeline:
         return (self.starts + self.ends) / 2
 
     @property
-    def pauses(self) -> NDArray[np.bool_]:
+    def gaps(self) -> NDArray[np.bool_]:
         """(P - 1,), whether there was no prediction for long between a point and the next."""
         longest = _longest(self.points)
-        return np.array([_apart(*pair) > longest for pair in itertools.pairwise(self.points)], bool)
+        return np.array([_gap_between(*pair) > longest for pair in itertools.pairwise(self.points)], bool)
 
     def place(self, time: float) -> float:
         """Where a time is, in seconds since 1970."""
@@ -109,7 +109,7 @@ class Timeline:
         [[0.0, 25.0, 50.0, nan, 100.0, 125.0, 150.0, nan], [0.5, 0.5, 0.5, nan, 1.0, 1.0, 1.0, nan]]
         """
         known: NDArray[np.bool_] = np.asarray(np.isfinite(np.stack(columns)).all(axis=0))
-        breaks = self.pauses | (known[1:] != known[:-1])
+        breaks = self.gaps | (known[1:] != known[:-1])
         runs = [run for run in np.split(np.arange(len(self)), np.flatnonzero(breaks) + 1) if known[run].all()]
         gap = [np.nan]
         places = [[self.starts[run[:1]], self.middles[run], self.ends[run[-1:]], gap] for run in runs]
@@ -120,7 +120,7 @@ class Timeline:
         )
 
 
-def timeline(older: Iterable[Counts], recent: Iterable[Window], yardstick: Yardstick) -> Timeline:
+def timeline(older: Iterable[WindowSummary], recent: Iterable[Predictions], yardstick: ReferenceBins) -> Timeline:
     """Make a timeline of at most 60 points out of any number of predictions.
 
     Parameters
@@ -142,17 +142,17 @@ def timeline(older: Iterable[Counts], recent: Iterable[Window], yardstick: Yards
     >>> line.n, [point.n for point in line.points][:5]
     (4000, [1000, 1000, 1000, 100, 100])
     """
-    points: list[Counts] = []
+    points: list[WindowSummary] = []
     pieces = (counts for rows in recent for counts in _slices(rows, yardstick))
     for counts in itertools.chain(older, pieces):
         if counts.n:
             points.append(counts)
-        if len(points) >= 2 * MOST_POINTS:
-            points = _thinned(points)
-    return Timeline(tuple(_thinned(points)))
+        if len(points) >= 2 * MAX_POINTS:
+            points = _downsample(points)
+    return Timeline(tuple(_downsample(points)))
 
 
-def _slices(recent: Window, yardstick: Yardstick) -> Iterator[Counts]:
+def _slices(recent: Predictions, yardstick: ReferenceBins) -> Iterator[WindowSummary]:
     """Rows counted few at a time, and apart where a pause lies between them."""
     if not recent.n:
         return
@@ -161,35 +161,35 @@ def _slices(recent: Window, yardstick: Yardstick) -> Iterator[Counts]:
     size = _size(recent.n)
     for start, stop in itertools.pairwise([0, *pauses.tolist(), recent.n]):
         for place in range(start, stop, size):
-            yield yardstick.count(recent.between(place, min(place + size, stop)))
+            yield yardstick.count_binned(recent.slice(place, min(place + size, stop)))
 
 
-def _thinned(points: Sequence[Counts]) -> list[Counts]:
+def _downsample(points: Sequence[WindowSummary]) -> list[WindowSummary]:
     """Neighbours added up until there are few enough points, each of enough predictions."""
     size = _size(_n(points))
-    while len(groups := _groups(points, size)) > MOST_POINTS:
+    while len(groups := _groups(points, size)) > MAX_POINTS:
         size *= 2
     return [functools.reduce(operator.add, group) for group in groups]
 
 
-def _groups(points: Sequence[Counts], size: int) -> list[list[Counts]]:
+def _groups(points: Sequence[WindowSummary], size: int) -> list[list[WindowSummary]]:
     """Neighbours that make a point of at least ``size`` predictions and of a width that can be seen."""
     span = _span(points)
     longest, width = _longest(points), NARROWEST * span if span >= SHORTEST_SPAN else 0.0
     groups = [list(points[:1])] if points else []
     for before, point in itertools.pairwise(points):
-        pause = _apart(before, point) > longest
+        pause = _gap_between(before, point) > longest
         if pause or (_n(groups[-1]) >= size and _span(groups[-1]) >= width):
             groups.append([])
         groups[-1].append(point)
-    return _without_rests(groups, size, longest)
+    return _merge_remainders(groups, size, longest)
 
 
-def _without_rests(groups: Sequence[list[Counts]], size: int, longest: float) -> list[list[Counts]]:
+def _merge_remainders(groups: Sequence[list[WindowSummary]], size: int, longest: float) -> list[list[WindowSummary]]:
     """The few predictions left before a pause or at the end would jump up and down: they go to the point before."""
     kept = list(groups[:1])
     for group in groups[1:]:
-        if 2 * _n(group) < size and _apart(kept[-1][-1], group[0]) <= longest:
+        if 2 * _n(group) < size and _gap_between(kept[-1][-1], group[0]) <= longest:
             kept[-1] = kept[-1] + group
         else:
             kept.append(group)
@@ -198,32 +198,32 @@ def _without_rests(groups: Sequence[list[Counts]], size: int, longest: float) ->
 
 def _size(n: int) -> int:
     """Predictions in a point: at least 50, and so many that there are few enough points."""
-    size = FEWEST_IN_A_POINT
-    while size * MOST_POINTS < n:
+    size = MIN_PER_POINT
+    while size * MAX_POINTS < n:
         size *= 2
     return size
 
 
-def _n(points: Sequence[Counts]) -> int:
+def _n(points: Sequence[WindowSummary]) -> int:
     return sum(point.n for point in points)
 
 
-def _span(points: Sequence[Counts]) -> float:
+def _span(points: Sequence[WindowSummary]) -> float:
     """Seconds from the first prediction to the last."""
     if not points:
         return 0.0
     return max(point.until for point in points) - min(point.since for point in points)
 
 
-def _apart(before: Counts, after: Counts) -> float:
+def _gap_between(before: WindowSummary, after: WindowSummary) -> float:
     """Seconds between two points in which there was no prediction."""
     return after.since - before.until
 
 
-def _longest(points: Sequence[Counts]) -> float:
+def _longest(points: Sequence[WindowSummary]) -> float:
     """Seconds without a prediction that are not yet a pause."""
     return _pause(_span(points), _n(points))
 
 
 def _pause(span: float, n: int) -> float:
-    return span * max(PAUSE, UNUSUAL / max(n, 1)) if span >= SHORTEST_SPAN else float("inf")
+    return span * max(GAP, UNUSUAL / max(n, 1)) if span >= SHORTEST_SPAN else float("inf")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.bundle.baseline import Baseline
-from toolkit.monitoring.base.predictions import Window
+from toolkit.monitoring.base.predictions import Predictions
 from toolkit.monitoring.stats.e_detectors import (
     Alarm,
     ClassDetector,
@@ -16,21 +16,21 @@ from toolkit.monitoring.stats.e_detectors import (
     ErrorDetector,
     RankDetector,
     run_length,
-    tie_breakers,
+    uniform_ties,
 )
 
 ACCURACY, CONFIDENCE, PREDICTIONS = "accuracy", "confidence_distribution", "prediction_distribution"
-LISTENED_TO = (ACCURACY, CONFIDENCE, PREDICTIONS)
+DETECTED_METRICS = (ACCURACY, CONFIDENCE, PREDICTIONS)
 
 
-class Found(NamedTuple):
+class DetectorAlarm(NamedTuple):
     """An alarm, and the metric that it is about."""
 
     metric: str
     alarm: Alarm
 
 
-class Told(NamedTuple):
+class LabelledOutcomes(NamedTuple):
     """Labels as the alarms hear them, in the order in which they came.
 
     Parameters
@@ -51,25 +51,25 @@ class Told(NamedTuple):
     first: NDArray[np.bool_] | None = None
 
 
-def told_of(
+def labelled_outcomes(
     predicted: NDArray[np.integer[Any]],
     labels: NDArray[np.integer[Any]],
     drawn: NDArray[np.bool_],
     first: NDArray[np.bool_] | None = None,
-) -> Told:
-    """Labels for ``Detectors.hear_labels``.
+) -> LabelledOutcomes:
+    """Labels for ``DetectorSet.update_labels``.
 
-    >>> told_of(np.array([0, 1]), np.array([0, 0]), np.array([True, False])).right.tolist()
+    >>> labelled_outcomes(np.array([0, 1]), np.array([0, 0]), np.array([True, False])).right.tolist()
     [True, False]
     """
-    return Told(predicted == labels, drawn, _kinds(predicted, labels), first)
+    return LabelledOutcomes(predicted == labels, drawn, _kinds(predicted, labels), first)
 
 
 def _kinds(predicted: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     return (labels.astype(np.int64) << 32) + predicted
 
 
-class Detectors:
+class DetectorSet:
     """Three sequential alarms with one budget: accuracy by labels, confidence and predicted classes without.
 
     Accuracy is heard twice, each time with half of its share: by all labels, and by those of samples that
@@ -78,7 +78,7 @@ class Detectors:
     Parameters
     ----------
     baseline
-        What the version did on pictures it had never seen; without one nothing can be told apart from it.
+        What the version did on images it had never seen; without one nothing can be told apart from it.
     false_alarms_per_million
         Of all three together, in predictions; the alarm that needs labels counts labels.
 
@@ -96,7 +96,7 @@ class Detectors:
         self._by_metric: dict[str, Detector] = {}
         if baseline is None or not baseline.size:
             return
-        each = run_length(false_alarms_per_million, share=1 / len(LISTENED_TO))
+        each = run_length(false_alarms_per_million, share=1 / len(DETECTED_METRICS))
         predicted = baseline.predicted
         kinds, numbers = np.unique(_kinds(predicted, baseline.labels), return_counts=True)
         usual = dict(zip(kinds.tolist(), numbers.tolist(), strict=True))
@@ -112,29 +112,30 @@ class Detectors:
     def evidence(self) -> dict[str, float | None]:
         """How far each has come on its way to an alarm, in [0, 1]; None without a baseline."""
         found = {
-            metric: detector.evidence if (detector := self._by_metric.get(metric)) else None for metric in LISTENED_TO
+            metric: detector.evidence if (detector := self._by_metric.get(metric)) else None
+            for metric in DETECTED_METRICS
         }
         if ACCURACY in self._by_metric:
             found[ACCURACY] = max(self._errors.evidence, self._sampled.evidence)
         return found
 
-    def hear(self, rows: Window) -> list[Found]:
+    def update(self, rows: Predictions) -> list[DetectorAlarm]:
         """Take in predictions, oldest first, with the sequence numbers that break their ties."""
         found = []
         if CONFIDENCE in self._by_metric:
-            ranked = self._ranks.update(rows.confidence, tie_breakers(rows.sequence))
-            found += [Found(CONFIDENCE, alarm) for alarm in ranked]
+            ranked = self._ranks.update(rows.confidence, uniform_ties(rows.sequence))
+            found += [DetectorAlarm(CONFIDENCE, alarm) for alarm in ranked]
         if PREDICTIONS in self._by_metric:
-            found += [Found(PREDICTIONS, alarm) for alarm in self._classes.update(rows.predicted)]
+            found += [DetectorAlarm(PREDICTIONS, alarm) for alarm in self._classes.update(rows.predicted)]
         return found
 
-    def hear_labels(
+    def update_labels(
         self,
         right: NDArray[np.bool_],
         drawn: NDArray[np.bool_] | None = None,
         kinds: NDArray[np.int64] | None = None,
         first: NDArray[np.bool_] | None = None,
-    ) -> list[Found]:
+    ) -> list[DetectorAlarm]:
         """Take in whether predictions were right, in the order in which that was told; parameters as of ``Told``."""
         if ACCURACY not in self._by_metric:
             return []
@@ -143,7 +144,7 @@ class Detectors:
         if drawn is not None and drawn.any():
             heard.append((self._sampled, np.flatnonzero(drawn)))
         return [
-            Found(ACCURACY, replace(alarm, index=int(part[alarm.index])))
+            DetectorAlarm(ACCURACY, replace(alarm, index=int(part[alarm.index])))
             for detector, part in heard
             for alarm in detector.update(right[part], None if kinds is None else kinds[part])
         ]

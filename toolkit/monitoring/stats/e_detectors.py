@@ -14,17 +14,17 @@ million steps, however often anybody looks.
     for alarm in classes.update(predicted):
         ...
 
-Why a reference of m pictures is enough: what a bet is believed to earn without a change was measured
+Why a reference of m images is enough: what a bet is believed to earn without a change was measured
 on them, and is off by about sd / sqrt(m), where sd is the standard deviation of its factor. A lasting
 error of that kind would be taken for a change. So every factor is divided by c = A ** (1 / m). A bet
 whose factor really has the mean 1 + d raises false alarms at a rate of A ** (2 (d - log c) / sd**2 - 1)
 (lognormal factors). The mean of that over d, normal with variance sd**2 / m, is
 exp(2 log(A) (log(A) / m - log(c)) / sd**2) / A, which is 1 / A exactly when log c = log(A) / m,
 whatever the bet. What is promised is thus an average over the references that could have been drawn.
-In simulations with 500 to 10,000 pictures the rate was between none and all of the budget, mostly half.
+In simulations with 500 to 10,000 images the rate was between none and all of the budget, mostly half.
 
 What it does not promise: predictions that depend on each other, such as a burst of near-identical
-pictures from one client, are a change to any detector that knows no clients.
+images from one client, are a change to any detector that knows no clients.
 """
 
 import base64
@@ -43,14 +43,14 @@ DROPS = (0.05, 0.1, 0.2, 0.3)  # relative drops of accuracy that are bet on: the
 ODDS = (0.25, 0.5, 2.0, 4.0)  # by which a class is bet to become rarer or more frequent
 POWER = 0.6  # of the bets on few, extreme values; above 1/2, where the variance becomes infinite
 DIRECTIONS = ("lower", "higher", "wider", "narrower")
-FADING = 1 - 1 / 500  # by which a label counts for less with each that follows, when bursts are looked for
+DISCOUNT = 1 - 1 / 500  # by which a label counts for less with each that follows, when bursts are looked for
 UNUSUAL_RUN = 0.001  # chance below which a run of one kind is a burst
 PRIOR_LABELS = 20.0  # labels that the reference counts for beside them
 SURE_REPEATS = 2.326  # standard errors that chance exceeds once in a hundred times
-LEAST_WORTH = 1 / 50  # of a label: a model that answers all alike is not taken for a burst without end
-LARGEST_UNIT = 1e6
-FADED = 1e-3  # of a label, below which a kind is forgotten
-SMALLEST_RANK = 2.0**-53  # keeps a rank of exactly 0 from winning an infinite bet
+MIN_EFFECTIVE = 1 / 50  # of a label: a model that answers all alike is not taken for a burst without end
+MAX_UNIT = 1e6
+MIN_WEIGHT = 1e-3  # of a label, below which a kind is forgotten
+MIN_RANK = 2.0**-53  # keeps a rank of exactly 0 from winning an infinite bet
 
 Floats = NDArray[np.float64]
 Change = tuple[str, int | None]
@@ -109,7 +109,7 @@ def run_length(false_alarms_per_million: float, share: float = 1.0) -> float:
     return 1e6 / (false_alarms_per_million * share)
 
 
-def tie_breakers(numbers: ArrayLike) -> Floats:
+def uniform_ties(numbers: ArrayLike) -> Floats:
     """Uniform numbers in (0, 1) made from whole ones, the same for the same number on every machine.
 
     Made from the sequence numbers of predictions, they let another process, or a replay, come to
@@ -122,7 +122,7 @@ def tie_breakers(numbers: ArrayLike) -> Floats:
 
     Examples
     --------
-    >>> tie_breakers([1, 2, 3]).round(4).tolist()
+    >>> uniform_ties([1, 2, 3]).round(4).tolist()
     [0.4315, 0.0264, 0.9709]
     """
     bits = splitmix64(np.asarray(numbers, np.int64).astype(np.uint64) * GAMMA)
@@ -200,7 +200,7 @@ class Detector:
         return alarms
 
 
-class Bursts:
+class BurstWeights:
     """How much of an independent label each label is worth, when some come in bursts of the same image.
 
     Labels repeat themselves when a true class and its prediction are those of the label before. By
@@ -235,7 +235,7 @@ class Bursts:
         self._run = 0  # labels of the last kind in a row
         self._share = 1.0  # of that kind before the run
 
-    def worth(self, kinds: NDArray[np.integer[Any]]) -> Floats:
+    def effective_n(self, kinds: NDArray[np.integer[Any]]) -> Floats:
         """(n,) in (0, 1], for labels in the order in which they came."""
         return np.array([self._next(kind) for kind in kinds.tolist()], np.float64)
 
@@ -250,11 +250,11 @@ class Bursts:
     def _next(self, kind: int) -> float:
         self._count(kind)
         repeated = self._repeated()
-        worth = max((1 - repeated) / (1 + repeated), LEAST_WORTH)
+        worth = max((1 - repeated) / (1 + repeated), MIN_EFFECTIVE)
         if (self._run - 1) * math.log(self._share) < math.log(UNUSUAL_RUN):
             worth = min(worth, 1 / self._run)
-        self._unit /= FADING
-        if self._unit > LARGEST_UNIT:
+        self._unit /= DISCOUNT
+        if self._unit > MAX_UNIT:
             self._rescale()
         return worth
 
@@ -282,7 +282,7 @@ class Bursts:
     def _rescale(self) -> None:
         """Count in larger units, and forget the kinds that have faded."""
         scale = 1 / self._unit
-        self._kinds = {kind: n * scale for kind, n in self._kinds.items() if n * scale > FADED}
+        self._kinds = {kind: n * scale for kind, n in self._kinds.items() if n * scale > MIN_WEIGHT}
         self._total = math.fsum(self._kinds.values())
         self._squares = math.fsum(n * n for n in self._kinds.values())
         self._pairs, self._repeats, self._unit = self._pairs * scale, self._repeats * scale, 1.0
@@ -293,17 +293,17 @@ class ErrorDetector(Detector):
 
     Bets on relative drops of accuracy of 5, 10, 20 and 30 %, each by the likelihood ratio of the
     error rate that the drop would bring and that of the reference. With 90 % of 10,000 held-out
-    pictures right and one false alarm per million labels, a drop of 10 % is found after a median of
-    about 280 labels and one of 20 % after 80; with 500 pictures after 600 and 100.
+    images right and one false alarm per million labels, a drop of 10 % is found after a median of
+    about 280 labels and one of 20 % after 80; with 500 images after 600 and 100.
 
     Parameters
     ----------
     right, n
-        How many of the held-out pictures were classified rightly.
+        How many of the held-out images were classified rightly.
     run_length
         Average number of labels to a false alarm.
     kinds
-        How often each kind of label is among those of the held-out images, for ``Bursts``.
+        How often each kind of label is among those of the held-out images, for ``BurstWeights``.
 
     Raises
     ------
@@ -330,13 +330,13 @@ class ErrorDetector(Detector):
 
     def __init__(self, right: int, n: int, run_length: float, kinds: Mapping[int, float] | None = None) -> None:
         if not 0 <= right <= n or n < 1:
-            raise SettingsError(f"of n >= 1 pictures, from 0 to n can be right, got {right} of {n}")
+            raise SettingsError(f"of n >= 1 images, from 0 to n can be right, got {right} of {n}")
         usual = (n - right + 1) / (n + 1)  # the label to come counts as one more wrong answer
         drops = np.array(DROPS)
         factors = np.stack([1 + drops * (1 - usual) / usual, 1 - drops])  # (2, J): of a wrong answer, of a right one
         super().__init__([("worse", None)] * len(DROPS), n, run_length)
         self._factors = factors / self._discount
-        self._bursts = Bursts(kinds or {})
+        self._bursts = BurstWeights(kinds or {})
 
     def update(self, right: ArrayLike, kinds: ArrayLike | None = None) -> list[Alarm]:
         """Take in whether predictions were right, in the order in which their labels came.
@@ -356,7 +356,7 @@ class ErrorDetector(Detector):
             raise SettingsError(f"right must be 0, 1, or -1 for unknown, got {known[odd][0]:g}")
         bets = self._factors[known.astype(np.intp)]
         if kinds is not None:
-            bets = bets ** self._bursts.worth(np.asarray(kinds, np.int64)[places])[:, None]
+            bets = bets ** self._bursts.effective_n(np.asarray(kinds, np.int64)[places])[:, None]
         return self._advance(places, bets)
 
     def state(self) -> dict[str, Any]:
@@ -380,7 +380,7 @@ class RankDetector(Detector):
     Parameters
     ----------
     reference
-        (m,), values of pictures like those to come; NaN is left out.
+        (m,), values of images like those to come; NaN is left out.
     run_length
         Average number of values to a false alarm.
 
@@ -398,9 +398,9 @@ class RankDetector(Detector):
     >>> import numpy as np
     >>> random = np.random.default_rng(0)
     >>> detector = RankDetector(random.normal(0, 1, 2000), run_length=100_000)
-    >>> detector.update(random.normal(0, 1, 5000), tie_breakers(np.arange(5000)))
+    >>> detector.update(random.normal(0, 1, 5000), uniform_ties(np.arange(5000)))
     []
-    >>> alarm, = detector.update(random.normal(-1, 1, 50), tie_breakers(np.arange(5000, 5050)))
+    >>> alarm, = detector.update(random.normal(-1, 1, 50), uniform_ties(np.arange(5000, 5050)))
     >>> alarm.index, alarm.length, alarm.change
     (43, 34, 'lower')
     """
@@ -420,7 +420,7 @@ class RankDetector(Detector):
         values
             (n,); NaN is skipped.
         ties
-            (n,), independent uniform numbers in [0, 1] that break ties; ``tie_breakers`` makes some.
+            (n,), independent uniform numbers in [0, 1] that break ties; ``uniform_ties`` makes some.
         """
         numbers, uniform = _column(values, "values"), _column(ties, "ties")
         if len(uniform) != len(numbers) or not ((uniform >= 0) & (uniform <= 1)).all():
@@ -438,7 +438,7 @@ class RankDetector(Detector):
         """(n, J) factors; each direction turns the ranks so that what it bets on is near 0."""
         centred = np.abs(2 * ranks - 1)
         turned = np.stack([ranks, 1 - ranks, 1 - centred, centred], axis=1)  # (n, 4), uniform like the ranks
-        power = POWER * np.maximum(turned, SMALLEST_RANK) ** (POWER - 1)
+        power = POWER * np.maximum(turned, MIN_RANK) ** (POWER - 1)
         exponential = np.exp(-turned) * (math.e / (math.e - 1))
         return np.asarray(np.hstack([power, exponential]) / self._discount)
 
@@ -452,7 +452,7 @@ class ClassDetector(Detector):
     Parameters
     ----------
     counts
-        (K,), how often each class was predicted on the reference pictures.
+        (K,), how often each class was predicted on the reference images.
     run_length
         Average number of predictions to a false alarm.
 

@@ -15,8 +15,8 @@ from toolkit.monitoring.stats.distributions import (
 )
 from toolkit.statistics.intervals import wilson
 
-FEWEST_EXPECTED = 5  # expected counts below this make chi-square p-values unreliable (Cochran 1954)
-FARTHEST = 60  # cases from their mean, of a class of which fewer than 5 are expected
+MIN_EXPECTED = 5  # expected counts below this make chi-square p-values unreliable (Cochran 1954)
+MAX_Z = 60  # cases from their mean, of a class of which fewer than 5 are expected
 MANY_RARE = 30  # so many rare classes are compared one by one: merged, they would hide changes among themselves
 PSI_BINS = 10  # as is usual, and what its rules of thumb (0.1 some change, 0.25 much) are meant for
 SURE_AUTOCORRELATION = 2.326  # standard errors above 0 that chance exceeds once in a hundred times
@@ -25,7 +25,7 @@ Numbers = NDArray[np.floating[Any]]
 Cases = NDArray[np.integer[Any]] | NDArray[np.floating[Any]]  # whole numbers, unless scaled to an effective sample
 
 
-class Outcome(NamedTuple):
+class TestResult(NamedTuple):
     """What a test says: its statistic and the chance of one at least as extreme without drift."""
 
     statistic: float
@@ -40,14 +40,14 @@ class Moments(NamedTuple):
     deviation: float
 
 
-def gap_p_value(gap: float, n: float, m: float) -> float:
+def ks_p_value(gap: float, n: float, m: float) -> float:
     """Chance that two samples of ``n`` and ``m`` values from one distribution are this far apart, or farther.
 
     Kolmogorov's limit with Stephens' correction for small samples; ties make it larger than it need be, never smaller.
 
     Examples
     --------
-    >>> round(gap_p_value(0.1, 500, 500), 4)
+    >>> round(ks_p_value(0.1, 500, 500), 4)
     0.0124
 
     References
@@ -59,7 +59,7 @@ def gap_p_value(gap: float, n: float, m: float) -> float:
     return kolmogorov_survival((root + 0.12 + 0.11 / root) * gap)
 
 
-def largest_gaps(differences: Numbers, starts: NDArray[np.int64]) -> NDArray[np.float64]:
+def ks_statistics(differences: Numbers, starts: NDArray[np.int64]) -> NDArray[np.float64]:
     """The largest gaps between the cumulative distributions of several quantities at once.
 
     Parameters
@@ -72,7 +72,7 @@ def largest_gaps(differences: Numbers, starts: NDArray[np.int64]) -> NDArray[np.
 
     Examples
     --------
-    >>> largest_gaps(np.array([0.25, -0.25, -0.5, 0.0, 0.5]), np.array([0, 2])).tolist()
+    >>> ks_statistics(np.array([0.25, -0.25, -0.5, 0.0, 0.5]), np.array([0, 2])).tolist()
     [0.25, 0.5]
     """
     return np.asarray(np.maximum.reduceat(np.abs(np.cumsum(differences)), starts), np.float64)
@@ -92,7 +92,7 @@ def bonferroni(smallest: float, tests: int) -> float:
     return min(1.0, tests * smallest)
 
 
-def chi_square(window: Cases, reference: Cases) -> Outcome:
+def chi_square(window: Cases, reference: Cases) -> TestResult:
     """Chi-square test that two samples of classes come from one distribution.
 
     Classes with fewer than 5 expected cases are merged into one. Where even that one has too few, Fisher's
@@ -123,16 +123,16 @@ def chi_square(window: Cases, reference: Cases) -> Outcome:
     table = table[:, table.sum(axis=0) > 0]
     columns = table[:, np.argsort(table.sum(axis=0), kind="stable")]
     expected = columns.sum(axis=0) * table.sum(axis=1).min() / table.sum()
-    rare = int((expected < FEWEST_EXPECTED).sum())
+    rare = int((expected < MIN_EXPECTED).sum())
     if rare >= MANY_RARE:
         return sparse_chi_square(window, reference)
     pool = columns[:, :rare].sum(axis=1, keepdims=True)
-    if 0 < rare < len(expected) and expected[:rare].sum() < FEWEST_EXPECTED:
+    if 0 < rare < len(expected) and expected[:rare].sum() < MIN_EXPECTED:
         return _one_rare(pool[:, 0], columns[:, rare:])
     return _homogeneity(np.hstack([pool, columns[:, rare:]]) if rare else columns)
 
 
-def _one_rare(rare: NDArray[np.float64], others: NDArray[np.float64]) -> Outcome:
+def _one_rare(rare: NDArray[np.float64], others: NDArray[np.float64]) -> TestResult:
     """Whether a class that is rare (2,) comes too often, or the others (2, k) have changed among themselves.
 
     Given how often it occurs in all, its number in the window is hypergeometric, and independent of what
@@ -148,7 +148,7 @@ def _one_rare(rare: NDArray[np.float64], others: NDArray[np.float64]) -> Outcome
     """
     seen, total = round(rare[0]), round(rare.sum())
     n, m = (round(cases) for cases in (rare + others.sum(axis=1)).tolist())
-    farthest = max(seen, round(total * n / (n + m))) + FARTHEST  # few are rare: beyond it there is no chance left
+    farthest = max(seen, round(total * n / (n + m))) + MAX_Z  # few are rare: beyond it there is no chance left
     chances = [hypergeometric(x, total, n, m) for x in range(min(total, n, farthest) + 1)]
     tails = np.cumsum(chances[::-1])[::-1]  # of so many or more
     among = _homogeneity(others)
@@ -156,20 +156,20 @@ def _one_rare(rare: NDArray[np.float64], others: NDArray[np.float64]) -> Outcome
     possible = float(tails[tails <= smaller * (1 + 1e-9)].max(initial=0.0))
     varied = smaller if others.shape[1] > 1 else 0.0  # a single other class cannot change
     statistic = _homogeneity(np.column_stack([rare, others])).statistic
-    return Outcome(statistic, min(1.0, varied + possible - varied * possible))
+    return TestResult(statistic, min(1.0, varied + possible - varied * possible))
 
 
-def _homogeneity(table: NDArray[np.float64]) -> Outcome:
+def _homogeneity(table: NDArray[np.float64]) -> TestResult:
     """Pearson's chi-square of a table of two rows."""
     cells = table.shape[1]
     if cells < 2:
-        return Outcome(0.0, 1.0)
+        return TestResult(0.0, 1.0)
     expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
     statistic = float(((table - expected) ** 2 / expected).sum())
-    return Outcome(statistic, chi_square_survival(statistic, cells - 1))
+    return TestResult(statistic, chi_square_survival(statistic, cells - 1))
 
 
-def sparse_chi_square(window: Cases, reference: Cases) -> Outcome:
+def sparse_chi_square(window: Cases, reference: Cases) -> TestResult:
     """Chi-square test for many classes with few cases each.
 
     Given how often each class occurs in both samples together, Pearson's statistic has a mean and a
@@ -200,7 +200,7 @@ def sparse_chi_square(window: Cases, reference: Cases) -> Outcome:
     table = table[:, table.sum(axis=0) > 0]
     rows, columns, total = table.sum(axis=1), table.sum(axis=0), float(table.sum())
     if len(columns) < 2 or rows.min() <= 0:
-        return Outcome(0.0, 1.0)
+        return TestResult(0.0, 1.0)
     expected = np.outer(rows, columns) / total
     statistic = float(((table - expected) ** 2 / expected).sum())
     mean = total / (total - 1) * (len(columns) - 1)
@@ -209,8 +209,8 @@ def sparse_chi_square(window: Cases, reference: Cases) -> Outcome:
     variance = 2 * total / (total - 3) * (spread[0] - uneven[0]) * (spread[1] - uneven[1])
     variance += total**2 / (total - 1) * uneven[0] * uneven[1]
     if variance <= 0:  # every deal gives the same
-        return Outcome(statistic, 1.0)
-    return Outcome(statistic, _gamma_survival(statistic / mean, mean**2 / variance))
+        return TestResult(statistic, 1.0)
+    return TestResult(statistic, _gamma_survival(statistic / mean, mean**2 / variance))
 
 
 def _gamma_survival(x: float, shape: float) -> float:
@@ -299,7 +299,7 @@ def total_variation(window: Cases, reference: Cases) -> float:
     return float(np.abs(window / window.sum() - reference / reference.sum()).sum() / 2)
 
 
-def mean_shift(window: Moments, reference: Moments, resolution: float = 0.0) -> tuple[Outcome, float]:
+def mean_shift(window: Moments, reference: Moments, resolution: float = 0.0) -> tuple[TestResult, float]:
     """z test that two samples have the same mean, with the uncertainty of both.
 
     Parameters
@@ -323,27 +323,29 @@ def mean_shift(window: Moments, reference: Moments, resolution: float = 0.0) -> 
     spread, usual = max(window.deviation, resolution), max(reference.deviation, resolution)
     error = math.sqrt(spread**2 / window.n + usual**2 / reference.n)
     if difference == 0:
-        return Outcome(0.0, 1.0), 0.0
+        return TestResult(0.0, 1.0), 0.0
     z = difference / error if error else math.copysign(math.inf, difference)
-    return Outcome(z, 2 * normal_survival(abs(z))), difference / usual if usual else z
+    return TestResult(z, 2 * normal_survival(abs(z))), difference / usual if usual else z
 
 
-def proportion_drop(right: float, n: float, reference_right: float, m: float) -> Outcome:
+def accuracy_drop_test(right: float, n: float, reference_right: float, m: float) -> TestResult:
     """One-sided z test that a share is lower than in the reference, with pooled variance.
 
     Examples
     --------
-    >>> outcome = proportion_drop(80, 100, 900, 1000)
+    >>> outcome = accuracy_drop_test(80, 100, 900, 1000)
     >>> round(outcome.statistic, 4), round(outcome.p_value, 6)
     (3.0584, 0.001113)
     """
     pooled = (right + reference_right) / (n + m)
     error = math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
     z = (reference_right / m - right / n) / error if error else 0.0
-    return Outcome(z, normal_survival(z))
+    return TestResult(z, normal_survival(z))
 
 
-def drop_lower_bound(right: float, n: float, reference_right: float, m: float, confidence: float = 0.99) -> float:
+def degradation_lower_bound(
+    right: float, n: float, reference_right: float, m: float, confidence: float = 0.99
+) -> float:
     """The relative drop of a share that is certain at the given confidence (one-sided).
 
     The upper limit of the ratio of the two shares, from their Wilson intervals by the method of
@@ -356,9 +358,9 @@ def drop_lower_bound(right: float, n: float, reference_right: float, m: float, c
 
     Examples
     --------
-    >>> round(drop_lower_bound(720, 1000, 9000, 10000), 4)  # a drop of 0.2 with 1,000 labels
+    >>> round(degradation_lower_bound(720, 1000, 9000, 10000), 4)  # a drop of 0.2 with 1,000 labels
     0.1641
-    >>> drop_lower_bound(72, 100, 9000, 10000) < 0.1  # with 100 labels even 0.1 is not sure
+    >>> degradation_lower_bound(72, 100, 9000, 10000) < 0.1  # with 100 labels even 0.1 is not sure
     True
 
     References
@@ -377,14 +379,14 @@ def drop_lower_bound(right: float, n: float, reference_right: float, m: float, c
     return 1 - (product + math.sqrt(max(0.0, product**2 - high * (2 * share - high) * denominator))) / denominator
 
 
-def labels_needed(accuracy: float, drop: float = 0.2, threshold: float = 0.05, confidence: float = 0.99) -> int:
+def required_labels(accuracy: float, drop: float = 0.2, threshold: float = 0.05, confidence: float = 0.99) -> int:
     """Labels that prove a drop above ``threshold`` nine times out of ten when the true drop is ``drop``.
 
     Examples
     --------
-    >>> labels_needed(0.9)
+    >>> required_labels(0.9)
     107
-    >>> labels_needed(0.9, drop=0.1)
+    >>> required_labels(0.9, drop=0.1)
     863
     """
     allowed, actual = accuracy * (1 - threshold), accuracy * (1 - drop)

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from toolkit.errors import SettingsError
-from toolkit.monitoring.base.thresholds import Limits
-from toolkit.monitoring.stats.hypothesis_tests import labels_needed
+from toolkit.monitoring.base.thresholds import Thresholds
+from toolkit.monitoring.stats.hypothesis_tests import required_labels
 from toolkit.monitoring.stats.splitmix import splitmix64
 
 
-def audit(ids: ArrayLike, n: int, seed: int = 0) -> NDArray[np.int64]:
+def sample_for_labelling(ids: ArrayLike, n: int, seed: int = 0) -> NDArray[np.int64]:
     """Draw predictions to label, without replacement and each with the same chance.
 
     A prediction's place on the list follows from its id and the seed alone. So every process draws
@@ -58,23 +58,23 @@ def audit(ids: ArrayLike, n: int, seed: int = 0) -> NDArray[np.int64]:
     return numbers[np.argsort(random_numbers(numbers, seed))[:n]]
 
 
-def labels_to_settle(reference_accuracy: float, drop: float, limits: Limits) -> int:
+def labels_to_confirm(reference_accuracy: float, drop: float, limits: Thresholds) -> int:
     """How many labels would most probably prove that accuracy fell by more than a warning.
 
     Parameters
     ----------
     reference_accuracy
-        On the held-out pictures.
+        On the held-out images.
     drop
         The relative drop that is suspected, from an estimate. One below ``limits.critical`` counts as
         that much: to prove less takes thousands of labels.
 
     Examples
     --------
-    >>> labels_to_settle(0.9, 0.3, Limits()), labels_to_settle(0.9, 0.02, Limits())
+    >>> labels_to_confirm(0.9, 0.3, Limits()), labels_to_confirm(0.9, 0.02, Limits())
     (41, 863)
     """
-    return labels_needed(reference_accuracy, max(drop, limits.critical), limits.warning, limits.confidence)
+    return required_labels(reference_accuracy, max(drop, limits.critical), limits.warning, limits.confidence)
 
 
 def random_numbers(ids: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from toolkit.bundle.baseline import CalibrationBins
 from toolkit.errors import SettingsError
-from toolkit.monitoring.base.thresholds import LEVELS, Limits
+from toolkit.monitoring.base.thresholds import LEVELS, Thresholds
 from toolkit.monitoring.stats.distributions import normal_quantile
-from toolkit.monitoring.stats.hypothesis_tests import drop_lower_bound
+from toolkit.monitoring.stats.hypothesis_tests import degradation_lower_bound
 from toolkit.statistics.classification_metrics import class_scores
 from toolkit.statistics.intervals import wilson
 
@@ -28,7 +28,7 @@ Confusion = NDArray[np.integer[Any]]  # (K true, K predicted)
 
 
 class Weighted(Protocol):
-    """An accuracy estimated from labels that are no fair sample; see ``sampling.LabelSample``."""
+    """An accuracy estimated from labels that are no fair sample; see ``sampling.LabelBias``."""
 
     @property
     def accuracy_n(self) -> float:
@@ -43,7 +43,7 @@ class Weighted(Protocol):
         """How many labels would be as certain of that."""
 
 
-def quality(confusion: Confusion, effective_n: float | None = None) -> dict[str, Any]:
+def classification_metrics(confusion: Confusion, effective_n: float | None = None) -> dict[str, Any]:
     """Accuracy, and precision, recall and F1 weighted by how often each true class occurs.
 
     Accuracy and weighted recall are one number, a share, with Wilson's interval. The other two are
@@ -76,13 +76,13 @@ def quality(confusion: Confusion, effective_n: float | None = None) -> dict[str,
     Takahashi, K., Yamamoto, K., Kuchiba, A. and Koyama, T. (2022). Confidence interval for
     micro-averaged F1 and macro-averaged F1 scores. Applied Intelligence 52, 4961-4972.
     """
-    matrix = _checked(confusion)
+    matrix = _require_square(confusion)
     n = int(matrix.sum())
     names = ("accuracy", "precision_weighted", "recall_weighted", "f1_weighted")
     if not n:
         return {"n_labels": 0, **dict.fromkeys(key for name in names for key in (name, f"{name}_interval"))}
     accuracy = float(np.trace(matrix)) / n
-    worth = _worth(n, effective_n)
+    worth = _effective_n(n, effective_n)
     cells = matrix / n
     figures: dict[str, Any] = {"n_labels": n}
     for name, (value, variance) in zip(
@@ -154,7 +154,7 @@ def calibration(bins: CalibrationBins, effective_n: float | None = None) -> dict
     if not n:
         nothing = dict.fromkeys(("calibration_error", "calibration_error_interval"))
         return {"n_labels": 0, **nothing, "calibration_curve": []}
-    scale = _worth(n, effective_n) / n
+    scale = _effective_n(n, effective_n) / n
     filled = bins.count > 0
     count, accuracy, confidence = bins.count[filled], bins.accuracy[filled], bins.confidence[filled]
     likely = (accuracy * count + 1) / (count + 2)  # Laplace's rule: a bin without errors still varies
@@ -163,7 +163,7 @@ def calibration(bins: CalibrationBins, effective_n: float | None = None) -> dict
     spread = math.sqrt((1 - 2 / math.pi) * float(parts @ parts))
     noise = math.sqrt(2 / math.pi) * float(parts.sum()) + normal_quantile(0.975) * spread
     curve = [
-        {"confidence": sure, **_share("accuracy", round(share * cases), cases, scale), "n": cases}
+        {"confidence": sure, **_proportion("accuracy", round(share * cases), cases, scale), "n": cases}
         for sure, share, cases in zip(confidence.tolist(), accuracy.tolist(), count.tolist(), strict=True)
     ]
     return {
@@ -179,7 +179,7 @@ def degradation(
     n: int,
     reference_right: int,
     reference_n: int,
-    limits: Limits,
+    limits: Thresholds,
     effective_n: float | None = None,
     *,
     weighted: Weighted | None = None,
@@ -197,7 +197,7 @@ def degradation(
     right, n
         How many of the labelled predictions were right.
     reference_right, reference_n
-        The same of the held-out pictures; 0 and 0 without a reference.
+        The same of the held-out images; 0 and 0 without a reference.
     effective_n
         How many independent labels they are worth; all when None.
     weighted
@@ -225,15 +225,15 @@ def degradation(
     }
     if not accuracy or not n:
         return figures
-    drop, worth = 1 - right / n / accuracy, _worth(n, effective_n)
+    drop, worth = 1 - right / n / accuracy, _effective_n(n, effective_n)
     usual = reference_right, reference_n, limits.confidence
     share, counted = (weighted.best, weighted.best_n) if weighted else (right / n, worth)
-    bound = drop_lower_bound(share * counted, counted, *usual)
+    bound = degradation_lower_bound(share * counted, counted, *usual)
     figures |= {"degradation": drop, "degradation_lower_bound": bound if math.isfinite(bound) else None}
     if worth < limits.minimum_labels:
         return figures
     level = limits.level(drop)
-    if weighted and drop_lower_bound(right / n * weighted.accuracy_n, weighted.accuracy_n, *usual) <= 0:
+    if weighted and degradation_lower_bound(right / n * weighted.accuracy_n, weighted.accuracy_n, *usual) <= 0:
         level = LEVELS[0]
     provable = min(limits.severity(limits.level(bound)), limits.severity(may_confirm))
     confirmed = provable >= limits.severity(level)
@@ -261,19 +261,19 @@ def drawn_source(source: str) -> str:
     return DRAWN_SOURCE if source == UNSPECIFIED else f"{DRAWN_SOURCE}: {source}"
 
 
-def _checked(confusion: Confusion) -> NDArray[Any]:
+def _require_square(confusion: Confusion) -> NDArray[Any]:
     matrix: NDArray[Any] = np.asarray(confusion)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise SettingsError(f"a confusion matrix must be square, got the shape {matrix.shape}")
     return matrix
 
 
-def _worth(n: int, effective_n: float | None) -> float:
+def _effective_n(n: int, effective_n: float | None) -> float:
     """How many independent labels ``n`` are worth: never more than there are."""
     return n if effective_n is None else min(effective_n, n)
 
 
-def _share(name: str, right: int, n: int, scale: float = 1.0) -> dict[str, Any]:
+def _proportion(name: str, right: int, n: int, scale: float = 1.0) -> dict[str, Any]:
     """A share and its interval, both None when there is no case."""
     return (
         {name: right / n, f"{name}_interval": _interval(right / n, n * scale)}

@@ -1,6 +1,6 @@
 """What can be said about accuracy before anybody has told a label: an estimate, never a measurement.
 
-Two methods turn a prediction into a number between 0 and 1 whose mean over the held-out pictures is
+Two methods turn a prediction into a number between 0 and 1 whose mean over the held-out images is
 the accuracy there, exactly. Their means over a window are two estimates of the accuracy in it, and
 the milder one counts: it is the floor on severity. Where confidence falls without harm (less
 contrast, blur) both see too much, and where a model is wrong with confidence both see nothing. So an
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from toolkit.bundle.baseline import Baseline
 from toolkit.errors import SettingsError
-from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.statistics.intervals import wilson
 
 METHODS = ("thresholded_confidence", "calibrated_confidence")
@@ -33,8 +33,8 @@ class Estimate:
     accuracy
         The milder of the two methods' estimates.
     low, high
-        Its 95 % interval as far as chance goes, in the window and on the held-out pictures. That the
-        pictures have changed in a way that fools both methods is not in it.
+        Its 95 % interval as far as chance goes, in the window and on the held-out images. That the
+        images have changed in a way that fools both methods is not in it.
     method
         Which of ``METHODS`` it comes from.
     n
@@ -48,20 +48,20 @@ class Estimate:
     n: int
 
 
-class Estimator:
+class PerformanceEstimator:
     """Estimates the accuracy in a window from the probabilities alone.
 
     ``thresholded_confidence`` (ATC) takes a prediction for right when its negative entropy is above
-    a threshold: that above which lies the share of held-out pictures that was right. Pictures that
+    a threshold: that above which lies the share of held-out images that was right. Images that
     tie with the threshold count in part, each with the same part, so that this share is met exactly;
     a saturated softmax gives thousands of them. ``calibrated_confidence`` takes the share of right
-    answers among held-out pictures of such a confidence, from an isotonic regression.
+    answers among held-out images of such a confidence, from an isotonic regression.
 
     Each prediction is scored by itself and scores add up, so the sums over a window are enough.
 
     Measured on digits and Fashion-MNIST with a linear model, a perceptron and a small convolutional
     network of accuracy 0.83 to 0.96, in 1,092 windows of 1,000: with noise, rotation, blur, lower
-    contrast or moved pictures on 10, 50 or 100 % of a window, the estimate is off by 10.2 points on
+    contrast or moved images on 10, 50 or 100 % of a window, the estimate is off by 10.2 points on
     average (12.3 if no change is assumed, 11.4 by the more pessimistic method); with a class knocked
     out, by 0.9. What it calls certain was a level too bad in 5 % of the windows (9 % by the more
     pessimistic method), most of them blurred or of low contrast. It warned of 56 % of the drops above
@@ -70,12 +70,12 @@ class Estimator:
     Parameters
     ----------
     baseline
-        What the model did on pictures it had never seen.
+        What the model did on images it had never seen.
 
     Raises
     ------
     SettingsError
-        When the baseline holds no picture.
+        When the baseline holds no image.
 
     Examples
     --------
@@ -96,7 +96,7 @@ class Estimator:
 
     def __init__(self, baseline: Baseline) -> None:
         if not baseline.size:
-            raise SettingsError("accuracy cannot be estimated from a baseline without pictures")
+            raise SettingsError("accuracy cannot be estimated from a baseline without images")
         right = baseline.predicted == baseline.labels
         self.classes = len(baseline.classes)
         self.reference_accuracy, self.reference_n = baseline.accuracy, baseline.size
@@ -129,7 +129,7 @@ class Estimator:
         scores[finite, 1] = self._levels[np.maximum(np.searchsorted(self._edges, confidence, side="right") - 1, 0)]
         return np.round(scores / STEP) * STEP
 
-    def summary(self, sums: ArrayLike, n: int, effective_n: float | None = None) -> Estimate | None:
+    def from_sums(self, sums: ArrayLike, n: int, effective_n: float | None = None) -> Estimate | None:
         """The estimate from the sums of the scores of ``n`` finite predictions; None for none.
 
         Parameters
@@ -152,14 +152,14 @@ class Estimator:
         """The estimate of a window given as (n, K) probabilities, those that are not finite left out."""
         rows = np.asarray(probabilities, np.float16)
         scores = self.score(rows)
-        return self.summary(scores.sum(axis=0), int(np.isfinite(rows).all(axis=1).sum()))
+        return self.from_sums(scores.sum(axis=0), int(np.isfinite(rows).all(axis=1).sum()))
 
-    def degradation(self, estimate: Estimate | None, limits: Limits) -> dict[str, Any]:
+    def degradation(self, estimate: Estimate | None, limits: Thresholds) -> dict[str, Any]:
         """How much worse than the reference the estimate is, ready for JSON: what is not known is None.
 
         ``level`` is ``warning`` when even the upper end of the interval is that much lower, and never
         more. ``status`` is ``estimate``; or ``insufficient_data`` with a ``note`` that says why: too
-        few predictions or held-out pictures, or an interval so wide that a warning drowns in it.
+        few predictions or held-out images, or an interval so wide that a warning drowns in it.
 
         Examples
         --------
@@ -183,13 +183,13 @@ class Estimator:
             "note": None,
         }
         if not self.reference_accuracy:
-            return figures | {"note": "the model was never right on the held-out pictures"}
+            return figures | {"note": "the model was never right on the held-out images"}
         if estimate is None:
             return figures | {"note": "there is no prediction"}
         drop, certain = (1 - accuracy / self.reference_accuracy for accuracy in (estimate.accuracy, estimate.high))
         figures |= {"degradation": drop, "degradation_lower_bound": certain}
         if min(estimate.n, self.reference_n) < limits.minimum_predictions:
-            return figures | {"note": f"{estimate.n} predictions and {self.reference_n} held-out pictures are too few"}
+            return figures | {"note": f"{estimate.n} predictions and {self.reference_n} held-out images are too few"}
         if certain > limits.warning:
             return figures | {"level": "warning", "status": "estimate"}
         half = (estimate.high - estimate.low) / 2

@@ -6,7 +6,7 @@ from typing import Any, Self
 import sqlalchemy as sa
 
 from toolkit.monitoring.store.database import Database
-from toolkit.monitoring.store.model_versions import Model, ModelVersions
+from toolkit.monitoring.store.model_versions import ModelVersion, ModelVersions
 from toolkit.monitoring.store.schema import alerts, checkpoints, models
 
 
@@ -88,7 +88,7 @@ class Alerts:
         self._database = database
         self._versions = versions
 
-    def insert(self, model: Model, alert: Alert) -> bool:
+    def insert(self, model: ModelVersion, alert: Alert) -> bool:
         """Write an alert unless one like it is active; one of another level in its place is cleared.
 
         Returns
@@ -123,7 +123,7 @@ class Alerts:
         with self._database.writing() as connection:
             return connection.execute(alerts.update().where(*active).values(**values)).rowcount > 0
 
-    def clear_others(self, model: Model, time: float) -> int:
+    def clear_others(self, model: ModelVersion, time: float) -> int:
         """Clear the alerts of all other versions, as when another one goes into service; return how many."""
         others = alerts.c.model != self._versions.number(model), alerts.c.cleared_at.is_(None)
         touched = checkpoints.c.model.in_(sa.select(alerts.c.model).where(*others))
@@ -145,7 +145,9 @@ class Alerts:
         with self._database.writing() as connection:
             return connection.execute(alerts.update().where(*due).values(notified_at=time)).rowcount > 0
 
-    def find(self, model: Model | None = None, since: float | None = None, *, active: bool = False) -> list[Alert]:
+    def find(
+        self, model: ModelVersion | None = None, since: float | None = None, *, active: bool = False
+    ) -> list[Alert]:
         """Alerts of one model version or of all, newest first.
 
         Parameters

@@ -7,22 +7,22 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from toolkit.errors import StoreError, one_line
+from toolkit.errors import StoreError, first_line
 
 logger = logging.getLogger(__name__)
 
-CAPACITY = 10_000  # items that may wait: half a minute of a busy service, a few megabytes
+QUEUE_SIZE = 10_000  # items that may wait: half a minute of a busy service, a few megabytes
 BATCH = 1_000  # items in one transaction
-LINGER_SECONDS = 0.1  # wait for company before a small batch is written: each costs milliseconds
-LAST_SECONDS = 2.0  # what an exiting process grants a queue that drops
-CLOSING_SECONDS = 10.0  # how long a closing queue that waits tries a store that fails; twice what a lock may take
-PATIENCE_SECONDS = 60.0  # longest wait for room: a store that takes nothing for so long is not just busy
-AGAIN_SECONDS = 1.0  # pause before a batch that the store did not take is tried again
+BATCH_DELAY_S = 0.1  # wait for company before a small batch is written: each costs milliseconds
+EXIT_TIMEOUT_S = 2.0  # what an exiting process grants a queue that drops
+CLOSE_TIMEOUT_S = 10.0  # how long a closing queue that waits tries a store that fails; twice what a lock may take
+GIVE_UP_AFTER_S = 60.0  # longest wait for room: a store that takes nothing for so long is not just busy
+RETRY_S = 1.0  # pause before a batch that the store did not take is tried again
 
 Item = TypeVar("Item")
 
 
-class Writer(Generic[Item]):
+class BackgroundWriter(Generic[Item]):
     """Hand items to a function in batches, in a thread of its own.
 
     What goes wrong there is logged once, when it begins, and counted. What a store that is locked,
@@ -54,7 +54,7 @@ class Writer(Generic[Item]):
     """
 
     def __init__(
-        self, write: Callable[[list[Item]], float | None], capacity: int = CAPACITY, *, drop: bool = False
+        self, write: Callable[[list[Item]], float | None], capacity: int = QUEUE_SIZE, *, drop: bool = False
     ) -> None:
         self._write = write
         self._capacity = capacity
@@ -69,7 +69,7 @@ class Writer(Generic[Item]):
         self._due: float | None = None  # when there are duties though nothing was put in, on the monotonic clock
         self._flushes = 0  # callers that wait for the queue to be empty
         self._accepted = self._done = 0  # items ever put in, and ever dealt with
-        self._poked = self._answered = 0  # calls of poke, and how many of them were answered
+        self._woken = self._answered = 0  # calls of poke, and how many of them were answered
         self._written = self._dropped = self._lost = self._errors = 0
         self._failing = False  # since the last write, and with a batch that is kept to be tried again
         self._keeping = False
@@ -104,7 +104,7 @@ class Writer(Generic[Item]):
         put = 0
         while put < len(items):
             with self._changed:
-                room = self._room(put, len(items))
+                room = self._free_slots(put, len(items))
                 self._items.extend(items[put : put + room])
                 self._accepted += room
                 if room == 0:
@@ -115,17 +115,17 @@ class Writer(Generic[Item]):
             self._dropped_now(len(items) - put)
         return put
 
-    def _room(self, put: int, wanted: int) -> int:
+    def _free_slots(self, put: int, wanted: int) -> int:
         """How many more items may be queued now, at most those still wanted; after a wait, when it waits."""
         if threading.current_thread() is self._thread and not self._drop:
             return wanted - put  # what its own work puts in cannot wait for its own work
         if not self._drop and len(self._items) >= self._capacity:
             self._wake(True)
-            if not self._changed.wait_for(lambda: len(self._items) < self._capacity, PATIENCE_SECONDS):
-                cause = f": {one_line(self._error)}" if self._failing and self._error else ""
+            if not self._changed.wait_for(lambda: len(self._items) < self._capacity, GIVE_UP_AFTER_S):
+                cause = f": {first_line(self._error)}" if self._failing and self._error else ""
                 raise StoreError(
                     f"{put:,} of {wanted:,} predictions were logged: {self._capacity:,} wait to be stored, and the"
-                    f" store has made no room for {PATIENCE_SECONDS:g} s{cause}"
+                    f" store has made no room for {GIVE_UP_AFTER_S:g} s{cause}"
                 )
         return min(wanted - put, max(0, self._capacity - len(self._items)))
 
@@ -143,10 +143,10 @@ class Writer(Generic[Item]):
         """Items that wait beside the batch being written."""
         return len(self._items)
 
-    def poke(self) -> None:
+    def wake(self) -> None:
         """Have ``write`` called soon even if there is nothing to write."""
         with self._changed:
-            self._poked += 1
+            self._woken += 1
             self._wake(True)
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -157,7 +157,7 @@ class Writer(Generic[Item]):
         if threading.current_thread() is self._thread:
             return False
         with self._changed:
-            accepted, poked = self._accepted, self._poked
+            accepted, poked = self._accepted, self._woken
 
             def dealt_with() -> bool:
                 return self._done >= accepted and self._answered >= poked
@@ -211,20 +211,20 @@ class Writer(Generic[Item]):
     def _finish(self) -> None:
         """Close while the process ends: as long as the store takes something, in a queue that waits."""
         if self._drop:
-            self.close(LAST_SECONDS)
+            self.close(EXIT_TIMEOUT_S)
             return
         left: int | None = None
         while left != (left := self.stats()["queued"]):
-            self.close(PATIENCE_SECONDS)
+            self.close(GIVE_UP_AFTER_S)
 
     def _grace(self) -> float:
         """Seconds for which a closing queue tries a store that fails."""
-        return 0.0 if self._drop else CLOSING_SECONDS
+        return 0.0 if self._drop else CLOSE_TIMEOUT_S
 
     def _run(self) -> None:
         while (work := self._next()) is not None:
             batch, poked = work
-            while not self._tried(batch):
+            while not self._try_write(batch):
                 pass
             with self._changed:
                 self._done += len(batch)
@@ -234,14 +234,14 @@ class Writer(Generic[Item]):
     def _next(self) -> tuple[list[Item], int] | None:
         """The next items to write and the pokes answered by it; None when it is time to stop."""
         with self._changed:
-            self._changed.wait_for(lambda: self._items or self._closing or self._poked > self._answered, self._pause())
-            deadline = time.monotonic() + LINGER_SECONDS
+            self._changed.wait_for(lambda: self._items or self._closing or self._woken > self._answered, self._pause())
+            deadline = time.monotonic() + BATCH_DELAY_S
             while 0 < len(self._items) < self._enough and not (
-                self._flushes or self._closing or self._poked > self._answered
+                self._flushes or self._closing or self._woken > self._answered
             ):
                 if not self._changed.wait(max(0.0, deadline - time.monotonic())):
                     break
-            if self._closing and not self._items and self._poked == self._answered:
+            if self._closing and not self._items and self._woken == self._answered:
                 self._thread = None  # under the lock: whoever puts something in from now on starts another
                 return None
             full = len(self._items) >= self._capacity
@@ -249,13 +249,13 @@ class Writer(Generic[Item]):
             self._dropping = self._dropping and bool(self._items)
             if full:
                 self._changed.notify_all()  # there is room again
-            return batch, self._poked
+            return batch, self._woken
 
     def _pause(self) -> float | None:
         """Seconds until there are duties even if nothing is put in; None when there are none."""
         return None if self._due is None else max(0.0, self._due - time.monotonic())
 
-    def _tried(self, batch: list[Item]) -> bool:
+    def _try_write(self, batch: list[Item]) -> bool:
         """Write a batch; return whether it is dealt with, written or lost, and after a pause when it is not."""
         try:
             pause = self._write(batch)
@@ -278,10 +278,10 @@ class Writer(Generic[Item]):
                 self._failing, self._missed = True, self._lost + self._dropped
                 self._hurry_at = time.monotonic() + self._grace()
             self._errors, self._error = self._errors + 1, error
-            self._keeping = isinstance(error, StoreError | OSError) and not self._in_a_hurry()
+            self._keeping = isinstance(error, StoreError | OSError) and not self._must_give_up()
             if self._keeping:
                 self._changed.notify_all()  # nobody waits for a store that fails
-                self._changed.wait_for(self._in_a_hurry, AGAIN_SECONDS)
+                self._changed.wait_for(self._must_give_up, RETRY_S)
                 return False
             self._lost += len(batch)
             self._due = None
@@ -294,7 +294,7 @@ class Writer(Generic[Item]):
                 self._changed.notify_all()
             return True
 
-    def _in_a_hurry(self) -> bool:
+    def _must_give_up(self) -> bool:
         """Whether there is no time or no room to keep a batch that the store does not take."""
         return self._out_of_time() or (self._drop and len(self._items) >= self._capacity)
 

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from toolkit.errors import StoreError, one_line
+from toolkit.errors import StoreError, first_line
 from toolkit.monitoring.store import schema
 
 BUSY_SECONDS = 5  # how long a writer waits for another process to finish its transaction
@@ -45,9 +45,9 @@ class Database:
             self._engine = sa.create_engine(self._url, connect_args=wait, pool_pre_ping=not self.is_sqlite)
         except ImportError as error:
             hint = ": pip install -r requirements-postgres.txt" if "pg8000" in str(error) else ""
-            raise StoreError(f"{url!r} is no address of a store: {one_line(error)}{hint}") from None
+            raise StoreError(f"{url!r} is no address of a store: {first_line(error)}{hint}") from None
         except SQLAlchemyError as error:
-            raise StoreError(f"{url!r} is no address of a store: {one_line(error)}") from None
+            raise StoreError(f"{url!r} is no address of a store: {first_line(error)}") from None
         sa.event.listen(self._engine, "connect", _tune_sqlite if self.is_sqlite else _tune_server)
         self._process = os.getpid()
         self._ready = False
@@ -193,7 +193,7 @@ def _complaint(error: Exception) -> str:
     cause = getattr(error, "orig", None) or error
     if cause.args and isinstance(cause.args[0], dict):
         return str(cause.args[0].get("M", cause.args[0]))
-    return one_line(cause)
+    return first_line(cause)
 
 
 def _identity(file: Path) -> tuple[int, int] | None:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.monitoring.base.predictions import Window
-from toolkit.monitoring.store.labels import Feedback
-from toolkit.monitoring.store.model_versions import Model
+from toolkit.monitoring.base.predictions import Predictions
+from toolkit.monitoring.store.labels import LabelRows
+from toolkit.monitoring.store.model_versions import ModelVersion
 from toolkit.monitoring.store.predictions import PredictionStore
 
 AT_ONCE = 10_000  # predictions or labels read from the store in one go
@@ -23,13 +23,13 @@ class Events(NamedTuple):
     before each label.
     """
 
-    rows: Window
-    labels: Feedback
+    rows: Predictions
+    labels: LabelRows
     due: NDArray[np.int64]
 
 
 def read_events(
-    store: PredictionStore, model: Model, sequence: int, label: int, until: tuple[int, int]
+    store: PredictionStore, model: ModelVersion, sequence: int, label: int, until: tuple[int, int]
 ) -> Iterator[Events]:
     """Read what followed a prediction and a label, a page at a time.
 
@@ -54,7 +54,7 @@ def read_events(
         known = [math.inf]  # up to which prediction everything has been read
         known += [int(rows.sequence[-1])] if rows.n == AT_ONCE else []
         known += [int(labels.after[-1])] if labels.n == AT_ONCE else []
-        rows = rows.between(0, int(np.searchsorted(rows.sequence, min(*known, last_sequence), side="right")))
+        rows = rows.slice(0, int(np.searchsorted(rows.sequence, min(*known, last_sequence), side="right")))
         labels = labels.take((labels.after <= min(known)) & (labels.number <= last_label))
         if not rows.n and not labels.n:
             return

@@ -11,12 +11,12 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from toolkit.errors import SettingsError, StoreError, one_line
-from toolkit.monitoring.base.ids import show
+from toolkit.errors import SettingsError, StoreError, first_line
+from toolkit.monitoring.base.ids import format_id
 from toolkit.monitoring.stats.performance import BIASED_SOURCES
-from toolkit.monitoring.store.model_versions import Model
+from toolkit.monitoring.store.model_versions import ModelVersion
 from toolkit.monitoring.store.predictions import PredictionStore
-from toolkit.monitoring.store.row_codec import side_by_side
+from toolkit.monitoring.store.row_codec import stack_blobs
 from toolkit.monitoring.store.schema import labels, models, predictions
 
 ENDINGS = (".parquet", ".csv")
@@ -29,7 +29,7 @@ Write = Callable[[dict[str, Any]], None]
 def export(
     store: PredictionStore,
     path: str | Path,
-    model: Model | None,
+    model: ModelVersion | None,
     *,
     since: float | None = None,
     probabilities: bool = False,
@@ -78,13 +78,15 @@ def export(
     return written
 
 
-def _columns(rows: Sequence[sa.Row[Any]], model: Model, names: Sequence[str], scores: Sequence[str]) -> dict[str, Any]:
+def _columns(
+    rows: Sequence[sa.Row[Any]], model: ModelVersion, names: Sequence[str], scores: Sequence[str]
+) -> dict[str, Any]:
     """Rows as columns, n values each; what is not known is None or NaN."""
     classes = dict(enumerate(model.classes))
-    statistics = side_by_side([row.statistic_values for row in rows], "<f4", len(names))  # (n, names)
-    probabilities = side_by_side([row.probabilities for row in rows], "<f2", len(classes))  # (n, K)
+    statistics = stack_blobs([row.statistic_values for row in rows], "<f4", len(names))  # (n, names)
+    probabilities = stack_blobs([row.probabilities for row in rows], "<f2", len(classes))  # (n, K)
     return {
-        "id": [show(row.id) for row in rows],
+        "id": [format_id(row.id) for row in rows],
         "time": _moments([row.time for row in rows]),
         "source": [row.source for row in rows],
         "model_version": [model.version] * len(rows),
@@ -171,6 +173,6 @@ def _writer(target: Path, numbers: Sequence[str]) -> Iterator[Write]:
             yield write
         temporary.replace(target)
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"the export {target} cannot be written: {one_line(error)}") from None
+        raise StoreError(f"the export {target} cannot be written: {first_line(error)}") from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -13,13 +13,13 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from toolkit.cli.safe_names import class_of, shown
-from toolkit.errors import SettingsError, UnknownPrediction, known
-from toolkit.monitoring.base.ids import show
-from toolkit.monitoring.base.predictions import NOTHING
+from toolkit.cli.safe_names import class_name, display_name
+from toolkit.errors import SettingsError, UnknownPrediction, suggest
+from toolkit.monitoring.base.ids import format_id
+from toolkit.monitoring.base.predictions import NO_CLASS
 from toolkit.monitoring.stats.performance import BIASED_SOURCES, DRAWN_SOURCE, drawn_source, is_drawn
 from toolkit.monitoring.store.database import Database
-from toolkit.monitoring.store.model_versions import Model, ModelVersions
+from toolkit.monitoring.store.model_versions import ModelVersion, ModelVersions
 from toolkit.monitoring.store.schema import drawn, labels, models, predictions, rollups
 
 _TYPES: dict[str, Any] = {  # of columns, int64 otherwise
@@ -29,7 +29,7 @@ IDS_AT_ONCE = 500  # databases take a limited number of parameters in one statem
 
 
 @dataclass(frozen=True, eq=False)
-class Feedback:
+class LabelRows:
     """Labels in the order in which they came, as columns.
 
     Parameters
@@ -93,7 +93,7 @@ class Feedback:
         return type(self)(**{name: getattr(self, name)[which] for name in _names(type(self))})
 
 
-def _names(of: type[Feedback]) -> list[str]:
+def _names(of: type[LabelRows]) -> list[str]:
     return [column.name for column in fields(of)]
 
 
@@ -122,12 +122,12 @@ class Labels:
         if not truths:
             return 0
         if not self._database.exists():
-            name = show(next(iter(truths)))
+            name = format_id(next(iter(truths)))
             raise UnknownPrediction(f"there is no prediction {name}: the store {self._database} is empty")
         with self._database.writing() as connection:
             rows = self._changes(connection, truths, source not in BIASED_SOURCES)
             sampled = _drawn_among(connection, rows) if source not in BIASED_SOURCES else set()
-            source = shown(source)
+            source = display_name(source)
             _insert(
                 connection,
                 [
@@ -182,7 +182,7 @@ class Labels:
         changes = []
         for number, name in truths.items():
             if number not in standing:
-                raise UnknownPrediction(f"there is no prediction {show(number)} in the store {self._database}")
+                raise UnknownPrediction(f"there is no prediction {format_id(number)} in the store {self._database}")
             row = standing[number]
             if row.model not in classes:
                 found = sa.select(models.c.classes).where(models.c.number == row.model)
@@ -197,7 +197,7 @@ class Labels:
         rows = self._database.fetch_all(sa.select(sa.func.max(labels.c.number)))
         return (rows[0][0] or 0) if rows else 0
 
-    def since(self, model: Model, number: int, limit: int) -> Feedback:
+    def since(self, model: ModelVersion, number: int, limit: int) -> LabelRows:
         """The first ``limit`` labels of a version from fair sources, above a number, in their order.
 
         Parameters
@@ -227,8 +227,8 @@ class Labels:
                 predictions.c.id,
                 labels.c.prediction,
                 labels.c.label,
-                sa.func.coalesce(before, NOTHING),
-                sa.func.coalesce(predictions.c.predicted, NOTHING),
+                sa.func.coalesce(before, NO_CLASS),
+                sa.func.coalesce(predictions.c.predicted, NO_CLASS),
                 predictions.c.confidence,
                 labels.c.time,
                 labels.c.source,
@@ -242,7 +242,7 @@ class Labels:
         rows = self._database.fetch_all(query.order_by(labels.c.number).limit(limit))
         *integers, confidence, time, source, after, before_it = zip(*rows, strict=True) if rows else [()] * 11
         numbers, ids, sequence, label, replaced, predicted = (np.array(column, np.int64) for column in integers)
-        return Feedback(
+        return LabelRows(
             number=numbers,
             ids=ids,
             sequence=sequence,
@@ -257,7 +257,9 @@ class Labels:
             drawn=np.array(before_it, np.bool_) | np.array([is_drawn(text) for text in source], np.bool_),
         )
 
-    def drawn_between(self, model: Model, first: int, last: int, up_to_label: int | None = None) -> NDArray[np.int64]:
+    def drawn_between(
+        self, model: ModelVersion, first: int, last: int, up_to_label: int | None = None
+    ) -> NDArray[np.int64]:
         """Sequence numbers of the predictions from ``first`` to ``last`` with a label of a drawn sample.
 
         Parameters
@@ -265,7 +267,7 @@ class Labels:
         up_to_label
             Labels above this number are not yet taken into account.
         """
-        query = sa.select(labels.c.prediction).distinct().where(labels.c.prediction.between(first, last))
+        query = sa.select(labels.c.prediction).distinct().where(labels.c.prediction.slice(first, last))
         query = query.where(labels.c.model == self._versions.number(model), from_drawn(labels.c.source))
         if up_to_label is not None:
             query = query.where(labels.c.number <= up_to_label)
@@ -276,10 +278,10 @@ def _index(name: str, classes: Sequence[str]) -> int:
     """Which of the classes is meant, also when accents are written in other code points (NFC, NFD)."""
     if name in classes:
         return classes.index(name)
-    alike = [class_of(known_as) for known_as in classes]
-    if class_of(name) in alike:
-        return alike.index(class_of(name))
-    raise SettingsError(f"there is no class {name!r}; the classes are {known(classes, name)}")
+    alike = [class_name(known_as) for known_as in classes]
+    if class_name(name) in alike:
+        return alike.index(class_name(name))
+    raise SettingsError(f"there is no class {name!r}; the classes are {suggest(classes, name)}")
 
 
 def current_label(up_to_label: int | None = None, *, fair: bool = True) -> sa.Label[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from toolkit.bundle.baseline import Baseline
-from toolkit.errors import BundleError, StoreError, one_line
+from toolkit.errors import BundleError, StoreError, first_line
 from toolkit.monitoring.store.database import Database
 from toolkit.monitoring.store.schema import models
 
@@ -17,7 +17,7 @@ _NEWEST = models.c.served_at.desc().nulls_last(), models.c.number.desc()
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no plain equality: one object is one registration
-class Model:
+class ModelVersion:
     """One model version, as far as the monitor needs to know it.
 
     Parameters
@@ -27,7 +27,7 @@ class Model:
     classes
         Class names in output order.
     baseline
-        What it did on pictures it had never seen.
+        What it did on images it had never seen.
     served_at
         When it went into service, in seconds since 1970; None for a version that merely answers
         beside the served one.
@@ -44,7 +44,7 @@ class ModelVersions:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._numbers: dict[Model, int] = {}
+        self._numbers: dict[ModelVersion, int] = {}
         self._statistics: dict[int, list[str]] = {}  # names of the statistics of each version, as far as known
         database.on_reset(self._forget)
 
@@ -52,14 +52,14 @@ class ModelVersions:
         self._numbers.clear()
         self._statistics.clear()
 
-    def register(self, model: Model) -> int:
+    def register(self, model: ModelVersion) -> int:
         """Make a model version known, or learn its baseline and when it was served; return its number."""
         with self._database.writing() as connection:
             number = self._upsert(connection, model)
         self._numbers[model] = number  # only now: it has been stored
         return number
 
-    def current(self, known: Model | None = None) -> Model | None:
+    def current(self, known: ModelVersion | None = None) -> ModelVersion | None:
         """The version most recently served, else the one most recently seen; None in an empty store.
 
         Parameters
@@ -74,7 +74,7 @@ class ModelVersions:
             return known
         return self.get(found[0].version)
 
-    def get(self, version: str) -> Model | None:
+    def get(self, version: str) -> ModelVersion | None:
         """A version by its name, of several models the one served last; None when it is not in the store."""
         query = sa.select(models).where(models.c.version == version).order_by(*_NEWEST).limit(1)
         rows = self._database.fetch_all(query)
@@ -84,8 +84,8 @@ class ModelVersions:
         try:
             baseline = Baseline.from_bytes(row.baseline) if row.baseline is not None else None
         except BundleError as error:
-            raise StoreError(f"the store {self._database} is damaged: {one_line(error)}") from None
-        model = Model(row.version, tuple(json.loads(row.classes)), baseline, row.served_at)
+            raise StoreError(f"the store {self._database} is damaged: {first_line(error)}") from None
+        model = ModelVersion(row.version, tuple(json.loads(row.classes)), baseline, row.served_at)
         self._numbers[model] = row.number
         return model
 
@@ -94,7 +94,7 @@ class ModelVersions:
         rows = self._database.fetch_all(sa.select(models.c.version).order_by(models.c.number))
         return list(dict.fromkeys(row.version for row in rows))
 
-    def number(self, model: Model) -> int | None:
+    def number(self, model: ModelVersion) -> int | None:
         """The key of a version, None while nothing of it was written."""
         if not self._database.exists():  # which forgets the numbers of a file that is gone
             return None
@@ -123,7 +123,7 @@ class ModelVersions:
 
     # Within the transaction of a caller that calls ``remember`` after it
 
-    def add(self, connection: sa.Connection, model: Model) -> int:
+    def add(self, connection: sa.Connection, model: ModelVersion) -> int:
         """The key of a version, which is registered where it is not known yet."""
         return self._numbers.get(model) or self._upsert(connection, model)
 
@@ -137,12 +137,12 @@ class ModelVersions:
         connection.execute(models.update().where(models.c.number == number).values(statistics=json.dumps(names)))
         return names
 
-    def remember(self, numbers: Mapping[Model, int], statistics: Mapping[int, list[str]]) -> None:
+    def remember(self, numbers: Mapping[ModelVersion, int], statistics: Mapping[int, list[str]]) -> None:
         """Keep what a transaction has added, once it is stored."""
         self._numbers |= numbers
         self._statistics |= statistics
 
-    def _upsert(self, connection: sa.Connection, model: Model) -> int:
+    def _upsert(self, connection: sa.Connection, model: ModelVersion) -> int:
         classes, digest = json.dumps(model.classes), _baseline_digest(model.baseline)
         alike = connection.execute(
             sa.select(models.c.number, models.c.baseline_digest)

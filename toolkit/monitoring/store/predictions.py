@@ -12,15 +12,15 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from toolkit.monitoring.base.predictions import WINDOWS, Window
+from toolkit.monitoring.base.predictions import WINDOWS, Predictions
 from toolkit.monitoring.store.alerts import Alerts
 from toolkit.monitoring.store.database import Database
-from toolkit.monitoring.store.labels import IDS_AT_ONCE, Feedback, Labels, current_label
-from toolkit.monitoring.store.model_versions import Model, ModelVersions
-from toolkit.monitoring.store.row_codec import Prediction, pack, statistic_names, unpack
+from toolkit.monitoring.store.labels import IDS_AT_ONCE, LabelRows, Labels, current_label
+from toolkit.monitoring.store.model_versions import ModelVersion, ModelVersions
+from toolkit.monitoring.store.row_codec import LoggedPrediction, pack, statistic_names, unpack
 from toolkit.monitoring.store.schema import labels, predictions, schema_version
 
-__all__ = ["Feedback", "Model", "Prediction", "PredictionStore"]
+__all__ = ["LabelRows", "LoggedPrediction", "ModelVersion", "PredictionStore"]
 
 ALERT_SOURCES = 5  # names of images that an alert is about
 ROWS_AT_ONCE = 10_000  # rows turned into arrays at a time, so that long windows need no second copy
@@ -72,14 +72,14 @@ class PredictionStore:
 
     # Writing
 
-    def write(self, batch: Sequence[Prediction]) -> int:
+    def write(self, batch: Sequence[LoggedPrediction]) -> int:
         """Store predictions in one transaction; return how many are new.
 
         An id that is in the store already is left as it is.
         """
         if not batch:
             return 0
-        numbers: dict[Model, int] = {}
+        numbers: dict[ModelVersion, int] = {}
         names: dict[int, list[str]] = {}
         rows: list[tuple[Any, ...]] = [()] * len(batch)
         with self.database.writing() as connection:
@@ -94,7 +94,7 @@ class PredictionStore:
         self.versions.remember(numbers, names)
         return new
 
-    def sources_about(self, model: Model, metric: str, window: str, until: int, up_to_label: int) -> list[str]:
+    def sources_about(self, model: ModelVersion, metric: str, window: str, until: int, up_to_label: int) -> list[str]:
         """Names of a few images that an alert is about, the latest first.
 
         Those that a label has found wrong, or whose answer was not finite; any, for an alert of distributions.
@@ -154,7 +154,7 @@ class PredictionStore:
         rows = self.database.fetch_all(sa.select(schema_version.c.name, *last))
         return (rows[0].name, rows[0].latest, rows[0].newest_label) if rows else None
 
-    def window(self, model: Model, last: int | None = None, *, statistics: bool = True) -> Window:
+    def window(self, model: ModelVersion, last: int | None = None, *, statistics: bool = True) -> Predictions:
         """The latest predictions of a version with their current labels, oldest first.
 
         Parameters
@@ -166,16 +166,16 @@ class PredictionStore:
         """
         number = self.versions.number(model)
         if number is None:
-            return Window.empty(model.classes)
+            return Predictions.empty(model.classes)
         query = _rows(number, None, blobs=statistics).order_by(predictions.c.sequence.desc()).limit(last)
         with self.database.reading() as connection:
             parts = [
                 self._unpacked(connection, model, number, rows[::-1])
                 for rows in connection.execute(query).partitions(ROWS_AT_ONCE)
             ]
-        return Window.joined(parts[::-1]) if parts else Window.empty(model.classes)
+        return Predictions.joined(parts[::-1]) if parts else Predictions.empty(model.classes)
 
-    def rows_since(self, model: Model, sequence: int, limit: int, up_to_label: int | None = None) -> Window:
+    def rows_since(self, model: ModelVersion, sequence: int, limit: int, up_to_label: int | None = None) -> Predictions:
         """The first ``limit`` predictions of a version above a sequence number, oldest first.
 
         Parameters
@@ -188,17 +188,19 @@ class PredictionStore:
         """
         number = self.versions.number(model)
         if number is None:
-            return Window.empty(model.classes)
+            return Predictions.empty(model.classes)
         query = _rows(number, up_to_label, blobs=True).where(predictions.c.sequence > sequence)
         with self.database.reading() as connection:
             rows = connection.execute(query.order_by(predictions.c.sequence).limit(limit)).all()
-            window = self._unpacked(connection, model, number, rows) if rows else Window.empty(model.classes)
+            window = self._unpacked(connection, model, number, rows) if rows else Predictions.empty(model.classes)
         if not window.n_labels:
             return window
         sampled = self.labels.drawn_between(model, int(window.sequence[0]), int(window.sequence[-1]), up_to_label)
         return replace(window, drawn=np.isin(window.sequence, sampled))
 
-    def _unpacked(self, connection: sa.Connection, model: Model, number: int, rows: Sequence[sa.Row[Any]]) -> Window:
+    def _unpacked(
+        self, connection: sa.Connection, model: ModelVersion, number: int, rows: Sequence[sa.Row[Any]]
+    ) -> Predictions:
         longest = max((len(row[-1] or b"") for row in rows), default=0) // 4 if len(rows[0]) > 8 else 0
         return unpack(model.classes, rows, self.versions.statistics(connection, number, longest))
 

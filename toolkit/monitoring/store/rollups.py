@@ -14,8 +14,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from toolkit.errors import SettingsError
-from toolkit.monitoring.base.predictions import WINDOWS, Window
-from toolkit.monitoring.store.model_versions import Model
+from toolkit.monitoring.base.predictions import WINDOWS, Predictions
+from toolkit.monitoring.store.model_versions import ModelVersion
 from toolkit.monitoring.store.predictions import PredictionStore
 from toolkit.monitoring.store.schema import labels, models, predictions, rollups
 
@@ -60,7 +60,7 @@ class Rollup:
     counts: bytes
 
 
-def read_rollups(store: PredictionStore, model: Model) -> list[Rollup]:
+def read_rollups(store: PredictionStore, model: ModelVersion) -> list[Rollup]:
     """The rollups of a version, oldest first.
 
     Examples
@@ -80,7 +80,7 @@ def read_rollups(store: PredictionStore, model: Model) -> list[Rollup]:
 
 
 def write_due_rollups(
-    store: PredictionStore, model: Model, make: Callable[[Window], bytes], at_most: int | None = None
+    store: PredictionStore, model: ModelVersion, make: Callable[[Predictions], bytes], at_most: int | None = None
 ) -> int:
     """Write the rollups that are due, and those again that lack a label; return how many.
 
@@ -125,7 +125,7 @@ def _is_complete(store: PredictionStore, model: int, after: int) -> bool:
     return bool(store.database.fetch_all(query.order_by(predictions.c.sequence).offset(ROLLUP_SIZE - 1).limit(1)))
 
 
-def _write(store: PredictionStore, model: int, place: int, rows: Window, last_label: int, counts: bytes) -> None:
+def _write(store: PredictionStore, model: int, place: int, rows: Predictions, last_label: int, counts: bytes) -> None:
     """Write a rollup unless another process has written it with more labels."""
     first, last = int(rows.sequence[0]), int(rows.sequence[-1])
     key = rollups.c.model == model, rollups.c.number == place
@@ -133,7 +133,7 @@ def _write(store: PredictionStore, model: int, place: int, rows: Window, last_la
         newer = (
             sa.select(labels.c.number)
             .join(predictions)
-            .where(labels.c.model == model, labels.c.number > last_label, labels.c.prediction.between(first, last))
+            .where(labels.c.model == model, labels.c.number > last_label, labels.c.prediction.slice(first, last))
         )
         values = {"last_label": last_label, "counts": counts}
         values["stale"] = connection.execute(newer.limit(1)).first() is not None
@@ -149,7 +149,7 @@ def _write(store: PredictionStore, model: int, place: int, rows: Window, last_la
 # Merging
 
 
-def merge_old_rollups(store: PredictionStore, model: Model, add: Callable[[bytes, bytes], bytes]) -> int:
+def merge_old_rollups(store: PredictionStore, model: ModelVersion, add: Callable[[bytes, bytes], bytes]) -> int:
     """Make one rollup out of each ten old ones whose rows are deleted; return how many were made.
 
     Of each size the last hundred stay, so that there are about a hundred for each factor of ten.
@@ -272,7 +272,7 @@ def _oldest_with_rows(store: PredictionStore, model: int) -> sa.Row[Any] | None:
 def _delete_rows(store: PredictionStore, rollup: sa.Row[Any]) -> int:
     """Delete the rows of a rollup, unless a label has just come for one of them; return how many."""
     key = rollups.c.model == rollup.model, rollups.c.number == rollup.number
-    inside = predictions.c.model == rollup.model, predictions.c.sequence.between(rollup.first, rollup.last)
+    inside = predictions.c.model == rollup.model, predictions.c.sequence.slice(rollup.first, rollup.last)
     started = time.monotonic()
     with store.database.writing() as connection:
         release = rollups.update().where(*key, rollups.c.has_rows, sa.not_(rollups.c.stale)).values(has_rows=False)

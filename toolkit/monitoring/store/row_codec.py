@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.monitoring.base.predictions import NOTHING, Window
-from toolkit.monitoring.store.model_versions import Model
+from toolkit.monitoring.base.predictions import NO_CLASS, Predictions
+from toolkit.monitoring.store.model_versions import ModelVersion
 
 _NAN = b"\xff"  # two of these bytes are a float16 that is not a number, four a float32
 
 
-class Prediction(NamedTuple):
+class LoggedPrediction(NamedTuple):
     """One answer of a model, on its way into the store.
 
     Parameters
@@ -23,19 +23,19 @@ class Prediction(NamedTuple):
     probabilities
         (K,) float16, as they will be stored and as they are counted.
     source
-        What finds the image again, as ``source_name`` makes it.
+        What finds the image again, as ``image_name`` makes it.
     """
 
     id: int
     time: float
-    model: Model
+    model: ModelVersion
     probabilities: NDArray[np.float16]
     statistics: Mapping[str, float] = MappingProxyType({})
     latency_ms: float | None = None
     source: str | None = None
 
 
-def pack(batch: Sequence[Prediction], number: int, names: Sequence[str]) -> list[tuple[Any, ...]]:
+def pack(batch: Sequence[LoggedPrediction], number: int, names: Sequence[str]) -> list[tuple[Any, ...]]:
     """Predictions of one model as tuples for the table, in its order of columns without the sequence.
 
     Parameters
@@ -65,7 +65,7 @@ def pack(batch: Sequence[Prediction], number: int, names: Sequence[str]) -> list
     ]
 
 
-def statistic_names(batch: Sequence[Prediction]) -> list[str]:
+def statistic_names(batch: Sequence[LoggedPrediction]) -> list[str]:
     """The names of all statistics that have a finite value in a batch, in the order in which they come.
 
     >>> model = Model("1", ("cat", "dog"))
@@ -76,7 +76,7 @@ def statistic_names(batch: Sequence[Prediction]) -> list[str]:
     return [name for name in given if any(np.isfinite(one.statistics.get(name, np.nan)) for one in batch)]
 
 
-def _statistics(batch: Sequence[Prediction], names: Sequence[str]) -> list[bytes | None]:
+def _statistics(batch: Sequence[LoggedPrediction], names: Sequence[str]) -> list[bytes | None]:
     if not names:
         return [None] * len(batch)
     absent = float("nan")
@@ -97,7 +97,7 @@ def _number(value: float | None) -> float | None:
     return None if value is None else float(value)
 
 
-def unpack(classes: tuple[str, ...], rows: Sequence[Sequence[Any]], names: Sequence[str]) -> Window:
+def unpack(classes: tuple[str, ...], rows: Sequence[Sequence[Any]], names: Sequence[str]) -> Predictions:
     """Rows of the table as columns.
 
     Parameters
@@ -110,9 +110,9 @@ def unpack(classes: tuple[str, ...], rows: Sequence[Sequence[Any]], names: Seque
     """
     sequence, ids, time, predicted, confidence, label, latency, *blobs = zip(*rows, strict=True)
     more: dict[str, Any] = (
-        {"probabilities": side_by_side(blobs[0], "<f2", len(classes)).astype(np.float16, copy=False)} if blobs else {}
+        {"probabilities": stack_blobs(blobs[0], "<f2", len(classes)).astype(np.float16, copy=False)} if blobs else {}
     )
-    return Window(
+    return Predictions(
         classes,
         time=np.array(time, np.float64),
         predicted=_or_nothing(predicted),
@@ -127,16 +127,16 @@ def unpack(classes: tuple[str, ...], rows: Sequence[Sequence[Any]], names: Seque
 
 
 def _or_nothing(numbers: Sequence[int | None]) -> NDArray[np.int64]:
-    return np.array([NOTHING if number is None else number for number in numbers], np.int64)
+    return np.array([NO_CLASS if number is None else number for number in numbers], np.int64)
 
 
 def _columns(blobs: Sequence[bytes | None], names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
     """The statistics that any of the rows has."""
-    values = np.ascontiguousarray(side_by_side(blobs, "<f4", len(names)).T, np.float32)  # (names, n)
+    values = np.ascontiguousarray(stack_blobs(blobs, "<f4", len(names)).T, np.float32)  # (names, n)
     return {name: column for name, column in zip(names, values, strict=True) if not np.isnan(column).all()}
 
 
-def side_by_side(blobs: Sequence[bytes | None], kind: str, width: int) -> NDArray[Any]:
+def stack_blobs(blobs: Sequence[bytes | None], kind: str, width: int) -> NDArray[Any]:
     """The numbers in each blob as a row: (n, width), NaN where a blob is shorter or None.
 
     Parameters

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import SettingsError
-from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.stats import hypothesis_tests
-from toolkit.monitoring.windows.label_bias import label_sample
-from toolkit.monitoring.windows.reference import Yardstick
-from toolkit.monitoring.windows.summary import Counts
+from toolkit.monitoring.windows.label_bias import label_bias
+from toolkit.monitoring.windows.reference import ReferenceBins
+from toolkit.monitoring.windows.summary import WindowSummary
 from toolkit.statistics.intervals import holm
 
 HALF_PRECISION_STEP = 2.0**-11  # between neighbouring float16 just below 1, the coarsest a confidence is stored
@@ -101,12 +101,12 @@ class DriftReport:
     @property
     def drifted(self) -> bool | None:
         """Whether what the model answers has changed; None while there is too little data."""
-        return _any(result.drifted for result in self.results if result.family == "model")
+        return _any_or_none(result.drifted for result in self.results if result.family == "model")
 
     @property
     def input_drifted(self) -> bool | None:
-        """Whether the pictures have changed; None while there is too little data."""
-        return _any(result.drifted for result in self.results if result.family == "input")
+        """Whether the images have changed; None while there is too little data."""
+        return _any_or_none(result.drifted for result in self.results if result.family == "input")
 
     def to_dict(self) -> dict[str, Any]:
         """The report, ready for JSON."""
@@ -147,8 +147,8 @@ class DriftReport:
         return f"Model version {self.model_version}: {len(found)} of {len(told)} tests found drift{waiting}."
 
 
-def compare(
-    window: Counts, yardstick: Yardstick, limits: Limits, name: str, alpha: float | None = None
+def run_tests(
+    window: WindowSummary, yardstick: ReferenceBins, limits: Thresholds, name: str, alpha: float | None = None
 ) -> list[DriftResult]:
     """Run all tests on one window.
 
@@ -202,16 +202,16 @@ def compare(
         "softmax_distribution": (limits.ks, _softmax),
         "accuracy": (limits.warning, _accuracy),
     }
-    if window.yardstick != yardstick.name:
+    if window.bins != yardstick.fingerprint:
         raise SettingsError("counts can be compared with the yardstick alone that they were made with")
-    sides = _Sides.of(window, yardstick, limits, name)
+    sides = _Comparison.of(window, yardstick, limits, name)
     model = [_answer(sides, metric, *test) for metric, test in tests.items()]
     first = 1 + len(yardstick.classes)
     inputs = [_input(sides, first + index) for index in range(len(yardstick.statistics))]
-    return judge(model, alpha or limits.alpha) + judge(inputs, alpha or limits.alpha)
+    return correct_and_decide(model, alpha or limits.alpha) + correct_and_decide(inputs, alpha or limits.alpha)
 
 
-def judge(results: Iterable[DriftResult], alpha: float) -> list[DriftResult]:
+def correct_and_decide(results: Iterable[DriftResult], alpha: float) -> list[DriftResult]:
     """Correct the p-values of one family for each other, and say which changes are drift."""
     results = list(results)
     tested = [result for result in results if result.p_value is not None]
@@ -231,7 +231,7 @@ def judge(results: Iterable[DriftResult], alpha: float) -> list[DriftResult]:
 
 
 @dataclass(frozen=True)
-class _Sides:
+class _Comparison:
     """A window and the reference beside each other, with what several tests need of them.
 
     ``gaps`` (Q,) is KS D of each quantity, ``given`` and ``usual`` (Q,) are how many values there are of
@@ -239,18 +239,18 @@ class _Sides:
     Without a reference that side is empty.
     """
 
-    now: Counts
-    reference: Counts
-    yardstick: Yardstick
-    limits: Limits
+    now: WindowSummary
+    reference: WindowSummary
+    bins: ReferenceBins
+    thresholds: Thresholds
     window: str
-    gaps: NDArray[np.float64]
+    ks: NDArray[np.float64]
     given: NDArray[np.int64]
     usual: NDArray[np.int64]
     kept: float
 
     @classmethod
-    def of(cls, now: Counts, yardstick: Yardstick, limits: Limits, window: str) -> "_Sides":
+    def of(cls, now: WindowSummary, yardstick: ReferenceBins, limits: Thresholds, window: str) -> "_Comparison":
         reference = yardstick.reference or yardstick.empty()
         given, usual = (counts.n - counts.cells[yardstick.missing] for counts in (now, reference))
         sizes = np.diff(yardstick.starts)
@@ -258,64 +258,64 @@ class _Sides:
         differences -= reference.cells / np.repeat(np.maximum(usual, 1), sizes)
         differences[yardstick.missing] = 0
         differences[np.repeat((given == 0) | (usual == 0), sizes)] = 0
-        gaps = hypothesis_tests.largest_gaps(differences, yardstick.starts[:-1])
+        gaps = hypothesis_tests.ks_statistics(differences, yardstick.starts[:-1])
         kept = now.effective / now.finite if now.finite else 1.0
         return cls(now, reference, yardstick, limits, window, gaps, given, usual, kept)
 
     def p_value(self, quantity: int) -> float:
         """Chance of a KS gap like that of a quantity without drift."""
         n = max(1.0, self.kept * float(self.given[quantity]))
-        return hypothesis_tests.gap_p_value(float(self.gaps[quantity]), n, float(self.usual[quantity]))
+        return hypothesis_tests.ks_p_value(float(self.ks[quantity]), n, float(self.usual[quantity]))
 
     def psi(self, quantity: int) -> float:
         """Population stability index of a quantity in tenths of the reference."""
-        groups, usual = self.yardstick.tenths[quantity]
-        now = np.bincount(groups, self.now.cells[self.yardstick.cells(quantity)])
+        groups, usual = self.bins.deciles[quantity]
+        now = np.bincount(groups, self.now.cells[self.bins.bin_slice(quantity)])
         return hypothesis_tests.population_stability_index(now, usual)
 
     def medians(self, quantity: int) -> str:
-        now = self.yardstick.quantile(self.now, quantity, 0.5)
-        return f"median {_number(self.yardstick.medians[quantity])} -> {_number(now)}"
+        now = self.bins.quantile(self.now, quantity, 0.5)
+        return f"median {_number(self.bins.medians[quantity])} -> {_number(now)}"
 
     def widest(self, quantity: int) -> str:
         """Where the two distributions are farthest apart."""
-        cells = self.yardstick.cells(quantity)
+        cells = self.bins.bin_slice(quantity)
         upto = [np.cumsum(counts.cells[cells]) / counts.cells[cells].sum() for counts in (self.reference, self.now)]
         place = int(np.abs(upto[1] - upto[0]).argmax())
         before, after = (1 - each[place] for each in upto)
-        return f"above {_number(self.yardstick.values(quantity)[place])} in {before:.1%} -> {after:.1%}"
+        return f"above {_number(self.bins.values(quantity)[place])} in {before:.1%} -> {after:.1%}"
 
 
-_Test = Callable[[_Sides, DriftResult], DriftResult]
+_Test = Callable[[_Comparison, DriftResult], DriftResult]
 
 
-def _answer(sides: _Sides, metric: str, minimum: float, test: _Test) -> DriftResult:
+def _answer(sides: _Comparison, metric: str, minimum: float, test: _Test) -> DriftResult:
     """A test of what the model answers, if there is enough to test."""
-    needed, cases = sides.limits.minimum_predictions, sides.now.finite
+    needed, cases = sides.thresholds.minimum_predictions, sides.now.finite
     if metric == "accuracy":
-        needed, cases = sides.limits.minimum_labels, sides.now.n_labels
+        needed, cases = sides.thresholds.minimum_labels, sides.now.n_labels
     size = sides.reference.n
     blank = DriftResult(metric, "model", sides.window, cases, size, minimum)
     return test(sides, blank) if min(cases, size) >= needed else blank
 
 
-def _confidences(sides: _Sides, blank: DriftResult) -> DriftResult:
-    return _gap(sides, blank, 0, sides.p_value(0))
+def _confidences(sides: _Comparison, blank: DriftResult) -> DriftResult:
+    return _ks(sides, blank, 0, sides.p_value(0))
 
 
-def _softmax(sides: _Sides, blank: DriftResult) -> DriftResult:
-    k = len(sides.yardstick.classes)
-    if sides.given[1] < sides.limits.minimum_predictions:  # answers were logged, probabilities were not
+def _softmax(sides: _Comparison, blank: DriftResult) -> DriftResult:
+    k = len(sides.bins.classes)
+    if sides.given[1] < sides.thresholds.minimum_predictions:  # answers were logged, probabilities were not
         return blank
-    worst = 1 + int(sides.gaps[1 : k + 1].argmax())
-    result = _gap(sides, blank, worst, hypothesis_tests.bonferroni(sides.p_value(worst), k))
-    name = sides.yardstick.classes[worst - 1]
+    worst = 1 + int(sides.ks[1 : k + 1].argmax())
+    result = _ks(sides, blank, worst, hypothesis_tests.bonferroni(sides.p_value(worst), k))
+    name = sides.bins.classes[worst - 1]
     return replace(result, detail=f"most of all {name!r}: {sides.widest(worst)}")
 
 
-def _gap(sides: _Sides, blank: DriftResult, quantity: int, p_value: float) -> DriftResult:
+def _ks(sides: _Comparison, blank: DriftResult, quantity: int, p_value: float) -> DriftResult:
     """A KS test of one quantity."""
-    gap = float(sides.gaps[quantity])
+    gap = float(sides.ks[quantity])
     return replace(
         blank,
         statistic=gap,
@@ -327,12 +327,12 @@ def _gap(sides: _Sides, blank: DriftResult, quantity: int, p_value: float) -> Dr
     )
 
 
-def _classes(sides: _Sides, blank: DriftResult) -> DriftResult:
+def _classes(sides: _Comparison, blank: DriftResult) -> DriftResult:
     now, usual = sides.now.classes, sides.reference.classes
     outcome = hypothesis_tests.chi_square(now * sides.kept, usual)
     before, after = usual / usual.sum(), now / now.sum()
     changed = np.argsort(-np.abs(after - before), kind="stable")[:SHOWN_CLASSES]
-    names = sides.yardstick.classes
+    names = sides.bins.classes
     return replace(
         blank,
         statistic=outcome.statistic,
@@ -344,7 +344,7 @@ def _classes(sides: _Sides, blank: DriftResult) -> DriftResult:
     )
 
 
-def _mean_confidence(sides: _Sides, blank: DriftResult) -> DriftResult:
+def _mean_confidence(sides: _Comparison, blank: DriftResult) -> DriftResult:
     now, usual = sides.now.confidence, sides.reference.confidence
     scaled = now._replace(n=sides.now.effective)
     outcome, shift = hypothesis_tests.mean_shift(scaled, usual, HALF_PRECISION_STEP)
@@ -358,14 +358,14 @@ def _mean_confidence(sides: _Sides, blank: DriftResult) -> DriftResult:
     )
 
 
-def _accuracy(sides: _Sides, blank: DriftResult) -> DriftResult:
-    usual, sample = sides.reference, label_sample(sides.now, sides.reference, sides.limits)
-    if sample is None or sample.effective_n < sides.limits.minimum_labels:
+def _accuracy(sides: _Comparison, blank: DriftResult) -> DriftResult:
+    usual, sample = sides.reference, label_bias(sides.now, sides.reference, sides.thresholds)
+    if sample is None or sample.effective_n < sides.thresholds.minimum_labels:
         return blank
-    counted = sample.best * sample.best_n, sample.best_n, usual.right, usual.n
-    outcome = hypothesis_tests.proportion_drop(*counted)
-    before, after = usual.right / usual.n, sample.accuracy
-    certain = hypothesis_tests.drop_lower_bound(*counted, sides.limits.confidence)
+    counted = sample.best * sample.best_n, sample.best_n, usual.n_correct, usual.n
+    outcome = hypothesis_tests.accuracy_drop_test(*counted)
+    before, after = usual.n_correct / usual.n, sample.accuracy
+    certain = hypothesis_tests.degradation_lower_bound(*counted, sides.thresholds.confidence)
     sure = f", drop of at least {certain:.1%} certain" if certain >= 0.001 else ""
     note = f"; {sample.note}" if sample.fair is False else ""
     return replace(
@@ -373,22 +373,22 @@ def _accuracy(sides: _Sides, blank: DriftResult) -> DriftResult:
         n=sample.n,
         statistic=outcome.statistic,
         p_value=outcome.p_value,
-        effect=1 - after / before if usual.right else 0.0,
+        effect=1 - after / before if usual.n_correct else 0.0,
         detail=f"{before:.1%} -> {after:.1%}{sure}{note}",
         n_effective=sample.effective_n,
     )
 
 
-def _input(sides: _Sides, quantity: int) -> DriftResult:
+def _input(sides: _Comparison, quantity: int) -> DriftResult:
     """A test of one input statistic, if it was given often enough."""
     n, size = int(sides.given[quantity]), int(sides.usual[quantity])
-    name = sides.yardstick.quantities[quantity]
-    blank = DriftResult(name, "input", sides.window, n, size, sides.limits.ks)
-    enough = min(n, size) >= sides.limits.minimum_predictions
-    return _gap(sides, blank, quantity, sides.p_value(quantity)) if enough else blank
+    name = sides.bins.quantities[quantity]
+    blank = DriftResult(name, "input", sides.window, n, size, sides.thresholds.ks)
+    enough = min(n, size) >= sides.thresholds.minimum_predictions
+    return _ks(sides, blank, quantity, sides.p_value(quantity)) if enough else blank
 
 
-def _any(verdicts: Iterable[bool | None]) -> bool | None:
+def _any_or_none(verdicts: Iterable[bool | None]) -> bool | None:
     """True when one is true, None when none could be given."""
     given = [verdict for verdict in verdicts if verdict is not None]
     return any(given) if given else None

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.cli.commands import command_line
-from toolkit.monitoring.base.thresholds import LEVELS, Limits
-from toolkit.monitoring.stats.hypothesis_tests import chi_square, drop_lower_bound, total_variation
-from toolkit.monitoring.windows.summary import BANDS, Counts
+from toolkit.monitoring.base.thresholds import LEVELS, Thresholds
+from toolkit.monitoring.stats.hypothesis_tests import chi_square, degradation_lower_bound, total_variation
+from toolkit.monitoring.windows.summary import BANDS, WindowSummary
 from toolkit.statistics.intervals import Interval, wilson
 
 SURE = 0.001  # chance that a fair sample is taken for an unfair one
@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class LabelSample:
+class LabelBias:
     """The labelled predictions of a window that its accuracy is told from.
 
     Parameters
@@ -72,7 +72,7 @@ class LabelSample:
         """What a reader must know of them, as a clause; empty when they are a fair sample that was drawn.
 
         >>> half = Interval(0.4, 0.6)
-        >>> LabelSample("chosen", True, 60, 0.5, 0.5, half, 60, 60, 0.5, 60, "", "critical").note
+        >>> LabelBias("chosen", True, 60, 0.5, 0.5, half, 60, 60, 0.5, 60, "", "critical").note
         'labels of a choice of your own, which confirm no more than critical: see python monitoring.py labels'
         """
         confirms = "nothing" if self.may_confirm == LEVELS[0] else f"no more than {self.may_confirm}"
@@ -88,7 +88,7 @@ class LabelSample:
         return ""
 
 
-def labels_worth(counts: Counts, n: int | None = None) -> float:
+def effective_labels(counts: WindowSummary, n: int | None = None) -> float:
     """How many independent labels the labels of a window are worth, when its predictions come in bursts.
 
     Predictions that are worth 1 / d each are labels that are worth 1 / d each when all are labelled. Of a
@@ -110,7 +110,7 @@ def labels_worth(counts: Counts, n: int | None = None) -> float:
     return n / (1 + min(1.0, n / counts.finite) * (apiece - 1))
 
 
-def label_sample(counts: Counts, reference: Counts | None, limits: Limits) -> LabelSample | None:
+def label_bias(counts: WindowSummary, reference: WindowSummary | None, limits: Thresholds) -> LabelBias | None:
     """The labels of a window and what they can bear; None when there is none.
 
     Labels of a drawn sample count alone, as soon as there are enough of them: those of another choice
@@ -132,11 +132,11 @@ def label_sample(counts: Counts, reference: Counts | None, limits: Limits) -> La
     if not counts.n_labels:
         return None
     _, labelled, right, drawn, drawn_right = counts.strata
-    n, hits, kind = counts.n_labels, counts.right, "chosen" if counts.n_labels < counts.finite else "all"
+    n, hits, kind = counts.n_labels, counts.n_correct, "chosen" if counts.n_labels < counts.finite else "all"
     if not limits.trust_labels and drawn.sum() >= limits.minimum_labels:
         labelled, right, kind = drawn, drawn_right, "drawn"
         n, hits = int(drawn.sum()), int(drawn_right.sum())
-    told, worth = hits / n, labels_worth(counts, n)
+    told, worth = hits / n, effective_labels(counts, n)
     accuracy, interval, accuracy_n, best, best_n = told, wilson(told * worth, worth), worth, told, worth
     axes = {} if limits.trust_labels else _differences(counts, labelled, worth / n, limits)
     if axes:
@@ -145,28 +145,32 @@ def label_sample(counts: Counts, reference: Counts | None, limits: Limits) -> La
         )
     interval = Interval(min(interval.low, accuracy), max(interval.high, accuracy))  # whatever rounding does
     fair = None if axes is None else not axes
-    bears = _bears(kind, fair, counts, reference, limits)
-    return LabelSample(
+    bears = _can_confirm(kind, fair, counts, reference, limits)
+    return LabelBias(
         kind, fair, n, told, accuracy, interval, worth, accuracy_n, best, best_n,
         next(iter(axes.values())) if axes else "", bears,
     )  # fmt: skip
 
 
-def _bears(kind: str, fair: bool | None, counts: Counts, reference: Counts | None, limits: Limits) -> str:
+def _can_confirm(
+    kind: str, fair: bool | None, counts: WindowSummary, reference: WindowSummary | None, limits: Thresholds
+) -> str:
     """The worst level that labels can confirm."""
     if limits.trust_labels or (kind == "drawn" and fair):
         return LEVELS[-1]
     least = LEVELS[-2] if fair else LEVELS[0]
-    if reference is None or not reference.right:
+    if reference is None or not reference.n_correct:
         return least
     # What holds even if every prediction without a label was right holds whoever chose the labels.
-    worst = (counts.right + counts.finite - counts.n_labels) / counts.finite
-    worth = labels_worth(counts, counts.finite)
-    certain = drop_lower_bound(worst * worth, worth, reference.right, reference.n, limits.confidence)
+    worst = (counts.n_correct + counts.finite - counts.n_labels) / counts.finite
+    worth = effective_labels(counts, counts.finite)
+    certain = degradation_lower_bound(worst * worth, worth, reference.n_correct, reference.n, limits.confidence)
     return max(least, limits.level(certain), key=limits.severity)
 
 
-def _differences(counts: Counts, labelled: NDArray[np.int64], scale: float, limits: Limits) -> dict[int, str] | None:
+def _differences(
+    counts: WindowSummary, labelled: NDArray[np.int64], scale: float, limits: Thresholds
+) -> dict[int, str] | None:
     """Where labelled predictions differ from all: axis (0 confidence, 1 class) to a clause; None if not known.
 
     Two chi-square tests of the labelled and the other predictions, Bonferroni over them; a difference of
@@ -201,11 +205,11 @@ def _described(axis: int, told: Floats, whole: Floats) -> str:
 
 
 def _weighted(
-    counts: Counts,
+    counts: WindowSummary,
     labelled: NDArray[np.int64],
     right: NDArray[np.int64],
     scale: float,
-    reference: Counts | None,
+    reference: WindowSummary | None,
     axes: tuple[int, ...],
 ) -> tuple[float, Interval, float, float, float]:
     """Post-stratified accuracy, its interval and what it is worth; the accuracy at best, and what that is worth."""
@@ -219,7 +223,7 @@ def _weighted(
     usual = np.full(len(shares), 0.5)
     if reference is not None and reference.n_labels:
         seen = strata(reference.strata[1])
-        usual = (strata(reference.strata[2]) + reference.right / reference.n_labels) / (seen + 1)
+        usual = (strata(reference.strata[2]) + reference.n_correct / reference.n_labels) / (seen + 1)
     weight = shares / (told + USUAL_LABELS)
     accuracy, best, least = (
         float(weight @ (hits + USUAL_LABELS * rest)) for rest in (usual, np.ones_like(usual), np.zeros_like(usual))

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from toolkit.bundle.baseline import CalibrationBins
-from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.stats import performance
-from toolkit.monitoring.windows.label_bias import LabelSample, label_sample, labels_worth
-from toolkit.monitoring.windows.reference import Yardstick
-from toolkit.monitoring.windows.summary import STEPS, Counts
+from toolkit.monitoring.windows.label_bias import LabelBias, effective_labels, label_bias
+from toolkit.monitoring.windows.reference import ReferenceBins
+from toolkit.monitoring.windows.summary import STEPS, WindowSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class EstimatedAccuracy(Degradation):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelsUsed:
-    """The labels that accuracy is measured by; see ``sampling.LabelSample``.
+    """The labels that accuracy is measured by; see ``sampling.LabelBias``.
 
     Parameters
     ----------
@@ -184,10 +184,10 @@ class WindowMetrics:
         return asdict(self)
 
 
-def measure(
-    counts: Counts,
-    yardstick: Yardstick,
-    limits: Limits,
+def window_metrics(
+    counts: WindowSummary,
+    yardstick: ReferenceBins,
+    limits: Thresholds,
     window: str = "",
     model_version: str | None = None,
     evidence: Mapping[str, float | None] | None = None,
@@ -216,9 +216,9 @@ def measure(
     answered, confidence = counts.finite, counts.confidence
     shares = counts.classes / max(answered, 1)
     span = counts.until - counts.since
-    worth = labels_worth(counts)
-    sample = label_sample(counts, yardstick.reference, limits)
-    labelled = performance.quality(counts.confusion_matrix, worth)
+    worth = effective_labels(counts)
+    sample = label_bias(counts, yardstick.reference, limits)
+    labelled = performance.classification_metrics(counts.confusion_matrix, worth)
     labelled |= performance.calibration(calibration_of(counts), worth)
     del labelled["calibration_curve"]
     if sample is not None:
@@ -243,7 +243,7 @@ def measure(
     )
 
 
-def _labels_used(sample: LabelSample, counts: Counts) -> LabelsUsed:
+def _labels_used(sample: LabelBias, counts: WindowSummary) -> LabelsUsed:
     return LabelsUsed(
         kind=sample.kind,
         fair=sample.fair,
@@ -256,11 +256,11 @@ def _labels_used(sample: LabelSample, counts: Counts) -> LabelsUsed:
     )
 
 
-def degradation(counts: Counts, yardstick: Yardstick, limits: Limits) -> Degradation:
+def degradation(counts: WindowSummary, yardstick: ReferenceBins, limits: Thresholds) -> Degradation:
     """The relative drop of accuracy by the labels of a set of predictions."""
     usual = yardstick.reference
-    right, n = (usual.right, usual.n) if usual else (0, 0)
-    sample = label_sample(counts, usual, limits)
+    right, n = (usual.n_correct, usual.n) if usual else (0, 0)
+    sample = label_bias(counts, usual, limits)
     if sample is None:
         return Degradation(**performance.degradation(0, 0, right, n, limits))
     found = performance.degradation(
@@ -270,16 +270,16 @@ def degradation(counts: Counts, yardstick: Yardstick, limits: Limits) -> Degrada
     return Degradation(**found)
 
 
-def estimate(counts: Counts, yardstick: Yardstick, limits: Limits) -> EstimatedAccuracy | None:
+def estimate(counts: WindowSummary, yardstick: ReferenceBins, limits: Thresholds) -> EstimatedAccuracy | None:
     """The accuracy of a set of predictions that no label has confirmed; None without a reference."""
     estimator = yardstick.estimator
     if estimator is None:
         return None
-    found = estimator.summary(counts.scored, counts.finite, counts.effective)
+    found = estimator.from_sums(counts.scored, counts.finite, counts.effective)
     return EstimatedAccuracy(**estimator.degradation(found, limits))
 
 
-def calibration_of(counts: Counts) -> CalibrationBins:
+def calibration_of(counts: WindowSummary) -> CalibrationBins:
     """How often labelled predictions of each confidence were right."""
     n, right, total = counts.calibration
     among = np.where(n, n, np.nan)

@@ -13,23 +13,23 @@ from numpy.typing import NDArray
 
 from toolkit.bundle.baseline import Baseline
 from toolkit.errors import SettingsError
-from toolkit.monitoring.base.predictions import NOTHING, Window
+from toolkit.monitoring.base.predictions import NO_CLASS, Predictions
 from toolkit.monitoring.stats.hypothesis_tests import quantile_groups
-from toolkit.monitoring.stats.performance_estimation import STEP, Estimator
+from toolkit.monitoring.stats.performance_estimation import STEP, PerformanceEstimator
 from toolkit.monitoring.windows.summary import (
     LATENCY_BINS,
     LATENCY_EDGES,
     STEPS,
     STRATA_ROWS,
-    Counts,
-    End,
+    Edge,
+    WindowSummary,
     count_strata,
     inner_product,
 )
 
-MOST_BINS = 1_024  # of one quantity
-FEWEST_BINS = 16
-MOST_CELLS = 2**17  # bins of all classes together: 1 MB of counts
+MAX_BINS = 1_024  # of one quantity
+MIN_BINS = 16
+MAX_CELLS = 2**17  # bins of all classes together: 1 MB of counts
 OTHER_BINS = 256  # at least so many for what is not the probability of one class; a byte holds their numbers
 GRID = 40  # equal steps that a distribution is cut into besides, so that it can be told where the reference is not
 ROWS_AT_ONCE = 1_000  # so that counting takes little memory with many classes
@@ -41,7 +41,7 @@ Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class BinnedPredictions:
     """Predictions as small whole numbers: all that is needed to count them, or to take them out of a count again.
 
     Parameters
@@ -79,15 +79,15 @@ class Rows:
         """Some of the rows."""
         return type(self)(**{entry.name: getattr(self, entry.name)[places] for entry in fields(self)})
 
-    def end(self, place: int) -> End | None:
+    def end(self, place: int) -> Edge | None:
         """The first (0) or the last (-1) finite prediction."""
-        finite = np.flatnonzero(self.predicted != NOTHING)
+        finite = np.flatnonzero(self.predicted != NO_CLASS)
         if not len(finite):
             return None
-        return End(int(self.confidence[finite[place]]), int(self.predicted[finite[place]]))
+        return Edge(int(self.confidence[finite[place]]), int(self.predicted[finite[place]]))
 
 
-class Yardstick:
+class ReferenceBins:
     """Bins for each quantity that is counted, and what the reference has in them.
 
     The quantities are the confidence, the probability of each class, and each input statistic of the
@@ -146,22 +146,22 @@ class Yardstick:
         self._edges = np.concatenate([key + (q << 32) for q, key in enumerate(keys)])  # (T,), upper ends, inclusive
         self._values = np.concatenate([np.append(scale, [scale[-1], np.nan]) for scale in scales])
         self._type = np.uint8 if sizes.max() <= 2**8 else np.uint16
-        self.estimator = Estimator(self.baseline) if self.baseline is not None else None
-        self.name = hashlib.sha256(self._edges.tobytes()).hexdigest()[:16]
-        self.reference = self.count(_as_window(self.baseline)) if self.baseline is not None else None
+        self.estimator = PerformanceEstimator(self.baseline) if self.baseline is not None else None
+        self.fingerprint = hashlib.sha256(self._edges.tobytes()).hexdigest()[:16]
+        self.reference = self.count_binned(_as_predictions(self.baseline)) if self.baseline is not None else None
         self.error = self._errors(scales)  # (Q,)
 
-    def cells(self, quantity: int) -> slice:
+    def bin_slice(self, quantity: int) -> slice:
         """Where the bins of a quantity are among all cells; that of missing values is left out."""
         return slice(int(self._first[quantity]), int(self.missing[quantity]))
 
     def values(self, quantity: int) -> NDArray[np.float32]:
         """The upper end of each bin of a quantity, which belongs to it; the last is where the bin begins."""
-        return np.asarray(self._values[self.cells(quantity)], np.float32)
+        return np.asarray(self._values[self.bin_slice(quantity)], np.float32)
 
-    def quantile(self, counts: Counts, quantity: int, share: float) -> float:
+    def quantile(self, counts: WindowSummary, quantity: int, share: float) -> float:
         """The value below which this share of a quantity lies, to the width of a bin; NaN when there is none."""
-        reached = np.cumsum(counts.cells[self.cells(quantity)])
+        reached = np.cumsum(counts.cells[self.bin_slice(quantity)])
         place = np.searchsorted(reached, max(1, share * reached[-1]))
         return float(self.values(quantity)[place]) if reached[-1] else float("nan")
 
@@ -172,10 +172,10 @@ class Yardstick:
         return tuple(self.quantile(counts, quantity, 0.5) for quantity in range(len(self.quantities)))
 
     @functools.cached_property
-    def tenths(self) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]:
+    def deciles(self) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]:
         """For each quantity, in which tenth of the reference each bin is, and how much of it each tenth holds."""
         counts = (self.reference or self.empty()).cells
-        cells = [counts[self.cells(quantity)] for quantity in range(len(self.quantities))]
+        cells = [counts[self.bin_slice(quantity)] for quantity in range(len(self.quantities))]
         groups = [quantile_groups(each) for each in cells]
         return tuple(
             (group, np.bincount(group, each).astype(np.int64)) for group, each in zip(groups, cells, strict=True)
@@ -183,15 +183,17 @@ class Yardstick:
 
     # Counting
 
-    def empty(self) -> Counts:
+    def empty(self) -> WindowSummary:
         """Counts of no predictions."""
-        return Counts(self.name, np.zeros(len(self.classes), np.int64), np.zeros(len(self._edges), np.int64))
+        return WindowSummary(
+            self.fingerprint, np.zeros(len(self.classes), np.int64), np.zeros(len(self._edges), np.int64)
+        )
 
-    def count(self, window: Window) -> Counts:
+    def count_binned(self, window: Predictions) -> WindowSummary:
         """Count predictions, oldest first."""
-        return functools.reduce(operator.add, map(self.tally, self.code(window)), self.empty())
+        return functools.reduce(operator.add, map(self.tally, self.bin(window)), self.empty())
 
-    def code(self, window: Window) -> Iterator[Rows]:
+    def bin(self, window: Predictions) -> Iterator[BinnedPredictions]:
         """Predictions as small whole numbers, at most 1,000 at a time.
 
         Those of a window without sequence numbers are numbered from 0.
@@ -200,9 +202,9 @@ class Yardstick:
         for start in range(0, window.n, ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
             predicted = window.predicted[part]
-            confidence = np.where(predicted == NOTHING, 0, window.confidence[part]).astype(np.float64)
+            confidence = np.where(predicted == NO_CLASS, 0, window.confidence[part]).astype(np.float64)
             latency = window.latency[part] if len(window.latency) else np.full(len(predicted), np.nan)
-            yield Rows(
+            yield BinnedPredictions(
                 bins=self._bins(window, part),
                 predicted=predicted.astype(np.int32),
                 labels=window.labels[part].astype(np.int32),
@@ -214,14 +216,14 @@ class Yardstick:
                 drawn=window.drawn[part] if len(window.drawn) else np.zeros(len(predicted), np.bool_),
             )
 
-    def _scores(self, window: Window, part: slice) -> NDArray[np.int32]:
+    def _scores(self, window: Predictions, part: slice) -> NDArray[np.int32]:
         if self.estimator is None or not len(window.probabilities):
             return np.zeros((len(window.predicted[part]), 2), np.int32)
         scores = self.estimator.score(window.probabilities[part])
-        scores[window.predicted[part] == NOTHING] = 0
+        scores[window.predicted[part] == NO_CLASS] = 0
         return np.asarray(scores / STEP, np.int32)
 
-    def _bins(self, window: Window, part: slice) -> NDArray[np.unsignedinteger[Any]]:
+    def _bins(self, window: Predictions, part: slice) -> NDArray[np.unsignedinteger[Any]]:
         finite, k = window.finite[part], len(self.classes)
         values = np.full((len(finite), len(self._first)), np.nan, np.float32)
         values[:, 0] = window.confidence[part]
@@ -234,25 +236,25 @@ class Yardstick:
         keys = _ordered(values) + (np.arange(len(self._first)) << 32)
         return np.asarray(np.searchsorted(self._edges, keys) - self._first, self._type)
 
-    def tally(self, rows: Rows) -> Counts:
+    def tally(self, rows: BinnedPredictions) -> WindowSummary:
         """Count coded predictions."""
         everything, steps, labels = (
             column.astype(np.int64) for column in (rows.predicted, rows.confidence, rows.labels)
         )
-        finite = everything != NOTHING
+        finite = everything != NO_CLASS
         predicted, confidence = everything[finite], steps[finite]
         made = count_strata(predicted, confidence, len(self.classes))
         strata = np.stack([made, *np.zeros((STRATA_ROWS - 1, len(made)), np.int64)])
-        return Counts(
-            yardstick=self.name,
+        return WindowSummary(
+            bins=self.fingerprint,
             classes=np.bincount(predicted, minlength=len(self.classes)),
             cells=np.bincount((rows.bins + self._first).ravel(), minlength=len(self._edges)),
             latency=np.bincount(rows.latency, minlength=LATENCY_BINS),
             scores=rows.scores.sum(axis=0, dtype=np.int64),
             n=len(rows),
             non_finite=len(rows) - len(predicted),
-            total=int(confidence.sum()),
-            squares=inner_product(confidence, confidence),
+            confidence_sum=int(confidence.sum()),
+            confidence_sum_sq=inner_product(confidence, confidence),
             pairs=max(0, len(predicted) - 1),
             products=inner_product(confidence[1:], confidence[:-1]),
             repeats=int((predicted[1:] == predicted[:-1]).sum()),
@@ -261,13 +263,13 @@ class Yardstick:
             head=rows.end(0),
             tail=rows.end(-1),
             strata=strata,
-        ).relabelled(everything, steps, np.full(len(rows), NOTHING), labels, (rows.drawn, rows.drawn))
+        ).with_labels(everything, steps, np.full(len(rows), NO_CLASS), labels, (rows.drawn, rows.drawn))
 
     # Making the bins
 
     def _probability_scales(self) -> Iterator[Floats]:
         """Upper ends of the bins of the confidence and of each class."""
-        each = min(MOST_BINS, max(FEWEST_BINS, MOST_CELLS // max(len(self.classes), 1)))
+        each = min(MAX_BINS, max(MIN_BINS, MAX_CELLS // max(len(self.classes), 1)))
         if self.baseline is None:
             yield from (
                 np.linspace(0, 1, size - 1)[1:] for size in (max(each, OTHER_BINS), *[each] * len(self.classes))
@@ -279,7 +281,7 @@ class Yardstick:
             yield _scale(column, each - 2)
 
     def _statistic_scales(self) -> Iterator[Floats]:
-        bins = max(OTHER_BINS, min(MOST_BINS, MOST_CELLS // max(len(self.classes), 1)))
+        bins = max(OTHER_BINS, min(MAX_BINS, MAX_CELLS // max(len(self.classes), 1)))
         for name in self.statistics:
             values = np.asarray(self.baseline.statistics[name] if self.baseline else [], np.float32)
             given = values[np.isfinite(values)]
@@ -330,10 +332,10 @@ def _ordered(values: Floats) -> NDArray[np.int64]:
     return np.where(np.isfinite(single), np.where(bits < 0, bits ^ 0x7FFFFFFF, bits), _MISSING).astype(np.int64)
 
 
-def _as_window(baseline: Baseline) -> Window:
-    """The held-out pictures as if they had been predictions, all of them labelled."""
+def _as_predictions(baseline: Baseline) -> Predictions:
+    """The held-out images as if they had been predictions, all of them labelled."""
     statistics = {name: np.asarray(values, np.float32) for name, values in baseline.statistics.items()}
-    return Window(
+    return Predictions(
         baseline.classes,
         np.zeros(baseline.size),
         baseline.predicted,

@@ -5,15 +5,15 @@ from dataclasses import fields, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from toolkit.monitoring.base.predictions import NOTHING, WINDOWS, Window, window_size
-from toolkit.monitoring.windows.reference import ROWS_AT_ONCE, Rows, Yardstick
-from toolkit.monitoring.windows.summary import STEPS, Counts
+from toolkit.monitoring.base.predictions import NO_CLASS, WINDOWS, Predictions, window_size
+from toolkit.monitoring.windows.reference import ROWS_AT_ONCE, BinnedPredictions, ReferenceBins
+from toolkit.monitoring.windows.summary import STEPS, WindowSummary
 
-LONGEST = max(size for size in WINDOWS.values() if size is not None)
-ROOM = LONGEST + ROWS_AT_ONCE  # what falls out of a window is looked up after what pushes it out came in
+LONGEST_WINDOW = max(size for size in WINDOWS.values() if size is not None)
+RING_SIZE = LONGEST_WINDOW + ROWS_AT_ONCE  # what falls out of a window is looked up after what pushes it out came in
 
 
-class Rolling:
+class RollingWindows:
     """Counts of the windows, kept up to date by adding what comes in and taking away what falls out.
 
     With 10 classes and 6 statistics it takes 1.1 MB, with 1,000 classes 15 MB, however many
@@ -39,20 +39,20 @@ class Rolling:
     [1, 2, 2]
     """
 
-    def __init__(self, yardstick: Yardstick, before: Counts | None = None) -> None:
-        self.yardstick = yardstick
+    def __init__(self, yardstick: ReferenceBins, before: WindowSummary | None = None) -> None:
+        self.bins = yardstick
         self._counts = {name: yardstick.empty() for name in WINDOWS}
         if before is not None:
             self._counts |= {name: before + self._counts[name] for name, size in WINDOWS.items() if size is None}
-        self._ring: Rows | None = None  # the latest rows, row number i at place i % ROOM
+        self._ring: BinnedPredictions | None = None  # the latest rows, row number i at place i % ROOM
         self._added = 0  # rows ever put into the ring
 
-    def counts(self, window: str) -> Counts:
+    def counts(self, window: str) -> WindowSummary:
         """What is in the ``short``, ``medium`` or ``long`` window."""
         window_size(window)
         return self._counts[window]
 
-    def add(self, rows: Window) -> None:
+    def add(self, rows: Predictions) -> None:
         """Take in newer predictions, oldest first, with the labels that they have already.
 
         Parameters
@@ -63,36 +63,38 @@ class Rolling:
         """
         if not len(rows.sequence):
             rows = replace(rows, sequence=self._added + np.arange(rows.n))
-        for part in self.yardstick.code(rows):
+        for part in self.bins.bin(rows):
             self._add(part)
 
-    def _add(self, rows: Rows) -> None:
+    def _add(self, rows: BinnedPredictions) -> None:
         """At most 1,000 rows, so that what they push out is still in the ring."""
         if self._ring is None:
-            self._ring = rows.take(np.zeros(ROOM, np.intp))  # of the right types; what is in them does not matter yet
-        places = (self._added + np.arange(len(rows))) % ROOM
+            self._ring = rows.take(
+                np.zeros(RING_SIZE, np.intp)
+            )  # of the right types; what is in them does not matter yet
+        places = (self._added + np.arange(len(rows))) % RING_SIZE
         for entry in fields(rows):
             getattr(self._ring, entry.name)[places] = getattr(rows, entry.name)
         self._added += len(rows)
-        came = self.yardstick.tally(rows)
+        came = self.bins.tally(rows)
         for name, size in WINDOWS.items():
             counts = self._counts[name] + came
             self._counts[name] = counts if size is None else self._shortened(self._ring, counts, size)
 
-    def _shortened(self, ring: Rows, counts: Counts, size: int) -> Counts:
+    def _shortened(self, ring: BinnedPredictions, counts: WindowSummary, size: int) -> WindowSummary:
         """The last ``size`` of these predictions, all of which are in the ring."""
         over = counts.n - size
         if over <= 0:
             return counts
-        gone = self.yardstick.tally(ring.take(self._places(counts.n)[:over]))
+        gone = self.bins.tally(ring.take(self._places(counts.n)[:over]))
         places = self._places(size)
         time = ring.time[places]
-        finite = places[ring.predicted[places] != NOTHING]
-        return counts.without(gone, ring.take(finite[:1]).end(0), float(time.min()), float(time.max()))
+        finite = places[ring.predicted[places] != NO_CLASS]
+        return counts.minus_head(gone, ring.take(finite[:1]).end(0), float(time.min()), float(time.max()))
 
     def _places(self, last: int) -> NDArray[np.int64]:
         """Where the latest rows are in the ring, oldest first."""
-        return np.arange(self._added - last, self._added) % ROOM
+        return np.arange(self._added - last, self._added) % RING_SIZE
 
     def label(
         self,
@@ -130,7 +132,7 @@ class Rolling:
         for name, size in WINDOWS.items():
             held = np.full(len(sequence), True) if size is None else age < size
             was, now = (column[held] for column in sampled)
-            self._counts[name] = self._counts[name].relabelled(
+            self._counts[name] = self._counts[name].with_labels(
                 predicted[held], steps[held], old[held], new[held], (was, now)
             )
 
@@ -138,10 +140,10 @@ class Rolling:
         self, sequence: NDArray[np.int64], labels: NDArray[np.int64], drawn: NDArray[np.bool_]
     ) -> NDArray[np.int64]:
         """Note labels in the ring; return how many rows came after each prediction, more than fit when it is gone."""
-        age = np.full(len(sequence), ROOM)
+        age = np.full(len(sequence), RING_SIZE)
         if self._ring is None:
             return age
-        places = self._places(min(self._added, LONGEST))
+        places = self._places(min(self._added, LONGEST_WINDOW))
         numbers = self._ring.sequence[places]
         index = np.minimum(np.searchsorted(numbers, sequence), len(numbers) - 1)
         found = numbers[index] == sequence

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from toolkit.bundle.baseline import CALIBRATION_BINS
 from toolkit.errors import StoreError
-from toolkit.monitoring.base.predictions import NOTHING
+from toolkit.monitoring.base.predictions import NO_CLASS
 from toolkit.monitoring.stats import hypothesis_tests
 from toolkit.monitoring.stats.performance_estimation import STEP
 
@@ -32,7 +32,7 @@ STRATA_ROWS = 5  # all predictions; labelled, right; labelled of a drawn sample,
 Whole = NDArray[np.int64]
 
 
-class End(NamedTuple):
+class Edge(NamedTuple):
     """The finite prediction at one end of a set: its confidence in steps of 2^-24, and its class."""
 
     confidence: int
@@ -40,11 +40,11 @@ class End(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Counts:
+class WindowSummary:
     """Figures of consecutive predictions of one model version that add up, exactly and to any number of them.
 
     ``a + b`` is what counting the predictions of ``a`` followed by those of ``b`` gives. Made by
-    ``Yardstick.count``.
+    ``ReferenceBins.count``.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class Counts:
     True
     """
 
-    yardstick: str
+    bins: str
     classes: Whole
     cells: Whole
     latency: Whole = field(default_factory=lambda: np.zeros(LATENCY_BINS, np.int64))
@@ -103,15 +103,15 @@ class Counts:
     confusion: Counter[int] = field(default_factory=Counter)
     n: int = 0
     non_finite: int = 0
-    total: int = 0
-    squares: int = 0
+    confidence_sum: int = 0
+    confidence_sum_sq: int = 0
     pairs: int = 0
     products: int = 0
     repeats: int = 0
     since: float = math.inf
     until: float = -math.inf
-    head: End | None = None
-    tail: End | None = None
+    head: Edge | None = None
+    tail: Edge | None = None
 
     def __post_init__(self) -> None:
         if not self.strata.size:
@@ -134,7 +134,7 @@ class Counts:
             tail=other.tail or self.tail,
         )
 
-    def without(self, beginning: Self, head: End | None, since: float, until: float) -> Self:
+    def minus_head(self, beginning: Self, head: Edge | None, since: float, until: float) -> Self:
         """What is left when the oldest predictions are taken away.
 
         Parameters
@@ -158,7 +158,7 @@ class Counts:
             tail=self.tail if head else None,
         )
 
-    def relabelled(
+    def with_labels(
         self,
         predicted: Whole,
         confidence: Whole,
@@ -181,7 +181,7 @@ class Counts:
         never = np.zeros(len(predicted), np.bool_)
         before, now = drawn if drawn is not None else (never, never)
         for sign, labels, sampled in ((-1, old, before), (1, new, now)):
-            told = (labels != NOTHING) & (predicted != NOTHING)
+            told = (labels != NO_CLASS) & (predicted != NO_CLASS)
             codes, numbers = np.unique(labels[told] * len(self.classes) + predicted[told], return_counts=True)
             for code, number in zip(codes.tolist(), numbers.tolist(), strict=True):
                 confusion[code] += sign * number
@@ -195,11 +195,11 @@ class Counts:
         return replace(self, confusion=held, calibration=calibration, strata=strata)
 
     def _check(self, other: Self) -> None:
-        if self.yardstick != other.yardstick:
-            raise StoreError(f"counts in the bins of {self.yardstick} and of {other.yardstick} cannot be put together")
+        if self.bins != other.bins:
+            raise StoreError(f"counts in the bins of {self.bins} and of {other.bins} cannot be put together")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Counts) and all(
+        return isinstance(other, WindowSummary) and all(
             np.array_equal(getattr(self, entry.name), getattr(other, entry.name)) for entry in fields(self)
         )
 
@@ -218,7 +218,7 @@ class Counts:
         return int(self.calibration[0].sum())
 
     @property
-    def right(self) -> int:
+    def n_correct(self) -> int:
         """How many of the checked predictions were right."""
         return int(self.calibration[1].sum())
 
@@ -239,9 +239,9 @@ class Counts:
     def confidence(self) -> hypothesis_tests.Moments:
         """Number, mean and standard deviation of the confidence; NaN where there are too few."""
         n = self.finite
-        spread = n * self.squares - self.total**2  # exact, so never below 0
+        spread = n * self.confidence_sum_sq - self.confidence_sum**2  # exact, so never below 0
         deviation = math.sqrt(spread / (n * (n - 1))) / STEPS if n > 1 else math.nan
-        return hypothesis_tests.Moments(n, self.total / n / STEPS if n else math.nan, deviation)
+        return hypothesis_tests.Moments(n, self.confidence_sum / n / STEPS if n else math.nan, deviation)
 
     @property
     def mean_confidence(self) -> float:
@@ -252,13 +252,18 @@ class Counts:
     def autocorrelation(self) -> float:
         """Lag-1 autocorrelation of confidence or of class, whichever is larger; 0 when nothing can be said.
 
-        Near 0 for independent pictures; near 1 when one client sends the same picture again and again.
+        Near 0 for independent images; near 1 when one client sends the same image again and again.
         """
         if not self.pairs:
             return 0.0
         n = self.finite
-        variance, chance = n * self.squares - self.total**2, float((self.classes / n) @ (self.classes / n))
-        covariance = n * n * self.products - self.pairs * self.total**2  # times n * n * pairs, variance times n * n
+        variance, chance = (
+            n * self.confidence_sum_sq - self.confidence_sum**2,
+            float((self.classes / n) @ (self.classes / n)),
+        )
+        covariance = (
+            n * n * self.products - self.pairs * self.confidence_sum**2
+        )  # times n * n * pairs, variance times n * n
         confidence = covariance / (self.pairs * variance) if variance else 0.0
         repeats = (self.repeats / self.pairs - chance) / (1 - chance) if chance < 1 else 0.0
         return max(confidence, repeats)
@@ -315,7 +320,7 @@ class Counts:
             arrays["calibration"] = arrays["calibration"].reshape(3, CALIBRATION_BINS)
             if "strata" in arrays:
                 arrays["strata"] = arrays["strata"].reshape(STRATA_ROWS, len(BANDS) * len(arrays["classes"]))
-            numbers |= {name: End(*numbers[name]) if numbers[name] else None for name in ("head", "tail")}
+            numbers |= {name: Edge(*numbers[name]) if numbers[name] else None for name in ("head", "tail")}
             counts = cls(**numbers, **arrays, confusion=confusion)
             if counts.n != counts.non_finite + counts.classes.sum() or len(counts.latency) != LATENCY_BINS:
                 raise ValueError("its numbers contradict each other")
@@ -352,7 +357,7 @@ def count_strata(predicted: Whole, confidence: Whole, k: int) -> Whole:
     return np.bincount(band * k + predicted, minlength=len(BANDS) * k).astype(np.int64)
 
 
-def _pair(before: End | None, after: End | None) -> dict[str, int]:
+def _pair(before: Edge | None, after: Edge | None) -> dict[str, int]:
     """What the two predictions where one set follows another add."""
     if before is None or after is None:
         return {}

@@ -1,4 +1,4 @@
-// The dashboard: asks the service every few seconds and shows what it says; tries a picture on request.
+// The dashboard: asks the service every few seconds and shows what it says; tries an image on request.
 
 import {
   Refused, UNKNOWN, ask, bar, byId, count, decimal, duration, el, facts, milliseconds, moment, pValue, percent, plural,
@@ -6,7 +6,7 @@ import {
 } from "./parts.js";
 
 const PAUSE = 4000; // ms between two rounds of questions
-const PICTURE_SECONDS = 60; // longest wait for a prediction: a large upload takes its time
+const IMAGE_SECONDS = 60; // longest wait for a prediction: a large upload takes its time
 const MOST_ALERTS = 50; // shown; GET /alerts has more
 const MOST_CLASSES = 12; // shown, the most frequent first
 const HISTORY = 60; // rounds that the small curve remembers
@@ -188,7 +188,7 @@ function windowCard(figures) {
         : `${percent(degradation)}${bound > 0.001 ? `, at least ${percent(bound)} certain` : ""}`],
       ["estimate, without labels", figures.estimate && figures.estimate.accuracy !== null
         ? percent(figures.estimate.accuracy) : null],
-      ["reference", n ? `${percent(figures.reference_accuracy)} of ${plural(n, "picture")}` : UNKNOWN],
+      ["reference", n ? `${percent(figures.reference_accuracy)} of ${plural(n, "image")}` : UNKNOWN],
       ["mean confidence", percent(figures.mean_confidence)],
       ["not finite", figures.non_finite ? count(figures.non_finite) : null],
     ]));
@@ -255,7 +255,7 @@ function driftTable({ results, alpha, model_version: version }) {
   const told = results.filter((result) => result.drifted !== null);
   const found = told.filter((result) => result.drifted).length;
   const summary = told.length ? `${found} of ${plural(told.length, "test")} found drift` : "Too little data to tell";
-  const families = { model: "what the model answers", input: "what the pictures look like" };
+  const families = { model: "what the model answers", input: "what the images look like" };
   const head = ["test", "verdict", "effect", "matters from", "p", "what changed"];
   return [
     note(`${summary}. Drift is an effect that matters with p, corrected for the number of tests, below ${alpha}.`),
@@ -309,9 +309,9 @@ async function showModel(model) {
 }
 
 function modelCard(info) {
-  const { accuracy, pictures } = info.baseline;
-  const measured = Object.entries(info.metrics).map(([name, { value, pictures: n }]) =>
-    [words(name), `${decimal(value)}${n ? ` (${plural(n, "picture")})` : ""}`]);
+  const { accuracy, images } = info.baseline;
+  const measured = Object.entries(info.metrics).map(([name, { value, images: n }]) =>
+    [words(name), `${decimal(value)}${n ? ` (${plural(n, "image")})` : ""}`]);
   const code = (text) => el("code", {}, text);
   return [
     facts([
@@ -323,7 +323,7 @@ function modelCard(info) {
       ["input", `${info.image_size} × ${info.image_size} px, ${info.resize_rule}`],
       ["decoder", info.decoder],
       ["temperature", decimal(info.temperature)],
-      ["baseline", pictures ? `${percent(accuracy)} of ${plural(pictures, "picture")}` : UNKNOWN],
+      ["baseline", images ? `${percent(accuracy)} of ${plural(images, "image")}` : UNKNOWN],
       ...measured,
       ["run", code(info.run_id)],
       ["digest", code(info.digest)],
@@ -339,14 +339,14 @@ function modelCard(info) {
 
 let key = ""; // of the service, in the memory of this page and nowhere else
 let afterKey; // what waits for it
-let attempt = 0; // pictures tried: an answer to an earlier one is not shown any more
+let attempt = 0; // images tried: an answer to an earlier one is not shown any more
 let prediction;
 
 function post(address, type, body) {
   const headers = { "Content-Type": type };
   // A header holds bytes, which fetch takes as Latin-1; the service compares UTF-8.
   if (key) headers["X-API-Key"] = String.fromCharCode(...new TextEncoder().encode(key));
-  return ask(address, { method: "POST", headers, body, seconds: PICTURE_SECONDS });
+  return ask(address, { method: "POST", headers, body, seconds: IMAGE_SECONDS });
 }
 
 // Do what may need a key: when one is asked for, it is done once more with the key that is typed in.
@@ -372,7 +372,7 @@ function trouble(error) {
   return el("p", { class: "trouble" }, text, slug && [" (", problemLink(slug), ")"]);
 }
 
-function tryPicture(file) {
+function tryImage(file) {
   attempt += 1;
   showPreview(file);
   byId("truth-form").hidden = true;
@@ -431,7 +431,7 @@ on("window", "change", () => {
 });
 on("standing", "change", () => showAlerts(lastAlerts));
 on("file", "change", ({ target }) => {
-  if (target.files.length) tryPicture(target.files[0]);
+  if (target.files.length) tryImage(target.files[0]);
   target.value = ""; // so that the same file can be chosen again
 });
 on("truth-form", "submit", tellTruth);
@@ -441,12 +441,12 @@ on("key-form", "submit", () => {
   afterKey();
 });
 
-// Anywhere on the page: a picture that misses the field must not replace the page.
+// Anywhere on the page: an image that misses the field must not replace the page.
 for (const event of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(event, (happened) => {
     happened.preventDefault();
     byId("drop").classList.toggle("over", event === "dragover");
-    if (event === "drop" && happened.dataTransfer.files.length) tryPicture(happened.dataTransfer.files[0]);
+    if (event === "drop" && happened.dataTransfer.files.length) tryImage(happened.dataTransfer.files[0]);
   });
 }
 

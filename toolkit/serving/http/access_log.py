@@ -15,17 +15,17 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from toolkit.serving.metrics import Figures
+from toolkit.serving.metrics import ServiceMetrics
 from toolkit.serving.problems import handle
 
-CLIENT_LEFT = 499  # as nginx calls it; nobody is there to receive it
-LONGEST_PATH = 200  # characters of an address that are logged
-_SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+CLIENT_CLOSED_REQUEST = 499  # as nginx calls it; nobody is there to receive it
+MAX_PATH_LENGTH = 200  # characters of an address that are logged
+_VALID_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 logger = logging.getLogger(__name__)
 
 
-class Journal:
+class AccessLogMiddleware:
     """ASGI middleware around everything else.
 
     Each response carries ``X-Request-ID``, the client's own when it sent a sane one. Whatever is
@@ -41,10 +41,10 @@ class Journal:
         Those that are known although a request never got to its route, because it was refused before.
     """
 
-    def __init__(self, app: ASGIApp, figures: Figures, addresses: Collection[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, figures: ServiceMetrics, addresses: Collection[str] = ()) -> None:
         self.app = app
         self.figures = figures
-        self.addresses = frozenset(addresses)
+        self.paths = frozenset(addresses)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,7 +53,7 @@ class Journal:
         request = Request(scope)
         request_id = request.state.request_id = _request_id(request.headers)
         started = time.perf_counter()
-        status = CLIENT_LEFT  # unless an answer begins
+        status = CLIENT_CLOSED_REQUEST  # unless an answer begins
 
         async def noting(message: Message) -> None:
             nonlocal status
@@ -71,21 +71,21 @@ class Journal:
         except Exception as error:
             if not hasattr(error, "kind"):
                 logger.exception("request %s failed", request_id)
-            if status == CLIENT_LEFT:
+            if status == CLIENT_CLOSED_REQUEST:
                 await handle(request, error)(scope, receive, noting)
         finally:
-            self._note(request, status, time.perf_counter() - started)
+            self._record(request, status, time.perf_counter() - started)
 
-    def _note(self, request: Request, status: int, seconds: float) -> None:
+    def _record(self, request: Request, status: int, seconds: float) -> None:
         path = request.url.path
-        route = getattr(request.scope.get("route"), "path", path if path in self.addresses else "other")
+        route = getattr(request.scope.get("route"), "path", path if path in self.paths else "other")
         method = request.method if request.method in _METHODS else "other"
         problem = getattr(request.state, "problem", None)
         self.figures.request(route, method, status, seconds, problem)
         facts = {
             "request_id": request.state.request_id,
             "method": method,
-            "path": path[:LONGEST_PATH],
+            "path": path[:MAX_PATH_LENGTH],
             "status": status,
             "ms": round(seconds * 1000, 1),
             "version": getattr(request.state, "version", None),
@@ -100,10 +100,10 @@ _METHODS = frozenset({"GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"
 
 def _request_id(headers: Headers) -> str:
     given = headers.get("x-request-id", "")
-    return given if _SANE_ID.fullmatch(given) else secrets.token_hex(8)
+    return given if _VALID_ID.fullmatch(given) else secrets.token_hex(8)
 
 
-class Lines(logging.Formatter):
+class JsonOrTextFormatter(logging.Formatter):
     """Log records as JSON lines, or as text that is pleasant to read at a terminal.
 
     Parameters
@@ -138,7 +138,7 @@ def _readable(facts: dict[str, Any]) -> str:
 def log_to_stderr() -> None:
     """Set logging up for a process that does nothing but serve: called by ``main``, never by an import."""
     handler = logging.StreamHandler()
-    handler.setFormatter(Lines(as_json=not sys.stderr.isatty()))
+    handler.setFormatter(JsonOrTextFormatter(as_json=not sys.stderr.isatty()))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

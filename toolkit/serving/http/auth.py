@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from toolkit.serving.problems import KEY_MISSING, KEY_WRONG, Problem
 
 
-class Keys:
+class APIKeyMiddleware:
     """ASGI middleware that asks for a key at some addresses, before anything of the body is read.
 
     Parameters
@@ -23,18 +23,18 @@ class Keys:
 
     def __init__(self, app: ASGIApp, guarded: Mapping[str, str]) -> None:
         self.app = app
-        self.guarded = [(compile_path(path)[0], key.encode()) for path, key in guarded.items()]
+        self.protected_paths = [(compile_path(path)[0], key.encode()) for path, key in guarded.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             path = _path(scope)
-            for pattern, key in self.guarded:
+            for pattern, key in self.protected_paths:
                 if pattern.match(path):
-                    check_key(Headers(scope=scope), key)
+                    require_key(Headers(scope=scope), key)
         await self.app(scope, receive, send)
 
 
-def check_key(headers: Mapping[str, str], key: bytes) -> None:
+def require_key(headers: Mapping[str, str], key: bytes) -> None:
     """Let a request pass that carries ``key``.
 
     Raises
@@ -44,13 +44,13 @@ def check_key(headers: Mapping[str, str], key: bytes) -> None:
 
     Examples
     --------
-    >>> check_key({"x-api-key": "open sesame"}, b"open sesame")
-    >>> check_key({"authorization": "Bearer open barley"}, b"open sesame")
+    >>> require_key({"x-api-key": "open sesame"}, b"open sesame")
+    >>> require_key({"authorization": "Bearer open barley"}, b"open sesame")
     Traceback (most recent call last):
         ...
     toolkit.serving.problems.Problem: 403: the key is not the one that this address asks for
     """
-    given = _given(headers)
+    given = _presented_key(headers)
     if given is None:
         raise Problem(
             KEY_MISSING,
@@ -67,7 +67,7 @@ def _path(scope: Scope) -> str:
     return path.removeprefix(root) if root and path.startswith(root + "/") else path
 
 
-def _given(headers: Mapping[str, str]) -> bytes | None:
+def _presented_key(headers: Mapping[str, str]) -> bytes | None:
     """The key as the bytes that were sent: headers are text in Latin-1 by definition."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not value.strip():

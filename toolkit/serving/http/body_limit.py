@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from toolkit.serving.problems import BODY_TOO_LARGE, MALFORMED, TOO_SLOW, Problem
+from toolkit.serving.problems import BODY_TOO_LARGE, MALFORMED, REQUEST_TIMEOUT, Problem
 
-DISCARD_TIMES = 4  # bodies up to so many times the limit are read to their end, and thrown away, before the answer
-DISCARD_SECONDS = 5.0
+DRAIN_FACTOR = 4  # bodies up to so many times the limit are read to their end, and thrown away, before the answer
+DRAIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Patience:
+class Timeouts:
     """How long slow clients are waited for, so that nobody holds connections without using them.
 
     Parameters
@@ -27,15 +27,15 @@ class Patience:
         Longest time between two pieces of a body.
     """
 
-    head_seconds: float = 10.0
-    body_seconds: float = 30.0
-    stall_seconds: float = 10.0
+    header: float = 10.0
+    body: float = 30.0
+    read: float = 10.0
 
 
-PATIENCE = Patience()
+DEFAULT_TIMEOUTS = Timeouts()
 
 
-class BodyLimit:
+class BodyLimitMiddleware:
     """ASGI middleware that raises a ``Problem``: 413 for a body with more than ``limit`` bytes, 408 for a slow one.
 
     The size is held before anything is kept in memory, with or without Content-Length. Many
@@ -53,28 +53,28 @@ class BodyLimit:
         Its ``body_seconds`` and ``stall_seconds`` hold while the application asks for the body.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, patience: Patience = PATIENCE) -> None:
+    def __init__(self, app: ASGIApp, limit: int, patience: Timeouts = DEFAULT_TIMEOUTS) -> None:
         self.app = app
         self.limit = limit
-        self.patience = patience
+        self.timeouts = patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        announced = _announced(headers)
+        announced = _declared_length(headers)
         if announced is not None and announced > self.limit:
-            if headers.get("expect", "").lower() != "100-continue" and announced <= self.limit * DISCARD_TIMES:
-                await _discard(receive, announced)
+            if headers.get("expect", "").lower() != "100-continue" and announced <= self.limit * DRAIN_FACTOR:
+                await _drain(receive, announced)
             raise _too_large(self.limit)
-        await self.app(scope, _Body(receive, self.limit, self.patience).receive, send)
+        await self.app(scope, _LimitedBody(receive, self.limit, self.timeouts).receive, send)
 
 
-class _Body:
+class _LimitedBody:
     """The messages of one body, counted and timed."""
 
-    def __init__(self, receive: Receive, limit: int, patience: Patience) -> None:
+    def __init__(self, receive: Receive, limit: int, patience: Timeouts) -> None:
         self._receive, self._limit, self._patience = receive, limit, patience
         self._received, self._more = 0, True
         self._end: float | None = None  # the latest moment of its last byte, from when it is first asked for
@@ -87,22 +87,21 @@ class _Body:
         self._more = message.get("more_body", False)
         if self._received > self._limit:
             if self._more:
-                await _discard(self._receive, self._limit * (DISCARD_TIMES - 1))
+                await _drain(self._receive, self._limit * (DRAIN_FACTOR - 1))
             raise _too_large(self._limit)
         return message
 
     async def _in_time(self) -> Message:
         patience, now = self._patience, asyncio.get_running_loop().time()
         if self._end is None:
-            self._end = now + patience.body_seconds
+            self._end = now + patience.body
         try:
-            async with asyncio.timeout_at(min(self._end, now + patience.stall_seconds)):
+            async with asyncio.timeout_at(min(self._end, now + patience.read)):
                 return await self._receive()
         except TimeoutError:
             raise Problem(
-                TOO_SLOW,
-                f"a body must arrive within {patience.body_seconds:g} s, with no pause longer than "
-                f"{patience.stall_seconds:g} s",
+                REQUEST_TIMEOUT,
+                f"a body must arrive within {patience.body:g} s, with no pause longer than {patience.read:g} s",
                 {"Connection": "close"},
             ) from None
 
@@ -111,7 +110,7 @@ def _too_large(limit: int) -> Problem:
     return Problem(BODY_TOO_LARGE, f"a request may have at most {limit / 2**20:g} MiB", {"Connection": "close"})
 
 
-def _announced(headers: Headers) -> int | None:
+def _declared_length(headers: Headers) -> int | None:
     text = headers.get("content-length")
     if text is None:
         return None
@@ -120,9 +119,9 @@ def _announced(headers: Headers) -> int | None:
     return int(text)
 
 
-async def _discard(receive: Receive, most: int) -> None:
+async def _drain(receive: Receive, most: int) -> None:
     """Receive up to ``most`` bytes more and keep none of them."""
-    end = time.monotonic() + DISCARD_SECONDS
+    end = time.monotonic() + DRAIN_SECONDS
     while most > 0:
         try:
             message = await asyncio.wait_for(receive(), max(0.0, end - time.monotonic()))

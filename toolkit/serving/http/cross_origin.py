@@ -8,11 +8,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from toolkit.serving.problems import CROSS_ORIGIN, Problem
 
-CHANGES_NOTHING = frozenset({"GET", "HEAD", "OPTIONS"})
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 PORTS = {"http": 80, "https": 443}
 
 
-class Origins:
+class CrossOriginMiddleware:
     """ASGI middleware that refuses what a page of another origin has a browser send, but for reading.
 
     A form, or a ``fetch`` without headers of its own, is sent without asking the service first, whether or not
@@ -36,14 +36,14 @@ class Origins:
         self.allowed = frozenset(allowed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] not in CHANGES_NOTHING:
+        if scope["type"] == "http" and scope["method"] not in SAFE_METHODS:
             headers = Headers(scope=scope)
-            if is_foreign(headers) and not self.allowed & {"*", headers.get("origin")}:
+            if is_cross_origin(headers) and not self.allowed & {"*", headers.get("origin")}:
                 raise Problem(CROSS_ORIGIN, "pages of another origin may not ask here; see --allow-origin")
         await self.app(scope, receive, send)
 
 
-def is_foreign(headers: Mapping[str, str]) -> bool:
+def is_cross_origin(headers: Mapping[str, str]) -> bool:
     """Whether a browser says that a page of another origin had it send a request.
 
     Browsers tell by ``Sec-Fetch-Site``, over plain http from other machines only by ``Origin``. Other clients
@@ -51,10 +51,10 @@ def is_foreign(headers: Mapping[str, str]) -> bool:
 
     Examples
     --------
-    >>> is_foreign({"origin": "https://evil.example", "host": "localhost:8000"})
+    >>> is_cross_origin({"origin": "https://evil.example", "host": "localhost:8000"})
     True
-    >>> is_foreign({"origin": "http://localhost:8000", "host": "localhost:8000"}), is_foreign({"host": "localhost"})
-    (False, False)
+    >>> is_cross_origin({"origin": "http://localhost:8000", "host": "localhost:8000"})
+    False
     """
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site is not None:
@@ -64,10 +64,10 @@ def is_foreign(headers: Mapping[str, str]) -> bool:
     try:
         theirs = urlsplit(origin)
         here = urlsplit(f"{theirs.scheme}://{headers.get('host', '')}")
-        return theirs.scheme not in PORTS or _place(theirs) != _place(here)
+        return theirs.scheme not in PORTS or _origin_of(theirs) != _origin_of(here)
     except ValueError:
         return True
 
 
-def _place(url: SplitResult) -> tuple[str | None, int | None]:
+def _origin_of(url: SplitResult) -> tuple[str | None, int | None]:
     return url.hostname, url.port or PORTS.get(url.scheme)

@@ -6,14 +6,14 @@ import zlib
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from toolkit.serving.problems import BODY_TOO_LARGE, CODING, MALFORMED, Problem
+from toolkit.serving.problems import BODY_TOO_LARGE, MALFORMED, UNSUPPORTED_ENCODING, Problem
 
 # Content-Encoding to the window of zlib's decoder: with a gzip head, with a zlib head.
 CODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-PIECE = 2**20  # bytes that are undone at once, on the event loop: about 3 ms
+CHUNK_BYTES = 2**20  # bytes that are undone at once, on the event loop: about 3 ms
 
 
-class Encodings:
+class DecompressionMiddleware:
     """ASGI middleware that undoes the Content-Encoding of a body.
 
     The application sees neither the encoding nor the length of what was sent.
@@ -45,7 +45,7 @@ class Encodings:
         headers = MutableHeaders(scope=scope)
         for name in ("content-encoding", "content-length"):
             del headers[name]
-        await self.app(scope, _Undone(receive, CODINGS[coding], self.limit).receive, send)
+        await self.app(scope, _DecodedBody(receive, CODINGS[coding], self.limit).receive, send)
 
 
 def _coding(headers: Headers) -> str | None:
@@ -56,14 +56,14 @@ def _coding(headers: Headers) -> str | None:
         return None
     if len(codings) > 1 or codings[0] not in CODINGS:
         raise Problem(
-            CODING,
+            UNSUPPORTED_ENCODING,
             f"the body is encoded as {', '.join(codings)[:60]!r}; taken are gzip, deflate and none",
             {"Accept-Encoding": "gzip, deflate"},
         )
     return codings[0]
 
 
-class _Undone:
+class _DecodedBody:
     """The messages of one body, with what it was before it was compressed."""
 
     def __init__(self, receive: Receive, window: int, limit: int) -> None:
@@ -89,7 +89,7 @@ class _Undone:
     def _undo(self) -> bytes:
         """The next piece of what was received."""
         try:
-            body = self._decoder.decompress(self._rest, PIECE)
+            body = self._decoder.decompress(self._rest, CHUNK_BYTES)
         except zlib.error:
             raise Problem(MALFORMED, "the body is not compressed as its Content-Encoding says") from None
         self._rest = self._decoder.unconsumed_tail
@@ -99,7 +99,7 @@ class _Undone:
         complete = self._decoder.eof
         if self._decoder.unused_data:
             raise Problem(MALFORMED, "there is more in the body than what is compressed")
-        self._ended = not (self._rest or self._more or (len(body) == PIECE and not complete))
+        self._ended = not (self._rest or self._more or (len(body) == CHUNK_BYTES and not complete))
         if self._ended and self._begun and not complete:
             raise Problem(MALFORMED, "the compressed body ends too early")
         return body

@@ -6,7 +6,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
-class Departures:
+class CancelOnDisconnectMiddleware:
     """ASGI middleware that cancels what is done for a client that has left.
 
     From the moment when the application has received the whole body until its answer begins, the
@@ -29,7 +29,7 @@ class Departures:
     ...         await asyncio.sleep(3600)
     ...     finally:
     ...         print("the place is free again")
-    >>> messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"a picture"}]
+    >>> messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"an image"}]
     >>> async def receive():
     ...     return messages.pop()
     >>> asyncio.run(Departures(app)({"type": "http"}, receive, None))
@@ -46,43 +46,43 @@ class Departures:
         if scope["type"] != "http" or task is None:
             await self.app(scope, receive, send)
             return
-        visit = _Visit(receive, send, task)
+        visit = _Connection(receive, send, task)
         requests = task.cancelling()  # of others, to cancel this very task
         try:
             await self.app(scope, visit.receive, visit.send)
         except asyncio.CancelledError:
-            if visit.left and task.uncancel() <= requests:
+            if visit.disconnected and task.uncancel() <= requests:
                 raise ClientDisconnect from None
             raise
         finally:
             visit.end()
 
 
-class _Visit:
+class _Connection:
     """One request: the messages of its connection, and whether its client has left without an answer."""
 
     def __init__(self, receive: Receive, send: Send, task: asyncio.Task[None]) -> None:
         self._receive, self._send, self._task = receive, send, task
-        self._answered = False
+        self._response_started = False
         self._next: asyncio.Task[Message] | None = None  # what comes after the body, while it is waited for
-        self.left = False
+        self.disconnected = False
 
     async def receive(self) -> Message:
         if self._next is not None:  # the application asks for it as well; to cancel its question changes nothing
             return await asyncio.shield(self._next)
         message = await self._receive()
-        if message["type"] == "http.request" and not message.get("more_body") and not self._answered:
+        if message["type"] == "http.request" and not message.get("more_body") and not self._response_started:
             self._next = asyncio.create_task(self._watch())
         return message
 
     async def send(self, message: Message) -> None:
-        self._answered = True
+        self._response_started = True
         await self._send(message)
 
     async def _watch(self) -> Message:
         message = await self._receive()
-        if message["type"] == "http.disconnect" and not self._answered:
-            self.left = True
+        if message["type"] == "http.disconnect" and not self._response_started:
+            self.disconnected = True
             self._task.cancel()
         return message
 

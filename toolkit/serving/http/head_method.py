@@ -3,7 +3,7 @@
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
-class Heads:
+class HeadMethodMiddleware:
     """ASGI middleware that has a HEAD answered as a GET, and keeps the body to itself.
 
     Parameters

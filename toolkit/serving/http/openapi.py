@@ -6,8 +6,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from toolkit.serving.http.request_body import PICTURE_BODY, pictures_body
-from toolkit.serving.problems import BODY_TOO_LARGE, KEY_MISSING, KEY_WRONG, KINDS, MEDIA_TYPE, Kind
+from toolkit.serving.http.request_body import IMAGE_BODY, images_body
+from toolkit.serving.problems import BODY_TOO_LARGE, KEY_MISSING, KEY_WRONG, MEDIA_TYPE, PROBLEM_TYPES, ProblemType
 
 _KEYS = {
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -17,7 +17,7 @@ _RETRY = {"Retry-After": {"description": "seconds until asking again makes sense
 _REQUEST_ID = {"X-Request-ID": {"description": "names the request in the log", "schema": {"type": "string"}}}
 
 
-def refusals(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
+def error_responses(*kinds: ProblemType) -> dict[int | str, dict[str, Any]]:
     """The ``responses`` of a route that may answer with these problems."""
     found: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
@@ -33,30 +33,32 @@ def refusals(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
     return found
 
 
-def describe(app: FastAPI, guarded: Iterable[str], most_pictures: int) -> dict[str, Any]:
+def build_openapi(app: FastAPI, guarded: Iterable[str], most_images: int) -> dict[str, Any]:
     """The whole description.
 
     Parameters
     ----------
     guarded
         Addresses that ask for a key.
-    most_pictures
+    most_images
         Of one batch.
     """
     schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     paths = schema["paths"]
-    paths["/predict"]["post"]["requestBody"] = PICTURE_BODY
-    paths["/predict/batch"]["post"]["requestBody"] = pictures_body(most_pictures)
+    paths["/predict"]["post"]["requestBody"] = IMAGE_BODY
+    paths["/predict/batch"]["post"]["requestBody"] = images_body(most_images)
     for path in paths.values():
         for method, operation in path.items():
             if method == "post":
-                operation["responses"] |= {str(key): value for key, value in refusals(BODY_TOO_LARGE).items()
+                operation["responses"] |= {str(key): value for key, value in error_responses(BODY_TOO_LARGE).items()
                                            if str(key) not in operation["responses"]}  # fmt: skip
     for address in guarded:
         for operation in paths[address].values():
             operation["security"] = [{name: []} for name in _KEYS]
-            operation["responses"] |= {str(key): value for key, value in refusals(KEY_MISSING, KEY_WRONG).items()}
+            operation["responses"] |= {
+                str(key): value for key, value in error_responses(KEY_MISSING, KEY_WRONG).items()
+            }
     if guarded:
         schema["components"]["securitySchemes"] = _KEYS
-    schema["x-problems"] = [{"slug": kind.slug, "status": kind.status, "title": kind.title} for kind in KINDS]
+    schema["x-problems"] = [{"slug": kind.slug, "status": kind.status, "title": kind.title} for kind in PROBLEM_TYPES]
     return schema

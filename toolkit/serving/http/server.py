@@ -28,8 +28,8 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from toolkit.errors import SettingsError
-from toolkit.serving.http.body_limit import PATIENCE, Patience
-from toolkit.serving.problems import CONNECTIONS, MEDIA_TYPE, NOT_HTTP, TOO_SLOW, Problem, not_ready
+from toolkit.serving.http.body_limit import DEFAULT_TIMEOUTS, Timeouts
+from toolkit.serving.problems import MEDIA_TYPE, NOT_HTTP, REQUEST_TIMEOUT, TOO_MANY_CONNECTIONS, Problem, not_ready
 
 if sys.platform != "win32":
     import resource
@@ -38,18 +38,18 @@ logger = logging.getLogger(__name__)
 
 BACKLOG = 2048  # connections that may wait to be accepted, uvicorn's own number
 KEEP_ALIVE_SECONDS = 75  # idle connections are kept longer than the 60 s of the usual balancers in front
-MOST_CONNECTIONS = 4096
-MOST_TURNED_AWAY = 128  # connections beyond those that are told so at a time; further ones are just closed
-OTHER_FILES = 256  # that the process may have open besides its connections
-LINGER_SECONDS = 2.0  # that a client has to read why it is refused
-PARTING_SECONDS = 0.25  # that an idle connection stays open at the end, for a request that is on its way
-GREETING_SECONDS = 2.0  # the same of one that nothing was asked on yet: its client has connected to ask something
+MAX_CONNECTIONS = 4096
+MAX_REJECTED = 128  # connections beyond those that are told so at a time; further ones are just closed
+RESERVED_FDS = 256  # that the process may have open besides its connections
+CLOSE_DELAY_S = 2.0  # that a client has to read why it is refused
+GOODBYE_S = 0.25  # that an idle connection stays open at the end, for a request that is on its way
+FIRST_BYTE_S = 2.0  # the same of one that nothing was asked on yet: its client has connected to ask something
 # A filter of Berkeley packets: what asks for a connection is dropped, all else passes. Each line is a code, two jumps
 # and a value: load byte 13 of the TCP head, its flags; test the flag SYN; drop; keep.
-NO_MORE = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+REJECT_FILTER = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
 SO_ATTACH_FILTER = 26  # of Linux; Python has no name for it
-TICKS_A_LOOK = 10  # of uvicorn's 0.1 s, between two looks at the connections
-HELD_BYTES = 65536  # written within one turn of the loop, after which it is sent without waiting for the turn's end
+TICKS_PER_CHECK = 10  # of uvicorn's 0.1 s, between two looks at the connections
+COALESCE_BYTES = 65536  # written within one turn of the loop, after which it is sent without waiting for the turn's end
 ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)  # what comes before the path in such a target
 BROKEN = "the request breaks the rules of HTTP/1.1, or its head is too large"
 
@@ -85,7 +85,7 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-class Gathering:
+class CoalescingTransport:
     """A transport that sends together what is written within one turn of the event loop.
 
     uvicorn writes the head, the body and the end of an answer one by one, and each would be a call
@@ -108,7 +108,7 @@ class Gathering:
             self._loop.call_soon(self._flush)
         self._held.append(data)
         self._size += len(data)
-        if self._size > HELD_BYTES:
+        if self._size > COALESCE_BYTES:
             self._flush()
 
     def write_eof(self) -> None:
@@ -127,7 +127,7 @@ class Gathering:
             self._held, self._size = [], 0
 
 
-class Reader(h11.Connection):
+class StrictConnection(h11.Connection):
     """HTTP/1.1 as h11 reads it, except for heads that a proxy in front may have read in another way."""
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
@@ -145,7 +145,7 @@ class Reader(h11.Connection):
         return event
 
 
-class Protocol(H11Protocol):
+class TimeoutH11Protocol(H11Protocol):
     """HTTP/1.1 as uvicorn speaks it, with an end to everything that a client may draw out.
 
     What cannot even be read as a request, comes too slowly, or comes on one connection too many is
@@ -171,39 +171,44 @@ class Protocol(H11Protocol):
     """
 
     def __init__(
-        self, patience: Patience, most: int, turned_away: set["Protocol"], leaving: Callable[[], bool], **words: Any
+        self,
+        patience: Timeouts,
+        most: int,
+        turned_away: set["TimeoutH11Protocol"],
+        leaving: Callable[[], bool],
+        **words: Any,
     ) -> None:
         super().__init__(**words)
         self._application, self.app = self.app, self._answer
         self._leaving = leaving
-        self.conn = Reader(h11.SERVER)
-        self._most, self._turned_away = most, turned_away
+        self.conn = StrictConnection(h11.SERVER)
+        self._most, self._rejected_count = most, turned_away
         self._refused = False
-        self._waits: tuple[str | None, object] = (None, None)  # for what, and in which request
+        self._waiting: tuple[str | None, object] = (None, None)  # for what, and in which request
         self._since = 0.0
         self._limits = {
-            "farewell": LINGER_SECONDS,
-            "answer": patience.body_seconds,
-            "head": patience.head_seconds,
+            "farewell": CLOSE_DELAY_S,
+            "answer": patience.body,
+            "head": patience.header,
             "request": KEEP_ALIVE_SECONDS,
-            "rest": patience.body_seconds,
+            "rest": patience.body,
         }
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
-        super().connection_made(cast(asyncio.Transport, Gathering(transport, self.loop)))
-        self.look(self.loop.time())
-        if len(self.connections) - len(self._turned_away) <= self._most:
+        super().connection_made(cast(asyncio.Transport, CoalescingTransport(transport, self.loop)))
+        self.check_timeouts(self.loop.time())
+        if len(self.connections) - len(self._rejected_count) <= self._most:
             return
-        if len(self._turned_away) >= MOST_TURNED_AWAY:
+        if len(self._rejected_count) >= MAX_REJECTED:
             transport.abort()
             return
-        self._turned_away.add(self)
-        self._refuse(Problem(CONNECTIONS, f"{self._most} connections are open already", {"Retry-After": "1"}))
+        self._rejected_count.add(self)
+        self._refuse(Problem(TOO_MANY_CONNECTIONS, f"{self._most} connections are open already", {"Retry-After": "1"}))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed, by whomever."""
-        self._turned_away.discard(self)
+        self._rejected_count.discard(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -220,7 +225,7 @@ class Protocol(H11Protocol):
         if self._refused:
             self.transport.close()
         elif self.cycle is None or self.cycle.response_complete:
-            self.loop.call_later(GREETING_SECONDS if self.cycle is None else PARTING_SECONDS, self._part)
+            self.loop.call_later(FIRST_BYTE_S if self.cycle is None else GOODBYE_S, self._part)
         elif self.cycle.response_started:  # too late to say in it that it is the last one
             self.cycle.keep_alive = False
 
@@ -232,7 +237,7 @@ class Protocol(H11Protocol):
             waiting.register(self.transport.get_extra_info("socket"), selectors.EVENT_READ)
             has_come = bool(waiting.select(0))
         if has_come:  # to close it now would reset it
-            self.loop.call_later(PARTING_SECONDS, self._part)
+            self.loop.call_later(GOODBYE_S, self._part)
         else:
             super().shutdown()
 
@@ -250,15 +255,15 @@ class Protocol(H11Protocol):
             self._refuse(not_ready("the service ended before this request could be answered", 1))
             self.transport.close()
 
-    def look(self, now: float) -> None:
+    def check_timeouts(self, now: float) -> None:
         """End what has lasted too long at this moment of the loop's clock."""
-        waits = (self._waits_for(), self.cycle)
-        if waits != self._waits:
-            self._waits, self._since = waits, now
+        waits = (self._waiting_on(), self.cycle)
+        if waits != self._waiting:
+            self._waiting, self._since = waits, now
         elif waits[0] is not None and now - self._since >= self._limits[waits[0]]:
-            self._give_up(waits[0])
+            self._on_timeout(waits[0])
 
-    def _waits_for(self) -> str | None:
+    def _waiting_on(self) -> str | None:
         """What the client owes; None when it is the application's turn, or that of who asked it for the body."""
         if self._refused:
             return "farewell"
@@ -274,12 +279,12 @@ class Protocol(H11Protocol):
         """Whether something of a further request is there."""
         return bool(self.conn.trailing_data[0])
 
-    def _give_up(self, waited_for: str) -> None:
+    def _on_timeout(self, waited_for: str) -> None:
         if waited_for in ("farewell", "answer"):
             self.transport.abort()
         elif waited_for == "head" and self._begun:
             seconds = self._limits["head"]
-            self._refuse(Problem(TOO_SLOW, f"the head of a request must arrive within {seconds:g} s"))
+            self._refuse(Problem(REQUEST_TIMEOUT, f"the head of a request must arrive within {seconds:g} s"))
         else:
             self.transport.close()
 
@@ -328,8 +333,8 @@ class ServerConfig:
 
     drain_seconds: float
     finish_seconds: int
-    patience: Patience = PATIENCE
-    most_connections: int = MOST_CONNECTIONS
+    patience: Timeouts = DEFAULT_TIMEOUTS
+    most_connections: int = MAX_CONNECTIONS
 
 
 class Server(uvicorn.Server):
@@ -365,7 +370,9 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                http=partial(Protocol, config.patience, _allowed(config.most_connections), set(), self._is_leaving),  # type: ignore[arg-type]
+                http=partial(
+                    TimeoutH11Protocol, config.patience, _allowed(config.most_connections), set(), self._is_draining
+                ),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="on",
                 backlog=BACKLOG,
@@ -373,19 +380,19 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=config.finish_seconds,
             )
         )
-        self._leave = leave
+        self._on_shutdown = leave
         self._alone = alone
         self._drain_seconds = config.drain_seconds
-        self._leaves_at: float | None = None
+        self._shutdown_at: float | None = None
 
-    def _is_leaving(self) -> bool:
-        return self._leaves_at is not None
+    def _is_draining(self) -> bool:
+        return self._shutdown_at is not None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  its signature is given
         """What uvicorn does at a signal, with the draining before it; the signal is not raised again."""
-        if self._leaves_at is None:
-            self._leave()
-            self._leaves_at = time.monotonic() + self._drain_seconds
+        if self._shutdown_at is None:
+            self._on_shutdown()
+            self._shutdown_at = time.monotonic() + self._drain_seconds
         elif not self.should_exit:
             self.should_exit = True
         elif sig == signal.SIGINT:
@@ -393,11 +400,11 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Asked by uvicorn ten times a second whether to end."""
-        if counter % TICKS_A_LOOK == 0:
+        if counter % TICKS_PER_CHECK == 0:
             now = asyncio.get_running_loop().time()
             for connection in list(self.server_state.connections):
-                cast(Protocol, connection).look(now)
-        if self._leaves_at is not None and time.monotonic() >= self._leaves_at:
+                cast(TimeoutH11Protocol, connection).check_timeouts(now)
+        if self._shutdown_at is not None and time.monotonic() >= self._shutdown_at:
             self.should_exit = True
         return await super().on_tick(counter)
 
@@ -405,8 +412,8 @@ class Server(uvicorn.Server):
         """What uvicorn does at the end, after all that wait to be let in: a socket that is closed resets them."""
         if self._alone:
             for listener in sockets or ():
-                take_no_more(listener)
-        waiting = [connection for listener in sockets or () for connection in _all_that_wait(listener)]
+                stop_accepting(listener)
+        waiting = [connection for listener in sockets or () for connection in _backlog(listener)]
         for server in self.servers:
             server.close()  # without a turn of the loop in between, in which more could come
         state = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
@@ -418,21 +425,21 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def take_no_more(listener: socket.socket) -> None:
+def stop_accepting(listener: socket.socket) -> None:
     """Have the system make no further connection, where it can: who asks for one is refused once the socket is closed.
 
     Between the last connection that is let in and the end of the socket there could otherwise come one more, which
     would be reset with its request.
     """
-    lines = b"".join(struct.pack("=HBBI", *line) for line in NO_MORE)
+    lines = b"".join(struct.pack("=HBBI", *line) for line in REJECT_FILTER)
     held = ctypes.create_string_buffer(lines)
     with suppress(OSError):
         if sys.platform == "linux":
-            program = struct.pack("HP", len(NO_MORE), ctypes.addressof(held))
+            program = struct.pack("HP", len(REJECT_FILTER), ctypes.addressof(held))
             listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
-def _all_that_wait(listener: socket.socket) -> Iterator[socket.socket]:
+def _backlog(listener: socket.socket) -> Iterator[socket.socket]:
     """Connections that the system has made and the loop has not taken yet."""
     refusals = 0
     while refusals < 2:  # the socket of several processes says each second time that there is none
@@ -449,4 +456,4 @@ def _allowed(connections: int) -> int:
     if sys.platform == "win32":
         return connections
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return connections if files == resource.RLIM_INFINITY else max(1, min(connections, files - OTHER_FILES))
+    return connections if files == resource.RLIM_INFINITY else max(1, min(connections, files - RESERVED_FDS))

@@ -11,9 +11,9 @@ from pathlib import Path
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import Response
 
-from toolkit.serving.problems import KINDS, NOT_FOUND, Problem
+from toolkit.serving.problems import NOT_FOUND, PROBLEM_TYPES, Problem
 
-FOLDER = Path(__file__).parent / "dashboard"
+FOLDER = Path(__file__).parent.parent / "dashboard"
 SWAGGER = files("fastapi_swagger") / "resources"  # Swagger UI as its authors publish it; the package's code is not used
 DASHBOARD = "dashboard.html"
 HTML, CSS, SCRIPT = "text/html; charset=utf-8", "text/css; charset=utf-8", "text/javascript; charset=utf-8"
@@ -91,7 +91,7 @@ def _problems() -> str:
     entries = "".join(
         f'<section id="problem-{kind.slug}"><h3>{kind.status} {escape(kind.title)}</h3>'
         f"<p><code>{kind.slug}</code> {escape(kind.advice)}</p></section>\n"
-        for kind in KINDS
+        for kind in PROBLEM_TYPES
     )
     introduction = (
         "<p>Every error is a document of type <code>application/problem+json</code> (RFC 9457). Its <code>type</code> "

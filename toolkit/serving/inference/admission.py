@@ -1,4 +1,4 @@
-"""A bounded number of places for pictures, and of bytes for their bodies; who finds no room is sent away at once."""
+"""A bounded number of places for images, and of bytes for their bodies; who finds no room is sent away at once."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -6,13 +6,13 @@ from contextlib import contextmanager
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from toolkit.serving.problems import FULL, Problem
+from toolkit.serving.problems import OVERLOADED, Problem
 
-LONGEST_RETRY = 30  # seconds
-PACE_MEMORY = 0.95  # weight of the past in the running mean of the time that one picture takes
+MAX_RETRY_AFTER_S = 30  # seconds
+PACE_MEMORY = 0.95  # weight of the past in the running mean of the time that one image takes
 
 
-class Desk:
+class AdmissionController:
     """Refuse what would wait too long, or take too much memory.
 
     Places are taken and given back on the event loop, so they need no lock.
@@ -22,7 +22,7 @@ class Desk:
     workers
         Threads that answer.
     waiting
-        Pictures that may wait while all threads are busy.
+        Images that may wait while all threads are busy.
     most_bytes
         Bodies that may be in memory together.
 
@@ -30,41 +30,41 @@ class Desk:
     --------
     >>> desk = Desk(workers=1, waiting=1)
     >>> with desk.places(2):
-    ...     desk.depth
+    ...     desk.in_flight
     ...     with desk.places(1):
     ...         pass
     Traceback (most recent call last):
         ...
-    toolkit.serving.problems.Problem: 503: 1 picture is being answered and 1 waits, which is all there is room for
-    >>> desk.depth
+    toolkit.serving.problems.Problem: 503: 1 image is being answered and 1 waits, which is all there is room for
+    >>> desk.in_flight
     0
     """
 
     def __init__(self, workers: int, waiting: int, most_bytes: int = 2**62) -> None:
         self.workers = workers
-        self.waiting = waiting
+        self.max_queue = waiting
         self._most_bytes = most_bytes
         self._taken = 0
         self._bytes = 0
-        self._pace = 0.0  # seconds of work on one picture
+        self._pace = 0.0  # seconds of work on one image
 
     @property
-    def depth(self) -> int:
-        """Pictures that have a place: being answered or waiting."""
+    def in_flight(self) -> int:
+        """Images that have a place: being answered or waiting."""
         return self._taken
 
     @property
-    def room(self) -> int:
+    def free_slots(self) -> int:
         """Places that are free."""
-        return self.workers + self.waiting - self._taken
+        return self.workers + self.max_queue - self._taken
 
-    def check(self, count: int) -> None:
+    def require_slot(self, count: int) -> None:
         """Refuse now what ``places`` would refuse, before its body is read."""
-        if count > self.room:
+        if count > self.free_slots:
             raise self._full()
 
     @contextmanager
-    def places(self, count: int) -> Iterator[None]:
+    def slots(self, count: int) -> Iterator[None]:
         """Hold so many places, all or none.
 
         Raises
@@ -72,7 +72,7 @@ class Desk:
         Problem
             503 with the time after which there should be room.
         """
-        self.check(count)
+        self.require_slot(count)
         self._taken += count
         try:
             yield
@@ -80,7 +80,7 @@ class Desk:
             self._taken -= count
 
     @contextmanager
-    def body(self, size: int) -> Iterator[None]:
+    def reserve_bytes(self, size: int) -> Iterator[None]:
         """Hold the memory of a body while it arrives and is worked on.
 
         Raises
@@ -90,36 +90,36 @@ class Desk:
         """
         if self._bytes + size > self._most_bytes:
             held = f"bodies of {self._bytes / 2**20:.0f} MiB are being worked on"
-            raise Problem(FULL, f"{held}, which is all there is room for", self._retry())
+            raise Problem(OVERLOADED, f"{held}, which is all there is room for", self._retry())
         self._bytes += size
         try:
             yield
         finally:
             self._bytes -= size
 
-    def worked(self, pictures: int, seconds: float) -> None:
+    def record_duration(self, images: int, seconds: float) -> None:
         """Learn how long work takes; called from a worker."""
-        pace = seconds / pictures
+        pace = seconds / images
         self._pace = PACE_MEMORY * self._pace + (1 - PACE_MEMORY) * pace if self._pace else pace
 
     def _retry(self) -> dict[str, str]:
         """When those before are answered, at the pace of late."""
         seconds = math.ceil(self._taken * self._pace / self.workers)
-        return {"Retry-After": str(min(max(1, seconds), LONGEST_RETRY))}
+        return {"Retry-After": str(min(max(1, seconds), MAX_RETRY_AFTER_S))}
 
     def _full(self) -> Problem:
         answered = min(self._taken, self.workers)
         waits = self._taken - answered
         return Problem(
-            FULL,
-            f"{answered} picture{'s are' if answered != 1 else ' is'} being answered and {waits} "
+            OVERLOADED,
+            f"{answered} image{'s are' if answered != 1 else ' is'} being answered and {waits} "
             f"wait{'s' if waits == 1 else ''}, which is all there is room for",
             self._retry(),
         )
 
 
-class Doorkeeper:
-    """ASGI middleware that sends a picture away as soon as its head is there, when there is no place for any.
+class LoadSheddingMiddleware:
+    """ASGI middleware that sends an image away as soon as its head is there, when there is no place for any.
 
     What an overloaded service refuses should cost it next to nothing: the routes behind would find the same, but
     only after half a millisecond of looking for them and of passing the refusal back through all of their layers.
@@ -127,21 +127,21 @@ class Doorkeeper:
     Parameters
     ----------
     app
-        What takes pictures.
+        What takes images.
     addresses
-        Where each request is at least one picture.
+        Where each request is at least one image.
     desk
         Gives the desk, once the application runs.
     """
 
-    def __init__(self, app: ASGIApp, addresses: frozenset[str], desk: Callable[[], Desk | None]) -> None:
+    def __init__(self, app: ASGIApp, addresses: frozenset[str], desk: Callable[[], AdmissionController | None]) -> None:
         self.app = app
-        self.addresses = addresses
-        self.desk = desk
+        self.paths = addresses
+        self.admission = desk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] in self.addresses and scope["method"] == "POST":
-            desk = self.desk()
+        if scope["type"] == "http" and scope["path"] in self.paths and scope["method"] == "POST":
+            desk = self.admission()
             if desk is not None:
-                desk.check(1)
+                desk.require_slot(1)
         await self.app(scope, receive, send)

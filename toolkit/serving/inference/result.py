@@ -1,4 +1,4 @@
-"""What the model says about one picture, and how long that took."""
+"""What the model says about one image, and how long that took."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.images.decoding import Picture
+from toolkit.images.decoding import DecodedImage
 from toolkit.serving.models.manager import LiveModel
 
-STAGES = ("decode", "queue", "infer", "total")
-ImageSource = Callable[[], bytes]  # gives the bytes of one encoded picture, or raises a Problem
+TIMING_STAGES = ("decode", "queue", "infer", "total")
+ImageSource = Callable[[], bytes]  # gives the bytes of one encoded image, or raises a Problem
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ def file_name(source: ImageSource) -> str | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Classified:
-    """What the model says about one picture.
+class InferenceResult:
+    """What the model says about one image.
 
     Parameters
     ----------
@@ -46,21 +46,21 @@ class Classified:
     timings_ms
         One value for each of ``STAGES``.
     read
-        Gives the encoded picture again.
+        Gives the encoded image again.
     """
 
     model: LiveModel
-    picture: Picture
+    image: DecodedImage
     probabilities: NDArray[np.float32]
     timings_ms: dict[str, float]
-    read: ImageSource = bytes
+    source: ImageSource = bytes
 
     @property
     def finite(self) -> bool:
         """Whether the answer can be used at all."""
         return bool(np.isfinite(self.probabilities).all())
 
-    def best(self, count: int) -> list[tuple[str, float]]:
+    def top_k(self, count: int) -> list[tuple[str, float]]:
         """The ``count`` most probable classes, the first of equals first."""
         order = np.argsort(-self.probabilities, kind="stable")[:count]
         return [(self.model.classes[index], float(self.probabilities[index])) for index in order]

@@ -23,43 +23,43 @@ from PIL import Image
 from torch.export.passes import move_to_device_pass
 
 from toolkit.bundle.program import Bundle
-from toolkit.errors import BundleError, one_line
+from toolkit.errors import BundleError, first_line
 from toolkit.redaction import redact_paths
-from toolkit.serving.models.openvino_cache import Conversion, core, exported
+from toolkit.serving.models.openvino_cache import OpenVINOModelCache, core, exported
 from toolkit.system.metrics import usable_cores
 
 logger = logging.getLogger(__name__)
 
 Choice = Literal["auto", "openvino", "torch"]
 Precision = Literal["float32", "bfloat16", "float16"]
-Pictures = NDArray[np.uint8]  # (N, H, W, 3) RGB
+Images = NDArray[np.uint8]  # (N, H, W, 3) RGB
 Probabilities = NDArray[np.float32]  # (N, K)
 
 # How far a probability may be from the program's own. Float32 differs in the order of its sums: by 2e-7 for a
 # ResNet-18. Numbers of 16 bits keep two or three digits: 0.002 for a ResNet-18 in bfloat16. Ten times that is let
 # pass, and is far from what a wrongly converted operation does.
-BOUNDS: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.02}
+PARITY_BOUNDS: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.02}
 HINTS = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's words
-BATCHES = (1, 2, 4, 8, 1)  # pictures in the runs that compare engines: 16, with a single one again after a batch
+BATCHES = (1, 2, 4, 8, 1)  # images in the runs that compare engines: 16, with a single one again after a batch
 SOURCES = re.compile(r"(Caught exception: )?(Exception from |Check '|FrontEnd API failed)")
 
 
 class Engine(Protocol):
-    """Pictures in, probabilities out; called from several threads at once."""
+    """Images in, probabilities out; called from several threads at once."""
 
     @property
     def name(self) -> str:
         """Library, precision and device in a few words."""
 
     @property
-    def lanes(self) -> int:
+    def concurrency(self) -> int:
         """How many runs at once are worth it."""
 
     @property
     def report(self) -> dict[str, Any]:
         """What ``/model-info`` shows: what runs the program, and what was found when it was prepared."""
 
-    def infer(self, pictures: Pictures) -> Probabilities:
+    def infer(self, images: Images) -> Probabilities:
         """uint8 (N, H, W, 3) RGB -> float32 (N, K) probabilities."""
 
     def close(self) -> None:
@@ -81,16 +81,16 @@ class TorchEngine:
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self._bundle = bundle
-        self.lanes = threads or usable_cores()
-        self.report: dict[str, Any] = _description(self.name, "float32", "cpu", self.lanes)
+        self.concurrency = threads or usable_cores()
+        self.report: dict[str, Any] = _description(self.name, "float32", "cpu", self.concurrency)
 
-    def infer(self, pictures: Pictures) -> Probabilities:
-        return self._bundle.predict(pictures)
+    def infer(self, images: Images) -> Probabilities:
+        return self._bundle.predict(images)
 
     def close(self) -> None: ...
 
 
-class GpuEngine:
+class GPUEngine:
     """The program in torch on a GPU, its matrix products and convolutions in 16 bits.
 
     Parameters
@@ -103,17 +103,17 @@ class GpuEngine:
         In torch's words.
     """
 
-    lanes = 1  # a GPU runs one thing after the other, and large batches best
+    concurrency = 1  # a GPU runs one thing after the other, and large batches best
 
     def __init__(self, bundle: Bundle, precision: Precision, device: str = "cuda") -> None:
         self.name = f"torch {precision} on the GPU"
         self._program = move_to_device_pass(copy.deepcopy(exported(bundle)), device).module()
         self._device = torch.device(device)
         self._type: torch.dtype = getattr(torch, precision)
-        self.report: dict[str, Any] = _description(self.name, precision, device, self.lanes)
+        self.report: dict[str, Any] = _description(self.name, precision, device, self.concurrency)
 
-    def infer(self, pictures: Pictures) -> Probabilities:
-        own = np.require(pictures, requirements=("C", "W"))  # torch warns of arrays that may not be written to
+    def infer(self, images: Images) -> Probabilities:
+        own = np.require(images, requirements=("C", "W"))  # torch warns of arrays that may not be written to
         with torch.inference_mode(), torch.autocast(self._device.type, self._type):
             answer: Probabilities = self._program(torch.from_numpy(own).to(self._device)).float().cpu().numpy()
         return answer
@@ -121,7 +121,7 @@ class GpuEngine:
     def close(self) -> None: ...
 
 
-class OpenVinoEngine:
+class OpenVINOEngine:
     """The program in OpenVINO on the CPU: as many streams as runs at once, each with its share of the cores.
 
     Parameters
@@ -156,15 +156,15 @@ class OpenVinoEngine:
         }
         self._compiled = runtime.compile_model(model, "CPU", wanted)
         self._idle: deque[Any] = deque()  # infer requests, each with memory of its own; at most one a caller
-        self.lanes: int = self._compiled.get_property("NUM_STREAMS")
-        self.report: dict[str, Any] = _description(self.name, precision, "cpu", self.lanes)
+        self.concurrency: int = self._compiled.get_property("NUM_STREAMS")
+        self.report: dict[str, Any] = _description(self.name, precision, "cpu", self.concurrency)
 
-    def infer(self, pictures: Pictures) -> Probabilities:
+    def infer(self, images: Images) -> Probabilities:
         try:
             request = self._idle.pop()
         except IndexError:
             request = self._compiled.create_infer_request()
-        request.start_async({0: pictures})
+        request.start_async({0: images})
         request.wait()  # infer() would do both, but on a single core it hides errors and gives the answer before
         answer: Probabilities = request.get_output_tensor().data.copy()  # the next run writes there again
         self._idle.append(request)
@@ -174,7 +174,7 @@ class OpenVinoEngine:
         self._idle.clear()
 
 
-def prepare(
+def select_engine(
     bundle: Bundle,
     choice: Choice = "auto",
     *,
@@ -185,7 +185,7 @@ def prepare(
     """The fastest engine that gives the program's own numbers, warmed up.
 
     Engines are tried in this order: torch on a GPU, if there is one; OpenVINO in bfloat16; OpenVINO in float32;
-    torch. Each must answer for 1, 2, 4 and 8 pictures, in all lanes at once, twice the same, as the program does.
+    torch. Each must answer for 1, 2, 4 and 8 images, in all lanes at once, twice the same, as the program does.
 
     Parameters
     ----------
@@ -204,7 +204,7 @@ def prepare(
     Returns
     -------
     Engine
-        Its ``report`` has ``engine``, ``precision``, ``device``, ``lanes``; ``pictures`` compared and the
+        Its ``report`` has ``engine``, ``precision``, ``device``, ``lanes``; ``images`` compared and the
         ``largest_difference`` of their probabilities; ``passed_over``, each with ``engine`` and ``reason``; and the
         ``seconds`` that all this took.
 
@@ -214,9 +214,9 @@ def prepare(
         The program itself does not give finite probabilities, or no engine passes; says which fails at what.
     """
     started = time.perf_counter()
-    batches = np.split(synthetic_pictures(bundle.card.image_size), np.cumsum(BATCHES)[:-1])
-    conversion = Conversion(bundle, partial(_own_answers, bundle, batches), cache)
-    expected = conversion.answers
+    batches = np.split(synthetic_images(bundle.card.image_size), np.cumsum(BATCHES)[:-1])
+    conversion = OpenVINOModelCache(bundle, partial(_reference_outputs, bundle, batches), cache)
+    expected = conversion.reference_outputs
     passed_over: list[dict[str, str]] = []
     for name, build in _candidates(bundle, choice, threads, cores, conversion):
         try:
@@ -229,34 +229,34 @@ def prepare(
             continue
         seconds = time.perf_counter() - started
         engine.report.update(
-            pictures=sum(BATCHES), largest_difference=difference, passed_over=passed_over, seconds=round(seconds, 2)
+            images=sum(BATCHES), largest_difference=difference, passed_over=passed_over, seconds=round(seconds, 2)
         )
-        logger.info("%s, %d at once, differs by %.1g, ready in %.1f s", name, engine.lanes, difference, seconds)
+        logger.info("%s, %d at once, differs by %.1g, ready in %.1f s", name, engine.concurrency, difference, seconds)
         return engine
     reasons = (f"{failed['engine']}: {failed['reason']}" for failed in passed_over)
     raise BundleError(f"no engine runs the program; {'; '.join(reasons)}")
 
 
-def _own_answers(bundle: Bundle, batches: Sequence[Pictures]) -> Probabilities:
-    """What the program itself says of synthetic pictures."""
+def _reference_outputs(bundle: Bundle, batches: Sequence[Images]) -> Probabilities:
+    """What the program itself says of synthetic images."""
     answers = np.concatenate(_run(bundle.predict, batches, usable_cores()))
     if not np.isfinite(answers).all():
-        raise BundleError("the program gives NaN or infinity for a synthetic picture")
+        raise BundleError("the program gives NaN or infinity for a synthetic image")
     return answers
 
 
 def _candidates(
-    bundle: Bundle, choice: Choice, threads: int | None, cores: int | None, conversion: Conversion
+    bundle: Bundle, choice: Choice, threads: int | None, cores: int | None, conversion: OpenVINOModelCache
 ) -> Iterator[tuple[str, Callable[[], Engine]]]:
     """Names of engines and what builds them, the fastest first."""
 
     def in_openvino(precision: Precision) -> Engine:
-        return OpenVinoEngine(conversion.model, precision, threads, cores)
+        return OpenVINOEngine(conversion.model, precision, threads, cores)
 
     precision: Precision
     if choice != "openvino" and torch.cuda.is_available():
         for precision in ("float16", "bfloat16"):
-            yield f"torch {precision} on the GPU", partial(GpuEngine, bundle, precision)
+            yield f"torch {precision} on the GPU", partial(GPUEngine, bundle, precision)
     if choice != "torch":
         for precision in ("bfloat16", "float32"):
             yield f"OpenVINO {precision} on the CPU", partial(in_openvino, precision)
@@ -264,7 +264,7 @@ def _candidates(
         yield TorchEngine.name, partial(TorchEngine, bundle, threads or cores)
 
 
-def largest_difference(engine: Engine, batches: Sequence[Pictures], expected: Sequence[Probabilities]) -> float:
+def largest_difference(engine: Engine, batches: Sequence[Images], expected: Sequence[Probabilities]) -> float:
     """Run all lanes of an engine at once, and compare what it answers with what is expected.
 
     Parameters
@@ -287,7 +287,7 @@ def largest_difference(engine: Engine, batches: Sequence[Pictures], expected: Se
         What is wrong: the shape, NaN, another answer to the same question, probabilities further off than the
         precision excuses, or another class although the best two are not nearly equal.
     """
-    answers = _run(engine.infer, [*batches, *batches], engine.lanes)
+    answers = _run(engine.infer, [*batches, *batches], engine.concurrency)
     for answer, again, wanted in zip(answers, answers[len(batches) :], expected, strict=False):
         if answer.shape != wanted.shape or answer.dtype != np.float32:
             raise BundleError(f"it answers {answer.dtype} {answer.shape}, where float32 {wanted.shape} is right")
@@ -296,11 +296,11 @@ def largest_difference(engine: Engine, batches: Sequence[Pictures], expected: Se
         if not np.array_equal(answer, again):
             raise BundleError("it answers otherwise when it is asked again")
     return _require_parity(
-        np.concatenate(answers[: len(batches)]), np.concatenate(expected), BOUNDS[engine.report["precision"]]
+        np.concatenate(answers[: len(batches)]), np.concatenate(expected), PARITY_BOUNDS[engine.report["precision"]]
     )
 
 
-def _run(infer: Callable[[Pictures], Probabilities], batches: Sequence[Pictures], lanes: int) -> list[Probabilities]:
+def _run(infer: Callable[[Images], Probabilities], batches: Sequence[Images], lanes: int) -> list[Probabilities]:
     """Answers from so many threads at once; torch's own threads in each would only fight on a busy machine."""
     threads = torch_threads(lanes, usable_cores())
     with ThreadPoolExecutor(lanes, initializer=set_torch_threads, initargs=(threads,)) as pool:
@@ -315,17 +315,17 @@ def _require_parity(found: Probabilities, wanted: Probabilities, bound: float) -
     second, best = np.sort(wanted, axis=1)[:, -2:].T  # (N,) each
     other = (found.argmax(axis=1) != wanted.argmax(axis=1)) & (best - second >= bound)
     if other.any():
-        raise BundleError(f"it names another class than the program for {other.sum()} of {len(other)} pictures")
+        raise BundleError(f"it names another class than the program for {other.sum()} of {len(other)} images")
     return difference
 
 
-def synthetic_pictures(size: int) -> Pictures:
-    """Pictures to compare engines on: soft fields of colour with and without noise, and plain greys.
+def synthetic_images(size: int) -> Images:
+    """Images to compare engines on: soft fields of colour with and without noise, and plain greys.
 
-    A bundle brings no pictures. On plain noise most networks give one answer; on these they do not.
+    A bundle brings no images. On plain noise most networks give one answer; on these they do not.
 
-    >>> pictures = synthetic_pictures(32)
-    >>> pictures.shape, str(pictures.dtype), pictures[-3:].mean(axis=(1, 2, 3)).tolist()
+    >>> images = synthetic_images(32)
+    >>> images.shape, str(images.dtype), images[-3:].mean(axis=(1, 2, 3)).tolist()
     ((16, 32, 32, 3), 'uint8', [0.0, 127.0, 255.0])
     """
     generator = np.random.default_rng(0)
@@ -361,7 +361,7 @@ def _reason(error: Exception) -> str:
     'No such file'
     """
     lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line and not SOURCES.match(line)), one_line(error))
+    return next((line for line in lines if line and not SOURCES.match(line)), first_line(error))
 
 
 def _description(name: str, precision: Precision, device: str, lanes: int) -> dict[str, Any]:

@@ -22,10 +22,10 @@ from pathlib import Path
 import psutil
 import torch
 
-from toolkit.bundle.program import Bundle, shelve_bundle
-from toolkit.errors import BundleError, ToolkitError, one_line
-from toolkit.serving.models.engines import Choice, prepare
-from toolkit.serving.models.openvino_cache import is_kept
+from toolkit.bundle.program import Bundle, open_bundle_lazily
+from toolkit.errors import BundleError, ToolkitError, first_line
+from toolkit.serving.models.engines import Choice, select_engine
+from toolkit.serving.models.openvino_cache import is_cached
 from toolkit.system.file_locks import try_lock
 from toolkit.system.subprocesses import Child, Parent, exit_reason
 
@@ -71,7 +71,7 @@ class IsolatedLoader:
         if bundle.folder is None or self._choice == "torch" or torch.cuda.is_available():
             return
         with try_lock(self._cache.with_suffix(".loading.lock"), TIMEOUT_S, stopping):
-            if not is_kept(bundle, self._cache):
+            if not is_cached(bundle, self._cache):
                 self._load(bundle, bundle.folder, stopping, pause)
 
     def _load(self, bundle: Bundle, folder: Path, stopping: threading.Event, pause: Callable[[int], None]) -> None:
@@ -123,9 +123,9 @@ def main() -> int:
     parent = Parent()
     folder, digest, choice, threads, cache = parent.receive()
     try:
-        prepare(shelve_bundle(Path(folder), digest), choice, threads=threads, cache=Path(cache)).close()
+        select_engine(open_bundle_lazily(Path(folder), digest), choice, threads=threads, cache=Path(cache)).close()
     except ToolkitError as error:
-        parent.send(one_line(error))
+        parent.send(first_line(error))
         return 1
     return 0
 

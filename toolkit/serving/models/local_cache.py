@@ -19,23 +19,23 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from toolkit.bundle.files import digest_of
-from toolkit.bundle.program import Bundle, shelve_bundle
-from toolkit.errors import BundleError, one_line
-from toolkit.serving.models.manager import Release, Source
+from toolkit.bundle.program import Bundle, open_bundle_lazily
+from toolkit.errors import BundleError, first_line
+from toolkit.serving.models.manager import ModelRelease, Source
 from toolkit.system.file_locks import try_lock
 
 logger = logging.getLogger(__name__)
 
-COPIES = 2  # the last one, and one more in case it is broken
-NOTE = "served.json"
-LONGEST_SECONDS = 900.0  # that others wait for who fetches, notes or removes
-UNNOTED_SECONDS = 3600.0  # that a copy stays which did not serve yet: another process may be about to
+MAX_COPIES = 2  # the last one, and one more in case it is broken
+INDEX_FILE = "served.json"
+LOCK_TIMEOUT_S = 900.0  # that others wait for who fetches, notes or removes
+ORPHAN_AGE_S = 3600.0  # that a copy stays which did not serve yet: another process may be about to
 # Nothing else in the folder is ever removed: bundles, and what a kill left of one on its way.
 INCOMING = "incoming-"
 REMOVABLE = re.compile(rf"[0-9a-f]{{64}}|{INCOMING}\w+")
 
 
-class Kept(BaseModel):
+class CachedRelease(BaseModel):
     """A release that served, as it was noted then."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
@@ -47,10 +47,10 @@ class Kept(BaseModel):
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")  # it becomes the name of a folder that may be removed
 
 
-NOTED = TypeAdapter(tuple[Kept, ...])
+INDEX_ADAPTER = TypeAdapter(tuple[CachedRelease, ...])
 
 
-class LastGood:
+class LocalModelCache:
     """Copies of what served last; a disk that is full or may not be written to costs a warning and no more.
 
     Parameters
@@ -67,78 +67,78 @@ class LastGood:
         self._lock = folder.with_suffix(".lock")
         self._name = name
         self._stage = stage
-        self._troubled = False  # whether the last attempt to keep something failed, and was warned of
+        self._has_warned = False  # whether the last attempt to keep something failed, and was warned of
 
-    def load(self, source: Source, release: Release) -> Bundle:
+    def load(self, source: Source, release: ModelRelease) -> Bundle:
         """A release's bundle from its source, by way of the folder where that is possible."""
         try:
-            with try_lock(self._lock, LONGEST_SECONDS):
+            with try_lock(self._lock, LOCK_TIMEOUT_S):
                 bundle = source.load(release, self.folder)
                 with suppress(OSError):
                     os.utime(self.folder / release.digest)  # it is wanted now, whenever it was fetched
                 return bundle
         except OSError as error:  # of the disk: what is wrong with the registry has errors of its own
-            self._warn(release, one_line(error))
+            self._warn(release, first_line(error))
             return source.load(release)
 
-    def copy(self, source: Source, release: Release) -> None:
+    def copy(self, source: Source, release: ModelRelease) -> None:
         """Leave a copy of a release that serves already, should there be none."""
         if not (self.folder / release.digest).is_dir():
             try:
                 self.load(source, release)
             except Exception as error:  # noqa: BLE001  of any kind: it serves all the same
-                self._warn(release, one_line(error))
+                self._warn(release, first_line(error))
 
-    def keep(self, release: Release) -> None:
+    def mark_served(self, release: ModelRelease) -> None:
         """Note that a release serves, and remove all but the newest copies."""
         try:
-            kept = Kept.model_validate(release)
+            kept = CachedRelease.model_validate(release)
             if not self._copy(kept).is_dir():
                 self._warn(release, "its source left none")
                 return
-            with try_lock(self._lock, LONGEST_SECONDS):
-                self._note(kept)
+            with try_lock(self._lock, LOCK_TIMEOUT_S):
+                self._write_index(kept)
         except (OSError, ValidationError) as error:
-            self._warn(release, one_line(error))
+            self._warn(release, first_line(error))
         else:
-            self._troubled = False
+            self._has_warned = False
 
-    def _note(self, kept: Kept) -> None:
-        noted = self._noted()
+    def _write_index(self, kept: CachedRelease) -> None:
+        noted = self._read_index()
         before = [other for other in noted if other.digest != kept.digest and self._copy(other).is_dir()]
-        served = (kept, *before)[:COPIES]
-        fresh = self.folder / f"{NOTE}.new"
-        fresh.write_bytes(NOTED.dump_json(served, indent=2))
-        fresh.replace(self.folder / NOTE)
+        served = (kept, *before)[:MAX_COPIES]
+        fresh = self.folder / f"{INDEX_FILE}.new"
+        fresh.write_bytes(INDEX_ADAPTER.dump_json(served, indent=2))
+        fresh.replace(self.folder / INDEX_FILE)
         self._remove_all_but({one.digest for one in served}, {one.digest for one in noted})
 
-    def recall(self) -> Iterator[tuple[Kept, Bundle]]:
+    def load_last_served(self) -> Iterator[tuple[CachedRelease, Bundle]]:
         """What served last, newest first, verified when its turn comes.
 
         A copy that cannot be used is passed over with a warning, and removed when it was altered.
         """
-        for kept in self._noted():
+        for kept in self._read_index():
             try:
-                yield kept, shelve_bundle(self._copy(kept), kept.digest)
+                yield kept, open_bundle_lazily(self._copy(kept), kept.digest)
             except BundleError as error:
                 logger.warning("the copy of version %d is not used: %s", kept.version, error)
                 self._remove_if_altered(kept)
 
-    def _copy(self, kept: Kept) -> Path:
+    def _copy(self, kept: CachedRelease) -> Path:
         return self.folder / kept.digest
 
-    def _noted(self) -> list[Kept]:
+    def _read_index(self) -> list[CachedRelease]:
         """What is noted of the model and the stage, newest first."""
         try:
-            noted = NOTED.validate_json((self.folder / NOTE).read_bytes())
+            noted = INDEX_ADAPTER.validate_json((self.folder / INDEX_FILE).read_bytes())
         except FileNotFoundError:
             return []
         except (OSError, ValidationError) as error:
-            logger.warning("the note of what served last cannot be read: %s", one_line(error))
+            logger.warning("the note of what served last cannot be read: %s", first_line(error))
             return []
         return [kept for kept in noted if (kept.name, kept.stage) == (self._name, self._stage)]
 
-    def _remove_if_altered(self, kept: Kept) -> None:
+    def _remove_if_altered(self, kept: CachedRelease) -> None:
         """What is whole may be of use another day: when there is more memory, say."""
         with suppress(OSError):
             if digest_of(self._copy(kept)) != kept.digest:
@@ -149,10 +149,10 @@ class LastGood:
             if not REMOVABLE.fullmatch(path.name) or path.name in digests or not path.is_dir():
                 continue
             served, incoming = path.name in noted, path.name.startswith(INCOMING)  # who is fetching holds the lock
-            if served or incoming or path.stat().st_mtime < time.time() - UNNOTED_SECONDS:
+            if served or incoming or path.stat().st_mtime < time.time() - ORPHAN_AGE_S:
                 shutil.rmtree(path)
 
-    def _warn(self, release: Release, reason: str) -> None:
-        if not self._troubled:
+    def _warn(self, release: ModelRelease, reason: str) -> None:
+        if not self._has_warned:
             logger.warning("no copy of version %d is kept on this machine: %s", release.version, reason)
-        self._troubled = True
+        self._has_warned = True

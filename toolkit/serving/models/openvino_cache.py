@@ -21,20 +21,20 @@ from torch.export import ExportedProgram
 
 from toolkit.bundle.files import digest_of
 from toolkit.bundle.program import Bundle
-from toolkit.errors import BundleError, one_line
+from toolkit.errors import BundleError, first_line
 from toolkit.system.file_locks import try_lock
 
 logger = logging.getLogger(__name__)
 
 MODEL, ANSWERS = "model.xml", "answers.npy"  # the model's weights are beside it, in model.bin
-LONGEST_SECONDS = 900.0  # that others wait for who converts
-KEPT = 8  # converted models in a cache; that of a ResNet-18 has 45 MB
+CONVERT_TIMEOUT_S = 900.0  # that others wait for who converts
+MAX_CACHED = 8  # converted models in a cache; that of a ResNet-18 has 45 MB
 
 _starting = threading.Lock()  # held by who is the first to use OpenVINO
 _converting = threading.Lock()  # OpenVINO changes the root logger's level meanwhile, and puts back what it found
 
 
-class Conversion:
+class OpenVINOModelCache:
     """What is needed of a bundle's program to run it in OpenVINO; from the cache, or made when asked for.
 
     Parameters
@@ -42,34 +42,34 @@ class Conversion:
     bundle
         Verified.
     answer
-        What the program itself says of some pictures, the same at each start: float32 (N, K).
+        What the program itself says of some images, the same at each start: float32 (N, K).
     cache
         Folder that this is kept in; None keeps nothing.
     """
 
     def __init__(self, bundle: Bundle, answer: Callable[[], NDArray[np.float32]], cache: Path | None) -> None:
         self._bundle = bundle
-        self._answer = answer
+        self._reference = answer
         self._cache = cache
         self._name = _name(bundle)
 
     @cached_property
-    def answers(self) -> NDArray[np.float32]:
+    def reference_outputs(self) -> NDArray[np.float32]:
         """What the program itself says: float32 (N, K)."""
-        return self._kept[1] if self._kept else self._answer()
+        return self._cached[1] if self._cached else self._reference()
 
     @cached_property
     def model(self) -> Any:
         """The program as a model of OpenVINO's; to convert one takes seconds."""
-        if self._kept:
-            return self._kept[0]
+        if self._cached:
+            return self._cached[0]
         if self._cache is None:
             return self._convert()
-        with try_lock(self._cache.with_suffix(".lock"), LONGEST_SECONDS):
-            if kept := self._look():  # another process has converted it meanwhile
+        with try_lock(self._cache.with_suffix(".lock"), CONVERT_TIMEOUT_S):
+            if kept := self._load():  # another process has converted it meanwhile
                 return kept[0]
             model = self._convert()
-            self._keep(model, self._cache)
+            self._store(model, self._cache)
         return model
 
     def _convert(self) -> Any:
@@ -81,10 +81,10 @@ class Conversion:
         return model
 
     @cached_property
-    def _kept(self) -> tuple[Any, NDArray[np.float32]] | None:
-        return self._look()
+    def _cached(self) -> tuple[Any, NDArray[np.float32]] | None:
+        return self._load()
 
-    def _look(self) -> tuple[Any, NDArray[np.float32]] | None:
+    def _load(self) -> tuple[Any, NDArray[np.float32]] | None:
         """What is in the cache, if it is whole: the end of the folder's name is the digest of what is in it."""
         for folder in self._cache.glob(f"{self._name}*") if self._cache else ():
             try:
@@ -92,12 +92,12 @@ class Conversion:
                     return core().read_model(folder / MODEL), np.load(folder / ANSWERS, allow_pickle=False)
                 reason = "it was altered"
             except Exception as error:  # noqa: BLE001  a cache is never needed
-                reason = one_line(error)
+                reason = first_line(error)
             logger.warning("a converted model in the cache cannot be used, so it is made anew: %s", reason)
             shutil.rmtree(folder, ignore_errors=True)
         return None
 
-    def _keep(self, model: Any, cache: Path) -> None:
+    def _store(self, model: Any, cache: Path) -> None:
         """Write all aside, and put it in place at once; the oldest of too many go."""
         try:
             cache.mkdir(parents=True, exist_ok=True)
@@ -105,15 +105,15 @@ class Conversion:
                 folder = Path(scratch, "whole")
                 folder.mkdir()
                 openvino().save_model(model, folder / MODEL, compress_to_fp16=False)
-                np.save(folder / ANSWERS, self.answers, allow_pickle=False)
+                np.save(folder / ANSWERS, self.reference_outputs, allow_pickle=False)
                 folder.rename(cache / f"{self._name}{digest_of(folder)}")
-            for old in sorted(cache.glob("openvino-*"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+            for old in sorted(cache.glob("openvino-*"), key=lambda path: path.stat().st_mtime)[:-MAX_CACHED]:
                 shutil.rmtree(old, ignore_errors=True)
         except Exception as error:  # noqa: BLE001  a full disk, another process that was faster
-            logger.warning("the converted model is not kept: %s", one_line(error))
+            logger.warning("the converted model is not kept: %s", first_line(error))
 
 
-def is_kept(bundle: Bundle, cache: Path) -> bool:
+def is_cached(bundle: Bundle, cache: Path) -> bool:
     """Whether the cache holds a conversion of the bundle; whether it is whole shows when it is read."""
     return any(cache.glob(f"{_name(bundle)}*"))
 

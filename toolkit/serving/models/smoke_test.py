@@ -1,4 +1,4 @@
-"""What a model does on pictures that nobody sent, before it answers anybody."""
+"""What a model does on images that nobody sent, before it answers anybody."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 
 from toolkit.bundle.files import Card
 from toolkit.errors import BundleError
-from toolkit.serving.models.engines import Engine, synthetic_pictures
+from toolkit.serving.models.engines import Engine, synthetic_images
 
-AT_ONCE = 4  # pictures in one run
+BATCH_SIZE = 4  # images in one run
 
 
 @dataclass(frozen=True, eq=False)
-class Tried:
-    """What a version gave for ``synthetic_pictures``: float32 (N, K) probabilities of its card's classes."""
+class SmokeTestResult:
+    """What a version gave for ``synthetic_images``: float32 (N, K) probabilities of its card's classes."""
 
     version: str
     card: Card
@@ -23,24 +23,24 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A version beside the one that it replaced, on the same pictures.
+class Agreement:
+    """A version beside the one that it replaced, on the same images.
 
     Parameters
     ----------
     version, against
         Which two.
-    pictures, same_class
+    images, same_class
         How many, and for how many of them both name the same class.
     mean_difference
         Mean absolute difference of the probability of the class that the former version names.
     constant
-        The class that the version names for every picture, where the former one tells them apart.
+        The class that the version names for every image, where the former one tells them apart.
     """
 
     version: str
     against: str
-    pictures: int
+    images: int
     same_class: int
     mean_difference: float
     constant: str | None
@@ -48,48 +48,48 @@ class Comparison:
     def __str__(self) -> str:
         text = (
             f"version {self.version} names the same class as version {self.against} for {self.same_class} of"
-            f" {self.pictures} synthetic pictures; its probability differs by {self.mean_difference:.4f} on average"
+            f" {self.images} synthetic images; its probability differs by {self.mean_difference:.4f} on average"
         )
         return f"{text}; it names {self.constant!r} for each of them" if self.constant else text
 
 
-def try_out(engine: Engine, card: Card, version: str) -> Tried:
-    """Run a version on ``synthetic_pictures``, a few at a time.
+def smoke_test(engine: Engine, card: Card, version: str) -> SmokeTestResult:
+    """Run a version on ``synthetic_images``, a few at a time.
 
     Raises
     ------
     BundleError
         It does not give finite numbers, one for each of the card's classes.
     """
-    pictures, classes = synthetic_pictures(card.image_size), len(card.classes)
+    images, classes = synthetic_images(card.image_size), len(card.classes)
     answers = []
-    for first in range(0, len(pictures), AT_ONCE):
-        part = pictures[first : first + AT_ONCE]
+    for first in range(0, len(images), BATCH_SIZE):
+        part = images[first : first + BATCH_SIZE]
         answer = engine.infer(part)
         if answer.shape != (len(part), classes):
-            raise BundleError(f"the engine answers {answer.shape} for {len(part)} pictures and {classes} classes")
+            raise BundleError(f"the engine answers {answer.shape} for {len(part)} images and {classes} classes")
         if not np.isfinite(answer).all():
-            raise BundleError("the engine gives NaN or infinity for a synthetic picture")
+            raise BundleError("the engine gives NaN or infinity for a synthetic image")
         answers.append(answer)
-    return Tried(version, card, np.concatenate(answers))
+    return SmokeTestResult(version, card, np.concatenate(answers))
 
 
-def compare(new: Tried, before: Tried) -> Comparison | None:
-    """Two versions side by side; None when their classes or the sizes of their pictures differ."""
+def compare_outputs(new: SmokeTestResult, before: SmokeTestResult) -> Agreement | None:
+    """Two versions side by side; None when their classes or the sizes of their images differ."""
     if (new.card.classes, new.card.image_size) != (before.card.classes, before.card.image_size):
         return None
-    same, difference = beside(before.card.classes, before.rows, new.card.classes, new.rows)
+    same, difference = agreement(before.card.classes, before.rows, new.card.classes, new.rows)
     named, named_before = (set(tried.rows.argmax(axis=1).tolist()) for tried in (new, before))
     constant = new.card.classes[min(named)] if len(named) == 1 < len(named_before) else None
-    return Comparison(
+    return Agreement(
         new.version, before.version, len(same), int(same.sum()), round(float(difference.mean()), 4), constant
     )
 
 
-def beside(
+def agreement(
     classes: Sequence[str], rows: NDArray[np.float32], other_classes: Sequence[str], other_rows: NDArray[np.float32]
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """Two models' answers for the same pictures; their classes are matched by name.
+    """Two models' answers for the same images; their classes are matched by name.
 
     Parameters
     ----------

@@ -2,8 +2,8 @@
 
 The Open Inference Protocol (version 2, REST; KServe, Triton and MLServer speak it) has its own
 addresses under ``/v2``; ``/ping``, ``/invocations`` and ``/version`` are those of MLflow's scoring
-server, which SageMaker uses too. What they bring goes through the service like any other picture.
-Neither has room for an error of a single picture, so one that cannot be used fails the request.
+server, which SageMaker uses too. What they bring goes through the service like any other image.
+Neither has room for an error of a single image, so one that cannot be used fails the request.
 """
 
 import asyncio
@@ -20,19 +20,19 @@ from fastapi.responses import PlainTextResponse, Response
 from pydantic import ValidationError
 
 from toolkit.serving import problems
-from toolkit.serving.http.openapi import refusals
+from toolkit.serving.http.openapi import error_responses
 from toolkit.serving.http.request_body import (
-    A_PICTURE,
     JSON,
-    VALUES_A_PICTURE,
-    announced,
+    ONE_IMAGE,
+    VALUES_PER_IMAGE,
+    content_length_or,
     from_base64,
     from_pixels,
     from_raw_pixels,
     load_json,
+    parse_images,
     pixels_body,
-    read_pictures,
-    unpack,
+    run_in_json_thread,
     values_of_pixels,
 )
 from toolkit.serving.inference.result import ImageSource
@@ -40,27 +40,27 @@ from toolkit.serving.models.manager import LiveModel
 from toolkit.serving.problems import Problem
 from toolkit.serving.routes import binary_tensors
 from toolkit.serving.schemas import (
-    AskedOutput,
-    AskedTensor,
-    InferAnswer,
+    InferInputTensor,
     InferRequest,
-    Live,
+    InferResponse,
     ModelMetadata,
     ModelReady,
     Prediction,
     Predictions,
-    Ready,
+    RequestedOutput,
+    ServerLive,
     ServerMetadata,
+    ServerReady,
     Tensor,
     TensorMetadata,
 )
 from toolkit.serving.service import Service
 
 PLATFORM = "pytorch_pt2"  # the protocol's form, project_format
-EXTENSION = "base64_pictures"  # ours: the input may also be BYTES, encoded pictures in base64
-OTHER_VALUES = 1000  # of a request's JSON, besides its pictures: names, shapes, parameters
-ATTEMPTS = 3  # to answer all pictures of a request by one model while models change
-PREDICT_ADDRESSES = ("/invocations", "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")
+EXTENSION = "base64_images"  # ours: the input may also be BYTES, encoded images in base64
+OTHER_VALUES = 1000  # of a request's JSON, besides its images: names, shapes, parameters
+ATTEMPTS = 3  # to answer all images of a request by one model while models change
+PREDICT_PATHS = ("/invocations", "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")
 
 
 def _inlined(part: Any, definitions: dict[str, Any]) -> Any:
@@ -76,14 +76,16 @@ def _inlined(part: Any, definitions: dict[str, Any]) -> Any:
 
 routes = APIRouter()
 _SCHEMA = InferRequest.model_json_schema()
-_EXAMPLE = {"inputs": [{"name": "pictures", "shape": [1], "datatype": "BYTES", "data": [A_PICTURE]}]}
+_EXAMPLE = {"inputs": [{"name": "images", "shape": [1], "datatype": "BYTES", "data": [ONE_IMAGE]}]}
 INFER_BODY = {
     "required": True,
     "content": {JSON: {"schema": _inlined(_SCHEMA, _SCHEMA["$defs"]), "example": _EXAMPLE}},
 }
-UNREADY = refusals(problems.NOT_READY)
-UNKNOWN = refusals(problems.NOT_FOUND, problems.INVALID, problems.NOT_READY)  # FastAPI has a 422 wherever names are
-PREDICTING = refusals(problems.NOT_FOUND, *problems.OF_PREDICTIONS)
+UNREADY = error_responses(problems.NOT_READY)
+UNKNOWN = error_responses(
+    problems.NOT_FOUND, problems.INVALID, problems.NOT_READY
+)  # FastAPI has a 422 wherever names are
+PREDICTING = error_responses(problems.NOT_FOUND, *problems.PREDICTION_PROBLEMS)
 
 
 # The Open Inference Protocol
@@ -99,16 +101,16 @@ async def server_metadata(request: Request) -> ServerMetadata:
 
 
 @routes.get("/v2/health/live", tags=["open inference protocol"])
-async def server_live() -> Live:
+async def server_live() -> ServerLive:
     """Whether the process answers at all."""
-    return Live(live=True)
+    return ServerLive(live=True)
 
 
 @routes.get("/v2/health/ready", responses=UNREADY, tags=["open inference protocol"])
-async def server_ready(request: Request) -> Ready:
+async def server_ready(request: Request) -> ServerReady:
     """Whether this process should get traffic."""
     _ready(request)
-    return Ready(live=True, ready=True)
+    return ServerReady(live=True, ready=True)
 
 
 Name = Annotated[str, Path(description="the registered model's name")]
@@ -118,13 +120,13 @@ Version = Annotated[str, Path(description="its version's number")]
 @routes.get("/v2/models/{name}", responses=UNKNOWN, tags=["open inference protocol"])
 async def model_metadata(request: Request, name: Name) -> ModelMetadata:
     """What the served model takes and gives."""
-    return _metadata(_wanted(request, name))
+    return _metadata(_require_model(request, name))
 
 
 @routes.get("/v2/models/{name}/versions/{version}", responses=UNKNOWN, tags=["open inference protocol"])
 async def version_metadata(request: Request, name: Name, version: Version) -> ModelMetadata:
     """The same when that version is the one that is served."""
-    return _metadata(_wanted(request, name, version))
+    return _metadata(_require_model(request, name, version))
 
 
 @routes.get("/v2/models/{name}/ready", responses=UNKNOWN, tags=["open inference protocol"])
@@ -142,33 +144,33 @@ async def version_ready(request: Request, name: Name, version: Version) -> Model
 @routes.post(
     "/v2/models/{name}/infer",
     responses=PREDICTING,
-    response_model=InferAnswer,
+    response_model=InferResponse,
     response_model_exclude_none=True,
     openapi_extra={"requestBody": INFER_BODY},
     tags=["open inference protocol"],
 )
-async def model_infer(request: Request, name: Name) -> InferAnswer | Response:
-    """Classify the pictures of the tensor `pictures`: UINT8 pixels of the model's own size, or BYTES in base64.
+async def model_infer(request: Request, name: Name) -> InferResponse | Response:
+    """Classify the images of the tensor `images`: UINT8 pixels of the model's own size, or BYTES in base64.
 
-    With the extension for binary tensor data, pixels and encoded pictures may follow the JSON as plain bytes.
+    With the extension for binary tensor data, pixels and encoded images may follow the JSON as plain bytes.
     """
-    return await _infer(request, partial(_wanted, request, name))
+    return await _infer(request, partial(_require_model, request, name))
 
 
 @routes.post(
     "/v2/models/{name}/versions/{version}/infer",
     responses=PREDICTING,
-    response_model=InferAnswer,
+    response_model=InferResponse,
     response_model_exclude_none=True,
     openapi_extra={"requestBody": INFER_BODY},
     tags=["open inference protocol"],
 )
-async def version_infer(request: Request, name: Name, version: Version) -> InferAnswer | Response:
+async def version_infer(request: Request, name: Name, version: Version) -> InferResponse | Response:
     """The same by this version and no other."""
-    return await _infer(request, partial(_wanted, request, name, version))
+    return await _infer(request, partial(_require_model, request, name, version))
 
 
-def _wanted(request: Request, name: str, version: str | None = None) -> LiveModel:
+def _require_model(request: Request, name: str, version: str | None = None) -> LiveModel:
     model = _service(request).model()
     if name != model.release.name or version not in (None, model.version):
         raise Problem(problems.NOT_FOUND, f"what is served here is {model.release.name}, version {model.version}")
@@ -176,7 +178,7 @@ def _wanted(request: Request, name: str, version: str | None = None) -> LiveMode
 
 
 def _model_ready(request: Request, name: str, version: str | None = None) -> ModelReady:
-    _wanted(request, name, version)
+    _require_model(request, name, version)
     return ModelReady(name=_ready(request).release.name, ready=True)
 
 
@@ -186,7 +188,7 @@ def _metadata(model: LiveModel) -> ModelMetadata:
         name=model.release.name,
         versions=[model.version],
         platform=PLATFORM,
-        inputs=[TensorMetadata(name="pictures", datatype="UINT8", shape=[-1, size, size, 3])],
+        inputs=[TensorMetadata(name="images", datatype="UINT8", shape=[-1, size, size, 3])],
         outputs=_outputs(-1, len(model.classes)),
     )
 
@@ -199,13 +201,13 @@ def _outputs(count: int, classes: int) -> list[TensorMetadata]:
     ]
 
 
-async def _infer(request: Request, choose: Callable[[], LiveModel]) -> InferAnswer | Response:
+async def _infer(request: Request, choose: Callable[[], LiveModel]) -> InferResponse | Response:
     size, most = choose().bundle.card.image_size, request.app.state.settings.max_batch
-    _service(request).admit(None)
+    _service(request).require_ready(None)
     with _arriving(request):
         head, data = binary_tensors.split(await request.body(), request.headers.get(binary_tensors.HEADER))
-        asked, reads = await unpack(partial(_asked, head, data, most, size))
-        model, answers = await _answers(request, reads, choose)
+        asked, reads = await run_in_json_thread(partial(_parse_request, head, data, most, size))
+        model, answers = await _predict_all(request, reads, choose)
     values: dict[str, Any] = {
         "probabilities": list(chain.from_iterable(_rows(model, answers))),
         "label": [answer.predicted_class for answer in answers],
@@ -215,8 +217,8 @@ async def _infer(request: Request, choose: Callable[[], LiveModel]) -> InferAnsw
         output.name: Tensor(**output.model_dump(), data=values[output.name])
         for output in _outputs(len(answers), len(model.classes))
     }
-    chosen = asked.outputs or [AskedOutput.model_validate({"name": name}) for name in tensors]
-    answer = InferAnswer(
+    chosen = asked.outputs or [RequestedOutput.model_validate({"name": name}) for name in tensors]
+    answer = InferResponse(
         model_name=model.release.name,
         model_version=model.version,
         id=asked.id,
@@ -226,26 +228,26 @@ async def _infer(request: Request, choose: Callable[[], LiveModel]) -> InferAnsw
     return _in_bytes(answer, [output.is_binary(as_bytes) for output in chosen])
 
 
-def _in_bytes(answer: InferAnswer, wanted: list[bool]) -> InferAnswer | Response:
+def _in_bytes(answer: InferResponse, wanted: list[bool]) -> InferResponse | Response:
     if not any(wanted):
         return answer
     body, length = binary_tensors.joined(answer.model_dump(exclude_none=True), wanted)
     return Response(body, headers={binary_tensors.HEADER: str(length)}, media_type="application/octet-stream")
 
 
-def _asked(head: bytes, data: bytes, most: int, size: int) -> tuple[InferRequest, list[ImageSource]]:
-    """In a thread: the request, and the pictures in it."""
-    value = load_json(head, OTHER_VALUES + most * (VALUES_A_PICTURE + values_of_pixels(size)))
+def _parse_request(head: bytes, data: bytes, most: int, size: int) -> tuple[InferRequest, list[ImageSource]]:
+    """In a thread: the request, and the images in it."""
+    value = load_json(head, OTHER_VALUES + most * (VALUES_PER_IMAGE + values_of_pixels(size)))
     try:
         asked = InferRequest.model_validate(value)
     except ValidationError as error:
         findings = error.errors(include_url=False, include_context=False, include_input=False)
-        raise problems.of_validation(RequestValidationError(findings)) from None
-    return asked, _pictures(asked.inputs[0], data, most, size)
+        raise problems.from_validation_error(RequestValidationError(findings)) from None
+    return asked, _images(asked.inputs[0], data, most, size)
 
 
-def _pictures(tensor: AskedTensor, following: bytes, most: int, size: int) -> list[ImageSource]:
-    """The pictures of a tensor whose data is flat, or nested like its shape, or in the bytes that follow the JSON."""
+def _images(tensor: InferInputTensor, following: bytes, most: int, size: int) -> list[ImageSource]:
+    """The images of a tensor whose data is flat, or nested like its shape, or in the bytes that follow the JSON."""
     count, *rest = tensor.shape
     pixels = tensor.datatype == "UINT8"
     if not 1 <= count <= most or rest not in ([[size, size, 3]] if pixels else [[], [1]]):
@@ -273,7 +275,7 @@ def _pictures(tensor: AskedTensor, following: bytes, most: int, size: int) -> li
 
 
 def _of_bytes(data: bytes, pixels: bool, count: int, size: int) -> list[ImageSource]:
-    """The pictures of a tensor in bytes: pixels, or encoded pictures as they are, without base64."""
+    """The images of a tensor in bytes: pixels, or encoded images as they are, without base64."""
     if not pixels:
         return [partial(bytes, one) for one in binary_tensors.elements(data, count)]
     length = size * size * 3
@@ -286,7 +288,7 @@ def _only_text(values: Any) -> str:
     while isinstance(values, list) and len(values) == 1:
         [values] = values
     if not isinstance(values, str):
-        raise Problem(problems.INVALID, "inputs.0.data: must be encoded pictures in base64 for BYTES")
+        raise Problem(problems.INVALID, "inputs.0.data: must be encoded images in base64 for BYTES")
     return values
 
 
@@ -307,13 +309,13 @@ async def protocol_version() -> str:
 
 @routes.post("/invocations", responses=PREDICTING, openapi_extra={"requestBody": pixels_body()}, tags=["MLflow"])
 async def invocations(request: Request) -> Predictions:
-    """Probabilities of the pictures of a form or of JSON, base64 or pixels of the model's own size, or of a raw one."""
+    """Probabilities of the images of a form or of JSON, base64 or pixels of the model's own size, or of a raw one."""
     service = _service(request)
-    service.admit(None)
+    service.require_ready(None)
     size = service.model().bundle.card.image_size
     with _arriving(request):
-        reads = await read_pictures(request, request.app.state.settings.max_batch, size)
-        return Predictions(predictions=_rows(*await _answers(request, reads, service.model)))
+        reads = await parse_images(request, request.app.state.settings.max_batch, size)
+        return Predictions(predictions=_rows(*await _predict_all(request, reads, service.model)))
 
 
 # Prometheus
@@ -322,7 +324,7 @@ async def invocations(request: Request) -> Predictions:
 @routes.get("/metrics/prometheus", response_class=PlainTextResponse, tags=["figures"])
 def prometheus(request: Request) -> Response:
     """Figures in the text format of Prometheus, whatever the Accept header prefers."""
-    text, media_type = _service(request).figures.prometheus(request.headers.get("accept", ""))
+    text, media_type = _service(request).metrics.prometheus(request.headers.get("accept", ""))
     return Response(text, headers={"Content-Type": media_type, "Vary": "Accept"})
 
 
@@ -342,32 +344,34 @@ def _ready(request: Request) -> LiveModel:
 
 def _arriving(request: Request) -> AbstractContextManager[None]:
     """Hold the memory of the body while it arrives and is worked on."""
-    return _service(request).desk.body(announced(request, request.app.state.settings.max_body_bytes))
+    return _service(request).admission.reserve_bytes(
+        content_length_or(request, request.app.state.settings.max_body_bytes)
+    )
 
 
-async def _answers(
+async def _predict_all(
     request: Request, reads: list[ImageSource], choose: Callable[[], LiveModel]
 ) -> tuple[LiveModel, list[Prediction]]:
-    """All pictures through one and the same model: they are asked again when another took its place on the way."""
+    """All images through one and the same model: they are asked again when another took its place on the way."""
     service = _service(request)
-    with service.desk.places(len(reads)):
+    with service.admission.slots(len(reads)):
         for _ in range(ATTEMPTS):
             model = choose()
             asked = (service.predict(read, len(model.classes)) for read in reads)
             answers = await asyncio.gather(*asked, return_exceptions=True)
-            if service.model() is model or all(_is_by(model, answer) for answer in answers):
+            if service.model() is model or all(_requested_dtype(model, answer) for answer in answers):
                 request.state.version = model.release.version
-                return model, [_usable(index, answer) for index, answer in enumerate(answers)]
+                return model, [_raise_if_failed(index, answer) for index, answer in enumerate(answers)]
     raise problems.not_ready("the model changed again and again while this request was answered", 1)
 
 
-def _is_by(model: LiveModel, answer: Prediction | BaseException) -> bool:
+def _requested_dtype(model: LiveModel, answer: Prediction | BaseException) -> bool:
     return isinstance(answer, Prediction) and answer.model.version == model.release.version
 
 
-def _usable(index: int, answer: Prediction | BaseException) -> Prediction:
+def _raise_if_failed(index: int, answer: Prediction | BaseException) -> Prediction:
     if isinstance(answer, Problem):
-        raise Problem(answer.kind, f"picture {index}: {answer.detail}", answer.headers, answer.more)
+        raise Problem(answer.problem_type, f"image {index}: {answer.detail}", answer.headers, answer.more)
     if isinstance(answer, BaseException):
         raise answer
     return answer

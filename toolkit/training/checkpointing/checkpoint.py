@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from toolkit.cli.settings import LAST
-from toolkit.errors import DataError, SettingsError, one_line
+from toolkit.errors import DataError, SettingsError, first_line
 from toolkit.system.file_locks import hold, is_free
-from toolkit.training.loop import Progress
+from toolkit.training.loop import TrainState
 
 UNFINISHED = ".resume.pt"
 
@@ -39,9 +39,9 @@ class Checkpoint:
 
     folder: Path
     run_id: str
-    about: dict[str, Any]
-    stages: dict[str, Progress] = field(default_factory=dict)
-    unsent: list[Any] = field(default_factory=list)
+    metadata: dict[str, Any]
+    phases: dict[str, TrainState] = field(default_factory=dict)
+    pending_metrics: list[Any] = field(default_factory=list)
 
     @property
     def path(self) -> Path:
@@ -68,11 +68,11 @@ class Checkpoint:
         """
         description = {
             "run_id": self.run_id,
-            "about": self.about,
-            "stages": {name: progress.facts for name, progress in self.stages.items()},
-            "unsent": self.unsent,
+            "about": self.metadata,
+            "stages": {name: progress.facts for name, progress in self.phases.items()},
+            "unsent": self.pending_metrics,
         }
-        tensors = {name: progress.tensors for name, progress in self.stages.items()}
+        tensors = {name: progress.tensors for name, progress in self.phases.items()}
         _write(self.path, {"stages": tensors, "description": json.dumps(description)})
 
     def finish(self, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> Path:
@@ -115,7 +115,7 @@ def open_checkpoint(choice: str, folder: Path, hold: ExitStack | None = None) ->
     content = _read(path)
     try:
         description = json.loads(content["description"])
-        stages = {name: Progress(facts, content["stages"][name]) for name, facts in description["stages"].items()}
+        stages = {name: TrainState(facts, content["stages"][name]) for name, facts in description["stages"].items()}
         return Checkpoint(path.parent, description["run_id"], description["about"], stages, description["unsent"])
     except (KeyError, TypeError, ValueError, AttributeError):
         raise DataError(f"the checkpoint {path} cannot be read: it is not of an interrupted training") from None
@@ -179,7 +179,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except OSError as error:
-        raise DataError(f"the checkpoint {path} cannot be read: {one_line(error)}") from None
+        raise DataError(f"the checkpoint {path} cannot be read: {first_line(error)}") from None
     except Exception:  # noqa: BLE001  pickle, zipfile and torch each raise kinds of their own, and torch's advise to trust
         raise DataError(
             f"the checkpoint {path} cannot be read: it is broken, or holds more than weights and text"
@@ -198,7 +198,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
         scratch.replace(path)
     except (OSError, RuntimeError) as error:
         cause = error.__context__ if isinstance(error, RuntimeError) else None  # torch's own only says "unexpected pos"
-        raise DataError(f"the checkpoint {path} cannot be written: {one_line(cause or error)}") from None
+        raise DataError(f"the checkpoint {path} cannot be written: {first_line(cause or error)}") from None
     finally:
         with suppress(OSError):
             scratch.unlink()

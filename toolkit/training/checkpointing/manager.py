@@ -9,14 +9,14 @@ from typing import Any
 from torch import nn
 
 from toolkit.cli.commands import this_command
-from toolkit.cli.terminal import say
+from toolkit.cli.terminal import echo
 from toolkit.errors import DataError, TrackingError
 from toolkit.tracking.run import Run
 from toolkit.training.checkpointing.checkpoint import Checkpoint
-from toolkit.training.loop import Fitted, Progress
+from toolkit.training.loop import FitResult, TrainState
 
 
-class Keeper:
+class CheckpointManager:
     """What stands between a training that goes on for hours and all that may happen to it.
 
     A run consists of trainings with names: its folds, and the final one. After each epoch their
@@ -36,38 +36,38 @@ class Keeper:
     def __init__(self, checkpoint: Checkpoint | None = None, run: Run | None = None, *, writes: bool = True) -> None:
         self._checkpoint, self._run, self._writes = checkpoint, run, writes
         self._full = False
-        self._waiting: list[tuple[Progress, Callable[[], None]]] = []
+        self._waiting: list[tuple[TrainState, Callable[[], None]]] = []
 
-    def progress(self, training: str) -> Progress | None:
+    def progress(self, training: str) -> TrainState | None:
         """How far a training had come when the run was interrupted; None when it had not begun."""
-        return self._checkpoint.stages.get(training) if self._checkpoint else None
+        return self._checkpoint.phases.get(training) if self._checkpoint else None
 
-    def keep(self, training: str) -> Callable[[Progress], None]:
+    def save_callback(self, training: str) -> Callable[[TrainState], None]:
         """A callback for ``fit``."""
 
-        def keep(progress: Progress) -> None:
+        def keep(progress: TrainState) -> None:
             if self._checkpoint is None or not self._writes:
                 return
-            self._checkpoint.stages[training] = progress
+            self._checkpoint.phases[training] = progress
             self._save(self._checkpoint)
             if self._run:
                 self._run.try_flush()
 
         return keep
 
-    def finished(self, training: str) -> Fitted | None:
+    def finished(self, training: str) -> FitResult | None:
         """What a training came to, if it was closed."""
         progress = self.progress(training)
         return progress.result(nn.Identity()) if progress and progress.facts.get("closed") else None
 
-    def close(self, training: str) -> None:
+    def mark_complete(self, training: str) -> None:
         """A training is done, and its weights serve nobody: keep its figures alone."""
         progress = self.progress(training)
         if self._checkpoint and progress:
             tensors = {"val_logits": progress.tensors["val_logits"]}
-            self._checkpoint.stages[training] = Progress({**progress.facts, "closed": True}, tensors)
+            self._checkpoint.phases[training] = TrainState({**progress.facts, "closed": True}, tensors)
 
-    def once(self, training: str, log: Callable[[], None]) -> None:
+    def log_once(self, training: str, log: Callable[[], None]) -> None:
         """Log what came of a training, unless an interrupted run did already; a lost server delays it."""
         progress = self.progress(training)
         if progress is None:  # nothing is kept
@@ -75,9 +75,9 @@ class Keeper:
         elif not progress.facts.get("logged"):
             self._waiting.append((progress, log))
             with suppress(TrackingError):
-                self.catch_up()
+                self.flush_deferred()
 
-    def catch_up(self) -> None:
+    def flush_deferred(self) -> None:
         """Log what had to wait for the server.
 
         Raises
@@ -98,7 +98,7 @@ class Keeper:
         try:
             self._checkpoint.finish(network.state_dict(), description)
         except DataError as error:  # the model is in MLflow, so this is no loss
-            say(f"warning: {error}")
+            echo(f"warning: {error}")
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
@@ -113,16 +113,16 @@ class Keeper:
             raise
         except (KeyboardInterrupt, SystemExit):
             if command := self._command():
-                say(f"stopped; go on with: {command}")
+                echo(f"stopped; go on with: {command}")
             raise
 
     def _save(self, checkpoint: Checkpoint) -> None:
-        checkpoint.unsent = self._run.pending if self._run else []
+        checkpoint.pending_metrics = self._run.pending if self._run else []
         try:
             checkpoint.save()
         except DataError as error:
             if not self._full:
-                say(f"warning: {error}; training goes on, and could be taken up again only from before")
+                echo(f"warning: {error}; training goes on, and could be taken up again only from before")
             self._full = True
         else:
             self._full = False

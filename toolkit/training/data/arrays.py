@@ -1,4 +1,4 @@
-"""Data sets that come as one array of pixels, and their pictures as the files they would be."""
+"""Data sets that come as one array of pixels, and their images as the files they would be."""
 
 import io
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from PIL import Image
 
 @dataclass(frozen=True, eq=False)
 class ArraySet:
-    """A data set of pictures of one size.
+    """A data set of images of one size.
 
     Parameters
     ----------
@@ -25,9 +25,9 @@ class ArraySet:
     labels
         int64 (N,).
     parts
-        str (N,): ``train`` or ``test``, or empty where the set is not divided. Pictures of the test part come first.
+        str (N,): ``train`` or ``test``, or empty where the set is not divided. Images of the test part come first.
     mirrored
-        Whether a picture may be flipped left to right without changing its class.
+        Whether an image may be flipped left to right without changing its class.
     """
 
     name: str
@@ -35,13 +35,13 @@ class ArraySet:
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
     parts: NDArray[np.str_]
-    mirrored: bool
+    allow_flip: bool
 
 
 class Encoded(Sequence[bytes]):
-    """The pictures of an array as BMP files, each encoded when it is asked for, so that they cost only their pixels.
+    """The images of an array as BMP files, each encoded when it is asked for, so that they cost only their pixels.
 
-    A BMP's bytes depend on nothing but the pixels, so their hash identifies the picture.
+    A BMP's bytes depend on nothing but the pixels, so their hash identifies the image.
 
     Parameters
     ----------
@@ -52,8 +52,8 @@ class Encoded(Sequence[bytes]):
 
     Examples
     --------
-    >>> pictures = Encoded(np.zeros((100, 8, 8), np.uint8))
-    >>> len(pictures), pictures[0][:2], len(pictures[10:20])
+    >>> images = Encoded(np.zeros((100, 8, 8), np.uint8))
+    >>> len(images), images[0][:2], len(images[10:20])
     (100, b'BM', 10)
     """
 
@@ -74,14 +74,14 @@ class Encoded(Sequence[bytes]):
     def __getitem__(self, index: int | slice) -> "bytes | Encoded":
         if isinstance(index, slice):
             return Encoded(self._pixels, self._rows[index])
-        picture = self._pixels[self._rows[index]]
+        image = self._pixels[self._rows[index]]
         body = np.zeros(self._body, np.uint8)
-        values = picture if picture.ndim == 2 else picture[..., ::-1].reshape(len(picture), -1)  # blue before red
+        values = image if image.ndim == 2 else image[..., ::-1].reshape(len(image), -1)  # blue before red
         body[::-1, : values.shape[1]] = values  # the lowest row comes first
         return self._header + body.tobytes()
 
     def take(self, indices: NDArray[np.int64]) -> "Encoded":
-        """Some of the pictures, by index; the pixels are shared."""
+        """Some of the images, by index; the pixels are shared."""
         return Encoded(self._pixels, self._rows[indices])
 
 

@@ -17,8 +17,8 @@ from urllib.request import urlopen
 import numpy as np
 from tqdm import tqdm
 
-from toolkit.cli.terminal import on_terminal, say
-from toolkit.errors import DataError, known, one_line
+from toolkit.cli.terminal import echo, on_terminal
+from toolkit.errors import DataError, first_line, suggest
 from toolkit.training.data.arrays import ArraySet
 from toolkit.training.data.cifar import CIFAR10, CIFAR100, CifarFiles, read_cifar
 from toolkit.training.data.idx import read_idx
@@ -29,7 +29,7 @@ TEN_DIGITS = tuple("0123456789")
 
 
 @dataclass(frozen=True)
-class Published:
+class DownloadSpec:
     """A data set that can be downloaded.
 
     Parameters
@@ -43,7 +43,7 @@ class Published:
     classes
         Class names, where the files do not tell them.
     mirrored
-        Whether a picture may be flipped without changing its class.
+        Whether an image may be flipped without changing its class.
     cifar
         How the one file of a CIFAR set is read; None for a set in IDX files.
     pickled
@@ -54,7 +54,7 @@ class Published:
     addresses: tuple[str, ...]
     folder: str = ""
     classes: tuple[str, ...] = ()
-    mirrored: bool = False
+    allow_flip: bool = False
     cifar: CifarFiles | None = None
     pickled: tuple[str, ...] = ()
 
@@ -63,24 +63,24 @@ NAMES = (DIGITS, "mnist", "fashion-mnist", "kmnist", "cifar10", "cifar100")
 
 
 @cache
-def catalogue() -> dict[str, Published]:
+def catalogue() -> dict[str, DownloadSpec]:
     """The sets that can be downloaded, by name; torchvision knows most of it, and takes seconds to import."""
     from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 
-    def like_mnist(of: type[MNIST], classes: Sequence[str], *, mirrored: bool = False) -> Published:
-        return Published(dict(of.resources), tuple(of.mirrors), f"{of.__name__}/raw", tuple(classes), mirrored)
+    def like_mnist(of: type[MNIST], classes: Sequence[str], *, mirrored: bool = False) -> DownloadSpec:
+        return DownloadSpec(dict(of.resources), tuple(of.mirrors), f"{of.__name__}/raw", tuple(classes), mirrored)
 
     return {
         "mnist": like_mnist(MNIST, TEN_DIGITS),
         "fashion-mnist": like_mnist(FashionMNIST, FashionMNIST.classes, mirrored=True),
         "kmnist": like_mnist(KMNIST, KMNIST.classes),
-        "cifar10": Published(
+        "cifar10": DownloadSpec(
             {"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
             ("https://www.cs.toronto.edu/~kriz/",),
             cifar=CIFAR10,
             pickled=("cifar-10-batches-py", "cifar-10-python.tar.gz"),
         ),
-        "cifar100": Published(
+        "cifar100": DownloadSpec(
             {"cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8"},
             ("https://www.cs.toronto.edu/~kriz/",),
             cifar=CIFAR100,
@@ -89,7 +89,7 @@ def catalogue() -> dict[str, Published]:
     }
 
 
-def load_named(name: str, root: Path) -> ArraySet:
+def load_builtin(name: str, root: Path) -> ArraySet:
     """The data set of that name.
 
     Parameters
@@ -106,18 +106,18 @@ def load_named(name: str, root: Path) -> ArraySet:
 
     Examples
     --------
-    >>> digits = load_named("digits", Path("data"))
+    >>> digits = load_builtin("digits", Path("data"))
     >>> digits.pixels.shape, digits.classes[:3]
     ((1797, 8, 8), ('0', '1', '2'))
     """
     if name == DIGITS:
         return _digits()
     if name not in NAMES:
-        raise DataError(f"no data set is called {name!r}; there are: {known(NAMES, name)}")
-    return load_published(name, catalogue()[name], root)
+        raise DataError(f"no data set is called {name!r}; there are: {suggest(NAMES, name)}")
+    return load_downloaded(name, catalogue()[name], root)
 
 
-def load_published(name: str, published: Published, root: Path) -> ArraySet:
+def load_downloaded(name: str, published: DownloadSpec, root: Path) -> ArraySet:
     """A data set from its files, which are fetched first when they are missing.
 
     Raises
@@ -128,13 +128,13 @@ def load_published(name: str, published: Published, root: Path) -> ArraySet:
     folder = root / published.folder
     if published.cifar and (root / published.cifar.folder).is_dir():
         return read_cifar(root / published.cifar.folder, published.cifar, name)
-    missing = {file: md5 for file, md5 in published.files.items() if not _is_there(folder / file)}
+    missing = {file: md5 for file, md5 in published.files.items() if not _exists(folder / file)}
     if missing:
         _fetch(name, published, root, missing)
     if published.cifar is None:
-        return read_idx(folder, name, published.classes, mirrored=published.mirrored)
+        return read_idx(folder, name, published.classes, mirrored=published.allow_flip)
     ((file, md5),) = published.files.items()
-    if not _is_whole(folder / file, md5):
+    if not _checksum_ok(folder / file, md5):
         raise DataError(f"{folder / file} is not the published file, or only a part of it; remove it to fetch it again")
     return read_cifar(folder / file, published.cifar, name)
 
@@ -144,7 +144,7 @@ def open_idx(folder: Path, name: str) -> ArraySet:
     if folder.name == "raw":
         for known_as, published in catalogue().items():
             if published.folder and folder.resolve().as_posix().endswith(f"/{published.folder}"):
-                return read_idx(folder, known_as, published.classes, mirrored=published.mirrored)
+                return read_idx(folder, known_as, published.classes, mirrored=published.allow_flip)
     return read_idx(folder, name)
 
 
@@ -155,22 +155,22 @@ def _digits() -> ArraySet:
     digits = load_digits()
     pixels = (digits.images / 16 * 255).round().astype(np.uint8)
     return ArraySet(
-        DIGITS, TEN_DIGITS, pixels, digits.target.astype(np.int64), np.full(len(pixels), ""), mirrored=False
+        DIGITS, TEN_DIGITS, pixels, digits.target.astype(np.int64), np.full(len(pixels), ""), allow_flip=False
     )
 
 
-def _is_there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     """Whether a file, or what it unpacks to, is there."""
     return path.is_file() or (path.suffixes == [".gz"] and path.with_suffix("").is_file())
 
 
-def _is_whole(path: Path, md5: str) -> bool:
+def _checksum_ok(path: Path, md5: str) -> bool:
     """Whether a file is the published one."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest() == md5
 
 
-def _fetch(name: str, published: Published, root: Path, missing: Mapping[str, str]) -> None:
+def _fetch(name: str, published: DownloadSpec, root: Path, missing: Mapping[str, str]) -> None:
     folder = root / published.folder
     for file, md5 in missing.items():
         reasons = []
@@ -179,7 +179,7 @@ def _fetch(name: str, published: Published, root: Path, missing: Mapping[str, st
                 _download(address + file, folder / file, md5)
                 break
             except (OSError, HTTPException) as error:
-                reasons.append(one_line(error))
+                reasons.append(first_line(error))
         else:
             pickles = [str(root / other) for other in published.pickled if (root / other).exists()]
             raise DataError(
@@ -192,7 +192,7 @@ def _fetch(name: str, published: Published, root: Path, missing: Mapping[str, st
 def _download(url: str, path: Path, md5: str) -> None:
     """Fetch a file under another name, which it keeps until it is complete and right."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    say(f"fetching {url}")
+    echo(f"fetching {url}")
     incomplete = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with urlopen(url, timeout=TIMEOUT_S) as response, incomplete.open("wb") as file:  # noqa: S310  of the table above
@@ -200,7 +200,7 @@ def _download(url: str, path: Path, md5: str) -> None:
             options = {"total": size, "desc": path.name, "leave": False, "disable": not on_terminal()}
             with tqdm.wrapattr(response, "read", **options) as body:
                 shutil.copyfileobj(body, file)
-        if not _is_whole(incomplete, md5):
+        if not _checksum_ok(incomplete, md5):
             raise OSError(f"what {url} gives is not the published file")
         incomplete.replace(path)
     finally:

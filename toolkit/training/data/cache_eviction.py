@@ -14,15 +14,15 @@ if sys.platform != "win32":
     import fcntl
 
 
-def sole_builder(root: Path, key: str) -> AbstractContextManager[None]:
+def build_lock(root: Path, key: str) -> AbstractContextManager[None]:
     """A lock for building an entry."""
     root.mkdir(parents=True, exist_ok=True)
-    return wait_for(root / f"{key}.lock", "another process is decoding these pictures; waiting for it")
+    return wait_for(root / f"{key}.lock", "another process is decoding these images; waiting for it")
 
 
-def sole_allotter(root: Path) -> AbstractContextManager[None]:
+def eviction_lock(root: Path) -> AbstractContextManager[None]:
     """A lock for making room and taking it, so that two builders do not count on the same bytes."""
-    return wait_for(root / "room.lock", "another process makes room in the picture cache; waiting for it")
+    return wait_for(root / "room.lock", "another process makes room in the image cache; waiting for it")
 
 
 def entries(root: Path) -> list[tuple[float, int, Path]]:
@@ -36,13 +36,13 @@ def entries(root: Path) -> list[tuple[float, int, Path]]:
     return sorted(found)
 
 
-def mark_used(folder: Path) -> None:
+def touch(folder: Path) -> None:
     """An entry is used now; those used long ago are the first to go."""
     with suppress(OSError):  # a cache that others fill may be read-only
         os.utime(folder)
 
 
-def make_room(root: Path, limit: int, building: Path, final: int, to_write: int, what: str) -> None:
+def evict_until_fits(root: Path, limit: int, building: Path, final: int, to_write: int, what: str) -> None:
     """Remove the least recently used entries that nobody uses until another one fits.
 
     Parameters
@@ -54,7 +54,7 @@ def make_room(root: Path, limit: int, building: Path, final: int, to_write: int,
     final, to_write
         The bytes it will have, and those of them that are not on disk yet.
     what
-        Its pictures in words, for the error.
+        Its images in words, for the error.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def make_room(root: Path, limit: int, building: Path, final: int, to_write: int,
             used -= size
             free = disk_usage(root).free
     if found := hopeless or obstacle(used, free):
-        raise DataError(f"{what} need {amount(final)} in the picture cache, and {found}")
+        raise DataError(f"{what} need {amount(final)} in the image cache, and {found}")
 
 
 def amount(count: float) -> str:

@@ -1,8 +1,8 @@
-"""An entry of the cache: one data set's decoded pictures on disk, whole or in the making.
+"""An entry of the cache: one data set's decoded images on disk, whole or in the making.
 
-An entry is a folder with two files. ``pixels.u8`` holds the bare pixels of the pictures that could
+An entry is a folder with two files. ``pixels.u8`` holds the bare pixels of the images that could
 be decoded, row after row, ready to be mapped into memory. ``blocks.jsonl`` says what they are: a
-first line of what decoding depended on, then a line for each block of pictures, written after the
+first line of what decoding depended on, then a line for each block of images, written after the
 block's pixels. Every line and every block of pixels has a checksum, so whatever a crash, a full
 disk or a stray hand did to an entry, its whole blocks can be told from the rest.
 """
@@ -22,23 +22,23 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.images.decoding import DECODER_VERSION, STATISTICS, Limits
+from toolkit.images.decoding import DECODER_VERSION, STATISTICS, ImageLimits
 
 if sys.platform != "win32":
     import fcntl
 
 PIXELS, JOURNAL = "pixels.u8", "blocks.jsonl"
 BUILDING = ".building"  # ending of a folder that is not whole yet
-BLOCK_PICTURES, BLOCK_BYTES = 256, 16 * 2**20  # at most; a killed build loses half a second of decoding
-ABOUT_BYTES = 256  # of a picture in the journal: its hash and figures, rounded up
+BLOCK_IMAGES, BLOCK_BYTES = 256, 16 * 2**20  # at most; a killed build loses half a second of decoding
+ABOUT_BYTES = 256  # of an image in the journal: its hash and figures, rounded up
 
 
 @dataclass(frozen=True)
-class Form:
-    """What decoding depends on besides a picture's content; entries of one form can share rows."""
+class DecodeSpec:
+    """What decoding depends on besides an image's content; entries of one form can share rows."""
 
     size: int
-    limits: Limits
+    limits: ImageLimits
 
     @property
     def header(self) -> dict[str, object]:
@@ -47,32 +47,32 @@ class Form:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one picture."""
+        """Of one image."""
         return (self.size, self.size, 3)
 
     @property
     def row_bytes(self) -> int:
-        """Of one picture's pixels."""
+        """Of one image's pixels."""
         return self.size * self.size * 3
 
     @property
     def block(self) -> int:
-        """How many pictures are decoded before they are written."""
-        return max(1, min(BLOCK_PICTURES, BLOCK_BYTES // self.row_bytes))
+        """How many images are decoded before they are written."""
+        return max(1, min(BLOCK_IMAGES, BLOCK_BYTES // self.row_bytes))
 
     def key(self, hashes: Iterable[str]) -> str:
-        """The name of the entry for these pictures in this order: 32 hexadecimal digits."""
+        """The name of the entry for these images in this order: 32 hexadecimal digits."""
         return hashlib.sha256("\n".join([json.dumps(self.header), *hashes]).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
-    """Consecutive pictures of an entry: all that is known of them but their pixels.
+class PixelBlock:
+    """Consecutive images of an entry: all that is known of them but their pixels.
 
     Parameters
     ----------
     hashes
-        SHA-256 of each picture's bytes.
+        SHA-256 of each image's bytes.
     statistics
         float32 (rows, len(STATISTICS)), of those that could be decoded, in the same order.
     reasons
@@ -94,19 +94,19 @@ class Block:
 
     @property
     def rows(self) -> int:
-        """How many of the pictures could be decoded."""
+        """How many of the images could be decoded."""
         return len(self.statistics)
 
     @property
     def line(self) -> bytes:
         """What the journal keeps."""
         content = {name: getattr(self, name) for name in ("hashes", "reasons", "remarks", "checksum")}
-        return _sealed({**content, "statistics": self.statistics.tolist()})
+        return _with_checksum({**content, "statistics": self.statistics.tolist()})
 
     @classmethod
-    def read(cls, line: bytes, first: int) -> "Block":
+    def read(cls, line: bytes, first: int) -> "PixelBlock":
         """The inverse of ``line``; a ValueError, KeyError or TypeError when it is damaged."""
-        content = _unsealed(line)
+        content = _without_checksum(line)
         hashes, reasons, remarks = (content[name] for name in ("hashes", "reasons", "remarks"))
         rows = len(hashes) - len(reasons)
         return cls(
@@ -119,15 +119,15 @@ class Block:
         )
 
 
-def read_blocks(folder: Path, form: Form) -> Iterator[Block]:
+def read_blocks(folder: Path, form: DecodeSpec) -> Iterator[PixelBlock]:
     """An entry's blocks, up to the first whose line is damaged; none when it has another form."""
     try:
         with (folder / JOURNAL).open("rb") as journal:
-            if _unsealed(journal.readline()) != form.header:
+            if _without_checksum(journal.readline()) != form.header:
                 return
             first = 0
             for line in journal:
-                block = Block.read(line, first)
+                block = PixelBlock.read(line, first)
                 yield block
                 first += block.rows
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # from here on nothing can be relied on
@@ -143,12 +143,12 @@ def open_pixels(folder: Path, mode: str = "rb") -> BinaryIO:
     return pixels
 
 
-def whole_blocks(pixels: BinaryIO, blocks: Iterable[Block], form: Form) -> list[Block]:
+def intact_blocks(pixels: BinaryIO, blocks: Iterable[PixelBlock], form: DecodeSpec) -> list[PixelBlock]:
     """The blocks up to the first whose rows are not what was once written."""
     return list(takewhile(lambda block: _is_intact(pixels, block, form), blocks))
 
 
-def map_pixels(pixels: BinaryIO, rows: int, form: Form) -> NDArray[np.uint8]:
+def map_pixels(pixels: BinaryIO, rows: int, form: DecodeSpec) -> NDArray[np.uint8]:
     """The first rows as a read-only memory map, uint8 (rows, size, size, 3)."""
     if rows == 0:
         return np.empty((0, *form.shape), np.uint8)  # nothing cannot be mapped
@@ -157,11 +157,11 @@ def map_pixels(pixels: BinaryIO, rows: int, form: Form) -> NDArray[np.uint8]:
 
 @contextmanager
 def writing(
-    folder: Path, form: Form, done: Sequence[Block], most: int
-) -> Iterator[Callable[[Block, NDArray[np.uint8]], None]]:
+    folder: Path, form: DecodeSpec, done: Sequence[PixelBlock], most: int
+) -> Iterator[Callable[[PixelBlock, NDArray[np.uint8]], None]]:
     """Go on with an entry after the blocks ``done``; gives the function that appends one more.
 
-    The file of rows has room for ``most`` pictures from the start, so that others who look at its
+    The file of rows has room for ``most`` images from the start, so that others who look at its
     size reckon with what is still to come. Whoever leaves without an exception finds it all on disk.
     """
     folder.mkdir(exist_ok=True)
@@ -171,9 +171,9 @@ def writing(
         pixels.truncate(rows * form.row_bytes)
         pixels.truncate(most * form.row_bytes)
         pixels.seek(rows * form.row_bytes)
-        journal.writelines([_sealed(form.header), *(block.line for block in done)])
+        journal.writelines([_with_checksum(form.header), *(block.line for block in done)])
 
-        def append(block: Block, data: NDArray[np.uint8]) -> None:
+        def append(block: PixelBlock, data: NDArray[np.uint8]) -> None:
             pixels.write(data.data)
             pixels.flush()
             journal.write(block.line)
@@ -194,19 +194,19 @@ def discard(folder: Path) -> None:
         folder.rmdir()
 
 
-def _is_intact(pixels: BinaryIO, block: Block, form: Form) -> bool:
+def _is_intact(pixels: BinaryIO, block: PixelBlock, form: DecodeSpec) -> bool:
     pixels.seek(block.first * form.row_bytes)
     data = pixels.read(block.rows * form.row_bytes)
     return len(data) == block.rows * form.row_bytes and crc32(data) == block.checksum
 
 
-def _sealed(content: dict[str, object]) -> bytes:
+def _with_checksum(content: dict[str, object]) -> bytes:
     """A line of JSON with its checksum before it."""
     text = json.dumps(content).encode()
     return b"%08x %s\n" % (crc32(text), text)
 
 
-def _unsealed(line: bytes) -> Any:
+def _without_checksum(line: bytes) -> Any:
     seal, _, text = line.strip().partition(b" ")
     if int(seal, 16) != crc32(text):
         raise ValueError("the line is damaged")

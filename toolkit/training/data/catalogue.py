@@ -1,8 +1,8 @@
-"""Where pictures come from, and what each is: a list of them that is made before anything is decoded.
+"""Where images come from, and what each is: a list of them that is made before anything is decoded.
 
 A data set is a folder with one sub-folder a class, with or without ``train/ val/ test/`` above, or
-a folder of IDX files, or one that is known by name. Every picture is identified by the SHA-256 of
-its content, and of equal pictures one is listed. What is left out or odd is listed as well.
+a folder of IDX files, or one that is known by name. Every image is identified by the SHA-256 of
+its content, and of equal images one is listed. What is left out or odd is listed as well.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.cli.safe_names import class_of, shown
-from toolkit.errors import DataError, known, one_line
+from toolkit.cli.safe_names import class_name, display_name
+from toolkit.errors import DataError, first_line, suggest
 from toolkit.images.decoding import SNIFFED_BYTES, SUFFIXES, format_of
-from toolkit.images.folders import Listing, beside_the_classes, find_parts, list_files, part_of, sub_folders
+from toolkit.images.folders import Listing, find_parts, list_files, part_of, stray_files, sub_folders
 from toolkit.system.metrics import usable_cores
 from toolkit.training.data.arrays import ArraySet, Encoded
-from toolkit.training.data.builtin import DIGITS, NAMES, load_named, open_idx
+from toolkit.training.data.builtin import DIGITS, NAMES, load_builtin, open_idx
 from toolkit.training.data.idx import holds_idx
 
 UNREADABLE = "it cannot be read"
-FEWEST_PICTURES_A_CLASS = 2  # one to train on, one to validate on
+MIN_IMAGES_PER_CLASS = 2  # one to train on, one to validate on
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Duplicate(Skipped):
-    """A picture that was left out because an equal one is in the data set.
+    """An image that was left out because an equal one is in the data set.
 
     Parameters
     ----------
@@ -80,13 +80,13 @@ class Catalogue:
     labels
         int64 (N,).
     hashes
-        str (N,), SHA-256 of each picture's bytes, no two alike.
+        str (N,), SHA-256 of each image's bytes, no two alike.
     parts
         str (N,): the folder above the class, ``train``, ``val`` or ``test``, or empty.
     skipped
         Files that were left out.
     mirrored
-        Whether a picture may be flipped without changing its class; digits may not.
+        Whether an image may be flipped without changing its class; digits may not.
     remarks
         What is odd about files that are used.
     """
@@ -98,7 +98,7 @@ class Catalogue:
     hashes: NDArray[np.str_]
     parts: NDArray[np.str_]
     skipped: tuple[Skipped, ...] = ()
-    mirrored: bool = True
+    allow_flip: bool = True
     remarks: tuple[Remark, ...] = ()
 
     def __len__(self) -> int:
@@ -106,7 +106,7 @@ class Catalogue:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change when any picture, class or part does."""
+        """16 hexadecimal digits that change when any image, class or part does."""
         rows = sorted(
             f"{digest} {self.classes[label]} {part}"
             for digest, label, part in zip(self.hashes, self.labels, self.parts, strict=True)
@@ -114,7 +114,7 @@ class Catalogue:
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 
     def subset(self, keep: NDArray[np.bool_], skipped: Sequence[Skipped] = ()) -> "Catalogue":
-        """The pictures for which ``keep`` (N,) is true."""
+        """The images for which ``keep`` (N,) is true."""
         indices, sources = np.flatnonzero(keep), self.sources
         kept = sources.take(indices) if isinstance(sources, Encoded) else [sources[index] for index in indices.tolist()]
         gone = {self.path(index) for index in np.flatnonzero(~keep).tolist()}
@@ -129,9 +129,9 @@ class Catalogue:
         )
 
     def path(self, index: int) -> str:
-        """What a picture is called in messages: its file, or the data set and the index."""
+        """What an image is called in messages: its file, or the data set and the index."""
         source = self.sources[index]
-        return shown(source) if isinstance(source, Path) else f"{self.name}[{index}]"
+        return display_name(source) if isinstance(source, Path) else f"{self.name}[{index}]"
 
     @property
     def skipped_files(self) -> int:
@@ -153,7 +153,7 @@ def open_catalogue(data: str | None, root: Path = Path("data")) -> Catalogue:
     Raises
     ------
     DataError
-        The folder is missing or empty, has fewer than two classes, or a class has too few pictures; or
+        The folder is missing or empty, has fewer than two classes, or a class has too few images; or
         a data set cannot be fetched or read.
 
     Examples
@@ -164,21 +164,21 @@ def open_catalogue(data: str | None, root: Path = Path("data")) -> Catalogue:
     """
     data = DIGITS if data is None else data
     if data in NAMES:
-        return _of_arrays(load_named(data, root))
+        return _of_arrays(load_builtin(data, root))
     try:
         folder = Path(data).expanduser()
         if not folder.exists():
-            names = "" if folder.name != data else f", and no data set has that name; there are: {known(NAMES, data)}"
+            names = "" if folder.name != data else f", and no data set has that name; there are: {suggest(NAMES, data)}"
             raise DataError(f"the folder {data} does not exist{names}")
         if not folder.is_dir():
-            raise DataError(f"{data} is a file; give a folder with one sub-folder a class, or one of {known(NAMES)}")
+            raise DataError(f"{data} is a file; give a folder with one sub-folder a class, or one of {suggest(NAMES)}")
         return _of_arrays(open_idx(folder, _name(folder))) if holds_idx(folder) else _folder(folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: a home folder that is not known
-        raise DataError(f"the folder {shown(data)} cannot be read: {one_line(error)}") from None
+        raise DataError(f"the folder {display_name(data)} cannot be read: {first_line(error)}") from None
 
 
 def read(source: Path | bytes) -> bytes:
-    """The bytes of a picture."""
+    """The bytes of an image."""
     return source if isinstance(source, bytes) else source.read_bytes()
 
 
@@ -188,13 +188,13 @@ def require_enough(catalogue: Catalogue) -> None:
     Raises
     ------
     DataError
-        A class has fewer pictures than ``FEWEST_PICTURES_A_CLASS``.
+        A class has fewer images than ``MIN_IMAGES_PER_CLASS``.
     """
     counts = Counter(catalogue.labels.tolist())
     for label, name in enumerate(catalogue.classes):
-        if counts[label] < FEWEST_PICTURES_A_CLASS:
+        if counts[label] < MIN_IMAGES_PER_CLASS:
             raise DataError(
-                f"class {name!r} has {counts[label]} usable pictures, at least {FEWEST_PICTURES_A_CLASS} are needed"
+                f"class {name!r} has {counts[label]} usable images, at least {MIN_IMAGES_PER_CLASS} are needed"
                 + (f" ({catalogue.skipped_files} files were skipped)" if catalogue.skipped else "")
             )
 
@@ -208,7 +208,7 @@ def _of_arrays(arrays: ArraySet) -> Catalogue:
         labels=arrays.labels,
         hashes=np.array([hashlib.sha256(source).hexdigest() for source in sources]),
         parts=arrays.parts,
-        mirrored=arrays.mirrored,
+        allow_flip=arrays.allow_flip,
     )
     catalogue = _without_duplicates(catalogue)
     require_enough(catalogue)
@@ -216,8 +216,8 @@ def _of_arrays(arrays: ArraySet) -> Catalogue:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A file that may be a picture."""
+class _FoundImage:
+    """A file that may be an image."""
 
     path: Path
     of: str  # the class
@@ -237,34 +237,34 @@ class _ClassFolder:
 
 
 def _folder(folder: Path) -> Catalogue:
-    # Held-out pictures come first, so that of two equal pictures the held-out one is kept.
+    # Held-out images come first, so that of two equal images the held-out one is kept.
     above = sorted(find_parts(folder), key=lambda item: ("test", "val", "train", "").index(item[0]))
     folders = [
-        _ClassFolder(class_of(inner.name), part, inner, list_files(inner, SUFFIXES))
+        _ClassFolder(class_name(inner.name), part, inner, list_files(inner, SUFFIXES))
         for part, outer in above
         for inner in sub_folders(outer)
     ]
     _require_different_names(folders)
-    listed = [_Found(path, inner.of, inner.part) for inner in folders for path in inner.listing.files]
+    listed = [_FoundImage(path, inner.of, inner.part) for inner in folders for path in inner.listing.files]
     with ThreadPoolExecutor(usable_cores()) as pool:
         answers = list(pool.map(_examine, listed))
-    found = [answer for answer in answers if isinstance(answer, _Found)]
+    found = [answer for answer in answers if isinstance(answer, _FoundImage)]
     skipped = [answer for answer in answers if isinstance(answer, Skipped)]
     if not found:
-        raise DataError(f"the folder {shown(folder)} holds no pictures; it needs one sub-folder of pictures a class")
+        raise DataError(f"the folder {display_name(folder)} holds no images; it needs one sub-folder of images a class")
     classes = tuple(sorted(sorted({file.of for file in found}), key=_natural))
     hollow = [inner for inner in folders if inner.of not in classes]
     _require_readable(hollow, skipped)
     _require_training(folder, found)
     if len(classes) < 2:
         inside = sub_folders(folders[0].path)
-        deeper = f"; if its classes are in {shown(folders[0].path)}, give that folder" if inside else ""
+        deeper = f"; if its classes are in {display_name(folders[0].path)}, give that folder" if inside else ""
         raise DataError(
-            f"the folder {shown(folder)} holds only the class {classes[0]!r}; at least two are needed{deeper}"
+            f"the folder {display_name(folder)} holds only the class {classes[0]!r}; at least two are needed{deeper}"
         )
-    ignored = [*beside_the_classes(folder, above), *(item for inner in folders for item in inner.listing.ignored)]
+    ignored = [*stray_files(folder, above), *(item for inner in folders for item in inner.listing.ignored)]
     catalogue = Catalogue(
-        name=shown(_name(folder)),
+        name=display_name(_name(folder)),
         classes=classes,
         sources=[file.path for file in found],
         labels=np.array([classes.index(file.of) for file in found], np.int64),
@@ -272,14 +272,18 @@ def _folder(folder: Path) -> Catalogue:
         parts=np.array([file.part for file in found]),
         skipped=(
             *_outside(folder, [outer for _, outer in above]),
-            *(Skipped(shown(inner.path), "it holds no picture, so it is no class") for inner in hollow),
-            *(Skipped(shown(item.path), item.reason, count=item.count) for item in ignored),
+            *(Skipped(display_name(inner.path), "it holds no image, so it is no class") for inner in hollow),
+            *(Skipped(display_name(item.path), item.reason, count=item.count) for item in ignored),
             *skipped,
         ),
         remarks=(
-            *(Remark(shown(link), "a link to a folder, followed") for inner in folders for link in inner.listing.links),
+            *(
+                Remark(display_name(link), "a link to a folder, followed")
+                for inner in folders
+                for link in inner.listing.links
+            ),
             *_other_spellings(folders),
-            *(Remark(shown(file.path), file.oddity) for file in found if file.oddity),
+            *(Remark(display_name(file.path), file.oddity) for file in found if file.oddity),
         ),
     )
     catalogue = _without_duplicates(catalogue)
@@ -311,11 +315,11 @@ def _require_readable(hollow: Sequence[_ClassFolder], skipped: Sequence[Skipped]
     reasons = {item.path: item.reason for item in skipped}
     for inner in hollow:
         for path in inner.listing.files:
-            if (reason := reasons.get(shown(path), "")).startswith(UNREADABLE):
-                raise DataError(f"not one picture of the class {inner.of!r} can be read; {shown(path)}: {reason}")
+            if (reason := reasons.get(display_name(path), "")).startswith(UNREADABLE):
+                raise DataError(f"not one image of the class {inner.of!r} can be read; {display_name(path)}: {reason}")
 
 
-def _require_training(folder: Path, found: Sequence[_Found]) -> None:
+def _require_training(folder: Path, found: Sequence[_FoundImage]) -> None:
     """Refuse parts of which none, or none of a class, is to train on."""
     parts = {file.part: file.of for file in found}
     if "" in parts:
@@ -323,14 +327,14 @@ def _require_training(folder: Path, found: Sequence[_Found]) -> None:
     taught = {file.of for file in found if file.part == "train"}
     if not taught:
         raise DataError(
-            f"the folder {shown(folder)} holds pictures to {' and '.join(sorted(parts))} and none to train on"
+            f"the folder {display_name(folder)} holds images to {' and '.join(sorted(parts))} and none to train on"
             " in folders of classes; it needs a folder train/ with one sub-folder a class"
         )
     untaught = sorted({(file.of, file.part) for file in found if file.of not in taught})
     if untaught:
         of, part = untaught[0]
         raise DataError(
-            f"the class {of!r} has pictures to {part} and none to train on; in train/ there are: {known(taught, of)}"
+            f"the class {of!r} has images to {part} and none to train on; in train/ there are: {suggest(taught, of)}"
         )
 
 
@@ -339,13 +343,15 @@ def _other_spellings(folders: Sequence[_ClassFolder]) -> Iterator[Remark]:
     first: dict[str, str] = {}
     for inner in folders:
         if first.setdefault(inner.of, inner.path.name) != inner.path.name:
-            yield Remark(shown(inner.path), "its accents are written in other characters than those of the same class")
+            yield Remark(
+                display_name(inner.path), "its accents are written in other characters than those of the same class"
+            )
 
 
 def _outside(folder: Path, above: Sequence[Path]) -> list[Skipped]:
-    """Pictures that lie beside the folders of the classes."""
+    """Images that lie beside the folders of the classes."""
     paths = sorted(path for outer in {folder, *above} for path in outer.iterdir() if path.suffix.lower() in SUFFIXES)
-    return [Skipped(shown(path), "it lies in no folder of a class") for path in paths if path.is_file()]
+    return [Skipped(display_name(path), "it lies in no folder of a class") for path in paths if path.is_file()]
 
 
 def _natural(name: str) -> list[tuple[float, str]]:
@@ -353,9 +359,9 @@ def _natural(name: str) -> list[tuple[float, str]]:
     return [(int(run), "") if run.isdecimal() else (math.inf, run) for run in re.findall(r"\d+|\D+", name)]
 
 
-def _examine(file: _Found) -> _Found | Skipped:
-    """Identify a file by its content; one whose ending is not a picture's is only sniffed at."""
-    path, said = shown(file.path), SUFFIXES.get(file.path.suffix.lower())
+def _examine(file: _FoundImage) -> _FoundImage | Skipped:
+    """Identify a file by its content; one whose ending is not an image's is only sniffed at."""
+    path, said = display_name(file.path), SUFFIXES.get(file.path.suffix.lower())
     try:
         with file.path.open("rb") as opened:
             data = opened.read() if said else opened.read(SNIFFED_BYTES)
@@ -374,12 +380,12 @@ def _why_not(ending: str, found: str | None) -> str:
     if found is None:
         return f"its ending is none of {', '.join(sorted(SUFFIXES))}"
     right = next(suffix for suffix, of in SUFFIXES.items() if of == found)
-    has = f"ends in {shown(ending)}" if ending else "has no ending"
+    has = f"ends in {display_name(ending)}" if ending else "has no ending"
     return f"it is a {found}, though its name {has}; rename it to end in {right}"
 
 
 def _without_duplicates(catalogue: Catalogue) -> Catalogue:
-    """Keep the first of equal pictures, so that none is on two sides of a split."""
+    """Keep the first of equal images, so that none is on two sides of a split."""
     first: dict[str, int] = {}
     keep = np.ones(len(catalogue), dtype=bool)
     skipped = []

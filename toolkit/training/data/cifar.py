@@ -1,7 +1,7 @@
-"""The CIFAR pictures as their authors publish them for programs in any language: records of plain bytes.
+"""The CIFAR images as their authors publish them for programs in any language: records of plain bytes.
 
 A record is one label, or a coarse and a fine one, and then 32 x 32 bytes of red, of green and of
-blue. The better-known Python version of the same pictures is made of pickles, which can run any
+blue. The better-known Python version of the same images is made of pickles, which can run any
 program when they are loaded, so it is never opened here.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import DataError, one_line
+from toolkit.errors import DataError, first_line
 from toolkit.training.data.arrays import ArraySet
 
 SIDE = 32  # pixels
@@ -81,7 +81,7 @@ def read_cifar(path: Path, files: CifarFiles, name: str) -> ArraySet:
     try:
         contents = dict(_from_folder(path, files) if path.is_dir() else _from_archive(path, files))
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise DataError(f"{path} cannot be read: {one_line(error)}") from None
+        raise DataError(f"{path} cannot be read: {first_line(error)}") from None
     missing = [file for file in files.all if file not in contents]
     if missing:
         raise DataError(f"{path} lacks {missing[0]}; it should hold {', '.join(files.all)}")
@@ -93,7 +93,7 @@ def read_cifar(path: Path, files: CifarFiles, name: str) -> ArraySet:
         raise DataError(f"{path} holds the label {labels.max()}, and {files.names} names {len(classes)} classes")
     held_out = sum(len(part) for part in records[: len(files.test)])
     parts = np.where(np.arange(len(labels)) < held_out, "test", "train")
-    return ArraySet(name, classes, _pixels(records, files.labels), labels.astype(np.int64), parts, mirrored=True)
+    return ArraySet(name, classes, _pixels(records, files.labels), labels.astype(np.int64), parts, allow_flip=True)
 
 
 def _from_folder(folder: Path, files: CifarFiles) -> Iterator[tuple[str, bytes]]:

@@ -1,4 +1,4 @@
-"""What a training starts from: pictures in memory, what each is for, and weights."""
+"""What a training starts from: images in memory, what each is for, and weights."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from toolkit.training.data.cache import Pictures
+from toolkit.training.data.cache import CachedImages
 from toolkit.training.data.splits import Split
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """Some pictures of a data set, by index, without a copy.
+class Subset:
+    """Some images of a data set, by index, without a copy.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ class Part:
     indices
         int64 (N,), which of them belong to this part.
     mirrored
-        Whether pictures may be flipped from left to right.
+        Whether images may be flipped from left to right.
     """
 
     pixels: NDArray[np.uint8]
@@ -45,35 +45,35 @@ class Part:
         """K, how many classes the whole data set has."""
         return int(self.labels.max()) + 1
 
-    def union(self, other: "Part | None") -> "Part":
-        """The pictures of both parts."""
+    def union(self, other: "Subset | None") -> "Subset":
+        """The images of both parts."""
         return self if other is None else replace(self, indices=np.concatenate([self.indices, other.indices]))
 
 
 @dataclass(frozen=True, eq=False)
-class Data:
-    """Decoded pictures, what each is for, the weights to start from, and what a frozen backbone has seen of them."""
+class TrainingData:
+    """Decoded images, what each is for, the weights to start from, and what a frozen backbone has seen of them."""
 
-    pictures: Pictures
+    images: CachedImages
     split: Split
     weights: dict[str, Tensor] | None
     weights_note: str
-    views: dict[Hashable, Tensor] = field(default_factory=dict)  # of the development pictures, for all trainings
+    feature_views: dict[Hashable, Tensor] = field(default_factory=dict)  # of the development images, for all trainings
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in output order."""
-        return self.pictures.catalogue.classes
+        return self.images.catalogue.classes
 
-    def part(self, indices: NDArray[np.int64]) -> Part:
-        """Some of the pictures, by index."""
-        return Part(self.pictures.pixels, self.pictures.labels, indices, self.pictures.catalogue.mirrored)
+    def part(self, indices: NDArray[np.int64]) -> Subset:
+        """Some of the images, by index."""
+        return Subset(self.images.pixels, self.images.labels, indices, self.images.catalogue.allow_flip)
 
     def together(self, indices: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        """The groups of some of the pictures, that validation and folds keep whole; None when there are none."""
+        """The groups of some of the images, that validation and folds keep whole; None when there are none."""
         return None if self.split.groups is None else self.split.groups[indices]
 
     @property
     def development(self) -> NDArray[np.int64]:
-        """All but the pictures held out or set aside: what cross-validation and the final training may use."""
+        """All but the images held out or set aside: what cross-validation and the final training may use."""
         return np.sort(np.concatenate([self.split.development, self.split.validation]))

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from toolkit.errors import DataError
 from toolkit.images.decoding import STATISTICS
-from toolkit.training.data.cache import Pictures
+from toolkit.training.data.cache import CachedImages
 from toolkit.training.data.catalogue import Catalogue
 from toolkit.training.data.near_duplicates import SMALLEST_SIDE, groups_of, near_duplicates
 
 
 @dataclass(frozen=True, eq=False)
-class Together:
+class Groups:
     """What belongs together in a data set of N images.
 
     Parameters
@@ -41,7 +41,7 @@ class Together:
         return groups_of(links, count) if len(links) else None
 
 
-def together(pictures: Pictures, data: str, group_by: str | None, *, copies: bool) -> Together:
+def find_groups(images: CachedImages, data: str, group_by: str | None, *, copies: bool) -> Groups:
     """What belongs together in a decoded data set.
 
     Parameters
@@ -59,12 +59,12 @@ def together(pictures: Pictures, data: str, group_by: str | None, *, copies: boo
     DataError
         ``group_by`` fits no image.
     """
-    catalogue = pictures.catalogue
+    catalogue = images.catalogue
     keys = None if group_by is None else keys_of(catalogue, Path(data).expanduser(), group_by)
     if not copies or not len(catalogue) or not isinstance(catalogue.sources[0], Path):
-        return Together(keys)
-    sides = pictures.statistics[:, [STATISTICS.index("width"), STATISTICS.index("height")]]
-    return Together(keys, near_duplicates(pictures.pixels, np.flatnonzero(sides.min(axis=1) >= SMALLEST_SIDE)))
+        return Groups(keys)
+    sides = images.statistics[:, [STATISTICS.index("width"), STATISTICS.index("height")]]
+    return Groups(keys, near_duplicates(images.pixels, np.flatnonzero(sides.min(axis=1) >= SMALLEST_SIDE)))
 
 
 def keys_of(catalogue: Catalogue, folder: Path, group_by: str) -> NDArray[np.str_]:

@@ -1,4 +1,4 @@
-"""Pictures and labels in IDX files, the format of MNIST and of the sets that were modelled on it.
+"""Images and labels in IDX files, the format of MNIST and of the sets that were modelled on it.
 
 A file is a magic number, whose last byte is the number of dimensions, the dimensions as big-endian
 integers of 32 bits, and then the bytes themselves; often the whole is compressed with gzip.
@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from toolkit.errors import DataError, one_line
+from toolkit.errors import DataError, first_line
 from toolkit.training.data.arrays import ArraySet
 
 IMAGES_MAGIC, LABELS_MAGIC = 0x0803, 0x0801  # unsigned bytes in three dimensions and in one
@@ -24,7 +24,7 @@ _TEST_STEMS = ("t10k", "test")
 
 
 def holds_idx(folder: Path) -> bool:
-    """Whether a folder holds IDX files of pictures."""
+    """Whether a folder holds IDX files of images."""
     return bool(_images_in(folder))
 
 
@@ -41,7 +41,7 @@ def read_idx(folder: Path, name: str, classes: Sequence[str] = (), *, mirrored: 
     classes
         Class names; those that are labelled 0, 1, ... When empty, the labels that occur are the names.
     mirrored
-        Whether a picture may be flipped without changing its class.
+        Whether an image may be flipped without changing its class.
 
     Raises
     ------
@@ -54,9 +54,9 @@ def read_idx(folder: Path, name: str, classes: Sequence[str] = (), *, mirrored: 
     for part, path in _parts(folder):
         pixels, marks = _read(path, IMAGES_MAGIC), _read(_labels_of(path), LABELS_MAGIC)
         if len(pixels) != len(marks):
-            raise DataError(f"{path} holds {len(pixels):,} pictures, {_labels_of(path).name} {len(marks):,} labels")
+            raise DataError(f"{path} holds {len(pixels):,} images, {_labels_of(path).name} {len(marks):,} labels")
         if images and pixels.shape[1:] != images[0].shape[1:]:
-            raise DataError(f"the pictures of {folder} are of different sizes, {_by(images[0])} and {_by(pixels)}")
+            raise DataError(f"the images of {folder} are of different sizes, {_by(images[0])} and {_by(pixels)}")
         images.append(pixels)
         labels.append(marks)
         parts.append(np.full(len(marks), part))
@@ -65,7 +65,7 @@ def read_idx(folder: Path, name: str, classes: Sequence[str] = (), *, mirrored: 
 
 
 def _images_in(folder: Path) -> dict[str, Path]:
-    """The files of pictures by what is before ``-images``; a file that is not compressed goes first."""
+    """The files of images by what is before ``-images``; a file that is not compressed goes first."""
     found = {}
     for path in sorted(folder.iterdir(), reverse=True):
         matched = _IMAGES.fullmatch(path.name)
@@ -75,10 +75,10 @@ def _images_in(folder: Path) -> dict[str, Path]:
 
 
 def _parts(folder: Path) -> list[tuple[str, Path]]:
-    """Parts and their files of pictures, the test part first."""
+    """Parts and their files of images, the test part first."""
     found = _images_in(folder)
     if not found:
-        raise DataError(f"{folder} holds no IDX files of pictures, such as train-images-idx3-ubyte.gz")
+        raise DataError(f"{folder} holds no IDX files of images, such as train-images-idx3-ubyte.gz")
     parts = sorted(("test" if stem.endswith(_TEST_STEMS) else "train", path) for stem, path in found.items())
     for part, path in parts:
         same = [other.name for of, other in parts if of == part and other != path]
@@ -88,7 +88,7 @@ def _parts(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _labels_of(images: Path) -> Path:
-    """The labels that belong to a file of pictures, compressed or not."""
+    """The labels that belong to a file of images, compressed or not."""
     name = images.name.removesuffix(".gz").replace("-images", "-labels").replace("idx3-", "idx1-")
     beside = [images.with_name(name), images.with_name(f"{name}.gz")]
     found = [path for path in beside if path.is_file()]
@@ -106,7 +106,7 @@ def _read(path: Path, magic: int) -> NDArray[np.uint8]:
             _require_memory(path, size)
             data = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {one_line(error)}") from None
+        raise DataError(f"{path} cannot be read: {first_line(error)}") from None
     if len(data) != size:
         held = "more" if len(data) > size else f"{len(data):,}"
         raise DataError(f"{path} should hold {' x '.join(map(str, shape))} bytes after its header, and holds {held}")

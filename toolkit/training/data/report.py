@@ -24,7 +24,7 @@ REASONS_SHOWN = 3  # of those for which files were skipped
 MOST_DRAWN, ROWS_A_COLUMN = 200, 50  # classes of the figure
 
 
-def survey(catalogue: Catalogue, split: Split) -> dict[str, Any]:
+def data_report(catalogue: Catalogue, split: Split) -> dict[str, Any]:
     """Count what is used, and name what is not.
 
     Parameters
@@ -32,12 +32,12 @@ def survey(catalogue: Catalogue, split: Split) -> dict[str, Any]:
     catalogue
         The data set; after decoding, it also tells what could not be decoded.
     split
-        Of the same catalogue. Where no picture is set apart to validate on, the development part serves both.
+        Of the same catalogue. Where no image is set apart to validate on, the development part serves both.
 
     Returns
     -------
     dict
-        What JSON can hold. ``name``, ``fingerprint`` and ``pictures``; ``classes``, with the pictures
+        What JSON can hold. ``name``, ``fingerprint`` and ``images``; ``classes``, with the images
         of each in the development, validation and held-out part; ``imbalance``, the largest class over
         the smallest in the development part; ``duplicates``, each with its original; ``near_duplicates``,
         pairs that show one photograph; ``groups``, how many of two images or more are kept whole, how many
@@ -54,17 +54,17 @@ def survey(catalogue: Catalogue, split: Split) -> dict[str, Any]:
     >>> report = survey(digits, split(digits, 0.15))
     >>> report["classes"][8]
     {'class': '8', 'development': 151, 'validation': 0, 'held_out': 23}
-    >>> for line in survey_lines(report):
+    >>> for line in report_lines(report):
     ...     print(line)
-    digits: 1,797 pictures of 10 classes, 264 of them held out
-    a class has 143 (7) to 166 (1) pictures to train and validate on
+    digits: 1,797 images of 10 classes, 264 of them held out
+    a class has 143 (7) to 166 (1) images to train and validate on
     """
     classes, labels = catalogue.classes, catalogue.labels
     counts = {part: np.bincount(labels[getattr(split, part)], minlength=len(classes)).tolist() for part in PARTS}
     return {
         "name": catalogue.name,
         "fingerprint": catalogue.fingerprint,
-        "pictures": len(catalogue),
+        "images": len(catalogue),
         "classes": [
             {"class": name, **{part: counts[part][label] for part in PARTS}} for label, name in enumerate(classes)
         ],
@@ -73,7 +73,7 @@ def survey(catalogue: Catalogue, split: Split) -> dict[str, Any]:
         "near_duplicates": [_copies(catalogue, *pair) for pair in split.copies.tolist()],
         "groups": _groups(split),
         "held_out_groups": split.held_out_groups,
-        "set_aside": [catalogue.path(index) for index in split.set_aside.tolist()],
+        "set_aside": [catalogue.path(index) for index in split.unused.tolist()],
         "skipped": _grouped(
             (item.path, item.reason, item.count) for item in catalogue.skipped if not isinstance(item, Duplicate)
         ),
@@ -81,7 +81,7 @@ def survey(catalogue: Catalogue, split: Split) -> dict[str, Any]:
     }
 
 
-def survey_lines(report: Mapping[str, Any]) -> list[str]:
+def report_lines(report: Mapping[str, Any]) -> list[str]:
     """A few lines about a data set for the terminal: its size, its balance, and what to look at.
 
     Parameters
@@ -101,8 +101,8 @@ def survey_lines(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def class_balance_picture(report: Mapping[str, Any]) -> Figure:
-    """How many pictures each class has in which part, the largest class first.
+def class_balance_plot(report: Mapping[str, Any]) -> Figure:
+    """How many images each class has in which part, the largest class first.
 
     Parameters
     ----------
@@ -119,11 +119,11 @@ def class_balance_picture(report: Mapping[str, Any]) -> Figure:
         labels = {"development": "to train and validate on", "held_out": PARTS["held_out"]}
     for index, axes in enumerate(figure.subplots(1, columns, squeeze=False)[0]):
         _bars(axes, drawn[index * height : (index + 1) * height], labels)
-        axes.set(xlim=(0, 1.2 * _total(drawn[0])), ylim=(height - 0.4, -0.6), xlabel="pictures")
+        axes.set(xlim=(0, 1.2 * _total(drawn[0])), ylim=(height - 0.4, -0.6), xlabel="images")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(labels), frameon=False)
     of = f", {len(drawn)} of {len(ordered)}" if len(drawn) < len(ordered) else ""
-    figure.suptitle(f"classes of {fonts.drawn(report['name'])}, largest first{of}")
-    return fonts.lettered(figure)
+    figure.suptitle(f"classes of {fonts.drawable_text(report['name'])}, largest first{of}")
+    return fonts.draw_names(figure)
 
 
 def _bars(axes: Axes, rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> None:
@@ -165,7 +165,7 @@ def _copies(catalogue: Catalogue, first: int, second: int) -> dict[str, str]:
 def _groups(split: Split) -> dict[str, int]:
     sizes = np.zeros(0, np.int64) if split.groups is None else np.bincount(split.groups)
     sizes = sizes[sizes > 1]
-    return {"count": len(sizes), "pictures": int(sizes.sum()), "largest": int(sizes.max(initial=0))}
+    return {"count": len(sizes), "images": int(sizes.sum()), "largest": int(sizes.max(initial=0))}
 
 
 def _grouped(files: Iterable[tuple[str, str, int]]) -> list[dict[str, Any]]:
@@ -190,7 +190,7 @@ def _common(reason: str, members: Sequence[Mapping[str, Any]]) -> str:
 def _size_line(report: Mapping[str, Any]) -> str:
     held_out = sum(row["held_out"] for row in report["classes"])
     return (
-        f"{report['name']}: {report['pictures']:,} pictures of {len(report['classes'])} classes,"
+        f"{report['name']}: {report['images']:,} images of {len(report['classes'])} classes,"
         f" {held_out:,} of them held out"
     )
 
@@ -199,16 +199,16 @@ def _balance_lines(classes: Sequence[Mapping[str, Any]], imbalance: float) -> li
     small, large = (choose(classes, key=lambda row: row["development"]) for choose in (min, max))
     fewest, most = small["development"], large["development"]
     if fewest == most:
-        line = f"each class has {most:,} pictures"
+        line = f"each class has {most:,} images"
     else:
-        line = f"a class has {fewest:,} ({small['class']}) to {most:,} ({large['class']}) pictures"
+        line = f"a class has {fewest:,} ({small['class']}) to {most:,} ({large['class']}) images"
     line += " to train on" if any(row["validation"] for row in classes) else " to train and validate on"
     if imbalance >= IMBALANCED:
         line += f", {imbalance:.1f} times as many; consider --class-weights balanced"
     return [
         line,
-        *_missing_lines(classes, "validation", "these have no picture to be validated on"),
-        *_missing_lines(classes, "held_out", "these have no held-out picture to be measured on"),
+        *_missing_lines(classes, "validation", "these have no image to be validated on"),
+        *_missing_lines(classes, "held_out", "these have no held-out image to be measured on"),
     ]
 
 
@@ -228,7 +228,7 @@ def _few_lines(classes: Sequence[Mapping[str, Any]], groups: int) -> list[str]:
     of = f" in {groups:,} {'groups' if groups > 1 else 'group'}" if groups < held_out else ""
     if held_out and within > COARSE:
         lines.append(
-            f"{held_out:,} held-out {_pictures(held_out)}{of} tell an accuracy to within {within:.0%} only;"
+            f"{held_out:,} held-out {_images(held_out)}{of} tell an accuracy to within {within:.0%} only;"
             " more make it worth comparing"
         )
     single = [row["class"] for row in classes if row["development"] == 1]
@@ -236,14 +236,14 @@ def _few_lines(classes: Sequence[Mapping[str, Any]], groups: int) -> list[str]:
         no_other = "" if any(row["validation"] for row in classes) else " and none to validate on"
         having = f"{len(single):,} classes have" if len(single) > 1 else f"class {single[0]} has"
         more = f", such as {single[0]}" if len(single) > 1 else ""
-        lines.append(f"{having} one picture to train on{no_other}{more}")
+        lines.append(f"{having} one image to train on{no_other}{more}")
     return lines
 
 
 def _near_duplicate_lines(pairs: Sequence[Mapping[str, str]]) -> list[str]:
     if not pairs:
         return []
-    line = f"near-duplicates: {len(pairs):,} {'pairs' if len(pairs) > 1 else 'pair'} of pictures show one photograph"
+    line = f"near-duplicates: {len(pairs):,} {'pairs' if len(pairs) > 1 else 'pair'} of images show one photograph"
     conflicts = [pair for pair in pairs if pair["class"] != pair["other_class"]]
     if not conflicts:
         return [f"{line}, such as {pairs[0]['path']} and {pairs[0]['other']}"]
@@ -255,11 +255,11 @@ def _group_lines(groups: Mapping[str, int], aside: int) -> list[str]:
     if not groups["count"]:
         return []
     line = (
-        f"{groups['pictures']:,} pictures belong together in {groups['count']:,}"
+        f"{groups['images']:,} images belong together in {groups['count']:,}"
         f" {'groups' if groups['count'] > 1 else 'group'}, the largest of {groups['largest']:,}; none is torn apart"
     )
     if aside:
-        line += f", and {aside:,} {_pictures(aside)} set aside for it"
+        line += f", and {aside:,} {_images(aside)} set aside for it"
     return [line]
 
 
@@ -290,8 +290,8 @@ def _files(count: int) -> str:
     return f"{count:,} files" if count > 1 else "1 file"
 
 
-def _pictures(count: int) -> str:
-    return "pictures" if count > 1 else "picture"
+def _images(count: int) -> str:
+    return "images" if count > 1 else "image"
 
 
 def _total(row: Mapping[str, Any]) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from toolkit.errors import DataError
 from toolkit.training.data.catalogue import Catalogue
-from toolkit.training.data.groups import Together
+from toolkit.training.data.groups import Groups
 from toolkit.training.data.near_duplicates import groups_of
 
 Indices = NDArray[np.int64]
@@ -52,7 +52,7 @@ class Split:
     development: Indices
     held_out: Indices
     validation: Indices
-    set_aside: Indices = field(default_factory=_none)
+    unused: Indices = field(default_factory=_none)
     groups: Indices | None = None
     copies: Indices = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
@@ -62,7 +62,7 @@ class Split:
         return len(self.held_out) if self.groups is None else len(np.unique(self.groups[self.held_out]))
 
 
-def split(catalogue: Catalogue, held_out_share: float, together: Together | None = None) -> Split:
+def split(catalogue: Catalogue, held_out_share: float, together: Groups | None = None) -> Split:
     """Decide for each image, by content alone, whether it is held out.
 
     A ``test/`` folder is the held-out part when there is one. Otherwise an image is held out when its
@@ -91,7 +91,7 @@ def split(catalogue: Catalogue, held_out_share: float, together: Together | None
     DataError
         No image can be held out, or a class has none to train on.
     """
-    together = together or Together()
+    together = together or Groups()
     if (catalogue.parts == "test").any():
         places = _by_folder(catalogue, together)
     else:
@@ -101,13 +101,13 @@ def split(catalogue: Catalogue, held_out_share: float, together: Together | None
     return Split(development, held_out, validation, aside, together.numbers(len(catalogue)), together.copies)
 
 
-def _by_folder(catalogue: Catalogue, together: Together) -> Indices:
+def _by_folder(catalogue: Catalogue, together: Groups) -> Indices:
     """The place of each image, int64 (N,), as the folders say."""
     places = np.select([catalogue.parts == "test", catalogue.parts == "val"], [HELD_OUT, VALIDATION], DEVELOPMENT)
     return _settled(places, places + _fractions(_reversed(catalogue.hashes)), together)
 
 
-def _by_hash(catalogue: Catalogue, share: float, together: Together) -> Indices:
+def _by_hash(catalogue: Catalogue, share: float, together: Groups) -> Indices:
     """The place of each image, int64 (N,), as its hash or that of its key says."""
     fractions, free = _fractions(catalogue.hashes), catalogue.parts != "val"
     if together.keys is not None:
@@ -128,7 +128,7 @@ def _by_hash(catalogue: Catalogue, share: float, together: Together) -> Indices:
     return _settled(np.where(chosen, HELD_OUT, places), weights + 2 * chosen, together)
 
 
-def _kept(catalogue: Catalogue, fractions: Floats, free: NDArray[np.bool_], together: Together) -> NDArray[np.bool_]:
+def _kept(catalogue: Catalogue, fractions: Floats, free: NDArray[np.bool_], together: Groups) -> NDArray[np.bool_]:
     """Which images (N,) are never held out: one key or image of each class, and one more in all to validate on."""
     largest = _largest(fractions, catalogue.labels, np.flatnonzero(free))
     kept = free & np.isin(fractions, fractions[largest])
@@ -138,7 +138,7 @@ def _kept(catalogue: Catalogue, fractions: Floats, free: NDArray[np.bool_], toge
     return kept
 
 
-def _related(images: NDArray[np.bool_], together: Together) -> NDArray[np.bool_]:
+def _related(images: NDArray[np.bool_], together: Groups) -> NDArray[np.bool_]:
     """Those images (N,), and all that belong to them."""
     groups = together.numbers(len(images))
     return images if groups is None else np.isin(groups, groups[images])
@@ -166,7 +166,7 @@ def _largest(values: Floats, groups: Indices, among: Indices) -> Indices:
     return last
 
 
-def _settled(places: Indices, weights: Floats, together: Together) -> Indices:
+def _settled(places: Indices, weights: Floats, together: Groups) -> Indices:
     """Set aside what is not on the side of the heaviest of its group, and all held-out copies but one."""
     places, everything = places.copy(), np.arange(len(places))
     for links in (together.links, together.copies):
@@ -184,7 +184,7 @@ def _require_training(catalogue: Catalogue, places: Indices) -> None:
         if label not in found:
             aside = int(((catalogue.labels == label) & (places == SET_ASIDE)).sum())
             why = f": {aside} belong to images in test/ or val/, so they are set aside" if aside else ""
-            raise DataError(f"class {name!r} has no picture to train on{why}")
+            raise DataError(f"class {name!r} has no image to train on{why}")
 
 
 def stratified(labels: Indices, share: float, seed: int, groups: Indices | None = None) -> tuple[Indices, Indices]:
@@ -299,8 +299,8 @@ def require_folds(labels: Indices, folds: int, classes: Sequence[str], groups: I
     if apart[smallest] < folds:
         among = f" in {apart[smallest]} groups" if apart[smallest] < counts[smallest] else ""
         raise DataError(
-            f"class {classes[smallest]!r} has {counts[smallest]} pictures{among} to cross-validate on,"
-            f" fewer than the {folds} folds; add pictures or lower --folds"
+            f"class {classes[smallest]!r} has {counts[smallest]} images{among} to cross-validate on,"
+            f" fewer than the {folds} folds; add images or lower --folds"
         )
 
 

@@ -26,7 +26,7 @@ class Evaluation:
     calibration_error: float
     per_class: list[dict[str, Any]]
     confusion: NDArray[np.int64]  # (K, K), rows are the true classes
-    pictures: int
+    images: int
 
     @property
     def weighted(self) -> dict[str, float]:
@@ -67,11 +67,11 @@ def evaluate(probabilities: NDArray[np.float32], labels: NDArray[np.int64], clas
         f1_weighted=float(weighted.f1),
         calibration_error=expected_calibration_error(probabilities, labels),
         per_class=[
-            {"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "pictures": int(n)}
+            {"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "images": int(n)}
             for name, p, r, f, n in zip(classes, *class_scores(*sums), sums[-1], strict=True)
         ],
         confusion=confusion,
-        pictures=len(labels),
+        images=len(labels),
     )
 
 
@@ -93,7 +93,7 @@ def expected_calibration_error(probabilities: NDArray[np.float32], labels: NDArr
 def most_confident_mistakes(
     probabilities: NDArray[np.float32], labels: NDArray[np.int64], count: int = 24
 ) -> NDArray[np.int64]:
-    """Which predictions are wrong and surest of it: often a wrong label, or a picture worth a look.
+    """Which predictions are wrong and surest of it: often a wrong label, or an image worth a look.
 
     Parameters
     ----------
@@ -123,13 +123,13 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
     """The temperature that makes softmax(logits / temperature) likeliest; 1 when there is nothing to fit on.
 
     The true class is given the probability (n + 1) / (n + 2) instead of 1, as if it had been missed
-    once: n pictures that were all classified rightly are no proof of certainty, and would otherwise
+    once: n images that were all classified rightly are no proof of certainty, and would otherwise
     ask for a temperature of 0.
 
     Parameters
     ----------
     logits
-        float32 (n, K), of pictures that the network was not trained on.
+        float32 (n, K), of images that the network was not trained on.
     labels
         int64 (n,).
 

@@ -1,4 +1,4 @@
-"""Pictures of a training, for people who would rather look than read."""
+"""Images of a training, for people who would rather look than read."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from toolkit.bundle.baseline import CalibrationBins
-from toolkit.plotting.fonts import lettered
+from toolkit.plotting.fonts import draw_names
 from toolkit.plotting.style import (
     BLUE,
     GREY,
@@ -23,16 +23,16 @@ from toolkit.plotting.style import (
     reliability_figure,
     tidy_axes,
 )
-from toolkit.training.loop import Epoch
+from toolkit.training.loop import EpochMetrics
 
 MOST_COUNTED = 30  # classes whose confusions are written as numbers
-MOST_NAMED = 200  # classes whose names can be read in one picture
-ROWS_A_COLUMN = 50  # of the per-class picture
+MOST_NAMED = 200  # classes whose names can be read in one image
+ROWS_A_COLUMN = 50  # of the per-class image
 MISTAKES_A_ROW, MOST_MISTAKES = 6, 24
 ON_ONE_LINE = 26  # characters of two class names above a mistake
 
 
-def learning_curves(history: Sequence[Epoch], best_epoch: int) -> Figure:
+def learning_curves(history: Sequence[EpochMetrics], best_epoch: int) -> Figure:
     """Loss, accuracy and learning rate over epochs, training and validation, with the best epoch marked."""
     figure = Figure(figsize=(12, 4), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3, width_ratios=(5, 5, 3))
@@ -56,7 +56,7 @@ def learning_curves(history: Sequence[Epoch], best_epoch: int) -> Figure:
     return figure
 
 
-def confusion_picture(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
+def confusion_plot(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     """The confusion matrix (K, K): counts, shaded by the share of each true class."""
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = max(4.5, 0.55 * len(classes) + 2) if len(classes) <= MOST_COUNTED else min(36, 0.16 * len(classes) + 4)
@@ -68,35 +68,35 @@ def confusion_picture(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figu
         ticks, names, size = np.arange(len(classes)), [class_label(name) for name in classes], _size(len(classes))
         axes.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > 3 else 0, fontsize=size)
         axes.set_yticks(ticks, names, fontsize=size)
-    axes.set(xlabel="predicted", ylabel="true", title=f"{int(matrix.sum())} held-out pictures")
+    axes.set(xlabel="predicted", ylabel="true", title=f"{int(matrix.sum())} held-out images")
     if len(classes) <= MOST_COUNTED:
         for row, column in np.argwhere(matrix > 0):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour, fontsize=8)
-    return lettered(figure)
+    return draw_names(figure)
 
 
-def calibration_picture(before: CalibrationBins, after: CalibrationBins) -> Figure:
-    """A reliability diagram of the same pictures without and with the temperature."""
+def calibration_plot(before: CalibrationBins, after: CalibrationBins) -> Figure:
+    """A reliability diagram of the same images without and with the temperature."""
     curves = [
         ReliabilityCurve(bins, f"{when} temperature scaling, ECE {bins.error:.3f}", colour)
         for bins, when, colour in ((before, "before", ORANGE), (after, "after", BLUE))
     ]
-    figure = reliability_figure(curves, "pictures")
-    figure.suptitle(f"calibration on {after.count.sum()} held-out pictures")
+    figure = reliability_figure(curves, "images")
+    figure.suptitle(f"calibration on {after.count.sum()} held-out images")
     return figure
 
 
-def per_class_picture(per_class: Sequence[Mapping[str, Any]]) -> Figure:
-    """Precision, recall, F1 and the number of pictures of each class, the lowest F1 first.
+def per_class_plot(per_class: Sequence[Mapping[str, Any]]) -> Figure:
+    """Precision, recall, F1 and the number of images of each class, the lowest F1 first.
 
     Parameters
     ----------
     per_class
         Rows of ``Evaluation.per_class``. Of more than 200 the lowest 200 are drawn. A class without
-        pictures comes last and has no points.
+        images comes last and has no points.
     """
-    ordered = sorted(per_class, key=lambda row: (row["pictures"] == 0, row["f1"]))[:MOST_NAMED]
+    ordered = sorted(per_class, key=lambda row: (row["images"] == 0, row["f1"]))[:MOST_NAMED]
     columns = math.ceil(len(ordered) / ROWS_A_COLUMN)
     height = math.ceil(len(ordered) / columns)
     figure = Figure(figsize=(5 * columns + 1, 0.2 * height + 1.4))
@@ -105,14 +105,14 @@ def per_class_picture(per_class: Sequence[Mapping[str, Any]]) -> Figure:
         _class_rows(axes, ordered[index * height : (index + 1) * height], height)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     of = f", {len(ordered)} of {len(per_class)}" if len(ordered) < len(per_class) else ""
-    figure.suptitle(f"classes on held-out pictures, lowest F1 first{of}")
-    return lettered(figure)
+    figure.suptitle(f"classes on held-out images, lowest F1 first{of}")
+    return draw_names(figure)
 
 
 def _class_rows(axes: Axes, rows: Sequence[Mapping[str, Any]], height: int) -> None:
     """One line a class from top to bottom, in a space for ``height`` of them."""
     places, size = np.arange(len(rows)), _size(len(rows))
-    measured = [math.nan if row["pictures"] == 0 else 1.0 for row in rows]
+    measured = [math.nan if row["images"] == 0 else 1.0 for row in rows]
     precision, recall, f1 = (
         np.multiply([row[name] for row in rows], measured) for name in ("precision", "recall", "f1")
     )
@@ -122,22 +122,22 @@ def _class_rows(axes: Axes, rows: Sequence[Mapping[str, Any]], height: int) -> N
     axes.plot(f1, places, "|", color=INK, markersize=9, markeredgewidth=2, label="F1")
     axes.set_yticks(places, [class_label(row["class"]) for row in rows], fontsize=size)
     counts = axes.secondary_yaxis("right")
-    counts.set_yticks(places, [f"{row['pictures']:,}" for row in rows], fontsize=size, color=GREY)
+    counts.set_yticks(places, [f"{row['images']:,}" for row in rows], fontsize=size, color=GREY)
     counts.tick_params(length=0)
     counts.spines["right"].set_visible(False)
-    axes.set_title("pictures", loc="right", fontsize=size, color=GREY)
+    axes.set_title("images", loc="right", fontsize=size, color=GREY)
     axes.set(xlim=(-0.03, 1.03), ylim=(height - 0.5, -0.5))
     tidy_axes(axes)
 
 
-def mistakes_picture(
+def mistakes_plot(
     pixels: NDArray[np.uint8],
     true: Sequence[int],
     predicted: Sequence[int],
     confidence: Sequence[float],
     classes: Sequence[str],
 ) -> Figure:
-    """Pictures that were classified wrongly, each with its true class, the predicted one and the confidence.
+    """Images that were classified wrongly, each with its true class, the predicted one and the confidence.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ def mistakes_picture(
     """
     shown = min(len(pixels), MOST_MISTAKES)
     if not shown:
-        return empty_figure("no held-out picture was classified wrongly")
+        return empty_figure("no held-out image was classified wrongly")
     columns = min(MISTAKES_A_ROW, shown)
     rows = math.ceil(shown / columns)
     figure = Figure(figsize=(2.2 * columns, 2.5 * rows + 0.4), layout="constrained")
@@ -166,7 +166,7 @@ def mistakes_picture(
             gap = "\n" if sum(map(len, names)) > ON_ONE_LINE else " "
             axes.set_title(f"{names[0]} →{gap}{names[1]} {confidence[index]:.2f}", fontsize=8)
     figure.suptitle("the most confident mistakes: true → predicted, confidence")
-    return lettered(figure)
+    return draw_names(figure)
 
 
 def _size(rows: int) -> float:

@@ -1,4 +1,4 @@
-"""What a run keeps of a training: tags, figures, pictures, and the bundle."""
+"""What a run keeps of a training: tags, figures, images, and the bundle."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -10,42 +10,42 @@ import torch
 from numpy.typing import NDArray
 
 from toolkit.bundle.baseline import LARGEST_SAMPLE, Baseline, CalibrationBins, calibration_bins
-from toolkit.bundle.files import DIGEST_TAG, Card, Measured, library_versions
+from toolkit.bundle.files import DIGEST_TAG, Card, Measurement, library_versions
 from toolkit.bundle.program import Program, save_bundle
-from toolkit.cli.terminal import say
+from toolkit.cli.terminal import echo
 from toolkit.images.decoding import STATISTICS
 from toolkit.tracking.code_version import code_version
 from toolkit.tracking.connection import mlflow_call
 from toolkit.tracking.run import Run
-from toolkit.training.data.dataset import Data
-from toolkit.training.data.report import class_balance_picture, survey, survey_lines
+from toolkit.training.data.dataset import TrainingData
+from toolkit.training.data.report import class_balance_plot, data_report, report_lines
 from toolkit.training.data.splits import Split
 from toolkit.training.device import Device
-from toolkit.training.hyperparameters import Recipe
-from toolkit.training.loop import Epoch, FitConfig, Fitted, predict_logits
+from toolkit.training.hyperparameters import Hyperparameters
+from toolkit.training.loop import EpochMetrics, FitConfig, FitResult, predict_logits
 from toolkit.training.results.evaluation import Evaluation, evaluate, most_confident_mistakes
 from toolkit.training.results.plots import (
-    calibration_picture,
-    confusion_picture,
+    calibration_plot,
+    confusion_plot,
     learning_curves,
-    mistakes_picture,
-    per_class_picture,
+    mistakes_plot,
+    per_class_plot,
 )
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class TrainingResult:
     """A finished training."""
 
     run: Run
-    fitted: Fitted
+    fitted: FitResult
     evaluation: Evaluation
     metrics: dict[str, float]
 
 
-def tags_of(data: Data, seed: int) -> dict[str, object]:
+def run_tags(data: TrainingData, seed: int) -> dict[str, object]:
     """What every run is tagged with, so that it can be found and repeated."""
-    catalogue = data.pictures.catalogue
+    catalogue = data.images.catalogue
     return {
         "data": catalogue.name,
         "data_fingerprint": catalogue.fingerprint,
@@ -56,7 +56,7 @@ def tags_of(data: Data, seed: int) -> dict[str, object]:
     }
 
 
-def log_data(run: Run, data: Data, source: str, split: Split | None = None) -> None:
+def log_data(run: Run, data: TrainingData, source: str, split: Split | None = None) -> None:
     """Record which data the run uses and what was found in it, and tell the user in short.
 
     Parameters
@@ -64,34 +64,36 @@ def log_data(run: Run, data: Data, source: str, split: Split | None = None) -> N
     source
         Where it comes from, as the user named it.
     split
-        Which pictures the run trains and which it validates on. When None, folds take turns in all that
+        Which images the run trains and which it validates on. When None, folds take turns in all that
         are not held out.
     """
-    catalogue = data.pictures.catalogue
+    catalogue = data.images.catalogue
     in_turn = replace(data.split, development=data.development, validation=data.development[:0])
-    report = survey(catalogue, split or in_turn)
-    profile = {"pictures": len(catalogue), "classes": len(data.classes), "image_size": data.pictures.size}
+    report = data_report(catalogue, split or in_turn)
+    profile = {"images": len(catalogue), "classes": len(data.classes), "image_size": data.images.size}
     run.dataset(catalogue.name, catalogue.fingerprint, source, profile=profile, context="training")
     run.json("data_report.json", report)
-    run.figure("class_balance.png", class_balance_picture(report))
-    for line in survey_lines(report):
-        say(line)
+    run.figure("class_balance.png", class_balance_plot(report))
+    for line in report_lines(report):
+        echo(line)
 
 
-def log_folds(run: Run, recipe: Recipe, data: Data, seed: int, *, aloud: bool = True) -> Callable[[int, Fitted], None]:
+def log_folds(
+    run: Run, recipe: Hyperparameters, data: TrainingData, seed: int, *, aloud: bool = True
+) -> Callable[[int, FitResult], None]:
     """A callback that logs each fold as a nested run, and says so when ``aloud``."""
 
-    def log(number: int, fold: Fitted) -> None:
+    def log(number: int, fold: FitResult) -> None:
         if _has_run(run, number):
             return
-        tags = {**tags_of(data, seed + number), "fold": number}
+        tags = {**run_tags(data, seed + number), "fold": number}
         with Run(run.client, run.experiment, role="fold", name=f"fold {number + 1}", parent=run, tags=tags) as nested:
             nested.params(recipe.model_dump())
             for epoch in fold.history:
                 nested.metrics(epoch_metrics(epoch), epoch.epoch)
             nested.metrics(fit_metrics(fold))
         if aloud:
-            say(f"fold {number + 1}: validation accuracy {fold.best_val_accuracy:.4f} in epoch {fold.best_epoch}")
+            echo(f"fold {number + 1}: validation accuracy {fold.best_val_accuracy:.4f} in epoch {fold.best_epoch}")
 
     return log
 
@@ -107,13 +109,13 @@ def _has_run(run: Run, fold: int) -> bool:
     return any(other.info.status == "FINISHED" for other in found)
 
 
-def epoch_metrics(epoch: Epoch) -> dict[str, float]:
+def epoch_metrics(epoch: EpochMetrics) -> dict[str, float]:
     """The figures of an epoch, without those that were not measured."""
     values = {item.name: getattr(epoch, item.name) for item in fields(epoch) if item.name != "epoch"}
     return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
-def fit_metrics(fitted: Fitted) -> dict[str, float]:
+def fit_metrics(fitted: FitResult) -> dict[str, float]:
     """The figures of a whole training."""
     metrics = {"best_epoch": float(fitted.best_epoch), "training_time_s": fitted.seconds}
     if fitted.images_per_s:  # not of a fold whose record had to wait until the run was taken up again
@@ -123,15 +125,15 @@ def fit_metrics(fitted: Fitted) -> dict[str, float]:
     return metrics
 
 
-def log_outcome(
+def log_result(
     run: Run,
-    data: Data,
+    data: TrainingData,
     config: FitConfig,
-    fitted: Fitted,
+    fitted: FitResult,
     temperature: float,
-    measured: Mapping[str, Measured],
-) -> Outcome:
-    """Measure on the held-out pictures, draw, and log metrics and the bundle."""
+    measured: Mapping[str, Measurement],
+) -> TrainingResult:
+    """Measure on the held-out images, draw, and log metrics and the bundle."""
     held_out = data.part(data.split.held_out)
     network = fitted.network.cpu().float()
     logits = predict_logits(network, held_out, Device("cpu", torch.float32), "measuring")
@@ -147,7 +149,7 @@ def log_outcome(
         "temperature": temperature,
         "gpu_memory_mb": gpu_peak_mb(config.device),
     }
-    _log_tables_and_pictures(run, data, fitted, evaluation, probabilities, before)
+    _log_tables_and_plots(run, data, fitted, evaluation, probabilities, before)
     scored = {"accuracy": evaluation.accuracy, **evaluation.weighted, "calibration_error": evaluation.calibration_error}
     card = Card(
         classes=data.classes,
@@ -155,7 +157,7 @@ def log_outcome(
         network=config.recipe.model_type,
         settings=config.recipe.model_dump(),
         data=_data_description(data),
-        metrics={name: Measured(value=value, pictures=len(held_out)) for name, value in scored.items()}
+        metrics={name: Measurement(value=value, images=len(held_out)) for name, value in scored.items()}
         | dict(measured),
         temperature=temperature,
         code_version=code_version(),
@@ -163,32 +165,32 @@ def log_outcome(
     )
     _log_bundle(run, Program(network, temperature), card, _baseline(data, probabilities))
     run.metrics(metrics)  # last, because a run that is interrupted before this will measure them again
-    return Outcome(run, fitted, evaluation, {**metrics, **{name: item.value for name, item in measured.items()}})
+    return TrainingResult(run, fitted, evaluation, {**metrics, **{name: item.value for name, item in measured.items()}})
 
 
-def _log_tables_and_pictures(
+def _log_tables_and_plots(
     run: Run,
-    data: Data,
-    fitted: Fitted,
+    data: TrainingData,
+    fitted: FitResult,
     evaluation: Evaluation,
     probabilities: NDArray[np.float32],
     before: CalibrationBins,
 ) -> None:
-    """What people look at: of the training, and of the held-out pictures' probabilities, (N, K)."""
+    """What people look at: of the training, and of the held-out images' probabilities, (N, K)."""
     held_out = data.part(data.split.held_out)
     run.json("per_class.json", evaluation.per_class)
     run.json("confusion_matrix.json", {"classes": data.classes, "matrix": evaluation.confusion.tolist()})
     run.figure("learning_curves.png", learning_curves(fitted.history, fitted.best_epoch))
-    run.figure("confusion_matrix.png", confusion_picture(evaluation.confusion, data.classes))
-    run.figure("per_class.png", per_class_picture(evaluation.per_class))
-    run.figure("calibration.png", calibration_picture(before, calibration_bins(probabilities, held_out.own_labels)))
+    run.figure("confusion_matrix.png", confusion_plot(evaluation.confusion, data.classes))
+    run.figure("per_class.png", per_class_plot(evaluation.per_class))
+    run.figure("calibration.png", calibration_plot(before, calibration_bins(probabilities, held_out.own_labels)))
     worst = most_confident_mistakes(probabilities, held_out.own_labels)
     if len(worst):
         predicted, confidence = probabilities[worst].argmax(axis=1), probabilities[worst].max(axis=1)
         pixels, true = held_out.pixels[held_out.indices[worst]], held_out.own_labels[worst]
         run.figure(
             "mistakes.png",
-            mistakes_picture(pixels, true.tolist(), predicted.tolist(), confidence.tolist(), data.classes),
+            mistakes_plot(pixels, true.tolist(), predicted.tolist(), confidence.tolist(), data.classes),
         )
 
 
@@ -215,23 +217,23 @@ def _has_bundle(run: Run) -> bool:
     return bool(whole)
 
 
-def _baseline(data: Data, probabilities: NDArray[np.float32]) -> Baseline:
-    """The held-out pictures, or an evenly spread sample of them."""
+def _baseline(data: TrainingData, probabilities: NDArray[np.float32]) -> Baseline:
+    """The held-out images, or an evenly spread sample of them."""
     held_out = data.split.held_out
     chosen = np.linspace(0, len(held_out) - 1, min(len(held_out), LARGEST_SAMPLE)).round().astype(int)
     indices = held_out[chosen]
-    columns = data.pictures.statistics[indices].T
+    columns = data.images.statistics[indices].T
     return Baseline(
         classes=data.classes,
         probabilities=probabilities[chosen],
-        labels=data.pictures.labels[indices],
-        hashes=data.pictures.catalogue.hashes[indices],
+        labels=data.images.labels[indices],
+        hashes=data.images.catalogue.hashes[indices],
         statistics=dict(zip(STATISTICS, columns, strict=True)),
     )
 
 
-def _data_description(data: Data) -> dict[str, object]:
-    catalogue = data.pictures.catalogue
+def _data_description(data: TrainingData) -> dict[str, object]:
+    catalogue = data.images.catalogue
     return {
         "name": catalogue.name,
         "fingerprint": catalogue.fingerprint,
@@ -239,7 +241,7 @@ def _data_description(data: Data) -> dict[str, object]:
         "held_out": len(data.split.held_out),
         "held_out_groups": data.split.held_out_groups,
         "skipped": catalogue.skipped_files,
-        "set_aside": len(data.split.set_aside),
+        "set_aside": len(data.split.unused),
     }
 
 

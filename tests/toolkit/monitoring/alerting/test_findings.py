@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from toolkit.bundle.baseline import Baseline
 from toolkit.monitoring import report
-from toolkit.monitoring.alerting.findings import look
-from toolkit.monitoring.base.predictions import Window
-from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.alerting.findings import evaluate_window
+from toolkit.monitoring.base.predictions import Predictions
+from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.stats.e_detectors import Alarm
-from toolkit.monitoring.windows.reference import Yardstick
+from toolkit.monitoring.windows.reference import ReferenceBins
 
 CLASSES = ("cat", "dog")
 N = 2000
@@ -24,12 +24,12 @@ def rows(confident, n):
 
 
 def reference(right=0.9, **statistics):
-    """Of 2,000 pictures, half are called cats; 90 % are right."""
+    """Of 2,000 images, half are called cats; 90 % are right."""
     probabilities = rows(0.8, N)
     probabilities[1::2] = probabilities[1::2, ::-1]
     truth = np.arange(N) % 2
     truth[: round(N * (1 - right))] ^= 1
-    return Yardstick(CLASSES, Baseline(CLASSES, probabilities, truth, statistics=statistics))
+    return ReferenceBins(CLASSES, Baseline(CLASSES, probabilities, truth, statistics=statistics))
 
 
 def window(n=1000, right=None, confident=0.8, broken=0, cats=0.5, **statistics):
@@ -45,13 +45,13 @@ def window(n=1000, right=None, confident=0.8, broken=0, cats=0.5, **statistics):
         labels[: round(n * (1 - right))] ^= 1
     predicted, confidence = called.copy(), probabilities.max(axis=1).astype(np.float32)
     probabilities[:broken], predicted[:broken], confidence[:broken] = np.nan, -1, np.nan
-    return Window(
+    return Predictions(
         CLASSES, np.full(n, 1.7e9), predicted, confidence, labels, statistics=statistics, probabilities=probabilities
     )
 
 
 def seen(yardstick, now, metric, alarms=None, limits=None):
-    found = look(yardstick.count(now), yardstick, limits or Limits(), "short", alarms)
+    found = evaluate_window(yardstick.count(now), yardstick, limits or Thresholds(), "short", alarms)
     return next(sighting for sighting in found if sighting.metric == metric)
 
 
@@ -74,7 +74,7 @@ def test_the_level_is_what_is_certain_or_else_suspected(right, level, status):
 def test_an_accuracy_alert_says_all_that_is_known():
     sighting = seen(reference(), window(right=0.6), "accuracy")
     since = report.clock(1.7e9, 1.7e9)
-    assert sighting.told("immediate") == (
+    assert sighting.alert_text("immediate") == (
         f"ACCURACY 90 -> 60 % since {since} (1,000 labels), at least 26 points certain; "
         "worst: dog, recall 90 -> 60 %. Next: python model_registry.py rollback"
     )
@@ -92,8 +92,8 @@ def test_too_little_says_nothing():
     sighting = seen(reference(), window(n=40, right=0.1), "accuracy")
     assert (sighting.level, sighting.value) == ("ok", None)
     assert seen(reference(), window(n=40), "confidence_distribution").value is None
-    without = Yardstick(CLASSES)
-    for sighting in look(without.count(window(right=0.1)), without, Limits(), "short"):
+    without = ReferenceBins(CLASSES)
+    for sighting in evaluate_window(without.count_binned(window(right=0.1)), without, Thresholds(), "short"):
         assert sighting.level == "ok"
 
 
@@ -105,17 +105,17 @@ def test_what_is_not_finite_counts_as_lost(broken, level):
     assert sighting.text.headline.endswith(f"({broken / 10:.1f} %)")
 
 
-def test_drift_without_labels_is_a_warning_with_the_pictures_and_an_estimate():
+def test_drift_without_labels_is_a_warning_with_the_images_and_an_estimate():
     usual = np.linspace(0.4, 0.6, N).astype(np.float32)
     yardstick = reference(brightness=usual)
     dark = window(confident=0.55, brightness=np.full(1000, 0.2, np.float32))
     sighting = seen(yardstick, dark, "confidence_distribution")
     assert (sighting.level, sighting.status) == ("warning", "estimate")
     since = report.clock(1.7e9, 1.7e9)
-    assert sighting.told("warning").startswith(f"CONFIDENCE changed since {since} (1,000 predictions): ")
+    assert sighting.alert_text("warning").startswith(f"CONFIDENCE changed since {since} (1,000 predictions): ")
     for words in ("median 0.8 -> 0.55", "; accuracy maybe ", "(before 90 %), no labels",
                   "the images changed too: brightness", ". Next: python monitoring.py labels"):  # fmt: skip
-        assert words in sighting.told("warning")
+        assert words in sighting.alert_text("warning")
     assert "Changed: mean 0.8 -> 0.55." in sighting.details
     assert "; label about 107 such predictions to know." in sighting.details
     assert seen(yardstick, dark, "prediction_distribution").level == "ok"
@@ -124,17 +124,18 @@ def test_drift_without_labels_is_a_warning_with_the_pictures_and_an_estimate():
 def test_a_class_that_stops_appearing_is_a_warning_at_most():
     sighting = seen(reference(), window(cats=0.0), "prediction_distribution")
     assert (sighting.level, sighting.status) == ("warning", "estimate")
-    assert {one.level for one in look(reference().count(window(cats=0.0)), reference(), Limits(), "short")} <= {
-        "ok", "warning"
-    }  # fmt: skip
+    assert {
+        one.level
+        for one in evaluate_window(reference().count_binned(window(cats=0.0)), reference(), Thresholds(), "short")
+    } <= {"ok", "warning"}
 
 
 def test_an_alarm_makes_a_warning_of_what_the_window_does_not_show_yet():
     calm = window(right=0.9)
     alarm = Alarm(index=3, length=120, evidence=2e6, change="worse")
     labelled = seen(reference(), calm, "accuracy", {"accuracy": alarm})
-    assert (labelled.level, labelled.status, labelled.like_before) == ("warning", "suspected", False)
-    assert labelled.told("warning") == (
+    assert (labelled.level, labelled.status, labelled.unchanged) == ("warning", "suspected", False)
+    assert labelled.alert_text("warning") == (
         f"ACCURACY below 90 % in the last 120 labels, suspected; the window since {report.clock(1.7e9, 1.7e9)} does "
         "not show it yet. Next: python monitoring.py labels"
     )
@@ -142,7 +143,7 @@ def test_an_alarm_makes_a_warning_of_what_the_window_does_not_show_yet():
     lower = Alarm(index=3, length=120, evidence=2e6, change="lower")
     unlabelled = seen(reference(), calm, "confidence_distribution", {"confidence_distribution": lower})
     assert (unlabelled.level, unlabelled.status) == ("warning", "estimate")
-    assert "accuracy 90 % by 1,000 labels (before 90 %)" in unlabelled.told("warning")
+    assert "accuracy 90 % by 1,000 labels (before 90 %)" in unlabelled.alert_text("warning")
     early = seen(reference(), window(n=30), "confidence_distribution", {"confidence_distribution": lower})
     assert (early.level, early.value) == ("warning", 0.0)
     assert early.text.headline.startswith("CONFIDENCE: lower in the last 120 predictions than before; harm unknown")
@@ -155,18 +156,18 @@ def test_a_window_that_is_better_than_the_reference_is_never_called_a_drop():
     alarm = Alarm(index=3, length=68, evidence=2e6, change="worse")
     sighting = seen(reference(), window(right=0.97), "accuracy", {"accuracy": alarm})
     assert (sighting.level, sighting.status, sighting.value) == ("warning", "suspected", 0.0)
-    assert "97" not in sighting.told("warning")
+    assert "97" not in sighting.alert_text("warning")
     assert "Right: 97 % of 1,000 labels; before: 90 % of 2,000 held-out images; no drop." in sighting.details
 
 
 def test_once_enough_is_labelled_the_labels_speak_and_not_the_estimate():
     yardstick, dark = reference(), window(confident=0.55, right=0.88)
-    told = seen(yardstick, dark, "confidence_distribution").told("warning")
+    told = seen(yardstick, dark, "confidence_distribution").alert_text("warning")
     assert "accuracy 88 % by 1,000 labels (before 90 %)" in told
     assert "maybe" not in told
     few = window(confident=0.55)
     few.labels[:20] = few.predicted[:20]
-    assert "20 labels are too few" in seen(yardstick, few, "confidence_distribution").told("warning")
+    assert "20 labels are too few" in seen(yardstick, few, "confidence_distribution").alert_text("warning")
 
 
 def test_an_alarm_does_not_make_milder_what_is_worse():
@@ -175,16 +176,16 @@ def test_an_alarm_does_not_make_milder_what_is_worse():
 
 
 def test_calm_is_what_cannot_be_told_from_the_reference():
-    assert seen(reference(), window(), "confidence_distribution").like_before
-    assert not seen(reference(), window(confident=0.55), "confidence_distribution").like_before
+    assert seen(reference(), window(), "confidence_distribution").unchanged
+    assert not seen(reference(), window(confident=0.55), "confidence_distribution").unchanged
 
 
 def test_what_is_ignored_raises_nothing_and_clears_what_stood():
     alarm = {"prediction_distribution": Alarm(index=3, length=120, evidence=2e6, change="rarer", label=0)}
-    limits = Limits(ignore=("prediction_distribution", "confidence_distribution/medium"))
+    limits = Thresholds(ignore=("prediction_distribution", "confidence_distribution/medium"))
     day = window(cats=0.0, confident=0.55)
     ignored = seen(reference(), day, "prediction_distribution", alarm, limits)
-    assert (ignored.level, ignored.calm, ignored.text.headline) == ("ok", True, "")
+    assert (ignored.level, ignored.below_clear_threshold, ignored.text.headline) == ("ok", True, "")
     assert seen(reference(), day, "prediction_distribution", alarm).level == "warning"
     assert seen(reference(), day, "confidence_distribution", alarm, limits).level == "warning"  # of the short window
 
@@ -218,7 +219,7 @@ def random_window(names, n, seed, labelled, right, confident, cats, broken, span
     gone = rng.random(n) < broken
     probabilities[gone], called[gone] = np.nan, -1
     confidence = probabilities.max(axis=1).astype(np.float32)
-    return Window(names, 1.7e9 + np.linspace(0, span, n), called, confidence, labels, probabilities=probabilities)
+    return Predictions(names, 1.7e9 + np.linspace(0, span, n), called, confidence, labels, probabilities=probabilities)
 
 
 shares = st.floats(0, 1)
@@ -231,16 +232,16 @@ shares = st.floats(0, 1)
     span=st.sampled_from([0.0, 3600.0, 1e6]), alarms=ALARMS,
 )  # fmt: skip
 def test_no_sentence_contradicts_its_figures_or_its_level(names, n, seed, usual, alarms, **how):
-    limits = Limits()
+    limits = Thresholds()
     before = random_window(names, 1000, 1, 1.0, usual, 0.8, 0.5, 0.0, 0.0)
-    yardstick = Yardstick(names, Baseline(names, before.probabilities, before.labels))
+    yardstick = ReferenceBins(names, Baseline(names, before.probabilities, before.labels))
     now = random_window(names, n, seed, **how)
-    for sighting in look(yardstick.count(now), yardstick, limits, "short", alarms):
+    for sighting in evaluate_window(yardstick.count_binned(now), yardstick, limits, "short", alarms):
         if sighting.level == "ok":
             assert sighting.metric not in alarms or sighting.metric == "accuracy"  # a reference that is never right
             continue
-        for level in ("warning", "critical", "immediate")[: Limits.severity(sighting.level)]:
-            line = sighting.told(level)
+        for level in ("warning", "critical", "immediate")[: Thresholds.severity(sighting.level)]:
+            line = sighting.alert_text(level)
             assert len(line) <= 200
             assert line.isprintable()
             assert re.search(r"Next: python \w+\.py \w+$", line)
@@ -250,7 +251,7 @@ def test_no_sentence_contradicts_its_figures_or_its_level(names, n, seed, usual,
         assert "0.0 % certain" not in text
         assert sighting.value is not None
         assert sighting.value >= 0
-        check_levels(sighting, line, limits, yardstick.reference.right / yardstick.reference.n)
+        check_levels(sighting, line, limits, yardstick.reference.n_correct / yardstick.reference.n)
 
 
 def check_levels(sighting, line, limits, usual):

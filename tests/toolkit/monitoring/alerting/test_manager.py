@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from toolkit.bundle.baseline import Baseline
-from toolkit.monitoring.alerting.manager import Lookout
-from toolkit.monitoring.base.thresholds import Limits
-from toolkit.monitoring.pipeline.stream_state import View
-from toolkit.monitoring.store.model_versions import Model
-from toolkit.monitoring.store.predictions import Prediction, PredictionStore
+from toolkit.monitoring.alerting.manager import AlertManager
+from toolkit.monitoring.base.thresholds import Thresholds
+from toolkit.monitoring.pipeline.stream_state import StreamState
+from toolkit.monitoring.store.model_versions import ModelVersion
+from toolkit.monitoring.store.predictions import LoggedPrediction, PredictionStore
 
 CLASSES = ("cat", "dog")
-LIMITS = Limits()
+LIMITS = Thresholds()
 
 
 def answers(n, rng, right=0.9, sure=0.9):
@@ -24,7 +24,7 @@ def answers(n, rng, right=0.9, sure=0.9):
 
 def make_model():
     probabilities, truth = answers(3000, np.random.default_rng(0))
-    return Model("1", CLASSES, Baseline(CLASSES, probabilities, truth), served_at=1.0)
+    return ModelVersion("1", CLASSES, Baseline(CLASSES, probabilities, truth), served_at=1.0)
 
 
 class Watching:
@@ -35,9 +35,9 @@ class Watching:
         self.told = []
         self.reacted = []
         self.store = PredictionStore(str(path))
-        self.view = View(self.store, model, LIMITS)
-        self.lookout = Lookout(self.store, lambda: self.now, self.send, cool_down=3600)
-        self.view.catch_up()
+        self.view = StreamState(self.store, model, LIMITS)
+        self.lookout = AlertManager(self.store, lambda: self.now, self.send, cool_down=3600)
+        self.view.refresh()
 
     def send(self, notice, react=True):
         self.told.append(notice)
@@ -46,7 +46,7 @@ class Watching:
 
     def look(self):
         self.now += 1
-        return self.lookout.look(self.view.catch_up())
+        return self.lookout.evaluate(self.view.refresh())
 
     def events(self, key="1/accuracy/short"):
         return [(notice.event, notice.level, notice.status) for notice in self.told if notice.key == key]
@@ -74,7 +74,9 @@ class Traffic:
         for _ in range(blocks):
             probabilities, truth = answers(100, self.rng, **more)
             store = self.watching.store
-            store.write([Prediction(self.next + i, 1.7e9, self.model, row) for i, row in enumerate(probabilities)])
+            store.write(
+                [LoggedPrediction(self.next + i, 1.7e9, self.model, row) for i, row in enumerate(probabilities)]
+            )
             store.labels.insert({self.next + i: CLASSES[k] for i, k in enumerate(truth.tolist())}, "audit", 1.7e9)
             self.next += 100
             if look:

@@ -1,6 +1,6 @@
 """What every way of notifying has to keep, whichever it is: the log, a webhook, one of a program's own, a reaction.
 
-Each test sees an implementation as the rest of the program does: through ``Sinks``, and by what arrives.
+Each test sees an implementation as the rest of the program does: through ``Notifiers``, and by what arrives.
 """
 
 import json
@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 
 from support.webhook_receiver import Receiver
-from toolkit.monitoring.alerting.notifiers import Log, Notice, Sink, Sinks
-from toolkit.monitoring.alerting.webhook import Webhook
+from toolkit.monitoring.alerting.notifiers import LogNotifier, Notification, Notifier, Notifiers
+from toolkit.monitoring.alerting.webhook import WebhookNotifier
 
 LONG = 60  # seconds after which a test gives up
 
 
-class Kept(Sink):
+class Kept(Notifier):
     """What a program may plug in: it keeps what it gets."""
 
     def __init__(self, deliver=lambda: None):
@@ -46,7 +46,7 @@ def log(caplog, deliver, others):
                 for text in messages]  # fmt: skip
 
     with caplog.at_level(logging.INFO):
-        yield Sinks({"it": Log(), **others}), arrived
+        yield Notifiers({"it": LogNotifier(), **others}), arrived
 
 
 @contextmanager
@@ -63,13 +63,13 @@ def webhook(caplog, deliver, others):
         return [(body["metric"], body["event"]) for body in bodies]
 
     with Receiver(*[answer] * 1000) as receiver:
-        yield Sinks({"it": Webhook(receiver.url, first_pause=0.01), **others}), arrived
+        yield Notifiers({"it": WebhookNotifier(receiver.url, first_pause=0.01), **others}), arrived
 
 
 @contextmanager
 def program(caplog, deliver, others):
     kept = Kept(deliver)
-    yield Sinks({"it": kept, **others}), lambda: kept.arrived
+    yield Notifiers({"it": kept, **others}), lambda: kept.arrived
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def reaction(caplog, deliver, others):
         arrived.append((notice.metric, notice.event))
         deliver()
 
-    yield Sinks(others, react), lambda: arrived
+    yield Notifiers(others, react), lambda: arrived
 
 
 @pytest.fixture
@@ -104,7 +104,9 @@ every_sink = pytest.mark.parametrize("implementation", [log, webhook, program]) 
 def notification(number, event="raised", **values):
     """One of the worst kind, of an alert of its own for each number."""
     name = f"alert-{number}"
-    worst = Notice(number, event, "immediate", "confirmed", "3", name, "short", 0.3, f"{name} {event}.", 60.0, 60.0)
+    worst = Notification(
+        number, event, "immediate", "confirmed", "3", name, "short", 0.3, f"{name} {event}.", 60.0, 60.0
+    )
     return replace(worst, **values)
 
 

@@ -8,15 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from toolkit.monitoring.alerting.notifiers import Log, Notice, Sink, Sinks
+from toolkit.monitoring.alerting.notifiers import LogNotifier, Notification, Notifier, Notifiers
 
-NOTICE = Notice(
+NOTICE = Notification(
     7, "raised", "critical", "confirmed", "3", "accuracy", "short", 0.12, "Accuracy fell.", 60.0, 60.0, "retrain"
 )
 WORST = replace(NOTICE, level="immediate")
 
 
-class Kept(Sink):
+class Kept(Notifier):
     def __init__(self):
         self.notices = []
 
@@ -24,7 +24,7 @@ class Kept(Sink):
         self.notices.append(notice)
 
 
-class Broken(Sink):
+class Broken(Notifier):
     def __init__(self, message="no such channel"):
         self.message = message
 
@@ -65,7 +65,7 @@ def test_a_value_that_json_cannot_hold_is_null(value, shown):
 def test_the_log_says_what_happened(caplog):
     with caplog.at_level(logging.INFO):
         for event in ("raised", "escalated", "reminder", "cleared"):
-            Log().send(replace(NOTICE, event=event))
+            LogNotifier().send(replace(NOTICE, event=event))
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("WARNING", "critical (confirmed): Accuracy fell."),
         ("WARNING", "critical (confirmed): Accuracy fell."),
@@ -76,7 +76,7 @@ def test_the_log_says_what_happened(caplog):
 
 def test_a_sink_that_raises_is_counted_logged_once_and_harms_no_other(caplog):
     broken, kept = Broken(), Kept()
-    sinks = Sinks({"chat": broken, "kept": kept})
+    sinks = Notifiers({"chat": broken, "kept": kept})
     for _ in range(3):
         sinks.send(NOTICE)
     broken.message = ""
@@ -99,7 +99,7 @@ def test_a_sink_with_counts_of_its_own_is_believed():
         def stats(self):
             return {"sent": 1, "failed": 2, "dropped": 3, "waiting": 4}
 
-    sinks = Sinks({"slow": Slow()})
+    sinks = Notifiers({"slow": Slow()})
     sinks.send(NOTICE)
     assert sinks.stats() == {"slow": {"sent": 1, "failed": 3, "dropped": 3, "waiting": 4}}
 
@@ -107,7 +107,7 @@ def test_a_sink_with_counts_of_its_own_is_believed():
 def reactions(*notices):
     """The notices that were reacted to."""
     seen = []
-    sinks = Sinks({}, seen.append)
+    sinks = Notifiers({}, seen.append)
     for notice in notices:
         sinks.send(notice)
     sinks.close()
@@ -144,7 +144,7 @@ def test_a_reaction_that_fails_is_logged_and_not_repeated(caplog):
     def fail(notice):
         raise RuntimeError("the registry is away")
 
-    sinks = Sinks({}, fail)
+    sinks = Notifiers({}, fail)
     sinks.send(WORST)
     sinks.send(WORST)
     sinks.close()
@@ -154,7 +154,7 @@ def test_a_reaction_that_fails_is_logged_and_not_repeated(caplog):
 
 def test_a_slow_reaction_does_not_hold_up_the_sender():
     go_on, kept = threading.Event(), Kept()
-    sinks = Sinks({"kept": kept}, lambda notice: go_on.wait(30))
+    sinks = Notifiers({"kept": kept}, lambda notice: go_on.wait(30))
     sinks.send(WORST)
     sinks.send(replace(WORST, event="cleared"))
     assert len(kept.notices) == 2

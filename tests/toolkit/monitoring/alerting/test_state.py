@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from toolkit.errors import SettingsError
 from toolkit.monitoring.alerting.state import (
-    COOL_DOWN_SECONDS,
-    Change,
-    Grade,
-    Standing,
-    State,
-    blocks_to_clear,
-    worth_adding,
+    REPEAT_INTERVAL_S,
+    ActiveAlert,
+    AlertState,
+    AlertTransition,
+    Evaluation,
+    evaluations_to_clear,
+    inhibit,
 )
 from toolkit.monitoring.base.thresholds import LEVELS
 
@@ -27,21 +27,21 @@ def grade(level, status="confirmed", value=None):
     """A grade with a value that is typical of its level; ``calm`` and ``close`` are both ok."""
     typical = {"calm": 0.01, "close": 0.04, "warning": 0.08, "critical": 0.15, "immediate": 0.30}[level]
     reached = level if level in LEVELS else "ok"
-    return Grade(reached, status if reached != "ok" else "", typical if value is None else value, LIMITS)
+    return Evaluation(reached, status if reached != "ok" else "", typical if value is None else value, LIMITS)
 
 
 CALM, CLOSE = grade("calm"), grade("close")
 SUSPECTED, WARNING = grade("warning", "suspected"), grade("warning")
 CRITICAL, IMMEDIATE = grade("critical"), grade("immediate")
-UNKNOWN = Grade()
+UNKNOWN = Evaluation()
 
 
-def play(*grades, standing=None, state=State(evidence=True), alarms=(), blocks=1, step=0.0):  # noqa: B008  frozen
+def play(*grades, standing=None, state=AlertState(evidence=True), alarms=(), blocks=1, step=0.0):  # noqa: B008  frozen
     """What becomes of an alert over some looks, as ``level status`` or the event, ``-`` for nothing."""
     story, now = [], 0.0
     for number, seen in enumerate(grades):
         now += step
-        state, change = state.after(seen, standing, now, alarm=number in alarms, blocks=blocks)
+        state, change = state.advance(seen, standing, now, alarm=number in alarms, blocks=blocks)
         standing = change.applied(standing, now) if change else standing
         raised = change is not None and change.event in ("raised", "escalated")
         story.append(f"{change.level} {change.status}" if raised else change.event if change else "-")
@@ -50,8 +50,8 @@ def play(*grades, standing=None, state=State(evidence=True), alarms=(), blocks=1
 
 def standing(state):
     if state == "suspected":
-        return Standing("warning", "suspected", 0.0)
-    return Standing(state, "confirmed", 0.0) if state != "ok" else None
+        return ActiveAlert("warning", "suspected", 0.0)
+    return ActiveAlert(state, "confirmed", 0.0) if state != "ok" else None
 
 
 # From each state, by what is seen for some blocks in a row: what is told, look by look.
@@ -108,18 +108,18 @@ def test_a_state_has_its_name(state):
 
 
 def test_without_an_alarm_nothing_is_raised_however_bad_it_looks():
-    assert play(*[IMMEDIATE, CRITICAL] * 10, state=State()) == ["-"] * 20
+    assert play(*[IMMEDIATE, CRITICAL] * 10, state=AlertState()) == ["-"] * 20
 
 
 def test_the_alarm_itself_raises_at_once_whatever_the_level():
-    assert play(WARNING, state=State(), alarms=[0], blocks=0) == ["warning confirmed"]
-    assert play(SUSPECTED, SUSPECTED, state=State(), alarms=[0]) == ["warning suspected", "-"]
-    assert play(SUSPECTED, SUSPECTED, SUSPECTED, state=State(), alarms=[2]) == ["-", "-", "warning suspected"]
+    assert play(WARNING, state=AlertState(), alarms=[0], blocks=0) == ["warning confirmed"]
+    assert play(SUSPECTED, SUSPECTED, state=AlertState(), alarms=[0]) == ["warning suspected", "-"]
+    assert play(SUSPECTED, SUSPECTED, SUSPECTED, state=AlertState(), alarms=[2]) == ["-", "-", "warning suspected"]
 
 
 def test_evidence_comes_before_the_window_has_filled_and_lasts_until_three_calm_blocks():
-    assert play(*[CALM] * 9, CALM, CLOSE, WARNING, WARNING, state=State(), alarms=[9])[-1] == "warning confirmed"
-    assert play(CALM, CALM, CALM, CALM, IMMEDIATE, state=State(), alarms=[0]) == ["-"] * 5
+    assert play(*[CALM] * 9, CALM, CLOSE, WARNING, WARNING, state=AlertState(), alarms=[9])[-1] == "warning confirmed"
+    assert play(CALM, CALM, CALM, CALM, IMMEDIATE, state=AlertState(), alarms=[0]) == ["-"] * 5
 
 
 def test_evidence_is_needed_again_after_it_cleared():
@@ -150,7 +150,7 @@ def test_it_clears_with_the_certainty_with_which_it_came():
 
 @given(st.floats(0.001, 0.5), st.floats(0, 1), st.floats(0.5, 0.999))
 def test_a_fault_at_the_threshold_is_seldom_missed(threshold, deviation, confidence):
-    blocks = blocks_to_clear(threshold, deviation, confidence)
+    blocks = evaluations_to_clear(threshold, deviation, confidence)
     assert blocks >= 3
     rng = np.random.default_rng(0)
     windows = max(1, blocks // 10)
@@ -159,7 +159,7 @@ def test_a_fault_at_the_threshold_is_seldom_missed(threshold, deviation, confide
 
 
 def test_like_before_is_calm_at_any_value():
-    edge = Grade(value=0.06, threshold={"warning": 0.05}, like_before=True)
+    edge = Evaluation(value=0.06, threshold={"warning": 0.05}, unchanged=True)
     assert play(edge, edge, edge, standing=standing("warning"))[-1] == "cleared"
 
 
@@ -176,7 +176,7 @@ def test_too_little_data_breaks_no_run():
 
 
 def test_it_is_told_again_after_a_cool_down_for_as_long_as_it_stands():
-    assert COOL_DOWN_SECONDS == 6 * HOUR
+    assert REPEAT_INTERVAL_S == 6 * HOUR
     told = play(*[WARNING] * 13, standing=standing("warning"), step=HOUR)
     assert [hour for hour, event in enumerate(told, start=1) if event == "reminder"] == [6, 12]
     assert play(*[UNKNOWN] * 6, standing=standing("warning"), step=HOUR)[-1] == "reminder"
@@ -188,7 +188,7 @@ def test_an_escalation_starts_the_cool_down_anew():
 
 
 def test_who_acknowledged_is_reminded_no_more_but_told_what_gets_worse():
-    known = Standing("warning", "confirmed", 0.0, acknowledged=True)
+    known = ActiveAlert("warning", "confirmed", 0.0, acknowledged=True)
     assert play(*[WARNING] * 20, standing=known, step=HOUR) == ["-"] * 20
     assert play(*[CRITICAL] * 20, standing=known, step=HOUR) == ["-", "critical confirmed"] + ["-"] * 18
     story = play(*[CALM] * 3, *[WARNING] * 10, standing=known, step=HOUR, alarms=[4])
@@ -196,13 +196,13 @@ def test_who_acknowledged_is_reminded_no_more_but_told_what_gets_worse():
 
 
 def test_what_another_process_raised_needs_three_calm_blocks_here_too():
-    long_calm = State(calm=50)
+    long_calm = AlertState(n_calm=50)
     assert play(CALM, CALM, CALM, standing=standing("warning"), state=long_calm) == ["-", "-", "cleared"]
 
 
 def test_a_level_that_is_none_gets_one_clear_line():
     with pytest.raises(SettingsError, match="there is no level 'bad'"):
-        State().after(IMMEDIATE, Standing("bad", "", 0.0), 0.0)
+        AlertState().advance(IMMEDIATE, ActiveAlert("bad", "", 0.0), 0.0)
 
 
 # Whatever happens
@@ -221,15 +221,15 @@ looks = st.lists(
 )
 
 
-def live(story, alert=None, state=State()):  # noqa: B008  frozen
+def live(story, alert=None, state=AlertState()):  # noqa: B008  frozen
     """Each look with its time, what it did, what stood before it and stands after it."""
     now = 0.0
     for seen, alarm, blocks, pause, acknowledge in story:
         now += pause
         if alert and acknowledge:
-            alert = Standing(alert.level, alert.status, alert.notified_at, acknowledged=True)
+            alert = ActiveAlert(alert.level, alert.status, alert.notified_at, acknowledged=True)
         before = alert
-        state, change = state.after(seen, before, now, alarm=alarm, blocks=blocks)
+        state, change = state.advance(seen, before, now, alarm=alarm, blocks=blocks)
         alert = change.applied(before, now) if change else before
         yield seen, alarm, now, change, before, alert
 
@@ -241,7 +241,7 @@ def test_nobody_is_told_twice_within_the_cool_down_unless_it_got_worse(story):
         if change is None:
             continue
         if change.event == "reminder":
-            assert now - told_at >= COOL_DOWN_SECONDS
+            assert now - told_at >= REPEAT_INTERVAL_S
             assert not before.acknowledged
             assert after.rank == rank
         elif change.event == "escalated":
@@ -264,7 +264,7 @@ def test_nothing_is_raised_without_an_alarm_since_it_was_last_calm(story):
             alarmed = False
 
 
-@given(looks, st.sampled_from([CALM, Grade(value=0.5, threshold=LIMITS, like_before=True)]))
+@given(looks, st.sampled_from([CALM, Evaluation(value=0.5, threshold=LIMITS, unchanged=True)]))
 def test_it_always_clears_in_the_end(story, calm):
     *_, (_, _, _, _, _, last) = live([*story, *[(calm, False, 1, 0.0, False)] * 3])
     assert last is None
@@ -272,14 +272,14 @@ def test_it_always_clears_in_the_end(story, calm):
 
 @given(looks, st.sampled_from([CALM, CLOSE, SUSPECTED, WARNING, CRITICAL, IMMEDIATE]))
 def test_a_state_that_begins_anew_beside_a_standing_alert_decides_the_same_three_blocks_later(story, seen):
-    state, alert = State(evidence=True), None
+    state, alert = AlertState(evidence=True), None
     for look, alarm, blocks, pause, _ in story:
-        state, change = state.after(look, alert, pause, alarm=alarm, blocks=blocks)
+        state, change = state.advance(look, alert, pause, alarm=alarm, blocks=blocks)
         alert = change.applied(alert, pause) if change else alert
     if alert is None:
         return
     going_on, begun_anew = (
-        list(live([(seen, False, 1, 0.0, False)] * 3, alert, one))[-1][-1] for one in (state, State())
+        list(live([(seen, False, 1, 0.0, False)] * 3, alert, one))[-1][-1] for one in (state, AlertState())
     )
     if going_on is not None or begun_anew is not None:  # the first may have had time to raise what is left
         assert (going_on or begun_anew).rank == (begun_anew or going_on).rank
@@ -289,23 +289,23 @@ def test_a_state_that_begins_anew_beside_a_standing_alert_decides_the_same_three
 def test_a_run_counts_blocks_however_they_are_cut_into_looks(story, parts):
     """Looks at the same grade, one after the other or as one with the news of all, leave the same runs."""
     for seen, _, blocks, _, _ in story:
-        one, _ = State().after(seen, None, 0.0, blocks=blocks * parts)
-        many = State()
+        one, _ = AlertState().advance(seen, None, 0.0, blocks=blocks * parts)
+        many = AlertState()
         for _ in range(parts):
-            many, _ = many.after(seen, None, 0.0, blocks=blocks)
+            many, _ = many.advance(seen, None, 0.0, blocks=blocks)
         assert many == one
 
 
 def test_a_long_stream_under_no_change_is_silent_and_a_change_is_told_once():
     """Noise around the reference with false alarms now and then, then a drop of 15 %."""
     generator = np.random.default_rng(3)
-    state, alert, events = State(), None, []
+    state, alert, events = AlertState(), None, []
     for block in range(3000):
         drop = generator.normal(0.15 if block >= 2000 else 0.0, 0.015)
         reached = [level for level in LEVELS[1:] if drop > LIMITS[level]]
-        seen = Grade(reached[-1] if reached else "ok", "confirmed" if reached else "", float(drop), LIMITS)
+        seen = Evaluation(reached[-1] if reached else "ok", "confirmed" if reached else "", float(drop), LIMITS)
         alarm = block in (100, 700, 1500, 2001)
-        state, change = state.after(seen, alert, 60.0 * block, alarm=alarm)
+        state, change = state.advance(seen, alert, 60.0 * block, alarm=alarm)
         alert = change.applied(alert, 60.0 * block) if change else alert
         events += [(change.event, change.level, block)] if change and change.event != "reminder" else []
     assert events == [("raised", "critical", 2001)]
@@ -317,24 +317,26 @@ def test_a_long_stream_under_no_change_is_silent_and_a_change_is_told_once():
 def test_the_longer_window_is_silent_once_the_change_has_passed_or_is_told():
     big, small = CRITICAL, grade("warning", "suspected")
     now_bad, now_calm = WARNING, CALM
-    assert worth_adding(big, now_bad, None) == big
-    assert worth_adding(big, now_bad, Standing("warning", "confirmed", 0.0)) == big
-    assert worth_adding(big, now_bad, Standing("critical", "confirmed", 0.0)).level == "ok"
-    assert worth_adding(big, now_calm, None).level == "ok"
-    assert worth_adding(small, now_bad, Standing("warning", "suspected", 0.0)).level == "ok"
-    assert worth_adding(small, UNKNOWN, None) == small
+    assert inhibit(big, now_bad, None) == big
+    assert inhibit(big, now_bad, ActiveAlert("warning", "confirmed", 0.0)) == big
+    assert inhibit(big, now_bad, ActiveAlert("critical", "confirmed", 0.0)).level == "ok"
+    assert inhibit(big, now_calm, None).level == "ok"
+    assert inhibit(small, now_bad, ActiveAlert("warning", "suspected", 0.0)).level == "ok"
+    assert inhibit(small, UNKNOWN, None) == small
 
 
 def test_silence_keeps_the_value_so_that_what_stands_does_not_clear():
-    silent = worth_adding(CRITICAL, CALM, None)
+    silent = inhibit(CRITICAL, CALM, None)
     assert silent.value == CRITICAL.value
     assert play(*[silent] * 5, standing=standing("critical")) == ["-"] * 5
 
 
 def test_a_change_says_what_stands_afterwards():
-    known = Standing("warning", "suspected", 10.0, acknowledged=True)
-    assert Change("reminder", "warning", "suspected").applied(known, 20.0) == Standing(
+    known = ActiveAlert("warning", "suspected", 10.0, acknowledged=True)
+    assert AlertTransition("reminder", "warning", "suspected").applied(known, 20.0) == ActiveAlert(
         "warning", "suspected", 20.0, True
     )
-    assert Change("raised", "critical", "confirmed").applied(None, 20.0) == Standing("critical", "confirmed", 20.0)
-    assert Change("cleared", "warning", "suspected").applied(known, 20.0) is None
+    assert AlertTransition("raised", "critical", "confirmed").applied(None, 20.0) == ActiveAlert(
+        "critical", "confirmed", 20.0
+    )
+    assert AlertTransition("cleared", "warning", "suspected").applied(known, 20.0) is None

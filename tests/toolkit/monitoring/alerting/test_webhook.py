@@ -25,17 +25,25 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from support import ROOT, free_port
 from support.webhook_receiver import Receiver
 from toolkit.errors import SettingsError
-from toolkit.monitoring.alerting.notifiers import Notice, Sinks
-from toolkit.monitoring.alerting.webhook import LONGEST_RETRY_AFTER, Webhook, parse_response, redacted_url, require_safe
+from toolkit.monitoring.alerting.notifiers import Notification, Notifiers
+from toolkit.monitoring.alerting.webhook import (
+    LONGEST_RETRY_AFTER,
+    WebhookNotifier,
+    parse_response,
+    redacted_url,
+    require_safe,
+)
 
-NOTICE = Notice(7, "raised", "critical", "confirmed", "3", "accuracy", "short", 0.12, "Accuracy fell.", 60.0, 60.0)
+NOTICE = Notification(
+    7, "raised", "critical", "confirmed", "3", "accuracy", "short", 0.12, "Accuracy fell.", 60.0, 60.0
+)
 SECRET = "open sesame"
 LONG = 30  # seconds after which a test gives up
 
 
 def delivered(receiver, *notices, secret=SECRET, **settings):
     """Send notices to a receiver, wait until all are dealt with, and return the counts."""
-    webhook = Webhook(receiver.url, secret, **{"first_pause": 0.01, **settings})
+    webhook = WebhookNotifier(receiver.url, secret, **{"first_pause": 0.01, **settings})
     for notice in notices or [NOTICE]:
         webhook.send(notice)
     assert webhook.flush(LONG)
@@ -128,7 +136,7 @@ def test_pauses_grow():
 
 def test_a_receiver_that_comes_back_gets_what_waited():
     port = free_port()
-    webhook = Webhook(f"http://127.0.0.1:{port}/", first_pause=0.02)
+    webhook = WebhookNotifier(f"http://127.0.0.1:{port}/", first_pause=0.02)
     webhook.send(NOTICE)
     assert not webhook.flush(0.05)
     with Receiver(port=port) as receiver:
@@ -142,7 +150,7 @@ def test_one_that_always_fails_does_not_hold_up_the_others_and_an_alert_keeps_it
     other = replace(NOTICE, metric="non_finite")
     all_wait = threading.Event()
     with Receiver(lambda: all_wait.wait(LONG) and 500, 200, 500) as receiver:
-        webhook = Webhook(receiver.url, first_pause=0.01)
+        webhook = WebhookNotifier(receiver.url, first_pause=0.01)
         webhook.send(NOTICE)
         assert receiver.came.wait(LONG)
         for notice in (replace(NOTICE, event="cleared"), other):
@@ -241,7 +249,7 @@ def test_an_absent_receiver_an_impossible_name_and_what_is_no_http(caplog):
         thread.start()
         babbler = f"http://127.0.0.1:{listening.getsockname()[1]}/key"
         for url in (f"http://127.0.0.1:{free_port()}/key", f"https://{'a' * 64}.example/key", babbler):
-            webhook = Webhook(url, give_up_after=0)
+            webhook = WebhookNotifier(url, give_up_after=0)
             webhook.send(NOTICE)
             assert webhook.flush(LONG)
             webhook.close()
@@ -264,7 +272,7 @@ def _babble(listening):
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_one_that_takes_the_connection_and_says_nothing_is_left_after_its_time(scheme, caplog):
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        webhook = Webhook(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.05, give_up_after=0)
+        webhook = WebhookNotifier(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.05, give_up_after=0)
         webhook.send(NOTICE)
         assert webhook.flush(LONG)
         webhook.close()
@@ -285,7 +293,7 @@ def test_what_the_receiver_says_beside_its_status_is_not_waited_for():
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=drip, args=(listening,))
         thread.start()
-        webhook = Webhook(f"http://127.0.0.1:{listening.getsockname()[1]}/", timeout=LONG)
+        webhook = WebhookNotifier(f"http://127.0.0.1:{listening.getsockname()[1]}/", timeout=LONG)
         webhook.send(NOTICE)
         assert webhook.flush(LONG)
         gone.set()
@@ -349,7 +357,7 @@ def test_a_certificate_that_the_system_trusts_is_taken_for_its_own_name_only(tls
 def test_a_slow_receiver_does_not_block_send_and_a_full_queue_drops_and_counts():
     hanging = threading.Event()
     with Receiver(lambda: hanging.wait(LONG) and 200) as receiver:
-        webhook = Webhook(receiver.url, capacity=3)
+        webhook = WebhookNotifier(receiver.url, capacity=3)
         webhook.send(NOTICE)
         assert receiver.came.wait(LONG)
         for _ in range(5):
@@ -363,7 +371,7 @@ def test_a_slow_receiver_does_not_block_send_and_a_full_queue_drops_and_counts()
 
 def test_close_ends_a_long_pause_and_tries_once_more(caplog):
     with Receiver((503, {"Retry-After": "3600"}), 200, 500) as receiver:
-        webhook = Webhook(receiver.url)
+        webhook = WebhookNotifier(receiver.url)
         for number in range(3):
             webhook.send(replace(NOTICE, id=number))
         while not caplog.records:  # the first attempt has failed
@@ -377,7 +385,7 @@ def test_close_ends_a_long_pause_and_tries_once_more(caplog):
 def test_close_does_not_wait_for_a_receiver_that_hangs():
     hanging = threading.Event()
     with Receiver(lambda: hanging.wait(LONG) and 200) as receiver:
-        webhook = Webhook(receiver.url, timeout=600)
+        webhook = WebhookNotifier(receiver.url, timeout=600)
         webhook.send(NOTICE)
         assert receiver.came.wait(LONG)
         webhook.close()  # returns although the answer never comes
@@ -387,7 +395,7 @@ def test_close_does_not_wait_for_a_receiver_that_hangs():
 
 def test_close_may_be_repeated_and_send_starts_again():
     with Receiver() as receiver:
-        webhook = Webhook(receiver.url)
+        webhook = WebhookNotifier(receiver.url)
         webhook.close()
         for _ in range(2):
             webhook.send(NOTICE)
@@ -417,7 +425,7 @@ def test_a_process_that_just_ends_still_sends_what_waits():
 def test_failing_is_logged_once_and_its_end_too_without_path_or_secret(caplog):
     with Receiver(500, 503, 429) as receiver, caplog.at_level(logging.DEBUG):
         delivered(receiver)
-        webhook = Webhook(receiver.url, SECRET)
+        webhook = WebhookNotifier(receiver.url, SECRET)
     place = receiver.url.split("/hook")[0]
     assert [record.getMessage() for record in caplog.records if record.name.startswith("toolkit.")] == [
         f"alerts cannot be delivered to {place}: answered 500",
@@ -433,14 +441,14 @@ def test_failing_is_logged_once_and_its_end_too_without_path_or_secret(caplog):
 )
 def test_a_secret_that_cannot_sign_is_refused_and_not_shown(secret, rule):
     with pytest.raises(SettingsError) as caught:
-        Webhook("https://example.com", secret)
+        WebhookNotifier("https://example.com", secret)
     assert str(caught.value) == f"the webhook's secret must {rule}"
 
 
 def test_sinks_show_the_webhooks_own_counts():
     with Receiver(404) as receiver:
-        webhook = Webhook(receiver.url)
-        sinks = Sinks({"webhook": webhook})
+        webhook = WebhookNotifier(receiver.url)
+        sinks = Notifiers({"webhook": webhook})
         sinks.send(NOTICE)
         assert webhook.flush(LONG)
         sinks.close()
@@ -491,7 +499,7 @@ def test_an_address_that_alerts_may_not_go_to_gets_one_clear_line(url, shown):
     ],
 )
 def test_https_anywhere_and_http_on_this_machine_are_allowed(url):
-    assert repr(Webhook(url)).lower() == f"webhook('{redacted_url(url).lower()}')"
+    assert repr(WebhookNotifier(url)).lower() == f"webhook('{redacted_url(url).lower()}')"
 
 
 def test_a_user_and_password_in_the_address_are_refused_and_not_shown():

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import UnknownPrediction
-from toolkit.monitoring.base.ids import new_numbers, new_prediction_id, parse_prediction_id, show
+from toolkit.monitoring.base.ids import format_id, new_id_numbers, new_prediction_id, parse_prediction_id
 
-ROOT = str(Path(__file__).parents[3])
+ROOT = str(Path(__file__).parents[4])
 
 
 def test_ids_grow_even_while_the_clock_stands_still_or_goes_back():
@@ -22,7 +22,7 @@ def test_ids_grow_even_while_the_clock_stands_still_or_goes_back():
 
 
 def test_ids_made_by_many_threads_differ():
-    made: list[str] = []
+    made = []
     threads = [threading.Thread(target=lambda: made.extend(new_prediction_id() for _ in range(2000))) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -33,10 +33,10 @@ def test_ids_made_by_many_threads_differ():
 
 IN_TWO_PROCESSES = """
 import os
-from toolkit.monitoring.base.ids import new_numbers
-new_numbers(0.0, 1)
-child = os.fork()
-made = {number for millisecond in range(1000) for number in new_numbers(2e9 + millisecond / 1000, 300)}
+from toolkit.monitoring.base.ids import new_id_numbers
+new_id_numbers(0.0, 1)
+child = os.warm_start()
+made = {number for millisecond in range(1000) for number in new_id_numbers(2e9 + millisecond / 1000, 300)}
 with open("child" if child == 0 else "parent", "w") as file:
     print(*made, file=file)
 if child:
@@ -55,14 +55,14 @@ def test_processes_that_make_many_at_the_same_time_never_make_the_same(tmp_path)
 
 
 def test_many_numbers_grow_whatever_the_clock_does():
-    made = [number for seconds in (3e9, 3e9, 1e9, 3e9 + 0.001, 4e9) for number in new_numbers(seconds, 1500)]
+    made = [number for seconds in (3e9, 3e9, 1e9, 3e9 + 0.001, 4e9) for number in new_id_numbers(seconds, 1500)]
     assert made == sorted(set(made))
-    assert new_numbers(5e9, 0) == []
+    assert new_id_numbers(5e9, 0) == []
 
 
 @pytest.mark.parametrize("number", [0, 1, 2**63 - 1])
 def test_an_id_is_read_back(number):
-    assert parse_prediction_id(show(number)) == number
+    assert parse_prediction_id(format_id(number)) == number
 
 
 @pytest.mark.parametrize("text", ["", "12", "g" * 16, "f" * 16, "0x00000000000001", " 00000000000001a", "-" * 16, None])

@@ -3,7 +3,7 @@
 import pytest
 
 from toolkit.errors import SettingsError
-from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.base.thresholds import Thresholds
 
 
 @pytest.mark.parametrize(
@@ -11,7 +11,7 @@ from toolkit.monitoring.base.thresholds import Limits
     [(-0.2, "ok"), (0.05, "ok"), (0.051, "warning"), (0.10, "warning"), (0.11, "critical"), (0.21, "immediate")],
 )
 def test_a_level_begins_above_its_threshold(drop, level):
-    assert Limits().level(drop) == level
+    assert Thresholds().level(drop) == level
 
 
 @pytest.mark.parametrize(
@@ -29,9 +29,9 @@ def test_a_level_begins_above_its_threshold(drop, level):
 )
 def test_limits_without_sense_are_refused(wrong, message):
     with pytest.raises(SettingsError, match=message):
-        Limits(**wrong)
+        Thresholds(**wrong)
 
 
 def test_an_unknown_level_is_answered_with_those_that_exist():
     with pytest.raises(SettingsError, match="no level 'critcal'; the levels are critical, ok"):
-        Limits.severity("critcal")
+        Thresholds.severity("critcal")

@@ -14,21 +14,21 @@ from pyarrow import parquet
 from support.prediction_fixtures import answers, baseline_of
 from toolkit.cli import terminal
 from toolkit.errors import DataError, SettingsError, StoreError
-from toolkit.monitoring.alerting.findings import look
-from toolkit.monitoring.alerting.manager import Lookout
-from toolkit.monitoring.alerting.state import State
-from toolkit.monitoring.base.predictions import Window
-from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.alerting.findings import evaluate_window
+from toolkit.monitoring.alerting.manager import AlertManager
+from toolkit.monitoring.alerting.state import AlertState
+from toolkit.monitoring.base.predictions import Predictions
+from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.pipeline import replay_source
 from toolkit.monitoring.pipeline.replay import replay
-from toolkit.monitoring.pipeline.stream_state import View
-from toolkit.monitoring.stats.detector_set import Detectors, told_of
+from toolkit.monitoring.pipeline.stream_state import StreamState
+from toolkit.monitoring.stats.detector_set import DetectorSet, labelled_outcomes
 from toolkit.monitoring.store.export import export
-from toolkit.monitoring.store.labels import Feedback
-from toolkit.monitoring.store.model_versions import Model
-from toolkit.monitoring.store.predictions import Prediction, PredictionStore
-from toolkit.monitoring.windows.reference import Yardstick
-from toolkit.monitoring.windows.rolling import Rolling
+from toolkit.monitoring.store.labels import LabelRows
+from toolkit.monitoring.store.model_versions import ModelVersion
+from toolkit.monitoring.store.predictions import LoggedPrediction, PredictionStore
+from toolkit.monitoring.windows.reference import ReferenceBins
+from toolkit.monitoring.windows.rolling import RollingWindows
 
 BASELINE = baseline_of(2000, np.random.default_rng(1))
 CLASSES = BASELINE.classes
@@ -72,30 +72,30 @@ def by_hand(probabilities, truth, limits):
     """What the parts say of the short window, fed one prediction and then its label at a time."""
     n = len(probabilities)
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1).astype(np.float32)
-    yardstick = Yardstick(CLASSES, BASELINE)
-    rolling, detectors = Rolling(yardstick), Detectors(BASELINE, limits.max_false_alarms_per_million)
+    yardstick = ReferenceBins(CLASSES, BASELINE)
+    rolling, detectors = RollingWindows(yardstick), DetectorSet(BASELINE, limits.max_false_alarms_per_million)
     states, standing, events, alarms = {}, {}, [], {}
     for i in range(n):
         part = slice(i, i + 1)
-        rows = Window(
+        rows = Predictions(
             CLASSES, START + np.arange(n)[part], predicted[part], confidence[part], np.array([-1]),
             probabilities=probabilities[part], sequence=1 + np.arange(n)[part],
         )  # fmt: skip
         rolling.add(rows)
         for event in (2 * i + 1, 2 * i + 2):
-            told = told_of(predicted[part], truth[part], np.array([False]))
-            found = detectors.hear(rows) if event % 2 else detectors.hear_labels(*told)
+            told = labelled_outcomes(predicted[part], truth[part], np.array([False]))
+            found = detectors.update(rows) if event % 2 else detectors.update_labels(*told)
             if event % 2 == 0:
                 rolling.label(
                     [i + 1], old=[-1], new=truth[part], predicted=predicted[part], confidence=confidence[part]
                 )
-            news = [entry for entry in found if not states.get(entry.metric, State()).evidence]
+            news = [entry for entry in found if not states.get(entry.metric, AlertState()).evidence]
             alarms |= dict(found)
             if not (news or event % 100 == 0):
                 continue
-            for sighting in look(rolling.counts("short"), yardstick, limits, "short", alarms):
+            for sighting in evaluate_window(rolling.counts("short"), yardstick, limits, "short", alarms):
                 key, now = sighting.metric, float(rows.time[-1])
-                states[key], change = states.get(key, State()).after(
+                states[key], change = states.get(key, AlertState()).after(
                     sighting, standing.get(key), now, alarm=key in alarms, blocks=int(event % 100 == 0)
                 )
                 if change:
@@ -115,7 +115,7 @@ def shifted():
 
 
 def test_a_shift_is_found_where_the_parts_find_it_by_hand(shifted, tmp_path):
-    limits = Limits(max_false_alarms_per_million=10)
+    limits = Thresholds(max_false_alarms_per_million=10)
     result = replay(write(tmp_path / "stream.csv", columns_of(*shifted)), BASELINE, limits)
     events, evidence = by_hand(*shifted, limits)
     assert told(result) == events
@@ -123,12 +123,12 @@ def test_a_shift_is_found_where_the_parts_find_it_by_hand(shifted, tmp_path):
     raised = result.events[0]
     assert (raised.event, raised.metric) == ("raised", "accuracy")
     assert SHIFT < raised.position < SHIFT + 500
-    assert {event.level for event in result.standing if event.metric == "accuracy"} == {"immediate"}
+    assert {event.level for event in result.active_alerts if event.metric == "accuracy"} == {"immediate"}
     assert (result.n, result.n_labels, result.since, result.until) == (4000, 4000, START, START + 3999)
 
 
 def test_what_has_passed_is_cleared_and_may_come_again(tmp_path):
-    limits, shifts = Limits(max_false_alarms_per_million=10), [(1000, 1600), (4500, 5200)]
+    limits, shifts = Thresholds(max_false_alarms_per_million=10), [(1000, 1600), (4500, 5200)]
     recorded = stream(9000, *shifts, seed=5)
     result = replay(write(tmp_path / "stream.csv", columns_of(*recorded)), BASELINE, limits)
     events, evidence = by_hand(*recorded, limits)
@@ -136,7 +136,7 @@ def test_what_has_passed_is_cleared_and_may_come_again(tmp_path):
     assert result.evidence == pytest.approx(evidence)
     ends = [(e.event, e.position) for e in result.events if e.metric == "accuracy" and e.window == "short"]
     assert [event for event, _ in ends if event in ("raised", "cleared")][::2][-2:] == ["raised"] * 2
-    assert result.standing == ()
+    assert result.active_alerts == ()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -151,7 +151,7 @@ def test_a_class_that_is_still_broken_is_not_cleared_for_want_of_labels(seed, tm
     columns = columns_of(probabilities, truth)
     unlabelled = rng.random(len(truth)) >= 0.1
     columns["label"] = ["" if unknown else name for unknown, name in zip(unlabelled, columns["label"], strict=True)]
-    result = replay(write(tmp_path / "stream.csv", columns), BASELINE, Limits())
+    result = replay(write(tmp_path / "stream.csv", columns), BASELINE, Thresholds())
     happened = [event for event in result.events if event.metric == "accuracy" and event.event in ("raised", "cleared")]
     assert (happened[0].event, happened[0].window) == ("raised", "short")
     for window in ("short", "medium"):
@@ -161,18 +161,18 @@ def test_a_class_that_is_still_broken_is_not_cleared_for_want_of_labels(seed, tm
 
 
 def test_a_monitor_at_work_says_the_same(shifted, tmp_path):
-    limits, model = Limits(max_false_alarms_per_million=10), Model("1", CLASSES, BASELINE, served_at=1.0)
+    limits, model = Thresholds(max_false_alarms_per_million=10), ModelVersion("1", CLASSES, BASELINE, served_at=1.0)
     store, notices = PredictionStore(str(tmp_path / "m.db")), []
     store.versions.register(model)
-    view = View(store, model, limits)
-    lookout = Lookout(store, lambda: START, lambda notice, react: notices.append(notice))
+    view = StreamState(store, model, limits)
+    lookout = AlertManager(store, lambda: START, lambda notice, react: notices.append(notice))
     probabilities, truth = shifted
     for start in range(0, len(truth), 50):
         ids = range(start + 1, start + 51)
-        store.write([Prediction(i, START + i - 1, model, probabilities[i - 1]) for i in ids])
+        store.write([LoggedPrediction(i, START + i - 1, model, probabilities[i - 1]) for i in ids])
         for i in ids:
             store.labels.insert({i: CLASSES[truth[i - 1]]}, "audit", START + i - 1)
-        lookout.look(view.catch_up())
+        lookout.evaluate(view.refresh())
     result = replay(tmp_path / "m.db", None, limits, cool_down=600.0)
     written = [
         (alert.time, alert.level, alert.status, alert.metric, alert.window, alert.message)
@@ -195,9 +195,9 @@ def test_other_limits_other_levels(shifted, tmp_path):
     strict, mild, deaf = (
         replay(path, BASELINE, limits)
         for limits in (
-            Limits(max_false_alarms_per_million=100),
-            Limits(max_false_alarms_per_million=100, warning=0.3, critical=0.5, immediate=0.7),
-            Limits(max_false_alarms_per_million=0.001),
+            Thresholds(max_false_alarms_per_million=100),
+            Thresholds(max_false_alarms_per_million=100, warning=0.3, critical=0.5, immediate=0.7),
+            Thresholds(max_false_alarms_per_million=0.001),
         )
     )
     levels = [{event.level for event in result.events if event.metric == "accuracy"} for result in (strict, mild)]
@@ -209,7 +209,7 @@ def test_other_limits_other_levels(shifted, tmp_path):
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
 def test_a_calm_stream_gives_nothing(tmp_path, ending):
-    result = replay(write(tmp_path / f"stream{ending}", columns_of(*stream(4000))), BASELINE, Limits())
+    result = replay(write(tmp_path / f"stream{ending}", columns_of(*stream(4000))), BASELINE, Thresholds())
     assert result.events == ()
     assert all(0 < evidence < 1 for evidence in result.evidence.values())
     assert "Nothing would have been raised." in str(result)
@@ -218,20 +218,20 @@ def test_a_calm_stream_gives_nothing(tmp_path, ending):
 def test_what_the_export_writes_replays_like_the_store(shifted, tmp_path, monkeypatch):
     monkeypatch.setattr(replay_source, "ROWS_AT_ONCE", 333)
     monkeypatch.setattr(replay_source, "BYTES_AT_ONCE", 20_000)
-    store, model = PredictionStore(str(tmp_path / "m.db")), Model("1", CLASSES, BASELINE, served_at=1.0)
+    store, model = PredictionStore(str(tmp_path / "m.db")), ModelVersion("1", CLASSES, BASELINE, served_at=1.0)
     probabilities, truth = shifted[0][:2500].copy(), shifted[1]
     probabilities[100:300:10, 1] = np.nan
     rng = np.random.default_rng(3)
     brightness = rng.normal(0.5, 0.1, len(probabilities))
     for i in range(0, 2500, 5):
         made = enumerate(probabilities[i : i + 5], start=i)
-        store.write([Prediction(j + 1, START + j, model, row, {"brightness": brightness[j]}) for j, row in made])
+        store.write([LoggedPrediction(j + 1, START + j, model, row, {"brightness": brightness[j]}) for j, row in made])
         store.labels.insert({i + 1: CLASSES[truth[i]]}, "audit", START + i + 4)
     paths = [tmp_path / "m.db", tmp_path / "out.csv", tmp_path / "out.parquet"]
     for path in paths[1:]:
         export(store, path, model, probabilities=True)
     store.close()
-    limits = Limits(max_false_alarms_per_million=1000)
+    limits = Thresholds(max_false_alarms_per_million=1000)
     results = [replay(path, baseline, limits) for path, baseline in zip(paths, [None, BASELINE, BASELINE], strict=True)]
     assert results[0].events
     assert results[0].n_labels == 500
@@ -248,9 +248,9 @@ def test_a_replay_knows_which_labels_were_drawn_and_may_trust_the_others(shifted
         events = replay(write(tmp_path / "stream.csv", columns), BASELINE, limits).events
         return {event.status for event in events if (event.metric, event.level) == ("accuracy", "immediate")}
 
-    assert worst("user", Limits()) == {"suspected"}
-    assert "confirmed" in worst("audit: ada", Limits())
-    assert "confirmed" in worst("user", Limits(trust_labels=True))
+    assert worst("user", Thresholds()) == {"suspected"}
+    assert "confirmed" in worst("audit: ada", Thresholds())
+    assert "confirmed" in worst("user", Thresholds(trust_labels=True))
 
 
 def test_classes_and_confidence_are_enough(shifted, tmp_path):
@@ -263,7 +263,7 @@ def test_classes_and_confidence_are_enough(shifted, tmp_path):
         "label": [CLASSES[k] for k in truth],
     }
     short = write(tmp_path / "short.csv", answered)
-    limits = Limits(max_false_alarms_per_million=10)
+    limits = Thresholds(max_false_alarms_per_million=10)
     one, other = (replay(path, BASELINE, limits) for path in (whole, short))
     assert told(other)[0] == told(one)[0]
     assert other.evidence == one.evidence
@@ -271,7 +271,7 @@ def test_classes_and_confidence_are_enough(shifted, tmp_path):
 
 
 def test_a_label_counts_from_when_it_was_told(shifted, tmp_path):
-    limits = Limits(max_false_alarms_per_million=10)
+    limits = Thresholds(max_false_alarms_per_million=10)
     at_once, later, never = (
         replay(write(tmp_path / "stream.csv", columns_of(*shifted, late=late)), BASELINE, limits)
         for late in (0, 700, 1e6)
@@ -290,7 +290,7 @@ def test_a_label_counts_from_when_it_was_told(shifted, tmp_path):
 def test_complaints_are_no_sample(shifted, tmp_path):
     sources = ["complaint" if i >= SHIFT else "audit" for i in range(4000)]
     path = write(tmp_path / "stream.csv", columns_of(*shifted, label_source=sources))
-    result = replay(path, BASELINE, Limits(max_false_alarms_per_million=10))
+    result = replay(path, BASELINE, Thresholds(max_false_alarms_per_million=10))
     assert result.n_labels == SHIFT
     assert "accuracy" not in {event.metric for event in result.events}
 
@@ -298,20 +298,20 @@ def test_complaints_are_no_sample(shifted, tmp_path):
 def test_one_version_is_chosen(shifted, tmp_path):
     versions = ["1" if i % 2 else "2" for i in range(4000)]
     path = write(tmp_path / "stream.csv", columns_of(*shifted, model_version=versions))
-    result = replay(path, BASELINE, Limits(), model_version="2")
+    result = replay(path, BASELINE, Thresholds(), model_version="2")
     assert (result.n, result.model_version) == (2000, "2")
     with pytest.raises(
         DataError, match=r"row 2: model_version must be '2' as before, or one of them must be chosen, got '1'$"
     ):
-        replay(path, BASELINE, Limits())
+        replay(path, BASELINE, Thresholds())
     with pytest.raises(DataError, match=r"^.*stream.csv: no prediction is of version 3; the versions are 2, 1$"):
-        replay(path, BASELINE, Limits(), model_version="3")
+        replay(path, BASELINE, Thresholds(), model_version="3")
 
 
 def test_broken_predictions_are_told_of(shifted, tmp_path):
     probabilities = shifted[0][:1000].copy()
     probabilities[500:] = np.nan
-    result = replay(write(tmp_path / "stream.csv", columns_of(probabilities)), BASELINE, Limits())
+    result = replay(write(tmp_path / "stream.csv", columns_of(probabilities)), BASELINE, Thresholds())
     assert {event.metric for event in result.events} == {"non_finite"}
     assert [(event.event, event.level) for event in result.events if event.window == "short"] == [
         ("raised", "critical"),
@@ -329,17 +329,17 @@ def test_times_are_read_in_many_forms(shifted, tmp_path, kind):
         "naive": pa.array(moments),
         "zone": pa.array(moments.astype("datetime64[ns]"), pa.timestamp("ns", "Europe/Berlin")),
     }[kind]
-    result = replay(write(tmp_path / "stream.parquet", columns), BASELINE, Limits())
+    result = replay(write(tmp_path / "stream.parquet", columns), BASELINE, Thresholds())
     assert (result.since, result.until) == (START, START + 199)
 
 
 def test_it_is_ready_for_json_and_for_a_terminal(shifted, tmp_path):
     path = write(tmp_path / "stream.csv", columns_of(*shifted))
-    result = replay(path, BASELINE, Limits(max_false_alarms_per_million=10), cool_down=60)
+    result = replay(path, BASELINE, Thresholds(max_false_alarms_per_million=10), cool_down=60)
     read = json.loads(json.dumps(result.to_dict()))
     assert read["events"] == [asdict(event) for event in result.events]
     assert read["limits"]["max_false_alarms_per_million"] == 10
-    assert len(read["standing"]) == len(result.standing) > 0
+    assert len(read["standing"]) == len(result.active_alerts) > 0
     lines = str(result).splitlines()
     assert lines[0] == "4,000 predictions and 4,000 labels, 2023-11-14 22:13:20 to 2023-11-14 23:19:59."
     assert " reminders are not listed." in lines[1]
@@ -352,16 +352,16 @@ def test_it_is_ready_for_json_and_for_a_terminal(shifted, tmp_path):
 def test_an_empty_file_is_a_replay_of_nothing(tmp_path):
     path = tmp_path / "stream.csv"
     path.write_text("time,predicted_class,confidence\n")
-    result = replay(path, BASELINE, Limits())
+    result = replay(path, BASELINE, Thresholds())
     assert (result.n, result.n_labels, result.since, result.events) == (0, 0, None, ())
     assert str(result).startswith("0 predictions and 0 labels.")
 
 
 def test_it_says_how_far_it_is(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(terminal, "QUIET_SECONDS", 0.0)
-    monkeypatch.setattr(terminal, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(terminal, "QUIET_S", 0.0)
+    monkeypatch.setattr(terminal, "REFRESH_S", 0.0)
     monkeypatch.setattr(replay_source, "ROWS_AT_ONCE", 200)
-    replay(write(tmp_path / "stream.parquet", columns_of(*stream(600))), BASELINE, Limits())
+    replay(write(tmp_path / "stream.parquet", columns_of(*stream(600))), BASELINE, Thresholds())
     assert "replaying: 200 of 600 predictions, 33 %, " in capsys.readouterr().out
 
 
@@ -421,51 +421,53 @@ def test_bad_input_is_one_line_with_the_row(tmp_path, monkeypatch, text, message
     path = tmp_path / "stream.csv"
     path.write_text(text)
     with pytest.raises(DataError, match=f"^{path}{message}$"):
-        replay(path, BASELINE, Limits())
+        replay(path, BASELINE, Thresholds())
 
 
 def test_what_cannot_be_read_is_said_in_one_line(tmp_path):
     with pytest.raises(DataError, match=r"nowhere.csv cannot be read: No such file or directory$"):
-        replay(tmp_path / "nowhere.csv", BASELINE, Limits())
+        replay(tmp_path / "nowhere.csv", BASELINE, Thresholds())
     (tmp_path / "latin.csv").write_bytes(f"{HEAD}\n1,class 0,0.5,\xe9".encode("latin-1"))
     with pytest.raises(DataError, match=r"latin.csv cannot be read: In CSV column #3: row 1: .* invalid UTF8 data$"):
-        replay(tmp_path / "latin.csv", BASELINE, Limits())
+        replay(tmp_path / "latin.csv", BASELINE, Thresholds())
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(DataError, match=r"torn.parquet cannot be read: Parquet magic bytes not found"):
-        replay(tmp_path / "torn.parquet", BASELINE, Limits())
+        replay(tmp_path / "torn.parquet", BASELINE, Thresholds())
     columns = {"time": [1.0], "predicted_class": ["class 0"], "confidence": [[0.5]]}
     with pytest.raises(DataError, match=r", row 1: confidence must be a number, got '\[0.5\]'$"):
-        replay(write(tmp_path / "lists.parquet", columns), BASELINE, Limits())
-    with pytest.raises(SettingsError, match=r"can only be replayed beside a baseline that holds pictures$"):
-        replay(tmp_path / "stream.csv", None, Limits())
+        replay(write(tmp_path / "lists.parquet", columns), BASELINE, Thresholds())
+    with pytest.raises(SettingsError, match=r"can only be replayed beside a baseline that holds images$"):
+        replay(tmp_path / "stream.csv", None, Thresholds())
 
 
 def test_a_store_must_hold_the_version_and_the_same_classes(tmp_path):
     path = tmp_path / "m.db"
     with pytest.raises(StoreError, match=r"^the store .*m.db holds no predictions$"):
-        replay(path, BASELINE, Limits())
+        replay(path, BASELINE, Thresholds())
     store = PredictionStore(str(path))
-    store.versions.register(Model("1", ("cat", "dog")))
+    store.versions.register(ModelVersion("1", ("cat", "dog")))
     store.close()
     with pytest.raises(StoreError, match=r"holds no predictions of version 2; its versions are 1$"):
-        replay(path, BASELINE, Limits(), model_version="2")
-    with pytest.raises(SettingsError, match=r"^version 1 can only be replayed beside a baseline that holds pictures$"):
-        replay(path, None, Limits())
+        replay(path, BASELINE, Thresholds(), model_version="2")
+    with pytest.raises(SettingsError, match=r"^version 1 can only be replayed beside a baseline that holds images$"):
+        replay(path, None, Thresholds())
     with pytest.raises(SettingsError, match=r"^version 1 has the classes cat, dog; those of the baseline are class 0"):
-        replay(path, BASELINE, Limits())
+        replay(path, BASELINE, Thresholds())
 
 
 def parts_of(times, delays, sizes):
     """Rows cut into parts of these sizes, with a label for each that has a delay, and all of them as one list."""
-    rows = Window(("a",), np.array(times), np.zeros(len(times), int), np.ones(len(times)), np.zeros(len(times), int))
+    rows = Predictions(
+        ("a",), np.array(times), np.zeros(len(times), int), np.ones(len(times)), np.zeros(len(times), int)
+    )
     first, parts = 0, []
     for size in [*sizes, len(times)]:
         last = min(first + size, len(times))
-        part = rows.between(first, last)
+        part = rows.slice(first, last)
         number, due = np.arange(first, last), np.array(times[first:last]) + np.array(delays[first:last])
-        part = Window(("a",), part.time, part.predicted, part.confidence, part.labels, sequence=number)
-        columns = {name: np.zeros(last - first, dtype.dtype) for name, dtype in vars(Feedback.empty()).items()}
-        labels = Feedback(**columns | {"sequence": number, "labels": number, "time": due})
+        part = Predictions(("a",), part.time, part.predicted, part.confidence, part.labels, sequence=number)
+        columns = {name: np.zeros(last - first, dtype.dtype) for name, dtype in vars(LabelRows.empty()).items()}
+        labels = LabelRows(**columns | {"sequence": number, "labels": number, "time": due})
         parts.append((part, labels.take(~np.isnan(due))))
         first = last
     return parts

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import threading
 from dataclasses import asdict
-from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,14 +15,14 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitoring import Limits, ModelMonitor, MonitorConfig, Sink
+from monitoring import ModelMonitor, MonitorConfig, Notifier, Thresholds
 from toolkit.bundle.baseline import Baseline
-from toolkit.monitoring.base.ids import show
+from toolkit.monitoring.base.ids import format_id
 from toolkit.monitoring.store import schema
 from toolkit.monitoring.store.predictions import PredictionStore
 
 CLASSES = ("cat", "dog", "owl")
-LIMITS = Limits(max_false_alarms_per_million=1000)
+LIMITS = Thresholds(max_false_alarms_per_million=1000)
 START = 1.7e9  # time of the first prediction, in seconds since 1970
 N = 600  # predictions in the stream
 KILLED = 9  # exit status
@@ -50,7 +49,7 @@ PROBABILITIES, TRUTH = make_stream(N, np.random.default_rng(1))
 PROBABILITIES[[5, 130, 400]] = np.nan
 
 
-class Lines(Sink):
+class Lines(Notifier):
     """Notices as lines of a file that several processes share."""
 
     def __init__(self, path):
@@ -69,7 +68,7 @@ def open_monitor(folder, **more):
 def log(monitor, places):
     monitor.log_predictions(
         PROBABILITIES[places],
-        prediction_ids=[show(1 + place) for place in places],
+        prediction_ids=[format_id(1 + place) for place in places],
         sources=[f"{place}.jpg" for place in places],
         times=[START + place for place in places],
     )
@@ -78,7 +77,7 @@ def log(monitor, places):
 
 def label(monitor, labels, source="audit"):
     """Record labels, given as pairs of a place in the stream and a class."""
-    monitor.record_feedback_many({show(1 + place): CLASSES[k] for place, k in labels}, source=source)
+    monitor.record_feedback_many({format_id(1 + place): CLASSES[k] for place, k in labels}, source=source)
     assert monitor.flush(60)
 
 
@@ -116,7 +115,7 @@ def results(folder):
     return alerts, sorted((json.loads(line) | {"time": None} for line in lines), key=json.dumps), metrics
 
 
-def work(orders: Connection, folder: Path, statements: int | None, pause: float) -> None:
+def work(orders, folder, statements, pause):
     """Log, label and evaluate as ordered; die when the writer's thread has executed that many statements.
 
     That is never between writing an alert and sending it, nor while the main thread does so: with these pauses
@@ -137,7 +136,7 @@ def work(orders: Connection, folder: Path, statements: int | None, pause: float)
             orders.send("done")
 
 
-def read(orders: Connection, folder: Path) -> None:
+def read(orders, folder):
     """Read as a notebook does, which knows nothing but where the store is."""
     notebook = ModelMonitor(folder / "m.db", config=MonitorConfig(sinks={"lines": Lines(folder / "notices")}))
     while orders.recv()[0] != "end":

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from support.prediction_fixtures import answers, baseline_of, names
-from toolkit.monitoring.alerting.notifiers import Sinks
-from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.alerting.notifiers import Notifiers
+from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.pipeline.config import MonitorConfig
-from toolkit.monitoring.pipeline.worker import Attendant
-from toolkit.monitoring.store.model_versions import Model
-from toolkit.monitoring.store.predictions import Prediction
+from toolkit.monitoring.pipeline.worker import MonitoringWorker
+from toolkit.monitoring.store.model_versions import ModelVersion
+from toolkit.monitoring.store.predictions import LoggedPrediction
 from toolkit.monitoring.store.rollups import read_rollups
 
-MODEL = Model("1", names(3), baseline_of(1000, np.random.default_rng(0)), served_at=1.0)
+MODEL = ModelVersion("1", names(3), baseline_of(1000, np.random.default_rng(0)), served_at=1.0)
 LONG = 1e9  # seconds: so long a pause between two evaluations that none comes because of the time
 
 
@@ -26,64 +26,64 @@ def store(file_store):
 
 
 def attendant(store, **config):
-    return Attendant(store, Limits(), Sinks({}), MonitorConfig(clock=lambda: 2e9, **config))
+    return MonitoringWorker(store, Thresholds(), Notifiers({}), MonitorConfig(clock=lambda: 2e9, **config))
 
 
 def write(store, first, n, probabilities=None):
     """Write predictions: all of one class and certain, unless they are given, which no baseline looks like."""
     rows = np.tile(np.array([1, 0, 0], np.float16), (n, 1)) if probabilities is None else probabilities
-    store.write([Prediction(first + i, 1.7e9, MODEL, row) for i, row in enumerate(rows)])
+    store.write([LoggedPrediction(first + i, 1.7e9, MODEL, row) for i, row in enumerate(rows)])
 
 
 def test_a_view_is_kept_while_the_version_is_asked_for(store):
     worker = attendant(store)
     assert worker.view(MODEL) is worker.view(MODEL)
-    assert worker.view(Model("2", names(3))) is not worker.view(MODEL)
+    assert worker.view(ModelVersion("2", names(3))) is not worker.view(MODEL)
 
 
 def test_a_hundred_predictions_are_evaluated_at_once(store):
     worker = attendant(store, evaluation_pause=LONG)
-    worker.attend(MODEL, 0)  # the first time nothing is waited for
+    worker.after_write(MODEL, 0)  # the first time nothing is waited for
     for first in range(1, 91, 10):
         write(store, first, 10)
-        assert worker.attend(MODEL, 10) > 0
+        assert worker.after_write(MODEL, 10) > 0
         assert store.alerts.find() == []
     write(store, 91, 10)
-    assert worker.attend(MODEL, 10) is None
+    assert worker.after_write(MODEL, 10) is None
     assert store.alerts.find()
 
 
 def test_a_few_predictions_are_evaluated_when_the_pause_is_over(store):
     worker = attendant(store, evaluation_pause=0)
-    worker.attend(MODEL, 0)
+    worker.after_write(MODEL, 0)
     write(store, 1, 60)
-    assert worker.attend(MODEL, 60) is None
+    assert worker.after_write(MODEL, 60) is None
     assert store.alerts.find()
 
 
 def test_the_rest_of_a_burst_is_evaluated_after_the_pause_and_nothing_without_one(store):
     worker = attendant(store, evaluation_pause=LONG)
-    assert worker.attend(MODEL, 0) is None
-    assert LONG / 2 < worker.attend(MODEL, 30) <= LONG
-    assert worker.attend(MODEL, 100) is None  # the thirty are among them
-    assert worker.attend(MODEL, 0) is None
+    assert worker.after_write(MODEL, 0) is None
+    assert LONG / 2 < worker.after_write(MODEL, 30) <= LONG
+    assert worker.after_write(MODEL, 100) is None  # the thirty are among them
+    assert worker.after_write(MODEL, 0) is None
 
 
 def test_a_thousand_predictions_become_a_rollup_and_old_ones_go(store):
     worker = attendant(store, keep_days=1)
     for step in range(12):
         write(store, 1 + 1000 * step, 1000, answers(1000, np.random.default_rng(step))[0])
-        worker.attend(MODEL, 1000)
+        worker.after_write(MODEL, 1000)
     assert [rollup.n for rollup in read_rollups(store, MODEL)] == [1000] * 12
     assert store.window(MODEL).n == 10_000  # the others are older than a day; these are of the windows
-    assert worker.view(MODEL).catch_up().counts("long").n == 12_000
+    assert worker.view(MODEL).refresh().counts("long").n == 12_000
 
 
 def test_all_predictions_stay_when_nothing_is_said(store):
     worker = attendant(store)
     for step in range(12):
         write(store, 1 + 1000 * step, 1000, answers(1000, np.random.default_rng(step))[0])
-        worker.attend(MODEL, 1000)
+        worker.after_write(MODEL, 1000)
     assert store.window(MODEL).n == 12_000
 
 
@@ -93,7 +93,7 @@ def test_a_store_that_cannot_be_evaluated_is_a_line_in_the_log(store, tmp_path, 
     with sqlite3.connect(tmp_path / "m.db") as connection:
         connection.execute("DROP TABLE checkpoints")
     connection.close()
-    assert worker.attend(MODEL, 100) is None
+    assert worker.after_write(MODEL, 100) is None
     worker.finish(MODEL)
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["alerts could not be checked"] * 2
     assert store.window(MODEL).n == 100

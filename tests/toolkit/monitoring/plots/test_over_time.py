@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 from support.prediction_fixtures import alert_of, baseline_of, names, window_of
-from toolkit.monitoring.base.predictions import Window
-from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.base.predictions import Predictions
+from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.plots import over_time
 from toolkit.monitoring.plots.timeline import timeline
-from toolkit.monitoring.windows.drift import DriftReport, compare
-from toolkit.monitoring.windows.label_bias import labels_worth
-from toolkit.monitoring.windows.reference import Yardstick
+from toolkit.monitoring.windows.drift import DriftReport, run_tests
+from toolkit.monitoring.windows.label_bias import effective_labels
+from toolkit.monitoring.windows.reference import ReferenceBins
 from toolkit.statistics.intervals import wilson
 
 K = 3
 DAY = 86_400.0
-LIMITS = Limits()
-YARDSTICK = Yardstick(names(K), baseline_of(500, np.random.default_rng(0)))
-BARE = Yardstick(names(K))
+LIMITS = Thresholds()
+YARDSTICK = ReferenceBins(names(K), baseline_of(500, np.random.default_rng(0)))
+BARE = ReferenceBins(names(K))
 
 
 def rows_of(n, span=DAY, labelled=lambda i: i >= 0, **more):
@@ -30,7 +30,7 @@ def rows_of(n, span=DAY, labelled=lambda i: i >= 0, **more):
 
 
 def parts(window, size=50):
-    return [window.between(start, min(start + size, window.n)) for start in range(0, window.n, size)]
+    return [window.slice(start, min(start + size, window.n)) for start in range(0, window.n, size)]
 
 
 def texts(figure):
@@ -56,7 +56,7 @@ def legend_of(axes):
 
 def accuracy_of(window, yardstick=YARDSTICK, alerts=(), **more):
     line = timeline([], [window], yardstick)
-    return over_time.accuracy("3", line, yardstick.count(window.last(1_000)), yardstick, LIMITS, alerts, **more)
+    return over_time.accuracy("3", line, yardstick.count_binned(window.last(1_000)), yardstick, LIMITS, alerts, **more)
 
 
 def test_accuracy_is_the_share_of_right_answers_at_each_point():
@@ -74,7 +74,7 @@ def test_accuracy_is_the_share_of_right_answers_at_each_point():
     heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
     for r, n, point in zip(right, labels, timeline([], [window], YARDSTICK).points, strict=True):
         if n:
-            kept = labels_worth(point)
+            kept = effective_labels(point)
             assert np.isclose(heights[:, None], wilson(r / n * kept, kept)).any(axis=0).all()
 
 
@@ -96,7 +96,7 @@ def test_the_estimate_without_labels_has_an_interval():
     (band,) = [each for each in upper.collections if each.get_label() == "its 95 % interval"]
     heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
     for point in timeline([], [window], YARDSTICK).points:
-        guess = YARDSTICK.estimator.summary(point.scored, point.finite, point.effective)
+        guess = YARDSTICK.estimator.from_sums(point.scored, point.finite, point.effective)
         assert np.isclose(heights[:, None], [guess.low, guess.high]).any(axis=0).all()
 
 
@@ -107,9 +107,9 @@ def test_the_interval_of_labels_in_bursts_is_that_of_fewer_labels():
     (band,) = [each for each in accuracy_of(window).axes[0].collections if each.get_label() == "95 % interval"]
     heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
     told = [point for point in timeline([], [window], YARDSTICK).points if point.n_labels]
-    assert sum(map(labels_worth, told)) < sum(point.n_labels for point in told) / 2
+    assert sum(map(effective_labels, told)) < sum(point.n_labels for point in told) / 2
     for point in told:
-        kept, share = labels_worth(point), point.right / point.n_labels
+        kept, share = effective_labels(point), point.n_correct / point.n_labels
         assert np.isclose(heights[:, None], wilson(share * kept, kept)).any(axis=0).all()
 
 
@@ -141,7 +141,7 @@ def test_diamonds_are_at_the_time_of_the_alert_on_the_line(span, expected):
 def test_the_title_says_how_accurate_it_is_now():
     window = rows_of(2_000)
     recent = window.last(1_000)
-    now, usual = recent.right / recent.n_labels, YARDSTICK.baseline.accuracy
+    now, usual = recent.n_correct / recent.n_labels, YARDSTICK.baseline.accuracy
     expected = f"Accuracy of model version 3: {now:.1%} in the last 1,000 predictions, reference {usual:.1%}"
     assert accuracy_of(window).get_suptitle() == expected
     assert (
@@ -159,7 +159,9 @@ def test_answers_without_probabilities_are_not_taken_for_wrong():
 
 def test_confidence_has_the_quantiles_of_each_point():
     window = rows_of(400)
-    left, _ = over_time.confidence("3", timeline([], [window], YARDSTICK), YARDSTICK.count(window), YARDSTICK).axes
+    left, _ = over_time.confidence(
+        "3", timeline([], [window], YARDSTICK), YARDSTICK.count_binned(window), YARDSTICK
+    ).axes
     medians = values_of(called(left, "median"), 8)
     for part, median in zip(parts(window), medians, strict=True):
         sure = np.sort(part.confidence[part.finite])
@@ -182,7 +184,7 @@ def test_the_distribution_of_confidence_is_that_of_the_short_window(yardstick):
 
 def test_predictions_are_shares_of_the_finite_ones():
     window = rows_of(400)
-    figure = over_time.predictions("3", timeline([], [window], YARDSTICK), YARDSTICK.count(window), YARDSTICK)
+    figure = over_time.predictions("3", timeline([], [window], YARDSTICK), YARDSTICK.count_binned(window), YARDSTICK)
     left, right = figure.axes
     for index, name in enumerate(names(K)):
         expected = [part.counts[index] / part.finite.sum() for part in parts(window)]
@@ -195,27 +197,29 @@ def test_predictions_are_shares_of_the_finite_ones():
 
 def test_of_many_classes_those_that_changed_most_are_shown():
     k = 30
-    yardstick = Yardstick(names(k), baseline_of(3_000, np.random.default_rng(0), k))
+    yardstick = ReferenceBins(names(k), baseline_of(3_000, np.random.default_rng(0), k))
     rng = np.random.default_rng(1)
     window = window_of(1_000, rng, k, broken=0)
     window = replace(window, predicted=np.where(rng.random(1_000) < 0.3, 7, window.predicted))
-    figure = over_time.predictions("3", timeline([], [window], yardstick), yardstick.count(window), yardstick)
+    figure = over_time.predictions("3", timeline([], [window], yardstick), yardstick.count_binned(window), yardstick)
     left, right = figure.axes
     assert len(right.get_yticklabels()) == over_time.MOST_CLASSES
     assert right.get_yticklabels()[-1].get_text() == "class 7"
     assert legend_of(left)[0] == "class 7"
     rest = [int(label.get_text().split()[-1]) for label in right.get_yticklabels()]
-    usual, now = (counts.classes / counts.classes.sum() for counts in (yardstick.reference, yardstick.count(window)))
+    usual, now = (
+        counts.classes / counts.classes.sum() for counts in (yardstick.reference, yardstick.count_binned(window))
+    )
     before, after = (1 - shares[rest].sum() for shares in (usual, now))
     assert right.get_xlabel() == f"share of predictions; 10 others together {before:.1%} -> {after:.1%}"
 
 
 @pytest.mark.parametrize("k", [12, 13, 21])
 def test_no_class_is_left_out_while_there_is_room(k):
-    yardstick = Yardstick(names(k), baseline_of(3_000, np.random.default_rng(0), k))
+    yardstick = ReferenceBins(names(k), baseline_of(3_000, np.random.default_rng(0), k))
     window = window_of(1_000, np.random.default_rng(1), k, broken=0)
     window = replace(window, predicted=np.where(window.predicted == 4, 7, window.predicted))  # 4 is never said any more
-    figure = over_time.predictions("3", timeline([], [window], yardstick), yardstick.count(window), yardstick)
+    figure = over_time.predictions("3", timeline([], [window], yardstick), yardstick.count_binned(window), yardstick)
     left, right = figure.axes
     assert {label.get_text() for label in right.get_yticklabels()} == set(names(k))
     assert right.get_xlabel() == "share of predictions"
@@ -247,9 +251,9 @@ def test_volume_says_what_there_is_none_of():
 
 def test_inputs_that_drifted_are_red_and_say_what_changed():
     window = rows_of(1_000)
-    counts = YARDSTICK.count(window)
+    counts = YARDSTICK.count_binned(window)
     results = [replace(result, drifted=result.metric == "brightness") if result.family == "input" else result
-               for result in compare(counts, YARDSTICK, LIMITS, "short")]  # fmt: skip
+               for result in run_tests(counts, YARDSTICK, LIMITS, "short")]  # fmt: skip
     figure = over_time.inputs("3", timeline([], [window], YARDSTICK), YARDSTICK, DriftReport("3", 0.05, tuple(results)))
     brightness, width = figure.axes
     (found,) = [result for result in results if result.metric == "brightness"]
@@ -267,14 +271,14 @@ def test_inputs_that_drifted_are_red_and_say_what_changed():
 
 def test_inputs_nobody_can_compare_are_said_to_be_so():
     line = timeline([], [rows_of(100)], BARE)
-    assert texts(over_time.inputs("3", line, BARE))[0].startswith("Nothing is known of the pictures")
+    assert texts(over_time.inputs("3", line, BARE))[0].startswith("Nothing is known of the images")
 
 
 def test_names_that_matplotlib_would_read_otherwise_are_drawn_as_they_are():
     odd = (r"$\nothing$", "_hidden", "x" * 90)
-    yardstick = Yardstick(odd)
+    yardstick = ReferenceBins(odd)
     window = replace(rows_of(100, broken=0), classes=odd)
-    figure = over_time.predictions("$3$", timeline([], [window], yardstick), yardstick.count(window), yardstick)
+    figure = over_time.predictions("$3$", timeline([], [window], yardstick), yardstick.count_binned(window), yardstick)
     assert {"\\$\\nothing\\$", " _hidden", "x" * 12 + "…" + "x" * 11} == set(legend_of(figure.axes[0]))
     figure.draw_without_rendering()
 
@@ -301,15 +305,15 @@ def test_every_figure_is_drawn_whatever_the_data(n, yardstick, broken, span):
 
 
 def test_nothing_is_said_to_be_nothing():
-    empty = Window.empty(names(K))
+    empty = Predictions.empty(names(K))
     said = [texts(figure)[0] for figure in all_figures(empty, YARDSTICK)]
     assert said == ["No predictions have been logged yet."] * 5
 
 
 def test_blocks_and_rows_make_one_figure():
     window = rows_of(3_000)
-    older = [YARDSTICK.count(window.between(start, start + 1_000)) for start in (0, 1_000)]
-    line = timeline(older, [window.between(2_000, 3_000)], YARDSTICK)
-    lower = over_time.accuracy("3", line, YARDSTICK.count(window.last(1_000)), YARDSTICK, LIMITS).axes[1]
+    older = [YARDSTICK.count_binned(window.slice(start, start + 1_000)) for start in (0, 1_000)]
+    line = timeline(older, [window.slice(2_000, 3_000)], YARDSTICK)
+    lower = over_time.accuracy("3", line, YARDSTICK.count_binned(window.last(1_000)), YARDSTICK, LIMITS).axes[1]
     assert [bar.get_height() for bar in lower.patches][:2] == [counts.n_labels for counts in older]
     assert sum(bar.get_height() for bar in lower.patches) == window.n_labels

@@ -7,20 +7,24 @@ import pytest
 
 from support.prediction_fixtures import baseline_of, names, window_of
 from toolkit.bundle.baseline import calibration_bins
-from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.plots import snapshot
-from toolkit.monitoring.windows.drift import DriftReport, compare
-from toolkit.monitoring.windows.reference import Yardstick
+from toolkit.monitoring.windows.drift import DriftReport, run_tests
+from toolkit.monitoring.windows.reference import ReferenceBins
 from toolkit.plotting.style import MIN_IN_BIN
 from toolkit.statistics.intervals import wilson
 
-YARDSTICK = Yardstick(names(3), baseline_of(500, np.random.default_rng(0)))
+YARDSTICK = ReferenceBins(names(3), baseline_of(500, np.random.default_rng(0)))
 WINDOW = window_of(1_000, np.random.default_rng(1))
 
 
 def report_of(window, yardstick=YARDSTICK):
     names_of = ("short", "medium")
-    results = [result for name in names_of for result in compare(yardstick.count(window), yardstick, Limits(), name)]
+    results = [
+        result
+        for name in names_of
+        for result in run_tests(yardstick.count_binned(window), yardstick, Thresholds(), name)
+    ]
     return DriftReport("3", 0.05, tuple(results))
 
 
@@ -34,7 +38,7 @@ def test_drift_is_as_long_as_its_effect_in_units_of_what_matters():
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()][::-1]
     assert labels[3:] == ["softmax distribution", "accuracy", "input: brightness", "input: width"]
     for bar, result in zip(figure.axes[0].patches, results, strict=True):
-        expected = np.clip(result.effect / result.minimum_effect, 0, snapshot.FARTHEST)
+        expected = np.clip(result.effect / result.minimum_effect, 0, snapshot.MAX_EFFECT)
         assert bar.get_width() == pytest.approx(expected)
     assert [text.get_text() for text in figure.axes[0].texts] == [f"{result.effect:.3f}" for result in results]
     figure.draw_without_rendering()
@@ -65,8 +69,8 @@ def test_too_little_data_is_said():
 
 @pytest.mark.parametrize("with_baseline", [True, False])
 def test_calibration_is_that_of_the_labelled_predictions(with_baseline):
-    yardstick = YARDSTICK if with_baseline else Yardstick(names(3))
-    figure = snapshot.calibration("3", yardstick.count(WINDOW), yardstick)
+    yardstick = YARDSTICK if with_baseline else ReferenceBins(names(3))
+    figure = snapshot.calibration("3", yardstick.count_binned(WINDOW), yardstick)
     told = WINDOW.labelled
     bins = calibration_bins(WINDOW.probabilities[told].astype(np.float32), WINDOW.labels[told])
     filled = bins.count > 0
@@ -98,7 +102,7 @@ def test_calibration_is_that_of_the_labelled_predictions(with_baseline):
 
 def test_calibration_without_labels_says_so():
     unlabelled = replace(WINDOW, labels=np.full(WINDOW.n, -1))
-    figure = snapshot.calibration("3", YARDSTICK.count(unlabelled), YARDSTICK)
+    figure = snapshot.calibration("3", YARDSTICK.count_binned(unlabelled), YARDSTICK)
     assert figure.texts[0].get_text() == "No labels have been told for the last 1,000 predictions."
     figure = snapshot.calibration("3", YARDSTICK.empty(), YARDSTICK)
     assert figure.texts[0].get_text() == "No predictions have been logged yet."

@@ -9,19 +9,19 @@ from matplotlib.dates import date2num
 from matplotlib.figure import Figure
 
 from support.prediction_fixtures import alert_of
-from toolkit.monitoring.base.predictions import Window
+from toolkit.monitoring.base.predictions import Predictions
 from toolkit.monitoring.plots import style
 from toolkit.monitoring.plots.timeline import timeline
-from toolkit.monitoring.windows.reference import Yardstick
+from toolkit.monitoring.windows.reference import ReferenceBins
 
-PLAIN = Yardstick(("cat", "dog"))
+PLAIN = ReferenceBins(("cat", "dog"))
 MORNING = datetime(2026, 11, 24, 8, tzinfo=UTC)
 
 
 def line_of(seconds, n=200):
     """Predictions evenly spread from eight in the morning on."""
     times = MORNING.timestamp() + np.linspace(0, seconds, n)
-    return timeline([], [Window(("cat", "dog"), times, np.zeros(n, int), np.ones(n), np.full(n, -1))], PLAIN)
+    return timeline([], [Predictions(("cat", "dog"), times, np.zeros(n, int), np.ones(n), np.full(n, -1))], PLAIN)
 
 
 def drawn(axes):
@@ -40,7 +40,7 @@ def test_any_span_has_a_few_dates_that_do_not_overlap(seconds, few):
     if few:
         axes.figure.set_size_inches(3.2, 2.2)
     style.line(axes, line, np.ones(len(line)))
-    style.along(axes, line, few=few)
+    style.time_axis(axes, line, few=few)
     drawn(axes)
     boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
     assert 2 <= len(boxes) <= 10
@@ -50,7 +50,7 @@ def test_any_span_has_a_few_dates_that_do_not_overlap(seconds, few):
 def test_times_are_told_in_utc_and_lie_where_they_belong():
     axes, line = axes_of(), line_of(4 * 3600)
     style.line(axes, line, np.ones(len(line)))
-    style.along(axes, line)
+    style.time_axis(axes, line)
     drawn(axes)
     assert axes.get_xlim() == (date2num(MORNING), date2num(MORNING.replace(hour=12)))
     labels = {label.get_text(): place for label, place in zip(axes.get_xticklabels(), axes.get_xticks(), strict=True)}
@@ -61,7 +61,7 @@ def test_times_are_told_in_utc_and_lie_where_they_belong():
 def test_what_came_in_one_go_is_numbered():
     axes, line = axes_of(), line_of(5, n=3_000)
     style.line(axes, line, np.ones(len(line)))
-    style.along(axes, line)
+    style.time_axis(axes, line)
     drawn(axes)
     assert axes.get_xlim() == (0, 3_000)
     assert "1,200" in [label.get_text() for label in axes.get_xticklabels()]
@@ -73,8 +73,8 @@ def test_an_alert_after_the_last_prediction_is_on_the_figure():
     late = MORNING.replace(hour=14)
     style.line(axes, line, np.linspace(0, 1, len(line)))
     alerts = [alert_of(metric, time=late.timestamp()) for metric in ("accuracy", "other")]
-    style.diamonds(axes, line, alerts, "accuracy", np.linspace(0, 1, len(line)))
-    style.along(axes, line)
+    style.alert_markers(axes, line, alerts, "accuracy", np.linspace(0, 1, len(line)))
+    style.time_axis(axes, line)
     (mark,) = [each for each in axes.lines if each.get_marker() == "D"]
     assert (mark.get_xdata()[0], mark.get_ydata()[0]) == (date2num(late), 1)
     assert axes.get_xlim()[1] == date2num(late)
@@ -82,13 +82,13 @@ def test_an_alert_after_the_last_prediction_is_on_the_figure():
 
 def test_without_a_value_there_is_no_diamond():
     axes, line = axes_of(), line_of(4 * 3600)
-    style.diamonds(axes, line, [alert_of(time=MORNING.timestamp())], "accuracy", np.full(len(line), np.nan))
+    style.alert_markers(axes, line, [alert_of(time=MORNING.timestamp())], "accuracy", np.full(len(line), np.nan))
     assert not axes.lines
 
 
 def test_a_short_moment_has_a_bar_that_can_be_seen():
     times = np.concatenate([np.zeros(50), np.linspace(9e5, 1e6, 50)])
-    line = timeline([], [Window(("cat", "dog"), times, np.zeros(100, int), np.ones(100), np.full(100, -1))], PLAIN)
+    line = timeline([], [Predictions(("cat", "dog"), times, np.zeros(100, int), np.ones(100), np.full(100, -1))], PLAIN)
     axes = axes_of()
     style.bars(axes, line, np.array([7, 8]))
     assert [bar.get_height() for bar in axes.patches] == [7, 8]
@@ -107,4 +107,4 @@ def test_shares_are_told_in_per_cent():
 
 
 def test_no_data_is_said():
-    assert style.nothing().texts[0].get_text() == "No predictions have been logged yet."
+    assert style.no_data().texts[0].get_text() == "No predictions have been logged yet."

@@ -6,8 +6,8 @@ import pytest
 from support.prediction_fixtures import baseline_of, window_of
 from toolkit.bundle.baseline import Baseline
 from toolkit.errors import SettingsError
-from toolkit.monitoring.base.predictions import Window
-from toolkit.monitoring.stats.detector_set import LISTENED_TO, Detectors, told_of
+from toolkit.monitoring.base.predictions import Predictions
+from toolkit.monitoring.stats.detector_set import DETECTED_METRICS, DetectorSet, labelled_outcomes
 
 BASELINE = baseline_of(2000, np.random.default_rng(0))
 
@@ -17,35 +17,35 @@ def rows(n, seed, **more):
 
 
 def test_each_metric_has_an_alarm_and_without_a_reference_there_is_none():
-    calm = Detectors(BASELINE, 1.0)
-    assert calm.hear(rows(200, 1)) == []
-    assert calm.hear_labels(np.tile([True, True, True, True, False], 40)) == []
-    assert set(calm.evidence) == set(LISTENED_TO)
+    calm = DetectorSet(BASELINE, 1.0)
+    assert calm.update(rows(200, 1)) == []
+    assert calm.update_labels(np.tile([True, True, True, True, False], 40)) == []
+    assert set(calm.evidence) == set(DETECTED_METRICS)
     assert all(0 <= evidence < 1 for evidence in calm.evidence.values())
     for baseline in (None, Baseline(("a", "b"), np.zeros((0, 2)), np.zeros(0, int))):
-        nothing = Detectors(baseline, 1.0)
-        assert nothing.hear(rows(50, 1)) == nothing.hear_labels(np.zeros(50, bool)) == []
-        assert nothing.evidence == dict.fromkeys(LISTENED_TO)
+        nothing = DetectorSet(baseline, 1.0)
+        assert nothing.update(rows(50, 1)) == nothing.update_labels(np.zeros(50, bool)) == []
+        assert nothing.evidence == dict.fromkeys(DETECTED_METRICS)
 
 
 def test_each_is_heard_about_its_own_metric():
-    assert {found.metric for found in Detectors(BASELINE, 1.0).hear_labels(np.zeros(60, bool))} == {"accuracy"}
+    assert {found.metric for found in DetectorSet(BASELINE, 1.0).update_labels(np.zeros(60, bool))} == {"accuracy"}
     unsure = np.full((80, 3), [0.34, 0.33, 0.33], np.float16)
-    window = Window(BASELINE.classes, np.zeros(80), np.arange(80) % 3, unsure.max(axis=1).astype(np.float32),
+    window = Predictions(BASELINE.classes, np.zeros(80), np.arange(80) % 3, unsure.max(axis=1).astype(np.float32),
                     np.full(80, -1), sequence=np.arange(80))  # fmt: skip
-    assert {found.metric for found in Detectors(BASELINE, 1.0).hear(window)} == {"confidence_distribution"}
+    assert {found.metric for found in DetectorSet(BASELINE, 1.0).update(window)} == {"confidence_distribution"}
 
 
 def test_in_one_batch_or_in_many_the_alarms_are_the_same():
     window = rows(600, 2)
-    spoilt = Window(window.classes, window.time, np.zeros(600, int), window.confidence, window.labels,
+    spoilt = Predictions(window.classes, window.time, np.zeros(600, int), window.confidence, window.labels,
                     sequence=window.sequence)  # fmt: skip
-    together, apart = Detectors(BASELINE, 100.0), Detectors(BASELINE, 100.0)
-    whole = [(found.metric, found.alarm.change, found.alarm.length) for found in together.hear(spoilt)]
+    together, apart = DetectorSet(BASELINE, 100.0), DetectorSet(BASELINE, 100.0)
+    whole = [(found.metric, found.alarm.change, found.alarm.length) for found in together.update(spoilt)]
     parts = [
         (found.metric, found.alarm.change, found.alarm.length)
         for first in range(0, 600, 7)
-        for found in apart.hear(spoilt.between(first, first + 7))
+        for found in apart.update(spoilt.slice(first, first + 7))
     ]
     assert sorted(whole) == sorted(parts) != []
     assert together.evidence == apart.evidence
@@ -53,13 +53,13 @@ def test_in_one_batch_or_in_many_the_alarms_are_the_same():
 
 def test_a_smaller_budget_takes_more_evidence():
     wrong = np.zeros(200, bool)
-    strict, lax = (len(Detectors(BASELINE, budget).hear_labels(wrong)) for budget in (0.01, 1000.0))
+    strict, lax = (len(DetectorSet(BASELINE, budget).update_labels(wrong)) for budget in (0.01, 1000.0))
     assert 0 < strict < lax
 
 
 def test_a_budget_without_sense_is_refused():
     with pytest.raises(SettingsError, match="false alarms per million must be more than 0"):
-        Detectors(BASELINE, 0.0)
+        DetectorSet(BASELINE, 0.0)
 
 
 def test_labels_of_a_drawn_sample_are_heard_for_themselves():
@@ -68,23 +68,23 @@ def test_labels_of_a_drawn_sample_are_heard_for_themselves():
     right = np.ones(3000, bool)
     drawn = np.arange(3000) % 20 == 0
     right[drawn] = rng.random(drawn.sum()) < 0.3
-    assert Detectors(BASELINE, 1.0).hear_labels(right) == []
-    found = Detectors(BASELINE, 1.0).hear_labels(right, drawn)
+    assert DetectorSet(BASELINE, 1.0).update_labels(right) == []
+    found = DetectorSet(BASELINE, 1.0).update_labels(right, drawn)
     assert {(one.metric, one.alarm.change) for one in found} == {("accuracy", "worse")}
 
 
 def test_a_label_that_is_drawn_later_is_heard_as_drawn_only():
-    once, again = Detectors(BASELINE, 1.0), Detectors(BASELINE, 1.0)
+    once, again = DetectorSet(BASELINE, 1.0), DetectorSet(BASELINE, 1.0)
     right = np.zeros(5, bool)
     for detectors in (once, again):
-        detectors.hear_labels(right)
+        detectors.update_labels(right)
     before = once.evidence["accuracy"]
-    again.hear_labels(right, np.ones(5, bool), first=np.zeros(5, bool))
+    again.update_labels(right, np.ones(5, bool), first=np.zeros(5, bool))
     assert again._errors.evidence == once._errors.evidence == before
     assert again._sampled.evidence == before
 
 
 def test_a_burst_of_one_image_counts_as_one_label():
-    told = told_of(np.full(60, 1), np.full(60, 2), np.zeros(60, bool))
-    assert Detectors(BASELINE, 1.0).hear_labels(*told) == []
-    assert Detectors(BASELINE, 1.0).hear_labels(told.right) != []
+    told = labelled_outcomes(np.full(60, 1), np.full(60, 2), np.zeros(60, bool))
+    assert DetectorSet(BASELINE, 1.0).update_labels(*told) == []
+    assert DetectorSet(BASELINE, 1.0).update_labels(told.right) != []

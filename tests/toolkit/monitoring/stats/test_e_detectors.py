@@ -11,13 +11,13 @@ from scipy import stats
 
 from toolkit.errors import SettingsError
 from toolkit.monitoring.stats.e_detectors import (
-    Bursts,
+    BurstWeights,
     ClassDetector,
     Detector,
     ErrorDetector,
     RankDetector,
     run_length,
-    tie_breakers,
+    uniform_ties,
 )
 
 A = 200  # run length of the simulations: small, so that there are false alarms to count
@@ -54,11 +54,11 @@ def test_an_impossible_share_is_refused(share):
 
 def test_tie_breakers_are_the_outputs_of_splitmix64():
     published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]  # of the seed 0
-    assert tie_breakers([0, 1, 2]) == pytest.approx([bits / 2**64 for bits in published], abs=1e-15)
+    assert uniform_ties([0, 1, 2]) == pytest.approx([bits / 2**64 for bits in published], abs=1e-15)
 
 
 def test_tie_breakers_of_consecutive_numbers_are_uniform_and_independent():
-    uniform = tie_breakers(np.arange(20_000))
+    uniform = uniform_ties(np.arange(20_000))
     assert stats.kstest(uniform, "uniform").pvalue > 0.01
     assert abs(np.corrcoef(uniform[1:], uniform[:-1])[0, 1]) < 0.03
     assert 0 < uniform.min() < uniform.max() < 1
@@ -153,7 +153,7 @@ def test_false_alarms_stay_within_the_budget(make):
 
 
 def test_without_the_discount_a_small_reference_would_break_the_promise():
-    """A discount close to 1, as for a huge reference, on what a hundred pictures said."""
+    """A discount close to 1, as for a huge reference, on what a hundred images said."""
 
     def careless(rng, steps):
         return len(ErrorDetector(10_000 * rng.binomial(100, 0.8), 1_000_000, A).update(rng.random(steps) < 0.8))
@@ -186,8 +186,8 @@ def test_a_drop_of_accuracy_is_found_soon(drop, goal):
 def test_a_change_of_values_is_found_and_named(change, shift, scale):
     rng = np.random.default_rng(3)
     detector = RankDetector(rng.normal(size=2000), run_length=1e5)
-    assert detector.update(rng.normal(size=3000), tie_breakers(np.arange(3000))) == []
-    alarm = detector.update(rng.normal(shift, scale, 200), tie_breakers(np.arange(3000, 3200)))[0]
+    assert detector.update(rng.normal(size=3000), uniform_ties(np.arange(3000))) == []
+    alarm = detector.update(rng.normal(shift, scale, 200), uniform_ties(np.arange(3000, 3200)))[0]
     assert alarm.change == change
     assert alarm.index < 80
     assert alarm.evidence >= 1e5
@@ -264,15 +264,15 @@ def test_a_stream_gives_the_same_however_it_is_cut_into_batches(kind, data):
     places = data.draw(st.lists(st.integers(0, len(values)), max_size=6))
     batches = cut(values, places)
     if kind == "values":
-        batches = list(zip(batches, cut(tie_breakers(np.arange(len(values))), places), strict=True))
-        values = (values, tie_breakers(np.arange(len(values))))
+        batches = list(zip(batches, cut(uniform_ties(np.arange(len(values))), places), strict=True))
+        values = (values, uniform_ties(np.arange(len(values))))
     assert run(MAKERS[kind](), batches) == run(MAKERS[kind](), [values])
 
 
 def stream_of(kind, n, seed=0):
     """What a detector takes of n predictions."""
     values = np.random.default_rng(seed).choice(np.array(CODES[kind], np.float64), n)
-    beside = {"labels": np.arange(n) % 7, "values": tie_breakers(np.arange(n))}
+    beside = {"labels": np.arange(n) % 7, "values": uniform_ties(np.arange(n))}
     return (values, beside[kind]) if kind in beside else (values,)
 
 
@@ -307,7 +307,7 @@ def test_the_state_does_not_grow_with_the_stream(kind):
 def test_what_is_unknown_is_skipped_but_has_its_place(kind):
     values = np.repeat(np.array(CODES[kind][:1], np.float64), 60)
     holes = np.insert(values, np.arange(0, 60, 3), CODES[kind][-1])  # before each third value
-    ties = tie_breakers(np.arange(60))
+    ties = uniform_ties(np.arange(60))
     with_ties = np.insert(ties, np.arange(0, 60, 3), 0.5)
     plain = MAKERS[kind]().update(*((values, ties) if kind == "values" else (values,)))
     gappy = MAKERS[kind]().update(*((holes, with_ties) if kind == "values" else (holes,)))
@@ -356,8 +356,8 @@ def test_saturated_confidences_are_no_change():
     rng = np.random.default_rng(9)
     detector = RankDetector(np.where(rng.random(2000) < 0.9, 1.0, rng.random(2000)), run_length=1e5)
     stream = np.where(rng.random(10_000) < 0.9, 1.0, rng.random(10_000))
-    assert detector.update(stream, tie_breakers(np.arange(10_000))) == []
-    assert detector.update(rng.random(100), tie_breakers(np.arange(100)))[0].change == "lower"
+    assert detector.update(stream, uniform_ties(np.arange(10_000))) == []
+    assert detector.update(rng.random(100), uniform_ties(np.arange(100)))[0].change == "lower"
 
 
 # What is refused
@@ -367,7 +367,7 @@ def test_saturated_confidences_are_no_change():
     ("make", "message"),
     [
         (lambda: ErrorDetector(11, 10, 100), "from 0 to n can be right, got 11 of 10"),
-        (lambda: ErrorDetector(0, 0, 100), "n >= 1 pictures, from 0 to n can be right, got 0 of 0"),
+        (lambda: ErrorDetector(0, 0, 100), "n >= 1 images, from 0 to n can be right, got 0 of 0"),
         (lambda: ErrorDetector(9, 10, 1), "run_length must be more than 1 and finite, got 1"),
         (lambda: ErrorDetector(9, 10, math.nan), "run_length must be more than 1 and finite, got nan"),
         (lambda: ErrorDetector(9, 10, 100).update([1, 2]), "right must be 0, 1, or -1 for unknown, got 2"),
@@ -426,7 +426,7 @@ def test_labels_that_are_no_bursts_are_worth_what_they_are(order):
     kinds = labels_of(20_000, 0.84, np.random.default_rng(5))[1]
     if order == "one class only":
         kinds = kinds[kinds >> 32 == 3]
-    worth = Bursts(usual_kinds()).worth(np.sort(kinds) if order == "by class" else kinds)
+    worth = BurstWeights(usual_kinds()).effective_n(np.sort(kinds) if order == "by class" else kinds)
     if order == "by class":  # which is no fair order: the classes differ
         assert worth.mean() < 0.5
     else:
@@ -462,8 +462,8 @@ def test_bursts_are_the_same_in_batches_of_any_size(seed, sizes):
 
 def test_a_long_stream_of_kinds_is_remembered_in_little_room():
     rng = np.random.default_rng(7)
-    bursts = Bursts({})
-    assert bursts.worth(rng.integers(0, 50_000, 30_000)).min() > 0.5
+    bursts = BurstWeights({})
+    assert bursts.effective_n(rng.integers(0, 50_000, 30_000)).min() > 0.5
     assert len(bursts._kinds) < 20_000
-    assert bursts.worth(np.repeat(rng.integers(0, 50_000, 40), 20)).min() < 0.06
-    assert bursts.worth(rng.integers(0, 50_000, 3000))[-500:].mean() > 0.98
+    assert bursts.effective_n(np.repeat(rng.integers(0, 50_000, 40), 20)).min() < 0.06
+    assert bursts.effective_n(rng.integers(0, 50_000, 3000))[-500:].mean() > 0.98

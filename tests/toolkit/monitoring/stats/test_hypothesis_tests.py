@@ -10,16 +10,16 @@ from scipy import stats
 
 from toolkit.monitoring.stats.hypothesis_tests import (
     Moments,
+    accuracy_drop_test,
     chi_square,
-    drop_lower_bound,
+    degradation_lower_bound,
     effective_sample_size,
-    gap_p_value,
-    labels_needed,
-    largest_gaps,
+    ks_p_value,
+    ks_statistics,
     mean_shift,
     population_stability_index,
-    proportion_drop,
     quantile_groups,
+    required_labels,
     sparse_chi_square,
     total_variation,
 )
@@ -32,8 +32,8 @@ counts = st.lists(st.integers(0, 200), min_size=2, max_size=12)
 def test_the_p_value_of_a_gap_is_close_to_the_exact_one(n, m, shift):
     rng = np.random.default_rng(n + m)
     exact = stats.ks_2samp(rng.normal(shift, 1, n), rng.normal(0, 1, m), method="exact")
-    assert gap_p_value(exact.statistic, n, m) == pytest.approx(exact.pvalue, rel=0.12)  # the exact one has steps
-    assert gap_p_value(0.0, n, m) == pytest.approx(1)
+    assert ks_p_value(exact.statistic, n, m) == pytest.approx(exact.pvalue, rel=0.12)  # the exact one has steps
+    assert ks_p_value(0.0, n, m) == pytest.approx(1)
 
 
 @given(st.lists(counts, min_size=1, max_size=6))
@@ -47,7 +47,7 @@ def test_the_gaps_of_several_quantities_at_once_are_scipys(pieces):
         stats.ks_2samp(*(np.repeat(np.arange(len(each)), each) for each in pair), method="asymp").statistic
         for pair in zip(windows, references, strict=True)
     ]
-    assert largest_gaps(np.concatenate(differences), starts) == pytest.approx(alone, abs=1e-12)
+    assert ks_statistics(np.concatenate(differences), starts) == pytest.approx(alone, abs=1e-12)
 
 
 def test_chi_square_without_rare_classes_is_scipys():
@@ -226,11 +226,11 @@ def test_constant_samples_have_a_finite_shift():
 
 
 def test_the_drop_test_is_half_of_the_two_by_two_chi_square():
-    outcome = proportion_drop(80, 100, 900, 1000)
+    outcome = accuracy_drop_test(80, 100, 900, 1000)
     table = stats.chi2_contingency([[80, 20], [900, 100]], correction=False)
     assert outcome.statistic**2 == pytest.approx(table.statistic)
     assert outcome.p_value == pytest.approx(table.pvalue / 2)
-    assert proportion_drop(100, 100, 10, 10).p_value == 0.5
+    assert accuracy_drop_test(100, 100, 10, 10).p_value == 0.5
 
 
 @pytest.mark.parametrize(("accuracy", "n"), [(0.9, 100), (0.9, 1000), (0.99, 300), (0.5, 60)])
@@ -239,7 +239,7 @@ def test_a_drop_is_called_certain_wrongly_no_more_often_than_stated(accuracy, n)
     true_drop, m, trials = 0.1, 2000, 4000
     windows = rng.binomial(n, accuracy * (1 - true_drop), trials)
     references = rng.binomial(m, accuracy, trials)
-    wrong = sum(drop_lower_bound(w, n, r, m, 0.95) > true_drop for w, r in zip(windows, references, strict=True))
+    wrong = sum(degradation_lower_bound(w, n, r, m, 0.95) > true_drop for w, r in zip(windows, references, strict=True))
     assert wrong / trials < 0.065  # 0.05 and three standard errors of the simulation
 
 
@@ -247,15 +247,15 @@ def test_a_drop_is_called_certain_wrongly_no_more_often_than_stated(accuracy, n)
 def test_what_is_certain_is_never_more_than_what_was_seen(n, m, data):
     right, usual = data.draw(st.integers(0, n)), data.draw(st.integers(1, m))
     seen = 1 - (right / n) / (usual / m)
-    assert drop_lower_bound(right, n, usual, m) <= seen + 1e-9
+    assert degradation_lower_bound(right, n, usual, m) <= seen + 1e-9
 
 
 def test_a_reference_that_was_never_right_proves_nothing():
-    assert drop_lower_bound(0, 100, 0, 100) == -math.inf
+    assert degradation_lower_bound(0, 100, 0, 100) == -math.inf
 
 
 def test_the_labels_said_to_be_needed_are_enough_nine_times_out_of_ten():
     rng = np.random.default_rng(3)
-    n, m = labels_needed(0.9, drop=0.2), 1_000_000
-    proved = [drop_lower_bound(int(r), n, int(0.9 * m), m, 0.99) > 0.05 for r in rng.binomial(n, 0.72, 2000)]
+    n, m = required_labels(0.9, drop=0.2), 1_000_000
+    proved = [degradation_lower_bound(int(r), n, int(0.9 * m), m, 0.99) > 0.05 for r in rng.binomial(n, 0.72, 2000)]
     assert 0.85 < np.mean(proved) < 0.95

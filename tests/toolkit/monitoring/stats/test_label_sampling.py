@@ -8,9 +8,9 @@ from scipy import stats
 
 from toolkit.errors import SettingsError
 from toolkit.monitoring.base.ids import new_prediction_id, parse_prediction_id
-from toolkit.monitoring.base.thresholds import Limits
-from toolkit.monitoring.stats.hypothesis_tests import labels_needed
-from toolkit.monitoring.stats.label_sampling import audit, labels_to_settle, random_numbers
+from toolkit.monitoring.base.thresholds import Thresholds
+from toolkit.monitoring.stats.hypothesis_tests import required_labels
+from toolkit.monitoring.stats.label_sampling import labels_to_confirm, random_numbers, sample_for_labelling
 
 
 @given(
@@ -18,16 +18,16 @@ from toolkit.monitoring.stats.label_sampling import audit, labels_to_settle, ran
 )
 @settings(max_examples=80, deadline=None)
 def test_the_list_follows_from_the_window_and_grows_at_its_end(ids, n, seed, random):
-    drawn = audit(ids, n, seed).tolist()
-    assert audit(random.sample(ids, len(ids)), n, seed).tolist() == drawn
-    assert audit(ids, n + 7, seed)[:n].tolist() == drawn
+    drawn = sample_for_labelling(ids, n, seed).tolist()
+    assert sample_for_labelling(random.sample(ids, len(ids)), n, seed).tolist() == drawn
+    assert sample_for_labelling(ids, n + 7, seed)[:n].tolist() == drawn
     assert set(drawn) <= set(ids)
     assert len(set(drawn)) == len(drawn) == min(n, len(ids))
 
 
 def test_every_prediction_is_drawn_equally_often_alone_and_in_pairs():
     ids = [parse_prediction_id(new_prediction_id(lambda: 1.7e9)) for _ in range(20)]  # of one burst
-    draws = np.array([np.isin(ids, audit(ids, 5, seed)) for seed in range(4000)])  # (4000, 20)
+    draws = np.array([np.isin(ids, sample_for_labelling(ids, 5, seed)) for seed in range(4000)])  # (4000, 20)
     assert stats.chisquare(draws.sum(axis=0)).pvalue > 0.001
     pairs = (draws.T.astype(int) @ draws)[np.triu_indices(20, 1)]
     assert stats.chisquare(pairs).pvalue > 0.001
@@ -37,15 +37,15 @@ def test_every_prediction_is_drawn_equally_often_alone_and_in_pairs():
 def test_a_window_that_moved_on_keeps_what_is_still_in_it():
     rng = np.random.default_rng(0)
     ids = rng.permutation(10**6)[:1100]
-    before, after = audit(ids[:1000], 100), audit(ids[100:], 100)
+    before, after = sample_for_labelling(ids[:1000], 100), sample_for_labelling(ids[100:], 100)
     assert len(set(before) & set(after)) > 75  # of the 90 that one would hope for
 
 
 def test_the_number_of_labels_grows_as_the_suspicion_shrinks():
-    limits = Limits()
-    assert labels_to_settle(0.9, 0.2, limits) == labels_needed(0.9, drop=0.2)
-    assert labels_to_settle(0.9, 0.4, limits) < 107 < labels_to_settle(0.9, 0.12, limits)
-    assert labels_to_settle(0.9, -0.1, limits) == labels_needed(0.9, drop=0.1)
+    limits = Thresholds()
+    assert labels_to_confirm(0.9, 0.2, limits) == required_labels(0.9, drop=0.2)
+    assert labels_to_confirm(0.9, 0.4, limits) < 107 < labels_to_confirm(0.9, 0.12, limits)
+    assert labels_to_confirm(0.9, -0.1, limits) == required_labels(0.9, drop=0.1)
 
 
 def test_seeds_and_ids_give_different_numbers():
@@ -62,4 +62,4 @@ def test_seeds_and_ids_give_different_numbers():
 )
 def test_what_cannot_be_drawn_is_refused_in_one_line(arguments, message):
     with pytest.raises(SettingsError, match=message):
-        audit(**arguments)
+        sample_for_labelling(**arguments)

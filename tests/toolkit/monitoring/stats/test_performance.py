@@ -11,8 +11,8 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from toolkit.bundle.baseline import calibration_bins
 from toolkit.errors import SettingsError
-from toolkit.monitoring.base.thresholds import Limits
-from toolkit.monitoring.stats.performance import calibration, degradation, quality
+from toolkit.monitoring.base.thresholds import Thresholds
+from toolkit.monitoring.stats.performance import calibration, classification_metrics, degradation
 from toolkit.statistics.intervals import wilson
 
 matrices = st.integers(1, 4).flatmap(
@@ -31,7 +31,7 @@ def cases(matrix):
 @given(matrices)
 @settings(max_examples=60, deadline=None)
 def test_figures_are_scikit_learns_and_lie_in_their_intervals(matrix):
-    figures = quality(np.array(matrix))
+    figures = classification_metrics(np.array(matrix))
     json.dumps(figures, allow_nan=False)
     truth, predicted = cases(matrix)
     assert figures["n_labels"] == len(truth)
@@ -49,7 +49,7 @@ def test_figures_are_scikit_learns_and_lie_in_their_intervals(matrix):
 
 def test_the_variances_are_those_of_simulated_labels():
     rng = np.random.default_rng(0)
-    draws = [quality(m.reshape(4, 4)) for m in rng.multinomial(4000, UNEVEN.ravel(), 600)]
+    draws = [classification_metrics(m.reshape(4, 4)) for m in rng.multinomial(4000, UNEVEN.ravel(), 600)]
     for name in ("accuracy", *WEIGHTED):
         deviation = np.std([figures[name] for figures in draws])
         half = np.mean([np.diff(figures[f"{name}_interval"])[0] / 2 for figures in draws])
@@ -67,14 +67,14 @@ def test_intervals_hold_the_truth_nineteen_times_out_of_twenty(n, sharpness):
         "f1_weighted": true @ (2 * hit / (true + predicted)),
     }
     rng = np.random.default_rng(n)
-    draws = [quality(matrix.reshape(4, 4)) for matrix in rng.multinomial(n, chances.ravel(), 800)]
+    draws = [classification_metrics(matrix.reshape(4, 4)) for matrix in rng.multinomial(n, chances.ravel(), 800)]
     for name, value in truth.items():
         held = np.mean([low <= value <= high for low, high in (figures[f"{name}_interval"] for figures in draws)])
         assert held > 0.93, name
 
 
 def test_no_error_at_all_is_as_certain_as_any_share():
-    figures = quality(np.diag([30, 20, 50]))
+    figures = classification_metrics(np.diag([30, 20, 50]))
     for name in ("accuracy", *WEIGHTED):
         assert figures[f"{name}_interval"] == pytest.approx(list(wilson(100, 100)), abs=1e-6)
 
@@ -84,7 +84,7 @@ def test_a_thousand_classes_are_no_trouble():
     truth = rng.integers(1000, size=10_000)
     predicted = np.where(rng.random(10_000) < 0.8, truth, rng.integers(1000, size=10_000))
     matrix = np.bincount(truth * 1000 + predicted, minlength=1_000_000).reshape(1000, 1000)
-    figures = quality(matrix)
+    figures = classification_metrics(matrix)
     expected = precision_recall_fscore_support(truth, predicted, average="weighted", zero_division=0)[:3]
     assert [figures[name] for name in WEIGHTED] == pytest.approx(expected)
     low, high = figures["f1_weighted_interval"]
@@ -93,12 +93,12 @@ def test_a_thousand_classes_are_no_trouble():
 
 def test_bursts_widen_every_interval_and_move_nothing():
     matrix = np.array([[40, 10], [5, 45]])
-    plain, burst = quality(matrix), quality(matrix, effective_n=25)
+    plain, burst = classification_metrics(matrix), classification_metrics(matrix, effective_n=25)
     assert burst["accuracy_interval"] == pytest.approx(list(wilson(21.25, 25)))
     for name in ("accuracy", *WEIGHTED):
         assert burst[name] == plain[name]
         assert burst[f"{name}_interval"][0] < plain[f"{name}_interval"][0]
-    assert quality(matrix, effective_n=1000) == plain  # never more certain than the labels there are
+    assert classification_metrics(matrix, effective_n=1000) == plain  # never more certain than the labels there are
 
 
 def answers(n, rng, overconfidence=0.0):
@@ -160,7 +160,7 @@ def test_nothing_is_known_of_calibration_without_labels():
     ],
 )
 def test_a_drop_is_confirmed_only_when_its_lower_bound_passes_the_threshold(right, n, effective_n, level, status):
-    figures = degradation(right, n, 1800, 2000, Limits(), effective_n)
+    figures = degradation(right, n, 1800, 2000, Thresholds(), effective_n)
     assert (figures["level"], figures["status"]) == (level, status)
     assert figures["degradation"] == pytest.approx(1 - right / n / 0.9)
     assert figures["degradation_lower_bound"] < figures["degradation"]
@@ -168,7 +168,7 @@ def test_a_drop_is_confirmed_only_when_its_lower_bound_passes_the_threshold(righ
 
 @pytest.mark.parametrize("numbers", [(0, 0, 90, 100), (50, 60, 0, 0), (50, 60, 0, 100)])
 def test_without_labels_or_a_reference_nothing_is_said_of_degradation(numbers):
-    figures = degradation(*numbers, Limits())
+    figures = degradation(*numbers, Thresholds())
     json.dumps(figures, allow_nan=False)
     assert figures["degradation"] is figures["level"] is None
     assert figures["status"] == "insufficient_data"
@@ -176,4 +176,4 @@ def test_without_labels_or_a_reference_nothing_is_said_of_degradation(numbers):
 
 def test_what_does_not_fit_is_refused_in_one_line():
     with pytest.raises(SettingsError, match=r"must be square, got the shape \(2, 3\)"):
-        quality(np.zeros((2, 3), int))
+        classification_metrics(np.zeros((2, 3), int))

@@ -1,4 +1,4 @@
-"""Accuracy without labels: by hand, as properties, and on real pictures that change with and without harm."""
+"""Accuracy without labels: by hand, as properties, and on real images that change with and without harm."""
 
 import json
 
@@ -13,8 +13,8 @@ from sklearn.linear_model import LogisticRegression
 
 from toolkit.bundle.baseline import Baseline
 from toolkit.errors import SettingsError
-from toolkit.monitoring.base.thresholds import Limits
-from toolkit.monitoring.stats.performance_estimation import METHODS, Estimator, isotonic
+from toolkit.monitoring.base.thresholds import Thresholds
+from toolkit.monitoring.stats.performance_estimation import METHODS, PerformanceEstimator, isotonic
 
 CLASSES = ("bird", "cat", "dog")
 tied_rows = st.lists(
@@ -38,10 +38,12 @@ def answers(n, rng, strength=3.0):
 
 @given(tied_rows)
 @settings(max_examples=80, deadline=None)
-def test_on_the_held_out_pictures_both_methods_give_the_accuracy_itself(rows):
+def test_on_the_held_out_images_both_methods_give_the_accuracy_itself(rows):
     probabilities, labels = (np.array(column) for column in zip(*rows, strict=True))
     baseline = Baseline(CLASSES, probabilities, labels)
-    assert Estimator(baseline).score(probabilities).mean(axis=0) == pytest.approx([baseline.accuracy] * 2, abs=2e-6)
+    assert PerformanceEstimator(baseline).score(probabilities).mean(axis=0) == pytest.approx(
+        [baseline.accuracy] * 2, abs=2e-6
+    )
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_size=60))
@@ -56,14 +58,16 @@ def test_isotonic_regression_is_scikit_learns(points):
 
 def test_the_threshold_lets_through_as_many_as_were_right():
     probabilities = np.array([[0.99, 0.01, 0], [0.9, 0.1, 0], [0.8, 0.2, 0], [0.7, 0.3, 0], [0.6, 0.4, 0]])
-    estimator = Estimator(Baseline(CLASSES, probabilities, [0, 0, 1, 0, 1]))  # three of five, in whatever order
+    estimator = PerformanceEstimator(
+        Baseline(CLASSES, probabilities, [0, 0, 1, 0, 1])
+    )  # three of five, in whatever order
     certain = estimator.score([[0.81, 0.19, 0], [0, 0.2, 0.8], [0.79, 0.21, 0], [0.8, 0.1, 0.1]])[:, 0]
     assert certain.tolist() == [1, 1, 0, 0]  # the last one has the confidence, but more doubt
 
 
-def test_the_calibrated_confidence_is_the_share_that_was_right_among_such_pictures():
+def test_the_calibrated_confidence_is_the_share_that_was_right_among_such_images():
     probabilities = np.repeat([[0.5, 0.5, 0], [0.75, 0.25, 0], [1, 0, 0]], 4, axis=0)
-    estimator = Estimator(Baseline(CLASSES, probabilities, [0, 1, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0]))
+    estimator = PerformanceEstimator(Baseline(CLASSES, probabilities, [0, 1, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0]))
     rows = [[0.34, 0.33, 0.33], [0.5, 0, 0.5], [0.625, 0.375, 0], [0.75, 0.25, 0], [0.98, 0.02, 0], [0, 1, 0]]
     assert estimator.score(rows)[:, 1].tolist() == [0.25, 0.25, 0.25, 0.5, 0.5, 1]
 
@@ -72,8 +76,10 @@ def test_the_order_of_the_classes_changes_nothing():
     rng = np.random.default_rng(0)
     (reference, labels), (window, _) = answers(1000, rng), answers(500, rng, strength=1.5)
     order = np.array([2, 0, 1])
-    plain = Estimator(Baseline(CLASSES, reference, labels)).estimate(window)
-    turned = Estimator(Baseline(CLASSES, reference[:, order], np.argsort(order)[labels])).estimate(window[:, order])
+    plain = PerformanceEstimator(Baseline(CLASSES, reference, labels)).estimate(window)
+    turned = PerformanceEstimator(Baseline(CLASSES, reference[:, order], np.argsort(order)[labels])).estimate(
+        window[:, order]
+    )
     assert turned == plain
 
 
@@ -84,13 +90,13 @@ def test_sums_are_exact_in_any_order_and_rows_that_are_not_finite_add_nothing(se
     reference, labels = answers(150, rng)
     window, _ = answers(400, rng)
     window[rng.random(400) < 0.1, 1] = np.nan
-    estimator = Estimator(Baseline(CLASSES, reference, labels))
+    estimator = PerformanceEstimator(Baseline(CLASSES, reference, labels))
     scores = estimator.score(window)
     finite = int(np.isfinite(window).all(axis=1).sum())
     parts = scores[cut:].sum(axis=0) + scores[:cut][::-1].sum(axis=0)
     assert parts.tolist() == scores.sum(axis=0).tolist()
     assert (parts - scores[:cut].sum(axis=0)).tolist() == scores[cut:].sum(axis=0).tolist()
-    assert estimator.summary(parts, finite) == estimator.estimate(window)
+    assert estimator.from_sums(parts, finite) == estimator.estimate(window)
     assert estimator.estimate(window).n == finite
 
 
@@ -100,7 +106,7 @@ def test_when_nothing_has_changed_the_interval_holds_the_accuracy():
     accuracy = (population.argmax(axis=1) == truth).mean()
     held = []
     for _ in range(200):
-        estimator = Estimator(Baseline(CLASSES, *answers(400, rng)))
+        estimator = PerformanceEstimator(Baseline(CLASSES, *answers(400, rng)))
         estimate = estimator.estimate(answers(500, rng)[0])
         held.append(estimate.low <= accuracy <= estimate.high)
         assert estimate.method in METHODS
@@ -108,33 +114,33 @@ def test_when_nothing_has_changed_the_interval_holds_the_accuracy():
 
 
 def test_a_burst_is_worth_fewer_predictions():
-    estimator = Estimator(Baseline(CLASSES, *answers(1000, np.random.default_rng(2))))
-    plain, burst = estimator.summary([700, 600], 1000), estimator.summary([700, 600], 1000, effective_n=50)
+    estimator = PerformanceEstimator(Baseline(CLASSES, *answers(1000, np.random.default_rng(2))))
+    plain, burst = estimator.from_sums([700, 600], 1000), estimator.from_sums([700, 600], 1000, effective_n=50)
     assert (plain.accuracy, plain.method) == (burst.accuracy, burst.method) == (0.7, "thresholded_confidence")
     assert burst.low < plain.low < 0.7 < plain.high < burst.high
 
 
 def test_an_estimate_that_chance_may_move_too_far_says_so():
     rng = np.random.default_rng(3)
-    small, large = (Estimator(Baseline(CLASSES, *answers(n, rng, 1.5))) for n in (110, 5000))
+    small, large = (PerformanceEstimator(Baseline(CLASSES, *answers(n, rng, 1.5))) for n in (110, 5000))
     window = answers(1000, rng, 1.5)[0]
-    unsure = small.degradation(small.estimate(window), Limits())
+    unsure = small.degradation(small.estimate(window), Thresholds())
     assert (unsure["level"], unsure["status"]) == (None, "insufficient_data")
     assert "chance alone may move the estimate by" in unsure["note"]
-    sure = large.degradation(large.estimate(window), Limits())
+    sure = large.degradation(large.estimate(window), Thresholds())
     assert (sure["level"], sure["status"], sure["note"]) == ("ok", "estimate", None)
-    few = large.degradation(large.estimate(window[:60]), Limits())
-    assert few["note"] == "60 predictions and 5000 held-out pictures are too few"
+    few = large.degradation(large.estimate(window[:60]), Thresholds())
+    assert few["note"] == "60 predictions and 5000 held-out images are too few"
 
 
 def test_figures_are_ready_for_json_whatever_is_missing():
     rng = np.random.default_rng(4)
-    estimator = Estimator(Baseline(CLASSES, *answers(300, rng)))
-    never_right = Estimator(Baseline(CLASSES, [[1, 0, 0]] * 200, [1] * 200))
+    estimator = PerformanceEstimator(Baseline(CLASSES, *answers(300, rng)))
+    never_right = PerformanceEstimator(Baseline(CLASSES, [[1, 0, 0]] * 200, [1] * 200))
     for figures in (
-        estimator.degradation(None, Limits()),
-        estimator.degradation(estimator.estimate(answers(300, rng)[0]), Limits()),
-        never_right.degradation(never_right.estimate([[1, 0, 0]] * 200), Limits()),
+        estimator.degradation(None, Thresholds()),
+        estimator.degradation(estimator.estimate(answers(300, rng)[0]), Thresholds()),
+        never_right.degradation(never_right.estimate([[1, 0, 0]] * 200), Thresholds()),
     ):
         json.dumps(figures, allow_nan=False)
     assert estimator.estimate(np.zeros((0, 3))) is None
@@ -143,24 +149,24 @@ def test_figures_are_ready_for_json_whatever_is_missing():
 
 @pytest.fixture(scope="module")
 def digits():
-    """A linear model of handwritten digits: its estimator, and pictures and labels it has not seen."""
-    pictures, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(pictures))
-    pictures, labels = pictures[order] / 16, labels[order]
-    model = LogisticRegression(max_iter=100).fit(pictures[:500], labels[:500])
+    """A linear model of handwritten digits: its estimator, and images and labels it has not seen."""
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(images))
+    images, labels = images[order] / 16, labels[order]
+    model = LogisticRegression(max_iter=100).fit(images[:500], labels[:500])
     names = tuple("0123456789")
-    estimator = Estimator(Baseline(names, model.predict_proba(pictures[500:1200]), labels[500:1200]))
-    return model, estimator, pictures[1200:], labels[1200:]
+    estimator = PerformanceEstimator(Baseline(names, model.predict_proba(images[500:1200]), labels[500:1200]))
+    return model, estimator, images[1200:], labels[1200:]
 
 
 def judged(estimator, probabilities, share=1.0):
-    return estimator.degradation(estimator.estimate(np.repeat(probabilities, 2, axis=0)), Limits())
+    return estimator.degradation(estimator.estimate(np.repeat(probabilities, 2, axis=0)), Thresholds())
 
 
 def test_a_class_that_stops_appearing_is_not_read_as_harm(digits):
-    model, estimator, pictures, labels = digits
+    model, estimator, images, labels = digits
     for gone in range(10):
-        figures = judged(estimator, model.predict_proba(pictures[labels != gone]))
+        figures = judged(estimator, model.predict_proba(images[labels != gone]))
         assert figures["level"] == "ok", gone
         assert abs(figures["degradation"]) < 0.05, gone
 
@@ -168,30 +174,30 @@ def test_a_class_that_stops_appearing_is_not_read_as_harm(digits):
 @pytest.mark.parametrize(
     "harm",
     [
-        lambda picture, rng: np.clip(picture + rng.normal(0, 100 / 255, (8, 8)), 0, 1),
-        lambda picture, rng: ndimage.rotate(picture, rng.uniform(-60, 60), reshape=False, order=1),
-        lambda picture, rng: ndimage.gaussian_filter(picture, 1.5),
+        lambda image, rng: np.clip(image + rng.normal(0, 100 / 255, (8, 8)), 0, 1),
+        lambda image, rng: ndimage.rotate(image, rng.uniform(-60, 60), reshape=False, order=1),
+        lambda image, rng: ndimage.gaussian_filter(image, 1.5),
     ],
     ids=["noise", "rotation", "blur"],
 )
-def test_pictures_that_harm_a_real_model_are_a_warning_and_never_more(digits, harm):
-    model, estimator, pictures, labels = digits
+def test_images_that_harm_a_real_model_are_a_warning_and_never_more(digits, harm):
+    model, estimator, images, labels = digits
     rng = np.random.default_rng(5)
-    changed = np.stack([harm(picture.reshape(8, 8), rng).ravel() for picture in pictures])
+    changed = np.stack([harm(image.reshape(8, 8), rng).ravel() for image in images])
     assert (model.predict(changed) == labels).mean() < 0.9 * estimator.reference_accuracy  # critical, in truth
     assert judged(estimator, model.predict_proba(changed))["level"] == "warning"
-    assert judged(estimator, model.predict_proba(pictures))["level"] == "ok"
+    assert judged(estimator, model.predict_proba(images))["level"] == "ok"
 
 
 def test_no_estimate_is_an_all_clear(digits):
-    model, estimator, pictures, labels = digits
-    lying = model.predict_proba(np.rot90(pictures.reshape(-1, 8, 8), axes=(1, 2)).reshape(-1, 64))
+    model, estimator, images, labels = digits
+    lying = model.predict_proba(np.rot90(images.reshape(-1, 8, 8), axes=(1, 2)).reshape(-1, 64))
     assert (lying.argmax(axis=1) == labels).mean() < 0.2
     assert judged(estimator, lying)["level"] == "ok"  # the model is sure of what it says
 
 
 def test_what_does_not_fit_is_refused_in_one_line():
-    with pytest.raises(SettingsError, match="cannot be estimated from a baseline without pictures"):
-        Estimator(Baseline(CLASSES, np.zeros((0, 3)), []))
+    with pytest.raises(SettingsError, match="cannot be estimated from a baseline without images"):
+        PerformanceEstimator(Baseline(CLASSES, np.zeros((0, 3)), []))
     with pytest.raises(SettingsError, match=r"must have the shape \(n, 3\), got \(2,\)"):
-        Estimator(Baseline(CLASSES, np.eye(3), range(3))).score([0.5, 0.5])
+        PerformanceEstimator(Baseline(CLASSES, np.eye(3), range(3))).score([0.5, 0.5])

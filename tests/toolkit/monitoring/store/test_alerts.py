@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from toolkit.monitoring.store.alerts import Alert
-from toolkit.monitoring.store.model_versions import Model
+from toolkit.monitoring.store.model_versions import ModelVersion
 
-MODEL = Model("1", ("cat", "dog"))
+MODEL = ModelVersion("1", ("cat", "dog"))
 ALERT = Alert(time=1.0, metric="accuracy", window="short", level="warning", status="confirmed", value=0.1, message="m")
 
 
@@ -58,7 +58,7 @@ def test_of_several_that_remind_or_clear_one_has_done_it(store):
 
 
 def test_the_alerts_of_other_versions_are_cleared(store):
-    other = Model("2", ("cat", "dog"))
+    other = ModelVersion("2", ("cat", "dog"))
     for model in (MODEL, other):
         store.versions.register(model)
         store.alerts.insert(model, ALERT)

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from toolkit.errors import StoreError
 from toolkit.monitoring.store import background_writer as module
 from toolkit.monitoring.store import database
-from toolkit.monitoring.store.background_writer import Writer
-from toolkit.monitoring.store.model_versions import Model
-from toolkit.monitoring.store.predictions import Prediction, PredictionStore
+from toolkit.monitoring.store.background_writer import BackgroundWriter
+from toolkit.monitoring.store.model_versions import ModelVersion
+from toolkit.monitoring.store.predictions import LoggedPrediction, PredictionStore
 
-ROOT = str(Path(__file__).parents[3])
+ROOT = str(Path(__file__).parents[4])
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def blocking_store():
 
 
 def test_a_full_queue_that_drops_counts_and_says_so_once_while_the_store_hangs(blocking_store, caplog):
-    writer = Writer(blocking_store.write, capacity=10, drop=True)
+    writer = BackgroundWriter(blocking_store.write, capacity=10, drop=True)
     writer.put(0)
     assert blocking_store.entered.wait(30)
     accepted = [writer.put(i) for i in range(1, 16)]
@@ -64,7 +64,7 @@ def test_a_full_queue_that_drops_counts_and_says_so_once_while_the_store_hangs(b
 
 
 def test_a_tight_loop_waits_for_a_slow_store_and_loses_nothing(blocking_store, caplog):
-    writer = Writer(blocking_store.write, capacity=10)
+    writer = BackgroundWriter(blocking_store.write, capacity=10)
     thread = threading.Thread(target=lambda: [writer.put(i) for i in range(2000)])
     thread.start()
     assert blocking_store.entered.wait(30)
@@ -81,11 +81,11 @@ def test_a_tight_loop_waits_for_a_slow_store_and_loses_nothing(blocking_store, c
 
 
 def test_waiting_for_a_store_that_takes_nothing_ends_with_one_line(monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(module, "CLOSING_SECONDS", 0.0)
+    monkeypatch.setattr(module, "GIVE_UP_AFTER_S", 0.05)
+    monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", 0.0)
     store = Store()
     store.error = StoreError("disk full")
-    writer = Writer(store.write, capacity=4)
+    writer = BackgroundWriter(store.write, capacity=4)
     writer.put(0)
     writer.flush(timeout=30)
     assert writer.stats()["write_errors"] == 1
@@ -107,7 +107,7 @@ def test_what_the_writers_own_work_puts_in_does_not_wait_for_it():
         if batch == ["first"]:
             writer.put_many(["second"] * 20)
 
-    writer = Writer(write, capacity=3)
+    writer = BackgroundWriter(write, capacity=3)
     writer.put("first")
     writer.close()
     assert stored == ["first", *["second"] * 20]
@@ -129,13 +129,13 @@ class Store:
 def test_duties_that_were_announced_are_done_though_nothing_more_is_put_in():
     batches, done = [], threading.Event()
 
-    def write(batch: list[int]) -> float | None:
+    def write(batch):
         batches.append(list(batch))
         if len(batches) == 3:
             done.set()
         return 0.01 if len(batches) < 3 else None
 
-    writer = Writer(write)
+    writer = BackgroundWriter(write)
     writer.put(1)
     assert done.wait(30)
     time.sleep(0.1)  # in which it would have been called ten times
@@ -147,11 +147,11 @@ def test_duties_that_were_announced_are_done_though_nothing_more_is_put_in():
 def test_duties_that_are_far_off_do_not_keep_it_from_writing_or_closing():
     batches = []
 
-    def write(batch: list[int]) -> float | None:
+    def write(batch):
         batches.append(list(batch))
         return 1e6
 
-    writer = Writer(write)
+    writer = BackgroundWriter(write)
     writer.put(1)
     assert writer.flush(timeout=30)
     writer.put(2)
@@ -162,10 +162,10 @@ def test_duties_that_are_far_off_do_not_keep_it_from_writing_or_closing():
 
 @pytest.mark.parametrize("error", [StoreError("database is locked"), OSError("disk full")])
 def test_what_a_failing_store_does_not_take_is_kept_and_written_when_it_works_again(caplog, monkeypatch, error):
-    monkeypatch.setattr(module, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
     store = Store()
     store.error = error
-    writer = Writer(store.write)
+    writer = BackgroundWriter(store.write)
     with caplog.at_level(logging.WARNING):
         for item in range(3):
             writer.put(item)
@@ -191,7 +191,7 @@ def test_a_store_that_goes_on_failing_loses_what_is_oldest_and_all_is_counted(mo
     monkeypatch.setattr(module, "BATCH", 2)
     store = Store()
     store.error = StoreError("disk full")
-    writer = Writer(store.write, capacity=4, drop=True)
+    writer = BackgroundWriter(store.write, capacity=4, drop=True)
     for item in range(1000):
         writer.put(item)
         time.sleep(0.0001)
@@ -209,7 +209,7 @@ def test_a_store_that_goes_on_failing_loses_what_is_oldest_and_all_is_counted(mo
 def test_what_fails_for_another_reason_would_fail_again_and_holds_nothing_up(caplog):
     store = Store()
     store.error = TypeError("no number")
-    writer = Writer(store.write)
+    writer = BackgroundWriter(store.write)
     writer.put("a")
     writer.flush(timeout=30)
     store.error = None
@@ -237,9 +237,9 @@ def test_whatever_happens_in_between_all_is_written_in_order(actions):
         store.items += batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "AGAIN_SECONDS", 0.001)
+        patch.setattr(module, "RETRY_S", 0.001)
         patch.setattr(module, "LINGER_SECONDS", 0.001)
-        writer = Writer(write, capacity=5)
+        writer = BackgroundWriter(write, capacity=5)
         for action in actions:
             if isinstance(action, int):
                 more = list(itertools.islice(items, action))
@@ -258,10 +258,10 @@ def test_whatever_happens_in_between_all_is_written_in_order(actions):
 
 
 def test_close_tries_a_store_that_fails_a_little_longer(monkeypatch, caplog):
-    monkeypatch.setattr(module, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
     store = Store()
     store.error = StoreError("database is locked")
-    writer = Writer(store.write)
+    writer = BackgroundWriter(store.write)
     writer.put_many(range(5000))
     closing = threading.Thread(target=writer.close)
     closing.start()
@@ -270,7 +270,7 @@ def test_close_tries_a_store_that_fails_a_little_longer(monkeypatch, caplog):
     store.error = None
     closing.join(30)
     assert store.items == list(range(5000))
-    monkeypatch.setattr(module, "CLOSING_SECONDS", 0.1)
+    monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", 0.1)
     store.error = StoreError("disk full")
     writer.put_many(range(3000))
     writer.close()
@@ -282,7 +282,7 @@ def test_close_tries_a_store_that_fails_a_little_longer(monkeypatch, caplog):
 def test_close_does_not_wait_for_a_store_that_fails_when_what_finds_no_room_is_dropped(caplog):
     store = Store()
     store.error = StoreError("database is locked")
-    writer = Writer(store.write, drop=True)
+    writer = BackgroundWriter(store.write, drop=True)
     for item in range(5000):
         writer.put(item)
     writer.close()
@@ -300,10 +300,10 @@ def test_a_store_that_another_process_locks_for_too_long_gets_all_of_it_later(
     file_store, prediction, monkeypatch, caplog
 ):
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.01)
-    monkeypatch.setattr(module, "AGAIN_SECONDS", 0.01)
-    store, model = PredictionStore(str(file_store)), Model("1", ("cat", "dog"))
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
+    store, model = PredictionStore(str(file_store)), ModelVersion("1", ("cat", "dog"))
     store.versions.register(model)
-    writer = Writer(store.write)
+    writer = BackgroundWriter(store.write)
     with sqlite3.connect(str(store), isolation_level=None) as connection:
         connection.execute("BEGIN IMMEDIATE")
         for number in range(100):
@@ -340,7 +340,7 @@ while True:
 
 def test_a_process_that_is_killed_loses_its_last_moment_and_nothing_else(tmp_path):
     """What the writer waits for company, 100 ms, and the transaction under way; with room for a slow machine."""
-    path, model = str(tmp_path / "m.db"), Model("1", ("cat", "dog"))
+    path, model = str(tmp_path / "m.db"), ModelVersion("1", ("cat", "dog"))
     process = subprocess.Popen([sys.executable, "-c", PREDICT, path], stdout=subprocess.PIPE, text=True)
     given = [int(process.stdout.readline()) for _ in range(500)]
     process.kill()
@@ -354,13 +354,13 @@ def test_a_process_that_is_killed_loses_its_last_moment_and_nothing_else(tmp_pat
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
-    assert store.write([Prediction(1, 0.0, model, np.array([0.5, 0.5], np.float16))]) == 1
+    assert store.write([LoggedPrediction(1, 0.0, model, np.array([0.5, 0.5], np.float16))]) == 1
     store.close()
 
 
 def test_items_of_one_thread_stay_in_order_and_none_is_lost():
     stored = []
-    writer = Writer(stored.extend, capacity=100_000)
+    writer = BackgroundWriter(stored.extend, capacity=100_000)
 
     def put(thread):
         for i in range(3000):
@@ -379,8 +379,8 @@ def test_items_of_one_thread_stay_in_order_and_none_is_lost():
 
 def test_a_poke_calls_write_with_nothing():
     batches = []
-    writer = Writer(batches.append)
-    writer.poke()
+    writer = BackgroundWriter(batches.append)
+    writer.wake()
     assert writer.flush(timeout=30)
     assert batches == [[]]
     writer.close()
@@ -388,7 +388,7 @@ def test_a_poke_calls_write_with_nothing():
 
 def test_close_may_be_repeated_and_put_starts_again():
     stored = []
-    writer = Writer(stored.extend)
+    writer = BackgroundWriter(stored.extend)
     writer.close()
     for item in "ab":
         writer.put(item)
@@ -399,7 +399,7 @@ def test_close_may_be_repeated_and_put_starts_again():
 
 def test_flush_within_the_writers_own_thread_does_not_wait_for_itself():
     answers = []
-    writer = Writer(lambda _: answers.append(writer.flush(timeout=30)))
+    writer = BackgroundWriter(lambda _: answers.append(writer.flush(timeout=30)))
     writer.put("a")
     writer.close()
     assert answers == [False]

@@ -13,10 +13,10 @@ import sqlalchemy as sa
 from toolkit.errors import StoreError
 from toolkit.monitoring.store import database, schema
 from toolkit.monitoring.store.database import Database
-from toolkit.monitoring.store.model_versions import Model
+from toolkit.monitoring.store.model_versions import ModelVersion
 from toolkit.monitoring.store.predictions import PredictionStore
 
-MODEL = Model("1", ("cat", "dog"))
+MODEL = ModelVersion("1", ("cat", "dog"))
 
 
 def test_what_is_no_store_is_said_in_one_line(tmp_path):
@@ -181,7 +181,7 @@ def test_a_file_that_is_damaged_while_it_is_used_is_said_in_one_line(file_store,
 @pytest.mark.parametrize("others", [False, True])
 def test_a_file_that_is_deleted_is_begun_again(file_store, prediction, others):
     """With or without the two files that SQLite keeps beside it, and with the model known as before."""
-    model = Model("1", ("cat", "dog"), None, 5.0)
+    model = ModelVersion("1", ("cat", "dog"), None, 5.0)
     file_store.write([prediction(1, model, statistics={"a": 1.0})])
     before = file_store.change_token()
     for ending in ("", "-wal", "-shm") if others else ("",):
@@ -200,7 +200,7 @@ def test_a_file_that_is_deleted_is_begun_again(file_store, prediction, others):
 def test_a_file_that_is_replaced_by_another_is_read_as_that(tmp_path, file_store, prediction):
     file_store.write([prediction(1, MODEL), prediction(2, MODEL)])
     other = PredictionStore(str(tmp_path / "other.db"))
-    other.write([prediction(9, Model("0", ("cat", "dog"))), prediction(3, MODEL)])
+    other.write([prediction(9, ModelVersion("0", ("cat", "dog"))), prediction(3, MODEL)])
     other.close()
     for ending in ("-wal", "-shm"):
         Path(f"{file_store}{ending}").unlink()
@@ -212,7 +212,7 @@ def test_a_file_that_is_replaced_by_another_is_read_as_that(tmp_path, file_store
 
 def test_a_fork_opens_connections_of_its_own(store, prediction, tmp_path):
     store.write([prediction(1, MODEL)])
-    if not (child := os.fork()):
+    if not (child := os.warm_start()):
         status = 1
         try:
             status = 0 if store.write([prediction(2, MODEL)]) == 1 else 2

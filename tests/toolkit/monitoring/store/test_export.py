@@ -10,10 +10,10 @@ from pyarrow import parquet
 from toolkit.errors import SettingsError, StoreError
 from toolkit.monitoring.store import export as module
 from toolkit.monitoring.store.export import export
-from toolkit.monitoring.store.model_versions import Model
+from toolkit.monitoring.store.model_versions import ModelVersion
 from toolkit.monitoring.store.predictions import PredictionStore
 
-ONE, TWO = Model("1", ("cat", "dog")), Model("2", ("dog", "fox"))
+ONE, TWO = ModelVersion("1", ("cat", "dog")), ModelVersion("2", ("dog", "fox"))
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_one_version_or_a_time_is_chosen(filled, tmp_path):
     assert table.column("id").to_pylist() == ["0000000000000002"]
     assert "probability_dog" not in table.column_names
     assert export(filled, path, ONE, since=86400.0) == 2
-    assert export(filled, path, Model("3", ("cat", "dog"))) == 0
+    assert export(filled, path, ModelVersion("3", ("cat", "dog"))) == 0
     assert parquet.read_table(path).num_rows == 0
 
 

@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.errors import SettingsError, UnknownPrediction
-from toolkit.monitoring.store.model_versions import Model
-from toolkit.monitoring.store.predictions import Prediction, PredictionStore
+from toolkit.monitoring.store.model_versions import ModelVersion
+from toolkit.monitoring.store.predictions import LoggedPrediction, PredictionStore
 
 CLASSES = ("cat", "dog")
 
 
 def test_the_last_label_counts_and_all_are_kept(store, prediction):
-    model = Model("1", CLASSES)
+    model = ModelVersion("1", CLASSES)
     store.write([prediction(8, model, 0.25), prediction(7, model, np.nan)])
     assert store.labels.insert({8: "cat"}, "user", 10.0) == 1
     assert store.labels.insert({8: "cat"}, "user", 11.0) == 0
@@ -35,7 +35,7 @@ def test_the_last_label_counts_and_all_are_kept(store, prediction):
 
 
 def test_labels_are_told_all_or_none(store, prediction):
-    model = Model("1", CLASSES)
+    model = ModelVersion("1", CLASSES)
     store.write([prediction(number, model) for number in range(1, 1200)])
     with pytest.raises(UnknownPrediction, match="there is no prediction 00000000000004b0"):
         store.labels.insert(dict.fromkeys(range(1, 1201), "dog"), "user", 0.0)
@@ -46,7 +46,7 @@ def test_labels_are_told_all_or_none(store, prediction):
 
 
 def test_an_accent_may_be_written_in_either_way(store, prediction):
-    model = Model("1", ("e\u0301te\u0301", "hiver"))  # as a Mac wrote it, when that version was trained
+    model = ModelVersion("1", ("e\u0301te\u0301", "hiver"))  # as a Mac wrote it, when that version was trained
     store.write([prediction(number, model) for number in (1, 2, 3)])
     assert store.labels.insert({1: "été", 2: "e\u0301te\u0301", 3: "hiver"}, "us\udce9r", 0.0) == 3
     told = store.labels.since(model, 0, 10)
@@ -57,12 +57,12 @@ def test_an_accent_may_be_written_in_either_way(store, prediction):
 
 
 def test_labels_of_two_versions_are_kept_apart(store, prediction):
-    one, other = Model("1", CLASSES), Model("2", ("dog", "cat"))
+    one, other = ModelVersion("1", CLASSES), ModelVersion("2", ("dog", "cat"))
     store.write([prediction(1, one), prediction(2, other)])
     store.labels.insert({2: "dog", 1: "dog"}, "user", 0.0)
     assert store.labels.since(one, 0, 10).labels.tolist() == [1]
     assert store.labels.since(other, 0, 10).labels.tolist() == [0]
-    assert store.labels.since(Model("3", CLASSES), 0, 10).n == 0
+    assert store.labels.since(ModelVersion("3", CLASSES), 0, 10).n == 0
     assert store.labels.last() == 2
 
 
@@ -71,7 +71,7 @@ def test_labels_of_two_versions_are_kept_apart(store, prediction):
 def test_rows_and_labels_that_are_read_bit_by_bit_add_up_to_the_store(tmp_path_factory, steps):
     """What a view does: rows up to a label, then the labels above it, whatever came in between."""
     store = PredictionStore(str(tmp_path_factory.mktemp("s") / "m.db"))
-    model, made = Model("1", CLASSES), 0
+    model, made = ModelVersion("1", CLASSES), 0
     seen, told, reached = {}, 0, 0
 
     def read(limit):
@@ -88,7 +88,7 @@ def test_rows_and_labels_that_are_read_bit_by_bit_add_up_to_the_store(tmp_path_f
 
     for step, which, much in steps:
         if step == "p":
-            store.write([Prediction(made + i, 0.0, model, np.array([1, 0], np.float16)) for i in range(much)])
+            store.write([LoggedPrediction(made + i, 0.0, model, np.array([1, 0], np.float16)) for i in range(much)])
             made += much
         elif step == "l" and which < made:
             store.labels.insert({which: CLASSES[much % 2]}, "user", 0.0)
@@ -102,7 +102,7 @@ def test_rows_and_labels_that_are_read_bit_by_bit_add_up_to_the_store(tmp_path_f
 
 
 def test_what_was_drawn_is_remembered_and_its_labels_are_those_of_a_sample(store, prediction):
-    model = Model("1", CLASSES)
+    model = ModelVersion("1", CLASSES)
     store.write([prediction(number, model) for number in range(1, 9)])
     store.labels.insert({1: "cat", 2: "dog"}, "user", 1.0)
     store.labels.insert_drawn([2, 3, 4, 5], 2.0)

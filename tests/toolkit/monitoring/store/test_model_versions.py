@@ -7,17 +7,21 @@ import pytest
 
 from toolkit.bundle.baseline import Baseline
 from toolkit.errors import StoreError
-from toolkit.monitoring.store.model_versions import Model
+from toolkit.monitoring.store.model_versions import ModelVersion
 
 CLASSES = ("cat", "dog")
 
 
 def test_the_current_version_is_the_one_served_last(store):
-    first, second, beside = Model("1", CLASSES, None, 1.0), Model("2", CLASSES, None, 2.0), Model("3", CLASSES)
+    first, second, beside = (
+        ModelVersion("1", CLASSES, None, 1.0),
+        ModelVersion("2", CLASSES, None, 2.0),
+        ModelVersion("3", CLASSES),
+    )
     for model in (first, second, beside):
         store.versions.register(model)
     assert store.versions.current().version == "2"
-    store.versions.register(Model("1", CLASSES, None, 3.0))
+    store.versions.register(ModelVersion("1", CLASSES, None, 3.0))
     current = store.versions.current()
     assert current.version == "1"
     assert store.versions.current(current) is current
@@ -26,8 +30,8 @@ def test_the_current_version_is_the_one_served_last(store):
 
 def test_a_baseline_is_kept_and_a_registration_without_one_does_not_lose_it(store):
     baseline = Baseline(CLASSES, np.array([[0.9, 0.1]]), np.array([0]))
-    store.versions.register(Model("1", CLASSES, baseline))
-    store.versions.register(Model("1", CLASSES))
+    store.versions.register(ModelVersion("1", CLASSES, baseline))
+    store.versions.register(ModelVersion("1", CLASSES))
     assert store.versions.get("1").baseline.probabilities.tolist() == baseline.probabilities.tolist()
 
 
@@ -36,13 +40,13 @@ def test_one_name_for_two_models_is_two_models(store, prediction):
     baseline = Baseline(CLASSES, np.array([[0.9, 0.1]]), np.array([0]))
     other = Baseline(CLASSES, np.array([[0.8, 0.2]]), np.array([0]))
     models = [
-        Model("1", CLASSES, baseline, 1.0),
-        Model("1", CLASSES, other, 2.0),
-        Model("1", CLASSES[::-1], None, 3.0),
+        ModelVersion("1", CLASSES, baseline, 1.0),
+        ModelVersion("1", CLASSES, other, 2.0),
+        ModelVersion("1", CLASSES[::-1], None, 3.0),
     ]
     numbers = [store.versions.register(model) for model in models]
     assert len(set(numbers)) == 3
-    assert store.versions.register(Model("1", CLASSES, baseline, 4.0)) == numbers[0]
+    assert store.versions.register(ModelVersion("1", CLASSES, baseline, 4.0)) == numbers[0]
     assert store.versions.names() == ["1"]
     current = store.versions.current()
     assert current.baseline.probabilities.tolist() == baseline.probabilities.tolist()
@@ -51,7 +55,7 @@ def test_one_name_for_two_models_is_two_models(store, prediction):
 
 
 def test_a_damaged_baseline_is_said_in_one_line(file_store):
-    file_store.versions.register(Model("1", CLASSES, None, 1.0))
+    file_store.versions.register(ModelVersion("1", CLASSES, None, 1.0))
     with sqlite3.connect(str(file_store)) as connection:
         connection.execute("UPDATE models SET baseline = ?", (b"PK nonsense",))
     with pytest.raises(StoreError, match=r"is damaged: the baseline cannot be read"):

@@ -10,7 +10,7 @@ import pytest
 from toolkit.errors import UnknownPrediction
 from toolkit.monitoring.base.ids import new_prediction_id, parse_prediction_id
 from toolkit.monitoring.store import predictions as module
-from toolkit.monitoring.store.model_versions import Model
+from toolkit.monitoring.store.model_versions import ModelVersion
 from toolkit.monitoring.store.predictions import PredictionStore
 
 CLASSES = ("cat", "dog")
@@ -18,7 +18,7 @@ CLASSES = ("cat", "dog")
 
 def test_a_window_is_what_was_written_oldest_first(store, prediction, monkeypatch):
     monkeypatch.setattr(module, "ROWS_AT_ONCE", 2)  # so that it comes in several parts
-    model = Model("1", CLASSES)
+    model = ModelVersion("1", CLASSES)
     batch = [prediction(i, model, i / 8, latency_ms=i, statistics={"brightness": i / 3}) for i in range(1, 8)]
     assert store.write(batch) == 7
     window = store.window(model, 5)
@@ -32,18 +32,18 @@ def test_a_window_is_what_was_written_oldest_first(store, prediction, monkeypatc
 
 
 def test_whoever_keeps_up_reads_on_where_it_stopped(store, prediction):
-    model, other = Model("1", CLASSES), Model("2", CLASSES)
+    model, other = ModelVersion("1", CLASSES), ModelVersion("2", CLASSES)
     store.write([prediction(30, model), prediction(20, other), prediction(10, model), prediction(40, model)])
     first = store.rows_since(model, 0, 2)
     assert first.ids.tolist() == [30, 10]
     rest = store.rows_since(model, int(first.sequence[-1]), 10)
     assert rest.ids.tolist() == [40]
     assert store.rows_since(model, int(rest.sequence[-1]), 10).n == 0
-    assert store.rows_since(Model("3", CLASSES), 0, 10).n == 0
+    assert store.rows_since(ModelVersion("3", CLASSES), 0, 10).n == 0
 
 
 def test_the_stamp_stays_while_there_is_no_news(store, prediction):
-    model, stamps = Model("1", CLASSES), [store.change_token()]
+    model, stamps = ModelVersion("1", CLASSES), [store.change_token()]
     store.write([prediction(1, model)])
     stamps += [store.change_token(), store.change_token()]
     store.labels.insert({1: "dog"}, "user", 0.0)
@@ -54,7 +54,7 @@ def test_the_stamp_stays_while_there_is_no_news(store, prediction):
 
 
 def test_predictions_that_are_not_finite_are_kept_apart(store, prediction):
-    model = Model("1", CLASSES)
+    model = ModelVersion("1", CLASSES)
     store.write(
         [prediction(1, model, np.nan, statistics={"brightness": np.inf, "contrast": 1.0}), prediction(2, model)]
     )
@@ -65,7 +65,7 @@ def test_predictions_that_are_not_finite_are_kept_apart(store, prediction):
 
 
 def test_an_id_that_is_there_already_is_left_as_it_is(store, prediction):
-    model = Model("1", CLASSES)
+    model = ModelVersion("1", CLASSES)
     store.write([prediction(1, model, 0.75)])
     assert store.write([prediction(1, model, 0.25), prediction(2, model, 0.25)]) == 1
     assert store.window(model).predicted.tolist() == [0, 1]
@@ -73,7 +73,7 @@ def test_an_id_that_is_there_already_is_left_as_it_is(store, prediction):
 
 def test_statistics_that_come_up_later_and_elsewhere_find_their_places(address, prediction):
     """Two processes that learn names of their own never take one for the other."""
-    model = Model("1", CLASSES)
+    model = ModelVersion("1", CLASSES)
     one, two = PredictionStore(address), PredictionStore(address)
     one.write([prediction(1, model, statistics={"a": 1.0})])
     two.write([prediction(2, model, statistics={"b": 2.0})])
@@ -88,7 +88,7 @@ def test_statistics_that_come_up_later_and_elsewhere_find_their_places(address, 
 
 
 def test_the_order_is_that_of_writing_also_when_the_clock_jumps_back(store, prediction):
-    model = Model("1", CLASSES)
+    model = ModelVersion("1", CLASSES)
     times = [1e9, 1e9 + 1, 5e8, 5e8, 5e8 + 1]
     ids = [parse_prediction_id(new_prediction_id(lambda time=time: time)) for time in times]
     for number, time in zip(ids, times, strict=True):
@@ -101,7 +101,7 @@ def test_the_order_is_that_of_writing_also_when_the_clock_jumps_back(store, pred
 
 def test_reading_creates_nothing(tmp_path):
     store = PredictionStore(f"sqlite:///{tmp_path}/m.db")
-    assert store.window(Model("1", CLASSES)).n == store.rows_since(Model("1", CLASSES), 0, 10).n == 0
+    assert store.window(ModelVersion("1", CLASSES)).n == store.rows_since(ModelVersion("1", CLASSES), 0, 10).n == 0
     assert store.alerts.find() == store.versions.names() == []
     assert store.labels.last() == 0
     with pytest.raises(UnknownPrediction, match="is empty"):
@@ -125,7 +125,7 @@ for batch in range(40):
 
 def test_processes_that_write_at_once_give_the_sum_and_no_reader_misses_a_row(address):
     """From the first moment on, in which each of them may be the one that makes the tables."""
-    model, store = Model("1", CLASSES), PredictionStore(address)
+    model, store = ModelVersion("1", CLASSES), PredictionStore(address)
     processes = [subprocess.Popen([sys.executable, "-c", WRITE, address, str(1 + 10_000 * i)]) for i in range(2)]
     ids, reached = [], 0
     while True:
@@ -143,7 +143,7 @@ def test_processes_that_write_at_once_give_the_sum_and_no_reader_misses_a_row(ad
 
 def test_threads_share_a_store(store, prediction):
     """From the first moment on, in which each of them may be the one that makes the tables."""
-    model = Model("1", CLASSES)
+    model = ModelVersion("1", CLASSES)
     threads = [
         threading.Thread(target=lambda i=i: [store.write([prediction(100 * i + j, model)]) for j in range(20)])
         for i in range(4)
@@ -157,14 +157,14 @@ def test_threads_share_a_store(store, prediction):
 
 def test_images_are_found_again_by_the_names_that_came_with_them(store, prediction, monkeypatch):
     monkeypatch.setattr(module, "IDS_AT_ONCE", 2)
-    model = Model("1", CLASSES)
+    model = ModelVersion("1", CLASSES)
     store.write([prediction(i, model, source=f"{i}.jpg" if i % 2 else None) for i in range(1, 8)])
     assert store.sources([7, 1, 2, 3, 99]) == {1: "1.jpg", 3: "3.jpg", 7: "7.jpg"}
     assert store.sources([]) == {}
 
 
 def test_an_alert_names_a_few_of_the_images_that_it_is_about(store, prediction):
-    model, other = Model("1", CLASSES), Model("2", CLASSES)
+    model, other = ModelVersion("1", CLASSES), ModelVersion("2", CLASSES)
     first = {n: 0.25 if n % 4 == 0 else np.nan if n in (3, 999) else 0.75 for n in range(1, 1101)}
     store.write([prediction(n, model, value, source=f"{n}.jpg" if n != 1100 else None) for n, value in first.items()])
     store.write([prediction(2000, other, source="other.jpg")])

@@ -11,7 +11,7 @@ import pytest
 
 from toolkit.errors import SettingsError, UnknownPrediction
 from toolkit.monitoring.store import rollups as module
-from toolkit.monitoring.store.model_versions import Model
+from toolkit.monitoring.store.model_versions import ModelVersion
 from toolkit.monitoring.store.predictions import PredictionStore
 from toolkit.monitoring.store.rollups import (
     SECONDS_A_DAY,
@@ -23,7 +23,7 @@ from toolkit.monitoring.store.rollups import (
 from toolkit.monitoring.store.schema import labels, predictions
 
 CLASSES = ("cat", "dog")
-MODEL = Model("1", CLASSES)
+MODEL = ModelVersion("1", CLASSES)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def contents(store, model=MODEL):
 
 
 def test_rows_become_rollups_when_there_are_enough(store, prediction):
-    other = Model("2", CLASSES)
+    other = ModelVersion("2", CLASSES)
     store.write([prediction(i, other if i % 3 == 0 else MODEL, time=100.0 - i) for i in range(16)])
     assert write_due_rollups(store, MODEL, make) == 2
     assert write_due_rollups(store, MODEL, make) == 0
@@ -189,7 +189,7 @@ def test_a_label_that_comes_at_the_last_moment_is_not_lost(store, prediction, mo
 
 
 def test_labels_go_with_their_rows_and_those_of_other_versions_stay(store, prediction):
-    other = Model("2", CLASSES)
+    other = ModelVersion("2", CLASSES)
     store.write([prediction(i, other if i % 2 else MODEL) for i in range(40)])
     store.labels.insert(dict.fromkeys(range(40), "dog"), "user", 0.0)
     for model in (MODEL, other):

@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit.bundle.baseline import Baseline
-from toolkit.monitoring.store.model_versions import Model
-from toolkit.monitoring.store.row_codec import Prediction, pack, statistic_names, unpack
+from toolkit.monitoring.store.model_versions import ModelVersion
+from toolkit.monitoring.store.row_codec import LoggedPrediction, pack, statistic_names, unpack
 
 CLASSES = ("cat", "dog")
-MODEL = Model("1", CLASSES)
+MODEL = ModelVersion("1", CLASSES)
 
 
 def through(batch, names):
@@ -26,7 +26,7 @@ def through(batch, names):
 @given(st.floats(0, 1), st.floats(-1e6, 1e6, allow_nan=False))
 def test_numbers_come_back_exactly_as_a_baseline_holds_them(confidence, brightness):
     scores = np.array([confidence, 1 - confidence], np.float16)
-    window = through([Prediction(1, 0.0, MODEL, scores, {"brightness": brightness})], ["brightness"])
+    window = through([LoggedPrediction(1, 0.0, MODEL, scores, {"brightness": brightness})], ["brightness"])
     baseline = Baseline(CLASSES, scores[None], np.array([0]), statistics={"b": np.float32([brightness])})
     assert window.confidence[0] == baseline.confidence[0]
     assert window.predicted[0] == baseline.predicted[0]
@@ -37,13 +37,15 @@ def test_numbers_come_back_exactly_as_a_baseline_holds_them(confidence, brightne
 def test_what_is_absent_or_not_finite_is_nan():
     scores = np.array([0.5, 0.5], np.float16)
     given_values = [{"a": 1.0}, {}, {"a": np.nan, "b": 2.0}, {"a": np.inf, "b": 1e300}]
-    window = through([Prediction(i, 0.0, MODEL, scores, values) for i, values in enumerate(given_values)], ["a", "b"])
+    window = through(
+        [LoggedPrediction(i, 0.0, MODEL, scores, values) for i, values in enumerate(given_values)], ["a", "b"]
+    )
     assert np.array_equal(window.statistics["a"], [1, np.nan, np.nan, np.nan], equal_nan=True)
     assert np.array_equal(window.statistics["b"], [np.nan, np.nan, 2, np.nan], equal_nan=True)
 
 
 def test_a_statistic_that_no_row_has_is_no_column():
-    window = through([Prediction(1, 0.0, MODEL, np.array([0.5, 0.5], np.float16), {"a": 1.0})], ["a", "b"])
+    window = through([LoggedPrediction(1, 0.0, MODEL, np.array([0.5, 0.5], np.float16), {"a": 1.0})], ["a", "b"])
     assert set(window.statistics) == {"a"}
 
 
@@ -59,7 +61,7 @@ def test_rows_that_are_older_than_a_name_lack_its_value():
 
 def test_only_what_has_a_value_is_worth_a_name():
     batch = [
-        Prediction(1, 0.0, MODEL, np.zeros(2, np.float16), {"b": np.nan, "c": 1.0}),
-        Prediction(2, 0.0, MODEL, np.zeros(2, np.float16), {"a": 1.0, "d": np.inf}),
+        LoggedPrediction(1, 0.0, MODEL, np.zeros(2, np.float16), {"b": np.nan, "c": 1.0}),
+        LoggedPrediction(2, 0.0, MODEL, np.zeros(2, np.float16), {"a": 1.0, "d": np.inf}),
     ]
     assert statistic_names(batch) == ["c", "a"]

@@ -9,12 +9,12 @@ from scipy import stats
 
 from toolkit.bundle.baseline import Baseline
 from toolkit.errors import SettingsError
-from toolkit.monitoring.base.predictions import Window
-from toolkit.monitoring.base.thresholds import Limits
+from toolkit.monitoring.base.predictions import Predictions
+from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.stats.hypothesis_tests import population_stability_index
 from toolkit.monitoring.windows import drift
-from toolkit.monitoring.windows.drift import DriftReport, judge, p_text
-from toolkit.monitoring.windows.reference import Yardstick
+from toolkit.monitoring.windows.drift import DriftReport, correct_and_decide, p_text
+from toolkit.monitoring.windows.reference import ReferenceBins
 
 CLASSES = ("bird", "cat", "dog")
 
@@ -35,7 +35,7 @@ def baseline_of(n, rng):
 
 def window_of(n, rng, brightness=0.5, labelled=1.0, **more):
     probabilities, truth = answers(n, rng, **more)
-    return Window(
+    return Predictions(
         CLASSES,
         np.arange(n, dtype=float),
         probabilities.argmax(axis=1),
@@ -47,8 +47,8 @@ def window_of(n, rng, brightness=0.5, labelled=1.0, **more):
 
 
 def compare(window, baseline, name="short", **more):
-    yardstick = Yardstick(CLASSES, baseline)
-    return drift.compare(yardstick.count(window), yardstick, Limits(), name, **more)
+    yardstick = ReferenceBins(CLASSES, baseline)
+    return drift.run_tests(yardstick.count_binned(window), yardstick, Thresholds(), name, **more)
 
 
 def verdicts(window, baseline, **more):
@@ -93,32 +93,39 @@ def test_only_the_softmax_shows_what_the_second_choice_has_become():
     odds = -np.sort(-odds, axis=1)  # always 'bird', then 'cat', then 'dog'
     baseline = Baseline(CLASSES, odds[:2000], np.zeros(2000, int))
     swapped = odds[2000:, [0, 2, 1]].astype(np.float16)
-    window = Window(CLASSES, np.zeros(1000), np.zeros(1000, int), swapped[:, 0].astype(np.float32), np.full(1000, -1),
-                    probabilities=swapped)  # fmt: skip
+    window = Predictions(
+        CLASSES,
+        np.zeros(1000),
+        np.zeros(1000, int),
+        swapped[:, 0].astype(np.float32),
+        np.full(1000, -1),
+        probabilities=swapped,
+    )
     found = counted(window, baseline)
     assert [name for name, result in found.items() if result.drifted] == ["softmax_distribution"]
     assert found["softmax_distribution"].detail.startswith(("most of all 'cat': above", "most of all 'dog': above"))
 
 
-def test_pictures_in_bursts_are_no_drift_but_would_be_if_each_counted():
+def test_images_in_bursts_are_no_drift_but_would_be_if_each_counted():
     rng = np.random.default_rng(23)
     baseline = baseline_of(5000, rng)
-    yardstick = Yardstick(CLASSES, baseline)
+    yardstick = ReferenceBins(CLASSES, baseline)
     wrong = each_counted = 0
     for _ in range(60):
-        pictures = window_of(50, rng, labelled=0.0)
-        rows = np.repeat(np.arange(50), 20)  # 20 near-identical pictures of each
-        burst = Window(CLASSES, np.arange(1000.0), pictures.predicted[rows], pictures.confidence[rows],
-                       pictures.labels[rows], probabilities=pictures.probabilities[rows])  # fmt: skip
+        images = window_of(50, rng, labelled=0.0)
+        rows = np.repeat(np.arange(50), 20)  # 20 near-identical images of each
+        burst = Predictions(CLASSES, np.arange(1000.0), images.predicted[rows], images.confidence[rows],
+                       images.labels[rows], probabilities=images.probabilities[rows])  # fmt: skip
         shuffled = rng.permutation(1000)
         mixed = replace(burst, predicted=burst.predicted[shuffled], confidence=burst.confidence[shuffled],
                         probabilities=burst.probabilities[shuffled])  # fmt: skip
-        results = drift.compare(yardstick.count(burst), yardstick, Limits(), "short")
+        results = drift.run_tests(yardstick.count_binned(burst), yardstick, Thresholds(), "short")
         wrong += any(result.drifted for result in results)
         assert results[0].n == 1000
         assert results[0].n_effective < 60
         each_counted += any(
-            result.drifted for result in drift.compare(yardstick.count(mixed), yardstick, Limits(), "short")
+            result.drifted
+            for result in drift.run_tests(yardstick.count_binned(mixed), yardstick, Thresholds(), "short")
         )
     assert wrong <= 6
     assert each_counted >= 55
@@ -126,9 +133,9 @@ def test_pictures_in_bursts_are_no_drift_but_would_be_if_each_counted():
 
 def test_counts_of_another_yardstick_are_refused():
     rng = np.random.default_rng(26)
-    first, second = (Yardstick(CLASSES, baseline_of(500, rng)) for _ in range(2))
+    first, second = (ReferenceBins(CLASSES, baseline_of(500, rng)) for _ in range(2))
     with pytest.raises(SettingsError, match="the yardstick alone that they were made with"):
-        drift.compare(first.count(window_of(200, rng)), second, Limits(), "short")
+        drift.run_tests(first.count_binned(window_of(200, rng)), second, Thresholds(), "short")
 
 
 def test_what_was_never_given_is_insufficient_data_and_disturbs_nothing():
@@ -158,7 +165,7 @@ def test_other_classes_drift_in_predictions_and_the_classes_are_named():
     assert by_name["accuracy"].status == "no_drift"
 
 
-def test_darker_pictures_are_input_drift_and_not_drift_of_the_model():
+def test_darker_images_are_input_drift_and_not_drift_of_the_model():
     rng = np.random.default_rng(3)
     results = compare(window_of(1000, rng, brightness=0.4), baseline_of(2000, rng))
     report = DriftReport("1", 0.05, tuple(results))
@@ -197,7 +204,7 @@ def test_families_are_corrected_apart():
     assert min(r.corrected_p_value for r in model) == pytest.approx(min(1, *weighed))
     (alone,) = [result for result in results if result.family == "input"]
     assert alone.corrected_p_value == alone.p_value
-    assert judge([], 0.05) == []
+    assert correct_and_decide([], 0.05) == []
 
 
 def test_a_report_is_json_and_reads_as_a_table_everywhere():

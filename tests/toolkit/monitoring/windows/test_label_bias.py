@@ -6,16 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.bundle.baseline import Baseline
-from toolkit.monitoring.base.predictions import Window
-from toolkit.monitoring.base.thresholds import LEVELS, Limits
-from toolkit.monitoring.windows.drift import compare
-from toolkit.monitoring.windows.label_bias import label_sample, labels_worth
-from toolkit.monitoring.windows.metrics import measure
-from toolkit.monitoring.windows.reference import Yardstick
+from toolkit.monitoring.base.predictions import Predictions
+from toolkit.monitoring.base.thresholds import LEVELS, Thresholds
+from toolkit.monitoring.windows.drift import run_tests
+from toolkit.monitoring.windows.label_bias import effective_labels, label_bias
+from toolkit.monitoring.windows.metrics import window_metrics
+from toolkit.monitoring.windows.reference import ReferenceBins
 
 K = 5
 CLASSES = tuple("abcde")
-LIMITS = Limits()
+LIMITS = Thresholds()
 
 
 def answers(n, rng, lost=0.0):
@@ -30,7 +30,7 @@ def answers(n, rng, lost=0.0):
 
 
 def yardstick_of(seed=0):
-    return Yardstick(CLASSES, Baseline(CLASSES, *answers(5000, np.random.default_rng(seed))))
+    return ReferenceBins(CLASSES, Baseline(CLASSES, *answers(5000, np.random.default_rng(seed))))
 
 
 YARDSTICK = yardstick_of()
@@ -39,7 +39,7 @@ YARDSTICK = yardstick_of()
 def window_of(probabilities, truth, labelled, drawn=None):
     n = len(truth)
     confidence = probabilities.max(axis=1).astype(np.float32)
-    return Window(CLASSES, np.zeros(n), probabilities.argmax(axis=1), confidence, np.where(labelled, truth, -1),
+    return Predictions(CLASSES, np.zeros(n), probabilities.argmax(axis=1), confidence, np.where(labelled, truth, -1),
                   probabilities=probabilities, drawn=np.zeros(n, bool) if drawn is None else drawn)  # fmt: skip
 
 
@@ -49,9 +49,9 @@ def sampled(labelled, seed=1, lost=0.0, n=1000, drawn=None, limits=LIMITS):
     probabilities, truth = answers(n, rng, lost)
     confidence = probabilities.max(axis=1)
     mask, lots = labelled(confidence, truth, rng), drawn(confidence, truth, rng) if drawn else np.zeros(n, bool)
-    counts = YARDSTICK.count(window_of(probabilities, truth, mask | lots, lots))
+    counts = YARDSTICK.count_binned(window_of(probabilities, truth, mask | lots, lots))
     accuracy = float((probabilities.argmax(axis=1) == truth).mean())
-    return label_sample(counts, YARDSTICK.reference, limits), measure(counts, YARDSTICK, limits), counts, accuracy
+    return label_bias(counts, YARDSTICK.reference, limits), window_metrics(counts, YARDSTICK, limits), counts, accuracy
 
 
 def hard(confidence, truth, rng):
@@ -99,7 +99,7 @@ def test_of_a_worse_model_they_raise_a_suspicion_at_most(chosen):
     for lost in (0.3, 0.6, 0.9):
         _, figures, counts, _ = sampled(chosen, lost=lost)
         assert figures.status != "confirmed"
-        result = next(one for one in compare(counts, YARDSTICK, LIMITS, "short") if one.metric == "accuracy")
+        result = next(one for one in run_tests(counts, YARDSTICK, LIMITS, "short") if one.metric == "accuracy")
         assert result.drifted is not True  # the report says no more
     assert sampled(hard, lost=0.9)[1].status == "suspected"  # nearly all of them wrong is more than the choice
 
@@ -117,8 +117,8 @@ def test_a_fair_sample_is_seldom_taken_for_another_and_counts_as_told():
 def test_only_a_drawn_sample_may_confirm_the_worst_unless_labels_are_trusted():
     levels = {"chosen": sampled(third, lost=0.6)[1], "drawn": sampled(nothing, lost=0.6, drawn=third)[1],
               "all": sampled(everything, lost=0.6)[1],
-              "trusted": sampled(third, lost=0.6, limits=Limits(trust_labels=True))[1],
-              "trusted hard ones": sampled(hard, lost=0.6, limits=Limits(trust_labels=True))[1]}  # fmt: skip
+              "trusted": sampled(third, lost=0.6, limits=Thresholds(trust_labels=True))[1],
+              "trusted hard ones": sampled(hard, lost=0.6, limits=Thresholds(trust_labels=True))[1]}  # fmt: skip
     assert {name: (figures.level, figures.status) for name, figures in levels.items()} == {
         "chosen": ("immediate", "suspected"),
         "drawn": ("immediate", "confirmed"),
@@ -159,9 +159,9 @@ def test_labels_in_bursts_are_worth_what_their_spread_says():
         for seed in range(200):
             rng = np.random.default_rng(seed)
             probabilities, truth = (np.repeat(part, 10, axis=0) for part in answers(100, rng))
-            counts = YARDSTICK.count(window_of(probabilities, truth, rng.random(1000) < rate))
-            told.append(counts.right / counts.n_labels)
-            worth.append(labels_worth(counts))
+            counts = YARDSTICK.count_binned(window_of(probabilities, truth, rng.random(1000) < rate))
+            told.append(counts.n_correct / counts.n_labels)
+            worth.append(effective_labels(counts))
         p = np.mean(told)
         independent = p * (1 - p) / np.var(told)
         assert 0.3 * independent < np.mean(worth) < 1.15 * independent
@@ -171,7 +171,7 @@ def test_in_bursts_accuracy_is_as_uncertain_as_its_bursts_are_few():
     rng = np.random.default_rng(3)
     probabilities, truth = (np.repeat(part, 20, axis=0) for part in answers(500, rng, 0.3))
     in_bursts, mixed = (
-        measure(YARDSTICK.count(window_of(probabilities[order], truth[order], True)), YARDSTICK, LIMITS)
+        window_metrics(YARDSTICK.count_binned(window_of(probabilities[order], truth[order], True)), YARDSTICK, LIMITS)
         for order in (np.arange(10_000), rng.permutation(10_000))
     )
     assert in_bursts.accuracy == mixed.accuracy
@@ -187,8 +187,8 @@ def test_whatever_is_labelled_the_figures_make_sense(seed, n, share, lean, burst
     rng = np.random.default_rng(seed)
     probabilities, truth = (np.repeat(part, burst, axis=0) for part in answers(n, rng, rng.random()))
     mask = rng.random(n * burst) < share * np.where(probabilities.max(axis=1) < 0.7, 1, lean)
-    counts = YARDSTICK.count(window_of(probabilities, truth, mask, mask & (rng.random(n * burst) < 0.5)))
-    sample = label_sample(counts, YARDSTICK.reference, LIMITS)
+    counts = YARDSTICK.count_binned(window_of(probabilities, truth, mask, mask & (rng.random(n * burst) < 0.5)))
+    sample = label_bias(counts, YARDSTICK.reference, LIMITS)
     if sample is None:
         assert not mask.any()
         return
@@ -197,7 +197,7 @@ def test_whatever_is_labelled_the_figures_make_sense(seed, n, share, lean, burst
     assert sample.accuracy - 1e-9 <= sample.best <= 1 + 1e-9
     assert sample.may_confirm in LEVELS
     assert (sample.fair is False) == ("no fair sample" in sample.note)
-    figures = measure(counts, YARDSTICK, LIMITS)
+    figures = window_metrics(counts, YARDSTICK, LIMITS)
     if figures.status == "confirmed":
         assert LIMITS.severity(figures.level) <= LIMITS.severity(sample.may_confirm)
 
@@ -205,7 +205,7 @@ def test_whatever_is_labelled_the_figures_make_sense(seed, n, share, lean, burst
 def test_counts_of_an_earlier_day_leave_open_whether_labels_are_fair():
     rng = np.random.default_rng(1)
     probabilities, truth = answers(500, rng)
-    now = YARDSTICK.count(window_of(probabilities, truth, rng.random(500) < 0.4))
+    now = YARDSTICK.count_binned(window_of(probabilities, truth, rng.random(500) < 0.4))
     before = type(now)(**{name: getattr(now, name) for name in now.__dataclass_fields__ if name != "strata"})
-    sample = label_sample(before + now, YARDSTICK.reference, LIMITS)
+    sample = label_bias(before + now, YARDSTICK.reference, LIMITS)
     assert (sample.fair, sample.may_confirm) == (None, "ok")

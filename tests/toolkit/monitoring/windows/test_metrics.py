@@ -11,23 +11,23 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from support.prediction_fixtures import baseline_of, names, window_of
 from toolkit.bundle.baseline import Baseline
-from toolkit.monitoring.base.predictions import Window
-from toolkit.monitoring.base.thresholds import Limits
-from toolkit.monitoring.stats.performance_estimation import Estimator
+from toolkit.monitoring.base.predictions import Predictions
+from toolkit.monitoring.base.thresholds import Thresholds
+from toolkit.monitoring.stats.performance_estimation import PerformanceEstimator
 from toolkit.monitoring.windows import metrics as module
-from toolkit.monitoring.windows.reference import Yardstick
+from toolkit.monitoring.windows.reference import ReferenceBins
 
 CLASSES = ("cat", "dog", "frog")
 
 
 def measure(window, baseline=None):
-    yardstick = Yardstick(window.classes or CLASSES, baseline)
-    return module.measure(yardstick.count(window), yardstick, Limits())
+    yardstick = ReferenceBins(window.classes or CLASSES, baseline)
+    return module.window_metrics(yardstick.count_binned(window), yardstick, Thresholds())
 
 
 def told(predicted, labels, confidence=None):
     n = len(predicted)
-    return Window(
+    return Predictions(
         CLASSES,
         np.arange(n, dtype=float),
         np.array(predicted, np.int64),
@@ -62,7 +62,7 @@ def test_quality_is_scikit_learns_on_what_can_be_checked(pairs):
 
 
 def test_what_is_not_known_is_none_and_everything_is_json():
-    for window in (Window.empty(), told([-1], [0], [np.nan]), told([0], [-1])):
+    for window in (Predictions.empty(), told([-1], [0], [np.nan]), told([0], [-1])):
         figures = measure(window)
         json.dumps(figures.to_dict(), allow_nan=False)
         assert figures.accuracy is figures.level is None
@@ -109,7 +109,7 @@ def test_what_is_counted_is_what_numpy_says_of_the_predictions():
     )
     assert (figures.since, figures.until) == (window.time.min(), window.time.max())
     assert figures.predictions_per_second == pytest.approx(1999 / (window.time.max() - window.time.min()))
-    estimate = Estimator(baseline).estimate(window.probabilities)
+    estimate = PerformanceEstimator(baseline).estimate(window.probabilities)
     assert figures.estimate.accuracy == pytest.approx(estimate.accuracy)
     assert figures.reference_accuracy == pytest.approx(baseline.accuracy)
     json.dumps(figures.to_dict(), allow_nan=False)

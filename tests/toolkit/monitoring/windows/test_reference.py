@@ -9,9 +9,9 @@ from scipy import stats
 from support.prediction_fixtures import answers, baseline_of, names, window_of
 from toolkit.bundle.baseline import Baseline
 from toolkit.errors import SettingsError
-from toolkit.monitoring.base.predictions import Window
-from toolkit.monitoring.stats.hypothesis_tests import largest_gaps
-from toolkit.monitoring.windows.reference import Yardstick
+from toolkit.monitoring.base.predictions import Predictions
+from toolkit.monitoring.stats.hypothesis_tests import ks_statistics
+from toolkit.monitoring.windows.reference import ReferenceBins
 
 # Numbers near each other and far apart, many of them equal.
 VALUES = st.one_of(st.sampled_from([0.0, -0.0, 1.0, 1e-30]), st.floats(-(2.0**100), 2.0**100, width=32))
@@ -28,7 +28,7 @@ def window_with(values, **columns):
     n = len(values)
     statistics = {"x": np.array(values, np.float32)}
     whole = {"predicted": np.zeros(n, int), "confidence": np.full(n, 0.75, np.float32)} | columns
-    return Window(("a", "b"), np.zeros(n), labels=np.full(n, -1), statistics=statistics, **whole)
+    return Predictions(("a", "b"), np.zeros(n), labels=np.full(n, -1), statistics=statistics, **whole)
 
 
 def exact_gap(window, reference):
@@ -41,13 +41,13 @@ def exact_gap(window, reference):
 def gap(yardstick, window, quantity):
     cells = yardstick.cells(quantity)
     found, usual = yardstick.count(window).cells[cells], yardstick.reference.cells[cells]
-    return largest_gaps(found / found.sum() - usual / usual.sum(), np.zeros(1, int))[0]
+    return ks_statistics(found / found.sum() - usual / usual.sum(), np.zeros(1, int))[0]
 
 
 @given(SAMPLES, SAMPLES, st.sampled_from([1, 40]))
 @settings(max_examples=150, deadline=None)
 def test_the_gap_in_bins_is_the_true_one_but_for_the_error_that_is_stated(reference, values, repeat):
-    yardstick = Yardstick(("a", "b"), with_statistic(reference * repeat))
+    yardstick = ReferenceBins(("a", "b"), with_statistic(reference * repeat))
     exact = exact_gap(np.float64(np.float32(values)), np.float64(np.float32(reference)))
     found = gap(yardstick, window_with(values), 3)
     assert found - 1e-12 <= exact <= found + yardstick.error[3] + 1e-12
@@ -58,7 +58,7 @@ def test_the_gap_in_bins_is_the_true_one_but_for_the_error_that_is_stated(refere
 def test_so_it_is_for_every_quantity_of_larger_samples(seed, m, n):
     rng = np.random.default_rng(seed)
     baseline, window = baseline_of(m, rng), window_of(n, rng, broken=0.0)
-    yardstick = Yardstick(names(3), baseline)
+    yardstick = ReferenceBins(names(3), baseline)
     columns = {"confidence": (baseline.confidence, window.confidence)}
     columns |= {
         f"probability of class {c}": (baseline.probabilities[:, c], window.probabilities[:, c]) for c in range(3)
@@ -78,36 +78,36 @@ def test_the_error_is_small_however_many_values_are_tied():
     rows, _ = answers(10_000, rng, k=2)
     rows[:4000] = [1.0, 0.0]
     values = np.where(rng.random(10_000) < 0.5, 224, rng.normal(300, 50, 10_000))
-    yardstick = Yardstick(("a", "b"), with_statistic(values, rows))
+    yardstick = ReferenceBins(("a", "b"), with_statistic(values, rows))
     assert yardstick.error.max() < 0.0025
-    assert Yardstick(("a", "b"), with_statistic([224.0] * 1000)).error.tolist() == [0, 0, 0, 0]
+    assert ReferenceBins(("a", "b"), with_statistic([224.0] * 1000)).error.tolist() == [0, 0, 0, 0]
 
 
 def test_a_shift_by_one_step_of_a_tied_value_is_seen_in_full():
     ones, below = np.full(1000, 1.0), np.full(1000, np.nextafter(np.float16(1), np.float16(0)), np.float32)
-    yardstick = Yardstick(("a", "b"), with_statistic(ones, np.tile(np.float16([1, 0]), (1000, 1))))
+    yardstick = ReferenceBins(("a", "b"), with_statistic(ones, np.tile(np.float16([1, 0]), (1000, 1))))
     assert gap(yardstick, window_with(ones, confidence=below), 0) == 1
     assert gap(yardstick, window_with(np.nextafter(np.float32(ones), np.float32(2))), 3) == 1
 
 
 def test_what_is_nan_infinite_or_absent_is_missing():
-    yardstick = Yardstick(("a", "b"), with_statistic(np.linspace(0, 1, 200)))
+    yardstick = ReferenceBins(("a", "b"), with_statistic(np.linspace(0, 1, 200)))
     broken = window_with(
         [np.nan, np.inf, -np.inf, 3e38, -3e38],
         predicted=np.array([-1, -1, 0, 0, 0]),
         confidence=np.array([np.nan, np.inf, 0.5, 0.75, 1.0], np.float32),
     )
-    counts = yardstick.count(broken)
+    counts = yardstick.count_binned(broken)
     assert counts.cells[yardstick.missing].tolist() == [2, 5, 5, 3]
     assert (counts.n, counts.non_finite, counts.finite) == (5, 2, 3)
     assert counts.cells.sum() == 5 * 4
-    without = Window(**{**broken.__dict__, "statistics": {}})
-    assert yardstick.count(without).cells[yardstick.missing].tolist() == [2, 5, 5, 5]
+    without = Predictions(**{**broken.__dict__, "statistics": {}})
+    assert yardstick.count_binned(without).cells[yardstick.missing].tolist() == [2, 5, 5, 5]
 
 
 def test_without_a_baseline_bins_are_of_equal_width_and_nothing_is_certain():
     for empty in (None, Baseline(("a", "b"), np.zeros((0, 2)), np.zeros(0, int))):
-        yardstick = Yardstick(("a", "b"), empty)
+        yardstick = ReferenceBins(("a", "b"), empty)
         assert yardstick.quantities == ("confidence", "probability of a", "probability of b")
         assert yardstick.reference is None
         assert yardstick.error.tolist() == [1, 1, 1]
@@ -117,19 +117,19 @@ def test_without_a_baseline_bins_are_of_equal_width_and_nothing_is_certain():
 
 @pytest.mark.parametrize(("k", "bins", "bytes_each"), [(2, 1024, 2), (128, 1024, 2), (1000, 131, 1), (9000, 16, 1)])
 def test_many_classes_have_fewer_bins_each(k, bins, bytes_each):
-    yardstick = Yardstick(names(k))
+    yardstick = ReferenceBins(names(k))
     sizes = np.diff(yardstick.starts)
     assert set(sizes[1:]) == {bins}
     assert sizes[0] == max(bins, 256)
-    (rows,) = yardstick.code(window_of(2, np.random.default_rng(0), k=k))
+    (rows,) = yardstick.bin(window_of(2, np.random.default_rng(0), k=k))
     assert rows.bins.itemsize == bytes_each
 
 
 def test_quantiles_are_found_to_the_width_of_a_bin():
     rng = np.random.default_rng(1)
     usual, now = rng.normal(0, 1, 5000), rng.normal(0.5, 1, 3000)
-    yardstick = Yardstick(("a", "b"), with_statistic(usual))
-    counts = yardstick.count(window_with(now))
+    yardstick = ReferenceBins(("a", "b"), with_statistic(usual))
+    counts = yardstick.count_binned(window_with(now))
     for share in (0.05, 0.5, 0.9):
         exact = np.quantile(now, share, method="inverted_cdf")
         assert yardstick.quantile(counts, 3, share) == pytest.approx(exact, abs=0.01)
@@ -137,21 +137,21 @@ def test_quantiles_are_found_to_the_width_of_a_bin():
 
 
 def test_where_the_reference_never_was_values_are_told_in_round_numbers():
-    yardstick = Yardstick(("a", "b"), with_statistic(np.linspace(0.3, 0.7, 500)))
+    yardstick = ReferenceBins(("a", "b"), with_statistic(np.linspace(0.3, 0.7, 500)))
     for value in (0.1, 0.2, 0.9):
-        assert yardstick.quantile(yardstick.count(window_with([value])), 3, 0.5) == pytest.approx(value)
+        assert yardstick.quantile(yardstick.count_binned(window_with([value])), 3, 0.5) == pytest.approx(value)
 
 
 def test_the_same_baseline_makes_the_same_yardstick_in_every_process():
     baseline = baseline_of(300, np.random.default_rng(2))
     again = Baseline.from_bytes(baseline.to_bytes())
-    first, second = Yardstick(names(3), baseline), Yardstick(names(3), again)
-    assert first.name == second.name
+    first, second = ReferenceBins(names(3), baseline), ReferenceBins(names(3), again)
+    assert first.fingerprint == second.fingerprint
     assert first.reference == second.reference
-    assert first.name != Yardstick(names(3), baseline_of(300, np.random.default_rng(3))).name
-    assert (first.reference.n, first.reference.right / 300) == (300, pytest.approx(baseline.accuracy))
+    assert first.fingerprint != ReferenceBins(names(3), baseline_of(300, np.random.default_rng(3))).fingerprint
+    assert (first.reference.n, first.reference.n_correct / 300) == (300, pytest.approx(baseline.accuracy))
 
 
 def test_a_baseline_of_other_classes_is_refused():
     with pytest.raises(SettingsError, match="is no yardstick of"):
-        Yardstick(("dog", "cat"), baseline_of(10, np.random.default_rng(4)))
+        ReferenceBins(("dog", "cat"), baseline_of(10, np.random.default_rng(4)))

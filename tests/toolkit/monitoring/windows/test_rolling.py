@@ -7,16 +7,16 @@ from hypothesis import strategies as st
 
 from support.prediction_fixtures import baseline_of, names, window_of
 from toolkit.errors import SettingsError
-from toolkit.monitoring.base.predictions import WINDOWS, Window
-from toolkit.monitoring.windows.reference import Yardstick
-from toolkit.monitoring.windows.rolling import Rolling
+from toolkit.monitoring.base.predictions import WINDOWS, Predictions
+from toolkit.monitoring.windows.reference import ReferenceBins
+from toolkit.monitoring.windows.rolling import RollingWindows
 
-YARDSTICK = Yardstick(names(3), baseline_of(400, np.random.default_rng(0)))
+YARDSTICK = ReferenceBins(names(3), baseline_of(400, np.random.default_rng(0)))
 LONG = window_of(11_500, np.random.default_rng(1))
 
 
 def from_scratch(window):
-    return {name: YARDSTICK.count(window.last(size)) for name, size in WINDOWS.items()}
+    return {name: YARDSTICK.count_binned(window.last(size)) for name, size in WINDOWS.items()}
 
 
 def assert_counts(rolling, window):
@@ -25,9 +25,9 @@ def assert_counts(rolling, window):
 
 
 def fed(window, edges):
-    rolling = Rolling(YARDSTICK)
+    rolling = RollingWindows(YARDSTICK)
     for start, stop in zip([0, *edges], [*edges, window.n], strict=True):
-        rolling.add(window.between(start, stop))
+        rolling.add(window.slice(start, stop))
     return rolling
 
 
@@ -52,8 +52,8 @@ def test_one_prediction_at_a_time():
 def test_windows_of_which_nothing_is_finite():
     broken = window_of(1_300, np.random.default_rng(2), broken=1.0)
     assert_counts(fed(broken, [700]), broken)
-    joined = Window.joined([LONG.last(900), broken])
-    joined = Window(**{**joined.__dict__, "sequence": np.arange(joined.n)})
+    joined = Predictions.joined([LONG.last(900), broken])
+    joined = Predictions(**{**joined.__dict__, "sequence": np.arange(joined.n)})
     assert_counts(fed(joined, [10, 950]), joined)
 
 
@@ -63,8 +63,8 @@ def test_labels_may_come_at_any_time_and_change(data):
     window = LONG.last(2_000)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     told_before, now = data.draw(st.integers(1, 2_000)), np.full(2_000, -1)
-    rolling = Rolling(YARDSTICK)
-    rolling.add(Window(**{**window.between(0, told_before).__dict__, "labels": now[:told_before]}))
+    rolling = RollingWindows(YARDSTICK)
+    rolling.add(Predictions(**{**window.slice(0, told_before).__dict__, "labels": now[:told_before]}))
     for _ in range(3):
         rows = rng.integers(0, told_before, rng.integers(0, 300))
         new = rng.integers(-1, 3, len(rows))
@@ -79,18 +79,18 @@ def test_labels_may_come_at_any_time_and_change(data):
             confidence=window.confidence[rows],
         )
         now[rows] = new[first]
-    rolling.add(Window(**{**window.between(told_before, 2_000).__dict__, "labels": now[told_before:]}))
-    assert_counts(rolling, Window(**{**window.__dict__, "labels": now}))
+    rolling.add(Predictions(**{**window.slice(told_before, 2_000).__dict__, "labels": now[told_before:]}))
+    assert_counts(rolling, Predictions(**{**window.__dict__, "labels": now}))
 
 
 def test_a_label_told_twice_in_one_go_is_the_last_one():
     window = LONG.last(1_000)
-    rolling = fed(Window(**{**window.__dict__, "labels": np.full(1_000, -1)}), [])
+    rolling = fed(Predictions(**{**window.__dict__, "labels": np.full(1_000, -1)}), [])
     rows, labels = np.array([500, 500]), np.full(1_000, -1)
     rolling.label(window.sequence[rows], old=[-1, 2], new=[2, 0], predicted=window.predicted[rows],
                   confidence=window.confidence[rows])  # fmt: skip
     labels[500] = 0
-    assert_counts(rolling, Window(**{**window.__dict__, "labels": labels}))
+    assert_counts(rolling, Predictions(**{**window.__dict__, "labels": labels}))
 
 
 def test_a_label_of_a_prediction_that_is_gone_counts_among_all():
@@ -103,15 +103,15 @@ def test_a_label_of_a_prediction_that_is_gone_counts_among_all():
 
 
 def test_what_was_counted_before_belongs_to_all():
-    older, newer = LONG.between(0, 3_000), LONG.between(3_000, 4_500)
-    rolling = Rolling(YARDSTICK, before=YARDSTICK.count(older))
+    older, newer = LONG.slice(0, 3_000), LONG.slice(3_000, 4_500)
+    rolling = RollingWindows(YARDSTICK, before=YARDSTICK.count_binned(older))
     rolling.add(newer)
-    assert rolling.counts("long") == YARDSTICK.count(LONG.between(0, 4_500))
-    assert rolling.counts("medium") == YARDSTICK.count(newer)
+    assert rolling.counts("long") == YARDSTICK.count_binned(LONG.slice(0, 4_500))
+    assert rolling.counts("medium") == YARDSTICK.count_binned(newer)
 
 
 def test_predictions_without_numbers_are_numbered_as_they_come():
-    window = Window(**{**LONG.last(600).__dict__, "sequence": np.zeros(0, np.int64), "labels": np.full(600, -1)})
+    window = Predictions(**{**LONG.last(600).__dict__, "sequence": np.zeros(0, np.int64), "labels": np.full(600, -1)})
     rolling = fed(window, [100, 200])
     row = int(np.flatnonzero(window.predicted >= 0)[0])
     rolling.label(row, old=-1, new=1, predicted=window.predicted[row], confidence=window.confidence[row])
@@ -120,8 +120,8 @@ def test_predictions_without_numbers_are_numbered_as_they_come():
 
 def test_everything_together_is_small():
     rng = np.random.default_rng(3)
-    yardstick = Yardstick(names(10), baseline_of(2_000, rng, k=10))
-    rolling = Rolling(yardstick)
+    yardstick = ReferenceBins(names(10), baseline_of(2_000, rng, k=10))
+    rolling = RollingWindows(yardstick)
     rolling.add(window_of(3_000, rng, k=10))
     held = [yardstick, yardstick.reference, rolling._ring, *(rolling.counts(name) for name in WINDOWS)]
     arrays = [value for each in held for value in vars(each).values() if isinstance(value, np.ndarray)]
@@ -130,11 +130,11 @@ def test_everything_together_is_small():
 
 def test_what_was_given_out_never_changes():
     rolling = fed(LONG.last(1_500), [])
-    given_out, again = rolling.counts("short"), YARDSTICK.count(LONG.last(1_000))
-    rolling.add(Window(**{**LONG.last(300).__dict__, "sequence": LONG.n + np.arange(300)}))
+    given_out, again = rolling.counts("short"), YARDSTICK.count_binned(LONG.last(1_000))
+    rolling.add(Predictions(**{**LONG.last(300).__dict__, "sequence": LONG.n + np.arange(300)}))
     assert given_out == again
 
 
 def test_an_unknown_window_is_answered_with_those_that_exist():
     with pytest.raises(SettingsError, match="no window 'tiny'"):
-        Rolling(YARDSTICK).counts("tiny")
+        RollingWindows(YARDSTICK).counts("tiny")

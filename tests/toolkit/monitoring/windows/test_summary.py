@@ -14,20 +14,20 @@ from sklearn.metrics import confusion_matrix
 from support.prediction_fixtures import baseline_of, names, window_of
 from toolkit.bundle.baseline import Baseline
 from toolkit.errors import StoreError
-from toolkit.monitoring.base.predictions import Window
-from toolkit.monitoring.windows.reference import Yardstick
-from toolkit.monitoring.windows.summary import BANDS, STRATA_ROWS, Counts
+from toolkit.monitoring.base.predictions import Predictions
+from toolkit.monitoring.windows.reference import ReferenceBins
+from toolkit.monitoring.windows.summary import BANDS, STRATA_ROWS, WindowSummary
 
-YARDSTICK = Yardstick(names(3), baseline_of(500, np.random.default_rng(0)))
+YARDSTICK = ReferenceBins(names(3), baseline_of(500, np.random.default_rng(0)))
 
 
 def plain(confidence, predicted, labels=None):
     """Counts of predictions of which nothing else is known."""
     n = len(confidence)
-    window = Window(
+    window = Predictions(
         names(3), np.arange(n, dtype=float), predicted, confidence, np.full(n, -1) if labels is None else labels
     )
-    return YARDSTICK.count(window)
+    return YARDSTICK.count_binned(window)
 
 
 @given(st.integers(0, 2**32), st.integers(0, 300), st.lists(st.integers(0, 300), max_size=4))
@@ -35,45 +35,45 @@ def plain(confidence, predicted, labels=None):
 def test_parts_add_up_to_the_whole(seed, n, cuts):
     window = window_of(n, np.random.default_rng(seed))
     edges = [0, *sorted(min(cut, n) for cut in cuts), n]
-    parts = [YARDSTICK.count(window.between(start, stop)) for start, stop in pairwise(edges)]
-    whole = YARDSTICK.count(window)
+    parts = [YARDSTICK.count_binned(window.slice(start, stop)) for start, stop in pairwise(edges)]
+    whole = YARDSTICK.count_binned(window)
     assert sum(parts[1:], parts[0]) == whole
     middle = sum(parts[2:], parts[1]) if len(parts) > 1 else YARDSTICK.empty()
     assert parts[0] + middle == whole  # in whatever order they are put together
     if n > edges[1]:
-        assert whole.without(parts[0], middle.head, middle.since, middle.until) == middle
+        assert whole.minus_head(parts[0], middle.head, middle.since, middle.until) == middle
 
 
 @given(st.integers(0, 2**32), st.integers(0, 200))
 @settings(max_examples=25, deadline=None)
 def test_bytes_come_back_as_they_were(seed, n):
-    counts = YARDSTICK.count(window_of(n, np.random.default_rng(seed)))
-    assert Counts.from_bytes(counts.to_bytes()) == counts
+    counts = YARDSTICK.count_binned(window_of(n, np.random.default_rng(seed)))
+    assert WindowSummary.from_bytes(counts.to_bytes()) == counts
 
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_damaged_bytes_are_refused_in_one_sentence(data):
-    whole = YARDSTICK.count(window_of(50, np.random.default_rng(1))).to_bytes()
+    whole = YARDSTICK.count_binned(window_of(50, np.random.default_rng(1))).to_bytes()
     place = data.draw(st.integers(0, len(whole) - 1))
     flipped = bytes([whole[place] ^ data.draw(st.integers(1, 255))])
     for damaged in (whole[:place] + flipped + whole[place + 1 :], whole[:place], whole + flipped, flipped * place):
         with pytest.raises(StoreError, match=r"^a block of counts is damaged: "):
-            Counts.from_bytes(damaged)
+            WindowSummary.from_bytes(damaged)
 
 
 def test_a_thousand_predictions_take_a_few_kilobytes():
     rng = np.random.default_rng(2)
     baseline, window = baseline_of(10_000, rng, k=10), window_of(1000, rng, k=10)
     six = {f"statistic {index}": rng.normal(size=10_000).astype(np.float32) for index in range(6)}
-    yardstick = Yardstick(names(10), Baseline(names(10), baseline.probabilities, baseline.labels, statistics=six))
+    yardstick = ReferenceBins(names(10), Baseline(names(10), baseline.probabilities, baseline.labels, statistics=six))
     values = {name: column[:1000] for name, column in six.items()}
-    counts = yardstick.count(Window(**{**window.__dict__, "statistics": values}))
+    counts = yardstick.count_binned(Predictions(**{**window.__dict__, "statistics": values}))
     assert len(counts.to_bytes()) < 10_000
 
 
 def test_counts_in_other_bins_are_not_mixed():
-    other = Yardstick(names(3), baseline_of(500, np.random.default_rng(3)))
+    other = ReferenceBins(names(3), baseline_of(500, np.random.default_rng(3)))
     with pytest.raises(StoreError, match="cannot be put together"):
         YARDSTICK.empty() + other.empty()
 
@@ -81,7 +81,7 @@ def test_counts_in_other_bins_are_not_mixed():
 @pytest.mark.parametrize("n", [1, 2, 3, 5000])
 def test_mean_and_deviation_are_those_of_the_values(n):
     window = window_of(n, np.random.default_rng(4), broken=0.0)
-    size, mean, deviation = YARDSTICK.count(window).confidence
+    size, mean, deviation = YARDSTICK.count_binned(window).confidence
     assert size == n
     assert mean == pytest.approx(window.confidence.mean(dtype=np.float64), rel=1e-15)
     if n > 1:
@@ -90,11 +90,11 @@ def test_mean_and_deviation_are_those_of_the_values(n):
 
 def test_what_labels_tell_is_scikit_learns_and_the_baselines():
     window = window_of(2000, np.random.default_rng(5), k=4, broken=0.1)
-    counts = Yardstick(names(4)).count(window)
+    counts = ReferenceBins(names(4)).count_binned(window)
     told = window.labelled
     matrix = confusion_matrix(window.labels[told], window.predicted[told], labels=range(4))
     assert counts.confusion_matrix.tolist() == matrix.tolist()
-    assert (counts.n_labels, counts.right) == (window.n_labels, window.right)
+    assert (counts.n_labels, counts.n_correct) == (window.n_labels, window.n_correct)
     bins = Baseline(names(4), window.probabilities[told], window.labels[told]).calibration()
     assert counts.calibration[0].tolist() == bins.count.tolist()
     among = np.maximum(counts.calibration[0], 1)
@@ -104,17 +104,17 @@ def test_what_labels_tell_is_scikit_learns_and_the_baselines():
 
 def test_labels_that_come_later_count_as_if_they_had_been_there():
     window = window_of(400, np.random.default_rng(6))
-    bare = Window(**{**window.__dict__, "labels": np.full(400, -1)})
+    bare = Predictions(**{**window.__dict__, "labels": np.full(400, -1)})
     wrong = np.where(window.labels >= 0, (window.labels + 1) % 3, -1)
     steps = np.rint(np.nan_to_num(window.confidence) * 2.0**24).astype(np.int64)
-    counts = YARDSTICK.count(bare).relabelled(window.predicted, steps, bare.labels, wrong)
-    assert counts.relabelled(window.predicted, steps, wrong, window.labels) == YARDSTICK.count(window)
-    assert counts.relabelled(window.predicted, steps, wrong, bare.labels) == YARDSTICK.count(bare)
+    counts = YARDSTICK.count_binned(bare).with_labels(window.predicted, steps, bare.labels, wrong)
+    assert counts.with_labels(window.predicted, steps, wrong, window.labels) == YARDSTICK.count_binned(window)
+    assert counts.with_labels(window.predicted, steps, wrong, bare.labels) == YARDSTICK.count_binned(bare)
 
 
 def test_latencies_are_found_within_three_and_a_half_percent():
     window = window_of(3000, np.random.default_rng(7))
-    counts = YARDSTICK.count(window)
+    counts = YARDSTICK.count_binned(window)
     for share in (0.01, 0.5, 0.95, 0.999):
         exact = np.nanquantile(window.latency, share, method="inverted_cdf")
         assert counts.latency_quantile(share) == pytest.approx(exact, rel=0.035)
@@ -140,7 +140,7 @@ def test_a_wandering_confidence_is_as_correlated_as_numpy_says():
     assert counts.autocorrelation == pytest.approx(np.corrcoef(series[1:], series[:-1])[0, 1], abs=0.002)
 
 
-def test_the_same_picture_ten_times_over_does_not_count_ten_times():
+def test_the_same_image_ten_times_over_does_not_count_ten_times():
     rng = np.random.default_rng(10)
     confidence, predicted = rng.uniform(0.4, 1, 500).astype(np.float16), rng.integers(0, 3, 500)
     bursts = plain(np.repeat(confidence, 10), np.repeat(predicted, 10))
@@ -154,20 +154,20 @@ def test_the_same_picture_ten_times_over_does_not_count_ten_times():
 def test_strata_add_up_to_what_is_counted_otherwise():
     window = window_of(800, np.random.default_rng(11))
     drawn = window.labelled & (np.arange(800) % 3 == 0)
-    counts = YARDSTICK.count(Window(**{**window.__dict__, "drawn": drawn}))
+    counts = YARDSTICK.count_binned(Predictions(**{**window.__dict__, "drawn": drawn}))
     everything, labelled, right, sampled, hits = counts.strata
     assert everything.reshape(-1, 3).sum(axis=0).tolist() == counts.classes.tolist()
-    assert (labelled.sum(), right.sum()) == (counts.n_labels, counts.right)
+    assert (labelled.sum(), right.sum()) == (counts.n_labels, counts.n_correct)
     assert labelled.reshape(-1, 3).sum(axis=0).tolist() == counts.confusion_matrix.sum(axis=0).tolist()
     assert sampled.sum() == drawn.sum()
     assert hits.sum() == (window.predicted == window.labels)[drawn].sum()
     bands = np.searchsorted(BANDS, window.confidence[window.finite], side="right") - 1
     assert everything.reshape(-1, 3).sum(axis=1).tolist() == np.bincount(bands, minlength=len(BANDS)).tolist()
-    assert Counts.from_bytes(counts.to_bytes()) == counts
+    assert WindowSummary.from_bytes(counts.to_bytes()) == counts
 
 
 def test_a_block_from_before_strata_were_counted_is_read():
-    counts = YARDSTICK.count(window_of(50, np.random.default_rng(12)))
+    counts = YARDSTICK.count_binned(window_of(50, np.random.default_rng(12)))
     old = replace(counts, strata=np.zeros((STRATA_ROWS, 0), np.int64))
     with_none = zlib.decompress(old.to_bytes()[len(b"counts 1\n") + 4 :])
     header, rest = with_none.split(b"\n", 1)
@@ -176,6 +176,6 @@ def test_a_block_from_before_strata_were_counted_is_read():
     size = np.dtype(kind).itemsize * length
     start = sum(np.dtype(k).itemsize * n for k, n in list(json.loads(header)["arrays"].values())[:5])
     body = zlib.compress(json.dumps(names).encode() + b"\n" + rest[:start] + rest[start + size :])
-    read = Counts.from_bytes(b"counts 1\n" + zlib.crc32(body).to_bytes(4) + body)
+    read = WindowSummary.from_bytes(b"counts 1\n" + zlib.crc32(body).to_bytes(4) + body)
     assert read == old
     assert (read + counts).n == 100

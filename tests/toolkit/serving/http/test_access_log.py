@@ -10,14 +10,19 @@ import pytest
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
 
-from toolkit.serving.http.access_log import CLIENT_LEFT, LONGEST_PATH, Journal, Lines
-from toolkit.serving.metrics import Figures
-from toolkit.serving.problems import FULL, Problem
+from toolkit.serving.http.access_log import (
+    CLIENT_CLOSED_REQUEST,
+    MAX_PATH_LENGTH,
+    AccessLogMiddleware,
+    JsonOrTextFormatter,
+)
+from toolkit.serving.metrics import ServiceMetrics
+from toolkit.serving.problems import OVERLOADED, Problem
 
 
 @pytest.fixture
 def figures():
-    return Figures()
+    return ServiceMetrics()
 
 
 @pytest.fixture
@@ -32,7 +37,7 @@ def app(figures):
     async def broken() -> str:
         raise RuntimeError("hunter2")
 
-    app.add_middleware(Journal, figures=figures)
+    app.add_middleware(AccessLogMiddleware, figures=figures)
     return app
 
 
@@ -126,12 +131,12 @@ def run(figures, error, begin=()):
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/x", "query_string": b"", "headers": [], "client": None}
-    asyncio.run(Journal(app, figures)(scope, None, send))
+    asyncio.run(AccessLogMiddleware(app, figures)(scope, None, send))
     return sent
 
 
 def test_a_problem_raised_further_out_than_the_framework_is_answered_without_a_traceback(figures, log):
-    sent = run(figures, Problem(FULL, "no room", {"Retry-After": "2"}))
+    sent = run(figures, Problem(OVERLOADED, "no room", {"Retry-After": "2"}))
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert sent[0]["status"] == 503
     assert (b"retry-after", b"2") in sent[0]["headers"]
@@ -152,7 +157,7 @@ def test_an_error_after_the_answer_began_is_logged_and_adds_no_second_answer(fig
 
 def test_a_client_that_left_is_no_error(figures, log):
     assert run(figures, ClientDisconnect()) == []
-    assert facts(log)["status"] == CLIENT_LEFT
+    assert facts(log)["status"] == CLIENT_CLOSED_REQUEST
     assert [record.levelname for record in log] == ["INFO"]
     assert figures.summary()["requests"] == {"other": {"499": 1}}
 
@@ -160,7 +165,7 @@ def test_a_client_that_left_is_no_error(figures, log):
 def test_a_task_that_is_cancelled_is_noted_and_stays_cancelled(figures, log):
     with pytest.raises(asyncio.CancelledError):
         run(figures, asyncio.CancelledError())
-    assert facts(log)["status"] == CLIENT_LEFT
+    assert facts(log)["status"] == CLIENT_CLOSED_REQUEST
 
 
 # Lines of the log
@@ -178,17 +183,17 @@ NOTED = {"request_id": "abc", "method": "GET", "path": "/a\x1b[31m\n/b", "status
 
 
 def test_lines_as_json_are_one_object_each():
-    line = Lines(as_json=True).format(record())
+    line = JsonOrTextFormatter(as_json=True).format(record())
     assert json.loads(line) == {"time": "2023-11-14T22:13:20.250+00:00", "level": "warning", "message": "hello you"}
-    line = Lines(as_json=True).format(record(NOTED | {"version": "3", "problem": "full"}))
+    line = JsonOrTextFormatter(as_json=True).format(record(NOTED | {"version": "3", "problem": "full"}))
     assert "\n" not in line
     assert json.loads(line).items() >= (NOTED | {"version": "3", "problem": "full"}).items()
 
 
 def test_lines_as_text_are_for_people_and_cannot_paint_their_terminal():
-    text = Lines(as_json=False).format(record(NOTED | {"version": "3", "problem": "full"}))
+    text = JsonOrTextFormatter(as_json=False).format(record(NOTED | {"version": "3", "problem": "full"}))
     assert re.fullmatch(r"\d\d:13:20 GET /a\\x1b\[31m\\n/b 503 1.5 ms v3 full abc", text)
-    assert Lines(as_json=False).format(record()).endswith(" warning: hello you")
+    assert JsonOrTextFormatter(as_json=False).format(record()).endswith(" warning: hello you")
 
 
 @pytest.mark.parametrize("as_json", [True, False])
@@ -196,7 +201,7 @@ def test_a_traceback_is_part_of_the_line(as_json):
     try:
         raise ValueError("what happened")
     except ValueError:
-        line = Lines(as_json).format(record(error=sys.exc_info()))
+        line = JsonOrTextFormatter(as_json).format(record(error=sys.exc_info()))
     text = json.loads(line)["traceback"] if as_json else line
     assert "Traceback" in text
     assert "ValueError: what happened" in text
@@ -204,4 +209,4 @@ def test_a_traceback_is_part_of_the_line(as_json):
 
 def test_a_long_address_is_cut(app, ask, log):
     ask(app, "GET", "/things/" + "x" * 5000)
-    assert len(facts(log)["path"]) == LONGEST_PATH
+    assert len(facts(log)["path"]) == MAX_PATH_LENGTH

@@ -5,9 +5,9 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
-from toolkit.serving.http.access_log import Journal
-from toolkit.serving.http.auth import Keys
-from toolkit.serving.metrics import Figures
+from toolkit.serving.http.access_log import AccessLogMiddleware
+from toolkit.serving.http.auth import APIKeyMiddleware
+from toolkit.serving.metrics import ServiceMetrics
 
 KEY, OTHER = "open sesame", "open barley"
 
@@ -21,7 +21,7 @@ def app():
     paths = ("/predict", "/admin", "/livez", "/models/{name}/infer", "/models/{name}")
     routes = [Route(path, answer, methods=["GET", "POST"]) for path in paths]
     guarded = {"/predict": KEY, "/admin": OTHER, "/models/{name}/infer": KEY}
-    return Journal(Keys(Starlette(routes=routes), guarded), Figures())
+    return AccessLogMiddleware(APIKeyMiddleware(Starlette(routes=routes), guarded), ServiceMetrics())
 
 
 @pytest.mark.parametrize(
@@ -79,14 +79,16 @@ def test_the_address_is_the_decoded_one(app, ask):
 
 @pytest.mark.parametrize("key", ["schlüssel", "ключ", "鍵"])
 def test_a_key_in_any_script(ask, key):
-    app = Journal(Keys(Starlette(routes=[Route("/a", answer, methods=["POST"])]), {"/a": key}), Figures())
+    app = AccessLogMiddleware(
+        APIKeyMiddleware(Starlette(routes=[Route("/a", answer, methods=["POST"])]), {"/a": key}), ServiceMetrics()
+    )
     assert ask(app, "POST", "/a", headers={"X-API-Key": key.encode()}).status_code == 200
     assert ask(app, "POST", "/a", headers={"X-API-Key": (key + key).encode()}).status_code == 403
 
 
 def test_the_address_is_counted_from_where_the_application_is_mounted(ask):
-    app = Starlette(routes=[Mount("/models", Keys(Starlette(routes=[Route("/a", answer)]), {"/a": KEY}))])
-    outer = Journal(app, Figures())
+    app = Starlette(routes=[Mount("/models", APIKeyMiddleware(Starlette(routes=[Route("/a", answer)]), {"/a": KEY}))])
+    outer = AccessLogMiddleware(app, ServiceMetrics())
     assert ask(outer, "GET", "/models/a").status_code == 401
     assert ask(outer, "GET", "/models/a", headers={"X-API-Key": KEY}).status_code == 200
 

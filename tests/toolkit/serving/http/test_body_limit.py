@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from toolkit.serving.http.body_limit import DISCARD_TIMES, BodyLimit, Patience
-from toolkit.serving.problems import BODY_TOO_LARGE, MALFORMED, TOO_SLOW, Problem
+from toolkit.serving.http.body_limit import DRAIN_FACTOR, BodyLimitMiddleware, Timeouts
+from toolkit.serving.problems import BODY_TOO_LARGE, MALFORMED, REQUEST_TIMEOUT, Problem
 
 LIMIT = 100
 
@@ -37,7 +37,7 @@ def send(client):
             if not message.get("more_body"):
                 return
 
-    asyncio.run(BodyLimit(app, LIMIT)(client.scope, client.receive, None))
+    asyncio.run(BodyLimitMiddleware(app, LIMIT)(client.scope, client.receive, None))
     return b"".join(seen)
 
 
@@ -56,9 +56,9 @@ def test_a_body_of_exactly_the_limit_passes(announced):
 
 
 def test_one_byte_more_does_not():
-    assert refused(Client([b"a" * 101], content_length="101")).kind is BODY_TOO_LARGE
-    assert refused(Client([b"a" * 60, b"b" * 41])).kind is BODY_TOO_LARGE
-    assert refused(Client([b"a" * 101], content_length="5")).kind is BODY_TOO_LARGE  # the announcement lies
+    assert refused(Client([b"a" * 101], content_length="101")).problem_type is BODY_TOO_LARGE
+    assert refused(Client([b"a" * 60, b"b" * 41])).problem_type is BODY_TOO_LARGE
+    assert refused(Client([b"a" * 101], content_length="5")).problem_type is BODY_TOO_LARGE  # the announcement lies
 
 
 def test_the_rest_is_read_to_its_end_so_that_the_client_listens():
@@ -74,10 +74,10 @@ def test_a_body_without_end_is_cut_off():
     for headers in ({}, {"content_length": "400"}):
         client = Client([b"x" * 50] * 1000, **headers)
         refused(client)
-        assert client.asked * 50 <= (DISCARD_TIMES + 1) * LIMIT
+        assert client.asked * 50 <= (DRAIN_FACTOR + 1) * LIMIT
 
 
-@pytest.mark.parametrize("headers", [{"content_length": str(DISCARD_TIMES * LIMIT + 1)},
+@pytest.mark.parametrize("headers", [{"content_length": str(DRAIN_FACTOR * LIMIT + 1)},
                                      {"content_length": "300", "expect": "100-Continue"}])  # fmt: skip
 def test_what_is_excessive_or_not_sent_yet_is_not_read_at_all(headers):
     client = Client([b"x" * 50] * 6, **headers)
@@ -90,13 +90,13 @@ def test_an_announcement_that_is_no_number_is_malformed(announced):
     client = Client([b"abc"])
     client.scope["headers"] = [(b"content-length", announced.encode())]
     found = refused(client)
-    assert found.kind is MALFORMED
+    assert found.problem_type is MALFORMED
     assert "whole number" in found.detail
 
 
 def test_a_client_that_leaves_while_its_body_is_thrown_away():
     client = Client([b"x" * 50] * 3, content_length="300")  # three more were announced
-    assert refused(client).kind is BODY_TOO_LARGE
+    assert refused(client).problem_type is BODY_TOO_LARGE
 
 
 def test_other_than_http_goes_through():
@@ -104,7 +104,7 @@ def test_other_than_http_goes_through():
         seen.append(scope)
 
     seen = []
-    asyncio.run(BodyLimit(app, LIMIT)({"type": "lifespan"}, None, None))
+    asyncio.run(BodyLimitMiddleware(app, LIMIT)({"type": "lifespan"}, None, None))
     assert seen == [{"type": "lifespan"}]
 
 
@@ -112,7 +112,7 @@ def test_other_than_http_goes_through():
 
 
 def answer(app, receive, patience):
-    asyncio.run(BodyLimit(app, LIMIT, patience)({"type": "http", "headers": []}, receive, None))
+    asyncio.run(BodyLimitMiddleware(app, LIMIT, patience)({"type": "http", "headers": []}, receive, None))
 
 
 async def read_all(scope, receive, send):
@@ -143,15 +143,15 @@ def test_a_body_that_stalls_is_too_slow():
     with pytest.raises(
         Problem, match=r"408: a body must arrive within 3600 s, with no pause longer than 0\.05 s"
     ) as caught:
-        answer(read_all, receive, Patience(body_seconds=3600, stall_seconds=0.05))
-    assert caught.value.kind is TOO_SLOW
+        answer(read_all, receive, Timeouts(body=3600, read=0.05))
+    assert caught.value.problem_type is REQUEST_TIMEOUT
     assert caught.value.headers == {"Connection": "close"}
 
 
 def test_a_body_that_drips_is_too_slow_in_all():
     receive, sent = drip(0.01)
     with pytest.raises(Problem, match=r"408: a body must arrive within 0\.2 s, with no pause longer than 3600 s"):
-        answer(read_all, receive, Patience(body_seconds=0.2, stall_seconds=3600))
+        answer(read_all, receive, Timeouts(body=0.2, read=3600))
     assert len(sent) > 1
 
 
@@ -168,5 +168,5 @@ def test_a_body_in_time_passes_and_what_comes_after_it_may_take_as_long_as_it_li
         last.append(await receive())
 
     (arriving, sent), last = drip(0.001, most=5), []
-    answer(app, receive, Patience(body_seconds=1.0, stall_seconds=1.0))
+    answer(app, receive, Timeouts(body=1.0, read=1.0))
     assert last == [{"type": "http.disconnect"}]

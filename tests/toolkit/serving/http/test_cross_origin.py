@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from toolkit.serving.http.cross_origin import Origins, is_foreign
+from toolkit.serving.http.cross_origin import CrossOriginMiddleware, is_cross_origin
 from toolkit.serving.problems import CROSS_ORIGIN, Problem
 
 HOST = {"host": "localhost:8000"}
@@ -20,7 +20,7 @@ def passes(method, headers, allowed=()):
 
     scope = {"type": "http", "method": method, "headers": [(n.encode(), v.encode()) for n, v in headers.items()]}
     with suppress(Problem):
-        asyncio.run(Origins(app, allowed)(scope, None, None))
+        asyncio.run(CrossOriginMiddleware(app, allowed)(scope, None, None))
     return bool(got)
 
 
@@ -46,7 +46,7 @@ def passes(method, headers, allowed=()):
     ],
 )
 def test_a_browser_tells_where_a_request_comes_from(headers, foreign):
-    assert is_foreign(HOST | headers) is foreign
+    assert is_cross_origin(HOST | headers) is foreign
     assert passes("POST", HOST | headers) is not foreign
     for method in ("GET", "HEAD", "OPTIONS"):
         assert passes(method, HOST | headers)
@@ -54,14 +54,18 @@ def test_a_browser_tells_where_a_request_comes_from(headers, foreign):
 
 def test_the_refusal_says_what_to_do():
     with pytest.raises(Problem, match="pages of another origin may not ask here; see --allow-origin") as caught:
-        asyncio.run(Origins(None)({"type": "http", "method": "POST", "headers": [(b"origin", b"null")]}, None, None))
-    assert caught.value.kind is CROSS_ORIGIN
+        asyncio.run(
+            CrossOriginMiddleware(None)(
+                {"type": "http", "method": "POST", "headers": [(b"origin", b"null")]}, None, None
+            )
+        )
+    assert caught.value.problem_type is CROSS_ORIGIN
 
 
 def test_the_usual_port_may_be_named_or_not():
     for host, origin in (("a", "http://a"), ("a:80", "http://a"), ("a", "http://a:80"), ("a:443", "https://a")):
-        assert not is_foreign({"host": host, "origin": origin})
-    assert is_foreign({"host": "a:80", "origin": "https://a"})
+        assert not is_cross_origin({"host": host, "origin": origin})
+    assert is_cross_origin({"host": "a:80", "origin": "https://a"})
 
 
 def test_origins_that_are_allowed_may_ask():

@@ -8,11 +8,11 @@ import zlib
 
 import pytest
 
-from toolkit.serving.http.decompression import PIECE, Encodings
-from toolkit.serving.problems import BODY_TOO_LARGE, CODING, MALFORMED, Problem
+from toolkit.serving.http.decompression import CHUNK_BYTES, DecompressionMiddleware
+from toolkit.serving.problems import BODY_TOO_LARGE, MALFORMED, UNSUPPORTED_ENCODING, Problem
 
-LIMIT = 3 * PIECE
-BODY = random.Random(1).randbytes(2 * PIECE + 17)
+LIMIT = 3 * CHUNK_BYTES
+BODY = random.Random(1).randbytes(2 * CHUNK_BYTES + 17)
 PACKED = {"gzip": gzip.compress(BODY), "x-gzip": gzip.compress(BODY), "deflate": zlib.compress(BODY)}
 
 
@@ -37,7 +37,7 @@ def seen(body, step=10**9, limit=LIMIT, **headers):
             more = message["more_body"]
         assert (await receive())["type"] == "http.disconnect"
 
-    asyncio.run(Encodings(app, limit)({"type": "http", "headers": list(names.items())}, receive, None))
+    asyncio.run(DecompressionMiddleware(app, limit)({"type": "http", "headers": list(names.items())}, receive, None))
     return found
 
 
@@ -53,7 +53,7 @@ def test_a_compressed_body_arrives_as_what_it_was(coding, step):
     found = seen(PACKED[coding], step, content_encoding=coding, content_length="5", content_type="image/png")
     assert found["body"] == BODY
     assert found["headers"] == {b"content-type": b"image/png"}
-    assert found["largest"] <= PIECE
+    assert found["largest"] <= CHUNK_BYTES
 
 
 def test_names_are_read_in_any_case_and_identity_is_none():
@@ -71,14 +71,14 @@ def test_an_empty_body_is_empty():
 def test_a_body_of_exactly_the_limit_passes_and_one_byte_more_does_not():
     for size in (LIMIT - 1, LIMIT):
         assert len(seen(gzip.compress(bytes(size)), content_encoding="gzip")["body"]) == size
-    assert refused(gzip.compress(bytes(LIMIT + 1)), content_encoding="gzip").kind is BODY_TOO_LARGE
+    assert refused(gzip.compress(bytes(LIMIT + 1)), content_encoding="gzip").problem_type is BODY_TOO_LARGE
 
 
 @pytest.mark.parametrize("step", [1000, 10**9])
 def test_a_bomb_is_undone_no_further_than_the_limit(step):
-    bomb = gzip.compress(bytes(100 * PIECE))
+    bomb = gzip.compress(bytes(100 * CHUNK_BYTES))
     tracemalloc.start()
-    assert refused(bomb, step, content_encoding="gzip").kind is BODY_TOO_LARGE
+    assert refused(bomb, step, content_encoding="gzip").problem_type is BODY_TOO_LARGE
     assert tracemalloc.get_traced_memory()[1] < 3 * LIMIT
     tracemalloc.stop()
 
@@ -86,7 +86,7 @@ def test_a_bomb_is_undone_no_further_than_the_limit(step):
 @pytest.mark.parametrize("named", ["br", "zstd", "compress", "gzip, gzip", "gzip, br", "x" * 1000])
 def test_another_encoding_is_refused_by_its_name(named):
     problem = refused(b"abc", content_encoding=named)
-    assert problem.kind is CODING
+    assert problem.problem_type is UNSUPPORTED_ENCODING
     assert named[:60] in problem.detail
     assert problem.headers == {"Accept-Encoding": "gzip, deflate"}
 
@@ -97,4 +97,4 @@ def test_another_encoding_is_refused_by_its_name(named):
     ids=["text", "deflate", "one byte short", "cut", "more behind", "other checksum"],
 )  # fmt: skip
 def test_what_is_not_what_it_says_is_malformed(body):
-    assert refused(body, 1000, content_encoding="gzip").kind is MALFORMED
+    assert refused(body, 1000, content_encoding="gzip").problem_type is MALFORMED

@@ -13,10 +13,10 @@ from fastapi import FastAPI, Request
 from starlette.requests import ClientDisconnect
 
 from support import LONGEST_WAIT
-from toolkit.serving.http.access_log import CLIENT_LEFT, Journal
-from toolkit.serving.http.disconnect import Departures
+from toolkit.serving.http.access_log import CLIENT_CLOSED_REQUEST, AccessLogMiddleware
+from toolkit.serving.http.disconnect import CancelOnDisconnectMiddleware
 from toolkit.serving.http.server import Server, ServerConfig, listen
-from toolkit.serving.metrics import Figures
+from toolkit.serving.metrics import ServiceMetrics
 
 LEFT = {"type": "http.disconnect"}
 START = {"type": "http.response.start", "status": 200, "headers": []}
@@ -43,7 +43,7 @@ class Client:
         self.got.append(message)
 
     async def visit(self, app, scope="http"):
-        await Departures(app)({"type": scope}, self.receive, self.send)
+        await CancelOnDisconnectMiddleware(app)({"type": scope}, self.receive, self.send)
 
 
 async def turns(count=5):
@@ -213,7 +213,7 @@ class Counter:
 
     server: Any = None
     port: int = 0
-    figures: Figures = field(default_factory=Figures)
+    figures: ServiceMetrics = field(default_factory=ServiceMetrics)
     working: set[str] = field(default_factory=set)
     stop: asyncio.Event | None = None
     loop: Any = None
@@ -233,8 +233,8 @@ class Counter:
                 self.working.remove(name)
             return name
 
-        app.add_middleware(Departures)
-        app.add_middleware(Journal, figures=self.figures)
+        app.add_middleware(CancelOnDisconnectMiddleware)
+        app.add_middleware(AccessLogMiddleware, figures=self.figures)
         return app
 
     def send(self, *names):
@@ -277,7 +277,7 @@ def counter():
 def test_after_a_thousand_departures_nothing_remains(counter):
     with counter.send("first"):
         wait_until(lambda: counter.working)
-    wait_until(lambda: counter.answered(CLIENT_LEFT) == 1)
+    wait_until(lambda: counter.answered(CLIENT_CLOSED_REQUEST) == 1)
 
     def tasks():
         return asyncio.run_coroutine_threadsafe(counter.tasks(), counter.loop).result(LONGEST_WAIT)
@@ -291,7 +291,7 @@ def test_after_a_thousand_departures_nothing_remains(counter):
             connection.close()
         for number in range(10):
             counter.send(f"hasty-{crowd}-{number}").close()  # gone before the work begins
-    wait_until(lambda: counter.answered(CLIENT_LEFT) == 1001)
+    wait_until(lambda: counter.answered(CLIENT_CLOSED_REQUEST) == 1001)
     assert counter.working == set()
     wait_until(lambda: not counter.server.server_state.connections and not counter.server.server_state.tasks)
     assert tasks() == before
@@ -310,6 +310,6 @@ def test_a_departure_ends_only_the_request_that_was_waited_for(counter):
         connection.sendall(b"POST /wait/three HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc")
         wait_until(lambda: counter.working == {"three"})
         connection.close()
-        wait_until(lambda: counter.answered(CLIENT_LEFT) == 1)
+        wait_until(lambda: counter.answered(CLIENT_CLOSED_REQUEST) == 1)
     assert counter.working == set()
     assert counter.answered(200) == 3

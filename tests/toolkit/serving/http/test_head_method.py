@@ -3,7 +3,7 @@
 import pytest
 from fastapi import FastAPI, Response
 
-from toolkit.serving.http.head_method import Heads
+from toolkit.serving.http.head_method import HeadMethodMiddleware
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def app():
     @app.post("/tell")
     def tell() -> None: ...
 
-    app.add_middleware(Heads)
+    app.add_middleware(HeadMethodMiddleware)
     return app
 
 

@@ -5,10 +5,10 @@ import re
 import jsonschema_rs
 import pytest
 
-from serve_model import ADMIN_ADDRESSES, PREDICT_ADDRESSES, ServeSettings, create_app, routes
-from toolkit.serving.http.openapi import describe, refusals
-from toolkit.serving.http.request_body import A_PICTURE
-from toolkit.serving.problems import FORMAT, FULL, KINDS, MEDIA, NOT_READY
+from serve_model import ADMIN_PATHS, PREDICT_PATHS, ServeSettings, create_app, routes
+from toolkit.serving.http.openapi import build_openapi, error_responses
+from toolkit.serving.http.request_body import ONE_IMAGE
+from toolkit.serving.problems import NOT_READY, OVERLOADED, PROBLEM_TYPES, UNSUPPORTED_FORMAT, UNSUPPORTED_MEDIA_TYPE
 from toolkit.serving.routes import inference_protocols
 from toolkit.serving.schemas import InferRequest
 
@@ -32,10 +32,10 @@ def references(part):
 
 
 def test_kinds_of_one_status_are_told_together():
-    found = refusals(MEDIA, FORMAT, FULL, NOT_READY)
+    found = error_responses(UNSUPPORTED_MEDIA_TYPE, UNSUPPORTED_FORMAT, OVERLOADED, NOT_READY)
     assert set(found) == {415, 503}
-    assert found[415]["description"] == f"{MEDIA.title}; {FORMAT.title}"
-    assert found[503]["description"] == f"{FULL.title}; {NOT_READY.title}"
+    assert found[415]["description"] == f"{UNSUPPORTED_MEDIA_TYPE.title}; {UNSUPPORTED_FORMAT.title}"
+    assert found[503]["description"] == f"{OVERLOADED.title}; {NOT_READY.title}"
     assert set(found[503]["headers"]) == {"X-Request-ID", "Retry-After"}
     assert set(found[415]["headers"]) == {"X-Request-ID"}
     assert list(found[415]["content"]) == ["application/problem+json"]
@@ -87,7 +87,7 @@ def test_errors_are_described_as_what_they_are(described):
                 assert response["content"]["application/problem+json"]["schema"] == {
                     "$ref": "#/components/schemas/ProblemDocument"
                 }
-    assert [one["slug"] for one in described["x-problems"]] == [kind.slug for kind in KINDS]
+    assert [one["slug"] for one in described["x-problems"]] == [kind.slug for kind in PROBLEM_TYPES]
 
 
 def test_bodies_and_keys_are_described(described):
@@ -96,7 +96,7 @@ def test_bodies_and_keys_are_described(described):
     files = found["/predict/batch", "post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert files["properties"]["files"]["maxItems"] == 7
     guarded = {path for (path, _), operation in found.items() if operation.get("security")}
-    assert guarded == {*PREDICT_ADDRESSES, *ADMIN_ADDRESSES} >= {"/predict", "/invocations", "/admin/reload"}
+    assert guarded == {*PREDICT_PATHS, *ADMIN_PATHS} >= {"/predict", "/invocations", "/admin/reload"}
     for path in guarded:
         assert {"401", "403", "413"} <= set(found[path, "post"]["responses"])
     assert {"400", "413", "415", "422", "500", "503"} <= set(found["/predict", "post"]["responses"])
@@ -106,22 +106,22 @@ def test_the_examples_of_bodies_are_of_the_shape_that_is_asked(described):
     bodies = {
         path: operation["requestBody"]["content"]["application/json"]
         for (path, _), operation in operations(described).items()
-        if path in PREDICT_ADDRESSES and path != "/feedback"
+        if path in PREDICT_PATHS and path != "/feedback"
     }
     assert len(bodies) == 5
     for path, body in bodies.items():
         if path.endswith("/infer"):
             [tensor] = InferRequest.model_validate(body["example"]).inputs
-            assert (tensor.datatype, tensor.shape, tensor.data) == ("BYTES", [1], [A_PICTURE])
+            assert (tensor.datatype, tensor.shape, tensor.data) == ("BYTES", [1], [ONE_IMAGE])
         else:
             [(name, value)] = body["example"].items()
             [shape] = [shape for shape in body["schema"]["anyOf"] if shape["required"] == [name]]
             jsonschema_rs.validate(shape, {name: value})
-            assert value in (A_PICTURE, [A_PICTURE])
+            assert value in (ONE_IMAGE, [ONE_IMAGE])
 
 
 def test_without_keys_none_is_described():
     app = create_app(ServeSettings())
-    schema = describe(app, (), 3)
+    schema = build_openapi(app, (), 3)
     assert "securitySchemes" not in schema["components"]
     assert not any("401" in operation["responses"] for operation in operations(schema).values())

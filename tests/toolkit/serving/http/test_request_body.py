@@ -1,4 +1,4 @@
-"""Pictures out of requests: forms as a real client encodes them, raw bodies, JSON, and everything that is wrong."""
+"""Images out of requests: forms as a real client encodes them, raw bodies, JSON, and everything that is wrong."""
 
 import asyncio
 import base64
@@ -12,27 +12,27 @@ from fastapi import Request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.images.decoding import load_picture
+from toolkit.images.decoding import load_image
 from toolkit.serving.http.request_body import (
-    LARGEST_FIELD,
-    MOST_FIELDS,
-    PICTURE_BODY,
-    VALUES_A_PICTURE,
-    VALUES_AROUND,
-    announced,
+    IMAGE_BODY,
+    MAX_FIELD_BYTES,
+    MAX_FIELDS,
+    VALUES_OVERHEAD,
+    VALUES_PER_IMAGE,
+    content_length_or,
     from_pixels,
+    images_body,
     load_json,
-    pictures_body,
+    parse_image,
+    parse_images,
     pixels_body,
-    read_picture,
-    read_pictures,
     values_of_pixels,
 )
 from toolkit.serving.inference.result import file_name
-from toolkit.serving.problems import INVALID, MALFORMED, MEDIA, UNDECODABLE, Problem
+from toolkit.serving.problems import INVALID, MALFORMED, UNDECODABLE, UNSUPPORTED_MEDIA_TYPE, Problem
 
-PICTURE = bytes(range(256)) * 5
-TEXT = base64.b64encode(PICTURE).decode()
+IMAGE = bytes(range(256)) * 5
+TEXT = base64.b64encode(IMAGE).decode()
 
 
 def request(body, content_type=None, step=1000):
@@ -56,11 +56,11 @@ def form(files=(), data=None, step=1000):
 
 
 def one(asked):
-    return asyncio.run(read_picture(asked))()
+    return asyncio.run(parse_image(asked))()
 
 
 def many(asked, most=4, size=None):
-    return [read() for read in asyncio.run(read_pictures(asked, most, size))]
+    return [read() for read in asyncio.run(parse_images(asked, most, size))]
 
 
 def sent(value):
@@ -74,36 +74,36 @@ def problem(work):
     return caught.value
 
 
-# One picture
+# One image
 
 
 @pytest.mark.parametrize("step", [1, 7, 1000, 10**6])
 def test_a_form_gives_the_bytes_of_its_file_however_they_arrive(step):
-    assert one(form([("file", ("cat.jpg", PICTURE, "image/jpeg"))], step=step)) == PICTURE
+    assert one(form([("file", ("cat.jpg", IMAGE, "image/jpeg"))], step=step)) == IMAGE
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "C:\\con", "a" * 3000, "é\u202e.jpg", " ", '"; drop'])
 def test_neither_file_name_nor_declared_type_matters(name):
-    files = [("file", (name, PICTURE, "text/html"))]
-    assert one(form(files, data={"comment": "my cat"})) == PICTURE
+    files = [("file", (name, IMAGE, "text/html"))]
+    assert one(form(files, data={"comment": "my cat"})) == IMAGE
 
 
 def test_an_upload_tells_its_name_and_nothing_else_has_one():
-    read = asyncio.run(read_picture(form([("file", ("my cat.jpg", PICTURE, "text/html"))])))
-    assert (read(), file_name(read)) == (PICTURE, "my cat.jpg")
-    assert file_name(asyncio.run(read_picture(request(PICTURE, "image/jpeg")))) is None
+    read = asyncio.run(parse_image(form([("file", ("my cat.jpg", IMAGE, "text/html"))])))
+    assert (read(), file_name(read)) == (IMAGE, "my cat.jpg")
+    assert file_name(asyncio.run(parse_image(request(IMAGE, "image/jpeg")))) is None
 
 
 @pytest.mark.parametrize("content_type", ["image/png", "image/x-unheard-of", "IMAGE/JPEG; q=1",
                                           "application/octet-stream", "", None])  # fmt: skip
-def test_a_raw_body_is_the_picture(content_type):
-    assert one(request(PICTURE, content_type)) == PICTURE
+def test_a_raw_body_is_the_image(content_type):
+    assert one(request(IMAGE, content_type)) == IMAGE
 
 
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.encodebytes])  # one line, and lines of 76 characters
 def test_json_holds_base64(encode):
-    body = json.dumps({"image": encode(PICTURE).decode()}).encode()
-    assert one(request(body, "application/json; charset=utf-8")) == PICTURE
+    body = json.dumps({"image": encode(IMAGE).decode()}).encode()
+    assert one(request(body, "application/json; charset=utf-8")) == IMAGE
 
 
 ENTRIES = [TEXT, {"b64": TEXT}, {"image": {"b64": TEXT}}, {"image": TEXT}]  # as they stand in lists
@@ -114,13 +114,13 @@ ENTRIES = [TEXT, {"b64": TEXT}, {"image": {"b64": TEXT}}, {"image": TEXT}]  # as
     [{"image": TEXT}, {"inputs": TEXT}, *({name: [entry]} for name in ("inputs", "instances") for entry in ENTRIES)],
 )
 def test_the_shapes_of_other_servers_are_read(value):
-    assert one(sent(value)) == PICTURE
-    assert many(sent(value)) == [PICTURE]
+    assert one(sent(value)) == IMAGE
+    assert many(sent(value)) == [IMAGE]
 
 
 def test_base64_for_addresses_and_without_its_end_is_base64_too():
-    assert set("-_") <= set(base64.urlsafe_b64encode(PICTURE).decode())
-    for data in (PICTURE, PICTURE[:-1], PICTURE[:-2]):
+    assert set("-_") <= set(base64.urlsafe_b64encode(IMAGE).decode())
+    for data in (IMAGE, IMAGE[:-1], IMAGE[:-2]):
         for text in (base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode()):
             assert one(sent({"image": text})) == one(sent({"image": text.rstrip("=")})) == data
             assert one(sent({"image": "data:image/png;base64," + text.rstrip("=")})) == data
@@ -134,7 +134,7 @@ def test_what_the_clients_of_mlflow_send_is_read(more):
         {"dataframe_split": {"data": [[{"b64": TEXT}]] * 4}},
         {"dataframe_records": [{"image": TEXT}] * 4},
     ):
-        assert many(sent(value | more)) == [PICTURE] * 4
+        assert many(sent(value | more)) == [IMAGE] * 4
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_what_the_clients_of_mlflow_send_is_read(more):
     ],
 )
 def test_what_would_be_passed_over_is_refused(value):
-    assert problem(lambda: many(sent(value))).kind is INVALID
+    assert problem(lambda: many(sent(value))).problem_type is INVALID
 
 
 @pytest.mark.parametrize(
@@ -165,31 +165,31 @@ def test_a_form_is_read_whatever_charset_it_names(charset, place):
     body = (
         f"--b\r\n{head.format('note', '')}é\r\n--b\r\n".encode()
         + head.format("file", '; filename="é.png"').encode()
-        + PICTURE
+        + IMAGE
         + b"\r\n--b--\r\n"
     )
-    assert one(request(body, "multipart/form-data" + place.format(charset))) == PICTURE
+    assert one(request(body, "multipart/form-data" + place.format(charset))) == IMAGE
 
 
 @pytest.mark.parametrize(
     "name", ["filename*=UTF-8''a%20b.png", "filename*0=a; filename*1=b", "FILENAME* = x", 'filename="a"; filename*=b']
 )
 def test_a_part_with_any_kind_of_file_name_is_a_file(name):
-    body = f'--b\r\nContent-Disposition: form-data; name="file"; {name}\r\n\r\n'.encode() + PICTURE + b"\r\n--b--\r\n"
-    assert one(request(body, "multipart/form-data; boundary=b")) == PICTURE
+    body = f'--b\r\nContent-Disposition: form-data; name="file"; {name}\r\n\r\n'.encode() + IMAGE + b"\r\n--b--\r\n"
+    assert one(request(body, "multipart/form-data; boundary=b")) == IMAGE
 
 
 @pytest.mark.parametrize("head", ["data:image/png;base64,", "data:;base64,", " DATA:text/html;charset=x;BASE64,\n"])
 def test_a_data_url_is_its_base64_whatever_type_it_declares(head):
-    assert one(sent({"image": head + TEXT})) == PICTURE
-    assert many(sent({"instances": [{"b64": head + TEXT}] * 4})) == [PICTURE] * 4
+    assert one(sent({"image": head + TEXT})) == IMAGE
+    assert many(sent({"instances": [{"b64": head + TEXT}] * 4})) == [IMAGE] * 4
 
 
 @pytest.mark.parametrize("text", ["data:image/png,QUJD", "data:base64,QUJD", "http://elsewhere/a.png", "QUJDR", "QU=JD",
                                   "/etc/passwd.jpg", "data:image/png;base64,data:;base64,QUJD"])  # fmt: skip
 def test_other_addresses_are_not_base64_and_lead_nowhere(text):
-    assert problem(lambda: one(sent({"image": text}))).kind is UNDECODABLE
-    assert problem(lambda: many(sent({"inputs": [text]}))).kind is UNDECODABLE
+    assert problem(lambda: one(sent({"image": text}))).problem_type is UNDECODABLE
+    assert problem(lambda: many(sent({"inputs": [text]}))).problem_type is UNDECODABLE
 
 
 @pytest.mark.parametrize(
@@ -224,24 +224,24 @@ def test_other_addresses_are_not_base64_and_lead_nowhere(text):
     ],
 )
 def test_json_that_is_wrong_is_said_to_be(body, kind):
-    assert problem(lambda: one(request(body, "application/json"))).kind is kind
+    assert problem(lambda: one(request(body, "application/json"))).problem_type is kind
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/xml", "images/png", "multipart/mixed", "json"])
-def test_other_types_are_not_taken_for_pictures(content_type):
-    assert problem(lambda: one(request(PICTURE, content_type))).kind is MEDIA
-    assert problem(lambda: many(request(PICTURE, content_type))).kind is MEDIA
+def test_other_types_are_not_taken_for_images(content_type):
+    assert problem(lambda: one(request(IMAGE, content_type))).problem_type is UNSUPPORTED_MEDIA_TYPE
+    assert problem(lambda: many(request(IMAGE, content_type))).problem_type is UNSUPPORTED_MEDIA_TYPE
 
 
 # Forms that are wrong
 
-FILE = ("file", ("a.png", PICTURE, "image/png"))
+FILE = ("file", ("a.png", IMAGE, "image/png"))
 
 
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (lambda: form([("picture", FILE[1])]), "no file in the field 'file'"),
+        (lambda: form([("image", FILE[1])]), "no file in the field 'file'"),
         (lambda: form(data={"file": "text"}, files=[("other", FILE[1])]), "no file in the field 'file'"),
         (lambda: form([FILE, FILE]), "at most 1 file$"),
         (lambda: form([FILE, ("other", FILE[1])]), "at most 1 file$"),
@@ -249,15 +249,15 @@ FILE = ("file", ("a.png", PICTURE, "image/png"))
 )
 def test_a_form_needs_exactly_one_file_of_that_name(asked, words):
     found = problem(lambda: one(asked()))
-    assert found.kind is INVALID
+    assert found.problem_type is INVALID
     assert words.rstrip("$") in found.detail
 
 
 @pytest.mark.parametrize(
     "asked",
     [
-        lambda: form([FILE], data={"note": "x" * (LARGEST_FIELD + 1)}),
-        lambda: form([FILE], data={f"note{number}": "x" for number in range(MOST_FIELDS + 1)}),
+        lambda: form([FILE], data={"note": "x" * (MAX_FIELD_BYTES + 1)}),
+        lambda: form([FILE], data={f"note{number}": "x" for number in range(MAX_FIELDS + 1)}),
         lambda: request(b"anything", "multipart/form-data"),
         lambda: request(b"no boundary in here", "multipart/form-data; boundary=x"),
         lambda: request(b"--x\r\n\r\nno name\r\n--x--\r\n", "multipart/form-data; boundary=x"),
@@ -266,7 +266,7 @@ def test_a_form_needs_exactly_one_file_of_that_name(asked, words):
     ],
 )
 def test_a_form_that_cannot_be_read_is_malformed(asked):
-    assert problem(lambda: one(asked())).kind is MALFORMED
+    assert problem(lambda: one(asked())).problem_type is MALFORMED
 
 
 @pytest.mark.parametrize("step", [1, 10**6])
@@ -276,12 +276,15 @@ def test_a_form_that_was_cut_short_is_malformed_wherever_the_cut_is(step):
     assert one(request(body, content_type, step)) == b"abc"
     for length in range(len(body)):
         found = problem(lambda length=length: one(request(body[:length], content_type, step)))
-        assert (found.kind, found.detail) == (MALFORMED, "the form cannot be read: it ends before its last boundary.")
+        assert (found.problem_type, found.detail) == (
+            MALFORMED,
+            "the form cannot be read: it ends before its last boundary.",
+        )
 
 
 def test_fields_beside_the_file_may_be_as_many_and_as_long_as_said():
-    fields = {f"note{number}": "x" * LARGEST_FIELD for number in range(MOST_FIELDS)}
-    assert one(form([FILE], data=fields)) == PICTURE
+    fields = {f"note{number}": "x" * MAX_FIELD_BYTES for number in range(MAX_FIELDS)}
+    assert one(form([FILE], data=fields)) == IMAGE
 
 
 def test_mutated_forms_are_read_or_refused_but_never_break():
@@ -304,12 +307,12 @@ def test_mutated_forms_are_read_or_refused_but_never_break():
             assert len(many(request(bytes(mutated), content_type, step=int(generator.integers(1, 400))))) in (1, 2)
             read += 1
         except Problem as error:
-            kinds.append(error.kind)
+            kinds.append(error.problem_type)
     assert set(kinds) == {MALFORMED, INVALID}
     assert min(read, len(kinds)) > 50
 
 
-# Many pictures
+# Many images
 
 
 def test_a_batch_keeps_the_order_and_leaves_other_fields_alone():
@@ -321,7 +324,7 @@ def test_a_batch_has_at_most_so_many_and_at_least_one():
     files = [("files", FILE[1])] * 5
     assert "at most 4 files" in problem(lambda: many(form(files))).detail
     found = problem(lambda: many(form([FILE])))
-    assert (found.kind, "'files'" in found.detail) == (INVALID, True)
+    assert (found.problem_type, "'files'" in found.detail) == (INVALID, True)
 
 
 def test_a_batch_of_json_keeps_the_order_and_the_limits():
@@ -329,19 +332,22 @@ def test_a_batch_of_json_keeps_the_order_and_the_limits():
     assert many(sent({"instances": texts[:4]})) == [b"\0", b"\1", b"\2", b"\3"]
     for wrong in (texts, []):
         found = problem(lambda wrong=wrong: many(sent({"instances": wrong})))
-        assert (found.kind, found.detail) == (INVALID, "the JSON body must hold from 1 to 4 pictures")
+        assert (found.problem_type, found.detail) == (INVALID, "the JSON body must hold from 1 to 4 images")
 
 
-def test_of_a_batch_only_the_picture_with_broken_base64_fails():
-    reads = asyncio.run(read_pictures(sent({"inputs": [TEXT, "QUJDR", {"b64": TEXT}]}), 4))
-    assert (reads[0](), reads[2]()) == (PICTURE, PICTURE)
-    assert problem(reads[1]).kind is UNDECODABLE
+def test_of_a_batch_only_the_image_with_broken_base64_fails():
+    reads = asyncio.run(parse_images(sent({"inputs": [TEXT, "QUJDR", {"b64": TEXT}]}), 4))
+    assert (reads[0](), reads[2]()) == (IMAGE, IMAGE)
+    assert problem(reads[1]).problem_type is UNDECODABLE
 
 
-def test_raw_pictures_are_a_batch_only_where_pixels_are_taken():
+def test_raw_images_are_a_batch_only_where_pixels_are_taken():
     for content_type in ("image/jpeg", "application/x-image", None):
-        assert many(request(PICTURE, content_type), size=16) == [PICTURE]
-        assert problem(lambda content_type=content_type: many(request(PICTURE, content_type))).kind is MEDIA
+        assert many(request(IMAGE, content_type), size=16) == [IMAGE]
+        assert (
+            problem(lambda content_type=content_type: many(request(IMAGE, content_type))).problem_type
+            is UNSUPPORTED_MEDIA_TYPE
+        )
 
 
 # Pixels
@@ -352,13 +358,13 @@ def test_pixels_arrive_unchanged_nested_and_flat(size):
     pixels = np.random.default_rng(size).integers(0, 256, (2, size, size, 3), np.uint8)
     for lists in (pixels.tolist(), [one.ravel().tolist() for one in pixels]):
         reads = many(sent({"inputs": lists}), 2, size)
-        np.testing.assert_array_equal([load_picture(data, size).pixels for data in reads], pixels)
+        np.testing.assert_array_equal([load_image(data, size).pixels for data in reads], pixels)
 
 
 def test_pixels_and_base64_may_stand_side_by_side():
     first, second = many(sent({"instances": [[9] * 12, {"b64": TEXT}]}), size=2)
-    assert (load_picture(first, 2).pixels == 9).all()
-    assert second == PICTURE
+    assert (load_image(first, 2).pixels == 9).all()
+    assert second == IMAGE
 
 
 SQUARE = [[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [10, 11, 255]]]
@@ -373,8 +379,8 @@ LEAVES = st.integers(0, 255) | st.sampled_from(
                                    [0] * 13, [0, SQUARE], "abcdefghijkl", {"0": 1}, None, [SQUARE]])  # fmt: skip
 def test_pixels_of_another_shape_are_refused_in_one_sentence(wrong):
     found = problem(lambda: from_pixels(wrong, 2, index=5))
-    wanted = "picture 5 must be 2 x 2 x 3 whole numbers from 0 to 255, in nested lists or in one"
-    assert (found.kind, found.detail) == (INVALID, wanted)
+    wanted = "image 5 must be 2 x 2 x 3 whole numbers from 0 to 255, in nested lists or in one"
+    assert (found.problem_type, found.detail) == (INVALID, wanted)
 
 
 @given(values=st.lists(LEAVES, min_size=12, max_size=12) | st.lists(WHOLE, min_size=12, max_size=12))
@@ -384,9 +390,9 @@ def test_only_whole_numbers_of_a_byte_are_pixels(values):
     rows = [[values[0:3], values[3:6]], [values[6:9], values[9:12]]]
     for lists in (values, rows):
         if good:
-            assert load_picture(from_pixels(lists, 2)(), 2).pixels.ravel().tolist() == values
+            assert load_image(from_pixels(lists, 2)(), 2).pixels.ravel().tolist() == values
         else:
-            assert problem(lambda lists=lists: from_pixels(lists, 2)).kind is INVALID
+            assert problem(lambda lists=lists: from_pixels(lists, 2)).problem_type is INVALID
 
 
 @pytest.mark.parametrize("size", [1, 2, 7])
@@ -395,27 +401,27 @@ def test_the_limit_of_values_is_above_what_full_requests_hold_and_not_far(size):
     assert len(many(sent({"inputs": pixels}), 4, size)) == 4
     longest = {"instances": [{"image": {"b64": f"data:image/png;base64,{TEXT}"}}] * 4}
     assert len(many(sent(longest))) == 4
-    most = VALUES_AROUND + 4 * (VALUES_A_PICTURE + values_of_pixels(size))
+    most = VALUES_OVERHEAD + 4 * (VALUES_PER_IMAGE + values_of_pixels(size))
     for body in (b"[" + b"[]," * most, b'{"a": [' + b"0," * most, b'"' + b"," * (most + 1)):
         assert problem(lambda body=body: many(request(body, "application/json"), 4, size)).detail == (
-            "the JSON holds more values than the pictures of a request can have"
+            "the JSON holds more values than the images of a request can have"
         )
 
 
 def test_a_body_without_a_length_counts_as_the_largest():
     head = {"type": "http", "headers": [(b"content-length", b"12")]}
-    assert announced(Request(head), 100) == 12
-    assert announced(request(PICTURE), 100) == 100
+    assert content_length_or(Request(head), 100) == 12
+    assert content_length_or(request(IMAGE), 100) == 100
 
 
 def test_values_are_counted_to_the_letter():
     assert load_json(b'[{"a": 1}, 2]', 3) == [{"a": 1}, 2]
-    assert problem(lambda: load_json(b'[{"a": 1}, 2]', 2)).kind is MALFORMED
+    assert problem(lambda: load_json(b'[{"a": 1}, 2]', 2)).problem_type is MALFORMED
 
 
 def test_large_files_never_touch_the_disk(monkeypatch):
     def refuse(*_words, **_more):
-        raise AssertionError("a picture was written to a file")
+        raise AssertionError("an image was written to a file")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     data = np.random.default_rng(0).bytes(3 * 2**20)
@@ -423,10 +429,10 @@ def test_large_files_never_touch_the_disk(monkeypatch):
 
 
 def test_the_description_names_what_is_read():
-    assert set(PICTURE_BODY["content"]) == {
+    assert set(IMAGE_BODY["content"]) == {
         "multipart/form-data", "image/*", "application/octet-stream", "application/json"
     }  # fmt: skip
-    batch = pictures_body(7)["content"]
+    batch = images_body(7)["content"]
     assert set(batch) == {"multipart/form-data", "application/json"}
     assert batch["multipart/form-data"]["schema"]["properties"]["files"]["maxItems"] == 7
     shapes = batch["application/json"]["schema"]["anyOf"]

@@ -20,14 +20,22 @@ from starlette.exceptions import HTTPException
 
 from support import LONGEST_WAIT
 from toolkit.errors import SettingsError
-from toolkit.serving.http.access_log import Journal
-from toolkit.serving.http.body_limit import BodyLimit, Patience
-from toolkit.serving.http.server import HELD_BYTES, OTHER_FILES, Gathering, Server, ServerConfig, listen, take_no_more
-from toolkit.serving.metrics import Figures
+from toolkit.serving.http.access_log import AccessLogMiddleware
+from toolkit.serving.http.body_limit import BodyLimitMiddleware, Timeouts
+from toolkit.serving.http.server import (
+    COALESCE_BYTES,
+    RESERVED_FDS,
+    CoalescingTransport,
+    Server,
+    ServerConfig,
+    listen,
+    stop_accepting,
+)
+from toolkit.serving.metrics import ServiceMetrics
 from toolkit.serving.problems import handle
 
 LARGE = 16 * 2**20  # bytes of an answer that no buffer of the system holds
-HASTY = Patience(head_seconds=2.0, body_seconds=3.0, stall_seconds=2.0)
+HASTY = Timeouts(header=2.0, body=3.0, read=2.0)
 
 
 def make_app():
@@ -57,11 +65,11 @@ def make_app():
 @contextmanager
 def serving(**words):
     """A running server, and its port."""
-    figures = Figures()
+    figures = ServiceMetrics()
     app = make_app()
     app.add_exception_handler(HTTPException, handle)
-    app.add_middleware(BodyLimit, limit=2**20, patience=words.get("patience", Patience()))
-    app.add_middleware(Journal, figures=figures)
+    app.add_middleware(BodyLimitMiddleware, limit=2**20, patience=words.get("patience", Timeouts()))
+    app.add_middleware(AccessLogMiddleware, figures=figures)
     listener = listen("127.0.0.1", 0)
     server = Server(app, lambda: None, ServerConfig(**({"drain_seconds": 0, "finish_seconds": 1} | words)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -313,7 +321,7 @@ def test_a_refused_client_does_not_hold_a_server_that_leaves():
 
 
 def test_connections_leave_files_for_everything_else(monkeypatch):
-    files = OTHER_FILES + 100
+    files = RESERVED_FDS + 100
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (files, files))
     for wanted, most in ((50, 50), (4096, 100)):
         server = Server(FastAPI(), lambda: None, ServerConfig(0, 1, most_connections=wanted))
@@ -333,15 +341,15 @@ class Wire:
 def test_what_is_written_in_one_turn_is_sent_together_and_in_order():
     async def play():
         wire = Wire()
-        transport = Gathering(wire, asyncio.get_running_loop())
+        transport = CoalescingTransport(wire, asyncio.get_running_loop())
         for data in (b"head ", b"body", b""):
             transport.write(data)
         assert wire.used == []
         await asyncio.sleep(0)
         assert wire.used == [("write", b"head body")]
-        transport.write(b"x" * HELD_BYTES)
+        transport.write(b"x" * COALESCE_BYTES)
         transport.write(b"y")
-        assert wire.used.pop() == ("write", b"x" * HELD_BYTES + b"y")  # much is not held back
+        assert wire.used.pop() == ("write", b"x" * COALESCE_BYTES + b"y")  # much is not held back
         transport.write(b"last")
         transport.write_eof()
         transport.write(b"nothing comes after it")
@@ -361,7 +369,7 @@ def test_a_client_that_has_just_reset_its_connection_is_refused_without_an_error
         transport, _ = await loop.create_connection(asyncio.Protocol, sock=connection)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()  # as a reset, which the loop has had no turn to notice
-        Gathering(transport, loop).write_eof()
+        CoalescingTransport(transport, loop).write_eof()
         transport.abort()
         await asyncio.sleep(0)
 
@@ -524,7 +532,7 @@ def test_a_request_that_cannot_be_finished_in_time_is_told_so():
 def test_a_socket_that_takes_no_more_keeps_those_that_it_has():
     with listen("127.0.0.1", 0) as listener, socket.socket() as early, socket.socket() as late:
         early.connect(listener.getsockname())
-        take_no_more(listener)
+        stop_accepting(listener)
         early.sendall(b"a request")
         late.settimeout(0.2)
         with pytest.raises(TimeoutError):

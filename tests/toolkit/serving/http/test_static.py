@@ -12,7 +12,7 @@ import pytest
 
 from serve_model import ServeSettings, create_app
 from toolkit.serving.http.static import DASHBOARD, FILES, FOLDER, HEADERS, POLICY, static_page
-from toolkit.serving.problems import KINDS, Problem
+from toolkit.serving.problems import PROBLEM_TYPES, Problem
 
 OWN = [name for name, (folder, _) in FILES.items() if folder == FOLDER]
 SCRIPTS = [name for name in OWN if name.endswith(".js")]
@@ -20,10 +20,10 @@ SCRIPTS = [name for name in OWN if name.endswith(".js")]
 DANGEROUS = r"innerHTML|outerHTML|insertAdjacentHTML|createContextualFragment|document\.write|\beval\b|new Function"
 
 
-def get(address: str) -> httpx.Response:
+def get(address):
     """Ask the application without its lifespan: the pages need neither a model nor a store."""
 
-    async def ask() -> httpx.Response:
+    async def ask():
         transport = httpx.ASGITransport(create_app(ServeSettings()))
         async with httpx.AsyncClient(transport=transport, base_url="http://test", follow_redirects=True) as client:
             return await client.get(address)
@@ -34,32 +34,32 @@ def get(address: str) -> httpx.Response:
 class Tags(HTMLParser):
     """All tags of a page with their attributes, and the text inside each script and style."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text):
         super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.inline: list[str] = []
+        self.tags = []
+        self.inline = []
         self.feed(text)
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         self.tags.append((tag, {name: value or "" for name, value in attrs}))
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data):
         if self.cdata_elem:  # inside <script> or <style>
             self.inline.append(data)
 
 
-def policy_of(response: httpx.Response) -> dict[str, str]:
+def policy_of(response):
     parts = response.headers["Content-Security-Policy"].split("; ")
     return dict(part.split(" ", 1) for part in parts)
 
 
-def test_the_folder_holds_what_is_served_and_nothing_else() -> None:
+def test_the_folder_holds_what_is_served_and_nothing_else():
     assert sorted(path.name for path in FOLDER.iterdir()) == sorted(OWN)
     assert [name for name, (folder, _) in FILES.items() if len((folder / name).read_bytes().strip()) < 100] == []
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_each_file_comes_with_its_type_and_all_headers(name: str) -> None:
+def test_each_file_comes_with_its_type_and_all_headers(name):
     response, (folder, media_type) = get(f"/pages/{name}"), FILES[name]
     assert (response.status_code, response.content) == (200, (folder / name).read_bytes())
     assert response.headers["Content-Type"] == media_type
@@ -69,11 +69,11 @@ def test_each_file_comes_with_its_type_and_all_headers(name: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["/dashboard", "/"])
-def test_the_dashboard_has_an_address_of_its_own(address: str) -> None:
+def test_the_dashboard_has_an_address_of_its_own(address):
     assert get(address).content == (FOLDER / DASHBOARD).read_bytes()
 
 
-def test_the_swagger_page_runs_its_own_scripts_and_no_other() -> None:
+def test_the_swagger_page_runs_its_own_scripts_and_no_other():
     response = get("/docs")
     assert response.headers["Content-Type"] == "text/html; charset=utf-8"
     assert {header: response.headers[header] for header in HEADERS} == HEADERS
@@ -86,11 +86,13 @@ def test_the_swagger_page_runs_its_own_scripts_and_no_other() -> None:
     loaded = [found["src"] for _, found in page.tags if "src" in found]
     loaded += [found["href"] for tag, found in page.tags if tag == "link"]
     assert {address.removeprefix("pages/") for address in loaded} < set(FILES)
-    assert [found["id"] for tag, found in page.tags if tag == "section"] == [f"problem-{kind.slug}" for kind in KINDS]
+    assert [found["id"] for tag, found in page.tags if tag == "section"] == [
+        f"problem-{kind.slug}" for kind in PROBLEM_TYPES
+    ]
 
 
 @pytest.mark.parametrize("name", ["nothing.js", "Dashboard.html", "dashboard", "../pages.py", "/etc/passwd", ""])
-def test_other_names_are_not_looked_for(name: str) -> None:
+def test_other_names_are_not_looked_for(name):
     with pytest.raises(Problem, match="404: the pages have no file of that name"):
         static_page(name)
 
@@ -98,19 +100,19 @@ def test_other_names_are_not_looked_for(name: str) -> None:
 @pytest.mark.parametrize(
     "address", ["/pages/nothing.js", "/pages/..%2fpages.py", "/pages/%2e%2e%2fpages.py", "/pages/"]
 )
-def test_other_addresses_are_a_problem(address: str) -> None:
+def test_other_addresses_are_a_problem(address):
     response = get(address)
     assert (response.status_code, response.headers["Content-Type"]) == (404, "application/problem+json")
     assert response.json()["type"] == "/docs#problem-not-found"
 
 
-def test_the_policy_lets_nothing_in_from_elsewhere() -> None:
+def test_the_policy_lets_nothing_in_from_elsewhere():
     assert POLICY["default-src"] == "'none'"
     assert {source for sources in POLICY.values() for source in sources.split()} == {"'none'", "'self'", "blob:"}
     assert [name for name, sources in POLICY.items() if "blob:" in sources] == ["img-src"]
 
 
-def test_the_dashboard_has_nothing_inline_and_loads_only_its_own_files() -> None:
+def test_the_dashboard_has_nothing_inline_and_loads_only_its_own_files():
     page = Tags((FOLDER / DASHBOARD).read_text())
     assert page.inline == []
     attributes = [attribute for _, found in page.tags for attribute in found]
@@ -123,7 +125,7 @@ def test_the_dashboard_has_nothing_inline_and_loads_only_its_own_files() -> None
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_imports_its_own_files_and_makes_no_markup(name: str) -> None:
+def test_a_script_imports_its_own_files_and_makes_no_markup(name):
     source = (FOLDER / name).read_text()
     assert re.findall(DANGEROUS, source) == []
     assert set(re.findall(r'from "\./([^"]+)"', source)) <= set(SCRIPTS)

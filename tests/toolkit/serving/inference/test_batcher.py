@@ -1,4 +1,4 @@
-"""Pictures through the workers: right answers, natural batches, nobody waits for what nobody wants."""
+"""Images through the workers: right answers, natural batches, nobody waits for what nobody wants."""
 
 import asyncio
 import threading
@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from support import COLOURS, LONGEST_WAIT, colour_picture
-from toolkit.images.decoding import Limits, load_picture
+from support import COLOURS, LONGEST_WAIT, colour_image
+from toolkit.images.decoding import ImageLimits, load_image
 from toolkit.serving.inference.batcher import Batcher
-from toolkit.serving.inference.result import STAGES, Classified
-from toolkit.serving.problems import DEADLINE, FORMAT, PICTURE_TOO_LARGE, UNDECODABLE, Problem
+from toolkit.serving.inference.result import TIMING_STAGES, InferenceResult
+from toolkit.serving.problems import DEADLINE_EXCEEDED, IMAGE_TOO_LARGE, UNDECODABLE, UNSUPPORTED_FORMAT, Problem
 
-RED = colour_picture("red")
+RED = colour_image("red")
 
 
 class BlockingEngine:
@@ -27,16 +27,16 @@ class BlockingEngine:
         self.begun, self.go = threading.Event(), threading.Event()
         self.go.set()
 
-    def infer(self, pictures):
+    def infer(self, images):
         with self._lock:
-            self.sizes.append(len(pictures))
+            self.sizes.append(len(images))
             self.running += 1
             self.most = max(self.most, self.running)
         self.begun.set()
         assert self.go.wait(LONGEST_WAIT)
         with self._lock:
             self.running -= 1
-        return self._engine.infer(pictures)
+        return self._engine.infer(images)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def open_batcher():
     opened = []
 
     def make(workers=2, limits=None, **more):
-        opened.append(Batcher(workers, limits or Limits(), **more))
+        opened.append(Batcher(workers, limits or ImageLimits(), **more))
         return opened[-1]
 
     yield make
@@ -92,26 +92,26 @@ async def until_decoded(batcher, model):
 # --- what comes out -----------------------------------------------------------------------------
 
 
-def test_each_answer_is_that_of_the_bundle_on_its_own_picture(open_batcher, make_blocking):
+def test_each_answer_is_that_of_the_bundle_on_its_own_image(open_batcher, make_blocking):
     model, engine = make_blocking(lanes=1, strength=0.4)
-    pictures = [(colour, colour_picture(colour, seed, size=40 + seed)) for seed, colour in enumerate(COLOURS * 5)]
+    images = [(colour, colour_image(colour, seed, size=40 + seed)) for seed, colour in enumerate(COLOURS * 5)]
 
     async def all_at_once(batcher):
-        return await asyncio.gather(*(batcher.run(read(data), lambda: model, itself) for _, data in pictures))
+        return await asyncio.gather(*(batcher.run(read(data), lambda: model, itself) for _, data in images))
 
     answers = asyncio.run(all_at_once(open_batcher(workers=3)))
-    for (colour, data), done in zip(pictures, answers, strict=True):
-        wanted = model.bundle.predict(load_picture(data, 16).pixels[None])[0]
+    for (colour, data), done in zip(images, answers, strict=True):
+        wanted = model.bundle.predict(load_image(data, 16).pixels[None])[0]
         np.testing.assert_allclose(done.probabilities, wanted, atol=1e-6)
         assert done.best(1)[0][0] == colour
         assert done.finite
         assert done.model is model
-    assert sum(engine.sizes) == len(pictures)
+    assert sum(engine.sizes) == len(images)
 
 
 def test_the_total_is_the_sum_of_the_stages(open_batcher, make_model):
     timings = classify(open_batcher(), make_model(), RED).timings_ms
-    assert tuple(timings) == STAGES
+    assert tuple(timings) == TIMING_STAGES
     assert timings["total"] == pytest.approx(timings["queue"] + timings["decode"] + timings["infer"], abs=0.002)
     assert min(timings.values()) > 0
 
@@ -126,7 +126,7 @@ def test_of_equal_classes_the_first_is_best(open_batcher, make_model):
 def test_one_value_that_is_no_number_makes_the_answer_unusable(open_batcher, make_model, bad):
     model = make_model(row=[0.5, bad, 0.5])
     assert not classify(open_batcher(), model, RED).finite
-    assert Classified(model, load_picture(RED, 16), np.array([0.0, 1.0, 0.0], np.float32), {}).finite
+    assert InferenceResult(model, load_image(RED, 16), np.array([0.0, 1.0, 0.0], np.float32), {}).finite
 
 
 # --- batches ------------------------------------------------------------------------------------
@@ -221,14 +221,14 @@ def test_a_batch_is_of_one_model(open_batcher, make_blocking):
     ("data", "kind", "words"),
     [
         (b"", UNDECODABLE, "the file is empty"),
-        (b"<html>not found</html>", UNDECODABLE, "not a picture"),
+        (b"<html>not found</html>", UNDECODABLE, "not an image"),
         (RED[:200], UNDECODABLE, "broken"),
-        (b"%PDF-1.7 ...", FORMAT, "PDF is not supported"),
-        (colour_picture("red", size=51), PICTURE_TOO_LARGE, "51 x 51 pixels, at most 2,500"),
+        (b"%PDF-1.7 ...", UNSUPPORTED_FORMAT, "PDF is not supported"),
+        (colour_image("red", size=51), IMAGE_TOO_LARGE, "51 x 51 pixels, at most 2,500"),
     ],
 )
-def test_a_bad_picture_fails_alone(open_batcher, make_model, data, kind, words):
-    model, batcher = make_model(), open_batcher(limits=Limits(max_pixels=2500))
+def test_a_bad_image_fails_alone(open_batcher, make_model, data, kind, words):
+    model, batcher = make_model(), open_batcher(limits=ImageLimits(max_pixels=2500))
 
     async def ask():
         return await asyncio.gather(
@@ -238,7 +238,7 @@ def test_a_bad_picture_fails_alone(open_batcher, make_model, data, kind, words):
     before, failed, after = asyncio.run(ask())
     assert before.best(1)[0][0] == after.best(1)[0][0] == "red"
     assert isinstance(failed, Problem)
-    assert failed.kind is kind
+    assert failed.problem_type is kind
     assert words in failed.detail
 
 
@@ -299,7 +299,7 @@ def test_a_deadline_ends_the_waiting(open_batcher, make_blocking):
     batcher = open_batcher(workers=1)
     with pytest.raises(Problem, match=r"could not be answered within 0\.02 s") as caught:
         classify(batcher, model, RED, seconds=0.02)
-    assert caught.value.kind is DEADLINE
+    assert caught.value.problem_type is DEADLINE_EXCEEDED
     engine.go.set()
     assert classify(batcher, model, RED, seconds=30).finite
 
@@ -307,7 +307,7 @@ def test_a_deadline_ends_the_waiting(open_batcher, make_blocking):
 # --- threads ------------------------------------------------------------------------------------
 
 
-def test_each_thread_is_prepared_once_and_none_begins_before_a_picture(open_batcher, make_blocking):
+def test_each_thread_is_prepared_once_and_none_begins_before_a_image(open_batcher, make_blocking):
     prepared, before = [], threading.active_count()
     batcher = open_batcher(workers=3, prepare=lambda: prepared.append(threading.get_ident()))
     assert threading.active_count() == before
@@ -353,7 +353,7 @@ def test_random_comings_and_goings_lose_nobody(open_batcher, make_blocking):
         try:
             async with asyncio.timeout(waits if leaves else None):
                 done = await batcher.run(read(RED), lambda: live[0], itself, 30)
-            wanted = done.model.bundle.predict(load_picture(RED, 16).pixels[None])[0]
+            wanted = done.model.bundle.predict(load_image(RED, 16).pixels[None])[0]
             np.testing.assert_allclose(done.probabilities, wanted, atol=1e-6)
             answered.append(done.model)
         except TimeoutError:

@@ -8,32 +8,29 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from support import LONGEST_WAIT, ROOT, ColourNetwork, colour_baseline, colour_card, full_disk
-from toolkit.bundle.program import Bundle, Program, load_bundle, save_bundle
+from toolkit.bundle.program import Program, load_bundle, save_bundle
 from toolkit.errors import BundleError
 from toolkit.serving.models import engines, openvino_cache
 from toolkit.serving.models.engines import (
     BATCHES,
-    BOUNDS,
-    GpuEngine,
-    OpenVinoEngine,
+    PARITY_BOUNDS,
+    GPUEngine,
+    OpenVINOEngine,
     TorchEngine,
     largest_difference,
-    prepare,
-    synthetic_pictures,
+    select_engine,
+    synthetic_images,
     torch_threads,
 )
-from toolkit.serving.models.openvino_cache import KEPT, Conversion, is_kept
+from toolkit.serving.models.openvino_cache import MAX_CACHED, OpenVINOModelCache, is_cached
 
 openvino = openvino_cache.openvino()
 BFLOAT16 = "BF16" in openvino_cache.core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -42,7 +39,7 @@ ENGINES = ("torch", "OpenVINO float32", "OpenVINO bfloat16", "GPU")
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def saved(tmp_path_factory):
     """Folder and digest of a bundle whose answers are far from 0 and 1."""
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
     program = Program(ColourNetwork(strength=1.0))
@@ -51,26 +48,26 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.fixture(scope="module")
-def bundle(saved: tuple[Path, str]) -> Bundle:
+def bundle(saved):
     return load_bundle(*saved)
 
 
-def converted(bundle: Bundle, cache: Path | None) -> Any:
-    return Conversion(bundle, lambda: ANSWERS, cache).model
+def converted(bundle, cache):
+    return OpenVINOModelCache(bundle, lambda: ANSWERS, cache).model
 
 
 @pytest.fixture(scope="module")
-def make_engine(bundle: Bundle) -> Callable[[str], engines.Engine]:
+def make_engine(bundle):
     """A function that gives a new engine by its name; the one for GPUs runs on the CPU."""
     model = converted(bundle, None)
     build = {
         "torch": lambda: TorchEngine(bundle),
-        "OpenVINO float32": lambda: OpenVinoEngine(model, "float32"),
-        "OpenVINO bfloat16": lambda: OpenVinoEngine(model, "bfloat16"),
-        "GPU": lambda: GpuEngine(bundle, "bfloat16", "cpu"),
+        "OpenVINO float32": lambda: OpenVINOEngine(model, "float32"),
+        "OpenVINO bfloat16": lambda: OpenVINOEngine(model, "bfloat16"),
+        "GPU": lambda: GPUEngine(bundle, "bfloat16", "cpu"),
     }
 
-    def make(name: str) -> engines.Engine:
+    def make(name):
         if name == "OpenVINO bfloat16" and not BFLOAT16:
             pytest.skip("this processor has no bfloat16")
         return build[name]()
@@ -79,7 +76,7 @@ def make_engine(bundle: Bundle) -> Callable[[str], engines.Engine]:
 
 
 @pytest.fixture
-def few_cores() -> Iterator[Callable[[int], None]]:
+def few_cores():
     """A function that leaves this process so many cores, or as many as there are."""
     if not hasattr(os, "sched_setaffinity"):
         pytest.skip("cores cannot be given away here")
@@ -88,7 +85,7 @@ def few_cores() -> Iterator[Callable[[int], None]]:
     os.sched_setaffinity(0, before)
 
 
-def pictures_of(count: int, seed: int = 0) -> np.ndarray:
+def images_of(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 3), np.uint8)
 
 
@@ -97,22 +94,22 @@ class Fake:
 
     name, lanes = "fake", 2
 
-    def __init__(self, bundle: Bundle, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    def __init__(self, bundle, change):
         self._bundle, self._change = bundle, change
         self.report = {"precision": "bfloat16"}
 
-    def infer(self, pictures: np.ndarray) -> np.ndarray:
-        return self._change(self._bundle.predict(pictures))
+    def infer(self, images):
+        return self._change(self._bundle.predict(images))
 
-    def close(self) -> None: ...
+    def close(self): ...
 
 
-def shifted(answer: np.ndarray) -> np.ndarray:
+def shifted(answer):
     """As a wrong temperature would: still probabilities, 0.05 from the right ones."""
     return answer + np.array([-0.05, 0.0, 0.05], np.float32)
 
 
-def frozen(answer: np.ndarray) -> np.ndarray:
+def frozen(answer):
     if len(answer) > 1:
         raise RuntimeError("the input has shape [1,16,16,3]\nand some more of OpenVINO's words")
     return answer
@@ -132,16 +129,16 @@ WRONG = {
 @pytest.mark.parametrize("name", ENGINES)
 def test_many_threads_at_once_each_get_the_programs_answer(bundle, make_engine, name):
     engine = make_engine(name)
-    batches = [pictures_of(1 + seed % 3, seed) for seed in range(50)]
+    batches = [images_of(1 + seed % 3, seed) for seed in range(50)]
     alone = [engine.infer(batch) for batch in batches]
-    bound = BOUNDS[engine.report["precision"]]
+    bound = PARITY_BOUNDS[engine.report["precision"]]
     for batch, answer in zip(batches, alone, strict=True):
         np.testing.assert_allclose(answer, bundle.predict(batch), rtol=0, atol=bound)
         np.testing.assert_allclose(answer.sum(axis=1), 1, atol=2**-8 if name == "GPU" else 1e-5)  # torch's softmax
         assert answer.dtype == np.float32
     start = threading.Barrier(8)
 
-    def ask(_: int) -> list[np.ndarray]:
+    def ask(_):
         start.wait()
         return [engine.infer(batch) for batch in batches]
 
@@ -152,14 +149,14 @@ def test_many_threads_at_once_each_get_the_programs_answer(bundle, make_engine, 
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_answers_are_the_callers_own_and_pictures_may_lie_in_memory_as_they_like(make_engine, name):
+def test_answers_are_the_callers_own_and_images_may_lie_in_memory_as_they_like(make_engine, name):
     engine = make_engine(name)
-    turned = pictures_of(4)[::-1, :, ::-1]
+    turned = images_of(4)[::-1, :, ::-1]
     turned.flags.writeable = False
     first = engine.infer(turned)
     kept = first.copy()
     np.testing.assert_array_equal(engine.infer(np.ascontiguousarray(turned)), kept)
-    engine.infer(pictures_of(4, seed=1))
+    engine.infer(images_of(4, seed=1))
     np.testing.assert_array_equal(first, kept)
     first[:] = 0  # theirs to change
     np.testing.assert_array_equal(engine.infer(turned), kept)
@@ -171,65 +168,67 @@ def test_answers_are_the_callers_own_and_pictures_may_lie_in_memory_as_they_like
 def test_batches_of_any_size_are_answered_row_by_row(bundle, make_engine, name):
     engine = make_engine(name)
     for count in (0, 1, 5, 33, 2, 70):  # as they come, not in order
-        pictures = pictures_of(count, seed=count)
-        answer = engine.infer(pictures)
+        images = images_of(count, seed=count)
+        answer = engine.infer(images)
         assert (answer.shape, answer.dtype) == ((count, 3), np.float32)
-        np.testing.assert_allclose(answer, bundle.predict(pictures), rtol=0, atol=BOUNDS[engine.report["precision"]])
+        np.testing.assert_allclose(
+            answer, bundle.predict(images), rtol=0, atol=PARITY_BOUNDS[engine.report["precision"]]
+        )
 
 
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("shape", [(1, 17, 16, 3), (1, 3, 16, 16), (16, 16, 3), (1, 16, 16, 4)])
-def test_pictures_of_another_shape_are_refused_and_harm_nothing(make_engine, name, shape):
+def test_images_of_another_shape_are_refused_and_harm_nothing(make_engine, name, shape):
     engine = make_engine(name)
-    right = engine.infer(pictures_of(2))
+    right = engine.infer(images_of(2))
     with pytest.raises(RuntimeError) as refused:
         engine.infer(np.zeros(shape, np.uint8))
     assert engines._reason(refused.value)
-    np.testing.assert_array_equal(engine.infer(pictures_of(2)), right)
+    np.testing.assert_array_equal(engine.infer(images_of(2)), right)
 
 
 @pytest.mark.parametrize("cores", [1, 2])
-def test_openvino_refuses_pictures_of_another_size(make_engine, few_cores, cores):
+def test_openvino_refuses_images_of_another_size(make_engine, few_cores, cores):
     few_cores(cores)
     engine = make_engine("OpenVINO float32")
-    right = engine.infer(pictures_of(1))
+    right = engine.infer(images_of(1))
     with pytest.raises(RuntimeError) as refused:
         engine.infer(np.zeros((1, 17, 16, 3), np.uint8))
     assert "17" in engines._reason(refused.value)  # and not where in its sources that is
-    np.testing.assert_array_equal(engine.infer(pictures_of(1)), right)
+    np.testing.assert_array_equal(engine.infer(images_of(1)), right)
 
 
 def test_the_program_of_a_bundle_stays_on_its_device_in_its_precision(bundle, make_engine):
-    before = bundle.predict(pictures_of(3))
-    GpuEngine(bundle, "float16", "meta")  # a device that holds nothing
+    before = bundle.predict(images_of(3))
+    GPUEngine(bundle, "float16", "meta")  # a device that holds nothing
     make_engine("GPU")
     assert {tensor.device.type for tensor in bundle.export().state_dict.values()} == {"cpu"}
     assert {tensor.dtype for tensor in bundle.export().state_dict.values()} == {torch.float32}
-    np.testing.assert_array_equal(bundle.predict(pictures_of(3)), before)
+    np.testing.assert_array_equal(bundle.predict(images_of(3)), before)
 
 
 def test_the_fastest_engine_serves_and_says_what_was_found(bundle, caplog):
     caplog.set_level(logging.INFO, "toolkit.serving.models.engines")
     root = logging.getLogger()
     before = (root.level, list(root.filters), list(root.handlers))
-    engine = prepare(bundle, threads=1)
+    engine = select_engine(bundle, threads=1)
     report = dict(engine.report)
     assert report.pop("seconds") > 0
     precision = "bfloat16" if BFLOAT16 else "float32"
-    assert 0 <= report.pop("largest_difference") <= BOUNDS[precision]
+    assert 0 <= report.pop("largest_difference") <= PARITY_BOUNDS[precision]
     assert len(report.pop("passed_over")) == (0 if BFLOAT16 else 1)
     assert report == {
-        "engine": engine.name, "precision": precision, "device": "cpu", "lanes": engine.lanes, "pictures": 16
+        "engine": engine.name, "precision": precision, "device": "cpu", "lanes": engine.concurrency, "images": 16
     }  # fmt: skip
-    assert (engine.name, engine.lanes) == (f"OpenVINO {precision} on the CPU", 1)
+    assert (engine.name, engine.concurrency) == (f"OpenVINO {precision} on the CPU", 1)
     assert f"OpenVINO {precision} on the CPU, 1 at once, differs by" in caplog.text
     assert (root.level, root.filters, root.handlers) == before  # OpenVINO changes them while it converts
 
 
 def test_torch_by_name_gives_the_very_numbers_of_the_bundle(bundle):
-    engine = prepare(bundle, "torch", threads=3)
-    np.testing.assert_array_equal(engine.infer(pictures_of(5)), bundle.predict(pictures_of(5)))
-    assert (engine.name, engine.lanes) == ("torch float32 on the CPU", 3)
+    engine = select_engine(bundle, "torch", threads=3)
+    np.testing.assert_array_equal(engine.infer(images_of(5)), bundle.predict(images_of(5)))
+    assert (engine.name, engine.concurrency) == ("torch float32 on the CPU", 3)
     assert engine.report["passed_over"] == []
     assert engine.report["largest_difference"] == 0
 
@@ -237,7 +236,7 @@ def test_torch_by_name_gives_the_very_numbers_of_the_bundle(bundle):
 @pytest.mark.parametrize("wrong", WRONG)
 def test_an_engine_that_is_wrong_fails_its_check(bundle, wrong):
     change, message = WRONG[wrong]
-    batches = np.split(synthetic_pictures(16), np.cumsum(BATCHES)[:-1])
+    batches = np.split(synthetic_images(16), np.cumsum(BATCHES)[:-1])
     expected = [bundle.predict(batch) for batch in batches]
     assert largest_difference(Fake(bundle, lambda answer: answer), batches, expected) == 0
     with pytest.raises((BundleError, RuntimeError), match=message):
@@ -255,7 +254,7 @@ def test_an_engine_that_is_wrong_fails_its_check(bundle, wrong):
 )
 def test_another_class_is_excused_only_between_two_that_are_nearly_equal(bundle, wanted, found, passes):
     engine = Fake(bundle, lambda answer: np.array([found], np.float32))
-    arguments = engine, [pictures_of(1)], [np.array([wanted], np.float32)]
+    arguments = engine, [images_of(1)], [np.array([wanted], np.float32)]
     if passes:
         assert largest_difference(*arguments) == pytest.approx(abs(wanted[0] - found[0]), abs=1e-6)
     else:
@@ -264,30 +263,30 @@ def test_another_class_is_excused_only_between_two_that_are_nearly_equal(bundle,
 
 
 def test_a_broken_engine_is_passed_over_and_refused_when_asked_for(bundle, monkeypatch, caplog):
-    class Broken(OpenVinoEngine):
-        def infer(self, pictures):
-            return shifted(super().infer(pictures))
+    class Broken(OpenVINOEngine):
+        def infer(self, images):
+            return shifted(super().infer(images))
 
-    monkeypatch.setattr(engines, "OpenVinoEngine", Broken)
-    engine = prepare(bundle)
+    monkeypatch.setattr(engines, "OpenVINOEngine", Broken)
+    engine = select_engine(bundle)
     assert isinstance(engine, TorchEngine)
     failed = engine.report["passed_over"]
     assert [entry["engine"] for entry in failed] == ["OpenVINO bfloat16 on the CPU", "OpenVINO float32 on the CPU"]
     assert re.search(r"probabilities are up to 0\.05\d* from the program's, allowed is 0\.0001", failed[1]["reason"])
     assert caplog.text.count("is passed over") == 2
     with pytest.raises(BundleError, match=r"no engine runs.*OpenVINO float32 on the CPU: its probabilities are up to"):
-        prepare(bundle, "openvino")
+        select_engine(bundle, "openvino")
 
 
 def test_without_bfloat16_openvino_runs_in_float32(bundle, monkeypatch):
-    class OlderProcessor(OpenVinoEngine):
+    class OlderProcessor(OpenVINOEngine):
         def __init__(self, model, precision, threads, cores):
             if precision == "bfloat16":
                 raise BundleError("the processor has no bfloat16")
             super().__init__(model, precision, threads, cores)
 
-    monkeypatch.setattr(engines, "OpenVinoEngine", OlderProcessor)
-    engine = prepare(bundle)
+    monkeypatch.setattr(engines, "OpenVINOEngine", OlderProcessor)
+    engine = select_engine(bundle)
     assert engine.name == "OpenVINO float32 on the CPU"
     assert engine.report["passed_over"] == [
         {"engine": "OpenVINO bfloat16 on the CPU", "reason": "the processor has no bfloat16"}
@@ -295,19 +294,19 @@ def test_without_bfloat16_openvino_runs_in_float32(bundle, monkeypatch):
 
 
 def test_a_program_that_was_not_exported_runs_in_torch(make_bundle):
-    assert prepare(make_bundle()).name == "torch float32 on the CPU"
+    assert select_engine(make_bundle()).name == "torch float32 on the CPU"
     with pytest.raises(BundleError, match="the bundle has no exported program"):
-        prepare(make_bundle(), "openvino")
+        select_engine(make_bundle(), "openvino")
 
 
 def test_a_program_that_gives_no_numbers_is_refused_before_it_serves(make_bundle):
     with pytest.raises(BundleError, match="NaN or infinity"):
-        prepare(make_bundle(row=[0.5, float("nan"), 0.5]))
+        select_engine(make_bundle(row=[0.5, float("nan"), 0.5]))
 
 
 def test_a_signal_does_no_harm_when_all_engines_are_gone(bundle):
-    engine = prepare(bundle, "openvino")
-    engine.infer(pictures_of(1))
+    engine = select_engine(bundle, "openvino")
+    engine.infer(images_of(1))
     engine.close()
     del engine
     gc.collect()
@@ -315,37 +314,37 @@ def test_a_signal_does_no_harm_when_all_engines_are_gone(bundle):
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_synthetic_pictures_are_always_the_same_and_none_like_another():
-    pictures = synthetic_pictures(24)
-    np.testing.assert_array_equal(pictures, synthetic_pictures(24))
-    assert len({picture.tobytes() for picture in pictures}) == len(pictures) == sum(BATCHES) == 16
-    contrasts = pictures.std(axis=(1, 2, 3))
+def test_synthetic_images_are_always_the_same_and_none_like_another():
+    images = synthetic_images(24)
+    np.testing.assert_array_equal(images, synthetic_images(24))
+    assert len({image.tobytes() for image in images}) == len(images) == sum(BATCHES) == 16
+    contrasts = images.std(axis=(1, 2, 3))
     assert (contrasts[:-3] > 10).all()
     assert (contrasts[-3:] == 0).all()
 
 
-def cached(folder: Path) -> list[Path]:
+def cached(folder):
     return sorted(folder.glob("*"))
 
 
 def test_a_converted_model_is_kept_and_read_again(bundle, tmp_path, monkeypatch):
     cache = tmp_path / "not" / "there yet"
-    first = prepare(bundle, "openvino", cache=cache)
+    first = select_engine(bundle, "openvino", cache=cache)
     (kept,) = cached(cache)
     assert kept.name.startswith(f"openvino-{openvino.__version__.split('-')[0]}-torch-2")
     assert f"-{bundle.digest}-" in kept.name
     assert sorted(path.name for path in kept.iterdir()) == ["answers.npy", "model.bin", "model.xml"]
 
-    def refuse(*_: object) -> None:
+    def refuse(*_):
         raise AssertionError("converted again")
 
     monkeypatch.setattr(openvino, "convert_model", refuse)
     never = replace(bundle, program=refuse, export=refuse)  # neither is needed any more
-    again = prepare(never, "openvino", cache=cache)
+    again = select_engine(never, "openvino", cache=cache)
     assert again.name == first.name
-    np.testing.assert_array_equal(again.infer(pictures_of(9)), first.infer(pictures_of(9)))
+    np.testing.assert_array_equal(again.infer(images_of(9)), first.infer(images_of(9)))
     with pytest.raises(BundleError, match="converted again"):
-        prepare(replace(bundle, digest="another"), "openvino", cache=cache)
+        select_engine(replace(bundle, digest="another"), "openvino", cache=cache)
 
 
 @pytest.mark.parametrize("file", ["model.bin", "model.xml", "answers.npy"])
@@ -368,22 +367,22 @@ def test_a_broken_one_is_made_anew(bundle, make_engine, tmp_path, monkeypatch, c
 def test_of_several_that_convert_a_bundle_one_does(bundle, tmp_path):
     made = []
 
-    class Counted(Conversion):
+    class Counted(OpenVINOModelCache):
         def _convert(self):
             made.append(self)
             return super()._convert()
 
     conversions = [Counted(bundle, lambda: bundle.predict, tmp_path) for _ in range(3)]
     for one in conversions:
-        one.answers = bundle.baseline.probabilities[:1]
-        assert one._kept is None
+        one.reference_outputs = bundle.baseline.probabilities[:1]
+        assert one._cached is None
     threads = [threading.Thread(target=lambda one=one: one.model) for one in conversions]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(made) == 1
-    assert is_kept(bundle, tmp_path)
+    assert is_cached(bundle, tmp_path)
 
 
 def test_a_cache_that_cannot_be_used_harms_nothing(bundle, tmp_path, monkeypatch, caplog):
@@ -401,12 +400,12 @@ def test_a_cache_keeps_the_newest(bundle, tmp_path, monkeypatch):
     model = converted(bundle, None)
     monkeypatch.setattr(openvino, "convert_model", lambda _: model)
     (tmp_path / "mine").mkdir()
-    for number in range(KEPT + 2):
+    for number in range(MAX_CACHED + 2):
         converted(replace(bundle, digest=f"d{number}"), tmp_path)
         for age, folder in enumerate(sorted(tmp_path.glob("openvino-*"), key=lambda path: path.stat().st_mtime)):
             os.utime(folder, (age, age))  # in the same order, clearly in the past
     names = " ".join(path.name for path in cached(tmp_path))
-    assert [f"-d{number}-" in names for number in range(KEPT + 2)] == [False] * 2 + [True] * KEPT
+    assert [f"-d{number}-" in names for number in range(MAX_CACHED + 2)] == [False] * 2 + [True] * MAX_CACHED
     assert (tmp_path / "mine").is_dir()
 
 
@@ -414,7 +413,7 @@ FRESH = """
 import sys, pathlib, threading
 seen = []
 def watch(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "subprocess.Popen", "os.fork"):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "subprocess.Popen", "os.warm_start"):
         seen.append((event, str(arguments)))
         raise OSError("refused")
 from toolkit.bundle.program import load_bundle
@@ -481,13 +480,13 @@ def first_run():
 
 sys.setswitchinterval(0.0005)
 for _ in range(8):
-    if not (child := os.fork()):
+    if not (child := os.warm_start()):
         first_run()
     print(os.waitpid(child, 0)[1], flush=True)
 """
 
 
-def test_two_threads_that_are_the_first_to_use_openvino_do_not_wait_for_each_other_for_ever() -> None:
+def test_two_threads_that_are_the_first_to_use_openvino_do_not_wait_for_each_other_for_ever():
     """Without care, a third of such starts held Python's lock for good, and with it the whole process."""
     command = [sys.executable, "-c", FIRST_RUNS]
     ended = subprocess.run(

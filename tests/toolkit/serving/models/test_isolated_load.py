@@ -12,11 +12,11 @@ import psutil
 import pytest
 
 from support import LONGEST_WAIT, ColourNetwork, colour_baseline, colour_card
-from toolkit.bundle.program import Bundle, Program, save_bundle, shelve_bundle
+from toolkit.bundle.program import Program, open_bundle_lazily, save_bundle
 from toolkit.errors import BundleError
-from toolkit.serving.models.engines import prepare
+from toolkit.serving.models.engines import select_engine
 from toolkit.serving.models.isolated_load import IsolatedLoader
-from toolkit.serving.models.openvino_cache import is_kept
+from toolkit.serving.models.openvino_cache import is_cached
 from toolkit.system.subprocesses import module_environment
 
 ASKING = """
@@ -30,23 +30,23 @@ time.sleep(600)
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
     program = Program(ColourNetwork(strength=1.0))
     baseline = colour_baseline(program)
     digest = save_bundle(folder, program, colour_card(accuracy=baseline.accuracy), baseline, model_id="m-1")
-    return shelve_bundle(folder, digest)
+    return open_bundle_lazily(folder, digest)
 
 
-def refuse(*_: object) -> None:
+def refuse(*_):
     raise AssertionError("the program is needed")
 
 
 def test_what_was_loaded_is_prepared_without_its_program(bundle, tmp_path):
     cache = tmp_path / "converted"
     IsolatedLoader("auto", 1, cache)(bundle, threading.Event(), id)
-    assert is_kept(bundle, cache)
-    engine = prepare(replace(bundle, program=refuse, export=refuse), "openvino", threads=1, cache=cache)
+    assert is_cached(bundle, cache)
+    engine = select_engine(replace(bundle, program=refuse, export=refuse), "openvino", threads=1, cache=cache)
     assert engine.name.startswith("OpenVINO")
 
 
@@ -56,7 +56,7 @@ def test_what_is_kept_is_not_loaded_again_and_what_torch_runs_never_is(bundle, t
         IsolatedLoader(choice, 1, tmp_path / "nothing")(bundle, threading.Event(), id)
     IsolatedLoader("auto", 1, tmp_path / "nothing")(replace(bundle, folder=None), threading.Event(), id)
     cache = tmp_path / "converted"
-    prepare(bundle, "openvino", threads=1, cache=cache)
+    select_engine(bundle, "openvino", threads=1, cache=cache)
     IsolatedLoader("auto", 1, cache)(replace(bundle, folder=tmp_path / "gone"), threading.Event(), id)
 
 
@@ -75,7 +75,7 @@ def test_of_several_that_load_a_bundle_one_does(bundle, tmp_path):
     for thread in threads:
         thread.join()
     assert len(loaded) == 1
-    assert is_kept(bundle, tmp_path)
+    assert is_cached(bundle, tmp_path)
 
 
 def test_what_is_wrong_is_said_in_the_words_of_the_check(bundle, tmp_path):
@@ -83,7 +83,7 @@ def test_what_is_wrong_is_said_in_the_words_of_the_check(bundle, tmp_path):
         IsolatedLoader("auto", 1, tmp_path)(replace(bundle, digest="f" * 64), threading.Event(), id)
 
 
-def loading() -> list[psutil.Process]:
+def loading():
     """Of the children of this process, which may have others, those that load."""
     children = psutil.Process().children()
     return [
@@ -92,7 +92,7 @@ def loading() -> list[psutil.Process]:
 
 
 def test_a_process_that_is_killed_says_how(bundle, tmp_path):
-    def kill() -> None:
+    def kill():
         while not (found := loading()):
             time.sleep(0.01)
         found[0].kill()
@@ -107,7 +107,7 @@ def test_a_process_that_is_killed_says_how(bundle, tmp_path):
 def test_a_process_that_does_not_get_its_share_has_workers_rest_until_it_is_done(bundle, tmp_path):
     resting, priorities = [], []
 
-    def starve() -> None:
+    def starve():
         while not (found := loading()):
             time.sleep(0.01)
         priorities.append(found[0].nice())
@@ -120,7 +120,7 @@ def test_a_process_that_does_not_get_its_share_has_workers_rest_until_it_is_done
     starving.start()
     IsolatedLoader("auto", 1, tmp_path)(bundle, threading.Event(), resting.append)
     starving.join()
-    assert is_kept(bundle, tmp_path)
+    assert is_cached(bundle, tmp_path)
     assert priorities == [psutil.Process().nice()]
     assert resting[-1] == 0
 
@@ -131,7 +131,7 @@ def test_a_service_that_ends_does_not_wait_for_it(bundle, tmp_path):
     with pytest.raises(BundleError, match="the service ends"):
         IsolatedLoader("auto", 1, tmp_path)(bundle, stopping, id)
     assert loading() == []
-    assert not is_kept(bundle, Path(tmp_path))
+    assert not is_cached(bundle, Path(tmp_path))
 
 
 def test_it_ends_with_the_process_that_asked_for_it(bundle, tmp_path):
@@ -143,4 +143,4 @@ def test_it_ends_with_the_process_that_asked_for_it(bundle, tmp_path):
         asking.kill()
     _, alive = psutil.wait_procs([orphan], timeout=LONGEST_WAIT)
     assert not alive
-    assert not is_kept(bundle, cache)
+    assert not is_cached(bundle, cache)

@@ -15,10 +15,10 @@ from support import LONGEST_WAIT, ColourNetwork, colour_baseline, colour_card, f
 from toolkit.bundle.files import CARD, PROGRAM, digest_of
 from toolkit.bundle.program import Program, load_bundle, save_bundle
 from toolkit.errors import TrackingError
-from toolkit.registry.bundles import cached
+from toolkit.registry.bundles import download_cached
 from toolkit.serving.models.engines import TorchEngine
-from toolkit.serving.models.local_cache import COPIES, NOTE, LastGood
-from toolkit.serving.models.manager import Live, ModelManagerConfig
+from toolkit.serving.models.local_cache import INDEX_FILE, MAX_COPIES, LocalModelCache
+from toolkit.serving.models.manager import ModelManager, ModelManagerConfig
 
 VERSIONS = 4
 STORE = SimpleNamespace(tracking_uri="sqlite:///unused.db")  # bundles in a folder need no server
@@ -51,7 +51,7 @@ class Registry:
     """A source that fetches as the real one does, and may be away."""
 
     def __init__(self, shelves):
-        self.shelves, self.away, self.fetched, self.wanted = shelves, False, [], 1
+        self.shelves, self.away, self.download, self.wanted = shelves, False, [], 1
 
     def version(self, number):
         return Version(number, digest_of(self.shelves / str(number)))
@@ -64,8 +64,8 @@ class Registry:
         return self.version(self.wanted)
 
     def load(self, release, cache=None):
-        self.fetched.append((release.version, cache))
-        with cached(STORE, str(self.shelves / str(release.version)), release.digest, cache) as folder:
+        self.download.append((release.version, cache))
+        with download_cached(STORE, str(self.shelves / str(release.version)), release.digest, cache) as folder:
             return load_bundle(folder, release.digest)
 
 
@@ -76,21 +76,21 @@ def registry(shelves):
 
 @pytest.fixture
 def copies():
-    return LastGood(Path("kept") / "copies", "colours", "Production")
+    return LocalModelCache(Path("kept") / "copies", "colours", "Production")
 
 
 def serve(registry, copies, *numbers):
     """Start a service, and let it serve versions one after the other."""
-    live = Live(registry, lambda model: None, ModelManagerConfig(1000, prepare=TorchEngine, last_good=copies))
+    live = ModelManager(registry, lambda model: None, ModelManagerConfig(1000, prepare=TorchEngine, last_good=copies))
     for registry.wanted in numbers:
-        assert live.look() == "loaded"
+        assert live.poll() == "loaded"
     return live
 
 
 def start_without_registry(registry, copies):
     registry.away = True
-    live = Live(registry, lambda model: None, ModelManagerConfig(1000, prepare=TorchEngine, last_good=copies))
-    assert live.look() == "unreachable"
+    live = ModelManager(registry, lambda model: None, ModelManagerConfig(1000, prepare=TorchEngine, last_good=copies))
+    assert live.poll() == "unreachable"
     return live
 
 
@@ -106,17 +106,17 @@ def test_nothing_served_yet_and_nothing_is_recalled(copies, caplog):
 
 def test_what_served_last_answers_when_the_registry_is_away(registry, copies):
     serve(registry, copies, 1, 2)
-    live = start_without_registry(registry, LastGood(copies.folder, "colours", "Production"))
+    live = start_without_registry(registry, LocalModelCache(copies.folder, "colours", "Production"))
     wanted = registry.version(2)
     assert (live.model.release.version, live.model.bundle.digest) == (2, wanted.digest)
     assert (live.model.release.run_id, live.model.release.stage) == (wanted.run_id, wanted.stage)
     assert live.describe().source == "last good copy"
-    picture = np.full((1, 16, 16, 3), 90, np.uint8)
+    image = np.full((1, 16, 16, 3), 90, np.uint8)
     bundle = load_bundle(registry.shelves / "2", wanted.digest)
-    np.testing.assert_array_equal(live.model.engine.infer(picture), bundle.predict(picture))
-    registry.away, registry.fetched = False, []
-    assert live.look() == "unchanged"
-    assert registry.fetched == []
+    np.testing.assert_array_equal(live.model.engine.infer(image), bundle.predict(image))
+    registry.away, registry.download = False, []
+    assert live.poll() == "unchanged"
+    assert registry.download == []
     assert live.describe().source == "registry"
 
 
@@ -127,9 +127,9 @@ def test_the_newest_two_are_kept_and_nothing_else_is_removed(registry, copies):
     (copies.folder / ("0" * 64)).write_text("no folder")
     serve(registry, copies, 1, 2, 3, 4, 3)
     kept = [registry.version(number).digest for number in (3, 4)]
-    assert len(kept) == COPIES
+    assert len(kept) == MAX_COPIES
     assert recalled(copies) == [(3, kept[0]), (4, kept[1])]
-    assert {path.name for path in copies.folder.iterdir()} == {NOTE, "photos", "0" * 64, *kept}
+    assert {path.name for path in copies.folder.iterdir()} == {INDEX_FILE, "photos", "0" * 64, *kept}
 
 
 def test_a_restart_fetches_nothing_and_keeps_the_order(registry, copies):
@@ -180,7 +180,7 @@ def test_a_note_that_somebody_else_wrote_leads_nowhere(copies, caplog, note):
     precious = Path("precious")
     precious.mkdir()
     copies.folder.mkdir(parents=True)
-    (copies.folder / NOTE).write_text(note)
+    (copies.folder / INDEX_FILE).write_text(note)
     assert recalled(copies) == []
     assert precious.exists()
     assert "the note of what served last cannot be read" in caplog.text
@@ -189,12 +189,12 @@ def test_a_note_that_somebody_else_wrote_leads_nowhere(copies, caplog, note):
 @pytest.mark.parametrize(("name", "stage"), [("cats", "Production"), ("colours", "Staging")])
 def test_a_copy_of_something_else_does_not_answer(registry, copies, name, stage):
     serve(registry, copies, 1)
-    assert recalled(LastGood(copies.folder, name, stage)) == []
+    assert recalled(LocalModelCache(copies.folder, name, stage)) == []
 
 
 @pytest.mark.parametrize("trouble", ["full from the start", "full at the note", "not to be written to"])
 def test_a_disk_that_takes_nothing_costs_one_warning_and_no_version(registry, caplog, trouble):
-    copies = LastGood(Path("kept"), "colours", "Production")
+    copies = LocalModelCache(Path("kept"), "colours", "Production")
     with ExitStack() as stack:
         if trouble == "full from the start":
             stack.enter_context(full_disk(100))
@@ -210,7 +210,7 @@ def test_a_disk_that_takes_nothing_costs_one_warning_and_no_version(registry, ca
     if trouble == "not to be written to":
         Path("kept").unlink()
     registry.wanted = 2
-    live.look()
+    live.poll()
     assert [version for version, _ in recalled(copies)] == [2]
 
 
@@ -236,11 +236,11 @@ def test_what_one_process_fetches_another_does_not_remove():
             incoming.rename(cache / release.digest)
             return release.digest
 
-    first, second = (LastGood(folder, "colours", "Production") for _ in range(2))
+    first, second = (LocalModelCache(folder, "colours", "Production") for _ in range(2))
     (folder / versions[0].digest).mkdir(parents=True)
     loaded = []
     fetch = threading.Thread(target=lambda: loaded.append(first.load(Slow(), versions[1])))
-    note = threading.Thread(target=second.keep, args=(versions[0],))
+    note = threading.Thread(target=second.mark_served, args=(versions[0],))
     fetch.start()
     assert fetching.wait(LONGEST_WAIT)
     note.start()
@@ -249,5 +249,5 @@ def test_what_one_process_fetches_another_does_not_remove():
     for thread in (fetch, note):
         thread.join()
     assert loaded == [versions[1].digest]
-    first.keep(versions[1])
+    first.mark_served(versions[1])
     assert {path.name for path in folder.iterdir()} >= {versions[0].digest, versions[1].digest}

@@ -13,23 +13,23 @@ import pytest
 from support import LONGEST_WAIT
 from toolkit.errors import BundleError, NotRegistered, TrackingError
 from toolkit.serving.models.engines import TorchEngine
-from toolkit.serving.models.manager import LONGEST_PAUSE, Live, ModelManagerConfig, identity
+from toolkit.serving.models.manager import MAX_BACKOFF_S, ModelManager, ModelManagerConfig, release_key
 
 
 class Rows:
-    """An engine that gives one row for every picture, and may be held up and closed."""
+    """An engine that gives one row for every image, and may be held up and closed."""
 
     name, lanes = "rows", 1
 
     def __init__(self, row, gate=None):
         self.row, self.gate, self.begun, self.closed = np.array(row, np.float32), gate, threading.Event(), []
 
-    def infer(self, pictures):
+    def infer(self, images):
         self.begun.set()
         if self.gate is not None:
             assert self.gate.wait(LONGEST_WAIT)
         assert not self.closed
-        return np.tile(self.row, (len(pictures), 1))
+        return np.tile(self.row, (len(images), 1))
 
     def close(self):
         self.closed.append(threading.current_thread().name)
@@ -90,7 +90,7 @@ def live(source, adopted, engine_of):
     def prepare(bundle):
         return engine_of[0](bundle)
 
-    return Live(source, adopted, ModelManagerConfig(1000, prepare=prepare))
+    return ModelManager(source, adopted, ModelManagerConfig(1000, prepare=prepare))
 
 
 def test_it_begins_empty_and_says_why(live, source):
@@ -115,8 +115,8 @@ def test_it_follows_promotions_and_rollbacks_and_loads_each_once(live, source, a
         found.append(live.look())
         assert live.model.release.version == version
         assert live.model.bundle is source.bundles[version]
-        picture = np.full((1, 16, 16, 3), 90, np.uint8)
-        np.testing.assert_array_equal(live.model.engine.infer(picture), source.bundles[version].predict(picture))
+        image = np.full((1, 16, 16, 3), 90, np.uint8)
+        np.testing.assert_array_equal(live.model.engine.infer(image), source.bundles[version].predict(image))
     assert found == ["loaded", "unchanged", "loaded", "unchanged", "loaded"]
     assert adopted.seen == ["1", "2", "1"]
     assert source.loads == [1, 2]
@@ -147,12 +147,12 @@ def test_of_those_that_were_replaced_the_last_one_stays_ready(live, source, make
 
 def test_the_same_number_with_another_digest_is_another_model(live, source, make_bundle):
     live.look()
-    first = identity(live.model.release)
+    first = release_key(live.model.release)
     source.put(1)
     source.wanted = type(source.wanted)(1, "registered anew")
     source.bundles[1] = make_bundle(digest="registered anew")
     assert live.look() == "loaded"
-    assert identity(live.model.release) != first
+    assert release_key(live.model.release) != first
 
 
 def test_what_was_replaced_is_freed(live, source, make_bundle):
@@ -192,7 +192,7 @@ def test_a_version_that_cannot_be_loaded_leaves_the_one_before_it(live, source, 
     assert (aside.version, aside.attempts) == (2, 2)
     assert "\n" not in aside.reason
     assert "/srv" not in aside.reason
-    assert 0 < aside.next_attempt_s <= LONGEST_PAUSE
+    assert 0 < aside.next_attempt_s <= MAX_BACKOFF_S
     assert source.loads == [1, 2, 2]
     assert adopted.seen == ["1"]
     assert live.loading is None
@@ -239,8 +239,8 @@ def test_a_model_that_cannot_be_adopted_does_not_answer(source):
     def refuse(model):
         raise RuntimeError("not this one")
 
-    live = Live(source, refuse, ModelManagerConfig(1000))
-    assert live.look() == "failed"
+    live = ModelManager(source, refuse, ModelManagerConfig(1000))
+    assert live.poll() == "failed"
     assert live.model is None
 
 
@@ -271,7 +271,7 @@ def test_the_log_has_a_line_when_trouble_begins_and_when_it_ends_and_no_more(liv
 
 
 def test_the_thread_survives_whatever_is_raised_and_ends_when_told(source, adopted, caplog):
-    live, looks = Live(source, adopted, ModelManagerConfig(0.001)), threading.Event()
+    live, looks = ModelManager(source, adopted, ModelManagerConfig(0.001)), threading.Event()
     find, troubles = (
         source.find,
         iter([ValueError("a library's own"), OSError(), AssertionError(), ZeroDivisionError()]),
@@ -296,15 +296,15 @@ def test_the_thread_survives_whatever_is_raised_and_ends_when_told(source, adopt
 
 
 def test_a_look_that_breaks_off_is_not_the_last(source, adopted, caplog):
-    live, breaks = Live(source, adopted, ModelManagerConfig(0.001)), iter([RuntimeError("a fault of our own")])
-    look = live.look
+    live, breaks = ModelManager(source, adopted, ModelManagerConfig(0.001)), iter([RuntimeError("a fault of our own")])
+    look = live.poll
 
     def broken():
         for trouble in breaks:
             raise trouble
         return look()
 
-    live.look = broken
+    live.poll = broken
     live.start()
     adopted.wait_for(1)
     live.stop()
@@ -312,8 +312,8 @@ def test_a_look_that_breaks_off_is_not_the_last(source, adopted, caplog):
 
 
 def test_an_unforeseen_error_is_shown_as_trouble_with_the_registry(source, adopted, monkeypatch):
-    live, waits = Live(source, adopted, ModelManagerConfig(0.001)), threading.Event()
-    live.look()
+    live, waits = ModelManager(source, adopted, ModelManagerConfig(0.001)), threading.Event()
+    live.poll()
     source.wanted = ValueError("a library's own")
     monkeypatch.setattr(live._stopping, "wait", lambda _seconds: waits.set() or live._stopping.set())
     live.start()
@@ -355,10 +355,10 @@ def test_what_was_replaced_is_closed_when_its_last_answer_is_out(source, adopted
     gate.set()
     first, second = Rows([0.5, 0.3, 0.2], gate), Rows([0.2, 0.3, 0.5])
     engines = {"v1": first, "v2": second}
-    live = Live(
+    live = ModelManager(
         source, adopted, ModelManagerConfig(1000, prepare=lambda bundle: engines[bundle.digest], keeps_former=False)
     )
-    live.look()
+    live.poll()
     gate.clear()
     first.begun.clear()
     old, answers = weakref.ref(live.model), []
@@ -370,7 +370,7 @@ def test_what_was_replaced_is_closed_when_its_last_answer_is_out(source, adopted
     asking.start()
     assert first.begun.wait(LONGEST_WAIT)
     source.put(2)
-    assert live.look() == "loaded"  # it does not wait for the engine that is at work
+    assert live.poll() == "loaded"  # it does not wait for the engine that is at work
     gc.collect()
     assert old() is not None
     assert first.closed == []
@@ -388,24 +388,24 @@ def test_an_engine_that_cannot_be_closed_is_no_concern_of_whoever_was_answered(s
             raise OSError("busy")
 
     config = ModelManagerConfig(1000, prepare=lambda bundle: Stubborn([1, 0, 0]), keeps_former=False)
-    live = Live(source, adopted, config)
+    live = ModelManager(source, adopted, config)
     for version in (1, 2):
         source.put(version)
-        assert live.look() == "loaded"
+        assert live.poll() == "loaded"
     assert "the engine of version 1 could not be closed: busy" in caplog.text
 
 
 def test_every_answer_is_of_the_model_that_it_names_while_models_change(source, adopted, make_bundle):
     rows = {version: np.eye(3, dtype=np.float32)[version % 3] for version in range(1, 13)}
     source.bundles = {version: make_bundle(row=row.tolist(), digest=f"v{version}") for version, row in rows.items()}
-    live, ending, wrong, asked = Live(source, adopted, ModelManagerConfig(1000)), threading.Event(), [], []
-    live.look()
+    live, ending, wrong, asked = ModelManager(source, adopted, ModelManagerConfig(1000)), threading.Event(), [], []
+    live.poll()
 
     def ask():
-        picture = np.zeros((1, 16, 16, 3), np.uint8)
+        image = np.zeros((1, 16, 16, 3), np.uint8)
         while not ending.is_set():
             model = live.model
-            answer = model.engine.infer(picture)
+            answer = model.engine.infer(image)
             asked.append(model.version)
             if not np.array_equal(answer[0], rows[model.release.version]):
                 wrong.append(model.version)
@@ -415,7 +415,7 @@ def test_every_answer_is_of_the_model_that_it_names_while_models_change(source, 
         thread.start()
     for version in (*range(2, 13), *range(11, 0, -1)):
         source.put(version)
-        assert live.look() == "loaded"
+        assert live.poll() == "loaded"
     ending.set()
     for thread in threads:
         thread.join()
@@ -438,15 +438,15 @@ def test_a_version_is_compared_with_the_one_that_it_replaces(live, source, make_
     live.look()
     found = live.describe().comparison
     assert asdict(found) == {
-        "version": "3", "against": "2", "pictures": 16, "same_class": 16, "mean_difference": 0.0, "constant": None
+        "version": "3", "against": "2", "images": 16, "same_class": 16, "mean_difference": 0.0, "constant": None
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ([0.5, np.nan, 0.5], "NaN or infinity for a synthetic picture"),
-        ([0.5, 0.5], r"answers \(4, 2\) for 4 pictures and 3 classes"),
+        ([0.5, np.nan, 0.5], "NaN or infinity for a synthetic image"),
+        ([0.5, 0.5], r"answers \(4, 2\) for 4 images and 3 classes"),
     ],
 )
 def test_an_engine_that_spoils_the_answers_is_set_aside(live, source, engine_of, row, reason):
@@ -460,7 +460,7 @@ def test_an_engine_that_spoils_the_answers_is_set_aside(live, source, engine_of,
 
 def test_a_version_that_is_set_aside_is_told_once(source, adopted, caplog):
     told = []
-    live = Live(
+    live = ModelManager(
         source,
         adopted,
         ModelManagerConfig(1000),
@@ -468,50 +468,54 @@ def test_a_version_that_is_set_aside_is_told_once(source, adopted, caplog):
     )
     source.bundles[1] = BundleError("altered, see /srv/models/1")
     for again in (False, True, True):
-        live.look(again=again)
+        live.poll(again=again)
     source.bundles[2] = BundleError("broken")
     source.put(2)
-    live.look()
+    live.poll()
     assert told == [(1, "altered, see .../1"), (2, "broken")]
     live._on_failure = lambda release, reason: told.remove("nobody")
     source.put(1)
-    assert live.look() == "failed"
+    assert live.poll() == "failed"
     assert "could not be told" in caplog.text
 
 
 def test_the_last_good_copy_answers_until_the_registry_does(source, adopted, caplog):
     kept = Kept((release(source, 1), source.bundles[1]))
-    live = Live(source, adopted, ModelManagerConfig(1000, last_good=kept))
+    live = ModelManager(source, adopted, ModelManagerConfig(1000, last_good=kept))
     source.wanted = TrackingError("no answer")
-    assert live.look() == "unreachable"
+    assert live.poll() == "unreachable"
     copy, told = live.model, live.describe()
     assert (copy.version, told.source, told.copy_since) == ("1", "last good copy", copy.loaded_at)
     assert "version 1 serves from the last good copy" in caplog.text
-    live.look()
+    live.poll()
     assert (live.model, kept.recalls) == (copy, 1)
     source.put(1)
-    assert live.look() == "unchanged"  # the same model, so nothing is loaded
+    assert live.poll() == "unchanged"  # the same model, so nothing is loaded
     assert (live.model, source.loads, live.describe().source) == (copy, [], "registry")
     assert live.describe().copy_since is None
     source.put(2)
-    assert live.look() == "loaded"
+    assert live.poll() == "loaded"
     assert (adopted.seen, kept.served) == (["1", "2"], [2])
 
 
 def test_another_version_takes_the_place_of_the_copy(source, adopted):
-    live = Live(source, adopted, ModelManagerConfig(1000, last_good=Kept((release(source, 1), source.bundles[1]))))
+    live = ModelManager(
+        source, adopted, ModelManagerConfig(1000, last_good=Kept((release(source, 1), source.bundles[1])))
+    )
     source.wanted = ValueError("a library's own")
-    live.look()
+    live.poll()
     source.put(2)
-    assert live.look() == "loaded"
+    assert live.poll() == "loaded"
     assert live.describe().source == "registry"
 
 
 def test_a_version_that_cannot_be_loaded_at_the_start_leaves_the_copy_to_answer(source, adopted):
     source.bundles[2] = BundleError("broken")
-    live = Live(source, adopted, ModelManagerConfig(1000, last_good=Kept((release(source, 1), source.bundles[1]))))
+    live = ModelManager(
+        source, adopted, ModelManagerConfig(1000, last_good=Kept((release(source, 1), source.bundles[1])))
+    )
     source.put(2)
-    assert live.look() == "failed"
+    assert live.poll() == "failed"
     told = live.describe()
     assert (live.model.version, told.source, told.set_aside.version) == ("1", "last good copy", 2)
 
@@ -519,9 +523,9 @@ def test_a_version_that_cannot_be_loaded_at_the_start_leaves_the_copy_to_answer(
 def test_a_copy_that_cannot_be_run_leaves_the_next_to_answer(source, adopted, make_bundle, caplog):
     spoilt = make_bundle(row=[np.nan] * 3, digest="v2")
     kept = Kept((release(source, 2), spoilt), (release(source, 1), source.bundles[1]))
-    live = Live(source, adopted, ModelManagerConfig(1000, last_good=kept))
+    live = ModelManager(source, adopted, ModelManagerConfig(1000, last_good=kept))
     source.wanted = TrackingError("no answer")
-    live.look()
+    live.poll()
     assert live.model.version == "1"
     assert "the last good copy, version 2, cannot be used" in caplog.text
     assert live.loading is None
@@ -529,8 +533,8 @@ def test_a_copy_that_cannot_be_run_leaves_the_next_to_answer(source, adopted, ma
 
 def test_the_copy_does_not_speak_against_the_registry(source, adopted):
     kept = Kept((release(source, 1), source.bundles[1]))
-    live = Live(source, adopted, ModelManagerConfig(1000, last_good=kept))
+    live = ModelManager(source, adopted, ModelManagerConfig(1000, last_good=kept))
     for trouble in (NotRegistered("nothing is in Production"), TrackingError("no answer")):
         source.wanted = trouble
-        live.look()
+        live.poll()
     assert (live.model, kept.recalls) == (None, 0)

@@ -1,4 +1,4 @@
-"""The shadow answers a share of the pictures, counts what came of them, and is in nobody's way."""
+"""The shadow answers a share of the images, counts what came of them, and is in nobody's way."""
 
 import gc
 import threading
@@ -11,10 +11,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from support import COLOURS, LONGEST_WAIT
 from toolkit.errors import BundleError, NotRegistered, TrackingError
-from toolkit.serving.metrics import Figures, shadow_families
+from toolkit.serving.metrics import ServiceMetrics, shadow_families
 from toolkit.serving.models.engines import TorchEngine
 from toolkit.serving.models.manager import ModelManagerConfig
-from toolkit.serving.models.shadow import QUEUE_SIZE, Shadow
+from toolkit.serving.models.shadow import QUEUE_SIZE, ShadowRunner
 
 GREEN = [0.25, 0.5, 0.25]  # what the shadow answers in most tests: blue, green, red
 NOW = 1.75e9
@@ -38,12 +38,12 @@ class Gated(TorchEngine):
         super().__init__(bundle)
         self.gate, self.begun, self.trouble = gate, threading.Event(), None
 
-    def infer(self, pictures):
+    def infer(self, images):
         self.begun.set()
         assert self.gate.wait(LONGEST_WAIT)
         if self.trouble:
             raise self.trouble
-        return super().infer(pictures)
+        return super().infer(images)
 
 
 @pytest.fixture
@@ -71,10 +71,10 @@ def start(source, make_bundle, gate, engines):
 
     def begin(share=1.0, poll_seconds=1000, ready=True, **words):
         config = ModelManagerConfig(poll_seconds, prepare=prepare)
-        shadow = Shadow(source, config, share, clock=lambda: NOW, **words)
+        shadow = ShadowRunner(source, config, share, clock=lambda: NOW, **words)
         started.append(shadow)
         shadow.start()
-        until(lambda: shadow.figures()["version"] == 2 or not ready)
+        until(lambda: shadow.metrics()["version"] == 2 or not ready)
         return shadow
 
     yield begin
@@ -114,7 +114,7 @@ def test_agreement_and_difference_are_those_worked_out_by_hand(start, live):
     }  # fmt: skip
 
 
-def test_a_share_of_the_pictures_is_drawn(start, live):
+def test_a_share_of_the_images_is_drawn(start, live):
     draws = iter([0.0, 0.25, 0.9, 0.2499, 0.5])
     shadow = start(share=0.25, draw=lambda: next(draws))
     offer(shadow, live, *[GREEN] * 5)
@@ -135,7 +135,7 @@ def test_a_full_queue_drops_and_counts(start, live, gate, engines):
     until(lambda: seen(shadow) == 1 + QUEUE_SIZE)
 
 
-def test_classes_are_matched_by_name_and_pictures_have_the_size_of_the_shadow(start, source, make_bundle, make_model):
+def test_classes_are_matched_by_name_and_images_have_the_size_of_the_shadow(start, source, make_bundle, make_model):
     source.bundles[2] = make_bundle(row=GREEN, digest="v2", classes=("green", "mauve", "blue"))
     shadow, sizes = start(), []
 
@@ -153,7 +153,7 @@ def test_classes_are_matched_by_name_and_pictures_have_the_size_of_the_shadow(st
     assert sizes == [16] * 3
 
 
-@pytest.mark.parametrize("by", ["raising", "NaN", "the picture"])
+@pytest.mark.parametrize("by", ["raising", "NaN", "the image"])
 def test_what_goes_wrong_is_counted_and_warned_of_once(start, live, engines, source, make_bundle, caplog, by):
     shadow, pixels = start(), grey
     if by == "raising":
@@ -237,7 +237,7 @@ def test_it_waits_while_the_live_path_is_busy(start, live, engines):
     until(lambda: seen(shadow) == 1)
 
 
-def test_a_picture_that_finds_no_free_moment_before_the_next_look_is_dropped(start, live):
+def test_a_image_that_finds_no_free_moment_before_the_next_look_is_dropped(start, live):
     shadow = start(poll_seconds=0.01, busy=lambda: True)
     offer(shadow, live, GREEN)
     until(lambda: shadow.figures()["dropped"] == 1)
@@ -254,7 +254,7 @@ def test_what_waits_does_not_keep_the_live_model(start, make_model, gate, engine
     assert freed() is None
 
 
-def test_it_ends_with_pictures_waiting_and_takes_what_comes_later(start, live, gate, engines):
+def test_it_ends_with_images_waiting_and_takes_what_comes_later(start, live, gate, engines):
     shadow = start()
     gate.clear()
     offer(shadow, live, *[GREEN] * (QUEUE_SIZE + 1))
@@ -267,7 +267,7 @@ def test_it_ends_with_pictures_waiting_and_takes_what_comes_later(start, live, g
 
 
 def test_prometheus_sees_the_same_figures(start, live):
-    shadow, figures = start(), Figures()
+    shadow, figures = start(), ServiceMetrics()
     figures.collect(lambda: shadow_families(shadow.figures()))
 
     def is_of_shadow(name):

@@ -1,4 +1,4 @@
-"""What a version does on synthetic pictures, and how that is set beside another one's."""
+"""What a version does on synthetic images, and how that is set beside another one's."""
 
 import numpy as np
 import pytest
@@ -7,69 +7,69 @@ from hypothesis import strategies as st
 
 from support import colour_card
 from toolkit.errors import BundleError
-from toolkit.serving.models.engines import TorchEngine, synthetic_pictures
-from toolkit.serving.models.smoke_test import Tried, beside, compare, try_out
+from toolkit.serving.models.engines import TorchEngine, synthetic_images
+from toolkit.serving.models.smoke_test import SmokeTestResult, agreement, compare_outputs, smoke_test
 
 
 def tried(bundle, version="1"):
-    return try_out(TorchEngine(bundle), bundle.card, version)
+    return smoke_test(TorchEngine(bundle), bundle.card, version)
 
 
-def test_every_picture_gets_the_answer_that_it_gets_alone(make_bundle):
+def test_every_image_gets_the_answer_that_it_gets_alone(make_bundle):
     bundle = make_bundle(strength=0.5)
-    pictures = synthetic_pictures(bundle.card.image_size)
-    rows = np.concatenate([bundle.predict(pictures[index : index + 1]) for index in range(len(pictures))])
+    images = synthetic_images(bundle.card.image_size)
+    rows = np.concatenate([bundle.predict(images[index : index + 1]) for index in range(len(images))])
     np.testing.assert_allclose(tried(bundle).rows, rows, atol=1e-6)
     assert len(set(rows.argmax(axis=1).tolist())) > 1  # a good model tells them apart
 
 
 def test_what_is_no_number_for_each_class_is_refused(make_bundle):
-    with pytest.raises(BundleError, match=r"^the engine gives NaN or infinity for a synthetic picture$"):
+    with pytest.raises(BundleError, match=r"^the engine gives NaN or infinity for a synthetic image$"):
         tried(make_bundle(row=[0.5, np.inf, 0.5]))
-    with pytest.raises(BundleError, match=r"^the engine answers \(4, 2\) for 4 pictures and 3 classes$"):
+    with pytest.raises(BundleError, match=r"^the engine answers \(4, 2\) for 4 images and 3 classes$"):
         tried(make_bundle(row=[0.5, 0.5]))
 
 
 def test_a_version_that_is_less_sure_names_the_same_classes(make_bundle):
     sure, unsure = tried(make_bundle()), tried(make_bundle(strength=0.2), "2")
-    found = compare(unsure, sure)
+    found = compare_outputs(unsure, sure)
     assert (found.version, found.against, found.constant) == ("2", "1", None)
-    assert found.same_class == found.pictures == len(sure.rows)
+    assert found.same_class == found.images == len(sure.rows)
     wanted = np.abs(sure.rows.max(axis=1) - unsure.rows.max(axis=1)).mean()
     assert found.mean_difference == pytest.approx(wanted, abs=5e-5)
-    assert compare(sure, sure).mean_difference == 0
+    assert compare_outputs(sure, sure).mean_difference == 0
 
 
 def test_a_constant_answer_is_remarked_upon_unless_the_former_one_was_constant_too(make_bundle):
     sure, constant = tried(make_bundle()), tried(make_bundle(row=[0.1, 0.2, 0.7]), "2")
-    found = compare(constant, sure)
+    found = compare_outputs(constant, sure)
     assert found.constant == "red"
     assert str(found).endswith("on average; it names 'red' for each of them")
-    assert compare(sure, constant).constant is None
-    assert compare(constant, constant).constant is None
+    assert compare_outputs(sure, constant).constant is None
+    assert compare_outputs(constant, constant).constant is None
 
 
 def test_versions_of_other_classes_or_sizes_are_not_compared(make_bundle):
     sure = tried(make_bundle())
-    assert compare(tried(make_bundle(classes=("a", "b", "c"))), sure) is None
-    assert compare(Tried("2", colour_card(size=32), sure.rows), sure) is None
+    assert compare_outputs(tried(make_bundle(classes=("a", "b", "c"))), sure) is None
+    assert compare_outputs(SmokeTestResult("2", colour_card(size=32), sure.rows), sure) is None
 
 
 @given(st.permutations(range(4)), st.integers(0, 2**32 - 1))
 def test_the_order_of_the_classes_makes_no_difference(order, seed):
     names, generator = ("ant", "bee", "cat", "dog"), np.random.default_rng(seed)
     rows, others = generator.dirichlet(np.ones(4), (2, 5)).astype(np.float32)
-    same, difference = beside(names, rows, names, others)
+    same, difference = agreement(names, rows, names, others)
     assert same.tolist() == (rows.argmax(axis=1) == others.argmax(axis=1)).tolist()
     best = rows.argmax(axis=1)[:, None]
     wanted = np.abs(np.take_along_axis(rows, best, 1) - np.take_along_axis(others, best, 1))[:, 0]
     np.testing.assert_array_equal(difference, wanted)
-    shuffled = beside(names, rows, [names[index] for index in order], others[:, order])
+    shuffled = agreement(names, rows, [names[index] for index in order], others[:, order])
     np.testing.assert_array_equal(shuffled[0], same)
     np.testing.assert_array_equal(shuffled[1], difference)
 
 
 def test_a_class_that_the_other_one_does_not_know_has_no_probability_there():
     rows = np.array([[0.875, 0.125]], np.float32)
-    same, difference = beside(("cat", "dog"), rows, ("dog", "cow"), rows)
+    same, difference = agreement(("cat", "dog"), rows, ("dog", "cow"), rows)
     assert (same.tolist(), difference.tolist()) == ([False], [0.875])

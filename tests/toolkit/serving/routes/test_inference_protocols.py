@@ -21,18 +21,18 @@ from mlflow.utils.proto_json_utils import dump_input_data
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve_model import ServeSettings, create_app
-from support import COLOURS, LONGEST_WAIT, colour_card, colour_picture, colour_pixels, encode
-from toolkit.images.decoding import load_picture
+from support import COLOURS, LONGEST_WAIT, colour_card, colour_image, colour_pixels, encode
+from toolkit.images.decoding import load_image
 from toolkit.serving.http.server import Server, ServerConfig, listen
 from toolkit.serving.problems import MEDIA_TYPE
 from toolkit.serving.routes import inference_protocols
-from toolkit.serving.routes.inference_protocols import ATTEMPTS, EXTENSION, PREDICT_ADDRESSES
+from toolkit.serving.routes.inference_protocols import ATTEMPTS, EXTENSION, PREDICT_PATHS
 from toolkit.serving.schemas import InferRequest
 
 SIZE, MOST = 16, 4
 MEMBERS = {"type", "title", "status", "detail", "request_id", "error"}
 PIXELS = np.stack([colour_pixels(colour, SIZE, np.random.default_rng(3)) for colour in ("red", "blue", "green")])
-RED, GREEN, BLUE = (colour_picture(colour, 1) for colour in ("red", "green", "blue"))
+RED, GREEN, BLUE = (colour_image(colour, 1) for colour in ("red", "green", "blue"))
 INFER = "/v2/models/colours/infer"
 
 # What the published description of the protocol (open_inference_rest.yaml, version 2.0) says of objects:
@@ -74,10 +74,10 @@ def app(source, tmp_path):
     words = {
         "poll_seconds": 3600,
         "threads": 2,
-        "max_waiting": 6,
+        "max_queue": 6,
         "max_batch": MOST,
         "max_body_mb": 1,
-        "answer_seconds": 600,
+        "request_timeout": 600,
     }
     app = create_app(ServeSettings(**words, monitor_store=str(tmp_path / "m.db")))
     app.state.source = source
@@ -113,12 +113,12 @@ def client(app):
 
 @pytest.fixture
 def wanted(source):
-    """A function that gives the bundle's own probabilities of encoded pictures, or of pixels."""
+    """A function that gives the bundle's own probabilities of encoded images, or of pixels."""
 
-    def probabilities(pictures):
-        if not isinstance(pictures, np.ndarray):
-            pictures = np.stack([load_picture(data, SIZE).pixels for data in pictures])
-        return source.bundles[1].predict(pictures)
+    def probabilities(images):
+        if not isinstance(images, np.ndarray):
+            images = np.stack([load_image(data, SIZE).pixels for data in images])
+        return source.bundles[1].predict(images)
 
     return probabilities
 
@@ -129,7 +129,7 @@ def in_base64(data):
 
 def infer(data, shape=None, datatype="UINT8", **more):
     """The body of an inference request."""
-    tensor = {"name": "pictures", "shape": list(np.shape(data)) if shape is None else shape, "datatype": datatype}
+    tensor = {"name": "images", "shape": list(np.shape(data)) if shape is None else shape, "datatype": datatype}
     return {"inputs": [tensor | {"data": data.tolist() if isinstance(data, np.ndarray) else data}], **more}
 
 
@@ -165,7 +165,7 @@ def test_the_model_says_what_it_takes_and_gives(client):
         found = client.get(path).json()
         assert_is(found, OBJECTS["metadata_model_response"])
         assert (found["name"], found["versions"]) == ("colours", ["1"])
-        assert found["inputs"] == [{"name": "pictures", "datatype": "UINT8", "shape": [-1, 16, 16, 3]}]
+        assert found["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 16, 16, 3]}]
         assert [(one["name"], one["datatype"], one["shape"]) for one in found["outputs"]] == [
             ("probabilities", "FP32", [-1, 3]), ("label", "BYTES", [-1]), ("prediction_id", "BYTES", [-1])
         ]  # fmt: skip
@@ -205,7 +205,7 @@ def test_pixels_get_the_probabilities_of_the_bundle(client, wanted, place, flat)
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_encoded_pictures_are_the_same_as_to_predict(client, wanted, nested):
+def test_encoded_images_are_the_same_as_to_predict(client, wanted, nested):
     texts = [in_base64(RED), "data:image/png;base64," + in_base64(BLUE)]
     body = infer([[text] for text in texts], [2, 1], "BYTES") if nested else infer(texts, [2], "BYTES")
     found = outputs(client.post(INFER, json=body))
@@ -255,7 +255,7 @@ TEXT = in_base64(RED)
         (infer(PIXELS) | {"input": 1}, "has a field or parameter that is not known here"),
         ({"inputs": []}, "inputs"),
         ({"inputs": infer(PIXELS[:1])["inputs"] * 2}, "inputs: List should have at most 1 item"),
-        ({"inputs": [infer(PIXELS)["inputs"][0] | {"name": "input0"}]}, "inputs.0.name: Input should be 'pictures'"),
+        ({"inputs": [infer(PIXELS)["inputs"][0] | {"name": "input0"}]}, "inputs.0.name: Input should be 'images'"),
         (infer(PIXELS, datatype="FP32"), "inputs.0.datatype"),
         (infer(PIXELS, id=42), "id"),
         (infer(PIXELS, id="x" * 257), "id"),
@@ -274,24 +274,24 @@ TEXT = in_base64(RED)
         (infer([TEXT], [2], "BYTES"), "as many values as the shape says"),
         (infer(PIXELS, [2, 16, 16, 3]), "as many values as the shape says"),
         (infer([7] * 767, [1, 16, 16, 3]), "as many values as the shape says"),
-        (infer([TEXT], [1, 16, 16, 3]), "picture 0 must be 16 x 16 x 3 whole numbers"),
-        (infer([256] * 768, [1, 16, 16, 3]), "picture 0 must be 16 x 16 x 3 whole numbers"),
-        (infer([0] * 1535 + [0.5], [2, 16, 16, 3]), "picture 1 must be 16 x 16 x 3 whole numbers"),
-        (infer([[TEXT, TEXT]], [1], "BYTES"), "must be encoded pictures in base64"),
-        (infer([5], [1], "BYTES"), "must be encoded pictures in base64"),
+        (infer([TEXT], [1, 16, 16, 3]), "image 0 must be 16 x 16 x 3 whole numbers"),
+        (infer([256] * 768, [1, 16, 16, 3]), "image 0 must be 16 x 16 x 3 whole numbers"),
+        (infer([0] * 1535 + [0.5], [2, 16, 16, 3]), "image 1 must be 16 x 16 x 3 whole numbers"),
+        (infer([[TEXT, TEXT]], [1], "BYTES"), "must be encoded images in base64"),
+        (infer([5], [1], "BYTES"), "must be encoded images in base64"),
     ],
 )
 def test_what_breaks_a_rule_is_told_in_both_ways(client, body, words):
     assert words in problem(client.post(INFER, json=body), 422, "invalid-parameter")
 
 
-def test_one_bad_picture_fails_the_request_and_is_named(client):
-    for bad, status, slug in ((b"no picture", 400, "undecodable-picture"), (b"%PDF-1.4", 415, "unsupported-picture")):
+def test_one_bad_image_fails_the_request_and_is_named(client):
+    for bad, status, slug in ((b"no image", 400, "undecodable-image"), (b"%PDF-1.4", 415, "unsupported-image")):
         body = infer([in_base64(RED), in_base64(bad)], [2], "BYTES")
-        assert problem(client.post(INFER, json=body), status, slug).startswith("picture 1: ")
+        assert problem(client.post(INFER, json=body), status, slug).startswith("image 1: ")
     answer = client.post(INFER, json=infer(["http://elsewhere/cat.png"], [1], "BYTES"))
-    assert problem(answer, 400, "undecodable-picture") == "picture 0: the text of the picture is not valid base64"
-    assert client.app.state.service.desk.depth == 0
+    assert problem(answer, 400, "undecodable-image") == "image 0: the text of the image is not valid base64"
+    assert client.app.state.service.desk.in_flight == 0
 
 
 def test_bodies_that_are_no_json_or_too_large(client):
@@ -354,19 +354,19 @@ def packed(*texts):
 
 
 def test_pixels_and_files_may_follow_the_json_as_they_are(client, wanted):
-    for data, shape, datatype, pictures in (
+    for data, shape, datatype, images in (
         (PIXELS.tobytes(), [3, SIZE, SIZE, 3], "UINT8", PIXELS),
         (packed(RED, GREEN), [2], "BYTES", [RED, GREEN]),
         (packed(BLUE), [1, 1], "BYTES", [BLUE]),
     ):
         tensor = {
-            "name": "pictures",
+            "name": "images",
             "shape": shape,
             "datatype": datatype,
             "parameters": {"binary_data_size": len(data)},
         }
         found = outputs(client.post(INFER, **in_bytes(data, {"inputs": [tensor]})))
-        np.testing.assert_allclose(np.reshape(found["probabilities"]["data"], (-1, 3)), wanted(pictures), atol=1e-6)
+        np.testing.assert_allclose(np.reshape(found["probabilities"]["data"], (-1, 3)), wanted(images), atol=1e-6)
 
 
 def test_outputs_are_bytes_where_that_was_asked_for(client, wanted):
@@ -390,7 +390,7 @@ def test_outputs_are_bytes_where_that_was_asked_for(client, wanted):
 
 def tensor(size, shape=(1,), datatype="BYTES", **more):
     return {
-        "name": "pictures",
+        "name": "images",
         "shape": list(shape),
         "datatype": datatype,
         "parameters": {"binary_data_size": size},
@@ -408,7 +408,7 @@ def tensor(size, shape=(1,), datatype="BYTES", **more):
         (packed(RED)[:-1], tensor(len(packed(RED)) - 1), {}, 422),
         (b"\xff\xff\xff\xffab", tensor(6), {}, 422),
         (b"ab", tensor(2), {}, 422),
-        (packed(b"this is no picture"), tensor(22), {}, 400),
+        (packed(b"this is no image"), tensor(22), {}, 400),
         (bytes(767), tensor(767, (1, SIZE, SIZE, 3), "UINT8"), {}, 422),
         (bytes(768), tensor("768", (1, SIZE, SIZE, 3), "UINT8"), {}, 422),
         (bytes(768), tensor(-768, (1, SIZE, SIZE, 3), "UINT8"), {}, 422),
@@ -443,18 +443,18 @@ def test_the_client_of_triton_understands_and_is_understood(address, wanted, bin
         while not client.is_model_ready("colours"):
             time.sleep(0.05)
         assert client.get_model_metadata("colours")["inputs"][0]["datatype"] == "UINT8"
-        pixels = tritonclient.http.InferInput("pictures", list(PIXELS.shape), "UINT8")
+        pixels = tritonclient.http.InferInput("images", list(PIXELS.shape), "UINT8")
         pixels.set_data_from_numpy(PIXELS, binary_data=binary)
-        files = tritonclient.http.InferInput("pictures", [2], "BYTES")
+        files = tritonclient.http.InferInput("images", [2], "BYTES")
         encoded = [RED, GREEN] if binary else [in_base64(RED).encode(), in_base64(GREEN).encode()]
         files.set_data_from_numpy(np.array(encoded, object), binary_data=binary)
         names = ("probabilities", "label", "prediction_id")
-        for asked, pictures in ((pixels, PIXELS), (files, [RED, GREEN])):
+        for asked, images in ((pixels, PIXELS), (files, [RED, GREEN])):
             for chosen in (None, [tritonclient.http.InferRequestedOutput(name, binary_data=binary) for name in names]):
                 result = client.infer(
                     "colours", [asked], outputs=chosen, request_id="7", request_compression_algorithm=compression
                 )
-                rows = wanted(pictures)
+                rows = wanted(images)
                 np.testing.assert_allclose(result.as_numpy("probabilities"), rows, atol=1e-6)
                 labels = [label if isinstance(label, str) else label.decode() for label in result.as_numpy("label")]
                 assert labels == [COLOURS[index] for index in rows.argmax(axis=1)]
@@ -471,7 +471,7 @@ def test_the_client_of_mlflow_understands_and_is_understood(client, wanted):
     assert client.get("/version").text == version("mlflow") == mlflow.__version__
 
 
-def test_invocations_takes_each_way_to_send_pictures(client, wanted):
+def test_invocations_takes_each_way_to_send_images(client, wanted):
     texts = [in_base64(RED), in_base64(GREEN)]
     answers = [
         client.post("/invocations", json={"inputs": texts}),
@@ -491,11 +491,11 @@ def test_invocations_takes_each_way_to_send_pictures(client, wanted):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ({"inputs": PIXELS[0].tolist()}, "from 1 to 4 pictures"),  # 16 rows: the pictures' own axis is missing
-        ({"inputs": PIXELS[:, :15].tolist()}, "picture 0 must be 16 x 16 x 3 whole numbers"),
-        ({"inputs": (PIXELS / 255).tolist()}, "picture 0 must be 16 x 16 x 3 whole numbers"),
-        ({"inputs": []}, "from 1 to 4 pictures"),
-        ({"inputs": [TEXT] * 5}, "from 1 to 4 pictures"),
+        ({"inputs": PIXELS[0].tolist()}, "from 1 to 4 images"),  # 16 rows: the images' own axis is missing
+        ({"inputs": PIXELS[:, :15].tolist()}, "image 0 must be 16 x 16 x 3 whole numbers"),
+        ({"inputs": (PIXELS / 255).tolist()}, "image 0 must be 16 x 16 x 3 whole numbers"),
+        ({"inputs": []}, "from 1 to 4 images"),
+        ({"inputs": [TEXT] * 5}, "from 1 to 4 images"),
         ({"dataframe_split": {"columns": ["image"], "data": [[TEXT, TEXT]]}}, "dataframe_split must have one column"),
         ({"inputs": [TEXT], "params": {"top_k": 1}}, "the JSON body must be"),
     ],
@@ -504,7 +504,7 @@ def test_other_invocations_are_refused_in_one_sentence(client, value, words):
     assert words in problem(client.post("/invocations", json=value), 422, "invalid-parameter")
 
 
-def test_a_table_is_no_picture(client):
+def test_a_table_is_no_image(client):
     answer = client.post("/invocations", content=b"a,b\n1,2\n", headers={"Content-Type": "text/csv"})
     problem(answer, 415, "unsupported-media-type")
 
@@ -516,11 +516,11 @@ def test_predict_takes_the_same_shapes_and_exactly_one(client):
     for value in ({"inputs": [TEXT]}, {"instances": [{"b64": f"data:image/png;base64,{TEXT}"}]}, {"image": TEXT}):
         assert client.post("/predict", json=value).json()["predicted_class"] == "red"
     answer = client.post("/predict", json={"inputs": [TEXT, TEXT]})
-    assert (answer.status_code, answer.json()["detail"]) == (422, "the JSON body must hold one picture")
+    assert (answer.status_code, answer.json()["detail"]) == (422, "the JSON body must hold one image")
 
 
-def test_of_a_batch_of_json_each_picture_fails_alone(client):
-    entries = [TEXT, {"b64": "QUJDR"}, {"image": {"b64": in_base64(GREEN)}}, in_base64(b"no picture")]
+def test_of_a_batch_of_json_each_image_fails_alone(client):
+    entries = [TEXT, {"b64": "QUJDR"}, {"image": {"b64": in_base64(GREEN)}}, in_base64(b"no image")]
     results = client.post("/predict/batch", json={"instances": entries}).json()["results"]
     assert [one.get("prediction", {}).get("predicted_class") for one in results] == ["red", None, "green", None]
     assert [one.get("error", {}).get("status") for one in results] == [None, 400, None, 400]
@@ -575,11 +575,11 @@ def test_without_room_the_whole_request_is_refused(client, app):
     with desk.body(desk._most_bytes):
         problem(client.post(INFER, json=infer(PIXELS)), 503, "full")
         problem(client.post("/invocations", content=RED), 503, "full")
-    assert desk.depth == desk._bytes == 0
+    assert desk.in_flight == desk._bytes == 0
 
 
 class Changing:
-    """A service that answers one picture at a time, and changes between two models before some of them."""
+    """A service that answers one image at a time, and changes between two models before some of them."""
 
     def __init__(self, service, models, before):
         self.service, self.models, self.before, self.asked = service, models, before, 0
@@ -610,7 +610,7 @@ def other(make_model):
 
 @pytest.mark.parametrize("before", [1, 2, 3])
 @pytest.mark.parametrize("classes", [COLOURS, ("azure", "lime"), ("azure", "lime", "rose", "white")])
-def test_all_pictures_of_a_request_are_answered_by_one_model(client, app, other, classes, before):
+def test_all_images_of_a_request_are_answered_by_one_model(client, app, other, classes, before):
     service, models = app.state.service, [other(classes), app.state.service.live.model]
     app.state.service = Changing(service, models, {before})
     answer = client.post(INFER, json=infer(PIXELS))
@@ -633,14 +633,14 @@ def test_models_that_change_again_and_again_are_not_mixed(client, app, other):
 
 def test_the_description_is_of_what_is_read(app):
     described = app.openapi()["paths"]
-    for path in PREDICT_ADDRESSES:
+    for path in PREDICT_PATHS:
         body = described[path]["post"]["requestBody"]
         assert "$" not in json.dumps(body)
         assert {"400", "404", "413", "415", "422", "503"} <= set(described[path]["post"]["responses"])
     for operations in described.values():
         for response in (one for found in operations.values() for key, one in found["responses"].items() if key > "4"):
             assert set(response["content"]) == {MEDIA_TYPE}
-    infer_body = described[PREDICT_ADDRESSES[1]]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    infer_body = described[PREDICT_PATHS[1]]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert infer_body["required"] == ["inputs"]
     assert infer_body["properties"]["inputs"]["items"]["required"] == ["name", "shape", "datatype"]
     assert set(infer_body["properties"]) == set(InferRequest.model_fields) == {"id", "parameters", "inputs", "outputs"}
@@ -648,7 +648,7 @@ def test_the_description_is_of_what_is_read(app):
 
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 300) | st.floats() | st.text(max_size=5)
-    | st.sampled_from([10**40, TEXT, "\ud800", "UINT8", "BYTES", "pictures", [1, 16, 16, 3]]),
+    | st.sampled_from([10**40, TEXT, "\ud800", "UINT8", "BYTES", "images", [1, 16, 16, 3]]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )  # fmt: skip
@@ -694,7 +694,7 @@ def test_whatever_is_sent_the_service_does_not_fail(client, body, path):
     if answer.status_code != 200:
         assert answer.json()["detail"]
         assert path.startswith("/predict") or answer.json()["error"] == answer.json()["detail"]
-    assert client.app.state.service.desk.depth == 0
+    assert client.app.state.service.desk.in_flight == 0
 
 
 def test_a_departed_client_gives_its_places_back(app):
@@ -704,12 +704,12 @@ def test_a_departed_client_gives_its_places_back(app):
             service.live.look()
             request = type("Request", (), {"app": app, "state": type("State", (), {})()})()
             reads = [lambda: encode(PIXELS[0])] * MOST
-            task = asyncio.create_task(inference_protocols._answers(request, reads, service.model))
+            task = asyncio.create_task(inference_protocols._predict_all(request, reads, service.model))
             await asyncio.sleep(0)
-            assert service.desk.depth == MOST
+            assert service.desk.in_flight == MOST
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            return service.desk.depth
+            return service.desk.in_flight
 
     assert asyncio.run(leave()) == 0

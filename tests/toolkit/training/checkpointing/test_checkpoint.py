@@ -6,7 +6,6 @@ import resource
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,24 +13,24 @@ import torch
 from support.tiny_networks import context, elsewhere
 from toolkit.errors import DataError, SettingsError
 from toolkit.training.checkpointing.checkpoint import Checkpoint, load_weights_file, open_checkpoint, save_weights
-from toolkit.training.loop import Progress
+from toolkit.training.loop import TrainState
 
 
-def checkpoint(folder: Path, run_id: str = "run", value: float = 0.0, size: int = 3) -> Checkpoint:
+def checkpoint(folder, run_id="run", value=0.0, size=3):
     """A run with one training, all of whose numbers are the same."""
-    stages = {"final": Progress({"value": value}, {"weights": torch.full((size,), value)})}
+    stages = {"final": TrainState({"value": value}, {"weights": torch.full((size,), value)})}
     return Checkpoint(folder, run_id, {"value": value}, stages)
 
 
-def value_of(found: Checkpoint) -> float:
+def value_of(found):
     """The number that a checkpoint consists of, when it is whole."""
-    progress = found.stages["final"]
+    progress = found.phases["final"]
     (value,) = set(progress.tensors["weights"].tolist())
-    assert found.about == progress.facts == {"value": value}
+    assert found.metadata == progress.facts == {"value": value}
     return value
 
 
-def test_a_run_under_way_is_refused_by_its_process_and_is_not_the_last_interrupted_one(tmp_path: Path) -> None:
+def test_a_run_under_way_is_refused_by_its_process_and_is_not_the_last_interrupted_one(tmp_path):
     checkpoint(tmp_path, "older", 1.0).save()
     checkpoint(tmp_path, "running", 2.0).save()
     with checkpoint(tmp_path, "running").held():
@@ -51,7 +50,7 @@ def test_a_run_under_way_is_refused_by_its_process_and_is_not_the_last_interrupt
 # --- progress -----------------------------------------------------------------------------------
 
 
-def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+def test_what_is_saved_comes_back(tmp_path):
     folder = tmp_path / "deep" / "checkpoints"
     network = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(network.parameters())
@@ -59,25 +58,25 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     optimizer.step()
     tensors = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "sums": torch.ones(1, 2).double()}
     stages = {
-        "fold 1": Progress({"best_val_accuracy": float("nan"), "stopping": [-float("inf")]}, {}),
-        "final": Progress({"step": 3}, tensors),
+        "fold 1": TrainState({"best_val_accuracy": float("nan"), "stopping": [-float("inf")]}, {}),
+        "final": TrainState({"step": 3}, tensors),
     }
     saved = Checkpoint(folder, "abc", {"settings": {"seed": 0}}, stages, [["val_loss", 0.5, 1]])
     saved.save()
     assert [entry.name for entry in folder.iterdir()] == ["abc.resume.pt"]
 
     found = open_checkpoint("abc", folder)
-    assert (found.folder, found.run_id, found.about) == (folder, "abc", {"settings": {"seed": 0}})
-    assert found.unsent == [["val_loss", 0.5, 1]]
-    assert list(found.stages) == ["fold 1", "final"]
-    assert repr(found.stages["fold 1"].facts) == repr(stages["fold 1"].facts)
-    assert found.stages["final"].facts == {"step": 3}
-    assert torch.equal(found.stages["final"].tensors["sums"], tensors["sums"])
+    assert (found.folder, found.run_id, found.metadata) == (folder, "abc", {"settings": {"seed": 0}})
+    assert found.pending_metrics == [["val_loss", 0.5, 1]]
+    assert list(found.phases) == ["fold 1", "final"]
+    assert repr(found.phases["fold 1"].facts) == repr(stages["fold 1"].facts)
+    assert found.phases["final"].facts == {"step": 3}
+    assert torch.equal(found.phases["final"].tensors["sums"], tensors["sums"])
     other = torch.nn.Linear(3, 2)
-    other.load_state_dict(found.stages["final"].tensors["network"])
+    other.load_state_dict(found.phases["final"].tensors["network"])
     assert torch.equal(other.weight, network.weight)
     moments = torch.optim.AdamW(other.parameters())
-    moments.load_state_dict(found.stages["final"].tensors["optimizer"])
+    moments.load_state_dict(found.phases["final"].tensors["optimizer"])
     assert all(
         torch.equal(moments.state[mine][name], optimizer.state[its][name])
         for mine, its in zip(other.parameters(), network.parameters(), strict=True)
@@ -85,7 +84,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     )
 
 
-def test_finished_weights_take_the_place_of_the_progress(tmp_path: Path) -> None:
+def test_finished_weights_take_the_place_of_the_progress(tmp_path):
     run = checkpoint(tmp_path)
     run.save()
     path = run.finish({"bias": torch.ones(2)}, {"epochs": 3})
@@ -95,7 +94,7 @@ def test_finished_weights_take_the_place_of_the_progress(tmp_path: Path) -> None
     assert description == {"epochs": 3}
 
 
-def test_last_is_the_one_written_last(tmp_path: Path) -> None:
+def test_last_is_the_one_written_last(tmp_path):
     for name, written in (("b", 300), ("c", 100), ("a", 200)):
         checkpoint(tmp_path, name).save()
         os.utime(tmp_path / f"{name}.resume.pt", (written, written))
@@ -105,7 +104,7 @@ def test_last_is_the_one_written_last(tmp_path: Path) -> None:
     assert value_of(open_checkpoint("last", tmp_path)) == 1.0
 
 
-def test_a_run_is_found_by_its_id_or_its_file(tmp_path: Path) -> None:
+def test_a_run_is_found_by_its_id_or_its_file(tmp_path):
     checkpoint(tmp_path / "here", "a").save()
     checkpoint(tmp_path / "there", "b").save()
     assert open_checkpoint("a", Path("here")).run_id == "a"
@@ -113,7 +112,7 @@ def test_a_run_is_found_by_its_id_or_its_file(tmp_path: Path) -> None:
     assert (found.run_id, found.folder) == ("b", Path("there")), "it goes on where it lies"
 
 
-def test_without_one_it_says_what_there_is(tmp_path: Path) -> None:
+def test_without_one_it_says_what_there_is(tmp_path):
     for folder in ("missing", "."):
         with pytest.raises(
             SettingsError,
@@ -132,7 +131,7 @@ def test_without_one_it_says_what_there_is(tmp_path: Path) -> None:
 # --- weights ------------------------------------------------------------------------------------
 
 
-def test_what_is_saved_rebuilds_the_network(tmp_path: Path) -> None:
+def test_what_is_saved_rebuilds_the_network(tmp_path):
     path = tmp_path / "deep" / "run.pt"
     network = torch.nn.Linear(3, 2)
     save_weights(path, torch.nn.Linear(3, 2).state_dict(), {"epoch": 1})
@@ -149,11 +148,11 @@ def test_what_is_saved_rebuilds_the_network(tmp_path: Path) -> None:
 
 
 class Trap:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
+    def __reduce__(self):
         return os.mkdir, ("sprung",)
 
 
-def written(name: str, content: Any) -> Path:
+def written(name, content):
     """A file that torch wrote, or one of some bytes."""
     path = Path(name)
     if isinstance(content, bytes):
@@ -163,7 +162,7 @@ def written(name: str, content: Any) -> Path:
     return path
 
 
-def no_checkpoints(tmp_path: Path) -> list[Path]:
+def no_checkpoints(tmp_path):
     """Broken, cut off, of another program, and with a trap in them."""
     checkpoint(tmp_path, "whole").save()
     whole = (tmp_path / "whole.resume.pt").read_bytes()
@@ -178,7 +177,7 @@ def no_checkpoints(tmp_path: Path) -> list[Path]:
     ]
 
 
-def test_what_is_no_checkpoint_is_refused_in_one_line_and_never_run(tmp_path: Path) -> None:
+def test_what_is_no_checkpoint_is_refused_in_one_line_and_never_run(tmp_path):
     for path in no_checkpoints(tmp_path):
         message = rf"^the checkpoint {path} cannot be read: it is broken, or holds more than weights and text$"
         with pytest.raises(DataError, match=message):
@@ -201,14 +200,14 @@ def test_what_is_no_checkpoint_is_refused_in_one_line_and_never_run(tmp_path: Pa
         {"stages": {}, "description": '{"run_id": "a", "about": {}, "unsent": [], "stages": {"final": {}}}'},
     ],
 )
-def test_a_file_of_something_else_is_no_interrupted_training(content: dict[str, Any], tmp_path: Path) -> None:
+def test_a_file_of_something_else_is_no_interrupted_training(content, tmp_path):
     path = written("other.pt", content)
     with pytest.raises(DataError, match=r"^the checkpoint other\.pt cannot be read: it is not of an interrupted train"):
         open_checkpoint(str(path), tmp_path)
 
 
 @pytest.mark.parametrize("content", [{"weights": {}}, {"description": "{}"}, {"weights": {}, "description": "[1]"}])
-def test_a_file_of_something_else_holds_no_weights(content: dict[str, Any]) -> None:
+def test_a_file_of_something_else_holds_no_weights(content):
     with pytest.raises(DataError, match=r"^the checkpoint other\.pt cannot be read: it holds no weights with a descr"):
         load_weights_file(written("other.pt", content))
 
@@ -216,7 +215,7 @@ def test_a_file_of_something_else_holds_no_weights(content: dict[str, Any]) -> N
 # --- what cannot be written ---------------------------------------------------------------------
 
 
-def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(DataError, match=r"^the checkpoint taken/run\.pt cannot be written: .*File exists"):
         save_weights(Path("taken/run.pt"), {}, {})
@@ -226,7 +225,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     assert [entry.name for entry in (tmp_path / "busy").iterdir()] == ["run.pt"]
 
 
-def save_on_a_full_disk(folder: Path) -> str:
+def save_on_a_full_disk(folder):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
     try:
         checkpoint(folder, value=2.0, size=500_000).save()
@@ -237,7 +236,7 @@ def save_on_a_full_disk(folder: Path) -> str:
     return "saved"
 
 
-def test_a_full_disk_leaves_the_former_file_and_no_litter(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_former_file_and_no_litter(tmp_path):
     checkpoint(tmp_path, value=1.0).save()
     said = elsewhere(save_on_a_full_disk, tmp_path)
     assert said == f"the checkpoint {tmp_path}/run.resume.pt cannot be written: [Errno 27] File too large"
@@ -245,14 +244,14 @@ def test_a_full_disk_leaves_the_former_file_and_no_litter(tmp_path: Path) -> Non
     assert value_of(open_checkpoint("run", tmp_path)) == 1.0
 
 
-def save_for_ever(folder: Path) -> None:
+def save_for_ever(folder):
     value = 0.0
     while True:
         value += 1
         checkpoint(folder, value=value, size=2_000_000).save()
 
 
-def test_who_is_killed_while_saving_leaves_the_former_file(tmp_path: Path) -> None:
+def test_who_is_killed_while_saving_leaves_the_former_file(tmp_path):
     """Each time in the middle of a file, which has another name until it is whole."""
     for _ in range(3):
         writer = context().Process(target=save_for_ever, args=(tmp_path,))

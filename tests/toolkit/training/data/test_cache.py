@@ -10,11 +10,10 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import get_all_start_methods, get_context
-from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,33 +27,33 @@ from sklearn.datasets import load_digits
 from support import encode
 from toolkit.errors import DataError
 from toolkit.images import decoding
-from toolkit.images.decoding import STATISTICS, Limits, load_picture
-from toolkit.training.data.cache import Cache, Pictures, decode
+from toolkit.images.decoding import STATISTICS, ImageLimits, load_image
+from toolkit.training.data.cache import Cache, decode
 from toolkit.training.data.catalogue import Catalogue, open_catalogue
 
 ENOUGH = 2**30
 
 
-def picture(seed: int, size: int = 20) -> bytes:
+def image(seed, size=20):
     return encode(np.random.default_rng(seed).integers(0, 256, (size, size, 3)).astype(np.uint8))
 
 
-def fill(folder: Path, count: int, first: int = 0, size: int = 20) -> None:
-    """Pictures no two of which are alike, as long as ``first`` differs."""
+def fill(folder, count, first=0, size=20):
+    """Images no two of which are alike, as long as ``first`` differs."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(first, first + count):
-        (folder / f"{number:04}.png").write_bytes(picture(number, size))
+        (folder / f"{number:04}.png").write_bytes(image(number, size))
 
 
-def listed(pictures: Sequence[bytes]) -> Catalogue:
+def listed(images):
     """A catalogue of bytes in two classes."""
     return Catalogue(
         name="listed",
         classes=("even", "odd"),
-        sources=pictures,
-        labels=np.arange(len(pictures)) % 2,
-        hashes=np.array([hashlib.sha256(data).hexdigest() for data in pictures]),
-        parts=np.full(len(pictures), ""),
+        sources=images,
+        labels=np.arange(len(images)) % 2,
+        hashes=np.array([hashlib.sha256(data).hexdigest() for data in images]),
+        parts=np.full(len(images), ""),
     )
 
 
@@ -64,29 +63,29 @@ class Observed(Sequence[Path | bytes]):
     Decoding is the work of other threads; this one asks for a source when it wants its name.
     """
 
-    def __init__(self, sources: Sequence[Path | bytes], before: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(self, sources, before=lambda _: None):
         self.sources = sources
         self.before = before
-        self.decoded: list[int] = []
+        self.decode_images = []
 
-    def __len__(self) -> int:
+    def __len__(self):
         return len(self.sources)
 
-    def __getitem__(self, index: int) -> Path | bytes:  # type: ignore[override]
+    def __getitem__(self, index):
         if threading.current_thread() is not threading.main_thread():
             self.before(index)
-            self.decoded.append(index)
+            self.decode_images.append(index)
         return self.sources[index]
 
 
-def observed(catalogue: Catalogue, cache: Cache, size: int = 8) -> tuple[Pictures, list[int]]:
-    """The pictures, and the indices of those that were decoded for them."""
+def observed(catalogue, cache, size=8):
+    """The images, and the indices of those that were decoded for them."""
     sources = Observed(catalogue.sources)
-    pictures = decode(replace(catalogue, sources=sources), size, cache=cache, progress=False)
-    return pictures, sorted(sources.decoded)
+    images = decode(replace(catalogue, sources=sources), size, cache=cache, progress=False)
+    return images, sorted(sources.decode_images)
 
 
-def assert_same(left: Pictures, right: Pictures) -> None:
+def assert_same(left, right):
     assert np.array_equal(left.pixels, right.pixels)
     assert np.array_equal(left.statistics, right.statistics)
     assert left.pixels.dtype == np.uint8
@@ -98,13 +97,13 @@ def assert_same(left: Pictures, right: Pictures) -> None:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Cache:
+def cache(tmp_path):
     return Cache(tmp_path / "deep" / "cache", ENOUGH)
 
 
 @pytest.fixture
-def pets(tmp_path: Path) -> Path:
-    """A folder of 600 tiny pictures: three blocks of an entry."""
+def pets(tmp_path):
+    """A folder of 600 tiny images: three blocks of an entry."""
     folder = tmp_path / "pets"
     fill(folder / "cat", 300, size=6)
     fill(folder / "dog", 300, first=1000, size=6)
@@ -115,27 +114,27 @@ def pets(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_digits_are_decoded_as_they_are(cached: bool, cache: Cache) -> None:
+def test_digits_are_decoded_as_they_are(cached, cache):
     digits = load_digits()
-    pictures = decode(open_catalogue("digits"), 8, cache=cache if cached else None, progress=False)
-    assert np.array_equal(pictures.labels, digits.target)
-    assert np.array_equal(pictures.pixels[..., 0], (digits.images / 16 * 255).round())
-    assert (pictures.pixels == pictures.pixels[..., :1]).all()
-    assert pictures.size == 8
+    images = decode(open_catalogue("digits"), 8, cache=cache if cached else None, progress=False)
+    assert np.array_equal(images.labels, digits.target)
+    assert np.array_equal(images.pixels[..., 0], (digits.images / 16 * 255).round())
+    assert (images.pixels == images.pixels[..., :1]).all()
+    assert images.size == 8
 
 
-def test_pixels_and_statistics_are_the_decoders(tmp_path: Path) -> None:
-    """A white and a black picture of 40 x 20 pixels: every figure is known by hand."""
+def test_pixels_and_statistics_are_the_decoders(tmp_path):
+    """A white and a black image of 40 x 20 pixels: every figure is known by hand."""
     for name, value in (("white", 255), ("black", 0)):
         (tmp_path / "tones" / name).mkdir(parents=True)
         for number in range(2):
             wide = np.full((20, 40 + number, 3), value, np.uint8)
             (tmp_path / "tones" / name / f"{number}.png").write_bytes(encode(wide))
-    pictures = decode(open_catalogue("tones"), 16, progress=False)
-    assert pictures.catalogue.classes == ("black", "white")
-    assert [int(tone.max()) for tone in pictures.pixels] == [0, 0, 255, 255]
-    assert [int(tone.min()) for tone in pictures.pixels] == [0, 0, 255, 255]
-    columns = dict(zip(STATISTICS, pictures.statistics.T.tolist(), strict=True))
+    images = decode(open_catalogue("tones"), 16, progress=False)
+    assert images.catalogue.classes == ("black", "white")
+    assert [int(tone.max()) for tone in images.pixels] == [0, 0, 255, 255]
+    assert [int(tone.min()) for tone in images.pixels] == [0, 0, 255, 255]
+    columns = dict(zip(STATISTICS, images.statistics.T.tolist(), strict=True))
     assert columns["brightness"] == pytest.approx([0, 0, 1, 1], abs=1e-6)
     assert columns["contrast"] == pytest.approx([0] * 4, abs=1e-6)
     assert columns["width"] == [40, 41, 40, 41]
@@ -143,84 +142,84 @@ def test_pixels_and_statistics_are_the_decoders(tmp_path: Path) -> None:
     assert columns["aspect"] == pytest.approx([2, 2.05, 2, 2.05])
 
 
-def test_what_is_no_picture_is_skipped_with_its_reason(tmp_path: Path, cache: Cache) -> None:
+def test_what_is_no_image_is_skipped_with_its_reason(tmp_path, cache):
     for label, name in enumerate(("cat", "dog")):
         fill(tmp_path / "pets" / name, 4, first=10 * label)
     cat = tmp_path / "pets" / "cat"
-    whole = picture(99)
+    whole = image(99)
     (cat / "empty.png").write_bytes(b"")
     (cat / "cut.png").write_bytes(whole[: len(whole) // 2])
     (cat / "text.jpg").write_text("I am a letter")
     (cat / "print.jpeg").write_bytes(b"%PDF-1.7 and so on")
-    (cat / "vast.png").write_bytes(picture(98, size=64))
+    (cat / "vast.png").write_bytes(image(98, size=64))
     patterns = {
         "empty.png": "the file is empty",
-        "cut.png": "the picture is broken: ",
-        "text.jpg": "not a picture, or its header is broken",
+        "cut.png": "the image is broken: ",
+        "text.jpg": "not an image, or its header is broken",
         "print.jpeg": "PDF is not supported",
-        "vast.png": "the picture has 64 x 64 pixels, at most 1,024 are allowed",
+        "vast.png": "the image has 64 x 64 pixels, at most 1,024 are allowed",
     }
     for where in (None, cache, cache):
-        limits = Limits(max_pixels=32 * 32)
-        pictures = decode(open_catalogue("pets"), 16, cache=where, progress=False, limits=limits)
-        assert len(pictures.catalogue) == len(pictures.pixels) == len(pictures.statistics) == 8
-        reasons = {Path(item.path).name: item.reason for item in pictures.catalogue.skipped}
+        limits = ImageLimits(max_pixels=32 * 32)
+        images = decode(open_catalogue("pets"), 16, cache=where, progress=False, limits=limits)
+        assert len(images.catalogue) == len(images.pixels) == len(images.statistics) == 8
+        reasons = {Path(item.path).name: item.reason for item in images.catalogue.skipped}
         assert set(reasons) == set(patterns)
         for name, pattern in patterns.items():
             assert re.match(pattern, reasons[name]), reasons[name]
     assert len(decode(open_catalogue("pets"), 16, cache=cache, progress=False).pixels) == 9  # vast.png is allowed
 
 
-def test_a_class_whose_pictures_are_all_broken_is_named(tmp_path: Path, cache: Cache) -> None:
+def test_a_class_whose_images_are_all_broken_is_named(tmp_path, cache):
     fill(tmp_path / "pets" / "cat", 3)
     (tmp_path / "pets" / "dog").mkdir()
     for number in range(3):
         (tmp_path / "pets" / "dog" / f"{number}.png").write_text(f"nothing {number}")
     for where in (None, cache, cache):
-        with pytest.raises(DataError, match=r"^class 'dog' has 0 usable pictures, .* needed \(3 files were skipped\)$"):
+        with pytest.raises(DataError, match=r"^class 'dog' has 0 usable images, .* needed \(3 files were skipped\)$"):
             decode(open_catalogue("pets"), 16, cache=where, progress=False)
 
 
-def test_pictures_none_of_which_can_be_decoded_need_no_pixels(cache: Cache) -> None:
+def test_images_none_of_which_can_be_decoded_need_no_pixels(cache):
     for where in (None, cache, cache):
-        with pytest.raises(DataError, match=r"^class 'even' has 0 usable pictures"):
+        with pytest.raises(DataError, match=r"^class 'even' has 0 usable images"):
             decode(listed([b"nothing", b"nought"]), 8, cache=where, progress=False)
 
 
-def test_more_pictures_than_fit_into_memory_are_refused_before_any_is_decoded() -> None:
-    with pytest.raises(DataError, match=r"^2 pictures of 1000000 x 1000000 need 5587\.9 GiB of memory and .* are free"):
+def test_more_images_than_fit_into_memory_are_refused_before_any_is_decoded():
+    with pytest.raises(DataError, match=r"^2 images of 1000000 x 1000000 need 5587\.9 GiB of memory and .* are free"):
         decode(listed([b"a", b"b"]), 1_000_000, progress=False)
 
 
 # --- from the cache -----------------------------------------------------------------------------
 
 
-def test_the_cache_gives_what_decoding_in_memory_gives(pets: Path, cache: Cache) -> None:
-    (pets / "dog" / "broken.png").write_bytes(b"no picture")
+def test_the_cache_gives_what_decoding_in_memory_gives(pets, cache):
+    (pets / "dog" / "broken.png").write_bytes(b"no image")
     catalogue = open_catalogue(str(pets))
     expected = decode(catalogue, 8, progress=False)
     assert isinstance(expected.pixels, np.ndarray)
     for expected_work in ([*range(601)], []):
-        pictures, work = observed(catalogue, cache)
+        images, work = observed(catalogue, cache)
         assert work == expected_work
-        assert_same(pictures, expected)
-        assert isinstance(pictures.pixels, np.memmap)
-        assert not pictures.pixels.flags.writeable
+        assert_same(images, expected)
+        assert isinstance(images.pixels, np.memmap)
+        assert not images.pixels.flags.writeable
 
 
-def test_a_batch_of_a_map_is_an_array_of_its_own(pets: Path, cache: Cache) -> None:
-    pictures = decode(open_catalogue(str(pets)), 8, cache=cache, progress=False)
-    batch = pictures.pixels[np.array([5, 599, 5])]
+def test_a_batch_of_a_map_is_an_array_of_its_own(pets, cache):
+    images = decode(open_catalogue(str(pets)), 8, cache=cache, progress=False)
+    batch = images.pixels[np.array([5, 599, 5])]
     assert type(batch) is np.ndarray
     assert batch.flags.writeable
-    assert np.array_equal(batch[1], load_picture((pets / "dog" / "1299.png").read_bytes(), 8).pixels)
+    assert np.array_equal(batch[1], load_image((pets / "dog" / "1299.png").read_bytes(), 8).pixels)
 
 
-NOISE = [picture(seed, size=5) for seed in range(12)] + [b"no picture", b"nor this"]
+NOISE = [image(seed, size=5) for seed in range(12)] + [b"no image", b"nor this"]
 
 
 @pytest.fixture(scope="module")
-def lasting() -> Iterator[Cache]:
+def lasting():
     """One cache for all examples of a property, so that each finds what those before it have left."""
     with TemporaryDirectory() as folder:
         yield Cache(Path(folder), 16_000)  # bytes: room for about three entries
@@ -228,7 +227,7 @@ def lasting() -> Iterator[Cache]:
 
 @settings(deadline=None)  # a disk may be slow
 @given(st.lists(st.sampled_from(NOISE), min_size=1, unique=True), st.sampled_from((4, 6)))
-def test_whatever_was_cached_before_the_pictures_are_right(lasting: Cache, chosen: list[bytes], size: int) -> None:
+def test_whatever_was_cached_before_the_images_are_right(lasting, chosen, size):
     catalogue = replace(listed([NOISE[0], NOISE[1], NOISE[2], NOISE[3]]), name="any")
     chosen = [*catalogue.sources, *(data for data in chosen if data not in NOISE[:4])]
     catalogue = listed(chosen[::-1] if size == 4 else chosen)
@@ -236,21 +235,21 @@ def test_whatever_was_cached_before_the_pictures_are_right(lasting: Cache, chose
     assert sum(path.stat().st_size for path in lasting.folder.rglob("*") if path.is_file()) <= lasting.limit
 
 
-def test_a_folder_that_grew_costs_its_new_pictures_only(pets: Path, cache: Cache) -> None:
+def test_a_folder_that_grew_costs_its_new_images_only(pets, cache):
     decode(open_catalogue(str(pets)), 8, cache=cache, progress=False)
     fill(pets / "ant", 3, first=5000, size=6)  # first in order, so that every index moves
     catalogue = open_catalogue(str(pets))
-    pictures, work = observed(catalogue, cache)
+    images, work = observed(catalogue, cache)
     assert work == [0, 1, 2]
-    assert_same(pictures, decode(catalogue, 8, progress=False))
+    assert_same(images, decode(catalogue, 8, progress=False))
 
 
-def test_what_is_skipped_or_remarked_is_told_under_its_present_name(tmp_path: Path, cache: Cache) -> None:
+def test_what_is_skipped_or_remarked_is_told_under_its_present_name(tmp_path, cache):
     fill(tmp_path / "pets" / "cat", 3)
     fill(tmp_path / "pets" / "dog", 3, first=10)
     Image.new("CMYK", (9, 9), (0, 99, 0, 0)).save(tmp_path / "pets" / "cat" / "print.jpg")
-    (tmp_path / "pets" / "dog" / "broken.png").write_bytes(b"no picture")
-    remarks = load_picture((tmp_path / "pets" / "cat" / "print.jpg").read_bytes(), 8).remarks
+    (tmp_path / "pets" / "dog" / "broken.png").write_bytes(b"no image")
+    remarks = load_image((tmp_path / "pets" / "cat" / "print.jpg").read_bytes(), 8).remarks
     assert remarks
     decode(open_catalogue("pets"), 8, cache=cache, progress=False)
     (tmp_path / "pets" / "cat" / "print.jpg").rename(tmp_path / "pets" / "cat" / "a.jpg")
@@ -258,18 +257,16 @@ def test_what_is_skipped_or_remarked_is_told_under_its_present_name(tmp_path: Pa
     (tmp_path / "pets").rename(tmp_path / "animals")
     catalogue = open_catalogue("animals")
     for _ in range(2):  # copied from the entry of other names, then from its own
-        pictures, work = observed(catalogue, cache)
+        images, work = observed(catalogue, cache)
         assert work == []
-        assert [(item.path, item.text) for item in pictures.catalogue.remarks] == [
+        assert [(item.path, item.text) for item in images.catalogue.remarks] == [
             ("animals/cat/a.jpg", text) for text in remarks
         ]
-        assert [item.path for item in pictures.catalogue.skipped] == ["animals/dog/a.png"]
-        assert_same(pictures, decode(catalogue, 8, progress=False))
+        assert [item.path for item in images.catalogue.skipped] == ["animals/dog/a.png"]
+        assert_same(images, decode(catalogue, 8, progress=False))
 
 
-def test_what_a_package_was_missing_for_is_decoded_once_it_is_there(
-    tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_package_was_missing_for_is_decoded_once_it_is_there(tmp_path, cache, monkeypatch):
     from pillow_heif import from_pillow
 
     for label, name in enumerate(("cat", "dog")):
@@ -280,80 +277,80 @@ def test_what_a_package_was_missing_for_is_decoded_once_it_is_there(
         patch.setitem(sys.modules, "pillow_heif", None)
         without = decode(open_catalogue("pets"), 8, cache=cache, progress=False)
     assert [item.reason.split(":")[0] for item in without.catalogue.skipped] == ["HEIC needs the package pillow-heif"]
-    pictures = decode(open_catalogue("pets"), 8, cache=cache, progress=False)
-    assert pictures.catalogue.skipped == ()
-    assert len(pictures.catalogue) == 7
+    images = decode(open_catalogue("pets"), 8, cache=cache, progress=False)
+    assert images.catalogue.skipped == ()
+    assert len(images.catalogue) == 7
 
 
-def test_a_file_that_was_lost_meanwhile_is_left_out_and_comes_back(tmp_path: Path, cache: Cache) -> None:
+def test_a_file_that_was_lost_meanwhile_is_left_out_and_comes_back(tmp_path, cache):
     fill(tmp_path / "pets" / "cat", 4)
     fill(tmp_path / "pets" / "dog", 4, first=10)
     catalogue = open_catalogue("pets")
     gone, changed = Path("pets/cat/0001.png"), Path("pets/dog/0012.png")
     kept = gone.read_bytes(), changed.read_bytes()
     gone.unlink()
-    changed.write_bytes(picture(99))
+    changed.write_bytes(image(99))
     for _ in range(2):
-        pictures = decode(catalogue, 8, cache=cache, progress=False)
-        assert [(item.path, item.reason) for item in pictures.catalogue.skipped] == [
+        images = decode(catalogue, 8, cache=cache, progress=False)
+        assert [(item.path, item.reason) for item in images.catalogue.skipped] == [
             (str(gone), "it cannot be read: No such file or directory"),
             (str(changed), "it changed after it was listed"),
         ]
-        assert_same(pictures, decode(catalogue, 8, progress=False))
+        assert_same(images, decode(catalogue, 8, progress=False))
     gone.write_bytes(kept[0])
     changed.write_bytes(kept[1])
-    pictures, work = observed(catalogue, cache)
+    images, work = observed(catalogue, cache)
     assert work == [1, 6]
-    assert pictures.catalogue.skipped == ()
-    assert_same(pictures, decode(catalogue, 8, progress=False))
+    assert images.catalogue.skipped == ()
+    assert_same(images, decode(catalogue, 8, progress=False))
 
 
-def test_a_data_set_may_be_larger_than_memory(tmp_path: Path, cache: Cache) -> None:
+def test_a_data_set_may_be_larger_than_memory(tmp_path, cache):
     """130 MB of pixels are never in memory together, neither when they are decoded nor later."""
     fill(tmp_path / "large" / "cat", 60, size=4)
     fill(tmp_path / "large" / "dog", 60, first=100, size=4)
     catalogue = open_catalogue("large")
     tracemalloc.start()
     try:
-        pictures = [decode(catalogue, 600, cache=cache, progress=False) for _ in range(2)]
+        images = [decode(catalogue, 600, cache=cache, progress=False) for _ in range(2)]
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert pictures[1].pixels.nbytes == 120 * 600 * 600 * 3
-    assert peak < 0.6 * pictures[1].pixels.nbytes
+    assert images[1].pixels.nbytes == 120 * 600 * 600 * 3
+    assert peak < 0.6 * images[1].pixels.nbytes
 
 
 # --- damage -------------------------------------------------------------------------------------
 
 
-def cut(path: Path) -> None:
+def cut(path):
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def garble(path: Path) -> None:
+def garble(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
 
 
-def replace_by_noise(path: Path) -> None:
+def replace_by_noise(path):
     path.write_bytes(os.urandom(1000))
 
 
 @pytest.mark.parametrize("damage", [cut, garble, replace_by_noise, Path.unlink])
 @pytest.mark.parametrize("kind", ["*.u8", "*.jsonl"])
-def test_a_damaged_entry_is_made_again(damage: Callable[[Path], None], kind: str, pets: Path, cache: Cache) -> None:
+def test_a_damaged_entry_is_made_again(damage, kind, pets, cache):
     catalogue = open_catalogue(str(pets))
     decode(catalogue, 8, cache=cache, progress=False)
     (path,) = cache.folder.rglob(kind)
     damage(path)
     expected = decode(catalogue, 8, progress=False)
-    pictures, work = observed(catalogue, cache)
+    images, work = observed(catalogue, cache)
     assert work == list(range(600))
-    assert_same(pictures, expected)
-    pictures, work = observed(catalogue, cache)
+    assert_same(images, expected)
+    images, work = observed(catalogue, cache)
     assert work == []
-    assert_same(pictures, expected)
+    assert_same(images, expected)
 
 
 # --- several processes --------------------------------------------------------------------------
@@ -381,12 +378,12 @@ os.chdir(home)
 catalogue = open_catalogue("pets")
 with open(f"{name}.said", "w") as said, redirect_stdout(said):
     sources = Sources(catalogue.sources)
-    pictures = decode(replace(catalogue, sources=sources), 8, cache=Cache(Path(cache), 2**30), progress=False)
-np.save(f"{name}.npy", pictures.pixels)
+    images = decode(replace(catalogue, sources=sources), 8, cache=Cache(Path(cache), 2**30), progress=False)
+np.save(f"{name}.npy", images.pixels)
 """
 
 
-def worker(name: str, cache: Cache, barrier: int = -1) -> Process:
+def worker(name, cache, barrier=-1):
     """A process that decodes; the libraries are imported once for all of them, where the system can fork."""
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     context.set_forkserver_preload(["toolkit.training.data.cache"])
@@ -396,34 +393,34 @@ def worker(name: str, cache: Cache, barrier: int = -1) -> Process:
     return process
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(condition):
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def read_by(name: str) -> list[int]:
+def read_by(name):
     log = Path(f"{name}.read")
     return sorted(int(line) for line in log.read_text().split()) if log.exists() else []
 
 
-def waits(name: str) -> bool:
+def waits(name):
     said = Path(f"{name}.said")
-    return said.exists() and said.read_text() == "another process is decoding these pictures; waiting for it\n"
+    return said.exists() and said.read_text() == "another process is decoding these images; waiting for it\n"
 
 
-def ended(process: Process) -> int | None:
+def ended(process):
     process.join(60)
     return process.exitcode
 
 
-def half_way(cache: Cache) -> bool:
+def half_way(cache):
     """Whether a first block has been written."""
     return any(journal.read_bytes().count(b"\n") >= 2 for journal in cache.folder.glob("*/*.jsonl"))
 
 
-def test_two_processes_that_want_the_same_decode_it_once(pets: Path, cache: Cache) -> None:
+def test_two_processes_that_want_the_same_decode_it_once(pets, cache):
     first = worker("first", cache, barrier=300)
     wait_until(lambda: half_way(cache))
     second = worker("second", cache)
@@ -437,7 +434,7 @@ def test_two_processes_that_want_the_same_decode_it_once(pets: Path, cache: Cach
     assert np.array_equal(np.load("second.npy"), expected)
 
 
-def test_processes_that_start_together_decode_it_once(pets: Path, cache: Cache) -> None:
+def test_processes_that_start_together_decode_it_once(pets, cache):
     names = ("a", "b", "c")
     assert [ended(process) for process in [worker(name, cache) for name in names]] == [0, 0, 0]
     assert sorted(index for name in names for index in read_by(name)) == list(range(600))
@@ -446,20 +443,20 @@ def test_processes_that_start_together_decode_it_once(pets: Path, cache: Cache) 
         assert np.array_equal(np.load(f"{name}.npy"), expected)
 
 
-def test_after_a_kill_the_next_goes_on(pets: Path, cache: Cache) -> None:
+def test_after_a_kill_the_next_goes_on(pets, cache):
     killed = worker("killed", cache, barrier=300)
     wait_until(lambda: half_way(cache))
     killed.kill()
     assert ended(killed) == -signal.SIGKILL
     catalogue = open_catalogue("pets")
-    pictures, work = observed(catalogue, cache)
+    images, work = observed(catalogue, cache)
     assert work == list(range(256, 600))
-    assert_same(pictures, decode(catalogue, 8, progress=False))
+    assert_same(images, decode(catalogue, 8, progress=False))
     assert observed(catalogue, cache)[1] == []
     assert not list(cache.folder.glob("*.building"))
 
 
-def test_a_process_that_waits_takes_over_from_one_that_is_killed(pets: Path, cache: Cache) -> None:
+def test_a_process_that_waits_takes_over_from_one_that_is_killed(pets, cache):
     killed = worker("killed", cache, barrier=300)
     wait_until(lambda: half_way(cache))
     heir = worker("heir", cache)
@@ -470,22 +467,22 @@ def test_a_process_that_waits_takes_over_from_one_that_is_killed(pets: Path, cac
     assert np.array_equal(np.load("heir.npy"), decode(open_catalogue("pets"), 8, progress=False).pixels)
 
 
-def test_what_a_killed_process_has_decoded_serves_a_folder_that_grew(pets: Path, cache: Cache) -> None:
+def test_what_a_killed_process_has_decoded_serves_a_folder_that_grew(pets, cache):
     killed = worker("killed", cache, barrier=300)
     wait_until(lambda: half_way(cache))
     killed.kill()
     killed.join()
     fill(pets / "ant", 2, first=5000, size=6)
     catalogue = open_catalogue("pets")
-    pictures, work = observed(catalogue, cache)
+    images, work = observed(catalogue, cache)
     assert work == [0, 1, *range(2 + 256, 602)]
-    assert_same(pictures, decode(catalogue, 8, progress=False))
+    assert_same(images, decode(catalogue, 8, progress=False))
 
 
-def test_an_interrupt_stops_at_once_and_keeps_what_is_whole(pets: Path, cache: Cache) -> None:
+def test_an_interrupt_stops_at_once_and_keeps_what_is_whole(pets, cache):
     catalogue = open_catalogue("pets")
 
-    def interrupt(index: int) -> None:
+    def interrupt(index):
         if index == 300:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.2)  # the rest would be decoded in this time by the other threads, if they went on
@@ -493,9 +490,9 @@ def test_an_interrupt_stops_at_once_and_keeps_what_is_whole(pets: Path, cache: C
     sources = Observed(catalogue.sources, interrupt)
     with pytest.raises(KeyboardInterrupt):
         decode(replace(catalogue, sources=sources), 8, cache=cache, progress=False)
-    assert 599 not in sources.decoded
-    pictures, work = observed(catalogue, cache)
-    assert_same(pictures, decode(catalogue, 8, progress=False))
+    assert 599 not in sources.decode_images
+    images, work = observed(catalogue, cache)
+    assert_same(images, decode(catalogue, 8, progress=False))
     assert work in ([*range(600)], [*range(256, 600)])  # 300 may be read before 255 was written
     assert not list(cache.folder.glob("*.building"))
 
@@ -503,52 +500,52 @@ def test_an_interrupt_stops_at_once_and_keeps_what_is_whole(pets: Path, cache: C
 # --- room ---------------------------------------------------------------------------------------
 
 
-def test_below_the_limit_what_was_not_used_for_longest_goes(tmp_path: Path) -> None:
-    """An entry of four pictures of 8 x 8 has at most 4 x (192 + 256) bytes: two fit, three do not."""
+def test_below_the_limit_what_was_not_used_for_longest_goes(tmp_path):
+    """An entry of four images of 8 x 8 has at most 4 x (192 + 256) bytes: two fit, three do not."""
     cache = Cache(tmp_path / "cache", 2 * 4 * (192 + 256))
-    sets = [listed([picture(10 * number + place) for place in range(4)]) for number in range(3)]
+    sets = [listed([image(10 * number + place) for place in range(4)]) for number in range(3)]
     for number, expected in ((0, 4), (1, 4), (0, 0), (2, 4), (0, 0), (1, 4), (0, 0), (2, 4)):
         time.sleep(0.01)  # a file system's clock ticks every few milliseconds
         assert len(observed(sets[number], cache)[1]) == expected, number
 
 
-def test_pictures_in_use_do_not_go(tmp_path: Path) -> None:
+def test_images_in_use_do_not_go(tmp_path):
     cache = Cache(tmp_path / "cache", 4 * (192 + 256))
-    sets = [listed([picture(10 * number + place) for place in range(4)]) for number in range(2)]
-    pictures = decode(sets[0], 8, cache=cache, progress=False)
+    sets = [listed([image(10 * number + place) for place in range(4)]) for number in range(2)]
+    images = decode(sets[0], 8, cache=cache, progress=False)
     with pytest.raises(
         DataError,
-        match=r"^4 pictures of 8 x 8 need 1\.8 KiB in the picture cache, and its limit is 1\.8 KiB,"
+        match=r"^4 images of 8 x 8 need 1\.8 KiB in the image cache, and its limit is 1\.8 KiB,"
         r" of which 1\.\d KiB are in use; raise --cache-limit$",
     ):
         decode(sets[1], 8, cache=cache, progress=False)
     assert observed(sets[0], cache)[1] == []
-    del pictures
+    del images
     assert len(observed(sets[1], cache)[1]) == 4
 
 
-def test_more_than_the_limit_is_refused_before_anything_is_decoded(tmp_path: Path) -> None:
+def test_more_than_the_limit_is_refused_before_anything_is_decoded(tmp_path):
     cache = Cache(tmp_path / "cache", 1024)
-    sources = Observed([picture(number) for number in range(4)])
+    sources = Observed([image(number) for number in range(4)])
     with pytest.raises(DataError) as caught:
         decode(replace(listed(sources.sources), sources=sources), 8, cache=cache, progress=False)
     assert str(caught.value) == (
-        "4 pictures of 8 x 8 need 1.8 KiB in the picture cache, and its limit is 1.0 KiB; raise --cache-limit"
+        "4 images of 8 x 8 need 1.8 KiB in the image cache, and its limit is 1.0 KiB; raise --cache-limit"
     )
-    assert sources.decoded == []
+    assert sources.decode_images == []
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError) as caught:
-        decode(listed([picture(1), picture(2)]), 8, cache=Cache(tmp_path / "file" / "cache", ENOUGH), progress=False)
+        decode(listed([image(1), image(2)]), 8, cache=Cache(tmp_path / "file" / "cache", ENOUGH), progress=False)
     assert str(caught.value) == (
-        f"the picture cache {tmp_path / 'file' / 'cache'} cannot be used: Not a directory; choose another --cache-dir"
+        f"the image cache {tmp_path / 'file' / 'cache'} cannot be used: Not a directory; choose another --cache-dir"
     )
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(tmp_path):
     """A real file system of 512 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
@@ -562,11 +559,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_disk_without_room_is_refused_before_anything_is_decoded(pets: Path, small_disk: Path) -> None:
+def test_a_disk_without_room_is_refused_before_anything_is_decoded(pets, small_disk):
     sources = Observed(open_catalogue("pets").sources)
     with pytest.raises(
         DataError,
-        match=r"^600 pictures of 16 x 16 need 600\.0 KiB in the picture cache,"
+        match=r"^600 images of 16 x 16 need 600\.0 KiB in the image cache,"
         rf" and the disk of {small_disk}/cache has room for 5\d\d\.0 KiB; choose another --cache-dir$",
     ):
         decode(
@@ -575,14 +572,14 @@ def test_a_disk_without_room_is_refused_before_anything_is_decoded(pets: Path, s
             cache=Cache(small_disk / "cache", ENOUGH),
             progress=False,
         )
-    assert sources.decoded == []
+    assert sources.decode_images == []
 
 
-def test_a_disk_that_fills_up_meanwhile_ends_in_one_sentence(pets: Path, small_disk: Path) -> None:
+def test_a_disk_that_fills_up_meanwhile_ends_in_one_sentence(pets, small_disk):
     cache = Cache(small_disk / "cache", ENOUGH)
     catalogue = open_catalogue("pets")
 
-    def fill_disk(index: int) -> None:
+    def fill_disk(index):
         if index == 300:
             with suppress(OSError):
                 (small_disk / "another user's").write_bytes(b"x" * 512 * 1024)
@@ -590,14 +587,14 @@ def test_a_disk_that_fills_up_meanwhile_ends_in_one_sentence(pets: Path, small_d
     with pytest.raises(DataError) as caught:
         decode(replace(catalogue, sources=Observed(catalogue.sources, fill_disk)), 8, cache=cache, progress=False)
     assert str(caught.value) == (
-        f"the picture cache {cache.folder} cannot be used: No space left on device; choose another --cache-dir"
+        f"the image cache {cache.folder} cannot be used: No space left on device; choose another --cache-dir"
     )
     assert [path.name for path in cache.folder.iterdir()] == ["room.lock"]
     (small_disk / "another user's").unlink()
     assert_same(decode(catalogue, 8, cache=cache, progress=False), decode(catalogue, 8, progress=False))
 
 
-def test_a_limit_on_the_size_of_files_ends_in_one_sentence(pets: Path, cache: Cache) -> None:
+def test_a_limit_on_the_size_of_files_ends_in_one_sentence(pets, cache):
     resource = pytest.importorskip("resource", reason="not on Windows")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
@@ -607,6 +604,6 @@ def test_a_limit_on_the_size_of_files_ends_in_one_sentence(pets: Path, cache: Ca
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(caught.value) == (
-        f"the picture cache {cache.folder} cannot be used: File too large; choose another --cache-dir"
+        f"the image cache {cache.folder} cannot be used: File too large; choose another --cache-dir"
     )
     assert [path.name for path in cache.folder.iterdir()] == ["room.lock"]

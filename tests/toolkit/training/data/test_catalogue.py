@@ -1,4 +1,4 @@
-"""Data sets as people have them: what is found, what is left out and why, and that each picture is listed once."""
+"""Data sets as people have them: what is found, what is left out and why, and that each image is listed once."""
 
 import gzip
 import hashlib
@@ -12,42 +12,42 @@ from sklearn.datasets import load_digits
 
 from support import encode
 from toolkit.errors import DataError
-from toolkit.images.decoding import load_picture
+from toolkit.images.decoding import load_image
 from toolkit.training.data.catalogue import Duplicate, Remark, Skipped, open_catalogue, read, require_enough
 from toolkit.training.data.splits import split
 
 NO_ENDING = "its ending is none of .avif, .bmp, .gif, .heic, .heif, .hif, .jpeg, .jpg, .png, .tif, .tiff, .webp"
 
 
-def picture(seed: int, size: int = 20) -> bytes:
+def image(seed, size=20):
     return encode(np.random.default_rng(seed).integers(0, 256, (size, size, 3)).astype(np.uint8))
 
 
-def fill(folder: Path, count: int, first: int = 0) -> None:
-    """Pictures no two of which are alike, as long as ``first`` differs."""
+def fill(folder, count, first=0):
+    """Images no two of which are alike, as long as ``first`` differs."""
     folder.mkdir(parents=True)
     for number in range(count):
-        (folder / f"{number}.png").write_bytes(picture(first + number))
+        (folder / f"{number}.png").write_bytes(image(first + number))
 
 
 # --- what is found ------------------------------------------------------------------------------
 
 
-def test_a_plain_folder(tmp_path: Path) -> None:
+def test_a_plain_folder(tmp_path):
     fill(tmp_path / "pets" / "dog", 3)
     fill(tmp_path / "pets" / "cat" / "kittens", 2, first=10)  # folders inside a class belong to it
-    (tmp_path / "pets" / "cat" / "old.PNG").write_bytes(picture(20))
+    (tmp_path / "pets" / "cat" / "old.PNG").write_bytes(image(20))
     catalogue = open_catalogue("pets")
     assert (catalogue.name, catalogue.classes, len(catalogue)) == ("pets", ("cat", "dog"), 6)
     assert catalogue.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert set(catalogue.parts) == {""}
     assert catalogue.skipped == ()
-    assert catalogue.mirrored
+    assert catalogue.allow_flip
     for source, digest in zip(catalogue.sources, catalogue.hashes, strict=True):
         assert hashlib.sha256(Path(source).read_bytes()).hexdigest() == digest
 
 
-def test_train_val_and_test_folders(tmp_path: Path) -> None:
+def test_train_val_and_test_folders(tmp_path):
     for index, part in enumerate(("Train", "valid", "validation", "test")):
         for label, name in enumerate(("cat", "dog")):
             fill(tmp_path / "pets" / part / name, 2 + index, first=100 * index + 10 * label)
@@ -62,7 +62,7 @@ def test_train_val_and_test_folders(tmp_path: Path) -> None:
     assert len(divided.held_out) + len(divided.validation) + len(divided.development) == len(catalogue)
 
 
-def test_a_val_folder_alone_leaves_the_held_out_part_to_the_content(tmp_path: Path) -> None:
+def test_a_val_folder_alone_leaves_the_held_out_part_to_the_content(tmp_path):
     for index, (part, count) in enumerate((("train", 30), ("val", 10))):
         for label, name in enumerate(("cat", "dog")):
             fill(tmp_path / "pets" / part / name, count, first=1000 * index + 100 * label)
@@ -72,13 +72,13 @@ def test_a_val_folder_alone_leaves_the_held_out_part_to_the_content(tmp_path: Pa
     assert set(catalogue.parts[divided.held_out]) == {"train"}
 
 
-def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+def test_a_class_may_be_called_train(tmp_path):
     for index, name in enumerate(("bus", "train", "tram")):
         fill(tmp_path / "vehicles" / name, 2, first=10 * index)
     assert open_catalogue("vehicles").classes == ("bus", "train", "tram")
 
 
-def test_a_folder_beside_train_that_is_no_part_is_refused(tmp_path: Path) -> None:
+def test_a_folder_beside_train_that_is_no_part_is_refused(tmp_path):
     """Otherwise the parts would be taken for classes, and a network be trained to tell train from test."""
     for index, path in enumerate(("train/cat", "train/dog", "test/cat", "test/dog", "extra/cat")):
         fill(tmp_path / "pets" / path, 2, first=10 * index)
@@ -88,7 +88,7 @@ def test_a_folder_beside_train_that_is_no_part_is_refused(tmp_path: Path) -> Non
         open_catalogue("pets")
 
 
-def test_parts_with_other_names_are_parts(tmp_path: Path) -> None:
+def test_parts_with_other_names_are_parts(tmp_path):
     for index, path in enumerate(("Training/cat", "Training/dog", "Testing/cat", "Testing/dog")):
         fill(tmp_path / "pets" / path, 3, first=10 * index)
     (tmp_path / "pets" / "__MACOSX" / "Training").mkdir(parents=True)
@@ -103,19 +103,17 @@ def test_parts_with_other_names_are_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        (("Testing/cat", "Testing/dog", "val/cat"), "the folder pets holds pictures to test and val and none to train"),
-        (("train", "test/cat", "test/dog"), "the folder pets holds pictures to test and none to train on in folders"),
+        (("Testing/cat", "Testing/dog", "val/cat"), "the folder pets holds images to test and val and none to train"),
+        (("train", "test/cat", "test/dog"), "the folder pets holds images to test and none to train on in folders"),
         (
             ("Train/Cat", "Train/Dog", "test/cat"),
-            "the class 'cat' has pictures to test and none to train on; in train/",
+            "the class 'cat' has images to test and none to train on; in train/",
         ),
         (("Training", "Testing"), "the folder pets holds only 'Testing' and 'Training', and no folders in there, so"),
         (("archive/cat", "archive/dog"), "the folder pets holds only the class 'archive'; at least two are needed; if"),
     ],
 )
-def test_parts_from_which_nothing_can_be_learnt_are_refused(
-    tmp_path: Path, paths: tuple[str, ...], message: str
-) -> None:
+def test_parts_from_which_nothing_can_be_learnt_are_refused(tmp_path, paths, message):
     for index, path in enumerate(paths):
         fill(tmp_path / "pets" / path, 3, first=10 * index)
     with pytest.raises(DataError) as caught:
@@ -123,7 +121,7 @@ def test_parts_from_which_nothing_can_be_learnt_are_refused(
     assert str(caught.value).startswith(message)
 
 
-def test_names_in_any_bytes_are_classes_that_can_be_written(tmp_path: Path) -> None:
+def test_names_in_any_bytes_are_classes_that_can_be_written(tmp_path):
     """Latin-1 from an old disk, a newline, an escape sequence; and the catalogue has a fingerprint."""
     pets = os.fsencode(tmp_path / "pets")
     for index, name in enumerate((b"caf\xe9", "été".encode(), b"two\nlines", b"\x1b[31mred")):
@@ -138,7 +136,7 @@ def test_names_in_any_bytes_are_classes_that_can_be_written(tmp_path: Path) -> N
     assert all(catalogue.path(index).isprintable() for index in range(len(catalogue)))
 
 
-def test_an_accent_that_is_written_in_two_ways_is_one_class(tmp_path: Path) -> None:
+def test_an_accent_that_is_written_in_two_ways_is_one_class(tmp_path):
     """Some photographs came from a Mac."""
     for index, name in enumerate(("e\u0301te\u0301", "été", "hiver")):
         fill(tmp_path / "seasons" / name, 3, first=10 * index)
@@ -150,14 +148,14 @@ def test_an_accent_that_is_written_in_two_ways_is_one_class(tmp_path: Path) -> N
     ]
 
 
-def test_names_that_would_be_shown_alike_are_refused(tmp_path: Path) -> None:
+def test_names_that_would_be_shown_alike_are_refused(tmp_path):
     for index, name in enumerate(("a\nb", "a\\nb")):
         fill(tmp_path / "pets" / name, 3, first=10 * index)
     with pytest.raises(DataError, match=r"would both be the class .* rename one of them$"):
         open_catalogue("pets")
 
 
-def test_links_to_folders_are_followed_and_told(tmp_path: Path) -> None:
+def test_links_to_folders_are_followed_and_told(tmp_path):
     for index, name in enumerate(("pets/cat", "pets/dog", "elsewhere")):
         fill(tmp_path / name, 3, first=10 * index)
     (tmp_path / "pets" / "cat" / "more").symlink_to(tmp_path / "elsewhere")
@@ -168,32 +166,32 @@ def test_links_to_folders_are_followed_and_told(tmp_path: Path) -> None:
     assert catalogue.skipped == (Skipped("pets/dog/all", "a link to a folder that is read already"),)
 
 
-def test_a_class_of_which_no_file_can_be_read_is_an_error(tmp_path: Path) -> None:
+def test_a_class_of_which_no_file_can_be_read_is_an_error(tmp_path):
     for index, name in enumerate(("cat", "dog")):
         fill(tmp_path / "pets" / name, 3, first=10 * index)
     (tmp_path / "pets" / "owl").mkdir()
     (tmp_path / "pets" / "owl" / "1.png").symlink_to("gone.png")
-    with pytest.raises(DataError, match=r"^not one picture of the class 'owl' can be read; pets/owl/1.png: it cannot"):
+    with pytest.raises(DataError, match=r"^not one image of the class 'owl' can be read; pets/owl/1.png: it cannot"):
         open_catalogue("pets")
 
 
 @pytest.mark.parametrize(
     ("path", "name"), [("photos/pets", "pets"), ("photos/pets/", "pets"), ("photos/pets/train", "pets/train")]
 )
-def test_the_name_is_what_people_call_it(tmp_path: Path, path: str, name: str) -> None:
+def test_the_name_is_what_people_call_it(tmp_path, path, name):
     for label, of_class in enumerate(("cat", "dog")):
         fill(tmp_path / path / of_class, 2, first=10 * label)
     assert open_catalogue(path).name == name
 
 
-def test_classes_are_in_natural_order(tmp_path: Path) -> None:
+def test_classes_are_in_natural_order(tmp_path):
     names = ("001", "01", "1", "2b", "9", "10", "a", "class 9", "class 10", "²")
     for index, name in enumerate(reversed(names)):
         fill(tmp_path / "many" / name, 2, first=10 * index)
     assert open_catalogue("many").classes == names
 
 
-def test_digits_need_no_file_and_are_what_they_always_were() -> None:
+def test_digits_need_no_file_and_are_what_they_always_were():
     """Held-out parts, models and tuned settings of earlier runs refer to these hashes."""
     catalogue = open_catalogue("digits")
     digits = load_digits()
@@ -202,16 +200,16 @@ def test_digits_need_no_file_and_are_what_they_always_were() -> None:
         "0694e0dc08c801b4f1f39ea37848f58cb993fa7bdee6d1065508223ceb39f6c7"
     )
     assert catalogue.classes == tuple("0123456789")
-    assert not catalogue.mirrored
+    assert not catalogue.allow_flip
     assert set(catalogue.parts) == {""}
     assert np.array_equal(catalogue.labels, digits.target)
     for index in (0, 1000, 1796):
-        pixels = load_picture(read(catalogue.sources[index]), 8).pixels
+        pixels = load_image(read(catalogue.sources[index]), 8).pixels
         assert np.array_equal(pixels[..., 1], (digits.images[index] / 16 * 255).round())
         assert hashlib.sha256(read(catalogue.sources[index])).hexdigest() == catalogue.hashes[index]
 
 
-def write_idx(folder: Path, part: str, pixels: np.ndarray, labels: list[int]) -> None:
+def write_idx(folder, part, pixels, labels):
     """Files as the authors of MNIST defined them: a magic number, the dimensions, the bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     header = b"\0\0\x08\x03" + np.array(pixels.shape, ">u4").tobytes()
@@ -220,23 +218,23 @@ def write_idx(folder: Path, part: str, pixels: np.ndarray, labels: list[int]) ->
     (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(header + bytes(labels)))
 
 
-def test_a_folder_of_idx_files_is_a_data_set_with_its_own_test_part(tmp_path: Path) -> None:
+def test_a_folder_of_idx_files_is_a_data_set_with_its_own_test_part(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (10, 7, 5)).astype(np.uint8)
     write_idx(tmp_path / "signs", "train", pixels[:6], [0, 1, 0, 1, 0, 1])
     write_idx(tmp_path / "signs", "t10k", pixels[6:], [1, 0, 1, 0])
     catalogue = open_catalogue("signs")
-    assert (catalogue.name, catalogue.classes, catalogue.mirrored) == ("signs", ("0", "1"), False)
+    assert (catalogue.name, catalogue.classes, catalogue.allow_flip) == ("signs", ("0", "1"), False)
     assert catalogue.labels.tolist() == [1, 0, 1, 0, 0, 1, 0, 1, 0, 1]
     assert catalogue.parts.tolist() == ["test"] * 4 + ["train"] * 6
     divided = split(catalogue, 0.15)
     assert divided.held_out.tolist() == [0, 1, 2, 3]
     for source, expected in zip(catalogue.sources, [*pixels[6:], *pixels[:6]], strict=True):
         assert np.array_equal(
-            load_picture(read(source), 5).pixels[..., 0], load_picture(encode(expected), 5).pixels[..., 0]
+            load_image(read(source), 5).pixels[..., 0], load_image(encode(expected), 5).pixels[..., 0]
         )
 
 
-def test_of_equal_pictures_in_arrays_the_one_of_the_test_part_is_kept(tmp_path: Path) -> None:
+def test_of_equal_images_in_arrays_the_one_of_the_test_part_is_kept(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (10, 4, 4)).astype(np.uint8)
     pixels[1] = pixels[6]  # once in training, once in the test part
     pixels[2] = pixels[3]  # twice in training, under two classes
@@ -254,23 +252,23 @@ def test_of_equal_pictures_in_arrays_the_one_of_the_test_part_is_kept(tmp_path: 
     in_order = np.concatenate([pixels[6:], pixels[:6]])[kept]
     for source, digest, expected in zip(catalogue.sources, catalogue.hashes, in_order, strict=True):
         assert hashlib.sha256(read(source)).hexdigest() == digest
-        assert np.array_equal(load_picture(read(source), 4).pixels[..., 0], expected)
+        assert np.array_equal(load_image(read(source), 4).pixels[..., 0], expected)
 
 
-def test_a_data_set_can_be_asked_for_by_name(tmp_path: Path) -> None:
+def test_a_data_set_can_be_asked_for_by_name(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 28, 28)).astype(np.uint8)
     write_idx(tmp_path / "store" / "FashionMNIST" / "raw", "train", pixels[:20], [*range(10)] * 2)
     write_idx(tmp_path / "store" / "FashionMNIST" / "raw", "t10k", pixels[20:], [*range(10)] * 2)
     named = open_catalogue("fashion-mnist", root=tmp_path / "store")
     assert named.name == "fashion-mnist"
     assert named.classes[-1] == "Ankle boot"
-    assert named.mirrored
+    assert named.allow_flip
     as_folder = open_catalogue("store/FashionMNIST/raw")
     assert (as_folder.name, as_folder.classes) == (named.name, named.classes)
     assert as_folder.fingerprint == named.fingerprint
 
 
-def test_a_folder_with_the_name_of_a_data_set_is_reached_by_its_path(tmp_path: Path) -> None:
+def test_a_folder_with_the_name_of_a_data_set_is_reached_by_its_path(tmp_path):
     for label, name in enumerate(("cat", "dog")):
         fill(tmp_path / "digits" / name, 2, first=10 * label)
     assert open_catalogue("./digits").classes == ("cat", "dog")
@@ -280,7 +278,7 @@ def test_a_folder_with_the_name_of_a_data_set_is_reached_by_its_path(tmp_path: P
 # --- what cannot be used ------------------------------------------------------------------------
 
 
-def test_what_is_no_folder_of_classes_is_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_what_is_no_folder_of_classes_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "file.zip").write_bytes(b"PK")
     (tmp_path / "empty").mkdir()
     (tmp_path / "hollow" / "cat").mkdir(parents=True)
@@ -294,31 +292,31 @@ def test_what_is_no_folder_of_classes_is_refused_in_one_sentence(tmp_path: Path)
         "my/photos": "the folder my/photos does not exist",
         "file.zip": "file.zip is a file; give a folder with one sub-folder a class, or one of"
         " digits, mnist, fashion-mnist, kmnist, cifar10, cifar100",
-        "empty": "the folder empty holds no sub-folders; it needs one sub-folder of pictures a class",
-        "flat": "the folder flat holds no sub-folders; it needs one sub-folder of pictures a class",
-        "hollow": "the folder hollow holds no pictures; it needs one sub-folder of pictures a class",
+        "empty": "the folder empty holds no sub-folders; it needs one sub-folder of images a class",
+        "flat": "the folder flat holds no sub-folders; it needs one sub-folder of images a class",
+        "hollow": "the folder hollow holds no images; it needs one sub-folder of images a class",
         "one": "the folder one holds only the class 'cat'; at least two are needed",
-        "few": "class 'dog' has 1 usable pictures, at least 2 are needed",
+        "few": "class 'dog' has 1 usable images, at least 2 are needed",
     }.items():
         with pytest.raises(DataError) as caught:
             open_catalogue(data)
         assert str(caught.value) == message
 
 
-def test_a_name_that_no_file_system_has_room_for_is_refused_in_one_sentence() -> None:
+def test_a_name_that_no_file_system_has_room_for_is_refused_in_one_sentence():
     with pytest.raises(DataError, match=r"^the folder x+ cannot be read: .*File name too long"):
         open_catalogue("x" * 5000)
 
 
 @pytest.fixture
-def pets(tmp_path: Path) -> Path:
-    """Four good pictures each of cats and dogs."""
+def pets(tmp_path):
+    """Four good images each of cats and dogs."""
     for label, name in enumerate(("cat", "dog")):
         fill(tmp_path / "pets" / name, 4, first=10 * label)
     return tmp_path / "pets"
 
 
-def test_what_is_no_picture_is_skipped_with_its_reason(pets: Path) -> None:
+def test_what_is_no_image_is_skipped_with_its_reason(pets):
     cat = pets / "cat"
     (cat / "empty.png").write_bytes(b"")
     (cat / "notes.txt").write_text("about cats")
@@ -343,7 +341,7 @@ def test_what_is_no_picture_is_skipped_with_its_reason(pets: Path) -> None:
     assert len(catalogue) == 8
 
 
-def test_a_picture_whose_ending_is_not_a_pictures_is_skipped_with_the_advice_to_rename_it(pets: Path) -> None:
+def test_a_image_whose_ending_is_not_a_images_is_skipped_with_the_advice_to_rename_it(pets):
     blank = np.zeros((4, 4, 3), np.uint8)
     (pets / "cat" / "photo.jfif").write_bytes(encode(blank, "JPEG"))
     (pets / "cat" / "scan").write_bytes(encode(blank, "TIFF"))
@@ -355,9 +353,9 @@ def test_a_picture_whose_ending_is_not_a_pictures_is_skipped_with_the_advice_to_
     }
 
 
-def test_a_picture_with_the_ending_of_another_format_is_used_and_remarked_on(pets: Path) -> None:
-    (pets / "cat" / "png.JPG").write_bytes(picture(50))
-    (pets / "cat" / "copy.jpg").write_bytes(picture(50))  # left out, so not remarked on
+def test_a_image_with_the_ending_of_another_format_is_used_and_remarked_on(pets):
+    (pets / "cat" / "png.JPG").write_bytes(image(50))
+    (pets / "cat" / "copy.jpg").write_bytes(image(50))  # left out, so not remarked on
     (pets / "dog" / "jpeg.png").write_bytes(encode(np.zeros((4, 4, 3), np.uint8), "JPEG"))
     (pets / "dog" / "right.tiff").write_bytes(encode(np.ones((4, 4, 3), np.uint8), "TIFF"))
     (pets / "dog" / "text.png").write_text("I am a letter")  # for the decoder to judge
@@ -372,8 +370,8 @@ def test_a_picture_with_the_ending_of_another_format_is_used_and_remarked_on(pet
     assert [remark.path for remark in without.remarks] == ["pets/cat/copy.jpg"]
 
 
-def test_pictures_in_no_class_and_folders_without_pictures_are_named(pets: Path) -> None:
-    (pets / "stray.png").write_bytes(picture(60))
+def test_images_in_no_class_and_folders_without_images_are_named(pets):
+    (pets / "stray.png").write_bytes(image(60))
     (pets / "README.md").write_text("my pets")
     (pets / "fish").mkdir()
     (pets / "birds").mkdir()
@@ -381,33 +379,33 @@ def test_pictures_in_no_class_and_folders_without_pictures_are_named(pets: Path)
     assert open_catalogue("pets").classes == ("cat", "dog")
     assert {item.path: item.reason for item in open_catalogue("pets").skipped} == {
         "pets/stray.png": "it lies in no folder of a class",
-        "pets/fish": "it holds no picture, so it is no class",
-        "pets/birds": "it holds no picture, so it is no class",
+        "pets/fish": "it holds no image, so it is no class",
+        "pets/birds": "it holds no image, so it is no class",
         "pets/birds/wing.psd": NO_ENDING,
     }
 
 
-def test_a_picture_beside_the_folders_of_train_and_test_is_named(tmp_path: Path) -> None:
+def test_a_image_beside_the_folders_of_train_and_test_is_named(tmp_path):
     for index, path in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):
         fill(tmp_path / "pets" / path, 2, first=10 * index)
-    (tmp_path / "pets" / "above.png").write_bytes(picture(60))
-    (tmp_path / "pets" / "train" / "beside.png").write_bytes(picture(61))
+    (tmp_path / "pets" / "above.png").write_bytes(image(60))
+    (tmp_path / "pets" / "train" / "beside.png").write_bytes(image(61))
     assert [item.path for item in open_catalogue("pets").skipped] == ["pets/above.png", "pets/train/beside.png"]
 
 
-def test_a_class_that_cannot_be_learnt_is_named_with_what_was_skipped(pets: Path) -> None:
+def test_a_class_that_cannot_be_learnt_is_named_with_what_was_skipped(pets):
     catalogue = open_catalogue("pets")
     few = catalogue.subset(np.arange(8) < 5, [Skipped(f"pets/dog/{number}.png", "broken") for number in range(1, 4)])
     with pytest.raises(
-        DataError, match=r"^class 'dog' has 1 usable pictures, at least 2 are needed \(3 files were skipped\)$"
+        DataError, match=r"^class 'dog' has 1 usable images, at least 2 are needed \(3 files were skipped\)$"
     ):
         require_enough(few)
 
 
-# --- equal pictures -----------------------------------------------------------------------------
+# --- equal images -----------------------------------------------------------------------------
 
 
-def test_of_equal_pictures_one_is_kept_and_the_others_are_named(tmp_path: Path) -> None:
+def test_of_equal_images_one_is_kept_and_the_others_are_named(tmp_path):
     for label, name in enumerate(("cat", "dog")):
         fill(tmp_path / "pets" / name, 3, first=10 * label)
     same = (tmp_path / "pets" / "cat" / "0.png").read_bytes()
@@ -424,7 +422,7 @@ def test_of_equal_pictures_one_is_kept_and_the_others_are_named(tmp_path: Path) 
     )
 
 
-def test_a_picture_of_the_test_folder_is_not_trained_on_as_well(tmp_path: Path) -> None:
+def test_a_image_of_the_test_folder_is_not_trained_on_as_well(tmp_path):
     for index, path in enumerate(("train/cat", "train/dog", "val/cat", "val/dog", "test/cat", "test/dog")):
         fill(tmp_path / "pets" / path, 3, first=10 * index)
     held_out = tmp_path / "pets" / "test" / "cat" / "0.png"
@@ -446,7 +444,7 @@ def test_a_picture_of_the_test_folder_is_not_trained_on_as_well(tmp_path: Path) 
 # --- fingerprint --------------------------------------------------------------------------------
 
 
-def test_the_fingerprint_is_of_the_content_alone(tmp_path: Path) -> None:
+def test_the_fingerprint_is_of_the_content_alone(tmp_path):
     for label, name in enumerate(("cat", "dog")):
         fill(tmp_path / "pets" / name, 3, first=10 * label)
     before = open_catalogue("pets").fingerprint
@@ -457,12 +455,12 @@ def test_the_fingerprint_is_of_the_content_alone(tmp_path: Path) -> None:
     assert open_catalogue("animals").fingerprint == before
     (tmp_path / "animals" / "cat" / "zero.png").rename(tmp_path / "animals" / "dog" / "zero.png")
     moved = open_catalogue("animals").fingerprint
-    (tmp_path / "animals" / "dog" / "another.png").write_bytes(picture(77))
+    (tmp_path / "animals" / "dog" / "another.png").write_bytes(image(77))
     assert len({before, moved, open_catalogue("animals").fingerprint}) == 3
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="a file that exists and cannot be read")  # noqa: PTH110
-def test_a_file_that_cannot_be_read_is_skipped(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_skipped(tmp_path):
     for label, name in enumerate(("cat", "dog")):
         fill(tmp_path / "pets" / name, 2, first=10 * label)
     (tmp_path / "pets" / "dog" / "bad.png").symlink_to("/proc/self/mem")

@@ -3,36 +3,35 @@
 import io
 import tarfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from toolkit.errors import DataError
-from toolkit.training.data.cifar import CIFAR10, CIFAR100, CifarFiles, read_cifar
+from toolkit.training.data.cifar import CIFAR10, CIFAR100, read_cifar
 
 GENERATOR = np.random.default_rng(0)
 PIXELS = GENERATOR.integers(0, 256, (12, 32, 32, 3)).astype(np.uint8)
 NAMES = b"bird\ncat\nsea_lion\n\n"
 
 
-def record(pixels: np.ndarray, *labels: int) -> bytes:
+def record(pixels, *labels):
     """The labels, then all red values row by row, all green ones, all blue ones."""
     return bytes(labels) + b"".join(pixels[..., channel].tobytes() for channel in range(3))
 
 
-def ten() -> dict[str, bytes]:
-    """Two pictures a file, labelled 0, 1, 2, 0, ..."""
-    records = [record(picture, number % 3) for number, picture in enumerate(PIXELS)]
+def ten():
+    """Two images a file, labelled 0, 1, 2, 0, ..."""
+    records = [record(image, number % 3) for number, image in enumerate(PIXELS)]
     files = {"test_batch.bin": b"".join(records[:2]), "batches.meta.txt": NAMES}
     for number in range(1, 6):
         files[f"data_batch_{number}.bin"] = b"".join(records[2 * number : 2 * number + 2])
     return files
 
 
-def hundred() -> dict[str, bytes]:
+def hundred():
     """A coarse label, which is not learnt, before the fine one."""
-    records = [record(picture, 19, number % 3) for number, picture in enumerate(PIXELS)]
+    records = [record(image, 19, number % 3) for number, image in enumerate(PIXELS)]
     return {
         "train.bin": b"".join(records[2:]),
         "test.bin": b"".join(records[:2]),
@@ -41,14 +40,14 @@ def hundred() -> dict[str, bytes]:
     }
 
 
-def unpacked(folder: Path, files: dict[str, bytes]) -> Path:
+def unpacked(folder, files):
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return folder
 
 
-def packed(path: Path, folder: str, files: dict[str, bytes]) -> Path:
+def packed(path, folder, files):
     with tarfile.open(path, "w:gz") as archive:
         for name, content in {"readme.html": b"<html>", **files}.items():
             member = tarfile.TarInfo(f"{folder}/{name}")
@@ -57,27 +56,25 @@ def packed(path: Path, folder: str, files: dict[str, bytes]) -> Path:
     return path
 
 
-def refusal(path: Path, files: CifarFiles = CIFAR10) -> str:
+def refusal(path, files=CIFAR10):
     with pytest.raises(DataError) as caught:
         read_cifar(path, files, "cifar")
     return str(caught.value).replace(str(path), "PATH")
 
 
 @pytest.mark.parametrize(("files", "contents"), [(CIFAR10, ten()), (CIFAR100, hundred())], ids=["ten", "hundred"])
-def test_a_folder_and_an_archive_hold_the_same_pictures(
-    tmp_path: Path, files: CifarFiles, contents: dict[str, bytes]
-) -> None:
+def test_a_folder_and_an_archive_hold_the_same_images(tmp_path, files, contents):
     for path in (unpacked(tmp_path / "folder", contents), packed(tmp_path / "a.tar.gz", files.folder, contents)):
         read = read_cifar(path, files, "cifar")
         assert np.array_equal(read.pixels, PIXELS)
         assert read.labels.tolist() == [0, 1, 2] * 4
         assert read.parts.tolist() == ["test"] * 2 + ["train"] * 10
         assert read.classes == ("bird", "cat", "sea_lion")
-        assert read.mirrored
+        assert read.allow_flip
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["a.tar.gz"]  # nothing is unpacked to disk
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path):
     contents = ten()
     del contents["data_batch_3.bin"]
     everything = (
@@ -88,7 +85,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         assert refusal(path) == f"PATH lacks data_batch_3.bin; it should hold {everything}"
 
 
-def test_what_is_broken_is_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_what_is_broken_is_refused_in_one_sentence(tmp_path):
     folder = unpacked(tmp_path / "folder", ten())
     (folder / "test_batch.bin").write_bytes(ten()["test_batch.bin"][:-1])
     assert refusal(folder) == "PATH/test_batch.bin has 6,145 bytes, which is no whole number of records of 3,073"
@@ -104,7 +101,7 @@ def test_what_is_broken_is_refused_in_one_sentence(tmp_path: Path) -> None:
     assert refusal(archive).startswith("PATH cannot be read: ")
 
 
-def test_a_file_of_a_size_that_was_never_published_is_not_read(tmp_path: Path) -> None:
+def test_a_file_of_a_size_that_was_never_published_is_not_read(tmp_path):
     """A hole of 300 MB in a folder, and a bomb of as much in an archive."""
     folder = unpacked(tmp_path / "folder", ten())
     with (folder / "data_batch_1.bin").open("wb") as file:
@@ -119,7 +116,7 @@ def test_a_file_of_a_size_that_was_never_published_is_not_read(tmp_path: Path) -
     assert refusal(archive) == message
 
 
-def test_links_in_an_archive_are_not_followed(tmp_path: Path) -> None:
+def test_links_in_an_archive_are_not_followed(tmp_path):
     secret = tmp_path / "secret.bin"
     secret.write_bytes(record(PIXELS[0], 1))
     contents = ten()
@@ -134,6 +131,6 @@ def test_links_in_an_archive_are_not_followed(tmp_path: Path) -> None:
     assert refusal(tmp_path / "b.tar.gz").startswith("PATH lacks test_batch.bin")
 
 
-def test_other_files_of_records_can_be_described(tmp_path: Path) -> None:
+def test_other_files_of_records_can_be_described(tmp_path):
     one = replace(CIFAR10, train=("data_batch_1.bin",))
     assert len(read_cifar(unpacked(tmp_path / "folder", ten()), one, "small").pixels) == 4

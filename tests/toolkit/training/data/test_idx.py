@@ -4,7 +4,6 @@ import gzip
 import struct
 import tracemalloc
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,17 +16,17 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (10, 7, 5)).astype(np.uint8)
 LABELS = [0, 1, 2, 0, 1, 2, 2, 1, 0, 2]
 
 
-def images(pixels: np.ndarray) -> bytes:
+def images(pixels):
     return struct.pack(">IIII", 0x0803, *pixels.shape) + pixels.tobytes()
 
 
-def labels(values: list[int]) -> bytes:
+def labels(values):
     return struct.pack(">II", 0x0801, len(values)) + bytes(values)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Six pictures to train on, in files as they are, and four to test with, compressed."""
+def folder(tmp_path):
+    """Six images to train on, in files as they are, and four to test with, compressed."""
     (tmp_path / "train-images-idx3-ubyte").write_bytes(images(PIXELS[:6]))
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(labels(LABELS[:6]))
     (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(images(PIXELS[6:])))
@@ -35,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def refusal(folder: Path, classes: tuple[str, ...] = ()) -> str:
+def refusal(folder, classes=()):
     with pytest.raises(DataError) as caught:
         read_idx(folder, "signs", classes)
     return str(caught.value).replace(f"{folder}/", "").replace(str(folder), "FOLDER")
@@ -44,35 +43,35 @@ def refusal(folder: Path, classes: tuple[str, ...] = ()) -> str:
 # --- what is read -------------------------------------------------------------------------------
 
 
-def test_pictures_and_labels_are_read_the_test_part_first(folder: Path) -> None:
+def test_images_and_labels_are_read_the_test_part_first(folder):
     read = read_idx(folder, "signs", mirrored=True)
     assert np.array_equal(read.pixels, [*PIXELS[6:], *PIXELS[:6]])
     assert read.labels.tolist() == [*LABELS[6:], *LABELS[:6]]
     assert read.parts.tolist() == ["test"] * 4 + ["train"] * 6
-    assert (read.name, read.classes, read.mirrored) == ("signs", ("0", "1", "2"), True)
+    assert (read.name, read.classes, read.allow_flip) == ("signs", ("0", "1", "2"), True)
 
 
-def test_the_files_are_those_that_torchvision_reads(folder: Path) -> None:
+def test_the_files_are_those_that_torchvision_reads(folder):
     read = read_idx(folder, "signs")
     assert np.array_equal(read.pixels[4:], read_image_file(str(folder / "train-images-idx3-ubyte")))
     assert np.array_equal(read.labels[4:], read_label_file(str(folder / "train-labels-idx1-ubyte")))
 
 
 @pytest.mark.parametrize("stem", ["t10k", "test", "emnist-letters-test"])
-def test_the_test_part_has_several_names(folder: Path, stem: str) -> None:
+def test_the_test_part_has_several_names(folder, stem):
     for path in folder.glob("t10k-*"):
         path.rename(folder / path.name.replace("t10k", stem))
     assert read_idx(folder, "signs").parts.tolist() == ["test"] * 4 + ["train"] * 6
 
 
-def test_a_dot_before_idx_is_as_good_as_a_dash(folder: Path) -> None:
+def test_a_dot_before_idx_is_as_good_as_a_dash(folder):
     for path in [*folder.iterdir()]:
         path.rename(folder / path.name.replace("-idx", ".idx"))
     assert holds_idx(folder)
     assert len(read_idx(folder, "signs").pixels) == 10
 
 
-def test_one_part_is_enough_and_a_file_that_is_not_compressed_goes_first(folder: Path) -> None:
+def test_one_part_is_enough_and_a_file_that_is_not_compressed_goes_first(folder):
     for path in folder.glob("t10k-*"):
         path.unlink()
     (folder / "train-images-idx3-ubyte.gz").write_bytes(b"what was left of a download")
@@ -81,7 +80,7 @@ def test_one_part_is_enough_and_a_file_that_is_not_compressed_goes_first(folder:
     assert set(read.parts) == {"train"}
 
 
-def test_labels_that_do_not_start_at_nought_are_classes_by_their_own_number(folder: Path) -> None:
+def test_labels_that_do_not_start_at_nought_are_classes_by_their_own_number(folder):
     """As in EMNIST's letters, which are labelled 1 to 26."""
     (folder / "train-labels-idx1-ubyte").write_bytes(labels([3, 10, 7, 7, 7, 3]))
     (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels([10, 10, 3, 3])))
@@ -90,28 +89,28 @@ def test_labels_that_do_not_start_at_nought_are_classes_by_their_own_number(fold
     assert read.labels.tolist() == [2, 2, 0, 0, 0, 2, 1, 1, 1, 0]
 
 
-def test_classes_can_have_names(folder: Path) -> None:
+def test_classes_can_have_names(folder):
     read = read_idx(folder, "signs", ["stop", "yield", "turn", "slow"])
     assert read.classes == ("stop", "yield", "turn", "slow")
     assert read.labels.tolist() == [*LABELS[6:], *LABELS[:6]]
     assert refusal(folder, ("stop", "yield")) == "FOLDER holds the label 2; labels are 0 to 1"
 
 
-def test_a_folder_is_known_by_its_files_of_pictures(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_folder_is_known_by_its_files_of_images(folder, tmp_path_factory):
     assert holds_idx(folder)
     other = tmp_path_factory.mktemp("other")
     (other / "train-labels-idx1-ubyte").write_bytes(labels(LABELS))
     (other / "train-images-idx3-ubyte").mkdir()  # how some archives unpack
     assert not holds_idx(other)
-    assert refusal(other) == "FOLDER holds no IDX files of pictures, such as train-images-idx3-ubyte.gz"
+    assert refusal(other) == "FOLDER holds no IDX files of images, such as train-images-idx3-ubyte.gz"
 
 
 # --- what is refused ----------------------------------------------------------------------------
 
 
-def test_parts_that_do_not_go_together_are_refused(folder: Path) -> None:
+def test_parts_that_do_not_go_together_are_refused(folder):
     (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels([1, 2, 3])))
-    assert refusal(folder) == "t10k-images-idx3-ubyte.gz holds 4 pictures, t10k-labels-idx1-ubyte.gz 3 labels"
+    assert refusal(folder) == "t10k-images-idx3-ubyte.gz holds 4 images, t10k-labels-idx1-ubyte.gz 3 labels"
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
     assert refusal(folder) == (
         "t10k-images-idx3-ubyte.gz has no labels beside it:"
@@ -119,7 +118,7 @@ def test_parts_that_do_not_go_together_are_refused(folder: Path) -> None:
     )
     (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels(LABELS[6:])))
     (folder / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(images(np.zeros((4, 5, 5), np.uint8))))
-    assert refusal(folder) == "the pictures of FOLDER are of different sizes, 5 x 5 and 5 x 7"
+    assert refusal(folder) == "the images of FOLDER are of different sizes, 5 x 5 and 5 x 7"
     (folder / "emnist-test-images-idx3-ubyte").write_bytes(images(PIXELS))
     assert refusal(folder) == (
         "FOLDER holds several data sets, such as emnist-test-images-idx3-ubyte and t10k-images-idx3-ubyte.gz;"
@@ -138,7 +137,7 @@ def test_parts_that_do_not_go_together_are_refused(folder: Path) -> None:
         (images(PIXELS[:0]), "is empty: its header says 0 x 7 x 5"),
     ],
 )
-def test_a_broken_file_is_named_with_what_is_wrong(folder: Path, content: bytes, message: str) -> None:
+def test_a_broken_file_is_named_with_what_is_wrong(folder, content, message):
     path = folder / "train-images-idx3-ubyte"
     path.write_bytes(content)
     assert refusal(folder) == f"{path.name} {message}"
@@ -147,7 +146,7 @@ def test_a_broken_file_is_named_with_what_is_wrong(folder: Path, content: bytes,
     assert refusal(folder) == f"{path.name}.gz {message}"
 
 
-def test_a_broken_compression_is_named(folder: Path) -> None:
+def test_a_broken_compression_is_named(folder):
     path = folder / "t10k-images-idx3-ubyte.gz"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -166,12 +165,12 @@ def test_a_broken_compression_is_named(folder: Path) -> None:
     assert refusal(folder).startswith(f"{path.name} ")
 
 
-def test_what_says_that_it_is_larger_than_memory_is_refused(folder: Path) -> None:
+def test_what_says_that_it_is_larger_than_memory_is_refused(folder):
     (folder / "train-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x0803, 2**31, 2**10, 2**10))
     assert refusal(folder).startswith("train-images-idx3-ubyte says that it holds 2097152.0 GiB, too much for the ")
 
 
-def test_a_gzip_bomb_is_unpacked_no_further_than_its_header_says(folder: Path) -> None:
+def test_a_gzip_bomb_is_unpacked_no_further_than_its_header_says(folder):
     """A file of 200 kB that would unpack to 200 MB."""
     packer = zlib.compressobj(wbits=31)
     bomb = packer.compress(struct.pack(">IIII", 0x0803, 6, 7, 5))

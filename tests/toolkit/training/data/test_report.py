@@ -4,7 +4,6 @@ import io
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,22 +14,22 @@ from support import encode
 from toolkit.images.decoding import SUFFIXES
 from toolkit.training.data.cache import Cache, decode
 from toolkit.training.data.catalogue import Catalogue, Remark, Skipped, open_catalogue
-from toolkit.training.data.report import class_balance_picture, survey, survey_lines
+from toolkit.training.data.report import class_balance_plot, data_report, report_lines
 from toolkit.training.data.splits import Split, split
 
 
-def picture(seed: int, format: str = "PNG") -> bytes:  # noqa: A002
+def image(seed, format="PNG"):  # noqa: A002
     return encode(np.random.default_rng(seed).integers(0, 256, (20, 20, 3)).astype(np.uint8), format)
 
 
-def saved(image: Image.Image, format: str, **options: object) -> bytes:  # noqa: A002
+def saved(image, format, **options):  # noqa: A002
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
 
 
-def catalogue_of(counts: dict[str, tuple[int, int, int]], **more: object) -> tuple[Catalogue, Split]:
-    """A data set with so many pictures a class in the development, validation and held-out part."""
+def catalogue_of(counts, **more):
+    """A data set with so many images a class in the development, validation and held-out part."""
     labels = np.repeat(np.arange(len(counts)), [sum(parts) for parts in counts.values()])
     place = np.concatenate([np.repeat(np.arange(3), parts) for parts in counts.values()])
     hashes = np.array([f"{index:064x}" for index in range(len(labels))])
@@ -42,13 +41,13 @@ def catalogue_of(counts: dict[str, tuple[int, int, int]], **more: object) -> tup
 # --- the report ---------------------------------------------------------------------------------
 
 
-def test_pictures_are_counted_by_class_and_part() -> None:
+def test_images_are_counted_by_class_and_part():
     listed, divided = catalogue_of({"ape": (10, 2, 3), "bee": (4, 0, 1), "cow": (7, 5, 0)})
-    report = survey(listed, divided)
+    report = data_report(listed, divided)
     assert report == {
         "name": "zoo",
         "fingerprint": listed.fingerprint,
-        "pictures": 32,
+        "images": 32,
         "classes": [
             {"class": "ape", "development": 10, "validation": 2, "held_out": 3},
             {"class": "bee", "development": 4, "validation": 0, "held_out": 1},
@@ -57,7 +56,7 @@ def test_pictures_are_counted_by_class_and_part() -> None:
         "imbalance": 2.5,
         "duplicates": [],
         "near_duplicates": [],
-        "groups": {"count": 0, "pictures": 0, "largest": 0},
+        "groups": {"count": 0, "images": 0, "largest": 0},
         "held_out_groups": 4,
         "set_aside": [],
         "skipped": [],
@@ -66,14 +65,14 @@ def test_pictures_are_counted_by_class_and_part() -> None:
     assert json.loads(json.dumps(report)) == report
 
 
-def test_files_are_grouped_by_reason_the_most_frequent_first() -> None:
+def test_files_are_grouped_by_reason_the_most_frequent_first():
     skipped = [
         Skipped("a", "the file is empty"),
-        Skipped("b", "the picture is broken: image file is truncated (3 bytes not processed)"),
-        Skipped("c", "the picture has 64 x 64 pixels, at most 1,024 are allowed"),
-        Skipped("d", "the picture is broken: unrecognized data stream contents when reading image file"),
-        Skipped("e", "the picture has 70 x 9 pixels, at most 1,024 are allowed"),
-        Skipped("f", "the picture is broken: broken PNG file"),
+        Skipped("b", "the image is broken: image file is truncated (3 bytes not processed)"),
+        Skipped("c", "the image has 64 x 64 pixels, at most 1,024 are allowed"),
+        Skipped("d", "the image is broken: unrecognized data stream contents when reading image file"),
+        Skipped("e", "the image has 70 x 9 pixels, at most 1,024 are allowed"),
+        Skipped("f", "the image is broken: broken PNG file"),
     ]
     remarks = [
         Remark("g", "16-bit grey, scaled to 8 bits"),
@@ -82,10 +81,10 @@ def test_files_are_grouped_by_reason_the_most_frequent_first() -> None:
         Remark("j", "the first of 12 frames"),
         Remark("k", "the first of 12 frames"),
     ]
-    report = survey(*catalogue_of({"ape": (2, 0, 1), "bee": (2, 0, 1)}, skipped=skipped, remarks=remarks))
+    report = data_report(*catalogue_of({"ape": (2, 0, 1), "bee": (2, 0, 1)}, skipped=skipped, remarks=remarks))
     assert [(group["reason"], [file["path"] for file in group["files"]]) for group in report["skipped"]] == [
-        ("the picture is broken", ["b", "d", "f"]),
-        ("the picture has N x N pixels, at most N are allowed", ["c", "e"]),
+        ("the image is broken", ["b", "d", "f"]),
+        ("the image has N x N pixels, at most N are allowed", ["c", "e"]),
         ("the file is empty", ["a"]),
     ]
     assert report["skipped"][0]["files"][0]["reason"] == skipped[1].reason
@@ -99,39 +98,39 @@ def test_files_are_grouped_by_reason_the_most_frequent_first() -> None:
 # --- the lines ----------------------------------------------------------------------------------
 
 
-def lines(counts: dict[str, tuple[int, int, int]], **more: object) -> list[str]:
-    return survey_lines(survey(*catalogue_of(counts, **more)))
+def lines(counts, **more):
+    return report_lines(data_report(*catalogue_of(counts, **more)))
 
 
-def test_a_balanced_data_set_in_order_takes_two_lines() -> None:
+def test_a_balanced_data_set_in_order_takes_two_lines():
     assert lines({"ape": (1200, 50, 300), "bee": (1000, 50, 200)}) == [
-        "zoo: 2,800 pictures of 2 classes, 500 of them held out",
-        "a class has 1,000 (bee) to 1,200 (ape) pictures to train on",
+        "zoo: 2,800 images of 2 classes, 500 of them held out",
+        "a class has 1,000 (bee) to 1,200 (ape) images to train on",
     ]
 
 
-def test_classes_of_one_size_are_told_by_that_size() -> None:
+def test_classes_of_one_size_are_told_by_that_size():
     assert (
         lines({"ape": (1200, 0, 300), "bee": (1200, 0, 200)})[1]
-        == "each class has 1,200 pictures to train and validate on"
+        == "each class has 1,200 images to train and validate on"
     )
 
 
-def test_from_three_times_the_smallest_class_on_weighting_is_suggested() -> None:
+def test_from_three_times_the_smallest_class_on_weighting_is_suggested():
     below, at = ({"ape": (number, 0, 1), "bee": (100, 0, 1)} for number in (299, 300))
     assert "--class-weights" not in " ".join(lines(below))
     assert lines(at)[1] == (
-        "a class has 100 (bee) to 300 (ape) pictures to train and validate on, 3.0 times as many;"
+        "a class has 100 (bee) to 300 (ape) images to train and validate on, 3.0 times as many;"
         " consider --class-weights balanced"
     )
 
 
-def test_classes_that_cannot_be_measured_are_named() -> None:
+def test_classes_that_cannot_be_measured_are_named():
     counts = {"ape": (5, 0, 1), **dict.fromkeys(("bee", "cow", "doe", "eel"), (5, 0, 0))}
-    assert lines(counts)[2] == "these have no held-out picture to be measured on: bee, cow, doe and 1 more"
+    assert lines(counts)[2] == "these have no held-out image to be measured on: bee, cow, doe and 1 more"
 
 
-def test_reasons_are_few_and_the_rest_is_counted() -> None:
+def test_reasons_are_few_and_the_rest_is_counted():
     skipped = [
         Skipped(f"{reason}{number}.png", reason * 3) for reason in "abcde" for number in range(ord("f") - ord(reason))
     ]
@@ -144,27 +143,27 @@ def test_reasons_are_few_and_the_rest_is_counted() -> None:
     ]
 
 
-def test_classes_that_a_part_lacks_are_named() -> None:
+def test_classes_that_a_part_lacks_are_named():
     assert lines({"ape": (5, 0, 100), "bee": (5, 2, 100), "cow": (5, 0, 0)})[2:] == [
-        "these have no picture to be validated on: ape, cow",
-        "these have no held-out picture to be measured on: cow",
+        "these have no image to be validated on: ape, cow",
+        "these have no held-out image to be measured on: cow",
     ]
     assert lines({"ape": (5, 0, 100), "bee": (5, 0, 100)})[2:] == []  # validation is yet to be drawn
 
 
-def test_a_folder_counts_as_the_files_in_it() -> None:
-    skipped = [Skipped("a.txt", "no picture"), Skipped("b.txt", "no picture"), Skipped("@eaDir", "hidden", count=12)]
-    report = survey(*catalogue_of({"ape": (5, 0, 100), "bee": (5, 0, 100)}, skipped=skipped))
+def test_a_folder_counts_as_the_files_in_it():
+    skipped = [Skipped("a.txt", "no image"), Skipped("b.txt", "no image"), Skipped("@eaDir", "hidden", count=12)]
+    report = data_report(*catalogue_of({"ape": (5, 0, 100), "bee": (5, 0, 100)}, skipped=skipped))
     most = report["skipped"][0]
     assert (most["count"], most["files"]) == (12, [{"path": "@eaDir", "reason": "hidden", "count": 12}])
-    assert survey_lines(report)[2] == "skipped 12 files: hidden (@eaDir)"
+    assert report_lines(report)[2] == "skipped 12 files: hidden (@eaDir)"
 
 
 @pytest.mark.parametrize(("held_out", "within"), [(1, "45%"), (20, "20%"), (92, "10%"), (93, None)])
-def test_how_little_a_few_held_out_pictures_tell_is_said(held_out: int, within: str | None) -> None:
+def test_how_little_a_few_held_out_images_tell_is_said(held_out, within):
     """Half of Wilson's interval of 95 % where it is widest, at an accuracy of a half."""
     said = lines({"ape": (200, 0, held_out), "bee": (200, 0, 0)})
-    plural = "pictures" if held_out > 1 else "picture"
+    plural = "images" if held_out > 1 else "image"
     line = f"{held_out} held-out {plural} tell an accuracy to within {within} only; more make it worth comparing"
     assert (line in said) == bool(within)
     if within and held_out > 1:
@@ -172,22 +171,22 @@ def test_how_little_a_few_held_out_pictures_tell_is_said(held_out: int, within: 
         assert (interval.high - interval.low) / 2 == pytest.approx(float(within[:-1]) / 100, abs=0.006)
 
 
-def test_held_out_pictures_of_one_group_tell_as_little_as_one() -> None:
+def test_held_out_images_of_one_group_tell_as_little_as_one():
     catalogue, divided = catalogue_of({"ape": (200, 0, 100), "bee": (200, 0, 100)})
-    report = survey(catalogue, replace(divided, groups=np.repeat(np.arange(len(catalogue) // 20), 20)))
+    report = data_report(catalogue, replace(divided, groups=np.repeat(np.arange(len(catalogue) // 20), 20)))
     assert report["held_out_groups"] == 10
-    line = "200 held-out pictures in 10 groups tell an accuracy to within 26% only; more make it worth comparing"
-    assert line in survey_lines(report)
+    line = "200 held-out images in 10 groups tell an accuracy to within 26% only; more make it worth comparing"
+    assert line in report_lines(report)
 
 
-def test_classes_with_one_picture_to_train_on_are_told() -> None:
-    assert "2 classes have one picture to train on and none to validate on, such as ape" in lines(
+def test_classes_with_one_image_to_train_on_are_told():
+    assert "2 classes have one image to train on and none to validate on, such as ape" in lines(
         {"ape": (1, 0, 1), "bee": (1, 0, 1), "cow": (3, 0, 1)}
     )
-    assert "class bee has one picture to train on" in lines({"ape": (2, 0, 1), "bee": (1, 1, 1)})
+    assert "class bee has one image to train on" in lines({"ape": (2, 0, 1), "bee": (1, 1, 1)})
 
 
-def test_copies_and_groups_are_told() -> None:
+def test_copies_and_groups_are_told():
     catalogue, divided = catalogue_of({"ape": (4, 0, 100), "bee": (4, 0, 100)})
     groups = np.arange(len(catalogue))
     groups[[0, 1, 104]] = 0
@@ -199,32 +198,32 @@ def test_copies_and_groups_are_told() -> None:
         groups=groups,
         copies=np.array([[0, 1], [0, 104], [2, 3]]),
     )
-    report = survey(catalogue, told)
+    report = data_report(catalogue, told)
     assert report["near_duplicates"][1] == {
         "path": "zoo[0]", "class": "ape", "part": "", "other": "zoo[104]", "other_class": "bee", "other_part": "",
     }  # fmt: skip
     assert report["set_aside"] == ["zoo[1]"]
     assert json.loads(json.dumps(report)) == report
-    pairs = "near-duplicates: 3 pairs of pictures show one photograph; 1 of them under two classes, such as "
-    assert survey_lines(report)[2:] == [
+    pairs = "near-duplicates: 3 pairs of images show one photograph; 1 of them under two classes, such as "
+    assert report_lines(report)[2:] == [
         f"{pairs}zoo[0] and zoo[104]",
-        "5 pictures belong together in 2 groups, the largest of 3; none is torn apart, and 1 picture set aside for it",
+        "5 images belong together in 2 groups, the largest of 3; none is torn apart, and 1 image set aside for it",
     ]
-    report = survey(catalogue, replace(divided, groups=groups, copies=np.array([[2, 3]])))
-    assert survey_lines(report)[2] == (
-        "near-duplicates: 1 pair of pictures show one photograph, such as zoo[2] and zoo[3]"
+    report = data_report(catalogue, replace(divided, groups=groups, copies=np.array([[2, 3]])))
+    assert report_lines(report)[2] == (
+        "near-duplicates: 1 pair of images show one photograph, such as zoo[2] and zoo[3]"
     )
 
 
 # --- the figure ---------------------------------------------------------------------------------
 
 
-def labels_of(figure) -> list[str]:
+def labels_of(figure):
     return [label.get_text() for axes in figure.axes for label in axes.get_yticklabels()]
 
 
-def test_classes_are_drawn_as_bars_of_their_parts_the_largest_first() -> None:
-    figure = class_balance_picture(survey(*catalogue_of({"ape": (4, 0, 1), "$bee$": (10, 2, 3), "cow": (7, 5, 0)})))
+def test_classes_are_drawn_as_bars_of_their_parts_the_largest_first():
+    figure = class_balance_plot(data_report(*catalogue_of({"ape": (4, 0, 1), "$bee$": (10, 2, 3), "cow": (7, 5, 0)})))
     assert labels_of(figure) == [r"\$bee\$", "cow", "ape"]  # which matplotlib shows as $bee$
     assert [[bar.get_width() for bar in bars] for bars in figure.axes[0].containers] == [
         [10, 7, 4],
@@ -236,15 +235,15 @@ def test_classes_are_drawn_as_bars_of_their_parts_the_largest_first() -> None:
     figure.savefig(io.BytesIO())
 
 
-def test_pictures_that_train_and_validate_in_turn_are_not_drawn_as_training_alone() -> None:
-    figure = class_balance_picture(survey(*catalogue_of({"ape": (4, 0, 1), "bee": (10, 0, 3)})))
+def test_images_that_train_and_validate_in_turn_are_not_drawn_as_training_alone():
+    figure = class_balance_plot(data_report(*catalogue_of({"ape": (4, 0, 1), "bee": (10, 0, 3)})))
     assert [[bar.get_width() for bar in bars] for bars in figure.axes[0].containers] == [[10, 4], [3, 1]]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["to train and validate on", "held out"]
 
 
 @pytest.mark.parametrize(("count", "drawn"), [(2, 2), (51, 51), (200, 200), (301, 200)])
-def test_many_classes_fit_into_one_picture(count: int, drawn: int) -> None:
-    figure = class_balance_picture(survey(*catalogue_of({f"class {n}": (n + 1, 0, 1) for n in range(count)})))
+def test_many_classes_fit_into_one_image(count, drawn):
+    figure = class_balance_plot(data_report(*catalogue_of({f"class {n}": (n + 1, 0, 1) for n in range(count)})))
     names = labels_of(figure)
     assert len(names) == drawn
     assert (names[0], names[-1]) == (f"class {count - 1}", "class 0")  # the largest and the smallest
@@ -257,14 +256,14 @@ def test_many_classes_fit_into_one_picture(count: int, drawn: int) -> None:
 # --- everything at once -------------------------------------------------------------------------
 
 
-def fill(folder: Path) -> None:
-    """Good pictures of cats and dogs to train and test on, and beside them everything that goes wrong."""
+def fill(folder):
+    """Good images of cats and dogs to train and test on, and beside them everything that goes wrong."""
     for index, path in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):
         (folder / path).mkdir(parents=True)
         for number in range(4):
-            (folder / path / f"{number}.png").write_bytes(picture(100 * index + number))
+            (folder / path / f"{number}.png").write_bytes(image(100 * index + number))
     frames = [Image.fromarray(np.full((20, 20, 3), value, np.uint8)) for value in (10, 90, 200)]
-    jpeg = picture(1000, "JPEG")
+    jpeg = image(1000, "JPEG")
     for name, content in {
         "corrupt.png": b"\x89PNG\r\n\x1a\n" + bytes(100),
         "truncated.jpg": jpeg[: len(jpeg) * 9 // 10],
@@ -275,24 +274,24 @@ def fill(folder: Path) -> None:
         "deep.png": encode(np.full((20, 20), 40_000, np.uint16)),
         "moving.gif": saved(frames[0], "GIF", save_all=True, append_images=frames[1:]),
         "moving.webp": saved(frames[1], "WEBP", save_all=True, append_images=frames[2:]),
-        "png.jpg": picture(1001),
-        "photo.jfif": picture(1002, "JPEG"),
+        "png.jpg": image(1001),
+        "photo.jfif": image(1002, "JPEG"),
         "notes.txt": b"about cats",
-        "same.png": picture(1),  # train/cat/1.png
-        "held_out.png": picture(201),  # test/cat/1.png
+        "same.png": image(1),  # train/cat/1.png
+        "held_out.png": image(201),  # test/cat/1.png
     }.items():
         (folder / "train" / "cat" / name).write_bytes(content)
-    (folder / "train" / "dog" / "cat.png").write_bytes(picture(0))  # train/cat/0.png
-    (folder / "stray.png").write_bytes(picture(1003))
+    (folder / "train" / "dog" / "cat.png").write_bytes(image(0))  # train/cat/0.png
+    (folder / "stray.png").write_bytes(image(1003))
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_each_file_of_a_messy_folder_is_named_rightly(tmp_path: Path, cached: bool) -> None:
+def test_each_file_of_a_messy_folder_is_named_rightly(tmp_path, cached):
     fill(tmp_path / "pets")
     cache = Cache(tmp_path / "cache", 2**30) if cached else None
     for _ in range(1 + cached):  # the second time, what was decoded comes from the cache
-        pictures = decode(open_catalogue("pets"), 16, cache=cache, progress=False)
-    report = survey(pictures.catalogue, split(pictures.catalogue, 0.15))
+        images = decode(open_catalogue("pets"), 16, cache=cache, progress=False)
+    report = data_report(images.catalogue, split(images.catalogue, 0.15))
     cat = "pets/train/cat"
     skipped = {file["path"]: file["reason"] for group in report["skipped"] for file in group["files"]}
     remarks = {file["path"]: file["reason"] for group in report["remarks"] for file in group["files"]}
@@ -304,11 +303,9 @@ def test_each_file_of_a_messy_folder_is_named_rightly(tmp_path: Path, cached: bo
         f"{cat}/notes.txt": f"its ending is none of {', '.join(sorted(SUFFIXES))}",
         f"{cat}/photo.jfif": "it is a JPEG, though its name ends in .jfif; rename it to end in .jpg",
     }
-    assert re.match(
-        r"(the picture|the header) is broken: |not a picture, or its header is broken", broken["corrupt.png"]
-    )
-    assert re.match(r"the picture is broken: .*truncated", broken["truncated.jpg"])
-    assert broken["text.jpg"].startswith("not a picture, or its header is broken")
+    assert re.match(r"(the image|the header) is broken: |not an image, or its header is broken", broken["corrupt.png"])
+    assert re.match(r"the image is broken: .*truncated", broken["truncated.jpg"])
+    assert broken["text.jpg"].startswith("not an image, or its header is broken")
     assert remarks == {
         f"{cat}/inks.jpg": "CMYK, converted to RGB",
         f"{cat}/deep.png": "16-bit grey, scaled to 8 bits",
@@ -331,11 +328,11 @@ def test_each_file_of_a_messy_folder_is_named_rightly(tmp_path: Path, cached: bo
         "3 files left out as copies of others; 1 of them under another class,"
         " such as pets/train/dog/cat.png and pets/train/cat/0.png"
     )
-    said = survey_lines(report)
+    said = report_lines(report)
     assert said[:4] == [
-        "pets: 21 pictures of 2 classes, 8 of them held out",
-        "a class has 4 (dog) to 9 (cat) pictures to train and validate on",
-        "8 held-out pictures tell an accuracy to within 28% only; more make it worth comparing",
+        "pets: 21 images of 2 classes, 8 of them held out",
+        "a class has 4 (dog) to 9 (cat) images to train and validate on",
+        "8 held-out images tell an accuracy to within 28% only; more make it worth comparing",
         copies,
     ]
     assert "skipped 2 files: the file is empty, such as pets/train/cat/empty.gif" in said

@@ -18,18 +18,18 @@ from toolkit.training.results.evaluation import (
 CLASSES = ("a", "b", "c")
 
 
-def one_hot(predicted: list[int], confidence: float = 0.8) -> np.ndarray:
+def one_hot(predicted, confidence=0.8):
     rest = (1 - confidence) / 2
     return np.where(np.eye(3)[predicted] == 1, confidence, rest).astype(np.float32)
 
 
-def test_against_numbers_worked_out_by_hand() -> None:
+def test_against_numbers_worked_out_by_hand():
     """True a a a a b b c, predicted a a b c b a c."""
     labels = np.array([0, 0, 0, 0, 1, 1, 2])
     figures = evaluate(one_hot([0, 0, 1, 2, 1, 0, 2]), labels, CLASSES)
     assert figures.confusion.tolist() == [[2, 1, 1], [1, 1, 0], [0, 0, 1]]
     assert figures.accuracy == pytest.approx(4 / 7)
-    rows = [(row["class"], row["precision"], row["recall"], row["f1"], row["pictures"]) for row in figures.per_class]
+    rows = [(row["class"], row["precision"], row["recall"], row["f1"], row["images"]) for row in figures.per_class]
     assert rows == [
         ("a", pytest.approx(2 / 3), pytest.approx(1 / 2), pytest.approx(4 / 7), 4),
         ("b", pytest.approx(1 / 2), pytest.approx(1 / 2), pytest.approx(1 / 2), 2),
@@ -41,11 +41,11 @@ def test_against_numbers_worked_out_by_hand() -> None:
         "f1_weighted": pytest.approx((4 * 4 / 7 + 2 / 2 + 2 / 3) / 7),
     }
     assert figures.calibration_error == pytest.approx(abs(0.8 - 4 / 7), abs=1e-6)
-    assert figures.pictures == 7
+    assert figures.images == 7
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=40))
-def test_against_counting(pairs: list[tuple[int, int]]) -> None:
+def test_against_counting(pairs):
     """Also when a class is never true or never predicted; that counts as 0."""
     labels, predicted = (np.array(column) for column in zip(*pairs, strict=True))
     figures = evaluate(one_hot(predicted.tolist()), labels, CLASSES)
@@ -64,7 +64,7 @@ def test_against_counting(pairs: list[tuple[int, int]]) -> None:
     assert figures.accuracy == pytest.approx(recall)
 
 
-def test_the_calibration_error_by_hand() -> None:
+def test_the_calibration_error_by_hand():
     """Three bins of fifteen: [0.6, 0.667) half right, [0.867, 0.933) all right, [0.933, 1] none right."""
     confidence = np.array([0.61, 0.65, 0.9, 0.9, 0.9, 1.0])
     probabilities = np.stack([confidence, 1 - confidence], axis=1)
@@ -73,7 +73,7 @@ def test_the_calibration_error_by_hand() -> None:
     assert expected_calibration_error(probabilities, labels) == pytest.approx(by_hand)
 
 
-def test_the_calibration_bins_by_hand() -> None:
+def test_the_calibration_bins_by_hand():
     """The same three; a confidence of 1 belongs to the last bin, and an edge to the bin above it."""
     confidence = np.array([0.61, 0.65, 0.9, 0.9, 0.9, 1.0, 0.8])
     bins = calibration_bins(np.stack([confidence, 1 - confidence], axis=1), np.array([0, 1, 0, 0, 0, 1, 0]))
@@ -84,7 +84,7 @@ def test_the_calibration_bins_by_hand() -> None:
 
 
 @given(st.integers(0, 200), st.integers(2, 6), st.integers(0, 1000))
-def test_each_prediction_is_in_one_bin_near_its_confidence(count: int, classes: int, seed: int) -> None:
+def test_each_prediction_is_in_one_bin_near_its_confidence(count, classes, seed):
     """And the error is the definition's, bin by bin."""
     generator = np.random.default_rng(seed)
     probabilities = generator.dirichlet(np.ones(classes), count).astype(np.float32)
@@ -103,7 +103,7 @@ def test_each_prediction_is_in_one_bin_near_its_confidence(count: int, classes: 
     assert bins.error == expected_calibration_error(probabilities, labels)
 
 
-def test_the_most_confident_mistakes_come_first_and_no_more_than_asked_for() -> None:
+def test_the_most_confident_mistakes_come_first_and_no_more_than_asked_for():
     """Wrong are 0, 2, 3 and 5 with 0.6, 0.9, 0.6 and 0.7; equals stay in order."""
     probabilities = np.stack([one_hot([0], confidence)[0] for confidence in (0.6, 0.99, 0.9, 0.6, 0.5, 0.7)])
     labels = np.array([1, 0, 2, 1, 0, 2])
@@ -113,7 +113,7 @@ def test_the_most_confident_mistakes_come_first_and_no_more_than_asked_for() -> 
 
 
 @given(st.integers(0, 60), st.integers(0, 1000))
-def test_a_mistake_that_was_left_out_is_no_surer_than_those_that_were_not(count: int, seed: int) -> None:
+def test_a_mistake_that_was_left_out_is_no_surer_than_those_that_were_not(count, seed):
     generator = np.random.default_rng(seed)
     probabilities, labels = generator.dirichlet(np.ones(3), count), generator.integers(0, 3, count)
     wrong = {n for n in range(count) if probabilities[n].argmax() != labels[n]}
@@ -125,7 +125,7 @@ def test_a_mistake_that_was_left_out_is_no_surer_than_those_that_were_not(count:
     assert all(confidence[n] <= confidence[found[-1]] for n in wrong - set(found))
 
 
-def test_a_calibrated_answer_has_almost_no_calibration_error() -> None:
+def test_a_calibrated_answer_has_almost_no_calibration_error():
     generator = np.random.default_rng(0)
     probabilities = generator.dirichlet([1, 1, 1], 20_000)
     labels = np.array([generator.choice(3, p=row) for row in probabilities])
@@ -133,20 +133,20 @@ def test_a_calibrated_answer_has_almost_no_calibration_error() -> None:
     assert expected_calibration_error(probabilities, (labels + 1) % 3) > 0.2
 
 
-def drawn_from(logits: np.ndarray, seed: int) -> np.ndarray:
+def drawn_from(logits, seed):
     """Labels (N,) that the probabilities softmax(logits) are true of."""
     noise = np.random.default_rng(seed).gumbel(size=logits.shape)
     return (logits + noise).argmax(axis=1)
 
 
 @pytest.mark.parametrize("scale", [0.4, 1.0, 2.5])
-def test_the_temperature_is_the_scale_that_the_logits_are_too_large_by(scale: float) -> None:
+def test_the_temperature_is_the_scale_that_the_logits_are_too_large_by(scale):
     logits = np.random.default_rng(1).normal(0, 2, (8000, 5))
     labels = drawn_from(logits, seed=2)
     assert fit_temperature((logits * scale).astype(np.float32), labels) == pytest.approx(scale, rel=0.05)
 
 
-def test_the_temperature_changes_no_prediction_and_lowers_the_calibration_error() -> None:
+def test_the_temperature_changes_no_prediction_and_lowers_the_calibration_error():
     logits = np.random.default_rng(3).normal(0, 2, (3000, 4))
     labels = drawn_from(logits, seed=4)
     raw = (3 * logits).astype(np.float32)
@@ -155,14 +155,14 @@ def test_the_temperature_changes_no_prediction_and_lowers_the_calibration_error(
     assert expected_calibration_error(after, labels) < 0.3 * expected_calibration_error(before, labels)
 
 
-def test_a_few_right_answers_are_no_proof_of_certainty() -> None:
-    """Ten pictures, all right: a likeliest fit would claim certainty, eleven of twelve is what can be said."""
+def test_a_few_right_answers_are_no_proof_of_certainty():
+    """Ten images, all right: a likeliest fit would claim certainty, eleven of twelve is what can be said."""
     logits = np.eye(2, dtype=np.float32)[np.zeros(10, int)]
     temperature = fit_temperature(logits, np.zeros(10, np.int64))
     assert softmax(logits / temperature, axis=1)[:, 0] == pytest.approx(np.full(10, 11 / 12), abs=1e-3)
 
 
-def test_there_is_a_temperature_for_everything() -> None:
+def test_there_is_a_temperature_for_everything():
     nothing = np.zeros((0, 3), np.float32)
     assert fit_temperature(nothing, np.zeros(0, np.int64)) == 1.0
     wrong = fit_temperature(np.eye(3, dtype=np.float32) * 9, np.array([1, 2, 0]))

@@ -1,4 +1,4 @@
-"""The pictures show the numbers that they are given, and can be read."""
+"""The images show the numbers that they are given, and can be read."""
 
 import io
 import math
@@ -6,52 +6,50 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 
 from toolkit.bundle.baseline import calibration_bins
 from toolkit.plotting.style import BLUE, ORANGE
-from toolkit.training.loop import Epoch
+from toolkit.training.loop import EpochMetrics
 from toolkit.training.results.plots import (
-    calibration_picture,
-    confusion_picture,
+    calibration_plot,
+    confusion_plot,
     learning_curves,
-    mistakes_picture,
-    per_class_picture,
+    mistakes_plot,
+    per_class_plot,
 )
 
-FIRST = Epoch(1, 0.9, 0.5, 0.8, 0.6, 1e-3, 10.0, 12.0, 1.0, 100.0)
+FIRST = EpochMetrics(1, 0.9, 0.5, 0.8, 0.6, 1e-3, 10.0, 12.0, 1.0, 100.0)
 HISTORY = [FIRST, replace(FIRST, epoch=2, train_loss=0.4, train_accuracy=0.8, val_loss=0.3, val_accuracy=0.9)]
 
 
-def lines(figure: Figure, title: str) -> dict[str, tuple[list[float], list[float]]]:
+def lines(figure, title):
     axes = next(axes for axes in figure.axes if axes.get_title() == title)
     return {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
 
 
-def drawn(figure: Figure) -> bytes:
+def drawn(figure):
     """The figure as a PNG, so that everything has found its place."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=60)
     return buffer.getvalue()
 
 
-def apart(boxes: list) -> bool:
+def apart(boxes):
     """Whether no two boxes overlap."""
     return not any(box.overlaps(other) for n, box in enumerate(boxes) for other in boxes[:n])
 
 
-def pictures_in(figure: Figure) -> list[tuple[str, np.ndarray]]:
-    """Title and pixels of each axes that shows a picture, row by row."""
+def images_in(figure):
+    """Title and pixels of each axes that shows an image, row by row."""
     return [(axes.get_title(), np.asarray(axes.images[0].get_array())) for axes in figure.axes if axes.images]
 
 
-def texts(labels: list) -> list[str]:
+def texts(labels):
     return [label.get_text() for label in labels]
 
 
-def test_learning_curves_show_both_parts_and_mark_the_best_epoch() -> None:
+def test_learning_curves_show_both_parts_and_mark_the_best_epoch():
     figure = learning_curves(HISTORY, best_epoch=2)
     loss, accuracy = lines(figure, "loss"), lines(figure, "accuracy")
     assert loss["training"] == ([1, 2], [0.9, 0.4])
@@ -62,7 +60,7 @@ def test_learning_curves_show_both_parts_and_mark_the_best_epoch() -> None:
     assert all(axes.get_legend() is not None for axes in figure.axes[:2])
 
 
-def test_the_learning_rate_has_axes_of_its_own_with_a_logarithmic_scale() -> None:
+def test_the_learning_rate_has_axes_of_its_own_with_a_logarithmic_scale():
     history = [replace(FIRST, epoch=n, learning_rate=10.0**-n) for n in (1, 2, 3)]
     axes = learning_curves(history, best_epoch=1).axes[2]
     assert (axes.get_title(), axes.get_yscale()) == ("learning rate", "log")
@@ -70,7 +68,7 @@ def test_the_learning_rate_has_axes_of_its_own_with_a_logarithmic_scale() -> Non
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 7, 300])
-def test_epochs_are_whole_numbers(epochs: int) -> None:
+def test_epochs_are_whole_numbers(epochs):
     figure = learning_curves([replace(FIRST, epoch=n + 1) for n in range(epochs)], best_epoch=1)
     drawn(figure)
     for axes in figure.axes:
@@ -80,32 +78,32 @@ def test_epochs_are_whole_numbers(epochs: int) -> None:
         assert apart([label.get_window_extent() for label in axes.get_xticklabels()])
 
 
-def test_without_validation_there_is_one_curve() -> None:
+def test_without_validation_there_is_one_curve():
     history = [replace(epoch, val_loss=math.nan, val_accuracy=math.nan) for epoch in HISTORY]
     assert set(lines(learning_curves(history, best_epoch=2), "loss")) == {"training", "best epoch 2"}
 
 
-def test_the_confusion_matrix_shows_counts_shaded_by_share() -> None:
+def test_the_confusion_matrix_shows_counts_shaded_by_share():
     matrix = np.array([[8, 2], [0, 5]])
-    figure = confusion_picture(matrix, ["cat", "dog"])
+    figure = confusion_plot(matrix, ["cat", "dog"])
     axes = figure.axes[0]
     assert {text.get_position(): text.get_text() for text in axes.texts} == {(0, 0): "8", (1, 0): "2", (1, 1): "5"}
     assert np.asarray(axes.images[0].get_array()).tolist() == [[0.8, 0.2], [0.0, 1.0]]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]
-    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("predicted", "true", "15 held-out pictures")
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("predicted", "true", "15 held-out images")
 
 
-def test_a_class_that_was_not_held_out_and_many_classes_can_be_drawn() -> None:
-    figure = confusion_picture(np.diag([3] * 39 + [0]), [f"class {label}" for label in range(40)])
+def test_a_class_that_was_not_held_out_and_many_classes_can_be_drawn():
+    figure = confusion_plot(np.diag([3] * 39 + [0]), [f"class {label}" for label in range(40)])
     assert np.isfinite(np.asarray(figure.axes[0].images[0].get_array())).all()
     assert not figure.axes[0].texts
-    assert figure.get_figwidth() > confusion_picture(np.eye(2, dtype=int), ["a", "b"]).get_figwidth()
+    assert figure.get_figwidth() > confusion_plot(np.eye(2, dtype=int), ["a", "b"]).get_figwidth()
 
 
 @pytest.mark.parametrize("count", [2, 31, 201])
-def test_a_confusion_matrix_of_any_size_has_names_that_can_be_read_or_none(count: int) -> None:
-    figure = confusion_picture(np.eye(count, dtype=int), [f"the class number {label}" for label in range(count)])
+def test_a_confusion_matrix_of_any_size_has_names_that_can_be_read_or_none(count):
+    figure = confusion_plot(np.eye(count, dtype=int), [f"the class number {label}" for label in range(count)])
     drawn(figure)
     axes = figure.axes[0]
     assert len(axes.get_yticklabels()) == count or count > 200
@@ -114,17 +112,17 @@ def test_a_confusion_matrix_of_any_size_has_names_that_can_be_read_or_none(count
     assert max(figure.get_size_inches()) < 40
 
 
-def test_a_long_name_loses_its_middle_and_a_dollar_sign_is_no_mathematics() -> None:
-    figure = confusion_picture(np.eye(2, dtype=int), ["northern_mockingbird_female_juvenile", r"$\nothing$"])
+def test_a_long_name_loses_its_middle_and_a_dollar_sign_is_no_mathematics():
+    figure = confusion_plot(np.eye(2, dtype=int), ["northern_mockingbird_female_juvenile", r"$\nothing$"])
     assert drawn(figure)
     assert texts(figure.axes[0].get_yticklabels()) == ["northern_moc…le_juvenile", r"\$\nothing\$"]
 
 
-def test_the_calibration_picture_shows_the_bins_before_and_after() -> None:
+def test_the_calibration_image_shows_the_bins_before_and_after():
     """By hand: 0.95 twenty times and half right, error 0.45; then 0.55 twenty times and half right, error 0.05."""
     labels = np.arange(20) % 2
     before, after = (calibration_bins(np.array([[p, 1 - p]] * 20), labels) for p in (0.95, 0.55))
-    figure = calibration_picture(before, after)
+    figure = calibration_plot(before, after)
     upper, lower = figure.axes
     points = {
         str(dots.get_label()): dots.get_offsets().tolist() for dots in upper.collections if len(dots.get_offsets())
@@ -133,13 +131,13 @@ def test_the_calibration_picture_shows_the_bins_before_and_after() -> None:
         "before temperature scaling, ECE 0.450": [[pytest.approx(0.95), 0.5]],
         "after temperature scaling, ECE 0.050": [[pytest.approx(0.55), 0.5]],
     }
-    assert figure.get_suptitle() == "calibration on 20 held-out pictures"
+    assert figure.get_suptitle() == "calibration on 20 held-out images"
     counts = {to_hex(patch.get_facecolor()): patch.get_data().values.tolist() for patch in lower.patches}
     assert counts == {ORANGE: [0] * 14 + [20], BLUE: [0] * 8 + [20] + [0] * 6}
     assert drawn(figure)
 
 
-def rows_of(count: int) -> list[dict]:
+def rows_of(count):
     """Rows of ``Evaluation.per_class``: F1 rises and falls with the number, and so do its neighbours."""
     return [
         {
@@ -147,14 +145,14 @@ def rows_of(count: int) -> list[dict]:
             "precision": 0.5 + 0.5 * math.sin(n),
             "recall": 0.9,
             "f1": 0.6 + 0.3 * math.sin(n),
-            "pictures": 1000 + n,
+            "images": 1000 + n,
         }
         for n in range(count)
     ]
 
 
-def shown_rows(axes: Axes) -> list[tuple[str, float, float, float, str]]:
-    """What a reader sees in each row: name, precision, recall, F1, pictures."""
+def shown_rows(axes):
+    """What a reader sees in each row: name, precision, recall, F1, images."""
     points = {str(line.get_label()): line.get_ydata() for line in axes.lines}
     values = {str(line.get_label()): line.get_xdata() for line in axes.lines}
     assert all(list(places) == list(axes.get_yticks()) for places in points.values())
@@ -164,13 +162,13 @@ def shown_rows(axes: Axes) -> list[tuple[str, float, float, float, str]]:
 
 
 @pytest.mark.parametrize("count", [2, 12, 60, 200])
-def test_the_per_class_picture_shows_every_row_by_rising_f1(count: int) -> None:
+def test_the_per_class_image_shows_every_row_by_rising_f1(count):
     rows = rows_of(count)
-    figure = per_class_picture(rows)
+    figure = per_class_plot(rows)
     drawn(figure)
     seen = [row for axes in figure.axes for row in shown_rows(axes)]
     assert seen == [
-        (row["class"], row["precision"], row["recall"], row["f1"], f"{row['pictures']:,}")
+        (row["class"], row["precision"], row["recall"], row["f1"], f"{row['images']:,}")
         for row in sorted(rows, key=lambda row: row["f1"])
     ]
     assert texts(figure.legends[0].get_texts()) == ["precision", "recall", "F1"]
@@ -182,47 +180,47 @@ def test_the_per_class_picture_shows_every_row_by_rising_f1(count: int) -> None:
     assert max(figure.get_size_inches()) < 25
 
 
-def test_of_very_many_classes_the_weakest_are_shown() -> None:
+def test_of_very_many_classes_the_weakest_are_shown():
     rows = rows_of(230)
-    figure = per_class_picture(rows)
+    figure = per_class_plot(rows)
     seen = [row[0] for axes in figure.axes for row in shown_rows(axes)]
     assert seen == [row["class"] for row in sorted(rows, key=lambda row: row["f1"])[:200]]
     assert figure.get_suptitle().endswith("200 of 230")
 
 
-def test_a_class_that_was_not_held_out_comes_last_without_points() -> None:
-    empty = {"class": "none", "precision": 0.0, "recall": 0.0, "f1": 0.0, "pictures": 0}
-    seen = shown_rows(per_class_picture([empty, *rows_of(2)]).axes[0])
+def test_a_class_that_was_not_held_out_comes_last_without_points():
+    empty = {"class": "none", "precision": 0.0, "recall": 0.0, "f1": 0.0, "images": 0}
+    seen = shown_rows(per_class_plot([empty, *rows_of(2)]).axes[0])
     assert seen[-1] == ("none", *[pytest.approx(math.nan, nan_ok=True)] * 3, "0")
     assert np.isfinite([row[1:4] for row in seen[:-1]]).all()
 
 
-def noise(count: int, size: int = 8) -> np.ndarray:
+def noise(count, size=8):
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
 
 
-def test_mistakes_are_shown_with_what_they_are_and_what_they_were_taken_for() -> None:
+def test_mistakes_are_shown_with_what_they_are_and_what_they_were_taken_for():
     pixels = noise(2)
-    figure = mistakes_picture(pixels, [1, 0], [0, 2], [0.974, 0.6], ["cat", "dog", "golden retriever"])
-    (first, one), (second, other) = pictures_in(figure)
+    figure = mistakes_plot(pixels, [1, 0], [0, 2], [0.974, 0.6], ["cat", "dog", "golden retriever"])
+    (first, one), (second, other) = images_in(figure)
     assert (first, second) == ("dog → cat 0.97", "cat → golden retriever 0.60")
     assert (one == pixels[0]).all()
     assert (other == pixels[1]).all()
 
 
 @pytest.mark.parametrize("count", [1, 5, 7, 24, 30])
-def test_no_more_than_24_mistakes_are_shown_and_no_title_runs_into_another(count: int) -> None:
+def test_no_more_than_24_mistakes_are_shown_and_no_title_runs_into_another(count):
     pixels, names = noise(count), ["a name that goes on and on and on", "cat", "golden retriever"]
     true, predicted = [n % 3 for n in range(count)], [(n + 1) % 3 for n in range(count)]
-    figure = mistakes_picture(pixels, true, predicted, [1 / (n + 1) for n in range(count)], names)
+    figure = mistakes_plot(pixels, true, predicted, [1 / (n + 1) for n in range(count)], names)
     drawn(figure)
-    seen = pictures_in(figure)
+    seen = images_in(figure)
     assert len(seen) == min(count, 24)
     assert all((shown == pixels[n]).all() for n, (_, shown) in enumerate(seen))
     assert apart([axes.title.get_window_extent() for axes in figure.axes if axes.images])
 
 
-def test_where_there_is_no_mistake_the_figure_says_so() -> None:
-    figure = mistakes_picture(noise(0), [], [], [], ["cat", "dog"])
-    assert texts(figure.texts) == ["no held-out picture was classified wrongly"]
+def test_where_there_is_no_mistake_the_figure_says_so():
+    figure = mistakes_plot(noise(0), [], [], [], ["cat", "dog"])
+    assert texts(figure.texts) == ["no held-out image was classified wrongly"]
     assert drawn(figure)

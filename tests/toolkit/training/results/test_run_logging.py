@@ -7,62 +7,60 @@ import numpy as np
 import pytest
 import torch
 
-from support import COLOURS, colour_picture
-from toolkit.bundle.files import DIGEST_TAG, Measured
+from support import COLOURS, colour_image
+from toolkit.bundle.files import DIGEST_TAG, Measurement
 from toolkit.bundle.program import load_bundle
 from toolkit.errors import TrackingError
 from toolkit.tracking.run import Run
 from toolkit.training.data.cache import decode
 from toolkit.training.data.catalogue import open_catalogue
-from toolkit.training.data.dataset import Data
+from toolkit.training.data.dataset import TrainingData
 from toolkit.training.data.splits import split
 from toolkit.training.device import Device
-from toolkit.training.hyperparameters import Recipe
-from toolkit.training.loop import Epoch, FitConfig, Fitted
+from toolkit.training.hyperparameters import Hyperparameters
+from toolkit.training.loop import EpochMetrics, FitConfig, FitResult
 from toolkit.training.networks import build_network
-from toolkit.training.results.run_logging import epoch_metrics, fit_metrics, gpu_peak_mb, log_folds, log_outcome
+from toolkit.training.results.run_logging import epoch_metrics, fit_metrics, gpu_peak_mb, log_folds, log_result
 
-EPOCH = Epoch(1, 0.5, 0.75, 0.625, 0.875, 1e-3, 20.0, 30.0, 2.0, 100.0)
+EPOCH = EpochMetrics(1, 0.5, 0.75, 0.625, 0.875, 1e-3, 20.0, 30.0, 2.0, 100.0)
 CPU = Device("cpu", torch.float32)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
-    folder = tmp_path_factory.mktemp("pictures")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
     for index, colour in enumerate(COLOURS):
         for part in ("train", "test"):
             (folder / part / colour).mkdir(parents=True)
             for number in range(4):
-                picture = colour_picture(colour, 100 * index + 10 * (part == "test") + number, 16)
-                (folder / part / colour / f"{number}.png").write_bytes(picture)
-    pictures = decode(open_catalogue(str(folder)), 16, progress=False)
-    return Data(pictures, split(pictures.catalogue, 0.15), None, "random")
+                image = colour_image(colour, 100 * index + 10 * (part == "test") + number, 16)
+                (folder / part / colour / f"{number}.png").write_bytes(image)
+    images = decode(open_catalogue(str(folder)), 16, progress=False)
+    return TrainingData(images, split(images.catalogue, 0.15), None, "random")
 
 
-def fitted() -> Fitted:
+def fitted():
     network = build_network("simple_cnn", len(COLOURS), 0.0, None).eval()
-    return Fitted(network, [EPOCH], 1, 0.875, np.zeros((3, 3), np.float32), False, 2.0, 100.0)
+    return FitResult(network, [EPOCH], 1, 0.875, np.zeros((3, 3), np.float32), False, 2.0, 100.0)
 
 
-def test_what_was_not_measured_is_no_figure() -> None:
+def test_what_was_not_measured_is_no_figure():
     assert epoch_metrics(EPOCH)["val_accuracy"] == 0.875
     unjudged = epoch_metrics(replace(EPOCH, val_loss=float("nan"), val_accuracy=float("nan")))
     assert unjudged.keys() == epoch_metrics(EPOCH).keys() - {"val_loss", "val_accuracy"}
     whole = fit_metrics(fitted())
     assert whole == {"best_epoch": 1.0, "training_time_s": 2.0, "images_per_s": 100.0, "best_val_accuracy": 0.875}
-    assert fit_metrics(Fitted(fitted().network, [EPOCH], 1, seconds=2.0)).keys() == {"best_epoch", "training_time_s"}
+    assert fit_metrics(FitResult(fitted().network, [EPOCH], 1, seconds=2.0)).keys() == {"best_epoch", "training_time_s"}
     assert gpu_peak_mb(CPU) == 0.0
 
 
-def test_a_fold_has_one_run_however_often_it_was_begun(
-    run: Run, data: Data, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fold_has_one_run_however_often_it_was_begun(run, data, capsys):
     tags = {"fold": 1}
     half = Run(run.client, run.experiment, role="fold", name="fold 2", parent=run, tags=tags)
     other = Run(run.client, run.experiment, role="final", name="another")
     foreign = Run(run.client, run.experiment, role="fold", name="fold 2", parent=other, tags=tags)
     for _ in range(2):
-        log_folds(run, Recipe(), data, seed=5)(1, fitted())
+        log_folds(run, Hyperparameters(), data, seed=5)(1, fitted())
     of_run = f"tags.`mlflow.parentRunId` = '{run.id}'"
     (nested,) = run.client.search_runs([run.experiment_id], of_run)
     assert nested.info.run_id != half.id
@@ -73,13 +71,13 @@ def test_a_fold_has_one_run_however_often_it_was_begun(
     assert run.client.get_run(foreign.id).info.lifecycle_stage == "active"
 
 
-def test_a_run_has_one_whole_bundle_however_often_it_was_begun(run: Run, data: Data) -> None:
+def test_a_run_has_one_whole_bundle_however_often_it_was_begun(run, data):
     half = run.new_model()  # reserved, and killed before it was uploaded
     trained = fitted()
 
-    def log() -> str:
-        measured = {"best_val_accuracy": Measured(value=0.875, pictures=12)}
-        log_outcome(run, data, FitConfig(Recipe(image_size=16), 0, CPU), trained, 1.5, measured)
+    def log():
+        measured = {"best_val_accuracy": Measurement(value=0.875, images=12)}
+        log_result(run, data, FitConfig(Hyperparameters(image_size=16), 0, CPU), trained, 1.5, measured)
         query = f"source_run_id = '{run.id}'"
         (model,) = run.client.search_logged_models([run.experiment_id], query)
         logged = run.client.get_run(run.id)
@@ -93,9 +91,9 @@ def test_a_run_has_one_whole_bundle_however_often_it_was_begun(run: Run, data: D
     assert log() == first
 
 
-def test_figures_of_the_end_wait_until_all_else_is_there(run: Run, data: Data) -> None:
+def test_figures_of_the_end_wait_until_all_else_is_there(run, data):
     """Whoever is interrupted before has logged none, so that they are there once after going on."""
     run.client.delete_run(run.id)
     with pytest.raises(TrackingError, match=r"^cannot log the model: .* must be in the 'active' state"):
-        log_outcome(run, data, FitConfig(Recipe(image_size=16), 0, CPU), fitted(), 1.5, {})
+        log_result(run, data, FitConfig(Hyperparameters(image_size=16), 0, CPU), fitted(), 1.5, {})
     assert run.pending == []
