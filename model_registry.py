@@ -296,7 +296,7 @@ if TYPE_CHECKING:  # with torch, pandas and matplotlib, seconds of import that o
     from toolkit.registry.promotion_gate import GateResult
 
 BY_HAND = "by hand"  # a run was chosen
-LONGEST_REASON = 1000  # characters
+MAX_REASON_LENGTH = 1000  # characters
 LONGEST_GATE = 2000  # characters of what the gate found, in the history
 HISTORY_COLUMNS = ("time", "version", "from", "to", "who", "why", "gate")
 
@@ -871,8 +871,8 @@ class ModelRegistry:
 
 def _checked_reason(reason: str | None) -> str:
     text = " ".join((reason or "").split())
-    if len(text) > LONGEST_REASON:
-        raise SettingsError(f"a reason must be at most {LONGEST_REASON} characters, got {len(text)}")
+    if len(text) > MAX_REASON_LENGTH:
+        raise SettingsError(f"a reason must be at most {MAX_REASON_LENGTH} characters, got {len(text)}")
     return text
 
 

@@ -8,15 +8,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from support import (
-    COLOURS,
-    ROOT,
-    ColourNetwork,
-    MlflowServer,
-    colour_baseline,
-    colour_card,
-    colour_image,
-)
+from support import ROOT
+from support.colours import COLOURS, ColourNetwork, colour_baseline, colour_card, colour_image
+from support.servers import MlflowServer
 from toolkit.bundle.files import DIGEST_TAG
 from toolkit.bundle.program import Program, save_bundle
 from toolkit.tracking.run import Run

@@ -34,8 +34,10 @@ from hyperopt_tuning import (
     tune,
 )
 from model_registry import ModelRegistry
-from support import COLOURS, ROOT, MlflowServer, colour_image
+from support import ROOT
+from support.colours import COLOURS, colour_image
 from support.forked_processes import forks
+from support.servers import MlflowServer
 from toolkit.bundle.program import load_bundle
 from toolkit.errors import DataError, SettingsError, TrainingError
 from toolkit.tracking.connection import connect

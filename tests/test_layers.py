@@ -1,4 +1,4 @@
-"""The layers hold: who imports whom, and that importing does nothing."""
+"""The layers hold: what imports what, and that importing does nothing."""
 
 import ast
 import importlib
@@ -30,7 +30,7 @@ SHARED = ""
 # one chain or by several in a row. A slash marks a sub-package, the asterisk all modules that are not named. A package
 # without sub-packages has no order.
 ORDERS = {
-    SHARED: "errors < cli/ < system/, images/, plotting/, statistics/ < tracking < bundle/",
+    SHARED: "errors, redaction < cli/ < system/, images/, statistics/ < tracking/, plotting/ < bundle/",
     "training": "data/ < * < checkpointing/, results/",
     "monitoring": """
         base/ < stats/ < windows/, store/ < alerting/ < pipeline/;

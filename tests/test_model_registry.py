@@ -18,7 +18,9 @@ import pytest
 
 import model_registry
 from model_registry import HISTORY_COLUMNS, ModelRegistry, main
-from support import COLOURS, ColourNetwork, colour_baseline, colour_pixels, error_line, free_port, run_script
+from support.colours import COLOURS, ColourNetwork, colour_baseline, colour_pixels
+from support.scripts import error_line, run_script
+from support.servers import free_port
 from toolkit.bundle.files import BASELINE, CARD, PROGRAM
 from toolkit.bundle.program import Program
 from toolkit.errors import (

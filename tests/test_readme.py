@@ -15,7 +15,9 @@ import subprocess
 import numpy as np
 import pytest
 
-from support import ROOT, colour_pixels, encode, free_port
+from support import ROOT
+from support.colours import colour_pixels, encode
+from support.servers import free_port
 from support.shell_session import run_shell
 from toolkit.serving.schemas import Prediction
 

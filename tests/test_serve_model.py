@@ -32,19 +32,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from model_registry import ModelRegistry
 from monitoring import ModelMonitor
 from serve_model import ServeSettings, create_app, main
-from support import (
-    COLOURS,
-    LONGEST_WAIT,
-    ROOT,
-    ColourNetwork,
-    colour_baseline,
-    colour_card,
-    colour_image,
-    encode,
-    error_line,
-    free_port,
-    run_script,
-)
+from support import MAX_WAIT_S, ROOT
+from support.colours import COLOURS, ColourNetwork, colour_baseline, colour_card, colour_image, encode
+from support.scripts import error_line, run_script
+from support.servers import free_port
 from support.webhook_receiver import Receiver
 from toolkit.bundle.files import DIGEST_TAG, PROGRAM
 from toolkit.bundle.program import Program, save_bundle
@@ -150,26 +141,26 @@ def serving(registered, folder, **settings):
         "engine": "torch",
         "max_body_mb": 1,
         "max_pixels": 1_000_000,
-        "request_timeout": LONGEST_WAIT,
-        "body_seconds": LONGEST_WAIT,
-        "stall_seconds": LONGEST_WAIT,
+        "request_timeout": MAX_WAIT_S,
+        "body_seconds": MAX_WAIT_S,
+        "stall_seconds": MAX_WAIT_S,
         "tracking_uri": registered.uri,
         "model_name": registered.name,
     }
     app = create_app(ServeSettings(**words | settings))
     listener = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = Server(app, lambda: None, ServerConfig(0, int(LONGEST_WAIT)))
+    server = Server(app, lambda: None, ServerConfig(0, int(MAX_WAIT_S)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        with httpx.Client(base_url=url, timeout=LONGEST_WAIT, trust_env=False) as client:
+        with httpx.Client(base_url=url, timeout=MAX_WAIT_S, trust_env=False) as client:
             wait_until(lambda: client.get("/health").json()["registry"]["last_look"])
             wait_until(lambda: client.get("/health").json()["ready"])
             yield Served(app, client, registered, store)
     finally:
         server.handle_exit(signal.SIGTERM, None)
-        thread.join(LONGEST_WAIT)
+        thread.join(MAX_WAIT_S)
     assert not thread.is_alive()
 
 
@@ -182,7 +173,7 @@ def served(uri, tmp_path_factory):
         yield served
 
 
-def wait_until(condition, seconds=LONGEST_WAIT):
+def wait_until(condition, seconds=MAX_WAIT_S):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it never came"
@@ -588,7 +579,7 @@ class BlockingEngine:
     def infer(self, images):
         if self.error:
             raise self.error
-        assert self.open.wait(LONGEST_WAIT)
+        assert self.open.wait(MAX_WAIT_S)
         return np.array([[0.0, 0.0, 1.0]] * len(images), np.float32)
 
 
@@ -634,7 +625,7 @@ def test_a_full_queue_refuses_at_once_and_everything_else_still_answers(served):
         name = served.client.post("/feedback", json={"prediction_id": "x", "label": "red"})
         problem(name, 404, "unknown-prediction")
         blocking.open.set()
-        assert [one.result(LONGEST_WAIT).status_code for one in waiting] == [200] * 8
+        assert [one.result(MAX_WAIT_S).status_code for one in waiting] == [200] * 8
     wait_until(lambda: served.desk.in_flight == 0)
 
 
@@ -650,7 +641,7 @@ def test_clients_that_leave_take_no_place_with_them(served):
     address = (served.client.base_url.host, served.client.base_url.port)
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(RED)
     for number in range(200):
-        with socket.create_connection(address, timeout=LONGEST_WAIT) as connection:
+        with socket.create_connection(address, timeout=MAX_WAIT_S) as connection:
             connection.sendall(head + (RED if number % 2 else RED[:100]))
     wait_until(lambda: served.desk.in_flight == 0 and served.predict().status_code == 200)
     assert served.client.get("/health").json()["queue"]["depth"] == 0
@@ -909,11 +900,11 @@ class Process:
         return [json.loads(line) for line in self.errors.read_text().splitlines()]
 
     def ask(self, method, path, **words):
-        return httpx.request(method, self.url + path, timeout=LONGEST_WAIT, trust_env=False, **words)
+        return httpx.request(method, self.url + path, timeout=MAX_WAIT_S, trust_env=False, **words)
 
     def end(self):
         self.popen.send_signal(signal.SIGTERM)
-        return self.popen.wait(LONGEST_WAIT)
+        return self.popen.wait(MAX_WAIT_S)
 
 
 @contextmanager
@@ -926,14 +917,14 @@ def process(folder, *words, **variables):
             for child in psutil.Process(started.popen.pid).children():
                 child.kill()
             started.popen.kill()
-            started.popen.wait(LONGEST_WAIT)
+            started.popen.wait(MAX_WAIT_S)
         started.popen.stdout.close()
 
 
 def refused(url):
     """Whether nothing listens there any more."""
     try:
-        httpx.get(url + "/livez", timeout=LONGEST_WAIT, trust_env=False)
+        httpx.get(url + "/livez", timeout=MAX_WAIT_S, trust_env=False)
     except httpx.TransportError:
         return True
     return False
@@ -970,7 +961,7 @@ def test_a_service_from_its_start_without_a_model_to_its_end(registered, tmp_pat
         stop = threading.Event()
 
         def client():
-            with httpx.Client(base_url=service.url, timeout=LONGEST_WAIT, trust_env=False) as connection:
+            with httpx.Client(base_url=service.url, timeout=MAX_WAIT_S, trust_env=False) as connection:
                 while not stop.wait(0.01):  # the core that the tests have is needed for the new version too
                     answers.append(connection.post("/predict", content=RED))
 
@@ -986,7 +977,7 @@ def test_a_service_from_its_start_without_a_model_to_its_end(registered, tmp_pat
             assert ask("GET", "/readyz").json()["version"] == "1"
             stop.set()
             for one in working:
-                one.result(LONGEST_WAIT)
+                one.result(MAX_WAIT_S)
         assert {answer.status_code for answer in answers} == {200}
         found = [answer.json() for answer in answers]
         by_version = {version: {one["confidence"] for one in found if one["model"]["version"] == version}
@@ -998,7 +989,7 @@ def test_a_service_from_its_start_without_a_model_to_its_end(registered, tmp_pat
         assert ask("POST", "/feedback", json=told).json() == {"recorded": 1}
 
         url = httpx.URL(service.url)
-        slow = socket.create_connection((url.host, url.port), timeout=LONGEST_WAIT)
+        slow = socket.create_connection((url.host, url.port), timeout=MAX_WAIT_S)
         head = f"POST /predict HTTP/1.1\r\nHost: a\r\nX-Request-ID: slow\r\nContent-Length: {len(BLUE)}\r\n\r\n"
         slow.sendall(head.encode() + BLUE[:50])  # the rest comes when the service is about to end
 
@@ -1015,7 +1006,7 @@ def test_a_service_from_its_start_without_a_model_to_its_end(registered, tmp_pat
             head, _, body = answer.read().partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200")
         assert json.loads(body)["predicted_class"] == "blue"
-        assert service.popen.wait(LONGEST_WAIT) == 0
+        assert service.popen.wait(MAX_WAIT_S) == 0
 
     made = 3 + len(found)
     with ModelMonitor(tmp_path / "monitoring.db", model_version="1") as monitor:
@@ -1076,7 +1067,7 @@ class Crew:
         """An answer of each process, by index; each request has a connection of its own, which either may take."""
         found = {}
         while set(found) != {1, 2}:
-            with httpx.Client(base_url=self.service.url, timeout=LONGEST_WAIT, trust_env=False) as client:
+            with httpx.Client(base_url=self.service.url, timeout=MAX_WAIT_S, trust_env=False) as client:
                 index = client.get("/health").json()["process"]["index"]
                 if index not in found:
                     found[index] = client.request(method, path, **words)

@@ -27,8 +27,10 @@ import model_registry
 import toolkit.cli.settings
 import train_cnn
 from model_registry import ModelRegistry
-from support import COLOURS, ROOT, MlflowServer, colour_image, colour_pixels, free_port
+from support import ROOT
+from support.colours import COLOURS, colour_image, colour_pixels
 from support.forked_processes import Ended, forks
+from support.servers import MlflowServer, free_port
 from toolkit.bundle.program import load_bundle
 from toolkit.errors import DataError, TrainingError
 from toolkit.images.decoding import SUFFIXES, load_image

@@ -101,9 +101,9 @@ def first_line(error: BaseException) -> str:
 def suggest(names: Iterable[object], wanted: object = "") -> str:
     """List the names that exist, the nearest to ``wanted`` first, for the end of a message.
 
-    >>> known(["resnet18", "simple_cnn"], "simple_cmm")
+    >>> suggest(["resnet18", "simple_cnn"], "simple_cmm")
     'simple_cnn, resnet18'
-    >>> known([])
+    >>> suggest([])
     'none'
     """
     texts = [str(name) for name in names]

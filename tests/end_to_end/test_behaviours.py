@@ -26,7 +26,8 @@ import torch
 from PIL import Image
 
 from model_registry import ModelRegistry
-from support import LONGEST_WAIT, ROOT, ColourNetwork, colour_baseline, colour_card, encode
+from support import MAX_WAIT_S, ROOT
+from support.colours import ColourNetwork, colour_baseline, colour_card, encode
 from support.forked_processes import Script, forks
 from toolkit.bundle.files import DIGEST_TAG, PROGRAM
 from toolkit.bundle.program import Program, save_bundle
@@ -166,7 +167,7 @@ class Served:
     def connect(self, *pieces):
         """A connection that has sent something."""
         connection = socket.create_connection(
-            (self.client.base_url.host, self.client.base_url.port), timeout=LONGEST_WAIT
+            (self.client.base_url.host, self.client.base_url.port), timeout=MAX_WAIT_S
         )
         for piece in pieces:
             connection.sendall(piece)
@@ -207,7 +208,7 @@ def answer_of(connection):
     return int(line.split()[1]), httpx.Headers([header.split(": ", 1) for header in headers]), body
 
 
-def wait_until(condition, seconds=LONGEST_WAIT):
+def wait_until(condition, seconds=MAX_WAIT_S):
     deadline = monotonic() + seconds
     while not (found := condition()):
         assert monotonic() < deadline, "it never came"
@@ -259,7 +260,7 @@ def serving(forked, folder, uri):
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     script = forked.start("serve_model.py", *words, folder=folder)
     url = re.findall(r"on (http://\S+)", script.wait_for("serving"))[0]
-    with httpx.Client(base_url=url, timeout=LONGEST_WAIT, trust_env=False) as client:
+    with httpx.Client(base_url=url, timeout=MAX_WAIT_S, trust_env=False) as client:
         yield Served(script, folder, client)
     psutil.Process(script.pid).send_signal(signal.SIGTERM)
     ended = script.end()

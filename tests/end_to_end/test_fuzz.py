@@ -24,7 +24,8 @@ import pytest
 from PIL import Image
 
 from model_registry import ModelRegistry
-from support import COLOURS, LONGEST_WAIT, colour_image, colour_pixels, encode
+from support import MAX_WAIT_S
+from support.colours import COLOURS, colour_image, colour_pixels, encode
 from support.forked_processes import forks
 from toolkit.tracking.connection import connect
 
@@ -67,7 +68,7 @@ def served(tmp_path_factory, log_colour_run):
         script = forked.start("serve_model.py", *words, folder=folder)
         port = int(re.findall(r"on http://127\.0\.0\.1:(\d+)", script.wait_for("serving"))[0])
         served = Served(port, psutil.Process(script.pid), script.folder / "err")
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LONGEST_WAIT)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=MAX_WAIT_S)
         while ask(connection, "GET", "/readyz")[0] != 200:
             pass
         connection.close()
@@ -239,7 +240,7 @@ def test_the_service_does_what_its_description_says(served, tmp_path):
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=LONGEST_WAIT,
+        timeout=MAX_WAIT_S,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=SLOWEST)

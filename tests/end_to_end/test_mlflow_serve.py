@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from model_registry import ModelRegistry
-from support import COLOURS, LONGEST_WAIT, colour_pixels, free_port, wait_until_answers
+from support import MAX_WAIT_S
+from support.colours import COLOURS, colour_pixels
+from support.servers import free_port, wait_until_answers
 from toolkit.tracking.connection import connect, mlflow
 
 SIZE = 16
@@ -55,7 +57,7 @@ def server(uri, tmp_path_factory):
     )
     try:
         wait_until_answers(f"http://127.0.0.1:{port}/ping", process)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=LONGEST_WAIT) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=MAX_WAIT_S) as client:
             yield client
     finally:
         os.killpg(process.pid, signal.SIGKILL)

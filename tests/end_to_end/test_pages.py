@@ -16,17 +16,9 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from model_registry import ModelRegistry
-from support import (
-    COLOURS,
-    LONGEST_WAIT,
-    ROOT,
-    ColourNetwork,
-    colour_baseline,
-    colour_card,
-    colour_image,
-    free_port,
-    wait_until_answers,
-)
+from support import MAX_WAIT_S, ROOT
+from support.colours import COLOURS, ColourNetwork, colour_baseline, colour_card, colour_image
+from support.servers import free_port, wait_until_answers
 from toolkit.bundle.baseline import Baseline
 from toolkit.bundle.files import DIGEST_TAG
 from toolkit.bundle.program import Program, save_bundle
@@ -36,7 +28,7 @@ from toolkit.tracking.run import Run
 CHROMIUM = shutil.which("chromium")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
 QUIET += ("--disable-component-update", "--disable-sync")
-SOON = 1000 * LONGEST_WAIT  # ms
+SOON = 1000 * MAX_WAIT_S  # ms
 PAUSE = 4_000  # ms between two rounds, as in dashboard.js
 MARKUP = "<img src=x onerror=alert(1)>"  # the class of red images: text, on every page and in every message
 CLASSES = ("blue", "green", MARKUP)
@@ -71,7 +63,7 @@ class Site:
     def stop(self):
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(LONGEST_WAIT)
+            self._process.wait(MAX_WAIT_S)
             self._process = None
 
     def promote(self, classes):
@@ -94,10 +86,10 @@ class Site:
         registry.transition_model_stage(registry.register_best_model("training", "best_val_accuracy"), "Production")
 
     def get(self, address):
-        return httpx.get(f"{self.url}/{address}", timeout=LONGEST_WAIT).raise_for_status().json()
+        return httpx.get(f"{self.url}/{address}", timeout=MAX_WAIT_S).raise_for_status().json()
 
     def wait_for(self, address, condition):
-        deadline = time.monotonic() + LONGEST_WAIT
+        deadline = time.monotonic() + MAX_WAIT_S
         while not condition(answer := self.get(address)):
             assert time.monotonic() < deadline, answer
             time.sleep(0.2)
@@ -110,12 +102,12 @@ class Site:
             files = [
                 ("files", (f"{seed}.png", colour_image(colour, seed))) for seed, (colour, _) in enumerate(some, first)
             ]
-            results = httpx.post(f"{self.url}/predict/batch", files=files, timeout=LONGEST_WAIT).json()["results"]
+            results = httpx.post(f"{self.url}/predict/batch", files=files, timeout=MAX_WAIT_S).json()["results"]
             told = [
                 {"prediction_id": one["prediction"]["prediction_id"], "label": label}
                 for one, (_, label) in zip(results, some, strict=True)
             ]
-            answer = httpx.post(f"{self.url}/feedback", json=told, timeout=LONGEST_WAIT).json()
+            answer = httpx.post(f"{self.url}/feedback", json=told, timeout=MAX_WAIT_S).json()
             assert answer == {"recorded": len(told)}
 
     def labels(self):

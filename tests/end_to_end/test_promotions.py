@@ -10,8 +10,8 @@ import signal
 import pytest
 
 from model_registry import ModelRegistry
-from support import empty_store
 from support.forked_processes import forks
+from support.servers import empty_store
 from toolkit.registry.stages import Stages
 from toolkit.registry.versions import ALIASES
 from toolkit.tracking.connection import connect

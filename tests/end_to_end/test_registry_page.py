@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import model_registry
-from support import ROOT, empty_store
+from support import ROOT
+from support.servers import empty_store
 from toolkit.bundle.files import PROGRAM
 from toolkit.cli.settings import run_script
 from toolkit.tracking.connection import connect

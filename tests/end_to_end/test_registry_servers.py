@@ -7,7 +7,9 @@ import pytest
 import requests
 
 from model_registry import ModelRegistry
-from support import COLOURS, LONGEST_WAIT, MlflowServer, colour_pixels
+from support import MAX_WAIT_S
+from support.colours import COLOURS, colour_pixels
+from support.servers import MlflowServer
 from toolkit.errors import TrackingError
 from toolkit.tracking.connection import connect
 from toolkit.tracking.run import Run
@@ -47,7 +49,7 @@ def server(tmp_path_factory):
                 f"{guarded.url}/api/2.0/mlflow/users/create",
                 json=account,
                 auth=("admin", "the password of admin"),
-                timeout=LONGEST_WAIT,
+                timeout=MAX_WAIT_S,
             )
             answer.raise_for_status()
         yield guarded.url

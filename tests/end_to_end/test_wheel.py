@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from support import COLOURS, LONGEST_WAIT, ROOT, colour_image, free_port, wait_until_answers
+from support import MAX_WAIT_S, ROOT
+from support.colours import COLOURS, colour_image
+from support.servers import free_port, wait_until_answers
 from support.shell_session import LEFT_BEHIND, borrow_environment
 from toolkit.cli.commands import COMMANDS
 
@@ -21,7 +23,7 @@ BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(s
 
 def checked(*command, **options):
     """The output of a command that ends with status 0."""
-    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=LONGEST_WAIT, **options)
+    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=MAX_WAIT_S, **options)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
 

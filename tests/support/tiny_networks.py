@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from support import COLOURS, colour_pixels, free_port
+from support.colours import COLOURS, colour_pixels
+from support.servers import free_port
 from toolkit.training.data.dataset import Subset
 from toolkit.training.device import Device, init_distributed
 

@@ -1,1 +1,1 @@
-"""Bundle."""
+"""The bundle of a model version: archive_check, baseline < files (card, digest) < program."""

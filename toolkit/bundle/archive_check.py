@@ -19,7 +19,7 @@ from typing import Any
 
 from toolkit.errors import BundleError, first_line
 
-LARGEST_GRAPH = 16 * 2**20  # bytes of JSON; that of a ResNet-18 has 281,000
+MAX_JSON_BYTES = 16 * 2**20  # bytes of JSON; that of a ResNet-18 has 281,000
 
 PICKLE_NAME = re.compile(r"\.(pkl|pickle|pth|pt|joblib)$|^pickle_module_info\.txt$")
 PICKLE_HEADS = tuple(bytes((0x80, protocol)) for protocol in range(2, 10))  # older protocols have no header
@@ -121,8 +121,8 @@ def _require_members(archive: zipfile.ZipFile, expected: re.Pattern[str]) -> Non
 
 
 def _read_json(archive: zipfile.ZipFile, name: str) -> Any:
-    if (found := archive.getinfo(name).file_size) > LARGEST_GRAPH:
-        raise BundleError(f"the program's {name} has {found:,} bytes, and at most {LARGEST_GRAPH:,} are read")
+    if (found := archive.getinfo(name).file_size) > MAX_JSON_BYTES:
+        raise BundleError(f"the program's {name} has {found:,} bytes, and at most {MAX_JSON_BYTES:,} are read")
     return json.loads(archive.read(name))
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from toolkit.bundle.archive_check import PICKLE_NAME, is_pickle, reading, require_plain_program
-from toolkit.bundle.baseline import LARGEST_SAMPLE, Baseline
+from toolkit.bundle.baseline import MAX_SAMPLE, Baseline
 from toolkit.errors import BundleError
 from toolkit.images.decoding import DECODER_VERSION, RESIZE_RULE
 from toolkit.tracking.connection import mlflow
@@ -34,10 +34,10 @@ DIGEST_TAG = "bundle_digest"
 CARD, BASELINE, PROGRAM = "extra_files/card.json", "extra_files/baseline.npz", "data/model.pt2"
 DESCRIPTION = "MLmodel"
 NOT_DIGESTED = frozenset({"registered_model_meta"})  # MLflow rewrites it at every download
-LARGEST_SIDE = 4096  # pixels of an input image
-LARGEST_CARD = 4 * 2**20  # bytes; a thousand classes take about 30,000
-LARGEST_DESCRIPTION = 64 * 2**10  # bytes; MLflow writes about 1,000, and its YAML is slow to read
-LARGEST_ROW = 1024  # bytes of an image in a baseline besides its probabilities; 288 are in use
+MAX_SIDE = 4096  # pixels of an input image
+MAX_CARD_BYTES = 4 * 2**20  # bytes; a thousand classes take about 30,000
+MAX_DESCRIPTION_BYTES = 64 * 2**10  # bytes; MLflow writes about 1,000, and its YAML is slow to read
+MAX_ROW_BYTES = 1024  # bytes of an image in a baseline besides its probabilities; 288 are in use
 
 
 class Measurement(BaseModel):
@@ -56,7 +56,7 @@ class Card(BaseModel):
 
     format: Literal[1] = 1
     classes: tuple[str, ...] = Field(min_length=2)  # in the order of the program's outputs
-    image_size: int = Field(ge=8, le=LARGEST_SIDE)  # side of the square input in pixels
+    image_size: int = Field(ge=8, le=MAX_SIDE)  # side of the square input in pixels
     resize_rule: str = RESIZE_RULE
     decoder: str = DECODER_VERSION
     network: str
@@ -165,7 +165,7 @@ def _require_no_pickle(folder: Path) -> None:
 
 def _read_description(path: Path) -> mlflow.models.Model:
     """MLflow's description may name a folder of code under any name, or another program."""
-    _require_size(path, LARGEST_DESCRIPTION)
+    _require_size(path, MAX_DESCRIPTION_BYTES)
     with reading(f"the bundle's {DESCRIPTION}"):
         description = mlflow.models.Model.load(str(path))
         ours, generic = description.flavors["pytorch"], description.flavors["python_function"]
@@ -176,7 +176,7 @@ def _read_description(path: Path) -> mlflow.models.Model:
 
 
 def _read_card(path: Path) -> Card:
-    _require_size(path, LARGEST_CARD)
+    _require_size(path, MAX_CARD_BYTES)
     try:
         return Card.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -190,7 +190,7 @@ def _read_card(path: Path) -> Card:
 def _read_baseline(path: Path, card: Card) -> Baseline:
     """Read a baseline, unless it unpacks into more than the largest sample of the card's classes needs."""
     classes = len(card.classes)
-    most = LARGEST_SAMPLE * (LARGEST_ROW + 2 * classes) + 4 * classes * max(map(len, card.classes))
+    most = MAX_SAMPLE * (MAX_ROW_BYTES + 2 * classes) + 4 * classes * max(map(len, card.classes))
     with reading("the baseline"):
         with zipfile.ZipFile(path) as archive:
             names, unpacked = archive.namelist(), sum(member.file_size for member in archive.infolist())
@@ -205,8 +205,8 @@ def _require_agreement(card: Card, baseline: Baseline) -> None:
     """The baseline is what the card says, and what a program can answer."""
     if baseline.classes != card.classes:
         raise BundleError("card and baseline name different classes")
-    if not 1 <= baseline.size <= LARGEST_SAMPLE:
-        raise BundleError(f"a baseline must hold 1 to {LARGEST_SAMPLE:,} images, this one holds {baseline.size:,}")
+    if not 1 <= baseline.size <= MAX_SAMPLE:
+        raise BundleError(f"a baseline must hold 1 to {MAX_SAMPLE:,} images, this one holds {baseline.size:,}")
     sums = baseline.probabilities.sum(axis=1, dtype=np.float32)
     if baseline.probabilities.min() < 0 or not np.allclose(sums, 1, atol=1e-2):  # float16 rounds by 0.0005
         raise BundleError("the baseline does not hold probabilities")

@@ -29,7 +29,7 @@ def display_name(name: str | Path) -> str:
 
     Examples
     --------
-    >>> print(shown("cats\\nand\\x1b[31m dogs"), shown("caf\\udce9"), shown("naïve 猫"))
+    >>> print(display_name("cats\\nand\\x1b[31m dogs"), display_name("caf\\udce9"), display_name("naïve 猫"))
     cats\\nand\\x1b[31m dogs caf\\xe9 naïve 猫
     """
     return _escaped(_decoded(str(name)) if isinstance(name, Path) else name, keep="")

@@ -1,1 +1,1 @@
-"""Images."""
+"""Images in files and folders: metadata < decoding; folders."""

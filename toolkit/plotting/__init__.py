@@ -1,1 +1,1 @@
-"""Plotting."""
+"""What plots of several packages have in common: fonts < style."""

@@ -28,7 +28,7 @@ def drawable_text(name: str) -> str:
 
     Examples
     --------
-    >>> print(drawn("US$ café"), drawn("two\\nlines"))
+    >>> print(drawable_text("US$ café"), drawable_text("two\\nlines"))
     US\\$ café two\\nlines
     """
     text = display_name(name)
@@ -42,7 +42,7 @@ def draw_names(figure: Figure) -> Figure:
     Parameters
     ----------
     figure
-        Complete, its names made by ``drawn``.
+        Complete, its names made by ``drawable_text``.
     """
     texts: list[Any] = figure.findobj(Text)
     families, _ = _fonts(_beyond("".join(text.get_text() for text in texts)))

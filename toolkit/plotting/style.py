@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from toolkit.bundle.baseline import CalibrationBins
 from toolkit.plotting.fonts import drawable_text
+from toolkit.statistics.calibration import CalibrationBins
 
 BLUE, ORANGE, GREY, INK, YELLOW = "#2563eb", "#ea580c", "#6b7280", "#111827", "#facc15"
 MAX_NAME_LENGTH = 24  # characters, so that names leave room for what they name

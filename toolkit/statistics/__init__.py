@@ -1,1 +1,1 @@
-"""Statistics."""
+"""Statistics of classification that several packages need; no module imports another."""

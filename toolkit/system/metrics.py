@@ -25,7 +25,7 @@ class SystemMetrics:
 
     Examples
     --------
-    >>> sorted(name for name in Machine().read() if not name.startswith("gpu"))
+    >>> sorted(name for name in SystemMetrics().read() if not name.startswith("gpu"))
     ['cpu_percent', 'ram_mb']
     """
 
@@ -35,7 +35,7 @@ class SystemMetrics:
         self._gpu = _nvml()
 
     def read(self) -> dict[str, float]:
-        """``cpu_percent`` of all cores since the last call, ``ram_mb`` of this process, GPU figures."""
+        """``cpu_percent`` of all cores since the last call, ``ram_mb`` of this process, and those of the GPU."""
         readings = {"cpu_percent": psutil.cpu_percent(), "ram_mb": self._process.memory_info().rss / 2**20}
         if self._gpu is not None:
             pynvml, device = self._gpu

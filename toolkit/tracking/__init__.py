@@ -1,1 +1,1 @@
-"""Tracking."""
+"""MLflow: errors < connection; code_version, connection < run."""

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from toolkit.errors import first_line
 from toolkit.redaction import redact_passwords
 
-LONGEST_REASON = 200  # characters of a library's own words
+MAX_REASON_LENGTH = 200  # characters of a library's own words
 PREAMBLE_RE = re.compile(r"occurring prematurely\)\n|##### File .* #####\n")  # before each of several failures
 STATUS_RE = re.compile(
     r"(?:error code |too many |^)(\d{3}) (?:!= 200|error responses|Client Error|Server Error)", re.MULTILINE
@@ -53,7 +53,7 @@ def reason_of(error: Exception) -> str:
         if re.search(pattern, line):
             return reason
     line = redact_passwords(line.rpartition("(Caused by ")[2])
-    return line if len(line) <= LONGEST_REASON else line[:LONGEST_REASON] + "..."
+    return line if len(line) <= MAX_REASON_LENGTH else line[:MAX_REASON_LENGTH] + "..."
 
 
 def _status_reason(status: int, text: str) -> str:
@@ -62,4 +62,4 @@ def _status_reason(status: int, text: str) -> str:
         return UNKNOWN_USER
     meaning = "no permission" if status == HTTPStatus.FORBIDDEN else f"the server answers with status {status}"
     said = TEXT_RE.search(text)
-    return f"{meaning}: {said[1][:LONGEST_REASON]}" if said and said[1] != "Permission denied" else meaning
+    return f"{meaning}: {said[1][:MAX_REASON_LENGTH]}" if said and said[1] != "Permission denied" else meaning

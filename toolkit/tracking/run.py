@@ -33,8 +33,8 @@ from toolkit.tracking.errors import reason_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_METRICS_A_BATCH, MOST_PARAMS_A_BATCH = 1000, 100  # limits of MLflow's log-batch request
-LONGEST_PARAM = 6000  # characters, limit of MLflow
+MAX_METRICS_PER_BATCH, MAX_PARAMS_PER_BATCH = 1000, 100  # limits of MLflow's log-batch request
+MAX_PARAM_LENGTH = 6000  # characters, limit of MLflow
 
 Entry = tuple[str, float | str, int, int]  # name, value, time in ms since 1970, step; "nan", "inf" or "-inf" as text
 
@@ -159,10 +159,12 @@ class Run:
 
     def params(self, values: Mapping[str, object]) -> None:
         """Record settings; values longer than MLflow allows are cut."""
-        entries = [mlflow.entities.Param(name, printable(str(value))[:LONGEST_PARAM]) for name, value in values.items()]
+        entries = [
+            mlflow.entities.Param(name, printable(str(value))[:MAX_PARAM_LENGTH]) for name, value in values.items()
+        ]
         with mlflow_call("log parameters"):
-            for start in range(0, len(entries), MOST_PARAMS_A_BATCH):
-                self.client.log_batch(self.id, params=entries[start : start + MOST_PARAMS_A_BATCH])
+            for start in range(0, len(entries), MAX_PARAMS_PER_BATCH):
+                self.client.log_batch(self.id, params=entries[start : start + MAX_PARAMS_PER_BATCH])
 
     def tag(self, **values: object) -> None:
         """Set tags."""
@@ -249,7 +251,7 @@ class Run:
     def _deliver(self, until: float = math.inf) -> None:
         """Send batch after batch, and start none when the time is up."""
         while self._metrics and self._clock() <= until:
-            batch = self._metrics[:MOST_METRICS_A_BATCH]
+            batch = self._metrics[:MAX_METRICS_PER_BATCH]
             self.client.log_batch(self.id, metrics=batch)
             del self._metrics[: len(batch)]
         if not self._metrics:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.bundle.baseline import Baseline, calibration_bins
+from toolkit.bundle.baseline import Baseline
 from toolkit.errors import BundleError
+from toolkit.statistics.calibration import calibration_bins
 
 CLASSES = ("cat", "dog", "owl")
 PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4], [0.1, 0.8, 0.1], [0.6, 0.3, 0.1]])

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn.functional import batch_norm, dropout
 
-from support import COLOURS, ColourNetwork, colour_baseline, colour_card, colour_pixels
+from support.colours import COLOURS, ColourNetwork, colour_baseline, colour_card, colour_pixels
 from toolkit.bundle.archive_check import EXAMPLES, GRAPH, TENSORS
 from toolkit.bundle.baseline import Baseline
 from toolkit.bundle.files import BASELINE, CARD, PROGRAM, digest_of, verify_bundle

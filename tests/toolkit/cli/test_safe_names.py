@@ -58,13 +58,13 @@ def test_a_class_is_one_in_whatever_way_its_accents_are_written():
     assert class_name(os.fsdecode(b"caf\xe9")) == "caf\\xe9"
 
 
-def test_names_are_utf_8_where_python_was_told_otherwise(tmp_path):
+def test_names_are_utf_8_in_the_c_locale(tmp_path):
     """A service manager or a cron job often runs in the C locale."""
     (tmp_path / "été").mkdir()
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); import os; from pathlib import Path;"
-        f" from toolkit.cli.safe_names import class_name, shown; (name,) = os.listdir({str(tmp_path)!r});"
-        " print(sys.getfilesystemencoding(), ascii(class_name(name)), ascii(shown(Path('pets', name))))"
+        f" from toolkit.cli.safe_names import class_name, display_name; (name,) = os.listdir({str(tmp_path)!r});"
+        " print(sys.getfilesystemencoding(), ascii(class_name(name)), ascii(display_name(Path('pets', name))))"
     )
     environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
     options = ["-X", "utf8=0"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from support import encode
+from support.colours import encode
 from toolkit.errors import DecoderMissing, ImageError, ImageTooLarge, UndecodableImage, UnsupportedImage
 from toolkit.images import decoding
 from toolkit.images.decoding import (

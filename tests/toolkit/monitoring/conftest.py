@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from support import free_port
+from support.servers import free_port
 from toolkit.monitoring.store.predictions import LoggedPrediction, PredictionStore
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from toolkit.bundle.baseline import calibration_bins
 from toolkit.plotting.style import DOT_AREAS, ReliabilityCurve, class_label, reliability_diagram, reliability_figure
+from toolkit.statistics.calibration import calibration_bins
 
 # Forty predictions of 0.9, thirty of them right, and four of 0.6, one of them right: in ten bins, the last and the 7th.
 CONFIDENCE = np.repeat([0.9, 0.6], [40, 4])

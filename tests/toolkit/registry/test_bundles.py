@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from support import free_port
+from support.servers import free_port
 from toolkit.bundle.files import DIGEST_TAG, PROGRAM, digest_of, verify_bundle
 from toolkit.errors import BundleError, TrackingError
 from toolkit.registry import bundles

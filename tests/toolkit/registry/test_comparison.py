@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from support import colour_card
+from support.colours import colour_card
 from toolkit.bundle.baseline import Baseline
 from toolkit.registry.comparison import Candidate, columns, differing, side_by_side
 from toolkit.registry.mcnemar import PairedCounts

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from support import COLOURS, ColourNetwork, colour_card, colour_image
+from support.colours import COLOURS, ColourNetwork, colour_card, colour_image
 from toolkit.bundle.baseline import Baseline
 from toolkit.bundle.program import Bundle, Program
 from toolkit.errors import DataError

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from support import empty_store
+from support.servers import empty_store
 from toolkit.bundle.files import DIGEST_TAG
 from toolkit.registry.external_versions import recognised
 from toolkit.registry.versions import Version

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from support import colour_card
+from support.colours import colour_card
 from toolkit.bundle.baseline import Baseline
 from toolkit.bundle.files import Measurement
 from toolkit.registry.formatting import INTERVALS, comparison_table, version_description

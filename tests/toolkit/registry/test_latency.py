@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from support import ColourNetwork, colour_card
+from support.colours import ColourNetwork, colour_card
 from toolkit.bundle.baseline import Baseline
 from toolkit.bundle.program import Bundle, Program
 from toolkit.errors import SettingsError

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from support import colour_card
+from support.colours import colour_card
 from toolkit.bundle.baseline import Baseline
 from toolkit.registry.comparison import Candidate
 from toolkit.registry.mcnemar import PairedComparison, PairedCounts, mcnemar

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from support import empty_store
+from support.servers import empty_store
 from toolkit.bundle.files import DIGEST_TAG
 from toolkit.errors import RegistryError, TrackingError
 from toolkit.registry import run_selection

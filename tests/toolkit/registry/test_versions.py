@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 
-from support import empty_store
+from support.servers import empty_store
 from toolkit.errors import NotRegistered, RegistryError
 from toolkit.registry import versions
 from toolkit.registry.versions import STAGES, Transition, read_version, read_versions, stage_named

@@ -7,7 +7,7 @@ import httpx
 import pytest
 import torch
 
-from support import COLOURS, ColourNetwork, colour_baseline, colour_card
+from support.colours import COLOURS, ColourNetwork, colour_baseline, colour_card
 from toolkit.bundle.program import Bundle, Program
 from toolkit.serving.models.engines import TorchEngine
 from toolkit.serving.models.manager import LiveModel

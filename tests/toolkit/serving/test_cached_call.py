@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from support import LONGEST_WAIT
+from support import MAX_WAIT_S
 from toolkit.serving.cached_call import MAX_BUSY_SHARE, CachedCall
 
 
@@ -71,15 +71,15 @@ def test_the_first_answer_is_asked_for_once_by_all_who_wait():
     def ask():
         asked.append(1)
         entered.set()
-        assert go.wait(LONGEST_WAIT)
+        assert go.wait(MAX_WAIT_S)
         return "answer"
 
     recent = CachedCall(ask, 5)
     with ThreadPoolExecutor(8) as pool:
         found = [pool.submit(recent) for _ in range(8)]
-        assert entered.wait(LONGEST_WAIT)
+        assert entered.wait(MAX_WAIT_S)
         go.set()
-        assert [one.result(LONGEST_WAIT) for one in found] == ["answer"] * 8
+        assert [one.result(MAX_WAIT_S) for one in found] == ["answer"] * 8
     assert len(asked) == 1
 
 
@@ -91,7 +91,7 @@ def test_while_a_new_answer_is_sought_the_others_get_the_old_one():
         answer = next(answers)
         if answer == "new":
             entered.set()
-            assert go.wait(LONGEST_WAIT)
+            assert go.wait(MAX_WAIT_S)
         return answer
 
     recent = CachedCall(ask, 5, clock)
@@ -99,8 +99,8 @@ def test_while_a_new_answer_is_sought_the_others_get_the_old_one():
     clock.now += 10
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(recent)
-        assert entered.wait(LONGEST_WAIT)
+        assert entered.wait(MAX_WAIT_S)
         assert [recent() for _ in range(3)] == ["old"] * 3  # and this thread is not held up
         go.set()
-        assert slow.result(LONGEST_WAIT) == "new"
+        assert slow.result(MAX_WAIT_S) == "new"
     assert recent() == "new"

@@ -10,7 +10,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as plain
 
-from support import colour_image
+from support.colours import colour_image
 from toolkit.images.decoding import load_image
 from toolkit.serving.inference.result import TIMING_STAGES, InferenceResult
 from toolkit.serving.metrics import (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from monitoring import ModelMonitor, new_prediction_id
-from support import COLOURS, colour_image, encode
+from support.colours import COLOURS, colour_image, encode
 from toolkit.errors import BundleError, NotRegistered, StoreError, TrackingError
 from toolkit.images.decoding import ImageLimits, load_image
 from toolkit.monitoring.base.ids import parse_prediction_id

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support import LONGEST_WAIT, ROOT
+from support import MAX_WAIT_S, ROOT
 from toolkit.errors import SettingsError
 from toolkit.serving.workers import MAX_ATTEMPTS, VARIABLE, OneAtATimeListener, WorkerGroup, WorkerSpec
 
@@ -113,10 +113,10 @@ def serving(folder, worker=WORKER):
             left = [started.process, *started.workers()]
             for process in left:
                 process.kill()
-            started.popen.wait(LONGEST_WAIT)
+            started.popen.wait(MAX_WAIT_S)
 
 
-def wait_until(condition, seconds=LONGEST_WAIT):
+def wait_until(condition, seconds=MAX_WAIT_S):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it never came"
@@ -145,7 +145,7 @@ def test_workers_that_are_killed_are_replaced_and_all_end_together(tmp_path):
         ]  # fmt: skip
 
         service.popen.send_signal(signal.SIGTERM)
-        assert service.popen.wait(LONGEST_WAIT) == 0
+        assert service.popen.wait(MAX_WAIT_S) == 0
         assert not any(psutil.pid_exists(pid) for pid in (fresh["pid"], found[2]["pid"]))
         assert list(service.temporary.iterdir()) == []
         assert service.ask() is None
@@ -155,8 +155,8 @@ def test_workers_end_when_their_supervisor_is_killed_and_leave_nothing(tmp_path)
     with serving(tmp_path) as service:
         workers = [psutil.Process(one["pid"]) for one in service.wait_for_both().values()]
         service.popen.kill()
-        service.popen.wait(LONGEST_WAIT)
-        _, alive = psutil.wait_procs(workers, LONGEST_WAIT)
+        service.popen.wait(MAX_WAIT_S)
+        _, alive = psutil.wait_procs(workers, MAX_WAIT_S)
         assert not alive
         assert list(service.temporary.iterdir()) == []
         assert service.ask() is None
@@ -167,14 +167,14 @@ def test_ctrl_c_before_any_worker_serves_ends_without_a_traceback(tmp_path):
     with serving(tmp_path) as service:
         wait_until(service.workers)
         service.popen.send_signal(signal.SIGINT)
-        assert service.popen.wait(LONGEST_WAIT) == 0
+        assert service.popen.wait(MAX_WAIT_S) == 0
         assert service.errors.read_text() == ""
         assert list(service.temporary.iterdir()) == []
 
 
 def test_workers_that_never_come_to_serve_are_given_up(tmp_path):
     with serving(tmp_path, "raise SystemExit(3)") as service:
-        assert service.popen.wait(LONGEST_WAIT) == 1
+        assert service.popen.wait(MAX_WAIT_S) == 1
     *before, last = [line["message"] for line in service.lines]
     assert re.fullmatch(
         rf"worker [12] \(pid \d+\) ended with status 3; each was started {MAX_ATTEMPTS} times and none came to serve, "
@@ -192,7 +192,7 @@ def test_a_worker_that_does_not_end_is_killed(tmp_path):
         for _ in range(3):
             service.popen.send_signal(signal.SIGINT)  # the third one waits no longer
             time.sleep(0.2)
-        assert service.popen.wait(LONGEST_WAIT) == 1
+        assert service.popen.wait(MAX_WAIT_S) == 1
         assert [line["message"].split(")")[1] for line in service.lines] == [
             " has not ended in time and is killed"
         ] * 2 + [" was killed by SIGKILL, perhaps because memory ran out"] * 2
@@ -224,8 +224,8 @@ def test_a_request_to_poll_reaches_all_others_once(tmp_path):
     wait_until(lambda: len(group[1].states({"index": 2})) == 3)
     assert group[1].states({"index": 2}) == [{"index": 2}, {"index": 1}, {"index": 3}]
     group[1].request_poll()
-    assert polled[0].wait(LONGEST_WAIT)
-    assert polled[2].wait(LONGEST_WAIT)
+    assert polled[0].wait(MAX_WAIT_S)
+    assert polled[2].wait(MAX_WAIT_S)
     assert not polled[1].is_set()
     for one in group:
         one.stop()
@@ -239,7 +239,7 @@ def test_a_worker_that_cannot_publish_its_state_still_follows_requests(tmp_path)
     one, polled = WorkerGroup(tmp_path, 1, 2), threading.Event()
     one.start(fail, polled.set)
     WorkerGroup(tmp_path, 2, 2).request_poll()
-    assert polled.wait(LONGEST_WAIT)
+    assert polled.wait(MAX_WAIT_S)
     one.stop()
     assert one.states({}) == [{}]
     (tmp_path / "worker-2.json").write_text("{")

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support import LONGEST_WAIT, ROOT
+from support import MAX_WAIT_S, ROOT
 from toolkit.system.subprocesses import Child, module_command, module_environment, start, stop
 
 # A module that a child runs: it answers each message by what the message names.
@@ -66,7 +66,7 @@ def gone(pid):
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + LONGEST_WAIT
+    deadline = time.monotonic() + MAX_WAIT_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -75,20 +75,20 @@ def wait_until(condition):
 def test_messages_go_both_ways_in_order_whatever_their_size_and_signs(child):
     answers = ask(child, *map(str, range(200)), "'ä\\n' * 3_000_000", "{'a': [None, 0.1, True]}")
     assert answers == [*range(200), "ä\n" * 3_000_000, {"a": [None, 0.1, True]}]
-    assert child.close(LONGEST_WAIT) == 0
+    assert child.close(MAX_WAIT_S) == 0
 
 
 def test_what_is_printed_is_no_message_and_goes_to_standard_error(capfd):
     child = Child("answers")
     assert ask(child, "print('printed')", "os.write(1, b'raw\\n')", "os.system('echo echoed')") == [None, 4, 0]
-    assert child.close(LONGEST_WAIT) == 0
+    assert child.close(MAX_WAIT_S) == 0
     assert capfd.readouterr() == ("", "printed\nraw\nechoed\n")
 
 
 def test_a_quiet_child_prints_nothing(capfd):
     child = Child("answers", {"COLOUR": "blue"}, quiet=True)
     assert ask(child, "print('printed')", "os.environ['COLOUR']") == [None, "blue"]
-    child.close(LONGEST_WAIT)
+    child.close(MAX_WAIT_S)
     assert capfd.readouterr() == ("", "")
 
 
@@ -102,7 +102,7 @@ def test_a_message_that_the_end_cuts_short_is_left_out(child):
     cut = "parent._output.write(b'[1, 2') and os.kill(os.getpid(), signal.SIGKILL)"
     assert ask(child, "1", cut) == [1]
     child.send("nothing happens")
-    assert child.close(LONGEST_WAIT) == -signal.SIGKILL
+    assert child.close(MAX_WAIT_S) == -signal.SIGKILL
 
 
 def test_a_message_is_sent_whole_before_a_signal_ends_the_child(child):
@@ -114,13 +114,13 @@ def test_a_message_is_sent_whole_before_a_signal_ends_the_child(child):
     child.process.terminate()
     assert next(messages) == "x" * 30_000_000
     assert list(messages) == []
-    assert child.close(LONGEST_WAIT) == 7
+    assert child.close(MAX_WAIT_S) == 7
 
 
 def test_the_end_of_a_child_is_seen_while_a_fork_of_its_lives(child):
     (fork,) = ask(child, "leave_a_fork()")
     assert not gone(fork)
-    assert child.close(LONGEST_WAIT) == 0
+    assert child.close(MAX_WAIT_S) == 0
     os.kill(fork, signal.SIGKILL)
 
 

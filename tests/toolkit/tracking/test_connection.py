@@ -15,9 +15,9 @@ import alembic.command
 import pytest
 import sqlalchemy
 
-from support import free_port
 from support.http_server import fake_server, reply
 from support.mlflow_stores import start_run
+from support.servers import free_port
 from toolkit.errors import TrackingError
 from toolkit.system.sqlite_schema import tables_of
 from toolkit.tracking.connection import (

@@ -13,9 +13,9 @@ from contextlib import closing
 
 import pytest
 
-from support import MlflowServer
 from support.http_server import fake_server
 from support.mlflow_stores import Clock, file_of, start_run
+from support.servers import MlflowServer
 from toolkit.errors import TrackingError
 from toolkit.tracking import connection
 from toolkit.tracking.connection import RETRY_SECONDS, MlflowClient, connect

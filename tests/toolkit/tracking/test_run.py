@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from support import COLOURS, ColourNetwork, colour_baseline, colour_card, colour_pixels
+from support.colours import COLOURS, ColourNetwork, colour_baseline, colour_card, colour_pixels
 from support.mlflow_stores import start_run
 from toolkit.bundle.files import DIGEST_TAG
 from toolkit.bundle.program import Program, load_bundle, save_bundle

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from support import ROOT, free_port
+from support import ROOT
+from support.servers import free_port
 from support.tiny_networks import CPU, context, together
 from toolkit.errors import SettingsError
 from toolkit.system.metrics import usable_cores

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18
 
-from support import free_port
+from support.servers import free_port
 from toolkit.errors import SettingsError
 from toolkit.training.data.dataset import Subset
 from toolkit.training.device import Device

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
-from support import full_disk
+from support.disk import full_disk
 from toolkit.errors import DataError, SettingsError
 from toolkit.tuning.journal import Journal, read_journal, write_whole
 

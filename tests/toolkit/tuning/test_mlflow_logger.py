@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from torch import nn
 
-from support import COLOURS, colour_image
+from support.colours import COLOURS, colour_image
 from support.mlflow_stores import Clock, file_of
 from toolkit.errors import TrackingError
 from toolkit.tracking.connection import RETRY_SECONDS, connect

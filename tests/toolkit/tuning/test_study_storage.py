@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support import full_disk
+from support.disk import full_disk
 from toolkit.errors import DataError, SettingsError
 from toolkit.tuning.journal import Journal
 from toolkit.tuning.space import FULL, QUICK, Choice, Uniform

@@ -18,7 +18,7 @@ from toolkit.tuning import worker_pool as module
 from toolkit.tuning.worker_pool import Event, WorkerPool
 
 WORK = f"{__name__}:work"  # each worker imports this file, so that it imports nothing slow
-LONGEST_WAIT = 600.0  # seconds
+MAX_WAIT_S = 600.0  # seconds
 
 
 @pytest.fixture
@@ -61,12 +61,12 @@ def exit_with(status):
 
 def die(number):
     os.kill(os.getpid(), number)
-    time.sleep(LONGEST_WAIT)
+    time.sleep(MAX_WAIT_S)
 
 
 def rest(report):
     report(os.getpid())
-    time.sleep(LONGEST_WAIT)
+    time.sleep(MAX_WAIT_S)
 
 
 def finish_the_step(report, then):
@@ -86,7 +86,7 @@ def finish_the_step(report, then):
 def ignore_sigterm(report):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     report(os.getpid())
-    time.sleep(LONGEST_WAIT)
+    time.sleep(MAX_WAIT_S)
 
 
 def local_error(_):
@@ -136,7 +136,7 @@ def events_until_the_end(pool, *keys):
     """All that happens until these tasks have ended."""
     events = []
     while not set(keys) <= {event.key for event in events if event.kind != "progress"}:
-        events += pool.wait(LONGEST_WAIT) or pytest.fail(f"nothing more within {LONGEST_WAIT} s after {events}")
+        events += pool.wait(MAX_WAIT_S) or pytest.fail(f"nothing more within {MAX_WAIT_S} s after {events}")
     return events
 
 
@@ -147,7 +147,7 @@ def outcome(pool, *task, key=0):
 
 
 def first_report(pool):
-    (event,) = pool.wait(LONGEST_WAIT)
+    (event,) = pool.wait(MAX_WAIT_S)
     assert event.kind == "progress"
     return event.value
 
@@ -165,7 +165,7 @@ def gone(pid):
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + LONGEST_WAIT
+    deadline = time.monotonic() + MAX_WAIT_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -233,10 +233,10 @@ def test_whatever_is_mixed_each_task_ends_once_and_last():
     with WorkerPool(3, WORK) as pool:
         for key, (task, _, _) in enumerate(planned):
             while not pool.n_idle:
-                events += pool.wait(LONGEST_WAIT)
+                events += pool.wait(MAX_WAIT_S)
             pool.start(key, task)
         while pool.n_idle < 3:
-            events += pool.wait(LONGEST_WAIT)
+            events += pool.wait(MAX_WAIT_S)
     for key, (_, kind, reports) in enumerate(planned):
         own = [event for event in events if event.key == key]
         assert [event.value for event in own[:-1]] == list(range(reports))
@@ -401,7 +401,7 @@ def test_a_stop_cuts_no_message_short(pool):
     """A message that is on its way comes whole, and what is reported after SIGTERM comes after it."""
     for _ in range(5):
         pool.start(0, ["report_to_the_last", 3_000_000])
-        *reports, last, end = pool.wait(LONGEST_WAIT) + pool.stop()
+        *reports, last, end = pool.wait(MAX_WAIT_S) + pool.stop()
         assert {event.value for event in reports} == {"x" * 3_000_000}
         assert (last, end) == (Event(0, "progress", "the last"), Event(0, "stopped"))
 
@@ -476,7 +476,7 @@ def test_a_signal_for_all_reaches_the_program_alone_which_stops_its_workers(prog
     pids = busy(program)
     os.killpg(program.pid, number)
     stopped = "(0, 'progress') (0, 'stopped') (1, 'progress') (1, 'stopped')\n"
-    assert program.communicate(timeout=LONGEST_WAIT) == (stopped, "")
+    assert program.communicate(timeout=MAX_WAIT_S) == (stopped, "")
     assert program.returncode == 0
     assert all(map(gone, pids))
 

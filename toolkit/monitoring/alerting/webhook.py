@@ -21,7 +21,7 @@ from toolkit.monitoring.alerting.notifiers import EXIT_TIMEOUT_S, Notification, 
 logger = logging.getLogger(__name__)
 
 LONGEST_PAUSE, LONGEST_RETRY_AFTER = 300, 3600  # seconds: of back-off, and that a receiver may ask for
-LONGEST_REASON = 200  # characters of what is logged
+MAX_REASON_LENGTH = 200  # characters of what is logged
 THREAD_NAME = "alert-webhook"
 
 
@@ -291,4 +291,4 @@ def _is_of_another_thread(record: logging.LogRecord) -> bool:
 
 
 def _printable(text: str) -> str:
-    return text[:LONGEST_REASON].encode("unicode_escape").decode()
+    return text[:MAX_REASON_LENGTH].encode("unicode_escape").decode()

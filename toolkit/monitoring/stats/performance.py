@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.bundle.baseline import CalibrationBins
 from toolkit.errors import SettingsError
 from toolkit.monitoring.base.thresholds import LEVELS, Thresholds
 from toolkit.monitoring.stats.distributions import normal_quantile
 from toolkit.monitoring.stats.hypothesis_tests import degradation_lower_bound
+from toolkit.statistics.calibration import CalibrationBins
 from toolkit.statistics.classification_metrics import class_scores
 from toolkit.statistics.intervals import wilson
 
@@ -145,7 +145,7 @@ def calibration(bins: CalibrationBins, effective_n: float | None = None) -> dict
 
     Examples
     --------
-    >>> from toolkit.bundle.baseline import calibration_bins
+    >>> from toolkit.statistics.calibration import calibration_bins
     >>> figures = calibration(calibration_bins(np.full((200, 2), [0.75, 0.25]), np.arange(200) % 2))
     >>> figures["calibration_error"], [round(end, 3) for end in figures["calibration_error_interval"]]
     (0.25, [0.18, 0.32])

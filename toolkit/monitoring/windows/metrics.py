@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.bundle.baseline import CalibrationBins
 from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.stats import performance
 from toolkit.monitoring.windows.label_bias import LabelBias, effective_labels, label_bias
 from toolkit.monitoring.windows.reference import ReferenceBins
 from toolkit.monitoring.windows.summary import STEPS, WindowSummary
+from toolkit.statistics.calibration import CalibrationBins
 
 
 @dataclass(frozen=True, kw_only=True)

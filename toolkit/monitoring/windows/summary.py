@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.bundle.baseline import CALIBRATION_BINS
 from toolkit.errors import StoreError
 from toolkit.monitoring.base.predictions import NO_CLASS
 from toolkit.monitoring.stats import hypothesis_tests
 from toolkit.monitoring.stats.performance_estimation import STEP
+from toolkit.statistics.calibration import CALIBRATION_BINS
 
 STEPS = 2**24  # every float16 is a whole number of these parts of one, so that sums of them are exact
 

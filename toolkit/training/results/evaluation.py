@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from toolkit.bundle.baseline import calibration_bins
+from toolkit.statistics.calibration import calibration_bins
 from toolkit.statistics.classification_metrics import class_scores, confusion_matrix, weighted_scores
 
 TEMPERATURES = (0.05, 20.0)  # a fit outside would only say that the logits are useless

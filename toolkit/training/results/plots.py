@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from toolkit.bundle.baseline import CalibrationBins
 from toolkit.plotting.fonts import draw_names
 from toolkit.plotting.style import (
     BLUE,
@@ -23,6 +22,7 @@ from toolkit.plotting.style import (
     reliability_figure,
     tidy_axes,
 )
+from toolkit.statistics.calibration import CalibrationBins
 from toolkit.training.loop import EpochMetrics
 
 MOST_COUNTED = 30  # classes whose confusions are written as numbers

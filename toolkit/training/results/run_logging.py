@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from toolkit.bundle.baseline import LARGEST_SAMPLE, Baseline, CalibrationBins, calibration_bins
+from toolkit.bundle.baseline import MAX_SAMPLE, Baseline
 from toolkit.bundle.files import DIGEST_TAG, Card, Measurement, library_versions
 from toolkit.bundle.program import Program, save_bundle
 from toolkit.cli.terminal import echo
 from toolkit.images.decoding import STATISTICS
+from toolkit.statistics.calibration import CalibrationBins, calibration_bins
 from toolkit.tracking.code_version import code_version
 from toolkit.tracking.connection import mlflow_call
 from toolkit.tracking.run import Run
@@ -220,7 +221,7 @@ def _has_bundle(run: Run) -> bool:
 def _baseline(data: TrainingData, probabilities: NDArray[np.float32]) -> Baseline:
     """The held-out images, or an evenly spread sample of them."""
     held_out = data.split.held_out
-    chosen = np.linspace(0, len(held_out) - 1, min(len(held_out), LARGEST_SAMPLE)).round().astype(int)
+    chosen = np.linspace(0, len(held_out) - 1, min(len(held_out), MAX_SAMPLE)).round().astype(int)
     indices = held_out[chosen]
     columns = data.images.statistics[indices].T
     return Baseline(

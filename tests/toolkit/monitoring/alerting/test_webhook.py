@@ -22,7 +22,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from support import ROOT, free_port
+from support import ROOT
+from support.servers import free_port
 from support.webhook_receiver import Receiver
 from toolkit.errors import SettingsError
 from toolkit.monitoring.alerting.notifiers import Notification, Notifiers

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from support.prediction_fixtures import baseline_of, names, window_of
-from toolkit.bundle.baseline import calibration_bins
 from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.plots import snapshot
 from toolkit.monitoring.windows.drift import DriftReport, run_tests
 from toolkit.monitoring.windows.reference import ReferenceBins
 from toolkit.plotting.style import MIN_IN_BIN
+from toolkit.statistics.calibration import calibration_bins
 from toolkit.statistics.intervals import wilson
 
 YARDSTICK = ReferenceBins(names(3), baseline_of(500, np.random.default_rng(0)))

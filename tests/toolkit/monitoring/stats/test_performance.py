@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from toolkit.bundle.baseline import calibration_bins
 from toolkit.errors import SettingsError
 from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.stats.performance import calibration, classification_metrics, degradation
+from toolkit.statistics.calibration import calibration_bins
 from toolkit.statistics.intervals import wilson
 
 matrices = st.integers(1, 4).flatmap(

@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.requests import ClientDisconnect
 
-from support import LONGEST_WAIT
+from support import MAX_WAIT_S
 from toolkit.serving.http.access_log import CLIENT_CLOSED_REQUEST, AccessLogMiddleware
 from toolkit.serving.http.disconnect import CancelOnDisconnectMiddleware
 from toolkit.serving.http.server import Server, ServerConfig, listen
@@ -238,7 +238,7 @@ class Counter:
         return app
 
     def send(self, *names):
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=LONGEST_WAIT)
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=MAX_WAIT_S)
         head = "POST /wait/{} HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
         connection.sendall("".join(head.format(name) for name in names).encode())
         return connection
@@ -253,7 +253,7 @@ class Counter:
         return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
 
 
-def wait_until(condition, seconds=LONGEST_WAIT):
+def wait_until(condition, seconds=MAX_WAIT_S):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -270,7 +270,7 @@ def counter():
     thread.start()
     yield counter
     counter.server.handle_exit(signal.SIGTERM, None)
-    thread.join(LONGEST_WAIT)
+    thread.join(MAX_WAIT_S)
     assert not thread.is_alive()
 
 
@@ -280,7 +280,7 @@ def test_after_a_thousand_departures_nothing_remains(counter):
     wait_until(lambda: counter.answered(CLIENT_CLOSED_REQUEST) == 1)
 
     def tasks():
-        return asyncio.run_coroutine_threadsafe(counter.tasks(), counter.loop).result(LONGEST_WAIT)
+        return asyncio.run_coroutine_threadsafe(counter.tasks(), counter.loop).result(MAX_WAIT_S)
 
     wait_until(lambda: not counter.server.server_state.tasks)
     before = tasks()

@@ -18,7 +18,7 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from support import LONGEST_WAIT
+from support import MAX_WAIT_S
 from toolkit.errors import SettingsError
 from toolkit.serving.http.access_log import AccessLogMiddleware
 from toolkit.serving.http.body_limit import BodyLimitMiddleware, Timeouts
@@ -78,7 +78,7 @@ def serving(**words):
         yield server, listener.getsockname()[1], figures
     finally:
         server.handle_exit(signal.SIGTERM, None)
-        thread.join(LONGEST_WAIT)
+        thread.join(MAX_WAIT_S)
     assert not thread.is_alive()
 
 
@@ -88,7 +88,7 @@ def port():
         yield port
 
 
-def wait_until(condition, seconds=LONGEST_WAIT):
+def wait_until(condition, seconds=MAX_WAIT_S):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -105,7 +105,7 @@ def rest_of(connection):
 
 def talk(port, *pieces):
     """Send bytes as they are, and return all that comes back until the connection is closed."""
-    with socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S) as connection:
         for piece in pieces:
             connection.sendall(piece)
         return rest_of(connection)
@@ -149,7 +149,7 @@ def test_what_is_no_http_is_answered_with_a_problem(port, request_bytes):
 def test_a_body_that_breaks_gets_one_answer_and_leaves_no_traceback(port, caplog, pause):
     head = b"POST /nowhere HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
     broken = b"not a length\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S) as connection:
         connection.sendall(head if pause else head + broken)
         answer = connection.recv(65536)
         if pause:
@@ -203,7 +203,7 @@ IN_TIME = [POST[:20], POST[20:60], POST[60:], *[b"a" * 20] * 5]
 def outlast(port, pieces):
     """Send the pieces with pauses, and return what comes back until the connection is closed."""
     with socket.create_connection(("127.0.0.1", port), timeout=0.1) as connection:
-        answer, pieces, end = b"", iter(pieces), time.monotonic() + LONGEST_WAIT
+        answer, pieces, end = b"", iter(pieces), time.monotonic() + MAX_WAIT_S
         while time.monotonic() < end:
             with suppress(BrokenPipeError, ConnectionResetError):  # what was answered before can still be read
                 connection.sendall(next(pieces, b""))
@@ -227,7 +227,7 @@ def endings():
     with serving(patience=HASTY) as (server, port, figures), ThreadPoolExecutor(len(SLOW_CLIENTS)) as clients:
         with (
             socket.socket() as reading_nothing,
-            socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT) as staying,
+            socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S) as staying,
         ):
             reading_nothing.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             reading_nothing.connect(("127.0.0.1", port))
@@ -292,17 +292,17 @@ def test_a_large_answer_is_taken_whole_by_who_reads_it(port):
 
 def test_one_connection_too_many_is_told_so_and_the_next_one_served_when_there_is_room():
     with serving(most_connections=3) as (server, port, _):
-        open_ones = [socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT) for _ in range(3)]
+        open_ones = [socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S) for _ in range(3)]
         wait_until(lambda: len(server.server_state.connections) == 3)
         head, _, body = talk(port, GET).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
         assert b"\r\nRetry-After: 1\r\n" in head
         assert json.loads(body)["detail"] == "3 connections are open already"
-        staying = socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT)
+        staying = socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S)
         assert staying.recv(65536).startswith(b"HTTP/1.1 503")
         open_ones.pop().close()
         wait_until(lambda: len(server.server_state.connections) == 3)  # with the one that was turned away and stays
-        open_ones.append(socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT))
+        open_ones.append(socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S))
         for one in open_ones:
             one.sendall(GET)
             assert one.recv(65536).startswith(b"HTTP/1.1 200")
@@ -314,7 +314,7 @@ def test_one_connection_too_many_is_told_so_and_the_next_one_served_when_there_i
 
 def test_a_refused_client_does_not_hold_a_server_that_leaves():
     with serving() as (_, port, _):
-        connection = socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT)
+        connection = socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S)
         connection.sendall(b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 400")
     connection.close()
@@ -439,7 +439,7 @@ class Regular:
     def __call__(self):
         with suppress(ConnectionRefusedError):
             while True:
-                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LONGEST_WAIT)
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=MAX_WAIT_S)
                 connection.connect()
                 with closing(connection):
                     self.stay(connection)
@@ -482,7 +482,7 @@ def test_what_arrived_together_is_answered_to_the_last_while_the_server_leaves()
     ask = b"POST /slow?seconds=0.5 HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
     with (
         serving(finish_seconds=30) as (server, port, _),
-        socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT) as connection,
+        socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S) as connection,
     ):
         connection.sendall(ask * 3)
         wait_until(lambda: server.server_state.tasks)
@@ -496,7 +496,7 @@ def test_what_arrived_together_is_answered_to_the_last_while_the_server_leaves()
 def test_a_connection_that_idles_is_closed_but_not_before_what_is_on_its_way_has_come():
     with serving(drain_seconds=1000, finish_seconds=30) as (server, port, _), ExitStack() as stack:
         idle, late = (
-            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT)) for _ in range(2)
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S)) for _ in range(2)
         )
         for connection in (idle, late):
             connection.sendall(GET)
@@ -517,7 +517,7 @@ def test_a_connection_that_idles_is_closed_but_not_before_what_is_on_its_way_has
 def test_a_request_that_cannot_be_finished_in_time_is_told_so():
     with (
         serving() as (server, port, _),
-        socket.create_connection(("127.0.0.1", port), timeout=LONGEST_WAIT) as connection,
+        socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S) as connection,
     ):
         connection.sendall(b"POST /slow?seconds=3600 HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
         wait_until(lambda: server.server_state.tasks)

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from support import COLOURS, LONGEST_WAIT, colour_image
+from support import MAX_WAIT_S
+from support.colours import COLOURS, colour_image
 from toolkit.images.decoding import ImageLimits, load_image
 from toolkit.serving.inference.batcher import Batcher
 from toolkit.serving.inference.result import TIMING_STAGES, InferenceResult
@@ -33,7 +34,7 @@ class BlockingEngine:
             self.running += 1
             self.most = max(self.most, self.running)
         self.begun.set()
-        assert self.go.wait(LONGEST_WAIT)
+        assert self.go.wait(MAX_WAIT_S)
         with self._lock:
             self.running -= 1
         return self._engine.infer(images)
@@ -77,7 +78,7 @@ def classify(batcher, model, data, seconds=None):
 
 
 async def until(condition):
-    async with asyncio.timeout(LONGEST_WAIT):
+    async with asyncio.timeout(MAX_WAIT_S):
         while not condition():
             await asyncio.sleep(0.001)
 

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from support import LONGEST_WAIT, ROOT, ColourNetwork, colour_baseline, colour_card, full_disk
+from support import MAX_WAIT_S, ROOT
+from support.colours import ColourNetwork, colour_baseline, colour_card
+from support.disk import full_disk
 from toolkit.bundle.program import Program, load_bundle, save_bundle
 from toolkit.errors import BundleError
 from toolkit.serving.models import engines, openvino_cache
@@ -424,7 +426,7 @@ sys.addaudithook(watch)
 print(prepare(bundle, "openvino").name)
 for thread in threading.enumerate():
     if thread is not threading.main_thread() and not thread.daemon:
-        thread.join(LONGEST_WAIT)
+        thread.join(MAX_WAIT_S)
 print(seen)
 """
 
@@ -434,7 +436,7 @@ def test_nothing_is_told_to_the_makers_of_openvino(saved, tmp_path):
     variables = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD")}
     result = subprocess.run(
         [sys.executable, "-c", FRESH, str(folder), digest],
-        check=False, capture_output=True, text=True, timeout=LONGEST_WAIT, cwd=tmp_path,
+        check=False, capture_output=True, text=True, timeout=MAX_WAIT_S, cwd=tmp_path,
         env={**variables, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -493,7 +495,7 @@ def test_two_threads_that_are_the_first_to_use_openvino_do_not_wait_for_each_oth
         command,
         capture_output=True,
         text=True,
-        timeout=LONGEST_WAIT,
+        timeout=MAX_WAIT_S,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support import LONGEST_WAIT, ColourNetwork, colour_baseline, colour_card
+from support import MAX_WAIT_S
+from support.colours import ColourNetwork, colour_baseline, colour_card
 from toolkit.bundle.program import Program, open_bundle_lazily, save_bundle
 from toolkit.errors import BundleError
 from toolkit.serving.models.engines import select_engine
@@ -141,6 +142,6 @@ def test_it_ends_with_the_process_that_asked_for_it(bundle, tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=module_environment()) as asking:
         orphan = psutil.Process(int(asking.stdout.readline()))
         asking.kill()
-    _, alive = psutil.wait_procs([orphan], timeout=LONGEST_WAIT)
+    _, alive = psutil.wait_procs([orphan], timeout=MAX_WAIT_S)
     assert not alive
     assert not is_cached(bundle, cache)

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from support import LONGEST_WAIT, ColourNetwork, colour_baseline, colour_card, full_disk
+from support import MAX_WAIT_S
+from support.colours import ColourNetwork, colour_baseline, colour_card
+from support.disk import full_disk
 from toolkit.bundle.files import CARD, PROGRAM, digest_of
 from toolkit.bundle.program import Program, load_bundle, save_bundle
 from toolkit.errors import TrackingError
@@ -232,7 +234,7 @@ def test_what_one_process_fetches_another_does_not_remove():
             incoming = cache / "incoming-abc"
             incoming.mkdir()
             fetching.set()
-            assert go_on.wait(LONGEST_WAIT)
+            assert go_on.wait(MAX_WAIT_S)
             incoming.rename(cache / release.digest)
             return release.digest
 
@@ -242,7 +244,7 @@ def test_what_one_process_fetches_another_does_not_remove():
     fetch = threading.Thread(target=lambda: loaded.append(first.load(Slow(), versions[1])))
     note = threading.Thread(target=second.mark_served, args=(versions[0],))
     fetch.start()
-    assert fetching.wait(LONGEST_WAIT)
+    assert fetching.wait(MAX_WAIT_S)
     note.start()
     note.join(0.2)
     go_on.set()

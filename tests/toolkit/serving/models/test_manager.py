@@ -10,7 +10,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from support import LONGEST_WAIT
+from support import MAX_WAIT_S
 from toolkit.errors import BundleError, NotRegistered, TrackingError
 from toolkit.serving.models.engines import TorchEngine
 from toolkit.serving.models.manager import MAX_BACKOFF_S, ModelManager, ModelManagerConfig, release_key
@@ -27,7 +27,7 @@ class Rows:
     def infer(self, images):
         self.begun.set()
         if self.gate is not None:
-            assert self.gate.wait(LONGEST_WAIT)
+            assert self.gate.wait(MAX_WAIT_S)
         assert not self.closed
         return np.tile(self.row, (len(images), 1))
 
@@ -65,7 +65,7 @@ class Changes:
 
     def wait_for(self, count):
         with self.news:
-            assert self.news.wait_for(lambda: len(self.seen) >= count, LONGEST_WAIT), self.seen
+            assert self.news.wait_for(lambda: len(self.seen) >= count, MAX_WAIT_S), self.seen
 
 
 def release(source, version):
@@ -285,7 +285,7 @@ def test_the_thread_survives_whatever_is_raised_and_ends_when_told(source, adopt
 
     source.find = broken
     live.start()
-    assert looks.wait(LONGEST_WAIT)
+    assert looks.wait(MAX_WAIT_S)
     adopted.wait_for(1)
     source.put(2)
     adopted.wait_for(2)
@@ -317,7 +317,7 @@ def test_an_unforeseen_error_is_shown_as_trouble_with_the_registry(source, adopt
     source.wanted = ValueError("a library's own")
     monkeypatch.setattr(live._stopping, "wait", lambda _seconds: waits.set() or live._stopping.set())
     live.start()
-    assert waits.wait(LONGEST_WAIT)
+    assert waits.wait(MAX_WAIT_S)
     live.stop()
     assert live.describe().problem == "the look at it failed: ValueError"
     assert live.reachable is False
@@ -368,14 +368,14 @@ def test_what_was_replaced_is_closed_when_its_last_answer_is_out(source, adopted
 
     asking = threading.Thread(target=ask, args=(live.model,), name="asking")
     asking.start()
-    assert first.begun.wait(LONGEST_WAIT)
+    assert first.begun.wait(MAX_WAIT_S)
     source.put(2)
     assert live.poll() == "loaded"  # it does not wait for the engine that is at work
     gc.collect()
     assert old() is not None
     assert first.closed == []
     gate.set()
-    asking.join(LONGEST_WAIT)
+    asking.join(MAX_WAIT_S)
     np.testing.assert_array_equal(answers[0], first.row[None])
     assert old() is None  # without a collection: nothing goes round in circles
     assert first.closed == ["asking"]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from support import COLOURS, LONGEST_WAIT
+from support import MAX_WAIT_S
+from support.colours import COLOURS
 from toolkit.errors import BundleError, NotRegistered, TrackingError
 from toolkit.serving.metrics import ServiceMetrics, shadow_families
 from toolkit.serving.models.engines import TorchEngine
@@ -25,7 +26,7 @@ def grey(size):
 
 
 def until(condition):
-    deadline = time.monotonic() + LONGEST_WAIT
+    deadline = time.monotonic() + MAX_WAIT_S
     while not condition():
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.002)
@@ -40,7 +41,7 @@ class Gated(TorchEngine):
 
     def infer(self, images):
         self.begun.set()
-        assert self.gate.wait(LONGEST_WAIT)
+        assert self.gate.wait(MAX_WAIT_S)
         if self.trouble:
             raise self.trouble
         return super().infer(images)
@@ -128,7 +129,7 @@ def test_a_full_queue_drops_and_counts(start, live, gate, engines):
     gate.clear()
     engines[0].begun.clear()
     offer(shadow, live, GREEN)
-    assert engines[0].begun.wait(LONGEST_WAIT)
+    assert engines[0].begun.wait(MAX_WAIT_S)
     offer(shadow, live, *[GREEN] * (QUEUE_SIZE + 3))
     assert shadow.figures()["dropped"] == 3
     gate.set()
@@ -231,7 +232,7 @@ def test_it_waits_while_the_live_path_is_busy(start, live, engines):
     shadow = start(busy=is_busy)
     engines[0].begun.clear()
     offer(shadow, live, GREEN)
-    assert asked.wait(LONGEST_WAIT)
+    assert asked.wait(MAX_WAIT_S)
     assert not engines[0].begun.is_set()
     busy[0] = False
     until(lambda: seen(shadow) == 1)
@@ -261,7 +262,7 @@ def test_it_ends_with_images_waiting_and_takes_what_comes_later(start, live, gat
     stopping = threading.Thread(target=shadow.stop)
     stopping.start()
     gate.set()
-    stopping.join(LONGEST_WAIT)
+    stopping.join(MAX_WAIT_S)
     assert not shadow._thread.is_alive()
     offer(shadow, live, *[GREEN] * 5)
 

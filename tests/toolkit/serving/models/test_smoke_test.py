@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support import colour_card
+from support.colours import colour_card
 from toolkit.errors import BundleError
 from toolkit.serving.models.engines import TorchEngine, synthetic_images
 from toolkit.serving.models.smoke_test import SmokeTestResult, agreement, compare_outputs, smoke_test

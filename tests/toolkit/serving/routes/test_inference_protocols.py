@@ -21,7 +21,8 @@ from mlflow.utils.proto_json_utils import dump_input_data
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve_model import ServeSettings, create_app
-from support import COLOURS, LONGEST_WAIT, colour_card, colour_image, colour_pixels, encode
+from support import MAX_WAIT_S
+from support.colours import COLOURS, colour_card, colour_image, colour_pixels, encode
 from toolkit.images.decoding import load_image
 from toolkit.serving.http.server import Server, ServerConfig, listen
 from toolkit.serving.problems import MEDIA_TYPE
@@ -432,13 +433,13 @@ def address(app):
     thread.start()
     yield "{}:{}".format(*listener.getsockname())
     server.handle_exit(signal.SIGTERM, None)
-    thread.join(LONGEST_WAIT)
+    thread.join(MAX_WAIT_S)
 
 
 @pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
 @pytest.mark.parametrize("binary", [True, False])
 def test_the_client_of_triton_understands_and_is_understood(address, wanted, binary, compression):
-    waits = {"network_timeout": LONGEST_WAIT, "connection_timeout": LONGEST_WAIT}
+    waits = {"network_timeout": MAX_WAIT_S, "connection_timeout": MAX_WAIT_S}
     with tritonclient.http.InferenceServerClient(address, **waits) as client:
         while not client.is_model_ready("colours"):
             time.sleep(0.05)

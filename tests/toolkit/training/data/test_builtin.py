@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from torchvision.datasets import FashionMNIST
 
-from support import free_port
+from support.servers import free_port
 from toolkit.errors import DataError
 from toolkit.training.data.builtin import NAMES, catalogue, load_builtin, load_downloaded, open_idx
 from toolkit.training.data.cifar import CIFAR10

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from support import encode
+from support.colours import encode
 from toolkit.errors import DataError
 from toolkit.images import decoding
 from toolkit.images.decoding import STATISTICS, ImageLimits, load_image

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from support import encode
+from support.colours import encode
 from toolkit.errors import DataError
 from toolkit.images.decoding import load_image
 from toolkit.training.data.catalogue import Duplicate, Remark, Skipped, open_catalogue, read, require_enough

@@ -9,7 +9,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from support import encode
+from support.colours import encode
 from toolkit.images.decoding import STATISTICS, ImageLimits, load_image
 from toolkit.training.data.cache_files import DecodeSpec
 from toolkit.training.data.catalogue import Catalogue

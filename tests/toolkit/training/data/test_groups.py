@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from support import encode
+from support.colours import encode
 from toolkit.errors import DataError
 from toolkit.training.data.cache import decode
 from toolkit.training.data.catalogue import Catalogue, open_catalogue

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy.stats import binomtest
 
-from support import encode
+from support.colours import encode
 from toolkit.images.decoding import SUFFIXES
 from toolkit.training.data.cache import Cache, decode
 from toolkit.training.data.catalogue import Catalogue, Remark, Skipped, open_catalogue

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support import encode
+from support.colours import encode
 from toolkit.errors import DataError
 from toolkit.training.data.catalogue import Catalogue, open_catalogue
 from toolkit.training.data.groups import Groups

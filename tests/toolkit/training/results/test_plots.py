@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from toolkit.bundle.baseline import calibration_bins
 from toolkit.plotting.style import BLUE, ORANGE
+from toolkit.statistics.calibration import calibration_bins
 from toolkit.training.loop import EpochMetrics
 from toolkit.training.results.plots import (
     calibration_plot,

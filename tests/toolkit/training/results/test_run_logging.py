@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from support import COLOURS, colour_image
+from support.colours import COLOURS, colour_image
 from toolkit.bundle.files import DIGEST_TAG, Measurement
 from toolkit.bundle.program import load_bundle
 from toolkit.errors import TrackingError
