@@ -108,7 +108,7 @@ def new_id_numbers(seconds: float, n: int) -> list[int]:
 def format_id(number: int) -> str:
     """The 16 hex digits of an id.
 
-    >>> show(255)
+    >>> format_id(255)
     '00000000000000ff'
     """
     return f"{number:0{DIGITS}x}"

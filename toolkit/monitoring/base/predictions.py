@@ -14,6 +14,10 @@ WINDOWS: dict[str, int | None] = {"short": 1_000, "medium": 10_000, "long": None
 
 NO_CLASS = -1  # the class of a prediction that was not finite, the label of one that has none
 
+# Sources of labels.
+BIASED_SOURCES = ("complaint",)  # people complain about what is wrong
+DRAWN_SOURCE = "audit"  # of a sample drawn at random; "audit: ada" when a person is named
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -47,9 +51,9 @@ class Predictions:
     Examples
     --------
     >>> import numpy as np
-    >>> window = Window(("cat", "dog"), np.arange(4.0), np.array([0, 1, 1, -1]),
+    >>> window = Predictions(("cat", "dog"), np.arange(4.0), np.array([0, 1, 1, -1]),
     ...                 np.array([0.9, 0.8, 0.7, np.nan]), np.array([0, 1, 0, -1]))
-    >>> window.n, window.n_labels, window.right, window.non_finite
+    >>> window.n, window.n_labels, window.n_correct, window.non_finite
     (4, 3, 2, 1)
     >>> window.last(2).n
     2
@@ -148,3 +152,23 @@ def window_size(name: str) -> int | None:
     if name not in WINDOWS:
         raise SettingsError(f"there is no window {name!r}; the windows are {suggest(WINDOWS, name)}")
     return WINDOWS[name]
+
+
+def is_drawn(source: str) -> bool:
+    """Whether a source says that its labels are of a sample drawn at random.
+
+    >>> is_drawn("audit"), is_drawn("audit: ada"), is_drawn("auditor")
+    (True, True, False)
+    """
+    return source == DRAWN_SOURCE or source.startswith(f"{DRAWN_SOURCE}: ")
+
+
+def drawn_source(source: str) -> str:
+    """The source under which a label of a drawn prediction is kept.
+
+    >>> drawn_source("unspecified"), drawn_source("ada"), drawn_source("audit")
+    ('audit', 'audit: ada', 'audit')
+    """
+    if is_drawn(source):
+        return source
+    return DRAWN_SOURCE if source == "unspecified" else f"{DRAWN_SOURCE}: {source}"

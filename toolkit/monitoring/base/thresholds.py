@@ -39,13 +39,13 @@ class Thresholds:
 
     Examples
     --------
-    >>> limits = Limits()
+    >>> limits = Thresholds()
     >>> limits.level(0.04), limits.level(0.12), limits.level(0.5)
     ('ok', 'critical', 'immediate')
-    >>> daily = Limits(ignore=("prediction_distribution/short",))
+    >>> daily = Thresholds(ignore=("prediction_distribution/short",))
     >>> daily.ignores("prediction_distribution", "short"), daily.ignores("prediction_distribution", "medium")
     (True, False)
-    >>> Limits(alpha=2)
+    >>> Thresholds(alpha=2)
     Traceback (most recent call last):
         ...
     toolkit.errors.SettingsError: alpha must lie between 0 and 1, got 2
@@ -90,7 +90,7 @@ class Thresholds:
     def listed(text: str) -> tuple[str, ...]:
         """What to ignore, from a list with commas.
 
-        >>> Limits.listed("prediction_distribution, confidence_distribution/short")
+        >>> Thresholds.listed("prediction_distribution, confidence_distribution/short")
         ('prediction_distribution', 'confidence_distribution/short')
         """
         return tuple(name for part in text.split(",") if (name := part.strip()))
@@ -121,7 +121,7 @@ class Thresholds:
     def severity(level: str) -> int:
         """Rank of a level, 0 for ``ok``.
 
-        >>> Limits.severity("critical")
+        >>> Thresholds.severity("critical")
         2
         """
         if level not in LEVELS:

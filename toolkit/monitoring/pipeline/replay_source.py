@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from toolkit.bundle.baseline import Baseline
 from toolkit.errors import DataError, SettingsError, StoreError, first_line, suggest
-from toolkit.monitoring.base.predictions import NO_CLASS, Predictions
-from toolkit.monitoring.stats.performance import BIASED_SOURCES, is_drawn
+from toolkit.monitoring.base.predictions import BIASED_SOURCES, NO_CLASS, Predictions, is_drawn
 from toolkit.monitoring.store.events import Events, read_events
 from toolkit.monitoring.store.export import ENDINGS, PROBABILITY, STATISTIC
 from toolkit.monitoring.store.labels import LabelRows

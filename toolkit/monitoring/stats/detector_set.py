@@ -85,10 +85,10 @@ class DetectorSet:
     Examples
     --------
     >>> sure = Baseline(("cat", "dog"), np.tile([[0.9, 0.1], [0.2, 0.8]], (500, 1)), np.tile([0, 1], 500))
-    >>> detectors = Detectors(sure, false_alarms_per_million=1000)
-    >>> cats = Window(("cat", "dog"), np.arange(60.0), np.zeros(60, int), np.full(60, np.float16(0.9), np.float32),
+    >>> detectors = DetectorSet(sure, false_alarms_per_million=1000)
+    >>> cats = Predictions(("cat", "dog"), np.arange(60.0), np.zeros(60, int), np.full(60, np.float16(0.9), np.float32),
     ...               np.full(60, -1), sequence=np.arange(60))
-    >>> {found.metric: found.alarm.change for found in detectors.hear(cats)}
+    >>> {found.metric: found.alarm.change for found in detectors.update(cats)}
     {'confidence_distribution': 'higher', 'prediction_distribution': 'more frequent'}
     """
 

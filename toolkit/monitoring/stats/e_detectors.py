@@ -219,8 +219,8 @@ class BurstWeights:
 
     Examples
     --------
-    >>> bursts = Bursts({kind: 10.0 for kind in range(20)})
-    >>> bursts.worth(np.repeat([3, 8, 5], 20)).round(2)[[0, 4, 30, 59]].tolist()
+    >>> bursts = BurstWeights({kind: 10.0 for kind in range(20)})
+    >>> bursts.effective_n(np.repeat([3, 8, 5], 20)).round(2)[[0, 4, 30, 59]].tolist()
     [1.0, 0.2, 0.02, 0.02]
     """
 

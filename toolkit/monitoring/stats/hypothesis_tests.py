@@ -113,7 +113,7 @@ def chi_square(window: Cases, reference: Cases) -> TestResult:
     >>> round(outcome.statistic, 4), round(outcome.p_value, 6)
     (8.3333, 0.003892)
     >>> chi_square(np.array([3, 0]), np.array([400, 0]))
-    Outcome(statistic=0.0, p_value=1.0)
+    TestResult(statistic=0.0, p_value=1.0)
 
     References
     ----------
@@ -310,7 +310,7 @@ def mean_shift(window: Moments, reference: Moments, resolution: float = 0.0) -> 
 
     Returns
     -------
-    tuple[Outcome, float]
+    tuple[TestResult, float]
         z with its two-sided p-value, and the shift in standard deviations of the reference.
 
     Examples

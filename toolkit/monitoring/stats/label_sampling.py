@@ -42,7 +42,7 @@ def sample_for_labelling(ids: ArrayLike, n: int, seed: int = 0) -> NDArray[np.in
 
     Examples
     --------
-    >>> audit(range(1000), 3).tolist()
+    >>> sample_for_labelling(range(1000), 3).tolist()
     [286, 250, 781]
 
     References
@@ -71,7 +71,7 @@ def labels_to_confirm(reference_accuracy: float, drop: float, limits: Thresholds
 
     Examples
     --------
-    >>> labels_to_confirm(0.9, 0.3, Limits()), labels_to_confirm(0.9, 0.02, Limits())
+    >>> labels_to_confirm(0.9, 0.3, Thresholds()), labels_to_confirm(0.9, 0.02, Thresholds())
     (41, 863)
     """
     return required_labels(reference_accuracy, max(drop, limits.critical), limits.warning, limits.confidence)

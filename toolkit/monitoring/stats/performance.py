@@ -19,9 +19,6 @@ from toolkit.statistics.calibration import CalibrationBins
 from toolkit.statistics.classification_metrics import class_scores
 from toolkit.statistics.intervals import wilson
 
-BIASED_SOURCES = ("complaint",)  # people complain about what is wrong
-DRAWN_SOURCE = "audit"  # of labels of a sample drawn at random; "audit: ada" when somebody is named
-UNSPECIFIED = "unspecified"  # where nobody said who told a label
 ROUNDING = 1e-12  # a variance below this is none: one error among a million labels makes about 1e-6
 
 Confusion = NDArray[np.integer[Any]]  # (K true, K predicted)
@@ -65,7 +62,7 @@ def classification_metrics(confusion: Confusion, effective_n: float | None = Non
 
     Examples
     --------
-    >>> figures = quality(np.array([[40, 10], [5, 45]]))
+    >>> figures = classification_metrics(np.array([[40, 10], [5, 45]]))
     >>> figures["n_labels"], figures["accuracy"], [round(end, 3) for end in figures["accuracy_interval"]]
     (100, 0.85, [0.767, 0.907])
     >>> round(figures["precision_weighted"], 4), [round(end, 3) for end in figures["precision_weighted_interval"]]
@@ -208,7 +205,7 @@ def degradation(
 
     Examples
     --------
-    >>> figures = degradation(700, 1000, 1800, 2000, Limits())
+    >>> figures = degradation(700, 1000, 1800, 2000, Thresholds())
     >>> round(figures["degradation"], 3), round(figures["degradation_lower_bound"], 3)
     (0.222, 0.183)
     >>> figures["level"], figures["status"]
@@ -239,26 +236,6 @@ def degradation(
     confirmed = provable >= limits.severity(level)
     status = "none" if level == "ok" else "confirmed" if confirmed else "suspected"
     return figures | {"level": level, "status": status}
-
-
-def is_drawn(source: str) -> bool:
-    """Whether a source says that its labels are of a sample drawn at random.
-
-    >>> is_drawn("audit"), is_drawn("audit: ada"), is_drawn("auditor")
-    (True, True, False)
-    """
-    return source == DRAWN_SOURCE or source.startswith(f"{DRAWN_SOURCE}: ")
-
-
-def drawn_source(source: str) -> str:
-    """The source under which a label of a drawn prediction is kept.
-
-    >>> drawn_source("unspecified"), drawn_source("ada"), drawn_source("audit")
-    ('audit', 'audit: ada', 'audit')
-    """
-    if is_drawn(source):
-        return source
-    return DRAWN_SOURCE if source == UNSPECIFIED else f"{DRAWN_SOURCE}: {source}"
 
 
 def _require_square(confusion: Confusion) -> NDArray[Any]:

@@ -80,7 +80,7 @@ class PerformanceEstimator:
     Examples
     --------
     >>> baseline = Baseline(("cat", "dog"), np.array([[0.9, 0.1]] * 8 + [[0.6, 0.4]] * 2), [0] * 8 + [0, 1])
-    >>> estimator = Estimator(baseline)
+    >>> estimator = PerformanceEstimator(baseline)
     >>> estimator.score([[0.1, 0.9], [0.4, 0.6]]).tolist()  # half of those that tie with 0.6 were right
     [[1.0, 1.0], [0.5, 0.5]]
     >>> estimator.estimate([[0.9, 0.1]] * 60 + [[0.4, 0.6]] * 40).accuracy
@@ -164,8 +164,8 @@ class PerformanceEstimator:
         Examples
         --------
         >>> probabilities = np.array([[0.9, 0.1]] * 800 + [[0.6, 0.4]] * 200)
-        >>> estimator = Estimator(Baseline(("cat", "dog"), probabilities, [0] * 900 + [1] * 100))
-        >>> worse = estimator.degradation(estimator.estimate([[0.4, 0.6]] * 500), Limits())
+        >>> estimator = PerformanceEstimator(Baseline(("cat", "dog"), probabilities, [0] * 900 + [1] * 100))
+        >>> worse = estimator.degradation(estimator.estimate([[0.4, 0.6]] * 500), Thresholds())
         >>> worse["accuracy"], round(worse["degradation"], 3), worse["level"], worse["status"]
         (0.5, 0.444, 'warning', 'estimate')
         """

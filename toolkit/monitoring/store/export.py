@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from toolkit.errors import SettingsError, StoreError, first_line
 from toolkit.monitoring.base.ids import format_id
-from toolkit.monitoring.stats.performance import BIASED_SOURCES
+from toolkit.monitoring.base.predictions import BIASED_SOURCES
 from toolkit.monitoring.store.model_versions import ModelVersion
 from toolkit.monitoring.store.predictions import PredictionStore
 from toolkit.monitoring.store.row_codec import stack_blobs

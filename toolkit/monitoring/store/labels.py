@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from toolkit.cli.safe_names import class_name, display_name
 from toolkit.errors import SettingsError, UnknownPrediction, suggest
 from toolkit.monitoring.base.ids import format_id
-from toolkit.monitoring.base.predictions import NO_CLASS
-from toolkit.monitoring.stats.performance import BIASED_SOURCES, DRAWN_SOURCE, drawn_source, is_drawn
+from toolkit.monitoring.base.predictions import BIASED_SOURCES, DRAWN_SOURCE, NO_CLASS, drawn_source, is_drawn
 from toolkit.monitoring.store.database import Database
 from toolkit.monitoring.store.model_versions import ModelVersion, ModelVersions
 from toolkit.monitoring.store.schema import drawn, labels, models, predictions, rollups

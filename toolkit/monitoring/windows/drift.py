@@ -176,13 +176,13 @@ def run_tests(
     Examples
     --------
     >>> from toolkit.bundle.baseline import Baseline
-    >>> from toolkit.monitoring.base.predictions import Window
+    >>> from toolkit.monitoring.base.predictions import Predictions
     >>> sure = Baseline(("cat", "dog"), np.tile([0.9, 0.1], (200, 1)), np.zeros(200, int))
     >>> unsure = np.tile(np.array([0.6, 0.4], np.float16), (200, 1))
-    >>> window = Window(("cat", "dog"), np.arange(200.0), np.zeros(200, int), unsure[:, 0].astype(np.float32),
+    >>> window = Predictions(("cat", "dog"), np.arange(200.0), np.zeros(200, int), unsure[:, 0].astype(np.float32),
     ...                 np.full(200, -1), probabilities=unsure)
-    >>> yardstick = Yardstick(sure.classes, sure)
-    >>> for result in compare(yardstick.count(window), yardstick, Limits(), "short"):
+    >>> yardstick = ReferenceBins(sure.classes, sure)
+    >>> for result in run_tests(yardstick.count_binned(window), yardstick, Thresholds(), "short"):
     ...     print(result.metric, result.status, result.detail)
     confidence_distribution drift median 0.9 -> 0.6
     prediction_distribution no_drift 'cat' 100.0% -> 100.0%, 'dog' 0.0% -> 0.0%

@@ -203,11 +203,11 @@ def window_metrics(
 
     Examples
     --------
-    >>> from toolkit.monitoring.base.predictions import Window
-    >>> yardstick = Yardstick(("cat", "dog"))
-    >>> window = Window(("cat", "dog"), np.arange(4.0), np.array([0, 1, 1, 1]),
+    >>> from toolkit.monitoring.base.predictions import Predictions
+    >>> yardstick = ReferenceBins(("cat", "dog"))
+    >>> window = Predictions(("cat", "dog"), np.arange(4.0), np.array([0, 1, 1, 1]),
     ...                 np.array([0.875, 0.75, 0.75, 0.625]), np.array([0, 1, 0, -1]))
-    >>> metrics = measure(yardstick.count(window), yardstick, Limits())
+    >>> metrics = window_metrics(yardstick.count_binned(window), yardstick, Thresholds())
     >>> metrics.n, metrics.n_labels, round(metrics.accuracy, 3), metrics.class_shares
     (4, 3, 0.667, {'cat': 0.25, 'dog': 0.75})
     >>> metrics.mean_confidence, metrics.predictions_per_second

@@ -120,7 +120,7 @@ class ReferenceBins:
     --------
     >>> import numpy as np
     >>> sure = Baseline(("cat", "dog"), np.array([[0.75, 0.25], [1.0, 0.0]]), np.array([0, 0]))
-    >>> yardstick = Yardstick(("cat", "dog"), sure)
+    >>> yardstick = ReferenceBins(("cat", "dog"), sure)
     >>> yardstick.quantities
     ('confidence', 'probability of cat', 'probability of dog')
     >>> yardstick.reference.mean_confidence, yardstick.error.tolist()

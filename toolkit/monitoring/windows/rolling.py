@@ -29,8 +29,8 @@ class RollingWindows:
 
     Examples
     --------
-    >>> rolling = Rolling(Yardstick(("cat", "dog")))
-    >>> rolling.add(Window(("cat", "dog"), np.arange(1500.0), np.arange(1500) % 2, np.full(1500, 0.75),
+    >>> rolling = RollingWindows(ReferenceBins(("cat", "dog")))
+    >>> rolling.add(Predictions(("cat", "dog"), np.arange(1500.0), np.arange(1500) % 2, np.full(1500, 0.75),
     ...                    np.full(1500, -1), sequence=np.arange(1500)))
     >>> [rolling.counts(name).n for name in ("short", "medium", "long")]
     [1000, 1500, 1500]

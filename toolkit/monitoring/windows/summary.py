@@ -81,15 +81,15 @@ class WindowSummary:
 
     Examples
     --------
-    >>> from toolkit.monitoring.base.predictions import Window
-    >>> from toolkit.monitoring.windows.reference import Yardstick
-    >>> yardstick = Yardstick(("cat", "dog"))
-    >>> morning = Window(("cat", "dog"), np.arange(2.0), np.array([0, 1]), np.array([0.75, 0.5]), np.array([0, 0]))
-    >>> evening = Window(("cat", "dog"), np.array([9.0]), np.array([1]), np.array([1.0]), np.array([1]))
-    >>> day = yardstick.count(morning) + yardstick.count(evening)
-    >>> day.n, day.right, day.n_labels, day.mean_confidence, day.classes.tolist()
+    >>> from toolkit.monitoring.base.predictions import Predictions
+    >>> from toolkit.monitoring.windows.reference import ReferenceBins
+    >>> yardstick = ReferenceBins(("cat", "dog"))
+    >>> morning = Predictions(("cat", "dog"), np.arange(2.0), np.array([0, 1]), np.array([0.75, 0.5]), np.array([0, 0]))
+    >>> evening = Predictions(("cat", "dog"), np.array([9.0]), np.array([1]), np.array([1.0]), np.array([1]))
+    >>> day = yardstick.count_binned(morning) + yardstick.count_binned(evening)
+    >>> day.n, day.n_correct, day.n_labels, day.mean_confidence, day.classes.tolist()
     (3, 2, 3, 0.75, [1, 2])
-    >>> Counts.from_bytes(day.to_bytes()) == day
+    >>> WindowSummary.from_bytes(day.to_bytes()) == day
     True
     """
 
@@ -333,8 +333,8 @@ _MAGIC = b"counts 1\n"
 _MOST_BYTES = 2**28  # of a block unpacked: ten thousand classes take a twentieth of it
 _TYPES = ("|u1", "<u2", "<u4", "<u8", "<i8")
 _ARRAYS = ("classes", "cells", "latency", "calibration", "scores", "strata")
-_SUMS = (*_ARRAYS, "n", "non_finite", "total", "squares", "pairs", "products", "repeats")
-_NUMBERS = ("yardstick", *_SUMS[len(_ARRAYS) :], "since", "until", "head", "tail")
+_SUMS = (*_ARRAYS, "n", "non_finite", "confidence_sum", "confidence_sum_sq", "pairs", "products", "repeats")
+_NUMBERS = ("bins", *_SUMS[len(_ARRAYS) :], "since", "until", "head", "tail")
 
 
 def inner_product(a: Whole, b: Whole) -> int:

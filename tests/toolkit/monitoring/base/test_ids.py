@@ -35,7 +35,7 @@ IN_TWO_PROCESSES = """
 import os
 from toolkit.monitoring.base.ids import new_id_numbers
 new_id_numbers(0.0, 1)
-child = os.warm_start()
+child = os.fork()
 made = {number for millisecond in range(1000) for number in new_id_numbers(2e9 + millisecond / 1000, 300)}
 with open("child" if child == 0 else "parent", "w") as file:
     print(*made, file=file)

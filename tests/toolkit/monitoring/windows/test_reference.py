@@ -39,8 +39,8 @@ def exact_gap(window, reference):
 
 
 def gap(yardstick, window, quantity):
-    cells = yardstick.cells(quantity)
-    found, usual = yardstick.count(window).cells[cells], yardstick.reference.cells[cells]
+    cells = yardstick.bin_slice(quantity)
+    found, usual = yardstick.count_binned(window).cells[cells], yardstick.reference.cells[cells]
     return ks_statistics(found / found.sum() - usual / usual.sum(), np.zeros(1, int))[0]
 
 
