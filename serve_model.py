@@ -239,15 +239,17 @@ from toolkit.serving.cached_call import CachedCall
 from toolkit.serving.http import static
 from toolkit.serving.http.access_log import AccessLogMiddleware, log_to_stderr
 from toolkit.serving.http.auth import APIKeyMiddleware
-from toolkit.serving.http.body_limit import BodyLimitMiddleware, Timeouts
+from toolkit.serving.http.body_limit import BodyLimitMiddleware
 from toolkit.serving.http.cross_origin import CrossOriginMiddleware
 from toolkit.serving.http.decompression import DecompressionMiddleware
 from toolkit.serving.http.disconnect import CancelOnDisconnectMiddleware
 from toolkit.serving.http.head_method import HeadMethodMiddleware
+from toolkit.serving.http.load_shedding import LoadSheddingMiddleware
 from toolkit.serving.http.openapi import build_openapi, error_responses
 from toolkit.serving.http.request_body import content_length_or, parse_image, parse_images
 from toolkit.serving.http.server import Server, ServerConfig, listen
-from toolkit.serving.inference.admission import AdmissionController, LoadSheddingMiddleware
+from toolkit.serving.http.timeouts import Timeouts
+from toolkit.serving.inference.admission import AdmissionController
 from toolkit.serving.metrics import ServiceMetrics, wants_prometheus
 from toolkit.serving.models import engines
 from toolkit.serving.models.isolated_load import IsolatedLoader
@@ -422,7 +424,7 @@ async def livez() -> dict[str, str]:
 @routes.get("/readyz", responses=error_responses(problems.NOT_READY), tags=["state"])
 async def readyz(request: Request) -> dict[str, str]:
     """Whether the service should get traffic: a model is loaded in each process, and it is not about to end."""
-    if request.app.state.leaving:
+    if request.app.state.draining:
         raise problems.not_ready("the service is about to end", 1)
     return {"status": "ready", "version": _service(request).ready().version}
 
@@ -431,7 +433,7 @@ async def readyz(request: Request) -> dict[str, str]:
 def health(request: Request) -> dict[str, Any]:
     """Everything an operator asks first; always 200 while the process lives. `status` is the worst of `components`."""
     place: WorkerSpec | None = request.app.state.place
-    found = _service(request).health(leaving=request.app.state.leaving).to_dict()
+    found = _service(request).health(draining=request.app.state.draining).to_dict()
     return found | {"process": place.summary} if place else found
 
 
@@ -548,7 +550,7 @@ def create_app(settings: ServeSettings | None = None, place: WorkerSpec | None =
     """The service as an ASGI application, for this script's own server or any other.
 
     Nothing is opened and no thread runs before its lifespan begins; all its state is on
-    ``app.state``: ``settings``, ``place``, ``source``, ``figures``, ``leaving``; and ``service``, ``monitor`` and
+    ``app.state``: ``settings``, ``place``, ``source``, ``figures``, ``draining``; and ``service``, ``monitor`` and
     ``drift`` while it runs.
 
     Parameters
@@ -569,7 +571,7 @@ def create_app(settings: ServeSettings | None = None, place: WorkerSpec | None =
         lifespan=_lifespan,
     )
     guarded = settings.protected_paths()
-    app.state.settings, app.state.place, app.state.figures, app.state.leaving = (
+    app.state.settings, app.state.place, app.state.figures, app.state.draining = (
         settings,
         place,
         ServiceMetrics(place),
@@ -585,13 +587,13 @@ def create_app(settings: ServeSettings | None = None, place: WorkerSpec | None =
     # What is added last is outermost.
     app.add_middleware(DecompressionMiddleware, limit=settings.max_body_bytes)
     app.add_middleware(HeadMethodMiddleware)
-    app.add_middleware(LoadSheddingMiddleware, addresses=IMAGE_PATHS, desk=partial(_admission, app))
-    app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, patience=settings.timeouts)
-    app.add_middleware(APIKeyMiddleware, guarded=guarded)
+    app.add_middleware(LoadSheddingMiddleware, paths=IMAGE_PATHS, admission=partial(_admission, app))
+    app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, timeouts=settings.timeouts)
+    app.add_middleware(APIKeyMiddleware, protected_paths=guarded)
     app.add_middleware(CancelOnDisconnectMiddleware)
     if settings.predict_key is None:
         app.add_middleware(CrossOriginMiddleware, allowed=settings.origins)
-    app.add_middleware(AccessLogMiddleware, figures=app.state.figures, addresses=(*PREDICT_PATHS, *ADMIN_PATHS))
+    app.add_middleware(AccessLogMiddleware, metrics=app.state.figures, paths=(*PREDICT_PATHS, *ADMIN_PATHS))
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -734,7 +736,7 @@ def _serve(settings: ServeSettings, listener: socket, place: WorkerSpec | None =
     app = create_app(settings, place)
 
     def leave() -> None:
-        app.state.leaving = True
+        app.state.draining = True
 
     config = ServerConfig(
         settings.drain_timeout, settings.shutdown_timeout, settings.timeouts, settings.max_connections

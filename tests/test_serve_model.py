@@ -155,7 +155,7 @@ def serving(registered, folder, **settings):
     thread.start()
     try:
         with httpx.Client(base_url=url, timeout=MAX_WAIT_S, trust_env=False) as client:
-            wait_until(lambda: client.get("/health").json()["registry"]["last_look"])
+            wait_until(lambda: client.get("/health").json()["registry"]["last_poll"])
             wait_until(lambda: client.get("/health").json()["ready"])
             yield Served(app, client, registered, store)
     finally:
@@ -369,7 +369,7 @@ def test_state_of_a_service_that_is_well(served):
     health = get("/health").json()
     assert (health["status"], health["ready"], health["reason"]) == ("ok", True, None)
     assert (health["model"]["version"], health["model"]["stage"]) == (1, "Production")
-    assert health["queue"] == {"depth": 0, "workers": 2, "room": 8}
+    assert health["queue"] == {"depth": 0, "threads": 2, "free_slots": 8}
     assert health["monitor"]["lost"] == health["monitor"]["write_errors"] == 0
     info = get("/model-info").json()
     version = served.registered.registry.get(1)
@@ -619,8 +619,8 @@ def test_a_full_queue_refuses_at_once_and_everything_else_still_answers(served):
         for route in ("/predict", "/predict/batch"):
             assert f'serve_requests_total{{method="POST",route="{route}",status="503"}}' in counted
         assert served.client.get("/livez").status_code == served.client.get("/readyz").status_code == 200
-        assert served.client.get("/health").json()["queue"] == {"depth": 8, "workers": 2, "room": 0}
-        assert served.client.get("/metrics").json()["queue"]["room"] == 0
+        assert served.client.get("/health").json()["queue"] == {"depth": 8, "threads": 2, "free_slots": 0}
+        assert served.client.get("/metrics").json()["queue"]["free_slots"] == 0
         assert served.client.get("/metrics", headers={"Accept": "text/plain"}).status_code == 200
         name = served.client.post("/feedback", json={"prediction_id": "x", "label": "red"})
         problem(name, 404, "unknown-prediction")
@@ -736,8 +736,8 @@ def test_an_altered_version_leaves_the_old_one_serving_until_it_is_mended(regist
             health = served.client.get("/health").json()
             assert (health["status"], health["ready"]) == ("degraded", True)
             assert health["reason"].startswith("version 2 cannot be loaded: ")
-            assert health["registry"]["set_aside"]["version"] == 2
-            assert "altered" in health["registry"]["set_aside"]["reason"]
+            assert health["registry"]["load_failure"]["version"] == 2
+            assert "altered" in health["registry"]["load_failure"]["reason"]
             assert str(tmp_path.parent) not in json.dumps(health)
             assert served.client.get("/readyz").json()["version"] == "1"
         finally:
@@ -945,7 +945,7 @@ def test_a_service_from_its_start_without_a_model_to_its_end(registered, tmp_pat
     with process(tmp_path, *words) as service:
         ask = service.ask
         assert ask("GET", "/livez").status_code == 200
-        wait_until(lambda: ask("GET", "/health").json()["registry"]["last_look"])
+        wait_until(lambda: ask("GET", "/health").json()["registry"]["last_poll"])
         for answer in (ask("GET", "/readyz"), ask("POST", "/predict", content=RED), ask("GET", "/model-info")):
             problem(answer, 503, "not-ready")
             assert int(answer.headers["Retry-After"]) >= 1
@@ -996,7 +996,7 @@ def test_a_service_from_its_start_without_a_model_to_its_end(registered, tmp_pat
         service.popen.send_signal(signal.SIGTERM)
         left = wait_until(lambda: (answer := ask("GET", "/readyz")).status_code == 503 and answer)
         assert problem(left, 503, "not-ready")["detail"] == "the service is about to end"
-        assert ask("GET", "/health").json()["status"] == "leaving"
+        assert ask("GET", "/health").json()["status"] == "draining"
         last = ask("POST", "/predict", content=GREEN).json()  # it goes on answering while it is told of
         assert last["predicted_class"] == "green"
         service.popen.send_signal(signal.SIGTERM)  # no more draining
@@ -1111,7 +1111,7 @@ def test_figures_are_sums_over_all_processes_whichever_answers(crew):
         assert [answer.status_code for answer in answers.values()] == [status] * 2
     health = {index: answer.json() for index, answer in crew.each("GET", "/health").items()}
     assert {one["process"]["pid"] for one in health.values()} == crew.pids()
-    assert all(one["process"]["of"] == 2 and one["queue"]["workers"] == 2 for one in health.values())
+    assert all(one["process"]["of"] == 2 and one["queue"]["threads"] == 2 for one in health.values())
 
     def written():  # each hears of the other once a second
         return {answer.json()["monitor"]["stats"]["written"] for answer in crew.each("GET", "/metrics").values()}
@@ -1122,7 +1122,7 @@ def test_figures_are_sums_over_all_processes_whichever_answers(crew):
         assert people["requests"]["/predict"] == {"200": 4, "400": 2}
         assert people["predictions"] == {"1": {"red": 2, "green": 2}}
         assert people["latency_ms"]["total"]["n"] == 4
-        assert people["queue"] == {"depth": 0, "workers": 4, "room": 132}
+        assert people["queue"] == {"depth": 0, "threads": 4, "free_slots": 132}
         assert people["model_changes"] == 2
         assert programs["serve_requests_total", "POST", "/predict", "200"] == 4
         assert programs["serve_stage_seconds_count", "infer"] == programs["serve_batch_size_sum",] == 4

@@ -503,7 +503,7 @@ def test_a_thousand_clients_that_leave_take_nothing_with_them(served):
     files, memory = served.process.num_fds(), served.process.memory_info().rss
     crowds(100, 1000)
     wait_until(lambda: served.process.num_fds() <= files)
-    wait_until(lambda: served.health()["queue"] == {"depth": 0, "workers": 1, "room": 5})
+    wait_until(lambda: served.health()["queue"] == {"depth": 0, "threads": 1, "free_slots": 5})
     after = requests(served)
     assert after["499"] - before.get("499", 0) >= 900
     assert {status for status in after if after[status] > before.get(status, 0)} <= {"499", "200", "503"}
@@ -549,7 +549,7 @@ def test_a_broken_version_leaves_the_old_one_serving(served, registered, name, d
         wait_until(lambda: "cannot be loaded" in (served.health()["reason"] or ""))  # not being tried again just now
         health = served.health()
         assert (health["status"], health["ready"]) == ("degraded", True)
-        assert health["registry"]["set_aside"]["version"] == registered.versions[name]
+        assert health["registry"]["load_failure"]["version"] == registered.versions[name]
         assert health["reason"].startswith(f"version {registered.versions[name]} cannot be loaded: ")
         assert served.predict().json()["model"]["version"] == registered.versions["good"]
         assert served.client.get("/readyz").status_code == 200
@@ -563,7 +563,7 @@ def test_a_registry_that_goes_away_later_changes_no_answer(served, registered):
     with damaged(registered.file, 0, bytes(100)):
         health = wait_until(lambda: (now := served.health())["status"] == "degraded" and now)
         assert (health["ready"], health["registry"]["reachable"]) == (True, False)
-        assert health["registry"]["unreachable_since"] <= health["registry"]["last_look"]
+        assert health["registry"]["unreachable_since"] <= health["registry"]["last_poll"]
         for _ in range(20):
             assert probabilities(served.predict()) == wanted
     wait_until(lambda: is_up_to_date(served.health()))
@@ -576,8 +576,8 @@ def test_a_start_without_the_registry(served, forked, registered, tmp_path, copi
     if copies:
         copytree(served.folder / "served_models", tmp_path / "served_models")
     with serving(forked, tmp_path, f"sqlite:///{store}") as alone:
-        looked = wait_until(lambda: alone.health()["registry"]["last_look"])
-        wait_until(lambda: alone.health()["registry"]["last_look"] > looked)  # it keeps trying
+        looked = wait_until(lambda: alone.health()["registry"]["last_poll"])
+        wait_until(lambda: alone.health()["registry"]["last_poll"] > looked)  # it keeps trying
         health = alone.health()
         assert (health["ready"], health["registry"]["reachable"]) == (copies, False)
         assert alone.client.get("/livez").status_code == 200

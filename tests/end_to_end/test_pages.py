@@ -1,4 +1,4 @@
-"""The pages of a real service in a real browser: what they show, what they can do, what they must not do."""
+"""The pages of a real service in a real browser."""
 
 import contextlib
 import json
@@ -26,10 +26,10 @@ from toolkit.tracking import connection
 from toolkit.tracking.run import Run
 
 CHROMIUM = shutil.which("chromium")
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
-QUIET += ("--disable-component-update", "--disable-sync")
-SOON = 1000 * MAX_WAIT_S  # ms
-PAUSE = 4_000  # ms between two rounds, as in dashboard.js
+CHROMIUM_FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
+CHROMIUM_FLAGS += ("--disable-component-update", "--disable-sync")
+TIMEOUT_MS = 1000 * MAX_WAIT_S
+REFRESH_MS = 4_000  # as in dashboard.js
 MARKUP = "<img src=x onerror=alert(1)>"  # the class of red images: text, on every page and in every message
 CLASSES = ("blue", "green", MARKUP)
 
@@ -73,8 +73,8 @@ class Site:
 
     def _promote(self, classes):
         client, program = connection.connect(self.registry), Program(ColourNetwork())
-        held_out = colour_baseline(program)
-        baseline = Baseline(classes, held_out.probabilities, held_out.labels, held_out.hashes)
+        colours = colour_baseline(program)
+        baseline = Baseline(classes, colours.probabilities, colours.labels, colours.hashes)
         with Run(client, "training", role="final", name="colours") as run:
             target, model_id = self.folder / f"bundle-{run.id}", run.new_model()
             digest = save_bundle(
@@ -96,22 +96,22 @@ class Site:
         return answer
 
     def predict(self, cases):
-        """Send images of colours, and tell the label of each."""
+        """Send images of colours, and a label of each."""
         for first in range(0, len(cases), 30):
             some = cases[first : first + 30]
             files = [
                 ("files", (f"{seed}.png", colour_image(colour, seed))) for seed, (colour, _) in enumerate(some, first)
             ]
             results = httpx.post(f"{self.url}/predict/batch", files=files, timeout=MAX_WAIT_S).json()["results"]
-            told = [
+            labels = [
                 {"prediction_id": one["prediction"]["prediction_id"], "label": label}
                 for one, (_, label) in zip(results, some, strict=True)
             ]
-            answer = httpx.post(f"{self.url}/feedback", json=told, timeout=MAX_WAIT_S).json()
-            assert answer == {"recorded": len(told)}
+            answer = httpx.post(f"{self.url}/feedback", json=labels, timeout=MAX_WAIT_S).json()
+            assert answer == {"recorded": len(labels)}
 
     def labels(self):
-        """Predicted and told class of what came from the dashboard."""
+        """Predicted class and label of the feedback from the dashboard."""
         query = """SELECT predictions.predicted, labels.label FROM labels
                    JOIN predictions ON predictions.sequence = labels.prediction WHERE labels.source = 'dashboard'"""
         with sqlite3.connect(self.folder / "monitoring.db") as store:
@@ -127,7 +127,7 @@ def site(tmp_path_factory):
     try:
         site.wait_for("health", lambda health: health["ready"])
         cases = [("blue", "blue")] * 50 + [("green", MARKUP)] * 100
-        random.Random(1).shuffle(cases)  # one after the other they would count as bursts of the same image
+        random.Random(1).shuffle(cases)  # in order they would count as bursts of one image
         site.predict(cases)
         site.wait_for("alerts", lambda alerts: any(alert["metric"] == "accuracy" for alert in alerts))
         site.wait_for("metrics", lambda metrics: metrics["monitor"]["windows"]["short"]["n_labels"] == 150)
@@ -154,7 +154,7 @@ def new_site(tmp_path):
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
         yield browser
         browser.close()
 
@@ -164,34 +164,34 @@ class Visit:
 
     def __init__(self, page):
         self.page = page
-        self.expected = r"(?!)"  # what errors in the console may say: matches nothing
+        self.expected = r"(?!)"  # pattern of allowed console errors: matches nothing
         self._errors = []
-        self.asked = []
+        self.requested = []
         page.on("console", self._console)
         page.on("pageerror", lambda error: self._errors.append(str(error)))
         page.on("dialog", lambda dialog: (self._errors.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
-        page.on("request", lambda request: self.asked.append(request.url))
+        page.on("request", lambda request: self.requested.append(request.url))
 
     def _console(self, message):
-        if message.type in ("error", "warning"):  # broken rules of the policy are told here as well
+        if message.type in ("error", "warning"):  # violations of the policy among them
             self._errors.append(message.text)
 
     def check(self):
         assert [error for error in self._errors if not re.search(self.expected, error)] == []
         own = self.page.url.split("/")[2]
-        assert {url.split("/")[2] for url in self.asked if not url.startswith("blob:")} == {own}
+        assert {url.split("/")[2] for url in self.requested if not url.startswith("blob:")} == {own}
 
 
 @pytest.fixture
 def visit(browser):
-    """A function that opens a page; at the end nothing was complained about, and nobody else was asked."""
+    """A function that opens a page; at the end it had no errors, and no requests to another host."""
     visits = []
-    expect.set_options(timeout=SOON)
+    expect.set_options(timeout=TIMEOUT_MS)
 
     def open_page(address, **context):
         context.setdefault("reduced_motion", "reduce")
         visits.append(Visit(browser.new_context(**context).new_page()))
-        visits[-1].page.set_default_timeout(SOON)
+        visits[-1].page.set_default_timeout(TIMEOUT_MS)
         visits[-1].page.goto(address)
         return visits[-1]
 
@@ -206,7 +206,7 @@ def choose(page, content, name="image.png"):
 
 
 def fact(page, place, name):
-    """The value beside a term in one of the lists of facts."""
+    """The value of a term in a list of facts."""
     return (
         page.locator(f"{place} .facts > div", has=page.locator("dt", has_text=re.compile(f"^{name}$")))
         .locator("dd")
@@ -214,13 +214,13 @@ def fact(page, place, name):
     )
 
 
-# --- what is shown ----------------------------------------------------------------------------
+# --- the dashboard ----------------------------------------------------------------------------
 
 
-def test_the_dashboard_shows_what_the_service_says(site, visit):
+def test_the_dashboard_shows_the_state_of_the_service(site, visit):
     page = visit(f"{site.url}/dashboard").page
     worst = next(alert for alert in site.get("alerts") if alert["level"] == "immediate")
-    expect(page.locator("#state")).to_have_text("critical", timeout=SOON)
+    expect(page.locator("#state")).to_have_text("critical", timeout=TIMEOUT_MS)
     expect(page.locator("#state")).to_have_class("badge critical")
     expect(page.locator("#release")).to_have_text("version 1 · Production")
     expect(page.locator("#banner")).to_have_text(f"immediate ({worst['status']}): {worst['message']}")
@@ -247,15 +247,15 @@ def test_the_dashboard_shows_what_the_service_says(site, visit):
 def test_drift_and_classes_follow_the_chosen_window(site, visit):
     seen = visit(f"{site.url}/dashboard")
     page, rows = seen.page, seen.page.locator("#drift tbody tr:has(td)")
-    expect(rows.first).to_be_visible(timeout=SOON)
+    expect(rows.first).to_be_visible(timeout=TIMEOUT_MS)
     for window in ("short", "long"):
         page.locator(f"#window input[value={window}]").check()
         expect(page.locator("#classes .note")).to_have_text(f"Of the {window} window.")
         results = site.get(f"drift?window={window}")["results"]
-        verdicts = {"drift": "drift", "no_drift": "no drift", "insufficient_data": "too little data"}
+        texts = {"drift": "drift", "no_drift": "no drift", "insufficient_data": "insufficient data"}
         expect(rows.locator("th")).to_have_text([result["metric"].replace("_", " ") for result in results])
-        expect(rows.locator(".badge")).to_have_text([verdicts[result["status"]] for result in results])
-    assert any(url.endswith("/drift?window=long") for url in seen.asked)
+        expect(rows.locator(".badge")).to_have_text([texts[result["status"]] for result in results])
+    assert any(url.endswith("/drift?window=long") for url in seen.requested)
     shares = site.get("metrics")["monitor"]["windows"]["long"]["class_shares"]
     ranked = sorted(shares, key=shares.__getitem__, reverse=True)
     assert page.locator("#classes .name").all_inner_texts() == ranked
@@ -266,20 +266,20 @@ def test_markup_in_names_and_messages_stays_text(site, visit):
     assert MARKUP in alert["message"] or MARKUP[:20] in alert["message"]
     page = visit(f"{site.url}/dashboard").page
     shown = page.locator("#alerts li", has_text=alert["message"])
-    expect(shown).to_have_class("immediate", timeout=SOON)
-    expect(shown).to_contain_text("stands")
+    expect(shown).to_have_class("immediate", timeout=TIMEOUT_MS)
+    expect(shown).to_contain_text("active")
     page.locator("#model summary").click()
     assert page.locator("#model .chips li").all_inner_texts() == list(CLASSES)
     choose(page, colour_image("red"))
     expect(page.locator("#answer .value")).to_contain_text(MARKUP)
-    assert page.locator("#truth option").all_inner_texts() == ["choose a class", *CLASSES]
+    assert page.locator("#label option").all_inner_texts() == ["choose a class", *CLASSES]
     assert page.locator('img[src="x"], [onerror]').count() == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_dashboard_fits_a_phone_in_light_and_dark(site, visit, scheme):
     page = visit(f"{site.url}/dashboard", viewport={"width": 360, "height": 740}, color_scheme=scheme).page
-    expect(page.locator("#model dl")).to_be_visible(timeout=SOON)
+    expect(page.locator("#model dl")).to_be_visible(timeout=TIMEOUT_MS)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     overflows = "all => all.filter(one => one.scrollWidth > one.clientWidth).length"
     assert page.locator("main, .card").evaluate_all(overflows) == 0
@@ -287,14 +287,14 @@ def test_the_dashboard_fits_a_phone_in_light_and_dark(site, visit, scheme):
     assert (sum(map(int, re.findall(r"\d+", ground))) > 3 * 128) == (scheme == "light")
 
 
-# --- trying an image -------------------------------------------------------------------------
+# --- predicting an image ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("colour", "way"), [("green", "chosen"), ("blue", "dropped")])
-def test_a_image_is_tried_and_its_label_told(site, visit, colour, way):
+def test_an_image_is_predicted_and_labelled(site, visit, colour, way):
     before = site.labels()
     page = visit(f"{site.url}/dashboard").page
-    expect(page.locator("#model .chips")).to_be_attached(timeout=SOON)
+    expect(page.locator("#model .chips")).to_be_attached(timeout=TIMEOUT_MS)
     if way == "chosen":
         choose(page, colour_image(colour, 5))
     else:
@@ -311,10 +311,10 @@ def test_a_image_is_tried_and_its_label_told(site, visit, colour, way):
     expect(page.locator("#preview")).to_be_visible()
     assert page.locator("#preview").evaluate("image => image.naturalWidth") == 48
 
-    page.locator("#truth-form button").click()  # no class is chosen yet: nothing is sent
-    page.locator("#truth").select_option(MARKUP)
-    page.locator("#truth-form button").click()
-    expect(page.locator("#told")).to_have_text(f"Recorded: {MARKUP}. The model was wrong.")
+    page.locator("#label-form button").click()  # no class is chosen yet: nothing is sent
+    page.locator("#label").select_option(MARKUP)
+    page.locator("#label-form button").click()
+    expect(page.locator("#feedback")).to_have_text(f"Recorded: {MARKUP}. The prediction was wrong.")
     assert site.labels() == [*before, (colour, MARKUP)]
 
 
@@ -322,51 +322,51 @@ def test_a_file_that_is_no_image_is_refused_with_a_link(site, visit):
     seen = visit(f"{site.url}/dashboard")
     seen.expected = "status of 400"
     choose(seen.page, b"no image")
-    expect(seen.page.locator("#answer .trouble")).to_contain_text("not an image")
+    expect(seen.page.locator("#answer .error")).to_contain_text("not an image")
     expect(seen.page.locator("#preview")).to_be_hidden()
-    expect(seen.page.locator("#truth-form")).to_be_hidden()
+    expect(seen.page.locator("#label-form")).to_be_hidden()
 
-    link, requests = seen.page.locator("#figures a", has_text="undecodable-image"), seen.page.locator(".tile").nth(1)
-    link.focus(timeout=SOON)
+    link, requests = seen.page.locator("#metrics a", has_text="undecodable-image"), seen.page.locator(".tile").nth(1)
+    link.focus(timeout=TIMEOUT_MS)
     before = requests.text_content() or ""
-    expect(requests).not_to_have_text(before, timeout=SOON)
-    expect(link).to_be_focused()  # though the figures were drawn again
+    expect(requests).not_to_have_text(before, timeout=TIMEOUT_MS)
+    expect(link).to_be_focused()  # though the metrics were drawn again
 
     seen.page.locator("#answer a").click()
     expect(seen.page.locator(":target h3")).to_contain_text("The image cannot be decoded")
 
 
-# --- from nothing to a model, and gone ----------------------------------------------------------
+# --- without a model, without a service -------------------------------------------------------
 
 
-def test_a_page_waits_for_a_model_and_asks_for_a_key(new_site, visit):
+def test_the_dashboard_waits_for_a_model_and_asks_for_a_key(new_site, visit):
     site = new_site(SERVE_PREDICT_KEY="schlüssel €")
     seen = visit(f"{site.url}/dashboard")
     page = seen.page
-    expect(page.locator("#state")).to_have_text("waiting", timeout=SOON)
+    expect(page.locator("#state")).to_have_text("waiting", timeout=TIMEOUT_MS)
     reason = "no model 'image-classifier' is registered yet"
     reason = site.wait_for("health", lambda health: health["reason"].startswith(reason))["reason"]
-    expect(page.locator("#banner")).to_have_text(f"No model answers yet: {reason}.", timeout=SOON)
-    expect(page.locator("#model")).to_have_text("No model answers yet.")
+    expect(page.locator("#banner")).to_have_text(f"No model is loaded yet: {reason}.", timeout=TIMEOUT_MS)
+    expect(page.locator("#model")).to_have_text("No model is loaded yet.")
     expect(page.locator("#alerts")).to_contain_text("No alerts.")
 
     site.promote(COLOURS)
-    expect(page.locator("#state")).to_have_text("ok", timeout=SOON)
+    expect(page.locator("#state")).to_have_text("ok", timeout=TIMEOUT_MS)
     expect(page.locator("#banner")).to_be_hidden()
     expect(page.locator("#release")).to_have_text("version 1 · Production")
 
     seen.expected = "status of 40[13]"
     choose(page, colour_image("red"))
-    expect(page.locator("#answer .trouble")).to_contain_text("key-missing")
+    expect(page.locator("#answer .error")).to_contain_text("key-missing")
     for key, answer in (("wrong", "key-wrong"), ("schlüssel €", "red")):
         expect(page.locator("#key")).to_be_focused()
         page.keyboard.type(key)
         page.keyboard.press("Enter")
         expect(page.locator("#answer")).to_contain_text(answer)
     expect(page.locator("#key-form")).to_be_hidden()
-    page.locator("#truth").select_option("red")
-    page.locator("#truth-form button").click()
-    expect(page.locator("#told")).to_have_text("Recorded: red. The model was right.")
+    page.locator("#label").select_option("red")
+    page.locator("#label-form button").click()
+    expect(page.locator("#feedback")).to_have_text("Recorded: red. The prediction was correct.")
     assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie, location.search]") == [
         0,
         0,
@@ -375,49 +375,49 @@ def test_a_page_waits_for_a_model_and_asks_for_a_key(new_site, visit):
     ]
 
 
-def test_a_service_that_is_gone_is_said_to_be_until_it_is_back(new_site, visit):
+def test_a_dashboard_shows_that_the_service_is_unreachable_until_it_is_back(new_site, visit):
     site = new_site()
     seen = visit(f"{site.url}/dashboard")
     page = seen.page
-    expect(page.locator("#state")).to_have_text("waiting", timeout=SOON)
+    expect(page.locator("#state")).to_have_text("waiting", timeout=TIMEOUT_MS)
     seen.expected = "ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE"
     site.stop()
     expect(page.locator("#banner")).to_contain_text(
-        "The service cannot be reached; what is shown is from", timeout=SOON
+        "The service cannot be reached; the data shown is from", timeout=TIMEOUT_MS
     )
     expect(page.locator("#state")).to_have_text("no answer")
     expect(page.locator("main")).to_have_class("stale")
-    expect(page.locator("#figures .tile").first).to_be_visible()
+    expect(page.locator("#metrics .tile").first).to_be_visible()
     site.start()
-    expect(page.locator("#state")).to_have_text("waiting", timeout=SOON)
+    expect(page.locator("#state")).to_have_text("waiting", timeout=TIMEOUT_MS)
     expect(page.locator("main")).not_to_have_class("stale")
 
 
-def test_nobody_is_asked_while_an_answer_is_due_or_nobody_looks(site, visit):
+def test_no_refresh_while_one_is_under_way_or_the_page_is_hidden(site, visit):
     seen = visit(f"{site.url}/dashboard")
     page, held = seen.page, []
-    expect(page.locator("#state")).to_have_text("critical", timeout=SOON)
+    expect(page.locator("#state")).to_have_text("critical", timeout=TIMEOUT_MS)
     page.route("**/health", lambda route: held.append(route))  # noqa: PLW0108  Playwright marks what it is given
-    with page.expect_request("**/health", timeout=SOON):
+    with page.expect_request("**/health", timeout=TIMEOUT_MS):
         pass
-    page.wait_for_timeout(1000)  # the other questions of that round
-    before = len(seen.asked)
-    page.wait_for_timeout(1.5 * PAUSE)
-    assert seen.asked[before:] == []
+    page.wait_for_timeout(1000)  # for the other requests of that refresh
+    before = len(seen.requested)
+    page.wait_for_timeout(1.5 * REFRESH_MS)
+    assert seen.requested[before:] == []
     held[0].continue_()
     page.unroute("**/health")
-    with page.expect_request("**/health", timeout=SOON):
+    with page.expect_request("**/health", timeout=TIMEOUT_MS):
         pass
 
     page.evaluate("Object.defineProperty(document, 'hidden', { get: () => window.away, configurable: true })")
     page.evaluate("window.away = true")
-    page.wait_for_timeout(PAUSE)  # what was under way ends
-    before = len(seen.asked)
-    page.wait_for_timeout(1.5 * PAUSE)
-    assert seen.asked[before:] == []
+    page.wait_for_timeout(REFRESH_MS)  # for requests under way
+    before = len(seen.requested)
+    page.wait_for_timeout(1.5 * REFRESH_MS)
+    assert seen.requested[before:] == []
     page.evaluate("window.away = false; document.dispatchEvent(new Event('visibilitychange'))")
     page.wait_for_timeout(1000)
-    assert f"{site.url}/health" in seen.asked[before:]
+    assert f"{site.url}/health" in seen.requested[before:]
 
 
 # --- Swagger's page -----------------------------------------------------------------------------
@@ -502,10 +502,10 @@ def test_swagger_sends_the_key_that_it_is_given(new_site, visit, scheme):
 # --- MLflow's own pages -------------------------------------------------------------------------
 
 
-def test_mlflows_pages_show_a_training_with_the_figures_that_matter(mlflow_server, browser, log_colour_run, tmp_path):
+def test_mlflows_pages_show_a_training_run(mlflow_server, browser, log_colour_run, tmp_path):
     client = connection.connect(mlflow_server)
-    figures = {"held_out_accuracy": 0.8125, "best_val_accuracy": 0.875, "system/ram_mb": 512.0}
-    run_id = log_colour_run(client, "pages", metrics=figures, folder=tmp_path)
+    metrics = {"held_out_accuracy": 0.8125, "best_val_accuracy": 0.875, "system/ram_mb": 512.0}
+    run_id = log_colour_run(client, "pages", metrics=metrics, folder=tmp_path)
     run = Run.reopen(client, run_id)
     run.dataset("colours", "f" * 16, "colours/", profile={"images": 120}, context="training")
     run.json("per_class.json", {"red": 1.0})
@@ -516,13 +516,13 @@ def test_mlflows_pages_show_a_training_with_the_figures_that_matter(mlflow_serve
     page = browser.new_context(viewport={"width": 1900, "height": 900}).new_page()
     page.goto(run.table_url)
     for shown in ("held_out_accuracy", "best_val_accuracy", "0.8125", "0.875", "colours (ffffffffffffffff)"):
-        expect(page.get_by_text(shown, exact=True).first).to_be_visible(timeout=SOON)
+        expect(page.get_by_text(shown, exact=True).first).to_be_visible(timeout=TIMEOUT_MS)
     expect(page.get_by_text("Evaluation runs")).to_have_count(0)  # of language models
     page.goto(run.url)
     for shown in ("0.8125", "colours (ffffffffffffffff)", "pages-model"):
-        expect(page.get_by_text(shown).first).to_be_visible(timeout=SOON)
+        expect(page.get_by_text(shown).first).to_be_visible(timeout=TIMEOUT_MS)
     page.get_by_role("tab", name="System metrics").click()
-    expect(page.get_by_text("ram_mb").first).to_be_visible(timeout=SOON)
+    expect(page.get_by_text("ram_mb").first).to_be_visible(timeout=TIMEOUT_MS)
     page.get_by_role("tab", name="Artifacts").click()
-    expect(page.get_by_text("per_class.json").first).to_be_visible(timeout=SOON)
+    expect(page.get_by_text("per_class.json").first).to_be_visible(timeout=TIMEOUT_MS)
     page.context.close()

@@ -52,7 +52,7 @@ class ServiceMetrics:
     >>> figures.request("/predict", "POST", 503, 0.001, problem="full")
     >>> figures.summary()["requests"]
     {'/predict': {'200': 1, '503': 1}}
-    >>> figures.summary()["refusals"]
+    >>> figures.summary()["errors"]
     {'full': 1}
     """
 
@@ -177,7 +177,7 @@ class ServiceMetrics:
         return {
             "uptime_s": round(time.time() - self._began, 1),
             "requests": requests,
-            "refusals": {labels["reason"]: value for labels, value in counts["errors"]},
+            "errors": {labels["reason"]: value for labels, value in counts["errors"]},
             "predictions": by_class,  # model version -> class -> count
             "non_finite": {labels["version"]: value for labels, value in counts["non_finite"]},
             "latency_ms": self._latency(),

@@ -1,4 +1,4 @@
-"""The JSON of requests and answers, from which ``/openapi.json`` is made."""
+"""JSON schemas of requests and responses."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,26 +8,26 @@ MAX_LABELS = 1000  # in one request
 
 
 class RequestModel(BaseModel):
-    """Base of what clients send: a misspelt name is an error, not ignored."""
+    """Base of request models; unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class TopK(RequestModel):
-    """The parameters of a prediction."""
+    """Query parameters of a prediction."""
 
     top_k: int | None = Field(None, ge=1, description="how many classes to list, at most as many as the model has")
 
 
-def _named(label: object) -> object:
-    """A class whose name is a number may be told as one; true and false are no numbers."""
+def _as_name(label: object) -> object:
+    """The name of a class, which may be sent as a number; true and false are none."""
     return str(label) if isinstance(label, int) and not isinstance(label, bool) else label
 
 
 Label = Annotated[
     str,
     Field(min_length=1, max_length=256, description="the name of a class"),
-    BeforeValidator(_named),
+    BeforeValidator(_as_name),
     WithJsonSchema(
         {
             "anyOf": [{"type": "string", "minLength": 1, "maxLength": 256}, {"type": "integer"}],
@@ -42,21 +42,21 @@ class Feedback(RequestModel):
 
     prediction_id: str = Field(min_length=1, max_length=64)
     label: Label
-    source: str = Field("api", min_length=1, max_length=64, description="who says so")
+    source: str = Field("api", min_length=1, max_length=64, description="origin of the label")
 
 
 Feedbacks = Annotated[list[Feedback], Field(min_length=1, max_length=MAX_LABELS)]
 
 
 class ClassScore(BaseModel):
-    """One class with its probability."""
+    """A class with its probability."""
 
     label: str
     probability: float
 
 
 class ModelName(BaseModel):
-    """The model version that answered."""
+    """The model version that predicted."""
 
     name: str
     version: int
@@ -64,18 +64,18 @@ class ModelName(BaseModel):
 
 
 class Timings(BaseModel):
-    """Milliseconds from the moment the image had arrived."""
+    """Milliseconds from the arrival of the image."""
 
     decode: float
-    queue: float = Field(description="waiting for a free thread")
+    queue: float = Field(description="wait for a free thread")
     infer: float
     total: float
 
 
 class Prediction(BaseModel):
-    """What the model says about one image."""
+    """The prediction of one image."""
 
-    prediction_id: str = Field(description="give it back with the true label to POST /feedback")
+    prediction_id: str = Field(description="for POST /feedback with the true label")
     predicted_class: str
     confidence: float
     top_k: list[ClassScore]
@@ -84,26 +84,26 @@ class Prediction(BaseModel):
 
 
 class ProblemDocument(BaseModel):
-    """An error, as RFC 9457 describes it."""
+    """An error in the form of RFC 9457."""
 
     type: str
     title: str
     status: int
     detail: str
     request_id: str
-    errors: list[dict[str, str]] | None = Field(None, description="each parameter that breaks a rule")
+    errors: list[dict[str, str]] | None = Field(None, description="each invalid parameter and its rule")
 
 
 class BatchItem(BaseModel):
     """One image of a batch: a prediction or an error."""
 
-    index: int = Field(description="place of the image in the request, from 0")
+    index: int = Field(description="index of the image in the request, from 0")
     prediction: Prediction | None = None
     error: ProblemDocument | None = None
 
 
 class Batch(BaseModel):
-    """One entry for each image, in the order they were sent."""
+    """One entry for each image, in the order of the request."""
 
     results: list[BatchItem]
 
@@ -116,38 +116,38 @@ class FeedbackError(BaseModel):
 
 
 class FeedbackResult(BaseModel):
-    """How many labels were taken; telling the same one twice is fine."""
+    """Number of recorded labels, and the errors of the others; a repeated label counts as recorded."""
 
     recorded: int
     errors: list[FeedbackError] = []
 
 
-# The Open Inference Protocol, version 2: its names, its required members.
+# The Open Inference Protocol, version 2, with its own names
 
 OutputName = Literal["probabilities", "label", "prediction_id"]
 
 
 class StrictRequestModel(RequestModel):
-    """Base of what clients of the protocol send: a number is no text, and true is no number."""
+    """Base of the protocol's request models, without type coercion."""
 
     model_config = ConfigDict(strict=True)
 
 
 class TensorParameters(BaseModel):
-    """What else is said of a tensor; what is not known here is passed over."""
+    """Parameters of a tensor; unknown ones are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
     binary_data_size: int | None = Field(None, ge=0, description="bytes of the tensor after the JSON")
-    binary_data: bool | None = Field(None, description="whether an output is to be bytes after the JSON")
+    binary_data: bool | None = Field(None, description="whether an output is bytes after the JSON")
 
 
 class RequestParameters(BaseModel):
-    """What else is said of a request; what is not known here is passed over."""
+    """Parameters of a request; unknown ones are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
-    binary_data_output: bool = Field(False, description="whether outputs are bytes after the JSON unless they say so")
+    binary_data_output: bool = Field(False, description="default of binary_data for all outputs")
 
 
 class InferInputTensor(StrictRequestModel):
@@ -156,7 +156,9 @@ class InferInputTensor(StrictRequestModel):
     name: Literal["images"]
     shape: list[int] = Field(min_length=1, max_length=4, description="[N, H, W, 3] for UINT8, [N] for BYTES")
     datatype: Literal["UINT8", "BYTES"]
-    data: list[Any] | None = Field(None, description="flat, or in lists nested like the shape; or as bytes")
+    data: list[Any] | None = Field(
+        None, description="flat, or nested like the shape; absent when the data follows the JSON as bytes"
+    )
     parameters: TensorParameters | None = None
 
     @property
@@ -166,28 +168,28 @@ class InferInputTensor(StrictRequestModel):
 
 
 class RequestedOutput(StrictRequestModel):
-    """A tensor that the answer is to hold."""
+    """An output that the response must have."""
 
     name: OutputName
     parameters: TensorParameters | None = None
 
-    def is_binary(self, otherwise: bool) -> bool:
-        """Whether it is to be bytes after the JSON."""
-        said = self.parameters.binary_data if self.parameters else None
-        return otherwise if said is None else said
+    def is_binary(self, default: bool) -> bool:
+        """Whether it is bytes after the JSON."""
+        binary = self.parameters.binary_data if self.parameters else None
+        return default if binary is None else binary
 
 
 class InferRequest(StrictRequestModel):
-    """What is sent to an ``infer`` address."""
+    """The body of an inference request."""
 
-    id: str | None = Field(None, max_length=256, description="given back with the answer")
+    id: str | None = Field(None, max_length=256, description="returned with the response")
     parameters: RequestParameters | None = None
     inputs: list[InferInputTensor] = Field(min_length=1, max_length=1)
-    outputs: list[RequestedOutput] | None = Field(None, max_length=3, description="all when none is named")
+    outputs: list[RequestedOutput] | None = Field(None, max_length=3, description="all when absent or empty")
 
 
 class TensorMetadata(BaseModel):
-    """A tensor that goes in or comes out; -1 is the number of images."""
+    """Description of an input or output tensor; -1 stands for the number of images."""
 
     name: str
     datatype: str
@@ -195,13 +197,13 @@ class TensorMetadata(BaseModel):
 
 
 class Tensor(TensorMetadata):
-    """A tensor with its values, flat, the last axis fastest."""
+    """A tensor with its values, flat in row-major order."""
 
     data: list[float] | list[str]
 
 
 class InferResponse(BaseModel):
-    """What the model says about the images of a request."""
+    """The body of an inference response."""
 
     model_name: str
     model_version: str
@@ -210,7 +212,7 @@ class InferResponse(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """What the served model takes and gives."""
+    """Inputs and outputs of the served model."""
 
     name: str
     versions: list[str]
@@ -220,7 +222,7 @@ class ModelMetadata(BaseModel):
 
 
 class ServerMetadata(BaseModel):
-    """What this server is."""
+    """Name, version and protocol extensions of the server."""
 
     name: str
     version: str
@@ -228,28 +230,28 @@ class ServerMetadata(BaseModel):
 
 
 class ServerLive(BaseModel):
-    """Whether the server answers."""
+    """Liveness of the server."""
 
     live: bool
 
 
 class ServerReady(ServerLive):
-    """Whether the server answers predictions; the protocol's text says ``live`` here, its servers ``ready``."""
+    """Readiness of the server; the text of the protocol has ``live`` here, its servers have ``ready``."""
 
     ready: bool
 
 
 class ModelReady(BaseModel):
-    """Whether a model answers predictions."""
+    """Readiness of a model."""
 
     name: str
     ready: bool
 
 
-# MLflow's scoring server.
+# MLflow's scoring server
 
 
 class Predictions(BaseModel):
-    """The probabilities of each image, in class order."""
+    """Probabilities of each image, in class order."""
 
     predictions: list[list[float]]

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 MONITOR_REFRESH_S = 5.0  # the monitor's windows are measured no more often than this
 # How the service is, from good to bad. An alert is critical when it is confirmed, and critical or immediate.
-STATUSES = ("ok", "warning", "degraded", "critical", "waiting", "leaving")
+STATUSES = ("ok", "warning", "degraded", "critical", "waiting", "draining")
 LEVELS = ("warning", "critical", "immediate")  # of alerts
 LOADING = "model_loading"  # alerts of versions that are set aside, of which the registry's component knows more
 WINDOW_METRICS = ("n", "n_labels", "accuracy", "degradation", "mean_confidence")  # shown to Prometheus
@@ -367,15 +367,15 @@ class Service:
         meanwhile = f"version {serving.version} serves on" if serving else "nothing serves"
         self._monitor.report(LOADING, f"Version {release.version} cannot be served: {reason}; {meanwhile}.")
 
-    def health(self, *, leaving: bool) -> Health:
+    def health(self, *, draining: bool) -> Health:
         """How the service is now."""
         model, registry = self.model_manager.model, self.model_manager.describe()
         components = self._components(model, registry)
         worst = max((part.status for part in components.values()), key=STATUSES.index)
         reasons = [part.reason for part in components.values() if part.status == worst and part.reason]
         return Health(
-            status="leaving" if leaving else worst,
-            ready=model is not None and not leaving,
+            status="draining" if draining else worst,
+            ready=model is not None and not draining,
             reason="; ".join(reasons) or None,
             components=components,
             model=model_id(model),
@@ -387,7 +387,7 @@ class Service:
     def _components(self, model: LiveModel | None, registry: RegistryState) -> dict[str, Component]:
         """How each part of the service is: its status, and the reason when that is not ``ok``."""
         waiting = None if model else self.model_manager.reason()
-        troubled = registry.problem or registry.set_aside or registry.copy_since
+        troubled = registry.problem or registry.load_failure or registry.copy_since
         alerts, unread = self._worst_alert()
         lost = self._monitor.store_problem
         failing = f"predictions cannot be stored: {redact_paths(lost)}" if lost else unread
@@ -417,7 +417,11 @@ class Service:
 
     def queue(self) -> dict[str, int]:
         """How busy the threads are."""
-        return {"depth": self.admission.in_flight, "workers": self.admission.workers, "room": self.admission.free_slots}
+        return {
+            "depth": self.admission.in_flight,
+            "threads": self.admission.workers,
+            "free_slots": self.admission.free_slots,
+        }
 
     def state(self) -> State:
         """What is added up over the processes of a service, as JSON knows it."""

@@ -75,7 +75,7 @@ def test_requests_are_counted_by_address_and_status_and_refusals_by_reason():
     figures.bad_image("full")
     summary = figures.summary()
     assert summary["requests"] == {"/predict": {"200": 2, "503": 1, "405": 1}}
-    assert summary["refusals"] == {"full": 2, "method-not-allowed": 1, "undecodable-image": 1}
+    assert summary["errors"] == {"full": 2, "method-not-allowed": 1, "undecodable-image": 1}
     found = samples(figures.prometheus("")[0].decode())
     assert found["serve_requests_total", ("method", "POST"), ("route", "/predict"), ("status", "200")] == 2
     assert found["serve_errors_total", ("reason", "full")] == 2
@@ -226,7 +226,7 @@ def test_each_process_gives_the_sums_over_all(process, done):
     for figures in (first, second):
         summary = figures.summary()
         assert summary["requests"] == {"/predict": {"200": 3, "503": 3}}
-        assert summary["refusals"] == {"full": 3}
+        assert summary["errors"] == {"full": 3}
         assert summary["predictions"] == {"3": {"red": 3}}
         assert (summary["monitor_errors"], summary["model_changes"], summary["non_finite"]) == (3, 3, {})
         assert summary["latency_ms"] == {stage: {"n": 3, "median": 20.0, "p95": 29.0} for stage in TIMING_STAGES}

@@ -85,7 +85,7 @@ def app():
         (b'{"count": 1, "s3cret": 2}', "invalid-parameter", "body: has a field or parameter that is not known here"),
         (b"{}", "invalid-parameter", "body.count: Field required"),
         (b'{"count": s3cret', "malformed-body", "the body is not valid JSON"),
-        (b"[" * 100_000, "malformed-body", "the body of the request cannot be read; GET /docs lists all addresses"),
+        (b"[" * 100_000, "malformed-body", "the body of the request cannot be read; GET /docs lists all paths"),
     ],
 )
 def test_what_breaks_a_rule_is_named_and_what_was_sent_is_not_repeated(app, ask, body, slug, detail):

@@ -139,7 +139,7 @@ def test_predictions_are_unharmed_by_a_monitor_that_fails(open_service):
     answer = predict(service, colour_image("blue"))
     assert answer.predicted_class == "blue"
     assert service.figures.summary()["monitor_errors"] == 1
-    health = service.health(leaving=False)
+    health = service.health(draining=False)
     assert health.monitor["lost"] == 3
     assert (health.status, health.reason) == ("degraded", "predictions cannot be stored: the disk is full")
     service.figures.collect(service.families)
@@ -185,7 +185,7 @@ def test_images_of_a_batch_fail_alone(service, monkeypatch):
         assert item.prediction is None
         assert (item.error.type, item.error.request_id) == (kind.type, "abc")
     assert "secret" not in broken.error.detail
-    assert service.figures.summary()["refusals"] == {
+    assert service.figures.summary()["errors"] == {
         "undecodable-image": 1, "internal-error": 1, "image-too-large": 1
     }  # fmt: skip
 
@@ -193,7 +193,7 @@ def test_images_of_a_batch_fail_alone(service, monkeypatch):
 def test_health_is_what_an_operator_should_believe(open_service, source):
     source.wanted = NotRegistered("nothing is in Production")
     service = open_service(models=ModelManagerConfig(7.2))
-    health = service.health(leaving=False)
+    health = service.health(draining=False)
     assert (health.status, health.ready, health.reason) == ("waiting", False, "nothing is in Production")
     assert health.model is None
     found = problem(service.model)
@@ -202,7 +202,7 @@ def test_health_is_what_an_operator_should_believe(open_service, source):
 
     def status():
         service.live.look()
-        found = service.health(leaving=False)
+        found = service.health(draining=False)
         assert found.ready is True
         assert (found.reason is None) == (found.status == "ok")
         return found.status
@@ -218,10 +218,10 @@ def test_health_is_what_an_operator_should_believe(open_service, source):
     source.bundles[2] = BundleError("altered")
     source.put(2)
     assert status() == "degraded"
-    assert service.health(leaving=False).registry.set_aside.version == 2
-    assert service.health(leaving=False).model["version"] == 1
-    health = service.health(leaving=True)
-    assert (health.status, health.ready) == ("leaving", False)
+    assert service.health(draining=False).registry.load_failure.version == 2
+    assert service.health(draining=False).model["version"] == 1
+    health = service.health(draining=True)
+    assert (health.status, health.ready) == ("draining", False)
 
 
 def test_health_is_the_worst_of_its_components(open_service, monkeypatch):
@@ -230,7 +230,7 @@ def test_health_is_the_worst_of_its_components(open_service, monkeypatch):
     service = open_service(monitor)
 
     def health():
-        found = service.health(leaving=False)
+        found = service.health(draining=False)
         return found.status, {name: part.status for name, part in found.components.items()}, found.reason
 
     fine = dict.fromkeys(("engine", "registry", "store", "alerts"), "ok")
@@ -251,7 +251,7 @@ def test_what_a_window_shows_is_in_the_headline_though_no_alert_says_it(open_ser
     labels = dict.fromkeys(ids, "red")  # two thirds of the answers were wrong
     monitor._store.labels.insert({parse_prediction_id(name): label for name, label in labels.items()}, "audit", 1.7e9)
     assert monitor.active_alerts() == []
-    found = service.health(leaving=False)
+    found = service.health(draining=False)
     assert found.status == "critical"
     assert found.reason.startswith("immediate (confirmed): accuracy in the short window is 6")
 
@@ -265,14 +265,14 @@ def test_a_store_that_cannot_be_written_is_no_good_health(open_service):
         path.write_bytes(b"no database any more" * 500)
     predict(service, colour_image("red"))
     wait_until(lambda: monitor.writer_stats()["write_errors"])
-    found = service.health(leaving=False)
+    found = service.health(draining=False)
     assert (found.status, found.ready) == ("degraded", True)
     assert found.components["store"] == Component("degraded", found.reason)
     assert found.reason.startswith("predictions cannot be stored: ")
     assert str(Path.cwd()) not in found.reason
     for path in Path().glob("health.db*"):
         path.unlink()
-    wait_until(lambda: service.health(leaving=False).status == "ok")
+    wait_until(lambda: service.health(draining=False).status == "ok")
     assert monitor.writer_stats()["lost"] == 0
 
 
@@ -328,7 +328,7 @@ def test_prometheus_sees_model_queue_and_windows(service):
     predict(service, colour_image("red"))
     with service.desk.places(4):
         text = service.figures.prometheus("text/plain")[0].decode()
-        assert service.queue() == {"depth": 4, "workers": 2, "room": 6}
+        assert service.queue() == {"depth": 4, "threads": 2, "free_slots": 6}
     for line in (
         'serve_model_info{digest="v1",name="colours",stage="Production",version="1"} 1.0',
         "serve_ready 1.0",

@@ -1,4 +1,4 @@
-"""The outermost layer of the service: an id, a log line and a count for each request, and no error unanswered."""
+"""The access log: an id, a line and a count for each request, and a problem document for each error."""
 
 import json
 import logging
@@ -16,35 +16,36 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from toolkit.serving.metrics import ServiceMetrics
-from toolkit.serving.problems import handle
+from toolkit.serving.problems import Problem, handle
 
-CLIENT_CLOSED_REQUEST = 499  # as nginx calls it; nobody is there to receive it
-MAX_PATH_LENGTH = 200  # characters of an address that are logged
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that has closed the connection; never sent
+MAX_PATH_LENGTH = 200  # characters of a path that are logged
+METHODS = frozenset({"GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"})
 _VALID_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 logger = logging.getLogger(__name__)
 
 
 class AccessLogMiddleware:
-    """ASGI middleware around everything else.
+    """The outermost ASGI middleware: logs and counts each request, and answers what is raised further inside.
 
-    Each response carries ``X-Request-ID``, the client's own when it sent a sane one. Whatever is
-    raised further inside is answered with a problem document and logged with its traceback.
+    Each response has ``X-Request-ID``, the client's own if it sent a valid one. An exception is answered with a
+    problem document, and logged with its traceback unless it is a ``Problem``.
 
     Parameters
     ----------
     app
-        Everything else.
-    figures
-        Where requests are counted, by the address's pattern: what is not ours is ``other``.
-    addresses
-        Those that are known although a request never got to its route, because it was refused before.
+        The ASGI application behind it.
+    metrics
+        Counts requests by route, method and status; paths without a route count as ``other``.
+    paths
+        Paths that count under their own name also when another middleware refused the request before its route.
     """
 
-    def __init__(self, app: ASGIApp, figures: ServiceMetrics, addresses: Collection[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, metrics: ServiceMetrics, paths: Collection[str] = ()) -> None:
         self.app = app
-        self.figures = figures
-        self.paths = frozenset(addresses)
+        self.metrics = metrics
+        self.paths = frozenset(paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,9 +54,9 @@ class AccessLogMiddleware:
         request = Request(scope)
         request_id = request.state.request_id = _request_id(request.headers)
         started = time.perf_counter()
-        status = CLIENT_CLOSED_REQUEST  # unless an answer begins
+        status = CLIENT_CLOSED_REQUEST  # until a response begins
 
-        async def noting(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -65,23 +66,23 @@ class AccessLogMiddleware:
             await send(message)
 
         try:
-            await self.app(scope, receive, noting)
+            await self.app(scope, receive, send_with_headers)
         except ClientDisconnect:
             pass
         except Exception as error:
-            if not hasattr(error, "kind"):
+            if not isinstance(error, Problem):
                 logger.exception("request %s failed", request_id)
             if status == CLIENT_CLOSED_REQUEST:
-                await handle(request, error)(scope, receive, noting)
+                await handle(request, error)(scope, receive, send_with_headers)
         finally:
             self._record(request, status, time.perf_counter() - started)
 
     def _record(self, request: Request, status: int, seconds: float) -> None:
         path = request.url.path
         route = getattr(request.scope.get("route"), "path", path if path in self.paths else "other")
-        method = request.method if request.method in _METHODS else "other"
+        method = request.method if request.method in METHODS else "other"
         problem = getattr(request.state, "problem", None)
-        self.figures.request(route, method, status, seconds, problem)
+        self.metrics.request(route, method, status, seconds, problem)
         facts = {
             "request_id": request.state.request_id,
             "method": method,
@@ -95,21 +96,18 @@ class AccessLogMiddleware:
         logger.info("request", extra={"request": {name: value for name, value in facts.items() if value is not None}})
 
 
-_METHODS = frozenset({"GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"})
-
-
 def _request_id(headers: Headers) -> str:
     given = headers.get("x-request-id", "")
     return given if _VALID_ID.fullmatch(given) else secrets.token_hex(8)
 
 
 class JsonOrTextFormatter(logging.Formatter):
-    """Log records as JSON lines, or as text that is pleasant to read at a terminal.
+    """Formatter of log records as JSON lines, or as text for a terminal.
 
     Parameters
     ----------
     as_json
-        Which of the two.
+        True for JSON.
     """
 
     def __init__(self, as_json: bool) -> None:
@@ -129,14 +127,14 @@ class JsonOrTextFormatter(logging.Formatter):
 
 
 def _readable(facts: dict[str, Any]) -> str:
-    path = facts["path"].encode("unicode_escape").decode()  # control characters must not reach the terminal
+    path = facts["path"].encode("unicode_escape").decode()  # no control characters on a terminal
     extras = [f"v{facts['version']}"] if "version" in facts else []
     extras += [facts["problem"]] if "problem" in facts else []
     return " ".join([facts["method"], path, str(facts["status"]), f"{facts['ms']} ms", *extras, facts["request_id"]])
 
 
 def log_to_stderr() -> None:
-    """Set logging up for a process that does nothing but serve: called by ``main``, never by an import."""
+    """Set up the logging of a process that only serves; called by ``main``, never by an import."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonOrTextFormatter(as_json=not sys.stderr.isatty()))
     root = logging.getLogger()

@@ -1,4 +1,4 @@
-"""Who may ask: keys in ``Authorization: Bearer`` or ``X-API-Key``, compared in constant time."""
+"""API keys in ``Authorization: Bearer`` or ``X-API-Key``, compared in constant time."""
 
 import hmac
 from collections.abc import Mapping
@@ -11,19 +11,24 @@ from toolkit.serving.problems import KEY_MISSING, KEY_WRONG, Problem
 
 
 class APIKeyMiddleware:
-    """ASGI middleware that asks for a key at some addresses, before anything of the body is read.
+    """ASGI middleware that requires a key at some paths, before anything of the body is read.
 
     Parameters
     ----------
     app
-        What is protected.
-    guarded
-        Address to key; an address may be a pattern of a route, such as ``/models/{name}/infer``.
+        The ASGI application behind it.
+    protected_paths
+        Path to key; a path may be the pattern of a route, such as ``/models/{name}/infer``.
+
+    Raises
+    ------
+    Problem
+        401 without a key, 403 with a wrong one.
     """
 
-    def __init__(self, app: ASGIApp, guarded: Mapping[str, str]) -> None:
+    def __init__(self, app: ASGIApp, protected_paths: Mapping[str, str]) -> None:
         self.app = app
-        self.protected_paths = [(compile_path(path)[0], key.encode()) for path, key in guarded.items()]
+        self.protected_paths = [(compile_path(path)[0], key.encode()) for path, key in protected_paths.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -35,12 +40,19 @@ class APIKeyMiddleware:
 
 
 def require_key(headers: Mapping[str, str], key: bytes) -> None:
-    """Let a request pass that carries ``key``.
+    """Check that a request carries a key.
+
+    Parameters
+    ----------
+    headers
+        Headers of the request, names in lower case.
+    key
+        The key that is required.
 
     Raises
     ------
     Problem
-        401 when the request carries no key, 403 when it carries another.
+        401 without a key, 403 with a wrong one.
 
     Examples
     --------
@@ -48,7 +60,7 @@ def require_key(headers: Mapping[str, str], key: bytes) -> None:
     >>> require_key({"authorization": "Bearer open barley"}, b"open sesame")
     Traceback (most recent call last):
         ...
-    toolkit.serving.problems.Problem: 403: the key is not the one that this address asks for
+    toolkit.serving.problems.Problem: 403: the key is not the one of this path
     """
     given = _presented_key(headers)
     if given is None:
@@ -58,17 +70,17 @@ def require_key(headers: Mapping[str, str], key: bytes) -> None:
             {"WWW-Authenticate": 'Bearer realm="image classifier"'},
         )
     if not hmac.compare_digest(given, key):
-        raise Problem(KEY_WRONG, "the key is not the one that this address asks for")
+        raise Problem(KEY_WRONG, "the key is not the one of this path")
 
 
 def _path(scope: Scope) -> str:
-    """The address below the place where the application is mounted, as the routes see it."""
+    """The path below the mount point of the application, as routes see it."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path.removeprefix(root) if root and path.startswith(root + "/") else path
 
 
 def _presented_key(headers: Mapping[str, str]) -> bytes | None:
-    """The key as the bytes that were sent: headers are text in Latin-1 by definition."""
+    """The key as the bytes that were sent; headers are Latin-1."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not value.strip():
         value = headers.get("x-api-key", "")

@@ -1,72 +1,54 @@
-"""What a client may do: the size of a request's body, and the time that everything it sends or takes may need."""
+"""The limits of a request's body: its size, and the time in which it arrives."""
 
 import asyncio
 import time
-from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from toolkit.serving.http.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from toolkit.serving.problems import BODY_TOO_LARGE, MALFORMED, REQUEST_TIMEOUT, Problem
 
-DRAIN_FACTOR = 4  # bodies up to so many times the limit are read to their end, and thrown away, before the answer
+DRAIN_FACTOR = 4  # bodies up to so many times the limit are received to their end, and discarded, before the answer
 DRAIN_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
-class Timeouts:
-    """How long slow clients are waited for, so that nobody holds connections without using them.
-
-    Parameters
-    ----------
-    head_seconds
-        Longest time from an open connection, or the first byte of a further request, to a complete head.
-    body_seconds
-        Longest time in which a body arrives, and in which an answer is taken.
-    stall_seconds
-        Longest time between two pieces of a body.
-    """
-
-    header: float = 10.0
-    body: float = 30.0
-    read: float = 10.0
-
-
-DEFAULT_TIMEOUTS = Timeouts()
-
-
 class BodyLimitMiddleware:
-    """ASGI middleware that raises a ``Problem``: 413 for a body with more than ``limit`` bytes, 408 for a slow one.
+    """ASGI middleware that refuses bodies which are too large or too slow.
 
-    The size is held before anything is kept in memory, with or without Content-Length. Many
-    clients only listen once they have sent everything, and take a closed connection for a failure
-    of the network. So the rest of a body that is not excessively large is received, without being
-    kept, before the problem is raised.
+    The size is checked before anything is kept in memory, with or without Content-Length. Many clients do not read
+    before they have sent everything, and take a closed connection for a failure of the network: so the rest of a
+    body that is not excessively large is received and discarded before the problem is raised.
 
     Parameters
     ----------
     app
-        What is protected.
+        The ASGI application behind it.
     limit
         Largest body in bytes.
-    patience
-        Its ``body_seconds`` and ``stall_seconds`` hold while the application asks for the body.
+    timeouts
+        ``body`` and ``read`` hold from the moment when the application first asks for the body.
+
+    Raises
+    ------
+    Problem
+        413 for a body that is too large, 408 for one that is too slow, 400 for a Content-Length that is no number.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, patience: Timeouts = DEFAULT_TIMEOUTS) -> None:
+    def __init__(self, app: ASGIApp, limit: int, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
         self.app = app
         self.limit = limit
-        self.timeouts = patience
+        self.timeouts = timeouts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        announced = _declared_length(headers)
-        if announced is not None and announced > self.limit:
-            if headers.get("expect", "").lower() != "100-continue" and announced <= self.limit * DRAIN_FACTOR:
-                await _drain(receive, announced)
+        length = _declared_length(headers)
+        if length is not None and length > self.limit:
+            if headers.get("expect", "").lower() != "100-continue" and length <= self.limit * DRAIN_FACTOR:
+                await _drain(receive, length)
             raise _too_large(self.limit)
         await self.app(scope, _LimitedBody(receive, self.limit, self.timeouts).receive, send)
 
@@ -74,14 +56,14 @@ class BodyLimitMiddleware:
 class _LimitedBody:
     """The messages of one body, counted and timed."""
 
-    def __init__(self, receive: Receive, limit: int, patience: Timeouts) -> None:
-        self._receive, self._limit, self._patience = receive, limit, patience
+    def __init__(self, receive: Receive, limit: int, timeouts: Timeouts) -> None:
+        self._receive, self._limit, self._timeouts = receive, limit, timeouts
         self._received, self._more = 0, True
-        self._end: float | None = None  # the latest moment of its last byte, from when it is first asked for
+        self._deadline: float | None = None  # of the last byte, set when the first one is asked for
 
     async def receive(self) -> Message:
         if not self._more:
-            return await self._receive()  # what comes after a body may take as long as it likes
+            return await self._receive()  # messages after the body have no deadline
         message = await self._in_time()
         self._received += len(message.get("body", b""))
         self._more = message.get("more_body", False)
@@ -92,18 +74,15 @@ class _LimitedBody:
         return message
 
     async def _in_time(self) -> Message:
-        patience, now = self._patience, asyncio.get_running_loop().time()
-        if self._end is None:
-            self._end = now + patience.body
+        body, read, now = self._timeouts.body, self._timeouts.read, asyncio.get_running_loop().time()
+        if self._deadline is None:
+            self._deadline = now + body
         try:
-            async with asyncio.timeout_at(min(self._end, now + patience.read)):
+            async with asyncio.timeout_at(min(self._deadline, now + read)):
                 return await self._receive()
         except TimeoutError:
-            raise Problem(
-                REQUEST_TIMEOUT,
-                f"a body must arrive within {patience.body:g} s, with no pause longer than {patience.read:g} s",
-                {"Connection": "close"},
-            ) from None
+            detail = f"a body must arrive within {body:g} s, with no pause longer than {read:g} s"
+            raise Problem(REQUEST_TIMEOUT, detail, {"Connection": "close"}) from None
 
 
 def _too_large(limit: int) -> Problem:
@@ -119,14 +98,14 @@ def _declared_length(headers: Headers) -> int | None:
     return int(text)
 
 
-async def _drain(receive: Receive, most: int) -> None:
-    """Receive up to ``most`` bytes more and keep none of them."""
-    end = time.monotonic() + DRAIN_SECONDS
-    while most > 0:
+async def _drain(receive: Receive, max_bytes: int) -> None:
+    """Receive up to ``max_bytes`` more and discard them."""
+    deadline = time.monotonic() + DRAIN_SECONDS
+    while max_bytes > 0:
         try:
-            message = await asyncio.wait_for(receive(), max(0.0, end - time.monotonic()))
+            message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
         except TimeoutError:
             return
         if message["type"] != "http.request" or not message.get("more_body"):
             return
-        most -= len(message.get("body", b""))
+        max_bytes -= len(message.get("body", b""))

@@ -1,4 +1,4 @@
-"""Pages of other origins: a browser sends what they ask for, also to a service on its user's own machine."""
+"""Requests that a browser sends for pages of other origins, also to a service on its user's own machine."""
 
 from collections.abc import Collection, Mapping
 from urllib.parse import SplitResult, urlsplit
@@ -13,17 +13,17 @@ PORTS = {"http": 80, "https": 443}
 
 
 class CrossOriginMiddleware:
-    """ASGI middleware that refuses what a page of another origin has a browser send, but for reading.
+    """ASGI middleware that refuses requests of pages of other origins, except reads.
 
-    A form, or a ``fetch`` without headers of its own, is sent without asking the service first, whether or not
-    the page may read the answer. Without keys it would leave predictions and labels in the monitor.
+    A browser sends a form, or a ``fetch`` without extra headers, without a preflight request, whether or not the
+    page may read the answer. In a service without keys it would leave predictions and labels in the monitor.
 
     Parameters
     ----------
     app
-        What is protected.
+        The ASGI application behind it.
     allowed
-        Other origins, such as ``https://app.example``, that may ask; ``*`` is every one.
+        Other origins that are accepted, such as ``https://app.example``; ``*`` accepts all.
 
     Raises
     ------
@@ -39,15 +39,19 @@ class CrossOriginMiddleware:
         if scope["type"] == "http" and scope["method"] not in SAFE_METHODS:
             headers = Headers(scope=scope)
             if is_cross_origin(headers) and not self.allowed & {"*", headers.get("origin")}:
-                raise Problem(CROSS_ORIGIN, "pages of another origin may not ask here; see --allow-origin")
+                raise Problem(CROSS_ORIGIN, "pages of another origin may not send requests here; see --allow-origin")
         await self.app(scope, receive, send)
 
 
 def is_cross_origin(headers: Mapping[str, str]) -> bool:
-    """Whether a browser says that a page of another origin had it send a request.
+    """Whether a browser sent a request for a page of another origin.
 
-    Browsers tell by ``Sec-Fetch-Site``, over plain http from other machines only by ``Origin``. Other clients
-    send neither.
+    Browsers send ``Sec-Fetch-Site``; over plain http, to other machines, only ``Origin``. Other clients send neither.
+
+    Parameters
+    ----------
+    headers
+        Headers of the request, names in lower case.
 
     Examples
     --------
@@ -62,9 +66,9 @@ def is_cross_origin(headers: Mapping[str, str]) -> bool:
     if origin is None:
         return False
     try:
-        theirs = urlsplit(origin)
-        here = urlsplit(f"{theirs.scheme}://{headers.get('host', '')}")
-        return theirs.scheme not in PORTS or _origin_of(theirs) != _origin_of(here)
+        page = urlsplit(origin)
+        here = urlsplit(f"{page.scheme}://{headers.get('host', '')}")
+        return page.scheme not in PORTS or _origin_of(page) != _origin_of(here)
     except ValueError:
         return True
 

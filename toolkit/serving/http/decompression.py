@@ -1,4 +1,4 @@
-"""Compressed bodies: undone piece by piece, so that a small body which claims to be a large one takes no memory."""
+"""Decompression of request bodies in pieces, so that a decompression bomb is refused before it takes memory."""
 
 import asyncio
 import zlib
@@ -8,28 +8,28 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from toolkit.serving.problems import BODY_TOO_LARGE, MALFORMED, UNSUPPORTED_ENCODING, Problem
 
-# Content-Encoding to the window of zlib's decoder: with a gzip head, with a zlib head.
+# Content-Encoding to zlib's wbits: with a gzip header, with a zlib header.
 CODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-CHUNK_BYTES = 2**20  # bytes that are undone at once, on the event loop: about 3 ms
+CHUNK_BYTES = 2**20  # decompressed at once on the event loop, in about 3 ms
 
 
 class DecompressionMiddleware:
-    """ASGI middleware that undoes the Content-Encoding of a body.
+    """ASGI middleware that decompresses bodies with a Content-Encoding.
 
-    The application sees neither the encoding nor the length of what was sent.
+    The application sees neither the encoding nor the length of the compressed body.
 
     Parameters
     ----------
     app
-        What reads bodies.
+        The ASGI application behind it.
     limit
-        Largest body in bytes, undone.
+        Largest body in bytes, decompressed.
 
     Raises
     ------
     Problem
-        415 for an encoding that is not known here, 400 for a body that is not encoded as it says, 413 for one that
-        is too large when it is undone.
+        415 for an unknown encoding, 400 for a body that is not encoded as declared, 413 for one that is too large
+        when decompressed.
     """
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
@@ -49,7 +49,7 @@ class DecompressionMiddleware:
 
 
 def _coding(headers: Headers) -> str | None:
-    """The one encoding of a body; None when it is sent as it is."""
+    """The encoding of a body; None when it is not compressed."""
     named = [name.strip().lower() for text in headers.getlist("content-encoding") for name in text.split(",")]
     codings = [name for name in named if name not in ("", "identity")]
     if not codings:
@@ -57,49 +57,49 @@ def _coding(headers: Headers) -> str | None:
     if len(codings) > 1 or codings[0] not in CODINGS:
         raise Problem(
             UNSUPPORTED_ENCODING,
-            f"the body is encoded as {', '.join(codings)[:60]!r}; taken are gzip, deflate and none",
+            f"the body is encoded as {', '.join(codings)[:60]!r}; accepted are gzip, deflate and none",
             {"Accept-Encoding": "gzip, deflate"},
         )
     return codings[0]
 
 
 class _DecodedBody:
-    """The messages of one body, with what it was before it was compressed."""
+    """The messages of one body, decompressed."""
 
-    def __init__(self, receive: Receive, window: int, limit: int) -> None:
+    def __init__(self, receive: Receive, wbits: int, limit: int) -> None:
         self._receive, self._limit = receive, limit
-        self._decoder = zlib.decompressobj(window)
-        self._rest = b""  # received and not undone yet
-        self._begun, self._more, self._ended = False, True, False  # whether something came, is to come, was all given
+        self._decoder = zlib.decompressobj(wbits)
+        self._pending = b""  # received and not decompressed yet
+        self._begun, self._more, self._ended = False, True, False  # anything received, more to come, all passed on
         self._size = 0
 
     async def receive(self) -> Message:
         if self._ended:
-            return await self._receive()  # what comes after a body
-        if not self._rest and self._more:
+            return await self._receive()  # messages after the body
+        if not self._pending and self._more:
             message = await self._receive()
             if message["type"] != "http.request":
                 return message
-            self._rest, self._more = message.get("body", b""), message.get("more_body", False)
-            self._begun = self._begun or bool(self._rest)
-        body = self._undo()
-        await asyncio.sleep(0)  # others have their turn between two pieces
+            self._pending, self._more = message.get("body", b""), message.get("more_body", False)
+            self._begun = self._begun or bool(self._pending)
+        body = self._decompress()
+        await asyncio.sleep(0)  # lets other tasks run between two pieces
         return {"type": "http.request", "body": body, "more_body": not self._ended}
 
-    def _undo(self) -> bytes:
-        """The next piece of what was received."""
+    def _decompress(self) -> bytes:
+        """The next piece of the body."""
         try:
-            body = self._decoder.decompress(self._rest, CHUNK_BYTES)
+            body = self._decoder.decompress(self._pending, CHUNK_BYTES)
         except zlib.error:
             raise Problem(MALFORMED, "the body is not compressed as its Content-Encoding says") from None
-        self._rest = self._decoder.unconsumed_tail
+        self._pending = self._decoder.unconsumed_tail
         self._size += len(body)
         if self._size > self._limit:
-            raise Problem(BODY_TOO_LARGE, f"a request may have at most {self._limit / 2**20:g} MiB when it is undone")
+            raise Problem(BODY_TOO_LARGE, f"a request may have at most {self._limit / 2**20:g} MiB decompressed")
         complete = self._decoder.eof
         if self._decoder.unused_data:
-            raise Problem(MALFORMED, "there is more in the body than what is compressed")
-        self._ended = not (self._rest or self._more or (len(body) == CHUNK_BYTES and not complete))
+            raise Problem(MALFORMED, "the body goes on after its compressed data")
+        self._ended = not (self._pending or self._more or (len(body) == CHUNK_BYTES and not complete))
         if self._ended and self._begun and not complete:
             raise Problem(MALFORMED, "the compressed body ends too early")
         return body

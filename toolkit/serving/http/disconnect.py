@@ -1,4 +1,4 @@
-"""Clients that leave before they are answered: nobody works for them any longer."""
+"""Cancellation of requests whose client has disconnected."""
 
 import asyncio
 
@@ -7,19 +7,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class CancelOnDisconnectMiddleware:
-    """ASGI middleware that cancels what is done for a client that has left.
+    """ASGI middleware that cancels a request when its client disconnects.
 
-    From the moment when the application has received the whole body until its answer begins, the
-    connection is watched. When the client leaves in that time, the task that answers it is
-    cancelled, and ``ClientDisconnect`` is raised to whoever counts requests further out. Once an
-    answer has begun, nothing is cancelled any more.
-
-    An application that never receives the body of its request is not watched.
+    The connection is watched from the end of the body, if the application receives it, until the response begins.
+    If the client disconnects in that time, the task that answers it is cancelled, and ``ClientDisconnect`` is
+    raised to the middleware further out.
 
     Parameters
     ----------
     app
-        What answers.
+        The ASGI application behind it.
+
+    Raises
+    ------
+    ClientDisconnect
+        The client has disconnected before it was answered.
 
     Examples
     --------
@@ -28,11 +30,11 @@ class CancelOnDisconnectMiddleware:
     ...     try:
     ...         await asyncio.sleep(3600)
     ...     finally:
-    ...         print("the place is free again")
+    ...         print("cancelled")
     >>> messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"an image"}]
     >>> async def receive():
     ...     return messages.pop()
-    >>> asyncio.run(Departures(app)({"type": "http"}, receive, None))
+    >>> asyncio.run(CancelOnDisconnectMiddleware(app)({"type": "http"}, receive, None))
     Traceback (most recent call last):
         ...
     starlette.requests.ClientDisconnect
@@ -46,29 +48,29 @@ class CancelOnDisconnectMiddleware:
         if scope["type"] != "http" or task is None:
             await self.app(scope, receive, send)
             return
-        visit = _Connection(receive, send, task)
-        requests = task.cancelling()  # of others, to cancel this very task
+        connection = _Connection(receive, send, task)
+        cancel_requests = task.cancelling()  # by others
         try:
-            await self.app(scope, visit.receive, visit.send)
+            await self.app(scope, connection.receive, connection.send)
         except asyncio.CancelledError:
-            if visit.disconnected and task.uncancel() <= requests:
+            if connection.disconnected and task.uncancel() <= cancel_requests:
                 raise ClientDisconnect from None
             raise
         finally:
-            visit.end()
+            connection.close()
 
 
 class _Connection:
-    """One request: the messages of its connection, and whether its client has left without an answer."""
+    """The messages of one request, and whether its client disconnected before the response began."""
 
     def __init__(self, receive: Receive, send: Send, task: asyncio.Task[None]) -> None:
         self._receive, self._send, self._task = receive, send, task
         self._response_started = False
-        self._next: asyncio.Task[Message] | None = None  # what comes after the body, while it is waited for
+        self._next: asyncio.Task[Message] | None = None  # the message after the body
         self.disconnected = False
 
     async def receive(self) -> Message:
-        if self._next is not None:  # the application asks for it as well; to cancel its question changes nothing
+        if self._next is not None:  # cancelling the application's wait must not cancel the watch
             return await asyncio.shield(self._next)
         message = await self._receive()
         if message["type"] == "http.request" and not message.get("more_body") and not self._response_started:
@@ -86,6 +88,6 @@ class _Connection:
             self._task.cancel()
         return message
 
-    def end(self) -> None:
+    def close(self) -> None:
         if self._next is not None:
             self._next.cancel()

@@ -1,15 +1,15 @@
-"""HEAD wherever GET works: the same answer without its body."""
+"""HEAD at every path that has GET: the same response without its body."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadMethodMiddleware:
-    """ASGI middleware that has a HEAD answered as a GET, and keeps the body to itself.
+    """ASGI middleware that passes HEAD on as GET, and drops the body of the response.
 
     Parameters
     ----------
     app
-        What answers GET.
+        The ASGI application behind it.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -20,11 +20,11 @@ class HeadMethodMiddleware:
             await self.app(scope, receive, send)
             return
 
-        async def bodiless(message: Message) -> None:
+        async def send_without_body(message: Message) -> None:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
         scope["method"] = "GET"
         try:
-            await self.app(scope, receive, bodiless)
+            await self.app(scope, receive, send_without_body)
         finally:
-            scope["method"] = "HEAD"  # for the log
+            scope["method"] = "HEAD"  # for the access log

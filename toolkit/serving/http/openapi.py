@@ -1,4 +1,4 @@
-"""What ``/openapi.json`` says beyond what can be derived from the code of the routes."""
+"""The OpenAPI description, with what FastAPI cannot derive from the routes: bodies, errors and keys."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,12 +13,12 @@ _KEYS = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
-_RETRY = {"Retry-After": {"description": "seconds until asking again makes sense", "schema": {"type": "integer"}}}
+_RETRY = {"Retry-After": {"description": "seconds after which to try again", "schema": {"type": "integer"}}}
 _REQUEST_ID = {"X-Request-ID": {"description": "names the request in the log", "schema": {"type": "string"}}}
 
 
 def error_responses(*kinds: ProblemType) -> dict[int | str, dict[str, Any]]:
-    """The ``responses`` of a route that may answer with these problems."""
+    """The ``responses`` of a route that may raise these problems, for FastAPI."""
     found: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
         entry = found.setdefault(
@@ -33,32 +33,34 @@ def error_responses(*kinds: ProblemType) -> dict[int | str, dict[str, Any]]:
     return found
 
 
-def build_openapi(app: FastAPI, guarded: Iterable[str], most_images: int) -> dict[str, Any]:
-    """The whole description.
+def build_openapi(app: FastAPI, protected_paths: Iterable[str], max_images: int) -> dict[str, Any]:
+    """The OpenAPI description of the whole application.
 
     Parameters
     ----------
-    guarded
-        Addresses that ask for a key.
-    most_images
-        Of one batch.
+    app
+        The application with all its routes.
+    protected_paths
+        Paths that require a key.
+    max_images
+        Largest number of images in a batch.
     """
     schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     paths = schema["paths"]
     paths["/predict"]["post"]["requestBody"] = IMAGE_BODY
-    paths["/predict/batch"]["post"]["requestBody"] = images_body(most_images)
+    paths["/predict/batch"]["post"]["requestBody"] = images_body(max_images)
     for path in paths.values():
         for method, operation in path.items():
             if method == "post":
                 operation["responses"] |= {str(key): value for key, value in error_responses(BODY_TOO_LARGE).items()
                                            if str(key) not in operation["responses"]}  # fmt: skip
-    for address in guarded:
-        for operation in paths[address].values():
+    for path in protected_paths:
+        for operation in paths[path].values():
             operation["security"] = [{name: []} for name in _KEYS]
             operation["responses"] |= {
                 str(key): value for key, value in error_responses(KEY_MISSING, KEY_WRONG).items()
             }
-    if guarded:
+    if protected_paths:
         schema["components"]["securitySchemes"] = _KEYS
     schema["x-problems"] = [{"slug": kind.slug, "status": kind.status, "title": kind.title} for kind in PROBLEM_TYPES]
     return schema

@@ -1,8 +1,7 @@
-"""The images in a request: a multipart form, a raw body, or JSON with base64 or pixels.
+"""The images of a request: a multipart form, a raw body, or JSON with base64 or pixels.
 
-What a client declares about an image (its file name, its part's type) decides nothing: the content
-does. The file name of an upload is handed on as a text. Base64 is undone by the returned function, which
-runs where images are decoded too.
+The content of an image decides its format, not its file name or declared type. The file name of an upload is passed on
+as text. Base64 is decoded by the returned ``ImageSource``, in the thread that decodes the image.
 """
 
 import asyncio
@@ -29,50 +28,53 @@ from toolkit.serving.problems import INVALID, MALFORMED, UNDECODABLE, UNSUPPORTE
 T = TypeVar("T")
 
 FORM, JSON = "multipart/form-data", "application/json"
-# Besides image/*: SageMaker's clients say x-image; no type at all is taken for a raw image.
+# Besides image/*: SageMaker's clients send x-image; a body without a type is a raw image.
 RAW = ("application/octet-stream", "application/x-image", "")
 MAX_FIELDS = 16  # of a form, besides its files
 MAX_FIELD_BYTES = 4096  # bytes
-MEMORY_BYTES = 2**40  # bytes of a file part: always, since the body's limit already holds
-ONE_IMAGE = "(base64)"  # its place in an example
-VALUES_PER_IMAGE = 8  # of JSON, at most: braces, brackets and commas around the base64 of one image
-VALUES_OVERHEAD = 16  # of all images, at most: those of a data frame
-# What Python makes of JSON takes up to 30 times the text's size, and it makes one at a time however many threads ask.
-_JSON_THREAD = ThreadPoolExecutor(1, "unpack")
+SPOOL_BYTES = 2**40  # of a file part, before it goes to disk: never, since the body is limited already
+ONE_IMAGE = "(base64)"  # placeholder in the examples of the OpenAPI description
+VALUES_PER_IMAGE = 8  # JSON values at most: braces, brackets and commas around the base64 of one image
+VALUES_OVERHEAD = 16  # JSON values at most around all images, such as those of a data frame
+# Parsed JSON takes up to 30 times the size of its text, and parsing holds Python's lock: one at a time.
+_JSON_THREAD = ThreadPoolExecutor(1, "json")
 _URLSAFE = str.maketrans("-_", "+/")
 _CHARSET = re.compile(r""";\s*charset\s*=\s*("[^"]*"|[^;]*)""", re.IGNORECASE)
 _EXTENDED = re.compile(rb""";\s*filename\*[0-9*]*\s*=""", re.IGNORECASE)
 _DATA_URL = re.compile(r"\s*data:[^,]{0,200};base64,", re.IGNORECASE)
 
 
-def _with(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+def _object(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "required": [name], "properties": {name: schema}}
 
 
-def _list(schema: dict[str, Any], most: int | None = None) -> dict[str, Any]:
-    return {"type": "array", "items": schema, "minItems": 1} | ({"maxItems": most} if most else {})
+def _list(schema: dict[str, Any], max_items: int | None = None) -> dict[str, Any]:
+    return {"type": "array", "items": schema, "minItems": 1} | ({"maxItems": max_items} if max_items else {})
 
 
 _FILE = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, BMP, GIF or TIFF"}
 _BASE64 = {"type": "string", "format": "byte", "description": "the encoded image in base64, or a data URL of it"}
-_B64 = _with("b64", _BASE64)
-_ENTRY = {"anyOf": [_BASE64, _B64, _with("image", {"anyOf": [_BASE64, _B64]})]}
+_B64 = _object("b64", _BASE64)
+_ENTRY = {"anyOf": [_BASE64, _B64, _object("image", {"anyOf": [_BASE64, _B64]})]}
 _PIXELS = _list(_list(_list({"type": "integer", "minimum": 0, "maximum": 255}))) | {
     "description": "the rows of an RGB image of the model's own size"
 }
 
 
-def _json(entry: dict[str, Any], most: int | None) -> dict[str, Any]:
-    several = _list(entry, most)
-    shapes = [_with("image", _BASE64), _with("inputs", {"anyOf": [several, entry]}), _with("instances", several)]
-    return {"schema": {"anyOf": shapes}, "example": {"image": ONE_IMAGE} if most == 1 else {"inputs": [ONE_IMAGE]}}
+def _json(entry: dict[str, Any], max_images: int | None) -> dict[str, Any]:
+    several = _list(entry, max_images)
+    shapes = [_object("image", _BASE64), _object("inputs", {"anyOf": [several, entry]}), _object("instances", several)]
+    return {
+        "schema": {"anyOf": shapes},
+        "example": {"image": ONE_IMAGE} if max_images == 1 else {"inputs": [ONE_IMAGE]},
+    }
 
 
-# How the functions below look in the OpenAPI description, which cannot be derived from their code.
+# What parse_image and parse_images accept, for the OpenAPI description.
 IMAGE_BODY: dict[str, Any] = {
     "required": True,
     "content": {
-        FORM: {"schema": _with("file", _FILE)},
+        FORM: {"schema": _object("file", _FILE)},
         "image/*": {"schema": _FILE},
         "application/octet-stream": {"schema": _FILE},
         JSON: _json(_ENTRY, 1),
@@ -80,14 +82,14 @@ IMAGE_BODY: dict[str, Any] = {
 }
 
 
-def images_body(most: int | None = None) -> dict[str, Any]:
-    """The body of a batch, of at most ``most`` images where that is known."""
-    form = {"schema": _with("files", _list(_FILE, most))}
-    return {"required": True, "content": {FORM: form, JSON: _json(_ENTRY, most)}}
+def images_body(max_images: int | None = None) -> dict[str, Any]:
+    """The body of a batch, for the OpenAPI description; ``max_images`` where it is known."""
+    form = {"schema": _object("files", _list(_FILE, max_images))}
+    return {"required": True, "content": {FORM: form, JSON: _json(_ENTRY, max_images)}}
 
 
 def pixels_body() -> dict[str, Any]:
-    """The body of a batch where pixels, and one raw image, are taken as well."""
+    """The body of a batch that may also be pixels or one raw image, for the OpenAPI description."""
     body = images_body()
     content = body["content"] | {"image/*": {"schema": _FILE}, JSON: _json({"anyOf": [_ENTRY, _PIXELS]}, None)}
     return body | {"content": content}
@@ -96,6 +98,11 @@ def pixels_body() -> dict[str, Any]:
 async def parse_image(request: Request) -> ImageSource:
     """The one image of a request.
 
+    Parameters
+    ----------
+    request
+        A form with the field ``file``, a raw image, or JSON.
+
     Raises
     ------
     Problem
@@ -103,7 +110,7 @@ async def parse_image(request: Request) -> ImageSource:
     """
     media = _media_type(request)
     if media == FORM:
-        return (await _files(request, "file", most=1))[0]
+        return (await _files(request, "file", max_images=1))[0]
     body = await request.body()
     if media == JSON:
         return partial(_one_of_json, body)
@@ -115,29 +122,28 @@ async def parse_image(request: Request) -> ImageSource:
     )
 
 
-async def parse_images(request: Request, most: int, size: int | None = None) -> list[ImageSource]:
-    """The images of a request, at most so many, in the order they were sent.
+async def parse_images(request: Request, max_images: int, size: int | None = None) -> list[ImageSource]:
+    """The images of a request, in its order.
 
     Parameters
     ----------
     request
-        A form, or JSON with a list.
-    most
-        Images that are taken.
+        A form with the field ``files``, or JSON with a list.
+    max_images
+        Largest number of images.
     size
-        Given where one raw image, and JSON with pixels of this height and width, are taken as well.
+        Height and width of the model's images, where JSON with their pixels, and one raw image, are accepted as well.
 
     Raises
     ------
     Problem
-        400 for a broken body, 415 for one of an unknown type, 422 when it holds no or too many images, or a list
-        that is none.
+        400 for a broken body, 415 for one of an unknown type, 422 for no images, too many, or ones of another form.
     """
     media = _media_type(request)
     if media == FORM:
-        return await _files(request, "files", most)
+        return await _files(request, "files", max_images)
     if media == JSON:
-        return await run_in_json_thread(partial(_many_of_json, await request.body(), most, size))
+        return await run_in_json_thread(partial(_many_of_json, await request.body(), max_images, size))
     if size is not None and _is_raw(media):
         return [partial(bytes, await request.body())]
     raise Problem(
@@ -146,29 +152,36 @@ async def parse_images(request: Request, most: int, size: int | None = None) -> 
     )
 
 
-def content_length_or(request: Request, most: int) -> int:
-    """Bytes of a request's body: as its head says, or as many as are allowed."""
+def content_length_or(request: Request, default: int) -> int:
+    """The Content-Length of a request, or ``default`` bytes if it has none."""
     length = request.headers.get("content-length", "")
-    return int(length) if length.isdecimal() else most
+    return int(length) if length.isdecimal() else default
 
 
 def values_of_pixels(size: int) -> int:
-    """Values that one image of this height and width has in JSON, at most: a list and three numbers a pixel."""
+    """JSON values of one image of this height and width, at most: a list and three numbers for each pixel."""
     return 4 * size * (size + 1)
 
 
-async def run_in_json_thread(work: Callable[[], T]) -> T:
-    """Run what loads a large JSON in a thread, one such work at a time, so that one is in memory."""
-    return await asyncio.get_running_loop().run_in_executor(_JSON_THREAD, work)
+async def run_in_json_thread(load: Callable[[], T]) -> T:
+    """Run a function that loads JSON in a thread, one at a time, so that one parsed document is in memory."""
+    return await asyncio.get_running_loop().run_in_executor(_JSON_THREAD, load)
 
 
-def load_json(body: bytes, most: int) -> Any:
-    """JSON with at most so many values, lists and objects; with more, the text is refused unread.
+def load_json(body: bytes, max_values: int) -> Any:
+    """Parse JSON with a limited number of values; a longer text is refused before it is parsed.
+
+    Parameters
+    ----------
+    body
+        The text.
+    max_values
+        Largest number of values, lists and objects.
 
     Raises
     ------
     Problem
-        400 when it is no JSON, or holds too much.
+        400 for invalid JSON, or too many values.
 
     Examples
     --------
@@ -179,7 +192,7 @@ def load_json(body: bytes, most: int) -> Any:
         ...
     toolkit.serving.problems.Problem: 400: the JSON holds more values than the images of a request can have
     """
-    if body.count(b"[") + body.count(b"{") + body.count(b",") > most:
+    if body.count(b"[") + body.count(b"{") + body.count(b",") > max_values:
         raise Problem(MALFORMED, "the JSON holds more values than the images of a request can have")
     try:
         return json.loads(body)
@@ -188,14 +201,14 @@ def load_json(body: bytes, most: int) -> Any:
 
 
 def from_base64(text: str) -> ImageSource:
-    """The image in base64 or in a data URL, which is undone when the image is read."""
-    return partial(_decoded, text)
+    """The source of an image in base64 or in a data URL, which is decoded when it is called."""
+    return partial(_decode_base64, text)
 
 
 def from_pixels(values: object, size: int, index: int = 0) -> ImageSource:
-    """An image of the size that the model wants, from its pixels.
+    """The source of an image from the numbers of its pixels.
 
-    It becomes a file without loss, a stored PNG, so that it takes the same way as any other image.
+    It gives an uncompressed PNG, so that pixels take the same way as any other image.
 
     Parameters
     ----------
@@ -204,7 +217,7 @@ def from_pixels(values: object, size: int, index: int = 0) -> ImageSource:
     size
         Height and width in pixels.
     index
-        Place of the image in the request, for the message.
+        Index of the image in the request, for the message.
 
     Raises
     ------
@@ -224,12 +237,12 @@ def from_pixels(values: object, size: int, index: int = 0) -> ImageSource:
 
 
 def from_raw_pixels(pixels: bytes, size: int) -> ImageSource:
-    """An image of the size that the model wants, from the ``size * size * 3`` bytes of its pixels."""
+    """The source of an image from the ``size * size * 3`` bytes of its pixels."""
     return partial(_as_png, pixels, size)
 
 
 def _bytes_of(values: object, shape: tuple[int, ...]) -> bytes:
-    """What is in nested lists of this shape, or in a flat one; ``bytes`` itself holds the numbers against 0..255."""
+    """The values of nested lists of a shape, or of a flat one, as bytes; ValueError for anything else."""
     if not isinstance(values, list):
         raise ValueError
     if len(values) == shape[0]:
@@ -237,12 +250,12 @@ def _bytes_of(values: object, shape: tuple[int, ...]) -> bytes:
             if set(map(type, values)) != {list} or set(map(len, values)) != {length}:
                 raise ValueError
             values = list(chain.from_iterable(values))
-    kinds = set(map(type, values))  # not bool, which bytes would take
-    if len(values) != math.prod(shape) or not kinds or not kinds <= {int, float}:
+    types = set(map(type, values))  # bool is none of them, though bytes() accepts it
+    if len(values) != math.prod(shape) or not types or not types <= {int, float}:
         raise ValueError
-    if kinds == {int}:
-        return bytes(values)
-    if not all(0 <= value <= 255 and value == int(value) for value in values):  # NaN is in no range
+    if types == {int}:
+        return bytes(values)  # checks the range
+    if not all(0 <= value <= 255 and value == int(value) for value in values):  # False for NaN
         raise ValueError
     return bytes(map(int, values))
 
@@ -261,8 +274,8 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-async def _files(request: Request, field: str, most: int) -> list[ImageSource]:
-    form = await _parse(request, most)
+async def _files(request: Request, field: str, max_images: int) -> list[ImageSource]:
+    form = await _parse(request, max_images)
     try:
         uploads: list[ImageSource] = [
             Upload(value.file.read(), value.filename) for value in form.getlist(field) if isinstance(value, UploadFile)
@@ -274,37 +287,37 @@ async def _files(request: Request, field: str, most: int) -> list[ImageSource]:
     return uploads
 
 
-async def _parse(request: Request, most: int) -> FormData:
+async def _parse(request: Request, max_files: int) -> FormData:
     try:
-        return await _Parser(request, most).parse()
+        return await _Parser(request, max_files).parse()
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
-            raise Problem(INVALID, f"a request may hold at most {most} file{'s' * (most > 1)}") from None
+            raise Problem(INVALID, f"a request may hold at most {max_files} file{'s' * (max_files > 1)}") from None
         raise Problem(MALFORMED, f"the form cannot be read: {error.message}") from None
 
 
 class _Parser(MultiPartParser):
-    """Starlette's, within our limits, and not content with a form that was cut short."""
+    """Starlette's parser within the limits above; a form that is cut short is an error."""
 
-    spool_max_size = MEMORY_BYTES
+    spool_max_size = SPOOL_BYTES
 
-    def __init__(self, request: Request, most: int) -> None:
-        stream = self._whole(request.stream())
-        # Names are UTF-8 by the rules of forms, whatever charset is named: it may be one that decodes nothing.
+    def __init__(self, request: Request, max_files: int) -> None:
+        stream = self._checked(request.stream())
+        # Names in forms are UTF-8; a declared charset may be one that Python does not know.
         headers = Headers({"Content-Type": _CHARSET.sub("", request.headers["Content-Type"])})
-        super().__init__(headers, stream, max_files=most, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
+        super().__init__(headers, stream, max_files=max_files, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
         self._ended = False
 
     def on_headers_finished(self) -> None:
         part = self._current_part
-        if part.content_disposition is not None:  # some clients send no other name of the file
+        if part.content_disposition is not None:  # the only file name of some clients
             part.content_disposition = _EXTENDED.sub(b"; filename=", part.content_disposition)
         super().on_headers_finished()
 
     def on_end(self) -> None:
         self._ended = True
 
-    async def _whole(self, stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    async def _checked(self, stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         async for chunk in stream:
             yield chunk
         if not self._ended:
@@ -312,31 +325,30 @@ class _Parser(MultiPartParser):
 
 
 def _one_of_json(body: bytes) -> bytes:
-    reads = _many_of_json(body, 1, None)
-    return reads[0]()
+    return _many_of_json(body, 1, None)[0]()
 
 
-def _many_of_json(body: bytes, most: int, size: int | None) -> list[ImageSource]:
-    a_image = VALUES_PER_IMAGE + (values_of_pixels(size) if size is not None else 0)
-    entries = _entries(load_json(body, VALUES_OVERHEAD + most * a_image))
-    if not 1 <= len(entries) <= most:
-        allowed = "one image" if most == 1 else f"from 1 to {most} images"
+def _many_of_json(body: bytes, max_images: int, size: int | None) -> list[ImageSource]:
+    per_image = VALUES_PER_IMAGE + (values_of_pixels(size) if size is not None else 0)
+    entries = _entries(load_json(body, VALUES_OVERHEAD + max_images * per_image))
+    if not 1 <= len(entries) <= max_images:
+        allowed = "one image" if max_images == 1 else f"from 1 to {max_images} images"
         raise Problem(INVALID, f"the JSON body must hold {allowed}")
     return [_image(entry, size, index) for index, entry in enumerate(entries)]
 
 
 def _entries(value: object) -> list[Any]:
-    """The images of a JSON body as they stand there: one in ``image``, or a list as other servers take it."""
-    if isinstance(value, dict) and not value.get("params"):  # MLflow's clients send an empty one
-        named = [(name, found) for name, found in value.items() if name != "params"]
-        if len(named) == 1:
-            [(name, found)] = named
-            if name in ("inputs", "instances", "dataframe_records") and isinstance(found, list):
-                return found
+    """The images of a JSON body, not decoded: the one in ``image``, or a list in the form of other servers."""
+    if isinstance(value, dict) and not value.get("params"):  # MLflow's clients send empty params
+        members = [(name, member) for name, member in value.items() if name != "params"]
+        if len(members) == 1:
+            [(name, member)] = members
+            if name in ("inputs", "instances", "dataframe_records") and isinstance(member, list):
+                return member
             if name == "dataframe_split":
-                return _of_table(found)
+                return _of_table(member)
             if name in ("image", "inputs"):
-                return [found]
+                return [member]
     raise _bad_json_shape()
 
 
@@ -364,7 +376,7 @@ def _bad_json_shape() -> Problem:
     return Problem(INVALID, f"the JSON body must be {shapes} with encoded images in base64")
 
 
-def _decoded(text: str) -> bytes:
+def _decode_base64(text: str) -> bytes:
     head = _DATA_URL.match(text)
     plain = "".join(text[head.end() if head else 0 :].split()).translate(_URLSAFE).rstrip("=")
     try:

@@ -1,4 +1,4 @@
-"""The process around the application: its socket, the connections of its clients, and how it leaves."""
+"""The HTTP server: its socket, its connections with their timeouts, and its shutdown."""
 
 import asyncio
 import ctypes
@@ -28,7 +28,7 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from toolkit.errors import SettingsError
-from toolkit.serving.http.body_limit import DEFAULT_TIMEOUTS, Timeouts
+from toolkit.serving.http.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from toolkit.serving.problems import MEDIA_TYPE, NOT_HTTP, REQUEST_TIMEOUT, TOO_MANY_CONNECTIONS, Problem, not_ready
 
 if sys.platform != "win32":
@@ -36,26 +36,33 @@ if sys.platform != "win32":
 
 logger = logging.getLogger(__name__)
 
-BACKLOG = 2048  # connections that may wait to be accepted, uvicorn's own number
-KEEP_ALIVE_SECONDS = 75  # idle connections are kept longer than the 60 s of the usual balancers in front
+BACKLOG = 2048  # connections that may wait to be accepted, uvicorn's default
+KEEP_ALIVE_SECONDS = 75  # longer than the 60 s of the usual load balancers in front
 MAX_CONNECTIONS = 4096
-MAX_REJECTED = 128  # connections beyond those that are told so at a time; further ones are just closed
-RESERVED_FDS = 256  # that the process may have open besides its connections
-CLOSE_DELAY_S = 2.0  # that a client has to read why it is refused
-GOODBYE_S = 0.25  # that an idle connection stays open at the end, for a request that is on its way
-FIRST_BYTE_S = 2.0  # the same of one that nothing was asked on yet: its client has connected to ask something
-# A filter of Berkeley packets: what asks for a connection is dropped, all else passes. Each line is a code, two jumps
-# and a value: load byte 13 of the TCP head, its flags; test the flag SYN; drop; keep.
+MAX_REJECTED = 128  # connections beyond the limit that are answered with a 503 at a time; more are just closed
+RESERVED_FDS = 256  # files that the process may have open besides its connections
+CLOSE_DELAY_S = 2.0  # for a client to read why it is refused
+IDLE_CLOSE_DELAY_S = 0.25  # of idle connections at shutdown, for a request that is under way
+UNUSED_CLOSE_DELAY_S = 2.0  # the same without any request yet: its client is likely to send one
+# A Berkeley packet filter that drops connection requests and passes all else. Each row is a code, two jumps and a
+# value: load byte 13 of the TCP header, its flags; test the flag SYN; drop; keep.
 REJECT_FILTER = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
-SO_ATTACH_FILTER = 26  # of Linux; Python has no name for it
-TICKS_PER_CHECK = 10  # of uvicorn's 0.1 s, between two looks at the connections
-COALESCE_BYTES = 65536  # written within one turn of the loop, after which it is sent without waiting for the turn's end
-ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)  # what comes before the path in such a target
-BROKEN = "the request breaks the rules of HTTP/1.1, or its head is too large"
+SO_ATTACH_FILTER = 26  # Linux; Python has no constant for it
+TICKS_PER_CHECK = 10  # of uvicorn's 0.1 s, between two checks of the timeouts
+COALESCE_BYTES = 65536  # held back at most, before they are sent within the turn of the event loop
+ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)  # of an absolute-form target, all before the path
+BROKEN = "the request breaks the rules of HTTP/1.1, or its headers are too large"
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, so that the service fails before it starts and not after.
+    """Bind a listening socket, so that an unusable address is an error before the service starts.
+
+    Parameters
+    ----------
+    host
+        Address or host name of this machine.
+    port
+        0 takes a free one.
 
     Raises
     ------
@@ -86,10 +93,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class CoalescingTransport:
-    """A transport that sends together what is written within one turn of the event loop.
+    """Transport that coalesces the writes of one turn of the event loop.
 
-    uvicorn writes the head, the body and the end of an answer one by one, and each would be a call
-    of the system and a packet of its own.
+    uvicorn writes the headers, the body and the end of a response one by one; each would be a system call and a packet.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -98,7 +104,7 @@ class CoalescingTransport:
         self._size = 0
         self._ended = False
 
-    def __getattr__(self, name: str) -> Any:  # all that does not send
+    def __getattr__(self, name: str) -> Any:  # everything but writes
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
@@ -114,7 +120,7 @@ class CoalescingTransport:
     def write_eof(self) -> None:
         self._flush()
         self._ended = True
-        with suppress(OSError):  # the client has reset the connection, which the loop is about to notice
+        with suppress(OSError):  # the client has reset the connection
             self._transport.write_eof()
 
     def close(self) -> None:
@@ -128,11 +134,11 @@ class CoalescingTransport:
 
 
 class StrictConnection(h11.Connection):
-    """HTTP/1.1 as h11 reads it, except for heads that a proxy in front may have read in another way."""
+    """HTTP/1.1 as h11 parses it, without the ambiguities that a proxy in front may resolve differently."""
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         event = super().next_event()
-        if isinstance(event, h11.Request) and (absolute := ABSOLUTE.match(event.target)):  # as proxies are asked
+        if isinstance(event, h11.Request) and (absolute := ABSOLUTE.match(event.target)):  # absolute form
             path = event.target[absolute.end() :]
             target = path if path.startswith(b"/") else b"/" + path
             event = h11.Request(
@@ -141,166 +147,169 @@ class StrictConnection(h11.Connection):
         if isinstance(event, h11.Request):
             names = [name for name, _ in event.headers]
             if b"transfer-encoding" in names and (b"content-length" in names or event.http_version < b"1.1"):
-                raise h11.RemoteProtocolError("the length of the body is told in two ways")
+                raise h11.RemoteProtocolError("the length of the body is declared in two ways")
         return event
 
 
 class TimeoutH11Protocol(H11Protocol):
-    """HTTP/1.1 as uvicorn speaks it, with an end to everything that a client may draw out.
+    """uvicorn's HTTP/1.1 with timeouts, a limit of connections, and problem documents for its own errors.
 
-    What cannot even be read as a request, comes too slowly, or comes on one connection too many is
-    answered with a problem document as well. Nothing is timed request by request: the server looks
-    at all its connections once a second, and each remembers since when it has been waiting for the
-    same thing.
+    Requests that are no HTTP, too slow, or on one connection too many are answered with a problem document. There is
+    no timer per request: the server checks all connections once a second, and each knows since when it has waited for
+    the same thing.
 
-    It reads with h11. httptools would save 0.07 ms of a request, but takes the body of a request
-    that offers an upgrade, as Java's own client does each time, for the head of a further request.
+    The parser is h11. httptools would save 0.07 ms a request, but takes the body of a request that offers an upgrade,
+    as Java's client does each time, for the headers of a further request.
 
     Parameters
     ----------
-    patience
-        How long each thing may take.
-    most
+    timeouts
+        Limits for slow clients.
+    max_connections
         Connections that may be open.
-    turned_away
-        Those of all connections that are open only to be told that they are too many.
-    leaving
-        Whether the server is about to end: each answer is then the last one on its connection, and says so.
-    words
-        What uvicorn gives each protocol.
+    rejected
+        The connections beyond that limit that wait to be closed; one set for all connections.
+    is_draining
+        Whether the server is about to end: responses then close their connection.
+    options
+        Arguments of uvicorn's protocol.
     """
 
     def __init__(
         self,
-        patience: Timeouts,
-        most: int,
-        turned_away: set["TimeoutH11Protocol"],
-        leaving: Callable[[], bool],
-        **words: Any,
+        timeouts: Timeouts,
+        max_connections: int,
+        rejected: set["TimeoutH11Protocol"],
+        is_draining: Callable[[], bool],
+        **options: Any,
     ) -> None:
-        super().__init__(**words)
+        super().__init__(**options)
         self._application, self.app = self.app, self._answer
-        self._leaving = leaving
+        self._is_draining = is_draining
         self.conn = StrictConnection(h11.SERVER)
-        self._most, self._rejected_count = most, turned_away
+        self._max_connections, self._rejected = max_connections, rejected
         self._refused = False
-        self._waiting: tuple[str | None, object] = (None, None)  # for what, and in which request
+        self._waiting: tuple[str | None, object] = (None, None)  # for what, in which request
         self._since = 0.0
-        self._limits = {
-            "farewell": CLOSE_DELAY_S,
-            "answer": patience.body,
-            "head": patience.header,
+        self._timeouts = {
+            "close": CLOSE_DELAY_S,
+            "write": timeouts.body,
+            "headers": timeouts.header,
             "request": KEEP_ALIVE_SECONDS,
-            "rest": patience.body,
+            "unread body": timeouts.body,
         }
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client has connected."""
+        """A client has connected; called by asyncio."""
         super().connection_made(cast(asyncio.Transport, CoalescingTransport(transport, self.loop)))
         self.check_timeouts(self.loop.time())
-        if len(self.connections) - len(self._rejected_count) <= self._most:
+        if len(self.connections) - len(self._rejected) <= self._max_connections:
             return
-        if len(self._rejected_count) >= MAX_REJECTED:
+        if len(self._rejected) >= MAX_REJECTED:
             transport.abort()
             return
-        self._rejected_count.add(self)
-        self._refuse(Problem(TOO_MANY_CONNECTIONS, f"{self._most} connections are open already", {"Retry-After": "1"}))
+        self._rejected.add(self)
+        self._refuse(
+            Problem(TOO_MANY_CONNECTIONS, f"{self._max_connections} connections are open already", {"Retry-After": "1"})
+        )
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is closed, by whomever."""
-        self._rejected_count.discard(self)
+        """The connection is closed; called by asyncio."""
+        self._rejected.discard(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """A client has sent something; what it sends after it was refused is not for anybody."""
+        """A client has sent something; called by asyncio. After a refusal it is discarded."""
         if not self._refused:
             super().data_received(data)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  its signature is given
-        """Called for a request that breaks HTTP itself, or whose headers are too large."""
+        """Answer a request that breaks HTTP, or whose headers are too large; called by uvicorn."""
         self._refuse(Problem(NOT_HTTP, BROKEN))
 
     def shutdown(self) -> None:
-        """Called when the server leaves: idle connections are closed in a moment, others after their answer."""
+        """Close an idle connection in a moment, another one after its response; called by uvicorn at shutdown."""
         if self._refused:
             self.transport.close()
         elif self.cycle is None or self.cycle.response_complete:
-            self.loop.call_later(FIRST_BYTE_S if self.cycle is None else GOODBYE_S, self._part)
-        elif self.cycle.response_started:  # too late to say in it that it is the last one
+            self.loop.call_later(
+                UNUSED_CLOSE_DELAY_S if self.cycle is None else IDLE_CLOSE_DELAY_S, self._close_if_idle
+            )
+        elif self.cycle.response_started:  # too late for Connection: close
             self.cycle.keep_alive = False
 
-    def _part(self) -> None:
-        """Close what idles still; a request that has come meanwhile closes the connection with its answer."""
+    def _close_if_idle(self) -> None:
+        """Close the connection unless a request has come meanwhile, whose response closes it."""
         if self.transport.is_closing() or not (self.cycle is None or self.cycle.response_complete):
             return
         with selectors.DefaultSelector() as waiting:
             waiting.register(self.transport.get_extra_info("socket"), selectors.EVENT_READ)
-            has_come = bool(waiting.select(0))
-        if has_come:  # to close it now would reset it
-            self.loop.call_later(GOODBYE_S, self._part)
+            has_data = bool(waiting.select(0))
+        if has_data:  # a close would reset it
+            self.loop.call_later(IDLE_CLOSE_DELAY_S, self._close_if_idle)
         else:
             super().shutdown()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The application, whose answers tell the client not to ask again here when the server is about to end."""
+        """Run the application; while the server drains, its responses have ``Connection: close``."""
 
-        async def telling(message: Message) -> None:
-            if message["type"] == "http.response.start" and self._leaving() and not self._begun:
+        async def send_closing(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._is_draining() and not self._begun:
                 MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         try:
-            await self._application(scope, receive, telling)
-        except asyncio.CancelledError:  # it took longer than the server may take to end
+            await self._application(scope, receive, send_closing)
+        except asyncio.CancelledError:  # the shutdown timeout has passed
             self._refuse(not_ready("the service ended before this request could be answered", 1))
             self.transport.close()
 
     def check_timeouts(self, now: float) -> None:
-        """End what has lasted too long at this moment of the loop's clock."""
-        waits = (self._waiting_on(), self.cycle)
-        if waits != self._waiting:
-            self._waiting, self._since = waits, now
-        elif waits[0] is not None and now - self._since >= self._limits[waits[0]]:
-            self._on_timeout(waits[0])
+        """End what has lasted too long; ``now`` is of the event loop's clock."""
+        waiting = (self._waiting_on(), self.cycle)
+        if waiting != self._waiting:
+            self._waiting, self._since = waiting, now
+        elif waiting[0] is not None and now - self._since >= self._timeouts[waiting[0]]:
+            self._on_timeout(waiting[0])
 
     def _waiting_on(self) -> str | None:
-        """What the client owes; None when it is the application's turn, or that of who asked it for the body."""
+        """What the client has to send or read next; None while the application works or reads the body itself."""
         if self._refused:
-            return "farewell"
+            return "close"
         if self.transport.get_write_buffer_size():
-            return "answer"
+            return "write"
         if self.conn.their_state is h11.IDLE:
-            return "head" if self.cycle is None or self._begun else "request"
+            return "headers" if self.cycle is None or self._begun else "request"
         answered = self.cycle is not None and self.cycle.response_complete
-        return "rest" if answered and self.conn.their_state is h11.SEND_BODY else None
+        return "unread body" if answered and self.conn.their_state is h11.SEND_BODY else None
 
     @property
     def _begun(self) -> bool:
-        """Whether something of a further request is there."""
+        """Whether a part of a further request has arrived."""
         return bool(self.conn.trailing_data[0])
 
-    def _on_timeout(self, waited_for: str) -> None:
-        if waited_for in ("farewell", "answer"):
+    def _on_timeout(self, what: str) -> None:
+        if what in ("close", "write"):
             self.transport.abort()
-        elif waited_for == "head" and self._begun:
-            seconds = self._limits["head"]
-            self._refuse(Problem(REQUEST_TIMEOUT, f"the head of a request must arrive within {seconds:g} s"))
+        elif what == "headers" and self._begun:
+            limit = self._timeouts["headers"]
+            self._refuse(Problem(REQUEST_TIMEOUT, f"the headers of a request must arrive within {limit:g} s"))
         else:
             self.transport.close()
 
     def _refuse(self, problem: Problem) -> None:
-        """Answer unless an answer has begun, and leave the client a moment to read it: a reset would destroy it."""
+        """Answer unless a response has begun, and close later: a reset would discard the answer."""
         self._refused = True
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.write(_closing(problem))
-        if self.cycle is not None:  # the application may be at work on the head of what turned out broken
+            self.transport.write(_closing_response(problem))
+        if self.cycle is not None:  # the application may have begun with the headers
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.write_eof()
 
 
-def _closing(problem: Problem) -> bytes:
-    """A problem as the last answer on a connection."""
+def _closing_response(problem: Problem) -> bytes:
+    """A problem as the last response of a connection."""
     request_id = secrets.token_hex(8)
     body = json.dumps(problem.document(request_id)).encode()
     headers = {
@@ -310,49 +319,47 @@ def _closing(problem: Problem) -> bytes:
         **(problem.headers or {}),
         "Connection": "close",
     }
-    first = f"HTTP/1.1 {problem.status_code} {HTTPStatus(problem.status_code).phrase}"
-    return "\r\n".join([first, *(f"{name}: {value}" for name, value in headers.items()), "", ""]).encode() + body
+    status_line = f"HTTP/1.1 {problem.status_code} {HTTPStatus(problem.status_code).phrase}"
+    return "\r\n".join([status_line, *(f"{name}: {value}" for name, value in headers.items()), "", ""]).encode() + body
 
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """How long clients are waited for, and how many there may be.
+    """Times and limits of a server.
 
     Parameters
     ----------
-    drain_seconds
-        Time between the first signal and closing the socket.
-    finish_seconds
-        Longest time to finish accepted requests after that.
-    patience
-        How long slow clients are waited for.
-    most_connections
-        Clients that may be connected; further ones are answered with a 503. Fewer where the system allows the
-        process fewer open files.
+    drain_timeout
+        Seconds between the first signal and closing the socket.
+    shutdown_timeout
+        Seconds to finish accepted requests after that, at most.
+    timeouts
+        Limits for slow clients.
+    max_connections
+        Connections that may be open; further ones get a 503. Fewer where the process may open fewer files.
     """
 
-    drain_seconds: float
-    finish_seconds: int
-    patience: Timeouts = DEFAULT_TIMEOUTS
-    most_connections: int = MAX_CONNECTIONS
+    drain_timeout: float
+    shutdown_timeout: int
+    timeouts: Timeouts = DEFAULT_TIMEOUTS
+    max_connections: int = MAX_CONNECTIONS
 
 
 class Server(uvicorn.Server):
-    """uvicorn that leaves as a balancer expects it to.
+    """uvicorn with the graceful shutdown that load balancers expect.
 
-    At SIGTERM or Ctrl-C the service first says that it is not ready, and goes on answering for
-    ``drain_seconds``, so that whoever sends it traffic can stop; each answer has ``Connection: close``.
-    Then it takes no new connection, finishes for at most ``finish_seconds`` what it has begun, and ends
-    with status 0. A second signal ends the draining at once.
+    After SIGTERM or Ctrl-C the service is not ready but answers on for ``drain_timeout``, so that load balancers take
+    it out of rotation; responses have ``Connection: close``. Then it accepts no connection, finishes accepted requests
+    within ``shutdown_timeout``, and ends with status 0. A second signal ends the draining at once.
 
     Parameters
     ----------
     app
         The application.
-    leave
-        Called at the first signal, within the signal handler: it only sets a flag.
+    on_shutdown
+        Called at the first signal, within the signal handler; it may only set a flag.
     config
-        Its limits.
+        Times and limits.
     alone
         Whether no other process listens on the same socket.
     """
@@ -360,7 +367,7 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         app: FastAPI,
-        leave: Callable[[], None],
+        on_shutdown: Callable[[], None],
         config: ServerConfig,
         alone: bool = True,
     ) -> None:
@@ -371,35 +378,35 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 http=partial(
-                    TimeoutH11Protocol, config.patience, _allowed(config.most_connections), set(), self._is_draining
+                    TimeoutH11Protocol, config.timeouts, _allowed(config.max_connections), set(), self._is_draining
                 ),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="on",
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=config.finish_seconds,
+                timeout_graceful_shutdown=config.shutdown_timeout,
             )
         )
-        self._on_shutdown = leave
+        self._on_shutdown = on_shutdown
         self._alone = alone
-        self._drain_seconds = config.drain_seconds
+        self._drain_timeout = config.drain_timeout
         self._shutdown_at: float | None = None
 
     def _is_draining(self) -> bool:
         return self._shutdown_at is not None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  its signature is given
-        """What uvicorn does at a signal, with the draining before it; the signal is not raised again."""
+        """Begin to drain at the first signal, end it at the second; called by uvicorn."""
         if self._shutdown_at is None:
             self._on_shutdown()
-            self._shutdown_at = time.monotonic() + self._drain_seconds
+            self._shutdown_at = time.monotonic() + self._drain_timeout
         elif not self.should_exit:
             self.should_exit = True
         elif sig == signal.SIGINT:
             self.force_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Asked by uvicorn ten times a second whether to end."""
+        """Whether to end; called by uvicorn ten times a second."""
         if counter % TICKS_PER_CHECK == 0:
             now = asyncio.get_running_loop().time()
             for connection in list(self.server_state.connections):
@@ -409,16 +416,16 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """What uvicorn does at the end, after all that wait to be let in: a socket that is closed resets them."""
+        """uvicorn's shutdown, once the backlog is accepted: closing the socket would reset its connections."""
         if self._alone:
             for listener in sockets or ():
                 stop_accepting(listener)
-        waiting = [connection for listener in sockets or () for connection in _backlog(listener)]
+        backlog = [connection for listener in sockets or () for connection in _backlog(listener)]
         for server in self.servers:
-            server.close()  # without a turn of the loop in between, in which more could come
+            server.close()  # before the loop can accept more
         state = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
-        for connection in waiting:
-            with suppress(OSError):  # it has left meanwhile
+        for connection in backlog:
+            with suppress(OSError):  # the client has disconnected meanwhile
                 await asyncio.get_running_loop().connect_accepted_socket(
                     partial(self.config.http_protocol_class, **state), connection
                 )
@@ -426,33 +433,32 @@ class Server(uvicorn.Server):
 
 
 def stop_accepting(listener: socket.socket) -> None:
-    """Have the system make no further connection, where it can: who asks for one is refused once the socket is closed.
+    """Have the system drop further connection requests, on Linux; they are refused once the socket is closed.
 
-    Between the last connection that is let in and the end of the socket there could otherwise come one more, which
-    would be reset with its request.
+    A connection made between the last accept and the close would be reset with its request.
     """
-    lines = b"".join(struct.pack("=HBBI", *line) for line in REJECT_FILTER)
-    held = ctypes.create_string_buffer(lines)
+    rows = b"".join(struct.pack("=HBBI", *row) for row in REJECT_FILTER)
+    buffer = ctypes.create_string_buffer(rows)
     with suppress(OSError):
         if sys.platform == "linux":
-            program = struct.pack("HP", len(REJECT_FILTER), ctypes.addressof(held))
+            program = struct.pack("HP", len(REJECT_FILTER), ctypes.addressof(buffer))
             listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
 def _backlog(listener: socket.socket) -> Iterator[socket.socket]:
-    """Connections that the system has made and the loop has not taken yet."""
-    refusals = 0
-    while refusals < 2:  # the socket of several processes says each second time that there is none
+    """Connections that the event loop has not accepted yet."""
+    empty = 0
+    while empty < 2:  # a socket of several processes is empty each second time
         try:
             yield listener.accept()[0]
         except OSError:
-            refusals += 1
+            empty += 1
         else:
-            refusals = 0
+            empty = 0
 
 
 def _allowed(connections: int) -> int:
-    """So many connections, or as many as the system leaves room for."""
+    """At most as many connections as the process may open files for."""
     if sys.platform == "win32":
         return connections
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

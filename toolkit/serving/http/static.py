@@ -1,4 +1,4 @@
-"""The dashboard and FastAPI's Swagger page: a few files from disk, under headers that let nothing else in."""
+"""The static files of the dashboard and of Swagger UI, under a strict Content-Security-Policy."""
 
 import base64
 import hashlib
@@ -14,16 +14,16 @@ from fastapi.responses import Response
 from toolkit.serving.problems import NOT_FOUND, PROBLEM_TYPES, Problem
 
 FOLDER = Path(__file__).parent.parent / "dashboard"
-SWAGGER = files("fastapi_swagger") / "resources"  # Swagger UI as its authors publish it; the package's code is not used
+SWAGGER = files("fastapi_swagger") / "resources"  # Swagger UI as published; the package's code is not used
 DASHBOARD = "dashboard.html"
 HTML, CSS, SCRIPT = "text/html; charset=utf-8", "text/css; charset=utf-8", "text/javascript; charset=utf-8"
 
-# Each file by its name, with its folder and its media type: a name that is not here is not looked for on disk.
+# Name to folder and media type: other names are never opened.
 FILES = {
     DASHBOARD: (FOLDER, HTML),
-    "look.css": (FOLDER, CSS),
+    "dashboard.css": (FOLDER, CSS),
     "dashboard.js": (FOLDER, SCRIPT),
-    "parts.js": (FOLDER, SCRIPT),
+    "components.js": (FOLDER, SCRIPT),
     "icon.svg": (FOLDER, "image/svg+xml"),
     "swagger-ui-bundle.js": (SWAGGER, SCRIPT),
     "swagger-ui.css": (SWAGGER, CSS),
@@ -51,29 +51,40 @@ INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
 def static_page(name: str) -> Response:
-    """One of the files.
+    """The response with a static file.
+
+    Parameters
+    ----------
+    name
+        One of ``FILES``.
 
     Raises
     ------
     Problem
-        404 when there is none of that name.
+        404 for any other name.
     """
     if name not in FILES:
-        raise Problem(NOT_FOUND, "the pages have no file of that name")
+        raise Problem(NOT_FOUND, "there is no page file of that name")
     folder, media_type = FILES[name]
     return _response((folder / name).read_bytes(), media_type, POLICY)
 
 
 @cache
 def swagger_page(title: str) -> Response:
-    """FastAPI's Swagger page under the headers of the other pages, followed by the meaning of each problem type."""
+    """The response with FastAPI's Swagger page, followed by an explanation of each problem type.
+
+    Parameters
+    ----------
+    title
+        Title of the page.
+    """
     page = get_swagger_ui_html(
-        openapi_url="openapi.json",  # relative, like all addresses here: the service may be mounted deeper
+        openapi_url="openapi.json",  # relative, like all URLs here: the service may be mounted below a prefix
         title=escape(title),
         swagger_js_url="pages/swagger-ui-bundle.js",
         swagger_css_url="pages/swagger-ui.css",
         swagger_favicon_url="pages/icon.svg",
-        swagger_ui_parameters={"deepLinking": False},  # it would take #problem-... for an operation and rewrite it
+        swagger_ui_parameters={"deepLinking": False},  # would take #problem-... for an operation
     )
     html = bytes(page.body).decode().replace("</body>", f"{_problems()}</body>")
     hashes = (
@@ -95,7 +106,7 @@ def _problems() -> str:
     )
     introduction = (
         "<p>Every error is a document of type <code>application/problem+json</code> (RFC 9457). Its <code>type</code> "
-        "leads to one of the entries below, its <code>request_id</code> is in the log of the service.</p>"
+        "leads to one of the entries below, its <code>request_id</code> is in the access log of the service.</p>"
     )
     return (
         '<div class="swagger-ui"><main id="problems" class="wrapper renderedMarkdown">'

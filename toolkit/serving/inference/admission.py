@@ -1,10 +1,8 @@
 """A bounded number of places for images, and of bytes for their bodies; who finds no room is sent away at once."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from toolkit.serving.problems import OVERLOADED, Problem
 
@@ -116,32 +114,3 @@ class AdmissionController:
             f"wait{'s' if waits == 1 else ''}, which is all there is room for",
             self._retry(),
         )
-
-
-class LoadSheddingMiddleware:
-    """ASGI middleware that sends an image away as soon as its head is there, when there is no place for any.
-
-    What an overloaded service refuses should cost it next to nothing: the routes behind would find the same, but
-    only after half a millisecond of looking for them and of passing the refusal back through all of their layers.
-
-    Parameters
-    ----------
-    app
-        What takes images.
-    addresses
-        Where each request is at least one image.
-    desk
-        Gives the desk, once the application runs.
-    """
-
-    def __init__(self, app: ASGIApp, addresses: frozenset[str], desk: Callable[[], AdmissionController | None]) -> None:
-        self.app = app
-        self.paths = addresses
-        self.admission = desk
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] in self.paths and scope["method"] == "POST":
-            desk = self.admission()
-            if desk is not None:
-                desk.require_slot(1)
-        await self.app(scope, receive, send)

@@ -138,12 +138,12 @@ class RegistryState:
     reachable: bool
     unreachable_since: float | None
     problem: str | None
-    last_look: float | None
+    last_poll: float | None
     changes: int
     source: Literal["registry", "last good copy"] | None
     copy_since: float | None
     comparison: Agreement | None
-    set_aside: SetAside | None
+    load_failure: SetAside | None
     contradiction: str | None
 
 
@@ -283,12 +283,12 @@ class ModelManager:
             reachable=self.reachable,
             unreachable_since=self.unreachable_since,
             problem=self.registry_problem,
-            last_look=self.last_poll,
+            last_poll=self.last_poll,
             changes=self.changes,
             source=("last good copy" if self.copy_since else "registry") if self.model else None,
             copy_since=self.copy_since,
             comparison=self.comparison,
-            set_aside=failure.set_aside if failure else None,
+            load_failure=failure.set_aside if failure else None,
             contradiction=self._source.contradiction or None,
         )
 

@@ -1,8 +1,7 @@
-"""The binary tensor data extension of the Open Inference Protocol: a JSON head, then tensors as plain bytes.
+"""The binary tensor data extension of the Open Inference Protocol: JSON, then tensors as plain bytes.
 
-Bytes of UINT8 and of FP32 (little endian) are in row-major order; each element of BYTES is its length
-as an unsigned number of 4 bytes, little endian, and then itself. ``Inference-Header-Content-Length``
-says how long the head is.
+UINT8 and FP32 (little endian) are in row-major order; each element of BYTES has its length before it, as an unsigned
+number of 4 bytes, little endian. The header ``Inference-Header-Content-Length`` is the length of the JSON.
 """
 
 import json
@@ -19,15 +18,15 @@ HEADER = "Inference-Header-Content-Length"
 LENGTH = struct.Struct("<I")
 
 
-def split(body: bytes, length: str | None) -> tuple[bytes, bytes]:
-    """The JSON of a request, and what follows it.
+def split_body(body: bytes, length: str | None) -> tuple[bytes, bytes]:
+    """The JSON of a request, and the bytes after it.
 
     Parameters
     ----------
     body
-        The request's.
+        Body of the request.
     length
-        The header; without it all is JSON.
+        Value of the header; None means that all is JSON.
 
     Raises
     ------
@@ -36,7 +35,7 @@ def split(body: bytes, length: str | None) -> tuple[bytes, bytes]:
 
     Examples
     --------
-    >>> split(b'{}abc', "2")
+    >>> split_body(b'{}abc', "2")
     (b'{}', b'abc')
     """
     if length is None:
@@ -46,51 +45,58 @@ def split(body: bytes, length: str | None) -> tuple[bytes, bytes]:
     return body[: int(length)], body[int(length) :]
 
 
-def elements(data: bytes, count: int) -> list[bytes]:
+def split_elements(data: bytes, count: int) -> list[bytes]:
     """The elements of a tensor of BYTES.
+
+    Parameters
+    ----------
+    data
+        The whole tensor.
+    count
+        Number of elements that it must have.
 
     Raises
     ------
     Problem
-        422 when there are not exactly so many.
+        422 for another number of elements, or a length beyond the data.
 
     Examples
     --------
-    >>> elements(b"\\x02\\0\\0\\0ab\\0\\0\\0\\0", 2)
+    >>> split_elements(b"\\x02\\0\\0\\0ab\\0\\0\\0\\0", 2)
     [b'ab', b'']
     """
     found: list[bytes] = []
-    place = 0
-    while place < len(data) and len(found) < count:
-        start = place + LENGTH.size
+    end = 0
+    while end < len(data) and len(found) < count:
+        start = end + LENGTH.size
         if start > len(data):
             break
-        place = start + LENGTH.unpack_from(data, place)[0]
-        found.append(data[start:place])
-    if place != len(data) or len(found) != count:
+        end = start + LENGTH.unpack_from(data, end)[0]
+        found.append(data[start:end])
+    if end != len(data) or len(found) != count:
         raise Problem(INVALID, f"inputs.0: the bytes must be {count} elements, each with its length before it")
     return found
 
 
-def joined(answer: dict[str, Any], wanted: Sequence[bool]) -> tuple[bytes, int]:
-    """An answer with some of its outputs as bytes; and the length of its JSON.
+def join_body(response: dict[str, Any], is_binary: Sequence[bool]) -> tuple[bytes, int]:
+    """The body of a response with some of its outputs as bytes, and the length of its JSON.
 
     Parameters
     ----------
-    answer
-        As it is in JSON; each of its ``outputs`` has ``datatype`` and ``data``.
-    wanted
-        Which of the outputs are to be bytes.
+    response
+        The response as JSON; each of its ``outputs`` has ``datatype`` and ``data``.
+    is_binary
+        For each output whether it is written as bytes.
 
     Examples
     --------
     >>> outputs = [{"name": "label", "datatype": "BYTES", "shape": [1], "data": ["cat"]}]
-    >>> body, length = joined({"outputs": outputs}, [True])
+    >>> body, length = join_body({"outputs": outputs}, [True])
     >>> body[:length], body[length:]
     (b'{"outputs": [{"name": "label", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 7}}]}', b'\\x03\\x00\\x00\\x00cat')
-    """  # noqa: E501  the head is one line
+    """  # noqa: E501  the JSON is one line
     tensors, data = [], b""
-    for tensor, as_bytes in zip(answer["outputs"], wanted, strict=True):
+    for tensor, as_bytes in zip(response["outputs"], is_binary, strict=True):
         if as_bytes:
             packed = _packed(tensor["datatype"], tensor["data"])
             rest = {name: value for name, value in tensor.items() if name != "data"}
@@ -98,7 +104,7 @@ def joined(answer: dict[str, Any], wanted: Sequence[bool]) -> tuple[bytes, int]:
             data += packed
         else:
             tensors.append(tensor)
-    head = json.dumps(answer | {"outputs": tensors}).encode()
+    head = json.dumps(response | {"outputs": tensors}).encode()
     return head + data, len(head)
 
 

@@ -21,12 +21,12 @@ from toolkit.serving.problems import OVERLOADED, Problem
 
 
 @pytest.fixture
-def figures():
+def metrics():
     return ServiceMetrics()
 
 
 @pytest.fixture
-def app(figures):
+def app(metrics):
     app = FastAPI()
 
     @app.get("/things/{name}")
@@ -37,7 +37,7 @@ def app(figures):
     async def broken() -> str:
         raise RuntimeError("hunter2")
 
-    app.add_middleware(AccessLogMiddleware, figures=figures)
+    app.add_middleware(AccessLogMiddleware, metrics=metrics)
     return app
 
 
@@ -59,7 +59,7 @@ def facts(log):
     return log[-1].request
 
 
-def test_a_request_is_noted_by_the_pattern_of_its_address(app, ask, figures, log):
+def test_a_request_is_noted_by_the_pattern_of_its_address(app, ask, metrics, log):
     found = ask(app, "GET", "/things/cat?secret=1")
     assert found.json() == "cat"
     assert re.fullmatch("[0-9a-f]{16}", found.headers["X-Request-ID"])
@@ -75,15 +75,15 @@ def test_a_request_is_noted_by_the_pattern_of_its_address(app, ask, figures, log
     }
     for name in range(20):
         ask(app, "GET", f"/things/{name}")
-    assert figures.summary()["requests"] == {"/things/{name}": {"200": 21}}
+    assert metrics.summary()["requests"] == {"/things/{name}": {"200": 21}}
 
 
-def test_addresses_and_methods_that_are_not_ours_do_not_fill_the_figures(app, ask, figures):
+def test_addresses_and_methods_that_are_not_ours_do_not_fill_the_metrics(app, ask, metrics):
     for number in range(30):
         assert ask(app, f"VERB{number}", f"/nothing/{number}").status_code == 404
     assert ask(app, "DELETE", "/things/cat").status_code == 405
-    assert figures.summary()["requests"] == {"other": {"404": 30}, "/things/{name}": {"405": 1}}
-    text = figures.prometheus("")[0].decode()
+    assert metrics.summary()["requests"] == {"other": {"404": 30}, "/things/{name}": {"405": 1}}
+    text = metrics.prometheus("")[0].decode()
     assert 'method="other",route="other",status="404"} 30.0' in text
     assert "VERB" not in text
 
@@ -103,7 +103,7 @@ def test_two_requests_have_two_ids(app, ask):
     assert len({ask(app, "GET", "/things/a").headers["X-Request-ID"] for _ in range(10)}) == 10
 
 
-def test_what_nobody_caught_is_a_problem_for_the_client_and_a_traceback_in_the_log(app, ask, figures, log):
+def test_what_nobody_caught_is_a_problem_for_the_client_and_a_traceback_in_the_log(app, ask, metrics, log):
     found = ask(app, "GET", "/broken", headers={"X-Request-ID": "abc"})
     document = found.json()
     assert found.status_code == document["status"] == 500
@@ -115,10 +115,10 @@ def test_what_nobody_caught_is_a_problem_for_the_client_and_a_traceback_in_the_l
     assert (logged.levelname, logged.getMessage()) == ("ERROR", "request abc failed")
     assert logged.exc_info[0] is RuntimeError
     assert facts(log)["problem"] == "internal-error"
-    assert figures.summary()["refusals"] == {"internal-error": 1}
+    assert metrics.summary()["errors"] == {"internal-error": 1}
 
 
-def run(figures, error, begin=()):
+def run(metrics, error, begin=()):
     """A request whose application raises, and the messages that the server was sent."""
     sent = []
 
@@ -131,40 +131,40 @@ def run(figures, error, begin=()):
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/x", "query_string": b"", "headers": [], "client": None}
-    asyncio.run(AccessLogMiddleware(app, figures)(scope, None, send))
+    asyncio.run(AccessLogMiddleware(app, metrics)(scope, None, send))
     return sent
 
 
-def test_a_problem_raised_further_out_than_the_framework_is_answered_without_a_traceback(figures, log):
-    sent = run(figures, Problem(OVERLOADED, "no room", {"Retry-After": "2"}))
+def test_a_problem_raised_further_out_than_the_framework_is_answered_without_a_traceback(metrics, log):
+    sent = run(metrics, Problem(OVERLOADED, "no room", {"Retry-After": "2"}))
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert sent[0]["status"] == 503
     assert (b"retry-after", b"2") in sent[0]["headers"]
     assert json.loads(sent[1]["body"])["detail"] == "no room"
     assert [record.levelname for record in log] == ["INFO"]
-    assert figures.summary()["refusals"] == {"full": 1}
+    assert metrics.summary()["errors"] == {"full": 1}
 
 
-def test_an_error_after_the_answer_began_is_logged_and_adds_no_second_answer(figures, log):
+def test_an_error_after_the_answer_began_is_logged_and_adds_no_second_answer(metrics, log):
     begun = [
         {"type": "http.response.start", "status": 200, "headers": []},
         {"type": "http.response.body", "body": b"a"},
     ]
-    assert run(figures, RuntimeError("in the middle"), begun) == begun
+    assert run(metrics, RuntimeError("in the middle"), begun) == begun
     assert log[-2].exc_info[0] is RuntimeError
-    assert figures.summary()["requests"] == {"other": {"200": 1}}
+    assert metrics.summary()["requests"] == {"other": {"200": 1}}
 
 
-def test_a_client_that_left_is_no_error(figures, log):
-    assert run(figures, ClientDisconnect()) == []
+def test_a_client_that_left_is_no_error(metrics, log):
+    assert run(metrics, ClientDisconnect()) == []
     assert facts(log)["status"] == CLIENT_CLOSED_REQUEST
     assert [record.levelname for record in log] == ["INFO"]
-    assert figures.summary()["requests"] == {"other": {"499": 1}}
+    assert metrics.summary()["requests"] == {"other": {"499": 1}}
 
 
-def test_a_task_that_is_cancelled_is_noted_and_stays_cancelled(figures, log):
+def test_a_task_that_is_cancelled_is_noted_and_stays_cancelled(metrics, log):
     with pytest.raises(asyncio.CancelledError):
-        run(figures, asyncio.CancelledError())
+        run(metrics, asyncio.CancelledError())
     assert facts(log)["status"] == CLIENT_CLOSED_REQUEST
 
 

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from toolkit.serving.http.body_limit import DRAIN_FACTOR, BodyLimitMiddleware, Timeouts
+from toolkit.serving.http.body_limit import DRAIN_FACTOR, BodyLimitMiddleware
+from toolkit.serving.http.timeouts import Timeouts
 from toolkit.serving.problems import BODY_TOO_LARGE, MALFORMED, REQUEST_TIMEOUT, Problem
 
 LIMIT = 100

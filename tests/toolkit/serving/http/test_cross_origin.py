@@ -53,7 +53,9 @@ def test_a_browser_tells_where_a_request_comes_from(headers, foreign):
 
 
 def test_the_refusal_says_what_to_do():
-    with pytest.raises(Problem, match="pages of another origin may not ask here; see --allow-origin") as caught:
+    with pytest.raises(
+        Problem, match="pages of another origin may not send requests here; see --allow-origin"
+    ) as caught:
         asyncio.run(
             CrossOriginMiddleware(None)(
                 {"type": "http", "method": "POST", "headers": [(b"origin", b"null")]}, None, None

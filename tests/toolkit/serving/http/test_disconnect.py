@@ -213,7 +213,7 @@ class Counter:
 
     server: Any = None
     port: int = 0
-    figures: ServiceMetrics = field(default_factory=ServiceMetrics)
+    metrics: ServiceMetrics = field(default_factory=ServiceMetrics)
     working: set[str] = field(default_factory=set)
     stop: asyncio.Event | None = None
     loop: Any = None
@@ -234,7 +234,7 @@ class Counter:
             return name
 
         app.add_middleware(CancelOnDisconnectMiddleware)
-        app.add_middleware(AccessLogMiddleware, figures=self.figures)
+        app.add_middleware(AccessLogMiddleware, metrics=self.metrics)
         return app
 
     def send(self, *names):
@@ -247,7 +247,7 @@ class Counter:
         self.loop.call_soon_threadsafe(self.stop.set)
 
     def answered(self, status):
-        return self.figures.summary()["requests"].get("/wait/{name}", {}).get(str(status), 0)
+        return self.metrics.summary()["requests"].get("/wait/{name}", {}).get(str(status), 0)
 
     async def tasks(self):
         return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
@@ -295,7 +295,7 @@ def test_after_a_thousand_departures_nothing_remains(counter):
     assert counter.working == set()
     wait_until(lambda: not counter.server.server_state.connections and not counter.server.server_state.tasks)
     assert tasks() == before
-    assert counter.figures.summary()["requests"] == {"/wait/{name}": {"499": 1001}}
+    assert counter.metrics.summary()["requests"] == {"/wait/{name}": {"499": 1001}}
 
 
 def test_a_departure_ends_only_the_request_that_was_waited_for(counter):

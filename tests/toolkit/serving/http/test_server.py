@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from support import MAX_WAIT_S
 from toolkit.errors import SettingsError
 from toolkit.serving.http.access_log import AccessLogMiddleware
-from toolkit.serving.http.body_limit import BodyLimitMiddleware, Timeouts
+from toolkit.serving.http.body_limit import BodyLimitMiddleware
 from toolkit.serving.http.server import (
     COALESCE_BYTES,
     RESERVED_FDS,
@@ -31,11 +31,12 @@ from toolkit.serving.http.server import (
     listen,
     stop_accepting,
 )
+from toolkit.serving.http.timeouts import Timeouts
 from toolkit.serving.metrics import ServiceMetrics
 from toolkit.serving.problems import handle
 
 LARGE = 16 * 2**20  # bytes of an answer that no buffer of the system holds
-HASTY = Timeouts(header=2.0, body=3.0, read=2.0)
+SHORT_TIMEOUTS = Timeouts(header=2.0, body=3.0, read=2.0)
 
 
 def make_app():
@@ -65,17 +66,17 @@ def make_app():
 @contextmanager
 def serving(**words):
     """A running server, and its port."""
-    figures = ServiceMetrics()
+    metrics = ServiceMetrics()
     app = make_app()
     app.add_exception_handler(HTTPException, handle)
-    app.add_middleware(BodyLimitMiddleware, limit=2**20, patience=words.get("patience", Timeouts()))
-    app.add_middleware(AccessLogMiddleware, figures=figures)
+    app.add_middleware(BodyLimitMiddleware, limit=2**20, timeouts=words.get("timeouts", Timeouts()))
+    app.add_middleware(AccessLogMiddleware, metrics=metrics)
     listener = listen("127.0.0.1", 0)
-    server = Server(app, lambda: None, ServerConfig(**({"drain_seconds": 0, "finish_seconds": 1} | words)))
+    server = Server(app, lambda: None, ServerConfig(**({"drain_timeout": 0, "shutdown_timeout": 1} | words)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        yield server, listener.getsockname()[1], figures
+        yield server, listener.getsockname()[1], metrics
     finally:
         server.handle_exit(signal.SIGTERM, None)
         thread.join(MAX_WAIT_S)
@@ -224,7 +225,7 @@ def outlast(port, pieces):
 @pytest.fixture(scope="module")
 def endings():
     """What each slow client was answered until it was cut off, and what was counted."""
-    with serving(patience=HASTY) as (server, port, figures), ThreadPoolExecutor(len(SLOW_CLIENTS)) as clients:
+    with serving(timeouts=SHORT_TIMEOUTS) as (server, port, metrics), ThreadPoolExecutor(len(SLOW_CLIENTS)) as clients:
         with (
             socket.socket() as reading_nothing,
             socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S) as staying,
@@ -241,7 +242,7 @@ def endings():
             with suppress(ConnectionResetError):
                 while piece := reading_nothing.recv(2**20):
                     taken += len(piece)
-        yield answers | {"reading nothing": taken}, figures.summary()["requests"]
+        yield answers | {"reading nothing": taken}, metrics.summary()["requests"]
 
 
 def test_who_sends_nothing_is_cut_off_in_silence(endings):
@@ -257,7 +258,7 @@ def test_a_head_that_does_not_come_is_a_problem(endings, client):
     assert head.startswith(b"408 Request Timeout")
     assert b"\r\nConnection: close" in head
     assert document["type"] == "/docs#problem-too-slow"
-    assert document["detail"] == "the head of a request must arrive within 2 s"
+    assert document["detail"] == "the headers of a request must arrive within 2 s"
 
 
 @pytest.mark.parametrize("client", ["half a body", "a dripping body"])
@@ -291,7 +292,7 @@ def test_a_large_answer_is_taken_whole_by_who_reads_it(port):
 
 
 def test_one_connection_too_many_is_told_so_and_the_next_one_served_when_there_is_room():
-    with serving(most_connections=3) as (server, port, _):
+    with serving(max_connections=3) as (server, port, _):
         open_ones = [socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S) for _ in range(3)]
         wait_until(lambda: len(server.server_state.connections) == 3)
         head, _, body = talk(port, GET).partition(b"\r\n\r\n")
@@ -324,7 +325,7 @@ def test_connections_leave_files_for_everything_else(monkeypatch):
     files = RESERVED_FDS + 100
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (files, files))
     for wanted, most in ((50, 50), (4096, 100)):
-        server = Server(FastAPI(), lambda: None, ServerConfig(0, 1, most_connections=wanted))
+        server = Server(FastAPI(), lambda: None, ServerConfig(0, 1, max_connections=wanted))
         assert server.config.http.args[1] == most
 
 
@@ -460,12 +461,12 @@ class Regular:
             time.sleep(self.pause)
 
 
-@pytest.mark.parametrize("drain_seconds", [0.0, 1.0])
-def test_a_server_that_leaves_under_load_answers_all_and_tells_each_client_to_leave(drain_seconds):
+@pytest.mark.parametrize("drain_timeout", [0.0, 1.0])
+def test_a_server_that_leaves_under_load_answers_all_and_tells_each_client_to_leave(drain_timeout):
     clients = [Regular(0, pause=0.01 * (index % 3)) for index in range(16)]
     with (
         ThreadPoolExecutor(len(clients)) as pool,
-        serving(drain_seconds=drain_seconds, finish_seconds=30) as (server, port, _),
+        serving(drain_timeout=drain_timeout, shutdown_timeout=30) as (server, port, _),
     ):
         for client in clients:
             client.port = port
@@ -481,7 +482,7 @@ def test_a_server_that_leaves_under_load_answers_all_and_tells_each_client_to_le
 def test_what_arrived_together_is_answered_to_the_last_while_the_server_leaves():
     ask = b"POST /slow?seconds=0.5 HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
     with (
-        serving(finish_seconds=30) as (server, port, _),
+        serving(shutdown_timeout=30) as (server, port, _),
         socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S) as connection,
     ):
         connection.sendall(ask * 3)
@@ -494,7 +495,7 @@ def test_what_arrived_together_is_answered_to_the_last_while_the_server_leaves()
 
 
 def test_a_connection_that_idles_is_closed_but_not_before_what_is_on_its_way_has_come():
-    with serving(drain_seconds=1000, finish_seconds=30) as (server, port, _), ExitStack() as stack:
+    with serving(drain_timeout=1000, shutdown_timeout=30) as (server, port, _), ExitStack() as stack:
         idle, late = (
             stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S)) for _ in range(2)
         )

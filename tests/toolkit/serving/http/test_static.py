@@ -93,7 +93,7 @@ def test_the_swagger_page_runs_its_own_scripts_and_no_other():
 
 @pytest.mark.parametrize("name", ["nothing.js", "Dashboard.html", "dashboard", "../pages.py", "/etc/passwd", ""])
 def test_other_names_are_not_looked_for(name):
-    with pytest.raises(Problem, match="404: the pages have no file of that name"):
+    with pytest.raises(Problem, match="404: there is no page file of that name"):
         static_page(name)
 
 

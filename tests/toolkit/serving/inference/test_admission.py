@@ -1,11 +1,9 @@
 """Places and bytes: never more than there are, all given back, whatever becomes of who asked for them."""
 
-import asyncio
-
 import numpy as np
 import pytest
 
-from toolkit.serving.inference.admission import MAX_RETRY_AFTER_S, AdmissionController, LoadSheddingMiddleware
+from toolkit.serving.inference.admission import MAX_RETRY_AFTER_S, AdmissionController
 from toolkit.serving.problems import OVERLOADED, Problem
 
 
@@ -60,24 +58,3 @@ def test_the_pace_follows_the_work():
     with desk.slots(10), pytest.raises(Problem) as caught:
         desk.require_slot(12)
     assert caught.value.headers["Retry-After"] == "20"
-
-
-def test_the_doorkeeper_sends_images_away_and_nothing_else():
-    desk, inside = AdmissionController(workers=1, waiting=0), []
-
-    async def app(scope, _receive, _send):
-        inside.append(scope["path"])
-
-    def ask(path, method="POST", kind="http", desk=desk):
-        doorkeeper = LoadSheddingMiddleware(app, frozenset({"/predict"}), lambda: desk)
-        asyncio.run(doorkeeper({"type": kind, "path": path, "method": method}, None, None))
-
-    ask("/predict")
-    with desk.slots(1):
-        with pytest.raises(Problem, match="1 image is being answered"):
-            ask("/predict")
-        ask("/feedback")
-        ask("/predict", method="GET")
-        ask("/predict", kind="websocket")
-        ask("/predict", desk=None)
-    assert inside == ["/predict", "/feedback", "/predict", "/predict", "/predict"]

@@ -96,8 +96,8 @@ def live(source, adopted, engine_of):
 def test_it_begins_empty_and_says_why(live, source):
     assert (live.model, live.reason()) == (None, "the registry has not answered yet")
     assert asdict(live.describe()) == {
-        "reachable": False, "unreachable_since": None, "problem": None, "last_look": None, "changes": 0,
-        "source": None, "copy_since": None, "comparison": None, "set_aside": None,
+        "reachable": False, "unreachable_since": None, "problem": None, "last_poll": None, "changes": 0,
+        "source": None, "copy_since": None, "comparison": None, "load_failure": None,
         "contradiction": None,
     }  # fmt: skip
     source.wanted = NotRegistered("nothing is in Production")
@@ -188,7 +188,7 @@ def test_a_version_that_cannot_be_loaded_leaves_the_one_before_it(live, source, 
     assert [live.look() for _ in range(3)] == ["failed", "set aside", "set aside"]
     assert live.model is good
     assert live.look(again=True) == "failed"
-    aside = live.describe().set_aside
+    aside = live.describe().load_failure
     assert (aside.version, aside.attempts) == (2, 2)
     assert "\n" not in aside.reason
     assert "/srv" not in aside.reason
@@ -205,12 +205,12 @@ def test_a_version_that_was_mended_is_loaded_and_one_that_was_withdrawn_forgotte
     live.look()
     source.put(1)
     assert live.look() == "unchanged"
-    assert live.describe().set_aside is None
+    assert live.describe().load_failure is None
     source.put(2)
     assert live.look() == "failed"  # at once: it is another promotion
     source.bundles[2] = make_bundle(digest="v2")
     assert live.look(again=True) == "loaded"
-    assert live.describe().set_aside is None
+    assert live.describe().load_failure is None
 
 
 def test_a_version_that_fails_for_days_is_still_looked_at(live, source):
@@ -340,11 +340,11 @@ def test_how_long_the_registry_has_been_silent_is_told(live, source):
     source.wanted = TrackingError("no answer")
     live.look()
     since = live.describe().unreachable_since
-    assert since == live.last_look
+    assert since == live.last_poll
     live.look()
     source.wanted = ValueError("a library's own")
     assert live.look() == "unreachable"
-    assert live.describe().unreachable_since == since < live.last_look
+    assert live.describe().unreachable_since == since < live.last_poll
     source.wanted = NotRegistered("nothing is in Production")
     live.look()
     assert live.describe().unreachable_since is None
@@ -454,7 +454,7 @@ def test_an_engine_that_spoils_the_answers_is_set_aside(live, source, engine_of,
     engine_of[0] = lambda bundle: Rows(row)
     source.put(2)
     assert live.look() == "failed"
-    assert re.search(reason, live.describe().set_aside.reason)
+    assert re.search(reason, live.describe().load_failure.reason)
     assert live.model.version == "1"
 
 
@@ -517,7 +517,7 @@ def test_a_version_that_cannot_be_loaded_at_the_start_leaves_the_copy_to_answer(
     source.put(2)
     assert live.poll() == "failed"
     told = live.describe()
-    assert (live.model.version, told.source, told.set_aside.version) == ("1", "last good copy", 2)
+    assert (live.model.version, told.source, told.load_failure.version) == ("1", "last good copy", 2)
 
 
 def test_a_copy_that_cannot_be_run_leaves_the_next_to_answer(source, adopted, make_bundle, caplog):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tritonclient.http
 import tritonclient.utils
+from fastapi import Request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.utils.proto_json_utils import dump_input_data
@@ -27,7 +28,7 @@ from toolkit.images.decoding import load_image
 from toolkit.serving.http.server import Server, ServerConfig, listen
 from toolkit.serving.problems import MEDIA_TYPE
 from toolkit.serving.routes import inference_protocols
-from toolkit.serving.routes.inference_protocols import ATTEMPTS, EXTENSION, PREDICT_PATHS
+from toolkit.serving.routes.inference_protocols import EXTENSION, MAX_ATTEMPTS, PREDICT_PATHS
 from toolkit.serving.schemas import InferRequest
 
 SIZE, MOST = 16, 4
@@ -73,7 +74,7 @@ def assert_is(value, wanted):
 @pytest.fixture
 def app(source, tmp_path):
     words = {
-        "poll_seconds": 3600,
+        "poll_interval": 3600,
         "threads": 2,
         "max_queue": 6,
         "max_batch": MOST,
@@ -107,7 +108,7 @@ def client(app):
     with asyncio.Runner() as runner:
         lifespan = app.router.lifespan_context(app)
         runner.run(lifespan.__aenter__())
-        app.state.service.live.look()
+        app.state.service.model_manager.poll()
         yield Client(app, runner)
         runner.run(lifespan.__aexit__(None, None, None))
 
@@ -292,7 +293,7 @@ def test_one_bad_image_fails_the_request_and_is_named(client):
         assert problem(client.post(INFER, json=body), status, slug).startswith("image 1: ")
     answer = client.post(INFER, json=infer(["http://elsewhere/cat.png"], [1], "BYTES"))
     assert problem(answer, 400, "undecodable-image") == "image 0: the text of the image is not valid base64"
-    assert client.app.state.service.desk.in_flight == 0
+    assert client.app.state.service.admission.in_flight == 0
 
 
 def test_bodies_that_are_no_json_or_too_large(client):
@@ -409,7 +410,7 @@ def tensor(size, shape=(1,), datatype="BYTES", **more):
         (packed(RED)[:-1], tensor(len(packed(RED)) - 1), {}, 422),
         (b"\xff\xff\xff\xffab", tensor(6), {}, 422),
         (b"ab", tensor(2), {}, 422),
-        (packed(b"this is no image"), tensor(22), {}, 400),
+        (packed(b"this is no image"), tensor(20), {}, 400),
         (bytes(767), tensor(767, (1, SIZE, SIZE, 3), "UINT8"), {}, 422),
         (bytes(768), tensor("768", (1, SIZE, SIZE, 3), "UINT8"), {}, 422),
         (bytes(768), tensor(-768, (1, SIZE, SIZE, 3), "UINT8"), {}, 422),
@@ -545,7 +546,7 @@ def test_figures_are_text_whatever_is_accepted(client, accept):
 
 
 def test_without_a_model_all_that_needs_one_says_when_to_ask_again(client, app):
-    app.state.service.live.model = None
+    app.state.service.model_manager.model = None
     for method, path in (
         ("GET", "/ping"),
         ("GET", "/v2/health/ready"),
@@ -561,22 +562,22 @@ def test_without_a_model_all_that_needs_one_says_when_to_ask_again(client, app):
 
 
 def test_a_service_that_is_about_to_end_is_not_ready(client, app):
-    app.state.leaving = True
+    app.state.draining = True
     for path in ("/ping", "/v2/health/ready", "/v2/models/colours/ready"):
         problem(client.get(path), 503, "not-ready")
     assert client.post(INFER, json=infer(PIXELS)).status_code == 200  # what arrives still is answered
 
 
 def test_without_room_the_whole_request_is_refused(client, app):
-    desk = app.state.service.desk
-    with desk.places(desk.room - 2):
+    admission = app.state.service.admission
+    with admission.slots(admission.free_slots - 2):
         for path, body in ((INFER, infer(PIXELS)), ("/invocations", {"inputs": PIXELS.tolist()})):
             problem(client.post(path, json=body), 503, "full")
         assert client.post(INFER, json=infer(PIXELS[:2])).status_code == 200
-    with desk.body(desk._most_bytes):
+    with admission.reserve_bytes(admission._most_bytes):
         problem(client.post(INFER, json=infer(PIXELS)), 503, "full")
         problem(client.post("/invocations", content=RED), 503, "full")
-    assert desk.in_flight == desk._bytes == 0
+    assert admission.in_flight == admission._bytes == 0
 
 
 class Changing:
@@ -593,7 +594,7 @@ class Changing:
         async with self.lock:
             self.asked += 1
             if self.asked in self.before:
-                self.service.live.model = self.models[0]
+                self.service.model_manager.model = self.models[0]
                 self.models = self.models[::-1]
             return await self.service.predict(read, top_k)
 
@@ -612,7 +613,7 @@ def other(make_model):
 @pytest.mark.parametrize("before", [1, 2, 3])
 @pytest.mark.parametrize("classes", [COLOURS, ("azure", "lime"), ("azure", "lime", "rose", "white")])
 def test_all_images_of_a_request_are_answered_by_one_model(client, app, other, classes, before):
-    service, models = app.state.service, [other(classes), app.state.service.live.model]
+    service, models = app.state.service, [other(classes), app.state.service.model_manager.model]
     app.state.service = Changing(service, models, {before})
     answer = client.post(INFER, json=infer(PIXELS))
     assert answer.json()["model_version"] == "2"
@@ -624,9 +625,9 @@ def test_all_images_of_a_request_are_answered_by_one_model(client, app, other, c
 
 def test_models_that_change_again_and_again_are_not_mixed(client, app, other):
     service = app.state.service
-    app.state.service = Changing(service, [other(), service.live.model], set(range(100)))
+    app.state.service = Changing(service, [other(), service.model_manager.model], set(range(100)))
     problem(client.post(INFER, json=infer(PIXELS)), 503, "not-ready")
-    assert app.state.service.asked == ATTEMPTS * len(PIXELS)
+    assert app.state.service.asked == MAX_ATTEMPTS * len(PIXELS)
 
 
 # Whatever is sent
@@ -695,22 +696,22 @@ def test_whatever_is_sent_the_service_does_not_fail(client, body, path):
     if answer.status_code != 200:
         assert answer.json()["detail"]
         assert path.startswith("/predict") or answer.json()["error"] == answer.json()["detail"]
-    assert client.app.state.service.desk.in_flight == 0
+    assert client.app.state.service.admission.in_flight == 0
 
 
 def test_a_departed_client_gives_its_places_back(app):
     async def leave():
         async with app.router.lifespan_context(app):
             service = app.state.service
-            service.live.look()
-            request = type("Request", (), {"app": app, "state": type("State", (), {})()})()
-            reads = [lambda: encode(PIXELS[0])] * MOST
-            task = asyncio.create_task(inference_protocols._predict_all(request, reads, service.model))
+            service.model_manager.poll()
+            request = Request({"type": "http", "app": app, "path_params": {}, "state": {}})
+            images = [lambda: encode(PIXELS[0])] * MOST
+            task = asyncio.create_task(inference_protocols._predict_all(request, images))
             await asyncio.sleep(0)
-            assert service.desk.in_flight == MOST
+            assert service.admission.in_flight == MOST
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            return service.desk.in_flight
+            return service.admission.in_flight
 
     assert asyncio.run(leave()) == 0

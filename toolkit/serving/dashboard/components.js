@@ -1,35 +1,35 @@
-// What the dashboard is made of: elements, numbers in words, and questions to the service.
+// Elements, formatting of numbers and times, and requests to the service, for the dashboard.
 
-// An element. Children that are strings become text, never markup; null and false are left out.
+// Creates an element. Children that are strings become text, never markup; null and false are left out.
 export function el(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
 
-// The same for drawings. Sizes go into attributes: the page's policy allows no inline style.
+// The same for SVG. Sizes are attributes: the Content-Security-Policy allows no inline style.
 export function svg(tag, attributes = {}, ...children) {
   return fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 }
 
 function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
-    if (given(value)) element.setAttribute(name, value === true ? "" : value);
+    if (isGiven(value)) element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat(Infinity).filter(given));
+  element.append(...children.flat(Infinity).filter(isGiven));
   return element;
 }
 
-const given = (value) => value !== null && value !== undefined && value !== false;
+const isGiven = (value) => value !== null && value !== undefined && value !== false;
 
 export const byId = (id) => document.getElementById(id);
 
-// Pairs of a term and its value; a pair whose value is null is left out.
+// A description list of pairs of term and value; a pair whose value is null is left out.
 export function facts(pairs) {
   const shown = pairs.filter(([, value]) => value !== null && value !== undefined);
   return el("dl", { class: "facts" }, shown.map(([term, value]) =>
     el("div", {}, el("dt", {}, term), el("dd", {}, value))));
 }
 
-// A share from 0 to 1 as a bar. The number always stands beside it, so it says nothing to screen readers.
+// A share from 0 to 1 as a bar, hidden from screen readers: the number is always next to it.
 export function bar(share, kind = "") {
   return svg("svg", { class: `bar ${kind}`, viewBox: "0 0 100 1", preserveAspectRatio: "none", "aria-hidden": "true" },
     svg("rect", { width: 100 * Math.min(1, Math.max(0, share)), height: 1 }));
@@ -41,7 +41,7 @@ const whole = new Intl.NumberFormat("en");
 export const count = (value) => whole.format(value);
 export const plural = (value, one, many = `${one}s`) => `${count(value)} ${value === 1 ? one : many}`;
 
-// 0.8064 is "80.6 %". What is not quite all is never rounded up to it, nor what is not quite nothing down.
+// 0.8064 is "80.6 %". Only 1 is "100 %", and only 0 is "0 %".
 export function percent(value) {
   if (value === null || value === undefined) return UNKNOWN;
   if (value < 1 && value >= 0.9995) return "> 99.9 %";
@@ -71,7 +71,7 @@ export function duration(seconds) {
 const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
 const calendar = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
-// Seconds since 1970 as a moment of the reader's own time zone; the day only when it is not today.
+// Seconds since 1970 as local time; with the day unless it is today.
 export function moment(seconds) {
   const date = new Date(1000 * seconds);
   const today = date.toDateString() === new Date().toDateString();
@@ -79,23 +79,23 @@ export function moment(seconds) {
   return el("time", { datetime: exact, title: exact }, (today ? clock : calendar).format(date));
 }
 
-// An answer other than the one asked for. Any other error of ask() means that there was no answer at all.
-export class Refused extends Error {
+// A response with an error status. Any other error of fetchJson() means that there was no response.
+export class HttpError extends Error {
   constructor(status, problem) {
-    super(problem?.detail ?? `an answer with status ${status} that is not of this service`);
+    super(problem?.detail ?? `a response with status ${status} that is not of this service`);
     this.status = status;
     this.type = problem?.type;
   }
 }
 
-export async function ask(address, { seconds = 10, ...options } = {}) {
+export async function fetchJson(address, { seconds = 10, ...options } = {}) {
   const signal = AbortSignal.timeout(1000 * seconds);
   const response = await fetch(address, { cache: "no-store", signal, ...options });
-  const answer = await response.json().catch(() => null); // a proxy in between may answer with a page
-  if (!response.ok || answer === null) throw new Refused(response.status, answer);
+  const answer = await response.json().catch(() => null); // a proxy may answer with a page
+  if (!response.ok || answer === null) throw new HttpError(response.status, answer);
   return answer;
 }
 
-// What kind of problem an address like /docs#problem-full tells of.
+// The problem type of a URL such as /docs#problem-full.
 export const slugOf = (type) => type?.match(/#problem-([\w-]+)$/)?.[1];
 export const problemLink = (slug, text = slug) => el("a", { href: `docs#problem-${encodeURIComponent(slug)}` }, text);
