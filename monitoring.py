@@ -1,7 +1,7 @@
 """Watch a model at work: log what it predicts, measure it, notice when it drifts, say so.
 
     python monitoring.py report                       # figures and drift tests, last 1,000 predictions
-    python monitoring.py report --figure report.png   # and the accuracy over time as an image
+    python monitoring.py report --plot report.png     # and the accuracy over time as an image
     python monitoring.py alerts --level critical      # what has gone wrong, newest first
     python monitoring.py labels                       # which predictions to label, to know how good the model is
     python monitoring.py export predictions.parquet   # one row a prediction, for tools of your own
@@ -896,7 +896,7 @@ def _print_report(command: _Report) -> None:
         try:
             monitor.plot_metrics(command.metric).savefig(command.plot)
         except (OSError, ValueError) as error:
-            raise SettingsError(f"--figure {command.plot} cannot be written: {error}") from None
+            raise SettingsError(f"--plot {command.plot} cannot be written: {error}") from None
 
 
 def _print_alerts(command: _Alerts) -> None:

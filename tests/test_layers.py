@@ -159,6 +159,12 @@ def test_no_order_goes_round_in_a_circle():
     assert circles == []
 
 
+def test_the_architecture_page_has_the_orders():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    chains = [" ".join(chain.split()) for order in ORDERS.values() for chain in order.split(";")]
+    assert [chain for chain in chains if f"`{chain}`" not in page] == []
+
+
 def test_disorder_is_seen(tmp_path):
     files = {
         "base/ids.py": "from toolkit.monitoring import report",

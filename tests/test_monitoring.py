@@ -668,7 +668,7 @@ def test_every_figure_is_drawn_from_the_store(monitor):
 def test_the_command_line_says_what_the_monitor_says(monitor):
     feed(monitor, 500, np.random.default_rng(10), strength=0.5)
     monitor.close()
-    report = run("report", "--store", "m.db", "--figure", "accuracy.png")
+    report = run("report", "--store", "m.db", "--plot", "accuracy.png")
     assert (report.returncode, report.stderr) == (0, "")
     worst = next(alert for alert in monitor.active_alerts() if alert.level == "immediate")
     assert report.stdout.startswith(f"{worst.level.upper()} ({worst.status}): {worst.message}\n\n")
@@ -828,7 +828,7 @@ def test_the_command_line_on_an_empty_folder(tmp_path):
         (("report", "--window", "week"), "--window must be one of short, medium, long, got week"),
         (("alerts", "--since", "soon"), "--since must be a time such as 2026-11-24T08:00Z, got soon"),
         (("report", "--store", "no/m.db"), "the store cannot be at no/m.db: the folder no does not exist"),
-        (("report", "--figure", "no/a.png"), "--figure no/a.png cannot be written: "),
+        (("report", "--plot", "no/a.png"), "--plot no/a.png cannot be written: "),
         (("report", "--bogus"), "unknown argument --bogus"),
     ],
 )

@@ -8,12 +8,14 @@ network of its own that has nothing but loopback, which proves that nothing is f
 phones home.
 """
 
+import importlib
 import json
 import re
 import subprocess
 
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
 from support import ROOT
 from support.colours import colour_pixels, encode
@@ -22,6 +24,9 @@ from support.shell_session import run_shell
 from toolkit.serving.schemas import Prediction
 
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCRIPTS = ("train_cnn", "hyperopt_tuning", "model_registry", "monitoring", "serve_model")
+OTHER_FLAGS = {"--help", "--nproc-per-node", "--part", "--quick"}  # of torchrun and the benchmarks
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 SERVERS = {"mlflow server": ("5000", "/health"), "python serve_model.py": ("8000", "/readyz")}
 SPACE = "image_size: 16\nepochs: [1, 2]\n"
@@ -126,6 +131,26 @@ def test_the_steps_without_make_are_those_of_make():
         assert said in README
     assert ".venv/bin/python examples/end_to_end.py" in steps
     assert ".venv/bin/python examples/end_to_end.py" in README
+
+
+def flags_of(settings):
+    """The flags that the fields of a class of settings become."""
+    fields = settings.model_fields.items()
+    names = [str(field.validation_alias or field.alias or name).replace("_", "-") for name, field in fields]
+    names += (settings.model_config.get("cli_shortcuts") or {}).values()
+    return {f"--{prefix}{name}" for name in names for prefix in ("", "no-")}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_flag_on_a_page_exists(page):
+    settings = [
+        each
+        for script in SCRIPTS
+        for each in vars(importlib.import_module(script)).values()
+        if isinstance(each, type) and issubclass(each, BaseModel)
+    ]
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text()))
+    assert named - OTHER_FLAGS - set().union(*map(flags_of, settings)) == set()
 
 
 def test_links_to_files_lead_somewhere():
