@@ -276,7 +276,7 @@ from toolkit.registry.versions import (
     read_versions,
     stage_named,
 )
-from toolkit.statistics.detection_power import found_by_alarm
+from toolkit.statistics.detection_power import describe_detectable_drops
 from toolkit.tracking.connection import (
     ANSWER_SECONDS,
     AS_MODEL_TRAINING,
@@ -660,7 +660,7 @@ class ModelRegistry:
         """What drops of accuracy the monitor can find with the version's held-out images, in a sentence."""
         if version not in self._alarms:
             baseline = self.load(version).bundle.baseline
-            self._alarms[version] = found_by_alarm(baseline.accuracy, baseline.size)
+            self._alarms[version] = describe_detectable_drops(baseline.accuracy, baseline.size)
         return self._alarms[version]
 
     @cached_property
@@ -693,7 +693,9 @@ class ModelRegistry:
         from toolkit.registry.promotion_gate import check_promotion
 
         own = load_version(self._client, newcomer)
-        self._alarms[newcomer.version] = found_by_alarm(own.bundle.baseline.accuracy, own.bundle.baseline.size)
+        self._alarms[newcomer.version] = describe_detectable_drops(
+            own.bundle.baseline.accuracy, own.bundle.baseline.size
+        )
         present = self._in_production()
         if present is None or present == newcomer.version:
             return present, None

@@ -47,7 +47,7 @@ from pydantic_settings import CliPositionalArg, CliSubCommand, CliSuppress
 from toolkit.cli.settings import ScriptSettings, environment, parse, read_first, run_script, subcommand
 from toolkit.errors import SettingsError, StoreError, UnknownPrediction, first_line, suggest
 from toolkit.monitoring.base.thresholds import LEVELS, Thresholds
-from toolkit.monitoring.base.timestamps import Moment, many_seconds, seconds
+from toolkit.monitoring.base.timestamps import TimeLike, to_timestamp, to_timestamps
 
 
 class MonitorSettings(ScriptSettings):
@@ -69,7 +69,7 @@ class MonitorSettings(ScriptSettings):
 
 def _point_in_time(text: Any) -> object:
     try:
-        return None if text is None else datetime.fromtimestamp(seconds(text, ""), UTC)
+        return None if text is None else datetime.fromtimestamp(to_timestamp(text, ""), UTC)
     except SettingsError as error:
         raise ValueError(str(error).strip()) from None
 
@@ -271,7 +271,9 @@ class ModelMonitor:
         self._store_problem: str | None = None
         surroundings = MonitorSettings()
         if limits is None and (surroundings.trust_labels or surroundings.ignore):
-            limits = Thresholds(trust_labels=surroundings.trust_labels, ignore=Thresholds.listed(surroundings.ignore))
+            limits = Thresholds(
+                trust_labels=surroundings.trust_labels, ignore=Thresholds.parse_ignore(surroundings.ignore)
+            )
         self._store = PredictionStore(str(store) if store is not None else surroundings.store)
         self._writer: BackgroundWriter[LoggedPrediction] = BackgroundWriter(self._write, drop=config.drop_when_full)
         self._notifiers = Notifiers(config.sinks, config.on_immediate)
@@ -331,7 +333,7 @@ class ModelMonitor:
         latency_ms: float | None = None,
         prediction_id: str | None = None,
         model_version: str | None = None,
-        time: Moment | None = None,
+        time: TimeLike | None = None,
         source: str | PathLike[str] | None = None,
     ) -> str:
         """Log one answer of the model; return its id, under which the true label can be told later.
@@ -367,10 +369,10 @@ class ModelMonitor:
         now = self._clock()
         number = new_id_numbers(now, 1)[0] if prediction_id is None else parse_prediction_id(prediction_id)
         model = self._model_for(probabilities, model_version)
-        scores = validation.scores(probabilities, model.classes)
-        moment = now if time is None else seconds(time, "time")
-        values = validation.statistics_of(statistics) if statistics else {}
-        latency = latency_ms if latency_ms is None else validation.number(latency_ms, "latency_ms")
+        scores = validation.parse_probabilities(probabilities, model.classes)
+        moment = now if time is None else to_timestamp(time, "time")
+        values = validation.parse_statistics(statistics) if statistics else {}
+        latency = latency_ms if latency_ms is None else validation.parse_number(latency_ms, "latency_ms")
         name = source if source is None else image_name(source)
         self._writer.put(LoggedPrediction(number, moment, model, scores, values, latency, name))
         return format_id(number) if prediction_id is None else prediction_id
@@ -384,7 +386,7 @@ class ModelMonitor:
         prediction_ids: Sequence[str] | None = None,
         sources: Sequence[str | PathLike[str] | None] | None = None,
         model_version: str | None = None,
-        times: ArrayLike | Sequence[Moment] | None = None,
+        times: ArrayLike | Sequence[TimeLike] | None = None,
     ) -> list[str]:
         """Log many answers at once, several times as fast as one by one; return their ids in the same order.
 
@@ -424,20 +426,20 @@ class ModelMonitor:
         True
         >>> folder.cleanup()
         """
-        now, first = self._clock(), validation.first_of(probabilities)
+        now, first = self._clock(), validation.first_row(probabilities)
         if first is None:
             return []
         model = self._model_for(first, model_version)
-        scores = validation.many_scores(probabilities, model.classes)  # (N, K)
+        scores = validation.parse_many_probabilities(probabilities, model.classes)  # (N, K)
         n = len(scores)
         if prediction_ids is not None and len(prediction_ids) != n:
             raise SettingsError(f"{n:,} prediction ids are needed, got {len(prediction_ids):,}")
         columns = (
-            [now] * n if times is None else many_seconds(times, n),
+            [now] * n if times is None else to_timestamps(times, n),
             [model] * n,
             scores,
-            validation.many_statistics(statistics, n),
-            validation.numbers(latency_ms, n, "latency_ms"),
+            validation.parse_many_statistics(statistics, n),
+            validation.parse_numbers(latency_ms, n, "latency_ms"),
             [None] * n if sources is None else image_names(sources, n),
         )
         numbers = (
@@ -612,7 +614,7 @@ class ModelMonitor:
         model = self._read_model()
         return self._worker.evaluate_now(model) if model else []
 
-    def alerts(self, since: Moment | None = None, level: str | None = None) -> list[Alert]:
+    def alerts(self, since: TimeLike | None = None, level: str | None = None) -> list[Alert]:
         """Alerts of all model versions, newest first; those that no longer stand have a ``cleared_at``.
 
         Each has ``sources``, the names of a few images that it is about, as far as they were logged with one.
@@ -631,7 +633,7 @@ class ModelMonitor:
             When ``since`` is no time, or there is no such level.
         """
         least = Thresholds.severity(level) if level is not None else 0
-        start = None if since is None else seconds(since)
+        start = None if since is None else to_timestamp(since)
         self._refresh()
         return [alert for alert in self._store.alerts.find(since=start) if Thresholds.severity(alert.level) >= least]
 
@@ -677,7 +679,7 @@ class ModelMonitor:
         draw = over_time.confidence if metric == "confidence" else over_time.predictions
         return draw(version, line, now, yardstick, alerts)
 
-    def export(self, path: str | Path, since: Moment | None = None, *, probabilities: bool = False) -> int:
+    def export(self, path: str | Path, since: TimeLike | None = None, *, probabilities: bool = False) -> int:
         """Write the predictions of the version being looked at to a Parquet or CSV file; return how many there are.
 
         Parameters
@@ -696,7 +698,7 @@ class ModelMonitor:
         StoreError
             When the store holds no predictions, or the file cannot be written.
         """
-        start = None if since is None else seconds(since)
+        start = None if since is None else to_timestamp(since)
         self._refresh()
         return export(self._store, path, self._read_model(), since=start, probabilities=probabilities)
 
@@ -935,7 +937,7 @@ def _replay(command: _Replay) -> None:
     limits = Thresholds(
         **{name: getattr(command, name) for name in names},
         trust_labels=command.trust_labels,
-        ignore=Thresholds.listed(command.ignore),
+        ignore=Thresholds.parse_ignore(command.ignore),
     )
     recorded = command.file.endswith(ENDINGS)
     baseline = _baseline(command) if recorded or command.baseline else None  # a store brings its own

@@ -663,7 +663,7 @@ def _monitor(settings: ServeSettings, react: Callable[[Notification], object] | 
         limits=DriftLimits(
             max_false_alarms_per_million=settings.max_false_alarms,
             trust_labels=settings.trust_labels,
-            ignore=DriftLimits.listed(settings.ignore),
+            ignore=DriftLimits.parse_ignore(settings.ignore),
         ),
         config=MonitorConfig(
             sinks=sinks,

@@ -170,7 +170,7 @@ def _fill(monitor: ModelMonitor, window: Predictions) -> None:
 def _of_counts(baseline: Baseline, stream: Predictions, repeats: int) -> float:
     """Seconds for the report of ten million predictions: a hundred times the counts of a hundred thousand."""
     yardstick = ReferenceBins(baseline.classes, baseline)
-    part = yardstick.count_binned(stream.last(MANY))
+    part = yardstick.count(stream.last(MANY))
     counts = part
     while counts.n < MOST:
         counts = counts + part

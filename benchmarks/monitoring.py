@@ -59,7 +59,7 @@ from toolkit.monitoring.alerting.findings import evaluate_window  # noqa: E402
 from toolkit.monitoring.base.predictions import Predictions  # noqa: E402
 from toolkit.monitoring.base.thresholds import Thresholds  # noqa: E402
 from toolkit.monitoring.stats.detector_set import DetectorSet  # noqa: E402
-from toolkit.monitoring.windows.metrics import estimate  # noqa: E402
+from toolkit.monitoring.windows.metrics import estimated_accuracy  # noqa: E402
 from toolkit.monitoring.windows.reference import ReferenceBins  # noqa: E402
 
 PEERS = ("numpy", "scipy", "pandas", "evidently", "nannyml", "river")
@@ -346,8 +346,8 @@ def harm(images: Seen, plan: Plan) -> Claims:
 def _told(window: Predictions, baseline: Baseline, yardstick: ReferenceBins) -> dict[str, float]:
     """The truth about a window, and what is said of it without labels."""
     unlabelled = as_window(window.classes, window.probabilities, np.full(window.n, -1))
-    counts, limits = yardstick.count_binned(unlabelled), Thresholds()
-    verdict = estimate(counts, yardstick, limits)
+    counts, limits = yardstick.count(unlabelled), Thresholds()
+    verdict = estimated_accuracy(counts, yardstick, limits)
     worst = max(Thresholds.severity(sighting.level) for sighting in evaluate_window(counts, yardstick, limits, "short"))
     return {
         "truth": float((window.predicted == window.labels).mean()),

@@ -76,7 +76,7 @@ class Judges:
 
     def verdicts(self, window: Predictions, evidently: bool = True) -> dict[str, bool]:
         """Who says that the window has drifted."""
-        counts = self._bins.count_binned(replace(window, labels=np.full(window.n, NO_CLASS)))
+        counts = self._bins.count(replace(window, labels=np.full(window.n, NO_CLASS)))
         usual, free = (run_tests(counts, self._bins, limits, "short") for limits in (Thresholds(), ANY_SIZE))
         gap, share, z = plain_tests(window, self._confidence, self._classes)
         verdicts = {

@@ -506,9 +506,9 @@ def test_labels_of_a_choice_raise_no_alarm_about_a_model_that_has_not_changed(ch
     assert [alert for alert in alerts if alert.status == "confirmed"] == acted == []
     assert len(alerts) <= 1
     figures = shown[-1]
-    told = figures["label_sample"]
+    told = figures["labels_used"]
     assert told["fair"] is False
-    assert abs(told["told"] - 0.79) > 0.1
+    assert abs(told["unweighted_accuracy"] - 0.79) > 0.1
     assert figures["accuracy"] == pytest.approx(0.79, abs=0.06)
     assert figures["accuracy_interval"][0] < 0.79 < figures["accuracy_interval"][1]
 
@@ -544,9 +544,9 @@ def test_a_drawn_sample_that_holds_labels_of_a_choice_is_a_fair_one():
             names |= dict(zip(ids, (CLASSES[k] for k in truth), strict=True))
             which = np.flatnonzero(hardest(rows, truth))
             monitor.record_feedback_many({ids[i]: names[ids[i]] for i in which}, source="ada")
-        assert monitor.calculate_metrics("short")["label_sample"]["fair"] is False
+        assert monitor.calculate_metrics("short")["labels_used"]["fair"] is False
         monitor.record_feedback_many({name: names[name] for name in monitor.labels_wanted(200)})
-        told = monitor.calculate_metrics("short")["label_sample"]
+        told = monitor.calculate_metrics("short")["labels_used"]
     assert (told["kind"], told["fair"], told["may_confirm"]) == ("drawn", True, "immediate")
     assert told["n"] > 250  # the 200 that were asked for, and those between them that had a label
 
@@ -559,7 +559,7 @@ def test_near_duplicates_in_bursts_with_all_labels_are_no_news():
             monitor.check_alerts()
         assert [alert for alert in monitor.alerts() if alert.metric == "accuracy"] == []
         figures = monitor.calculate_metrics("medium")
-    assert figures["label_sample"]["effective_n"] < 800
+    assert figures["labels_used"]["effective_n"] < 800
     assert np.ptp(figures["accuracy_interval"]) > 0.04
 
 

@@ -109,7 +109,7 @@ def _drop(metrics: WindowMetrics) -> str:
 
 
 def _labels(metrics: WindowMetrics) -> str:
-    note = metrics.label_sample.note if metrics.label_sample else ""
+    note = metrics.labels_used.note if metrics.labels_used else ""
     return f"{metrics.n_labels:,}{f'; {note}' if note else ''}"
 
 

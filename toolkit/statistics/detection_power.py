@@ -9,11 +9,11 @@ import math
 
 DROPS = (0.05, 0.1, 0.2, 0.3)  # that are bet on
 RUN_LENGTH = 6e6  # labels to a false alarm, for one in a million: half of a third of them
-MOST_LABELS = 10_000  # beyond which a drop counts as not found
-ASKED = (0.05, 0.1, 0.2)  # the three levels
+MAX_LABELS = 10_000  # beyond which a drop counts as not found
+REPORTED_DROPS = (0.05, 0.1, 0.2)  # the three levels
 
 
-def labels_to_find(accuracy: float, n: int, drop: float, run_length: float = RUN_LENGTH) -> float:
+def labels_to_detect(accuracy: float, n: int, drop: float, run_length: float = RUN_LENGTH) -> float:
     """About how many labels after a relative drop of accuracy the alarm fires; infinite where it never does.
 
     Parameters
@@ -27,9 +27,9 @@ def labels_to_find(accuracy: float, n: int, drop: float, run_length: float = RUN
 
     Examples
     --------
-    >>> [round(labels_to_find(0.84, 10_000, drop)) for drop in (0.05, 0.1, 0.2)]
+    >>> [round(labels_to_detect(0.84, 10_000, drop)) for drop in (0.05, 0.1, 0.2)]
     [2238, 543, 157]
-    >>> labels_to_find(0.84, 100, 0.1)
+    >>> labels_to_detect(0.84, 100, 0.1)
     inf
 
     References
@@ -44,21 +44,21 @@ def labels_to_find(accuracy: float, n: int, drop: float, run_length: float = RUN
     return max(math.log(run_length * rate), 1.0) / rate if rate > 0 else math.inf
 
 
-def found_by_alarm(accuracy: float, n: int) -> str:
+def describe_detectable_drops(accuracy: float, n: int) -> str:
     """What the alarm finds by labels, in a sentence.
 
     Examples
     --------
-    >>> print(found_by_alarm(0.9, 10_000))
+    >>> print(describe_detectable_drops(0.9, 10_000))
     by 10,000 held-out images the alarm finds a drop of accuracy of 5 % after about 1,300, 10 % after about 350, \
 20 % after about 110 labels
-    >>> print(found_by_alarm(0.9, 50))
+    >>> print(describe_detectable_drops(0.9, 50))
     with 50 held-out images the alarm cannot notice a drop of accuracy of 20 % or less: hold out more images
     """
     if not n:
         return "there are no held-out images, so the alarm finds nothing: hold some out"
-    labels = {drop: labels_to_find(accuracy, n, drop) for drop in ASKED}
-    found = {drop: count for drop, count in labels.items() if count <= MOST_LABELS}
+    labels = {drop: labels_to_detect(accuracy, n, drop) for drop in REPORTED_DROPS}
+    found = {drop: count for drop, count in labels.items() if count <= MAX_LABELS}
     if not found:
         few = f"with {n:,} held-out images the alarm cannot notice a drop of accuracy of 20 % or less"
         return f"{few}: hold out more images"

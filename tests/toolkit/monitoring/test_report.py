@@ -24,7 +24,7 @@ def metrics(right, n=200, usual=1000):
     labels = (np.arange(n) >= right).astype(int)
     now = Predictions(CLASSES, np.full(n, 1.7e9), np.zeros(n, int), np.full(n, 0.75, np.float32), labels,
                  probabilities=sure[:n])  # fmt: skip
-    return window_metrics(yardstick.count_binned(now), yardstick, Thresholds(), "short", "1")
+    return window_metrics(yardstick.count(now), yardstick, Thresholds(), "short", "1")
 
 
 @given(st.integers(0, 200), st.sampled_from([0, 3, 60, 200]), st.sampled_from([40, 1000, 1700, 2000]))

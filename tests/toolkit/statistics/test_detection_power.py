@@ -7,15 +7,15 @@ import pytest
 
 from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.stats.e_detectors import DROPS, ErrorDetector, run_length
-from toolkit.statistics.detection_power import ASKED, RUN_LENGTH, found_by_alarm, labels_to_find
 from toolkit.statistics.detection_power import DROPS as BETS
+from toolkit.statistics.detection_power import REPORTED_DROPS, RUN_LENGTH, describe_detectable_drops, labels_to_detect
 
 
 def test_it_speaks_of_the_alarm_that_there_is():
-    limits = Thresholds()
+    thresholds = Thresholds()
     assert BETS == DROPS
-    assert pytest.approx(run_length(limits.max_false_alarms_per_million, 1 / 6)) == RUN_LENGTH
-    assert (limits.warning, limits.critical, limits.immediate) == ASKED
+    assert pytest.approx(run_length(thresholds.max_false_alarms_per_million, 1 / 6)) == RUN_LENGTH
+    assert (thresholds.warning, thresholds.critical, thresholds.immediate) == REPORTED_DROPS
 
 
 @pytest.mark.parametrize(("accuracy", "n", "drop"), [(0.84, 10_000, 0.2), (0.84, 10_000, 0.1), (0.9, 500, 0.2)])
@@ -27,12 +27,12 @@ def test_the_alarm_fires_after_about_so_many_labels(accuracy, n, drop):
         detector.update(rng.random(500) < accuracy)
         alarms = detector.update(rng.random(4000) < accuracy * (1 - drop))
         found.append(alarms[0].index + 1 if alarms else math.inf)
-    assert np.median(found) == pytest.approx(labels_to_find(accuracy, n, drop), rel=0.35)
+    assert np.median(found) == pytest.approx(labels_to_detect(accuracy, n, drop), rel=0.35)
 
 
 @pytest.mark.parametrize(("n", "drop"), [(100, 0.1), (500, 0.05)])
 def test_what_it_never_finds_is_not_found(n, drop):
-    assert labels_to_find(0.84, n, drop) == math.inf
+    assert labels_to_detect(0.84, n, drop) == math.inf
     for seed in range(3):
         rng = np.random.default_rng(seed)
         detector = ErrorDetector(round(0.84 * n), n, RUN_LENGTH)
@@ -40,11 +40,15 @@ def test_what_it_never_finds_is_not_found(n, drop):
 
 
 def test_more_images_find_more_and_sooner():
-    for drop in ASKED:
-        labels = [labels_to_find(0.84, n, drop) for n in (50, 200, 1000, 5000, 50_000)]
+    for drop in REPORTED_DROPS:
+        labels = [labels_to_detect(0.84, n, drop) for n in (50, 200, 1000, 5000, 50_000)]
         assert labels == sorted(labels, reverse=True)
-    assert found_by_alarm(0.84, 500).endswith("20 % after about 240 labels; smaller ones need more held-out images")
-    assert "cannot notice a drop of accuracy of 20 % or less" in found_by_alarm(0.84, 50)
-    assert found_by_alarm(0.0, 10).startswith("with 10 held-out images")
-    assert found_by_alarm(1.0, 10_000).startswith("by 10,000 held-out images the alarm finds a drop of accuracy of 5 %")
-    assert "no held-out" in found_by_alarm(float("nan"), 0)
+    assert describe_detectable_drops(0.84, 500).endswith(
+        "20 % after about 240 labels; smaller ones need more held-out images"
+    )
+    assert "cannot notice a drop of accuracy of 20 % or less" in describe_detectable_drops(0.84, 50)
+    assert describe_detectable_drops(0.0, 10).startswith("with 10 held-out images")
+    assert describe_detectable_drops(1.0, 10_000).startswith(
+        "by 10,000 held-out images the alarm finds a drop of accuracy of 5 %"
+    )
+    assert "no held-out" in describe_detectable_drops(float("nan"), 0)

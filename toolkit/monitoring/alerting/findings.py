@@ -27,7 +27,7 @@ from toolkit.monitoring.stats.detector_set import ACCURACY, CONFIDENCE, PREDICTI
 from toolkit.monitoring.stats.e_detectors import Alarm
 from toolkit.monitoring.windows.drift import DriftResult, run_tests
 from toolkit.monitoring.windows.label_bias import label_bias
-from toolkit.monitoring.windows.metrics import degradation, estimate
+from toolkit.monitoring.windows.metrics import degradation, estimated_accuracy
 from toolkit.monitoring.windows.reference import ReferenceBins
 from toolkit.monitoring.windows.summary import WindowSummary
 
@@ -167,7 +167,7 @@ def _accuracy(
     sample = label_bias(counts, yardstick.reference, limits)
     drop, level, status = figures.degradation, figures.level, figures.status
     certain, usual = figures.degradation_lower_bound, yardstick.reference
-    repeated = counts.effective < counts.finite / MAX_REPEATED
+    repeated = counts.effective_n < counts.n_finite / MAX_REPEATED
     if (repeated or (sample is not None and sample.fair is False)) and level in (None, LEVELS[0]):
         alarm = None  # it may come of the choice of the labels, or of bursts among them
     if usual is None or not usual.n_correct or (level is None and alarm is None):
@@ -237,7 +237,7 @@ def _drift(
         return replace(blank, level=level, status=status, value=0.0, text=text, command=command)
     # The largest of the effects, in units of what would matter: what shows in one only keeps the alert standing.
     sizes = [one.effect / one.minimum_effect for one in (result, *found) if one.effect is not None]
-    deviation = 0.5 / math.sqrt(max(counts.effective, 1.0))  # of a share, at most
+    deviation = 0.5 / math.sqrt(max(counts.effective_n, 1.0))  # of a share, at most
     return replace(
         blank, level=level, status=status, value=max(sizes) * result.minimum_effect,
         # At the edge of noise the effect hovers around the least; "no drift" even without correction is calm.
@@ -263,7 +263,7 @@ def _direction(alarm: Alarm, yardstick: ReferenceBins) -> str:
 
 def _harm(counts: WindowSummary, yardstick: ReferenceBins, limits: Thresholds) -> AccuracyImpact | None:
     """What accuracy is by the labels, or may be without, and how many labels would settle it."""
-    guess = estimate(counts, yardstick, limits)
+    guess = estimated_accuracy(counts, yardstick, limits)
     if guess is None or not guess.reference_accuracy:
         return None
     sample = label_bias(counts, yardstick.reference, limits)

@@ -79,7 +79,7 @@ class Predictions:
         return cls(classes, nothing, whole, nothing.astype(np.float32), whole)
 
     @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
         """Windows that follow each other as one; a statistic that a part lacks is NaN there."""
         parts = [part for part in parts if part.n] or parts[:1]
         columns: dict[str, Any] = {

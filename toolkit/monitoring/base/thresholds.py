@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from toolkit.errors import SettingsError, suggest
 
 ALERTED_METRICS = ("accuracy", "confidence_distribution", "prediction_distribution", "non_finite")  # metrics of alerts
-EVALUATED_METRICS = ("short", "medium")  # windows of alerts
+EVALUATED_WINDOWS = ("short", "medium")  # windows of alerts
 MAX_FALSE_ALARMS = 10_000  # per million predictions
 LEVELS = ("ok", "warning", "critical", "immediate")  # mildest first
 
@@ -39,8 +39,8 @@ class Thresholds:
 
     Examples
     --------
-    >>> limits = Thresholds()
-    >>> limits.level(0.04), limits.level(0.12), limits.level(0.5)
+    >>> thresholds = Thresholds()
+    >>> thresholds.level(0.04), thresholds.level(0.12), thresholds.level(0.5)
     ('ok', 'critical', 'immediate')
     >>> daily = Thresholds(ignore=("prediction_distribution/short",))
     >>> daily.ignores("prediction_distribution", "short"), daily.ignores("prediction_distribution", "medium")
@@ -87,10 +87,10 @@ class Thresholds:
             raise SettingsError("the levels must grow from warning over critical to immediate")
 
     @staticmethod
-    def listed(text: str) -> tuple[str, ...]:
+    def parse_ignore(text: str) -> tuple[str, ...]:
         """What to ignore, from a list with commas.
 
-        >>> Thresholds.listed("prediction_distribution, confidence_distribution/short")
+        >>> Thresholds.parse_ignore("prediction_distribution, confidence_distribution/short")
         ('prediction_distribution', 'confidence_distribution/short')
         """
         return tuple(name for part in text.split(",") if (name := part.strip()))
@@ -98,7 +98,7 @@ class Thresholds:
     def _check_ignored(self) -> None:
         choices = [
             *ALERTED_METRICS,
-            *(f"{metric}/{window}" for metric in ALERTED_METRICS for window in EVALUATED_METRICS),
+            *(f"{metric}/{window}" for metric in ALERTED_METRICS for window in EVALUATED_WINDOWS),
         ]
         for name in self.ignore:
             if name not in choices:

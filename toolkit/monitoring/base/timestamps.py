@@ -11,13 +11,13 @@ if TYPE_CHECKING:  # a command line reads times before anything slow is imported
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
-Moment: TypeAlias = Union[float, datetime, date, str, "np.datetime64"]
+TimeLike: TypeAlias = Union[float, datetime, date, str, "np.datetime64"]
 
 NUMBER = re.compile(r"\d{9,}|\d+\.\d+")  # of seconds: of eight digits it is a date
 END_OF_TIME = 32_503_680_000  # the year 3000 in seconds since 1970: what lies behind it are milliseconds
 
 
-def seconds(moment: Moment, name: str = "since") -> float:
+def to_timestamp(moment: TimeLike, name: str = "since") -> float:
     """Seconds since 1970.
 
     Parameters
@@ -36,9 +36,9 @@ def seconds(moment: Moment, name: str = "since") -> float:
 
     Examples
     --------
-    >>> seconds("2020-01-01"), seconds("2020-01-01T01:00+01:00"), seconds(1577836800)
+    >>> to_timestamp("2020-01-01"), to_timestamp("2020-01-01T01:00+01:00"), to_timestamp(1577836800)
     (1577836800.0, 1577836800.0, 1577836800.0)
-    >>> seconds("soon")
+    >>> to_timestamp("soon")
     Traceback (most recent call last):
         ...
     toolkit.errors.SettingsError: since must be a time such as 2026-11-24T08:00Z, got soon
@@ -52,7 +52,7 @@ def seconds(moment: Moment, name: str = "since") -> float:
     return found
 
 
-def _seconds(moment: Moment) -> float:
+def _seconds(moment: TimeLike) -> float:
     if isinstance(moment, datetime):
         return moment.timestamp()
     if isinstance(moment, date):
@@ -76,10 +76,10 @@ def _seconds(moment: Moment) -> float:
     return float(moment)
 
 
-def many_seconds(moments: "ArrayLike | Any", n: int, name: str = "times") -> list[float]:
-    """Seconds since 1970 of ``n`` points in time, each as ``seconds`` takes it.
+def to_timestamps(moments: "ArrayLike | Any", n: int, name: str = "times") -> list[float]:
+    """Seconds since 1970 of ``n`` points in time, each as ``to_timestamp`` takes it.
 
-    >>> many_seconds(["2020-01-01", 5], 2)
+    >>> to_timestamps(["2020-01-01", 5], 2)
     [1577836800.0, 5.0]
     """
     import numpy as np
@@ -91,12 +91,12 @@ def many_seconds(moments: "ArrayLike | Any", n: int, name: str = "times") -> lis
         values = _of_numpy(values)
     if values.dtype.kind not in "iuf":
         listed: Any = moments.tolist() if isinstance(moments, np.ndarray) else moments
-        return [seconds(moment, f"{name}[{place}]") for place, moment in enumerate(listed)]
+        return [to_timestamp(moment, f"{name}[{place}]") for place, moment in enumerate(listed)]
     numbers = values.astype(np.float64)
     wrong = ~((numbers >= 0) & (numbers < END_OF_TIME))
     if wrong.any():
         place = int(wrong.argmax())
-        seconds(float(numbers[place]), f"{name}[{place}]")
+        to_timestamp(float(numbers[place]), f"{name}[{place}]")
     return [float(number) for number in numbers.tolist()]
 
 

@@ -12,7 +12,9 @@ SUM_TOLERANCE = 0.02  # bfloat16 has 8 bits: probabilities of a hundred classes 
 FEW_CLASSES = 40  # up to which Python's own min and sum are faster than numpy's
 
 
-def scores(probabilities: ArrayLike | Mapping[str, float], classes: tuple[str, ...]) -> NDArray[np.float16]:
+def parse_probabilities(
+    probabilities: ArrayLike | Mapping[str, float], classes: tuple[str, ...]
+) -> NDArray[np.float16]:
     """Probabilities of one prediction in class order, rounded as they are stored: (K,) float16.
 
     Raises
@@ -35,7 +37,7 @@ def scores(probabilities: ArrayLike | Mapping[str, float], classes: tuple[str, .
     return values.astype(np.float16)
 
 
-def many_scores(
+def parse_many_probabilities(
     probabilities: ArrayLike | Sequence[Mapping[str, float]], classes: tuple[str, ...]
 ) -> NDArray[np.float16]:
     """Probabilities of many predictions, as ``scores`` takes each of them: (N, K) float16."""
@@ -52,7 +54,7 @@ def many_scores(
         return np.ascontiguousarray(values, np.float16)
 
 
-def first_of(probabilities: ArrayLike | Sequence[Mapping[str, float]]) -> ArrayLike | Mapping[str, float] | None:
+def first_row(probabilities: ArrayLike | Sequence[Mapping[str, float]]) -> ArrayLike | Mapping[str, float] | None:
     """The probabilities of the first of many predictions, None when there is none."""
     rows: Any = probabilities if isinstance(probabilities, Sequence) else np.asarray(probabilities)
     if not isinstance(rows, Sequence) and rows.ndim == 0:
@@ -60,7 +62,7 @@ def first_of(probabilities: ArrayLike | Sequence[Mapping[str, float]]) -> ArrayL
     return rows[0] if len(rows) else None
 
 
-def number(value: Any, name: str) -> float | None:
+def parse_number(value: Any, name: str) -> float | None:
     """A number as a float; None stays None."""
     if value is None:
         return None
@@ -70,17 +72,17 @@ def number(value: Any, name: str) -> float | None:
         raise SettingsError(f"{name} must be a number, got {value!r}") from None
 
 
-def numbers(values: Any, n: int, name: str) -> list[float | None]:
+def parse_numbers(values: Any, n: int, name: str) -> list[float | None]:
     """One number for each of ``n`` predictions: given one by one, or a single one for all."""
     if values is None or np.ndim(values) == 0:
-        return [number(values, name)] * n
-    found = [number(value, f"{name}[{place}]") for place, value in enumerate(values)]
+        return [parse_number(values, name)] * n
+    found = [parse_number(value, f"{name}[{place}]") for place, value in enumerate(values)]
     if len(found) != n:
         raise SettingsError(f"{n:,} values of {name} are needed, one for each prediction, got {len(found):,}")
     return found
 
 
-def statistics_of(values: Mapping[str, Any] | None, name: str = "statistics") -> dict[str, float]:
+def parse_statistics(values: Mapping[str, Any] | None, name: str = "statistics") -> dict[str, float]:
     """Input statistics of one image; those that are None are left out."""
     if values is None:
         return {}
@@ -90,16 +92,16 @@ def statistics_of(values: Mapping[str, Any] | None, name: str = "statistics") ->
         return {str(key): float(value) for key, value in values.items() if value is not None}
     except (TypeError, ValueError, OverflowError):
         for key, value in values.items():
-            number(value, f"{name}[{key!r}]")
+            parse_number(value, f"{name}[{key!r}]")
         raise
 
 
-def many_statistics(values: Any, n: int) -> list[dict[str, float]]:
+def parse_many_statistics(values: Any, n: int) -> list[dict[str, float]]:
     """Input statistics of ``n`` images: a column of numbers for each name, or a mapping for each image."""
     if values is None:
         return [{} for _ in range(n)]
     if not isinstance(values, Mapping):
-        found = [statistics_of(one, f"statistics[{place}]") for place, one in enumerate(values)]
+        found = [parse_statistics(one, f"statistics[{place}]") for place, one in enumerate(values)]
         if len(found) != n:
             raise SettingsError(f"statistics of {n:,} images are needed, got {len(found):,}")
         return found
@@ -118,7 +120,7 @@ def _column(column: ArrayLike, n: int, key: str) -> list[float]:
 
 
 def _rows(probabilities: Any, classes: tuple[str, ...]) -> Any:
-    if isinstance(probabilities, np.ndarray) or not isinstance(first_of(probabilities), Mapping):
+    if isinstance(probabilities, np.ndarray) or not isinstance(first_row(probabilities), Mapping):
         return probabilities
     rows = []
     for place, one in enumerate(probabilities):

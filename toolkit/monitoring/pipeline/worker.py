@@ -103,7 +103,7 @@ class MonitoringWorker:
         yardstick = self.view(model).bins
 
         def make(rows: Predictions) -> bytes:
-            return yardstick.count_binned(rows).to_bytes()
+            return yardstick.count(rows).to_bytes()
 
         def add(older: bytes, newer: bytes) -> bytes:
             return (WindowSummary.from_bytes(older) + WindowSummary.from_bytes(newer)).to_bytes()

@@ -102,8 +102,8 @@ def confidence(
     if yardstick.reference is not None:
         usual = yardstick.reference
         right.stairs(_histogram(usual, yardstick, edges), edges, fill=True, color=GREY, alpha=0.35,
-                     label=f"reference, {usual.finite:,}")  # fmt: skip
-    right.stairs(_histogram(now, yardstick, edges), edges, color=BLUE, lw=1.5, label=f"last {now.finite:,}")
+                     label=f"reference, {usual.n_finite:,}")  # fmt: skip
+    right.stairs(_histogram(now, yardstick, edges), edges, color=BLUE, lw=1.5, label=f"last {now.n_finite:,}")
     style.shares(right.yaxis)
     right.set_xlim(0, 1.02)
     right.set_xlabel("confidence")
@@ -138,7 +138,7 @@ def predictions(
     left.legend(frameon=False, fontsize=8, ncols=MOST_LINES, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     left.set_ylabel("share of predictions" + (" (dashed: reference)" if yardstick.reference is not None else ""))
     left.set_ylim(bottom=0)
-    _dumbbells(right, yardstick, shown, recent, usual, now.finite)
+    _dumbbells(right, yardstick, shown, recent, usual, now.n_finite)
     style.shares(left.yaxis)
     tidy_axes(left, right)
     style.time_axis(left, timeline)
@@ -216,7 +216,7 @@ def _estimates(timeline: Timeline, yardstick: ReferenceBins) -> Floats:
         return found
     for index, point in enumerate(timeline.points):
         unknown = point.cells[yardstick.missing[1]] > point.non_finite  # answers were logged, probabilities were not
-        guess = None if unknown else yardstick.estimator.from_sums(point.scored, point.finite, point.effective)
+        guess = None if unknown else yardstick.estimator.from_sums(point.score_sums, point.n_finite, point.effective_n)
         if guess:
             found[:, index] = guess.accuracy, guess.low, guess.high
     return found

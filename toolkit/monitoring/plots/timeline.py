@@ -161,7 +161,7 @@ def _slices(recent: Predictions, yardstick: ReferenceBins) -> Iterator[WindowSum
     size = _size(recent.n)
     for start, stop in itertools.pairwise([0, *pauses.tolist(), recent.n]):
         for place in range(start, stop, size):
-            yield yardstick.count_binned(recent.slice(place, min(place + size, stop)))
+            yield yardstick.count(recent.slice(place, min(place + size, stop)))
 
 
 def _downsample(points: Sequence[WindowSummary]) -> list[WindowSummary]:

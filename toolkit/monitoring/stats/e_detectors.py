@@ -220,7 +220,7 @@ class BurstWeights:
     Examples
     --------
     >>> bursts = BurstWeights({kind: 10.0 for kind in range(20)})
-    >>> bursts.effective_n(np.repeat([3, 8, 5], 20)).round(2)[[0, 4, 30, 59]].tolist()
+    >>> bursts.weights(np.repeat([3, 8, 5], 20)).round(2)[[0, 4, 30, 59]].tolist()
     [1.0, 0.2, 0.02, 0.02]
     """
 
@@ -235,7 +235,7 @@ class BurstWeights:
         self._run = 0  # labels of the last kind in a row
         self._share = 1.0  # of that kind before the run
 
-    def effective_n(self, kinds: NDArray[np.integer[Any]]) -> Floats:
+    def weights(self, kinds: NDArray[np.integer[Any]]) -> Floats:
         """(n,) in (0, 1], for labels in the order in which they came."""
         return np.array([self._next(kind) for kind in kinds.tolist()], np.float64)
 
@@ -356,7 +356,7 @@ class ErrorDetector(Detector):
             raise SettingsError(f"right must be 0, 1, or -1 for unknown, got {known[odd][0]:g}")
         bets = self._factors[known.astype(np.intp)]
         if kinds is not None:
-            bets = bets ** self._bursts.effective_n(np.asarray(kinds, np.int64)[places])[:, None]
+            bets = bets ** self._bursts.weights(np.asarray(kinds, np.int64)[places])[:, None]
         return self._advance(places, bets)
 
     def state(self) -> dict[str, Any]:

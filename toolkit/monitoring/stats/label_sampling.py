@@ -58,7 +58,7 @@ def sample_for_labelling(ids: ArrayLike, n: int, seed: int = 0) -> NDArray[np.in
     return numbers[np.argsort(random_numbers(numbers, seed))[:n]]
 
 
-def labels_to_confirm(reference_accuracy: float, drop: float, limits: Thresholds) -> int:
+def labels_to_confirm(reference_accuracy: float, drop: float, thresholds: Thresholds) -> int:
     """How many labels would most probably prove that accuracy fell by more than a warning.
 
     Parameters
@@ -66,7 +66,7 @@ def labels_to_confirm(reference_accuracy: float, drop: float, limits: Thresholds
     reference_accuracy
         On the held-out images.
     drop
-        The relative drop that is suspected, from an estimate. One below ``limits.critical`` counts as
+        The relative drop that is suspected, from an estimate. One below ``thresholds.critical`` counts as
         that much: to prove less takes thousands of labels.
 
     Examples
@@ -74,7 +74,9 @@ def labels_to_confirm(reference_accuracy: float, drop: float, limits: Thresholds
     >>> labels_to_confirm(0.9, 0.3, Thresholds()), labels_to_confirm(0.9, 0.02, Thresholds())
     (41, 863)
     """
-    return required_labels(reference_accuracy, max(drop, limits.critical), limits.warning, limits.confidence)
+    return required_labels(
+        reference_accuracy, max(drop, thresholds.critical), thresholds.warning, thresholds.confidence
+    )
 
 
 def random_numbers(ids: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:

@@ -24,7 +24,7 @@ ROUNDING = 1e-12  # a variance below this is none: one error among a million lab
 Confusion = NDArray[np.integer[Any]]  # (K true, K predicted)
 
 
-class Weighted(Protocol):
+class WeightedAccuracy(Protocol):
     """An accuracy estimated from labels that are no fair sample; see ``sampling.LabelBias``."""
 
     @property
@@ -32,11 +32,11 @@ class Weighted(Protocol):
         """How many labels would be as certain of it."""
 
     @property
-    def best(self) -> float:
+    def best_case(self) -> float:
         """The accuracy if all that the labels do not tell was right."""
 
     @property
-    def best_n(self) -> float:
+    def best_case_n(self) -> float:
         """How many labels would be as certain of that."""
 
 
@@ -176,10 +176,10 @@ def degradation(
     n: int,
     reference_right: int,
     reference_n: int,
-    limits: Thresholds,
+    thresholds: Thresholds,
     effective_n: float | None = None,
     *,
-    weighted: Weighted | None = None,
+    weighted: WeightedAccuracy | None = None,
     may_confirm: str = "immediate",
 ) -> dict[str, Any]:
     """The relative drop of accuracy, what of it is certain, and how bad that is.
@@ -223,17 +223,17 @@ def degradation(
     if not accuracy or not n:
         return figures
     drop, worth = 1 - right / n / accuracy, _effective_n(n, effective_n)
-    usual = reference_right, reference_n, limits.confidence
-    share, counted = (weighted.best, weighted.best_n) if weighted else (right / n, worth)
+    usual = reference_right, reference_n, thresholds.confidence
+    share, counted = (weighted.best_case, weighted.best_case_n) if weighted else (right / n, worth)
     bound = degradation_lower_bound(share * counted, counted, *usual)
     figures |= {"degradation": drop, "degradation_lower_bound": bound if math.isfinite(bound) else None}
-    if worth < limits.minimum_labels:
+    if worth < thresholds.minimum_labels:
         return figures
-    level = limits.level(drop)
+    level = thresholds.level(drop)
     if weighted and degradation_lower_bound(right / n * weighted.accuracy_n, weighted.accuracy_n, *usual) <= 0:
         level = LEVELS[0]
-    provable = min(limits.severity(limits.level(bound)), limits.severity(may_confirm))
-    confirmed = provable >= limits.severity(level)
+    provable = min(thresholds.severity(thresholds.level(bound)), thresholds.severity(may_confirm))
+    confirmed = provable >= thresholds.severity(level)
     status = "none" if level == "ok" else "confirmed" if confirmed else "suspected"
     return figures | {"level": level, "status": status}
 

@@ -101,7 +101,7 @@ class PerformanceEstimator:
         self.classes = len(baseline.classes)
         self.reference_accuracy, self.reference_n = baseline.accuracy, baseline.size
         self._threshold, self._tied = _threshold(_negative_entropy(baseline.probabilities), int(right.sum()))
-        self._edges, self._levels = isotonic(baseline.confidence, right)
+        self._edges, self._levels = isotonic_regression(baseline.confidence, right)
 
     def score(self, probabilities: ArrayLike) -> NDArray[np.float64]:
         """Each prediction as one number for each of ``METHODS``.
@@ -154,7 +154,7 @@ class PerformanceEstimator:
         scores = self.score(rows)
         return self.from_sums(scores.sum(axis=0), int(np.isfinite(rows).all(axis=1).sum()))
 
-    def degradation(self, estimate: Estimate | None, limits: Thresholds) -> dict[str, Any]:
+    def degradation(self, estimate: Estimate | None, thresholds: Thresholds) -> dict[str, Any]:
         """How much worse than the reference the estimate is, ready for JSON: what is not known is None.
 
         ``level`` is ``warning`` when even the upper end of the interval is that much lower, and never
@@ -188,12 +188,12 @@ class PerformanceEstimator:
             return figures | {"note": "there is no prediction"}
         drop, certain = (1 - accuracy / self.reference_accuracy for accuracy in (estimate.accuracy, estimate.high))
         figures |= {"degradation": drop, "degradation_lower_bound": certain}
-        if min(estimate.n, self.reference_n) < limits.minimum_predictions:
+        if min(estimate.n, self.reference_n) < thresholds.minimum_predictions:
             return figures | {"note": f"{estimate.n} predictions and {self.reference_n} held-out images are too few"}
-        if certain > limits.warning:
+        if certain > thresholds.warning:
             return figures | {"level": "warning", "status": "estimate"}
         half = (estimate.high - estimate.low) / 2
-        if half > limits.warning * self.reference_accuracy:
+        if half > thresholds.warning * self.reference_accuracy:
             return figures | {"note": f"chance alone may move the estimate by {half:.1%}: too much to see a warning"}
         return figures | {"level": "ok", "status": "estimate"}
 
@@ -216,7 +216,7 @@ def _threshold(scores: NDArray[Any], right: int) -> tuple[float, float]:
     return float(threshold), float((right - above) / equal)
 
 
-def isotonic(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def isotonic_regression(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The non-decreasing step function nearest to ``y`` in squares, by pooling adjacent violators.
 
     Parameters
@@ -231,7 +231,7 @@ def isotonic(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.float64], NDA
 
     Examples
     --------
-    >>> [part.tolist() for part in isotonic(np.array([1, 2, 3, 4]), np.array([0, 1, 0, 1]))]
+    >>> [part.tolist() for part in isotonic_regression(np.array([1, 2, 3, 4]), np.array([0, 1, 0, 1]))]
     [[1.0, 2.0, 4.0], [0.0, 0.5, 1.0]]
 
     References

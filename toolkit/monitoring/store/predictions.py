@@ -173,7 +173,7 @@ class PredictionStore:
                 self._unpacked(connection, model, number, rows[::-1])
                 for rows in connection.execute(query).partitions(ROWS_AT_ONCE)
             ]
-        return Predictions.joined(parts[::-1]) if parts else Predictions.empty(model.classes)
+        return Predictions.concatenate(parts[::-1]) if parts else Predictions.empty(model.classes)
 
     def rows_since(self, model: ModelVersion, sequence: int, limit: int, up_to_label: int | None = None) -> Predictions:
         """The first ``limit`` predictions of a version above a sequence number, oldest first.

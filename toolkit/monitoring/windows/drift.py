@@ -148,20 +148,20 @@ class DriftReport:
 
 
 def run_tests(
-    window: WindowSummary, yardstick: ReferenceBins, limits: Thresholds, name: str, alpha: float | None = None
+    window: WindowSummary, bins: ReferenceBins, thresholds: Thresholds, name: str, alpha: float | None = None
 ) -> list[DriftResult]:
     """Run all tests on one window.
 
     Parameters
     ----------
     window
-        Counts made with the yardstick.
-    yardstick
+        Counts made with the bins.
+    bins
         With the reference; without one every answer is ``insufficient_data``.
     name
         Of the window, to be told in the results.
     alpha
-        ``limits.alpha`` when None.
+        ``thresholds.alpha`` when None.
 
     Returns
     -------
@@ -171,7 +171,7 @@ def run_tests(
     Raises
     ------
     SettingsError
-        When the counts were made with another yardstick.
+        When the counts were made with another bins.
 
     Examples
     --------
@@ -181,8 +181,8 @@ def run_tests(
     >>> unsure = np.tile(np.array([0.6, 0.4], np.float16), (200, 1))
     >>> window = Predictions(("cat", "dog"), np.arange(200.0), np.zeros(200, int), unsure[:, 0].astype(np.float32),
     ...                 np.full(200, -1), probabilities=unsure)
-    >>> yardstick = ReferenceBins(sure.classes, sure)
-    >>> for result in run_tests(yardstick.count_binned(window), yardstick, Thresholds(), "short"):
+    >>> bins = ReferenceBins(sure.classes, sure)
+    >>> for result in run_tests(bins.count(window), bins, Thresholds(), "short"):
     ...     print(result.metric, result.status, result.detail)
     confidence_distribution drift median 0.9 -> 0.6
     prediction_distribution no_drift 'cat' 100.0% -> 100.0%, 'dog' 0.0% -> 0.0%
@@ -196,19 +196,19 @@ def run_tests(
     for detecting dataset shift. Advances in Neural Information Processing Systems 32.
     """
     tests: dict[str, tuple[float, _Test]] = {
-        "confidence_distribution": (limits.ks, _confidences),
-        "prediction_distribution": (limits.total_variation, _classes),
-        "mean_confidence": (limits.mean_shift, _mean_confidence),
-        "softmax_distribution": (limits.ks, _softmax),
-        "accuracy": (limits.warning, _accuracy),
+        "confidence_distribution": (thresholds.ks, _confidences),
+        "prediction_distribution": (thresholds.total_variation, _classes),
+        "mean_confidence": (thresholds.mean_shift, _mean_confidence),
+        "softmax_distribution": (thresholds.ks, _softmax),
+        "accuracy": (thresholds.warning, _accuracy),
     }
-    if window.bins != yardstick.fingerprint:
-        raise SettingsError("counts can be compared with the yardstick alone that they were made with")
-    sides = _Comparison.of(window, yardstick, limits, name)
-    model = [_answer(sides, metric, *test) for metric, test in tests.items()]
-    first = 1 + len(yardstick.classes)
-    inputs = [_input(sides, first + index) for index in range(len(yardstick.statistics))]
-    return correct_and_decide(model, alpha or limits.alpha) + correct_and_decide(inputs, alpha or limits.alpha)
+    if window.fingerprint != bins.fingerprint:
+        raise SettingsError("counts can be compared with the bins alone that they were made with")
+    comparison = _Comparison.of(window, bins, thresholds, name)
+    model = [_answer(comparison, metric, *test) for metric, test in tests.items()]
+    first = 1 + len(bins.classes)
+    inputs = [_input(comparison, first + index) for index in range(len(bins.statistics))]
+    return correct_and_decide(model, alpha or thresholds.alpha) + correct_and_decide(inputs, alpha or thresholds.alpha)
 
 
 def correct_and_decide(results: Iterable[DriftResult], alpha: float) -> list[DriftResult]:
@@ -250,17 +250,17 @@ class _Comparison:
     kept: float
 
     @classmethod
-    def of(cls, now: WindowSummary, yardstick: ReferenceBins, limits: Thresholds, window: str) -> "_Comparison":
-        reference = yardstick.reference or yardstick.empty()
-        given, usual = (counts.n - counts.cells[yardstick.missing] for counts in (now, reference))
-        sizes = np.diff(yardstick.starts)
+    def of(cls, now: WindowSummary, bins: ReferenceBins, thresholds: Thresholds, window: str) -> "_Comparison":
+        reference = bins.reference or bins.empty()
+        given, usual = (counts.n - counts.cells[bins.missing] for counts in (now, reference))
+        sizes = np.diff(bins.starts)
         differences = now.cells / np.repeat(np.maximum(given, 1), sizes)
         differences -= reference.cells / np.repeat(np.maximum(usual, 1), sizes)
-        differences[yardstick.missing] = 0
+        differences[bins.missing] = 0
         differences[np.repeat((given == 0) | (usual == 0), sizes)] = 0
-        gaps = hypothesis_tests.ks_statistics(differences, yardstick.starts[:-1])
-        kept = now.effective / now.finite if now.finite else 1.0
-        return cls(now, reference, yardstick, limits, window, gaps, given, usual, kept)
+        gaps = hypothesis_tests.ks_statistics(differences, bins.starts[:-1])
+        kept = now.effective_n / now.n_finite if now.n_finite else 1.0
+        return cls(now, reference, bins, thresholds, window, gaps, given, usual, kept)
 
     def p_value(self, quantity: int) -> float:
         """Chance of a KS gap like that of a quantity without drift."""
@@ -289,50 +289,50 @@ class _Comparison:
 _Test = Callable[[_Comparison, DriftResult], DriftResult]
 
 
-def _answer(sides: _Comparison, metric: str, minimum: float, test: _Test) -> DriftResult:
+def _answer(comparison: _Comparison, metric: str, minimum: float, test: _Test) -> DriftResult:
     """A test of what the model answers, if there is enough to test."""
-    needed, cases = sides.thresholds.minimum_predictions, sides.now.finite
+    needed, cases = comparison.thresholds.minimum_predictions, comparison.now.n_finite
     if metric == "accuracy":
-        needed, cases = sides.thresholds.minimum_labels, sides.now.n_labels
-    size = sides.reference.n
-    blank = DriftResult(metric, "model", sides.window, cases, size, minimum)
-    return test(sides, blank) if min(cases, size) >= needed else blank
+        needed, cases = comparison.thresholds.minimum_labels, comparison.now.n_labels
+    size = comparison.reference.n
+    blank = DriftResult(metric, "model", comparison.window, cases, size, minimum)
+    return test(comparison, blank) if min(cases, size) >= needed else blank
 
 
-def _confidences(sides: _Comparison, blank: DriftResult) -> DriftResult:
-    return _ks(sides, blank, 0, sides.p_value(0))
+def _confidences(comparison: _Comparison, blank: DriftResult) -> DriftResult:
+    return _ks(comparison, blank, 0, comparison.p_value(0))
 
 
-def _softmax(sides: _Comparison, blank: DriftResult) -> DriftResult:
-    k = len(sides.bins.classes)
-    if sides.given[1] < sides.thresholds.minimum_predictions:  # answers were logged, probabilities were not
+def _softmax(comparison: _Comparison, blank: DriftResult) -> DriftResult:
+    k = len(comparison.bins.classes)
+    if comparison.given[1] < comparison.thresholds.minimum_predictions:  # answers were logged, probabilities were not
         return blank
-    worst = 1 + int(sides.ks[1 : k + 1].argmax())
-    result = _ks(sides, blank, worst, hypothesis_tests.bonferroni(sides.p_value(worst), k))
-    name = sides.bins.classes[worst - 1]
-    return replace(result, detail=f"most of all {name!r}: {sides.widest(worst)}")
+    worst = 1 + int(comparison.ks[1 : k + 1].argmax())
+    result = _ks(comparison, blank, worst, hypothesis_tests.bonferroni(comparison.p_value(worst), k))
+    name = comparison.bins.classes[worst - 1]
+    return replace(result, detail=f"most of all {name!r}: {comparison.widest(worst)}")
 
 
-def _ks(sides: _Comparison, blank: DriftResult, quantity: int, p_value: float) -> DriftResult:
+def _ks(comparison: _Comparison, blank: DriftResult, quantity: int, p_value: float) -> DriftResult:
     """A KS test of one quantity."""
-    gap = float(sides.ks[quantity])
+    gap = float(comparison.ks[quantity])
     return replace(
         blank,
         statistic=gap,
         p_value=p_value,
         effect=gap,
-        detail=sides.medians(quantity),
-        psi=sides.psi(quantity),
-        n_effective=sides.kept * float(sides.given[quantity]),
+        detail=comparison.medians(quantity),
+        psi=comparison.psi(quantity),
+        n_effective=comparison.kept * float(comparison.given[quantity]),
     )
 
 
-def _classes(sides: _Comparison, blank: DriftResult) -> DriftResult:
-    now, usual = sides.now.classes, sides.reference.classes
-    outcome = hypothesis_tests.chi_square(now * sides.kept, usual)
+def _classes(comparison: _Comparison, blank: DriftResult) -> DriftResult:
+    now, usual = comparison.now.classes, comparison.reference.classes
+    outcome = hypothesis_tests.chi_square(now * comparison.kept, usual)
     before, after = usual / usual.sum(), now / now.sum()
     changed = np.argsort(-np.abs(after - before), kind="stable")[:SHOWN_CLASSES]
-    names = sides.bins.classes
+    names = comparison.bins.classes
     return replace(
         blank,
         statistic=outcome.statistic,
@@ -340,13 +340,13 @@ def _classes(sides: _Comparison, blank: DriftResult) -> DriftResult:
         effect=hypothesis_tests.total_variation(now, usual),
         detail=", ".join(f"{names[k]!r} {before[k]:.1%} -> {after[k]:.1%}" for k in changed),
         psi=hypothesis_tests.population_stability_index(now, usual),
-        n_effective=sides.now.effective,
+        n_effective=comparison.now.effective_n,
     )
 
 
-def _mean_confidence(sides: _Comparison, blank: DriftResult) -> DriftResult:
-    now, usual = sides.now.confidence, sides.reference.confidence
-    scaled = now._replace(n=sides.now.effective)
+def _mean_confidence(comparison: _Comparison, blank: DriftResult) -> DriftResult:
+    now, usual = comparison.now.confidence, comparison.reference.confidence
+    scaled = now._replace(n=comparison.now.effective_n)
     outcome, shift = hypothesis_tests.mean_shift(scaled, usual, HALF_PRECISION_STEP)
     return replace(
         blank,
@@ -354,18 +354,18 @@ def _mean_confidence(sides: _Comparison, blank: DriftResult) -> DriftResult:
         p_value=outcome.p_value,
         effect=abs(shift),
         detail=f"mean {_number(usual.mean)} -> {_number(now.mean)}",
-        n_effective=sides.now.effective,
+        n_effective=comparison.now.effective_n,
     )
 
 
-def _accuracy(sides: _Comparison, blank: DriftResult) -> DriftResult:
-    usual, sample = sides.reference, label_bias(sides.now, sides.reference, sides.thresholds)
-    if sample is None or sample.effective_n < sides.thresholds.minimum_labels:
+def _accuracy(comparison: _Comparison, blank: DriftResult) -> DriftResult:
+    usual, sample = comparison.reference, label_bias(comparison.now, comparison.reference, comparison.thresholds)
+    if sample is None or sample.effective_n < comparison.thresholds.minimum_labels:
         return blank
-    counted = sample.best * sample.best_n, sample.best_n, usual.n_correct, usual.n
+    counted = sample.best_case * sample.best_case_n, sample.best_case_n, usual.n_correct, usual.n
     outcome = hypothesis_tests.accuracy_drop_test(*counted)
     before, after = usual.n_correct / usual.n, sample.accuracy
-    certain = hypothesis_tests.degradation_lower_bound(*counted, sides.thresholds.confidence)
+    certain = hypothesis_tests.degradation_lower_bound(*counted, comparison.thresholds.confidence)
     sure = f", drop of at least {certain:.1%} certain" if certain >= 0.001 else ""
     note = f"; {sample.note}" if sample.fair is False else ""
     return replace(
@@ -379,13 +379,13 @@ def _accuracy(sides: _Comparison, blank: DriftResult) -> DriftResult:
     )
 
 
-def _input(sides: _Comparison, quantity: int) -> DriftResult:
+def _input(comparison: _Comparison, quantity: int) -> DriftResult:
     """A test of one input statistic, if it was given often enough."""
-    n, size = int(sides.given[quantity]), int(sides.usual[quantity])
-    name = sides.bins.quantities[quantity]
-    blank = DriftResult(name, "input", sides.window, n, size, sides.thresholds.ks)
-    enough = min(n, size) >= sides.thresholds.minimum_predictions
-    return _ks(sides, blank, quantity, sides.p_value(quantity)) if enough else blank
+    n, size = int(comparison.given[quantity]), int(comparison.usual[quantity])
+    name = comparison.bins.quantities[quantity]
+    blank = DriftResult(name, "input", comparison.window, n, size, comparison.thresholds.ks)
+    enough = min(n, size) >= comparison.thresholds.minimum_predictions
+    return _ks(comparison, blank, quantity, comparison.p_value(quantity)) if enough else blank
 
 
 def _any_or_none(verdicts: Iterable[bool | None]) -> bool | None:
@@ -405,16 +405,16 @@ def _cells(result: DriftResult) -> tuple[str, ...]:
         result.status.replace("_", " "),
         "-" if result.effect is None else f"{result.effect:.3f}",
         f"{result.minimum_effect:g}",
-        "-" if result.corrected_p_value is None else p_text(result.corrected_p_value),
+        "-" if result.corrected_p_value is None else format_p_value(result.corrected_p_value),
         f"{result.n:,}",
         result.detail,
     )
 
 
-def p_text(p_value: float) -> str:
+def format_p_value(p_value: float) -> str:
     """A p-value as people like to read it.
 
-    >>> p_text(0.0312), p_text(3e-40), p_text(0)
+    >>> format_p_value(0.0312), format_p_value(3e-40), format_p_value(0)
     ('0.031', '3e-40', '< 1e-300')
     """
     return "< 1e-300" if p_value < 1e-300 else f"{p_value:.2g}"

@@ -57,13 +57,13 @@ class LabelBias:
     kind: str
     fair: bool | None
     n: int
-    told: float
+    unweighted_accuracy: float
     accuracy: float
     interval: Interval
     effective_n: float
     accuracy_n: float
-    best: float
-    best_n: float
+    best_case: float
+    best_case_n: float
     difference: str
     may_confirm: str
 
@@ -79,9 +79,9 @@ class LabelBias:
         if self.fair is False:
             low, high = self.interval
             return (
-                f"no fair sample: {self.difference}; {self.told:.1%} of these {self.n:,} labels were right, weighted "
-                f"by confidence and class that is {self.accuracy:.1%} ({low:.1%} to {high:.1%}), which confirms "
-                f"{confirms}: see {COMMAND}"
+                f"no fair sample: {self.difference}; {self.unweighted_accuracy:.1%} of these {self.n:,} labels were "
+                f"right, weighted by confidence and class that is {self.accuracy:.1%} ({low:.1%} to {high:.1%}), which "
+                f"confirms {confirms}: see {COMMAND}"
             )
         if self.kind == "chosen" and self.may_confirm != LEVELS[-1]:
             return f"labels of a choice of your own, which confirm {confirms}: see {COMMAND}"
@@ -106,11 +106,11 @@ def effective_labels(counts: WindowSummary, n: int | None = None) -> float:
     n = counts.n_labels if n is None else n
     if not n:
         return 0.0
-    apiece = max(1.0, counts.finite / max(counts.effective, 1.0))
-    return n / (1 + min(1.0, n / counts.finite) * (apiece - 1))
+    apiece = max(1.0, counts.n_finite / max(counts.effective_n, 1.0))
+    return n / (1 + min(1.0, n / counts.n_finite) * (apiece - 1))
 
 
-def label_bias(counts: WindowSummary, reference: WindowSummary | None, limits: Thresholds) -> LabelBias | None:
+def label_bias(counts: WindowSummary, reference: WindowSummary | None, thresholds: Thresholds) -> LabelBias | None:
     """The labels of a window and what they can bear; None when there is none.
 
     Labels of a drawn sample count alone, as soon as there are enough of them: those of another choice
@@ -120,7 +120,7 @@ def label_bias(counts: WindowSummary, reference: WindowSummary | None, limits: T
     ----------
     reference
         What the held-out images gave; none for a model without a baseline.
-    limits
+    thresholds
         With ``trust_labels`` all labels count as those of a fair sample.
 
     References
@@ -132,20 +132,20 @@ def label_bias(counts: WindowSummary, reference: WindowSummary | None, limits: T
     if not counts.n_labels:
         return None
     _, labelled, right, drawn, drawn_right = counts.strata
-    n, hits, kind = counts.n_labels, counts.n_correct, "chosen" if counts.n_labels < counts.finite else "all"
-    if not limits.trust_labels and drawn.sum() >= limits.minimum_labels:
+    n, hits, kind = counts.n_labels, counts.n_correct, "chosen" if counts.n_labels < counts.n_finite else "all"
+    if not thresholds.trust_labels and drawn.sum() >= thresholds.minimum_labels:
         labelled, right, kind = drawn, drawn_right, "drawn"
         n, hits = int(drawn.sum()), int(drawn_right.sum())
     told, worth = hits / n, effective_labels(counts, n)
     accuracy, interval, accuracy_n, best, best_n = told, wilson(told * worth, worth), worth, told, worth
-    axes = {} if limits.trust_labels else _differences(counts, labelled, worth / n, limits)
+    axes = {} if thresholds.trust_labels else _differences(counts, labelled, worth / n, thresholds)
     if axes:
         accuracy, interval, accuracy_n, best, best_n = _weighted(
             counts, labelled, right, worth / n, reference, tuple(axes)
         )
     interval = Interval(min(interval.low, accuracy), max(interval.high, accuracy))  # whatever rounding does
     fair = None if axes is None else not axes
-    bears = _can_confirm(kind, fair, counts, reference, limits)
+    bears = _can_confirm(kind, fair, counts, reference, thresholds)
     return LabelBias(
         kind, fair, n, told, accuracy, interval, worth, accuracy_n, best, best_n,
         next(iter(axes.values())) if axes else "", bears,
@@ -153,23 +153,23 @@ def label_bias(counts: WindowSummary, reference: WindowSummary | None, limits: T
 
 
 def _can_confirm(
-    kind: str, fair: bool | None, counts: WindowSummary, reference: WindowSummary | None, limits: Thresholds
+    kind: str, fair: bool | None, counts: WindowSummary, reference: WindowSummary | None, thresholds: Thresholds
 ) -> str:
     """The worst level that labels can confirm."""
-    if limits.trust_labels or (kind == "drawn" and fair):
+    if thresholds.trust_labels or (kind == "drawn" and fair):
         return LEVELS[-1]
     least = LEVELS[-2] if fair else LEVELS[0]
     if reference is None or not reference.n_correct:
         return least
     # What holds even if every prediction without a label was right holds whoever chose the labels.
-    worst = (counts.n_correct + counts.finite - counts.n_labels) / counts.finite
-    worth = effective_labels(counts, counts.finite)
-    certain = degradation_lower_bound(worst * worth, worth, reference.n_correct, reference.n, limits.confidence)
-    return max(least, limits.level(certain), key=limits.severity)
+    worst = (counts.n_correct + counts.n_finite - counts.n_labels) / counts.n_finite
+    worth = effective_labels(counts, counts.n_finite)
+    certain = degradation_lower_bound(worst * worth, worth, reference.n_correct, reference.n, thresholds.confidence)
+    return max(least, thresholds.level(certain), key=thresholds.severity)
 
 
 def _differences(
-    counts: WindowSummary, labelled: NDArray[np.int64], scale: float, limits: Thresholds
+    counts: WindowSummary, labelled: NDArray[np.int64], scale: float, thresholds: Thresholds
 ) -> dict[int, str] | None:
     """Where labelled predictions differ from all: axis (0 confidence, 1 class) to a clause; None if not known.
 
@@ -177,18 +177,18 @@ def _differences(
     less than a twentieth of the predictions could not move accuracy by as much.
     """
     everything = counts.strata[0]
-    if int(everything.sum()) != counts.finite:
+    if int(everything.sum()) != counts.n_finite:
         return None
     others = everything - labelled
     if not others.any():
         return {}
-    kept = counts.effective / counts.finite
+    kept = counts.effective_n / counts.n_finite
     shape = len(BANDS), len(counts.classes)
     found = {}
     for axis in (0, 1):
         told, rest, whole = (part.reshape(shape).sum(axis=1 - axis) for part in (labelled, others, everything))
         p_value = chi_square(told * scale, rest * kept).p_value
-        if 2 * p_value < SURE and total_variation(told, whole) >= limits.total_variation:
+        if 2 * p_value < SURE and total_variation(told, whole) >= thresholds.total_variation:
             found[axis] = _described(axis, told / told.sum(), whole / whole.sum())
     return found
 
@@ -219,7 +219,7 @@ def _weighted(
     def strata(part: NDArray[np.int64]) -> Floats:
         return np.asarray(part.reshape(shape).sum(axis=others).ravel(), np.float64)
 
-    shares, told, hits = strata(counts.strata[0]) / counts.finite, strata(labelled), strata(right)
+    shares, told, hits = strata(counts.strata[0]) / counts.n_finite, strata(labelled), strata(right)
     usual = np.full(len(shares), 0.5)
     if reference is not None and reference.n_labels:
         seen = strata(reference.strata[1])

@@ -90,7 +90,7 @@ class LabelsUsed:
     n: int
     n_drawn: int
     effective_n: float
-    told: float
+    unweighted_accuracy: float
     may_confirm: str
     note: str
 
@@ -121,7 +121,7 @@ class WindowMetrics:
         Share of right predictions; weighted where the labels are no fair sample.
     precision_weighted, recall_weighted, f1_weighted, and their intervals
         Of the labelled predictions, weighted by how often each true class occurs.
-    label_sample
+    labels_used
         What the labels can bear; None without labels.
     reference_accuracy, reference_n
         Accuracy on the held-out images, and how many there are.
@@ -161,7 +161,7 @@ class WindowMetrics:
     recall_weighted_interval: Sequence[float] | None
     f1_weighted: float | None
     f1_weighted_interval: Sequence[float] | None
-    label_sample: LabelsUsed | None
+    labels_used: LabelsUsed | None
     reference_accuracy: float | None
     reference_n: int
     degradation: float | None
@@ -186,8 +186,8 @@ class WindowMetrics:
 
 def window_metrics(
     counts: WindowSummary,
-    yardstick: ReferenceBins,
-    limits: Thresholds,
+    bins: ReferenceBins,
+    thresholds: Thresholds,
     window: str = "",
     model_version: str | None = None,
     evidence: Mapping[str, float | None] | None = None,
@@ -196,7 +196,7 @@ def window_metrics(
 
     Parameters
     ----------
-    yardstick
+    bins
         With which they were counted; nothing is said of degradation when it has no reference.
     window, model_version, evidence
         As in ``WindowMetrics``.
@@ -204,20 +204,20 @@ def window_metrics(
     Examples
     --------
     >>> from toolkit.monitoring.base.predictions import Predictions
-    >>> yardstick = ReferenceBins(("cat", "dog"))
+    >>> bins = ReferenceBins(("cat", "dog"))
     >>> window = Predictions(("cat", "dog"), np.arange(4.0), np.array([0, 1, 1, 1]),
     ...                 np.array([0.875, 0.75, 0.75, 0.625]), np.array([0, 1, 0, -1]))
-    >>> metrics = window_metrics(yardstick.count_binned(window), yardstick, Thresholds())
+    >>> metrics = window_metrics(bins.count(window), bins, Thresholds())
     >>> metrics.n, metrics.n_labels, round(metrics.accuracy, 3), metrics.class_shares
     (4, 3, 0.667, {'cat': 0.25, 'dog': 0.75})
     >>> metrics.mean_confidence, metrics.predictions_per_second
     (0.75, 1.0)
     """
-    answered, confidence = counts.finite, counts.confidence
+    answered, confidence = counts.n_finite, counts.confidence
     shares = counts.classes / max(answered, 1)
     span = counts.until - counts.since
     worth = effective_labels(counts)
-    sample = label_bias(counts, yardstick.reference, limits)
+    sample = label_bias(counts, bins.reference, thresholds)
     labelled = performance.classification_metrics(counts.confusion_matrix, worth)
     labelled |= performance.calibration(calibration_of(counts), worth)
     del labelled["calibration_curve"]
@@ -230,12 +230,12 @@ def window_metrics(
         since=counts.since if counts.n else None,
         until=counts.until if counts.n else None,
         **labelled,
-        label_sample=_labels_used(sample, counts) if sample else None,
-        **asdict(degradation(counts, yardstick, limits)),
-        estimate=estimate(counts, yardstick, limits),
+        labels_used=_labels_used(sample, counts) if sample else None,
+        **asdict(degradation(counts, bins, thresholds)),
+        estimate=estimated_accuracy(counts, bins, thresholds),
         mean_confidence=confidence.mean if answered else None,
         confidence_std=confidence.deviation if answered > 1 else None,
-        class_shares=dict(zip(yardstick.classes, shares.tolist(), strict=True)) if answered else {},
+        class_shares=dict(zip(bins.classes, shares.tolist(), strict=True)) if answered else {},
         non_finite=counts.non_finite,
         latency_ms=Latency(median=counts.latency_quantile(0.5), p95=counts.latency_quantile(0.95)),
         predictions_per_second=(counts.n - 1) / span if span > 0 else None,
@@ -250,33 +250,33 @@ def _labels_used(sample: LabelBias, counts: WindowSummary) -> LabelsUsed:
         n=sample.n,
         n_drawn=int(counts.strata[3].sum()),
         effective_n=sample.effective_n,
-        told=sample.told,
+        unweighted_accuracy=sample.unweighted_accuracy,
         may_confirm=sample.may_confirm,
         note=sample.note,
     )
 
 
-def degradation(counts: WindowSummary, yardstick: ReferenceBins, limits: Thresholds) -> Degradation:
+def degradation(counts: WindowSummary, bins: ReferenceBins, thresholds: Thresholds) -> Degradation:
     """The relative drop of accuracy by the labels of a set of predictions."""
-    usual = yardstick.reference
+    usual = bins.reference
     right, n = (usual.n_correct, usual.n) if usual else (0, 0)
-    sample = label_bias(counts, usual, limits)
+    sample = label_bias(counts, usual, thresholds)
     if sample is None:
-        return Degradation(**performance.degradation(0, 0, right, n, limits))
+        return Degradation(**performance.degradation(0, 0, right, n, thresholds))
     found = performance.degradation(
-        sample.accuracy * sample.n, sample.n, right, n, limits, sample.effective_n,
+        sample.accuracy * sample.n, sample.n, right, n, thresholds, sample.effective_n,
         weighted=sample if sample.fair is False else None, may_confirm=sample.may_confirm,
     )  # fmt: skip
     return Degradation(**found)
 
 
-def estimate(counts: WindowSummary, yardstick: ReferenceBins, limits: Thresholds) -> EstimatedAccuracy | None:
+def estimated_accuracy(counts: WindowSummary, bins: ReferenceBins, thresholds: Thresholds) -> EstimatedAccuracy | None:
     """The accuracy of a set of predictions that no label has confirmed; None without a reference."""
-    estimator = yardstick.estimator
+    estimator = bins.estimator
     if estimator is None:
         return None
-    found = estimator.from_sums(counts.scored, counts.finite, counts.effective)
-    return EstimatedAccuracy(**estimator.degradation(found, limits))
+    found = estimator.from_sums(counts.score_sums, counts.n_finite, counts.effective_n)
+    return EstimatedAccuracy(**estimator.degradation(found, thresholds))
 
 
 def calibration_of(counts: WindowSummary) -> CalibrationBins:

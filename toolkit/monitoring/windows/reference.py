@@ -79,7 +79,7 @@ class BinnedPredictions:
         """Some of the rows."""
         return type(self)(**{entry.name: getattr(self, entry.name)[places] for entry in fields(self)})
 
-    def end(self, place: int) -> Edge | None:
+    def edge(self, place: int) -> Edge | None:
         """The first (0) or the last (-1) finite prediction."""
         finite = np.flatnonzero(self.predicted != NO_CLASS)
         if not len(finite):
@@ -120,12 +120,12 @@ class ReferenceBins:
     --------
     >>> import numpy as np
     >>> sure = Baseline(("cat", "dog"), np.array([[0.75, 0.25], [1.0, 0.0]]), np.array([0, 0]))
-    >>> yardstick = ReferenceBins(("cat", "dog"), sure)
-    >>> yardstick.quantities
+    >>> bins = ReferenceBins(("cat", "dog"), sure)
+    >>> bins.quantities
     ('confidence', 'probability of cat', 'probability of dog')
-    >>> yardstick.reference.mean_confidence, yardstick.error.tolist()
+    >>> bins.reference.mean_confidence, bins.error.tolist()
     (0.875, [0.0, 0.0, 0.0])
-    >>> yardstick.quantile(yardstick.reference, 0, 0.5)
+    >>> bins.quantile(bins.reference, 0, 0.5)
     0.75
     """
 
@@ -133,7 +133,7 @@ class ReferenceBins:
         self.classes = tuple(classes)
         self.baseline = baseline if baseline is not None and baseline.size else None
         if self.baseline is not None and self.baseline.classes != self.classes:
-            raise SettingsError(f"a baseline of the classes {self.baseline.classes} is no yardstick of {self.classes}")
+            raise SettingsError(f"a baseline of the classes {self.baseline.classes} is no reference for {self.classes}")
         self.statistics = tuple(self.baseline.statistics) if self.baseline else ()
         # What is counted: Q names, in the order of the bins.
         self.quantities = ("confidence", *(f"probability of {name}" for name in self.classes), *self.statistics)
@@ -148,7 +148,7 @@ class ReferenceBins:
         self._type = np.uint8 if sizes.max() <= 2**8 else np.uint16
         self.estimator = PerformanceEstimator(self.baseline) if self.baseline is not None else None
         self.fingerprint = hashlib.sha256(self._edges.tobytes()).hexdigest()[:16]
-        self.reference = self.count_binned(_as_predictions(self.baseline)) if self.baseline is not None else None
+        self.reference = self.count(_as_predictions(self.baseline)) if self.baseline is not None else None
         self.error = self._errors(scales)  # (Q,)
 
     def bin_slice(self, quantity: int) -> slice:
@@ -189,9 +189,9 @@ class ReferenceBins:
             self.fingerprint, np.zeros(len(self.classes), np.int64), np.zeros(len(self._edges), np.int64)
         )
 
-    def count_binned(self, window: Predictions) -> WindowSummary:
+    def count(self, window: Predictions) -> WindowSummary:
         """Count predictions, oldest first."""
-        return functools.reduce(operator.add, map(self.tally, self.bin(window)), self.empty())
+        return functools.reduce(operator.add, map(self.count_binned, self.bin(window)), self.empty())
 
     def bin(self, window: Predictions) -> Iterator[BinnedPredictions]:
         """Predictions as small whole numbers, at most 1,000 at a time.
@@ -236,7 +236,7 @@ class ReferenceBins:
         keys = _ordered(values) + (np.arange(len(self._first)) << 32)
         return np.asarray(np.searchsorted(self._edges, keys) - self._first, self._type)
 
-    def tally(self, rows: BinnedPredictions) -> WindowSummary:
+    def count_binned(self, rows: BinnedPredictions) -> WindowSummary:
         """Count coded predictions."""
         everything, steps, labels = (
             column.astype(np.int64) for column in (rows.predicted, rows.confidence, rows.labels)
@@ -246,7 +246,7 @@ class ReferenceBins:
         made = count_strata(predicted, confidence, len(self.classes))
         strata = np.stack([made, *np.zeros((STRATA_ROWS - 1, len(made)), np.int64)])
         return WindowSummary(
-            bins=self.fingerprint,
+            fingerprint=self.fingerprint,
             classes=np.bincount(predicted, minlength=len(self.classes)),
             cells=np.bincount((rows.bins + self._first).ravel(), minlength=len(self._edges)),
             latency=np.bincount(rows.latency, minlength=LATENCY_BINS),
@@ -260,8 +260,8 @@ class ReferenceBins:
             repeats=int((predicted[1:] == predicted[:-1]).sum()),
             since=float(rows.time.min(initial=np.inf)),
             until=float(rows.time.max(initial=-np.inf)),
-            head=rows.end(0),
-            tail=rows.end(-1),
+            head=rows.edge(0),
+            tail=rows.edge(-1),
             strata=strata,
         ).with_labels(everything, steps, np.full(len(rows), NO_CLASS), labels, (rows.drawn, rows.drawn))
 

@@ -22,7 +22,7 @@ class RollingWindows:
 
     Parameters
     ----------
-    yardstick
+    bins
         The bins to count in.
     before
         Counts of still older predictions, so that the window of all holds them too.
@@ -39,9 +39,9 @@ class RollingWindows:
     [1, 2, 2]
     """
 
-    def __init__(self, yardstick: ReferenceBins, before: WindowSummary | None = None) -> None:
-        self.bins = yardstick
-        self._counts = {name: yardstick.empty() for name in WINDOWS}
+    def __init__(self, bins: ReferenceBins, before: WindowSummary | None = None) -> None:
+        self.bins = bins
+        self._counts = {name: bins.empty() for name in WINDOWS}
         if before is not None:
             self._counts |= {name: before + self._counts[name] for name, size in WINDOWS.items() if size is None}
         self._ring: BinnedPredictions | None = None  # the latest rows, row number i at place i % ROOM
@@ -76,7 +76,7 @@ class RollingWindows:
         for entry in fields(rows):
             getattr(self._ring, entry.name)[places] = getattr(rows, entry.name)
         self._added += len(rows)
-        came = self.bins.tally(rows)
+        came = self.bins.count_binned(rows)
         for name, size in WINDOWS.items():
             counts = self._counts[name] + came
             self._counts[name] = counts if size is None else self._shortened(self._ring, counts, size)
@@ -86,11 +86,11 @@ class RollingWindows:
         over = counts.n - size
         if over <= 0:
             return counts
-        gone = self.bins.tally(ring.take(self._places(counts.n)[:over]))
+        gone = self.bins.count_binned(ring.take(self._places(counts.n)[:over]))
         places = self._places(size)
         time = ring.time[places]
         finite = places[ring.predicted[places] != NO_CLASS]
-        return counts.minus_head(gone, ring.take(finite[:1]).end(0), float(time.min()), float(time.max()))
+        return counts.minus_head(gone, ring.take(finite[:1]).edge(0), float(time.min()), float(time.max()))
 
     def _places(self, last: int) -> NDArray[np.int64]:
         """Where the latest rows are in the ring, oldest first."""

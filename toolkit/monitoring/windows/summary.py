@@ -48,12 +48,12 @@ class WindowSummary:
 
     Parameters
     ----------
-    yardstick
-        Name of the yardstick whose bins these are: only counts of the same can be added.
+    bins
+        Name of the bins whose bins these are: only counts of the same can be added.
     classes
         (K,), how often each class was predicted.
     cells
-        (T,), how many values fell into each bin of each quantity, as the yardstick lays them out.
+        (T,), how many values fell into each bin of each quantity, as the bins lays them out.
     latency
         (256,), predictions in each bin of ``LATENCY_EDGES``; the last are those without a latency.
     calibration
@@ -83,17 +83,17 @@ class WindowSummary:
     --------
     >>> from toolkit.monitoring.base.predictions import Predictions
     >>> from toolkit.monitoring.windows.reference import ReferenceBins
-    >>> yardstick = ReferenceBins(("cat", "dog"))
+    >>> bins = ReferenceBins(("cat", "dog"))
     >>> morning = Predictions(("cat", "dog"), np.arange(2.0), np.array([0, 1]), np.array([0.75, 0.5]), np.array([0, 0]))
     >>> evening = Predictions(("cat", "dog"), np.array([9.0]), np.array([1]), np.array([1.0]), np.array([1]))
-    >>> day = yardstick.count_binned(morning) + yardstick.count_binned(evening)
+    >>> day = bins.count(morning) + bins.count(evening)
     >>> day.n, day.n_correct, day.n_labels, day.mean_confidence, day.classes.tolist()
     (3, 2, 3, 0.75, [1, 2])
     >>> WindowSummary.from_bytes(day.to_bytes()) == day
     True
     """
 
-    bins: str
+    fingerprint: str
     classes: Whole
     cells: Whole
     latency: Whole = field(default_factory=lambda: np.zeros(LATENCY_BINS, np.int64))
@@ -195,8 +195,8 @@ class WindowSummary:
         return replace(self, confusion=held, calibration=calibration, strata=strata)
 
     def _check(self, other: Self) -> None:
-        if self.bins != other.bins:
-            raise StoreError(f"counts in the bins of {self.bins} and of {other.bins} cannot be put together")
+        if self.fingerprint != other.fingerprint:
+            raise StoreError(f"counts in the bins {self.fingerprint} and {other.fingerprint} cannot be put together")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, WindowSummary) and all(
@@ -208,7 +208,7 @@ class WindowSummary:
     # What follows from the sums
 
     @property
-    def finite(self) -> int:
+    def n_finite(self) -> int:
         """How many predictions could be counted."""
         return self.n - self.non_finite
 
@@ -231,14 +231,14 @@ class WindowSummary:
         return matrix.reshape(k, k)
 
     @property
-    def scored(self) -> NDArray[np.float64]:
+    def score_sums(self) -> NDArray[np.float64]:
         """(2,), the sums from which accuracy is estimated."""
         return np.asarray(self.scores * STEP)
 
     @property
     def confidence(self) -> hypothesis_tests.Moments:
         """Number, mean and standard deviation of the confidence; NaN where there are too few."""
-        n = self.finite
+        n = self.n_finite
         spread = n * self.confidence_sum_sq - self.confidence_sum**2  # exact, so never below 0
         deviation = math.sqrt(spread / (n * (n - 1))) / STEPS if n > 1 else math.nan
         return hypothesis_tests.Moments(n, self.confidence_sum / n / STEPS if n else math.nan, deviation)
@@ -256,7 +256,7 @@ class WindowSummary:
         """
         if not self.pairs:
             return 0.0
-        n = self.finite
+        n = self.n_finite
         variance, chance = (
             n * self.confidence_sum_sq - self.confidence_sum**2,
             float((self.classes / n) @ (self.classes / n)),
@@ -269,9 +269,9 @@ class WindowSummary:
         return max(confidence, repeats)
 
     @property
-    def effective(self) -> float:
+    def effective_n(self) -> float:
         """How many independent predictions say as much as these finite ones."""
-        return hypothesis_tests.effective_sample_size(self.finite, self.autocorrelation, self.pairs)
+        return hypothesis_tests.effective_sample_size(self.n_finite, self.autocorrelation, self.pairs)
 
     def latency_quantile(self, share: float) -> float | None:
         """Milliseconds below which this share of the latencies lies, within 3.2 %; None when none was given."""
@@ -334,7 +334,7 @@ _MOST_BYTES = 2**28  # of a block unpacked: ten thousand classes take a twentiet
 _TYPES = ("|u1", "<u2", "<u4", "<u8", "<i8")
 _ARRAYS = ("classes", "cells", "latency", "calibration", "scores", "strata")
 _SUMS = (*_ARRAYS, "n", "non_finite", "confidence_sum", "confidence_sum_sq", "pairs", "products", "repeats")
-_NUMBERS = ("bins", *_SUMS[len(_ARRAYS) :], "since", "until", "head", "tail")
+_NUMBERS = ("fingerprint", *_SUMS[len(_ARRAYS) :], "since", "until", "head", "tail")
 
 
 def inner_product(a: Whole, b: Whole) -> int:

@@ -93,7 +93,7 @@ def test_too_little_says_nothing():
     assert (sighting.level, sighting.value) == ("ok", None)
     assert seen(reference(), window(n=40), "confidence_distribution").value is None
     without = ReferenceBins(CLASSES)
-    for sighting in evaluate_window(without.count_binned(window(right=0.1)), without, Thresholds(), "short"):
+    for sighting in evaluate_window(without.count(window(right=0.1)), without, Thresholds(), "short"):
         assert sighting.level == "ok"
 
 
@@ -125,8 +125,7 @@ def test_a_class_that_stops_appearing_is_a_warning_at_most():
     sighting = seen(reference(), window(cats=0.0), "prediction_distribution")
     assert (sighting.level, sighting.status) == ("warning", "estimate")
     assert {
-        one.level
-        for one in evaluate_window(reference().count_binned(window(cats=0.0)), reference(), Thresholds(), "short")
+        one.level for one in evaluate_window(reference().count(window(cats=0.0)), reference(), Thresholds(), "short")
     } <= {"ok", "warning"}
 
 
@@ -236,7 +235,7 @@ def test_no_sentence_contradicts_its_figures_or_its_level(names, n, seed, usual,
     before = random_window(names, 1000, 1, 1.0, usual, 0.8, 0.5, 0.0, 0.0)
     yardstick = ReferenceBins(names, Baseline(names, before.probabilities, before.labels))
     now = random_window(names, n, seed, **how)
-    for sighting in evaluate_window(yardstick.count_binned(now), yardstick, limits, "short", alarms):
+    for sighting in evaluate_window(yardstick.count(now), yardstick, limits, "short", alarms):
         if sighting.level == "ok":
             assert sighting.metric not in alarms or sighting.metric == "accuracy"  # a reference that is never right
             continue

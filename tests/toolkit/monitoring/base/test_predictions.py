@@ -24,7 +24,7 @@ def window_of(predicted, labels, confidence=None):
 def test_joined_windows_are_the_rows_of_both_with_gaps_where_a_statistic_is_missing():
     first, second = window_of([0, 1], [0, -1]), window_of([2], [2])
     first = Predictions(**{**first.__dict__, "statistics": {"brightness": np.array([0.1, 0.2], np.float32)}})
-    both = Predictions.joined([first, second])
+    both = Predictions.concatenate([first, second])
     assert both.predicted.tolist() == [0, 1, 2]
     assert both.statistics["brightness"].tolist() == pytest.approx([0.1, 0.2, np.nan], nan_ok=True)
     assert both.last(1).predicted.tolist() == [2]
@@ -35,12 +35,12 @@ def test_columns_that_were_read_come_along_and_empty_parts_do_not_matter():
     rows = window_of([0, 1, 2], [0, -1, 2])
     columns = {"probabilities": np.eye(3, dtype=np.float16), "sequence": np.array([4, 6, 7]), "ids": np.arange(3)}
     full = Predictions(**{**rows.__dict__, **columns})
-    both = Predictions.joined([Predictions.empty(CLASSES), full, full.slice(1, 2)])
+    both = Predictions.concatenate([Predictions.empty(CLASSES), full, full.slice(1, 2)])
     assert both.sequence.tolist() == [4, 6, 7, 6]
     assert both.probabilities.argmax(axis=1).tolist() == both.predicted.tolist() == [0, 1, 2, 1]
     assert full.slice(1, 9).ids.tolist() == [1, 2]
     assert rows.slice(1, 3).probabilities.shape == (0, 0)
-    assert Predictions.joined([Predictions.empty(CLASSES)] * 2).n == 0
+    assert Predictions.concatenate([Predictions.empty(CLASSES)] * 2).n == 0
 
 
 def test_an_unknown_window_is_answered_with_those_that_exist():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit.errors import SettingsError
-from toolkit.monitoring.base.timestamps import END_OF_TIME, many_seconds, seconds
+from toolkit.monitoring.base.timestamps import END_OF_TIME, to_timestamp, to_timestamps
 
 MOMENT = datetime(2026, 11, 24, 8, 0, tzinfo=UTC)
 INSIDE = {"min_value": datetime(1971, 1, 1), "max_value": datetime(2999, 1, 1)}
@@ -36,25 +36,25 @@ INSIDE = {"min_value": datetime(1971, 1, 1), "max_value": datetime(2999, 1, 1)}
     ],
 )
 def test_each_way_to_say_it_is_the_same_time(given):
-    assert seconds(given) == MOMENT.timestamp()
-    assert many_seconds([given, given], 2) == [MOMENT.timestamp()] * 2
+    assert to_timestamp(given) == MOMENT.timestamp()
+    assert to_timestamps([given, given], 2) == [MOMENT.timestamp()] * 2
 
 
 @given(st.datetimes(**INSIDE, timezones=st.timezones() | st.none()))
 def test_what_python_writes_is_read_back(moment):
     wanted = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
-    assert seconds(moment.isoformat()) == pytest.approx(wanted, abs=1e-6)
-    assert seconds(repr(wanted)) == wanted
+    assert to_timestamp(moment.isoformat()) == pytest.approx(wanted, abs=1e-6)
+    assert to_timestamp(repr(wanted)) == wanted
 
 
 def test_a_day_begins_in_utc():
-    assert seconds("2020-01-01") == seconds(date(2020, 1, 1)) == seconds("20200101") == 1577836800
+    assert to_timestamp("2020-01-01") == to_timestamp(date(2020, 1, 1)) == to_timestamp("20200101") == 1577836800
 
 
 @pytest.mark.parametrize("wrong", ["soon", "", "2026-13-01", "2026-02-30T00:00", None, [], {}, True, b"2026", "2026"])
 def test_what_is_no_time_is_told_in_one_line(wrong):
     with pytest.raises(SettingsError, match=r"^until must be a time such as 2026-11-24T08:00Z, got "):
-        seconds(wrong, "until")
+        to_timestamp(wrong, "until")
 
 
 @pytest.mark.parametrize(
@@ -63,18 +63,18 @@ def test_what_is_no_time_is_told_in_one_line(wrong):
 )  # fmt: skip
 def test_milliseconds_and_other_times_out_of_range_are_refused(wrong):
     with pytest.raises(SettingsError, match=r"^since must lie between the years 1970 and 3000, in seconds since 1970"):
-        seconds(wrong)
+        to_timestamp(wrong)
     with pytest.raises(SettingsError, match=r"^times\[1\] must lie between the years"):
-        many_seconds([5.0, wrong], 2)
+        to_timestamps([5.0, wrong], 2)
 
 
 def test_many_times_come_as_any_column():
     days = pd.date_range("2026-11-24", periods=3, tz="UTC")
     wanted = [day.timestamp() for day in days]
     for column in (days, days.tz_localize(None).to_numpy(), days.to_pydatetime(), list(days.strftime("%Y-%m-%d"))):
-        assert many_seconds(column, 3) == wanted
-    assert many_seconds(np.float32([1, 2, 3]), 3) == [1, 2, 3]
+        assert to_timestamps(column, 3) == wanted
+    assert to_timestamps(np.float32([1, 2, 3]), 3) == [1, 2, 3]
     with pytest.raises(SettingsError, match=r"^3 times are needed, one for each prediction, got shape \(2,\)$"):
-        many_seconds([1, 2], 3)
+        to_timestamps([1, 2], 3)
     with pytest.raises(SettingsError, match=r"^times\[1\] must be a time such as 2026-11-24T08:00Z, got soon$"):
-        many_seconds(["2026-11-24", "soon"], 2)
+        to_timestamps(["2026-11-24", "soon"], 2)

@@ -23,9 +23,9 @@ def outcome(work):
 @given(arrays(st.sampled_from([np.float64, np.float32, np.float16]), st.tuples(st.integers(1, 6), st.just(3)),
               elements=VALUES))  # fmt: skip
 def test_many_are_taken_as_each_of_them(rows):
-    one_by_one = [outcome(lambda row=row: validation.scores(row, CLASSES)) for row in rows]
+    one_by_one = [outcome(lambda row=row: validation.parse_probabilities(row, CLASSES)) for row in rows]
     errors = [(place, text) for place, text in enumerate(one_by_one) if isinstance(text, str)]
-    together = outcome(lambda: validation.many_scores(rows, CLASSES))
+    together = outcome(lambda: validation.parse_many_probabilities(rows, CLASSES))
     if errors:
         place, text = errors[0]
         assert together == text.replace("probabilities", f"probabilities[{place}]", 1)
@@ -39,8 +39,8 @@ def test_mappings_and_lists_and_arrays_are_the_same():
     mappings = [dict(zip(CLASSES, row, strict=True)) for row in rows]
     mappings[1] = dict(reversed(mappings[1].items()))
     for given_rows in (rows, np.array(rows), [np.array(row) for row in rows], mappings, tuple(mappings)):
-        assert validation.many_scores(given_rows, CLASSES).tolist() == rows
-    assert validation.many_scores(np.zeros((0, 3)), CLASSES).shape == (0, 3)
+        assert validation.parse_many_probabilities(given_rows, CLASSES).tolist() == rows
+    assert validation.parse_many_probabilities(np.zeros((0, 3)), CLASSES).shape == (0, 3)
 
 
 @pytest.mark.parametrize(
@@ -59,42 +59,45 @@ def test_mappings_and_lists_and_arrays_are_the_same():
 )
 def test_what_are_no_probabilities_of_many_is_refused(probabilities, message):
     with pytest.raises(SettingsError, match=message):
-        validation.many_scores(probabilities, CLASSES)
+        validation.parse_many_probabilities(probabilities, CLASSES)
 
 
 def test_the_first_of_many():
-    assert validation.first_of([[1, 0]]) == [1, 0]
-    assert validation.first_of(np.zeros((0, 3))) is None
-    assert validation.first_of([]) is None
+    assert validation.first_row([[1, 0]]) == [1, 0]
+    assert validation.first_row(np.zeros((0, 3))) is None
+    assert validation.first_row([]) is None
     for wrong in (5, {"cat": [0.5]}, None, (x for x in "ab")):
         with pytest.raises(SettingsError, match="probabilities of many predictions are needed"):
-            validation.first_of(wrong)
+            validation.first_row(wrong)
 
 
 def test_statistics_come_as_columns_or_as_mappings():
     wanted = [{"a": 1.0, "b": 0.5}, {"a": 2.0, "b": 1.5}]
     for given_values in ({"a": [1, 2], "b": np.float32([0.5, 1.5])}, wanted, [{"a": 1, "b": 0.5}, {"b": 1.5, "a": 2}]):
-        assert validation.many_statistics(given_values, 2) == wanted
-    assert validation.many_statistics(None, 2) == validation.many_statistics({}, 2) == [{}, {}]
-    assert validation.many_statistics([{"a": None}, None], 2) == [{}, {}]
-    assert validation.many_statistics({"a": []}, 0) == validation.many_statistics(None, 0) == []
+        assert validation.parse_many_statistics(given_values, 2) == wanted
+    assert validation.parse_many_statistics(None, 2) == validation.parse_many_statistics({}, 2) == [{}, {}]
+    assert validation.parse_many_statistics([{"a": None}, None], 2) == [{}, {}]
+    assert validation.parse_many_statistics({"a": []}, 0) == validation.parse_many_statistics(None, 0) == []
 
 
 @pytest.mark.parametrize(
     ("work", "message"),
     [
-        (lambda: validation.statistics_of({"a": "x"}), r"statistics\['a'\] must be a number, got 'x'"),
-        (lambda: validation.statistics_of([1]), "statistics must be a mapping of names to numbers, got list"),
+        (lambda: validation.parse_statistics({"a": "x"}), r"statistics\['a'\] must be a number, got 'x'"),
+        (lambda: validation.parse_statistics([1]), "statistics must be a mapping of names to numbers, got list"),
         (
-            lambda: validation.many_statistics({"a": [1]}, 2),
+            lambda: validation.parse_many_statistics({"a": [1]}, 2),
             r"statistics\['a'\] must be 2 numbers, .* got shape \(1,\)",
         ),
-        (lambda: validation.many_statistics({"a": ["x", 1]}, 2), r"statistics\['a'\] must be numbers"),
-        (lambda: validation.many_statistics([{}], 2), "statistics of 2 images are needed, got 1"),
-        (lambda: validation.many_statistics([{}, {"a": []}], 2), r"statistics\[1\]\['a'\] must be a number, got \[\]"),
-        (lambda: validation.number("x", "latency_ms"), "latency_ms must be a number, got 'x'"),
-        (lambda: validation.numbers([1, "x"], 2, "latency_ms"), r"latency_ms\[1\] must be a number, got 'x'"),
-        (lambda: validation.numbers([1], 2, "latency_ms"), "2 values of latency_ms are needed, .* got 1"),
+        (lambda: validation.parse_many_statistics({"a": ["x", 1]}, 2), r"statistics\['a'\] must be numbers"),
+        (lambda: validation.parse_many_statistics([{}], 2), "statistics of 2 images are needed, got 1"),
+        (
+            lambda: validation.parse_many_statistics([{}, {"a": []}], 2),
+            r"statistics\[1\]\['a'\] must be a number, got \[\]",
+        ),
+        (lambda: validation.parse_number("x", "latency_ms"), "latency_ms must be a number, got 'x'"),
+        (lambda: validation.parse_numbers([1, "x"], 2, "latency_ms"), r"latency_ms\[1\] must be a number, got 'x'"),
+        (lambda: validation.parse_numbers([1], 2, "latency_ms"), "2 values of latency_ms are needed, .* got 1"),
     ],
 )
 def test_what_is_no_number_is_told_in_one_line(work, message):
@@ -103,6 +106,6 @@ def test_what_is_no_number_is_told_in_one_line(work, message):
 
 
 def test_one_number_may_stand_for_all():
-    assert validation.numbers(3, 2, "latency_ms") == [3.0, 3.0]
-    assert validation.numbers(None, 2, "latency_ms") == [None, None]
-    assert validation.numbers(np.float32([1, 2]), 2, "latency_ms") == [1.0, 2.0]
+    assert validation.parse_numbers(3, 2, "latency_ms") == [3.0, 3.0]
+    assert validation.parse_numbers(None, 2, "latency_ms") == [None, None]
+    assert validation.parse_numbers(np.float32([1, 2]), 2, "latency_ms") == [1.0, 2.0]

@@ -56,7 +56,7 @@ def legend_of(axes):
 
 def accuracy_of(window, yardstick=YARDSTICK, alerts=(), **more):
     line = timeline([], [window], yardstick)
-    return over_time.accuracy("3", line, yardstick.count_binned(window.last(1_000)), yardstick, LIMITS, alerts, **more)
+    return over_time.accuracy("3", line, yardstick.count(window.last(1_000)), yardstick, LIMITS, alerts, **more)
 
 
 def test_accuracy_is_the_share_of_right_answers_at_each_point():
@@ -96,7 +96,7 @@ def test_the_estimate_without_labels_has_an_interval():
     (band,) = [each for each in upper.collections if each.get_label() == "its 95 % interval"]
     heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
     for point in timeline([], [window], YARDSTICK).points:
-        guess = YARDSTICK.estimator.from_sums(point.scored, point.finite, point.effective)
+        guess = YARDSTICK.estimator.from_sums(point.score_sums, point.n_finite, point.effective_n)
         assert np.isclose(heights[:, None], [guess.low, guess.high]).any(axis=0).all()
 
 
@@ -159,9 +159,7 @@ def test_answers_without_probabilities_are_not_taken_for_wrong():
 
 def test_confidence_has_the_quantiles_of_each_point():
     window = rows_of(400)
-    left, _ = over_time.confidence(
-        "3", timeline([], [window], YARDSTICK), YARDSTICK.count_binned(window), YARDSTICK
-    ).axes
+    left, _ = over_time.confidence("3", timeline([], [window], YARDSTICK), YARDSTICK.count(window), YARDSTICK).axes
     medians = values_of(called(left, "median"), 8)
     for part, median in zip(parts(window), medians, strict=True):
         sure = np.sort(part.confidence[part.finite])
@@ -184,7 +182,7 @@ def test_the_distribution_of_confidence_is_that_of_the_short_window(yardstick):
 
 def test_predictions_are_shares_of_the_finite_ones():
     window = rows_of(400)
-    figure = over_time.predictions("3", timeline([], [window], YARDSTICK), YARDSTICK.count_binned(window), YARDSTICK)
+    figure = over_time.predictions("3", timeline([], [window], YARDSTICK), YARDSTICK.count(window), YARDSTICK)
     left, right = figure.axes
     for index, name in enumerate(names(K)):
         expected = [part.counts[index] / part.finite.sum() for part in parts(window)]
@@ -201,15 +199,13 @@ def test_of_many_classes_those_that_changed_most_are_shown():
     rng = np.random.default_rng(1)
     window = window_of(1_000, rng, k, broken=0)
     window = replace(window, predicted=np.where(rng.random(1_000) < 0.3, 7, window.predicted))
-    figure = over_time.predictions("3", timeline([], [window], yardstick), yardstick.count_binned(window), yardstick)
+    figure = over_time.predictions("3", timeline([], [window], yardstick), yardstick.count(window), yardstick)
     left, right = figure.axes
     assert len(right.get_yticklabels()) == over_time.MOST_CLASSES
     assert right.get_yticklabels()[-1].get_text() == "class 7"
     assert legend_of(left)[0] == "class 7"
     rest = [int(label.get_text().split()[-1]) for label in right.get_yticklabels()]
-    usual, now = (
-        counts.classes / counts.classes.sum() for counts in (yardstick.reference, yardstick.count_binned(window))
-    )
+    usual, now = (counts.classes / counts.classes.sum() for counts in (yardstick.reference, yardstick.count(window)))
     before, after = (1 - shares[rest].sum() for shares in (usual, now))
     assert right.get_xlabel() == f"share of predictions; 10 others together {before:.1%} -> {after:.1%}"
 
@@ -219,7 +215,7 @@ def test_no_class_is_left_out_while_there_is_room(k):
     yardstick = ReferenceBins(names(k), baseline_of(3_000, np.random.default_rng(0), k))
     window = window_of(1_000, np.random.default_rng(1), k, broken=0)
     window = replace(window, predicted=np.where(window.predicted == 4, 7, window.predicted))  # 4 is never said any more
-    figure = over_time.predictions("3", timeline([], [window], yardstick), yardstick.count_binned(window), yardstick)
+    figure = over_time.predictions("3", timeline([], [window], yardstick), yardstick.count(window), yardstick)
     left, right = figure.axes
     assert {label.get_text() for label in right.get_yticklabels()} == set(names(k))
     assert right.get_xlabel() == "share of predictions"
@@ -251,7 +247,7 @@ def test_volume_says_what_there_is_none_of():
 
 def test_inputs_that_drifted_are_red_and_say_what_changed():
     window = rows_of(1_000)
-    counts = YARDSTICK.count_binned(window)
+    counts = YARDSTICK.count(window)
     results = [replace(result, drifted=result.metric == "brightness") if result.family == "input" else result
                for result in run_tests(counts, YARDSTICK, LIMITS, "short")]  # fmt: skip
     figure = over_time.inputs("3", timeline([], [window], YARDSTICK), YARDSTICK, DriftReport("3", 0.05, tuple(results)))
@@ -278,7 +274,7 @@ def test_names_that_matplotlib_would_read_otherwise_are_drawn_as_they_are():
     odd = (r"$\nothing$", "_hidden", "x" * 90)
     yardstick = ReferenceBins(odd)
     window = replace(rows_of(100, broken=0), classes=odd)
-    figure = over_time.predictions("$3$", timeline([], [window], yardstick), yardstick.count_binned(window), yardstick)
+    figure = over_time.predictions("$3$", timeline([], [window], yardstick), yardstick.count(window), yardstick)
     assert {"\\$\\nothing\\$", " _hidden", "x" * 12 + "…" + "x" * 11} == set(legend_of(figure.axes[0]))
     figure.draw_without_rendering()
 
@@ -312,8 +308,8 @@ def test_nothing_is_said_to_be_nothing():
 
 def test_blocks_and_rows_make_one_figure():
     window = rows_of(3_000)
-    older = [YARDSTICK.count_binned(window.slice(start, start + 1_000)) for start in (0, 1_000)]
+    older = [YARDSTICK.count(window.slice(start, start + 1_000)) for start in (0, 1_000)]
     line = timeline(older, [window.slice(2_000, 3_000)], YARDSTICK)
-    lower = over_time.accuracy("3", line, YARDSTICK.count_binned(window.last(1_000)), YARDSTICK, LIMITS).axes[1]
+    lower = over_time.accuracy("3", line, YARDSTICK.count(window.last(1_000)), YARDSTICK, LIMITS).axes[1]
     assert [bar.get_height() for bar in lower.patches][:2] == [counts.n_labels for counts in older]
     assert sum(bar.get_height() for bar in lower.patches) == window.n_labels

@@ -21,9 +21,7 @@ WINDOW = window_of(1_000, np.random.default_rng(1))
 def report_of(window, yardstick=YARDSTICK):
     names_of = ("short", "medium")
     results = [
-        result
-        for name in names_of
-        for result in run_tests(yardstick.count_binned(window), yardstick, Thresholds(), name)
+        result for name in names_of for result in run_tests(yardstick.count(window), yardstick, Thresholds(), name)
     ]
     return DriftReport("3", 0.05, tuple(results))
 
@@ -70,7 +68,7 @@ def test_too_little_data_is_said():
 @pytest.mark.parametrize("with_baseline", [True, False])
 def test_calibration_is_that_of_the_labelled_predictions(with_baseline):
     yardstick = YARDSTICK if with_baseline else ReferenceBins(names(3))
-    figure = snapshot.calibration("3", yardstick.count_binned(WINDOW), yardstick)
+    figure = snapshot.calibration("3", yardstick.count(WINDOW), yardstick)
     told = WINDOW.labelled
     bins = calibration_bins(WINDOW.probabilities[told].astype(np.float32), WINDOW.labels[told])
     filled = bins.count > 0
@@ -102,7 +100,7 @@ def test_calibration_is_that_of_the_labelled_predictions(with_baseline):
 
 def test_calibration_without_labels_says_so():
     unlabelled = replace(WINDOW, labels=np.full(WINDOW.n, -1))
-    figure = snapshot.calibration("3", YARDSTICK.count_binned(unlabelled), YARDSTICK)
+    figure = snapshot.calibration("3", YARDSTICK.count(unlabelled), YARDSTICK)
     assert figure.texts[0].get_text() == "No labels have been told for the last 1,000 predictions."
     figure = snapshot.calibration("3", YARDSTICK.empty(), YARDSTICK)
     assert figure.texts[0].get_text() == "No predictions have been logged yet."

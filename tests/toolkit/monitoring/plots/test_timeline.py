@@ -25,7 +25,7 @@ def at(time, rows=ROWS):
 
 
 def blocks_of(window, size):
-    return [YARDSTICK.count_binned(window.slice(start, start + size)) for start in range(0, window.n, size)]
+    return [YARDSTICK.count(window.slice(start, start + size)) for start in range(0, window.n, size)]
 
 
 def bare(times):
@@ -52,7 +52,7 @@ def test_all_is_counted_once_in_few_points_in_order(starts, numbers, span, block
     cut = window.n * blocks // 4
     older = blocks_of(window.slice(0, cut), 150)
     line = timeline(iter(older), [window.slice(cut, window.n)], YARDSTICK)
-    assert functools.reduce(operator.add, line.points) == YARDSTICK.count_binned(window)
+    assert functools.reduce(operator.add, line.points) == YARDSTICK.count(window)
     assert len(line) <= MAX_POINTS
     assert (np.diff(line.starts) >= 0).all()
     assert (line.ends >= line.starts).all()
@@ -68,7 +68,7 @@ def test_points_are_round_numbers_of_predictions_without_a_rest(n, expected):
 
 
 def test_a_long_history_stays_short_and_even():
-    block = PLAIN.count_binned(bare(np.zeros(1_000)))
+    block = PLAIN.count(bare(np.zeros(1_000)))
     older = (replace(block, since=1e9 + HOUR * k, until=1e9 + HOUR * (k + 0.99)) for k in range(2_000))
     line = timeline(older, [bare(1e9 + HOUR * np.linspace(2_000, 2_001, 700))], PLAIN)
     assert line.n == 2_000_700
@@ -99,7 +99,7 @@ def test_a_pause_is_a_gap_and_is_never_in_a_point():
 
 
 def test_pauses_between_blocks_are_gaps_too():
-    block = PLAIN.count_binned(bare(np.zeros(1_000)))
+    block = PLAIN.count(bare(np.zeros(1_000)))
     days = [0, 1, 2, 9, 10]
     line = timeline([replace(block, since=24 * HOUR * d, until=24 * HOUR * (d + 1)) for d in days], [bare([])], PLAIN)
     assert line.gaps.tolist() == [False, False, True, False]

@@ -426,7 +426,7 @@ def test_labels_that_are_no_bursts_are_worth_what_they_are(order):
     kinds = labels_of(20_000, 0.84, np.random.default_rng(5))[1]
     if order == "one class only":
         kinds = kinds[kinds >> 32 == 3]
-    worth = BurstWeights(usual_kinds()).effective_n(np.sort(kinds) if order == "by class" else kinds)
+    worth = BurstWeights(usual_kinds()).weights(np.sort(kinds) if order == "by class" else kinds)
     if order == "by class":  # which is no fair order: the classes differ
         assert worth.mean() < 0.5
     else:
@@ -463,7 +463,7 @@ def test_bursts_are_the_same_in_batches_of_any_size(seed, sizes):
 def test_a_long_stream_of_kinds_is_remembered_in_little_room():
     rng = np.random.default_rng(7)
     bursts = BurstWeights({})
-    assert bursts.effective_n(rng.integers(0, 50_000, 30_000)).min() > 0.5
+    assert bursts.weights(rng.integers(0, 50_000, 30_000)).min() > 0.5
     assert len(bursts._kinds) < 20_000
-    assert bursts.effective_n(np.repeat(rng.integers(0, 50_000, 40), 20)).min() < 0.06
-    assert bursts.effective_n(rng.integers(0, 50_000, 3000))[-500:].mean() > 0.98
+    assert bursts.weights(np.repeat(rng.integers(0, 50_000, 40), 20)).min() < 0.06
+    assert bursts.weights(rng.integers(0, 50_000, 3000))[-500:].mean() > 0.98

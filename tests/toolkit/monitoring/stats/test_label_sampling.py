@@ -42,10 +42,10 @@ def test_a_window_that_moved_on_keeps_what_is_still_in_it():
 
 
 def test_the_number_of_labels_grows_as_the_suspicion_shrinks():
-    limits = Thresholds()
-    assert labels_to_confirm(0.9, 0.2, limits) == required_labels(0.9, drop=0.2)
-    assert labels_to_confirm(0.9, 0.4, limits) < 107 < labels_to_confirm(0.9, 0.12, limits)
-    assert labels_to_confirm(0.9, -0.1, limits) == required_labels(0.9, drop=0.1)
+    thresholds = Thresholds()
+    assert labels_to_confirm(0.9, 0.2, thresholds) == required_labels(0.9, drop=0.2)
+    assert labels_to_confirm(0.9, 0.4, thresholds) < 107 < labels_to_confirm(0.9, 0.12, thresholds)
+    assert labels_to_confirm(0.9, -0.1, thresholds) == required_labels(0.9, drop=0.1)
 
 
 def test_seeds_and_ids_give_different_numbers():

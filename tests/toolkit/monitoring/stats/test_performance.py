@@ -31,28 +31,28 @@ def cases(matrix):
 @given(matrices)
 @settings(max_examples=60, deadline=None)
 def test_figures_are_scikit_learns_and_lie_in_their_intervals(matrix):
-    figures = classification_metrics(np.array(matrix))
-    json.dumps(figures, allow_nan=False)
+    metrics = classification_metrics(np.array(matrix))
+    json.dumps(metrics, allow_nan=False)
     truth, predicted = cases(matrix)
-    assert figures["n_labels"] == len(truth)
+    assert metrics["n_labels"] == len(truth)
     if not len(truth):
-        assert {figures[name] for name in figures if name != "n_labels"} == {None}
+        assert {metrics[name] for name in metrics if name != "n_labels"} == {None}
         return
     expected = precision_recall_fscore_support(truth, predicted, average="weighted", zero_division=0)[:3]
-    assert figures["accuracy"] == pytest.approx(accuracy_score(truth, predicted))
-    assert [figures[name] for name in WEIGHTED] == pytest.approx(expected)
+    assert metrics["accuracy"] == pytest.approx(accuracy_score(truth, predicted))
+    assert [metrics[name] for name in WEIGHTED] == pytest.approx(expected)
     for name in ("accuracy", *WEIGHTED):
-        low, high = figures[f"{name}_interval"]
-        assert 0 <= low <= figures[name] + 1e-9
-        assert figures[name] - 1e-9 <= high <= 1
+        low, high = metrics[f"{name}_interval"]
+        assert 0 <= low <= metrics[name] + 1e-9
+        assert metrics[name] - 1e-9 <= high <= 1
 
 
 def test_the_variances_are_those_of_simulated_labels():
     rng = np.random.default_rng(0)
     draws = [classification_metrics(m.reshape(4, 4)) for m in rng.multinomial(4000, UNEVEN.ravel(), 600)]
     for name in ("accuracy", *WEIGHTED):
-        deviation = np.std([figures[name] for figures in draws])
-        half = np.mean([np.diff(figures[f"{name}_interval"])[0] / 2 for figures in draws])
+        deviation = np.std([metrics[name] for metrics in draws])
+        half = np.mean([np.diff(metrics[f"{name}_interval"])[0] / 2 for metrics in draws])
         assert half / 1.96 == pytest.approx(deviation, rel=0.12)  # four standard errors of 600 draws
 
 
@@ -69,14 +69,14 @@ def test_intervals_hold_the_truth_nineteen_times_out_of_twenty(n, sharpness):
     rng = np.random.default_rng(n)
     draws = [classification_metrics(matrix.reshape(4, 4)) for matrix in rng.multinomial(n, chances.ravel(), 800)]
     for name, value in truth.items():
-        held = np.mean([low <= value <= high for low, high in (figures[f"{name}_interval"] for figures in draws)])
+        held = np.mean([low <= value <= high for low, high in (metrics[f"{name}_interval"] for metrics in draws)])
         assert held > 0.93, name
 
 
 def test_no_error_at_all_is_as_certain_as_any_share():
-    figures = classification_metrics(np.diag([30, 20, 50]))
+    metrics = classification_metrics(np.diag([30, 20, 50]))
     for name in ("accuracy", *WEIGHTED):
-        assert figures[f"{name}_interval"] == pytest.approx(list(wilson(100, 100)), abs=1e-6)
+        assert metrics[f"{name}_interval"] == pytest.approx(list(wilson(100, 100)), abs=1e-6)
 
 
 def test_a_thousand_classes_are_no_trouble():
@@ -84,11 +84,11 @@ def test_a_thousand_classes_are_no_trouble():
     truth = rng.integers(1000, size=10_000)
     predicted = np.where(rng.random(10_000) < 0.8, truth, rng.integers(1000, size=10_000))
     matrix = np.bincount(truth * 1000 + predicted, minlength=1_000_000).reshape(1000, 1000)
-    figures = classification_metrics(matrix)
+    metrics = classification_metrics(matrix)
     expected = precision_recall_fscore_support(truth, predicted, average="weighted", zero_division=0)[:3]
-    assert [figures[name] for name in WEIGHTED] == pytest.approx(expected)
-    low, high = figures["f1_weighted_interval"]
-    assert 0.7 < low < figures["f1_weighted"] < high < 0.9
+    assert [metrics[name] for name in WEIGHTED] == pytest.approx(expected)
+    low, high = metrics["f1_weighted_interval"]
+    assert 0.7 < low < metrics["f1_weighted"] < high < 0.9
 
 
 def test_bursts_widen_every_interval_and_move_nothing():
@@ -111,15 +111,15 @@ def answers(n, rng, overconfidence=0.0):
 def test_the_calibration_curve_is_scikit_learns():
     rng = np.random.default_rng(2)
     probabilities, labels = answers(2000, rng)
-    figures = calibration(calibration_bins(probabilities, labels))
+    metrics = calibration(calibration_bins(probabilities, labels))
     right, confident = calibration_curve(labels == 0, probabilities[:, 0], n_bins=15)
-    curve = figures["calibration_curve"]
+    curve = metrics["calibration_curve"]
     assert [entry["accuracy"] for entry in curve] == pytest.approx(right)
     assert [entry["confidence"] for entry in curve] == pytest.approx(confident)
     sizes = np.array([entry["n"] for entry in curve])
-    assert figures["calibration_error"] == pytest.approx(np.abs(right - confident) @ sizes / 2000)
-    assert sizes.sum() == figures["n_labels"] == 2000
-    json.dumps(figures, allow_nan=False)
+    assert metrics["calibration_error"] == pytest.approx(np.abs(right - confident) @ sizes / 2000)
+    assert sizes.sum() == metrics["n_labels"] == 2000
+    json.dumps(metrics, allow_nan=False)
 
 
 @pytest.mark.parametrize("overconfidence", [0.0, 0.02, 0.15])
@@ -136,8 +136,8 @@ def test_the_calibration_error_is_in_its_interval(overconfidence):
 
 
 def test_nothing_is_known_of_calibration_without_labels():
-    figures = calibration(calibration_bins(np.zeros((0, 2)), np.zeros(0, int)))
-    assert figures == {
+    metrics = calibration(calibration_bins(np.zeros((0, 2)), np.zeros(0, int)))
+    assert metrics == {
         "n_labels": 0,
         "calibration_error": None,
         "calibration_error_interval": None,
@@ -160,18 +160,18 @@ def test_nothing_is_known_of_calibration_without_labels():
     ],
 )
 def test_a_drop_is_confirmed_only_when_its_lower_bound_passes_the_threshold(right, n, effective_n, level, status):
-    figures = degradation(right, n, 1800, 2000, Thresholds(), effective_n)
-    assert (figures["level"], figures["status"]) == (level, status)
-    assert figures["degradation"] == pytest.approx(1 - right / n / 0.9)
-    assert figures["degradation_lower_bound"] < figures["degradation"]
+    metrics = degradation(right, n, 1800, 2000, Thresholds(), effective_n)
+    assert (metrics["level"], metrics["status"]) == (level, status)
+    assert metrics["degradation"] == pytest.approx(1 - right / n / 0.9)
+    assert metrics["degradation_lower_bound"] < metrics["degradation"]
 
 
 @pytest.mark.parametrize("numbers", [(0, 0, 90, 100), (50, 60, 0, 0), (50, 60, 0, 100)])
 def test_without_labels_or_a_reference_nothing_is_said_of_degradation(numbers):
-    figures = degradation(*numbers, Thresholds())
-    json.dumps(figures, allow_nan=False)
-    assert figures["degradation"] is figures["level"] is None
-    assert figures["status"] == "insufficient_data"
+    metrics = degradation(*numbers, Thresholds())
+    json.dumps(metrics, allow_nan=False)
+    assert metrics["degradation"] is metrics["level"] is None
+    assert metrics["status"] == "insufficient_data"
 
 
 def test_what_does_not_fit_is_refused_in_one_line():

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from toolkit.bundle.baseline import Baseline
 from toolkit.errors import SettingsError
 from toolkit.monitoring.base.thresholds import Thresholds
-from toolkit.monitoring.stats.performance_estimation import METHODS, PerformanceEstimator, isotonic
+from toolkit.monitoring.stats.performance_estimation import METHODS, PerformanceEstimator, isotonic_regression
 
 CLASSES = ("bird", "cat", "dog")
 tied_rows = st.lists(
@@ -50,7 +50,7 @@ def test_on_the_held_out_images_both_methods_give_the_accuracy_itself(rows):
 @settings(max_examples=80, deadline=None)
 def test_isotonic_regression_is_scikit_learns(points):
     x, y = (np.array(column, float) for column in zip(*points, strict=True))
-    starts, levels = isotonic(x, y)
+    starts, levels = isotonic_regression(x, y)
     expected = IsotonicRegression().fit(x, y).predict(x)
     assert levels[np.searchsorted(starts, x, side="right") - 1] == pytest.approx(expected, abs=1e-6)
     assert (np.diff(levels) > 0).all()
@@ -137,12 +137,12 @@ def test_figures_are_ready_for_json_whatever_is_missing():
     rng = np.random.default_rng(4)
     estimator = PerformanceEstimator(Baseline(CLASSES, *answers(300, rng)))
     never_right = PerformanceEstimator(Baseline(CLASSES, [[1, 0, 0]] * 200, [1] * 200))
-    for figures in (
+    for metrics in (
         estimator.degradation(None, Thresholds()),
         estimator.degradation(estimator.estimate(answers(300, rng)[0]), Thresholds()),
         never_right.degradation(never_right.estimate([[1, 0, 0]] * 200), Thresholds()),
     ):
-        json.dumps(figures, allow_nan=False)
+        json.dumps(metrics, allow_nan=False)
     assert estimator.estimate(np.zeros((0, 3))) is None
     assert never_right.estimate([[1, 0, 0]]).accuracy == 0
 
@@ -166,9 +166,9 @@ def judged(estimator, probabilities, share=1.0):
 def test_a_class_that_stops_appearing_is_not_read_as_harm(digits):
     model, estimator, images, labels = digits
     for gone in range(10):
-        figures = judged(estimator, model.predict_proba(images[labels != gone]))
-        assert figures["level"] == "ok", gone
-        assert abs(figures["degradation"]) < 0.05, gone
+        metrics = judged(estimator, model.predict_proba(images[labels != gone]))
+        assert metrics["level"] == "ok", gone
+        assert abs(metrics["degradation"]) < 0.05, gone
 
 
 @pytest.mark.parametrize(

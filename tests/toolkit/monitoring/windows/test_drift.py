@@ -13,7 +13,7 @@ from toolkit.monitoring.base.predictions import Predictions
 from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.stats.hypothesis_tests import population_stability_index
 from toolkit.monitoring.windows import drift
-from toolkit.monitoring.windows.drift import DriftReport, correct_and_decide, p_text
+from toolkit.monitoring.windows.drift import DriftReport, correct_and_decide, format_p_value
 from toolkit.monitoring.windows.reference import ReferenceBins
 
 CLASSES = ("bird", "cat", "dog")
@@ -47,8 +47,8 @@ def window_of(n, rng, brightness=0.5, labelled=1.0, **more):
 
 
 def compare(window, baseline, name="short", **more):
-    yardstick = ReferenceBins(CLASSES, baseline)
-    return drift.run_tests(yardstick.count_binned(window), yardstick, Thresholds(), name, **more)
+    bins = ReferenceBins(CLASSES, baseline)
+    return drift.run_tests(bins.count(window), bins, Thresholds(), name, **more)
 
 
 def verdicts(window, baseline, **more):
@@ -109,7 +109,7 @@ def test_only_the_softmax_shows_what_the_second_choice_has_become():
 def test_images_in_bursts_are_no_drift_but_would_be_if_each_counted():
     rng = np.random.default_rng(23)
     baseline = baseline_of(5000, rng)
-    yardstick = ReferenceBins(CLASSES, baseline)
+    bins = ReferenceBins(CLASSES, baseline)
     wrong = each_counted = 0
     for _ in range(60):
         images = window_of(50, rng, labelled=0.0)
@@ -119,13 +119,12 @@ def test_images_in_bursts_are_no_drift_but_would_be_if_each_counted():
         shuffled = rng.permutation(1000)
         mixed = replace(burst, predicted=burst.predicted[shuffled], confidence=burst.confidence[shuffled],
                         probabilities=burst.probabilities[shuffled])  # fmt: skip
-        results = drift.run_tests(yardstick.count_binned(burst), yardstick, Thresholds(), "short")
+        results = drift.run_tests(bins.count(burst), bins, Thresholds(), "short")
         wrong += any(result.drifted for result in results)
         assert results[0].n == 1000
         assert results[0].n_effective < 60
         each_counted += any(
-            result.drifted
-            for result in drift.run_tests(yardstick.count_binned(mixed), yardstick, Thresholds(), "short")
+            result.drifted for result in drift.run_tests(bins.count(mixed), bins, Thresholds(), "short")
         )
     assert wrong <= 6
     assert each_counted >= 55
@@ -134,8 +133,8 @@ def test_images_in_bursts_are_no_drift_but_would_be_if_each_counted():
 def test_counts_of_another_yardstick_are_refused():
     rng = np.random.default_rng(26)
     first, second = (ReferenceBins(CLASSES, baseline_of(500, rng)) for _ in range(2))
-    with pytest.raises(SettingsError, match="the yardstick alone that they were made with"):
-        drift.run_tests(first.count_binned(window_of(200, rng)), second, Thresholds(), "short")
+    with pytest.raises(SettingsError, match="the bins alone that they were made with"):
+        drift.run_tests(first.count(window_of(200, rng)), second, Thresholds(), "short")
 
 
 def test_what_was_never_given_is_insufficient_data_and_disturbs_nothing():
@@ -222,4 +221,4 @@ def test_a_report_is_json_and_reads_as_a_table_everywhere():
 
 
 def test_tiny_p_values_stay_readable():
-    assert p_text(5e-324) == "< 1e-300"
+    assert format_p_value(5e-324) == "< 1e-300"

@@ -15,7 +15,7 @@ from toolkit.monitoring.windows.reference import ReferenceBins
 
 K = 5
 CLASSES = tuple("abcde")
-LIMITS = Thresholds()
+THRESHOLDS = Thresholds()
 
 
 def answers(n, rng, lost=0.0):
@@ -33,7 +33,7 @@ def yardstick_of(seed=0):
     return ReferenceBins(CLASSES, Baseline(CLASSES, *answers(5000, np.random.default_rng(seed))))
 
 
-YARDSTICK = yardstick_of()
+BINS = yardstick_of()
 
 
 def window_of(probabilities, truth, labelled, drawn=None):
@@ -43,15 +43,15 @@ def window_of(probabilities, truth, labelled, drawn=None):
                   probabilities=probabilities, drawn=np.zeros(n, bool) if drawn is None else drawn)  # fmt: skip
 
 
-def sampled(labelled, seed=1, lost=0.0, n=1000, drawn=None, limits=LIMITS):
+def sampled(labelled, seed=1, lost=0.0, n=1000, drawn=None, thresholds=THRESHOLDS):
     """What the labels of a window bear, those for which ``labelled(confidence, truth, rng)`` says so."""
     rng = np.random.default_rng(seed)
     probabilities, truth = answers(n, rng, lost)
     confidence = probabilities.max(axis=1)
     mask, lots = labelled(confidence, truth, rng), drawn(confidence, truth, rng) if drawn else np.zeros(n, bool)
-    counts = YARDSTICK.count_binned(window_of(probabilities, truth, mask | lots, lots))
+    counts = BINS.count(window_of(probabilities, truth, mask | lots, lots))
     accuracy = float((probabilities.argmax(axis=1) == truth).mean())
-    return label_bias(counts, YARDSTICK.reference, limits), window_metrics(counts, YARDSTICK, limits), counts, accuracy
+    return label_bias(counts, BINS.reference, thresholds), window_metrics(counts, BINS, thresholds), counts, accuracy
 
 
 def hard(confidence, truth, rng):
@@ -84,22 +84,22 @@ CHOICES = pytest.mark.parametrize("chosen", [hard, hardest_class, easy])
 @CHOICES
 @pytest.mark.parametrize("seed", range(5))
 def test_labels_of_a_choice_are_known_for_what_they_are_and_weighted(chosen, seed):
-    sample, figures, _, accuracy = sampled(chosen, seed=10 + seed)
+    sample, metrics, _, accuracy = sampled(chosen, seed=10 + seed)
     assert (sample.kind, sample.fair, sample.may_confirm) == ("chosen", False, "ok")
-    assert abs(sample.told - accuracy) > 0.12  # what the labels say as they are
-    assert sample.accuracy == figures.accuracy == pytest.approx(accuracy, abs=0.05)
+    assert abs(sample.unweighted_accuracy - accuracy) > 0.12  # what the labels say as they are
+    assert sample.accuracy == metrics.accuracy == pytest.approx(accuracy, abs=0.05)
     assert sample.interval.low < accuracy < sample.interval.high
     assert sample.interval.high - sample.interval.low > 0.3  # of most predictions nothing is known
-    assert figures.status in ("none", "suspected", "insufficient_data")
-    assert "no fair sample" in figures.label_sample.note
+    assert metrics.status in ("none", "suspected", "insufficient_data")
+    assert "no fair sample" in metrics.labels_used.note
 
 
 @CHOICES
 def test_of_a_worse_model_they_raise_a_suspicion_at_most(chosen):
     for lost in (0.3, 0.6, 0.9):
-        _, figures, counts, _ = sampled(chosen, lost=lost)
-        assert figures.status != "confirmed"
-        result = next(one for one in run_tests(counts, YARDSTICK, LIMITS, "short") if one.metric == "accuracy")
+        _, metrics, counts, _ = sampled(chosen, lost=lost)
+        assert metrics.status != "confirmed"
+        result = next(one for one in run_tests(counts, BINS, THRESHOLDS, "short") if one.metric == "accuracy")
         assert result.drifted is not True  # the report says no more
     assert sampled(hard, lost=0.9)[1].status == "suspected"  # nearly all of them wrong is more than the choice
 
@@ -108,8 +108,8 @@ def test_a_fair_sample_is_seldom_taken_for_another_and_counts_as_told():
     verdicts = [sampled(third, seed=seed) for seed in range(300)]
     unfair = sum(sample.fair is False for sample, *_ in verdicts)
     assert unfair <= 3  # one in a thousand, by the test's own account
-    sample, figures, *_ = next(each for each in verdicts if each[0].fair)
-    assert figures.accuracy == sample.told == sample.accuracy
+    sample, metrics, *_ = next(each for each in verdicts if each[0].fair)
+    assert metrics.accuracy == sample.unweighted_accuracy == sample.accuracy
     held = sum(sample.interval.low <= 0.785 <= sample.interval.high for sample, *_ in verdicts)
     assert held >= 0.9 * len(verdicts)
 
@@ -117,39 +117,39 @@ def test_a_fair_sample_is_seldom_taken_for_another_and_counts_as_told():
 def test_only_a_drawn_sample_may_confirm_the_worst_unless_labels_are_trusted():
     levels = {"chosen": sampled(third, lost=0.6)[1], "drawn": sampled(nothing, lost=0.6, drawn=third)[1],
               "all": sampled(everything, lost=0.6)[1],
-              "trusted": sampled(third, lost=0.6, limits=Thresholds(trust_labels=True))[1],
-              "trusted hard ones": sampled(hard, lost=0.6, limits=Thresholds(trust_labels=True))[1]}  # fmt: skip
-    assert {name: (figures.level, figures.status) for name, figures in levels.items()} == {
+              "trusted": sampled(third, lost=0.6, thresholds=Thresholds(trust_labels=True))[1],
+              "trusted hard ones": sampled(hard, lost=0.6, thresholds=Thresholds(trust_labels=True))[1]}  # fmt: skip
+    assert {name: (metrics.level, metrics.status) for name, metrics in levels.items()} == {
         "chosen": ("immediate", "suspected"),
         "drawn": ("immediate", "confirmed"),
         "all": ("immediate", "confirmed"),
         "trusted": ("immediate", "confirmed"),
         "trusted hard ones": ("immediate", "confirmed"),
     }
-    assert "confirm no more than critical" in levels["chosen"].label_sample.note
+    assert "confirm no more than critical" in levels["chosen"].labels_used.note
 
 
 def test_a_drawn_sample_of_which_only_the_hard_ones_are_labelled_confirms_nothing():
-    sample, figures, *_ = sampled(nothing, drawn=hard)
+    sample, metrics, *_ = sampled(nothing, drawn=hard)
     assert (sample.kind, sample.fair, sample.may_confirm) == ("drawn", False, "ok")
-    assert figures.status != "confirmed"
+    assert metrics.status != "confirmed"
 
 
 def test_a_drawn_sample_is_not_drowned_by_labels_of_another_choice():
-    sample, figures, counts, accuracy = sampled(easy, lost=0.5, n=4000, drawn=lambda c, t, rng: rng.random(4000) < 0.05)
+    sample, metrics, counts, accuracy = sampled(easy, lost=0.5, n=4000, drawn=lambda c, t, rng: rng.random(4000) < 0.05)
     assert counts.n_labels > 2 * sample.n
     assert (sample.kind, sample.fair) == ("drawn", True)
     assert sample.interval.low < accuracy < sample.interval.high
-    assert (figures.level, figures.status) == ("immediate", "confirmed")
+    assert (metrics.level, metrics.status) == ("immediate", "confirmed")
 
 
 def test_what_holds_even_if_all_others_were_right_needs_no_fair_sample():
     def all_but_easy(confidence, truth, rng):
         return confidence < 0.97
 
-    sample, figures, *_ = sampled(all_but_easy, lost=0.9)
+    sample, metrics, *_ = sampled(all_but_easy, lost=0.9)
     assert (sample.fair, sample.may_confirm) == (False, "immediate")
-    assert (figures.level, figures.status) == ("immediate", "confirmed")
+    assert (metrics.level, metrics.status) == ("immediate", "confirmed")
 
 
 def test_labels_in_bursts_are_worth_what_their_spread_says():
@@ -159,7 +159,7 @@ def test_labels_in_bursts_are_worth_what_their_spread_says():
         for seed in range(200):
             rng = np.random.default_rng(seed)
             probabilities, truth = (np.repeat(part, 10, axis=0) for part in answers(100, rng))
-            counts = YARDSTICK.count_binned(window_of(probabilities, truth, rng.random(1000) < rate))
+            counts = BINS.count(window_of(probabilities, truth, rng.random(1000) < rate))
             told.append(counts.n_correct / counts.n_labels)
             worth.append(effective_labels(counts))
         p = np.mean(told)
@@ -171,7 +171,7 @@ def test_in_bursts_accuracy_is_as_uncertain_as_its_bursts_are_few():
     rng = np.random.default_rng(3)
     probabilities, truth = (np.repeat(part, 20, axis=0) for part in answers(500, rng, 0.3))
     in_bursts, mixed = (
-        window_metrics(YARDSTICK.count_binned(window_of(probabilities[order], truth[order], True)), YARDSTICK, LIMITS)
+        window_metrics(BINS.count(window_of(probabilities[order], truth[order], True)), BINS, THRESHOLDS)
         for order in (np.arange(10_000), rng.permutation(10_000))
     )
     assert in_bursts.accuracy == mixed.accuracy
@@ -187,25 +187,25 @@ def test_whatever_is_labelled_the_figures_make_sense(seed, n, share, lean, burst
     rng = np.random.default_rng(seed)
     probabilities, truth = (np.repeat(part, burst, axis=0) for part in answers(n, rng, rng.random()))
     mask = rng.random(n * burst) < share * np.where(probabilities.max(axis=1) < 0.7, 1, lean)
-    counts = YARDSTICK.count_binned(window_of(probabilities, truth, mask, mask & (rng.random(n * burst) < 0.5)))
-    sample = label_bias(counts, YARDSTICK.reference, LIMITS)
+    counts = BINS.count(window_of(probabilities, truth, mask, mask & (rng.random(n * burst) < 0.5)))
+    sample = label_bias(counts, BINS.reference, THRESHOLDS)
     if sample is None:
         assert not mask.any()
         return
     assert 0 <= sample.interval.low <= sample.accuracy <= sample.interval.high <= 1
     assert 0 < sample.effective_n <= sample.n <= counts.n_labels
-    assert sample.accuracy - 1e-9 <= sample.best <= 1 + 1e-9
+    assert sample.accuracy - 1e-9 <= sample.best_case <= 1 + 1e-9
     assert sample.may_confirm in LEVELS
     assert (sample.fair is False) == ("no fair sample" in sample.note)
-    figures = window_metrics(counts, YARDSTICK, LIMITS)
-    if figures.status == "confirmed":
-        assert LIMITS.severity(figures.level) <= LIMITS.severity(sample.may_confirm)
+    metrics = window_metrics(counts, BINS, THRESHOLDS)
+    if metrics.status == "confirmed":
+        assert THRESHOLDS.severity(metrics.level) <= THRESHOLDS.severity(sample.may_confirm)
 
 
 def test_counts_of_an_earlier_day_leave_open_whether_labels_are_fair():
     rng = np.random.default_rng(1)
     probabilities, truth = answers(500, rng)
-    now = YARDSTICK.count_binned(window_of(probabilities, truth, rng.random(500) < 0.4))
+    now = BINS.count(window_of(probabilities, truth, rng.random(500) < 0.4))
     before = type(now)(**{name: getattr(now, name) for name in now.__dataclass_fields__ if name != "strata"})
-    sample = label_bias(before + now, YARDSTICK.reference, LIMITS)
+    sample = label_bias(before + now, BINS.reference, THRESHOLDS)
     assert (sample.fair, sample.may_confirm) == (None, "ok")

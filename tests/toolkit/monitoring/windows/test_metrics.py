@@ -21,8 +21,8 @@ CLASSES = ("cat", "dog", "frog")
 
 
 def measure(window, baseline=None):
-    yardstick = ReferenceBins(window.classes or CLASSES, baseline)
-    return module.window_metrics(yardstick.count_binned(window), yardstick, Thresholds())
+    bins = ReferenceBins(window.classes or CLASSES, baseline)
+    return module.window_metrics(bins.count(window), bins, Thresholds())
 
 
 def told(predicted, labels, confidence=None):
@@ -46,33 +46,33 @@ def reference_of(right, n):
 @given(st.lists(st.tuples(st.integers(-1, 2), st.integers(-1, 2)), min_size=1, max_size=80))
 @settings(max_examples=60, deadline=None)
 def test_quality_is_scikit_learns_on_what_can_be_checked(pairs):
-    figures = measure(told(*zip(*pairs, strict=True)))
+    metrics = measure(told(*zip(*pairs, strict=True)))
     checked = [(p, t) for p, t in pairs if p >= 0 and t >= 0]
-    assert (figures.n, figures.n_labels) == (len(pairs), len(checked))
-    assert figures.non_finite == sum(p < 0 for p, _ in pairs)
+    assert (metrics.n, metrics.n_labels) == (len(pairs), len(checked))
+    assert metrics.non_finite == sum(p < 0 for p, _ in pairs)
     if not checked:
-        assert figures.accuracy is None
+        assert metrics.accuracy is None
         return
     predicted, truth = zip(*checked, strict=True)
     precision, recall, f1, _ = precision_recall_fscore_support(truth, predicted, average="weighted", zero_division=0)
-    assert figures.accuracy == pytest.approx(accuracy_score(truth, predicted))
-    assert figures.precision_weighted == pytest.approx(precision)
-    assert figures.recall_weighted == pytest.approx(recall)
-    assert figures.f1_weighted == pytest.approx(f1)
+    assert metrics.accuracy == pytest.approx(accuracy_score(truth, predicted))
+    assert metrics.precision_weighted == pytest.approx(precision)
+    assert metrics.recall_weighted == pytest.approx(recall)
+    assert metrics.f1_weighted == pytest.approx(f1)
 
 
 def test_what_is_not_known_is_none_and_everything_is_json():
     for window in (Predictions.empty(), told([-1], [0], [np.nan]), told([0], [-1])):
-        figures = measure(window)
-        json.dumps(figures.to_dict(), allow_nan=False)
-        assert figures.accuracy is figures.level is None
-        assert figures.status == "insufficient_data"
+        metrics = measure(window)
+        json.dumps(metrics.to_dict(), allow_nan=False)
+        assert metrics.accuracy is metrics.level is None
+        assert metrics.status == "insufficient_data"
 
 
 def test_predictions_that_are_not_finite_leave_the_means_alone():
-    figures = measure(told([0, -1, 1], [-1, -1, -1], [0.5, np.nan, 0.75]))
-    assert figures.mean_confidence == 0.625
-    assert figures.class_shares == {"cat": 0.5, "dog": 0.5, "frog": 0.0}
+    metrics = measure(told([0, -1, 1], [-1, -1, -1], [0.5, np.nan, 0.75]))
+    assert metrics.mean_confidence == 0.625
+    assert metrics.class_shares == {"cat": 0.5, "dog": 0.5, "frog": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -90,29 +90,29 @@ def test_predictions_that_are_not_finite_leave_the_means_alone():
 def test_a_drop_is_confirmed_only_when_its_lower_bound_passes_the_threshold(right, n, level, status):
     predicted = np.zeros(n, int)
     labels = np.where(np.arange(n) < right, 0, 1)
-    figures = measure(told(predicted, labels), reference_of(1800, 2000))
-    assert (figures.level, figures.status) == (level, status)
-    assert figures.degradation == pytest.approx(1 - right / n / 0.9)
-    assert figures.degradation_lower_bound < figures.degradation
+    metrics = measure(told(predicted, labels), reference_of(1800, 2000))
+    assert (metrics.level, metrics.status) == (level, status)
+    assert metrics.degradation == pytest.approx(1 - right / n / 0.9)
+    assert metrics.degradation_lower_bound < metrics.degradation
 
 
 def test_what_is_counted_is_what_numpy_says_of_the_predictions():
     rng = np.random.default_rng(1)
     window, baseline = window_of(2000, rng, labelled=0.5, broken=0.1), baseline_of(800, rng)
-    figures = measure(window, baseline)
+    metrics = measure(window, baseline)
     finite = window.confidence[window.finite].astype(float)
-    assert figures.mean_confidence == pytest.approx(finite.mean())
-    assert figures.confidence_std == pytest.approx(finite.std(ddof=1))
+    assert metrics.mean_confidence == pytest.approx(finite.mean())
+    assert metrics.confidence_std == pytest.approx(finite.std(ddof=1))
     given = np.sort(window.latency[np.isfinite(window.latency)])
-    assert asdict(figures.latency_ms) == pytest.approx(
+    assert asdict(metrics.latency_ms) == pytest.approx(
         {"median": given[len(given) // 2], "p95": given[int(0.95 * len(given))]}, rel=0.04
     )
-    assert (figures.since, figures.until) == (window.time.min(), window.time.max())
-    assert figures.predictions_per_second == pytest.approx(1999 / (window.time.max() - window.time.min()))
+    assert (metrics.since, metrics.until) == (window.time.min(), window.time.max())
+    assert metrics.predictions_per_second == pytest.approx(1999 / (window.time.max() - window.time.min()))
     estimate = PerformanceEstimator(baseline).estimate(window.probabilities)
-    assert figures.estimate.accuracy == pytest.approx(estimate.accuracy)
-    assert figures.reference_accuracy == pytest.approx(baseline.accuracy)
-    json.dumps(figures.to_dict(), allow_nan=False)
+    assert metrics.estimate.accuracy == pytest.approx(estimate.accuracy)
+    assert metrics.reference_accuracy == pytest.approx(baseline.accuracy)
+    json.dumps(metrics.to_dict(), allow_nan=False)
 
 
 def test_a_thousand_classes_are_measured_too():
@@ -128,7 +128,7 @@ def test_a_thousand_classes_are_measured_too():
 def test_the_metrics_as_json_have_the_same_names_whatever_is_known():
     quality = ("accuracy", "precision_weighted", "recall_weighted", "f1_weighted", "calibration_error")
     drop = {"reference_accuracy", "reference_n", "degradation", "degradation_lower_bound", "level", "status"}
-    names_of = {"model_version", "window", "n", "since", "until", "n_labels", "label_sample", "estimate", "evidence"}
+    names_of = {"model_version", "window", "n", "since", "until", "n_labels", "labels_used", "estimate", "evidence"}
     names_of |= {"mean_confidence", "confidence_std", "class_shares", "non_finite", "latency_ms"}
     names_of |= {"predictions_per_second", *drop, *quality, *(f"{name}_interval" for name in quality)}
     rng = np.random.default_rng(4)
@@ -136,8 +136,8 @@ def test_the_metrics_as_json_have_the_same_names_whatever_is_known():
     bare = measure(told([], [])).to_dict()
     assert set(full) == set(bare) == names_of
     assert set(full["estimate"]) == drop | {"accuracy", "accuracy_interval", "method", "n", "note"}
-    assert set(full["label_sample"]) == {
-        "kind", "fair", "n", "n_drawn", "effective_n", "told", "may_confirm", "note"
+    assert set(full["labels_used"]) == {
+        "kind", "fair", "n", "n_drawn", "effective_n", "unweighted_accuracy", "may_confirm", "note"
     }  # fmt: skip
     assert set(full["latency_ms"]) == {"median", "p95"}
     assert full == json.loads(json.dumps(full))

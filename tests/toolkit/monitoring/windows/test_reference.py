@@ -1,4 +1,4 @@
-"""The bins of the yardstick: how far they may be from the truth, against scipy; and what they do with odd values."""
+"""The bins of the bins: how far they may be from the truth, against scipy; and what they do with odd values."""
 
 import numpy as np
 import pytest
@@ -38,19 +38,19 @@ def exact_gap(window, reference):
     return np.abs(first.evaluate(steps) - second.evaluate(steps)).max()
 
 
-def gap(yardstick, window, quantity):
-    cells = yardstick.bin_slice(quantity)
-    found, usual = yardstick.count_binned(window).cells[cells], yardstick.reference.cells[cells]
+def gap(bins, window, quantity):
+    cells = bins.bin_slice(quantity)
+    found, usual = bins.count(window).cells[cells], bins.reference.cells[cells]
     return ks_statistics(found / found.sum() - usual / usual.sum(), np.zeros(1, int))[0]
 
 
 @given(SAMPLES, SAMPLES, st.sampled_from([1, 40]))
 @settings(max_examples=150, deadline=None)
 def test_the_gap_in_bins_is_the_true_one_but_for_the_error_that_is_stated(reference, values, repeat):
-    yardstick = ReferenceBins(("a", "b"), with_statistic(reference * repeat))
+    bins = ReferenceBins(("a", "b"), with_statistic(reference * repeat))
     exact = exact_gap(np.float64(np.float32(values)), np.float64(np.float32(reference)))
-    found = gap(yardstick, window_with(values), 3)
-    assert found - 1e-12 <= exact <= found + yardstick.error[3] + 1e-12
+    found = gap(bins, window_with(values), 3)
+    assert found - 1e-12 <= exact <= found + bins.error[3] + 1e-12
 
 
 @given(st.integers(0, 2**32), st.integers(1, 4000), st.integers(1, 400))
@@ -58,19 +58,19 @@ def test_the_gap_in_bins_is_the_true_one_but_for_the_error_that_is_stated(refere
 def test_so_it_is_for_every_quantity_of_larger_samples(seed, m, n):
     rng = np.random.default_rng(seed)
     baseline, window = baseline_of(m, rng), window_of(n, rng, broken=0.0)
-    yardstick = ReferenceBins(names(3), baseline)
+    bins = ReferenceBins(names(3), baseline)
     columns = {"confidence": (baseline.confidence, window.confidence)}
     columns |= {
         f"probability of class {c}": (baseline.probabilities[:, c], window.probabilities[:, c]) for c in range(3)
     }
     columns |= {name: (baseline.statistics[name], window.statistics[name]) for name in ("brightness", "width")}
-    assert tuple(columns) == yardstick.quantities
+    assert tuple(columns) == bins.quantities
     for quantity, (usual, now) in enumerate(columns.values()):
         given = now[np.isfinite(now)]
         if len(given):
             exact = exact_gap(given.astype(np.float64), usual.astype(np.float64))
-            found = gap(yardstick, window, quantity)
-            assert found - 1e-12 <= exact <= found + yardstick.error[quantity] + 1e-12
+            found = gap(bins, window, quantity)
+            assert found - 1e-12 <= exact <= found + bins.error[quantity] + 1e-12
 
 
 def test_the_error_is_small_however_many_values_are_tied():
@@ -78,68 +78,68 @@ def test_the_error_is_small_however_many_values_are_tied():
     rows, _ = answers(10_000, rng, k=2)
     rows[:4000] = [1.0, 0.0]
     values = np.where(rng.random(10_000) < 0.5, 224, rng.normal(300, 50, 10_000))
-    yardstick = ReferenceBins(("a", "b"), with_statistic(values, rows))
-    assert yardstick.error.max() < 0.0025
+    bins = ReferenceBins(("a", "b"), with_statistic(values, rows))
+    assert bins.error.max() < 0.0025
     assert ReferenceBins(("a", "b"), with_statistic([224.0] * 1000)).error.tolist() == [0, 0, 0, 0]
 
 
 def test_a_shift_by_one_step_of_a_tied_value_is_seen_in_full():
     ones, below = np.full(1000, 1.0), np.full(1000, np.nextafter(np.float16(1), np.float16(0)), np.float32)
-    yardstick = ReferenceBins(("a", "b"), with_statistic(ones, np.tile(np.float16([1, 0]), (1000, 1))))
-    assert gap(yardstick, window_with(ones, confidence=below), 0) == 1
-    assert gap(yardstick, window_with(np.nextafter(np.float32(ones), np.float32(2))), 3) == 1
+    bins = ReferenceBins(("a", "b"), with_statistic(ones, np.tile(np.float16([1, 0]), (1000, 1))))
+    assert gap(bins, window_with(ones, confidence=below), 0) == 1
+    assert gap(bins, window_with(np.nextafter(np.float32(ones), np.float32(2))), 3) == 1
 
 
 def test_what_is_nan_infinite_or_absent_is_missing():
-    yardstick = ReferenceBins(("a", "b"), with_statistic(np.linspace(0, 1, 200)))
+    bins = ReferenceBins(("a", "b"), with_statistic(np.linspace(0, 1, 200)))
     broken = window_with(
         [np.nan, np.inf, -np.inf, 3e38, -3e38],
         predicted=np.array([-1, -1, 0, 0, 0]),
         confidence=np.array([np.nan, np.inf, 0.5, 0.75, 1.0], np.float32),
     )
-    counts = yardstick.count_binned(broken)
-    assert counts.cells[yardstick.missing].tolist() == [2, 5, 5, 3]
-    assert (counts.n, counts.non_finite, counts.finite) == (5, 2, 3)
+    counts = bins.count(broken)
+    assert counts.cells[bins.missing].tolist() == [2, 5, 5, 3]
+    assert (counts.n, counts.non_finite, counts.n_finite) == (5, 2, 3)
     assert counts.cells.sum() == 5 * 4
     without = Predictions(**{**broken.__dict__, "statistics": {}})
-    assert yardstick.count_binned(without).cells[yardstick.missing].tolist() == [2, 5, 5, 5]
+    assert bins.count(without).cells[bins.missing].tolist() == [2, 5, 5, 5]
 
 
 def test_without_a_baseline_bins_are_of_equal_width_and_nothing_is_certain():
     for empty in (None, Baseline(("a", "b"), np.zeros((0, 2)), np.zeros(0, int))):
-        yardstick = ReferenceBins(("a", "b"), empty)
-        assert yardstick.quantities == ("confidence", "probability of a", "probability of b")
-        assert yardstick.reference is None
-        assert yardstick.error.tolist() == [1, 1, 1]
-        widths = np.diff(yardstick.values(1)[:-1])
+        bins = ReferenceBins(("a", "b"), empty)
+        assert bins.quantities == ("confidence", "probability of a", "probability of b")
+        assert bins.reference is None
+        assert bins.error.tolist() == [1, 1, 1]
+        widths = np.diff(bins.values(1)[:-1])
         assert widths == pytest.approx(np.full(len(widths), widths[0]), abs=1e-6)
 
 
-@pytest.mark.parametrize(("k", "bins", "bytes_each"), [(2, 1024, 2), (128, 1024, 2), (1000, 131, 1), (9000, 16, 1)])
-def test_many_classes_have_fewer_bins_each(k, bins, bytes_each):
-    yardstick = ReferenceBins(names(k))
-    sizes = np.diff(yardstick.starts)
-    assert set(sizes[1:]) == {bins}
-    assert sizes[0] == max(bins, 256)
-    (rows,) = yardstick.bin(window_of(2, np.random.default_rng(0), k=k))
+@pytest.mark.parametrize(("k", "size", "bytes_each"), [(2, 1024, 2), (128, 1024, 2), (1000, 131, 1), (9000, 16, 1)])
+def test_many_classes_have_fewer_bins_each(k, size, bytes_each):
+    bins = ReferenceBins(names(k))
+    sizes = np.diff(bins.starts)
+    assert set(sizes[1:]) == {size}
+    assert sizes[0] == max(size, 256)
+    (rows,) = bins.bin(window_of(2, np.random.default_rng(0), k=k))
     assert rows.bins.itemsize == bytes_each
 
 
 def test_quantiles_are_found_to_the_width_of_a_bin():
     rng = np.random.default_rng(1)
     usual, now = rng.normal(0, 1, 5000), rng.normal(0.5, 1, 3000)
-    yardstick = ReferenceBins(("a", "b"), with_statistic(usual))
-    counts = yardstick.count_binned(window_with(now))
+    bins = ReferenceBins(("a", "b"), with_statistic(usual))
+    counts = bins.count(window_with(now))
     for share in (0.05, 0.5, 0.9):
         exact = np.quantile(now, share, method="inverted_cdf")
-        assert yardstick.quantile(counts, 3, share) == pytest.approx(exact, abs=0.01)
-    assert np.isnan(yardstick.quantile(yardstick.empty(), 3, 0.5))
+        assert bins.quantile(counts, 3, share) == pytest.approx(exact, abs=0.01)
+    assert np.isnan(bins.quantile(bins.empty(), 3, 0.5))
 
 
 def test_where_the_reference_never_was_values_are_told_in_round_numbers():
-    yardstick = ReferenceBins(("a", "b"), with_statistic(np.linspace(0.3, 0.7, 500)))
+    bins = ReferenceBins(("a", "b"), with_statistic(np.linspace(0.3, 0.7, 500)))
     for value in (0.1, 0.2, 0.9):
-        assert yardstick.quantile(yardstick.count_binned(window_with([value])), 3, 0.5) == pytest.approx(value)
+        assert bins.quantile(bins.count(window_with([value])), 3, 0.5) == pytest.approx(value)
 
 
 def test_the_same_baseline_makes_the_same_yardstick_in_every_process():
@@ -153,5 +153,5 @@ def test_the_same_baseline_makes_the_same_yardstick_in_every_process():
 
 
 def test_a_baseline_of_other_classes_is_refused():
-    with pytest.raises(SettingsError, match="is no yardstick of"):
+    with pytest.raises(SettingsError, match="is no reference for"):
         ReferenceBins(("dog", "cat"), baseline_of(10, np.random.default_rng(4)))

@@ -11,12 +11,12 @@ from toolkit.monitoring.base.predictions import WINDOWS, Predictions
 from toolkit.monitoring.windows.reference import ReferenceBins
 from toolkit.monitoring.windows.rolling import RollingWindows
 
-YARDSTICK = ReferenceBins(names(3), baseline_of(400, np.random.default_rng(0)))
+BINS = ReferenceBins(names(3), baseline_of(400, np.random.default_rng(0)))
 LONG = window_of(11_500, np.random.default_rng(1))
 
 
 def from_scratch(window):
-    return {name: YARDSTICK.count_binned(window.last(size)) for name, size in WINDOWS.items()}
+    return {name: BINS.count(window.last(size)) for name, size in WINDOWS.items()}
 
 
 def assert_counts(rolling, window):
@@ -25,7 +25,7 @@ def assert_counts(rolling, window):
 
 
 def fed(window, edges):
-    rolling = RollingWindows(YARDSTICK)
+    rolling = RollingWindows(BINS)
     for start, stop in zip([0, *edges], [*edges, window.n], strict=True):
         rolling.add(window.slice(start, stop))
     return rolling
@@ -52,7 +52,7 @@ def test_one_prediction_at_a_time():
 def test_windows_of_which_nothing_is_finite():
     broken = window_of(1_300, np.random.default_rng(2), broken=1.0)
     assert_counts(fed(broken, [700]), broken)
-    joined = Predictions.joined([LONG.last(900), broken])
+    joined = Predictions.concatenate([LONG.last(900), broken])
     joined = Predictions(**{**joined.__dict__, "sequence": np.arange(joined.n)})
     assert_counts(fed(joined, [10, 950]), joined)
 
@@ -63,7 +63,7 @@ def test_labels_may_come_at_any_time_and_change(data):
     window = LONG.last(2_000)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     told_before, now = data.draw(st.integers(1, 2_000)), np.full(2_000, -1)
-    rolling = RollingWindows(YARDSTICK)
+    rolling = RollingWindows(BINS)
     rolling.add(Predictions(**{**window.slice(0, told_before).__dict__, "labels": now[:told_before]}))
     for _ in range(3):
         rows = rng.integers(0, told_before, rng.integers(0, 300))
@@ -104,10 +104,10 @@ def test_a_label_of_a_prediction_that_is_gone_counts_among_all():
 
 def test_what_was_counted_before_belongs_to_all():
     older, newer = LONG.slice(0, 3_000), LONG.slice(3_000, 4_500)
-    rolling = RollingWindows(YARDSTICK, before=YARDSTICK.count_binned(older))
+    rolling = RollingWindows(BINS, before=BINS.count(older))
     rolling.add(newer)
-    assert rolling.counts("long") == YARDSTICK.count_binned(LONG.slice(0, 4_500))
-    assert rolling.counts("medium") == YARDSTICK.count_binned(newer)
+    assert rolling.counts("long") == BINS.count(LONG.slice(0, 4_500))
+    assert rolling.counts("medium") == BINS.count(newer)
 
 
 def test_predictions_without_numbers_are_numbered_as_they_come():
@@ -120,21 +120,21 @@ def test_predictions_without_numbers_are_numbered_as_they_come():
 
 def test_everything_together_is_small():
     rng = np.random.default_rng(3)
-    yardstick = ReferenceBins(names(10), baseline_of(2_000, rng, k=10))
-    rolling = RollingWindows(yardstick)
+    bins = ReferenceBins(names(10), baseline_of(2_000, rng, k=10))
+    rolling = RollingWindows(bins)
     rolling.add(window_of(3_000, rng, k=10))
-    held = [yardstick, yardstick.reference, rolling._ring, *(rolling.counts(name) for name in WINDOWS)]
+    held = [bins, bins.reference, rolling._ring, *(rolling.counts(name) for name in WINDOWS)]
     arrays = [value for each in held for value in vars(each).values() if isinstance(value, np.ndarray)]
     assert sum(array.nbytes for array in arrays) < 2e6
 
 
 def test_what_was_given_out_never_changes():
     rolling = fed(LONG.last(1_500), [])
-    given_out, again = rolling.counts("short"), YARDSTICK.count_binned(LONG.last(1_000))
+    given_out, again = rolling.counts("short"), BINS.count(LONG.last(1_000))
     rolling.add(Predictions(**{**LONG.last(300).__dict__, "sequence": LONG.n + np.arange(300)}))
     assert given_out == again
 
 
 def test_an_unknown_window_is_answered_with_those_that_exist():
     with pytest.raises(SettingsError, match="no window 'tiny'"):
-        RollingWindows(YARDSTICK).counts("tiny")
+        RollingWindows(BINS).counts("tiny")

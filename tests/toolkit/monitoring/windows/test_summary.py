@@ -1,4 +1,4 @@
-"""Counts: parts add up to the whole, bytes come back or are refused, and figures are those of the values."""
+"""Counts: parts add up to the whole, bytes come back or are refused, and metrics are those of the values."""
 
 import json
 import zlib
@@ -18,7 +18,7 @@ from toolkit.monitoring.base.predictions import Predictions
 from toolkit.monitoring.windows.reference import ReferenceBins
 from toolkit.monitoring.windows.summary import BANDS, STRATA_ROWS, WindowSummary
 
-YARDSTICK = ReferenceBins(names(3), baseline_of(500, np.random.default_rng(0)))
+BINS = ReferenceBins(names(3), baseline_of(500, np.random.default_rng(0)))
 
 
 def plain(confidence, predicted, labels=None):
@@ -27,7 +27,7 @@ def plain(confidence, predicted, labels=None):
     window = Predictions(
         names(3), np.arange(n, dtype=float), predicted, confidence, np.full(n, -1) if labels is None else labels
     )
-    return YARDSTICK.count_binned(window)
+    return BINS.count(window)
 
 
 @given(st.integers(0, 2**32), st.integers(0, 300), st.lists(st.integers(0, 300), max_size=4))
@@ -35,10 +35,10 @@ def plain(confidence, predicted, labels=None):
 def test_parts_add_up_to_the_whole(seed, n, cuts):
     window = window_of(n, np.random.default_rng(seed))
     edges = [0, *sorted(min(cut, n) for cut in cuts), n]
-    parts = [YARDSTICK.count_binned(window.slice(start, stop)) for start, stop in pairwise(edges)]
-    whole = YARDSTICK.count_binned(window)
+    parts = [BINS.count(window.slice(start, stop)) for start, stop in pairwise(edges)]
+    whole = BINS.count(window)
     assert sum(parts[1:], parts[0]) == whole
-    middle = sum(parts[2:], parts[1]) if len(parts) > 1 else YARDSTICK.empty()
+    middle = sum(parts[2:], parts[1]) if len(parts) > 1 else BINS.empty()
     assert parts[0] + middle == whole  # in whatever order they are put together
     if n > edges[1]:
         assert whole.minus_head(parts[0], middle.head, middle.since, middle.until) == middle
@@ -47,14 +47,14 @@ def test_parts_add_up_to_the_whole(seed, n, cuts):
 @given(st.integers(0, 2**32), st.integers(0, 200))
 @settings(max_examples=25, deadline=None)
 def test_bytes_come_back_as_they_were(seed, n):
-    counts = YARDSTICK.count_binned(window_of(n, np.random.default_rng(seed)))
+    counts = BINS.count(window_of(n, np.random.default_rng(seed)))
     assert WindowSummary.from_bytes(counts.to_bytes()) == counts
 
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_damaged_bytes_are_refused_in_one_sentence(data):
-    whole = YARDSTICK.count_binned(window_of(50, np.random.default_rng(1))).to_bytes()
+    whole = BINS.count(window_of(50, np.random.default_rng(1))).to_bytes()
     place = data.draw(st.integers(0, len(whole) - 1))
     flipped = bytes([whole[place] ^ data.draw(st.integers(1, 255))])
     for damaged in (whole[:place] + flipped + whole[place + 1 :], whole[:place], whole + flipped, flipped * place):
@@ -66,22 +66,22 @@ def test_a_thousand_predictions_take_a_few_kilobytes():
     rng = np.random.default_rng(2)
     baseline, window = baseline_of(10_000, rng, k=10), window_of(1000, rng, k=10)
     six = {f"statistic {index}": rng.normal(size=10_000).astype(np.float32) for index in range(6)}
-    yardstick = ReferenceBins(names(10), Baseline(names(10), baseline.probabilities, baseline.labels, statistics=six))
+    bins = ReferenceBins(names(10), Baseline(names(10), baseline.probabilities, baseline.labels, statistics=six))
     values = {name: column[:1000] for name, column in six.items()}
-    counts = yardstick.count_binned(Predictions(**{**window.__dict__, "statistics": values}))
+    counts = bins.count(Predictions(**{**window.__dict__, "statistics": values}))
     assert len(counts.to_bytes()) < 10_000
 
 
 def test_counts_in_other_bins_are_not_mixed():
     other = ReferenceBins(names(3), baseline_of(500, np.random.default_rng(3)))
     with pytest.raises(StoreError, match="cannot be put together"):
-        YARDSTICK.empty() + other.empty()
+        BINS.empty() + other.empty()
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5000])
 def test_mean_and_deviation_are_those_of_the_values(n):
     window = window_of(n, np.random.default_rng(4), broken=0.0)
-    size, mean, deviation = YARDSTICK.count_binned(window).confidence
+    size, mean, deviation = BINS.count(window).confidence
     assert size == n
     assert mean == pytest.approx(window.confidence.mean(dtype=np.float64), rel=1e-15)
     if n > 1:
@@ -90,7 +90,7 @@ def test_mean_and_deviation_are_those_of_the_values(n):
 
 def test_what_labels_tell_is_scikit_learns_and_the_baselines():
     window = window_of(2000, np.random.default_rng(5), k=4, broken=0.1)
-    counts = ReferenceBins(names(4)).count_binned(window)
+    counts = ReferenceBins(names(4)).count(window)
     told = window.labelled
     matrix = confusion_matrix(window.labels[told], window.predicted[told], labels=range(4))
     assert counts.confusion_matrix.tolist() == matrix.tolist()
@@ -107,18 +107,18 @@ def test_labels_that_come_later_count_as_if_they_had_been_there():
     bare = Predictions(**{**window.__dict__, "labels": np.full(400, -1)})
     wrong = np.where(window.labels >= 0, (window.labels + 1) % 3, -1)
     steps = np.rint(np.nan_to_num(window.confidence) * 2.0**24).astype(np.int64)
-    counts = YARDSTICK.count_binned(bare).with_labels(window.predicted, steps, bare.labels, wrong)
-    assert counts.with_labels(window.predicted, steps, wrong, window.labels) == YARDSTICK.count_binned(window)
-    assert counts.with_labels(window.predicted, steps, wrong, bare.labels) == YARDSTICK.count_binned(bare)
+    counts = BINS.count(bare).with_labels(window.predicted, steps, bare.labels, wrong)
+    assert counts.with_labels(window.predicted, steps, wrong, window.labels) == BINS.count(window)
+    assert counts.with_labels(window.predicted, steps, wrong, bare.labels) == BINS.count(bare)
 
 
 def test_latencies_are_found_within_three_and_a_half_percent():
     window = window_of(3000, np.random.default_rng(7))
-    counts = YARDSTICK.count_binned(window)
+    counts = BINS.count(window)
     for share in (0.01, 0.5, 0.95, 0.999):
         exact = np.nanquantile(window.latency, share, method="inverted_cdf")
         assert counts.latency_quantile(share) == pytest.approx(exact, rel=0.035)
-    assert YARDSTICK.empty().latency_quantile(0.5) is None
+    assert BINS.empty().latency_quantile(0.5) is None
     assert plain(np.array([0.5]), np.array([0])).latency_quantile(0.5) is None
 
 
@@ -126,7 +126,7 @@ def test_independent_predictions_all_count():
     rng = np.random.default_rng(8)
     counts = plain(rng.uniform(0.4, 1, 5000).astype(np.float16), rng.integers(0, 3, 5000))
     assert abs(counts.autocorrelation) < 0.05
-    assert counts.effective > 4500
+    assert counts.effective_n > 4500
 
 
 def test_a_wandering_confidence_is_as_correlated_as_numpy_says():
@@ -145,16 +145,16 @@ def test_the_same_image_ten_times_over_does_not_count_ten_times():
     confidence, predicted = rng.uniform(0.4, 1, 500).astype(np.float16), rng.integers(0, 3, 500)
     bursts = plain(np.repeat(confidence, 10), np.repeat(predicted, 10))
     assert bursts.autocorrelation == pytest.approx(0.9, abs=0.02)
-    assert 200 < bursts.effective < 500
+    assert 200 < bursts.effective_n < 500
     only_classes = plain(rng.uniform(0.4, 1, 5000).astype(np.float16), np.repeat(predicted, 10))
-    assert only_classes.effective < 500
-    assert plain(np.full(50, 0.5), np.zeros(50, int)).effective == 50  # nothing varies, so nothing is said
+    assert only_classes.effective_n < 500
+    assert plain(np.full(50, 0.5), np.zeros(50, int)).effective_n == 50  # nothing varies, so nothing is said
 
 
 def test_strata_add_up_to_what_is_counted_otherwise():
     window = window_of(800, np.random.default_rng(11))
     drawn = window.labelled & (np.arange(800) % 3 == 0)
-    counts = YARDSTICK.count_binned(Predictions(**{**window.__dict__, "drawn": drawn}))
+    counts = BINS.count(Predictions(**{**window.__dict__, "drawn": drawn}))
     everything, labelled, right, sampled, hits = counts.strata
     assert everything.reshape(-1, 3).sum(axis=0).tolist() == counts.classes.tolist()
     assert (labelled.sum(), right.sum()) == (counts.n_labels, counts.n_correct)
@@ -167,7 +167,7 @@ def test_strata_add_up_to_what_is_counted_otherwise():
 
 
 def test_a_block_from_before_strata_were_counted_is_read():
-    counts = YARDSTICK.count_binned(window_of(50, np.random.default_rng(12)))
+    counts = BINS.count(window_of(50, np.random.default_rng(12)))
     old = replace(counts, strata=np.zeros((STRATA_ROWS, 0), np.int64))
     with_none = zlib.decompress(old.to_bytes()[len(b"counts 1\n") + 4 :])
     header, rest = with_none.split(b"\n", 1)
