@@ -145,7 +145,7 @@ class FileSource:
         columns = [self._numbers(frame, PROBABILITY + name) for name in self.baseline.classes]
         finite = np.logical_and.reduce([np.isfinite(column) for column in columns])
         for column in columns:
-            self._refuse(column[finite & ~column.slice(0, 1 + SUM_TOLERANCE)], column.name, "lie between 0 and 1")
+            self._refuse(column[finite & ~column.between(0, 1 + SUM_TOLERANCE)], column.name, "lie between 0 and 1")
         total = functools.reduce(lambda one, other: one + other, columns)
         self._refuse(total[finite & (abs(total - 1) > SUM_TOLERANCE)], "probabilities", "add up to 1")
         if "predicted_class" in frame:
@@ -160,7 +160,7 @@ class FileSource:
         """Answers of which only the class and its probability are known; neither of one that was not finite."""
         predicted, confidence = self._classes(frame, "predicted_class"), self._numbers(frame, "confidence")
         finite = predicted != NO_CLASS
-        self._refuse(confidence[finite & ~confidence.slice(0, 1)], "confidence", "lie between 0 and 1")
+        self._refuse(confidence[finite & ~confidence.between(0, 1)], "confidence", "lie between 0 and 1")
         self._refuse(confidence[~finite & confidence.notna()], "confidence", "be empty without a predicted_class")
         return predicted, confidence.to_numpy(np.float16).astype(np.float32), np.zeros((0, 0), np.float16)
 
@@ -219,7 +219,7 @@ class FileSource:
             dates = texts[seconds.isna() & texts.str.match(r"\d")]  # to pandas "now" is one as well
             seconds = seconds.fillna(_since_1970(pd.to_datetime(dates, utc=True, format="ISO8601", errors="coerce")))
             self._refuse(texts[seconds.isna() & (texts != "")], name, "be a time such as 2026-11-24T08:00Z")
-        late = seconds[seconds.notna() & ~seconds.slice(0, END_OF_TIME)]
+        late = seconds[seconds.notna() & ~seconds.between(0, END_OF_TIME)]
         self._refuse(late, name, "lie between the years 1970 and 3000, in seconds since 1970")
         return seconds
 

@@ -266,7 +266,7 @@ class Labels:
         up_to_label
             Labels above this number are not yet taken into account.
         """
-        query = sa.select(labels.c.prediction).distinct().where(labels.c.prediction.slice(first, last))
+        query = sa.select(labels.c.prediction).distinct().where(labels.c.prediction.between(first, last))
         query = query.where(labels.c.model == self._versions.number(model), from_drawn(labels.c.source))
         if up_to_label is not None:
             query = query.where(labels.c.number <= up_to_label)

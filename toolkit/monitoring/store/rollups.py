@@ -133,7 +133,7 @@ def _write(store: PredictionStore, model: int, place: int, rows: Predictions, la
         newer = (
             sa.select(labels.c.number)
             .join(predictions)
-            .where(labels.c.model == model, labels.c.number > last_label, labels.c.prediction.slice(first, last))
+            .where(labels.c.model == model, labels.c.number > last_label, labels.c.prediction.between(first, last))
         )
         values = {"last_label": last_label, "counts": counts}
         values["stale"] = connection.execute(newer.limit(1)).first() is not None
@@ -272,7 +272,7 @@ def _oldest_with_rows(store: PredictionStore, model: int) -> sa.Row[Any] | None:
 def _delete_rows(store: PredictionStore, rollup: sa.Row[Any]) -> int:
     """Delete the rows of a rollup, unless a label has just come for one of them; return how many."""
     key = rollups.c.model == rollup.model, rollups.c.number == rollup.number
-    inside = predictions.c.model == rollup.model, predictions.c.sequence.slice(rollup.first, rollup.last)
+    inside = predictions.c.model == rollup.model, predictions.c.sequence.between(rollup.first, rollup.last)
     started = time.monotonic()
     with store.database.writing() as connection:
         release = rollups.update().where(*key, rollups.c.has_rows, sa.not_(rollups.c.stale)).values(has_rows=False)
