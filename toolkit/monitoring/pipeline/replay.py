@@ -2,7 +2,7 @@
 
     from toolkit.monitoring.pipeline.replay import replay
 
-    print(replay("predictions.parquet", baseline, Limits(max_false_alarms_per_million=10, warning=0.03)))
+    print(replay("predictions.parquet", baseline, Thresholds(max_false_alarms_per_million=10, warning=0.03)))
 
 Nothing is written. A label counts from the moment at which it was told, so that what the replay
 knows at any time is what the monitor knew.
@@ -194,7 +194,7 @@ def replay(
     ...     stream = Path(folder, "stream.csv")
     ...     rows = [f"{second},{'cat' if second % 2 or second > 500 else 'dog'},0.9" for second in range(700)]
     ...     count = stream.write_text("\\n".join(["time,predicted_class,confidence", *rows]))
-    ...     result = replay(stream, sure, Limits(max_false_alarms_per_million=100))
+    ...     result = replay(stream, sure, Thresholds(max_false_alarms_per_million=100))
     >>> for event in result.events:
     ...     print(event.position, event.event, event.level, event.metric, event.window)
     55 raised warning confidence_distribution short

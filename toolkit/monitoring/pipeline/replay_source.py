@@ -29,7 +29,7 @@ END_OF_TIME = 32_503_680_000  # the year 3000 in seconds since 1970: beyond it, 
 
 Frame: TypeAlias = Any  # of pandas, which takes half a second to import; its index is the number of the row
 Series: TypeAlias = Any
-Answers = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float16]]  # as in ``Window``
+Answers = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float16]]  # as in ``Predictions``
 
 
 def open_source(path: str, baseline: Baseline | None, version: str | None) -> "StoreSource | FileSource":

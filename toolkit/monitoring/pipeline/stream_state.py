@@ -50,8 +50,8 @@ class StreamState:
 
     Examples
     --------
-    >>> view = View(PredictionStore("no-such-file.db"), Model("1", ("cat", "dog")), Limits())
-    >>> view.catch_up().counts("long").n, view.progress()[1]
+    >>> view = StreamState(PredictionStore("no-such-file.db"), ModelVersion("1", ("cat", "dog")), Thresholds())
+    >>> view.refresh().counts("long").n, view.progress()[1]
     (0, [])
     """
 

@@ -45,7 +45,7 @@ class BackgroundWriter(Generic[Item]):
     Examples
     --------
     >>> stored = []
-    >>> writer = Writer(stored.extend)
+    >>> writer = BackgroundWriter(stored.extend)
     >>> writer.put("a"), writer.put("b"), writer.flush(timeout=10)
     (True, True, True)
     >>> writer.close()
@@ -69,7 +69,7 @@ class BackgroundWriter(Generic[Item]):
         self._due: float | None = None  # when there are duties though nothing was put in, on the monotonic clock
         self._flushes = 0  # callers that wait for the queue to be empty
         self._accepted = self._done = 0  # items ever put in, and ever dealt with
-        self._woken = self._answered = 0  # calls of poke, and how many of them were answered
+        self._woken = self._answered = 0  # calls of wake, and how many of them were answered
         self._written = self._dropped = self._lost = self._errors = 0
         self._failing = False  # since the last write, and with a batch that is kept to be tried again
         self._keeping = False
@@ -157,10 +157,10 @@ class BackgroundWriter(Generic[Item]):
         if threading.current_thread() is self._thread:
             return False
         with self._changed:
-            accepted, poked = self._accepted, self._woken
+            accepted, woken = self._accepted, self._woken
 
             def dealt_with() -> bool:
-                return self._done >= accepted and self._answered >= poked
+                return self._done >= accepted and self._answered >= woken
 
             self._flushes += 1
             self._changed.notify_all()
@@ -223,16 +223,16 @@ class BackgroundWriter(Generic[Item]):
 
     def _run(self) -> None:
         while (work := self._next()) is not None:
-            batch, poked = work
+            batch, woken = work
             while not self._try_write(batch):
                 pass
             with self._changed:
                 self._done += len(batch)
-                self._answered = poked
+                self._answered = woken
                 self._changed.notify_all()
 
     def _next(self) -> tuple[list[Item], int] | None:
-        """The next items to write and the pokes answered by it; None when it is time to stop."""
+        """The next items to write and the wake-ups answered by it; None when it is time to stop."""
         with self._changed:
             self._changed.wait_for(lambda: self._items or self._closing or self._woken > self._answered, self._pause())
             deadline = time.monotonic() + BATCH_DELAY_S

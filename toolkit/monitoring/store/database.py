@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from toolkit.errors import StoreError, first_line
 from toolkit.monitoring.store import schema
 
-BUSY_SECONDS = 5  # how long a writer waits for another process to finish its transaction
+BUSY_TIMEOUT_S = 5  # how long a writer waits for another process to finish its transaction
 WRITER_LOCK = 1_886_545_252  # held in PostgreSQL by the one that writes: "pred" as a number
 
 
@@ -41,7 +41,7 @@ class Database:
             if self._url.drivername == "postgresql":
                 self._url = self._url.set(drivername="postgresql+pg8000")
             self._file = self._local_file()
-            wait = {"timeout": BUSY_SECONDS} if self.is_sqlite else {}
+            wait = {"timeout": BUSY_TIMEOUT_S} if self.is_sqlite else {}
             self._engine = sa.create_engine(self._url, connect_args=wait, pool_pre_ping=not self.is_sqlite)
         except ImportError as error:
             hint = ": pip install -r requirements-postgres.txt" if "pg8000" in str(error) else ""
@@ -166,7 +166,7 @@ class Database:
 
     def _prepare_file(self) -> None:
         """Set what a file remembers: room is given back in small steps, and readers read while one writes."""
-        give_up = time.monotonic() + BUSY_SECONDS
+        give_up = time.monotonic() + BUSY_TIMEOUT_S
         with self._engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA auto_vacuum = INCREMENTAL")
             while True:
@@ -217,5 +217,5 @@ def _tune_sqlite(connection: Any, _record: Any) -> None:
 def _tune_server(connection: Any, _record: Any) -> None:
     """Wait for another writer no longer than in SQLite."""
     with connection.cursor() as cursor:
-        cursor.execute(f"SET lock_timeout = '{BUSY_SECONDS * 1000:.0f}ms'")
+        cursor.execute(f"SET lock_timeout = '{BUSY_TIMEOUT_S * 1000:.0f}ms'")
     connection.commit()

@@ -44,7 +44,7 @@ def read_events(
 
     Examples
     --------
-    >>> list(read_events(PredictionStore("no-such-file.db"), Model("1", ("cat", "dog")), 0, 0, (0, 0)))
+    >>> list(read_events(PredictionStore("no-such-file.db"), ModelVersion("1", ("cat", "dog")), 0, 0, (0, 0)))
     []
     """
     last_sequence, last_label = until

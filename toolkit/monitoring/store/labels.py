@@ -42,7 +42,7 @@ class LabelRows:
     before
         (n,), the label that it had until then; -1 where it had none.
     predicted, confidence
-        (n,), what had been predicted, as in ``Window``.
+        (n,), what had been predicted, as in ``Predictions``.
     time
         (n,), when it came, in seconds since 1970.
     source

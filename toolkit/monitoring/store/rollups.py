@@ -65,7 +65,7 @@ def read_rollups(store: PredictionStore, model: ModelVersion) -> list[Rollup]:
 
     Examples
     --------
-    >>> read_rollups(PredictionStore("no-such-file.db"), Model("1", ("cat", "dog")))
+    >>> read_rollups(PredictionStore("no-such-file.db"), ModelVersion("1", ("cat", "dog")))
     []
     """
     newest = sa.select(sa.func.coalesce(sa.func.max(labels.c.number), 0)).scalar_subquery()

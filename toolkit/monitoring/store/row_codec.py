@@ -68,8 +68,8 @@ def pack(batch: Sequence[LoggedPrediction], number: int, names: Sequence[str]) -
 def statistic_names(batch: Sequence[LoggedPrediction]) -> list[str]:
     """The names of all statistics that have a finite value in a batch, in the order in which they come.
 
-    >>> model = Model("1", ("cat", "dog"))
-    >>> statistic_names([Prediction(1, 0.0, model, np.zeros(2, np.float16), {"contrast": np.nan, "brightness": 0.5})])
+    >>> model = ModelVersion("1", ("cat", "dog"))
+    >>> statistic_names([LoggedPrediction(1, 0.0, model, np.zeros(2, np.float16), {"contrast": np.nan, "brightness": 0.5})])
     ['brightness']
     """
     given = dict.fromkeys(name for prediction in batch for name in prediction.statistics)
@@ -146,7 +146,7 @@ def stack_blobs(blobs: Sequence[bytes | None], kind: str, width: int) -> NDArray
 
     Examples
     --------
-    >>> side_by_side([np.array([0.5, 0.25], "<f4").tobytes(), None], "<f4", 2).tolist()
+    >>> stack_blobs([np.array([0.5, 0.25], "<f4").tobytes(), None], "<f4", 2).tolist()
     [[0.5, 0.25], [nan, nan]]
     """
     size = np.dtype(kind).itemsize * width

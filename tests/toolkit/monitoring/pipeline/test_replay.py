@@ -95,7 +95,7 @@ def by_hand(probabilities, truth, limits):
                 continue
             for sighting in evaluate_window(rolling.counts("short"), yardstick, limits, "short", alarms):
                 key, now = sighting.metric, float(rows.time[-1])
-                states[key], change = states.get(key, AlertState()).after(
+                states[key], change = states.get(key, AlertState()).advance(
                     sighting, standing.get(key), now, alarm=key in alarms, blocks=int(event % 100 == 0)
                 )
                 if change:

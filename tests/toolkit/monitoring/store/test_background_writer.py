@@ -220,7 +220,7 @@ def test_what_fails_for_another_reason_would_fail_again_and_holds_nothing_up(cap
     assert "the store works again after 1 predictions were lost" in caplog.text
 
 
-ACTIONS = st.one_of(st.integers(1, 12), st.sampled_from(["flush", "close", "fail", "poke"]))
+ACTIONS = st.one_of(st.integers(1, 12), st.sampled_from(["flush", "close", "fail", "wake"]))
 
 
 @given(st.lists(ACTIONS, max_size=20))
@@ -238,7 +238,7 @@ def test_whatever_happens_in_between_all_is_written_in_order(actions):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "RETRY_S", 0.001)
-        patch.setattr(module, "LINGER_SECONDS", 0.001)
+        patch.setattr(module, "BATCH_DELAY_S", 0.001)
         writer = BackgroundWriter(write, capacity=5)
         for action in actions:
             if isinstance(action, int):
@@ -299,7 +299,7 @@ def test_close_does_not_wait_for_a_store_that_fails_when_what_finds_no_room_is_d
 def test_a_store_that_another_process_locks_for_too_long_gets_all_of_it_later(
     file_store, prediction, monkeypatch, caplog
 ):
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.01)
     monkeypatch.setattr(module, "RETRY_S", 0.01)
     store, model = PredictionStore(str(file_store)), ModelVersion("1", ("cat", "dog"))
     store.versions.register(model)
@@ -324,15 +324,15 @@ PREDICT = """
 import sys, time
 import numpy as np
 from toolkit.monitoring.base.ids import new_prediction_id, parse_prediction_id
-from toolkit.monitoring.store.model_versions import Model
-from toolkit.monitoring.store.predictions import Prediction, PredictionStore
-from toolkit.monitoring.store.background_writer import Writer
+from toolkit.monitoring.store.model_versions import ModelVersion
+from toolkit.monitoring.store.predictions import LoggedPrediction, PredictionStore
+from toolkit.monitoring.store.background_writer import BackgroundWriter
 
-store, model = PredictionStore(sys.argv[1]), Model("1", ("cat", "dog"))
-writer = Writer(store.write)
+store, model = PredictionStore(sys.argv[1]), ModelVersion("1", ("cat", "dog"))
+writer = BackgroundWriter(store.write)
 while True:
     number = parse_prediction_id(new_prediction_id())
-    writer.put(Prediction(number, time.time(), model, np.array([0.5, 0.5], np.float16)))
+    writer.put(LoggedPrediction(number, time.time(), model, np.array([0.5, 0.5], np.float16)))
     print(number, flush=True)
     time.sleep(0.001)
 """
@@ -407,9 +407,9 @@ def test_flush_within_the_writers_own_thread_does_not_wait_for_itself():
 
 def test_a_process_that_just_ends_still_writes_what_waits(tmp_path):
     program = (
-        "from toolkit.monitoring.store.background_writer import Writer\n"
+        "from toolkit.monitoring.store.background_writer import BackgroundWriter\n"
         "import pathlib\n"
-        "Writer(lambda batch: pathlib.Path('out').write_text(' '.join(batch))).put('kept')\n"
+        "BackgroundWriter(lambda batch: pathlib.Path('out').write_text(' '.join(batch))).put('kept')\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ROOT})
     assert (tmp_path / "out").read_text() == "kept"
@@ -417,7 +417,7 @@ def test_a_process_that_just_ends_still_writes_what_waits(tmp_path):
 
 AT_THE_END = """
 import multiprocessing, sys, time
-from toolkit.monitoring.store.background_writer import Writer
+from toolkit.monitoring.store.background_writer import BackgroundWriter
 
 def write(batch):
     time.sleep(0.3)  # ten batches: longer than a queue that drops is granted
@@ -425,7 +425,7 @@ def write(batch):
         file.writelines(f"{item}\\n" for item in batch)
 
 def log():
-    Writer(write).put_many(range(10_000))
+    BackgroundWriter(write).put_many(range(10_000))
 
 multiprocessing.set_start_method("fork")
 child = multiprocessing.Process(target=log, name="child")

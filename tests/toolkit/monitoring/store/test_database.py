@@ -104,12 +104,12 @@ def test_a_folder_that_nobody_may_write_to_is_said_in_one_line(tmp_path):
     program = (
         "import os, sys\n"
         "from toolkit.errors import StoreError\n"
-        "from toolkit.monitoring.store.model_versions import Model\n"
+        "from toolkit.monitoring.store.model_versions import ModelVersion\n"
         "from toolkit.monitoring.store.predictions import PredictionStore\n"
         "os.chdir('/')\n"
         "os.setuid(65534)\n"
         "try:\n"
-        "    PredictionStore('/m.db').versions.register(Model('1', ('cat', 'dog')))\n"
+        "    PredictionStore('/m.db').versions.register(ModelVersion('1', ('cat', 'dog')))\n"
         "except StoreError as error:\n"
         "    print(error)\n"
     )
@@ -119,7 +119,7 @@ def test_a_folder_that_nobody_may_write_to_is_said_in_one_line(tmp_path):
 
 def test_a_locked_store_is_said_in_one_line(file_store, prediction, monkeypatch):
     file_store.write([prediction(1, MODEL)])
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.01)
     other = PredictionStore(str(file_store))
     with sqlite3.connect(str(file_store), isolation_level=None) as connection:
         connection.execute("BEGIN IMMEDIATE")
@@ -134,7 +134,7 @@ def test_a_locked_store_is_said_in_one_line(file_store, prediction, monkeypatch)
 
 @pytest.mark.parametrize("address", ["postgresql"], indirect=True)
 def test_a_server_that_another_one_writes_to_is_not_waited_for_without_end(address, monkeypatch, prediction):
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.01)
     holder, other = PredictionStore(address), PredictionStore(address)
     holder.write([prediction(1, MODEL)])
     with holder.database.writing():
@@ -212,7 +212,7 @@ def test_a_file_that_is_replaced_by_another_is_read_as_that(tmp_path, file_store
 
 def test_a_fork_opens_connections_of_its_own(store, prediction, tmp_path):
     store.write([prediction(1, MODEL)])
-    if not (child := os.warm_start()):
+    if not (child := os.fork()):
         status = 1
         try:
             status = 0 if store.write([prediction(2, MODEL)]) == 1 else 2

@@ -112,14 +112,14 @@ def test_reading_creates_nothing(tmp_path):
 WRITE = """
 import sys
 import numpy as np
-from toolkit.monitoring.store.model_versions import Model
-from toolkit.monitoring.store.predictions import Prediction, PredictionStore
+from toolkit.monitoring.store.model_versions import ModelVersion
+from toolkit.monitoring.store.predictions import LoggedPrediction, PredictionStore
 
 address, first = sys.argv[1], int(sys.argv[2])
-store, model = PredictionStore(address), Model("1", ("cat", "dog"))
+store, model = PredictionStore(address), ModelVersion("1", ("cat", "dog"))
 for batch in range(40):
     numbers = range(first + 50 * batch, first + 50 * batch + 50)
-    store.write([Prediction(n, 0.0, model, np.array([0.5, 0.5], np.float16), {"b": 1.0}) for n in numbers])
+    store.write([LoggedPrediction(n, 0.0, model, np.array([0.5, 0.5], np.float16), {"b": 1.0}) for n in numbers])
 """
 
 
