@@ -69,7 +69,8 @@ def statistic_names(batch: Sequence[LoggedPrediction]) -> list[str]:
     """The names of all statistics that have a finite value in a batch, in the order in which they come.
 
     >>> model = ModelVersion("1", ("cat", "dog"))
-    >>> statistic_names([LoggedPrediction(1, 0.0, model, np.zeros(2, np.float16), {"contrast": np.nan, "brightness": 0.5})])
+    >>> statistics = {"contrast": np.nan, "brightness": 0.5}
+    >>> statistic_names([LoggedPrediction(1, 0.0, model, np.zeros(2, np.float16), statistics)])
     ['brightness']
     """
     given = dict.fromkeys(name for prediction in batch for name in prediction.statistics)

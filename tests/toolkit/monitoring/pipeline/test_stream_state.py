@@ -60,7 +60,7 @@ def save(store):
 
 
 def make(view):
-    return lambda rows: view.bins.count(rows).to_bytes()
+    return lambda rows: view.bins.count_binned(rows).to_bytes()
 
 
 def test_a_view_that_follows_and_one_that_comes_late_agree(store):
