@@ -1,7 +1,6 @@
-"""What the service does when clients, the registry or the disk do their worst: one real process, met over its sockets.
+"""Behaviours of the service under hostile clients and failures of the registry or the disk: one real process.
 
-A promotion and a rollback under load, and an end by SIGTERM, are played through in ``tests/test_serve_model.py``,
-against a process as well.
+Promotion and rollback under load, and the end by SIGTERM, are in ``tests/test_serve_model.py``.
 """
 
 import io
@@ -16,7 +15,7 @@ from contextlib import ExitStack, chdir, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copytree
-from time import monotonic, sleep
+from time import sleep
 
 import httpx
 import numpy as np
@@ -26,7 +25,7 @@ import torch
 from PIL import Image
 
 from model_registry import ModelRegistry
-from support import MAX_WAIT_S, ROOT
+from support import MAX_WAIT_S, ROOT, wait_until
 from support.colours import ColourNetwork, colour_baseline, colour_card, encode
 from support.forked_processes import Script, forks
 from toolkit.bundle.files import DIGEST_TAG, PROGRAM
@@ -38,13 +37,7 @@ from toolkit.tracking.run import Run
 
 MODEL = "image-classifier"
 LIMITS = {"max-body-mb": 1, "max-pixels": 100_000, "threads": 1, "max-queue": 4, "max-batch": 5}
-DEFAULT_TIMEOUTS = {
-    "header-timeout": 1,
-    "body-timeout": 3,
-    "read-timeout": 1,
-    "poll-interval": 0.2,
-    "drain-timeout": 0.3,
-}
+TIMEOUTS = {"header-timeout": 1, "body-timeout": 3, "read-timeout": 1, "poll-interval": 0.2, "drain-timeout": 0.3}
 MEBIBYTE = 2**20
 SHADES = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
@@ -61,7 +54,7 @@ def written(image, format="PNG", **words):  # noqa: A002
 
 
 RED = encode(plain("red"))
-SPOILED = encode(np.full((16, 16, 3), (255, 0, 0), np.uint8))
+NAN_IMAGE = encode(np.full((16, 16, 3), (255, 0, 0), np.uint8))
 
 
 class CornerNetwork(ColourNetwork):
@@ -97,15 +90,14 @@ class Registered:
         """Its baseline is that of a version that answers: the registry itself would not take the mute one's."""
         with Run(self.client, name, role="study", name=name) as run:
             model_id, baseline = run.new_model(), colour_baseline(Program(CornerNetwork()))
-            digest = save_bundle(
-                folder / name, Program(network), colour_card(), baseline, run_id=run.id, model_id=model_id
-            )
-            run.model(folder / name, model_id, {DIGEST_TAG: digest})
+            place, program = folder / name, Program(network)
+            digest = save_bundle(place, program, colour_card(), baseline, run_id=run.id, model_id=model_id)
+            run.model(place, model_id, {DIGEST_TAG: digest})
             run.metrics({"mean_cv_accuracy": 0.9})
         return self.registry.register_best_model(name)
 
     def promote(self, name):
-        """Put it into Production; the mute one as somebody with MLflow's own tools would: our registry refuses it."""
+        """Put it into Production; the mute one with MLflow's own client, since the registry refuses it."""
         if name == "mute":
             self.client.set_registered_model_alias(MODEL, ALIASES["Production"], str(self.versions[name]))
             return
@@ -113,7 +105,7 @@ class Registered:
 
     @contextmanager
     def altered(self, name):
-        """One bit of a version's program is another one for a while."""
+        """A version's program has a wrong byte for a while."""
         run = self.client.get_run(self.registry.get(self.versions[name]).run_id)
         model = self.client.get_logged_model(run.outputs.model_outputs[0].model_id)
         with damaged(Path(model.artifact_location.removeprefix("file://"), PROGRAM), -100, b"?"):
@@ -121,12 +113,11 @@ class Registered:
 
     @contextmanager
     def of_another_digest(self, name):
-        """What a version is said to hold is not what it holds for a while."""
+        """The recorded digest of a version is a wrong one for a while."""
         version = self.registry.get(self.versions[name])
-        client = self.client
-        client.set_model_version_tag(MODEL, str(version.version), DIGEST_TAG, "0" * 64)
+        self.client.set_model_version_tag(MODEL, str(version.version), DIGEST_TAG, "0" * 64)
         yield
-        client.set_model_version_tag(MODEL, str(version.version), DIGEST_TAG, version.digest)
+        self.client.set_model_version_tag(MODEL, str(version.version), DIGEST_TAG, version.digest)
 
 
 @contextmanager
@@ -161,14 +152,13 @@ class Served:
     def health(self):
         return self.client.get("/health").json()
 
-    def figures(self):
+    def metrics(self):
         return self.client.get("/metrics").json()
 
     def connect(self, *pieces):
         """A connection that has sent something."""
-        connection = socket.create_connection(
-            (self.client.base_url.host, self.client.base_url.port), timeout=MAX_WAIT_S
-        )
+        url = self.client.base_url
+        connection = socket.create_connection((url.host, url.port), timeout=MAX_WAIT_S)
         for piece in pieces:
             connection.sendall(piece)
         return connection
@@ -206,14 +196,6 @@ def answer_of(connection):
         first, _, body = file.read().partition(b"\r\n\r\n")
     line, *headers = first.decode().split("\r\n")
     return int(line.split()[1]), httpx.Headers([header.split(": ", 1) for header in headers]), body
-
-
-def wait_until(condition, seconds=MAX_WAIT_S):
-    deadline = monotonic() + seconds
-    while not (found := condition()):
-        assert monotonic() < deadline, "it never came"
-        sleep(0.02)
-    return found
 
 
 def is_up_to_date(health):
@@ -255,8 +237,8 @@ def forked(scratch):
 
 @contextmanager
 def serving(forked, folder, uri):
-    """A process that serves in a folder, until it is told to end."""
-    options = {"port": 0, "tracking-uri": uri, "engine": "torch", **LIMITS, **DEFAULT_TIMEOUTS}
+    """A process that serves in a folder."""
+    options = {"port": 0, "tracking-uri": uri, "engine": "torch", **LIMITS, **TIMEOUTS}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     script = forked.start("serve_model.py", *words, folder=folder)
     url = re.findall(r"on (http://\S+)", script.wait_for("serving"))[0]
@@ -287,7 +269,7 @@ def test_a_body_over_the_limit_is_refused(served, path, announced):
     body = b"".join(pieces) if announced else iter(pieces)
     answer = served.client.post(path, content=body, headers={"Content-Type": "application/json"})
     if path == "/nothing" and not announced:
-        problem(answer, 404, "not-found")  # nobody asks for it, so it is not read
+        problem(answer, 404, "not-found")  # there is no route to read it
     else:
         problem(answer, 413, "body-too-large")
 
@@ -310,7 +292,7 @@ GIF = struct.pack("<6sHHBBBBHHHHBB", b"GIF89a", 60_000, 60_000, 0, 0, 0, ord(","
 
 
 @pytest.mark.parametrize("image", [encode(np.zeros((251, 400, 3), np.uint8)), BMP, GIF])
-def test_a_image_of_too_many_pixels_is_refused_by_its_header(served, image):
+def test_an_image_of_too_many_pixels_is_refused_by_its_header(served, image):
     assert "pixels" in problem(served.predict(image), 413, "image-too-large")
     assert served.predict(encode(np.zeros((250, 400, 3), np.uint8))).status_code == 200
 
@@ -319,7 +301,7 @@ NOISE = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP"])
-def test_half_a_image_is_no_image(served, format):  # noqa: A002
+def test_a_truncated_image_is_refused(served, format):  # noqa: A002
     whole = encode(NOISE, format)
     assert served.predict(whole).status_code == 200
     for length in (len(whole) // 4, len(whole) // 2, len(whole) * 9 // 10):
@@ -335,12 +317,12 @@ def test_half_a_image_is_no_image(served, format):  # noqa: A002
         (b"\0", "not an image"),
     ],
 )
-def test_what_is_no_image_is_told_so(served, body, reason):
+def test_other_content_is_no_image(served, body, reason):
     assert reason in problem(served.predict(body), 400, "undecodable-image")
     assert reason in problem(served.client.post("/predict", files={"file": body}), 400, "undecodable-image")
 
 
-def test_the_content_decides_and_not_what_is_declared(served):
+def test_the_content_decides_the_format(served):
     wanted = probabilities(served.predict(RED))
     for declared in ("image/jpeg", "image/svg+xml", "application/octet-stream"):
         assert probabilities(served.predict(RED, headers={"Content-Type": declared})) == wanted
@@ -352,7 +334,7 @@ def test_the_content_decides_and_not_what_is_declared(served):
                 "unsupported-image")  # fmt: skip
 
 
-def test_what_phones_write_is_answered_as_in_training(served):
+def test_images_of_phones_are_decoded_as_in_training(served):
     from pillow_heif import from_pillow
 
     heic = io.BytesIO()
@@ -382,7 +364,7 @@ STORED = {
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
-def test_a_image_is_upright_whichever_way_the_camera_was_held(served, format):  # noqa: A002
+def test_exif_orientation_is_applied(served, format):  # noqa: A002
     rows = [[plain("blue"), plain("red")], [plain("green"), plain("red")]]
     upright = np.concatenate([np.concatenate(row, axis=1) for row in rows])
     found, as_stored = {}, set()
@@ -392,7 +374,7 @@ def test_a_image_is_upright_whichever_way_the_camera_was_held(served, format):  
         words = {"quality": 100} if format == "JPEG" else {"lossless": True} if format == "WEBP" else {}
         found[orientation] = probabilities(served.predict(written(image, format, exif=exif, **words)))
         as_stored.add(served.predict(written(image)).json()["predicted_class"])
-    assert as_stored == {"red", "green", "blue"}  # the model does tell them apart
+    assert as_stored == {"red", "green", "blue"}  # the model distinguishes them
     for one in found.values():
         assert one == pytest.approx(found[1], abs=2e-3 if format == "JPEG" else 1e-6)
     assert max(found[1], key=found[1].__getitem__) == "blue"
@@ -407,7 +389,7 @@ COVER = np.random.default_rng(4).integers(0, 256, (16, 16, 4), dtype=np.uint8)
 OVER_WHITE = (COVER[..., :3].astype(float) * COVER[..., 3:] + 255.0 * (255 - COVER[..., 3:])) / 255
 COLOURFUL = COVER[..., :3]
 FEW = Image.fromarray(COLOURFUL).quantize(7)
-# Each kind of image, and beside it the 8-bit RGB that is defined to be the same.
+# Each kind of image with the 8-bit RGB that it is defined to be.
 KINDS = {
     "palette": (written(FEW), np.asarray(FEW.convert("RGB"))),
     "alpha": (written(Image.fromarray(COVER)), OVER_WHITE.round()),
@@ -429,19 +411,19 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_mode_is_what_it_is_defined_to_be(served, kind):
+def test_every_image_mode_is_decoded_as_defined(served, kind):
     image, same = KINDS[kind]
     wanted = probabilities(served.predict(encode(same.astype(np.uint8))))
     tolerance = 1e-2 if kind == "alpha" else 1e-6  # alpha is laid over white in whole numbers
     assert probabilities(served.predict(image)) == pytest.approx(wanted, abs=tolerance)
 
 
-def test_a_network_that_gives_no_number_names_no_class(served):
-    before = served.figures()
-    problem(served.predict(SPOILED), 500, "non-finite-output")
-    answer = served.client.post("/predict/batch", files=[("files", RED), ("files", SPOILED)]).json()
+def test_nan_of_the_network_is_a_500(served):
+    before = served.metrics()
+    problem(served.predict(NAN_IMAGE), 500, "non-finite-output")
+    answer = served.client.post("/predict/batch", files=[("files", RED), ("files", NAN_IMAGE)]).json()
     assert [one.get("error", {}).get("status") for one in answer["results"]] == [None, 500]
-    after = served.figures()
+    after = served.metrics()
     assert after["non_finite"]["1"] - before["non_finite"].get("1", 0) == 2
     assert sum(after["predictions"]["1"].values()) - sum(before["predictions"].get("1", {}).values()) == 1
 
@@ -449,7 +431,7 @@ def test_a_network_that_gives_no_number_names_no_class(served):
 # Clients
 
 
-def test_who_is_slow_is_told_so_and_closed_while_others_are_served(served):
+def test_slow_clients_get_a_408_while_others_are_served(served):
     half_head = served.connect(head("/predict", 9)[:-4])
     half_body = served.connect(head("/predict", len(RED)), RED[:20])
     drip = served.connect(head("/predict", len(RED)))
@@ -478,10 +460,10 @@ def test_who_is_slow_is_told_so_and_closed_while_others_are_served(served):
 
 
 def requests(served):
-    return served.figures()["requests"].get("/predict", {})
+    return served.metrics()["requests"].get("/predict", {})
 
 
-def test_a_thousand_clients_that_leave_take_nothing_with_them(served):
+def test_a_thousand_disconnects_leak_nothing(served):
     cut = head("/predict", len(RED)) + RED[:40]
     whole = head("/predict", len(RED)) + RED
     before = requests(served)
@@ -494,7 +476,7 @@ def test_a_thousand_clients_that_leave_take_nothing_with_them(served):
         for number in range(first, last, 20):
             for _ in range(18):
                 served.connect(cut).close()
-            with served.paused():  # so that it learns of the image and of the departure at once
+            with served.paused():  # so that it sees the image and the disconnect at once
                 for _ in range(2):
                     served.connect(whole).close()
             wait_until(lambda end=number + 20: counted() == end)
@@ -511,7 +493,7 @@ def test_a_thousand_clients_that_leave_take_nothing_with_them(served):
     assert probabilities(served.predict()) == probabilities(served.predict())
 
 
-def test_a_full_queue_refuses_and_everything_else_still_answers(served):
+def test_a_full_queue_refuses_images_only(served):
     large = encode(np.random.default_rng(5).integers(0, 256, (300, 330, 3), dtype=np.uint8))
     form = httpx.Request("POST", "http://a", files=[("files", large[:190_000])] * 5)
     body, kind = form.read(), form.headers["Content-Type"]
@@ -541,7 +523,7 @@ def test_a_full_queue_refuses_and_everything_else_still_answers(served):
     [("other", Registered.altered), ("other", Registered.of_another_digest), ("mute", lambda *_: nullcontext())],
     ids=["altered", "of another digest", "NaN"],
 )
-def test_a_broken_version_leaves_the_old_one_serving(served, registered, name, damage):
+def test_a_broken_version_leaves_the_previous_one_serving(served, registered, name, damage):
     with ExitStack() as broken:
         with served.paused(registered.file):
             registered.promote(name)
@@ -555,10 +537,10 @@ def test_a_broken_version_leaves_the_old_one_serving(served, registered, name, d
         assert served.client.get("/readyz").status_code == 200
         registered.promote("good")
     wait_until(lambda: is_up_to_date(served.health()))
-    assert served.figures()["model_changes"] == 1
+    assert served.metrics()["model_changes"] == 1
 
 
-def test_a_registry_that_goes_away_later_changes_no_answer(served, registered):
+def test_a_registry_outage_changes_no_prediction(served, registered):
     wanted = probabilities(served.predict())
     with damaged(registered.file, 0, bytes(100)):
         health = wait_until(lambda: (now := served.health())["status"] == "degraded" and now)
@@ -576,8 +558,8 @@ def test_a_start_without_the_registry(served, forked, registered, tmp_path, copi
     if copies:
         copytree(served.folder / "served_models", tmp_path / "served_models")
     with serving(forked, tmp_path, f"sqlite:///{store}") as alone:
-        looked = wait_until(lambda: alone.health()["registry"]["last_poll"])
-        wait_until(lambda: alone.health()["registry"]["last_poll"] > looked)  # it keeps trying
+        polled = wait_until(lambda: alone.health()["registry"]["last_poll"])
+        wait_until(lambda: alone.health()["registry"]["last_poll"] > polled)  # it keeps trying
         health = alone.health()
         assert (health["ready"], health["registry"]["reachable"]) == (copies, False)
         assert alone.client.get("/livez").status_code == 200
@@ -593,7 +575,7 @@ def test_a_start_without_the_registry(served, forked, registered, tmp_path, copi
         assert alone.predict().json()["predicted_class"] == "red"
 
 
-def test_a_full_disk_costs_no_prediction_and_none_of_what_is_kept_of_them(served):
+def test_a_full_disk_loses_no_prediction(served):
     def kept():
         return served.health()["monitor"]
 
@@ -614,5 +596,5 @@ def test_a_full_disk_costs_no_prediction_and_none_of_what_is_kept_of_them(served
         resource.prlimit(served.script.pid, resource.RLIMIT_FSIZE, limits)
     for _ in range(5):
         served.predict()
-    wait_until(lambda: kept()["written"] == before["written"] + 25)  # the disk has room again
+    wait_until(lambda: kept()["written"] == before["written"] + 25)  # the disk has space again
     assert kept()["lost"] == before["lost"]

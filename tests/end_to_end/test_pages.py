@@ -375,7 +375,7 @@ def test_the_dashboard_waits_for_a_model_and_asks_for_a_key(new_site, visit):
     ]
 
 
-def test_a_dashboard_shows_that_the_service_is_unreachable_until_it_is_back(new_site, visit):
+def test_the_dashboard_shows_an_unreachable_service(new_site, visit):
     site = new_site()
     seen = visit(f"{site.url}/dashboard")
     page = seen.page

@@ -1,6 +1,16 @@
 """What tests share; the package itself needs nothing of the project."""
 
 from pathlib import Path
+from time import monotonic, sleep
 
 ROOT = Path(__file__).parent.parent.parent
 MAX_WAIT_S = 600.0  # what a test waits for comes sooner on the busiest machine, or never
+
+
+def wait_until(condition, seconds=MAX_WAIT_S):
+    """Poll a condition until it is true, and return its value."""
+    deadline = monotonic() + seconds
+    while not (value := condition()):
+        assert monotonic() < deadline, f"not true within {seconds} s"
+        sleep(0.01)
+    return value

@@ -1,4 +1,4 @@
-"""One shape for all errors, and nothing in it that a client should not see."""
+"""Problem documents: one form for all errors, without internals or the client's input."""
 
 import json
 
@@ -15,7 +15,7 @@ from toolkit.serving.problems import MEDIA_TYPE, PROBLEM_TYPES, Problem, from_ht
 MEMBERS = {"type", "title", "status", "detail", "request_id"}
 
 
-def test_each_kind_has_a_name_of_its_own_and_a_status_of_errors():
+def test_problem_types_have_unique_names_and_error_statuses():
     assert len({kind.slug for kind in PROBLEM_TYPES}) == len(PROBLEM_TYPES) >= 18
     assert len({kind.title for kind in PROBLEM_TYPES}) == len(PROBLEM_TYPES)
     for kind in PROBLEM_TYPES:
@@ -37,19 +37,19 @@ def test_each_kind_has_a_name_of_its_own_and_a_status_of_errors():
         (429, "too-many-requests"),
     ],
 )
-def test_what_the_framework_raises_becomes_the_kind_of_its_status(status, slug):
+def test_http_exceptions_become_the_type_of_their_status(status, slug):
     found = from_http_exception(HTTPException(status, "secret words", {"Allow": "GET"}))
     assert (found.problem_type.status, found.problem_type.slug, found.headers) == (status, slug, {"Allow": "GET"})
     assert "secret" not in json.dumps(found.document("id"))
 
 
-def test_a_problem_stays_what_it_is():
+def test_a_problem_is_returned_unchanged():
     problem = Problem(problems.OVERLOADED, "full", {"Retry-After": "2"}, {"errors": []})
     assert from_http_exception(problem) is problem
     assert problem.document("a1")["errors"] == []
 
 
-def test_each_error_of_a_image_has_its_kind_and_other_errors_none():
+def test_image_errors_have_their_problem_types():
     for error, status in ((UndecodableImage("a"), 400), (UnsupportedImage("b"), 415), (ImageTooLarge("c"), 413)):
         found = from_image_error(error)
         assert (found.status_code, found.detail) == (status, str(error))
@@ -88,7 +88,7 @@ def app():
         (b"[" * 100_000, "malformed-body", "the body of the request cannot be read; GET /docs lists all paths"),
     ],
 )
-def test_what_breaks_a_rule_is_named_and_what_was_sent_is_not_repeated(app, ask, body, slug, detail):
+def test_validation_errors_never_repeat_the_input(app, ask, body, slug, detail):
     found = ask(app, "POST", "/one", content=body, headers={"Content-Type": "application/json"})
     document = found.json()
     assert (document["type"], document["detail"]) == (f"/docs#problem-{slug}", detail)
@@ -98,7 +98,7 @@ def test_what_breaks_a_rule_is_named_and_what_was_sent_is_not_repeated(app, ask,
     assert "s3cret" not in found.text
 
 
-def test_what_nobody_foresaw_says_nothing_about_itself():
+def test_an_unexpected_error_reveals_nothing():
     request = Request({"type": "http", "headers": [], "state": {"request_id": "abc"}})
     found = handle(request, RuntimeError("/home/me password=hunter2"))
     document = json.loads(found.body)

@@ -1,4 +1,4 @@
-"""What clients may send, to the letter."""
+"""Validation of request models."""
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -21,19 +21,19 @@ GOOD = {"prediction_id": "a", "label": "cat"}
         ({"Label": "cat"}, "Label"),
     ],
 )
-def test_a_label_that_breaks_a_rule(change, place):
+def test_invalid_feedback_is_refused(change, place):
     with pytest.raises(ValidationError) as caught:
         Feedback.model_validate(GOOD | change)
     assert [error["loc"] for error in caught.value.errors()] == [(place,)]
 
 
-def test_the_longest_that_are_allowed():
+def test_the_longest_valid_feedback():
     longest = {"prediction_id": "a" * 64, "label": "b" * 256, "source": "c" * 64}
     assert Feedback.model_validate(longest).model_dump() == longest
     assert Feedback.model_validate(GOOD).source == "api"
 
 
-def test_a_list_has_at_least_one_and_at_most_so_many():
+def test_the_number_of_labels_is_limited():
     adapter = TypeAdapter(Feedbacks)
     assert len(adapter.validate_python([GOOD] * MAX_LABELS)) == MAX_LABELS
     for wrong in ([], [GOOD] * (MAX_LABELS + 1), GOOD):
@@ -41,7 +41,7 @@ def test_a_list_has_at_least_one_and_at_most_so_many():
             adapter.validate_python(wrong)
 
 
-def test_top_k_is_a_whole_number_from_one():
+def test_top_k_is_a_whole_number_from_1():
     assert TopK().top_k is None
     assert TopK.model_validate({"top_k": "3"}).top_k == 3
     for wrong in ({"top_k": 0}, {"top_k": -1}, {"top_k": "1.5"}, {"top_k": "many"}, {"topk": 1}):
@@ -49,7 +49,7 @@ def test_top_k_is_a_whole_number_from_one():
             TopK.model_validate(wrong)
 
 
-def test_a_class_whose_name_is_a_number_may_be_told_as_one():
+def test_a_numeric_label_may_be_a_number():
     for label in ("7", 7):
         assert Feedback.model_validate({"prediction_id": "a", "label": label}).label == "7"
     for label in (True, None, 7.0, ["7"], "", 10**300):

@@ -1,4 +1,4 @@
-"""The outermost layer: each request has an id, a line and a count, and none is left without an answer."""
+"""Each request has an id, a log line, a count and a response."""
 
 import asyncio
 import json
@@ -55,18 +55,18 @@ def log():
 
 
 def facts(log):
-    """What was noted of the last request."""
+    """The fields of the last request in the log."""
     return log[-1].request
 
 
-def test_a_request_is_noted_by_the_pattern_of_its_address(app, ask, metrics, log):
+def test_requests_are_logged_and_counted_by_route(app, ask, metrics, log):
     found = ask(app, "GET", "/things/cat?secret=1")
     assert found.json() == "cat"
     assert re.fullmatch("[0-9a-f]{16}", found.headers["X-Request-ID"])
     assert found.headers["X-Content-Type-Options"] == "nosniff"
-    noted = facts(log)
-    assert noted.pop("ms") >= 0
-    assert noted == {
+    logged_fields = facts(log)
+    assert logged_fields.pop("ms") >= 0
+    assert logged_fields == {
         "request_id": found.headers["X-Request-ID"],
         "method": "GET",
         "path": "/things/cat",
@@ -78,7 +78,7 @@ def test_a_request_is_noted_by_the_pattern_of_its_address(app, ask, metrics, log
     assert metrics.summary()["requests"] == {"/things/{name}": {"200": 21}}
 
 
-def test_addresses_and_methods_that_are_not_ours_do_not_fill_the_metrics(app, ask, metrics):
+def test_unknown_paths_and_methods_count_as_other(app, ask, metrics):
     for number in range(30):
         assert ask(app, f"VERB{number}", f"/nothing/{number}").status_code == 404
     assert ask(app, "DELETE", "/things/cat").status_code == 405
@@ -88,22 +88,22 @@ def test_addresses_and_methods_that_are_not_ours_do_not_fill_the_metrics(app, as
     assert "VERB" not in text
 
 
-@pytest.mark.parametrize("sane", ["abc", "4bf92f35-77b3.4da6_a3ce", "x" * 64])
-def test_a_sane_id_of_the_client_is_kept(app, ask, sane):
-    assert ask(app, "GET", "/things/a", headers={"X-Request-ID": sane}).headers["X-Request-ID"] == sane
+@pytest.mark.parametrize("valid", ["abc", "4bf92f35-77b3.4da6_a3ce", "x" * 64])
+def test_a_valid_request_id_is_kept(app, ask, valid):
+    assert ask(app, "GET", "/things/a", headers={"X-Request-ID": valid}).headers["X-Request-ID"] == valid
 
 
 @pytest.mark.parametrize("odd", ["", "-a", "a b", "x" * 65, "a\tb", "<script>", "ü", "a/b", '"'])
-def test_an_odd_one_is_replaced(app, ask, odd):
+def test_an_invalid_request_id_is_replaced(app, ask, odd):
     found = ask(app, "GET", "/things/a", headers={"X-Request-ID": odd.encode()})
     assert re.fullmatch("[0-9a-f]{16}", found.headers["X-Request-ID"])
 
 
-def test_two_requests_have_two_ids(app, ask):
+def test_request_ids_differ(app, ask):
     assert len({ask(app, "GET", "/things/a").headers["X-Request-ID"] for _ in range(10)}) == 10
 
 
-def test_what_nobody_caught_is_a_problem_for_the_client_and_a_traceback_in_the_log(app, ask, metrics, log):
+def test_an_uncaught_error_is_a_500_and_a_traceback_in_the_log(app, ask, metrics, log):
     found = ask(app, "GET", "/broken", headers={"X-Request-ID": "abc"})
     document = found.json()
     assert found.status_code == document["status"] == 500
@@ -135,17 +135,17 @@ def run(metrics, error, begin=()):
     return sent
 
 
-def test_a_problem_raised_further_out_than_the_framework_is_answered_without_a_traceback(metrics, log):
-    sent = run(metrics, Problem(OVERLOADED, "no room", {"Retry-After": "2"}))
+def test_a_problem_of_a_middleware_is_answered_without_a_traceback(metrics, log):
+    sent = run(metrics, Problem(OVERLOADED, "full", {"Retry-After": "2"}))
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert sent[0]["status"] == 503
     assert (b"retry-after", b"2") in sent[0]["headers"]
-    assert json.loads(sent[1]["body"])["detail"] == "no room"
+    assert json.loads(sent[1]["body"])["detail"] == "full"
     assert [record.levelname for record in log] == ["INFO"]
     assert metrics.summary()["errors"] == {"full": 1}
 
 
-def test_an_error_after_the_answer_began_is_logged_and_adds_no_second_answer(metrics, log):
+def test_an_error_after_the_response_began_is_only_logged(metrics, log):
     begun = [
         {"type": "http.response.start", "status": 200, "headers": []},
         {"type": "http.response.body", "body": b"a"},
@@ -155,14 +155,14 @@ def test_an_error_after_the_answer_began_is_logged_and_adds_no_second_answer(met
     assert metrics.summary()["requests"] == {"other": {"200": 1}}
 
 
-def test_a_client_that_left_is_no_error(metrics, log):
+def test_a_disconnected_client_is_no_error(metrics, log):
     assert run(metrics, ClientDisconnect()) == []
     assert facts(log)["status"] == CLIENT_CLOSED_REQUEST
     assert [record.levelname for record in log] == ["INFO"]
     assert metrics.summary()["requests"] == {"other": {"499": 1}}
 
 
-def test_a_task_that_is_cancelled_is_noted_and_stays_cancelled(metrics, log):
+def test_a_cancelled_request_is_logged_and_stays_cancelled(metrics, log):
     with pytest.raises(asyncio.CancelledError):
         run(metrics, asyncio.CancelledError())
     assert facts(log)["status"] == CLIENT_CLOSED_REQUEST
@@ -179,25 +179,25 @@ def record(request=None, message="hello %s", error=None):
     return made
 
 
-NOTED = {"request_id": "abc", "method": "GET", "path": "/a\x1b[31m\n/b", "status": 503, "ms": 1.5}
+FIELDS = {"request_id": "abc", "method": "GET", "path": "/a\x1b[31m\n/b", "status": 503, "ms": 1.5}
 
 
-def test_lines_as_json_are_one_object_each():
+def test_json_lines_are_one_object_each():
     line = JsonOrTextFormatter(as_json=True).format(record())
     assert json.loads(line) == {"time": "2023-11-14T22:13:20.250+00:00", "level": "warning", "message": "hello you"}
-    line = JsonOrTextFormatter(as_json=True).format(record(NOTED | {"version": "3", "problem": "full"}))
+    line = JsonOrTextFormatter(as_json=True).format(record(FIELDS | {"version": "3", "problem": "full"}))
     assert "\n" not in line
-    assert json.loads(line).items() >= (NOTED | {"version": "3", "problem": "full"}).items()
+    assert json.loads(line).items() >= (FIELDS | {"version": "3", "problem": "full"}).items()
 
 
-def test_lines_as_text_are_for_people_and_cannot_paint_their_terminal():
-    text = JsonOrTextFormatter(as_json=False).format(record(NOTED | {"version": "3", "problem": "full"}))
+def test_text_lines_escape_control_characters():
+    text = JsonOrTextFormatter(as_json=False).format(record(FIELDS | {"version": "3", "problem": "full"}))
     assert re.fullmatch(r"\d\d:13:20 GET /a\\x1b\[31m\\n/b 503 1.5 ms v3 full abc", text)
     assert JsonOrTextFormatter(as_json=False).format(record()).endswith(" warning: hello you")
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_a_traceback_is_part_of_the_line(as_json):
+def test_a_traceback_is_part_of_its_line(as_json):
     try:
         raise ValueError("what happened")
     except ValueError:
@@ -207,6 +207,6 @@ def test_a_traceback_is_part_of_the_line(as_json):
     assert "ValueError: what happened" in text
 
 
-def test_a_long_address_is_cut(app, ask, log):
+def test_a_long_path_is_cut(app, ask, log):
     ask(app, "GET", "/things/" + "x" * 5000)
     assert len(facts(log)["path"]) == MAX_PATH_LENGTH

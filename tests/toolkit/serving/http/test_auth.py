@@ -60,7 +60,7 @@ def test_each_way_to_send_a_key(app, ask, headers, status):
     assert KEY not in found.text
 
 
-def test_each_address_has_its_own_key_and_the_others_none(app, ask):
+def test_each_path_has_its_own_key(app, ask):
     assert ask(app, "GET", "/livez").status_code == 200
     assert ask(app, "GET", "/livez", headers={"X-API-Key": "wrong"}).status_code == 200
     assert ask(app, "GET", "/admin", headers={"X-API-Key": KEY}).status_code == 403
@@ -68,11 +68,11 @@ def test_each_address_has_its_own_key_and_the_others_none(app, ask):
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "OPTIONS", "BREW"])
-def test_no_method_goes_around_the_key(app, ask, method):
+def test_every_method_needs_the_key(app, ask, method):
     assert ask(app, method, "/predict").status_code == 401
 
 
-def test_the_address_is_the_decoded_one(app, ask):
+def test_the_path_is_decoded(app, ask):
     assert ask(app, "POST", "/%70redict").status_code == 401
     assert ask(app, "POST", "/predict?x=1").status_code == 401
 
@@ -86,14 +86,14 @@ def test_a_key_in_any_script(ask, key):
     assert ask(app, "POST", "/a", headers={"X-API-Key": (key + key).encode()}).status_code == 403
 
 
-def test_the_address_is_counted_from_where_the_application_is_mounted(ask):
+def test_the_path_is_below_the_mount_point(ask):
     app = Starlette(routes=[Mount("/models", APIKeyMiddleware(Starlette(routes=[Route("/a", answer)]), {"/a": KEY}))])
     outer = AccessLogMiddleware(app, ServiceMetrics())
     assert ask(outer, "GET", "/models/a").status_code == 401
     assert ask(outer, "GET", "/models/a", headers={"X-API-Key": KEY}).status_code == 200
 
 
-def test_an_address_may_be_a_pattern(app, ask):
+def test_a_protected_path_may_be_a_pattern(app, ask):
     for path, status in (("/models/pets/infer", 401), ("/models/%2e%2e/infer", 401), ("/models/pets", 200)):
         assert ask(app, "POST", path).status_code == status
     assert ask(app, "POST", "/models/pets/infer", headers={"X-API-Key": KEY}).status_code == 200

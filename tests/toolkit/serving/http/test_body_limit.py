@@ -1,4 +1,4 @@
-"""The limit of a body holds to the byte, announced or not, nothing beyond it is kept, and a slow one has an end."""
+"""The limits of a body's size, to the byte, and of its time."""
 
 import asyncio
 
@@ -49,20 +49,20 @@ def refused(client):
     return caught.value
 
 
-@pytest.mark.parametrize("announced", [True, False])
-def test_a_body_of_exactly_the_limit_passes(announced):
-    headers = {"content_length": str(LIMIT)} if announced else {}
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_body_of_exactly_the_limit_passes(declared):
+    headers = {"content_length": str(LIMIT)} if declared else {}
     assert send(Client([b"a" * 60, b"b" * 40], **headers)) == b"a" * 60 + b"b" * 40
     assert send(Client([b""], **headers)) == b""
 
 
-def test_one_byte_more_does_not():
+def test_one_byte_more_is_refused():
     assert refused(Client([b"a" * 101], content_length="101")).problem_type is BODY_TOO_LARGE
     assert refused(Client([b"a" * 60, b"b" * 41])).problem_type is BODY_TOO_LARGE
-    assert refused(Client([b"a" * 101], content_length="5")).problem_type is BODY_TOO_LARGE  # the announcement lies
+    assert refused(Client([b"a" * 101], content_length="5")).problem_type is BODY_TOO_LARGE  # a wrong length
 
 
-def test_the_rest_is_read_to_its_end_so_that_the_client_listens():
+def test_the_rest_of_a_refused_body_is_drained():
     client = Client([b"x" * 50] * 6, content_length="300")
     refused(client)
     assert client.pieces == []
@@ -71,7 +71,7 @@ def test_the_rest_is_read_to_its_end_so_that_the_client_listens():
     assert client.pieces == []
 
 
-def test_a_body_without_end_is_cut_off():
+def test_an_endless_body_is_cut_off():
     for headers in ({}, {"content_length": "400"}):
         client = Client([b"x" * 50] * 1000, **headers)
         refused(client)
@@ -80,27 +80,27 @@ def test_a_body_without_end_is_cut_off():
 
 @pytest.mark.parametrize("headers", [{"content_length": str(DRAIN_FACTOR * LIMIT + 1)},
                                      {"content_length": "300", "expect": "100-Continue"}])  # fmt: skip
-def test_what_is_excessive_or_not_sent_yet_is_not_read_at_all(headers):
+def test_excessive_and_expected_bodies_are_not_drained(headers):
     client = Client([b"x" * 50] * 6, **headers)
     refused(client)
     assert client.asked == 0
 
 
-@pytest.mark.parametrize("announced", ["-1", "+5", "1e3", "5, 5", "0x10", "", "٣", "³", "9" * 20])
-def test_an_announcement_that_is_no_number_is_malformed(announced):
+@pytest.mark.parametrize("declared", ["-1", "+5", "1e3", "5, 5", "0x10", "", "٣", "³", "9" * 20])
+def test_an_invalid_content_length_is_malformed(declared):
     client = Client([b"abc"])
-    client.scope["headers"] = [(b"content-length", announced.encode())]
+    client.scope["headers"] = [(b"content-length", declared.encode())]
     found = refused(client)
     assert found.problem_type is MALFORMED
     assert "whole number" in found.detail
 
 
-def test_a_client_that_leaves_while_its_body_is_thrown_away():
-    client = Client([b"x" * 50] * 3, content_length="300")  # three more were announced
+def test_a_client_may_disconnect_while_its_body_is_drained():
+    client = Client([b"x" * 50] * 3, content_length="300")  # three more were declared
     assert refused(client).problem_type is BODY_TOO_LARGE
 
 
-def test_other_than_http_goes_through():
+def test_other_protocols_than_http_pass():
     async def app(scope, receive, send):
         seen.append(scope)
 
@@ -112,8 +112,8 @@ def test_other_than_http_goes_through():
 # Time
 
 
-def answer(app, receive, patience):
-    asyncio.run(BodyLimitMiddleware(app, LIMIT, patience)({"type": "http", "headers": []}, receive, None))
+def answer(app, receive, timeouts):
+    asyncio.run(BodyLimitMiddleware(app, LIMIT, timeouts)({"type": "http", "headers": []}, receive, None))
 
 
 async def read_all(scope, receive, send):
@@ -133,7 +133,7 @@ def drip(pause, most=10**6):
     return receive, sent
 
 
-def test_a_body_that_stalls_is_too_slow():
+def test_a_stalled_body_times_out():
     async def receive():
         if asked:
             await asyncio.Event().wait()
@@ -149,14 +149,14 @@ def test_a_body_that_stalls_is_too_slow():
     assert caught.value.headers == {"Connection": "close"}
 
 
-def test_a_body_that_drips_is_too_slow_in_all():
+def test_a_dripping_body_times_out():
     receive, sent = drip(0.01)
     with pytest.raises(Problem, match=r"408: a body must arrive within 0\.2 s, with no pause longer than 3600 s"):
         answer(read_all, receive, Timeouts(body=0.2, read=3600))
     assert len(sent) > 1
 
 
-def test_a_body_in_time_passes_and_what_comes_after_it_may_take_as_long_as_it_likes():
+def test_messages_after_the_body_have_no_timeout():
     async def receive():
         if len(sent) == 5:
             await asyncio.sleep(1.5)

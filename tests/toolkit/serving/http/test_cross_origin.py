@@ -45,14 +45,14 @@ def passes(method, headers, allowed=()):
         ({"sec-fetch-site": "cross-site", "origin": "http://localhost:8000"}, True),
     ],
 )
-def test_a_browser_tells_where_a_request_comes_from(headers, foreign):
+def test_cross_origin_requests_are_refused(headers, foreign):
     assert is_cross_origin(HOST | headers) is foreign
     assert passes("POST", HOST | headers) is not foreign
     for method in ("GET", "HEAD", "OPTIONS"):
         assert passes(method, HOST | headers)
 
 
-def test_the_refusal_says_what_to_do():
+def test_the_problem_names_the_option():
     with pytest.raises(
         Problem, match="pages of another origin may not send requests here; see --allow-origin"
     ) as caught:
@@ -64,13 +64,13 @@ def test_the_refusal_says_what_to_do():
     assert caught.value.problem_type is CROSS_ORIGIN
 
 
-def test_the_usual_port_may_be_named_or_not():
+def test_the_default_port_is_optional():
     for host, origin in (("a", "http://a"), ("a:80", "http://a"), ("a", "http://a:80"), ("a:443", "https://a")):
         assert not is_cross_origin({"host": host, "origin": origin})
     assert is_cross_origin({"host": "a:80", "origin": "https://a"})
 
 
-def test_origins_that_are_allowed_may_ask():
+def test_allowed_origins_pass():
     allowed = ("https://app.example", "https://other.example")
     for site in ({}, {"sec-fetch-site": "cross-site"}):
         assert passes("POST", HOST | site | {"origin": "https://app.example"}, allowed)

@@ -49,14 +49,14 @@ def refused(*words, **named):
 
 @pytest.mark.parametrize("step", [1009, 10**9])
 @pytest.mark.parametrize("coding", PACKED)
-def test_a_compressed_body_arrives_as_what_it_was(coding, step):
+def test_a_compressed_body_is_decompressed(coding, step):
     found = seen(PACKED[coding], step, content_encoding=coding, content_length="5", content_type="image/png")
     assert found["body"] == BODY
     assert found["headers"] == {b"content-type": b"image/png"}
     assert found["largest"] <= CHUNK_BYTES
 
 
-def test_names_are_read_in_any_case_and_identity_is_none():
+def test_encodings_ignore_case_and_identity():
     assert seen(PACKED["gzip"], content_encoding=" GZIP, identity")["body"] == BODY
     for named in ({}, {"content_encoding": "identity"}, {"content_encoding": ""}):
         assert seen(PACKED["gzip"], **named)["body"] == PACKED["gzip"]
@@ -68,14 +68,14 @@ def test_an_empty_body_is_empty():
     )
 
 
-def test_a_body_of_exactly_the_limit_passes_and_one_byte_more_does_not():
+def test_the_limit_is_exact():
     for size in (LIMIT - 1, LIMIT):
         assert len(seen(gzip.compress(bytes(size)), content_encoding="gzip")["body"]) == size
     assert refused(gzip.compress(bytes(LIMIT + 1)), content_encoding="gzip").problem_type is BODY_TOO_LARGE
 
 
 @pytest.mark.parametrize("step", [1000, 10**9])
-def test_a_bomb_is_undone_no_further_than_the_limit(step):
+def test_a_decompression_bomb_stops_at_the_limit(step):
     bomb = gzip.compress(bytes(100 * CHUNK_BYTES))
     tracemalloc.start()
     assert refused(bomb, step, content_encoding="gzip").problem_type is BODY_TOO_LARGE
@@ -84,7 +84,7 @@ def test_a_bomb_is_undone_no_further_than_the_limit(step):
 
 
 @pytest.mark.parametrize("named", ["br", "zstd", "compress", "gzip, gzip", "gzip, br", "x" * 1000])
-def test_another_encoding_is_refused_by_its_name(named):
+def test_an_unknown_encoding_is_refused_by_name(named):
     problem = refused(b"abc", content_encoding=named)
     assert problem.problem_type is UNSUPPORTED_ENCODING
     assert named[:60] in problem.detail
@@ -96,5 +96,5 @@ def test_another_encoding_is_refused_by_its_name(named):
              PACKED["gzip"][:-8] + b"checksum"],
     ids=["text", "deflate", "one byte short", "cut", "more behind", "other checksum"],
 )  # fmt: skip
-def test_what_is_not_what_it_says_is_malformed(body):
+def test_invalid_compressed_data_is_malformed(body):
     assert refused(body, 1000, content_encoding="gzip").problem_type is MALFORMED

@@ -1,10 +1,9 @@
-"""Nobody works for a client that has left; and nobody else is disturbed. On messages, and on real sockets."""
+"""Requests of disconnected clients are cancelled, and no others: on ASGI messages and on real sockets."""
 
 import asyncio
 import signal
 import socket
 import threading
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.requests import ClientDisconnect
 
-from support import MAX_WAIT_S
+from support import MAX_WAIT_S, wait_until
 from toolkit.serving.http.access_log import CLIENT_CLOSED_REQUEST, AccessLogMiddleware
 from toolkit.serving.http.disconnect import CancelOnDisconnectMiddleware
 from toolkit.serving.http.server import Server, ServerConfig, listen
@@ -62,7 +61,7 @@ def alone(play):
     asyncio.run(play_alone())
 
 
-def test_the_work_for_a_client_that_leaves_is_cancelled():
+def test_a_request_is_cancelled_when_its_client_disconnects():
     async def play():
         async def app(scope, receive, send):
             while (await receive())["more_body"]:
@@ -83,7 +82,7 @@ def test_the_work_for_a_client_that_leaves_is_cancelled():
     alone(play)
 
 
-def test_all_that_comes_is_passed_on_unchanged_and_a_departure_before_the_end_of_the_body_too():
+def test_messages_pass_unchanged_before_the_end_of_the_body():
     pieces = [piece(b"a", more=True), piece(b"", more=True), piece(b"b", more=True)]
 
     async def play():
@@ -98,7 +97,7 @@ def test_all_that_comes_is_passed_on_unchanged_and_a_departure_before_the_end_of
     alone(play)
 
 
-def test_once_an_answer_has_begun_nothing_is_cancelled_and_who_asks_is_told():
+def test_nothing_is_cancelled_once_the_response_has_begun():
     async def play():
         async def app(scope, receive, send):
             await receive()
@@ -117,7 +116,7 @@ def test_once_an_answer_has_begun_nothing_is_cancelled_and_who_asks_is_told():
     alone(play)
 
 
-def test_an_answer_that_begins_before_the_body_has_ended_is_not_watched():
+def test_an_early_response_is_not_watched():
     async def play():
         async def app(scope, receive, send):
             await send(START)
@@ -131,7 +130,7 @@ def test_an_answer_that_begins_before_the_body_has_ended_is_not_watched():
     alone(play)
 
 
-def test_an_application_that_asks_whether_the_client_is_there_does_not_disturb_the_watch():
+def test_an_application_may_poll_for_a_disconnect():
     async def play():
         async def app(scope, receive, send):
             await receive()
@@ -150,7 +149,7 @@ def test_an_application_that_asks_whether_the_client_is_there_does_not_disturb_t
 
 
 @pytest.mark.parametrize("leaves", [False, True])
-def test_who_is_cancelled_by_others_stays_cancelled(leaves):
+def test_a_task_cancelled_by_others_stays_cancelled(leaves):
     async def play():
         async def app(scope, receive, send):
             await receive()
@@ -162,7 +161,7 @@ def test_who_is_cancelled_by_others_stays_cancelled(leaves):
         await running.wait()
         if leaves:
             client.leaves.set()
-        await turns(1)  # the departure has cancelled the task, which has not noticed yet
+        await turns(1)  # the disconnect has cancelled the task, which has not run since
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -170,7 +169,7 @@ def test_who_is_cancelled_by_others_stays_cancelled(leaves):
     alone(play)
 
 
-def test_an_error_and_an_application_that_never_reads_are_left_alone():
+def test_errors_and_unread_bodies_pass():
     async def play():
         async def failing(scope, receive, send):
             await receive()
@@ -192,7 +191,7 @@ def test_an_error_and_an_application_that_never_reads_are_left_alone():
     alone(play)
 
 
-def test_other_than_http_goes_through():
+def test_other_protocols_than_http_pass():
     async def play():
         async def app(scope, receive, send):
             seen.extend([scope, await receive(), await receive()])
@@ -209,7 +208,7 @@ def test_other_than_http_goes_through():
 
 @dataclass
 class Counter:
-    """A service whose ``/wait`` works until it is told to stop, and what it has to do."""
+    """A service with a route that works until ``stop`` is set, and its requests under way."""
 
     server: Any = None
     port: int = 0
@@ -253,13 +252,6 @@ class Counter:
         return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
 
 
-def wait_until(condition, seconds=MAX_WAIT_S):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 @pytest.fixture
 def counter():
     counter = Counter()
@@ -274,7 +266,7 @@ def counter():
     assert not thread.is_alive()
 
 
-def test_after_a_thousand_departures_nothing_remains(counter):
+def test_a_thousand_disconnects_leave_nothing_behind(counter):
     with counter.send("first"):
         wait_until(lambda: counter.working)
     wait_until(lambda: counter.answered(CLIENT_CLOSED_REQUEST) == 1)
@@ -298,7 +290,7 @@ def test_after_a_thousand_departures_nothing_remains(counter):
     assert counter.metrics.summary()["requests"] == {"/wait/{name}": {"499": 1001}}
 
 
-def test_a_departure_ends_only_the_request_that_was_waited_for(counter):
+def test_a_disconnect_cancels_only_its_own_request(counter):
     with counter.send("one", "two") as connection, counter.send("bystander") as bystander:
         wait_until(lambda: counter.working == {"one", "bystander"})  # "two" has its turn after the answer to "one"
         counter.finish()

@@ -31,7 +31,7 @@ def references(part):
             yield from references(one)
 
 
-def test_kinds_of_one_status_are_told_together():
+def test_problem_types_of_one_status_are_described_together():
     found = error_responses(UNSUPPORTED_MEDIA_TYPE, UNSUPPORTED_FORMAT, OVERLOADED, NOT_READY)
     assert set(found) == {415, 503}
     assert found[415]["description"] == f"{UNSUPPORTED_MEDIA_TYPE.title}; {UNSUPPORTED_FORMAT.title}"
@@ -74,12 +74,12 @@ def test_the_description_is_valid(described):
             assert set(name) <= set(described["components"]["securitySchemes"])
 
 
-def test_each_reference_leads_somewhere_and_each_schema_is_used(described):
+def test_references_and_schemas_match(described):
     used = set(references(described))
     assert used == {f"#/components/schemas/{name}" for name in described["components"]["schemas"]}
 
 
-def test_errors_are_described_as_what_they_are(described):
+def test_errors_are_described_as_problem_documents(described):
     for operation in operations(described).values():
         for code, response in operation["responses"].items():
             if code >= "400":
@@ -102,7 +102,7 @@ def test_bodies_and_keys_are_described(described):
     assert {"400", "413", "415", "422", "500", "503"} <= set(found["/predict", "post"]["responses"])
 
 
-def test_the_examples_of_bodies_are_of_the_shape_that_is_asked(described):
+def test_examples_of_bodies_match_their_schemas(described):
     bodies = {
         path: operation["requestBody"]["content"]["application/json"]
         for (path, _), operation in operations(described).items()
@@ -120,7 +120,7 @@ def test_the_examples_of_bodies_are_of_the_shape_that_is_asked(described):
             assert value in (ONE_IMAGE, [ONE_IMAGE])
 
 
-def test_without_keys_none_is_described():
+def test_keys_are_described_only_where_required():
     app = create_app(ServeSettings())
     schema = build_openapi(app, (), 3)
     assert "securitySchemes" not in schema["components"]

@@ -78,17 +78,17 @@ def problem(work):
 
 
 @pytest.mark.parametrize("step", [1, 7, 1000, 10**6])
-def test_a_form_gives_the_bytes_of_its_file_however_they_arrive(step):
+def test_a_form_gives_the_bytes_of_its_file(step):
     assert one(form([("file", ("cat.jpg", IMAGE, "image/jpeg"))], step=step)) == IMAGE
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "C:\\con", "a" * 3000, "é\u202e.jpg", " ", '"; drop'])
-def test_neither_file_name_nor_declared_type_matters(name):
+def test_file_name_and_declared_type_do_not_matter(name):
     files = [("file", (name, IMAGE, "text/html"))]
     assert one(form(files, data={"comment": "my cat"})) == IMAGE
 
 
-def test_an_upload_tells_its_name_and_nothing_else_has_one():
+def test_only_an_upload_has_a_file_name():
     read = asyncio.run(parse_image(form([("file", ("my cat.jpg", IMAGE, "text/html"))])))
     assert (read(), file_name(read)) == (IMAGE, "my cat.jpg")
     assert file_name(asyncio.run(parse_image(request(IMAGE, "image/jpeg")))) is None
@@ -113,12 +113,12 @@ ENTRIES = [TEXT, {"b64": TEXT}, {"image": {"b64": TEXT}}, {"image": TEXT}]  # as
     "value",
     [{"image": TEXT}, {"inputs": TEXT}, *({name: [entry]} for name in ("inputs", "instances") for entry in ENTRIES)],
 )
-def test_the_shapes_of_other_servers_are_read(value):
+def test_the_json_of_other_servers_is_accepted(value):
     assert one(sent(value)) == IMAGE
     assert many(sent(value)) == [IMAGE]
 
 
-def test_base64_for_addresses_and_without_its_end_is_base64_too():
+def test_base64_may_be_url_safe_and_unpadded():
     assert set("-_") <= set(base64.urlsafe_b64encode(IMAGE).decode())
     for data in (IMAGE, IMAGE[:-1], IMAGE[:-2]):
         for text in (base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode()):
@@ -127,7 +127,7 @@ def test_base64_for_addresses_and_without_its_end_is_base64_too():
 
 
 @pytest.mark.parametrize("more", [{}, {"params": {}}, {"params": None}])
-def test_what_the_clients_of_mlflow_send_is_read(more):
+def test_the_json_of_mlflow_clients_is_accepted(more):
     for value in (
         {"inputs": [TEXT] * 4},
         {"dataframe_split": {"index": [0, 1, 2, 3], "columns": ["image"], "data": [[TEXT]] * 4}},
@@ -150,7 +150,7 @@ def test_what_the_clients_of_mlflow_send_is_read(more):
         {"dataframe_records": [{"image": TEXT, "other": 1}]},
     ],
 )
-def test_what_would_be_passed_over_is_refused(value):
+def test_ignored_members_are_refused(value):
     assert problem(lambda: many(sent(value))).problem_type is INVALID
 
 
@@ -160,7 +160,7 @@ def test_what_would_be_passed_over_is_refused(value):
      '"a;b"', "é", "utf-8; charset=undefined"],
 )  # fmt: skip
 @pytest.mark.parametrize("place", ["; boundary=b; charset={}", "; CHARSET = {} ; boundary=b"])
-def test_a_form_is_read_whatever_charset_it_names(charset, place):
+def test_the_charset_of_a_form_does_not_matter(charset, place):
     head = 'Content-Disposition: form-data; name="{}"{}\r\n\r\n'
     body = (
         f"--b\r\n{head.format('note', '')}é\r\n--b\r\n".encode()
@@ -174,20 +174,20 @@ def test_a_form_is_read_whatever_charset_it_names(charset, place):
 @pytest.mark.parametrize(
     "name", ["filename*=UTF-8''a%20b.png", "filename*0=a; filename*1=b", "FILENAME* = x", 'filename="a"; filename*=b']
 )
-def test_a_part_with_any_kind_of_file_name_is_a_file(name):
+def test_a_part_with_any_file_name_is_a_file(name):
     body = f'--b\r\nContent-Disposition: form-data; name="file"; {name}\r\n\r\n'.encode() + IMAGE + b"\r\n--b--\r\n"
     assert one(request(body, "multipart/form-data; boundary=b")) == IMAGE
 
 
 @pytest.mark.parametrize("head", ["data:image/png;base64,", "data:;base64,", " DATA:text/html;charset=x;BASE64,\n"])
-def test_a_data_url_is_its_base64_whatever_type_it_declares(head):
+def test_a_data_url_is_its_base64(head):
     assert one(sent({"image": head + TEXT})) == IMAGE
     assert many(sent({"instances": [{"b64": head + TEXT}] * 4})) == [IMAGE] * 4
 
 
 @pytest.mark.parametrize("text", ["data:image/png,QUJD", "data:base64,QUJD", "http://elsewhere/a.png", "QUJDR", "QU=JD",
                                   "/etc/passwd.jpg", "data:image/png;base64,data:;base64,QUJD"])  # fmt: skip
-def test_other_addresses_are_not_base64_and_lead_nowhere(text):
+def test_other_urls_are_not_fetched(text):
     assert problem(lambda: one(sent({"image": text}))).problem_type is UNDECODABLE
     assert problem(lambda: many(sent({"inputs": [text]}))).problem_type is UNDECODABLE
 
@@ -223,12 +223,12 @@ def test_other_addresses_are_not_base64_and_lead_nowhere(text):
         ('{"image": "QUJDé"}'.encode(), UNDECODABLE),
     ],
 )
-def test_json_that_is_wrong_is_said_to_be(body, kind):
+def test_invalid_json_bodies_are_refused(body, kind):
     assert problem(lambda: one(request(body, "application/json"))).problem_type is kind
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/xml", "images/png", "multipart/mixed", "json"])
-def test_other_types_are_not_taken_for_images(content_type):
+def test_other_media_types_are_refused(content_type):
     assert problem(lambda: one(request(IMAGE, content_type))).problem_type is UNSUPPORTED_MEDIA_TYPE
     assert problem(lambda: many(request(IMAGE, content_type))).problem_type is UNSUPPORTED_MEDIA_TYPE
 
@@ -265,12 +265,12 @@ def test_a_form_needs_exactly_one_file_of_that_name(asked, words):
         lambda: request(b"--x", "multipart/form-data; boundary=" + "x" * 5000),
     ],
 )
-def test_a_form_that_cannot_be_read_is_malformed(asked):
+def test_an_invalid_form_is_malformed(asked):
     assert problem(lambda: one(asked())).problem_type is MALFORMED
 
 
 @pytest.mark.parametrize("step", [1, 10**6])
-def test_a_form_that_was_cut_short_is_malformed_wherever_the_cut_is(step):
+def test_a_truncated_form_is_malformed(step):
     encoded = httpx.Request("POST", "http://test", files=[("file", ("a.png", b"abc", "image/png"))])
     body, content_type = encoded.read().rstrip(b"\r\n"), encoded.headers["Content-Type"]
     assert one(request(body, content_type, step)) == b"abc"
@@ -282,12 +282,12 @@ def test_a_form_that_was_cut_short_is_malformed_wherever_the_cut_is(step):
         )
 
 
-def test_fields_beside_the_file_may_be_as_many_and_as_long_as_said():
+def test_other_fields_of_a_form_are_limited():
     fields = {f"note{number}": "x" * MAX_FIELD_BYTES for number in range(MAX_FIELDS)}
     assert one(form([FILE], data=fields)) == IMAGE
 
 
-def test_mutated_forms_are_read_or_refused_but_never_break():
+def test_mutated_forms_never_fail_otherwise():
     generator = np.random.default_rng(11)
     encoded = httpx.Request("POST", "http://test", files=[("files", ("a.png", b"abc", "image/png"))] * 2)
     body, content_type = encoded.read(), encoded.headers["Content-Type"]
@@ -315,12 +315,12 @@ def test_mutated_forms_are_read_or_refused_but_never_break():
 # Many images
 
 
-def test_a_batch_keeps_the_order_and_leaves_other_fields_alone():
+def test_a_batch_keeps_the_order_and_ignores_other_fields():
     files = [("files", (f"{number}.png", bytes([number]) * 100, "image/png")) for number in range(4)]
     assert many(form(files, data={"files": "text"})) == [bytes([number]) * 100 for number in range(4)]
 
 
-def test_a_batch_has_at_most_so_many_and_at_least_one():
+def test_the_size_of_a_batch_is_limited():
     files = [("files", FILE[1])] * 5
     assert "at most 4 files" in problem(lambda: many(form(files))).detail
     found = problem(lambda: many(form([FILE])))
@@ -335,13 +335,13 @@ def test_a_batch_of_json_keeps_the_order_and_the_limits():
         assert (found.problem_type, found.detail) == (INVALID, "the JSON body must hold from 1 to 4 images")
 
 
-def test_of_a_batch_only_the_image_with_broken_base64_fails():
+def test_invalid_base64_fails_alone_in_a_batch():
     reads = asyncio.run(parse_images(sent({"inputs": [TEXT, "QUJDR", {"b64": TEXT}]}), 4))
     assert (reads[0](), reads[2]()) == (IMAGE, IMAGE)
     assert problem(reads[1]).problem_type is UNDECODABLE
 
 
-def test_raw_images_are_a_batch_only_where_pixels_are_taken():
+def test_a_raw_image_is_a_batch_only_where_pixels_are():
     for content_type in ("image/jpeg", "application/x-image", None):
         assert many(request(IMAGE, content_type), size=16) == [IMAGE]
         assert (
@@ -361,7 +361,7 @@ def test_pixels_arrive_unchanged_nested_and_flat(size):
         np.testing.assert_array_equal([load_image(data, size).pixels for data in reads], pixels)
 
 
-def test_pixels_and_base64_may_stand_side_by_side():
+def test_pixels_and_base64_may_be_mixed():
     first, second = many(sent({"instances": [[9] * 12, {"b64": TEXT}]}), size=2)
     assert (load_image(first, 2).pixels == 9).all()
     assert second == IMAGE
@@ -377,7 +377,7 @@ LEAVES = st.integers(0, 255) | st.sampled_from(
 @pytest.mark.parametrize("wrong", [[], SQUARE[0], [SQUARE[0]], SQUARE + SQUARE, [SQUARE[0], []], [SQUARE[0], "ab"],
                                    [SQUARE[0], [[1, 2], [3, 4, 5, 6]]], [SQUARE[0], [[1, 2, 3, 4]] * 2], [0] * 11,
                                    [0] * 13, [0, SQUARE], "abcdefghijkl", {"0": 1}, None, [SQUARE]])  # fmt: skip
-def test_pixels_of_another_shape_are_refused_in_one_sentence(wrong):
+def test_pixels_of_another_shape_are_refused(wrong):
     found = problem(lambda: from_pixels(wrong, 2, index=5))
     wanted = "image 5 must be 2 x 2 x 3 whole numbers from 0 to 255, in nested lists or in one"
     assert (found.problem_type, found.detail) == (INVALID, wanted)
@@ -385,7 +385,7 @@ def test_pixels_of_another_shape_are_refused_in_one_sentence(wrong):
 
 @given(values=st.lists(LEAVES, min_size=12, max_size=12) | st.lists(WHOLE, min_size=12, max_size=12))
 @settings(max_examples=200, deadline=None)
-def test_only_whole_numbers_of_a_byte_are_pixels(values):
+def test_only_whole_numbers_to_255_are_pixels(values):
     good = all(type(value) in (int, float) and value in range(256) for value in values)
     rows = [[values[0:3], values[3:6]], [values[6:9], values[9:12]]]
     for lists in (values, rows):
@@ -396,7 +396,7 @@ def test_only_whole_numbers_of_a_byte_are_pixels(values):
 
 
 @pytest.mark.parametrize("size", [1, 2, 7])
-def test_the_limit_of_values_is_above_what_full_requests_hold_and_not_far(size):
+def test_the_value_limit_fits_the_largest_request(size):
     pixels = np.zeros((4, size, size, 3), int).tolist()
     assert len(many(sent({"inputs": pixels}), 4, size)) == 4
     longest = {"instances": [{"image": {"b64": f"data:image/png;base64,{TEXT}"}}] * 4}
@@ -408,18 +408,18 @@ def test_the_limit_of_values_is_above_what_full_requests_hold_and_not_far(size):
         )
 
 
-def test_a_body_without_a_length_counts_as_the_largest():
+def test_a_body_without_content_length_counts_as_the_largest():
     head = {"type": "http", "headers": [(b"content-length", b"12")]}
     assert content_length_or(Request(head), 100) == 12
     assert content_length_or(request(IMAGE), 100) == 100
 
 
-def test_values_are_counted_to_the_letter():
+def test_the_value_limit_is_exact():
     assert load_json(b'[{"a": 1}, 2]', 3) == [{"a": 1}, 2]
     assert problem(lambda: load_json(b'[{"a": 1}, 2]', 2)).problem_type is MALFORMED
 
 
-def test_large_files_never_touch_the_disk(monkeypatch):
+def test_large_files_stay_in_memory(monkeypatch):
     def refuse(*_words, **_more):
         raise AssertionError("an image was written to a file")
 
@@ -428,7 +428,7 @@ def test_large_files_never_touch_the_disk(monkeypatch):
     assert many(form([("files", ("a", data, "image/png"))], step=2**16), 1) == [data]
 
 
-def test_the_description_names_what_is_read():
+def test_the_described_bodies_are_accepted():
     assert set(IMAGE_BODY["content"]) == {
         "multipart/form-data", "image/*", "application/octet-stream", "application/json"
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The socket, the way a server leaves, what is no HTTP at all, and clients without end: on real sockets."""
+"""The HTTP server on real sockets: invalid HTTP, slow clients, limits and shutdown."""
 
 import asyncio
 import http.client
@@ -18,7 +18,7 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from support import MAX_WAIT_S
+from support import MAX_WAIT_S, wait_until
 from toolkit.errors import SettingsError
 from toolkit.serving.http.access_log import AccessLogMiddleware
 from toolkit.serving.http.body_limit import BodyLimitMiddleware
@@ -89,13 +89,6 @@ def port():
         yield port
 
 
-def wait_until(condition, seconds=MAX_WAIT_S):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def rest_of(connection):
     """All that comes back until the connection is closed."""
     answer = b""
@@ -116,7 +109,7 @@ def talk(port, *pieces):
     "request_bytes",
     [
         b"hello\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",  # somebody speaks TLS
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",  # TLS
         b"GET / HTTP/3.0 extra\r\n\r\n",
         b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: abc\r\n\r\n",
@@ -133,7 +126,7 @@ def talk(port, *pieces):
         b"GET / HTTP/1.1\r\nHost: a\r\nX-Large: " + b"x" * 70_000,  # and no end is in sight
     ],
 )
-def test_what_is_no_http_is_answered_with_a_problem(port, request_bytes):
+def test_invalid_http_is_answered_with_a_problem(port, request_bytes):
     head, _, body = talk(port, request_bytes).partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines[1:])
@@ -147,7 +140,7 @@ def test_what_is_no_http_is_answered_with_a_problem(port, request_bytes):
 
 
 @pytest.mark.parametrize("pause", [True, False])  # the server answers the head before the rest arrives, or may not
-def test_a_body_that_breaks_gets_one_answer_and_leaves_no_traceback(port, caplog, pause):
+def test_a_broken_body_gets_one_response_and_no_traceback(port, caplog, pause):
     head = b"POST /nowhere HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
     broken = b"not a length\r\n\r\n"
     with socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S) as connection:
@@ -164,7 +157,7 @@ def test_a_body_that_breaks_gets_one_answer_and_leaves_no_traceback(port, caplog
 
 
 @pytest.mark.parametrize("chunk", [b"-1\r\nabc", b"0x3\r\nabc", b"\r\nabc", b"3\nabc", b"3\r\nabc\n", b"3\r\nabcd"])
-def test_a_chunk_of_a_doubtful_size_ends_the_connection_and_hides_no_request(port, chunk):
+def test_an_ambiguous_chunk_size_smuggles_no_request(port, chunk):
     head = b"POST /length HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     answer = talk(port, head + chunk + b"\r\n0\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 400")
@@ -172,7 +165,7 @@ def test_a_chunk_of_a_doubtful_size_ends_the_connection_and_hides_no_request(por
 
 
 @pytest.mark.parametrize("target", [b"http://elsewhere/length?a=1", b"HTTP://a:80/length", b"https://u@[::1]:9/length"])
-def test_a_target_with_an_address_is_its_path(port, target):
+def test_an_absolute_target_is_its_path(port, target):
     head = b"POST " + target + b" HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nConnection: close\r\n\r\n"
     answer = talk(port, head + b"abc")
     assert answer.startswith(b"HTTP/1.1 200")
@@ -182,7 +175,7 @@ def test_a_target_with_an_address_is_its_path(port, target):
     assert talk(port, b"GET ftp://a/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 404")
 
 
-# Clients without end
+# Slow clients
 
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -194,7 +187,7 @@ SLOW_CLIENTS = {
     "half a head after a request": [GET, b"GET / HT"],
     "half a body": [POST + b"abc"],
     "a dripping body": itertools.chain([POST.replace(b"100", b"1000")], itertools.repeat(b"a")),
-    "a dripping body that nobody wants": itertools.chain(
+    "a dripping unread body": itertools.chain(
         [POST.replace(b"/length", b"/").replace(b"100", b"1000")], itertools.repeat(b"a")
     ),
 }
@@ -245,12 +238,12 @@ def endings():
         yield answers | {"reading nothing": taken}, metrics.summary()["requests"]
 
 
-def test_who_sends_nothing_is_cut_off_in_silence(endings):
+def test_a_silent_client_is_disconnected(endings):
     assert endings[0]["nothing"] == b""
 
 
 @pytest.mark.parametrize("client", ["half a head", "a dripping head", "half a head after a request"])
-def test_a_head_that_does_not_come_is_a_problem(endings, client):
+def test_slow_headers_are_a_408(endings, client):
     *before, last = endings[0][client].split(b"HTTP/1.1 ")[1:]
     assert [one[:3] for one in before] == ([b"200"] if "after" in client else [])
     head, _, body = last.partition(b"\r\n\r\n")
@@ -262,7 +255,7 @@ def test_a_head_that_does_not_come_is_a_problem(endings, client):
 
 
 @pytest.mark.parametrize("client", ["half a body", "a dripping body"])
-def test_a_body_that_does_not_come_is_a_problem(endings, client):
+def test_a_slow_body_is_a_408(endings, client):
     head, _, body = endings[0][client].partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408 Request Timeout")
     assert b"\r\nconnection: close" in head.lower()
@@ -270,28 +263,28 @@ def test_a_body_that_does_not_come_is_a_problem(endings, client):
     assert endings[1]["/length"]["408"] == 2
 
 
-def test_a_body_that_nobody_waits_for_keeps_no_connection_open(endings):
-    assert endings[0]["a dripping body that nobody wants"].startswith(b"HTTP/1.1 200 OK")
+def test_an_unread_body_keeps_no_connection_open(endings):
+    assert endings[0]["a dripping unread body"].startswith(b"HTTP/1.1 200 OK")
 
 
-def test_an_answer_that_is_not_taken_is_given_up(endings):
+def test_an_unread_response_times_out(endings):
     assert 0 < endings[0]["reading nothing"] < LARGE
 
 
-def test_who_is_refused_and_stays_is_cut_off_too(endings):
+def test_a_refused_client_is_disconnected(endings):
     assert endings[0]["refused, and staying"].startswith(b"HTTP/1.1 400 Bad Request")
 
 
-def test_a_slow_client_that_is_in_time_is_served(port):
+def test_a_slow_client_within_the_timeouts_is_served(port):
     assert outlast(port, IN_TIME).startswith(b"HTTP/1.1 200 OK")
 
 
-def test_a_large_answer_is_taken_whole_by_who_reads_it(port):
+def test_a_large_response_arrives_whole(port):
     answer = talk(port, GET.replace(b"/ ", b"/large ").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
     assert len(answer.partition(b"\r\n\r\n")[2]) == LARGE
 
 
-def test_one_connection_too_many_is_told_so_and_the_next_one_served_when_there_is_room():
+def test_connections_beyond_the_limit_get_a_503():
     with serving(max_connections=3) as (server, port, _):
         open_ones = [socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S) for _ in range(3)]
         wait_until(lambda: len(server.server_state.connections) == 3)
@@ -313,7 +306,7 @@ def test_one_connection_too_many_is_told_so_and_the_next_one_served_when_there_i
         assert b"200 OK" in talk(port, GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
 
 
-def test_a_refused_client_does_not_hold_a_server_that_leaves():
+def test_a_refused_client_does_not_delay_the_shutdown():
     with serving() as (_, port, _):
         connection = socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S)
         connection.sendall(b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -321,7 +314,7 @@ def test_a_refused_client_does_not_hold_a_server_that_leaves():
     connection.close()
 
 
-def test_connections_leave_files_for_everything_else(monkeypatch):
+def test_the_connection_limit_leaves_file_descriptors(monkeypatch):
     files = RESERVED_FDS + 100
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (files, files))
     for wanted, most in ((50, 50), (4096, 100)):
@@ -339,7 +332,7 @@ class Wire:
         return lambda *data: self.used.append((name, *data))
 
 
-def test_what_is_written_in_one_turn_is_sent_together_and_in_order():
+def test_writes_of_one_turn_are_coalesced():
     async def play():
         wire = Wire()
         transport = CoalescingTransport(wire, asyncio.get_running_loop())
@@ -361,7 +354,7 @@ def test_what_is_written_in_one_turn_is_sent_together_and_in_order():
     asyncio.run(play())
 
 
-def test_a_client_that_has_just_reset_its_connection_is_refused_without_an_error():
+def test_write_eof_on_a_reset_connection_is_no_error():
     async def play():
         loop = asyncio.get_running_loop()
         with listen("127.0.0.1", 0) as listener:
@@ -380,7 +373,7 @@ def test_a_client_that_has_just_reset_its_connection_is_refused_without_an_error
 # The socket
 
 
-def test_a_port_in_use_an_address_of_others_and_a_name_of_nobody_are_one_sentence():
+def test_an_unusable_address_is_one_sentence():
     with listen("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
         with pytest.raises(SettingsError, match=f"cannot listen on 127.0.0.1 port {port}: .*in use; choose another"):
@@ -393,7 +386,7 @@ def test_a_port_in_use_an_address_of_others_and_a_name_of_nobody_are_one_sentenc
             listen(name, 0)
 
 
-# The way out
+# Shutdown
 
 
 class Left:
@@ -408,7 +401,7 @@ def ticks(server, count=3):
     return [asyncio.run(server.on_tick(counter)) for counter in range(1, count + 1)]
 
 
-def test_the_first_signal_drains_the_second_ends_the_draining_and_the_third_everything():
+def test_the_second_signal_ends_the_draining():
     left = Left()
     server = Server(FastAPI(), left, ServerConfig(1000, 1))
     assert ticks(server) == [False] * 3
@@ -417,19 +410,19 @@ def test_the_first_signal_drains_the_second_ends_the_draining_and_the_third_ever
     server.handle_exit(signal.SIGTERM, None)
     assert (left.times, server.force_exit, ticks(server)) == (1, False, [True] * 3)
     server.handle_exit(signal.SIGTERM, None)
-    assert server.force_exit is False  # an impatient orchestrator cuts off no answer
+    assert server.force_exit is False  # a repeated SIGTERM cuts off no response
     server.handle_exit(signal.SIGINT, None)
     assert server.force_exit is True
 
 
-def test_without_draining_the_first_signal_ends():
+def test_without_a_drain_timeout_the_first_signal_ends():
     server = Server(FastAPI(), lambda: None, ServerConfig(0, 1))
     server.handle_exit(signal.SIGINT, None)
     assert ticks(server) == [True] * 3
 
 
 class Regular:
-    """A client that asks again and again on one connection, until it is told to leave or to come no more."""
+    """A client that repeats requests on one connection, until it is closed or refused."""
 
     def __init__(self, port, pause=0.0):
         self.port, self.pause = port, pause
@@ -462,7 +455,7 @@ class Regular:
 
 
 @pytest.mark.parametrize("drain_timeout", [0.0, 1.0])
-def test_a_server_that_leaves_under_load_answers_all_and_tells_each_client_to_leave(drain_timeout):
+def test_a_shutdown_under_load_answers_every_request(drain_timeout):
     clients = [Regular(0, pause=0.01 * (index % 3)) for index in range(16)]
     with (
         ThreadPoolExecutor(len(clients)) as pool,
@@ -479,7 +472,7 @@ def test_a_server_that_leaves_under_load_answers_all_and_tells_each_client_to_le
     assert all(client.farewells for client in clients)
 
 
-def test_what_arrived_together_is_answered_to_the_last_while_the_server_leaves():
+def test_pipelined_requests_are_answered_during_the_shutdown():
     ask = b"POST /slow?seconds=0.5 HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
     with (
         serving(shutdown_timeout=30) as (server, port, _),
@@ -494,7 +487,7 @@ def test_what_arrived_together_is_answered_to_the_last_while_the_server_leaves()
     assert b"connection: close" not in first + second
 
 
-def test_a_connection_that_idles_is_closed_but_not_before_what_is_on_its_way_has_come():
+def test_an_idle_connection_is_closed_after_requests_under_way():
     with serving(drain_timeout=1000, shutdown_timeout=30) as (server, port, _), ExitStack() as stack:
         idle, late = (
             stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S)) for _ in range(2)
@@ -504,7 +497,7 @@ def test_a_connection_that_idles_is_closed_but_not_before_what_is_on_its_way_has
             assert connection.recv(65536).startswith(b"HTTP/1.1 200")
 
         def leave():
-            """Within one turn of the loop: it has not seen the request when it is told to close what idles."""
+            """In one turn of the loop: the server has not seen the request when it closes idle connections."""
             late.sendall(GET)
             server.handle_exit(signal.SIGTERM, None)
             for connection in list(server.server_state.connections):
@@ -515,7 +508,7 @@ def test_a_connection_that_idles_is_closed_but_not_before_what_is_on_its_way_has
         assert (idle.recv(65536), late.recv(65536)) == (b"", b"")
 
 
-def test_a_request_that_cannot_be_finished_in_time_is_told_so():
+def test_a_request_beyond_the_shutdown_timeout_gets_a_503():
     with (
         serving() as (server, port, _),
         socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S) as connection,
@@ -530,7 +523,7 @@ def test_a_request_that_cannot_be_finished_in_time_is_told_so():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system cannot be asked to make no further connection")
-def test_a_socket_that_takes_no_more_keeps_those_that_it_has():
+def test_stop_accepting_keeps_the_accepted_connections():
     with listen("127.0.0.1", 0) as listener, socket.socket() as early, socket.socket() as late:
         early.connect(listener.getsockname())
         stop_accepting(listener)

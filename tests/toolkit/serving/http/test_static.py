@@ -53,7 +53,7 @@ def policy_of(response):
     return dict(part.split(" ", 1) for part in parts)
 
 
-def test_the_folder_holds_what_is_served_and_nothing_else():
+def test_the_folder_holds_the_served_files_only():
     assert sorted(path.name for path in FOLDER.iterdir()) == sorted(OWN)
     assert [name for name, (folder, _) in FILES.items() if len((folder / name).read_bytes().strip()) < 100] == []
 
@@ -69,11 +69,11 @@ def test_each_file_comes_with_its_type_and_all_headers(name):
 
 
 @pytest.mark.parametrize("address", ["/dashboard", "/"])
-def test_the_dashboard_has_an_address_of_its_own(address):
+def test_the_dashboard_has_a_path_of_its_own(address):
     assert get(address).content == (FOLDER / DASHBOARD).read_bytes()
 
 
-def test_the_swagger_page_runs_its_own_scripts_and_no_other():
+def test_the_swagger_page_runs_only_its_own_scripts():
     response = get("/docs")
     assert response.headers["Content-Type"] == "text/html; charset=utf-8"
     assert {header: response.headers[header] for header in HEADERS} == HEADERS
@@ -92,7 +92,7 @@ def test_the_swagger_page_runs_its_own_scripts_and_no_other():
 
 
 @pytest.mark.parametrize("name", ["nothing.js", "Dashboard.html", "dashboard", "../pages.py", "/etc/passwd", ""])
-def test_other_names_are_not_looked_for(name):
+def test_other_names_are_not_opened(name):
     with pytest.raises(Problem, match="404: there is no page file of that name"):
         static_page(name)
 
@@ -100,19 +100,19 @@ def test_other_names_are_not_looked_for(name):
 @pytest.mark.parametrize(
     "address", ["/pages/nothing.js", "/pages/..%2fpages.py", "/pages/%2e%2e%2fpages.py", "/pages/"]
 )
-def test_other_addresses_are_a_problem(address):
+def test_other_paths_are_not_found(address):
     response = get(address)
     assert (response.status_code, response.headers["Content-Type"]) == (404, "application/problem+json")
     assert response.json()["type"] == "/docs#problem-not-found"
 
 
-def test_the_policy_lets_nothing_in_from_elsewhere():
+def test_the_policy_allows_no_other_origin():
     assert POLICY["default-src"] == "'none'"
     assert {source for sources in POLICY.values() for source in sources.split()} == {"'none'", "'self'", "blob:"}
     assert [name for name, sources in POLICY.items() if "blob:" in sources] == ["img-src"]
 
 
-def test_the_dashboard_has_nothing_inline_and_loads_only_its_own_files():
+def test_the_dashboard_has_nothing_inline():
     page = Tags((FOLDER / DASHBOARD).read_text())
     assert page.inline == []
     attributes = [attribute for _, found in page.tags for attribute in found]
@@ -125,7 +125,7 @@ def test_the_dashboard_has_nothing_inline_and_loads_only_its_own_files():
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_imports_its_own_files_and_makes_no_markup(name):
+def test_scripts_import_own_files_and_create_no_markup(name):
     source = (FOLDER / name).read_text()
     assert re.findall(DANGEROUS, source) == []
     assert set(re.findall(r'from "\./([^"]+)"', source)) <= set(SCRIPTS)
