@@ -612,7 +612,7 @@ def test_a_full_queue_refuses_at_once_and_everything_else_still_answers(served):
         waiting = [clients.submit(served.predict) for _ in range(8)]
         wait_until(lambda: served.desk.room == 0)
         for refused in (served.predict(), served.client.post("/predict/batch", files=[("files", RED)])):
-            document = problem(refused, 503, "full")
+            document = problem(refused, 503, "overloaded")
             assert "2 images are being answered and 6 wait" in document["detail"]
             assert 1 <= int(refused.headers["Retry-After"]) <= 30
         counted = served.client.get("/metrics/prometheus").text
@@ -631,7 +631,7 @@ def test_a_full_queue_refuses_at_once_and_everything_else_still_answers(served):
 
 def test_a_batch_that_finds_too_little_room_takes_none(served):
     with served.desk.places(5):
-        problem(served.client.post("/predict/batch", files=[("files", RED)] * 4), 503, "full")
+        problem(served.client.post("/predict/batch", files=[("files", RED)] * 4), 503, "overloaded")
         assert served.desk.in_flight == 5
         assert served.client.post("/predict/batch", files=[("files", RED)] * 3).status_code == 200
     assert served.desk.in_flight == 0

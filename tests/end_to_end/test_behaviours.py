@@ -509,7 +509,7 @@ def test_a_full_queue_refuses_images_only(served):
     assert {status for status, _, _ in found} == {200, 503}
     for status, headers, text in found:
         if status == 503:
-            assert json.loads(text)["type"] == "/docs#problem-full"
+            assert json.loads(text)["type"] == "/docs#problem-overloaded"
             assert 1 <= int(headers["Retry-After"]) <= 30
     assert [answer_of(connection)[0] for connection in others] == [200] * 4
     wait_until(lambda: served.health()["queue"]["depth"] == 0)

@@ -55,7 +55,7 @@ UNKNOWN_PREDICTION = ProblemType("unknown-prediction", 404, "There is no such pr
     "Use the prediction_id of a prediction; one that the monitor dropped or lost is unknown as well.")
 METHOD_NOT_ALLOWED = ProblemType("method-not-allowed", 405, "The path does not have this method",
     "Compare the method with the list on this page.")
-REQUEST_TIMEOUT = ProblemType("too-slow", 408, "The request did not arrive in time",
+REQUEST_TIMEOUT = ProblemType("request-timeout", 408, "The request did not arrive in time",
     "Send the request in one go; slow uplinks need a service with a larger --body-timeout.")
 BODY_TOO_LARGE = ProblemType("body-too-large", 413, "The body of the request is too large",
     "Send a smaller file or fewer images at once, or start the service with a larger --max-body-mb.")
@@ -77,13 +77,13 @@ NON_FINITE = ProblemType("non-finite-output", 500, "The model gave no usable out
     "The model gave NaN or infinity. Return to the previous version: model_registry.py rollback.")
 NOT_READY = ProblemType("not-ready", 503, "No model is ready",
     "No version is in the stage that is served, or it is being loaded; GET /health has the reason.")
-OVERLOADED = ProblemType("full", 503, "Too many images are waiting",
+OVERLOADED = ProblemType("overloaded", 503, "Too many images are waiting",
     "All threads are busy and the queue is full. Try again after Retry-After seconds.")
 TOO_MANY_CONNECTIONS = ProblemType("too-many-connections", 503, "Too many connections are open",
     "Close connections that are no longer used, or start the service with a larger --max-connections.")
 MONITOR_UNAVAILABLE = ProblemType("monitor-unavailable", 503, "The store of predictions cannot be used",
     "The store is locked, full or unreachable. Predictions still work; try again later.")
-DEADLINE_EXCEEDED = ProblemType("deadline", 504, "The image could not be answered in time",
+DEADLINE_EXCEEDED = ProblemType("deadline-exceeded", 504, "The image could not be answered in time",
     "The service is overloaded. Try again later, or start it with a larger --request-timeout.")
 # fmt: on
 
@@ -125,7 +125,7 @@ class Problem(HTTPException):
     --------
     >>> problem = Problem(OVERLOADED, "64 images are waiting", {"Retry-After": "2"})
     >>> problem.document("4f2a")["status"], problem.document("4f2a")["type"]
-    (503, '/docs#problem-full')
+    (503, '/docs#problem-overloaded')
     """
 
     def __init__(
@@ -162,13 +162,13 @@ def from_image_error(error: ToolkitError) -> Problem:
     >>> from_image_error(UndecodableImage("the file is empty")).problem_type.slug
     'undecodable-image'
     """
-    for family, kind in {
+    for family, problem_type in {
         UndecodableImage: UNDECODABLE,
         UnsupportedImage: UNSUPPORTED_FORMAT,
         ImageTooLarge: IMAGE_TOO_LARGE,
     }.items():
         if isinstance(error, family):
-            return Problem(kind, str(error))
+            return Problem(problem_type, str(error))
     raise error
 
 
@@ -176,15 +176,15 @@ def from_http_exception(error: HTTPException) -> Problem:
     """The problem for an exception of the framework, such as an unknown path or a wrong method."""
     if isinstance(error, Problem):
         return error
-    kinds = {
-        kind.status: kind
-        for kind in (MALFORMED, NOT_FOUND, METHOD_NOT_ALLOWED, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INTERNAL)
+    types = {
+        one.status: one
+        for one in (MALFORMED, NOT_FOUND, METHOD_NOT_ALLOWED, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INTERNAL)
     }
-    kind = kinds.get(error.status_code)
-    if kind is None:
+    problem_type = types.get(error.status_code)
+    if problem_type is None:
         phrase = HTTPStatus(error.status_code).phrase
-        kind = ProblemType(phrase.lower().replace(" ", "-"), error.status_code, phrase)
-    return Problem(kind, f"{kind.title.lower()}; GET /docs lists all paths", error.headers)
+        problem_type = ProblemType(phrase.lower().replace(" ", "-"), error.status_code, phrase)
+    return Problem(problem_type, f"{problem_type.title.lower()}; GET /docs lists all paths", error.headers)
 
 
 def from_validation_error(error: RequestValidationError) -> Problem:

@@ -96,6 +96,6 @@ export async function fetchJson(address, { seconds = 10, ...options } = {}) {
   return answer;
 }
 
-// The problem type of a URL such as /docs#problem-full.
+// The problem type of a URL such as /docs#problem-overloaded.
 export const slugOf = (type) => type?.match(/#problem-([\w-]+)$/)?.[1];
 export const problemLink = (slug, text = slug) => el("a", { href: `docs#problem-${encodeURIComponent(slug)}` }, text);

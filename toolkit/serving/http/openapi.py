@@ -17,19 +17,19 @@ _RETRY = {"Retry-After": {"description": "seconds after which to try again", "sc
 _REQUEST_ID = {"X-Request-ID": {"description": "names the request in the log", "schema": {"type": "string"}}}
 
 
-def error_responses(*kinds: ProblemType) -> dict[int | str, dict[str, Any]]:
+def error_responses(*types: ProblemType) -> dict[int | str, dict[str, Any]]:
     """The ``responses`` of a route that may raise these problems, for FastAPI."""
     found: dict[int | str, dict[str, Any]] = {}
-    for kind in kinds:
+    for problem_type in types:
         entry = found.setdefault(
-            kind.status,
+            str(problem_type.status),
             {
                 "description": "",
-                "headers": _REQUEST_ID | (_RETRY if kind.status == 503 else {}),
+                "headers": _REQUEST_ID | (_RETRY if problem_type.status == 503 else {}),
                 "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}},
             },
         )
-        entry["description"] = "; ".join(filter(None, [entry["description"], kind.title]))
+        entry["description"] = "; ".join(filter(None, [entry["description"], problem_type.title]))
     return found
 
 
@@ -52,15 +52,15 @@ def build_openapi(app: FastAPI, protected_paths: Iterable[str], max_images: int)
     for path in paths.values():
         for method, operation in path.items():
             if method == "post":
-                operation["responses"] |= {str(key): value for key, value in error_responses(BODY_TOO_LARGE).items()
-                                           if str(key) not in operation["responses"]}  # fmt: skip
+                operation["responses"] = error_responses(BODY_TOO_LARGE) | operation["responses"]
     for path in protected_paths:
         for operation in paths[path].values():
             operation["security"] = [{name: []} for name in _KEYS]
-            operation["responses"] |= {
-                str(key): value for key, value in error_responses(KEY_MISSING, KEY_WRONG).items()
-            }
+            operation["responses"] |= error_responses(KEY_MISSING, KEY_WRONG)
     if protected_paths:
         schema["components"]["securitySchemes"] = _KEYS
-    schema["x-problems"] = [{"slug": kind.slug, "status": kind.status, "title": kind.title} for kind in PROBLEM_TYPES]
+    schema["x-problems"] = [
+        {"slug": problem_type.slug, "status": problem_type.status, "title": problem_type.title}
+        for problem_type in PROBLEM_TYPES
+    ]
     return schema

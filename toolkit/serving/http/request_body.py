@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from PIL import Image
-from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from toolkit.serving.inference.result import ImageSource, Upload
@@ -275,7 +275,12 @@ def _media_type(request: Request) -> str:
 
 
 async def _files(request: Request, field: str, max_images: int) -> list[ImageSource]:
-    form = await _parse(request, max_images)
+    try:
+        form = await _Parser(request, max_images).parse()
+    except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            raise Problem(INVALID, f"a request may hold at most {max_images} file{'s' * (max_images > 1)}") from None
+        raise Problem(MALFORMED, f"the form cannot be read: {error.message}") from None
     try:
         uploads: list[ImageSource] = [
             Upload(value.file.read(), value.filename) for value in form.getlist(field) if isinstance(value, UploadFile)
@@ -285,15 +290,6 @@ async def _files(request: Request, field: str, max_images: int) -> list[ImageSou
     if not uploads:
         raise Problem(INVALID, f"the form has no file in the field '{field}'")
     return uploads
-
-
-async def _parse(request: Request, max_files: int) -> FormData:
-    try:
-        return await _Parser(request, max_files).parse()
-    except MultiPartException as error:
-        if error.message.startswith("Too many files"):
-            raise Problem(INVALID, f"a request may hold at most {max_files} file{'s' * (max_files > 1)}") from None
-        raise Problem(MALFORMED, f"the form cannot be read: {error.message}") from None
 
 
 class _Parser(MultiPartParser):

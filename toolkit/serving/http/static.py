@@ -100,9 +100,9 @@ def swagger_page(title: str) -> Response:
 
 def _problems() -> str:
     entries = "".join(
-        f'<section id="problem-{kind.slug}"><h3>{kind.status} {escape(kind.title)}</h3>'
-        f"<p><code>{kind.slug}</code> {escape(kind.advice)}</p></section>\n"
-        for kind in PROBLEM_TYPES
+        f'<section id="problem-{one.slug}"><h3>{one.status} {escape(one.title)}</h3>'
+        f"<p><code>{one.slug}</code> {escape(one.advice)}</p></section>\n"
+        for one in PROBLEM_TYPES
     )
     introduction = (
         "<p>Every error is a document of type <code>application/problem+json</code> (RFC 9457). Its <code>type</code> "

@@ -142,7 +142,7 @@ def test_a_problem_of_a_middleware_is_answered_without_a_traceback(metrics, log)
     assert (b"retry-after", b"2") in sent[0]["headers"]
     assert json.loads(sent[1]["body"])["detail"] == "full"
     assert [record.levelname for record in log] == ["INFO"]
-    assert metrics.summary()["errors"] == {"full": 1}
+    assert metrics.summary()["errors"] == {"overloaded": 1}
 
 
 def test_an_error_after_the_response_began_is_only_logged(metrics, log):

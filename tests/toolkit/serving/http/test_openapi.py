@@ -33,12 +33,12 @@ def references(part):
 
 def test_problem_types_of_one_status_are_described_together():
     found = error_responses(UNSUPPORTED_MEDIA_TYPE, UNSUPPORTED_FORMAT, OVERLOADED, NOT_READY)
-    assert set(found) == {415, 503}
-    assert found[415]["description"] == f"{UNSUPPORTED_MEDIA_TYPE.title}; {UNSUPPORTED_FORMAT.title}"
-    assert found[503]["description"] == f"{OVERLOADED.title}; {NOT_READY.title}"
-    assert set(found[503]["headers"]) == {"X-Request-ID", "Retry-After"}
-    assert set(found[415]["headers"]) == {"X-Request-ID"}
-    assert list(found[415]["content"]) == ["application/problem+json"]
+    assert set(found) == {"415", "503"}
+    assert found["415"]["description"] == f"{UNSUPPORTED_MEDIA_TYPE.title}; {UNSUPPORTED_FORMAT.title}"
+    assert found["503"]["description"] == f"{OVERLOADED.title}; {NOT_READY.title}"
+    assert set(found["503"]["headers"]) == {"X-Request-ID", "Retry-After"}
+    assert set(found["415"]["headers"]) == {"X-Request-ID"}
+    assert list(found["415"]["content"]) == ["application/problem+json"]
 
 
 def test_each_route_is_described_and_nothing_else(described):

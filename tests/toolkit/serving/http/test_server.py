@@ -250,7 +250,7 @@ def test_slow_headers_are_a_408(endings, client):
     document = json.loads(body)
     assert head.startswith(b"408 Request Timeout")
     assert b"\r\nConnection: close" in head
-    assert document["type"] == "/docs#problem-too-slow"
+    assert document["type"] == "/docs#problem-request-timeout"
     assert document["detail"] == "the headers of a request must arrive within 2 s"
 
 
@@ -259,7 +259,7 @@ def test_a_slow_body_is_a_408(endings, client):
     head, _, body = endings[0][client].partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408 Request Timeout")
     assert b"\r\nconnection: close" in head.lower()
-    assert json.loads(body)["type"] == "/docs#problem-too-slow"
+    assert json.loads(body)["type"] == "/docs#problem-request-timeout"
     assert endings[1]["/length"]["408"] == 2
 
 
