@@ -249,9 +249,7 @@ def test_a_monitor_that_is_told_never_to_wait_drops_counts_and_says_so(caplog):
             figures = monitor.calculate_metrics("long")
     connection.close()
     assert figures["n"] == 15_002 - dropped
-    assert (
-        caplog.messages.count("predictions come faster than the store takes them: what finds no room is dropped") == 1
-    )
+    assert caplog.messages.count("predictions arrive faster than they are stored: some are dropped") == 1
 
 
 def test_many_are_logged_at_once_as_if_one_by_one(baseline):

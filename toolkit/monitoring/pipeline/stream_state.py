@@ -22,7 +22,7 @@ from toolkit.monitoring.alerting.checkpoints import Checkpoint
 from toolkit.monitoring.alerting.evaluator import AlertEvaluator, Transition
 from toolkit.monitoring.base.predictions import Predictions
 from toolkit.monitoring.base.thresholds import Thresholds
-from toolkit.monitoring.store.events import AT_ONCE, Events, read_events
+from toolkit.monitoring.store.events import PAGE_SIZE, Events, read_events
 from toolkit.monitoring.store.labels import LabelRows
 from toolkit.monitoring.store.predictions import ModelVersion, PredictionStore
 from toolkit.monitoring.store.rollups import Rollup, read_rollups
@@ -123,7 +123,7 @@ class StreamState:
 
     def _rows(self, after: int, until: int | None = None, told: int | None = None) -> Iterator[Predictions]:
         """Rows above a sequence number, with the labels up to a number or all, a page at a time."""
-        while (rows := self._store.rows_since(self.model, after, AT_ONCE, told)).n:
+        while (rows := self._store.rows_since(self.model, after, PAGE_SIZE, told)).n:
             after = int(rows.sequence[-1])
             yield rows if until is None else rows.slice(0, int(np.searchsorted(rows.sequence, until, side="right")))
             if until is not None and after >= until:
@@ -150,7 +150,7 @@ class StreamState:
                 evaluator.add(rows)
         for rollup in kept:
             after = rollup.last_label
-            while after < saved.label and (labels := self._store.labels.since(self.model, after, AT_ONCE)).n:
+            while after < saved.label and (labels := self._store.labels.since(self.model, after, PAGE_SIZE)).n:
                 after = int(labels.number[-1])
                 evaluator.add_labels(labels.take((labels.number <= saved.label) & _within(labels, rollup)))
         self._ahead = [rollup for rollup in kept if rollup.last_label > saved.label]

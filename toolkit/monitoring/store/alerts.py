@@ -1,4 +1,4 @@
-"""Active and cleared alerts in the store: of several processes that find the same, one writes it."""
+"""Active and cleared alerts in the store. Of several processes that find the same, one writes it."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -29,15 +29,15 @@ class Alert:
     value
         Size of the change.
     message, details
-        What happened, in one line, and the figures behind it, a line each.
+        What happened, in one line, and the numbers behind it, one a line.
     cleared_at
         None while it is active.
     notified_at
         When the last notification of it was sent.
     acknowledged_at, acknowledged_by
-        When a person said that they know of it, and the name that they gave; None before that.
+        When it was acknowledged, and the name that was given; None before that.
     sources
-        Names of a few images that it is about, as far as they were logged with one.
+        Names of a few images that it is about, if they were logged with names.
 
     Times are in seconds since 1970.
     """
@@ -64,7 +64,7 @@ class Alert:
         return cls(**{**row._mapping, "sources": tuple(row.sources)})
 
     def to_row(self) -> dict[str, Any]:
-        """The columns of an alert that is written, but for its number and its model."""
+        """The columns of an alert, without its id and its model."""
         row = self.to_dict()
         del row["id"], row["model_version"]
         return row | {"message": " ".join(self.message.splitlines())}
@@ -75,7 +75,7 @@ class Alert:
 
 
 def select_alerts(*which: sa.ColumnElement[bool]) -> sa.Select[Any]:
-    """The query for alerts, newest first, whose rows ``Alert.from_row`` takes."""
+    """A query for alerts, newest first, for ``Alert.from_row``."""
     columns = [column for column in alerts.c if column is not alerts.c.model]
     query = sa.select(*columns, models.c.version.label("model_version")).join(models)
     return query.where(*which).order_by(alerts.c.id.desc())
@@ -89,13 +89,7 @@ class Alerts:
         self._versions = versions
 
     def insert(self, model: ModelVersion, alert: Alert) -> bool:
-        """Write an alert unless one like it is active; one of another level in its place is cleared.
-
-        Returns
-        -------
-        bool
-            Whether it was written: of several processes that find the same, one writes it.
-        """
+        """Insert an alert unless the same one is active, and clear one of another level; return whether it was."""
         number = self._versions.number(model)
         same = (
             alerts.c.model == number,
@@ -116,6 +110,8 @@ class Alerts:
 
         Parameters
         ----------
+        alert_id
+            Its id.
         values
             ``notified_at``, ``acknowledged_at``, ``acknowledged_by``, ``cleared_at``: seconds since 1970 and a name.
         """
@@ -124,7 +120,7 @@ class Alerts:
             return connection.execute(alerts.update().where(*active).values(**values)).rowcount > 0
 
     def clear_others(self, model: ModelVersion, time: float) -> int:
-        """Clear the alerts of all other versions, as when another one goes into service; return how many."""
+        """Clear the alerts of all other versions, as when this one goes into service; return how many."""
         others = alerts.c.model != self._versions.number(model), alerts.c.cleared_at.is_(None)
         touched = checkpoints.c.model.in_(sa.select(alerts.c.model).where(*others))
         with self._database.writing() as connection:
@@ -132,10 +128,12 @@ class Alerts:
             return connection.execute(alerts.update().where(*others).values(cleared_at=time)).rowcount
 
     def claim_reminder(self, alert_id: int, notified_at: float | None, time: float) -> bool:
-        """Note that a reminder of an alert is sent; return whether no other process has claimed it meanwhile.
+        """Record that a reminder of an alert is sent; return whether no other process has claimed it.
 
         Parameters
         ----------
+        alert_id
+            Of an active alert.
         notified_at
             When the last notification was sent, as far as the caller knows.
         time
@@ -152,6 +150,8 @@ class Alerts:
 
         Parameters
         ----------
+        model
+            The version; None for all.
         since
             Only those raised at or after this time, in seconds since 1970.
         active

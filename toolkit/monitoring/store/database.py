@@ -1,4 +1,4 @@
-"""An SQL database as a store: opening it, transactions, and one sentence for whatever is wrong with it."""
+"""An SQL database: opening it, transactions, and each of its errors as one sentence."""
 
 import os
 import sqlite3
@@ -15,14 +15,14 @@ from toolkit.errors import StoreError, first_line
 from toolkit.monitoring.store import schema
 
 BUSY_TIMEOUT_S = 5  # how long a writer waits for another process to finish its transaction
-WRITER_LOCK = 1_886_545_252  # held in PostgreSQL by the one that writes: "pred" as a number
+WRITER_LOCK = 1_886_545_252  # of the advisory lock that a writer holds in PostgreSQL: "pred" as a number
 
 
 class Database:
-    """A database whose tables are made by the first write; reading one that is not there finds nothing.
+    """A database with the tables of a store, which the first write creates; before it, reading finds nothing.
 
-    One process writes at a time, so that what was numbered first is seen first: a reader who has
-    seen a number never misses a smaller one.
+    One process writes at a time, so that rows become visible in the order of their numbers: a reader
+    that has seen a number never misses a smaller one.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class Database:
     Raises
     ------
     StoreError
-        When what is there is no store, or its folder does not exist.
+        When the address is not that of a store, or its folder does not exist.
     """
 
     def __init__(self, url: str) -> None:
@@ -45,14 +45,14 @@ class Database:
             self._engine = sa.create_engine(self._url, connect_args=wait, pool_pre_ping=not self.is_sqlite)
         except ImportError as error:
             hint = ": pip install -r requirements-postgres.txt" if "pg8000" in str(error) else ""
-            raise StoreError(f"{url!r} is no address of a store: {first_line(error)}{hint}") from None
+            raise StoreError(f"{url!r} is not the address of a store: {first_line(error)}{hint}") from None
         except SQLAlchemyError as error:
-            raise StoreError(f"{url!r} is no address of a store: {first_line(error)}") from None
+            raise StoreError(f"{url!r} is not the address of a store: {first_line(error)}") from None
         sa.event.listen(self._engine, "connect", _tune_sqlite if self.is_sqlite else _tune_server)
         self._process = os.getpid()
         self._ready = False
         self._on_reset: list[Callable[[], None]] = []
-        self._opened: tuple[int, int] | None = None  # which file it was that was found ready
+        self._opened: tuple[int, int] | None = None  # device and inode of the file when it was last checked
         if self._file and not self._file.parent.is_dir():
             raise StoreError(f"the store cannot be at {self._file}: the folder {self._file.parent} does not exist")
         self.exists()
@@ -63,7 +63,7 @@ class Database:
 
     @property
     def is_sqlite(self) -> bool:
-        """Whether it is a file of this machine."""
+        """Whether it is an SQLite file."""
         return self._url.get_backend_name() == "sqlite"
 
     def _local_file(self) -> Path | None:
@@ -76,14 +76,14 @@ class Database:
         return None if name.startswith("file:") else Path(name)
 
     def exists(self) -> bool:
-        """Whether anything was ever written here.
+        """Whether the tables are there.
 
         Raises
         ------
         StoreError
-            When it cannot be opened, or was made by another version of this program.
+            When the database cannot be opened, or has the tables of another version of this program.
         """
-        if self._process != os.getpid():  # a fork: the connections are those of the parent
+        if self._process != os.getpid():  # a fork: the connections belong to the parent
             self._engine.dispose(close=False)
             self._process = os.getpid()
         found = _identity(self._file) if self._file else None
@@ -109,25 +109,25 @@ class Database:
         self._engine.dispose()
 
     def reset(self) -> None:
-        """Forget what is known of the database, as after a failure: the next use checks it again."""
+        """Drop what is known of the database, as after a failure: the next use checks it again."""
         self._ready = False
         for forget in self._on_reset:
             forget()
         self._engine.dispose()
 
     def on_reset(self, forget: Callable[[], None]) -> None:
-        """Have a function called at each reset: it drops what its owner remembers of the rows."""
+        """Call a function at each reset, to drop what was cached of the rows."""
         self._on_reset.append(forget)
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """A connection to read with, in a store that exists."""
+        """A connection for reading, in existing tables."""
         with self._translated("read"), self._engine.connect() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """A transaction in a store whose tables exist, with no other writer beside it."""
+        """A transaction, in existing tables and with no concurrent writer."""
         if not self.exists():
             self._create()
         with self._translated("written"), self._engine.begin() as connection:
@@ -135,14 +135,14 @@ class Database:
             yield connection
 
     def fetch_all(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
-        """The rows of an answer, none where there is no store."""
+        """The rows of a query; none where there are no tables."""
         if not self.exists():
             return []
         with self.reading() as connection:
             return connection.execute(query).all()
 
     def vacuum(self, pages: int) -> None:
-        """Give back up to so many unused pages of 4 KB; a server does that by itself."""
+        """Return up to so many unused pages of 4 KB to the file system; PostgreSQL does so by itself."""
         if self.is_sqlite:
             with self._translated("written"), self._engine.connect() as connection:
                 # A page a step: as a query the driver would take one step only, as a script it takes all.
@@ -155,7 +155,7 @@ class Database:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(WRITER_LOCK)))
 
     def _create(self) -> None:
-        """Make the tables, whoever else may be doing so at the same time."""
+        """Create the tables, unless another process does so at the same time."""
         with self._translated("written"):
             if self.is_sqlite:
                 self._prepare_file()
@@ -165,7 +165,7 @@ class Database:
         self.exists()
 
     def _prepare_file(self) -> None:
-        """Set what a file remembers: room is given back in small steps, and readers read while one writes."""
+        """Set the persistent modes of a file: vacuuming in small steps, and reading while another process writes."""
         give_up = time.monotonic() + BUSY_TIMEOUT_S
         with self._engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA auto_vacuum = INCREMENTAL")
@@ -173,23 +173,23 @@ class Database:
                 try:
                     connection.exec_driver_sql("PRAGMA journal_mode = WAL")
                     return
-                except OperationalError:  # another process does the same, for which SQLite does not wait by itself
+                except OperationalError:  # another process does the same, and SQLite does not wait for it
                     if time.monotonic() > give_up:
                         raise
                 time.sleep(0.01)
 
     @contextmanager
     def _translated(self, doing: str) -> Iterator[None]:
-        """Turn the database's complaints into one sentence."""
+        """Turn errors of the database into one sentence."""
         try:
             yield
         except (SQLAlchemyError, sqlite3.Error) as error:
             self.reset()  # the server may come back with another database
-            raise StoreError(f"the store {self} cannot be {doing}: {_complaint(error)}") from None
+            raise StoreError(f"the store {self} cannot be {doing}: {_message(error)}") from None
 
 
-def _complaint(error: Exception) -> str:
-    """What a driver says, which pg8000 says as a dictionary."""
+def _message(error: Exception) -> str:
+    """The message of a driver, which pg8000 gives as a dictionary."""
     cause = getattr(error, "orig", None) or error
     if cause.args and isinstance(cause.args[0], dict):
         return str(cause.args[0].get("M", cause.args[0]))
@@ -197,7 +197,7 @@ def _complaint(error: Exception) -> str:
 
 
 def _identity(file: Path) -> tuple[int, int] | None:
-    """Which file is there under that name, None when there is none."""
+    """Device and inode of a file; None when there is none."""
     try:
         found = os.stat(file)  # noqa: PTH116  # called before each reading and writing, and ten times as fast
     except OSError:
@@ -206,16 +206,13 @@ def _identity(file: Path) -> tuple[int, int] | None:
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:
-    """Begin transactions where we say so, and wait for the disk at checkpoints only.
-
-    A power cut may cost the last moment, never the store.
-    """
+    """Begin transactions explicitly, and sync at checkpoints only: a power cut may cost the last rows, not the file."""
     connection.isolation_level = None
     connection.execute("PRAGMA synchronous = NORMAL")
 
 
 def _tune_server(connection: Any, _record: Any) -> None:
-    """Wait for another writer no longer than in SQLite."""
+    """Limit the wait for another writer, as in SQLite."""
     with connection.cursor() as cursor:
         cursor.execute(f"SET lock_timeout = '{BUSY_TIMEOUT_S * 1000:.0f}ms'")
     connection.commit()

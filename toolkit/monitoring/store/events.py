@@ -12,7 +12,7 @@ from toolkit.monitoring.store.labels import LabelRows
 from toolkit.monitoring.store.model_versions import ModelVersion
 from toolkit.monitoring.store.predictions import PredictionStore
 
-AT_ONCE = 10_000  # predictions or labels read from the store in one go
+PAGE_SIZE = 10_000  # predictions or labels that are read from the store at a time
 
 
 class Events(NamedTuple):
@@ -31,16 +31,18 @@ class Events(NamedTuple):
 def read_events(
     store: PredictionStore, model: ModelVersion, sequence: int, label: int, until: tuple[int, int]
 ) -> Iterator[Events]:
-    """Read what followed a prediction and a label, a page at a time.
-
-    Whatever the pages are cut into, their order is the same to every reader.
+    """Read what followed a prediction and a label, a page at a time; the order is the same to every reader.
 
     Parameters
     ----------
+    store
+        Where predictions and labels come from.
+    model
+        The version.
     sequence, label
         The last prediction and the last label that the caller has; 0 for all.
     until
-        The last prediction and the last label to read, seen in the store at one moment.
+        The last prediction and the last label to read, both as of one moment.
 
     Examples
     --------
@@ -49,11 +51,11 @@ def read_events(
     """
     last_sequence, last_label = until
     while True:
-        rows = store.rows_since(model, sequence, AT_ONCE, up_to_label=0)
-        labels = store.labels.since(model, label, AT_ONCE)
+        rows = store.rows_since(model, sequence, PAGE_SIZE, up_to_label=0)
+        labels = store.labels.since(model, label, PAGE_SIZE)
         known = [math.inf]  # up to which prediction everything has been read
-        known += [int(rows.sequence[-1])] if rows.n == AT_ONCE else []
-        known += [int(labels.after[-1])] if labels.n == AT_ONCE else []
+        known += [int(rows.sequence[-1])] if rows.n == PAGE_SIZE else []
+        known += [int(labels.after[-1])] if labels.n == PAGE_SIZE else []
         rows = rows.slice(0, int(np.searchsorted(rows.sequence, min(*known, last_sequence), side="right")))
         labels = labels.take((labels.after <= min(known)) & (labels.number <= last_label))
         if not rows.n and not labels.n:

@@ -1,4 +1,4 @@
-"""Predictions of a version as a Parquet or CSV file, for other tools."""
+"""Predictions of a model version as a Parquet or CSV file, for other tools."""
 
 import json
 import os
@@ -20,8 +20,8 @@ from toolkit.monitoring.store.row_codec import stack_blobs
 from toolkit.monitoring.store.schema import labels, models, predictions
 
 ENDINGS = (".parquet", ".csv")
-PROBABILITY, STATISTIC = "probability_", "statistic_"  # what columns of them begin with
-ROWS_AT_ONCE = 10_000  # in memory at a time, a few megabytes; a row group of a Parquet file
+PROBABILITY, STATISTIC = "probability_", "statistic_"  # prefixes of columns
+PAGE_SIZE = 10_000  # rows in memory at a time, a few megabytes; a row group of a Parquet file
 
 Write = Callable[[dict[str, Any]], None]
 
@@ -38,19 +38,21 @@ def export(
 
     The columns are ``id``, ``time`` (UTC), ``source``, ``model_version``, ``predicted_class``, ``confidence``,
     ``label``, ``label_source``, ``label_time`` (UTC), ``latency_ms``, ``statistic_NAME`` for each input
-    statistic and, if wanted, ``probability_CLASS`` for each class. What is not known is left empty.
-    The label is the one that counts, a complaint where there is no other. In a CSV file a ``source`` or
-    ``label_source`` that a spreadsheet would take for a formula has an apostrophe before it. The file is there when it
-    is complete; one of the same name is replaced.
+    statistic and, if wanted, ``probability_CLASS`` for each class. Unknown values are empty. The label is
+    that which counts in metrics, a complaint where there is no other. In a CSV file a ``source`` or
+    ``label_source`` that a spreadsheet would read as a formula is preceded by an apostrophe. The file
+    appears when it is complete, and replaces one of the same name.
 
     Parameters
     ----------
+    store
+        Where predictions come from.
     path
-        Where to, ending in ``.parquet`` or ``.csv``.
+        Ends in ``.parquet`` or ``.csv``.
     model
         The version; None where the store holds none.
     since
-        Only those made at or after this time, in seconds since 1970.
+        Only predictions made at or after this time, in seconds since 1970.
     probabilities
         Whether each class gets a column.
 
@@ -64,7 +66,7 @@ def export(
     target = Path(path)
     if target.suffix not in ENDINGS:
         raise SettingsError(f"an export must end in {' or '.join(ENDINGS)}, got {target.name}")
-    if model is None:  # a mistyped address must not empty a file of another day
+    if model is None:  # a mistyped address must not replace a file by an empty one
         raise StoreError(f"the store {store} holds no predictions")
     number = store.versions.number(model)
     found = store.database.fetch_all(sa.select(models.c.statistics).where(models.c.number == number))
@@ -81,33 +83,33 @@ def export(
 def _columns(
     rows: Sequence[sa.Row[Any]], model: ModelVersion, names: Sequence[str], scores: Sequence[str]
 ) -> dict[str, Any]:
-    """Rows as columns, n values each; what is not known is None or NaN."""
+    """Rows as columns of n values each; None or NaN where unknown."""
     classes = dict(enumerate(model.classes))
     statistics = stack_blobs([row.statistic_values for row in rows], "<f4", len(names))  # (n, names)
     probabilities = stack_blobs([row.probabilities for row in rows], "<f2", len(classes))  # (n, K)
     return {
         "id": [format_id(row.id) for row in rows],
-        "time": _moments([row.time for row in rows]),
+        "time": _timestamps([row.time for row in rows]),
         "source": [row.source for row in rows],
         "model_version": [model.version] * len(rows),
         "predicted_class": [classes.get(row.predicted) for row in rows],
         "confidence": [row.confidence for row in rows],
         "label": [classes.get(row.label) for row in rows],
         "label_source": [row.label_source for row in rows],
-        "label_time": _moments([row.label_time for row in rows]),
+        "label_time": _timestamps([row.label_time for row in rows]),
         "latency_ms": [row.latency_ms for row in rows],
         **{STATISTIC + name: column for name, column in zip(names, statistics.T, strict=True)},
         **{PROBABILITY + name: column for name, column in zip(scores, probabilities.T, strict=False)},
     }
 
 
-def _moments(seconds: Sequence[float | None]) -> NDArray[np.datetime64]:
-    """Seconds since 1970 as times; none where there are none."""
-    return (np.array(seconds, np.float64) * 1e6).astype("datetime64[us]")  # NaN becomes "not a time"
+def _timestamps(seconds: Sequence[float | None]) -> NDArray[np.datetime64]:
+    """Seconds since 1970 as times; NaT where there are none."""
+    return (np.array(seconds, np.float64) * 1e6).astype("datetime64[us]")
 
 
 def _no_formula(text: str | None) -> str | None:
-    """A text that no spreadsheet takes for a formula: with an apostrophe before it where it begins like one.
+    """A text that no spreadsheet reads as a formula: with an apostrophe in front if it begins like one.
 
     >>> _no_formula("=1+1"), _no_formula("cat.jpg")
     ("'=1+1", 'cat.jpg')
@@ -116,10 +118,10 @@ def _no_formula(text: str | None) -> str | None:
 
 
 def _pages(store: PredictionStore, model: int | None, since: float | None) -> Iterator[Sequence[sa.Row[Any]]]:
-    """Rows with their labels, oldest first, a few at a time: a long reading would hold up others."""
+    """Rows with their labels, oldest first, a page at a time: one long query would delay writers."""
     made, given = predictions.c, labels.alias()
     latest = sa.select(sa.func.max(given.c.number)).where(given.c.prediction == made.sequence).correlate(predictions)
-    fair = latest.where(given.c.source.not_in(BIASED_SOURCES)).scalar_subquery()  # what counts, where there is any
+    fair = latest.where(given.c.source.not_in(BIASED_SOURCES)).scalar_subquery()  # those count, if there are any
     chosen = sa.func.coalesce(fair, latest.scalar_subquery())
     columns = labels.c.label, labels.c.source.label("label_source"), labels.c.time.label("label_time")
     query = (
@@ -127,7 +129,7 @@ def _pages(store: PredictionStore, model: int | None, since: float | None) -> It
         .select_from(sa.outerjoin(predictions, labels, labels.c.number == chosen))
         .where(made.model == model)
         .order_by(made.sequence)
-        .limit(ROWS_AT_ONCE)
+        .limit(PAGE_SIZE)
     )
     if since is not None:
         query = query.where(made.time >= since)
@@ -139,22 +141,22 @@ def _pages(store: PredictionStore, model: int | None, since: float | None) -> It
 
 @contextmanager
 def _writer(target: Path, numbers: Sequence[str]) -> Iterator[Write]:
-    """A function that adds rows to a file, which takes its name when all are in it."""
+    """A function that appends rows to a file, which gets its name when all are written."""
     import pyarrow as pa  # only here: it takes a third of a second
     from pyarrow import csv, parquet
 
-    text, moment, number = pa.string(), pa.timestamp("us", "UTC"), pa.float32()
+    text, timestamp, number = pa.string(), pa.timestamp("us", "UTC"), pa.float32()
     schema = pa.schema(
         {
             "id": text,
-            "time": moment,
+            "time": timestamp,
             "source": text,
             "model_version": text,
             "predicted_class": text,
             "confidence": number,
             "label": text,
             "label_source": text,
-            "label_time": moment,
+            "label_time": timestamp,
             "latency_ms": pa.float64(),
             **dict.fromkeys(numbers, number),
         }
@@ -165,7 +167,7 @@ def _writer(target: Path, numbers: Sequence[str]) -> Iterator[Write]:
         with make(str(temporary), schema) as file:
 
             def write(columns: dict[str, Any]) -> None:
-                if target.suffix == ".csv":  # of texts that clients of a service may have written
+                if target.suffix == ".csv":  # these texts may come from clients of a service
                     columns |= {name: list(map(_no_formula, columns[name])) for name in ("source", "label_source")}
                 arrays = [pa.array(columns[field.name], field.type, from_pandas=True) for field in schema]
                 file.write_batch(pa.record_batch(arrays, schema=schema))

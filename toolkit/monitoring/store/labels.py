@@ -1,7 +1,7 @@
-"""Labels of predictions, all that ever came, in the order in which they came.
+"""Labels of predictions in the order in which they arrived.
 
-All are kept. Those of biased sources are left out of every metric: a complaint follows a mistake, and a model
-would look worse the more people use it.
+All are kept. Those of biased sources are left out of every metric: a complaint follows a mistake, so that a model
+would seem worse the more people use it.
 """
 
 import json
@@ -24,33 +24,33 @@ from toolkit.monitoring.store.schema import drawn, labels, models, predictions, 
 _TYPES: dict[str, Any] = {  # of columns, int64 otherwise
     "confidence": np.float32, "time": np.float64, "source": object, "drawn_before": np.bool_, "drawn": np.bool_
 }  # fmt: skip
-IDS_AT_ONCE = 500  # databases take a limited number of parameters in one statement
+MAX_IDS = 500  # in one statement: the number of its parameters is limited
 
 
 @dataclass(frozen=True, eq=False)
 class LabelRows:
-    """Labels in the order in which they came, as columns.
+    """Labels in the order in which they arrived, as columns.
 
     Parameters
     ----------
     number
-        (n,), growing; no label that comes later has a smaller one.
+        (n,), of each label, increasing; a label that arrives later has a larger one.
     ids, sequence
-        (n,), of the prediction that was labelled: its id and its place in the store.
+        (n,), id and sequence number of the prediction that was labelled.
     labels
         (n,), index of the true class.
     before
-        (n,), the label that it had until then; -1 where it had none.
+        (n,), the label that the prediction had until then; -1 where it had none.
     predicted, confidence
-        (n,), what had been predicted, as in ``Predictions``.
+        (n,), the answer, as in ``Predictions``.
     time
-        (n,), when it came, in seconds since 1970.
+        (n,), when the label arrived, in seconds since 1970.
     source
         (n,), where it came from, as texts.
     after
         (n,), sequence number of the last prediction of any version that was in the store by then.
     drawn_before, drawn
-        (n,), whether the prediction has a label of a sample drawn at random: before this one, and with it.
+        (n,), whether the prediction has a label of a sample drawn at random: before this label, and with it.
     """
 
     number: NDArray[np.int64]
@@ -73,7 +73,7 @@ class LabelRows:
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """Labels that follow each other as one; there must be a part."""
+        """Consecutive labels as one; at least one part is needed."""
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in _names(cls)})
 
     @property
@@ -82,12 +82,12 @@ class LabelRows:
         return len(self.number)
 
     def take(self, which: NDArray[Any] | slice) -> Self:
-        """Only some of them.
+        """Some of the labels.
 
         Parameters
         ----------
         which
-            A mask (n,), the places of those that are wanted, or a slice.
+            A mask (n,), indices or a slice.
         """
         return type(self)(**{name: getattr(self, name)[which] for name in _names(type(self))})
 
@@ -104,12 +104,16 @@ class Labels:
         self._versions = versions
 
     def insert(self, truths: Mapping[int, str], source: str, time: float) -> int:
-        """Record true classes, all of them or none; return how many labels are new or have changed.
+        """Insert true classes, all of them or none; return how many labels are new or have changed.
 
         Parameters
         ----------
         truths
             Number of the prediction's id to name of its true class.
+        source
+            Where they come from.
+        time
+            Seconds since 1970.
 
         Raises
         ------
@@ -137,9 +141,9 @@ class Labels:
         return len(rows)
 
     def insert_drawn(self, ids: Sequence[int], time: float) -> None:
-        """Note that predictions were drawn at random to be labelled: their labels are those of a fair sample.
+        """Record that predictions were drawn at random to be labelled: their labels are a fair sample.
 
-        Labels that some of them have already are written once more, as part of the sample.
+        Existing labels of some of them are inserted once more, as part of the sample.
 
         Parameters
         ----------
@@ -154,7 +158,7 @@ class Labels:
             columns = predictions.c.sequence, predictions.c.model, current_label()
             rows = [
                 row
-                for part in _slices(ids)
+                for part in _chunks(ids)
                 for row in connection.execute(sa.select(*columns).where(predictions.c.id.in_(part)))
             ]
             known = _drawn_among(connection, [{"prediction": row.sequence} for row in rows])
@@ -172,17 +176,17 @@ class Labels:
             )
 
     def _changes(self, connection: sa.Connection, truths: Mapping[int, str], fair: bool) -> list[dict[str, Any]]:
-        """What of these labels is news, beside what fair sources have said or beside all that was said."""
-        standing: dict[int, sa.Row[Any]] = {}
-        for ids in _slices(list(truths)):
+        """Those of the labels that differ from the current ones, of fair sources or of all."""
+        current: dict[int, sa.Row[Any]] = {}
+        for ids in _chunks(list(truths)):
             query = sa.select(predictions.c.id, predictions.c.sequence, predictions.c.model, current_label(fair=fair))
-            standing |= {row.id: row for row in connection.execute(query.where(predictions.c.id.in_(ids)))}
+            current |= {row.id: row for row in connection.execute(query.where(predictions.c.id.in_(ids)))}
         classes: dict[int, list[str]] = {}
         changes = []
         for number, name in truths.items():
-            if number not in standing:
+            if number not in current:
                 raise UnknownPrediction(f"there is no prediction {format_id(number)} in the store {self._database}")
-            row = standing[number]
+            row = current[number]
             if row.model not in classes:
                 found = sa.select(models.c.classes).where(models.c.number == row.model)
                 classes[row.model] = json.loads(connection.execute(found).scalar_one())
@@ -202,7 +206,7 @@ class Labels:
         Parameters
         ----------
         number
-            The last one that the caller has; 0 for all.
+            Of the last label that the caller has; 0 for all.
         """
         earlier = labels.alias()
         before = (
@@ -274,7 +278,7 @@ class Labels:
 
 
 def _index(name: str, classes: Sequence[str]) -> int:
-    """Which of the classes is meant, also when accents are written in other code points (NFC, NFD)."""
+    """The index of a class, also when its accents have other code points (NFC, NFD)."""
     if name in classes:
         return classes.index(name)
     alike = [class_name(known_as) for known_as in classes]
@@ -307,7 +311,7 @@ def from_drawn(source: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
 
 
 def _insert(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write labels, and note which rollups must be counted again."""
+    """Insert labels, and mark the rollups that must be counted again."""
     if rows:
         after = connection.execute(sa.select(sa.func.max(predictions.c.sequence))).scalar_one()
         connection.execute(labels.insert(), [{**row, "after": after} for row in rows])
@@ -316,14 +320,14 @@ def _insert(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> Non
 
 
 def _drawn_among(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> set[int]:
-    """Which of the predictions were drawn."""
+    """The predictions among these that were drawn."""
     sequences = [row["prediction"] for row in rows]
-    queries = (sa.select(drawn.c.prediction).where(drawn.c.prediction.in_(part)) for part in _slices(sequences))
+    queries = (sa.select(drawn.c.prediction).where(drawn.c.prediction.in_(part)) for part in _chunks(sequences))
     return {row.prediction for query in queries for row in connection.execute(query)}
 
 
 def _mark_stale(connection: sa.Connection, model: int, sequences: Sequence[int]) -> None:
-    """Note which rollups lack a label; the next process that writes rollups counts them again."""
+    """Mark the rollups that lack a label: the next process that writes rollups counts them again."""
     reached = 0
     for sequence in sorted(sequences):
         if sequence <= reached:
@@ -341,6 +345,6 @@ def _mark_stale(connection: sa.Connection, model: int, sequences: Sequence[int])
         connection.execute(rollups.update().where(*key).values(stale=True))
 
 
-def _slices(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
-    for first in range(0, len(numbers), IDS_AT_ONCE):
-        yield numbers[first : first + IDS_AT_ONCE]
+def _chunks(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    for first in range(0, len(numbers), MAX_IDS):
+        yield numbers[first : first + MAX_IDS]

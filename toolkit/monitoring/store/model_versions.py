@@ -1,4 +1,4 @@
-"""The model versions that a store knows, each with its classes and its baseline."""
+"""The model versions in a store, each with its classes and its baseline."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ _NEWEST = models.c.served_at.desc().nulls_last(), models.c.number.desc()
 
 @dataclass(frozen=True, eq=False)  # arrays have no plain equality: one object is one registration
 class ModelVersion:
-    """One model version, as far as the monitor needs to know it.
+    """One model version, as the monitor needs it.
 
     Parameters
     ----------
@@ -27,10 +27,9 @@ class ModelVersion:
     classes
         Class names in output order.
     baseline
-        What it did on images it had never seen.
+        Its answers on held-out images.
     served_at
-        When it went into service, in seconds since 1970; None for a version that merely answers
-        beside the served one.
+        When it went into service, in seconds since 1970; None for a shadow of the served version.
     """
 
     version: str
@@ -40,32 +39,29 @@ class ModelVersion:
 
 
 class ModelVersions:
-    """The table of model versions, and what is remembered of it until the database is reset."""
+    """The table of model versions, and a cache of it until the database is reset."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._numbers: dict[ModelVersion, int] = {}
-        self._statistics: dict[int, list[str]] = {}  # names of the statistics of each version, as far as known
-        database.on_reset(self._forget)
-
-    def _forget(self) -> None:
-        self._numbers.clear()
-        self._statistics.clear()
+        self._statistics: dict[int, list[str]] = {}  # names of the statistics of each version, as of the last read
+        database.on_reset(self._numbers.clear)
+        database.on_reset(self._statistics.clear)
 
     def register(self, model: ModelVersion) -> int:
-        """Make a model version known, or learn its baseline and when it was served; return its number."""
+        """Insert a model version, or add its baseline and when it was served; return its number."""
         with self._database.writing() as connection:
             number = self._upsert(connection, model)
-        self._numbers[model] = number  # only now: it has been stored
+        self._numbers[model] = number  # only after the commit
         return number
 
     def current(self, known: ModelVersion | None = None) -> ModelVersion | None:
-        """The version most recently served, else the one most recently seen; None in an empty store.
+        """The version most recently served, else the one most recently inserted; None in an empty store.
 
         Parameters
         ----------
         known
-            Given back as it is while it is still the current one, so that its baseline is read once.
+            Returned as it is while it is still the current one, so that its baseline is read once.
         """
         found = self._database.fetch_all(sa.select(models.c.version, models.c.served_at).order_by(*_NEWEST).limit(1))
         if not found:
@@ -96,7 +92,7 @@ class ModelVersions:
 
     def number(self, model: ModelVersion) -> int | None:
         """The key of a version, None while nothing of it was written."""
-        if not self._database.exists():  # which forgets the numbers of a file that is gone
+        if not self._database.exists():  # this clears the cache when the file is gone
             return None
         if model not in self._numbers:
             alike = models.c.version == model.version, models.c.classes == json.dumps(model.classes)
@@ -111,6 +107,8 @@ class ModelVersions:
 
         Parameters
         ----------
+        connection
+            To read with, when the cache has too few.
         number
             The key of the version.
         count
@@ -121,14 +119,14 @@ class ModelVersions:
             names = self._statistics[number] = _statistics(connection, number)
         return names
 
-    # Within the transaction of a caller that calls ``remember`` after it
+    # Within a transaction of the caller, which calls ``remember`` after the commit
 
     def add(self, connection: sa.Connection, model: ModelVersion) -> int:
-        """The key of a version, which is registered where it is not known yet."""
+        """The key of a version, which is inserted if it is missing."""
         return self._numbers.get(model) or self._upsert(connection, model)
 
     def add_statistics(self, connection: sa.Connection, number: int, wanted: Sequence[str]) -> list[str]:
-        """The names of a version's statistics, with those added that come up for the first time."""
+        """The names of a version's statistics, after adding those that are new."""
         names = self._statistics.get(number)
         if names is not None and set(wanted) <= set(names):
             return names
@@ -138,7 +136,7 @@ class ModelVersions:
         return names
 
     def remember(self, numbers: Mapping[ModelVersion, int], statistics: Mapping[int, list[str]]) -> None:
-        """Keep what a transaction has added, once it is stored."""
+        """Cache what a committed transaction has added."""
         self._numbers |= numbers
         self._statistics |= statistics
 
@@ -168,7 +166,7 @@ def _statistics(connection: sa.Connection, number: int) -> list[str]:
 
 
 def _baseline_digest(baseline: Baseline | None) -> str:
-    """A digest of probabilities and labels, which tells one baseline from another; empty when there is none."""
+    """A digest of probabilities and labels; empty without a baseline."""
     if baseline is None:
         return ""
     return hashlib.sha256(baseline.probabilities.tobytes() + baseline.labels.tobytes()).hexdigest()

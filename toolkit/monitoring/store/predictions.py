@@ -1,4 +1,4 @@
-"""The store of predictions: rows and their labels, and the few questions that are asked of them.
+"""The store of predictions: rows, their labels, and queries of them.
 
 SQLite in WAL mode, where one process may write while others read, or PostgreSQL. A prediction of
 ten classes with six input statistics takes about 0.13 KB.
@@ -15,15 +15,15 @@ from sqlalchemy.dialects import postgresql
 from toolkit.monitoring.base.predictions import WINDOWS, Predictions
 from toolkit.monitoring.store.alerts import Alerts
 from toolkit.monitoring.store.database import Database
-from toolkit.monitoring.store.labels import IDS_AT_ONCE, LabelRows, Labels, current_label
+from toolkit.monitoring.store.labels import MAX_IDS, LabelRows, Labels, current_label
 from toolkit.monitoring.store.model_versions import ModelVersion, ModelVersions
 from toolkit.monitoring.store.row_codec import LoggedPrediction, pack, statistic_names, unpack
 from toolkit.monitoring.store.schema import labels, predictions, schema_version
 
 __all__ = ["LabelRows", "LoggedPrediction", "ModelVersion", "PredictionStore"]
 
-ALERT_SOURCES = 5  # names of images that an alert is about
-ROWS_AT_ONCE = 10_000  # rows turned into arrays at a time, so that long windows need no second copy
+ALERT_SOURCES = 5  # names of images that an alert has at most
+PAGE_SIZE = 10_000  # rows turned into arrays at a time, so that long windows need no second copy
 
 _COLUMNS = [column for column in predictions.c if column is not predictions.c.sequence]
 _INSERT = (
@@ -33,11 +33,11 @@ _INSERT = (
 
 
 class PredictionStore:
-    """Predictions, and beside them ``versions``, ``labels`` and ``alerts``, in one SQL ``database``.
+    """Predictions, and with them ``versions``, ``labels`` and ``alerts``, in one SQL ``database``.
 
-    Nothing is created before the first write; reading a store that is not there finds nothing.
-    A reader that keeps up with it asks for rows above the last sequence number that it has, and for
-    labels above the last number: both only grow, and are never seen out of order.
+    Nothing is created before the first write; until then, reading finds nothing. A reader that
+    follows the store asks for rows above the last sequence number that it has, and for labels above
+    the last number: both only grow, and become visible in order.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class PredictionStore:
     Raises
     ------
     StoreError
-        When what is there is no store, or its folder does not exist.
+        When the address is not that of a store, or its folder does not exist.
 
     Examples
     --------
@@ -97,14 +97,16 @@ class PredictionStore:
     def sources_about(self, model: ModelVersion, metric: str, window: str, until: int, up_to_label: int) -> list[str]:
         """Names of a few images that an alert is about, the latest first.
 
-        Those that a label has found wrong, or whose answer was not finite; any, for an alert of distributions.
+        For an alert of accuracy they have wrong answers, for one of non-finite answers such answers.
 
         Parameters
         ----------
+        model, metric, window
+            Those of the alert.
         until
-            The last prediction in the window.
+            Sequence number of the last prediction in the window.
         up_to_label
-            Labels above this number are not yet taken into account.
+            Labels above this number are not taken into account.
         """
         made, size = predictions.c, WINDOWS.get(window)
         if size is None:
@@ -121,7 +123,7 @@ class PredictionStore:
         return [row.source for row in self.database.fetch_all(query)]
 
     def _insert(self, connection: sa.Connection, rows: Sequence[tuple[Any, ...]]) -> int:
-        if self.database.is_sqlite:  # plain tuples straight to the driver are twice as fast
+        if self.database.is_sqlite:  # plain tuples, given to the driver, are twice as fast
             return int(connection.exec_driver_sql(_INSERT, list(rows)).rowcount)
         statement = postgresql.insert(predictions).on_conflict_do_nothing().returning(predictions.c.sequence)
         columns = [column.name for column in _COLUMNS]
@@ -130,9 +132,9 @@ class PredictionStore:
     # Reading
 
     def sources(self, ids: Sequence[int]) -> dict[int, str]:
-        """The names of the images of predictions, by the number of their id; those without one are left out."""
+        """The names of the images of predictions, by the number of their id; those without a name are left out."""
         query = sa.select(predictions.c.id, predictions.c.source).where(predictions.c.source.is_not(None))
-        parts = [ids[first : first + IDS_AT_ONCE] for first in range(0, len(ids), IDS_AT_ONCE)]
+        parts = [ids[first : first + MAX_IDS] for first in range(0, len(ids), MAX_IDS)]
         return {
             row.id: row.source
             for part in parts
@@ -140,13 +142,13 @@ class PredictionStore:
         }
 
     def change_token(self) -> tuple[str, int, int] | None:
-        """A value that changes with each prediction and each label of any version; None where there is no store.
+        """A value that changes with each prediction and each label of any version; None without a store.
 
         Returns
         -------
         tuple
-            The store's own name, the last sequence number and the last label. Another name means that
-            another store is at the address, and that all its numbers are new.
+            Name of the store, last sequence number and number of the last label. Another name means
+            that another store is at the address, so that all its numbers are new.
         """
         latest = sa.select(sa.func.max(predictions.c.sequence)).scalar_subquery()
         newest = sa.select(sa.func.max(labels.c.number)).scalar_subquery()
@@ -159,10 +161,12 @@ class PredictionStore:
 
         Parameters
         ----------
+        model
+            The version.
         last
-            How many; None for all that are still there.
+            How many; None for all that have not been deleted.
         statistics
-            Whether to read the input statistics, and all probabilities, as well.
+            Whether to read the input statistics and all probabilities as well.
         """
         number = self.versions.number(model)
         if number is None:
@@ -171,7 +175,7 @@ class PredictionStore:
         with self.database.reading() as connection:
             parts = [
                 self._unpacked(connection, model, number, rows[::-1])
-                for rows in connection.execute(query).partitions(ROWS_AT_ONCE)
+                for rows in connection.execute(query).partitions(PAGE_SIZE)
             ]
         return Predictions.concatenate(parts[::-1]) if parts else Predictions.empty(model.classes)
 
@@ -180,8 +184,12 @@ class PredictionStore:
 
         Parameters
         ----------
+        model
+            The version.
         sequence
             The last one that the caller has; 0 for all.
+        limit
+            How many rows at most.
         up_to_label
             The last label to take into account, as of ``labels.last``; all when None. Rows read
             up to a label, and then the labels above it, count each label once.
@@ -206,16 +214,8 @@ class PredictionStore:
 
 
 def _rows(model: int, up_to_label: int | None, *, blobs: bool) -> sa.Select[Any]:
-    """Rows of a model, in the columns that ``unpack`` takes."""
+    """A query for rows of a model, in the columns of ``unpack``."""
     made = predictions.c
-    columns = [
-        made.sequence,
-        made.id,
-        made.time,
-        made.predicted,
-        made.confidence,
-        current_label(up_to_label),
-        made.latency_ms,
-    ]
+    answer = made.sequence, made.id, made.time, made.predicted, made.confidence
     more = [made.probabilities, made.statistic_values] if blobs else []
-    return sa.select(*columns, *more).where(made.model == model)
+    return sa.select(*answer, current_label(up_to_label), made.latency_ms, *more).where(made.model == model)

@@ -1,7 +1,6 @@
 """Rollups: the counts of 1,000 consecutive predictions of a model version, kept when the rows are deleted.
 
-The store does not know what is in them: the caller gives a function that makes the bytes of a rollup from its rows, and
-one that adds up the bytes of two.
+The counts are opaque bytes here: callers pass one function that makes them from rows, and another that adds two.
 """
 
 import math
@@ -20,11 +19,11 @@ from toolkit.monitoring.store.predictions import PredictionStore
 from toolkit.monitoring.store.schema import labels, models, predictions, rollups
 
 ROLLUP_SIZE = 1_000  # predictions in a rollup that was not merged
-MERGED = 10  # rollups that become one
-KEPT_PER_SIZE = 100  # rollups of each size that are not merged: about two digits of time, at any age
-MIN_ROWS = max(size for size in WINDOWS.values() if size is not None)  # of a version: its windows are made of them
-VACUUM_PAGES = 200  # of 4 KB, given back after each rollup: the rows of one of ten classes fill about 40
-SECONDS_A_DAY = 86_400
+MERGE_FACTOR = 10  # rollups that are merged into one
+KEPT_PER_SIZE = 100  # rollups of each size that are not merged: times are exact to about 1 % of their age
+MIN_ROWS = max(size for size in WINDOWS.values() if size is not None)  # of a version: its windows need them
+VACUUM_PAGES = 200  # of 4 KB, vacuumed after each rollup: the rows of one of ten classes fill about 40
+SECONDS_PER_DAY = 86_400
 
 
 @dataclass(frozen=True)
@@ -34,19 +33,19 @@ class Rollup:
     Parameters
     ----------
     number
-        The place of its first 1,000 predictions among those of the version, from 0.
+        Index of its first 1,000 predictions among those of the version, from 0.
     n
         How many predictions: 1,000, or 10,000, 100,000 ... where rollups were merged.
     first, last
-        The sequence numbers of the first and the last of them.
+        Sequence numbers of the first and the last prediction.
     since, until
         The earliest and the latest time, in seconds since 1970.
     last_label
-        The newest label that could be counted: those with a greater number are not in the counts.
+        The last label in the counts: those with a greater number are not in them.
     has_rows
-        Whether its predictions are still there as rows.
+        Whether its predictions have not been deleted.
     counts
-        What was made of them.
+        Counts of the predictions, as bytes.
     """
 
     number: int
@@ -82,12 +81,14 @@ def read_rollups(store: PredictionStore, model: ModelVersion) -> list[Rollup]:
 def write_due_rollups(
     store: PredictionStore, model: ModelVersion, make: Callable[[Predictions], bytes], at_most: int | None = None
 ) -> int:
-    """Write the rollups that are due, and those again that lack a label; return how many.
+    """Write the rollups that are due, and rewrite those that lack a label; return how many.
 
-    Any process may do so at any time; what two of them write at once is kept once.
+    Several processes may do so at the same time.
 
     Parameters
     ----------
+    store, model
+        Where, and of which version.
     make
         Counts 1,000 predictions with their labels.
     at_most
@@ -120,13 +121,13 @@ def _next(store: PredictionStore, model: int) -> tuple[int, int]:
 
 
 def _is_complete(store: PredictionStore, model: int, after: int) -> bool:
-    """Whether there are enough predictions above a sequence number; asked often, so without reading them."""
+    """Whether there are enough predictions above a sequence number; called often, so without reading them."""
     query = sa.select(predictions.c.sequence).where(predictions.c.model == model, predictions.c.sequence > after)
     return bool(store.database.fetch_all(query.order_by(predictions.c.sequence).offset(ROLLUP_SIZE - 1).limit(1)))
 
 
 def _write(store: PredictionStore, model: int, place: int, rows: Predictions, last_label: int, counts: bytes) -> None:
-    """Write a rollup unless another process has written it with more labels."""
+    """Write a rollup, unless another process has written it with more labels."""
     first, last = int(rows.sequence[0]), int(rows.sequence[-1])
     key = rollups.c.model == model, rollups.c.number == place
     with store.database.writing() as connection:
@@ -150,12 +151,14 @@ def _write(store: PredictionStore, model: int, place: int, rows: Predictions, la
 
 
 def merge_old_rollups(store: PredictionStore, model: ModelVersion, add: Callable[[bytes, bytes], bytes]) -> int:
-    """Make one rollup out of each ten old ones whose rows are deleted; return how many were made.
+    """Merge old rollups without rows, ten into one; return how many were made.
 
-    Of each size the last hundred stay, so that there are about a hundred for each factor of ten.
+    The last hundred of each size stay, so that there are about a hundred for each factor of ten.
 
     Parameters
     ----------
+    store, model
+        Where, and of which version.
     add
         Adds up the counts of two rollups.
     """
@@ -167,19 +170,19 @@ def merge_old_rollups(store: PredictionStore, model: ModelVersion, add: Callable
 
 
 def _mergeable(store: PredictionStore, model: int) -> list[Rollup]:
-    """Ten rollups of one size that may become one; none when there are not so many."""
+    """Ten rollups of one size that may be merged; empty when there are fewer."""
     without_rows = rollups.c.model == model, sa.not_(rollups.c.has_rows)
-    many = sa.func.count() >= KEPT_PER_SIZE + MERGED
+    many = sa.func.count() >= KEPT_PER_SIZE + MERGE_FACTOR
     sizes = sa.select(rollups.c.n).where(*without_rows).group_by(rollups.c.n).having(many).order_by(rollups.c.n)
     if not (found := store.database.fetch_all(sizes)):
         return []
     columns = [rollups.c[name] for name in Rollup.__dataclass_fields__]
     query = sa.select(*columns).where(*without_rows, rollups.c.n == found[0].n).order_by(rollups.c.number)
-    return [Rollup(**row._mapping) for row in store.database.fetch_all(query.limit(MERGED))]
+    return [Rollup(**row._mapping) for row in store.database.fetch_all(query.limit(MERGE_FACTOR))]
 
 
 def _replace(store: PredictionStore, model: int, old: list[Rollup], counts: bytes) -> bool:
-    """Put one rollup in the place of several, unless another process has done so."""
+    """Replace several rollups by one, unless another process has done so."""
     numbers = [rollup.number for rollup in old]
     with store.database.writing() as connection:
         key = rollups.c.model == model, rollups.c.number.in_(numbers), rollups.c.n == old[0].n
@@ -215,20 +218,22 @@ def delete_expired(
     now: float | None = None,
     at_most: int | None = None,
 ) -> int:
-    """Delete predictions, and their labels, that are too old or too many; return how many predictions.
+    """Delete predictions, and their labels, beyond an age or a number; return how many predictions.
 
-    The rows of one rollup at a time, so that no writer waits for it, oldest first, and only once the rollup holds all
-    that is known of them. It stays, and so do the last 10,000 predictions of each version, of which the windows are
-    made.
+    The rows of one rollup are deleted at a time, oldest first, so that writers hardly wait, and only when all their
+    labels are in the rollup. Rollups stay, and so do the last 10,000 predictions of each version, which the windows
+    need.
 
     Parameters
     ----------
+    store
+        Where.
     keep_days
-        Predictions older than this are deleted; none for their age when None.
+        Age in days beyond which predictions are deleted; no limit when None.
     keep_rows
-        Of each version, predictions before the last so many are deleted; none for their number when None.
+        How many predictions of each version are kept; no limit when None.
     now
-        Seconds since 1970; the time of the clock when None.
+        Seconds since 1970; the current time when None.
     at_most
         Of how many rollups to delete the rows now; of all that are due when None.
 
@@ -241,7 +246,7 @@ def delete_expired(
         raise SettingsError(f"keep_days must be more than 0, got {keep_days}")
     if keep_rows is not None and keep_rows < MIN_ROWS:
         raise SettingsError(f"keep_rows must be at least {MIN_ROWS}, the size of a window, got {keep_rows}")
-    oldest = (time.time() if now is None else now) - keep_days * SECONDS_A_DAY if keep_days is not None else -math.inf
+    oldest = (time.time() if now is None else now) - keep_days * SECONDS_PER_DAY if keep_days is not None else -math.inf
     deleted = done = 0
     for model in [row.number for row in store.database.fetch_all(sa.select(models.c.number))]:
         expendable = _last_before_newest(store, model, MIN_ROWS)
@@ -254,14 +259,14 @@ def delete_expired(
 
 
 def _last_before_newest(store: PredictionStore, model: int, keep: int) -> int:
-    """The sequence number of the last prediction of a version that is not among its newest so many."""
+    """The sequence number of the last prediction of a version before its newest ``keep``."""
     query = sa.select(predictions.c.sequence).where(predictions.c.model == model)
     rows = store.database.fetch_all(query.order_by(predictions.c.sequence.desc()).offset(keep).limit(1))
     return int(rows[0].sequence) if rows else 0
 
 
 def _oldest_with_rows(store: PredictionStore, model: int) -> sa.Row[Any] | None:
-    """The oldest rollup whose rows are still there, None when it lacks a label."""
+    """The oldest rollup with rows, None when it lacks a label."""
     column = rollups.c
     columns = column.model, column.number, column.first, column.last, column.until, column.stale
     query = sa.select(*columns).where(column.model == model, column.has_rows).order_by(column.number).limit(1)
@@ -270,7 +275,7 @@ def _oldest_with_rows(store: PredictionStore, model: int) -> sa.Row[Any] | None:
 
 
 def _delete_rows(store: PredictionStore, rollup: sa.Row[Any]) -> int:
-    """Delete the rows of a rollup, unless a label has just come for one of them; return how many."""
+    """Delete the rows of a rollup, unless one of them has just got a label; return how many."""
     key = rollups.c.model == rollup.model, rollups.c.number == rollup.number
     inside = predictions.c.model == rollup.model, predictions.c.sequence.between(rollup.first, rollup.last)
     started = time.monotonic()
@@ -283,5 +288,5 @@ def _delete_rows(store: PredictionStore, rollup: sa.Row[Any]) -> int:
         )
         deleted = connection.execute(predictions.delete().where(*inside)).rowcount
     store.database.vacuum(VACUUM_PAGES)
-    time.sleep(time.monotonic() - started)  # as long again is left to others
+    time.sleep(time.monotonic() - started)  # leaves as much time to other writers
     return deleted

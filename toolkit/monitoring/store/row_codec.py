@@ -20,10 +20,18 @@ class LoggedPrediction(NamedTuple):
     ----------
     id
         The number of its id.
+    time
+        Seconds since 1970.
+    model
+        The version that answered.
     probabilities
-        (K,) float16, as they will be stored and as they are counted.
+        (K,) float16, as they are stored and counted.
+    statistics
+        Input statistics of the image.
+    latency_ms
+        Duration of the answer, in milliseconds.
     source
-        What finds the image again, as ``image_name`` makes it.
+        Name of the image, as ``image_name`` makes it.
     """
 
     id: int
@@ -40,33 +48,35 @@ def pack(batch: Sequence[LoggedPrediction], number: int, names: Sequence[str]) -
 
     Parameters
     ----------
+    batch
+        n predictions, n > 0.
     number
         The key of the model.
     names
-        Of its input statistics, in the order in which they are stored; others are left out.
+        Input statistics, in the order in which they are stored; others are left out.
     """
     probabilities = np.stack([prediction.probabilities for prediction in batch])  # (n, K) float16
     finite = np.asarray(np.isfinite(probabilities).all(axis=1)).tolist()
-    predicted = probabilities.argmax(axis=1)
+    predicted, confidence = probabilities.argmax(axis=1).tolist(), probabilities.max(axis=1).tolist()
+    scores, values = _row_bytes(probabilities.astype("<f2")), _statistic_bytes(batch, names)
     return [
         (
-            *(one.id, float(one.time), number),
-            *(answer if sure else (None, None)),
-            *(scores, values, _number(one.latency_ms), one.source),
+            one.id,
+            float(one.time),
+            number,
+            predicted[i] if finite[i] else None,
+            confidence[i] if finite[i] else None,
+            scores[i],
+            values[i],
+            None if one.latency_ms is None else float(one.latency_ms),
+            one.source,
         )
-        for one, sure, answer, scores, values in zip(
-            batch,
-            finite,
-            zip(predicted.tolist(), probabilities.max(axis=1).astype(float).tolist(), strict=True),
-            _pieces(probabilities.astype("<f2")),
-            _statistics(batch, names),
-            strict=True,
-        )
+        for i, one in enumerate(batch)
     ]
 
 
 def statistic_names(batch: Sequence[LoggedPrediction]) -> list[str]:
-    """The names of all statistics that have a finite value in a batch, in the order in which they come.
+    """The names of the statistics that have a finite value in a batch, in the order in which they appear.
 
     >>> model = ModelVersion("1", ("cat", "dog"))
     >>> statistics = {"contrast": np.nan, "brightness": 0.5}
@@ -77,25 +87,19 @@ def statistic_names(batch: Sequence[LoggedPrediction]) -> list[str]:
     return [name for name in given if any(np.isfinite(one.statistics.get(name, np.nan)) for one in batch)]
 
 
-def _statistics(batch: Sequence[LoggedPrediction], names: Sequence[str]) -> list[bytes | None]:
+def _statistic_bytes(batch: Sequence[LoggedPrediction], names: Sequence[str]) -> list[bytes | None]:
     if not names:
         return [None] * len(batch)
-    absent = float("nan")
     with np.errstate(over="ignore"):
-        values = np.array([[one.statistics.get(name, absent) for name in names] for one in batch], "<f4")
+        values = np.array([[one.statistics.get(name, np.nan) for name in names] for one in batch], "<f4")
     values[np.isinf(values)] = np.nan
     given = ~np.isnan(values).all(axis=1)
-    return [piece if some else None for piece, some in zip(_pieces(values), given.tolist(), strict=True)]
+    return [row if known else None for row, known in zip(_row_bytes(values), given.tolist(), strict=True)]
 
 
-def _pieces(rows: NDArray[Any]) -> list[bytes]:
-    """The bytes of each row."""
+def _row_bytes(rows: NDArray[Any]) -> list[bytes]:
     data, width = rows.tobytes(), rows.shape[1] * rows.itemsize
     return [data[first : first + width] for first in range(0, len(data), width)]
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None else float(value)
 
 
 def unpack(classes: tuple[str, ...], rows: Sequence[Sequence[Any]], names: Sequence[str]) -> Predictions:
@@ -103,38 +107,32 @@ def unpack(classes: tuple[str, ...], rows: Sequence[Sequence[Any]], names: Seque
 
     Parameters
     ----------
+    classes
+        Class names in output order.
     rows
-        Of sequence, id, time, predicted class, confidence, label, latency, and then, where they were
-        asked for, probabilities and values of the statistics.
+        Sequence, id, time, predicted class, confidence, label and latency, and then, if they were
+        queried, probabilities and values of the statistics; at least one row.
     names
-        Of the statistics, in the order in which they are stored.
+        Input statistics, in the order in which they are stored; those that no row has are left out.
     """
     sequence, ids, time, predicted, confidence, label, latency, *blobs = zip(*rows, strict=True)
-    more: dict[str, Any] = (
-        {"probabilities": stack_blobs(blobs[0], "<f2", len(classes)).astype(np.float16, copy=False)} if blobs else {}
-    )
+    more: dict[str, Any] = {}
+    if blobs:
+        values = np.ascontiguousarray(stack_blobs(blobs[1], "<f4", len(names)).T, np.float32)  # (names, n)
+        known = {name: column for name, column in zip(names, values, strict=True) if not np.isnan(column).all()}
+        scores = stack_blobs(blobs[0], "<f2", len(classes)).astype(np.float16, copy=False)  # (n, K)
+        more = {"probabilities": scores, "statistics": known}
     return Predictions(
         classes,
         time=np.array(time, np.float64),
-        predicted=_or_nothing(predicted),
+        predicted=np.array([NO_CLASS if index is None else index for index in predicted], np.int64),
         confidence=np.array(confidence, np.float32),  # None becomes NaN
-        labels=_or_nothing(label),
+        labels=np.array([NO_CLASS if index is None else index for index in label], np.int64),
         latency=np.array(latency, np.float32),
-        statistics=_columns(blobs[1], names) if blobs else {},
         sequence=np.array(sequence, np.int64),
         ids=np.array(ids, np.int64),
         **more,
     )
-
-
-def _or_nothing(numbers: Sequence[int | None]) -> NDArray[np.int64]:
-    return np.array([NO_CLASS if number is None else number for number in numbers], np.int64)
-
-
-def _columns(blobs: Sequence[bytes | None], names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    """The statistics that any of the rows has."""
-    values = np.ascontiguousarray(stack_blobs(blobs, "<f4", len(names)).T, np.float32)  # (names, n)
-    return {name: column for name, column in zip(names, values, strict=True) if not np.isnan(column).all()}
 
 
 def stack_blobs(blobs: Sequence[bytes | None], kind: str, width: int) -> NDArray[Any]:
@@ -142,8 +140,12 @@ def stack_blobs(blobs: Sequence[bytes | None], kind: str, width: int) -> NDArray
 
     Parameters
     ----------
+    blobs
+        n blobs.
     kind
-        Of number: ``"<f2"`` or ``"<f4"``.
+        Type of their numbers: ``"<f2"`` or ``"<f4"``.
+    width
+        Numbers in a row.
 
     Examples
     --------

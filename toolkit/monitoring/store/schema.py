@@ -20,7 +20,7 @@ models = sa.Table(
     sa.Column("baseline_digest", sa.Text, nullable=False),  # empty without a baseline
     sa.Column("served_at", sa.Float),  # seconds since 1970; the largest is the version being served
     sa.Column("statistics", sa.Text, nullable=False, server_default="[]"),  # JSON list of names, only ever longer
-    # A registry that was begun anew counts from 1 again: the name alone does not tell two models apart.
+    # A registry that was recreated counts from 1 again: two models may have the same name.
     sa.UniqueConstraint("version", "classes", "baseline_digest"),
 )
 predictions = sa.Table(
@@ -35,7 +35,7 @@ predictions = sa.Table(
     sa.Column("probabilities", sa.LargeBinary, nullable=False),  # K float16, little-endian
     sa.Column("statistic_values", sa.LargeBinary),  # float32, little-endian, for the first of ``models.statistics``
     sa.Column("latency_ms", sa.Float),
-    sa.Column("source", sa.Text),  # what finds the image again; NULL where it was not given
+    sa.Column("source", sa.Text),  # name of the image; NULL where it was not given
     sa.Index("predictions_of_a_model", "model", "sequence"),
     sqlite_autoincrement=True,  # a number is never given twice, also when the newest row was deleted
 )
@@ -87,8 +87,8 @@ alerts = sa.Table(
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("value", sa.Float, nullable=False),
     sa.Column("message", sa.Text, nullable=False),  # one line
-    sa.Column("details", sa.Text, nullable=False, server_default=""),  # lines
-    sa.Column("cleared_at", sa.Float),  # NULL while the alert stands
+    sa.Column("details", sa.Text, nullable=False, server_default=""),  # further lines
+    sa.Column("cleared_at", sa.Float),  # NULL while the alert is active
     sa.Column("notified_at", sa.Float),
     sa.Column("acknowledged_at", sa.Float),
     sa.Column("acknowledged_by", sa.Text),
@@ -109,19 +109,19 @@ schema_version = sa.Table(
     "schema_version",
     tables,
     sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("name", sa.Text, nullable=False),  # tells this store from another one at the same address
+    sa.Column("name", sa.Text, nullable=False),  # differs from that of another store at the same address
 )
 
 
 def create(connection: sa.Connection) -> None:
-    """Make all tables that are missing, and write down which version of them this is."""
+    """Create the missing tables, and record their version."""
     tables.create_all(connection)
     if connection.execute(sa.select(schema_version.c.version)).first() is None:
         connection.execute(schema_version.insert().values(version=VERSION, name=secrets.token_hex(8)))
 
 
 def version(connection: sa.Connection) -> int:
-    """Version of the tables that are there: 0 for none at all."""
+    """The version of the existing tables; 0 when there are none."""
     if not sa.inspect(connection).has_table(schema_version.name):
         return 0
     return int(connection.execute(sa.select(schema_version.c.version)).scalar() or 0)

@@ -55,7 +55,7 @@ def test_a_full_queue_that_drops_counts_and_says_so_once_while_the_store_hangs(b
     assert writer.flush(timeout=30)
     assert blocking_store.items == list(range(11))
     assert [record.getMessage() for record in caplog.records] == [
-        "predictions come faster than the store takes them: what finds no room is dropped"
+        "predictions arrive faster than they are stored: some are dropped"
     ]
     assert writer.put_many(range(11, 31)) == 10  # as many as there is room for, if none was written meanwhile
     writer.close()
@@ -81,7 +81,7 @@ def test_a_tight_loop_waits_for_a_slow_store_and_loses_nothing(blocking_store, c
 
 
 def test_waiting_for_a_store_that_takes_nothing_ends_with_one_line(monkeypatch):
-    monkeypatch.setattr(module, "GIVE_UP_AFTER_S", 0.05)
+    monkeypatch.setattr(module, "PUT_TIMEOUT_S", 0.05)
     monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", 0.0)
     store = Store()
     store.error = StoreError("disk full")
@@ -89,7 +89,7 @@ def test_waiting_for_a_store_that_takes_nothing_ends_with_one_line(monkeypatch):
     writer.put(0)
     writer.flush(timeout=30)
     assert writer.stats()["write_errors"] == 1
-    said = r"4 of 9 predictions were logged: 4 wait to be stored, and the store has made no room for 0.05 s: disk full"
+    said = r"4 of 9 predictions were logged: 4 wait to be stored, and the store has taken nothing for 0.05 s: disk full"
     with pytest.raises(StoreError, match=said):
         writer.put_many(range(1, 10))
     with pytest.raises(StoreError, match="0 of 1 predictions were logged"):

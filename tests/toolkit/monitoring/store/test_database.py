@@ -25,7 +25,7 @@ def test_what_is_no_store_is_said_in_one_line(tmp_path):
         Database(str(tmp_path / "m.db"))
     with pytest.raises(StoreError, match=r"the folder .*nowhere does not exist"):
         Database(str(tmp_path / "nowhere" / "m.db"))
-    with pytest.raises(StoreError, match="'nosuch://x' is no address of a store"):
+    with pytest.raises(StoreError, match="'nosuch://x' is not the address of a store"):
         Database("nosuch://x")
     with pytest.raises(StoreError, match="in memory"):
         Database("sqlite://")
@@ -41,7 +41,7 @@ def test_a_server_that_is_not_there_is_said_in_one_line():
 
 def test_a_server_without_its_driver_is_said_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "pg8000", None)
-    with pytest.raises(StoreError, match=r"is no address of a store: .*pip install -r requirements-postgres.txt$"):
+    with pytest.raises(StoreError, match=r"is not the address of a store: .*pip install -r requirements-postgres.txt$"):
         Database("postgresql://me@127.0.0.1:1/x")
 
 

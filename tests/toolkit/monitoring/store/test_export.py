@@ -18,7 +18,7 @@ ONE, TWO = ModelVersion("1", ("cat", "dog")), ModelVersion("2", ("dog", "fox"))
 
 @pytest.fixture
 def filled(store, prediction, monkeypatch):
-    monkeypatch.setattr(module, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(module, "PAGE_SIZE", 2)
     store.write(
         [
             prediction(1, ONE, 0.75, time=0.25, statistics={"b": 0.5}, latency_ms=3.5, source='a,"b".jpg'),

@@ -17,7 +17,7 @@ CLASSES = ("cat", "dog")
 
 
 def test_a_window_is_what_was_written_oldest_first(store, prediction, monkeypatch):
-    monkeypatch.setattr(module, "ROWS_AT_ONCE", 2)  # so that it comes in several parts
+    monkeypatch.setattr(module, "PAGE_SIZE", 2)  # so that it comes in several parts
     model = ModelVersion("1", CLASSES)
     batch = [prediction(i, model, i / 8, latency_ms=i, statistics={"brightness": i / 3}) for i in range(1, 8)]
     assert store.write(batch) == 7
@@ -156,7 +156,7 @@ def test_threads_share_a_store(store, prediction):
 
 
 def test_images_are_found_again_by_the_names_that_came_with_them(store, prediction, monkeypatch):
-    monkeypatch.setattr(module, "IDS_AT_ONCE", 2)
+    monkeypatch.setattr(module, "MAX_IDS", 2)
     model = ModelVersion("1", CLASSES)
     store.write([prediction(i, model, source=f"{i}.jpg" if i % 2 else None) for i in range(1, 8)])
     assert store.sources([7, 1, 2, 3, 99]) == {1: "1.jpg", 3: "3.jpg", 7: "7.jpg"}

@@ -14,7 +14,7 @@ from toolkit.monitoring.store import rollups as module
 from toolkit.monitoring.store.model_versions import ModelVersion
 from toolkit.monitoring.store.predictions import PredictionStore
 from toolkit.monitoring.store.rollups import (
-    SECONDS_A_DAY,
+    SECONDS_PER_DAY,
     delete_expired,
     merge_old_rollups,
     read_rollups,
@@ -29,7 +29,7 @@ MODEL = ModelVersion("1", CLASSES)
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(module, "ROLLUP_SIZE", 4)
-    monkeypatch.setattr(module, "MERGED", 3)
+    monkeypatch.setattr(module, "MERGE_FACTOR", 3)
     monkeypatch.setattr(module, "KEPT_PER_SIZE", 2)
     monkeypatch.setattr(module, "MIN_ROWS", 6)
 
@@ -144,14 +144,14 @@ def test_a_label_for_rows_that_are_gone_is_refused_and_not_lost_silently(store, 
 
 
 def test_rows_go_by_age_or_number_but_never_what_a_window_needs(store, prediction):
-    store.write([prediction(i, MODEL, time=i * SECONDS_A_DAY) for i in range(20)])
+    store.write([prediction(i, MODEL, time=i * SECONDS_PER_DAY) for i in range(20)])
     write_due_rollups(store, MODEL, make)
-    assert delete_expired(store, now=100.0 * SECONDS_A_DAY) == 0
-    assert delete_expired(store, keep_days=10, now=17.0 * SECONDS_A_DAY) == 4  # day 7 is just not older than ten days
+    assert delete_expired(store, now=100.0 * SECONDS_PER_DAY) == 0
+    assert delete_expired(store, keep_days=10, now=17.0 * SECONDS_PER_DAY) == 4  # day 7 is just not older than ten days
     assert store.window(MODEL).ids.tolist() == list(range(4, 20))
     assert delete_expired(store, keep_rows=11, now=0.0) == 4
     assert store.window(MODEL).ids.tolist() == list(range(8, 20))
-    assert delete_expired(store, keep_days=1, now=100.0 * SECONDS_A_DAY) == 4
+    assert delete_expired(store, keep_days=1, now=100.0 * SECONDS_PER_DAY) == 4
     assert store.window(MODEL).ids.tolist() == list(range(12, 20))
     assert len(read_rollups(store, MODEL)) == 5
 
