@@ -85,24 +85,14 @@ MONITOR_UNAVAILABLE = ProblemType("monitor-unavailable", 503, "The store of pred
     "The store is locked, full or unreachable. Predictions still work; try again later.")
 DEADLINE_EXCEEDED = ProblemType("deadline-exceeded", 504, "The image could not be answered in time",
     "The service is overloaded. Try again later, or start it with a larger --request-timeout.")
-# fmt: on
 
 PREDICTION_PROBLEMS = (  # of POST /predict
-    MALFORMED,
-    UNDECODABLE,
-    REQUEST_TIMEOUT,
-    BODY_TOO_LARGE,
-    IMAGE_TOO_LARGE,
-    UNSUPPORTED_MEDIA_TYPE,
-    UNSUPPORTED_ENCODING,
-    UNSUPPORTED_FORMAT,
-    INVALID,
-    INTERNAL,
-    NON_FINITE,
-    NOT_READY,
-    OVERLOADED,
+    MALFORMED, UNDECODABLE, REQUEST_TIMEOUT, BODY_TOO_LARGE, IMAGE_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE,
+    UNSUPPORTED_ENCODING, UNSUPPORTED_FORMAT, INVALID, INTERNAL, NON_FINITE, NOT_READY, OVERLOADED,
     DEADLINE_EXCEEDED,
 )
+# fmt: on
+
 
 PROBLEM_TYPES = tuple(value for value in list(globals().values()) if isinstance(value, ProblemType))
 

@@ -364,13 +364,7 @@ class Server(uvicorn.Server):
         Whether no other process listens on the same socket.
     """
 
-    def __init__(
-        self,
-        app: FastAPI,
-        on_shutdown: Callable[[], None],
-        config: ServerConfig,
-        alone: bool = True,
-    ) -> None:
+    def __init__(self, app: FastAPI, on_shutdown: Callable[[], None], config: ServerConfig, alone: bool = True) -> None:
         super().__init__(
             uvicorn.Config(
                 app,

@@ -19,41 +19,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from pydantic import ValidationError
 
-from toolkit.serving import problems
+from toolkit.serving import problems, schemas
+from toolkit.serving.http import request_body
 from toolkit.serving.http.openapi import error_responses
-from toolkit.serving.http.request_body import (
-    JSON,
-    ONE_IMAGE,
-    VALUES_PER_IMAGE,
-    content_length_or,
-    from_base64,
-    from_pixels,
-    from_raw_pixels,
-    load_json,
-    parse_images,
-    pixels_body,
-    run_in_json_thread,
-    values_of_pixels,
-)
 from toolkit.serving.inference.result import ImageSource
 from toolkit.serving.models.manager import LiveModel
 from toolkit.serving.problems import Problem
 from toolkit.serving.routes import binary_tensors
-from toolkit.serving.schemas import (
-    InferInputTensor,
-    InferRequest,
-    InferResponse,
-    ModelMetadata,
-    ModelReady,
-    Prediction,
-    Predictions,
-    RequestedOutput,
-    ServerLive,
-    ServerMetadata,
-    ServerReady,
-    Tensor,
-    TensorMetadata,
-)
+from toolkit.serving.schemas import InferRequest, InferResponse, Prediction
 from toolkit.serving.service import Service
 
 PLATFORM = "pytorch_pt2"  # in the protocol's form, project_format
@@ -77,10 +50,10 @@ def _inlined(part: Any, definitions: dict[str, Any]) -> Any:
 
 
 _SCHEMA = InferRequest.model_json_schema()
-_EXAMPLE = {"inputs": [{"name": "images", "shape": [1], "datatype": "BYTES", "data": [ONE_IMAGE]}]}
+_EXAMPLE = {"inputs": [{"name": "images", "shape": [1], "datatype": "BYTES", "data": [request_body.ONE_IMAGE]}]}
 INFER_BODY = {
     "required": True,
-    "content": {JSON: {"schema": _inlined(_SCHEMA, _SCHEMA["$defs"]), "example": _EXAMPLE}},
+    "content": {request_body.JSON: {"schema": _inlined(_SCHEMA, _SCHEMA["$defs"]), "example": _EXAMPLE}},
 }
 NOT_READY = error_responses(problems.NOT_READY)
 NOT_FOUND = error_responses(problems.NOT_FOUND, problems.INVALID, problems.NOT_READY)  # FastAPI adds a 422 to names
@@ -116,44 +89,44 @@ def _model_route(path: str, method: str = "GET", **options: Any) -> Callable[[En
 
 @routes.get("/v2/", include_in_schema=False)
 @routes.get("/v2", tags=[OIP])
-async def server_metadata(request: Request) -> ServerMetadata:
+async def server_metadata(request: Request) -> schemas.ServerMetadata:
     """Name, version and protocol extensions of the server."""
     extensions = [EXTENSION, binary_tensors.EXTENSION]
-    return ServerMetadata(name=request.app.title, version=request.app.version, extensions=extensions)
+    return schemas.ServerMetadata(name=request.app.title, version=request.app.version, extensions=extensions)
 
 
 @routes.get("/v2/health/live", tags=[OIP])
-async def server_live() -> ServerLive:
+async def server_live() -> schemas.ServerLive:
     """Whether the process answers at all."""
-    return ServerLive(live=True)
+    return schemas.ServerLive(live=True)
 
 
 @routes.get("/v2/health/ready", responses=NOT_READY, tags=[OIP])
-async def server_ready(request: Request) -> ServerReady:
+async def server_ready(request: Request) -> schemas.ServerReady:
     """Whether this process should get traffic."""
     _ready(request)
-    return ServerReady(live=True, ready=True)
+    return schemas.ServerReady(live=True, ready=True)
 
 
 @_model_route("", responses=NOT_FOUND)
-async def model_metadata(request: Request) -> ModelMetadata:
+async def model_metadata(request: Request) -> schemas.ModelMetadata:
     """Inputs and outputs of the served model."""
     model = _require_model(request)
     size = model.bundle.card.image_size
-    return ModelMetadata(
+    return schemas.ModelMetadata(
         name=model.release.name,
         versions=[model.version],
         platform=PLATFORM,
-        inputs=[TensorMetadata(name="images", datatype="UINT8", shape=[-1, size, size, 3])],
+        inputs=[schemas.TensorMetadata(name="images", datatype="UINT8", shape=[-1, size, size, 3])],
         outputs=_outputs(-1, len(model.classes)),
     )
 
 
 @_model_route("/ready", responses=NOT_FOUND)
-async def model_ready(request: Request) -> ModelReady:
+async def model_ready(request: Request) -> schemas.ModelReady:
     """Whether this model answers predictions."""
     _require_model(request)
-    return ModelReady(name=_ready(request).release.name, ready=True)
+    return schemas.ModelReady(name=_ready(request).release.name, ready=True)
 
 
 @_model_route(
@@ -173,7 +146,7 @@ async def model_infer(request: Request) -> InferResponse | Response:
     _service(request).require_ready(None)
     with _reserved_body(request):
         head, data = binary_tensors.split_body(await request.body(), request.headers.get(binary_tensors.HEADER))
-        parsed, images = await run_in_json_thread(partial(_parse_request, head, data, max_images, size))
+        parsed, images = await request_body.run_in_json_thread(partial(_parse_request, head, data, max_images, size))
         model, predictions = await _predict_all(request, images)
     values: dict[str, Any] = {
         "probabilities": list(chain.from_iterable(_rows(model, predictions))),
@@ -181,10 +154,10 @@ async def model_infer(request: Request) -> InferResponse | Response:
         "prediction_id": [prediction.prediction_id for prediction in predictions],
     }
     tensors = {
-        output.name: Tensor(**output.model_dump(), data=values[output.name])
+        output.name: schemas.Tensor(**output.model_dump(), data=values[output.name])
         for output in _outputs(len(predictions), len(model.classes))
     }
-    requested = parsed.outputs or [RequestedOutput.model_validate({"name": name}) for name in tensors]
+    requested = parsed.outputs or [schemas.RequestedOutput.model_validate({"name": name}) for name in tensors]
     response = InferResponse(
         model_name=model.release.name,
         model_version=model.version,
@@ -210,16 +183,17 @@ def _require_model(request: Request) -> LiveModel:
     return model
 
 
-def _outputs(count: int, classes: int) -> list[TensorMetadata]:
+def _outputs(count: int, classes: int) -> list[schemas.TensorMetadata]:
     return [
-        TensorMetadata(name="probabilities", datatype="FP32", shape=[count, classes]),
-        TensorMetadata(name="label", datatype="BYTES", shape=[count]),
-        TensorMetadata(name="prediction_id", datatype="BYTES", shape=[count]),
+        schemas.TensorMetadata(name="probabilities", datatype="FP32", shape=[count, classes]),
+        schemas.TensorMetadata(name="label", datatype="BYTES", shape=[count]),
+        schemas.TensorMetadata(name="prediction_id", datatype="BYTES", shape=[count]),
     ]
 
 
 def _parse_request(head: bytes, data: bytes, max_images: int, size: int) -> tuple[InferRequest, list[ImageSource]]:
-    value = load_json(head, MAX_OTHER_VALUES + max_images * (VALUES_PER_IMAGE + values_of_pixels(size)))
+    per_image = request_body.VALUES_PER_IMAGE + request_body.values_of_pixels(size)
+    value = request_body.load_json(head, MAX_OTHER_VALUES + max_images * per_image)
     try:
         parsed = InferRequest.model_validate(value)
     except ValidationError as error:
@@ -228,7 +202,7 @@ def _parse_request(head: bytes, data: bytes, max_images: int, size: int) -> tupl
     return parsed, _images(parsed.inputs[0], data, max_images, size)
 
 
-def _images(tensor: InferInputTensor, binary: bytes, max_images: int, size: int) -> list[ImageSource]:
+def _images(tensor: schemas.InferInputTensor, binary: bytes, max_images: int, size: int) -> list[ImageSource]:
     """The images of a tensor whose data is flat, nested like its shape, or in the bytes after the JSON."""
     count, *rest = tensor.shape
     pixels = tensor.datatype == "UINT8"
@@ -250,14 +224,15 @@ def _images(tensor: InferInputTensor, binary: bytes, max_images: int, size: int)
         if len(binary) != count * length:
             detail = f"inputs.0: {count * length} bytes are needed for the shape, got {len(binary)}"
             raise Problem(problems.INVALID, detail)
-        return [from_raw_pixels(binary[start : start + length], size) for start in range(0, len(binary), length)]
+        starts = range(0, len(binary), length)
+        return [request_body.from_raw_pixels(binary[start : start + length], size) for start in starts]
     if len(data) == count * length:  # flat
         data = [data[start : start + length] for start in range(0, len(data), length)]
     if len(data) != count:
         raise Problem(problems.INVALID, "inputs.0.data: must have as many values as the shape says")
     if pixels:
-        return [from_pixels(values, size, index) for index, values in enumerate(data)]
-    return [from_base64(_only_text(values)) for values in data]
+        return [request_body.from_pixels(values, size, index) for index, values in enumerate(data)]
+    return [request_body.from_base64(_only_text(values)) for values in data]
 
 
 def _only_text(values: Any) -> str:
@@ -283,15 +258,17 @@ async def protocol_version() -> str:
     return installed_version("mlflow")
 
 
-@routes.post("/invocations", responses=PREDICTING, openapi_extra={"requestBody": pixels_body()}, tags=["MLflow"])
-async def invocations(request: Request) -> Predictions:
+@routes.post(
+    "/invocations", responses=PREDICTING, openapi_extra={"requestBody": request_body.pixels_body()}, tags=["MLflow"]
+)
+async def invocations(request: Request) -> schemas.Predictions:
     """Probabilities of images: a form, a raw image, or JSON with base64 or pixels of the model's own size."""
     service = _service(request)
     service.require_ready(None)
     size = service.model().bundle.card.image_size
     with _reserved_body(request):
-        images = await parse_images(request, request.app.state.settings.max_batch, size)
-        return Predictions(predictions=_rows(*await _predict_all(request, images)))
+        images = await request_body.parse_images(request, request.app.state.settings.max_batch, size)
+        return schemas.Predictions(predictions=_rows(*await _predict_all(request, images)))
 
 
 # Prometheus
@@ -320,7 +297,7 @@ def _ready(request: Request) -> LiveModel:
 
 def _reserved_body(request: Request) -> AbstractContextManager[None]:
     max_bytes = request.app.state.settings.max_body_bytes
-    return _service(request).admission.reserve_bytes(content_length_or(request, max_bytes))
+    return _service(request).admission.reserve_bytes(request_body.content_length_or(request, max_bytes))
 
 
 async def _predict_all(request: Request, images: list[ImageSource]) -> tuple[LiveModel, list[Prediction]]:

@@ -1,4 +1,4 @@
-"""Keys: asked for at the addresses that have one, and at no other."""
+"""API keys are required at the protected paths, and at no other."""
 
 import pytest
 from starlette.applications import Starlette

@@ -12,15 +12,15 @@ LIMIT = 100
 
 
 class Client:
-    """An ASGI client that sends pieces and knows how many of them were asked for."""
+    """An ASGI client that sends pieces and counts how many of them were received."""
 
     def __init__(self, pieces, **headers):
-        self.pieces, self.asked = list(pieces), 0
+        self.pieces, self.received = list(pieces), 0
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         self.scope = {"type": "http", "headers": [(n.encode(), v.encode("latin-1")) for n, v in names.items()]}
 
     async def receive(self):
-        self.asked += 1
+        self.received += 1
         if not self.pieces:
             return {"type": "http.disconnect"}
         piece = self.pieces.pop(0)
@@ -75,7 +75,7 @@ def test_an_endless_body_is_cut_off():
     for headers in ({}, {"content_length": "400"}):
         client = Client([b"x" * 50] * 1000, **headers)
         refused(client)
-        assert client.asked * 50 <= (DRAIN_FACTOR + 1) * LIMIT
+        assert client.received * 50 <= (DRAIN_FACTOR + 1) * LIMIT
 
 
 @pytest.mark.parametrize("headers", [{"content_length": str(DRAIN_FACTOR * LIMIT + 1)},
@@ -83,7 +83,7 @@ def test_an_endless_body_is_cut_off():
 def test_excessive_and_expected_bodies_are_not_drained(headers):
     client = Client([b"x" * 50] * 6, **headers)
     refused(client)
-    assert client.asked == 0
+    assert client.received == 0
 
 
 @pytest.mark.parametrize("declared", ["-1", "+5", "1e3", "5, 5", "0x10", "", "٣", "³", "9" * 20])
@@ -121,26 +121,26 @@ async def read_all(scope, receive, send):
         pass
 
 
-def drip(pause, most=10**6):
+def drip(pause, max_pieces=10**6):
     """A client that sends its body byte by byte, and how many it has sent."""
     sent = []
 
     async def receive():
         await asyncio.sleep(pause)
         sent.append(b"a")
-        return {"type": "http.request", "body": b"a", "more_body": len(sent) < most}
+        return {"type": "http.request", "body": b"a", "more_body": len(sent) < max_pieces}
 
     return receive, sent
 
 
 def test_a_stalled_body_times_out():
     async def receive():
-        if asked:
+        if received:
             await asyncio.Event().wait()
-        asked.append(True)
+        received.append(True)
         return {"type": "http.request", "body": b"a", "more_body": True}
 
-    asked = []
+    received = []
     with pytest.raises(
         Problem, match=r"408: a body must arrive within 3600 s, with no pause longer than 0\.05 s"
     ) as caught:
@@ -168,6 +168,6 @@ def test_messages_after_the_body_have_no_timeout():
         await read_all(scope, receive, send)
         last.append(await receive())
 
-    (arriving, sent), last = drip(0.001, most=5), []
+    (arriving, sent), last = drip(0.001, max_pieces=5), []
     answer(app, receive, Timeouts(body=1.0, read=1.0))
     assert last == [{"type": "http.disconnect"}]

@@ -1,4 +1,4 @@
-"""What a browser sends for a page of another origin is refused, and what anything else sends is not."""
+"""Requests that a browser sends for pages of other origins are refused, and no others."""
 
 import asyncio
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Compressed bodies are undone to the byte, however they arrive; what lies, ends early or swells is refused."""
+"""Request bodies are decompressed exactly; invalid, truncated and excessive ones are refused."""
 
 import asyncio
 import gzip

@@ -1,4 +1,4 @@
-"""The description of the service: what programs that read OpenAPI rely on."""
+"""The OpenAPI description, as programs read it."""
 
 import re
 

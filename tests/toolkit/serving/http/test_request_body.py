@@ -1,4 +1,4 @@
-"""Images out of requests: forms as a real client encodes them, raw bodies, JSON, and everything that is wrong."""
+"""Images of requests: forms as a real client encodes them, raw bodies, JSON, and invalid bodies."""
 
 import asyncio
 import base64
@@ -55,12 +55,12 @@ def form(files=(), data=None, step=1000):
     return request(encoded.read(), encoded.headers["Content-Type"], step)
 
 
-def one(asked):
-    return asyncio.run(parse_image(asked))()
+def one(request):
+    return asyncio.run(parse_image(request))()
 
 
-def many(asked, most=4, size=None):
-    return [read() for read in asyncio.run(parse_images(asked, most, size))]
+def many(request, max_images=4, size=None):
+    return [read() for read in asyncio.run(parse_images(request, max_images, size))]
 
 
 def sent(value):
@@ -239,7 +239,7 @@ FILE = ("file", ("a.png", IMAGE, "image/png"))
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("make", "words"),
     [
         (lambda: form([("image", FILE[1])]), "no file in the field 'file'"),
         (lambda: form(data={"file": "text"}, files=[("other", FILE[1])]), "no file in the field 'file'"),
@@ -247,14 +247,14 @@ FILE = ("file", ("a.png", IMAGE, "image/png"))
         (lambda: form([FILE, ("other", FILE[1])]), "at most 1 file$"),
     ],
 )
-def test_a_form_needs_exactly_one_file_of_that_name(asked, words):
-    found = problem(lambda: one(asked()))
+def test_a_form_needs_exactly_one_file_of_that_name(make, words):
+    found = problem(lambda: one(make()))
     assert found.problem_type is INVALID
     assert words.rstrip("$") in found.detail
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "make",
     [
         lambda: form([FILE], data={"note": "x" * (MAX_FIELD_BYTES + 1)}),
         lambda: form([FILE], data={f"note{number}": "x" for number in range(MAX_FIELDS + 1)}),
@@ -265,8 +265,8 @@ def test_a_form_needs_exactly_one_file_of_that_name(asked, words):
         lambda: request(b"--x", "multipart/form-data; boundary=" + "x" * 5000),
     ],
 )
-def test_an_invalid_form_is_malformed(asked):
-    assert problem(lambda: one(asked())).problem_type is MALFORMED
+def test_an_invalid_form_is_malformed(make):
+    assert problem(lambda: one(make())).problem_type is MALFORMED
 
 
 @pytest.mark.parametrize("step", [1, 10**6])
@@ -401,8 +401,8 @@ def test_the_value_limit_fits_the_largest_request(size):
     assert len(many(sent({"inputs": pixels}), 4, size)) == 4
     longest = {"instances": [{"image": {"b64": f"data:image/png;base64,{TEXT}"}}] * 4}
     assert len(many(sent(longest))) == 4
-    most = VALUES_OVERHEAD + 4 * (VALUES_PER_IMAGE + values_of_pixels(size))
-    for body in (b"[" + b"[]," * most, b'{"a": [' + b"0," * most, b'"' + b"," * (most + 1)):
+    max_values = VALUES_OVERHEAD + 4 * (VALUES_PER_IMAGE + values_of_pixels(size))
+    for body in (b"[" + b"[]," * max_values, b'{"a": [' + b"0," * max_values, b'"' + b"," * (max_values + 1)):
         assert problem(lambda body=body: many(request(body, "application/json"), 4, size)).detail == (
             "the JSON holds more values than the images of a request can have"
         )

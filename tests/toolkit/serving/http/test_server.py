@@ -317,9 +317,9 @@ def test_a_refused_client_does_not_delay_the_shutdown():
 def test_the_connection_limit_leaves_file_descriptors(monkeypatch):
     files = RESERVED_FDS + 100
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (files, files))
-    for wanted, most in ((50, 50), (4096, 100)):
+    for wanted, allowed in ((50, 50), (4096, 100)):
         server = Server(FastAPI(), lambda: None, ServerConfig(0, 1, max_connections=wanted))
-        assert server.config.http.args[1] == most
+        assert server.config.http.args[1] == allowed
 
 
 class Wire:
@@ -426,7 +426,7 @@ class Regular:
 
     def __init__(self, port, pause=0.0):
         self.port, self.pause = port, pause
-        self.asked = 0
+        self.requests = 0
         self.unanswered = []  # what became of requests that were sent and got no answer
         self.farewells = 0  # answers that said that they were the last
 
@@ -447,7 +447,7 @@ class Regular:
             except (OSError, http.client.HTTPException) as error:
                 self.unanswered.append(error)
                 return
-            self.asked += 1
+            self.requests += 1
             if answer.will_close:
                 self.farewells += 1
                 return
@@ -464,7 +464,7 @@ def test_a_shutdown_under_load_answers_every_request(drain_timeout):
         for client in clients:
             client.port = port
         stays = [pool.submit(client) for client in clients]
-        wait_until(lambda: all(client.asked for client in clients))
+        wait_until(lambda: all(client.requests for client in clients))
         server.handle_exit(signal.SIGTERM, None)
         for stay in stays:
             stay.result()

@@ -1,4 +1,4 @@
-"""The files of the pages: all there, under strict headers, with nothing inside that those headers would forbid."""
+"""The files of the pages, and the headers that protect them."""
 
 import asyncio
 import base64

@@ -32,12 +32,7 @@ def test_binary_inputs(client, wanted):
         (packed(RED, GREEN), [2], "BYTES", [RED, GREEN]),
         (packed(BLUE), [1, 1], "BYTES", [BLUE]),
     ):
-        tensor = {
-            "name": "images",
-            "shape": shape,
-            "datatype": datatype,
-            "parameters": {"binary_data_size": len(data)},
-        }
+        tensor = {"name": "images", "shape": shape, "datatype": datatype, "parameters": {"binary_data_size": len(data)}}
         found = outputs(client.post(INFER, **in_bytes(data, {"inputs": [tensor]})))
         np.testing.assert_allclose(np.reshape(found["probabilities"]["data"], (-1, 3)), wanted(images), atol=1e-6)
 

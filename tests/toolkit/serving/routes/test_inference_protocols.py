@@ -15,18 +15,7 @@ from mlflow.utils.proto_json_utils import dump_input_data
 from prometheus_client.parser import text_string_to_metric_families
 
 from support.colours import COLOURS, colour_card, encode
-from support.infer_requests import (
-    BLUE,
-    GREEN,
-    INFER,
-    MAX_BATCH,
-    MEMBERS,
-    PIXELS,
-    RED,
-    in_base64,
-    infer,
-    outputs,
-)
+from support.infer_requests import BLUE, GREEN, INFER, MAX_BATCH, MEMBERS, PIXELS, RED, in_base64, infer, outputs
 from toolkit.serving.problems import MEDIA_TYPE
 from toolkit.serving.routes import inference_protocols
 from toolkit.serving.routes.inference_protocols import EXTENSION, MAX_ATTEMPTS, PREDICT_PATHS
