@@ -1,1 +1,5 @@
-"""The workshop of serve_model.py: formats, limits, keys, problems, engine, desk, live model, figures and pages."""
+"""HTTP service of registered models.
+
+Order: problems, schemas, cached_call, workers < models < inference < metrics < http; metrics < service; http and
+service < routes. ``dashboard`` holds the files of the page.
+"""
