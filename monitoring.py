@@ -1,4 +1,4 @@
-"""Watch a model at work: log what it predicts, measure it, notice when it drifts, say so.
+"""Watch a model at work: log what it predicts, measure it, detect drift, raise alerts.
 
     python monitoring.py report                       # figures and drift tests, last 1,000 predictions
     python monitoring.py report --plot report.png     # and the accuracy over time as an image
@@ -63,7 +63,7 @@ class MonitorSettings(ScriptSettings):
         default=False, description="count labels of any choice as those of a sample drawn at random"
     )
     ignore: CliSuppress[str] = Field(
-        default="", description="metrics that raise no alert, with commas between them; see Limits"
+        default="", description="metrics that raise no alert, with commas between them; see Thresholds"
     )
 
 
@@ -121,7 +121,7 @@ class _Labels(MonitorSettings):
 
 
 class _Replay(MonitorSettings):
-    """What would have been raised, had the limits been others."""
+    """What would have been raised, had the thresholds been others."""
 
     file: CliPositionalArg[str] = Field(description="a .parquet or .csv file as export writes it, or a store")
     baseline: Path | None = Field(None, description="baseline.npz of the model; that in the store when not given")
@@ -142,7 +142,7 @@ class _Commands(ScriptSettings):
     alerts: CliSubCommand[_Alerts] = Field(description="what has gone wrong, newest first")
     labels: CliSubCommand[_Labels] = Field(description="which predictions to label, to know how good the model is")
     export: CliSubCommand[_Export] = Field(description="one row a prediction, as a Parquet or CSV file")
-    replay: CliSubCommand[_Replay] = Field(description="what would have been raised, had the limits been others")
+    replay: CliSubCommand[_Replay] = Field(description="what would have been raised, had the thresholds been others")
 
 
 def _typed() -> BaseModel:
@@ -229,7 +229,7 @@ class ModelMonitor:
         that was given a baseline or classes, else the version served last according to the store.
     classes
         Class names in output order; the baseline's when None.
-    limits
+    thresholds
         What counts as too much, how many false alarms may be raised, whether labels of any choice are trusted,
         and what is ignored. When None, what MONITORING_TRUST_LABELS and MONITORING_IGNORE say, where one of
         them is set; else what the process that logs the version goes by, according to the store.
@@ -263,21 +263,21 @@ class ModelMonitor:
         *,
         model_version: str | None = None,
         classes: Sequence[str] | None = None,
-        limits: Thresholds | None = None,
+        thresholds: Thresholds | None = None,
         config: MonitorConfig | None = None,
     ) -> None:
         config = config or MonitorConfig()
         self._clock = config.clock
         self._store_problem: str | None = None
         surroundings = MonitorSettings()
-        if limits is None and (surroundings.trust_labels or surroundings.ignore):
-            limits = Thresholds(
+        if thresholds is None and (surroundings.trust_labels or surroundings.ignore):
+            thresholds = Thresholds(
                 trust_labels=surroundings.trust_labels, ignore=Thresholds.parse_ignore(surroundings.ignore)
             )
         self._store = PredictionStore(str(store) if store is not None else surroundings.store)
         self._writer: BackgroundWriter[LoggedPrediction] = BackgroundWriter(self._write, drop=config.drop_when_full)
-        self._notifiers = Notifiers(config.sinks, config.on_immediate)
-        self._worker = MonitoringWorker(self._store, limits, self._notifiers, config)
+        self._notifiers = Notifiers(config.notifiers, config.on_immediate)
+        self._worker = MonitoringWorker(self._store, thresholds, self._notifiers, config)
         self._labels = 0  # told in this process since the writer was last told of them
         self._news = 0  # predictions and labels that have not been attended to
         self._has_repeats = False  # whether an id was in the store already
@@ -662,22 +662,22 @@ class ModelMonitor:
             return style.no_data()
         if metric == "drift":
             return snapshot.drift(self.detect_drift(None))
-        version, yardstick = view.model.version, view.bins
+        version, bins = view.model.version, view.bins
         if metric == "calibration":
-            return snapshot.calibration(version, view.counts("medium"), yardstick)
+            return snapshot.calibration(version, view.counts("medium"), bins)
         line, now, alerts = (
-            timeline(*view.history(), yardstick),
+            timeline(*view.history(), bins),
             view.counts("short"),
             self._store.alerts.find(view.model),
         )
         if metric == "accuracy":
-            return over_time.accuracy(version, line, now, yardstick, view.thresholds, alerts)
+            return over_time.accuracy(version, line, now, bins, view.thresholds, alerts)
         if metric == "volume":
             return over_time.volume(version, line, alerts)
         if metric == "inputs":
-            return over_time.inputs(version, line, yardstick, self.detect_drift(None))
+            return over_time.inputs(version, line, bins, self.detect_drift(None))
         draw = over_time.confidence if metric == "confidence" else over_time.predictions
-        return draw(version, line, now, yardstick, alerts)
+        return draw(version, line, now, bins, alerts)
 
     def export(self, path: str | Path, since: TimeLike | None = None, *, probabilities: bool = False) -> int:
         """Write the predictions of the version being looked at to a Parquet or CSV file; return how many there are.
@@ -721,7 +721,7 @@ class ModelMonitor:
         return self._writer.stats()
 
     def notification_stats(self) -> dict[str, dict[str, int]]:
-        """Counts of this process by sink: alerts ``sent``, ``failed``, ``dropped``."""
+        """Counts of this process by notifier: alerts ``sent``, ``failed``, ``dropped``."""
         return self._notifiers.stats()
 
     def report(self, metric: str, message: str, level: str = "warning") -> bool:
@@ -883,8 +883,8 @@ def main() -> None:
 
 
 def _print_report(command: _Report) -> None:
-    limits = Thresholds(trust_labels=True) if command.trust_labels else None
-    monitor = ModelMonitor(command.store, model_version=command.model_version, limits=limits)
+    thresholds = Thresholds(trust_labels=True) if command.trust_labels else None
+    monitor = ModelMonitor(command.store, model_version=command.model_version, thresholds=thresholds)
     metrics, drift = monitor.window_metrics(command.window), monitor.detect_drift(command.window)
     standing = [alert for alert in monitor.active_alerts() if alert.model_version == metrics.model_version]
     worst = report.headline(standing, metrics, drift.drifted)
@@ -934,7 +934,7 @@ def _print_labels_wanted(command: _Labels) -> None:
 
 def _replay(command: _Replay) -> None:
     names = ("max_false_alarms_per_million", "warning", "critical", "immediate")
-    limits = Thresholds(
+    thresholds = Thresholds(
         **{name: getattr(command, name) for name in names},
         trust_labels=command.trust_labels,
         ignore=Thresholds.parse_ignore(command.ignore),
@@ -942,7 +942,7 @@ def _replay(command: _Replay) -> None:
     recorded = command.file.endswith(ENDINGS)
     baseline = _baseline(command) if recorded or command.baseline else None  # a store brings its own
     with muted(command.as_json):
-        result = replay(command.file, baseline, limits, model_version=command.model_version)
+        result = replay(command.file, baseline, thresholds, model_version=command.model_version)
     print(json.dumps(result.to_dict(), indent=2) if command.as_json else result)
 
 

@@ -227,10 +227,10 @@ from monitoring import (
     MonitorConfig,
     Notification,
     Notifier,
+    Thresholds,
     WebhookNotifier,
     new_prediction_id,
 )
-from monitoring import Thresholds as DriftLimits
 from toolkit.bundle.program import Bundle
 from toolkit.errors import ToolkitError, UnknownPrediction
 from toolkit.images.decoding import ImageLimits
@@ -654,19 +654,19 @@ def _service_config(settings: ServeSettings) -> ServiceConfig:
 
 
 def _monitor(settings: ServeSettings, react: Callable[[Notification], object] | None = None) -> ModelMonitor:
-    sinks: dict[str, Notifier] = {"log": LogNotifier()}
+    notifiers: dict[str, Notifier] = {"log": LogNotifier()}
     if settings.alert_webhook is not None:
         secret = settings.webhook_secret
-        sinks["webhook"] = WebhookNotifier(settings.alert_webhook, secret.get_secret_value() if secret else None)
+        notifiers["webhook"] = WebhookNotifier(settings.alert_webhook, secret.get_secret_value() if secret else None)
     return ModelMonitor(
         settings.monitor_store,
-        limits=DriftLimits(
+        thresholds=Thresholds(
             max_false_alarms_per_million=settings.max_false_alarms,
             trust_labels=settings.trust_labels,
             ignore=DriftLimits.parse_ignore(settings.ignore),
         ),
         config=MonitorConfig(
-            sinks=sinks,
+            notifiers=notifiers,
             on_immediate=react if settings.on_immediate == "rollback" else None,
             keep_days=settings.keep_days,
             drop_when_full=True,  # an answer never waits for the store

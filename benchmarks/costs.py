@@ -28,7 +28,7 @@ from toolkit.monitoring.windows.rolling import RollingWindows
 ROOT = Path(__file__).resolve().parent.parent
 CALLS, TOGETHER = 2_000, 20_000  # predictions logged and timed one by one; until all are stored
 FEW, MANY, MOST = 1_000, 100_000, 10_000_000  # predictions that a report is about
-QUIET = MonitorConfig(sinks={})
+QUIET = MonitorConfig(notifiers={})
 TURN = 0.02  # s, how long one turn takes at least, about
 SLOWEST = 1.0  # s, after which a peer is not timed again
 

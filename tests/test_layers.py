@@ -33,9 +33,8 @@ ORDERS = {
     SHARED: "errors, redaction < cli/ < system/, images/, statistics/ < tracking/, plotting/ < bundle/",
     "training": "data/ < * < checkpointing/, results/",
     "monitoring": """
-        base/ < stats/ < windows/, store/ < alerting/ < pipeline/;
-        windows/ < plots/, report;
-        report < alerting/
+        base/ < stats/ < windows/, store/ < alerting/ < pipeline/, report;
+        windows/, store/ < plots/
     """,
     "serving": """
         problems, schemas, cached_call, workers < models/ < inference/ < metrics < http/;

@@ -140,7 +140,7 @@ def test_what_was_logged_is_measured(monitor):
 
 
 def test_the_windows_are_the_last_predictions(baseline):
-    with ModelMonitor("m.db", baseline, limits=Thresholds()) as monitor:
+    with ModelMonitor("m.db", baseline, thresholds=Thresholds()) as monitor:
         for _ in range(1100):
             monitor.log_prediction([1, 0, 0])
         for _ in range(300):
@@ -516,9 +516,13 @@ def test_labels_of_a_choice_raise_no_alarm_about_a_model_that_has_not_changed(ch
 )
 def test_only_a_drawn_sample_acts_by_itself_unless_labels_are_trusted(how, acts):
     acted, names = [], {}
-    limits = Thresholds(trust_labels=how == "trusted")
+    thresholds = Thresholds(trust_labels=how == "trusted")
     with ModelMonitor(
-        "m.db", uneven_baseline(), model_version="1", config=MonitorConfig(on_immediate=acted.append), limits=limits
+        "m.db",
+        uneven_baseline(),
+        model_version="1",
+        config=MonitorConfig(on_immediate=acted.append),
+        thresholds=thresholds,
     ) as monitor:
         for _, truth, ids in logged(monitor, 1000, np.random.default_rng(2), spoilt=0.6):
             names |= dict(zip(ids, (CLASSES[k] for k in truth), strict=True))

@@ -1,16 +1,14 @@
 """Figures and alerts as people read them in a terminal, and the numbers, names and times in sentences."""
 
-import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
+from toolkit.monitoring.base import formatting
 from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.store.alerts import Alert
 from toolkit.monitoring.windows.metrics import EstimatedAccuracy, WindowMetrics
 
 SHOWN_CLASSES = 5
-LONGEST_NAME = 24  # letters of a class in a sentence
-LEAST_SHARE = 0.001  # below which a part is not worth telling
 
 
 def metrics_text(metrics: WindowMetrics) -> list[str]:
@@ -104,7 +102,7 @@ def _drop(metrics: WindowMetrics) -> str:
     drop, certain = metrics.degradation, metrics.degradation_lower_bound or 0.0
     if drop is None:
         return "-"
-    sure = f", at least {share_below(certain)} certain" if certain >= LEAST_SHARE else ""
+    sure = f", at least {formatting.percent_floor(certain)} certain" if certain >= formatting.MIN_SHARE else ""
     return f"{_share(drop)}{sure}" if drop > 0 else "none"
 
 
@@ -135,101 +133,3 @@ def _share(value: float | None) -> str:
 
 def _milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g} ms"
-
-
-# Within sentences
-
-
-def clock(seconds: float, today: float) -> str:
-    """A moment by the clock on the wall of this machine, with the day unless it is that of ``today``.
-
-    Parameters
-    ----------
-    seconds, today
-        Seconds since 1970.
-    """
-    moment, now = _local(seconds), _local(today)
-    if moment is None:
-        return "an unknown time"
-    same_day = now is not None and moment.date() == now.date()
-    return f"{moment:%H:%M}" if same_day else f"{moment:%Y-%m-%d %H:%M}"
-
-
-def local(seconds: float) -> str:
-    """A moment with its day and its offset from UTC, in seconds since 1970."""
-    moment = _local(seconds)
-    return "an unknown time" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S %z}"
-
-
-def _local(seconds: float) -> datetime | None:
-    try:
-        return datetime.fromtimestamp(seconds, UTC).astimezone()
-    except (ValueError, OverflowError, OSError):  # a time that a caller made up
-        return None
-
-
-def change(before: float, now: float) -> str:
-    """Two shares that differ, to as many places as show it.
-
-    >>> change(0.84, 0.66), change(0.842, 0.831), change(0.5, 0.5)
-    ('84 -> 66 %', '84.2 -> 83.1 %', '50 -> 50 %')
-    """
-    places = 0 if abs(before - now) >= 0.02 or before == now else 1 if abs(before - now) >= 0.002 else 2
-    return f"{100 * before:.{places}f} -> {100 * now:.{places}f} %"
-
-
-def share(value: float, places: int | None = None) -> str:
-    """A share in per cent, to a tenth when it is small.
-
-    >>> share(0.842), share(0.0333), share(0.842, 1)
-    ('84 %', '3.3 %', '84.2 %')
-    """
-    if places is None:
-        places = 0 if value >= 0.1 else 1
-    return f"{100 * value:.{places}f} %"
-
-
-def share_below(value: float) -> str:
-    """A share in per cent, rounded down to a tenth: what is certain must not grow by rounding.
-
-    >>> share_below(0.0999)
-    '9.9 %'
-    """
-    return f"{math.floor(1000 * value + 1e-9) / 10:g} %"
-
-
-def percentage_points(value: float) -> str:
-    """A difference of shares in points of a hundred, rounded down; empty when it is none.
-
-    >>> points(0.1099), points(0.0349), points(0.0009)
-    ('10', '3.4', '')
-    """
-    tenths = math.floor(1000 * value + 1e-9)
-    return "" if tenths < 1 else f"{tenths // 10}" if tenths >= 100 else f"{tenths / 10:g}"
-
-
-def pluralise(n: int, what: str) -> str:
-    """How many of something.
-
-    >>> counted(1, "label"), counted(1200, "label")
-    ('1 label', '1,200 labels')
-    """
-    return f"{n:,} {what}{'s' * (n != 1)}"
-
-
-def name(text: str) -> str:
-    r"""The name of a class, short and on one line.
-
-    >>> name("cat"), name("two\nlines"), name("a class with a very long name")
-    ('cat', 'two\\nlines', 'a class with a very lon…')
-    """
-    return shortened("".join(each if each.isprintable() else repr(each)[1:-1] for each in text), LONGEST_NAME)
-
-
-def shortened(text: str, longest: int) -> str:
-    """A text of at most so many characters.
-
-    >>> shortened("confidence", 5)
-    'conf…'
-    """
-    return text if len(text) <= longest else text[: longest - 1] + "…"

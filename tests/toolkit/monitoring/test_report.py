@@ -20,11 +20,11 @@ ALERT = alert_of()
 def metrics(right, n=200, usual=1000):
     """The figures of ``n`` labelled predictions, beside 2,000 held-out images of which ``usual`` were right."""
     sure = np.tile(np.array([0.75, 0.25], np.float16), (2000, 1))
-    yardstick = ReferenceBins(CLASSES, Baseline(CLASSES, sure, np.arange(2000) >= usual))
+    bins = ReferenceBins(CLASSES, Baseline(CLASSES, sure, np.arange(2000) >= usual))
     labels = (np.arange(n) >= right).astype(int)
     now = Predictions(CLASSES, np.full(n, 1.7e9), np.zeros(n, int), np.full(n, 0.75, np.float32), labels,
                  probabilities=sure[:n])  # fmt: skip
-    return window_metrics(yardstick.count(now), yardstick, Thresholds(), "short", "1")
+    return window_metrics(bins.count(now), bins, Thresholds(), "short", "1")
 
 
 @given(st.integers(0, 200), st.sampled_from([0, 3, 60, 200]), st.sampled_from([40, 1000, 1700, 2000]))

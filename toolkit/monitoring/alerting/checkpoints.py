@@ -1,4 +1,4 @@
-"""How far alerts follow from the store: written with the alerts themselves, so that each is raised once."""
+"""Checkpoints of alert evaluation, written in one transaction with the alerts, so that each is raised once."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,36 +17,36 @@ from toolkit.monitoring.store.schema import alerts, checkpoints
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A place in the stream of a model version, and what the alerts to come depend on.
+    """A position in the stream of a model version, and the state that further alerts depend on.
 
     Parameters
     ----------
     position
-        Predictions and labels taken into account.
+        Predictions and labels processed.
     sequence, label
-        The last prediction and the last label among them.
+        Numbers of the last prediction and the last label among them.
     epoch
-        Grows when all alerts of the version are cleared from outside, as another version goes into service.
-    limits
-        What counts as too much.
+        Grows when another version goes into service, which clears the alerts of this one.
+    thresholds
+        Those of the process that logs.
     state
-        As of ``AlertEvaluator.state``.
+        From ``AlertEvaluator.state``.
     """
 
     position: int = 0
     sequence: int = 0
     label: int = 0
     epoch: int = 0
-    limits: Thresholds | None = None
+    thresholds: Thresholds | None = None
     state: Mapping[str, Any] | None = None
 
 
 def load(store: PredictionStore, model: ModelVersion) -> Checkpoint:
-    """The checkpoint of a version; one at the beginning when nothing was evaluated yet.
+    """The checkpoint of a version; one at position 0 when nothing was evaluated yet.
 
     Examples
     --------
-    >>> load(PredictionStore("no-such-file.db"), Model("1", ("cat", "dog"))).position
+    >>> load(PredictionStore("no-such-file.db"), ModelVersion("1", ("cat", "dog"))).position
     0
     """
     rows = store.database.fetch_all(sa.select(checkpoints).where(checkpoints.c.model == store.versions.number(model)))
@@ -54,11 +54,11 @@ def load(store: PredictionStore, model: ModelVersion) -> Checkpoint:
         return Checkpoint()
     row = rows[0]
     saved = json.loads(row.thresholds)
-    limits = Thresholds(**saved | {"ignore": tuple(saved["ignore"])})
+    thresholds = Thresholds(**saved | {"ignore": tuple(saved["ignore"])})
     state = json.loads(row.state)
     if state.pop("epoch") != row.epoch:  # cleared since it was saved
-        state["standing"] = []
-    return Checkpoint(row.position, row.sequence, row.label, row.epoch, limits, state)
+        state["active"] = []
+    return Checkpoint(row.position, row.sequence, row.label, row.epoch, thresholds, state)
 
 
 def locate(store: PredictionStore, model: ModelVersion) -> tuple[int, int]:
@@ -71,19 +71,19 @@ def locate(store: PredictionStore, model: ModelVersion) -> tuple[int, int]:
 def commit(
     store: PredictionStore, model: ModelVersion, checkpoint: Checkpoint, transitions: Sequence[Transition], now: float
 ) -> list[tuple[Transition, Alert]] | None:
-    """Write what became of the alerts, and how far that goes, in one transaction.
+    """Write the changes of alerts and the checkpoint in one transaction.
 
-    What another process has written already, having evaluated the same predictions and labels, is left out.
+    Changes that another process has written already, having evaluated the same predictions and labels, are left out.
 
     Parameters
     ----------
     now
-        When people are told of it, in seconds since 1970.
+        Time of the notifications, in seconds since 1970.
 
     Returns
     -------
     list or None
-        What was written here, each with its alert; None when the checkpoint is of an epoch that has passed.
+        The changes written here, each with its alert; None when the epoch of the checkpoint has passed.
     """
     number = store.versions.number(model)
     if number is None:
@@ -119,7 +119,7 @@ def _columns(checkpoint: Checkpoint) -> dict[str, Any]:
         "sequence": checkpoint.sequence,
         "label": checkpoint.label,
         "epoch": checkpoint.epoch,
-        "thresholds": json.dumps(asdict(checkpoint.limits or Thresholds())),
+        "thresholds": json.dumps(asdict(checkpoint.thresholds or Thresholds())),
         "state": json.dumps({**(checkpoint.state or {}), "epoch": checkpoint.epoch}),
     }
 
@@ -127,7 +127,7 @@ def _columns(checkpoint: Checkpoint) -> dict[str, Any]:
 def _apply(
     connection: sa.Connection, model: int, transition: Transition, sources: Sequence[str], now: float
 ) -> Alert | None:
-    """Change the alert; return it as it is then, or was when it cleared."""
+    """Write one change; return the alert after it, or before it when it cleared."""
     metric, window = transition.key
     same = (
         alerts.c.model == model,
@@ -139,16 +139,16 @@ def _apply(
     before = _read(connection, *same)
     if event in ("raised", "escalated"):
         connection.execute(alerts.update().where(*same).values(cleared_at=transition.time))
-        sighting = transition.finding
+        finding = transition.finding
         alert = Alert(
             time=transition.time,
             metric=metric,
             window=window,
             level=level,
             status=status,
-            value=sighting.value or 0.0,
-            message=sighting.alert_text(level),
-            details=sighting.details,
+            value=finding.value or 0.0,
+            message=finding.alert_text(level),
+            details=finding.details,
             notified_at=now,
             sources=tuple(sources),
         )

@@ -1,4 +1,4 @@
-"""What becomes of the alerts of one model version: a function of its predictions and labels in their order, alone."""
+"""Alerts of one model version as a function of its predictions and labels in their order, and of nothing else."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from toolkit.monitoring.alerting.findings import EVALUATION_INTERVALS, NON_FINIT
 from toolkit.monitoring.alerting.state import ActiveAlert, AlertState, AlertTransition, inhibit
 from toolkit.monitoring.base.predictions import NO_CLASS, Predictions
 from toolkit.monitoring.base.thresholds import Thresholds
-from toolkit.monitoring.stats.detector_set import ACCURACY, DETECTED_METRICS, DetectorSet, labelled_outcomes
+from toolkit.monitoring.stats.detector_set import ACCURACY, DetectorSet, labelled_outcomes
 from toolkit.monitoring.stats.e_detectors import Alarm
 from toolkit.monitoring.store.events import Events
 from toolkit.monitoring.store.labels import LabelRows
@@ -25,11 +25,18 @@ Key = tuple[str, str]  # metric and window
 
 
 class Transition(NamedTuple):
-    """An alert that changes.
+    """A change of an alert, and its place in the stream.
 
-    ``position`` counts the predictions and labels until then, ``n`` the predictions alone; ``sequence`` is the
-    number of the last prediction in the store and ``label`` that of the last label, 0 for none; ``time`` is that of
-    the last of all, in seconds since 1970.
+    Parameters
+    ----------
+    position, n
+        Predictions and labels until then, and predictions alone.
+    sequence, label
+        Number of the last prediction and of the last label in the store; 0 for none.
+    time
+        That of the last of both, in seconds since 1970.
+    finding, change
+        Why, and how the alert changes.
     """
 
     position: int
@@ -42,12 +49,12 @@ class Transition(NamedTuple):
 
     @property
     def key(self) -> Key:
-        """Which alert it is."""
+        """Metric and window of the alert."""
         return self.finding.metric, self.finding.window
 
 
 class _PendingAlarm(NamedTuple):
-    """An alarm of a detector, after so many of the events at hand."""
+    """An alarm of a detector after the first ``end`` of the events at hand."""
 
     end: int
     metric: str
@@ -55,52 +62,53 @@ class _PendingAlarm(NamedTuple):
 
 
 class AlertEvaluator:
-    """Windows, detectors and alerts of one model version, advanced by one prediction or label after the other.
+    """Windows, detectors and alerts of one model version, advanced prediction by prediction and label by label.
 
-    The short window is evaluated after every 100 predictions and labels, the medium one after every
-    1,000, and both at once when a detector raises the first alarm of its metric. Where a caller cuts the
-    stream changes nothing, and neither does a state that is saved and restored on the way: two evaluators
-    that took the same events come to the same alerts, whichever process they are in.
+    The short window is evaluated after every 100 predictions and labels, the medium one after every 1,000, and both
+    at once when a detector raises the first alarm of its metric. The result does not depend on how the stream is cut
+    into calls, nor on a state that is saved and restored on the way: evaluators of the same events come to the same
+    alerts in any process.
 
     Parameters
     ----------
-    yardstick
+    bins
         The bins to count in, and the reference.
-    limits
-        What counts as too much, and the budget of false alarms.
+    thresholds
+        Sizes at which levels begin, and the budget of false alarms.
     before
-        Counts of still older predictions, so that the window of all holds them too.
-    cool_down
+        Counts of still older predictions, for the ``long`` window; none when None.
+    repeat_interval
         Seconds, by the times of predictions and labels, between two reminders of an alert; none by default.
 
     Examples
     --------
     >>> from toolkit.bundle.baseline import Baseline
     >>> sure = Baseline(("cat", "dog"), np.tile([[0.9, 0.1], [0.2, 0.8]], (500, 1)), np.tile([0, 1], 500))
-    >>> evaluator = Evaluator(Yardstick(sure.classes, sure), Limits(max_false_alarms_per_million=100))
-    >>> cats = Window(("cat", "dog"), np.arange(300.0), np.zeros(300, int), np.full(300, np.float16(0.9), np.float32),
-    ...               np.full(300, -1), sequence=np.arange(300))
-    >>> for change in evaluator.take(Events(cats, Feedback.empty(), np.zeros(0, np.int64))):
-    ...     print(change.n, change.change.event, change.change.level, *change.key)
+    >>> evaluator = AlertEvaluator(ReferenceBins(sure.classes, sure), Thresholds(max_false_alarms_per_million=100))
+    >>> sure = np.full(300, np.float16(0.9), np.float32)
+    >>> cats = Predictions(("cat", "dog"), np.arange(300.0), np.zeros(300, int), sure, np.full(300, -1),
+    ...                    sequence=np.arange(300))
+    >>> for transition in evaluator.process(Events(cats, LabelRows.empty(), np.zeros(0, np.int64))):
+    ...     print(transition.n, transition.change.event, transition.change.level, *transition.key)
     24 raised warning prediction_distribution short
     55 raised warning confidence_distribution short
     """
 
     def __init__(
         self,
-        yardstick: ReferenceBins,
-        limits: Thresholds,
+        bins: ReferenceBins,
+        thresholds: Thresholds,
         *,
         before: WindowSummary | None = None,
-        cool_down: float = math.inf,
+        repeat_interval: float = math.inf,
     ) -> None:
-        self.position = 0  # predictions and labels taken
+        self.position = 0  # predictions and labels processed
         self._sequence = self._label = 0  # numbers of the last prediction and of the last label
-        self.detectors = DetectorSet(yardstick.baseline, limits.max_false_alarms_per_million)
-        self._bins = yardstick
-        self._thresholds = limits
-        self._repeat_interval = cool_down
-        self._rolling = RollingWindows(yardstick, before)
+        self.detectors = DetectorSet(bins.baseline, thresholds.max_false_alarms_per_million)
+        self._bins = bins
+        self._thresholds = thresholds
+        self._repeat_interval = repeat_interval
+        self._rolling = RollingWindows(bins, before)
         self._states: dict[Key, AlertState] = {}
         self._active: dict[Key, ActiveAlert] = {}
         self._alarms: dict[str, Alarm] = {}  # that have fired since the last evaluation
@@ -109,25 +117,25 @@ class AlertEvaluator:
         """Counts of the ``short``, ``medium`` or ``long`` window."""
         return self._rolling.counts(window)
 
-    # Taking what comes
-
     def process(self, events: Events, counted: np.ndarray[Any, np.dtype[np.bool_]] | None = None) -> list[Transition]:
-        """Take the predictions and labels that follow, and return what becomes of which alert.
+        """Process the predictions and labels that follow; return the changes of alerts.
 
         Parameters
         ----------
+        events
+            Predictions and m labels in the order of the stream.
         counted
-            (m,), whether each label belongs into the counts of the windows; all of them when None.
+            (m,), whether each label is still to be counted in the windows; all of them when None.
         """
         rows, labels, due = events
         ends = np.arange(1, rows.n + 1) + np.searchsorted(due, np.arange(rows.n), side="right")
-        waiting = self._fired(rows, labels, ends, due)
+        pending = self._fired(rows, labels, ends, due)
         plain = rows.non_finite == 0
         counted = np.full(labels.n, True) if counted is None else counted
         transitions: list[Transition] = []
         done = row = label = 0
         while done < rows.n + labels.n:
-            cut = self._next_cut(done, rows.n + labels.n, waiting, plain)
+            cut = self._next_cut(done, rows.n + labels.n, pending, plain)
             next_row = int(np.searchsorted(ends, cut, side="right"))
             next_label = cut - next_row
             self.add(rows.slice(row, next_row))
@@ -137,10 +145,10 @@ class AlertEvaluator:
             is_row = next_row > row and ends[next_row - 1] == cut
             now = float(rows.time[next_row - 1] if is_row else labels.time[next_label - 1])
             due_now = (self.position + cut - done) % EVALUATION_INTERVAL == 0 or any(
-                fired.end == cut and self._is_first(fired.metric) for fired in waiting
+                fired.end == cut and self._is_first(fired.metric) for fired in pending
             )
-            self._alarms |= {fired.metric: fired.alarm for fired in waiting if fired.end <= cut}
-            waiting = [fired for fired in waiting if fired.end > cut]
+            self._alarms |= {fired.metric: fired.alarm for fired in pending if fired.end <= cut}
+            pending = [fired for fired in pending if fired.end > cut]
             self.position += cut - done
             done, row, label = cut, next_row, next_label
             if due_now:
@@ -148,7 +156,7 @@ class AlertEvaluator:
         return transitions
 
     def add(self, rows: Predictions) -> None:
-        """Count predictions with the labels that they have, without evaluating anything: those before a state."""
+        """Count predictions with their labels without evaluating anything: those before a restored state."""
         if rows.n:
             self._rolling.add(rows)
             self._sequence = int(rows.sequence[-1])
@@ -167,23 +175,22 @@ class AlertEvaluator:
             )
 
     def _fired(self, rows: Predictions, labels: LabelRows, ends: Any, due: Any) -> list[_PendingAlarm]:
-        """The alarms of these events in their order: no detector depends on what is evaluated."""
+        """The alarms of these events in their order: detectors do not depend on evaluations."""
         fired = [_PendingAlarm(int(ends[alarm.index]), metric, alarm) for metric, alarm in self.detectors.update(rows)]
-        # A change of mind is heard once, and a label that becomes one of a drawn sample once more, as such.
+        # A corrected label counts once, and a label that joins a drawn sample once more, as one of the sample.
         known = labels.predicted != NO_CLASS
         first, sampled = known & (labels.before == NO_CLASS), known & labels.drawn & ~labels.drawn_before
-        heard = np.flatnonzero(first | sampled)
-        told = labelled_outcomes(labels.predicted[heard], labels.labels[heard], sampled[heard], first[heard])
+        used = np.flatnonzero(first | sampled)
+        outcomes = labelled_outcomes(labels.predicted[used], labels.labels[used], sampled[used], first[used])
         fired += [
-            _PendingAlarm(int(due[heard[alarm.index]] + heard[alarm.index]) + 1, metric, alarm)
-            for metric, alarm in self.detectors.update_labels(*told)
+            _PendingAlarm(int(due[used[alarm.index]] + used[alarm.index]) + 1, metric, alarm)
+            for metric, alarm in self.detectors.update_labels(*outcomes)
         ]
         return sorted(fired, key=lambda entry: (entry.end, entry.metric != ACCURACY))
 
-    def _next_cut(self, done: int, total: int, waiting: list[_PendingAlarm], plain: bool) -> int:
-        """Up to which of the events nothing has to be evaluated."""
-        news = {metric for metric in DETECTED_METRICS if self._is_first(metric)}
-        first = next((fired.end for fired in waiting if fired.metric in news), total)
+    def _next_cut(self, done: int, total: int, pending: list[_PendingAlarm], plain: bool) -> int:
+        """The number of events after which the next evaluation is due."""
+        first = next((fired.end for fired in pending if self._is_first(fired.metric)), total)
         if (
             plain
             and self._nothing_to_do()
@@ -193,13 +200,11 @@ class AlertEvaluator:
         return min(first, total, done + EVALUATION_INTERVAL - self.position % EVALUATION_INTERVAL)
 
     def _is_first(self, metric: str) -> bool:
-        """Whether an alarm of this metric is news to one of the windows."""
+        """Whether an alarm of this metric is the first for one of the windows."""
         return not all(self._states.get((metric, window), AlertState()).evidence for window in EVALUATION_INTERVALS)
 
-    # Evaluating
-
     def _nothing_to_do(self) -> bool:
-        """Whether an evaluation would change nothing: an alert begins with an alarm."""
+        """Whether an evaluation would change nothing, since an alert begins with an alarm."""
         if self._alarms or self._active or any(state.evidence for state in self._states.values()):
             return False
         return all(
@@ -211,64 +216,62 @@ class AlertEvaluator:
         if self._nothing_to_do():
             return []
         alarms, self._alarms = self._alarms, {}
-        blocks = {window: int(self.position % size == 0) for window, size in EVALUATION_INTERVALS.items()}
-        recent = {sighting.metric: sighting for sighting in self._findings("short", alarms)}
+        intervals = {window: int(self.position % size == 0) for window, size in EVALUATION_INTERVALS.items()}
+        recent = {finding.metric: finding for finding in self._findings("short", alarms)}
         transitions = []
-        for window in [window for window in EVALUATION_INTERVALS if blocks[window] or alarms]:
-            for sighting in recent.values() if window == "short" else self._findings(window, alarms):
-                metric, grade = sighting.metric, sighting
+        for window in [window for window in EVALUATION_INTERVALS if intervals[window] or alarms]:
+            for finding in recent.values() if window == "short" else self._findings(window, alarms):
+                metric, evaluation = finding.metric, finding
                 if window != "short":
-                    grade = inhibit(sighting, recent[metric], self._active.get((metric, "short")))
-                change = self._advance(grade, now, metric in alarms, blocks[window])
+                    evaluation = inhibit(finding, recent[metric], self._active.get((metric, "short")))
+                change = self._advance(evaluation, now, metric in alarms, intervals[window])
                 if change is not None:
                     place = self.position, self.counts("long").n, self._sequence, self._label
-                    transitions.append(Transition(*place, now, grade, change))
+                    transitions.append(Transition(*place, now, evaluation, change))
         return transitions
 
     def _findings(self, window: str, alarms: Mapping[str, Alarm]) -> list[Finding]:
         return evaluate_window(self.counts(window), self._bins, self._thresholds, window, alarms)
 
-    def _advance(self, grade: Finding, now: float, alarm: bool, blocks: int) -> AlertTransition | None:
-        """Take one sighting into account."""
-        key = grade.metric, grade.window
-        standing = self._active.get(key)
-        # A healthy model gives no NaN at all: here the sight itself is the evidence.
-        alarm = alarm or (grade.metric == NON_FINITE and grade.level != "ok")
+    def _advance(self, evaluation: Finding, now: float, alarm: bool, intervals: int) -> AlertTransition | None:
+        """Advance the state of one alert."""
+        key = evaluation.metric, evaluation.window
+        active = self._active.get(key)
+        # A healthy model gives no NaN at all: here the finding itself is the evidence.
+        alarm = alarm or (evaluation.metric == NON_FINITE and evaluation.level != "ok")
         self._states[key], change = self._states.get(key, AlertState()).advance(
-            grade, standing, now, alarm=alarm, blocks=blocks, cool_down=self._repeat_interval
+            evaluation, active, now, alarm=alarm, intervals=intervals, repeat_interval=self._repeat_interval
         )
         if change is not None:
             after = change.applied(self._active.pop(key, None), now)
             if after is not None:
                 self._active[key] = after
-            elif grade.window == "short":
-                self._drop_old(grade.metric)
+            elif evaluation.window == "short":
+                self._drop_old(evaluation.metric)
         return change
 
     def _drop_old(self, metric: str) -> None:
-        """What is gone is no reason for a longer window, which still holds it, to begin to speak."""
+        """Forget a fault that is gone: a longer window, which still holds it, must not raise it again."""
         for window in EVALUATION_INTERVALS:
             if (metric, window) not in self._active:
                 self._states.pop((metric, window), None)
 
-    # Saving and restoring
-
     def state(self) -> dict[str, Any]:
-        """All that the alerts to come depend on beside the windows, ready for JSON."""
+        """All that further alerts depend on, except the windows; ready for JSON."""
         return {
             "detectors": self.detectors.state(),
             "alarms": {metric: asdict(alarm) for metric, alarm in self._alarms.items()},
             "states": [[*key, asdict(state)] for key, state in self._states.items()],
-            "standing": [[*key, asdict(standing)] for key, standing in self._active.items()],
+            "active": [[*key, asdict(active)] for key, active in self._active.items()],
         }
 
     def restore(self, position: int, label: int, state: Mapping[str, Any]) -> None:
-        """Go on from a state, and the last label before it; the predictions before it were ``add``-ed."""
+        """Resume from a state and the last label before it, once the predictions before it were added."""
         self.position, self._label = position, label
         self.detectors.restore(state["detectors"])
         self._alarms = {metric: Alarm(**alarm) for metric, alarm in state["alarms"].items()}
         self._states = {
-            (metric, window): AlertState(entry["evidence"], tuple(entry["held"]), entry["calm"])
-            for metric, window, entry in state["states"]
+            (metric, window): AlertState(**saved | {"consecutive": tuple(saved["consecutive"])})
+            for metric, window, saved in state["states"]
         }
-        self._active = {(metric, window): ActiveAlert(**entries) for metric, window, entries in state["standing"]}
+        self._active = {(metric, window): ActiveAlert(**entries) for metric, window, entries in state["active"]}

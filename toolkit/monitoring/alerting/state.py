@@ -1,12 +1,12 @@
-"""The life of an alert: when it is raised, told again, made worse and cleared.
+"""The state machine of an alert: when it is raised, escalated, repeated and cleared.
 
-An alert is cleared when the fault is gone altogether, with the certainty with which it came: the
-window has looked calm for so long that a fault just above the mildest threshold would have shown.
-Until then it stands at the worst level that it reached.
+An alert clears when the fault is gone altogether, with the certainty with which it was raised: the window has been
+calm for so long that a fault just above the mildest threshold would have shown. Until then it keeps the worst level
+that it reached.
 
-There is one state for each model version, metric and window. It knows no store and no clock: what
-stands is told at each look, and it remembers runs of blocks only. So a restart, or a second
-process beside this one, goes on from the alerts that stand in the store.
+There is one state for each model version, metric and window. It knows no store and no clock: the active alert is an
+argument of each step, and the state holds counts of consecutive intervals only. So a restarted process, or a second
+one, resumes from the active alerts in the store.
 """
 
 import math
@@ -21,24 +21,24 @@ EVALUATIONS_TO_RAISE = 2
 EVALUATIONS_TO_CLEAR = 3  # at least
 EVALUATIONS_PER_WINDOW = 10
 CLEAR_BELOW = 0.6  # of the mildest threshold, so that an alert does not flicker around it
-REPEAT_INTERVAL_S = 6 * 3600.0  # a person who was told in the morning is told again before the day is over
+REPEAT_INTERVAL_S = 6 * 3600.0  # between reminders: two in a working day
 Event = Literal["raised", "escalated", "reminder", "cleared"]
 
 _NO_RUNS = (0,) * len(LEVELS[1:])
 
 
 def evaluations_to_clear(threshold: float, deviation: float, confidence: float) -> int:
-    """Calm blocks in a row that a fault at the threshold would have broken, with the given confidence.
+    """Consecutive calm intervals that a fault at the threshold would have broken, with the given confidence.
 
-    A window with few labels looks calm by chance also while the model fails: then one calm window proves
-    nothing, but several that share no prediction do.
+    A window with few labels can be calm by chance while the model fails: one calm window proves nothing then, but
+    several that share no prediction do.
 
     Parameters
     ----------
     threshold
         The change that must not be missed.
     deviation
-        Standard deviation of the change as a window measures it.
+        Standard deviation of the change as measured in a window.
     confidence
         Chance of seeing it, in (0, 1).
 
@@ -57,27 +57,27 @@ def evaluations_to_clear(threshold: float, deviation: float, confidence: float) 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the evidence says now of one metric in one window.
+    """The level of one metric in one window.
 
     Parameters
     ----------
     level
         ``ok`` or the level that is reached.
     status
-        ``confirmed`` when the threshold is certainly passed, ``suspected`` when only the change as
-        such is certain, ``estimate`` when no labels are involved.
+        ``confirmed`` when the threshold is certainly passed, ``suspected`` when only the change as such is certain,
+        ``estimate`` when no labels are involved.
     value
-        Size of the change; None when there is too little data to say.
+        Size of the change; None with too little data.
     threshold
-        The size at which each level begins.
+        Level to the size above which it begins.
     unchanged
-        Whether the window cannot be told from the reference at all.
+        Whether the window does not differ from the reference at all.
     to_clear
-        Blocks in a row that must be calm before an alert is cleared: see ``evaluations_to_clear``.
+        Consecutive calm intervals before an alert clears: see ``evaluations_to_clear``.
 
     Examples
     --------
-    >>> Grade(value=0.029, threshold={"warning": 0.05}).calm
+    >>> Evaluation(value=0.029, threshold={"warning": 0.05}).below_clear_threshold
     True
     """
 
@@ -90,7 +90,7 @@ class Evaluation:
 
     @property
     def below_clear_threshold(self) -> bool:
-        """Whether the window shows none of the change, as far as it can show it."""
+        """Whether the window shows less than 0.6 of the mildest threshold."""
         if self.value is None or "warning" not in self.threshold:
             return False
         return self.unchanged or self.value < CLEAR_BELOW * self.threshold["warning"]
@@ -98,14 +98,16 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class ActiveAlert:
-    """An alert that has not been cleared, as the store knows it.
+    """An alert that has not been cleared.
 
     Parameters
     ----------
+    level, status
+        Those of the ``Evaluation`` that raised or escalated it.
     notified_at
-        When somebody was last told of it, in seconds since 1970.
+        Time of the last notification, in seconds since 1970.
     acknowledged
-        Whether a person has said that they know: silences reminders until it clears, not what gets worse.
+        Whether a person has acknowledged it: silences reminders until it clears, not escalations.
     """
 
     level: str
@@ -120,60 +122,62 @@ class ActiveAlert:
 
     @property
     def rank(self) -> tuple[int, bool]:
-        """How bad and how certain: more is worse."""
+        """Severity and certainty: more is worse."""
         return _rank(self.level, self.status)
 
 
 class AlertTransition(NamedTuple):
-    """What becomes of an alert, with the level and status that it has from now on, or had when it was cleared."""
+    """A change of an alert, with its level and status from now on, or those that it had when it cleared."""
 
     event: Event
     level: str
     status: str
 
-    def applied(self, standing: ActiveAlert | None, now: float) -> ActiveAlert | None:
-        """What stands afterwards: the same that the store has to write.
+    def applied(self, active: ActiveAlert | None, now: float) -> ActiveAlert | None:
+        """The alert that is active afterwards, as the store has to write it.
 
-        >>> Change("escalated", "critical", "confirmed").applied(Standing("warning", "confirmed", 0, True), 60)
-        Standing(level='critical', status='confirmed', notified_at=60, acknowledged=True)
+        >>> active = ActiveAlert("warning", "confirmed", notified_at=0, acknowledged=True)
+        >>> AlertTransition("escalated", "critical", "confirmed").applied(active, now=60)
+        ActiveAlert(level='critical', status='confirmed', notified_at=60, acknowledged=True)
         """
         if self.event == "cleared":
             return None
-        return ActiveAlert(self.level, self.status, now, standing is not None and standing.acknowledged)
+        return ActiveAlert(self.level, self.status, now, active is not None and active.acknowledged)
 
 
 @dataclass(frozen=True)
 class AlertState:
-    """What is remembered of one metric and window between two looks.
+    """Memory of one metric and window between two evaluations.
 
-    An alert is raised only when a sequential alarm has given evidence: a window looked at again and
-    again looks bad now and then. With the alarm it is raised at once; later, to another level, after
-    two blocks in a row at that level, or one look when that is ``immediate``. The same makes it
-    escalate, when it is worse or confirmed where it was suspected. While it stands it is
-    told again after a cool-down unless somebody acknowledged it. It clears, whatever its level, after
-    ``Evaluation.to_clear`` blocks in a row below 0.6 of the mildest threshold; then the evidence is forgotten too.
+    An alert is raised only when a detector has given evidence: a window that is evaluated again and again exceeds a
+    threshold now and then. With the detector's alarm it is raised at once; later, to another level, after two
+    consecutive intervals at that level, or one evaluation when that is ``immediate``. The same makes it escalate when
+    it is worse, or confirmed where it was suspected. An active alert is repeated at the reminder interval unless it
+    is acknowledged. It clears, whatever its level, after ``Evaluation.to_clear`` consecutive intervals below 0.6 of
+    the mildest threshold; then the evidence is forgotten too.
 
-    A state that begins anew beside an alert that stands decides the same as the one before it, at
-    most one block later to raise, and as many calm blocks later to clear as had been counted.
+    A fresh state beside an active alert decides the same as the one before it, at most one interval later to raise,
+    and as many calm intervals later to clear as had been counted.
 
     Parameters
     ----------
     evidence
-        Whether an alarm has fired and the fault has not been found to be gone since.
-    held
-        Blocks in a row at ``warning``, ``critical``, ``immediate`` or above.
-    calm
-        Blocks in a row below 0.6 of the mildest threshold.
+        Whether an alarm has fired and the fault has not been gone since.
+    consecutive
+        Consecutive intervals at ``warning``, ``critical``, ``immediate`` or above.
+    n_calm
+        Consecutive intervals below 0.6 of the mildest threshold.
 
     Examples
     --------
-    >>> limits = {"warning": 0.05, "critical": 0.1, "immediate": 0.2}
-    >>> bad, good = Grade("warning", "confirmed", 0.08, limits), Grade(value=0.01, threshold=limits)
-    >>> state, standing = State(), None
-    >>> for grade, alarm in [(bad, False), (bad, False), (bad, True), (good, False), (good, False), (good, False)]:
-    ...     state, change = state.after(grade, standing, now=0, alarm=alarm)
+    >>> thresholds = {"warning": 0.05, "critical": 0.1, "immediate": 0.2}
+    >>> bad, good = Evaluation("warning", "confirmed", 0.08, thresholds), Evaluation(value=0.01, threshold=thresholds)
+    >>> state, active = AlertState(), None
+    >>> steps = [(bad, False), (bad, False), (bad, True), (good, False), (good, False), (good, False)]
+    >>> for evaluation, alarm in steps:
+    ...     state, change = state.advance(evaluation, active, now=0, alarm=alarm)
     ...     if change:
-    ...         standing = change.applied(standing, now=0)
+    ...         active = change.applied(active, now=0)
     ...     print(change.event if change else "-", end=" ")
     - - raised - - cleared
     """
@@ -184,95 +188,105 @@ class AlertState:
 
     def advance(
         self,
-        grade: Evaluation,
-        standing: ActiveAlert | None,
+        evaluation: Evaluation,
+        active: ActiveAlert | None,
         now: float,
         *,
         alarm: bool = False,
-        blocks: int = 1,
-        cool_down: float = REPEAT_INTERVAL_S,
+        intervals: int = 1,
+        repeat_interval: float = REPEAT_INTERVAL_S,
     ) -> tuple["AlertState", AlertTransition | None]:
-        """Take one more look into account.
+        """The next state, and the change of the alert.
 
         Parameters
         ----------
-        standing
-            The alert that stands for this metric and window according to the store.
+        evaluation
+            The level of the window now.
+        active
+            The active alert of this metric and window; None without one.
         now
             Seconds since 1970.
         alarm
-            Whether the sequential alarm of this metric has fired since the look before.
-        blocks
-            How many blocks of predictions or labels came since then. With 0 a run may break and a
-            reminder fall due, but nothing is counted a second time.
-        cool_down
+            Whether the detector of this metric has raised an alarm since the last evaluation.
+        intervals
+            Evaluation intervals that were completed since then, at least 0. With 0 a run may break and a reminder
+            fall due, but nothing is counted a second time.
+        repeat_interval
             Seconds between two reminders.
 
         Returns
         -------
         tuple
-            The state to go on with, and what to do about the alert, None for nothing.
+            The state after this evaluation, and the change of the alert; None for no change.
         """
-        state = self._seen(grade, standing, alarm, blocks)
-        return state, state._decided(grade, standing, alarm) or _reminder(standing, now, cool_down)
+        state = self._counted(evaluation, active, alarm, intervals)
+        return state, state._transition(evaluation, active, alarm) or _reminder(active, now, repeat_interval)
 
-    def _seen(self, grade: Evaluation, standing: ActiveAlert | None, alarm: bool, blocks: int) -> "AlertState":
-        raised_elsewhere = standing is not None and not self.evidence  # by another process, or before a restart
+    def _counted(self, evaluation: Evaluation, active: ActiveAlert | None, alarm: bool, intervals: int) -> "AlertState":
+        raised_elsewhere = active is not None and not self.evidence  # by another process, or before a restart
         evidence = self.evidence or alarm or raised_elsewhere
-        if grade.value is None:  # too little data is neither good news nor bad news
+        if evaluation.value is None:  # too little data breaks no run
             return replace(self, evidence=evidence)
-        reached = Thresholds.severity(grade.level)
-        held = tuple(run + blocks if rank <= reached else 0 for rank, run in enumerate(self.consecutive, start=1))
+        reached = Thresholds.severity(evaluation.level)
+        consecutive = tuple(
+            run + intervals if rank <= reached else 0 for rank, run in enumerate(self.consecutive, start=1)
+        )
         calm = 0
-        if grade.below_clear_threshold and not alarm:  # what was calm before it says nothing about what comes after it
-            calm = blocks + (0 if raised_elsewhere else self.n_calm)
-        return AlertState(evidence and calm < grade.to_clear, held, calm)
+        if evaluation.below_clear_threshold and not alarm:  # calm before an alarm says nothing of the time after it
+            calm = intervals + (0 if raised_elsewhere else self.n_calm)
+        return AlertState(evidence and calm < evaluation.to_clear, consecutive, calm)
 
-    def _decided(self, grade: Evaluation, standing: ActiveAlert | None, alarm: bool) -> AlertTransition | None:
-        if grade.value is None:
+    def _transition(self, evaluation: Evaluation, active: ActiveAlert | None, alarm: bool) -> AlertTransition | None:
+        if evaluation.value is None:
             return None
-        if standing and self.n_calm >= grade.to_clear:
-            return AlertTransition("cleared", standing.level, standing.status)
-        level = self._due(grade, alarm)
+        if active and self.n_calm >= evaluation.to_clear:
+            return AlertTransition("cleared", active.level, active.status)
+        level = self._due(evaluation, alarm)
         if level == "ok" or not self.evidence:
             return None
-        if standing is None:
-            return AlertTransition("raised", level, grade.status)
-        return AlertTransition("escalated", level, grade.status) if _rank(level, grade.status) > standing.rank else None
+        if active is None:
+            return AlertTransition("raised", level, evaluation.status)
+        return (
+            AlertTransition("escalated", level, evaluation.status)
+            if _rank(level, evaluation.status) > active.rank
+            else None
+        )
 
-    def _due(self, grade: Evaluation, alarm: bool) -> str:
-        """The worst level that has been held for long enough."""
-        if grade.level == "immediate" or alarm:
-            return grade.level
+    def _due(self, evaluation: Evaluation, alarm: bool) -> str:
+        """The worst level that has lasted for long enough."""
+        if evaluation.level == "immediate" or alarm:
+            return evaluation.level
         held = [level for level, run in zip(LEVELS[1:], self.consecutive, strict=True) if run >= EVALUATIONS_TO_RAISE]
         return held[-1] if held else "ok"
 
 
-SomeGrade = TypeVar("SomeGrade", bound=Evaluation)
+SomeEvaluation = TypeVar("SomeEvaluation", bound=Evaluation)
 
 
-def inhibit(grade: SomeGrade, recent: Evaluation, told: ActiveAlert | None) -> SomeGrade:
-    """Silence what a longer window shows when it adds nothing to the short one.
+def inhibit(evaluation: SomeEvaluation, recent: Evaluation, short_alert: ActiveAlert | None) -> SomeEvaluation:
+    """The evaluation of a longer window, or ``ok`` when it adds nothing to the short window.
 
-    A longer window is there for small, slow changes. It would report a large one a second time, and
-    once more after it has passed.
+    A longer window is there for small, slow changes. It would report a large one a second time, and once more after
+    it has passed.
 
     Parameters
     ----------
-    grade
-        What the longer window shows.
+    evaluation
+        That of the longer window.
     recent
-        What the short window shows of the same metric: when that is calm, the change has passed.
-    told
-        The alert that stands for the short window.
+        That of the short window for the same metric: when it is calm, the change has passed.
+    short_alert
+        The active alert of the short window.
     """
-    if recent.below_clear_threshold or (told is not None and told.rank >= _rank(grade.level, grade.status)):
-        return replace(grade, level="ok", status="")
-    return grade
+    if recent.below_clear_threshold or (
+        short_alert is not None and short_alert.rank >= _rank(evaluation.level, evaluation.status)
+    ):
+        return replace(evaluation, level="ok", status="")
+    return evaluation
 
 
 def alert_key(version: str, metric: str, window: str) -> str:
-    """What names an alert for as long as it stands.
+    """The name of an alert for as long as it is active.
 
     >>> alert_key("3", "accuracy", "short")
     '3/accuracy/short'
@@ -280,10 +294,10 @@ def alert_key(version: str, metric: str, window: str) -> str:
     return f"{version}/{metric}/{window}"
 
 
-def _reminder(standing: ActiveAlert | None, now: float, cool_down: float) -> AlertTransition | None:
-    if standing is None or standing.acknowledged or now - standing.notified_at < cool_down:
+def _reminder(active: ActiveAlert | None, now: float, repeat_interval: float) -> AlertTransition | None:
+    if active is None or active.acknowledged or now - active.notified_at < repeat_interval:
         return None
-    return AlertTransition("reminder", standing.level, standing.status)
+    return AlertTransition("reminder", active.level, active.status)
 
 
 def _rank(level: str, status: str) -> tuple[int, bool]:

@@ -1,4 +1,4 @@
-"""Alerts posted to an address of the user's: a JSON object of the notification's fields and its ``key``."""
+"""Webhooks: notifications posted as JSON objects of their fields and their ``key``."""
 
 import atexit
 import base64
@@ -20,13 +20,13 @@ from toolkit.monitoring.alerting.notifiers import EXIT_TIMEOUT_S, Notification, 
 
 logger = logging.getLogger(__name__)
 
-LONGEST_PAUSE, LONGEST_RETRY_AFTER = 300, 3600  # seconds: of back-off, and that a receiver may ask for
+MAX_PAUSE_S, MAX_RETRY_AFTER_S = 300, 3600  # of back-off, and that a receiver may ask for
 MAX_REASON_LENGTH = 200  # characters of what is logged
 THREAD_NAME = "alert-webhook"
 
 
 class QueuedNotification(NamedTuple):
-    """A notification that has not been delivered yet, and since when, by the monotonic clock."""
+    """A notification that has not been delivered yet; ``since`` is on the monotonic clock."""
 
     key: str
     body: bytes
@@ -34,7 +34,7 @@ class QueuedNotification(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of an attempt: no ``reason`` when it was delivered, else why not and whether to try again."""
+    """The result of an attempt: an empty ``reason`` when delivered, else why not and whether to retry."""
 
     reason: str = ""
     again: bool = False
@@ -44,8 +44,8 @@ class Outcome(NamedTuple):
 class WebhookNotifier(Notifier):
     """Post notifications to an address, those of one alert in their order, in a thread of its own.
 
-    An attempt that fails, or is answered with 429 or 5xx, is made again after pauses that grow to five minutes, or
-    that the receiver asks for. Any other answer is final. Redirects are not followed, proxies are not used, and
+    An attempt that fails, or is answered with 429 or 5xx, is repeated after pauses that grow to five minutes, or that
+    the receiver asks for. Any other answer is final. Redirects are not followed, proxies are not used, and
     certificates are checked against the authorities that the system trusts.
 
     Parameters
@@ -53,10 +53,10 @@ class WebhookNotifier(Notifier):
     url
         ``https://...``, or ``http://...`` on this machine. Only its host is ever logged: a path is often a key.
     secret
-        Signs each request as https://www.standardwebhooks.com says, whose libraries verify it. ``whsec_`` and base64
-        of a key, or any other text as it is.
+        Signs each request as in https://www.standardwebhooks.com, whose libraries verify it: ``whsec_`` and base64
+        of a key, or any other text as it is. No signature when None.
     timeout
-        Seconds that an attempt may take to connect and then wait for more of the answer.
+        Seconds for an attempt to connect and get an answer.
     first_pause
         Seconds before the first repetition; each further pause is twice as long.
     give_up_after
@@ -71,8 +71,8 @@ class WebhookNotifier(Notifier):
 
     Examples
     --------
-    >>> Webhook("https://hooks.example.com/services/T0/B0/key", secret="open sesame")
-    Webhook('https://hooks.example.com')
+    >>> WebhookNotifier("https://hooks.example.com/services/T0/B0/key", secret="open sesame")
+    WebhookNotifier('https://hooks.example.com')
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class WebhookNotifier(Notifier):
         require_safe(url)
         self._url, self._origin, self._signing_key = url, redacted_url(url), signing_key(secret)
         self._timeout = urllib3.Timeout(total=timeout)
-        self._backoff = tenacity.wait_exponential(multiplier=first_pause, max=LONGEST_PAUSE)
+        self._backoff = tenacity.wait_exponential(multiplier=first_pause, max=MAX_PAUSE_S)
         self._give_up_after, self._capacity = give_up_after, capacity
         self._changed = threading.Condition()
         self._queues: dict[str, deque[QueuedNotification]] = defaultdict(deque)  # by alert; the first is being sent
@@ -96,11 +96,11 @@ class WebhookNotifier(Notifier):
         logging.getLogger("urllib3.connectionpool").addFilter(_is_of_another_thread)  # it logs the path
 
     def __repr__(self) -> str:
-        return f"Webhook({self._origin!r})"
+        return f"WebhookNotifier({self._origin!r})"
 
-    def send(self, notice: Notification) -> None:
+    def send(self, notification: Notification) -> None:
         """Queue a notification, or drop and count it when the queue is full."""
-        key, body = notice.key, json.dumps(notice.to_dict(), allow_nan=False).encode()
+        key, body = notification.key, json.dumps(notification.to_dict(), allow_nan=False).encode()
         with self._changed:
             if self._waiting() >= self._capacity:
                 self._counts["dropped"] += 1
@@ -207,7 +207,7 @@ class WebhookNotifier(Notifier):
         if self._signing_key is not None:
             signature = hmac.digest(self._signing_key, f"{name}.{now}.".encode() + body, "sha256")
             headers["webhook-signature"] = f"v1,{base64.b64encode(signature).decode()}"
-        context = ssl.create_default_context()  # made anew, so that renewed authorities are seen
+        context = ssl.create_default_context()  # per request, so that renewed authorities are seen
         with urllib3.PoolManager(timeout=self._timeout, retries=False, ssl_context=context) as pool:
             answer = pool.request("POST", self._url, body=body, headers=headers, redirect=False, preload_content=False)
             answer.close()  # unread, however long it is
@@ -224,7 +224,7 @@ class WebhookNotifier(Notifier):
 
 
 def parse_response(status: int, retry_after: str | None) -> Outcome:
-    """What an answer means, by its status and its header ``Retry-After``, seconds or a date.
+    """The outcome of an answer by its status and its ``Retry-After`` header, seconds or a date.
 
     >>> parse_response(429, "30")
     Outcome(reason='answered 429', again=True, retry_after=30.0)
@@ -236,7 +236,7 @@ def parse_response(status: int, retry_after: str | None) -> Outcome:
     if status != 429 and status < 500:
         return Outcome(f"answered {status}" + (", and redirects are not followed" if 300 <= status < 400 else ""))
     try:
-        seconds = float(Retry(retry_after_max=LONGEST_RETRY_AFTER).parse_retry_after(retry_after or "0"))
+        seconds = float(Retry(retry_after_max=MAX_RETRY_AFTER_S).parse_retry_after(retry_after or "0"))
     except (exceptions.InvalidHeader, ValueError, OverflowError):  # nonsense
         seconds = 0.0
     return Outcome(f"answered {status}", again=True, retry_after=seconds)
@@ -257,7 +257,7 @@ def require_safe(url: str) -> None:
 
 
 def redacted_url(url: str) -> str:
-    """Scheme and host of an address, to be shown: what follows them, or comes before an ``@``, is often a key.
+    """Scheme and host of an address: the path, and a part before ``@``, are often a key.
 
     >>> redacted_url("https://hooks.example.com/services/T0/B0/key")
     'https://hooks.example.com'

@@ -17,7 +17,7 @@ class MonitorConfig:
 
     Parameters
     ----------
-    sinks
+    notifiers
         Where alerts are sent beside the store, each by its name: a ``WebhookNotifier``, or a ``Notifier`` of your own.
     on_immediate
         Called, in a thread of its own, with the ``Notification`` of an alert that is ``immediate`` and ``confirmed``;
@@ -35,7 +35,7 @@ class MonitorConfig:
         Seconds since 1970.
     """
 
-    sinks: Mapping[str, Notifier] = field(default_factory=_log)
+    notifiers: Mapping[str, Notifier] = field(default_factory=_log)
     on_immediate: Callable[[Notification], object] | None = None
     keep_days: float | None = None
     keep_rows: int | None = None

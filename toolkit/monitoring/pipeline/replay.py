@@ -205,7 +205,7 @@ def replay(
     yardstick = ReferenceBins(source.baseline.classes, source.baseline)
     if not source.has_probabilities:
         yardstick.estimator = None  # without probabilities it would take every answer for wrong
-    evaluator = AlertEvaluator(yardstick, limits, cool_down=cool_down)
+    evaluator = AlertEvaluator(yardstick, limits, repeat_interval=cool_down)
     with progress("replaying", source.n_rows, "predictions") as shown:
         events, n_labels = _run_backtest(evaluator, source.events(), shown.update)
     total = evaluator.counts("long")

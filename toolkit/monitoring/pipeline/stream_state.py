@@ -70,7 +70,7 @@ class StreamState:
     @property
     def thresholds(self) -> Thresholds:
         """What counts as too much."""
-        return self._given or self._checkpoint.limits or Thresholds()
+        return self._given or self._checkpoint.thresholds or Thresholds()
 
     @property
     def evidence(self) -> dict[str, float | None]:
@@ -104,7 +104,7 @@ class StreamState:
         """How far this has come, and what became of alerts on the way that was not yet ``written``."""
         with self._lock:
             state = self._evaluator.state() if self._evaluator else None
-            return replace(self._checkpoint, limits=self.thresholds, state=state), list(self._transitions)
+            return replace(self._checkpoint, thresholds=self.thresholds, state=state), list(self._transitions)
 
     def written(self, position: int) -> None:
         """Note that all that became of alerts up to a position is in the store."""

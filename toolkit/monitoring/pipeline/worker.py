@@ -32,19 +32,19 @@ class MonitoringWorker:
         Predictions, labels, rollups and alerts.
     limits
         What counts as too much; as the store says, when None.
-    sinks
+    notifiers
         Where alerts are sent.
     config
         What stays of single predictions, and how often to look.
     """
 
     def __init__(
-        self, store: PredictionStore, limits: Thresholds | None, sinks: Notifiers, config: MonitorConfig
+        self, store: PredictionStore, limits: Thresholds | None, notifiers: Notifiers, config: MonitorConfig
     ) -> None:
         self._store = store
         self._thresholds = limits
         self._config = config
-        self._manager = AlertManager(store, config.clock, sinks.send)
+        self._manager = AlertManager(store, config.clock, notifiers.send)
         self._view: StreamState | None = None
         self._making = threading.Lock()
         self._new_rows = 0  # predictions and labels since the last look

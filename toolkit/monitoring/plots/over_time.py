@@ -40,8 +40,8 @@ def accuracy(
     version: str,
     timeline: Timeline,
     now: WindowSummary,
-    yardstick: ReferenceBins,
-    limits: Thresholds,
+    bins: ReferenceBins,
+    thresholds: Thresholds,
     alerts: Iterable[Alert] = (),
 ) -> Figure:
     """Accuracy over time against the reference and the three levels, and what it is estimated to be without labels.
@@ -66,12 +66,12 @@ def accuracy(
     style.band(upper, timeline, low, high, label="95 % interval")
     style.line(upper, timeline, values, lw=1.4, label="accuracy")
     style.points(upper, timeline, values)
-    guesses, least, most = _estimates(timeline, yardstick)
+    guesses, least, most = _estimates(timeline, bins)
     if np.isfinite(guesses).any():
         style.band(upper, timeline, least, most, label="its 95 % interval", alpha=0.2)
         style.line(upper, timeline, guesses, lw=0.9, ls="--", label="estimate, no labels")
-    if yardstick.reference is not None:
-        _reference_lines(upper, yardstick.reference, limits)
+    if bins.reference is not None:
+        _reference_lines(upper, bins.reference, thresholds)
     shown = np.where(np.isfinite(values), values, guesses)
     style.alert_markers(upper, timeline, alerts, "accuracy", shown)
     style.shares(upper.yaxis)
@@ -82,28 +82,28 @@ def accuracy(
     lower.yaxis.set_major_locator(MaxNLocator(2, integer=True))
     tidy_axes(upper, lower)
     style.time_axis(lower, timeline)
-    return style.with_title(figure, _accuracy_title(version, now, timeline, yardstick))
+    return style.with_title(figure, _accuracy_title(version, now, timeline, bins))
 
 
 def confidence(
-    version: str, timeline: Timeline, now: WindowSummary, yardstick: ReferenceBins, alerts: Iterable[Alert] = ()
+    version: str, timeline: Timeline, now: WindowSummary, bins: ReferenceBins, alerts: Iterable[Alert] = ()
 ) -> Figure:
     """Confidence over time, and its distribution in the short window against the reference."""
     if not timeline.points:
         return style.no_data()
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    median = _spread(left, timeline, yardstick, 0)
+    median = _spread(left, timeline, bins, 0)
     style.alert_markers(left, timeline, alerts, "confidence_distribution", median)
     left.set_ylim(0, 1.02)
     left.set_ylabel("confidence")
     style.legend(left)
     edges = np.linspace(0, 1, 41)
-    if yardstick.reference is not None:
-        usual = yardstick.reference
-        right.stairs(_histogram(usual, yardstick, edges), edges, fill=True, color=GREY, alpha=0.35,
+    if bins.reference is not None:
+        usual = bins.reference
+        right.stairs(_histogram(usual, bins, edges), edges, fill=True, color=GREY, alpha=0.35,
                      label=f"reference, {usual.n_finite:,}")  # fmt: skip
-    right.stairs(_histogram(now, yardstick, edges), edges, color=BLUE, lw=1.5, label=f"last {now.n_finite:,}")
+    right.stairs(_histogram(now, bins, edges), edges, color=BLUE, lw=1.5, label=f"last {now.n_finite:,}")
     style.shares(right.yaxis)
     right.set_xlim(0, 1.02)
     right.set_xlabel("confidence")
@@ -115,7 +115,7 @@ def confidence(
 
 
 def predictions(
-    version: str, timeline: Timeline, now: WindowSummary, yardstick: ReferenceBins, alerts: Iterable[Alert] = ()
+    version: str, timeline: Timeline, now: WindowSummary, bins: ReferenceBins, alerts: Iterable[Alert] = ()
 ) -> Figure:
     """Shares of the predicted classes: over time for those that changed most, and of all against the reference.
 
@@ -124,21 +124,21 @@ def predictions(
     if not timeline.points:
         return style.no_data()
     recent = _shares(now.classes)
-    usual = _shares(yardstick.reference.classes) if yardstick.reference is not None else recent
+    usual = _shares(bins.reference.classes) if bins.reference is not None else recent
     over_time = np.array([_shares(point.classes) for point in timeline.points])  # (P, K)
     order = _most_changed(recent, usual, over_time)
     shown = order if len(order) <= MOST_CLASSES + 1 else order[:MOST_CLASSES]  # one that is left has room too
     figure = Figure(figsize=(10, max(4.6, ROW_INCHES * len(shown) + 1.6)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for index, c in enumerate(order[:MOST_LINES]):
-        style.line(left, timeline, over_time[:, c], lw=1.5, color=f"C{index}", label=class_label(yardstick.classes[c]))
-        if yardstick.reference is not None:
+        style.line(left, timeline, over_time[:, c], lw=1.5, color=f"C{index}", label=class_label(bins.classes[c]))
+        if bins.reference is not None:
             left.axhline(usual[c], lw=0.8, ls="--", color=f"C{index}", alpha=0.6)
     style.alert_markers(left, timeline, alerts, "prediction_distribution", over_time[:, order[0]])
     left.legend(frameon=False, fontsize=8, ncols=MOST_LINES, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    left.set_ylabel("share of predictions" + (" (dashed: reference)" if yardstick.reference is not None else ""))
+    left.set_ylabel("share of predictions" + (" (dashed: reference)" if bins.reference is not None else ""))
     left.set_ylim(bottom=0)
-    _dumbbells(right, yardstick, shown, recent, usual, now.n_finite)
+    _dumbbells(right, bins, shown, recent, usual, now.n_finite)
     style.shares(left.yaxis)
     tidy_axes(left, right)
     style.time_axis(left, timeline)
@@ -176,21 +176,21 @@ def volume(version: str, timeline: Timeline, alerts: Iterable[Alert] = ()) -> Fi
     return style.with_title(figure, f"Volume of model version {version}: {timeline.n:,} predictions")
 
 
-def inputs(version: str, timeline: Timeline, yardstick: ReferenceBins, report: DriftReport | None = None) -> Figure:
+def inputs(version: str, timeline: Timeline, bins: ReferenceBins, report: DriftReport | None = None) -> Figure:
     """Statistics of the images over time against the reference; red is what the report found drifted."""
     if not timeline.points:
         return style.no_data()
-    names = yardstick.statistics
+    names = bins.statistics
     if not names:
         return style.no_data("Nothing is known of the images: there is no baseline that holds statistics of any.")
     rows = -(-len(names) // IN_A_ROW)
     figure = Figure(figsize=(11, 2.3 * rows + 1), layout="constrained")
     grid = figure.subplots(rows, min(IN_A_ROW, len(names)), squeeze=False).ravel()
     changed = _changed(report)
-    first = len(yardstick.quantities) - len(names)
+    first = len(bins.quantities) - len(names)
     for index, (axes, name) in enumerate(zip(grid, names, strict=False)):
         found = changed.get(name)
-        _spread(axes, timeline, yardstick, first + index, DRIFT_COLOURS["drift"] if found else BLUE)
+        _spread(axes, timeline, bins, first + index, DRIFT_COLOURS["drift"] if found else BLUE)
         text = class_label(name) + (f": {found.detail} ({found.window})" if found else "")
         axes.set_title(text, fontsize=9, loc="left", color=DRIFT_COLOURS["drift"] if found else "black")
         axes.tick_params(labelsize=8)
@@ -209,35 +209,33 @@ def inputs(version: str, timeline: Timeline, yardstick: ReferenceBins, report: D
 # What is drawn, from counts
 
 
-def _estimates(timeline: Timeline, yardstick: ReferenceBins) -> Floats:
+def _estimates(timeline: Timeline, bins: ReferenceBins) -> Floats:
     """(3, P), the accuracy that no label confirms and its 95 % interval; NaN where nothing is known."""
     found = np.full((3, len(timeline)), np.nan)
-    if yardstick.estimator is None:
+    if bins.estimator is None:
         return found
     for index, point in enumerate(timeline.points):
-        unknown = point.cells[yardstick.missing[1]] > point.non_finite  # answers were logged, probabilities were not
-        guess = None if unknown else yardstick.estimator.from_sums(point.score_sums, point.n_finite, point.effective_n)
+        unknown = point.cells[bins.missing[1]] > point.non_finite  # answers were logged, probabilities were not
+        guess = None if unknown else bins.estimator.from_sums(point.score_sums, point.n_finite, point.effective_n)
         if guess:
             found[:, index] = guess.accuracy, guess.low, guess.high
     return found
 
 
-def _quantiles(timeline: Timeline, yardstick: ReferenceBins, quantity: int) -> list[Floats]:
+def _quantiles(timeline: Timeline, bins: ReferenceBins, quantity: int) -> list[Floats]:
     """(P,) each: what 10, 50 and 90 % of a quantity lie below."""
-    return [
-        np.array([yardstick.quantile(point, quantity, share) for point in timeline.points]) for share in (0.1, 0.5, 0.9)
-    ]
+    return [np.array([bins.quantile(point, quantity, share) for point in timeline.points]) for share in (0.1, 0.5, 0.9)]
 
 
 def _quantiles_of_latency(timeline: Timeline, share: float) -> Floats:
     return np.array([point.latency_quantile(share) for point in timeline.points], np.float64)  # None becomes NaN
 
 
-def _histogram(counts: WindowSummary, yardstick: ReferenceBins, edges: Floats) -> Floats:
-    """Share of the confidences in each of these bins, to which the yardstick's bins fit."""
-    values = yardstick.values(0)
+def _histogram(counts: WindowSummary, bins: ReferenceBins, edges: Floats) -> Floats:
+    """Share of the confidences in each of these bins, to which the bins's bins fit."""
+    values = bins.values(0)
     place = np.searchsorted(edges[1:-1].astype(np.float16), values)  # an upper end belongs to its bin
-    return _shares(np.bincount(place, counts.cells[yardstick.bin_slice(0)], len(edges) - 1))
+    return _shares(np.bincount(place, counts.cells[bins.bin_slice(0)], len(edges) - 1))
 
 
 def _shares(counts: NDArray[Any]) -> Floats:
@@ -263,11 +261,11 @@ def _changed(report: DriftReport | None) -> dict[str, DriftResult]:
 # How it is drawn
 
 
-def _spread(axes: Axes, timeline: Timeline, yardstick: ReferenceBins, quantity: int, colour: str = BLUE) -> Floats:
+def _spread(axes: Axes, timeline: Timeline, bins: ReferenceBins, quantity: int, colour: str = BLUE) -> Floats:
     """Median and 10 to 90 % of a quantity over time, and of the reference as a band; return the medians."""
-    low, median, high = _quantiles(timeline, yardstick, quantity)
-    if yardstick.reference is not None:
-        least, usual, most = (yardstick.quantile(yardstick.reference, quantity, share) for share in (0.1, 0.5, 0.9))
+    low, median, high = _quantiles(timeline, bins, quantity)
+    if bins.reference is not None:
+        least, usual, most = (bins.quantile(bins.reference, quantity, share) for share in (0.1, 0.5, 0.9))
         axes.axhspan(least, most, color=GREY, alpha=0.1, lw=0, label="reference (dashed: median)")
         axes.axhline(usual, color=GREY, ls="--", lw=1)
     style.band(axes, timeline, low, high, label="10 % to 90 %")
@@ -275,12 +273,12 @@ def _spread(axes: Axes, timeline: Timeline, yardstick: ReferenceBins, quantity: 
     return median
 
 
-def _reference_lines(axes: Axes, reference: WindowSummary, limits: Thresholds) -> None:
+def _reference_lines(axes: Axes, reference: WindowSummary, thresholds: Thresholds) -> None:
     usual = reference.n_correct / reference.n
     axes.axhspan(*wilson(reference.n_correct, reference.n), color=GREY, alpha=0.12, lw=0)
     axes.axhline(usual, color=GREY, lw=1.2, label=f"reference {usual:.1%}")
     for level in LEVELS[1:]:
-        drop = limits.threshold(level)
+        drop = thresholds.threshold(level)
         axes.axhline(usual * (1 - drop), color=LEVEL_COLOURS[level], lw=1, ls="--")
         axes.annotate(f"{level} -{drop:.0%}", (1, usual * (1 - drop)), xycoords=("axes fraction", "data"),
                       xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5,
@@ -293,17 +291,15 @@ def _most_changed(recent: Floats, usual: Floats, over_time: Floats) -> NDArray[n
     return np.lexsort((-ever, -np.nan_to_num(np.abs(recent - usual))))
 
 
-def _dumbbells(
-    axes: Axes, yardstick: ReferenceBins, shown: NDArray[np.intp], recent: Floats, usual: Floats, n: int
-) -> None:
+def _dumbbells(axes: Axes, bins: ReferenceBins, shown: NDArray[np.intp], recent: Floats, usual: Floats, n: int) -> None:
     """The share of each of these classes, before and now, and of the others together."""
     shown = shown[::-1]
     rows = np.arange(len(shown))
     axes.hlines(rows, usual[shown], recent[shown], color=SHADE, lw=3)
-    if yardstick.reference is not None:
+    if bins.reference is not None:
         axes.plot(usual[shown], rows, "o", mfc="white", mec=GREY, ms=6, label="reference")
     axes.plot(recent[shown], rows, "o", color=BLUE, ms=6, label=f"last {n:,}")
-    axes.set_yticks(rows, [class_label(yardstick.classes[c]) for c in shown])
+    axes.set_yticks(rows, [class_label(bins.classes[c]) for c in shown])
     axes.set_xlim(0, 1.08 * np.nanmax(np.append(np.fmax(usual[shown], recent[shown]), 0.01)))
     axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     rest = np.setdiff1d(np.arange(len(recent)), shown)
@@ -312,12 +308,12 @@ def _dumbbells(
     style.shares(axes.xaxis)
 
 
-def _accuracy_title(version: str, now: WindowSummary, timeline: Timeline, yardstick: ReferenceBins) -> str:
+def _accuracy_title(version: str, now: WindowSummary, timeline: Timeline, bins: ReferenceBins) -> str:
     title = f"Accuracy of model version {version}"
     if not any(point.n_labels for point in timeline.points):
         return title + ": no labels have been told yet"
     if not now.n_labels:
         return title + f": no labels in the last {now.n:,} predictions"
-    usual = yardstick.reference
+    usual = bins.reference
     text = f", reference {usual.n_correct / usual.n:.1%}" if usual is not None else ""
     return title + f": {now.n_correct / now.n_labels:.1%} in the last {now.n:,} predictions{text}"

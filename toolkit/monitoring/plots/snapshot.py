@@ -55,7 +55,7 @@ def drift(report: DriftReport) -> Figure:
     return style.with_title(figure, f"Drift of model version {report.model_version}: {verdict}")
 
 
-def calibration(version: str, counts: WindowSummary, yardstick: ReferenceBins) -> Figure:
+def calibration(version: str, counts: WindowSummary, bins: ReferenceBins) -> Figure:
     """Reliability diagram of any window: how often predictions of each confidence were right, and how they were before.
 
     The title has the expected calibration error (ECE) and its 95 % interval.
@@ -65,8 +65,8 @@ def calibration(version: str, counts: WindowSummary, yardstick: ReferenceBins) -
     if not counts.n_labels:
         return style.no_data(f"No labels have been told for the last {counts.n:,} predictions.")
     curves = [ReliabilityCurve(calibration_of(counts), f"{counts.n_labels:,} labels, 95 % intervals", BLUE, wilson)]
-    if yardstick.reference is not None:
-        usual = calibration_of(yardstick.reference)
+    if bins.reference is not None:
+        usual = calibration_of(bins.reference)
         label = f"reference, {usual.count.sum():,} images, ECE {usual.error:.1%}"
         curves.insert(0, ReliabilityCurve(usual, label, GREY))
     figure = reliability_figure(curves, "labels")

@@ -38,11 +38,11 @@ class Timeline:
 
     Examples
     --------
-    >>> yardstick = Yardstick(("cat", "dog"))
+    >>> bins = ReferenceBins(("cat", "dog"))
     >>> hours = np.repeat([0.0, 1.0, 9.0], 50) * 3600 + np.tile(np.arange(50.0), 3)
-    >>> rows = Window(("cat", "dog"), hours, np.zeros(150, int), np.ones(150), np.full(150, -1))
-    >>> line = timeline([], [rows], yardstick)
-    >>> [point.n for point in line.points], line.by_time, (line.starts / 3600).tolist(), line.pauses.tolist()
+    >>> rows = Predictions(("cat", "dog"), hours, np.zeros(150, int), np.ones(150), np.full(150, -1))
+    >>> line = timeline([], [rows], bins)
+    >>> [point.n for point in line.points], line.by_time, (line.starts / 3600).tolist(), line.gaps.tolist()
     ([50, 50, 50], True, [0.0, 1.0, 9.0], [True, True])
     """
 
@@ -103,9 +103,9 @@ class Timeline:
 
         Examples
         --------
-        >>> yardstick = Yardstick(("cat", "dog"))
-        >>> rows = Window(("cat", "dog"), np.zeros(150), np.zeros(150, int), np.ones(150), np.full(150, -1))
-        >>> [column.tolist() for column in timeline([], [rows], yardstick).path(np.array([0.5, np.nan, 1.0]))]
+        >>> bins = ReferenceBins(("cat", "dog"))
+        >>> rows = Predictions(("cat", "dog"), np.zeros(150), np.zeros(150, int), np.ones(150), np.full(150, -1))
+        >>> [column.tolist() for column in timeline([], [rows], bins).path(np.array([0.5, np.nan, 1.0]))]
         [[0.0, 25.0, 50.0, nan, 100.0, 125.0, 150.0, nan], [0.5, 0.5, 0.5, nan, 1.0, 1.0, 1.0, nan]]
         """
         known: NDArray[np.bool_] = np.asarray(np.isfinite(np.stack(columns)).all(axis=0))
@@ -120,7 +120,7 @@ class Timeline:
         )
 
 
-def timeline(older: Iterable[WindowSummary], recent: Iterable[Predictions], yardstick: ReferenceBins) -> Timeline:
+def timeline(older: Iterable[WindowSummary], recent: Iterable[Predictions], bins: ReferenceBins) -> Timeline:
     """Make a timeline of at most 60 points out of any number of predictions.
 
     Parameters
@@ -130,20 +130,20 @@ def timeline(older: Iterable[WindowSummary], recent: Iterable[Predictions], yard
         about 120 are held at a time.
     recent
         The predictions that follow them, with their statistics and probabilities, a page of rows at a time.
-    yardstick
+    bins
         With which all are counted.
 
     Examples
     --------
-    >>> yardstick = Yardstick(("cat", "dog"))
-    >>> rows = Window(("cat", "dog"), np.arange(1000.0), np.zeros(1000, int), np.ones(1000), np.full(1000, -1))
-    >>> blocks = [yardstick.count(rows)] * 3
-    >>> line = timeline(blocks, [rows], yardstick)
+    >>> bins = ReferenceBins(("cat", "dog"))
+    >>> rows = Predictions(("cat", "dog"), np.arange(1000.0), np.zeros(1000, int), np.ones(1000), np.full(1000, -1))
+    >>> blocks = [bins.count_binned(rows)] * 3
+    >>> line = timeline(blocks, [rows], bins)
     >>> line.n, [point.n for point in line.points][:5]
     (4000, [1000, 1000, 1000, 100, 100])
     """
     points: list[WindowSummary] = []
-    pieces = (counts for rows in recent for counts in _slices(rows, yardstick))
+    pieces = (counts for rows in recent for counts in _slices(rows, bins))
     for counts in itertools.chain(older, pieces):
         if counts.n:
             points.append(counts)
@@ -152,7 +152,7 @@ def timeline(older: Iterable[WindowSummary], recent: Iterable[Predictions], yard
     return Timeline(tuple(_downsample(points)))
 
 
-def _slices(recent: Predictions, yardstick: ReferenceBins) -> Iterator[WindowSummary]:
+def _slices(recent: Predictions, bins: ReferenceBins) -> Iterator[WindowSummary]:
     """Rows counted few at a time, and apart where a pause lies between them."""
     if not recent.n:
         return
@@ -161,7 +161,7 @@ def _slices(recent: Predictions, yardstick: ReferenceBins) -> Iterator[WindowSum
     size = _size(recent.n)
     for start, stop in itertools.pairwise([0, *pauses.tolist(), recent.n]):
         for place in range(start, stop, size):
-            yield yardstick.count(recent.slice(place, min(place + size, stop)))
+            yield bins.count(recent.slice(place, min(place + size, stop)))
 
 
 def _downsample(points: Sequence[WindowSummary]) -> list[WindowSummary]:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.bundle.baseline import Baseline
-from toolkit.monitoring import report
 from toolkit.monitoring.alerting.findings import evaluate_window
+from toolkit.monitoring.base import formatting
 from toolkit.monitoring.base.predictions import Predictions
 from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.stats.e_detectors import Alarm
@@ -50,9 +50,9 @@ def window(n=1000, right=None, confident=0.8, broken=0, cats=0.5, **statistics):
     )
 
 
-def seen(yardstick, now, metric, alarms=None, limits=None):
-    found = evaluate_window(yardstick.count(now), yardstick, limits or Thresholds(), "short", alarms)
-    return next(sighting for sighting in found if sighting.metric == metric)
+def seen(bins, now, metric, alarms=None, thresholds=None):
+    found = evaluate_window(bins.count_binned(now), bins, thresholds or Thresholds(), "short", alarms)
+    return next(finding for finding in found if finding.metric == metric)
 
 
 @pytest.mark.parametrize(
@@ -66,19 +66,19 @@ def seen(yardstick, now, metric, alarms=None, limits=None):
     ],
 )
 def test_the_level_is_what_is_certain_or_else_suspected(right, level, status):
-    sighting = seen(reference(), window(right=right), "accuracy")
-    assert (sighting.level, sighting.status) == (level, status)
-    assert sighting.value == pytest.approx(1 - right / 0.9)
+    finding = seen(reference(), window(right=right), "accuracy")
+    assert (finding.level, finding.status) == (level, status)
+    assert finding.value == pytest.approx(1 - right / 0.9)
 
 
 def test_an_accuracy_alert_says_all_that_is_known():
-    sighting = seen(reference(), window(right=0.6), "accuracy")
-    since = report.clock(1.7e9, 1.7e9)
-    assert sighting.alert_text("immediate") == (
+    finding = seen(reference(), window(right=0.6), "accuracy")
+    since = formatting.clock_time(1.7e9, 1.7e9)
+    assert finding.alert_text("immediate") == (
         f"ACCURACY 90 -> 60 % since {since} (1,000 labels), at least 26 points certain; "
         "worst: dog, recall 90 -> 60 %. Next: python model_registry.py rollback"
     )
-    window_line, right_line, *lines = sighting.details.splitlines()
+    window_line, right_line, *lines = finding.details.splitlines()
     assert window_line.startswith("Window: the last 1,000 predictions, ")
     assert right_line.startswith("Right: 60 % of 1,000 labels; before: 90 % of 2,000 held-out images; a drop of 33 % ")
     assert right_line.endswith(" of that, at least 29.1 % certain.")
@@ -89,41 +89,41 @@ def test_an_accuracy_alert_says_all_that_is_known():
 
 
 def test_too_little_says_nothing():
-    sighting = seen(reference(), window(n=40, right=0.1), "accuracy")
-    assert (sighting.level, sighting.value) == ("ok", None)
+    finding = seen(reference(), window(n=40, right=0.1), "accuracy")
+    assert (finding.level, finding.value) == ("ok", None)
     assert seen(reference(), window(n=40), "confidence_distribution").value is None
     without = ReferenceBins(CLASSES)
-    for sighting in evaluate_window(without.count(window(right=0.1)), without, Thresholds(), "short"):
-        assert sighting.level == "ok"
+    for finding in evaluate_window(without.count(window(right=0.1)), without, Thresholds(), "short"):
+        assert finding.level == "ok"
 
 
 @pytest.mark.parametrize(("broken", "level"), [(0, "ok"), (51, "warning"), (101, "critical"), (201, "immediate")])
 def test_what_is_not_finite_counts_as_lost(broken, level):
-    sighting = seen(reference(), window(broken=broken), "non_finite")
-    assert sighting.level == level
-    assert sighting.text.headline.startswith(f"BROKEN ANSWERS: {broken} of 1,000 predictions since ")
-    assert sighting.text.headline.endswith(f"({broken / 10:.1f} %)")
+    finding = seen(reference(), window(broken=broken), "non_finite")
+    assert finding.level == level
+    assert finding.text.headline.startswith(f"BROKEN ANSWERS: {broken} of 1,000 predictions since ")
+    assert finding.text.headline.endswith(f"({broken / 10:.1f} %)")
 
 
 def test_drift_without_labels_is_a_warning_with_the_images_and_an_estimate():
     usual = np.linspace(0.4, 0.6, N).astype(np.float32)
-    yardstick = reference(brightness=usual)
+    bins = reference(brightness=usual)
     dark = window(confident=0.55, brightness=np.full(1000, 0.2, np.float32))
-    sighting = seen(yardstick, dark, "confidence_distribution")
-    assert (sighting.level, sighting.status) == ("warning", "estimate")
-    since = report.clock(1.7e9, 1.7e9)
-    assert sighting.alert_text("warning").startswith(f"CONFIDENCE changed since {since} (1,000 predictions): ")
+    finding = seen(bins, dark, "confidence_distribution")
+    assert (finding.level, finding.status) == ("warning", "estimate")
+    since = formatting.clock_time(1.7e9, 1.7e9)
+    assert finding.alert_text("warning").startswith(f"CONFIDENCE changed since {since} (1,000 predictions): ")
     for words in ("median 0.8 -> 0.55", "; accuracy maybe ", "(before 90 %), no labels",
                   "the images changed too: brightness", ". Next: python monitoring.py labels"):  # fmt: skip
-        assert words in sighting.alert_text("warning")
-    assert "Changed: mean 0.8 -> 0.55." in sighting.details
-    assert "; label about 107 such predictions to know." in sighting.details
-    assert seen(yardstick, dark, "prediction_distribution").level == "ok"
+        assert words in finding.alert_text("warning")
+    assert "Changed: mean 0.8 -> 0.55." in finding.details
+    assert "; label about 107 such predictions to know." in finding.details
+    assert seen(bins, dark, "prediction_distribution").level == "ok"
 
 
 def test_a_class_that_stops_appearing_is_a_warning_at_most():
-    sighting = seen(reference(), window(cats=0.0), "prediction_distribution")
-    assert (sighting.level, sighting.status) == ("warning", "estimate")
+    finding = seen(reference(), window(cats=0.0), "prediction_distribution")
+    assert (finding.level, finding.status) == ("warning", "estimate")
     assert {
         one.level for one in evaluate_window(reference().count(window(cats=0.0)), reference(), Thresholds(), "short")
     } <= {"ok", "warning"}
@@ -135,8 +135,8 @@ def test_an_alarm_makes_a_warning_of_what_the_window_does_not_show_yet():
     labelled = seen(reference(), calm, "accuracy", {"accuracy": alarm})
     assert (labelled.level, labelled.status, labelled.unchanged) == ("warning", "suspected", False)
     assert labelled.alert_text("warning") == (
-        f"ACCURACY below 90 % in the last 120 labels, suspected; the window since {report.clock(1.7e9, 1.7e9)} does "
-        "not show it yet. Next: python monitoring.py labels"
+        "ACCURACY below 90 % in the last 120 labels, suspected; the window since "
+        f"{formatting.clock_time(1.7e9, 1.7e9)} does not show it yet. Next: python monitoring.py labels"
     )
     assert "Began about 120 labels ago, by the alarm." in labelled.details
     lower = Alarm(index=3, length=120, evidence=2e6, change="lower")
@@ -153,20 +153,20 @@ def test_an_alarm_makes_a_warning_of_what_the_window_does_not_show_yet():
 
 def test_a_window_that_is_better_than_the_reference_is_never_called_a_drop():
     alarm = Alarm(index=3, length=68, evidence=2e6, change="worse")
-    sighting = seen(reference(), window(right=0.97), "accuracy", {"accuracy": alarm})
-    assert (sighting.level, sighting.status, sighting.value) == ("warning", "suspected", 0.0)
-    assert "97" not in sighting.alert_text("warning")
-    assert "Right: 97 % of 1,000 labels; before: 90 % of 2,000 held-out images; no drop." in sighting.details
+    finding = seen(reference(), window(right=0.97), "accuracy", {"accuracy": alarm})
+    assert (finding.level, finding.status, finding.value) == ("warning", "suspected", 0.0)
+    assert "97" not in finding.alert_text("warning")
+    assert "Right: 97 % of 1,000 labels; before: 90 % of 2,000 held-out images; no drop." in finding.details
 
 
 def test_once_enough_is_labelled_the_labels_speak_and_not_the_estimate():
-    yardstick, dark = reference(), window(confident=0.55, right=0.88)
-    told = seen(yardstick, dark, "confidence_distribution").alert_text("warning")
+    bins, dark = reference(), window(confident=0.55, right=0.88)
+    told = seen(bins, dark, "confidence_distribution").alert_text("warning")
     assert "accuracy 88 % by 1,000 labels (before 90 %)" in told
     assert "maybe" not in told
     few = window(confident=0.55)
     few.labels[:20] = few.predicted[:20]
-    assert "20 labels are too few" in seen(yardstick, few, "confidence_distribution").alert_text("warning")
+    assert "20 labels are too few" in seen(bins, few, "confidence_distribution").alert_text("warning")
 
 
 def test_an_alarm_does_not_make_milder_what_is_worse():
@@ -181,12 +181,14 @@ def test_calm_is_what_cannot_be_told_from_the_reference():
 
 def test_what_is_ignored_raises_nothing_and_clears_what_stood():
     alarm = {"prediction_distribution": Alarm(index=3, length=120, evidence=2e6, change="rarer", label=0)}
-    limits = Thresholds(ignore=("prediction_distribution", "confidence_distribution/medium"))
+    thresholds = Thresholds(ignore=("prediction_distribution", "confidence_distribution/medium"))
     day = window(cats=0.0, confident=0.55)
-    ignored = seen(reference(), day, "prediction_distribution", alarm, limits)
+    ignored = seen(reference(), day, "prediction_distribution", alarm, thresholds)
     assert (ignored.level, ignored.below_clear_threshold, ignored.text.headline) == ("ok", True, "")
     assert seen(reference(), day, "prediction_distribution", alarm).level == "warning"
-    assert seen(reference(), day, "confidence_distribution", alarm, limits).level == "warning"  # of the short window
+    assert (
+        seen(reference(), day, "confidence_distribution", alarm, thresholds).level == "warning"
+    )  # of the short window
 
 
 # Whatever the window: every sentence fits its figures
@@ -231,47 +233,47 @@ shares = st.floats(0, 1)
     span=st.sampled_from([0.0, 3600.0, 1e6]), alarms=ALARMS,
 )  # fmt: skip
 def test_no_sentence_contradicts_its_figures_or_its_level(names, n, seed, usual, alarms, **how):
-    limits = Thresholds()
+    thresholds = Thresholds()
     before = random_window(names, 1000, 1, 1.0, usual, 0.8, 0.5, 0.0, 0.0)
-    yardstick = ReferenceBins(names, Baseline(names, before.probabilities, before.labels))
+    bins = ReferenceBins(names, Baseline(names, before.probabilities, before.labels))
     now = random_window(names, n, seed, **how)
-    for sighting in evaluate_window(yardstick.count(now), yardstick, limits, "short", alarms):
-        if sighting.level == "ok":
-            assert sighting.metric not in alarms or sighting.metric == "accuracy"  # a reference that is never right
+    for finding in evaluate_window(bins.count(now), bins, thresholds, "short", alarms):
+        if finding.level == "ok":
+            assert finding.metric not in alarms or finding.metric == "accuracy"  # a reference that is never right
             continue
-        for level in ("warning", "critical", "immediate")[: Thresholds.severity(sighting.level)]:
-            line = sighting.alert_text(level)
+        for level in ("warning", "critical", "immediate")[: Thresholds.severity(finding.level)]:
+            line = finding.alert_text(level)
             assert len(line) <= 200
             assert line.isprintable()
             assert re.search(r"Next: python \w+\.py \w+$", line)
-        text = line + sighting.details
+        text = line + finding.details
         assert not re.search(r"\W-\d|\bnan\b|\binf\b|\bD \d|\bp \d|softmax", text.replace("NaN or inf", ""))
         assert "at least 0 " not in text
         assert "0.0 % certain" not in text
-        assert sighting.value is not None
-        assert sighting.value >= 0
-        check_levels(sighting, line, limits, yardstick.reference.n_correct / yardstick.reference.n)
+        assert finding.value is not None
+        assert finding.value >= 0
+        check_levels(finding, line, thresholds, bins.reference.n_correct / bins.reference.n)
 
 
-def check_levels(sighting, line, limits, usual):
+def check_levels(finding, line, thresholds, usual):
     """The numbers in the line are such as the level and its status call for."""
     if found := re.match(rf"ACCURACY {NUMBER} -> {NUMBER} %", line):
         before, after = map(float, found.groups())
         assert before > after
-        assert 1 - after / before > limits.threshold(sighting.level) - 2 / before  # rounded to points
+        assert 1 - after / before > thresholds.threshold(finding.level) - 2 / before  # rounded to points
         certain = re.search(rf"at least {NUMBER} points certain", line)
-        assert certain or sighting.status == "suspected" or usual < 0.05
+        assert certain or finding.status == "suspected" or usual < 0.05
         if certain:
             assert 0 < float(certain[1]) <= before - after + 1
-            if sighting.status == "confirmed":
-                assert float(certain[1]) / before > limits.threshold(sighting.level) - 2 / before
-    elif sighting.metric == "accuracy":
-        assert (sighting.level, sighting.status) == ("warning", "suspected")
+            if finding.status == "confirmed":
+                assert float(certain[1]) / before > thresholds.threshold(finding.level) - 2 / before
+    elif finding.metric == "accuracy":
+        assert (finding.level, finding.status) == ("warning", "suspected")
         assert " -> " not in line
-    if sighting.metric == "non_finite":
-        assert float(re.search(rf"\({NUMBER} %\)", line)[1]) >= 100 * limits.threshold(sighting.level)
-    if sighting.metric.endswith("distribution"):
-        assert (sighting.level, sighting.status) == ("warning", "estimate")
+    if finding.metric == "non_finite":
+        assert float(re.search(rf"\({NUMBER} %\)", line)[1]) >= 100 * thresholds.threshold(finding.level)
+    if finding.metric.endswith("distribution"):
+        assert (finding.level, finding.status) == ("warning", "estimate")
         assert (" changed since " in line) == (
-            sighting.value >= sighting.threshold["warning"] and "Changed:" in sighting.details
+            finding.value >= finding.threshold["warning"] and "Changed:" in finding.details
         )

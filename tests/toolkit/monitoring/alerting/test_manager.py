@@ -11,7 +11,7 @@ from toolkit.monitoring.store.model_versions import ModelVersion
 from toolkit.monitoring.store.predictions import LoggedPrediction, PredictionStore
 
 CLASSES = ("cat", "dog")
-LIMITS = Thresholds()
+THRESHOLDS = Thresholds()
 
 
 def answers(n, rng, right=0.9, sure=0.9):
@@ -35,21 +35,25 @@ class Watching:
         self.told = []
         self.reacted = []
         self.store = PredictionStore(str(path))
-        self.view = StreamState(self.store, model, LIMITS)
-        self.lookout = AlertManager(self.store, lambda: self.now, self.send, cool_down=3600)
+        self.view = StreamState(self.store, model, THRESHOLDS)
+        self.lookout = AlertManager(self.store, lambda: self.now, self.send, repeat_interval=3600)
         self.view.refresh()
 
-    def send(self, notice, react=True):
-        self.told.append(notice)
+    def send(self, notification, react=True):
+        self.told.append(notification)
         if react:
-            self.reacted.append(notice)
+            self.reacted.append(notification)
 
     def look(self):
         self.now += 1
         return self.lookout.evaluate(self.view.refresh())
 
     def events(self, key="1/accuracy/short"):
-        return [(notice.event, notice.level, notice.status) for notice in self.told if notice.key == key]
+        return [
+            (notification.event, notification.level, notification.status)
+            for notification in self.told
+            if notification.key == key
+        ]
 
 
 @pytest.fixture
@@ -106,7 +110,7 @@ def test_a_failing_model_is_told_when_the_alarm_fires_then_as_it_grows_worse_and
     assert short[0].message.startswith("ACCURACY ")
     assert short[0].message.endswith(". Next: python model_registry.py rollback")
     assert short[0].details.startswith("Window: the last 1,000 predictions, ")
-    assert {notice.details for notice in watching.told} >= {short[0].details}
+    assert {notification.details for notification in watching.told} >= {short[0].details}
     assert [alert.cleared_at is None for alert in short] == [True] + [False] * (len(short) - 1)
     traffic(25)
     assert ("cleared", "immediate", "confirmed") in watching.events()
@@ -117,9 +121,9 @@ def test_a_long_reason_goes_below_the_line(watching, model):
     watching.store.versions.register(model)
     reason = "Version 3 cannot be served: " + 40 * "a long reason, "
     watching.lookout.report(model, "model_loading", "warning", reason)
-    (notice,) = watching.told
-    assert len(notice.message) == 200
-    assert notice.details == reason
+    (notification,) = watching.told
+    assert len(notification.message) == 200
+    assert notification.details == reason
     assert watching.store.alerts.find()[0].details == reason
 
 
@@ -137,7 +141,7 @@ def test_what_came_and_went_unseen_is_told_and_not_acted_upon(watching, traffic)
     watching.look()
     assert [event for event, *_ in watching.events()][-1] == "cleared"
     assert "immediate" in {level for _, level, _ in watching.events()}
-    assert [notice for notice in watching.reacted if notice.key == "1/accuracy/short"] == []
+    assert [notification for notification in watching.reacted if notification.key == "1/accuracy/short"] == []
 
 
 def test_it_is_told_again_after_a_while_unless_somebody_said_that_they_know(watching, traffic):
@@ -145,8 +149,8 @@ def test_it_is_told_again_after_a_while_unless_somebody_said_that_they_know(watc
     raised = len(watching.told)
     watching.now += 3601
     watching.look()
-    reminders = [notice for notice in watching.told[raised:] if notice.event == "reminder"]
-    assert {notice.metric for notice in reminders} >= {"accuracy"}
+    reminders = [notification for notification in watching.told[raised:] if notification.event == "reminder"]
+    assert {notification.metric for notification in reminders} >= {"accuracy"}
     for alert in watching.store.alerts.find(active=True):
         assert watching.store.alerts.update(alert.id, acknowledged_at=watching.now, acknowledged_by="ada")
     told = len(watching.told)
@@ -161,7 +165,10 @@ def test_of_two_processes_one_tells(tmp_path, watching, traffic, model):
         traffic(1, look=False, right=right)
         watching.look()
         other.look()
-    told = [(notice.key, notice.event, notice.level, notice.status) for notice in watching.told + other.told]
+    told = [
+        (notification.key, notification.event, notification.level, notification.status)
+        for notification in watching.told + other.told
+    ]
     assert told
     assert len(told) == len(set(told))
     other.store.close()

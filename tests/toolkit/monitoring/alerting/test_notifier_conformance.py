@@ -29,13 +29,13 @@ class Kept(Notifier):
     def __init__(self, deliver=lambda: None):
         self.arrived, self._deliver = [], deliver
 
-    def send(self, notice):
+    def send(self, notification):
         self._deliver()
-        self.arrived.append((notice.metric, notice.event))
+        self.arrived.append((notification.metric, notification.event))
 
 
-# Each implementation is a context that gives the Sinks it is in, and a function that says what arrived, as alerts and
-# events. Where notifications arrive ``deliver`` is called, which may take its time or raise.
+# Each implementation is a context that gives its Notifiers, and a function that returns what arrived, as alerts and
+# events. On arrival ``deliver`` is called, which may take its time or raise.
 
 
 @contextmanager
@@ -76,8 +76,8 @@ def program(caplog, deliver, others):
 def reaction(caplog, deliver, others):
     arrived = []
 
-    def react(notice):
-        arrived.append((notice.metric, notice.event))
+    def react(notification):
+        arrived.append((notification.metric, notification.event))
         deliver()
 
     yield Notifiers(others, react), lambda: arrived
@@ -124,21 +124,21 @@ def eventually(arrived, expected):
 
 @every_one
 def test_each_alert_arrives_once(opened, implementation):
-    sinks, arrived = opened(implementation)
+    notifiers, arrived = opened(implementation)
     for number in range(10):
-        sinks.send(notification(number))
+        notifiers.send(notification(number))
     eventually(arrived, raised(10))
-    sinks.close()
+    notifiers.close()
     assert len(arrived()) == 10
 
 
 @every_sink
 def test_one_alert_keeps_its_order_among_others(opened, implementation):
     events = ["raised", "escalated", "reminder", "cleared"]
-    sinks, arrived = opened(implementation)
+    notifiers, arrived = opened(implementation)
     for event in events:
         for number in range(3):
-            sinks.send(notification(number, event))
+            notifiers.send(notification(number, event))
     eventually(arrived, [(f"alert-{number}", event) for number in range(3) for event in events])
     for number in range(3):
         assert [event for name, event in arrived() if name == f"alert-{number}"] == events
@@ -154,17 +154,17 @@ def test_one_alert_keeps_its_order_among_others(opened, implementation):
     ],
 )
 def test_whatever_is_in_a_notification_it_arrives(opened, implementation, values):
-    sinks, arrived = opened(implementation)
-    sinks.send(notification(0, **values))
+    notifiers, arrived = opened(implementation)
+    notifiers.send(notification(0, **values))
     eventually(arrived, raised(1))
 
 
 @pytest.mark.parametrize("implementation", [webhook, reaction])
 def test_what_takes_its_time_holds_up_neither_the_sender_nor_others(opened, implementation):
     gate, beside = threading.Event(), Kept()
-    sinks, arrived = opened(implementation, lambda: gate.wait(LONG), beside=beside)
+    notifiers, arrived = opened(implementation, lambda: gate.wait(LONG), beside=beside)
     for number in range(3):
-        sinks.send(notification(number))
+        notifiers.send(notification(number))
     assert beside.arrived == raised(3)
     gate.set()
     eventually(arrived, raised(3))
@@ -176,25 +176,25 @@ def test_what_fails_is_said_once_and_counted_and_harms_neither_the_sender_nor_ot
         raise OSError("no such channel")
 
     beside = Kept()
-    sinks, arrived = opened(implementation, fail, beside=beside)
+    notifiers, arrived = opened(implementation, fail, beside=beside)
     for _ in range(3):
-        sinks.send(notification(0))
+        notifiers.send(notification(0))
     if implementation is not program:  # it fails before it is there
         eventually(arrived, raised(1) * (1 if implementation is reaction else 3))
-    sinks.close()
+    notifiers.close()
     assert beside.arrived == raised(1) * 3
-    assert sinks.stats().get("it", {"failed": 3})["failed"] == 3
+    assert notifiers.stats().get("it", {"failed": 3})["failed"] == 3
     assert len(caplog.records) == 1
 
 
 @every_sink
 def test_notifications_of_many_threads_arrive_and_are_counted(opened, implementation):
-    sinks, arrived = opened(implementation)
+    notifiers, arrived = opened(implementation)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: sinks.send(notification(number)), range(100)))
+        list(pool.map(lambda number: notifiers.send(notification(number)), range(100)))
     eventually(arrived, raised(100))
-    sinks.close()
-    counts = sinks.stats()["it"]
+    notifiers.close()
+    counts = notifiers.stats()["it"]
     assert counts.pop("sent") == 100
     assert set(counts) <= {"failed", "dropped", "waiting"}
     assert not any(counts.values())
@@ -202,11 +202,11 @@ def test_notifications_of_many_threads_arrive_and_are_counted(opened, implementa
 
 @every_one
 def test_closing_may_be_repeated_and_sending_begins_anew(opened, implementation):
-    sinks, arrived = opened(implementation)
-    sinks.close()
+    notifiers, arrived = opened(implementation)
+    notifiers.close()
     for number in range(2):
-        sinks.send(notification(number))
-        sinks.close()
-        sinks.close()
+        notifiers.send(notification(number))
+        notifiers.close()
+        notifiers.close()
     eventually(arrived, raised(2))
-    sinks.close()
+    notifiers.close()

@@ -1,4 +1,4 @@
-"""The fan-out: every sink gets every notice, none can harm another, and the worst is reacted to once."""
+"""The fan-out: every notifier gets every notification, none can harm another, and the worst is reacted to once."""
 
 import json
 import logging
@@ -10,25 +10,25 @@ import pytest
 
 from toolkit.monitoring.alerting.notifiers import LogNotifier, Notification, Notifier, Notifiers
 
-NOTICE = Notification(
+NOTIFICATION = Notification(
     7, "raised", "critical", "confirmed", "3", "accuracy", "short", 0.12, "Accuracy fell.", 60.0, 60.0, "retrain"
 )
-WORST = replace(NOTICE, level="immediate")
+WORST = replace(NOTIFICATION, level="immediate")
 
 
 class Kept(Notifier):
     def __init__(self):
-        self.notices = []
+        self.notifications = []
 
-    def send(self, notice):
-        self.notices.append(notice)
+    def send(self, notification):
+        self.notifications.append(notification)
 
 
 class Broken(Notifier):
     def __init__(self, message="no such channel"):
         self.message = message
 
-    def send(self, notice):
+    def send(self, notification):
         if self.message:
             raise ValueError(self.message)
 
@@ -37,7 +37,7 @@ class Broken(Notifier):
 
 
 def test_a_notice_as_json_has_all_that_a_receiver_needs():
-    assert json.loads(json.dumps(NOTICE.to_dict(), allow_nan=False)) == {
+    assert json.loads(json.dumps(NOTIFICATION.to_dict(), allow_nan=False)) == {
         "id": 7,
         "key": "3/accuracy/short",
         "event": "raised",
@@ -59,13 +59,13 @@ def test_a_notice_as_json_has_all_that_a_receiver_needs():
     ("value", "shown"), [(None, None), (float("nan"), None), (np.inf, None), (np.float32(0.5), 0.5)]
 )
 def test_a_value_that_json_cannot_hold_is_null(value, shown):
-    assert json.loads(json.dumps(replace(NOTICE, value=value).to_dict(), allow_nan=False))["value"] == shown
+    assert json.loads(json.dumps(replace(NOTIFICATION, value=value).to_dict(), allow_nan=False))["value"] == shown
 
 
 def test_the_log_says_what_happened(caplog):
     with caplog.at_level(logging.INFO):
         for event in ("raised", "escalated", "reminder", "cleared"):
-            LogNotifier().send(replace(NOTICE, event=event))
+            LogNotifier().send(replace(NOTIFICATION, event=event))
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("WARNING", "critical (confirmed): Accuracy fell."),
         ("WARNING", "critical (confirmed): Accuracy fell."),
@@ -76,14 +76,14 @@ def test_the_log_says_what_happened(caplog):
 
 def test_a_sink_that_raises_is_counted_logged_once_and_harms_no_other(caplog):
     broken, kept = Broken(), Kept()
-    sinks = Notifiers({"chat": broken, "kept": kept})
+    notifiers = Notifiers({"chat": broken, "kept": kept})
     for _ in range(3):
-        sinks.send(NOTICE)
+        notifiers.send(NOTIFICATION)
     broken.message = ""
-    sinks.send(NOTICE)
-    sinks.close()
-    assert kept.notices == [NOTICE] * 4
-    assert sinks.stats() == {
+    notifiers.send(NOTIFICATION)
+    notifiers.close()
+    assert kept.notifications == [NOTIFICATION] * 4
+    assert notifiers.stats() == {
         "chat": {"sent": 1, "failed": 3, "dropped": 0},
         "kept": {"sent": 4, "failed": 0, "dropped": 0},
     }
@@ -99,38 +99,38 @@ def test_a_sink_with_counts_of_its_own_is_believed():
         def stats(self):
             return {"sent": 1, "failed": 2, "dropped": 3, "waiting": 4}
 
-    sinks = Notifiers({"slow": Slow()})
-    sinks.send(NOTICE)
-    assert sinks.stats() == {"slow": {"sent": 1, "failed": 3, "dropped": 3, "waiting": 4}}
+    notifiers = Notifiers({"slow": Slow()})
+    notifiers.send(NOTIFICATION)
+    assert notifiers.stats() == {"slow": {"sent": 1, "failed": 3, "dropped": 3, "waiting": 4}}
 
 
-def reactions(*notices):
-    """The notices that were reacted to."""
+def reactions(*notifications):
+    """The notifications that were reacted to."""
     seen = []
-    sinks = Notifiers({}, seen.append)
-    for notice in notices:
-        sinks.send(notice)
-    sinks.close()
-    return sorted(seen, key=notices.index)
+    notifiers = Notifiers({}, seen.append)
+    for notification in notifications:
+        notifiers.send(notification)
+    notifiers.close()
+    return sorted(seen, key=notifications.index)
 
 
 @pytest.mark.parametrize(
-    "notice",
+    "notification",
     [
-        NOTICE,
+        NOTIFICATION,
         replace(WORST, status="suspected"),
         replace(WORST, event="reminder"),
         replace(WORST, event="cleared"),
     ],
 )
-def test_there_is_no_reaction_to_less_than_an_alert_that_becomes_immediate_and_confirmed(notice):
-    assert reactions(notice) == []
+def test_there_is_no_reaction_to_less_than_an_alert_that_becomes_immediate_and_confirmed(notification):
+    assert reactions(notification) == []
 
 
 def test_it_is_reacted_to_once_until_it_clears():
     escalated, cleared = replace(WORST, event="escalated"), replace(WORST, event="cleared")
     assert reactions(WORST, escalated, replace(WORST, event="reminder"), WORST) == [WORST]
-    assert reactions(NOTICE, escalated) == [escalated]
+    assert reactions(NOTIFICATION, escalated) == [escalated]
     back = replace(WORST, id=8)
     assert reactions(WORST, cleared, back) == [WORST, back]
 
@@ -141,22 +141,22 @@ def test_each_version_metric_and_window_is_an_alert_of_its_own():
 
 
 def test_a_reaction_that_fails_is_logged_and_not_repeated(caplog):
-    def fail(notice):
+    def fail(notification):
         raise RuntimeError("the registry is away")
 
-    sinks = Notifiers({}, fail)
-    sinks.send(WORST)
-    sinks.send(WORST)
-    sinks.close()
+    notifiers = Notifiers({}, fail)
+    notifiers.send(WORST)
+    notifiers.send(WORST)
+    notifiers.close()
     assert [record.getMessage() for record in caplog.records] == ["the reaction to the alert 3/accuracy/short failed"]
     assert "the registry is away" in caplog.text
 
 
 def test_a_slow_reaction_does_not_hold_up_the_sender():
     go_on, kept = threading.Event(), Kept()
-    sinks = Notifiers({"kept": kept}, lambda notice: go_on.wait(30))
-    sinks.send(WORST)
-    sinks.send(replace(WORST, event="cleared"))
-    assert len(kept.notices) == 2
+    notifiers = Notifiers({"kept": kept}, lambda notification: go_on.wait(30))
+    notifiers.send(WORST)
+    notifiers.send(replace(WORST, event="cleared"))
+    assert len(kept.notifications) == 2
     go_on.set()
-    sinks.close()
+    notifiers.close()

@@ -19,42 +19,42 @@ from toolkit.monitoring.alerting.state import (
 )
 from toolkit.monitoring.base.thresholds import LEVELS
 
-LIMITS = {"warning": 0.05, "critical": 0.10, "immediate": 0.20}
+THRESHOLDS = {"warning": 0.05, "critical": 0.10, "immediate": 0.20}
 HOUR = 3600.0
 
 
-def grade(level, status="confirmed", value=None):
-    """A grade with a value that is typical of its level; ``calm`` and ``close`` are both ok."""
+def evaluation(level, status="confirmed", value=None):
+    """A evaluation with a value that is typical of its level; ``calm`` and ``close`` are both ok."""
     typical = {"calm": 0.01, "close": 0.04, "warning": 0.08, "critical": 0.15, "immediate": 0.30}[level]
     reached = level if level in LEVELS else "ok"
-    return Evaluation(reached, status if reached != "ok" else "", typical if value is None else value, LIMITS)
+    return Evaluation(reached, status if reached != "ok" else "", typical if value is None else value, THRESHOLDS)
 
 
-CALM, CLOSE = grade("calm"), grade("close")
-SUSPECTED, WARNING = grade("warning", "suspected"), grade("warning")
-CRITICAL, IMMEDIATE = grade("critical"), grade("immediate")
+CALM, CLOSE = evaluation("calm"), evaluation("close")
+SUSPECTED, WARNING = evaluation("warning", "suspected"), evaluation("warning")
+CRITICAL, IMMEDIATE = evaluation("critical"), evaluation("immediate")
 UNKNOWN = Evaluation()
 
 
-def play(*grades, standing=None, state=AlertState(evidence=True), alarms=(), blocks=1, step=0.0):  # noqa: B008  frozen
+def play(*evaluations, active=None, state=AlertState(evidence=True), alarms=(), intervals=1, step=0.0):  # noqa: B008  frozen
     """What becomes of an alert over some looks, as ``level status`` or the event, ``-`` for nothing."""
     story, now = [], 0.0
-    for number, seen in enumerate(grades):
+    for number, seen in enumerate(evaluations):
         now += step
-        state, change = state.advance(seen, standing, now, alarm=number in alarms, blocks=blocks)
-        standing = change.applied(standing, now) if change else standing
+        state, change = state.advance(seen, active, now, alarm=number in alarms, intervals=intervals)
+        active = change.applied(active, now) if change else active
         raised = change is not None and change.event in ("raised", "escalated")
         story.append(f"{change.level} {change.status}" if raised else change.event if change else "-")
     return story
 
 
-def standing(state):
+def active(state):
     if state == "suspected":
         return ActiveAlert("warning", "suspected", 0.0)
     return ActiveAlert(state, "confirmed", 0.0) if state != "ok" else None
 
 
-# From each state, by what is seen for some blocks in a row: what is told, look by look.
+# From each state, by what is seen for some intervals in a row: what is told, look by look.
 TRANSITIONS = [
     ("ok", CALM, ["-", "-", "-", "-"]),
     ("ok", CLOSE, ["-", "-", "-", "-"]),
@@ -63,7 +63,7 @@ TRANSITIONS = [
     ("ok", WARNING, ["-", "warning confirmed", "-", "-"]),
     ("ok", CRITICAL, ["-", "critical confirmed", "-", "-"]),
     ("ok", IMMEDIATE, ["immediate confirmed", "-", "-", "-"]),
-    ("ok", grade("immediate", "suspected"), ["immediate suspected", "-", "-", "-"]),
+    ("ok", evaluation("immediate", "suspected"), ["immediate suspected", "-", "-", "-"]),
     ("suspected", CALM, ["-", "-", "cleared", "-"]),
     ("suspected", CLOSE, ["-", "-", "-", "-"]),
     ("suspected", UNKNOWN, ["-", "-", "-", "-"]),
@@ -76,7 +76,7 @@ TRANSITIONS = [
     ("warning", UNKNOWN, ["-", "-", "-", "-"]),
     ("warning", SUSPECTED, ["-", "-", "-", "-"]),
     ("warning", WARNING, ["-", "-", "-", "-"]),
-    ("warning", grade("critical", "suspected"), ["-", "critical suspected", "-", "-"]),
+    ("warning", evaluation("critical", "suspected"), ["-", "critical suspected", "-", "-"]),
     ("warning", CRITICAL, ["-", "critical confirmed", "-", "-"]),
     ("warning", IMMEDIATE, ["immediate confirmed", "-", "-", "-"]),
     ("critical", CALM, ["-", "-", "cleared", "-"]),
@@ -84,26 +84,26 @@ TRANSITIONS = [
     ("critical", UNKNOWN, ["-", "-", "-", "-"]),
     ("critical", SUSPECTED, ["-", "-", "-", "-"]),
     ("critical", WARNING, ["-", "-", "-", "-"]),  # milder, but above 0.06
-    ("critical", grade("warning", value=0.055), ["-", "-", "-", "-"]),
+    ("critical", evaluation("warning", value=0.055), ["-", "-", "-", "-"]),
     ("critical", CRITICAL, ["-", "-", "-", "-"]),
     ("critical", IMMEDIATE, ["immediate confirmed", "-", "-", "-"]),
     ("immediate", CALM, ["-", "-", "cleared", "-"]),
     ("immediate", CLOSE, ["-", "-", "-", "-"]),
     ("immediate", UNKNOWN, ["-", "-", "-", "-"]),
     ("immediate", CRITICAL, ["-", "-", "-", "-"]),
-    ("immediate", grade("critical", value=0.11), ["-", "-", "-", "-"]),
+    ("immediate", evaluation("critical", value=0.11), ["-", "-", "-", "-"]),
     ("immediate", IMMEDIATE, ["-", "-", "-", "-"]),
 ]
 
 
 @pytest.mark.parametrize(("state", "seen", "told"), TRANSITIONS)
 def test_every_way_from_a_state_to_the_next(state, seen, told):
-    assert play(*[seen] * 4, standing=standing(state)) == told
+    assert play(*[seen] * 4, active=active(state)) == told
 
 
 @pytest.mark.parametrize("state", ["ok", "suspected", "warning", "critical", "immediate"])
 def test_a_state_has_its_name(state):
-    alert = standing(state)
+    alert = active(state)
     assert (alert.state if alert else "ok") == state
 
 
@@ -112,7 +112,7 @@ def test_without_an_alarm_nothing_is_raised_however_bad_it_looks():
 
 
 def test_the_alarm_itself_raises_at_once_whatever_the_level():
-    assert play(WARNING, state=AlertState(), alarms=[0], blocks=0) == ["warning confirmed"]
+    assert play(WARNING, state=AlertState(), alarms=[0], intervals=0) == ["warning confirmed"]
     assert play(SUSPECTED, SUSPECTED, state=AlertState(), alarms=[0]) == ["warning suspected", "-"]
     assert play(SUSPECTED, SUSPECTED, SUSPECTED, state=AlertState(), alarms=[2]) == ["-", "-", "warning suspected"]
 
@@ -123,8 +123,8 @@ def test_evidence_comes_before_the_window_has_filled_and_lasts_until_three_calm_
 
 
 def test_evidence_is_needed_again_after_it_cleared():
-    assert play(CALM, CALM, CALM, WARNING, WARNING, standing=standing("warning")) == ["-", "-", "cleared", "-", "-"]
-    again = play(CALM, CALM, CALM, WARNING, WARNING, standing=standing("warning"), alarms=[4])
+    assert play(CALM, CALM, CALM, WARNING, WARNING, active=active("warning")) == ["-", "-", "cleared", "-", "-"]
+    again = play(CALM, CALM, CALM, WARNING, WARNING, active=active("warning"), alarms=[4])
     assert again[-1] == "warning confirmed"
 
 
@@ -137,67 +137,67 @@ def test_what_is_held_for_two_blocks_is_raised_even_if_the_level_wavers():
 
 
 def test_calm_blocks_must_be_in_a_row():
-    assert play(CALM, CALM, CLOSE, CALM, CALM, CALM, standing=standing("warning")) == ["-"] * 5 + ["cleared"]
+    assert play(CALM, CALM, CLOSE, CALM, CALM, CALM, active=active("warning")) == ["-"] * 5 + ["cleared"]
 
 
 def test_it_clears_with_the_certainty_with_which_it_came():
     """Few labels look calm by chance while the model fails: then it takes several windows that share none."""
     doubtful = replace(CALM, to_clear=20)
-    assert play(*[doubtful] * 19, standing=standing("warning")) == ["-"] * 19
-    assert play(*[doubtful] * 20, standing=standing("warning"))[-1] == "cleared"
-    assert play(*[doubtful] * 5, CALM, standing=standing("warning"))[-1] == "cleared"  # enough labels came
+    assert play(*[doubtful] * 19, active=active("warning")) == ["-"] * 19
+    assert play(*[doubtful] * 20, active=active("warning"))[-1] == "cleared"
+    assert play(*[doubtful] * 5, CALM, active=active("warning"))[-1] == "cleared"  # enough labels came
 
 
 @given(st.floats(0.001, 0.5), st.floats(0, 1), st.floats(0.5, 0.999))
 def test_a_fault_at_the_threshold_is_seldom_missed(threshold, deviation, confidence):
-    blocks = evaluations_to_clear(threshold, deviation, confidence)
-    assert blocks >= 3
+    intervals = evaluations_to_clear(threshold, deviation, confidence)
+    assert intervals >= 3
     rng = np.random.default_rng(0)
-    windows = max(1, blocks // 10)
+    windows = max(1, intervals // 10)
     calm = rng.normal(threshold, max(deviation, 1e-9), (4000, windows)) < 0.6 * threshold
     assert calm.all(axis=1).mean() <= 1 - confidence + 0.03
 
 
 def test_like_before_is_calm_at_any_value():
     edge = Evaluation(value=0.06, threshold={"warning": 0.05}, unchanged=True)
-    assert play(edge, edge, edge, standing=standing("warning"))[-1] == "cleared"
+    assert play(edge, edge, edge, active=active("warning"))[-1] == "cleared"
 
 
 def test_news_of_many_blocks_counts_as_so_many_and_a_look_without_news_as_none():
-    assert play(WARNING, blocks=2) == ["warning confirmed"]
-    assert play(CALM, blocks=3, standing=standing("warning")) == ["cleared"]
-    assert play(*[WARNING] * 5, blocks=0) == ["-"] * 5
-    assert play(*[CALM] * 5, blocks=0, standing=standing("warning")) == ["-"] * 5
+    assert play(WARNING, intervals=2) == ["warning confirmed"]
+    assert play(CALM, intervals=3, active=active("warning")) == ["cleared"]
+    assert play(*[WARNING] * 5, intervals=0) == ["-"] * 5
+    assert play(*[CALM] * 5, intervals=0, active=active("warning")) == ["-"] * 5
 
 
 def test_too_little_data_breaks_no_run():
     assert play(WARNING, UNKNOWN, WARNING) == ["-", "-", "warning confirmed"]
-    assert play(CALM, UNKNOWN, CALM, CALM, standing=standing("warning"))[-1] == "cleared"
+    assert play(CALM, UNKNOWN, CALM, CALM, active=active("warning"))[-1] == "cleared"
 
 
 def test_it_is_told_again_after_a_cool_down_for_as_long_as_it_stands():
     assert REPEAT_INTERVAL_S == 6 * HOUR
-    told = play(*[WARNING] * 13, standing=standing("warning"), step=HOUR)
+    told = play(*[WARNING] * 13, active=active("warning"), step=HOUR)
     assert [hour for hour, event in enumerate(told, start=1) if event == "reminder"] == [6, 12]
-    assert play(*[UNKNOWN] * 6, standing=standing("warning"), step=HOUR)[-1] == "reminder"
+    assert play(*[UNKNOWN] * 6, active=active("warning"), step=HOUR)[-1] == "reminder"
 
 
 def test_an_escalation_starts_the_cool_down_anew():
-    told = play(*[WARNING] * 4, *[CRITICAL] * 8, standing=standing("warning"), step=HOUR)
+    told = play(*[WARNING] * 4, *[CRITICAL] * 8, active=active("warning"), step=HOUR)
     assert told == ["-"] * 5 + ["critical confirmed"] + ["-"] * 5 + ["reminder"]
 
 
 def test_who_acknowledged_is_reminded_no_more_but_told_what_gets_worse():
     known = ActiveAlert("warning", "confirmed", 0.0, acknowledged=True)
-    assert play(*[WARNING] * 20, standing=known, step=HOUR) == ["-"] * 20
-    assert play(*[CRITICAL] * 20, standing=known, step=HOUR) == ["-", "critical confirmed"] + ["-"] * 18
-    story = play(*[CALM] * 3, *[WARNING] * 10, standing=known, step=HOUR, alarms=[4])
+    assert play(*[WARNING] * 20, active=known, step=HOUR) == ["-"] * 20
+    assert play(*[CRITICAL] * 20, active=known, step=HOUR) == ["-", "critical confirmed"] + ["-"] * 18
+    story = play(*[CALM] * 3, *[WARNING] * 10, active=known, step=HOUR, alarms=[4])
     assert story == ["-", "-", "cleared", "-", "warning confirmed"] + ["-"] * 5 + ["reminder", "-", "-"]
 
 
 def test_what_another_process_raised_needs_three_calm_blocks_here_too():
     long_calm = AlertState(n_calm=50)
-    assert play(CALM, CALM, CALM, standing=standing("warning"), state=long_calm) == ["-", "-", "cleared"]
+    assert play(CALM, CALM, CALM, active=active("warning"), state=long_calm) == ["-", "-", "cleared"]
 
 
 def test_a_level_that_is_none_gets_one_clear_line():
@@ -210,10 +210,10 @@ def test_a_level_that_is_none_gets_one_clear_line():
 looks = st.lists(
     st.tuples(
         st.sampled_from(
-            [CALM, CLOSE, SUSPECTED, WARNING, CRITICAL, IMMEDIATE, UNKNOWN, grade("critical", "suspected")]
+            [CALM, CLOSE, SUSPECTED, WARNING, CRITICAL, IMMEDIATE, UNKNOWN, evaluation("critical", "suspected")]
         ),
         st.sampled_from([False, False, True]),  # an alarm
-        st.integers(0, 3),  # blocks
+        st.integers(0, 3),  # intervals
         st.sampled_from([0.0, HOUR, 7 * HOUR]),  # seconds since the look before
         st.sampled_from([False, False, False, True]),  # somebody acknowledges
     ),
@@ -224,12 +224,12 @@ looks = st.lists(
 def live(story, alert=None, state=AlertState()):  # noqa: B008  frozen
     """Each look with its time, what it did, what stood before it and stands after it."""
     now = 0.0
-    for seen, alarm, blocks, pause, acknowledge in story:
+    for seen, alarm, intervals, pause, acknowledge in story:
         now += pause
         if alert and acknowledge:
             alert = ActiveAlert(alert.level, alert.status, alert.notified_at, acknowledged=True)
         before = alert
-        state, change = state.advance(seen, before, now, alarm=alarm, blocks=blocks)
+        state, change = state.advance(seen, before, now, alarm=alarm, intervals=intervals)
         alert = change.applied(before, now) if change else before
         yield seen, alarm, now, change, before, alert
 
@@ -254,17 +254,17 @@ def test_nobody_is_told_twice_within_the_cool_down_unless_it_got_worse(story):
 @given(looks)
 def test_nothing_is_raised_without_an_alarm_since_it_was_last_calm(story):
     alarmed, calm = False, 0
-    for (seen, alarm, _, change, before, _), (_, _, blocks, _, _) in zip(live(story), story, strict=True):
+    for (seen, alarm, _, change, before, _), (_, _, intervals, _, _) in zip(live(story), story, strict=True):
         if change and change.event == "raised":
             assert alarmed or alarm
         alarmed |= alarm or before is not None
         if seen.value is not None:
-            calm = calm + blocks if seen is CALM and not alarm else 0
+            calm = calm + intervals if seen is CALM and not alarm else 0
         if calm >= 6 and before is None:  # twice as long as needed, whichever run had begun before
             alarmed = False
 
 
-@given(looks, st.sampled_from([CALM, Evaluation(value=0.5, threshold=LIMITS, unchanged=True)]))
+@given(looks, st.sampled_from([CALM, Evaluation(value=0.5, threshold=THRESHOLDS, unchanged=True)]))
 def test_it_always_clears_in_the_end(story, calm):
     *_, (_, _, _, _, _, last) = live([*story, *[(calm, False, 1, 0.0, False)] * 3])
     assert last is None
@@ -273,8 +273,8 @@ def test_it_always_clears_in_the_end(story, calm):
 @given(looks, st.sampled_from([CALM, CLOSE, SUSPECTED, WARNING, CRITICAL, IMMEDIATE]))
 def test_a_state_that_begins_anew_beside_a_standing_alert_decides_the_same_three_blocks_later(story, seen):
     state, alert = AlertState(evidence=True), None
-    for look, alarm, blocks, pause, _ in story:
-        state, change = state.advance(look, alert, pause, alarm=alarm, blocks=blocks)
+    for look, alarm, intervals, pause, _ in story:
+        state, change = state.advance(look, alert, pause, alarm=alarm, intervals=intervals)
         alert = change.applied(alert, pause) if change else alert
     if alert is None:
         return
@@ -287,12 +287,12 @@ def test_a_state_that_begins_anew_beside_a_standing_alert_decides_the_same_three
 
 @given(looks, st.integers(1, 4))
 def test_a_run_counts_blocks_however_they_are_cut_into_looks(story, parts):
-    """Looks at the same grade, one after the other or as one with the news of all, leave the same runs."""
-    for seen, _, blocks, _, _ in story:
-        one, _ = AlertState().advance(seen, None, 0.0, blocks=blocks * parts)
+    """Looks at the same evaluation, one after the other or as one with the news of all, leave the same runs."""
+    for seen, _, intervals, _, _ in story:
+        one, _ = AlertState().advance(seen, None, 0.0, intervals=intervals * parts)
         many = AlertState()
         for _ in range(parts):
-            many, _ = many.advance(seen, None, 0.0, blocks=blocks)
+            many, _ = many.advance(seen, None, 0.0, intervals=intervals)
         assert many == one
 
 
@@ -302,8 +302,8 @@ def test_a_long_stream_under_no_change_is_silent_and_a_change_is_told_once():
     state, alert, events = AlertState(), None, []
     for block in range(3000):
         drop = generator.normal(0.15 if block >= 2000 else 0.0, 0.015)
-        reached = [level for level in LEVELS[1:] if drop > LIMITS[level]]
-        seen = Evaluation(reached[-1] if reached else "ok", "confirmed" if reached else "", float(drop), LIMITS)
+        reached = [level for level in LEVELS[1:] if drop > THRESHOLDS[level]]
+        seen = Evaluation(reached[-1] if reached else "ok", "confirmed" if reached else "", float(drop), THRESHOLDS)
         alarm = block in (100, 700, 1500, 2001)
         state, change = state.advance(seen, alert, 60.0 * block, alarm=alarm)
         alert = change.applied(alert, 60.0 * block) if change else alert
@@ -315,7 +315,7 @@ def test_a_long_stream_under_no_change_is_silent_and_a_change_is_told_once():
 
 
 def test_the_longer_window_is_silent_once_the_change_has_passed_or_is_told():
-    big, small = CRITICAL, grade("warning", "suspected")
+    big, small = CRITICAL, evaluation("warning", "suspected")
     now_bad, now_calm = WARNING, CALM
     assert inhibit(big, now_bad, None) == big
     assert inhibit(big, now_bad, ActiveAlert("warning", "confirmed", 0.0)) == big
@@ -328,7 +328,7 @@ def test_the_longer_window_is_silent_once_the_change_has_passed_or_is_told():
 def test_silence_keeps_the_value_so_that_what_stands_does_not_clear():
     silent = inhibit(CRITICAL, CALM, None)
     assert silent.value == CRITICAL.value
-    assert play(*[silent] * 5, standing=standing("critical")) == ["-"] * 5
+    assert play(*[silent] * 5, active=active("critical")) == ["-"] * 5
 
 
 def test_a_change_says_what_stands_afterwards():

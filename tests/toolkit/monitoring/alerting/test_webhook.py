@@ -28,25 +28,25 @@ from support.webhook_receiver import Receiver
 from toolkit.errors import SettingsError
 from toolkit.monitoring.alerting.notifiers import Notification, Notifiers
 from toolkit.monitoring.alerting.webhook import (
-    LONGEST_RETRY_AFTER,
+    MAX_RETRY_AFTER_S,
     WebhookNotifier,
     parse_response,
     redacted_url,
     require_safe,
 )
 
-NOTICE = Notification(
+NOTIFICATION = Notification(
     7, "raised", "critical", "confirmed", "3", "accuracy", "short", 0.12, "Accuracy fell.", 60.0, 60.0
 )
 SECRET = "open sesame"
 LONG = 30  # seconds after which a test gives up
 
 
-def delivered(receiver, *notices, secret=SECRET, **settings):
-    """Send notices to a receiver, wait until all are dealt with, and return the counts."""
+def delivered(receiver, *notifications, secret=SECRET, **settings):
+    """Send notifications to a receiver, wait until all are dealt with, and return the counts."""
     webhook = WebhookNotifier(receiver.url, secret, **{"first_pause": 0.01, **settings})
-    for notice in notices or [NOTICE]:
-        webhook.send(notice)
+    for notification in notifications or [NOTIFICATION]:
+        webhook.send(notification)
     assert webhook.flush(LONG)
     webhook.close()
     return webhook.stats()
@@ -65,7 +65,7 @@ def test_a_notice_arrives_as_json_with_its_headers():
     [(path, headers, body)] = receiver.requests
     assert path == "/hook?room=alerts"
     assert headers["Content-Type"] == "application/json"
-    assert json.loads(body) == NOTICE.to_dict()
+    assert json.loads(body) == NOTIFICATION.to_dict()
     assert headers["webhook-id"] == f"msg_{hashlib.sha256(body).hexdigest()[:32]}"
 
 
@@ -102,9 +102,9 @@ def test_without_a_secret_nothing_is_signed():
 
 
 def test_notices_arrive_in_the_order_in_which_they_were_sent():
-    notices = [replace(NOTICE, id=number) for number in range(50)]
+    notifications = [replace(NOTIFICATION, id=number) for number in range(50)]
     with Receiver() as receiver:
-        assert delivered(receiver, *notices) == counts(sent=50)
+        assert delivered(receiver, *notifications) == counts(sent=50)
     assert [json.loads(body)["id"] for _, _, body in receiver.requests] == list(range(50))
 
 
@@ -138,7 +138,7 @@ def test_pauses_grow():
 def test_a_receiver_that_comes_back_gets_what_waited():
     port = free_port()
     webhook = WebhookNotifier(f"http://127.0.0.1:{port}/", first_pause=0.02)
-    webhook.send(NOTICE)
+    webhook.send(NOTIFICATION)
     assert not webhook.flush(0.05)
     with Receiver(port=port) as receiver:
         assert webhook.flush(LONG)
@@ -148,14 +148,14 @@ def test_a_receiver_that_comes_back_gets_what_waited():
 
 
 def test_one_that_always_fails_does_not_hold_up_the_others_and_an_alert_keeps_its_order():
-    other = replace(NOTICE, metric="non_finite")
+    other = replace(NOTIFICATION, metric="non_finite")
     all_wait = threading.Event()
     with Receiver(lambda: all_wait.wait(LONG) and 500, 200, 500) as receiver:
         webhook = WebhookNotifier(receiver.url, first_pause=0.01)
-        webhook.send(NOTICE)
+        webhook.send(NOTIFICATION)
         assert receiver.came.wait(LONG)
-        for notice in (replace(NOTICE, event="cleared"), other):
-            webhook.send(notice)
+        for notification in (replace(NOTIFICATION, event="cleared"), other):
+            webhook.send(notification)
         while len(receiver.requests) < 2:  # the other alert does not wait for the first
             time.sleep(0.001)
         all_wait.set()
@@ -195,11 +195,11 @@ def test_any_other_answer_is_final(status):
         ("0", 0),
         ("120", 120),
         (" 7 ", 7),
-        ("86400", LONGEST_RETRY_AFTER),
-        ("999999999", LONGEST_RETRY_AFTER),
+        ("86400", MAX_RETRY_AFTER_S),
+        ("999999999", MAX_RETRY_AFTER_S),
         ("9" * 5000, 0),
         (formatdate(0, usegmt=True), 0),
-        (formatdate(4e9, usegmt=True), LONGEST_RETRY_AFTER),
+        (formatdate(4e9, usegmt=True), MAX_RETRY_AFTER_S),
         ("-5", 0),
         ("soon", 0),
         ("", 0),
@@ -251,7 +251,7 @@ def test_an_absent_receiver_an_impossible_name_and_what_is_no_http(caplog):
         babbler = f"http://127.0.0.1:{listening.getsockname()[1]}/key"
         for url in (f"http://127.0.0.1:{free_port()}/key", f"https://{'a' * 64}.example/key", babbler):
             webhook = WebhookNotifier(url, give_up_after=0)
-            webhook.send(NOTICE)
+            webhook.send(NOTIFICATION)
             assert webhook.flush(LONG)
             webhook.close()
             assert webhook.stats() == counts(failed=1)
@@ -274,7 +274,7 @@ def _babble(listening):
 def test_one_that_takes_the_connection_and_says_nothing_is_left_after_its_time(scheme, caplog):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         webhook = WebhookNotifier(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.05, give_up_after=0)
-        webhook.send(NOTICE)
+        webhook.send(NOTIFICATION)
         assert webhook.flush(LONG)
         webhook.close()
     assert webhook.stats() == counts(failed=1)
@@ -295,7 +295,7 @@ def test_what_the_receiver_says_beside_its_status_is_not_waited_for():
         thread = threading.Thread(target=drip, args=(listening,))
         thread.start()
         webhook = WebhookNotifier(f"http://127.0.0.1:{listening.getsockname()[1]}/", timeout=LONG)
-        webhook.send(NOTICE)
+        webhook.send(NOTIFICATION)
         assert webhook.flush(LONG)
         gone.set()
         webhook.close()
@@ -359,10 +359,10 @@ def test_a_slow_receiver_does_not_block_send_and_a_full_queue_drops_and_counts()
     hanging = threading.Event()
     with Receiver(lambda: hanging.wait(LONG) and 200) as receiver:
         webhook = WebhookNotifier(receiver.url, capacity=3)
-        webhook.send(NOTICE)
+        webhook.send(NOTIFICATION)
         assert receiver.came.wait(LONG)
         for _ in range(5):
-            webhook.send(NOTICE)  # returns although nothing moves
+            webhook.send(NOTIFICATION)  # returns although nothing moves
         assert webhook.stats() == counts(waiting=3, dropped=3)
         hanging.set()
         assert webhook.flush(LONG)
@@ -374,7 +374,7 @@ def test_close_ends_a_long_pause_and_tries_once_more(caplog):
     with Receiver((503, {"Retry-After": "3600"}), 200, 500) as receiver:
         webhook = WebhookNotifier(receiver.url)
         for number in range(3):
-            webhook.send(replace(NOTICE, id=number))
+            webhook.send(replace(NOTIFICATION, id=number))
         while not caplog.records:  # the first attempt has failed
             time.sleep(0.001)
         webhook.close()
@@ -387,7 +387,7 @@ def test_close_does_not_wait_for_a_receiver_that_hangs():
     hanging = threading.Event()
     with Receiver(lambda: hanging.wait(LONG) and 200) as receiver:
         webhook = WebhookNotifier(receiver.url, timeout=600)
-        webhook.send(NOTICE)
+        webhook.send(NOTIFICATION)
         assert receiver.came.wait(LONG)
         webhook.close()  # returns although the answer never comes
         hanging.set()
@@ -399,7 +399,7 @@ def test_close_may_be_repeated_and_send_starts_again():
         webhook = WebhookNotifier(receiver.url)
         webhook.close()
         for _ in range(2):
-            webhook.send(NOTICE)
+            webhook.send(NOTIFICATION)
             webhook.close()
             webhook.close()
     assert webhook.stats() == counts(sent=2)
@@ -408,10 +408,10 @@ def test_close_may_be_repeated_and_send_starts_again():
 def test_a_process_that_just_ends_still_sends_what_waits():
     words = (
         "import sys\n"
-        "from toolkit.monitoring.alerting.notifiers import Notice\n"
-        "from toolkit.monitoring.alerting.webhook import Webhook\n"
-        "notice = Notice(7, 'raised', 'critical', 'confirmed', '3', 'accuracy', 'short', 0.1, '', 0.0, 0.0)\n"
-        "Webhook(sys.argv[1]).send(notice)\n"
+        "from toolkit.monitoring.alerting.notifiers import Notification\n"
+        "from toolkit.monitoring.alerting.webhook import WebhookNotifier\n"
+        "values = 7, 'raised', 'critical', 'confirmed', '3', 'accuracy', 'short', 0.1, '', 0.0, 0.0\n"
+        "WebhookNotifier(sys.argv[1]).send(Notification(*values))\n"
     )
     with Receiver() as receiver:
         subprocess.run(
@@ -434,7 +434,7 @@ def test_failing_is_logged_once_and_its_end_too_without_path_or_secret(caplog):
     ]
     assert "/hook" not in caplog.text
     assert SECRET not in caplog.text
-    assert repr(webhook) == f"Webhook('{place}')"
+    assert repr(webhook) == f"WebhookNotifier('{place}')"
 
 
 @pytest.mark.parametrize(
@@ -449,11 +449,11 @@ def test_a_secret_that_cannot_sign_is_refused_and_not_shown(secret, rule):
 def test_sinks_show_the_webhooks_own_counts():
     with Receiver(404) as receiver:
         webhook = WebhookNotifier(receiver.url)
-        sinks = Notifiers({"webhook": webhook})
-        sinks.send(NOTICE)
+        notifiers = Notifiers({"webhook": webhook})
+        notifiers.send(NOTIFICATION)
         assert webhook.flush(LONG)
-        sinks.close()
-    assert sinks.stats() == {"webhook": counts(failed=1)}
+        notifiers.close()
+    assert notifiers.stats() == {"webhook": counts(failed=1)}
 
 
 # Addresses

@@ -61,8 +61,8 @@ class Lines(Notifier):
 
 
 def open_monitor(folder, **more):
-    config = MonitorConfig(sinks={"lines": Lines(folder / "notices")}, **more)
-    return ModelMonitor(folder / "m.db", BASELINE, model_version="1", limits=LIMITS, config=config)
+    config = MonitorConfig(notifiers={"lines": Lines(folder / "notices")}, **more)
+    return ModelMonitor(folder / "m.db", BASELINE, model_version="1", thresholds=LIMITS, config=config)
 
 
 def log(monitor, places):
@@ -138,7 +138,7 @@ def work(orders, folder, statements, pause):
 
 def read(orders, folder):
     """Read as a notebook does, which knows nothing but where the store is."""
-    notebook = ModelMonitor(folder / "m.db", config=MonitorConfig(sinks={"lines": Lines(folder / "notices")}))
+    notebook = ModelMonitor(folder / "m.db", config=MonitorConfig(notifiers={"lines": Lines(folder / "notices")}))
     while orders.recv()[0] != "end":
         notebook.alerts()
         notebook.calculate_metrics()

@@ -17,8 +17,8 @@ from toolkit.statistics.intervals import wilson
 
 K = 3
 DAY = 86_400.0
-LIMITS = Thresholds()
-YARDSTICK = ReferenceBins(names(K), baseline_of(500, np.random.default_rng(0)))
+THRESHOLDS = Thresholds()
+BINS = ReferenceBins(names(K), baseline_of(500, np.random.default_rng(0)))
 BARE = ReferenceBins(names(K))
 
 
@@ -54,9 +54,9 @@ def legend_of(axes):
     return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
-def accuracy_of(window, yardstick=YARDSTICK, alerts=(), **more):
-    line = timeline([], [window], yardstick)
-    return over_time.accuracy("3", line, yardstick.count(window.last(1_000)), yardstick, LIMITS, alerts, **more)
+def accuracy_of(window, bins=BINS, alerts=(), **more):
+    line = timeline([], [window], bins)
+    return over_time.accuracy("3", line, bins.count(window.last(1_000)), bins, THRESHOLDS, alerts, **more)
 
 
 def test_accuracy_is_the_share_of_right_answers_at_each_point():
@@ -72,7 +72,7 @@ def test_accuracy_is_the_share_of_right_answers_at_each_point():
     np.testing.assert_allclose(dots.get_xdata(), middles)
     (band,) = [each for each in upper.collections if each.get_label() == "95 % interval"]
     heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
-    for r, n, point in zip(right, labels, timeline([], [window], YARDSTICK).points, strict=True):
+    for r, n, point in zip(right, labels, timeline([], [window], BINS).points, strict=True):
         if n:
             kept = effective_labels(point)
             assert np.isclose(heights[:, None], wilson(r / n * kept, kept)).any(axis=0).all()
@@ -85,7 +85,7 @@ def test_accuracy_has_a_gap_where_there_are_no_labels_and_the_estimate_goes_on()
     assert np.isnan(y).sum() == 2
     x = np.asarray(called(upper, "accuracy").get_xdata(), float)
     assert not ((x > 0.4) & (x < 0.6)).any()
-    expected = [YARDSTICK.estimator.estimate(part.probabilities).accuracy for part in parts(window)]
+    expected = [BINS.estimator.estimate(part.probabilities).accuracy for part in parts(window)]
     np.testing.assert_allclose(values_of(called(upper, "estimate, no labels"), 20), expected)
 
 
@@ -95,8 +95,8 @@ def test_the_estimate_without_labels_has_an_interval():
     assert "its 95 % interval" in legend_of(upper)
     (band,) = [each for each in upper.collections if each.get_label() == "its 95 % interval"]
     heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
-    for point in timeline([], [window], YARDSTICK).points:
-        guess = YARDSTICK.estimator.from_sums(point.score_sums, point.n_finite, point.effective_n)
+    for point in timeline([], [window], BINS).points:
+        guess = BINS.estimator.from_sums(point.score_sums, point.n_finite, point.effective_n)
         assert np.isclose(heights[:, None], [guess.low, guess.high]).any(axis=0).all()
 
 
@@ -106,7 +106,7 @@ def test_the_interval_of_labels_in_bursts_is_that_of_fewer_labels():
     window = replace(rows_of(1_000), **many)
     (band,) = [each for each in accuracy_of(window).axes[0].collections if each.get_label() == "95 % interval"]
     heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
-    told = [point for point in timeline([], [window], YARDSTICK).points if point.n_labels]
+    told = [point for point in timeline([], [window], BINS).points if point.n_labels]
     assert sum(map(effective_labels, told)) < sum(point.n_labels for point in told) / 2
     for point in told:
         kept, share = effective_labels(point), point.n_correct / point.n_labels
@@ -115,7 +115,7 @@ def test_the_interval_of_labels_in_bursts_is_that_of_fewer_labels():
 
 def test_accuracy_has_the_reference_and_the_levels_below_it():
     figure = accuracy_of(rows_of(200))
-    usual = YARDSTICK.baseline.accuracy
+    usual = BINS.baseline.accuracy
     assert called(figure.axes[0], f"reference {usual:.1%}").get_ydata()[0] == usual
     lines = {round(line.get_ydata()[0] / usual, 6) for line in figure.axes[0].lines if line.get_ls() == "--"}
     assert {0.95, 0.9, 0.8} <= lines
@@ -141,7 +141,7 @@ def test_diamonds_are_at_the_time_of_the_alert_on_the_line(span, expected):
 def test_the_title_says_how_accurate_it_is_now():
     window = rows_of(2_000)
     recent = window.last(1_000)
-    now, usual = recent.n_correct / recent.n_labels, YARDSTICK.baseline.accuracy
+    now, usual = recent.n_correct / recent.n_labels, BINS.baseline.accuracy
     expected = f"Accuracy of model version 3: {now:.1%} in the last 1,000 predictions, reference {usual:.1%}"
     assert accuracy_of(window).get_suptitle() == expected
     assert (
@@ -159,7 +159,7 @@ def test_answers_without_probabilities_are_not_taken_for_wrong():
 
 def test_confidence_has_the_quantiles_of_each_point():
     window = rows_of(400)
-    left, _ = over_time.confidence("3", timeline([], [window], YARDSTICK), YARDSTICK.count(window), YARDSTICK).axes
+    left, _ = over_time.confidence("3", timeline([], [window], BINS), BINS.count(window), BINS).axes
     medians = values_of(called(left, "median"), 8)
     for part, median in zip(parts(window), medians, strict=True):
         sure = np.sort(part.confidence[part.finite])
@@ -167,22 +167,22 @@ def test_confidence_has_the_quantiles_of_each_point():
         assert (sure < median - 0.01).mean() <= 0.5  # to the width of a bin
 
 
-@pytest.mark.parametrize("yardstick", [YARDSTICK, BARE])
-def test_the_distribution_of_confidence_is_that_of_the_short_window(yardstick):
+@pytest.mark.parametrize("bins", [BINS, BARE])
+def test_the_distribution_of_confidence_is_that_of_the_short_window(bins):
     window = rows_of(1_500)
     now = window.last(1_000)
-    figure = over_time.confidence("3", timeline([], [window], yardstick), yardstick.count(now), yardstick)
+    figure = over_time.confidence("3", timeline([], [window], bins), bins.count_binned(now), bins)
     stairs = {patch.get_label(): patch.get_data() for patch in figure.axes[1].patches}
     sure = now.confidence[now.finite]
     shares, edges, _ = stairs[f"last {len(sure):,}"]
     upto = [(sure <= np.float16(edge)).mean() for edge in edges[1:]]
-    np.testing.assert_allclose(np.cumsum(shares), upto, atol=1e-9 if yardstick is YARDSTICK else 0.01)
-    assert ("reference, 500" in stairs) == (yardstick is YARDSTICK)
+    np.testing.assert_allclose(np.cumsum(shares), upto, atol=1e-9 if bins is BINS else 0.01)
+    assert ("reference, 500" in stairs) == (bins is BINS)
 
 
 def test_predictions_are_shares_of_the_finite_ones():
     window = rows_of(400)
-    figure = over_time.predictions("3", timeline([], [window], YARDSTICK), YARDSTICK.count(window), YARDSTICK)
+    figure = over_time.predictions("3", timeline([], [window], BINS), BINS.count(window), BINS)
     left, right = figure.axes
     for index, name in enumerate(names(K)):
         expected = [part.counts[index] / part.finite.sum() for part in parts(window)]
@@ -195,27 +195,27 @@ def test_predictions_are_shares_of_the_finite_ones():
 
 def test_of_many_classes_those_that_changed_most_are_shown():
     k = 30
-    yardstick = ReferenceBins(names(k), baseline_of(3_000, np.random.default_rng(0), k))
+    bins = ReferenceBins(names(k), baseline_of(3_000, np.random.default_rng(0), k))
     rng = np.random.default_rng(1)
     window = window_of(1_000, rng, k, broken=0)
     window = replace(window, predicted=np.where(rng.random(1_000) < 0.3, 7, window.predicted))
-    figure = over_time.predictions("3", timeline([], [window], yardstick), yardstick.count(window), yardstick)
+    figure = over_time.predictions("3", timeline([], [window], bins), bins.count(window), bins)
     left, right = figure.axes
     assert len(right.get_yticklabels()) == over_time.MOST_CLASSES
     assert right.get_yticklabels()[-1].get_text() == "class 7"
     assert legend_of(left)[0] == "class 7"
     rest = [int(label.get_text().split()[-1]) for label in right.get_yticklabels()]
-    usual, now = (counts.classes / counts.classes.sum() for counts in (yardstick.reference, yardstick.count(window)))
+    usual, now = (counts.classes / counts.classes.sum() for counts in (bins.reference, bins.count(window)))
     before, after = (1 - shares[rest].sum() for shares in (usual, now))
     assert right.get_xlabel() == f"share of predictions; 10 others together {before:.1%} -> {after:.1%}"
 
 
 @pytest.mark.parametrize("k", [12, 13, 21])
 def test_no_class_is_left_out_while_there_is_room(k):
-    yardstick = ReferenceBins(names(k), baseline_of(3_000, np.random.default_rng(0), k))
+    bins = ReferenceBins(names(k), baseline_of(3_000, np.random.default_rng(0), k))
     window = window_of(1_000, np.random.default_rng(1), k, broken=0)
     window = replace(window, predicted=np.where(window.predicted == 4, 7, window.predicted))  # 4 is never said any more
-    figure = over_time.predictions("3", timeline([], [window], yardstick), yardstick.count(window), yardstick)
+    figure = over_time.predictions("3", timeline([], [window], bins), bins.count(window), bins)
     left, right = figure.axes
     assert {label.get_text() for label in right.get_yticklabels()} == set(names(k))
     assert right.get_xlabel() == "share of predictions"
@@ -227,7 +227,7 @@ def test_volume_has_rates_broken_ones_and_latency_and_nothing_in_a_pause():
     window = rows_of(1_000)
     later = np.where(np.arange(1_000) < 500, window.time, window.time + DAY)
     window = replace(window, time=later)
-    line = timeline([], [window], YARDSTICK)
+    line = timeline([], [window], BINS)
     rate, broken, latency = over_time.volume("3", line).axes
     assert rate.get_ylabel() == "predictions\nper hour"
     steps = rate.patches
@@ -242,15 +242,15 @@ def test_volume_has_rates_broken_ones_and_latency_and_nothing_in_a_pause():
 
 def test_volume_says_what_there_is_none_of():
     window = replace(rows_of(100, broken=0), latency=np.zeros(0, np.float32))
-    assert {"none", "no latency was given"} <= set(texts(over_time.volume("3", timeline([], [window], YARDSTICK))))
+    assert {"none", "no latency was given"} <= set(texts(over_time.volume("3", timeline([], [window], BINS))))
 
 
 def test_inputs_that_drifted_are_red_and_say_what_changed():
     window = rows_of(1_000)
-    counts = YARDSTICK.count(window)
+    counts = BINS.count(window)
     results = [replace(result, drifted=result.metric == "brightness") if result.family == "input" else result
-               for result in run_tests(counts, YARDSTICK, LIMITS, "short")]  # fmt: skip
-    figure = over_time.inputs("3", timeline([], [window], YARDSTICK), YARDSTICK, DriftReport("3", 0.05, tuple(results)))
+               for result in run_tests(counts, BINS, THRESHOLDS, "short")]  # fmt: skip
+    figure = over_time.inputs("3", timeline([], [window], BINS), BINS, DriftReport("3", 0.05, tuple(results)))
     brightness, width = figure.axes
     (found,) = [result for result in results if result.metric == "brightness"]
     assert brightness.get_title(loc="left") == f"brightness: {found.detail} (short)"
@@ -261,7 +261,7 @@ def test_inputs_that_drifted_are_red_and_say_what_changed():
     medians = values_of(called(brightness, "median"), 20)
     assert medians[4] == pytest.approx(np.nanmedian(part), abs=0.02)
     band = next(patch.get_bbox() for patch in brightness.patches)
-    usual = np.quantile(YARDSTICK.baseline.statistics["brightness"], [0.1, 0.9])
+    usual = np.quantile(BINS.baseline.statistics["brightness"], [0.1, 0.9])
     assert (band.y0, band.y1) == pytest.approx(tuple(usual), abs=0.005)
 
 
@@ -272,44 +272,44 @@ def test_inputs_nobody_can_compare_are_said_to_be_so():
 
 def test_names_that_matplotlib_would_read_otherwise_are_drawn_as_they_are():
     odd = (r"$\nothing$", "_hidden", "x" * 90)
-    yardstick = ReferenceBins(odd)
+    bins = ReferenceBins(odd)
     window = replace(rows_of(100, broken=0), classes=odd)
-    figure = over_time.predictions("$3$", timeline([], [window], yardstick), yardstick.count(window), yardstick)
+    figure = over_time.predictions("$3$", timeline([], [window], bins), bins.count(window), bins)
     assert {"\\$\\nothing\\$", " _hidden", "x" * 12 + "…" + "x" * 11} == set(legend_of(figure.axes[0]))
     figure.draw_without_rendering()
 
 
-def all_figures(window, yardstick, alerts=()):
-    line, now = timeline([], [window], yardstick), yardstick.count(window.last(1_000))
-    yield over_time.accuracy("3", line, now, yardstick, LIMITS, alerts)
+def all_figures(window, bins, alerts=()):
+    line, now = timeline([], [window], bins), bins.count_binned(window.last(1_000))
+    yield over_time.accuracy("3", line, now, bins, THRESHOLDS, alerts)
     for draw in (over_time.confidence, over_time.predictions):
-        yield draw("3", line, now, yardstick, alerts)
+        yield draw("3", line, now, bins, alerts)
     yield over_time.volume("3", line, alerts)
-    yield over_time.inputs("3", line, yardstick)
+    yield over_time.inputs("3", line, bins)
 
 
 @pytest.mark.parametrize(
-    ("n", "yardstick", "broken", "span"),
-    [(1, YARDSTICK, 0, 0), (130, YARDSTICK, 1, DAY), (130, BARE, 0, DAY), (60, BARE, 1, 0)],
+    ("n", "bins", "broken", "span"),
+    [(1, BINS, 0, 0), (130, BINS, 1, DAY), (130, BARE, 0, DAY), (60, BARE, 1, 0)],
 )
-def test_every_figure_is_drawn_whatever_the_data(n, yardstick, broken, span):
+def test_every_figure_is_drawn_whatever_the_data(n, bins, broken, span):
     window = rows_of(n, span, labelled=lambda i: i < 60, broken=broken)
     metrics = ("accuracy", "confidence_distribution", "prediction_distribution", "non_finite")
     alerts = [alert_of(metric, level="warning") for metric in metrics]
-    for figure in all_figures(window, yardstick, alerts):
+    for figure in all_figures(window, bins, alerts):
         figure.draw_without_rendering()
 
 
 def test_nothing_is_said_to_be_nothing():
     empty = Predictions.empty(names(K))
-    said = [texts(figure)[0] for figure in all_figures(empty, YARDSTICK)]
+    said = [texts(figure)[0] for figure in all_figures(empty, BINS)]
     assert said == ["No predictions have been logged yet."] * 5
 
 
 def test_blocks_and_rows_make_one_figure():
     window = rows_of(3_000)
-    older = [YARDSTICK.count(window.slice(start, start + 1_000)) for start in (0, 1_000)]
-    line = timeline(older, [window.slice(2_000, 3_000)], YARDSTICK)
-    lower = over_time.accuracy("3", line, YARDSTICK.count(window.last(1_000)), YARDSTICK, LIMITS).axes[1]
+    older = [BINS.count(window.slice(start, start + 1_000)) for start in (0, 1_000)]
+    line = timeline(older, [window.slice(2_000, 3_000)], BINS)
+    lower = over_time.accuracy("3", line, BINS.count(window.last(1_000)), BINS, THRESHOLDS).axes[1]
     assert [bar.get_height() for bar in lower.patches][:2] == [counts.n_labels for counts in older]
     assert sum(bar.get_height() for bar in lower.patches) == window.n_labels

@@ -14,14 +14,14 @@ from toolkit.plotting.style import MIN_IN_BIN
 from toolkit.statistics.calibration import calibration_bins
 from toolkit.statistics.intervals import wilson
 
-YARDSTICK = ReferenceBins(names(3), baseline_of(500, np.random.default_rng(0)))
+BINS = ReferenceBins(names(3), baseline_of(500, np.random.default_rng(0)))
 WINDOW = window_of(1_000, np.random.default_rng(1))
 
 
-def report_of(window, yardstick=YARDSTICK):
+def report_of(window, bins=BINS):
     names_of = ("short", "medium")
     results = [
-        result for name in names_of for result in run_tests(yardstick.count(window), yardstick, Thresholds(), name)
+        result for name in names_of for result in run_tests(bins.count(window), bins, Thresholds(), name)
     ]
     return DriftReport("3", 0.05, tuple(results))
 
@@ -67,8 +67,8 @@ def test_too_little_data_is_said():
 
 @pytest.mark.parametrize("with_baseline", [True, False])
 def test_calibration_is_that_of_the_labelled_predictions(with_baseline):
-    yardstick = YARDSTICK if with_baseline else ReferenceBins(names(3))
-    figure = snapshot.calibration("3", yardstick.count(WINDOW), yardstick)
+    bins = BINS if with_baseline else ReferenceBins(names(3))
+    figure = snapshot.calibration("3", bins.count(WINDOW), bins)
     told = WINDOW.labelled
     bins = calibration_bins(WINDOW.probabilities[told].astype(np.float32), WINDOW.labels[told])
     filled = bins.count > 0
@@ -89,7 +89,7 @@ def test_calibration_is_that_of_the_labelled_predictions(with_baseline):
     grey = [drawn for drawn in upper.collections if str(drawn.get_label()).startswith("reference")]
     assert len(grey) == with_baseline
     if with_baseline:
-        usual = YARDSTICK.baseline.calibration()
+        usual = BINS.baseline.calibration()
         np.testing.assert_allclose(grey[0].get_offsets()[:, 1], usual.accuracy[usual.count >= 10])
         assert grey[0].get_label() == f"reference, 500 images, ECE {usual.error:.1%}"
     figure.draw_without_rendering()
@@ -100,7 +100,7 @@ def test_calibration_is_that_of_the_labelled_predictions(with_baseline):
 
 def test_calibration_without_labels_says_so():
     unlabelled = replace(WINDOW, labels=np.full(WINDOW.n, -1))
-    figure = snapshot.calibration("3", YARDSTICK.count(unlabelled), YARDSTICK)
+    figure = snapshot.calibration("3", BINS.count(unlabelled), BINS)
     assert figure.texts[0].get_text() == "No labels have been told for the last 1,000 predictions."
-    figure = snapshot.calibration("3", YARDSTICK.empty(), YARDSTICK)
+    figure = snapshot.calibration("3", BINS.empty(), BINS)
     assert figure.texts[0].get_text() == "No predictions have been logged yet."

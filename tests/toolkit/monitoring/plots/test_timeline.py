@@ -14,7 +14,7 @@ from toolkit.monitoring.base.predictions import Predictions
 from toolkit.monitoring.plots.timeline import MAX_POINTS, Timeline, timeline
 from toolkit.monitoring.windows.reference import ReferenceBins
 
-YARDSTICK = ReferenceBins(names(3), baseline_of(200, np.random.default_rng(0)))
+BINS = ReferenceBins(names(3), baseline_of(200, np.random.default_rng(0)))
 ROWS = window_of(9_000, np.random.default_rng(1))
 HOUR = 3600.0
 
@@ -25,7 +25,7 @@ def at(time, rows=ROWS):
 
 
 def blocks_of(window, size):
-    return [YARDSTICK.count(window.slice(start, start + size)) for start in range(0, window.n, size)]
+    return [BINS.count(window.slice(start, start + size)) for start in range(0, window.n, size)]
 
 
 def bare(times):
@@ -51,8 +51,8 @@ def test_all_is_counted_once_in_few_points_in_order(starts, numbers, span, block
     window = at(np.sort(np.concatenate(times)))
     cut = window.n * blocks // 4
     older = blocks_of(window.slice(0, cut), 150)
-    line = timeline(iter(older), [window.slice(cut, window.n)], YARDSTICK)
-    assert functools.reduce(operator.add, line.points) == YARDSTICK.count(window)
+    line = timeline(iter(older), [window.slice(cut, window.n)], BINS)
+    assert functools.reduce(operator.add, line.points) == BINS.count(window)
     assert len(line) <= MAX_POINTS
     assert (np.diff(line.starts) >= 0).all()
     assert (line.ends >= line.starts).all()
