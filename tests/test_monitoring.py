@@ -194,7 +194,7 @@ def test_threads_log_at_the_same_time_and_nothing_is_lost(monitor):
     for thread in threads:
         thread.join()
     assert monitor.calculate_metrics("long")["n"] == len(set(ids)) == 2000
-    assert monitor.stats() == {"queued": 0, "written": 2000, "dropped": 0, "lost": 0, "write_errors": 0}
+    assert monitor.writer_stats() == {"queued": 0, "written": 2000, "dropped": 0, "lost": 0, "write_errors": 0}
 
 
 def test_processes_share_a_store_and_nothing_is_lost():
@@ -205,7 +205,7 @@ def test_processes_share_a_store_and_nothing_is_lost():
         "    for _ in range(20):\n"
         "        ids = [monitor.log_prediction([0.25, 0.75]) for _ in range(50)]\n"
         "        monitor.record_feedback_many(dict.fromkeys(ids, 'dog'))\n"
-        "print(monitor.stats()['lost'])\n"
+        "print(monitor.writer_stats()['lost'])\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     workers = [
@@ -328,7 +328,7 @@ def test_what_could_not_be_stored_is_refused_and_nothing_else_is_lost_with_it(mo
     monitor.log_prediction([1, 0, 0], time="2026-11-24T08:00Z", latency_ms=np.float32(2), statistics={"a": None})
     figures = monitor.calculate_metrics("long")
     assert (figures["n"], figures["until"]) == (2, datetime(2026, 11, 24, 8, tzinfo=UTC).timestamp())
-    assert monitor.stats()["lost"] == 0
+    assert monitor.writer_stats()["lost"] == 0
 
 
 def test_an_id_that_is_logged_twice_is_stored_once_and_told(monitor, caplog):

@@ -129,7 +129,7 @@ def test_a_long_reason_goes_below_the_line(watching, model):
 
 def test_a_bad_window_without_an_alarm_is_no_alert(watching, traffic):
     traffic(1, right=0.85)  # 100 labels: looks bad, and is not certain enough for one in a million
-    assert watching.view.counts("short").right < 90
+    assert watching.view.counts("short").n_correct < 90
     assert watching.view.evidence["accuracy"] < 1
     assert watching.told == []
 

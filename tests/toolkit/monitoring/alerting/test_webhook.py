@@ -500,7 +500,7 @@ def test_an_address_that_alerts_may_not_go_to_gets_one_clear_line(url, shown):
     ],
 )
 def test_https_anywhere_and_http_on_this_machine_are_allowed(url):
-    assert repr(WebhookNotifier(url)).lower() == f"webhook('{redacted_url(url).lower()}')"
+    assert repr(WebhookNotifier(url)).lower() == f"webhooknotifier('{redacted_url(url).lower()}')"
 
 
 def test_a_user_and_password_in_the_address_are_refused_and_not_shown():

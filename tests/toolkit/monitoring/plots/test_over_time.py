@@ -63,7 +63,7 @@ def test_accuracy_is_the_share_of_right_answers_at_each_point():
     window = rows_of(1_000, labelled=lambda i: (i < 400) | (i >= 600))
     upper, lower = accuracy_of(window).axes
     labels = [part.n_labels for part in parts(window)]
-    right = [part.right for part in parts(window)]
+    right = [part.n_correct for part in parts(window)]
     assert [bar.get_height() for bar in lower.patches] == labels
     (dots,) = [line for line in upper.lines if line.get_marker() == "o"]
     expected = [r / n if n else np.nan for r, n in zip(right, labels, strict=True)]
