@@ -663,7 +663,7 @@ def _monitor(settings: ServeSettings, react: Callable[[Notification], object] | 
         thresholds=Thresholds(
             max_false_alarms_per_million=settings.max_false_alarms,
             trust_labels=settings.trust_labels,
-            ignore=DriftLimits.parse_ignore(settings.ignore),
+            ignore=Thresholds.parse_ignore(settings.ignore),
         ),
         config=MonitorConfig(
             notifiers=notifiers,

@@ -114,7 +114,7 @@ def evaluate_window(
     >>> bins = ReferenceBins(("cat", "dog"), Baseline(("cat", "dog"), rows, np.repeat([0, 0, 0, 1], 500)))
     >>> now = Predictions(("cat", "dog"), np.zeros(1000), np.zeros(1000, int), rows[:1000, 0].astype(np.float32),
     ...              np.repeat([0, 1], 500), probabilities=rows[:1000])
-    >>> for finding in evaluate_window(bins.count_binned(now), bins, Thresholds(), "short"):
+    >>> for finding in evaluate_window(bins.count(now), bins, Thresholds(), "short"):
     ...     print(finding.metric, finding.level, finding.status)
     non_finite ok
     accuracy immediate confirmed

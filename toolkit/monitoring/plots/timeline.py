@@ -137,7 +137,7 @@ def timeline(older: Iterable[WindowSummary], recent: Iterable[Predictions], bins
     --------
     >>> bins = ReferenceBins(("cat", "dog"))
     >>> rows = Predictions(("cat", "dog"), np.arange(1000.0), np.zeros(1000, int), np.ones(1000), np.full(1000, -1))
-    >>> blocks = [bins.count_binned(rows)] * 3
+    >>> blocks = [bins.count(rows)] * 3
     >>> line = timeline(blocks, [rows], bins)
     >>> line.n, [point.n for point in line.points][:5]
     (4000, [1000, 1000, 1000, 100, 100])

@@ -51,7 +51,7 @@ def window(n=1000, right=None, confident=0.8, broken=0, cats=0.5, **statistics):
 
 
 def seen(bins, now, metric, alarms=None, thresholds=None):
-    found = evaluate_window(bins.count_binned(now), bins, thresholds or Thresholds(), "short", alarms)
+    found = evaluate_window(bins.count(now), bins, thresholds or Thresholds(), "short", alarms)
     return next(finding for finding in found if finding.metric == metric)
 
 

@@ -96,7 +96,7 @@ def by_hand(probabilities, truth, limits):
             for sighting in evaluate_window(rolling.counts("short"), yardstick, limits, "short", alarms):
                 key, now = sighting.metric, float(rows.time[-1])
                 states[key], change = states.get(key, AlertState()).advance(
-                    finding, standing.get(key), now, alarm=key in alarms, intervals=int(event % 100 == 0)
+                    sighting, standing.get(key), now, alarm=key in alarms, intervals=int(event % 100 == 0)
                 )
                 if change:
                     standing[key] = change.applied(standing.get(key), now)

@@ -171,7 +171,7 @@ def test_confidence_has_the_quantiles_of_each_point():
 def test_the_distribution_of_confidence_is_that_of_the_short_window(bins):
     window = rows_of(1_500)
     now = window.last(1_000)
-    figure = over_time.confidence("3", timeline([], [window], bins), bins.count_binned(now), bins)
+    figure = over_time.confidence("3", timeline([], [window], bins), bins.count(now), bins)
     stairs = {patch.get_label(): patch.get_data() for patch in figure.axes[1].patches}
     sure = now.confidence[now.finite]
     shares, edges, _ = stairs[f"last {len(sure):,}"]
@@ -280,7 +280,7 @@ def test_names_that_matplotlib_would_read_otherwise_are_drawn_as_they_are():
 
 
 def all_figures(window, bins, alerts=()):
-    line, now = timeline([], [window], bins), bins.count_binned(window.last(1_000))
+    line, now = timeline([], [window], bins), bins.count(window.last(1_000))
     yield over_time.accuracy("3", line, now, bins, THRESHOLDS, alerts)
     for draw in (over_time.confidence, over_time.predictions):
         yield draw("3", line, now, bins, alerts)

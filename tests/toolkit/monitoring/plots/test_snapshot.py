@@ -20,9 +20,7 @@ WINDOW = window_of(1_000, np.random.default_rng(1))
 
 def report_of(window, bins=BINS):
     names_of = ("short", "medium")
-    results = [
-        result for name in names_of for result in run_tests(bins.count(window), bins, Thresholds(), name)
-    ]
+    results = [result for name in names_of for result in run_tests(bins.count(window), bins, Thresholds(), name)]
     return DriftReport("3", 0.05, tuple(results))
 
 
