@@ -1,1 +1,1 @@
-"""The workshop of monitoring.py: store, writer, windows, statistics, drift, alerts and plots."""
+"""The package of monitoring.py: base < stats < windows, store < alerting < pipeline; windows < plots, report."""

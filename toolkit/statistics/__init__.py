@@ -1,1 +1,1 @@
-"""Statistics of classification that several packages need; no module imports another."""
+"""Statistics that several scripts need: classification_metrics, calibration, detection_power, intervals."""

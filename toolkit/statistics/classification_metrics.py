@@ -1,4 +1,4 @@
-"""Precision, recall and F1 from counts of right answers, predictions and true classes."""
+"""Precision, recall and F1 from counts of right predictions, predictions and true classes."""
 
 from typing import Any, NamedTuple
 
@@ -19,7 +19,14 @@ class ClassScores(NamedTuple):
 def confusion_matrix(
     labels: NDArray[np.integer[Any]], predicted: NDArray[np.integer[Any]], k: int
 ) -> NDArray[np.int64]:
-    """int64 (K true, K predicted), how often each class was taken for each.
+    """int64 (K true, K predicted), how often each class was predicted as each.
+
+    Parameters
+    ----------
+    labels, predicted
+        (n,), index of the true and the predicted class.
+    k
+        Number of classes.
 
     Examples
     --------
@@ -30,7 +37,7 @@ def confusion_matrix(
 
 
 def class_scores(right: Counts, predicted: Counts, true: Counts) -> ClassScores:
-    """The scores of each class.
+    """Precision, recall and F1 of each class.
 
     Parameters
     ----------
@@ -46,12 +53,12 @@ def class_scores(right: Counts, predicted: Counts, true: Counts) -> ClassScores:
 
 
 def weighted_scores(right: Counts, predicted: Counts, true: Counts) -> ClassScores:
-    """The means of the scores over the classes, weighted by how often each is the true one.
+    """Means of precision, recall and F1 over the classes, weighted by how often each is the true one.
 
     Parameters
     ----------
     right, predicted, true
-        (..., K) as of ``class_scores``, with one case at least.
+        (..., K), as in ``class_scores``, with at least one case.
 
     Examples
     --------

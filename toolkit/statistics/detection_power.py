@@ -1,27 +1,27 @@
-"""What drop of accuracy a baseline of n held-out images lets the monitor find, and after how many labels.
+"""Drops of accuracy that the monitor can detect with a baseline of n held-out images, and after how many labels.
 
-The alarm bets on relative drops of accuracy, and each bet is discounted for the accuracy before being
-known from n images only (``toolkit.monitoring.stats.e_detectors``). Where a drop wins less than the discount
-costs, no number of labels finds it.
+The accuracy detector (``toolkit.monitoring.stats.e_detectors``) bets on relative drops of accuracy and discounts
+each bet, since the reference accuracy is known from n images only. A drop that wins less than the discount is
+never detected.
 """
 
 import math
 
-DROPS = (0.05, 0.1, 0.2, 0.3)  # that are bet on
-RUN_LENGTH = 6e6  # labels to a false alarm, for one in a million: half of a third of them
-MAX_LABELS = 10_000  # beyond which a drop counts as not found
-REPORTED_DROPS = (0.05, 0.1, 0.2)  # the three levels
+DROPS = (0.05, 0.1, 0.2, 0.3)  # relative drops of accuracy that are bet on
+RUN_LENGTH = 6e6  # labels to a false alarm: accuracy has a sixth of a budget of one in a million
+MAX_LABELS = 10_000  # beyond which a drop counts as not detected
+REPORTED_DROPS = (0.05, 0.1, 0.2)  # of the three levels of alerts
 
 
 def labels_to_detect(accuracy: float, n: int, drop: float, run_length: float = RUN_LENGTH) -> float:
-    """About how many labels after a relative drop of accuracy the alarm fires; infinite where it never does.
+    """Expected number of labels between a relative drop of accuracy and the alarm; infinite if there is none.
 
     Parameters
     ----------
     accuracy, n
-        On the held-out images, and how many they are.
+        Accuracy on the held-out images, and their number.
     drop
-        The relative drop.
+        The relative drop, in (0, 1).
     run_length
         Labels to a false alarm, on average.
 
@@ -45,7 +45,12 @@ def labels_to_detect(accuracy: float, n: int, drop: float, run_length: float = R
 
 
 def describe_detectable_drops(accuracy: float, n: int) -> str:
-    """What the alarm finds by labels, in a sentence.
+    """The drops of accuracy that the alarm detects by labels, as a sentence.
+
+    Parameters
+    ----------
+    accuracy, n
+        Accuracy on the held-out images, and their number.
 
     Examples
     --------

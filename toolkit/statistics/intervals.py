@@ -1,4 +1,4 @@
-"""Shares with their confidence intervals, and p-values of pairs and of families of tests."""
+"""Wilson's interval of a share, Holm's correction of several p-values, and McNemar's test."""
 
 import math
 from collections.abc import Sequence
@@ -14,12 +14,14 @@ class Interval(NamedTuple):
 
 
 def wilson(right: float, n: float, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval for a share, sensible down to no cases at all.
+    """Wilson's score interval of a share; (0, 1) without cases.
 
     Parameters
     ----------
     right
         How many of the ``n`` cases count.
+    n
+        Number of cases; need not be whole.
     confidence
         Chance that the interval holds the true share.
 
@@ -41,23 +43,25 @@ def wilson(right: float, n: float, confidence: float = 0.95) -> Interval:
     z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
     centre = (right + z2 / 2) / (n + z2)
     half = math.sqrt(z2 * (right * (n - right) / n + z2 / 4)) / (n + z2)
-    share = right / n  # rounding must not leave it outside
+    share = right / n  # inside also after rounding
     return Interval(min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)))
 
 
 def holm(p_values: Sequence[float], weights: Sequence[float] | None = None) -> list[float]:
-    """Correct p-values for having made several tests, so that any false alarm stays below alpha.
+    """P-values corrected by Holm's method: the chance of any false alarm among the tests stays below alpha.
 
     Parameters
     ----------
+    p_values
+        One for each test.
     weights
-        What part of alpha each test may spend, in any unit; the same for all when None.
+        Part of alpha that each test may spend, in any unit; equal when None.
 
     Examples
     --------
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
-    >>> holm([0.02, 0.02], weights=[3, 1])  # 0.02 * 4 / 3, then 0.02 * 1 / 1, which must not be less
+    >>> holm([0.02, 0.02], weights=[3, 1])  # 0.02 * 4 / 3, and no less for the second
     [0.02666666666666667, 0.02666666666666667]
 
     References
@@ -77,8 +81,12 @@ def holm(p_values: Sequence[float], weights: Sequence[float] | None = None) -> l
 def mcnemar(lost: int, gained: int) -> float:
     """The exact two-sided p-value of McNemar's test.
 
-    Only the cases on which two classifiers disagree tell them apart; if both are equally good,
-    each disagreement falls to either side like a fair coin.
+    It uses the cases on which two classifiers disagree: if both are equally good, either is right in half of them.
+
+    Parameters
+    ----------
+    lost, gained
+        Cases that only the first classifier has right, and only the second.
 
     Examples
     --------

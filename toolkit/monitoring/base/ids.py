@@ -1,9 +1,9 @@
-"""Names of predictions: 63-bit integers in the order of time, shown as 16 hex digits.
+"""Ids of predictions: 63-bit integers that grow with time, shown as 16 hex digits.
 
-An integer key makes the store about eight times faster than a text UUID, and keys that grow
-with time keep its index compact. Below the milliseconds there are two kinds: random ones, which
-a client who has seen one cannot well guess the others from; and for loops that log thousands in a
-millisecond, of which random ones would collide, those that are counted, apart for each process.
+Integer keys make the store about eight times faster than text UUIDs, and keys that grow with time keep its
+index compact. The bits below the milliseconds are of two kinds: random ones, so that an id cannot easily be
+guessed from another; and for bulk logging of thousands in a millisecond, where random ones would collide,
+a number of the process and a counter.
 """
 
 import os
@@ -19,16 +19,16 @@ from toolkit.errors import UnknownPrediction
 
 DIGITS = 16
 _ID = re.compile(rf"[0-7][0-9a-fA-F]{{{DIGITS - 1}}}")  # below 2**63
-LOW_BITS = 21  # below the milliseconds, which need 42 bits until the year 2109; the highest tells the kind
+LOW_BITS = 21  # below the milliseconds, which need 42 bits until the year 2109; the highest is set in counted ids
 PROCESS_BITS, COUNT_BITS = 11, 9  # of a counted number
 
 
 class _Ids:
-    """Numbers of which those of each kind only ever grow within this process."""
+    """Generator of id numbers; those of each kind only grow within a process."""
 
     def __init__(self) -> None:
         self._last = self._counted = 0
-        self._process: int | None = None  # the bits that tell it from others
+        self._process: int | None = None  # hash of host and process
         self._lock = threading.Lock()
         self._random = random.Random()  # noqa: S311  # ids need to differ, not to be secret, and the system's are slow
         if hasattr(os, "register_at_fork"):
@@ -67,9 +67,9 @@ _ids = _Ids()
 
 
 def new_prediction_id(clock: Callable[[], float] = time.time) -> str:
-    """A fresh id, larger than every id that this gave out in this process before.
+    """A new id, larger than all that this function has returned in this process.
 
-    Two processes that make an id within the same millisecond collide once in a million times.
+    Ids that two processes make within the same millisecond collide once in a million times.
 
     Parameters
     ----------
@@ -86,15 +86,16 @@ def new_prediction_id(clock: Callable[[], float] = time.time) -> str:
 
 
 def new_id_numbers(seconds: float, n: int) -> list[int]:
-    """The numbers of ``n`` fresh ids, growing and larger than every one that this gave out in this process before.
+    """``n`` new id numbers in ascending order, larger than all that this function has returned in this process.
 
-    No two processes of a host make the same, however fast they are, unless their process numbers differ by a
-    multiple of 2,048.
+    Two processes of a host never make the same number, unless their process ids differ by a multiple of 2,048.
 
     Parameters
     ----------
     seconds
-        The time since 1970. Many of one moment reach into the milliseconds that follow, 512 in each.
+        The time since 1970. A millisecond holds 512 numbers; more of one moment count as of the next milliseconds.
+    n
+        How many.
 
     Examples
     --------
@@ -115,12 +116,12 @@ def format_id(number: int) -> str:
 
 
 def parse_prediction_id(prediction_id: str) -> int:
-    """The number behind an id.
+    """The number of an id.
 
     Raises
     ------
     UnknownPrediction
-        When the text cannot be an id at all.
+        When the text is not an id.
 
     Examples
     --------

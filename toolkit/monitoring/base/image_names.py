@@ -1,4 +1,4 @@
-"""Names of images, as whoever logs a prediction knows them: plain text of bounded length, never followed."""
+"""Names of images, given with a prediction: plain text of bounded length that is never opened or fetched."""
 
 import os
 from collections.abc import Sequence
@@ -6,27 +6,26 @@ from collections.abc import Sequence
 from toolkit.errors import SettingsError
 
 MAX_LENGTH = 256  # characters that are kept of a name
-_GAP = "..."  # for those that are left out in the middle: both ends of an address or a path tell most
+_GAP = "..."  # in place of the middle, since both ends of a path or URL say most
 
 
 def image_name(source: str | os.PathLike[str] | None, name: str = "source") -> str | None:
     """The name of an image as it is stored and shown; None when it has none.
 
-    Characters that do not print, such as line ends and escape sequences, are shown escaped; what is
-    longer than 256 characters loses its middle.
+    Characters that do not print, such as line ends and escape sequences, are escaped; of a name longer than
+    256 characters the middle is left out.
 
     Parameters
     ----------
     source
-        A file name, a URL, a content hash, or whatever else finds the image again. It is only ever text:
-        nothing is opened or fetched.
+        A file name, a URL, a content hash, or another text that identifies the image.
     name
-        What it is called in an error.
+        Name of the argument in an error message.
 
     Raises
     ------
     SettingsError
-        When it is no text.
+        When ``source`` is neither text nor a path.
 
     Examples
     --------
@@ -46,7 +45,7 @@ def image_name(source: str | os.PathLike[str] | None, name: str = "source") -> s
 
 
 def image_names(sources: Sequence[str | os.PathLike[str] | None], n: int) -> list[str | None]:
-    """The names of ``n`` images."""
+    """The names of ``n`` images, each as ``image_name`` returns it."""
     if isinstance(sources, str | bytes) or len(sources) != n:
         got = type(sources).__name__ if isinstance(sources, str | bytes) else f"{len(sources):,}"
         raise SettingsError(f"{n:,} sources are needed, one for each prediction, got {got}")

@@ -1,4 +1,4 @@
-"""Consecutive predictions as columns."""
+"""Consecutive predictions as columns, the windows, and the sources of labels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -12,7 +12,7 @@ from toolkit.errors import SettingsError, suggest
 # How many of the latest predictions of one model version each window holds; None is all of them.
 WINDOWS: dict[str, int | None] = {"short": 1_000, "medium": 10_000, "long": None}
 
-NO_CLASS = -1  # the class of a prediction that was not finite, the label of one that has none
+NO_CLASS = -1  # class of a prediction that is not finite; label of one without a label
 
 # Sources of labels.
 BIASED_SOURCES = ("complaint",)  # people complain about what is wrong
@@ -34,19 +34,19 @@ class Predictions:
     confidence
         (n,), the largest probability as it was stored, rounded to float16; NaN where not finite.
     labels
-        (n,), index of the true class; -1 where nobody has told it.
+        (n,), index of the true class; -1 where there is no label.
     latency
         (n,), milliseconds; NaN where not given.
     statistics
         (n,) for each input statistic; NaN where not given.
     probabilities
-        (n, K), as they were stored; empty when they were not asked for.
+        (n, K), rounded to float16 as they are stored; empty when not read.
     sequence
-        (n,), number of each prediction in the store; empty when not asked for.
+        (n,), number of each prediction in the store; empty when not read.
     ids
-        (n,), number of each prediction's id; empty when not asked for.
+        (n,), number of each prediction's id; empty when not read.
     drawn
-        (n,), whether the label is one of a sample that was drawn at random; empty when not asked for.
+        (n,), whether the label is of a sample drawn at random; empty when not read.
 
     Examples
     --------
@@ -73,14 +73,13 @@ class Predictions:
 
     @classmethod
     def empty(cls, classes: tuple[str, ...] = ()) -> Self:
-        """A window in which nothing happened."""
-        nothing = np.zeros(0)
-        whole = nothing.astype(np.int64)
-        return cls(classes, nothing, whole, nothing.astype(np.float32), whole)
+        """No predictions."""
+        none = np.zeros(0, np.int64)
+        return cls(classes, np.zeros(0), none, np.zeros(0, np.float32), none)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
-        """Windows that follow each other as one; a statistic that a part lacks is NaN there."""
+        """Predictions that follow each other as one object; a statistic that a part lacks is NaN there."""
         parts = [part for part in parts if part.n] or parts[:1]
         columns: dict[str, Any] = {
             name: np.concatenate([getattr(part, name) for part in parts]) for name in cls._column_names()
@@ -98,33 +97,32 @@ class Predictions:
 
     @property
     def n(self) -> int:
-        """How many predictions there are, those that were not finite included."""
+        """Number of predictions, including those that are not finite."""
         return len(self.time)
 
     @property
     def finite(self) -> NDArray[np.bool_]:
-        """(n,), whether the prediction can be counted."""
+        """(n,), whether the probabilities were finite."""
         return np.not_equal(self.predicted, NO_CLASS)
 
     @property
     def labelled(self) -> NDArray[np.bool_]:
-        """(n,), whether prediction and truth are both known."""
-        told: NDArray[np.bool_] = self.finite & np.not_equal(self.labels, NO_CLASS)
-        return told
+        """(n,), whether the prediction is finite and has a label."""
+        return np.asarray(self.finite & np.not_equal(self.labels, NO_CLASS))
 
     @property
     def non_finite(self) -> int:
-        """How many predictions held NaN or infinity."""
+        """Number of predictions with NaN or infinity."""
         return self.n - int(self.finite.sum())
 
     @property
     def n_labels(self) -> int:
-        """How many predictions can be checked."""
+        """Number of finite predictions with a label."""
         return int(self.labelled.sum())
 
     @property
     def n_correct(self) -> int:
-        """How many of the checked predictions were right."""
+        """Number of labelled predictions that were right."""
         return int((self.predicted == self.labels)[self.labelled].sum())
 
     @property
@@ -133,18 +131,18 @@ class Predictions:
         return np.bincount(self.predicted[self.finite], minlength=len(self.classes)).astype(np.int64)
 
     def last(self, n: int | None) -> Self:
-        """The latest ``n`` predictions of this window, or all of them."""
+        """The latest ``n`` predictions; all when None."""
         return self.slice(max(0, self.n - n) if n is not None else 0, self.n)
 
     def slice(self, start: int, stop: int) -> Self:
-        """The predictions from number ``start`` of this window up to ``stop``, which is left out."""
+        """The predictions from position ``start`` up to, not including, ``stop``."""
         columns: dict[str, Any] = {name: getattr(self, name)[start:stop] for name in self._column_names()}
         kept = {name: values[start:stop] for name, values in self.statistics.items()}
         return type(self)(classes=self.classes, statistics=kept, **columns)
 
 
 def window_size(name: str) -> int | None:
-    """How many predictions the window called ``name`` holds.
+    """Number of predictions in the window ``name``; None for all.
 
     >>> window_size("medium")
     10000
@@ -155,7 +153,7 @@ def window_size(name: str) -> int | None:
 
 
 def is_drawn(source: str) -> bool:
-    """Whether a source says that its labels are of a sample drawn at random.
+    """Whether a source is that of labels of a sample drawn at random.
 
     >>> is_drawn("audit"), is_drawn("audit: ada"), is_drawn("auditor")
     (True, True, False)

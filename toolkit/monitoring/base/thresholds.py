@@ -1,41 +1,45 @@
-"""What counts as too much: the numbers that turn a measurement into a verdict."""
+"""Thresholds of drift, degradation and alerts."""
 
 from dataclasses import dataclass, fields
 
 from toolkit.errors import SettingsError, suggest
 
-ALERTED_METRICS = ("accuracy", "confidence_distribution", "prediction_distribution", "non_finite")  # metrics of alerts
-EVALUATED_WINDOWS = ("short", "medium")  # windows of alerts
+ALERTED_METRICS = ("accuracy", "confidence_distribution", "prediction_distribution", "non_finite")  # that raise alerts
+EVALUATED_WINDOWS = ("short", "medium")  # in which alerts are evaluated
 MAX_FALSE_ALARMS = 10_000  # per million predictions
 LEVELS = ("ok", "warning", "critical", "immediate")  # mildest first
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Thresholds of drift, degradation and alerts.
+    """Thresholds of drift, degradation and alerts; checked when made.
 
     Parameters
     ----------
     alpha
-        Chance of a false "drift" in one report that somebody asked for, over all its tests.
+        Chance of a false "drift" among all tests of one drift report.
     max_false_alarms_per_million
-        Alerts without a cause that may be raised in a million predictions, on average, however often
-        anybody looks. A test at 0.05 every 100 predictions raises 8,000.
+        Alerts without a cause that may be raised in a million predictions, on average, however often they are
+        evaluated. A test at 0.05 every 100 predictions raises 8,000.
     confidence
         One-sided confidence at which a degradation counts as confirmed.
     ks, total_variation, mean_shift
-        Smallest effect that matters: Kolmogorov-Smirnov D, share of predictions that changed class,
-        shift of the mean in standard deviations.
+        Minimum effects: Kolmogorov-Smirnov D, share of predictions that changed class, shift of the mean in
+        standard deviations.
     warning, critical, immediate
         Relative drop of accuracy above which each level begins.
     minimum_predictions, minimum_labels
-        Below these a test answers ``insufficient_data``.
+        Sample sizes below which a test answers ``insufficient_data``.
     trust_labels
-        Whether labels of any choice count as those of a sample drawn at random: then they may confirm
-        ``immediate``, and act.
+        Whether all labels count as a random sample, which may confirm ``immediate`` and trigger reactions.
     ignore
-        Metrics that raise no alert, in both windows or in one of them: what changes every day and means
-        nothing, such as the mix of classes of a shop by day and by night. Reports still show them.
+        Metrics that raise no alert, in both windows (``"accuracy"``) or in one (``"accuracy/short"``), such as a
+        mix of classes that changes every day. Reports still show them.
+
+    Raises
+    ------
+    SettingsError
+        When a value is out of range, or the levels do not grow.
 
     Examples
     --------
@@ -88,7 +92,7 @@ class Thresholds:
 
     @staticmethod
     def parse_ignore(text: str) -> tuple[str, ...]:
-        """What to ignore, from a list with commas.
+        """The values of ``ignore`` in a comma-separated list.
 
         >>> Thresholds.parse_ignore("prediction_distribution, confidence_distribution/short")
         ('prediction_distribution', 'confidence_distribution/short')

@@ -1,4 +1,4 @@
-"""Points in time as they are given: seconds since 1970, a datetime, a date, or an ISO 8601 text."""
+"""Conversion of times to seconds since 1970: numbers, datetimes, dates and ISO 8601 texts."""
 
 import math
 import re
@@ -13,8 +13,8 @@ if TYPE_CHECKING:  # a command line reads times before anything slow is imported
 
 TimeLike: TypeAlias = Union[float, datetime, date, str, "np.datetime64"]
 
-NUMBER = re.compile(r"\d{9,}|\d+\.\d+")  # of seconds: of eight digits it is a date
-END_OF_TIME = 32_503_680_000  # the year 3000 in seconds since 1970: what lies behind it are milliseconds
+NUMBER = re.compile(r"\d{9,}|\d+\.\d+")  # of seconds; eight digits are a date
+END_OF_TIME = 32_503_680_000  # the year 3000 in seconds since 1970; larger numbers are taken for milliseconds
 
 
 def to_timestamp(moment: TimeLike, name: str = "since") -> float:
@@ -23,16 +23,15 @@ def to_timestamp(moment: TimeLike, name: str = "since") -> float:
     Parameters
     ----------
     moment
-        A number of seconds since 1970; a datetime, in local time when it has no zone, as everywhere in
-        Python; a date, or a text in ISO 8601, both in UTC unless the text says otherwise; or a text with
-        a number.
+        A number of seconds since 1970; a datetime, in local time if it has no zone; a date or an ISO 8601 text,
+        in UTC if it has no zone; or a number as text.
     name
-        What it is called in an error.
+        Name of the argument in an error message.
 
     Raises
     ------
     SettingsError
-        When it is no point in time, or not between the years 1970 and 3000.
+        When it is not a time, or not between the years 1970 and 3000.
 
     Examples
     --------
@@ -63,7 +62,7 @@ def _seconds(moment: TimeLike) -> float:
         try:
             found = datetime.fromisoformat(moment)
         except ValueError:
-            if len(moment) == 4:  # a year, and no seconds of 1970
+            if len(moment) == 4:  # a year, not seconds
                 raise
             return float(moment)
         return found.replace(tzinfo=found.tzinfo or UTC).timestamp()
@@ -77,7 +76,7 @@ def _seconds(moment: TimeLike) -> float:
 
 
 def to_timestamps(moments: "ArrayLike | Any", n: int, name: str = "times") -> list[float]:
-    """Seconds since 1970 of ``n`` points in time, each as ``to_timestamp`` takes it.
+    """Seconds since 1970 of ``n`` times, each as ``to_timestamp`` takes it.
 
     >>> to_timestamps(["2020-01-01", 5], 2)
     [1577836800.0, 5.0]
@@ -101,7 +100,7 @@ def to_timestamps(moments: "ArrayLike | Any", n: int, name: str = "times") -> li
 
 
 def _of_numpy(moments: "NDArray[np.datetime64]") -> "NDArray[np.float64]":
-    """Seconds of numpy's own times, NaN for "not a time"."""
+    """(n,) seconds; NaN for NaT."""
     import numpy as np
 
     whole = moments.astype("datetime64[us]")

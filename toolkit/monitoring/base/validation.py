@@ -1,4 +1,4 @@
-"""What is logged, held against its rules before it is queued: what is stored later cannot fail there."""
+"""Checks of logged values before they are queued, so that writing them cannot fail later."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,12 +15,19 @@ FEW_CLASSES = 40  # up to which Python's own min and sum are faster than numpy's
 def parse_probabilities(
     probabilities: ArrayLike | Mapping[str, float], classes: tuple[str, ...]
 ) -> NDArray[np.float16]:
-    """Probabilities of one prediction in class order, rounded as they are stored: (K,) float16.
+    """Probabilities of one prediction as they are stored: (K,) float16 in class order.
+
+    Parameters
+    ----------
+    probabilities
+        (K,) in class order, or by class name. NaN and infinity are allowed.
+    classes
+        Class names in output order, K of them.
 
     Raises
     ------
     SettingsError
-        When these are no probabilities of the classes. NaN and infinity are none either, but may be logged.
+        When they are not probabilities of these classes.
     """
     if isinstance(probabilities, Mapping):
         probabilities = _in_order(probabilities, classes)
@@ -40,7 +47,7 @@ def parse_probabilities(
 def parse_many_probabilities(
     probabilities: ArrayLike | Sequence[Mapping[str, float]], classes: tuple[str, ...]
 ) -> NDArray[np.float16]:
-    """Probabilities of many predictions, as ``scores`` takes each of them: (N, K) float16."""
+    """Probabilities of many predictions, each as ``parse_probabilities`` takes it: (N, K) float16."""
     values = _floats(_rows(probabilities, classes))
     if values.ndim != 2 or values.shape[1] != len(classes):
         raise SettingsError(
@@ -48,14 +55,14 @@ def parse_many_probabilities(
         )
     with np.errstate(invalid="ignore", over="ignore"):
         least, total = values.min(axis=1, initial=1), values.sum(axis=1, dtype=np.float64)
-        strange = ~((least >= 0) & (np.abs(total - 1) <= SUM_TOLERANCE))
-        for place in np.flatnonzero(strange & np.isfinite(values).all(axis=1))[:1].tolist():
+        wrong = ~((least >= 0) & (np.abs(total - 1) <= SUM_TOLERANCE))
+        for place in np.flatnonzero(wrong & np.isfinite(values).all(axis=1))[:1].tolist():
             _raise_if_not_probabilities(values[place], f"probabilities[{place}]")
         return np.ascontiguousarray(values, np.float16)
 
 
 def first_row(probabilities: ArrayLike | Sequence[Mapping[str, float]]) -> ArrayLike | Mapping[str, float] | None:
-    """The probabilities of the first of many predictions, None when there is none."""
+    """The probabilities of the first of many predictions; None without any."""
     rows: Any = probabilities if isinstance(probabilities, Sequence) else np.asarray(probabilities)
     if not isinstance(rows, Sequence) and rows.ndim == 0:
         raise SettingsError("probabilities of many predictions are needed: (N, K), or a list of mappings")
@@ -63,7 +70,7 @@ def first_row(probabilities: ArrayLike | Sequence[Mapping[str, float]]) -> Array
 
 
 def parse_number(value: Any, name: str) -> float | None:
-    """A number as a float; None stays None."""
+    """A number as a float; None as None."""
     if value is None:
         return None
     try:
@@ -73,7 +80,7 @@ def parse_number(value: Any, name: str) -> float | None:
 
 
 def parse_numbers(values: Any, n: int, name: str) -> list[float | None]:
-    """One number for each of ``n`` predictions: given one by one, or a single one for all."""
+    """One number for each of ``n`` predictions, from one for each or a single one for all."""
     if values is None or np.ndim(values) == 0:
         return [parse_number(values, name)] * n
     found = [parse_number(value, f"{name}[{place}]") for place, value in enumerate(values)]
@@ -145,7 +152,7 @@ def _floats(probabilities: Any) -> NDArray[Any]:
 
 
 def _raise_if_not_probabilities(values: NDArray[Any], name: str = "probabilities") -> None:
-    """Numbers that are no probabilities are refused; what is not finite is counted."""
+    """Raise an error that says why finite numbers are not probabilities."""
     if not np.isfinite(values).all():
         return
     if values.min() < 0 or values.max() > 1 + SUM_TOLERANCE:

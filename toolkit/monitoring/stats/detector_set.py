@@ -1,4 +1,4 @@
-"""The alarms of one model version: what each listens to, and the budget that they share."""
+"""The detectors of one model version, and the budget of false alarms that they share."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,14 +24,14 @@ DETECTED_METRICS = (ACCURACY, CONFIDENCE, PREDICTIONS)
 
 
 class DetectorAlarm(NamedTuple):
-    """An alarm, and the metric that it is about."""
+    """An alarm and its metric."""
 
     metric: str
     alarm: Alarm
 
 
 class LabelledOutcomes(NamedTuple):
-    """Labels as the alarms hear them, in the order in which they came.
+    """Outcomes of labelled predictions in the order in which the labels came: input of the accuracy detectors.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class LabelledOutcomes(NamedTuple):
     kinds
         (n,), a number for each pair of true and predicted class.
     first
-        (n,), whether it is the first label of its prediction; the others were heard before they were drawn.
+        (n,), whether this is the first label of its prediction; another one counts only in the drawn sample.
     """
 
     right: NDArray[np.bool_]
@@ -57,8 +57,17 @@ def labelled_outcomes(
     drawn: NDArray[np.bool_],
     first: NDArray[np.bool_] | None = None,
 ) -> LabelledOutcomes:
-    """Labels for ``DetectorSet.update_labels``.
+    """Outcomes for ``DetectorSet.update_labels``.
 
+    Parameters
+    ----------
+    predicted, labels
+        (n,), index of the predicted and of the true class.
+    drawn, first
+        As in ``LabelledOutcomes``.
+
+    Examples
+    --------
     >>> labelled_outcomes(np.array([0, 1]), np.array([0, 0]), np.array([True, False])).right.tolist()
     [True, False]
     """
@@ -70,17 +79,17 @@ def _kinds(predicted: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]]
 
 
 class DetectorSet:
-    """Three sequential alarms with one budget: accuracy by labels, confidence and predicted classes without.
+    """Detectors of accuracy (by labels), confidence and predicted classes (without labels) with one budget.
 
-    Accuracy is heard twice, each time with half of its share: by all labels, and by those of samples that
-    were drawn at random, which labels of another choice would drown.
+    Accuracy has two detectors, each with half of its share: one for all labels, one for those of samples drawn
+    at random, which would be lost among many others.
 
     Parameters
     ----------
     baseline
-        What the version did on images it had never seen; without one nothing can be told apart from it.
+        Of the model version; without one there are no detectors.
     false_alarms_per_million
-        Of all three together, in predictions; the alarm that needs labels counts labels.
+        Of all three together, per million predictions; for accuracy per million labels.
 
     Examples
     --------
@@ -110,7 +119,7 @@ class DetectorSet:
 
     @property
     def evidence(self) -> dict[str, float | None]:
-        """How far each has come on its way to an alarm, in [0, 1]; None without a baseline."""
+        """Evidence of each metric's detector in [0, 1], where 1 is an alarm; None without a baseline."""
         found = {
             metric: detector.evidence if (detector := self._by_metric.get(metric)) else None
             for metric in DETECTED_METRICS
@@ -120,7 +129,7 @@ class DetectorSet:
         return found
 
     def update(self, rows: Predictions) -> list[DetectorAlarm]:
-        """Take in predictions, oldest first, with the sequence numbers that break their ties."""
+        """Take in predictions, oldest first; their sequence numbers break ties."""
         found = []
         if CONFIDENCE in self._by_metric:
             ranked = self._ranks.update(rows.confidence, uniform_ties(rows.sequence))
@@ -136,25 +145,25 @@ class DetectorSet:
         kinds: NDArray[np.int64] | None = None,
         first: NDArray[np.bool_] | None = None,
     ) -> list[DetectorAlarm]:
-        """Take in whether predictions were right, in the order in which that was told; parameters as of ``Told``."""
+        """Take in outcomes in the order in which the labels came; parameters as in ``LabelledOutcomes``."""
         if ACCURACY not in self._by_metric:
             return []
         places = np.flatnonzero(first) if first is not None else np.arange(len(right))
-        heard = [(self._errors, places)]
+        parts = [(self._errors, places)]
         if drawn is not None and drawn.any():
-            heard.append((self._sampled, np.flatnonzero(drawn)))
+            parts.append((self._sampled, np.flatnonzero(drawn)))
         return [
             DetectorAlarm(ACCURACY, replace(alarm, index=int(part[alarm.index])))
-            for detector, part in heard
+            for detector, part in parts
             for alarm in detector.update(right[part], None if kinds is None else kinds[part])
         ]
 
     def state(self) -> dict[str, Any]:
-        """What each detector has seen, ready for JSON, to go on with in another process."""
+        """State of all detectors, ready for JSON."""
         return {name: detector.state() for name, detector in self._all().items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; one of other bets, as after another reference, is left out."""
+        """Continue from a state of ``state()``; that of a detector with other bets is ignored."""
         for name, detector in self._all().items():
             if name in state:
                 detector.restore(state[name])

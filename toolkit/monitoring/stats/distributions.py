@@ -1,18 +1,17 @@
-"""The four distributions that the tests need, from the standard library alone.
+"""Normal, Kolmogorov, chi-square and hypergeometric distributions, made of the standard library.
 
-``scipy.special`` holds the same functions, but importing it is a third of the time that a notebook
-takes to open the monitor; the tests hold these against scipy.
+``scipy.special`` has the same functions, but its import would take a third of the time to open the monitor.
 """
 
 import math
 from statistics import NormalDist
 
-THETA_BELOW = 1.18  # where the two series of Kolmogorov's distribution both need four terms
-TERMS = 8  # more than either series needs in double precision on its side of that
+THETA_BELOW = 1.18  # where both series of Kolmogorov's distribution need four terms
+TERMS = 8  # more than either series needs there in double precision
 
 
 def normal_quantile(share: float) -> float:
-    """The standard normal value below which this share lies.
+    """Quantile of the standard normal distribution.
 
     >>> round(normal_quantile(0.975), 6)
     1.959964
@@ -21,7 +20,7 @@ def normal_quantile(share: float) -> float:
 
 
 def normal_survival(z: float) -> float:
-    """Chance that a standard normal value exceeds z.
+    """P(Z > z) of a standard normal Z.
 
     >>> round(normal_survival(1.959964), 6)
     0.025
@@ -30,7 +29,7 @@ def normal_survival(z: float) -> float:
 
 
 def kolmogorov_survival(x: float) -> float:
-    """Chance that Kolmogorov's limiting statistic exceeds x.
+    """P(K > x) of Kolmogorov's limiting distribution.
 
     References
     ----------
@@ -51,7 +50,7 @@ def kolmogorov_survival(x: float) -> float:
 
 
 def chi_square_survival(x: float, degrees: int) -> float:
-    """Chance that a chi-square value exceeds x: a finite sum, since the degrees of freedom are whole.
+    """P(X > x) of a chi-square distribution: a finite sum, since the degrees of freedom are whole.
 
     >>> round(chi_square_survival(3.841459, 1), 6), round(chi_square_survival(18.307038, 10), 6)
     (0.05, 0.05)
@@ -65,7 +64,7 @@ def chi_square_survival(x: float, degrees: int) -> float:
 
 
 def hypergeometric(seen: int, rare: int, n: int, m: int) -> float:
-    """Chance that so many of ``rare`` cases fall among ``n`` of ``n + m``.
+    """Chance that exactly ``seen`` of ``rare`` cases are among ``n`` drawn from ``n + m``.
 
     >>> [round(hypergeometric(seen, 2, 5, 5), 4) for seen in range(3)]
     [0.2222, 0.5556, 0.2222]

@@ -1,11 +1,10 @@
-"""Alarms that may be looked at after every prediction and still raise no more false ones than promised.
+"""E-detectors: sequential tests that may be read after every prediction and keep a budget of false alarms.
 
-A test repeated on a window again and again is bound to fire. The detectors here hold a set of bets
-instead, each on one kind of change. A bet multiplies what is staked on it by a factor whose mean is
-at most 1 as long as nothing has changed, so nobody gets rich by chance. At every step one more unit
-is staked on each bet; when their average worth passes A, that is an alarm, and all starts anew.
-Without a change this takes A steps or more on average: at most a million / A false alarms in a
-million steps, however often anybody looks.
+A test that is repeated on a window fires sooner or later. The detectors here hold a set of bets instead, each
+on one kind of change. A bet multiplies its stakes by a factor with a mean of at most 1 as long as nothing has
+changed. At every step one more unit is staked on each bet; when the average worth of the bets passes A, the
+detector raises an alarm and is reset. Without a change this takes A steps or more on average: at most
+a million / A false alarms in a million steps, however often the detector is read.
 
     budget = 10                                                       # false alarms per million
     labelled = ErrorDetector(right=4520, n=5000, run_length=run_length(budget, share=1 / 3))
@@ -14,17 +13,16 @@ million steps, however often anybody looks.
     for alarm in classes.update(predicted):
         ...
 
-Why a reference of m images is enough: what a bet is believed to earn without a change was measured
-on them, and is off by about sd / sqrt(m), where sd is the standard deviation of its factor. A lasting
-error of that kind would be taken for a change. So every factor is divided by c = A ** (1 / m). A bet
-whose factor really has the mean 1 + d raises false alarms at a rate of A ** (2 (d - log c) / sd**2 - 1)
-(lognormal factors). The mean of that over d, normal with variance sd**2 / m, is
-exp(2 log(A) (log(A) / m - log(c)) / sd**2) / A, which is 1 / A exactly when log c = log(A) / m,
-whatever the bet. What is promised is thus an average over the references that could have been drawn.
-In simulations with 500 to 10,000 images the rate was between none and all of the budget, mostly half.
+A reference of m images gives the mean of a factor with an error of about sd / sqrt(m), where sd is the standard
+deviation of the factor. A lasting error of that kind would be taken for a change. So every factor is divided by
+c = A ** (1 / m). A bet with a true mean factor of 1 + d raises false alarms at a rate of
+A ** (2 (d - log c) / sd**2 - 1) (lognormal factors). The mean of that over d, normal with variance sd**2 / m, is
+exp(2 log(A) (log(A) / m - log(c)) / sd**2) / A, which is 1 / A exactly when log c = log(A) / m, for every bet.
+The budget thus holds on average over the references that could have been drawn. In simulations with 500 to
+10,000 images the rate was between none and all of the budget, mostly half.
 
-What it does not promise: predictions that depend on each other, such as a burst of near-identical
-images from one client, are a change to any detector that knows no clients.
+The budget does not hold for predictions that depend on each other: a burst of near-identical images from one
+client is a change to any detector without knowledge of clients.
 """
 
 import base64
@@ -43,13 +41,13 @@ DROPS = (0.05, 0.1, 0.2, 0.3)  # relative drops of accuracy that are bet on: the
 ODDS = (0.25, 0.5, 2.0, 4.0)  # by which a class is bet to become rarer or more frequent
 POWER = 0.6  # of the bets on few, extreme values; above 1/2, where the variance becomes infinite
 DIRECTIONS = ("lower", "higher", "wider", "narrower")
-DISCOUNT = 1 - 1 / 500  # by which a label counts for less with each that follows, when bursts are looked for
+DISCOUNT = 1 - 1 / 500  # weight that a label keeps with each that follows, in the search for bursts
 UNUSUAL_RUN = 0.001  # chance below which a run of one kind is a burst
-PRIOR_LABELS = 20.0  # labels that the reference counts for beside them
+PRIOR_LABELS = 20.0  # labels that the reference counts as
 SURE_REPEATS = 2.326  # standard errors that chance exceeds once in a hundred times
-MIN_EFFECTIVE = 1 / 50  # of a label: a model that answers all alike is not taken for a burst without end
+MIN_EFFECTIVE = 1 / 50  # of a label: constant answers are not one endless burst
 MAX_UNIT = 1e6
-MIN_WEIGHT = 1e-3  # of a label, below which a kind is forgotten
+MIN_WEIGHT = 1e-3  # of a label, below which a kind is dropped
 MIN_RANK = 2.0**-53  # keeps a rank of exactly 0 from winning an infinite bet
 
 Floats = NDArray[np.float64]
@@ -58,22 +56,21 @@ Change = tuple[str, int | None]
 
 @dataclass(frozen=True)
 class Alarm:
-    """A change that cannot be explained by chance within the budget.
+    """A change that chance does not explain within the budget.
 
     Parameters
     ----------
     index
-        Place in the batch of the value at which it fired.
+        Position in the batch of the value that raised it.
     length
-        How many values ago the change began, by estimate, the value at ``index`` included and
-        skipped ones not counted.
+        Estimated number of values since the change began, including that at ``index``, without skipped ones.
     evidence
         Average worth of the bets, at least the detector's run length.
     change
-        What the strongest bet was on: ``worse``; ``lower``, ``higher``, ``wider`` or ``narrower``;
+        Of the strongest bet: ``worse``; ``lower``, ``higher``, ``wider`` or ``narrower``;
         ``rarer`` or ``more frequent``.
     label
-        The class that is rarer or more frequent, None when the alarm is not about a class.
+        The class that is rarer or more frequent; else None.
     """
 
     index: int
@@ -84,14 +81,19 @@ class Alarm:
 
 
 def run_length(false_alarms_per_million: float, share: float = 1.0) -> float:
-    """Predictions per false alarm, on average, that a detector must keep to.
+    """Average number of predictions to a false alarm that a detector must keep.
 
     Parameters
     ----------
     false_alarms_per_million
-        The budget of all detectors together.
+        The budget of all detectors together, above 0 and at most 100,000.
     share
-        What part of it this one may spend: 1/3 for each of three that are worth the same.
+        The part of it that this detector may spend, above 0 and at most 1.
+
+    Raises
+    ------
+    SettingsError
+        When either is out of range.
 
     Examples
     --------
@@ -110,10 +112,9 @@ def run_length(false_alarms_per_million: float, share: float = 1.0) -> float:
 
 
 def uniform_ties(numbers: ArrayLike) -> Floats:
-    """Uniform numbers in (0, 1) made from whole ones, the same for the same number on every machine.
+    """Uniform numbers in (0, 1) that follow from whole numbers, the same on every machine.
 
-    Made from the sequence numbers of predictions, they let another process, or a replay, come to
-    the same alarms.
+    Made of the sequence numbers of predictions, they give other processes and a replay the same alarms.
 
     Parameters
     ----------
@@ -130,21 +131,20 @@ def uniform_ties(numbers: ArrayLike) -> Floats:
 
 
 class Detector:
-    """What all detectors share: the worth of the bets, and when it is an alarm.
+    """Base of all detectors: the worth of the bets, and the alarm when it passes the run length.
 
-    The worth of a bet is a Shiryaev-Roberts sum, ``M = (M + 1) * e``: the sum, over all starts, of
-    the product of the factors since. It never overflows, being bounded by A times the number of
-    bets, and never underflows, being at least the last factor. When the change began is told by the
-    best-timed stake (the last reset of a CUSUM) on the bet that won most.
+    The worth of a bet is a Shiryaev-Roberts sum, ``M = (M + 1) * e``: the sum, over all starts, of the product of
+    the factors since. It is bounded by A times the number of bets and never less than the last factor. The start
+    of a change is estimated by the best-timed stake (the last reset of a CUSUM) on the strongest bet.
 
     Parameters
     ----------
     changes
-        What each of the J bets is on, and the class that it is about, None for none.
+        For each of the J bets the kind of change, and its class or None.
     m
         Size of the reference.
     run_length
-        A, the average number of steps to a false alarm; see ``run_length()``.
+        A, the average number of steps to a false alarm, more than 1; see ``run_length()``.
 
     References
     ----------
@@ -165,30 +165,27 @@ class Detector:
 
     @property
     def evidence(self) -> float:
-        """How far the worth of the bets has come on its way to an alarm, on a logarithmic scale in [0, 1].
-
-        Without a change it wanders about, between 0.2 and 0.6 as a rule: the stakes alone count for something.
-        """
+        """Worth of the bets on a logarithmic scale in [0, 1], where 1 is an alarm; 0.2 to 0.6 without a change."""
         return min(1.0, math.log1p(float(self._state[1] @ self._shares)) / math.log1p(self.run_length))
 
     def state(self) -> dict[str, Any]:
-        """The worth of all bets, bit for bit, ready for JSON."""
+        """The exact worth of all bets, ready for JSON."""
         return {"bets": base64.b64encode(self._state.astype("<f8").tobytes()).decode()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on with the worth that the bets had; ignored when it is of other bets."""
+        """Continue from a state of ``state()``; ignored when it is of other bets."""
         values = np.frombuffer(base64.b64decode(state["bets"]), "<f8")
         if values.size == self._state.size:
             self._state[:] = values.reshape(self._state.shape)
 
     def _advance(self, places: NDArray[np.intp], bets: Iterable[Floats]) -> list[Alarm]:
-        """Play one step for each array of factors (J,), and start anew after each alarm."""
+        """Take one step for each array of factors (J,); reset after each alarm."""
         alarms = []
         shares, enough = self._shares, self.run_length
         ages, total, best = self._state
         counted, worths = self._state[:2], self._state[1:]
         for place, bet in zip(places.tolist(), bets, strict=True):
-            ages *= best > 1  # a stake worth no more than a new one gives way to it
+            ages *= best > 1  # a stake worth no more than a new one is replaced by it
             np.maximum(best, 1, out=best)
             counted += 1
             worths *= bet
@@ -201,21 +198,19 @@ class Detector:
 
 
 class BurstWeights:
-    """How much of an independent label each label is worth, when some come in bursts of the same image.
+    """Weights of labels, less than 1 for those that come in bursts of the same image.
 
-    Labels repeat themselves when a true class and its prediction are those of the label before. By
-    how much more often that happens than it would by chance, over about the last 500 labels, is their
-    autocorrelation r, as far as chance cannot explain it; then a label is worth (1 - r) / (1 + r). The
-    first burst is known by itself: of a run of n that chance gives less than once in a thousand times,
-    the last label is worth 1 / n. Chance is known from the labels themselves and from those of the
-    reference, so that labels of one class only, or of a model that answers one class only, are no
-    bursts as long as right and wrong ones mix.
+    A label repeats when its true and predicted class are those of the label before. The excess of repeats over
+    chance, in about the last 500 labels, gives their autocorrelation r, and each label the weight
+    (1 - r) / (1 + r). The last label of a run of n that chance gives less than once in a thousand times has at
+    most the weight 1 / n, so that the first burst counts too. Chance follows from the frequencies of the labels and
+    of the reference: labels of one class only are not a burst as long as right and wrong ones mix.
 
     Parameters
     ----------
-    usual
-        How often each kind of label (a whole number for a pair of true and predicted class) is among
-        those of the reference; nothing is known when empty.
+    reference
+        Frequency of each kind of label (a whole number for a pair of true and predicted class) in the reference;
+        may be empty.
 
     Examples
     --------
@@ -224,39 +219,39 @@ class BurstWeights:
     [1.0, 0.2, 0.02, 0.02]
     """
 
-    def __init__(self, usual: Mapping[int, float]) -> None:
-        total = sum(usual.values())
-        self._kinds = {kind: PRIOR_LABELS * n / total for kind, n in usual.items()}
+    def __init__(self, reference: Mapping[int, float]) -> None:
+        total = sum(reference.values())
+        self._kinds = {kind: PRIOR_LABELS * n / total for kind, n in reference.items()}
         self._total = math.fsum(self._kinds.values())
         self._squares = math.fsum(n * n for n in self._kinds.values())
         self._pairs = self._repeats = 0.0
-        self._unit = 1.0  # what one label adds now; grows, so that older ones count for less and less
+        self._unit = 1.0  # weight of the next label; grows, so that older ones count less
         self._last: int | None = None
         self._run = 0  # labels of the last kind in a row
         self._share = 1.0  # of that kind before the run
 
     def weights(self, kinds: NDArray[np.integer[Any]]) -> Floats:
-        """(n,) in (0, 1], for labels in the order in which they came."""
+        """(n,) weights in (0, 1] of the next labels, in the order in which they came."""
         return np.array([self._next(kind) for kind in kinds.tolist()], np.float64)
 
     def state(self) -> dict[str, Any]:
-        """All that was counted, ready for JSON."""
+        """All counts, ready for JSON."""
         return {**vars(self), "_kinds": list(self._kinds.items())}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Continue from a state of ``state()``."""
         vars(self).update(state, _kinds=dict(state["_kinds"]))
 
     def _next(self, kind: int) -> float:
         self._count(kind)
-        repeated = self._repeated()
-        worth = max((1 - repeated) / (1 + repeated), MIN_EFFECTIVE)
+        repeated = self._autocorrelation()
+        weight = max((1 - repeated) / (1 + repeated), MIN_EFFECTIVE)
         if (self._run - 1) * math.log(self._share) < math.log(UNUSUAL_RUN):
-            worth = min(worth, 1 / self._run)
+            weight = min(weight, 1 / self._run)
         self._unit /= DISCOUNT
         if self._unit > MAX_UNIT:
             self._rescale()
-        return worth
+        return weight
 
     def _count(self, kind: int) -> None:
         before, same = self._kinds.get(kind, 0.0), kind == self._last
@@ -264,14 +259,14 @@ class BurstWeights:
             self._pairs += self._unit
             self._repeats += self._unit * same
         if not same:
-            # A kind that was never seen counts as one case, as classes do.
+            # A new kind counts as one case.
             self._run, self._share = 0, (before + self._unit) / (self._total + self._unit)
         self._last, self._run = kind, self._run + 1
         self._kinds[kind] = before + self._unit
         self._squares += self._unit * (2 * before + self._unit)
         self._total += self._unit
 
-    def _repeated(self) -> float:
+    def _autocorrelation(self) -> float:
         """Autocorrelation of the kinds, 0 where chance explains it."""
         chance = self._squares / self._total**2
         if not self._pairs or chance >= 1:
@@ -280,7 +275,7 @@ class BurstWeights:
         return found if found > SURE_REPEATS * math.sqrt(self._unit / self._pairs) else 0.0
 
     def _rescale(self) -> None:
-        """Count in larger units, and forget the kinds that have faded."""
+        """Count in larger units, and drop the kinds that hardly weigh any more."""
         scale = 1 / self._unit
         self._kinds = {kind: n * scale for kind, n in self._kinds.items() if n * scale > MIN_WEIGHT}
         self._total = math.fsum(self._kinds.values())
@@ -289,21 +284,21 @@ class BurstWeights:
 
 
 class ErrorDetector(Detector):
-    """Tell from labels that accuracy has fallen.
+    """Detector of a drop of accuracy, by labels.
 
-    Bets on relative drops of accuracy of 5, 10, 20 and 30 %, each by the likelihood ratio of the
-    error rate that the drop would bring and that of the reference. With 90 % of 10,000 held-out
-    images right and one false alarm per million labels, a drop of 10 % is found after a median of
-    about 280 labels and one of 20 % after 80; with 500 images after 600 and 100.
+    It bets on relative drops of accuracy of 5, 10, 20 and 30 %, each by the likelihood ratio of the error rate
+    after that drop and the reference's. With 90 % of 10,000 held-out images right and one false alarm per million
+    labels, a drop of 10 % is detected after a median of about 280 labels and one of 20 % after 80; with 500 images
+    after 600 and 100.
 
     Parameters
     ----------
     right, n
-        How many of the held-out images were classified rightly.
+        Number of held-out images that were classified correctly, and of all.
     run_length
         Average number of labels to a false alarm.
     kinds
-        How often each kind of label is among those of the held-out images, for ``BurstWeights``.
+        Frequency of each kind of label among the held-out images, for ``BurstWeights``.
 
     Raises
     ------
@@ -312,9 +307,9 @@ class ErrorDetector(Detector):
 
     Notes
     -----
-    Where labels come in bursts of d that tell the same, each bet is raised to the power 1 / d. By
-    Hoelder's inequality the product over such a burst has a mean of at most 1 without a change, however
-    its labels depend on each other: a burst counts as one label.
+    In a burst of d equal labels each factor is raised to the power 1 / d. By Hoelder's inequality the product over
+    the burst has a mean of at most 1 without a change, however its labels depend on each other: a burst counts as
+    one label.
 
     Examples
     --------
@@ -331,9 +326,11 @@ class ErrorDetector(Detector):
     def __init__(self, right: int, n: int, run_length: float, kinds: Mapping[int, float] | None = None) -> None:
         if not 0 <= right <= n or n < 1:
             raise SettingsError(f"of n >= 1 images, from 0 to n can be right, got {right} of {n}")
-        usual = (n - right + 1) / (n + 1)  # the label to come counts as one more wrong answer
+        error_rate = (n - right + 1) / (n + 1)  # the next label counts as one more wrong answer
         drops = np.array(DROPS)
-        factors = np.stack([1 + drops * (1 - usual) / usual, 1 - drops])  # (2, J): of a wrong answer, of a right one
+        factors = np.stack(
+            [1 + drops * (1 - error_rate) / error_rate, 1 - drops]
+        )  # (2, J): of a wrong answer, a right one
         super().__init__([("worse", None)] * len(DROPS), n, run_length)
         self._factors = factors / self._discount
         self._bursts = BurstWeights(kinds or {})
@@ -346,8 +343,8 @@ class ErrorDetector(Detector):
         right
             (n,), 1 or True for right, 0 or False for wrong; -1 and NaN are skipped.
         kinds
-            (n,), a whole number for each pair of true and predicted class, by which bursts of the same
-            image are known; when None all labels count as independent.
+            (n,), a whole number for each pair of true and predicted class, to recognise bursts of the same image;
+            when None all labels count as independent.
         """
         values = _column(right, "right")
         places = np.flatnonzero((values != -1) & ~np.isnan(values))
@@ -360,27 +357,27 @@ class ErrorDetector(Detector):
         return self._advance(places, bets)
 
     def state(self) -> dict[str, Any]:
-        """The worth of all bets, and what is known of bursts."""
+        """The worth of all bets, and the counts of ``BurstWeights``."""
         return {**super().state(), "bursts": self._bursts.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Continue from a state of ``state()``."""
         super().restore(state)
         self._bursts.restore(state["bursts"])
 
 
 class RankDetector(Detector):
-    """Tell without labels that a number, such as the confidence, is distributed otherwise than before.
+    """Detector of a change of the distribution of a number, such as the confidence.
 
-    Each value is replaced by its rank among the reference values, in (0, 1) and with ties broken at
-    random, which is uniform as long as nothing has changed (a conformal p-value). Bets are on ranks
-    that are lower, higher, wider (nearer both ends) or narrower than that, each in two forms: a power
-    for few values that are extreme, an exponential for many that are shifted a little.
+    Each value is replaced by its rank among the reference values, in (0, 1) and with ties broken at random, which
+    is uniform as long as nothing has changed (a conformal p-value). It bets on ranks that are lower, higher, wider
+    (nearer to both ends) or narrower, each in two forms: a power for a few extreme values, an exponential for many
+    values that are shifted a little.
 
     Parameters
     ----------
     reference
-        (m,), values of images like those to come; NaN is left out.
+        (m,), values on the held-out images; NaN is left out.
     run_length
         Average number of values to a false alarm.
 
@@ -429,13 +426,13 @@ class RankDetector(Detector):
         return self._advance(places, self._bets(self._ranks(numbers[places], uniform[places])))
 
     def _ranks(self, values: Floats, uniform: Floats) -> Floats:
-        """(n,) in [0, 1]: the place of each value among the reference values and itself."""
+        """(n,) in [0, 1]: the rank of each value among the reference values and itself."""
         below = np.searchsorted(self._reference, values, side="left")
         equal = np.searchsorted(self._reference, values, side="right") - below
         return np.asarray((below + uniform * (equal + 1)) / (len(self._reference) + 1))
 
     def _bets(self, ranks: Floats) -> Floats:
-        """(n, J) factors; each direction turns the ranks so that what it bets on is near 0."""
+        """(n, J) factors; for each direction the ranks are turned so that its change is towards 0."""
         centred = np.abs(2 * ranks - 1)
         turned = np.stack([ranks, 1 - ranks, 1 - centred, centred], axis=1)  # (n, 4), uniform like the ranks
         power = POWER * np.maximum(turned, MIN_RANK) ** (POWER - 1)
@@ -444,10 +441,10 @@ class RankDetector(Detector):
 
 
 class ClassDetector(Detector):
-    """Tell without labels that classes are predicted more or less often than before.
+    """Detector of classes that are predicted more or less often than before.
 
-    Bets that the odds of each class are a quarter, half, twice or four times what they were. A class
-    that the reference never showed counts as one case.
+    It bets that the odds of each class are a quarter, half, twice or four times the reference's. A class without
+    cases in the reference counts as one case.
 
     Parameters
     ----------
@@ -478,7 +475,7 @@ class ClassDetector(Detector):
             raise SettingsError("counts must be at least 2 numbers that are not negative, not all of them 0")
         m = int(cases.sum())
         odds = np.array(ODDS)
-        share = (cases[:, None] + (odds > 1)) / (m + 1)  # the case to come counts for what the bet is on
+        share = (cases[:, None] + (odds > 1)) / (m + 1)  # the next case counts for the change of the bet
         others = 1 / (1 - share + share * odds)  # (K, 4), factors of any other class
         names = ["more frequent" if odd > 1 else "rarer" for odd in ODDS]
         changes = [(name, label) for label in range(len(cases)) for name in names]
@@ -502,7 +499,7 @@ class ClassDetector(Detector):
         return self._advance(places, map(self._bets, known.astype(np.intp).tolist()))
 
     def _bets(self, label: int) -> Floats:
-        """(J,) factors; made one at a time, since a table would need 4 K * K of them."""
+        """(J,) factors, made one at a time since a table would have 4 K * K of them."""
         bets: Floats = self._others.copy()
         bets[len(ODDS) * label : len(ODDS) * (label + 1)] *= ODDS
         return bets

@@ -1,4 +1,4 @@
-"""The tests and intervals of the monitor: pure functions of numbers."""
+"""Hypothesis tests, effect sizes and bounds of the monitor: pure functions of numbers."""
 
 import math
 from typing import Any, NamedTuple
@@ -16,24 +16,24 @@ from toolkit.monitoring.stats.distributions import (
 from toolkit.statistics.intervals import wilson
 
 MIN_EXPECTED = 5  # expected counts below this make chi-square p-values unreliable (Cochran 1954)
-MAX_Z = 60  # cases from their mean, of a class of which fewer than 5 are expected
-MANY_RARE = 30  # so many rare classes are compared one by one: merged, they would hide changes among themselves
-PSI_BINS = 10  # as is usual, and what its rules of thumb (0.1 some change, 0.25 much) are meant for
-SURE_AUTOCORRELATION = 2.326  # standard errors above 0 that chance exceeds once in a hundred times
+MAX_Z = 60  # cases above the mean of a class with fewer than 5 expected
+MANY_RARE = 30  # as many rare classes are not merged, which would hide changes among them
+PSI_BINS = 10  # as usual; its rules of thumb (0.1 some change, 0.25 much) are meant for these
+SURE_AUTOCORRELATION = 2.326  # standard errors above 0, which chance exceeds once in a hundred times
 
 Numbers = NDArray[np.floating[Any]]
 Cases = NDArray[np.integer[Any]] | NDArray[np.floating[Any]]  # whole numbers, unless scaled to an effective sample
 
 
 class TestResult(NamedTuple):
-    """What a test says: its statistic and the chance of one at least as extreme without drift."""
+    """Statistic of a test, and the chance of one at least as extreme without a change."""
 
     statistic: float
     p_value: float
 
 
 class Moments(NamedTuple):
-    """Size, mean and standard deviation of a sample: all that a z test needs of it."""
+    """Size, mean and standard deviation of a sample."""
 
     n: float
     mean: float
@@ -41,9 +41,16 @@ class Moments(NamedTuple):
 
 
 def ks_p_value(gap: float, n: float, m: float) -> float:
-    """Chance that two samples of ``n`` and ``m`` values from one distribution are this far apart, or farther.
+    """P-value of the two-sample Kolmogorov-Smirnov test.
 
-    Kolmogorov's limit with Stephens' correction for small samples; ties make it larger than it need be, never smaller.
+    Kolmogorov's limit with Stephens' correction for small samples; conservative with ties.
+
+    Parameters
+    ----------
+    gap
+        The statistic D, in [0, 1].
+    n, m
+        Sizes of the samples, more than 0, not always whole.
 
     Examples
     --------
@@ -60,15 +67,15 @@ def ks_p_value(gap: float, n: float, m: float) -> float:
 
 
 def ks_statistics(differences: Numbers, starts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The largest gaps between the cumulative distributions of several quantities at once.
+    """Kolmogorov-Smirnov statistics of several quantities at once.
 
     Parameters
     ----------
     differences
-        (T,), share of the window minus share of the reference in each bin, quantity after quantity:
-        those of one add up to 0, so that one cumulative sum serves all.
+        (T,), share of the window minus share of the reference in each bin, quantity after quantity; those of one
+        quantity add up to 0.
     starts
-        (Q,), where the bins of each quantity begin.
+        (Q,), index of the first bin of each quantity.
 
     Examples
     --------
@@ -79,7 +86,7 @@ def ks_statistics(differences: Numbers, starts: NDArray[np.int64]) -> NDArray[np
 
 
 def bonferroni(smallest: float, tests: int) -> float:
-    """The smallest p-value of several tests, corrected for having been chosen: one p-value for all of them.
+    """P-value of several tests together, from the smallest of theirs.
 
     >>> bonferroni(0.01, 3)
     0.03
@@ -95,11 +102,10 @@ def bonferroni(smallest: float, tests: int) -> float:
 def chi_square(window: Cases, reference: Cases) -> TestResult:
     """Chi-square test that two samples of classes come from one distribution.
 
-    Classes with fewer than 5 expected cases are merged into one. Where even that one has too few, Fisher's
-    exact test says whether the window shows it too often, and chi-square whether the others have
-    changed among themselves; the smaller of the two p-values counts, corrected exactly for having been
-    chosen (``_one_rare``): a class that the reference never showed cannot slip through. With 30 or more
-    such classes nothing is merged (``sparse_chi_square``).
+    Classes with fewer than 5 expected cases are merged into one. If that one still has too few, Fisher's exact test
+    is made of it and chi-square of the others, and the smaller of the two p-values counts, corrected exactly for
+    the choice (``_one_rare``); so classes that the reference never showed are tested too. With 30 or more such
+    classes nothing is merged (``sparse_chi_square``).
 
     Parameters
     ----------
@@ -108,7 +114,6 @@ def chi_square(window: Cases, reference: Cases) -> TestResult:
 
     Examples
     --------
-    >>> import numpy as np
     >>> outcome = chi_square(np.array([30, 70]), np.array([50, 50]))
     >>> round(outcome.statistic, 4), round(outcome.p_value, 6)
     (8.3333, 0.003892)
@@ -133,12 +138,11 @@ def chi_square(window: Cases, reference: Cases) -> TestResult:
 
 
 def _one_rare(rare: NDArray[np.float64], others: NDArray[np.float64]) -> TestResult:
-    """Whether a class that is rare (2,) comes too often, or the others (2, k) have changed among themselves.
+    """Test of a rare class (2,) that may occur too often, and of the others (2, k) among themselves.
 
-    Given how often it occurs in all, its number in the window is hypergeometric, and independent of what
-    the others do among themselves. So the chance that the smaller of two p-values is at most t is known:
-    t + f - t f, where f is the chance that the exact one is at most t, which is far below t where
-    few numbers are possible. To double the smaller one would give that away.
+    Given its total, the number of the rare class in the window is hypergeometric and independent of the others. So
+    the chance that the smaller of the two p-values is at most t is t + f - t f, where f is the chance that the exact
+    one is at most t: far below t where few numbers are possible, hence more power than doubling the smaller one.
 
     References
     ----------
@@ -148,9 +152,9 @@ def _one_rare(rare: NDArray[np.float64], others: NDArray[np.float64]) -> TestRes
     """
     seen, total = round(rare[0]), round(rare.sum())
     n, m = (round(cases) for cases in (rare + others.sum(axis=1)).tolist())
-    farthest = max(seen, round(total * n / (n + m))) + MAX_Z  # few are rare: beyond it there is no chance left
+    farthest = max(seen, round(total * n / (n + m))) + MAX_Z  # beyond it the chance is nil
     chances = [hypergeometric(x, total, n, m) for x in range(min(total, n, farthest) + 1)]
-    tails = np.cumsum(chances[::-1])[::-1]  # of so many or more
+    tails = np.cumsum(chances[::-1])[::-1]  # of at least as many
     among = _homogeneity(others)
     smaller = min(among.p_value, float(tails[seen]))
     possible = float(tails[tails <= smaller * (1 + 1e-9)].max(initial=0.0))
@@ -172,10 +176,8 @@ def _homogeneity(table: NDArray[np.float64]) -> TestResult:
 def sparse_chi_square(window: Cases, reference: Cases) -> TestResult:
     """Chi-square test for many classes with few cases each.
 
-    Given how often each class occurs in both samples together, Pearson's statistic has a mean and a
-    variance that are known exactly when the cases are dealt to the samples at random. A gamma
-    distribution with the same two gives the p-value: what a permutation test would give, without its
-    random numbers.
+    When the cases of both samples are dealt to them at random, the mean and the variance of Pearson's statistic are
+    known exactly. A gamma distribution with the same two gives the p-value, close to that of a permutation test.
 
     Parameters
     ----------
@@ -208,13 +210,13 @@ def sparse_chi_square(window: Cases, reference: Cases) -> TestResult:
     uneven = [(total * float((1 / sums).sum()) - len(sums) ** 2) / (total - 2) for sums in (rows, columns)]
     variance = 2 * total / (total - 3) * (spread[0] - uneven[0]) * (spread[1] - uneven[1])
     variance += total**2 / (total - 1) * uneven[0] * uneven[1]
-    if variance <= 0:  # every deal gives the same
+    if variance <= 0:  # every deal gives the same statistic
         return TestResult(statistic, 1.0)
     return TestResult(statistic, _gamma_survival(statistic / mean, mean**2 / variance))
 
 
 def _gamma_survival(x: float, shape: float) -> float:
-    """Chance that a gamma variable of mean 1 exceeds x, by the cube root that makes it nearly normal.
+    """P(X > x) of a gamma distribution of mean 1, by the Wilson-Hilferty cube root.
 
     References
     ----------
@@ -226,16 +228,16 @@ def _gamma_survival(x: float, shape: float) -> float:
 
 
 def population_stability_index(window: Cases, reference: Cases) -> float:
-    """How far two distributions are apart, in the unit that credit scoring made known: PSI.
+    """Population stability index (PSI), a distance of two distributions known from credit scoring.
 
-    The sum over the bins of the difference of shares times the difference of their logarithms. Half a
-    case is added to each count, so that an empty bin is not infinitely surprising.
+    The sum over the bins of the difference of shares times the difference of their logarithms. Half a case is
+    added to each count, so that empty bins give finite values.
 
     Parameters
     ----------
     window, reference
-        (B,), how many cases are in each bin. Ten bins of equal reference share are usual, below 0.1
-        is called stable and above 0.25 a large change. More bins and fewer cases give larger values.
+        (B,), number of cases in each bin. Usual are ten bins of equal reference share; below 0.1 is called stable
+        and above 0.25 a large change. More bins and fewer cases give larger values.
 
     Examples
     --------
@@ -251,7 +253,7 @@ def population_stability_index(window: Cases, reference: Cases) -> float:
 
 
 def quantile_groups(reference: Cases, groups: int = PSI_BINS) -> NDArray[np.int64]:
-    """The group of each of many ordered bins, such that the groups hold about equally much of the reference.
+    """The group of each of many ordered bins, with about the same number of reference cases in each group.
 
     >>> quantile_groups(np.array([1, 1, 5, 1, 1, 1]), 2).tolist()
     [0, 0, 0, 1, 1, 1]
@@ -262,14 +264,16 @@ def quantile_groups(reference: Cases, groups: int = PSI_BINS) -> NDArray[np.int6
 
 
 def effective_sample_size(n: float, autocorrelation: float, pairs: float) -> float:
-    """How many independent cases say as much about a mean as ``n`` that depend on those before them.
+    """Number of independent cases with the same standard error of the mean as ``n`` autocorrelated ones.
 
     Parameters
     ----------
+    n
+        Number of cases.
     autocorrelation
-        Of successive cases. The dependence is taken to fade by this factor with each further step.
+        At lag 1; assumed to decay geometrically.
     pairs
-        From how many pairs it was measured: what chance would give is taken for none.
+        Number of pairs it was measured from; a value within chance counts as 0.
 
     Examples
     --------
@@ -288,11 +292,10 @@ def effective_sample_size(n: float, autocorrelation: float, pairs: float) -> flo
 
 
 def total_variation(window: Cases, reference: Cases) -> float:
-    """Share of cases that would have to change class to turn one distribution into the other.
+    """Total variation distance: share of cases that differ in class between two distributions (K,) of counts.
 
     Examples
     --------
-    >>> import numpy as np
     >>> round(total_variation(np.array([30, 70]), np.array([100, 100])), 10)
     0.2
     """
@@ -304,9 +307,11 @@ def mean_shift(window: Moments, reference: Moments, resolution: float = 0.0) -> 
 
     Parameters
     ----------
+    window, reference
+        The two samples.
     resolution
-        Smallest step of the values; a standard deviation below it counts as this much, so that two
-        constant samples which differ by one rounding step are not infinitely far apart.
+        Smallest step of the values; lower bound of the standard deviations, so that two constant samples which differ
+        by a rounding step are not infinitely far apart.
 
     Returns
     -------
@@ -329,7 +334,7 @@ def mean_shift(window: Moments, reference: Moments, resolution: float = 0.0) -> 
 
 
 def accuracy_drop_test(right: float, n: float, reference_right: float, m: float) -> TestResult:
-    """One-sided z test that a share is lower than in the reference, with pooled variance.
+    """One-sided z test with pooled variance: ``right`` of ``n`` against ``reference_right`` of ``m``.
 
     Examples
     --------
@@ -346,21 +351,30 @@ def accuracy_drop_test(right: float, n: float, reference_right: float, m: float)
 def degradation_lower_bound(
     right: float, n: float, reference_right: float, m: float, confidence: float = 0.99
 ) -> float:
-    """The relative drop of a share that is certain at the given confidence (one-sided).
+    """One-sided lower confidence bound of the relative drop of a share.
 
-    The upper limit of the ratio of the two shares, from their Wilson intervals by the method of
-    variance estimates recovery; it stays sensible where every answer is right, or wrong.
+    It follows from the upper limit of the ratio of the two shares, from their Wilson intervals by the method of
+    variance estimates recovery; valid also where every answer is right, or wrong.
+
+    Parameters
+    ----------
+    right, n
+        Right cases and all cases of the window, not always whole numbers.
+    reference_right, m
+        The same of the reference.
+    confidence
+        One-sided, in (0.5, 1).
 
     Returns
     -------
     float
-        At most ``1 - ratio``; negative while the share may just as well have risen.
+        At most ``1 - ratio``; negative while the share may have risen; minus infinity when the reference may be 0.
 
     Examples
     --------
     >>> round(degradation_lower_bound(720, 1000, 9000, 10000), 4)  # a drop of 0.2 with 1,000 labels
     0.1641
-    >>> degradation_lower_bound(72, 100, 9000, 10000) < 0.1  # with 100 labels even 0.1 is not sure
+    >>> degradation_lower_bound(72, 100, 9000, 10000) < 0.1  # with 100 labels even 0.1 is uncertain
     True
 
     References
@@ -373,14 +387,23 @@ def degradation_lower_bound(
     high = wilson(right, n, two_sided).high
     low = wilson(reference_right, m, two_sided).low
     denominator = low * (2 * reference - low)
-    if denominator <= 0:  # the reference itself may be nought: nothing is certain
+    if denominator <= 0:  # the reference itself may be 0
         return -math.inf
     product = share * reference
     return 1 - (product + math.sqrt(max(0.0, product**2 - high * (2 * share - high) * denominator))) / denominator
 
 
 def required_labels(accuracy: float, drop: float = 0.2, threshold: float = 0.05, confidence: float = 0.99) -> int:
-    """Labels that prove a drop above ``threshold`` nine times out of ten when the true drop is ``drop``.
+    """Number of labels that confirm a drop above ``threshold`` nine times out of ten when the true drop is ``drop``.
+
+    Parameters
+    ----------
+    accuracy
+        Of the reference.
+    drop, threshold
+        Relative drops, ``drop`` the larger one.
+    confidence
+        One-sided, of the confirmation.
 
     Examples
     --------

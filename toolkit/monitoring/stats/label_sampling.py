@@ -1,7 +1,6 @@
-"""Which predictions to label, so that their labels tell the accuracy of a whole window.
+"""Random samples of predictions to label, so that the labels estimate the accuracy of a whole window.
 
-Labels that happen to be sent are biased: complaints are about mistakes. Labels of a random list are
-not, whatever the images look like.
+Labels that happen to be sent are biased: complaints are about mistakes. Labels of a random sample are not.
 """
 
 import numpy as np
@@ -16,24 +15,23 @@ from toolkit.monitoring.stats.splitmix import splitmix64
 def sample_for_labelling(ids: ArrayLike, n: int, seed: int = 0) -> NDArray[np.int64]:
     """Draw predictions to label, without replacement and each with the same chance.
 
-    A prediction's place on the list follows from its id and the seed alone. So every process draws
-    the same list from the same window, a longer list begins with the shorter one, and a window that
-    has moved on keeps those that are still in it: labels recorded meanwhile go on counting. Predictions
-    that have a label already must be in ``ids`` too, else the list is no fair sample of the window.
+    The order of the predictions follows from their ids and the seed. So every process draws the same sample from
+    the same window, a larger sample begins with the smaller one, and a sample of a later window keeps the
+    predictions that are still in it. Labelled predictions must be in ``ids`` too, otherwise the sample is biased.
 
     Parameters
     ----------
     ids
         int64 (N,), all different, of all predictions of the window, in any order.
     n
-        How many to draw; all when there are fewer.
+        How many to draw, at least 1; all when there are fewer.
     seed
-        Another one gives another list.
+        Another one gives another sample.
 
     Returns
     -------
     int64 (n,)
-        The ids in the order in which to label them: the labels of its beginning are a random sample as well.
+        The ids in the order in which to label them; the first few are a random sample as well.
 
     Raises
     ------
@@ -59,15 +57,17 @@ def sample_for_labelling(ids: ArrayLike, n: int, seed: int = 0) -> NDArray[np.in
 
 
 def labels_to_confirm(reference_accuracy: float, drop: float, thresholds: Thresholds) -> int:
-    """How many labels would most probably prove that accuracy fell by more than a warning.
+    """Number of labels that confirm, nine times in ten, a drop of accuracy above the warning level.
 
     Parameters
     ----------
     reference_accuracy
         On the held-out images.
     drop
-        The relative drop that is suspected, from an estimate. One below ``thresholds.critical`` counts as
-        that much: to prove less takes thousands of labels.
+        The relative drop that is suspected, raised to ``thresholds.critical`` where it is less: a smaller one takes
+        thousands of labels.
+    thresholds
+        ``warning``, ``critical`` and ``confidence`` are used.
 
     Examples
     --------
@@ -80,7 +80,7 @@ def labels_to_confirm(reference_accuracy: float, drop: float, thresholds: Thresh
 
 
 def random_numbers(ids: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
-    """A number of 64 random bits for each id, always the same one.
+    """64 random bits for each id, which follow from it and the seed.
 
     Examples
     --------

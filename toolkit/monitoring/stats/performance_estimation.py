@@ -1,10 +1,9 @@
-"""What can be said about accuracy before anybody has told a label: an estimate, never a measurement.
+"""Estimates of accuracy without labels.
 
-Two methods turn a prediction into a number between 0 and 1 whose mean over the held-out images is
-the accuracy there, exactly. Their means over a window are two estimates of the accuracy in it, and
-the milder one counts: it is the floor on severity. Where confidence falls without harm (less
-contrast, blur) both see too much, and where a model is wrong with confidence both see nothing. So an
-estimate never calls for more than a warning, and none is no all-clear: a few labels settle it
+Two methods turn a prediction into a score between 0 and 1; the mean score of the held-out images is exactly the
+accuracy there. The mean scores of a window are two estimates of its accuracy, and the higher one counts. Where
+confidence falls without harm (less contrast, blur) both are too low, and where a model is wrong with confidence
+both are too high. So an estimate never raises more than a warning, and is no all-clear; a few labels decide
 (``toolkit.monitoring.stats.label_sampling``).
 """
 
@@ -20,25 +19,25 @@ from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.statistics.intervals import wilson
 
 METHODS = ("thresholded_confidence", "calibrated_confidence")
-ENTROPY_DECIMALS = 6  # the order of the classes changes the sum of their terms, but not up to here
-STEP = 2.0**-20  # scores are multiples of it, so that sums are exact and no order of adding matters
+ENTROPY_DECIMALS = 6  # the sum depends on the order of the classes only beyond these
+STEP = 2.0**-20  # scores are multiples of it, so that sums are exact in any order
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """An accuracy that nobody has measured.
+    """An estimate of accuracy without labels.
 
     Parameters
     ----------
     accuracy
-        The milder of the two methods' estimates.
+        The higher of the two methods' estimates.
     low, high
-        Its 95 % interval as far as chance goes, in the window and on the held-out images. That the
-        images have changed in a way that fools both methods is not in it.
+        Its 95 % interval by chance in the window and on the held-out images; a systematic error of the methods is
+        not in it.
     method
-        Which of ``METHODS`` it comes from.
+        The one of ``METHODS`` that it comes from.
     n
-        Predictions it was made from.
+        Number of predictions.
     """
 
     accuracy: float
@@ -49,39 +48,37 @@ class Estimate:
 
 
 class PerformanceEstimator:
-    """Estimates the accuracy in a window from the probabilities alone.
+    """Estimator of the accuracy in a window from the probabilities alone.
 
-    ``thresholded_confidence`` (ATC) takes a prediction for right when its negative entropy is above
-    a threshold: that above which lies the share of held-out images that was right. Images that
-    tie with the threshold count in part, each with the same part, so that this share is met exactly;
-    a saturated softmax gives thousands of them. ``calibrated_confidence`` takes the share of right
-    answers among held-out images of such a confidence, from an isotonic regression.
+    ``thresholded_confidence`` (ATC) counts predictions with a negative entropy above a threshold, chosen so that
+    the share of held-out images above it is the accuracy there. Images that equal the threshold count in part, so
+    that this share is met exactly; a saturated softmax gives thousands of them. ``calibrated_confidence`` takes the
+    accuracy of held-out images of the same confidence, by isotonic regression.
 
-    Each prediction is scored by itself and scores add up, so the sums over a window are enough.
+    Scores add up, so the sums over a window are enough.
 
-    Measured on digits and Fashion-MNIST with a linear model, a perceptron and a small convolutional
-    network of accuracy 0.83 to 0.96, in 1,092 windows of 1,000: with noise, rotation, blur, lower
-    contrast or moved images on 10, 50 or 100 % of a window, the estimate is off by 10.2 points on
-    average (12.3 if no change is assumed, 11.4 by the more pessimistic method); with a class knocked
-    out, by 0.9. What it calls certain was a level too bad in 5 % of the windows (9 % by the more
-    pessimistic method), most of them blurred or of low contrast. It warned of 56 % of the drops above
-    5 %, and in 4 % of the windows without one.
+    Measured on digits and Fashion-MNIST with a linear model, a perceptron and a small convolutional network of
+    accuracy 0.83 to 0.96, in 1,092 windows of 1,000: with noise, rotation, blur, lower contrast or moved images on
+    10, 50 or 100 % of a window, the estimate is off by 10.2 points on average (12.3 if no change is assumed, 11.4
+    by the lower estimate); with a class left out, by 0.9. Its lower bound of the drop was a level too bad in 5 % of
+    the windows (9 % by the lower estimate), most of them blurred or of low contrast. It warned of 56 % of the drops
+    above 5 %, and in 4 % of the windows without one.
 
     Parameters
     ----------
     baseline
-        What the model did on images it had never seen.
+        Probabilities and labels of the held-out images.
 
     Raises
     ------
     SettingsError
-        When the baseline holds no image.
+        When the baseline has no image.
 
     Examples
     --------
     >>> baseline = Baseline(("cat", "dog"), np.array([[0.9, 0.1]] * 8 + [[0.6, 0.4]] * 2), [0] * 8 + [0, 1])
     >>> estimator = PerformanceEstimator(baseline)
-    >>> estimator.score([[0.1, 0.9], [0.4, 0.6]]).tolist()  # half of those that tie with 0.6 were right
+    >>> estimator.score([[0.1, 0.9], [0.4, 0.6]]).tolist()  # half of those with 0.6 were right
     [[1.0, 1.0], [0.5, 0.5]]
     >>> estimator.estimate([[0.9, 0.1]] * 60 + [[0.4, 0.6]] * 40).accuracy
     0.8
@@ -104,7 +101,7 @@ class PerformanceEstimator:
         self._edges, self._levels = isotonic_regression(baseline.confidence, right)
 
     def score(self, probabilities: ArrayLike) -> NDArray[np.float64]:
-        """Each prediction as one number for each of ``METHODS``.
+        """The scores of each prediction, one for each of ``METHODS``.
 
         Parameters
         ----------
@@ -114,8 +111,7 @@ class PerformanceEstimator:
         Returns
         -------
         ndarray
-            (n, 2) in [0, 1], multiples of 2**-20. A row that is not finite scores 0 and must not be
-            counted either.
+            (n, 2) in [0, 1], multiples of 2**-20; 0 for a row that is not finite, which must not be counted.
         """
         rows = np.asarray(probabilities, np.float16)
         if rows.ndim != 2 or rows.shape[1] != self.classes:
@@ -135,31 +131,33 @@ class PerformanceEstimator:
         Parameters
         ----------
         sums
-            (2,).
+            (2,), sums of ``score``.
+        n
+            Number of finite predictions.
         effective_n
-            How many independent predictions they are worth, when they came in bursts.
+            Number of independent predictions that they are equivalent to; ``n`` when None.
         """
         if n < 1:
             return None
         means = (np.asarray(sums, np.float64) / n).tolist()
         milder = int(np.argmax(means))
-        # The held-out accuracy that the scores were fitted to is as uncertain as any counted share.
-        worth = 1 / (1 / min(n, effective_n or n) + 1 / self.reference_n)
-        interval = wilson(*(np.array([means[milder], 1.0]) * worth).tolist())
+        # The held-out accuracy is uncertain too.
+        total = 1 / (1 / min(n, effective_n or n) + 1 / self.reference_n)
+        interval = wilson(*(np.array([means[milder], 1.0]) * total).tolist())
         return Estimate(means[milder], *interval, METHODS[milder], n)
 
     def estimate(self, probabilities: ArrayLike) -> Estimate | None:
-        """The estimate of a window given as (n, K) probabilities, those that are not finite left out."""
+        """The estimate of (n, K) probabilities, without rows that are not finite."""
         rows = np.asarray(probabilities, np.float16)
         scores = self.score(rows)
         return self.from_sums(scores.sum(axis=0), int(np.isfinite(rows).all(axis=1).sum()))
 
     def degradation(self, estimate: Estimate | None, thresholds: Thresholds) -> dict[str, Any]:
-        """How much worse than the reference the estimate is, ready for JSON: what is not known is None.
+        """The relative drop of the estimate below the reference, ready for JSON; unknown values are None.
 
-        ``level`` is ``warning`` when even the upper end of the interval is that much lower, and never
-        more. ``status`` is ``estimate``; or ``insufficient_data`` with a ``note`` that says why: too
-        few predictions or held-out images, or an interval so wide that a warning drowns in it.
+        ``level`` is ``warning`` when even the upper end of the interval is that much lower, else ``ok``. ``status``
+        is ``estimate``, or ``insufficient_data`` with a ``note`` that says why: too few predictions or held-out
+        images, or too wide an interval.
 
         Examples
         --------
@@ -169,7 +167,7 @@ class PerformanceEstimator:
         >>> worse["accuracy"], round(worse["degradation"], 3), worse["level"], worse["status"]
         (0.5, 0.444, 'warning', 'estimate')
         """
-        figures: dict[str, Any] = {
+        metrics: dict[str, Any] = {
             "accuracy": estimate.accuracy if estimate else None,
             "accuracy_interval": [estimate.low, estimate.high] if estimate else None,
             "method": estimate.method if estimate else None,
@@ -183,23 +181,23 @@ class PerformanceEstimator:
             "note": None,
         }
         if not self.reference_accuracy:
-            return figures | {"note": "the model was never right on the held-out images"}
+            return metrics | {"note": "the model was never right on the held-out images"}
         if estimate is None:
-            return figures | {"note": "there is no prediction"}
+            return metrics | {"note": "there is no prediction"}
         drop, certain = (1 - accuracy / self.reference_accuracy for accuracy in (estimate.accuracy, estimate.high))
-        figures |= {"degradation": drop, "degradation_lower_bound": certain}
+        metrics |= {"degradation": drop, "degradation_lower_bound": certain}
         if min(estimate.n, self.reference_n) < thresholds.minimum_predictions:
-            return figures | {"note": f"{estimate.n} predictions and {self.reference_n} held-out images are too few"}
+            return metrics | {"note": f"{estimate.n} predictions and {self.reference_n} held-out images are too few"}
         if certain > thresholds.warning:
-            return figures | {"level": "warning", "status": "estimate"}
+            return metrics | {"level": "warning", "status": "estimate"}
         half = (estimate.high - estimate.low) / 2
         if half > thresholds.warning * self.reference_accuracy:
-            return figures | {"note": f"chance alone may move the estimate by {half:.1%}: too much to see a warning"}
-        return figures | {"level": "ok", "status": "estimate"}
+            return metrics | {"note": f"chance alone may move the estimate by {half:.1%}: too much to see a warning"}
+        return metrics | {"level": "ok", "status": "estimate"}
 
 
 def _negative_entropy(probabilities: NDArray[Any]) -> NDArray[Any]:
-    """(n,), 0 for a prediction without doubt, less the more doubt there is."""
+    """(n,), 0 for a probability of 1, less for others."""
     p = probabilities.astype(np.float32)  # (n, K)
     rounded: NDArray[Any] = np.round(
         np.sum(p * np.log(np.maximum(p, np.finfo(np.float32).tiny)), axis=1), ENTROPY_DECIMALS
@@ -208,7 +206,7 @@ def _negative_entropy(probabilities: NDArray[Any]) -> NDArray[Any]:
 
 
 def _threshold(scores: NDArray[Any], right: int) -> tuple[float, float]:
-    """The score above which ``right`` of the scores lie, and the part that counts of those that equal it."""
+    """The threshold above which ``right`` of the scores lie, and the weight of scores that equal it."""
     if not right:
         return np.inf, 0.0
     threshold = np.sort(scores)[-right]
@@ -217,17 +215,17 @@ def _threshold(scores: NDArray[Any], right: int) -> tuple[float, float]:
 
 
 def isotonic_regression(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The non-decreasing step function nearest to ``y`` in squares, by pooling adjacent violators.
+    """The non-decreasing step function with the least squared distance to ``y``, by pooling adjacent violators.
 
     Parameters
     ----------
     x, y
-        (n,); cases that tie in ``x`` get one value.
+        (n,); cases of equal ``x`` get one value.
 
     Returns
     -------
     tuple[ndarray, ndarray]
-        (B,) and (B,): where each step begins, and its height, the mean of the ``y`` on it.
+        (B,) and (B,): the start of each step, and its height, the mean of its ``y``.
 
     Examples
     --------

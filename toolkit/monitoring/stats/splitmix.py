@@ -1,4 +1,4 @@
-"""The SplitMix64 generator: random bits that follow from a whole number, the same on every machine."""
+"""The SplitMix64 generator: random bits from whole numbers, the same on every machine."""
 
 import numpy as np
 from numpy.typing import NDArray
