@@ -27,7 +27,7 @@ from toolkit.monitoring.store.labels import LabelRows
 from toolkit.monitoring.store.predictions import ModelVersion, PredictionStore
 from toolkit.monitoring.store.rollups import Rollup, read_rollups
 from toolkit.monitoring.windows.reference import ReferenceBins
-from toolkit.monitoring.windows.rolling import LONGEST_WINDOW
+from toolkit.monitoring.windows.rolling import MAX_WINDOW
 from toolkit.monitoring.windows.summary import WindowSummary
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class StreamState:
         if self._evaluator is None or self._change_token is None:
             return False
         position, epoch = checkpoints.locate(self._store, self.model)
-        behind = position - self._checkpoint.position > LONGEST_WINDOW
+        behind = position - self._checkpoint.position > MAX_WINDOW
         return stamp[0] != self._change_token[0] or epoch != self._checkpoint.epoch or behind
 
     def _load(self) -> AlertEvaluator:
@@ -210,7 +210,7 @@ def _older_than_windows(rollups: Sequence[Rollup], sequence: int | None) -> list
         The last prediction in the windows; the latest of all when None.
     """
     kept, inside = list(rollups), 0
-    while kept and kept[-1].has_rows and inside < LONGEST_WINDOW:
+    while kept and kept[-1].has_rows and inside < MAX_WINDOW:
         rollup = kept.pop()
         inside += rollup.n if sequence is None or rollup.last <= sequence else 0
     return kept

@@ -1,4 +1,4 @@
-"""Whether a window differs from the baseline, by how much, and how sure that is."""
+"""Drift tests: whether a window differs from the reference, by how much, and how certainly."""
 
 import html
 import math
@@ -17,15 +17,15 @@ from toolkit.monitoring.windows.reference import ReferenceBins
 from toolkit.monitoring.windows.summary import WindowSummary
 from toolkit.statistics.intervals import holm
 
-HALF_PRECISION_STEP = 2.0**-11  # between neighbouring float16 just below 1, the coarsest a confidence is stored
-# How much more of alpha a test may spend than another: the softmax sees the most kinds of shift, and half is for it.
+HALF_PRECISION_STEP = 2.0**-11  # between float16 numbers just below 1, the resolution of a confidence
+# Weights of the tests in Holm's correction, 1 for others: the softmax shows most kinds of shift and has half of alpha.
 WEIGHTS = {"softmax_distribution": 4.0}
-SHOWN_CLASSES = 3  # classes named in a result: those whose share changed most
+SHOWN_CLASSES = 3  # classes with the largest change of share, named in a result
 
 
 @dataclass(frozen=True)
 class DriftResult:
-    """What one test says about one window.
+    """Result of one test of one window.
 
     Parameters
     ----------
@@ -33,13 +33,13 @@ class DriftResult:
         ``confidence_distribution``, ``prediction_distribution``, ``mean_confidence``,
         ``softmax_distribution``, ``accuracy``, or the name of an input statistic.
     family
-        ``model`` for what the model answers, ``input`` for what the images look like.
+        ``model`` for predictions, ``input`` for statistics of the images.
     window
         ``short``, ``medium`` or ``long``.
     n, n_reference
         Cases in the window and in the baseline.
     minimum_effect
-        The effect below which a change does not matter.
+        The effect below which a change is not drift.
     statistic, p_value
         Of the test; None while there is too little data.
     corrected_p_value
@@ -47,14 +47,14 @@ class DriftResult:
     effect
         How large the change is: KS D, total variation, standard deviations, relative drop.
     drifted
-        Whether the change is both certain and large enough to matter; None while there is too little data.
+        Whether the change is significant and at least the minimum effect; None while there is too little data.
     detail
         The change in words.
     psi
         Population stability index, another measure of the effect: 0.1 is some change, 0.25 a large one.
     n_effective
-        Independent cases that say as much as the ``n`` of the window: fewer when images come in bursts
-        that resemble each other. The p-value counts these.
+        Number of independent cases that the ``n`` of the window are equivalent to, fewer when similar images come in
+        bursts; the p-value is computed with it.
     """
 
     metric: str
@@ -84,14 +84,16 @@ class DriftResult:
 
 @dataclass(frozen=True)
 class DriftReport:
-    """The verdicts on the windows of one model version; print it, or read its ``results``.
+    """Results of the tests of one model version; prints as a table.
 
     Parameters
     ----------
     model_version
-        None when nothing was ever logged.
+        None when no prediction was ever logged.
     alpha
         Chance of a false "drift" among all tests of a family.
+    results
+        Of all tests in all windows.
     """
 
     model_version: str | None
@@ -100,12 +102,12 @@ class DriftReport:
 
     @property
     def drifted(self) -> bool | None:
-        """Whether what the model answers has changed; None while there is too little data."""
+        """Whether the predictions have drifted; None while there is too little data."""
         return _any_or_none(result.drifted for result in self.results if result.family == "model")
 
     @property
     def input_drifted(self) -> bool | None:
-        """Whether the images have changed; None while there is too little data."""
+        """Whether the images have drifted; None while there is too little data."""
         return _any_or_none(result.drifted for result in self.results if result.family == "input")
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,7 +128,7 @@ class DriftReport:
         return "\n".join([self._headline(), "", *lines])
 
     def _repr_html_(self) -> str:
-        """The report as a notebook shows it."""
+        """The report as an HTML table, for notebooks."""
         colours = {"drift": "#c0392b", "no_drift": "#1e8449", "insufficient_data": "#7f8c8d"}
         head = "".join(f"<th style='text-align:left'>{html.escape(name)}</th>" for name in _HEADER)
         body = "".join(
@@ -140,11 +142,10 @@ class DriftReport:
     def _headline(self) -> str:
         if self.model_version is None:
             return "No predictions have been logged yet."
-        told = [result for result in self.results if result.drifted is not None]
-        found = [result for result in told if result.drifted]
-        without = len(self.results) - len(told)
-        waiting = f"; {without} wait for more data" if without else ""
-        return f"Model version {self.model_version}: {len(found)} of {len(told)} tests found drift{waiting}."
+        answers = [result.drifted for result in self.results if result.drifted is not None]
+        missing = len(self.results) - len(answers)
+        waiting = f"; {missing} wait for more data" if missing else ""
+        return f"Model version {self.model_version}: {sum(answers)} of {len(answers)} tests found drift{waiting}."
 
 
 def run_tests(
@@ -155,23 +156,25 @@ def run_tests(
     Parameters
     ----------
     window
-        Counts made with the bins.
+        Counts of the window, made with ``bins``.
     bins
-        With the reference; without one every answer is ``insufficient_data``.
+        With the reference, without which every result is ``insufficient_data``.
+    thresholds
+        Minimum effects and sample sizes.
     name
-        Of the window, to be told in the results.
+        Name of the window in the results.
     alpha
-        ``thresholds.alpha`` when None.
+        Chance of a false "drift" in a family; ``thresholds.alpha`` when None.
 
     Returns
     -------
     list[DriftResult]
-        The tests of the model's answers, then one for each input statistic in the baseline.
+        The tests of the predictions, then one for each input statistic of the baseline.
 
     Raises
     ------
     SettingsError
-        When the counts were made with another bins.
+        When the window was counted in other bins.
 
     Examples
     --------
@@ -203,7 +206,7 @@ def run_tests(
         "accuracy": (thresholds.warning, _accuracy),
     }
     if window.fingerprint != bins.fingerprint:
-        raise SettingsError("counts can be compared with the bins alone that they were made with")
+        raise SettingsError("the window was counted in other bins than those of the reference")
     comparison = _Comparison.of(window, bins, thresholds, name)
     model = [_answer(comparison, metric, *test) for metric, test in tests.items()]
     first = 1 + len(bins.classes)
@@ -212,7 +215,7 @@ def run_tests(
 
 
 def correct_and_decide(results: Iterable[DriftResult], alpha: float) -> list[DriftResult]:
-    """Correct the p-values of one family for each other, and say which changes are drift."""
+    """Correct the p-values of one family by Holm's method, and decide which changes are drift."""
     results = list(results)
     tested = [result for result in results if result.p_value is not None]
     weights = [WEIGHTS.get(result.metric, 1.0) for result in tested]
@@ -232,11 +235,10 @@ def correct_and_decide(results: Iterable[DriftResult], alpha: float) -> list[Dri
 
 @dataclass(frozen=True)
 class _Comparison:
-    """A window and the reference beside each other, with what several tests need of them.
+    """A window and the reference, with values that several tests need.
 
-    ``gaps`` (Q,) is KS D of each quantity, ``given`` and ``usual`` (Q,) are how many values there are of
-    it in the window and in the reference, and ``kept`` is the share of cases that count as independent.
-    Without a reference that side is empty.
+    ``ks`` (Q,) is the KS statistic of each quantity, ``given`` and ``usual`` (Q,) are the numbers of its values in the
+    window and in the reference, ``kept`` is the share of cases that count as independent. A missing reference is empty.
     """
 
     now: WindowSummary
@@ -263,12 +265,12 @@ class _Comparison:
         return cls(now, reference, bins, thresholds, window, gaps, given, usual, kept)
 
     def p_value(self, quantity: int) -> float:
-        """Chance of a KS gap like that of a quantity without drift."""
+        """P-value of the KS test of a quantity."""
         n = max(1.0, self.kept * float(self.given[quantity]))
         return hypothesis_tests.ks_p_value(float(self.ks[quantity]), n, float(self.usual[quantity]))
 
     def psi(self, quantity: int) -> float:
-        """Population stability index of a quantity in tenths of the reference."""
+        """PSI of a quantity in tenths of the reference."""
         groups, usual = self.bins.deciles[quantity]
         now = np.bincount(groups, self.now.cells[self.bins.bin_slice(quantity)])
         return hypothesis_tests.population_stability_index(now, usual)
@@ -278,7 +280,7 @@ class _Comparison:
         return f"median {_number(self.bins.medians[quantity])} -> {_number(now)}"
 
     def widest(self, quantity: int) -> str:
-        """Where the two distributions are farthest apart."""
+        """The value at which the two distributions differ most, in words."""
         cells = self.bins.bin_slice(quantity)
         upto = [np.cumsum(counts.cells[cells]) / counts.cells[cells].sum() for counts in (self.reference, self.now)]
         place = int(np.abs(upto[1] - upto[0]).argmax())
@@ -290,7 +292,7 @@ _Test = Callable[[_Comparison, DriftResult], DriftResult]
 
 
 def _answer(comparison: _Comparison, metric: str, minimum: float, test: _Test) -> DriftResult:
-    """A test of what the model answers, if there is enough to test."""
+    """A test of the predictions, if there are enough."""
     needed, cases = comparison.thresholds.minimum_predictions, comparison.now.n_finite
     if metric == "accuracy":
         needed, cases = comparison.thresholds.minimum_labels, comparison.now.n_labels
@@ -305,7 +307,7 @@ def _confidences(comparison: _Comparison, blank: DriftResult) -> DriftResult:
 
 def _softmax(comparison: _Comparison, blank: DriftResult) -> DriftResult:
     k = len(comparison.bins.classes)
-    if comparison.given[1] < comparison.thresholds.minimum_predictions:  # answers were logged, probabilities were not
+    if comparison.given[1] < comparison.thresholds.minimum_predictions:  # only classes and confidences were logged
         return blank
     worst = 1 + int(comparison.ks[1 : k + 1].argmax())
     result = _ks(comparison, blank, worst, hypothesis_tests.bonferroni(comparison.p_value(worst), k))
@@ -367,7 +369,7 @@ def _accuracy(comparison: _Comparison, blank: DriftResult) -> DriftResult:
     before, after = usual.n_correct / usual.n, sample.accuracy
     certain = hypothesis_tests.degradation_lower_bound(*counted, comparison.thresholds.confidence)
     sure = f", drop of at least {certain:.1%} certain" if certain >= 0.001 else ""
-    note = f"; {sample.note}" if sample.fair is False else ""
+    note = f"; {sample.note}" if not sample.fair else ""
     return replace(
         blank,
         n=sample.n,
@@ -380,7 +382,7 @@ def _accuracy(comparison: _Comparison, blank: DriftResult) -> DriftResult:
 
 
 def _input(comparison: _Comparison, quantity: int) -> DriftResult:
-    """A test of one input statistic, if it was given often enough."""
+    """A test of one input statistic, if there are enough values."""
     n, size = int(comparison.given[quantity]), int(comparison.usual[quantity])
     name = comparison.bins.quantities[quantity]
     blank = DriftResult(name, "input", comparison.window, n, size, comparison.thresholds.ks)
@@ -388,13 +390,13 @@ def _input(comparison: _Comparison, quantity: int) -> DriftResult:
     return _ks(comparison, blank, quantity, comparison.p_value(quantity)) if enough else blank
 
 
-def _any_or_none(verdicts: Iterable[bool | None]) -> bool | None:
-    """True when one is true, None when none could be given."""
-    given = [verdict for verdict in verdicts if verdict is not None]
+def _any_or_none(answers: Iterable[bool | None]) -> bool | None:
+    """Whether any is True; None when all are None."""
+    given = [answer for answer in answers if answer is not None]
     return any(given) if given else None
 
 
-_HEADER = ("window", "metric", "verdict", "effect", "least", "p (corrected)", "n", "what changed")
+_HEADER = ("window", "metric", "result", "effect", "minimum", "p (corrected)", "n", "what changed")
 _LEFT = (True, True, True, False, False, False, False, True)
 
 
@@ -412,7 +414,7 @@ def _cells(result: DriftResult) -> tuple[str, ...]:
 
 
 def format_p_value(p_value: float) -> str:
-    """A p-value as people like to read it.
+    """A p-value with two digits.
 
     >>> format_p_value(0.0312), format_p_value(3e-40), format_p_value(0)
     ('0.031', '3e-40', '< 1e-300')

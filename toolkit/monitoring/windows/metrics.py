@@ -1,4 +1,4 @@
-"""The metrics of a set of predictions, from its counts: what people and programs ask for."""
+"""Metrics of a window, from its counts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,18 +16,18 @@ from toolkit.statistics.calibration import CalibrationBins
 
 @dataclass(frozen=True, kw_only=True)
 class Degradation:
-    """The relative drop of accuracy by the labels: see ``performance.degradation``.
+    """The relative drop of accuracy by labels; see ``performance.degradation``.
 
     Parameters
     ----------
     reference_accuracy, reference_n
-        Accuracy on the held-out images, and how many there are.
+        Accuracy on the held-out images, and their number.
     degradation
-        ``(reference_accuracy - accuracy) / reference_accuracy``, as it was measured.
+        ``(reference_accuracy - accuracy) / reference_accuracy``.
     degradation_lower_bound
-        What of it is certain.
+        Its lower confidence bound.
     level
-        ``ok``, ``warning``, ``critical`` or ``immediate``, by the measured drop; None with too few labels.
+        ``ok``, ``warning``, ``critical`` or ``immediate``, by the observed drop; None with too few labels.
     status
         ``none``, ``suspected``, ``confirmed`` or ``insufficient_data``.
     """
@@ -42,18 +42,18 @@ class Degradation:
 
 @dataclass(frozen=True, kw_only=True)
 class EstimatedAccuracy(Degradation):
-    """The accuracy that no label has confirmed, and its drop: see ``estimates.Estimator``.
+    """The estimate of accuracy without labels, and its drop; see ``PerformanceEstimator``.
 
     Parameters
     ----------
     accuracy, accuracy_interval
         The estimate and its 95 % interval.
     method
-        Which of ``estimates.METHODS`` it comes from.
+        The one of ``performance_estimation.METHODS`` that it comes from.
     n
-        Predictions it was made from.
+        Number of predictions.
     note
-        Why nothing can be said, when ``status`` is ``insufficient_data``.
+        The reason when ``status`` is ``insufficient_data``.
     """
 
     accuracy: float | None
@@ -65,28 +65,28 @@ class EstimatedAccuracy(Degradation):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelsUsed:
-    """The labels that accuracy is measured by; see ``sampling.LabelBias``.
+    """The labels that accuracy is measured by; see ``label_bias.LabelBias``.
 
     Parameters
     ----------
     kind
         ``drawn`` by the monitor at random; ``all`` of the predictions; ``chosen`` in another way.
     fair
-        Whether they look like the predictions of the window; None where that is not known.
+        Whether their predictions are distributed like all predictions of the window.
     n, n_drawn
-        How many they are, and how many labels of the window are of a sample drawn at random.
+        Number of labels, and of those of the window that are of a sample drawn at random.
     effective_n
-        How many independent labels they are worth.
-    told
+        Number of independent labels that they are equivalent to.
+    unweighted_accuracy
         Share of them that was right.
     may_confirm
         The worst level that they can confirm.
     note
-        What a reader must know of them; empty when they are a fair sample.
+        Restrictions of the labels; empty for a fair sample.
     """
 
     kind: str
-    fair: bool | None
+    fair: bool
     n: int
     n_drawn: int
     effective_n: float
@@ -97,7 +97,7 @@ class LabelsUsed:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """How long answers took: the median, and what 95 % of them stayed below, in milliseconds."""
+    """Median and 95th percentile of the time of an answer, in milliseconds."""
 
     median: float | None
     p95: float | None
@@ -105,46 +105,44 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class WindowMetrics:
-    """The metrics of a set of predictions. What is not known is None, never NaN; intervals are of 95 %.
+    """Metrics of a window. Unknown values are None, never NaN; intervals are of 95 %.
 
     Parameters
     ----------
     model_version
-        The version that made the predictions; None when nothing was ever logged.
+        The version that made the predictions; None without predictions.
     window
         ``short``, ``medium`` or ``long``.
     n, since, until
-        How many predictions, and the times of the first and the last, in seconds since 1970.
+        Number of predictions, and the times of the first and the last, in seconds since 1970.
     n_labels
-        How many of them have a label.
+        Number of labelled predictions.
     accuracy, accuracy_interval
-        Share of right predictions; weighted where the labels are no fair sample.
+        Share of right predictions; weighted where the labels are not a fair sample.
     precision_weighted, recall_weighted, f1_weighted, and their intervals
         Of the labelled predictions, weighted by how often each true class occurs.
     labels_used
-        What the labels can bear; None without labels.
+        The labels behind these metrics; None without labels.
     reference_accuracy, reference_n
-        Accuracy on the held-out images, and how many there are.
-    degradation, degradation_lower_bound
-        The relative drop of accuracy below that, and what of it is certain.
-    level, status
-        How bad and how certain the drop is: see ``Degradation``.
+        Accuracy on the held-out images, and their number.
+    degradation, degradation_lower_bound, level, status
+        The relative drop of accuracy below that; see ``Degradation``.
     calibration_error, calibration_error_interval
         Expected calibration error of the labelled predictions.
     estimate
-        What accuracy may be, by no label; None without a reference.
+        Accuracy estimated without labels; None without a reference.
     mean_confidence, confidence_std
         Mean and standard deviation of the confidence.
     class_shares
-        How often each class was predicted, from 0 to 1.
+        Share of predictions of each class.
     non_finite
-        Predictions that are no numbers.
+        Number of predictions with NaN or infinity.
     latency_ms
-        How long answers took.
+        Time of an answer.
     predictions_per_second
         Between the first and the last.
     evidence
-        How far each sequential alarm has come, from 0 to 1, by metric.
+        Evidence of each detector, from 0 to 1 (an alarm), by metric.
     """
 
     model_version: str | None = None
@@ -192,12 +190,16 @@ def window_metrics(
     model_version: str | None = None,
     evidence: Mapping[str, float | None] | None = None,
 ) -> WindowMetrics:
-    """Measure a set of predictions.
+    """The metrics of a window.
 
     Parameters
     ----------
+    counts
+        Of the window, made with ``bins``.
     bins
-        With which they were counted; nothing is said of degradation when it has no reference.
+        With the reference, without which degradation is unknown.
+    thresholds
+        Of degradation.
     window, model_version, evidence
         As in ``WindowMetrics``.
 
@@ -216,10 +218,10 @@ def window_metrics(
     answered, confidence = counts.n_finite, counts.confidence
     shares = counts.classes / max(answered, 1)
     span = counts.until - counts.since
-    worth = effective_labels(counts)
+    effective_n = effective_labels(counts)
     sample = label_bias(counts, bins.reference, thresholds)
-    labelled = performance.classification_metrics(counts.confusion_matrix, worth)
-    labelled |= performance.calibration(calibration_of(counts), worth)
+    labelled = performance.classification_metrics(counts.confusion_matrix, effective_n)
+    labelled |= performance.calibration(calibration_of(counts), effective_n)
     del labelled["calibration_curve"]
     if sample is not None:
         labelled |= {"accuracy": sample.accuracy, "accuracy_interval": list(sample.interval)}
@@ -257,21 +259,21 @@ def _labels_used(sample: LabelBias, counts: WindowSummary) -> LabelsUsed:
 
 
 def degradation(counts: WindowSummary, bins: ReferenceBins, thresholds: Thresholds) -> Degradation:
-    """The relative drop of accuracy by the labels of a set of predictions."""
-    usual = bins.reference
-    right, n = (usual.n_correct, usual.n) if usual else (0, 0)
-    sample = label_bias(counts, usual, thresholds)
+    """The relative drop of accuracy in a window, by its labels."""
+    reference = bins.reference
+    right, n = (reference.n_correct, reference.n) if reference else (0, 0)
+    sample = label_bias(counts, reference, thresholds)
     if sample is None:
         return Degradation(**performance.degradation(0, 0, right, n, thresholds))
     found = performance.degradation(
         sample.accuracy * sample.n, sample.n, right, n, thresholds, sample.effective_n,
-        weighted=sample if sample.fair is False else None, may_confirm=sample.may_confirm,
+        weighted=None if sample.fair else sample, may_confirm=sample.may_confirm,
     )  # fmt: skip
     return Degradation(**found)
 
 
 def estimated_accuracy(counts: WindowSummary, bins: ReferenceBins, thresholds: Thresholds) -> EstimatedAccuracy | None:
-    """The accuracy of a set of predictions that no label has confirmed; None without a reference."""
+    """The accuracy in a window, estimated without labels; None without a reference."""
     estimator = bins.estimator
     if estimator is None:
         return None
@@ -280,7 +282,7 @@ def estimated_accuracy(counts: WindowSummary, bins: ReferenceBins, thresholds: T
 
 
 def calibration_of(counts: WindowSummary) -> CalibrationBins:
-    """How often labelled predictions of each confidence were right."""
+    """The labelled predictions in bins of confidence."""
     n, right, total = counts.calibration
     among = np.where(n, n, np.nan)
     return CalibrationBins(total / STEPS / among, right / among, n)

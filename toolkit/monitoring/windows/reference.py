@@ -1,4 +1,4 @@
-"""The bins in which predictions are counted, made so that the reference fills them evenly."""
+"""Bins in which predictions are counted; each holds about the same share of the reference."""
 
 import functools
 import hashlib
@@ -17,6 +17,7 @@ from toolkit.monitoring.base.predictions import NO_CLASS, Predictions
 from toolkit.monitoring.stats.hypothesis_tests import quantile_groups
 from toolkit.monitoring.stats.performance_estimation import STEP, PerformanceEstimator
 from toolkit.monitoring.windows.summary import (
+    BANDS,
     LATENCY_BINS,
     LATENCY_EDGES,
     STEPS,
@@ -30,9 +31,9 @@ from toolkit.monitoring.windows.summary import (
 MAX_BINS = 1_024  # of one quantity
 MIN_BINS = 16
 MAX_CELLS = 2**17  # bins of all classes together: 1 MB of counts
-OTHER_BINS = 256  # at least so many for what is not the probability of one class; a byte holds their numbers
-GRID = 40  # equal steps that a distribution is cut into besides, so that it can be told where the reference is not
-ROWS_AT_ONCE = 1_000  # so that counting takes little memory with many classes
+OTHER_BINS = 256  # at least, of confidence and statistics; their numbers fit a byte
+GRID = 40  # additional equal steps, for values where the reference has none
+ROWS_AT_ONCE = 1_000  # bounds the memory with many classes
 
 _LARGEST = 0x7F7FFFFF  # the largest finite float32, in order
 _MISSING = 0x7FFFFFFF  # what is not finite comes after it
@@ -42,7 +43,7 @@ Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, eq=False)
 class BinnedPredictions:
-    """Predictions as small whole numbers: all that is needed to count them, or to take them out of a count again.
+    """Predictions as small whole numbers, from which they are counted.
 
     Parameters
     ----------
@@ -55,11 +56,11 @@ class BinnedPredictions:
     latency
         (n,), bin of the latency.
     scores
-        (n, 2), for the estimate of accuracy, in steps of 2^-20.
+        (n, 2), of ``PerformanceEstimator.score`` in steps of 2^-20.
     time, sequence
         (n,), seconds since 1970, and the number in the store.
     drawn
-        (n,), whether the label is one of a drawn sample.
+        (n,), whether the label is of a drawn sample.
     """
 
     bins: NDArray[np.unsignedinteger[Any]]
@@ -76,7 +77,7 @@ class BinnedPredictions:
         return len(self.time)
 
     def take(self, places: Any) -> Self:
-        """Some of the rows."""
+        """The rows at these positions."""
         return type(self)(**{entry.name: getattr(self, entry.name)[places] for entry in fields(self)})
 
     def edge(self, place: int) -> Edge | None:
@@ -88,33 +89,32 @@ class BinnedPredictions:
 
 
 class ReferenceBins:
-    """Bins for each quantity that is counted, and what the reference has in them.
+    """Bins of each quantity that is counted, and the counts of the reference in them.
 
-    The quantities are the confidence, the probability of each class, and each input statistic of the
-    baseline. Bins end at quantiles of the reference, so that no change hides within a wide one, and at
-    equal steps besides for confidence and statistics. A value on which two quantiles fall, such as a
-    softmax of exactly 1, has a bin of its own. The last two bins of a quantity are what exceeds all
-    edges, and what is missing: NaN, infinite, or not given.
+    The quantities are the confidence, the probability of each class, and each input statistic of the baseline. Bins
+    end at quantiles of the reference; those of confidence and statistics also at equal steps. A value on which two
+    quantiles fall, such as a softmax of exactly 1, has a bin of its own. The last two bins of a quantity are for
+    values beyond all edges, and for missing ones: NaN, infinite, or not given.
 
-    There are 1,024 bins for a quantity. Classes share 131,072: of more than 128 classes each has
-    fewer, 131 for 1,000 classes, never fewer than 16; then confidence and statistics have at least 256.
+    A quantity has 1,024 bins. Classes share 131,072: with more than 128 classes each has fewer, 131 with 1,000
+    classes, and at least 16; then confidence and statistics have at least 256.
 
-    The gap between two cumulative distributions, measured in these bins, is at most the true one, and
-    less by no more than ``error``: the largest share of the reference in one bin of several values.
-    That is about 0.001 to 0.002 with 1,024 bins, and 0.008 to 0.015 for the classes of a thousand.
+    The Kolmogorov-Smirnov statistic in these bins is at most the exact one, and less by no more than ``error``: the
+    largest share of the reference in one bin of several values. That is about 0.001 to 0.002 with 1,024 bins, and
+    0.008 to 0.015 for the classes of a thousand.
 
     Parameters
     ----------
     classes
         Class names in output order, K of them.
     baseline
-        The reference. Without one, or with an empty one, the bins of the probabilities are of equal
-        width and no statistics are counted.
+        The reference. Without images, the bins of the probabilities are of equal width and no statistics are
+        counted.
 
     Raises
     ------
     SettingsError
-        When the baseline is of other classes.
+        When the baseline has other classes.
 
     Examples
     --------
@@ -135,13 +135,13 @@ class ReferenceBins:
         if self.baseline is not None and self.baseline.classes != self.classes:
             raise SettingsError(f"a baseline of the classes {self.baseline.classes} is no reference for {self.classes}")
         self.statistics = tuple(self.baseline.statistics) if self.baseline else ()
-        # What is counted: Q names, in the order of the bins.
+        # The names of the Q quantities, in the order of the bins.
         self.quantities = ("confidence", *(f"probability of {name}" for name in self.classes), *self.statistics)
         scales = [*self._probability_scales(), *self._statistic_scales()]
         sizes = np.array([len(scale) + 2 for scale in scales])
-        self.starts = np.concatenate([[0], np.cumsum(sizes)])  # (Q + 1,), where the cells of each quantity begin
+        self.starts = np.concatenate([[0], np.cumsum(sizes)])  # (Q + 1,), index of the first cell of each quantity
         self._first = self.starts[:-1]
-        self.missing = self.starts[1:] - 1  # (Q,), the cell of what is missing
+        self.missing = self.starts[1:] - 1  # (Q,), the cell of missing values
         keys = [np.append(_ordered(scale), [_LARGEST, _MISSING]) for scale in scales]
         self._edges = np.concatenate([key + (q << 32) for q, key in enumerate(keys)])  # (T,), upper ends, inclusive
         self._values = np.concatenate([np.append(scale, [scale[-1], np.nan]) for scale in scales])
@@ -152,28 +152,38 @@ class ReferenceBins:
         self.error = self._errors(scales)  # (Q,)
 
     def bin_slice(self, quantity: int) -> slice:
-        """Where the bins of a quantity are among all cells; that of missing values is left out."""
+        """The cells of a quantity, without that of missing values."""
         return slice(int(self._first[quantity]), int(self.missing[quantity]))
 
     def values(self, quantity: int) -> NDArray[np.float32]:
-        """The upper end of each bin of a quantity, which belongs to it; the last is where the bin begins."""
+        """The inclusive upper end of each bin of a quantity; of the last bin the lower end."""
         return np.asarray(self._values[self.bin_slice(quantity)], np.float32)
 
     def quantile(self, counts: WindowSummary, quantity: int, share: float) -> float:
-        """The value below which this share of a quantity lies, to the width of a bin; NaN when there is none."""
+        """A quantile of a quantity, to the width of a bin; NaN without values.
+
+        Parameters
+        ----------
+        counts
+            A summary in these bins.
+        quantity
+            Index in ``quantities``.
+        share
+            In [0, 1].
+        """
         reached = np.cumsum(counts.cells[self.bin_slice(quantity)])
         place = np.searchsorted(reached, max(1, share * reached[-1]))
         return float(self.values(quantity)[place]) if reached[-1] else float("nan")
 
     @functools.cached_property
     def medians(self) -> tuple[float, ...]:
-        """(Q,), the median of each quantity in the reference; NaN where there is none."""
+        """(Q,), the median of each quantity in the reference; NaN without values."""
         counts = self.reference or self.empty()
         return tuple(self.quantile(counts, quantity, 0.5) for quantity in range(len(self.quantities)))
 
     @functools.cached_property
     def deciles(self) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]:
-        """For each quantity, in which tenth of the reference each bin is, and how much of it each tenth holds."""
+        """For each quantity, the tenth of the reference that each bin is in, and the number of cases of each tenth."""
         counts = (self.reference or self.empty()).cells
         cells = [counts[self.bin_slice(quantity)] for quantity in range(len(self.quantities))]
         groups = [quantile_groups(each) for each in cells]
@@ -181,23 +191,18 @@ class ReferenceBins:
             (group, np.bincount(group, each).astype(np.int64)) for group, each in zip(groups, cells, strict=True)
         )
 
-    # Counting
-
     def empty(self) -> WindowSummary:
-        """Counts of no predictions."""
-        return WindowSummary(
-            self.fingerprint, np.zeros(len(self.classes), np.int64), np.zeros(len(self._edges), np.int64)
-        )
+        """The summary of no predictions."""
+        k = len(self.classes)
+        strata = np.zeros((STRATA_ROWS, len(BANDS) * k), np.int64)
+        return WindowSummary(self.fingerprint, np.zeros(k, np.int64), np.zeros(len(self._edges), np.int64), strata)
 
     def count(self, window: Predictions) -> WindowSummary:
-        """Count predictions, oldest first."""
+        """The summary of predictions, oldest first."""
         return functools.reduce(operator.add, map(self.count_binned, self.bin(window)), self.empty())
 
     def bin(self, window: Predictions) -> Iterator[BinnedPredictions]:
-        """Predictions as small whole numbers, at most 1,000 at a time.
-
-        Those of a window without sequence numbers are numbered from 0.
-        """
+        """Predictions as whole numbers, at most 1,000 at a time; numbered from 0 if without sequence numbers."""
         sequence = window.sequence if len(window.sequence) else np.arange(window.n)
         for start in range(0, window.n, ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
@@ -237,7 +242,7 @@ class ReferenceBins:
         return np.asarray(np.searchsorted(self._edges, keys) - self._first, self._type)
 
     def count_binned(self, rows: BinnedPredictions) -> WindowSummary:
-        """Count coded predictions."""
+        """The summary of binned predictions."""
         everything, steps, labels = (
             column.astype(np.int64) for column in (rows.predicted, rows.confidence, rows.labels)
         )
@@ -264,8 +269,6 @@ class ReferenceBins:
             tail=rows.edge(-1),
             strata=strata,
         ).with_labels(everything, steps, np.full(len(rows), NO_CLASS), labels, (rows.drawn, rows.drawn))
-
-    # Making the bins
 
     def _probability_scales(self) -> Iterator[Floats]:
         """Upper ends of the bins of the confidence and of each class."""
@@ -297,21 +300,21 @@ class ReferenceBins:
         return np.asarray(np.maximum.reduceat(self.reference.cells * several, self._first) / given)
 
 
-def _scale(values: Floats, room: int, grid: Floats | None = None) -> Floats:
-    """At most ``room`` upper ends of bins that hold equally much each; a value that fills two has one to itself."""
+def _scale(values: Floats, n_bins: int, grid: Floats | None = None) -> Floats:
+    """At most ``n_bins`` upper ends of bins with equally many values; one that fills two bins has its own."""
     values = np.sort(values[np.isfinite(values)])
     grid = values[:0] if grid is None else grid
-    room -= len(grid)
+    n_bins -= len(grid)
     if not len(values):
         return np.unique(grid)
-    last = (np.arange(1, room + 1) * len(values) + room - 1) // room - 1  # of each bin, rounded up
+    last = (np.arange(1, n_bins + 1) * len(values) + n_bins - 1) // n_bins - 1  # of each bin, rounded up
     ends, hits = np.unique(values[last], return_counts=True)
     below = np.nextafter(ends[hits > 1], values.dtype.type(-np.inf))
     return np.unique(np.concatenate([ends, below, grid]))
 
 
 def _round_numbers(low: float, high: float) -> NDArray[np.float32]:
-    """Equal steps from as far below the values as they are apart to as far above them: 0, 0.05, 0.1 and so on."""
+    """Equal steps such as 0, 0.05, 0.1 over three times the range of the values."""
     span = high - low or abs(high) or 1.0
     unit = 10.0 ** math.floor(math.log10(3 * span / GRID))
     step = unit * next(many for many in (1, 2, 5, 10) if unit * many >= 3 * span / GRID)
@@ -321,19 +324,19 @@ def _round_numbers(low: float, high: float) -> NDArray[np.float32]:
 
 
 def _several(scale: Floats) -> NDArray[np.bool_]:
-    """Whether a bin could hold more than the one value at its upper end."""
+    """Whether each bin can hold other values than its upper end."""
     return np.append(True, np.nextafter(scale[1:], scale.dtype.type(-np.inf)) != scale[:-1])
 
 
 def _ordered(values: Floats) -> NDArray[np.int64]:
-    """Whole numbers in the order of the float32 numbers; what is not finite comes last."""
+    """Whole numbers in the order of float32 numbers; values that are not finite come last."""
     single = np.asarray(values, np.float32) + np.float32(0)  # -0 and 0 are one value
     bits = single.view(np.int32)
     return np.where(np.isfinite(single), np.where(bits < 0, bits ^ 0x7FFFFFFF, bits), _MISSING).astype(np.int64)
 
 
 def _as_predictions(baseline: Baseline) -> Predictions:
-    """The held-out images as if they had been predictions, all of them labelled."""
+    """The held-out images as labelled predictions."""
     statistics = {name: np.asarray(values, np.float32) for name, values in baseline.statistics.items()}
     return Predictions(
         baseline.classes,

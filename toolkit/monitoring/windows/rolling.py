@@ -1,4 +1,4 @@
-"""The last 1,000, the last 10,000 and all predictions of a model version, counted as they come."""
+"""Summaries of the last 1,000, the last 10,000 and all predictions of a model version."""
 
 from dataclasses import fields, replace
 
@@ -9,23 +9,22 @@ from toolkit.monitoring.base.predictions import NO_CLASS, WINDOWS, Predictions, 
 from toolkit.monitoring.windows.reference import ROWS_AT_ONCE, BinnedPredictions, ReferenceBins
 from toolkit.monitoring.windows.summary import STEPS, WindowSummary
 
-LONGEST_WINDOW = max(size for size in WINDOWS.values() if size is not None)
-RING_SIZE = LONGEST_WINDOW + ROWS_AT_ONCE  # what falls out of a window is looked up after what pushes it out came in
+MAX_WINDOW = max(size for size in WINDOWS.values() if size is not None)
+RING_SIZE = MAX_WINDOW + ROWS_AT_ONCE  # rows leave a window after a batch has been added
 
 
 class RollingWindows:
-    """Counts of the windows, kept up to date by adding what comes in and taking away what falls out.
+    """Summaries of the three windows, updated by adding new predictions and subtracting old ones.
 
-    With 10 classes and 6 statistics it takes 1.1 MB, with 1,000 classes 15 MB, however many
-    predictions there are. One thread at a time may add or label; what ``counts`` gives to others
-    never changes.
+    Takes 1.1 MB with 10 classes and 6 statistics, 15 MB with 1,000 classes. One thread at a time may add or label;
+    the summaries that ``counts`` returns never change.
 
     Parameters
     ----------
     bins
         The bins to count in.
     before
-        Counts of still older predictions, so that the window of all holds them too.
+        Summary of older predictions, which belong to the ``long`` window too.
 
     Examples
     --------
@@ -44,22 +43,21 @@ class RollingWindows:
         self._counts = {name: bins.empty() for name in WINDOWS}
         if before is not None:
             self._counts |= {name: before + self._counts[name] for name, size in WINDOWS.items() if size is None}
-        self._ring: BinnedPredictions | None = None  # the latest rows, row number i at place i % ROOM
-        self._added = 0  # rows ever put into the ring
+        self._ring: BinnedPredictions | None = None  # the latest rows, number i at position i % RING_SIZE
+        self._added = 0  # number of rows ever added
 
     def counts(self, window: str) -> WindowSummary:
-        """What is in the ``short``, ``medium`` or ``long`` window."""
+        """The summary of the ``short``, ``medium`` or ``long`` window."""
         window_size(window)
         return self._counts[window]
 
     def add(self, rows: Predictions) -> None:
-        """Take in newer predictions, oldest first, with the labels that they have already.
+        """Add newer predictions, oldest first, with the labels that they have.
 
         Parameters
         ----------
         rows
-            Their sequence numbers must grow, and exceed those of all before; without any, they are
-            numbered from 0 in the order in which they came.
+            Their sequence numbers must grow and exceed those before; without any, they are numbered from 0.
         """
         if not len(rows.sequence):
             rows = replace(rows, sequence=self._added + np.arange(rows.n))
@@ -67,11 +65,9 @@ class RollingWindows:
             self._add(part)
 
     def _add(self, rows: BinnedPredictions) -> None:
-        """At most 1,000 rows, so that what they push out is still in the ring."""
+        """Add at most 1,000 rows, so that those that leave a window are still in the ring."""
         if self._ring is None:
-            self._ring = rows.take(
-                np.zeros(RING_SIZE, np.intp)
-            )  # of the right types; what is in them does not matter yet
+            self._ring = rows.take(np.zeros(RING_SIZE, np.intp))  # of the right types
         places = (self._added + np.arange(len(rows))) % RING_SIZE
         for entry in fields(rows):
             getattr(self._ring, entry.name)[places] = getattr(rows, entry.name)
@@ -82,7 +78,7 @@ class RollingWindows:
             self._counts[name] = counts if size is None else self._shortened(self._ring, counts, size)
 
     def _shortened(self, ring: BinnedPredictions, counts: WindowSummary, size: int) -> WindowSummary:
-        """The last ``size`` of these predictions, all of which are in the ring."""
+        """The summary of the last ``size`` of these predictions, all of which are in the ring."""
         over = counts.n - size
         if over <= 0:
             return counts
@@ -93,7 +89,7 @@ class RollingWindows:
         return counts.minus_head(gone, ring.take(finite[:1]).edge(0), float(time.min()), float(time.max()))
 
     def _places(self, last: int) -> NDArray[np.int64]:
-        """Where the latest rows are in the ring, oldest first."""
+        """Positions of the latest rows in the ring, oldest first."""
         return np.arange(self._added - last, self._added) % RING_SIZE
 
     def label(
@@ -107,18 +103,18 @@ class RollingWindows:
         drawn_before: ArrayLike = False,
         drawn: ArrayLike = False,
     ) -> None:
-        """Take in labels that were told, changed or taken back after their predictions had been added.
+        """Update labels that were added, changed or removed after their predictions had been added.
 
-        Each is credited to the window of all, and to the others as far as they still hold its prediction.
+        They count in the ``long`` window, and in the others as far as these still hold the prediction.
 
         Parameters
         ----------
         sequence
-            (m,), sequence numbers of the predictions; one may come several times, in the order of its labels.
+            (m,), sequence numbers of the predictions; may repeat, in the order of the labels.
         old, new
-            (m,), index of the true class as it was counted until now, and as it is from now on; -1 for none.
+            (m,), index of the true class as counted so far and from now on; -1 for none.
         predicted, confidence
-            (m,), what was predicted, and how surely: for those that the ring no longer holds.
+            (m,), predicted class and its probability.
         drawn_before, drawn
             (m,), whether the old and the new label are of a sample drawn at random.
         """
@@ -139,11 +135,11 @@ class RollingWindows:
     def _relabel(
         self, sequence: NDArray[np.int64], labels: NDArray[np.int64], drawn: NDArray[np.bool_]
     ) -> NDArray[np.int64]:
-        """Note labels in the ring; return how many rows came after each prediction, more than fit when it is gone."""
+        """Set labels in the ring; return the number of rows after each prediction, ``RING_SIZE`` if it has left."""
         age = np.full(len(sequence), RING_SIZE)
         if self._ring is None:
             return age
-        places = self._places(min(self._added, LONGEST_WINDOW))
+        places = self._places(min(self._added, MAX_WINDOW))
         numbers = self._ring.sequence[places]
         index = np.minimum(np.searchsorted(numbers, sequence), len(numbers) - 1)
         found = numbers[index] == sequence

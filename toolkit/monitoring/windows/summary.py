@@ -1,4 +1,4 @@
-"""What can be added up of predictions: a million of them in the room of a thousand, merged by plain addition."""
+"""Counts of consecutive predictions that add up exactly and take a few kilobytes, however many they are of."""
 
 import json
 import math
@@ -16,24 +16,24 @@ from toolkit.monitoring.stats import hypothesis_tests
 from toolkit.monitoring.stats.performance_estimation import STEP
 from toolkit.statistics.calibration import CALIBRATION_BINS
 
-STEPS = 2**24  # every float16 is a whole number of these parts of one, so that sums of them are exact
+STEPS = 2**24  # every float16 in [0, 1] is a whole number of these steps, so that sums are exact
 
-# Milliseconds at the upper ends of the latency bins: 11 to a doubling, so that a middle is off by 3.2 % at most, from
-# 0.01 ms to 84 s. What is above all edges, NaN among it, was not given and has the last of the 256 bins.
+# Upper ends of the latency bins in milliseconds, from 0.01 ms to 84 s: 11 to a doubling, so that the middle of a bin is
+# off by 3.2 % at most. The last of the 256 bins holds NaN, for predictions without a latency.
 LATENCY_EDGES = np.append(0.01 * 2 ** (np.arange(254) / 11), np.finfo(np.float64).max)
 LATENCY_BINS = len(LATENCY_EDGES) + 1
 
-# Lower ends of bands of confidence, closer where most answers of a good model are. With the predicted class they make
-# the strata in which labelled predictions are compared with all.
+# Lower ends of the bands of confidence, narrower where most predictions of a good model are. A stratum is a band and a
+# predicted class; labelled predictions are compared with all predictions by stratum.
 BANDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
 _BAND_STEPS = np.ceil(np.array(BANDS[1:]) * STEPS).astype(np.int64)
-STRATA_ROWS = 5  # all predictions; labelled, right; labelled of a drawn sample, right
+STRATA_ROWS = 5  # all predictions; labelled, right; labelled in a drawn sample, right
 
 Whole = NDArray[np.int64]
 
 
 class Edge(NamedTuple):
-    """The finite prediction at one end of a set: its confidence in steps of 2^-24, and its class."""
+    """The first or last finite prediction: its confidence in steps of 2^-24, and its class."""
 
     confidence: int
     predicted: int
@@ -41,43 +41,41 @@ class Edge(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class WindowSummary:
-    """Figures of consecutive predictions of one model version that add up, exactly and to any number of them.
+    """Counts of consecutive predictions of one model version, made by ``ReferenceBins.count``.
 
-    ``a + b`` is what counting the predictions of ``a`` followed by those of ``b`` gives. Made by
-    ``ReferenceBins.count``.
+    ``a + b`` is the summary of the predictions of ``a`` followed by those of ``b``.
 
     Parameters
     ----------
-    bins
-        Name of the bins whose bins these are: only counts of the same can be added.
+    fingerprint
+        Of the bins; only summaries with the same bins can be added.
     classes
         (K,), how often each class was predicted.
     cells
-        (T,), how many values fell into each bin of each quantity, as the bins lays them out.
+        (T,), number of values in each bin of each quantity, in the order of ``ReferenceBins``.
     latency
-        (256,), predictions in each bin of ``LATENCY_EDGES``; the last are those without a latency.
+        (256,), number of predictions in each bin of ``LATENCY_EDGES``; the last is of those without a latency.
     calibration
-        (3, 15), of the labelled predictions in 15 equal bins of confidence: how many, how many
-        right, and the sum of their confidence in steps of 2^-24.
+        (3, 15), of the labelled predictions in 15 equal bins of confidence: number, number right, and sum of the
+        confidence in steps of 2^-24.
     scores
-        (2,), sums of the scores from which accuracy is estimated without labels, in steps of 2^-20.
+        (2,), sums of ``PerformanceEstimator.score`` in steps of 2^-20.
     strata
-        (5, 12 K), of the predictions in each band of confidence and predicted class (band * K + class): how
-        many, how many labelled, how many right; how many labelled of a drawn sample, how many right.
-        All 0 in blocks that were made before these were counted.
+        (5, 12 K), of the predictions in each stratum (band * K + class): number, number labelled, number right;
+        number labelled in a drawn sample, number right.
     confusion
-        true class * K + predicted class to the number of labelled predictions; what is absent is 0.
+        Number of labelled predictions by true class * K + predicted class, where not 0.
     n, non_finite
-        All predictions, and those among them whose probabilities were not finite.
-    total, squares
+        Number of predictions, and of those with probabilities that are not finite.
+    confidence_sum, confidence_sum_sq
         Sum of the confidence in steps of 2^-24, and of its square in steps of 2^-48.
     pairs, products, repeats
-        Pairs of successive finite predictions; sum over them of the product of their confidences, in
-        steps of 2^-48; how many are of the same class twice.
+        Number of pairs of successive finite predictions; sum of the products of their confidences in steps of
+        2^-48; number of pairs of the same class.
     since, until
-        Earliest and latest time, seconds since 1970; infinity and minus infinity when there is none.
+        Earliest and latest time, seconds since 1970; infinity and minus infinity without predictions.
     head, tail
-        The first and the last finite prediction, which make one more pair where two sets meet.
+        The first and the last finite prediction, which make a pair where two summaries meet.
 
     Examples
     --------
@@ -96,10 +94,10 @@ class WindowSummary:
     fingerprint: str
     classes: Whole
     cells: Whole
+    strata: Whole
     latency: Whole = field(default_factory=lambda: np.zeros(LATENCY_BINS, np.int64))
     calibration: Whole = field(default_factory=lambda: np.zeros((3, CALIBRATION_BINS), np.int64))
     scores: Whole = field(default_factory=lambda: np.zeros(2, np.int64))
-    strata: Whole = field(default_factory=lambda: np.zeros((STRATA_ROWS, 0), np.int64))
     confusion: Counter[int] = field(default_factory=Counter)
     n: int = 0
     non_finite: int = 0
@@ -113,15 +111,8 @@ class WindowSummary:
     head: Edge | None = None
     tail: Edge | None = None
 
-    def __post_init__(self) -> None:
-        if not self.strata.size:
-            blank = np.zeros((STRATA_ROWS, len(BANDS) * len(self.classes)), np.int64)
-            object.__setattr__(self, "strata", blank)
-
-    # Adding up
-
     def __add__(self, other: Self) -> Self:
-        """The predictions of both, those of ``other`` after these."""
+        """The summary of these predictions followed by those of ``other``."""
         self._check(other)
         joint = _pair(self.tail, other.head)
         return replace(
@@ -135,16 +126,16 @@ class WindowSummary:
         )
 
     def minus_head(self, beginning: Self, head: Edge | None, since: float, until: float) -> Self:
-        """What is left when the oldest predictions are taken away.
+        """The summary without the oldest predictions.
 
         Parameters
         ----------
         beginning
-            Counts of those predictions.
+            The summary of the oldest predictions.
         head
-            The first finite prediction that is left.
+            The first finite prediction that remains.
         since, until
-            The earliest and the latest time that are left.
+            The earliest and the latest time that remain.
         """
         self._check(beginning)
         joint = _pair(beginning.tail, head)
@@ -166,7 +157,7 @@ class WindowSummary:
         new: Whole,
         drawn: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None,
     ) -> Self:
-        """The same predictions, of which some have got a label, another one, or none any more.
+        """The summary after some labels were added, changed or removed.
 
         Parameters
         ----------
@@ -175,21 +166,21 @@ class WindowSummary:
         old, new
             (m,), their labels before and now; -1 for none.
         drawn
-            (m,) and (m,), whether they were of a drawn sample before and now; never when None.
+            (m,) and (m,), whether they were labels of a drawn sample before and now; False when None.
         """
         confusion, calibration, strata = Counter(self.confusion), self.calibration.copy(), self.strata.copy()
         never = np.zeros(len(predicted), np.bool_)
         before, now = drawn if drawn is not None else (never, never)
         for sign, labels, sampled in ((-1, old, before), (1, new, now)):
-            told = (labels != NO_CLASS) & (predicted != NO_CLASS)
-            codes, numbers = np.unique(labels[told] * len(self.classes) + predicted[told], return_counts=True)
+            known = (labels != NO_CLASS) & (predicted != NO_CLASS)
+            codes, numbers = np.unique(labels[known] * len(self.classes) + predicted[known], return_counts=True)
             for code, number in zip(codes.tolist(), numbers.tolist(), strict=True):
                 confusion[code] += sign * number
-            place = np.minimum(confidence[told] * CALIBRATION_BINS // STEPS, CALIBRATION_BINS - 1)
-            for row, weights in enumerate((None, labels[told] == predicted[told], confidence[told])):
+            place = np.minimum(confidence[known] * CALIBRATION_BINS // STEPS, CALIBRATION_BINS - 1)
+            for row, weights in enumerate((None, labels[known] == predicted[known], confidence[known])):
                 calibration[row] += sign * np.bincount(place, weights, CALIBRATION_BINS).astype(np.int64)
-            hit = told & (labels == predicted)
-            for row, which in enumerate((told, hit, told & sampled, hit & sampled), start=1):
+            hit = known & (labels == predicted)
+            for row, which in enumerate((known, hit, known & sampled, hit & sampled), start=1):
                 strata[row] += sign * count_strata(predicted[which], confidence[which], len(self.classes))
         held = Counter({k: v for k, v in confusion.items() if v})
         return replace(self, confusion=held, calibration=calibration, strata=strata)
@@ -205,26 +196,24 @@ class WindowSummary:
 
     __hash__ = None  # type: ignore[assignment]  # arrays have none
 
-    # What follows from the sums
-
     @property
     def n_finite(self) -> int:
-        """How many predictions could be counted."""
+        """Number of finite predictions."""
         return self.n - self.non_finite
 
     @property
     def n_labels(self) -> int:
-        """How many predictions can be checked."""
+        """Number of finite predictions with a label."""
         return int(self.calibration[0].sum())
 
     @property
     def n_correct(self) -> int:
-        """How many of the checked predictions were right."""
+        """Number of labelled predictions that were right."""
         return int(self.calibration[1].sum())
 
     @property
     def confusion_matrix(self) -> Whole:
-        """(K true, K predicted), the labelled predictions."""
+        """(K true, K predicted), counts of labelled predictions."""
         k = len(self.classes)
         matrix = np.zeros(k * k, np.int64)
         matrix[list(self.confusion)] = list(self.confusion.values())
@@ -232,12 +221,12 @@ class WindowSummary:
 
     @property
     def score_sums(self) -> NDArray[np.float64]:
-        """(2,), the sums from which accuracy is estimated."""
+        """(2,), sums of ``PerformanceEstimator.score``."""
         return np.asarray(self.scores * STEP)
 
     @property
     def confidence(self) -> hypothesis_tests.Moments:
-        """Number, mean and standard deviation of the confidence; NaN where there are too few."""
+        """Number, mean and standard deviation of the confidence; NaN where there are too few predictions."""
         n = self.n_finite
         spread = n * self.confidence_sum_sq - self.confidence_sum**2  # exact, so never below 0
         deviation = math.sqrt(spread / (n * (n - 1))) / STEPS if n > 1 else math.nan
@@ -245,36 +234,32 @@ class WindowSummary:
 
     @property
     def mean_confidence(self) -> float:
-        """Mean of the largest probability, NaN when there is none."""
+        """Mean of the confidence; NaN without finite predictions."""
         return self.confidence.mean
 
     @property
     def autocorrelation(self) -> float:
-        """Lag-1 autocorrelation of confidence or of class, whichever is larger; 0 when nothing can be said.
+        """Lag-1 autocorrelation of confidence or of class, whichever is larger; 0 without pairs.
 
-        Near 0 for independent images; near 1 when one client sends the same image again and again.
+        Near 0 for independent images, near 1 when one image is sent again and again.
         """
         if not self.pairs:
             return 0.0
         n = self.n_finite
-        variance, chance = (
-            n * self.confidence_sum_sq - self.confidence_sum**2,
-            float((self.classes / n) @ (self.classes / n)),
-        )
-        covariance = (
-            n * n * self.products - self.pairs * self.confidence_sum**2
-        )  # times n * n * pairs, variance times n * n
+        chance = float((self.classes / n) @ (self.classes / n))
+        variance = n * self.confidence_sum_sq - self.confidence_sum**2  # times n * n
+        covariance = n * n * self.products - self.pairs * self.confidence_sum**2  # times n * n * pairs
         confidence = covariance / (self.pairs * variance) if variance else 0.0
         repeats = (self.repeats / self.pairs - chance) / (1 - chance) if chance < 1 else 0.0
         return max(confidence, repeats)
 
     @property
     def effective_n(self) -> float:
-        """How many independent predictions say as much as these finite ones."""
+        """Number of independent predictions that the finite ones are equivalent to."""
         return hypothesis_tests.effective_sample_size(self.n_finite, self.autocorrelation, self.pairs)
 
     def latency_quantile(self, share: float) -> float | None:
-        """Milliseconds below which this share of the latencies lies, within 3.2 %; None when none was given."""
+        """Quantile of the latencies in milliseconds, within 3.2 %; None without latencies."""
         reached = np.cumsum(self.latency[:-1])
         if not reached[-1]:
             return None
@@ -282,10 +267,8 @@ class WindowSummary:
         low, high = LATENCY_EDGES[max(place - 1, 0)], LATENCY_EDGES[min(place, len(LATENCY_EDGES) - 2)]
         return float(math.sqrt(low * high))
 
-    # As bytes
-
     def to_bytes(self) -> bytes:
-        """The counts as a few kilobytes, with a check sum; no pickle."""
+        """The summary in a few kilobytes, with a checksum."""
         codes = sorted(self.confusion)
         arrays = {
             **{name: getattr(self, name).ravel() for name in _ARRAYS},
@@ -308,29 +291,28 @@ class WindowSummary:
         Raises
         ------
         StoreError
-            When the bytes are damaged or something else.
+            When the bytes are damaged or of another kind.
         """
         start = len(_MAGIC) + 4
         body = data[start:]
         if data[:start] != _MAGIC + zlib.crc32(body).to_bytes(4):
-            raise StoreError(f"a block of counts is damaged: the check sum of its {len(data):,} bytes is wrong")
+            raise StoreError(f"a summary is damaged: the checksum of its {len(data):,} bytes is wrong")
         try:
             numbers, arrays = _unpacked(body)
             confusion = Counter(dict(zip(arrays.pop("codes").tolist(), arrays.pop("numbers").tolist(), strict=True)))
             arrays["calibration"] = arrays["calibration"].reshape(3, CALIBRATION_BINS)
-            if "strata" in arrays:
-                arrays["strata"] = arrays["strata"].reshape(STRATA_ROWS, len(BANDS) * len(arrays["classes"]))
+            arrays["strata"] = arrays["strata"].reshape(STRATA_ROWS, len(BANDS) * len(arrays["classes"]))
             numbers |= {name: Edge(*numbers[name]) if numbers[name] else None for name in ("head", "tail")}
             counts = cls(**numbers, **arrays, confusion=confusion)
             if counts.n != counts.non_finite + counts.classes.sum() or len(counts.latency) != LATENCY_BINS:
                 raise ValueError("its numbers contradict each other")
         except (ValueError, KeyError, TypeError, zlib.error) as error:
-            raise StoreError(f"a block of counts is damaged: {error}") from None
+            raise StoreError(f"a summary is damaged: {error}") from None
         return counts
 
 
 _MAGIC = b"counts 1\n"
-_MOST_BYTES = 2**28  # of a block unpacked: ten thousand classes take a twentieth of it
+_MAX_BYTES = 2**28  # uncompressed; ten thousand classes take a twentieth of it
 _TYPES = ("|u1", "<u2", "<u4", "<u8", "<i8")
 _ARRAYS = ("classes", "cells", "latency", "calibration", "scores", "strata")
 _SUMS = (*_ARRAYS, "n", "non_finite", "confidence_sum", "confidence_sum_sq", "pairs", "products", "repeats")
@@ -338,7 +320,7 @@ _NUMBERS = ("fingerprint", *_SUMS[len(_ARRAYS) :], "since", "until", "head", "ta
 
 
 def inner_product(a: Whole, b: Whole) -> int:
-    """Sum of products of confidences in steps, exact although it soon passes 64 bits.
+    """Sum of products of confidences in steps, exact beyond 64 bits.
 
     >>> inner_product(np.full(40_000, STEPS), np.full(40_000, STEPS)) == 40_000 * STEPS**2
     True
@@ -358,7 +340,7 @@ def count_strata(predicted: Whole, confidence: Whole, k: int) -> Whole:
 
 
 def _pair(before: Edge | None, after: Edge | None) -> dict[str, int]:
-    """What the two predictions where one set follows another add."""
+    """What the pair of predictions adds where one summary follows another."""
     if before is None or after is None:
         return {}
     return {
@@ -369,18 +351,18 @@ def _pair(before: Edge | None, after: Edge | None) -> dict[str, int]:
 
 
 def _smallest(values: Whole) -> np.dtype[Any]:
-    """The smallest type that holds these numbers."""
+    """The smallest integer type of the values."""
     if len(values) and values.min() < 0:
         return np.dtype("<i8")
     return np.min_scalar_type(int(values.max(initial=0))).newbyteorder("<")
 
 
 def _unpacked(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The numbers and the arrays of a block."""
+    """The numbers and the arrays of a summary."""
     inflate = zlib.decompressobj()
-    text = inflate.decompress(body, _MOST_BYTES)
+    text = inflate.decompress(body, _MAX_BYTES)
     if not inflate.eof:
-        raise ValueError(f"it has no end, or more than {_MOST_BYTES:,} bytes")
+        raise ValueError(f"it has no end, or more than {_MAX_BYTES:,} bytes")
     end = text.index(b"\n") + 1
     header = json.loads(text[:end])
     arrays = {}

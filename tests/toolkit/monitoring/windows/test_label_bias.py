@@ -200,12 +200,3 @@ def test_whatever_is_labelled_the_figures_make_sense(seed, n, share, lean, burst
     metrics = window_metrics(counts, BINS, THRESHOLDS)
     if metrics.status == "confirmed":
         assert THRESHOLDS.severity(metrics.level) <= THRESHOLDS.severity(sample.may_confirm)
-
-
-def test_counts_of_an_earlier_day_leave_open_whether_labels_are_fair():
-    rng = np.random.default_rng(1)
-    probabilities, truth = answers(500, rng)
-    now = BINS.count(window_of(probabilities, truth, rng.random(500) < 0.4))
-    before = type(now)(**{name: getattr(now, name) for name in now.__dataclass_fields__ if name != "strata"})
-    sample = label_bias(before + now, BINS.reference, THRESHOLDS)
-    assert (sample.fair, sample.may_confirm) == (None, "ok")

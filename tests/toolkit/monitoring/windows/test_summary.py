@@ -1,8 +1,5 @@
 """Counts: parts add up to the whole, bytes come back or are refused, and metrics are those of the values."""
 
-import json
-import zlib
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -16,7 +13,7 @@ from toolkit.bundle.baseline import Baseline
 from toolkit.errors import StoreError
 from toolkit.monitoring.base.predictions import Predictions
 from toolkit.monitoring.windows.reference import ReferenceBins
-from toolkit.monitoring.windows.summary import BANDS, STRATA_ROWS, WindowSummary
+from toolkit.monitoring.windows.summary import BANDS, WindowSummary
 
 BINS = ReferenceBins(names(3), baseline_of(500, np.random.default_rng(0)))
 
@@ -58,7 +55,7 @@ def test_damaged_bytes_are_refused_in_one_sentence(data):
     place = data.draw(st.integers(0, len(whole) - 1))
     flipped = bytes([whole[place] ^ data.draw(st.integers(1, 255))])
     for damaged in (whole[:place] + flipped + whole[place + 1 :], whole[:place], whole + flipped, flipped * place):
-        with pytest.raises(StoreError, match=r"^a block of counts is damaged: "):
+        with pytest.raises(StoreError, match=r"^a summary is damaged: "):
             WindowSummary.from_bytes(damaged)
 
 
@@ -164,18 +161,3 @@ def test_strata_add_up_to_what_is_counted_otherwise():
     bands = np.searchsorted(BANDS, window.confidence[window.finite], side="right") - 1
     assert everything.reshape(-1, 3).sum(axis=1).tolist() == np.bincount(bands, minlength=len(BANDS)).tolist()
     assert WindowSummary.from_bytes(counts.to_bytes()) == counts
-
-
-def test_a_block_from_before_strata_were_counted_is_read():
-    counts = BINS.count(window_of(50, np.random.default_rng(12)))
-    old = replace(counts, strata=np.zeros((STRATA_ROWS, 0), np.int64))
-    with_none = zlib.decompress(old.to_bytes()[len(b"counts 1\n") + 4 :])
-    header, rest = with_none.split(b"\n", 1)
-    names = json.loads(header)
-    kind, length = names["arrays"].pop("strata")
-    size = np.dtype(kind).itemsize * length
-    start = sum(np.dtype(k).itemsize * n for k, n in list(json.loads(header)["arrays"].values())[:5])
-    body = zlib.compress(json.dumps(names).encode() + b"\n" + rest[:start] + rest[start + size :])
-    read = WindowSummary.from_bytes(b"counts 1\n" + zlib.crc32(body).to_bytes(4) + body)
-    assert read == old
-    assert (read + counts).n == 100
