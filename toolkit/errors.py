@@ -1,22 +1,22 @@
-"""One family of errors, a sentence each.
+"""One family of errors, each with one sentence as its text.
 
-Everything that a user can cause is a ``ToolkitError``; scripts print it as one line and
-exit with status 2, the service answers with a problem document.
+Every error that a user can cause is a ``ToolkitError``; scripts print it as one line and exit
+with status 2, the service answers with a problem document.
 
     ToolkitError
      |- SettingsError       a flag, a variable or an argument is wrong
      |- DataError           a data set cannot be used
-     |- TrainingError       a training went wrong: the loss became infinite, say
+     |- TrainingError       a training failed: the loss became infinite, say
      |- ImageError          one image cannot be used
-     |   |- UndecodableImage    it is broken, or is no image
+     |   |- UndecodableImage    it is broken, or no image
      |   |- UnsupportedImage    its format is not on the list
-     |   |   '- DecoderMissing      it would be with a package that is not installed
+     |   |   '- DecoderMissing      it needs a package that is not installed
      |   '- ImageTooLarge       its bytes or pixels exceed the limit
      |- TrackingError       MLflow cannot be reached or refuses
      |- BundleError         a model bundle is missing, altered or inconsistent
      |- RegistryError       a model, version or stage does not exist or cannot move
-     |   |- NotRegistered       nothing is there to be loaded (yet)
-     |   '- PromotionRefused    it is worse than what is in Production, or nothing tells
+     |   |- NotRegistered       there is nothing to load (yet)
+     |   '- PromotionRefused    it is worse than the version in Production, or that is unknown
      '- StoreError          the store of predictions cannot be used
          '- UnknownPrediction   no prediction has that id
 """
@@ -38,7 +38,7 @@ class DataError(ToolkitError):
 
 
 class TrainingError(ToolkitError):
-    """A training went wrong in a way that other settings would mend."""
+    """A training failed in a way that other settings would mend."""
 
 
 class ImageError(ToolkitError):
@@ -62,7 +62,7 @@ class ImageTooLarge(ImageError):
 
 
 class TrackingError(ToolkitError):
-    """MLflow cannot be reached, or refuses what was asked."""
+    """MLflow cannot be reached, or refuses a request."""
 
 
 class BundleError(ToolkitError):
@@ -74,11 +74,11 @@ class RegistryError(ToolkitError):
 
 
 class NotRegistered(RegistryError):
-    """Nothing is registered that could be loaded: a state that may pass by itself."""
+    """There is no registered version to load; that may change without a restart."""
 
 
 class PromotionRefused(RegistryError):
-    """A version may not go into Production: it is worse than the one that is there, or nothing tells."""
+    """A version may not go into Production: it is worse than the one there, or that cannot be known."""
 
 
 class StoreError(ToolkitError):
@@ -86,7 +86,7 @@ class StoreError(ToolkitError):
 
 
 class UnknownPrediction(StoreError):
-    """No prediction has the id that was given."""
+    """No prediction has the given id."""
 
 
 def first_line(error: BaseException) -> str:
@@ -99,7 +99,7 @@ def first_line(error: BaseException) -> str:
 
 
 def suggest(names: Iterable[object], wanted: object = "") -> str:
-    """List the names that exist, the nearest to ``wanted`` first, for the end of a message.
+    """List the existing names, the nearest to ``wanted`` first, for the end of a message.
 
     >>> suggest(["resnet18", "simple_cnn"], "simple_cmm")
     'simple_cnn, resnet18'

@@ -1,4 +1,4 @@
-"""Texts that may be shown: without the passwords of addresses, without the folders of this machine."""
+"""Texts that may be published: without passwords in addresses, without the folders of this machine."""
 
 import re
 
@@ -6,7 +6,7 @@ import re
 def redact_passwords(text: str) -> str:
     """Replace passwords in addresses, before the host and in the query.
 
-    An address may lack its scheme; what merely looks like a password is replaced, too.
+    The address may lack its scheme. Text that only resembles a password is replaced too.
 
     Examples
     --------

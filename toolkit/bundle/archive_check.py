@@ -1,8 +1,8 @@
-"""The archive of a program: what ``torch.export`` writes for tensors and plain operations, and nothing else.
+"""A check of a program's archive: only what ``torch.export`` writes for tensors and plain operations.
 
-``torch.export.load`` unpickles objects, compiles and runs texts out of an archive: guards, symbolic
-expressions, the names of operations. So an archive is read with suspicion before torch sees it: each
-member, and each text in its graph, must be one that a program without code of its own has.
+``torch.export.load`` unpickles objects, and compiles and runs texts of an archive: guards, symbolic
+expressions, the names of operations. So each member of an archive, and each text in its graph, must be
+one that a program without code of its own has, before torch reads it.
 """
 
 import io
@@ -26,8 +26,8 @@ PICKLE_HEADS = tuple(bytes((0x80, protocol)) for protocol in range(2, 10))  # ol
 IMPORTS = {"GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"}  # pickle's opcodes that name what to import
 TENSOR_PARTS = {"torch._utils _rebuild_tensor_v2", "torch ByteStorage", "collections OrderedDict"}  # of a uint8 tensor
 
-# What torch.export.save of torch 2.14 writes for tensors and plain operations. What else it can write, for objects
-# and compiled code, torch.export.load would unpickle or run.
+# Members that torch.export.save of torch 2.14 writes for tensors and plain operations. Others, for objects and
+# compiled code, torch.export.load would unpickle or run.
 GRAPH, EXAMPLES = "model/models/model.json", "model/data/sample_inputs/model.pt"
 TENSORS = ("model/data/weights/model_weights_config.json", "model/data/constants/model_constants_config.json")
 MEMBER = re.compile(
@@ -35,8 +35,8 @@ MEMBER = re.compile(
     r"|\.data/version|\.data/serialization_id)|" + "|".join(map(re.escape, (GRAPH, EXAMPLES, *TENSORS)))
 )
 EXAMPLE_MEMBER = re.compile(r"archive/[\w./]+")
-# The texts in a graph, by the key that they stand under: torch looks operations up by their names, hands expressions
-# to Python's eval, and writes names into code that it compiles.
+# The texts in a graph by their key: torch finds operations by name, passes expressions to Python's eval, and writes
+# names into code that it compiles.
 NAME, TREE, ANYTHING = re.compile(r"[\w.]*"), re.compile(r'[\w ".,:\[\]{}]*'), re.compile(r".*", re.DOTALL)
 OPERATION = re.compile(
     r"torch\.ops\.aten\.(?!from_file\b|save\b)\w+\.\w+|torch\.ops\.higher_order\.wrap_with_set_grad_enabled"
@@ -51,14 +51,19 @@ TEXTS = {"target": OPERATION, "expr_str": EXPRESSION, "in_spec": TREE, "out_spec
 
 
 def require_plain_program(path: Path) -> None:
-    """Check that a program's archive holds tensors and torch's own operations, and nothing else that it could hold.
+    """Require that a program's archive holds tensors and torch's own operations alone.
+
+    Parameters
+    ----------
+    path
+        The ``.pt2`` file.
 
     Raises
     ------
     BundleError
-        The first thing that does not belong there.
+        The first member or text that is not allowed.
     """
-    with reading("the program"), zipfile.ZipFile(path) as archive:
+    with as_bundle_error("the program"), zipfile.ZipFile(path) as archive:
         _require_members(archive, MEMBER)
         for name in TENSORS:
             if any(entry["use_pickle"] is not False for entry in _read_json(archive, name)["config"].values()):
@@ -85,8 +90,8 @@ def is_pickle(path: Path) -> bool:
 
 
 @contextmanager
-def reading(what: str) -> Iterator[None]:
-    """Make one sentence of whatever is raised over a damaged file."""
+def as_bundle_error(what: str) -> Iterator[None]:
+    """Turn what is raised within the block over a damaged file into a ``BundleError``."""
     try:
         yield
     except BundleError:
@@ -96,8 +101,8 @@ def reading(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what MLflow and torch.export say at every save and load and no user can act upon."""
+def without_warnings() -> Iterator[None]:
+    """Suppress what MLflow and torch.export log and warn at every save and load."""
     loggers = [(logger, logger.level) for logger in (logging.getLogger("mlflow"), logging.getLogger("torch"))]
     for logger, _ in loggers:
         logger.setLevel(logging.ERROR)
@@ -111,7 +116,7 @@ def quiet() -> Iterator[None]:
 
 
 def _require_members(archive: zipfile.ZipFile, expected: re.Pattern[str]) -> None:
-    """One member a name, none packed, so that none unpacks into more than the file holds."""
+    """One member per name, none compressed, so that none unpacks into more than the file holds."""
     names = archive.namelist()
     for member in archive.infolist():
         if not expected.fullmatch(member.filename) or member.compress_type != zipfile.ZIP_STORED:
@@ -127,7 +132,7 @@ def _read_json(archive: zipfile.ZipFile, name: str) -> Any:
 
 
 def _imported_names(data: bytes) -> set[str]:
-    """What loading an archive that ``torch.save`` wrote would import, found without loading it."""
+    """The names that loading an archive of ``torch.save`` would import, found without loading it."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         _require_members(archive, EXAMPLE_MEMBER)
         opcodes = pickletools.genops(archive.read("archive/data.pkl"))
@@ -135,7 +140,7 @@ def _imported_names(data: bytes) -> set[str]:
 
 
 def _texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in a JSON value with the key that it stands under; the keys are texts too."""
+    """Every text in a JSON value with its key; the keys are texts too."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, dict):

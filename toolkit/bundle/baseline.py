@@ -1,6 +1,6 @@
-"""What a model did on images it had never seen: the yardstick of the monitor and the gate.
+"""The baseline of a model version: its predictions for held-out images, the reference of monitor and promotion gate.
 
-Kept apart from the bundle so that a notebook can watch a model without importing torch.
+A module of its own, so that a notebook can monitor a model without importing torch.
 """
 
 import io
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from toolkit.errors import BundleError
 from toolkit.statistics.calibration import CALIBRATION_BINS, CalibrationBins, calibration_bins
 
-MAX_SAMPLE = 10_000  # images kept in a baseline, as many as the longest counted window
+MAX_SAMPLE = 10_000  # images kept in a baseline, as many as the medium window
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Baseline:
     classes
         Class names in output order, K of them.
     probabilities
-        float16 (N, K), rows that add up to 1: rounded as the store of predictions rounds, so
-        that reference and window are counted alike.
+        float16 (N, K), rows that add up to 1: rounded like those in the store of predictions,
+        so that reference and window are binned alike.
     labels
         int64 (N,), the true class of each image, in 0..K-1.
     hashes
@@ -38,7 +38,7 @@ class Baseline:
     Raises
     ------
     BundleError
-        When the parts do not fit each other.
+        The parts do not fit each other.
 
     Examples
     --------
@@ -88,7 +88,7 @@ class Baseline:
 
     @property
     def accuracy(self) -> float:
-        """Share of held-out images classified rightly, NaN when there is none."""
+        """Share of held-out images that are classified correctly; NaN when there is none."""
         return float((self.predicted == self.labels).mean()) if self.size else float("nan")
 
     @property
@@ -101,7 +101,7 @@ class Baseline:
         return self.calibration().error if self.size else float("nan")
 
     def calibration(self, bins: int = CALIBRATION_BINS) -> CalibrationBins:
-        """How often answers of each confidence are right."""
+        """Accuracy by confidence, in bins of equal width."""
         return calibration_bins(self.probabilities.astype(np.float32), self.labels, bins)
 
     def to_bytes(self) -> bytes:

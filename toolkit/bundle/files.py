@@ -1,16 +1,16 @@
-"""What goes into the registry: program, card, baseline, digest; and how it is verified.
+"""The files of a bundle: program, card, baseline; their digest and verification.
 
 A bundle is an MLflow model folder of the pytorch flavour in ``pt2`` form, plus two files:
 
     data/model.pt2               the program: uint8 (N, H, W, 3) RGB -> float32 (N, K) probabilities
-    extra_files/card.json        what the program is and what it was measured to do
-    extra_files/baseline.npz     what it did on images it had never seen
+    extra_files/card.json        classes, image size, settings, metrics, versions
+    extra_files/baseline.npz     predictions for the held-out images
     MLmodel, requirements.txt    MLflow's own description
 
-The digest covers every file; it is recorded beside the model and checked at every load. No pickle
-is ever loaded, and no code that travels with a model is ever run: whoever can write a bundle can
-often write its digest too, so a bundle with the right digest is searched for both all the same.
-Nothing here needs torch: what runs a program is in ``toolkit.bundle.program``.
+The digest covers every file; it is recorded with the model and checked at every load. No pickle
+is ever loaded, and no code of a model is ever run. Write access to a bundle often includes write
+access to its digest, so both are searched for in a bundle with the right digest, too.
+Nothing here needs torch: ``toolkit.bundle.program`` runs programs.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from toolkit.bundle.archive_check import PICKLE_NAME, is_pickle, reading, require_plain_program
+from toolkit.bundle.archive_check import PICKLE_NAME, as_bundle_error, is_pickle, require_plain_program
 from toolkit.bundle.baseline import MAX_SAMPLE, Baseline
 from toolkit.errors import BundleError
 from toolkit.images.decoding import DECODER_VERSION, RESIZE_RULE
@@ -50,7 +50,7 @@ class Measurement(BaseModel):
 
 
 class Card(BaseModel):
-    """What a program is, what it was trained on and what it was measured to do."""
+    """The description of a program: its classes, its training and its measured metrics."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -77,13 +77,13 @@ class Card(BaseModel):
 
 
 def library_versions() -> dict[str, str]:
-    """The versions that a program was made with."""
+    """Versions of Python and the libraries that make programs."""
     names = ("torch", "torchvision", "mlflow", "numpy", "pillow")
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def signature_of(card: Card) -> mlflow.models.ModelSignature:
-    """What MLflow's own tools are to send, and what they get."""
+    """Input and output of a program, for MLflow's own tools."""
     images = mlflow.types.TensorSpec(np.dtype("uint8"), (-1, card.image_size, card.image_size, 3))
     probabilities = mlflow.types.TensorSpec(np.dtype("float32"), (-1, len(card.classes)))
     return mlflow.models.ModelSignature(mlflow.types.Schema([images]), mlflow.types.Schema([probabilities]))
@@ -101,21 +101,21 @@ def digest_of(folder: Path) -> str:
 
 
 def verify_bundle(folder: Path, digest: str | None) -> tuple[Card, Baseline]:
-    """Check everything about a bundle that can be checked without running it.
+    """Verify a bundle without running it.
 
     Parameters
     ----------
     folder
         The bundle on disk.
     digest
-        What the registry or the run recorded.
+        As the registry or the run recorded it.
 
     Raises
     ------
     BundleError
         The first thing that is wrong, in one sentence.
     """
-    with reading("the bundle"):
+    with as_bundle_error("the bundle"):
         _require_files_alone(folder)
         _require_parts(folder)
         _require_digest(folder, digest)
@@ -133,7 +133,7 @@ def verify_bundle(folder: Path, digest: str | None) -> tuple[Card, Baseline]:
 
 
 def _require_files_alone(folder: Path) -> None:
-    """The digest does not follow links to folders, and nothing ends the reading of a pipe."""
+    """Refuse links and pipes: the digest follows no link to a folder, and reading a pipe may not end."""
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise BundleError(f"the bundle holds {path.name!r}, which is no file of its own")
@@ -147,7 +147,7 @@ def _require_parts(folder: Path) -> None:
 
 def _require_digest(folder: Path, digest: str | None) -> None:
     if not digest:
-        raise BundleError("no digest was recorded for the bundle, so nothing tells whether it is whole")
+        raise BundleError("no digest was recorded for the bundle, so it cannot be verified")
     if (found := digest_of(folder)) != digest:
         raise BundleError(f"the bundle was altered: its digest is {found[:12]}..., recorded was {digest[:12]}...")
 
@@ -164,14 +164,14 @@ def _require_no_pickle(folder: Path) -> None:
 
 
 def _read_description(path: Path) -> mlflow.models.Model:
-    """MLflow's description may name a folder of code under any name, or another program."""
+    """Read MLflow's description, unless it names code or another program."""
     _require_size(path, MAX_DESCRIPTION_BYTES)
-    with reading(f"the bundle's {DESCRIPTION}"):
+    with as_bundle_error(f"the bundle's {DESCRIPTION}"):
         description = mlflow.models.Model.load(str(path))
         ours, generic = description.flavors["pytorch"], description.flavors["python_function"]
         program = (ours["model_data"], generic["data"], generic["loader_module"])
     if ours.get("code") or generic.get("code") or program != ("data", "data", "mlflow.pytorch"):
-        raise BundleError(f"the bundle's {DESCRIPTION} asks for code, or for another program than {PROGRAM}")
+        raise BundleError(f"the bundle's {DESCRIPTION} names code, or another program than {PROGRAM}")
     return description
 
 
@@ -190,19 +190,19 @@ def _read_card(path: Path) -> Card:
 def _read_baseline(path: Path, card: Card) -> Baseline:
     """Read a baseline, unless it unpacks into more than the largest sample of the card's classes needs."""
     classes = len(card.classes)
-    most = MAX_SAMPLE * (MAX_ROW_BYTES + 2 * classes) + 4 * classes * max(map(len, card.classes))
-    with reading("the baseline"):
+    limit = MAX_SAMPLE * (MAX_ROW_BYTES + 2 * classes) + 4 * classes * max(map(len, card.classes))
+    with as_bundle_error("the baseline"):
         with zipfile.ZipFile(path) as archive:
             names, unpacked = archive.namelist(), sum(member.file_size for member in archive.infolist())
-        if max(unpacked, path.stat().st_size) > most:
-            raise BundleError(f"the baseline has {unpacked:,} bytes, and {classes} classes need at most {most:,}")
+        if max(unpacked, path.stat().st_size) > limit:
+            raise BundleError(f"the baseline has {unpacked:,} bytes, and {classes} classes need at most {limit:,}")
         if len(set(names)) < len(names):
             raise BundleError("the baseline holds two arrays of one name")
         return Baseline.from_bytes(path.read_bytes())
 
 
 def _require_agreement(card: Card, baseline: Baseline) -> None:
-    """The baseline is what the card says, and what a program can answer."""
+    """Require that baseline and card agree, and that the baseline holds possible outputs of a program."""
     if baseline.classes != card.classes:
         raise BundleError("card and baseline name different classes")
     if not 1 <= baseline.size <= MAX_SAMPLE:
@@ -228,6 +228,6 @@ def _may_be(accuracy: float, baseline: Baseline) -> bool:
     return bool(surely.sum() - 1e-3 <= accuracy * baseline.size <= right.sum() + 1e-3)
 
 
-def _require_size(path: Path, most: int) -> None:
-    if (found := path.stat().st_size) > most:
-        raise BundleError(f"the bundle's {path.name} has {found:,} bytes, and at most {most:,} are read")
+def _require_size(path: Path, limit: int) -> None:
+    if (found := path.stat().st_size) > limit:
+        raise BundleError(f"the bundle's {path.name} has {found:,} bytes, and at most {limit:,} are read")

@@ -1,4 +1,4 @@
-"""The program of a bundle: exported and saved with all around it, loaded, and run."""
+"""The program of a bundle: export, save, load, run."""
 
 import io
 import tempfile
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from toolkit.bundle.archive_check import EXAMPLES, quiet
+from toolkit.bundle.archive_check import EXAMPLES, without_warnings
 from toolkit.bundle.baseline import Baseline
 from toolkit.bundle.files import PROGRAM, Card, digest_of, signature_of, verify_bundle
 from toolkit.errors import BundleError, first_line
@@ -26,7 +26,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # as
 
 
 class Program(nn.Module):
-    """A network with everything around it that a consumer could get wrong.
+    """A network with scaling, normalisation, temperature and softmax.
 
     Parameters
     ----------
@@ -64,9 +64,9 @@ class Bundle:
     program
         uint8 (N, H, W, 3) -> float32 (N, K).
     export
-        Gives the same program as torch exported it, for engines of other makers.
+        Gives the same program as torch exported it, for other engines.
     folder
-        Where it is kept; None when it may be gone by now.
+        Its files; None when they may be deleted.
     """
 
     card: Card
@@ -97,16 +97,27 @@ class Bundle:
 def save_bundle(
     folder: Path, program: Program, card: Card, baseline: Baseline, *, run_id: str | None = None, model_id: str
 ) -> str:
-    """Write a bundle into a folder that does not exist yet, and return its digest.
+    """Write a bundle: the program is exported in evaluation mode, on the CPU, in float32, with a free batch size.
 
-    The program is exported in evaluation mode, on the CPU, in float32, with a free batch size.
+    Parameters
+    ----------
+    folder
+        A folder that does not exist yet.
+    program, card, baseline
+        The parts.
+    run_id, model_id
+        The MLflow run and the logged model that the bundle belongs to.
+
+    Returns
+    -------
+    The digest.
     """
     program = program.cpu().float().eval().to(memory_format=torch.contiguous_format)
     with tempfile.TemporaryDirectory() as scratch:
         card_file, baseline_file = Path(scratch, "card.json"), Path(scratch, "baseline.npz")
         card_file.write_text(card.model_dump_json(indent=2), encoding="utf-8")
         baseline_file.write_bytes(baseline.to_bytes())
-        with quiet():
+        with without_warnings():
             mlflow.pytorch.save_model(
                 program,
                 str(folder),
@@ -122,13 +133,20 @@ def save_bundle(
 
 
 def load_bundle(folder: Path, digest: str | None) -> Bundle:
-    """Verify a bundle, load its program and see that it answers as the card says.
+    """Verify a bundle, load its program and test it on images of noise.
+
+    Parameters
+    ----------
+    folder
+        The bundle on disk.
+    digest
+        As the registry or the run recorded it.
 
     Raises
     ------
     BundleError
-        As ``verify_bundle``, or the program cannot be loaded, or gives something else than the
-        probabilities of the card's classes, the same for the same image.
+        As ``verify_bundle``; or the program cannot be loaded; or its output is not the probabilities
+        of the card's classes, the same for the same image.
     """
     card, baseline = verify_bundle(folder, digest)
     try:
@@ -141,10 +159,16 @@ def load_bundle(folder: Path, digest: str | None) -> Bundle:
 
 
 def open_bundle_lazily(folder: Path, digest: str) -> Bundle:
-    """Verify a bundle that stays in its folder, and load its program when somebody first runs it.
+    """Verify a bundle that stays in its folder, and load its program at its first use.
 
-    An engine that was made of the program before does not need it again, and loading it takes longer
-    than all the rest.
+    A cached engine does not need the program, whose loading takes longer than all the rest.
+
+    Parameters
+    ----------
+    folder
+        The bundle on disk.
+    digest
+        As the registry or the run recorded it.
 
     Raises
     ------
@@ -154,31 +178,31 @@ def open_bundle_lazily(folder: Path, digest: str) -> Bundle:
     card, baseline = verify_bundle(folder, digest)
     loading, loaded = threading.Lock(), cache(partial(load_bundle, folder, digest))
 
-    def whole() -> Bundle:
+    def load() -> Bundle:
         with loading, torch.inference_mode(False):  # torch loads no program while it only infers
             return loaded()
 
     def export() -> ExportedProgram:
-        give = whole().export
-        assert give is not None  # noqa: S101  load_bundle always says
-        return give()
+        exporter = load().export
+        assert exporter is not None  # noqa: S101  load_bundle always gives one
+        return exporter()
 
-    return Bundle(card, baseline, digest, lambda images: whole().program(images), export, folder)
+    return Bundle(card, baseline, digest, lambda images: load().program(images), export, folder)
 
 
 def _load_program(path: Path) -> ExportedProgram:
-    """Load an archive put together anew from the members that were checked, without its pickled example input."""
+    """Load a copy of an archive without its pickled example input."""
     copy = io.BytesIO()
-    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as anew:
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as target:
         for name in archive.namelist():
-            anew.writestr(name, b"" if name == EXAMPLES else archive.read(name))
+            target.writestr(name, b"" if name == EXAMPLES else archive.read(name))
     copy.seek(0)
-    with quiet():
+    with without_warnings():
         return torch.export.load(copy)
 
 
 def _require_probabilities(bundle: Bundle) -> None:
-    """Run a program on images of noise: three, the same three again, and the first alone."""
+    """Test a program on images of noise: three, the same three again, and the first alone."""
     size, classes = bundle.card.image_size, len(bundle.card.classes)
     images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
     given = images.copy()
@@ -187,14 +211,14 @@ def _require_probabilities(bundle: Bundle) -> None:
     except Exception as error:  # noqa: BLE001  whatever torch raises
         raise BundleError(f"the program cannot be run on 3 images and on 1: {first_line(error)}") from None
     if not np.array_equal(given, images):
-        raise BundleError("the program changes the images that it is given")
+        raise BundleError("the program changes its input images")
     if answer.shape != (3, classes) or alone.shape != (1, classes):
-        raise BundleError(f"the program answers {answer.shape} for 3 images and {classes} classes")
+        raise BundleError(f"the program gives shape {answer.shape} for 3 images of {classes} classes")
     if answer.dtype != np.float32:
-        raise BundleError(f"the program answers in {answer.dtype}, and must in float32")
+        raise BundleError(f"the program's output must be float32, got {answer.dtype}")
     if not (answer.min() >= 0 and np.allclose(answer.sum(axis=1), 1, atol=1e-3)):  # NaN is not at least 0
-        raise BundleError("the program does not answer with probabilities")
+        raise BundleError("the program's output is not probabilities")
     if not np.allclose(answer, again, atol=1e-5):
-        raise BundleError("the program answers otherwise when it is asked again: dropout, say, is at work in it")
+        raise BundleError("the program gives another output for the same images: dropout may be active in it")
     if not np.allclose(answer[:1], alone, atol=1e-3):
-        raise BundleError("the program's answer for an image depends on the others that come with it")
+        raise BundleError("the program's output for an image depends on the others in the batch")

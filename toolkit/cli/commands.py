@@ -1,6 +1,6 @@
-"""The scripts as commands: how a person and how a process starts them, and what the installed commands run.
+"""The scripts as commands: what a user types, what a process runs, and what the installed commands run.
 
-A command that is printed for a person to type has the form in which this process was started: ``python
+A printed command has the form in which this process was started: ``python
 model_registry.py list``, or ``model-registry list`` where the project is installed.
 """
 
@@ -27,7 +27,14 @@ _TYPED = re.compile(r"(python|torchrun [-\w ]+) (\w+)\.py")
 
 
 def command_line(script: str, words: str = "") -> str:
-    """What a person types to start a script with some words.
+    """The command that a user types to run a script.
+
+    Parameters
+    ----------
+    script
+        Its name, without ``.py``.
+    words
+        What follows.
 
     Examples
     --------
@@ -39,7 +46,7 @@ def command_line(script: str, words: str = "") -> str:
 
 
 def this_command(processes: str = "1") -> str:
-    """What a person types to start this process again, by torchrun if it is one of several."""
+    """The command that a user types to start this process again, with torchrun if it is one of several."""
     torchrun = "" if processes == "1" else f"torchrun --nproc-per-node {processes} "
     if sys.argv[0] in COMMANDS.values():
         return f"{torchrun and torchrun + '--no-python '}{sys.argv[0]}"
@@ -47,12 +54,12 @@ def this_command(processes: str = "1") -> str:
 
 
 def as_typed(text: str) -> str:
-    """A manual, with its commands in the form in which this process was started."""
+    """A manual whose commands have the form in which this process was started."""
     return _TYPED.sub(_translated, text) if _is_installed() else text
 
 
 def process_command(script: str) -> list[str]:
-    """The words that start a script in a process of its own."""
+    """The command that runs a script in a process of its own."""
     if _is_installed():
         return [sys.executable, "-P", "-m", __name__, script]
     return [sys.executable, str(ROOT / f"{script}.py")]
@@ -67,7 +74,7 @@ def run(script: str) -> None:
 
 
 def _is_installed() -> bool:
-    """Whether an installed command runs, or another program, a notebook say, uses the installed project."""
+    """Whether this is an installed command, or another program, such as a notebook, that uses the installed project."""
     return sys.argv[0] in COMMANDS.values() or DISTRIBUTION is not None
 
 

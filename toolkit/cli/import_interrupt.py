@@ -1,6 +1,6 @@
-"""What Ctrl-C does while a script is still importing, which takes seconds: one line, and status 130.
+"""Ctrl-C while a script is still importing, which takes seconds: one line, and status 130.
 
-The first import of each script, so it imports nothing that takes time; and it does nothing by itself.
+Each script imports this first, so it imports no slow module; its import does nothing.
 """
 
 import os

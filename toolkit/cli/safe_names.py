@@ -1,7 +1,7 @@
-"""Names of files, folders and classes, as they can be written anywhere: on a terminal, in JSON, MLflow, HTML and logs.
+"""Names of files, folders and classes, as text for terminals, JSON, MLflow, HTML and logs.
 
-A file system holds names that are no text: bytes that are not UTF-8, newlines, sequences that steer a
-terminal, marks that turn the direction of reading. What is shown of them is text, and acts on nothing.
+A file system holds names that are no text: bytes that are not UTF-8, newlines, sequences that control a
+terminal, marks that change the direction of text. They are escaped.
 """
 
 import os
@@ -15,17 +15,17 @@ _ACTING = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories: controls, format
 
 
 def display_name(name: str | Path) -> str:
-    """A name on one line, as text that every encoding of Unicode can hold.
+    """A name as one line of valid Unicode text.
 
     Parameters
     ----------
     name
-        A name, or a path from the file system, whose bytes that are no UTF-8 Python gives as lone surrogates.
+        A name or a path. Python gives bytes that are not UTF-8 as lone surrogates.
 
     Returns
     -------
     str
-        The name, with ``\\x``, ``\\u`` or ``\\n`` for what is no character, or acts on what shows it.
+        The name, with ``\\x``, ``\\u`` or ``\\n`` for bytes, controls and line ends.
 
     Examples
     --------
@@ -36,14 +36,14 @@ def display_name(name: str | Path) -> str:
 
 
 def printable(text: str, encoding: str | None = None) -> str:
-    """A text of one or more lines, for a stream of that encoding.
+    """A text that a stream can write.
 
     Parameters
     ----------
     text
-        Anything; its newlines and tabs stay.
+        Any text; newlines and tabs stay.
     encoding
-        What the stream can write; UTF-8 when None.
+        Of the stream; UTF-8 when None.
 
     Examples
     --------
@@ -56,10 +56,10 @@ def printable(text: str, encoding: str | None = None) -> str:
 
 
 def class_name(folder: str) -> str:
-    """The class that a folder's name stands for: the same wherever it was written, and ready to be shown.
+    """The class name of a folder: the same on all systems, and safe to display.
 
-    An accent may be one character with its letter or two, as macOS writes it; both are one class (NFC).
-    Names are UTF-8 whatever the language settings of this process say.
+    A letter with an accent may be one character, or two as on macOS; both are one class (NFC).
+    Names are UTF-8 in every locale.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def class_name(folder: str) -> str:
 
 
 def _decoded(name: str) -> str:
-    """A name of the file system read as UTF-8, also where Python was told that file names are something else."""
+    """A name of the file system read as UTF-8, whatever encoding Python uses for file names."""
     if sys.getfilesystemencoding() == "utf-8":
         return name
     try:
@@ -85,7 +85,7 @@ def _decoded(name: str) -> str:
 
 
 def _escaped(text: str, keep: str) -> str:
-    if text.isprintable():  # which most are
+    if text.isprintable():
         return text
     return "".join(letter if letter in keep else _as_text(letter) for letter in text)
 

@@ -1,4 +1,4 @@
-"""How a settings class becomes a command line, environment variables and one-line errors.
+"""Settings classes as command lines, environment variables and one-line errors.
 
 A script declares each setting once, as a field with a type, a range and a help text::
 
@@ -38,14 +38,14 @@ from toolkit.errors import SettingsError, ToolkitError, first_line, suggest
 EXIT_BAD_INPUT = 2
 EXIT_TERMINATED = 128 + signal.SIGTERM
 NULL_WORD = "null"  # on a command line; the word None is a stage of the registry
-LAST = "last"  # of what can be gone on with, as a value of --resume and the like
-MODEL = "image-classifier"  # a registered model's name, unless another is given
+LAST = "last"  # the latest run or study, as a value of --resume
+MODEL = "image-classifier"  # default name of a registered model
 MODEL_NAME = re.compile(r"[\w\- .]{1,200}")  # no slash or colon, which MLflow's addresses use, and no quote
 VALUES = {"str": "TEXT", "int": "INTEGER", "float": "NUMBER", "Path": "PATH", "datetime": "TIME"}  # in --help
 
 
 def environment(prefix: str) -> SettingsConfigDict:
-    """The configuration of a settings class whose variables start with ``prefix``."""
+    """The configuration of a settings class with ``prefix`` before its environment variables."""
     return SettingsConfigDict(
         env_prefix=prefix,
         env_ignore_empty=True,
@@ -71,7 +71,7 @@ def _require_a_letter(text: str) -> str:
     return text
 
 
-Name = Annotated[str, AfterValidator(_require_a_letter)]  # of something that people look for in lists
+Name = Annotated[str, AfterValidator(_require_a_letter)]  # of a run or a study
 S = TypeVar("S", bound=ScriptSettings)
 
 
@@ -83,14 +83,14 @@ def parse(cls: type[S], manual: str | None, argv: Sequence[str] | None = None) -
     cls
         The settings class.
     manual
-        What ``--help`` prints above the flags; a script gives its own docstring.
+        Text above the flags in ``--help``: a script's docstring.
     argv
         The words after the script's name; ``sys.argv[1:]`` when None.
 
     Raises
     ------
     SettingsError
-        One sentence with the setting's name, its rule and the value that was given.
+        One sentence with the setting's name, its rule and the value.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(
@@ -106,10 +106,7 @@ def parse(cls: type[S], manual: str | None, argv: Sequence[str] | None = None) -
 
 
 def _with_bare_flags(words: Sequence[str], cls: type[BaseSettings]) -> list[str]:
-    """The words, with a value for each flag that was given none and whose field says what is meant then.
-
-    A field says so by ``json_schema_extra={"bare": "last"}``: ``--resume`` alone is ``--resume last``.
-    """
+    """Give flags without a value their field's ``{"bare": "last"}``: ``--resume`` is ``--resume last``."""
     extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
     bare = {
         flag: extra["bare"]
@@ -124,33 +121,32 @@ def _with_bare_flags(words: Sequence[str], cls: type[BaseSettings]) -> list[str]
 
 
 def _flags(name: str, cls: type[BaseSettings]) -> list[str]:
-    """All that a field can be called on a command line; ``cli_shortcuts`` of a class adds to its own name."""
+    """The flags of a field: its own name and ``cli_shortcuts`` of the class."""
     kebab = name.replace("_", "-")
     shortcuts = (cls.model_config.get("cli_shortcuts") or {}).get(kebab, [])
     return [f"--{word}" for word in (kebab, *([shortcuts] if isinstance(shortcuts, str) else shortcuts))]
 
 
 def subcommand(settings: ScriptSettings) -> BaseModel | None:
-    """The sub-command that was typed, or None when there was none."""
+    """The sub-command on the command line; None without one."""
     found = get_subcommand(settings, is_required=False)
     return found if isinstance(found, BaseModel) else None
 
 
 def program_name() -> str:
-    """The script's file name, as it begins each error line."""
+    """The script's file name, with which each error line begins."""
     return Path(sys.argv[0]).name
 
 
 def read_first(read: Callable[[], object]) -> None:
-    """Read a script's command line before its slow imports, and end the script where that is all there is to do.
+    """Read a script's command line before its slow imports, and exit after ``--help`` or an error.
 
-    A script calls it, when it is run and not imported, between its settings and the imports that take
-    seconds, so that ``--help`` and a mistyped flag are answered at once.
+    A script that is run calls it between its settings and the imports that take seconds.
 
     Parameters
     ----------
     read
-        What ``main`` begins with: gives the settings, or raises ``SettingsError``.
+        The first step of ``main``: gives the settings, or raises ``SettingsError``.
     """
 
     def only_read() -> None:
@@ -164,14 +160,19 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's ``main`` and exit with its status.
 
     A ``ToolkitError`` becomes one line on standard error and status 2, Ctrl-C status 130 and
-    SIGTERM status 143; both unwind the stack, so that what is open gets closed and saved.
+    SIGTERM status 143; both unwind the stack, so that open files are closed and saved.
+
+    Parameters
+    ----------
+    main
+        Gives an exit status; None means 0.
     """
     restore_interrupt()
     signal.signal(signal.SIGTERM, _raise_terminated)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it, so no name ends a run
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata, which nothing here depends on
-    gc.freeze()  # what was imported is never garbage, and walking over it takes a quarter of a second each time
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd metadata, which is not used
+    gc.freeze()  # imported objects stay; each collection would spend a quarter of a second on them
     sys.exit(_status_of(main))
 
 
@@ -194,7 +195,7 @@ def _raise_terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 
 class _Source(CliSettingsSource[Any]):
-    """Flags whose ``--help`` shows kinds of values and defaults as a person would write them."""
+    """Flags with readable types and defaults in ``--help``."""
 
     def _metavar_format(self, obj: Any) -> str:
         shown = super()._metavar_format(obj)
@@ -206,14 +207,14 @@ class _Source(CliSettingsSource[Any]):
         if field_info.default_factory is None:
             return text
         default = ""
-        with suppress(ToolkitError):  # there is none here: without a home folder, say
+        with suppress(ToolkitError):  # no default here: without a home folder, for example
             default = f" (default: {field_info.get_default(call_default_factory=True, validated_data={})})"
         before, _, after = text.partition(" (default factory: ")
         return before + default.replace("%", "%%") + after.partition(")")[2]
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """The manual as it was written, and no word about a default where there is none."""
+    """The manual with its own line breaks; no default where there is none."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = super()._get_help_string(action)
@@ -221,7 +222,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are ``SettingsError`` instead of a usage page."""
+    """An argument parser that raises ``SettingsError`` instead of printing its usage."""
 
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ")
@@ -238,7 +239,7 @@ def _alike(typed: str, name: str) -> bool:
     return typed[:4] == name[:4] or set(typed) == set(name)
 
 
-# What pydantic calls a broken rule, and how it is said here. {rule} is the limit or the choices.
+# pydantic's name of a broken rule: the key of its limit, and the message.
 _RULES = {
     "less_than_equal": ("le", "must be at most {rule}"),
     "less_than": ("lt", "must be less than {rule}"),
@@ -262,14 +263,14 @@ _RULES = {
 def _message(error: ValidationError, cls: type[BaseSettings], words: Sequence[str]) -> str:
     """The first broken rule as one sentence."""
     first = error.errors()[0]
-    if not first["loc"] or isinstance(first["input"], dict):  # a validator of ours, about several settings together
+    if not first["loc"] or isinstance(first["input"], dict):  # a validator of several settings together
         return first["msg"].removeprefix("Value error, ")
     value = "" if first["type"] in ("missing", "value_error") else f", got {first['input']}"
     return f"{_as_typed(first['loc'], cls, words)} {broken_rule(first)}{value}"
 
 
 def broken_rule(error: ErrorDetails) -> str:
-    """What pydantic says a value had to be, such as ``must be at most 1``."""
+    """The rule that a value broke, such as ``must be at most 1``."""
     key, text = _RULES.get(error["type"], ("", ""))
     if not text:
         return error["msg"].removeprefix("Value error, ")
@@ -279,7 +280,7 @@ def broken_rule(error: ErrorDetails) -> str:
 
 
 def _as_typed(location: tuple[int | str, ...], cls: type[BaseSettings], words: Sequence[str]) -> str:
-    """The setting's name where the value came from: a flag, a variable, or the place of an argument."""
+    """The setting's name by the source of its value: a flag, a variable, or an argument."""
     name = str(location[-1] if isinstance(location[-1], str) else location[-2])
     typed = {word.split("=")[0] for word in words}
     for flag in _flags(name, cls):

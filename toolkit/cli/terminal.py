@@ -1,6 +1,6 @@
-"""What scripts print: lines that leave a progress bar whole, progress, tables.
+"""Output of scripts: lines that do not tear a progress bar, progress, tables.
 
-Progress is a bar on a terminal. Elsewhere, as in a log, it is a line whenever none was printed for half a minute.
+Progress is a bar on a terminal. Elsewhere, as in a log, it is a line after half a minute without one.
 """
 
 import io
@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from toolkit.cli.safe_names import printable
 
-QUIET_S = 30.0  # without a line, before one says how far something has come
-REFRESH_S = 1.0  # between two looks at whether that is so
+SILENCE_S = 30.0  # without a line, before one shows progress
+REFRESH_S = 1.0  # between two checks of that
 LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {percentage:.0f} %, {remaining} left{postfix}"
 
 _muted = False
@@ -23,14 +23,14 @@ _last_line = 0.0  # when a line was printed, by time.monotonic
 
 
 def mute() -> None:
-    """This process says nothing from now on, and draws no bars: the one that started it speaks for all."""
+    """Print nothing and draw no bars from now on: the parent process prints for all."""
     global _muted  # noqa: PLW0603  a property of the process, like its environment
     _muted = True
 
 
 @contextmanager
 def muted(wanted: bool = True) -> Iterator[None]:
-    """Say nothing, and draw no bars, within the block; nothing changes when it is not wanted."""
+    """Print nothing and draw no bars within the block, if ``wanted``."""
     global _muted  # noqa: PLW0603
     before, _muted = _muted, _muted or wanted
     try:
@@ -40,7 +40,7 @@ def muted(wanted: bool = True) -> Iterator[None]:
 
 
 def echo(text: str) -> None:
-    """Print lines at once, without tearing a progress bar; what standard output cannot write is escaped."""
+    """Print lines at once, without tearing a progress bar; characters that standard output cannot write are escaped."""
     global _last_line  # noqa: PLW0603
     if _muted:
         return
@@ -50,7 +50,7 @@ def echo(text: str) -> None:
 
 
 def on_terminal() -> bool:
-    """Whether progress bars, which go to standard error, would be seen by a person."""
+    """Whether progress bars, which go to standard error, are visible."""
     return sys.stderr.isatty() and not _muted
 
 
@@ -59,22 +59,22 @@ def bar_label(label: str) -> str | None:
     return label if on_terminal() else None
 
 
-def muted_since(start: float) -> bool:
-    """Whether no line was printed for ``QUIET_S``, nor was it so long since ``start``, by ``time.monotonic``."""
-    return time.monotonic() - max(start, _last_line) >= QUIET_S
+def silent_since(start: float) -> bool:
+    """Whether no line was printed for ``SILENCE_S``, nor was it so long since ``start``, by ``time.monotonic``."""
+    return time.monotonic() - max(start, _last_line) >= SILENCE_S
 
 
 def progress(label: str | None, total: int, unit: str, *, initial: int = 0) -> "tqdm[Any]":
-    """How far something has come, and the time left: a bar on a terminal, elsewhere a line now and then.
+    """Progress and the time left: a bar on a terminal, elsewhere a line now and then.
 
     Parameters
     ----------
     label
-        What it is; None shows nothing.
+        Text before it; None shows nothing.
     total, initial
-        How many steps there are, and how many are done already.
+        Number of steps, and of those done already.
     unit
-        What a step is, as a plural.
+        Name of the steps, in the plural.
 
     Examples
     --------
@@ -92,15 +92,15 @@ def progress(label: str | None, total: int, unit: str, *, initial: int = 0) -> "
 
 
 class _Lines(tqdm):  # type: ignore[misc]  # tqdm has no types
-    """Progress as lines, each only when nothing else was printed for a while."""
+    """Progress as lines, each after a while without other lines."""
 
     def __init__(self, **words: Any) -> None:
         self._start = time.monotonic()
         super().__init__(**words)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:  # noqa: ARG002
-        """Print where it is, unless it is to be wiped (an empty ``msg``)."""
-        if msg is None and self.n < self.total and muted_since(self._start):
+        """Print the state, unless it is to be erased (an empty ``msg``)."""
+        if msg is None and self.n < self.total and silent_since(self._start):
             echo(str(self))
 
 

@@ -1,8 +1,8 @@
-"""Bytes to an RGB uint8 array, under limits: the one decoder of training and serving.
+"""Image files as RGB uint8 arrays, under limits: the one decoder of training and serving.
 
-What happens to each kind of image is defined here, once: EXIF orientation is applied, alpha is
-laid over white, 16-bit values are scaled to 8, the first frame of an animation is taken, and the
-centre square is resized to what the network wants. No metadata makes a good image unusable.
+The rules for each kind of image are here alone: EXIF orientation is applied, alpha is laid over
+white, 16-bit values are scaled to 8, the first frame of an animation is taken, and the centre
+square is resized to the network's size. Broken metadata does not make an image unusable.
 """
 
 import io
@@ -22,8 +22,8 @@ from toolkit.errors import DecoderMissing, ImageTooLarge, UndecodableImage, Unsu
 from toolkit.images.metadata import ORIENTATION, orientation_in, without_metadata
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
-HEIF = "HEIF"  # what phones write as HEIC; read where the package pillow-heif is installed
-SUFFIXES = {  # what a file's ending says it is
+HEIF = "HEIF"  # phones write it as HEIC; read if the package pillow-heif is installed
+SUFFIXES = {  # the format by a file's ending
     ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF",
     ".tiff": "TIFF", ".avif": "AVIF", ".heic": HEIF, ".heif": HEIF, ".hif": HEIF,
 }  # fmt: skip
@@ -43,19 +43,19 @@ _MAGIC = {  # first bytes of each format; a BMP has only two of them, so the siz
     "AVIF": rb"....ftyp(avi[fs]|m[is]f1.{4}(.{4})*avi[fs])",
     HEIF: rb"....ftyp(he[iv][cxms]|heif|m[is]f1)",
 }
-# Formats that hold several frames (what else is in a JPEG are previews), and the largest file in bytes whose frames
-# are counted: GIF and TIFF must be walked through, which a file made to be slow draws out to 0.4 s at these sizes.
+# Formats of several frames (a JPEG's others are previews), and the size in bytes up to which frames are counted: GIF
+# and TIFF are read through for that, which takes 0.4 s at these sizes in a file made to be slow.
 _COUNTED = {"WEBP": math.inf, "PNG": math.inf, "GIF": 2**22, "TIFF": 2**18}
 
-# First bytes of formats people do send, so that the message can name what arrived.
+# First bytes of other formats, for the message.
 _OTHER_FORMATS = {b"%PDF": "PDF", b"8BPS": "PSD", b"<svg": "SVG", b"<?xml": "XML or SVG", b"\0\0\1\0": "ICO"}
 _TURNS = {  # an EXIF orientation and what makes it upright
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-_TINY = 4  # pixels; an image with a shorter side is a tracking dot or a rule more often than an image
-_TWELVE_BITS = 2**12 - 1  # the largest value of many cameras and scanners, which write it as it is into 16 bits
+_TINY = 4  # pixels; a shorter side is more often that of a tracking dot or a line
+_TWELVE_BITS = 2**12 - 1  # the largest value of many cameras and scanners, written unchanged into 16 bits
 _LUMA = np.array([0.299 / 255, 0.587 / 255, 0.114 / 255], dtype=np.float32)  # ITU-R BT.601, as Pillow's mode L, to 0..1
 
 
@@ -78,7 +78,7 @@ class DecodedImage:
     width, height
         Pixels of the original, upright, before it was cropped and resized.
     remarks
-        What was changed about it beyond that, in words, such as ``CMYK, converted to RGB``.
+        Other conversions, in words, such as ``CMYK, converted to RGB``.
     """
 
     pixels: NDArray[np.uint8]
@@ -87,7 +87,7 @@ class DecodedImage:
     remarks: tuple[str, ...] = ()
 
     def statistics(self) -> dict[str, float]:
-        """Figures that tell what changed when images change; their names are ``STATISTICS``.
+        """Statistics that show how images change; their names are ``STATISTICS``.
 
         Brightness and contrast are mean and standard deviation of luma in 0..1; sharpness is the
         standard deviation of luma's Laplacian; aspect is width over height.
@@ -114,7 +114,7 @@ def _deviation(values: NDArray[np.floating]) -> float:
 
 
 def format_of(data: bytes) -> str | None:
-    """Which of ``FORMATS``, or ``HEIF``, the bytes are, judged by their beginning alone.
+    """The format by the first bytes: one of ``FORMATS``, ``HEIF`` or None.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ def format_of(data: bytes) -> str | None:
 
 
 def load_image(data: bytes, size: int, limits: ImageLimits = ImageLimits()) -> DecodedImage:
-    """Decode, turn upright, cut the centre square and resize it.
+    """Decode an image, turn it upright, crop the centre square and resize it.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def load_image(data: bytes, size: int, limits: ImageLimits = ImageLimits()) -> D
     UndecodableImage
         The bytes are empty, broken, cut short, or no image.
     UnsupportedImage
-        The format is not on the list; ``DecoderMissing`` where a package would read it.
+        The format is not on the list; ``DecoderMissing`` if a package would read it.
     ImageTooLarge
         More bytes or pixels than the limits allow.
 
@@ -198,7 +198,7 @@ def _load(data: bytes, size: int, limits: ImageLimits) -> DecodedImage:
 
 
 def _open(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
-    """Read the header and hold it against the limits."""
+    """Read the header and check the limits."""
     if not data:
         raise UndecodableImage("the file is empty")
     if len(data) > limits.max_bytes:
@@ -218,7 +218,7 @@ def _open(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
             f"the image has {image.width} x {image.height} pixels, at most {limits.max_pixels:,} are allowed"
         )
     if isinstance(image, TiffImageFile):
-        # Pillow's own turns it by the orientation, and trips over other entries.
+        # Pillow's own applies the orientation, and fails on other entries.
         image.load_end = partial(_read_exif, image)  # type: ignore[method-assign]
     return image
 
@@ -247,7 +247,7 @@ def _register_heif() -> None:
 
 
 def _read_exif(image: Image.Image) -> None:
-    with suppress(Exception):  # whatever is odd about it
+    with suppress(Exception):  # of broken entries
         image.getexif()
 
 
@@ -262,14 +262,14 @@ def _unknown_format(data: bytes) -> UndecodableImage | UnsupportedImage:
 
 
 def _layout(image: ImageFile.ImageFile) -> str:
-    """How values lie in the file, such as ``RGB;16B``; known until the image is loaded."""
+    """The layout of values in the file, such as ``RGB;16B``; known until the image is loaded."""
     layout = image.tile[0].args if image.tile else ""
     return str(layout[0] if isinstance(layout, tuple) else layout)
 
 
 def _turn(image: Image.Image, data: bytes) -> tuple[Image.Transpose | None, bool]:
-    """What the EXIF orientation asks for; also whether width and height change places by it."""
-    upright = False  # of a TIFF Pillow tells the size that it has when it is upright
+    """The transposition for the EXIF orientation, and whether it swaps width and height."""
+    upright = False  # Pillow gives the size of a TIFF after its transposition
     block = image.info.get("exif") or b""
     if isinstance(image, TiffImageFile):
         block, upright = data, image.tag_v2.get(ORIENTATION) in (5, 6, 7, 8)
@@ -287,7 +287,7 @@ def _turned(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
 
 
 def _conversions(image: ImageFile.ImageFile, layout: str) -> tuple[str, ...]:
-    """What the header says will be lost on the way to 8-bit RGB."""
+    """Conversions to 8-bit RGB that lose information, by the header."""
     if image.mode == "CMYK":
         return ("CMYK, converted to RGB",)
     if image.mode == "F":
@@ -305,7 +305,7 @@ def _is_wide_colour(layout: str) -> bool:
 
 
 def _oddities(image: Image.Image, layout: str, size: tuple[int, int]) -> tuple[str, ...]:
-    """What a person should look at, since the image may not be what it was meant to be."""
+    """Signs that the image may be wrong."""
     found = []
     if min(size) < _TINY:
         found.append(f"only {size[0]} x {size[1]} pixels")
@@ -335,14 +335,14 @@ def _opaque(image: Image.Image, layout: str, data: bytes) -> Image.Image | None:
 
 
 def _frames(image: ImageFile.ImageFile, size: int) -> tuple[str, ...]:
-    """That only the first frame was taken, of how many where that is told cheaply."""
+    """A remark on the frames that are not used, with their number if counting is cheap."""
     if image.format not in _COUNTED:
         return ()
     try:
         if not getattr(image, "is_animated", False):
             return ()
         count = getattr(image, "n_frames", None) if size <= _COUNTED[image.format] else None
-    except Exception:  # noqa: BLE001  what follows the first frame is broken, and not used
+    except Exception:  # noqa: BLE001  a later frame is broken, and not used
         count = None
     return (f"the first of {count or 'several'} frames",)
 
@@ -356,14 +356,14 @@ def _to_rgb(image: Image.Image, layout: str) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
-def _to_8_bit(image: Image.Image, most: int) -> Image.Image:
+def _to_8_bit(image: Image.Image, maximum: int) -> Image.Image:
     """Scale grey values of 12, 16 or 32 bits or floats to 0..255.
 
-    Integers span 0..``most``, whatever is in use of that; floats span 0..1, or their own minimum to
-    maximum when they leave that range.
+    Integers span 0..``maximum``; floats span 0..1, or their own minimum to maximum when they leave
+    that range.
     """
     values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
-    low, high = (0.0, 1.0) if image.mode == "F" else (0.0, float(most))
+    low, high = (0.0, 1.0) if image.mode == "F" else (0.0, float(maximum))
     if image.mode == "F" and (values.min() < 0 or values.max() > 1):
         low, high = values.min(), values.max()
     scaled = (values - low) / max(high - low, 1e-12) * 255

@@ -1,7 +1,7 @@
-"""Folders of labelled images: which folder is a class, which a part of the data, and which files lie in it.
+"""Folders of labelled images: which folders are classes, which are parts of the data, and their files.
 
-The same for training and for measuring a model later, and independent of the operating system and of
-Python's version: links are followed once, and what cannot be listed is an error, never a smaller data set.
+Training and later evaluation use the same rules, on every operating system: links are followed once,
+and a folder that cannot be listed is an error, never a smaller data set.
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 from toolkit.cli.safe_names import display_name
 from toolkit.errors import DataError
 
-# What people call the parts of their data, in any case, with spaces, "-" or "_" between the words.
+# Names of the parts of data, in any case, with spaces, "-" or "_" between the words.
 PART_NAMES = {
     "train": ("train", "training", "trainset", "train_set", "training_set", "train_data", "training_data", "seg_train"),
     "val": ("val", "valid", "validation", "validate", "dev", "val_set", "valid_set", "validation_set", "val_data",
@@ -23,9 +23,9 @@ PART_NAMES = {
              "holdout", "held_out"),
 }  # fmt: skip
 PARTS = {name: part for part, names in PART_NAMES.items() for name in names}
-# Images without a label, which may stand beside the parts.
+# Folders of images without a label, allowed next to the parts.
 UNLABELLED = frozenset({"pred", "predict", "prediction", "seg_pred", "unlabeled", "unlabelled", "unsup"})
-# Folders in which programs keep copies of images for themselves: archivers, file servers, notebooks, recycle bins.
+# Folders of programs that copy images: archivers, file servers, notebooks, recycle bins.
 OF_PROGRAMS = frozenset(
     {"__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", ".@__thumb", ".thumbnails", ".ipynb_checkpoints",
      "lost+found", "__pycache__"}
@@ -36,7 +36,7 @@ UNCLEAR = "what is a class is unclear"
 
 @dataclass(frozen=True)
 class Ignored:
-    """A folder or file that is passed by.
+    """A folder or file that is not used.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class Listing:
     files
         Sorted; those in folders inside belong to it. A link that leads nowhere is among them.
     ignored
-        What was passed by, and why: hidden images, folders of programs, links that lead back.
+        Hidden images, folders of programs, links to a folder above, each with its reason.
     links
         Links to folders, which were followed.
     """
@@ -73,7 +73,7 @@ class Listing:
 
 
 def part_of(name: str) -> str | None:
-    """``train``, ``val`` or ``test`` when a folder's name says so.
+    """The part of the data that a folder's name stands for: ``train``, ``val``, ``test`` or None.
 
     >>> part_of("Training"), part_of("test-set"), part_of("trainer")
     ('train', 'test', None)
@@ -97,7 +97,7 @@ def find_parts(folder: Path) -> list[tuple[str, Path]]:
     Raises
     ------
     DataError
-        It holds no folders, or what is a class and what is a part cannot be told.
+        It holds no folders, or does not separate classes and parts.
     """
     inner = sub_folders(folder)
     if not inner:
@@ -115,10 +115,10 @@ def find_parts(folder: Path) -> list[tuple[str, Path]]:
             )
         _refuse_parts_inside(inner)
         return [("", folder)]
-    strangers = [path for path in others if _plain(path.name) not in UNLABELLED]
-    if strangers:
+    unclear = [path for path in others if _plain(path.name) not in UNLABELLED]
+    if unclear:
         raise DataError(
-            f"the folder {display_name(folder)} holds {display_name(strangers[0].name)!r} beside"
+            f"the folder {display_name(folder)} holds {display_name(unclear[0].name)!r} next to"
             f" {display_name(parts[-1][1].name)!r}, so {UNCLEAR}; leave only the parts of the data in it,"
             " such as train/, val/ and test/, or give the folder that holds only the classes"
         )
@@ -154,7 +154,7 @@ def list_files(folder: Path, suffixes: Collection[str]) -> Listing:
     folder
         Of a class.
     suffixes
-        Endings of files that are told when they are hidden; other hidden files are not worth a word.
+        Endings of images: hidden files with another ending are not listed as ignored.
 
     Raises
     ------
@@ -162,7 +162,7 @@ def list_files(folder: Path, suffixes: Collection[str]) -> Listing:
         A folder cannot be read.
     """
     listing = Listing()
-    # Device and number of each folder: what is linked to as well is read once, what it all lies in is not read at all.
+    # Device and number of each folder, so that linked ones are read once, and those above never.
     seen = {_identity(above) for above in folder.resolve().parents}
     waiting = [folder]
     while waiting:
@@ -175,7 +175,7 @@ def list_files(folder: Path, suffixes: Collection[str]) -> Listing:
 
 
 def _is_new(here: Path, top: Path, seen: set[tuple[int, int]], listing: Listing) -> bool:
-    """Whether a folder is to be read; of a link to one, say so or why not."""
+    """Whether a folder is to be read; links are noted in the listing."""
     identity, linked = _identity(here), here != top and here.is_symlink()
     if identity in seen:
         if linked:
@@ -188,7 +188,7 @@ def _is_new(here: Path, top: Path, seen: set[tuple[int, int]], listing: Listing)
 
 
 def _inside(folder: Path) -> list[Path]:
-    """What is in a folder, real folders last, so that they are taken before links to them."""
+    """The content of a folder, real folders last, so that they are read before links to them."""
     try:
         return sorted(folder.iterdir(), key=lambda path: (not path.is_symlink(), path.name))
     except OSError as error:
@@ -196,7 +196,7 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _sort_out(path: Path, suffixes: Collection[str], waiting: list[Path], listing: Listing) -> None:
-    """Put something inside a class where it belongs."""
+    """Add an entry of a class's folder to the listing, or to the folders to read."""
     mode = _mode(path)
     if stat.S_ISDIR(mode) and not _is_of_a_program(path.name):
         waiting.append(path)
@@ -250,7 +250,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _mode(path: Path) -> int:
-    """What kind of file it is; 0 of a link that leads nowhere, which whoever opens it will say."""
+    """The type of a file; 0 of a link that leads nowhere, which opening it will report."""
     try:
         return path.stat().st_mode
     except OSError as error:

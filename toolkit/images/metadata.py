@@ -1,7 +1,7 @@
-"""What lies in an image file beside its pixels, and must not keep anyone from seeing them.
+"""Metadata of image files: the orientation, and files without all the rest.
 
-Pillow refuses some files for what is no part of the image: an ICC profile of an unknown compression,
-a comment with a wrong checksum, an odd entry of an EXIF block. Such a file is read without all that.
+Pillow refuses some files for their metadata alone: an ICC profile of an unknown compression, a comment
+with a wrong checksum, a broken entry of an EXIF block. Such a file is read without it.
 """
 
 import struct
@@ -14,10 +14,10 @@ ORIENTATION = 0x0112  # the entry of an EXIF block that says how the image is to
 EXIF_BEGINS = b"Exif\0\0"  # before the block in a JPEG
 _PNG_BEGINS, _JPEG_BEGINS = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _APP0, _APP1, _APP14, _APP15, _COMMENT, _SCAN = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE, 0xDA  # markers in a JPEG
-# Chunks of a PNG that tell how it looks; those with an upper-case initial always do.
+# Chunks of a PNG that change its pixels, besides those with an upper-case initial.
 _SHOWN_CHUNKS = (b"tRNS", b"acTL", b"fcTL", b"fdAT")
 _TIFF_BEGINS = {b"II*\0": "<", b"MM\0*": ">"}  # with the order of their bytes
-# Entries of a TIFF that tell how its values lie and which colours they are: sizes, strips, tiles, palettes, tables.
+# Entries of a TIFF that describe its values and colours: sizes, strips, tiles, palettes, tables.
 _SHOWN_ENTRIES = frozenset((
     254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338,
     339, 340, 341, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532,
@@ -48,7 +48,7 @@ def without_metadata(data: bytes) -> bytes:
 
 
 def orientation_in(block: bytes) -> int | None:
-    """How the image is to be turned, 1 to 8, or None when that is not said; no other entry is looked at.
+    """The EXIF orientation, 1 to 8, or None; no other entry is read.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def orientation_in(block: bytes) -> int | None:
 
 
 def _entries(block: bytes, order: str) -> Iterator[bytes]:
-    """The entries of the first directory, 12 bytes each, as far as there are any."""
+    """The complete entries of the first directory, 12 bytes each."""
     try:
         (start,) = struct.unpack_from(f"{order}I", block, 4)
         (count,) = struct.unpack_from(f"{order}H", block, start)

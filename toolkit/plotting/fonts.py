@@ -1,7 +1,7 @@
-"""Names in any script on figures: drawn with a font of this machine that has their letters, or spelled out.
+"""Fonts for names in any script.
 
-Matplotlib's own font has Latin, Greek, Cyrillic, Hebrew and Arabic letters. For others it would draw empty
-boxes and warn; here another font is taken beside it, and a letter that no font has is written by its number.
+Matplotlib's own font has Latin, Greek, Cyrillic, Hebrew and Arabic letters, and draws empty boxes for others.
+Those are drawn with another font of this machine; a letter that no font has is written as its number.
 """
 
 import unicodedata
@@ -19,12 +19,12 @@ NORMAL_WEIGHT = 400  # of a font, where 700 is bold
 
 
 def drawable_text(name: str) -> str:
-    """A name as it can be drawn on this machine, one line without mathematics between its dollar signs.
+    """A name that can be drawn on this machine, on one line, with its dollar signs escaped.
 
     Parameters
     ----------
     name
-        Of a class, say.
+        Of a class, for example.
 
     Examples
     --------
@@ -37,12 +37,12 @@ def drawable_text(name: str) -> str:
 
 
 def draw_names(figure: Figure) -> Figure:
-    """The figure, all of whose texts have the fonts that their letters need.
+    """Give all texts of a figure the fonts that their letters need, and return it.
 
     Parameters
     ----------
     figure
-        Complete, its names made by ``drawable_text``.
+        A complete figure with names from ``drawable_text``.
     """
     texts: list[Any] = figure.findobj(Text)
     families, _ = _fonts(_beyond("".join(text.get_text() for text in texts)))
@@ -53,7 +53,7 @@ def draw_names(figure: Figure) -> Figure:
 
 
 def _beyond(text: str) -> frozenset[str]:
-    """The letters that matplotlib's own font has not."""
+    """The letters that matplotlib's own font lacks."""
     if text.isascii():
         return frozenset()
     font = get_font(findfont(FontProperties()))
@@ -76,7 +76,7 @@ def _fonts(letters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
 
 def _candidates() -> Iterator[FontEntry]:
     """The upright fonts of this machine, those most like matplotlib's own first."""
-    # A last resort has a box for every letter, with the name of its script.
+    # Fonts of the last resort have a box for every letter.
     fonts = [entry for entry in fontManager.ttflist if not entry.name.replace(" ", "").startswith("LastResort")]
     upright = [entry for entry in fonts if entry.style == "normal"]
     yield from sorted(
@@ -91,10 +91,10 @@ def _weight(entry: FontEntry) -> int:
 def _has(path: str, letter: str) -> bool:
     try:
         return get_font(path).get_char_index(ord(letter)) != 0
-    except (OSError, RuntimeError):  # one of bitmaps alone, as those of emoji, or one that was removed
+    except (OSError, RuntimeError):  # a font of bitmaps alone, or one that was removed
         return False
 
 
 def _spelled(letter: str) -> str:
-    """A letter by its number; marks that are not to be seen are left out."""
+    """A letter as its number; invisible marks are left out."""
     return "" if unicodedata.category(letter) in ("Cf", "Mn") else f"\\u{ord(letter):04x}"

@@ -1,4 +1,4 @@
-"""What the plots of several packages share: colours, class names, tidy axes, and the reliability diagram."""
+"""Colours, class names, tidy axes and the reliability diagram of all plots."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from toolkit.plotting.fonts import drawable_text
 from toolkit.statistics.calibration import CalibrationBins
 
 BLUE, ORANGE, GREY, INK, YELLOW = "#2563eb", "#ea580c", "#6b7280", "#111827", "#facc15"
-MAX_NAME_LENGTH = 24  # characters, so that names leave room for what they name
+MAX_NAME_LENGTH = 24  # characters
 MIN_IN_BIN = 10  # predictions below which the accuracy of a bin is mostly chance
-DOT_AREAS = 6.0, 60.0  # of the smallest and the largest bin of a reliability diagram, in square points
+DOT_AREAS = 6.0, 60.0  # square points, for the smallest and the largest bin of a reliability diagram
 
 
 def class_label(name: str) -> str:
-    """A class name for a plot: short, in letters that can be drawn, and not hidden from a legend by an underscore.
+    """A class name for a plot: short, drawable, and visible in a legend in spite of an underscore.
 
     Examples
     --------
@@ -31,7 +31,7 @@ def class_label(name: str) -> str:
 
 
 def empty_figure(text: str) -> Figure:
-    """A figure that says why there is nothing to see."""
+    """A figure with a text instead of data."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     figure.text(0.5, 0.5, text, ha="center", va="center", color=GREY, fontsize=13)
     return figure
@@ -58,7 +58,7 @@ class ReliabilityCurve:
     colour
         Of line and dots.
     interval
-        Gives the bounds of an accuracy from how many of how many are right; None draws no intervals.
+        Gives the bounds of an accuracy, from the numbers of right and of all predictions; None draws none.
     """
 
     bins: CalibrationBins
@@ -68,10 +68,17 @@ class ReliabilityCurve:
 
 
 def reliability_diagram(axes: Axes, curves: Sequence[ReliabilityCurve]) -> None:
-    """Draw how often predictions of each confidence are right, beside the diagonal of perfect calibration.
+    """Draw accuracy by confidence, and the diagonal of perfect calibration.
 
-    A dot is as large as its bin has predictions. Bins with fewer than ten are hollow, and no line
-    leads to them: two images are right together half of the time, whatever the model.
+    The area of a dot is the size of its bin. Bins of fewer than ten predictions are hollow and not
+    joined by the line: their accuracy is mostly chance.
+
+    Parameters
+    ----------
+    axes
+        Where to draw.
+    curves
+        The last is drawn on top.
 
     References
     ----------
@@ -102,7 +109,7 @@ def reliability_figure(curves: Sequence[ReliabilityCurve], counted: str) -> Figu
     curves
         At least one; the last is drawn on top.
     counted
-        What the predictions are of, such as ``images``.
+        Name of the counted things, such as ``images``.
     """
     figure = Figure(figsize=(7, 6.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))

@@ -1,4 +1,4 @@
-"""Calibration: how often predictions of each confidence are right."""
+"""Calibration: the accuracy of predictions by their confidence."""
 
 from dataclasses import dataclass
 
@@ -41,7 +41,7 @@ class CalibrationBins:
 def calibration_bins(
     probabilities: NDArray[np.float32], labels: NDArray[np.int64], bins: int = CALIBRATION_BINS
 ) -> CalibrationBins:
-    """How often predictions of each confidence are right: what a reliability diagram shows.
+    """Accuracy by confidence, as a reliability diagram shows it.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""Locks between processes, each a file; the system frees the lock of a process that ends, however it ends.
+"""Locks between processes, each a file; the system frees the lock of a process that ends.
 
-``acquire`` and ``hold`` refuse at once when another process has the lock, ``wait_for`` waits as long as it takes,
-``try_lock`` goes on without the lock rather than not at all.
+``acquire`` and ``hold`` fail at once when another process has the lock, ``wait_for`` waits without limit, and
+``try_lock`` continues without the lock.
 """
 
 import os
@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from toolkit.cli.terminal import echo
 from toolkit.errors import SettingsError
 
-SILENT_SECONDS = 1.0  # of waiting for another process, before a line says so
+SILENT_SECONDS = 1.0  # of waiting, before a line is printed
 
 
 def acquire(path: Path, what: str) -> FileLock:
@@ -24,14 +24,14 @@ def acquire(path: Path, what: str) -> FileLock:
     Parameters
     ----------
     path
-        Its file; the folder is made when it is missing. It holds the number of the process that has the lock.
+        Its file; a missing folder is created. The file holds the id of the process that has the lock.
     what
-        What goes on while it is held, for the error: ``run 4 is being trained``, say.
+        What happens under the lock, for the error: ``run 4 is being trained``.
 
     Raises
     ------
     SettingsError
-        Another process has it, or this one already.
+        Another process has the lock, or this one already.
     OSError
         The file cannot be written.
 
@@ -48,7 +48,7 @@ def acquire(path: Path, what: str) -> FileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise SettingsError(f"{what} by {_holder(path)}; wait for it or stop it") from None
+        raise SettingsError(f"{what} by {_owner(path)}; wait for it or stop it") from None
     with suppress(OSError):  # where a lock forbids its own process to write
         path.write_text(str(os.getpid()))
     return lock
@@ -56,7 +56,7 @@ def acquire(path: Path, what: str) -> FileLock:
 
 @contextmanager
 def hold(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock, as ``acquire`` takes it, and remove its file; go on without where no file can be written."""
+    """Hold a lock of ``acquire`` and remove its file; continue without it if no file can be written."""
     lock = None
     with suppress(OSError):
         lock = acquire(path, what)
@@ -69,7 +69,14 @@ def hold(path: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def wait_for(path: Path, message: str) -> Iterator[None]:
-    """Hold a lock once no other process has it, and remove its file; say ``message`` when that takes a while.
+    """Hold a lock once no other process has it, and remove its file.
+
+    Parameters
+    ----------
+    path
+        Its file.
+    message
+        Printed when the wait takes more than a second.
 
     Raises
     ------
@@ -90,14 +97,14 @@ def wait_for(path: Path, message: str) -> Iterator[None]:
 
 @contextmanager
 def try_lock(path: Path, seconds: float, stop: threading.Event | None = None) -> Iterator[bool]:
-    """Hold a lock, or go on without it: where no file can be written, or another holder does not end in time.
+    """Hold a lock, or continue without it: if no file can be written, or another process does not free it in time.
 
     Parameters
     ----------
     path
-        Its file; the folder is made when it is missing. It stays.
+        Its file, which stays; a missing folder is created.
     seconds
-        Longest wait.
+        Maximum wait.
     stop
         Ends the wait when it is set.
 
@@ -114,7 +121,7 @@ def try_lock(path: Path, seconds: float, stop: threading.Event | None = None) ->
     ...         first, second
     (True, False)
     """
-    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a holder that is killed
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a process that is killed
     with suppress(OSError):  # as which filelock's Timeout counts
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=seconds, cancel_check=(stop or threading.Event()).is_set)
@@ -142,8 +149,8 @@ def _remove(lock: FileLock) -> None:
     lock.release()
 
 
-def _holder(path: Path) -> str:
-    """The process that holds a lock, in words."""
+def _owner(path: Path) -> str:
+    """The process that has a lock, in words."""
     try:
         number = int(path.read_text())
     except (OSError, ValueError):

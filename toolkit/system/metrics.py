@@ -1,4 +1,4 @@
-"""What this process may use of the machine, and what the machine is doing."""
+"""The cores that this process may use, and readings of CPU, memory and GPU."""
 
 import os
 from pathlib import Path
@@ -35,7 +35,7 @@ class SystemMetrics:
         self._gpu = _nvml()
 
     def read(self) -> dict[str, float]:
-        """``cpu_percent`` of all cores since the last call, ``ram_mb`` of this process, and those of the GPU."""
+        """``cpu_percent`` of all cores since the last call, ``ram_mb`` of this process, and the GPU's readings."""
         readings = {"cpu_percent": psutil.cpu_percent(), "ram_mb": self._process.memory_info().rss / 2**20}
         if self._gpu is not None:
             pynvml, device = self._gpu

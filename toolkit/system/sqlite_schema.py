@@ -1,9 +1,9 @@
-"""A database file brought to a schema by one process at a time, all or nothing.
+"""Migration of an SQLite file by one process at a time, all or nothing.
 
-MLflow makes and migrates its tables in hundreds of statements, each of which counts at once: two processes that do so
-together spoil the file for good, and one that is killed leaves it between two schemas. So the work is done on a copy,
-which replaces the content in one transaction, while the file is locked for all others. SQLite gives the lock back, and
-undoes what was half written, whatever becomes of the process.
+MLflow creates and migrates its tables in hundreds of statements without a transaction: two processes that do so
+together spoil the file permanently, and one that is killed leaves it between two schemas. So a copy is migrated, and
+replaces the content in one transaction, while the file is locked. SQLite frees the lock and undoes what was half
+written, however the process ends.
 """
 
 import shutil
@@ -14,16 +14,16 @@ from pathlib import Path
 
 from toolkit.system.file_locks import wait_for
 
-HALF_MADE = "_alembic_tmp_"  # how Alembic calls a table until it replaces another
+HALF_MADE = "_alembic_tmp_"  # prefix of Alembic for a table that is to replace another
 NO_DATA = {"alembic_version", "workspaces"}  # filled by migrations themselves
 
 
 def migrate_once(
     path: Path, is_current: Callable[[Path], bool], migrate: Callable[[Path], None], seconds: float
 ) -> Path | None:
-    """Give an SQLite file its tables, or those of a newer schema; other processes wait meanwhile.
+    """Create the tables of an SQLite file, or migrate them; other processes wait meanwhile.
 
-    A file that an interrupted first start left without data is begun anew.
+    A file without data, as an interrupted first start leaves it, is recreated.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def migrate_once(
     migrate
         Gives a file the schema, in any number of steps.
     seconds
-        How long to wait for others that use the file.
+        Maximum wait for other programs that use the file.
 
     Returns
     -------
@@ -44,9 +44,9 @@ def migrate_once(
     Raises
     ------
     sqlite3.Error
-        It is no database, cannot be written, or others do not let go of it.
+        It is no database, cannot be written, or is in use for too long.
     Exception
-        Whatever ``migrate`` raises; the file is as it was.
+        Of ``migrate``; the file is as it was.
 
     Examples
     --------
@@ -59,20 +59,20 @@ def migrate_once(
     ...     tables_of(Path(folder, "a.db"))
     {'runs'}
     """
-    workshop = path.with_name(f".{path.name}.migration")
+    scratch = path.with_name(f".{path.name}.migration")
     waiting = f"another process makes the tables of {path}; waiting for it"
-    with wait_for(workshop.with_suffix(".lock"), waiting), _sole_user(path, seconds) as store:
-        shutil.rmtree(workshop, ignore_errors=True)  # that of a killed process
-        workshop.mkdir()
+    with wait_for(scratch.with_suffix(".lock"), waiting), _sole_user(path, seconds) as store:
+        shutil.rmtree(scratch, ignore_errors=True)  # that of a killed process
+        scratch.mkdir()
         try:
-            return _replace(store, path, workshop / path.name, is_current, migrate)
+            return _replace(store, path, scratch / path.name, is_current, migrate)
         finally:
-            shutil.rmtree(workshop, ignore_errors=True)
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
 def _sole_user(path: Path, seconds: float) -> Iterator[sqlite3.Connection]:
-    """A connection beside which no other program reads or writes the file."""
+    """A connection that excludes all other readers and writers of the file."""
     with closing(sqlite3.connect(path, timeout=seconds, isolation_level=None)) as store:
         mode = store.execute("PRAGMA journal_mode").fetchone()[0]
         store.execute("PRAGMA journal_mode = DELETE")  # a write-ahead log could not be locked
@@ -92,14 +92,14 @@ def tables_of(path: Path) -> set[str]:
 
 
 def revision_of(path: Path, seconds: float = 5.0) -> str | None:
-    """The schema's revision that Alembic noted in a database file, None where there is none.
+    """The revision that Alembic wrote into a database file; None without one.
 
     Parameters
     ----------
     path
         The file.
     seconds
-        How long to wait for others that write to it.
+        Maximum wait for writers.
     """
     with closing(sqlite3.connect(path, timeout=seconds)) as database:
         if "alembic_version" not in _tables(database):
@@ -142,7 +142,7 @@ def _holds_data(database: sqlite3.Connection) -> bool:
 
 
 def _finish_half_made(copy: Path) -> None:
-    """What a migration that was killed between two statements left: a table that was to replace another."""
+    """Complete a migration that was killed between two statements: drop or rename its temporary tables."""
     with closing(sqlite3.connect(copy, isolation_level=None)) as database:
         tables = _tables(database)
         for half in sorted(table for table in tables if table.startswith(HALF_MADE)):

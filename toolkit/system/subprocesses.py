@@ -1,4 +1,4 @@
-"""Child processes: one way to start them, to exchange JSON lines with them, to stop them and to describe their end."""
+"""Child processes: start, exchange of JSON lines, stop, and description of their end."""
 
 import json
 import os
@@ -23,27 +23,27 @@ def module_command(module: str, *arguments: str) -> list[str]:
 
 
 def module_environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of this process and some more variables, in which the project's modules are found."""
+    """The environment of this process with more variables, and with the project on Python's path."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path, **(variables or {})}
 
 
 def start(command: Sequence[str], environment: Mapping[str, str], **options: Any) -> "subprocess.Popen[bytes]":
-    """Start a child in a session of its own: Ctrl-C at a terminal reaches the parent alone, which passes it on.
+    """Start a child in a session of its own, so that Ctrl-C at a terminal reaches the parent alone.
 
     Its standard input is a pipe that ends when the parent does: see ``on_parent_exit``.
 
     Parameters
     ----------
     command, environment
-        What it runs, with which variables.
+        Of the child.
     options
-        As ``subprocess.Popen`` takes them.
+        Of ``subprocess.Popen``.
 
     Raises
     ------
     OSError
-        The system starts no such process.
+        The system cannot start it.
     """
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True, **options)
 
@@ -53,8 +53,10 @@ def stop(children: "Collection[subprocess.Popen[bytes]]", grace: float) -> None:
 
     Parameters
     ----------
+    children
+        Processes to end.
     grace
-        Seconds for all together. An exception, such as a second Ctrl-C, cuts them short.
+        Seconds for all together. An exception, such as a second Ctrl-C, ends it early.
     """
     deadline = time.monotonic() + grace
     try:
@@ -70,12 +72,12 @@ def stop(children: "Collection[subprocess.Popen[bytes]]", grace: float) -> None:
 
 
 def exit_reason(status: int) -> str:
-    """How a process ended, in words.
+    """The end of a process, in words.
 
     Parameters
     ----------
     status
-        Its exit status, or minus the number of the signal that killed it.
+        Exit status, or minus the number of the signal that killed it.
 
     Examples
     --------
@@ -91,7 +93,7 @@ def exit_reason(status: int) -> str:
 
 
 class Child:
-    """A module of the project that runs in a process of its own; its counterpart there is ``Parent``.
+    """A module of the project that runs in a process of its own; there, ``Parent`` is the other end.
 
     Parameters
     ----------
@@ -99,23 +101,25 @@ class Child:
         Run as ``python -m`` would.
     variables
         Added to its environment.
-    quiet
-        Whether its standard error is discarded rather than this process's.
+    discard_stderr
+        Whether its standard error is discarded, not this process's.
 
     Raises
     ------
     OSError
-        The system starts no process.
+        The system cannot start it.
     """
 
-    def __init__(self, module: str, variables: Mapping[str, str] | None = None, *, quiet: bool = False) -> None:
-        errors = subprocess.DEVNULL if quiet else None
+    def __init__(
+        self, module: str, variables: Mapping[str, str] | None = None, *, discard_stderr: bool = False
+    ) -> None:
+        errors = subprocess.DEVNULL if discard_stderr else None
         self.process = start(
             module_command(module), module_environment(variables), stdout=subprocess.PIPE, stderr=errors
         )
 
     def send(self, message: Any) -> None:
-        """Send a JSON value; nothing happens when the child has ended, which ``messages`` shows.
+        """Send a JSON value; does nothing once the child has ended.
 
         Raises
         ------
@@ -129,37 +133,37 @@ class Child:
                 self.process.stdin.flush()
 
     def messages(self) -> Iterator[Any]:
-        """What the child sends, until its end; a line that was cut short by that is left out."""
+        """The child's messages until its end, without an incomplete last line."""
         return _messages(self.process.stdout or ())
 
     def close(self, grace: float = 0.0) -> int:
-        """Wait until the child has ended, which is forced after a grace in seconds; gives its exit status."""
+        """Wait for the child's end, kill it after a grace in seconds, and return its exit status."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(grace)
         self.process.kill()
         status = self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
-            with suppress(OSError):  # what was not read by the child
+            with suppress(OSError):  # with bytes that the child did not read
                 if pipe:
                     pipe.close()
         return status
 
 
 class Parent:
-    """The parent of this process, which has started it as a ``Child``. This process ends at once when the parent does.
+    """The parent of this process, which started it as a ``Child``. This process ends as soon as the parent does.
 
-    Standard output carries messages alone: whatever is printed goes to standard error from now on. Made before a
-    signal handler that raises is set.
+    Standard output carries messages alone: prints go to standard error from now on. To be created before a signal
+    handler that raises is set.
     """
 
     def __init__(self) -> None:
         self._output = os.fdopen(os.dup(1), "wb", buffering=0)
         os.dup2(2, 1)
         sys.stdout = sys.stderr
-        if hasattr(os, "register_at_fork"):  # a process that this one leaves behind must not look like it
+        if hasattr(os, "register_at_fork"):  # a grandchild must not keep the pipe open
             os.register_at_fork(after_in_child=self._output.close)
-        self._sender = ThreadPoolExecutor(1)  # a signal handler may raise in the main thread, and cuts no message short
-        self._sender.submit(bool).result()  # its thread is there before such a handler can interrupt its start
+        self._sender = ThreadPoolExecutor(1)  # a signal handler that raises in the main thread interrupts no message
+        self._sender.submit(bool).result()  # starts its thread before such a handler can interrupt that
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -174,7 +178,7 @@ class Parent:
         self._sender.submit(self._write, _line(message)).result()
 
     def receive(self) -> Any:
-        """The next message, when it has come."""
+        """Wait for the next message."""
         return self._inbox.get()
 
     def _listen(self) -> None:
@@ -190,7 +194,7 @@ class Parent:
 
 
 def on_parent_exit(action: Callable[[], object]) -> None:
-    """Call an action in a thread once the process that has ``start``ed this one is gone, however that ended."""
+    """Call an action in a thread once the process that ``start``ed this one has ended."""
 
     def watch() -> None:
         while os.read(0, 4096):

@@ -1,4 +1,4 @@
-"""The version of the code, for what it makes: runs, bundles."""
+"""The version of the code, for runs and bundles."""
 
 import subprocess
 from importlib.metadata import version
@@ -7,7 +7,7 @@ from toolkit.cli.commands import DISTRIBUTION, ROOT
 
 
 def code_version() -> str:
-    """The git commit of the scripts, ``-dirty`` when files were changed, or ``unknown``; installed, the version."""
+    """The git commit of the scripts, ``-dirty`` with changed files, or ``unknown``; the version if installed."""
     if DISTRIBUTION:
         return version(DISTRIBUTION)
     words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--match="]

@@ -1,8 +1,8 @@
-"""The only place that sets MLflow up: stores, experiments, and calls that end in seconds and in one line.
+"""The only module that sets up MLflow: stores, experiments, and calls whose failure takes seconds and gives one line.
 
-``MLFLOW_TRACKING_URI`` decides where runs go. Unset, it is ``sqlite:///mlflow.db`` in the working directory: the store
-that a plain ``mlflow server`` started there shows too. All other modules take ``mlflow`` from here, because its
-settings have to be made before its first import.
+``MLFLOW_TRACKING_URI`` names the store. Unset, it is ``sqlite:///mlflow.db`` in the working directory, which a plain
+``mlflow server`` started there shows too. All other modules import ``mlflow`` from here, because its settings must be
+made before its first import.
 """
 
 import json
@@ -26,7 +26,7 @@ from toolkit.tracking.errors import reason_of
 
 # The defaults of MLflow, 7 retries of 120 s each, block for minutes.
 TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-# Read by MLflow when it is imported or at each call; what the user has set stays.
+# Read by MLflow at its import or at each call; the user's own values stay.
 for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing phones home
     "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
@@ -43,35 +43,35 @@ from mlflow.exceptions import MlflowException as MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient as MlflowClient  # noqa: E402
 from mlflow.tracking.request_header.abstract_request_header_provider import RequestHeaderProvider  # noqa: E402
 
-# Private: MLflow finds a provider of headers by the entry points of installed packages alone, and scripts are none.
+# Private: MLflow finds providers of headers only by entry points of installed packages.
 from mlflow.tracking.request_header.registry import _request_header_provider_registry as _headers  # noqa: E402
 
 SQLITE = "sqlite:///"
 DEFAULT_URI = f"{SQLITE}mlflow.db"
-URI_RE = re.compile(r"(?!file:)[\w+.-]+://|databricks|uc:")  # MLflow keeps no runs in folders any more
+URI_RE = re.compile(r"(?!file:)[\w+.-]+://|databricks|uc:")  # no folders, which MLflow refuses
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # those that MLflow knows
-COLUMNS = (  # of an experiment's table, beside those that MLflow shows by itself: the metrics that runs are chosen by
+COLUMNS = (  # of an experiment's table, besides MLflow's own
     "metrics.`held_out_accuracy`", "metrics.`mean_cv_accuracy`", "metrics.`best_val_accuracy`",
     "metrics.`f1_weighted`", "metrics.`calibration_error`", "metrics.`training_time_s`", "params.`model_type`",
     "attributes.`Dataset`", "attributes.`Models`",
 )  # fmt: skip
-VIEW = {  # what MLflow's page of an experiment keeps of a view that is shared
+VIEW = {  # a shared view of MLflow's page of an experiment
     "searchFilter": "", "orderByKey": "attributes.start_time", "orderByAsc": False, "startTime": "ALL",
     "lifecycleFilter": "Active", "datasetsFilter": [], "modelVersionFilter": "All Runs", "selectedColumns": COLUMNS,
 }  # fmt: skip
-# Its pages show what language models need unless an address, or the person's last choice, says otherwise.
+# MLflow's pages show the view for language models, unless the address or the user's last choice is another.
 MODEL_TRAINING = {
     "mlflow.experimentKind": "custom_model_development",
-    "mlflow.sharedViewState.figures": json.dumps(VIEW),
+    "mlflow.sharedViewState.metrics": json.dumps(VIEW),
 }
 AS_MODEL_TRAINING = "workflowType=machine_learning"
-BUSY_SECONDS = 60  # how long a writer of an SQLite store waits for the others
-ANSWER_SECONDS = 5  # how long a sign of life may take, and each request that a user waits for
-RETRY_SECONDS = 30  # between two attempts to send to a store that is away
+BUSY_SECONDS = 60  # maximum wait of a writer of an SQLite store for others
+ANSWER_SECONDS = 5  # maximum for a ping, and for each request that a user waits for
+RETRY_SECONDS = 30  # between two attempts to send to an unreachable store
 
 
 def connect(uri: str | None = None) -> MlflowClient:
-    """A client of the tracking store, known to answer.
+    """A client of a tracking store that answers.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def connect(uri: str | None = None) -> MlflowClient:
         raise TrackingError(f"{name} must be an address such as http://127.0.0.1:5000 or {DEFAULT_URI}, got {shown}")
     for logger in ("mlflow.store", "alembic"):  # a first start prints two dozen migration lines
         logging.getLogger(logger).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for each error it raises too
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for each error
     file = _sqlite_file(uri)
     if not file:
         hint = "; start it with: mlflow server" if uri.startswith("http") else ""
@@ -105,7 +105,7 @@ def connect(uri: str | None = None) -> MlflowClient:
 
 
 def is_reachable(client: MlflowClient) -> bool:
-    """Whether a store that was there before can be written to, found out within seconds."""
+    """Whether a store can be written to, within seconds."""
     try:
         ping(client.tracking_uri)
     except Exception:  # noqa: BLE001  requests, SQLAlchemy and sqlite3 each raise kinds of their own
@@ -120,10 +120,10 @@ def _sqlite_file(uri: str) -> Path | None:
 
 
 def _prepare(file: Path, uri: str) -> str:
-    """Give an SQLite file MLflow's tables if it has none, or has those of an older MLflow; return the address to use.
+    """Create or migrate MLflow's tables in an SQLite file, and return the address to use.
 
-    MLflow keeps one store per address for the life of a process, so a relative file would stick to
-    the first folder. And SQLite waits 5 seconds for its turn, too short for several trainings at once.
+    It is absolute, because MLflow keeps one store per address for the life of a process, and has a timeout of a
+    minute, because SQLite's 5 seconds are too short for several trainings at once.
     """
     if not any(name.startswith("MLFLOW_SQLALCHEMYSTORE_") for name in os.environ):  # the user's own choice stays
         os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"  # the file may be replaced while it is in use
@@ -137,26 +137,26 @@ def _prepare(file: Path, uri: str) -> str:
 
 def _migrate(file: Path) -> None:
     """Give an SQLite file the tables of this MLflow, as ``mlflow db upgrade`` does."""
-    from mlflow import db  # not imported for a server
+    from mlflow import db  # not needed for a server
 
-    db.upgrade.callback(f"{SQLITE}{file}")  # type: ignore[misc]  # what click made a command of
+    db.upgrade.callback(f"{SQLITE}{file}")  # type: ignore[misc]  # a command of click
 
 
 def _is_current(file: Path) -> bool:
     """Whether an SQLite file has exactly the tables of this MLflow."""
-    from mlflow.store.db import utils  # not imported for a server
+    from mlflow.store.db import utils  # not needed for a server
 
-    wanted = utils._get_latest_schema_revision()  # type: ignore[no-untyped-call]  # private: no public way to ask for it
+    wanted = utils._get_latest_schema_revision()  # type: ignore[no-untyped-call]  # private: there is no public way
     return bool(revision_of(file, BUSY_SECONDS) == wanted)
 
 
 def ping(uri: str) -> None:
-    """Require that a store answers within seconds, that of an SQLite file that it can be written to."""
+    """Require that a store answers within seconds; an SQLite file must be writable."""
     if file := _sqlite_file(uri):
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=ANSWER_SECONDS)) as database:
-            database.execute("BEGIN IMMEDIATE")  # what closing takes back
+            database.execute("BEGIN IMMEDIATE")  # undone by closing
     elif uri.startswith(DATABASES):
-        import sqlalchemy  # brought by MLflow; a server needs none
+        import sqlalchemy  # not needed for a server
 
         engine = sqlalchemy.create_engine(uri)
         try:
@@ -165,28 +165,28 @@ def ping(uri: str) -> None:
             engine.dispose()
     elif uri.startswith("http"):
         certificate = os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH")
-        with suppress(requests.exceptions.SSLError):  # an answer, too; MLflow has settings for what it trusts
+        with suppress(requests.exceptions.SSLError):  # an answer too; MLflow has settings for certificates
             address = f"{uri.rstrip('/')}/health"
             requests.get(address, timeout=ANSWER_SECONDS, cert=certificate, allow_redirects=False)
 
 
 _lock = threading.Lock()
-_limits: list[int] = []  # the seconds of each block that has short timeouts now, in any thread
-_ours: list[str] = []  # the variables that hold our defaults while there is none, so that no user has chosen them
+_limits: list[int] = []  # seconds of each active block of short timeouts, in any thread
+_ours: list[str] = []  # variables with our defaults, not the user's values
 
 
 @contextmanager
 def short_timeouts(seconds: int | None = None) -> Iterator[None]:
     """One try of a few seconds for each request to a server within the block.
 
-    MLflow reads its limits from variables at each request, and has no argument for them; so they hold in all
-    threads, the shortest of those asked for, until the last block ends. ``MLFLOW_HTTP_REQUEST_TIMEOUT`` and
+    MLflow reads its timeouts from variables at each request, and has no argument for them. So they hold in all
+    threads, the shortest of the active blocks, until the last block ends. ``MLFLOW_HTTP_REQUEST_TIMEOUT`` and
     ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` stay as they are where the user has set them.
 
     Parameters
     ----------
     seconds
-        How long to wait for an answer, and between two parts of it; ``ANSWER_SECONDS`` when None.
+        Maximum wait for a response, and between two parts of it; ``ANSWER_SECONDS`` when None.
     """
     limit = ANSWER_SECONDS if seconds is None else seconds
     with _lock:
@@ -210,10 +210,10 @@ def _set_timeouts() -> None:
 
 
 class _OwnConnection(RequestHeaderProvider):
-    """A header that asks for a connection of its own for each request with short timeouts.
+    """A header that asks for a new connection for each request with short timeouts.
 
-    A server closes a kept one after some seconds of rest, in the very moment of the next request if that
-    comes as regularly; with no second try that would be an error.
+    A server closes an idle connection after some seconds, perhaps at the moment of the next request,
+    which would fail without a retry.
     """
 
     def in_context(self) -> bool:
@@ -228,22 +228,21 @@ _headers.register(_OwnConnection)  # type: ignore[no-untyped-call]
 
 @contextmanager
 def mlflow_call(action: str, timeout: int | None = None) -> Iterator[None]:
-    """Turn what MLflow raises within the block into one line.
+    """Turn errors of MLflow within the block into a ``TrackingError``.
 
     Parameters
     ----------
     action
-        What is tried, for the line: ``log metrics``, say.
+        The action, for the message: ``log metrics``.
     timeout
-        Seconds that each request may take, tried once: for calls that a user waits for, and can ask for again. As long
-        and as often as MLflow's settings say when None.
+        Seconds for each request, without retries, for calls that a user waits for; MLflow's settings when None.
 
     Raises
     ------
     TrackingError
         The store cannot be reached or refuses.
     """
-    database = sys.modules.get("sqlalchemy.exc")  # not imported for a server
+    database = sys.modules.get("sqlalchemy.exc")  # not needed for a server
     kinds = (MlflowException, OSError, UnicodeError, sqlite3.Error, *([database.SQLAlchemyError] if database else []))
     with nullcontext() if timeout is None else short_timeouts(timeout), _as_tracking_error(f"cannot {action}", *kinds):
         yield
@@ -259,7 +258,7 @@ def _as_tracking_error(problem: str, *kinds: type[Exception], hint: str = "") ->
 
 def find_experiment(client: MlflowClient, name: str) -> str:
     """The id of an existing experiment; ``TrackingError`` lists those that exist."""
-    with mlflow_call(f"look for experiment {name!r}", timeout=ANSWER_SECONDS):
+    with mlflow_call(f"find experiment {name!r}", timeout=ANSWER_SECONDS):
         experiment = client.get_experiment_by_name(name)
         if experiment is not None and experiment.lifecycle_stage == "active":
             return str(experiment.experiment_id)
@@ -286,7 +285,7 @@ def open_experiment(client: MlflowClient, name: str) -> str:
             f"experiment {name!r} keeps its files behind an MLflow server: set MLFLOW_TRACKING_URI to that server's"
             " address, or choose another with --experiment-name"
         )
-    for key, value in MODEL_TRAINING.items():  # of one that was made by hand, or by an older version
+    for key, value in MODEL_TRAINING.items():  # missing in one that was created by hand
         if key not in experiment.tags:
             client.set_experiment_tag(experiment.experiment_id, key, value)
     return str(experiment.experiment_id)

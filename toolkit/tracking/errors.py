@@ -1,7 +1,7 @@
-"""Why a request to MLflow failed, in a few words on one line.
+"""Reasons for failures of MLflow, in a few words on one line.
 
-Own words for the common failures: the server cannot be reached, it is no MLflow server, it gives no permission, the
-database is locked, read-only or of another version, the disk is full. Else the first line of the library's own.
+Common failures have messages of their own: the server cannot be reached, is no MLflow server or gives no permission;
+the database is locked, read-only or of another version; the disk is full. Others have the library's first line.
 """
 
 import re
@@ -10,15 +10,15 @@ from http import HTTPStatus
 from toolkit.errors import first_line
 from toolkit.redaction import redact_passwords
 
-MAX_REASON_LENGTH = 200  # characters of a library's own words
+MAX_REASON_LENGTH = 200  # characters of a library's message
 PREAMBLE_RE = re.compile(r"occurring prematurely\)\n|##### File .* #####\n")  # before each of several failures
 STATUS_RE = re.compile(
     r"(?:error code |too many |^)(\d{3}) (?:!= 200|error responses|Client Error|Server Error)", re.MULTILINE
 )
 TEXT_RE = re.compile(r"Response (?:body: '|text: )([^<{\n'][^<{\n]*?)'?$", re.MULTILINE)  # neither a web page nor JSON
-NOT_MLFLOW = "what answers is not MLflow: another program, or a proxy that wants a login"
+NOT_MLFLOW = "the response is not MLflow's: another program, or a proxy that asks for a login"
 UNKNOWN_USER = "user or password is wrong or missing; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-ERROR_PATTERNS = {  # the first that is found counts
+ERROR_PATTERNS = {  # the first match counts
     r"ProxyError": "the proxy that http_proxy or all_proxy names cannot be reached",
     r"refused": "connection refused",
     r"timed out": "no answer in time",
@@ -34,7 +34,12 @@ ERROR_PATTERNS = {  # the first that is found counts
 
 
 def reason_of(error: Exception) -> str:
-    """Why a request to MLflow, or to where it keeps its files, failed.
+    """The reason for the failure of a request to MLflow or its files.
+
+    Parameters
+    ----------
+    error
+        Of MLflow, or of a library that it uses.
 
     Examples
     --------
@@ -45,7 +50,7 @@ def reason_of(error: Exception) -> str:
     >>> reason_of(OSError("http://ada:secret@host: certificate verify failed"))
     'http://ada:***@host: certificate verify failed'
     """
-    text = PREAMBLE_RE.split(str(error))[:2][-1]  # of several files, the first
+    text = PREAMBLE_RE.split(str(error))[:2][-1]  # the first of several files
     if answer := STATUS_RE.search(text):
         return _status_reason(int(answer[1]), text)
     line = first_line(Exception(text)) if text else first_line(error)
@@ -57,9 +62,9 @@ def reason_of(error: Exception) -> str:
 
 
 def _status_reason(status: int, text: str) -> str:
-    """What an HTTP status means, with the server's own words if there are any."""
+    """The meaning of an HTTP status, with the server's own message if there is one."""
     if status == HTTPStatus.UNAUTHORIZED:
         return UNKNOWN_USER
     meaning = "no permission" if status == HTTPStatus.FORBIDDEN else f"the server answers with status {status}"
-    said = TEXT_RE.search(text)
-    return f"{meaning}: {said[1][:MAX_REASON_LENGTH]}" if said and said[1] != "Permission denied" else meaning
+    message = TEXT_RE.search(text)
+    return f"{meaning}: {message[1][:MAX_REASON_LENGTH]}" if message and message[1] != "Permission denied" else meaning

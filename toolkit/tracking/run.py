@@ -1,4 +1,4 @@
-"""One MLflow run; its metrics are buffered, and outlive an outage of the store."""
+"""MLflow runs with buffered metrics, which outlast an outage of the store."""
 
 import getpass
 import json
@@ -40,29 +40,29 @@ Entry = tuple[str, float | str, int, int]  # name, value, time in ms since 1970,
 
 
 class Run:
-    """One MLflow run, whose metrics are buffered, and written by ``try_flush`` or ``flush``.
+    """One MLflow run with buffered metrics, which ``try_flush`` or ``flush`` writes.
 
-    Metrics outlive an outage of the store: ``try_flush`` keeps what it cannot deliver and tries again
-    later, and ``pending`` is what a checkpoint should hold, for ``load_pending`` after a crash. An entry
-    that is sent twice is in the store once, because MLflow knows it by all its four parts.
+    Metrics outlast an outage of the store: ``try_flush`` keeps undelivered ones for later, and ``pending``
+    belongs into a checkpoint, for ``load_pending`` after a crash. An entry that is sent twice is in the
+    store once, because MLflow identifies it by all its four parts.
 
-    As a context manager it ends the run with the status that fits: FINISHED, KILLED when it was
-    interrupted, FAILED for any other exception.
+    As a context manager it ends the run with status FINISHED, KILLED when it was interrupted, or FAILED
+    for any other exception.
 
     Parameters
     ----------
     client, experiment
-        Where the run goes; the experiment is created when missing.
+        The store, and the experiment's name; a missing experiment is created.
     role
         ``final``, ``fold``, ``trial`` or ``study``.
     name
-        What lists of runs show.
+        In lists of runs.
     parent
-        The run that this one is nested in.
+        The run that contains this one.
     tags
         Further tags.
     clock
-        Seconds that never run backwards, which pause the attempts to send to a store that is away.
+        Monotonic seconds, for the pauses between attempts to send.
 
     Raises
     ------
@@ -117,7 +117,14 @@ class Run:
 
     @classmethod
     def reopen(cls, client: MlflowClient, run_id: str, *, clock: Callable[[], float] = time.monotonic) -> "Run":
-        """Resume a run of the store, however it ended; its status is RUNNING again.
+        """Resume a run of the store, whatever its status; it is RUNNING again.
+
+        Parameters
+        ----------
+        client, run_id
+            The store, and the run's id.
+        clock
+            As for a new run.
 
         Raises
         ------
@@ -131,7 +138,7 @@ class Run:
             experiment = client.get_experiment(found.info.experiment_id).name
             experiment_id = open_experiment(client, experiment)
             client.update_run(run_id, status="RUNNING")
-            if "failure" in found.data.tags:  # it is another attempt's
+            if "failure" in found.data.tags:  # of the attempt before
                 client.delete_tag(run_id, "failure")
         run = cls.__new__(cls)
         run._hold(client, experiment, experiment_id, run_id, clock)
@@ -158,7 +165,7 @@ class Run:
             self.end("KILLED" if stopped else "FAILED")
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Record settings; values longer than MLflow allows are cut."""
+        """Log parameters; values longer than MLflow allows are cut."""
         entries = [
             mlflow.entities.Param(name, printable(str(value))[:MAX_PARAM_LENGTH]) for name, value in values.items()
         ]
@@ -173,22 +180,22 @@ class Run:
             self.client.log_batch(self.id, tags=tags)
 
     def dataset(self, name: str, digest: str, source: str, *, profile: Mapping[str, object], context: str) -> None:
-        """Record which data the run used, as an MLflow data set input.
+        """Log a data set as an MLflow input.
 
-        MLflow keeps one input for a name and digest in a run, so each part of the data needs a digest of its own.
+        MLflow keeps one input per name and digest in a run, so each part of the data needs its own digest.
 
         Parameters
         ----------
         name
             At most 500 characters.
         digest
-            What tells the data from any other of that name, at most 36 characters.
+            Identifies the data among those of that name; at most 36 characters.
         source
             Folder or address that the data came from.
         profile
-            Numbers about the data, JSON-able: of images and of classes, say.
+            Numbers about the data for JSON, such as those of images and classes.
         context
-            What the data was used for: ``training``, say.
+            The use of the data, such as ``training``.
         """
         address, numbers = json.dumps({"uri": display_name(source)}), json.dumps(dict(profile))
         entry = mlflow.entities.Dataset(display_name(name), digest, "local", address, profile=numbers)
@@ -197,34 +204,34 @@ class Run:
             self.client.log_inputs(self.id, datasets=[mlflow.entities.DatasetInput(entry, [tag])])
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Buffer metrics; nothing is sent before ``try_flush`` or ``flush``."""
+        """Buffer metrics until ``try_flush`` or ``flush``."""
         now = int(time.time() * 1000)
         self._metrics += [mlflow.entities.Metric(name, float(value), now, step) for name, value in values.items()]
 
     @property
     def pending(self) -> list[Entry]:
-        """What is buffered, oldest first, ready for JSON: (name, value, milliseconds since 1970, step)."""
+        """The buffer, oldest first, for JSON: (name, value, milliseconds since 1970, step)."""
         return [
             (item.key, item.value if math.isfinite(item.value) else str(item.value), item.timestamp, item.step)
             for item in self._metrics
         ]
 
     def load_pending(self, entries: Iterable[Sequence[object]]) -> None:
-        """Put what ``pending`` gave, also as JSON gives it back, in front of the buffer.
+        """Insert entries of ``pending``, also after a round trip through JSON, before the buffer.
 
         Raises
         ------
         TrackingError
-            An entry is none of ``pending``'s; the buffer stays as it was.
+            An entry is not one of ``pending``; the buffer stays unchanged.
         """
         self._metrics[:0] = [_metric(entry) for entry in entries]
 
     def try_flush(self) -> bool:
         """Send the buffered metrics if the store takes them; never raise.
 
-        The first failure and the recovery are printed in a line each. A store that failed or refused is
-        tried again after ``RETRY_SECONDS``; an attempt takes ``ANSWER_SECONDS`` at a server that does
-        not answer, and three times that at the most.
+        The first failure and the recovery are printed in a line each. The next attempt after a failure
+        comes after ``RETRY_SECONDS``; it takes ``ANSWER_SECONDS`` with a server that does not answer, and
+        three times that at most.
 
         Returns
         -------
@@ -237,7 +244,7 @@ class Run:
             ping(self.client.tracking_uri)
             with short_timeouts():
                 self._deliver(until=self._clock() + ANSWER_SECONDS)
-        except Exception as error:  # noqa: BLE001  no trouble with a metric is worth a training
+        except Exception as error:  # noqa: BLE001  a metric never ends a training
             self._outage.failed(error)
         return not self._metrics
 
@@ -249,7 +256,7 @@ class Run:
             self._deliver()
 
     def _deliver(self, until: float = math.inf) -> None:
-        """Send batch after batch, and start none when the time is up."""
+        """Send batches, and start none after the deadline."""
         while self._metrics and self._clock() <= until:
             batch = self._metrics[:MAX_METRICS_PER_BATCH]
             self.client.log_batch(self.id, metrics=batch)
@@ -272,18 +279,18 @@ class Run:
         with mlflow_call(f"log {name}"), tempfile.TemporaryDirectory() as folder:
             path = Path(folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            figure.draw_without_rendering()  # lays it out, once: otherwise each of the drawings below would
+            figure.draw_without_rendering()  # lays it out once, not at each drawing below
             figure.set_layout_engine("none")
             figure.savefig(path, dpi=120, bbox_inches="tight")
             self.client.log_artifacts(self.id, folder)
 
     def new_model(self, name: str = "model") -> str:
-        """Reserve the id of a logged model, to be written into the bundle before it is uploaded."""
+        """Reserve the id of a logged model, for the bundle that will be uploaded."""
         with mlflow_call("create the logged model"):
             return str(self.client.create_logged_model(self.experiment_id, name=name, source_run_id=self.id).model_id)
 
     def model(self, folder: Path, model_id: str, tags: Mapping[str, str]) -> None:
-        """Upload a saved bundle as the run's logged model; it is marked ready only when complete."""
+        """Upload a saved bundle as the run's logged model, which is ready once complete."""
         with mlflow_call("log the model"):
             self.client.log_model_artifacts(model_id, str(folder))
             self.client.set_logged_model_tags(model_id, dict(tags))
@@ -292,20 +299,20 @@ class Run:
         self.tag(**tags)
 
     def end(self, status: str) -> None:
-        """Send what is buffered and close the run."""
+        """Flush the metrics and end the run."""
         self.flush()
         with mlflow_call("end the run"):
             self.client.set_terminated(self.id, status)
 
     @property
     def url(self) -> str | None:
-        """The run's page when the store is a server."""
+        """The run's page, if the store is a server."""
         return self._page(f"runs/{self.id}?{AS_MODEL_TRAINING}")
 
     @property
     def table_url(self) -> str | None:
-        """The page of all runs of the experiment, with the metrics that they are chosen by, when it is a server."""
-        return self._page(f"runs?{AS_MODEL_TRAINING}&viewStateShareKey=figures")
+        """The page of all runs of the experiment with their main metrics, if the store is a server."""
+        return self._page(f"runs?{AS_MODEL_TRAINING}&viewStateShareKey=metrics")
 
     def _page(self, rest: str) -> str | None:
         if not self.client.tracking_uri.startswith("http"):
@@ -314,13 +321,13 @@ class Run:
 
 
 class _Outage:
-    """A store that takes no metrics: when it may be tried again, and a line when it goes and when it is back."""
+    """An outage of the store: the time of the next attempt, and lines at its start and end."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._next = -math.inf  # time of the next attempt
-        self._said: str | None = None
-        self.away = False  # out of reach, not merely refusing
+        self._printed: str | None = None
+        self.away = False  # unreachable, not merely refusing
 
     @property
     def pausing(self) -> bool:
@@ -328,31 +335,31 @@ class _Outage:
         return self._clock() < self._next
 
     def failed(self, error: Exception) -> None:
-        """Wait a while; say so, unless that was said."""
+        """Pause the attempts, and print a line unless it was printed."""
         self._next = self._clock() + RETRY_SECONDS
         self.away = not _refused(error)
-        said = "MLflow cannot take the metrics" if self.away else "MLflow refuses the metrics"
-        if said != self._said:
-            echo(f"{said}: {reason_of(error).rstrip('.')}; training goes on, they are kept and will be sent later")
-        self._said = said
+        line = "MLflow cannot take the metrics" if self.away else "MLflow refuses the metrics"
+        if line != self._printed:
+            echo(f"{line}: {reason_of(error).rstrip('.')}; training goes on, they are kept and will be sent later")
+        self._printed = line
 
     def over(self) -> None:
-        """All is sent."""
-        if self._said:
+        """End the outage: all metrics are sent."""
+        if self._printed:
             echo("MLflow takes the metrics again; those that were kept have been sent")
-        self._next, self._said, self.away = -math.inf, None, False
+        self._next, self._printed, self.away = -math.inf, None, False
 
 
 def _refused(error: Exception) -> bool:
-    """Whether the store understood and said no, so that only a change over there helps: the run was deleted, say."""
+    """Whether the store refused a valid request, for example because the run was deleted."""
     if not isinstance(error, MlflowException):
         return False
     status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
-    return 400 <= status < 500 and status not in (408, 429)  # timed out, too many requests: these pass
+    return 400 <= status < 500 and status not in (408, 429)  # timeout and too many requests are temporary
 
 
 def _metric(entry: Sequence[object]) -> "mlflow.entities.Metric":
-    """The metric that ``Run.pending`` gave as an entry."""
+    """The metric of an entry of ``Run.pending``."""
     try:
         name, value, timestamp, step = entry
         return mlflow.entities.Metric(str(name), float(str(value)), int(str(timestamp)), int(str(step)))

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from toolkit.cli.terminal import echo, muted_since, on_terminal, table
+from toolkit.cli.terminal import echo, on_terminal, silent_since, table
 from toolkit.tuning.study import Proposal, Study
 from toolkit.tuning.trial import Fold, Trial
 
@@ -51,7 +51,7 @@ class StudyProgressBar:
 
     def tick(self, running: Iterable[int]) -> None:
         """Where there is no terminal, say a line for each trial under way, by its number, if none was for a while."""
-        if self._bar.disable and muted_since(self._start):
+        if self._bar.disable and silent_since(self._start):
             for number in running:
                 echo(f"trial {number + 1:>3}/{self._bar.total}  {self._paces.get(number, 'preparing its images')}")
 

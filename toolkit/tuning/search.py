@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.cli.terminal import QUIET_S, echo
+from toolkit.cli.terminal import SILENCE_S, echo
 from toolkit.errors import ToolkitError
 from toolkit.tuning.mlflow_logger import StudyLogger
 from toolkit.tuning.progress import StudyProgressBar, trial_line
@@ -130,7 +130,7 @@ class Search:
         try:
             while self._submit():
                 left = self._deadline - self._clock()
-                for event in self._pool.wait(min(max(0.0, left), QUIET_S)):
+                for event in self._pool.wait(min(max(0.0, left), SILENCE_S)):
                     self._take(event)
                 self._bar.tick(self._running)
                 if self._running and self._time_is_up:

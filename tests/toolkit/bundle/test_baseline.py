@@ -1,4 +1,4 @@
-"""The yardstick: what goes in comes out, what does not fit is refused, and nothing is unpickled."""
+"""Baselines: what goes in comes out, what does not fit is refused, and nothing is unpickled."""
 
 import io
 import os

@@ -108,7 +108,7 @@ class Trap:
 
 @pytest.mark.parametrize("count", [1, 2, 9])
 def test_a_loaded_program_answers_as_the_network_itself(saved, count):
-    """Scaling, normalisation, temperature and softmax are worked out anew here."""
+    """Scaling, normalisation, temperature and softmax are computed here once more."""
     batch = images(count)
     scaled = (batch.transpose(0, 3, 1, 2) / 255 - MEAN.reshape(1, 3, 1, 1)) / STD.reshape(1, 3, 1, 1)
     with torch.inference_mode():
@@ -175,7 +175,7 @@ def test_a_program_may_hold_constants_and_work_out_sizes(copy):
 
 
 def test_mlflows_own_loader_answers_too(saved):
-    """Whoever knows MLflow alone gets the same probabilities, and the signature says what to send."""
+    """MLflow alone gives the same probabilities, and the signature describes the input."""
     model = mlflow.pyfunc.load_model(str(saved.folder))
     (taken,), (given,) = model.metadata.signature.inputs.inputs, model.metadata.signature.outputs.inputs
     assert (taken.type, taken.shape) == (np.dtype("uint8"), (-1, SIZE, SIZE, 3))
@@ -268,7 +268,7 @@ def test_a_link_to_nowhere_and_a_pipe_are_refused(copy):
     assert refusal(copy, "0") == "the bundle holds 'pipe', which is no file of its own"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not read")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without permission")
 def test_files_that_may_not_be_read_are_no_traceback(saved):
     os.seteuid(65534)
     try:
@@ -324,7 +324,7 @@ def test_code_under_another_name_is_refused_as_well(copy, line, instead):
     text = (copy / "MLmodel").read_text()
     assert text.count(line) == 1
     (copy / "MLmodel").write_text(text.replace(line, instead))
-    assert refusal(copy) == f"the bundle's MLmodel asks for code, or for another program than {PROGRAM}"
+    assert refusal(copy) == f"the bundle's MLmodel names code, or another program than {PROGRAM}"
 
 
 @pytest.mark.parametrize("text", ["", "flavors: {python_function: {}}", "a: [", "- 1\n- 2\n"])
@@ -466,7 +466,7 @@ def test_a_graph_that_brings_code_is_refused(copy, tmp_path, found, instead):
         (lambda card: card.update(image_size=16.5), "the card is wrong at image_size: Input should be a valid integer"),
         (lambda card: card.pop("network"), "the card is wrong at network: Field required"),
         (lambda card: card.update(mood="good"), "the card is wrong at mood: Extra inputs are not permitted"),
-        (lambda card: card["metrics"].update(f1={"value": 1, "images": -1}), "the card is wrong at metrics.f1.pictu"),
+        (lambda card: card["metrics"].update(f1={"value": 1, "images": -1}), "the card is wrong at metrics.f1.images"),
         (lambda card: card["metrics"].update(f1={"value": 1.01, "images": 1}), "the card is wrong at metrics.f1.val"),
         (
             lambda card: card["metrics"].update(f1={"value": float("nan"), "images": 1}),
@@ -599,29 +599,29 @@ class Odd(torch.nn.Module):
 @pytest.mark.parametrize(
     ("twist", "message"),
     [
-        (lambda answer, batch: answer * 2, "the program does not answer with probabilities"),
-        (lambda answer, batch: answer * torch.nan, "the program does not answer with probabilities"),
+        (lambda answer, batch: answer * 2, "the program's output is not probabilities"),
+        (lambda answer, batch: answer * torch.nan, "the program's output is not probabilities"),
         (
             lambda answer, batch: answer * 0 + torch.tensor([1.5, -0.5, 0.0]),
-            "the program does not answer with probabilities",
+            "the program's output is not probabilities",
         ),
-        (lambda answer, batch: answer.half(), "the program answers in float16, and must in float32"),
-        (lambda answer, batch: answer[:, :2], r"the program answers (3, 2) for 3 images and 3 classes"),
-        (lambda answer, batch: answer.sum(dim=0), r"the program answers (3,) for 3 images and 3 classes"),
+        (lambda answer, batch: answer.half(), "the program's output must be float32, got float16"),
+        (lambda answer, batch: answer[:, :2], "the program gives shape (3, 2) for 3 images of 3 classes"),
+        (lambda answer, batch: answer.sum(dim=0), "the program gives shape (3,) for 3 images of 3 classes"),
         (
             lambda answer, batch: torch.softmax(dropout(batch.float(), 0.5, training=True).mean(dim=(1, 2)), dim=1),
-            "the program answers otherwise when it is asked again: dropout, say, is at work in it",
+            "the program gives another output for the same images: dropout may be active in it",
         ),
         (
             lambda answer, batch: torch.softmax(batch_norm(answer, None, None, training=True), dim=1),
-            "the program's answer for an image depends on the others that come with it",
+            "the program's output for an image depends on the others in the batch",
         ),
         (
             lambda answer, batch: answer + torch.zeros(2, 3),  # the batch that it was exported with
             """the program does not take any number of images, since it asks for ["L['batch'].size()[0] == 2"]""",
         ),
         (lambda answer, batch: (answer, answer), "the program cannot be run on 3 images and on 1: "),
-        (lambda answer, batch: batch.sub_(1).sum() * 0 + answer, "the program changes the images that it is given"),
+        (lambda answer, batch: batch.sub_(1).sum() * 0 + answer, "the program changes its input images"),
     ],
 )
 def test_a_program_that_does_not_answer_as_it_must_is_refused(copy, twist, message):

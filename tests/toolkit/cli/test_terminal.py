@@ -77,7 +77,7 @@ def slowly(label, steps=12):
 def test_in_a_log_progress_is_a_line_whenever_none_was_printed_for_a_while(monkeypatch, capsys):
     slowly("decoding")
     assert capsys.readouterr() == ("", ""), "what is done soon is no line"
-    monkeypatch.setattr(terminal, "QUIET_S", 0.05)
+    monkeypatch.setattr(terminal, "SILENCE_S", 0.05)
     monkeypatch.setattr(terminal, "REFRESH_S", 0.001)
     slowly("decoding")
     out, err = capsys.readouterr()

@@ -85,7 +85,7 @@ def test_what_archivers_and_file_servers_leave_behind_is_no_class(tmp_path):
     [
         (("Training/1.png", "Testing/2.png"), "holds only 'Testing' and 'Training', and no folders in there, so "),
         (("train/1.png",), "holds only 'train', and no folders in there, so what is a class is unclear; put the "),
-        (("train/cat/1.png", "test/cat/1.png", "cat/1.png"), "holds 'cat' beside 'train', so what is a class is uncl"),
+        (("train/cat/1.png", "test/cat/1.png", "cat/1.png"), "holds 'cat' next to 'train', so what is a class is uncl"),
         (("cat/train/1.png", "cat/test/1.png", "dog/1.png"), "/cat holds 'test' and 'train', so what is a class is un"),
         (("images/train/1.png", "images/val/2.png"), "/images holds 'train' and 'val', so what is a class is unclear;"),
         (("1.png",), "holds no sub-folders; it needs one sub-folder of images a class"),

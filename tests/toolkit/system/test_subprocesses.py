@@ -19,7 +19,7 @@ import os, signal, sys, threading, time
 from toolkit.system.subprocesses import Parent
 
 def leave_a_fork():
-    if child := os.warm_start():
+    if child := os.fork():
         return child
     time.sleep(600)
 
@@ -86,7 +86,7 @@ def test_what_is_printed_is_no_message_and_goes_to_standard_error(capfd):
 
 
 def test_a_quiet_child_prints_nothing(capfd):
-    child = Child("answers", {"COLOUR": "blue"}, quiet=True)
+    child = Child("answers", {"COLOUR": "blue"}, discard_stderr=True)
     assert ask(child, "print('printed')", "os.environ['COLOUR']") == [None, "blue"]
     child.close(MAX_WAIT_S)
     assert capfd.readouterr() == ("", "")

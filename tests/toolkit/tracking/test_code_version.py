@@ -11,9 +11,16 @@ from toolkit.tracking.code_version import code_version
 
 def test_the_code_version_is_gits(tmp_path):
     """In a repository of its own: a commit, and -dirty once a file was changed."""
-    (tmp_path / "home" / "toolkit").mkdir(parents=True)
-    for name in ("code_version.py", "commands.py", "__init__.py"):
-        shutil.copy(ROOT / "toolkit" / name, tmp_path / "home" / "toolkit")
+    for name in (
+        "__init__.py",
+        "cli/__init__.py",
+        "cli/commands.py",
+        "tracking/__init__.py",
+        "tracking/code_version.py",
+    ):
+        target = tmp_path / "home" / "toolkit" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "toolkit" / name, target)
 
     def git(*words):
         identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]

@@ -267,7 +267,7 @@ def test_experiments_are_of_model_training_also_those_that_others_made(store):
         identity = open_experiment(store, experiment)
         tags = store.get_experiment(identity).tags
         assert tags["mlflow.experimentKind"] == kind
-        assert "metrics.`held_out_accuracy`" in json.loads(tags["mlflow.sharedViewState.figures"])["selectedColumns"]
+        assert "metrics.`held_out_accuracy`" in json.loads(tags["mlflow.sharedViewState.metrics"])["selectedColumns"]
     assert open_experiment(store, name) == by_hand
     with pytest.raises(TrackingError, match=r"^an experiment's name must not be blank, got ' '$"):
         open_experiment(store, " ")

@@ -59,7 +59,7 @@ def test_a_server_that_does_not_answer_all_is_one_sentence_after_one_try(mute, m
             with pytest.raises(TrackingError) as caught:
                 connect(url)
             assert str(caught.value) == f"MLflow at {url} cannot be used: {reason}"
-            with pytest.raises(TrackingError, match=rf"^cannot look for experiment 'training': {reason}$"):
+            with pytest.raises(TrackingError, match=rf"^cannot find experiment 'training': {reason}$"):
                 find_experiment(MlflowClient(url), "training")
         finally:
             over.set()

@@ -92,7 +92,7 @@ def test_a_run_knows_its_page(store):
         if store.tracking_uri.startswith("http"):
             pages = f"{store.tracking_uri}/#/experiments/{run.experiment_id}/runs"
             assert run.url == f"{pages}/{run.id}?workflowType=machine_learning"
-            assert run.table_url == f"{pages}?workflowType=machine_learning&viewStateShareKey=figures"
+            assert run.table_url == f"{pages}?workflowType=machine_learning&viewStateShareKey=metrics"
         else:
             assert (run.url, run.table_url) == (None, None)
 

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from toolkit.cli.terminal import QUIET_S, echo
+from toolkit.cli.terminal import SILENCE_S, echo
 from toolkit.tuning.progress import StudyProgressBar, all_settings, counts_text, describe, leaderboard, trial_line
 from toolkit.tuning.space import FULL
 from toolkit.tuning.study import Study
@@ -245,13 +245,13 @@ def test_in_a_log_a_long_silence_within_a_trial_ends_with_where_it_is_and_the_ti
     monkeypatch.setattr(time, "monotonic", lambda: now)
     with closing(StudyProgressBar(study, planned=10, folds=5)) as bar:
         proposal = study.ask()
-        now += QUIET_S
+        now += SILENCE_S
         bar.tick([0])
         bar.step(proposal, 0, 1, 0.05)
         now += 10
         bar.step(proposal, 0, 2, 0.1)
         bar.tick([0])
-        now += QUIET_S
+        now += SILENCE_S
         bar.step(proposal, 0, 5, 0.25)
         bar.tick([0, 1])
     assert capsys.readouterr().out.splitlines() == [

@@ -75,7 +75,7 @@ class IsolatedLoader:
                 self._load(bundle, bundle.folder, stopping, pause)
 
     def _load(self, bundle: Bundle, folder: Path, stopping: threading.Event, pause: Callable[[int], None]) -> None:
-        child = Child(__name__, {"OMP_NUM_THREADS": "1"}, quiet=True)
+        child = Child(__name__, {"OMP_NUM_THREADS": "1"}, discard_stderr=True)
         words = [str(folder.resolve()), bundle.digest, self._choice, self._threads, str(self._cache.resolve())]
         child.send(words)
         try:

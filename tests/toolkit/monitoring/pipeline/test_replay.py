@@ -358,7 +358,7 @@ def test_an_empty_file_is_a_replay_of_nothing(tmp_path):
 
 
 def test_it_says_how_far_it_is(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(terminal, "QUIET_S", 0.0)
+    monkeypatch.setattr(terminal, "SILENCE_S", 0.0)
     monkeypatch.setattr(terminal, "REFRESH_S", 0.0)
     monkeypatch.setattr(replay_source, "ROWS_AT_ONCE", 200)
     replay(write(tmp_path / "stream.parquet", columns_of(*stream(600))), BASELINE, Thresholds())

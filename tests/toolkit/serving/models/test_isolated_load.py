@@ -23,7 +23,7 @@ from toolkit.system.subprocesses import module_environment
 ASKING = """
 import json, sys, time
 from toolkit.system.subprocesses import Child
-child = Child("toolkit.serving.models.isolated_load", quiet=True)
+child = Child("toolkit.serving.models.isolated_load", discard_stderr=True)
 child.send(json.loads(sys.argv[1]))
 print(child.process.pid, flush=True)
 time.sleep(600)

@@ -83,7 +83,7 @@ def test_a_folder_beside_train_that_is_no_part_is_refused(tmp_path):
     for index, path in enumerate(("train/cat", "train/dog", "test/cat", "test/dog", "extra/cat")):
         fill(tmp_path / "pets" / path, 2, first=10 * index)
     with pytest.raises(
-        DataError, match=r"^the folder pets holds 'extra' beside 'train', so what is a class is unclear"
+        DataError, match=r"^the folder pets holds 'extra' next to 'train', so what is a class is unclear"
     ):
         open_catalogue("pets")
 
