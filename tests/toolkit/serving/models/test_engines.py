@@ -415,7 +415,7 @@ FRESH = """
 import sys, pathlib, threading
 seen = []
 def watch(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "subprocess.Popen", "os.warm_start"):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "subprocess.Popen", "os.fork"):
         seen.append((event, str(arguments)))
         raise OSError("refused")
 from toolkit.bundle.program import load_bundle
@@ -482,7 +482,7 @@ def first_run():
 
 sys.setswitchinterval(0.0005)
 for _ in range(8):
-    if not (child := os.warm_start()):
+    if not (child := os.fork()):
         first_run()
     print(os.waitpid(child, 0)[1], flush=True)
 """
