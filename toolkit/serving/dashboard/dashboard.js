@@ -1,8 +1,8 @@
 // The dashboard: shows the state of the service, refreshed every few seconds, and predicts a chosen image.
 
 import {
-  HttpError, UNKNOWN, fetchJson, bar, byId, count, decimal, duration, el, facts, milliseconds, moment, pValue, percent, plural,
-  problemLink, slugOf, svg,
+  HttpError, UNKNOWN, bar, byId, count, decimal, duration, el, facts, fetchJson, milliseconds, moment, pValue, percent,
+  plural, problemLink, slugOf, svg,
 } from "./components.js";
 
 const REFRESH_MS = 4000; // pause between two refreshes
@@ -87,7 +87,8 @@ function explanation(status, reason, model, { registry }) {
 }
 
 function showUnreachable(error) {
-  const what = error instanceof HttpError ? `The service cannot be used: ${error.message}` : "The service cannot be reached";
+  const isAnswer = error instanceof HttpError;
+  const what = isAnswer ? `The service cannot be used: ${error.message}` : "The service cannot be reached";
   setBanner("critical", what, updatedAt ? ["; the data shown is from ", moment(updatedAt)] : "", ". Retrying …");
   setBadge("critical", "no answer");
   byId("main").classList.add("stale");
@@ -150,7 +151,8 @@ function keyMetrics({ predictions, rates, requests, errors, latency_ms: latency,
       total.n ? `decode ${decimal(decode.median)}, infer ${decimal(infer.median)}` : "no prediction yet"),
     tile("Latency, p95", milliseconds(total.p95), total.n ? `of the last ${count(total.n)}` : ""),
     tile("Queue depth", count(queue.depth),
-      `${plural(queue.threads, "thread")}, ${plural(queue.free_slots, "free slot")}`, null, queue.free_slots ? "" : "critical"),
+      [plural(queue.threads, "thread"), ", ", plural(queue.free_slots, "free slot")],
+      null, queue.free_slots ? "" : "critical"),
     tile("Stored", count(stats.written), problems.length
       ? problems.map(([name, number]) => badge("critical", `${count(number)} ${name}`))
       : `${count(stats.queued)} queued`),

@@ -1,9 +1,7 @@
 """Requests of disconnected clients are cancelled, and no others: on ASGI messages and on real sockets."""
 
 import asyncio
-import signal
 import socket
-import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +10,9 @@ from fastapi import FastAPI, Request
 from starlette.requests import ClientDisconnect
 
 from support import MAX_WAIT_S, wait_until
+from support.app_server import app_server
 from toolkit.serving.http.access_log import CLIENT_CLOSED_REQUEST, AccessLogMiddleware
 from toolkit.serving.http.disconnect import CancelOnDisconnectMiddleware
-from toolkit.serving.http.server import Server, ServerConfig, listen
 from toolkit.serving.metrics import ServiceMetrics
 
 LEFT = {"type": "http.disconnect"}
@@ -255,15 +253,8 @@ class Counter:
 @pytest.fixture
 def counter():
     counter = Counter()
-    listener = listen("127.0.0.1", 0)
-    counter.port = listener.getsockname()[1]
-    counter.server = Server(counter.app(), lambda: None, ServerConfig(0, 5))
-    thread = threading.Thread(target=counter.server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    yield counter
-    counter.server.handle_exit(signal.SIGTERM, None)
-    thread.join(MAX_WAIT_S)
-    assert not thread.is_alive()
+    with app_server(counter.app()) as (counter.server, counter.port):
+        yield counter
 
 
 def test_a_thousand_disconnects_leave_nothing_behind(counter):

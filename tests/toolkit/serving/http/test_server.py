@@ -9,7 +9,6 @@ import signal
 import socket
 import struct
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -19,6 +18,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from support import MAX_WAIT_S, wait_until
+from support.app_server import app_server
 from toolkit.errors import SettingsError
 from toolkit.serving.http.access_log import AccessLogMiddleware
 from toolkit.serving.http.body_limit import BodyLimitMiddleware
@@ -71,16 +71,8 @@ def serving(**words):
     app.add_exception_handler(HTTPException, handle)
     app.add_middleware(BodyLimitMiddleware, limit=2**20, timeouts=words.get("timeouts", Timeouts()))
     app.add_middleware(AccessLogMiddleware, metrics=metrics)
-    listener = listen("127.0.0.1", 0)
-    server = Server(app, lambda: None, ServerConfig(**({"drain_timeout": 0, "shutdown_timeout": 1} | words)))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield server, listener.getsockname()[1], metrics
-    finally:
-        server.handle_exit(signal.SIGTERM, None)
-        thread.join(MAX_WAIT_S)
-    assert not thread.is_alive()
+    with app_server(app, ServerConfig(**({"drain_timeout": 0, "shutdown_timeout": 1} | words))) as (server, port):
+        yield server, port, metrics
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,11 @@
 """The files of the pages, and the headers that protect them."""
 
-import asyncio
 import base64
 import hashlib
 import re
 from html.parser import HTMLParser
 from pathlib import PurePosixPath
 
-import httpx
 import pytest
 
 from serve_model import ServeSettings, create_app
@@ -20,15 +18,10 @@ SCRIPTS = [name for name in OWN if name.endswith(".js")]
 DANGEROUS = r"innerHTML|outerHTML|insertAdjacentHTML|createContextualFragment|document\.write|\beval\b|new Function"
 
 
-def get(address):
-    """Ask the application without its lifespan: the pages need neither a model nor a store."""
-
-    async def ask():
-        transport = httpx.ASGITransport(create_app(ServeSettings()))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", follow_redirects=True) as client:
-            return await client.get(address)
-
-    return asyncio.run(ask())
+@pytest.fixture
+def get(ask):
+    """A function that requests a page, without a lifespan: pages need neither a model nor a store."""
+    return lambda path: ask(create_app(ServeSettings()), "GET", path, follow_redirects=True)
 
 
 class Tags(HTMLParser):
@@ -59,7 +52,7 @@ def test_the_folder_holds_the_served_files_only():
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_each_file_comes_with_its_type_and_all_headers(name):
+def test_each_file_comes_with_its_type_and_all_headers(get, name):
     response, (folder, media_type) = get(f"/pages/{name}"), FILES[name]
     assert (response.status_code, response.content) == (200, (folder / name).read_bytes())
     assert response.headers["Content-Type"] == media_type
@@ -68,12 +61,12 @@ def test_each_file_comes_with_its_type_and_all_headers(name):
     assert policy_of(response) == POLICY
 
 
-@pytest.mark.parametrize("address", ["/dashboard", "/"])
-def test_the_dashboard_has_a_path_of_its_own(address):
-    assert get(address).content == (FOLDER / DASHBOARD).read_bytes()
+@pytest.mark.parametrize("path", ["/dashboard", "/"])
+def test_the_dashboard_has_a_path_of_its_own(get, path):
+    assert get(path).content == (FOLDER / DASHBOARD).read_bytes()
 
 
-def test_the_swagger_page_runs_only_its_own_scripts():
+def test_the_swagger_page_runs_only_its_own_scripts(get):
     response = get("/docs")
     assert response.headers["Content-Type"] == "text/html; charset=utf-8"
     assert {header: response.headers[header] for header in HEADERS} == HEADERS
@@ -100,7 +93,7 @@ def test_other_names_are_not_opened(name):
 @pytest.mark.parametrize(
     "address", ["/pages/nothing.js", "/pages/..%2fpages.py", "/pages/%2e%2e%2fpages.py", "/pages/"]
 )
-def test_other_paths_are_not_found(address):
+def test_other_paths_are_not_found(get, address):
     response = get(address)
     assert (response.status_code, response.headers["Content-Type"]) == (404, "application/problem+json")
     assert response.json()["type"] == "/docs#problem-not-found"

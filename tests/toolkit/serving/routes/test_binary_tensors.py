@@ -1,8 +1,6 @@
 """The binary tensor data extension, and Triton's client, which uses it."""
 
 import json
-import signal
-import threading
 import time
 
 import numpy as np
@@ -11,9 +9,9 @@ import tritonclient.http
 import tritonclient.utils
 
 from support import MAX_WAIT_S
+from support.app_server import app_server
 from support.colours import COLOURS
 from support.infer_requests import BLUE, GREEN, INFER, MEMBERS, PIXELS, RED, SIZE, in_base64, infer, outputs
-from toolkit.serving.http.server import Server, ServerConfig, listen
 
 
 def in_bytes(data, body, **headers):
@@ -93,14 +91,9 @@ def test_invalid_binary_inputs_are_refused(client, data, one, headers, status):
 
 @pytest.fixture
 def address(app):
-    """Where the application is served on a socket."""
-    listener = listen("127.0.0.1", 0)
-    server = Server(app, lambda: None, ServerConfig(0, 10))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    yield "{}:{}".format(*listener.getsockname())
-    server.handle_exit(signal.SIGTERM, None)
-    thread.join(MAX_WAIT_S)
+    """Host and port of the application on a socket."""
+    with app_server(app) as (_, port):
+        yield f"127.0.0.1:{port}"
 
 
 @pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
