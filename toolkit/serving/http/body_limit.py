@@ -64,7 +64,15 @@ class _LimitedBody:
     async def receive(self) -> Message:
         if not self._more:
             return await self._receive()  # messages after the body have no deadline
-        message = await self._in_time()
+        body, read, now = self._timeouts.body, self._timeouts.read, asyncio.get_running_loop().time()
+        if self._deadline is None:
+            self._deadline = now + body
+        try:
+            async with asyncio.timeout_at(min(self._deadline, now + read)):
+                message = await self._receive()
+        except TimeoutError:
+            detail = f"a body must arrive within {body:g} s, with no pause longer than {read:g} s"
+            raise Problem(REQUEST_TIMEOUT, detail, {"Connection": "close"}) from None
         self._received += len(message.get("body", b""))
         self._more = message.get("more_body", False)
         if self._received > self._limit:
@@ -72,17 +80,6 @@ class _LimitedBody:
                 await _drain(self._receive, self._limit * (DRAIN_FACTOR - 1))
             raise _too_large(self._limit)
         return message
-
-    async def _in_time(self) -> Message:
-        body, read, now = self._timeouts.body, self._timeouts.read, asyncio.get_running_loop().time()
-        if self._deadline is None:
-            self._deadline = now + body
-        try:
-            async with asyncio.timeout_at(min(self._deadline, now + read)):
-                return await self._receive()
-        except TimeoutError:
-            detail = f"a body must arrive within {body:g} s, with no pause longer than {read:g} s"
-            raise Problem(REQUEST_TIMEOUT, detail, {"Connection": "close"}) from None
 
 
 def _too_large(limit: int) -> Problem:
