@@ -37,7 +37,7 @@ if sys.platform != "win32":
 logger = logging.getLogger(__name__)
 
 BACKLOG = 2048  # connections that may wait to be accepted, uvicorn's default
-KEEP_ALIVE_SECONDS = 75  # longer than the 60 s of the usual load balancers in front
+KEEP_ALIVE_S = 75  # longer than the 60 s of the usual load balancers in front
 MAX_CONNECTIONS = 4096
 MAX_REJECTED = 128  # connections beyond the limit that are answered with a 503 at a time; more are just closed
 RESERVED_FDS = 256  # files that the process may have open besides its connections
@@ -100,7 +100,7 @@ class CoalescingTransport:
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
-        self._held: list[bytes] = []
+        self._pending: list[bytes] = []
         self._size = 0
         self._ended = False
 
@@ -110,9 +110,9 @@ class CoalescingTransport:
     def write(self, data: bytes) -> None:
         if not data or self._ended:
             return
-        if not self._held:
+        if not self._pending:
             self._loop.call_soon(self._flush)
-        self._held.append(data)
+        self._pending.append(data)
         self._size += len(data)
         if self._size > COALESCE_BYTES:
             self._flush()
@@ -128,9 +128,9 @@ class CoalescingTransport:
         self._transport.close()
 
     def _flush(self) -> None:
-        if self._held:
-            self._transport.write(b"".join(self._held))
-            self._held, self._size = [], 0
+        if self._pending:
+            self._transport.write(b"".join(self._pending))
+            self._pending, self._size = [], 0
 
 
 class StrictConnection(h11.Connection):
@@ -195,7 +195,7 @@ class TimeoutH11Protocol(H11Protocol):
             "close": CLOSE_DELAY_S,
             "write": timeouts.body,
             "headers": timeouts.header,
-            "request": KEEP_ALIVE_SECONDS,
+            "request": KEEP_ALIVE_S,
             "unread body": timeouts.body,
         }
 
@@ -254,7 +254,7 @@ class TimeoutH11Protocol(H11Protocol):
         """Run the application; while the server drains, its responses have ``Connection: close``."""
 
         async def send_closing(message: Message) -> None:
-            if message["type"] == "http.response.start" and self._is_draining() and not self._begun:
+            if message["type"] == "http.response.start" and self._is_draining() and not self._next_begun:
                 MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
@@ -279,19 +279,19 @@ class TimeoutH11Protocol(H11Protocol):
         if self.transport.get_write_buffer_size():
             return "write"
         if self.conn.their_state is h11.IDLE:
-            return "headers" if self.cycle is None or self._begun else "request"
+            return "headers" if self.cycle is None or self._next_begun else "request"
         answered = self.cycle is not None and self.cycle.response_complete
         return "unread body" if answered and self.conn.their_state is h11.SEND_BODY else None
 
     @property
-    def _begun(self) -> bool:
+    def _next_begun(self) -> bool:
         """Whether a part of a further request has arrived."""
         return bool(self.conn.trailing_data[0])
 
     def _on_timeout(self, what: str) -> None:
         if what in ("close", "write"):
             self.transport.abort()
-        elif what == "headers" and self._begun:
+        elif what == "headers" and self._next_begun:
             limit = self._timeouts["headers"]
             self._refuse(Problem(REQUEST_TIMEOUT, f"the headers of a request must arrive within {limit:g} s"))
         else:
@@ -377,7 +377,7 @@ class Server(uvicorn.Server):
                 ws="none",
                 lifespan="on",
                 backlog=BACKLOG,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=config.shutdown_timeout,
             )
         )

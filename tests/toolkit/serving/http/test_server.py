@@ -314,34 +314,34 @@ def test_the_connection_limit_leaves_file_descriptors(monkeypatch):
         assert server.config.http.args[1] == allowed
 
 
-class Wire:
-    """A transport that remembers how it was used."""
+class FakeTransport:
+    """A transport that records its calls."""
 
     def __init__(self):
-        self.used = []
+        self.calls = []
 
     def __getattr__(self, name):
-        return lambda *data: self.used.append((name, *data))
+        return lambda *data: self.calls.append((name, *data))
 
 
 def test_writes_of_one_turn_are_coalesced():
     async def play():
-        wire = Wire()
-        transport = CoalescingTransport(wire, asyncio.get_running_loop())
+        inner = FakeTransport()
+        transport = CoalescingTransport(inner, asyncio.get_running_loop())
         for data in (b"head ", b"body", b""):
             transport.write(data)
-        assert wire.used == []
+        assert inner.calls == []
         await asyncio.sleep(0)
-        assert wire.used == [("write", b"head body")]
+        assert inner.calls == [("write", b"head body")]
         transport.write(b"x" * COALESCE_BYTES)
         transport.write(b"y")
-        assert wire.used.pop() == ("write", b"x" * COALESCE_BYTES + b"y")  # much is not held back
+        assert inner.calls.pop() == ("write", b"x" * COALESCE_BYTES + b"y")  # much is not held back
         transport.write(b"last")
         transport.write_eof()
         transport.write(b"nothing comes after it")
         transport.close()
         await asyncio.sleep(0)
-        assert wire.used[1:] == [("write", b"last"), ("write_eof",), ("close",)]
+        assert inner.calls[1:] == [("write", b"last"), ("write_eof",), ("close",)]
 
     asyncio.run(play())
 
@@ -381,26 +381,18 @@ def test_an_unusable_address_is_one_sentence():
 # Shutdown
 
 
-class Left:
-    def __init__(self):
-        self.times = 0
-
-    def __call__(self):
-        self.times += 1
-
-
 def ticks(server, count=3):
     return [asyncio.run(server.on_tick(counter)) for counter in range(1, count + 1)]
 
 
 def test_the_second_signal_ends_the_draining():
-    left = Left()
-    server = Server(FastAPI(), left, ServerConfig(1000, 1))
+    shutdowns = []
+    server = Server(FastAPI(), lambda: shutdowns.append(True), ServerConfig(1000, 1))
     assert ticks(server) == [False] * 3
     server.handle_exit(signal.SIGTERM, None)
-    assert (left.times, ticks(server)) == (1, [False] * 3)
+    assert (shutdowns, ticks(server)) == ([True], [False] * 3)
     server.handle_exit(signal.SIGTERM, None)
-    assert (left.times, server.force_exit, ticks(server)) == (1, False, [True] * 3)
+    assert (shutdowns, server.force_exit, ticks(server)) == ([True], False, [True] * 3)
     server.handle_exit(signal.SIGTERM, None)
     assert server.force_exit is False  # a repeated SIGTERM cuts off no response
     server.handle_exit(signal.SIGINT, None)
@@ -413,14 +405,14 @@ def test_without_a_drain_timeout_the_first_signal_ends():
     assert ticks(server) == [True] * 3
 
 
-class Regular:
+class RepeatingClient:
     """A client that repeats requests on one connection, until it is closed or refused."""
 
     def __init__(self, port, pause=0.0):
         self.port, self.pause = port, pause
         self.requests = 0
-        self.unanswered = []  # what became of requests that were sent and got no answer
-        self.farewells = 0  # answers that said that they were the last
+        self.unanswered = []  # errors of requests without a response
+        self.closing = 0  # responses with Connection: close
 
     def __call__(self):
         with suppress(ConnectionRefusedError):
@@ -441,14 +433,14 @@ class Regular:
                 return
             self.requests += 1
             if answer.will_close:
-                self.farewells += 1
+                self.closing += 1
                 return
             time.sleep(self.pause)
 
 
 @pytest.mark.parametrize("drain_timeout", [0.0, 1.0])
 def test_a_shutdown_under_load_answers_every_request(drain_timeout):
-    clients = [Regular(0, pause=0.01 * (index % 3)) for index in range(16)]
+    clients = [RepeatingClient(0, pause=0.01 * (index % 3)) for index in range(16)]
     with (
         ThreadPoolExecutor(len(clients)) as pool,
         serving(drain_timeout=drain_timeout, shutdown_timeout=30) as (server, port, _),
@@ -461,7 +453,7 @@ def test_a_shutdown_under_load_answers_every_request(drain_timeout):
         for stay in stays:
             stay.result()
     assert [client.unanswered for client in clients] == [[]] * len(clients)
-    assert all(client.farewells for client in clients)
+    assert all(client.closing for client in clients)
 
 
 def test_pipelined_requests_are_answered_during_the_shutdown():
