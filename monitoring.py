@@ -169,10 +169,9 @@ from toolkit.monitoring.base import validation
 from toolkit.monitoring.base.ids import format_id, new_id_numbers, new_prediction_id, parse_prediction_id
 from toolkit.monitoring.base.image_names import image_name, image_names
 from toolkit.monitoring.base.predictions import WINDOWS, window_size
-from toolkit.monitoring.pipeline.config import MonitorConfig
 from toolkit.monitoring.pipeline.replay import replay
 from toolkit.monitoring.pipeline.stream_state import StreamState
-from toolkit.monitoring.pipeline.worker import MonitoringWorker
+from toolkit.monitoring.pipeline.worker import MonitorConfig, MonitoringWorker
 from toolkit.monitoring.stats.label_sampling import labels_to_confirm, sample_for_labelling
 from toolkit.monitoring.store.alerts import Alert
 from toolkit.monitoring.store.background_writer import BATCH, BackgroundWriter
@@ -747,7 +746,7 @@ class ModelMonitor:
             raise SettingsError("an alert is a warning at least, got ok")
         model = self._read_model() or ModelVersion(UNNAMED_VERSION, ())
         self._store.versions.register(model)
-        return self._worker.report(model, metric, level, message)
+        return self._worker.alerts.report(model, metric, level, message)
 
     def active_alert_states(self) -> dict[str, int]:
         """How many alerts stand at each level."""
@@ -824,7 +823,7 @@ class ModelMonitor:
         """The view of the model to look at, with all that was logged so far."""
         self._refresh()
         self._seen = model = self._read_model()
-        return self._worker.view(model or NO_MODEL).refresh()
+        return self._worker.stream(model or NO_MODEL).refresh()
 
     @staticmethod
     def _measured(view: StreamState, window: str) -> WindowMetrics:

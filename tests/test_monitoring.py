@@ -823,7 +823,7 @@ def test_the_command_line_on_an_empty_folder(tmp_path):
         (("export", "a.txt"), "an export must end in .parquet or .csv, got a.txt"),
         (("alerts", "--acknowledge", "7"), "no alert 7 stands in sqlite:///monitoring.db"),
         (("replay", "no.parquet", "--baseline", "no.npz"), "--baseline no.npz cannot be read: No such file"),
-        (("replay", "no.parquet"), "no.parquet can only be replayed beside a baseline that holds images"),
+        (("replay", "no.parquet"), "no.parquet can only be replayed with a baseline that holds images"),
         (("replay", "no.csv", "--warning", "0.3"), "the levels must grow from warning over critical to immediate"),
         (("replay", "a.csv", "--ignore", "recall"), "ignore must be one of accuracy, confidence_distribution, "),
         (("labels", "--count", "0"), "--count must be at least 1, got 0"),

@@ -1,11 +1,10 @@
-"""What would have been raised: a recorded stream once more through windows, alarms and alerts, with other limits.
+"""A replay runs a recorded stream through windows, detectors and alerts once more, with other thresholds.
 
     from toolkit.monitoring.pipeline.replay import replay
 
     print(replay("predictions.parquet", baseline, Thresholds(max_false_alarms_per_million=10, warning=0.03)))
 
-Nothing is written. A label counts from the moment at which it was told, so that what the replay
-knows at any time is what the monitor knew.
+Nothing is written. A label counts from the time at which it arrived, as it did for the monitor.
 """
 
 import time
@@ -24,19 +23,17 @@ from toolkit.monitoring.pipeline.replay_source import open_source
 from toolkit.monitoring.store.events import Events
 from toolkit.monitoring.windows.reference import ReferenceBins
 
-# What comes out
-
 
 @dataclass(frozen=True)
 class AlertEvent:
-    """What would have become of an alert.
+    """A change of an alert in a replay.
 
     Parameters
     ----------
     position
-        How many predictions there had been.
+        Predictions until then.
     time
-        When, in seconds since 1970.
+        Seconds since 1970.
     event
         ``raised``, ``escalated``, ``reminder`` or ``cleared``.
     level, status, metric, window, message
@@ -55,24 +52,24 @@ class AlertEvent:
 
 @dataclass(frozen=True)
 class Replay:
-    """What a monitor with these limits would have said of a recorded stream; printed, it is a table.
+    """The alerts that a monitor with these thresholds would have raised; printed, it is a table.
 
     Parameters
     ----------
     events
-        In the order in which they would have happened.
+        Oldest first.
     n, n_labels
-        Predictions in the stream, and labels told of them; a label that was changed counts again.
+        Predictions in the stream, and their labels; a label that was changed counts again.
     since, until
-        Earliest and latest time of a prediction, in seconds since 1970; None when there is none.
-    limits
-        With what it was replayed, the budget of false alarms included.
+        Earliest and latest time of a prediction, in seconds since 1970; None without predictions.
+    thresholds
+        Those of the replay, with the budget of false alarms.
     evidence
-        How far each alarm was on its way at the end, by metric, in [0, 1]; None for one that had no reference.
+        Evidence of each detector at the end, by metric, in [0, 1]; None without a reference.
     model_version
-        None when the file does not tell.
+        None when the file has no versions.
     seconds
-        How long the replay took.
+        Duration of the replay.
     """
 
     events: tuple[AlertEvent, ...]
@@ -80,14 +77,14 @@ class Replay:
     n_labels: int
     since: float | None
     until: float | None
-    limits: Thresholds
+    thresholds: Thresholds
     evidence: Mapping[str, float | None]
     model_version: str | None = None
     seconds: float = field(default=0.0, compare=False)
 
     @property
     def active_alerts(self) -> tuple[AlertEvent, ...]:
-        """The alerts that would not have been cleared, as they were last raised or escalated."""
+        """The alerts that were not cleared, as they were last raised or escalated."""
         latest: dict[Key, AlertEvent | None] = {}
         for event in self.events:
             if event.event != "reminder":
@@ -96,13 +93,16 @@ class Replay:
 
     @property
     def expected_false_alarms(self) -> float:
-        """How many of the alerts the budget allows to be false, on average."""
-        return self.limits.max_false_alarms_per_million * self.n / 1e6
+        """Number of false alerts that the budget allows on average."""
+        return self.thresholds.max_false_alarms_per_million * self.n / 1e6
 
     def to_dict(self) -> dict[str, Any]:
         """The replay, ready for JSON."""
-        more = {"standing": list(map(asdict, self.active_alerts)), "expected_false_alarms": self.expected_false_alarms}
-        return asdict(self) | {"events": list(map(asdict, self.events)), "evidence": dict(self.evidence)} | more
+        return asdict(self) | {
+            "evidence": dict(self.evidence),
+            "active_alerts": list(map(asdict, self.active_alerts)),
+            "expected_false_alarms": self.expected_false_alarms,
+        }
 
     def __str__(self) -> str:
         """The events as a table, each alert with its message."""
@@ -110,17 +110,17 @@ class Replay:
 
     def _summary(self) -> Iterator[str]:
         of = f" of version {self.model_version}" if self.model_version is not None else ""
-        span = f", {_moment(self.since)} to {_moment(self.until)}" if self.since is not None else ""
+        span = f", {_utc(self.since)} to {_utc(self.until)}" if self.since is not None else ""
         yield f"{self.n:,} predictions and {self.n_labels:,} labels{of}{span}."
         names = [event.event for event in self.events]
         reminders = f"; {names.count('reminder'):,} reminders are not listed" if "reminder" in names else ""
         yield (
-            f"Alerts raised: {names.count('raised')}, standing at the end: {len(self.active_alerts)}{reminders}."
+            f"Alerts raised: {names.count('raised')}, active at the end: {len(self.active_alerts)}{reminders}."
             if names
             else "Nothing would have been raised."
         )
         yield (
-            f"Budget {self.limits.max_false_alarms_per_million:g} false alarms per million predictions: "
+            f"Budget {self.thresholds.max_false_alarms_per_million:g} false alarms per million predictions: "
             f"{self.expected_false_alarms:.2g} to be expected here at most."
         )
         reached = (f"{name} {'-' if value is None else f'{value:.2f}'}" for name, value in self.evidence.items())
@@ -132,7 +132,7 @@ class Replay:
             return
         headings = ["prediction", "time (UTC)", "event", "level", "status", "metric", "window"]
         rows = [
-            [f"{e.position:,}", _moment(e.time), e.event, e.level, e.status, e.metric, e.window]
+            [f"{e.position:,}", _utc(e.time), e.event, e.level, e.status, e.metric, e.window]
             for e in shown
         ]  # fmt: skip
         heading, *lines = table(headings, rows).splitlines()
@@ -143,22 +143,19 @@ class Replay:
                 yield f"    {event.message}"
 
 
-def _moment(seconds: float | None) -> str:
+def _utc(seconds: float | None) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}" if seconds is not None else "-"
-
-
-# The story
 
 
 def replay(
     path: str | Path,
     baseline: Baseline | None,
-    limits: Thresholds,
+    thresholds: Thresholds,
     *,
     model_version: str | None = None,
-    cool_down: float = REPEAT_INTERVAL_S,
+    repeat_interval: float = REPEAT_INTERVAL_S,
 ) -> Replay:
-    """Run a recorded stream through the monitor's windows, alarms and alerts, without a store.
+    """Run a recorded stream through the monitor's windows, detectors and alerts, without a store.
 
     Parameters
     ----------
@@ -168,20 +165,25 @@ def replay(
         each class or ``predicted_class`` and ``confidence``; where ``label`` is given, it counts from
         ``label_time`` on, or from its prediction on without one. Rows are in the order of the stream.
     baseline
-        What the model did on images it had never seen; that which is in the store when None.
-    limits
-        What counts as too much.
+        The model's answers on held-out images; that in the store when None.
+    thresholds
+        Sizes at which levels begin, and the budget of false alarms.
     model_version
-        Which version's predictions, when there are several; of a store the one served last when None.
-    cool_down
-        Seconds between two reminders of an alert that stands.
+        The version to replay; of a store the one served last when None.
+    repeat_interval
+        Seconds between two reminders of an active alert.
+
+    Returns
+    -------
+    Replay
+        The alerts, which print as a table.
 
     Raises
     ------
     SettingsError
         When there is no baseline.
     DataError
-        When the file cannot be read, or a value in it is wrong: the message names row, column, rule and value.
+        When the file cannot be read, or has a wrong value: the message has its row, column, rule and value.
     StoreError
         When the store cannot be read, or holds no predictions.
 
@@ -200,12 +202,12 @@ def replay(
     55 raised warning confidence_distribution short
     523 raised warning prediction_distribution short
     """
-    begun = time.perf_counter()
+    started = time.perf_counter()
     source = open_source(str(path), baseline, model_version)
-    yardstick = ReferenceBins(source.baseline.classes, source.baseline)
+    bins = ReferenceBins(source.baseline.classes, source.baseline)
     if not source.has_probabilities:
-        yardstick.estimator = None  # without probabilities it would take every answer for wrong
-    evaluator = AlertEvaluator(yardstick, limits, repeat_interval=cool_down)
+        bins.estimator = None  # without probabilities it would count every answer as wrong
+    evaluator = AlertEvaluator(bins, thresholds, repeat_interval=repeat_interval)
     with progress("replaying", source.n_rows, "predictions") as shown:
         events, n_labels = _run_backtest(evaluator, source.events(), shown.update)
     total = evaluator.counts("long")
@@ -215,23 +217,25 @@ def replay(
         n_labels=n_labels,
         since=total.since if total.n else None,
         until=total.until if total.n else None,
-        limits=limits,
+        thresholds=thresholds,
         evidence=evaluator.detectors.evidence,
         model_version=source.version,
-        seconds=time.perf_counter() - begun,
+        seconds=time.perf_counter() - started,
     )
 
 
 def _run_backtest(
     evaluator: AlertEvaluator, stream: Iterable[Events], advance: Callable[[int], object]
 ) -> tuple[list[AlertEvent], int]:
-    """What becomes of alerts, and how many labels there are."""
+    """The changes of alerts, and the number of labels."""
     found: list[AlertEvent] = []
     messages: dict[Key, str] = {}
     n_labels = 0
     for events in stream:
         advance(events.rows.n)
-        n_labels += int((events.labels.labels != events.labels.before).sum())  # one that is drawn later is told again
+        n_labels += int(
+            (events.labels.labels != events.labels.before).sum()
+        )  # a label that joins a drawn sample later comes twice
         for transition in evaluator.process(events):
             change, key = transition.change, transition.key
             if change.event in ("raised", "escalated"):

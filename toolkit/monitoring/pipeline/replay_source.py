@@ -1,4 +1,4 @@
-"""Recorded predictions to replay: those of a store, or the rows of a Parquet or CSV file as ``export`` writes them."""
+"""Sources of a replay: a store, or a Parquet or CSV file as ``export`` writes it."""
 
 import functools
 import math
@@ -22,10 +22,10 @@ from toolkit.monitoring.store.labels import LabelRows
 from toolkit.monitoring.store.predictions import PredictionStore
 from toolkit.monitoring.store.schema import predictions
 
-ROWS_AT_ONCE = 10_000  # of a Parquet file in memory
-BYTES_AT_ONCE = 1 << 22  # of a CSV file: some ten thousand rows of ten classes, or a few of 100,000
-SUM_TOLERANCE = 0.02  # of probabilities, as in a log
-END_OF_TIME = 32_503_680_000  # the year 3000 in seconds since 1970: beyond it, times are in milliseconds
+PAGE_SIZE = 10_000  # rows of a Parquet file in memory
+PAGE_BYTES = 1 << 22  # of a CSV file in memory: some ten thousand rows of ten classes, or a few of 100,000
+SUM_TOLERANCE = 0.02  # of the sum of probabilities, as in ``log_prediction``
+MAX_TIME = 32_503_680_000  # the year 3000 in seconds since 1970: later times are probably in milliseconds
 
 Frame: TypeAlias = Any  # of pandas, which takes half a second to import; its index is the number of the row
 Series: TypeAlias = Any
@@ -33,7 +33,7 @@ Answers = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float16]]  # 
 
 
 def open_source(path: str, baseline: Baseline | None, version: str | None) -> "StoreSource | FileSource":
-    """What is at a path or address, ready to be read; see ``replay``."""
+    """The store or file at a path or address, ready to be read; see ``replay``."""
     return (FileSource if path.endswith(ENDINGS) else StoreSource)(path, baseline, version)
 
 
@@ -50,7 +50,7 @@ class StoreSource:
             wanted = f" of version {version}; its versions are {names}" if version else ""
             raise StoreError(f"the store {store} holds no predictions{wanted}")
         self._model, self.version = model, model.version
-        self.baseline = _usable(baseline or model.baseline, f"version {model.version}")
+        self.baseline = _require_images(baseline or model.baseline, f"version {model.version}")
         if self.baseline.classes != model.classes:
             theirs, ours = suggest(model.classes), suggest(self.baseline.classes)
             raise SettingsError(f"version {model.version} has the classes {theirs}; those of the baseline are {ours}")
@@ -58,7 +58,7 @@ class StoreSource:
         self.n_rows = int(store.database.fetch_all(sa.select(sa.func.count()).where(mine))[0][0])
 
     def events(self) -> Iterator[Events]:
-        """All that the store holds of the version."""
+        """The predictions and labels of the version."""
         with closing(self._store):
             _, *until = self._store.change_token() or ("", 0, 0)
             yield from read_events(self._store, self._model, 0, 0, (until[0], until[1]))
@@ -67,14 +67,14 @@ class StoreSource:
 class FileSource:
     """Predictions and labels of one version in a file, in the order of their times.
 
-    A row that cannot be used ends the reading with its number, which counts from 1, the column, the rule and the value.
+    A wrong value raises DataError with the number of its row, from 1, its column, the rule and the value.
     """
 
     def __init__(self, path: str, baseline: Baseline | None, version: str | None) -> None:
         self._path = Path(path)
-        self.baseline = _usable(baseline, path)
+        self.baseline = _require_images(baseline, path)
         self.version = self._asked = version
-        self._versions: dict[str, None] = {}  # that came up
+        self._versions: dict[str, None] = {}  # found so far
         with _opened(self._path) as (names, _, self.n_rows):
             scores = [PROBABILITY + name for name in self.baseline.classes]
             self.has_probabilities = any(name.startswith(PROBABILITY) for name in names)
@@ -85,14 +85,14 @@ class FileSource:
             more = ["predicted_class", "label", "label_source", "label_time", "model_version"]
             more += [STATISTIC + name for name in self.baseline.statistics]
             self._columns = [name for name in names if name in {"time", *answers, *more}]
-            if twice := [name for name in self._columns if self._columns.count(name) > 1]:
-                raise DataError(f"{path}: the column {twice[0]!r} comes twice")
+            if repeated := [name for name in self._columns if self._columns.count(name) > 1]:
+                raise DataError(f"{path}: the column {repeated[0]!r} comes twice")
             if other := [name for name in names if name.startswith(PROBABILITY) and name not in scores]:
                 classes = suggest(self.baseline.classes)
                 raise DataError(f"{path}: there is a column {other[0]!r}, and the classes are {classes}")
 
     def events(self) -> Iterator[Events]:
-        """All that the file holds of the version."""
+        """The predictions and labels of the version."""
         return in_order(self._parts())
 
     def _parts(self) -> Iterator[tuple[Predictions, LabelRows]]:
@@ -109,7 +109,7 @@ class FileSource:
 
     def _part(self, frame: Frame) -> tuple[Predictions, LabelRows]:
         time = self._seconds(frame, "time")
-        self._refuse(time[time.isna()], "time", "be given")
+        self._reject(time[time.isna()], "time", "be given")
         predicted, confidence, probabilities = (self._scored if self.has_probabilities else self._named)(frame)
         with np.errstate(over="ignore"):
             statistics = {
@@ -137,31 +137,31 @@ class FileSource:
         self.version = next(iter(self._versions), None) if self._asked is None else self._asked
         others = versions[versions != self.version]
         if self._asked is None:
-            self._refuse(others, "model_version", f"be {self.version!r} as before, or one of them must be chosen")
+            self._reject(others, "model_version", f"be {self.version!r} as before, or one of them must be chosen")
         return frame.drop(others.index)
 
     def _scored(self, frame: Frame) -> Answers:
-        """Answers of which all probabilities are known, rounded as a store rounds them."""
+        """Answers from all probabilities, rounded as in a store."""
         columns = [self._numbers(frame, PROBABILITY + name) for name in self.baseline.classes]
         finite = np.logical_and.reduce([np.isfinite(column) for column in columns])
         for column in columns:
-            self._refuse(column[finite & ~column.between(0, 1 + SUM_TOLERANCE)], column.name, "lie between 0 and 1")
+            self._reject(column[finite & ~column.between(0, 1 + SUM_TOLERANCE)], column.name, "lie between 0 and 1")
         total = functools.reduce(lambda one, other: one + other, columns)
-        self._refuse(total[finite & (abs(total - 1) > SUM_TOLERANCE)], "probabilities", "add up to 1")
+        self._reject(total[finite & (abs(total - 1) > SUM_TOLERANCE)], "probabilities", "add up to 1")
         if "predicted_class" in frame:
             named = self._texts(frame, "predicted_class")
-            self._refuse(named[(named != "") & ~finite], "predicted_class", "be empty without probabilities")
+            self._reject(named[(named != "") & ~finite], "predicted_class", "be empty without probabilities")
         probabilities = np.column_stack(columns).astype(np.float16)  # (n, K)
         predicted = np.where(finite, probabilities.argmax(axis=1), NO_CLASS)
         confidence = np.where(finite, probabilities.max(axis=1), np.nan).astype(np.float32)
         return predicted, confidence, probabilities
 
     def _named(self, frame: Frame) -> Answers:
-        """Answers of which only the class and its probability are known; neither of one that was not finite."""
+        """Answers from the class and its probability, which are both empty where it was not finite."""
         predicted, confidence = self._classes(frame, "predicted_class"), self._numbers(frame, "confidence")
         finite = predicted != NO_CLASS
-        self._refuse(confidence[finite & ~confidence.between(0, 1)], "confidence", "lie between 0 and 1")
-        self._refuse(confidence[~finite & confidence.notna()], "confidence", "be empty without a predicted_class")
+        self._reject(confidence[finite & ~confidence.between(0, 1)], "confidence", "lie between 0 and 1")
+        self._reject(confidence[~finite & confidence.notna()], "confidence", "be empty without a predicted_class")
         return predicted, confidence.to_numpy(np.float16).astype(np.float32), np.zeros((0, 0), np.float16)
 
     def _labels(self, frame: Frame, rows: Predictions) -> LabelRows:
@@ -171,7 +171,7 @@ class FileSource:
         source = self._texts(frame, "label_source") if "label_source" in frame else np.full(n, "", object)
         time = self._seconds(frame, "label_time").to_numpy() if "label_time" in frame else np.full(n, np.nan)
         unknown = np.zeros(n, np.int64)
-        feedback = LabelRows(
+        rows_of_labels = LabelRows(
             number=unknown,
             ids=unknown,
             sequence=rows.sequence,
@@ -179,21 +179,21 @@ class FileSource:
             before=np.full(n, NO_CLASS),
             predicted=rows.predicted,
             confidence=rows.confidence,
-            time=np.where(np.isnan(time), -math.inf, time),  # right after the prediction
+            time=np.where(np.isnan(time), -math.inf, time),  # -inf: right after the prediction
             source=np.array(source, object),
             after=unknown,
             drawn_before=np.zeros(n, np.bool_),
             drawn=np.array([is_drawn(text) for text in source], np.bool_),
         )
-        return feedback.take((labels != NO_CLASS) & ~np.isin(np.array(source, str), BIASED_SOURCES))
+        return rows_of_labels.take((labels != NO_CLASS) & ~np.isin(np.array(source, str), BIASED_SOURCES))
 
     def _classes(self, frame: Frame, name: str) -> NDArray[np.int64]:
-        """Names as places among the classes, -1 for none."""
+        """Names as indices of the classes, -1 for empty ones."""
         texts = self._texts(frame, name)
-        places = {"": NO_CLASS} | {one: place for place, one in enumerate(self.baseline.classes)}
-        strange = texts[~texts.isin(list(places))]
-        self._refuse(strange, name, f"be one of {suggest(self.baseline.classes, next(iter(strange), ''))}")
-        return np.array([places[text] for text in texts], np.int64)
+        indices = {"": NO_CLASS} | {one: index for index, one in enumerate(self.baseline.classes)}
+        unknown = texts[~texts.isin(list(indices))]
+        self._reject(unknown, name, f"be one of {suggest(self.baseline.classes, next(iter(unknown), ''))}")
+        return np.array([indices[text] for text in texts], np.int64)
 
     @staticmethod
     def _texts(frame: Frame, name: str) -> Series:
@@ -204,11 +204,11 @@ class FileSource:
 
         numbers = pd.to_numeric(frame[name], errors="coerce").astype(np.float64)
         texts = self._texts(frame[numbers.isna()], name)
-        self._refuse(texts[~texts.str.lower().isin(["", "nan"])], name, "be a number")
+        self._reject(texts[~texts.str.lower().isin(["", "nan"])], name, "be a number")
         return numbers
 
     def _seconds(self, frame: Frame, name: str) -> Series:
-        """Seconds since 1970, given as such or as a date and a time, which is UTC unless it says otherwise."""
+        """Seconds since 1970, from numbers or from dates and times, which are UTC unless they have a zone."""
         import pandas as pd
 
         if pd.api.types.is_datetime64_any_dtype(frame[name]):
@@ -216,57 +216,57 @@ class FileSource:
         else:
             texts = self._texts(frame, name)
             seconds = pd.to_numeric(texts, errors="coerce").astype(np.float64)
-            dates = texts[seconds.isna() & texts.str.match(r"\d")]  # to pandas "now" is one as well
+            dates = texts[seconds.isna() & texts.str.match(r"\d")]  # pandas also reads "now"
             seconds = seconds.fillna(_since_1970(pd.to_datetime(dates, utc=True, format="ISO8601", errors="coerce")))
-            self._refuse(texts[seconds.isna() & (texts != "")], name, "be a time such as 2026-11-24T08:00Z")
-        late = seconds[seconds.notna() & ~seconds.between(0, END_OF_TIME)]
-        self._refuse(late, name, "lie between the years 1970 and 3000, in seconds since 1970")
+            self._reject(texts[seconds.isna() & (texts != "")], name, "be a time such as 2026-11-24T08:00Z")
+        late = seconds[seconds.notna() & ~seconds.between(0, MAX_TIME)]
+        self._reject(late, name, "lie between the years 1970 and 3000, in seconds since 1970")
         return seconds
 
-    def _refuse(self, bad: Series, column: object, rule: str) -> None:
-        """Complain of the first of these values, if there is one."""
+    def _reject(self, bad: Series, column: object, rule: str) -> None:
+        """Raise DataError about the first of these values, if there is one."""
         if len(bad):
             value = f"{bad.iloc[0]:.4g}" if isinstance(bad.iloc[0], float) else repr(bad.iloc[0])
             raise DataError(f"{self._path}, row {bad.index[0]:,}: {column} must {rule}, got {value}")
 
 
-def _since_1970(moments: Series) -> Series:
-    """Times, UTC unless they say otherwise, as seconds, to a microsecond."""
+def _since_1970(times: Series) -> Series:
+    """Times as seconds, to a microsecond; UTC unless they have a zone."""
     import pandas as pd
 
-    passed = pd.to_datetime(moments, utc=True) - pd.Timestamp(0, tz="UTC").as_unit("us")
+    passed = pd.to_datetime(times, utc=True) - pd.Timestamp(0, tz="UTC").as_unit("us")
     return passed.dt.as_unit("us") / pd.Timedelta(1, "us") / 1e6
 
 
-def _usable(baseline: Baseline | None, what: str) -> Baseline:
+def _require_images(baseline: Baseline | None, what: str) -> Baseline:
     if baseline is None or not baseline.size:
-        raise SettingsError(f"{what} can only be replayed beside a baseline that holds images")
+        raise SettingsError(f"{what} can only be replayed with a baseline that holds images")
     return baseline
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Sequence[str], Iterable[Any], int]]:
-    """The names of a file's columns, its rows a few at a time, and about how many there are."""
+    """The names of a file's columns, its rows as batches, and about how many rows there are."""
     import pyarrow as pa
     from pyarrow import csv, parquet
 
     try:
         if path.suffix == ".parquet":
             with parquet.ParquetFile(path) as file:
-                yield file.schema_arrow.names, file.iter_batches(ROWS_AT_ONCE), file.metadata.num_rows
+                yield file.schema_arrow.names, file.iter_batches(PAGE_SIZE), file.metadata.num_rows
             return
         with path.open("rb") as text:
-            n_rows = sum(part.count(b"\n") for part in iter(functools.partial(text.read, BYTES_AT_ONCE), b""))
+            n_rows = sum(part.count(b"\n") for part in iter(functools.partial(text.read, PAGE_BYTES), b""))
         with csv.open_csv(
             path,
-            csv.ReadOptions(block_size=BYTES_AT_ONCE, use_threads=False),  # with threads no error says its row
+            csv.ReadOptions(block_size=PAGE_BYTES, use_threads=False),  # with threads no error says its row
             csv.ParseOptions(newlines_in_values=True),
             csv.ConvertOptions(default_column_type=pa.string()),
         ) as reader:
             yield reader.schema.names, reader, n_rows
     except (OSError, pa.ArrowException) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-        row = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - 1:,}", reason)  # it counts the names as a row
+        row = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - 1:,}", reason)  # there the heading is row 1
         raise DataError(f"{path} cannot be read: {row}") from None
 
 
@@ -280,7 +280,7 @@ def in_order(parts: Iterable[tuple[Predictions, LabelRows]]) -> Iterator[Events]
     """
     waiting, clock, rows = LabelRows.empty(), -math.inf, Predictions.empty()
     for rows, labels in parts:
-        clocks = np.maximum.accumulate(np.append(clock, rows.time))  # rows of several processes cross by a little
+        clocks = np.maximum.accumulate(np.append(clock, rows.time))  # several processes may be slightly out of order
         waiting = LabelRows.joined([waiting, labels])
         due = (waiting.time < clocks[-1]) & (waiting.sequence < rows.sequence.max(initial=0))
         yield _merged(rows, waiting.take(due), clocks)
@@ -289,7 +289,7 @@ def in_order(parts: Iterable[tuple[Predictions, LabelRows]]) -> Iterator[Events]
 
 
 def _merged(rows: Predictions, labels: LabelRows, clocks: NDArray[np.float64]) -> Events:
-    """Rows and the labels due among them; ``clocks`` are the times before the first row and after each."""
+    """Rows and the labels that arrived among them; ``clocks`` are the times before the first row and after each."""
     due = np.searchsorted(clocks[1:], labels.time, side="right")
     due = np.maximum(due, np.searchsorted(rows.sequence, labels.sequence, side="right"))
     order = np.lexsort((labels.time, due))

@@ -1,9 +1,9 @@
-"""One model version as the store knows it, counted and evaluated as it grows.
+"""The state of one model version's stream of predictions and labels: windows, detectors and alerts.
 
-The store is the one truth: every process, the one that serves, another one or a notebook, takes the same
-predictions and labels in the same order, and so comes to the same metrics and alerts. A process that begins
-goes on from the checkpoint in the store: rollups give what is older than the windows, rows give the windows,
-and what followed the checkpoint is evaluated as it would have been by the process before.
+It is a function of the store alone. Every process, whether it serves or only reads, takes the same events
+in the same order, and so comes to the same metrics and alerts. A new process resumes from the checkpoint in
+the store: rollups give the counts of what is older than the windows, rows fill the windows, and the events
+after the checkpoint are evaluated as the process before would have done.
 """
 
 import functools
@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from toolkit.errors import StoreError
 from toolkit.monitoring.alerting import checkpoints
@@ -22,7 +23,7 @@ from toolkit.monitoring.alerting.checkpoints import Checkpoint
 from toolkit.monitoring.alerting.evaluator import AlertEvaluator, Transition
 from toolkit.monitoring.base.predictions import Predictions
 from toolkit.monitoring.base.thresholds import Thresholds
-from toolkit.monitoring.store.events import PAGE_SIZE, Events, read_events
+from toolkit.monitoring.store.events import PAGE_SIZE, read_events
 from toolkit.monitoring.store.labels import LabelRows
 from toolkit.monitoring.store.predictions import ModelVersion, PredictionStore
 from toolkit.monitoring.store.rollups import Rollup, read_rollups
@@ -34,10 +35,9 @@ logger = logging.getLogger(__name__)
 
 
 class StreamState:
-    """Windows, detectors and alerts of one model version, kept up with the store. Thread-safe.
+    """Windows, detectors and alerts of one model version, up to the last ``refresh``. Thread-safe.
 
-    Reading changes nothing in the store: what becomes of alerts waits in ``progress`` for a caller that
-    writes it.
+    The store is only read: changes of alerts stay in ``progress`` until they are ``written``.
 
     Parameters
     ----------
@@ -45,108 +45,120 @@ class StreamState:
         Where predictions and labels come from.
     model
         The version.
-    limits
-        What counts as too much, and the budget of false alarms; those of the checkpoint when None.
+    thresholds
+        Sizes at which levels begin, and the budget of false alarms; those of the checkpoint when None.
 
     Examples
     --------
-    >>> view = StreamState(PredictionStore("no-such-file.db"), ModelVersion("1", ("cat", "dog")), Thresholds())
-    >>> view.refresh().counts("long").n, view.progress()[1]
+    >>> state = StreamState(PredictionStore("no-such-file.db"), ModelVersion("1", ("cat", "dog")), Thresholds())
+    >>> state.refresh().counts("long").n, state.progress()[1]
     (0, [])
     """
 
-    def __init__(self, store: PredictionStore, model: ModelVersion, limits: Thresholds | None = None) -> None:
+    def __init__(self, store: PredictionStore, model: ModelVersion, thresholds: Thresholds | None = None) -> None:
         self.model = model
         self.bins = ReferenceBins(model.classes, model.baseline)
         self._store = store
-        self._given = limits
+        self._given = thresholds
         self._evaluator: AlertEvaluator | None = None
-        self._checkpoint = Checkpoint()  # the place in the stream; its state is made when it is asked for
+        self._checkpoint = Checkpoint()  # the position in the stream; ``progress`` adds the state
         self._transitions: list[Transition] = []  # not yet written
-        self._ahead: list[Rollup] = []  # rollups that know of labels which the stream has yet to bring
-        self._change_token: tuple[str, int, int] | None = None  # of the store at the last look
+        self._ahead: list[Rollup] = []  # rollups that contain labels which are still to come in the stream
+        self._change_token: tuple[str, int, int] | None = None  # of the store at the last refresh
         self._lock = threading.Lock()
 
     @property
     def thresholds(self) -> Thresholds:
-        """What counts as too much."""
+        """Sizes at which levels begin."""
         return self._given or self._checkpoint.thresholds or Thresholds()
 
     @property
     def evidence(self) -> dict[str, float | None]:
-        """How far each detector has come to an alarm, by metric; see ``DetectorSet``."""
+        """The evidence of each detector, by metric; see ``DetectorSet``."""
         with self._lock:
-            return (self._evaluator or self._fresh(self.bins.empty())).detectors.evidence
+            return (self._evaluator or self._new_evaluator(self.bins.empty())).detectors.evidence
 
     def counts(self, window: str) -> WindowSummary:
-        """What is in the ``short``, ``medium`` or ``long`` window, as of the last time that this caught up."""
+        """Counts of the ``short``, ``medium`` or ``long`` window."""
         with self._lock:
             return self._evaluator.counts(window) if self._evaluator else self.bins.empty()
 
     def refresh(self) -> Self:
-        """Take in what the store has got since the last time."""
+        """Process the predictions and labels since the last refresh."""
         with self._lock:
-            stamp = self._store.change_token()
-            if stamp is None or stamp == self._change_token:
+            token = self._store.change_token()
+            if token is None or token == self._change_token:
                 return self
-            if self._is_left_behind(stamp):
-                self._evaluator = None
-            evaluator = self._evaluator or self._load()
-            for events in read_events(
-                self._store, self.model, self._checkpoint.sequence, self._checkpoint.label, stamp[1:]
-            ):
-                self._transitions += evaluator.process(events, self._counted(events.labels))
-                self._advance(evaluator, events)
-            self._change_token = stamp  # taken before reading: what came meanwhile is read the next time
+            evaluator = self._evaluator
+            if evaluator is None or self._is_outdated(token[0]):
+                evaluator = self._load()
+            start = self._checkpoint
+            for events in read_events(self._store, self.model, start.sequence, start.label, token[1:]):
+                rows, labels, _ = events
+                self._transitions += evaluator.process(events, self._uncounted(labels))
+                self._checkpoint = replace(
+                    self._checkpoint,
+                    position=evaluator.position,
+                    sequence=int(rows.sequence[-1]) if rows.n else self._checkpoint.sequence,
+                    label=int(labels.number[-1]) if labels.n else self._checkpoint.label,
+                )
+            self._change_token = token
             return self
 
     def progress(self) -> tuple[Checkpoint, list[Transition]]:
-        """How far this has come, and what became of alerts on the way that was not yet ``written``."""
+        """The checkpoint as of now, and the changes of alerts that are not yet ``written``."""
         with self._lock:
             state = self._evaluator.state() if self._evaluator else None
             return replace(self._checkpoint, thresholds=self.thresholds, state=state), list(self._transitions)
 
     def written(self, position: int) -> None:
-        """Note that all that became of alerts up to a position is in the store."""
+        """Note that all changes of alerts up to a position are in the store."""
         with self._lock:
             self._transitions = [transition for transition in self._transitions if transition.position > position]
 
     def reload(self) -> None:
-        """Forget everything, and go on from the checkpoint in the store the next time."""
+        """Resume from the checkpoint in the store at the next refresh."""
         with self._lock:
             self._evaluator = self._change_token = None
 
     def history(self) -> tuple[list[WindowSummary], Iterator[Predictions]]:
-        """All there is, for metrics over time: counts of older predictions, and the latest ones as rows."""
+        """All predictions, for metrics over time: counts of the older ones, and the latest as rows."""
         kept = _older_than_windows(read_rollups(self._store, self.model), None)
-        return self._unpacked(kept), self._rows(kept[-1].last if kept else 0)
+        return self._summaries(kept), self._rows(kept[-1].last if kept else 0)
 
-    def _rows(self, after: int, until: int | None = None, told: int | None = None) -> Iterator[Predictions]:
-        """Rows above a sequence number, with the labels up to a number or all, a page at a time."""
-        while (rows := self._store.rows_since(self.model, after, PAGE_SIZE, told)).n:
+    def _uncounted(self, labels: LabelRows) -> NDArray[np.bool_]:
+        """Which labels no rollup contains."""
+        uncounted = np.full(labels.n, True)
+        for rollup in self._ahead:
+            uncounted &= ~(_within(labels, rollup) & (labels.number <= rollup.last_label))
+        return uncounted
+
+    def _rows(self, after: int, until: int | None = None, up_to_label: int | None = None) -> Iterator[Predictions]:
+        """Rows above a sequence number, a page at a time."""
+        while (rows := self._store.rows_since(self.model, after, PAGE_SIZE, up_to_label)).n:
             after = int(rows.sequence[-1])
             yield rows if until is None else rows.slice(0, int(np.searchsorted(rows.sequence, until, side="right")))
             if until is not None and after >= until:
                 return
 
-    def _is_left_behind(self, stamp: tuple[str, int, int]) -> bool:
-        """Whether the store was begun again, the alerts were cleared, or rows may be gone that this has not seen."""
-        if self._evaluator is None or self._change_token is None:
-            return False
+    def _is_outdated(self, store_name: str) -> bool:
+        """Whether the store was recreated, its alerts were cleared, or unseen rows may have been deleted."""
         position, epoch = checkpoints.locate(self._store, self.model)
         behind = position - self._checkpoint.position > MAX_WINDOW
-        return stamp[0] != self._change_token[0] or epoch != self._checkpoint.epoch or behind
+        recreated = self._change_token is not None and self._change_token[0] != store_name
+        return recreated or epoch != self._checkpoint.epoch or behind
 
     def _load(self) -> AlertEvaluator:
-        """Everything as it was at the checkpoint."""
+        """Resume from the checkpoint in the store."""
+        self._evaluator = None  # also when this fails
         saved = checkpoints.load(self._store, self.model)
         kept = _older_than_windows(read_rollups(self._store, self.model), saved.sequence)
-        gone = kept[-1].last if kept else 0  # up to here there are rollups, from there on rows
-        self._checkpoint = replace(saved, sequence=max(saved.sequence, gone))
+        rolled_up = kept[-1].last if kept else 0  # up to here there are rollups, from here on rows
+        self._checkpoint = replace(saved, sequence=max(saved.sequence, rolled_up))
         self._transitions = []
-        evaluator = self._fresh(functools.reduce(operator.add, self._unpacked(kept), self.bins.empty()))
-        if saved.sequence > gone:
-            for rows in self._rows(gone, saved.sequence, saved.label):
+        evaluator = self._new_evaluator(functools.reduce(operator.add, self._summaries(kept), self.bins.empty()))
+        if saved.sequence > rolled_up:
+            for rows in self._rows(rolled_up, saved.sequence, saved.label):
                 evaluator.add(rows)
         for rollup in kept:
             after = rollup.last_label
@@ -159,32 +171,16 @@ class StreamState:
         self._evaluator = evaluator
         return evaluator
 
-    def _fresh(self, before: WindowSummary) -> AlertEvaluator:
+    def _new_evaluator(self, before: WindowSummary) -> AlertEvaluator:
         return AlertEvaluator(self.bins, self.thresholds, before=before)
 
-    def _counted(self, labels: LabelRows) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        """Which labels are not yet in the counts that a rollup brought."""
-        counted = np.full(labels.n, True)
-        for rollup in self._ahead:
-            counted &= ~(_within(labels, rollup) & (labels.number <= rollup.last_label))
-        return counted
-
-    def _advance(self, evaluator: AlertEvaluator, events: Events) -> None:
-        rows, labels, _ = events
-        self._checkpoint = replace(
-            self._checkpoint,
-            position=evaluator.position,
-            sequence=int(rows.sequence[-1]) if rows.n else self._checkpoint.sequence,
-            label=int(labels.number[-1]) if labels.n else self._checkpoint.label,
-        )
-
-    def _unpacked(self, rollups: Sequence[Rollup]) -> list[WindowSummary]:
-        """The counts of rollups, those left out that are of other bins."""
+    def _summaries(self, rollups: Sequence[Rollup]) -> list[WindowSummary]:
+        """The counts of rollups, without those of other bins."""
         found = []
         for rollup in rollups:
             try:
                 counts = WindowSummary.from_bytes(rollup.counts)
-                if counts.fingerprint == self.bins.fingerprint:
+                if counts.bins == self.bins.fingerprint:
                     found.append(counts)
                     continue
                 reason = "they were counted in the bins of another reference"
@@ -194,18 +190,18 @@ class StreamState:
         return found
 
 
-def _within(labels: LabelRows, rollup: Rollup) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    inside: np.ndarray[tuple[int], np.dtype[np.bool_]] = (labels.sequence >= rollup.first) & (
-        labels.sequence <= rollup.last
-    )
+def _within(labels: LabelRows, rollup: Rollup) -> NDArray[np.bool_]:
+    inside: NDArray[np.bool_] = (labels.sequence >= rollup.first) & (labels.sequence <= rollup.last)
     return inside
 
 
 def _older_than_windows(rollups: Sequence[Rollup], sequence: int | None) -> list[Rollup]:
-    """All rollups but those whose predictions are there as rows and may be in a window, or come later.
+    """All rollups without those that have rows which may be in a window, or are later.
 
     Parameters
     ----------
+    rollups
+        Oldest first.
     sequence
         The last prediction in the windows; the latest of all when None.
     """

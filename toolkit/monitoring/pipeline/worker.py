@@ -1,17 +1,17 @@
-"""What is done beside writing: keep up with the store, look, tell, and keep the store small."""
+"""The work in the writer's thread after each batch: alerts are evaluated, rollups written, expired rows deleted."""
 
 import logging
 import math
 import threading
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from toolkit.errors import first_line
 from toolkit.monitoring.alerting.evaluator import EVALUATION_INTERVAL
 from toolkit.monitoring.alerting.manager import AlertManager
-from toolkit.monitoring.alerting.notifiers import Notifiers
-from toolkit.monitoring.base.predictions import Predictions
+from toolkit.monitoring.alerting.notifiers import LogNotifier, Notification, Notifier, Notifiers
 from toolkit.monitoring.base.thresholds import Thresholds
-from toolkit.monitoring.pipeline.config import MonitorConfig
 from toolkit.monitoring.pipeline.stream_state import StreamState
 from toolkit.monitoring.store.alerts import Alert
 from toolkit.monitoring.store.predictions import ModelVersion, PredictionStore
@@ -20,97 +20,134 @@ from toolkit.monitoring.windows.summary import WindowSummary
 
 logger = logging.getLogger(__name__)
 
-ROLLUPS_AT_ONCE = 2  # written or emptied in one go, so that predictions do not wait long to be written
+ROLLUPS_AT_ONCE = 2  # written or deleted from in one call, so that new predictions are not delayed
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """Where alerts are sent, what is kept, and how often alerts are evaluated.
+
+    Parameters
+    ----------
+    notifiers
+        Where alerts are sent, by name: a ``WebhookNotifier``, or a ``Notifier`` of your own. They are in the store in
+        any case.
+    on_immediate
+        Called, in a thread of its own, with the ``Notification`` of an alert that is ``immediate`` and ``confirmed``;
+        once until that has cleared.
+    keep_days, keep_rows
+        How long single predictions are kept, in days and in predictions of a version, at least 10,000. Counts of a
+        thousand each are kept permanently.
+    drop_when_full
+        For callers that must never wait, such as a service: while 10,000 predictions wait for the store, further ones
+        are dropped, which is logged when it begins, and counted.
+    evaluation_pause
+        Seconds between two evaluations of alerts while fewer than 100 predictions and labels arrive: each costs a few
+        milliseconds.
+    clock
+        Seconds since 1970.
+
+    Examples
+    --------
+    >>> config = MonitorConfig(keep_days=30, drop_when_full=True)
+    >>> list(config.notifiers), config.keep_rows
+    (['log'], None)
+    """
+
+    notifiers: Mapping[str, Notifier] = field(default_factory=lambda: {"log": LogNotifier()})
+    on_immediate: Callable[[Notification], object] | None = None
+    keep_days: float | None = None
+    keep_rows: int | None = None
+    drop_when_full: bool = False
+    evaluation_pause: float = 0.5
+    clock: Callable[[], float] = time.time
 
 
 class MonitoringWorker:
-    """Attend to the version that this process serves; called in the writer's thread, after it has written.
+    """Evaluates alerts and maintains the store for the version that this process serves.
 
     Parameters
     ----------
     store
         Predictions, labels, rollups and alerts.
-    limits
-        What counts as too much; as the store says, when None.
+    thresholds
+        Sizes at which levels begin; those of the checkpoint in the store when None.
     notifiers
         Where alerts are sent.
     config
-        What stays of single predictions, and how often to look.
+        What is kept, and how often alerts are evaluated.
     """
 
     def __init__(
-        self, store: PredictionStore, limits: Thresholds | None, notifiers: Notifiers, config: MonitorConfig
+        self, store: PredictionStore, thresholds: Thresholds | None, notifiers: Notifiers, config: MonitorConfig
     ) -> None:
+        self.alerts = AlertManager(store, config.clock, notifiers.send)
         self._store = store
-        self._thresholds = limits
+        self._thresholds = thresholds
         self._config = config
-        self._manager = AlertManager(store, config.clock, notifiers.send)
-        self._view: StreamState | None = None
-        self._making = threading.Lock()
-        self._new_rows = 0  # predictions and labels since the last look
-        self._since_rollup = 0  # and since rollups were written
+        self._stream: StreamState | None = None
+        self._opening = threading.Lock()
+        self._new_rows = 0  # predictions and labels since the last evaluation
+        self._rows_since_rollup = 0  # and since rollups were written
         self._evaluated_at = -math.inf  # on the monotonic clock
 
-    def view(self, model: ModelVersion) -> StreamState:
-        """The view of a version; that of the version asked for last is kept."""
-        with self._making:
-            if self._view is None or self._view.model is not model:
-                self._view = StreamState(self._store, model, self._thresholds)
-            return self._view
+    def stream(self, model: ModelVersion) -> StreamState:
+        """The state of a version; that of the last version is kept."""
+        with self._opening:
+            if self._stream is None or self._stream.model is not model:
+                self._stream = StreamState(self._store, model, self._thresholds)
+            return self._stream
 
-    def after_write(self, model: ModelVersion, news: int) -> float | None:
-        """Look, if it is time; return in how many seconds it will be, None when nothing is left to look at.
-
-        Whatever goes wrong here, the predictions are stored.
+    def after_write(self, model: ModelVersion, new_rows: int) -> float | None:
+        """Evaluate alerts and maintain the store if it is time; errors are logged.
 
         Parameters
         ----------
-        news
+        model
+            The version being served.
+        new_rows
             Predictions and labels since the last call.
+
+        Returns
+        -------
+        float or None
+            Seconds until the next evaluation; None when all rows are evaluated.
         """
-        self._new_rows += news
-        self._since_rollup += news
+        self._new_rows += new_rows
+        self._rows_since_rollup += new_rows
         wait = self._evaluated_at + self._config.evaluation_pause - time.monotonic()
         if self._new_rows < EVALUATION_INTERVAL and wait > 0:
             return wait if self._new_rows else None
         self._new_rows, self._evaluated_at = 0, time.monotonic()
         try:
             self.evaluate_now(model)
-            if self._since_rollup >= ROLLUP_SIZE:
-                self._since_rollup = 0
+            if self._rows_since_rollup >= ROLLUP_SIZE:
+                self._rows_since_rollup = 0
                 self._maintain(model)
-        except Exception as error:  # noqa: BLE001  # nothing is lost by it
+        except Exception as error:  # noqa: BLE001  # the predictions are stored
             logger.warning("alerts could not be checked: %s", first_line(error))
         return None
 
     def evaluate_now(self, model: ModelVersion, *, save: bool = False) -> list[Alert]:
-        """Evaluate what came since the last time, and return the alerts that this raised."""
-        return self._manager.evaluate(self.view(model).refresh(), save=save)
+        """Evaluate the new rows, and return the alerts that this raised; with ``save``, write a checkpoint."""
+        return self.alerts.evaluate(self.stream(model).refresh(), save=save)
 
     def finish(self, model: ModelVersion) -> None:
-        """Evaluate what is left when a process ends; whatever goes wrong, the next one does it."""
+        """Evaluate the remaining rows when the process ends; errors are logged, and the next process does it."""
         try:
             self.evaluate_now(model, save=True)
-        except Exception as error:  # noqa: BLE001  # nothing is lost by it
+        except Exception as error:  # noqa: BLE001  # the predictions are stored
             logger.warning("alerts could not be checked: %s", first_line(error))
 
-    def report(self, model: ModelVersion, metric: str, level: str, message: str) -> bool:
-        """Raise an alert about what no window shows: see ``AlertManager``."""
-        return self._manager.report(model, metric, level, message)
-
     def _maintain(self, model: ModelVersion) -> None:
-        """Count what is full, let go what is old, a little at a time."""
-        yardstick = self.view(model).bins
+        """Write and merge rollups, and delete expired rows, a few at a time."""
+        store, config, bins = self._store, self._config, self.stream(model).bins
+        write_due_rollups(store, model, lambda rows: bins.count(rows).to_bytes(), ROLLUPS_AT_ONCE)
+        if config.keep_days is not None or config.keep_rows is not None:
+            self.evaluate_now(model, save=True)  # a process that resumes from an older checkpoint needs the rows
+            delete_expired(store, config.keep_days, config.keep_rows, now=config.clock(), at_most=ROLLUPS_AT_ONCE)
+            merge_old_rollups(store, model, _add_counts)
 
-        def make(rows: Predictions) -> bytes:
-            return yardstick.count(rows).to_bytes()
 
-        def add(older: bytes, newer: bytes) -> bytes:
-            return (WindowSummary.from_bytes(older) + WindowSummary.from_bytes(newer)).to_bytes()
-
-        write_due_rollups(self._store, model, make, ROLLUPS_AT_ONCE)
-        keep_days, keep_rows = self._config.keep_days, self._config.keep_rows
-        if keep_days is not None or keep_rows is not None:
-            self.evaluate_now(model, save=True)  # a process that goes on from here needs the rows before this place
-            delete_expired(self._store, keep_days, keep_rows, now=self._config.clock(), at_most=ROLLUPS_AT_ONCE)
-            merge_old_rollups(self._store, model, add)
+def _add_counts(older: bytes, newer: bytes) -> bytes:
+    return (WindowSummary.from_bytes(older) + WindowSummary.from_bytes(newer)).to_bytes()

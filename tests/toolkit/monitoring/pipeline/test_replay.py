@@ -72,8 +72,8 @@ def by_hand(probabilities, truth, limits):
     """What the parts say of the short window, fed one prediction and then its label at a time."""
     n = len(probabilities)
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1).astype(np.float32)
-    yardstick = ReferenceBins(CLASSES, BASELINE)
-    rolling, detectors = RollingWindows(yardstick), DetectorSet(BASELINE, limits.max_false_alarms_per_million)
+    bins = ReferenceBins(CLASSES, BASELINE)
+    rolling, detectors = RollingWindows(bins), DetectorSet(BASELINE, limits.max_false_alarms_per_million)
     states, standing, events, alarms = {}, {}, [], {}
     for i in range(n):
         part = slice(i, i + 1)
@@ -93,10 +93,10 @@ def by_hand(probabilities, truth, limits):
             alarms |= dict(found)
             if not (news or event % 100 == 0):
                 continue
-            for sighting in evaluate_window(rolling.counts("short"), yardstick, limits, "short", alarms):
-                key, now = sighting.metric, float(rows.time[-1])
+            for finding in evaluate_window(rolling.counts("short"), bins, limits, "short", alarms):
+                key, now = finding.metric, float(rows.time[-1])
                 states[key], change = states.get(key, AlertState()).advance(
-                    sighting, standing.get(key), now, alarm=key in alarms, intervals=int(event % 100 == 0)
+                    finding, standing.get(key), now, alarm=key in alarms, intervals=int(event % 100 == 0)
                 )
                 if change:
                     standing[key] = change.applied(standing.get(key), now)
@@ -165,15 +165,15 @@ def test_a_monitor_at_work_says_the_same(shifted, tmp_path):
     store, notices = PredictionStore(str(tmp_path / "m.db")), []
     store.versions.register(model)
     view = StreamState(store, model, limits)
-    lookout = AlertManager(store, lambda: START, lambda notice, react: notices.append(notice))
+    manager = AlertManager(store, lambda: START, lambda notice, react: notices.append(notice))
     probabilities, truth = shifted
     for start in range(0, len(truth), 50):
         ids = range(start + 1, start + 51)
         store.write([LoggedPrediction(i, START + i - 1, model, probabilities[i - 1]) for i in ids])
         for i in ids:
             store.labels.insert({i: CLASSES[truth[i - 1]]}, "audit", START + i - 1)
-        lookout.evaluate(view.refresh())
-    result = replay(tmp_path / "m.db", None, limits, cool_down=600.0)
+        manager.evaluate(view.refresh())
+    result = replay(tmp_path / "m.db", None, limits, repeat_interval=600.0)
     written = [
         (alert.time, alert.level, alert.status, alert.metric, alert.window, alert.message)
         for alert in reversed(store.alerts.find())
@@ -216,8 +216,8 @@ def test_a_calm_stream_gives_nothing(tmp_path, ending):
 
 
 def test_what_the_export_writes_replays_like_the_store(shifted, tmp_path, monkeypatch):
-    monkeypatch.setattr(replay_source, "ROWS_AT_ONCE", 333)
-    monkeypatch.setattr(replay_source, "BYTES_AT_ONCE", 20_000)
+    monkeypatch.setattr(replay_source, "PAGE_SIZE", 333)
+    monkeypatch.setattr(replay_source, "PAGE_BYTES", 20_000)
     store, model = PredictionStore(str(tmp_path / "m.db")), ModelVersion("1", CLASSES, BASELINE, served_at=1.0)
     probabilities, truth = shifted[0][:2500].copy(), shifted[1]
     probabilities[100:300:10, 1] = np.nan
@@ -335,11 +335,11 @@ def test_times_are_read_in_many_forms(shifted, tmp_path, kind):
 
 def test_it_is_ready_for_json_and_for_a_terminal(shifted, tmp_path):
     path = write(tmp_path / "stream.csv", columns_of(*shifted))
-    result = replay(path, BASELINE, Thresholds(max_false_alarms_per_million=10), cool_down=60)
+    result = replay(path, BASELINE, Thresholds(max_false_alarms_per_million=10), repeat_interval=60)
     read = json.loads(json.dumps(result.to_dict()))
     assert read["events"] == [asdict(event) for event in result.events]
-    assert read["limits"]["max_false_alarms_per_million"] == 10
-    assert len(read["standing"]) == len(result.active_alerts) > 0
+    assert read["thresholds"]["max_false_alarms_per_million"] == 10
+    assert len(read["active_alerts"]) == len(result.active_alerts) > 0
     lines = str(result).splitlines()
     assert lines[0] == "4,000 predictions and 4,000 labels, 2023-11-14 22:13:20 to 2023-11-14 23:19:59."
     assert " reminders are not listed." in lines[1]
@@ -360,7 +360,7 @@ def test_an_empty_file_is_a_replay_of_nothing(tmp_path):
 def test_it_says_how_far_it_is(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(terminal, "SILENCE_S", 0.0)
     monkeypatch.setattr(terminal, "REFRESH_S", 0.0)
-    monkeypatch.setattr(replay_source, "ROWS_AT_ONCE", 200)
+    monkeypatch.setattr(replay_source, "PAGE_SIZE", 200)
     replay(write(tmp_path / "stream.parquet", columns_of(*stream(600))), BASELINE, Thresholds())
     assert "replaying: 200 of 600 predictions, 33 %, " in capsys.readouterr().out
 
@@ -417,7 +417,7 @@ WHOLE = "time,probability_class 0,probability_class 1,probability_class 2"
     ],
 )
 def test_bad_input_is_one_line_with_the_row(tmp_path, monkeypatch, text, message):
-    monkeypatch.setattr(replay_source, "BYTES_AT_ONCE", 100)  # a row or two
+    monkeypatch.setattr(replay_source, "PAGE_BYTES", 100)  # a row or two
     path = tmp_path / "stream.csv"
     path.write_text(text)
     with pytest.raises(DataError, match=f"^{path}{message}$"):
@@ -436,7 +436,7 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path):
     columns = {"time": [1.0], "predicted_class": ["class 0"], "confidence": [[0.5]]}
     with pytest.raises(DataError, match=r", row 1: confidence must be a number, got '\[0.5\]'$"):
         replay(write(tmp_path / "lists.parquet", columns), BASELINE, Thresholds())
-    with pytest.raises(SettingsError, match=r"can only be replayed beside a baseline that holds images$"):
+    with pytest.raises(SettingsError, match=r"can only be replayed with a baseline that holds images$"):
         replay(tmp_path / "stream.csv", None, Thresholds())
 
 
@@ -449,7 +449,7 @@ def test_a_store_must_hold_the_version_and_the_same_classes(tmp_path):
     store.close()
     with pytest.raises(StoreError, match=r"holds no predictions of version 2; its versions are 1$"):
         replay(path, BASELINE, Thresholds(), model_version="2")
-    with pytest.raises(SettingsError, match=r"^version 1 can only be replayed beside a baseline that holds images$"):
+    with pytest.raises(SettingsError, match=r"^version 1 can only be replayed with a baseline that holds images$"):
         replay(path, None, Thresholds())
     with pytest.raises(SettingsError, match=r"^version 1 has the classes cat, dog; those of the baseline are class 0"):
         replay(path, BASELINE, Thresholds())

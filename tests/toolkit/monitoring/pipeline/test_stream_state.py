@@ -60,7 +60,7 @@ def save(store):
 
 
 def make(view):
-    return lambda rows: view.bins.count_binned(rows).to_bytes()
+    return lambda rows: view.bins.count(rows).to_bytes()
 
 
 def test_a_view_that_follows_and_one_that_comes_late_agree(store):
@@ -79,8 +79,8 @@ def test_a_view_that_follows_and_one_that_comes_late_agree(store):
 
 
 def test_rollups_stand_in_for_what_the_windows_no_longer_hold(file_store, monkeypatch):
-    monkeypatch.setattr(module, "LONGEST_WINDOW", 2000)
-    monkeypatch.setattr(rings, "LONGEST_WINDOW", 2000)
+    monkeypatch.setattr(module, "MAX_WINDOW", 2000)
+    monkeypatch.setattr(rings, "MAX_WINDOW", 2000)
     monkeypatch.setattr("toolkit.monitoring.store.rollups.MIN_ROWS", 2000)
     monkeypatch.setitem(WINDOWS, "medium", 2000)
     following = StreamState(file_store, MODEL, BUDGET)
@@ -98,11 +98,11 @@ def test_rollups_stand_in_for_what_the_windows_no_longer_hold(file_store, monkey
 
 
 def test_rollups_of_another_reference_are_left_out_and_that_is_said(file_store, monkeypatch, caplog):
-    monkeypatch.setattr(module, "LONGEST_WINDOW", 1000)
+    monkeypatch.setattr(module, "MAX_WINDOW", 1000)
     file_store.write(predictions_of(3000, 4))
     save(file_store)
     write_due_rollups(file_store, MODEL, make(StreamState(file_store, replace(MODEL, baseline=None), BUDGET)))
-    monkeypatch.setattr(rings, "LONGEST_WINDOW", 1000)
+    monkeypatch.setattr(rings, "MAX_WINDOW", 1000)
     assert figures(StreamState(file_store, MODEL, BUDGET))["long"].n == 1000
     assert "1000 predictions of version 1 are left out: they were counted in the bins of another" in caplog.text
 
@@ -151,7 +151,7 @@ def test_a_view_without_limits_goes_by_those_of_the_store(store):
 
 
 def test_a_view_that_slept_goes_on_from_what_others_have_written(store, monkeypatch):
-    monkeypatch.setattr(module, "LONGEST_WINDOW", 1000)
+    monkeypatch.setattr(module, "MAX_WINDOW", 1000)
     sleeper, other = StreamState(store, MODEL, BUDGET), StreamState(store, MODEL, BUDGET)
     store.write(predictions_of(200, 6))
     sleeper.refresh()

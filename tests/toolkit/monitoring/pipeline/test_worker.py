@@ -8,8 +8,7 @@ import pytest
 from support.prediction_fixtures import answers, baseline_of, names
 from toolkit.monitoring.alerting.notifiers import Notifiers
 from toolkit.monitoring.base.thresholds import Thresholds
-from toolkit.monitoring.pipeline.config import MonitorConfig
-from toolkit.monitoring.pipeline.worker import MonitoringWorker
+from toolkit.monitoring.pipeline.worker import MonitorConfig, MonitoringWorker
 from toolkit.monitoring.store.model_versions import ModelVersion
 from toolkit.monitoring.store.predictions import LoggedPrediction
 from toolkit.monitoring.store.rollups import read_rollups
@@ -25,7 +24,7 @@ def store(file_store):
     return file_store
 
 
-def attendant(store, **config):
+def make_worker(store, **config):
     return MonitoringWorker(store, Thresholds(), Notifiers({}), MonitorConfig(clock=lambda: 2e9, **config))
 
 
@@ -35,14 +34,14 @@ def write(store, first, n, probabilities=None):
     store.write([LoggedPrediction(first + i, 1.7e9, MODEL, row) for i, row in enumerate(rows)])
 
 
-def test_a_view_is_kept_while_the_version_is_asked_for(store):
-    worker = attendant(store)
-    assert worker.view(MODEL) is worker.view(MODEL)
-    assert worker.view(ModelVersion("2", names(3))) is not worker.view(MODEL)
+def test_the_stream_of_the_last_version_is_kept(store):
+    worker = make_worker(store)
+    assert worker.stream(MODEL) is worker.stream(MODEL)
+    assert worker.stream(ModelVersion("2", names(3))) is not worker.stream(MODEL)
 
 
 def test_a_hundred_predictions_are_evaluated_at_once(store):
-    worker = attendant(store, evaluation_pause=LONG)
+    worker = make_worker(store, evaluation_pause=LONG)
     worker.after_write(MODEL, 0)  # the first time nothing is waited for
     for first in range(1, 91, 10):
         write(store, first, 10)
@@ -54,7 +53,7 @@ def test_a_hundred_predictions_are_evaluated_at_once(store):
 
 
 def test_a_few_predictions_are_evaluated_when_the_pause_is_over(store):
-    worker = attendant(store, evaluation_pause=0)
+    worker = make_worker(store, evaluation_pause=0)
     worker.after_write(MODEL, 0)
     write(store, 1, 60)
     assert worker.after_write(MODEL, 60) is None
@@ -62,7 +61,7 @@ def test_a_few_predictions_are_evaluated_when_the_pause_is_over(store):
 
 
 def test_the_rest_of_a_burst_is_evaluated_after_the_pause_and_nothing_without_one(store):
-    worker = attendant(store, evaluation_pause=LONG)
+    worker = make_worker(store, evaluation_pause=LONG)
     assert worker.after_write(MODEL, 0) is None
     assert LONG / 2 < worker.after_write(MODEL, 30) <= LONG
     assert worker.after_write(MODEL, 100) is None  # the thirty are among them
@@ -70,17 +69,17 @@ def test_the_rest_of_a_burst_is_evaluated_after_the_pause_and_nothing_without_on
 
 
 def test_a_thousand_predictions_become_a_rollup_and_old_ones_go(store):
-    worker = attendant(store, keep_days=1)
+    worker = make_worker(store, keep_days=1)
     for step in range(12):
         write(store, 1 + 1000 * step, 1000, answers(1000, np.random.default_rng(step))[0])
         worker.after_write(MODEL, 1000)
     assert [rollup.n for rollup in read_rollups(store, MODEL)] == [1000] * 12
     assert store.window(MODEL).n == 10_000  # the others are older than a day; these are of the windows
-    assert worker.view(MODEL).refresh().counts("long").n == 12_000
+    assert worker.stream(MODEL).refresh().counts("long").n == 12_000
 
 
 def test_all_predictions_stay_when_nothing_is_said(store):
-    worker = attendant(store)
+    worker = make_worker(store)
     for step in range(12):
         write(store, 1 + 1000 * step, 1000, answers(1000, np.random.default_rng(step))[0])
         worker.after_write(MODEL, 1000)
@@ -88,7 +87,7 @@ def test_all_predictions_stay_when_nothing_is_said(store):
 
 
 def test_a_store_that_cannot_be_evaluated_is_a_line_in_the_log(store, tmp_path, caplog):
-    worker = attendant(store)
+    worker = make_worker(store)
     write(store, 1, 100)
     with sqlite3.connect(tmp_path / "m.db") as connection:
         connection.execute("DROP TABLE checkpoints")
