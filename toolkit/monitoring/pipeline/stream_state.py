@@ -180,7 +180,7 @@ class StreamState:
         for rollup in rollups:
             try:
                 counts = WindowSummary.from_bytes(rollup.counts)
-                if counts.bins == self.bins.fingerprint:
+                if counts.fingerprint == self.bins.fingerprint:
                     found.append(counts)
                     continue
                 reason = "they were counted in the bins of another reference"

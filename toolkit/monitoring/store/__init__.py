@@ -1,1 +1,1 @@
-"""SQL and the queue in front of it: schema < database < model_versions < labels, alerts < row_codec < predictions < rest."""
+"""SQL, and a queue for it: schema < database < model_versions < labels, alerts < row_codec < predictions < the rest."""
