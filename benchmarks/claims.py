@@ -1,4 +1,4 @@
-"""What every benchmark says first and last: on which machine, and what came out beside what was hoped for."""
+"""The first and the last lines of every benchmark: the machine, and the claims with their goals."""
 
 import json
 import os
@@ -17,7 +17,7 @@ NEVER = 1e9  # a value from which on it never happened
 
 
 class Claim(NamedTuple):
-    """A figure, and what it is to be."""
+    """A measured value and its goal."""
 
     value: float
     goal: float
@@ -26,7 +26,7 @@ class Claim(NamedTuple):
 
     @property
     def row(self) -> tuple[str, str]:
-        """The figure and its goal as a table shows them."""
+        """Value and goal as cells of a table."""
         value = "never" if self.value >= NEVER else f"{self.value:.3g}"
         return value, f"{'>=' if self.better == 'higher' else '<='} {self.goal:g}"
 
@@ -35,7 +35,7 @@ Claims = dict[str, Claim]
 
 
 def machine(*packages: str) -> str:
-    """Where figures come from: the processor, how busy it is, and the versions of what is measured.
+    """The conditions of a run: processor, cores, load, and versions of packages.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def machine(*packages: str) -> str:
 
 
 def processor() -> str:
-    """Its name, and which of the instructions it has that make networks fast."""
+    """The processor's name, and its instructions for networks."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
@@ -61,12 +61,12 @@ def processor() -> str:
 
 
 def load() -> str:
-    """How many processes wanted a core in the last minute."""
+    """The load average of the last minute."""
     return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
 
 
 def conclude(claims: Claims, as_json: bool) -> None:
-    """Say all claims beside their goals."""
+    """Print all claims with their goals."""
     rows = [[name, *claim.row] for name, claim in claims.items()]
     echo(f"\n{table(['claim', 'measured', 'goal'], rows)}\n\nload {load()}")
     if as_json:

@@ -28,7 +28,7 @@ from toolkit.monitoring.windows.rolling import RollingWindows
 ROOT = Path(__file__).resolve().parent.parent
 CALLS, TOGETHER = 2_000, 20_000  # predictions logged and timed one by one; until all are stored
 FEW, MANY, MOST = 1_000, 100_000, 10_000_000  # predictions that a report is about
-QUIET = MonitorConfig(notifiers={})
+WITHOUT_NOTIFIERS = MonitorConfig(notifiers={})
 TURN = 0.02  # s, how long one turn takes at least, about
 SLOWEST = 1.0  # s, after which a peer is not timed again
 
@@ -65,7 +65,10 @@ def _seconds(run: Run, calls: int, clock: Callable[[], float]) -> float:
 def logging(baseline: Baseline, stream: Predictions, repeats: int) -> Cost:
     """One prediction in the thread of its caller, and how many a second reach the store."""
     rows = list(stream.probabilities[:CALLS])
-    with tempfile.TemporaryDirectory() as folder, ModelMonitor(f"{folder}/a.db", baseline, config=QUIET) as monitor:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ModelMonitor(f"{folder}/a.db", baseline, config=WITHOUT_NOTIFIERS) as monitor,
+    ):
         database = sqlite3.connect(f"{folder}/b.db", isolation_level=None)
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("CREATE TABLE predictions (id INTEGER PRIMARY KEY, time REAL, probabilities BLOB)")
@@ -91,8 +94,8 @@ def logging(baseline: Baseline, stream: Predictions, repeats: int) -> Cost:
     ]
     cells[0].append(f"{rate:,.0f}")
     cells[1].append(f"{CALLS / wall['a plain insert into SQLite']:,.0f}")
-    looked = f"{handed:,.0f}; {settled:,.0f} until they were looked at too"
-    cells.append(["ours, log_predictions", f"{worked:.1f} (all threads)", "-", looked])
+    cell = f"{handed:,.0f}; {settled:,.0f} until they were evaluated too"
+    cells.append(["ours, log_predictions", f"{worked:.1f} (all threads)", "-", cell])
     headings = ["logging", "us of processor in the caller's thread", "us it waits", "predictions/s stored"]
     return Cost(headings, cells, {
         "us of the caller's thread to log": (own["ours"] / CALLS * 1e6, 5, "lower"),
@@ -119,9 +122,12 @@ def _at_once(baseline: Baseline, stream: Predictions) -> tuple[float, float, flo
     -------
     tuple
         Microseconds of processor for each until then, all threads together; predictions a second until then,
-        and until all are stored and looked at.
+        and until all are stored and evaluated.
     """
-    with tempfile.TemporaryDirectory() as folder, ModelMonitor(f"{folder}/a.db", baseline, config=QUIET) as monitor:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ModelMonitor(f"{folder}/a.db", baseline, config=WITHOUT_NOTIFIERS) as monitor,
+    ):
         started, worked = time.perf_counter(), time.process_time()
         monitor.log_predictions(stream.probabilities)
         worked, handed = time.process_time() - worked, time.perf_counter() - started
@@ -139,7 +145,10 @@ def reports(baseline: Baseline, stream: Predictions, repeats: int) -> Cost:
     for n in (FEW, MANY):
         window = stream.last(n)
         table = watchers.as_frame(window.probabilities)
-        with tempfile.TemporaryDirectory() as folder, ModelMonitor(f"{folder}/a.db", baseline, config=QUIET) as monitor:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            ModelMonitor(f"{folder}/a.db", baseline, config=WITHOUT_NOTIFIERS) as monitor,
+        ):
             _fill(monitor, window)
             runs: dict[str, Run] = {
                 "ours": partial(monitor.detect_drift, "long"),
@@ -169,12 +178,12 @@ def _fill(monitor: ModelMonitor, window: Predictions) -> None:
 
 def _of_counts(baseline: Baseline, stream: Predictions, repeats: int) -> float:
     """Seconds for the report of ten million predictions: a hundred times the counts of a hundred thousand."""
-    yardstick = ReferenceBins(baseline.classes, baseline)
-    part = yardstick.count(stream.last(MANY))
+    reference = ReferenceBins(baseline.classes, baseline)
+    part = reference.count(stream.last(MANY))
     counts = part
     while counts.n < MOST:
         counts = counts + part
-    return medians({"ours": lambda: run_tests(counts, yardstick, Thresholds(), "long")}, repeats)["ours"]
+    return medians({"ours": lambda: run_tests(counts, reference, Thresholds(), "long")}, repeats)["ours"]
 
 
 def memory(baseline: Baseline, stream: Predictions, repeats: int) -> Cost:
@@ -182,9 +191,9 @@ def memory(baseline: Baseline, stream: Predictions, repeats: int) -> Cost:
     del repeats  # the same each time
     held: dict[str, float] = {}
     tracemalloc.start()
-    yardstick = ReferenceBins(baseline.classes, baseline)
+    reference = ReferenceBins(baseline.classes, baseline)
     held["bins and the reference in them"] = _megabytes()
-    rolling = RollingWindows(yardstick)
+    rolling = RollingWindows(reference)
     rolling.add(stream.last(20_000))
     held["windows of 1,000, 10,000 and all"] = _megabytes() - sum(held.values())
     detectors = DetectorSet(baseline, 1.0)

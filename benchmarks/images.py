@@ -74,7 +74,7 @@ def _draw_one(folder: Path, kind: int, number: int) -> Path:
 
 
 def photograph(kind: int, number: int) -> Image.Image:
-    """One to three flowers on a blurred ground: the number of petals and the hue tell the class, all else varies."""
+    """One to three flowers on a blurred ground: petals and hue depend on the class, all else varies."""
     generator = np.random.default_rng([SEED, kind, number])
     height, width = generator.permutation(SIDES)
     scene = _ground(generator, height, width)  # (H, W, 3) float32, about 0..1

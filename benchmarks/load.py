@@ -1,4 +1,4 @@
-"""Load on a server: clients that each wait for their answer, or arrivals at a rate that wait for nobody.
+"""Load on a server: clients that wait for each answer, or arrivals at a rate that does not depend on answers.
 
 HTTP/1.1 over plain sockets, requests made beforehand as bytes, connections kept alive: a request
 costs the sender a tenth of a millisecond, so that it takes little from a server on the same machine.
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 HOST = "127.0.0.1"
-BROKEN = 0  # the status of a request whose connection ended before its answer
+BROKEN = 0  # status of a request without an answer: the connection ended
 BREATH = 0.05  # s that a client waits after that
 ANSWER_SECONDS = 60  # after which an answer is not waited for any longer
 CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
@@ -39,7 +39,7 @@ class Answer(NamedTuple):
         return self.began + self.seconds
 
 
-class Figures(NamedTuple):
+class LoadMetrics(NamedTuple):
     """What a load comes to."""
 
     rate: float  # answered requests/s
@@ -50,13 +50,13 @@ class Figures(NamedTuple):
     refusal: float  # ms until that was said, median
 
 
-def figures(answers: Sequence[Answer], ramp: float = 0.0) -> Figures:
+def load_metrics(answers: Sequence[Answer], ramp: float = 0.0) -> LoadMetrics:
     """Sum up a load; what began in the ramp has no part in the latency, nor what was answered in it in the rate.
 
     The rate is of the time until the last request began.
 
-    >>> figures([Answer(0, 1, 200), Answer(1, 1, 200), Answer(2, 1, 503), Answer(4, 2, 200)])
-    Figures(rate=0.5, median=1000.0, p99=1980.0, failed=0, refused=0.25, refusal=1000.0)
+    >>> load_metrics([Answer(0, 1, 200), Answer(1, 1, 200), Answer(2, 1, 503), Answer(4, 2, 200)])
+    LoadMetrics(rate=0.5, median=1000.0, p99=1980.0, failed=0, refused=0.25, refusal=1000.0)
     """
     start = min((answer.began for answer in answers), default=0.0) + ramp
     end = max((answer.began for answer in answers), default=0.0)
@@ -64,7 +64,7 @@ def figures(answers: Sequence[Answer], ramp: float = 0.0) -> Figures:
     counted = sum(start <= answer.ended <= end for answer in answered)
     timed = [answer for answer in answered if answer.began >= start]
     refused = [answer for answer in answers if answer.status == 503]
-    return Figures(
+    return LoadMetrics(
         rate=counted / (end - start) if end > start else 0.0,
         median=milliseconds(timed, 50),
         p99=milliseconds(timed, 99),
@@ -106,7 +106,7 @@ def text(path: str, value: object) -> bytes:
 
 
 class Connection:
-    """A connection that is kept alive, and opened anew when the other side has closed it."""
+    """A connection that is kept alive, and reopened when the server has closed it."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -122,7 +122,7 @@ class Connection:
             return BROKEN
 
     def close(self) -> None:
-        """Close it for good or until the next request."""
+        """Close it, until the next request."""
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None

@@ -1,4 +1,4 @@
-"""The monitor beside Evidently, NannyML, river, BBSDs and the plain way of watching, on the same answers.
+"""The monitor and Evidently, NannyML, river, BBSDs and plain tests, on the same answers.
 
     pip install -r requirements-bench.txt           # once, in an environment of its own
     python benchmarks/monitoring.py                 # about 20 minutes
@@ -14,9 +14,8 @@ takes other images for the reference: at most 10,000, or half of those there are
     false-alarms  the monitor's three alarms together, after each prediction, on answers drawn from the
                   images that are not in the reference, 3 of 10 labelled; a new reference every 50,000
     power         the share of 27 shifts that is found in n images, and of unshifted windows that is
-                  taken for one; who judges promises 0.05. Ours says nothing below 100 predictions and
-                  nothing of effects too small to matter; what it would say otherwise stands beside it.
-                  Evidently's verdicts are those of the first few repeats
+                  taken for one; each test promises 0.05. Ours needs 100 predictions and a minimum effect;
+                  a second row has it without that. Evidently's results are those of the first few repeats
     delay         from labels, of a model that was right in 9,000 of 10,000 images; and from answers,
                   when from some point on half or all images are rotated by up to 40 degrees. Medians
                   over streams, from the change to the first alarm after it; false alarms are counted on
@@ -24,7 +23,7 @@ takes other images for the reference: at most 10,000, or half of those there are
     harm          whether an estimate of accuracy without labels ranks windows of 1,000 that have lost
                   more than 5 % of accuracy above those that have not: the area under the ROC curve,
                   where a ranking by chance, or one that always or never warns, has 0.5
-    cost          time and memory; what is timed runs in turns, and figures are medians. A report of ten
+    cost          time and memory; timed parts run in turns, and values are medians. A report of ten
                   million predictions is that of counts added up, without a store
 
 What never alarms and what always does stand in every table of alarms.
@@ -51,7 +50,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import costs, watchers  # noqa: E402
 from benchmarks.claims import Claim, Claims, conclude, machine  # noqa: E402
 from benchmarks.shifts import FAILING_LOUDLY, SOFTER, Seen, Shift, as_window, seen  # noqa: E402
-from benchmarks.watchers import ALWAYS, BBSDS, NEVER, OURS, OURS_ANY_EFFECT, Judges  # noqa: E402
+from benchmarks.watchers import ALWAYS, BBSDS, NEVER, OURS, OURS_ANY_EFFECT, DriftTests  # noqa: E402
 from toolkit.bundle.baseline import Baseline  # noqa: E402
 from toolkit.cli.settings import run_script  # noqa: E402
 from toolkit.cli.terminal import echo, table  # noqa: E402
@@ -83,7 +82,7 @@ DROPS = {0.05: None, 0.10: 330.0, 0.20: 90.0}  # relative drop of accuracy -> go
 BEFORE, AFTER = 2_000, 10_000  # labels before the change, and at most after it
 LOOSER = 10.0  # false alarms per million predictions
 ROTATED = {0.5: 120.0, 1.0: None}  # share of the images -> goal, in predictions
-QUIET_AT_MOST = {"KSWIN": 20_000}  # it takes 0.2 ms a prediction
+MAX_UNCHANGED = {"KSWIN": 20_000}  # it takes 0.2 ms a prediction
 
 # Harm.
 HARMFUL = 0.05  # relative drop of accuracy
@@ -99,8 +98,8 @@ class Plan(NamedTuple):
     clean: int  # repeats for unshifted windows
     shifted: int  # and for shifted ones
     streams: int  # for each delay
-    quiet: int  # labels or predictions without a change
-    windows: int  # of each shift whose harm is told
+    unchanged: int  # labels or predictions without a change
+    windows: int  # of each shift, for its harm
     timings: int
 
 
@@ -108,7 +107,7 @@ FULL = Plan(54_000, 5 * MILLION, 500_000, 100, 20, 200, MILLION, 20, 15)
 QUICK = Plan(22_000, 2 * MILLION, 50_000, 25, 2, 25, 200_000, 4, 5)
 
 
-Verdicts = Mapping[tuple[str, int], list[bool]]  # by who judges, and the size of the windows
+Results = Mapping[tuple[str, int], list[bool]]  # by test, and the size of the windows
 
 
 def main() -> None:
@@ -134,7 +133,7 @@ def main() -> None:
 
 
 def false_alarms(images: Seen, plan: Plan) -> Claims:
-    """Alarms where nothing has changed, looked for after each prediction."""
+    """Alarms without a change, after each prediction."""
     ours = sum(_alarms(images, seed) for seed in range(plan.predictions // STREAM))
     generator = np.random.default_rng(0)
     baseline, others = images.split(generator)
@@ -156,8 +155,8 @@ def _alarms(images: Seen, seed: int) -> int:
     generator = np.random.default_rng([1, seed])
     baseline, others = images.split(generator)
     window, detectors = drawn(images, others, STREAM, generator), DetectorSet(baseline, BUDGET)
-    told = (window.predicted == window.labels)[generator.random(STREAM) < LABELLED]
-    return len(detectors.update(window)) + len(detectors.update_labels(told))
+    right = (window.predicted == window.labels)[generator.random(STREAM) < LABELLED]
+    return len(detectors.update(window)) + len(detectors.update_labels(right))
 
 
 def drawn(images: Seen, places: NDArray[np.int64], n: int, generator: np.random.Generator) -> Predictions:
@@ -176,14 +175,14 @@ def power(images: Seen, plan: Plan) -> Claims:
     for repeat in range(plan.clean):
         generator = np.random.default_rng([2, repeat])
         baseline, others = images.split(generator)
-        judges = Judges(baseline)
+        tests = DriftTests(baseline)
         for n in (n for n in SIZES if n < ENOUGH * len(others)):
             windows = list(islice(_apart(images, others, n, generator), CLEAN))
             shifts = FAILING_LOUDLY if repeat < plan.shifted else ()
             shifted = [images.window(others, n, generator, shift) for shift in shifts]
             for results, judged in ((clean, windows), (found, shifted)):
                 for window in judged:
-                    for name, drifted in judges.verdicts(window, evidently=repeat < SLOW).items():
+                    for name, drifted in tests.results(window, evidently=repeat < SLOW).items():
                         results[name, n].append(drifted)
     _show_power(found, clean)
     return _power_claims(found, clean)
@@ -196,7 +195,7 @@ def _apart(images: Seen, places: NDArray[np.int64], n: int, generator: np.random
         yield images.window(order[start : start + n], n, generator)
 
 
-def _show_power(found: Verdicts, clean: Verdicts) -> None:
+def _show_power(found: Results, clean: Results) -> None:
     sizes = [n for n in SIZES if (OURS, n) in clean]
     headings = ["shifts found (false alarms)", *(f"n = {n:,}" for n in sizes)]
     names = dict.fromkeys(name for name, _ in found)
@@ -208,7 +207,7 @@ def _show_power(found: Verdicts, clean: Verdicts) -> None:
     echo(f"{len(found[OURS, sizes[0]])} shifted windows of each size; unshifted ones: {counts}")
 
 
-def _power_claims(found: Verdicts, clean: Verdicts) -> Claims:
+def _power_claims(found: Results, clean: Results) -> Claims:
     sizes = [n for n in SIZES if (OURS, n) in clean]
     claims = {}
     for name in (OURS, OURS_ANY_EFFECT):
@@ -241,13 +240,16 @@ def delay(images: Seen, plan: Plan) -> Claims:
 
 def _delay_of_labels(plan: Plan) -> Claims:
     delays: dict[str, dict[float, float]] = {}
-    quiet: dict[str, tuple[int, int]] = {}
+    unchanged: dict[str, tuple[int, int]] = {}
     for name, listen in watchers.by_labels(RIGHT, IMAGES).items():
         delays[name] = {drop: _median(_delay(listen, _labels(drop, seed), BEFORE) for seed in range(plan.streams))
                         for drop in DROPS}  # fmt: skip
-        quiet[name] = len(list(listen(np.random.default_rng(4).random(plan.quiet) < RIGHT / IMAGES))), plan.quiet
+        unchanged[name] = (
+            len(list(listen(np.random.default_rng(4).random(plan.unchanged) < RIGHT / IMAGES))),
+            plan.unchanged,
+        )
     headings = ["labels to an alarm", *(f"accuracy {drop:.0%} lower" for drop in DROPS), "false alarms per million"]
-    _show_delays(headings, delays, quiet)
+    _show_delays(headings, delays, unchanged)
     about = f"accuracy 0.9 measured on {IMAGES:,} images, run length {MILLION:,}, {plan.streams} streams"
     return {
         f"labels to an alarm, accuracy {drop:.0%} lower": Claim(delays[OURS][drop], goal, "lower", about)
@@ -263,23 +265,23 @@ def _labels(drop: float, seed: int) -> NDArray[np.bool_]:
 
 def _delay_of_answers(images: Seen, plan: Plan) -> Claims:
     delays: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    quiet: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
+    unchanged: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
     for seed in range(plan.streams):
         generator = np.random.default_rng([5, seed])
         baseline, others = images.split(generator)
-        calm = drawn(images, others, plan.quiet // plan.streams, generator)
+        calm = drawn(images, others, plan.unchanged // plan.streams, generator)
         for share in ROTATED:
-            change = int(generator.integers(1_000, 2_000))  # anywhere in a block of those who wait for a thousand
+            change = int(generator.integers(1_000, 2_000))  # anywhere in a block of tests of each thousand
             stream = _rotated(images, others, change, share, generator)
             for name, listen in watchers.by_answers(baseline, LOOSER).items():
                 delays[name][share].append(_delay(listen, stream, change))
         for name, listen in watchers.by_answers(baseline, LOOSER).items():
-            alarms, heard = quiet[name]
-            if heard < QUIET_AT_MOST.get(name, plan.quiet):
-                quiet[name] = alarms + len(list(listen(calm))), heard + calm.n
+            alarms, heard = unchanged[name]
+            if heard < MAX_UNCHANGED.get(name, plan.unchanged):
+                unchanged[name] = alarms + len(list(listen(calm))), heard + calm.n
     medians = {name: {share: _median(row[share]) for share in ROTATED} for name, row in delays.items()}
     headings = ["predictions to an alarm", *(f"{share:.0%} rotated" for share in ROTATED), "false alarms per million"]
-    _show_delays(headings, medians, quiet)
+    _show_delays(headings, medians, unchanged)
     about = f"no labels, {LOOSER:g} false alarms per million, {plan.streams} streams"
     return {
         f"predictions to an alarm, {share:.0%} rotated": Claim(medians[OURS][share], goal, "lower", about)
@@ -308,11 +310,11 @@ def _median(values: Iterable[float]) -> float:
 
 
 def _show_delays(
-    headings: Sequence[str], delays: Mapping[str, Mapping[float, float]], quiet: Mapping[str, tuple[int, int]]
+    headings: Sequence[str], delays: Mapping[str, Mapping[float, float]], unchanged: Mapping[str, tuple[int, int]]
 ) -> None:
     rows = []
     for name, row in delays.items():
-        alarms, n = quiet[name]
+        alarms, n = unchanged[name]
         cells = [f"{value:,.0f}" if np.isfinite(value) else "never" for value in row.values()]
         rows.append([name, *cells, f"{alarms / n * MILLION:,.3g} ({alarms:,} in {n:,})"])
     echo(f"\n{table(headings, rows)}")
@@ -322,47 +324,47 @@ def _show_delays(
 
 
 def harm(images: Seen, plan: Plan) -> Claims:
-    """Whether estimates without labels tell harmful shifts from harmless ones."""
-    told: dict[Shift | None, list[dict[str, float]]] = defaultdict(list)
+    """Whether estimates without labels separate harmful shifts from harmless ones."""
+    rows_of: dict[Shift | None, list[dict[str, float]]] = defaultdict(list)
     size = min(WINDOW, (len(images) - images.reference_size) // 2)
     for repeat in range(plan.windows):
         generator = np.random.default_rng([6, repeat])
         baseline, others = images.split(generator)
-        yardstick, peer = ReferenceBins(baseline.classes, baseline), watchers.cbpe(baseline)
+        bins, peer = ReferenceBins(baseline.classes, baseline), watchers.cbpe(baseline)
         for shift in (None, *FAILING_LOUDLY, *SOFTER):
             window = images.window(others, size, generator, shift)
-            told[shift].append(_told(window, baseline, yardstick) | {"CBPE of NannyML": peer(window)})
-    groups = {"Failing Loudly": (None, *FAILING_LOUDLY), "with contrast, blur": tuple(told)}
-    kinds = dict.fromkeys(shift.kind for shift in told if shift)
-    groups |= {kind: tuple(shift for shift in told if shift and shift.kind == kind) for kind in kinds}
-    tables = {name: _ranked([row for shift in group for row in told[shift]]) for name, group in groups.items()}
+            rows_of[shift].append(_estimates_of(window, baseline, bins) | {"CBPE of NannyML": peer(window)})
+    groups = {"Failing Loudly": (None, *FAILING_LOUDLY), "with contrast, blur": tuple(rows_of)}
+    kinds = dict.fromkeys(shift.kind for shift in rows_of if shift)
+    groups |= {kind: tuple(shift for shift in rows_of if shift and shift.kind == kind) for kind in kinds}
+    tables = {name: _ranked([row for shift in group for row in rows_of[shift]]) for name, group in groups.items()}
     cells = [[name, *(_area(column[name]) for column in tables.values())] for name in ESTIMATES]
-    many = [_harmful(row for shift in group for row in told[shift]) for group in groups.values()]
+    many = [_harmful(row for shift in group for row in rows_of[shift]) for group in groups.values()]
     cells.append(["harmful windows", *(f"{sum(harmful)} of {len(harmful)}" for harmful in many)])
     echo(f"\n{table(['AUROC', *tables], cells)}")
-    return _harm_claims(told, tables, f"{plan.windows} windows of {size:,} of each shift and of none")
+    return _harm_claims(rows_of, tables, f"{plan.windows} windows of {size:,} of each shift and of none")
 
 
-def _told(window: Predictions, baseline: Baseline, yardstick: ReferenceBins) -> dict[str, float]:
+def _estimates_of(window: Predictions, baseline: Baseline, bins: ReferenceBins) -> dict[str, float]:
     """The truth about a window, and what is said of it without labels."""
     unlabelled = as_window(window.classes, window.probabilities, np.full(window.n, -1))
-    counts, limits = yardstick.count(unlabelled), Thresholds()
-    verdict = estimated_accuracy(counts, yardstick, limits)
-    worst = max(Thresholds.severity(sighting.level) for sighting in evaluate_window(counts, yardstick, limits, "short"))
+    counts, thresholds = bins.count(unlabelled), Thresholds()
+    estimated = estimated_accuracy(counts, bins, thresholds)
+    worst = max(Thresholds.severity(finding.level) for finding in evaluate_window(counts, bins, thresholds, "short"))
     return {
         "truth": float((window.predicted == window.labels).mean()),
         "reference": baseline.accuracy,
-        OURS: np.nan if verdict is None or verdict.accuracy is None else verdict.accuracy,
+        OURS: np.nan if estimated is None or estimated.accuracy is None else estimated.accuracy,
         "mean confidence": counts.mean_confidence,
         NEVER: baseline.accuracy,
         ALWAYS: 0.0,
-        "warned": float(verdict is not None and verdict.level == "warning"),
+        "warned": float(estimated is not None and estimated.level == "warning"),
         "severity": float(worst),
     }
 
 
 def _ranked(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The area under the ROC curve of each estimate, lower accuracies first; NaN when there is nothing to tell."""
+    """The area under the ROC curve of each estimate, lower accuracies first; NaN without both kinds."""
     harmful = _harmful(rows)
     return {
         name: roc_auc_score(harmful, [-row[name] / row["reference"] for row in rows]) if len({*harmful}) > 1 else np.nan
@@ -382,16 +384,16 @@ def _harmful(rows: Iterable[Mapping[str, float]]) -> list[bool]:
 
 
 def _harm_claims(
-    told: Mapping[Shift | None, list[dict[str, float]]], tables: Mapping[str, Mapping[str, float]], about: str
+    rows_of: Mapping[Shift | None, list[dict[str, float]]], tables: Mapping[str, Mapping[str, float]], about: str
 ) -> Claims:
-    rows = [row for group in told.values() for row in group]
+    rows = [row for group in rows_of.values() for row in group]
     harmful = np.array(_harmful(rows))
     warned = np.array([row["warned"] for row in rows])
     errors = {name: np.mean([abs(row[name] - row["truth"]) for row in rows]) for name in ESTIMATES[:3]}
     echo(f"mean error in points: {', '.join(f'{name} {100 * error:.1f}' for name, error in errors.items())}")
     echo(f"ours warned of {warned[harmful].mean():.0%} of the harmful and {warned[~harmful].mean():.0%} of the others")
     missing = [
-        row["severity"] for shift, group in told.items() if shift and shift.kind == "class missing" for row in group
+        row["severity"] for shift, group in rows_of.items() if shift and shift.kind == "class missing" for row in group
     ]
     about += f"; harmful: accuracy more than {HARMFUL:.0%} lower"
     return {
@@ -412,9 +414,9 @@ def cost(images: Seen, plan: Plan) -> Claims:
     about = f"10 classes, reference of {baseline.size:,}, medians of {plan.timings}"
     claims: Claims = {}
     for part in (costs.logging, costs.reports, costs.memory, costs.imports):
-        headings, rows, figures = part(baseline, stream, plan.timings)
+        headings, rows, values = part(baseline, stream, plan.timings)
         echo(f"\n{table(headings, rows)}")
-        claims |= {name: Claim(value, goal, better, about) for name, (value, goal, better) in figures.items()}
+        claims |= {name: Claim(value, goal, better, about) for name, (value, goal, better) in values.items()}
     return claims
 
 

@@ -102,7 +102,7 @@ class ClassifierAPI(litserve.LitAPI):  # type: ignore[misc]
 
 @bentoml.service(traffic={"timeout": 300, "concurrency": 256})
 class Classifier:
-    """BentoML: batches whose size and wait follow the traffic."""
+    """BentoML: batches with a size and a wait that follow the traffic."""
 
     def __init__(self) -> None:
         self.network = load_network()

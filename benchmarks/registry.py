@@ -1,4 +1,4 @@
-"""Registering the best of 10,000 runs and listing 1,000 versions, beside the same by MLflow alone.
+"""Registering the best of 10,000 runs and listing 1,000 versions, and the same with MLflow alone.
 
     python benchmarks/registry.py             # minutes
     python benchmarks/registry.py --quick     # the same with fewer rounds
@@ -25,9 +25,9 @@ and those that list:
 
 Each reading is taken in a process of its own, which has imported the scripts and opened nothing: a
 first call, in which MLflow gets its store ready, then a second one, unless the first took so long
-that it can stand for both. A round is one reading of each; figures are medians over the rounds.
-Ratios are of second calls. Processor is how long the process was busy in its first call, which tells
-on a busy machine what a quiet one would take. Memory is how much more is resident at the peak of the
+that it counts for both. A round is one reading of each; values are medians over the rounds.
+Ratios are of second calls. Processor is the CPU time of the first call, which does not depend on the
+load of the machine. Memory is how much more is resident at the peak of the
 first call than before it.
 """
 
@@ -83,9 +83,9 @@ MODEL, VERSIONS = "image-classifier", 1_000
 AT_ONCE = 5_000  # rows
 LONG = 10.0  # s
 
-# What a run records: settings as parameters, the figures of its training.
-OTHER_PARAMS = (  # beside those of a recipe
-    "data", "data_root", "cache_dir", "cache_limit", "weights", "held_out", "mirror", "seed", "precision",
+# What a run records: settings as parameters, and metrics.
+OTHER_PARAMS = (  # besides the hyperparameters
+    "data", "data_root", "cache_dir", "cache_limit", "weights", "test_fraction", "flip", "seed", "precision",
     "deterministic", "compile",
 )  # fmt: skip
 METRICS = (
@@ -94,7 +94,7 @@ METRICS = (
 )  # fmt: skip
 CLASSES = ("daisy", "dandelion", "rose", "sunflower", "tulip")
 HELD_OUT = 1_000  # images
-UNDEFINED = 0.01  # share of runs whose METRIC is NaN
+UNDEFINED = 0.01  # share of runs with NaN as METRIC
 BEGAN = datetime(2026, 1, 5, 8, tzinfo=UTC)  # the first run
 BEST = 0.95  # of METRIC; the others have less than 0.9
 MOVES: Sequence[tuple[str, Stage]] = (  # a version has 2 to 4 of them
@@ -230,7 +230,7 @@ def claims_of(medians: Mapping[tuple[str, str], Reading], measured: str) -> Clai
 
 
 def _standings(medians: Mapping[tuple[str, str], Reading], about: str) -> str:
-    """A table of those who took part; ours is the first."""
+    """A table of the contestants; ours is the first."""
     names = [name for name, what in TASKS if what == about]
     rows = []
     for name in names:
@@ -263,7 +263,7 @@ def _command_line(uri: str, plan: Plan) -> str:
 
 
 def _resident() -> int:
-    """Bytes of memory; from here on, ``_peak`` counts anew."""
+    """Bytes of memory; from here on, ``_peak`` counts from zero."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _peak()
@@ -311,7 +311,7 @@ def data_frame(uri: str, experiment: str) -> int:
 
 
 def one_run(uri: str, experiment: str) -> int:
-    """Somebody who knows MLflow's searches, and takes what comes first without a look."""
+    """A user of MLflow's searches, who takes the first result unchecked."""
     client = MlflowClient(uri, uri)
     query, order = f"tags.{DIGEST_TAG} != ''", [f"metrics.{METRIC} DESC"]
     return _register(client, client.search_runs([_id_of(client, experiment)], query, order_by=order, max_results=1)[0])
@@ -329,7 +329,7 @@ def _register(client: MlflowClient, run: Any) -> int:
 
 
 def list_ours(uri: str, model: str) -> list[Any]:
-    """The project: stages, figures and histories."""
+    """The project: stages, metrics and histories."""
     return list(ModelRegistry(uri, model).list_versions())
 
 
@@ -368,7 +368,7 @@ def filled(folder: Path) -> Path:
     """A store with all experiments and versions."""
     store = folder / "mlflow.db"
     client = connect(f"sqlite:///{store}")
-    draw = random.Random(0)  # noqa: S311  figures for show
+    draw = random.Random(0)  # noqa: S311  values for show
     for experiment, (count, models) in EXPERIMENTS.items():
         number = int(client.create_experiment(experiment, artifact_location=str(folder / "files" / experiment)))
         data = {"dataset_uuid": uuid.uuid4().hex, "experiment_id": number, "name": "flowers", "digest": "5e8d1c07b9a2"}
@@ -415,10 +415,10 @@ def run_rows(index: int, models: int, data: Mapping[str, Any], draw: random.Rand
     }  # fmt: skip
     for name, value in _params(draw).items():
         yield "params", {"key": name, "value": str(value), "run_uuid": run_id}
-    figures = {name: draw.random() for name in METRICS}
+    values = {name: draw.random() for name in METRICS}
     if holds_model or is_trial:
-        figures[METRIC] = float("nan") if draw.random() < UNDEFINED else draw.uniform(0.5, 0.9)
-    for name, value in figures.items():
+        values[METRIC] = float("nan") if draw.random() < UNDEFINED else draw.uniform(0.5, 0.9)
+    for name, value in values.items():
         row = {
             "key": name, "value": 0.0 if math.isnan(value) else value, "is_nan": math.isnan(value), "timestamp": ended,
             "step": 0, "run_uuid": run_id,
@@ -542,7 +542,7 @@ def log_best(client: MlflowClient, experiment: str, folder: Path) -> None:
     """A run with a real bundle, as a study logs it."""
     tags = {name: value for name, value in _run_tags("study", 0).items() if not name.startswith(("mlflow.", "role"))}
     with Run(client, experiment, role="study", name="the best", tags=tags) as run:
-        run.params(_params(random.Random(0)))  # noqa: S311  figures for show
+        run.params(_params(random.Random(0)))  # noqa: S311  values for show
         model_id = run.new_model()
         digest = save_bundle(folder, Program(Average()), CARD, BASELINE, run_id=run.id, model_id=model_id)
         run.model(folder, model_id, {DIGEST_TAG: digest})

@@ -45,47 +45,47 @@ class Arena:
         number: int,
         settings: Mapping[str, Any],
         judge: Callable[[int, Fold], None] = lambda *_: None,
-        holder: Incumbent | None = None,
+        incumbent: Incumbent | None = None,
     ) -> Trial:
-        """A trial; ``judge`` may end it after a fold by raising ``TrialPruned``, and the holder by racing."""
-        recipe = Hyperparameters(**settings)
-        if known := self._known.get(recipe):
-            return raced(judged(replace(known, number=number), judge), holder)
+        """A trial; ``judge`` may prune it after a fold by raising ``TrialPruned``, and the incumbent may prune it."""
+        hyperparameters = Hyperparameters(**settings)
+        if known := self._known.get(hyperparameters):
+            return pruned_by_incumbent(pruned_by_judge(replace(known, number=number), judge), incumbent)
 
-        def tell(said: object) -> None:
-            if isinstance(said, FoldDone):
-                judge(said.fold, said.result)
+        def report(event: object) -> None:
+            if isinstance(event, FoldDone):
+                judge(event.fold, event.result)
 
-        proposal = Proposal(number, recipe.model_dump(exclude_unset=True), holder)
+        proposal = Proposal(number, hyperparameters.model_dump(exclude_unset=True), incumbent)
         task = TrialTask(proposal, FOLDS, self._data, NETWORKS, threads=1)
-        trial = evaluate(task, tell, self._open).trial
+        trial = evaluate(task, report, self._open).trial
         if trial.state == "complete":
-            self._known[recipe] = trial
+            self._known[hyperparameters] = trial
         return trial
 
 
-def judged(trial: Trial, judge: Callable[[int, Fold], None]) -> Trial:
-    """What a judge makes of a trial whose folds are known."""
+def pruned_by_judge(trial: Trial, judge: Callable[[int, Fold], None]) -> Trial:
+    """Prune a known trial by a judge."""
     for number, fold in enumerate(trial.folds):
         try:
             judge(number, fold)
-        except TrialPruned as cut:
-            return replace(trial, state="cut", folds=trial.folds[: number + 1], reason=str(cut))
+        except TrialPruned as pruned:
+            return replace(trial, state="cut", folds=trial.folds[: number + 1], reason=str(pruned))
     return trial
 
 
-def raced(trial: Trial, holder: Incumbent | None) -> Trial:
-    """What racing makes of a trial whose folds are known."""
-    if holder is None:
+def pruned_by_incumbent(trial: Trial, incumbent: Incumbent | None) -> Trial:
+    """Prune a known trial by the incumbent."""
+    if incumbent is None:
         return trial
     first, length = trial.folds[0], len(trial.folds[0].epochs)
     for done in range(1, length + 1):
-        if reason := prune_after_epoch(first.curve[:done], trial.settings["epochs"], holder):
+        if reason := prune_after_epoch(first.curve[:done], trial.settings["epochs"], incumbent):
             best = 1 + int(np.argmax(first.curve[:done]))
             begun = Fold(first.epochs[:done], best, first.seconds * done / length, first.images * done // length)
             return replace(trial, state="cut", folds=(begun,), reason=reason)
     for done in range(1, FOLDS):
-        if reason := prune_after_fold(trial.accuracies[:done], FOLDS, holder):
+        if reason := prune_after_fold(trial.accuracies[:done], FOLDS, incumbent):
             return replace(trial, state="cut", folds=trial.folds[:done], reason=reason)
     return trial
 
@@ -106,7 +106,7 @@ def by_hyperopt(suggest: Any, arena: Arena, count: int) -> list[Trial]:
 
 
 def by_optuna(pruner: str, arena: Arena, count: int) -> list[Trial]:
-    """A study of Optuna's, told of each fold; as its manual shows, WilcoxonPruner's takes the mean of those done."""
+    """A study of Optuna that gets each fold; with WilcoxonPruner the value is the mean of the folds, as in its manual."""
     import optuna  # of the peers only
 
     trials: list[Trial] = []
@@ -145,12 +145,12 @@ def _suggested(asked: Any) -> dict[str, Any]:
     return settings
 
 
-def by_ours(racing: bool, arena: Arena, count: int) -> list[Trial]:
+def by_ours(prune: bool, arena: Arena, count: int) -> list[Trial]:
     """The project's study."""
-    study = Study(SPACE, arena.seed, default_startup_trials(count), racing=racing)
+    study = Study(SPACE, arena.seed, default_startup_trials(count), racing=prune)
     for _ in range(count):
         proposal = study.ask()
-        study.tell(proposal.repeated or arena.run(proposal.number, proposal.settings, holder=proposal.incumbent))
+        study.tell(proposal.repeated or arena.run(proposal.number, proposal.settings, incumbent=proposal.incumbent))
     return study.trials
 
 

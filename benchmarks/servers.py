@@ -44,7 +44,7 @@ PHOTOGRAPHS = {SMALL: 32, LARGE: 8}
 QUALITY, GRAIN = 85, 4  # of the JPEGs; standard deviation of the noise that replaces detail, of 255
 MODEL, METRIC, VERSIONS = "image-classifier", "best_val_accuracy", (1, 2)
 WARM, WARMING = 50, 16  # requests before anything is measured, and their clients
-READY_SECONDS, STOP_SECONDS, LOOK = 180, 15, 0.02  # until a server is ready, or has ended; between two looks
+READY_SECONDS, STOP_SECONDS, POLL_SECONDS = 180, 15, 0.02  # until a server is ready, or has ended; between two checks
 CONTEXT = multiprocessing.get_context("forkserver")  # its children have imported all of this already
 
 # Runs a script as where uvloop is not installed: peers bring it, and the project's requirements do not.
@@ -169,7 +169,7 @@ def running(name: str, place: Place, *, watching: bool = True) -> Iterator[Serve
     place
         What it serves.
     watching
-        Whether ours looks at the registry by itself, and not only when it is asked to.
+        Whether ours polls the registry by itself, not only on request.
 
     Raises
     ------
@@ -186,7 +186,7 @@ def running(name: str, place: Place, *, watching: bool = True) -> Iterator[Serve
         while not _answers(f"http://{HOST}:{port}{SERVERS[name].ready}"):
             if process.poll() is not None or time.monotonic() > began + READY_SECONDS:
                 raise ToolkitError(f"{name} does not get ready; it says:\n{log.read_text(errors='replace')[-2000:]}")
-            time.sleep(LOOK)
+            time.sleep(POLL_SECONDS)
         server = Served(port, process, time.monotonic() - began, place.requests(name))
         statuses = {answer.status for answer in place.send(closed, port, server.requests[SMALL], WARMING, count=WARM)}
         if statuses != {200}:
@@ -259,7 +259,7 @@ def promote(place: Place, number: int) -> None:
 
 
 def reload(server: Served, number: int) -> None:
-    """Have our service look at the registry, and wait until the version that it finds there answers.
+    """Have our service poll the registry, and wait until the version in Production answers.
 
     Raises
     ------
@@ -268,9 +268,9 @@ def reload(server: Served, number: int) -> None:
     """
     question = urllib.request.Request(f"http://{HOST}:{server.port}/admin/reload", method="POST")
     with urllib.request.urlopen(question, timeout=READY_SECONDS) as answer:  # noqa: S310  our own address
-        told = json.load(answer)
-    if told["outcome"] != "loaded" or int(told["model"]["version"]) != number:
-        raise ToolkitError(f"version {number} was not loaded: {told}")
+        reload = json.load(answer)
+    if reload["outcome"] != "loaded" or int(reload["model"]["version"]) != number:
+        raise ToolkitError(f"version {number} was not loaded: {reload}")
 
 
 def engine_of(server: Served) -> str:

@@ -1,4 +1,4 @@
-"""The service beside FastAPI, LitServe, MLflow's and BentoML's own, and what decoding and inference alone allow.
+"""The service and FastAPI, LitServe, MLflow's and BentoML's servers, and the rate of decoding and inference alone.
 
     pip install -r requirements-bench.txt           # once, in an environment of its own
     python benchmarks/serving.py                    # about half an hour, on photographs that it draws itself
@@ -8,7 +8,7 @@
     python benchmarks/serving.py --json             # ends with one JSON object of claims
 
 All answer for one ResNet-18 of random weights at 224 px, on the same JPEG files of 640 x 427 and of
-4000 x 3000 pixels, over loopback from one process beside them, whose connections are kept alive:
+4000 x 3000 pixels, over loopback from one other process with kept-alive connections:
 
     ours        serve_model.py as it starts by itself, monitoring on; a raw image/jpeg body
     limit       decode and infer in one process without HTTP, in as many plain threads as cores at most,
@@ -20,10 +20,10 @@ All answer for one ResNet-18 of random weights at 224 px, on the same JPEG files
     BentoML     a batchable method on a list of images, as in its example BentoResnet; a form
 
 Each is started, waited for, sent 50 requests, measured and stopped; a round is all of them in turn.
-Figures are medians over the rounds. The first half second of a load does not count. A load of n clients
+Metrics are medians over the rounds. The first half second of a load does not count. A load of n clients
 is n connections that each wait for their answer; at a share of the capacity requests come at random
-moments and wait for nobody. A peer may use what its installation brings; ours runs without uvloop,
-which the requirements of peers install and its own do not. Everybody uses the processor, also where
+moments, whatever the answers. A peer may use what its installation brings; ours runs without uvloop,
+which the requirements of peers install and its own do not. All use the processor, also where
 there is a GPU.
 """
 
@@ -47,7 +47,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.claims import Claim, Claims, conclude, load, machine  # noqa: E402
-from benchmarks.load import Answer, Figures, arriving, closed, figures, milliseconds  # noqa: E402
+from benchmarks.load import Answer, LoadMetrics, arriving, closed, load_metrics, milliseconds  # noqa: E402
 from benchmarks.servers import (  # noqa: E402
     CONTEXT,
     LARGE,
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="shorter and once")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--data", type=Path, help="folder of photographs, instead of drawn ones")
-    parser.add_argument("--only", choices=NAMES, help="whose throughput is measured, instead of everybody's")
+    parser.add_argument("--only", choices=NAMES, help="measure the throughput of this one alone")
     parser.add_argument("--part", choices=PARTS, help="what is measured, instead of everything")
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
@@ -137,13 +137,13 @@ def main() -> None:
 PLOTS = ("images/s", "median, ms", "p99, ms", "failed", "refused")
 
 
-def _row(found: Figures) -> list[str]:
+def _row(found: LoadMetrics) -> list[str]:
     times = [f"{value:,.1f}" for value in (found.rate, found.median, found.p99)]
     return [*times, f"{found.failed:,.0f}", f"{found.refused:.1%}"]
 
 
-def _median(rounds: Sequence[Figures]) -> Figures:
-    return Figures(*np.median(rounds, axis=0))
+def _median(rounds: Sequence[LoadMetrics]) -> LoadMetrics:
+    return LoadMetrics(*np.median(rounds, axis=0))
 
 
 def _conditions(*more: str) -> str:
@@ -152,16 +152,16 @@ def _conditions(*more: str) -> str:
 
 # --- throughput ---------------------------------------------------------------------------------
 
-Standings = Mapping[tuple[str, Case], Figures]
+Results = Mapping[tuple[str, Case], LoadMetrics]
 
 
 def throughput(place: Place, plan: Plan, names: Sequence[str]) -> Claims:
     """All contestants in turn, round by round."""
-    found: dict[tuple[str, Case], list[Figures]] = defaultdict(list)
+    found: dict[tuple[str, Case], list[LoadMetrics]] = defaultdict(list)
     for _, name in itertools.product(range(plan.rounds), names):
         answers = limit(place, plan.seconds) if name == LIMIT else served(place, name, plan.seconds)
         for case in CASES:
-            found[name, case].append(figures(answers[case], RAMP))
+            found[name, case].append(load_metrics(answers[case], RAMP))
     medians = {key: _median(rounds) for key, rounds in found.items()}
     for case in CASES:
         rows = [[name, *_row(medians[name, case]), _times(medians, name, case)] for name in names]
@@ -214,19 +214,19 @@ def _limit(
     return answers
 
 
-def _times(medians: Standings, name: str, case: Case) -> str:
+def _times(medians: Results, name: str, case: Case) -> str:
     ours, theirs = medians.get((OURS, case)), medians[name, case]
     return f"{ours.rate / theirs.rate:.2f}" if ours and theirs.rate and name != OURS else ""
 
 
-def _throughput_claims(medians: Standings, conditions: str) -> Claims:
-    """Those about whom was measured."""
+def _throughput_claims(medians: Results, conditions: str) -> Claims:
+    """The contestants that were measured."""
     claims = {}
 
-    def compare(name: str, one: tuple[str, Case], other: tuple[str, Case], goal: float, figure: str = "rate") -> None:
+    def compare(name: str, one: tuple[str, Case], other: tuple[str, Case], goal: float, metric: str = "rate") -> None:
         if one in medians and other in medians:
-            value = getattr(medians[one], figure) / getattr(medians[other], figure)
-            claims[name] = Claim(value, goal, "higher" if figure == "rate" else "lower", conditions)
+            value = getattr(medians[one], metric) / getattr(medians[other], metric)
+            claims[name] = Claim(value, goal, "higher" if metric == "rate" else "lower", conditions)
 
     for rival, goal in OVER.items():
         compare(f"throughput at 16 clients: ours over {rival}", (OURS, USUAL), (rival, USUAL), goal)
@@ -241,15 +241,17 @@ def _throughput_claims(medians: Standings, conditions: str) -> Claims:
 
 def open_loop(place: Place, plan: Plan, _: Sequence[str]) -> Claims:
     """Shares of the capacity, which is what 64 waiting clients get; in turn, round by round."""
-    found: dict[str, list[Figures]] = defaultdict(list)
+    found: dict[str, list[LoadMetrics]] = defaultdict(list)
     with running(OURS, place) as server:
         requests = server.requests[SMALL]
         for number in range(plan.rounds):
-            capacity = figures(_crowded(place, server, CROWD, plan.seconds), RAMP)
+            capacity = load_metrics(_crowded(place, server, CROWD, plan.seconds), RAMP)
             found["capacity"].append(capacity)
             for name, share in SHARES.items():
                 rate, seconds = share * capacity.rate, RAMP + 2 * plan.seconds
-                found[name].append(figures(place.send(arriving, server.port, requests, rate, seconds, number), RAMP))
+                found[name].append(
+                    load_metrics(place.send(arriving, server.port, requests, rate, seconds, number), RAMP)
+                )
     medians = {name: _median(rounds) for name, rounds in found.items()}
     rows = [[name, *_row(median)] for name, median in medians.items()]
     above, full = medians["150 %"], medians["100 %"]
@@ -261,7 +263,7 @@ def open_loop(place: Place, plan: Plan, _: Sequence[str]) -> Claims:
     return _open_claims(found, _conditions(f"medians of {plan.rounds} rounds of {2 * plan.seconds:g} s"))
 
 
-def _open_claims(found: Mapping[str, Sequence[Figures]], conditions: str) -> Claims:
+def _open_claims(found: Mapping[str, Sequence[LoadMetrics]], conditions: str) -> Claims:
     tails = [calm.p99 / calm.median for calm in found["70 %"]]
     shares = [above.rate / capacity.rate for above, capacity in zip(found["150 %"], found["capacity"], strict=True)]
     lost = sum(above.failed for above in found["150 %"])
@@ -287,7 +289,7 @@ class Span(NamedTuple):
 
 
 def reloads(place: Place, plan: Plan, _: Sequence[str]) -> Claims:
-    """Versions are swapped again and again under full load; what a promotion costs beside it counts for nothing."""
+    """Versions are swapped repeatedly under full load; the cost of a promotion is not counted."""
     enough = place.folder / "enough"
     with running(OURS, place, watching=False) as server:
         sent = place.sender.submit(closed, server.port, server.requests[SMALL], USUAL.clients, until=enough)

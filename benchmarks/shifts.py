@@ -2,7 +2,7 @@
 
 The shifts are those of the study below: noise, images turned, moved and zoomed, a class that goes
 missing, and both together, each on a tenth, a half and all of the images. Lower contrast and blur
-come beside them, because they cost a network much confidence and little accuracy.
+are added, because they cost a network much confidence and little accuracy.
 
 References
 ----------
@@ -54,7 +54,7 @@ Answers = NDArray[np.float16]  # (N, K)
 
 
 class Shift(NamedTuple):
-    """What happens to images: ``image`` names how they look, ``missing`` is the share of a class that goes."""
+    """A shift of images: ``image`` names the change of each, ``missing`` is the share of a class that is removed."""
 
     kind: str
     strength: str
@@ -98,7 +98,7 @@ class Seen:
     labels
         (P,), the true classes.
     answers
-        By how the images look, (P, K); "clean" as they are.
+        By the change of the images, (P, K); "clean" without one.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Training beside the plain way, Lightning, and what the network itself allows, epoch by epoch in turn.
+"""Training with the project, a plain loop and Lightning, and the limit of the network itself, epoch by epoch in turn.
 
     pip install -r requirements-bench.txt           # once, in an environment of its own
     python benchmarks/training.py                   # about 20 minutes, on images that it draws itself
@@ -18,7 +18,7 @@ All sides train the same networks with the same random weights, at 128 px in bat
 Each has a process of its own, which stands still while another one is measured. A round is one epoch
 of each; the first is not counted. A ratio is that of the seconds of all rounds together, so what a
 contestant does in some epochs only, such as saving a checkpoint, counts with its share, and what
-else the machine does falls on all. Everybody uses the processor, with as many threads as it has
+else the machine does falls on all. All use the processor, with as many threads as it has
 cores, also where there is a GPU. In the race to an accuracy ours begins with small images
 (--progressive-resize 0.5).
 """
@@ -87,7 +87,7 @@ WORKERS = 2  # of the peers' loader
 GROWN_FROM = 0.5  # of the side: the images of ours grow in the race to an accuracy
 NEVER = 1e6  # seconds to an accuracy that was not reached
 MEMORY_SIZE, MEMORY_BATCH = 224, 8  # px and images: so that images weigh more than what a step happens to hold
-SAMPLING = 0.02  # seconds between two looks at a process's memory
+SAMPLING = 0.02  # seconds between two readings of a process's memory
 GRACE = 5.0  # seconds for a contestant to end by itself
 MATRIX, MULTIPLICATIONS = 2048, 12  # side of the matrices; how many products one reading is the best of
 CONTEXT = multiprocessing.get_context("forkserver")  # its children have imported this file already
@@ -102,7 +102,7 @@ TIME_TO_ACCURACY = 0.35  # of the plain way's
 
 # How images are divided.
 FEWEST = 120  # images in all
-FEWEST_A_CLASS = 6
+MIN_PER_CLASS = 6
 VALIDATED, TESTED = (2, 9, 16), (5,)  # of every 20 images of a class; the others are trained on
 
 
@@ -286,7 +286,7 @@ class Contestant:
         try:
             lap: Lap = self._connection.recv()
         except EOFError:
-            raise TrainingError(f"{self.name} ended too early; what it says above tells why") from None
+            raise TrainingError(f"{self.name} ended too early; the reason is above") from None
         return lap
 
 
@@ -304,7 +304,7 @@ class Turns:
         self._wait()
 
     def over(self, accuracy: float = math.nan, seconds: float | None = None) -> None:
-        """Tell of an epoch, that took ``seconds`` or else since the turn began, and wait for the next turn."""
+        """Report an epoch of ``seconds``, or of the time since the turn began, and wait for the next turn."""
         self._connection.send(Lap(time.perf_counter() - self._began if seconds is None else seconds, accuracy))
         self._wait()
 
@@ -338,12 +338,13 @@ def ours(task: Task, turns: Turns, *, logged: bool = True) -> None:
     settings = TrainSettings.model_validate(
         {"data": str(task.album.folder), "model_type": task.network, "image_size": task.size, "epochs": task.epochs,
          "batch_size": task.batch, "learning_rate": LEARNING_RATE, "dropout": DROPOUT, "weights": "none", "seed": SEED,
-         "patience": task.epochs, "cache_dir": Path("cache"), "progressive": GROWN_FROM if task.validated else 1.0}
+         "patience": task.epochs, "cache_dir": Path("cache"),
+         "progressive_resize": GROWN_FROM if task.validated else 1.0}
     )  # fmt: skip
     config = FitConfig(hyperparameters_of(settings), SEED, use_machine(settings))
     data = TrainingData(*load_images(settings, task.size), None, "random")
     run = Run(connect("sqlite:///mlflow.db"), settings.experiment_name, role="final", name="benchmark")
-    keeper = CheckpointManager(Checkpoint(settings.checkpoint_dir, run.id, settings.model_dump(mode="json")), run)
+    checkpoints = CheckpointManager(Checkpoint(settings.checkpoint_dir, run.id, settings.model_dump(mode="json")), run)
     machine = SystemMetrics()
 
     def on_epoch(epoch: EpochMetrics, *_: object) -> None:
@@ -353,7 +354,7 @@ def ours(task: Task, turns: Turns, *, logged: bool = True) -> None:
 
     callbacks = FitCallbacks(on_epoch=on_epoch, checkpoint_share=KEEP_SHARE)
     if logged:
-        callbacks = replace(callbacks, on_checkpoint=keeper.save_callback("final"))
+        callbacks = replace(callbacks, on_checkpoint=checkpoints.save_callback("final"))
     training, validation = data.part(data.split.development), data.part(data.split.validation)
     fit(build_seeded_network(data, config), training, validation if task.validated else None, config, callbacks)
 
@@ -376,7 +377,7 @@ def lightning(task: Task, turns: Turns) -> None:
     """Lightning's Trainer, which may leave out all that it would log, draw and save."""
     from lightning.pytorch import LightningModule, Trainer  # of the peers only; six seconds
 
-    class Learner(LightningModule):  # type: ignore[misc]
+    class PlainModule(LightningModule):  # type: ignore[misc]
         """The same step as the plain way's."""
 
         def __init__(self) -> None:
@@ -398,7 +399,7 @@ def lightning(task: Task, turns: Turns) -> None:
     Trainer(
         accelerator="cpu", precision="bf16-mixed", max_epochs=task.epochs, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    ).fit(Learner(), _loaders(task)[0])  # fmt: skip
+    ).fit(PlainModule(), _loaders(task)[0])  # fmt: skip
 
 
 def in_memory(task: Task, turns: Turns) -> None:
@@ -488,8 +489,8 @@ def lay_out(files: Sequence[Path], folder: Path) -> Album:
         classes[file.parent.name].append(file)
     training = 0
     for name, members in classes.items():
-        if len(members) < FEWEST_A_CLASS:
-            raise DataError(f"class {name!r} has {len(members)} images; at least {FEWEST_A_CLASS} are needed")
+        if len(members) < MIN_PER_CLASS:
+            raise DataError(f"class {name!r} has {len(members)} images; at least {MIN_PER_CLASS} are needed")
         for number, file in enumerate(members):
             part = "val" if number % 20 in VALIDATED else "test" if number % 20 in TESTED else "train"
             link = folder / part / name / f"{number:05}{file.suffix.lower()}"

@@ -1,21 +1,21 @@
-"""The search for the best settings beside plain Hyperopt, random search and Optuna, at equal folds and seeds.
+"""The search for hyperparameters and plain Hyperopt, random search and Optuna, at equal folds and seeds.
 
     pip install -r requirements-bench.txt         # once, in an environment of its own
     python benchmarks/tuning.py                   # about 45 minutes, on digits and on flowers that it draws
     python benchmarks/tuning.py --quick           # the same with fewer seeds, trials and images
     python benchmarks/tuning.py --data photos/    # your own photographs instead of flowers, one sub-folder a class
     python benchmarks/tuning.py --part counted    # leaves out what is measured in seconds, for a busy machine
-    python benchmarks/tuning.py --figures docs/   # also draws the best accuracy against the images it took
+    python benchmarks/tuning.py --plots docs/   # also draws the best accuracy against the images it took
     python benchmarks/tuning.py --json            # ends with one JSON object of claims
 
 All search the same space, that of hyperopt_tuning.py for a small network on small images, and judge
-each trial by the same five stratified folds, so that a point's accuracy is the same whoever finds it:
+each trial by the same five stratified folds, so that a point has the same accuracy in all searches:
 
     plain              hyperopt.fmin with tpe.suggest as it comes, all folds of each trial
     random             the same with rand.suggest
     Optuna, Wilcoxon   its TPESampler, and its WilcoxonPruner between folds, used as its manual shows
     Optuna, median     its TPESampler, and its MedianPruner between folds
-    ours, all folds    the project's study without racing
+    ours, all folds    the project's study without pruning
     ours               the project's study
 
 Cost is counted in images passed through training, each as often as it was, which is exact and the
@@ -26,7 +26,7 @@ would count as if it took a trillion images. A seed decides folds, networks and 
 are made for each seed, and their median is the claim. A training that two contestants ask for is run
 once and costs both.
 
-How often racing is wrong is found by running trials that ours had cut in full afterwards, at nobody's
+How often pruning is wrong is found by running pruned trials in full afterwards, at no contestant's
 cost. The seconds at the end are of searches by themselves, one after another: all that happens from
 the first proposal to the study's last image in MLflow, without the start of Python and the database.
 """
@@ -74,10 +74,10 @@ from train_cnn import DataSettings  # noqa: E402
 
 FEWEST = 120  # photographs
 PROCESSES = 2  # at a time, each with one thread
-SMALLEST_ERROR = 1e-3  # of a mean accuracy; folds may happen to be all alike
+MIN_ERROR = 1e-3  # of a mean accuracy; folds may happen to be all alike
 NEVER = 1e18  # images to an accuracy that was not reached
 
-LOOKS: Mapping[str, Mapping[str, Any]] = {  # of lines
+LINE_STYLES: Mapping[str, Mapping[str, Any]] = {  # of lines
     PLAIN: {"color": "#111827"}, RANDOM: {"color": "#9ca3af", "ls": ":"},
     WILCOXON: {"color": "#ea580c", "ls": "--"}, MEDIAN: {"color": "#ca8a04", "ls": "-."},
     WHOLE: {"color": "#60a5fa", "ls": "--"}, OURS: {"color": "#2563eb", "lw": 2.5},
@@ -100,7 +100,7 @@ class Plan(NamedTuple):
     photographs: int  # in all
     seeds: int
     trials: int
-    searched: int  # trials of the search whose overhead is measured
+    searched: int  # trials of the search with measured overhead
     parallel: int  # trials of the searches with one and with two at a time
 
 
@@ -124,18 +124,18 @@ class Found(NamedTuple):
 
     job: Job
     searches: dict[str, list[Trial]]
-    audit: list[Trial]
+    full_runs: list[Trial]
 
     def json(self) -> dict[str, Any]:
         """All but the job, as plain values."""
         searches = {name: [trial.json() for trial in trials] for name, trials in self.searches.items()}
-        return {"searches": searches, "audit": [trial.json() for trial in self.audit]}
+        return {"searches": searches, "full_runs": [trial.json() for trial in self.full_runs]}
 
     @classmethod
     def from_json(cls, job: Job, values: Mapping[str, Any]) -> "Found":
         """What ``json`` was of."""
         searches = {name: [*map(Trial.from_json, trials)] for name, trials in values["searches"].items()}
-        return cls(job, searches, [*map(Trial.from_json, values["audit"])])
+        return cls(job, searches, [*map(Trial.from_json, values["full_runs"])])
 
     @property
     def plains_best(self) -> Trial:
@@ -145,7 +145,7 @@ class Found(NamedTuple):
     @property
     def error(self) -> float:
         """The standard error of plain's best mean accuracy."""
-        return max(self.plains_best.std_accuracy / math.sqrt(FOLDS), SMALLEST_ERROR)
+        return max(self.plains_best.std_accuracy / math.sqrt(FOLDS), MIN_ERROR)
 
     def images(self, name: str) -> int:
         """That a contestant passed through training."""
@@ -183,7 +183,7 @@ def main() -> None:
         if options.part != "timed":
             found = compete(jobs(options.data, plan, options.first_seed, Path(folder)))
             claims |= counted(found)
-            keep(found, options.figures, options.trials)
+            write(found, options.plots, options.trials)
         if options.part != "counted":
             claims |= timed(plan, Path(folder))
     conclude(claims, options.json)
@@ -198,12 +198,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="how many of them to use")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of the consecutive seeds; default 0")
     parser.add_argument("--part", choices=["counted", "timed", "all"], default="all", help="what to measure")
-    parser.add_argument("--figures", type=Path, help="folder for tuning.png, an image of the searches")
+    parser.add_argument("--plots", type=Path, help="folder for tuning.png, an image of the searches")
     parser.add_argument("--trials", type=Path, help="file for all trials, a line of JSON each")
     options = parser.parse_args()
     try:
-        if options.figures:
-            options.figures.mkdir(parents=True, exist_ok=True)
+        if options.plots:
+            options.plots.mkdir(parents=True, exist_ok=True)
         if options.trials:
             options.trials.touch()
     except OSError as error:
@@ -221,7 +221,7 @@ def jobs(photographs: Path | None, plan: Plan, first_seed: int, scratch: Path) -
     chosen = [files[number * len(files) // count] for number in range(count)]
     sets: dict[str, dict[str, Any]] = {
         f"digits ({plan.digits} a class)": {
-            "data": str(write_digits(scratch / "digits", plan.digits)), "mirror": False,
+            "data": str(write_digits(scratch / "digits", plan.digits)), "flip": False,
         },
         f"photographs ({count})": {"data": str(link(chosen, scratch / "photographs"))},
     }  # fmt: skip
@@ -233,7 +233,7 @@ def jobs(photographs: Path | None, plan: Plan, first_seed: int, scratch: Path) -
 
 
 def compete(todo: Sequence[Job]) -> list[Found]:
-    """Run jobs in processes, and tell how they go."""
+    """Run jobs in processes, and print their progress."""
     waiting, found = deque(enumerate(todo)), dict[int, Found]()
     with WorkerPool(PROCESSES, "benchmarks.tuning:take_part") as pool:
         while waiting or pool.n_idle < pool.size:
@@ -253,7 +253,7 @@ def compete(todo: Sequence[Job]) -> list[Found]:
     return [found[key] for key in sorted(found)]
 
 
-def take_part(task: Any, tell: Callable[[str], None]) -> dict[str, Any]:
+def take_part(task: Any, report: Callable[[str], None]) -> dict[str, Any]:
     """One process's part: all contestants in turn; the job and what came of it are JSON."""
     mute()
     job = JOB.validate_python(task)
@@ -261,7 +261,7 @@ def take_part(task: Any, tell: Callable[[str], None]) -> dict[str, Any]:
     for name, contestant in CONTESTANTS.items():
         began = time.perf_counter()
         trials = searches[name] = contestant(arena, job.trials)
-        tell(
+        report(
             f"{job.subject}, seed {job.data.seed}, {name}: {sum(trial.images for trial in trials):,} images,"
             f" best {_so_far(trials)[-1]:.4f}, {time.perf_counter() - began:.0f} s"
         )
@@ -281,7 +281,7 @@ CLAIMS: Sequence[tuple[str, Callable[[Found], float], float, str]] = (  # value 
 
 
 def counted(found: Sequence[Found]) -> Claims:
-    """A table and claims for each data set, and how often racing was wrong."""
+    """A table and claims for each data set, and how often pruning was wrong."""
     claims = {}
     for subject, seeds in by_subject(found).items():
         echo(f"\n{subject}, medians over {len(seeds)} seeds\n\n{_standings(seeds)}")
@@ -327,7 +327,7 @@ def _audit(found: Sequence[Found]) -> str:
     rows = {name: np.zeros(4) for name in RULES}
     for one in found:
         best = _so_far(one.searches[OURS])
-        for full in one.audit:
+        for full in one.full_runs:
             cut = one.searches[OURS][full.number]
             rule = next(name for name, sign in RULES.items() if sign in cut.reason)
             rows[rule] += 1, full.mean_accuracy > best[cut.number], cut.images, full.images
@@ -352,25 +352,25 @@ def _median(values: Iterable[float]) -> float:
     return float(np.median(list(values)))
 
 
-def keep(found: Sequence[Found], figures: Path | None, trials: Path | None) -> None:
-    """Write what was asked for: the image, and each trial of each search and of the audit."""
-    if figures:
-        image(found).savefig(figures / "tuning.png", dpi=120)
+def write(found: Sequence[Found], plots: Path | None, trials: Path | None) -> None:
+    """Write the requested files: the plot, and each trial of each search and of the full runs."""
+    if plots:
+        plot(found).savefig(plots / "tuning.png", dpi=120)
     if trials:
         with trials.open("w") as file:
             for one in found:
                 about = {"subject": one.job.subject, "seed": one.job.data.seed}
-                for name, searched in [*one.searches.items(), ("audit", one.audit)]:
+                for name, searched in [*one.searches.items(), ("full_runs", one.full_runs)]:
                     file.writelines(json.dumps({**about, "search": name, **trial.json()}) + "\n" for trial in searched)
 
 
-def image(found: Sequence[Found]) -> Figure:
+def plot(found: Sequence[Found]) -> Figure:
     """The best accuracy so far against images passed through training, a line a contestant."""
     subjects = by_subject(found)
     figure = Figure(figsize=(5.5 * len(subjects), 4.4), layout="constrained")
     for axes, subject in zip(figure.subplots(1, len(subjects), squeeze=False)[0], subjects, strict=True):
-        for name, look in LOOKS.items():
-            _draw_line(axes, [one.searches[name] for one in subjects[subject]], {"label": name, **look})
+        for name, style in LINE_STYLES.items():
+            _draw_line(axes, [one.searches[name] for one in subjects[subject]], {"label": name, **style})
         axes.set(title=subject, xlabel="images passed through training", xlim=(0, None))
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.grid(alpha=0.3)
@@ -380,7 +380,7 @@ def image(found: Sequence[Found]) -> Figure:
     return figure
 
 
-def _draw_line(axes: Axes, searches: Sequence[Sequence[Trial]], look: Mapping[str, Any]) -> None:
+def _draw_line(axes: Axes, searches: Sequence[Sequence[Trial]], style: Mapping[str, Any]) -> None:
     """From where all seeds have a complete trial until half of the searches are over, where a dot is."""
     costs = [np.cumsum([trial.images for trial in trials]) for trials in searches]
     at = np.linspace(0, np.median([cost[-1] for cost in costs]), 500)
@@ -390,7 +390,7 @@ def _draw_line(axes: Axes, searches: Sequence[Sequence[Trial]], look: Mapping[st
         lines.append(best[np.searchsorted(cost, at, side="right")])
     middle = np.median(lines, axis=0)
     middle[np.isinf(lines).any(axis=0)] = math.nan
-    (line,) = axes.step(at, middle, where="post", **look)
+    (line,) = axes.step(at, middle, where="post", **style)
     axes.plot(at[-1], middle[-1], "o", color=line.get_color())
 
 
@@ -408,11 +408,11 @@ def timed(plan: Plan, folder: Path) -> Claims:
         return f"digits, simple_cnn at 32 px, {trials} trials of {FOLDS} folds, {usable_cores()} cores"
 
     def at_random(parallel: int) -> float:
-        return search(settings(max_evals=plan.parallel, racing=False, parallel=parallel), random_only=True)[0]
+        return search(settings(max_trials=plan.parallel, prune=False, parallel=parallel), random_only=True)[0]
 
     with chdir(folder):
-        search(settings(max_evals=1))  # the database is made, the data decoded, and the workers' modules imported
-        seconds, trained = search(settings(max_evals=plan.searched))
+        search(settings(max_trials=1))  # the database is made, the data decoded, and the workers' modules imported
+        seconds, trained = search(settings(max_trials=plan.searched))
         both = {parallel: at_random(parallel) for parallel in (1, 2)}
     echo(f"\na search of {seconds:.1f} s trained for {trained:.1f} s; random trials: one at a time {both[1]:.1f} s, two"
         f" at a time {both[2]:.1f} s\n")  # fmt: skip
@@ -435,10 +435,10 @@ def search(settings: tuning.TuneSettings, *, random_only: bool = False) -> tuple
         trials, record = settings.trials, job.journal.append
         job = replace(job, study=Study(job.space, settings.seed, trials, racing=False, record=record))
     with job.journal, tuning.study_run(job, client) as run:
-        mirror = tuning.study_logger(job, run)
+        logger = tuning.study_logger(job, run)
         began = time.perf_counter()
-        tuning.search(job, mirror)
-        mirror.flush()
+        tuning.search(job, logger)
+        logger.flush()
         log_study(run, job.study, job.space, job.journal.path)
         seconds = time.perf_counter() - began
         job.journal.append({FINISHED: None})

@@ -1,6 +1,6 @@
 """Who watches a model: this project, libraries that do, and what people write themselves.
 
-``Judges`` look at one window and say whether anything has changed. ``by_labels`` and ``by_answers``
+``DriftTests`` test one window for a change. ``by_labels`` and ``by_answers``
 listen to a stream and say when. What never alarms and what always does stand among them.
 """
 
@@ -58,8 +58,8 @@ ByAnswers = Callable[[Predictions], Iterator[int]]
 # One window
 
 
-class Judges:
-    """All who judge one window by what the model answers, each at the error rate of 0.05 that it promises.
+class DriftTests:
+    """The drift tests of one window of answers, each at the error rate of 0.05 that it promises.
 
     Parameters
     ----------
@@ -74,12 +74,12 @@ class Judges:
         self._classes = np.bincount(baseline.predicted, minlength=len(baseline.classes))
         self._frame = as_frame(baseline.probabilities)
 
-    def verdicts(self, window: Predictions, evidently: bool = True) -> dict[str, bool]:
-        """Who says that the window has drifted."""
+    def results(self, window: Predictions, evidently: bool = True) -> dict[str, bool]:
+        """Whether the window has drifted, by the name of each test."""
         counts = self._bins.count(replace(window, labels=np.full(window.n, NO_CLASS)))
         usual, free = (run_tests(counts, self._bins, limits, "short") for limits in (Thresholds(), ANY_SIZE))
         gap, share, z = plain_tests(window, self._confidence, self._classes)
-        verdicts = {
+        results = {
             OURS: any(result.drifted for result in usual),
             OURS_ANY_SIZE: any(result.drifted for result in free),
             OURS_ANY_EFFECT: any(map(_certain, free)),
@@ -90,8 +90,8 @@ class Judges:
         }
         if evidently:
             columns = evidently_columns(as_frame(window.probabilities), self._frame)
-            verdicts |= {EVIDENTLY: any(columns), EVIDENTLY_HALF: float(np.mean(columns)) >= 0.5}
-        return verdicts | {NEVER: False, ALWAYS: True}
+            results |= {EVIDENTLY: any(columns), EVIDENTLY_HALF: float(np.mean(columns)) >= 0.5}
+        return results | {NEVER: False, ALWAYS: True}
 
 
 def _certain(result: DriftResult) -> bool:
@@ -136,12 +136,12 @@ def evidently_columns(window: pd.DataFrame, reference: pd.DataFrame) -> list[boo
 
     Its report decides by these functions too, but also draws, which takes many times as long.
     """
-    verdicts = []
+    drifted = []
     for name in window:
         kind = ColumnType.Categorical if name == PREDICTED else ColumnType.Numerical
         test = get_stattest(reference[name], window[name], kind, None)
-        verdicts.append(bool(test(reference[name], window[name], kind, None).drifted))
-    return verdicts
+        drifted.append(bool(test(reference[name], window[name], kind, None).drifted))
+    return drifted
 
 
 def evidently_report(window: pd.DataFrame, reference: pd.DataFrame) -> object:
@@ -182,21 +182,23 @@ def cbpe(baseline: Baseline) -> Callable[[Predictions], float]:
 
 
 def by_labels(right: int, n: int) -> dict[str, ByLabels]:
-    """All who listen to whether answers are right, of a model that was right in so many of n images."""
+    """Detectors of wrong answers, for a model that was right for so many of n images."""
     return {
-        OURS: lambda told: (alarm.index for alarm in ErrorDetector(right, n, run_length(1)).update(told)),
-        "ADWIN": lambda told: _river(drift.ADWIN(), ~told),
-        "HDDM_A": lambda told: _river(drift.binary.HDDMA(), ~told),
-        "HDDM_W": lambda told: _river(drift.binary.HDDMW(), ~told),
-        "Page-Hinkley": lambda told: _river(drift.PageHinkley(), ~told),
-        "DDM": lambda told: _river(drift.binary.DDM(), ~told),
+        OURS: lambda right_answers: (
+            alarm.index for alarm in ErrorDetector(right, n, run_length(1)).update(right_answers)
+        ),
+        "ADWIN": lambda right_answers: _river(drift.ADWIN(), ~right_answers),
+        "HDDM_A": lambda right_answers: _river(drift.binary.HDDMA(), ~right_answers),
+        "HDDM_W": lambda right_answers: _river(drift.binary.HDDMW(), ~right_answers),
+        "Page-Hinkley": lambda right_answers: _river(drift.PageHinkley(), ~right_answers),
+        "DDM": lambda right_answers: _river(drift.binary.DDM(), ~right_answers),
         NEVER: lambda _: iter(()),
-        ALWAYS: lambda told: iter(range(len(told))),
+        ALWAYS: lambda right_answers: iter(range(len(right_answers))),
     }
 
 
 def by_answers(baseline: Baseline, per_million: float) -> dict[str, ByAnswers]:
-    """All who listen to answers alone; those that take a budget of false alarms get this one."""
+    """Detectors of changed answers without labels; those with a budget of false alarms get this one."""
     confidence = np.sort(baseline.confidence)
     return {
         OURS: lambda window: _ours(DetectorSet(baseline, per_million), window),
@@ -221,7 +223,7 @@ def _ours(detectors: DetectorSet, window: Predictions) -> Iterator[int]:
 
 
 def _river(detector: Any, values: NDArray[Any]) -> Iterator[int]:
-    """One of river's detectors with its defaults; it starts anew by itself after an alarm."""
+    """One of river's detectors with its defaults; it restarts after an alarm."""
     for place, value in enumerate(values.tolist()):
         detector.update(value)
         if detector.drift_detected:
