@@ -106,7 +106,7 @@ def by_hyperopt(suggest: Any, arena: Arena, count: int) -> list[Trial]:
 
 
 def by_optuna(pruner: str, arena: Arena, count: int) -> list[Trial]:
-    """A study of Optuna that gets each fold; with WilcoxonPruner the value is the mean of the folds, as in its manual."""
+    """A study of Optuna that gets each fold; with WilcoxonPruner a value is the mean of folds, as in its manual."""
     import optuna  # of the peers only
 
     trials: list[Trial] = []

@@ -1,7 +1,7 @@
-"""Who watches a model: this project, libraries that do, and what people write themselves.
+"""Monitors of a model: this project, libraries, and plain tests.
 
-``DriftTests`` test one window for a change. ``by_labels`` and ``by_answers``
-listen to a stream and say when. What never alarms and what always does stand among them.
+``DriftTests`` test one window for a change; ``by_labels`` and ``by_answers`` give detectors for a stream.
+One that never alarms and one that always does are among them.
 """
 
 import os
