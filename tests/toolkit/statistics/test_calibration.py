@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from toolkit.statistics.calibration import CALIBRATION_BINS, calibration_bins
 
 
-def test_the_calibration_bins_by_hand():
+def test_calibration_bins_by_hand():
     """A confidence of 1 belongs to the last bin, and an edge to the bin above it."""
     confidence = np.array([0.61, 0.65, 0.9, 0.9, 0.9, 1.0, 0.8])
     bins = calibration_bins(np.stack([confidence, 1 - confidence], axis=1), np.array([0, 1, 0, 0, 0, 1, 0]))

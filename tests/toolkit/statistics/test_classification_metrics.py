@@ -41,7 +41,7 @@ def test_many_matrices_are_scored_at_once():
     np.testing.assert_allclose(np.transpose(together), alone)
 
 
-def test_importing_them_is_quick():
+def test_import_is_quick():
     program = "import sys; from toolkit.statistics import classification_metrics, intervals; "
     program += "print({*sys.argv[1:]} & {*sys.modules})"
     words = [sys.executable, "-c", program, "scipy", "sklearn", "torch", "pandas"]

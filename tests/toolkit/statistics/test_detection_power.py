@@ -11,7 +11,7 @@ from toolkit.statistics.detection_power import DROPS as BETS
 from toolkit.statistics.detection_power import REPORTED_DROPS, RUN_LENGTH, describe_detectable_drops, labels_to_detect
 
 
-def test_it_speaks_of_the_alarm_that_there_is():
+def test_constants_are_those_of_the_detector():
     thresholds = Thresholds()
     assert BETS == DROPS
     assert pytest.approx(run_length(thresholds.max_false_alarms_per_million, 1 / 6)) == RUN_LENGTH
@@ -19,7 +19,7 @@ def test_it_speaks_of_the_alarm_that_there_is():
 
 
 @pytest.mark.parametrize(("accuracy", "n", "drop"), [(0.84, 10_000, 0.2), (0.84, 10_000, 0.1), (0.9, 500, 0.2)])
-def test_the_alarm_fires_after_about_so_many_labels(accuracy, n, drop):
+def test_the_alarm_fires_after_about_labels_to_detect(accuracy, n, drop):
     found = []
     for seed in range(15):
         rng = np.random.default_rng(seed)
@@ -31,7 +31,7 @@ def test_the_alarm_fires_after_about_so_many_labels(accuracy, n, drop):
 
 
 @pytest.mark.parametrize(("n", "drop"), [(100, 0.1), (500, 0.05)])
-def test_what_it_never_finds_is_not_found(n, drop):
+def test_undetectable_drops_are_not_detected(n, drop):
     assert labels_to_detect(0.84, n, drop) == math.inf
     for seed in range(3):
         rng = np.random.default_rng(seed)
@@ -39,7 +39,7 @@ def test_what_it_never_finds_is_not_found(n, drop):
         assert detector.update(rng.random(8000) < 0.84 * (1 - drop)) == []
 
 
-def test_more_images_find_more_and_sooner():
+def test_more_images_need_fewer_labels():
     for drop in REPORTED_DROPS:
         labels = [labels_to_detect(0.84, n, drop) for n in (50, 200, 1000, 5000, 50_000)]
         assert labels == sorted(labels, reverse=True)

@@ -17,7 +17,7 @@ def test_wilson_is_scipys(n, data):
     assert wilson(right, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
-def test_weighted_holm_is_holm_of_equal_weights_and_spends_alpha_by_weight():
+def test_weighted_holm_spends_alpha_by_weight():
     assert holm([0.01, 0.04, 0.03], [2, 2, 2]) == pytest.approx(holm([0.01, 0.04, 0.03]))
     # Of weights 4, 1, 1 in all 6: 0.012 * 6 / 4, then 0.01 * 2 / 1, then 0.5 * 1 / 1.
     assert holm([0.012, 0.01, 0.5], [4, 1, 1]) == pytest.approx([0.018, 0.02, 0.5])
@@ -25,7 +25,7 @@ def test_weighted_holm_is_holm_of_equal_weights_and_spends_alpha_by_weight():
 
 @given(st.lists(st.floats(0, 1), max_size=8))
 @settings(max_examples=60)
-def test_holm_keeps_the_order_and_never_makes_a_p_value_smaller(p_values):
+def test_holm_keeps_the_order_and_only_raises_p_values(p_values):
     corrected = holm(p_values)
     assert all(p <= c <= 1 for p, c in zip(p_values, corrected, strict=True))
     order = sorted(range(len(p_values)), key=p_values.__getitem__)

@@ -1,4 +1,4 @@
-"""Ids of predictions: unique, in the order of time, and refused when they cannot be one."""
+"""Ids of predictions: unique, growing with time, and refused when invalid."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from toolkit.monitoring.base.ids import format_id, new_id_numbers, new_predictio
 ROOT = str(Path(__file__).parents[4])
 
 
-def test_ids_grow_even_while_the_clock_stands_still_or_goes_back():
+def test_ids_grow_when_the_clock_stops_or_goes_back():
     times = iter([2e9, 2e9, 2e9, 1e9, 2e9 + 1])
     ids = [new_prediction_id(lambda: next(times)) for _ in range(5)]
     assert ids == sorted(set(ids))
@@ -44,7 +44,7 @@ if child:
 """
 
 
-def test_processes_that_make_many_at_the_same_time_never_make_the_same(tmp_path):
+def test_ids_of_two_processes_differ(tmp_path):
     environment = os.environ | {"PYTHONPATH": ROOT}
     subprocess.run([sys.executable, "-c", IN_TWO_PROCESSES], check=True, cwd=tmp_path, env=environment)
     made = [{int(word) for word in (tmp_path / name).read_text().split()} for name in ("parent", "child")]
@@ -54,7 +54,7 @@ def test_processes_that_make_many_at_the_same_time_never_make_the_same(tmp_path)
     assert not made[0] & {parse_prediction_id(new_prediction_id(lambda: 2e9)) for _ in range(1000)}
 
 
-def test_many_numbers_grow_whatever_the_clock_does():
+def test_id_numbers_grow_when_the_clock_stops_or_goes_back():
     made = [number for seconds in (3e9, 3e9, 1e9, 3e9 + 0.001, 4e9) for number in new_id_numbers(seconds, 1500)]
     assert made == sorted(set(made))
     assert new_id_numbers(5e9, 0) == []
@@ -66,6 +66,6 @@ def test_an_id_is_read_back(number):
 
 
 @pytest.mark.parametrize("text", ["", "12", "g" * 16, "f" * 16, "0x00000000000001", " 00000000000001a", "-" * 16, None])
-def test_what_cannot_be_an_id_is_unknown(text):
+def test_invalid_ids_are_unknown_predictions(text):
     with pytest.raises(UnknownPrediction, match=r"there is no prediction .*16 hex digits"):
         parse_prediction_id(text)

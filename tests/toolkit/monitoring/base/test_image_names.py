@@ -1,4 +1,4 @@
-"""Names of images: plain text of one line and bounded length, whatever is given."""
+"""Names of images: one printable line of bounded length."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from toolkit.monitoring.base.image_names import MAX_LENGTH, image_name, image_na
 
 
 @given(st.text(alphabet=st.characters(codec=None), max_size=2 * MAX_LENGTH))
-def test_any_text_becomes_one_printable_line_that_can_be_stored(text):
+def test_image_name_of_any_text_is_one_printable_line(text):
     name = image_name(text)
     assert (name is None) == (text == "")
     if name is not None:
@@ -23,13 +23,13 @@ def test_any_text_becomes_one_printable_line_that_can_be_stored(text):
             assert name == text
 
 
-def test_what_does_not_print_is_seen():
+def test_image_name_escapes_unprintable_characters():
     assert image_name("a\r\nb\0\x1b[2J\u202egpj.\udce9") == r"a\r\nb\x00\x1b[2J\u202egpj.\udce9"
     assert image_name("été/猫 1.jpg") == "été/猫 1.jpg"
     assert image_name(Path("a/b.jpg")) == "a/b.jpg"
 
 
-def test_a_long_name_keeps_both_ends():
+def test_image_name_cuts_out_the_middle_of_long_names():
     name = image_name("https://example.org/" + "x" * 5000 + "/cat.jpg")
     assert name.startswith("https://example.org/xx")
     assert name.endswith("xx/cat.jpg")
@@ -38,14 +38,14 @@ def test_a_long_name_keeps_both_ends():
 
 
 @pytest.mark.parametrize("wrong", [5, b"a.jpg", ["a.jpg"], 1.5, True])
-def test_what_is_no_text_is_refused(wrong):
+def test_image_name_refuses_other_types(wrong):
     with pytest.raises(SettingsError, match=r"^source must be a text such as a file name, got "):
         image_name(wrong)
     with pytest.raises(SettingsError, match=r"^sources\[1\] must be a text such as a file name, got "):
         image_names(["a", wrong], 2)
 
 
-def test_there_is_one_for_each_image():
+def test_image_names_require_one_for_each_prediction():
     assert image_names(["a", None, "", "b\n"], 4) == ["a", None, None, r"b\n"]
     with pytest.raises(SettingsError, match=r"^2 sources are needed, one for each prediction, got 3$"):
         image_names(["a", "b", "c"], 2)

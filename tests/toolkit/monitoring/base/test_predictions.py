@@ -21,7 +21,7 @@ def window_of(predicted, labels, confidence=None):
     )
 
 
-def test_joined_windows_are_the_rows_of_both_with_gaps_where_a_statistic_is_missing():
+def test_concatenate_fills_missing_statistics_with_nan():
     first, second = window_of([0, 1], [0, -1]), window_of([2], [2])
     first = Predictions(**{**first.__dict__, "statistics": {"brightness": np.array([0.1, 0.2], np.float32)}})
     both = Predictions.concatenate([first, second])
@@ -31,7 +31,7 @@ def test_joined_windows_are_the_rows_of_both_with_gaps_where_a_statistic_is_miss
     assert both.last(None).n == both.last(99).n == 3
 
 
-def test_columns_that_were_read_come_along_and_empty_parts_do_not_matter():
+def test_concatenate_keeps_all_columns_and_skips_empty_parts():
     rows = window_of([0, 1, 2], [0, -1, 2])
     columns = {"probabilities": np.eye(3, dtype=np.float16), "sequence": np.array([4, 6, 7]), "ids": np.arange(3)}
     full = Predictions(**{**rows.__dict__, **columns})

@@ -1,4 +1,4 @@
-"""Limits: the three levels, and the values that are refused."""
+"""Thresholds: the levels, and the values that are refused."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_a_level_begins_above_its_threshold(drop, level):
         ({"trust_labels": 0.5}, "trust_labels must be True or False, got 0.5"),
     ],
 )
-def test_limits_without_sense_are_refused(wrong, message):
+def test_impossible_thresholds_are_refused(wrong, message):
     with pytest.raises(SettingsError, match=message):
         Thresholds(**wrong)
 

@@ -1,4 +1,4 @@
-"""Points in time: each kind that is given, against Python's own reading of it."""
+"""Times in every form, against Python's own conversions."""
 
 import math
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -35,13 +35,13 @@ INSIDE = {"min_value": datetime(1971, 1, 1), "max_value": datetime(2999, 1, 1)}
         MOMENT.astimezone().replace(tzinfo=None),
     ],
 )
-def test_each_way_to_say_it_is_the_same_time(given):
+def test_every_form_of_a_time_gives_the_same_timestamp(given):
     assert to_timestamp(given) == MOMENT.timestamp()
     assert to_timestamps([given, given], 2) == [MOMENT.timestamp()] * 2
 
 
 @given(st.datetimes(**INSIDE, timezones=st.timezones() | st.none()))
-def test_what_python_writes_is_read_back(moment):
+def test_isoformat_and_repr_are_read_back(moment):
     wanted = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
     assert to_timestamp(moment.isoformat()) == pytest.approx(wanted, abs=1e-6)
     assert to_timestamp(repr(wanted)) == wanted
@@ -52,7 +52,7 @@ def test_a_day_begins_in_utc():
 
 
 @pytest.mark.parametrize("wrong", ["soon", "", "2026-13-01", "2026-02-30T00:00", None, [], {}, True, b"2026", "2026"])
-def test_what_is_no_time_is_told_in_one_line(wrong):
+def test_invalid_times_are_refused(wrong):
     with pytest.raises(SettingsError, match=r"^until must be a time such as 2026-11-24T08:00Z, got "):
         to_timestamp(wrong, "until")
 
@@ -61,14 +61,14 @@ def test_what_is_no_time_is_told_in_one_line(wrong):
     "wrong", [1.7e12, END_OF_TIME, -1, math.nan, math.inf, "nan", "9999-12-31", "0001-01-01T00:00+14:00",
               np.datetime64("NaT"), "1700000000000"],
 )  # fmt: skip
-def test_milliseconds_and_other_times_out_of_range_are_refused(wrong):
+def test_times_out_of_range_are_refused(wrong):
     with pytest.raises(SettingsError, match=r"^since must lie between the years 1970 and 3000, in seconds since 1970"):
         to_timestamp(wrong)
     with pytest.raises(SettingsError, match=r"^times\[1\] must lie between the years"):
         to_timestamps([5.0, wrong], 2)
 
 
-def test_many_times_come_as_any_column():
+def test_to_timestamps_takes_any_column():
     days = pd.date_range("2026-11-24", periods=3, tz="UTC")
     wanted = [day.timestamp() for day in days]
     for column in (days, days.tz_localize(None).to_numpy(), days.to_pydatetime(), list(days.strftime("%Y-%m-%d"))):

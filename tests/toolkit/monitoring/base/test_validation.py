@@ -1,4 +1,4 @@
-"""What is logged at once is taken, and refused, as if it had come one by one."""
+"""Many predictions are accepted and refused like each of them."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def outcome(work):
 
 @given(arrays(st.sampled_from([np.float64, np.float32, np.float16]), st.tuples(st.integers(1, 6), st.just(3)),
               elements=VALUES))  # fmt: skip
-def test_many_are_taken_as_each_of_them(rows):
+def test_many_predictions_are_checked_like_each_of_them(rows):
     one_by_one = [outcome(lambda row=row: validation.parse_probabilities(row, CLASSES)) for row in rows]
     errors = [(place, text) for place, text in enumerate(one_by_one) if isinstance(text, str)]
     together = outcome(lambda: validation.parse_many_probabilities(rows, CLASSES))
@@ -34,7 +34,7 @@ def test_many_are_taken_as_each_of_them(rows):
         np.testing.assert_array_equal(together, np.stack(one_by_one))
 
 
-def test_mappings_and_lists_and_arrays_are_the_same():
+def test_mappings_lists_and_arrays_are_equivalent():
     rows = [[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]]
     mappings = [dict(zip(CLASSES, row, strict=True)) for row in rows]
     mappings[1] = dict(reversed(mappings[1].items()))
@@ -57,12 +57,12 @@ def test_mappings_and_lists_and_arrays_are_the_same():
         ([{"bird": 1, "cat": 0, "dog": 0}, [1, 0, 0]], r"probabilities\[1\] must be a mapping as the first one is"),
     ],
 )
-def test_what_are_no_probabilities_of_many_is_refused(probabilities, message):
+def test_invalid_probabilities_are_refused(probabilities, message):
     with pytest.raises(SettingsError, match=message):
         validation.parse_many_probabilities(probabilities, CLASSES)
 
 
-def test_the_first_of_many():
+def test_first_row():
     assert validation.first_row([[1, 0]]) == [1, 0]
     assert validation.first_row(np.zeros((0, 3))) is None
     assert validation.first_row([]) is None
@@ -100,12 +100,12 @@ def test_statistics_come_as_columns_or_as_mappings():
         (lambda: validation.parse_numbers([1], 2, "latency_ms"), "2 values of latency_ms are needed, .* got 1"),
     ],
 )
-def test_what_is_no_number_is_told_in_one_line(work, message):
+def test_invalid_numbers_are_refused(work, message):
     with pytest.raises(SettingsError, match=f"^{message}"):
         work()
 
 
-def test_one_number_may_stand_for_all():
+def test_one_number_counts_for_all_predictions():
     assert validation.parse_numbers(3, 2, "latency_ms") == [3.0, 3.0]
     assert validation.parse_numbers(None, 2, "latency_ms") == [None, None]
     assert validation.parse_numbers(np.float32([1, 2]), 2, "latency_ms") == [1.0, 2.0]

@@ -1,4 +1,4 @@
-"""One budget for three alarms, each about its own metric."""
+"""The detectors of a model version: one budget, an alarm for each metric."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def rows(n, seed, **more):
     return window_of(n, np.random.default_rng(seed), **more)
 
 
-def test_each_metric_has_an_alarm_and_without_a_reference_there_is_none():
+def test_each_metric_has_a_detector_if_there_is_a_reference():
     calm = DetectorSet(BASELINE, 1.0)
     assert calm.update(rows(200, 1)) == []
     assert calm.update_labels(np.tile([True, True, True, True, False], 40)) == []
@@ -28,7 +28,7 @@ def test_each_metric_has_an_alarm_and_without_a_reference_there_is_none():
         assert nothing.evidence == dict.fromkeys(DETECTED_METRICS)
 
 
-def test_each_is_heard_about_its_own_metric():
+def test_alarms_name_their_metric():
     assert {found.metric for found in DetectorSet(BASELINE, 1.0).update_labels(np.zeros(60, bool))} == {"accuracy"}
     unsure = np.full((80, 3), [0.34, 0.33, 0.33], np.float16)
     window = Predictions(BASELINE.classes, np.zeros(80), np.arange(80) % 3, unsure.max(axis=1).astype(np.float32),
@@ -36,7 +36,7 @@ def test_each_is_heard_about_its_own_metric():
     assert {found.metric for found in DetectorSet(BASELINE, 1.0).update(window)} == {"confidence_distribution"}
 
 
-def test_in_one_batch_or_in_many_the_alarms_are_the_same():
+def test_alarms_do_not_depend_on_batches():
     window = rows(600, 2)
     spoilt = Predictions(window.classes, window.time, np.zeros(600, int), window.confidence, window.labels,
                     sequence=window.sequence)  # fmt: skip
@@ -57,13 +57,12 @@ def test_a_smaller_budget_takes_more_evidence():
     assert 0 < strict < lax
 
 
-def test_a_budget_without_sense_is_refused():
+def test_an_impossible_budget_is_refused():
     with pytest.raises(SettingsError, match="false alarms per million must be more than 0"):
         DetectorSet(BASELINE, 0.0)
 
 
-def test_labels_of_a_drawn_sample_are_heard_for_themselves():
-    """Easy ones that somebody labels beside them do not drown them."""
+def test_labels_of_a_drawn_sample_have_a_detector_of_their_own():
     rng = np.random.default_rng(3)
     right = np.ones(3000, bool)
     drawn = np.arange(3000) % 20 == 0
@@ -73,7 +72,7 @@ def test_labels_of_a_drawn_sample_are_heard_for_themselves():
     assert {(one.metric, one.alarm.change) for one in found} == {("accuracy", "worse")}
 
 
-def test_a_label_that_is_drawn_later_is_heard_as_drawn_only():
+def test_a_label_drawn_later_counts_in_the_drawn_sample_only():
     once, again = DetectorSet(BASELINE, 1.0), DetectorSet(BASELINE, 1.0)
     right = np.zeros(5, bool)
     for detectors in (once, again):
@@ -85,6 +84,6 @@ def test_a_label_that_is_drawn_later_is_heard_as_drawn_only():
 
 
 def test_a_burst_of_one_image_counts_as_one_label():
-    told = labelled_outcomes(np.full(60, 1), np.full(60, 2), np.zeros(60, bool))
-    assert DetectorSet(BASELINE, 1.0).update_labels(*told) == []
-    assert DetectorSet(BASELINE, 1.0).update_labels(told.right) != []
+    outcomes = labelled_outcomes(np.full(60, 1), np.full(60, 2), np.zeros(60, bool))
+    assert DetectorSet(BASELINE, 1.0).update_labels(*outcomes) == []
+    assert DetectorSet(BASELINE, 1.0).update_labels(outcomes.right) != []

@@ -25,7 +25,7 @@ def test_normal_survival(z):
     assert normal_survival(z) == pytest.approx(special.ndtr(-z), rel=1e-9)
 
 
-def test_kolmogorov_on_both_sides_of_where_its_series_meet():
+def test_kolmogorov_on_both_sides_of_the_change_of_series():
     for x in np.r_[-1, 0, np.linspace(0.05, 12, 500), 1.18, np.nextafter(1.18, 0)]:
         assert kolmogorov_survival(x) == pytest.approx(special.kolmogorov(x), rel=1e-9, abs=1e-15)
 

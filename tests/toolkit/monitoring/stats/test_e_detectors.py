@@ -1,4 +1,4 @@
-"""The detectors keep their promise, find what they bet on, and do not care how a stream is cut into batches."""
+"""Detectors: false alarms within the budget, changes that are found, independence of batches, saved states."""
 
 import json
 import math
@@ -24,7 +24,7 @@ A = 200  # run length of the simulations: small, so that there are false alarms 
 
 
 def worth(detector):
-    """The average worth of the bets, from the share of the threshold that it has reached."""
+    """The average worth of the bets, from the evidence."""
     return math.expm1(detector.evidence * math.log1p(detector.run_length))
 
 
@@ -52,12 +52,12 @@ def test_an_impossible_share_is_refused(share):
 # Breaking ties
 
 
-def test_tie_breakers_are_the_outputs_of_splitmix64():
+def test_uniform_ties_are_outputs_of_splitmix64():
     published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]  # of the seed 0
     assert uniform_ties([0, 1, 2]) == pytest.approx([bits / 2**64 for bits in published], abs=1e-15)
 
 
-def test_tie_breakers_of_consecutive_numbers_are_uniform_and_independent():
+def test_uniform_ties_are_uniform_and_independent():
     uniform = uniform_ties(np.arange(20_000))
     assert stats.kstest(uniform, "uniform").pvalue > 0.01
     assert abs(np.corrcoef(uniform[1:], uniform[:-1])[0, 1]) < 0.03
@@ -96,7 +96,7 @@ def test_bets_on_classes_by_hand():
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40))
 @settings(deadline=None, max_examples=60)
-def test_an_alarm_is_the_sum_over_all_starts_and_points_at_the_best(right):
+def test_alarms_equal_the_sum_over_all_starts(right):
     enough, drops = 4.0, np.array([0.05, 0.1, 0.2, 0.3])
     detector = ErrorDetector(right=90, n=99, run_length=enough)
     alarms = detector.update(right)
@@ -121,11 +121,11 @@ def test_a_bet_on_ranks_is_fair():
     assert np.mean(worths) == pytest.approx(A ** (-1 / 1000), abs=2e-3)
 
 
-# The promise
+# False alarms
 
 
 def false_alarms(rng, make, references=60, steps=2000):
-    """Alarms per run length without a change, over references drawn anew."""
+    """Alarms per run length without a change, over random references."""
     alarms = sum(make(rng, steps) for _ in range(references))
     return alarms * A / (references * steps)
 
@@ -152,22 +152,20 @@ def test_false_alarms_stay_within_the_budget(make):
     assert 0.2 < false_alarms(np.random.default_rng(8), make) < 1
 
 
-def test_without_the_discount_a_small_reference_would_break_the_promise():
-    """A discount close to 1, as for a huge reference, on what a hundred images said."""
-
-    def careless(rng, steps):
+def test_a_small_reference_needs_the_discount():
+    def careless(rng, steps):  # a discount close to 1, as for a huge reference, with only a hundred images
         return len(ErrorDetector(10_000 * rng.binomial(100, 0.8), 1_000_000, A).update(rng.random(steps) < 0.8))
 
     assert false_alarms(np.random.default_rng(8), careless) > 1
 
 
-def test_an_accuracy_that_rose_is_no_reason_for_an_alarm():
+def test_a_rise_of_accuracy_raises_no_alarm():
     rng = np.random.default_rng(2)
     detector = ErrorDetector(right=700, n=1000, run_length=1000)
     assert detector.update(rng.random(20_000) < 0.8) == []
 
 
-# What is found
+# Detection
 
 
 @pytest.mark.parametrize(("drop", "goal"), [(0.1, 330), (0.2, 90)])
@@ -259,7 +257,7 @@ CODES = {"labels": [0, 1, -1], "values": [0.0, 0.05, 0.5, 2.0, math.nan], "class
 @pytest.mark.parametrize("kind", MAKERS)
 @given(data=st.data())
 @settings(deadline=None, max_examples=40)
-def test_a_stream_gives_the_same_however_it_is_cut_into_batches(kind, data):
+def test_detectors_do_not_depend_on_batches(kind, data):
     values = np.array(data.draw(st.lists(st.sampled_from(CODES[kind]), max_size=80)), np.float64)
     places = data.draw(st.lists(st.integers(0, len(values)), max_size=6))
     batches = cut(values, places)
@@ -270,13 +268,13 @@ def test_a_stream_gives_the_same_however_it_is_cut_into_batches(kind, data):
 
 
 def stream_of(kind, n, seed=0):
-    """What a detector takes of n predictions."""
+    """Arguments of ``update`` for n predictions."""
     values = np.random.default_rng(seed).choice(np.array(CODES[kind], np.float64), n)
-    beside = {"labels": np.arange(n) % 7, "values": uniform_ties(np.arange(n))}
-    return (values, beside[kind]) if kind in beside else (values,)
+    more = {"labels": np.arange(n) % 7, "values": uniform_ties(np.arange(n))}
+    return (values, more[kind]) if kind in more else (values,)
 
 
-def test_every_detector_is_held_to_this():
+def test_every_detector_is_tested_and_has_an_example():
     assert {type(make()) for make in MAKERS.values()} == set(Detector.__subclasses__())
     assert all(">>> alarm" in (detector.__doc__ or "") for detector in Detector.__subclasses__())
 
@@ -284,7 +282,7 @@ def test_every_detector_is_held_to_this():
 @pytest.mark.parametrize("kind", MAKERS)
 @given(place=st.integers(0, 300), seed=st.integers(0, 99))
 @settings(deadline=None, max_examples=20)
-def test_a_saved_state_goes_on_as_if_nothing_had_happened(kind, place, seed):
+def test_a_restored_detector_continues_exactly(kind, place, seed):
     columns, unbroken, before, after = stream_of(kind, 300, seed), *(MAKERS[kind]() for _ in range(3))
     whole, _ = run(unbroken, [columns])
     first, _ = run(before, [tuple(column[:place] for column in columns)])
@@ -304,7 +302,7 @@ def test_the_state_does_not_grow_with_the_stream(kind):
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_what_is_unknown_is_skipped_but_has_its_place(kind):
+def test_unknown_values_are_skipped(kind):
     values = np.repeat(np.array(CODES[kind][:1], np.float64), 60)
     holes = np.insert(values, np.arange(0, 60, 3), CODES[kind][-1])  # before each third value
     ties = uniform_ties(np.arange(60))
@@ -316,7 +314,7 @@ def test_what_is_unknown_is_skipped_but_has_its_place(kind):
     assert [(known[a.index], a.length, a.evidence) for a in plain] == [(a.index, a.length, a.evidence) for a in gappy]
 
 
-def test_after_an_alarm_the_detector_starts_anew():
+def test_an_alarm_resets_the_detector():
     detector = ErrorDetector(right=90, n=100, run_length=50)
     (alarm,) = detector.update([0, 0, 0, 0])
     assert detector.evidence == 0
@@ -351,7 +349,7 @@ def test_ranks_at_both_ends_stay_finite():
     assert math.isfinite(detector.evidence)
 
 
-def test_saturated_confidences_are_no_change():
+def test_saturated_confidences_raise_no_alarm():
     """Nine of ten confidences are exactly 1: ties within and between the samples."""
     rng = np.random.default_rng(9)
     detector = RankDetector(np.where(rng.random(2000) < 0.9, 1.0, rng.random(2000)), run_length=1e5)
@@ -360,7 +358,7 @@ def test_saturated_confidences_are_no_change():
     assert detector.update(rng.random(100), uniform_ties(np.arange(100)))[0].change == "lower"
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -382,7 +380,7 @@ def test_saturated_confidences_are_no_change():
         (lambda: ClassDetector([5, 5], 100).update([0.5]), "a class must lie in 0..1, or be -1 for none, got 0.5"),
     ],
 )
-def test_bad_input_is_refused_in_one_line(make, message):
+def test_invalid_input_is_refused(make, message):
     with pytest.raises(SettingsError, match=message):
         make()
 
@@ -399,48 +397,48 @@ def labels_of(n, accuracy, rng, burst=1, k=10):
     return truth == predicted, (truth << 32) + predicted
 
 
-def usual_kinds(accuracy=0.84):
+def reference_kinds(accuracy=0.84):
     kinds, numbers = np.unique(labels_of(10_000, accuracy, np.random.default_rng(99))[1], return_counts=True)
     return dict(zip(kinds.tolist(), numbers.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("burst", [2, 5, 20, 60])
 def test_bursts_of_the_same_image_raise_no_alarm(burst):
-    usual, alarms = usual_kinds(), 0
+    reference, alarms = reference_kinds(), 0
     for seed in range(2):
-        detector = ErrorDetector(8400, 10_000, run_length(1, 1 / 3), usual)
+        detector = ErrorDetector(8400, 10_000, run_length(1, 1 / 3), reference)
         alarms += len(detector.update(*labels_of(40_000, 0.84, np.random.default_rng(seed), burst)))
     assert alarms == 0
 
 
-def test_bursts_that_begin_after_a_time_without_raise_no_alarm():
+def test_bursts_that_begin_late_raise_no_alarm():
     for seed in range(4):
         rng = np.random.default_rng(seed)
-        detector = ErrorDetector(8400, 10_000, run_length(1, 1 / 3), usual_kinds())
+        detector = ErrorDetector(8400, 10_000, run_length(1, 1 / 3), reference_kinds())
         assert detector.update(*labels_of(3000, 0.84, rng)) == []
         assert detector.update(*labels_of(3000, 0.84, rng, 20)) == []
 
 
 @pytest.mark.parametrize("order", ["as they come", "by class", "one class only"])
-def test_labels_that_are_no_bursts_are_worth_what_they_are(order):
+def test_labels_without_bursts_keep_their_weight(order):
     kinds = labels_of(20_000, 0.84, np.random.default_rng(5))[1]
     if order == "one class only":
         kinds = kinds[kinds >> 32 == 3]
-    worth = BurstWeights(usual_kinds()).weights(np.sort(kinds) if order == "by class" else kinds)
+    worth = BurstWeights(reference_kinds()).weights(np.sort(kinds) if order == "by class" else kinds)
     if order == "by class":  # which is no fair order: the classes differ
         assert worth.mean() < 0.5
     else:
         assert worth.mean() > 0.9
 
 
-def test_a_drop_is_found_in_bursts_too_by_about_as_many_images():
-    usual = usual_kinds()
+def test_a_drop_is_found_in_bursts():
+    reference = reference_kinds()
     delays = {}
     for burst in (1, 10):
         found = []
         for seed in range(9):
             rng = np.random.default_rng(seed)
-            detector = ErrorDetector(8400, 10_000, run_length(1, 1 / 3), usual)
+            detector = ErrorDetector(8400, 10_000, run_length(1, 1 / 3), reference)
             detector.update(*labels_of(1000, 0.84, rng, burst))
             alarms = detector.update(*labels_of(12_000, 0.63, rng, burst))
             found.append(alarms[0].index if alarms else math.inf)
@@ -451,16 +449,16 @@ def test_a_drop_is_found_in_bursts_too_by_about_as_many_images():
 
 @given(st.integers(0, 2**32), st.lists(st.integers(1, 40), min_size=1, max_size=8))
 @settings(max_examples=20, deadline=None)
-def test_bursts_are_the_same_in_batches_of_any_size(seed, sizes):
+def test_burst_weights_do_not_depend_on_batches(seed, sizes):
     right, kinds = labels_of(sum(sizes), 0.7, np.random.default_rng(seed), burst=4)
-    whole, parts = (ErrorDetector(8400, 10_000, 1e4, usual_kinds()) for _ in range(2))
+    whole, parts = (ErrorDetector(8400, 10_000, 1e4, reference_kinds()) for _ in range(2))
     whole.update(right, kinds)
     for stop, size in zip(np.cumsum(sizes), sizes, strict=True):
         parts.update(right[stop - size : stop], kinds[stop - size : stop])
     assert parts.evidence == pytest.approx(whole.evidence, rel=1e-12)
 
 
-def test_a_long_stream_of_kinds_is_remembered_in_little_room():
+def test_burst_weights_take_bounded_memory():
     rng = np.random.default_rng(7)
     bursts = BurstWeights({})
     assert bursts.weights(rng.integers(0, 50_000, 30_000)).min() > 0.5

@@ -29,7 +29,7 @@ counts = st.lists(st.integers(0, 200), min_size=2, max_size=12)
 
 @pytest.mark.parametrize(("n", "m"), [(100, 300), (100, 5000), (1000, 2000)])
 @pytest.mark.parametrize("shift", [0.1, 0.3])
-def test_the_p_value_of_a_gap_is_close_to_the_exact_one(n, m, shift):
+def test_ks_p_value_is_close_to_the_exact_one(n, m, shift):
     rng = np.random.default_rng(n + m)
     exact = stats.ks_2samp(rng.normal(shift, 1, n), rng.normal(0, 1, m), method="exact")
     assert ks_p_value(exact.statistic, n, m) == pytest.approx(exact.pvalue, rel=0.12)  # the exact one has steps
@@ -38,7 +38,7 @@ def test_the_p_value_of_a_gap_is_close_to_the_exact_one(n, m, shift):
 
 @given(st.lists(counts, min_size=1, max_size=6))
 @settings(deadline=None)
-def test_the_gaps_of_several_quantities_at_once_are_scipys(pieces):
+def test_ks_statistics_are_scipys(pieces):
     windows = [np.array(piece) + 1 for piece in pieces]
     references = [window[::-1] for window in windows]
     starts = np.concatenate([[0], np.cumsum([len(window) for window in windows])[:-1]])
@@ -66,14 +66,14 @@ def test_rare_classes_are_merged_into_one():
     assert outcome.p_value == pytest.approx(merged.pvalue)
 
 
-def test_a_class_the_reference_never_showed_counts():
+def test_chi_square_counts_classes_without_reference_cases():
     exact = stats.hypergeom(1100, 20, 100).sf(19)
     assert chi_square(np.array([80, 20]), np.array([1000, 0])).p_value == pytest.approx(exact, rel=1e-6)
     assert chi_square(np.array([80, 0, 20]), np.array([900, 100, 0])).p_value < 1e-15
 
 
 @pytest.mark.parametrize("lonely", [0.0005, 0.002, 0.004])
-def test_one_rare_class_neither_raises_false_alarms_nor_takes_the_power_of_the_others(lonely):
+def test_one_rare_class_keeps_level_and_power(lonely):
     rng = np.random.default_rng(12)
     shares = np.r_[np.full(9, (1 - lonely) / 9), lonely]
     changed = shares.copy()
@@ -96,13 +96,13 @@ def test_one_rare_class_neither_raises_false_alarms_nor_takes_the_power_of_the_o
     assert found(more) > 0.6  # of the rare class itself
 
 
-def test_a_rare_class_beside_millions_is_tested_too():
+def test_a_rare_class_among_millions_is_tested():
     outcome = chi_square(np.r_[np.full(9, 1_111_111), 4], np.r_[np.full(9, 1000), 3])
     assert outcome.p_value == pytest.approx(1, abs=0.3)
     assert chi_square(np.array([500, 500, 0]), np.array([5000, 5000, 1])).p_value == pytest.approx(1, abs=1e-6)
 
 
-def test_many_rare_classes_raise_no_more_false_alarms_than_stated():
+def test_many_rare_classes_keep_the_level():
     rng = np.random.default_rng(11)
     shares = np.r_[0.5, 0.3, np.full(40, 0.2 / 40)]  # 2 expected of each rare class in the window
     trials = [chi_square(rng.multinomial(400, shares), rng.multinomial(2000, shares)).p_value for _ in range(3000)]
@@ -121,7 +121,7 @@ def dealt(window, reference, rng, times):
 
 
 @pytest.mark.parametrize(("k", "n", "m"), [(60, 100, 500), (300, 200, 1000), (300, 400, 3000)])
-def test_many_sparse_classes_get_the_p_value_of_a_permutation_test(k, n, m):
+def test_sparse_chi_square_is_close_to_a_permutation_test(k, n, m):
     rng = np.random.default_rng(k + n)
     shares = rng.dirichlet(np.full(k, 0.5))
     reference = rng.multinomial(m, shares)
@@ -132,7 +132,7 @@ def test_many_sparse_classes_get_the_p_value_of_a_permutation_test(k, n, m):
         assert outcome.p_value == pytest.approx((trials >= outcome.statistic).mean(), abs=0.025)
 
 
-def test_the_statistic_of_sparse_classes_is_scipys():
+def test_sparse_chi_square_statistic_is_scipys():
     rng = np.random.default_rng(12)
     window, reference = rng.multinomial(300, np.full(80, 1 / 80)), rng.multinomial(900, np.full(80, 1 / 80))
     expected = stats.chi2_contingency(np.stack([window, reference]), correction=False)
@@ -148,26 +148,26 @@ def test_a_change_among_a_thousand_rare_classes_is_found():
     assert chi_square(rng.multinomial(1000, usual / 1000), reference).p_value > 0.01
 
 
-def test_sparse_classes_that_leave_no_choice_prove_nothing():
+def test_sparse_chi_square_of_one_class_or_sample_is_one():
     assert sparse_chi_square(np.array([5, 0]), np.array([7, 0])) == (0.0, 1.0)
     assert sparse_chi_square(np.array([0, 0]), np.array([7, 2])) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(("bins", "true"), [(10, 0.9261424), (20, 0.9632963), (50, 0.9848757)])
-def test_the_stability_index_of_a_shift_by_one_deviation_tends_to_its_true_value(bins, true):
+def test_psi_of_a_normal_shift_tends_to_its_true_value(bins, true):
     edges = stats.norm.ppf(np.arange(bins + 1) / bins)
     reference, window = np.full(bins, 1e9 / bins), 1e9 * np.diff(stats.norm.cdf(edges - 1))
     assert population_stability_index(window, reference) == pytest.approx(true, abs=1e-6)
 
 
-def test_the_stability_index_of_an_empty_bin_is_finite():
+def test_psi_of_an_empty_bin_is_finite():
     by_hand = (100.5 / 101 - 50.5 / 101) * math.log(100.5 / 50.5) + (0.5 / 101 - 50.5 / 101) * math.log(0.5 / 50.5)
     assert population_stability_index(np.array([100, 0]), np.array([50, 50])) == pytest.approx(by_hand)
     assert population_stability_index(np.array([3, 4]), np.array([3, 4])) == 0
 
 
 @given(st.lists(st.integers(0, 9), min_size=30, max_size=200).filter(any))
-def test_groups_of_bins_are_in_order_and_hold_about_a_tenth(cases):
+def test_quantile_groups_are_ordered_and_hold_a_tenth(cases):
     reference = np.array(cases)
     groups = quantile_groups(reference)
     assert set(np.diff(groups)) <= {0, 1}
@@ -175,7 +175,7 @@ def test_groups_of_bins_are_in_order_and_hold_about_a_tenth(cases):
 
 
 @pytest.mark.parametrize("kept", [0.3, 0.8])
-def test_a_mean_of_dependent_cases_varies_like_one_of_so_many_independent_ones(kept):
+def test_effective_sample_size_gives_the_variance_of_the_mean(kept):
     rng = np.random.default_rng(14)
     n, chains = 400, 2000
     series = np.empty((n, chains))
@@ -185,14 +185,14 @@ def test_a_mean_of_dependent_cases_varies_like_one_of_so_many_independent_ones(k
     assert 1 / series.mean(axis=0).var() == pytest.approx(effective_sample_size(n, kept, n - 1), rel=0.12)
 
 
-def test_dependence_that_chance_explains_is_none():
+def test_effective_sample_size_ignores_chance_autocorrelation():
     assert effective_sample_size(1000, 0.07, 999) == effective_sample_size(1000, -0.9, 999) == 1000
     assert effective_sample_size(1000, 0.5, 0) == 1000
     assert effective_sample_size(1000, 1.0, 999) == 1
 
 
 @given(counts)
-def test_the_same_counts_are_no_drift_in_any_order(values):
+def test_chi_square_does_not_depend_on_order(values):
     window = np.array(values) + 1
     order = np.random.default_rng(0).permutation(len(window))
     assert chi_square(window, window).p_value >= 0.5  # exact and one-sided where a class is rare
@@ -210,7 +210,7 @@ def test_total_variation_is_half_the_distance_and_symmetric(first, second):
     assert 0 <= total_variation(a, b) == pytest.approx(total_variation(b, a))
 
 
-def test_moments_are_all_that_the_mean_test_needs():
+def test_mean_shift_is_welchs_test():
     outcome, shift = mean_shift(Moments(400, 0.71, 0.2), Moments(900, 0.75, 0.1))
     welch = stats.ttest_ind_from_stats(0.71, 0.2, 400, 0.75, 0.1, 900, equal_var=False)
     assert outcome.statistic == pytest.approx(welch.statistic)
@@ -218,14 +218,14 @@ def test_moments_are_all_that_the_mean_test_needs():
     assert shift == pytest.approx(-0.4)
 
 
-def test_constant_samples_have_a_finite_shift():
+def test_mean_shift_of_constant_samples_is_finite():
     outcome, shift = mean_shift(Moments(50, 1.0, 0.0), Moments(50, 0.999, 0.0), resolution=2**-11)
     assert math.isfinite(outcome.statistic)
     assert shift == pytest.approx(0.001 / 2**-11)
     assert mean_shift(Moments(50, 1.0, 0.0), Moments(50, 1.0, 0.0)) == ((0.0, 1.0), 0.0)
 
 
-def test_the_drop_test_is_half_of_the_two_by_two_chi_square():
+def test_accuracy_drop_test_is_half_of_chi_square():
     outcome = accuracy_drop_test(80, 100, 900, 1000)
     table = stats.chi2_contingency([[80, 20], [900, 100]], correction=False)
     assert outcome.statistic**2 == pytest.approx(table.statistic)
@@ -234,7 +234,7 @@ def test_the_drop_test_is_half_of_the_two_by_two_chi_square():
 
 
 @pytest.mark.parametrize(("accuracy", "n"), [(0.9, 100), (0.9, 1000), (0.99, 300), (0.5, 60)])
-def test_a_drop_is_called_certain_wrongly_no_more_often_than_stated(accuracy, n):
+def test_degradation_lower_bound_keeps_its_confidence(accuracy, n):
     rng = np.random.default_rng(7)
     true_drop, m, trials = 0.1, 2000, 4000
     windows = rng.binomial(n, accuracy * (1 - true_drop), trials)
@@ -244,17 +244,17 @@ def test_a_drop_is_called_certain_wrongly_no_more_often_than_stated(accuracy, n)
 
 
 @given(st.integers(1, 500), st.integers(1, 500), st.data())
-def test_what_is_certain_is_never_more_than_what_was_seen(n, m, data):
+def test_degradation_lower_bound_is_below_the_observed_drop(n, m, data):
     right, usual = data.draw(st.integers(0, n)), data.draw(st.integers(1, m))
     seen = 1 - (right / n) / (usual / m)
     assert degradation_lower_bound(right, n, usual, m) <= seen + 1e-9
 
 
-def test_a_reference_that_was_never_right_proves_nothing():
+def test_degradation_lower_bound_of_a_reference_of_zero():
     assert degradation_lower_bound(0, 100, 0, 100) == -math.inf
 
 
-def test_the_labels_said_to_be_needed_are_enough_nine_times_out_of_ten():
+def test_required_labels_are_enough_nine_times_in_ten():
     rng = np.random.default_rng(3)
     n, m = required_labels(0.9, drop=0.2), 1_000_000
     proved = [degradation_lower_bound(int(r), n, int(0.9 * m), m, 0.99) > 0.05 for r in rng.binomial(n, 0.72, 2000)]

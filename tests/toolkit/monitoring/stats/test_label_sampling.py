@@ -1,4 +1,4 @@
-"""Audits: fair draws, the same ones everywhere."""
+"""Samples for labelling: random, and the same in every process."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from toolkit.monitoring.stats.label_sampling import labels_to_confirm, random_nu
     st.lists(st.integers(0, 2**63 - 1), max_size=60, unique=True), st.integers(1, 30), st.integers(0, 5), st.randoms()
 )
 @settings(max_examples=80, deadline=None)
-def test_the_list_follows_from_the_window_and_grows_at_its_end(ids, n, seed, random):
+def test_the_sample_is_deterministic_and_extends_a_smaller_one(ids, n, seed, random):
     drawn = sample_for_labelling(ids, n, seed).tolist()
     assert sample_for_labelling(random.sample(ids, len(ids)), n, seed).tolist() == drawn
     assert sample_for_labelling(ids, n + 7, seed)[:n].tolist() == drawn
@@ -25,7 +25,7 @@ def test_the_list_follows_from_the_window_and_grows_at_its_end(ids, n, seed, ran
     assert len(set(drawn)) == len(drawn) == min(n, len(ids))
 
 
-def test_every_prediction_is_drawn_equally_often_alone_and_in_pairs():
+def test_predictions_and_pairs_are_drawn_equally_often():
     ids = [parse_prediction_id(new_prediction_id(lambda: 1.7e9)) for _ in range(20)]  # of one burst
     draws = np.array([np.isin(ids, sample_for_labelling(ids, 5, seed)) for seed in range(4000)])  # (4000, 20)
     assert stats.chisquare(draws.sum(axis=0)).pvalue > 0.001
@@ -34,21 +34,21 @@ def test_every_prediction_is_drawn_equally_often_alone_and_in_pairs():
     assert pairs.mean() == pytest.approx(4000 * (5 / 20) * (4 / 19))
 
 
-def test_a_window_that_moved_on_keeps_what_is_still_in_it():
+def test_samples_of_overlapping_windows_overlap():
     rng = np.random.default_rng(0)
     ids = rng.permutation(10**6)[:1100]
     before, after = sample_for_labelling(ids[:1000], 100), sample_for_labelling(ids[100:], 100)
     assert len(set(before) & set(after)) > 75  # of the 90 that one would hope for
 
 
-def test_the_number_of_labels_grows_as_the_suspicion_shrinks():
+def test_a_smaller_drop_takes_more_labels():
     thresholds = Thresholds()
     assert labels_to_confirm(0.9, 0.2, thresholds) == required_labels(0.9, drop=0.2)
     assert labels_to_confirm(0.9, 0.4, thresholds) < 107 < labels_to_confirm(0.9, 0.12, thresholds)
     assert labels_to_confirm(0.9, -0.1, thresholds) == required_labels(0.9, drop=0.1)
 
 
-def test_seeds_and_ids_give_different_numbers():
+def test_random_numbers_differ_by_seed_and_id():
     ids = np.arange(2000)
     assert len(np.unique([random_numbers(ids, seed) for seed in range(5)])) == 10_000
 
@@ -60,6 +60,6 @@ def test_seeds_and_ids_give_different_numbers():
         ({"ids": [1, 2], "n": 0}, "at least 1 prediction must be drawn, got 0"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_in_one_line(arguments, message):
+def test_repeated_ids_and_empty_samples_are_refused(arguments, message):
     with pytest.raises(SettingsError, match=message):
         sample_for_labelling(**arguments)

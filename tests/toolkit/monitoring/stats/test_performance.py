@@ -1,4 +1,4 @@
-"""Figures with labels: against scikit-learn, by hand, and their intervals against simulated truth."""
+"""Metrics of labelled predictions: against scikit-learn, by hand, and intervals against simulated truth."""
 
 import json
 
@@ -30,7 +30,7 @@ def cases(matrix):
 
 @given(matrices)
 @settings(max_examples=60, deadline=None)
-def test_figures_are_scikit_learns_and_lie_in_their_intervals(matrix):
+def test_metrics_are_scikit_learns_and_lie_in_their_intervals(matrix):
     metrics = classification_metrics(np.array(matrix))
     json.dumps(metrics, allow_nan=False)
     truth, predicted = cases(matrix)
@@ -57,7 +57,7 @@ def test_the_variances_are_those_of_simulated_labels():
 
 
 @pytest.mark.parametrize(("n", "sharpness"), [(100, 1.0), (300, 1.0), (300, 6.0)])
-def test_intervals_hold_the_truth_nineteen_times_out_of_twenty(n, sharpness):
+def test_intervals_cover_the_truth(n, sharpness):
     chances = UNEVEN + np.diag(np.diag(UNEVEN)) * (sharpness - 1)
     chances /= chances.sum()
     true, predicted, hit = chances.sum(axis=1), chances.sum(axis=0), np.diagonal(chances)
@@ -73,13 +73,13 @@ def test_intervals_hold_the_truth_nineteen_times_out_of_twenty(n, sharpness):
         assert held > 0.93, name
 
 
-def test_no_error_at_all_is_as_certain_as_any_share():
+def test_intervals_without_errors_are_wilsons():
     metrics = classification_metrics(np.diag([30, 20, 50]))
     for name in ("accuracy", *WEIGHTED):
         assert metrics[f"{name}_interval"] == pytest.approx(list(wilson(100, 100)), abs=1e-6)
 
 
-def test_a_thousand_classes_are_no_trouble():
+def test_metrics_of_a_thousand_classes():
     rng = np.random.default_rng(1)
     truth = rng.integers(1000, size=10_000)
     predicted = np.where(rng.random(10_000) < 0.8, truth, rng.integers(1000, size=10_000))
@@ -91,7 +91,7 @@ def test_a_thousand_classes_are_no_trouble():
     assert 0.7 < low < metrics["f1_weighted"] < high < 0.9
 
 
-def test_bursts_widen_every_interval_and_move_nothing():
+def test_bursts_widen_intervals_only():
     matrix = np.array([[40, 10], [5, 45]])
     plain, burst = classification_metrics(matrix), classification_metrics(matrix, effective_n=25)
     assert burst["accuracy_interval"] == pytest.approx(list(wilson(21.25, 25)))
@@ -129,13 +129,12 @@ def test_the_calibration_error_is_in_its_interval(overconfidence):
         calibration(calibration_bins(*answers(500, rng, overconfidence)))["calibration_error_interval"]
         for _ in range(300)
     ]
-    assert (
-        np.mean([low <= overconfidence <= high for low, high in intervals]) > 0.93
-    )  # less one and a half standard errors
+    held = np.mean([low <= overconfidence <= high for low, high in intervals])
+    assert held > 0.93  # less one and a half standard errors
     assert max(high - low for low, high in intervals) < 0.15
 
 
-def test_nothing_is_known_of_calibration_without_labels():
+def test_calibration_without_labels_is_unknown():
     metrics = calibration(calibration_bins(np.zeros((0, 2)), np.zeros(0, int)))
     assert metrics == {
         "n_labels": 0,
@@ -159,7 +158,7 @@ def test_nothing_is_known_of_calibration_without_labels():
         (600, 1000, 49.5, None, "insufficient_data"),
     ],
 )
-def test_a_drop_is_confirmed_only_when_its_lower_bound_passes_the_threshold(right, n, effective_n, level, status):
+def test_a_drop_is_confirmed_by_its_lower_bound(right, n, effective_n, level, status):
     metrics = degradation(right, n, 1800, 2000, Thresholds(), effective_n)
     assert (metrics["level"], metrics["status"]) == (level, status)
     assert metrics["degradation"] == pytest.approx(1 - right / n / 0.9)
@@ -167,7 +166,7 @@ def test_a_drop_is_confirmed_only_when_its_lower_bound_passes_the_threshold(righ
 
 
 @pytest.mark.parametrize("numbers", [(0, 0, 90, 100), (50, 60, 0, 0), (50, 60, 0, 100)])
-def test_without_labels_or_a_reference_nothing_is_said_of_degradation(numbers):
+def test_degradation_without_labels_or_reference_is_unknown(numbers):
     metrics = degradation(*numbers, Thresholds())
     json.dumps(metrics, allow_nan=False)
     assert metrics["degradation"] is metrics["level"] is None

@@ -38,7 +38,7 @@ def answers(n, rng, strength=3.0):
 
 @given(tied_rows)
 @settings(max_examples=80, deadline=None)
-def test_on_the_held_out_images_both_methods_give_the_accuracy_itself(rows):
+def test_mean_scores_of_the_held_out_images_are_their_accuracy(rows):
     probabilities, labels = (np.array(column) for column in zip(*rows, strict=True))
     baseline = Baseline(CLASSES, probabilities, labels)
     assert PerformanceEstimator(baseline).score(probabilities).mean(axis=0) == pytest.approx(
@@ -56,16 +56,14 @@ def test_isotonic_regression_is_scikit_learns(points):
     assert (np.diff(levels) > 0).all()
 
 
-def test_the_threshold_lets_through_as_many_as_were_right():
+def test_as_many_are_above_the_threshold_as_were_right():
     probabilities = np.array([[0.99, 0.01, 0], [0.9, 0.1, 0], [0.8, 0.2, 0], [0.7, 0.3, 0], [0.6, 0.4, 0]])
-    estimator = PerformanceEstimator(
-        Baseline(CLASSES, probabilities, [0, 0, 1, 0, 1])
-    )  # three of five, in whatever order
+    estimator = PerformanceEstimator(Baseline(CLASSES, probabilities, [0, 0, 1, 0, 1]))  # three of five are right
     certain = estimator.score([[0.81, 0.19, 0], [0, 0.2, 0.8], [0.79, 0.21, 0], [0.8, 0.1, 0.1]])[:, 0]
     assert certain.tolist() == [1, 1, 0, 0]  # the last one has the confidence, but more doubt
 
 
-def test_the_calibrated_confidence_is_the_share_that_was_right_among_such_images():
+def test_calibrated_confidence_by_hand():
     probabilities = np.repeat([[0.5, 0.5, 0], [0.75, 0.25, 0], [1, 0, 0]], 4, axis=0)
     estimator = PerformanceEstimator(Baseline(CLASSES, probabilities, [0, 1, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0]))
     rows = [[0.34, 0.33, 0.33], [0.5, 0, 0.5], [0.625, 0.375, 0], [0.75, 0.25, 0], [0.98, 0.02, 0], [0, 1, 0]]
@@ -85,7 +83,7 @@ def test_the_order_of_the_classes_changes_nothing():
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 400))
 @settings(max_examples=20, deadline=None)
-def test_sums_are_exact_in_any_order_and_rows_that_are_not_finite_add_nothing(seed, cut):
+def test_sums_of_scores_are_exact_in_any_order(seed, cut):
     rng = np.random.default_rng(seed)
     reference, labels = answers(150, rng)
     window, _ = answers(400, rng)
@@ -100,7 +98,7 @@ def test_sums_are_exact_in_any_order_and_rows_that_are_not_finite_add_nothing(se
     assert estimator.estimate(window).n == finite
 
 
-def test_when_nothing_has_changed_the_interval_holds_the_accuracy():
+def test_the_interval_covers_the_accuracy_without_a_change():
     rng = np.random.default_rng(1)
     population, truth = answers(200_000, rng)
     accuracy = (population.argmax(axis=1) == truth).mean()
@@ -113,14 +111,14 @@ def test_when_nothing_has_changed_the_interval_holds_the_accuracy():
     assert np.mean(held) > 0.92  # of 0.95, less two standard errors
 
 
-def test_a_burst_is_worth_fewer_predictions():
+def test_bursts_widen_the_interval():
     estimator = PerformanceEstimator(Baseline(CLASSES, *answers(1000, np.random.default_rng(2))))
     plain, burst = estimator.from_sums([700, 600], 1000), estimator.from_sums([700, 600], 1000, effective_n=50)
     assert (plain.accuracy, plain.method) == (burst.accuracy, burst.method) == (0.7, "thresholded_confidence")
     assert burst.low < plain.low < 0.7 < plain.high < burst.high
 
 
-def test_an_estimate_that_chance_may_move_too_far_says_so():
+def test_too_wide_an_interval_is_insufficient_data():
     rng = np.random.default_rng(3)
     small, large = (PerformanceEstimator(Baseline(CLASSES, *answers(n, rng, 1.5))) for n in (110, 5000))
     window = answers(1000, rng, 1.5)[0]
@@ -133,7 +131,7 @@ def test_an_estimate_that_chance_may_move_too_far_says_so():
     assert few["note"] == "60 predictions and 5000 held-out images are too few"
 
 
-def test_figures_are_ready_for_json_whatever_is_missing():
+def test_degradation_is_json_whatever_is_missing():
     rng = np.random.default_rng(4)
     estimator = PerformanceEstimator(Baseline(CLASSES, *answers(300, rng)))
     never_right = PerformanceEstimator(Baseline(CLASSES, [[1, 0, 0]] * 200, [1] * 200))
@@ -149,7 +147,7 @@ def test_figures_are_ready_for_json_whatever_is_missing():
 
 @pytest.fixture(scope="module")
 def digits():
-    """A linear model of handwritten digits: its estimator, and images and labels it has not seen."""
+    """A linear model of handwritten digits, its estimator, and further images and labels."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
     images, labels = images[order] / 16, labels[order]
@@ -163,7 +161,7 @@ def judged(estimator, probabilities, share=1.0):
     return estimator.degradation(estimator.estimate(np.repeat(probabilities, 2, axis=0)), Thresholds())
 
 
-def test_a_class_that_stops_appearing_is_not_read_as_harm(digits):
+def test_a_missing_class_is_no_degradation(digits):
     model, estimator, images, labels = digits
     for gone in range(10):
         metrics = judged(estimator, model.predict_proba(images[labels != gone]))
@@ -180,7 +178,7 @@ def test_a_class_that_stops_appearing_is_not_read_as_harm(digits):
     ],
     ids=["noise", "rotation", "blur"],
 )
-def test_images_that_harm_a_real_model_are_a_warning_and_never_more(digits, harm):
+def test_harmful_changes_of_images_are_a_warning_at_most(digits, harm):
     model, estimator, images, labels = digits
     rng = np.random.default_rng(5)
     changed = np.stack([harm(image.reshape(8, 8), rng).ravel() for image in images])

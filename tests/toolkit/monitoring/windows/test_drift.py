@@ -1,4 +1,4 @@
-"""The drift tests as a whole: found when it is there, not found when it is not, and never guessed."""
+"""Drift tests: drift that is found, no false drift, and insufficient data."""
 
 import json
 from dataclasses import replace
@@ -46,32 +46,32 @@ def window_of(n, rng, brightness=0.5, labelled=1.0, **more):
     )
 
 
-def compare(window, baseline, name="short", **more):
+def results_of(window, baseline, name="short", **more):
     bins = ReferenceBins(CLASSES, baseline)
     return drift.run_tests(bins.count(window), bins, Thresholds(), name, **more)
 
 
-def verdicts(window, baseline, **more):
-    return {result.metric: result.status for result in compare(window, baseline, **more)}
+def statuses(window, baseline, **more):
+    return {result.metric: result.status for result in results_of(window, baseline, **more)}
 
 
-def test_without_drift_a_report_is_wrong_no_more_often_than_stated():
+def test_a_report_without_drift_keeps_alpha():
     rng = np.random.default_rng(0)
     wrong = 0
     for _ in range(150):
-        results = compare(window_of(1000, rng), baseline_of(2000, rng))
+        results = results_of(window_of(1000, rng), baseline_of(2000, rng))
         wrong += any(result.drifted for result in results if result.family == "model")
     assert wrong <= 14  # 0.05 of 150, and two and a half standard errors
 
 
-def counted(window, baseline, **more):
-    return {result.metric: result for result in compare(window, baseline, **more)}
+def by_metric(window, baseline, **more):
+    return {result.metric: result for result in results_of(window, baseline, **more)}
 
 
-def test_the_figures_are_those_of_the_predictions_themselves():
+def test_statistics_are_scipys_on_the_predictions():
     rng = np.random.default_rng(21)
     window, baseline = window_of(1000, rng, strength=2.0, prior=[0.5, 0.3, 0.2]), baseline_of(2000, rng)
-    found = counted(window, baseline)
+    found = by_metric(window, baseline)
     exact = stats.ks_2samp(window.confidence, baseline.confidence)
     assert found["confidence_distribution"].effect == pytest.approx(exact.statistic, abs=0.002)
     gaps = [
@@ -87,7 +87,7 @@ def test_the_figures_are_those_of_the_predictions_themselves():
     assert found["brightness"].psi == pytest.approx(population_stability_index(*tenths), abs=0.005)
 
 
-def test_only_the_softmax_shows_what_the_second_choice_has_become():
+def test_softmax_test_finds_a_change_of_second_choices():
     rng = np.random.default_rng(22)
     odds = rng.dirichlet([8, 3, 1], 3000)
     odds = -np.sort(-odds, axis=1)  # always 'bird', then 'cat', then 'dog'
@@ -101,12 +101,12 @@ def test_only_the_softmax_shows_what_the_second_choice_has_become():
         np.full(1000, -1),
         probabilities=swapped,
     )
-    found = counted(window, baseline)
+    found = by_metric(window, baseline)
     assert [name for name, result in found.items() if result.drifted] == ["softmax_distribution"]
     assert found["softmax_distribution"].detail.startswith(("most of all 'cat': above", "most of all 'dog': above"))
 
 
-def test_images_in_bursts_are_no_drift_but_would_be_if_each_counted():
+def test_images_in_bursts_are_no_drift():
     rng = np.random.default_rng(23)
     baseline = baseline_of(5000, rng)
     bins = ReferenceBins(CLASSES, baseline)
@@ -130,18 +130,18 @@ def test_images_in_bursts_are_no_drift_but_would_be_if_each_counted():
     assert each_counted >= 55
 
 
-def test_counts_of_another_yardstick_are_refused():
+def test_windows_in_other_bins_are_refused():
     rng = np.random.default_rng(26)
     first, second = (ReferenceBins(CLASSES, baseline_of(500, rng)) for _ in range(2))
     with pytest.raises(SettingsError, match="counted in other bins"):
         drift.run_tests(first.count(window_of(200, rng)), second, Thresholds(), "short")
 
 
-def test_what_was_never_given_is_insufficient_data_and_disturbs_nothing():
+def test_missing_quantities_are_insufficient_data():
     rng = np.random.default_rng(25)
     window, baseline = window_of(1000, rng, strength=1.0), baseline_of(2000, rng)
     without = replace(window, statistics={}, probabilities=np.full((1000, 3), np.nan, np.float16))
-    full, found = counted(window, baseline), counted(without, baseline)
+    full, found = by_metric(window, baseline), by_metric(without, baseline)
     assert (found["brightness"].status, found["brightness"].n) == ("insufficient_data", 0)
     assert found["softmax_distribution"].status == "insufficient_data"
     assert found["confidence_distribution"].effect == full["confidence_distribution"].effect
@@ -149,14 +149,14 @@ def test_what_was_never_given_is_insufficient_data_and_disturbs_nothing():
 
 def test_a_weaker_model_drifts_in_confidence_and_accuracy():
     rng = np.random.default_rng(1)
-    found = verdicts(window_of(1000, rng, strength=1.0), baseline_of(2000, rng))
+    found = statuses(window_of(1000, rng, strength=1.0), baseline_of(2000, rng))
     assert found["confidence_distribution"] == found["mean_confidence"] == found["accuracy"] == "drift"
     assert found["prediction_distribution"] == found["brightness"] == "no_drift"
 
 
-def test_other_classes_drift_in_predictions_and_the_classes_are_named():
+def test_a_change_of_classes_is_prediction_drift():
     rng = np.random.default_rng(2)
-    results = compare(window_of(1000, rng, prior=[0.7, 0.2, 0.1]), baseline_of(2000, rng))
+    results = results_of(window_of(1000, rng, prior=[0.7, 0.2, 0.1]), baseline_of(2000, rng))
     by_name = {result.metric: result for result in results}
     assert by_name["prediction_distribution"].status == "drift"
     assert by_name["prediction_distribution"].effect == pytest.approx(0.36, abs=0.06)
@@ -164,16 +164,16 @@ def test_other_classes_drift_in_predictions_and_the_classes_are_named():
     assert by_name["accuracy"].status == "no_drift"
 
 
-def test_darker_images_are_input_drift_and_not_drift_of_the_model():
+def test_darker_images_are_input_drift_only():
     rng = np.random.default_rng(3)
-    results = compare(window_of(1000, rng, brightness=0.4), baseline_of(2000, rng))
+    results = results_of(window_of(1000, rng, brightness=0.4), baseline_of(2000, rng))
     report = DriftReport("1", 0.05, tuple(results))
     assert (report.drifted, report.input_drifted) == (False, True)
 
 
-def test_a_certain_change_too_small_to_matter_is_no_drift():
+def test_a_significant_change_below_the_minimum_is_no_drift():
     rng = np.random.default_rng(4)
-    results = compare(window_of(60_000, rng, prior=[0.36, 0.33, 0.31]), baseline_of(60_000, rng), "long")
+    results = results_of(window_of(60_000, rng, prior=[0.36, 0.33, 0.31]), baseline_of(60_000, rng), "long")
     shares = next(result for result in results if result.metric == "prediction_distribution")
     assert shares.corrected_p_value < 1e-6
     assert shares.effect < shares.minimum_effect
@@ -181,23 +181,23 @@ def test_a_certain_change_too_small_to_matter_is_no_drift():
 
 
 @pytest.mark.parametrize(("n", "size", "status"), [(99, 2000, "insufficient_data"), (100, 2000, "no_drift")])
-def test_too_little_data_is_neither_yes_nor_no(n, size, status):
+def test_too_few_predictions_are_insufficient_data(n, size, status):
     rng = np.random.default_rng(5)
-    found = verdicts(window_of(n, rng), baseline_of(size, rng))
+    found = statuses(window_of(n, rng), baseline_of(size, rng))
     assert found["confidence_distribution"] == found["brightness"] == status
 
 
-def test_without_a_baseline_or_labels_nothing_is_claimed():
+def test_without_baseline_or_labels_data_is_insufficient():
     rng = np.random.default_rng(6)
     window = window_of(1000, rng, labelled=0.0)
-    assert set(verdicts(window, None).values()) == {"insufficient_data"}
-    assert verdicts(window, baseline_of(2000, rng))["accuracy"] == "insufficient_data"
-    assert DriftReport("1", 0.05, tuple(compare(window, None))).drifted is None
+    assert set(statuses(window, None).values()) == {"insufficient_data"}
+    assert statuses(window, baseline_of(2000, rng))["accuracy"] == "insufficient_data"
+    assert DriftReport("1", 0.05, tuple(results_of(window, None))).drifted is None
 
 
 def test_families_are_corrected_apart():
     rng = np.random.default_rng(7)
-    results = compare(window_of(1000, rng), baseline_of(2000, rng))
+    results = results_of(window_of(1000, rng), baseline_of(2000, rng))
     model = [result for result in results if result.family == "model"]
     weighed = [r.p_value * 8 / drift.WEIGHTS.get(r.metric, 1) for r in model]  # weights of 4 and four times 1
     assert min(r.corrected_p_value for r in model) == pytest.approx(min(1, *weighed))
@@ -206,9 +206,9 @@ def test_families_are_corrected_apart():
     assert correct_and_decide([], 0.05) == []
 
 
-def test_a_report_is_json_and_reads_as_a_table_everywhere():
+def test_a_report_as_json_text_and_html():
     rng = np.random.default_rng(8)
-    results = compare(window_of(1000, rng, strength=1.0, labelled=0.0), baseline_of(2000, rng))
+    results = results_of(window_of(1000, rng, strength=1.0, labelled=0.0), baseline_of(2000, rng))
     report = DriftReport("<3>", 0.05, tuple(results))
     again = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert again["drifted"] is True

@@ -1,4 +1,4 @@
-"""Labels of any choice: whether they are a fair sample, what they say of the window, and what they may confirm."""
+"""Label bias: whether labels are a fair sample, the accuracy of the window, and the level they may confirm."""
 
 import numpy as np
 import pytest
@@ -29,11 +29,7 @@ def answers(n, rng, lost=0.0):
     return probabilities.astype(np.float16), truth
 
 
-def yardstick_of(seed=0):
-    return ReferenceBins(CLASSES, Baseline(CLASSES, *answers(5000, np.random.default_rng(seed))))
-
-
-BINS = yardstick_of()
+BINS = ReferenceBins(CLASSES, Baseline(CLASSES, *answers(5000, np.random.default_rng(0))))
 
 
 def window_of(probabilities, truth, labelled, drawn=None):
@@ -44,7 +40,7 @@ def window_of(probabilities, truth, labelled, drawn=None):
 
 
 def sampled(labelled, seed=1, lost=0.0, n=1000, drawn=None, thresholds=THRESHOLDS):
-    """What the labels of a window bear, those for which ``labelled(confidence, truth, rng)`` says so."""
+    """The bias of the labels that ``labelled(confidence, truth, rng)`` chooses."""
     rng = np.random.default_rng(seed)
     probabilities, truth = answers(n, rng, lost)
     confidence = probabilities.max(axis=1)
@@ -83,10 +79,10 @@ CHOICES = pytest.mark.parametrize("chosen", [hard, hardest_class, easy])
 
 @CHOICES
 @pytest.mark.parametrize("seed", range(5))
-def test_labels_of_a_choice_are_known_for_what_they_are_and_weighted(chosen, seed):
+def test_biased_labels_are_detected_and_weighted(chosen, seed):
     sample, metrics, _, accuracy = sampled(chosen, seed=10 + seed)
     assert (sample.kind, sample.fair, sample.may_confirm) == ("chosen", False, "ok")
-    assert abs(sample.unweighted_accuracy - accuracy) > 0.12  # what the labels say as they are
+    assert abs(sample.unweighted_accuracy - accuracy) > 0.12  # without weights
     assert sample.accuracy == metrics.accuracy == pytest.approx(accuracy, abs=0.05)
     assert sample.interval.low < accuracy < sample.interval.high
     assert sample.interval.high - sample.interval.low > 0.3  # of most predictions nothing is known
@@ -95,26 +91,26 @@ def test_labels_of_a_choice_are_known_for_what_they_are_and_weighted(chosen, see
 
 
 @CHOICES
-def test_of_a_worse_model_they_raise_a_suspicion_at_most(chosen):
+def test_biased_labels_raise_a_suspicion_at_most(chosen):
     for lost in (0.3, 0.6, 0.9):
         _, metrics, counts, _ = sampled(chosen, lost=lost)
         assert metrics.status != "confirmed"
         result = next(one for one in run_tests(counts, BINS, THRESHOLDS, "short") if one.metric == "accuracy")
-        assert result.drifted is not True  # the report says no more
+        assert result.drifted is not True  # nor does the drift report
     assert sampled(hard, lost=0.9)[1].status == "suspected"  # nearly all of them wrong is more than the choice
 
 
-def test_a_fair_sample_is_seldom_taken_for_another_and_counts_as_told():
-    verdicts = [sampled(third, seed=seed) for seed in range(300)]
-    unfair = sum(sample.fair is False for sample, *_ in verdicts)
-    assert unfair <= 3  # one in a thousand, by the test's own account
-    sample, metrics, *_ = next(each for each in verdicts if each[0].fair)
+def test_a_fair_sample_is_seldom_taken_for_biased():
+    found = [sampled(third, seed=seed) for seed in range(300)]
+    unfair = sum(sample.fair is False for sample, *_ in found)
+    assert unfair <= 3  # one in a thousand
+    sample, metrics, *_ = next(each for each in found if each[0].fair)
     assert metrics.accuracy == sample.unweighted_accuracy == sample.accuracy
-    held = sum(sample.interval.low <= 0.785 <= sample.interval.high for sample, *_ in verdicts)
-    assert held >= 0.9 * len(verdicts)
+    held = sum(sample.interval.low <= 0.785 <= sample.interval.high for sample, *_ in found)
+    assert held >= 0.9 * len(found)
 
 
-def test_only_a_drawn_sample_may_confirm_the_worst_unless_labels_are_trusted():
+def test_drawn_or_trusted_labels_confirm_the_worst_level():
     levels = {"chosen": sampled(third, lost=0.6)[1], "drawn": sampled(nothing, lost=0.6, drawn=third)[1],
               "all": sampled(everything, lost=0.6)[1],
               "trusted": sampled(third, lost=0.6, thresholds=Thresholds(trust_labels=True))[1],
@@ -129,13 +125,13 @@ def test_only_a_drawn_sample_may_confirm_the_worst_unless_labels_are_trusted():
     assert "confirm no more than critical" in levels["chosen"].labels_used.note
 
 
-def test_a_drawn_sample_of_which_only_the_hard_ones_are_labelled_confirms_nothing():
+def test_a_drawn_sample_with_only_hard_labels_is_biased():
     sample, metrics, *_ = sampled(nothing, drawn=hard)
     assert (sample.kind, sample.fair, sample.may_confirm) == ("drawn", False, "ok")
     assert metrics.status != "confirmed"
 
 
-def test_a_drawn_sample_is_not_drowned_by_labels_of_another_choice():
+def test_a_drawn_sample_counts_alone():
     sample, metrics, counts, accuracy = sampled(easy, lost=0.5, n=4000, drawn=lambda c, t, rng: rng.random(4000) < 0.05)
     assert counts.n_labels > 2 * sample.n
     assert (sample.kind, sample.fair) == ("drawn", True)
@@ -143,31 +139,27 @@ def test_a_drawn_sample_is_not_drowned_by_labels_of_another_choice():
     assert (metrics.level, metrics.status) == ("immediate", "confirmed")
 
 
-def test_what_holds_even_if_all_others_were_right_needs_no_fair_sample():
-    def all_but_easy(confidence, truth, rng):
-        return confidence < 0.97
-
-    sample, metrics, *_ = sampled(all_but_easy, lost=0.9)
+def test_a_drop_beyond_all_unlabelled_is_confirmed():
+    sample, metrics, *_ = sampled(lambda confidence, truth, rng: confidence < 0.97, lost=0.9)
     assert (sample.fair, sample.may_confirm) == (False, "immediate")
     assert (metrics.level, metrics.status) == ("immediate", "confirmed")
 
 
-def test_labels_in_bursts_are_worth_what_their_spread_says():
-    """The accuracy told by labels of bursts of ten varies as that of so many independent labels, or less."""
+def test_effective_labels_give_the_variance_of_accuracy():
     for rate in (1.0, 0.3, 0.05):
-        told, worth = [], []
+        accuracies, effective = [], []
         for seed in range(200):
             rng = np.random.default_rng(seed)
             probabilities, truth = (np.repeat(part, 10, axis=0) for part in answers(100, rng))
             counts = BINS.count(window_of(probabilities, truth, rng.random(1000) < rate))
-            told.append(counts.n_correct / counts.n_labels)
-            worth.append(effective_labels(counts))
-        p = np.mean(told)
-        independent = p * (1 - p) / np.var(told)
-        assert 0.3 * independent < np.mean(worth) < 1.15 * independent
+            accuracies.append(counts.n_correct / counts.n_labels)
+            effective.append(effective_labels(counts))
+        p = np.mean(accuracies)
+        independent = p * (1 - p) / np.var(accuracies)
+        assert 0.3 * independent < np.mean(effective) < 1.15 * independent
 
 
-def test_in_bursts_accuracy_is_as_uncertain_as_its_bursts_are_few():
+def test_bursts_widen_the_intervals_of_a_window():
     rng = np.random.default_rng(3)
     probabilities, truth = (np.repeat(part, 20, axis=0) for part in answers(500, rng, 0.3))
     in_bursts, mixed = (
@@ -183,7 +175,7 @@ def test_in_bursts_accuracy_is_as_uncertain_as_its_bursts_are_few():
 
 @given(st.integers(0, 2**32), st.integers(1, 400), st.floats(0, 1), st.floats(0, 1), st.sampled_from([1, 7]))
 @settings(max_examples=60, deadline=None)
-def test_whatever_is_labelled_the_figures_make_sense(seed, n, share, lean, burst):
+def test_label_bias_of_any_labels_is_consistent(seed, n, share, lean, burst):
     rng = np.random.default_rng(seed)
     probabilities, truth = (np.repeat(part, burst, axis=0) for part in answers(n, rng, rng.random()))
     mask = rng.random(n * burst) < share * np.where(probabilities.max(axis=1) < 0.7, 1, lean)

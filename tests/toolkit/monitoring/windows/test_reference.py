@@ -1,4 +1,4 @@
-"""The bins of the bins: how far they may be from the truth, against scipy; and what they do with odd values."""
+"""Bins: their error against scipy's exact statistics, and odd values."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,6 @@ def window_with(values, **columns):
 
 
 def exact_gap(window, reference):
-    """The largest gap between the two step functions, at each of their steps."""
     first, second = stats.ecdf(window).cdf, stats.ecdf(reference).cdf
     steps = np.concatenate([first.quantiles, second.quantiles])
     return np.abs(first.evaluate(steps) - second.evaluate(steps)).max()
@@ -46,7 +45,7 @@ def gap(bins, window, quantity):
 
 @given(SAMPLES, SAMPLES, st.sampled_from([1, 40]))
 @settings(max_examples=150, deadline=None)
-def test_the_gap_in_bins_is_the_true_one_but_for_the_error_that_is_stated(reference, values, repeat):
+def test_ks_in_bins_is_exact_up_to_the_stated_error(reference, values, repeat):
     bins = ReferenceBins(("a", "b"), with_statistic(reference * repeat))
     exact = exact_gap(np.float64(np.float32(values)), np.float64(np.float32(reference)))
     found = gap(bins, window_with(values), 3)
@@ -55,7 +54,7 @@ def test_the_gap_in_bins_is_the_true_one_but_for_the_error_that_is_stated(refere
 
 @given(st.integers(0, 2**32), st.integers(1, 4000), st.integers(1, 400))
 @settings(max_examples=25, deadline=None)
-def test_so_it_is_for_every_quantity_of_larger_samples(seed, m, n):
+def test_ks_in_bins_of_every_quantity_of_larger_samples(seed, m, n):
     rng = np.random.default_rng(seed)
     baseline, window = baseline_of(m, rng), window_of(n, rng, broken=0.0)
     bins = ReferenceBins(names(3), baseline)
@@ -73,7 +72,7 @@ def test_so_it_is_for_every_quantity_of_larger_samples(seed, m, n):
             assert found - 1e-12 <= exact <= found + bins.error[quantity] + 1e-12
 
 
-def test_the_error_is_small_however_many_values_are_tied():
+def test_the_error_of_binning_is_small_with_ties():
     rng = np.random.default_rng(0)
     rows, _ = answers(10_000, rng, k=2)
     rows[:4000] = [1.0, 0.0]
@@ -83,14 +82,14 @@ def test_the_error_is_small_however_many_values_are_tied():
     assert ReferenceBins(("a", "b"), with_statistic([224.0] * 1000)).error.tolist() == [0, 0, 0, 0]
 
 
-def test_a_shift_by_one_step_of_a_tied_value_is_seen_in_full():
+def test_a_shift_of_a_tied_value_by_one_step_is_measured():
     ones, below = np.full(1000, 1.0), np.full(1000, np.nextafter(np.float16(1), np.float16(0)), np.float32)
     bins = ReferenceBins(("a", "b"), with_statistic(ones, np.tile(np.float16([1, 0]), (1000, 1))))
     assert gap(bins, window_with(ones, confidence=below), 0) == 1
     assert gap(bins, window_with(np.nextafter(np.float32(ones), np.float32(2))), 3) == 1
 
 
-def test_what_is_nan_infinite_or_absent_is_missing():
+def test_nan_infinite_and_absent_values_are_missing():
     bins = ReferenceBins(("a", "b"), with_statistic(np.linspace(0, 1, 200)))
     broken = window_with(
         [np.nan, np.inf, -np.inf, 3e38, -3e38],
@@ -105,7 +104,7 @@ def test_what_is_nan_infinite_or_absent_is_missing():
     assert bins.count(without).cells[bins.missing].tolist() == [2, 5, 5, 5]
 
 
-def test_without_a_baseline_bins_are_of_equal_width_and_nothing_is_certain():
+def test_bins_without_a_baseline_are_of_equal_width():
     for empty in (None, Baseline(("a", "b"), np.zeros((0, 2)), np.zeros(0, int))):
         bins = ReferenceBins(("a", "b"), empty)
         assert bins.quantities == ("confidence", "probability of a", "probability of b")
@@ -136,13 +135,13 @@ def test_quantiles_are_found_to_the_width_of_a_bin():
     assert np.isnan(bins.quantile(bins.empty(), 3, 0.5))
 
 
-def test_where_the_reference_never_was_values_are_told_in_round_numbers():
+def test_quantiles_outside_the_reference_are_round_numbers():
     bins = ReferenceBins(("a", "b"), with_statistic(np.linspace(0.3, 0.7, 500)))
     for value in (0.1, 0.2, 0.9):
         assert bins.quantile(bins.count(window_with([value])), 3, 0.5) == pytest.approx(value)
 
 
-def test_the_same_baseline_makes_the_same_yardstick_in_every_process():
+def test_the_same_baseline_gives_the_same_fingerprint():
     baseline = baseline_of(300, np.random.default_rng(2))
     again = Baseline.from_bytes(baseline.to_bytes())
     first, second = ReferenceBins(names(3), baseline), ReferenceBins(names(3), again)

@@ -1,4 +1,4 @@
-"""Rolling counts are what counting each window from scratch gives, however predictions and labels come in."""
+"""Rolling windows equal windows counted from scratch, for any order of predictions and labels."""
 
 import numpy as np
 import pytest
@@ -33,14 +33,14 @@ def fed(window, edges):
 
 @given(st.lists(st.integers(0, 2_500), max_size=6))
 @settings(max_examples=15, deadline=None)
-def test_the_short_window_holds_the_last_thousand_for_any_split(edges):
+def test_short_window_for_any_batches(edges):
     window = LONG.last(2_500)
     assert_counts(fed(window, sorted(edges)), window)
 
 
 @given(st.lists(st.integers(0, LONG.n), max_size=6))
 @settings(max_examples=5, deadline=None)
-def test_the_medium_window_holds_the_last_ten_thousand_for_any_split(edges):
+def test_medium_window_for_any_batches(edges):
     assert_counts(fed(LONG, sorted(edges)), LONG)
 
 
@@ -49,7 +49,7 @@ def test_one_prediction_at_a_time():
     assert_counts(fed(window, range(1, window.n)), window)
 
 
-def test_windows_of_which_nothing_is_finite():
+def test_windows_without_finite_predictions():
     broken = window_of(1_300, np.random.default_rng(2), broken=1.0)
     assert_counts(fed(broken, [700]), broken)
     joined = Predictions.concatenate([LONG.last(900), broken])
@@ -62,11 +62,11 @@ def test_windows_of_which_nothing_is_finite():
 def test_labels_may_come_at_any_time_and_change(data):
     window = LONG.last(2_000)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    told_before, now = data.draw(st.integers(1, 2_000)), np.full(2_000, -1)
+    first_part, now = data.draw(st.integers(1, 2_000)), np.full(2_000, -1)
     rolling = RollingWindows(BINS)
-    rolling.add(Predictions(**{**window.slice(0, told_before).__dict__, "labels": now[:told_before]}))
+    rolling.add(Predictions(**{**window.slice(0, first_part).__dict__, "labels": now[:first_part]}))
     for _ in range(3):
-        rows = rng.integers(0, told_before, rng.integers(0, 300))
+        rows = rng.integers(0, first_part, rng.integers(0, 300))
         new = rng.integers(-1, 3, len(rows))
         for row in np.unique(rows):  # the last of several counts
             new[rows == row] = new[rows == row][-1]
@@ -79,11 +79,11 @@ def test_labels_may_come_at_any_time_and_change(data):
             confidence=window.confidence[rows],
         )
         now[rows] = new[first]
-    rolling.add(Predictions(**{**window.slice(told_before, 2_000).__dict__, "labels": now[told_before:]}))
+    rolling.add(Predictions(**{**window.slice(first_part, 2_000).__dict__, "labels": now[first_part:]}))
     assert_counts(rolling, Predictions(**{**window.__dict__, "labels": now}))
 
 
-def test_a_label_told_twice_in_one_go_is_the_last_one():
+def test_of_two_labels_in_one_call_the_last_counts():
     window = LONG.last(1_000)
     rolling = fed(Predictions(**{**window.__dict__, "labels": np.full(1_000, -1)}), [])
     rows, labels = np.array([500, 500]), np.full(1_000, -1)
@@ -93,7 +93,7 @@ def test_a_label_told_twice_in_one_go_is_the_last_one():
     assert_counts(rolling, Predictions(**{**window.__dict__, "labels": labels}))
 
 
-def test_a_label_of_a_prediction_that_is_gone_counts_among_all():
+def test_a_late_label_counts_in_the_long_window_only():
     rolling = fed(LONG, [])
     before = {name: rolling.counts(name).n_labels for name in WINDOWS}
     row = int(np.flatnonzero((LONG.labels < 0) & (LONG.predicted >= 0))[0])
@@ -102,7 +102,7 @@ def test_a_label_of_a_prediction_that_is_gone_counts_among_all():
     assert after == before | {"long": before["long"] + 1}
 
 
-def test_what_was_counted_before_belongs_to_all():
+def test_earlier_counts_belong_to_the_long_window():
     older, newer = LONG.slice(0, 3_000), LONG.slice(3_000, 4_500)
     rolling = RollingWindows(BINS, before=BINS.count(older))
     rolling.add(newer)
@@ -110,7 +110,7 @@ def test_what_was_counted_before_belongs_to_all():
     assert rolling.counts("medium") == BINS.count(newer)
 
 
-def test_predictions_without_numbers_are_numbered_as_they_come():
+def test_predictions_without_sequence_are_numbered():
     window = Predictions(**{**LONG.last(600).__dict__, "sequence": np.zeros(0, np.int64), "labels": np.full(600, -1)})
     rolling = fed(window, [100, 200])
     row = int(np.flatnonzero(window.predicted >= 0)[0])
@@ -118,7 +118,7 @@ def test_predictions_without_numbers_are_numbered_as_they_come():
     assert rolling.counts("short").n_labels == 1
 
 
-def test_everything_together_is_small():
+def test_rolling_windows_take_little_memory():
     rng = np.random.default_rng(3)
     bins = ReferenceBins(names(10), baseline_of(2_000, rng, k=10))
     rolling = RollingWindows(bins)
@@ -128,7 +128,7 @@ def test_everything_together_is_small():
     assert sum(array.nbytes for array in arrays) < 2e6
 
 
-def test_what_was_given_out_never_changes():
+def test_returned_summaries_never_change():
     rolling = fed(LONG.last(1_500), [])
     given_out, again = rolling.counts("short"), BINS.count(LONG.last(1_000))
     rolling.add(Predictions(**{**LONG.last(300).__dict__, "sequence": LONG.n + np.arange(300)}))

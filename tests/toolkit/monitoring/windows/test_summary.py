@@ -1,4 +1,4 @@
-"""Counts: parts add up to the whole, bytes come back or are refused, and metrics are those of the values."""
+"""Summaries: parts add up to the whole, bytes are read back or refused, properties are those of the values."""
 
 from itertools import pairwise
 
@@ -19,7 +19,7 @@ BINS = ReferenceBins(names(3), baseline_of(500, np.random.default_rng(0)))
 
 
 def plain(confidence, predicted, labels=None):
-    """Counts of predictions of which nothing else is known."""
+    """The summary of predictions with nothing but these columns."""
     n = len(confidence)
     window = Predictions(
         names(3), np.arange(n, dtype=float), predicted, confidence, np.full(n, -1) if labels is None else labels
@@ -36,7 +36,7 @@ def test_parts_add_up_to_the_whole(seed, n, cuts):
     whole = BINS.count(window)
     assert sum(parts[1:], parts[0]) == whole
     middle = sum(parts[2:], parts[1]) if len(parts) > 1 else BINS.empty()
-    assert parts[0] + middle == whole  # in whatever order they are put together
+    assert parts[0] + middle == whole  # in any order of addition
     if n > edges[1]:
         assert whole.minus_head(parts[0], middle.head, middle.since, middle.until) == middle
 
@@ -59,7 +59,7 @@ def test_damaged_bytes_are_refused_in_one_sentence(data):
             WindowSummary.from_bytes(damaged)
 
 
-def test_a_thousand_predictions_take_a_few_kilobytes():
+def test_a_summary_takes_a_few_kilobytes():
     rng = np.random.default_rng(2)
     baseline, window = baseline_of(10_000, rng, k=10), window_of(1000, rng, k=10)
     six = {f"statistic {index}": rng.normal(size=10_000).astype(np.float32) for index in range(6)}
@@ -85,21 +85,21 @@ def test_mean_and_deviation_are_those_of_the_values(n):
         assert deviation == pytest.approx(window.confidence.std(ddof=1, dtype=np.float64), rel=1e-12)
 
 
-def test_what_labels_tell_is_scikit_learns_and_the_baselines():
+def test_counts_of_labels_are_scikit_learns_and_the_baselines():
     window = window_of(2000, np.random.default_rng(5), k=4, broken=0.1)
     counts = ReferenceBins(names(4)).count(window)
-    told = window.labelled
-    matrix = confusion_matrix(window.labels[told], window.predicted[told], labels=range(4))
+    known = window.labelled
+    matrix = confusion_matrix(window.labels[known], window.predicted[known], labels=range(4))
     assert counts.confusion_matrix.tolist() == matrix.tolist()
     assert (counts.n_labels, counts.n_correct) == (window.n_labels, window.n_correct)
-    bins = Baseline(names(4), window.probabilities[told], window.labels[told]).calibration()
+    bins = Baseline(names(4), window.probabilities[known], window.labels[known]).calibration()
     assert counts.calibration[0].tolist() == bins.count.tolist()
     among = np.maximum(counts.calibration[0], 1)
     assert counts.calibration[1] / among == pytest.approx(np.nan_to_num(bins.accuracy))
     assert counts.calibration[2] / 2**24 / among == pytest.approx(np.nan_to_num(bins.confidence))
 
 
-def test_labels_that_come_later_count_as_if_they_had_been_there():
+def test_late_labels_count_like_early_ones():
     window = window_of(400, np.random.default_rng(6))
     bare = Predictions(**{**window.__dict__, "labels": np.full(400, -1)})
     wrong = np.where(window.labels >= 0, (window.labels + 1) % 3, -1)
@@ -109,7 +109,7 @@ def test_labels_that_come_later_count_as_if_they_had_been_there():
     assert counts.with_labels(window.predicted, steps, wrong, bare.labels) == BINS.count(bare)
 
 
-def test_latencies_are_found_within_three_and_a_half_percent():
+def test_latency_quantiles_are_within_3_5_percent():
     window = window_of(3000, np.random.default_rng(7))
     counts = BINS.count(window)
     for share in (0.01, 0.5, 0.95, 0.999):
@@ -126,7 +126,7 @@ def test_independent_predictions_all_count():
     assert counts.effective_n > 4500
 
 
-def test_a_wandering_confidence_is_as_correlated_as_numpy_says():
+def test_autocorrelation_is_numpys():
     rng = np.random.default_rng(9)
     noise = rng.normal(0, 0.02, 5000)
     for step in range(1, 5000):
@@ -137,7 +137,7 @@ def test_a_wandering_confidence_is_as_correlated_as_numpy_says():
     assert counts.autocorrelation == pytest.approx(np.corrcoef(series[1:], series[:-1])[0, 1], abs=0.002)
 
 
-def test_the_same_image_ten_times_over_does_not_count_ten_times():
+def test_repeated_images_count_less():
     rng = np.random.default_rng(10)
     confidence, predicted = rng.uniform(0.4, 1, 500).astype(np.float16), rng.integers(0, 3, 500)
     bursts = plain(np.repeat(confidence, 10), np.repeat(predicted, 10))
@@ -148,7 +148,7 @@ def test_the_same_image_ten_times_over_does_not_count_ten_times():
     assert plain(np.full(50, 0.5), np.zeros(50, int)).effective_n == 50  # nothing varies, so nothing is said
 
 
-def test_strata_add_up_to_what_is_counted_otherwise():
+def test_strata_add_up_to_the_other_counts():
     window = window_of(800, np.random.default_rng(11))
     drawn = window.labelled & (np.arange(800) % 3 == 0)
     counts = BINS.count(Predictions(**{**window.__dict__, "drawn": drawn}))
