@@ -155,8 +155,9 @@ def _alarms(images: Seen, seed: int) -> int:
     generator = np.random.default_rng([1, seed])
     baseline, others = images.split(generator)
     window, detectors = drawn(images, others, STREAM, generator), DetectorSet(baseline, BUDGET)
-    right = (window.predicted == window.labels)[generator.random(STREAM) < LABELLED]
-    return len(detectors.update(window)) + len(detectors.update_labels(right))
+    labelled = generator.random(STREAM) < LABELLED
+    alarms = detectors.update_labels(window.predicted[labelled], window.labels[labelled])
+    return len(detectors.update(window)) + len(alarms)
 
 
 def drawn(images: Seen, places: NDArray[np.int64], n: int, generator: np.random.Generator) -> Predictions:

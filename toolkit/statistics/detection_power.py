@@ -7,7 +7,7 @@ never detected.
 
 import math
 
-DROPS = (0.05, 0.1, 0.2, 0.3)  # relative drops of accuracy that are bet on
+DROPS = (0.05, 0.1, 0.2, 0.3)  # relative drops of accuracy that the detector bets on: the three levels, and beyond
 RUN_LENGTH = 6e6  # labels to a false alarm: accuracy has a sixth of a budget of one in a million
 MAX_LABELS = 10_000  # beyond which a drop counts as not detected
 REPORTED_DROPS = (0.05, 0.1, 0.2)  # of the three levels of alerts

@@ -1,4 +1,4 @@
-"""What a baseline lets the alarm find is what the alarm finds."""
+"""The detection power of a baseline is that of the detector."""
 
 import math
 
@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 
 from toolkit.monitoring.base.thresholds import Thresholds
-from toolkit.monitoring.stats.e_detectors import DROPS, ErrorDetector, run_length
-from toolkit.statistics.detection_power import DROPS as BETS
+from toolkit.monitoring.stats.e_detectors import ErrorDetector, run_length
 from toolkit.statistics.detection_power import REPORTED_DROPS, RUN_LENGTH, describe_detectable_drops, labels_to_detect
 
 
 def test_constants_are_those_of_the_detector():
     thresholds = Thresholds()
-    assert BETS == DROPS
     assert pytest.approx(run_length(thresholds.max_false_alarms_per_million, 1 / 6)) == RUN_LENGTH
     assert (thresholds.warning, thresholds.critical, thresholds.immediate) == REPORTED_DROPS
 

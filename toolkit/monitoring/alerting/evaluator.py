@@ -11,7 +11,7 @@ from toolkit.monitoring.alerting.findings import EVALUATION_INTERVALS, NON_FINIT
 from toolkit.monitoring.alerting.state import ActiveAlert, AlertState, AlertTransition, inhibit
 from toolkit.monitoring.base.predictions import NO_CLASS, Predictions
 from toolkit.monitoring.base.thresholds import Thresholds
-from toolkit.monitoring.stats.detector_set import ACCURACY, DetectorSet, labelled_outcomes
+from toolkit.monitoring.stats.detector_set import ACCURACY, DetectorSet
 from toolkit.monitoring.stats.e_detectors import Alarm
 from toolkit.monitoring.store.events import Events
 from toolkit.monitoring.store.labels import LabelRows
@@ -181,10 +181,10 @@ class AlertEvaluator:
         known = labels.predicted != NO_CLASS
         first, sampled = known & (labels.before == NO_CLASS), known & labels.drawn & ~labels.drawn_before
         used = np.flatnonzero(first | sampled)
-        outcomes = labelled_outcomes(labels.predicted[used], labels.labels[used], sampled[used], first[used])
+        columns = labels.predicted[used], labels.labels[used], sampled[used], first[used]
         fired += [
             _PendingAlarm(int(due[used[alarm.index]] + used[alarm.index]) + 1, metric, alarm)
-            for metric, alarm in self.detectors.update_labels(*outcomes)
+            for metric, alarm in self.detectors.update_labels(*columns)
         ]
         return sorted(fired, key=lambda entry: (entry.end, entry.metric != ACCURACY))
 

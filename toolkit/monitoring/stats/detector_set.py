@@ -30,50 +30,6 @@ class DetectorAlarm(NamedTuple):
     alarm: Alarm
 
 
-class LabelledOutcomes(NamedTuple):
-    """Outcomes of labelled predictions in the order in which the labels came: input of the accuracy detectors.
-
-    Parameters
-    ----------
-    right
-        (n,), whether the prediction was right.
-    drawn
-        (n,), whether the label is of a sample drawn at random.
-    kinds
-        (n,), a number for each pair of true and predicted class.
-    first
-        (n,), whether this is the first label of its prediction; another one counts only in the drawn sample.
-    """
-
-    right: NDArray[np.bool_]
-    drawn: NDArray[np.bool_] | None = None
-    kinds: NDArray[np.int64] | None = None
-    first: NDArray[np.bool_] | None = None
-
-
-def labelled_outcomes(
-    predicted: NDArray[np.integer[Any]],
-    labels: NDArray[np.integer[Any]],
-    drawn: NDArray[np.bool_],
-    first: NDArray[np.bool_] | None = None,
-) -> LabelledOutcomes:
-    """Outcomes for ``DetectorSet.update_labels``.
-
-    Parameters
-    ----------
-    predicted, labels
-        (n,), index of the predicted and of the true class.
-    drawn, first
-        As in ``LabelledOutcomes``.
-
-    Examples
-    --------
-    >>> labelled_outcomes(np.array([0, 1]), np.array([0, 0]), np.array([True, False])).right.tolist()
-    [True, False]
-    """
-    return LabelledOutcomes(predicted == labels, drawn, _kinds(predicted, labels), first)
-
-
 def _kinds(predicted: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     return (labels.astype(np.int64) << 32) + predicted
 
@@ -140,22 +96,33 @@ class DetectorSet:
 
     def update_labels(
         self,
-        right: NDArray[np.bool_],
+        predicted: NDArray[np.integer[Any]],
+        labels: NDArray[np.integer[Any]],
         drawn: NDArray[np.bool_] | None = None,
-        kinds: NDArray[np.int64] | None = None,
         first: NDArray[np.bool_] | None = None,
     ) -> list[DetectorAlarm]:
-        """Take in outcomes in the order in which the labels came; parameters as in ``LabelledOutcomes``."""
+        """Take in labelled predictions in the order in which their labels came.
+
+        Parameters
+        ----------
+        predicted, labels
+            (n,), index of the predicted and of the true class.
+        drawn
+            (n,), whether the label is of a sample drawn at random; False when None.
+        first
+            (n,), whether this is the first label of its prediction, True when None; another one counts only in the
+            drawn sample.
+        """
         if ACCURACY not in self._by_metric:
             return []
-        places = np.flatnonzero(first) if first is not None else np.arange(len(right))
-        parts = [(self._errors, places)]
+        right, kinds = predicted == labels, _kinds(predicted, labels)
+        parts = [(self._errors, np.flatnonzero(first) if first is not None else np.arange(len(right)))]
         if drawn is not None and drawn.any():
             parts.append((self._sampled, np.flatnonzero(drawn)))
         return [
             DetectorAlarm(ACCURACY, replace(alarm, index=int(part[alarm.index])))
             for detector, part in parts
-            for alarm in detector.update(right[part], None if kinds is None else kinds[part])
+            for alarm in detector.update(right[part], kinds[part])
         ]
 
     def state(self) -> dict[str, Any]:

@@ -36,8 +36,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from toolkit.errors import SettingsError
 from toolkit.monitoring.stats.splitmix import GAMMA, splitmix64
+from toolkit.statistics.detection_power import DROPS
 
-DROPS = (0.05, 0.1, 0.2, 0.3)  # relative drops of accuracy that are bet on: the three levels, and beyond
 ODDS = (0.25, 0.5, 2.0, 4.0)  # by which a class is bet to become rarer or more frequent
 POWER = 0.6  # of the bets on few, extreme values; above 1/2, where the variance becomes infinite
 DIRECTIONS = ("lower", "higher", "wider", "narrower")

@@ -22,7 +22,7 @@ from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.pipeline import replay_source
 from toolkit.monitoring.pipeline.replay import replay
 from toolkit.monitoring.pipeline.stream_state import StreamState
-from toolkit.monitoring.stats.detector_set import DetectorSet, labelled_outcomes
+from toolkit.monitoring.stats.detector_set import DetectorSet
 from toolkit.monitoring.store.export import export
 from toolkit.monitoring.store.labels import LabelRows
 from toolkit.monitoring.store.model_versions import ModelVersion
@@ -83,8 +83,7 @@ def by_hand(probabilities, truth, limits):
         )  # fmt: skip
         rolling.add(rows)
         for event in (2 * i + 1, 2 * i + 2):
-            told = labelled_outcomes(predicted[part], truth[part], np.array([False]))
-            found = detectors.update(rows) if event % 2 else detectors.update_labels(*told)
+            found = detectors.update(rows) if event % 2 else detectors.update_labels(predicted[part], truth[part])
             if event % 2 == 0:
                 rolling.label(
                     [i + 1], old=[-1], new=truth[part], predicted=predicted[part], confidence=confidence[part]
