@@ -650,7 +650,7 @@ def test_drift_reports_change_nothing(monitor):
 
 
 def test_names_that_do_not_exist_are_answered_with_those_that_do(monitor):
-    with pytest.raises(SettingsError, match="no figure of 'acuracy'; there are accuracy, confidence"):
+    with pytest.raises(SettingsError, match="no plot of 'acuracy'; there are accuracy, confidence"):
         monitor.plot_metrics("acuracy")
     for method in (monitor.calculate_metrics, monitor.detect_drift):
         with pytest.raises(SettingsError, match="no window 'week'; the windows are short, medium, long"):
@@ -724,7 +724,7 @@ def test_an_alert_is_acknowledged_predictions_are_exported_and_labels_asked_for(
     monitor.close()
     number = monitor.alerts()[0].id
     done = run("alerts", "--store", "m.db", "--acknowledge", str(number), "--by", "ada")
-    assert done.stdout == f"alert {number} is acknowledged: it is told again only if it gets worse\n"
+    assert done.stdout == f"alert {number} is acknowledged: no reminders unless it escalates\n"
     assert f"acknowledged by ada  [{number}]" in run("alerts", "--store", "m.db").stdout
     assert run("export", "p.csv", "--store", "m.db", "--probabilities").stdout == "500 predictions written to p.csv\n"
     rows = Path("p.csv").read_text().splitlines()
@@ -743,7 +743,7 @@ def test_an_alert_is_acknowledged_predictions_are_exported_and_labels_asked_for(
     monitor.record_feedback_many(dict.fromkeys(monitor.labels_wanted(100), "cat"), source="audit")
     done = run("labels", "--store", "m.db")
     assert (done.stdout, done.stderr) == (
-        "", "nothing is left to label: those that would settle it have labels already\n"
+        "", "nothing is left to label: enough of the sample is labelled already\n"
     )  # fmt: skip
 
 
@@ -821,7 +821,7 @@ def test_the_command_line_on_an_empty_folder(tmp_path):
     [
         ((), "say what to do: report, alerts, labels, export or replay; see --help"),
         (("export", "a.txt"), "an export must end in .parquet or .csv, got a.txt"),
-        (("alerts", "--acknowledge", "7"), "no alert 7 stands in sqlite:///monitoring.db"),
+        (("alerts", "--acknowledge", "7"), "no alert 7 is active in sqlite:///monitoring.db"),
         (("replay", "no.parquet", "--baseline", "no.npz"), "--baseline no.npz cannot be read: No such file"),
         (("replay", "no.parquet"), "no.parquet can only be replayed with a baseline that holds images"),
         (("replay", "no.csv", "--warning", "0.3"), "the levels must grow from warning over critical to immediate"),

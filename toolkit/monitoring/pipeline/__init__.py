@@ -1,1 +1,3 @@
-"""Store, windows and alerting put together: stream_state < worker, replay_source < replay."""
+"""Store, windows and alerting put together: stream_state < worker; model_selection; both < prediction_logger;
+replay_source < replay.
+"""
