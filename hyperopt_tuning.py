@@ -143,6 +143,7 @@ from train_cnn import (
     EpochMetrics,
     FitConfig,
     FitResult,
+    FoldCallback,
     Hyperparameters,
     TrainingData,
     TrainingResult,
@@ -302,7 +303,9 @@ def evaluate(
         keeper = CheckpointManager(
             _checkpoint(task.folder, _checkpoint_name(number), dict(settings)) if task.folder else None
         )
-        cv = cross_validate(data, FitConfig(recipe, task.data.seed, device), task.folds, keeper=keeper, watch=watch)
+        cv = cross_validate(
+            data, FitConfig(recipe, task.data.seed, device), task.folds, checkpoints=keeper, callback=watch
+        )
     except TrialPruned as cut:
         return Result(ended("cut", str(cut)))
     except (TrainingError, RuntimeError, MemoryError) as error:  # diverged, or out of memory
@@ -312,7 +315,7 @@ def evaluate(
     return Result(ended("complete"), cv.logits)
 
 
-class _Watch:
+class _Watch(FoldCallback):
     """Looks on while a trial's folds are trained, and cuts it when it can no longer matter."""
 
     def __init__(self, task: TrialTask, tell: Callable[[Any], None]) -> None:
@@ -320,12 +323,12 @@ class _Watch:
         self._holder, self._epochs = task.proposal.incumbent, task.proposal.settings["epochs"]
         self._count, self._tell, self._next = task.folds, tell, time.monotonic() + SECONDS_A_STEP
 
-    def batch(self, fold: int, done: int, batches: int) -> None:
+    def on_batch(self, fold: int, done: int, batches: int) -> None:
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + SECONDS_A_STEP
             self._tell(Step(fold, min(self._epochs, 1 + done * self._epochs // batches), done / batches))
 
-    def epoch(self, fold: int, history: Sequence[EpochMetrics], images: int) -> None:
+    def on_epoch(self, fold: int, history: Sequence[EpochMetrics], images: int) -> None:
         self._tell(Step(fold, len(history), len(history) / self._epochs))
         curve = [epoch.val_accuracy for epoch in history]
         if fold == 0 and self._holder and (reason := prune_after_epoch(curve, self._epochs, self._holder)):
@@ -334,7 +337,7 @@ class _Watch:
             self.folds = [Fold(epochs, 1 + int(np.argmax(curve)), seconds, images * len(history))]
             raise TrialPruned(reason)
 
-    def fold(self, finished: Sequence[FitResult]) -> None:
+    def on_fold(self, finished: Sequence[FitResult]) -> None:
         self.folds = [_as_fold(fold) for fold in finished]
         self._tell(FoldDone(len(finished) - 1, self.folds[-1]))
         accuracies = [fold.accuracy for fold in self.folds]
@@ -534,7 +537,7 @@ def study_logger(job: Job, run: Run) -> StudyLogger:
     seed, tags = job.settings.seed, run_tags(job.data, job.settings.seed)
 
     def log_fold(trial: Run, settings: Mapping[str, Any], number: int, fold: Fold) -> None:
-        log_folds(trial, Hyperparameters(**settings), job.data, seed, aloud=False)(number, _fit_result(fold))
+        log_folds(trial, Hyperparameters(**settings), job.data, seed, verbose=False)(number, _fit_result(fold))
 
     return StudyLogger(run, tags, log_fold)
 

@@ -5,13 +5,13 @@
     python train_cnn.py --data photos/ --model-type resnet18 --image-size 128 --epochs 15
     python train_cnn.py --data photos/ --folds 5               # stratified 5-fold cross-validation
     python train_cnn.py --data photos/ --register              # and register the model as a version
-    python train_cnn.py --resume                               # go on with what was interrupted
+    python train_cnn.py --resume                               # resume the run that was interrupted last
     torchrun --nproc-per-node 2 train_cnn.py --data photos/    # several processes, one a GPU
 
 Some images (15 %, chosen by their content, or those in test/) are held out: they neither train
 the network nor choose its epoch, and measure it at the end. Runs go to MLFLOW_TRACKING_URI, or to
-mlflow.db in this folder; `mlflow server` shows them. Until a run is complete, checkpoints/ holds all
-it takes to go on with it, and then its weights. Every flag can be given as a variable, such as
+mlflow.db in this folder; `mlflow server` shows them. Until a run is complete, checkpoints/ holds the
+state to resume it from, and then its weights. Every flag can be given as a variable, such as
 TRAIN_EPOCHS=20.
 """
 
@@ -26,7 +26,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import SettingsConfigDict
@@ -43,7 +43,7 @@ class TrainSettings(Hyperparameters, DataSettings):
     model_config = environment("TRAIN_") | SettingsConfigDict(cli_shortcuts={"register-as": "register"})
 
     val_fraction: float = Field(
-        0.15, gt=0, le=0.5, description="share of the rest to validate on, without a val/ folder"
+        0.15, gt=0, le=0.5, description="share of the other images to validate on, when there is no val/ folder"
     )
     folds: int = Field(0, ge=0, le=50, description="cross-validate with this many stratified folds; 0: do not")
     experiment_name: Name = Field("training", description="MLflow experiment")
@@ -51,7 +51,7 @@ class TrainSettings(Hyperparameters, DataSettings):
     checkpoint_dir: Path = Field(Path("checkpoints"), description="folder for unfinished runs and finished weights")
     resume: str | None = Field(
         None,
-        description="go on with an interrupted run, with its own settings: last (also when nothing follows), its id,"
+        description="resume an interrupted run with its own settings: last (also when nothing follows), its id,"
         " or a checkpoint",
         json_schema_extra={"bare": LAST},
     )
@@ -64,14 +64,14 @@ class TrainSettings(Hyperparameters, DataSettings):
 
     @field_validator("register_as")
     @classmethod
-    def _a_name_of_a_model(cls, name: str | None) -> str | None:
+    def _model_name(cls, name: str | None) -> str | None:
         if name is not None and not MODEL_NAME.fullmatch(name):
             raise ValueError(f"must be letters, digits, spaces and any of . _ - only, got {name!r}")
         return name
 
     @field_validator("folds")
     @classmethod
-    def _one_fold_is_none(cls, folds: int) -> int:
+    def _not_one_fold(cls, folds: int) -> int:
         if folds == 1:
             raise ValueError("must be 0 (no cross-validation) or at least 2, got 1")
         return folds
@@ -100,16 +100,16 @@ from toolkit.training.data.groups import find_groups
 from toolkit.training.data.splits import Split, require_folds, split, stratified, stratified_folds
 from toolkit.training.device import SINGLE_PROCESS, Device, World, configure_torch, init_distributed
 from toolkit.training.features import Features
-from toolkit.training.loop import EpochMetrics, FitCallbacks, FitConfig, FitResult, TrainState, fit
+from toolkit.training.loop import EpochMetrics, FitCallbacks, FitConfig, FitResult, TrainState, fit, ignore
 from toolkit.training.networks import build_network, load_weights
 from toolkit.training.results.evaluation import fit_temperature
 from toolkit.training.results.run_logging import (
     TrainingResult,
     epoch_metrics,
-    gpu_peak_mb,
     log_data,
     log_folds,
     log_result,
+    peak_gpu_memory_mb,
     run_tags,
 )
 
@@ -140,17 +140,27 @@ __all__ = [
     "use_machine",
 ]
 
-KEEP_SHARE = 0.01  # of the time that checkpoints and sending figures may take
-FINAL_PHASE = "final"  # the training whose network is logged, beside those of the folds
+CHECKPOINT_SHARE = 0.01  # of the training time that checkpoints and sending metrics may take
+FINAL_PHASE = "final"  # the training whose network is logged; the other phases are the folds
 
 
 @dataclass(frozen=True, eq=False)
 class CrossValidation:
-    """The folds of one recipe."""
+    """The folds of one set of hyperparameters.
+
+    Parameters
+    ----------
+    folds
+        The result of each fold; their networks are not kept.
+    logits
+        float32 (N, K), of each development image by the fold that did not train on it.
+    features
+        Of all development images, if the backbone is frozen.
+    """
 
     folds: list[FitResult]
-    logits: NDArray[np.float32]  # (N, K), of each development image by the fold that did not train on it
-    features: Features | None = None  # of all development images, when the backbone is frozen
+    logits: NDArray[np.float32]
+    features: Features | None = None
 
     @property
     def accuracies(self) -> list[float]:
@@ -167,44 +177,56 @@ class CrossValidation:
 
     @property
     def epochs(self) -> int:
-        """How long to train on everything: the median of the folds' best epochs."""
+        """The epochs of the final training: the median of the folds' best epochs."""
         return max(1, round(float(np.median([fold.best_epoch for fold in self.folds]))))
 
-    def final(self, config: FitConfig) -> FitConfig:
-        """How to train on everything."""
-        recipe = config.recipe.model_copy(update={"epochs": self.epochs})
-        return replace(config, recipe=recipe, features=self.features)
+    def final_config(self, config: FitConfig) -> FitConfig:
+        """The configuration of the final training, given that of the folds."""
+        hparams = config.hparams.model_copy(update={"epochs": self.epochs})
+        return replace(config, hparams=hparams, features=self.features)
 
 
-class FoldCallback(Protocol):
-    """Who looks on while folds are trained, and may end it by raising."""
+class FoldCallback:
+    """Methods that ``cross_validate`` calls; they do nothing here, and may end it by raising."""
 
-    def epoch(self, fold: int, history: Sequence[EpochMetrics], images: int) -> None:
-        """After each epoch of a fold, from 0: its epochs so far, and the training images of each."""
+    def on_batch(self, fold: int, done: int, batches: int) -> None:
+        """After each batch of a fold, counted from 0: the batches done, and those of all its epochs."""
 
-    def batch(self, fold: int, done: int, batches: int) -> None:
-        """After each batch of a fold, from 0: how many are done, of how many in all its epochs."""
+    def on_epoch(self, fold: int, history: Sequence[EpochMetrics], images: int) -> None:
+        """After each epoch of a fold: its epochs so far, and the training images of each."""
 
-    def fold(self, finished: Sequence[FitResult]) -> None:
-        """After each fold, also one that an interrupted run had finished: those that are done."""
+    def on_fold(self, finished: Sequence[FitResult]) -> None:
+        """After each fold, also one finished before an interruption: all finished folds."""
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingContext:
-    """What a run is about: its settings and all that follows from them."""
+    """The settings of a run and everything that follows from them."""
 
     settings: TrainSettings
-    checkpoint: Checkpoint | None  # of the interrupted run that it goes on with
+    checkpoint: Checkpoint | None  # of the run to resume
     config: FitConfig
     data: TrainingData
 
 
 def train(settings: TrainSettings, world: World = SINGLE_PROCESS) -> TrainingResult:
-    """Train, or cross-validate and train on everything, and log a bundle.
+    """Train, or cross-validate and train on all development images, and log a bundle.
 
-    With ``folds`` the folds judge the recipe, and the logged model is trained on all development
-    images for the median of the folds' best epochs. Without, it is the best epoch on a stratified
-    validation part. With ``resume`` an interrupted run is gone on with, to the same result.
+    With ``folds`` the hyperparameters are cross-validated, and the logged model is trained on all
+    development images for the median of the folds' best epochs. Otherwise it is the best epoch on a
+    stratified validation part. With ``resume`` an interrupted run continues to the same result.
+
+    Parameters
+    ----------
+    settings
+        The data, the hyperparameters, and the run to log to or to resume.
+    world
+        The processes of torchrun that share the training.
+
+    Returns
+    -------
+    TrainingResult
+        The MLflow run, the network with its history, and its metrics on the held-out images.
 
     Raises
     ------
@@ -213,157 +235,181 @@ def train(settings: TrainSettings, world: World = SINGLE_PROCESS) -> TrainingRes
 
     Examples
     --------
-    >>> outcome = train(TrainSettings(epochs=1, image_size=16))  # doctest: +SKIP
-    >>> outcome.evaluation.accuracy  # doctest: +SKIP
+    >>> result = train(TrainSettings(epochs=1, image_size=16))  # doctest: +SKIP
+    >>> result.evaluation.accuracy  # doctest: +SKIP
     0.87
     """
-    with ExitStack() as hold:
-        return _train(settings, world, hold)
+    with ExitStack() as locks:
+        return _train(settings, world, locks)
 
 
-def _train(settings: TrainSettings, world: World, hold: ExitStack) -> TrainingResult:
-    """As ``train``; until ``hold`` is closed, no other process may go on with the run."""
+def _train(settings: TrainSettings, world: World, locks: ExitStack) -> TrainingResult:
+    """Train as ``train`` does; no other process may resume the run until ``locks`` are released."""
     client = connect()
-    job = _job(settings, world, hold)
-    settings, recipe, data = job.settings, job.config.recipe, job.data
-    if job.checkpoint:
-        run = Run.reopen(client, job.checkpoint.run_id)
-        run.load_pending(job.checkpoint.pending_metrics)
-        echo(f"going on with run {run.id}")
+    context = _build_context(settings, world, locks)
+    settings, hparams, data = context.settings, context.config.hparams, context.data
+    if context.checkpoint:
+        run = Run.reopen(client, context.checkpoint.run_id)
+        run.load_pending(context.checkpoint.pending_metrics)
+        echo(f"resuming run {run.id}")
     else:
-        name = settings.run_name or f"{recipe.model_type}-{data.images.catalogue.name.replace('/', '-')}"
+        name = settings.run_name or f"{hparams.model_type}-{data.images.catalogue.name.replace('/', '-')}"
         run = Run(client, settings.experiment_name, role="final", name=name, tags=run_tags(data, settings.seed))
-    about: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "settings": settings.model_dump(mode="json"),
         "data_fingerprint": data.images.catalogue.fingerprint,
         "weights": data.weights_note,
     }
-    checkpoint = job.checkpoint or Checkpoint(settings.checkpoint_dir, run.id, about)
-    if not job.checkpoint:
-        hold.enter_context(checkpoint.held())
-    keeper = CheckpointManager(checkpoint, run)
-    with keeper.resumable():
+    checkpoint = context.checkpoint or Checkpoint(settings.checkpoint_dir, run.id, metadata)
+    if not context.checkpoint:
+        locks.enter_context(checkpoint.lock())
+    checkpoints = CheckpointManager(checkpoint, run)
+    with checkpoints.resumable():
         with run:
-            if not job.checkpoint:
-                run.params(about["settings"])
-                log_data(run, data, settings.data, None if settings.folds else _divided(data, settings))
-            outcome = _trained(run, job, keeper)
-        keeper.finish(outcome.fitted.network, {"recipe": recipe.model_dump(), "classes": data.classes})
-    return outcome
+            if not context.checkpoint:
+                run.params(metadata["settings"])
+                log_data(run, data, settings.data, None if settings.folds else _split_with_validation(data, settings))
+            result = _train_phases(run, context, checkpoints)
+        checkpoints.finish(result.fitted.network, {"hparams": hparams.model_dump(), "classes": data.classes})
+    return result
 
 
-def _trained(run: Run, job: TrainingContext, keeper: CheckpointManager) -> TrainingResult:
-    """The folds, if any, the final training, and what came of it."""
-    settings, config, data = job.settings, job.config, job.data
+def _train_phases(run: Run, context: TrainingContext, checkpoints: CheckpointManager) -> TrainingResult:
+    """Train the folds, if any, and the final network, and log the result."""
+    settings, config, data = context.settings, context.config, context.data
     if settings.folds:
-        log = log_folds(run, config.recipe, data, config.seed)
-        cv = cross_validate(data, config, settings.folds, log, keeper)
-        return train_final(run, data, config, cv, keeper)
+        log_fold = log_folds(run, config.hparams, data, config.seed)
+        cv = cross_validate(data, config, settings.folds, log_fold, checkpoints)
+        return train_final(run, data, config, cv, checkpoints)
     training, validation = _validation_split(data, settings)
-    fitted = _fit_final(run, data, config, training, validation, keeper)
-    temperature = fit_temperature(fitted.val_logits, validation.own_labels)
+    fitted = _fit_final(run, data, config, training, validation, checkpoints)
+    temperature = fit_temperature(fitted.val_logits, validation.labels)
     measured = {"best_val_accuracy": Measurement(value=fitted.best_val_accuracy, images=len(validation))}
     return log_result(run, data, config, fitted, temperature, measured)
 
 
 def run_worker_rank(settings: TrainSettings, world: World) -> None:
-    """What every process of torchrun but the first does: its share of the sums, without a record."""
-    job = _job(settings, world)
-    settings, config, data = job.settings, job.config, job.data
-    keeper = CheckpointManager(job.checkpoint, writes=False)
+    """Do the part of every process of torchrun but the first: its share of the work, without logging."""
+    context = _build_context(settings, world)
+    settings, config, data = context.settings, context.config, context.data
+    checkpoints = CheckpointManager(context.checkpoint, read_only=True)
     if settings.folds:
-        config = cross_validate(data, config, settings.folds, keeper=keeper).final(config)
-        training, validation = data.part(data.development), None
+        config = cross_validate(data, config, settings.folds, checkpoints=checkpoints).final_config(config)
+        training, validation = data.subset(data.development), None
     else:
         training, validation = _validation_split(data, settings)
-    callbacks = FitCallbacks(checkpoint_share=KEEP_SHARE)
-    fit(build_seeded_network(data, config), training, validation, config, callbacks, keeper.progress(FINAL_PHASE))
+    callbacks = FitCallbacks(checkpoint_share=CHECKPOINT_SHARE)
+    fit(build_seeded_network(data, config), training, validation, config, callbacks, checkpoints.state(FINAL_PHASE))
 
 
 def cross_validate(
     data: TrainingData,
     config: FitConfig,
     folds: int,
-    on_fold: Callable[[int, FitResult], None] = lambda *_: None,
-    keeper: CheckpointManager | None = None,
-    watch: FoldCallback | None = None,
+    log_fold: Callable[[int, FitResult], None] = ignore,
+    checkpoints: CheckpointManager | None = None,
+    callback: FoldCallback | None = None,
 ) -> CrossValidation:
-    """Train one network a stratified fold and judge each on the fold it has not seen.
+    """Train a network on each stratified fold's training part and validate it on the rest.
 
-    The result depends on data, recipe and seed alone. A frozen backbone sees each image once for
-    all folds. ``on_fold`` is called once a fold, also when the run is interrupted and taken up again.
+    The result depends on data, hyperparameters and seed alone. A frozen backbone sees each image once
+    for all folds.
+
+    Parameters
+    ----------
+    data
+        Its development images are divided.
+    config
+        Hyperparameters, seed and device.
+    folds
+        The number of folds, at least 2.
+    log_fold
+        Called once with the number and the result of each fold, also if the run is resumed in between.
+    checkpoints
+        Saves each fold as a phase, and resumes it.
+    callback
+        Called after each batch, epoch and fold.
+
+    Raises
+    ------
+    DataError
+        A class has fewer images, or groups of them, than there are folds.
     """
-    keeper = keeper or CheckpointManager()
+    checkpoints, callback = checkpoints or CheckpointManager(), callback or FoldCallback()
     indices = data.development
-    labels, groups = data.images.labels[indices], data.together(indices)
+    labels, groups = data.images.labels[indices], data.groups(indices)
     logits = np.zeros((len(indices), len(data.classes)), np.float32)
     config = replace(config, features=_features(data, config))
-    fitted = []
-    divided = stratified_folds(labels, folds, config.seed, data.classes, groups)
-    for number, (training, validation) in enumerate(divided):
-        name = f"fold {number + 1}"
-        fold = keeper.finished(name)
+    finished: list[FitResult] = []
+    for number, (training, validation) in enumerate(stratified_folds(labels, folds, config.seed, data.classes, groups)):
+        phase = f"fold {number + 1}"
+        fold = checkpoints.finished(phase)
         if fold is None:
-            own = replace(config, seed=config.seed + number)
+            fold_config, state = replace(config, seed=config.seed + number), checkpoints.state(phase)
             callbacks = FitCallbacks(
-                on_epoch=_fold_callback(watch, number, keeper.progress(name), len(training)),
-                on_batch=partial(watch.batch, number) if watch else lambda *_: None,
-                on_checkpoint=keeper.save_callback(name),
-                checkpoint_share=KEEP_SHARE,
-                bar=f"{name}/{folds}",
+                on_epoch=_epoch_callback(callback, number, state, len(training)),
+                on_batch=partial(callback.on_batch, number),
+                on_checkpoint=checkpoints.save_callback(phase),
+                checkpoint_share=CHECKPOINT_SHARE,
+                bar=f"{phase}/{folds}",
             )
-            fold = fit(
-                build_seeded_network(data, own),
-                data.part(indices[training]),
-                data.part(indices[validation]),
-                own,
-                callbacks,
-                keeper.progress(name),
-            )
-            fold.network = nn.Identity()  # the weights of a fold serve nobody
-            keeper.mark_complete(name)
+            subsets = data.subset(indices[training]), data.subset(indices[validation])
+            fold = fit(build_seeded_network(data, fold_config), *subsets, fold_config, callbacks, state)
+            fold.network = nn.Identity()  # its weights are not needed
+            checkpoints.mark_complete(phase)
         logits[validation] = fold.val_logits
-        fitted.append(fold)
-        keeper.log_once(name, partial(on_fold, number, fold))
-        if watch:
-            watch.fold(fitted)
-    return CrossValidation(fitted, logits, config.features)
+        finished.append(fold)
+        checkpoints.log_once(phase, partial(log_fold, number, fold))
+        callback.on_fold(finished)
+    return CrossValidation(finished, logits, config.features)
 
 
-def _fold_callback(
-    watch: FoldCallback | None, fold: int, progress: TrainState | None, images: int
+def _epoch_callback(
+    callback: FoldCallback, fold: int, state: TrainState | None, images: int
 ) -> Callable[[EpochMetrics, nn.Module, bool], None]:
-    """What ``fit`` calls after each epoch, so that the watch sees all of them, earlier ones too."""
-    history = progress.result(nn.Identity()).history if progress else []
+    """``FitCallbacks.on_epoch`` that passes on all epochs of the fold, those before an interruption included."""
+    history = state.result(nn.Identity()).history if state else []
 
     def on_epoch(epoch: EpochMetrics, *_: object) -> None:
         history.append(epoch)
-        if watch:
-            watch.epoch(fold, history, images)
+        callback.on_epoch(fold, history, images)
 
     return on_epoch
 
 
 def train_final(
-    run: Run, data: TrainingData, config: FitConfig, cv: CrossValidation, keeper: CheckpointManager | None = None
+    run: Run, data: TrainingData, config: FitConfig, cv: CrossValidation, checkpoints: CheckpointManager | None = None
 ) -> TrainingResult:
-    """Train on all development images for as long as the folds found best, and log the bundle.
+    """Train on all development images for the folds' median best epoch, and log the bundle.
 
-    The temperature is fitted on the folds' own validation logits, which no network was trained on.
+    The temperature is fitted on the folds' validation logits, each of a network that had not seen the image.
+
+    Parameters
+    ----------
+    run
+        The run to log to.
+    data
+        Its development images are trained on, its held-out images measured on.
+    config
+        That of the folds.
+    cv
+        The result of ``cross_validate``.
+    checkpoints
+        Saves the training as a phase, and resumes it.
     """
-    keeper = keeper or CheckpointManager()
+    checkpoints = checkpoints or CheckpointManager()
     indices = data.development
-    final = cv.final(config)
-    fitted = _fit_final(run, data, final, data.part(indices), None, keeper)
+    final = cv.final_config(config)
+    fitted = _fit_final(run, data, final, data.subset(indices), None, checkpoints)
     fitted.best_val_accuracy = cv.metrics["mean_cv_accuracy"]
     temperature = fit_temperature(cv.logits, data.images.labels[indices])
     measured = {name: Measurement(value=value, images=len(indices)) for name, value in cv.metrics.items()}
-    keeper.flush_deferred()
-    outcome = log_result(run, data, final, fitted, temperature, measured)
+    checkpoints.flush_deferred()
+    result = log_result(run, data, final, fitted, temperature, measured)
     run.metrics(cv.metrics)
     for number, accuracy in enumerate(cv.accuracies):
         run.metrics({"fold_accuracy": accuracy}, step=number)
-    return outcome
+    return result
 
 
 def load_images(settings: DataSettings, image_size: int) -> tuple[CachedImages, Split]:
@@ -374,120 +420,114 @@ def load_images(settings: DataSettings, image_size: int) -> tuple[CachedImages, 
     limit = int(settings.cache_limit * 2**30)
     cache = Cache(settings.cache_dir.expanduser(), limit) if limit else None
     images = decode(catalogue, image_size, cache=cache)
-    belonging = find_groups(images, settings.data, settings.group_by, copies=settings.near_duplicates)
-    return images, split(images.catalogue, settings.test_fraction, belonging)
+    groups = find_groups(images, settings.data, settings.group_by, copies=settings.near_duplicates)
+    return images, split(images.catalogue, settings.test_fraction, groups)
 
 
 def require_enough_for(folds: int, data: TrainingData) -> None:
-    """Refuse more folds than a class can fill.
-
-    Raises
-    ------
-    DataError
-        A class has fewer images to train on, or groups of them, than there are folds.
-    """
+    """Raise a DataError if a class has fewer development images, or groups of them, than there are folds."""
     indices = data.development
-    require_folds(data.images.labels[indices], folds, data.classes, data.together(indices))
+    require_folds(data.images.labels[indices], folds, data.classes, data.groups(indices))
 
 
 def starting_weights(choice: str, model_types: Collection[str]) -> tuple[dict[str, Tensor] | None, str]:
-    """The weights that the networks may start from, what they are, and a word to the user when they are random."""
+    """The weights that networks of these types start from, and their origin in words; a notice if they are random."""
     if not set(model_types) - {"simple_cnn"}:
         return None, "random"
     state, note = load_weights(choice)
     if state is None and choice == "auto":
-        echo("no ImageNet weights can be had here, so a ResNet starts from random ones; --weights PATH gives it others")
+        echo(
+            "ImageNet weights cannot be downloaded, so a ResNet starts from random ones; --weights PATH gives it others"
+        )
     if state is None and "resnet18_backbone" in model_types:
         echo("warning: resnet18_backbone with random weights trains a head on random features; expect low accuracy")
     return state, note
 
 
 def build_seeded_network(data: TrainingData, config: FitConfig) -> nn.Module:
-    """The recipe's network, its new weights drawn with the seed."""
-    recipe = config.recipe
+    """A network with seeded new weights."""
+    hparams = config.hparams
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return build_network(recipe.model_type, len(data.classes), recipe.dropout, data.weights)
+        return build_network(hparams.model_type, len(data.classes), hparams.dropout, data.weights)
 
 
 def hyperparameters_of(settings: Hyperparameters) -> Hyperparameters:
-    """The hyperparameters alone."""
+    """The hyperparameters among the settings."""
     return Hyperparameters(**{name: getattr(settings, name) for name in Hyperparameters.model_fields})
 
 
 def use_machine(settings: DataSettings, world: World = SINGLE_PROCESS, threads: int | None = None) -> Device:
-    """Choose the device, and how many threads to use: as many as this process has cores when None."""
+    """Configure torch and choose the device; ``threads`` of None are as many as this process has cores."""
     configure_torch(deterministic=settings.deterministic, threads=threads)
     return Device.choose(settings.precision, compiled=settings.compile, world=world)
 
 
-def _job(settings: TrainSettings, world: World, hold: ExitStack | None = None) -> TrainingContext:
-    """Everything that has to be right before a run begins."""
+def _build_context(settings: TrainSettings, world: World, locks: ExitStack | None = None) -> TrainingContext:
+    """Check and read everything that a run needs before it begins."""
     checkpoint = None
     if settings.resume:
-        checkpoint = open_checkpoint(settings.resume, settings.checkpoint_dir, hold)
+        checkpoint = open_checkpoint(settings.resume, settings.checkpoint_dir, locks)
         settings = _resumed_settings(settings, checkpoint)
-    recipe = hyperparameters_of(settings)
+    hparams = hyperparameters_of(settings)
     device = use_machine(settings, world)
-    images, divided = load_images(settings, recipe.image_size)
+    images, divided = load_images(settings, hparams.image_size)
     if checkpoint and images.catalogue.fingerprint != checkpoint.metadata["data_fingerprint"]:
         raise DataError(
             f"the images of {settings.data} have changed since run {checkpoint.run_id} was interrupted, so it cannot"
-            " be gone on with; start a run without --resume"
+            " be resumed; start a run without --resume"
         )
-    weights = starting_weights(settings.weights, [recipe.model_type])
+    weights = starting_weights(settings.weights, [hparams.model_type])
     if checkpoint and weights[1] != checkpoint.metadata["weights"]:
         raise SettingsError(
             f"run {checkpoint.run_id} began with {checkpoint.metadata['weights']} weights, and here --weights"
-            f" {settings.weights} gives {weights[1]} ones, so it cannot be gone on with"
+            f" {settings.weights} gives {weights[1]} ones, so it cannot be resumed"
         )
     data = TrainingData(images, divided, *weights)
     if settings.folds:
         require_enough_for(settings.folds, data)
-    return TrainingContext(settings, checkpoint, FitConfig(recipe, settings.seed, device), data)
+    return TrainingContext(settings, checkpoint, FitConfig(hparams, settings.seed, device), data)
 
 
 def _resumed_settings(settings: TrainSettings, checkpoint: Checkpoint) -> TrainSettings:
-    """The settings of the interrupted run; none that was given now may say otherwise, but where things are kept."""
+    """The settings of the interrupted run; those given now must agree, but for folders and registration."""
     try:
-        former = TrainSettings(**checkpoint.metadata["settings"])
+        original = TrainSettings(**checkpoint.metadata["settings"])
     except (ValidationError, KeyError, TypeError):
-        raise DataError(f"run {checkpoint.run_id} was begun by another version of train_cnn.py") from None
-    places = settings.model_fields_set & {"checkpoint_dir", "cache_dir", "cache_limit", "register_as"}
-    for name in sorted(settings.model_fields_set - places - {"resume"}):
-        before, now = getattr(former, name), getattr(settings, name)
+        raise DataError(f"run {checkpoint.run_id} was started by another version of train_cnn.py") from None
+    changeable = settings.model_fields_set & {"checkpoint_dir", "cache_dir", "cache_limit", "register_as"}
+    for name in sorted(settings.model_fields_set - changeable - {"resume"}):
+        before, now = getattr(original, name), getattr(settings, name)
         if before != now:
             raise SettingsError(
                 f"--{name.replace('_', '-')} was {before} when run {checkpoint.run_id} began and cannot become {now};"
                 " leave it out, or start a run without --resume"
             )
-    return former.model_copy(update={name: getattr(settings, name) for name in places})
+    return original.model_copy(update={name: getattr(settings, name) for name in changeable})
 
 
 def _features(data: TrainingData, config: FitConfig) -> Features | None:
-    """What a frozen backbone sees of all development images; None for networks that learn as a whole."""
-    if config.recipe.model_type != "resnet18_backbone":
+    """A frozen backbone's features of all development images; None for networks that are trained as a whole."""
+    if config.hparams.model_type != "resnet18_backbone":
         return None
-    backbone = build_seeded_network(data, config).get_submodule("backbone")
-    return Features.of(
-        backbone, data.part(data.development), config.recipe, config.seed, config.device, known=data.feature_views
-    )
+    backbone, subset = build_seeded_network(data, config).get_submodule("backbone"), data.subset(data.development)
+    return Features.of(backbone, subset, config.hparams, config.seed, config.device, cache=data.feature_views)
 
 
 def _validation_split(data: TrainingData, settings: TrainSettings) -> tuple[Subset, Subset]:
     """The user's own val/ folder, or a stratified share of the development images."""
     if len(data.split.validation):
-        return data.part(data.split.development), data.part(data.split.validation)
+        return data.subset(data.split.development), data.subset(data.split.validation)
     indices = data.split.development
-    labels, groups = data.images.labels[indices], data.together(indices)
+    labels, groups = data.images.labels[indices], data.groups(indices)
     training, validation = stratified(labels, settings.val_fraction, settings.seed, groups)
     if not len(validation):
         raise DataError("no class has a second image to validate on; add images or make a val/ folder")
-    return data.part(indices[training]), data.part(indices[validation])
+    return data.subset(indices[training]), data.subset(indices[validation])
 
 
-def _divided(data: TrainingData, settings: TrainSettings) -> Split:
-    """Which images a training without folds trains, and which it validates on."""
+def _split_with_validation(data: TrainingData, settings: TrainSettings) -> Split:
+    """The split of a training without folds, whose validation part is drawn from the development part."""
     training, validation = _validation_split(data, settings)
     return replace(data.split, development=training.indices, validation=validation.indices)
 
@@ -498,27 +538,32 @@ def _fit_final(
     config: FitConfig,
     training: Subset,
     validation: Subset | None,
-    keeper: CheckpointManager,
+    checkpoints: CheckpointManager,
 ) -> FitResult:
-    """Train the network that will be logged, with everything recorded as it goes."""
-    machine, recipe, device = SystemMetrics(), config.recipe, config.device
+    """Train the network that will be logged, and log each epoch."""
+    system_metrics, hparams, device = SystemMetrics(), config.hparams, config.device
 
     def on_epoch(epoch: EpochMetrics, _: nn.Module, best: bool) -> None:
-        readings = {**machine.read(), "gpu_memory_mb": gpu_peak_mb(device)}
-        system = {f"system/{name}": value for name, value in readings.items()}  # where MLflow's page looks for them
+        readings = {**system_metrics.read(), "gpu_memory_mb": peak_gpu_memory_mb(device)}
+        system = {
+            f"system/{name}": value for name, value in readings.items()
+        }  # the names on MLflow's page of system metrics
         run.metrics({**epoch_metrics(epoch), **readings, **system}, epoch.epoch)
-        echo(_epoch_line(epoch, recipe.epochs, best and validation is not None))
+        echo(_epoch_line(epoch, hparams.epochs, best and validation is not None))
 
     validating = f"validating on {len(validation)}, " if validation else ""
     echo(
-        f"training {recipe.model_type} on {len(training)} images of {len(data.classes)} classes, {validating}"
+        f"training {hparams.model_type} on {len(training)} images of {len(data.classes)} classes, {validating}"
         f"{len(data.split.held_out)} held out ({device})"
     )
     callbacks = FitCallbacks(
-        on_epoch=on_epoch, on_checkpoint=keeper.save_callback(FINAL_PHASE), checkpoint_share=KEEP_SHARE, bar="training"
+        on_epoch=on_epoch,
+        on_checkpoint=checkpoints.save_callback(FINAL_PHASE),
+        checkpoint_share=CHECKPOINT_SHARE,
+        bar="training",
     )
     return fit(
-        build_seeded_network(data, config), training, validation, config, callbacks, keeper.progress(FINAL_PHASE)
+        build_seeded_network(data, config), training, validation, config, callbacks, checkpoints.state(FINAL_PHASE)
     )
 
 
@@ -530,21 +575,21 @@ def _epoch_line(epoch: EpochMetrics, epochs: int, best: bool) -> str:
     )
 
 
-def report(outcome: TrainingResult) -> str:
-    """What a person wants to see at the end, and the next command to type."""
-    metrics, evaluation = outcome.metrics, outcome.evaluation
-    judged = "mean_cv_accuracy" if "mean_cv_accuracy" in metrics else "best_val_accuracy"
+def report(result: TrainingResult) -> str:
+    """The table that ends a run on the terminal."""
+    metrics, evaluation = result.metrics, result.evaluation
+    accuracy = "mean_cv_accuracy" if "mean_cv_accuracy" in metrics else "best_val_accuracy"
     rows = [
-        (judged.replace("_", " "), f"{metrics[judged]:.4f}"),
+        (accuracy.replace("_", " "), f"{metrics[accuracy]:.4f}"),
         ("held-out accuracy", f"{evaluation.accuracy:.4f}  ({evaluation.images} images never seen in training)"),
         ("precision, recall, F1", ", ".join(f"{value:.4f}" for value in evaluation.weighted.values())),
         ("calibration error", f"{evaluation.calibration_error:.4f}  ({_uncalibrated(metrics)})"),
-        ("best epoch", f"{outcome.fitted.best_epoch} of {len(outcome.fitted.history)}"),
-        ("training time", f"{outcome.fitted.seconds:.1f} s, {outcome.fitted.images_per_s:,.0f} images/s"),
-        ("MLflow run", outcome.run.url or outcome.run.id),
+        ("best epoch", f"{result.fitted.best_epoch} of {len(result.fitted.history)}"),
+        ("training time", f"{result.fitted.seconds:.1f} s, {result.fitted.images_per_s:,.0f} images/s"),
+        ("MLflow run", result.run.url or result.run.id),
     ]
-    if outcome.run.table_url:
-        rows.append(("all runs", outcome.run.table_url))
+    if result.run.table_url:
+        rows.append(("all runs", result.run.table_url))
     if "std_cv_accuracy" in metrics:
         rows.insert(1, ("spread over the folds", f"{metrics['std_cv_accuracy']:.4f}"))
     table = "\n".join(f"  {name:<22} {value}" for name, value in rows)
@@ -552,13 +597,13 @@ def report(outcome: TrainingResult) -> str:
 
 
 def register(run: Run, name: str) -> int:
-    """Register a run's model as a version, by the script that knows the registry; its exit status."""
+    """Register a run's model as a version by running model_registry.py; its exit status."""
     words = ["--model-name", name, "register", "--run", run.id]
     return subprocess.run([*process_command("model_registry"), *words], check=False).returncode
 
 
-def _requested_device(run: Run) -> str | None:
-    """What a run that was gone on with is to be registered as, by the settings that it was begun with."""
+def _original_register_as(run: Run) -> str | None:
+    """``register_as`` of the settings that a resumed run was started with."""
     with mlflow_call("read the run", timeout=ANSWER_SECONDS):
         name = run.client.get_run(run.id).data.params.get("register_as", str(None))
     return None if name == str(None) else name
@@ -575,11 +620,11 @@ def main() -> int:
         if world.rank:
             run_worker_rank(settings, world)
             return 0
-        outcome = train(settings, world)
-        echo(report(outcome))
-    if name := settings.register_as or (_requested_device(outcome.run) if settings.resume else None):
-        return register(outcome.run, name)
-    echo(f"\nnext: {command_line('model_registry', f'register --run {outcome.run.id}')}")
+        result = train(settings, world)
+        echo(report(result))
+    if name := settings.register_as or (_original_register_as(result.run) if settings.resume else None):
+        return register(result.run, name)
+    echo(f"\nnext: {command_line('model_registry', f'register --run {result.run.id}')}")
     return 0
 
 

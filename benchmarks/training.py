@@ -73,7 +73,7 @@ from toolkit.training.networks import build_network  # noqa: E402
 from toolkit.training.results.run_logging import epoch_metrics  # noqa: E402
 from toolkit.training.train_step import MAX_GRAD_NORM  # noqa: E402
 from train_cnn import (  # noqa: E402
-    KEEP_SHARE,
+    CHECKPOINT_SHARE,
     TrainingData,
     TrainSettings,
     build_seeded_network,
@@ -352,10 +352,10 @@ def ours(task: Task, turns: Turns, *, logged: bool = True) -> None:
             run.metrics({**epoch_metrics(epoch), **machine.read()}, epoch.epoch)
         turns.over(epoch.val_accuracy)  # what is written after an epoch counts with the next
 
-    callbacks = FitCallbacks(on_epoch=on_epoch, checkpoint_share=KEEP_SHARE)
+    callbacks = FitCallbacks(on_epoch=on_epoch, checkpoint_share=CHECKPOINT_SHARE)
     if logged:
         callbacks = replace(callbacks, on_checkpoint=checkpoints.save_callback("final"))
-    training, validation = data.part(data.split.development), data.part(data.split.validation)
+    training, validation = data.subset(data.split.development), data.subset(data.split.validation)
     fit(build_seeded_network(data, config), training, validation if task.validated else None, config, callbacks)
 
 

@@ -1,4 +1,4 @@
-"""Training as people run it: what a run records, how it is interrupted and taken up again, what is refused."""
+"""train_cnn.py as people run it: what a run records, how it is interrupted and resumed, what is refused."""
 
 import io
 import json
@@ -31,13 +31,14 @@ from support import ROOT
 from support.colours import COLOURS, colour_image, colour_pixels
 from support.forked_processes import Ended, forks
 from support.servers import MlflowServer, free_port
+from support.tiny_networks import load_weights
 from toolkit.bundle.program import load_bundle
 from toolkit.errors import DataError, TrainingError
 from toolkit.images.decoding import SUFFIXES, load_image
 from toolkit.registry.bundles import download
 from toolkit.tracking.code_version import code_version
 from toolkit.tracking.connection import connect, mlflow
-from toolkit.training.checkpointing.checkpoint import Checkpoint, load_weights_file, open_checkpoint
+from toolkit.training.checkpointing.checkpoint import Checkpoint, open_checkpoint
 from toolkit.training.device import Device
 from toolkit.training.networks import SimpleCNN
 from train_cnn import FitConfig, Hyperparameters, TrainingData, TrainSettings, cross_validate, load_images, main, train
@@ -318,7 +319,7 @@ def test_a_run_names_each_file_that_was_odd(place, whole):
     per_class = json.loads(place.artifact(place.run_of("my training"), "per_class.json").read_text())
     assert held_out == {row["class"]: row["images"] for row in per_class}
     assert whole.out.startswith(f"colours: 120 images of 3 classes, {sum(held_out.values())} of them held out\n")
-    assert "\n1 file left out as " in whole.out
+    assert "\n1 file skipped as " in whole.out
     assert "\nnote on 1 file: it is a PNG, though its ending says JPEG (colours/blue/1.jpg)\n" in whole.out
     assert "--class-weights" not in whole.out
 
@@ -367,11 +368,11 @@ def test_the_bundle_is_measured_on_images_that_did_not_train_it(place, whole):
 
 def test_the_weights_that_are_left_are_those_of_the_bundle(place, whole):
     run = place.run_of("my training")
-    weights, description = load_weights_file(place.folder / "checkpoints" / f"{run.info.run_id}.pt")
+    weights, description = load_weights(place.folder / "checkpoints" / f"{run.info.run_id}.pt")
     assert description["classes"] == list(COLOURS)
-    recipe = Hyperparameters(**description["recipe"])
-    assert (recipe.dropout, recipe.epochs) == (0.25, EPOCHS)
-    network = SimpleCNN(3, recipe.dropout)
+    hparams = Hyperparameters(**description["hparams"])
+    assert (hparams.dropout, hparams.epochs) == (0.25, EPOCHS)
+    network = SimpleCNN(3, hparams.dropout)
     network.load_state_dict(weights)
     batch = np.stack([colour_pixels(colour, 48, np.random.default_rng(9)) for colour in COLOURS])
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -396,8 +397,8 @@ def require_same(place, run, weights, of, whole):
         assert [step for step, _ in own if step] == [step for step, _ in others if step], name
     assert place.bundle(run).card.metrics.keys() == of.bundle(other).card.metrics.keys()
     if weights is not None:
-        reached, description = load_weights_file(weights)
-        expected, as_described = load_weights_file(of.folder / "checkpoints" / f"{other.info.run_id}.pt")
+        reached, description = load_weights(weights)
+        expected, as_described = load_weights(of.folder / "checkpoints" / f"{other.info.run_id}.pt")
         assert description == as_described
         assert reached.keys() == expected.keys()
         assert all(torch.equal(reached[name], expected[name]) for name in expected)
@@ -435,7 +436,7 @@ def stopped(place, forked):
         run = place.run_of(name)
         kept = shutil.copy(place.folder / "checkpoints" / f"{run.info.run_id}.resume.pt", place.folder / f"{name}.pt")
         if name == "ctrl-c":
-            line = last_line(ended.out).removeprefix(f"stopped; go on with: python {ROOT}{os.sep}")
+            line = last_line(ended.out).removeprefix(f"stopped; resume with: python {ROOT}{os.sep}")
             resumed = forked.start(*shlex.split(line), folder=place.folder, **place.variables).end()
         else:
             words = ("train_cnn.py", "--resume", run.info.run_id, "--cache-dir", "other cache")
@@ -451,7 +452,7 @@ def test_a_stopped_training_keeps_its_step_and_says_how_to_go_on(name, status, p
     assert ended.err == ("train_cnn.py: interrupted\n" if name == "ctrl-c" else "")
     assert run.info.status == "KILLED"
     assert not run.outputs.model_outputs
-    assert last_line(ended.out) == f"stopped; go on with: python {ROOT / 'train_cnn.py'} --resume {run.info.run_id}"
+    assert last_line(ended.out) == f"stopped; resume with: python {ROOT / 'train_cnn.py'} --resume {run.info.run_id}"
     facts = open_checkpoint(str(stopped[name].checkpoint), place.folder).phases["final"].facts
     done = [int(number) for number in re.findall(r"^epoch +(\d+)/", ended.out, re.MULTILINE)]
     assert done == [epoch["epoch"] for epoch in facts["history"]]
@@ -460,16 +461,16 @@ def test_a_stopped_training_keeps_its_step_and_says_how_to_go_on(name, status, p
 
 @pytest.mark.parametrize("name", ["ctrl-c", "sigterm"])
 def test_a_stopped_training_comes_to_the_same_when_it_is_gone_on_with(name, place, whole, stopped):
-    resumed, run = stopped[name].resume_study, place.run_of(name)
+    resumed, run = stopped[name].resumed, place.run_of(name)
     assert (resumed.status, resumed.err) == (0, "")
-    assert resumed.out.startswith(f"going on with run {run.info.run_id}\n")
+    assert resumed.out.startswith(f"resuming run {run.info.run_id}\n")
     printed = stopped[name].ended.out + resumed.out
     assert re.findall(r"^epoch +(\d+)/", printed, re.MULTILINE) == [str(epoch + 1) for epoch in range(EPOCHS)]
     require_same(place, run, place.folder / "checkpoints" / f"{run.info.run_id}.pt", place, "my training")
 
 
 def test_images_may_be_kept_elsewhere_from_then_on(place, stopped):
-    assert stopped["sigterm"].resume_study.status == 0
+    assert stopped["sigterm"].resumed.status == 0
     assert any((place.folder / "other cache").iterdir())
 
 
@@ -511,8 +512,8 @@ def survive(place, forked, folder, chance):
         if status == 2:
             assert words == ("--resume",)
             assert ended.err == (
-                "train_cnn.py: error: there is no interrupted training in checkpoints/; --resume has nothing to go on"
-                " from\n"
+                "train_cnn.py: error: there is no interrupted training in checkpoints/; --resume has nothing to"
+                " resume\n"
             )
             if any(run.info.status == "FINISHED" for run in place.runs(experiment)):
                 return  # it was killed when all was done
@@ -558,7 +559,7 @@ def test_a_disk_that_takes_no_checkpoint_stops_nothing(place, whole, forked):
     assert (ended.status, ended.err) == (0, "")
     why = "cannot be written: [Errno 17] File exists: 'full'"
     progress, weights = re.findall(r"^warning: the checkpoint full/(.*)$", ended.out, re.MULTILINE)
-    consequence = "training goes on, and could be taken up again only from before"
+    consequence = "training goes on, and could only be resumed from an earlier epoch"
     assert progress == f"{run.info.run_id}.resume.pt {why}; {consequence}"
     assert weights == f"{run.info.run_id}.pt {why}"
     require_same(place, run, None, place, "my training")
@@ -598,7 +599,7 @@ def outage(place, forked, tmp_path_factory):
         server.start()
         left = elsewhere.run_of("lost")
         back.go_on()
-        line = ended.err.rpartition(f" with python {ROOT}{os.sep}")[2]
+        line = ended.err.rpartition(f" python {ROOT}{os.sep}")[2]
         resumed = forked.start(*shlex.split(line), folder=place.folder, **elsewhere.variables)
         yield Outage(elsewhere, back.end(), ended, left, resumed.end())
     finally:
@@ -615,15 +616,15 @@ def test_a_training_outlives_its_server_and_says_how_to_finish(outage):
     assert lost.out.count(GONE) == lost.out.count("MLflow") == 1
     assert f"\nepoch   {EPOCHS}/{EPOCHS}  " in lost.out
     assert re.fullmatch(
-        r"train_cnn\.py: error: cannot log \S+: connection refused; what was trained is kept: go on, when MLflow"
-        rf" answers again, with python {ROOT}/train_cnn\.py --resume {outage.left.info.run_id}\n",
+        r"train_cnn\.py: error: cannot log \S+: connection refused; the training is saved: resume it"
+        rf" when MLflow answers again: python {ROOT}/train_cnn\.py --resume {outage.left.info.run_id}\n",
         lost.err,
     )
     assert outage.left.info.status == "RUNNING"
 
 
 def test_a_training_whose_server_was_lost_is_finished_when_it_is_back(place, whole, outage):
-    resumed = outage.resume_study
+    resumed = outage.resumed
     assert (resumed.status, resumed.err) == (0, "")
     assert "epoch " not in resumed.out.replace("best epoch ", "")
     run = outage.place.run_of("lost")
@@ -711,9 +712,9 @@ def test_cross_validation_stopped_in_a_fold_and_killed_in_the_end_comes_to_the_s
     os.kill(first.pid, signal.SIGTERM)
     first.go_on()
     assert first.end().status == 143
-    stages = open_checkpoint(run.info.run_id, place.folder / "checkpoints").phases
-    assert list(stages) == ["fold 1", "fold 2"]
-    assert len(stages["fold 2"].facts["history"]) < 4
+    phases = open_checkpoint(run.info.run_id, place.folder / "checkpoints").phases
+    assert list(phases) == ["fold 1", "fold 2"]
+    assert len(phases["fold 2"].facts["history"]) < 4
     second = started("--resume", run.info.run_id)
     said = second.wait_for("epoch +1/")
     os.kill(second.pid, signal.SIGKILL)
@@ -733,14 +734,14 @@ def test_cross_validation_stopped_in_a_fold_and_killed_in_the_end_comes_to_the_s
 def test_cross_validation_depends_on_recipe_data_and_seed_alone(place):
     with chdir(place.folder):
         data = TrainingData(*load_images(TrainSettings(data="colours"), 16), None, "random")
-    recipe, cpu = Hyperparameters(image_size=16, epochs=1, batch_size=16), Device("cpu", torch.float32)
+    hparams, cpu = Hyperparameters(image_size=16, epochs=1, batch_size=16), Device("cpu", torch.float32)
     torch.manual_seed(1)
-    first = cross_validate(data, FitConfig(recipe, 7, cpu), 2)
+    first = cross_validate(data, FitConfig(hparams, 7, cpu), 2)
     torch.manual_seed(2)
-    second = cross_validate(data, FitConfig(recipe, 7, cpu), 2)
+    second = cross_validate(data, FitConfig(hparams, 7, cpu), 2)
     assert np.array_equal(first.logits, second.logits)
     assert first.metrics == second.metrics
-    assert not np.array_equal(first.logits, cross_validate(data, FitConfig(recipe, 8, cpu), 2).logits)
+    assert not np.array_equal(first.logits, cross_validate(data, FitConfig(hparams, 8, cpu), 2).logits)
     assert first.logits.shape == (len(data.development), 3)
     assert (first.logits != 0).any(axis=1).all()  # every development image was judged
 
@@ -800,7 +801,7 @@ def test_two_processes_keep_one_record(place, several):
     assert second.out == ""
     run = place.run_of("several")
     torchrun = f"torchrun --nproc-per-node 2 {ROOT}/train_cnn.py"
-    assert last_line(stopped.out) == f"stopped; go on with: {torchrun} --resume {run.info.run_id}"
+    assert last_line(stopped.out) == f"stopped; resume with: {torchrun} --resume {run.info.run_id}"
     assert re.findall(r"^epoch +(\d+)/", stopped.out + first.out, re.MULTILINE) == ["1", "2", "3", "4", "5"]
     assert stopped.out.count(", 2 processes)\n") == first.out.count(", 2 processes)\n") == 1
     assert first.out.count("\nnext: ") == 1
@@ -815,13 +816,13 @@ def test_two_processes_keep_one_record(place, several):
 
 
 @pytest.mark.parametrize(
-    ("data", "mirror", "mirrored"),
+    ("data", "flip", "allow_flip"),
     [("digits", None, False), ("colours", None, True), ("digits", True, True), ("colours", False, False)],
 )
-def test_flips_are_for_images_that_keep_their_class(place, data, mirror, mirrored):
+def test_flips_are_for_images_that_keep_their_class(place, data, flip, allow_flip):
     with chdir(place.folder):
-        images, _ = load_images(TrainSettings(data=data, flip=mirror), 16)
-    assert images.catalogue.allow_flip is mirrored
+        images, _ = load_images(TrainSettings(data=data, flip=flip), 16)
+    assert images.catalogue.allow_flip is allow_flip
 
 
 def test_images_are_kept_where_it_is_said_or_nowhere(place, tmp_path):
@@ -947,7 +948,7 @@ def test_no_photograph_is_on_two_sides(store, twins, how, folds, monkeypatch, ca
     assert not training & validation
     said = capsys.readouterr().out
     assert ("near-duplicates: 120 pairs of images show one photograph, such as " in said) == (not how)
-    assert "240 images belong together in 120 groups, the largest of 2; none is torn apart" in said
+    assert "240 images belong together in 120 groups, the largest of 2; none is split" in said
 
 
 # --- what is refused ----------------------------------------------------------------------------
@@ -982,8 +983,8 @@ def test_no_photograph_is_on_two_sides(store, twins, how, folds, monkeypatch, ca
             ["--data", "{colours}", "--group-by", "0"],
             "--group-by must be at least 1 as a number of folders below the class's, got 0",
         ),
-        (["--data", "{colours}", "--group-by", "1"], "--group-by 1 fits none of the "),
-        (["--group-by", "1"], "--group-by 1 looks at the paths of images, and those of digits are no files"),
+        (["--data", "{colours}", "--group-by", "1"], "--group-by 1 matches none of the "),
+        (["--group-by", "1"], "--group-by 1 needs the paths of images, and those of digits are no files"),
         (["--data", "{colours}", "--cache-dir", "file"], "the image cache file cannot be used: "),
         (
             ["--model-type", "resnet18", "--weights", "file", "--data", "{colours}"],
@@ -1066,8 +1067,8 @@ def test_images_cannot_change_on_the_way(store, interrupted, command_line, tmp_p
     fill(tmp_path / "colours", count=41)
     require_refused(
         command_line("--resume", str(store.folder / "sigterm.pt")),
-        f"the images of colours have changed since run {interrupted.run_id} was interrupted, so it cannot be gone on"
-        " with; start a run without --resume",
+        f"the images of colours have changed since run {interrupted.run_id} was interrupted, so it cannot be"
+        " resumed; start a run without --resume",
     )
 
 
@@ -1078,7 +1079,7 @@ def test_other_weights_are_refused(store, interrupted, command_line, tmp_path):
     require_refused(
         command_line("--resume", str(other.path)),
         f"run {other.run_id} began with file mine.pth (0123456789ab) weights, and here --weights auto gives random"
-        " ones, so it cannot be gone on with",
+        " ones, so it cannot be resumed",
     )
 
 
@@ -1094,7 +1095,7 @@ def test_what_is_no_interrupted_training_is_refused(store, interrupted, whole, c
     assert (ended.status, ended.err.count("\n")) == (2, 1)
     assert ended.err.startswith("train_cnn.py: error: the checkpoint notes cannot be read: ")
     monkeypatch.chdir(tmp_path)
-    none = "there is no interrupted training in checkpoints/; --resume has nothing to go on from"
+    none = "there is no interrupted training in checkpoints/; --resume has nothing to resume"
     require_refused(command_line("--resume"), none)
     require_refused(command_line("--resume", "last"), none)
     replace(interrupted, folder=tmp_path / "checkpoints").save()
@@ -1109,18 +1110,18 @@ def test_what_is_no_interrupted_training_is_refused(store, interrupted, whole, c
     ("changed", "message"),
     [
         ({"run_id": "f" * 32}, f"cannot reopen run '{'f' * 32}': "),
-        ({"settings": {"eras": 3}}, "run {run} was begun by another version of train_cnn.py\n"),
+        ({"settings": {"eras": 3}}, "run {run} was started by another version of train_cnn.py\n"),
         (
             {"weights": "ImageNet"},
-            "run {run} began with ImageNet weights, and here --weights auto gives random ones, so it cannot be gone on",
+            "run {run} began with ImageNet weights, and here --weights auto gives random ones, so it cannot be resumed",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_checkpoint_of_elsewhere_is_refused(changed, message, interrupted, command_line, tmp_path):
-    about = {name: changed.get(name, value) for name, value in interrupted.metadata.items()}
+    metadata = {name: changed.get(name, value) for name, value in interrupted.metadata.items()}
     run_id = str(changed.get("run_id", interrupted.run_id))
-    foreign = replace(interrupted, folder=tmp_path, run_id=run_id, about=about)
+    foreign = replace(interrupted, folder=tmp_path, run_id=run_id, metadata=metadata)
     foreign.save()
     ended = command_line("--resume", str(foreign.path))
     assert (ended.status, ended.err.count("\n")) == (2, 1)

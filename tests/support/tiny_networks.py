@@ -1,5 +1,6 @@
-"""What the tests of training share: tiny images and networks, and processes that could be torchrun's."""
+"""Helpers of the tests of training: tiny images and networks, and processes with torchrun's environment."""
 
+import json
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +26,7 @@ def colours(count, seed=0, size=16):
 
 
 class MeanColour(nn.Module):
-    """A linear layer on the mean colour, which also notes the sizes of the batches that it is trained on."""
+    """A linear layer on the mean colour, which also records the sizes of its training batches."""
 
     def __init__(self):
         super().__init__()
@@ -39,7 +40,7 @@ class MeanColour(nn.Module):
 
 
 def fresh(network=MeanColour, seed=0, *arguments):
-    """A network whose weights are drawn with a seed."""
+    """A network with seeded random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return network(*arguments)
@@ -50,21 +51,27 @@ def weights(network):
     return torch.cat([value.flatten().float() for value in network.state_dict().values()])
 
 
+def load_weights(path):
+    """The weights and the description that ``Checkpoint.finish`` wrote."""
+    content = torch.load(path, weights_only=True)
+    return content["weights"], json.loads(content["description"])
+
+
 def context():
-    """Processes that start within a tenth of a second: the first one has imported torch for all."""
+    """A multiprocessing context whose processes start within 0.1 s: the server imports torch for all."""
     forkserver = multiprocessing.get_context("forkserver")
     forkserver.set_forkserver_preload(["pytest", "toolkit.training.loop"])
     return forkserver
 
 
 def elsewhere(function, *arguments):
-    """What a function gives in a process of its own."""
+    """The result of a function in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=context()) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def together(size, function, *arguments):
-    """What ``function(world, *arguments)`` gives in each of several processes with torchrun's environment."""
+    """The results of ``function(world, *arguments)`` in several processes with torchrun's environment."""
     port = free_port()
     with ProcessPoolExecutor(size, mp_context=context()) as pool:
         futures = [pool.submit(_as_torchrun, rank, size, port, function, arguments) for rank in range(size)]

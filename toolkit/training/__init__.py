@@ -1,1 +1,1 @@
-"""The workshop of train_cnn: data sets, augmentation, networks, the training loop, evaluation and figures."""
+"""Training of one network: data/ < networks, batches, features < train_step < loop < checkpointing/, results/."""

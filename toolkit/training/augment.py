@@ -9,7 +9,7 @@ from torch import Tensor
 DEGREES, ZOOM, SHIFT = 40.0, 0.5, 0.25  # the most that strength 1 would rotate, zoom and shift
 
 
-def augment(images: Tensor, strength: float, *, mirrored: bool, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, strength: float, *, flip: bool, generator: torch.Generator) -> Tensor:
     """Flip, rotate, zoom, shift, recolour and erase.
 
     Parameters
@@ -33,7 +33,7 @@ def augment(images: Tensor, strength: float, *, mirrored: bool, generator: torch
         A shift is in parts of the image's side. What comes in from outside is the image's own
         reflection. The square has the image's mean colour and, at every strength, a tenth to a
         third of its side.
-    mirrored
+    flip
         Whether half of the images are flipped from left to right.
     generator
         The source of randomness, on the images' device.
@@ -49,15 +49,15 @@ def augment(images: Tensor, strength: float, *, mirrored: bool, generator: torch
     Examples
     --------
     >>> batch = torch.rand(4, 3, 8, 8)
-    >>> augment(batch, 0.0, mirrored=False, generator=torch.Generator()) is batch
+    >>> augment(batch, 0.0, flip=False, generator=torch.Generator()) is batch
     True
-    >>> changed = augment(batch, 0.3, mirrored=True, generator=torch.Generator().manual_seed(0))
+    >>> changed = augment(batch, 0.3, flip=True, generator=torch.Generator().manual_seed(0))
     >>> changed.shape == batch.shape, bool(0 <= changed.min() and changed.max() <= 1)
     (True, True)
     """
     if strength <= 0:
         return images
-    moved = _move(images, strength, mirrored, generator)
+    moved = _move(images, strength, flip, generator)
     return _erase(_recolour(moved, strength, generator), strength, generator)
 
 
@@ -70,17 +70,19 @@ def _centres(count: int, device: torch.device) -> Tensor:
     return (torch.arange(count, device=device) + 0.5) / count
 
 
-def _move(images: Tensor, strength: float, mirrored: bool, generator: torch.Generator) -> Tensor:
+def _move(images: Tensor, strength: float, flip: bool, generator: torch.Generator) -> Tensor:
     """One affine map an image: flip, rotation, zoom and shift together."""
     count, _, height, width = images.shape
     angle = _uniform(-1, 1, count, generator) * math.radians(DEGREES * strength)
     zoom = 1 + _uniform(-1, 1, count, generator) * ZOOM * strength
     shift = (torch.rand(count, 2, generator=generator, device=generator.device) * 2 - 1) * 2 * SHIFT * strength
-    flip = torch.ones(count, device=generator.device)
-    if mirrored:
-        flip = torch.where(_uniform(0, 1, count, generator) < 0.5, -1.0, 1.0)
+    direction = torch.ones(count, device=generator.device)
+    if flip:
+        direction = torch.where(_uniform(0, 1, count, generator) < 0.5, -1.0, 1.0)
     cosine, sine = zoom * angle.cos(), zoom * angle.sin()
-    along = torch.stack([cosine * flip, sine * flip], dim=1).view(count, 2, 1, 1)  # where a step to the right leads
+    along = torch.stack([cosine * direction, sine * direction], dim=1).view(
+        count, 2, 1, 1
+    )  # where a step to the right leads
     down = torch.stack([-sine, cosine], dim=1).view(count, 2, 1, 1)
     # A sum of rows and columns: on a CPU, affine_grid takes ten times as long, as long as the sampling itself.
     x = _centres(width, images.device) * 2 - 1  # (W,) in -1..1

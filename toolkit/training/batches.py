@@ -1,4 +1,4 @@
-"""Batches for a network: some images of a data set, augmented for training or as they are."""
+"""Batches for a network: images of a subset, augmented for training or unchanged for evaluation."""
 
 from typing import Protocol
 
@@ -13,11 +13,11 @@ from toolkit.training.augment import augment
 from toolkit.training.data.dataset import Subset
 from toolkit.training.device import Device
 
-SHARE_OF_GPU_MEMORY = 0.5  # that images may take; the rest is for the network
+GPU_MEMORY_SHARE = 0.5  # of the free memory that images may take; the rest is for the network
 
 
 class BatchSource(Protocol):
-    """What a network is fed with; positions are int64 (B,) in 0..N-1."""
+    """Inputs and labels of N images; positions are int64 (B,) in 0..N-1."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -28,10 +28,10 @@ class BatchSource(Protocol):
         """K."""
 
     def train(self, positions: NDArray[np.int64], size: int, noise: torch.Generator) -> Tensor:
-        """Inputs to learn from, (B, ...), changed at random."""
+        """Inputs to train on, (B, ...), randomly augmented; images are resized to ``size``."""
 
     def eval_batch(self, positions: NDArray[np.int64]) -> Tensor:
-        """Inputs to judge by, (B, ...), unchanged."""
+        """Inputs to evaluate on, (B, ...), unchanged."""
 
 
 class ImageBatches:
@@ -39,48 +39,49 @@ class ImageBatches:
 
     Parameters
     ----------
-    part
-        The images. On a GPU they are copied there once when they take no more than half of its
-        free memory.
+    subset
+        The images. They are copied to a GPU once if they take no more than half of its free memory.
+    device
+        Where the batches are made.
     strength
-        Of augmentation.
+        Of augmentation, from 0 to 1.
     """
 
-    def __init__(self, part: Subset, device: Device, strength: float = 0.0) -> None:
-        self.labels, self.classes = part.own_labels, part.classes
-        self._part, self._device, self._strength = part, device, strength
+    def __init__(self, subset: Subset, device: Device, strength: float = 0.0) -> None:
+        self.labels, self.classes = subset.labels, subset.classes
+        self._subset, self._device, self._strength = subset, device, strength
         self._resident = self._on_gpu()
 
     def train(self, positions: NDArray[np.int64], size: int, noise: torch.Generator) -> Tensor:
-        """Augmented, float32 (B, 3, size, size)."""
+        """Augmented images, float32 (B, 3, size, size)."""
         images = self._images(positions)
         if size != images.shape[-1]:
-            if self._device.name == "cuda":  # which resizes floats only
+            if self._device.name == "cuda":  # it resizes floats only
                 images = images.float()
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-        return normalise(augment(_unit(images), self._strength, mirrored=self._part.mirrored, generator=noise))
+        return normalise(augment(_unit(images), self._strength, flip=self._subset.allow_flip, generator=noise))
 
     def eval_batch(self, positions: NDArray[np.int64]) -> Tensor:
-        """As they are, float32 (B, 3, H, W)."""
+        """Unchanged images, float32 (B, 3, H, W)."""
         return normalise(_unit(self._images(positions)))
 
     def _images(self, positions: NDArray[np.int64]) -> Tensor:  # uint8 (B, 3, H, W), channels last, on the device
         if self._resident is not None:
             chosen = self._resident[torch.from_numpy(positions).to(self._device.name)]
         else:
-            chosen = torch.from_numpy(self._part.pixels[self._part.indices[positions]])
+            chosen = torch.from_numpy(self._subset.pixels[self._subset.indices[positions]])
             if self._device.name == "cuda":
                 chosen = chosen.pin_memory().to("cuda", non_blocking=True)
         return chosen.permute(0, 3, 1, 2)
 
     def _on_gpu(self) -> Tensor | None:
-        """The part's images on the GPU, when there is one and they fit."""
+        """All images of the subset on the GPU, if there is one and they fit."""
         if self._device.name != "cuda":
             return None
-        size = len(self._part) * int(np.prod(self._part.pixels.shape[1:]))
-        if size > SHARE_OF_GPU_MEMORY * torch.cuda.mem_get_info()[0]:
+        size = len(self._subset) * int(np.prod(self._subset.pixels.shape[1:]))
+        if size > GPU_MEMORY_SHARE * torch.cuda.mem_get_info()[0]:
             return None
-        return torch.from_numpy(self._part.pixels[self._part.indices]).to("cuda")
+        return torch.from_numpy(self._subset.pixels[self._subset.indices]).to("cuda")
 
 
 def _unit(images: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ def _unit(images: Tensor) -> Tensor:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """(N, 3, H, W) in [0, 1] to ImageNet's mean 0 and deviation 1 a channel, channels last."""
+    """Subtract ImageNet's mean and divide by its deviation; (N, 3, H, W) in [0, 1] -> channels last."""
     mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
     return ((images - mean) / std).contiguous(memory_format=torch.channels_last)

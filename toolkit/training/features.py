@@ -1,4 +1,4 @@
-"""What a frozen backbone sees, computed once per image and view, so that only the head is run afterwards."""
+"""Features of a frozen backbone, computed once per image and view; training then runs the head alone."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -16,20 +16,20 @@ from toolkit.training.data.dataset import Subset
 from toolkit.training.device import Device
 from toolkit.training.hyperparameters import Hyperparameters
 
-CHUNK = 128  # images at a time
-MAX_BYTES = 2**30  # bytes of views that are kept for other trainings
+BATCH_SIZE = 128
+MAX_CACHED_BYTES = 2**30  # of views that are kept for other trainings
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """The frozen features of some images of a data set.
+    """Frozen features of some images of a data set.
 
     Parameters
     ----------
     views
         float32 (V, N, F) on the device: the images as they are, then V - 1 augmented versions.
     rows
-        int64 (M,), for each image of the data set its row in ``views``; -1 when it has none.
+        int64 (M,), the row in ``views`` of each image of the data set; -1 for images without features.
     """
 
     views: Tensor
@@ -39,65 +39,74 @@ class Features:
     def of(
         cls,
         backbone: nn.Module,
-        part: Subset,
-        recipe: Hyperparameters,
+        subset: Subset,
+        hparams: Hyperparameters,
         seed: int,
         device: Device,
-        known: dict[Hashable, Tensor] | None = None,
+        cache: dict[Hashable, Tensor] | None = None,
     ) -> "Features":
-        """Run the backbone over a part, once a view; several processes share the images.
+        """Run the backbone over a subset, once per view; several processes share the images.
 
-        The strength of augmentation is rounded to tenths, so that trainings whose strengths are close share
+        The strength of augmentation is rounded to tenths, so that trainings with similar strengths share
         their views.
 
         Parameters
         ----------
-        known
-            Views of the same part and backbone, by seed, precision, strength and number: they are not
-            computed again, and new ones are added.
+        backbone
+            Maps float32 (N, 3, H, W) to features (N, F).
+        subset
+            The images.
+        hparams
+            Give the number of views, the strength of augmentation and the image size.
+        seed
+            Of augmentation.
+        device
+            Where to compute, how exactly, and with which other processes.
+        cache
+            Views of the same subset and backbone, by seed, precision, strength and number; those in it
+            are not computed again, and new ones are added.
         """
         backbone.to(device.name, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        strength = round(recipe.augmentation, 1)
-        batches = ImageBatches(part, device, strength)
-        known = {} if known is None else known
+        strength = round(hparams.augmentation, 1)
+        batches = ImageBatches(subset, device, strength)
+        cache = {} if cache is None else cache
         names = [
             (seed, device.dtype, strength if view else 0.0, view)
-            for view in range(recipe.feature_views if strength else 1)
+            for view in range(hparams.feature_views if strength else 1)
         ]
-        missing = [name for name in names if name not in known]
-        found: dict[Hashable, Tensor] = {name: known[name] for name in names if name in known}
-        with progress("features", len(missing) * len(part), "images") as shown:
+        missing = [name for name in names if name not in cache]
+        views: dict[Hashable, Tensor] = {name: cache[name] for name in names if name in cache}
+        with progress("features", len(missing) * len(subset), "images") as bar:
             for name in missing:
-                found[name] = _view(backbone, batches, name, recipe.image_size, device, shown)
-        known.update(found)
-        while sum(view.nbytes for view in known.values()) > MAX_BYTES:
-            del known[next(iter(known))]
-        views = [found[name] for name in names]
-        rows = np.full(len(part.labels), -1, np.int64)
-        rows[part.indices] = np.arange(len(part))
-        return cls(torch.stack(views), rows)
+                views[name] = _compute_view(backbone, batches, name, hparams.image_size, device, bar)
+        cache.update(views)
+        while sum(view.nbytes for view in cache.values()) > MAX_CACHED_BYTES:
+            del cache[next(iter(cache))]
+        rows = np.full(len(subset.all_labels), -1, np.int64)
+        rows[subset.indices] = np.arange(len(subset))
+        return cls(torch.stack([views[name] for name in names]), rows)
 
 
-def _view(
+def _compute_view(
     backbone: nn.Module,
     batches: ImageBatches,
     name: tuple[int, Any, float, int],
     size: int,
     device: Device,
-    shown: "tqdm[Any]",
+    bar: "tqdm[Any]",
 ) -> Tensor:
-    """float32 (N, F), of all images in one view."""
+    """Features of all images in one view, float32 (N, F)."""
     seed, *_, view = name
     positions = device.world.share(np.arange(len(batches.labels)))
     noise = device.generator()
     noise.manual_seed(int(np.random.SeedSequence([seed, view, device.world.rank]).generate_state(1, np.uint64)[0] >> 1))
     pieces = []
     with torch.inference_mode(), device.autocast():
-        for start in range(0, max(1, len(positions)), CHUNK):
-            chunk = positions[start : start + CHUNK]
+        for start in range(0, max(1, len(positions)), BATCH_SIZE):
+            chunk = positions[start : start + BATCH_SIZE]
             inputs = batches.train(chunk, size, noise) if view else batches.eval_batch(chunk)
             pieces.append(backbone(inputs).float())
-            shown.update(len(chunk) * device.world.size)
+            bar.update(len(chunk) * device.world.size)
     return device.world.gather_rows(torch.cat(pieces), len(batches.labels))
 
 
@@ -107,22 +116,22 @@ class FeatureBatches:
     Parameters
     ----------
     features
-        Of a data set.
-    part
-        The images to take, all among those that have features.
+        Of the data set.
+    subset
+        The images to take; all must have features.
     """
 
-    def __init__(self, features: Features, part: Subset) -> None:
-        self.labels, self.classes = part.own_labels, part.classes
-        self._views, self._rows = features.views, features.rows[part.indices]
+    def __init__(self, features: Features, subset: Subset) -> None:
+        self.labels, self.classes = subset.labels, subset.classes
+        self._views, self._rows = features.views, features.rows[subset.indices]
 
     def train(self, positions: NDArray[np.int64], size: int, noise: torch.Generator) -> Tensor:  # noqa: ARG002
-        """Each image in a view drawn at random."""
+        """Each image in a randomly drawn view, (B, F)."""
         view = torch.randint(len(self._views), (len(positions),), generator=noise, device=noise.device)
         return self._views[view, self._at(positions)]
 
     def eval_batch(self, positions: NDArray[np.int64]) -> Tensor:
-        """The images as they are."""
+        """The unchanged images, (B, F)."""
         return self._views[0, self._at(positions)]
 
     def _at(self, positions: NDArray[np.int64]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Train one network: epochs, validation, early stopping, the best epoch, and how to go on after a stop."""
+"""Train one network: epochs, validation, early stopping, the best epoch, and the state to resume from."""
 
 import copy
 import math
@@ -14,25 +14,26 @@ import torch.nn.functional as F  # noqa: N812  torch's own convention
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from toolkit.cli.terminal import progress as shown_progress
+from toolkit.cli.terminal import progress
 from toolkit.errors import TrainingError
 from toolkit.training.batches import BatchSource, ImageBatches
 from toolkit.training.data.dataset import Subset
 from toolkit.training.device import Device
-from toolkit.training.early_stopping import DeferredSignals, EarlyStopping
+from toolkit.training.early_stopping import EarlyStopping
 from toolkit.training.features import FeatureBatches, Features
 from toolkit.training.hyperparameters import Hyperparameters
+from toolkit.training.interrupts import DeferredSignals
 from toolkit.training.networks import FrozenBackbone
 from toolkit.training.train_step import TrainStep
 
-EVALUATION_BATCH = 128
-GROWTH_SHARE = 2 / 3  # of the epochs, in which progressive images grow to their full size
-SIZE_STEP, SMALLEST_SIZE = 16, 32  # pixels; ResNet-18 halves an image five times
+EVAL_BATCH_SIZE = 128
+GROWTH_SHARE = 2 / 3  # of the epochs, in which images grow to their full size
+SIZE_STEP, MIN_SIZE = 16, 32  # pixels; ResNet-18 halves an image five times
 
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """What one epoch measured; ``epoch`` counts from 1."""
+    """Metrics of one epoch; ``epoch`` counts from 1, validation is nan where there was none."""
 
     epoch: int
     train_loss: float
@@ -55,14 +56,22 @@ class FitResult:
     network
         In evaluation mode.
     history
-        One ``EpochMetrics`` each, in order.
+        The metrics of each epoch, in order.
     best_epoch
-        The epoch with the highest validation accuracy, of equals the one with the lowest loss; the
-        last one when there was no validation part.
+        The epoch with the highest validation accuracy, among equals the one with the lowest loss; the
+        last one without validation.
+    best_val_accuracy
+        Its validation accuracy; nan without validation.
     val_logits
-        float32 (N, K) of the validation part at the best epoch; (0, K) without one.
+        float32 (N, K), of the validation images at the best epoch; (0, 0) without validation.
     stopped_early
-        Whether patience ran out.
+        Whether ``patience`` ran out.
+    seconds
+        Duration, also of the part before an interruption.
+    images_per_s
+        Training images per second of it, validation included.
+    images
+        Training images seen, one as often as it was.
     """
 
     network: nn.Module
@@ -73,17 +82,17 @@ class FitResult:
     stopped_early: bool = False
     seconds: float = 0.0
     images_per_s: float = 0.0
-    images: int = 0  # passed through training, each as often as it was
+    images: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class TrainState:
-    """How far a training has come: all it takes to go on from there as if it had never stopped.
+    """Everything it takes to resume a training as if it had never stopped.
 
     Parameters
     ----------
     facts
-        Plain values, fit for JSON.
+        Plain values that JSON can hold.
     tensors
         Weights, averages, the optimizer's state, the best epoch's weights; not copies.
     """
@@ -92,7 +101,7 @@ class TrainState:
     tensors: dict[str, Any]
 
     def result(self, network: nn.Module) -> FitResult:
-        """What was measured until then."""
+        """The result so far, with ``network`` as its network."""
         facts = self.facts
         return FitResult(
             network,
@@ -108,50 +117,50 @@ class TrainState:
 
 @dataclass(frozen=True, eq=False)
 class FitConfig:
-    """What a training depends on besides its network and its images.
+    """Everything that a training depends on besides its network and its images.
 
     Parameters
     ----------
-    recipe
+    hparams
         The hyperparameters.
     seed
         Of the order of images, of augmentation and of dropout.
     device
-        Where, how exactly, and with which other processes.
+        Where to compute, how exactly, and with which other processes.
     features
-        Of a frozen backbone, when they are known already.
+        Of a frozen backbone, if they are computed already.
     """
 
-    recipe: Hyperparameters
+    hparams: Hyperparameters
     seed: int
     device: Device
     features: Features | None = None
 
 
-def _ignore(*_: object) -> None:
-    """Do nothing."""
+def ignore(*_: object) -> None:
+    """Do nothing: the default of a callback."""
 
 
 @dataclass(frozen=True, eq=False)
 class FitCallbacks:
-    """What ``fit`` calls as it goes.
+    """Functions that ``fit`` calls.
 
     Parameters
     ----------
     on_epoch
-        Called after each epoch with its figures, the network, and whether it is the best so far.
+        Called after each epoch with its metrics, the network, and whether it is the best so far.
     on_batch
-        Called after each batch, also those of validation, with the number of those done and of all.
+        Called after each batch, of training or validation, with the number done and the number in all.
     on_checkpoint, checkpoint_share
-        Called with the progress after each epoch, but only as often as it takes no more than this
-        share of the epochs' time, and always when training ends or is interrupted.
+        Called with the state after each epoch, but only as often as it takes no more than this share
+        of the epochs' time, and always when training ends or is interrupted.
     bar
-        The label under which it is shown how far training has come; None shows nothing.
+        Label of the progress bar; None shows none.
     """
 
-    on_epoch: Callable[[EpochMetrics, nn.Module, bool], None] = _ignore
-    on_batch: Callable[[int, int], None] = _ignore
-    on_checkpoint: Callable[[TrainState], None] = _ignore
+    on_epoch: Callable[[EpochMetrics, nn.Module, bool], None] = ignore
+    on_batch: Callable[[int, int], None] = ignore
+    on_checkpoint: Callable[[TrainState], None] = ignore
     checkpoint_share: float = math.inf
     bar: str | None = None
 
@@ -162,28 +171,33 @@ def fit(
     validation: Subset | None,
     config: FitConfig,
     callbacks: FitCallbacks | None = None,
-    progress: TrainState | None = None,
+    state: TrainState | None = None,
 ) -> FitResult:
     """Train a network and keep its best epoch.
 
     Training stops early after ``patience`` epochs in which neither the validation accuracy
     rose nor the validation loss fell by at least ``min_delta``. The learning rate follows a
-    warm-up and a cosine over all ``epochs``; stopping early ends that schedule before its end.
-    Ctrl-C and SIGTERM are obeyed after the step that is under way, and what was reached is kept.
+    warm-up and a cosine over all ``epochs``; early stopping cuts that schedule short.
+    Ctrl-C and SIGTERM take effect after the current step, once the state has been saved.
 
     Parameters
     ----------
     network
-        Takes float32 (N, 3, H, W), normalised; gives logits (N, K). It is changed in place. Of a
-        ``FrozenBackbone`` only the head is run once the features of all images are known.
+        Maps float32 (N, 3, H, W), normalised, to logits (N, K). It is changed in place. Of a
+        ``FrozenBackbone`` only the head runs once the features of all images are computed.
     train, validation
-        What to learn from and what to judge by; without validation all epochs are run.
+        Images to train on and to validate on; without validation all epochs are run.
     config
         Hyperparameters, seed and device.
     callbacks
-        What to call on the way.
-    progress
-        Where to go on from.
+        Functions to call on the way.
+    state
+        Where to resume; None starts anew.
+
+    Returns
+    -------
+    FitResult
+        The same, bit for bit on a CPU, for the same network, images and config, resumed or not.
 
     Raises
     ------
@@ -191,49 +205,50 @@ def fit(
         The loss became infinite or not a number, or memory ran out.
     """
     callbacks = callbacks or FitCallbacks()
-    recipe, device = config.recipe, config.device
+    hparams, device = config.hparams, config.device
     start = time.perf_counter()
-    trained, batches, judged = _build_batches(network, train, validation, config)
-    steps = _steps_an_epoch(len(train), recipe.batch_size, device)
-    with DeferredSignals() as interruption, _own_randomness(device):
-        learner = TrainStep(trained, batches, recipe, steps * recipe.epochs, config.seed, device)
-        shown = _ProgressDisplay(callbacks, recipe.epochs, steps + _evaluation_batches(judged, device))
-        with closing(_TrainingRun(learner, judged, config, len(train), shown)) as session:
-            if progress is not None:
-                session.restore(progress)
-            trained_s, cost_s = 0.0, 0.0  # since the progress was last kept, and what that took
-            while not session.finished:
-                epoch, best = session.epoch(interruption, callbacks.on_checkpoint)
-                callbacks.on_epoch(epoch, learner.eval_network, best)
-                stopped = device.world.any(interruption.asked is not None)
+    trained, batches, val_batches = _build_batches(network, train, validation, config)
+    steps = _steps_per_epoch(len(train), hparams.batch_size, device)
+    with DeferredSignals() as signals, _separate_randomness(device):
+        train_step = TrainStep(trained, batches, hparams, steps * hparams.epochs, config.seed, device)
+        display = _ProgressDisplay(callbacks, hparams.epochs, steps + _eval_batch_count(val_batches, device))
+        with closing(display):
+            run = _TrainingRun(train_step, val_batches, config, len(train), display)
+            if state is not None:
+                run.restore(state)
+            trained_s, cost_s = 0.0, 0.0  # since the last checkpoint, and what that took
+            while not run.finished:
+                epoch, best = run.epoch(signals, callbacks.on_checkpoint)
+                callbacks.on_epoch(epoch, train_step.eval_network, best)
+                stopped = device.world.any(signals.received is not None)
                 trained_s += epoch.epoch_duration_s
                 due = trained_s * callbacks.checkpoint_share >= cost_s
                 due = device.world.any(due)  # clocks differ, and all must agree
-                if stopped or due or session.finished:
+                if stopped or due or run.finished:
                     ended = time.perf_counter()
-                    callbacks.on_checkpoint(session.progress())
+                    callbacks.on_checkpoint(run.state())
                     trained_s, cost_s = 0.0, time.perf_counter() - ended
                 if stopped:
-                    interruption.leave()
-    trained.load_state_dict(session.best)
+                    signals.act()
+    trained.load_state_dict(run.best)
     network.eval()
-    result = session.result
+    result = run.result
     result.network = network
-    result.seconds = session.earlier + time.perf_counter() - start
+    result.seconds = run.earlier_seconds + time.perf_counter() - start
     result.images = len(train) * len(result.history)
     result.images_per_s = result.images / result.seconds
     return result
 
 
-def predict_logits(network: nn.Module, part: Subset, device: Device, bar: str | None = None) -> NDArray[np.float32]:
-    """float32 (N, K), the network's logits for a part, in evaluation mode; ``bar`` as ``fit`` takes it."""
-    batches = ImageBatches(part, device)
-    with shown_progress(bar, _evaluation_batches(batches, device), "batches") as shown:
+def predict_logits(network: nn.Module, subset: Subset, device: Device, bar: str | None = None) -> NDArray[np.float32]:
+    """The network's logits for the images of a subset, float32 (N, K), in evaluation mode; ``bar`` as in ``fit``."""
+    batches = ImageBatches(subset, device)
+    with progress(bar, _eval_batch_count(batches, device), "batches") as shown:
         return _predict(network, batches, device, shown.update)
 
 
-def image_size_at(epoch: int, recipe: Hyperparameters) -> int:
-    """Side of the training images in an epoch, counted from 1: progressive ones grow over two thirds of the epochs.
+def image_size_at(epoch: int, hparams: Hyperparameters) -> int:
+    """The side of training images in an epoch, counted from 1; with ``progressive_resize`` they grow.
 
     References
     ----------
@@ -241,77 +256,78 @@ def image_size_at(epoch: int, recipe: Hyperparameters) -> int:
 
     Examples
     --------
-    >>> [image_size_at(epoch, Recipe(image_size=128, epochs=9, progressive_resize=0.5)) for epoch in (1, 4, 7, 9)]
+    >>> hparams = Hyperparameters(image_size=128, epochs=9, progressive_resize=0.5)
+    >>> [image_size_at(epoch, hparams) for epoch in (1, 4, 7, 9)]
     [64, 96, 128, 128]
     """
-    growing = int(recipe.epochs * GROWTH_SHARE)
-    if recipe.progressive_resize == 1 or epoch > growing:
-        return recipe.image_size
-    side = recipe.image_size * (recipe.progressive_resize + (1 - recipe.progressive_resize) * (epoch - 1) / growing)
-    return min(recipe.image_size, max(SMALLEST_SIZE, round(side / SIZE_STEP) * SIZE_STEP))
+    growing = int(hparams.epochs * GROWTH_SHARE)
+    if hparams.progressive_resize == 1 or epoch > growing:
+        return hparams.image_size
+    side = hparams.image_size * (hparams.progressive_resize + (1 - hparams.progressive_resize) * (epoch - 1) / growing)
+    return min(hparams.image_size, max(MIN_SIZE, round(side / SIZE_STEP) * SIZE_STEP))
 
 
 class _ProgressDisplay:
-    """How far a training has come, in batches of equal weight: on the terminal or in the log, and to who asked."""
+    """The progress of a training in batches of equal weight: a bar or lines in a log, and ``on_batch``."""
 
     def __init__(self, callbacks: FitCallbacks, epochs: int, batches: int) -> None:
         self._epochs, self._each, self._on_batch = epochs, batches, callbacks.on_batch
         self._done, self._all = 0, epochs * batches
-        self._bar = shown_progress(callbacks.bar, self._all, "batches")
+        self._bar = progress(callbacks.bar, self._all, "batches")
 
-    def go_on(self, epochs: int, steps: int) -> None:
-        """So many epochs, and steps of the next one, were done by an interrupted run."""
+    def resume(self, epochs: int, steps: int) -> None:
+        """Count the epochs, and the steps of the next one, that an interrupted run has done."""
         self._done = self._bar.initial = self._bar.n = epochs * self._each + steps
 
     def batch(self) -> None:
-        """One more is done."""
+        """Count one more batch."""
         self._done += 1
         self._bar.update()
         self._on_batch(self._done, self._all)
 
     def epoch(self, epoch: EpochMetrics) -> None:
-        """An epoch is done."""
+        """Show the metrics of an epoch."""
         self._bar.set_postfix_str(f"epoch {epoch.epoch}/{self._epochs}, val accuracy {epoch.val_accuracy:.3f}", False)
 
     def close(self) -> None:
-        """Show no more."""
+        """Remove the bar."""
         self._bar.close()
 
 
 class _TrainingRun:
-    """One training under way: what it has measured, and the best epoch's weights."""
+    """A training under way: its metrics, and the best epoch's weights."""
 
     def __init__(
         self,
-        learner: TrainStep,
+        train_step: TrainStep,
         validation: BatchSource | None,
         config: FitConfig,
         images: int,
-        shown: _ProgressDisplay,
+        display: _ProgressDisplay,
     ) -> None:
-        recipe, device = config.recipe, config.device
-        self.learner, self.result = learner, FitResult(learner.network)
+        hparams, device = config.hparams, config.device
+        self.train_step, self.result = train_step, FitResult(train_step.network)
         self.best: dict[str, Tensor] = {}
-        self.earlier = 0.0  # seconds of training before it was taken up again
-        self._validation, self._recipe, self._seed, self._device = validation, recipe, config.seed, device
-        self._images, self._stopping = images, EarlyStopping(recipe)
-        self._steps = _steps_an_epoch(images, recipe.batch_size, device)
+        self.earlier_seconds = 0.0  # of training before it was resumed
+        self._validation, self._hparams, self._seed, self._device = validation, hparams, config.seed, device
+        self._images, self._early_stopping = images, EarlyStopping(hparams)
+        self._steps = _steps_per_epoch(images, hparams.batch_size, device)
         self._step, self._times, self._sums = 0, [0.0][:0], torch.zeros(2, dtype=torch.float64, device=device.name)
         self._start = time.perf_counter()
-        self._shown = shown
+        self._display = display
 
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to do."""
-        return self.result.stopped_early or len(self.result.history) == self._recipe.epochs
+        return self.result.stopped_early or len(self.result.history) == self._hparams.epochs
 
-    def epoch(self, interruption: DeferredSignals, keep: Callable[[TrainState], None]) -> tuple[EpochMetrics, bool]:
-        """Train and validate once; its figures, and whether no epoch before was as good."""
+    def epoch(self, signals: DeferredSignals, save: Callable[[TrainState], None]) -> tuple[EpochMetrics, bool]:
+        """Train and validate for one epoch; its metrics, and whether no earlier epoch was as good."""
         start, number = time.perf_counter() - sum(self._times), len(self.result.history) + 1
-        self._learn(number, interruption, keep)
+        self._train(number, signals, save)
         loss, accuracy = (self._device.world.sum(self._sums) / self._images).tolist()
-        _require_finite(loss, number, self._recipe)
-        self._device.world.broadcast_buffers(self.learner.eval_network)
+        _require_finite(loss, number, self._hparams)
+        self._device.world.broadcast_buffers(self.train_step.eval_network)
         val_loss, val_accuracy, logits = self._validate(number)
         epoch = EpochMetrics(
             epoch=number,
@@ -319,21 +335,17 @@ class _TrainingRun:
             train_accuracy=accuracy,
             val_loss=val_loss,
             val_accuracy=val_accuracy,
-            learning_rate=self.learner.learning_rate((number - 1) * self._steps),
+            learning_rate=self.train_step.learning_rate((number - 1) * self._steps),
             batch_time_ms=float(np.mean(self._times)) * 1e3,
             batch_time_ms_p95=float(np.percentile(self._times, 95)) * 1e3,
             epoch_duration_s=time.perf_counter() - start,
             images_per_s=self._images / sum(self._times),
         )
         self._step, self._times, self._sums = 0, [], torch.zeros_like(self._sums)
-        return epoch, self._judge(epoch, logits)
+        return epoch, self._add(epoch, logits)
 
-    def close(self) -> None:
-        """Show no more how far it has come."""
-        self._shown.close()
-
-    def progress(self) -> TrainState:
-        """Where it is now."""
+    def state(self) -> TrainState:
+        """Everything that ``restore`` needs."""
         result = self.result
         facts = {
             "history": [asdict(epoch) for epoch in result.history],
@@ -343,119 +355,117 @@ class _TrainingRun:
             "best_epoch": result.best_epoch,
             "best_val_accuracy": result.best_val_accuracy,
             "stopped_early": result.stopped_early,
-            "stopping": self._stopping.state(),
-            "accumulated": self.learner.grad_accum_steps,
-            "seconds": self.earlier + time.perf_counter() - self._start,
+            "early_stopping": self._early_stopping.state(),
+            "grad_accum_steps": self.train_step.grad_accum_steps,
+            "seconds": self.earlier_seconds + time.perf_counter() - self._start,
         }
         sums = self._sums[None]  # a row for each process, all of which are at the same step; zeros between epochs
         if self._step:
             sums = self._device.world.gather_rows(sums, self._device.world.size)
-        tensors = {**self.learner.state(), "sums": sums, "val_logits": torch.from_numpy(result.val_logits)}
+        tensors = {**self.train_step.state(), "sums": sums, "val_logits": torch.from_numpy(result.val_logits)}
         if self.best and (self._step or result.best_epoch < len(result.history)):  # else the weights are the best
             tensors["best"] = self.best
         return TrainState(facts, tensors)
 
-    def restore(self, progress: TrainState) -> None:
-        """Be where ``progress`` was taken."""
-        facts, tensors = progress.facts, progress.tensors
-        self.result = progress.result(self.learner.network)
-        self._step, self._times, self.earlier = facts["step"], list(facts["batch_times"]), facts["seconds"]
+    def restore(self, state: TrainState) -> None:
+        """Set what ``state`` returned."""
+        facts, tensors = state.facts, state.tensors
+        self.result = state.result(self.train_step.network)
+        self._step, self._times, self.earlier_seconds = facts["step"], list(facts["batch_times"]), facts["seconds"]
         world = self._device.world
         self._sums = tensors["sums"][world.rank :: world.size].sum(dim=0).to(self._sums.device)
-        self._stopping.restore(facts["stopping"])
-        self.learner.grad_accum_steps = facts["accumulated"]
-        self.learner.restore(tensors)
+        self._early_stopping.restore(facts["early_stopping"])
+        self.train_step.grad_accum_steps = facts["grad_accum_steps"]
+        self.train_step.restore(tensors)
         self.best = tensors.get("best") or (
-            copy.deepcopy(self.learner.eval_network.state_dict()) if facts["history"] else {}
+            copy.deepcopy(self.train_step.eval_network.state_dict()) if facts["history"] else {}
         )
-        self._shown.go_on(len(facts["history"]), self._step)
+        self._display.resume(len(facts["history"]), self._step)
 
-    def _learn(self, number: int, interruption: DeferredSignals, keep: Callable[[TrainState], None]) -> None:
-        """The steps of one epoch that are left; nothing is read back from the device on the way."""
-        self.learner.network.train()
+    def _train(self, number: int, signals: DeferredSignals, save: Callable[[TrainState], None]) -> None:
+        """Do the remaining steps of an epoch; nothing is read back from the device on the way."""
+        self.train_step.network.train()
         order = np.random.default_rng([self._seed, number]).permutation(self._images)
-        batches, size = np.array_split(order, self._steps), image_size_at(number, self._recipe)
+        batches, size = np.array_split(order, self._steps), image_size_at(number, self._hparams)
         while self._step < self._steps:
             start = time.perf_counter()
-            loss, right = self.learner.step((number - 1) * self._steps + self._step, batches[self._step], size)
+            loss, right = self.train_step.step((number - 1) * self._steps + self._step, batches[self._step], size)
             self._sums += torch.stack([loss.double(), right.double()])
             self._times.append(time.perf_counter() - start)
             self._step += 1
-            self._shown.batch()
-            if self._step < self._steps and self._device.world.any(interruption.asked is not None):
-                keep(self.progress())
-                interruption.leave()
+            self._display.batch()
+            if self._step < self._steps and self._device.world.any(signals.received is not None):
+                save(self.state())
+                signals.act()
 
     def _validate(self, number: int) -> tuple[float, float, NDArray[np.float32]]:
         if self._validation is None:
             return math.nan, math.nan, np.zeros((0, 0), np.float32)
-        logits, labels = (
-            _predict(self.learner.eval_network, self._validation, self._device, self._shown.batch),
-            self._validation.labels,
-        )
+        labels = self._validation.labels
+        logits = _predict(self.train_step.eval_network, self._validation, self._device, self._display.batch)
         loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
-        _require_finite(loss, number, self._recipe)
+        _require_finite(loss, number, self._hparams)
         return loss, float((logits.argmax(axis=1) == labels).mean()), logits
 
-    def _judge(self, epoch: EpochMetrics, logits: NDArray[np.float32]) -> bool:
-        """Write the epoch into the result; whether it is the best so far."""
-        result = self.result
+    def _add(self, epoch: EpochMetrics, logits: NDArray[np.float32]) -> bool:
+        """Add an epoch to the result; whether it is the best so far."""
+        result, score = self.result, (epoch.val_accuracy, epoch.val_loss)
         result.history.append(epoch)
-        best = self._validation is None or self._stopping.is_best(epoch)
+        best = self._validation is None or self._early_stopping.is_best(*score)
         if best:
             result.best_epoch, result.best_val_accuracy, result.val_logits = epoch.epoch, epoch.val_accuracy, logits
-            self.best = copy.deepcopy(self.learner.eval_network.state_dict())
-        if self._validation is not None and self._stopping.should_stop(epoch):
-            result.stopped_early = epoch.epoch < self._recipe.epochs
-        self._shown.epoch(epoch)
+            self.best = copy.deepcopy(self.train_step.eval_network.state_dict())
+        if self._validation is not None and self._early_stopping.should_stop(*score):
+            result.stopped_early = epoch.epoch < self._hparams.epochs
+        self._display.epoch(epoch)
         return best
 
 
 def _build_batches(
     network: nn.Module, train: Subset, validation: Subset | None, config: FitConfig
 ) -> tuple[nn.Module, BatchSource, BatchSource | None]:
-    """What is trained, what it learns from and what it is judged by: of a frozen backbone, the head and features."""
-    recipe, device = config.recipe, config.device
+    """The module to train, and its batches of training and validation; of a frozen backbone the head and features."""
+    hparams, device = config.hparams, config.device
     if not isinstance(network, FrozenBackbone):
-        batches = ImageBatches(train, device, recipe.augmentation)
+        batches = ImageBatches(train, device, hparams.augmentation)
         return network, batches, ImageBatches(validation, device) if validation else None
-    features = config.features or Features.of(network.backbone, train.union(validation), recipe, config.seed, device)
+    features = config.features or Features.of(network.backbone, train.union(validation), hparams, config.seed, device)
     return network.head, FeatureBatches(features, train), FeatureBatches(features, validation) if validation else None
 
 
-def _steps_an_epoch(images: int, batch_size: int, device: Device) -> int:
-    """Equal batches, and none that leaves a process a single image, which batch normalisation refuses."""
+def _steps_per_epoch(images: int, batch_size: int, device: Device) -> int:
+    """The number of equal batches; none leaves a process a single image, which batch normalisation refuses."""
     return max(1, min(math.ceil(images / batch_size), images // (2 * device.world.size)))
 
 
-def _evaluation_batches(batches: BatchSource | None, device: Device) -> int:
-    """How many batches of evaluation a process has."""
-    return 0 if batches is None else max(1, math.ceil(len(batches.labels) / device.world.size / EVALUATION_BATCH))
+def _eval_batch_count(batches: BatchSource | None, device: Device) -> int:
+    """The number of evaluation batches of one process."""
+    return 0 if batches is None else max(1, math.ceil(len(batches.labels) / device.world.size / EVAL_BATCH_SIZE))
 
 
 def _predict(
     network: nn.Module, batches: BatchSource, device: Device, on_batch: Callable[[], object]
 ) -> NDArray[np.float32]:
-    """float32 (N, K), in evaluation mode; several processes share the images."""
+    """Logits in evaluation mode, float32 (N, K); several processes share the images."""
     network.to(device.name, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     positions = device.world.share(np.arange(len(batches.labels)))
-    starts = range(0, max(1, len(positions)), EVALUATION_BATCH)  # a process without a share runs an empty batch
+    starts = range(0, max(1, len(positions)), EVAL_BATCH_SIZE)  # a process without a share runs an empty batch
     pieces = []
     with torch.inference_mode(), device.autocast():
         for start in starts:
-            pieces.append(network(batches.eval_batch(positions[start : start + EVALUATION_BATCH])).float())
+            pieces.append(network(batches.eval_batch(positions[start : start + EVAL_BATCH_SIZE])).float())
             on_batch()
     answer: NDArray[np.float32] = device.world.gather_rows(torch.cat(pieces), len(batches.labels)).cpu().numpy()
     return answer
 
 
-def _require_finite(loss: float, epoch: int, recipe: Hyperparameters) -> None:
+def _require_finite(loss: float, epoch: int, hparams: Hyperparameters) -> None:
     if not math.isfinite(loss):
         raise TrainingError(
-            f"the loss became {loss} in epoch {epoch}; try a --learning-rate smaller than {recipe.learning_rate:.3g}"
+            f"the loss became {loss} in epoch {epoch}; try a --learning-rate smaller than {hparams.learning_rate:.3g}"
         )
 
 
-def _own_randomness(device: Device) -> AbstractContextManager[None]:
-    """Dropout draws from torch's own generator, which gets its state back."""
+def _separate_randomness(device: Device) -> AbstractContextManager[None]:
+    """A context after which torch's own generator, from which dropout draws, has its former state."""
     return torch.random.fork_rng([torch.cuda.current_device()] if device.name == "cuda" else [])

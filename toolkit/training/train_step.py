@@ -1,4 +1,4 @@
-"""A network, and everything that changes while it learns: one step at a time."""
+"""One optimizer step: loss, gradient accumulation, learning rate, average of the weights."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -20,78 +20,76 @@ from toolkit.training.hyperparameters import Hyperparameters
 from toolkit.training.mixing import mix, soft_targets
 
 WARM_UP_SHARE = 0.1  # of all steps
-LAST_RATE = 0.01  # of the largest learning rate, at the end of the cosine
-BLANK_GRADIENT = 16  # px: here ResNet-18 convolves maps of one pixel, and oneDNN leaves parts of the bfloat16 weight
-# gradient as it finds the memory (torch 2.14.1)
+FINAL_LR_SHARE = 0.01  # of the largest learning rate, at the end of the cosine
+FLOAT32_MAX_SIZE = 16  # px: here ResNet-18 convolves maps of one pixel, and oneDNN leaves parts of the bfloat16 weight
+# gradient uninitialised (torch 2.14.1)
 MAX_GRAD_NORM = 5.0  # norm above which a step is shortened; one bad batch cannot throw the weights away
 
 
 class TrainStep:
-    """Learns from one batch at a time.
+    """A network and its optimizer, trained on one batch at a time.
 
-    What is random in a step depends on the seed and the step's number alone, so a training can be
-    taken up at any step without a record of what was drawn before.
+    The randomness of a step depends on the seed and the step's number alone, so a training can be
+    resumed at any step without a record of earlier draws.
 
     Parameters
     ----------
     network
-        Takes what ``batches`` give, gives logits (B, K). It is changed in place.
+        Maps the inputs of ``batches`` to logits (B, K). It is changed in place.
     batches
-        What to learn from.
-    recipe
+        The images, or features, to train on.
+    hparams
         The hyperparameters.
     steps
-        How many steps the whole training has; the learning rate follows a warm-up over a tenth of
-        them and then a cosine down to a hundredth.
+        Steps of the whole training; the learning rate warms up over a tenth of them and then follows
+        a cosine down to a hundredth.
     seed
         Of augmentation, mixing and dropout.
     device
-        Where and how exactly.
+        Where to compute, how exactly, and with which other processes.
     """
 
     def __init__(
-        self, network: nn.Module, batches: BatchSource, recipe: Hyperparameters, steps: int, seed: int, device: Device
+        self, network: nn.Module, batches: BatchSource, hparams: Hyperparameters, steps: int, seed: int, device: Device
     ) -> None:
         self.network, self.grad_accum_steps = network, 1
-        self._batches, self._hyperparameters, self._steps, self._seed, self._device = (
-            batches,
-            recipe,
-            steps,
-            seed,
-            device,
-        )
+        self._batches, self._hparams, self._steps, self._seed, self._device = batches, hparams, steps, seed, device
         network.to(device.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._trained = [weight for weight in network.parameters() if weight.requires_grad]
-        self._optimizer = _optimizer(self._trained, recipe)
-        self._average = exponential_moving_average(network, recipe.ema_decay) if recipe.ema_decay else None
-        self._weight = _class_weights(batches, recipe, device)
+        self._optimizer = _optimizer(self._trained, hparams)
+        self._average = exponential_moving_average(network, hparams.ema_decay) if hparams.ema_decay else None
+        self._weight = _class_weights(batches, hparams, device)
         self._noise = device.generator()
-        self._plain = _shared(network, device)
-        self._forward = _compiled(self._plain) if device.compiled else self._plain
+        self._uncompiled = _distributed(network, device)
+        self._forward = _compiled(self._uncompiled) if device.compiled else self._uncompiled
 
     @property
     def eval_network(self) -> nn.Module:
-        """The network that is validated and kept: the average of the weights where there is one."""
+        """The network to validate and keep: the average of the weights if there is one."""
         return self.network if self._average is None else self._average.module
 
     def learning_rate(self, step: int) -> float:
-        """Of a step, counted from 0."""
-        return self._hyperparameters.learning_rate * lr_multiplier(step, self._steps)
+        """The learning rate of a step, counted from 0."""
+        return self._hparams.learning_rate * lr_multiplier(step, self._steps)
 
     def step(self, number: int, positions: NDArray[np.int64], size: int) -> tuple[Tensor, Tensor]:
-        """Learn from a batch; its summed loss and how many were right, of this process's share.
+        """Train on a batch.
 
-        When memory runs out the batch is halved and its gradients are added up, from then on. Likewise
-        a network that cannot be compiled runs as it is.
+        When memory runs out, this and all later batches are halved and their gradients accumulated.
+        A network that cannot be compiled runs uncompiled.
 
         Parameters
         ----------
         number
             The step, from 0.
         positions
-            int64 (B,), of all processes together.
+            int64 (B,), the batch of all processes together.
         size
-            Side of the images.
+            Side of the images in pixels.
+
+        Returns
+        -------
+        The summed loss and the number of right answers, of this process's share of the batch.
 
         Raises
         ------
@@ -100,28 +98,28 @@ class TrainStep:
         """
         while True:
             try:
-                return self._learn(number, positions, size)
+                return self._attempt(number, positions, size)
             except (RuntimeError, MemoryError) as error:
-                if self._forward is not self._plain and isinstance(error, torch._dynamo.exc.TorchDynamoException):
-                    self._forward = _uncompiled(self._plain, error)
+                if self._forward is not self._uncompiled and isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                    self._forward = _without_compile(self._uncompiled, error)
                     continue
                 if not _out_of_memory(error):
                     raise
             self._halve(len(positions))
 
     def state(self) -> dict[str, Any]:
-        """Tensors and numbers to go on from, bit for bit; not copies."""
+        """Everything that ``restore`` needs to continue bit for bit; tensors are not copied."""
         state = {"network": self.network.state_dict(), "optimizer": self._optimizer.state_dict()}
         return state | ({"average": self._average.state_dict()} if self._average else {})
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take up a ``state``."""
+        """Set what ``state`` returned."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         if self._average:
             self._average.load_state_dict(state["average"])
 
-    def _learn(self, number: int, positions: NDArray[np.int64], size: int) -> tuple[Tensor, Tensor]:
+    def _attempt(self, number: int, positions: NDArray[np.int64], size: int) -> tuple[Tensor, Tensor]:
         world = self._device.world
         self._seed_step(number)
         self._optimizer.zero_grad(set_to_none=True)
@@ -142,26 +140,26 @@ class TrainStep:
         return loss_sum, right
 
     def _loss(self, positions: NDArray[np.int64], size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Summed loss, logits (B, K) and labels (B,) of some images."""
-        recipe = self._hyperparameters
+        """The summed loss, logits (B, K) and labels (B,) of some images."""
+        hparams = self._hparams
         inputs = self._batches.train(positions, size, self._noise)
         labels = torch.from_numpy(self._batches.labels[positions]).to(self._device.name, non_blocking=True)
-        targets = soft_targets(labels, self._batches.classes, recipe.label_smoothing)  # (B, K)
-        if recipe.mixup or recipe.cutmix:
-            inputs, targets = mix(inputs, targets, mixup=recipe.mixup, cutmix=recipe.cutmix, generator=self._noise)
-        blank = recipe.model_type == "resnet18" and size <= BLANK_GRADIENT
-        with nullcontext() if blank else self._device.autocast():
+        targets = soft_targets(labels, self._batches.classes, hparams.label_smoothing)  # (B, K)
+        if hparams.mixup or hparams.cutmix:
+            inputs, targets = mix(inputs, targets, mixup=hparams.mixup, cutmix=hparams.cutmix, generator=self._noise)
+        exact = hparams.model_type == "resnet18" and size <= FLOAT32_MAX_SIZE
+        with nullcontext() if exact else self._device.autocast():
             logits = self._forward(inputs)
         return F.cross_entropy(logits.float(), targets, self._weight, reduction="sum"), logits, labels
 
     def _seed_step(self, number: int) -> None:
-        """Seed augmentation and mixing, and torch's own generator, which dropout draws from."""
+        """Seed augmentation and mixing, and torch's own generator, from which dropout draws."""
         drawn = np.random.SeedSequence([self._seed, number, self._device.world.rank]).generate_state(2, np.uint64) >> 1
         self._noise.manual_seed(int(drawn[0]))
         torch.manual_seed(int(drawn[1]))
 
     def _pieces(self, images: int) -> int:
-        """How many a batch is split into; none has less than the two images that batch statistics need."""
+        """The number of pieces of a batch; each has the two images at least that batch statistics need."""
         return max(1, min(self.grad_accum_steps, images // 2))
 
     def _halve(self, images: int) -> None:
@@ -181,7 +179,14 @@ def exponential_moving_average(network: nn.Module, decay: float) -> AveragedMode
     """The running average of a network's weights and batch statistics; its counters are copied.
 
     It begins with the weights after the first step. The decay grows from 2 / 11 to ``decay`` over the
-    steps after it, so that the weights of the start are soon forgotten.
+    steps after it, so that the starting weights soon lose their influence.
+
+    Parameters
+    ----------
+    network
+        The network to average; ``update_parameters`` of the result takes it after each step.
+    decay
+        Share of the average that a step keeps, in [0, 1).
 
     References
     ----------
@@ -212,34 +217,34 @@ def lr_multiplier(step: int, steps: int) -> float:
 
     Examples
     --------
-    >>> [schedule(step, 20) for step in (0, 1, 2, 20)]
+    >>> [lr_multiplier(step, 20) for step in (0, 1, 2, 20)]
     [0.5, 1.0, 1.0, 0.01]
     """
     warm_up = max(1, int(steps * WARM_UP_SHARE))
     if step < warm_up:
         return (step + 1) / warm_up
     share = min(1.0, (step - warm_up) / max(1, steps - warm_up))
-    return LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * share)) / 2
+    return FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * (1 + math.cos(math.pi * share)) / 2
 
 
-def _optimizer(trained: list[nn.Parameter], recipe: Hyperparameters) -> torch.optim.Optimizer:
-    if recipe.optimizer == "sgd":
+def _optimizer(trained: list[nn.Parameter], hparams: Hyperparameters) -> torch.optim.Optimizer:
+    if hparams.optimizer == "sgd":
         return torch.optim.SGD(
-            trained, recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+            trained, hparams.learning_rate, hparams.momentum, weight_decay=hparams.weight_decay, fused=True
         )
-    return torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+    return torch.optim.AdamW(trained, hparams.learning_rate, weight_decay=hparams.weight_decay, fused=True)
 
 
-def _class_weights(batches: BatchSource, recipe: Hyperparameters, device: Device) -> Tensor | None:
-    """float32 (K,): each class weighs as much as any other in all, and an image 1 on average."""
-    if recipe.class_weights == "none":
+def _class_weights(batches: BatchSource, hparams: Hyperparameters, device: Device) -> Tensor | None:
+    """Weights of the classes, float32 (K,): all classes weigh the same in total, and an image 1 on average."""
+    if hparams.class_weights == "none":
         return None
     counts = np.bincount(batches.labels, minlength=batches.classes)
     weights = len(batches.labels) / (batches.classes * np.maximum(counts, 1))
     return torch.tensor(weights, dtype=torch.float32, device=device.name)
 
 
-def _shared(network: nn.Module, device: Device) -> Callable[[Tensor], Tensor]:
+def _distributed(network: nn.Module, device: Device) -> Callable[[Tensor], Tensor]:
     """The network's forward pass, with its gradients averaged over the processes."""
     if device.world.size == 1:
         return network
@@ -247,19 +252,19 @@ def _shared(network: nn.Module, device: Device) -> Callable[[Tensor], Tensor]:
     return nn.parallel.DistributedDataParallel(network, device_ids=local)
 
 
-def _compiled(plain: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The same, compiled when it first runs, and its gradients when they first do; either can still fail."""
+def _compiled(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The forward pass, compiled at its first run and its gradients at theirs; either can still fail."""
     try:
-        return torch.compile(plain)
+        return torch.compile(forward)
     except (OSError, RuntimeError) as error:  # no folder for compiled code can be made, or this Python is too young
-        return _uncompiled(plain, error)
+        return _without_compile(forward, error)
 
 
-def _uncompiled(plain: Callable[[Tensor], Tensor], error: Exception) -> Callable[[Tensor], Tensor]:
+def _without_compile(forward: Callable[[Tensor], Tensor], error: Exception) -> Callable[[Tensor], Tensor]:
     echo(f"torch.compile failed ({first_line(error)}); training goes on without it")
-    return plain
+    return forward
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """CUDA has a type for it; the CPU's allocator only a text."""
+    """Whether memory ran out: CUDA has an exception for it, the CPU's allocator only a message."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

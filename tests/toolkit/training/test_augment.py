@@ -36,15 +36,15 @@ def maps(moved):
 
 def test_strength_zero_changes_nothing():
     batch = torch.rand(4, 3, 8, 8)
-    assert augment(batch, 0.0, mirrored=True, generator=seeded()) is batch
+    assert augment(batch, 0.0, flip=True, generator=seeded()) is batch
 
 
 @given(st.floats(0.01, 1), st.booleans(), st.integers(0, 1000), st.sampled_from([(1, 8, 8), (5, 16, 12), (2, 7, 9)]))
-def test_the_result_is_a_batch_of_images_again(strength, mirrored, seed, shape):
+def test_the_result_is_a_batch_of_images_again(strength, flip, seed, shape):
     count, height, width = shape
     batch = torch.rand(count, 3, height, width, generator=seeded(seed))
     before = batch.clone()
-    changed = augment(batch, strength, mirrored=mirrored, generator=seeded(seed))
+    changed = augment(batch, strength, flip=flip, generator=seeded(seed))
     assert changed.shape == batch.shape
     assert changed.dtype is torch.float32
     assert 0 <= changed.min() <= changed.max() <= 1
@@ -54,9 +54,9 @@ def test_the_result_is_a_batch_of_images_again(strength, mirrored, seed, shape):
 
 def test_each_image_is_changed_in_its_own_way_and_the_same_way_again_from_the_seed():
     batch = coordinates(16)
-    first = augment(batch, 0.3, mirrored=True, generator=seeded(1))
-    assert torch.equal(first, augment(batch, 0.3, mirrored=True, generator=seeded(1)))
-    assert not torch.equal(first, augment(batch, 0.3, mirrored=True, generator=seeded(2)))
+    first = augment(batch, 0.3, flip=True, generator=seeded(1))
+    assert torch.equal(first, augment(batch, 0.3, flip=True, generator=seeded(1)))
+    assert not torch.equal(first, augment(batch, 0.3, flip=True, generator=seeded(2)))
     distances = torch.cdist(first.flatten(1), first.flatten(1)) + 1e3 * torch.eye(16)
     assert distances.min() > 0.1
 
@@ -65,7 +65,7 @@ def test_the_memory_format_makes_no_difference():
     """Decoded images lie in memory with the colours last."""
     batch = torch.rand(6, 3, 20, 20, generator=seeded())
     colours_last = batch.contiguous(memory_format=torch.channels_last)
-    one, other = (augment(layout, 0.5, mirrored=True, generator=seeded(1)) for layout in (batch, colours_last))
+    one, other = (augment(layout, 0.5, flip=True, generator=seeded(1)) for layout in (batch, colours_last))
     assert torch.allclose(one, other, atol=1e-6)
 
 
@@ -94,19 +94,19 @@ def test_the_colours_are_mixtures_with_black_the_mean_grey_and_the_grey_image():
 
 def test_the_same_generator_goes_on():
     generator, batch = seeded(), coordinates(2)
-    one = augment(batch, 0.3, mirrored=True, generator=generator)
-    assert not torch.equal(one, augment(batch, 0.3, mirrored=True, generator=generator))
+    one = augment(batch, 0.3, flip=True, generator=generator)
+    assert not torch.equal(one, augment(batch, 0.3, flip=True, generator=generator))
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_half_are_flipped_when_that_changes_no_class(mirrored):
+@pytest.mark.parametrize("flip", [False, True])
+def test_half_are_flipped_when_that_changes_no_class(flip):
     """At a strength of almost nothing only the flip is left. Of 400, 200 flips are expected, within four deviations."""
     batch = coordinates(400)
-    moved = augment(batch, 1e-6, mirrored=mirrored, generator=seeded())
+    moved = augment(batch, 1e-6, flip=flip, generator=seeded())
     same = (moved - batch).flatten(1).abs().amax(dim=1) < 1e-3
     flipped = (moved - batch.flip(3)).flatten(1).abs().amax(dim=1) < 1e-3
     assert (same | flipped).all()
-    assert (160 < flipped.sum() < 240) if mirrored else not flipped.any()
+    assert (160 < flipped.sum() < 240) if flip else not flipped.any()
 
 
 @pytest.mark.parametrize(

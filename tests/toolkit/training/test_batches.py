@@ -32,10 +32,10 @@ def test_a_part_is_some_images_of_a_data_set():
     pixels = np.zeros((5, 4, 4, 3), np.uint8)
     part = Subset(pixels, labels, np.array([4, 1, 2]))
     assert len(part) == 3
-    assert part.own_labels.tolist() == [0, 0, 1]
+    assert part.labels.tolist() == [0, 0, 1]
     assert part.classes == 3, "the data set has three, even if the part has two of them"
     both = part.union(Subset(pixels, labels, np.array([0])))
-    assert both.own_labels.tolist() == [0, 0, 1, 2]
+    assert both.labels.tolist() == [0, 0, 1, 2]
     assert both.pixels is pixels
     assert part.union(None) is part
 
@@ -79,12 +79,12 @@ def test_without_augmentation_they_are_as_they_are():
     assert torch.equal(batches.train(np.arange(6), 16, seeded()), batches.eval_batch(np.arange(6)))
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_they_are_augmented_before_they_are_normalised(mirrored):
-    part = replace(colours(6), mirrored=mirrored)
+@pytest.mark.parametrize("flip", [False, True])
+def test_they_are_augmented_before_they_are_normalised(flip):
+    part = replace(colours(6), allow_flip=flip)
     batches = ImageBatches(part, CPU, strength=0.4)
     unit = torch.from_numpy(part.pixels).permute(0, 3, 1, 2).float() / 255
-    expected = normalise(augment(unit, 0.4, mirrored=mirrored, generator=seeded(3)))
+    expected = normalise(augment(unit, 0.4, flip=flip, generator=seeded(3)))
     changed = batches.train(np.arange(6), 16, seeded(3))
     assert torch.allclose(changed, expected, atol=1e-5)
     assert changed.is_contiguous(memory_format=torch.channels_last)

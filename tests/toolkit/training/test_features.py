@@ -34,8 +34,8 @@ class Means(nn.Module):
 
 
 def features_of(part, backbone=None, seed=0, **changes):
-    recipe = RECIPE.model_copy(update=changes)
-    return Features.of(backbone or Means(), part, recipe, seed, CPU)
+    hparams = RECIPE.model_copy(update=changes)
+    return Features.of(backbone or Means(), part, hparams, seed, CPU)
 
 
 def means(part):
@@ -63,7 +63,7 @@ def test_the_first_view_is_the_plain_image_and_the_others_are_not():
 
 def test_more_images_than_go_through_at_once_stay_in_order():
     part = colours(300, size=4)
-    assert features_of(part, views=1).views[0].numpy() == pytest.approx(means(part), abs=1e-5)
+    assert features_of(part, feature_views=1).views[0].numpy() == pytest.approx(means(part), abs=1e-5)
 
 
 def test_without_augmentation_one_view_is_all_there_is():
@@ -84,8 +84,8 @@ def test_trainings_of_like_strength_share_their_views(monkeypatch):
     part, backbone, known = some(7, 0, 11, 4, 5), Means(), {}
 
     def views(augmentation, seed=0):
-        recipe = RECIPE.model_copy(update={"augmentation": augmentation})
-        return Features.of(backbone, part, recipe, seed, CPU, known).views
+        hparams = RECIPE.model_copy(update={"augmentation": augmentation})
+        return Features.of(backbone, part, hparams, seed, CPU, known).views
 
     first = views(0.3)
     assert backbone.seen == 3 * len(part)
@@ -98,7 +98,7 @@ def test_trainings_of_like_strength_share_their_views(monkeypatch):
     views(0.3, seed=1)
     assert backbone.seen == 8 * len(part)
     assert torch.equal(features_of(part, augmentation=0.4).views, other)
-    monkeypatch.setattr("toolkit.training.features.MAX_BYTES", 4 * first[0].nbytes)
+    monkeypatch.setattr("toolkit.training.features.MAX_CACHED_BYTES", 4 * first[0].nbytes)
     views(0.5, seed=2)
     assert len(known) == 4
     assert [seed for seed, *_ in known] == [1, 2, 2, 2], "the oldest go first"
@@ -122,7 +122,7 @@ def test_batches_of_a_part_find_their_rows():
     """A fold's part has another order than the features, and positions count within the part."""
     part = some(11, 2, 7)
     batches = FeatureBatches(features_of(some(7, 0, 11, 2)), part)
-    assert batches.labels.tolist() == part.own_labels.tolist()
+    assert batches.labels.tolist() == part.labels.tolist()
     assert batches.classes == 3
     positions = np.array([2, 0, 1, 2])
     assert batches.eval_batch(positions).numpy() == pytest.approx(means(part)[positions], abs=1e-5)

@@ -1,4 +1,4 @@
-"""The hyperparameters: what tuning proposes is always a recipe, and nonsense never is."""
+"""The hyperparameters: what tuning proposes is always a hparams, and nonsense never is."""
 
 import pytest
 from pydantic import ValidationError
@@ -23,9 +23,9 @@ from toolkit.training.hyperparameters import Hyperparameters
         ("label_smoothing", [-0.1, 1], [0, 0.99]),
         ("mixup", [-0.1, 11], [0, 10]),
         ("cutmix", [-0.1, 11], [0, 10]),
-        ("ema", [-0.1, 1], [0, 0.9999]),
-        ("progressive", [0.2, 1.1], [0.25, 1]),
-        ("views", [0, 65], [1, 64]),
+        ("ema_decay", [-0.1, 1], [0, 0.9999]),
+        ("progressive_resize", [0.2, 1.1], [0.25, 1]),
+        ("feature_views", [0, 65], [1, 64]),
         ("optimizer", ["adamw", "SGD"], ["adam", "sgd"]),
         ("model_type", ["vgg"], ["simple_cnn", "resnet18", "resnet18_backbone"]),
     ],
@@ -46,9 +46,9 @@ def test_a_misspelt_hyperparameter_is_refused_and_none_can_be_changed():
 
 
 def test_what_is_optional_is_off_until_it_is_asked_for():
-    recipe = Hyperparameters()
-    assert (recipe.class_weights, recipe.progressive_resize) == ("none", 1.0)
-    assert recipe.label_smoothing == recipe.mixup == recipe.cutmix == recipe.ema_decay == 0
+    hparams = Hyperparameters()
+    assert (hparams.class_weights, hparams.progressive_resize) == ("none", 1.0)
+    assert hparams.label_smoothing == hparams.mixup == hparams.cutmix == hparams.ema_decay == 0
 
 
 @pytest.mark.parametrize("switch", ["mixup", "cutmix"])

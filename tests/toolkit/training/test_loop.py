@@ -35,8 +35,8 @@ MEASURED = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
 
 
 def train(network, *, seed=0, device=CPU, **changes):
-    recipe = RECIPE.model_copy(update=changes)
-    return fit(network, colours(60), colours(30, seed=1), FitConfig(recipe, seed, device))
+    hparams = RECIPE.model_copy(update=changes)
+    return fit(network, colours(60), colours(30, seed=1), FitConfig(hparams, seed, device))
 
 
 def measured(fitted):
@@ -52,7 +52,7 @@ def test_it_learns_what_can_be_told_apart(optimizer):
     assert fitted.best_val_accuracy == 1.0
     assert fitted.history[-1].train_loss < 0.7 * fitted.history[0].train_loss
     unseen = colours(30, seed=2)
-    assert (predict_logits(fitted.network, unseen, CPU).argmax(axis=1) == unseen.own_labels).all()
+    assert (predict_logits(fitted.network, unseen, CPU).argmax(axis=1) == unseen.labels).all()
 
 
 def digits(*indices):
@@ -64,10 +64,10 @@ def digits(*indices):
 
 def test_bfloat16_learns_as_well_as_float32():
     """Ten kinds of digits; 15 of 300 are two standard deviations of the difference between two accuracies of 0.95."""
-    recipe = RECIPE.model_copy(update={"epochs": 5, "batch_size": 32, "learning_rate": 3e-3, "patience": 10})
+    hparams = RECIPE.model_copy(update={"epochs": 5, "batch_size": 32, "learning_rate": 3e-3, "patience": 10})
     training, validation, half = digits(400), digits(400, 700), Device("cpu", torch.bfloat16)
     exact, coarse = (
-        fit(fresh(SimpleCNN, 0, 10), training, validation, FitConfig(recipe, 0, device)) for device in (CPU, half)
+        fit(fresh(SimpleCNN, 0, 10), training, validation, FitConfig(hparams, 0, device)) for device in (CPU, half)
     )
     assert exact.best_val_accuracy > 0.9
     assert abs(coarse.best_val_accuracy - exact.best_val_accuracy) < 0.05
@@ -85,14 +85,14 @@ def test_the_figures_of_an_epoch_are_those_of_the_network():
     """One batch an epoch, so that loss and accuracy of training are those of the weights before the step."""
     network, training, validation = fresh(), colours(60), colours(30, seed=1)
     before = predict_logits(network, training, CPU)
-    recipe = RECIPE.model_copy(update={"batch_size": 64, "epochs": 1})
-    fitted = fit(network, training, validation, FitConfig(recipe, 0, CPU))
+    hparams = RECIPE.model_copy(update={"batch_size": 64, "epochs": 1})
+    fitted = fit(network, training, validation, FitConfig(hparams, 0, CPU))
     (epoch,) = fitted.history
-    assert epoch.train_loss == pytest.approx(cross_entropy(before, training.own_labels), rel=1e-5)
-    assert epoch.train_accuracy == (before.argmax(axis=1) == training.own_labels).mean()
+    assert epoch.train_loss == pytest.approx(cross_entropy(before, training.labels), rel=1e-5)
+    assert epoch.train_accuracy == (before.argmax(axis=1) == training.labels).mean()
     after = predict_logits(network, validation, CPU)
-    assert epoch.val_loss == pytest.approx(cross_entropy(after, validation.own_labels), rel=1e-5)
-    assert epoch.val_accuracy == (after.argmax(axis=1) == validation.own_labels).mean()
+    assert epoch.val_loss == pytest.approx(cross_entropy(after, validation.labels), rel=1e-5)
+    assert epoch.val_accuracy == (after.argmax(axis=1) == validation.labels).mean()
     assert np.array_equal(fitted.val_logits, after)
     assert fitted.images_per_s == pytest.approx(60 / fitted.seconds)
     assert 0 < epoch.batch_time_ms <= epoch.batch_time_ms_p95 < epoch.epoch_duration_s * 1e3
@@ -182,12 +182,12 @@ def test_patience_ends_a_training_and_the_best_epoch_comes_back():
 
 def test_without_validation_all_epochs_are_run_and_the_last_one_counts():
     network, last = fresh(), []
-    recipe = RECIPE.model_copy(update={"patience": 1, "min_delta": 1.0, "epochs": 5})
+    hparams = RECIPE.model_copy(update={"patience": 1, "min_delta": 1.0, "epochs": 5})
 
     def on_epoch(_, trained, best):
         last.append((best, copy.deepcopy(trained.state_dict())))
 
-    fitted = fit(network, colours(60), None, FitConfig(recipe, 0, CPU), FitCallbacks(on_epoch))
+    fitted = fit(network, colours(60), None, FitConfig(hparams, 0, CPU), FitCallbacks(on_epoch))
     assert (len(fitted.history), fitted.best_epoch, fitted.stopped_early) == (5, 5, False)
     assert math.isnan(fitted.best_val_accuracy)
     assert all(math.isnan(epoch.val_loss) and math.isnan(epoch.val_accuracy) for epoch in fitted.history)
@@ -201,12 +201,12 @@ def test_with_an_average_of_the_weights_that_is_what_is_validated_and_kept():
     """Its decay of at most 0.5 leaves it behind the network by about a step."""
     network, seen = fresh(), []
     validation = colours(30, seed=1)
-    recipe = RECIPE.model_copy(update={"ema": 0.5, "epochs": 2})
+    hparams = RECIPE.model_copy(update={"ema_decay": 0.5, "epochs": 2})
 
     def on_epoch(_, judged, best):
         seen.append((weights(network), weights(judged), predict_logits(judged, validation, CPU)))
 
-    fitted = fit(network, colours(60), validation, FitConfig(recipe, 0, CPU), FitCallbacks(on_epoch))
+    fitted = fit(network, colours(60), validation, FitConfig(hparams, 0, CPU), FitCallbacks(on_epoch))
     raw, averaged, logits = seen[-1]
     assert fitted.best_epoch == 2
     assert torch.equal(weights(fitted.network), averaged)
@@ -266,8 +266,8 @@ def test_each_image_is_seen_once_an_epoch_in_an_order_of_its_own():
 
     pixels = np.broadcast_to(np.arange(20, dtype=np.uint8)[:, None, None, None], (20, 8, 8, 3)).copy()
     part = Subset(pixels, np.arange(20) % 3, np.arange(20))
-    recipe = RECIPE.model_copy(update={"epochs": 3, "image_size": 8})
-    fit(fresh(Notes), part, None, FitConfig(recipe, 0, CPU), FitCallbacks(lambda *_: seen.append([])))
+    hparams = RECIPE.model_copy(update={"epochs": 3, "image_size": 8})
+    fit(fresh(Notes), part, None, FitConfig(hparams, 0, CPU), FitCallbacks(lambda *_: seen.append([])))
     assert [sorted(epoch) for epoch in seen] == [list(range(20))] * 3 + [[]]
     assert len({tuple(epoch) for epoch in seen}) == 4
 
@@ -277,8 +277,8 @@ def test_each_image_is_seen_once_an_epoch_in_an_order_of_its_own():
 
 @given(st.integers(16, 1024), st.integers(1, 60), st.floats(0.25, 1))
 def test_images_never_shrink_and_end_at_full_size(side, epochs, progressive):
-    recipe = Hyperparameters(image_size=side, epochs=epochs, progressive_resize=progressive)
-    sizes = [image_size_at(epoch, recipe) for epoch in range(1, epochs + 1)]
+    hparams = Hyperparameters(image_size=side, epochs=epochs, progressive_resize=progressive)
+    sizes = [image_size_at(epoch, hparams) for epoch in range(1, epochs + 1)]
     assert sizes == sorted(sizes)
     assert sizes[-1] == side
     assert all(size == side or size % 16 == 0 for size in sizes)
@@ -297,21 +297,21 @@ def test_training_images_grow_and_validation_images_do_not():
             seen.append((self.training, images.shape[-1]))
             return super().forward(images)
 
-    recipe = RECIPE.model_copy(update={"image_size": 64, "epochs": 3, "progressive": 0.5, "batch_size": 12})
-    fit(fresh(Notes), colours(12, size=64), colours(6, size=64), FitConfig(recipe, 0, CPU))
+    hparams = RECIPE.model_copy(update={"image_size": 64, "epochs": 3, "progressive_resize": 0.5, "batch_size": 12})
+    fit(fresh(Notes), colours(12, size=64), colours(6, size=64), FitConfig(hparams, 0, CPU))
     assert seen == [(True, 32), (False, 64), (True, 48), (False, 64), (True, 64), (False, 64)]
 
 
 # --- going on -----------------------------------------------------------------------------------
 
-EVERYTHING = {"ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "class_weights": "balanced", "label_smoothing": 0.1,
-              "progressive": 0.5, "augmentation": 0.3, "learning_rate": 1e-3, "image_size": 48}  # fmt: skip
+EVERYTHING = {"ema_decay": 0.9, "mixup": 0.2, "cutmix": 1.0, "class_weights": "balanced", "label_smoothing": 0.1,
+              "progressive_resize": 0.5, "augmentation": 0.3, "learning_rate": 1e-3, "image_size": 48}  # fmt: skip
 KINDS = {
     "tiny": (fresh, {"optimizer": "sgd"}),
     "simple_cnn": (lambda: fresh(SimpleCNN, 0, 3, 0.3), EVERYTHING),
     "resnet18_backbone": (
         lambda: fresh(build_network, 0, "resnet18_backbone", 3, 0.3, None),
-        {"model_type": "resnet18_backbone", "augmentation": 0.3, "views": 2, "image_size": 32},
+        {"model_type": "resnet18_backbone", "augmentation": 0.3, "feature_views": 2, "image_size": 32},
     ),
 }
 
@@ -321,8 +321,8 @@ class Training:
 
     def __init__(self, kind, folder, device=CPU):
         self.network, changes = KINDS[kind]
-        self.recipe = RECIPE.model_copy(update={"patience": 10, **changes})
-        size = self.recipe.image_size
+        self.hparams = RECIPE.model_copy(update={"patience": 10, **changes})
+        size = self.hparams.image_size
         many = colours(40, size=size)
         uneven = np.flatnonzero((many.labels != 1) | (many.indices < 10))  # 14, 3 and 13 of the colours: 4 batches
         self.parts = Subset(many.pixels, many.labels, uneven), colours(15, seed=1, size=size)
@@ -332,7 +332,7 @@ class Training:
         return fit(
             network or self.network(),
             *self.parts,
-            FitConfig(self.recipe, 3, self.device),
+            FitConfig(self.hparams, 3, self.device),
             FitCallbacks(**how),
             progress,
         )
@@ -464,7 +464,7 @@ def test_patience_goes_on_where_it_was(tmp_path):
     whole = fit(right_network(), *parts, FitConfig(SPOILT, 0, CPU), FitCallbacks(spoil, on_checkpoint=keep))
     assert len(kept) == 4
     for progress in kept[1:]:
-        assert_same(fit(fresh(), *parts, FitConfig(SPOILT, 0, CPU), progress=progress), whole)
+        assert_same(fit(fresh(), *parts, FitConfig(SPOILT, 0, CPU), state=progress), whole)
 
 
 def test_batches_that_were_split_stay_split(capsys, tmp_path):

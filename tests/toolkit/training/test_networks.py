@@ -86,8 +86,8 @@ def test_an_unknown_network_is_refused_with_those_there_are():
 def train_a_little(network):
     generator = np.random.default_rng(0)
     part = Subset(generator.integers(0, 256, (8, 32, 32, 3)).astype(np.uint8), np.arange(8) % 2, np.arange(8))
-    recipe = Hyperparameters(image_size=32, epochs=2, batch_size=4, learning_rate=0.01)
-    fit(network, part, None, FitConfig(recipe, 0, Device("cpu", torch.float32)))
+    hparams = Hyperparameters(image_size=32, epochs=2, batch_size=4, learning_rate=0.01)
+    fit(network, part, None, FitConfig(hparams, 0, Device("cpu", torch.float32)))
 
 
 def test_a_frozen_backbone_does_not_change_and_its_head_does(pretrained):

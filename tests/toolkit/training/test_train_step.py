@@ -28,16 +28,16 @@ PLAIN = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0}
 SAID = "out of memory: each batch is split into {} and its gradients are added up\n"
 
 
-def learner(network, part=None, seed=0, device=CPU, steps=20, **changes):
-    recipe = Hyperparameters(**{"image_size": 16, "augmentation": 0, "dropout": 0, "learning_rate": 0.05, **changes})
+def train_step(network, part=None, seed=0, device=CPU, steps=20, **changes):
+    hparams = Hyperparameters(**{"image_size": 16, "augmentation": 0, "dropout": 0, "learning_rate": 0.05, **changes})
     part = part or colours(12)
-    return TrainStep(network, ImageBatches(part, device, recipe.augmentation), recipe, steps, seed, device)
+    return TrainStep(network, ImageBatches(part, device, hparams.augmentation), hparams, steps, seed, device)
 
 
-def step(learner, number=0, images=12):
+def step(train_step, number=0, images=12):
     """The summed loss and how many were right, of a batch of the first images."""
-    learner.network.train()
-    loss, right = learner.step(number, np.arange(images), 16)
+    train_step.network.train()
+    loss, right = train_step.step(number, np.arange(images), 16)
     return loss.item(), int(right)
 
 
@@ -47,7 +47,7 @@ def logits_of(network, part):
 
 
 def restored(source, target):
-    """A learner that is where another was, by way of a file."""
+    """A train_step that is where another was, by way of a file."""
     buffer = io.BytesIO()
     torch.save(source.state(), buffer)
     buffer.seek(0)
@@ -60,8 +60,8 @@ def restored(source, target):
 
 def test_loss_and_hits_of_a_step_are_those_of_the_weights_before_it():
     part, network = colours(12), fresh(MeanColour, 2)
-    logits, labels = logits_of(network, part), torch.from_numpy(part.own_labels)
-    loss, right = step(learner(network, part))
+    logits, labels = logits_of(network, part), torch.from_numpy(part.labels)
+    loss, right = step(train_step(network, part))
     assert loss == pytest.approx(F.cross_entropy(logits, labels, reduction="sum").item(), rel=1e-5)
     assert right == (logits.argmax(dim=1) == labels).sum() == 7
 
@@ -72,7 +72,7 @@ def test_balanced_weights_by_hand():
     part = Subset(many.pixels, np.arange(12) % 2, np.array([0, 2, 4, 6, 8, 10, 1, 3]))
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), fresh(nn.Linear, 0, 3, 2))
     logits, labels = logits_of(network, part), torch.tensor([0] * 6 + [1] * 2)
-    loss, _ = step(learner(network, part, class_weights="balanced"), images=8)
+    loss, _ = step(train_step(network, part, class_weights="balanced"), images=8)
     by_hand = F.cross_entropy(logits, labels, reduction="none") @ torch.tensor([2 / 3] * 6 + [2.0] * 2)
     assert loss == pytest.approx(by_hand.item(), rel=1e-5)
 
@@ -80,18 +80,18 @@ def test_balanced_weights_by_hand():
 def test_a_class_without_a_image_to_learn_from_does_no_harm():
     many = colours(12)
     part = Subset(many.pixels, many.labels, np.flatnonzero(many.labels != 1))
-    assert math.isfinite(step(learner(fresh(), part, class_weights="balanced"), images=len(part))[0])
+    assert math.isfinite(step(train_step(fresh(), part, class_weights="balanced"), images=len(part))[0])
 
 
 def test_label_smoothing_is_torchs_also_with_weights():
     many = colours(12)
     part = Subset(many.pixels, many.labels, np.array([0, 3, 6, 9, 1, 2, 4]))
     network = fresh()
-    logits, labels = logits_of(network, part), torch.from_numpy(part.own_labels)
+    logits, labels = logits_of(network, part), torch.from_numpy(part.labels)
     balanced = torch.tensor([7 / (3 * 4), 7 / (3 * 2), 7 / (3 * 1)])
     for name, weight in (("none", None), ("balanced", balanced)):
         expected = F.cross_entropy(logits, labels, weight, reduction="sum", label_smoothing=0.2).item()
-        loss, _ = step(learner(fresh(), part, label_smoothing=0.2, class_weights=name), images=7)
+        loss, _ = step(train_step(fresh(), part, label_smoothing=0.2, class_weights=name), images=7)
         assert loss == pytest.approx(expected, rel=1e-5), name
 
 
@@ -113,7 +113,7 @@ def test_mixed_images_are_learnt_with_mixed_targets(way):
     pixels = np.broadcast_to((255 * labels).astype(np.uint8)[:, None, None, None], (12, 16, 16, 3)).copy()
     network = fresh(Notes)
     before = [value.detach().clone() for value in (network.head.weight, network.head.bias)]
-    loss, _ = step(learner(network, Subset(pixels, labels, np.arange(12)), **{way: 1.0}))
+    loss, _ = step(train_step(network, Subset(pixels, labels, np.arange(12)), **{way: 1.0}))
     grey = (seen[0] * torch.tensor([0.229, 0.224, 0.225]) + torch.tensor([0.485, 0.456, 0.406])).mean(dim=1)  # (12,)
     assert ((grey > 0.02) & (grey < 0.98)).sum() > 6
     expected = F.cross_entropy(F.linear(seen[0], *before), torch.stack([1 - grey, grey], dim=1), reduction="sum")
@@ -126,7 +126,7 @@ def test_mixed_images_are_learnt_with_mixed_targets(way):
 def drawn(seed, number, *, before=()):
     """Weights and loss after one step from the same start, whatever was drawn before."""
     network = fresh(SimpleCNN, 0, 3, 0.5)
-    learning = learner(network, seed=seed, augmentation=0.3, mixup=0.5, **PLAIN)
+    learning = train_step(network, seed=seed, augmentation=0.3, mixup=0.5, **PLAIN)
     start = {name: value.clone() for name, value in network.state_dict().items()}
     for other in before:
         step(learning, other)
@@ -162,10 +162,10 @@ def test_a_step_is_as_long_as_the_schedule_says():
     for number in (0, 1, 11):
         network, reference = fresh(), fresh()
         loss = F.cross_entropy(
-            reference(ImageBatches(part, CPU).eval_batch(part.indices)), torch.from_numpy(part.own_labels)
+            reference(ImageBatches(part, CPU).eval_batch(part.indices)), torch.from_numpy(part.labels)
         )
         loss.backward()
-        learning = learner(network, part, **PLAIN)
+        learning = train_step(network, part, **PLAIN)
         step(learning, number)
         rate = 0.05 * lr_multiplier(number, 20)
         assert learning.learning_rate(number) == rate
@@ -182,7 +182,7 @@ def test_one_bad_batch_cannot_throw_the_weights_away():
 
     network = fresh(Loud)
     before = weights(network)
-    step(learner(network, learning_rate=1.0, steps=1, **PLAIN))
+    step(train_step(network, learning_rate=1.0, steps=1, **PLAIN))
     assert (weights(network) - before).norm().item() == pytest.approx(5, rel=1e-4)
 
 
@@ -191,7 +191,7 @@ def test_weight_decay_pulls_the_weights_towards_zero(optimizer):
     norms = []
     for decay in (0.0, 1.0):
         network = fresh()
-        learning = learner(network, optimizer=optimizer, weight_decay=decay, steps=30)
+        learning = train_step(network, optimizer=optimizer, weight_decay=decay, steps=30)
         for number in range(30):
             step(learning, number)
         norms.append(weights(network).norm())
@@ -202,7 +202,7 @@ def test_momentum_keeps_a_share_of_the_last_step():
     """SGD without and with momentum part after the second step and not before."""
     networks = [fresh(), fresh()]
     learners = [
-        learner(network, optimizer="sgd", weight_decay=0.0, momentum=share)
+        train_step(network, optimizer="sgd", weight_decay=0.0, momentum=share)
         for network, share in zip(networks, (0.0, 0.9), strict=True)
     ]
     start = weights(networks[0])
@@ -216,11 +216,11 @@ def test_momentum_keeps_a_share_of_the_last_step():
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_state_from_a_file_goes_on_bit_for_bit(optimizer):
-    changes = {"optimizer": optimizer, "ema": 0.9, "augmentation": 0.3, "mixup": 0.5}
-    whole = learner(fresh(SimpleCNN, 0, 3, 0.3), **changes)
+    changes = {"optimizer": optimizer, "ema_decay": 0.9, "augmentation": 0.3, "mixup": 0.5}
+    whole = train_step(fresh(SimpleCNN, 0, 3, 0.3), **changes)
     for number in range(3):
         step(whole, number)
-    taken_up = restored(whole, learner(fresh(SimpleCNN, 1, 3, 0.3), **changes))
+    taken_up = restored(whole, train_step(fresh(SimpleCNN, 1, 3, 0.3), **changes))
     assert [step(whole, number) for number in (3, 4)] == [step(taken_up, number) for number in (3, 4)]
     assert torch.equal(weights(whole.network), weights(taken_up.network))
     assert torch.equal(weights(whole.eval_network), weights(taken_up.eval_network))
@@ -232,7 +232,7 @@ def test_a_state_from_a_file_goes_on_bit_for_bit(optimizer):
 def test_the_average_by_hand_over_three_steps():
     """It begins with the weights after the first step; then decay 2 / 11, then 0.2 at most instead of 3 / 12."""
     network = fresh()
-    learning = learner(network, ema_decay=0.2)
+    learning = train_step(network, ema_decay=0.2)
     expected = weights(network)
     for number, decay in enumerate((0, 2 / 11, 0.2)):
         step(learning, number)
@@ -256,7 +256,7 @@ def test_statistics_are_averaged_and_counters_copied():
 
 def test_without_an_average_the_network_itself_is_judged():
     network = fresh()
-    assert learner(network).eval_network is network
+    assert train_step(network).eval_network is network
 
 
 # --- memory -------------------------------------------------------------------------------------
@@ -291,8 +291,8 @@ class Greedy(MeanColour):
 def test_a_batch_is_halved_until_it_fits_and_learnt_as_a_whole(exhaust, capsys):
     changes = {"label_smoothing": 0.1, "class_weights": "balanced", **PLAIN}
     whole, split = fresh(MeanColour, 2), fresh(Greedy, 2, 3, exhaust)
-    expected = step(learner(whole, **changes))
-    learning = learner(split, **changes)
+    expected = step(train_step(whole, **changes))
+    learning = train_step(split, **changes)
     loss, right = step(learning)
     assert split.batches == [3, 3, 3, 3]
     assert loss == pytest.approx(expected[0], rel=1e-6)
@@ -310,8 +310,8 @@ def test_no_piece_has_a_single_image_and_each_is_counted_once(images, limit):
     """With room for three images any batch can be cut into pieces of two or three."""
     whole, split = fresh(MeanColour, 2), fresh(Greedy, 2, limit)
     part = colours(30)
-    expected = step(learner(whole, part, **PLAIN), images=images)
-    loss, right = step(learner(split, part, **PLAIN), images=images)
+    expected = step(train_step(whole, part, **PLAIN), images=images)
+    loss, right = step(train_step(split, part, **PLAIN), images=images)
     assert sum(split.batches) == images
     assert min(split.batches) >= 2
     assert loss == pytest.approx(expected[0], rel=1e-5)
@@ -323,7 +323,7 @@ def test_no_piece_has_a_single_image_and_each_is_counted_once(images, limit):
 def test_when_two_images_do_not_fit_it_says_what_to_lower(images):
     message = rf"^a batch of {images} images does not fit into memory; lower --batch-size or --image-size$"
     with pytest.raises(TrainingError, match=message):
-        step(learner(fresh(Greedy, 0, 1)), images=images)
+        step(train_step(fresh(Greedy, 0, 1)), images=images)
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
@@ -331,7 +331,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
         raise RuntimeError("the backward pass of a network is wrong")
 
     with pytest.raises(RuntimeError, match=r"^the backward pass of a network is wrong$"):
-        step(learner(fresh(Greedy, 0, 3, exhaust)))
+        step(train_step(fresh(Greedy, 0, 3, exhaust)))
 
 
 # --- compiled networks --------------------------------------------------------------------------
@@ -356,7 +356,9 @@ def test_what_lies_in_memory_does_not_come_into_a_gradient():
     found = []
     for junk in (float("nan"), 1e9, 0.0, float("nan")):
         network = fresh(build_network, 0, "resnet18", 3, 0.0, None).to(memory_format=torch.channels_last)
-        one = learner(network, colours(30), device=Device("cpu", torch.bfloat16), model_type="resnet18", batch_size=30)
+        one = train_step(
+            network, colours(30), device=Device("cpu", torch.bfloat16), model_type="resnet18", batch_size=30
+        )
         for _ in range(3):
             dirty = [torch.full((2**power,), junk, dtype=torch.bfloat16) for power in range(6, 22)]
             del dirty
@@ -369,8 +371,8 @@ def test_what_lies_in_memory_does_not_come_into_a_gradient():
 def test_a_compiled_network_learns_the_same(compiler, tmp_path, capsys):
     compiler("g++")
     plain, compiled = fresh(), fresh()
-    expected = [step(learner(plain, **PLAIN), number) for number in range(3)]
-    learning = learner(compiled, device=COMPILED, **PLAIN)
+    expected = [step(train_step(plain, **PLAIN), number) for number in range(3)]
+    learning = train_step(compiled, device=COMPILED, **PLAIN)
     assert [step(learning, number) for number in range(3)] == [
         (pytest.approx(loss, rel=1e-5), right) for loss, right in expected
     ]
@@ -395,8 +397,8 @@ def test_a_network_that_cannot_be_compiled_learns_as_it_is(works_for, compiler, 
     script.chmod(0o755)
     compiler(str(script))
     plain, uncompiled = fresh(), fresh()
-    expected = [step(learner(plain, **PLAIN), number) for number in range(2)]
-    learning = learner(uncompiled, device=COMPILED, **PLAIN)
+    expected = [step(train_step(plain, **PLAIN), number) for number in range(2)]
+    learning = train_step(uncompiled, device=COMPILED, **PLAIN)
     assert [step(learning, number) for number in range(2)] == [
         (pytest.approx(loss, rel=1e-5), right) for loss, right in expected
     ]
@@ -407,7 +409,7 @@ def test_a_network_that_cannot_be_compiled_learns_as_it_is(works_for, compiler, 
 def test_without_a_compiler_it_learns_all_the_same(compiler, capsys):
     compiler("/bin/false")
     network = fresh()
-    step(learner(network, device=COMPILED))
+    step(train_step(network, device=COMPILED))
     assert network.batches == [12]
     said = capsys.readouterr().out
     assert said.startswith("torch.compile failed (InvalidCxxCompiler: No working C++ compiler found")
@@ -421,7 +423,7 @@ def learn_without_a_folder(folder):
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     network = fresh()
     with redirect_stdout(io.StringIO()) as said:
-        step(learner(network, device=COMPILED))
+        step(train_step(network, device=COMPILED))
     return network.batches, said.getvalue()
 
 

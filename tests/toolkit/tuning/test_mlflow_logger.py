@@ -103,7 +103,7 @@ def make_logger(data):
     def log_fold(run, settings, number, fold):
         history = [EpochMetrics(**epoch) for epoch in fold.epochs]
         fitted = FitResult(nn.Identity(), history, fold.best_epoch, fold.accuracy, seconds=fold.seconds)
-        log_folds(run, Hyperparameters(**settings), data, SEED, aloud=False)(number, fitted)
+        log_folds(run, Hyperparameters(**settings), data, SEED, verbose=False)(number, fitted)
 
     def make_logger(study, clock=None):
         return StudyLogger(study, {"seed": SEED}, log_fold, clock or Clock())

@@ -1,4 +1,4 @@
-"""What of a training is on disk: its weights when it is done, and until then all it takes to go on."""
+"""A file that a run can be resumed from, and the finished weights that replace it."""
 
 import json
 import os
@@ -21,20 +21,20 @@ UNFINISHED = ".resume.pt"
 
 @dataclass(eq=False)
 class Checkpoint:
-    """A run that can be taken up again: its settings, the trainings it consists of, and what was not sent yet.
+    """A run that can be resumed.
 
     Parameters
     ----------
     folder
-        Where it is kept, as ``RUN.resume.pt``; the finished weights are ``RUN.pt``.
+        Folder of the file ``RUN.resume.pt``; the finished weights are ``RUN.pt``.
     run_id
         The MLflow run.
-    about
-        Plain values that the caller wants back: settings, fingerprints.
-    stages
-        The progress of each training by its name, such as ``fold 1`` or ``final``.
-    unsent
-        Figures that MLflow has not got yet.
+    metadata
+        The caller's own values that JSON can hold: settings, fingerprints.
+    phases
+        The state of each training by its name, such as ``fold 1`` or ``final``.
+    pending_metrics
+        Metrics that MLflow does not have yet.
     """
 
     folder: Path
@@ -45,21 +45,21 @@ class Checkpoint:
 
     @property
     def path(self) -> Path:
-        """The file that an interrupted run is taken up from."""
+        """The file to resume from."""
         return self.folder / f"{self.run_id}{UNFINISHED}"
 
-    def held(self) -> AbstractContextManager[None]:
-        """Keep all other processes from going on with the run; the end of this one, whatever it is, frees it.
+    def lock(self) -> AbstractContextManager[None]:
+        """A lock on the run, which the end of this process releases in any case.
 
         Raises
         ------
         SettingsError
-            Another process trains it.
+            Another process trains the run.
         """
-        return _held(self.path)
+        return _lock(self.path)
 
     def save(self) -> None:
-        """Write everything; a reader sees the old file or the new one, never half of one.
+        """Write the file; readers see the old one or the new one, never a part of it.
 
         Raises
         ------
@@ -68,91 +68,66 @@ class Checkpoint:
         """
         description = {
             "run_id": self.run_id,
-            "about": self.metadata,
-            "stages": {name: progress.facts for name, progress in self.phases.items()},
-            "unsent": self.pending_metrics,
+            "metadata": self.metadata,
+            "phases": {name: state.facts for name, state in self.phases.items()},
+            "pending_metrics": self.pending_metrics,
         }
-        tensors = {name: progress.tensors for name, progress in self.phases.items()}
-        _write(self.path, {"stages": tensors, "description": json.dumps(description)})
+        tensors = {name: state.tensors for name, state in self.phases.items()}
+        _write(self.path, {"phases": tensors, "description": json.dumps(description)})
 
     def finish(self, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> Path:
-        """Leave the finished weights instead, with a JSON-able description; their file."""
+        """Replace the file by one of the finished weights and a description that JSON can hold; its path."""
         path = self.folder / f"{self.run_id}.pt"
-        save_weights(path, weights, description)
+        _write(path, {"weights": dict(weights), "description": json.dumps(dict(description))})
         self.discard()
         return path
 
     def discard(self) -> None:
-        """Remove what is needed to go on, and what processes left that were killed while they wrote."""
+        """Remove the file, and incomplete ones of processes that were killed while writing."""
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
-            for half in self.folder.glob(f".{self.run_id}.*"):
-                half.unlink(missing_ok=True)
+            for incomplete in self.folder.glob(f".{self.run_id}.*"):
+                incomplete.unlink(missing_ok=True)
 
 
-def open_checkpoint(choice: str, folder: Path, hold: ExitStack | None = None) -> Checkpoint:
+def open_checkpoint(choice: str, folder: Path, locks: ExitStack | None = None) -> Checkpoint:
     """The checkpoint of an interrupted run.
 
     Parameters
     ----------
     choice
-        ``last`` for the one written last in the folder that no process goes on with, a run's id, or a file.
+        ``last`` for the latest in the folder that no process is training, a run's id, or a file.
     folder
-        Where checkpoints are kept.
-    hold
-        Until it is closed, no other process may go on with the run; None: others may.
+        The folder of checkpoints.
+    locks
+        Takes a lock on the run, so that no other process resumes it; None locks nothing.
 
     Raises
     ------
     SettingsError
-        There is none, or another process goes on with it.
+        There is none, or another process trains it.
     DataError
         It cannot be read.
     """
     path = _find(choice, folder)
-    if hold is not None:
-        hold.enter_context(_held(path))  # before it is read: another process might write it meanwhile
+    if locks is not None:
+        locks.enter_context(_lock(path))  # before reading: another process might write meanwhile
     content = _read(path)
     try:
         description = json.loads(content["description"])
-        stages = {name: TrainState(facts, content["stages"][name]) for name, facts in description["stages"].items()}
-        return Checkpoint(path.parent, description["run_id"], description["about"], stages, description["unsent"])
+        phases = {name: TrainState(facts, content["phases"][name]) for name, facts in description["phases"].items()}
+        return Checkpoint(
+            path.parent, description["run_id"], description["metadata"], phases, description["pending_metrics"]
+        )
     except (KeyError, TypeError, ValueError, AttributeError):
         raise DataError(f"the checkpoint {path} cannot be read: it is not of an interrupted training") from None
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write weights and a JSON-able description, all or nothing.
-
-    Raises
-    ------
-    DataError
-        The folder cannot be made or written to.
-    """
-    _write(path, {"weights": dict(weights), "description": json.dumps(dict(description))})
+def _lock(path: Path) -> AbstractContextManager[None]:
+    return hold(_lock_file(path), f"run {path.name.removesuffix(UNFINISHED)} is being trained")
 
 
-def load_weights_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights and the description; nothing but tensors and text is unpickled.
-
-    Raises
-    ------
-    DataError
-        The file is missing, broken, or holds no weights.
-    """
-    content = _read(path)
-    try:
-        return dict(content["weights"]), dict(json.loads(content["description"]))
-    except (KeyError, TypeError, ValueError):
-        raise DataError(f"the checkpoint {path} cannot be read: it holds no weights with a description") from None
-
-
-def _held(path: Path) -> AbstractContextManager[None]:
-    return hold(_lock(path), f"run {path.name.removesuffix(UNFINISHED)} is being trained")
-
-
-def _lock(path: Path) -> Path:
-    """The lock of a checkpoint: a file beside it."""
+def _lock_file(path: Path) -> Path:
     return path.with_name(f".{path.name}.lock")
 
 
@@ -160,10 +135,8 @@ def _find(choice: str, folder: Path) -> Path:
     if choice == LAST:
         found = sorted(folder.glob(f"*{UNFINISHED}"), key=lambda path: path.stat().st_mtime)
         if not found:
-            raise SettingsError(
-                f"there is no interrupted training in {folder}{os.sep}; --resume has nothing to go on from"
-            )
-        return next((path for path in reversed(found) if is_free(_lock(path))), found[-1])
+            raise SettingsError(f"there is no interrupted training in {folder}{os.sep}; --resume has nothing to resume")
+        return next((path for path in reversed(found) if is_free(_lock_file(path))), found[-1])
     named = folder / f"{choice}{UNFINISHED}"
     path = named if named.is_file() else Path(choice)
     if not path.is_file():
@@ -187,7 +160,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """To a temporary name, then renamed; what a killed process left under that name is overwritten."""
+    """Write under a temporary name, then rename; a file that a killed process left under it is overwritten."""
     scratch = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

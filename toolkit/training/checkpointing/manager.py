@@ -1,4 +1,4 @@
-"""Keeps a run's trainings on disk as they go and sends their figures; a full disk or a lost server stops neither."""
+"""Saves checkpoints and sends metrics as a run trains; neither a full disk nor a lost server stops it."""
 
 import os
 import shlex
@@ -17,83 +17,85 @@ from toolkit.training.loop import FitResult, TrainState
 
 
 class CheckpointManager:
-    """What stands between a training that goes on for hours and all that may happen to it.
+    """Saves the phases of a run to its checkpoint and sends its metrics.
 
-    A run consists of trainings with names: its folds, and the final one. After each epoch their
-    progress is written to the checkpoint, together with the figures that MLflow has not got yet, and
-    then the figures are sent. So whatever is killed in between, nothing is lost and nothing is sent twice.
+    The phases of a run are its folds and the final training. After each epoch their state is written
+    to the checkpoint, together with the metrics that MLflow does not have yet, and then the metrics
+    are sent: a kill in between loses nothing, and nothing is sent twice.
 
     Parameters
     ----------
     checkpoint
-        What is written; None: nothing is kept.
+        The file to write; None writes none.
     run
-        Where figures go; None: nowhere.
-    writes
-        Whether the checkpoint is written, and not only read, by a process that keeps no records.
+        The run that metrics are sent to; None sends none.
+    read_only
+        Whether the checkpoint is only read, as by all ranks of torchrun but the first.
     """
 
-    def __init__(self, checkpoint: Checkpoint | None = None, run: Run | None = None, *, writes: bool = True) -> None:
-        self._checkpoint, self._run, self._writes = checkpoint, run, writes
-        self._full = False
-        self._waiting: list[tuple[TrainState, Callable[[], None]]] = []
+    def __init__(
+        self, checkpoint: Checkpoint | None = None, run: Run | None = None, *, read_only: bool = False
+    ) -> None:
+        self._checkpoint, self._run, self._read_only = checkpoint, run, read_only
+        self._disk_full = False
+        self._deferred: list[tuple[TrainState, Callable[[], None]]] = []
 
-    def progress(self, training: str) -> TrainState | None:
-        """How far a training had come when the run was interrupted; None when it had not begun."""
-        return self._checkpoint.phases.get(training) if self._checkpoint else None
+    def state(self, phase: str) -> TrainState | None:
+        """The state to resume a phase from; None if it had not begun."""
+        return self._checkpoint.phases.get(phase) if self._checkpoint else None
 
-    def save_callback(self, training: str) -> Callable[[TrainState], None]:
-        """A callback for ``fit``."""
+    def save_callback(self, phase: str) -> Callable[[TrainState], None]:
+        """``FitCallbacks.on_checkpoint`` for a phase."""
 
-        def keep(progress: TrainState) -> None:
-            if self._checkpoint is None or not self._writes:
+        def save(state: TrainState) -> None:
+            if self._checkpoint is None or self._read_only:
                 return
-            self._checkpoint.phases[training] = progress
+            self._checkpoint.phases[phase] = state
             self._save(self._checkpoint)
             if self._run:
                 self._run.try_flush()
 
-        return keep
+        return save
 
-    def finished(self, training: str) -> FitResult | None:
-        """What a training came to, if it was closed."""
-        progress = self.progress(training)
-        return progress.result(nn.Identity()) if progress and progress.facts.get("closed") else None
+    def finished(self, phase: str) -> FitResult | None:
+        """The result of a phase that was marked complete, without its network; None of any other."""
+        state = self.state(phase)
+        return state.result(nn.Identity()) if state and state.facts.get("complete") else None
 
-    def mark_complete(self, training: str) -> None:
-        """A training is done, and its weights serve nobody: keep its figures alone."""
-        progress = self.progress(training)
-        if self._checkpoint and progress:
-            tensors = {"val_logits": progress.tensors["val_logits"]}
-            self._checkpoint.phases[training] = TrainState({**progress.facts, "closed": True}, tensors)
+    def mark_complete(self, phase: str) -> None:
+        """Mark a phase complete, and drop its weights from the checkpoint."""
+        state = self.state(phase)
+        if self._checkpoint and state:
+            tensors = {"val_logits": state.tensors["val_logits"]}
+            self._checkpoint.phases[phase] = TrainState({**state.facts, "complete": True}, tensors)
 
-    def log_once(self, training: str, log: Callable[[], None]) -> None:
-        """Log what came of a training, unless an interrupted run did already; a lost server delays it."""
-        progress = self.progress(training)
-        if progress is None:  # nothing is kept
+    def log_once(self, phase: str, log: Callable[[], None]) -> None:
+        """Log the result of a phase, unless the run did so before it was interrupted; a lost server defers it."""
+        state = self.state(phase)
+        if state is None:  # there is no checkpoint
             log()
-        elif not progress.facts.get("logged"):
-            self._waiting.append((progress, log))
+        elif not state.facts.get("logged"):
+            self._deferred.append((state, log))
             with suppress(TrackingError):
                 self.flush_deferred()
 
     def flush_deferred(self) -> None:
-        """Log what had to wait for the server.
+        """Log the results that a lost server deferred.
 
         Raises
         ------
         TrackingError
-            It is still away.
+            It is still unreachable.
         """
-        while self._waiting:
-            progress, log = self._waiting[0]
+        while self._deferred:
+            state, log = self._deferred[0]
             log()
-            progress.facts["logged"] = True
-            self._waiting.pop(0)
+            state.facts["logged"] = True
+            self._deferred.pop(0)
 
     def finish(self, network: nn.Module, description: dict[str, Any]) -> None:
-        """The run is complete: leave its weights instead of what is needed to go on."""
-        if self._checkpoint is None or not self._writes:
+        """Replace the checkpoint of a complete run by its weights."""
+        if self._checkpoint is None or self._read_only:
             return
         try:
             self._checkpoint.finish(network.state_dict(), description)
@@ -102,18 +104,18 @@ class CheckpointManager:
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
-        """Tell how to go on after whatever ends the run before it is complete."""
+        """A context that says how to resume the run if it ends before it is complete."""
         try:
             yield
         except TrackingError as error:
             if command := self._command():
                 raise TrackingError(
-                    f"{error}; what was trained is kept: go on, when MLflow answers again, with {command}"
+                    f"{error}; the training is saved: resume it when MLflow answers again: {command}"
                 ) from None
             raise
         except (KeyboardInterrupt, SystemExit):
             if command := self._command():
-                echo(f"stopped; go on with: {command}")
+                echo(f"stopped; resume with: {command}")
             raise
 
     def _save(self, checkpoint: Checkpoint) -> None:
@@ -121,14 +123,14 @@ class CheckpointManager:
         try:
             checkpoint.save()
         except DataError as error:
-            if not self._full:
-                echo(f"warning: {error}; training goes on, and could be taken up again only from before")
-            self._full = True
+            if not self._disk_full:
+                echo(f"warning: {error}; training goes on, and could only be resumed from an earlier epoch")
+            self._disk_full = True
         else:
-            self._full = False
+            self._disk_full = False
 
     def _command(self) -> str | None:
-        """What goes on with the run; None when there is nothing to go on with."""
+        """The command that resumes the run; None if there is no checkpoint."""
         if self._checkpoint is None or not self._checkpoint.path.exists():
             return None
         folder = str(self._checkpoint.folder)

@@ -1,1 +1,5 @@
-"""Data."""
+"""From a folder or a name to images in memory, each with its use.
+
+arrays < cifar, idx < builtin < catalogue < cache_files < cache_eviction, decode < cache < near_duplicates < groups <
+splits < dataset, report.
+"""

@@ -1,4 +1,4 @@
-"""Data sets that come as one array of pixels, and their images as the files they would be."""
+"""Data sets in one array of pixels, and their images encoded as BMP files."""
 
 import io
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class ArraySet:
     Parameters
     ----------
     name
-        What people call it.
+        The data set's name.
     classes
         Class names in the set's own order; a label is an index into them.
     pixels
@@ -25,8 +25,8 @@ class ArraySet:
     labels
         int64 (N,).
     parts
-        str (N,): ``train`` or ``test``, or empty where the set is not divided. Images of the test part come first.
-    mirrored
+        str (N,): ``train`` or ``test``, or empty if the set is not divided. Images of the test part come first.
+    allow_flip
         Whether an image may be flipped left to right without changing its class.
     """
 
@@ -39,7 +39,7 @@ class ArraySet:
 
 
 class Encoded(Sequence[bytes]):
-    """The images of an array as BMP files, each encoded when it is asked for, so that they cost only their pixels.
+    """The images of an array as BMP files, each encoded on access.
 
     A BMP's bytes depend on nothing but the pixels, so their hash identifies the image.
 
@@ -48,7 +48,7 @@ class Encoded(Sequence[bytes]):
     pixels
         uint8 (N, H, W), grey, or (N, H, W, 3), RGB.
     rows
-        int64 (M,), which of them and in which order; all of them when None.
+        int64 (M,), the images to take, in order; None takes all.
 
     Examples
     --------

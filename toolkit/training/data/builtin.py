@@ -1,7 +1,7 @@
-"""Data sets that are known by name: what each is, where its files lie, and where they are fetched when missing.
+"""Data sets by name: the files of each, and their download.
 
-A local copy is looked for where torchvision keeps its own, so that what is there is not fetched
-twice. What is fetched is compared with the checksum of the published file.
+Files are searched for where torchvision keeps its own, so that they are not downloaded twice.
+Downloads are compared with the checksum of the published file.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from toolkit.training.data.cifar import CIFAR10, CIFAR100, CifarFiles, read_cifa
 from toolkit.training.data.idx import read_idx
 
 DIGITS = "digits"
-TIMEOUT_S = 15  # of a server that says nothing
+TIMEOUT_S = 15  # of a silent server
 TEN_DIGITS = tuple("0123456789")
 
 
@@ -37,17 +37,17 @@ class DownloadSpec:
     files
         File names and their MD5 checksums.
     addresses
-        What to put before a file's name to fetch it; the first that answers is used.
+        URLs of folders that hold the files; the first that answers is used.
     folder
-        Where the files lie, below the folder of all data.
+        The files' folder, below the folder of all data.
     classes
-        Class names, where the files do not tell them.
-    mirrored
+        Class names, if they are not in the files.
+    allow_flip
         Whether an image may be flipped without changing its class.
     cifar
-        How the one file of a CIFAR set is read; None for a set in IDX files.
+        The contents of a CIFAR set's one file; None for a set in IDX files.
     pickled
-        Other forms of the same set, next to the folder, that are not read because they are pickles.
+        Other forms of the set that are not read, because they are pickles.
     """
 
     files: Mapping[str, str]
@@ -64,15 +64,15 @@ NAMES = (DIGITS, "mnist", "fashion-mnist", "kmnist", "cifar10", "cifar100")
 
 @cache
 def catalogue() -> dict[str, DownloadSpec]:
-    """The sets that can be downloaded, by name; torchvision knows most of it, and takes seconds to import."""
+    """The sets that can be downloaded, by name; most is taken from torchvision, whose import takes seconds."""
     from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 
-    def like_mnist(of: type[MNIST], classes: Sequence[str], *, mirrored: bool = False) -> DownloadSpec:
-        return DownloadSpec(dict(of.resources), tuple(of.mirrors), f"{of.__name__}/raw", tuple(classes), mirrored)
+    def like_mnist(of: type[MNIST], classes: Sequence[str], *, allow_flip: bool = False) -> DownloadSpec:
+        return DownloadSpec(dict(of.resources), tuple(of.mirrors), f"{of.__name__}/raw", tuple(classes), allow_flip)
 
     return {
         "mnist": like_mnist(MNIST, TEN_DIGITS),
-        "fashion-mnist": like_mnist(FashionMNIST, FashionMNIST.classes, mirrored=True),
+        "fashion-mnist": like_mnist(FashionMNIST, FashionMNIST.classes, allow_flip=True),
         "kmnist": like_mnist(KMNIST, KMNIST.classes),
         "cifar10": DownloadSpec(
             {"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
@@ -97,12 +97,12 @@ def load_builtin(name: str, root: Path) -> ArraySet:
     name
         One of ``NAMES``.
     root
-        The folder of all data: the set is looked for in it, and put there when it must be fetched.
+        The folder of all data, in which the set is searched for, and into which it is downloaded.
 
     Raises
     ------
     DataError
-        There is no such set, it cannot be fetched, or what lies in the folder cannot be used.
+        There is no such set, it cannot be downloaded, or its files cannot be used.
 
     Examples
     --------
@@ -117,40 +117,34 @@ def load_builtin(name: str, root: Path) -> ArraySet:
     return load_downloaded(name, catalogue()[name], root)
 
 
-def load_downloaded(name: str, published: DownloadSpec, root: Path) -> ArraySet:
-    """A data set from its files, which are fetched first when they are missing.
-
-    Raises
-    ------
-    DataError
-        The files cannot be fetched or used.
-    """
-    folder = root / published.folder
-    if published.cifar and (root / published.cifar.folder).is_dir():
-        return read_cifar(root / published.cifar.folder, published.cifar, name)
-    missing = {file: md5 for file, md5 in published.files.items() if not _exists(folder / file)}
+def load_downloaded(name: str, spec: DownloadSpec, root: Path) -> ArraySet:
+    """A data set from its files, downloading those that are missing; a DataError if they cannot be had or used."""
+    folder = root / spec.folder
+    if spec.cifar and (root / spec.cifar.folder).is_dir():
+        return read_cifar(root / spec.cifar.folder, spec.cifar, name)
+    missing = {file: md5 for file, md5 in spec.files.items() if not _exists(folder / file)}
     if missing:
-        _fetch(name, published, root, missing)
-    if published.cifar is None:
-        return read_idx(folder, name, published.classes, mirrored=published.allow_flip)
-    ((file, md5),) = published.files.items()
+        _download_missing(name, spec, root, missing)
+    if spec.cifar is None:
+        return read_idx(folder, name, spec.classes, allow_flip=spec.allow_flip)
+    ((file, md5),) = spec.files.items()
     if not _checksum_ok(folder / file, md5):
         raise DataError(f"{folder / file} is not the published file, or only a part of it; remove it to fetch it again")
-    return read_cifar(folder / file, published.cifar, name)
+    return read_cifar(folder / file, spec.cifar, name)
 
 
 def open_idx(folder: Path, name: str) -> ArraySet:
-    """IDX files in a folder that the user names; where torchvision would keep a known set, they are that set."""
+    """The set in a folder of IDX files; a known one in a folder where torchvision keeps it."""
     if folder.name == "raw":
-        for known_as, published in catalogue().items():
-            if published.folder and folder.resolve().as_posix().endswith(f"/{published.folder}"):
-                return read_idx(folder, known_as, published.classes, mirrored=published.allow_flip)
+        for known_as, spec in catalogue().items():
+            if spec.folder and folder.resolve().as_posix().endswith(f"/{spec.folder}"):
+                return read_idx(folder, known_as, spec.classes, allow_flip=spec.allow_flip)
     return read_idx(folder, name)
 
 
 def _digits() -> ArraySet:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels."""
-    from sklearn.datasets import load_digits  # a second of import that other data sets can do without
+    from sklearn.datasets import load_digits  # its import takes a second
 
     digits = load_digits()
     pixels = (digits.images / 16 * 255).round().astype(np.uint8)
@@ -160,39 +154,39 @@ def _digits() -> ArraySet:
 
 
 def _exists(path: Path) -> bool:
-    """Whether a file, or what it unpacks to, is there."""
+    """Whether a file, or its uncompressed form, exists."""
     return path.is_file() or (path.suffixes == [".gz"] and path.with_suffix("").is_file())
 
 
 def _checksum_ok(path: Path, md5: str) -> bool:
-    """Whether a file is the published one."""
+    """Whether a file has the published checksum."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest() == md5
 
 
-def _fetch(name: str, published: DownloadSpec, root: Path, missing: Mapping[str, str]) -> None:
-    folder = root / published.folder
+def _download_missing(name: str, spec: DownloadSpec, root: Path, missing: Mapping[str, str]) -> None:
+    folder = root / spec.folder
     for file, md5 in missing.items():
         reasons = []
-        for address in published.addresses:
+        for address in spec.addresses:
             try:
                 _download(address + file, folder / file, md5)
                 break
             except (OSError, HTTPException) as error:
                 reasons.append(first_line(error))
         else:
-            pickles = [str(root / other) for other in published.pickled if (root / other).exists()]
+            pickles = [str(root / other) for other in spec.pickled if (root / other).exists()]
             raise DataError(
                 f"{name} cannot be downloaded ({reasons[-1]}); fetch {', '.join(missing)} from"
-                f" {published.addresses[0]} on a machine with internet access and put what you get into {folder}"
+                f" {spec.addresses[0]} on a machine with internet access and put them into {folder}"
                 + (f"; {pickles[0]} is not read: it holds pickles, which can run any program" if pickles else "")
             )
 
 
 def _download(url: str, path: Path, md5: str) -> None:
-    """Fetch a file under another name, which it keeps until it is complete and right."""
+    """Download a file under a temporary name until it is complete and its checksum right."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    echo(f"fetching {url}")
+    echo(f"downloading {url}")
     incomplete = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with urlopen(url, timeout=TIMEOUT_S) as response, incomplete.open("wb") as file:  # noqa: S310  of the table above
@@ -201,7 +195,7 @@ def _download(url: str, path: Path, md5: str) -> None:
             with tqdm.wrapattr(response, "read", **options) as body:
                 shutil.copyfileobj(body, file)
         if not _checksum_ok(incomplete, md5):
-            raise OSError(f"what {url} gives is not the published file")
+            raise OSError(f"{url} does not give the published file")
         incomplete.replace(path)
     finally:
         incomplete.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The folder that entries share: one builder for each, and room for all of them below a limit."""
+"""Locks on the cache's folder, and the removal of entries to stay below its limit."""
 
 import os
 import sys
@@ -21,12 +21,12 @@ def build_lock(root: Path, key: str) -> AbstractContextManager[None]:
 
 
 def eviction_lock(root: Path) -> AbstractContextManager[None]:
-    """A lock for making room and taking it, so that two builders do not count on the same bytes."""
-    return wait_for(root / "room.lock", "another process makes room in the image cache; waiting for it")
+    """A lock for eviction and allocation, so that two builders do not count on the same bytes."""
+    return wait_for(root / "eviction.lock", "another process is evicting from the image cache; waiting for it")
 
 
 def entries(root: Path) -> list[tuple[float, int, Path]]:
-    """When each entry was last used, its bytes and its folder; the least recently used first."""
+    """The time of last use, the bytes and the folder of each entry; the least recently used first."""
     found = []
     for journal in root.glob(f"*/{JOURNAL}"):
         folder = journal.parent
@@ -37,39 +37,39 @@ def entries(root: Path) -> list[tuple[float, int, Path]]:
 
 
 def touch(folder: Path) -> None:
-    """An entry is used now; those used long ago are the first to go."""
+    """Mark an entry as used now."""
     with suppress(OSError):  # a cache that others fill may be read-only
         os.utime(folder)
 
 
 def evict_until_fits(root: Path, limit: int, building: Path, final: int, to_write: int, what: str) -> None:
-    """Remove the least recently used entries that nobody uses until another one fits.
+    """Remove the least recently used entries that no process uses until another one fits.
 
     Parameters
     ----------
     root, limit
-        The folder, and the bytes that all entries may have.
+        The cache's folder, and its maximum size in bytes.
     building
         The entry that is to fit.
     final, to_write
-        The bytes it will have, and those of them that are not on disk yet.
+        Its final size in bytes, and those of them that are not on disk yet.
     what
         Its images in words, for the error.
 
     Raises
     ------
     DataError
-        It does not fit; when removing everything could not help, nothing was removed.
+        The entry does not fit; if removing all others would not help, none was removed.
     """
     others = [(size, folder) for _, size, folder in entries(root) if folder != building]
     used, free = sum(size for size, _ in others), disk_usage(root).free
 
     def obstacle(used: int, free: int) -> str:
         if used + final > limit:
-            in_use = f", of which {amount(used)} are in use" if used else ""
-            return f"its limit is {amount(limit)}{in_use}; raise --cache-limit"
+            in_use = f", of which {format_bytes(used)} are in use" if used else ""
+            return f"its limit is {format_bytes(limit)}{in_use}; raise --cache-limit"
         if to_write > free:
-            return f"the disk of {root} has room for {amount(free)}; choose another --cache-dir"
+            return f"the disk of {root} has {format_bytes(free)} free; choose another --cache-dir"
         return ""
 
     hopeless = obstacle(0, free + used)
@@ -80,15 +80,15 @@ def evict_until_fits(root: Path, limit: int, building: Path, final: int, to_writ
             used -= size
             free = disk_usage(root).free
     if found := hopeless or obstacle(used, free):
-        raise DataError(f"{what} need {amount(final)} in the image cache, and {found}")
+        raise DataError(f"{what} need {format_bytes(final)} in the image cache, and {found}")
 
 
-def amount(count: float) -> str:
-    """Bytes as people read them.
+def format_bytes(count: float) -> str:
+    """Bytes in the largest unit that fits.
 
     Examples
     --------
-    >>> amount(1536), amount(20 * 2**30)
+    >>> format_bytes(1536), format_bytes(20 * 2**30)
     ('1.5 KiB', '20.0 GiB')
     """
     for unit in ("bytes", "KiB", "MiB"):
@@ -99,7 +99,7 @@ def amount(count: float) -> str:
 
 
 def _discard_unused(folder: Path) -> bool:
-    """Remove an entry unless some process builds, reads or maps it; tells whether it was removed."""
+    """Remove an entry unless a process builds, reads or maps it; whether it was removed."""
     if _in_use(folder):
         return False
     try:
@@ -115,6 +115,6 @@ def _in_use(folder: Path) -> bool:
     try:
         with (folder / PIXELS).open("rb") as pixels:
             fcntl.flock(pixels, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:  # no such file, or a file system without locks: nothing keeps it
+    except OSError as error:  # no such file, or a file system without locks
         return isinstance(error, BlockingIOError)
     return False

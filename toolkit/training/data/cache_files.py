@@ -1,10 +1,10 @@
-"""An entry of the cache: one data set's decoded images on disk, whole or in the making.
+"""An entry of the cache: one data set's decoded images on disk, complete or being built.
 
-An entry is a folder with two files. ``pixels.u8`` holds the bare pixels of the images that could
-be decoded, row after row, ready to be mapped into memory. ``blocks.jsonl`` says what they are: a
-first line of what decoding depended on, then a line for each block of images, written after the
-block's pixels. Every line and every block of pixels has a checksum, so whatever a crash, a full
-disk or a stray hand did to an entry, its whole blocks can be told from the rest.
+An entry is a folder with two files. ``pixels.u8`` holds the raw pixels of the decoded images, row
+after row, ready to be mapped into memory. ``blocks.jsonl``, the journal, describes them: the first
+line holds all that decoding depended on, then comes a line for each block of images, written after
+the block's pixels. Every line and every block of pixels has a checksum, so intact blocks can be
+told from those that a crash, a full disk or an edit damaged.
 """
 
 import hashlib
@@ -28,14 +28,14 @@ if sys.platform != "win32":
     import fcntl
 
 PIXELS, JOURNAL = "pixels.u8", "blocks.jsonl"
-BUILDING = ".building"  # ending of a folder that is not whole yet
+BUILDING = ".building"  # suffix of a folder that is being built
 BLOCK_IMAGES, BLOCK_BYTES = 256, 16 * 2**20  # at most; a killed build loses half a second of decoding
-ABOUT_BYTES = 256  # of an image in the journal: its hash and figures, rounded up
+JOURNAL_BYTES = 256  # of one image in the journal: its hash and statistics, rounded up
 
 
 @dataclass(frozen=True)
 class DecodeSpec:
-    """What decoding depends on besides an image's content; entries of one form can share rows."""
+    """All that decoding depends on besides an image's content; entries of one spec can share rows."""
 
     size: int
     limits: ImageLimits
@@ -47,42 +47,42 @@ class DecodeSpec:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one image."""
+        """The shape of one image."""
         return (self.size, self.size, 3)
 
     @property
     def row_bytes(self) -> int:
-        """Of one image's pixels."""
+        """The bytes of one image's pixels."""
         return self.size * self.size * 3
 
     @property
     def block(self) -> int:
-        """How many images are decoded before they are written."""
+        """The number of images in a block."""
         return max(1, min(BLOCK_IMAGES, BLOCK_BYTES // self.row_bytes))
 
     def key(self, hashes: Iterable[str]) -> str:
-        """The name of the entry for these images in this order: 32 hexadecimal digits."""
+        """The name of the entry of these images in this order: 32 hexadecimal digits."""
         return hashlib.sha256("\n".join([json.dumps(self.header), *hashes]).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, eq=False)
 class PixelBlock:
-    """Consecutive images of an entry: all that is known of them but their pixels.
+    """Consecutive images of an entry: everything but their pixels.
 
     Parameters
     ----------
     hashes
         SHA-256 of each image's bytes.
     statistics
-        float32 (rows, len(STATISTICS)), of those that could be decoded, in the same order.
+        float32 (rows, len(STATISTICS)), of the decoded images, in the same order.
     reasons
-        Why the others could not, by their place among the hashes.
+        Why the others could not be decoded, by their place among the hashes.
     remarks
-        What the decoder remarked, by place likewise.
+        The decoder's remarks, likewise by place.
     checksum
         CRC-32 of the block's pixels.
     first
-        How many rows of the entry come before.
+        The number of rows of the entry before the block.
     """
 
     hashes: list[str]
@@ -94,12 +94,12 @@ class PixelBlock:
 
     @property
     def rows(self) -> int:
-        """How many of the images could be decoded."""
+        """The number of decoded images."""
         return len(self.statistics)
 
     @property
     def line(self) -> bytes:
-        """What the journal keeps."""
+        """The block's line in the journal."""
         content = {name: getattr(self, name) for name in ("hashes", "reasons", "remarks", "checksum")}
         return _with_checksum({**content, "statistics": self.statistics.tolist()})
 
@@ -119,59 +119,59 @@ class PixelBlock:
         )
 
 
-def read_blocks(folder: Path, form: DecodeSpec) -> Iterator[PixelBlock]:
-    """An entry's blocks, up to the first whose line is damaged; none when it has another form."""
+def read_blocks(folder: Path, spec: DecodeSpec) -> Iterator[PixelBlock]:
+    """An entry's blocks up to the first damaged line; none if it has another spec."""
     try:
         with (folder / JOURNAL).open("rb") as journal:
-            if _without_checksum(journal.readline()) != form.header:
+            if _without_checksum(journal.readline()) != spec.header:
                 return
             first = 0
             for line in journal:
                 block = PixelBlock.read(line, first)
                 yield block
                 first += block.rows
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # from here on nothing can be relied on
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # nothing from here on is reliable
         return
 
 
 def open_pixels(folder: Path, mode: str = "rb") -> BinaryIO:
-    """An entry's file of rows; while it, or a map of it, is open, other processes do not remove the entry."""
+    """An entry's file of pixels; while it, or a map of it, is open, other processes do not remove the entry."""
     pixels = cast(BinaryIO, (folder / PIXELS).open(mode))
-    if sys.platform != "win32":  # where an open file cannot be removed anyway
+    if sys.platform != "win32":  # there, an open file cannot be removed anyway
         with suppress(OSError):  # on a file system without locks, removing it only hides its name
             fcntl.flock(pixels, fcntl.LOCK_SH)  # a map holds the same open file, and so the lock
     return pixels
 
 
-def intact_blocks(pixels: BinaryIO, blocks: Iterable[PixelBlock], form: DecodeSpec) -> list[PixelBlock]:
-    """The blocks up to the first whose rows are not what was once written."""
-    return list(takewhile(lambda block: _is_intact(pixels, block, form), blocks))
+def intact_blocks(pixels: BinaryIO, blocks: Iterable[PixelBlock], spec: DecodeSpec) -> list[PixelBlock]:
+    """The blocks up to the first whose pixels do not match their checksum."""
+    return list(takewhile(lambda block: _is_intact(pixels, block, spec), blocks))
 
 
-def map_pixels(pixels: BinaryIO, rows: int, form: DecodeSpec) -> NDArray[np.uint8]:
+def map_pixels(pixels: BinaryIO, rows: int, spec: DecodeSpec) -> NDArray[np.uint8]:
     """The first rows as a read-only memory map, uint8 (rows, size, size, 3)."""
     if rows == 0:
-        return np.empty((0, *form.shape), np.uint8)  # nothing cannot be mapped
-    return np.memmap(pixels, np.uint8, "r", shape=(rows, *form.shape))
+        return np.empty((0, *spec.shape), np.uint8)  # an empty file cannot be mapped
+    return np.memmap(pixels, np.uint8, "r", shape=(rows, *spec.shape))
 
 
 @contextmanager
 def writing(
-    folder: Path, form: DecodeSpec, done: Sequence[PixelBlock], most: int
+    folder: Path, spec: DecodeSpec, done: Sequence[PixelBlock], max_rows: int
 ) -> Iterator[Callable[[PixelBlock, NDArray[np.uint8]], None]]:
-    """Go on with an entry after the blocks ``done``; gives the function that appends one more.
+    """A context for writing an entry after the blocks ``done``; its value is a function that appends a block.
 
-    The file of rows has room for ``most`` images from the start, so that others who look at its
-    size reckon with what is still to come. Whoever leaves without an exception finds it all on disk.
+    The file of pixels has its final size, for ``max_rows`` images, from the start, so that other
+    processes count it. At a regular exit everything has been synced to disk.
     """
     folder.mkdir(exist_ok=True)
     (folder / PIXELS).touch()
     with open_pixels(folder, "r+b") as pixels, (folder / JOURNAL).open("wb") as journal:
         rows = sum(block.rows for block in done)
-        pixels.truncate(rows * form.row_bytes)
-        pixels.truncate(most * form.row_bytes)
-        pixels.seek(rows * form.row_bytes)
-        journal.writelines([_with_checksum(form.header), *(block.line for block in done)])
+        pixels.truncate(rows * spec.row_bytes)
+        pixels.truncate(max_rows * spec.row_bytes)
+        pixels.seek(rows * spec.row_bytes)
+        journal.writelines([_with_checksum(spec.header), *(block.line for block in done)])
 
         def append(block: PixelBlock, data: NDArray[np.uint8]) -> None:
             pixels.write(data.data)
@@ -187,17 +187,17 @@ def writing(
 
 
 def discard(folder: Path) -> None:
-    """Remove an entry, also one that is damaged, half made or not there; what maps it keeps its rows."""
+    """Remove an entry, also a damaged, incomplete or missing one; existing maps keep their pixels."""
     (folder / PIXELS).unlink(missing_ok=True)
     (folder / JOURNAL).unlink(missing_ok=True)
     if folder.exists():
         folder.rmdir()
 
 
-def _is_intact(pixels: BinaryIO, block: PixelBlock, form: DecodeSpec) -> bool:
-    pixels.seek(block.first * form.row_bytes)
-    data = pixels.read(block.rows * form.row_bytes)
-    return len(data) == block.rows * form.row_bytes and crc32(data) == block.checksum
+def _is_intact(pixels: BinaryIO, block: PixelBlock, spec: DecodeSpec) -> bool:
+    pixels.seek(block.first * spec.row_bytes)
+    data = pixels.read(block.rows * spec.row_bytes)
+    return len(data) == block.rows * spec.row_bytes and crc32(data) == block.checksum
 
 
 def _with_checksum(content: dict[str, object]) -> bytes:
@@ -207,7 +207,7 @@ def _with_checksum(content: dict[str, object]) -> bytes:
 
 
 def _without_checksum(line: bytes) -> Any:
-    seal, _, text = line.strip().partition(b" ")
-    if int(seal, 16) != crc32(text):
+    checksum, _, text = line.strip().partition(b" ")
+    if int(checksum, 16) != crc32(text):
         raise ValueError("the line is damaged")
     return json.loads(text)

@@ -1,8 +1,8 @@
-"""Where images come from, and what each is: a list of them that is made before anything is decoded.
+"""The catalogue of a data set: its images, listed before anything is decoded.
 
-A data set is a folder with one sub-folder a class, with or without ``train/ val/ test/`` above, or
-a folder of IDX files, or one that is known by name. Every image is identified by the SHA-256 of
-its content, and of equal images one is listed. What is left out or odd is listed as well.
+A data set is a folder with one sub-folder per class, with or without ``train/ val/ test/`` above, a
+folder of IDX files, or a name. Every image is identified by the SHA-256 of its content, and only one
+of equal images is listed. Skipped files and remarks are listed as well.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ MIN_IMAGES_PER_CLASS = 2  # one to train on, one to validate on
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file, or a folder of them, that was left out, and why; ``count`` is how many files that are."""
+    """A file, or a folder of ``count`` files, that was skipped, and why."""
 
     path: str
     reason: str
@@ -42,14 +42,14 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Duplicate(Skipped):
-    """An image that was left out because an equal one is in the data set.
+    """An image that was skipped because an equal one is in the data set.
 
     Parameters
     ----------
     original
         The path of the one that was kept.
     classes, parts
-        Of the one that was left out, and of the original.
+        Of the skipped image, and of the original.
     """
 
     original: str
@@ -59,7 +59,7 @@ class Duplicate(Skipped):
 
 @dataclass(frozen=True)
 class Remark:
-    """A file that is used, and what is odd about it."""
+    """A file that is used, and what is unusual about it."""
 
     path: str
     text: str
@@ -67,28 +67,28 @@ class Remark:
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """What a data set holds, before anything is decoded.
+    """The images of a data set, before anything is decoded.
 
     Parameters
     ----------
     name
-        What people call it: the folder's name, or the name that it is known by.
+        The folder's name, or that of a built-in data set.
     classes
         Class names: a folder's are sorted, others are in the set's own order; a label is an index into them.
     sources
-        N files, or the encoded bytes themselves.
+        N files, or encoded images.
     labels
         int64 (N,).
     hashes
-        str (N,), SHA-256 of each image's bytes, no two alike.
+        str (N,), SHA-256 of each image's bytes, all different.
     parts
         str (N,): the folder above the class, ``train``, ``val`` or ``test``, or empty.
     skipped
-        Files that were left out.
-    mirrored
+        Files that were skipped.
+    allow_flip
         Whether an image may be flipped without changing its class; digits may not.
     remarks
-        What is odd about files that are used.
+        Notes on files that are used.
     """
 
     name: str
@@ -114,10 +114,10 @@ class Catalogue:
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 
     def subset(self, keep: NDArray[np.bool_], skipped: Sequence[Skipped] = ()) -> "Catalogue":
-        """The images for which ``keep`` (N,) is true."""
+        """The images for which ``keep`` (N,) is true, with more files ``skipped``."""
         indices, sources = np.flatnonzero(keep), self.sources
         kept = sources.take(indices) if isinstance(sources, Encoded) else [sources[index] for index in indices.tolist()]
-        gone = {self.path(index) for index in np.flatnonzero(~keep).tolist()}
+        removed = {self.path(index) for index in np.flatnonzero(~keep).tolist()}
         return replace(
             self,
             sources=kept,
@@ -125,17 +125,17 @@ class Catalogue:
             hashes=self.hashes[indices],
             parts=self.parts[indices],
             skipped=(*self.skipped, *skipped),
-            remarks=tuple(remark for remark in self.remarks if remark.path not in gone),
+            remarks=tuple(remark for remark in self.remarks if remark.path not in removed),
         )
 
     def path(self, index: int) -> str:
-        """What an image is called in messages: its file, or the data set and the index."""
+        """An image's name in messages: its file, or the data set and the index."""
         source = self.sources[index]
         return display_name(source) if isinstance(source, Path) else f"{self.name}[{index}]"
 
     @property
     def skipped_files(self) -> int:
-        """How many files were left out."""
+        """The number of skipped files."""
         return sum(item.count for item in self.skipped)
 
 
@@ -145,16 +145,16 @@ def open_catalogue(data: str | None, root: Path = Path("data")) -> Catalogue:
     Parameters
     ----------
     data
-        One of ``toolkit.training.data.builtin.NAMES`` (``digits`` when None), a folder with one sub-folder a
-        class, or a folder of IDX files. A folder that has such a name is given as ``./mnist``.
+        One of ``toolkit.training.data.builtin.NAMES`` (``digits`` if None), a folder with one sub-folder
+        per class, or a folder of IDX files. A folder with such a name is given as ``./mnist``.
     root
-        Where data sets that are known by name are kept, and put when they must be fetched.
+        The folder in which built-in data sets are searched for, and into which they are downloaded.
 
     Raises
     ------
     DataError
         The folder is missing or empty, has fewer than two classes, or a class has too few images; or
-        a data set cannot be fetched or read.
+        a data set cannot be downloaded or read.
 
     Examples
     --------
@@ -173,23 +173,17 @@ def open_catalogue(data: str | None, root: Path = Path("data")) -> Catalogue:
         if not folder.is_dir():
             raise DataError(f"{data} is a file; give a folder with one sub-folder a class, or one of {suggest(NAMES)}")
         return _of_arrays(open_idx(folder, _name(folder))) if holds_idx(folder) else _folder(folder)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a home folder that is not known
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         raise DataError(f"the folder {display_name(data)} cannot be read: {first_line(error)}") from None
 
 
 def read(source: Path | bytes) -> bytes:
-    """The bytes of an image."""
+    """The encoded bytes of an image."""
     return source if isinstance(source, bytes) else source.read_bytes()
 
 
 def require_enough(catalogue: Catalogue) -> None:
-    """Refuse a data set one of whose classes cannot be learnt.
-
-    Raises
-    ------
-    DataError
-        A class has fewer images than ``MIN_IMAGES_PER_CLASS``.
-    """
+    """Raise a DataError if a class has fewer images than ``MIN_IMAGES_PER_CLASS``."""
     counts = Counter(catalogue.labels.tolist())
     for label, name in enumerate(catalogue.classes):
         if counts[label] < MIN_IMAGES_PER_CLASS:
@@ -220,17 +214,17 @@ class _FoundImage:
     """A file that may be an image."""
 
     path: Path
-    of: str  # the class
+    class_: str
     part: str
     digest: str = ""
-    oddity: str | None = None
+    remark: str | None = None
 
 
 @dataclass(frozen=True)
 class _ClassFolder:
-    """A folder of a class, and what is in it; of one class there is one a part, or more."""
+    """A folder of a class; a class has one in each part, or more."""
 
-    of: str
+    class_: str
     part: str
     path: Path
     listing: Listing
@@ -245,16 +239,16 @@ def _folder(folder: Path) -> Catalogue:
         for inner in sub_folders(outer)
     ]
     _require_different_names(folders)
-    listed = [_FoundImage(path, inner.of, inner.part) for inner in folders for path in inner.listing.files]
+    listed = [_FoundImage(path, inner.class_, inner.part) for inner in folders for path in inner.listing.files]
     with ThreadPoolExecutor(usable_cores()) as pool:
-        answers = list(pool.map(_examine, listed))
-    found = [answer for answer in answers if isinstance(answer, _FoundImage)]
-    skipped = [answer for answer in answers if isinstance(answer, Skipped)]
+        examined = list(pool.map(_examine, listed))
+    found = [file for file in examined if isinstance(file, _FoundImage)]
+    skipped = [file for file in examined if isinstance(file, Skipped)]
     if not found:
         raise DataError(f"the folder {display_name(folder)} holds no images; it needs one sub-folder of images a class")
-    classes = tuple(sorted(sorted({file.of for file in found}), key=_natural))
-    hollow = [inner for inner in folders if inner.of not in classes]
-    _require_readable(hollow, skipped)
+    classes = tuple(sorted(sorted({file.class_ for file in found}), key=_natural))
+    empty = [inner for inner in folders if inner.class_ not in classes]
+    _require_readable(empty, skipped)
     _require_training(folder, found)
     if len(classes) < 2:
         inside = sub_folders(folders[0].path)
@@ -267,12 +261,12 @@ def _folder(folder: Path) -> Catalogue:
         name=display_name(_name(folder)),
         classes=classes,
         sources=[file.path for file in found],
-        labels=np.array([classes.index(file.of) for file in found], np.int64),
+        labels=np.array([classes.index(file.class_) for file in found], np.int64),
         hashes=np.array([file.digest for file in found]),
         parts=np.array([file.part for file in found]),
         skipped=(
-            *_outside(folder, [outer for _, outer in above]),
-            *(Skipped(display_name(inner.path), "it holds no image, so it is no class") for inner in hollow),
+            *_outside_classes(folder, [outer for _, outer in above]),
+            *(Skipped(display_name(inner.path), "it holds no image, so it is no class") for inner in empty),
             *(Skipped(display_name(item.path), item.reason, count=item.count) for item in ignored),
             *skipped,
         ),
@@ -283,7 +277,7 @@ def _folder(folder: Path) -> Catalogue:
                 for link in inner.listing.links
             ),
             *_other_spellings(folders),
-            *(Remark(display_name(file.path), file.oddity) for file in found if file.oddity),
+            *(Remark(display_name(file.path), file.remark) for file in found if file.remark),
         ),
     )
     catalogue = _without_duplicates(catalogue)
@@ -292,91 +286,94 @@ def _folder(folder: Path) -> Catalogue:
 
 
 def _name(folder: Path) -> str:
-    """The folder's name, with its parent's when the name alone says little."""
+    """The folder's name, with its parent's if the name alone says little."""
     folder = folder.resolve()
     says_little = part_of(folder.name) or folder.name.lower() == "raw"
     return f"{folder.parent.name}/{folder.name}" if says_little else folder.name
 
 
 def _require_different_names(folders: Sequence[_ClassFolder]) -> None:
-    """Refuse two names that look alike only because of what is shown for their control characters."""
+    """Refuse two folders whose names differ only in escaped control characters."""
     names: dict[str, tuple[str, Path]] = {}
     for inner in folders:
         spelled = unicodedata.normalize("NFC", inner.path.name)
-        other, path = names.setdefault(inner.of, (spelled, inner.path))
+        other, path = names.setdefault(inner.class_, (spelled, inner.path))
         if other != spelled:
             raise DataError(
-                f"{str(path)!r} and {str(inner.path)!r} would both be the class {inner.of!r}; rename one of them"
+                f"{str(path)!r} and {str(inner.path)!r} would both be the class {inner.class_!r}; rename one of them"
             )
 
 
-def _require_readable(hollow: Sequence[_ClassFolder], skipped: Sequence[Skipped]) -> None:
-    """Refuse a class that would be missing only because its files may not be read."""
+def _require_readable(empty: Sequence[_ClassFolder], skipped: Sequence[Skipped]) -> None:
+    """Refuse a class that would be missing because none of its files is readable."""
     reasons = {item.path: item.reason for item in skipped}
-    for inner in hollow:
+    for inner in empty:
         for path in inner.listing.files:
             if (reason := reasons.get(display_name(path), "")).startswith(UNREADABLE):
-                raise DataError(f"not one image of the class {inner.of!r} can be read; {display_name(path)}: {reason}")
+                raise DataError(
+                    f"not one image of the class {inner.class_!r} can be read; {display_name(path)}: {reason}"
+                )
 
 
 def _require_training(folder: Path, found: Sequence[_FoundImage]) -> None:
-    """Refuse parts of which none, or none of a class, is to train on."""
-    parts = {file.part: file.of for file in found}
+    """Refuse a data set, or a class, with parts but no training part."""
+    parts = {file.part: file.class_ for file in found}
     if "" in parts:
         return
-    taught = {file.of for file in found if file.part == "train"}
-    if not taught:
+    trained = {file.class_ for file in found if file.part == "train"}
+    if not trained:
         raise DataError(
             f"the folder {display_name(folder)} holds images to {' and '.join(sorted(parts))} and none to train on"
             " in folders of classes; it needs a folder train/ with one sub-folder a class"
         )
-    untaught = sorted({(file.of, file.part) for file in found if file.of not in taught})
-    if untaught:
-        of, part = untaught[0]
+    untrained = sorted({(file.class_, file.part) for file in found if file.class_ not in trained})
+    if untrained:
+        class_, part = untrained[0]
         raise DataError(
-            f"the class {of!r} has images to {part} and none to train on; in train/ there are: {suggest(taught, of)}"
+            f"the class {class_!r} has images to {part} and none to train on;"
+            f" in train/ there are: {suggest(trained, class_)}"
         )
 
 
 def _other_spellings(folders: Sequence[_ClassFolder]) -> Iterator[Remark]:
-    """Folders whose name is another's in other code points, as when a Mac and another computer filled them."""
+    """Folders whose names differ only in Unicode composition, as when written by a Mac and another system."""
     first: dict[str, str] = {}
     for inner in folders:
-        if first.setdefault(inner.of, inner.path.name) != inner.path.name:
+        if first.setdefault(inner.class_, inner.path.name) != inner.path.name:
             yield Remark(
                 display_name(inner.path), "its accents are written in other characters than those of the same class"
             )
 
 
-def _outside(folder: Path, above: Sequence[Path]) -> list[Skipped]:
-    """Images that lie beside the folders of the classes."""
+def _outside_classes(folder: Path, above: Sequence[Path]) -> list[Skipped]:
+    """Images next to the folders of the classes."""
     paths = sorted(path for outer in {folder, *above} for path in outer.iterdir() if path.suffix.lower() in SUFFIXES)
     return [Skipped(display_name(path), "it lies in no folder of a class") for path in paths if path.is_file()]
 
 
 def _natural(name: str) -> list[tuple[float, str]]:
-    """Sort key that puts ``10`` after ``9``, and numbers before words."""
+    """A sort key that puts ``10`` after ``9``, and numbers before words."""
     return [(int(run), "") if run.isdecimal() else (math.inf, run) for run in re.findall(r"\d+|\D+", name)]
 
 
 def _examine(file: _FoundImage) -> _FoundImage | Skipped:
-    """Identify a file by its content; one whose ending is not an image's is only sniffed at."""
-    path, said = display_name(file.path), SUFFIXES.get(file.path.suffix.lower())
+    """Identify a file by its content; only the first bytes are read without an image's suffix."""
+    path, named = display_name(file.path), SUFFIXES.get(file.path.suffix.lower())
     try:
         with file.path.open("rb") as opened:
-            data = opened.read() if said else opened.read(SNIFFED_BYTES)
+            data = opened.read() if named else opened.read(SNIFFED_BYTES)
     except OSError as error:
         return Skipped(path, f"{UNREADABLE}: {error.strerror}")
     found = format_of(data)
-    if said is None:
-        return Skipped(path, _why_not(file.path.suffix, found))
+    if named is None:
+        return Skipped(path, _wrong_suffix(file.path.suffix, found))
     if not data:
         return Skipped(path, "the file is empty")
-    odd = f"it is a {found}, though its ending says {said}" if found not in (None, said) else None
-    return replace(file, digest=hashlib.sha256(data).hexdigest(), oddity=odd)
+    remark = f"it is a {found}, though its ending says {named}" if found not in (None, named) else None
+    return replace(file, digest=hashlib.sha256(data).hexdigest(), remark=remark)
 
 
-def _why_not(ending: str, found: str | None) -> str:
+def _wrong_suffix(ending: str, found: str | None) -> str:
     if found is None:
         return f"its ending is none of {', '.join(sorted(SUFFIXES))}"
     right = next(suffix for suffix, of in SUFFIXES.items() if of == found)
@@ -385,7 +382,7 @@ def _why_not(ending: str, found: str | None) -> str:
 
 
 def _without_duplicates(catalogue: Catalogue) -> Catalogue:
-    """Keep the first of equal images, so that none is on two sides of a split."""
+    """Keep only the first of equal images."""
     first: dict[str, int] = {}
     keep = np.ones(len(catalogue), dtype=bool)
     skipped = []

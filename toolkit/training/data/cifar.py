@@ -1,8 +1,8 @@
-"""The CIFAR images as their authors publish them for programs in any language: records of plain bytes.
+"""The binary version of CIFAR-10 and CIFAR-100.
 
-A record is one label, or a coarse and a fine one, and then 32 x 32 bytes of red, of green and of
-blue. The better-known Python version of the same images is made of pickles, which can run any
-program when they are loaded, so it is never opened here.
+A record is one label, or a coarse and a fine one, then 32 x 32 bytes each of red, green and blue.
+The better-known Python version consists of pickles, which can run any code when they are loaded,
+so it is never opened.
 """
 
 import tarfile
@@ -18,23 +18,23 @@ from toolkit.errors import DataError, first_line
 from toolkit.training.data.arrays import ArraySet
 
 SIDE = 32  # pixels
-LARGEST_FILE = 200 * 2**20  # bytes; the largest of the published ones has 147 MiB
+MAX_FILE_BYTES = 200 * 2**20  # the largest of the published files has 147 MiB
 
 
 @dataclass(frozen=True)
 class CifarFiles:
-    """What one of the sets is made of.
+    """The files of one of the sets.
 
     Parameters
     ----------
     folder
-        Where its files are inside the archive.
+        Their folder inside the archive.
     train, test
         Files of records.
     names
-        File with a line a class.
+        The file with one class name per line.
     labels
-        How many a record has; the last of them is the one that is learnt.
+        The number of labels in a record, of which the last is the class.
     """
 
     folder: str
@@ -45,7 +45,7 @@ class CifarFiles:
 
     @property
     def all(self) -> tuple[str, ...]:
-        """Every file that is read."""
+        """All files."""
         return (*self.test, *self.train, self.names)
 
 
@@ -62,16 +62,16 @@ CIFAR100 = CifarFiles(
 
 
 def read_cifar(path: Path, files: CifarFiles, name: str) -> ArraySet:
-    """Read a CIFAR set from the folder of its files, or from the archive as it is published.
+    """Read a CIFAR set from the folder of its files, or from the published archive.
 
     Parameters
     ----------
     path
-        A folder or a ``.tar.gz``, nothing of which is unpacked to disk.
+        A folder or a ``.tar.gz``, which is not unpacked to disk.
     files
-        What the set is made of.
+        The files of the set.
     name
-        What people call it.
+        The set's name.
 
     Raises
     ------
@@ -114,12 +114,12 @@ def _from_archive(archive: Path, files: CifarFiles) -> Iterator[tuple[str, bytes
 
 
 def _require_size(path: Path, size: int) -> None:
-    if size > LARGEST_FILE:
+    if size > MAX_FILE_BYTES:
         raise DataError(f"{path} has {size:,} bytes, more than any file of the published set")
 
 
 def _records(path: Path, data: bytes, labels: int) -> NDArray[np.uint8]:
-    """uint8 (n, labels + 3072)."""
+    """The records of a file, uint8 (n, labels + 3072)."""
     length = labels + 3 * SIDE * SIDE
     if not data or len(data) % length:
         raise DataError(f"{path} has {len(data):,} bytes, which is no whole number of records of {length:,}")
@@ -127,7 +127,7 @@ def _records(path: Path, data: bytes, labels: int) -> NDArray[np.uint8]:
 
 
 def _pixels(records: Sequence[NDArray[np.uint8]], labels: int) -> NDArray[np.uint8]:
-    """uint8 (N, 32, 32, 3) from records whose values are red before green before blue."""
+    """The pixels of all records, uint8 (N, 32, 32, 3)."""
     pixels = np.empty((sum(map(len, records)), SIDE, SIDE, 3), np.uint8)
     start = 0
     for part in records:

@@ -1,4 +1,4 @@
-"""What a training starts from: images in memory, what each is for, and weights."""
+"""Decoded images, what each is used for, and the weights that training starts from."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
@@ -19,61 +19,81 @@ class Subset:
     ----------
     pixels
         uint8 (M, size, size, 3), the whole data set, in memory or mapped.
-    labels
-        int64 (M,).
+    all_labels
+        int64 (M,), of the whole data set.
     indices
-        int64 (N,), which of them belong to this part.
-    mirrored
-        Whether images may be flipped from left to right.
+        int64 (N,), the images that belong to the subset.
+    allow_flip
+        Whether an image may be flipped left to right without changing its class.
+
+    Examples
+    --------
+    >>> odd = Subset(np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 2, 0]), np.array([1, 3]))
+    >>> len(odd), odd.labels.tolist(), odd.classes
+    (2, [1, 0], 3)
     """
 
     pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    all_labels: NDArray[np.int64]
     indices: NDArray[np.int64]
-    mirrored: bool = True
+    allow_flip: bool = True
 
     def __len__(self) -> int:
         return len(self.indices)
 
     @property
-    def own_labels(self) -> NDArray[np.int64]:
-        """int64 (N,), the labels of this part."""
-        return self.labels[self.indices]
+    def labels(self) -> NDArray[np.int64]:
+        """int64 (N,), the labels of the subset."""
+        return self.all_labels[self.indices]
 
     @property
     def classes(self) -> int:
-        """K, how many classes the whole data set has."""
-        return int(self.labels.max()) + 1
+        """K, the number of classes in the whole data set."""
+        return int(self.all_labels.max()) + 1
 
     def union(self, other: "Subset | None") -> "Subset":
-        """The images of both parts."""
+        """The images of both subsets."""
         return self if other is None else replace(self, indices=np.concatenate([self.indices, other.indices]))
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """Decoded images, what each is for, the weights to start from, and what a frozen backbone has seen of them."""
+    """Everything that training reads.
+
+    Parameters
+    ----------
+    images
+        All images, decoded.
+    split
+        What each image is used for.
+    weights
+        A pretrained ResNet-18's state dict; None for random weights.
+    weights_note
+        The origin of the weights in words, such as ``imagenet``; a run is tagged with it.
+    feature_views
+        A frozen backbone's features of the development images, shared by all trainings on this data.
+    """
 
     images: CachedImages
     split: Split
     weights: dict[str, Tensor] | None
     weights_note: str
-    feature_views: dict[Hashable, Tensor] = field(default_factory=dict)  # of the development images, for all trainings
+    feature_views: dict[Hashable, Tensor] = field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in output order."""
         return self.images.catalogue.classes
 
-    def part(self, indices: NDArray[np.int64]) -> Subset:
-        """Some of the images, by index."""
+    def subset(self, indices: NDArray[np.int64]) -> Subset:
+        """The images at ``indices``."""
         return Subset(self.images.pixels, self.images.labels, indices, self.images.catalogue.allow_flip)
 
-    def together(self, indices: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        """The groups of some of the images, that validation and folds keep whole; None when there are none."""
+    def groups(self, indices: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """The group of each image at ``indices``, kept whole by validation and folds; None when there are none."""
         return None if self.split.groups is None else self.split.groups[indices]
 
     @property
     def development(self) -> NDArray[np.int64]:
-        """All but the images held out or set aside: what cross-validation and the final training may use."""
+        """Indices of the images that cross-validation and the final training may use: all but held out and unused."""
         return np.sort(np.concatenate([self.split.development, self.split.validation]))

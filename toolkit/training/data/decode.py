@@ -1,4 +1,4 @@
-"""Many images decoded by all cores, in order and in blocks, with bounded memory."""
+"""Decoding of many images by all cores, in order and in blocks, with bounded memory."""
 
 import hashlib
 from collections import deque
@@ -24,7 +24,7 @@ from toolkit.training.data.catalogue import Catalogue, Skipped, read
 
 @dataclass(frozen=True, eq=False)
 class DecodeJob:
-    """Images, and the form they are wanted in."""
+    """Images to decode, and how."""
 
     catalogue: Catalogue
     spec: DecodeSpec
@@ -37,16 +37,16 @@ class DecodeJob:
 
     @cached_property
     def hashes(self) -> list[str]:
-        """SHA-256 of each image."""
+        """The SHA-256 of each image."""
         return [str(digest) for digest in self.catalogue.hashes.tolist()]
 
     @cached_property
     def key(self) -> str:
-        """The name of their entry."""
+        """The name of the images' cache entry."""
         return self.spec.key(self.hashes)
 
     def without(self, reasons: Mapping[int, str]) -> "DecodeJob":
-        """All but some images, by index, which are skipped for the reasons given."""
+        """All images but those at the indices in ``reasons``, which are listed as skipped."""
         if not reasons:
             return self
         keep = np.ones(len(self), dtype=bool)
@@ -57,21 +57,21 @@ class DecodeJob:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class DecodedRow:
-    """One image decoded, or the reason why not.
+    """A decoded image, or the reason why there is none.
 
     Parameters
     ----------
     pixels
         uint8 (size, size, 3).
     statistics
-        The figures of ``toolkit.images.decoding.STATISTICS``.
+        In the order of ``toolkit.images.decoding.STATISTICS``.
     remarks
-        What the decoder remarked.
+        The decoder's remarks.
     reason
         Why there are no pixels.
     lost
-        Whether the reason says nothing about the image, so that it is not kept: the file changed or went
-        away, or a package that would read it is not installed.
+        Whether the reason does not lie in the image, and so is not cached: the file changed or is gone,
+        or a package that could read it is not installed.
     """
 
     pixels: NDArray[np.uint8] | None = None
@@ -82,7 +82,7 @@ class DecodedRow:
 
 
 def decode_images(
-    wanted: DecodeJob,
+    job: DecodeJob,
     done: Sequence[PixelBlock] = (),
     known: Mapping[str, DecodedRow] | None = None,
     *,
@@ -92,38 +92,38 @@ def decode_images(
 
     Parameters
     ----------
-    wanted
-        The images.
+    job
+        The images, and how to decode them.
     done
-        Blocks of the first of them, which are not decoded again.
+        Blocks of the first images, which are not decoded again.
     known
-        What is known already of others, by their hashes.
+        Rows of other images that are decoded already, by hash.
     progress
-        Whether it is shown how far it has come.
+        Whether to show a progress bar.
 
     Yields
     ------
     tuple
-        A block, its pixels, uint8 (rows, size, size, 3), and why files were lost, by their index;
-        the block does not mention those.
+        A block, its pixels, uint8 (rows, size, size, 3), and the reasons of lost files by index; these
+        are not in the block.
     """
     start = sum(len(block.hashes) for block in done)
     first = sum(block.rows for block in done)
-    with closing(_rows(wanted, start, known or {}, progress)) as rows:
-        while chunk := list(islice(rows, wanted.spec.block)):
+    with closing(_rows(job, start, known or {}, progress)) as rows:
+        while chunk := list(islice(rows, job.spec.block)):
             lost = {start + place: row.reason for place, row in enumerate(chunk) if row.lost}
-            hashes = [wanted.hashes[start + place] for place, row in enumerate(chunk) if not row.lost]
+            hashes = [job.hashes[start + place] for place, row in enumerate(chunk) if not row.lost]
             start += len(chunk)
-            block, pixels = _block(hashes, [row for row in chunk if not row.lost], wanted.spec, first)
+            block, pixels = _block(hashes, [row for row in chunk if not row.lost], job.spec, first)
             first += block.rows
             yield block, pixels, lost
 
 
 def _block(
-    hashes: list[str], rows: Sequence[DecodedRow], form: DecodeSpec, first: int
+    hashes: list[str], rows: Sequence[DecodedRow], spec: DecodeSpec, first: int
 ) -> tuple[PixelBlock, NDArray[np.uint8]]:
     good = [row for row in rows if row.pixels is not None]
-    pixels = np.array([row.pixels for row in good], np.uint8).reshape(len(good), *form.shape)
+    pixels = np.array([row.pixels for row in good], np.uint8).reshape(len(good), *spec.shape)
     block = PixelBlock(
         hashes=hashes,
         statistics=np.array([row.statistics for row in good], np.float32).reshape(len(good), len(STATISTICS)),
@@ -136,21 +136,21 @@ def _block(
 
 
 def _rows(
-    wanted: DecodeJob, start: int, known: Mapping[str, DecodedRow], progress: bool
+    job: DecodeJob, start: int, known: Mapping[str, DecodedRow], progress: bool
 ) -> Generator[DecodedRow, None, None]:
-    """The images from ``start`` on, in order, at most a block ahead of whoever takes them."""
+    """The images from ``start`` on, in order, decoded at most a block ahead of the consumer."""
 
     def row(index: int) -> DecodedRow:
-        return known.get(wanted.hashes[index]) or _decode(wanted, index)
+        return known.get(job.hashes[index]) or _decode(job, index)
 
-    cores, count = usable_cores(), len(wanted)
+    cores, count = usable_cores(), len(job)
     with (
         ThreadPoolExecutor(cores) as pool,  # Pillow releases the interpreter's lock
         terminal.progress("decoding" if progress else None, count, "images", initial=start) as bar,
     ):
         try:
             indices = iter(range(start, count))
-            first = islice(indices, max(2 * cores, wanted.spec.block))
+            first = islice(indices, max(2 * cores, job.spec.block))
             ahead: deque[Future[DecodedRow]] = deque(pool.submit(row, index) for index in first)
             while ahead:
                 yield ahead.popleft().result()
@@ -160,18 +160,18 @@ def _rows(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _decode(wanted: DecodeJob, index: int) -> DecodedRow:
+def _decode(job: DecodeJob, index: int) -> DecodedRow:
     try:
-        source = wanted.catalogue.sources[index]
+        source = job.catalogue.sources[index]
         data = read(source)
     except OSError as error:
         return DecodedRow(reason=f"it cannot be read: {error.strerror or first_line(error)}", lost=True)
-    # Other content than was listed has another place in the cache, and maybe another in the split.
-    if isinstance(source, Path) and hashlib.sha256(data).hexdigest() != wanted.hashes[index]:
+    # Other content has another key in the cache, and maybe another side of the split.
+    if isinstance(source, Path) and hashlib.sha256(data).hexdigest() != job.hashes[index]:
         return DecodedRow(reason="it changed after it was listed", lost=True)
     try:
-        image = load_image(data, wanted.spec.size, wanted.spec.limits)
+        image = load_image(data, job.spec.size, job.spec.limits)
     except ImageError as error:
         return DecodedRow(reason=str(error), lost=isinstance(error, DecoderMissing))
-    figures = image.statistics()
-    return DecodedRow(image.pixels, [figures[name] for name in STATISTICS], image.remarks)
+    statistics = image.statistics()
+    return DecodedRow(image.pixels, [statistics[name] for name in STATISTICS], image.remarks)

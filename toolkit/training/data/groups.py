@@ -1,4 +1,4 @@
-"""Images that must not be torn apart: copies of one photograph, and what the user says belongs together."""
+"""Groups of images that no split may separate: copies of one photograph, and those named by ``--group-by``."""
 
 import re
 from dataclasses import dataclass, field
@@ -11,18 +11,18 @@ from toolkit.errors import DataError
 from toolkit.images.decoding import STATISTICS
 from toolkit.training.data.cache import CachedImages
 from toolkit.training.data.catalogue import Catalogue
-from toolkit.training.data.near_duplicates import SMALLEST_SIDE, groups_of, near_duplicates
+from toolkit.training.data.near_duplicates import MIN_SIDE, groups_of, near_duplicates
 
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """What belongs together in a data set of N images.
+    """Groups in a data set of N images.
 
     Parameters
     ----------
     keys
-        str (N,), the same for images that the user wants kept together, and empty for one that is on its
-        own; None when nothing was said.
+        str (N,), the same for images of one group by ``--group-by``, and empty for an image that is in
+        none; None without ``--group-by``.
     copies
         int64 (M, 2), pairs of images that show one photograph.
     """
@@ -36,23 +36,25 @@ class Groups:
         return np.empty((0, 2), np.int64) if self.keys is None else _chains(self.keys)
 
     def numbers(self, count: int) -> NDArray[np.int64] | None:
-        """Number the groups, int64 (N,); None when every image is one of its own."""
+        """The group of each of ``count`` images, int64 (N,), keys and copies together; None if there is no group."""
         links = np.concatenate([self.copies, self.links])
         return groups_of(links, count) if len(links) else None
 
 
 def find_groups(images: CachedImages, data: str, group_by: str | None, *, copies: bool) -> Groups:
-    """What belongs together in a decoded data set.
+    """Find the groups in a decoded data set.
 
     Parameters
     ----------
+    images
+        The data set.
     data
         The folder that it was read from.
     group_by
-        As ``keys_of`` takes it; None: the user says nothing.
+        As in ``keys_of``; None for no keys.
     copies
-        Whether near-duplicates are looked for. They are in folders of images of at least
-        ``SMALLEST_SIDE`` pixels: data sets of arrays are left as their authors made them.
+        Whether to search for near-duplicates, among the files of at least ``MIN_SIDE`` pixels; data
+        sets of arrays are left as their authors made them.
 
     Raises
     ------
@@ -64,25 +66,27 @@ def find_groups(images: CachedImages, data: str, group_by: str | None, *, copies
     if not copies or not len(catalogue) or not isinstance(catalogue.sources[0], Path):
         return Groups(keys)
     sides = images.statistics[:, [STATISTICS.index("width"), STATISTICS.index("height")]]
-    return Groups(keys, near_duplicates(images.pixels, np.flatnonzero(sides.min(axis=1) >= SMALLEST_SIDE)))
+    return Groups(keys, near_duplicates(images.pixels, np.flatnonzero(sides.min(axis=1) >= MIN_SIDE)))
 
 
 def keys_of(catalogue: Catalogue, folder: Path, group_by: str) -> NDArray[np.str_]:
-    r"""The key that each image shares with those it belongs to; empty for one that ``group_by`` does not fit.
+    r"""The key of each image, str (N,); empty if ``group_by`` does not match.
 
     Parameters
     ----------
+    catalogue
+        The data set.
     folder
-        That the data set was read from.
+        The folder that it was read from.
     group_by
-        A number: the name of the folder so many levels below that of the class. Otherwise a regular
+        A number of levels: the name of the folder that deep below the class's. Otherwise a regular
         expression that is searched for in the path below ``folder``, with ``/`` on every system: its
-        first group is the key, or the whole match when it has none.
+        first group is the key, or the whole match if it has none.
 
     Raises
     ------
     DataError
-        The images are no files, or it fits none of them.
+        The images are no files, or ``group_by`` matches none of them.
 
     Examples
     --------
@@ -96,9 +100,7 @@ def keys_of(catalogue: Catalogue, folder: Path, group_by: str) -> NDArray[np.str
     """
     paths = [_below(folder, source) for source in catalogue.sources if isinstance(source, Path)]
     if not paths:
-        raise DataError(
-            f"--group-by {group_by} looks at the paths of images, and those of {catalogue.name} are no files"
-        )
+        raise DataError(f"--group-by {group_by} needs the paths of images, and those of {catalogue.name} are no files")
     if group_by.isdecimal():
         levels = int(group_by) + (catalogue.parts != "")  # the class's own folder, maybe below train/
         keys = [_level(path, level) for path, level in zip(paths, levels.tolist(), strict=True)]
@@ -106,7 +108,7 @@ def keys_of(catalogue: Catalogue, folder: Path, group_by: str) -> NDArray[np.str
         pattern = re.compile(group_by)
         keys = [_match(pattern, path) for path in paths]
     if not any(keys):
-        raise DataError(f"--group-by {group_by} fits none of the {len(keys):,} images, such as {paths[0]}")
+        raise DataError(f"--group-by {group_by} matches none of the {len(keys):,} images, such as {paths[0]}")
     return np.array(keys)
 
 

@@ -1,7 +1,7 @@
-"""Images and labels in IDX files, the format of MNIST and of the sets that were modelled on it.
+"""Images and labels in IDX files, the format of MNIST and of sets modelled on it.
 
 A file is a magic number, whose last byte is the number of dimensions, the dimensions as big-endian
-integers of 32 bits, and then the bytes themselves; often the whole is compressed with gzip.
+integers of 32 bits, and then the bytes themselves; often the file is compressed with gzip.
 """
 
 import gzip
@@ -28,19 +28,19 @@ def holds_idx(folder: Path) -> bool:
     return bool(_images_in(folder))
 
 
-def read_idx(folder: Path, name: str, classes: Sequence[str] = (), *, mirrored: bool = False) -> ArraySet:
-    """Read the training and the test part of a data set, as far as the folder holds them.
+def read_idx(folder: Path, name: str, classes: Sequence[str] = (), *, allow_flip: bool = False) -> ArraySet:
+    """Read the training part and the test part of a data set, or the one that the folder holds.
 
     Parameters
     ----------
     folder
-        Holds ``train-images-idx3-ubyte`` and ``train-labels-idx1-ubyte``, ``t10k-`` or ``test-``
-        likewise, each also with ``.gz``.
+        Holds ``train-images-idx3-ubyte`` and ``train-labels-idx1-ubyte``, and likewise ``t10k-`` or
+        ``test-``, each also with ``.gz``.
     name
-        What people call the data set.
+        The data set's name.
     classes
-        Class names; those that are labelled 0, 1, ... When empty, the labels that occur are the names.
-    mirrored
+        Names of the labels 0, 1, ...; if empty, the labels that occur are the names.
+    allow_flip
         Whether an image may be flipped without changing its class.
 
     Raises
@@ -52,20 +52,20 @@ def read_idx(folder: Path, name: str, classes: Sequence[str] = (), *, mirrored: 
     labels: list[NDArray[np.uint8]] = []
     parts: list[NDArray[np.str_]] = []
     for part, path in _parts(folder):
-        pixels, marks = _read(path, IMAGES_MAGIC), _read(_labels_of(path), LABELS_MAGIC)
-        if len(pixels) != len(marks):
-            raise DataError(f"{path} holds {len(pixels):,} images, {_labels_of(path).name} {len(marks):,} labels")
+        pixels, numbers = _read(path, IMAGES_MAGIC), _read(_labels_of(path), LABELS_MAGIC)
+        if len(pixels) != len(numbers):
+            raise DataError(f"{path} holds {len(pixels):,} images, {_labels_of(path).name} {len(numbers):,} labels")
         if images and pixels.shape[1:] != images[0].shape[1:]:
             raise DataError(f"the images of {folder} are of different sizes, {_by(images[0])} and {_by(pixels)}")
         images.append(pixels)
-        labels.append(marks)
-        parts.append(np.full(len(marks), part))
-    names, numbers = _named(np.concatenate(labels), classes, folder)
-    return ArraySet(name, names, np.concatenate(images), numbers, np.concatenate(parts), mirrored)
+        labels.append(numbers)
+        parts.append(np.full(len(numbers), part))
+    names, indices = _name_labels(np.concatenate(labels), classes, folder)
+    return ArraySet(name, names, np.concatenate(images), indices, np.concatenate(parts), allow_flip)
 
 
 def _images_in(folder: Path) -> dict[str, Path]:
-    """The files of images by what is before ``-images``; a file that is not compressed goes first."""
+    """The files of images by the name before ``-images``; an uncompressed file takes precedence."""
     found = {}
     for path in sorted(folder.iterdir(), reverse=True):
         matched = _IMAGES.fullmatch(path.name)
@@ -75,7 +75,7 @@ def _images_in(folder: Path) -> dict[str, Path]:
 
 
 def _parts(folder: Path) -> list[tuple[str, Path]]:
-    """Parts and their files of images, the test part first."""
+    """The parts and their files of images, the test part first."""
     found = _images_in(folder)
     if not found:
         raise DataError(f"{folder} holds no IDX files of images, such as train-images-idx3-ubyte.gz")
@@ -88,17 +88,16 @@ def _parts(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _labels_of(images: Path) -> Path:
-    """The labels that belong to a file of images, compressed or not."""
+    """The file of labels of a file of images, compressed or not."""
     name = images.name.removesuffix(".gz").replace("-images", "-labels").replace("idx3-", "idx1-")
-    beside = [images.with_name(name), images.with_name(f"{name}.gz")]
-    found = [path for path in beside if path.is_file()]
+    found = [path for path in (images.with_name(name), images.with_name(f"{name}.gz")) if path.is_file()]
     if not found:
-        raise DataError(f"{images} has no labels beside it: {name} or {name}.gz is missing")
+        raise DataError(f"{images} has no labels: {name} or {name}.gz is missing")
     return found[0]
 
 
 def _read(path: Path, magic: int) -> NDArray[np.uint8]:
-    """The array in a file, of as many bytes as its header says and not one more, whatever gzip would unpack."""
+    """The array in a file; no more bytes are unpacked than its header announces."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             shape = _shape(path, file.read(4 + 4 * (magic % 256)), magic)
@@ -132,14 +131,16 @@ def _require_memory(path: Path, size: int) -> None:
         )
 
 
-def _named(marks: NDArray[np.uint8], classes: Sequence[str], folder: Path) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+def _name_labels(
+    numbers: NDArray[np.uint8], classes: Sequence[str], folder: Path
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """Class names, and labels as indices into them."""
     if not classes:
-        found, labels = np.unique(marks, return_inverse=True)
-        return tuple(str(mark) for mark in found), labels.astype(np.int64)
-    if marks.max() >= len(classes):
-        raise DataError(f"{folder} holds the label {marks.max()}; labels are 0 to {len(classes) - 1}")
-    return tuple(classes), marks.astype(np.int64)
+        found, labels = np.unique(numbers, return_inverse=True)
+        return tuple(str(number) for number in found), labels.astype(np.int64)
+    if numbers.max() >= len(classes):
+        raise DataError(f"{folder} holds the label {numbers.max()}; labels are 0 to {len(classes) - 1}")
+    return tuple(classes), numbers.astype(np.int64)
 
 
 def _by(pixels: NDArray[np.uint8]) -> str:

@@ -1,4 +1,4 @@
-"""What a data set is and what was found in it, for the run that is trained on it and for the person who starts it."""
+"""A report on a data set: its size, balance, duplicates, groups and skipped files."""
 
 import math
 import re
@@ -18,40 +18,39 @@ from toolkit.training.data.splits import Split
 
 PARTS = {"development": "to train on", "validation": "to validate on", "held_out": "held out"}
 COLOURS = {"development": BLUE, "validation": GREY, "held_out": ORANGE}
-IMBALANCED = 3.0  # times the smallest class, from which on weighting the classes is worth a trial
-COARSE = 0.1  # half of the interval of an accuracy, from which on it is worth saying
-REASONS_SHOWN = 3  # of those for which files were skipped
-MOST_DRAWN, ROWS_A_COLUMN = 200, 50  # classes of the figure
+MIN_IMBALANCE = 3.0  # largest over smallest class, above which class weights are suggested
+MAX_HALF_WIDTH = 0.1  # of the interval of an accuracy, above which there is a warning
+MAX_REASONS = 3  # shown, for which files were skipped
+MAX_CLASSES, ROWS_PER_COLUMN = 200, 50  # of the plot
 
 
 def data_report(catalogue: Catalogue, split: Split) -> dict[str, Any]:
-    """Count what is used, and name what is not.
+    """Count the images that are used, and list the files that are not.
 
     Parameters
     ----------
     catalogue
-        The data set; after decoding, it also tells what could not be decoded.
+        The data set; after decoding, it also lists the files that could not be decoded.
     split
-        Of the same catalogue. Where no image is set apart to validate on, the development part serves both.
+        Of the same catalogue. Without a validation part, the development part is used for both.
 
     Returns
     -------
     dict
-        What JSON can hold. ``name``, ``fingerprint`` and ``images``; ``classes``, with the images
+        As JSON can hold it. ``name``, ``fingerprint`` and ``images``; ``classes``, with the images
         of each in the development, validation and held-out part; ``imbalance``, the largest class over
         the smallest in the development part; ``duplicates``, each with its original; ``near_duplicates``,
-        pairs that show one photograph; ``groups``, how many of two images or more are kept whole, how many
-        images they have and how many the largest has; ``held_out_groups``, as how many images those held out
-        count at least; ``set_aside``, images that serve nothing, since those
-        that they belong to are on another side; ``skipped`` and ``remarks``, files grouped by reason, the
-        most frequent first.
+        pairs that show one photograph; ``groups``, the ``count`` of groups of two images or more, their
+        ``images``, and the ``largest``; ``held_out_groups``, the number of independent groups among the
+        held-out images; ``unused``, images that belong to others on another side of the split; ``skipped``
+        and ``remarks``, files grouped by reason, the most frequent first.
 
     Examples
     --------
     >>> from toolkit.training.data.catalogue import open_catalogue
     >>> from toolkit.training.data.splits import split
     >>> digits = open_catalogue("digits")
-    >>> report = survey(digits, split(digits, 0.15))
+    >>> report = data_report(digits, split(digits, 0.15))
     >>> report["classes"][8]
     {'class': '8', 'development': 151, 'validation': 0, 'held_out': 23}
     >>> for line in report_lines(report):
@@ -73,7 +72,7 @@ def data_report(catalogue: Catalogue, split: Split) -> dict[str, Any]:
         "near_duplicates": [_copies(catalogue, *pair) for pair in split.copies.tolist()],
         "groups": _groups(split),
         "held_out_groups": split.held_out_groups,
-        "set_aside": [catalogue.path(index) for index in split.unused.tolist()],
+        "unused": [catalogue.path(index) for index in split.unused.tolist()],
         "skipped": _grouped(
             (item.path, item.reason, item.count) for item in catalogue.skipped if not isinstance(item, Duplicate)
         ),
@@ -82,40 +81,40 @@ def data_report(catalogue: Catalogue, split: Split) -> dict[str, Any]:
 
 
 def report_lines(report: Mapping[str, Any]) -> list[str]:
-    """A few lines about a data set for the terminal: its size, its balance, and what to look at.
+    """A few lines about a data set for the terminal: its size, its balance, and what needs attention.
 
     Parameters
     ----------
     report
-        As ``survey`` gives it.
+        The result of ``data_report``.
     """
     return [
         _size_line(report),
         *_balance_lines(report["classes"], report["imbalance"]),
-        *_few_lines(report["classes"], report["held_out_groups"]),
+        *_small_data_lines(report["classes"], report["held_out_groups"]),
         *_duplicate_lines(report["duplicates"]),
         *_near_duplicate_lines(report["near_duplicates"]),
-        *_group_lines(report["groups"], len(report["set_aside"])),
-        *_reason_lines("skipped", report["skipped"], REASONS_SHOWN),
+        *_group_lines(report["groups"], len(report["unused"])),
+        *_reason_lines("skipped", report["skipped"], MAX_REASONS),
         *_reason_lines("note on", report["remarks"], 1),
     ]
 
 
 def class_balance_plot(report: Mapping[str, Any]) -> Figure:
-    """How many images each class has in which part, the largest class first.
+    """A bar chart of the images of each class in each part, the largest class first.
 
     Parameters
     ----------
     report
-        As ``survey`` gives it. Of more than 200 classes the 100 largest and the 100 smallest are drawn.
+        The result of ``data_report``. Of more than 200 classes the 100 largest and the 100 smallest are drawn.
     """
     ordered = sorted(report["classes"], key=_total, reverse=True)
-    drawn = ordered if len(ordered) <= MOST_DRAWN else ordered[: MOST_DRAWN // 2] + ordered[-MOST_DRAWN // 2 :]
-    columns = math.ceil(len(drawn) / ROWS_A_COLUMN)
+    drawn = ordered if len(ordered) <= MAX_CLASSES else ordered[: MAX_CLASSES // 2] + ordered[-MAX_CLASSES // 2 :]
+    columns = math.ceil(len(drawn) / ROWS_PER_COLUMN)
     height = math.ceil(len(drawn) / columns)
     figure = Figure(figsize=(4.5 * columns + 2.5, 0.2 * height + 1.4), layout="constrained")
     labels = dict(PARTS)
-    if not any(row["validation"] for row in ordered):  # as in the lines
+    if not any(row["validation"] for row in ordered):  # as in report_lines
         labels = {"development": "to train and validate on", "held_out": PARTS["held_out"]}
     for index, axes in enumerate(figure.subplots(1, columns, squeeze=False)[0]):
         _bars(axes, drawn[index * height : (index + 1) * height], labels)
@@ -127,7 +126,7 @@ def class_balance_plot(report: Mapping[str, Any]) -> Figure:
 
 
 def _bars(axes: Axes, rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> None:
-    """One bar a class from top to bottom, its parts side by side and its size behind them."""
+    """One bar for each class from top to bottom, divided into its parts and followed by its size."""
     places, left = np.arange(len(rows)), np.zeros(len(rows))
     for part, label in labels.items():
         counts = np.array([row[part] for row in rows])
@@ -169,7 +168,7 @@ def _groups(split: Split) -> dict[str, int]:
 
 
 def _grouped(files: Iterable[tuple[str, str, int]]) -> list[dict[str, Any]]:
-    """Files by reason; reasons that differ in numbers or after a colon are one. A folder counts as many files."""
+    """Files by reason; reasons that differ only in numbers, or after a colon, are one."""
     groups, counts = defaultdict(list), Counter[str]()
     for path, reason, count in files:
         group = re.sub(r"\b\d[\d,.]*(?=\s|$)", "N", reason.split(": ")[0])
@@ -182,7 +181,7 @@ def _grouped(files: Iterable[tuple[str, str, int]]) -> list[dict[str, Any]]:
 
 
 def _common(reason: str, members: Sequence[Mapping[str, Any]]) -> str:
-    """The reason in full where all members have the same."""
+    """The reason in full if all members have the same."""
     full = {member["reason"] for member in members}
     return full.pop() if len(full) == 1 else reason
 
@@ -203,7 +202,7 @@ def _balance_lines(classes: Sequence[Mapping[str, Any]], imbalance: float) -> li
     else:
         line = f"a class has {fewest:,} ({small['class']}) to {most:,} ({large['class']}) images"
     line += " to train on" if any(row["validation"] for row in classes) else " to train and validate on"
-    if imbalance >= IMBALANCED:
+    if imbalance >= MIN_IMBALANCE:
         line += f", {imbalance:.1f} times as many; consider --class-weights balanced"
     return [
         line,
@@ -213,7 +212,7 @@ def _balance_lines(classes: Sequence[Mapping[str, Any]], imbalance: float) -> li
 
 
 def _missing_lines(classes: Sequence[Mapping[str, Any]], part: str, what: str) -> list[str]:
-    """The classes that a part lacks; a validation part that is yet to be drawn lacks none."""
+    """The classes that a part lacks; a validation part that does not exist lacks none."""
     missing = [row["class"] for row in classes if not row[part]]
     if not missing or (part == "validation" and len(missing) == len(classes)):
         return []
@@ -221,14 +220,14 @@ def _missing_lines(classes: Sequence[Mapping[str, Any]], part: str, what: str) -
     return [f"{what}: {', '.join(missing[:3])}{more}"]
 
 
-def _few_lines(classes: Sequence[Mapping[str, Any]], groups: int) -> list[str]:
-    """What can and what cannot be measured with few images."""
+def _small_data_lines(classes: Sequence[Mapping[str, Any]], groups: int) -> list[str]:
+    """Warnings about measurements on few images."""
     lines, held_out = [], sum(row["held_out"] for row in classes)
     within = 0.98 / math.sqrt(groups + 3.84)  # half of Wilson's 95 % interval at an accuracy of 0.5
     of = f" in {groups:,} {'groups' if groups > 1 else 'group'}" if groups < held_out else ""
-    if held_out and within > COARSE:
+    if held_out and within > MAX_HALF_WIDTH:
         lines.append(
-            f"{held_out:,} held-out {_images(held_out)}{of} tell an accuracy to within {within:.0%} only;"
+            f"{held_out:,} held-out {_images(held_out)}{of} give an accuracy to within {within:.0%} only;"
             " more make it worth comparing"
         )
     single = [row["class"] for row in classes if row["development"] == 1]
@@ -251,15 +250,15 @@ def _near_duplicate_lines(pairs: Sequence[Mapping[str, str]]) -> list[str]:
     return [f"{line}; {len(conflicts):,} of them under two classes, such as {first['path']} and {first['other']}"]
 
 
-def _group_lines(groups: Mapping[str, int], aside: int) -> list[str]:
+def _group_lines(groups: Mapping[str, int], unused: int) -> list[str]:
     if not groups["count"]:
         return []
     line = (
         f"{groups['images']:,} images belong together in {groups['count']:,}"
-        f" {'groups' if groups['count'] > 1 else 'group'}, the largest of {groups['largest']:,}; none is torn apart"
+        f" {'groups' if groups['count'] > 1 else 'group'}, the largest of {groups['largest']:,}; none is split"
     )
-    if aside:
-        line += f", and {aside:,} {_images(aside)} set aside for it"
+    if unused:
+        line += f", for which {unused:,} {_images(unused)} {'are' if unused > 1 else 'is'} not used"
     return [line]
 
 
@@ -267,7 +266,7 @@ def _duplicate_lines(duplicates: Sequence[Mapping[str, str]]) -> list[str]:
     if not duplicates:
         return []
     conflicts = [item for item in duplicates if item["class"] != item["original_class"]]
-    line = f"{_files(len(duplicates))} left out as copies of others"
+    line = f"{_files(len(duplicates))} skipped as copies of others"
     if conflicts:
         first = conflicts[0]
         line += f"; {len(conflicts):,} of them under another class, such as {first['path']} and {first['original']}"

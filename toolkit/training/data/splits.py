@@ -1,9 +1,9 @@
-"""Which images serve what: held out for ever, trained on, or validated on.
+"""Splits: held out by content hash; stratified validation and folds.
 
-An image's hash, or that of the group that the user put it in, decides whether it is held out. So the
-same image is held out in every run, also when the data set grows, and two models can be compared on
-images that neither has seen. Copies of one photograph whose hashes disagree are not moved: those on
-one side are set aside, and serve nothing.
+The hash of an image, or of its ``--group-by`` key, decides whether it is held out. So the same image
+is held out in every run, also when the data set grows, and two models can be compared on images that
+neither has seen. Copies of one photograph whose hashes disagree are not moved: those on one side are
+not used.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from toolkit.training.data.near_duplicates import groups_of
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-DEVELOPMENT, VALIDATION, HELD_OUT, SET_ASIDE = range(4)
+DEVELOPMENT, VALIDATION, HELD_OUT, UNUSED = range(4)
 
 
 def _none() -> Indices:
@@ -30,21 +30,21 @@ def _none() -> Indices:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Which images serve what, as index arrays into a data set of N.
+    """The use of each image, as index arrays into a data set of N.
 
     Parameters
     ----------
     development
-        Trained on and validated with.
+        Images to train on, and to validate on if ``validation`` is empty.
     held_out
-        Measured once, at the end.
+        Images to evaluate on, once, at the end.
     validation
-        The user's own val/ folder; empty when there is none.
-    set_aside
-        Not used, since an image that they are copies of is: on another side, or held out as they would be.
+        The images of a val/ folder; empty if there is none.
+    unused
+        Images that belong to others on another side, and copies of held-out images.
     groups
-        int64 (N,), the same number for images that validation and folds must not tear apart; None when
-        each is on its own.
+        int64 (N,), the same number for images that validation and folds must keep together; None if
+        each is a group of its own.
     copies
         int64 (M, 2), pairs of images that show one photograph.
     """
@@ -58,90 +58,92 @@ class Split:
 
     @property
     def held_out_groups(self) -> int:
-        """How many groups are held out: so many independent measurements at least."""
+        """The number of held-out groups: the least number of independent measurements."""
         return len(self.held_out) if self.groups is None else len(np.unique(self.groups[self.held_out]))
 
 
-def split(catalogue: Catalogue, held_out_share: float, together: Groups | None = None) -> Split:
-    """Decide for each image, by content alone, whether it is held out.
+def split(catalogue: Catalogue, test_fraction: float, groups: Groups | None = None) -> Split:
+    """Decide by content alone which images are held out.
 
     A ``test/`` folder is the held-out part when there is one. Otherwise an image is held out when its
-    hash, read as a fraction, is below ``held_out_share``: the hash of its content, or of its key where
-    the user gave one. Of each class the key or image with the largest hash is never held out, so that
-    there is something to train on, nor is the largest of the others, so that there is one to validate
-    on; and when none is below the share, the smallest is held out.
+    hash, read as a fraction, is below ``test_fraction``: the hash of its content, or of its key where
+    it has one. The image or key of each class with the largest hash is never held out, so that there is
+    one to train on, nor is the largest of all others, so that there is one to validate on; if none is
+    below the fraction, the smallest is held out.
 
-    Of copies on several sides those of one are used and the others set aside. That is the side of
-    the copy that keeps a class alive, else of one in ``test/`` or ``val/``, else of the one that comes first
-    by another part of its content's hash. Of copies that are held out one is measured on.
+    Of copies on several sides, those on one side are used and the others are not. That is the side of
+    the copy that is kept for its class, else of one in ``test/`` or ``val/``, else of the first by another
+    part of its content's hash. Only one of several held-out copies is evaluated on.
 
-    As the data set grows no image changes from held out to trained on, unless it was the only one held
-    out, and above the share; and none from trained on to held out, unless it is below the share and was
-    kept for its class. A copy that is added may set one aside.
+    As the data set grows, no image changes from held out to trained on, unless it was the only one held
+    out and above the fraction; and none from trained on to held out, unless it is below the fraction and
+    was kept for its class. A new copy may make others unused.
 
     Parameters
     ----------
-    held_out_share
-        From 0 to 1.
-    together
-        What must not be torn apart.
+    catalogue
+        The images.
+    test_fraction
+        Share to hold out, from 0 to 1.
+    groups
+        Images that must not be separated.
 
     Raises
     ------
     DataError
         No image can be held out, or a class has none to train on.
     """
-    together = together or Groups()
+    groups = groups or Groups()
     if (catalogue.parts == "test").any():
-        places = _by_folder(catalogue, together)
+        places = _by_folder(catalogue, groups)
     else:
-        places = _by_hash(catalogue, held_out_share, together)
+        places = _by_hash(catalogue, test_fraction, groups)
     _require_training(catalogue, places)
-    development, validation, held_out, aside = (np.flatnonzero(places == place) for place in range(4))
-    return Split(development, held_out, validation, aside, together.numbers(len(catalogue)), together.copies)
+    development, validation, held_out, unused = (np.flatnonzero(places == place) for place in range(4))
+    return Split(development, held_out, validation, unused, groups.numbers(len(catalogue)), groups.copies)
 
 
-def _by_folder(catalogue: Catalogue, together: Groups) -> Indices:
-    """The place of each image, int64 (N,), as the folders say."""
+def _by_folder(catalogue: Catalogue, groups: Groups) -> Indices:
+    """The use of each image, int64 (N,), by its folder."""
     places = np.select([catalogue.parts == "test", catalogue.parts == "val"], [HELD_OUT, VALIDATION], DEVELOPMENT)
-    return _settled(places, places + _fractions(_reversed(catalogue.hashes)), together)
+    return _settle(places, places + _fractions(_reversed(catalogue.hashes)), groups)
 
 
-def _by_hash(catalogue: Catalogue, share: float, together: Groups) -> Indices:
-    """The place of each image, int64 (N,), as its hash or that of its key says."""
+def _by_hash(catalogue: Catalogue, share: float, groups: Groups) -> Indices:
+    """The use of each image, int64 (N,), by its hash or that of its key."""
     fractions, free = _fractions(catalogue.hashes), catalogue.parts != "val"
-    if together.keys is not None:
-        fractions = np.where(together.keys == "", fractions, _fractions(_digests(together.keys)))
-    kept = _kept(catalogue, fractions, free, together)
+    if groups.keys is not None:
+        fractions = np.where(groups.keys == "", fractions, _fractions(_digests(groups.keys)))
+    kept = _kept(catalogue, fractions, free, groups)
     places = np.select([~free, ~kept & (fractions < share)], [VALIDATION, HELD_OUT], DEVELOPMENT)
     weights = _fractions(_reversed(catalogue.hashes)) + ~free + 2 * kept
-    settled = _settled(places, weights, together)
+    settled = _settle(places, weights, groups)
     if (settled == HELD_OUT).any():
         return settled
-    spare = free & ~_related(kept, together)
+    spare = free & ~_related(kept, groups)
     if not spare.any():
         raise DataError(
             f"none of the {len(catalogue)} images can be held out, since each class has only one to train on"
             " (copies and groups count once); add images, or make a test/ folder"
         )
     chosen = free & (fractions == fractions[spare].min())
-    return _settled(np.where(chosen, HELD_OUT, places), weights + 2 * chosen, together)
+    return _settle(np.where(chosen, HELD_OUT, places), weights + 2 * chosen, groups)
 
 
-def _kept(catalogue: Catalogue, fractions: Floats, free: NDArray[np.bool_], together: Groups) -> NDArray[np.bool_]:
-    """Which images (N,) are never held out: one key or image of each class, and one more in all to validate on."""
+def _kept(catalogue: Catalogue, fractions: Floats, free: NDArray[np.bool_], groups: Groups) -> NDArray[np.bool_]:
+    """Whether each image (N,) is never held out: a key or image of each class, and one more in all to validate on."""
     largest = _largest(fractions, catalogue.labels, np.flatnonzero(free))
     kept = free & np.isin(fractions, fractions[largest])
-    spare = free & ~_related(kept, together)
+    spare = free & ~_related(kept, groups)
     if len(np.unique(fractions[spare])) > 1:
         kept |= free & (fractions == fractions[spare].max())
     return kept
 
 
-def _related(images: NDArray[np.bool_], together: Groups) -> NDArray[np.bool_]:
-    """Those images (N,), and all that belong to them."""
-    groups = together.numbers(len(images))
-    return images if groups is None else np.isin(groups, groups[images])
+def _related(images: NDArray[np.bool_], groups: Groups) -> NDArray[np.bool_]:
+    """The images (N,), and all others of their groups."""
+    numbers = groups.numbers(len(images))
+    return images if numbers is None else np.isin(numbers, numbers[images])
 
 
 def _fractions(digests: NDArray[np.str_]) -> Floats:
@@ -150,7 +152,7 @@ def _fractions(digests: NDArray[np.str_]) -> Floats:
 
 
 def _reversed(digests: NDArray[np.str_]) -> NDArray[np.str_]:
-    """Other fractions, that say nothing about the first."""
+    """The digits reversed, for fractions independent of the first."""
     return np.array([digest[::-1] for digest in digests.tolist()])
 
 
@@ -166,15 +168,15 @@ def _largest(values: Floats, groups: Indices, among: Indices) -> Indices:
     return last
 
 
-def _settled(places: Indices, weights: Floats, together: Groups) -> Indices:
-    """Set aside what is not on the side of the heaviest of its group, and all held-out copies but one."""
+def _settle(places: Indices, weights: Floats, groups: Groups) -> Indices:
+    """Make unused what is not on the side of its group's image of largest weight, and all held-out copies but one."""
     places, everything = places.copy(), np.arange(len(places))
-    for links in (together.links, together.copies):
-        groups = groups_of(links, len(places))
-        leaders = _largest(np.where(places == SET_ASIDE, -1, weights), groups, everything)[groups]
-        places[places != places[leaders]] = SET_ASIDE
-        if links is together.copies:
-            places[(places == HELD_OUT) & (leaders != everything)] = SET_ASIDE
+    for links in (groups.links, groups.copies):
+        numbers = groups_of(links, len(places))
+        leaders = _largest(np.where(places == UNUSED, -1, weights), numbers, everything)[numbers]
+        places[places != places[leaders]] = UNUSED
+        if links is groups.copies:
+            places[(places == HELD_OUT) & (leaders != everything)] = UNUSED
     return places
 
 
@@ -182,13 +184,13 @@ def _require_training(catalogue: Catalogue, places: Indices) -> None:
     found = set(catalogue.labels[places == DEVELOPMENT].tolist())
     for label, name in enumerate(catalogue.classes):
         if label not in found:
-            aside = int(((catalogue.labels == label) & (places == SET_ASIDE)).sum())
-            why = f": {aside} belong to images in test/ or val/, so they are set aside" if aside else ""
+            unused = int(((catalogue.labels == label) & (places == UNUSED)).sum())
+            why = f": {unused} belong to images in test/ or val/, so they are not used" if unused else ""
             raise DataError(f"class {name!r} has no image to train on{why}")
 
 
-def stratified(labels: Indices, share: float, seed: int, groups: Indices | None = None) -> tuple[Indices, Indices]:
-    """Cut index arrays (training, validation) with ``share`` of every class, at least one image, in the second.
+def stratified(labels: Indices, fraction: float, seed: int, groups: Indices | None = None) -> tuple[Indices, Indices]:
+    """Split into index arrays (training, validation), a fraction of every class, at least one image, in the second.
 
     A class of one image, or of one group, is trained on.
 
@@ -196,40 +198,44 @@ def stratified(labels: Indices, share: float, seed: int, groups: Indices | None 
     ----------
     labels
         int64 (N,).
+    fraction
+        Share to validate on, from 0 to 1.
+    seed
+        Of the random choice.
     groups
-        int64 (N,), the same number for images that must be on one side; None: each is on its own.
+        int64 (N,), the same number for images that must be on one side; None if each is a group of its own.
 
     Examples
     --------
-    >>> training, validation = stratified(np.array([0] * 20 + [1] * 5), share=0.2, seed=0)
+    >>> training, validation = stratified(np.array([0] * 20 + [1] * 5), fraction=0.2, seed=0)
     >>> len(training), int((validation < 20).sum()), int((validation >= 20).sum())
     (20, 4, 1)
     """
     generator = np.random.default_rng(seed)
     if groups is not None and len(np.unique(groups)) < len(groups):
-        return _stratified_groups(labels, share, generator, groups)
+        return _stratified_groups(labels, fraction, generator, groups)
     chosen: list[Indices] = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        count = max(1, round(share * len(members)))
+        count = max(1, round(fraction * len(members)))
         chosen.append(generator.permutation(members)[: min(count, len(members) - 1)])
     validation = np.sort(np.concatenate(chosen))
     return np.setdiff1d(np.arange(len(labels)), validation), validation
 
 
 def _stratified_groups(
-    labels: Indices, share: float, generator: np.random.Generator, groups: Indices
+    labels: Indices, fraction: float, generator: np.random.Generator, groups: Indices
 ) -> tuple[Indices, Indices]:
     """Groups in random order, while each class lacks some and has others to train on; then single images."""
     sizes = np.bincount(labels)
-    wanted, left = np.maximum(1, np.round(share * sizes)), sizes.copy()
-    alone, others = _apart(labels, groups)
+    wanted, left = np.maximum(1, np.round(fraction * sizes)), sizes.copy()
+    alone, others = _single_and_grouped(labels, groups)
     single, taken = np.bincount(labels[alone], minlength=len(sizes)), np.zeros(len(sizes), np.int64)
     validated = alone & False
     for place in generator.permutation(len(others)).tolist():
         members = others[place]
         own, number = np.unique(labels[members], return_counts=True)
-        fits = taken[own] + number / 2 <= share * (sizes - single)[own]
+        fits = taken[own] + number / 2 <= fraction * (sizes - single)[own]
         if (fits | ((single + taken)[own] == 0)).all() and (left[own] > number).all():
             validated[members] = True
             taken[own] += number
@@ -240,8 +246,8 @@ def _stratified_groups(
     return np.flatnonzero(~validated), np.flatnonzero(validated)
 
 
-def _apart(labels: Indices, groups: Indices) -> tuple[NDArray[np.bool_], list[Indices]]:
-    """Which images (N,) are groups of their own, and the indices of each other group, the largest first."""
+def _single_and_grouped(labels: Indices, groups: Indices) -> tuple[NDArray[np.bool_], list[Indices]]:
+    """Whether each image (N,) is a group of its own, and the indices of each larger group, the largest first."""
     order = np.argsort(groups, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
     alone = np.zeros(len(labels), np.bool_)
@@ -258,8 +264,14 @@ def stratified_folds(
     ----------
     labels
         int64 (N,).
+    folds
+        Their number, at least 2.
+    seed
+        Of the random choice.
+    classes
+        Class names, for the error.
     groups
-        int64 (N,), the same number for images that must be in one fold; None: each is on its own.
+        int64 (N,), the same number for images that must be in one fold; None if each is a group of its own.
 
     Raises
     ------
@@ -276,19 +288,13 @@ def stratified_folds(
                     " with those of other classes; change --group-by or --folds"
                 )
         return ((np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)) for fold in range(folds))
-    from sklearn.model_selection import StratifiedKFold  # a second of import that only cross-validation needs
+    from sklearn.model_selection import StratifiedKFold  # its import takes a second
 
     return iter(StratifiedKFold(folds, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels))
 
 
 def require_folds(labels: Indices, folds: int, classes: Sequence[str], groups: Indices | None = None) -> None:
-    """Refuse more folds than a class can fill.
-
-    Raises
-    ------
-    DataError
-        A class has fewer images, or groups of them, than there are folds.
-    """
+    """Raise a DataError if a class has fewer images, or groups of them, than there are folds."""
     counts = np.bincount(labels, minlength=len(classes))
     apart = (
         counts
@@ -305,21 +311,21 @@ def require_folds(labels: Indices, folds: int, classes: Sequence[str], groups: I
 
 
 def _fold_of_groups(labels: Indices, folds: int, generator: np.random.Generator, groups: Indices) -> Indices:
-    """The fold of each image, int64 (N,): the largest groups first, and each to where its classes are rarest."""
-    alone, others = _apart(labels, groups)
-    held = np.zeros((folds, int(labels.max()) + 1), np.int64)  # images of each class in each fold
+    """The fold of each image, int64 (N,): the largest groups first, each to the fold where its classes are rarest."""
+    alone, others = _single_and_grouped(labels, groups)
+    counts = np.zeros((folds, int(labels.max()) + 1), np.int64)  # images of each class in each fold
     fold_of = np.zeros(len(labels), np.int64)
     for members in others:
         own, number = np.unique(labels[members], return_counts=True)
-        # A class that is in one fold only so far goes to another one, so that it can be trained on beside each.
-        alone_there = (held[:, own] > 0) & (held[:, own] == held[:, own].sum(axis=0))
-        keys = held.sum(axis=1), held[:, own].max(axis=1), alone_there.sum(axis=1)
+        # A class that is in only one fold so far goes to another, so that every training part has it.
+        only_there = (counts[:, own] > 0) & (counts[:, own] == counts[:, own].sum(axis=0))
+        keys = counts.sum(axis=1), counts[:, own].max(axis=1), only_there.sum(axis=1)
         rarest = np.lexsort((generator.random(folds), *keys))
         fold_of[members] = rarest[0]
-        held[rarest[0], own] += number
+        counts[rarest[0], own] += number
     for label in np.unique(labels[alone]).tolist():
         members = generator.permutation(np.flatnonzero(alone & (labels == label)))
-        levels = held[:, label] + np.arange(len(members))[:, None]  # what a fold holds before each further image
+        levels = counts[:, label] + np.arange(len(members))[:, None]  # of a fold before each further image
         places = np.lexsort((np.tile(generator.random(folds), len(members)), levels.ravel()))[: len(members)]
         fold_of[members] = places % folds
     return fold_of

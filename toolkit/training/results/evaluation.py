@@ -1,4 +1,4 @@
-"""What a set of predictions is worth: precision, recall, F1, confusion, calibration."""
+"""Metrics of a model on held-out images, its most confident mistakes, and its temperature."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,30 +12,39 @@ from scipy.special import log_softmax
 from toolkit.statistics.calibration import calibration_bins
 from toolkit.statistics.classification_metrics import class_scores, confusion_matrix, weighted_scores
 
-TEMPERATURES = (0.05, 20.0)  # a fit outside would only say that the logits are useless
+TEMPERATURES = (0.05, 20.0)  # a fit outside this range means that the logits are useless
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Figures of N predictions over K classes; precision, recall and F1 are weighted by class size."""
+    """Metrics of N predictions over K classes.
+
+    Parameters
+    ----------
+    accuracy
+        Share of right predictions.
+    weighted
+        ``precision_weighted``, ``recall_weighted`` and ``f1_weighted``: means over the classes, weighted by their size.
+    calibration_error
+        Mean distance of confidence and accuracy over 15 equal bins of confidence, weighted by their sizes.
+    per_class
+        A row for each class: its name, precision, recall, F1 and number of images.
+    confusion
+        int64 (K, K), rows are the true classes.
+    images
+        N.
+
+    References
+    ----------
+    Naeini, Cooper, Hauskrecht: Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015.
+    """
 
     accuracy: float
-    precision_weighted: float
-    recall_weighted: float
-    f1_weighted: float
+    weighted: dict[str, float]
     calibration_error: float
     per_class: list[dict[str, Any]]
-    confusion: NDArray[np.int64]  # (K, K), rows are the true classes
+    confusion: NDArray[np.int64]
     images: int
-
-    @property
-    def weighted(self) -> dict[str, float]:
-        """The figures by the names that runs and cards use."""
-        return {
-            "precision_weighted": self.precision_weighted,
-            "recall_weighted": self.recall_weighted,
-            "f1_weighted": self.f1_weighted,
-        }
 
 
 def evaluate(probabilities: NDArray[np.float32], labels: NDArray[np.int64], classes: Sequence[str]) -> Evaluation:
@@ -52,8 +61,8 @@ def evaluate(probabilities: NDArray[np.float32], labels: NDArray[np.int64], clas
 
     Examples
     --------
-    >>> figures = evaluate(np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), np.array([0, 1, 1]), ["cat", "dog"])
-    >>> round(figures.accuracy, 3), figures.confusion.tolist()
+    >>> result = evaluate(np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), np.array([0, 1, 1]), ["cat", "dog"])
+    >>> round(result.accuracy, 3), result.confusion.tolist()
     (0.667, [[1, 0], [1, 1]])
     """
     predicted = probabilities.argmax(axis=1)
@@ -62,10 +71,8 @@ def evaluate(probabilities: NDArray[np.float32], labels: NDArray[np.int64], clas
     weighted = weighted_scores(*sums)
     return Evaluation(
         accuracy=float((predicted == labels).mean()),
-        precision_weighted=float(weighted.precision),
-        recall_weighted=float(weighted.recall),
-        f1_weighted=float(weighted.f1),
-        calibration_error=expected_calibration_error(probabilities, labels),
+        weighted={f"{name}_weighted": float(getattr(weighted, name)) for name in ("precision", "recall", "f1")},
+        calibration_error=calibration_bins(probabilities, labels).error,
         per_class=[
             {"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "images": int(n)}
             for name, p, r, f, n in zip(classes, *class_scores(*sums), sums[-1], strict=True)
@@ -75,25 +82,10 @@ def evaluate(probabilities: NDArray[np.float32], labels: NDArray[np.int64], clas
     )
 
 
-def expected_calibration_error(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Mean distance of confidence and accuracy over 15 equal bins of confidence, weighted by their sizes.
-
-    References
-    ----------
-    Naeini, Cooper, Hauskrecht: Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015.
-
-    Examples
-    --------
-    >>> round(expected_calibration_error(np.array([[0.8, 0.2], [0.8, 0.2]]), np.array([0, 1])), 3)
-    0.3
-    """
-    return calibration_bins(probabilities, labels).error
-
-
 def most_confident_mistakes(
     probabilities: NDArray[np.float32], labels: NDArray[np.int64], count: int = 24
 ) -> NDArray[np.int64]:
-    """Which predictions are wrong and surest of it: often a wrong label, or an image worth a look.
+    """Wrong predictions by falling confidence: often a wrong label, or an unusual image.
 
     Parameters
     ----------
@@ -102,7 +94,7 @@ def most_confident_mistakes(
     labels
         int64 (N,), the true classes.
     count
-        How many at most.
+        Maximum number to return.
 
     Returns
     -------
@@ -120,11 +112,11 @@ def most_confident_mistakes(
 
 
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """The temperature that makes softmax(logits / temperature) likeliest; 1 when there is nothing to fit on.
+    """The temperature of maximum likelihood for softmax(logits / temperature); 1 if there is nothing to fit.
 
-    The true class is given the probability (n + 1) / (n + 2) instead of 1, as if it had been missed
-    once: n images that were all classified rightly are no proof of certainty, and would otherwise
-    ask for a temperature of 0.
+    The target of the true class is (n + 1) / (n + 2) instead of 1, as if it had been missed once:
+    n images that were all classified rightly do not prove certainty, and would otherwise give a
+    temperature of 0.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Images of a training, for people who would rather look than read."""
+"""Plots of a training: learning curves, confusion, calibration, classes, mistakes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,15 +25,23 @@ from toolkit.plotting.style import (
 from toolkit.statistics.calibration import CalibrationBins
 from toolkit.training.loop import EpochMetrics
 
-MOST_COUNTED = 30  # classes whose confusions are written as numbers
-MOST_NAMED = 200  # classes whose names can be read in one image
-ROWS_A_COLUMN = 50  # of the per-class image
-MISTAKES_A_ROW, MOST_MISTAKES = 6, 24
-ON_ONE_LINE = 26  # characters of two class names above a mistake
+MAX_COUNTED = 30  # classes whose confusions are written as numbers
+MAX_NAMED = 200  # classes whose names are readable in one plot
+ROWS_PER_COLUMN = 50  # of the per-class plot
+MISTAKES_PER_ROW, MAX_MISTAKES = 6, 24
+ONE_LINE_LENGTH = 26  # characters of two class names above a mistake
 
 
 def learning_curves(history: Sequence[EpochMetrics], best_epoch: int) -> Figure:
-    """Loss, accuracy and learning rate over epochs, training and validation, with the best epoch marked."""
+    """Loss and accuracy of training and validation, and the learning rate, over epochs; the best epoch is marked.
+
+    Parameters
+    ----------
+    history
+        The metrics of each epoch, in order.
+    best_epoch
+        Its number, from 1.
+    """
     figure = Figure(figsize=(12, 4), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3, width_ratios=(5, 5, 3))
     epochs = [epoch.epoch for epoch in history]
@@ -57,19 +65,19 @@ def learning_curves(history: Sequence[EpochMetrics], best_epoch: int) -> Figure:
 
 
 def confusion_plot(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
-    """The confusion matrix (K, K): counts, shaded by the share of each true class."""
+    """The confusion matrix (K, K), rows true, as counts shaded by the share of each true class."""
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    side = max(4.5, 0.55 * len(classes) + 2) if len(classes) <= MOST_COUNTED else min(36, 0.16 * len(classes) + 4)
+    side = max(4.5, 0.55 * len(classes) + 2) if len(classes) <= MAX_COUNTED else min(36, 0.16 * len(classes) + 4)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
-    if len(classes) <= MOST_NAMED:
+    if len(classes) <= MAX_NAMED:
         ticks, names, size = np.arange(len(classes)), [class_label(name) for name in classes], _size(len(classes))
         axes.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > 3 else 0, fontsize=size)
         axes.set_yticks(ticks, names, fontsize=size)
     axes.set(xlabel="predicted", ylabel="true", title=f"{int(matrix.sum())} held-out images")
-    if len(classes) <= MOST_COUNTED:
+    if len(classes) <= MAX_COUNTED:
         for row, column in np.argwhere(matrix > 0):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour, fontsize=8)
@@ -77,7 +85,7 @@ def confusion_plot(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
 
 
 def calibration_plot(before: CalibrationBins, after: CalibrationBins) -> Figure:
-    """A reliability diagram of the same images without and with the temperature."""
+    """A reliability diagram of the same images before and after temperature scaling."""
     curves = [
         ReliabilityCurve(bins, f"{when} temperature scaling, ECE {bins.error:.3f}", colour)
         for bins, when, colour in ((before, "before", ORANGE), (after, "after", BLUE))
@@ -96,8 +104,8 @@ def per_class_plot(per_class: Sequence[Mapping[str, Any]]) -> Figure:
         Rows of ``Evaluation.per_class``. Of more than 200 the lowest 200 are drawn. A class without
         images comes last and has no points.
     """
-    ordered = sorted(per_class, key=lambda row: (row["images"] == 0, row["f1"]))[:MOST_NAMED]
-    columns = math.ceil(len(ordered) / ROWS_A_COLUMN)
+    ordered = sorted(per_class, key=lambda row: (row["images"] == 0, row["f1"]))[:MAX_NAMED]
+    columns = math.ceil(len(ordered) / ROWS_PER_COLUMN)
     height = math.ceil(len(ordered) / columns)
     figure = Figure(figsize=(5 * columns + 1, 0.2 * height + 1.4))
     figure.set_layout_engine("constrained", w_pad=0.15)
@@ -110,7 +118,7 @@ def per_class_plot(per_class: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _class_rows(axes: Axes, rows: Sequence[Mapping[str, Any]], height: int) -> None:
-    """One line a class from top to bottom, in a space for ``height`` of them."""
+    """One row for each class from top to bottom, in a space for ``height`` rows."""
     places, size = np.arange(len(rows)), _size(len(rows))
     measured = [math.nan if row["images"] == 0 else 1.0 for row in rows]
     precision, recall, f1 = (
@@ -137,13 +145,13 @@ def mistakes_plot(
     confidence: Sequence[float],
     classes: Sequence[str],
 ) -> Figure:
-    """Images that were classified wrongly, each with its true class, the predicted one and the confidence.
+    """Wrongly classified images, each with its true class, the predicted class and the confidence.
 
     Parameters
     ----------
     pixels
-        uint8 (M, size, size, 3), the surest mistake first; the first 24 are drawn. Without any, the
-        figure says so.
+        uint8 (M, size, size, 3), the most confident mistake first; 24 are drawn at most. With none, the
+        plot says so.
     true, predicted
         M indices into the classes.
     confidence
@@ -151,10 +159,10 @@ def mistakes_plot(
     classes
         K names.
     """
-    shown = min(len(pixels), MOST_MISTAKES)
+    shown = min(len(pixels), MAX_MISTAKES)
     if not shown:
         return empty_figure("no held-out image was classified wrongly")
-    columns = min(MISTAKES_A_ROW, shown)
+    columns = min(MISTAKES_PER_ROW, shown)
     rows = math.ceil(shown / columns)
     figure = Figure(figsize=(2.2 * columns, 2.5 * rows + 0.4), layout="constrained")
     cells = figure.subplots(rows, columns, squeeze=False).flat
@@ -163,12 +171,12 @@ def mistakes_plot(
         if index < shown:
             axes.imshow(pixels[index])
             names = [class_label(classes[label]) for label in (true[index], predicted[index])]
-            gap = "\n" if sum(map(len, names)) > ON_ONE_LINE else " "
+            gap = "\n" if sum(map(len, names)) > ONE_LINE_LENGTH else " "
             axes.set_title(f"{names[0]} →{gap}{names[1]} {confidence[index]:.2f}", fontsize=8)
     figure.suptitle("the most confident mistakes: true → predicted, confidence")
     return draw_names(figure)
 
 
 def _size(rows: int) -> float:
-    """Points of the names, smaller where there are many."""
-    return 9 if rows <= MOST_COUNTED else 7
+    """Font size of class names in points; smaller if there are many."""
+    return 9 if rows <= MAX_COUNTED else 7

@@ -1,4 +1,4 @@
-"""What a run keeps of a training: tags, figures, images, and the bundle."""
+"""Logging of a training to its MLflow run: tags, metrics, tables, plots, and the bundle."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -36,7 +36,7 @@ from toolkit.training.results.plots import (
 
 @dataclass(frozen=True, eq=False)
 class TrainingResult:
-    """A finished training."""
+    """A finished training: its run, its network with the history, and its metrics on the held-out images."""
 
     run: Run
     fitted: FitResult
@@ -45,7 +45,7 @@ class TrainingResult:
 
 
 def run_tags(data: TrainingData, seed: int) -> dict[str, object]:
-    """What every run is tagged with, so that it can be found and repeated."""
+    """The tags of every run, by which it can be found and repeated."""
     catalogue = data.images.catalogue
     return {
         "data": catalogue.name,
@@ -58,19 +58,23 @@ def run_tags(data: TrainingData, seed: int) -> dict[str, object]:
 
 
 def log_data(run: Run, data: TrainingData, source: str, split: Split | None = None) -> None:
-    """Record which data the run uses and what was found in it, and tell the user in short.
+    """Log the data set and its report, and print a summary.
 
     Parameters
     ----------
+    run
+        The run to log to.
+    data
+        The images and their split.
     source
-        Where it comes from, as the user named it.
+        The data set as the user named it.
     split
-        Which images the run trains and which it validates on. When None, folds take turns in all that
-        are not held out.
+        The images to train and to validate on; None for cross-validation, which uses all development
+        images for both.
     """
     catalogue = data.images.catalogue
-    in_turn = replace(data.split, development=data.development, validation=data.development[:0])
-    report = data_report(catalogue, split or in_turn)
+    cross_validated = replace(data.split, development=data.development, validation=data.development[:0])
+    report = data_report(catalogue, split or cross_validated)
     profile = {"images": len(catalogue), "classes": len(data.classes), "image_size": data.images.size}
     run.dataset(catalogue.name, catalogue.fingerprint, source, profile=profile, context="training")
     run.json("data_report.json", report)
@@ -80,29 +84,29 @@ def log_data(run: Run, data: TrainingData, source: str, split: Split | None = No
 
 
 def log_folds(
-    run: Run, recipe: Hyperparameters, data: TrainingData, seed: int, *, aloud: bool = True
+    run: Run, hparams: Hyperparameters, data: TrainingData, seed: int, *, verbose: bool = True
 ) -> Callable[[int, FitResult], None]:
-    """A callback that logs each fold as a nested run, and says so when ``aloud``."""
+    """A callback of ``cross_validate`` that logs each fold as a nested run, and prints a line if ``verbose``."""
 
     def log(number: int, fold: FitResult) -> None:
         if _has_run(run, number):
             return
         tags = {**run_tags(data, seed + number), "fold": number}
         with Run(run.client, run.experiment, role="fold", name=f"fold {number + 1}", parent=run, tags=tags) as nested:
-            nested.params(recipe.model_dump())
+            nested.params(hparams.model_dump())
             for epoch in fold.history:
                 nested.metrics(epoch_metrics(epoch), epoch.epoch)
             nested.metrics(fit_metrics(fold))
-        if aloud:
+        if verbose:
             echo(f"fold {number + 1}: validation accuracy {fold.best_val_accuracy:.4f} in epoch {fold.best_epoch}")
 
     return log
 
 
 def _has_run(run: Run, fold: int) -> bool:
-    """Whether a fold has its nested run; what an interrupted attempt left of one is deleted."""
+    """Whether a fold has its nested run; an incomplete one of an interrupted attempt is deleted."""
     query = f"tags.`mlflow.parentRunId` = '{run.id}' AND tags.fold = '{fold}'"
-    with mlflow_call(f"look for the run of fold {fold + 1}"):
+    with mlflow_call(f"find the run of fold {fold + 1}"):
         found = run.client.search_runs([run.experiment_id], query)
         for other in found:
             if other.info.status != "FINISHED":
@@ -111,15 +115,15 @@ def _has_run(run: Run, fold: int) -> bool:
 
 
 def epoch_metrics(epoch: EpochMetrics) -> dict[str, float]:
-    """The figures of an epoch, without those that were not measured."""
+    """The metrics of an epoch, without those that were not measured."""
     values = {item.name: getattr(epoch, item.name) for item in fields(epoch) if item.name != "epoch"}
     return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
 def fit_metrics(fitted: FitResult) -> dict[str, float]:
-    """The figures of a whole training."""
+    """The metrics of a whole training."""
     metrics = {"best_epoch": float(fitted.best_epoch), "training_time_s": fitted.seconds}
-    if fitted.images_per_s:  # not of a fold whose record had to wait until the run was taken up again
+    if fitted.images_per_s:  # not of a fold that was logged only after a resumption
         metrics["images_per_s"] = fitted.images_per_s
     if np.isfinite(fitted.best_val_accuracy):
         metrics["best_val_accuracy"] = fitted.best_val_accuracy
@@ -134,13 +138,29 @@ def log_result(
     temperature: float,
     measured: Mapping[str, Measurement],
 ) -> TrainingResult:
-    """Measure on the held-out images, draw, and log metrics and the bundle."""
-    held_out = data.part(data.split.held_out)
+    """Evaluate the network on the held-out images, and log metrics, tables, plots and the bundle.
+
+    Parameters
+    ----------
+    run
+        The run to log to.
+    data
+        The images and their split.
+    config
+        Hyperparameters, seed and device of the training.
+    fitted
+        The trained network.
+    temperature
+        Divides its logits.
+    measured
+        Further measurements for the model card, by name.
+    """
+    held_out = data.subset(data.split.held_out)
     network = fitted.network.cpu().float()
     logits = predict_logits(network, held_out, Device("cpu", torch.float32), "measuring")
     probabilities = _softmax(logits / temperature)
-    evaluation = evaluate(probabilities, held_out.own_labels, data.classes)
-    before = calibration_bins(_softmax(logits), held_out.own_labels)
+    evaluation = evaluate(probabilities, held_out.labels, data.classes)
+    before = calibration_bins(_softmax(logits), held_out.labels)
     metrics = {
         **fit_metrics(fitted),
         **evaluation.weighted,
@@ -148,15 +168,15 @@ def log_result(
         "calibration_error_before": before.error,
         "calibration_error": evaluation.calibration_error,
         "temperature": temperature,
-        "gpu_memory_mb": gpu_peak_mb(config.device),
+        "gpu_memory_mb": peak_gpu_memory_mb(config.device),
     }
     _log_tables_and_plots(run, data, fitted, evaluation, probabilities, before)
     scored = {"accuracy": evaluation.accuracy, **evaluation.weighted, "calibration_error": evaluation.calibration_error}
     card = Card(
         classes=data.classes,
-        image_size=config.recipe.image_size,
-        network=config.recipe.model_type,
-        settings=config.recipe.model_dump(),
+        image_size=config.hparams.image_size,
+        network=config.hparams.model_type,
+        settings=config.hparams.model_dump(),
         data=_data_description(data),
         metrics={name: Measurement(value=value, images=len(held_out)) for name, value in scored.items()}
         | dict(measured),
@@ -177,18 +197,18 @@ def _log_tables_and_plots(
     probabilities: NDArray[np.float32],
     before: CalibrationBins,
 ) -> None:
-    """What people look at: of the training, and of the held-out images' probabilities, (N, K)."""
-    held_out = data.part(data.split.held_out)
+    """Log tables and plots of the training and of the held-out images' probabilities (N, K)."""
+    held_out = data.subset(data.split.held_out)
     run.json("per_class.json", evaluation.per_class)
     run.json("confusion_matrix.json", {"classes": data.classes, "matrix": evaluation.confusion.tolist()})
     run.figure("learning_curves.png", learning_curves(fitted.history, fitted.best_epoch))
     run.figure("confusion_matrix.png", confusion_plot(evaluation.confusion, data.classes))
     run.figure("per_class.png", per_class_plot(evaluation.per_class))
-    run.figure("calibration.png", calibration_plot(before, calibration_bins(probabilities, held_out.own_labels)))
-    worst = most_confident_mistakes(probabilities, held_out.own_labels)
+    run.figure("calibration.png", calibration_plot(before, calibration_bins(probabilities, held_out.labels)))
+    worst = most_confident_mistakes(probabilities, held_out.labels)
     if len(worst):
         predicted, confidence = probabilities[worst].argmax(axis=1), probabilities[worst].max(axis=1)
-        pixels, true = held_out.pixels[held_out.indices[worst]], held_out.own_labels[worst]
+        pixels, true = held_out.pixels[held_out.indices[worst]], held_out.labels[worst]
         run.figure(
             "mistakes.png",
             mistakes_plot(pixels, true.tolist(), predicted.tolist(), confidence.tolist(), data.classes),
@@ -205,14 +225,14 @@ def _log_bundle(run: Run, program: Program, card: Card, baseline: Baseline) -> N
 
 
 def _has_bundle(run: Run) -> bool:
-    """Whether the run had a bundle when it was interrupted; less than a whole one is deleted."""
+    """Whether the run has its bundle; an incomplete one of an interrupted attempt is deleted."""
     client = run.client
-    with mlflow_call("look for an earlier bundle"):
+    with mlflow_call("find an earlier bundle"):
         outputs = client.get_run(run.id).outputs
         whole = {output.model_id for output in outputs.model_outputs} if outputs else set()
         for model in client.search_logged_models([run.experiment_id], f"source_run_id = '{run.id}'"):
             if model.model_id in whole:
-                run.tag(**{DIGEST_TAG: model.tags[DIGEST_TAG]})  # the one step of the upload that may be missing
+                run.tag(**{DIGEST_TAG: model.tags[DIGEST_TAG]})  # the only step of the upload that may be missing
             else:
                 client.delete_logged_model(model.model_id)
     return bool(whole)
@@ -242,15 +262,15 @@ def _data_description(data: TrainingData) -> dict[str, object]:
         "held_out": len(data.split.held_out),
         "held_out_groups": data.split.held_out_groups,
         "skipped": catalogue.skipped_files,
-        "set_aside": len(data.split.unused),
+        "unused": len(data.split.unused),
     }
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    answer: NDArray[np.float32] = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
-    return answer
+    probabilities: NDArray[np.float32] = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
+    return probabilities
 
 
-def gpu_peak_mb(device: Device) -> float:
-    """Most GPU memory that this process held; 0 without a GPU."""
+def peak_gpu_memory_mb(device: Device) -> float:
+    """Peak GPU memory of this process in MiB; 0 without a GPU."""
     return torch.cuda.max_memory_allocated() / 2**20 if device.name == "cuda" else 0.0

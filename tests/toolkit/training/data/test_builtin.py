@@ -181,13 +181,13 @@ def test_what_is_missing_is_fetched_once(tmp_path, server, capsys):
     assert np.array_equal(first.pixels, [*PIXELS[30:], *PIXELS[:30]])
     raw = tmp_path / "data" / "KMNIST" / "raw"
     assert {path.name: checksum(path) for path in raw.iterdir()} == files
-    assert capsys.readouterr().out.count(f"fetching {address}kmnist/") == 4
+    assert capsys.readouterr().out.count(f"downloading {address}kmnist/") == 4
     (raw / "train-images-idx3-ubyte").write_bytes(gzip.decompress((raw / "train-images-idx3-ubyte.gz").read_bytes()))
     (raw / "train-images-idx3-ubyte.gz").unlink()
     (raw / "t10k-labels-idx1-ubyte.gz").unlink()
     again = load_downloaded("kmnist", published, tmp_path / "data")
     assert np.array_equal(again.pixels, first.pixels)
-    assert capsys.readouterr().out.splitlines()[-1] == f"fetching {address}kmnist/t10k-labels-idx1-ubyte.gz"
+    assert capsys.readouterr().out.splitlines()[-1] == f"downloading {address}kmnist/t10k-labels-idx1-ubyte.gz"
 
 
 def test_an_archive_is_fetched_and_kept_as_it_is(tmp_path, server):
@@ -204,7 +204,7 @@ def test_what_cannot_be_fetched_is_said_with_where_to_put_it(tmp_path):
         load_downloaded("mnist", small("mnist", {"a.gz": "0" * 32, "b.gz": "1" * 32}, address, fallback), tmp_path)
     assert str(caught.value) == (
         f"mnist cannot be downloaded ({REFUSED}); fetch a.gz, b.gz from {address}"
-        f" on a machine with internet access and put what you get into {tmp_path}/MNIST/raw"
+        f" on a machine with internet access and put them into {tmp_path}/MNIST/raw"
     )
     assert [*(tmp_path / "MNIST" / "raw").iterdir()] == []
 
@@ -216,9 +216,7 @@ def test_what_arrives_wrong_is_not_kept(tmp_path, server):
     for name in files:
         (folder / "wrong" / name).write_bytes((folder / "right" / name).read_bytes()[:-1])
     wrong = small("mnist", files, f"{address}wrong/")
-    with pytest.raises(
-        DataError, match=r"^mnist cannot be downloaded \(what http.*gz gives is not the published file\)"
-    ):
+    with pytest.raises(DataError, match=r"^mnist cannot be downloaded \(http.*gz does not give the published file\)"):
         load_downloaded("mnist", wrong, tmp_path / "data")
     with pytest.raises(DataError, match=r"^mnist cannot be downloaded \(HTTP Error 404: File not found\)"):
         load_downloaded("mnist", small("mnist", files, f"{address}nowhere/"), tmp_path / "data")
@@ -244,7 +242,7 @@ def test_pickles_are_never_opened_and_what_to_fetch_instead_is_said(tmp_path, th
         load_downloaded("cifar10", replace(catalogue()["cifar10"], addresses=(address,)), tmp_path)
     assert str(caught.value) == (
         f"cifar10 cannot be downloaded ({REFUSED});"
-        f" fetch cifar-10-binary.tar.gz from {address} on a machine with internet access and put what you get into"
+        f" fetch cifar-10-binary.tar.gz from {address} on a machine with internet access and put them into"
         f" {tmp_path}; {tmp_path / there} is not read: it holds pickles, which can run any program"
     )
     assert witness.exists()

@@ -103,8 +103,7 @@ def test_a_full_disk_makes_entries_go_too(root, monkeypatch):
     with pytest.raises(DataError) as caught:
         make(root, 10**6, 5000, to_write=4001)
     assert str(caught.value) == (
-        f"5 images need 4.9 KiB in the image cache, and the disk of {root} has room for 3.9 KiB;"
-        " choose another --cache-dir"
+        f"5 images need 4.9 KiB in the image cache, and the disk of {root} has 3.9 KiB free; choose another --cache-dir"
     )
     assert names(root) == {"a", "b", "photos"}
 

@@ -66,9 +66,7 @@ def test_copies_and_keys_make_one_grouping(scans):
 def test_arrays_are_left_as_they_are():
     digits = decode(open_catalogue("digits"), 32, progress=False)
     assert len(find_groups(digits, "digits", None, copies=True).copies) == 0
-    with pytest.raises(
-        DataError, match=r"^--group-by 1 looks at the paths of images, and those of digits are no files$"
-    ):
+    with pytest.raises(DataError, match=r"^--group-by 1 needs the paths of images, and those of digits are no files$"):
         find_groups(digits, "digits", "1", copies=True)
 
 
@@ -95,7 +93,7 @@ def test_folders_count_from_that_of_the_class_below_train_as_well():
 
 
 def test_an_expression_that_fits_nothing_is_refused():
-    with pytest.raises(DataError, match=r"^--group-by 3 fits none of the 2 images, such as sick/p1/1\.png$"):
+    with pytest.raises(DataError, match=r"^--group-by 3 matches none of the 2 images, such as sick/p1/1\.png$"):
         keys_of(listed("scans/sick/p1/1.png", "scans/well/p2/2.png"), Path("scans"), "3")
 
 

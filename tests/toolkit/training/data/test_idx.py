@@ -44,7 +44,7 @@ def refusal(folder, classes=()):
 
 
 def test_images_and_labels_are_read_the_test_part_first(folder):
-    read = read_idx(folder, "signs", mirrored=True)
+    read = read_idx(folder, "signs", allow_flip=True)
     assert np.array_equal(read.pixels, [*PIXELS[6:], *PIXELS[:6]])
     assert read.labels.tolist() == [*LABELS[6:], *LABELS[:6]]
     assert read.parts.tolist() == ["test"] * 4 + ["train"] * 6
@@ -113,8 +113,7 @@ def test_parts_that_do_not_go_together_are_refused(folder):
     assert refusal(folder) == "t10k-images-idx3-ubyte.gz holds 4 images, t10k-labels-idx1-ubyte.gz 3 labels"
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
     assert refusal(folder) == (
-        "t10k-images-idx3-ubyte.gz has no labels beside it:"
-        " t10k-labels-idx1-ubyte or t10k-labels-idx1-ubyte.gz is missing"
+        "t10k-images-idx3-ubyte.gz has no labels: t10k-labels-idx1-ubyte or t10k-labels-idx1-ubyte.gz is missing"
     )
     (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels(LABELS[6:])))
     (folder / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(images(np.zeros((4, 5, 5), np.uint8))))

@@ -58,7 +58,7 @@ def test_images_are_counted_by_class_and_part():
         "near_duplicates": [],
         "groups": {"count": 0, "images": 0, "largest": 0},
         "held_out_groups": 4,
-        "set_aside": [],
+        "unused": [],
         "skipped": [],
         "remarks": [],
     }
@@ -164,7 +164,7 @@ def test_how_little_a_few_held_out_images_tell_is_said(held_out, within):
     """Half of Wilson's interval of 95 % where it is widest, at an accuracy of a half."""
     said = lines({"ape": (200, 0, held_out), "bee": (200, 0, 0)})
     plural = "images" if held_out > 1 else "image"
-    line = f"{held_out} held-out {plural} tell an accuracy to within {within} only; more make it worth comparing"
+    line = f"{held_out} held-out {plural} give an accuracy to within {within} only; more make it worth comparing"
     assert (line in said) == bool(within)
     if within and held_out > 1:
         interval = binomtest(held_out // 2, held_out // 2 * 2).proportion_ci(method="wilson")
@@ -175,7 +175,7 @@ def test_held_out_images_of_one_group_tell_as_little_as_one():
     catalogue, divided = catalogue_of({"ape": (200, 0, 100), "bee": (200, 0, 100)})
     report = data_report(catalogue, replace(divided, groups=np.repeat(np.arange(len(catalogue) // 20), 20)))
     assert report["held_out_groups"] == 10
-    line = "200 held-out images in 10 groups tell an accuracy to within 26% only; more make it worth comparing"
+    line = "200 held-out images in 10 groups give an accuracy to within 26% only; more make it worth comparing"
     assert line in report_lines(report)
 
 
@@ -194,7 +194,7 @@ def test_copies_and_groups_are_told():
     told = replace(
         divided,
         development=np.setdiff1d(divided.development, [1]),
-        set_aside=np.array([1]),
+        unused=np.array([1]),
         groups=groups,
         copies=np.array([[0, 1], [0, 104], [2, 3]]),
     )
@@ -202,12 +202,12 @@ def test_copies_and_groups_are_told():
     assert report["near_duplicates"][1] == {
         "path": "zoo[0]", "class": "ape", "part": "", "other": "zoo[104]", "other_class": "bee", "other_part": "",
     }  # fmt: skip
-    assert report["set_aside"] == ["zoo[1]"]
+    assert report["unused"] == ["zoo[1]"]
     assert json.loads(json.dumps(report)) == report
     pairs = "near-duplicates: 3 pairs of images show one photograph; 1 of them under two classes, such as "
     assert report_lines(report)[2:] == [
         f"{pairs}zoo[0] and zoo[104]",
-        "5 images belong together in 2 groups, the largest of 3; none is torn apart, and 1 image set aside for it",
+        "5 images belong together in 2 groups, the largest of 3; none is split, for which 1 image is not used",
     ]
     report = data_report(catalogue, replace(divided, groups=groups, copies=np.array([[2, 3]])))
     assert report_lines(report)[2] == (
@@ -325,14 +325,14 @@ def test_each_file_of_a_messy_folder_is_named_rightly(tmp_path, cached):
     ]
     assert json.loads(json.dumps(report)) == report
     copies = (
-        "3 files left out as copies of others; 1 of them under another class,"
+        "3 files skipped as copies of others; 1 of them under another class,"
         " such as pets/train/dog/cat.png and pets/train/cat/0.png"
     )
     said = report_lines(report)
     assert said[:4] == [
         "pets: 21 images of 2 classes, 8 of them held out",
         "a class has 4 (dog) to 9 (cat) images to train and validate on",
-        "8 held-out images tell an accuracy to within 28% only; more make it worth comparing",
+        "8 held-out images give an accuracy to within 28% only; more make it worth comparing",
         copies,
     ]
     assert "skipped 2 files: the file is empty, such as pets/train/cat/empty.gif" in said

@@ -1,4 +1,4 @@
-"""Figures of predictions, against numbers worked out by hand and formulas written anew."""
+"""Metrics of predictions, against numbers worked out by hand and formulas written anew."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
 
+from toolkit.statistics.calibration import calibration_bins
 from toolkit.training.results.evaluation import (
     TEMPERATURES,
     evaluate,
-    expected_calibration_error,
     fit_temperature,
     most_confident_mistakes,
 )
@@ -22,57 +22,48 @@ def one_hot(predicted, confidence=0.8):
     return np.where(np.eye(3)[predicted] == 1, confidence, rest).astype(np.float32)
 
 
-def test_against_numbers_worked_out_by_hand():
+def test_metrics_by_hand():
     """True a a a a b b c, predicted a a b c b a c."""
     labels = np.array([0, 0, 0, 0, 1, 1, 2])
-    figures = evaluate(one_hot([0, 0, 1, 2, 1, 0, 2]), labels, CLASSES)
-    assert figures.confusion.tolist() == [[2, 1, 1], [1, 1, 0], [0, 0, 1]]
-    assert figures.accuracy == pytest.approx(4 / 7)
-    rows = [(row["class"], row["precision"], row["recall"], row["f1"], row["images"]) for row in figures.per_class]
+    result = evaluate(one_hot([0, 0, 1, 2, 1, 0, 2]), labels, CLASSES)
+    assert result.confusion.tolist() == [[2, 1, 1], [1, 1, 0], [0, 0, 1]]
+    assert result.accuracy == pytest.approx(4 / 7)
+    rows = [(row["class"], row["precision"], row["recall"], row["f1"], row["images"]) for row in result.per_class]
     assert rows == [
         ("a", pytest.approx(2 / 3), pytest.approx(1 / 2), pytest.approx(4 / 7), 4),
         ("b", pytest.approx(1 / 2), pytest.approx(1 / 2), pytest.approx(1 / 2), 2),
         ("c", pytest.approx(1 / 2), pytest.approx(1.0), pytest.approx(2 / 3), 1),
     ]
-    assert figures.weighted == {
+    assert result.weighted == {
         "precision_weighted": pytest.approx((4 * 2 / 3 + 2 / 2 + 1 / 2) / 7),
         "recall_weighted": pytest.approx(4 / 7),
         "f1_weighted": pytest.approx((4 * 4 / 7 + 2 / 2 + 2 / 3) / 7),
     }
-    assert figures.calibration_error == pytest.approx(abs(0.8 - 4 / 7), abs=1e-6)
-    assert figures.images == 7
+    assert result.calibration_error == pytest.approx(abs(0.8 - 4 / 7), abs=1e-6)
+    assert result.images == 7
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=40))
-def test_against_counting(pairs):
+def test_metrics_by_counting(pairs):
     """Also when a class is never true or never predicted; that counts as 0."""
     labels, predicted = (np.array(column) for column in zip(*pairs, strict=True))
-    figures = evaluate(one_hot(predicted.tolist()), labels, CLASSES)
+    result = evaluate(one_hot(predicted.tolist()), labels, CLASSES)
     precision = recall = f1 = 0.0
     for label in range(3):
-        hits, said, there = (
+        hits, predictions, members = (
             sum(pair == (label, label) for pair in pairs),
             (predicted == label).sum(),
             (labels == label).sum(),
         )
-        precision += there * hits / max(said, 1) / len(pairs)
+        precision += members * hits / max(predictions, 1) / len(pairs)
         recall += hits / len(pairs)
-        f1 += there * 2 * hits / max(said + there, 1) / len(pairs)
-        assert figures.confusion[label].tolist() == [pairs.count((label, other)) for other in range(3)]
-    assert list(figures.weighted.values()) == pytest.approx([precision, recall, f1])
-    assert figures.accuracy == pytest.approx(recall)
+        f1 += members * 2 * hits / max(predictions + members, 1) / len(pairs)
+        assert result.confusion[label].tolist() == [pairs.count((label, other)) for other in range(3)]
+    assert list(result.weighted.values()) == pytest.approx([precision, recall, f1])
+    assert result.accuracy == pytest.approx(recall)
 
 
-def test_the_calibration_error_by_hand():
-    """Three bins of fifteen: [0.6, 0.667) half right, [0.867, 0.933) all right, [0.933, 1] none right."""
-    confidence = np.array([0.61, 0.65, 0.9, 0.9, 0.9, 1.0])
-    probabilities = np.stack([confidence, 1 - confidence], axis=1)
-    labels = np.array([0, 1, 0, 0, 0, 1])
-    by_hand = (2 * abs(0.63 - 0.5) + 3 * abs(0.9 - 1) + 1 * abs(1.0 - 0)) / 6
-    assert expected_calibration_error(probabilities, labels) == pytest.approx(by_hand)
-
-
-def test_the_most_confident_mistakes_come_first_and_no_more_than_asked_for():
+def test_most_confident_mistakes_by_hand():
     """Wrong are 0, 2, 3 and 5 with 0.6, 0.9, 0.6 and 0.7; equals stay in order."""
     probabilities = np.stack([one_hot([0], confidence)[0] for confidence in (0.6, 0.99, 0.9, 0.6, 0.5, 0.7)])
     labels = np.array([1, 0, 2, 1, 0, 2])
@@ -82,7 +73,7 @@ def test_the_most_confident_mistakes_come_first_and_no_more_than_asked_for():
 
 
 @given(st.integers(0, 60), st.integers(0, 1000))
-def test_a_mistake_that_was_left_out_is_no_surer_than_those_that_were_not(count, seed):
+def test_mistakes_left_out_are_less_confident(count, seed):
     generator = np.random.default_rng(seed)
     probabilities, labels = generator.dirichlet(np.ones(3), count), generator.integers(0, 3, count)
     wrong = {n for n in range(count) if probabilities[n].argmax() != labels[n]}
@@ -94,12 +85,12 @@ def test_a_mistake_that_was_left_out_is_no_surer_than_those_that_were_not(count,
     assert all(confidence[n] <= confidence[found[-1]] for n in wrong - set(found))
 
 
-def test_a_calibrated_answer_has_almost_no_calibration_error():
+def test_calibrated_predictions_have_a_small_calibration_error():
     generator = np.random.default_rng(0)
     probabilities = generator.dirichlet([1, 1, 1], 20_000)
     labels = np.array([generator.choice(3, p=row) for row in probabilities])
-    assert expected_calibration_error(probabilities, labels) < 0.02
-    assert expected_calibration_error(probabilities, (labels + 1) % 3) > 0.2
+    assert calibration_bins(probabilities, labels).error < 0.02
+    assert calibration_bins(probabilities, (labels + 1) % 3).error > 0.2
 
 
 def drawn_from(logits, seed):
@@ -109,29 +100,29 @@ def drawn_from(logits, seed):
 
 
 @pytest.mark.parametrize("scale", [0.4, 1.0, 2.5])
-def test_the_temperature_is_the_scale_that_the_logits_are_too_large_by(scale):
+def test_temperature_recovers_the_scale_of_the_logits(scale):
     logits = np.random.default_rng(1).normal(0, 2, (8000, 5))
     labels = drawn_from(logits, seed=2)
     assert fit_temperature((logits * scale).astype(np.float32), labels) == pytest.approx(scale, rel=0.05)
 
 
-def test_the_temperature_changes_no_prediction_and_lowers_the_calibration_error():
+def test_temperature_keeps_predictions_and_lowers_the_error():
     logits = np.random.default_rng(3).normal(0, 2, (3000, 4))
     labels = drawn_from(logits, seed=4)
     raw = (3 * logits).astype(np.float32)
     before, after = softmax(raw, axis=1), softmax(raw / fit_temperature(raw, labels), axis=1)
     assert (before.argmax(axis=1) == after.argmax(axis=1)).all()
-    assert expected_calibration_error(after, labels) < 0.3 * expected_calibration_error(before, labels)
+    assert calibration_bins(after, labels).error < 0.3 * calibration_bins(before, labels).error
 
 
-def test_a_few_right_answers_are_no_proof_of_certainty():
+def test_temperature_of_a_few_right_predictions_is_not_certain():
     """Ten images, all right: a likeliest fit would claim certainty, eleven of twelve is what can be said."""
     logits = np.eye(2, dtype=np.float32)[np.zeros(10, int)]
     temperature = fit_temperature(logits, np.zeros(10, np.int64))
     assert softmax(logits / temperature, axis=1)[:, 0] == pytest.approx(np.full(10, 11 / 12), abs=1e-3)
 
 
-def test_there_is_a_temperature_for_everything():
+def test_temperature_of_nothing_and_of_mistakes():
     nothing = np.zeros((0, 3), np.float32)
     assert fit_temperature(nothing, np.zeros(0, np.int64)) == 1.0
     wrong = fit_temperature(np.eye(3, dtype=np.float32) * 9, np.array([1, 2, 0]))
