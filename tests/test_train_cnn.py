@@ -965,7 +965,7 @@ def test_no_photograph_is_on_two_sides(store, twins, how, folds, monkeypatch, ca
         (["--folds", "1"], "--folds must be 0 (no cross-validation) or at least 2, got 1"),
         (
             ["--model-type", "resnet18_backbone", "--mixup", "0.2"],
-            "--mixup and --cutmix change images, and resnet18_backbone learns from features that were computed ",
+            "--mixup and --cutmix change images, and resnet18_backbone is trained on features that were computed ",
         ),
         (["--data", "mnits"], "the folder mnits does not exist, and no data set has that name; there are: mnist, "),
         (["--data", "./missing"], "the folder ./missing does not exist"),

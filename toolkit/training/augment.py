@@ -1,4 +1,4 @@
-"""Random changes to a batch of training images, drawn for each image apart, all at once."""
+"""Random changes to a batch of training images, drawn for each image, applied to all at once."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  torch's own convention
 from torch import Tensor
 
-DEGREES, ZOOM, SHIFT = 40.0, 0.5, 0.25  # the most that strength 1 would rotate, zoom and shift
+DEGREES, ZOOM, SHIFT = 40.0, 0.5, 0.25  # the largest rotation, zoom and shift at strength 1
 
 
 def augment(images: Tensor, strength: float, *, flip: bool, generator: torch.Generator) -> Tensor:
@@ -17,24 +17,23 @@ def augment(images: Tensor, strength: float, *, flip: bool, generator: torch.Gen
     images
         float32 (N, 3, H, W) in [0, 1], in any memory format.
     strength
-        How much, from 0, which leaves the images alone and does not flip them either, to 1. Each
-        change is drawn evenly between limits in proportion to the strength:
+        From 0, which changes nothing, flips included, to 1. Each change is drawn uniformly from a
+        range in proportion to the strength:
 
         ====================================================  ==========  ==========  ==========
-        what changes                                          at 0.1      at 0.3      at 0.5
+        change                                                at 0.1      at 0.3      at 0.5
         ====================================================  ==========  ==========  ==========
         rotation, either way, by up to                        4°          12°         20°
-        side of the part that is seen, by a factor of         0.95..1.05  0.85..1.15  0.75..1.25
+        side of the visible part, by a factor of              0.95..1.05  0.85..1.15  0.75..1.25
         shift in x and in y, either way, by up to             2.5 %       7.5 %       12.5 %
         brightness, contrast and saturation, each by          0.9..1.1    0.7..1.3    0.5..1.5
-        images in which a square is covered                 10 %        30 %        50 %
+        images in which a square is covered                   10 %        30 %        50 %
         ====================================================  ==========  ==========  ==========
 
-        A shift is in parts of the image's side. What comes in from outside is the image's own
-        reflection. The square has the image's mean colour and, at every strength, a tenth to a
-        third of its side.
+        A shift is a share of the image's side. The border is filled with the image's reflection. The
+        square has the image's mean colour and, at every strength, a tenth to a third of its side.
     flip
-        Whether half of the images are flipped from left to right.
+        Whether to flip half of the images left to right.
     generator
         The source of randomness, on the images' device.
 
@@ -66,12 +65,12 @@ def _uniform(low: float, high: float, count: int, generator: torch.Generator) ->
 
 
 def _centres(count: int, device: torch.device) -> Tensor:
-    """Where the pixels of a row lie, in 0..1."""
+    """The centres of a row's pixels, in 0..1."""
     return (torch.arange(count, device=device) + 0.5) / count
 
 
 def _move(images: Tensor, strength: float, flip: bool, generator: torch.Generator) -> Tensor:
-    """One affine map an image: flip, rotation, zoom and shift together."""
+    """Flip, rotate, zoom and shift each image in one affine map."""
     count, _, height, width = images.shape
     angle = _uniform(-1, 1, count, generator) * math.radians(DEGREES * strength)
     zoom = 1 + _uniform(-1, 1, count, generator) * ZOOM * strength
@@ -94,7 +93,7 @@ def _move(images: Tensor, strength: float, flip: bool, generator: torch.Generato
 
 
 def _recolour(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Brightness, contrast and saturation, as mixtures with black, the mean grey and the grey image."""
+    """Change brightness, contrast and saturation, as mixtures with black, the mean grey and the grey image."""
     count = len(images)
     brightness, contrast, saturation = (
         _uniform(1 - strength, 1 + strength, count, generator).view(count, 1, 1, 1) for _ in range(3)
@@ -107,7 +106,7 @@ def _recolour(images: Tensor, strength: float, generator: torch.Generator) -> Te
 
 
 def _erase(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Lay a square of the mean colour over some images."""
+    """Cover a square of some images with their mean colour."""
     count, _, height, width = images.shape
     side = _uniform(0.1, 1 / 3, count, generator).view(count, 1)
     top, left = (_uniform(0, 1, count, generator).view(count, 1) * (1 - side) for _ in range(2))

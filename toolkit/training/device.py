@@ -1,4 +1,4 @@
-"""Where and how exactly the sums are done: device, precision, and the processes that share the work."""
+"""Device, precision, and the processes of torchrun that share the work."""
 
 import ctypes
 import os
@@ -18,49 +18,49 @@ from toolkit.cli.terminal import echo, muted
 from toolkit.errors import SettingsError, first_line
 from toolkit.system.metrics import usable_cores
 
-RENDEZVOUS = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets beside WORLD_SIZE
+RENDEZVOUS = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun, with WORLD_SIZE
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes that torchrun started for one training; alone, a world of one.
+    """The processes that torchrun started for one training; a single process is a world of size 1.
 
     Parameters
     ----------
     rank
-        Which of them this one is, from 0; 0 keeps the records.
+        Number of this process, from 0; rank 0 logs and saves.
     size
-        How many there are.
+        Number of processes.
     """
 
     rank: int = 0
     size: int = 1
 
     def share(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """This process's part of ``positions`` (N,): every ``size``-th, so that each is in exactly one part."""
+        """This process's share of ``positions`` (N,): every ``size``-th, so that each is in exactly one share."""
         return positions[self.rank :: self.size]
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of every process's ``values``, in place."""
+        """The sum of ``values`` over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says yes."""
+        """Whether ``flag`` is true in any process."""
         if self.size == 1:
             return flag
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         return self.sum(torch.tensor([float(flag)], device=device)).item() > 0
 
     def broadcast_buffers(self, network: nn.Module) -> None:
-        """Give every process the first one's weights and statistics; batch statistics differ between them."""
+        """Copy rank 0's weights and statistics to every process; batch statistics differ between them."""
         if self.size > 1:
             for value in network.state_dict().values():
                 dist.broadcast(value, src=0)
 
     def gather_rows(self, own: Tensor, count: int) -> Tensor:
-        """All ``count`` rows in order, (count, ...), from those of each process's ``share``."""
+        """All ``count`` rows in order, (count, ...), from each process's ``share`` of them."""
         if self.size == 1:
             return own
         longest = -(-count // self.size)
@@ -76,15 +76,14 @@ SINGLE_PROCESS = World()
 
 @dataclass(frozen=True)
 class Device:
-    """Where and how exactly the sums are done.
+    """The device of a training, its precision, and the processes that share the work.
 
     Parameters
     ----------
     name
         ``cpu`` or ``cuda``.
     dtype
-        Of matrix products and convolutions: bfloat16 where the hardware multiplies it natively,
-        float32 otherwise.
+        Of matrix products and convolutions, bfloat16 or float32.
     compiled
         Whether networks go through ``torch.compile``.
     world
@@ -98,7 +97,7 @@ class Device:
 
     @classmethod
     def choose(cls, precision: str = "auto", *, compiled: bool = False, world: World = SINGLE_PROCESS) -> "Device":
-        """The GPU when there is one; bfloat16 when ``precision`` is ``auto`` and the hardware has it."""
+        """The GPU if there is one; bfloat16 if ``precision`` is ``auto`` and the hardware multiplies it natively."""
         name = "cuda" if torch.cuda.is_available() else "cpu"
         native = multiplies_bfloat16(name)
         half = precision == "bfloat16" or (precision == "auto" and native)
@@ -125,14 +124,19 @@ def multiplies_bfloat16(name: str) -> bool:
 
 
 def configure_torch(*, deterministic: bool = False, threads: int | None = None) -> None:
-    """Give torch its threads, and choose between the fastest and repeatable algorithms.
+    """Set torch's threads and the determinism of its algorithms.
 
-    Without ``threads`` it is given this process's share of the cores.
+    Parameters
+    ----------
+    deterministic
+        Whether to use repeatable algorithms instead of the fastest.
+    threads
+        None for this process's share of the cores.
 
     Raises
     ------
     SettingsError
-        torch cannot make its folder for compiled code, which it does whether anything is compiled or not.
+        torch cannot make its folder for compiled code, which it makes in any case.
     """
     _keep_freed_memory()
     torch.set_num_threads(threads or max(1, usable_cores() // _processes_here()))
@@ -148,13 +152,13 @@ def configure_torch(*, deterministic: bool = False, threads: int | None = None) 
 
 
 def _processes_here() -> int:
-    """Those of one training on this machine, by torchrun's word; one without it, or where it is no number."""
+    """The processes of the training on this machine, as torchrun sets them; 1 without torchrun."""
     given = os.environ.get("LOCAL_WORLD_SIZE", "1")
     return max(1, int(given)) if given.isdecimal() else 1
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep the memory that one step frees for the next, instead of giving it back to the system.
+    """Have glibc keep freed memory for the next step, instead of returning it to the system.
 
     Page faults cost simple_cnn a seventh of its time at 128 px.
     """
@@ -167,14 +171,14 @@ def _keep_freed_memory() -> None:
 
 @contextmanager
 def init_distributed() -> Iterator[World]:
-    """The world that torchrun describes in the environment, joined; a world of one without it.
+    """Join the processes that torchrun describes in the environment; a world of size 1 without it.
 
-    Only the first of its processes speaks.
+    Only rank 0 prints.
 
     Raises
     ------
     SettingsError
-        The environment describes half a world, as one does that was left over, or the others cannot be reached.
+        The environment is incomplete or invalid, or the other processes cannot be reached.
     """
     size = _size()
     if size == 1:
@@ -213,7 +217,7 @@ def _size() -> int:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the process at once: while torch waits for others, Python hears of no signal."""
+    """A context in which Ctrl-C and SIGTERM end the process at once: while torch waits, Python gets no signals."""
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     try:

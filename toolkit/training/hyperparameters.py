@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Hyperparameters(BaseModel):
-    """How one network is trained. The ranges are what makes sense; tuning searches narrower ones."""
+    """The hyperparameters of one training; the ranges are the sensible ones, tuning searches narrower ones."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -14,8 +14,8 @@ class Hyperparameters(BaseModel):
         "simple_cnn", description="network; resnet18_backbone trains only a new head on frozen features"
     )
     image_size: int = Field(64, ge=16, le=1024, description="side of the square images in pixels")
-    epochs: int = Field(15, ge=1, le=10_000, description="most passes over the training images")
-    batch_size: int = Field(32, ge=2, le=65_536, description="images a step")
+    epochs: int = Field(15, ge=1, le=10_000, description="maximum number of passes over the training images")
+    batch_size: int = Field(32, ge=2, le=65_536, description="images per step")
     learning_rate: float = Field(
         1e-3, gt=0, le=1, description="largest step size, after a warm-up and before a cosine decay"
     )
@@ -33,20 +33,23 @@ class Hyperparameters(BaseModel):
     mixup: float = Field(0.0, ge=0, le=10, description="alpha of mixup, which blends pairs of images; 0: off")
     cutmix: float = Field(0.0, ge=0, le=10, description="alpha of cutmix, which pastes one into another; 0: off")
     ema_decay: float = Field(
-        0.0, ge=0, lt=1, description="decay a step of an average of the weights, such as 0.99; 0: off"
+        0.0, ge=0, lt=1, description="decay per step of the average of the weights, such as 0.99; 0: off"
     )
     progressive_resize: float = Field(
-        1.0, ge=0.25, le=1, description="share of the image side to begin with, growing over two thirds of the epochs"
+        1.0,
+        ge=0.25,
+        le=1,
+        description="share of the image side in the first epoch; it grows over two thirds of the epochs",
     )
     feature_views: int = Field(
-        4, ge=1, le=64, description="versions of each image, the plain one among them, whose frozen features are kept"
+        4, ge=1, le=64, description="versions of each image, the unchanged one included, that a frozen backbone runs on"
     )
 
     @model_validator(mode="after")
     def _features_cannot_be_mixed(self) -> "Hyperparameters":
         if self.model_type == "resnet18_backbone" and (self.mixup or self.cutmix):
             raise ValueError(
-                "--mixup and --cutmix change images, and resnet18_backbone learns from features that were computed"
+                "--mixup and --cutmix change images, and resnet18_backbone is trained on features that were computed"
                 " before; leave them at 0 or choose resnet18"
             )
         return self

@@ -1,4 +1,4 @@
-"""Images mixed in pairs, and their classes with them: between two examples a network should be between sure."""
+"""Soft targets, and mixup and CutMix: images mixed in pairs, and their targets likewise."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def soft_targets(labels: Tensor, classes: int, smoothing: float = 0.0) -> Tensor:
-    """Class probabilities to learn from: 1 - ``smoothing`` for the true class, the rest spread over all classes.
+    """Target probabilities: 1 - ``smoothing`` for the true class, and the rest spread over all classes.
 
     Parameters
     ----------
@@ -41,10 +41,10 @@ def mix(
 ) -> tuple[Tensor, Tensor]:
     """Mix each image of a batch with the one before it, by mixup or by CutMix.
 
-    Mixup fades one image into the other; CutMix pastes a rectangle of the other over the first, and
-    what sticks out beyond the border is lost. The targets are mixed in the proportion of the images,
-    for CutMix in that of the pixels really pasted. The proportion is drawn for each image apart;
-    when both ways are on, a coin decides for the whole batch.
+    Mixup blends one image with the other; CutMix pastes a rectangle of the other, cut off at the
+    border, over the first. The targets are mixed in the proportion of the images, for CutMix in that
+    of the pixels pasted. The proportion is drawn for each image; if both are on, a coin flip chooses
+    for the whole batch.
 
     Parameters
     ----------
@@ -54,8 +54,8 @@ def mix(
         float32 (N, K), class probabilities.
     mixup, cutmix
         The proportion's distribution is Beta(a, a) with this a; 0 is off. With 1 all proportions are
-        as likely; the smaller it is, the more one image of the two prevails. Usual are 0.2 for
-        mixup and 1 for CutMix.
+        equally likely; the smaller a is, the more one of the two images dominates. Usual values are
+        0.2 for mixup and 1 for CutMix.
     generator
         The source of randomness, on the images' device.
 
@@ -71,7 +71,7 @@ def mix(
 
     Examples
     --------
-    Black and white become grey, and as grey as the second class is likely:
+    Black and white become a grey as light as the second class is likely:
 
     >>> images = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 8, 8)
     >>> mixed, targets = mix(images, torch.eye(2), mixup=1.0, cutmix=0.0, generator=torch.Generator())
@@ -91,7 +91,7 @@ def _before(batch: Tensor) -> Tensor:
 
 
 def _kept(images: Tensor, mixup: float, cutmix: float, generator: torch.Generator) -> Tensor:
-    """How much of each pixel stays, in 0..1: (N, 1, H, W), or (N, 1, 1, 1) where all pixels are alike."""
+    """The share of each pixel that stays, in 0..1: (N, 1, H, W), or (N, 1, 1, 1) if it is the same for all."""
     count, _, height, width = images.shape
     if cutmix <= 0:
         return _beta(mixup, count, generator).view(count, 1, 1, 1)
@@ -105,7 +105,7 @@ def _kept(images: Tensor, mixup: float, cutmix: float, generator: torch.Generato
 
 def _box(area: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
     """float32 (N, 1, H, W): 1 around a random point, in a box of the image's shape and this share of its area."""
-    half = area.sqrt().view(-1, 1) / 2  # of a side, in parts of the image's
+    half = area.sqrt().view(-1, 1) / 2  # of a side, as a share of the image's
 
     def inside(pixels: int) -> Tensor:
         centres = (torch.arange(pixels, device=area.device) + 0.5) / pixels

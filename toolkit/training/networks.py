@@ -1,4 +1,4 @@
-"""The networks: simple_cnn, resnet18 and resnet18_backbone, and the weights they may start from."""
+"""The networks simple_cnn, resnet18 and resnet18_backbone, and their starting weights."""
 
 import hashlib
 import socket
@@ -14,16 +14,16 @@ from toolkit.training.pretrained_weights import resnet18_weights
 NETWORKS = ("simple_cnn", "resnet18", "resnet18_backbone")
 AUTO, IMAGENET, NONE = "auto", "imagenet", "none"
 DOWNLOAD_TIMEOUT_S = 15
-RESNET18_FEATURES = 512  # what it gives for an image before its last layer
+RESNET18_FEATURES = 512  # inputs of its last layer
 
 
 class SimpleCNN(nn.Module):
-    """Four convolution blocks, each halving the image, then a linear layer.
+    """Four convolution blocks, each of which halves the image, then a linear layer.
 
     Parameters
     ----------
     classes
-        How many there are, K.
+        Number of classes, K.
     dropout
         Share of features set to zero before the linear layer while training, in [0, 1).
 
@@ -46,7 +46,15 @@ class SimpleCNN(nn.Module):
 
 
 class FrozenBackbone(nn.Module):
-    """A ResNet-18 whose weights and statistics stay as they are; only its new head is trained."""
+    """A network with a frozen backbone: its weights and statistics do not change, only the head is trained.
+
+    Parameters
+    ----------
+    backbone
+        Maps float32 (N, 3, H, W) to features (N, F).
+    head
+        Maps features to logits (N, K).
+    """
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -60,26 +68,31 @@ class FrozenBackbone(nn.Module):
         return logits
 
     def train(self, mode: bool = True) -> "FrozenBackbone":
-        """Keep the backbone in evaluation mode, so that its running statistics do not move."""
+        """Set the mode of the head; the backbone stays in evaluation mode, so that its statistics do not change."""
         super().train(mode)
         self.backbone.eval()
         return self
 
 
 def build_network(name: str, classes: int, dropout: float, state: dict[str, Tensor] | None) -> nn.Module:
-    """A network for ``classes`` classes.
+    """Build a network.
 
     Parameters
     ----------
     name
         One of ``NETWORKS``.
     classes
-        How many classes, K.
+        Number of classes, K.
     dropout
-        Share of features dropped before the last layer while training.
+        Share of features set to zero before the last layer while training, in [0, 1).
     state
-        Pretrained weights of a ResNet-18 (``load_weights``), or None for random ones. The layer
-        ``fc`` in them is ignored: the head is always new.
+        Pretrained weights of a ResNet-18 (``load_weights``), or None for random ones. Their layer
+        ``fc`` is ignored: the head is always new.
+
+    Raises
+    ------
+    SettingsError
+        There is no network of that name.
     """
     if name == "simple_cnn":
         return SimpleCNN(classes, dropout)
@@ -96,19 +109,19 @@ def build_network(name: str, classes: int, dropout: float, state: dict[str, Tens
 
 
 def load_weights(choice: str) -> tuple[dict[str, Tensor] | None, str]:
-    """The pretrained weights of a ResNet-18, and what is to be said about them.
+    """The pretrained weights of a ResNet-18, None for random ones, and their origin in words.
 
     Parameters
     ----------
     choice
         ``imagenet``: torchvision's, from its cache or by download; ``none``: random; ``auto``:
-        ImageNet's when they can be had, random otherwise; else the path of a file with a ResNet-18's
-        weights (``weights.resnet18_weights``), which is read without unpickling any object.
+        ImageNet's if available, random otherwise; else the path of a file with a ResNet-18's
+        weights (``pretrained_weights.resnet18_weights``), which is read without unpickling any object.
 
     Raises
     ------
     SettingsError
-        The weights that were asked for cannot be had, and what to do about it.
+        The weights are not available; the message says what to do.
     """
     if choice == NONE:
         return None, "random"
@@ -128,7 +141,7 @@ def load_weights(choice: str) -> tuple[dict[str, Tensor] | None, str]:
 
 
 def _resnet18() -> nn.Module:
-    """torchvision's, with random weights; to import it takes seconds, which simple_cnn can do without."""
+    """torchvision's ResNet-18 with random weights; the import takes seconds, which simple_cnn does without."""
     from torchvision.models import resnet18
 
     network: nn.Module = resnet18(weights=None)
@@ -139,7 +152,7 @@ def _download() -> dict[str, Tensor]:
     from torchvision.models import ResNet18_Weights
 
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # torch.hub sets none, and would wait for ever
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # torch.hub sets none
     try:
         return dict(ResNet18_Weights.DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True))
     finally:
@@ -147,7 +160,7 @@ def _download() -> dict[str, Tensor]:
 
 
 def _from_file(path: Path) -> tuple[dict[str, Tensor], str]:
-    """Weights, and a note that tells them from other weights in a file of that name."""
+    """The weights in a file, and its name and digest."""
     if not path.is_file():
         raise SettingsError(
             f"--weights must be auto, imagenet, none or a file of weights, got {path}, which does not exist"

@@ -1,9 +1,8 @@
-"""Weights of a ResNet-18 in a file, as torch and other tools save them.
+"""Weights of a ResNet-18 from a file, as torch and other tools save them.
 
-A state dict alone, or beside other things under one of several names; its keys as torchvision names
-them, or behind what wrapped the network; a checkpoint of Lightning; a file of safetensors. Nothing in a
-file is ever unpickled but tensors, numbers, texts and their containers: whatever else it holds is read as
-an empty stand-in.
+A state dict alone, or with other entries under one of several names; with torchvision's keys, or these
+behind the prefix of a wrapper; a Lightning checkpoint; a file of safetensors. Only tensors, numbers,
+texts and their containers are unpickled: any other object is read as an empty placeholder.
 """
 
 from collections import OrderedDict
@@ -20,46 +19,46 @@ from toolkit.cli.terminal import echo
 from toolkit.errors import SettingsError, first_line
 
 NESTED = ("state_dict", "model_state_dict", "model", "weights", "network", "net", "state_dict_ema", "model_ema")
-COMPILED = "_orig_mod."  # what torch.compile puts anywhere into a key
-FIRST = "conv1.weight"  # of a ResNet: what stands before it in a file stands before all
+COMPILED = "_orig_mod."  # torch.compile puts it anywhere into a key
+FIRST = "conv1.weight"  # of a ResNet: its prefix in a file is that of all weights
 HEAD = "fc."
-COUNTER = ".num_batches_tracked"  # which torchvision's own files lack
-MOST_NAMED = 4  # entries, in a message
+COUNTER = ".num_batches_tracked"  # missing in torchvision's own files
+MAX_NAMED = 4  # entries, in a message
 
 
-class _Blank:
-    """What is read in the place of an object that is not to be loaded; it does nothing and keeps nothing."""
+class _Placeholder:
+    """An empty object in the place of one that must not be loaded."""
 
     def __init__(self, *_: object, **__: object) -> None: ...
 
     def __setstate__(self, _: object) -> None: ...
 
 
-class _Entries:
-    """The same in the place of an object that may be a kind of dictionary, and to which torch adds entries."""
+class _DictPlaceholder:
+    """An empty dictionary in the place of an object to which torch may add entries."""
 
     def __new__(cls, *_: object, **__: object) -> Any:
-        return OrderedDict()  # torch adds to no other kind
+        return OrderedDict()  # the only type that torch adds entries to
 
 
 def resnet18_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a ResNet-18 in a file, under torchvision's names.
 
-    What else the file holds, such as a head for other classes, is left out and said.
+    Other entries of the file, such as a head for other classes, are ignored and named on the terminal.
 
     Parameters
     ----------
     path
-        Of a ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file.
+        A ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file.
     expected
-        A ResNet-18's state dict; its head ``fc`` is not asked for.
+        A ResNet-18's state dict; its head ``fc`` need not be in the file.
 
     Raises
     ------
     OSError
         The file cannot be read.
     SettingsError
-        It holds no weights, or none that fit, or several networks that do.
+        The file holds no weights, none that fit, or several networks that do.
     """
     content = _from_safetensors(path) if path.suffix.lower() == ".safetensors" else _from_torch(path)
     states = list(_states(content))
@@ -79,7 +78,7 @@ def resnet18_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Te
                 f"--weights {path} holds several networks that fit, behind {names}; save one of them alone"
             )
         if fitting:
-            return _taken(path, state, fitting[0], needed)
+            return _select(path, state, fitting[0], needed)
         missing.append(min(wrong.values(), key=len))
     raise SettingsError(
         f"--weights {path} does not fit a ResNet-18: {min(missing, key=len)[0]} is missing or misshapen"
@@ -87,13 +86,13 @@ def resnet18_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def _from_torch(path: Path) -> Any:
-    """A file of torch, in which stand-ins take the places of all objects that are no weights."""
+    """The contents of a file of torch, with placeholders for all objects that are no weights."""
     unknown: list[str] = []
     with suppress(ValueError, RuntimeError):  # an old file, or none of torch's: its objects are refused
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    for stand_in in (_Entries, _Blank):
+    for placeholder in (_DictPlaceholder, _Placeholder):
         kinds: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-            (_Blank if name.startswith("numpy") else stand_in, name) for name in unknown
+            (_Placeholder if name.startswith("numpy") else placeholder, name) for name in unknown
         ]
         try:
             with torch.serialization.safe_globals(kinds):
@@ -109,7 +108,7 @@ def _from_safetensors(path: Path) -> Any:
     try:
         from safetensors.torch import load_file  # optional
     except ImportError:
-        raise SettingsError(f"--weights {path} needs a package more: pip install safetensors") from None
+        raise SettingsError(f"--weights {path} needs the package safetensors: pip install safetensors") from None
     try:
         return load_file(path)
     except OSError:
@@ -119,7 +118,7 @@ def _from_safetensors(path: Path) -> Any:
 
 
 def _states(content: Any) -> Iterator[dict[str, Tensor]]:
-    """The state dicts in a file, the likeliest first."""
+    """The state dicts in a file, the most likely first."""
     if not isinstance(content, Mapping):
         return
     for nested in (content, *(content[name] for name in NESTED if name in content)):
@@ -132,13 +131,13 @@ def _states(content: Any) -> Iterator[dict[str, Tensor]]:
 
 
 def _prefixes(state: Mapping[str, Tensor]) -> list[str]:
-    """What may stand before the names of a ResNet's weights, the shortest first."""
+    """The possible prefixes of the names of a ResNet's weights, the shortest first."""
     found = {key.removesuffix(FIRST) for key in state if key.endswith(FIRST)}
     return sorted((prefix for prefix in found if not prefix or prefix.endswith(".")), key=len) or [""]
 
 
 def _wrong(state: Mapping[str, Tensor], prefix: str, expected: Mapping[str, Tensor], needed: list[str]) -> list[str]:
-    """The names that are missing behind a prefix, or have another shape."""
+    """The needed names that are missing with a prefix, or have another shape."""
     return [
         key
         for key in needed
@@ -146,12 +145,12 @@ def _wrong(state: Mapping[str, Tensor], prefix: str, expected: Mapping[str, Tens
     ]
 
 
-def _taken(path: Path, state: Mapping[str, Tensor], prefix: str, needed: list[str]) -> dict[str, Tensor]:
+def _select(path: Path, state: Mapping[str, Tensor], prefix: str, needed: list[str]) -> dict[str, Tensor]:
     taken = {key: state[prefix + key] for key in needed if prefix + key in state}
     left = [key for key in state if key.removeprefix(prefix) not in taken]
     if left:
-        shown = [f"{key} ({' x '.join(map(str, state[key].shape)) or 'a number'})" for key in left[:MOST_NAMED]]
-        more = f" and {len(left) - MOST_NAMED} more" if len(left) > MOST_NAMED else ""
+        shown = [f"{key} ({' x '.join(map(str, state[key].shape)) or 'a number'})" for key in left[:MAX_NAMED]]
+        more = f" and {len(left) - MAX_NAMED} more" if len(left) > MAX_NAMED else ""
         _say_once(f"not used of {path.name}: {', '.join(shown)}{more}; a ResNet gets a new head")
     return taken
 

@@ -26,5 +26,5 @@ def test_without_a_home_the_default_folder_asks_for_one(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", nobody)
-    with pytest.raises(DataError, match=r"^there is no home folder to keep decoded images in; give a --cache-dir$"):
+    with pytest.raises(DataError, match=r"^there is no home folder for decoded images; give a --cache-dir$"):
         default_folder({}, "linux")

@@ -54,7 +54,7 @@ def test_what_is_optional_is_off_until_it_is_asked_for():
 @pytest.mark.parametrize("switch", ["mixup", "cutmix"])
 def test_features_that_were_computed_before_cannot_be_mixed(switch):
     message = (
-        "--mixup and --cutmix change images, and resnet18_backbone learns from features that were computed before;"
+        "--mixup and --cutmix change images, and resnet18_backbone is trained on features that were computed before;"
         " leave them at 0 or choose resnet18"
     )
     with pytest.raises(ValidationError, match=message):

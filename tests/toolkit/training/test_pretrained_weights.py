@@ -95,7 +95,9 @@ def test_a_file_of_safetensors_is_read(state, monkeypatch):
     found = resnet18_weights(Path("w.safetensors"), state)
     assert torch.equal(found["conv1.weight"], state["conv1.weight"])
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(SettingsError, match=r"^--weights w.safetensors needs a package more: pip install safetensors$"):
+    with pytest.raises(
+        SettingsError, match=r"^--weights w.safetensors needs the package safetensors: pip install safetensors$"
+    ):
         resnet18_weights(Path("w.safetensors"), state)
 
 

@@ -171,7 +171,7 @@ def test_what_is_wrong_with_a_file_is_one_line(text, message):
 
 
 def test_a_hyperparameter_that_does_not_go_with_another_is_refused_before_a_trial_fails():
-    features = "learns from features that were computed before; leave them at 0 or choose resnet18"
+    features = "is trained on features that were computed before; leave them at 0 or choose resnet18"
     for mixup, shown in (("{low: 0, high: 0.4}", "0.4"), ("[0, 0.2]", "0.2"), ("1", "1")):
         with pytest.raises(SettingsError) as caught:
             read_space(f"mixup: {mixup}", FULL, Hyperparameters)
