@@ -1,4 +1,4 @@
-"""What training and tuning are both told."""
+"""The settings that training and tuning share."""
 
 from pathlib import Path
 
@@ -22,9 +22,9 @@ def test_the_default_folder_is_the_systems(monkeypatch):
 
 
 def test_without_a_home_the_default_folder_asks_for_one(monkeypatch):
-    def nobody():
+    def no_home():
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(Path, "home", nobody)
+    monkeypatch.setattr(Path, "home", no_home)
     with pytest.raises(DataError, match=r"^there is no home folder for decoded images; give a --cache-dir$"):
         default_folder({}, "linux")

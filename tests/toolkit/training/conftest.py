@@ -11,7 +11,7 @@ from toolkit.tracking.run import Run
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """They are slower on several threads, above all beside other work."""
+    """They are slower on several threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -52,7 +52,7 @@ def test_the_result_is_a_batch_of_images_again(strength, flip, seed, shape):
     assert torch.equal(batch, before)
 
 
-def test_each_image_is_changed_in_its_own_way_and_the_same_way_again_from_the_seed():
+def test_each_image_has_its_own_reproducible_change():
     batch = coordinates(16)
     first = augment(batch, 0.3, flip=True, generator=seeded(1))
     assert torch.equal(first, augment(batch, 0.3, flip=True, generator=seeded(1)))
@@ -79,7 +79,7 @@ def test_the_move_is_torchs_own_affine_map():
     assert torch.allclose(_move(batch, 0.1, True, seeded(1)), expected, atol=1e-3)
 
 
-def test_the_colours_are_mixtures_with_black_the_mean_grey_and_the_grey_image():
+def test_brightness_contrast_and_saturation_by_hand():
     """Brightness, contrast and saturation one after the other, with the factors drawn in this order."""
     batch = 0.4 + 0.2 * torch.rand(9, 3, 5, 7, generator=seeded())  # nothing reaches 0 or 1
     factors = torch.rand(3, 9, generator=seeded(1)) * 0.4 + 0.8
@@ -113,9 +113,7 @@ def test_half_are_flipped_when_that_changes_no_class(flip):
     ("strength", "zoomed", "degrees", "shifted"),
     [(0.1, 0.05, 4, 0.025), (0.3, 0.15, 12, 0.075), (0.5, 0.25, 20, 0.125)],
 )
-def test_rotation_zoom_and_shift_stay_within_the_bounds_of_the_docstring_and_use_them(
-    strength, zoomed, degrees, shifted
-):
+def test_rotation_zoom_and_shift_span_the_documented_range(strength, zoomed, degrees, shifted):
     slopes, shifts = maps(_move(coordinates(500), strength, False, seeded()))
     zoom = slopes[:, :, 0].norm(dim=1)
     angle = torch.atan2(slopes[:, 1, 0], slopes[:, 0, 0])

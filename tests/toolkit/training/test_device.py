@@ -47,7 +47,7 @@ def test_the_precision_can_be_chosen():
         assert (product @ product).dtype is torch.float32
 
 
-def test_by_itself_it_is_bfloat16_only_where_the_hardware_multiplies_that():
+def test_auto_precision_is_bfloat16_only_on_native_hardware():
     chosen = Device.choose()
     assert chosen.name == ("cuda" if torch.cuda.is_available() else "cpu")
     assert chosen.dtype is (torch.bfloat16 if multiplies_bfloat16(chosen.name) else torch.float32)
@@ -167,7 +167,7 @@ def wait_in_vain(port, out):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_who_waits_for_processes_that_never_come_says_so_and_can_be_stopped(tmp_path, sent):
+def test_waiting_for_missing_processes_is_reported_and_stoppable(tmp_path, sent):
     process = context().Process(target=wait_in_vain, args=(free_port(), tmp_path / "out"))
     process.start()
     said = "waiting for the other processes, since WORLD_SIZE is 2; unset it if there are none\n"

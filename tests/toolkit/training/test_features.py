@@ -14,7 +14,7 @@ from toolkit.training.hyperparameters import Hyperparameters
 from toolkit.training.loop import FitConfig, fit, predict_logits
 from toolkit.training.networks import FrozenBackbone
 
-RECIPE = Hyperparameters(
+HPARAMS = Hyperparameters(
     model_type="resnet18_backbone", image_size=16, augmentation=0.3, feature_views=3, epochs=3, batch_size=8
 )
 
@@ -34,7 +34,7 @@ class Means(nn.Module):
 
 
 def features_of(part, backbone=None, seed=0, **changes):
-    hparams = RECIPE.model_copy(update=changes)
+    hparams = HPARAMS.model_copy(update=changes)
     return Features.of(backbone or Means(), part, hparams, seed, CPU)
 
 
@@ -84,7 +84,7 @@ def test_trainings_of_like_strength_share_their_views(monkeypatch):
     part, backbone, known = some(7, 0, 11, 4, 5), Means(), {}
 
     def views(augmentation, seed=0):
-        hparams = RECIPE.model_copy(update={"augmentation": augmentation})
+        hparams = HPARAMS.model_copy(update={"augmentation": augmentation})
         return Features.of(backbone, part, hparams, seed, CPU, known).views
 
     first = views(0.3)
@@ -151,18 +151,18 @@ def network():
 
 def test_a_training_sends_each_image_through_the_backbone_once_a_view():
     frozen, training, validation = network(), some(*range(8)), some(*range(8, 12))
-    fit(frozen, training, validation, FitConfig(RECIPE, 0, CPU))
+    fit(frozen, training, validation, FitConfig(HPARAMS, 0, CPU))
     assert frozen.backbone.seen == 3 * 12
 
 
 def test_folds_share_what_was_computed_before():
     """And a fold that is given the features comes to the same as one that computes them."""
     parts = (some(*range(8)), some(*range(8, 12)))
-    alone = fit(network(), *parts, FitConfig(RECIPE, 0, CPU))
+    alone = fit(network(), *parts, FitConfig(HPARAMS, 0, CPU))
     features = features_of(some(*range(12)))
     for training, validation in (parts, parts[::-1]):
         frozen = network()
-        fold = fit(frozen, training, validation, FitConfig(RECIPE, 0, CPU, features))
+        fold = fit(frozen, training, validation, FitConfig(HPARAMS, 0, CPU, features))
         assert frozen.backbone.seen == 0
         assert len(fold.val_logits) == len(validation)
         if training is parts[0]:
@@ -176,7 +176,7 @@ def test_folds_share_what_was_computed_before():
 def shared(world, counts):
     device = Device("cpu", torch.float32, world=world)
     parts = [some(*range(count)) for count in counts]
-    return [Features.of(Means(), part, RECIPE, 0, device).views.numpy() for part in parts]
+    return [Features.of(Means(), part, HPARAMS, 0, device).views.numpy() for part in parts]
 
 
 def test_processes_share_the_images_and_all_have_all_features():

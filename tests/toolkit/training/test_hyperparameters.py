@@ -1,4 +1,4 @@
-"""The hyperparameters: what tuning proposes is always a hparams, and nonsense never is."""
+"""The hyperparameters: proposals of tuning are always valid, and nonsense is refused."""
 
 import pytest
 from pydantic import ValidationError

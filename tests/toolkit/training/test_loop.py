@@ -1,4 +1,4 @@
-"""The training loop: it learns, keeps the best epoch, does the same again, and goes on from wherever it was stopped."""
+"""The training loop: it learns, keeps the best epoch, is reproducible, and resumes from any step."""
 
 import copy
 import math
@@ -30,12 +30,12 @@ from toolkit.training.loop import (
 from toolkit.training.networks import SimpleCNN, build_network
 from toolkit.training.train_step import lr_multiplier
 
-RECIPE = Hyperparameters(image_size=16, epochs=4, batch_size=8, augmentation=0, dropout=0, learning_rate=0.05)
+HPARAMS = Hyperparameters(image_size=16, epochs=4, batch_size=8, augmentation=0, dropout=0, learning_rate=0.05)
 MEASURED = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate")  # and not timed
 
 
 def train(network, *, seed=0, device=CPU, **changes):
-    hparams = RECIPE.model_copy(update=changes)
+    hparams = HPARAMS.model_copy(update=changes)
     return fit(network, colours(60), colours(30, seed=1), FitConfig(hparams, seed, device))
 
 
@@ -47,7 +47,7 @@ def measured(fitted):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_it_learns_what_can_be_told_apart(optimizer):
+def test_it_learns_separable_classes(optimizer):
     fitted = train(fresh(), optimizer=optimizer, epochs=12, learning_rate=0.1, augmentation=0.1)
     assert fitted.best_val_accuracy == 1.0
     assert fitted.history[-1].train_loss < 0.7 * fitted.history[0].train_loss
@@ -64,7 +64,7 @@ def digits(*indices):
 
 def test_bfloat16_learns_as_well_as_float32():
     """Ten kinds of digits; 15 of 300 are two standard deviations of the difference between two accuracies of 0.95."""
-    hparams = RECIPE.model_copy(update={"epochs": 5, "batch_size": 32, "learning_rate": 3e-3, "patience": 10})
+    hparams = HPARAMS.model_copy(update={"epochs": 5, "batch_size": 32, "learning_rate": 3e-3, "patience": 10})
     training, validation, half = digits(400), digits(400, 700), Device("cpu", torch.bfloat16)
     exact, coarse = (
         fit(fresh(SimpleCNN, 0, 10), training, validation, FitConfig(hparams, 0, device)) for device in (CPU, half)
@@ -81,11 +81,11 @@ def test_bfloat16_learns_as_well_as_float32():
     assert (rounded.argmax(axis=1) == logits.argmax(axis=1)).mean() > 0.98
 
 
-def test_the_figures_of_an_epoch_are_those_of_the_network():
+def test_epoch_metrics_are_those_of_the_network():
     """One batch an epoch, so that loss and accuracy of training are those of the weights before the step."""
     network, training, validation = fresh(), colours(60), colours(30, seed=1)
     before = predict_logits(network, training, CPU)
-    hparams = RECIPE.model_copy(update={"batch_size": 64, "epochs": 1})
+    hparams = HPARAMS.model_copy(update={"batch_size": 64, "epochs": 1})
     fitted = fit(network, training, validation, FitConfig(hparams, 0, CPU))
     (epoch,) = fitted.history
     assert epoch.train_loss == pytest.approx(cross_entropy(before, training.labels), rel=1e-5)
@@ -110,7 +110,7 @@ def test_the_learning_rate_follows_the_schedule_over_all_epochs():
     assert rates[0] == pytest.approx(0.05 / 3)
 
 
-def test_logits_come_in_the_order_of_the_part_however_many_there_are():
+def test_predict_logits_keeps_the_order_of_the_subset():
     network, many = fresh(), colours(300)
     chosen = Subset(many.pixels, many.labels, np.array([5, 299, 0, 130]))
     everything = predict_logits(network, many, CPU)
@@ -156,10 +156,10 @@ def spoil(epoch, trained, _):
             trained.head.weight.neg_()
 
 
-SPOILT = RECIPE.model_copy(update={"epochs": 50, "learning_rate": 1e-6, "patience": 3, "optimizer": "sgd"})
+SPOILT = HPARAMS.model_copy(update={"epochs": 50, "learning_rate": 1e-6, "patience": 3, "optimizer": "sgd"})
 
 
-def test_patience_ends_a_training_and_the_best_epoch_comes_back():
+def test_early_stopping_restores_the_best_epoch():
     noted = []
     best = []
 
@@ -180,9 +180,9 @@ def test_patience_ends_a_training_and_the_best_epoch_comes_back():
     assert not fitted.network.training
 
 
-def test_without_validation_all_epochs_are_run_and_the_last_one_counts():
+def test_without_validation_the_last_epoch_counts():
     network, last = fresh(), []
-    hparams = RECIPE.model_copy(update={"patience": 1, "min_delta": 1.0, "epochs": 5})
+    hparams = HPARAMS.model_copy(update={"patience": 1, "min_delta": 1.0, "epochs": 5})
 
     def on_epoch(_, trained, best):
         last.append((best, copy.deepcopy(trained.state_dict())))
@@ -197,11 +197,11 @@ def test_without_validation_all_epochs_are_run_and_the_last_one_counts():
     assert not torch.equal(last[0][1]["head.weight"], last[-1][1]["head.weight"])
 
 
-def test_with_an_average_of_the_weights_that_is_what_is_validated_and_kept():
+def test_with_ema_the_average_is_validated_and_kept():
     """Its decay of at most 0.5 leaves it behind the network by about a step."""
     network, seen = fresh(), []
     validation = colours(30, seed=1)
-    hparams = RECIPE.model_copy(update={"ema_decay": 0.5, "epochs": 2})
+    hparams = HPARAMS.model_copy(update={"ema_decay": 0.5, "epochs": 2})
 
     def on_epoch(_, judged, best):
         seen.append((weights(network), weights(judged), predict_logits(judged, validation, CPU)))
@@ -217,7 +217,7 @@ def test_with_an_average_of_the_weights_that_is_what_is_validated_and_kept():
 # --- what goes wrong ----------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_no_number_ends_the_training_with_advice():
+def test_a_nan_loss_ends_training_with_advice():
     network = fresh()
     with torch.no_grad():
         network.head.bias.fill_(math.nan)
@@ -248,7 +248,7 @@ SEVENTY = colours(70)
 @given(st.integers(2, 70), st.integers(2, 20))
 def test_no_batch_holds_a_single_image_and_none_is_left_out(count, batch_size):
     network, some = fresh(), Subset(SEVENTY.pixels, SEVENTY.labels, np.arange(count))
-    fit(network, some, None, FitConfig(RECIPE.model_copy(update={"batch_size": batch_size, "epochs": 1}), 0, CPU))
+    fit(network, some, None, FitConfig(HPARAMS.model_copy(update={"batch_size": batch_size, "epochs": 1}), 0, CPU))
     assert sum(network.batches) == count
     assert min(network.batches) >= 2
     assert max(network.batches) <= max(batch_size, 3)
@@ -266,7 +266,7 @@ def test_each_image_is_seen_once_an_epoch_in_an_order_of_its_own():
 
     pixels = np.broadcast_to(np.arange(20, dtype=np.uint8)[:, None, None, None], (20, 8, 8, 3)).copy()
     part = Subset(pixels, np.arange(20) % 3, np.arange(20))
-    hparams = RECIPE.model_copy(update={"epochs": 3, "image_size": 8})
+    hparams = HPARAMS.model_copy(update={"epochs": 3, "image_size": 8})
     fit(fresh(Notes), part, None, FitConfig(hparams, 0, CPU), FitCallbacks(lambda *_: seen.append([])))
     assert [sorted(epoch) for epoch in seen] == [list(range(20))] * 3 + [[]]
     assert len({tuple(epoch) for epoch in seen}) == 4
@@ -297,12 +297,12 @@ def test_training_images_grow_and_validation_images_do_not():
             seen.append((self.training, images.shape[-1]))
             return super().forward(images)
 
-    hparams = RECIPE.model_copy(update={"image_size": 64, "epochs": 3, "progressive_resize": 0.5, "batch_size": 12})
+    hparams = HPARAMS.model_copy(update={"image_size": 64, "epochs": 3, "progressive_resize": 0.5, "batch_size": 12})
     fit(fresh(Notes), colours(12, size=64), colours(6, size=64), FitConfig(hparams, 0, CPU))
     assert seen == [(True, 32), (False, 64), (True, 48), (False, 64), (True, 64), (False, 64)]
 
 
-# --- going on -----------------------------------------------------------------------------------
+# --- resuming -----------------------------------------------------------------------------------
 
 EVERYTHING = {"ema_decay": 0.9, "mixup": 0.2, "cutmix": 1.0, "class_weights": "balanced", "label_smoothing": 0.1,
               "progressive_resize": 0.5, "augmentation": 0.3, "learning_rate": 1e-3, "image_size": 48}  # fmt: skip
@@ -317,30 +317,30 @@ KINDS = {
 
 
 class Training:
-    """A small training of some kind, which can be run as a whole, be stopped, and gone on with."""
+    """A small training of some kind, which can run as a whole, be stopped, and be resumed."""
 
     def __init__(self, kind, folder, device=CPU):
         self.network, changes = KINDS[kind]
-        self.hparams = RECIPE.model_copy(update={"patience": 10, **changes})
+        self.hparams = HPARAMS.model_copy(update={"patience": 10, **changes})
         size = self.hparams.image_size
         many = colours(40, size=size)
         uneven = np.flatnonzero((many.labels != 1) | (many.indices < 10))  # 14, 3 and 13 of the colours: 4 batches
         self.parts = Subset(many.pixels, many.labels, uneven), colours(15, seed=1, size=size)
         self.folder, self.device = folder, device
 
-    def run(self, network=None, progress=None, **how):
+    def run(self, network=None, state=None, **how):
         return fit(
             network or self.network(),
             *self.parts,
             FitConfig(self.hparams, 3, self.device),
             FitCallbacks(**how),
-            progress,
+            state,
         )
 
-    def save(self, progress):
-        """Keep the progress in a file named after what is done."""
-        name = f"{len(progress.facts['history'])}-{progress.facts['step']}"
-        Checkpoint(self.folder, name, {}, {"final": progress}).save()
+    def save(self, state):
+        """Save the state to a file named after its epoch and step."""
+        name = f"{len(state.facts['history'])}-{state.facts['step']}"
+        Checkpoint(self.folder, name, {}, {"final": state}).save()
 
     def saved(self, name):
         return open_checkpoint(name, self.folder).phases["final"]
@@ -369,37 +369,37 @@ def assert_same(one, other):
     )  # fmt: skip
 
 
-def test_each_batch_is_told_with_how_many_there_are_also_after_a_resumption(tmp_path):
+def test_on_batch_counts_all_batches_also_when_resumed(tmp_path):
     training = Training("tiny", tmp_path)
-    told = []
-    training.run(on_checkpoint=training.save, on_batch=lambda *numbers: told.append(numbers))
+    counts = []
+    training.run(on_checkpoint=training.save, on_batch=lambda *numbers: counts.append(numbers))
     each = 4 + 1  # batches of training and of validation
-    assert told == [(number, 4 * each) for number in range(1, 4 * each + 1)]
-    told.clear()
-    training.run(progress=training.saved("2-0"), on_batch=lambda *numbers: told.append(numbers))
-    assert told == [(number, 4 * each) for number in range(2 * each + 1, 4 * each + 1)]
+    assert counts == [(number, 4 * each) for number in range(1, 4 * each + 1)]
+    counts.clear()
+    training.run(state=training.saved("2-0"), on_batch=lambda *numbers: counts.append(numbers))
+    assert counts == [(number, 4 * each) for number in range(2 * each + 1, 4 * each + 1)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_training_goes_on_from_any_epoch_to_the_same_result(kind, tmp_path):
+def test_resuming_from_any_epoch_gives_the_same_result(kind, tmp_path):
     training = Training(kind, tmp_path)
     whole = training.run(on_checkpoint=training.save)
     assert len(whole.history) == 4
     for epoch in (1, 2, 3, 4):
-        assert_same(training.run(progress=training.saved(f"{epoch}-0")), whole)
+        assert_same(training.run(state=training.saved(f"{epoch}-0")), whole)
 
 
 def test_a_finished_training_is_not_trained_again(tmp_path):
     training, network = Training("tiny", tmp_path), fresh()
     whole = training.run(on_checkpoint=training.save)
-    again = training.run(network, on_checkpoint=training.save, progress=training.saved("4-0"))
+    again = training.run(network, on_checkpoint=training.save, state=training.saved("4-0"))
     assert network.batches == []
     assert_same(again, whole)
     assert again.seconds >= whole.history[-1].epoch_duration_s
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ctrl_c_finishes_the_step_and_the_training_goes_on_from_there(kind, tmp_path):
+def test_ctrl_c_finishes_the_step_and_can_be_resumed(kind, tmp_path):
     """Four steps an epoch; the last step of one is followed by its validation."""
     training = Training(kind, tmp_path)
     whole = training.run()
@@ -408,14 +408,14 @@ def test_ctrl_c_finishes_the_step_and_the_training_goes_on_from_there(kind, tmp_
             training.run(training.stopped(step, signal.SIGINT), on_checkpoint=training.save)
         last = open_checkpoint("last", tmp_path)
         assert last.run_id == "{}-{}".format(*divmod(step, 4))
-        assert_same(training.run(progress=last.phases["final"]), whole)
+        assert_same(training.run(state=last.phases["final"]), whole)
 
 
-def test_progress_is_kept_as_often_as_asked_and_whenever_training_ends(tmp_path):
+def test_checkpoint_share_limits_checkpoints(tmp_path):
     training, kept = Training("tiny", tmp_path), []
 
-    def keep(progress):
-        kept.append(len(progress.facts["history"]))
+    def keep(state):
+        kept.append(len(state.facts["history"]))
 
     training.run(on_checkpoint=keep)
     assert kept == [1, 2, 3, 4]
@@ -430,41 +430,41 @@ def test_progress_is_kept_as_often_as_asked_and_whenever_training_ends(tmp_path)
 def test_a_training_can_be_stopped_again_and_again(tmp_path):
     training = Training("simple_cnn", tmp_path)
     whole = training.run()
-    progress = None
+    state = None
     for saved in ("0-3", "1-2", "2-1", "3-0"):  # after three steps more each time
         with pytest.raises(KeyboardInterrupt):
-            training.run(training.stopped(3, signal.SIGINT), on_checkpoint=training.save, progress=progress)
-        progress = training.saved(saved)
-    assert_same(training.run(progress=progress), whole)
+            training.run(training.stopped(3, signal.SIGINT), on_checkpoint=training.save, state=state)
+        state = training.saved(saved)
+    assert_same(training.run(state=state), whole)
 
 
-def test_sigterm_stops_likewise_with_its_own_status(tmp_path):
+def test_sigterm_finishes_the_step_and_exits_with_143(tmp_path):
     training = Training("tiny", tmp_path)
     with pytest.raises(SystemExit) as left:
         training.run(training.stopped(6, signal.SIGTERM), on_checkpoint=training.save)
     assert left.value.code == 143
-    assert_same(training.run(progress=training.saved("1-2")), training.run())
+    assert_same(training.run(state=training.saved("1-2")), training.run())
 
 
-def test_a_second_ctrl_c_is_obeyed_within_the_step(tmp_path):
+def test_a_second_ctrl_c_interrupts_the_step(tmp_path):
     training = Training("tiny", tmp_path)
     with pytest.raises(KeyboardInterrupt):
         training.run(training.stopped(6, signal.SIGINT, signal.SIGINT), on_checkpoint=training.save)
     assert {path.name for path in tmp_path.glob("*.resume.pt")} == {"1-0.resume.pt"}
 
 
-def test_patience_goes_on_where_it_was(tmp_path):
+def test_early_stopping_resumes_its_count(tmp_path):
     """And so do the best epoch's weights, which are no longer the network's."""
     parts, kept = (colours(60), colours(30, seed=1)), []
 
-    def keep(progress):
-        Checkpoint(tmp_path, str(len(kept)), {}, {"final": progress}).save()
+    def keep(state):
+        Checkpoint(tmp_path, str(len(kept)), {}, {"final": state}).save()
         kept.append(open_checkpoint(str(len(kept)), tmp_path).phases["final"])
 
     whole = fit(right_network(), *parts, FitConfig(SPOILT, 0, CPU), FitCallbacks(spoil, on_checkpoint=keep))
     assert len(kept) == 4
-    for progress in kept[1:]:
-        assert_same(fit(fresh(), *parts, FitConfig(SPOILT, 0, CPU), state=progress), whole)
+    for state in kept[1:]:
+        assert_same(fit(fresh(), *parts, FitConfig(SPOILT, 0, CPU), state=state), whole)
 
 
 def test_batches_that_were_split_stay_split(capsys, tmp_path):
@@ -477,35 +477,35 @@ def test_batches_that_were_split_stay_split(capsys, tmp_path):
     training = Training("tiny", tmp_path)
     whole = training.run(fresh(Greedy), on_checkpoint=training.save)
     assert capsys.readouterr().out.count("out of memory") == 1
-    assert_same(training.run(fresh(Greedy), progress=training.saved("2-0")), whole)
+    assert_same(training.run(fresh(Greedy), state=training.saved("2-0")), whole)
     assert capsys.readouterr().out == ""
 
 
 # --- several processes --------------------------------------------------------------------------
 
 
-def story(fitted):
-    """What came of a training, to send to another process."""
+def result_of(fitted):
+    """The result of a training, to send to another process."""
     return measured(fitted), weights(fitted.network).numpy(), fitted.val_logits
 
 
-def assert_same_story(one, other):
+def assert_same_result(one, other):
     assert one[0] == other[0]
     assert np.array_equal(one[1], other[1])
     assert np.array_equal(one[2], other[2])
 
 
-def plain_together(world, folder):
+def train_together(world, folder):
     device = Device("cpu", torch.float32, world=world)
-    return [story(Training(kind, folder, device).run()) for kind in ("tiny", "resnet18_backbone")]
+    return [result_of(Training(kind, folder, device).run()) for kind in ("tiny", "resnet18_backbone")]
 
 
-def test_two_processes_come_to_what_one_does(tmp_path):
+def test_two_processes_train_like_one(tmp_path):
     """Of a network without batch statistics and randomness; float32 sums differ in the last digits."""
-    alone = story(Training("tiny", tmp_path).run())
-    answers = together(2, plain_together, tmp_path)
+    alone = result_of(Training("tiny", tmp_path).run())
+    answers = together(2, train_together, tmp_path)
     for one, other in zip(*answers, strict=True):
-        assert_same_story(one, other)
+        assert_same_result(one, other)
     history, values, logits = answers[0][0]
     assert np.array(history) == pytest.approx(np.array(alone[0]), rel=1e-4)
     assert values == pytest.approx(alone[1], abs=1e-4)
@@ -517,7 +517,7 @@ def predicted(world):
     return [predict_logits(fresh(SimpleCNN, 0, 3), colours(count), device) for count in (1, 2, 5)]
 
 
-def test_two_processes_predict_what_one_does():
+def test_two_processes_predict_like_one():
     """Also where one of them has no image."""
     alone = predicted(World())
     for answer in together(2, predicted):
@@ -526,12 +526,12 @@ def test_two_processes_predict_what_one_does():
 
 
 def stopped_together(world, folder):
-    """A whole training, how this process left one in which the second process got SIGTERM, and that one gone on with.
+    """A whole training, the exit of one in which the second process got SIGTERM, and that one resumed.
 
-    The first process keeps the progress for all, and not after each epoch.
+    The first process saves the state for all, and not after each epoch.
     """
     training = Training("simple_cnn", folder, Device("cpu", torch.float32, world=world))
-    whole = story(training.run())
+    whole = result_of(training.run())
     network = training.stopped(6, signal.SIGTERM) if world.rank == 1 else training.network()
     how = {"on_checkpoint": training.save, "checkpoint_share": 0.0} if world.rank == 0 else {}
     try:
@@ -539,12 +539,12 @@ def stopped_together(world, folder):
     except (KeyboardInterrupt, SystemExit) as ended:
         left = ended.args
     dist.barrier()
-    return whole, left, story(training.run(progress=training.saved("1-2")))
+    return whole, left, result_of(training.run(state=training.saved("1-2")))
 
 
-def test_two_processes_stop_together_and_go_on_to_the_same_result(tmp_path):
+def test_two_processes_stop_together_and_resume(tmp_path):
     answers = together(2, stopped_together, tmp_path)
     assert [left for _, left, _ in answers] == [(), (143,)]
-    for whole, _, gone_on in answers:
-        assert_same_story(whole, answers[0][0])
-        assert_same_story(gone_on, whole)
+    for whole, _, resumed in answers:
+        assert_same_result(whole, answers[0][0])
+        assert_same_result(resumed, whole)

@@ -36,7 +36,7 @@ def pretrained():
 
 @pytest.fixture
 def nowhere(tmp_path, monkeypatch):
-    """No way out of this machine, and an empty cache, whose folder this is."""
+    """No network, and an empty cache, in this folder."""
     for name in ("https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
     for name in ("no_proxy", "NO_PROXY"):

@@ -1,4 +1,4 @@
-"""One step at a time: the loss by torch's own, averages and schedules by hand, memory that runs out for real."""
+"""One step: the loss by torch's own, averages and schedules by hand, memory that really runs out."""
 
 import importlib
 import io
@@ -47,7 +47,7 @@ def logits_of(network, part):
 
 
 def restored(source, target):
-    """A train_step that is where another was, by way of a file."""
+    """A ``TrainStep`` restored from another's state in a file."""
     buffer = io.BytesIO()
     torch.save(source.state(), buffer)
     buffer.seek(0)
@@ -77,7 +77,7 @@ def test_balanced_weights_by_hand():
     assert loss == pytest.approx(by_hand.item(), rel=1e-5)
 
 
-def test_a_class_without_a_image_to_learn_from_does_no_harm():
+def test_balanced_weights_with_an_absent_class():
     many = colours(12)
     part = Subset(many.pixels, many.labels, np.flatnonzero(many.labels != 1))
     assert math.isfinite(step(train_step(fresh(), part, class_weights="balanced"), images=len(part))[0])
@@ -126,17 +126,17 @@ def test_mixed_images_are_learnt_with_mixed_targets(way):
 def drawn(seed, number, *, before=()):
     """Weights and loss after one step from the same start, whatever was drawn before."""
     network = fresh(SimpleCNN, 0, 3, 0.5)
-    learning = train_step(network, seed=seed, augmentation=0.3, mixup=0.5, **PLAIN)
+    one = train_step(network, seed=seed, augmentation=0.3, mixup=0.5, **PLAIN)
     start = {name: value.clone() for name, value in network.state_dict().items()}
     for other in before:
-        step(learning, other)
+        step(one, other)
         torch.rand(5)
     network.load_state_dict(start)
-    loss, _ = step(learning, number)
+    loss, _ = step(one, number)
     return weights(network), loss
 
 
-def test_what_is_random_in_a_step_depends_on_seed_and_number_alone():
+def test_randomness_depends_on_seed_and_step_alone():
     first = drawn(0, 7)
     again = drawn(0, 7, before=(0, 1, 7, 3))
     assert torch.equal(first[0], again[0])
@@ -156,7 +156,7 @@ def test_the_schedule_by_hand():
     assert lr_multiplier(0, 1) == 1.0
 
 
-def test_a_step_is_as_long_as_the_schedule_says():
+def test_the_learning_rate_of_a_step():
     """Plain SGD moves against the gradient of the mean loss by the learning rate of that step."""
     part = colours(12)
     for number in (0, 1, 11):
@@ -165,15 +165,15 @@ def test_a_step_is_as_long_as_the_schedule_says():
             reference(ImageBatches(part, CPU).eval_batch(part.indices)), torch.from_numpy(part.labels)
         )
         loss.backward()
-        learning = train_step(network, part, **PLAIN)
-        step(learning, number)
+        one = train_step(network, part, **PLAIN)
+        step(one, number)
         rate = 0.05 * lr_multiplier(number, 20)
-        assert learning.learning_rate(number) == rate
+        assert one.learning_rate(number) == rate
         for moved, start in zip(network.parameters(), reference.parameters(), strict=True):
             assert torch.allclose(moved, start - rate * start.grad, atol=1e-6)
 
 
-def test_one_bad_batch_cannot_throw_the_weights_away():
+def test_gradients_are_clipped():
     """The gradient is cut to a norm of 5, which is how far plain SGD moves at a learning rate of 1."""
 
     class Loud(MeanColour):
@@ -191,9 +191,9 @@ def test_weight_decay_pulls_the_weights_towards_zero(optimizer):
     norms = []
     for decay in (0.0, 1.0):
         network = fresh()
-        learning = train_step(network, optimizer=optimizer, weight_decay=decay, steps=30)
+        one = train_step(network, optimizer=optimizer, weight_decay=decay, steps=30)
         for number in range(30):
-            step(learning, number)
+            step(one, number)
         norms.append(weights(network).norm())
     assert norms[1] < 0.8 * norms[0]
 
@@ -201,16 +201,16 @@ def test_weight_decay_pulls_the_weights_towards_zero(optimizer):
 def test_momentum_keeps_a_share_of_the_last_step():
     """SGD without and with momentum part after the second step and not before."""
     networks = [fresh(), fresh()]
-    learners = [
+    train_steps = [
         train_step(network, optimizer="sgd", weight_decay=0.0, momentum=share)
         for network, share in zip(networks, (0.0, 0.9), strict=True)
     ]
     start = weights(networks[0])
-    for learning in learners:
-        step(learning, 0)
+    for one in train_steps:
+        step(one, 0)
     assert torch.equal(weights(networks[0]), weights(networks[1]))
-    for learning in learners:
-        step(learning, 1)
+    for one in train_steps:
+        step(one, 1)
     assert (weights(networks[1]) - start).norm() > (weights(networks[0]) - start).norm()
 
 
@@ -232,14 +232,14 @@ def test_a_state_from_a_file_goes_on_bit_for_bit(optimizer):
 def test_the_average_by_hand_over_three_steps():
     """It begins with the weights after the first step; then decay 2 / 11, then 0.2 at most instead of 3 / 12."""
     network = fresh()
-    learning = train_step(network, ema_decay=0.2)
+    one = train_step(network, ema_decay=0.2)
     expected = weights(network)
     for number, decay in enumerate((0, 2 / 11, 0.2)):
-        step(learning, number)
+        step(one, number)
         expected = decay * expected + (1 - decay) * weights(network)
-        assert torch.allclose(weights(learning.eval_network), expected, atol=1e-6)
-    assert learning.eval_network is not network
-    assert not torch.equal(weights(learning.eval_network), weights(network))
+        assert torch.allclose(weights(one.eval_network), expected, atol=1e-6)
+    assert one.eval_network is not network
+    assert not torch.equal(weights(one.eval_network), weights(network))
 
 
 def test_statistics_are_averaged_and_counters_copied():
@@ -254,7 +254,7 @@ def test_statistics_are_averaged_and_counters_copied():
     assert not any(weight.requires_grad for weight in average.module.parameters())
 
 
-def test_without_an_average_the_network_itself_is_judged():
+def test_without_ema_the_network_itself_is_evaluated():
     network = fresh()
     assert train_step(network).eval_network is network
 
@@ -288,18 +288,18 @@ class Greedy(MeanColour):
 
 
 @pytest.mark.parametrize("exhaust", [of_cuda, of_python, of_the_cpu])
-def test_a_batch_is_halved_until_it_fits_and_learnt_as_a_whole(exhaust, capsys):
+def test_a_batch_is_halved_until_it_fits(exhaust, capsys):
     changes = {"label_smoothing": 0.1, "class_weights": "balanced", **PLAIN}
     whole, split = fresh(MeanColour, 2), fresh(Greedy, 2, 3, exhaust)
     expected = step(train_step(whole, **changes))
-    learning = train_step(split, **changes)
-    loss, right = step(learning)
+    one = train_step(split, **changes)
+    loss, right = step(one)
     assert split.batches == [3, 3, 3, 3]
     assert loss == pytest.approx(expected[0], rel=1e-6)
     assert right == expected[1]
     assert torch.allclose(weights(split), weights(whole), atol=1e-6)
     assert capsys.readouterr().out == SAID.format(2) + SAID.format(4)
-    step(learning, 1)
+    step(one, 1)
     assert split.batches == [3] * 8, "from then on, without trying again"
     assert capsys.readouterr().out == ""
 
@@ -307,7 +307,7 @@ def test_a_batch_is_halved_until_it_fits_and_learnt_as_a_whole(exhaust, capsys):
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 30), st.integers(3, 30))
 def test_no_piece_has_a_single_image_and_each_is_counted_once(images, limit):
-    """With room for three images any batch can be cut into pieces of two or three."""
+    """If three images fit, any batch can be cut into pieces of two or three."""
     whole, split = fresh(MeanColour, 2), fresh(Greedy, 2, limit)
     part = colours(30)
     expected = step(train_step(whole, part, **PLAIN), images=images)
@@ -351,7 +351,7 @@ def compiler(tmp_path, monkeypatch):
         yield lambda path: stack.enter_context(config.patch({**quick, "cpp.cxx": (None, path)}))
 
 
-def test_what_lies_in_memory_does_not_come_into_a_gradient():
+def test_gradients_do_not_contain_uninitialised_memory():
     """ResNet-18 at its smallest: there, bfloat16 weight gradients are not all written."""
     found = []
     for junk in (float("nan"), 1e9, 0.0, float("nan")):
@@ -372,8 +372,8 @@ def test_a_compiled_network_learns_the_same(compiler, tmp_path, capsys):
     compiler("g++")
     plain, compiled = fresh(), fresh()
     expected = [step(train_step(plain, **PLAIN), number) for number in range(3)]
-    learning = train_step(compiled, device=COMPILED, **PLAIN)
-    assert [step(learning, number) for number in range(3)] == [
+    one = train_step(compiled, device=COMPILED, **PLAIN)
+    assert [step(one, number) for number in range(3)] == [
         (pytest.approx(loss, rel=1e-5), right) for loss, right in expected
     ]
     assert torch.allclose(weights(compiled), weights(plain), atol=1e-5)
@@ -383,7 +383,7 @@ def test_a_compiled_network_learns_the_same(compiler, tmp_path, capsys):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("works_for", [0, 1])
-def test_a_network_that_cannot_be_compiled_learns_as_it_is(works_for, compiler, tmp_path, capsys):
+def test_an_uncompilable_network_trains_uncompiled(works_for, compiler, tmp_path, capsys):
     """A compiler that breaks at once, or after the forward pass, so that the gradients are what cannot be compiled."""
     script = tmp_path / "breaks"
     script.write_text(
@@ -398,15 +398,15 @@ def test_a_network_that_cannot_be_compiled_learns_as_it_is(works_for, compiler, 
     compiler(str(script))
     plain, uncompiled = fresh(), fresh()
     expected = [step(train_step(plain, **PLAIN), number) for number in range(2)]
-    learning = train_step(uncompiled, device=COMPILED, **PLAIN)
-    assert [step(learning, number) for number in range(2)] == [
+    one = train_step(uncompiled, device=COMPILED, **PLAIN)
+    assert [step(one, number) for number in range(2)] == [
         (pytest.approx(loss, rel=1e-5), right) for loss, right in expected
     ]
     said = "torch.compile failed (CppCompileError: C++ compile error); training goes on without it\n"
     assert capsys.readouterr().out == said
 
 
-def test_without_a_compiler_it_learns_all_the_same(compiler, capsys):
+def test_it_trains_without_a_compiler(compiler, capsys):
     compiler("/bin/false")
     network = fresh()
     step(train_step(network, device=COMPILED))
@@ -427,7 +427,7 @@ def learn_without_a_folder(folder):
     return network.batches, said.getvalue()
 
 
-def test_where_compiled_code_cannot_be_kept_it_learns_all_the_same(tmp_path):
+def test_it_trains_without_a_folder_for_compiled_code(tmp_path):
     (tmp_path / "file").write_text("no folder can be made below")
     batches, said = elsewhere(learn_without_a_folder, tmp_path / "file" / "folder")
     assert batches == [12]

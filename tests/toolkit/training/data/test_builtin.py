@@ -51,7 +51,7 @@ def checksum(path):
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-class Quiet(SimpleHTTPRequestHandler):
+class SilentHandler(SimpleHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
@@ -61,7 +61,7 @@ def server(tmp_path):
     """The address of a server, and the folder that it serves."""
     folder = tmp_path / "served"
     folder.mkdir()
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as running:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SilentHandler, directory=str(folder))) as running:
         thread = threading.Thread(target=running.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{running.server_port}/", folder
@@ -69,7 +69,7 @@ def server(tmp_path):
         thread.join()
 
 
-def nobody():
+def unused_address():
     """An address at which nothing answers."""
     return f"http://127.0.0.1:{free_port()}/"
 
@@ -100,7 +100,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_ones():
 # --- a local copy -------------------------------------------------------------------------------
 
 
-def test_a_copy_where_torchvision_keeps_it_is_used_as_torchvision_reads_it(tmp_path):
+def test_torchvisions_copy_is_read_as_torchvision_reads_it(tmp_path):
     fill(tmp_path / "FashionMNIST" / "raw")
     for path in [*(tmp_path / "FashionMNIST" / "raw").iterdir()]:  # torchvision itself wants them unpacked
         path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
@@ -149,7 +149,7 @@ def test_cifar_is_read_from_its_folder_or_from_the_archive_beside(tmp_path):
     scratch.mkdir()
     root.mkdir()
     md5 = cifar_archive(root / "cifar-10-binary.tar.gz", scratch)
-    published = replace(catalogue()["cifar10"], files={"cifar-10-binary.tar.gz": md5}, addresses=(nobody(),))
+    published = replace(catalogue()["cifar10"], files={"cifar-10-binary.tar.gz": md5}, addresses=(unused_address(),))
     packed = load_downloaded("cifar10", published, root)
     (scratch / CIFAR10.folder).rename(root / CIFAR10.folder)
     assert load_builtin("cifar10", root).labels.tolist() == packed.labels.tolist() == [0, 1, 0, 1, 0, 1]
@@ -176,7 +176,7 @@ def small(name, files, *addresses):
 def test_what_is_missing_is_fetched_once(tmp_path, server, capsys):
     address, folder = server
     files = fill(folder / "kmnist")
-    published = small("kmnist", files, nobody(), f"{address}kmnist/")  # the first mirror is down
+    published = small("kmnist", files, unused_address(), f"{address}kmnist/")  # the first mirror is down
     first = load_downloaded("kmnist", published, tmp_path / "data")
     assert np.array_equal(first.pixels, [*PIXELS[30:], *PIXELS[:30]])
     raw = tmp_path / "data" / "KMNIST" / "raw"
@@ -198,8 +198,8 @@ def test_an_archive_is_fetched_and_kept_as_it_is(tmp_path, server):
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["cifar-10-binary.tar.gz"]
 
 
-def test_what_cannot_be_fetched_is_said_with_where_to_put_it(tmp_path):
-    address, fallback = nobody(), nobody()
+def test_a_failed_download_says_where_to_put_the_files(tmp_path):
+    address, fallback = unused_address(), unused_address()
     with pytest.raises(DataError) as caught:
         load_downloaded("mnist", small("mnist", {"a.gz": "0" * 32, "b.gz": "1" * 32}, address, fallback), tmp_path)
     assert str(caught.value) == (
@@ -209,7 +209,7 @@ def test_what_cannot_be_fetched_is_said_with_where_to_put_it(tmp_path):
     assert [*(tmp_path / "MNIST" / "raw").iterdir()] == []
 
 
-def test_what_arrives_wrong_is_not_kept(tmp_path, server):
+def test_a_download_with_a_wrong_checksum_is_discarded(tmp_path, server):
     address, folder = server
     files = fill(folder / "right")
     (folder / "wrong").mkdir()
@@ -226,7 +226,7 @@ def test_what_arrives_wrong_is_not_kept(tmp_path, server):
 
 
 @pytest.mark.parametrize("there", ["cifar-10-batches-py", "cifar-10-python.tar.gz"])
-def test_pickles_are_never_opened_and_what_to_fetch_instead_is_said(tmp_path, there):
+def test_pickled_copies_are_never_opened(tmp_path, there):
     """They would delete a file if they were loaded."""
     witness = tmp_path / "witness"
     witness.write_text("alive")
@@ -237,7 +237,7 @@ def test_pickles_are_never_opened_and_what_to_fetch_instead_is_said(tmp_path, th
         (tmp_path / there).mkdir()
         for name in ("batches.meta", "test_batch", *(f"data_batch_{number}" for number in range(1, 6))):
             (tmp_path / there / name).write_bytes(evil)
-    address = nobody()
+    address = unused_address()
     with pytest.raises(DataError) as caught:
         load_downloaded("cifar10", replace(catalogue()["cifar10"], addresses=(address,)), tmp_path)
     assert str(caught.value) == (

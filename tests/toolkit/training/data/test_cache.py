@@ -124,7 +124,7 @@ def test_digits_are_decoded_as_they_are(cached, cache):
 
 
 def test_pixels_and_statistics_are_the_decoders(tmp_path):
-    """A white and a black image of 40 x 20 pixels: every figure is known by hand."""
+    """A white and a black image of 40 x 20 pixels: every statistic is worked out by hand."""
     for name, value in (("white", 255), ("black", 0)):
         (tmp_path / "tones" / name).mkdir(parents=True)
         for number in range(2):
@@ -186,7 +186,7 @@ def test_images_none_of_which_can_be_decoded_need_no_pixels(cache):
             decode(listed([b"nothing", b"nought"]), 8, cache=where, progress=False)
 
 
-def test_more_images_than_fit_into_memory_are_refused_before_any_is_decoded():
+def test_more_images_than_memory_are_refused_before_decoding():
     with pytest.raises(DataError, match=r"^2 images of 1000000 x 1000000 need 5587\.9 GiB of memory and .* are free"):
         decode(listed([b"a", b"b"]), 1_000_000, progress=False)
 
@@ -222,7 +222,7 @@ NOISE = [image(seed, size=5) for seed in range(12)] + [b"no image", b"nor this"]
 def lasting():
     """One cache for all examples of a property, so that each finds what those before it have left."""
     with TemporaryDirectory() as folder:
-        yield Cache(Path(folder), 16_000)  # bytes: room for about three entries
+        yield Cache(Path(folder), 16_000)  # bytes, of about three entries
 
 
 @settings(deadline=None)  # a disk may be slow
@@ -244,7 +244,7 @@ def test_a_folder_that_grew_costs_its_new_images_only(pets, cache):
     assert_same(images, decode(catalogue, 8, progress=False))
 
 
-def test_what_is_skipped_or_remarked_is_told_under_its_present_name(tmp_path, cache):
+def test_skipped_files_and_remarks_have_present_names(tmp_path, cache):
     fill(tmp_path / "pets" / "cat", 3)
     fill(tmp_path / "pets" / "dog", 3, first=10)
     Image.new("CMYK", (9, 9), (0, 99, 0, 0)).save(tmp_path / "pets" / "cat" / "print.jpg")
@@ -387,8 +387,8 @@ def worker(name, cache, barrier=-1):
     """A process that decodes; the libraries are imported once for all of them, where the system can fork."""
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     context.set_forkserver_preload(["toolkit.training.data.cache"])
-    told = {"name": name, "home": str(Path.cwd()), "cache": str(cache.folder), "barrier": barrier}
-    process = context.Process(target=exec, args=(WORKER, told), daemon=True)
+    arguments = {"name": name, "home": str(Path.cwd()), "cache": str(cache.folder), "barrier": barrier}
+    process = context.Process(target=exec, args=(WORKER, arguments), daemon=True)
     process.start()
     return process
 
@@ -500,7 +500,7 @@ def test_an_interrupt_stops_at_once_and_keeps_what_is_whole(pets, cache):
 # --- eviction -----------------------------------------------------------------------------------
 
 
-def test_below_the_limit_what_was_not_used_for_longest_goes(tmp_path):
+def test_the_least_recently_used_entry_is_evicted(tmp_path):
     """An entry of four images of 8 x 8 has at most 4 x (192 + 256) bytes: two fit, three do not."""
     cache = Cache(tmp_path / "cache", 2 * 4 * (192 + 256))
     sets = [listed([image(10 * number + place) for place in range(4)]) for number in range(3)]
@@ -509,7 +509,7 @@ def test_below_the_limit_what_was_not_used_for_longest_goes(tmp_path):
         assert len(observed(sets[number], cache)[1]) == expected, number
 
 
-def test_images_in_use_do_not_go(tmp_path):
+def test_entries_in_use_are_not_evicted(tmp_path):
     cache = Cache(tmp_path / "cache", 4 * (192 + 256))
     sets = [listed([image(10 * number + place) for place in range(4)]) for number in range(2)]
     images = decode(sets[0], 8, cache=cache, progress=False)
@@ -524,7 +524,7 @@ def test_images_in_use_do_not_go(tmp_path):
     assert len(observed(sets[1], cache)[1]) == 4
 
 
-def test_more_than_the_limit_is_refused_before_anything_is_decoded(tmp_path):
+def test_more_than_the_limit_is_refused_before_decoding(tmp_path):
     cache = Cache(tmp_path / "cache", 1024)
     sources = Observed([image(number) for number in range(4)])
     with pytest.raises(DataError) as caught:
@@ -559,7 +559,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_disk_without_room_is_refused_before_anything_is_decoded(pets, small_disk):
+def test_a_full_disk_is_refused_before_decoding(pets, small_disk):
     sources = Observed(open_catalogue("pets").sources)
     with pytest.raises(
         DataError,

@@ -1,4 +1,4 @@
-"""The folder that entries share: who must go for another to fit, and who may stay."""
+"""Eviction: which entries are removed for another to fit."""
 
 import os
 import subprocess
@@ -73,7 +73,7 @@ def test_more_than_the_limit_is_refused_and_nothing_removed(root):
     assert names(root) == {"a", "b", "c", "photos"}
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="tells by failing to remove")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows refuses to remove open files")
 def test_what_another_process_has_open_stays(root):
     code = f"from toolkit.training.data.cache_files import *; f = open_pixels(Path({str(root / 'c')!r}))"
     code += "; print(1, flush=True); import numpy"

@@ -79,7 +79,7 @@ def test_a_class_may_be_called_train(tmp_path):
 
 
 def test_a_folder_beside_train_that_is_no_part_is_refused(tmp_path):
-    """Otherwise the parts would be taken for classes, and a network be trained to tell train from test."""
+    """Otherwise the parts would be taken for classes, and a network trained to separate train from test."""
     for index, path in enumerate(("train/cat", "train/dog", "test/cat", "test/dog", "extra/cat")):
         fill(tmp_path / "pets" / path, 2, first=10 * index)
     with pytest.raises(
@@ -303,7 +303,7 @@ def test_what_is_no_folder_of_classes_is_refused_in_one_sentence(tmp_path):
         assert str(caught.value) == message
 
 
-def test_a_name_that_no_file_system_has_room_for_is_refused_in_one_sentence():
+def test_an_overlong_name_is_refused_in_one_sentence():
     with pytest.raises(DataError, match=r"^the folder x+ cannot be read: .*File name too long"):
         open_catalogue("x" * 5000)
 
@@ -341,7 +341,7 @@ def test_what_is_no_image_is_skipped_with_its_reason(pets):
     assert len(catalogue) == 8
 
 
-def test_a_image_whose_ending_is_not_a_images_is_skipped_with_the_advice_to_rename_it(pets):
+def test_an_image_with_a_foreign_suffix_is_skipped_with_advice(pets):
     blank = np.zeros((4, 4, 3), np.uint8)
     (pets / "cat" / "photo.jfif").write_bytes(encode(blank, "JPEG"))
     (pets / "cat" / "scan").write_bytes(encode(blank, "TIFF"))
@@ -353,7 +353,7 @@ def test_a_image_whose_ending_is_not_a_images_is_skipped_with_the_advice_to_rena
     }
 
 
-def test_a_image_with_the_ending_of_another_format_is_used_and_remarked_on(pets):
+def test_an_image_with_another_formats_suffix_is_used_with_a_remark(pets):
     (pets / "cat" / "png.JPG").write_bytes(image(50))
     (pets / "cat" / "copy.jpg").write_bytes(image(50))  # left out, so not remarked on
     (pets / "dog" / "jpeg.png").write_bytes(encode(np.zeros((4, 4, 3), np.uint8), "JPEG"))

@@ -69,9 +69,9 @@ def test_images_come_in_order_each_read_once():
     expected = [load_image(image(index), 8) for index in good]
     pixels = np.concatenate([pixels for _, pixels, _ in pieces])
     assert np.array_equal(pixels, np.stack([one.pixels for one in expected]))
-    figures = np.concatenate([block.statistics for block, _, _ in pieces])
+    statistics = np.concatenate([block.statistics for block, _, _ in pieces])
     assert np.array_equal(
-        figures, np.array([[one.statistics()[name] for name in STATISTICS] for one in expected], np.float32)
+        statistics, np.array([[one.statistics()[name] for name in STATISTICS] for one in expected], np.float32)
     )
 
 

@@ -71,7 +71,7 @@ def test_a_dot_before_idx_is_as_good_as_a_dash(folder):
     assert len(read_idx(folder, "signs").pixels) == 10
 
 
-def test_one_part_is_enough_and_a_file_that_is_not_compressed_goes_first(folder):
+def test_one_part_is_enough_and_uncompressed_files_take_precedence(folder):
     for path in folder.glob("t10k-*"):
         path.unlink()
     (folder / "train-images-idx3-ubyte.gz").write_bytes(b"what was left of a download")
@@ -80,7 +80,7 @@ def test_one_part_is_enough_and_a_file_that_is_not_compressed_goes_first(folder)
     assert set(read.parts) == {"train"}
 
 
-def test_labels_that_do_not_start_at_nought_are_classes_by_their_own_number(folder):
+def test_labels_need_not_start_at_zero(folder):
     """As in EMNIST's letters, which are labelled 1 to 26."""
     (folder / "train-labels-idx1-ubyte").write_bytes(labels([3, 10, 7, 7, 7, 3]))
     (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels([10, 10, 3, 3])))

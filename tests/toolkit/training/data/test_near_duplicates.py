@@ -88,7 +88,7 @@ def test_another_thing_on_the_same_background_is_no_copy():
 
 
 def test_another_colour_is_no_copy():
-    """Grey values alone would not tell."""
+    """Grey values alone would not separate them."""
     grey = ORIGINALS[0].mean(axis=2)
     scenes = np.stack([grey + 40, grey, grey], axis=-1), np.stack([grey, grey + 40 * 0.299 / 0.587, grey], axis=-1)
     assert near_duplicates(np.stack(scenes).clip(0, 255).astype(np.uint8)).tolist() == []

@@ -116,7 +116,7 @@ def test_classes_of_one_size_are_told_by_that_size():
     )
 
 
-def test_from_three_times_the_smallest_class_on_weighting_is_suggested():
+def test_class_weights_are_suggested_from_threefold_imbalance():
     below, at = ({"ape": (number, 0, 1), "bee": (100, 0, 1)} for number in (299, 300))
     assert "--class-weights" not in " ".join(lines(below))
     assert lines(at)[1] == (
@@ -171,7 +171,7 @@ def test_how_little_a_few_held_out_images_tell_is_said(held_out, within):
         assert (interval.high - interval.low) / 2 == pytest.approx(float(within[:-1]) / 100, abs=0.006)
 
 
-def test_held_out_images_of_one_group_tell_as_little_as_one():
+def test_held_out_groups_count_as_one_measurement():
     catalogue, divided = catalogue_of({"ape": (200, 0, 100), "bee": (200, 0, 100)})
     report = data_report(catalogue, replace(divided, groups=np.repeat(np.arange(len(catalogue) // 20), 20)))
     assert report["held_out_groups"] == 10
@@ -191,14 +191,14 @@ def test_copies_and_groups_are_told():
     groups = np.arange(len(catalogue))
     groups[[0, 1, 104]] = 0
     groups[[2, 3]] = 2
-    told = replace(
+    changed = replace(
         divided,
         development=np.setdiff1d(divided.development, [1]),
         unused=np.array([1]),
         groups=groups,
         copies=np.array([[0, 1], [0, 104], [2, 3]]),
     )
-    report = data_report(catalogue, told)
+    report = data_report(catalogue, changed)
     assert report["near_duplicates"][1] == {
         "path": "zoo[0]", "class": "ape", "part": "", "other": "zoo[104]", "other_class": "bee", "other_part": "",
     }  # fmt: skip
@@ -215,7 +215,7 @@ def test_copies_and_groups_are_told():
     )
 
 
-# --- the figure ---------------------------------------------------------------------------------
+# --- the plot -----------------------------------------------------------------------------------
 
 
 def labels_of(figure):
@@ -235,7 +235,7 @@ def test_classes_are_drawn_as_bars_of_their_parts_the_largest_first():
     figure.savefig(io.BytesIO())
 
 
-def test_images_that_train_and_validate_in_turn_are_not_drawn_as_training_alone():
+def test_cross_validated_images_are_labelled_so_in_the_plot():
     figure = class_balance_plot(data_report(*catalogue_of({"ape": (4, 0, 1), "bee": (10, 0, 3)})))
     assert [[bar.get_width() for bar in bars] for bars in figure.axes[0].containers] == [[10, 4], [3, 1]]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["to train and validate on", "held out"]
@@ -257,7 +257,7 @@ def test_many_classes_fit_into_one_image(count, drawn):
 
 
 def fill(folder):
-    """Good images of cats and dogs to train and test on, and beside them everything that goes wrong."""
+    """Good images of cats and dogs to train and test on, and everything that can be wrong with files."""
     for index, path in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):
         (folder / path).mkdir(parents=True)
         for number in range(4):

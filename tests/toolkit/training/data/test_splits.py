@@ -1,4 +1,4 @@
-"""Who sees which image: by content for the held-out part, by seed and class for the rest."""
+"""Splits: the held-out part by content, the rest by seed and class."""
 
 import numpy as np
 import pytest
@@ -112,7 +112,7 @@ def test_a_class_of_few_images_keeps_some_to_train_on(size, classes):
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 2), min_size=4, max_size=40), st.integers(0, 10_000))
-def test_no_image_that_was_held_out_is_trained_on_when_the_folder_grows(labels, seed):
+def test_held_out_images_stay_held_out_when_the_folder_grows(labels, seed):
     """Images come one by one; only the one that was held out for want of any below the share may go back."""
     labels, generator = [0, 0, 1, 1, 2, 2, *labels], np.random.default_rng(seed)
     hashes = [generator.bytes(32).hex() for _ in labels]
@@ -140,7 +140,7 @@ BULK = [digest(15, number) for number in range(4)] + [digest(14, number) for num
 
 
 @pytest.mark.parametrize(("last", "held_out", "aside"), [((3, 1), [8], [9]), ((1, 3), [], [8])])
-def test_of_copies_on_two_sides_one_side_is_set_aside(last, held_out, aside):
+def test_copies_on_two_sides_are_used_on_one(last, held_out, aside):
     """None is moved, and which are used depends on their contents alone."""
     hashes = [*BULK, digest(0, last[0]), digest(9, last[1]), digest(1)]
     divided = split(listed(hashes), 0.25, copies((8, 9)))
@@ -301,7 +301,7 @@ GROUPED = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 12)), min_size=2,
 
 @settings(deadline=None)
 @given(GROUPED, st.floats(0.05, 0.5), st.integers(0, 100))
-def test_validation_tears_no_group_apart_and_leaves_each_class_something(rows, share, seed):
+def test_validation_keeps_groups_whole_and_every_class_trained(rows, share, seed):
     labels, groups = np.array(rows).T
     training, validation = stratified(labels, share, seed, groups)
     assert sorted([*training, *validation]) == list(range(len(rows)))

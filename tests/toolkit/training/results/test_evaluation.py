@@ -1,4 +1,4 @@
-"""Metrics of predictions, against numbers worked out by hand and formulas written anew."""
+"""Metrics of predictions, against numbers worked out by hand and formulas written independently."""
 
 import numpy as np
 import pytest

@@ -29,7 +29,7 @@ def lines(figure, title):
 
 
 def drawn(figure):
-    """The figure as a PNG, so that everything has found its place."""
+    """The figure as a PNG; drawing it lays everything out."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=60)
     return buffer.getvalue()
@@ -60,7 +60,7 @@ def test_learning_curves_show_both_parts_and_mark_the_best_epoch():
     assert all(axes.get_legend() is not None for axes in figure.axes[:2])
 
 
-def test_the_learning_rate_has_axes_of_its_own_with_a_logarithmic_scale():
+def test_learning_rate_has_its_own_logarithmic_axis():
     history = [replace(FIRST, epoch=n, learning_rate=10.0**-n) for n in (1, 2, 3)]
     axes = learning_curves(history, best_epoch=1).axes[2]
     assert (axes.get_title(), axes.get_yscale()) == ("learning rate", "log")
@@ -102,7 +102,7 @@ def test_a_class_that_was_not_held_out_and_many_classes_can_be_drawn():
 
 
 @pytest.mark.parametrize("count", [2, 31, 201])
-def test_a_confusion_matrix_of_any_size_has_names_that_can_be_read_or_none(count):
+def test_confusion_plot_names_are_readable_or_absent(count):
     figure = confusion_plot(np.eye(count, dtype=int), [f"the class number {label}" for label in range(count)])
     drawn(figure)
     axes = figure.axes[0]
@@ -112,7 +112,7 @@ def test_a_confusion_matrix_of_any_size_has_names_that_can_be_read_or_none(count
     assert max(figure.get_size_inches()) < 40
 
 
-def test_a_long_name_loses_its_middle_and_a_dollar_sign_is_no_mathematics():
+def test_class_names_are_shortened_and_escaped():
     figure = confusion_plot(np.eye(2, dtype=int), ["northern_mockingbird_female_juvenile", r"$\nothing$"])
     assert drawn(figure)
     assert texts(figure.axes[0].get_yticklabels()) == ["northern_moc…le_juvenile", r"\$\nothing\$"]
@@ -199,7 +199,7 @@ def noise(count, size=8):
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
 
 
-def test_mistakes_are_shown_with_what_they_are_and_what_they_were_taken_for():
+def test_mistakes_show_true_and_predicted_class():
     pixels = noise(2)
     figure = mistakes_plot(pixels, [1, 0], [0, 2], [0.974, 0.6], ["cat", "dog", "golden retriever"])
     (first, one), (second, other) = images_in(figure)
@@ -209,7 +209,7 @@ def test_mistakes_are_shown_with_what_they_are_and_what_they_were_taken_for():
 
 
 @pytest.mark.parametrize("count", [1, 5, 7, 24, 30])
-def test_no_more_than_24_mistakes_are_shown_and_no_title_runs_into_another(count):
+def test_at_most_24_mistakes_with_titles_that_do_not_overlap(count):
     pixels, names = noise(count), ["a name that goes on and on and on", "cat", "golden retriever"]
     true, predicted = [n % 3 for n in range(count)], [(n + 1) % 3 for n in range(count)]
     figure = mistakes_plot(pixels, true, predicted, [1 / (n + 1) for n in range(count)], names)

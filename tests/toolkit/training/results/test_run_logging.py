@@ -1,4 +1,4 @@
-"""What a run keeps of a training, also when it was interrupted while it did so."""
+"""What a run logs of a training, also when logging was interrupted."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from toolkit.training.device import Device
 from toolkit.training.hyperparameters import Hyperparameters
 from toolkit.training.loop import EpochMetrics, FitConfig, FitResult
 from toolkit.training.networks import build_network
-from toolkit.training.results.run_logging import epoch_metrics, fit_metrics, gpu_peak_mb, log_folds, log_result
+from toolkit.training.results.run_logging import epoch_metrics, fit_metrics, log_folds, log_result, peak_gpu_memory_mb
 
 EPOCH = EpochMetrics(1, 0.5, 0.75, 0.625, 0.875, 1e-3, 20.0, 30.0, 2.0, 100.0)
 CPU = Device("cpu", torch.float32)
@@ -51,7 +51,7 @@ def test_what_was_not_measured_is_no_figure():
     whole = fit_metrics(fitted())
     assert whole == {"best_epoch": 1.0, "training_time_s": 2.0, "images_per_s": 100.0, "best_val_accuracy": 0.875}
     assert fit_metrics(FitResult(fitted().network, [EPOCH], 1, seconds=2.0)).keys() == {"best_epoch", "training_time_s"}
-    assert gpu_peak_mb(CPU) == 0.0
+    assert peak_gpu_memory_mb(CPU) == 0.0
 
 
 def test_a_fold_has_one_run_however_often_it_was_begun(run, data, capsys):
@@ -92,7 +92,7 @@ def test_a_run_has_one_whole_bundle_however_often_it_was_begun(run, data):
 
 
 def test_figures_of_the_end_wait_until_all_else_is_there(run, data):
-    """Whoever is interrupted before has logged none, so that they are there once after going on."""
+    """A run interrupted before has logged none, so that they are there once after a resumption."""
     run.client.delete_run(run.id)
     with pytest.raises(TrackingError, match=r"^cannot log the model: .* must be in the 'active' state"):
         log_result(run, data, FitConfig(Hyperparameters(image_size=16), 0, CPU), fitted(), 1.5, {})

@@ -1,0 +1,102 @@
+"""Input that is refused, on the command line and in Python."""
+
+import numpy as np
+import pytest
+
+import train_cnn
+from support.colours import COLOURS, colour_image
+from support.forked_processes import Ended
+from support.servers import free_port
+from toolkit.errors import DataError
+from train_cnn import TrainSettings, load_images, train
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--model-type", "resnet8"],
+            "--model-type must be one of simple_cnn, resnet18, resnet18_backbone, got resnet8",
+        ),
+        (["--learning-rate", "5"], "--learning-rate must be at most 1, got 5"),
+        (["--folds", "1"], "--folds must be 0 (no cross-validation) or at least 2, got 1"),
+        (
+            ["--model-type", "resnet18_backbone", "--mixup", "0.2"],
+            "--mixup and --cutmix change images, and resnet18_backbone is trained on features that were computed ",
+        ),
+        (["--data", "mnits"], "the folder mnits does not exist, and no data set has that name; there are: mnist, "),
+        (["--data", "./missing"], "the folder ./missing does not exist"),
+        (["--data", "one"], "the folder one holds only the class 'cat'; at least two are needed"),
+        (["--data", "pairs"], "no class has a second image to validate on; add images or make a val/ folder"),
+        (
+            ["--data", "{colours}", "--folds", "50"],
+            "class '{class}' has {count} images to cross-validate on, fewer than the 50 folds; add images or lower",
+        ),
+        (
+            ["--data", "{colours}", "--group-by", "(red"],
+            "--group-by must be a number or a regular expression, got (red (missing ), unterminated subpattern at",
+        ),
+        (
+            ["--data", "{colours}", "--group-by", "0"],
+            "--group-by must be at least 1 as a number of folders below the class's, got 0",
+        ),
+        (["--data", "{colours}", "--group-by", "1"], "--group-by 1 matches none of the "),
+        (["--group-by", "1"], "--group-by 1 needs the paths of images, and those of digits are no files"),
+        (["--data", "{colours}", "--cache-dir", "file"], "the image cache file cannot be used: "),
+        (
+            ["--model-type", "resnet18", "--weights", "file", "--data", "{colours}"],
+            "--weights file cannot be read: ",
+        ),
+        (
+            ["--model-type", "resnet18", "--weights", "nowhere.pth", "--data", "{colours}"],
+            "--weights must be auto, imagenet, none or a file of weights, got nowhere.pth, which does not exist",
+        ),
+        (
+            ["--model-type", "resnet18", "--weights", "imagenet", "--data", "{colours}"],
+            "ImageNet weights cannot be downloaded (",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_status_2(words, message, store, command_line, tmp_path, monkeypatch):
+    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    (tmp_path / "file").write_text("no weights, no folder")
+    (tmp_path / "one" / "cat").mkdir(parents=True)
+    for number in range(2):
+        (tmp_path / "one" / "cat" / f"{number}.png").write_bytes(colour_image("red", number, 20))
+    for label, colour in enumerate(("red", "blue")):  # of each class one image is held out, and one is left
+        (tmp_path / "pairs" / "train" / colour).mkdir(parents=True)
+        (tmp_path / "pairs" / "test" / colour).mkdir(parents=True)
+        for number, part in enumerate(("train", "test")):
+            image = colour_image(colour, 10 * label + number, 20)
+            (tmp_path / "pairs" / part / colour / "0.png").write_bytes(image)
+    colours = str(store.folder / "colours")
+    experiment = f"refused {tmp_path.name}"
+    small = [] if "--data" not in words else ["--image-size", "16", "--epochs", "1", "--experiment-name", experiment]
+    ended = command_line(*[word.format(colours=colours) for word in words], *small)
+    assert (ended.status, ended.err.count("\n")) == (2, 1 + ended.err.count("Downloading: "))
+    assert {run.info.status for run in store.runs(experiment)} <= (set() if "--folds" in words else {"FAILED"})
+    images, divided = load_images(TrainSettings(data=colours), 16)
+    counts = np.bincount(images.labels[divided.development])
+    smallest = {"class": COLOURS[counts.argmin()], "count": counts.min()}
+    assert ended.err.splitlines()[-1].startswith(f"train_cnn.py: error: {message.format(**smallest)}")
+
+
+def test_an_unreachable_server_is_reported_before_reading_images(command_line, monkeypatch):
+    uri = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert command_line("--data", "missing") == Ended(
+        "",
+        f"train_cnn.py: error: MLflow at {uri} does not answer: connection refused; start it with: mlflow server\n",
+        2,
+    )
+
+
+def test_all_names_exist():
+    assert all(hasattr(train_cnn, name) for name in train_cnn.__all__)
+
+
+def test_train_raises_the_same_errors_in_python(store):
+    with pytest.raises(DataError, match=r"^the folder \./missing does not exist$"):
+        train(TrainSettings(data="./missing"))
