@@ -74,7 +74,7 @@ def test_a_device_says_what_it_is():
 def restored(monkeypatch):
     """torch's switches and the environment as they were."""
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "unset")  # remembered, so that it is put back whatever prepare does
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "unset")  # so that monkeypatch restores it
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     before = torch.backends.cudnn.benchmark
     yield monkeypatch
@@ -224,9 +224,8 @@ def test_processes_exchange_rows_sums_answers_and_weights(size):
 def test_a_folder_for_compiled_code_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("no folder can be made below")
     folder = tmp_path / "file" / "folder"
-    code = (
-        "from toolkit.cli.settings import run_script; from toolkit.training.device import prepare; run_script(prepare)"
-    )
+    imports = "from toolkit.cli.settings import run_script; from toolkit.training.device import configure_torch"
+    code = f"{imports}; run_script(configure_torch)"
     ended = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TORCHINDUCTOR_CACHE_DIR": str(folder)},
