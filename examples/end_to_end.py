@@ -1,13 +1,13 @@
-"""The whole loop in a few minutes: track, tune, train, register, promote, serve, watch, and find a shift.
+"""The whole loop in a few minutes: track, tune, train, register, promote, serve, monitor, and detect a shift.
 
     make demo                                   # or: python examples/end_to_end.py
     make demo KEEP=1                            # or: python examples/end_to_end.py --keep
 
-Everything is real and on this machine: an MLflow server, the scripts as a person runs them, the
-service as a process of its own. The images are scikit-learn's handwritten digits. Those that were
-held out are sent to the service with their true labels coming back; then the same images again,
-blurred, noisy and inverted, until the monitor raises an alert. All files go to a new folder under
-runs/; with --keep both servers stay up, and how to stop them is said.
+Everything is real and on this machine: an MLflow server, the scripts as a user runs them, the service
+as a process of its own. The images are scikit-learn's handwritten digits. Those that were held out are
+sent to the service, and their labels as feedback; then the same images again, blurred, noisy and
+inverted, until the monitor raises an alert. All files go to a new folder under runs/; with --keep both
+servers stay up, and the command to stop them is printed.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from toolkit.training.data.splits import split  # noqa: E402
 
 HELD_OUT = 0.15  # the default of train_cnn.py
 START_SECONDS = 120  # a first start creates MLflow's tables
-REFRESH_S = 30  # /metrics measures the windows anew every few seconds
+REFRESH_S = 30  # /metrics evaluates the windows every few seconds
 CLIENTS = 4
 PLOTS = ("accuracy", "confidence", "predictions", "drift", "inputs", "calibration")
 LABELS_A_REQUEST = 50
@@ -72,7 +72,7 @@ def main() -> None:
     started = time.monotonic()
     with ExitStack() as servers:
         mlflow, service = loop(folder, servers)
-        say_goodbye(folder, mlflow, service, time.monotonic() - started, keep=keep)
+        print_summary(folder, mlflow, service, time.monotonic() - started, keep=keep)
         if keep:
             servers.pop_all()
 
@@ -82,11 +82,11 @@ def loop(folder: Path, servers: ExitStack) -> tuple[Server, Server]:
     heading("1/7  an MLflow server")
     mlflow = start_mlflow(folder, servers)
     os.environ["MLFLOW_TRACKING_URI"] = mlflow.url
-    # Servers run beside the training, so its idle threads must leave them the cores.
+    # Idle threads of the training must leave the cores to the servers.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     print(f"runs and models are at {mlflow.url}")
 
-    heading("2/7  tuning: six trials, each judged by five stratified folds")
+    heading("2/7  tuning: six trials of five stratified folds")
     run(folder, "hyperopt_tuning.py", "--preset", "quick")
 
     heading("3/7  training one network with plain settings, for comparison")
@@ -99,18 +99,18 @@ def loop(folder: Path, servers: ExitStack) -> tuple[Server, Server]:
     service = start_service(folder, servers)
     print(f"version {version} answers at {service.url}")
 
-    heading("6/7  images that it has never seen")
+    heading("6/7  held-out images")
     images = held_out_images()
     answer = predict(service, images[0][1])
     print(f"POST /predict with one image of a {images[0][0]} answers:\n{json.dumps(answer)}\n")
     send("held-out images", service, images)
     print_state(service, len(images))
 
-    heading("7/7  images that went wrong")
-    for name, spoil in FAULTS.items():
-        send(f"{name} images", service, [(label, spoil(image)) for label, image in images])
+    heading("7/7  degraded images")
+    for name, degrade in FAULTS.items():
+        send(f"{name} images", service, [(label, degrade(image)) for label, image in images])
     print_state(service, len(images) * (1 + len(FAULTS)))
-    print_why(folder)
+    print_drift(folder)
     return mlflow, service
 
 
@@ -118,7 +118,7 @@ def loop(folder: Path, servers: ExitStack) -> tuple[Server, Server]:
 
 
 def promote_the_better(registry: ModelRegistry) -> int:
-    """Register the best run of each experiment; the version that is right more often goes into Production."""
+    """Register the best run of each experiment; the more accurate version goes into Production."""
     tuned = registry.register_best_model("hyperopt_tuning", "mean_cv_accuracy")
     plain = registry.register_best_model("training", "best_val_accuracy")
     table = registry.compare_models([tuned, plain])
@@ -131,7 +131,7 @@ def promote_the_better(registry: ModelRegistry) -> int:
 
 
 def held_out_images() -> list[tuple[Label, Encoded]]:
-    """The digits that training has left out: which ones is decided by their content, so it is the same in each run."""
+    """The digits that training holds out: by their content, so the same in each run."""
     digits = open_catalogue("digits")
     held_out = [int(index) for index in split(digits, HELD_OUT).held_out]
     sources = [(digits.classes[digits.labels[index]], digits.sources[index]) for index in held_out]
@@ -139,7 +139,7 @@ def held_out_images() -> list[tuple[Label, Encoded]]:
 
 
 def send(what: str, service: Server, images: Sequence[tuple[Label, Encoded]]) -> None:
-    """Have images classified, then tell the true labels, as somebody does who looks at them later."""
+    """Have images classified, then send their true labels as feedback."""
     with ThreadPoolExecutor(CLIENTS) as pool:
         answers = list(pool.map(lambda labelled: predict(service, labelled[1]), images))
     truths = [
@@ -149,19 +149,19 @@ def send(what: str, service: Server, images: Sequence[tuple[Label, Encoded]]) ->
     for some in slices(truths, LABELS_A_REQUEST):
         post(f"{service.url}/feedback", json.dumps(some).encode(), "application/json")
     right = sum(answer["predicted_class"] == label for answer, (label, _) in zip(answers, images, strict=True))
-    print(f"{what + ':':<22}{len(images)} answered, {right / len(images):.1%} rightly")
+    print(f"{what + ':':<22}{len(images)} answered, {right / len(images):.1%} correctly")
 
 
 def print_state(service: Server, labels: int) -> None:
-    """What the service says of itself, once it has looked at all the labels: it looks every few seconds."""
+    """Print the service's metrics and alerts, once all labels are evaluated."""
     deadline = time.monotonic() + REFRESH_S
     while True:
-        figures = get(f"{service.url}/metrics")
-        if figures["monitor"]["windows"]["long"]["n_labels"] >= labels or time.monotonic() > deadline:
+        metrics = get(f"{service.url}/metrics")
+        if metrics["monitor"]["windows"]["long"]["n_labels"] >= labels or time.monotonic() > deadline:
             break
         time.sleep(0.5)
-    window = figures["monitor"]["windows"]["short"]
-    latency = figures["latency_ms"]["total"]
+    window = metrics["monitor"]["windows"]["short"]
+    latency = metrics["latency_ms"]["total"]
     print(
         f"GET /metrics: {window['n']} predictions and {window['n_labels']} labels in the short window, accuracy"
         f" {window['accuracy']:.1%} (reference {window['reference_accuracy']:.1%}); median {latency['median']:.1f} ms"
@@ -174,37 +174,37 @@ def print_state(service: Server, labels: int) -> None:
             print(f"  {alert['level'].upper()} ({alert['status']}, {alert['window']} window): {alert['message']}")
 
 
-def print_why(folder: Path) -> None:
-    """What a notebook beside the service sees: the drift report, and images for a report."""
+def print_drift(folder: Path) -> None:
+    """Print the drift report and save plots, as a notebook would."""
     monitor = ModelMonitor(folder / "monitoring.db")
-    print(f"\nModelMonitor().detect_drift(), in a notebook beside the service:\n\n{monitor.detect_drift()}\n")
+    print(f"\nModelMonitor().detect_drift(), in a notebook:\n\n{monitor.detect_drift()}\n")
     for metric in PLOTS:
         monitor.plot_metrics(metric).savefig(folder / f"{metric}.png")
     monitor.close()
 
 
-def say_goodbye(folder: Path, mlflow: Server, service: Server, seconds: float, *, keep: bool) -> None:
-    """Where to look now."""
+def print_summary(folder: Path, mlflow: Server, service: Server, seconds: float, *, keep: bool) -> None:
+    """Print where the results are."""
     place = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     heading(f"done in {seconds / 60:.1f} minutes")
-    print(f"figures            {place}/{PLOTS[0]}.png, {', '.join(f'{metric}.png' for metric in PLOTS[1:])}")
+    print(f"plots              {place}/{PLOTS[0]}.png, {', '.join(f'{metric}.png' for metric in PLOTS[1:])}")
     print(f"logs               {place}/mlflow.log, serve.log")
     if keep:
         print(f"dashboard          {service.url}/dashboard")
         print(f"runs and models    {mlflow.url}")
         print(f"\nboth servers are still up; stop them with: kill {mlflow.process.pid} {service.process.pid}")
         return
-    print("both servers are being stopped; to look at it again, go there and start them:\n")
+    print("both servers are being stopped; to start them again:\n")
     print(f"  cd {shlex.quote(str(place))}")
     print("  mlflow server --artifacts-destination ./artifacts        # then http://127.0.0.1:5000")
     print(
         f"  MLFLOW_TRACKING_URI=http://127.0.0.1:5000 python {ROOT / 'serve_model.py'}"
         "   # then http://127.0.0.1:8000/dashboard"
     )
-    print("\nor leave them up from the start: make demo KEEP=1")
+    print("\nor keep them running: make demo KEEP=1")
 
 
-# What can go wrong with an image on its way
+# Faults of images
 
 
 def change(image: Encoded, how: Callable[[Image.Image], Image.Image]) -> Encoded:
@@ -220,7 +220,7 @@ def blurred(image: Encoded) -> Encoded:
 
 
 def noisy(image: Encoded) -> Encoded:
-    """From a bad sensor; the noise depends on nothing but the image."""
+    """From a bad sensor; the noise depends on the image alone."""
     noise = np.random.default_rng(list(image[-16:])).normal(0, NOISE, (8, 8))
     return change(image, lambda loaded: Image.fromarray((np.asarray(loaded) + noise).clip(0, 255).astype(np.uint8)))
 
@@ -237,7 +237,7 @@ FAULTS = {"blurred": blurred, "noisy": noisy, "inverted": inverted}
 
 
 def run(folder: Path, script: str, *words: str) -> None:
-    """Run one of the scripts as a person would; when it fails it has said why, and this ends with its status."""
+    """Run one of the scripts as a user would; when it fails, exit with its status."""
     print(f"$ python {script} {' '.join(words)}", flush=True)
     if status := subprocess.run([sys.executable, str(ROOT / script), *words], cwd=folder, check=False).returncode:
         sys.exit(status)
@@ -267,7 +267,7 @@ def start(name: str, words: Sequence[str], folder: Path, servers: ExitStack, url
     while time.monotonic() < deadline and process.poll() is None:
         try:
             urllib.request.urlopen(url + path, timeout=5).close()
-        except OSError:  # nobody listens yet, or it is not ready yet
+        except OSError:  # not listening yet, or not ready
             time.sleep(0.2)
         else:
             return Server(url, process)
@@ -284,33 +284,33 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def predict(service: Server, image: Encoded) -> dict[str, Any]:
-    """What the service says of one image; the body alone is enough."""
+    """The service's prediction for one image."""
     answer: dict[str, Any] = post(f"{service.url}/predict?top_k=3", image, "application/octet-stream")
     return answer
 
 
 def post(url: str, body: bytes, media_type: str) -> Any:
-    """The JSON that a POST is answered with."""
+    """The JSON response of a POST."""
     request = urllib.request.Request(url, body, {"Content-Type": media_type})
     with urllib.request.urlopen(request, timeout=60) as response:
         return json.load(response)
 
 
 def get(url: str) -> Any:
-    """The JSON at an address."""
+    """The JSON response of a GET."""
     with urllib.request.urlopen(url, timeout=60) as response:
         return json.load(response)
 
 
 def slices(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
-    """So many at a time."""
+    """Slices of at most ``size`` items."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 

@@ -47,7 +47,7 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def hasty_stores():
-    """SQLite stores do not wait for the disk: only a power cut could tell the difference, and it takes minutes."""
+    """SQLite stores do not wait for the disk: only a power cut would make a difference, and it saves minutes."""
 
     def hasty(connection, _):
         if isinstance(connection, sqlite3.Connection):

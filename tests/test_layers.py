@@ -148,7 +148,7 @@ def test_the_order_within_a_package_holds(package):
     assert disorder(package, ORDERS.get(package, "")) == []
 
 
-def test_no_order_goes_round_in_a_circle():
+def test_no_order_is_circular():
     circles = [
         (package, part)
         for package, order in ORDERS.items()
@@ -164,7 +164,7 @@ def test_the_architecture_page_has_the_orders():
     assert [chain for chain in chains if f"`{chain}`" not in page] == []
 
 
-def test_disorder_is_seen(tmp_path):
+def test_disorder_is_found(tmp_path):
     files = {
         "base/ids.py": "from toolkit.monitoring import report",
         "store/rows.py": "def later():\n    from toolkit.monitoring.base import ids",
@@ -194,7 +194,7 @@ def test_only_tracking_imports_mlflow(path):
     assert ONLY_TRACKING_IMPORTS not in roots or module_name(path) == "toolkit.tracking.connection"
 
 
-def test_the_tests_would_see_a_hidden_import(tmp_path):
+def test_hidden_imports_are_found(tmp_path):
     hidden = tmp_path / "hidden.py"
     hidden.write_text("def f():\n    import train_cnn\n    from toolkit.training import loop\n")
     assert imports_of(hidden) == {"train_cnn", "toolkit.training.loop"}
@@ -280,7 +280,7 @@ def run_as_a_script(script, *words, folder):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_waits_for_no_slow_import_and_shows_values_people_can_read(script, tmp_path):
+def test_help_waits_for_no_slow_import_and_shows_readable_values(script, tmp_path):
     result = run_as_a_script(script, "--help", folder=tmp_path)
     assert result.stdout.splitlines()[-1] == "status 0 []", result.stderr
     assert f"usage: {script}.py" in result.stdout
@@ -303,7 +303,7 @@ def test_help_waits_for_no_slow_import_and_shows_values_people_can_read(script, 
         ("serve_model", ["--admin-key", "x"], "keys come from SERVE_PREDICT_KEY"),
     ],
 )
-def test_what_is_mistyped_is_said_before_the_slow_imports(script, words, message, tmp_path):
+def test_errors_come_before_the_slow_imports(script, words, message, tmp_path):
     result = run_as_a_script(script, *words, folder=tmp_path)
     assert result.stdout == "status 2 []\n", result.stderr
     assert message in result.stderr
@@ -315,7 +315,7 @@ def test_what_is_mistyped_is_said_before_the_slow_imports(script, words, message
     ("script", "settings"),
     [("train_cnn", "TrainSettings"), ("hyperopt_tuning", "TuneSettings"), ("serve_model", "ServeSettings")],
 )
-def test_each_rule_of_a_setting_can_be_checked_before_the_slow_imports(script, settings, tmp_path, monkeypatch):
+def test_each_rule_is_checked_before_the_slow_imports(script, settings, tmp_path, monkeypatch):
     """All are given at once, most in a form that is allowed, so that their own validators run."""
     declared = getattr(importlib.import_module(script), settings)
     for name in declared.model_fields:

@@ -3,7 +3,7 @@
 All blocks become one script, as if one person typed them one after the other; where the README says
 "in another terminal" the server is started in the background and waited for. Variables make studies
 and trainings short, and ports are free ones. The two commands of make are typed by
-end_to_end/test_make.py, which can run beside this. Where the system allows it, all that happens in a
+end_to_end/test_make.py, which can run at the same time. Where the system allows it, all that happens in a
 network of its own that has nothing but loopback, which proves that nothing is fetched and nothing
 phones home.
 """

@@ -34,7 +34,7 @@ def test_every_cell_runs(tmp_path):
 
 
 def test_it_is_a_notebook_that_holds_no_output():
-    """Outputs would show figures of one machine and one day."""
+    """Outputs would be those of one machine and one day."""
     assert (NOTEBOOK["nbformat"], NOTEBOOK["nbformat_minor"]) == (4, 5)
     assert len({cell["id"] for cell in NOTEBOOK["cells"]}) == len(NOTEBOOK["cells"])
     assert [cell["outputs"] for cell in NOTEBOOK["cells"] if cell.get("outputs")] == []

@@ -63,7 +63,7 @@ class Script:
         """Everything that was printed up to a line that matches."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            ended = not self.running  # before the last look
+            ended = not self.running  # before the last read
             if found := re.search(rf"^(?:{pattern}).*\n", self.out, re.MULTILINE):
                 return self.out[: found.end()]
             if ended:

@@ -31,7 +31,7 @@ class ShellSession:
 
 
 def run_shell(folder, text, variables, prepare=lambda _: None):
-    """Type a script in a copy of the project, whose environment is ready; skip where a tool is missing."""
+    """Type a script in a copy of the project with a ready environment; skip where a tool is missing."""
     for tool in ("bash", "curl", "make"):
         if shutil.which(tool) is None:
             pytest.skip(f"the README types {tool}, which is not installed")

@@ -21,7 +21,7 @@ class Receiver(ThreadingHTTPServer):
         if context is not None:
             self.socket = context.wrap_socket(self.socket, server_side=True)
         scheme = "http" if context is None else "https"
-        self.url = f"{scheme}://127.0.0.1:{self.server_port}/hook?room=alerts"
+        self.url = f"{scheme}://127.0.0.1:{self.server_port}/hook?channel=alerts"
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         self._thread.start()
 

@@ -1,7 +1,6 @@
 """Baselines: what goes in comes out, what does not fit is refused, and nothing is unpickled."""
 
 import io
-import os
 import pickle
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.bundles import Trap
 from toolkit.bundle.baseline import Baseline
 from toolkit.errors import BundleError
 from toolkit.statistics.calibration import calibration_bins
@@ -121,11 +121,6 @@ def test_without_images_there_is_no_calibration_error():
     empty = Baseline(("cat", "dog"), np.zeros((0, 2)), np.zeros(0))
     assert np.isnan(empty.calibration_error)
     assert empty.calibration().count.tolist() == [0] * 15
-
-
-class Trap:
-    def __reduce__(self):
-        return os.mkdir, ("sprung",)
 
 
 def test_a_damaged_file_is_refused(tmp_path):

@@ -36,14 +36,14 @@ def test_installed_commands_name_each_other(monkeypatch):
     )
 
 
-def test_a_program_that_uses_the_installed_project_is_told_of_its_commands(monkeypatch):
+def test_other_programs_print_the_installed_commands(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py"])
     monkeypatch.setattr(commands, "DISTRIBUTION", "image-classification-toolkit")
     assert command_line("monitoring", "labels") == "model-monitoring labels"
 
 
 @pytest.mark.parametrize("script", commands.COMMANDS)
-def test_a_process_of_an_installed_command_runs_the_script_under_its_name(monkeypatch, script):
+def test_an_installed_command_starts_processes_under_its_name(monkeypatch, script):
     monkeypatch.setattr(sys, "argv", [commands.COMMANDS[script]])
     command = process_command(script)
     result = subprocess.run(

@@ -17,7 +17,7 @@ SCRIPTS = ("train_cnn.py", "hyperopt_tuning.py", "model_registry.py", "monitorin
 @pytest.mark.parametrize("moment", ["dataclasses", "pydantic.errors"])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_ctrl_c_during_the_imports_is_one_line_and_status_130(script, moment):
-    """Python itself tells which import is done, on standard error, where the signal is sent at that moment."""
+    """Python itself prints which import is done, on standard error, where the signal is sent at that moment."""
     process = subprocess.Popen(
         [sys.executable, "-X", "importtime", str(ROOT / script), "--help"],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,

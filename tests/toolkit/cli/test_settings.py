@@ -182,7 +182,7 @@ def test_a_toolkit_error_ends_a_script_with_one_line_and_status_2():
     assert (process.returncode, err) == (2, "-c: error: no images\n")
 
 
-def test_an_error_is_one_line_and_whatever_is_printed_can_be_written_on_an_ascii_terminal():
+def test_errors_and_output_on_an_ascii_terminal():
     body = "def main():\n    print('é 猫')\n    raise DataError('no caf\\udce9\\nand\\x1b[2J é')\nrun_script(main)"
     process = run(body, PYTHONIOENCODING="ascii")
     assert process.communicate(timeout=60) == ("\\xe9 \\u732b\n", "-c: error: no caf\\xe9\\nand\\x1b[2J \\xe9\n")

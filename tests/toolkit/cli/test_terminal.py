@@ -28,10 +28,10 @@ def test_any_name_can_be_said_on_any_terminal(encoding, monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, newline=""))
     echo("été\n猫 \x1b[2J caf\udce9")
-    told = raw.getvalue().decode(encoding)
+    printed = raw.getvalue().decode(encoding)
     cat = "猫" if encoding == "utf-8" else "\\u732b"
     accents = "\\xe9t\\xe9" if encoding == "ascii" else "été"
-    assert told == f"{accents}\n{cat} \\x1b[2J caf\\xe9\n"
+    assert printed == f"{accents}\n{cat} \\x1b[2J caf\\xe9\n"
 
 
 def test_a_line_leaves_a_progress_bar_whole(monkeypatch):
@@ -74,7 +74,7 @@ def slowly(label, steps=12):
             shown.update()
 
 
-def test_in_a_log_progress_is_a_line_whenever_none_was_printed_for_a_while(monkeypatch, capsys):
+def test_progress_in_a_log_is_a_line_after_a_silence(monkeypatch, capsys):
     slowly("decoding")
     assert capsys.readouterr() == ("", ""), "what is done soon is no line"
     monkeypatch.setattr(terminal, "SILENCE_S", 0.05)

@@ -67,7 +67,7 @@ def test_the_first_frame_of_an_animation_is_taken():
     assert first_pixel(saved(frames[0], "GIF", save_all=True, append_images=frames[1:])) == [255, 0, 0]
 
 
-# --- what was changed is told -----------------------------------------------------------------------
+# --- conversions are reported -----------------------------------------------------------------------
 
 
 def chunk(name, body):
@@ -83,7 +83,7 @@ def png_of_16_bits(kind, values, *more):
 
 
 def png_16_bit(kind, channels):
-    """A PNG of 4 x 4 pixels whose values are all 128 * 257."""
+    """A PNG of 4 x 4 pixels with values of 128 * 257."""
     return png_of_16_bits(kind, np.full((4, 4, channels), 32896, np.uint16))
 
 
@@ -208,7 +208,7 @@ def test_images_of_a_few_pixels_are_remarked_on():
 
 # --- CMYK ---------------------------------------------------------------------------------------
 
-INKS = {  # cyan, magenta, yellow and black in 0..255, and what they look like
+INKS = {  # cyan, magenta, yellow and black in 0..255, and their colours in RGB
     (0, 255, 255, 0): (255, 0, 0),
     (255, 0, 255, 0): (0, 255, 0),
     (0, 0, 0, 255): (0, 0, 0),
@@ -309,8 +309,8 @@ def rich_exif(orientation):
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("tag", [0x010F, 0x011A, 0x0128, 0x0213])
-def test_an_odd_entry_beside_the_orientation_does_not_keep_a_image_from_being_turned(format, tag):  # noqa: A002
-    """An entry whose kind and value do not fit: what used to be refused with "bad operand type for abs()"."""
+def test_orientation_is_applied_in_spite_of_broken_exif_entries(format, tag):  # noqa: A002
+    """An entry with a kind that does not fit its value: it used to be refused with "bad operand type for abs()"."""
     pixels = np.zeros((8, 16, 3), np.uint8)
     pixels[:, :8] = 200
     plain = load_image(saved(Image.fromarray(pixels), format, exif=rich_exif(1)), 8).pixels
@@ -432,7 +432,7 @@ def test_brands_tell_what_is_in_a_box(brands, format):  # noqa: A002
 def test_the_centre_square_is_kept():
     pixels = np.zeros((10, 30, 3), np.uint8)
     pixels[:, 10:20] = 200
-    assert (load_image(encode(pixels), 5).pixels[:, 1:-1] == 200).all()  # the filter looks over the edges
+    assert (load_image(encode(pixels), 5).pixels[:, 1:-1] == 200).all()  # the filter reads beyond the edges
 
 
 def test_a_large_jpeg_decoded_small_is_near_the_full_decoding():

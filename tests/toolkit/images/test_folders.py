@@ -60,7 +60,7 @@ def test_each_name_on_the_list_is_of_one_part():
 
 
 def test_a_part_may_be_in_a_folder_of_its_own_name(tmp_path):
-    """As Kaggle's archive of landscapes is, with images beside that nobody has labelled."""
+    """Kaggle's archive of landscapes, with unlabelled images next to the parts."""
     fill(tmp_path, "seg_train/seg_train/sea/1.png", "seg_test/seg_test/sea/1.png", "seg_pred/seg_pred/1.png")
     assert parts(tmp_path) == [("test", "seg_test/seg_test"), ("train", "seg_train/seg_train")]
     assert stray_files(tmp_path, find_parts(tmp_path)) == [
@@ -107,7 +107,7 @@ def test_a_class_may_be_called_as_a_part_is(tmp_path):
 # --- files ----------------------------------------------------------------------------------------
 
 
-def test_folders_inside_a_class_belong_to_it_and_those_of_programs_are_counted(tmp_path):
+def test_inner_folders_belong_to_the_class_except_those_of_programs(tmp_path):
     fill(
         tmp_path, "1.png", "old/2.png", "@eaDir/1.png/thumb.jpg", "@eaDir/2.jpg", ".thumbnails/1.png", ".DS_Store",
         "old/.ipynb_checkpoints/2-checkpoint.png", "._1.png", ".empty/x",
@@ -147,7 +147,7 @@ def test_what_is_no_file_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "lost.png").symlink_to("nowhere")
     (tmp_path / "itself.png").symlink_to("itself.png")
-    assert inside(tmp_path) == ["1.png", "itself.png", "lost.png"]  # whoever opens them says what is wrong
+    assert inside(tmp_path) == ["1.png", "itself.png", "lost.png"]  # opening them gives the error
     assert passed(tmp_path) == [("pipe.png", "it is a device or a pipe", 1)]
 
 

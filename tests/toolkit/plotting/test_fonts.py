@@ -39,7 +39,7 @@ def font_of(letters, path):
 
 @pytest.fixture
 def squares(tmp_path):
-    """A machine on which somebody installed a font for such letters."""
+    """A machine with a font for such letters."""
     font_of(LETTERS, tmp_path / "squares.ttf")
     before = list(fontManager.ttflist)
     fontManager.addfont(tmp_path / "squares.ttf")

@@ -13,7 +13,7 @@ RIGHT = np.array([1] * 30 + [0] * 10 + [1] + [0] * 3)
 BINS = calibration_bins(np.stack([CONFIDENCE, 1 - CONFIDENCE], axis=1), 1 - RIGHT, bins=10)
 
 
-def test_bins_that_hold_enough_are_solid_and_joined_and_the_others_hollow():
+def test_small_bins_are_hollow_and_not_joined():
     axes = Figure().subplots()
     reliability_diagram(axes, [ReliabilityCurve(BINS, "some")])
     diagonal, joined = axes.lines

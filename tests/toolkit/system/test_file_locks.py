@@ -1,4 +1,4 @@
-"""Locks that name their holder, end with it, are waited for, or gone on without."""
+"""Locks name their process, end with it, are waited for, or done without."""
 
 import multiprocessing
 import os
@@ -13,7 +13,7 @@ from toolkit.system.file_locks import acquire, hold, is_free, try_lock, wait_for
 WHAT = "run 4 is being trained"
 
 
-def holder_of(lock):
+def process_with(lock):
     """Another process that holds a lock until it is killed."""
     context = multiprocessing.get_context("fork")
     taken = context.Event()
@@ -29,16 +29,16 @@ def holder_of(lock):
     return process
 
 
-def test_a_second_process_is_refused_by_the_number_of_the_first_until_that_is_gone(tmp_path):
+def test_a_second_process_is_refused_until_the_first_ends(tmp_path):
     path = tmp_path / "made" / "run.lock"
     assert is_free(path)
-    holder = holder_of(hold(path, WHAT))
+    owner = process_with(hold(path, WHAT))
     with pytest.raises(SettingsError) as caught, hold(path, WHAT):
         pass
-    assert str(caught.value) == f"run 4 is being trained by process {holder.pid}; wait for it or stop it"
+    assert str(caught.value) == f"run 4 is being trained by process {owner.pid}; wait for it or stop it"
     assert not is_free(path)
-    holder.kill()
-    holder.join()
+    owner.kill()
+    owner.join()
     assert is_free(path)
     with hold(path, WHAT):
         assert path.read_text() == str(os.getpid())
@@ -59,35 +59,35 @@ def test_an_error_within_is_not_taken_for_one_of_the_lock(tmp_path):
     assert is_free(tmp_path / "run.lock")
 
 
-def test_where_no_file_can_be_written_nobody_else_can_write_a_checkpoint_either(tmp_path):
+def test_hold_continues_where_no_file_can_be_written(tmp_path):
     (tmp_path / "file").touch()
     with hold(tmp_path / "file" / "run.lock", WHAT):
         assert is_free(tmp_path / "file" / "run.lock")
 
 
-def test_a_lock_is_waited_for_until_its_holder_is_killed(tmp_path, capsys):
+def test_wait_for_gets_the_lock_of_a_killed_process(tmp_path, capsys):
     path = tmp_path / "build.lock"
     with wait_for(path, "waiting"):
         assert path.exists()
     assert not path.exists()
-    holder = holder_of(wait_for(path, "waiting"))
-    threading.Timer(1.5, holder.kill).start()
+    owner = process_with(wait_for(path, "waiting"))
+    threading.Timer(1.5, owner.kill).start()
     with wait_for(path, "another process builds; waiting for it"):
-        holder.join(60)
-        assert holder.exitcode == -signal.SIGKILL
+        owner.join(60)
+        assert owner.exitcode == -signal.SIGKILL
     assert capsys.readouterr().out == "another process builds; waiting for it\n"
     assert is_free(path)
 
 
-def test_a_lock_is_tried_for_a_while_and_given_back_when_its_holder_is_killed(tmp_path):
+def test_try_lock_gets_the_lock_of_a_killed_process(tmp_path):
     path = tmp_path / "new" / "lock"
-    holder = holder_of(try_lock(path, 0))
+    owner = process_with(try_lock(path, 0))
     with try_lock(path, 0.1) as held:
         assert not held
-    holder.kill()
+    owner.kill()
     with try_lock(path, 60) as held:
         assert held
-    holder.join()
+    owner.join()
 
 
 def test_threads_wait_for_each_other(tmp_path):

@@ -92,7 +92,7 @@ def test_a_quiet_child_prints_nothing(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_value_that_json_does_not_have_is_an_error_and_nothing_is_sent(child):
+def test_a_value_that_json_lacks_is_an_error_and_not_sent(child):
     with pytest.raises(TypeError, match="Path is not JSON serializable"):
         child.send(Path())
     assert ask(child, "1") == [1]

@@ -60,7 +60,7 @@ def test_the_variable_decides_and_an_argument_overrules_it(database, tmp_path, m
         ("sqlite:///{here}/file", "cannot be used: file is not a database"),
         ("sqlite://mlflow.db", "does not answer: Invalid SQLite URL: sqlite://mlflow.db"),
     ],
-    ids=["nobody listens", "unknown host", "no folder", "a folder", "no database", "two slashes"],
+    ids=["nothing listens", "unknown host", "no folder", "a folder", "no database", "two slashes"],
 )
 def test_a_store_that_does_not_answer_is_one_sentence(uri, failure, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("I am no database, however long I go on about it. " * 30)
@@ -140,7 +140,7 @@ def test_first_starts_at_the_same_moment_share_one_store(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
-def test_a_first_start_that_is_killed_at_any_moment_leaves_a_store_for_the_next(tmp_path):
+def test_a_killed_first_start_is_completed_by_the_next(tmp_path):
     began = time.monotonic()
     connect(f"sqlite:///{tmp_path}/whole/mlflow.db")
     whole, tables = time.monotonic() - began, tables_of(tmp_path / "whole/mlflow.db")
@@ -191,7 +191,7 @@ def test_the_store_of_an_older_mlflow_is_migrated_with_its_data(tmp_path, capsys
         ("CREATE TABLE logged_models (id)", "(sqlite3.OperationalError) table logged_models already exists"),
     ],
 )
-def test_a_store_that_cannot_be_migrated_is_one_sentence_and_stays_as_it_is(tmp_path, spoilt, reason):
+def test_a_failed_migration_is_one_line_and_changes_nothing(tmp_path, spoilt, reason):
     older_store(tmp_path / "mlflow.db", "7f2a7d5fae7d")
     with closing(sqlite3.connect("mlflow.db")) as database, database:
         database.execute(spoilt)
@@ -211,7 +211,7 @@ def limits():
     return os.environ.get(RETRIES), os.environ.get(TIMEOUT)
 
 
-def test_short_timeouts_of_several_threads_leave_the_limits_as_they_were(monkeypatch):
+def test_short_timeouts_of_several_threads_restore_the_limits(monkeypatch):
     monkeypatch.setenv(RETRIES, "2")
     monkeypatch.setenv(TIMEOUT, "10")
     seen = {}
@@ -247,7 +247,7 @@ def test_what_the_user_has_set_stays_within_short_timeouts(monkeypatch, retries,
     assert limits() == (retries, timeout)
 
 
-def test_mlflow_is_set_up_before_it_is_imported_and_the_users_own_choice_stays(tmp_path):
+def test_settings_of_mlflow_respect_the_users_variables(tmp_path):
     code = (
         "import os; os.environ['MLFLOW_HTTP_REQUEST_TIMEOUT'] = '77'; import toolkit.tracking.connection;"
         "print(os.environ['MLFLOW_HTTP_REQUEST_TIMEOUT'], os.environ['MLFLOW_ALLOW_PICKLE_DESERIALIZATION'],"
@@ -290,7 +290,7 @@ def test_a_deleted_experiment_is_not_written_to(database):
         find_experiment(database, "gone")
 
 
-def test_an_experiment_behind_a_server_is_not_written_to_from_its_database(database):
+def test_an_experiment_behind_a_server_is_refused_for_its_database(database):
     database.create_experiment("proxied", artifact_location="mlflow-artifacts:/1")
     with pytest.raises(TrackingError, match=r"^experiment 'proxied' keeps its files behind an MLflow server: set "):
         open_experiment(database, "proxied")

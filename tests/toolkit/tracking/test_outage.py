@@ -45,7 +45,7 @@ def server(database, tmp_path):
 
 
 def hole(port=0):
-    """A socket where the system takes connections, and nobody ever answers."""
+    """A socket that accepts connections and never answers."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
@@ -55,7 +55,7 @@ def hole(port=0):
 
 
 def callers(listener):
-    """How many have called since the last look."""
+    """The number of calls since the last call of this."""
     for count in itertools.count():
         try:
             listener.accept()[0].close()
@@ -132,7 +132,7 @@ def test_a_server_that_never_answers_is_asked_rarely_and_not_for_long(own_store,
     assert capsys.readouterr().out.splitlines() == [GONE.format("no answer in time"), BACK]
 
 
-def test_a_server_that_stops_answering_after_its_sign_of_life_costs_seconds(own_store, monkeypatch):
+def test_a_server_that_hangs_after_the_ping_costs_seconds(own_store, monkeypatch):
     """The door opens, and the request hangs: MLflow alone would try three times, ten seconds each."""
     monkeypatch.setattr(connection, "ANSWER_SECONDS", 1)
     over, before = threading.Event(), dict(os.environ)
@@ -184,7 +184,7 @@ def test_an_outage_that_ends_in_a_refusal_is_said_twice(own_store, database, cap
     assert refused.startswith(f"MLflow refuses the metrics: Run with id={run.id} not found; training goes on")
 
 
-def test_a_database_file_that_was_removed_and_copied_back_is_written_again(own_store, tmp_path, capfd):
+def test_a_database_file_that_comes_back_is_written_again(own_store, tmp_path, capfd):
     clock, path = Clock(), file_of(own_store)
     run = start_run(own_store, clock=clock)
     run.metrics({"loss": 1.0}, step=1)
@@ -227,8 +227,8 @@ def test_a_disk_without_room_loses_nothing(own_store, capfd):
     for step in range(1500):
         run.metrics({"loss": 1 / (step + 1)}, step)
     allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
-    room = file_of(own_store).stat().st_size + 40_000  # bytes; the metrics need more
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, allowed[1]))
+    limit = file_of(own_store).stat().st_size + 40_000  # bytes; the metrics need more
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, allowed[1]))
     try:
         assert not run.try_flush()
     finally:

@@ -179,7 +179,7 @@ def test_a_digest_longer_than_mlflow_allows_is_one_sentence(store):
         run.dataset("photos", "f" * 37, "photos", profile={}, context="training")
 
 
-def test_more_params_than_a_request_holds_and_longer_than_mlflow_allows(store):
+def test_many_and_long_params(store):
     values = {f"setting_{number}": number for number in range(230)} | {"long": "y" * 9000, "none": None}
     with start_run(store) as run:
         run.params(values)

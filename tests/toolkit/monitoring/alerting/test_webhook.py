@@ -63,7 +63,7 @@ def test_a_notice_arrives_as_json_with_its_headers():
     with Receiver() as receiver:
         assert delivered(receiver) == counts(sent=1)
     [(path, headers, body)] = receiver.requests
-    assert path == "/hook?room=alerts"
+    assert path == "/hook?channel=alerts"
     assert headers["Content-Type"] == "application/json"
     assert json.loads(body) == NOTIFICATION.to_dict()
     assert headers["webhook-id"] == f"msg_{hashlib.sha256(body).hexdigest()[:32]}"
