@@ -33,17 +33,17 @@ def postgres():
         pytest.skip("initdb and pg_ctl of PostgreSQL are not on PATH")
     if importlib.util.find_spec("pg8000") is None:
         pytest.skip("pg8000 is not installed: requirements-postgres.txt")
-    folder = Path(tempfile.mkdtemp())  # one that somebody else than root may enter
-    who = {}
-    if os.geteuid() == 0:  # as whom the server refuses to run
+    folder = Path(tempfile.mkdtemp())  # of another owner than root, see below
+    user = {}
+    if os.geteuid() == 0:  # the server refuses to run as root
         try:
             shutil.chown(folder, "postgres")
         except LookupError:
             pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-        who = {"user": "postgres", "extra_groups": []}
+        user = {"user": "postgres", "extra_groups": []}
 
     def run(*words):
-        subprocess.run(words, check=True, cwd=folder, stdout=subprocess.DEVNULL, **who)
+        subprocess.run(words, check=True, cwd=folder, stdout=subprocess.DEVNULL, **user)
 
     port = free_port()
     data = str(folder / "data")
@@ -53,7 +53,7 @@ def postgres():
         run("pg_ctl", "-D", data, "-w", "-l", str(folder / "log"), "-o", options, "start")
         yield f"postgresql://test@127.0.0.1:{port}/postgres"
     finally:
-        subprocess.run(["pg_ctl", "-D", data, "-m", "immediate", "stop"], check=False, capture_output=True, **who)
+        subprocess.run(["pg_ctl", "-D", data, "-m", "immediate", "stop"], check=False, capture_output=True, **user)
         shutil.rmtree(folder)
 
 

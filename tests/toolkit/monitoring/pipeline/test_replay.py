@@ -1,4 +1,4 @@
-"""The replay: what it says is what the parts say by hand, and what a monitor at work would have said."""
+"""A replay raises the alerts that its parts raise by hand, and that a running monitor would have raised."""
 
 import csv
 import json
@@ -68,13 +68,13 @@ def write(path, columns):
     return path
 
 
-def by_hand(probabilities, truth, limits):
-    """What the parts say of the short window, fed one prediction and then its label at a time."""
+def by_hand(probabilities, truth, thresholds):
+    """The alerts of the parts in the short window, fed one prediction and then its label at a time."""
     n = len(probabilities)
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1).astype(np.float32)
     bins = ReferenceBins(CLASSES, BASELINE)
-    rolling, detectors = RollingWindows(bins), DetectorSet(BASELINE, limits.max_false_alarms_per_million)
-    states, standing, events, alarms = {}, {}, [], {}
+    rolling, detectors = RollingWindows(bins), DetectorSet(BASELINE, thresholds.max_false_alarms_per_million)
+    states, active, events, alarms = {}, {}, [], {}
     for i in range(n):
         part = slice(i, i + 1)
         rows = Predictions(
@@ -88,23 +88,23 @@ def by_hand(probabilities, truth, limits):
                 rolling.label(
                     [i + 1], old=[-1], new=truth[part], predicted=predicted[part], confidence=confidence[part]
                 )
-            news = [entry for entry in found if not states.get(entry.metric, AlertState()).evidence]
+            first_alarms = [entry for entry in found if not states.get(entry.metric, AlertState()).evidence]
             alarms |= dict(found)
-            if not (news or event % 100 == 0):
+            if not (first_alarms or event % 100 == 0):
                 continue
-            for finding in evaluate_window(rolling.counts("short"), bins, limits, "short", alarms):
+            for finding in evaluate_window(rolling.counts("short"), bins, thresholds, "short", alarms):
                 key, now = finding.metric, float(rows.time[-1])
                 states[key], change = states.get(key, AlertState()).advance(
-                    finding, standing.get(key), now, alarm=key in alarms, intervals=int(event % 100 == 0)
+                    finding, active.get(key), now, alarm=key in alarms, intervals=int(event % 100 == 0)
                 )
                 if change:
-                    standing[key] = change.applied(standing.get(key), now)
+                    active[key] = change.applied(active.get(key), now)
                     events.append((i + 1, now, *change, key))
             alarms = {}
     return events, detectors.evidence
 
 
-def told(result, window="short"):
+def events_of(result, window="short"):
     return [(e.position, e.time, e.event, e.level, e.status, e.metric) for e in result.events if e.window == window]
 
 
@@ -113,11 +113,11 @@ def shifted():
     return stream(4000, (SHIFT, 4000))
 
 
-def test_a_shift_is_found_where_the_parts_find_it_by_hand(shifted, tmp_path):
-    limits = Thresholds(max_false_alarms_per_million=10)
-    result = replay(write(tmp_path / "stream.csv", columns_of(*shifted)), BASELINE, limits)
-    events, evidence = by_hand(*shifted, limits)
-    assert told(result) == events
+def test_a_shift_is_found_where_the_parts_find_it(shifted, tmp_path):
+    thresholds = Thresholds(max_false_alarms_per_million=10)
+    result = replay(write(tmp_path / "stream.csv", columns_of(*shifted)), BASELINE, thresholds)
+    events, evidence = by_hand(*shifted, thresholds)
+    assert events_of(result) == events
     assert result.evidence == pytest.approx(evidence)
     raised = result.events[0]
     assert (raised.event, raised.metric) == ("raised", "accuracy")
@@ -127,11 +127,11 @@ def test_a_shift_is_found_where_the_parts_find_it_by_hand(shifted, tmp_path):
 
 
 def test_what_has_passed_is_cleared_and_may_come_again(tmp_path):
-    limits, shifts = Thresholds(max_false_alarms_per_million=10), [(1000, 1600), (4500, 5200)]
+    thresholds, shifts = Thresholds(max_false_alarms_per_million=10), [(1000, 1600), (4500, 5200)]
     recorded = stream(9000, *shifts, seed=5)
-    result = replay(write(tmp_path / "stream.csv", columns_of(*recorded)), BASELINE, limits)
-    events, evidence = by_hand(*recorded, limits)
-    assert told(result) == events
+    result = replay(write(tmp_path / "stream.csv", columns_of(*recorded)), BASELINE, thresholds)
+    events, evidence = by_hand(*recorded, thresholds)
+    assert events_of(result) == events
     assert result.evidence == pytest.approx(evidence)
     ends = [(e.event, e.position) for e in result.events if e.metric == "accuracy" and e.window == "short"]
     assert [event for event, _ in ends if event in ("raised", "cleared")][::2][-2:] == ["raised"] * 2
@@ -139,8 +139,8 @@ def test_what_has_passed_is_cleared_and_may_come_again(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_class_that_is_still_broken_is_not_cleared_for_want_of_labels(seed, tmp_path):
-    """A tenth is labelled, so that a window of 1,000 looks calm now and then; afterwards it clears, and once."""
+def test_a_class_that_is_still_broken_is_not_cleared_for_few_labels(seed, tmp_path):
+    """A tenth is labelled, so that some windows of 1,000 show nothing; afterwards it clears, once."""
     rng = np.random.default_rng(seed)
     probabilities, truth = answers(16_000, rng)
     predicted = probabilities.argmax(axis=1)
@@ -159,20 +159,20 @@ def test_a_class_that_is_still_broken_is_not_cleared_for_want_of_labels(seed, tm
     assert all(event.position > fault.stop for event in happened if event.event == "cleared")
 
 
-def test_a_monitor_at_work_says_the_same(shifted, tmp_path):
-    limits, model = Thresholds(max_false_alarms_per_million=10), ModelVersion("1", CLASSES, BASELINE, served_at=1.0)
-    store, notices = PredictionStore(str(tmp_path / "m.db")), []
+def test_a_running_monitor_raises_the_same_alerts(shifted, tmp_path):
+    thresholds, model = Thresholds(max_false_alarms_per_million=10), ModelVersion("1", CLASSES, BASELINE, served_at=1.0)
+    store, notifications = PredictionStore(str(tmp_path / "m.db")), []
     store.versions.register(model)
-    view = StreamState(store, model, limits)
-    manager = AlertManager(store, lambda: START, lambda notice, react: notices.append(notice))
+    state = StreamState(store, model, thresholds)
+    manager = AlertManager(store, lambda: START, lambda sent, react: notifications.append(sent))
     probabilities, truth = shifted
     for start in range(0, len(truth), 50):
         ids = range(start + 1, start + 51)
         store.write([LoggedPrediction(i, START + i - 1, model, probabilities[i - 1]) for i in ids])
         for i in ids:
             store.labels.insert({i: CLASSES[truth[i - 1]]}, "audit", START + i - 1)
-        manager.evaluate(view.refresh())
-    result = replay(tmp_path / "m.db", None, limits, repeat_interval=600.0)
+        manager.evaluate(state.refresh())
+    result = replay(tmp_path / "m.db", None, thresholds, repeat_interval=600.0)
     written = [
         (alert.time, alert.level, alert.status, alert.metric, alert.window, alert.message)
         for alert in reversed(store.alerts.find())
@@ -180,20 +180,20 @@ def test_a_monitor_at_work_says_the_same(shifted, tmp_path):
     store.close()
     events = [event for event in result.events if event.event != "reminder"]
     assert [(e.event, e.level, e.status, e.metric, e.window) for e in events] == [
-        (n.event, n.level, n.status, n.metric, n.window) for n in notices
+        (n.event, n.level, n.status, n.metric, n.window) for n in notifications
     ]
     assert written == [
         (e.time, e.level, e.status, e.metric, e.window, e.message) for e in events if e.event != "cleared"
     ]
     assert {event.event for event in result.events} >= {"raised", "reminder"}
-    assert result.evidence == pytest.approx(view.evidence)
+    assert result.evidence == pytest.approx(state.evidence)
 
 
-def test_other_limits_other_levels(shifted, tmp_path):
+def test_other_thresholds_other_levels(shifted, tmp_path):
     path = write(tmp_path / "stream.parquet", columns_of(*shifted))
     strict, mild, deaf = (
-        replay(path, BASELINE, limits)
-        for limits in (
+        replay(path, BASELINE, thresholds)
+        for thresholds in (
             Thresholds(max_false_alarms_per_million=100),
             Thresholds(max_false_alarms_per_million=100, warning=0.3, critical=0.5, immediate=0.7),
             Thresholds(max_false_alarms_per_million=0.001),
@@ -230,21 +230,23 @@ def test_what_the_export_writes_replays_like_the_store(shifted, tmp_path, monkey
     for path in paths[1:]:
         export(store, path, model, probabilities=True)
     store.close()
-    limits = Thresholds(max_false_alarms_per_million=1000)
-    results = [replay(path, baseline, limits) for path, baseline in zip(paths, [None, BASELINE, BASELINE], strict=True)]
+    thresholds = Thresholds(max_false_alarms_per_million=1000)
+    results = [
+        replay(path, baseline, thresholds) for path, baseline in zip(paths, [None, BASELINE, BASELINE], strict=True)
+    ]
     assert results[0].events
     assert results[0].n_labels == 500
     assert results[0].model_version == "1"
     assert results[1] == results[2] == results[0]
 
 
-def test_a_replay_knows_which_labels_were_drawn_and_may_trust_the_others(shifted, tmp_path):
-    def worst(source, limits):
+def test_a_replay_knows_drawn_labels_and_may_trust_the_others(shifted, tmp_path):
+    def worst(source, thresholds):
         columns = columns_of(shifted[0][:2500], shifted[1][:2500])
         labelled = np.random.default_rng(4).random(2500) < 0.5
-        columns["label"] = [name if told else None for name, told in zip(columns["label"], labelled, strict=True)]
+        columns["label"] = [name if known else None for name, known in zip(columns["label"], labelled, strict=True)]
         columns["label_source"] = [source] * 2500
-        events = replay(write(tmp_path / "stream.csv", columns), BASELINE, limits).events
+        events = replay(write(tmp_path / "stream.csv", columns), BASELINE, thresholds).events
         return {event.status for event in events if (event.metric, event.level) == ("accuracy", "immediate")}
 
     assert worst("user", Thresholds()) == {"suspected"}
@@ -262,20 +264,22 @@ def test_classes_and_confidence_are_enough(shifted, tmp_path):
         "label": [CLASSES[k] for k in truth],
     }
     short = write(tmp_path / "short.csv", answered)
-    limits = Thresholds(max_false_alarms_per_million=10)
-    one, other = (replay(path, BASELINE, limits) for path in (whole, short))
-    assert told(other)[0] == told(one)[0]
+    thresholds = Thresholds(max_false_alarms_per_million=10)
+    one, other = (replay(path, BASELINE, thresholds) for path in (whole, short))
+    assert events_of(other)[0] == events_of(one)[0]
     assert other.evidence == one.evidence
     assert not any("estimated" in event.message for event in other.events)
 
 
-def test_a_label_counts_from_when_it_was_told(shifted, tmp_path):
-    limits = Thresholds(max_false_alarms_per_million=10)
+def test_a_label_counts_from_its_time(shifted, tmp_path):
+    thresholds = Thresholds(max_false_alarms_per_million=10)
     at_once, later, never = (
-        replay(write(tmp_path / "stream.csv", columns_of(*shifted, late=late)), BASELINE, limits)
+        replay(write(tmp_path / "stream.csv", columns_of(*shifted, late=late)), BASELINE, thresholds)
         for late in (0, 700, 1e6)
     )
-    assert told(at_once) == told(replay(write(tmp_path / "no_time.csv", columns_of(*shifted)), BASELINE, limits))
+    assert events_of(at_once) == events_of(
+        replay(write(tmp_path / "no_time.csv", columns_of(*shifted)), BASELINE, thresholds)
+    )
     first = [
         next(e for e in result.events if e.metric == "accuracy" and e.window == "short")
         for result in (at_once, later, never)
@@ -307,7 +311,7 @@ def test_one_version_is_chosen(shifted, tmp_path):
         replay(path, BASELINE, Thresholds(), model_version="3")
 
 
-def test_broken_predictions_are_told_of(shifted, tmp_path):
+def test_non_finite_predictions_raise_an_alert(shifted, tmp_path):
     probabilities = shifted[0][:1000].copy()
     probabilities[500:] = np.nan
     result = replay(write(tmp_path / "stream.csv", columns_of(probabilities)), BASELINE, Thresholds())
@@ -356,7 +360,7 @@ def test_an_empty_file_is_a_replay_of_nothing(tmp_path):
     assert str(result).startswith("0 predictions and 0 labels.")
 
 
-def test_it_says_how_far_it_is(tmp_path, capsys, monkeypatch):
+def test_progress_is_shown(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(terminal, "SILENCE_S", 0.0)
     monkeypatch.setattr(terminal, "REFRESH_S", 0.0)
     monkeypatch.setattr(replay_source, "PAGE_SIZE", 200)
@@ -478,7 +482,7 @@ def parts_of(times, delays, sizes):
     ),
     sizes=st.lists(st.integers(0, 9), max_size=4),
 )
-def test_each_label_comes_when_it_was_told_and_never_before_its_prediction(rows, sizes):
+def test_labels_come_at_their_times_and_after_their_predictions(rows, sizes):
     times, delays = [float(time) for time, _ in rows], [float(delay) for _, delay in rows]
     found = []
     for part, labels, due in replay_source.in_order(parts_of(times, delays, sizes)):

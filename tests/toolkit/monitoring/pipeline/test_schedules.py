@@ -84,10 +84,10 @@ def label(monitor, labels, source="audit"):
 def read_store(folder):
     """Place in the stream by sequence number, and all labels in their order."""
     store = PredictionStore(str(folder / "m.db"))
-    made, told = schema.predictions.c, schema.labels.c
+    made, given = schema.predictions.c, schema.labels.c
     query = sa.select(made.sequence, made.id).order_by(made.sequence)
     places = {row.sequence: row.id - 1 for row in store.database.fetch_all(query)}
-    query = sa.select(told.after, told.time, told.source, told.prediction, told.label).order_by(told.number)
+    query = sa.select(given.after, given.time, given.source, given.prediction, given.label).order_by(given.number)
     labels = store.database.fetch_all(query)
     store.close()
     return places, labels
@@ -269,7 +269,7 @@ def test_no_schedule_changes_the_alerts(steps):
 
 
 @pytest.mark.parametrize("size", [30, 60, 300])
-def test_programs_that_log_a_little_and_end_are_heard(tmp_path, size):
+def test_short_processes_raise_the_same_alerts(tmp_path, size):
     many, one = tmp_path / "many", tmp_path / "one"
     many.mkdir()
     one.mkdir()

@@ -1,4 +1,4 @@
-"""What is done in the writer's thread beside writing: evaluating in time, counting, and deleting what is old."""
+"""After each write, alerts are evaluated in time, rollups written, and expired rows deleted."""
 
 import sqlite3
 
@@ -29,7 +29,7 @@ def make_worker(store, **config):
 
 
 def write(store, first, n, probabilities=None):
-    """Write predictions: all of one class and certain, unless they are given, which no baseline looks like."""
+    """Write predictions: all of one class and certain, unless they are given, which is far from any baseline."""
     rows = np.tile(np.array([1, 0, 0], np.float16), (n, 1)) if probabilities is None else probabilities
     store.write([LoggedPrediction(first + i, 1.7e9, MODEL, row) for i, row in enumerate(rows)])
 
@@ -60,7 +60,7 @@ def test_a_few_predictions_are_evaluated_when_the_pause_is_over(store):
     assert store.alerts.find()
 
 
-def test_the_rest_of_a_burst_is_evaluated_after_the_pause_and_nothing_without_one(store):
+def test_the_rest_of_a_burst_is_evaluated_after_the_pause(store):
     worker = make_worker(store, evaluation_pause=LONG)
     assert worker.after_write(MODEL, 0) is None
     assert LONG / 2 < worker.after_write(MODEL, 30) <= LONG

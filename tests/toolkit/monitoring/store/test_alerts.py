@@ -9,7 +9,7 @@ MODEL = ModelVersion("1", ("cat", "dog"))
 ALERT = Alert(time=1.0, metric="accuracy", window="short", level="warning", status="confirmed", value=0.1, message="m")
 
 
-def test_an_alert_that_stands_is_not_written_twice_but_a_worse_one_takes_its_place(store):
+def test_an_active_alert_is_not_inserted_twice_but_a_worse_one_is(store):
     store.versions.register(MODEL)
     assert store.alerts.insert(MODEL, ALERT)
     assert not store.alerts.insert(MODEL, replace(ALERT, time=2.0))

@@ -1,4 +1,4 @@
-"""The writer: a full queue waits or drops as it was told, what is lost is counted, and it ends when it should."""
+"""The writer: a full queue waits or drops, lost items are counted, and the thread ends in time."""
 
 import itertools
 import logging
@@ -43,7 +43,7 @@ def blocking_store():
     blocking_store.open.set()
 
 
-def test_a_full_queue_that_drops_counts_and_says_so_once_while_the_store_hangs(blocking_store, caplog):
+def test_a_full_queue_drops_and_logs_once_while_the_store_hangs(blocking_store, caplog):
     writer = BackgroundWriter(blocking_store.write, capacity=10, drop=True)
     writer.put(0)
     assert blocking_store.entered.wait(30)
@@ -57,7 +57,7 @@ def test_a_full_queue_that_drops_counts_and_says_so_once_while_the_store_hangs(b
     assert [record.getMessage() for record in caplog.records] == [
         "predictions arrive faster than they are stored: some are dropped"
     ]
-    assert writer.put_many(range(11, 31)) == 10  # as many as there is room for, if none was written meanwhile
+    assert writer.put_many(range(11, 31)) == 10  # as many as there are free slots, if none was written meanwhile
     writer.close()
     assert blocking_store.items == list(range(21))
     assert writer.stats()["dropped"] == 15
@@ -126,7 +126,7 @@ class Store:
         self.items += batch
 
 
-def test_duties_that_were_announced_are_done_though_nothing_more_is_put_in():
+def test_write_is_called_when_due_without_items():
     batches, done = [], threading.Event()
 
     def write(batch):
@@ -144,7 +144,7 @@ def test_duties_that_were_announced_are_done_though_nothing_more_is_put_in():
     assert writer.stats()["written"] == 1
 
 
-def test_duties_that_are_far_off_do_not_keep_it_from_writing_or_closing():
+def test_a_late_due_time_delays_neither_items_nor_close():
     batches = []
 
     def write(batch):
@@ -161,7 +161,7 @@ def test_duties_that_are_far_off_do_not_keep_it_from_writing_or_closing():
 
 
 @pytest.mark.parametrize("error", [StoreError("database is locked"), OSError("disk full")])
-def test_what_a_failing_store_does_not_take_is_kept_and_written_when_it_works_again(caplog, monkeypatch, error):
+def test_a_failed_batch_is_written_when_the_store_works_again(caplog, monkeypatch, error):
     monkeypatch.setattr(module, "RETRY_S", 0.01)
     store = Store()
     store.error = error
@@ -187,7 +187,7 @@ def test_what_a_failing_store_does_not_take_is_kept_and_written_when_it_works_ag
     ]
 
 
-def test_a_store_that_goes_on_failing_loses_what_is_oldest_and_all_is_counted(monkeypatch, caplog):
+def test_a_store_that_keeps_failing_loses_the_oldest_and_counts_them(monkeypatch, caplog):
     monkeypatch.setattr(module, "BATCH", 2)
     store = Store()
     store.error = StoreError("disk full")
@@ -206,7 +206,7 @@ def test_a_store_that_goes_on_failing_loses_what_is_oldest_and_all_is_counted(mo
     assert stats["queued"] == 0
 
 
-def test_what_fails_for_another_reason_would_fail_again_and_holds_nothing_up(caplog):
+def test_a_batch_with_another_error_is_lost_without_a_retry(caplog):
     store = Store()
     store.error = TypeError("no number")
     writer = BackgroundWriter(store.write)
@@ -279,7 +279,7 @@ def test_close_tries_a_store_that_fails_a_little_longer(monkeypatch, caplog):
     assert caplog.messages[-1] == "the store did not take 3000 predictions before the end: they are lost"
 
 
-def test_close_does_not_wait_for_a_store_that_fails_when_what_finds_no_room_is_dropped(caplog):
+def test_close_of_a_dropping_queue_does_not_wait_for_a_failing_store(caplog):
     store = Store()
     store.error = StoreError("database is locked")
     writer = BackgroundWriter(store.write, drop=True)
@@ -296,9 +296,7 @@ def test_close_does_not_wait_for_a_store_that_fails_when_what_finds_no_room_is_d
     assert store.items == ["a"]
 
 
-def test_a_store_that_another_process_locks_for_too_long_gets_all_of_it_later(
-    file_store, prediction, monkeypatch, caplog
-):
+def test_a_store_locked_by_another_process_gets_all_items_later(file_store, prediction, monkeypatch, caplog):
     monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.01)
     monkeypatch.setattr(module, "RETRY_S", 0.01)
     store, model = PredictionStore(str(file_store)), ModelVersion("1", ("cat", "dog"))
@@ -338,8 +336,8 @@ while True:
 """
 
 
-def test_a_process_that_is_killed_loses_its_last_moment_and_nothing_else(tmp_path):
-    """What the writer waits for company, 100 ms, and the transaction under way; with room for a slow machine."""
+def test_a_killed_process_loses_only_its_last_moment(tmp_path):
+    """The delay of a batch, 100 ms, and one transaction; with a margin for a slow machine."""
     path, model = str(tmp_path / "m.db"), ModelVersion("1", ("cat", "dog"))
     process = subprocess.Popen([sys.executable, "-c", PREDICT, path], stdout=subprocess.PIPE, text=True)
     given = [int(process.stdout.readline()) for _ in range(500)]

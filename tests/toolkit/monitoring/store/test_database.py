@@ -62,7 +62,7 @@ def test_a_server_that_was_started_again_is_used_again(address, prediction):
     gc.collect()
 
 
-def test_a_file_lets_readers_read_while_it_is_written_and_gives_room_back(file_store):
+def test_a_file_is_in_wal_mode_and_is_vacuumed(file_store):
     file_store.versions.register(MODEL)
     with sqlite3.connect(str(file_store)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -90,7 +90,7 @@ def test_a_store_of_another_schema_version_is_refused_in_one_line(address):
         PredictionStore(address)
 
 
-def test_a_store_that_may_only_be_read_is_read_and_refuses_to_be_written(file_store, prediction):
+def test_a_read_only_store_is_read_and_not_written(file_store, prediction):
     file_store.write([prediction(1, MODEL)])
     reader = PredictionStore(f"sqlite:///file:{file_store}?mode=ro&uri=true")
     assert reader.window(MODEL).n == 1
@@ -99,8 +99,8 @@ def test_a_store_that_may_only_be_read_is_read_and_refuses_to_be_written(file_st
     reader.close()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not write")
-def test_a_folder_that_nobody_may_write_to_is_said_in_one_line(tmp_path):
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user that may not write")
+def test_a_read_only_folder_is_one_line(tmp_path):
     program = (
         "import os, sys\n"
         "from toolkit.errors import StoreError\n"
@@ -133,20 +133,20 @@ def test_a_locked_store_is_said_in_one_line(file_store, prediction, monkeypatch)
 
 
 @pytest.mark.parametrize("address", ["postgresql"], indirect=True)
-def test_a_server_that_another_one_writes_to_is_not_waited_for_without_end(address, monkeypatch, prediction):
+def test_the_wait_for_another_writer_is_limited(address, monkeypatch, prediction):
     monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.01)
-    holder, other = PredictionStore(address), PredictionStore(address)
-    holder.write([prediction(1, MODEL)])
-    with holder.database.writing():
+    writer, other = PredictionStore(address), PredictionStore(address)
+    writer.write([prediction(1, MODEL)])
+    with writer.database.writing():
         with pytest.raises(StoreError, match="cannot be written: canceling statement due to lock timeout"):
             other.write([prediction(2, MODEL)])
         assert other.window(MODEL).n == 1
     assert other.write([prediction(2, MODEL)]) == 1
-    holder.close()
+    writer.close()
     other.close()
 
 
-def test_a_full_disk_is_said_in_one_line_and_stores_all_of_a_batch_or_nothing(file_store, prediction):
+def test_a_full_disk_is_one_line_and_stores_all_of_a_batch_or_nothing(file_store, prediction):
     file_store.write([prediction(1, MODEL)])
     pages = {"most": 0}
 
@@ -180,7 +180,7 @@ def test_a_file_that_is_damaged_while_it_is_used_is_said_in_one_line(file_store,
 
 @pytest.mark.parametrize("others", [False, True])
 def test_a_file_that_is_deleted_is_begun_again(file_store, prediction, others):
-    """With or without the two files that SQLite keeps beside it, and with the model known as before."""
+    """With or without the two files that SQLite keeps with it, and with the same model."""
     model = ModelVersion("1", ("cat", "dog"), None, 5.0)
     file_store.write([prediction(1, model, statistics={"a": 1.0})])
     before = file_store.change_token()

@@ -59,8 +59,8 @@ def test_each_prediction_is_a_row_and_what_is_not_known_is_empty(filled, tmp_pat
         "probability_cat": [0.75, None, 0.25],
         "probability_dog": [0.25, None, 0.75],
     }
-    told = pd.to_datetime(table.pop("label_time"))
-    assert [None if pd.isna(moment) else moment.timestamp() for moment in told] == [7.0, 5.0, None]
+    times = pd.to_datetime(table.pop("label_time"))
+    assert [None if pd.isna(time) else time.timestamp() for time in times] == [7.0, 5.0, None]
     assert list(table.columns) == list(expected)
     for name, values in expected.items():
         assert [None if pd.isna(value) else value for value in table[name]] == values, name

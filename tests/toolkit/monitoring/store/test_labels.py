@@ -1,4 +1,4 @@
-"""Labels: the last one counts, all are kept, and whoever keeps up sees each once."""
+"""Labels: the last one counts, all are kept, and a follower reads each once."""
 
 import numpy as np
 import pytest
@@ -19,22 +19,22 @@ def test_the_last_label_counts_and_all_are_kept(store, prediction):
     assert store.labels.insert({8: "cat"}, "user", 11.0) == 0
     assert store.labels.insert({8: "dog", 7: "cat"}, "audit", 12.0) == 2
     assert store.window(model).labels.tolist() == [1, 0]
-    told = store.labels.since(model, 0, 10)
-    assert told.number.tolist() == [1, 2, 3]
-    assert told.ids.tolist() == [8, 8, 7]
-    assert told.sequence.tolist() == [1, 1, 2]
-    assert told.labels.tolist() == [0, 1, 0]
-    assert told.before.tolist() == [-1, 0, -1]
-    assert told.time.tolist() == [10, 12, 12]
-    assert told.predicted.tolist() == [1, 1, -1]
-    assert np.array_equal(told.confidence, [0.75, 0.75, np.nan], equal_nan=True)
-    assert told.source.tolist() == ["user", "audit", "audit"]
-    assert told.take(told.before == -1).ids.tolist() == [8, 7]
+    found = store.labels.since(model, 0, 10)
+    assert found.number.tolist() == [1, 2, 3]
+    assert found.ids.tolist() == [8, 8, 7]
+    assert found.sequence.tolist() == [1, 1, 2]
+    assert found.labels.tolist() == [0, 1, 0]
+    assert found.before.tolist() == [-1, 0, -1]
+    assert found.time.tolist() == [10, 12, 12]
+    assert found.predicted.tolist() == [1, 1, -1]
+    assert np.array_equal(found.confidence, [0.75, 0.75, np.nan], equal_nan=True)
+    assert found.source.tolist() == ["user", "audit", "audit"]
+    assert found.take(found.before == -1).ids.tolist() == [8, 7]
     assert store.labels.since(model, 1, 1).number.tolist() == [2]
     assert store.labels.since(model, 3, 10).n == 0
 
 
-def test_labels_are_told_all_or_none(store, prediction):
+def test_labels_are_inserted_all_or_none(store, prediction):
     model = ModelVersion("1", CLASSES)
     store.write([prediction(number, model) for number in range(1, 1200)])
     with pytest.raises(UnknownPrediction, match="there is no prediction 00000000000004b0"):
@@ -49,9 +49,9 @@ def test_an_accent_may_be_written_in_either_way(store, prediction):
     model = ModelVersion("1", ("e\u0301te\u0301", "hiver"))  # as a Mac wrote it, when that version was trained
     store.write([prediction(number, model) for number in (1, 2, 3)])
     assert store.labels.insert({1: "été", 2: "e\u0301te\u0301", 3: "hiver"}, "us\udce9r", 0.0) == 3
-    told = store.labels.since(model, 0, 10)
-    assert told.labels.tolist() == [0, 0, 1]
-    assert set(told.source.tolist()) == {"us\\xe9r"}
+    found = store.labels.since(model, 0, 10)
+    assert found.labels.tolist() == [0, 0, 1]
+    assert set(found.source.tolist()) == {"us\\xe9r"}
     with pytest.raises(SettingsError, match=r"no class 'caf\\udce9'"):
         store.labels.insert({1: "caf\udce9"}, "user", 0.0)
 
@@ -69,20 +69,20 @@ def test_labels_of_two_versions_are_kept_apart(store, prediction):
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("plr"), st.integers(0, 30), st.integers(1, 5)), max_size=40))
 def test_rows_and_labels_that_are_read_bit_by_bit_add_up_to_the_store(tmp_path_factory, steps):
-    """What a view does: rows up to a label, then the labels above it, whatever came in between."""
+    """As a follower reads: rows up to a label, then the labels above it."""
     store = PredictionStore(str(tmp_path_factory.mktemp("s") / "m.db"))
     model, made = ModelVersion("1", CLASSES), 0
-    seen, told, reached = {}, 0, 0
+    seen, last, reached = {}, 0, 0
 
     def read(limit):
-        nonlocal told, reached
-        news = store.labels.since(model, told, limit)
-        for sequence, label, before in zip(news.sequence, news.labels, news.before, strict=True):
+        nonlocal last, reached
+        new = store.labels.since(model, last, limit)
+        for sequence, label, before in zip(new.sequence, new.labels, new.before, strict=True):
             if sequence <= reached:
                 assert seen[sequence] == before
                 seen[sequence] = label
-        told = int(news.number[-1]) if news.n else told
-        rows = store.rows_since(model, reached, limit, told)
+        last = int(new.number[-1]) if new.n else last
+        rows = store.rows_since(model, reached, limit, last)
         seen.update(zip(rows.sequence, rows.labels, strict=True))
         reached = int(rows.sequence[-1]) if rows.n else reached
 
@@ -101,7 +101,7 @@ def test_rows_and_labels_that_are_read_bit_by_bit_add_up_to_the_store(tmp_path_f
     store.close()
 
 
-def test_what_was_drawn_is_remembered_and_its_labels_are_those_of_a_sample(store, prediction):
+def test_labels_of_drawn_predictions_are_a_sample(store, prediction):
     model = ModelVersion("1", CLASSES)
     store.write([prediction(number, model) for number in range(1, 9)])
     store.labels.insert({1: "cat", 2: "dog"}, "user", 1.0)
@@ -112,14 +112,14 @@ def test_what_was_drawn_is_remembered_and_its_labels_are_those_of_a_sample(store
     store.labels.insert({4: "dog", 8: "dog"}, "ada", 5.0)
     store.labels.insert({5: "dog"}, "complaint", 6.0)
     store.labels.insert({3: "dog"}, "bob", 7.0)  # a second thought
-    told = store.labels.since(model, 0, 20)
-    assert list(zip(told.ids.tolist(), told.source.tolist(), strict=True)) == [
+    found = store.labels.since(model, 0, 20)
+    assert list(zip(found.ids.tolist(), found.source.tolist(), strict=True)) == [
         (1, "user"), (2, "user"), (2, "audit"), (3, "audit"), (7, "unspecified"), (4, "audit: ada"), (8, "ada"),
         (3, "audit: bob"),
     ]  # fmt: skip
-    assert told.drawn.tolist() == [False, False, True, True, False, True, False, True]
-    assert told.drawn_before.tolist() == [False] * 7 + [True]
-    assert told.before.tolist() == [-1, -1, 1, -1, -1, -1, -1, 0]
+    assert found.drawn.tolist() == [False, False, True, True, False, True, False, True]
+    assert found.drawn_before.tolist() == [False] * 7 + [True]
+    assert found.before.tolist() == [-1, -1, 1, -1, -1, -1, -1, 0]
     rows = store.rows_since(model, 0, 20)
     assert rows.drawn.tolist() == [False, True, True, True, False, False, False, False]
     assert store.rows_since(model, 0, 20, up_to_label=3).drawn.tolist() == [False, True] + [False] * 6

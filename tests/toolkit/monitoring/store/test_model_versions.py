@@ -13,12 +13,12 @@ CLASSES = ("cat", "dog")
 
 
 def test_the_current_version_is_the_one_served_last(store):
-    first, second, beside = (
+    first, second, shadow = (
         ModelVersion("1", CLASSES, None, 1.0),
         ModelVersion("2", CLASSES, None, 2.0),
         ModelVersion("3", CLASSES),
     )
-    for model in (first, second, beside):
+    for model in (first, second, shadow):
         store.versions.register(model)
     assert store.versions.current().version == "2"
     store.versions.register(ModelVersion("1", CLASSES, None, 3.0))
@@ -28,7 +28,7 @@ def test_the_current_version_is_the_one_served_last(store):
     assert store.versions.names() == ["1", "2", "3"]
 
 
-def test_a_baseline_is_kept_and_a_registration_without_one_does_not_lose_it(store):
+def test_registering_without_a_baseline_keeps_the_baseline(store):
     baseline = Baseline(CLASSES, np.array([[0.9, 0.1]]), np.array([0]))
     store.versions.register(ModelVersion("1", CLASSES, baseline))
     store.versions.register(ModelVersion("1", CLASSES))
@@ -36,7 +36,7 @@ def test_a_baseline_is_kept_and_a_registration_without_one_does_not_lose_it(stor
 
 
 def test_one_name_for_two_models_is_two_models(store, prediction):
-    """Whoever begins a registry anew gets a version 1 again."""
+    """A registry that was recreated has a version 1 again."""
     baseline = Baseline(CLASSES, np.array([[0.9, 0.1]]), np.array([0]))
     other = Baseline(CLASSES, np.array([[0.8, 0.2]]), np.array([0]))
     models = [

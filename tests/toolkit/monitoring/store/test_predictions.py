@@ -31,7 +31,7 @@ def test_a_window_is_what_was_written_oldest_first(store, prediction, monkeypatc
     assert not store.window(model, 5, statistics=False).statistics
 
 
-def test_whoever_keeps_up_reads_on_where_it_stopped(store, prediction):
+def test_a_follower_reads_on_where_it_stopped(store, prediction):
     model, other = ModelVersion("1", CLASSES), ModelVersion("2", CLASSES)
     store.write([prediction(30, model), prediction(20, other), prediction(10, model), prediction(40, model)])
     first = store.rows_since(model, 0, 2)
@@ -79,7 +79,7 @@ def test_statistics_that_come_up_later_and_elsewhere_find_their_places(address, 
     two.write([prediction(2, model, statistics={"b": 2.0})])
     one.write([prediction(3, model, statistics={"c": 3.0, "a": 4.0}), prediction(4, model)])
     two.write([prediction(5, model, statistics={"b": 5.0, "c": 6.0})])
-    for store in (one, two, PredictionStore(address)):  # who wrote both, and one who only reads
+    for store in (one, two, PredictionStore(address)):  # both writers, and a reader
         statistics = store.window(model).statistics
         assert np.array_equal(statistics["a"], [1, np.nan, 4, np.nan, np.nan], equal_nan=True)
         assert np.array_equal(statistics["b"], [np.nan, 2, np.nan, np.nan, 5], equal_nan=True)
@@ -123,7 +123,7 @@ for batch in range(40):
 """
 
 
-def test_processes_that_write_at_once_give_the_sum_and_no_reader_misses_a_row(address):
+def test_processes_that_write_at_once_lose_no_row_for_any_reader(address):
     """From the first moment on, in which each of them may be the one that makes the tables."""
     model, store = ModelVersion("1", CLASSES), PredictionStore(address)
     processes = [subprocess.Popen([sys.executable, "-c", WRITE, address, str(1 + 10_000 * i)]) for i in range(2)]

@@ -135,7 +135,7 @@ def test_several_old_rollups_become_one_and_add_up_to_the_same(store, prediction
     assert read_rollups(store, MODEL)[-1].number == 30
 
 
-def test_a_label_for_rows_that_are_gone_is_refused_and_not_lost_silently(store, prediction):
+def test_a_label_of_deleted_rows_is_refused(store, prediction):
     store.write([prediction(i, MODEL) for i in range(12)])
     write_due_rollups(store, MODEL, make)
     delete_expired(store, keep_rows=8)
@@ -202,7 +202,7 @@ def test_labels_go_with_their_rows_and_those_of_other_versions_stay(store, predi
 
 
 def test_numbers_are_never_given_twice(store, prediction):
-    """Whoever keeps up with the store would take a new row for one that it has."""
+    """A follower would otherwise skip the new row."""
     store.write([prediction(i, MODEL) for i in range(20)])
     store.labels.insert({19: "dog", 0: "dog"}, "user", 0.0)
     write_due_rollups(store, MODEL, make)
