@@ -1,4 +1,4 @@
-"""Figures and alerts as people read them in a terminal, and the numbers, names and times in sentences."""
+"""Metrics and alerts as text for a terminal."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ SHOWN_CLASSES = 5
 
 
 def metrics_text(metrics: WindowMetrics) -> list[str]:
-    """The figures of a window as lines of text."""
+    """The metrics of a window as lines of text."""
     shares = sorted(metrics.class_shares.items(), key=lambda item: -item[1])[:SHOWN_CLASSES]
     latency = metrics.latency_ms
     lines = {
@@ -35,25 +35,25 @@ def metrics_text(metrics: WindowMetrics) -> list[str]:
     return [title, "", *(f"{name + ':':<22} {text}" for name, text in lines.items())]
 
 
-def headline(standing: Sequence[Alert], metrics: WindowMetrics, drifted: bool | None) -> dict[str, str]:
-    """The worst that is known: of the alerts that stand, of the window by its labels, of the drift tests.
+def headline(active: Sequence[Alert], metrics: WindowMetrics, drifted: bool | None) -> dict[str, str]:
+    """The worst of the active alerts, the degradation of a window, and its drift tests.
 
     Parameters
     ----------
-    standing
+    active
         Alerts that have not been cleared.
     metrics
-        The figures of a window.
+        Metrics of the window.
     drifted
-        Whether the drift tests on it found anything.
+        Whether the drift tests of the window found drift; None when they had too little data.
 
     Returns
     -------
     dict
-        ``level``: ``ok``, ``warning``, ``critical`` or ``immediate``; ``status``; and what it is, as ``reason``.
+        ``level``: ``ok``, ``warning``, ``critical`` or ``immediate``; ``status``; and ``reason``, a sentence.
     """
-    known = [{"level": alert.level, "status": alert.status, "reason": alert.message} for alert in standing]
-    if metrics.level not in (None, "ok") and metrics.status == "confirmed":  # chance suspects now and then
+    known = [{"level": alert.level, "status": alert.status, "reason": alert.message} for alert in active]
+    if metrics.level not in (None, "ok") and metrics.status == "confirmed":  # a suspicion may be chance
         reason = f"in the {metrics.window} window accuracy is lower by {_drop(metrics)}"
         known.append({"level": metrics.level, "status": metrics.status, "reason": reason})
     if drifted:
@@ -61,13 +61,13 @@ def headline(standing: Sequence[Alert], metrics: WindowMetrics, drifted: bool | 
         known.append({"level": "warning", "status": "estimate", "reason": reason})
     if not known:
         few = metrics.level is None
-        reason = "no alert stands" + ("; there are too few labels to know the accuracy" if few else "")
+        reason = "no alert is active" + ("; there are too few labels to know the accuracy" if few else "")
         return {"level": "ok", "status": "", "reason": reason}
     return max(known, key=lambda one: (Thresholds.severity(one["level"]), one["status"] == "confirmed"))
 
 
 def headline_text(worst: Mapping[str, str]) -> str:
-    """The worst that is known, in a line.
+    """The headline in a line.
 
     >>> headline_text({"level": "critical", "status": "confirmed", "reason": "ACCURACY 84 -> 66 %"})
     'CRITICAL (confirmed): ACCURACY 84 -> 66 %'
@@ -77,7 +77,7 @@ def headline_text(worst: Mapping[str, str]) -> str:
 
 
 def alerts_text(found: Sequence[Alert]) -> str:
-    """Alerts, each with what it says."""
+    """Alerts, each with its message and details."""
     return "\n".join(map(_alert, found)) if found else "No alerts."
 
 
@@ -93,12 +93,12 @@ def _alert(alert: Alert) -> str:
 
 
 def _degradation(metrics: WindowMetrics) -> str:
-    """The drop by the labels, and how bad that is."""
+    """The drop by the labels, its level and status."""
     return f"{_drop(metrics)}: {metrics.level or 'unknown'} ({metrics.status.replace('_', ' ')})"
 
 
 def _drop(metrics: WindowMetrics) -> str:
-    """The drop by the labels: never a negative one, nor a certain part that is none."""
+    """The drop by the labels; ``none`` instead of a negative one."""
     drop, certain = metrics.degradation, metrics.degradation_lower_bound or 0.0
     if drop is None:
         return "-"

@@ -42,17 +42,17 @@ def test_a_model_that_got_better_shows_no_drop():
 
 
 @pytest.mark.parametrize(
-    ("standing", "right", "drifted", "level"),
+    ("active", "right", "drifted", "level"),
     [
         ([], 100, False, "ok"),
         ([], 100, True, "warning"),
         ([ALERT], 100, True, "critical"),
-        ([ALERT], 20, False, "immediate"),  # what is known by the labels is worse than what stands
+        ([ALERT], 20, False, "immediate"),  # the labels show worse than the active alert
         ([ALERT, alert_of(level="immediate")], 100, False, "immediate"),
     ],
 )
-def test_the_headline_is_the_worst_that_is_known(standing, right, drifted, level):
-    found = report.headline(standing, metrics(right), drifted)
+def test_the_headline_is_the_worst_that_is_known(active, right, drifted, level):
+    found = report.headline(active, metrics(right), drifted)
     assert found["level"] == level
     assert report.headline_text(found).upper().count(level.upper()) == 1
 
@@ -60,5 +60,5 @@ def test_the_headline_is_the_worst_that_is_known(standing, right, drifted, level
 def test_without_labels_the_headline_is_no_all_clear():
     found = report.headline([], metrics(0, 0), None)
     assert found == {
-        "level": "ok", "status": "", "reason": "no alert stands; there are too few labels to know the accuracy"
+        "level": "ok", "status": "", "reason": "no alert is active; there are too few labels to know the accuracy"
     }  # fmt: skip

@@ -1,8 +1,7 @@
-"""Figures of a model over time, drawn from counts: ten million predictions take no longer than a thousand.
+"""Plots over time, drawn from counts: ten million predictions take no longer than a thousand.
 
-Each function takes plain data and returns a matplotlib Figure made without pyplot and without any
-global state: good in a thread and without a screen. ``now`` are the counts of the short window, and
-``alerts`` those of the model version as the store gives them, of any metric.
+Each function returns a matplotlib Figure made without pyplot or global state, which works in a thread and without a
+screen. ``now`` are the counts of the short window, and ``alerts`` those of the model version, of any metric.
 """
 
 from collections.abc import Iterable
@@ -26,11 +25,11 @@ from toolkit.monitoring.windows.summary import WindowSummary
 from toolkit.plotting.style import BLUE, GREY, class_label, tidy_axes
 from toolkit.statistics.intervals import wilson
 
-MOST_CLASSES = 20  # rows of the class chart, of the classes that changed most
-MOST_LINES = 5
+MAX_CLASSES = 20  # rows of the class chart, of the classes that changed most
+MAX_LINES = 5
 ROW_INCHES = 0.28
-IN_A_ROW = 3  # small figures beside each other
-FEWEST_TO_A_UNIT = 10  # so that a rate is not a fraction
+PER_ROW = 3  # plots of image statistics
+MIN_PER_UNIT = 10  # so that a rate is not a fraction
 RATES = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
 
 Floats = NDArray[np.float64]
@@ -119,7 +118,7 @@ def predictions(
 ) -> Figure:
     """Shares of the predicted classes: over time for those that changed most, and of all against the reference.
 
-    Of more than twenty classes the ones that changed most have a row, and the others are told together.
+    Of more than twenty classes the ones that changed most have a row, and the others a sum.
     """
     if not timeline.points:
         return style.no_data()
@@ -127,15 +126,15 @@ def predictions(
     usual = _shares(bins.reference.classes) if bins.reference is not None else recent
     over_time = np.array([_shares(point.classes) for point in timeline.points])  # (P, K)
     order = _most_changed(recent, usual, over_time)
-    shown = order if len(order) <= MOST_CLASSES + 1 else order[:MOST_CLASSES]  # one that is left has room too
+    shown = order if len(order) <= MAX_CLASSES + 1 else order[:MAX_CLASSES]  # the last one needs no sum
     figure = Figure(figsize=(10, max(4.6, ROW_INCHES * len(shown) + 1.6)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    for index, c in enumerate(order[:MOST_LINES]):
+    for index, c in enumerate(order[:MAX_LINES]):
         style.line(left, timeline, over_time[:, c], lw=1.5, color=f"C{index}", label=class_label(bins.classes[c]))
         if bins.reference is not None:
             left.axhline(usual[c], lw=0.8, ls="--", color=f"C{index}", alpha=0.6)
     style.alert_markers(left, timeline, alerts, "prediction_distribution", over_time[:, order[0]])
-    left.legend(frameon=False, fontsize=8, ncols=MOST_LINES, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    left.legend(frameon=False, fontsize=8, ncols=MAX_LINES, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     left.set_ylabel("share of predictions" + (" (dashed: reference)" if bins.reference is not None else ""))
     left.set_ylim(bottom=0)
     _dumbbells(right, bins, shown, recent, usual, now.n_finite)
@@ -183,9 +182,9 @@ def inputs(version: str, timeline: Timeline, bins: ReferenceBins, report: DriftR
     names = bins.statistics
     if not names:
         return style.no_data("Nothing is known of the images: there is no baseline that holds statistics of any.")
-    rows = -(-len(names) // IN_A_ROW)
+    rows = -(-len(names) // PER_ROW)
     figure = Figure(figsize=(11, 2.3 * rows + 1), layout="constrained")
-    grid = figure.subplots(rows, min(IN_A_ROW, len(names)), squeeze=False).ravel()
+    grid = figure.subplots(rows, min(PER_ROW, len(names)), squeeze=False).ravel()
     changed = _changed(report)
     first = len(bins.quantities) - len(names)
     for index, (axes, name) in enumerate(zip(grid, names, strict=False)):
@@ -198,7 +197,7 @@ def inputs(version: str, timeline: Timeline, bins: ReferenceBins, report: DriftR
         style.time_axis(axes, timeline, few=True)
     for axes in grid[len(names) :]:
         axes.set_axis_off()
-    for axes in grid[: len(names)][:-IN_A_ROW]:
+    for axes in grid[: len(names)][:-PER_ROW]:
         axes.set_xlabel("")
     plain = next((axes for axes, name in zip(grid, names, strict=False) if name not in changed), grid[0])
     handles = plain.get_legend_handles_labels()[0]
@@ -243,12 +242,12 @@ def _shares(counts: NDArray[Any]) -> Floats:
 
 
 def _rates(timeline: Timeline) -> tuple[str, Floats]:
-    """The smallest unit with ten predictions in it, and (P,) how many there are to it; NaN where nobody can tell."""
+    """The smallest unit with ten predictions in it, and (P,) how many there are to it; NaN where unknown."""
     seconds = np.array([point.until - point.since for point in timeline.points])
     intervals = np.array([point.n - 1.0 for point in timeline.points])
     rates = np.divide(intervals, seconds, out=np.full(len(seconds), np.nan), where=seconds > 0)
     usual = float(np.median(rates[np.isfinite(rates)])) if np.isfinite(rates).any() else 1.0
-    unit = next((unit for unit, length in RATES.items() if usual * length >= FEWEST_TO_A_UNIT), "day")
+    unit = next((unit for unit, length in RATES.items() if usual * length >= MIN_PER_UNIT), "day")
     return unit, rates * RATES[unit]
 
 
@@ -311,7 +310,7 @@ def _dumbbells(axes: Axes, bins: ReferenceBins, shown: NDArray[np.intp], recent:
 def _accuracy_title(version: str, now: WindowSummary, timeline: Timeline, bins: ReferenceBins) -> str:
     title = f"Accuracy of model version {version}"
     if not any(point.n_labels for point in timeline.points):
-        return title + ": no labels have been told yet"
+        return title + ": no labels yet"
     if not now.n_labels:
         return title + f": no labels in the last {now.n:,} predictions"
     usual = bins.reference

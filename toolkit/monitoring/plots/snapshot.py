@@ -1,4 +1,4 @@
-"""Figures of one moment: how far windows are from the reference, and whether confidence can be believed."""
+"""Plots of the present windows: drift from the reference, and calibration."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -51,8 +51,8 @@ def drift(report: DriftReport) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     patches = [Patch(color=DRIFT_COLOURS[kind], label=meaning) for kind, meaning in MEANINGS.items()]
     figure.legend(handles=patches, frameon=False, fontsize=8, ncols=len(patches), loc="outside lower center")
-    verdict = {True: "drift", False: "no drift", None: "too little data"}[report.drifted]
-    return style.with_title(figure, f"Drift of model version {report.model_version}: {verdict}")
+    answer = {True: "drift", False: "no drift", None: "too little data"}[report.drifted]
+    return style.with_title(figure, f"Drift of model version {report.model_version}: {answer}")
 
 
 def calibration(version: str, counts: WindowSummary, bins: ReferenceBins) -> Figure:
@@ -63,7 +63,7 @@ def calibration(version: str, counts: WindowSummary, bins: ReferenceBins) -> Fig
     if not counts.n:
         return style.no_data()
     if not counts.n_labels:
-        return style.no_data(f"No labels have been told for the last {counts.n:,} predictions.")
+        return style.no_data(f"There are no labels for the last {counts.n:,} predictions.")
     curves = [ReliabilityCurve(calibration_of(counts), f"{counts.n_labels:,} labels, 95 % intervals", BLUE, wilson)]
     if bins.reference is not None:
         usual = calibration_of(bins.reference)
@@ -73,9 +73,9 @@ def calibration(version: str, counts: WindowSummary, bins: ReferenceBins) -> Fig
     upper, lower = figure.axes
     style.shares(upper.yaxis)
     lower.set_xlabel(f"confidence, labelled among the last {counts.n:,} predictions")
-    figures = performance.calibration(calibration_of(counts))
-    low, high = figures["calibration_error_interval"]
-    error = f"ECE {figures['calibration_error']:.1%} ({low:.1%} to {high:.1%})"
+    ece = performance.calibration(calibration_of(counts))
+    low, high = ece["calibration_error_interval"]
+    error = f"ECE {ece['calibration_error']:.1%} ({low:.1%} to {high:.1%})"
     return style.with_title(figure, f"Calibration of model version {version}: {error}")
 
 

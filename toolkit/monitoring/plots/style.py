@@ -1,4 +1,4 @@
-"""What all figures share: their look, and how a timeline is put on an axis."""
+"""Style shared by all plots, and timelines on an axis."""
 
 from collections.abc import Iterable
 from datetime import UTC
@@ -20,7 +20,7 @@ from toolkit.plotting.style import BLUE, GREY, empty_figure
 SHADE = "#9db8d2"
 LEVEL_COLOURS = {"warning": "#e0a100", "critical": "#e05a00", "immediate": "#b00020"}
 DRIFT_COLOURS = {"drift": "#b00020", "unproven": "#e0a100", "no_drift": "#2e7d5b", "insufficient_data": "#b5b5b5"}
-NARROWEST_BAR = 1 / 250  # of the axis: thinner ones disappear
+MIN_BAR_WIDTH = 1 / 250  # of the axis: thinner ones disappear
 
 Floats = NDArray[np.float64]
 
@@ -37,7 +37,7 @@ def with_title(figure: Figure, text: str) -> Figure:
 
 
 def shares(axis: Axis) -> None:
-    """Numbers from 0 to 1 are told in per cent."""
+    """Show numbers from 0 to 1 as per cent."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
 
 
@@ -60,7 +60,7 @@ def time_axis(axes: Axes, timeline: Timeline, *, few: bool = False) -> None:
     Parameters
     ----------
     few
-        Whether there is room for a few marks only.
+        Whether the axis is short, with few ticks.
     """
     begin, end = _x(timeline, np.array([timeline.starts.min(), timeline.ends.max()]))
     drawn = [each.dataLim for each in axes.get_shared_x_axes().get_siblings(axes)]  # an alert may come later
@@ -98,14 +98,14 @@ def band(axes: Axes, timeline: Timeline, low: Floats, high: Floats, *, label: st
 def bars(axes: Axes, timeline: Timeline, heights: NDArray[Any]) -> None:
     """A number for each point, as wide as its time."""
     starts, ends = _x(timeline, timeline.starts), _x(timeline, timeline.ends)
-    widths = np.maximum(0.9 * (ends - starts), NARROWEST_BAR * (ends.max() - starts.min()))
+    widths = np.maximum(0.9 * (ends - starts), MIN_BAR_WIDTH * (ends.max() - starts.min()))
     axes.bar((starts + ends) / 2, heights, width=widths, color=SHADE)
 
 
 def steps(axes: Axes, timeline: Timeline, heights: Floats) -> None:
     """A number for each point from its beginning to its end, 0 in the pauses between."""
     starts, ends = _x(timeline, timeline.starts), _x(timeline, timeline.ends)
-    widths = np.maximum(ends - starts, NARROWEST_BAR * (ends.max() - starts.min()))
+    widths = np.maximum(ends - starts, MIN_BAR_WIDTH * (ends.max() - starts.min()))
     axes.bar(starts, heights, width=widths, align="edge", color=SHADE)
 
 

@@ -1,4 +1,4 @@
-"""The life of a model version as a few dozen points: what figures over time are drawn from."""
+"""Timelines: the predictions of a model version as a few dozen points."""
 
 import functools
 import itertools
@@ -13,10 +13,10 @@ from toolkit.monitoring.base.predictions import Predictions
 from toolkit.monitoring.windows.reference import ReferenceBins
 from toolkit.monitoring.windows.summary import WindowSummary
 
-MAX_POINTS = 60  # more cannot be told apart
+MAX_POINTS = 60  # more cannot be seen
 MIN_PER_POINT = 50
-SHORTEST_SPAN = 600.0  # seconds: what came within less came in one go, and its order tells more than its time
-NARROWEST = 1 / (2 * MAX_POINTS)  # of the span: points closer together would hide each other
+MIN_SPAN_S = 600.0  # predictions within less are placed by number and not by time
+MIN_WIDTH = 1 / (2 * MAX_POINTS)  # of the span: points closer together would hide each other
 GAP = 1 / 20  # of the span without a prediction: a gap that can be seen
 UNUSUAL = 10  # times the mean interval; chance makes an interval so long between 1 in 22,000
 
@@ -27,9 +27,9 @@ Floats = NDArray[np.float64]
 class Timeline:
     """Predictions of one model version in order, counted in pieces: the points of a line.
 
-    A piece is a number of predictions, so that each point is about equally certain; and a time long
-    enough to be seen. Its place is its time where the whole took ten minutes or more; else, as after
-    a batch job or a test, it is the number of its predictions.
+    A piece holds about as many predictions as any other, so that points are equally certain, and is wide enough to
+    be seen. Points are placed by time where the whole took ten minutes or more; else, as after a batch job or a test,
+    by the number of predictions.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class Timeline:
     @property
     def by_time(self) -> bool:
         """Whether places are seconds since 1970, and not numbers of predictions."""
-        return _span(self.points) >= SHORTEST_SPAN
+        return _span(self.points) >= MIN_SPAN_S
 
     @property
     def starts(self) -> Floats:
@@ -87,7 +87,7 @@ class Timeline:
         return np.array([_gap_between(*pair) > longest for pair in itertools.pairwise(self.points)], bool)
 
     def place(self, time: float) -> float:
-        """Where a time is, in seconds since 1970."""
+        """Place of a time, which is in seconds since 1970."""
         if self.by_time:
             return time
         times = np.maximum.accumulate([end for point in self.points for end in (point.since, point.until)])
@@ -121,17 +121,16 @@ class Timeline:
 
 
 def timeline(older: Iterable[WindowSummary], recent: Iterable[Predictions], bins: ReferenceBins) -> Timeline:
-    """Make a timeline of at most 60 points out of any number of predictions.
+    """A timeline of at most 60 points, of any number of predictions.
 
     Parameters
     ----------
     older
-        Counts of consecutive predictions, oldest first; they are taken one after the other and only
-        about 120 are held at a time.
+        Counts of consecutive predictions, oldest first; at most 120 are held at a time.
     recent
         The predictions that follow them, with their statistics and probabilities, a page of rows at a time.
     bins
-        With which all are counted.
+        The bins to count in.
 
     Examples
     --------
@@ -153,7 +152,7 @@ def timeline(older: Iterable[WindowSummary], recent: Iterable[Predictions], bins
 
 
 def _slices(recent: Predictions, bins: ReferenceBins) -> Iterator[WindowSummary]:
-    """Rows counted few at a time, and apart where a pause lies between them."""
+    """Counts of a few rows each, split at gaps."""
     if not recent.n:
         return
     span = float(np.ptp(recent.time))
@@ -175,7 +174,7 @@ def _downsample(points: Sequence[WindowSummary]) -> list[WindowSummary]:
 def _groups(points: Sequence[WindowSummary], size: int) -> list[list[WindowSummary]]:
     """Neighbours that make a point of at least ``size`` predictions and of a width that can be seen."""
     span = _span(points)
-    longest, width = _longest(points), NARROWEST * span if span >= SHORTEST_SPAN else 0.0
+    longest, width = _longest(points), MIN_WIDTH * span if span >= MIN_SPAN_S else 0.0
     groups = [list(points[:1])] if points else []
     for before, point in itertools.pairwise(points):
         pause = _gap_between(before, point) > longest
@@ -186,7 +185,7 @@ def _groups(points: Sequence[WindowSummary], size: int) -> list[list[WindowSumma
 
 
 def _merge_remainders(groups: Sequence[list[WindowSummary]], size: int, longest: float) -> list[list[WindowSummary]]:
-    """The few predictions left before a pause or at the end would jump up and down: they go to the point before."""
+    """Groups with a small remainder before a gap or at the end added to the group before it: it would be noise."""
     kept = list(groups[:1])
     for group in groups[1:]:
         if 2 * _n(group) < size and _gap_between(kept[-1][-1], group[0]) <= longest:
@@ -221,9 +220,9 @@ def _gap_between(before: WindowSummary, after: WindowSummary) -> float:
 
 
 def _longest(points: Sequence[WindowSummary]) -> float:
-    """Seconds without a prediction that are not yet a pause."""
+    """Longest time without a prediction that is no gap, in seconds."""
     return _pause(_span(points), _n(points))
 
 
 def _pause(span: float, n: int) -> float:
-    return span * max(GAP, UNUSUAL / max(n, 1)) if span >= SHORTEST_SPAN else float("inf")
+    return span * max(GAP, UNUSUAL / max(n, 1)) if span >= MIN_SPAN_S else float("inf")

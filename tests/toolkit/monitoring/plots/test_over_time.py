@@ -149,7 +149,7 @@ def test_the_title_says_how_accurate_it_is_now():
         .get_suptitle()
         .endswith("no labels in the last 1,000 predictions")
     )
-    assert accuracy_of(rows_of(90, labelled=lambda i: i < 0)).get_suptitle().endswith("no labels have been told yet")
+    assert accuracy_of(rows_of(90, labelled=lambda i: i < 0)).get_suptitle().endswith("no labels yet")
 
 
 def test_answers_without_probabilities_are_not_taken_for_wrong():
@@ -201,7 +201,7 @@ def test_of_many_classes_those_that_changed_most_are_shown():
     window = replace(window, predicted=np.where(rng.random(1_000) < 0.3, 7, window.predicted))
     figure = over_time.predictions("3", timeline([], [window], bins), bins.count(window), bins)
     left, right = figure.axes
-    assert len(right.get_yticklabels()) == over_time.MOST_CLASSES
+    assert len(right.get_yticklabels()) == over_time.MAX_CLASSES
     assert right.get_yticklabels()[-1].get_text() == "class 7"
     assert legend_of(left)[0] == "class 7"
     rest = [int(label.get_text().split()[-1]) for label in right.get_yticklabels()]

@@ -99,6 +99,6 @@ def test_calibration_is_that_of_the_labelled_predictions(with_baseline):
 def test_calibration_without_labels_says_so():
     unlabelled = replace(WINDOW, labels=np.full(WINDOW.n, -1))
     figure = snapshot.calibration("3", BINS.count(unlabelled), BINS)
-    assert figure.texts[0].get_text() == "No labels have been told for the last 1,000 predictions."
+    assert figure.texts[0].get_text() == "There are no labels for the last 1,000 predictions."
     figure = snapshot.calibration("3", BINS.empty(), BINS)
     assert figure.texts[0].get_text() == "No predictions have been logged yet."

@@ -92,7 +92,7 @@ def test_a_short_moment_has_a_bar_that_can_be_seen():
     axes = axes_of()
     style.bars(axes, line, np.array([7, 8]))
     assert [bar.get_height() for bar in axes.patches] == [7, 8]
-    assert axes.patches[0].get_width() == pytest.approx(style.NARROWEST_BAR * 1e6 / 86_400)
+    assert axes.patches[0].get_width() == pytest.approx(style.MIN_BAR_WIDTH * 1e6 / 86_400)
 
 
 def test_shares_are_told_in_per_cent():
