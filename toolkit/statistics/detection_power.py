@@ -37,9 +37,9 @@ def labels_to_detect(accuracy: float, n: int, drop: float, run_length: float = R
     Pollak, M. (1987). Average run lengths of an optimal method of detecting a change in distribution.
     Annals of Statistics 15, 749-779.
     """
-    usual = (n * (1 - accuracy) + 1) / (n + 1)
-    wrong = 1 - accuracy * (1 - drop)
-    wins = max(wrong * math.log(1 + bet * (1 - usual) / usual) + (1 - wrong) * math.log(1 - bet) for bet in DROPS)
+    error_rate = (n * (1 - accuracy) + 1) / (n + 1)
+    odds, wrong = (1 - error_rate) / error_rate, 1 - accuracy * (1 - drop)
+    wins = max(wrong * math.log(1 + bet * odds) + (1 - wrong) * math.log(1 - bet) for bet in DROPS)
     rate = wins - math.log(run_length) / n
     return max(math.log(run_length * rate), 1.0) / rate if rate > 0 else math.inf
 

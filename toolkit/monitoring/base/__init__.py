@@ -1,1 +1,1 @@
-"""What every other part speaks of: ids, image_names, timestamps, thresholds, predictions, validation."""
+"""Data and checks of all other parts: ids, image_names, timestamps, formatting, thresholds, predictions, validation."""

@@ -137,8 +137,8 @@ class Predictions:
     def slice(self, start: int, stop: int) -> Self:
         """The predictions from position ``start`` up to, not including, ``stop``."""
         columns: dict[str, Any] = {name: getattr(self, name)[start:stop] for name in self._column_names()}
-        kept = {name: values[start:stop] for name, values in self.statistics.items()}
-        return type(self)(classes=self.classes, statistics=kept, **columns)
+        statistics = {name: values[start:stop] for name, values in self.statistics.items()}
+        return type(self)(classes=self.classes, statistics=statistics, **columns)
 
 
 def window_size(name: str) -> int | None:

@@ -64,9 +64,9 @@ class DetectorSet:
         each = run_length(false_alarms_per_million, share=1 / len(DETECTED_METRICS))
         predicted = baseline.predicted
         kinds, numbers = np.unique(_kinds(predicted, baseline.labels), return_counts=True)
-        usual = dict(zip(kinds.tolist(), numbers.tolist(), strict=True))
+        frequencies = dict(zip(kinds.tolist(), numbers.tolist(), strict=True))
         right = int((predicted == baseline.labels).sum())
-        self._errors, self._sampled = (ErrorDetector(right, baseline.size, 2 * each, usual) for _ in range(2))
+        self._errors, self._sampled = (ErrorDetector(right, baseline.size, 2 * each, frequencies) for _ in range(2))
         self._ranks = RankDetector(baseline.confidence, each)
         self._by_metric = {ACCURACY: self._errors, CONFIDENCE: self._ranks}
         if len(baseline.classes) > 1:

@@ -25,7 +25,7 @@ Numbers = NDArray[np.floating[Any]]
 Cases = NDArray[np.integer[Any]] | NDArray[np.floating[Any]]  # whole numbers, unless scaled to an effective sample
 
 
-class TestResult(NamedTuple):
+class HypothesisTestResult(NamedTuple):
     """Statistic of a test, and the chance of one at least as extreme without a change."""
 
     statistic: float
@@ -40,15 +40,15 @@ class Moments(NamedTuple):
     deviation: float
 
 
-def ks_p_value(gap: float, n: float, m: float) -> float:
+def ks_p_value(statistic: float, n: float, m: float) -> float:
     """P-value of the two-sample Kolmogorov-Smirnov test.
 
     Kolmogorov's limit with Stephens' correction for small samples; conservative with ties.
 
     Parameters
     ----------
-    gap
-        The statistic D, in [0, 1].
+    statistic
+        D, in [0, 1].
     n, m
         Sizes of the samples, more than 0, not always whole.
 
@@ -63,7 +63,7 @@ def ks_p_value(gap: float, n: float, m: float) -> float:
     without extensive tables. Journal of the Royal Statistical Society B 32, 115-122.
     """
     root = math.sqrt(n * m / (n + m))
-    return kolmogorov_survival((root + 0.12 + 0.11 / root) * gap)
+    return kolmogorov_survival((root + 0.12 + 0.11 / root) * statistic)
 
 
 def ks_statistics(differences: Numbers, starts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -99,7 +99,7 @@ def bonferroni(smallest: float, tests: int) -> float:
     return min(1.0, tests * smallest)
 
 
-def chi_square(window: Cases, reference: Cases) -> TestResult:
+def chi_square(window: Cases, reference: Cases) -> HypothesisTestResult:
     """Chi-square test that two samples of classes come from one distribution.
 
     Classes with fewer than 5 expected cases are merged into one. If that one still has too few, Fisher's exact test
@@ -118,7 +118,7 @@ def chi_square(window: Cases, reference: Cases) -> TestResult:
     >>> round(outcome.statistic, 4), round(outcome.p_value, 6)
     (8.3333, 0.003892)
     >>> chi_square(np.array([3, 0]), np.array([400, 0]))
-    TestResult(statistic=0.0, p_value=1.0)
+    HypothesisTestResult(statistic=0.0, p_value=1.0)
 
     References
     ----------
@@ -137,7 +137,7 @@ def chi_square(window: Cases, reference: Cases) -> TestResult:
     return _homogeneity(np.hstack([pool, columns[:, rare:]]) if rare else columns)
 
 
-def _one_rare(rare: NDArray[np.float64], others: NDArray[np.float64]) -> TestResult:
+def _one_rare(rare: NDArray[np.float64], others: NDArray[np.float64]) -> HypothesisTestResult:
     """Test of a rare class (2,) that may occur too often, and of the others (2, k) among themselves.
 
     Given its total, the number of the rare class in the window is hypergeometric and independent of the others. So
@@ -152,28 +152,28 @@ def _one_rare(rare: NDArray[np.float64], others: NDArray[np.float64]) -> TestRes
     """
     seen, total = round(rare[0]), round(rare.sum())
     n, m = (round(cases) for cases in (rare + others.sum(axis=1)).tolist())
-    farthest = max(seen, round(total * n / (n + m))) + MAX_Z  # beyond it the chance is nil
-    chances = [hypergeometric(x, total, n, m) for x in range(min(total, n, farthest) + 1)]
+    largest = max(seen, round(total * n / (n + m))) + MAX_Z  # beyond it the chance is nil
+    chances = [hypergeometric(x, total, n, m) for x in range(min(total, n, largest) + 1)]
     tails = np.cumsum(chances[::-1])[::-1]  # of at least as many
     among = _homogeneity(others)
     smaller = min(among.p_value, float(tails[seen]))
     possible = float(tails[tails <= smaller * (1 + 1e-9)].max(initial=0.0))
     varied = smaller if others.shape[1] > 1 else 0.0  # a single other class cannot change
     statistic = _homogeneity(np.column_stack([rare, others])).statistic
-    return TestResult(statistic, min(1.0, varied + possible - varied * possible))
+    return HypothesisTestResult(statistic, min(1.0, varied + possible - varied * possible))
 
 
-def _homogeneity(table: NDArray[np.float64]) -> TestResult:
+def _homogeneity(table: NDArray[np.float64]) -> HypothesisTestResult:
     """Pearson's chi-square of a table of two rows."""
     cells = table.shape[1]
     if cells < 2:
-        return TestResult(0.0, 1.0)
+        return HypothesisTestResult(0.0, 1.0)
     expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
     statistic = float(((table - expected) ** 2 / expected).sum())
-    return TestResult(statistic, chi_square_survival(statistic, cells - 1))
+    return HypothesisTestResult(statistic, chi_square_survival(statistic, cells - 1))
 
 
-def sparse_chi_square(window: Cases, reference: Cases) -> TestResult:
+def sparse_chi_square(window: Cases, reference: Cases) -> HypothesisTestResult:
     """Chi-square test for many classes with few cases each.
 
     When the cases of both samples are dealt to them at random, the mean and the variance of Pearson's statistic are
@@ -202,7 +202,7 @@ def sparse_chi_square(window: Cases, reference: Cases) -> TestResult:
     table = table[:, table.sum(axis=0) > 0]
     rows, columns, total = table.sum(axis=1), table.sum(axis=0), float(table.sum())
     if len(columns) < 2 or rows.min() <= 0:
-        return TestResult(0.0, 1.0)
+        return HypothesisTestResult(0.0, 1.0)
     expected = np.outer(rows, columns) / total
     statistic = float(((table - expected) ** 2 / expected).sum())
     mean = total / (total - 1) * (len(columns) - 1)
@@ -211,8 +211,8 @@ def sparse_chi_square(window: Cases, reference: Cases) -> TestResult:
     variance = 2 * total / (total - 3) * (spread[0] - uneven[0]) * (spread[1] - uneven[1])
     variance += total**2 / (total - 1) * uneven[0] * uneven[1]
     if variance <= 0:  # every deal gives the same statistic
-        return TestResult(statistic, 1.0)
-    return TestResult(statistic, _gamma_survival(statistic / mean, mean**2 / variance))
+        return HypothesisTestResult(statistic, 1.0)
+    return HypothesisTestResult(statistic, _gamma_survival(statistic / mean, mean**2 / variance))
 
 
 def _gamma_survival(x: float, shape: float) -> float:
@@ -248,8 +248,8 @@ def population_stability_index(window: Cases, reference: Cases) -> float:
     ----------
     Siddiqi, N. (2006). Credit Risk Scorecards. Wiley.
     """
-    now, usual = ((cases + 0.5) / (cases.sum() + len(cases) / 2) for cases in (window, reference))
-    return float(((now - usual) * np.log(now / usual)).sum())
+    p, q = ((cases + 0.5) / (cases.sum() + len(cases) / 2) for cases in (window, reference))
+    return float(((p - q) * np.log(p / q)).sum())
 
 
 def quantile_groups(reference: Cases, groups: int = PSI_BINS) -> NDArray[np.int64]:
@@ -287,8 +287,8 @@ def effective_sample_size(n: float, autocorrelation: float, pairs: float) -> flo
     """
     if pairs <= 0 or autocorrelation <= SURE_AUTOCORRELATION / math.sqrt(pairs):
         return n
-    kept = min(autocorrelation, 1.0)
-    return max(n * (1 - kept) / (1 + kept), 1.0)
+    r = min(autocorrelation, 1.0)
+    return max(n * (1 - r) / (1 + r), 1.0)
 
 
 def total_variation(window: Cases, reference: Cases) -> float:
@@ -302,7 +302,7 @@ def total_variation(window: Cases, reference: Cases) -> float:
     return float(np.abs(window / window.sum() - reference / reference.sum()).sum() / 2)
 
 
-def mean_shift(window: Moments, reference: Moments, resolution: float = 0.0) -> tuple[TestResult, float]:
+def mean_shift(window: Moments, reference: Moments, resolution: float = 0.0) -> tuple[HypothesisTestResult, float]:
     """z test that two samples have the same mean, with the uncertainty of both.
 
     Parameters
@@ -315,7 +315,7 @@ def mean_shift(window: Moments, reference: Moments, resolution: float = 0.0) -> 
 
     Returns
     -------
-    tuple[TestResult, float]
+    tuple[HypothesisTestResult, float]
         z with its two-sided p-value, and the shift in standard deviations of the reference.
 
     Examples
@@ -325,15 +325,15 @@ def mean_shift(window: Moments, reference: Moments, resolution: float = 0.0) -> 
     (-3.5355, 0.000407, -0.5)
     """
     difference = window.mean - reference.mean
-    spread, usual = max(window.deviation, resolution), max(reference.deviation, resolution)
-    error = math.sqrt(spread**2 / window.n + usual**2 / reference.n)
+    spread, scale = max(window.deviation, resolution), max(reference.deviation, resolution)
+    error = math.sqrt(spread**2 / window.n + scale**2 / reference.n)
     if difference == 0:
-        return TestResult(0.0, 1.0), 0.0
+        return HypothesisTestResult(0.0, 1.0), 0.0
     z = difference / error if error else math.copysign(math.inf, difference)
-    return TestResult(z, 2 * normal_survival(abs(z))), difference / usual if usual else z
+    return HypothesisTestResult(z, 2 * normal_survival(abs(z))), difference / scale if scale else z
 
 
-def accuracy_drop_test(right: float, n: float, reference_right: float, m: float) -> TestResult:
+def accuracy_drop_test(right: float, n: float, reference_right: float, m: float) -> HypothesisTestResult:
     """One-sided z test with pooled variance: ``right`` of ``n`` against ``reference_right`` of ``m``.
 
     Examples
@@ -345,7 +345,7 @@ def accuracy_drop_test(right: float, n: float, reference_right: float, m: float)
     pooled = (right + reference_right) / (n + m)
     error = math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
     z = (reference_right / m - right / n) / error if error else 0.0
-    return TestResult(z, normal_survival(z))
+    return HypothesisTestResult(z, normal_survival(z))
 
 
 def degradation_lower_bound(

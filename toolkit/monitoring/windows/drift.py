@@ -237,8 +237,8 @@ def correct_and_decide(results: Iterable[DriftResult], alpha: float) -> list[Dri
 class _Comparison:
     """A window and the reference, with values that several tests need.
 
-    ``ks`` (Q,) is the KS statistic of each quantity, ``given`` and ``usual`` (Q,) are the numbers of its values in the
-    window and in the reference, ``kept`` is the share of cases that count as independent. A missing reference is empty.
+    ``ks`` (Q,) is the KS statistic of each quantity, ``n`` and ``n_reference`` (Q,) are the numbers of its values,
+    ``independent`` is the share of independent cases in the window. A missing reference is empty.
     """
 
     now: WindowSummary
@@ -247,33 +247,33 @@ class _Comparison:
     thresholds: Thresholds
     window: str
     ks: NDArray[np.float64]
-    given: NDArray[np.int64]
-    usual: NDArray[np.int64]
-    kept: float
+    n: NDArray[np.int64]
+    n_reference: NDArray[np.int64]
+    independent: float
 
     @classmethod
     def of(cls, now: WindowSummary, bins: ReferenceBins, thresholds: Thresholds, window: str) -> "_Comparison":
         reference = bins.reference or bins.empty()
-        given, usual = (counts.n - counts.cells[bins.missing] for counts in (now, reference))
+        n, n_reference = (counts.n - counts.cells[bins.missing] for counts in (now, reference))
         sizes = np.diff(bins.starts)
-        differences = now.cells / np.repeat(np.maximum(given, 1), sizes)
-        differences -= reference.cells / np.repeat(np.maximum(usual, 1), sizes)
+        differences = now.cells / np.repeat(np.maximum(n, 1), sizes)
+        differences -= reference.cells / np.repeat(np.maximum(n_reference, 1), sizes)
         differences[bins.missing] = 0
-        differences[np.repeat((given == 0) | (usual == 0), sizes)] = 0
-        gaps = hypothesis_tests.ks_statistics(differences, bins.starts[:-1])
-        kept = now.effective_n / now.n_finite if now.n_finite else 1.0
-        return cls(now, reference, bins, thresholds, window, gaps, given, usual, kept)
+        differences[np.repeat((n == 0) | (n_reference == 0), sizes)] = 0
+        ks = hypothesis_tests.ks_statistics(differences, bins.starts[:-1])
+        independent = now.effective_n / now.n_finite if now.n_finite else 1.0
+        return cls(now, reference, bins, thresholds, window, ks, n, n_reference, independent)
 
     def p_value(self, quantity: int) -> float:
         """P-value of the KS test of a quantity."""
-        n = max(1.0, self.kept * float(self.given[quantity]))
-        return hypothesis_tests.ks_p_value(float(self.ks[quantity]), n, float(self.usual[quantity]))
+        n = max(1.0, self.independent * float(self.n[quantity]))
+        return hypothesis_tests.ks_p_value(float(self.ks[quantity]), n, float(self.n_reference[quantity]))
 
     def psi(self, quantity: int) -> float:
         """PSI of a quantity in tenths of the reference."""
-        groups, usual = self.bins.deciles[quantity]
+        groups, reference = self.bins.deciles[quantity]
         now = np.bincount(groups, self.now.cells[self.bins.bin_slice(quantity)])
-        return hypothesis_tests.population_stability_index(now, usual)
+        return hypothesis_tests.population_stability_index(now, reference)
 
     def medians(self, quantity: int) -> str:
         now = self.bins.quantile(self.now, quantity, 0.5)
@@ -307,7 +307,7 @@ def _confidences(comparison: _Comparison, blank: DriftResult) -> DriftResult:
 
 def _softmax(comparison: _Comparison, blank: DriftResult) -> DriftResult:
     k = len(comparison.bins.classes)
-    if comparison.given[1] < comparison.thresholds.minimum_predictions:  # only classes and confidences were logged
+    if comparison.n[1] < comparison.thresholds.minimum_predictions:  # only classes and confidences were logged
         return blank
     worst = 1 + int(comparison.ks[1 : k + 1].argmax())
     result = _ks(comparison, blank, worst, hypothesis_tests.bonferroni(comparison.p_value(worst), k))
@@ -317,56 +317,56 @@ def _softmax(comparison: _Comparison, blank: DriftResult) -> DriftResult:
 
 def _ks(comparison: _Comparison, blank: DriftResult, quantity: int, p_value: float) -> DriftResult:
     """A KS test of one quantity."""
-    gap = float(comparison.ks[quantity])
+    statistic = float(comparison.ks[quantity])
     return replace(
         blank,
-        statistic=gap,
+        statistic=statistic,
         p_value=p_value,
-        effect=gap,
+        effect=statistic,
         detail=comparison.medians(quantity),
         psi=comparison.psi(quantity),
-        n_effective=comparison.kept * float(comparison.given[quantity]),
+        n_effective=comparison.independent * float(comparison.n[quantity]),
     )
 
 
 def _classes(comparison: _Comparison, blank: DriftResult) -> DriftResult:
-    now, usual = comparison.now.classes, comparison.reference.classes
-    outcome = hypothesis_tests.chi_square(now * comparison.kept, usual)
-    before, after = usual / usual.sum(), now / now.sum()
+    now, reference = comparison.now.classes, comparison.reference.classes
+    outcome = hypothesis_tests.chi_square(now * comparison.independent, reference)
+    before, after = reference / reference.sum(), now / now.sum()
     changed = np.argsort(-np.abs(after - before), kind="stable")[:SHOWN_CLASSES]
     names = comparison.bins.classes
     return replace(
         blank,
         statistic=outcome.statistic,
         p_value=outcome.p_value,
-        effect=hypothesis_tests.total_variation(now, usual),
+        effect=hypothesis_tests.total_variation(now, reference),
         detail=", ".join(f"{names[k]!r} {before[k]:.1%} -> {after[k]:.1%}" for k in changed),
-        psi=hypothesis_tests.population_stability_index(now, usual),
+        psi=hypothesis_tests.population_stability_index(now, reference),
         n_effective=comparison.now.effective_n,
     )
 
 
 def _mean_confidence(comparison: _Comparison, blank: DriftResult) -> DriftResult:
-    now, usual = comparison.now.confidence, comparison.reference.confidence
+    now, reference = comparison.now.confidence, comparison.reference.confidence
     scaled = now._replace(n=comparison.now.effective_n)
-    outcome, shift = hypothesis_tests.mean_shift(scaled, usual, HALF_PRECISION_STEP)
+    outcome, shift = hypothesis_tests.mean_shift(scaled, reference, HALF_PRECISION_STEP)
     return replace(
         blank,
         statistic=outcome.statistic,
         p_value=outcome.p_value,
         effect=abs(shift),
-        detail=f"mean {_number(usual.mean)} -> {_number(now.mean)}",
+        detail=f"mean {_number(reference.mean)} -> {_number(now.mean)}",
         n_effective=comparison.now.effective_n,
     )
 
 
 def _accuracy(comparison: _Comparison, blank: DriftResult) -> DriftResult:
-    usual, sample = comparison.reference, label_bias(comparison.now, comparison.reference, comparison.thresholds)
+    reference, sample = comparison.reference, label_bias(comparison.now, comparison.reference, comparison.thresholds)
     if sample is None or sample.effective_n < comparison.thresholds.minimum_labels:
         return blank
-    counted = sample.best_case * sample.best_case_n, sample.best_case_n, usual.n_correct, usual.n
+    counted = sample.best_case * sample.best_case_n, sample.best_case_n, reference.n_correct, reference.n
     outcome = hypothesis_tests.accuracy_drop_test(*counted)
-    before, after = usual.n_correct / usual.n, sample.accuracy
+    before, after = reference.n_correct / reference.n, sample.accuracy
     certain = hypothesis_tests.degradation_lower_bound(*counted, comparison.thresholds.confidence)
     sure = f", drop of at least {certain:.1%} certain" if certain >= 0.001 else ""
     note = f"; {sample.note}" if not sample.fair else ""
@@ -375,7 +375,7 @@ def _accuracy(comparison: _Comparison, blank: DriftResult) -> DriftResult:
         n=sample.n,
         statistic=outcome.statistic,
         p_value=outcome.p_value,
-        effect=1 - after / before if usual.n_correct else 0.0,
+        effect=1 - after / before if reference.n_correct else 0.0,
         detail=f"{before:.1%} -> {after:.1%}{sure}{note}",
         n_effective=sample.effective_n,
     )
@@ -383,7 +383,7 @@ def _accuracy(comparison: _Comparison, blank: DriftResult) -> DriftResult:
 
 def _input(comparison: _Comparison, quantity: int) -> DriftResult:
     """A test of one input statistic, if there are enough values."""
-    n, size = int(comparison.given[quantity]), int(comparison.usual[quantity])
+    n, size = int(comparison.n[quantity]), int(comparison.n_reference[quantity])
     name = comparison.bins.quantities[quantity]
     blank = DriftResult(name, "input", comparison.window, n, size, comparison.thresholds.ks)
     enough = min(n, size) >= comparison.thresholds.minimum_predictions

@@ -188,12 +188,12 @@ def _differences(
     others = everything - labelled
     if not others.any():
         return {}
-    kept = counts.effective_n / counts.n_finite
+    independent = counts.effective_n / counts.n_finite
     shape = len(BANDS), len(counts.classes)
     found = {}
     for axis in (0, 1):
         some, rest, whole = (part.reshape(shape).sum(axis=1 - axis) for part in (labelled, others, everything))
-        p_value = chi_square(some * scale, rest * kept).p_value
+        p_value = chi_square(some * scale, rest * independent).p_value
         if 2 * p_value < SURE and total_variation(some, whole) >= thresholds.total_variation:
             found[axis] = _described(axis, some / some.sum(), whole / whole.sum())
     return found
