@@ -105,7 +105,7 @@ def test_what_is_not_finite_counts_as_lost(broken, level):
     assert finding.text.headline.endswith(f"({broken / 10:.1f} %)")
 
 
-def test_drift_without_labels_is_a_warning_with_the_images_and_an_estimate():
+def test_drift_without_labels_is_a_warning_with_an_estimate():
     usual = np.linspace(0.4, 0.6, N).astype(np.float32)
     bins = reference(brightness=usual)
     dark = window(confident=0.55, brightness=np.full(1000, 0.2, np.float32))
@@ -129,7 +129,7 @@ def test_a_class_that_stops_appearing_is_a_warning_at_most():
     } <= {"ok", "warning"}
 
 
-def test_an_alarm_makes_a_warning_of_what_the_window_does_not_show_yet():
+def test_an_alarm_warns_before_the_window_shows_it():
     calm = window(right=0.9)
     alarm = Alarm(index=3, length=120, evidence=2e6, change="worse")
     labelled = seen(reference(), calm, "accuracy", {"accuracy": alarm})
@@ -151,7 +151,7 @@ def test_an_alarm_makes_a_warning_of_what_the_window_does_not_show_yet():
     assert classes.text.headline.startswith("PREDICTED CLASSES: dog rarer in the last 77 predictions (after ")
 
 
-def test_a_window_that_is_better_than_the_reference_is_never_called_a_drop():
+def test_a_better_window_is_never_a_drop():
     alarm = Alarm(index=3, length=68, evidence=2e6, change="worse")
     finding = seen(reference(), window(right=0.97), "accuracy", {"accuracy": alarm})
     assert (finding.level, finding.status, finding.value) == ("warning", "suspected", 0.0)
@@ -159,7 +159,7 @@ def test_a_window_that_is_better_than_the_reference_is_never_called_a_drop():
     assert "Right: 97 % of 1,000 labels; before: 90 % of 2,000 held-out images; no drop." in finding.details
 
 
-def test_once_enough_is_labelled_the_labels_speak_and_not_the_estimate():
+def test_enough_labels_replace_the_estimate():
     bins, dark = reference(), window(confident=0.55, right=0.88)
     told = seen(bins, dark, "confidence_distribution").alert_text("warning")
     assert "accuracy 88 % by 1,000 labels (before 90 %)" in told

@@ -1,4 +1,4 @@
-"""Alerts of a real store: raised with evidence alone, told once, cleared, and never by two processes at once."""
+"""Alerts of a real store: raised with evidence alone, sent once, cleared, and never by two processes at once."""
 
 import numpy as np
 import pytest
@@ -27,31 +27,31 @@ def make_model():
     return ModelVersion("1", CLASSES, Baseline(CLASSES, probabilities, truth), served_at=1.0)
 
 
-class Watching:
+class Process:
     """A process that watches a store of which others may know."""
 
     def __init__(self, path, model):
         self.now = 1.7e9
-        self.told = []
+        self.sent = []
         self.reacted = []
         self.store = PredictionStore(str(path))
         self.view = StreamState(self.store, model, THRESHOLDS)
-        self.lookout = AlertManager(self.store, lambda: self.now, self.send, repeat_interval=3600)
+        self.manager = AlertManager(self.store, lambda: self.now, self.send, repeat_interval=3600)
         self.view.refresh()
 
     def send(self, notification, react=True):
-        self.told.append(notification)
+        self.sent.append(notification)
         if react:
             self.reacted.append(notification)
 
-    def look(self):
+    def evaluate(self):
         self.now += 1
-        return self.lookout.evaluate(self.view.refresh())
+        return self.manager.evaluate(self.view.refresh())
 
     def events(self, key="1/accuracy/short"):
         return [
             (notification.event, notification.level, notification.status)
-            for notification in self.told
+            for notification in self.sent
             if notification.key == key
         ]
 
@@ -62,125 +62,125 @@ def model():
 
 
 @pytest.fixture
-def watching(tmp_path, model):
-    watching = Watching(tmp_path / "m.db", model)
-    yield watching
-    watching.store.close()
+def process(tmp_path, model):
+    process = Process(tmp_path / "m.db", model)
+    yield process
+    process.store.close()
 
 
 class Traffic:
     """Predictions, with their labels close behind."""
 
-    def __init__(self, watching, model, seed=1):
-        self.watching, self.model, self.rng, self.next = watching, model, np.random.default_rng(seed), 1
+    def __init__(self, process, model, seed=1):
+        self.process, self.model, self.rng, self.next = process, model, np.random.default_rng(seed), 1
 
-    def __call__(self, blocks, look=True, **more):
-        for _ in range(blocks):
+    def __call__(self, intervals, evaluate=True, **more):
+        for _ in range(intervals):
             probabilities, truth = answers(100, self.rng, **more)
-            store = self.watching.store
+            store = self.process.store
             store.write(
                 [LoggedPrediction(self.next + i, 1.7e9, self.model, row) for i, row in enumerate(probabilities)]
             )
             store.labels.insert({self.next + i: CLASSES[k] for i, k in enumerate(truth.tolist())}, "audit", 1.7e9)
             self.next += 100
-            if look:
-                self.watching.look()
+            if evaluate:
+                self.process.evaluate()
 
 
 @pytest.fixture
-def traffic(watching, model):
-    return Traffic(watching, model)
+def traffic(process, model):
+    return Traffic(process, model)
 
 
-def test_a_calm_stream_is_left_in_peace(watching, traffic):
+def test_a_calm_stream_is_left_in_peace(process, traffic):
     traffic(30)
-    assert watching.told == []
-    assert watching.store.alerts.find() == []
+    assert process.sent == []
+    assert process.store.alerts.find() == []
 
 
-def test_a_failing_model_is_told_when_the_alarm_fires_then_as_it_grows_worse_and_when_it_is_over(watching, traffic):
+def test_a_failing_model_is_raised_escalated_and_cleared(process, traffic):
     traffic(10)
     traffic(10, right=0.5)
-    events = watching.events()
+    events = process.events()
     assert events[0][0] == "raised"
-    assert watching.events("1/accuracy/medium") == []  # it would say the same
+    assert process.events("1/accuracy/medium") == []  # it would say the same
     assert {event for event, *_ in events[1:]} <= {"escalated"}
     assert events[-1][1:] == ("immediate", "confirmed")
-    short = [alert for alert in watching.store.alerts.find() if (alert.metric, alert.window) == ("accuracy", "short")]
+    short = [alert for alert in process.store.alerts.find() if (alert.metric, alert.window) == ("accuracy", "short")]
     assert short[0].message.startswith("ACCURACY ")
     assert short[0].message.endswith(". Next: python model_registry.py rollback")
     assert short[0].details.startswith("Window: the last 1,000 predictions, ")
-    assert {notification.details for notification in watching.told} >= {short[0].details}
+    assert {notification.details for notification in process.sent} >= {short[0].details}
     assert [alert.cleared_at is None for alert in short] == [True] + [False] * (len(short) - 1)
     traffic(25)
-    assert ("cleared", "immediate", "confirmed") in watching.events()
-    assert not [alert for alert in watching.store.alerts.find(active=True) if alert.window == "short"]
+    assert ("cleared", "immediate", "confirmed") in process.events()
+    assert not [alert for alert in process.store.alerts.find(active=True) if alert.window == "short"]
 
 
-def test_a_long_reason_goes_below_the_line(watching, model):
-    watching.store.versions.register(model)
+def test_a_long_reason_goes_below_the_line(process, model):
+    process.store.versions.register(model)
     reason = "Version 3 cannot be served: " + 40 * "a long reason, "
-    watching.lookout.report(model, "model_loading", "warning", reason)
-    (notification,) = watching.told
+    process.manager.report(model, "model_loading", "warning", reason)
+    (notification,) = process.sent
     assert len(notification.message) == 200
     assert notification.details == reason
-    assert watching.store.alerts.find()[0].details == reason
+    assert process.store.alerts.find()[0].details == reason
 
 
-def test_a_bad_window_without_an_alarm_is_no_alert(watching, traffic):
+def test_a_bad_window_without_an_alarm_is_no_alert(process, traffic):
     traffic(1, right=0.85)  # 100 labels: looks bad, and is not certain enough for one in a million
-    assert watching.view.counts("short").n_correct < 90
-    assert watching.view.evidence["accuracy"] < 1
-    assert watching.told == []
+    assert process.view.counts("short").n_correct < 90
+    assert process.view.evidence["accuracy"] < 1
+    assert process.sent == []
 
 
-def test_what_came_and_went_unseen_is_told_and_not_acted_upon(watching, traffic):
-    traffic(10, look=False)
-    traffic(10, look=False, right=0.4)
-    traffic(25, look=False)
-    watching.look()
-    assert [event for event, *_ in watching.events()][-1] == "cleared"
-    assert "immediate" in {level for _, level, _ in watching.events()}
-    assert [notification for notification in watching.reacted if notification.key == "1/accuracy/short"] == []
+def test_an_alert_already_cleared_is_sent_without_reaction(process, traffic):
+    traffic(10, evaluate=False)
+    traffic(10, evaluate=False, right=0.4)
+    traffic(25, evaluate=False)
+    process.evaluate()
+    assert [event for event, *_ in process.events()][-1] == "cleared"
+    assert "immediate" in {level for _, level, _ in process.events()}
+    assert [notification for notification in process.reacted if notification.key == "1/accuracy/short"] == []
 
 
-def test_it_is_told_again_after_a_while_unless_somebody_said_that_they_know(watching, traffic):
+def test_reminders_stop_when_acknowledged(process, traffic):
     traffic(12, right=0.5)
-    raised = len(watching.told)
-    watching.now += 3601
-    watching.look()
-    reminders = [notification for notification in watching.told[raised:] if notification.event == "reminder"]
+    raised = len(process.sent)
+    process.now += 3601
+    process.evaluate()
+    reminders = [notification for notification in process.sent[raised:] if notification.event == "reminder"]
     assert {notification.metric for notification in reminders} >= {"accuracy"}
-    for alert in watching.store.alerts.find(active=True):
-        assert watching.store.alerts.update(alert.id, acknowledged_at=watching.now, acknowledged_by="ada")
-    told = len(watching.told)
-    watching.now += 3601
-    watching.look()
-    assert watching.told[told:] == []
+    for alert in process.store.alerts.find(active=True):
+        assert process.store.alerts.update(alert.id, acknowledged_at=process.now, acknowledged_by="ada")
+    sent = len(process.sent)
+    process.now += 3601
+    process.evaluate()
+    assert process.sent[sent:] == []
 
 
-def test_of_two_processes_one_tells(tmp_path, watching, traffic, model):
-    other = Watching(tmp_path / "m.db", model)
+def test_of_two_processes_one_notifies(tmp_path, process, traffic, model):
+    other = Process(tmp_path / "m.db", model)
     for right in (0.9, 0.9, 0.9, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5):
-        traffic(1, look=False, right=right)
-        watching.look()
-        other.look()
-    told = [
+        traffic(1, evaluate=False, right=right)
+        process.evaluate()
+        other.evaluate()
+    sent = [
         (notification.key, notification.event, notification.level, notification.status)
-        for notification in watching.told + other.told
+        for notification in process.sent + other.sent
     ]
-    assert told
-    assert len(told) == len(set(told))
+    assert sent
+    assert len(sent) == len(set(sent))
     other.store.close()
 
 
-def test_after_a_restart_what_stands_is_not_told_again_and_clears_in_the_end(tmp_path, watching, traffic, model):
+def test_after_a_restart_active_alerts_are_not_repeated_and_clear(tmp_path, process, traffic, model):
     traffic(12, right=0.5)
-    standing = watching.store.alerts.find(active=True)
-    again = Watching(tmp_path / "m.db", model)
-    assert [again.look() for _ in range(3)] == [[]] * 3
-    assert again.told == []
-    assert again.store.alerts.find(active=True) == standing
+    active = process.store.alerts.find(active=True)
+    again = Process(tmp_path / "m.db", model)
+    assert [again.evaluate() for _ in range(3)] == [[]] * 3
+    assert again.sent == []
+    assert again.store.alerts.find(active=True) == active
     more = Traffic(again, model, seed=9)
     more.next = traffic.next
     more(25)

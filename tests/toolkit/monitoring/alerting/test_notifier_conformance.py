@@ -160,7 +160,7 @@ def test_whatever_is_in_a_notification_it_arrives(opened, implementation, values
 
 
 @pytest.mark.parametrize("implementation", [webhook, reaction])
-def test_what_takes_its_time_holds_up_neither_the_sender_nor_others(opened, implementation):
+def test_slow_delivery_delays_neither_sender_nor_others(opened, implementation):
     gate, beside = threading.Event(), Kept()
     notifiers, arrived = opened(implementation, lambda: gate.wait(LONG), beside=beside)
     for number in range(3):
@@ -171,7 +171,7 @@ def test_what_takes_its_time_holds_up_neither_the_sender_nor_others(opened, impl
 
 
 @pytest.mark.parametrize("implementation", [webhook, program, reaction])
-def test_what_fails_is_said_once_and_counted_and_harms_neither_the_sender_nor_others(opened, implementation, caplog):
+def test_failures_are_logged_once_and_harm_no_other(opened, implementation, caplog):
     def fail():
         raise OSError("no such channel")
 

@@ -74,7 +74,7 @@ def test_the_log_says_what_happened(caplog):
     ]
 
 
-def test_a_sink_that_raises_is_counted_logged_once_and_harms_no_other(caplog):
+def test_a_failing_notifier_is_counted_and_harms_no_other(caplog):
     broken, kept = Broken(), Kept()
     notifiers = Notifiers({"chat": broken, "kept": kept})
     for _ in range(3):
@@ -94,7 +94,7 @@ def test_a_sink_that_raises_is_counted_logged_once_and_harms_no_other(caplog):
     ]
 
 
-def test_a_sink_with_counts_of_its_own_is_believed():
+def test_a_notifier_may_count_by_itself():
     class Slow(Broken):
         def stats(self):
             return {"sent": 1, "failed": 2, "dropped": 3, "waiting": 4}
@@ -123,7 +123,7 @@ def reactions(*notifications):
         replace(WORST, event="cleared"),
     ],
 )
-def test_there_is_no_reaction_to_less_than_an_alert_that_becomes_immediate_and_confirmed(notification):
+def test_only_immediate_and_confirmed_alerts_are_reacted_to(notification):
     assert reactions(notification) == []
 
 

@@ -1,4 +1,4 @@
-"""The life of an alert: every way from one state to the next, and what holds whatever happens."""
+"""The state machine of an alert: every transition, and properties of any history."""
 
 from dataclasses import replace
 
@@ -37,15 +37,15 @@ UNKNOWN = Evaluation()
 
 
 def play(*evaluations, active=None, state=AlertState(evidence=True), alarms=(), intervals=1, step=0.0):  # noqa: B008  frozen
-    """What becomes of an alert over some looks, as ``level status`` or the event, ``-`` for nothing."""
-    story, now = [], 0.0
+    """Events of an alert over some evaluations, as ``level status`` or the event, ``-`` for nothing."""
+    history, now = [], 0.0
     for number, seen in enumerate(evaluations):
         now += step
         state, change = state.advance(seen, active, now, alarm=number in alarms, intervals=intervals)
         active = change.applied(active, now) if change else active
         raised = change is not None and change.event in ("raised", "escalated")
-        story.append(f"{change.level} {change.status}" if raised else change.event if change else "-")
-    return story
+        history.append(f"{change.level} {change.status}" if raised else change.event if change else "-")
+    return history
 
 
 def active(state):
@@ -54,7 +54,7 @@ def active(state):
     return ActiveAlert(state, "confirmed", 0.0) if state != "ok" else None
 
 
-# From each state, by what is seen for some intervals in a row: what is told, look by look.
+# From each state, for the same evaluation several times: the event of each.
 TRANSITIONS = [
     ("ok", CALM, ["-", "-", "-", "-"]),
     ("ok", CLOSE, ["-", "-", "-", "-"]),
@@ -96,9 +96,9 @@ TRANSITIONS = [
 ]
 
 
-@pytest.mark.parametrize(("state", "seen", "told"), TRANSITIONS)
-def test_every_way_from_a_state_to_the_next(state, seen, told):
-    assert play(*[seen] * 4, active=active(state)) == told
+@pytest.mark.parametrize(("state", "seen", "events"), TRANSITIONS)
+def test_every_way_from_a_state_to_the_next(state, seen, events):
+    assert play(*[seen] * 4, active=active(state)) == events
 
 
 @pytest.mark.parametrize("state", ["ok", "suspected", "warning", "critical", "immediate"])
@@ -117,7 +117,7 @@ def test_the_alarm_itself_raises_at_once_whatever_the_level():
     assert play(SUSPECTED, SUSPECTED, SUSPECTED, state=AlertState(), alarms=[2]) == ["-", "-", "warning suspected"]
 
 
-def test_evidence_comes_before_the_window_has_filled_and_lasts_until_three_calm_blocks():
+def test_evidence_lasts_until_three_calm_intervals():
     assert play(*[CALM] * 9, CALM, CLOSE, WARNING, WARNING, state=AlertState(), alarms=[9])[-1] == "warning confirmed"
     assert play(CALM, CALM, CALM, CALM, IMMEDIATE, state=AlertState(), alarms=[0]) == ["-"] * 5
 
@@ -128,15 +128,15 @@ def test_evidence_is_needed_again_after_it_cleared():
     assert again[-1] == "warning confirmed"
 
 
-def test_one_bad_block_between_good_ones_is_no_alert():
+def test_one_bad_interval_between_good_ones_is_no_alert():
     assert play(*[CRITICAL, CLOSE] * 4) == ["-"] * 8
 
 
-def test_what_is_held_for_two_blocks_is_raised_even_if_the_level_wavers():
+def test_two_intervals_raise_even_if_the_level_wavers():
     assert play(WARNING, CRITICAL, CRITICAL) == ["-", "warning confirmed", "critical confirmed"]
 
 
-def test_calm_blocks_must_be_in_a_row():
+def test_calm_intervals_must_be_consecutive():
     assert play(CALM, CALM, CLOSE, CALM, CALM, CALM, active=active("warning")) == ["-"] * 5 + ["cleared"]
 
 
@@ -163,7 +163,7 @@ def test_like_before_is_calm_at_any_value():
     assert play(edge, edge, edge, active=active("warning"))[-1] == "cleared"
 
 
-def test_news_of_many_blocks_counts_as_so_many_and_a_look_without_news_as_none():
+def test_an_evaluation_counts_its_intervals():
     assert play(WARNING, intervals=2) == ["warning confirmed"]
     assert play(CALM, intervals=3, active=active("warning")) == ["cleared"]
     assert play(*[WARNING] * 5, intervals=0) == ["-"] * 5
@@ -175,27 +175,27 @@ def test_too_little_data_breaks_no_run():
     assert play(CALM, UNKNOWN, CALM, CALM, active=active("warning"))[-1] == "cleared"
 
 
-def test_it_is_told_again_after_a_cool_down_for_as_long_as_it_stands():
+def test_an_active_alert_is_repeated_at_the_interval():
     assert REPEAT_INTERVAL_S == 6 * HOUR
-    told = play(*[WARNING] * 13, active=active("warning"), step=HOUR)
-    assert [hour for hour, event in enumerate(told, start=1) if event == "reminder"] == [6, 12]
+    events = play(*[WARNING] * 13, active=active("warning"), step=HOUR)
+    assert [hour for hour, event in enumerate(events, start=1) if event == "reminder"] == [6, 12]
     assert play(*[UNKNOWN] * 6, active=active("warning"), step=HOUR)[-1] == "reminder"
 
 
-def test_an_escalation_starts_the_cool_down_anew():
-    told = play(*[WARNING] * 4, *[CRITICAL] * 8, active=active("warning"), step=HOUR)
-    assert told == ["-"] * 5 + ["critical confirmed"] + ["-"] * 5 + ["reminder"]
+def test_an_escalation_restarts_the_repeat_interval():
+    events = play(*[WARNING] * 4, *[CRITICAL] * 8, active=active("warning"), step=HOUR)
+    assert events == ["-"] * 5 + ["critical confirmed"] + ["-"] * 5 + ["reminder"]
 
 
-def test_who_acknowledged_is_reminded_no_more_but_told_what_gets_worse():
+def test_acknowledged_alerts_escalate_without_reminders():
     known = ActiveAlert("warning", "confirmed", 0.0, acknowledged=True)
     assert play(*[WARNING] * 20, active=known, step=HOUR) == ["-"] * 20
     assert play(*[CRITICAL] * 20, active=known, step=HOUR) == ["-", "critical confirmed"] + ["-"] * 18
-    story = play(*[CALM] * 3, *[WARNING] * 10, active=known, step=HOUR, alarms=[4])
-    assert story == ["-", "-", "cleared", "-", "warning confirmed"] + ["-"] * 5 + ["reminder", "-", "-"]
+    history = play(*[CALM] * 3, *[WARNING] * 10, active=known, step=HOUR, alarms=[4])
+    assert history == ["-", "-", "cleared", "-", "warning confirmed"] + ["-"] * 5 + ["reminder", "-", "-"]
 
 
-def test_what_another_process_raised_needs_three_calm_blocks_here_too():
+def test_an_alert_of_another_process_needs_three_calm_intervals():
     long_calm = AlertState(n_calm=50)
     assert play(CALM, CALM, CALM, active=active("warning"), state=long_calm) == ["-", "-", "cleared"]
 
@@ -207,24 +207,24 @@ def test_a_level_that_is_none_gets_one_clear_line():
 
 # Whatever happens
 
-looks = st.lists(
+evaluations_seen = st.lists(
     st.tuples(
         st.sampled_from(
             [CALM, CLOSE, SUSPECTED, WARNING, CRITICAL, IMMEDIATE, UNKNOWN, evaluation("critical", "suspected")]
         ),
         st.sampled_from([False, False, True]),  # an alarm
         st.integers(0, 3),  # intervals
-        st.sampled_from([0.0, HOUR, 7 * HOUR]),  # seconds since the look before
-        st.sampled_from([False, False, False, True]),  # somebody acknowledges
+        st.sampled_from([0.0, HOUR, 7 * HOUR]),  # seconds since the evaluation before
+        st.sampled_from([False, False, False, True]),  # acknowledged
     ),
     max_size=40,
 )
 
 
-def live(story, alert=None, state=AlertState()):  # noqa: B008  frozen
-    """Each look with its time, what it did, what stood before it and stands after it."""
+def live(history, alert=None, state=AlertState()):  # noqa: B008  frozen
+    """Each evaluation with its time, the change, and the active alert before and after it."""
     now = 0.0
-    for seen, alarm, intervals, pause, acknowledge in story:
+    for seen, alarm, intervals, pause, acknowledge in history:
         now += pause
         if alert and acknowledge:
             alert = ActiveAlert(alert.level, alert.status, alert.notified_at, acknowledged=True)
@@ -234,27 +234,27 @@ def live(story, alert=None, state=AlertState()):  # noqa: B008  frozen
         yield seen, alarm, now, change, before, alert
 
 
-@given(looks)
-def test_nobody_is_told_twice_within_the_cool_down_unless_it_got_worse(story):
-    told_at, rank = None, None
-    for _, _, now, change, before, after in live(story):
+@given(evaluations_seen)
+def test_notifications_keep_the_interval_unless_escalated(history):
+    notified_at, rank = None, None
+    for _, _, now, change, before, after in live(history):
         if change is None:
             continue
         if change.event == "reminder":
-            assert now - told_at >= REPEAT_INTERVAL_S
+            assert now - notified_at >= REPEAT_INTERVAL_S
             assert not before.acknowledged
             assert after.rank == rank
         elif change.event == "escalated":
             assert after.rank > rank
         elif change.event == "raised":
             assert before is None
-        told_at, rank = (now, after.rank) if after else (None, None)
+        notified_at, rank = (now, after.rank) if after else (None, None)
 
 
-@given(looks)
-def test_nothing_is_raised_without_an_alarm_since_it_was_last_calm(story):
+@given(evaluations_seen)
+def test_an_alarm_since_the_last_calm_is_needed(history):
     alarmed, calm = False, 0
-    for (seen, alarm, _, change, before, _), (_, _, intervals, _, _) in zip(live(story), story, strict=True):
+    for (seen, alarm, _, change, before, _), (_, _, intervals, _, _) in zip(live(history), history, strict=True):
         if change and change.event == "raised":
             assert alarmed or alarm
         alarmed |= alarm or before is not None
@@ -264,17 +264,17 @@ def test_nothing_is_raised_without_an_alarm_since_it_was_last_calm(story):
             alarmed = False
 
 
-@given(looks, st.sampled_from([CALM, Evaluation(value=0.5, threshold=THRESHOLDS, unchanged=True)]))
-def test_it_always_clears_in_the_end(story, calm):
-    *_, (_, _, _, _, _, last) = live([*story, *[(calm, False, 1, 0.0, False)] * 3])
+@given(evaluations_seen, st.sampled_from([CALM, Evaluation(value=0.5, threshold=THRESHOLDS, unchanged=True)]))
+def test_it_always_clears_in_the_end(history, calm):
+    *_, (_, _, _, _, _, last) = live([*history, *[(calm, False, 1, 0.0, False)] * 3])
     assert last is None
 
 
-@given(looks, st.sampled_from([CALM, CLOSE, SUSPECTED, WARNING, CRITICAL, IMMEDIATE]))
-def test_a_state_that_begins_anew_beside_a_standing_alert_decides_the_same_three_blocks_later(story, seen):
+@given(evaluations_seen, st.sampled_from([CALM, CLOSE, SUSPECTED, WARNING, CRITICAL, IMMEDIATE]))
+def test_a_fresh_state_decides_the_same_three_intervals_later(history, seen):
     state, alert = AlertState(evidence=True), None
-    for look, alarm, intervals, pause, _ in story:
-        state, change = state.advance(look, alert, pause, alarm=alarm, intervals=intervals)
+    for evaluation, alarm, intervals, pause, _ in history:
+        state, change = state.advance(evaluation, alert, pause, alarm=alarm, intervals=intervals)
         alert = change.applied(alert, pause) if change else alert
     if alert is None:
         return
@@ -285,10 +285,10 @@ def test_a_state_that_begins_anew_beside_a_standing_alert_decides_the_same_three
         assert (going_on or begun_anew).rank == (begun_anew or going_on).rank
 
 
-@given(looks, st.integers(1, 4))
-def test_a_run_counts_blocks_however_they_are_cut_into_looks(story, parts):
-    """Looks at the same evaluation, one after the other or as one with the news of all, leave the same runs."""
-    for seen, _, intervals, _, _ in story:
+@given(evaluations_seen, st.integers(1, 4))
+def test_runs_do_not_depend_on_how_intervals_are_cut(history, parts):
+    """The same evaluation several times or once with all intervals leaves the same runs."""
+    for seen, _, intervals, _, _ in history:
         one, _ = AlertState().advance(seen, None, 0.0, intervals=intervals * parts)
         many = AlertState()
         for _ in range(parts):
@@ -296,7 +296,7 @@ def test_a_run_counts_blocks_however_they_are_cut_into_looks(story, parts):
         assert many == one
 
 
-def test_a_long_stream_under_no_change_is_silent_and_a_change_is_told_once():
+def test_a_long_stream_raises_only_the_change_and_once():
     """Noise around the reference with false alarms now and then, then a drop of 15 %."""
     generator = np.random.default_rng(3)
     state, alert, events = AlertState(), None, []
@@ -314,7 +314,7 @@ def test_a_long_stream_under_no_change_is_silent_and_a_change_is_told_once():
 # The longer window
 
 
-def test_the_longer_window_is_silent_once_the_change_has_passed_or_is_told():
+def test_the_longer_window_is_inhibited_by_the_short_one():
     big, small = CRITICAL, evaluation("warning", "suspected")
     now_bad, now_calm = WARNING, CALM
     assert inhibit(big, now_bad, None) == big
@@ -325,13 +325,13 @@ def test_the_longer_window_is_silent_once_the_change_has_passed_or_is_told():
     assert inhibit(small, UNKNOWN, None) == small
 
 
-def test_silence_keeps_the_value_so_that_what_stands_does_not_clear():
+def test_inhibition_does_not_clear_an_active_alert():
     silent = inhibit(CRITICAL, CALM, None)
     assert silent.value == CRITICAL.value
     assert play(*[silent] * 5, active=active("critical")) == ["-"] * 5
 
 
-def test_a_change_says_what_stands_afterwards():
+def test_a_transition_gives_the_active_alert_after_it():
     known = ActiveAlert("warning", "suspected", 10.0, acknowledged=True)
     assert AlertTransition("reminder", "warning", "suspected").applied(known, 20.0) == ActiveAlert(
         "warning", "suspected", 20.0, True

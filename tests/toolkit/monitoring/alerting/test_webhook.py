@@ -118,7 +118,7 @@ def test_what_may_pass_is_tried_again(answers):
     assert len(receiver.requests) == len(answers) + 1
 
 
-def test_the_receiver_says_when_to_come_again_and_gets_the_same_id_and_a_fresh_signature():
+def test_retry_after_is_kept_with_the_same_id_and_a_fresh_signature():
     with Receiver((429, {"Retry-After": "1"})) as receiver:
         assert delivered(receiver) == counts(sent=1)
     assert receiver.moments[1] - receiver.moments[0] >= 1
@@ -147,7 +147,7 @@ def test_a_receiver_that_comes_back_gets_what_waited():
     assert receiver.events == ["raised"]
 
 
-def test_one_that_always_fails_does_not_hold_up_the_others_and_an_alert_keeps_its_order():
+def test_a_failing_alert_delays_no_other_and_keeps_its_order():
     other = replace(NOTIFICATION, metric="non_finite")
     all_wait = threading.Event()
     with Receiver(lambda: all_wait.wait(LONG) and 500, 200, 500) as receiver:
@@ -235,7 +235,7 @@ def test_a_redirect_is_not_followed(status, caplog):
     assert f"answered {status}, and redirects are not followed" in caplog.text
 
 
-def test_a_notification_that_has_become_too_old_is_given_up_which_is_said(caplog):
+def test_an_old_notification_is_given_up_and_logged(caplog):
     with Receiver(500, 500) as receiver:
         assert delivered(receiver, give_up_after=0) == counts(failed=1)
     assert len(receiver.requests) == 1
@@ -244,7 +244,7 @@ def test_a_notification_that_has_become_too_old_is_given_up_which_is_said(caplog
     assert told.endswith(": answered 500")
 
 
-def test_an_absent_receiver_an_impossible_name_and_what_is_no_http(caplog):
+def test_unreachable_receivers_and_no_http(caplog):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=_babble, args=(listening,))
         thread.start()
@@ -271,7 +271,7 @@ def _babble(listening):
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_one_that_takes_the_connection_and_says_nothing_is_left_after_its_time(scheme, caplog):
+def test_a_silent_receiver_times_out(scheme, caplog):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         webhook = WebhookNotifier(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.05, give_up_after=0)
         webhook.send(NOTIFICATION)
@@ -281,7 +281,7 @@ def test_one_that_takes_the_connection_and_says_nothing_is_left_after_its_time(s
     assert "timed out" in caplog.text or "without response" in caplog.text
 
 
-def test_what_the_receiver_says_beside_its_status_is_not_waited_for():
+def test_the_body_of_an_answer_is_not_awaited():
     gone = threading.Event()
 
     def drip(listening):
@@ -342,7 +342,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(tls, caplog):
     assert "certificate verify failed" in caplog.text
 
 
-def test_a_certificate_that_the_system_trusts_is_taken_for_its_own_name_only(tls, certificate, monkeypatch, caplog):
+def test_a_trusted_certificate_is_valid_for_its_own_name_only(tls, certificate, monkeypatch, caplog):
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with Receiver(context=tls) as receiver:
         assert delivered(receiver) == counts(sent=1)
@@ -355,7 +355,7 @@ def test_a_certificate_that_the_system_trusts_is_taken_for_its_own_name_only(tls
 # Sending never waits
 
 
-def test_a_slow_receiver_does_not_block_send_and_a_full_queue_drops_and_counts():
+def test_send_never_waits_and_a_full_queue_drops_and_counts():
     hanging = threading.Event()
     with Receiver(lambda: hanging.wait(LONG) and 200) as receiver:
         webhook = WebhookNotifier(receiver.url, capacity=3)
@@ -423,7 +423,7 @@ def test_a_process_that_just_ends_still_sends_what_waits():
 # What is said of it
 
 
-def test_failing_is_logged_once_and_its_end_too_without_path_or_secret(caplog):
+def test_failure_and_recovery_are_logged_once_without_secrets(caplog):
     with Receiver(500, 503, 429) as receiver, caplog.at_level(logging.DEBUG):
         delivered(receiver)
         webhook = WebhookNotifier(receiver.url, SECRET)
@@ -482,7 +482,7 @@ def test_sinks_show_the_webhooks_own_counts():
         ("", ""),
     ],
 )
-def test_an_address_that_alerts_may_not_go_to_gets_one_clear_line(url, shown):
+def test_an_unsafe_address_is_refused_in_one_line(url, shown):
     with pytest.raises(SettingsError) as caught:
         require_safe(url)
     assert str(caught.value) == f"webhook must be an https address, or http on this machine, got {shown}"
@@ -503,7 +503,7 @@ def test_https_anywhere_and_http_on_this_machine_are_allowed(url):
     assert repr(WebhookNotifier(url)).lower() == f"webhooknotifier('{redacted_url(url).lower()}')"
 
 
-def test_a_user_and_password_in_the_address_are_refused_and_not_shown():
+def test_credentials_in_the_address_are_refused_and_not_shown():
     with pytest.raises(SettingsError, match="without user and password") as caught:
         require_safe("https://me:hunter2@example.com/")
     assert "hunter2" not in str(caught.value)

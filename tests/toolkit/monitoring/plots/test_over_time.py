@@ -78,7 +78,7 @@ def test_accuracy_is_the_share_of_right_answers_at_each_point():
             assert np.isclose(heights[:, None], wilson(r / n * kept, kept)).any(axis=0).all()
 
 
-def test_accuracy_has_a_gap_where_there_are_no_labels_and_the_estimate_goes_on():
+def test_accuracy_has_a_gap_without_labels_the_estimate_none():
     window = rows_of(1_000, labelled=lambda i: (i < 400) | (i >= 600))
     upper = accuracy_of(window).axes[0]
     y = np.asarray(called(upper, "accuracy").get_ydata(), float)
@@ -100,7 +100,7 @@ def test_the_estimate_without_labels_has_an_interval():
         assert np.isclose(heights[:, None], [guess.low, guess.high]).any(axis=0).all()
 
 
-def test_the_interval_of_labels_in_bursts_is_that_of_fewer_labels():
+def test_labels_in_bursts_have_a_wider_interval():
     rows, bursts = rows_of(50, broken=0), np.repeat(np.arange(50), 20)
     many = {name: getattr(rows, name)[bursts] for name in ("predicted", "confidence", "labels", "probabilities")}
     window = replace(rows_of(1_000), **many)
@@ -168,7 +168,7 @@ def test_confidence_has_the_quantiles_of_each_point():
 
 
 @pytest.mark.parametrize("bins", [BINS, BARE])
-def test_the_distribution_of_confidence_is_that_of_the_short_window(bins):
+def test_confidence_shows_the_short_window(bins):
     window = rows_of(1_500)
     now = window.last(1_000)
     figure = over_time.confidence("3", timeline([], [window], bins), bins.count(now), bins)
@@ -223,7 +223,7 @@ def test_no_class_is_left_out_while_there_is_room(k):
     figure.draw_without_rendering()
 
 
-def test_volume_has_rates_broken_ones_and_latency_and_nothing_in_a_pause():
+def test_volume_has_rates_non_finite_and_latency():
     window = rows_of(1_000)
     later = np.where(np.arange(1_000) < 500, window.time, window.time + DAY)
     window = replace(window, time=later)
@@ -270,7 +270,7 @@ def test_inputs_nobody_can_compare_are_said_to_be_so():
     assert texts(over_time.inputs("3", line, BARE))[0].startswith("Nothing is known of the images")
 
 
-def test_names_that_matplotlib_would_read_otherwise_are_drawn_as_they_are():
+def test_class_names_are_drawn_literally():
     odd = (r"$\nothing$", "_hidden", "x" * 90)
     bins = ReferenceBins(odd)
     window = replace(rows_of(100, broken=0), classes=odd)

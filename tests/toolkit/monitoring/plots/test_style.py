@@ -47,7 +47,7 @@ def test_any_span_has_a_few_dates_that_do_not_overlap(seconds, few):
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
-def test_times_are_told_in_utc_and_lie_where_they_belong():
+def test_times_are_in_utc_at_their_places():
     axes, line = axes_of(), line_of(4 * 3600)
     style.line(axes, line, np.ones(len(line)))
     style.time_axis(axes, line)
@@ -95,7 +95,7 @@ def test_a_short_moment_has_a_bar_that_can_be_seen():
     assert axes.patches[0].get_width() == pytest.approx(style.MIN_BAR_WIDTH * 1e6 / 86_400)
 
 
-def test_shares_are_told_in_per_cent():
+def test_shares_are_in_per_cent():
     axes = axes_of()
     style.shares(axes.yaxis)
     assert [axes.yaxis.get_major_formatter()(value) for value in (0.3, 0.995, 0.0025, 1)] == [
