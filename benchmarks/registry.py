@@ -80,7 +80,7 @@ SEARCHES, FEW, TRAININGS = "hyperopt_tuning", "few", "training"
 EXPERIMENTS = {SEARCHES: (10_000, 3), FEW: (1_000, 3), TRAININGS: (10_000, 100)}  # runs; how many of 100 hold a model
 TRIALS = 16  # of 100 runs; the others are folds
 MODEL, VERSIONS = "image-classifier", 1_000
-AT_ONCE = 5_000  # rows
+BATCH_ROWS = 5_000  # rows
 LONG = 10.0  # s
 
 # What a run records: settings as parameters, and metrics.
@@ -389,7 +389,7 @@ def write(store: Path, rows: Iterable[Row]) -> None:
         waiting: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for into, values in rows:
             waiting[into].append(values)
-            if len(waiting[into]) == AT_ONCE:
+            if len(waiting[into]) == BATCH_ROWS:
                 _insert(database, into, waiting.pop(into))
         for into, remaining in waiting.items():
             _insert(database, into, remaining)

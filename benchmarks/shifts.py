@@ -40,7 +40,7 @@ FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package da
 TRAINING, TESTING = 8_000, 1_000  # most images that the network is trained on, and measured on by its script
 EPOCHS, FEW_EPOCHS = 3, 15  # for so many images, and for few
 FEW = 5_000
-AT_ONCE = 100  # images answered together: more of them leave the processor's caches
+BATCH_SIZE = 100  # images answered together: more of them leave the processor's caches
 
 SHARES = (0.1, 0.5, 1.0)  # of the images that are shifted
 NOISE = {"small": 1, "medium": 10, "large": 100}  # standard deviation, of 255
@@ -212,8 +212,8 @@ def answered(bundle: Bundle, pixels: NDArray[np.uint8], change: Image, side: int
     """What the bundle's program says of grey images (N, H, W), changed and then enlarged to its size."""
     torch.manual_seed(0)
     parts = []
-    for start in range(0, len(pixels), AT_ONCE):
-        grey = torch.from_numpy(pixels[start : start + AT_ONCE].astype(np.float32))[:, None]
+    for start in range(0, len(pixels), BATCH_SIZE):
+        grey = torch.from_numpy(pixels[start : start + BATCH_SIZE].astype(np.float32))[:, None]
         large = F.interpolate(change(grey).round().clamp(0, 255), (side, side), mode="bilinear")
         rgb = large.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
         parts.append(bundle.predict(np.ascontiguousarray(rgb.numpy())).astype(np.float16))
