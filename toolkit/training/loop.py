@@ -192,7 +192,7 @@ def fit(
     callbacks
         Functions to call on the way.
     state
-        Where to resume; None starts anew.
+        The state to resume from; None starts from scratch.
 
     Returns
     -------

@@ -11,7 +11,7 @@ from toolkit.training.hyperparameters import Hyperparameters
 
 
 def test_patience_and_min_delta_by_hand():
-    """Patience 2 and an improvement of at least a tenth, worked out by hand."""
+    """``patience`` 2 and ``min_delta`` 0.1."""
     stopping = EarlyStopping(Hyperparameters(patience=2, min_delta=0.1))
     story = [
         ((0.50, 1.00), True, False),  # the first is always an improvement

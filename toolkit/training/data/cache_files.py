@@ -3,8 +3,8 @@
 An entry is a folder with two files. ``pixels.u8`` holds the raw pixels of the decoded images, row
 after row, ready to be mapped into memory. ``blocks.jsonl``, the journal, describes them: the first
 line holds all that decoding depended on, then comes a line for each block of images, written after
-the block's pixels. Every line and every block of pixels has a checksum, so intact blocks can be
-told from those that a crash, a full disk or an edit damaged.
+the block's pixels. Every line and every block of pixels has a checksum, which
+identifies the blocks that a crash, a full disk or an edit damaged.
 """
 
 import hashlib

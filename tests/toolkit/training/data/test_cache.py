@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from support import wait_until
 from support.colours import encode
 from toolkit.errors import DataError
 from toolkit.images import decoding
@@ -58,15 +59,12 @@ def listed(images):
 
 
 class Observed(Sequence[Path | bytes]):
-    """Sources that remember which of them were decoded, and may do something first.
-
-    Decoding is the work of other threads; this one asks for a source when it wants its name.
-    """
+    """Sources that record the reads of decoding threads, and may do something first; the main thread reads names."""
 
     def __init__(self, sources, before=lambda _: None):
         self.sources = sources
         self.before = before
-        self.decode_images = []
+        self.reads = []
 
     def __len__(self):
         return len(self.sources)
@@ -74,7 +72,7 @@ class Observed(Sequence[Path | bytes]):
     def __getitem__(self, index):
         if threading.current_thread() is not threading.main_thread():
             self.before(index)
-            self.decode_images.append(index)
+            self.reads.append(index)
         return self.sources[index]
 
 
@@ -82,14 +80,13 @@ def observed(catalogue, cache, size=8):
     """The images, and the indices of those that were decoded for them."""
     sources = Observed(catalogue.sources)
     images = decode(replace(catalogue, sources=sources), size, cache=cache, progress=False)
-    return images, sorted(sources.decode_images)
+    return images, sorted(sources.reads)
 
 
 def assert_same(left, right):
     assert np.array_equal(left.pixels, right.pixels)
     assert np.array_equal(left.statistics, right.statistics)
-    assert left.pixels.dtype == np.uint8
-    assert left.statistics.dtype == np.float32
+    assert (left.pixels.dtype, left.statistics.dtype) == (np.uint8, np.float32)
     for name in ("hashes", "labels", "parts"):
         assert getattr(left.catalogue, name).tolist() == getattr(right.catalogue, name).tolist()
     assert left.catalogue.skipped == right.catalogue.skipped
@@ -355,7 +352,7 @@ def test_a_damaged_entry_is_made_again(damage, kind, pets, cache):
 
 # --- several processes --------------------------------------------------------------------------
 
-# Decodes the folder "pets", keeps lists of what it reads and says, and waits at one index for a file named "go".
+# Decodes the folder "pets", logs its reads and its output, and waits at one index for a file named "go".
 WORKER = """
 import os, sys, time
 from collections.abc import Sequence
@@ -376,7 +373,7 @@ class Sources(Sequence):
 
 os.chdir(home)
 catalogue = open_catalogue("pets")
-with open(f"{name}.said", "w") as said, redirect_stdout(said):
+with open(f"{name}.out", "w") as output, redirect_stdout(output):
     sources = Sources(catalogue.sources)
     images = decode(replace(catalogue, sources=sources), 8, cache=Cache(Path(cache), 2**30), progress=False)
 np.save(f"{name}.npy", images.pixels)
@@ -393,21 +390,14 @@ def worker(name, cache, barrier=-1):
     return process
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def read_by(name):
     log = Path(f"{name}.read")
     return sorted(int(line) for line in log.read_text().split()) if log.exists() else []
 
 
 def waits(name):
-    said = Path(f"{name}.said")
-    return said.exists() and said.read_text() == "another process is decoding these images; waiting for it\n"
+    output = Path(f"{name}.out")
+    return output.exists() and output.read_text() == "another process is decoding these images; waiting for it\n"
 
 
 def ended(process):
@@ -420,7 +410,7 @@ def half_way(cache):
     return any(journal.read_bytes().count(b"\n") >= 2 for journal in cache.folder.glob("*/*.jsonl"))
 
 
-def test_two_processes_that_want_the_same_decode_it_once(pets, cache):
+def test_a_second_process_waits_for_the_first(pets, cache):
     first = worker("first", cache, barrier=300)
     wait_until(lambda: half_way(cache))
     second = worker("second", cache)
@@ -443,7 +433,7 @@ def test_processes_that_start_together_decode_it_once(pets, cache):
         assert np.array_equal(np.load(f"{name}.npy"), expected)
 
 
-def test_after_a_kill_the_next_goes_on(pets, cache):
+def test_the_next_process_continues_after_a_kill(pets, cache):
     killed = worker("killed", cache, barrier=300)
     wait_until(lambda: half_way(cache))
     killed.kill()
@@ -456,18 +446,18 @@ def test_after_a_kill_the_next_goes_on(pets, cache):
     assert not list(cache.folder.glob("*.building"))
 
 
-def test_a_process_that_waits_takes_over_from_one_that_is_killed(pets, cache):
+def test_a_waiting_process_takes_over_after_a_kill(pets, cache):
     killed = worker("killed", cache, barrier=300)
     wait_until(lambda: half_way(cache))
-    heir = worker("heir", cache)
-    wait_until(lambda: waits("heir"))
+    second = worker("second", cache)
+    wait_until(lambda: waits("second"))
     killed.kill()
-    assert ended(heir) == 0
-    assert read_by("heir") == list(range(256, 600))
-    assert np.array_equal(np.load("heir.npy"), decode(open_catalogue("pets"), 8, progress=False).pixels)
+    assert ended(second) == 0
+    assert read_by("second") == list(range(256, 600))
+    assert np.array_equal(np.load("second.npy"), decode(open_catalogue("pets"), 8, progress=False).pixels)
 
 
-def test_what_a_killed_process_has_decoded_serves_a_folder_that_grew(pets, cache):
+def test_a_killed_process_leaves_blocks_for_a_grown_folder(pets, cache):
     killed = worker("killed", cache, barrier=300)
     wait_until(lambda: half_way(cache))
     killed.kill()
@@ -479,7 +469,7 @@ def test_what_a_killed_process_has_decoded_serves_a_folder_that_grew(pets, cache
     assert_same(images, decode(catalogue, 8, progress=False))
 
 
-def test_an_interrupt_stops_at_once_and_keeps_what_is_whole(pets, cache):
+def test_an_interrupt_stops_at_once_and_keeps_whole_blocks(pets, cache):
     catalogue = open_catalogue("pets")
 
     def interrupt(index):
@@ -490,7 +480,7 @@ def test_an_interrupt_stops_at_once_and_keeps_what_is_whole(pets, cache):
     sources = Observed(catalogue.sources, interrupt)
     with pytest.raises(KeyboardInterrupt):
         decode(replace(catalogue, sources=sources), 8, cache=cache, progress=False)
-    assert 599 not in sources.decode_images
+    assert 599 not in sources.reads
     images, work = observed(catalogue, cache)
     assert_same(images, decode(catalogue, 8, progress=False))
     assert work in ([*range(600)], [*range(256, 600)])  # 300 may be read before 255 was written
@@ -532,7 +522,7 @@ def test_more_than_the_limit_is_refused_before_decoding(tmp_path):
     assert str(caught.value) == (
         "4 images of 8 x 8 need 1.8 KiB in the image cache, and its limit is 1.0 KiB; raise --cache-limit"
     )
-    assert sources.decode_images == []
+    assert sources.reads == []
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
@@ -572,7 +562,7 @@ def test_a_full_disk_is_refused_before_decoding(pets, small_disk):
             cache=Cache(small_disk / "cache", ENOUGH),
             progress=False,
         )
-    assert sources.decode_images == []
+    assert sources.reads == []
 
 
 def test_a_disk_that_fills_up_meanwhile_ends_in_one_sentence(pets, small_disk):

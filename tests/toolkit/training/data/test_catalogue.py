@@ -389,8 +389,8 @@ def test_a_image_beside_the_folders_of_train_and_test_is_named(tmp_path):
     for index, path in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):
         fill(tmp_path / "pets" / path, 2, first=10 * index)
     (tmp_path / "pets" / "above.png").write_bytes(image(60))
-    (tmp_path / "pets" / "train" / "beside.png").write_bytes(image(61))
-    assert [item.path for item in open_catalogue("pets").skipped] == ["pets/above.png", "pets/train/beside.png"]
+    (tmp_path / "pets" / "train" / "stray.png").write_bytes(image(61))
+    assert [item.path for item in open_catalogue("pets").skipped] == ["pets/above.png", "pets/train/stray.png"]
 
 
 def test_a_class_that_cannot_be_learnt_is_named_with_what_was_skipped(pets):

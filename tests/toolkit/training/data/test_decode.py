@@ -25,7 +25,7 @@ class Sources(Sequence[bytes]):
 
     def __init__(self, count):
         self.count = count
-        self.download = []
+        self.reads = []
 
     def __len__(self):
         return self.count
@@ -33,7 +33,7 @@ class Sources(Sequence[bytes]):
     def __getitem__(self, index):
         if index >= self.count:
             raise IndexError(index)
-        self.download.append(index)
+        self.reads.append(index)
         time.sleep(0.02 if index < 2 else 0)
         return b"no image" if index % 100 == 7 else image(index)
 
@@ -54,9 +54,9 @@ def wanted(sources, size=8):
 def test_images_come_in_order_each_read_once():
     sources = Sources(600)
     want = wanted(sources)
-    sources.download.clear()
+    sources.reads.clear()
     pieces = list(decode_images(want, progress=False))
-    assert sorted(sources.download) == list(range(600))
+    assert sorted(sources.reads) == list(range(600))
     assert [len(block.hashes) for block, _, _ in pieces] == [256, 256, 88]
     assert [digest for block, _, _ in pieces for digest in block.hashes] == want.hashes
     assert [block.first for block, _, _ in pieces] == [
@@ -80,9 +80,9 @@ def test_what_is_done_or_known_is_not_decoded():
     want = wanted(sources)
     whole = list(decode_images(want, progress=False))
     known = {want.hashes[260]: DecodedRow(np.full((8, 8, 3), 9, np.uint8), [0.0] * len(STATISTICS), ["known"])}
-    sources.download.clear()
+    sources.reads.clear()
     ((block, pixels, _),) = decode_images(want, [whole[0][0]], known, progress=False)
-    assert sorted(sources.download) == [index for index in range(256, 300) if index != 260]
+    assert sorted(sources.reads) == [index for index in range(256, 300) if index != 260]
     assert block.first == whole[1][0].first
     assert (pixels[4] == 9).all()
     assert block.remarks == {4: ["known"]}
@@ -93,14 +93,14 @@ def test_decoding_stays_at_most_a_block_ahead_and_stops_when_left():
     """With 1,200 x 1,200 pixels a block is three images."""
     sources = Sources(60)
     want = wanted(sources, size=1200)
-    sources.download.clear()
+    sources.reads.clear()
     with closing(decode_images(want, progress=False)) as stream:
         next(stream)
         time.sleep(0.3)
-        assert len(sources.download) <= 3 + max(3, 2 * 64)
-    count = len(sources.download)
+        assert len(sources.reads) <= 3 + max(3, 2 * 64)
+    count = len(sources.reads)
     time.sleep(0.1)
-    assert len(sources.download) == count
+    assert len(sources.reads) == count
     assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
 
 

@@ -64,7 +64,7 @@ ORIGINALS = np.stack([decoded(photograph(seed)) for seed in range(COUNT)])
         lambda image: cropped(image, 0.04, 0.01),
         lambda image: saved(ImageOps.mirror(cropped(image, 0.05, 0.05)), 80),
     ],
-    ids=["equal", "q80", "q40", "half", "double", "mirrored", "centre", "corner", "askew", "mirrored crop at q80"],
+    ids=["equal", "q80", "q40", "half", "double", "flipped", "centre", "corner", "askew", "flipped crop at q80"],
 )
 def test_each_copy_is_paired_with_its_original_and_with_nothing_else(
     copy,
