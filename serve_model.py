@@ -432,7 +432,7 @@ async def readyz(request: Request) -> dict[str, str]:
 @routes.get("/health", tags=["state"])
 def health(request: Request) -> dict[str, Any]:
     """Everything an operator asks first; always 200 while the process lives. `status` is the worst of `components`."""
-    place: WorkerSpec | None = request.app.state.place
+    place: WorkerSpec | None = request.app.state.worker
     found = _service(request).health(draining=request.app.state.draining).to_dict()
     return found | {"process": place.summary} if place else found
 
@@ -571,14 +571,14 @@ def create_app(settings: ServeSettings | None = None, place: WorkerSpec | None =
         lifespan=_lifespan,
     )
     guarded = settings.protected_paths()
-    app.state.settings, app.state.place, app.state.figures, app.state.draining = (
+    app.state.settings, app.state.worker, app.state.metrics, app.state.draining = (
         settings,
         place,
         ServiceMetrics(place),
         False,
     )
     app.state.source = RegistrySource(settings, settings.stage)
-    app.state.figures.collect(partial(_families, app))
+    app.state.metrics.collect(partial(_families, app))
     app.include_router(routes)
     app.include_router(inference_protocols.routes)
     app.openapi = partial(_described, app, tuple(guarded))  # type: ignore[method-assign]
@@ -593,7 +593,7 @@ def create_app(settings: ServeSettings | None = None, place: WorkerSpec | None =
     app.add_middleware(CancelOnDisconnectMiddleware)
     if settings.predict_key is None:
         app.add_middleware(CrossOriginMiddleware, allowed=settings.origins)
-    app.add_middleware(AccessLogMiddleware, metrics=app.state.figures, paths=(*PREDICT_PATHS, *ADMIN_PATHS))
+    app.add_middleware(AccessLogMiddleware, metrics=app.state.metrics, paths=(*PREDICT_PATHS, *ADMIN_PATHS))
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -608,14 +608,14 @@ def create_app(settings: ServeSettings | None = None, place: WorkerSpec | None =
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: ServeSettings = app.state.settings
-    place: WorkerSpec | None = app.state.place
+    place: WorkerSpec | None = app.state.worker
     monitor = app.state.monitor = _monitor(settings, partial(_rollback_on_alert, app))
     app.state.drift = {name: CachedCall(partial(monitor.detect_drift, name), MONITOR_REFRESH_S) for name in WINDOWS}
     service = app.state.service = Service(
         app.state.source,
         monitor,
         new_prediction_id,
-        app.state.figures,
+        app.state.metrics,
         _service_config(settings),
         WorkerGroup(Path(place.folder), place.index, place.count) if place else None,
     )
@@ -638,7 +638,7 @@ def _service_config(settings: ServeSettings) -> ServiceConfig:
     return ServiceConfig(
         workers=settings.n_threads,
         waiting=settings.max_queue,
-        most_bytes=int(settings.max_inflight_mb * 2**20),
+        max_bytes=int(settings.max_inflight_mb * 2**20),
         seconds=settings.request_timeout,
         limits=settings.limits,
         top_k=settings.top_k,
@@ -646,7 +646,7 @@ def _service_config(settings: ServeSettings) -> ServiceConfig:
             settings.poll_interval,
             prepare=engine,
             rehearse=IsolatedLoader(settings.engine, settings.concurrency, settings.openvino_cache_dir),
-            last_good=LocalModelCache(copies, settings.model_name, settings.stage),
+            local_cache=LocalModelCache(copies, settings.model_name, settings.stage),
         ),
         shadow=RegistrySource(settings, "Staging"),
         shadow_share=settings.shadow_share,

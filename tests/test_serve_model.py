@@ -126,8 +126,8 @@ class Served:
         return self.app.state.monitor
 
     @property
-    def desk(self):
-        return self.app.state.service.desk
+    def admission(self):
+        return self.app.state.service.admission
 
     def predict(self, image=RED, **query):
         return self.client.post("/predict", files={"file": image}, params=query)
@@ -136,14 +136,14 @@ class Served:
 @contextmanager
 def serving(registered, folder, **settings):
     store = folder / f"monitoring-{registered.name}.db"
-    words = {"poll_seconds": 3600, "monitor_store": str(store), "threads": 2, "max_queue": 6, "max_batch": 4}
+    words = {"poll_interval": 3600, "monitor_store": str(store), "threads": 2, "max_queue": 6, "max_batch": 4}
     words |= {
         "engine": "torch",
         "max_body_mb": 1,
         "max_pixels": 1_000_000,
         "request_timeout": MAX_WAIT_S,
-        "body_seconds": MAX_WAIT_S,
-        "stall_seconds": MAX_WAIT_S,
+        "body_timeout": MAX_WAIT_S,
+        "read_timeout": MAX_WAIT_S,
         "tracking_uri": registered.uri,
         "model_name": registered.name,
     }
@@ -263,12 +263,12 @@ def test_file_names_and_texts_in_any_bytes_are_answered_in_valid_utf_8(served):
     one, other = json.loads(answer.content.decode("utf-8"))["results"]
     assert (one["prediction"]["predicted_class"], other["error"]["status"]) == ("red", 400)
     name = one["prediction"]["prediction_id"].encode()
-    for told in (
+    for found in (
         b'"%s", "label": "\\ud800"' % name,
         b'"\\ud800", "label": "red"',
         b'"%s", "label": "a\\n\\u001b"' % name,
     ):
-        body = b'{"prediction_id": ' + told + b"}"
+        body = b'{"prediction_id": ' + found + b"}"
         answer = served.client.post("/feedback", content=body, headers={"Content-Type": "application/json"})
         assert json.loads(answer.content.decode("utf-8"))["status"] == answer.status_code == 422
     assert len(served.client.post("/predict/batch", files=[("files", RED)] * 4).json()["results"]) == 4
@@ -328,13 +328,13 @@ def test_a_label_is_told_once_or_often_and_the_last_one_counts(served):
 
 def test_many_labels_each_succeed_or_fail_alone(served):
     names = [served.predict(image).json()["prediction_id"] for image in (RED, GREEN)]
-    told = [
+    found = [
         {"prediction_id": names[0], "label": "red"},
         {"prediction_id": "no-such-id", "label": "red"},
         {"prediction_id": names[1], "label": "purple"},
         {"prediction_id": names[1], "label": "green", "source": "audit"},
     ]
-    answer = served.client.post("/feedback", json=told).json()
+    answer = served.client.post("/feedback", json=found).json()
     assert answer["recorded"] == 2
     assert [(one["index"], one["error"]["status"]) for one in answer["errors"]] == [(1, 404), (2, 422)]
 
@@ -429,8 +429,8 @@ def test_drift_and_alerts(served):
         {"since": "2026"},
     ):
         problem(served.client.get("/alerts", params=query), 422, "invalid-parameter")
-    told = problem(served.client.get("/alerts", params={"since": "yesterday"}), 422, "invalid-parameter")["detail"]
-    assert told.startswith("query.since: must be a time such as 2026-11-24T08:00Z")
+    found = problem(served.client.get("/alerts", params={"since": "yesterday"}), 422, "invalid-parameter")["detail"]
+    assert found.startswith("query.since: must be a time such as 2026-11-24T08:00Z")
     for query in ({"since": "0001-01-01T00:00:00+14:00"}, {"since": "9999-12-31T23:59:59-14:00"}, {"since": -1e11}):
         assert served.client.get("/alerts", params=query).status_code in (200, 422)
 
@@ -499,9 +499,9 @@ def test_a_compressed_body_is_undone_wherever_there_are_bodies(served):
     headers = packed | {"Content-Type": files.headers["Content-Type"]}
     batch = served.client.post("/predict/batch", content=gzip.compress(files.read()), headers=headers).json()
     assert [one["prediction"]["predicted_class"] for one in batch["results"]] == ["red", "green"]
-    told = json.dumps({"prediction_id": name["prediction_id"], "label": "red"}).encode()
+    found = json.dumps({"prediction_id": name["prediction_id"], "label": "red"}).encode()
     headers = packed | {"Content-Type": "application/json"}
-    assert served.client.post("/feedback", content=gzip.compress(told), headers=headers).json() == {"recorded": 1}
+    assert served.client.post("/feedback", content=gzip.compress(found), headers=headers).json() == {"recorded": 1}
 
 
 def test_nothing_is_redirected_to_where_the_client_says_that_it_is(served):
@@ -571,7 +571,7 @@ def test_a_request_keeps_its_id(served):
 class BlockingEngine:
     """An engine that waits until it is opened, or fails."""
 
-    name, lanes = "blocking", 1
+    name, concurrency = "blocking", 1
 
     def __init__(self, error=None):
         self.open, self.error = threading.Event(), error
@@ -586,7 +586,7 @@ class BlockingEngine:
 @contextmanager
 def engine(served, blocking):
     """The service with another engine for a while."""
-    live = served.app.state.service.live
+    live = served.app.state.service.model_manager
     model = live.model
     live.model = replace(model, engine=blocking)
     try:
@@ -603,14 +603,14 @@ def test_a_failure_inside_is_a_problem_that_tells_nothing(served):
         results = served.client.post("/predict/batch", files=[("files", RED)]).json()["results"]
         assert results[0]["error"]["status"] == 500
     assert served.predict().status_code == 200
-    assert served.desk.in_flight == 0
+    assert served.admission.in_flight == 0
 
 
 def test_a_full_queue_refuses_at_once_and_everything_else_still_answers(served):
     blocking = BlockingEngine()
     with ThreadPoolExecutor(8) as clients, engine(served, blocking):
         waiting = [clients.submit(served.predict) for _ in range(8)]
-        wait_until(lambda: served.desk.room == 0)
+        wait_until(lambda: served.admission.free_slots == 0)
         for refused in (served.predict(), served.client.post("/predict/batch", files=[("files", RED)])):
             document = problem(refused, 503, "overloaded")
             assert "2 images are being answered and 6 wait" in document["detail"]
@@ -626,15 +626,15 @@ def test_a_full_queue_refuses_at_once_and_everything_else_still_answers(served):
         problem(name, 404, "unknown-prediction")
         blocking.open.set()
         assert [one.result(MAX_WAIT_S).status_code for one in waiting] == [200] * 8
-    wait_until(lambda: served.desk.in_flight == 0)
+    wait_until(lambda: served.admission.in_flight == 0)
 
 
 def test_a_batch_that_finds_too_little_room_takes_none(served):
-    with served.desk.places(5):
+    with served.admission.slots(5):
         problem(served.client.post("/predict/batch", files=[("files", RED)] * 4), 503, "overloaded")
-        assert served.desk.in_flight == 5
+        assert served.admission.in_flight == 5
         assert served.client.post("/predict/batch", files=[("files", RED)] * 3).status_code == 200
-    assert served.desk.in_flight == 0
+    assert served.admission.in_flight == 0
 
 
 def test_clients_that_leave_take_no_place_with_them(served):
@@ -643,7 +643,7 @@ def test_clients_that_leave_take_no_place_with_them(served):
     for number in range(200):
         with socket.create_connection(address, timeout=MAX_WAIT_S) as connection:
             connection.sendall(head + (RED if number % 2 else RED[:100]))
-    wait_until(lambda: served.desk.in_flight == 0 and served.predict().status_code == 200)
+    wait_until(lambda: served.admission.in_flight == 0 and served.predict().status_code == 200)
     assert served.client.get("/health").json()["queue"]["depth"] == 0
     assert served.client.get("/metrics").json()["requests"]["/predict"].get("500", 0) <= 1  # the one of the test above
 
@@ -766,8 +766,8 @@ def test_a_version_that_is_certainly_far_worse_goes_and_somebody_is_told(registe
             if answer["model"]["version"] != bad:
                 break
             wrong = COLOURS[(COLOURS.index(answer["predicted_class"]) + 1) % 3]
-            told = {"prediction_id": answer["prediction_id"], "label": wrong, "source": "audit"}
-            assert served.client.post("/feedback", json=told).status_code == 200
+            found = {"prediction_id": answer["prediction_id"], "label": wrong, "source": "audit"}
+            assert served.client.post("/feedback", json=found).status_code == 200
         wait_until(lambda: get("/model-info").json()["version"] != bad)
         [reason] = [text for text in registered.registry.history()["why"] if "by itself: " in str(text)]
         assert "by itself: ACCURACY 100 -> 0 % since " in reason
@@ -985,8 +985,8 @@ def test_a_service_from_its_start_without_a_model_to_its_end(registered, tmp_pat
         assert by_version[1] == {sure["confidence"]}
         assert len(by_version[2]) == 1
         assert max(by_version[2]) < 0.7 < sure["confidence"]
-        told = {"prediction_id": sure["prediction_id"], "label": "red"}
-        assert ask("POST", "/feedback", json=told).json() == {"recorded": 1}
+        found = {"prediction_id": sure["prediction_id"], "label": "red"}
+        assert ask("POST", "/feedback", json=found).json() == {"recorded": 1}
 
         url = httpx.URL(service.url)
         slow = socket.create_connection((url.host, url.port), timeout=MAX_WAIT_S)
@@ -997,7 +997,7 @@ def test_a_service_from_its_start_without_a_model_to_its_end(registered, tmp_pat
         left = wait_until(lambda: (answer := ask("GET", "/readyz")).status_code == 503 and answer)
         assert problem(left, 503, "not-ready")["detail"] == "the service is about to end"
         assert ask("GET", "/health").json()["status"] == "draining"
-        last = ask("POST", "/predict", content=GREEN).json()  # it goes on answering while it is told of
+        last = ask("POST", "/predict", content=GREEN).json()  # it goes on answering while it is found of
         assert last["predicted_class"] == "green"
         service.popen.send_signal(signal.SIGTERM)  # no more draining
         wait_until(lambda: refused(service.url))
@@ -1054,7 +1054,7 @@ def test_a_port_in_use_is_one_line_and_status_2():
 # Several processes
 
 
-class Crew:
+class TwoWorkers:
     """A service of two processes, which ends with the test that asks it to."""
 
     def __init__(self, service, registered, temporary):
@@ -1093,32 +1093,32 @@ class Crew:
 
 
 @pytest.fixture(scope="module")
-def crew(uri, tmp_path_factory):
-    folder, temporary = tmp_path_factory.mktemp("crew"), tmp_path_factory.mktemp("temporary")
+def two_workers(uri, tmp_path_factory):
+    folder, temporary = tmp_path_factory.mktemp("two_workers"), tmp_path_factory.mktemp("temporary")
     registered = RegisteredModel(uri)
     registered.promote("plain")
     words = ["--workers", "2", "--threads", "2", "--poll-interval", "3600", "--drain-timeout", "0.1"]
     words += ["--tracking-uri", uri, "--model-name", registered.name]
     with process(folder, *words, TMPDIR=str(temporary), PYTHONPATH=str(ROOT)) as service:
-        crew = Crew(service, registered, temporary)
-        crew.wait_until_both_are_ready()
-        yield crew
+        two_workers = TwoWorkers(service, registered, temporary)
+        two_workers.wait_until_both_are_ready()
+        yield two_workers
 
 
-def test_figures_are_sums_over_all_processes_whichever_answers(crew):
+def test_figures_are_sums_over_all_processes_whichever_answers(two_workers):
     for image, status in ((RED, 200), (GREEN, 200), (b"x", 400)):
-        answers = crew.each("POST", "/predict", content=image)
+        answers = two_workers.each("POST", "/predict", content=image)
         assert [answer.status_code for answer in answers.values()] == [status] * 2
-    health = {index: answer.json() for index, answer in crew.each("GET", "/health").items()}
-    assert {one["process"]["pid"] for one in health.values()} == crew.pids()
+    health = {index: answer.json() for index, answer in two_workers.each("GET", "/health").items()}
+    assert {one["process"]["pid"] for one in health.values()} == two_workers.pids()
     assert all(one["process"]["of"] == 2 and one["queue"]["threads"] == 2 for one in health.values())
 
     def written():  # each hears of the other once a second
-        return {answer.json()["monitor"]["stats"]["written"] for answer in crew.each("GET", "/metrics").values()}
+        return {answer.json()["monitor"]["stats"]["written"] for answer in two_workers.each("GET", "/metrics").values()}
 
     wait_until(lambda: written() == {4})
     for _ in range(4):
-        people, programs = crew.figures()
+        people, programs = two_workers.figures()
         assert people["requests"]["/predict"] == {"200": 4, "400": 2}
         assert people["predictions"] == {"1": {"red": 2, "green": 2}}
         assert people["latency_ms"]["total"]["n"] == 4
@@ -1128,56 +1128,56 @@ def test_figures_are_sums_over_all_processes_whichever_answers(crew):
         assert programs["serve_stage_seconds_count", "infer"] == programs["serve_batch_size_sum",] == 4
         assert programs["serve_monitor_predictions_total", "written"] == 4
         assert {key: value for key, value in programs.items() if key[0] == "serve_model_info"} == {
-            ("serve_model_info", crew.registered.registry.get(1).digest, crew.registered.name, "Production", "1"): 2
+            ("serve_model_info", two_workers.registered.registry.get(1).digest, two_workers.registered.name, "Production", "1"): 2
         }
     windows = wait_until(
-        lambda: (found := crew.figures()[0]["monitor"]["windows"]["short"])["n"] == 4 and found
+        lambda: (found := two_workers.figures()[0]["monitor"]["windows"]["short"])["n"] == 4 and found
     )  # both write to one store
     assert windows["class_shares"] == {"blue": 0, "green": 0.5, "red": 0.5}
 
 
-def test_one_call_to_reload_reaches_all_and_one_of_them_converts(crew):
-    version = crew.registered.promote("unsure")
-    assert crew.service.ask("POST", "/admin/reload").json()["outcome"] == "loaded"
-    wait_until(lambda: crew.figures()[0]["model_changes"] == 4)
-    for answer in crew.each("POST", "/predict", content=RED).values():
+def test_one_call_to_reload_reaches_all_and_one_of_them_converts(two_workers):
+    version = two_workers.registered.promote("unsure")
+    assert two_workers.service.ask("POST", "/admin/reload").json()["outcome"] == "loaded"
+    wait_until(lambda: two_workers.figures()[0]["model_changes"] == 4)
+    for answer in two_workers.each("POST", "/predict", content=RED).values():
         assert answer.json()["model"]["version"] == version
-    assert [answer.json()["status"] for answer in crew.each("GET", "/health").values()] == ["ok", "ok"]
-    folder = crew.service.errors.parent / "served_models" / "converted"
+    assert [answer.json()["status"] for answer in two_workers.each("GET", "/health").values()] == ["ok", "ok"]
+    folder = two_workers.service.errors.parent / "served_models" / "converted"
     assert len(list(folder.glob("openvino-*"))) == 2
 
 
-def test_a_process_that_is_killed_is_replaced_and_no_count_falls(crew):
-    before, pids = crew.figures(), crew.pids()
+def test_a_process_that_is_killed_is_replaced_and_no_count_falls(two_workers):
+    before, pids = two_workers.figures(), two_workers.pids()
     os.kill(min(pids), signal.SIGKILL)
-    wait_until(lambda: min(pids) not in crew.pids())
+    wait_until(lambda: min(pids) not in two_workers.pids())
     for _ in range(4):  # the other one answers on
-        assert crew.service.ask("POST", "/predict", content=BLUE).json()["predicted_class"] == "blue"
-    crew.wait_until_both_are_ready()
-    assert len(crew.pids() - pids) == 1
+        assert two_workers.service.ask("POST", "/predict", content=BLUE).json()["predicted_class"] == "blue"
+    two_workers.wait_until_both_are_ready()
+    assert len(two_workers.pids() - pids) == 1
     for _ in range(4):
-        people, programs = crew.figures()
+        people, programs = two_workers.figures()
         assert people["predictions"]["1"] == before[0]["predictions"]["1"]
         assert people["predictions"]["2"] == {"blue": 4, "red": 2}
         assert programs["serve_process_starts_total",] == 3
         counts = {key for key in before[1] if key[0].endswith(("_total", "_count", "_bucket"))}
         assert all(programs[key] >= before[1][key] for key in counts)
-    told = [line["message"] for line in crew.service.lines() if line["level"] == "error"]
-    assert len(told) == 1
+    found = [line["message"] for line in two_workers.service.lines() if line["level"] == "error"]
+    assert len(found) == 1
     assert re.fullmatch(
-        rf"worker \d \(pid {min(pids)}\) was killed by SIGKILL, perhaps .* ran out; it is started again in 1 s", told[0]
+        rf"worker \d \(pid {min(pids)}\) was killed by SIGKILL, perhaps .* ran out; it is started again in 1 s", found[0]
     )
 
 
-def test_at_the_end_all_is_answered_stored_and_cleared_away(crew):
-    made = sum(crew.figures()[0]["predictions"]["2"].values())
-    pids = crew.pids()
-    last = crew.service.ask("POST", "/predict", content=GREEN).json()
-    assert crew.service.end() == 0
-    assert refused(crew.service.url)
+def test_at_the_end_all_is_answered_stored_and_cleared_away(two_workers):
+    made = sum(two_workers.figures()[0]["predictions"]["2"].values())
+    pids = two_workers.pids()
+    last = two_workers.service.ask("POST", "/predict", content=GREEN).json()
+    assert two_workers.service.end() == 0
+    assert refused(two_workers.service.url)
     assert not any(psutil.pid_exists(pid) for pid in pids)
-    assert list(crew.temporary.glob("serve-*")) == []
-    assert "Traceback" not in crew.service.errors.read_text()
-    with ModelMonitor(crew.service.errors.parent / "monitoring.db", model_version="2") as monitor:
+    assert list(two_workers.temporary.glob("serve-*")) == []
+    assert "Traceback" not in two_workers.service.errors.read_text()
+    with ModelMonitor(two_workers.service.errors.parent / "monitoring.db", model_version="2") as monitor:
         assert monitor.record_feedback(last["prediction_id"], "green")
         assert monitor.calculate_metrics("long")["n"] == made + 1

@@ -1,4 +1,4 @@
-"""What the service counts and times, as JSON for people and in the text format of Prometheus."""
+"""Counts and timings of the service, as JSON and in the text format of Prometheus."""
 
 import os
 import threading
@@ -19,53 +19,52 @@ from toolkit.serving.inference.result import TIMING_STAGES, InferenceResult
 from toolkit.serving.workers import WorkerSpec
 
 SHADOW_GAUGES = {
-    "compared": "Images that the live model and the shadow both answered, since either changed",
-    "agreement": "Share of them for which both name the same class",
-    "mean_difference": "Mean absolute difference of the probability of the class that was answered",
+    "compared": "Images that both the live model and the shadow predicted, since either changed",
+    "agreement": "Share of them for which both predict the same class",
+    "mean_difference": "Mean absolute difference of the probability of the live model's class",
     "failed": "Images that the shadow failed on, since either model changed",
 }
-WINDOW_SIZE = 2048  # latest predictions of a process that the percentiles are taken from
-SET_ASIDE = 2**20  # bytes of a file of counts, which is mapped: where the disk is full, a sparse one kills who writes
+WINDOW_SIZE = 2048  # latest predictions of a process, for the percentiles
+FILE_BYTES = 2**20  # of a mapped file of counts; writing to a sparse one ends the process when the disk is full
 # Seconds: a small network on a fast machine answers in 2 ms, a full queue on a slow one in 10 s.
 BATCHES = (1, 2, 4, 8, 16, 32)
-MONITOR_OUTCOMES = ("written", "dropped", "lost")  # of predictions that the monitor took
+MONITOR_OUTCOMES = ("written", "dropped", "lost")  # of predictions in the monitor
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class ServiceMetrics:
-    """Counters and timings of one service; its registry is its own, not the library's global one.
+    """Counters and timings of one service, in a registry of its own.
 
-    Where the service has several processes, each counts in files of its own in their folder, and
-    gives the sums over all of them. A process that is started in the place of one that died counts
-    on, so that no sum ever falls. A process holds one such object at most, for the library's way of
-    keeping values is set for the whole process.
+    With several workers, each counts in files of its own in their folder, and reports the sums over all of them. A
+    worker that replaces one that died continues its counts, so that no sum falls. A process has at most one instance
+    with a worker, since the Prometheus library selects its storage for the whole process.
 
     Parameters
     ----------
-    place
-        Of this process, where there are several.
+    worker
+        Spec of this process, if there are several.
 
     Examples
     --------
-    >>> figures = Figures()
-    >>> figures.request("/predict", "POST", 200, 0.012)
-    >>> figures.request("/predict", "POST", 503, 0.001, problem="full")
-    >>> figures.summary()["requests"]
+    >>> metrics = ServiceMetrics()
+    >>> metrics.request("/predict", "POST", 200, 0.012)
+    >>> metrics.request("/predict", "POST", 503, 0.001, problem="full")
+    >>> metrics.summary()["requests"]
     {'/predict': {'200': 1, '503': 1}}
-    >>> figures.summary()["errors"]
+    >>> metrics.summary()["errors"]
     {'full': 1}
     """
 
-    def __init__(self, place: WorkerSpec | None = None) -> None:
-        self._began = place.started if place else time.time()
+    def __init__(self, worker: WorkerSpec | None = None) -> None:
+        self._started = worker.started if worker else time.time()
         self._lock = threading.Lock()
-        self._latest = LatencyWindow(place)
+        self._latest = LatencyWindow(worker)
         own = CollectorRegistry()
-        self._counted = _shared(place) if place else own
+        self._counted = _shared_counts(worker) if worker else own
         self._gauges: list[Callable[[], Iterable[Metric]]] = [self._start_time]
-        self._reached: dict[Counter, int] = {}  # child of a counter to the total that it was last raised to
+        self._reached: dict[Counter, int] = {}  # counter to the total that it was last raised to
         self.registry = CollectorRegistry()
-        self.registry.register(_Collector(self._all))
+        self.registry.register(_Collector(self._collect))
 
         def counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
             return Counter(f"serve_{name}", text, tuple(labels), registry=own)
@@ -73,17 +72,17 @@ class ServiceMetrics:
         self._requests = counter("requests", "Requests answered", ("route", "method", "status"))
         self._errors = counter("errors", "Requests answered with a problem", ("reason",))
         self._predictions = counter("predictions", "Predictions made", ("version", "predicted_class"))
-        self._non_finite = counter("non_finite", "Images for which the model gave NaN or infinity", ("version",))
-        self._monitor_errors = counter("monitor_errors", "Predictions that the monitor failed to take")
-        self._model_changes = counter("model_changes", "Models put in place")
+        self._non_finite = counter("non_finite", "Images for which the model returned NaN or infinity", ("version",))
+        self._monitor_errors = counter("monitor_errors", "Predictions that could not be logged")
+        self._model_changes = counter("model_changes", "Models activated")
         self._monitor_predictions = counter(
-            "monitor_predictions", "Predictions by what became of them in the monitor", ("state",)
+            "monitor_predictions", "Predictions by their outcome in the monitor", ("state",)
         )
         self._monitor_write_errors = counter("monitor_write_errors", "Writes to the store of predictions that failed")
         self._notifications = counter(
-            "alert_notifications", "Notifications of alerts by sink and what became of them", ("sink", "state")
+            "alert_notifications", "Notifications of alerts by notifier and outcome", ("notifier", "state")
         )
-        self._shadow_dropped = counter("shadow_dropped", "Images that the shadow had no time for")
+        self._shadow_dropped = counter("shadow_dropped", "Images that the shadow dropped")
         self._request_seconds = Histogram(
             "serve_request_seconds", "Time to answer", ("route",), registry=own, buckets=BUCKETS
         )
@@ -91,24 +90,24 @@ class ServiceMetrics:
             "serve_stage_seconds", "Time of a prediction by stage", ("stage",), registry=own, buckets=BUCKETS
         )
         self._batch_size = Histogram(
-            "serve_batch_size", "Images that the model was run on at once", registry=own, buckets=BATCHES
+            "serve_batch_size", "Images in one run of the model", registry=own, buckets=BATCHES
         )
-        if place:
+        if worker:
             counter("process_starts", "Processes started, also in place of others that died").inc()
 
     def collect(self, families: Callable[[], Iterable[Metric]]) -> None:
-        """Show metrics that are put together at each scrape."""
+        """Add metrics that are collected at each scrape."""
         self._gauges.append(families)
 
     def request(self, route: str, method: str, status: int, seconds: float, problem: str | None = None) -> None:
-        """Count one answered request."""
+        """Count a request, and the type of its problem if it was answered with one."""
         self._requests.labels(route, method, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
         if problem is not None:
             self._errors.labels(problem).inc()
 
     def prediction(self, done: InferenceResult) -> None:
-        """Count one image that went through the model."""
+        """Count an image that the model was run on, and its timings."""
         if done.finite:
             self._predictions.labels(done.model.version, done.top_k(1)[0][0]).inc()
         else:
@@ -119,54 +118,54 @@ class ServiceMetrics:
             self._stage_seconds.labels(stage).observe(milliseconds / 1000)
 
     def batch(self, images: int) -> None:
-        """Count one run of the model."""
+        """Count a run of the model on some images."""
         self._batch_size.observe(images)
 
     def bad_image(self, reason: str) -> None:
-        """Count one image of a batch that could not be used."""
+        """Count an image of a batch that could not be used."""
         self._errors.labels(reason).inc()
 
     def monitor_error(self) -> None:
-        """Count one prediction that the monitor failed to take."""
+        """Count a prediction that could not be logged."""
         self._monitor_errors.inc()
 
     def model_change(self) -> None:
-        """Count one model put in place."""
+        """Count an activation of a model."""
         self._model_changes.inc()
 
     def raise_totals(
         self, monitor: Mapping[str, int], notifications: Mapping[str, Mapping[str, int]], shadow_dropped: int
     ) -> None:
-        """Raise counters to what other parts of this process have counted since it began.
+        """Raise counters to totals that other parts of this process have counted since it started.
 
         Parameters
         ----------
         monitor
-            ``ModelMonitor.stats()``.
+            ``ModelMonitor.writer_stats()``.
         notifications
-            Sink to state to count.
+            Notifier to outcome to count, ``ModelMonitor.notification_stats()``.
         shadow_dropped
-            Images that the shadow had no time for.
+            Images that the shadow dropped.
         """
         with self._lock:
             for state in MONITOR_OUTCOMES:
                 self._raise(self._monitor_predictions.labels(state), monitor[state])
             self._raise(self._monitor_write_errors, monitor["write_errors"])
-            for sink, states in notifications.items():
+            for notifier, states in notifications.items():
                 for state, total in states.items():
-                    self._raise(self._notifications.labels(sink, state), total)
+                    self._raise(self._notifications.labels(notifier, state), total)
             self._raise(self._shadow_dropped, shadow_dropped)
 
     def _raise(self, counter: Counter, total: int) -> None:
         more = total - self._reached.get(counter, 0)
-        if more > 0:  # another thread may have been here with a later total
+        if more > 0:  # another thread may have raised it to a later total
             counter.inc(more)
             self._reached[counter] = total
 
     def summary(self) -> dict[str, Any]:
-        """Everything as JSON."""
+        """All counts and timings as JSON."""
         counts = {metric.name.removeprefix("serve_"): _samples(metric) for metric in self._counted.collect()}
-        counts = defaultdict(list, counts)  # of several processes those are missing that nobody has begun to count
+        counts = defaultdict(list, counts)  # with several workers, counters without a count are missing
         requests: dict[str, dict[str, int]] = {}
         for labels, value in counts["requests"]:
             statuses = requests.setdefault(labels["route"], {})
@@ -175,7 +174,7 @@ class ServiceMetrics:
         for labels, value in counts["predictions"]:
             by_class.setdefault(labels["version"], {})[labels["predicted_class"]] = value
         return {
-            "uptime_s": round(time.time() - self._began, 1),
+            "uptime_s": round(time.time() - self._started, 1),
             "requests": requests,
             "errors": {labels["reason"]: value for labels, value in counts["errors"]},
             "predictions": by_class,  # model version -> class -> count
@@ -186,10 +185,10 @@ class ServiceMetrics:
         }
 
     def prometheus(self, accept: str) -> tuple[bytes, str]:
-        """The text format that fits an Accept header, and its media type."""
+        """The metrics in the text format that fits an Accept header, and its media type."""
         try:
             encode, media_type = choose_encoder(accept)
-        except TypeError:  # the library compares a version that is no number
+        except TypeError:  # the library compares a version that is not a number
             encode, media_type = choose_encoder("")
         return encode(self.registry), media_type
 
@@ -204,54 +203,54 @@ class ServiceMetrics:
         }
 
     def _start_time(self) -> Iterable[Metric]:
-        yield gauge_family("start_time_seconds", "When the service began", (), {(): self._began})
+        yield gauge_family("start_time_seconds", "Start of the service", (), {(): self._started})
 
-    def _all(self) -> Iterable[Metric]:
+    def _collect(self) -> Iterable[Metric]:
         gauges = [metric for families in self._gauges for metric in families()]  # first: it may raise counters
         return [*self._counted.collect(), *gauges]
 
 
 class LatencyWindow:
-    """How long the stages of the latest predictions took, of each process and of all together.
+    """Timings of the latest ``WINDOW_SIZE`` predictions of each process.
 
     Parameters
     ----------
-    place
-        Of this process: it keeps its own where the others can read them. In memory when None.
+    worker
+        Spec of this process, whose timings are in a file for the others to read; in memory if None.
     """
 
-    def __init__(self, place: WorkerSpec | None = None) -> None:
-        self._folder = Path(place.folder) if place else None
+    def __init__(self, worker: WorkerSpec | None = None) -> None:
+        self._folder = Path(worker.folder) if worker else None
         self._next = 0
         self._own: NDArray[np.float64] = np.full((len(TIMING_STAGES), WINDOW_SIZE), np.nan)  # ms
-        if place:
-            path = Path(place.folder, f"latest_{place.index}.ms")
+        if worker:
+            path = Path(worker.folder, f"latest_{worker.index}.ms")
             if not path.exists():
                 self._own.tofile(path)
             self._own = np.memmap(path, np.float64, "r+", shape=self._own.shape)
 
     def add(self, timings_ms: Mapping[str, float]) -> None:
-        """Take one prediction in place of the oldest; not from two threads at once."""
+        """Replace the oldest timings; not from two threads at once."""
         self._own[:, self._next] = [timings_ms[stage] for stage in TIMING_STAGES]
         self._next = (self._next + 1) % WINDOW_SIZE
 
     def all(self) -> dict[str, NDArray[np.float64]]:
-        """Stage to milliseconds, float64 (N,), of the latest predictions of each process."""
+        """Return stage to milliseconds, float64 (N,), of the latest predictions of all processes."""
         files = sorted(self._folder.glob("latest_*.ms")) if self._folder else ()
         rings = [np.fromfile(path).reshape(self._own.shape) for path in files] or [self._own.copy()]
         together = np.concatenate(rings, axis=1)
         return {stage: row[~np.isnan(row)] for stage, row in zip(TIMING_STAGES, together, strict=True)}
 
 
-def _shared(place: WorkerSpec) -> MultiProcessCollector:
-    """Have this process count in its own files, by its place and not its number, and give what all have counted."""
+def _shared_counts(worker: WorkerSpec) -> MultiProcessCollector:
+    """Let this process count in files named by its index, and return the sums over the files of all."""
     for kind in ("counter", "histogram"):
-        path = Path(place.folder, f"{kind}_{place.index}.db")
+        path = Path(worker.folder, f"{kind}_{worker.index}.db")
         if not path.exists():
-            path.write_bytes(bytes(SET_ASIDE))
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = place.folder
-    values.ValueClass = values.MultiProcessValue(lambda: place.index)  # type: ignore[no-untyped-call]
-    return MultiProcessCollector(None, place.folder)  # type: ignore[no-untyped-call]
+            path.write_bytes(bytes(FILE_BYTES))
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = worker.folder
+    values.ValueClass = values.MultiProcessValue(lambda: worker.index)  # type: ignore[no-untyped-call]
+    return MultiProcessCollector(None, worker.folder)  # type: ignore[no-untyped-call]
 
 
 class _Collector:
@@ -262,25 +261,25 @@ class _Collector:
         return self._families()
 
     def describe(self) -> Iterable[Metric]:
-        return ()  # so that registering asks nothing
+        return ()  # so that registering does not collect
 
 
 def gauge_family(name: str, text: str, labels: Iterable[str], values: Mapping[tuple[str, ...], float]) -> Metric:
-    """A group of gauges, one value for each combination of labels."""
+    """Make a group of gauges, with one value for each tuple of label values."""
     metric = GaugeMetricFamily(f"serve_{name}", text, labels=list(labels))
     for key, value in values.items():
         metric.add_metric(list(key), value)
     return metric
 
 
-def shadow_families(found: Mapping[str, Any]) -> Iterable[Metric]:
-    """Agreement of a shadow and the live model, from ``ShadowRunner.metrics``; each version starts at zero."""
-    if found["against"] is None:
+def shadow_families(shadow: Mapping[str, Any]) -> Iterable[Metric]:
+    """Gauges of a shadow's agreement with the live model, from ``ShadowRunner.metrics``."""
+    if shadow["against"] is None:
         return
-    labels, versions = ("version", "against"), (str(found["version"]), str(found["against"]))
+    labels, versions = ("version", "against"), (str(shadow["version"]), str(shadow["against"]))
     for name, text in SHADOW_GAUGES.items():
-        if found[name] is not None:
-            yield gauge_family(f"shadow_{name}", text, labels, {versions: found[name]})
+        if shadow[name] is not None:
+            yield gauge_family(f"shadow_{name}", text, labels, {versions: shadow[name]})
 
 
 def _samples(metric: Metric) -> list[tuple[dict[str, str], int]]:

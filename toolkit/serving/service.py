@@ -1,4 +1,4 @@
-"""One running service: the live model, the threads that answer, the monitor that is told, the figures."""
+"""A running service: the live model, the worker threads, the monitor and the metrics."""
 
 import logging
 import math
@@ -39,16 +39,16 @@ from toolkit.system.metrics import usable_cores
 
 logger = logging.getLogger(__name__)
 
-MONITOR_REFRESH_S = 5.0  # the monitor's windows are measured no more often than this
-# How the service is, from good to bad. An alert is critical when it is confirmed, and critical or immediate.
+MONITOR_REFRESH_S = 5.0  # shortest time between two evaluations of the monitor's windows
+# From best to worst. The alerts are critical if one of level critical or immediate is confirmed.
 STATUSES = ("ok", "warning", "degraded", "critical", "waiting", "draining")
 LEVELS = ("warning", "critical", "immediate")  # of alerts
-LOADING = "model_loading"  # alerts of versions that are set aside, of which the registry's component knows more
-WINDOW_METRICS = ("n", "n_labels", "accuracy", "degradation", "mean_confidence")  # shown to Prometheus
+LOADING = "model_loading"  # metric of the alert of a version that fails to load; the registry component has details
+WINDOW_METRICS = ("n", "n_labels", "accuracy", "degradation", "mean_confidence")  # exported to Prometheus
 
 
 class ServedModel(TypedDict):
-    """The name of the model that answers."""
+    """Identity of the live model, as JSON shows it."""
 
     name: str
     version: int
@@ -58,7 +58,7 @@ class ServedModel(TypedDict):
 
 @dataclass(frozen=True)
 class Component:
-    """How a part of the service is: one of ``STATUSES``, and the reason when that is not ``ok``."""
+    """Status of a part of the service, one of ``STATUSES``, and the reason unless it is ``ok``."""
 
     status: str
     reason: str | None
@@ -66,7 +66,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Health:
-    """Everything an operator asks first; ``status`` is the worst of the components, ``reason`` what they say."""
+    """State of a service; ``status`` is the worst of the components, ``reason`` joins the reasons of those."""
 
     status: str
     ready: bool
@@ -78,38 +78,38 @@ class Health:
     monitor: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as JSON."""
+        """Convert to JSON types."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class ServiceConfig:
-    """How a service answers.
+    """Settings of a service.
 
     Parameters
     ----------
-    workers, waiting
-        Threads that answer, and images that may wait for one.
-    most_bytes
-        Bodies that may be in memory together.
-    seconds
-        How long an answer may take.
+    threads, max_queue
+        Worker threads, and images that may wait for one.
+    max_bytes
+        Largest sum of the sizes of bodies in memory.
+    request_timeout
+        Longest time in seconds until an image is answered.
     limits
-        What one image may be.
+        Limits of one image.
     top_k
-        Classes listed when a request does not say how many.
+        Classes in an answer, unless the request says how many.
     models
-        How a model is loaded.
+        Settings for loading a model.
     shadow
-        Where another model comes from that is run on a share of what was answered.
+        Source of a second model that is run on a share of the images.
     shadow_share
-        That share; 0 runs none.
+        That share, in [0, 1].
     """
 
-    workers: int
-    waiting: int
-    most_bytes: int
-    seconds: float
+    threads: int
+    max_queue: int
+    max_bytes: int
+    request_timeout: float
     limits: ImageLimits
     top_k: int
     models: ModelManagerConfig
@@ -118,7 +118,7 @@ class ServiceConfig:
 
 
 class Alert(Protocol):
-    """What the service needs of an alert."""
+    """Attributes of an alert that the service needs."""
 
     @property
     def metric(self) -> str: ...
@@ -134,7 +134,7 @@ class Alert(Protocol):
 
 
 class Monitor(Protocol):
-    """What the service needs of ``monitoring.ModelMonitor``."""
+    """Methods of ``monitoring.ModelMonitor`` that the service needs."""
 
     def serve(self, version: str, baseline: Baseline | None = None) -> None: ...
 
@@ -182,8 +182,8 @@ class Service:
         Where everything is counted.
     config
         How it answers.
-    fellows
-        The other processes of the service, where there are any.
+    workers
+        The processes of the service, if there are several.
     """
 
     def __init__(
@@ -191,18 +191,18 @@ class Service:
         source: Source,
         monitor: Monitor,
         new_id: Callable[[], str],
-        figures: ServiceMetrics,
+        metrics: ServiceMetrics,
         config: ServiceConfig,
-        fellows: WorkerGroup | None = None,
+        workers: WorkerGroup | None = None,
     ) -> None:
-        self.metrics = figures
-        threads = torch_threads(config.workers, usable_cores() // (fellows.count if fellows else 1))
-        self.admission = AdmissionController(config.workers, config.waiting, config.most_bytes)
+        self.metrics = metrics
+        threads = torch_threads(config.threads, usable_cores() // (workers.count if workers else 1))
+        self.admission = AdmissionController(config.threads, config.max_queue, config.max_bytes)
         self.batcher = Batcher(
-            config.workers, config.limits, prepare=partial(set_torch_threads, threads), on_batch=self._note_batch
+            config.threads, config.limits, prepare=partial(set_torch_threads, threads), on_batch=self._on_batch
         )
         self.model_manager = ModelManager(
-            source, self._on_model_change, config.models, on_failure=self._failed, rest=self.batcher.pause
+            source, self._on_model_change, config.models, on_failure=self._on_load_failure, pause=self.batcher.pause
         )
         self.shadow: ShadowRunner | None = None
         if config.shadow is not None and config.shadow_share:
@@ -211,14 +211,14 @@ class Service:
         self._active_alerts = CachedCall(monitor.active_alert_states, MONITOR_REFRESH_S)
         self._alerts = CachedCall(monitor.active_alerts, MONITOR_REFRESH_S)
         self._config = config
-        self._workers = fellows
+        self._workers = workers
         self._monitor = monitor
-        self._watched: LiveModel | None = None  # the one that the monitor was told of last
+        self._monitored: LiveModel | None = None  # the model that the monitor follows
         self._new_id = new_id
-        self._retry_after = max(1, math.ceil(config.models.poll_seconds))
+        self._retry_after = max(1, math.ceil(config.models.poll_interval))
 
     def start(self) -> None:
-        """Begin to look for a model."""
+        """Start polling for models."""
         self.model_manager.start()
         if self.shadow is not None:
             self.shadow.start()
@@ -226,7 +226,7 @@ class Service:
             self._workers.start(self.state, partial(self.model_manager.poll, again=True))
 
     def close(self) -> None:
-        """Answer what was accepted, store what was logged."""
+        """Finish the images that are being worked on, and store the predictions that were logged."""
         self.model_manager.stop()
         if self.shadow is not None:
             self.shadow.stop()
@@ -236,13 +236,13 @@ class Service:
         self._monitor.close()
 
     def poll(self) -> str:
-        """Look at the registry now, in all processes, and try again what failed before; what came of it in this one."""
+        """Poll the registry now, in all processes, and retry what failed before; returns the outcome in this one."""
         if self._workers is not None:
             self._workers.request_poll()
         return self.model_manager.poll(again=True)
 
     def model(self) -> LiveModel:
-        """The model that answers now.
+        """Return the live model.
 
         Raises
         ------
@@ -255,12 +255,12 @@ class Service:
         return model
 
     def ready(self) -> LiveModel:
-        """The model that answers now, if each process has one that takes connections.
+        """Return the live model if each process that accepts connections has one.
 
         Raises
         ------
         Problem
-            503 while one has none: a request may come to either.
+            503 while one has none, since any of them may get the next request.
         """
         model = self.model()
         if self._workers is not None and (unready := self._workers.n_not_ready()):
@@ -270,19 +270,18 @@ class Service:
         return model
 
     def require_ready(self, top_k: int | None) -> None:
-        """Refuse, before its body is read, a request that cannot be answered."""
+        """Raise the problem of a request that cannot be answered, before its body is read."""
         _ranks(self.model(), top_k or 1)
         self.admission.require_slot(1)
 
     async def predict(self, read: ImageSource, top_k: int | None) -> Prediction:
-        """Answer one image that has a place."""
-        answer: Prediction = await self.batcher.run(
-            read, self.model, partial(self._answer, top_k=top_k), self._config.seconds
-        )
+        """Answer one image that has a slot."""
+        finish = partial(self._answer, top_k=top_k)
+        answer: Prediction = await self.batcher.run(read, self.model, finish, self._config.request_timeout)
         return answer
 
     async def predict_one_of_many(self, index: int, read: ImageSource, top_k: int | None, request_id: str) -> BatchItem:
-        """Answer one image of a batch; whatever is wrong with it stays with it."""
+        """Answer one image of a batch, with a prediction or an error of its own."""
         try:
             return BatchItem(index=index, prediction=await self.predict(read, top_k))
         except Problem as error:
@@ -293,21 +292,19 @@ class Service:
         self.metrics.bad_image(problem.problem_type.slug)
         return BatchItem(index=index, error=ProblemDocument(**problem.document(request_id)))
 
-    def _note_batch(self, images: int, seconds: float) -> None:
+    def _on_batch(self, images: int, seconds: float) -> None:
         self.admission.record_duration(images, seconds)
         self.metrics.batch(images)
 
     def _answer(self, done: InferenceResult, top_k: int | None) -> Prediction:
-        """In a worker thread: count, log, and say what the model said."""
+        """Count and log a result, and make the response; called in a worker thread."""
         model = done.model
         count = min(self._config.top_k, len(model.classes)) if top_k is None else _ranks(model, top_k)
         self.metrics.prediction(done)
         prediction_id = self._log(done)
         if not done.finite:
-            logger.error("version %s gave NaN or infinity for an image", model.version)
-            raise Problem(
-                problems.NON_FINITE, "the model answered with NaN or infinity, which no class can be read from"
-            )
+            logger.error("version %s returned NaN or infinity for an image", model.version)
+            raise Problem(problems.NON_FINITE, "the model returned NaN or infinity")
         self._submit_to_shadow(done)
         ranked = [ClassScore(label=label, probability=probability) for label, probability in done.top_k(count)]
         return Prediction(
@@ -320,10 +317,10 @@ class Service:
         )
 
     def _is_busy(self) -> bool:
-        return self.admission.in_flight > self.admission.workers
+        return self.admission.in_flight > self.admission.threads
 
     def _submit_to_shadow(self, done: InferenceResult) -> None:
-        """Let the shadow have a look; what is handed over does not hold the model, which would not be freed."""
+        """Submit an image to the shadow, without a reference to the model, which would keep it in memory."""
         if self.shadow is not None:
             size = done.model.bundle.card.image_size
             self.shadow.submit(
@@ -333,10 +330,10 @@ class Service:
             )
 
     def _log(self, done: InferenceResult) -> str:
-        """Hand an answer to the monitor, which never waits; what goes wrong there is counted and no more."""
+        """Log a result to the monitor, which does not wait; an error is counted and has no other effect."""
         prediction_id = self._new_id()
-        if self._watched and self._watched.classes != done.model.classes:
-            self.metrics.monitor_error()  # an answer begun before a change of classes: the monitor knows the new ones
+        if self._monitored and self._monitored.classes != done.model.classes:
+            self.metrics.monitor_error()  # from before a change of classes: the monitor follows the new model
             return prediction_id
         try:
             self._monitor.log_prediction(
@@ -347,28 +344,28 @@ class Service:
                 model_version=done.model.version,
                 source=file_name(done.source),
             )
-        except Exception as error:  # noqa: BLE001  a prediction is never lost to its monitoring
+        except Exception as error:  # noqa: BLE001  monitoring must not fail a prediction
             self.metrics.monitor_error()
-            logger.warning("the monitor did not take a prediction: %s", error)
+            logger.warning("a prediction could not be logged: %s", error)
         return prediction_id
 
     def _on_model_change(self, model: LiveModel) -> None:
-        """Tell the monitor which version answers from now on."""
+        """Let the monitor follow a model that is about to answer."""
         try:
             self._monitor.serve(model.version, model.bundle.baseline)
-            self._watched = model
-        except Exception as error:  # noqa: BLE001  a new model is not held up by its monitoring
-            logger.warning("the monitor did not take version %s: %s", model.version, error)
+            self._monitored = model
+        except Exception as error:  # noqa: BLE001  monitoring must not fail an activation
+            logger.warning("the monitor cannot follow version %s: %s", model.version, error)
         self.metrics.model_change()
 
-    def _failed(self, release: ModelRelease, reason: str) -> None:
-        """Somebody should know of a version that is set aside."""
-        serving = self.model_manager.model
-        meanwhile = f"version {serving.version} serves on" if serving else "nothing serves"
+    def _on_load_failure(self, release: ModelRelease, reason: str) -> None:
+        """Raise an alert for a version that fails to load."""
+        live = self.model_manager.model
+        meanwhile = f"version {live.version} serves on" if live else "nothing serves"
         self._monitor.report(LOADING, f"Version {release.version} cannot be served: {reason}; {meanwhile}.")
 
     def health(self, *, draining: bool) -> Health:
-        """How the service is now."""
+        """State of the service."""
         model, registry = self.model_manager.model, self.model_manager.describe()
         components = self._components(model, registry)
         worst = max((part.status for part in components.values()), key=STATUSES.index)
@@ -385,46 +382,48 @@ class Service:
         )
 
     def _components(self, model: LiveModel | None, registry: RegistryState) -> dict[str, Component]:
-        """How each part of the service is: its status, and the reason when that is not ``ok``."""
-        waiting = None if model else self.model_manager.reason()
-        troubled = registry.problem or registry.load_failure or registry.copy_since
-        alerts, unread = self._worst_alert()
-        lost = self._monitor.store_problem
-        failing = f"predictions cannot be stored: {redact_paths(lost)}" if lost else unread
+        """Status of each part of the service."""
+        reason = self.model_manager.reason()
+        degraded = registry.problem or registry.load_failure or registry.copy_since
+        alerts, read_problem = self._worst_alert()
+        write_problem = self._monitor.store_problem
+        store = f"predictions cannot be stored: {redact_paths(write_problem)}" if write_problem else read_problem
         return {
-            "engine": _component("waiting", waiting),
-            "registry": _component("degraded", self.model_manager.reason() if troubled else None),
-            "store": _component("degraded", failing),
+            "engine": _component("waiting", None if model else reason),
+            "registry": _component("degraded", reason if degraded else None),
+            "store": _component("degraded", store),
             "alerts": alerts,
         }
 
     def _worst_alert(self) -> tuple[Component, str | None]:
-        """The worst that the monitor knows as a component, and why that cannot be known.
+        """The worst active alert as a component, and the reason if alerts cannot be read.
 
-        The short window may show for certain what no alert says: labels that another process has just written.
+        The short window may confirm what no alert says yet, by labels that another process has just written.
         """
         try:
-            known = [(one.level, one.status, one.message) for one in self._alerts() if one.metric != LOADING]
-            now = self.windows()["short"]
-            known += [_of_window(now)] if now["level"] in LEVELS and now["status"] == "confirmed" else []
+            alerts = [(one.level, one.status, one.message) for one in self._alerts() if one.metric != LOADING]
+            window = self.windows()["short"]
         except ToolkitError as error:
             return _component("ok", None), f"the store cannot be read: {redact_paths(first_line(error))}"
-        if not known:
+        if window["level"] in LEVELS and window["status"] == "confirmed":
+            message = f"accuracy in the short window is {100 * window['degradation']:.1f} % below the reference"
+            alerts.append((window["level"], window["status"], message))
+        if not alerts:
             return _component("ok", None), None
-        level, status, message = max(known, key=lambda one: (one[1] != "suspected", LEVELS.index(one[0])))
+        level, status, message = max(alerts, key=lambda one: (one[1] != "suspected", LEVELS.index(one[0])))
         mild = level == "warning" or status == "suspected"
         return _component("warning" if mild else "critical", f"{level} ({status}): {message}"), None
 
     def queue(self) -> dict[str, int]:
-        """How busy the threads are."""
+        """Use of the threads and of the queue."""
         return {
             "depth": self.admission.in_flight,
-            "threads": self.admission.workers,
+            "threads": self.admission.threads,
             "free_slots": self.admission.free_slots,
         }
 
     def state(self) -> State:
-        """What is added up over the processes of a service, as JSON knows it."""
+        """State of this process that is summed over all of them, as JSON."""
         model, stats = self.model_manager.model, self._monitor.writer_stats()
         shadow = self.shadow and self.shadow.metrics()
         self.metrics.raise_totals(stats, self._monitor.notification_stats(), shadow["dropped"] if shadow else 0)
@@ -436,7 +435,7 @@ class Service:
         }
 
     def totals(self) -> State:
-        """The same over all processes, with ``models``: how many of them answer with each version."""
+        """Sums of ``state`` over all processes, with ``models``: the number of processes with each version."""
         own = self.state()
         states = self._workers.states(own) if self._workers else [own]
         return {
@@ -447,45 +446,35 @@ class Service:
         }
 
     def families(self) -> Iterable[Metric]:
-        """What Prometheus sees beside the counters: the live model, the queue, the monitor's windows."""
-        sums = self.totals()  # which raises the counters too
+        """Gauges for Prometheus: the live model, the queue, the shadow, active alerts, the monitor's windows."""
+        sums = self.totals()  # raises the counters too
         models, names = sums["models"], ("name", "version", "stage", "digest")
         if models:
-            yield gauge_family("model_info", "The model that answers, and in how many processes", names, models)
+            yield gauge_family("model_info", "The live model, and the number of processes that have it", names, models)
         if sums["shadow"]:
             yield from shadow_families(sums["shadow"])
-        yield gauge_family("ready", "Processes in which a model answers", (), {(): float(models.total())})
+        yield gauge_family("ready", "Processes that have a model", (), {(): float(models.total())})
         yield gauge_family("queue_depth", "Images being answered or waiting", (), {(): sums["queue"]["depth"]})
-        yield gauge_family("monitor_queued", "Predictions that wait to be stored", (), {(): sums["monitor"]["queued"]})
+        yield gauge_family("monitor_queued", "Predictions to be stored", (), {(): sums["monitor"]["queued"]})
         try:
             windows: Mapping[str, Mapping[str, Any]] = self.windows()
-            standing = self._active_alerts()
+            active = self._active_alerts()
         except ToolkitError:
             return
-        levels: dict[tuple[str, ...], float] = {(level,): float(n) for level, n in standing.items()}
-        yield gauge_family("alerts_active", "Alerts that have not been cleared", ("level",), levels)
+        levels: dict[tuple[str, ...], float] = {(level,): float(n) for level, n in active.items()}
+        yield gauge_family("alerts_active", "Alerts that are active", ("level",), levels)
         evidence = windows["short"]["evidence"] if windows else {}
-        shown: dict[tuple[str, ...], float] = {
-            (metric,): value for metric, value in evidence.items() if value is not None
-        }
-        yield gauge_family(
-            "detector_evidence", "How far a detector is on its way to an alarm, from 0 to 1", ("metric",), shown
-        )
+        shown: dict[tuple[str, ...], float] = {(name,): value for name, value in evidence.items() if value is not None}
+        yield gauge_family("detector_evidence", "Evidence of a detector; an alarm at 1", ("metric",), shown)
         for name in WINDOW_METRICS:
             values: dict[tuple[str, ...], float] = {
-                (window,): float(figures[name]) for window, figures in windows.items() if figures[name] is not None
+                (window,): float(metrics[name]) for window, metrics in windows.items() if metrics[name] is not None
             }
             yield gauge_family(f"window_{name}", f"{name} of the monitor's window", ("window",), values)
 
 
-def _of_window(figures: Mapping[str, Any]) -> tuple[str, str, str]:
-    """What a window shows by its labels: level, status and message, as of an alert."""
-    message = f"accuracy in the {figures['window']} window is {100 * figures['degradation']:.1f} % below the reference"
-    return figures["level"], figures["status"], message
-
-
-def _component(trouble: str, reason: str | None) -> Component:
-    return Component(trouble if reason else "ok", reason)
+def _component(status: str, reason: str | None) -> Component:
+    return Component(status if reason else "ok", reason)
 
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -496,10 +485,10 @@ def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def _pixels(
-    pixels: NDArray[np.uint8], size: int, read: ImageSource, limits: ImageLimits, wanted: int
+    pixels: NDArray[np.uint8], size: int, read: ImageSource, limits: ImageLimits, other_size: int
 ) -> NDArray[np.uint8]:
-    """An image at the size that another model wants."""
-    return pixels if wanted == size else load_image(read(), wanted, limits).pixels
+    """Return an image at the size of another model; ``pixels`` are at ``size``."""
+    return pixels if other_size == size else load_image(read(), other_size, limits).pixels
 
 
 def _ranks(model: LiveModel, top_k: int) -> int:
@@ -509,7 +498,7 @@ def _ranks(model: LiveModel, top_k: int) -> int:
 
 
 def model_id(model: LiveModel | None) -> ServedModel | None:
-    """The live model's name as JSON."""
+    """Identity of a model as JSON."""
     if model is None:
         return None
     release = model.release

@@ -1,13 +1,12 @@
-"""One service in several worker processes: their supervisor, and what they know of each other.
+"""Worker processes of one service: their supervisor, and the state that they share.
 
-The process that reads the settings and opens the socket becomes the supervisor, which imports nothing that
-serves. Each worker runs the same script with the same settings on the same socket. They share a folder that
-is removed with the supervisor:
+The process that reads the settings and opens the socket becomes the supervisor, which imports no part of the service.
+Each worker runs the same script with the same settings on the same socket. They share a folder that is removed with the
+supervisor:
 
-    poll                written by a worker that was asked to poll the registry: all do
+    poll                written by a worker that was asked to poll the registry, so that all do
     worker-1.json       the state of worker 1, written every second, removed when it has died
-    counter_1.db        what it has counted, and so on for other kinds of metrics; they stay, for the
-                        worker that is started in its place counts on
+    counter_1.db        its counts, and so on for other kinds of metrics; the worker that replaces it continues them
 """
 
 import ctypes
@@ -37,11 +36,11 @@ logger = logging.getLogger(__name__)
 VARIABLE = "TOOLKIT_SERVE_WORKER"  # holds a worker's spec; none of the settings, which begin with SERVE_
 PUBLISH_INTERVAL_S = 1.0  # between two states that a worker publishes
 POLL_INTERVAL_S = 0.1  # of the supervisor
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # until a worker that died is started again; it doubles
-STEADY_S = 60.0  # a worker that lived so long begins with the first pause again
+FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0  # before a worker that died is restarted; it doubles
+STEADY_S = 60.0  # of life, after which a worker's next restart has the first pause again
 MAX_ATTEMPTS = 3  # starts of each worker that may fail in a row before the service gives up
-GRACE_S = 15.0  # to end after the last response: two threads that are waited for, and the monitor's last writes
-FORCE_QUIT_AFTER = 3  # times Ctrl-C, all are killed
+GRACE_S = 15.0  # to end after the last response: two threads to join, and the monitor's last writes
+FORCE_QUIT_AFTER = 3  # times Ctrl-C
 SHUTDOWN_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 M_ARENA_MAX = -8  # of glibc's malloc.h
 
@@ -50,20 +49,20 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a worker is started with.
+    """Start parameters of a worker process.
 
     Parameters
     ----------
     index, count
-        Which of how many workers, from 1.
+        Number of this worker, from 1, and how many there are.
     supervisor
-        The supervisor's process number.
+        Process id of the supervisor.
     listener
         File descriptor of the listening socket.
     folder
-        Shared by the workers.
+        Folder that the workers share.
     started
-        When the service was, in seconds since 1970.
+        Start of the service in seconds since 1970.
     """
 
     index: int
@@ -75,12 +74,12 @@ class WorkerSpec:
 
     @classmethod
     def take(cls, environ: MutableMapping[str, str] = os.environ) -> "WorkerSpec | None":
-        """The spec of this process, taken from its environment; None when it is no worker.
+        """Take the spec of this process from its environment; None if it is not a worker.
 
         Raises
         ------
         SettingsError
-            The variable is there, but not from this process's supervisor.
+            The variable is set, but not by the supervisor of this process.
 
         Examples
         --------
@@ -102,12 +101,12 @@ class WorkerSpec:
 
     @property
     def summary(self) -> dict[str, int]:
-        """As ``/health`` shows it."""
+        """The worker as ``/health`` shows it."""
         return {"index": self.index, "of": self.count, "pid": os.getpid()}
 
     @contextmanager
     def listening(self) -> Iterator[socket.socket]:
-        """The listening socket; a SIGTERM comes when the supervisor is gone."""
+        """Open the listening socket; the worker gets a SIGTERM when its supervisor has ended."""
         on_parent_exit(lambda: os.kill(os.getpid(), signal.SIGTERM))
         try:
             with OneAtATimeListener(fileno=self.listener) as listener:
@@ -118,17 +117,17 @@ class WorkerSpec:
 
 
 class OneAtATimeListener(socket.socket):
-    """A listening socket that gives one connection at a time, and then says that there is none.
+    """A listening socket that accepts one connection per readiness event.
 
-    asyncio would take all that wait, up to two thousand: of 64 clients that connected at once one
-    worker got 64 and the other none. Now it turns to other work after each, and the system calls it again
-    while any are waiting, unless another worker was faster.
+    asyncio accepts all pending connections at once, up to two thousand: of 64 clients that connected at once, one
+    worker got 64 and the other none. With this socket it continues with other work after each connection, and is
+    notified again while any are pending, unless another worker was faster.
     """
 
     _accepted = False
 
     def accept(self) -> "tuple[socket.socket, Any]":
-        """A connection; BlockingIOError each second time."""
+        """Accept a connection; every second call raises BlockingIOError."""
         self._accepted = not self._accepted
         if not self._accepted:
             raise BlockingIOError
@@ -140,14 +139,14 @@ class OneAtATimeListener(socket.socket):
 
 
 class WorkerGroup:
-    """The workers of one service as one of them sees them, by files in their folder.
+    """State that the workers of a service share, by files in their folder.
 
     Parameters
     ----------
     folder
-        Shared by the workers.
+        Folder that the workers share.
     index, count
-        Which of how many this one is.
+        Number of this worker, from 1, and how many there are.
 
     Examples
     --------
@@ -167,12 +166,12 @@ class WorkerGroup:
         self._thread: threading.Thread | None = None
 
     def start(self, state: Callable[[], State], poll: Callable[[], object]) -> None:
-        """Begin to publish the state of this worker, and to follow the others' requests.
+        """Start publishing the state of this worker, and following poll requests.
 
         Parameters
         ----------
         state
-            Gives what the others are to know, as JSON.
+            Returns the state as JSON.
         poll
             Called in a thread of its own when another worker was asked to poll the registry.
         """
@@ -181,17 +180,17 @@ class WorkerGroup:
         self._thread.start()
 
     def stop(self) -> None:
-        """Publish no more."""
+        """Stop publishing."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(PUBLISH_INTERVAL_S)
 
     def publish(self, state: State) -> None:
-        """Have the others know the state of this worker; on a full disk they go on with what they know."""
+        """Publish the state of this worker; on a full disk the others keep the previous one."""
         _write(_state_file(self._folder, self._index), json.dumps(state))
 
     def states(self, own: State) -> list[State]:
-        """The states of all living workers: this one's now, the others' a second ago at most."""
+        """Return the states of all living workers: ``own``, and those that the others last published."""
         found = [own]
         for index in range(1, self.count + 1):
             if index != self._index:
@@ -200,9 +199,9 @@ class WorkerGroup:
         return found
 
     def n_not_ready(self) -> int:
-        """How many of the other workers have no model, though they take connections or are about to.
+        """Number of other workers that have no model but accept connections, or will soon.
 
-        One that has died takes no connections; the others do without it.
+        A worker that has died accepts no connections and is not counted once all have been ready.
         """
         known = self.states({"model": True})
         without = sum(not state["model"] for state in known)
@@ -213,11 +212,11 @@ class WorkerGroup:
         return without if mark.exists() else without + self.count - len(known)
 
     def request_poll(self) -> None:
-        """Have all others poll the registry."""
+        """Request that all other workers poll the registry."""
         _write(self._folder / "poll", f"{self._index} {time.time_ns()}")
 
     def _last_request(self) -> str:
-        """The last request, which differs from the one before; empty as long as there is none."""
+        """Text of the last request, different for each; empty if there was none."""
         try:
             return (self._folder / "poll").read_text()
         except OSError:
@@ -227,7 +226,7 @@ class WorkerGroup:
         while True:
             try:
                 self.publish(state())
-            except Exception as error:  # noqa: BLE001  the others go on with what they know
+            except Exception as error:  # noqa: BLE001  the others keep the previous state
                 logger.warning("the state of this worker cannot be published: %s", first_line(error))
             request = self._last_request()
             if request != seen and request.split()[0] != str(self._index):
@@ -242,7 +241,7 @@ def _state_file(folder: Path, index: int) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    """All at once, as far as a reader can tell."""
+    """Write a file atomically."""
     fresh = path.with_suffix(f".{os.getpid()}.new")
     with suppress(OSError):
         fresh.write_text(text)
@@ -250,11 +249,16 @@ def _write(path: Path, text: str) -> None:
 
 
 def limit_malloc_arenas() -> bool:
-    """Have all threads of this process share one arena of malloc, where glibc would give each its own; whether they do.
+    """Let all threads of this process share one malloc arena, instead of glibc's one for each thread.
 
-    An arena keeps what its threads free, and each change of the model runs in other threads than the one
-    before: with an arena each, the service grows by megabytes a change, though it holds nothing more.
-    MALLOC_ARENA_MAX in the environment goes first; other C libraries have one arena as it is.
+    An arena keeps memory that its threads have freed, and each model is loaded in other threads than the one before:
+    with an arena per thread, the service grows by megabytes at each change of the model. ``MALLOC_ARENA_MAX`` in the
+    environment takes precedence.
+
+    Returns
+    -------
+    bool
+        Whether the limit was set; False with another C library.
 
     Examples
     --------
@@ -273,57 +277,61 @@ def limit_malloc_arenas() -> bool:
 
 
 def exec_supervisor(command: Sequence[str], count: int, listener: socket.socket, seconds: float) -> NoReturn:
-    """Become the supervisor of a service: this process goes on as a small one, and keeps its number and its socket.
+    """Replace this process by the supervisor of a service, which keeps its process id and the socket.
 
     Parameters
     ----------
     command
-        What a worker runs.
+        Command of a worker.
     count
-        How many workers.
+        Number of workers.
     listener
-        Bound and listening.
+        Bound and listening socket.
     seconds
-        How long a worker may take to finish what was accepted.
+        Longest time in which a worker finishes accepted requests.
+
+    Raises
+    ------
+    SettingsError
+        On Windows.
     """
     if sys.platform == "win32":
         raise SettingsError("--workers must be 1 on Windows, where a process inherits no socket")
     signal.pthread_sigmask(signal.SIG_BLOCK, SHUTDOWN_SIGNALS)  # until the supervisor handles them
     listener.set_inheritable(True)
     arguments = module_command(__name__, str(count), str(listener.fileno()), str(seconds), *command)
-    os.execve(arguments[0], arguments, module_environment())  # noqa: S606  it is meant to be no shell
+    os.execve(arguments[0], arguments, module_environment())  # noqa: S606  no shell is intended
 
 
 @dataclass
 class WorkerProcess:
-    """One of the workers, whichever process it is by now."""
+    """One of the workers; its process changes when it is restarted."""
 
     index: int
     process: "subprocess.Popen[bytes] | None" = None
-    starts: float = 0.0  # when it was or will be started, on the monotonic clock
-    pause: float = FIRST_PAUSE_S / 2  # seconds before it was started, had it died
+    starts: float = 0.0  # its last or next start, on the monotonic clock
+    pause: float = FIRST_PAUSE_S / 2  # seconds before its last restart
     failures: int = 0  # starts in a row that ended before it served
 
 
 class Supervisor:
-    """Workers that are started, started again when they die, and ended together.
+    """Start workers, restart those that die, and end all together.
 
-    A worker that dies is started again after a pause, which doubles from one second to a minute
-    while it goes on dying. When each has died ``MAX_ATTEMPTS`` times in a row before it served, the
-    service ends with status 1.
+    A worker that dies is restarted after a pause, which doubles from one second to a minute while it keeps dying. When
+    each has died ``MAX_ATTEMPTS`` times in a row before it served, the service ends with status 1.
 
     Parameters
     ----------
     command
-        What a worker runs. It finds its ``WorkerSpec`` in a variable.
+        Command of a worker, which finds its ``WorkerSpec`` in its environment.
     count
-        How many.
+        Number of workers.
     listener
-        The socket that all listen on.
+        Socket that all listen on.
     seconds
-        How long workers may take to end before they are killed.
+        Time that workers have to end before they are killed.
     folder
-        Shared by the workers.
+        Folder that the workers share.
     """
 
     def __init__(self, command: Sequence[str], count: int, listener: socket.socket, seconds: float, folder: Path):
@@ -333,7 +341,7 @@ class Supervisor:
         self._seconds = seconds
         self._folder = folder
         self._started = time.time()
-        self._deadline: float | None = None  # on the monotonic clock; None while the service goes on
+        self._deadline: float | None = None  # on the monotonic clock; None until the service shuts down
         self._status = 0
         self._received: list[int] = []  # signals to shut down
         self._forwarded = 0
@@ -342,7 +350,7 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SHUTDOWN_SIGNALS)
 
     def run(self) -> int:
-        """Supervise until the service was told to end and all workers have; gives the exit status."""
+        """Supervise until the service has shut down and all workers have ended; returns the exit status."""
         while self._deadline is None or any(worker.process for worker in self._workers):
             while self._received:
                 self._forward(self._received.pop(0))
@@ -364,7 +372,7 @@ class Supervisor:
         worker.process = start(self._command, environment, pass_fds=(listener,))
 
     def _forward(self, number: int) -> None:
-        """Pass a signal on to all workers; as SIGTERM, which also ends one that is importing without a traceback."""
+        """Pass a signal on to all workers, as SIGTERM, which also ends one that is importing without a traceback."""
         self._forwarded += 1
         if number == signal.SIGINT and self._forwarded >= FORCE_QUIT_AFTER:
             self._deadline = time.monotonic()
@@ -379,7 +387,7 @@ class Supervisor:
                 worker.process.terminate()
 
     def _on_exit(self, worker: WorkerProcess, process: "subprocess.Popen[bytes]") -> None:
-        """Note how a worker ended, and when another one takes its place."""
+        """Record how a worker ended, and schedule its restart."""
         worker.process = None
         if process.stdin:
             process.stdin.close()
@@ -389,34 +397,34 @@ class Supervisor:
         status = process.returncode
         event = f"worker {worker.index} (pid {process.pid}) {exit_reason(status)}"
         if self._deadline is not None:
-            if status not in (0, -signal.SIGTERM, 128 + signal.SIGTERM):  # the latter two had not begun to serve
+            if status not in (0, -signal.SIGTERM, 128 + signal.SIGTERM):  # of a worker that did not serve yet
                 self._status = 1
                 _log(event)
             return
         now = time.monotonic()
         steady = now - worker.starts >= STEADY_S
         worker.failures = 0 if served else worker.failures + 1
-        worker.pause = FIRST_PAUSE_S if steady else min(2 * worker.pause, LONGEST_PAUSE_S)
+        worker.pause = FIRST_PAUSE_S if steady else min(2 * worker.pause, MAX_PAUSE_S)
         worker.starts = now + worker.pause
         if all(other.failures >= MAX_ATTEMPTS for other in self._workers):
-            _log(f"{event}; each was started {MAX_ATTEMPTS} times and none came to serve, so the service ends")
+            _log(f"{event}; each was started {MAX_ATTEMPTS} times and none served, so the service ends")
             self._status = 1
             self._shut_down()
         else:
-            _log(f"{event}; it is started again in {worker.pause:g} s")
+            _log(f"{event}; it is restarted in {worker.pause:g} s")
 
     def _kill_overdue(self) -> None:
         if self._deadline is None or time.monotonic() < self._deadline:
             return
         for worker in self._workers:
             if worker.process is not None and worker.process.poll() is None:
-                _log(f"worker {worker.index} (pid {worker.process.pid}) has not ended in time and is killed")
+                _log(f"worker {worker.index} (pid {worker.process.pid}) did not end in time and is killed")
                 worker.process.kill()
                 worker.process.wait()
 
 
 def _log(text: str) -> None:
-    """Write an error as the service's log has them; to import what writes those would import all that serves."""
+    """Write an error in the format of the service's log, without importing the service."""
     now = datetime.now(UTC)
     fields = {"time": now.isoformat(timespec="milliseconds"), "level": "error", "message": text}
     line = f"{now.astimezone():%H:%M:%S} error: {text}" if sys.stderr.isatty() else json.dumps(fields)
@@ -425,7 +433,7 @@ def _log(text: str) -> None:
 
 
 def main() -> int:
-    """Supervise."""
+    """Run the supervisor."""
     count, listener, seconds, *command = sys.argv[1:]
     with tempfile.TemporaryDirectory(prefix="serve-", ignore_cleanup_errors=True) as folder:
         held = socket.socket(fileno=int(listener))

@@ -15,7 +15,7 @@ from toolkit.images.decoding import load_image
 from toolkit.serving.inference.result import TIMING_STAGES, InferenceResult
 from toolkit.serving.metrics import (
     MONITOR_OUTCOMES,
-    SET_ASIDE,
+    FILE_BYTES,
     WINDOW_SIZE,
     ServiceMetrics,
     gauge_family,
@@ -274,6 +274,6 @@ def test_files_of_counts_are_whole_from_the_start(process, tmp_path):
     """A sparse file that is mapped would kill the process when the disk is full."""
     process(1)
     for path in tmp_path.iterdir():
-        assert path.stat().st_blocks * 512 >= path.stat().st_size >= min(SET_ASIDE, 4 * 8 * WINDOW_SIZE)
+        assert path.stat().st_blocks * 512 >= path.stat().st_size >= min(FILE_BYTES, 4 * 8 * WINDOW_SIZE)
     assert {path.name for path in tmp_path.iterdir()} == {"counter_1.db", "histogram_1.db", "latest_1.ms"}
     assert MultiProcessCollector(None, tmp_path).collect()

@@ -30,7 +30,7 @@ from toolkit.serving.service import Component, Service, ServiceConfig
 CONFIG = ServiceConfig(
     workers=2,
     waiting=8,
-    most_bytes=2**30,
+    max_bytes=2**30,
     seconds=60,
     limits=ImageLimits(max_pixels=10_000),
     top_k=2,
@@ -68,7 +68,7 @@ def open_service(source, monitor):
 
     def make(monitor=monitor, **more):
         opened.append(Service(source, monitor, new_prediction_id, ServiceMetrics(), replace(CONFIG, **more)))
-        opened[-1].live.look()
+        opened[-1].live.poll()
         return opened[-1]
 
     yield make
@@ -138,12 +138,12 @@ def test_predictions_are_unharmed_by_a_monitor_that_fails(open_service):
     service = open_service(Broken())
     answer = predict(service, colour_image("blue"))
     assert answer.predicted_class == "blue"
-    assert service.figures.summary()["monitor_errors"] == 1
+    assert service.metrics.summary()["monitor_errors"] == 1
     health = service.health(draining=False)
     assert health.monitor["lost"] == 3
     assert (health.status, health.reason) == ("degraded", "predictions cannot be stored: the disk is full")
-    service.figures.collect(service.families)
-    text = service.figures.prometheus("")[0].decode()
+    service.metrics.collect(service.families)
+    text = service.metrics.prometheus("")[0].decode()
     assert 'serve_monitor_predictions_total{state="lost"} 3.0' in text
     assert 'serve_alert_notifications_total{sink="log",state="failed"} 1.0' in text
     assert "serve_window" not in text
@@ -160,7 +160,7 @@ def test_what_is_no_number_is_never_a_class(open_service, source, make_bundle, m
     found = problem(lambda: predict(service, encode(white)))
     assert found.problem_type is NON_FINITE
     assert predict(service, colour_image("red")).predicted_class == "red"
-    summary = service.figures.summary()
+    summary = service.metrics.summary()
     assert summary["non_finite"] == {"1": 1}
     assert summary["predictions"] == {"1": {"red": 1}}
     figures = monitor.calculate_metrics("short")
@@ -185,7 +185,7 @@ def test_images_of_a_batch_fail_alone(service, monkeypatch):
         assert item.prediction is None
         assert (item.error.type, item.error.request_id) == (kind.type, "abc")
     assert "secret" not in broken.error.detail
-    assert service.figures.summary()["errors"] == {
+    assert service.metrics.summary()["errors"] == {
         "undecodable-image": 1, "internal-error": 1, "image-too-large": 1
     }  # fmt: skip
 
@@ -201,7 +201,7 @@ def test_health_is_what_an_operator_should_believe(open_service, source):
     assert problem(lambda: service.require_ready(1)).problem_type is NOT_READY
 
     def status():
-        service.live.look()
+        service.model_manager.poll()
         found = service.health(draining=False)
         assert found.ready is True
         assert (found.reason is None) == (found.status == "ok")
@@ -238,8 +238,8 @@ def test_health_is_the_worst_of_its_components(open_service, monkeypatch):
     predict(service, colour_image("red"))
     assert monitor.flush(10)
     monitor.report("drift", "CONFIDENCE changed")
-    told = "warning", fine | {"alerts": "warning"}, "warning (confirmed): CONFIDENCE changed"
-    wait_until(lambda: health() == told)
+    found = "warning", fine | {"alerts": "warning"}, "warning (confirmed): CONFIDENCE changed"
+    wait_until(lambda: health() == found)
     monitor.report("accuracy", "ACCURACY 84 -> 66 %", "immediate")
     wait_until(lambda: health()[::2] == ("critical", "immediate (confirmed): ACCURACY 84 -> 66 %"))
 
@@ -293,7 +293,7 @@ def test_a_change_of_model_under_load_loses_no_answer_and_each_names_its_maker(s
             nonlocal over
             for version in (2, 1) * 2:
                 source.put(version)
-                assert await asyncio.to_thread(service.live.look) == "loaded"
+                assert await asyncio.to_thread(service.model_manager.poll) == "loaded"
                 before = len(answers)
                 while len(answers) < before + 20:  # more than can have been on their way
                     await asyncio.sleep(0)
@@ -306,8 +306,8 @@ def test_a_change_of_model_under_load_loses_no_answer_and_each_names_its_maker(s
     assert {answer.model.version for answer in answers} == {1, 2}
     for answer in answers:
         assert answer.confidence == pytest.approx(confidences[answer.model.version], abs=1e-6)
-    service.live.look()
-    assert service.figures.summary()["monitor_errors"] == 0
+    service.model_manager.poll()
+    assert service.metrics.summary()["monitor_errors"] == 0
     assert monitor.flush(30)
     assert monitor.stats()["written"] == len(answers)
 
@@ -317,17 +317,17 @@ def test_a_change_of_classes_mixes_nothing(open_service, source, make_bundle, mo
     predict(service, colour_image("red"))
     source.bundles[2] = make_bundle(digest="v2", classes=("azure", "lime", "rose"))
     source.put(2)
-    assert service.live.look() == "loaded"
+    assert service.model_manager.poll() == "loaded"
     assert predict(service, colour_image("red")).predicted_class == "rose"
     figures = monitor.calculate_metrics("short")
     assert (figures["n"], figures["class_shares"]) == (1, {"azure": 0.0, "lime": 0.0, "rose": 1.0})
 
 
 def test_prometheus_sees_model_queue_and_windows(service):
-    service.figures.collect(service.families)
+    service.metrics.collect(service.families)
     predict(service, colour_image("red"))
-    with service.desk.places(4):
-        text = service.figures.prometheus("text/plain")[0].decode()
+    with service.admission.slots(4):
+        text = service.metrics.prometheus("text/plain")[0].decode()
         assert service.queue() == {"depth": 4, "threads": 2, "free_slots": 6}
     for line in (
         'serve_model_info{digest="v1",name="colours",stage="Production",version="1"} 1.0',
@@ -361,12 +361,12 @@ def test_a_version_that_is_set_aside_is_an_alert_that_is_told_once(open_service,
     service = open_service()
     source.wanted, source.bundles[3] = replace(source.wanted, version=3, digest="v3"), BundleError("it was altered")
     for _ in range(3):
-        service.live.look(again=True)
+        service.model_manager.poll(again=True)
     [alert] = monitor.alerts()
     assert (alert.metric, alert.level, alert.model_version) == ("model_loading", "warning", "1")
     assert alert.message == "Version 3 cannot be served: it was altered; version 1 serves on."
-    service.figures.collect(service.families)
-    text = service.figures.prometheus("")[0].decode()
+    service.metrics.collect(service.families)
+    text = service.metrics.prometheus("")[0].decode()
     assert 'serve_alerts_active{level="warning"} 1.0' in text
     assert 'serve_detector_evidence{metric="accuracy"}' in text
 

@@ -1,4 +1,4 @@
-"""A bounded number of places for images, and of bytes for their bodies; who finds no room is sent away at once."""
+"""Admission control: a bounded number of images and of body bytes; requests beyond it are rejected immediately."""
 
 import math
 from collections.abc import Iterator
@@ -6,89 +6,96 @@ from contextlib import contextmanager
 
 from toolkit.serving.problems import OVERLOADED, Problem
 
-MAX_RETRY_AFTER_S = 30  # seconds
-PACE_MEMORY = 0.95  # weight of the past in the running mean of the time that one image takes
+MAX_RETRY_AFTER_S = 30
+DURATION_DECAY = 0.95  # weight of the past in the running mean of an image's duration
 
 
 class AdmissionController:
-    """Refuse what would wait too long, or take too much memory.
+    """Slots for images, and memory for request bodies, which are reserved or refused at once.
 
-    Places are taken and given back on the event loop, so they need no lock.
+    All methods but ``record_duration`` are called on the event loop, so that no lock is needed.
 
     Parameters
     ----------
-    workers
-        Threads that answer.
-    waiting
-        Images that may wait while all threads are busy.
-    most_bytes
-        Bodies that may be in memory together.
+    threads
+        Worker threads, each of which has a slot.
+    max_queue
+        Slots for images that wait while all threads are busy.
+    max_bytes
+        Largest sum of the sizes of bodies in memory.
 
     Examples
     --------
-    >>> desk = Desk(workers=1, waiting=1)
-    >>> with desk.places(2):
-    ...     desk.in_flight
-    ...     with desk.places(1):
+    >>> admission = AdmissionController(threads=1, max_queue=1)
+    >>> with admission.slots(2):
+    ...     admission.in_flight
+    ...     with admission.slots(1):
     ...         pass
     Traceback (most recent call last):
         ...
-    toolkit.serving.problems.Problem: 503: 1 image is being answered and 1 waits, which is all there is room for
-    >>> desk.in_flight
+    toolkit.serving.problems.Problem: 503: the queue is full: 1 image is being answered and 1 waits
+    >>> admission.in_flight
     0
     """
 
-    def __init__(self, workers: int, waiting: int, most_bytes: int = 2**62) -> None:
-        self.workers = workers
-        self.max_queue = waiting
-        self._most_bytes = most_bytes
-        self._taken = 0
+    def __init__(self, threads: int, max_queue: int, max_bytes: int = 2**62) -> None:
+        self.threads = threads
+        self.in_flight = 0  # images that have a slot: being answered or waiting
+        self._slots = threads + max_queue
+        self._max_bytes = max_bytes
         self._bytes = 0
-        self._pace = 0.0  # seconds of work on one image
-
-    @property
-    def in_flight(self) -> int:
-        """Images that have a place: being answered or waiting."""
-        return self._taken
+        self._mean_duration = 0.0  # seconds of work on one image
 
     @property
     def free_slots(self) -> int:
-        """Places that are free."""
-        return self.workers + self.max_queue - self._taken
+        """Number of images that can be accepted now."""
+        return self._slots - self.in_flight
 
     def require_slot(self, count: int) -> None:
-        """Refuse now what ``places`` would refuse, before its body is read."""
+        """Raise what ``slots`` would raise, without taking any.
+
+        Raises
+        ------
+        Problem
+            503 with ``Retry-After``.
+        """
         if count > self.free_slots:
-            raise self._full()
+            answered = min(self.in_flight, self.threads)
+            waiting = self.in_flight - answered
+            detail = (
+                f"the queue is full: {answered} image{'s are' if answered != 1 else ' is'} being answered and "
+                f"{waiting} wait{'s' if waiting == 1 else ''}"
+            )
+            raise Problem(OVERLOADED, detail, self._retry_after())
 
     @contextmanager
     def slots(self, count: int) -> Iterator[None]:
-        """Hold so many places, all or none.
+        """Hold ``count`` slots, all or none.
 
         Raises
         ------
         Problem
-            503 with the time after which there should be room.
+            503 with ``Retry-After``.
         """
         self.require_slot(count)
-        self._taken += count
+        self.in_flight += count
         try:
             yield
         finally:
-            self._taken -= count
+            self.in_flight -= count
 
     @contextmanager
     def reserve_bytes(self, size: int) -> Iterator[None]:
-        """Hold the memory of a body while it arrives and is worked on.
+        """Hold the memory of a body of ``size`` bytes while it arrives and is worked on.
 
         Raises
         ------
         Problem
-            503 with the time after which there should be room.
+            503 with ``Retry-After``.
         """
-        if self._bytes + size > self._most_bytes:
-            held = f"bodies of {self._bytes / 2**20:.0f} MiB are being worked on"
-            raise Problem(OVERLOADED, f"{held}, which is all there is room for", self._retry())
+        if self._bytes + size > self._max_bytes:
+            detail = f"the memory for bodies is full: {self._bytes / 2**20:.0f} MiB are being worked on"
+            raise Problem(OVERLOADED, detail, self._retry_after())
         self._bytes += size
         try:
             yield
@@ -96,21 +103,12 @@ class AdmissionController:
             self._bytes -= size
 
     def record_duration(self, images: int, seconds: float) -> None:
-        """Learn how long work takes; called from a worker."""
-        pace = seconds / images
-        self._pace = PACE_MEMORY * self._pace + (1 - PACE_MEMORY) * pace if self._pace else pace
+        """Record the work on some images, from which ``Retry-After`` is estimated; called from a worker thread."""
+        each = seconds / images
+        mean = self._mean_duration
+        self._mean_duration = DURATION_DECAY * mean + (1 - DURATION_DECAY) * each if mean else each
 
-    def _retry(self) -> dict[str, str]:
-        """When those before are answered, at the pace of late."""
-        seconds = math.ceil(self._taken * self._pace / self.workers)
+    def _retry_after(self) -> dict[str, str]:
+        """Seconds until the present images are answered, at the recent speed."""
+        seconds = math.ceil(self.in_flight * self._mean_duration / self.threads)
         return {"Retry-After": str(min(max(1, seconds), MAX_RETRY_AFTER_S))}
-
-    def _full(self) -> Problem:
-        answered = min(self._taken, self.workers)
-        waits = self._taken - answered
-        return Problem(
-            OVERLOADED,
-            f"{answered} image{'s are' if answered != 1 else ' is'} being answered and {waits} "
-            f"wait{'s' if waits == 1 else ''}, which is all there is room for",
-            self._retry(),
-        )

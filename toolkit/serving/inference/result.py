@@ -1,4 +1,4 @@
-"""What the model says about one image, and how long that took."""
+"""Result of the model for one image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from toolkit.images.decoding import DecodedImage
 from toolkit.serving.models.manager import LiveModel
 
 TIMING_STAGES = ("decode", "queue", "infer", "total")
-ImageSource = Callable[[], bytes]  # gives the bytes of one encoded image, or raises a Problem
+ImageSource = Callable[[], bytes]  # returns one encoded image, or raises a Problem
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A file of a form and the name that the client gave it; called, it gives its bytes."""
+    """An uploaded file with the name that the client gave it; a call returns its bytes."""
 
     content: bytes
     name: str | None
@@ -25,7 +25,7 @@ class Upload:
 
 
 def file_name(source: ImageSource) -> str | None:
-    """The name of the file that was uploaded; None for what came in another way.
+    """Name of an uploaded file; None for an image that came in another way.
 
     >>> file_name(Upload(b"", "cat.jpg")), file_name(bytes)
     ('cat.jpg', None)
@@ -35,18 +35,20 @@ def file_name(source: ImageSource) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class InferenceResult:
-    """What the model says about one image.
+    """Result of the model for one image.
 
     Parameters
     ----------
     model
-        The one that answered, whatever is live by now.
+        The model that was run.
+    image
+        The decoded image.
     probabilities
         float32 (K,), in class order.
     timings_ms
-        One value for each of ``STAGES``.
-    read
-        Gives the encoded image again.
+        Milliseconds of each of ``TIMING_STAGES``.
+    source
+        Returns the encoded image again.
     """
 
     model: LiveModel
@@ -57,10 +59,10 @@ class InferenceResult:
 
     @property
     def finite(self) -> bool:
-        """Whether the answer can be used at all."""
+        """Whether all probabilities are finite."""
         return bool(np.isfinite(self.probabilities).all())
 
     def top_k(self, count: int) -> list[tuple[str, float]]:
-        """The ``count`` most probable classes, the first of equals first."""
+        """Return the ``count`` most probable classes with their probabilities; of equal ones the first in class order."""
         order = np.argsort(-self.probabilities, kind="stable")[:count]
         return [(self.model.classes[index], float(self.probabilities[index])) for index in order]

@@ -1,8 +1,8 @@
-"""What runs a bundle's program: the fastest engine of this machine that gives the program's own numbers.
+"""Engines that run a bundle's program, and the choice of the fastest one that agrees with the program.
 
-A program was registered in torch and float32. The same program is several times faster in OpenVINO, and
-in bfloat16 faster still; but that it is the same program is a claim, which is checked for each bundle
-on this very machine before an engine serves. An engine that fails is passed over for the next one.
+A program is registered in torch and float32. It is several times faster in OpenVINO, and faster still in bfloat16. That
+the outputs are the same is checked for each bundle on this machine before an engine serves; an engine that fails the
+check is skipped for the next one.
 """
 
 import copy
@@ -35,46 +35,46 @@ Precision = Literal["float32", "bfloat16", "float16"]
 Images = NDArray[np.uint8]  # (N, H, W, 3) RGB
 Probabilities = NDArray[np.float32]  # (N, K)
 
-# How far a probability may be from the program's own. Float32 differs in the order of its sums: by 2e-7 for a
-# ResNet-18. Numbers of 16 bits keep two or three digits: 0.002 for a ResNet-18 in bfloat16. Ten times that is let
-# pass, and is far from what a wrongly converted operation does.
+# Largest difference of a probability from the program's own. Float32 differs in the order of sums: by 2e-7 for a
+# ResNet-18. Numbers of 16 bits have two or three digits: 0.002 for a ResNet-18 in bfloat16. Ten times that is allowed,
+# which is far less than the effect of a wrongly converted operation.
 PARITY_BOUNDS: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.02}
-HINTS = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's words
-BATCHES = (1, 2, 4, 8, 1)  # images in the runs that compare engines: 16, with a single one again after a batch
+HINTS = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's names of precisions
+BATCHES = (1, 2, 4, 8, 1)  # images in the runs that compare engines, 16 in all
 SOURCES = re.compile(r"(Caught exception: )?(Exception from |Check '|FrontEnd API failed)")
 
 
 class Engine(Protocol):
-    """Images in, probabilities out; called from several threads at once."""
+    """Runs a program; called from several threads at once."""
 
     @property
     def name(self) -> str:
-        """Library, precision and device in a few words."""
+        """Library, precision and device as text."""
 
     @property
     def concurrency(self) -> int:
-        """How many runs at once are worth it."""
+        """Number of runs at once that are worthwhile."""
 
     @property
     def report(self) -> dict[str, Any]:
-        """What ``/model-info`` shows: what runs the program, and what was found when it was prepared."""
+        """Facts for ``/model-info``: library, precision, device, and the results of ``select_engine``."""
 
     def infer(self, images: Images) -> Probabilities:
         """uint8 (N, H, W, 3) RGB -> float32 (N, K) probabilities."""
 
     def close(self) -> None:
-        """Give back the memory that can be given back now; a call that comes late is still answered."""
+        """Free memory; ``infer`` still works afterwards."""
 
 
 class TorchEngine:
-    """The program as it was registered: float32 on the CPU, the very numbers that ``Bundle.predict`` gives.
+    """The program as it was registered, in float32 on the CPU: its outputs are those of ``Bundle.predict``.
 
     Parameters
     ----------
     bundle
         Verified and loaded.
     threads
-        Runs at once; one a core when None.
+        Runs at once; one per core if None.
     """
 
     name = "torch float32 on the CPU"
@@ -96,14 +96,14 @@ class GPUEngine:
     Parameters
     ----------
     bundle
-        Verified and loaded. Its program stays where it is: a copy is moved.
+        Verified and loaded. A copy of its program is moved to the device.
     precision
-        float16 is the nearer one, bfloat16 has the range of float32.
+        float16 is more exact, bfloat16 has the range of float32.
     device
-        In torch's words.
+        Name of a torch device.
     """
 
-    concurrency = 1  # a GPU runs one thing after the other, and large batches best
+    concurrency = 1  # a GPU runs one batch after the other, and is most efficient with large ones
 
     def __init__(self, bundle: Bundle, precision: Precision, device: str = "cuda") -> None:
         self.name = f"torch {precision} on the GPU"
@@ -113,7 +113,7 @@ class GPUEngine:
         self.report: dict[str, Any] = _description(self.name, precision, device, self.concurrency)
 
     def infer(self, images: Images) -> Probabilities:
-        own = np.require(images, requirements=("C", "W"))  # torch warns of arrays that may not be written to
+        own = np.require(images, requirements=("C", "W"))  # torch warns of read-only arrays
         with torch.inference_mode(), torch.autocast(self._device.type, self._type):
             answer: Probabilities = self._program(torch.from_numpy(own).to(self._device)).float().cpu().numpy()
         return answer
@@ -122,23 +122,23 @@ class GPUEngine:
 
 
 class OpenVINOEngine:
-    """The program in OpenVINO on the CPU: as many streams as runs at once, each with its share of the cores.
+    """The program in OpenVINO on the CPU, with one stream for each run at once.
 
     Parameters
     ----------
     model
-        What ``openvino.convert_model`` made of the program.
+        Result of ``openvino.convert_model``.
     precision
-        float32, or bfloat16 where the processor has it.
+        float32, or bfloat16 if the processor supports it.
     threads
-        Streams; one a core when None, and never more than cores.
+        Streams; one per core if None, and never more than cores.
     cores
-        How many it may use; all that this process may when None.
+        Cores to use; all that this process may use if None.
 
     Raises
     ------
     BundleError
-        The processor does not have the precision.
+        The processor does not support the precision.
     """
 
     def __init__(self, model: Any, precision: Precision, threads: int | None = None, cores: int | None = None) -> None:
@@ -146,16 +146,16 @@ class OpenVINOEngine:
         runtime, cores = core(), cores or usable_cores()
         if precision == "bfloat16" and "BF16" not in runtime.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BundleError("the processor has no bfloat16")
-        wanted = {
+        options = {
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "INFERENCE_NUM_THREADS": cores,
             "NUM_STREAMS": threads or cores,
-            # Pinned, the streams of each process and container of a machine would sit on the same first cores.
+            # With pinning, all processes and containers of a machine would use the same first cores.
             "ENABLE_CPU_PINNING": False,
         }
-        self._compiled = runtime.compile_model(model, "CPU", wanted)
-        self._idle: deque[Any] = deque()  # infer requests, each with memory of its own; at most one a caller
+        self._compiled = runtime.compile_model(model, "CPU", options)
+        self._idle: deque[Any] = deque()  # infer requests, each with memory of its own; at most one per caller
         self.concurrency: int = self._compiled.get_property("NUM_STREAMS")
         self.report: dict[str, Any] = _description(self.name, precision, "cpu", self.concurrency)
 
@@ -165,8 +165,8 @@ class OpenVINOEngine:
         except IndexError:
             request = self._compiled.create_infer_request()
         request.start_async({0: images})
-        request.wait()  # infer() would do both, but on a single core it hides errors and gives the answer before
-        answer: Probabilities = request.get_output_tensor().data.copy()  # the next run writes there again
+        request.wait()  # infer() does both, but on a single core it hides errors and returns the previous output
+        answer: Probabilities = request.get_output_tensor().data.copy()  # the next run overwrites it
         self._idle.append(request)
         return answer
 
@@ -182,10 +182,10 @@ def select_engine(
     cores: int | None = None,
     cache: Path | None = None,
 ) -> Engine:
-    """The fastest engine that gives the program's own numbers, warmed up.
+    """Select the fastest engine that agrees with the program, and warm it up.
 
-    Engines are tried in this order: torch on a GPU, if there is one; OpenVINO in bfloat16; OpenVINO in float32;
-    torch. Each must answer for 1, 2, 4 and 8 images, in all lanes at once, twice the same, as the program does.
+    Engines are tried in this order: torch on a GPU, if there is one; OpenVINO in bfloat16; OpenVINO in float32; torch.
+    Each must predict 1, 2, 4 and 8 images, at its full concurrency, twice with the same result, as the program does.
 
     Parameters
     ----------
@@ -194,64 +194,64 @@ def select_engine(
     choice
         Library; ``auto`` tries both.
     threads
-        Runs at once on the CPU; one a core when None.
+        Runs at once on the CPU; one per core if None.
     cores
-        Of the CPU, how many may be used; all that this process may when None.
+        Cores of the CPU to use; all that this process may use if None.
     cache
-        Folder for converted models and what their programs answer: read faster than made, and the program itself
-        is then not loaded at all. None keeps none.
+        Folder for converted models and the outputs of their programs: faster to read than to make, and the program
+        is not loaded then. None caches nothing.
 
     Returns
     -------
     Engine
-        Its ``report`` has ``engine``, ``precision``, ``device``, ``lanes``; ``images`` compared and the
-        ``largest_difference`` of their probabilities; ``passed_over``, each with ``engine`` and ``reason``; and the
-        ``seconds`` that all this took.
+        Its ``report`` has ``engine``, ``precision``, ``device``, ``concurrency``; the number of ``images`` compared and
+        the ``largest_difference`` of their probabilities; ``failed_engines``, each with ``engine`` and ``reason``; and
+        the ``seconds`` of the selection.
 
     Raises
     ------
     BundleError
-        The program itself does not give finite probabilities, or no engine passes; says which fails at what.
+        The program's own outputs are not finite, or no engine passes; names each engine and its reason.
     """
     started = time.perf_counter()
     batches = np.split(synthetic_images(bundle.card.image_size), np.cumsum(BATCHES)[:-1])
-    conversion = OpenVINOModelCache(bundle, partial(_reference_outputs, bundle, batches), cache)
-    expected = conversion.reference_outputs
-    passed_over: list[dict[str, str]] = []
-    for name, build in _candidates(bundle, choice, threads, cores, conversion):
+    model_cache = OpenVINOModelCache(bundle, partial(_reference_outputs, bundle, batches), cache)
+    expected = model_cache.reference_outputs
+    failed_engines: list[dict[str, str]] = []
+    for name, build in _candidates(bundle, choice, threads, cores, model_cache):
         try:
             engine = build()
             difference = largest_difference(engine, batches, np.split(expected, np.cumsum(BATCHES)[:-1]))
-        except Exception as error:  # noqa: BLE001  whatever a library raises, the next engine may do
+        except Exception as error:  # noqa: BLE001  the next engine may work
             reason = _reason(error)
-            passed_over.append({"engine": name, "reason": redact_paths(reason)})
-            logger.warning("%s is passed over: %s", name, reason)
+            failed_engines.append({"engine": name, "reason": redact_paths(reason)})
+            logger.warning("%s is skipped: %s", name, reason)
             continue
         seconds = time.perf_counter() - started
         engine.report.update(
-            images=sum(BATCHES), largest_difference=difference, passed_over=passed_over, seconds=round(seconds, 2)
+            images=sum(BATCHES), largest_difference=difference, failed_engines=failed_engines, seconds=round(seconds, 2)
         )
         logger.info("%s, %d at once, differs by %.1g, ready in %.1f s", name, engine.concurrency, difference, seconds)
         return engine
-    reasons = (f"{failed['engine']}: {failed['reason']}" for failed in passed_over)
+    reasons = (f"{failed['engine']}: {failed['reason']}" for failed in failed_engines)
     raise BundleError(f"no engine runs the program; {'; '.join(reasons)}")
 
 
 def _reference_outputs(bundle: Bundle, batches: Sequence[Images]) -> Probabilities:
-    """What the program itself says of synthetic images."""
+    """Outputs of the program itself for synthetic images."""
     answers = np.concatenate(_run(bundle.predict, batches, usable_cores()))
     if not np.isfinite(answers).all():
-        raise BundleError("the program gives NaN or infinity for a synthetic image")
+        raise BundleError("the program returns NaN or infinity for a synthetic image")
     return answers
 
 
 def _candidates(
-    bundle: Bundle, choice: Choice, threads: int | None, cores: int | None, conversion: OpenVINOModelCache
+    bundle: Bundle, choice: Choice, threads: int | None, cores: int | None, model_cache: OpenVINOModelCache
 ) -> Iterator[tuple[str, Callable[[], Engine]]]:
-    """Names of engines and what builds them, the fastest first."""
+    """Yield names of engines and functions that build them, the fastest first."""
 
     def in_openvino(precision: Precision) -> Engine:
-        return OpenVINOEngine(conversion.model, precision, threads, cores)
+        return OpenVINOEngine(model_cache.model, precision, threads, cores)
 
     precision: Precision
     if choice != "openvino" and torch.cuda.is_available():
@@ -265,12 +265,12 @@ def _candidates(
 
 
 def largest_difference(engine: Engine, batches: Sequence[Images], expected: Sequence[Probabilities]) -> float:
-    """Run all lanes of an engine at once, and compare what it answers with what is expected.
+    """Run an engine at its full concurrency, and compare its outputs with the expected ones.
 
     Parameters
     ----------
     engine
-        Built; its ``report`` names its precision.
+        Engine whose ``report`` has its precision.
     batches
         uint8 (N, H, W, 3) each.
     expected
@@ -279,50 +279,60 @@ def largest_difference(engine: Engine, batches: Sequence[Images], expected: Sequ
     Returns
     -------
     float
-        The largest difference of two probabilities.
+        Largest difference of two probabilities.
 
     Raises
     ------
     BundleError
-        What is wrong: the shape, NaN, another answer to the same question, probabilities further off than the
-        precision excuses, or another class although the best two are not nearly equal.
+        The shape is wrong, an output is not finite or not reproducible, a probability differs by more than
+        ``PARITY_BOUNDS``, or another class is predicted although the best two are not nearly equal.
     """
     answers = _run(engine.infer, [*batches, *batches], engine.concurrency)
     for answer, again, wanted in zip(answers, answers[len(batches) :], expected, strict=False):
         if answer.shape != wanted.shape or answer.dtype != np.float32:
-            raise BundleError(f"it answers {answer.dtype} {answer.shape}, where float32 {wanted.shape} is right")
+            raise BundleError(f"it returns {answer.dtype} {answer.shape} instead of float32 {wanted.shape}")
         if not np.isfinite(answer).all():
-            raise BundleError("it gives NaN or infinity")
+            raise BundleError("it returns NaN or infinity")
         if not np.array_equal(answer, again):
-            raise BundleError("it answers otherwise when it is asked again")
+            raise BundleError("it returns different results for the same images")
     return _require_parity(
         np.concatenate(answers[: len(batches)]), np.concatenate(expected), PARITY_BOUNDS[engine.report["precision"]]
     )
 
 
-def _run(infer: Callable[[Images], Probabilities], batches: Sequence[Images], lanes: int) -> list[Probabilities]:
-    """Answers from so many threads at once; torch's own threads in each would only fight on a busy machine."""
-    threads = torch_threads(lanes, usable_cores())
-    with ThreadPoolExecutor(lanes, initializer=set_torch_threads, initargs=(threads,)) as pool:
+def _run(infer: Callable[[Images], Probabilities], batches: Sequence[Images], concurrency: int) -> list[Probabilities]:
+    """Run batches in ``concurrency`` threads that share the cores."""
+    threads = torch_threads(concurrency, usable_cores())
+    with ThreadPoolExecutor(concurrency, initializer=set_torch_threads, initargs=(threads,)) as pool:
         return list(pool.map(infer, batches))
 
 
 def _require_parity(found: Probabilities, wanted: Probabilities, bound: float) -> float:
-    """Two float32 (N, K) must be nearly the same, and name the same classes but where two are nearly equal."""
+    """Require two float32 (N, K) to be nearly equal, with the same best classes except for near ties."""
     difference = float(np.abs(found - wanted).max())
     if difference > bound:
         raise BundleError(f"its probabilities are up to {difference:.2g} from the program's, allowed is {bound:g}")
     second, best = np.sort(wanted, axis=1)[:, -2:].T  # (N,) each
     other = (found.argmax(axis=1) != wanted.argmax(axis=1)) & (best - second >= bound)
     if other.any():
-        raise BundleError(f"it names another class than the program for {other.sum()} of {len(other)} images")
+        raise BundleError(f"it predicts another class than the program for {other.sum()} of {len(other)} images")
     return difference
 
 
 def synthetic_images(size: int) -> Images:
     """Images to compare engines on: soft fields of colour with and without noise, and plain greys.
 
-    A bundle brings no images. On plain noise most networks give one answer; on these they do not.
+    A bundle has no images. For plain noise most networks predict one class; for these they do not.
+
+    Parameters
+    ----------
+    size
+        Side in pixels.
+
+    Returns
+    -------
+    ndarray
+        uint8 (16, size, size, 3) RGB, always the same.
 
     >>> images = synthetic_images(32)
     >>> images.shape, str(images.dtype), images[-3:].mean(axis=(1, 2, 3)).tolist()
@@ -341,7 +351,7 @@ def synthetic_images(size: int) -> Images:
 
 
 def torch_threads(workers: int, cores: int) -> int:
-    """Threads inside one run of the program, so that all workers together use the cores and no more.
+    """Threads for one run of the program, so that all workers together do not use more than the cores.
 
     >>> torch_threads(workers=2, cores=8), torch_threads(workers=8, cores=2)
     (4, 1)
@@ -350,12 +360,12 @@ def torch_threads(workers: int, cores: int) -> int:
 
 
 def set_torch_threads(count: int) -> None:
-    """To be called in each thread that runs a program: OpenMP keeps the number by thread."""
+    """Set torch's number of threads for the calling thread; OpenMP has one for each thread."""
     torch.set_num_threads(count)
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in one line; OpenVINO begins with where that is in its sources.
+    """Message of an error in one line, without the source locations that OpenVINO puts first.
 
     >>> _reason(RuntimeError("Exception from src/core.cpp:84:\\nCheck 'x' failed at src/x.h:9:\\nNo such file\\n"))
     'No such file'
@@ -364,5 +374,5 @@ def _reason(error: Exception) -> str:
     return next((line for line in lines if line and not SOURCES.match(line)), first_line(error))
 
 
-def _description(name: str, precision: Precision, device: str, lanes: int) -> dict[str, Any]:
-    return {"engine": name, "precision": precision, "device": device, "lanes": lanes}
+def _description(name: str, precision: Precision, device: str, concurrency: int) -> dict[str, Any]:
+    return {"engine": name, "precision": precision, "device": device, "concurrency": concurrency}

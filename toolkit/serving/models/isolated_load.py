@@ -1,14 +1,11 @@
-"""A version is loaded, converted and tested in a child process before the service touches it.
+"""Isolated load: a child process loads, converts and tests a version before the service loads it.
 
-Loading a program holds Python's lock for most of a second, converting it takes seconds, and a library that
-crashes on it takes its process along. In another process little of this is felt by requests; the service
-then finds in the cache what it needs.
+Loading a program holds Python's lock for most of a second, converting it takes seconds, and a library that crashes
+ends its process. In a child process requests are hardly affected; the service then finds the conversion in the cache.
 
-The child is granted a share of a core, so that a promotion is in service within a time that does not depend on
-the load: when it gets less, workers of the service pause until it has caught up. A low priority would not
-do: beside busy cores such a process stands still for minutes.
-
-A thread could not do the same: one that the system holds back while it holds Python's lock holds back all.
+The child is entitled to a share of a core, so that a promotion takes a bounded time under any load: while it has had
+less, threads of the service pause. At a low priority, such a process gets no time for minutes while all cores are busy.
+A thread with a low priority could hold Python's lock while the system does not run it, and so block all others.
 """
 
 import math
@@ -29,19 +26,19 @@ from toolkit.serving.models.openvino_cache import is_cached
 from toolkit.system.file_locks import try_lock
 from toolkit.system.subprocesses import Child, Parent, exit_reason
 
-CPU_SHARE = 0.5  # of a core, that the child is granted
-DEFICIT_S = 0.25  # of a core's time, by which the child may be behind for each worker that pauses
+CPU_SHARE = 0.5  # of a core, that the child is entitled to
+DEFICIT_S = 0.25  # of a core's time behind that share, for each thread that pauses
 TIMEOUT_S = 900.0
 POLL_S = 0.05
 
 
 class IsolatedLoader:
-    """Prepares bundles in a child process for an engine that runs converted programs.
+    """Prepare bundles in a child process, for engines that run converted programs.
 
     Parameters
     ----------
     choice, threads, cache
-        As ``engines.prepare`` will be given.
+        Arguments of ``engines.select_engine``.
     """
 
     def __init__(self, choice: Choice, threads: int | None, cache: Path) -> None:
@@ -50,23 +47,23 @@ class IsolatedLoader:
         self._cache = cache
 
     def __call__(self, bundle: Bundle, stopping: threading.Event, pause: Callable[[int], None]) -> None:
-        """Wait until the bundle is converted and tested; nothing to do when it was before, or will not be converted.
+        """Convert and test a bundle, unless it is in the cache or its engine needs no conversion.
 
-        Of several processes that come with the same bundle one does it, and the others find it in the cache.
+        Of several processes that call this with the same bundle one does it, and the others find it in the cache.
 
         Parameters
         ----------
         bundle
-            One that is kept in a folder.
+            Verified, in a folder.
         stopping
-            Ends the child when it is set.
+            Ends the child when set.
         pause
-            Called with the number of workers that are to leave their core to the child; with 0 in the end.
+            Called with the number of threads that are to pause; with 0 at the end.
 
         Raises
         ------
         BundleError
-            Why no engine runs it, or how the child ended.
+            No engine runs the bundle, or the child crashed or took longer than ``TIMEOUT_S``.
         """
         if bundle.folder is None or self._choice == "torch" or torch.cuda.is_available():
             return
@@ -85,7 +82,7 @@ class IsolatedLoader:
             status = child.close()
             pause(0)
         if status:
-            raise BundleError(problem or f"the process that tried it {exit_reason(status)}")
+            raise BundleError(problem or f"the process that loaded it {exit_reason(status)}")
 
 
 def _wait(child: Child, stopping: threading.Event, pause: Callable[[int], None]) -> None:
@@ -93,7 +90,7 @@ def _wait(child: Child, stopping: threading.Event, pause: Callable[[int], None])
     while child.process.poll() is None:
         seconds = time.monotonic() - began
         if stopping.wait(POLL_S):
-            raise BundleError("the service ends")
+            raise BundleError("the service is stopping")
         if seconds > TIMEOUT_S:
             raise BundleError(f"not ready after {TIMEOUT_S:g} s")
         if (wanted := _to_pause(seconds, _cpu_seconds(child.process.pid))) != pausing:
@@ -102,7 +99,7 @@ def _wait(child: Child, stopping: threading.Event, pause: Callable[[int], None])
 
 
 def _to_pause(seconds: float, cpu_seconds: float) -> int:
-    """How many workers are to pause for a child that has run so long, and been given so much of a core.
+    """Number of threads that are to pause for a child that has run for ``seconds`` and had ``cpu_seconds`` of a core.
 
     >>> [_to_pause(4.0, cpu_seconds) for cpu_seconds in (4.0, 2.0, 1.9, 1.5, 0.0)]
     [0, 0, 0, 2, 8]
@@ -111,7 +108,7 @@ def _to_pause(seconds: float, cpu_seconds: float) -> int:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """The time of a core that a process has used; infinite when it is gone."""
+    """CPU time of a process; infinite if it has ended."""
     with suppress(psutil.Error):
         times = psutil.Process(pid).cpu_times()
         return float(times.user + times.system)
@@ -119,7 +116,7 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def main() -> int:
-    """Load, convert and test a bundle, in the child."""
+    """Load, convert and test a bundle; runs in the child process."""
     parent = Parent()
     folder, digest, choice, threads, cache = parent.receive()
     try:

@@ -1,4 +1,4 @@
-"""Which model answers: found in the registry, loaded and tried out aside, and put in place by one assignment."""
+"""Model manager: polls the registry, loads and tests a new version, and activates it by one assignment."""
 
 import gc
 import logging
@@ -18,13 +18,13 @@ from toolkit.serving.models.smoke_test import Agreement, SmokeTestResult, compar
 
 logger = logging.getLogger(__name__)
 
-MAX_BACKOFF_S = 300.0  # seconds between two attempts at a version that cannot be loaded
+MAX_BACKOFF_S = 300.0  # between two attempts at a version that cannot be loaded
 MAX_DOUBLINGS = 30  # of the pause: a version that fails for days must not overflow it
-STOP_SECONDS = 5.0  # what a stopping service grants a look that is under way
+STOP_TIMEOUT_S = 5.0  # for a poll that runs when the service stops
 
 
 class ModelRelease(Protocol):
-    """What is asked of a registered version; ``model_registry`` has more to say about it."""
+    """Attributes of a registered version that serving needs."""
 
     @property
     def name(self) -> str: ...
@@ -39,39 +39,39 @@ class ModelRelease(Protocol):
 
 
 class Source(Protocol):
-    """Where models come from."""
+    """Source of models, such as the registry."""
 
-    contradiction: str  # what else names another version than the one found last; empty where nothing does
+    contradiction: str  # between the source's records of the version found last; empty if they agree
 
     def find(self) -> ModelRelease:
-        """The version that should answer; cheap, for it is asked again and again."""
+        """Return the version that should answer; cheap, as it is called at every poll."""
 
     def load(self, release: ModelRelease, cache: Path | None = None) -> Bundle:
-        """Its bundle, verified; its files stay as ``cache/<digest>`` when there is such a folder."""
+        """Return the verified bundle of a release; its files stay in ``cache/<digest>`` if a cache is given."""
 
 
 class LocalCopies(Protocol):
-    """The last versions that served, on the disk of this machine: ``lastgood.LocalModelCache``."""
+    """Copies of the last versions that served, on the disk of this machine: ``local_cache.LocalModelCache``."""
 
     def load(self, source: Source, release: ModelRelease) -> Bundle:
-        """A release's bundle from its source, which leaves a copy on its way."""
+        """Return the bundle of a release from its source, and keep a copy."""
 
     def copy(self, source: Source, release: ModelRelease) -> None:
-        """Leave a copy of a release that serves already, should there be none."""
+        """Keep a copy of a release that serves already, unless there is one."""
 
     def mark_served(self, release: ModelRelease) -> None:
-        """Note that a release serves, so its copy is the last good one."""
+        """Record that a release serves, so that its copy is the last good one."""
 
     def load_last_served(self) -> Iterable[tuple[ModelRelease, Bundle]]:
-        """What served last, newest first, verified."""
+        """Yield what served last, newest first, verified."""
 
 
 @dataclass(frozen=True, eq=False)
 class LiveModel:
-    """A version that answers, or has until a moment ago.
+    """A version that answers, or answered until recently.
 
-    Who runs its engine holds the model, not the engine alone: the engine is closed when nobody
-    holds the model any more.
+    Code that runs the engine holds a reference to the model, not to the engine alone: the engine is closed when the
+    last reference to the model is gone.
     """
 
     release: ModelRelease
@@ -86,44 +86,42 @@ class LiveModel:
 
     @property
     def version(self) -> str:
-        """The version's name in figures and in the monitor."""
+        """The version as text, as in metrics and in the monitor."""
         return str(self.release.version)
 
 
 @dataclass(frozen=True)
 class ModelManagerConfig:
-    """How a model is loaded, and what is kept of those that served.
+    """Settings of a model manager.
 
     Parameters
     ----------
-    poll_seconds
-        Pause between two polls of the registry.
+    poll_interval
+        Seconds between two polls of the registry.
     prepare
-        Makes an engine of a bundle, warmed up and checked.
-    rehearse
-        Called with a bundle before ``prepare`` while another model answers, with an event that is set when the service
-        ends, and with a function that has so many workers of the service leave their core to it: does aside what can be
-        done aside.
-    last_good
-        What answers when the service starts and the registry does not answer, or what is in the stage cannot be used;
-        nothing does when None.
-    does
-        What the model does, for the log.
-    keeps_former
-        Whether the model that was replaced stays in memory, so that a rollback to it is done at once.
+        Builds the engine of a bundle, warmed up and checked.
+    isolated_load
+        Prepares a bundle outside this process, before ``prepare`` is called while another model answers. Called with
+        the bundle, an event that is set when the service stops, and a function that pauses a number of threads.
+    local_cache
+        Copies to start from while the registry is unreachable, or when the version in the stage cannot be loaded.
+    role
+        Verb for the log: the model ``serves`` or ``shadows``.
+    keep_previous
+        Whether the replaced model stays in memory, so that a rollback to it is immediate.
     """
 
-    poll_seconds: float
+    poll_interval: float
     prepare: Callable[[Bundle], Engine] = select_engine
-    rehearse: Callable[[Bundle, threading.Event, Callable[[int], None]], None] | None = None
-    last_good: LocalCopies | None = None
-    does: str = "serves"
-    keeps_former: bool = True
+    isolated_load: Callable[[Bundle, threading.Event, Callable[[int], None]], None] | None = None
+    local_cache: LocalCopies | None = None
+    role: str = "serves"
+    keep_previous: bool = True
 
 
 @dataclass(frozen=True)
-class SetAside:
-    """A version that could not be put in place, and when it is tried again."""
+class LoadFailureState:
+    """A version that cannot be loaded, as ``/health`` shows it: reason, attempts, seconds until the next one."""
 
     version: int
     reason: str
@@ -133,7 +131,7 @@ class SetAside:
 
 @dataclass(frozen=True)
 class RegistryState:
-    """The registry, failures and where the live model came from, as ``/health`` shows them; times since 1970."""
+    """State of the registry and origin of the live model, as ``/health`` shows them; times in seconds since 1970."""
 
     reachable: bool
     unreachable_since: float | None
@@ -143,13 +141,13 @@ class RegistryState:
     source: Literal["registry", "last good copy"] | None
     copy_since: float | None
     comparison: Agreement | None
-    load_failure: SetAside | None
+    load_failure: LoadFailureState | None
     contradiction: str | None
 
 
 @dataclass(frozen=True)
 class LoadFailure:
-    """A version that could not be put in place."""
+    """A version that could not be loaded."""
 
     release: ModelRelease
     reason: str
@@ -157,40 +155,35 @@ class LoadFailure:
     next_attempt: float  # on the monotonic clock
 
     @property
-    def set_aside(self) -> SetAside:
-        """The same as ``/health`` shows it."""
+    def state(self) -> LoadFailureState:
+        """The failure as ``/health`` shows it."""
         seconds = round(max(0.0, self.next_attempt - time.monotonic()), 1)
-        return SetAside(self.release.version, self.reason, self.attempts, seconds)
+        return LoadFailureState(self.release.version, self.reason, self.attempts, seconds)
 
 
 def release_key(release: ModelRelease) -> tuple[str, int, str]:
-    """What makes two releases the same: not the larger number, for a rollback goes to a smaller one."""
+    """Identity of a release: two are the same if name, version and digest are."""
     return release.name, release.version, release.digest
 
 
-def _no_rest(_workers: int) -> None:
-    """Nothing, where no workers would have to leave their core."""
-
-
 class ModelManager:
-    """The live model, and the thread that keeps it what the registry says.
+    """The live model, and the thread that keeps it in step with the registry.
 
-    A version that cannot be found, loaded, verified or run leaves the one before it in place. The one
-    that was replaced stays ready, for a rollback; it is closed and freed when it is not the last one
-    any more and its last answer is out.
+    A version that cannot be found, loaded, verified or run leaves the previous one in place. The replaced model
+    stays ready for a rollback; it is closed and freed once it is replaced there and its last answer is out.
 
     Parameters
     ----------
     source
-        Where models come from.
-    adopt
-        Called with a model right before it begins to answer.
+        Source of the models.
+    on_activate
+        Called with a model right before it begins to answer; an exception keeps it from answering.
     config
-        How it is loaded.
+        Settings.
     on_failure
-        Called with a release and the reason when it is set aside; once, not at each further attempt.
-    rest
-        Has so many workers take no work.
+        Called with a release and the reason when it first fails to load.
+    pause
+        Pauses the given number of worker threads, in favour of a model that is being loaded.
     """
 
     def __init__(
@@ -199,68 +192,66 @@ class ModelManager:
         on_activate: Callable[[LiveModel], None],
         config: ModelManagerConfig,
         on_failure: Callable[[ModelRelease, str], None] | None = None,
-        rest: Callable[[int], None] | None = None,
+        pause: Callable[[int], None] = lambda _threads: None,
     ) -> None:
         self.model: LiveModel | None = None
         self.failure: LoadFailure | None = None
         self.comparison: Agreement | None = None  # of the live model with the one before it
         self.copy_since: float | None = None  # seconds since 1970; None unless the live model is a last good copy
-        self.reachable = False  # whether the registry answered the last look
+        self.reachable = False  # whether the registry answered the last poll
         self.unreachable_since: float | None = None  # seconds since 1970
-        self.registry_problem: str | None = None  # why the last look found nothing to serve
+        self.registry_problem: str | None = None  # why the last poll found nothing to serve
         self.last_poll: float | None = None  # seconds since 1970
         self.loading: ModelRelease | None = None
         self.changes = 0
         self._source = source
         self._on_activate = on_activate
         self._config = config
-        self._local_cache = config.last_good
-        self._fallbacks = config.last_good is not None  # whether a copy may still be asked to answer
+        self._local_cache = config.local_cache
+        self._fallbacks = config.local_cache is not None  # whether a copy may still be asked to answer
         self._on_failure = on_failure
-        self._rest = rest or _no_rest
-        self._smoke_tested: SmokeTestResult | None = None  # what the live model did before it answered
-        self._previous: tuple[LiveModel, SmokeTestResult] | None = (
-            None  # what answered before it, ready to answer again
-        )
-        self._needs_gc = threading.Event()  # a model is no longer held by anybody
+        self._pause = pause
+        self._smoke_tested: SmokeTestResult | None = None  # of the live model
+        self._previous: tuple[LiveModel, SmokeTestResult] | None = None  # the replaced model, ready to answer again
+        self._needs_gc = threading.Event()  # the last reference to a model is gone
         self._polling = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._poll_forever, name="registry", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch the registry."""
+        """Start polling the registry."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop watching; a look that is under way is not waited for longer than a few seconds."""
+        """Stop polling; a poll that is running is given ``STOP_TIMEOUT_S`` to end."""
         self._stopping.set()
-        self._thread.join(STOP_SECONDS)
+        self._thread.join(STOP_TIMEOUT_S)
 
     def poll(self, *, again: bool = False) -> str:
-        """Look at the registry now and do what it says.
+        """Poll the registry now, and load the version that it names.
 
         Parameters
         ----------
         again
-            Try a version that failed even though its pause is not over.
+            Retry a version that failed even if its pause is not over.
 
         Returns
         -------
         str
-            ``unchanged``, ``loaded``, ``waiting`` (nothing is registered), ``unreachable``,
-            ``failed`` (what is registered cannot be loaded) or ``set aside`` (it failed before).
+            ``unchanged``, ``loaded``, ``waiting`` (nothing is in the stage), ``unreachable``, ``failed`` (the version
+            cannot be loaded) or ``backing off`` (it failed before and is retried later).
         """
         with self._polling:
             if self._needs_gc.is_set():
                 self._needs_gc.clear()
-                gc.collect()  # torch's programs refer to themselves, and would stay until Python looks for such
+                gc.collect()  # torch's programs are reference cycles, which would stay in memory
             try:
                 wanted = self._source.find()
             except NotRegistered as error:
                 self._note_registry(str(error), reachable=True)
                 self._fallbacks = False  # the registry has the last word
                 return "waiting"
-            except Exception as error:  # noqa: BLE001  a library's own are no reason to stop looking
+            except Exception as error:  # noqa: BLE001  no error ends the polling
                 self._note_registry(_problem(error), reachable=False)
                 self._load_fallback()
                 return "unreachable"
@@ -268,7 +259,7 @@ class ModelManager:
             return self._sync_to(wanted, again)
 
     def reason(self) -> str:
-        """Why no model answers, in words that a client may read."""
+        """Reason why no model answers, in words for clients."""
         loading, failure = self.loading, self.failure  # the other thread may set them to None meanwhile
         if loading is not None:
             return f"version {loading.version} is being loaded"
@@ -277,7 +268,7 @@ class ModelManager:
         return self.registry_problem or "the registry has not answered yet"
 
     def describe(self) -> RegistryState:
-        """How the registry is, and what came of following it."""
+        """State of the registry and of the live model."""
         failure = self.failure
         return RegistryState(
             reachable=self.reachable,
@@ -288,7 +279,7 @@ class ModelManager:
             source=("last good copy" if self.copy_since else "registry") if self.model else None,
             copy_since=self.copy_since,
             comparison=self.comparison,
-            load_failure=failure.set_aside if failure else None,
+            load_failure=failure.state if failure else None,
             contradiction=self._source.contradiction or None,
         )
 
@@ -296,17 +287,17 @@ class ModelManager:
         while not self._stopping.is_set():
             try:
                 self.poll()
-            except Exception:  # what happened is in the log; the next look may fare better
-                logger.exception("the look at the registry broke off")
-            self._stopping.wait(self._config.poll_seconds)
+            except Exception:  # the next poll may succeed
+                logger.exception("polling the registry failed")
+            self._stopping.wait(self._config.poll_interval)
 
     def _note_registry(self, problem: str | None, *, reachable: bool) -> None:
         shown = redact_paths(problem) if problem else None
-        if problem and shown != self.registry_problem:  # a line when it begins and when it ends, not one a look
-            serving = f"; version {self.model.version} {self._config.does} on" if self.model else ""
+        if problem and shown != self.registry_problem:  # one line at the beginning and one at the end
+            serving = f"; version {self.model.version} {self._config.role} on" if self.model else ""
             logger.warning("%s%s", problem, serving)
         elif reachable and not self.reachable and self.last_poll is not None:
-            logger.info("the registry answers again")
+            logger.info("the registry is reachable again")
         self.registry_problem, self.reachable, self.last_poll = shown, reachable, time.time()
         self.unreachable_since = None if reachable else self.unreachable_since or self.last_poll
 
@@ -319,7 +310,7 @@ class ModelManager:
         if failed is not None and release_key(failed.release) != release_key(wanted):
             failed = self.failure = None
         if failed is not None and not again and time.monotonic() < failed.next_attempt:
-            return "set aside"
+            return "backing off"
         self.loading = wanted
         try:
             self._swap(wanted)
@@ -337,8 +328,8 @@ class ModelManager:
     def _swap(self, wanted: ModelRelease) -> None:
         started = time.monotonic()
         if self._previous is not None and release_key(self._previous[0].release) == release_key(wanted):
-            before, (model, tried) = self.model, self._previous
-            self._start_answering(model, tried)
+            before, (model, smoke_tested) = self.model, self._previous
+            self._activate(model, smoke_tested)
             if self._local_cache is not None:
                 self._local_cache.copy(self._source, wanted)
         else:
@@ -346,85 +337,84 @@ class ModelManager:
         self.failure = self.copy_since = None
         replaced = f" in place of version {before.version}" if before else ""
         seconds = time.monotonic() - started
-        logger.info("version %s %s%s, loaded in %.1f s", model.version, self._config.does, replaced, seconds)
+        logger.info("version %s %s%s, loaded in %.1f s", model.version, self._config.role, replaced, seconds)
 
     def _load(self, wanted: ModelRelease) -> LiveModel:
-        """Put a version in place that did not answer just before."""
+        """Load and activate a version that is not in memory."""
         bundle = self._local_cache.load(self._source, wanted) if self._local_cache else self._source.load(wanted)
         if wanted.digest and bundle.digest != wanted.digest:
             raise BundleError("the registry changed while the version was being loaded")
-        if self.model is not None and self._config.rehearse is not None:
-            self._config.rehearse(bundle, self._stopping, self._rest)
-        return self._activate(wanted, bundle)
+        if self.model is not None and self._config.isolated_load is not None:
+            self._config.isolated_load(bundle, self._stopping, self._pause)
+        return self._prepare(wanted, bundle)
 
     def _load_fallback(self) -> None:
-        """Let the last good copy answer, when nothing does and the registry has not said otherwise; asked once."""
+        """Activate the last good copy if no model answers and the registry has named none yet; tried once."""
         if self.model is not None or self._local_cache is None or not self._fallbacks:
             return
         self._fallbacks = False
         for release, bundle in self._local_cache.load_last_served():
             self.loading = release
             try:
-                model = self._activate(release, bundle)
-            except Exception as error:  # noqa: BLE001  as in ``_follow``
+                model = self._prepare(release, bundle)
+            except Exception as error:  # noqa: BLE001  as in ``_sync_to``
                 logger.warning("the last good copy, version %d, cannot be used: %s", release.version, first_line(error))
                 continue
             finally:
                 self.loading = None
             self.copy_since = model.loaded_at
-            logger.warning("version %s %s from the last good copy on this machine", model.version, self._config.does)
+            logger.warning("version %s %s from the last good copy on this machine", model.version, self._config.role)
             return
 
-    def _activate(self, release: ModelRelease, bundle: Bundle) -> LiveModel:
-        """Prepare a model, try it out, and let it answer; whatever is raised leaves the one before it in place."""
+    def _prepare(self, release: ModelRelease, bundle: Bundle) -> LiveModel:
+        """Build and test the engine of a bundle, and activate it."""
         engine = self._config.prepare(bundle)
         model = LiveModel(release, bundle, engine, time.time())
         weakref.finalize(model, _close, engine, model.version, self._needs_gc).atexit = False
-        self._start_answering(model, smoke_test(engine, bundle.card, model.version))
+        self._activate(model, smoke_test(engine, bundle.card, model.version))
         return model
 
-    def _start_answering(self, model: LiveModel, tried: SmokeTestResult) -> None:
-        """Put a model that was tried out in place of the one that answers now."""
-        comparison = compare_outputs(tried, self._smoke_tested) if self._smoke_tested else None
+    def _activate(self, model: LiveModel, smoke_tested: SmokeTestResult) -> None:
+        """Replace the live model by one that passed its smoke test."""
+        comparison = compare_outputs(smoke_tested, self._smoke_tested) if self._smoke_tested else None
         self._on_activate(model)
-        if self._config.keeps_former and self.model is not None and self._smoke_tested is not None:
+        if self._config.keep_previous and self.model is not None and self._smoke_tested is not None:
             self._previous = self.model, self._smoke_tested
-        self.model, self.comparison, self._smoke_tested = model, comparison, tried
+        self.model, self.comparison, self._smoke_tested = model, comparison, smoke_tested
         self.changes += 1
         if comparison is not None:
             logger.log(logging.WARNING if comparison.constant else logging.INFO, "%s", comparison)
 
     def _back_off(self, release: ModelRelease, error: Exception, attempts: int) -> None:
-        pause = min(self._config.poll_seconds * 2 ** min(attempts, MAX_DOUBLINGS), MAX_BACKOFF_S)
+        pause = min(self._config.poll_interval * 2 ** min(attempts, MAX_DOUBLINGS), MAX_BACKOFF_S)
         reason = redact_paths(first_line(error))
         self.failure = LoadFailure(release, reason, attempts, time.monotonic() + pause)
         logger.error(
             "version %d cannot be loaded: %s; %s, next attempt in %.0f s",
             release.version,
             first_line(error),
-            f"version {self.model.version} {self._config.does} on" if self.model else f"nothing {self._config.does}",
+            f"version {self.model.version} {self._config.role} on" if self.model else f"nothing {self._config.role}",
             pause,
         )
         if self._on_failure is None or attempts > 1:
             return
         try:
             self._on_failure(release, reason)
-        except Exception as trouble:  # noqa: BLE001  models are not held up by whoever is told of them
-            logger.warning("that version %d was set aside could not be told: %s", release.version, first_line(trouble))
+        except Exception as error:  # noqa: BLE001  a failing callback must not stop the manager
+            logger.warning("the failure of version %d could not be reported: %s", release.version, first_line(error))
 
 
 def _problem(error: Exception) -> str:
-    """What a look at the registry failed with."""
     if isinstance(error, ToolkitError):
         return str(error)
-    logger.error("the look at the registry failed", exc_info=error)
-    return f"the look at it failed: {type(error).__name__}"
+    logger.error("polling the registry failed", exc_info=error)
+    return f"polling the registry failed: {type(error).__name__}"
 
 
-def _close(engine: Engine, version: str, litter: threading.Event) -> None:
-    """Close the engine of a model that nobody holds any more, in whichever thread held it last."""
-    litter.set()
+def _close(engine: Engine, version: str, needs_gc: threading.Event) -> None:
+    """Close the engine of a model without references, in the thread that held the last one."""
+    needs_gc.set()
     try:
         engine.close()
-    except Exception as error:  # noqa: BLE001  it must not fall on whoever was answered last
+    except Exception as error:  # noqa: BLE001  the thread is answering a request
         logger.warning("the engine of version %s could not be closed: %s", version, first_line(error))

@@ -1,7 +1,7 @@
-"""A program converted for OpenVINO, kept on this machine beside what the program itself answers.
+"""Cache of programs converted for OpenVINO, with the outputs of the program itself.
 
-With both on the disk, a service that starts or changes models needs the program no more: neither to be
-loaded, nor to be run for the comparison that each engine must pass.
+With both on the disk, a service that starts or changes models needs not load the program, nor run it for the comparison
+that each engine must pass.
 """
 
 import logging
@@ -26,48 +26,48 @@ from toolkit.system.file_locks import try_lock
 
 logger = logging.getLogger(__name__)
 
-MODEL, ANSWERS = "model.xml", "answers.npy"  # the model's weights are beside it, in model.bin
-CONVERT_TIMEOUT_S = 900.0  # that others wait for who converts
-MAX_CACHED = 8  # converted models in a cache; that of a ResNet-18 has 45 MB
+MODEL, OUTPUTS = "model.xml", "outputs.npy"  # the weights are in model.bin
+CONVERT_TIMEOUT_S = 900.0  # for a conversion in another process
+MAX_CACHED = 8  # converted models in a cache; a ResNet-18 has 45 MB
 
-_starting = threading.Lock()  # held by who is the first to use OpenVINO
-_converting = threading.Lock()  # OpenVINO changes the root logger's level meanwhile, and puts back what it found
+_starting = threading.Lock()  # of OpenVINO's first use
+_converting = threading.Lock()  # OpenVINO changes the root logger's level during a conversion, and restores it
 
 
 class OpenVINOModelCache:
-    """What is needed of a bundle's program to run it in OpenVINO; from the cache, or made when asked for.
+    """A bundle's program as an OpenVINO model, and its own outputs; from the cache, or made at first use.
 
     Parameters
     ----------
     bundle
         Verified.
-    answer
-        What the program itself says of some images, the same at each start: float32 (N, K).
+    run_program
+        Returns the program's own outputs for a fixed set of images: float32 (N, K).
     cache
-        Folder that this is kept in; None keeps nothing.
+        Folder of the cache; None caches nothing.
     """
 
-    def __init__(self, bundle: Bundle, answer: Callable[[], NDArray[np.float32]], cache: Path | None) -> None:
+    def __init__(self, bundle: Bundle, run_program: Callable[[], NDArray[np.float32]], cache: Path | None) -> None:
         self._bundle = bundle
-        self._reference = answer
+        self._run_program = run_program
         self._cache = cache
         self._name = _name(bundle)
 
     @cached_property
     def reference_outputs(self) -> NDArray[np.float32]:
-        """What the program itself says: float32 (N, K)."""
-        return self._cached[1] if self._cached else self._reference()
+        """Outputs of the program itself: float32 (N, K)."""
+        return self._cached[1] if self._cached else self._run_program()
 
     @cached_property
     def model(self) -> Any:
-        """The program as a model of OpenVINO's; to convert one takes seconds."""
+        """The program as an OpenVINO model; a conversion takes seconds."""
         if self._cached:
             return self._cached[0]
         if self._cache is None:
             return self._convert()
         with try_lock(self._cache.with_suffix(".lock"), CONVERT_TIMEOUT_S):
-            if kept := self._load():  # another process has converted it meanwhile
-                return kept[0]
+            if cached := self._load():  # converted by another process meanwhile
+                return cached[0]
             model = self._convert()
             self._store(model, self._cache)
         return model
@@ -77,7 +77,7 @@ class OpenVINOModelCache:
         with _converting:
             model = openvino().convert_model(program)
         size = self._bundle.card.image_size
-        model.reshape([-1, size, size, 3])  # the conversion leaves all four free
+        model.reshape([-1, size, size, 3])  # the conversion leaves all four dimensions free
         return model
 
     @cached_property
@@ -85,36 +85,36 @@ class OpenVINOModelCache:
         return self._load()
 
     def _load(self) -> tuple[Any, NDArray[np.float32]] | None:
-        """What is in the cache, if it is whole: the end of the folder's name is the digest of what is in it."""
+        """Read the cache if it is intact: the name of a folder ends with the digest of its files."""
         for folder in self._cache.glob(f"{self._name}*") if self._cache else ():
             try:
                 if digest_of(folder) == folder.name.removeprefix(self._name):
-                    return core().read_model(folder / MODEL), np.load(folder / ANSWERS, allow_pickle=False)
+                    return core().read_model(folder / MODEL), np.load(folder / OUTPUTS, allow_pickle=False)
                 reason = "it was altered"
-            except Exception as error:  # noqa: BLE001  a cache is never needed
+            except Exception as error:  # noqa: BLE001  the model can be converted again
                 reason = first_line(error)
-            logger.warning("a converted model in the cache cannot be used, so it is made anew: %s", reason)
+            logger.warning("a cached conversion cannot be used and is made again: %s", reason)
             shutil.rmtree(folder, ignore_errors=True)
         return None
 
     def _store(self, model: Any, cache: Path) -> None:
-        """Write all aside, and put it in place at once; the oldest of too many go."""
+        """Write a folder and rename it into the cache; the oldest beyond ``MAX_CACHED`` are removed."""
         try:
             cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache, prefix="openvino-") as scratch:
                 folder = Path(scratch, "whole")
                 folder.mkdir()
                 openvino().save_model(model, folder / MODEL, compress_to_fp16=False)
-                np.save(folder / ANSWERS, self.reference_outputs, allow_pickle=False)
+                np.save(folder / OUTPUTS, self.reference_outputs, allow_pickle=False)
                 folder.rename(cache / f"{self._name}{digest_of(folder)}")
             for old in sorted(cache.glob("openvino-*"), key=lambda path: path.stat().st_mtime)[:-MAX_CACHED]:
                 shutil.rmtree(old, ignore_errors=True)
-        except Exception as error:  # noqa: BLE001  a full disk, another process that was faster
-            logger.warning("the converted model is not kept: %s", first_line(error))
+        except Exception as error:  # noqa: BLE001  a full disk, or another process that was faster
+            logger.warning("the converted model cannot be cached: %s", first_line(error))
 
 
 def is_cached(bundle: Bundle, cache: Path) -> bool:
-    """Whether the cache holds a conversion of the bundle; whether it is whole shows when it is read."""
+    """Whether the cache has a conversion of the bundle; it is verified when it is read."""
     return any(cache.glob(f"{_name(bundle)}*"))
 
 
@@ -136,20 +136,20 @@ def exported(bundle: Bundle) -> ExportedProgram:
 
 
 def openvino() -> Any:
-    """OpenVINO, silenced and ready for several threads. Its import, and each conversion, would tell its makers.
+    """Import OpenVINO without its telemetry, ready for several threads.
 
-    They would be told through openvino-telemetry. Where that cannot be imported, OpenVINO uses a stub of its own that
-    sends nothing.
+    Its import and each conversion would send data through openvino-telemetry. If that cannot be imported, OpenVINO uses
+    a stub of its own that sends nothing.
     """
     with _starting:
         return _library()
 
 
 def core() -> Any:
-    """OpenVINO's runtime: one for the process, and never closed.
+    """Return OpenVINO's runtime, one for the process that is never closed.
 
-    It gives the thread that first uses it a stack for signals, and takes it away when it is closed, by then perhaps in
-    another thread: the next signal to the first one would end the process.
+    It installs a signal stack in the thread that first uses it, and removes it when it is closed, perhaps from another
+    thread: the next signal to the first thread would then end the process.
     """
     with _starting:
         return _runtime()
@@ -160,8 +160,8 @@ def _library() -> Any:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino as library  # type: ignore[import-untyped]
 
-    # pybind11 looks numpy up at the first use of an array. Of two threads that both use their first one, it happened
-    # once in five starts that each waited for what the other held, and with Python's lock, so that all stood still.
+    # pybind11 imports numpy at the first use of an array. Two threads that did so at once were deadlocked in one of
+    # five starts, while holding Python's lock.
     library.Tensor(np.zeros(1, np.uint8))
     return library
 

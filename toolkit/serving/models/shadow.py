@@ -1,8 +1,7 @@
-"""A challenger that answers along, unseen: the version in Staging on a share of what the live model answered.
+"""Shadow deployment: the version in Staging is run on a share of the images that the live model answered.
 
-Its thread takes images only while the live path has nothing waiting. It does not lower its own
-priority: a thread that the system holds back while it holds Python's lock holds back all others, which
-was measured at 0.9 s on a busy machine.
+Its thread takes images only while no request waits. It does not lower its own priority: a thread that the system does
+not run while it holds Python's lock blocks all others, by up to 0.9 s on a busy machine.
 """
 
 import logging
@@ -32,21 +31,23 @@ from toolkit.serving.models.smoke_test import agreement
 logger = logging.getLogger(__name__)
 
 QUEUE_SIZE = 32  # images that may wait; more are dropped and counted
-BUSY_PAUSE = 0.02  # seconds between two looks whether the live path is free
-STOP_SECONDS = 5.0  # what a stopping service grants a run that is under way
+BUSY_PAUSE_S = 0.02  # between two checks whether requests wait
+STOP_TIMEOUT_S = 5.0  # for a run of the model when the service stops
 MEANS = ("agreement", "mean_difference")  # over the images that were compared
 
 
 @dataclass(frozen=True, eq=False)
 class ShadowSample:
-    """An image that the live model answered. It does not hold the model, which would not be freed.
+    """An image that the live model answered, without a reference to the model, which would keep it in memory.
 
     Parameters
     ----------
+    release, classes
+        Of the live model.
     pixels
-        Gives the image as uint8 (H, W, 3) for a side H = W in pixels.
+        Returns the image as uint8 (H, W, 3) for a side H = W in pixels.
     row
-        float32 (K,), the probabilities that were answered.
+        float32 (K,), the probabilities of the live model.
     """
 
     release: ModelRelease
@@ -57,7 +58,7 @@ class ShadowSample:
 
 @dataclass
 class ShadowStats:
-    """What came of the images that one version answered; ``difference`` is a sum over those compared."""
+    """Counts of images that one live version answered; ``difference`` is a sum over those compared."""
 
     live: ModelRelease
     since: float  # seconds since 1970
@@ -68,25 +69,25 @@ class ShadowStats:
 
 
 class ShadowRunner:
-    """Runs a second model on what the first one answered, and counts how often both agree.
+    """Run a second model on images that the live model answered, and count how often both agree.
 
-    Whatever goes wrong with it is counted, and touches nothing else. Both may have other classes, which
-    are matched by name, and images of another size. The counts begin anew when either version changes.
+    Its errors are counted and have no other effect. The two models may differ in their classes, which are matched by
+    name, and in their image size. The counts restart when either version changes.
 
     Parameters
     ----------
     source
-        Where the second model comes from.
+        Source of the second model.
     config
-        How it is loaded, in the shadow's own thread.
+        Settings for loading it, in the shadow's own thread.
     share
-        Of the images, in (0, 1].
+        Share of the images, in (0, 1].
     busy
-        Whether the live path has work waiting; the shadow waits meanwhile, until its next look at most.
+        Returns whether requests wait; the shadow pauses meanwhile, until its next poll at most.
     draw
-        Gives random numbers in [0, 1).
+        Returns random numbers in [0, 1).
     clock
-        Gives seconds since 1970.
+        Returns seconds since 1970.
     """
 
     def __init__(
@@ -100,129 +101,125 @@ class ShadowRunner:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.share = share
-        own = replace(config, rehearse=None, last_good=None, does="shadows", keeps_former=False)
-        self._queued = ModelManager(source, _no_callback, own)
-        self._poll_seconds = config.poll_seconds
+        own = replace(config, isolated_load=None, local_cache=None, role="shadows", keep_previous=False)
+        self._model_manager = ModelManager(source, _no_callback, own)
+        self._poll_seconds = config.poll_interval
         self._busy = busy
         self._draw = draw
         self._clock = clock
-        self._waiting: queue.Queue[ShadowSample | None] = queue.Queue(QUEUE_SIZE)
-        self._stats: ShadowStats | None = None  # of the model that is held
+        self._queue: queue.Queue[ShadowSample | None] = queue.Queue(QUEUE_SIZE)
+        self._stats: ShadowStats | None = None  # of the present model
         self._dropped = 0
-        self._lock = threading.Lock()  # of the numbers
+        self._lock = threading.Lock()  # of the counts
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
 
     def start(self) -> None:
-        """Begin to look for a model."""
+        """Start polling for a model."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop; what waits is dropped."""
+        """Stop; queued images are dropped."""
         self._stopping.set()
-        with suppress(queue.Full):  # then the thread is awake
-            self._waiting.put_nowait(None)
-        self._thread.join(STOP_SECONDS)
+        with suppress(queue.Full):  # then the thread is not waiting
+            self._queue.put_nowait(None)
+        self._thread.join(STOP_TIMEOUT_S)
 
     def submit(self, model: LiveModel, row: NDArray[np.float32], pixels: Callable[[int], NDArray[np.uint8]]) -> None:
-        """Hand over an answer that went out; takes no time, and raises nothing.
+        """Queue an image for the shadow, or drop it; returns at once and raises nothing.
 
         Parameters
         ----------
         model
-            What answered.
+            The live model.
         row
             float32 (K,), its probabilities.
         pixels
-            Gives the image as uint8 (H, W, 3) for a side H = W in pixels, which may be another one than
-            the live model's. It waits in the queue: what it holds should be small, and not the model.
+            Returns the image as uint8 (H, W, 3) for a side H = W in pixels, which may differ from the live model's.
+            It is queued, so that it should hold little memory, and no reference to the model.
         """
-        if self._queued.model is None or self._draw() >= self.share:
+        if self._model_manager.model is None or self._draw() >= self.share:
             return
         try:
-            self._waiting.put_nowait(ShadowSample(model.release, model.classes, pixels, row))
+            self._queue.put_nowait(ShadowSample(model.release, model.classes, pixels, row))
         except queue.Full:
             self._drop()
 
     def metrics(self) -> dict[str, Any]:
-        """Both versions and how they compare, as ``/metrics`` and ``/model-info`` show it.
+        """Both versions and their agreement, as ``/metrics`` and ``/model-info`` show it.
 
-        ``agreement`` is the share of the compared images for which both name the same class, and
-        ``mean_difference`` the mean absolute difference of the probability of the class that was
-        answered; both are None before the first image. ``dropped`` counts since the service began:
-        the queue was full, or the live path was never free.
+        ``agreement`` is the share of the compared images for which both predict the same class, and
+        ``mean_difference`` the mean absolute difference of the probability of the class that the live model
+        predicted; both are None before the first image. ``dropped`` counts images since the service started for which
+        the queue was full or requests always waited.
         """
-        model = self._queued.model
+        model = self._model_manager.model
         with self._lock:
-            tally, dropped = self._stats and replace(self._stats), self._dropped
-        compared = tally.compared if tally else 0
+            stats, dropped = self._stats and replace(self._stats), self._dropped
+        compared = stats.compared if stats else 0
         return {
             "share": self.share,
             "version": model and model.release.version,
-            "reason": None if model else self._queued.reason(),
-            "against": tally and tally.live.version,
-            "since": tally and tally.since,
+            "reason": None if model else self._model_manager.reason(),
+            "against": stats and stats.live.version,
+            "since": stats and stats.since,
             "compared": compared,
-            "agreement": tally.same_class / compared if tally and compared else None,
-            "mean_difference": tally.difference / compared if tally and compared else None,
-            "failed": tally.failed if tally else 0,
+            "agreement": stats.same_class / compared if stats and compared else None,
+            "mean_difference": stats.difference / compared if stats and compared else None,
+            "failed": stats.failed if stats else 0,
             "dropped": dropped,
         }
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._poll()
-            next_look = time.monotonic() + self._poll_seconds
-            while not self._stopping.is_set() and (seconds := next_look - time.monotonic()) > 0:
+            next_poll = time.monotonic() + self._poll_seconds
+            while not self._stopping.is_set() and (seconds := next_poll - time.monotonic()) > 0:
                 with suppress(queue.Empty):
-                    self._take(seconds, next_look)
+                    self._take(seconds, next_poll)
 
     def _poll(self) -> None:
-        before = self._queued.model
-        if self._queued.poll() == "waiting":
-            self._queued.model = None  # nothing is in the stage any more
-        if self._queued.model is not before:
+        before = self._model_manager.model
+        if self._model_manager.poll() == "waiting":
+            self._model_manager.model = None  # the stage is empty
+        if self._model_manager.model is not before:
             with self._lock:
                 self._stats = None
 
-    def _take(self, seconds: float, next_look: float) -> None:
-        """Wait for an image, and then until the live path is free."""
-        answered = self._waiting.get(timeout=seconds)
-        while answered is not None and self._busy():
-            if self._stopping.wait(BUSY_PAUSE) or time.monotonic() > next_look:
+    def _take(self, seconds: float, next_poll: float) -> None:
+        """Wait for an image, and then until no request waits."""
+        sample = self._queue.get(timeout=seconds)
+        while sample is not None and self._busy():
+            if self._stopping.wait(BUSY_PAUSE_S) or time.monotonic() > next_poll:
                 self._drop()
                 return
-        if answered is not None:
-            self._compare(answered)
+        if sample is not None:
+            self._compare(sample)
 
-    def _compare(self, answered: ShadowSample) -> None:
-        model = self._queued.model
-        if model is None or release_key(model.release) == release_key(answered.release):
+    def _compare(self, sample: ShadowSample) -> None:
+        model = self._model_manager.model
+        if model is None or release_key(model.release) == release_key(sample.release):
             return
-        tally = self._stats_for(answered.release)
+        stats = self._stats_for(sample.release)
         try:
-            images = np.array([answered.pixels(model.bundle.card.image_size)])  # (1, H, W, 3), a copy
+            images = np.array([sample.pixels(model.bundle.card.image_size)])  # (1, H, W, 3), a copy
             rows = model.engine.infer(images)  # (1, K)
             if not np.isfinite(rows).all():
-                raise BundleError("it gives NaN or infinity")
-            same, difference = agreement(answered.classes, answered.row[None], model.classes, rows)
-        except Exception as error:  # noqa: BLE001  whatever it is, it is the shadow's own trouble
-            if not tally.failed:
-                logger.warning("version %s, the shadow, fails: %s", model.version, first_line(error))
+                raise BundleError("it returns NaN or infinity")
+            same, difference = agreement(sample.classes, sample.row[None], model.classes, rows)
+        except Exception as error:  # noqa: BLE001  errors of the shadow affect nothing else
+            if not stats.failed:
+                logger.warning("the shadow, version %s, fails: %s", model.version, first_line(error))
             with self._lock:
-                tally.failed += 1
+                stats.failed += 1
             return
         with self._lock:
-            tally.compared += 1
-            tally.same_class += int(same[0])
-            tally.difference += float(difference[0])
+            stats.compared += 1
+            stats.same_class += int(same[0])
+            stats.difference += float(difference[0])
 
     def _stats_for(self, live: ModelRelease) -> ShadowStats:
-        """Where a version's images are counted.
-
-        Around a change a few answers of the old and the new version are mixed; the last mixing begins the
-        count that stays.
-        """
+        """Counts of a live version, which restart when it changes."""
         with self._lock:
             if self._stats is None or release_key(self._stats.live) != release_key(live):
                 self._stats = ShadowStats(live, self._clock())
@@ -234,17 +231,22 @@ class ShadowRunner:
 
 
 def merge_stats(shadows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The figures of several processes as those of one: of all that compare the same two versions as the first does.
+    """Merge the shadow metrics of several processes, over those that compare the same two versions as the first.
 
     Parameters
     ----------
     shadows
-        What ``figures`` gave in each; None comes of none.
+        ``ShadowRunner.metrics()`` of each process.
+
+    Returns
+    -------
+    dict or None
+        Metrics of the same form; None without any.
 
     Examples
     --------
     >>> same = {"version": 2, "against": 1, "since": 7.0, "mean_difference": 0.1, "failed": 0, "dropped": 1}
-    >>> both = together([{**same, "compared": 1, "agreement": 1.0}, {**same, "compared": 3, "agreement": 0.0}])
+    >>> both = merge_stats([{**same, "compared": 1, "agreement": 1.0}, {**same, "compared": 3, "agreement": 0.0}])
     >>> both["compared"], both["agreement"], both["dropped"]
     (4, 0.25, 2)
     """
@@ -265,4 +267,4 @@ def merge_stats(shadows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def _no_callback(_model: LiveModel) -> None:
-    """The monitor hears of the live model alone."""
+    """Do nothing: the monitor follows the live model alone."""

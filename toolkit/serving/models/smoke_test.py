@@ -1,4 +1,4 @@
-"""What a model does on images that nobody sent, before it answers anybody."""
+"""Smoke test: a model is run on synthetic images before it answers, and compared with the one that it replaces."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ BATCH_SIZE = 4  # images in one run
 
 @dataclass(frozen=True, eq=False)
 class SmokeTestResult:
-    """What a version gave for ``synthetic_images``: float32 (N, K) probabilities of its card's classes."""
+    """Output of a version for ``synthetic_images``: float32 (N, K) probabilities of its card's classes."""
 
     version: str
     card: Card
@@ -24,18 +24,18 @@ class SmokeTestResult:
 
 @dataclass(frozen=True)
 class Agreement:
-    """A version beside the one that it replaced, on the same images.
+    """Comparison of a version with the one that it replaces, on the same images.
 
     Parameters
     ----------
     version, against
-        Which two.
+        The version and the replaced one.
     images, same_class
-        How many, and for how many of them both name the same class.
+        Number of images, and of those for which both predict the same class.
     mean_difference
-        Mean absolute difference of the probability of the class that the former version names.
+        Mean absolute difference of the probability of the class that the replaced version predicts.
     constant
-        The class that the version names for every image, where the former one tells them apart.
+        The class that the version predicts for every image, if the replaced one does not do so.
     """
 
     version: str
@@ -47,19 +47,19 @@ class Agreement:
 
     def __str__(self) -> str:
         text = (
-            f"version {self.version} names the same class as version {self.against} for {self.same_class} of"
+            f"version {self.version} predicts the same class as version {self.against} for {self.same_class} of"
             f" {self.images} synthetic images; its probability differs by {self.mean_difference:.4f} on average"
         )
-        return f"{text}; it names {self.constant!r} for each of them" if self.constant else text
+        return f"{text}; it predicts {self.constant!r} for each of them" if self.constant else text
 
 
 def smoke_test(engine: Engine, card: Card, version: str) -> SmokeTestResult:
-    """Run a version on ``synthetic_images``, a few at a time.
+    """Run an engine on ``synthetic_images``, ``BATCH_SIZE`` at a time.
 
     Raises
     ------
     BundleError
-        It does not give finite numbers, one for each of the card's classes.
+        The outputs are not finite, or not one for each of the card's classes.
     """
     images, classes = synthetic_images(card.image_size), len(card.classes)
     answers = []
@@ -67,29 +67,29 @@ def smoke_test(engine: Engine, card: Card, version: str) -> SmokeTestResult:
         part = images[first : first + BATCH_SIZE]
         answer = engine.infer(part)
         if answer.shape != (len(part), classes):
-            raise BundleError(f"the engine answers {answer.shape} for {len(part)} images and {classes} classes")
+            raise BundleError(f"the engine returns {answer.shape} for {len(part)} images and {classes} classes")
         if not np.isfinite(answer).all():
-            raise BundleError("the engine gives NaN or infinity for a synthetic image")
+            raise BundleError("the engine returns NaN or infinity for a synthetic image")
         answers.append(answer)
     return SmokeTestResult(version, card, np.concatenate(answers))
 
 
-def compare_outputs(new: SmokeTestResult, before: SmokeTestResult) -> Agreement | None:
-    """Two versions side by side; None when their classes or the sizes of their images differ."""
-    if (new.card.classes, new.card.image_size) != (before.card.classes, before.card.image_size):
+def compare_outputs(new: SmokeTestResult, old: SmokeTestResult) -> Agreement | None:
+    """Compare two versions; None if their classes or image sizes differ."""
+    if (new.card.classes, new.card.image_size) != (old.card.classes, old.card.image_size):
         return None
-    same, difference = agreement(before.card.classes, before.rows, new.card.classes, new.rows)
-    named, named_before = (set(tried.rows.argmax(axis=1).tolist()) for tried in (new, before))
-    constant = new.card.classes[min(named)] if len(named) == 1 < len(named_before) else None
+    same, difference = agreement(old.card.classes, old.rows, new.card.classes, new.rows)
+    predicted, predicted_before = (set(result.rows.argmax(axis=1).tolist()) for result in (new, old))
+    constant = new.card.classes[min(predicted)] if len(predicted) == 1 < len(predicted_before) else None
     return Agreement(
-        new.version, before.version, len(same), int(same.sum()), round(float(difference.mean()), 4), constant
+        new.version, old.version, len(same), int(same.sum()), round(float(difference.mean()), 4), constant
     )
 
 
 def agreement(
     classes: Sequence[str], rows: NDArray[np.float32], other_classes: Sequence[str], other_rows: NDArray[np.float32]
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """Two models' answers for the same images; their classes are matched by name.
+    """Agreement of two models on the same images; their classes are matched by name.
 
     Parameters
     ----------
@@ -100,15 +100,15 @@ def agreement(
 
     Returns
     -------
-    bool (N,), whether both name the same class; float32 (N,), the absolute difference of the
-    probabilities that they give to the class that the first one names. A class that the second
-    does not know has probability 0 there.
+    tuple
+        bool (N,), whether both predict the same class; float32 (N,), the absolute difference of the probabilities of
+        the class that the first one predicts. A class that the second one does not have has probability 0 there.
 
     Examples
     --------
     >>> rows = np.array([[0.75, 0.25], [0.25, 0.75]], np.float32)
     >>> others = np.array([[0.5, 0.5], [0.875, 0.125]], np.float32)
-    >>> same, difference = beside(("cat", "dog"), rows, ("dog", "cow"), others)
+    >>> same, difference = agreement(("cat", "dog"), rows, ("dog", "cow"), others)
     >>> same.tolist(), difference.tolist()
     ([False, True], [0.75, 0.125])
     """

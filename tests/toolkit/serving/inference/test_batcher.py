@@ -22,8 +22,8 @@ class BlockingEngine:
 
     name = "blocking"
 
-    def __init__(self, engine, lanes=1):
-        self.lanes, self.sizes, self.running, self.most = lanes, [], 0, 0
+    def __init__(self, engine, concurrency=1):
+        self.concurrency, self.sizes, self.running, self.most = concurrency, [], 0, 0
         self._engine, self._lock = engine, threading.Lock()
         self.begun, self.go = threading.Event(), threading.Event()
         self.go.set()
@@ -57,9 +57,9 @@ def open_batcher():
 def make_blocking(make_model):
     """A model whose engine blocks, and that engine."""
 
-    def make(lanes=1, **words):
+    def make(concurrency=1, **words):
         model = make_model(**words)
-        engine = BlockingEngine(model.engine, lanes)
+        engine = BlockingEngine(model.engine, concurrency)
         return replace(model, engine=engine), engine
 
     return make
@@ -94,7 +94,7 @@ async def until_decoded(batcher, model):
 
 
 def test_each_answer_is_that_of_the_bundle_on_its_own_image(open_batcher, make_blocking):
-    model, engine = make_blocking(lanes=1, strength=0.4)
+    model, engine = make_blocking(concurrency=1, strength=0.4)
     images = [(colour, colour_image(colour, seed, size=40 + seed)) for seed, colour in enumerate(COLOURS * 5)]
 
     async def all_at_once(batcher):
@@ -104,7 +104,7 @@ def test_each_answer_is_that_of_the_bundle_on_its_own_image(open_batcher, make_b
     for (colour, data), done in zip(images, answers, strict=True):
         wanted = model.bundle.predict(load_image(data, 16).pixels[None])[0]
         np.testing.assert_allclose(done.probabilities, wanted, atol=1e-6)
-        assert done.best(1)[0][0] == colour
+        assert done.top_k(1)[0][0] == colour
         assert done.finite
         assert done.model is model
     assert sum(engine.sizes) == len(images)
@@ -119,8 +119,8 @@ def test_the_total_is_the_sum_of_the_stages(open_batcher, make_model):
 
 def test_of_equal_classes_the_first_is_best(open_batcher, make_model):
     done = classify(open_batcher(), make_model(row=[0.25, 0.5, 0.25]), RED)
-    assert done.best(3) == [("green", 0.5), ("blue", 0.25), ("red", 0.25)]
-    assert done.best(2) == done.best(3)[:2]
+    assert done.top_k(3) == [("green", 0.5), ("blue", 0.25), ("red", 0.25)]
+    assert done.top_k(2) == done.top_k(3)[:2]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -134,10 +134,10 @@ def test_one_value_that_is_no_number_makes_the_answer_unusable(open_batcher, mak
 
 
 def test_what_is_decoded_while_the_engine_is_busy_is_the_next_batch(open_batcher, make_blocking):
-    model, engine = make_blocking(lanes=1)
+    model, engine = make_blocking(concurrency=1)
     engine.go.clear()
     sizes = []
-    batcher = open_batcher(workers=2, largest_batch=8, on_batch=lambda count, seconds: sizes.append((count, seconds)))
+    batcher = open_batcher(workers=2, max_batch=8, on_batch=lambda count, seconds: sizes.append((count, seconds)))
 
     async def ask():
         jobs = [asyncio.create_task(batcher.run(read(RED), lambda: model, itself))]
@@ -156,7 +156,7 @@ def test_what_is_decoded_while_the_engine_is_busy_is_the_next_batch(open_batcher
 
 
 def test_free_lanes_share_what_is_ready(open_batcher, make_blocking):
-    model, engine = make_blocking(lanes=2)
+    model, engine = make_blocking(concurrency=2)
     engine.go.clear()
     batcher = open_batcher(workers=3)
 
@@ -174,9 +174,9 @@ def test_free_lanes_share_what_is_ready(open_batcher, make_blocking):
 
 
 def test_no_more_is_decoded_ahead_than_two_batches(open_batcher, make_blocking):
-    model, engine = make_blocking(lanes=1)
+    model, engine = make_blocking(concurrency=1)
     engine.go.clear()
-    batcher, begun = open_batcher(workers=2, largest_batch=2), []
+    batcher, begun = open_batcher(workers=2, max_batch=2), []
 
     def noting():
         begun.append(1)
@@ -237,7 +237,7 @@ def test_a_bad_image_fails_alone(open_batcher, make_model, data, kind, words):
         )
 
     before, failed, after = asyncio.run(ask())
-    assert before.best(1)[0][0] == after.best(1)[0][0] == "red"
+    assert before.top_k(1)[0][0] == after.top_k(1)[0][0] == "red"
     assert isinstance(failed, Problem)
     assert failed.problem_type is kind
     assert words in failed.detail
@@ -264,7 +264,7 @@ def test_whatever_is_raised_reaches_who_asked_and_the_workers_go_on(open_batcher
 
 def test_who_leaves_is_skipped_at_each_step(open_batcher, make_blocking):
     """One leaves while it waits, one when it is decoded; a third is being run on, and nothing can help that."""
-    model, engine = make_blocking(lanes=1)
+    model, engine = make_blocking(concurrency=1)
     engine.go.clear()
     batcher, decoded = open_batcher(workers=2), []
 
@@ -295,7 +295,7 @@ def test_who_leaves_is_skipped_at_each_step(open_batcher, make_blocking):
 
 
 def test_a_deadline_ends_the_waiting(open_batcher, make_blocking):
-    model, engine = make_blocking(lanes=1)
+    model, engine = make_blocking(concurrency=1)
     engine.go.clear()
     batcher = open_batcher(workers=1)
     with pytest.raises(Problem, match=r"could not be answered within 0\.02 s") as caught:
@@ -312,7 +312,7 @@ def test_each_thread_is_prepared_once_and_none_begins_before_a_image(open_batche
     prepared, before = [], threading.active_count()
     batcher = open_batcher(workers=3, prepare=lambda: prepared.append(threading.get_ident()))
     assert threading.active_count() == before
-    model, _ = make_blocking(lanes=3)
+    model, _ = make_blocking(concurrency=3)
     for _ in range(4):
         classify(batcher, model, RED)
     batcher.close()
@@ -320,7 +320,7 @@ def test_each_thread_is_prepared_once_and_none_begins_before_a_image(open_batche
 
 
 def test_closing_finishes_what_runs_and_drops_what_waits(open_batcher, make_blocking):
-    model, engine = make_blocking(lanes=1)
+    model, engine = make_blocking(concurrency=1)
     engine.go.clear()
     batcher = open_batcher(workers=1)
 
@@ -346,8 +346,8 @@ def test_closing_what_never_began_is_fine(open_batcher):
 
 
 def test_random_comings_and_goings_lose_nobody(open_batcher, make_blocking):
-    (first, engine), (second, _) = make_blocking(lanes=2, version=1), make_blocking(lanes=1, version=2, strength=0.3)
-    batcher, generator, live = open_batcher(workers=3, largest_batch=4), np.random.default_rng(3), [first]
+    (first, engine), (second, _) = make_blocking(concurrency=2, version=1), make_blocking(concurrency=1, version=2, strength=0.3)
+    batcher, generator, live = open_batcher(workers=3, max_batch=4), np.random.default_rng(3), [first]
     answered = []
 
     async def client(leaves, waits):
@@ -380,19 +380,19 @@ def test_random_comings_and_goings_lose_nobody(open_batcher, make_blocking):
 
 
 def test_workers_that_rest_leave_the_work_to_the_others_and_one_never_rests(open_batcher, make_blocking):
-    model, engine = make_blocking(lanes=3)
-    batcher = open_batcher(workers=3, largest_batch=1)
+    model, engine = make_blocking(concurrency=3)
+    batcher = open_batcher(workers=3, max_batch=1)
 
     async def play():
         engine.go.clear()
-        batcher.rest(99)
+        batcher.pause(99)
         asked = [asyncio.create_task(batcher.run(read(RED), lambda: model, itself)) for _ in range(6)]
         await until(engine.begun.is_set)
         await asyncio.sleep(0.1)  # in which the others would begin
         assert engine.running == 1
-        batcher.rest(0)
+        batcher.pause(0)
         await until(lambda: engine.running == 3)
-        batcher.rest(2)
+        batcher.pause(2)
         engine.go.set()
         assert len(await asyncio.gather(*asked)) == 6
 

@@ -94,7 +94,7 @@ def images_of(count, seed=0):
 class Fake:
     """An engine that answers with what a function makes of the program's answer."""
 
-    name, lanes = "fake", 2
+    name, concurrency = "fake", 2
 
     def __init__(self, bundle, change):
         self._bundle, self._change = bundle, change
@@ -220,7 +220,7 @@ def test_the_fastest_engine_serves_and_says_what_was_found(bundle, caplog):
     assert 0 <= report.pop("largest_difference") <= PARITY_BOUNDS[precision]
     assert len(report.pop("passed_over")) == (0 if BFLOAT16 else 1)
     assert report == {
-        "engine": engine.name, "precision": precision, "device": "cpu", "lanes": engine.concurrency, "images": 16
+        "engine": engine.name, "precision": precision, "device": "cpu", "concurrency": engine.concurrency, "images": 16
     }  # fmt: skip
     assert (engine.name, engine.concurrency) == (f"OpenVINO {precision} on the CPU", 1)
     assert f"OpenVINO {precision} on the CPU, 1 at once, differs by" in caplog.text

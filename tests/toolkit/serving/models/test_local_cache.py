@@ -83,7 +83,7 @@ def copies():
 
 def serve(registry, copies, *numbers):
     """Start a service, and let it serve versions one after the other."""
-    live = ModelManager(registry, lambda model: None, ModelManagerConfig(1000, prepare=TorchEngine, last_good=copies))
+    live = ModelManager(registry, lambda model: None, ModelManagerConfig(1000, prepare=TorchEngine, local_cache=copies))
     for registry.wanted in numbers:
         assert live.poll() == "loaded"
     return live
@@ -91,7 +91,7 @@ def serve(registry, copies, *numbers):
 
 def start_without_registry(registry, copies):
     registry.away = True
-    live = ModelManager(registry, lambda model: None, ModelManagerConfig(1000, prepare=TorchEngine, last_good=copies))
+    live = ModelManager(registry, lambda model: None, ModelManagerConfig(1000, prepare=TorchEngine, local_cache=copies))
     assert live.poll() == "unreachable"
     return live
 

@@ -19,7 +19,7 @@ from toolkit.serving.models.manager import MAX_BACKOFF_S, ModelManager, ModelMan
 class Rows:
     """An engine that gives one row for every image, and may be held up and closed."""
 
-    name, lanes = "rows", 1
+    name, concurrency = "rows", 1
 
     def __init__(self, row, gate=None):
         self.row, self.gate, self.begun, self.closed = np.array(row, np.float32), gate, threading.Event(), []
@@ -101,10 +101,10 @@ def test_it_begins_empty_and_says_why(live, source):
         "contradiction": None,
     }  # fmt: skip
     source.wanted = NotRegistered("nothing is in Production")
-    assert live.look() == "waiting"
+    assert live.poll() == "waiting"
     assert (live.reason(), live.reachable) == ("nothing is in Production", True)
     source.wanted = TrackingError("MLflow at http://me:pw@host:1 does not answer")
-    assert live.look() == "unreachable"
+    assert live.poll() == "unreachable"
     assert (live.reason(), live.reachable) == ("MLflow at http://host:1 does not answer", False)
 
 
@@ -112,7 +112,7 @@ def test_it_follows_promotions_and_rollbacks_and_loads_each_once(live, source, a
     found = []
     for version in (1, 1, 2, 2, 1):  # the last one is a rollback: a smaller number
         source.put(version)
-        found.append(live.look())
+        found.append(live.poll())
         assert live.model.release.version == version
         assert live.model.bundle is source.bundles[version]
         image = np.full((1, 16, 16, 3), 90, np.uint8)
@@ -126,11 +126,11 @@ def test_it_follows_promotions_and_rollbacks_and_loads_each_once(live, source, a
 def test_a_rollback_needs_neither_the_source_nor_a_proof(live, source, adopted, engine_of):
     for version in (1, 2):
         source.put(version)
-        live.look()
+        live.poll()
     first, source.bundles, engine_of[0] = source.bundles[1], {}, None
     for version in (1, 2, 1):
         source.put(version)
-        assert live.look() == "loaded"
+        assert live.poll() == "loaded"
         assert live.model.release.version == version
         assert live.describe().comparison.against == str(3 - version)
     assert live.model.bundle is first
@@ -141,29 +141,29 @@ def test_of_those_that_were_replaced_the_last_one_stays_ready(live, source, make
     source.bundles[3] = make_bundle(digest="v3")
     for version in (1, 2, 3, 2, 1):
         source.put(version)
-        assert live.look() == "loaded"
+        assert live.poll() == "loaded"
     assert source.loads == [1, 2, 3, 1]
 
 
 def test_the_same_number_with_another_digest_is_another_model(live, source, make_bundle):
-    live.look()
+    live.poll()
     first = release_key(live.model.release)
     source.put(1)
     source.wanted = type(source.wanted)(1, "registered anew")
     source.bundles[1] = make_bundle(digest="registered anew")
-    assert live.look() == "loaded"
+    assert live.poll() == "loaded"
     assert release_key(live.model.release) != first
 
 
 def test_what_was_replaced_is_freed(live, source, make_bundle):
-    live.look()
+    live.poll()
     old = weakref.ref(live.model)
     program = weakref.ref(live.model.bundle.program)
     source.bundles[3] = make_bundle(digest="v3")
     for version in (2, 3):  # the second of which takes the place of what stays ready
         assert old() is not None
         source.put(version)
-        live.look()
+        live.poll()
     source.bundles[1] = make_bundle()  # the source's own
     gc.collect()
     assert old() is None
@@ -181,13 +181,13 @@ def test_what_was_replaced_is_freed(live, source, make_bundle):
     ],
 )
 def test_a_version_that_cannot_be_loaded_leaves_the_one_before_it(live, source, adopted, trouble):
-    live.look()
+    live.poll()
     good = live.model
     source.bundles[2] = trouble
     source.put(2)
-    assert [live.look() for _ in range(3)] == ["failed", "set aside", "set aside"]
+    assert [live.poll() for _ in range(3)] == ["failed", "set aside", "set aside"]
     assert live.model is good
-    assert live.look(again=True) == "failed"
+    assert live.poll(again=True) == "failed"
     aside = live.describe().load_failure
     assert (aside.version, aside.attempts) == (2, 2)
     assert "\n" not in aside.reason
@@ -199,39 +199,39 @@ def test_a_version_that_cannot_be_loaded_leaves_the_one_before_it(live, source, 
 
 
 def test_a_version_that_was_mended_is_loaded_and_one_that_was_withdrawn_forgotten(live, source, make_bundle):
-    live.look()
+    live.poll()
     source.bundles[2] = BundleError("broken")
     source.put(2)
-    live.look()
+    live.poll()
     source.put(1)
-    assert live.look() == "unchanged"
+    assert live.poll() == "unchanged"
     assert live.describe().load_failure is None
     source.put(2)
-    assert live.look() == "failed"  # at once: it is another promotion
+    assert live.poll() == "failed"  # at once: it is another promotion
     source.bundles[2] = make_bundle(digest="v2")
-    assert live.look(again=True) == "loaded"
+    assert live.poll(again=True) == "loaded"
     assert live.describe().load_failure is None
 
 
 def test_a_version_that_fails_for_days_is_still_looked_at(live, source):
     source.bundles[1] = BundleError("broken")
     for attempt in range(1, 1500):
-        assert live.look(again=True) == "failed"
+        assert live.poll(again=True) == "failed"
         assert live.failure.attempts == attempt
-    assert live.look() == "set aside"
+    assert live.poll() == "set aside"
     assert live.reason() == "version 1 cannot be loaded: broken"
 
 
 def test_a_program_that_gives_no_numbers_is_set_aside(live, source, make_bundle):
     source.bundles[1] = make_bundle(row=[0.5, float("nan"), 0.5])
-    assert live.look() == "failed"
+    assert live.poll() == "failed"
     assert live.model is None
     assert "NaN" in live.reason()
 
 
 def test_a_bundle_that_is_not_the_one_that_was_found_is_not_taken(live, source, make_bundle):
     source.bundles[1] = make_bundle(digest="of a version registered in between")
-    assert live.look() == "failed"
+    assert live.poll() == "failed"
     assert "changed while" in live.reason()
 
 
@@ -245,26 +245,26 @@ def test_a_model_that_cannot_be_adopted_does_not_answer(source):
 
 
 def test_a_registry_that_goes_away_takes_nothing_with_it(live, source):
-    live.look()
+    live.poll()
     for trouble in (TrackingError("no answer"), NotRegistered("nothing there")):
         source.wanted = trouble
-        live.look()
+        live.poll()
         assert live.model.version == "1"
         assert live.describe().problem == str(trouble)
     source.put(1)
-    assert live.look() == "unchanged"
+    assert live.poll() == "unchanged"
     assert live.describe().problem is None
 
 
 def test_the_log_has_a_line_when_trouble_begins_and_when_it_ends_and_no_more(live, source, caplog):
     caplog.set_level(logging.INFO)
-    live.look()
+    live.poll()
     source.wanted = TrackingError("no answer")
     for _ in range(5):
-        live.look()
+        live.poll()
     source.put(1)
     for _ in range(5):
-        live.look()
+        live.poll()
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0].startswith("version 1 serves, loaded in ")
     assert lines[1:] == ["no answer; version 1 serves on", "the registry answers again"]
@@ -325,7 +325,7 @@ def test_an_unforeseen_error_is_shown_as_trouble_with_the_registry(source, adopt
 
 
 def test_looks_of_many_threads_load_a_model_once(live, source):
-    threads = [threading.Thread(target=live.look) for _ in range(10)]
+    threads = [threading.Thread(target=live.poll) for _ in range(10)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -335,18 +335,18 @@ def test_looks_of_many_threads_load_a_model_once(live, source):
 
 
 def test_how_long_the_registry_has_been_silent_is_told(live, source):
-    live.look()
+    live.poll()
     assert live.describe().unreachable_since is None
     source.wanted = TrackingError("no answer")
-    live.look()
+    live.poll()
     since = live.describe().unreachable_since
     assert since == live.last_poll
-    live.look()
+    live.poll()
     source.wanted = ValueError("a library's own")
-    assert live.look() == "unreachable"
+    assert live.poll() == "unreachable"
     assert live.describe().unreachable_since == since < live.last_poll
     source.wanted = NotRegistered("nothing is in Production")
-    live.look()
+    live.poll()
     assert live.describe().unreachable_since is None
 
 
@@ -356,7 +356,7 @@ def test_what_was_replaced_is_closed_when_its_last_answer_is_out(source, adopted
     first, second = Rows([0.5, 0.3, 0.2], gate), Rows([0.2, 0.3, 0.5])
     engines = {"v1": first, "v2": second}
     live = ModelManager(
-        source, adopted, ModelManagerConfig(1000, prepare=lambda bundle: engines[bundle.digest], keeps_former=False)
+        source, adopted, ModelManagerConfig(1000, prepare=lambda bundle: engines[bundle.digest], keep_previous=False)
     )
     live.poll()
     gate.clear()
@@ -387,7 +387,7 @@ def test_an_engine_that_cannot_be_closed_is_no_concern_of_whoever_was_answered(s
         def close(self):
             raise OSError("busy")
 
-    config = ModelManagerConfig(1000, prepare=lambda bundle: Stubborn([1, 0, 0]), keeps_former=False)
+    config = ModelManagerConfig(1000, prepare=lambda bundle: Stubborn([1, 0, 0]), keep_previous=False)
     live = ModelManager(source, adopted, config)
     for version in (1, 2):
         source.put(version)
@@ -425,17 +425,17 @@ def test_every_answer_is_of_the_model_that_it_names_while_models_change(source, 
 
 def test_a_version_is_compared_with_the_one_that_it_replaces(live, source, make_bundle, caplog):
     caplog.set_level(logging.INFO)
-    live.look()
+    live.poll()
     assert live.describe().comparison is None
     source.bundles[2] = make_bundle(row=[0.2, 0.5, 0.3], digest="v2")
     source.put(2)
-    assert live.look() == "loaded"  # an answer that is always the same is legal
+    assert live.poll() == "loaded"  # an answer that is always the same is legal
     found = live.describe().comparison
     assert (found.version, found.against, found.constant) == ("2", "1", "green")
     assert "it names 'green' for each of them" in caplog.text
     source.bundles[3] = make_bundle(row=[0.2, 0.5, 0.3], digest="v3")
     source.put(3)
-    live.look()
+    live.poll()
     found = live.describe().comparison
     assert asdict(found) == {
         "version": "3", "against": "2", "images": 16, "same_class": 16, "mean_difference": 0.0, "constant": None
@@ -450,21 +450,21 @@ def test_a_version_is_compared_with_the_one_that_it_replaces(live, source, make_
     ],
 )
 def test_an_engine_that_spoils_the_answers_is_set_aside(live, source, engine_of, row, reason):
-    live.look()
+    live.poll()
     engine_of[0] = lambda bundle: Rows(row)
     source.put(2)
-    assert live.look() == "failed"
+    assert live.poll() == "failed"
     assert re.search(reason, live.describe().load_failure.reason)
     assert live.model.version == "1"
 
 
 def test_a_version_that_is_set_aside_is_told_once(source, adopted, caplog):
-    told = []
+    found = []
     live = ModelManager(
         source,
         adopted,
         ModelManagerConfig(1000),
-        on_failure=lambda release, reason: told.append((release.version, reason)),
+        on_failure=lambda release, reason: found.append((release.version, reason)),
     )
     source.bundles[1] = BundleError("altered, see /srv/models/1")
     for again in (False, True, True):
@@ -472,20 +472,20 @@ def test_a_version_that_is_set_aside_is_told_once(source, adopted, caplog):
     source.bundles[2] = BundleError("broken")
     source.put(2)
     live.poll()
-    assert told == [(1, "altered, see .../1"), (2, "broken")]
-    live._on_failure = lambda release, reason: told.remove("nobody")
+    assert found == [(1, "altered, see .../1"), (2, "broken")]
+    live._on_failure = lambda release, reason: found.remove("nobody")
     source.put(1)
     assert live.poll() == "failed"
-    assert "could not be told" in caplog.text
+    assert "could not be found" in caplog.text
 
 
 def test_the_last_good_copy_answers_until_the_registry_does(source, adopted, caplog):
     kept = Kept((release(source, 1), source.bundles[1]))
-    live = ModelManager(source, adopted, ModelManagerConfig(1000, last_good=kept))
+    live = ModelManager(source, adopted, ModelManagerConfig(1000, local_cache=kept))
     source.wanted = TrackingError("no answer")
     assert live.poll() == "unreachable"
-    copy, told = live.model, live.describe()
-    assert (copy.version, told.source, told.copy_since) == ("1", "last good copy", copy.loaded_at)
+    copy, found = live.model, live.describe()
+    assert (copy.version, found.source, found.copy_since) == ("1", "last good copy", copy.loaded_at)
     assert "version 1 serves from the last good copy" in caplog.text
     live.poll()
     assert (live.model, kept.recalls) == (copy, 1)
@@ -500,7 +500,7 @@ def test_the_last_good_copy_answers_until_the_registry_does(source, adopted, cap
 
 def test_another_version_takes_the_place_of_the_copy(source, adopted):
     live = ModelManager(
-        source, adopted, ModelManagerConfig(1000, last_good=Kept((release(source, 1), source.bundles[1])))
+        source, adopted, ModelManagerConfig(1000, local_cache=Kept((release(source, 1), source.bundles[1])))
     )
     source.wanted = ValueError("a library's own")
     live.poll()
@@ -512,18 +512,18 @@ def test_another_version_takes_the_place_of_the_copy(source, adopted):
 def test_a_version_that_cannot_be_loaded_at_the_start_leaves_the_copy_to_answer(source, adopted):
     source.bundles[2] = BundleError("broken")
     live = ModelManager(
-        source, adopted, ModelManagerConfig(1000, last_good=Kept((release(source, 1), source.bundles[1])))
+        source, adopted, ModelManagerConfig(1000, local_cache=Kept((release(source, 1), source.bundles[1])))
     )
     source.put(2)
     assert live.poll() == "failed"
-    told = live.describe()
-    assert (live.model.version, told.source, told.load_failure.version) == ("1", "last good copy", 2)
+    found = live.describe()
+    assert (live.model.version, found.source, found.load_failure.version) == ("1", "last good copy", 2)
 
 
 def test_a_copy_that_cannot_be_run_leaves_the_next_to_answer(source, adopted, make_bundle, caplog):
     spoilt = make_bundle(row=[np.nan] * 3, digest="v2")
     kept = Kept((release(source, 2), spoilt), (release(source, 1), source.bundles[1]))
-    live = ModelManager(source, adopted, ModelManagerConfig(1000, last_good=kept))
+    live = ModelManager(source, adopted, ModelManagerConfig(1000, local_cache=kept))
     source.wanted = TrackingError("no answer")
     live.poll()
     assert live.model.version == "1"
@@ -533,7 +533,7 @@ def test_a_copy_that_cannot_be_run_leaves_the_next_to_answer(source, adopted, ma
 
 def test_the_copy_does_not_speak_against_the_registry(source, adopted):
     kept = Kept((release(source, 1), source.bundles[1]))
-    live = ModelManager(source, adopted, ModelManagerConfig(1000, last_good=kept))
+    live = ModelManager(source, adopted, ModelManagerConfig(1000, local_cache=kept))
     for trouble in (NotRegistered("nothing is in Production"), TrackingError("no answer")):
         source.wanted = trouble
         live.poll()

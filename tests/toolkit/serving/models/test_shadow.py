@@ -70,8 +70,8 @@ def start(source, make_bundle, gate, engines):
         engines.append(Gated(bundle, gate))
         return engines[-1]
 
-    def begin(share=1.0, poll_seconds=1000, ready=True, **words):
-        config = ModelManagerConfig(poll_seconds, prepare=prepare)
+    def begin(share=1.0, poll_interval=1000, ready=True, **words):
+        config = ModelManagerConfig(poll_interval, prepare=prepare)
         shadow = ShadowRunner(source, config, share, clock=lambda: NOW, **words)
         started.append(shadow)
         shadow.start()
@@ -174,7 +174,7 @@ def test_what_goes_wrong_is_counted_and_warned_of_once(start, live, engines, sou
 
 
 def test_counts_begin_anew_with_either_version(start, live, source, make_model, make_bundle):
-    shadow = start(poll_seconds=0.01)
+    shadow = start(poll_interval=0.01)
     offer(shadow, live, GREEN, GREEN)
     until(lambda: seen(shadow) == 2)
     offer(shadow, make_model(3, digest="v3"), GREEN)
@@ -190,7 +190,7 @@ def test_counts_begin_anew_with_either_version(start, live, source, make_model, 
 
 
 def test_a_version_that_leaves_the_stage_is_let_go_and_offers_are_not_taken(start, live, source, engines):
-    shadow = start(poll_seconds=0.01)
+    shadow = start(poll_interval=0.01)
     held = weakref.ref(shadow._held.model)
     source.wanted = TrackingError("no answer")
     until(lambda: shadow._held.unreachable_since)
@@ -239,7 +239,7 @@ def test_it_waits_while_the_live_path_is_busy(start, live, engines):
 
 
 def test_a_image_that_finds_no_free_moment_before_the_next_look_is_dropped(start, live):
-    shadow = start(poll_seconds=0.01, busy=lambda: True)
+    shadow = start(poll_interval=0.01, busy=lambda: True)
     offer(shadow, live, GREEN)
     until(lambda: shadow.figures()["dropped"] == 1)
     assert seen(shadow) == 0

@@ -366,7 +366,7 @@ def test_without_free_slots_the_whole_request_is_refused(client, app):
         for path, body in ((INFER, infer(PIXELS)), ("/invocations", {"inputs": PIXELS.tolist()})):
             problem(client.post(path, json=body), 503, "overloaded")
         assert client.post(INFER, json=infer(PIXELS[:2])).status_code == 200
-    with admission.reserve_bytes(admission._most_bytes):
+    with admission.reserve_bytes(admission._max_bytes):
         problem(client.post(INFER, json=infer(PIXELS)), 503, "overloaded")
         problem(client.post("/invocations", content=RED), 503, "overloaded")
     assert admission.in_flight == admission._bytes == 0
