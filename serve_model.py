@@ -1,4 +1,4 @@
-"""Answer over HTTP: serve the Production model, watch what it answers, change models without a pause.
+"""Serve the Production model over HTTP, monitor its predictions, and change models without interruption.
 
     python serve_model.py                                    # on http://127.0.0.1:8000
     python serve_model.py --port 9000 --model-name pets --monitor-store /srv/monitoring.db
@@ -11,16 +11,16 @@
     curl localhost:8000/health
     curl -X POST localhost:8000/admin/reload
 
-The dashboard is at /dashboard, the list of all addresses at /docs. The service starts without a
-model and takes the one in Production as soon as there is one; it follows each promotion and each
-rollback, and a version that cannot be loaded leaves the one before it serving. Predictions go to
-the monitor's store, monitoring.db in this folder unless --monitor-store or MONITORING_STORE says
-otherwise; copies of the versions that served to served_models in this folder, from which it starts
-while MLflow does not answer. Keys come from the environment only: SERVE_PREDICT_KEY for /predict,
+The dashboard is at /dashboard, all routes are at /docs. The service starts without a model and loads
+the one in Production as soon as there is one; it follows each promotion and each rollback, and a
+version that cannot be loaded leaves the previous one serving. Predictions are logged to the monitor's
+store, monitoring.db in this folder unless --monitor-store or MONITORING_STORE says otherwise; copies
+of the versions that served are kept in served_models in this folder, from which the service starts
+while MLflow is unreachable. Keys come from the environment only: SERVE_PREDICT_KEY for /predict,
 /predict/batch and /feedback, SERVE_ADMIN_KEY for /admin/reload, SERVE_WEBHOOK_SECRET to sign alerts.
-SIGTERM and Ctrl-C end it with status 0 once all that was accepted is answered and stored. With
---workers several processes answer on one address; they are started again when they die, and
-figures are sums over all of them.
+SIGTERM and Ctrl-C end it with status 0 once all accepted requests are answered and stored. With
+--workers several processes answer on one address; they are restarted when they die, and metrics are
+sums over all of them.
 """
 
 from toolkit.cli.import_interrupt import exit_on_interrupt
@@ -54,81 +54,87 @@ ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[^\s/:@\[\]?#]+)(:\d{1,5})?")
 
 
 class ServeSettings(ScriptSettings):
-    """What is served, where, and within which limits."""
+    """Settings of the service."""
 
     model_config = environment("SERVE_")
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 opens it to the network")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     model_name: str = Field("image-classifier", description="registered model")
-    stage: Literal["Production", "Staging"] = Field("Production", description="stage whose version is served")
+    stage: Literal["Production", "Staging"] = Field("Production", description="stage of the version to serve")
     tracking_uri: str | None = Field(None, description="MLflow store; MLFLOW_TRACKING_URI, else sqlite:///mlflow.db")
     engine: Literal["auto", "openvino", "torch"] = Field(
-        "auto", description="what runs the program; auto takes the fastest that agrees with it"
+        "auto", description="library that runs the model; auto selects the fastest that agrees with it"
     )
-    shadow_share: float = Field(0.0, ge=0, le=1, description="share of the images that the Staging model is run on too")
+    shadow_share: float = Field(
+        0.0, ge=0, le=1, description="share of the images that the Staging model is also run on"
+    )
     model_cache_dir: Path = Field(
-        Path("served_models"), description="folder for copies of what served; a start without MLflow uses it"
+        Path("served_models"), description="folder for copies of the versions that served, for a start without MLflow"
     )
-    poll_interval: float = Field(5.0, gt=0, le=3600, description="pause between two looks at the registry")
+    poll_interval: float = Field(5.0, gt=0, le=3600, description="seconds between two polls of the registry")
     monitor_store: str | None = Field(None, description="store of predictions; MONITORING_STORE, else monitoring.db")
-    keep_days: float | None = Field(None, gt=0, description="days that single predictions are kept; all when not given")
+    keep_days: float | None = Field(
+        None, gt=0, description="days for which single predictions are kept; unlimited by default"
+    )
     max_false_alarms: float = Field(
-        1.0, gt=0, le=10_000, description="alerts without a cause that may be raised in a million predictions"
+        1.0, gt=0, le=10_000, description="false alarms that are allowed in a million predictions"
     )
     trust_labels: bool = Field(
-        False, description="let labels of any choice confirm and act, not only those of a sample drawn at random"
+        False, description="let any labels confirm alerts and trigger actions, not only those of a random sample"
     )
     ignore: str = Field(
         "",
-        description="metrics that raise no alert, with commas between, such as prediction_distribution where the mix "
-        "of classes changes with the hour; METRIC/short or METRIC/medium for one window",
+        description="comma-separated metrics that raise no alert, such as prediction_distribution if the mix of "
+        "classes changes with the hour; METRIC/short or METRIC/medium for one window",
     )
-    alert_webhook: str | None = Field(
-        None, description="https address, or http on this machine, that alerts are posted to"
-    )
+    alert_webhook: str | None = Field(None, description="https URL, or http on this machine, to post alerts to")
     on_immediate: Literal["nothing", "rollback"] = Field(
-        "nothing", description="what to do when accuracy has certainly dropped by more than 20 %"
+        "nothing", description="action when an alert confirms that accuracy fell by more than 20 %"
     )
-    top_k: int = Field(5, ge=1, description="classes listed when a request does not say how many")
+    top_k: int = Field(5, ge=1, description="classes in an answer, unless the request says how many")
     workers: int = Field(
-        1, ge=1, le=64, description="processes that answer; started again when they die, and each with its own model"
+        1, ge=1, le=64, description="processes that answer, each with its own model; restarted when they die"
     )
     threads: int | None = Field(
         None,
         ge=1,
         le=256,
-        description="images that a process works on at once; one more than its share of the cores when not given",
+        description="images that a process works on at once; by default one more than its share of the cores",
     )
     max_queue: int = Field(
-        64, ge=0, description="images that may wait for a thread of a process; more are refused with a 503"
+        64, ge=0, description="images that may wait for a thread, in each process; more are rejected with a 503"
     )
     max_inflight_mb: float = Field(
-        256.0, gt=0, description="bodies in memory together, in MiB, in each process; more get a 503"
+        256.0, gt=0, description="bodies in memory at once, in MiB, in each process; more are rejected with a 503"
     )
-    request_timeout: float = Field(30.0, gt=0, le=3600, description="longest time until an image is answered, else 504")
+    request_timeout: float = Field(
+        30.0, gt=0, le=3600, description="seconds until an image is answered, or rejected with a 504"
+    )
     max_batch: int = Field(32, ge=1, description="images in one request to /predict/batch")
-    max_body_mb: float = Field(32.0, gt=0, allow_inf_nan=False, description="largest request body in MiB")
-    max_pixels: int = Field(50_000_000, ge=1, description="largest image in pixels")
-    header_timeout: float = Field(10.0, gt=0, le=600, description="longest time until a request's head has arrived")
+    max_body_mb: float = Field(32.0, gt=0, allow_inf_nan=False, description="largest request body, in MiB")
+    max_pixels: int = Field(50_000_000, ge=1, description="largest image, in pixels")
+    header_timeout: float = Field(10.0, gt=0, le=600, description="seconds for the headers of a request to arrive")
     body_timeout: float = Field(
-        30.0, gt=0, le=3600, description="longest time until its body has; slow uplinks need more"
+        30.0, gt=0, le=3600, description="seconds for the body of a request to arrive; slow uplinks need more"
     )
-    read_timeout: float = Field(10.0, gt=0, le=600, description="longest pause of a body that is arriving")
-    max_connections: int = Field(4096, ge=1, description="connections that may be open to a process; more get a 503")
+    read_timeout: float = Field(10.0, gt=0, le=600, description="seconds between two pieces of a body")
+    max_connections: int = Field(4096, ge=1, description="open connections to a process; more are rejected with a 503")
     allow_origin: str = Field(
-        "", description="origins whose pages may ask from a browser, as https://a.example,https://b.example; * for all"
+        "", description="origins of web pages that may send requests, as https://a.example,https://b.example; * for all"
     )
-    drain_timeout: float = Field(1.0, ge=0, le=600, description="time between not being ready and closing the socket")
-    shutdown_timeout: int = Field(10, ge=1, le=600, description="longest time to finish accepted requests at the end")
+    drain_timeout: float = Field(
+        1.0, ge=0, le=600, description="seconds from reporting not ready to closing the socket"
+    )
+    shutdown_timeout: int = Field(10, ge=1, le=600, description="seconds to finish accepted requests at the end")
     predict_key: CliSuppress[SecretStr | None] = Field(None, description="key for predictions and feedback")
     admin_key: CliSuppress[SecretStr | None] = Field(None, description="key for /admin/reload")
-    webhook_secret: CliSuppress[SecretStr | None] = Field(None, description="signs what is posted to the webhook")
+    webhook_secret: CliSuppress[SecretStr | None] = Field(None, description="signs alerts posted to the webhook")
 
     @model_validator(mode="after")
     def _one_body_fits(self) -> Self:
         if self.max_body_mb > self.max_inflight_mb:
-            raise ValueError("--max-body-mb must be at most --max-inflight-mb, or no full body would ever find room")
+            raise ValueError("--max-body-mb must be at most --max-inflight-mb, or such a body would never be accepted")
         return self
 
     @field_validator("allow_origin")
@@ -140,28 +146,30 @@ class ServeSettings(ScriptSettings):
 
     @property
     def origins(self) -> tuple[str, ...]:
-        """Of pages that may ask from a browser, besides the service's own."""
+        """Origins of web pages that may send requests, besides the service's own."""
         return _origins(self.allow_origin)
 
     @model_validator(mode="after")
     def _batch_fits(self) -> Self:
         if self.max_batch > self.n_threads + self.max_queue:
-            raise ValueError("--max-batch must be at most --max-queue, or no full batch would ever find room")
+            raise ValueError(
+                "--max-batch must be at most --max-queue plus --threads, or such a batch would never be accepted"
+            )
         return self
 
     @property
     def n_threads(self) -> int:
-        """Threads of a process that answer: one decodes while the others wait for the engine, or for Python's lock."""
+        """Worker threads of a process: one decodes while the others wait for the engine, or for Python's lock."""
         return self.threads or self.cores + 1
 
     @property
     def concurrency(self) -> int:
-        """How often the model may run at once in a process."""
+        """Runs of the model at once in a process."""
         return min(self.n_threads, self.cores)
 
     @property
     def cores(self) -> int:
-        """Cores for each process."""
+        """Cores of each process."""
         return max(1, usable_cores() // self.workers)
 
     @property
@@ -171,26 +179,26 @@ class ServeSettings(ScriptSettings):
 
     @property
     def limits(self) -> "ImageLimits":
-        """What one image may be."""
+        """Limits of one image."""
         return ImageLimits(max_bytes=self.max_body_bytes, max_pixels=self.max_pixels)
 
     @property
     def max_body_bytes(self) -> int:
-        """The limit of a body in bytes."""
+        """Largest request body in bytes."""
         return int(self.max_body_mb * 2**20)
 
     @property
     def timeouts(self) -> "Timeouts":
-        """How long a request may take to arrive."""
+        """Time that a request may take to arrive."""
         return Timeouts(self.header_timeout, self.body_timeout, self.read_timeout)
 
     def protected_paths(self) -> dict[str, str]:
-        """Address to key. With only a predict key set, the admin addresses answer nobody."""
+        """Path to key; with only a predict key set, the admin paths have a random key that no client knows."""
         predict, admin = (key.get_secret_value() if key else None for key in (self.predict_key, self.admin_key))
         if predict and not admin:
             admin = secrets.token_hex()
         keys = dict.fromkeys(PREDICT_PATHS, predict) | dict.fromkeys(ADMIN_PATHS, admin)
-        return {address: key for address, key in keys.items() if key}
+        return {path: key for path, key in keys.items() if key}
 
 
 def _origins(text: str) -> tuple[str, ...]:
@@ -198,16 +206,16 @@ def _origins(text: str) -> tuple[str, ...]:
 
 
 def settings_typed() -> ServeSettings:
-    """Those of the command line and the environment."""
+    """Parse the settings from the command line and the environment."""
     if any(word.startswith(("--predict-key", "--admin-key", "--webhook-secret")) for word in sys.argv):
         raise SettingsError(
             "keys come from SERVE_PREDICT_KEY, SERVE_ADMIN_KEY and SERVE_WEBHOOK_SECRET:"
-            " everybody can read a command line"
+            " other users can read a command line"
         )
     return parse(ServeSettings, __doc__)
 
 
-if __name__ == "__main__":  # --help and what is mistyped are answered before the seconds that MLflow takes to import
+if __name__ == "__main__":  # --help and errors are printed before the seconds that importing MLflow takes
     read_first(settings_typed)
 
 from fastapi import APIRouter, Body, FastAPI, Query, Request
@@ -272,48 +280,55 @@ from toolkit.serving.workers import WorkerGroup, WorkerSpec, exec_supervisor, li
 
 logger = logging.getLogger(__name__)
 
-MAX_REASON_LENGTH = 400  # characters of an alert that are kept as the reason of a rollback
-VERSION = "1"  # of the addresses and shapes
+MAX_REASON_LENGTH = 400  # characters of an alert in the reason of a rollback
+VERSION = "1"  # of the HTTP interface
 PREDICT_PATHS = ("/predict", "/predict/batch", "/feedback", *inference_protocols.PREDICT_PATHS)
 ADMIN_PATHS = ("/admin/reload",)
-# What a page of an allowed origin may send, and read of an answer, besides what any may.
-PAGES_SEND = ("Authorization", "X-API-Key", "X-Request-ID", "Content-Type", "Content-Encoding", binary_tensors.HEADER)
-PAGES_READ = ("X-Request-ID", "Retry-After", binary_tensors.HEADER)
+# Headers that a page of an allowed origin may send, and read from a response.
+CORS_REQUEST_HEADERS = (
+    "Authorization",
+    "X-API-Key",
+    "X-Request-ID",
+    "Content-Type",
+    "Content-Encoding",
+    binary_tensors.HEADER,
+)
+CORS_RESPONSE_HEADERS = ("X-Request-ID", "Retry-After", binary_tensors.HEADER)
 IMAGE_PATHS = frozenset({"/predict", "/predict/batch"})
-# How long a thread may keep Python's lock while others want it. At the usual 0.005 a model that is being loaded beside
-# sixteen clients made one answer in a hundred take 4.7 times as long as at other times.
+# Time for which a thread may keep Python's lock while others wait. With the default, 0.005, the p99 of sixteen clients
+# was 4.7 times as long while a model was loaded.
 GIL_SWITCH_INTERVAL_S = 0.0005
 Window = Literal["short", "medium", "long"]
 WINDOWS: tuple[Window, ...] = get_args(Window)
-MOMENT = {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "number"}, {"type": "null"}]}
+TIME_SCHEMA = {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "number"}, {"type": "null"}]}
 
 T = TypeVar("T")
 
 
 class RegistrySource:
-    """The registry as the live model's source."""
+    """The registry as a source of models."""
 
     def __init__(self, settings: ServeSettings, stage: str) -> None:
-        self.contradiction = ""  # what MLflow's own stages say otherwise, as of the last look
+        self.contradiction = ""  # of MLflow's own stages with the alias, at the last poll
         self._registry = ModelRegistry(settings.tracking_uri, settings.model_name)
         self._stage = stage
 
     def find(self) -> ModelRelease:
-        """The version that is in the stage now."""
+        """Return the version in the stage."""
         version = self._registry.get(self._stage)
         before, self.contradiction = self.contradiction, ""
-        with suppress(ToolkitError):  # a store that does not tell this is no reason not to serve
+        with suppress(ToolkitError):  # the version can be served without this
             self.contradiction = self._registry.contradiction(version)
         if self.contradiction and self.contradiction != before:
             logger.warning("%s", self.contradiction)
         return version
 
     def load(self, release: ModelRelease, cache: Path | None = None) -> Bundle:
-        """Its bundle, checked against the digest of the version."""
+        """Return the bundle of a release, checked against its digest."""
         return self._registry.load(release.version, cache=cache).bundle
 
 
-# The addresses. What may wait for a disk is a plain function, which FastAPI runs in a thread.
+# The routes. One that may wait for a disk is a plain function, which FastAPI runs in a thread.
 
 routes = APIRouter()
 PREDICTING = error_responses(*problems.PREDICTION_PROBLEMS)
@@ -339,7 +354,7 @@ async def predict(request: Request, query: Annotated[TopK, Query()]) -> Predicti
 
 @routes.post("/predict/batch", responses=PREDICTING, response_model_exclude_none=True, tags=["predictions"])
 async def predict_batch(request: Request, query: Annotated[TopK, Query()]) -> Batch:
-    """Classify many images, the `files` of a form; one that cannot be used fails alone."""
+    """Classify many images, the `files` of a form; an image that cannot be used fails alone."""
     service = _service(request)
     service.require_ready(query.top_k)
     with service.admission.reserve_bytes(content_length_or(request, request.app.state.settings.max_body_bytes)):
@@ -374,42 +389,42 @@ FeedbackBody = Annotated[
     response_model_exclude_defaults=True,
     tags=["predictions"],
 )
-def feedback(request: Request, told: FeedbackBody) -> FeedbackResult:
-    """Tell the true label of a prediction, or of many; of a list each that is wrong is named in `errors`."""
+def feedback(request: Request, body: FeedbackBody) -> FeedbackResult:
+    """Record the true label of a prediction, or of a list; `errors` names each entry that cannot be recorded."""
     monitor = request.app.state.monitor
-    if isinstance(told, Feedback):
-        if problem := _record(monitor, told):
+    if isinstance(body, Feedback):
+        if problem := _record(monitor, body):
             raise problem
         return FeedbackResult(recorded=1)
     errors = [
         FeedbackError(index=index, error=ProblemDocument(**problem.document(request.state.request_id)))
-        for index, one in enumerate(told)
+        for index, one in enumerate(body)
         if (problem := _record(monitor, one))
     ]
-    return FeedbackResult(recorded=len(told) - len(errors), errors=errors)
+    return FeedbackResult(recorded=len(body) - len(errors), errors=errors)
 
 
-def _record(monitor: ModelMonitor, told: Feedback) -> Problem | None:
+def _record(monitor: ModelMonitor, entry: Feedback) -> Problem | None:
     try:
-        monitor.record_feedback(told.prediction_id, told.label, source=told.source)
+        monitor.record_feedback(entry.prediction_id, entry.label, source=entry.source)
     except UnknownPrediction:
         return Problem(problems.UNKNOWN_PREDICTION, "no prediction with that id is in the store")
     except SettingsError:
-        return Problem(problems.UNKNOWN_LABEL, "the model that made this prediction has no class of that name")
+        return Problem(problems.UNKNOWN_LABEL, "the model of this prediction has no class of that name")
     except ToolkitError as error:
         return _monitor_problem(error)
     return None
 
 
 def _monitor_problem(error: ToolkitError) -> Problem:
-    logger.error("the monitor cannot answer: %s", error)
+    logger.error("the store of predictions cannot be used: %s", error)
     return Problem(problems.MONITOR_UNAVAILABLE, "the store of predictions cannot be used now", {"Retry-After": "5"})
 
 
-def _ask_monitor(question: Callable[[], T]) -> T:
+def _ask_monitor(query: Callable[[], T]) -> T:
     try:
-        return question()
-    except SettingsError:  # the question is wrong, not the store
+        return query()
+    except SettingsError:  # of the query, not of the store
         raise
     except ToolkitError as error:
         raise _monitor_problem(error) from None
@@ -417,13 +432,13 @@ def _ask_monitor(question: Callable[[], T]) -> T:
 
 @routes.get("/livez", tags=["state"])
 async def livez() -> dict[str, str]:
-    """Whether the process answers at all."""
+    """Whether the process is alive."""
     return {"status": "alive"}
 
 
 @routes.get("/readyz", responses=error_responses(problems.NOT_READY), tags=["state"])
 async def readyz(request: Request) -> dict[str, str]:
-    """Whether the service should get traffic: a model is loaded in each process, and it is not about to end."""
+    """Whether the service should get traffic: each process has a model, and the service is not about to end."""
     if request.app.state.draining:
         raise problems.not_ready("the service is about to end", 1)
     return {"status": "ready", "version": _service(request).ready().version}
@@ -431,15 +446,15 @@ async def readyz(request: Request) -> dict[str, str]:
 
 @routes.get("/health", tags=["state"])
 def health(request: Request) -> dict[str, Any]:
-    """Everything an operator asks first; always 200 while the process lives. `status` is the worst of `components`."""
-    place: WorkerSpec | None = request.app.state.worker
+    """State of the service; always 200. `status` is the worst of `components`."""
+    worker: WorkerSpec | None = request.app.state.worker
     found = _service(request).health(draining=request.app.state.draining).to_dict()
-    return found | {"process": place.summary} if place else found
+    return found | {"worker": worker.summary} if worker else found
 
 
-@routes.get("/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}, tags=["figures"])
+@routes.get("/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}, tags=["metrics"])
 def metrics(request: Request) -> Response:
-    """Figures as JSON; in the text format of Prometheus when the Accept header asks for it."""
+    """Metrics as JSON, or in the text format of Prometheus if the Accept header prefers it."""
     service, accept = _service(request), request.headers.get("accept", "")
     if wants_prometheus(accept):
         text, media_type = service.metrics.prometheus(accept)
@@ -449,37 +464,37 @@ def metrics(request: Request) -> Response:
     except ToolkitError as error:
         windows = {"windows": {}, "error": _monitor_problem(error).detail}
     sums = service.totals()
-    figures = service.metrics.summary() | {
+    found = service.metrics.summary() | {
         "model": model_id(service.model_manager.model),
         "queue": sums["queue"],
         "monitor": {"stats": sums["monitor"], **windows},
     }
-    return JSONResponse(figures, headers={"Vary": "Accept"})
+    return JSONResponse(found, headers={"Vary": "Accept"})
 
 
-@routes.get("/drift", responses=error_responses(problems.INVALID, problems.MONITOR_UNAVAILABLE), tags=["figures"])
+@routes.get("/drift", responses=error_responses(problems.INVALID, problems.MONITOR_UNAVAILABLE), tags=["metrics"])
 def drift(request: Request, window: Window = "short") -> dict[str, Any]:
-    """The drift report of one window, measured at most every few seconds."""
+    """Drift report of one window, made at most every few seconds."""
     ask: CachedCall[DriftReport] = request.app.state.drift[window]
     return _ask_monitor(ask).to_dict()
 
 
-@routes.get("/alerts", responses=error_responses(problems.INVALID, problems.MONITOR_UNAVAILABLE), tags=["figures"])
+@routes.get("/alerts", responses=error_responses(problems.INVALID, problems.MONITOR_UNAVAILABLE), tags=["metrics"])
 def alerts(
     request: Request,
     since: Annotated[
         str | None,
-        WithJsonSchema(MOMENT),
-        Query(description="ISO 8601, UTC unless it says otherwise, or seconds since 1970"),
+        WithJsonSchema(TIME_SCHEMA),
+        Query(description="ISO 8601, by default in UTC, or seconds since 1970"),
     ] = None,
     level: Annotated[
         Literal["warning", "critical", "immediate"] | None, Query(description="this level or worse")
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=10_000, description="how many at most")] = 100,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="largest number of alerts")] = 100,
 ) -> list[dict[str, Any]]:
-    """Alerts of all versions, newest first; those that no longer stand have a `cleared_at`.
+    """Alerts of all versions, newest first; those that are resolved have a `cleared_at`.
 
-    `sources` names a few of the images that each is about, as far as they came with a file name.
+    `sources` names a few images that an alert is about, if they were uploaded with a file name.
     """
     try:
         found: list[Alert] = _ask_monitor(lambda: request.app.state.monitor.alerts(since, level))
@@ -491,7 +506,7 @@ def alerts(
 
 @routes.get("/model-info", responses=error_responses(problems.NOT_READY), tags=["state"])
 def model_info(request: Request) -> dict[str, Any]:
-    """What is being served: version, classes, how it was measured, what runs it."""
+    """The live model: version, classes, measured quality, engine."""
     service = _service(request)
     model = service.model()
     card, baseline, release = model.bundle.card, model.bundle.baseline, model.release
@@ -517,7 +532,7 @@ def model_info(request: Request) -> dict[str, Any]:
 
 @routes.post("/admin/reload", tags=["state"])
 def reload(request: Request) -> dict[str, Any]:
-    """Look at the registry now, in all processes, and try again what failed; tells what the one that answers found."""
+    """Poll the registry now, in all processes, and retry what failed; `outcome` is that of the process that answers."""
     service = _service(request)
     return {
         "outcome": service.poll(),
@@ -546,50 +561,51 @@ def page(name: str) -> Response:
     return static.static_page(name)
 
 
-def create_app(settings: ServeSettings | None = None, place: WorkerSpec | None = None) -> FastAPI:
-    """The service as an ASGI application, for this script's own server or any other.
+def create_app(settings: ServeSettings | None = None, worker: WorkerSpec | None = None) -> FastAPI:
+    """Make the service as an ASGI application, for this script's own server or any other.
 
-    Nothing is opened and no thread runs before its lifespan begins; all its state is on
-    ``app.state``: ``settings``, ``place``, ``source``, ``figures``, ``draining``; and ``service``, ``monitor`` and
-    ``drift`` while it runs.
+    Nothing is opened and no thread runs before its lifespan starts. Its state is on ``app.state``: ``settings``,
+    ``worker``, ``source``, ``metrics``, ``draining``; and ``service``, ``monitor`` and ``drift`` while it runs.
 
     Parameters
     ----------
     settings
-        From the environment when None.
-    place
-        Of this process, where the service has several.
+        From the environment if None.
+    worker
+        Spec of this process, if the service has several.
+
+    Returns
+    -------
+    FastAPI
+        The application.
     """
     settings = settings or parse(ServeSettings, None, ())
     app = FastAPI(
         title="Image classifier",
         version=VERSION,
-        description="Classifies images with the registered model that is in Production, and watches its answers.",
-        docs_url=None,  # /docs below: the same page, whose scripts come from here and not from a server elsewhere
+        description="Classifies images with the registered model in Production, and monitors its predictions.",
+        docs_url=None,  # /docs below is the same page without scripts from other servers
         redoc_url=None,
-        redirect_slashes=False,  # to an address with the host that the client made up
+        redirect_slashes=False,  # redirects would have the host of the client's header
         lifespan=_lifespan,
     )
-    guarded = settings.protected_paths()
-    app.state.settings, app.state.worker, app.state.metrics, app.state.draining = (
-        settings,
-        place,
-        ServiceMetrics(place),
-        False,
-    )
+    protected_paths = settings.protected_paths()
+    app.state.settings, app.state.worker, app.state.draining = settings, worker, False
+    app.state.metrics = ServiceMetrics(worker)
     app.state.source = RegistrySource(settings, settings.stage)
     app.state.metrics.collect(partial(_families, app))
     app.include_router(routes)
     app.include_router(inference_protocols.routes)
-    app.openapi = partial(_described, app, tuple(guarded))  # type: ignore[method-assign]
+    app.openapi = partial(_openapi, app, tuple(protected_paths))  # type: ignore[method-assign]
     for kind in (HTTPException, RequestValidationError):
         app.add_exception_handler(kind, problems.handle)
-    # What is added last is outermost.
+    # The last one is outermost.
     app.add_middleware(DecompressionMiddleware, limit=settings.max_body_bytes)
     app.add_middleware(HeadMethodMiddleware)
     app.add_middleware(LoadSheddingMiddleware, paths=IMAGE_PATHS, admission=partial(_admission, app))
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, timeouts=settings.timeouts)
-    app.add_middleware(APIKeyMiddleware, protected_paths=guarded)
+    if protected_paths:
+        app.add_middleware(APIKeyMiddleware, protected_paths=protected_paths)
     app.add_middleware(CancelOnDisconnectMiddleware)
     if settings.predict_key is None:
         app.add_middleware(CrossOriginMiddleware, allowed=settings.origins)
@@ -599,8 +615,8 @@ def create_app(settings: ServeSettings | None = None, place: WorkerSpec | None =
             CORSMiddleware,
             allow_origins=settings.origins,
             allow_methods=("GET", "HEAD", "POST"),
-            allow_headers=PAGES_SEND,
-            expose_headers=PAGES_READ,
+            allow_headers=CORS_REQUEST_HEADERS,
+            expose_headers=CORS_RESPONSE_HEADERS,
         )
     return app
 
@@ -608,7 +624,7 @@ def create_app(settings: ServeSettings | None = None, place: WorkerSpec | None =
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: ServeSettings = app.state.settings
-    place: WorkerSpec | None = app.state.worker
+    worker: WorkerSpec | None = app.state.worker
     monitor = app.state.monitor = _monitor(settings, partial(_rollback_on_alert, app))
     app.state.drift = {name: CachedCall(partial(monitor.detect_drift, name), MONITOR_REFRESH_S) for name in WINDOWS}
     service = app.state.service = Service(
@@ -617,7 +633,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         new_prediction_id,
         app.state.metrics,
         _service_config(settings),
-        WorkerGroup(Path(place.folder), place.index, place.count) if place else None,
+        WorkerGroup(Path(worker.folder), worker.index, worker.count) if worker else None,
     )
     service.start()
     try:
@@ -634,19 +650,19 @@ def _service_config(settings: ServeSettings) -> ServiceConfig:
         cores=settings.cores,
         cache=settings.openvino_cache_dir,
     )
-    copies = settings.model_cache_dir / settings.model_name / settings.stage
+    cache = settings.model_cache_dir / settings.model_name / settings.stage
     return ServiceConfig(
-        workers=settings.n_threads,
-        waiting=settings.max_queue,
+        threads=settings.n_threads,
+        max_queue=settings.max_queue,
         max_bytes=int(settings.max_inflight_mb * 2**20),
-        seconds=settings.request_timeout,
+        request_timeout=settings.request_timeout,
         limits=settings.limits,
         top_k=settings.top_k,
         models=ModelManagerConfig(
             settings.poll_interval,
             prepare=engine,
-            rehearse=IsolatedLoader(settings.engine, settings.concurrency, settings.openvino_cache_dir),
-            local_cache=LocalModelCache(copies, settings.model_name, settings.stage),
+            isolated_load=IsolatedLoader(settings.engine, settings.concurrency, settings.openvino_cache_dir),
+            local_cache=LocalModelCache(cache, settings.model_name, settings.stage),
         ),
         shadow=RegistrySource(settings, "Staging"),
         shadow_share=settings.shadow_share,
@@ -675,7 +691,7 @@ def _monitor(settings: ServeSettings, react: Callable[[Notification], object] | 
 
 
 def _rollback_on_alert(app: FastAPI, notice: Notification) -> None:
-    """Go back to the version before, if it is still the present one that is so bad."""
+    """Roll back to the previous version, if the alert is about the live one."""
     settings: ServeSettings = app.state.settings
     service: Service = app.state.service
     model = service.model_manager.model
@@ -683,36 +699,36 @@ def _rollback_on_alert(app: FastAPI, notice: Notification) -> None:
         return
     registry = ModelRegistry(settings.tracking_uri, settings.model_name)
     version = registry.rollback(f"by itself: {notice.what}"[:MAX_REASON_LENGTH])
-    logger.warning("went back to version %s: %s", version.version, notice.what)
+    logger.warning("rolled back to version %s: %s", version.version, notice.what)
     service.poll()
 
 
 def _admission(app: FastAPI) -> AdmissionController | None:
-    """Where images are refused; None while there is no model, of which the routes know more to say."""
+    """The admission controller; None while there is no model, so that the route can say why."""
     service: Service = app.state.service
     return service.admission if service.model_manager.model else None
 
 
 def _families(app: FastAPI) -> Iterable[Metric]:
-    service: Service = app.state.service  # of this lifespan, which begins after the figures do
+    service: Service = app.state.service  # of this lifespan, which starts after the metrics
     return service.families()
 
 
-def _described(app: FastAPI, guarded: Iterable[str]) -> dict[str, Any]:
+def _openapi(app: FastAPI, protected_paths: Iterable[str]) -> dict[str, Any]:
     if app.openapi_schema is None:
-        app.openapi_schema = build_openapi(app, guarded, app.state.settings.max_batch)
+        app.openapi_schema = build_openapi(app, protected_paths, app.state.settings.max_batch)
     return app.openapi_schema
 
 
 def main() -> int:
-    """Serve until a signal comes."""
+    """Serve until a signal arrives."""
     settings = settings_typed()
-    if place := WorkerSpec.take():
+    if worker := WorkerSpec.take():
         log_to_stderr()
-        with place.listening() as listener:
-            _serve(settings, listener, place)
+        with worker.listening() as listener:
+            _serve(settings, listener, worker)
         return 0
-    _monitor(settings).close()  # a store or a webhook that cannot be is said now, in one line
+    _monitor(settings).close()  # an invalid store or webhook is an error now
     with listen(settings.host, settings.port) as listener:
         log_to_stderr()
         address, port = listener.getsockname()[:2]
@@ -722,7 +738,7 @@ def main() -> int:
             )
         _print_banner(settings, f"http://{f'[{address}]' if ':' in address else address}:{port}")
         if settings.workers > 1:
-            with suppress(ToolkitError):  # whatever it says: a new database gets its tables from one, not from all
+            with suppress(ToolkitError):  # so that one process alone creates the tables of a new database
                 RegistrySource(settings, settings.stage).find()
             command = [*process_command("serve_model"), *sys.argv[1:]]
             exec_supervisor(command, settings.workers, listener, settings.drain_timeout + settings.shutdown_timeout)
@@ -730,25 +746,22 @@ def main() -> int:
     return 0
 
 
-def _serve(settings: ServeSettings, listener: socket, place: WorkerSpec | None = None) -> None:
+def _serve(settings: ServeSettings, listener: socket, worker: WorkerSpec | None = None) -> None:
     sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
     limit_malloc_arenas()
-    app = create_app(settings, place)
-
-    def leave() -> None:
-        app.state.draining = True
-
+    app = create_app(settings, worker)
     config = ServerConfig(
         settings.drain_timeout, settings.shutdown_timeout, settings.timeouts, settings.max_connections
     )
-    Server(app, leave, config, alone=place is None).run(sockets=[listener])
+    on_drain = partial(setattr, app.state, "draining", True)
+    Server(app, on_drain, config, alone=worker is None).run(sockets=[listener])
 
 
 def _print_banner(settings: ServeSettings, url: str) -> None:
     print(
         f"serving {settings.model_name}, the version in {settings.stage}, on {url}\n"
         f"  dashboard   {url}/dashboard\n"
-        f"  addresses   {url}/docs\n"
+        f"  routes      {url}/docs\n"
         f"  try it      curl -F file=@image.jpg {url}/predict",
         flush=True,
     )

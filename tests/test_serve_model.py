@@ -776,7 +776,7 @@ def test_a_version_that_is_certainly_far_worse_goes_and_somebody_is_told(registe
         wait_until(lambda: not [alert for alert in get("/alerts").json() if alert["cleared_at"] is None])
         wait_until(lambda: any(b'"immediate"' in body for _, _, body in receiver.requests))
         text = get("/metrics/prometheus").text
-        assert 'serve_alert_notifications_total{sink="webhook",state="failed"} 0.0' in text
+        assert 'serve_alert_notifications_total{notifier="webhook",state="failed"} 0.0' in text
         assert 'serve_alerts_active{level="immediate"}' in text
     for _, headers, body in receiver.requests:
         signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
@@ -1068,7 +1068,7 @@ class TwoWorkers:
         found = {}
         while set(found) != {1, 2}:
             with httpx.Client(base_url=self.service.url, timeout=MAX_WAIT_S, trust_env=False) as client:
-                index = client.get("/health").json()["process"]["index"]
+                index = client.get("/health").json()["worker"]["index"]
                 if index not in found:
                     found[index] = client.request(method, path, **words)
         return found
@@ -1110,8 +1110,8 @@ def test_figures_are_sums_over_all_processes_whichever_answers(two_workers):
         answers = two_workers.each("POST", "/predict", content=image)
         assert [answer.status_code for answer in answers.values()] == [status] * 2
     health = {index: answer.json() for index, answer in two_workers.each("GET", "/health").items()}
-    assert {one["process"]["pid"] for one in health.values()} == two_workers.pids()
-    assert all(one["process"]["of"] == 2 and one["queue"]["threads"] == 2 for one in health.values())
+    assert {one["worker"]["pid"] for one in health.values()} == two_workers.pids()
+    assert all(one["worker"]["of"] == 2 and one["queue"]["threads"] == 2 for one in health.values())
 
     def written():  # each hears of the other once a second
         return {answer.json()["monitor"]["stats"]["written"] for answer in two_workers.each("GET", "/metrics").values()}
@@ -1128,7 +1128,13 @@ def test_figures_are_sums_over_all_processes_whichever_answers(two_workers):
         assert programs["serve_stage_seconds_count", "infer"] == programs["serve_batch_size_sum",] == 4
         assert programs["serve_monitor_predictions_total", "written"] == 4
         assert {key: value for key, value in programs.items() if key[0] == "serve_model_info"} == {
-            ("serve_model_info", two_workers.registered.registry.get(1).digest, two_workers.registered.name, "Production", "1"): 2
+            (
+                "serve_model_info",
+                two_workers.registered.registry.get(1).digest,
+                two_workers.registered.name,
+                "Production",
+                "1",
+            ): 2
         }
     windows = wait_until(
         lambda: (found := two_workers.figures()[0]["monitor"]["windows"]["short"])["n"] == 4 and found
@@ -1165,7 +1171,8 @@ def test_a_process_that_is_killed_is_replaced_and_no_count_falls(two_workers):
     found = [line["message"] for line in two_workers.service.lines() if line["level"] == "error"]
     assert len(found) == 1
     assert re.fullmatch(
-        rf"worker \d \(pid {min(pids)}\) was killed by SIGKILL, perhaps .* ran out; it is started again in 1 s", found[0]
+        rf"worker \d \(pid {min(pids)}\) was killed by SIGKILL, perhaps .* ran out; it is restarted in 1 s",
+        found[0],
     )
 
 

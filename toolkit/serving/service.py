@@ -168,20 +168,20 @@ class Monitor(Protocol):
 
 
 class Service:
-    """Everything that runs while the application runs.
+    """Model manager, batcher, shadow and monitor of one process, from the start of the application to its end.
 
     Parameters
     ----------
     source
-        Where models come from.
+        Source of models.
     monitor
-        Told of each answer; closed with the service.
+        Monitor that predictions are logged to; closed with the service.
     new_id
-        Names predictions.
-    figures
-        Where everything is counted.
+        Returns a new prediction id.
+    metrics
+        Counts requests and predictions.
     config
-        How it answers.
+        Settings.
     workers
         The processes of the service, if there are several.
     """

@@ -14,8 +14,8 @@ from support.colours import colour_image
 from toolkit.images.decoding import load_image
 from toolkit.serving.inference.result import TIMING_STAGES, InferenceResult
 from toolkit.serving.metrics import (
-    MONITOR_OUTCOMES,
     FILE_BYTES,
+    MONITOR_OUTCOMES,
     WINDOW_SIZE,
     ServiceMetrics,
     gauge_family,
@@ -242,7 +242,7 @@ def test_each_process_gives_the_sums_over_all(process, done):
             states = [found["serve_monitor_predictions_total", ("state", name)] for name in MONITOR_OUTCOMES]
             assert states == [10 + 30, 2, 0]  # the latest total of each process
             assert found["serve_monitor_write_errors_total",] == 4
-            assert found["serve_alert_notifications_total", ("sink", "log"), ("state", "sent")] == 6
+            assert found["serve_alert_notifications_total", ("notifier", "log"), ("state", "sent")] == 6
             assert found["serve_shadow_dropped_total",] == 8
             assert found["serve_process_starts_total",] == 2
 

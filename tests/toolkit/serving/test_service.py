@@ -28,10 +28,10 @@ from toolkit.serving.problems import (
 from toolkit.serving.service import Component, Service, ServiceConfig
 
 CONFIG = ServiceConfig(
-    workers=2,
-    waiting=8,
+    threads=2,
+    max_queue=8,
     max_bytes=2**30,
-    seconds=60,
+    request_timeout=60,
     limits=ImageLimits(max_pixels=10_000),
     top_k=2,
     models=ModelManagerConfig(1000),
@@ -145,7 +145,7 @@ def test_predictions_are_unharmed_by_a_monitor_that_fails(open_service):
     service.metrics.collect(service.families)
     text = service.metrics.prometheus("")[0].decode()
     assert 'serve_monitor_predictions_total{state="lost"} 3.0' in text
-    assert 'serve_alert_notifications_total{sink="log",state="failed"} 1.0' in text
+    assert 'serve_alert_notifications_total{notifier="log",state="failed"} 1.0' in text
     assert "serve_window" not in text
 
 
@@ -343,7 +343,7 @@ def test_prometheus_sees_model_queue_and_windows(service):
 
 def test_closing_stores_what_was_answered(source):
     monitor = ModelMonitor("closing.db")
-    config = replace(CONFIG, workers=1, top_k=1, models=ModelManagerConfig(0.01))
+    config = replace(CONFIG, threads=1, top_k=1, models=ModelManagerConfig(0.01))
     service = Service(source, monitor, new_prediction_id, ServiceMetrics(), config)
     threads = threading.active_count()
     service.start()

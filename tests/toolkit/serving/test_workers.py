@@ -141,7 +141,7 @@ def test_workers_that_are_killed_are_replaced_and_all_end_together(tmp_path):
         assert service.lines == [
             {"time": service.lines[0]["time"], "level": "error",
              "message": f"worker 1 (pid {found[1]['pid']}) was killed by SIGKILL, perhaps because memory ran out; it is"
-             " started again in 1 s"}
+             " restarted in 1 s"}
         ]  # fmt: skip
 
         service.popen.send_signal(signal.SIGTERM)
@@ -177,7 +177,7 @@ def test_workers_that_never_come_to_serve_are_given_up(tmp_path):
         assert service.popen.wait(MAX_WAIT_S) == 1
     *before, last = [line["message"] for line in service.lines]
     assert re.fullmatch(
-        rf"worker [12] \(pid \d+\) ended with status 3; each was started {MAX_ATTEMPTS} times and none came to serve, "
+        rf"worker [12] \(pid \d+\) ended with status 3; each was started {MAX_ATTEMPTS} times and none served, "
         "so the service ends",
         last,
     )
@@ -194,7 +194,7 @@ def test_a_worker_that_does_not_end_is_killed(tmp_path):
             time.sleep(0.2)
         assert service.popen.wait(MAX_WAIT_S) == 1
         assert [line["message"].split(")")[1] for line in service.lines] == [
-            " has not ended in time and is killed"
+            " did not end in time and is killed"
         ] * 2 + [" was killed by SIGKILL, perhaps because memory ran out"] * 2
         assert list(service.temporary.iterdir()) == []
 

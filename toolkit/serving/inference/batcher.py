@@ -5,7 +5,8 @@ image. No image waits for a batch to fill: a batch is what was decoded while the
 many streams as threads each image passes straight through; on one with a single stream, such as a GPU, the other
 threads decode meanwhile.
 
-An image whose client has disconnected, or whose deadline has passed, is skipped. One that cannot be decoded fails alone.
+An image whose client has disconnected, or whose deadline has passed, is skipped; one that cannot be decoded fails
+alone.
 """
 
 import asyncio

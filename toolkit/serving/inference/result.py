@@ -63,6 +63,6 @@ class InferenceResult:
         return bool(np.isfinite(self.probabilities).all())
 
     def top_k(self, count: int) -> list[tuple[str, float]]:
-        """Return the ``count`` most probable classes with their probabilities; of equal ones the first in class order."""
+        """Return the ``count`` most probable classes with their probabilities, equal ones in class order."""
         order = np.argsort(-self.probabilities, kind="stable")[:count]
         return [(self.model.classes[index], float(self.probabilities[index])) for index in order]

@@ -1,1 +1,1 @@
-"""Model that answers: openvino_cache < engines < smoke_test < manager < local_cache, shadow; engines < isolated_load."""
+"""The model that answers: openvino_cache < engines < isolated_load, smoke_test < manager < local_cache, shadow."""

@@ -81,9 +81,7 @@ def compare_outputs(new: SmokeTestResult, old: SmokeTestResult) -> Agreement | N
     same, difference = agreement(old.card.classes, old.rows, new.card.classes, new.rows)
     predicted, predicted_before = (set(result.rows.argmax(axis=1).tolist()) for result in (new, old))
     constant = new.card.classes[min(predicted)] if len(predicted) == 1 < len(predicted_before) else None
-    return Agreement(
-        new.version, old.version, len(same), int(same.sum()), round(float(difference.mean()), 4), constant
-    )
+    return Agreement(new.version, old.version, len(same), int(same.sum()), round(float(difference.mean()), 4), constant)
 
 
 def agreement(

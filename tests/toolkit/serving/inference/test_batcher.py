@@ -346,7 +346,10 @@ def test_closing_what_never_began_is_fine(open_batcher):
 
 
 def test_random_comings_and_goings_lose_nobody(open_batcher, make_blocking):
-    (first, engine), (second, _) = make_blocking(concurrency=2, version=1), make_blocking(concurrency=1, version=2, strength=0.3)
+    (first, engine), (second, _) = (
+        make_blocking(concurrency=2, version=1),
+        make_blocking(concurrency=1, version=2, strength=0.3),
+    )
     batcher, generator, live = open_batcher(workers=3, max_batch=4), np.random.default_rng(3), [first]
     answered = []
 

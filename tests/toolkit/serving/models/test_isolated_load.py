@@ -100,7 +100,7 @@ def test_a_process_that_is_killed_says_how(bundle, tmp_path):
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(BundleError, match=r"^the process that tried it was killed by SIGKILL"):
+    with pytest.raises(BundleError, match=r"^the process that loaded it was killed by SIGKILL"):
         IsolatedLoader("auto", 1, tmp_path)(bundle, threading.Event(), id)
     killer.join()
 
@@ -129,7 +129,7 @@ def test_a_process_that_does_not_get_its_share_has_workers_rest_until_it_is_done
 def test_a_service_that_ends_does_not_wait_for_it(bundle, tmp_path):
     stopping = threading.Event()
     stopping.set()
-    with pytest.raises(BundleError, match="the service ends"):
+    with pytest.raises(BundleError, match="the service is stopping"):
         IsolatedLoader("auto", 1, tmp_path)(bundle, stopping, id)
     assert loading() == []
     assert not is_cached(bundle, Path(tmp_path))

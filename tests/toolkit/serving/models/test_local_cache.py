@@ -83,43 +83,47 @@ def copies():
 
 def serve(registry, copies, *numbers):
     """Start a service, and let it serve versions one after the other."""
-    live = ModelManager(registry, lambda model: None, ModelManagerConfig(1000, prepare=TorchEngine, local_cache=copies))
+    manager = ModelManager(
+        registry, lambda model: None, ModelManagerConfig(1000, prepare=TorchEngine, local_cache=copies)
+    )
     for registry.wanted in numbers:
-        assert live.poll() == "loaded"
-    return live
+        assert manager.poll() == "loaded"
+    return manager
 
 
 def start_without_registry(registry, copies):
     registry.away = True
-    live = ModelManager(registry, lambda model: None, ModelManagerConfig(1000, prepare=TorchEngine, local_cache=copies))
-    assert live.poll() == "unreachable"
-    return live
+    manager = ModelManager(
+        registry, lambda model: None, ModelManagerConfig(1000, prepare=TorchEngine, local_cache=copies)
+    )
+    assert manager.poll() == "unreachable"
+    return manager
 
 
-def recalled(copies):
-    return [(kept.version, bundle.digest) for kept, bundle in copies.recall()]
+def load_all(copies):
+    return [(kept.version, bundle.digest) for kept, bundle in copies.load_last_served()]
 
 
-def test_nothing_served_yet_and_nothing_is_recalled(copies, caplog):
-    assert recalled(copies) == []
+def test_nothing_served_yet_and_nothing_is_load_all(copies, caplog):
+    assert load_all(copies) == []
     assert not copies.folder.exists()
     assert caplog.text == ""
 
 
 def test_what_served_last_answers_when_the_registry_is_away(registry, copies):
     serve(registry, copies, 1, 2)
-    live = start_without_registry(registry, LocalModelCache(copies.folder, "colours", "Production"))
+    manager = start_without_registry(registry, LocalModelCache(copies.folder, "colours", "Production"))
     wanted = registry.version(2)
-    assert (live.model.release.version, live.model.bundle.digest) == (2, wanted.digest)
-    assert (live.model.release.run_id, live.model.release.stage) == (wanted.run_id, wanted.stage)
-    assert live.describe().source == "last good copy"
+    assert (manager.model.release.version, manager.model.bundle.digest) == (2, wanted.digest)
+    assert (manager.model.release.run_id, manager.model.release.stage) == (wanted.run_id, wanted.stage)
+    assert manager.describe().source == "last good copy"
     image = np.full((1, 16, 16, 3), 90, np.uint8)
     bundle = load_bundle(registry.shelves / "2", wanted.digest)
-    np.testing.assert_array_equal(live.model.engine.infer(image), bundle.predict(image))
+    np.testing.assert_array_equal(manager.model.engine.infer(image), bundle.predict(image))
     registry.away, registry.download = False, []
-    assert live.poll() == "unchanged"
+    assert manager.poll() == "unchanged"
     assert registry.download == []
-    assert live.describe().source == "registry"
+    assert manager.describe().source == "registry"
 
 
 def test_the_newest_two_are_kept_and_nothing_else_is_removed(registry, copies):
@@ -130,7 +134,7 @@ def test_the_newest_two_are_kept_and_nothing_else_is_removed(registry, copies):
     serve(registry, copies, 1, 2, 3, 4, 3)
     kept = [registry.version(number).digest for number in (3, 4)]
     assert len(kept) == MAX_COPIES
-    assert recalled(copies) == [(3, kept[0]), (4, kept[1])]
+    assert load_all(copies) == [(3, kept[0]), (4, kept[1])]
     assert {path.name for path in copies.folder.iterdir()} == {INDEX_FILE, "photos", "0" * 64, *kept}
 
 
@@ -139,18 +143,18 @@ def test_a_restart_fetches_nothing_and_keeps_the_order(registry, copies):
     emptied = Registry(Path("nowhere"))
     emptied.version = registry.version
     serve(emptied, copies, 2)
-    assert [version for version, _ in recalled(copies)] == [2, 1]
+    assert [version for version, _ in load_all(copies)] == [2, 1]
 
 
 def test_an_altered_copy_is_removed_and_the_one_before_it_answers(registry, copies, caplog):
     serve(registry, copies, 1, 2)
     altered = copies.folder / registry.version(2).digest
     (altered / PROGRAM).write_bytes(b"altered")
-    live = start_without_registry(registry, copies)
-    assert live.model.version == "1"
+    manager = start_without_registry(registry, copies)
+    assert manager.model.version == "1"
     assert "the copy of version 2 is not used: the bundle was altered" in caplog.text
     assert not altered.exists()
-    assert [version for version, _ in recalled(copies)] == [1]
+    assert [version for version, _ in load_all(copies)] == [1]
     shutil.rmtree(copies.folder / registry.version(1).digest)
     assert start_without_registry(registry, copies).model is None
 
@@ -183,15 +187,15 @@ def test_a_note_that_somebody_else_wrote_leads_nowhere(copies, caplog, note):
     precious.mkdir()
     copies.folder.mkdir(parents=True)
     (copies.folder / INDEX_FILE).write_text(note)
-    assert recalled(copies) == []
+    assert load_all(copies) == []
     assert precious.exists()
-    assert "the note of what served last cannot be read" in caplog.text
+    assert "the index of local copies cannot be read" in caplog.text
 
 
 @pytest.mark.parametrize(("name", "stage"), [("cats", "Production"), ("colours", "Staging")])
 def test_a_copy_of_something_else_does_not_answer(registry, copies, name, stage):
     serve(registry, copies, 1)
-    assert recalled(LocalModelCache(copies.folder, name, stage)) == []
+    assert load_all(LocalModelCache(copies.folder, name, stage)) == []
 
 
 @pytest.mark.parametrize("trouble", ["full from the start", "full at the note", "not to be written to"])
@@ -206,21 +210,21 @@ def test_a_disk_that_takes_nothing_costs_one_warning_and_no_version(registry, ca
             stack.enter_context(full_disk(10))
         else:
             Path("kept").write_text("a file, so nothing can be in it")
-        live = serve(registry, copies, 1, 2, 3)
-    assert live.model.version == "3"
+        manager = serve(registry, copies, 1, 2, 3)
+    assert manager.model.version == "3"
     assert len([line for line in caplog.messages if line.startswith("no copy of version")]) == 1
     if trouble == "not to be written to":
         Path("kept").unlink()
     registry.wanted = 2
-    live.poll()
-    assert [version for version, _ in recalled(copies)] == [2]
+    manager.poll()
+    assert [version for version, _ in load_all(copies)] == [2]
 
 
 def test_a_source_that_leaves_no_copy_is_warned_of(registry, copies, caplog):
     bundle = load_bundle(registry.shelves / "1", registry.version(1).digest)
     registry.load = lambda release, cache=None: bundle
     serve(registry, copies, 1)
-    assert "no copy of version 1 is kept on this machine: its source left none" in caplog.text
+    assert "no copy of version 1 is kept on this machine: its source kept none" in caplog.text
 
 
 def test_what_one_process_fetches_another_does_not_remove():

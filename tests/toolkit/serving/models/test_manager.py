@@ -1,4 +1,4 @@
-"""The live model follows its source, survives everything the source does, and frees what it replaced."""
+"""The manager model follows its source, survives everything the source does, and frees what it replaced."""
 
 import gc
 import logging
@@ -35,25 +35,25 @@ class Rows:
         self.closed.append(threading.current_thread().name)
 
 
-class Kept:
+class FakeCache:
     """The copies of a test, newest first; the real ones are tested beside theirs."""
 
     def __init__(self, *copies):
-        self.copies, self.served, self.recalls = copies, [], 0
+        self.copies, self.served, self.loads = copies, [], 0
 
     def load(self, source, release):
         return source.load(release)
 
-    def keep(self, release):
+    def mark_served(self, release):
         self.served.append(release.version)
 
-    def recall(self):
-        self.recalls += 1
+    def load_last_served(self):
+        self.loads += 1
         yield from self.copies
 
 
 class Changes:
-    """Waits for models to be adopted, in a thread of their own."""
+    """Waits for models to be activated, in a thread of their own."""
 
     def __init__(self):
         self.seen, self.news = [], threading.Condition()
@@ -75,7 +75,7 @@ def release(source, version):
 
 
 @pytest.fixture
-def adopted():
+def activated():
     return Changes()
 
 
@@ -86,84 +86,84 @@ def engine_of():
 
 
 @pytest.fixture
-def live(source, adopted, engine_of):
+def manager(source, activated, engine_of):
     def prepare(bundle):
         return engine_of[0](bundle)
 
-    return ModelManager(source, adopted, ModelManagerConfig(1000, prepare=prepare))
+    return ModelManager(source, activated, ModelManagerConfig(1000, prepare=prepare))
 
 
-def test_it_begins_empty_and_says_why(live, source):
-    assert (live.model, live.reason()) == (None, "the registry has not answered yet")
-    assert asdict(live.describe()) == {
+def test_it_begins_empty_and_says_why(manager, source):
+    assert (manager.model, manager.reason()) == (None, "the registry has not answered yet")
+    assert asdict(manager.describe()) == {
         "reachable": False, "unreachable_since": None, "problem": None, "last_poll": None, "changes": 0,
         "source": None, "copy_since": None, "comparison": None, "load_failure": None,
         "contradiction": None,
     }  # fmt: skip
     source.wanted = NotRegistered("nothing is in Production")
-    assert live.poll() == "waiting"
-    assert (live.reason(), live.reachable) == ("nothing is in Production", True)
+    assert manager.poll() == "waiting"
+    assert (manager.reason(), manager.reachable) == ("nothing is in Production", True)
     source.wanted = TrackingError("MLflow at http://me:pw@host:1 does not answer")
-    assert live.poll() == "unreachable"
-    assert (live.reason(), live.reachable) == ("MLflow at http://host:1 does not answer", False)
+    assert manager.poll() == "unreachable"
+    assert (manager.reason(), manager.reachable) == ("MLflow at http://host:1 does not answer", False)
 
 
-def test_it_follows_promotions_and_rollbacks_and_loads_each_once(live, source, adopted):
+def test_it_follows_promotions_and_rollbacks_and_loads_each_once(manager, source, activated):
     found = []
     for version in (1, 1, 2, 2, 1):  # the last one is a rollback: a smaller number
         source.put(version)
-        found.append(live.poll())
-        assert live.model.release.version == version
-        assert live.model.bundle is source.bundles[version]
+        found.append(manager.poll())
+        assert manager.model.release.version == version
+        assert manager.model.bundle is source.bundles[version]
         image = np.full((1, 16, 16, 3), 90, np.uint8)
-        np.testing.assert_array_equal(live.model.engine.infer(image), source.bundles[version].predict(image))
+        np.testing.assert_array_equal(manager.model.engine.infer(image), source.bundles[version].predict(image))
     assert found == ["loaded", "unchanged", "loaded", "unchanged", "loaded"]
-    assert adopted.seen == ["1", "2", "1"]
+    assert activated.seen == ["1", "2", "1"]
     assert source.loads == [1, 2]
-    assert live.describe().changes == 3
+    assert manager.describe().changes == 3
 
 
-def test_a_rollback_needs_neither_the_source_nor_a_proof(live, source, adopted, engine_of):
+def test_a_rollback_needs_neither_the_source_nor_a_proof(manager, source, activated, engine_of):
     for version in (1, 2):
         source.put(version)
-        live.poll()
+        manager.poll()
     first, source.bundles, engine_of[0] = source.bundles[1], {}, None
     for version in (1, 2, 1):
         source.put(version)
-        assert live.poll() == "loaded"
-        assert live.model.release.version == version
-        assert live.describe().comparison.against == str(3 - version)
-    assert live.model.bundle is first
-    assert adopted.seen == ["1", "2", "1", "2", "1"]
+        assert manager.poll() == "loaded"
+        assert manager.model.release.version == version
+        assert manager.describe().comparison.against == str(3 - version)
+    assert manager.model.bundle is first
+    assert activated.seen == ["1", "2", "1", "2", "1"]
 
 
-def test_of_those_that_were_replaced_the_last_one_stays_ready(live, source, make_bundle):
+def test_of_those_that_were_replaced_the_last_one_stays_ready(manager, source, make_bundle):
     source.bundles[3] = make_bundle(digest="v3")
     for version in (1, 2, 3, 2, 1):
         source.put(version)
-        assert live.poll() == "loaded"
+        assert manager.poll() == "loaded"
     assert source.loads == [1, 2, 3, 1]
 
 
-def test_the_same_number_with_another_digest_is_another_model(live, source, make_bundle):
-    live.poll()
-    first = release_key(live.model.release)
+def test_the_same_number_with_another_digest_is_another_model(manager, source, make_bundle):
+    manager.poll()
+    first = release_key(manager.model.release)
     source.put(1)
     source.wanted = type(source.wanted)(1, "registered anew")
     source.bundles[1] = make_bundle(digest="registered anew")
-    assert live.poll() == "loaded"
-    assert release_key(live.model.release) != first
+    assert manager.poll() == "loaded"
+    assert release_key(manager.model.release) != first
 
 
-def test_what_was_replaced_is_freed(live, source, make_bundle):
-    live.poll()
-    old = weakref.ref(live.model)
-    program = weakref.ref(live.model.bundle.program)
+def test_what_was_replaced_is_freed(manager, source, make_bundle):
+    manager.poll()
+    old = weakref.ref(manager.model)
+    program = weakref.ref(manager.model.bundle.program)
     source.bundles[3] = make_bundle(digest="v3")
     for version in (2, 3):  # the second of which takes the place of what stays ready
         assert old() is not None
         source.put(version)
-        live.poll()
+        manager.poll()
     source.bundles[1] = make_bundle()  # the source's own
     gc.collect()
     assert old() is None
@@ -180,98 +180,98 @@ def test_what_was_replaced_is_freed(live, source, make_bundle):
         MemoryError("no room"),
     ],
 )
-def test_a_version_that_cannot_be_loaded_leaves_the_one_before_it(live, source, adopted, trouble):
-    live.poll()
-    good = live.model
+def test_a_version_that_cannot_be_loaded_leaves_the_one_before_it(manager, source, activated, trouble):
+    manager.poll()
+    good = manager.model
     source.bundles[2] = trouble
     source.put(2)
-    assert [live.poll() for _ in range(3)] == ["failed", "set aside", "set aside"]
-    assert live.model is good
-    assert live.poll(again=True) == "failed"
-    aside = live.describe().load_failure
+    assert [manager.poll() for _ in range(3)] == ["failed", "backing off", "backing off"]
+    assert manager.model is good
+    assert manager.poll(again=True) == "failed"
+    aside = manager.describe().load_failure
     assert (aside.version, aside.attempts) == (2, 2)
     assert "\n" not in aside.reason
     assert "/srv" not in aside.reason
     assert 0 < aside.next_attempt_s <= MAX_BACKOFF_S
     assert source.loads == [1, 2, 2]
-    assert adopted.seen == ["1"]
-    assert live.loading is None
+    assert activated.seen == ["1"]
+    assert manager.loading is None
 
 
-def test_a_version_that_was_mended_is_loaded_and_one_that_was_withdrawn_forgotten(live, source, make_bundle):
-    live.poll()
+def test_a_version_that_was_mended_is_loaded_and_one_that_was_withdrawn_forgotten(manager, source, make_bundle):
+    manager.poll()
     source.bundles[2] = BundleError("broken")
     source.put(2)
-    live.poll()
+    manager.poll()
     source.put(1)
-    assert live.poll() == "unchanged"
-    assert live.describe().load_failure is None
+    assert manager.poll() == "unchanged"
+    assert manager.describe().load_failure is None
     source.put(2)
-    assert live.poll() == "failed"  # at once: it is another promotion
+    assert manager.poll() == "failed"  # at once: it is another promotion
     source.bundles[2] = make_bundle(digest="v2")
-    assert live.poll(again=True) == "loaded"
-    assert live.describe().load_failure is None
+    assert manager.poll(again=True) == "loaded"
+    assert manager.describe().load_failure is None
 
 
-def test_a_version_that_fails_for_days_is_still_looked_at(live, source):
+def test_a_version_that_fails_for_days_is_still_looked_at(manager, source):
     source.bundles[1] = BundleError("broken")
     for attempt in range(1, 1500):
-        assert live.poll(again=True) == "failed"
-        assert live.failure.attempts == attempt
-    assert live.poll() == "set aside"
-    assert live.reason() == "version 1 cannot be loaded: broken"
+        assert manager.poll(again=True) == "failed"
+        assert manager.failure.attempts == attempt
+    assert manager.poll() == "backing off"
+    assert manager.reason() == "version 1 cannot be loaded: broken"
 
 
-def test_a_program_that_gives_no_numbers_is_set_aside(live, source, make_bundle):
+def test_a_program_that_gives_no_numbers_is_set_aside(manager, source, make_bundle):
     source.bundles[1] = make_bundle(row=[0.5, float("nan"), 0.5])
-    assert live.poll() == "failed"
-    assert live.model is None
-    assert "NaN" in live.reason()
+    assert manager.poll() == "failed"
+    assert manager.model is None
+    assert "NaN" in manager.reason()
 
 
-def test_a_bundle_that_is_not_the_one_that_was_found_is_not_taken(live, source, make_bundle):
+def test_a_bundle_that_is_not_the_one_that_was_found_is_not_taken(manager, source, make_bundle):
     source.bundles[1] = make_bundle(digest="of a version registered in between")
-    assert live.poll() == "failed"
-    assert "changed while" in live.reason()
+    assert manager.poll() == "failed"
+    assert "changed while" in manager.reason()
 
 
-def test_a_model_that_cannot_be_adopted_does_not_answer(source):
+def test_a_model_that_cannot_be_activated_does_not_answer(source):
     def refuse(model):
         raise RuntimeError("not this one")
 
-    live = ModelManager(source, refuse, ModelManagerConfig(1000))
-    assert live.poll() == "failed"
-    assert live.model is None
+    manager = ModelManager(source, refuse, ModelManagerConfig(1000))
+    assert manager.poll() == "failed"
+    assert manager.model is None
 
 
-def test_a_registry_that_goes_away_takes_nothing_with_it(live, source):
-    live.poll()
+def test_a_registry_that_goes_away_takes_nothing_with_it(manager, source):
+    manager.poll()
     for trouble in (TrackingError("no answer"), NotRegistered("nothing there")):
         source.wanted = trouble
-        live.poll()
-        assert live.model.version == "1"
-        assert live.describe().problem == str(trouble)
+        manager.poll()
+        assert manager.model.version == "1"
+        assert manager.describe().problem == str(trouble)
     source.put(1)
-    assert live.poll() == "unchanged"
-    assert live.describe().problem is None
+    assert manager.poll() == "unchanged"
+    assert manager.describe().problem is None
 
 
-def test_the_log_has_a_line_when_trouble_begins_and_when_it_ends_and_no_more(live, source, caplog):
+def test_the_log_has_a_line_when_trouble_begins_and_when_it_ends_and_no_more(manager, source, caplog):
     caplog.set_level(logging.INFO)
-    live.poll()
+    manager.poll()
     source.wanted = TrackingError("no answer")
     for _ in range(5):
-        live.poll()
+        manager.poll()
     source.put(1)
     for _ in range(5):
-        live.poll()
+        manager.poll()
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0].startswith("version 1 serves, loaded in ")
-    assert lines[1:] == ["no answer; version 1 serves on", "the registry answers again"]
+    assert lines[1:] == ["no answer; version 1 serves on", "the registry is reachable again"]
 
 
-def test_the_thread_survives_whatever_is_raised_and_ends_when_told(source, adopted, caplog):
-    live, looks = ModelManager(source, adopted, ModelManagerConfig(0.001)), threading.Event()
+def test_the_thread_survives_whatever_is_raised_and_ends_when_told(source, activated, caplog):
+    manager, looks = ModelManager(source, activated, ModelManagerConfig(0.001)), threading.Event()
     find, troubles = (
         source.find,
         iter([ValueError("a library's own"), OSError(), AssertionError(), ZeroDivisionError()]),
@@ -284,93 +284,96 @@ def test_the_thread_survives_whatever_is_raised_and_ends_when_told(source, adopt
         return find()
 
     source.find = broken
-    live.start()
+    manager.start()
     assert looks.wait(MAX_WAIT_S)
-    adopted.wait_for(1)
+    activated.wait_for(1)
     source.put(2)
-    adopted.wait_for(2)
-    live.stop()
-    assert not live._thread.is_alive()
-    assert adopted.seen == ["1", "2"]
+    activated.wait_for(2)
+    manager.stop()
+    assert not manager._thread.is_alive()
+    assert activated.seen == ["1", "2"]
     assert len([record for record in caplog.records if record.exc_info]) == 4
 
 
-def test_a_look_that_breaks_off_is_not_the_last(source, adopted, caplog):
-    live, breaks = ModelManager(source, adopted, ModelManagerConfig(0.001)), iter([RuntimeError("a fault of our own")])
-    look = live.poll
+def test_a_look_that_breaks_off_is_not_the_last(source, activated, caplog):
+    manager, breaks = (
+        ModelManager(source, activated, ModelManagerConfig(0.001)),
+        iter([RuntimeError("a fault of our own")]),
+    )
+    look = manager.poll
 
     def broken():
         for trouble in breaks:
             raise trouble
         return look()
 
-    live.poll = broken
-    live.start()
-    adopted.wait_for(1)
-    live.stop()
-    assert "broke off" in caplog.text
+    manager.poll = broken
+    manager.start()
+    activated.wait_for(1)
+    manager.stop()
+    assert "polling the registry failed" in caplog.text
 
 
-def test_an_unforeseen_error_is_shown_as_trouble_with_the_registry(source, adopted, monkeypatch):
-    live, waits = ModelManager(source, adopted, ModelManagerConfig(0.001)), threading.Event()
-    live.poll()
+def test_an_unforeseen_error_is_shown_as_trouble_with_the_registry(source, activated, monkeypatch):
+    manager, waits = ModelManager(source, activated, ModelManagerConfig(0.001)), threading.Event()
+    manager.poll()
     source.wanted = ValueError("a library's own")
-    monkeypatch.setattr(live._stopping, "wait", lambda _seconds: waits.set() or live._stopping.set())
-    live.start()
+    monkeypatch.setattr(manager._stopping, "wait", lambda _seconds: waits.set() or manager._stopping.set())
+    manager.start()
     assert waits.wait(MAX_WAIT_S)
-    live.stop()
-    assert live.describe().problem == "the look at it failed: ValueError"
-    assert live.reachable is False
-    assert live.model.version == "1"
+    manager.stop()
+    assert manager.describe().problem == "polling the registry failed: ValueError"
+    assert manager.reachable is False
+    assert manager.model.version == "1"
 
 
-def test_looks_of_many_threads_load_a_model_once(live, source):
-    threads = [threading.Thread(target=live.poll) for _ in range(10)]
+def test_looks_of_many_threads_load_a_model_once(manager, source):
+    threads = [threading.Thread(target=manager.poll) for _ in range(10)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert source.loads == [1]
-    assert live.changes == 1
+    assert manager.changes == 1
 
 
-def test_how_long_the_registry_has_been_silent_is_told(live, source):
-    live.poll()
-    assert live.describe().unreachable_since is None
+def test_how_long_the_registry_has_been_silent_is_told(manager, source):
+    manager.poll()
+    assert manager.describe().unreachable_since is None
     source.wanted = TrackingError("no answer")
-    live.poll()
-    since = live.describe().unreachable_since
-    assert since == live.last_poll
-    live.poll()
+    manager.poll()
+    since = manager.describe().unreachable_since
+    assert since == manager.last_poll
+    manager.poll()
     source.wanted = ValueError("a library's own")
-    assert live.poll() == "unreachable"
-    assert live.describe().unreachable_since == since < live.last_poll
+    assert manager.poll() == "unreachable"
+    assert manager.describe().unreachable_since == since < manager.last_poll
     source.wanted = NotRegistered("nothing is in Production")
-    live.poll()
-    assert live.describe().unreachable_since is None
+    manager.poll()
+    assert manager.describe().unreachable_since is None
 
 
-def test_what_was_replaced_is_closed_when_its_last_answer_is_out(source, adopted):
+def test_what_was_replaced_is_closed_when_its_last_answer_is_out(source, activated):
     gate = threading.Event()
     gate.set()
     first, second = Rows([0.5, 0.3, 0.2], gate), Rows([0.2, 0.3, 0.5])
     engines = {"v1": first, "v2": second}
-    live = ModelManager(
-        source, adopted, ModelManagerConfig(1000, prepare=lambda bundle: engines[bundle.digest], keep_previous=False)
+    manager = ModelManager(
+        source, activated, ModelManagerConfig(1000, prepare=lambda bundle: engines[bundle.digest], keep_previous=False)
     )
-    live.poll()
+    manager.poll()
     gate.clear()
     first.begun.clear()
-    old, answers = weakref.ref(live.model), []
+    old, answers = weakref.ref(manager.model), []
 
     def ask(model):
         answers.append(model.engine.infer(np.zeros((1, 16, 16, 3), np.uint8)))
 
-    asking = threading.Thread(target=ask, args=(live.model,), name="asking")
+    asking = threading.Thread(target=ask, args=(manager.model,), name="asking")
     asking.start()
     assert first.begun.wait(MAX_WAIT_S)
     source.put(2)
-    assert live.poll() == "loaded"  # it does not wait for the engine that is at work
+    assert manager.poll() == "loaded"  # it does not wait for the engine that is at work
     gc.collect()
     assert old() is not None
     assert first.closed == []
@@ -382,29 +385,29 @@ def test_what_was_replaced_is_closed_when_its_last_answer_is_out(source, adopted
     assert second.closed == []
 
 
-def test_an_engine_that_cannot_be_closed_is_no_concern_of_whoever_was_answered(source, adopted, caplog):
+def test_an_engine_that_cannot_be_closed_is_no_concern_of_whoever_was_answered(source, activated, caplog):
     class Stubborn(Rows):
         def close(self):
             raise OSError("busy")
 
     config = ModelManagerConfig(1000, prepare=lambda bundle: Stubborn([1, 0, 0]), keep_previous=False)
-    live = ModelManager(source, adopted, config)
+    manager = ModelManager(source, activated, config)
     for version in (1, 2):
         source.put(version)
-        assert live.poll() == "loaded"
+        assert manager.poll() == "loaded"
     assert "the engine of version 1 could not be closed: busy" in caplog.text
 
 
-def test_every_answer_is_of_the_model_that_it_names_while_models_change(source, adopted, make_bundle):
+def test_every_answer_is_of_the_model_that_it_names_while_models_change(source, activated, make_bundle):
     rows = {version: np.eye(3, dtype=np.float32)[version % 3] for version in range(1, 13)}
     source.bundles = {version: make_bundle(row=row.tolist(), digest=f"v{version}") for version, row in rows.items()}
-    live, ending, wrong, asked = ModelManager(source, adopted, ModelManagerConfig(1000)), threading.Event(), [], []
-    live.poll()
+    manager, ending, wrong, asked = ModelManager(source, activated, ModelManagerConfig(1000)), threading.Event(), [], []
+    manager.poll()
 
     def ask():
         image = np.zeros((1, 16, 16, 3), np.uint8)
         while not ending.is_set():
-            model = live.model
+            model = manager.model
             answer = model.engine.infer(image)
             asked.append(model.version)
             if not np.array_equal(answer[0], rows[model.release.version]):
@@ -415,7 +418,7 @@ def test_every_answer_is_of_the_model_that_it_names_while_models_change(source, 
         thread.start()
     for version in (*range(2, 13), *range(11, 0, -1)):
         source.put(version)
-        assert live.poll() == "loaded"
+        assert manager.poll() == "loaded"
     ending.set()
     for thread in threads:
         thread.join()
@@ -423,20 +426,20 @@ def test_every_answer_is_of_the_model_that_it_names_while_models_change(source, 
     assert len(asked) > 3
 
 
-def test_a_version_is_compared_with_the_one_that_it_replaces(live, source, make_bundle, caplog):
+def test_a_version_is_compared_with_the_one_that_it_replaces(manager, source, make_bundle, caplog):
     caplog.set_level(logging.INFO)
-    live.poll()
-    assert live.describe().comparison is None
+    manager.poll()
+    assert manager.describe().comparison is None
     source.bundles[2] = make_bundle(row=[0.2, 0.5, 0.3], digest="v2")
     source.put(2)
-    assert live.poll() == "loaded"  # an answer that is always the same is legal
-    found = live.describe().comparison
+    assert manager.poll() == "loaded"  # an answer that is always the same is legal
+    found = manager.describe().comparison
     assert (found.version, found.against, found.constant) == ("2", "1", "green")
-    assert "it names 'green' for each of them" in caplog.text
+    assert "it predicts 'green' for each of them" in caplog.text
     source.bundles[3] = make_bundle(row=[0.2, 0.5, 0.3], digest="v3")
     source.put(3)
-    live.poll()
-    found = live.describe().comparison
+    manager.poll()
+    found = manager.describe().comparison
     assert asdict(found) == {
         "version": "3", "against": "2", "images": 16, "same_class": 16, "mean_difference": 0.0, "constant": None
     }  # fmt: skip
@@ -446,95 +449,95 @@ def test_a_version_is_compared_with_the_one_that_it_replaces(live, source, make_
     ("row", "reason"),
     [
         ([0.5, np.nan, 0.5], "NaN or infinity for a synthetic image"),
-        ([0.5, 0.5], r"answers \(4, 2\) for 4 images and 3 classes"),
+        ([0.5, 0.5], r"returns \(4, 2\) for 4 images and 3 classes"),
     ],
 )
-def test_an_engine_that_spoils_the_answers_is_set_aside(live, source, engine_of, row, reason):
-    live.poll()
+def test_an_engine_that_spoils_the_answers_is_set_aside(manager, source, engine_of, row, reason):
+    manager.poll()
     engine_of[0] = lambda bundle: Rows(row)
     source.put(2)
-    assert live.poll() == "failed"
-    assert re.search(reason, live.describe().load_failure.reason)
-    assert live.model.version == "1"
+    assert manager.poll() == "failed"
+    assert re.search(reason, manager.describe().load_failure.reason)
+    assert manager.model.version == "1"
 
 
-def test_a_version_that_is_set_aside_is_told_once(source, adopted, caplog):
+def test_a_version_that_is_set_aside_is_reported_once(source, activated, caplog):
     found = []
-    live = ModelManager(
+    manager = ModelManager(
         source,
-        adopted,
+        activated,
         ModelManagerConfig(1000),
         on_failure=lambda release, reason: found.append((release.version, reason)),
     )
     source.bundles[1] = BundleError("altered, see /srv/models/1")
     for again in (False, True, True):
-        live.poll(again=again)
+        manager.poll(again=again)
     source.bundles[2] = BundleError("broken")
     source.put(2)
-    live.poll()
+    manager.poll()
     assert found == [(1, "altered, see .../1"), (2, "broken")]
-    live._on_failure = lambda release, reason: found.remove("nobody")
+    manager._on_failure = lambda release, reason: found.remove("missing")
     source.put(1)
-    assert live.poll() == "failed"
-    assert "could not be found" in caplog.text
+    assert manager.poll() == "failed"
+    assert "could not be reported" in caplog.text
 
 
-def test_the_last_good_copy_answers_until_the_registry_does(source, adopted, caplog):
-    kept = Kept((release(source, 1), source.bundles[1]))
-    live = ModelManager(source, adopted, ModelManagerConfig(1000, local_cache=kept))
+def test_the_last_good_copy_answers_until_the_registry_does(source, activated, caplog):
+    cache = FakeCache((release(source, 1), source.bundles[1]))
+    manager = ModelManager(source, activated, ModelManagerConfig(1000, local_cache=cache))
     source.wanted = TrackingError("no answer")
-    assert live.poll() == "unreachable"
-    copy, found = live.model, live.describe()
+    assert manager.poll() == "unreachable"
+    copy, found = manager.model, manager.describe()
     assert (copy.version, found.source, found.copy_since) == ("1", "last good copy", copy.loaded_at)
     assert "version 1 serves from the last good copy" in caplog.text
-    live.poll()
-    assert (live.model, kept.recalls) == (copy, 1)
+    manager.poll()
+    assert (manager.model, cache.loads) == (copy, 1)
     source.put(1)
-    assert live.poll() == "unchanged"  # the same model, so nothing is loaded
-    assert (live.model, source.loads, live.describe().source) == (copy, [], "registry")
-    assert live.describe().copy_since is None
+    assert manager.poll() == "unchanged"  # the same model, so nothing is loaded
+    assert (manager.model, source.loads, manager.describe().source) == (copy, [], "registry")
+    assert manager.describe().copy_since is None
     source.put(2)
-    assert live.poll() == "loaded"
-    assert (adopted.seen, kept.served) == (["1", "2"], [2])
+    assert manager.poll() == "loaded"
+    assert (activated.seen, cache.served) == (["1", "2"], [2])
 
 
-def test_another_version_takes_the_place_of_the_copy(source, adopted):
-    live = ModelManager(
-        source, adopted, ModelManagerConfig(1000, local_cache=Kept((release(source, 1), source.bundles[1])))
+def test_another_version_takes_the_place_of_the_copy(source, activated):
+    manager = ModelManager(
+        source, activated, ModelManagerConfig(1000, local_cache=FakeCache((release(source, 1), source.bundles[1])))
     )
     source.wanted = ValueError("a library's own")
-    live.poll()
+    manager.poll()
     source.put(2)
-    assert live.poll() == "loaded"
-    assert live.describe().source == "registry"
+    assert manager.poll() == "loaded"
+    assert manager.describe().source == "registry"
 
 
-def test_a_version_that_cannot_be_loaded_at_the_start_leaves_the_copy_to_answer(source, adopted):
+def test_a_version_that_cannot_be_loaded_at_the_start_leaves_the_copy_to_answer(source, activated):
     source.bundles[2] = BundleError("broken")
-    live = ModelManager(
-        source, adopted, ModelManagerConfig(1000, local_cache=Kept((release(source, 1), source.bundles[1])))
+    manager = ModelManager(
+        source, activated, ModelManagerConfig(1000, local_cache=FakeCache((release(source, 1), source.bundles[1])))
     )
     source.put(2)
-    assert live.poll() == "failed"
-    found = live.describe()
-    assert (live.model.version, found.source, found.load_failure.version) == ("1", "last good copy", 2)
+    assert manager.poll() == "failed"
+    found = manager.describe()
+    assert (manager.model.version, found.source, found.load_failure.version) == ("1", "last good copy", 2)
 
 
-def test_a_copy_that_cannot_be_run_leaves_the_next_to_answer(source, adopted, make_bundle, caplog):
+def test_a_copy_that_cannot_be_run_leaves_the_next_to_answer(source, activated, make_bundle, caplog):
     spoilt = make_bundle(row=[np.nan] * 3, digest="v2")
-    kept = Kept((release(source, 2), spoilt), (release(source, 1), source.bundles[1]))
-    live = ModelManager(source, adopted, ModelManagerConfig(1000, local_cache=kept))
+    cache = FakeCache((release(source, 2), spoilt), (release(source, 1), source.bundles[1]))
+    manager = ModelManager(source, activated, ModelManagerConfig(1000, local_cache=cache))
     source.wanted = TrackingError("no answer")
-    live.poll()
-    assert live.model.version == "1"
+    manager.poll()
+    assert manager.model.version == "1"
     assert "the last good copy, version 2, cannot be used" in caplog.text
-    assert live.loading is None
+    assert manager.loading is None
 
 
-def test_the_copy_does_not_speak_against_the_registry(source, adopted):
-    kept = Kept((release(source, 1), source.bundles[1]))
-    live = ModelManager(source, adopted, ModelManagerConfig(1000, local_cache=kept))
+def test_the_copy_does_not_speak_against_the_registry(source, activated):
+    cache = FakeCache((release(source, 1), source.bundles[1]))
+    manager = ModelManager(source, activated, ModelManagerConfig(1000, local_cache=cache))
     for trouble in (NotRegistered("nothing is in Production"), TrackingError("no answer")):
         source.wanted = trouble
-        live.poll()
-    assert (live.model, kept.recalls) == (None, 0)
+        manager.poll()
+    assert (manager.model, cache.loads) == (None, 0)

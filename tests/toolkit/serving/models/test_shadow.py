@@ -1,4 +1,4 @@
-"""The shadow answers a share of the images, counts what came of them, and is in nobody's way."""
+"""The shadow is run on a share of the images, counts agreements and errors, and affects nothing else."""
 
 import gc
 import threading
@@ -25,7 +25,7 @@ def grey(size):
     return np.full((size, size, 3), 90, np.uint8)
 
 
-def until(condition):
+def wait_until(condition):
     deadline = time.monotonic() + MAX_WAIT_S
     while not condition():
         assert time.monotonic() < deadline, "it never came"
@@ -75,7 +75,7 @@ def start(source, make_bundle, gate, engines):
         shadow = ShadowRunner(source, config, share, clock=lambda: NOW, **words)
         started.append(shadow)
         shadow.start()
-        until(lambda: shadow.metrics()["version"] == 2 or not ready)
+        wait_until(lambda: shadow.metrics()["version"] == 2 or not ready)
         return shadow
 
     yield begin
@@ -90,27 +90,27 @@ def live(make_model):
     return make_model(1)
 
 
-def offer(shadow, model, *rows, pixels=grey):
+def submit(shadow, model, *rows, pixels=grey):
     for row in rows:
-        shadow.offer(model, np.array(row, np.float32), pixels)
+        shadow.submit(model, np.array(row, np.float32), pixels)
 
 
 def seen(shadow):
-    found = shadow.figures()
+    found = shadow.metrics()
     return found["compared"] + found["failed"]
 
 
-def test_agreement_and_difference_are_those_worked_out_by_hand(start, live):
+def test_agreement_and_difference_worked_out_by_hand(start, live):
     shadow = start()
-    nothing = shadow.figures()
+    nothing = shadow.metrics()
     assert nothing == {
         "share": 1.0, "version": 2, "reason": None, "against": None, "since": None, "compared": 0,
         "agreement": None, "mean_difference": None, "failed": 0, "dropped": 0,
     }  # fmt: skip
-    offer(shadow, live, [0.125, 0.75, 0.125], [0.75, 0.125, 0.125], [0.25, 0.25, 0.5], [0.0, 1.0, 0.0])
-    until(lambda: seen(shadow) == 4)
+    submit(shadow, live, [0.125, 0.75, 0.125], [0.75, 0.125, 0.125], [0.25, 0.25, 0.5], [0.0, 1.0, 0.0])
+    wait_until(lambda: seen(shadow) == 4)
     # green for green, 0.75 and 0.5; blue, 0.75 and 0.25; red, 0.5 and 0.25; green for green, 1 and 0.5
-    assert shadow.figures() == nothing | {
+    assert shadow.metrics() == nothing | {
         "against": 1, "since": NOW, "compared": 4, "agreement": 0.5, "mean_difference": (0.25 + 0.5 + 0.25 + 0.5) / 4,
     }  # fmt: skip
 
@@ -118,8 +118,8 @@ def test_agreement_and_difference_are_those_worked_out_by_hand(start, live):
 def test_a_share_of_the_images_is_drawn(start, live):
     draws = iter([0.0, 0.25, 0.9, 0.2499, 0.5])
     shadow = start(share=0.25, draw=lambda: next(draws))
-    offer(shadow, live, *[GREEN] * 5)
-    until(lambda: seen(shadow) == 2)
+    submit(shadow, live, *[GREEN] * 5)
+    wait_until(lambda: seen(shadow) == 2)
     shadow.stop()
     assert seen(shadow) == 2
 
@@ -128,15 +128,15 @@ def test_a_full_queue_drops_and_counts(start, live, gate, engines):
     shadow = start()
     gate.clear()
     engines[0].begun.clear()
-    offer(shadow, live, GREEN)
+    submit(shadow, live, GREEN)
     assert engines[0].begun.wait(MAX_WAIT_S)
-    offer(shadow, live, *[GREEN] * (QUEUE_SIZE + 3))
-    assert shadow.figures()["dropped"] == 3
+    submit(shadow, live, *[GREEN] * (QUEUE_SIZE + 3))
+    assert shadow.metrics()["dropped"] == 3
     gate.set()
-    until(lambda: seen(shadow) == 1 + QUEUE_SIZE)
+    wait_until(lambda: seen(shadow) == 1 + QUEUE_SIZE)
 
 
-def test_classes_are_matched_by_name_and_images_have_the_size_of_the_shadow(start, source, make_bundle, make_model):
+def test_classes_are_matched_by_name_and_image_sizes_may_differ(start, source, make_bundle, make_model):
     source.bundles[2] = make_bundle(row=GREEN, digest="v2", classes=("green", "mauve", "blue"))
     shadow, sizes = start(), []
 
@@ -146,16 +146,16 @@ def test_classes_are_matched_by_name_and_images_have_the_size_of_the_shadow(star
 
     live = make_model(1)
     assert live.classes == COLOURS
-    offer(shadow, live, [0.75, 0.125, 0.125], [0.125, 0.75, 0.125], [0.0, 0.0, 1.0], pixels=pixels)
-    until(lambda: seen(shadow) == 3)
-    found = shadow.figures()
-    # blue, 0.75 and 0.25; green, 0.75 and 0.25; red, which the shadow does not know; it names mauve each time
+    submit(shadow, live, [0.75, 0.125, 0.125], [0.125, 0.75, 0.125], [0.0, 0.0, 1.0], pixels=pixels)
+    wait_until(lambda: seen(shadow) == 3)
+    found = shadow.metrics()
+    # blue, 0.75 and 0.25; green, 0.75 and 0.25; red, which the shadow does not have; it predicts mauve each time
     assert (found["agreement"], found["mean_difference"]) == (0.0, 2 / 3)
     assert sizes == [16] * 3
 
 
 @pytest.mark.parametrize("by", ["raising", "NaN", "the image"])
-def test_what_goes_wrong_is_counted_and_warned_of_once(start, live, engines, source, make_bundle, caplog, by):
+def test_errors_are_counted_and_logged_once(start, live, engines, source, make_bundle, caplog, by):
     shadow, pixels = start(), grey
     if by == "raising":
         engines[0].trouble = RuntimeError("out of memory")
@@ -163,66 +163,66 @@ def test_what_goes_wrong_is_counted_and_warned_of_once(start, live, engines, sou
         engines[0]._bundle = make_bundle(row=[np.nan] * 3)
     else:
         pixels = {}.__getitem__
-    offer(shadow, live, *[GREEN] * 3, pixels=pixels)
-    until(lambda: seen(shadow) == 3)
-    found = shadow.figures()
+    submit(shadow, live, *[GREEN] * 3, pixels=pixels)
+    wait_until(lambda: seen(shadow) == 3)
+    found = shadow.metrics()
     assert (found["failed"], found["compared"], found["agreement"]) == (3, 0, None)
-    assert len([line for line in caplog.messages if line.startswith("version 2, the shadow, fails: ")]) == 1
+    assert len([line for line in caplog.messages if line.startswith("the shadow, version 2, fails: ")]) == 1
     engines[0].trouble, engines[0]._bundle = None, source.bundles[2]
-    offer(shadow, live, GREEN)
-    until(lambda: shadow.figures()["compared"] == 1)
+    submit(shadow, live, GREEN)
+    wait_until(lambda: shadow.metrics()["compared"] == 1)
 
 
-def test_counts_begin_anew_with_either_version(start, live, source, make_model, make_bundle):
+def test_counts_restart_when_either_version_changes(start, live, source, make_model, make_bundle):
     shadow = start(poll_interval=0.01)
-    offer(shadow, live, GREEN, GREEN)
-    until(lambda: seen(shadow) == 2)
-    offer(shadow, make_model(3, digest="v3"), GREEN)
-    until(lambda: shadow.figures()["against"] == 3)
-    assert shadow.figures()["compared"] == 1
+    submit(shadow, live, GREEN, GREEN)
+    wait_until(lambda: seen(shadow) == 2)
+    submit(shadow, make_model(3, digest="v3"), GREEN)
+    wait_until(lambda: shadow.metrics()["against"] == 3)
+    assert shadow.metrics()["compared"] == 1
     source.bundles[4] = make_bundle(row=GREEN, digest="v4")
     source.put(4)
-    until(lambda: shadow.figures()["version"] == 4)
-    until(lambda: seen(shadow) == 0)
-    offer(shadow, live, GREEN)
-    until(lambda: seen(shadow) == 1)
-    assert shadow.figures()["against"] == 1
+    wait_until(lambda: shadow.metrics()["version"] == 4)
+    wait_until(lambda: seen(shadow) == 0)
+    submit(shadow, live, GREEN)
+    wait_until(lambda: seen(shadow) == 1)
+    assert shadow.metrics()["against"] == 1
 
 
-def test_a_version_that_leaves_the_stage_is_let_go_and_offers_are_not_taken(start, live, source, engines):
+def test_a_version_that_leaves_the_stage_is_freed(start, live, source, engines):
     shadow = start(poll_interval=0.01)
-    held = weakref.ref(shadow._held.model)
+    held = weakref.ref(shadow._model_manager.model)
     source.wanted = TrackingError("no answer")
-    until(lambda: shadow._held.unreachable_since)
-    offer(shadow, live, GREEN)
-    until(lambda: seen(shadow) == 1)  # a registry that is away takes nothing with it
+    wait_until(lambda: shadow._model_manager.unreachable_since)
+    submit(shadow, live, GREEN)
+    wait_until(lambda: seen(shadow) == 1)  # an unreachable registry changes nothing
     source.wanted = NotRegistered("no version is in Staging")
-    until(lambda: shadow.figures()["version"] is None)
-    until(lambda: seen(shadow) == 0)
-    found = shadow.figures()
+    wait_until(lambda: shadow.metrics()["version"] is None)
+    wait_until(lambda: seen(shadow) == 0)
+    found = shadow.metrics()
     assert (found["reason"], found["against"]) == ("no version is in Staging", None)
-    offer(shadow, live, GREEN)
-    assert shadow._waiting.empty()
-    source.wanted = NotRegistered("no version is in Staging")  # another one: the first holds the frames it passed
+    submit(shadow, live, GREEN)
+    assert shadow._queue.empty()
+    source.wanted = NotRegistered("no version is in Staging")  # another exception: the first one holds frames
     gc.collect()
     assert held() is None
 
 
-def test_a_version_that_cannot_be_loaded_is_told(start, source):
+def test_a_version_that_cannot_be_loaded_has_its_reason_shown(start, source):
     source.bundles[2] = BundleError("it was altered")
     shadow = start(ready=False)
-    until(lambda: shadow.figures()["reason"] == "version 2 cannot be loaded: it was altered")
+    wait_until(lambda: shadow.metrics()["reason"] == "version 2 cannot be loaded: it was altered")
 
 
 def test_a_model_is_not_compared_with_itself(start, live, make_model):
     shadow = start()
-    offer(shadow, make_model(2, digest="v2"), GREEN)
-    offer(shadow, live, GREEN)
-    until(lambda: seen(shadow) == 1)
-    assert shadow.figures()["against"] == 1
+    submit(shadow, make_model(2, digest="v2"), GREEN)
+    submit(shadow, live, GREEN)
+    wait_until(lambda: seen(shadow) == 1)
+    assert shadow.metrics()["against"] == 1
 
 
-def test_it_waits_while_the_live_path_is_busy(start, live, engines):
+def test_it_pauses_while_requests_wait(start, live, engines):
     asked, busy = threading.Event(), [True]
 
     def is_busy():
@@ -231,59 +231,59 @@ def test_it_waits_while_the_live_path_is_busy(start, live, engines):
 
     shadow = start(busy=is_busy)
     engines[0].begun.clear()
-    offer(shadow, live, GREEN)
+    submit(shadow, live, GREEN)
     assert asked.wait(MAX_WAIT_S)
     assert not engines[0].begun.is_set()
     busy[0] = False
-    until(lambda: seen(shadow) == 1)
+    wait_until(lambda: seen(shadow) == 1)
 
 
-def test_a_image_that_finds_no_free_moment_before_the_next_look_is_dropped(start, live):
+def test_an_image_is_dropped_if_requests_wait_until_the_next_poll(start, live):
     shadow = start(poll_interval=0.01, busy=lambda: True)
-    offer(shadow, live, GREEN)
-    until(lambda: shadow.figures()["dropped"] == 1)
+    submit(shadow, live, GREEN)
+    wait_until(lambda: shadow.metrics()["dropped"] == 1)
     assert seen(shadow) == 0
 
 
-def test_what_waits_does_not_keep_the_live_model(start, make_model, gate, engines):
+def test_queued_images_do_not_keep_the_live_model(start, make_model, gate, engines):
     shadow, model = start(), make_model(1)
     gate.clear()
-    offer(shadow, model, GREEN, GREEN)
+    submit(shadow, model, GREEN, GREEN)
     freed = weakref.ref(model)
     del model
     gc.collect()
     assert freed() is None
 
 
-def test_it_ends_with_images_waiting_and_takes_what_comes_later(start, live, gate, engines):
+def test_it_stops_with_images_queued_and_accepts_later_ones(start, live, gate, engines):
     shadow = start()
     gate.clear()
-    offer(shadow, live, *[GREEN] * (QUEUE_SIZE + 1))
+    submit(shadow, live, *[GREEN] * (QUEUE_SIZE + 1))
     stopping = threading.Thread(target=shadow.stop)
     stopping.start()
     gate.set()
     stopping.join(MAX_WAIT_S)
     assert not shadow._thread.is_alive()
-    offer(shadow, live, *[GREEN] * 5)
+    submit(shadow, live, *[GREEN] * 5)
 
 
-def test_prometheus_sees_the_same_figures(start, live):
-    shadow, figures = start(), ServiceMetrics()
-    figures.collect(lambda: shadow_families(shadow.figures()))
+def test_prometheus_metrics_are_those_of_the_shadow(start, live):
+    shadow, metrics = start(), ServiceMetrics()
+    metrics.collect(lambda: shadow_families(shadow.metrics()))
 
     def is_of_shadow(name):
         return name.startswith("serve_shadow") and not name.endswith("_created")
 
     def read():
-        text = figures.prometheus("text/plain")[0].decode()
+        text = metrics.prometheus("text/plain")[0].decode()
         samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
         found = {sample.name: (sample.labels, sample.value) for sample in samples if is_of_shadow(sample.name)}
         assert found.pop("serve_shadow_dropped_total") == ({}, 0)
         return found
 
     assert read() == {}
-    offer(shadow, live, [0.0, 1.0, 0.0], [1.0, 0.0, 0.0])
-    until(lambda: seen(shadow) == 2)
+    submit(shadow, live, [0.0, 1.0, 0.0], [1.0, 0.0, 0.0])
+    wait_until(lambda: seen(shadow) == 2)
     versions = {"version": "2", "against": "1"}
     assert read() == {
         "serve_shadow_compared": (versions, 2),

@@ -26,7 +26,7 @@ def test_every_image_gets_the_answer_that_it_gets_alone(make_bundle):
 def test_what_is_no_number_for_each_class_is_refused(make_bundle):
     with pytest.raises(BundleError, match=r"^the engine gives NaN or infinity for a synthetic image$"):
         tried(make_bundle(row=[0.5, np.inf, 0.5]))
-    with pytest.raises(BundleError, match=r"^the engine answers \(4, 2\) for 4 images and 3 classes$"):
+    with pytest.raises(BundleError, match=r"^the engine returns \(4, 2\) for 4 images and 3 classes$"):
         tried(make_bundle(row=[0.5, 0.5]))
 
 
@@ -44,7 +44,7 @@ def test_a_constant_answer_is_remarked_upon_unless_the_former_one_was_constant_t
     sure, constant = tried(make_bundle()), tried(make_bundle(row=[0.1, 0.2, 0.7]), "2")
     found = compare_outputs(constant, sure)
     assert found.constant == "red"
-    assert str(found).endswith("on average; it names 'red' for each of them")
+    assert str(found).endswith("on average; it predicts 'red' for each of them")
     assert compare_outputs(sure, constant).constant is None
     assert compare_outputs(constant, constant).constant is None
 
