@@ -1,6 +1,6 @@
 """Behaviours of the service under hostile clients and failures of the registry or the disk: one real process.
 
-Promotion and rollback under load, and the end by SIGTERM, are in ``tests/test_serve_model.py``.
+Promotion and rollback under load, and the end by SIGTERM, are in ``tests/serve_model/``.
 """
 
 import io

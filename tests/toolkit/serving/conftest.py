@@ -1,4 +1,4 @@
-"""What the tests of the service's parts share: bundles in memory and a registry that does what a test says."""
+"""Shared by tests of the serving package: bundles in memory, and a registry that the test controls."""
 
 import asyncio
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ class Version:
 
 
 class Constant(torch.nn.Module):
-    """A program that gives the same row for each image."""
+    """A program that returns the same row for each image."""
 
     def __init__(self, row):
         super().__init__()
@@ -63,7 +63,7 @@ class FakeSource:
 
 @pytest.fixture
 def make_bundle():
-    """A function that gives a bundle of the colour model, or of a constant ``row``."""
+    """A function that makes a bundle of the colour model, or of a constant ``row``."""
 
     def make(strength=8.0, digest="v1", row=None, classes=COLOURS):
         program = Program(ColourNetwork(strength)).eval()
@@ -75,7 +75,7 @@ def make_bundle():
 
 @pytest.fixture
 def make_model(make_bundle):
-    """A function that gives a model that answers, of the same words as ``make_bundle``."""
+    """A function that makes a live model, with the arguments of ``make_bundle``."""
 
     def make(version=1, **words):
         bundle = make_bundle(**words)

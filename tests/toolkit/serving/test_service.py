@@ -1,4 +1,4 @@
-"""One running service: real threads, a real monitor, and a registry that a test rules."""
+"""A running service with real threads, a real monitor, and a registry that the test controls."""
 
 import asyncio
 import threading
@@ -38,19 +38,19 @@ CONFIG = ServiceConfig(
 )
 
 
-class Broken:
+class BrokenMonitor:
     """A monitor whose store is gone."""
 
     def fail(self, *_words, **_more):
         raise StoreError("the disk is full")
 
-    serve = log_prediction = calculate_metrics = standing = active_alerts = report = fail
+    serve = log_prediction = calculate_metrics = active_alert_states = active_alerts = report = fail
     store_problem = "the disk is full"
 
-    def sent(self):
+    def notification_stats(self):
         return {"log": {"sent": 0, "failed": 1, "dropped": 0}}
 
-    def stats(self):
+    def writer_stats(self):
         return {"queued": 0, "written": 0, "dropped": 0, "lost": 3, "write_errors": 1}
 
     def close(self):
@@ -68,7 +68,7 @@ def open_service(source, monitor):
 
     def make(monitor=monitor, **more):
         opened.append(Service(source, monitor, new_prediction_id, ServiceMetrics(), replace(CONFIG, **more)))
-        opened[-1].live.poll()
+        opened[-1].model_manager.poll()
         return opened[-1]
 
     yield make
@@ -97,7 +97,7 @@ def problem(work):
     return caught.value
 
 
-def test_an_answer_names_class_version_and_as_many_classes_as_wished(service, source):
+def test_an_answer_has_class_version_and_the_requested_top_k(service, source):
     data = colour_image("green", 5)
     wanted = source.bundles[1].predict(load_image(data, 16).pixels[None])[0]
     answer = predict(service, data, top_k=3)
@@ -114,28 +114,28 @@ def test_by_default_no_more_classes_are_listed_than_there_are(open_service):
 
 
 @pytest.mark.parametrize("top_k", [4, 10**30])
-def test_more_classes_than_there_are_is_refused_before_the_body_is_read(service, top_k):
+def test_too_large_a_top_k_is_rejected_before_the_body_is_read(service, top_k):
     found = problem(lambda: service.require_ready(top_k))
     assert (found.problem_type, found.detail) == (INVALID, "query.top_k: must be at most 3, the number of classes")
     service.require_ready(3)
     service.require_ready(None)
 
 
-def test_the_monitor_is_told_of_each_answer(service, monitor):
+def test_each_answer_is_logged_to_the_monitor(service, monitor):
     data = [colour_image(COLOURS[seed % 3], seed) for seed in range(30)]
     answers = [predict(service, one) for one in data]
     assert monitor.record_feedback(answers[0].prediction_id, "red") is True
-    figures = monitor.calculate_metrics("long")
-    assert (figures["n"], figures["n_labels"], figures["accuracy"]) == (30, 1, 0.0)
-    assert figures["class_shares"] == dict.fromkeys(COLOURS, 1 / 3)
-    assert figures["model_version"] == "1"
-    assert figures["mean_confidence"] == pytest.approx(np.mean([answer.confidence for answer in answers]), abs=2e-3)
+    metrics = monitor.calculate_metrics("long")
+    assert (metrics["n"], metrics["n_labels"], metrics["accuracy"]) == (30, 1, 0.0)
+    assert metrics["class_shares"] == dict.fromkeys(COLOURS, 1 / 3)
+    assert metrics["model_version"] == "1"
+    assert metrics["mean_confidence"] == pytest.approx(np.mean([answer.confidence for answer in answers]), abs=2e-3)
     assert len({answer.prediction_id for answer in answers}) == 30
-    assert figures["reference_n"] == 30  # the bundle's baseline came with it
+    assert metrics["reference_n"] == 30  # the bundle's baseline came with it
 
 
-def test_predictions_are_unharmed_by_a_monitor_that_fails(open_service):
-    service = open_service(Broken())
+def test_a_failing_monitor_does_not_fail_predictions(open_service):
+    service = open_service(BrokenMonitor())
     answer = predict(service, colour_image("blue"))
     assert answer.predicted_class == "blue"
     assert service.metrics.summary()["monitor_errors"] == 1
@@ -149,13 +149,13 @@ def test_predictions_are_unharmed_by_a_monitor_that_fails(open_service):
     assert "serve_window" not in text
 
 
-def test_what_is_no_number_is_never_a_class(open_service, source, make_bundle, monitor):
-    class Moody(type(source.bundles[1].program)):
+def test_nan_is_never_a_class(open_service, source, make_bundle, monitor):
+    class NaNForWhite(type(source.bundles[1].program)):
         def forward(self, images):
             return super().forward(images) / (images.amax() != 250)  # 0 / 0 or x / 0 for a certain image
 
     service = open_service()
-    source.bundles[1].program.__class__ = Moody
+    source.bundles[1].program.__class__ = NaNForWhite
     white = np.full((16, 16, 3), 250, np.uint8)
     found = problem(lambda: predict(service, encode(white)))
     assert found.problem_type is NON_FINITE
@@ -163,8 +163,8 @@ def test_what_is_no_number_is_never_a_class(open_service, source, make_bundle, m
     summary = service.metrics.summary()
     assert summary["non_finite"] == {"1": 1}
     assert summary["predictions"] == {"1": {"red": 1}}
-    figures = monitor.calculate_metrics("short")
-    assert (figures["n"], figures["non_finite"]) == (2, 1)
+    metrics = monitor.calculate_metrics("short")
+    assert (metrics["n"], metrics["non_finite"]) == (2, 1)
 
 
 def test_images_of_a_batch_fail_alone(service, monkeypatch):
@@ -190,7 +190,7 @@ def test_images_of_a_batch_fail_alone(service, monkeypatch):
     }  # fmt: skip
 
 
-def test_health_is_what_an_operator_should_believe(open_service, source):
+def test_status_of_health(open_service, source):
     source.wanted = NotRegistered("nothing is in Production")
     service = open_service(models=ModelManagerConfig(7.2))
     health = service.health(draining=False)
@@ -244,7 +244,7 @@ def test_health_is_the_worst_of_its_components(open_service, monkeypatch):
     wait_until(lambda: health()[::2] == ("critical", "immediate (confirmed): ACCURACY 84 -> 66 %"))
 
 
-def test_what_a_window_shows_is_in_the_headline_though_no_alert_says_it(open_service, monitor):
+def test_health_shows_what_the_window_confirms_without_an_alert(open_service, monitor):
     service = open_service(monitor)
     ids = [predict(service, colour_image(COLOURS[n % 3], n)).prediction_id for n in range(60)]
     assert monitor.flush(10)
@@ -256,7 +256,7 @@ def test_what_a_window_shows_is_in_the_headline_though_no_alert_says_it(open_ser
     assert found.reason.startswith("immediate (confirmed): accuracy in the short window is 6")
 
 
-def test_a_store_that_cannot_be_written_is_no_good_health(open_service):
+def test_health_is_degraded_while_the_store_cannot_be_written(open_service):
     monitor = ModelMonitor("health.db")
     service = open_service(monitor)
     predict(service, colour_image("red"))
@@ -276,7 +276,7 @@ def test_a_store_that_cannot_be_written_is_no_good_health(open_service):
     assert monitor.writer_stats()["lost"] == 0
 
 
-def test_a_change_of_model_under_load_loses_no_answer_and_each_names_its_maker(service, source, monitor):
+def test_a_change_of_model_under_load_loses_no_answer(service, source, monitor):
     data = colour_image("red", 3)
     pixels = load_image(data, 16).pixels[None]
     confidences = {version: float(source.bundles[version].predict(pixels).max()) for version in (1, 2)}
@@ -309,7 +309,7 @@ def test_a_change_of_model_under_load_loses_no_answer_and_each_names_its_maker(s
     service.model_manager.poll()
     assert service.metrics.summary()["monitor_errors"] == 0
     assert monitor.flush(30)
-    assert monitor.stats()["written"] == len(answers)
+    assert monitor.writer_stats()["written"] == len(answers)
 
 
 def test_a_change_of_classes_mixes_nothing(open_service, source, make_bundle, monitor):
@@ -319,11 +319,11 @@ def test_a_change_of_classes_mixes_nothing(open_service, source, make_bundle, mo
     source.put(2)
     assert service.model_manager.poll() == "loaded"
     assert predict(service, colour_image("red")).predicted_class == "rose"
-    figures = monitor.calculate_metrics("short")
-    assert (figures["n"], figures["class_shares"]) == (1, {"azure": 0.0, "lime": 0.0, "rose": 1.0})
+    metrics = monitor.calculate_metrics("short")
+    assert (metrics["n"], metrics["class_shares"]) == (1, {"azure": 0.0, "lime": 0.0, "rose": 1.0})
 
 
-def test_prometheus_sees_model_queue_and_windows(service):
+def test_prometheus_metrics_of_model_queue_and_windows(service):
     service.metrics.collect(service.families)
     predict(service, colour_image("red"))
     with service.admission.slots(4):
@@ -357,7 +357,7 @@ def test_closing_stores_what_was_answered(source):
             assert reader.record_feedback(name, "red")
 
 
-def test_a_version_that_is_set_aside_is_an_alert_that_is_told_once(open_service, source, monitor):
+def test_a_version_that_fails_to_load_raises_one_alert(open_service, source, monitor):
     service = open_service()
     source.wanted, source.bundles[3] = replace(source.wanted, version=3, digest="v3"), BundleError("it was altered")
     for _ in range(3):

@@ -16,7 +16,7 @@ def test_slots_are_held_all_or_none_and_released():
         assert (admission.in_flight, admission.free_slots) == (3, 2)
         with admission.slots(2):
             assert (admission.in_flight, admission.free_slots) == (5, 0)
-            with pytest.raises(Problem, match="^503: the queue is full: 2 images are being answered and 3 wait$"):
+            with pytest.raises(Problem, match=r"^503: the queue is full: 2 images are being answered and 3 wait$"):
                 admission.require_slot(1)
     assert caught.value.problem_type is OVERLOADED
     assert caught.value.headers == {"Retry-After": "1"}

@@ -1,4 +1,4 @@
-"""What a version does on synthetic images, and how that is set beside another one's."""
+"""A version on synthetic images, and its comparison with another one."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from toolkit.serving.models.engines import TorchEngine, synthetic_images
 from toolkit.serving.models.smoke_test import SmokeTestResult, agreement, compare_outputs, smoke_test
 
 
-def tried(bundle, version="1"):
+def run_smoke_test(bundle, version="1"):
     return smoke_test(TorchEngine(bundle), bundle.card, version)
 
 
@@ -19,19 +19,19 @@ def test_every_image_gets_the_answer_that_it_gets_alone(make_bundle):
     bundle = make_bundle(strength=0.5)
     images = synthetic_images(bundle.card.image_size)
     rows = np.concatenate([bundle.predict(images[index : index + 1]) for index in range(len(images))])
-    np.testing.assert_allclose(tried(bundle).rows, rows, atol=1e-6)
-    assert len(set(rows.argmax(axis=1).tolist())) > 1  # a good model tells them apart
+    np.testing.assert_allclose(run_smoke_test(bundle).rows, rows, atol=1e-6)
+    assert len(set(rows.argmax(axis=1).tolist())) > 1  # not constant
 
 
 def test_what_is_no_number_for_each_class_is_refused(make_bundle):
-    with pytest.raises(BundleError, match=r"^the engine gives NaN or infinity for a synthetic image$"):
-        tried(make_bundle(row=[0.5, np.inf, 0.5]))
+    with pytest.raises(BundleError, match=r"^the engine returns NaN or infinity for a synthetic image$"):
+        run_smoke_test(make_bundle(row=[0.5, np.inf, 0.5]))
     with pytest.raises(BundleError, match=r"^the engine returns \(4, 2\) for 4 images and 3 classes$"):
-        tried(make_bundle(row=[0.5, 0.5]))
+        run_smoke_test(make_bundle(row=[0.5, 0.5]))
 
 
 def test_a_version_that_is_less_sure_names_the_same_classes(make_bundle):
-    sure, unsure = tried(make_bundle()), tried(make_bundle(strength=0.2), "2")
+    sure, unsure = run_smoke_test(make_bundle()), run_smoke_test(make_bundle(strength=0.2), "2")
     found = compare_outputs(unsure, sure)
     assert (found.version, found.against, found.constant) == ("2", "1", None)
     assert found.same_class == found.images == len(sure.rows)
@@ -41,7 +41,7 @@ def test_a_version_that_is_less_sure_names_the_same_classes(make_bundle):
 
 
 def test_a_constant_answer_is_remarked_upon_unless_the_former_one_was_constant_too(make_bundle):
-    sure, constant = tried(make_bundle()), tried(make_bundle(row=[0.1, 0.2, 0.7]), "2")
+    sure, constant = run_smoke_test(make_bundle()), run_smoke_test(make_bundle(row=[0.1, 0.2, 0.7]), "2")
     found = compare_outputs(constant, sure)
     assert found.constant == "red"
     assert str(found).endswith("on average; it predicts 'red' for each of them")
@@ -50,8 +50,8 @@ def test_a_constant_answer_is_remarked_upon_unless_the_former_one_was_constant_t
 
 
 def test_versions_of_other_classes_or_sizes_are_not_compared(make_bundle):
-    sure = tried(make_bundle())
-    assert compare_outputs(tried(make_bundle(classes=("a", "b", "c"))), sure) is None
+    sure = run_smoke_test(make_bundle())
+    assert compare_outputs(run_smoke_test(make_bundle(classes=("a", "b", "c"))), sure) is None
     assert compare_outputs(SmokeTestResult("2", colour_card(size=32), sure.rows), sure) is None
 
 

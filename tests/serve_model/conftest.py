@@ -1,0 +1,60 @@
+"""Registered models, and a service that the tests of a file share."""
+
+from contextlib import chdir
+
+import pytest
+import torch
+
+from support.colours import ColourNetwork, colour_baseline, colour_card
+from support.running_service import RegisteredModel, serving
+from support.webhook_receiver import Receiver
+from toolkit.bundle.files import DIGEST_TAG
+from toolkit.bundle.program import Program, save_bundle
+from toolkit.tracking.connection import connect
+from toolkit.tracking.run import Run
+
+
+class NaNForRedNetwork(ColourNetwork):
+    """The colour model, but NaN for what is far more red than anything in its baseline."""
+
+    def forward(self, images):
+        spoiled = (images[:, :1].mean(dim=(2, 3)) - images[:, 1:2].mean(dim=(2, 3))) > 3.5
+        return torch.where(spoiled, torch.nan, super().forward(images))
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory, log_colour_run):
+    """A store with three studies: ``plain``, ``unsure`` with low confidence, ``nan_for_red`` with NaN for red."""
+    folder = tmp_path_factory.mktemp("store")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    with chdir(folder):
+        client = connect(uri)
+        for experiment, strength in (("plain", 8.0), ("unsure", 0.2)):
+            log_colour_run(client, experiment, role="study", strength=strength)
+        with Run(client, "nan_for_red", role="study", name="nan_for_red") as run:
+            program, model_id = Program(NaNForRedNetwork()), run.new_model()
+            card, baseline = colour_card(), colour_baseline(program)
+            digest = save_bundle(folder / "nan_for_red", program, card, baseline, run_id=run.id, model_id=model_id)
+            run.model(folder / "nan_for_red", model_id, {DIGEST_TAG: digest})
+            run.metrics({"mean_cv_accuracy": 0.9})
+    return uri
+
+
+@pytest.fixture
+def registered(uri):
+    return RegisteredModel(uri)
+
+
+@pytest.fixture
+def receiver():
+    with Receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def served(uri, tmp_path_factory):
+    """A service that all tests share: version 1, ``plain``, and no keys."""
+    registered = RegisteredModel(uri)
+    registered.promote("plain")
+    with serving(registered, tmp_path_factory.mktemp("served")) as served:
+        yield served
