@@ -1,4 +1,4 @@
-"""Slow questions: asked by one at a time, no more often than allowed, and nobody waits for an answer that is known."""
+"""Slow calls: made by one thread at a time, no more often than allowed, with a cached result for the others."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,36 +17,36 @@ class Clock:
         return self.now
 
 
-def test_an_answer_is_kept_for_so_many_seconds():
+def test_a_result_is_reused_for_so_many_seconds():
     clock, asked = Clock(), []
-    recent = CachedCall(lambda: asked.append(clock.now) or len(asked), 5, clock)
+    cached = CachedCall(lambda: asked.append(clock.now) or len(asked), 5, clock)
     found = []
     for step in (0, 3, 1.9, 0.2, 4.9, 0.2):
         clock.now += step
-        found.append(recent())
+        found.append(cached())
     assert found == [1, 1, 1, 2, 2, 3]
 
 
-def test_a_slow_question_is_asked_less_often():
+def test_a_slow_call_is_made_less_often():
     clock, asked = Clock(), []
 
     def ask():
         asked.append(clock.now)
         clock.now += 2.0
 
-    recent = CachedCall(ask, 5, clock)
-    recent()
+    cached = CachedCall(ask, 5, clock)
+    cached()
     ended = clock.now
     for later, times in ((5.1, 1), (2 / MAX_BUSY_SHARE - 0.1, 1), (2 / MAX_BUSY_SHARE + 0.1, 2)):
         clock.now = ended + later
-        recent()
+        cached()
         assert len(asked) == times
 
 
-def test_none_is_an_answer_too():
+def test_none_is_a_result_too():
     asked = []
-    recent = CachedCall(lambda: asked.append(1), 5, Clock())
-    assert (recent(), recent(), len(asked)) == (None, None, 1)
+    cached = CachedCall(lambda: asked.append(1), 5, Clock())
+    assert (cached(), cached(), len(asked)) == (None, None, 1)
 
 
 def test_errors_are_not_kept_and_leave_nothing_locked():
@@ -58,11 +58,11 @@ def test_errors_are_not_kept_and_leave_nothing_locked():
             raise answer
         return answer
 
-    recent = CachedCall(ask, 5, Clock())
+    cached = CachedCall(ask, 5, Clock())
     for _ in range(2):
         with pytest.raises(ValueError, match="no"):
-            recent()
-    assert recent() == 7
+            cached()
+    assert cached() == 7
 
 
 def test_the_first_answer_is_asked_for_once_by_all_who_wait():
@@ -74,9 +74,9 @@ def test_the_first_answer_is_asked_for_once_by_all_who_wait():
         assert go.wait(MAX_WAIT_S)
         return "answer"
 
-    recent = CachedCall(ask, 5)
+    cached = CachedCall(ask, 5)
     with ThreadPoolExecutor(8) as pool:
-        found = [pool.submit(recent) for _ in range(8)]
+        found = [pool.submit(cached) for _ in range(8)]
         assert entered.wait(MAX_WAIT_S)
         go.set()
         assert [one.result(MAX_WAIT_S) for one in found] == ["answer"] * 8
@@ -94,13 +94,13 @@ def test_while_a_new_answer_is_sought_the_others_get_the_old_one():
             assert go.wait(MAX_WAIT_S)
         return answer
 
-    recent = CachedCall(ask, 5, clock)
-    assert recent() == "old"
+    cached = CachedCall(ask, 5, clock)
+    assert cached() == "old"
     clock.now += 10
     with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(recent)
+        slow = pool.submit(cached)
         assert entered.wait(MAX_WAIT_S)
-        assert [recent() for _ in range(3)] == ["old"] * 3  # and this thread is not held up
+        assert [cached() for _ in range(3)] == ["old"] * 3  # and this thread is not held up
         go.set()
         assert slow.result(MAX_WAIT_S) == "new"
-    assert recent() == "new"
+    assert cached() == "new"

@@ -30,7 +30,7 @@ PROMETHEUS = (
 
 @pytest.fixture
 def done(make_model):
-    """A function that gives an answer whose stages took so many milliseconds."""
+    """A function that makes a result with stages of so many milliseconds."""
     model, image = make_model(version=3), load_image(colour_image("red"), 16)
 
     def make(milliseconds=1.0, row=(0.1, 0.2, 0.7)):
@@ -41,7 +41,7 @@ def done(make_model):
 
 @pytest.fixture
 def process(tmp_path, monkeypatch):
-    """A function that gives the figures of one process of several; what it counts after the next one, is the next's."""
+    """A function that makes the metrics of one process of several; later counts go to the one made last."""
     monkeypatch.setattr(values, "ValueClass", values.ValueClass)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
     made = []
@@ -65,18 +65,18 @@ def samples(text, parse=plain):
     }
 
 
-def test_requests_are_counted_by_address_and_status_and_refusals_by_reason():
-    figures = ServiceMetrics()
+def test_requests_are_counted_by_route_and_status_and_errors_by_type():
+    metrics = ServiceMetrics()
     for method, status, problem in [
         ("POST", 200, None), ("POST", 200, None), ("POST", 503, "full"), ("GET", 405, "method-not-allowed")
     ]:  # fmt: skip
-        figures.request("/predict", method, status, 0.004, problem)
-    figures.bad_image("undecodable-image")
-    figures.bad_image("full")
-    summary = figures.summary()
+        metrics.request("/predict", method, status, 0.004, problem)
+    metrics.bad_image("undecodable-image")
+    metrics.bad_image("full")
+    summary = metrics.summary()
     assert summary["requests"] == {"/predict": {"200": 2, "503": 1, "405": 1}}
     assert summary["errors"] == {"full": 2, "method-not-allowed": 1, "undecodable-image": 1}
-    found = samples(figures.prometheus("")[0].decode())
+    found = samples(metrics.prometheus("")[0].decode())
     assert found["serve_requests_total", ("method", "POST"), ("route", "/predict"), ("status", "200")] == 2
     assert found["serve_errors_total", ("reason", "full")] == 2
     assert found["serve_request_seconds_count", ("route", "/predict")] == 4
@@ -84,50 +84,50 @@ def test_requests_are_counted_by_address_and_status_and_refusals_by_reason():
     assert found["serve_request_seconds_bucket", ("le", "0.005"), ("route", "/predict")] == 4
 
 
-def test_predictions_are_counted_by_class_and_what_is_no_number_is_no_class(done):
-    figures = ServiceMetrics()
+def test_predictions_are_counted_by_class_and_nan_is_no_class(done):
+    metrics = ServiceMetrics()
     for row in [(0.1, 0.2, 0.7), (0.7, 0.2, 0.1), (0.2, 0.2, 0.6), (float("nan"), 0.0, 1.0)]:
-        figures.prediction(done(row=row))
-    figures.monitor_error()
-    figures.model_change()
-    summary = figures.summary()
+        metrics.prediction(done(row=row))
+    metrics.monitor_error()
+    metrics.model_change()
+    summary = metrics.summary()
     assert summary["predictions"] == {"3": {"red": 2, "blue": 1}}
     assert summary["non_finite"] == {"3": 1}
     assert (summary["monitor_errors"], summary["model_changes"]) == (1, 1)
-    found = samples(figures.prometheus("")[0].decode())
+    found = samples(metrics.prometheus("")[0].decode())
     assert found["serve_predictions_total", ("predicted_class", "red"), ("version", "3")] == 2
     assert found["serve_non_finite_total", ("version", "3")] == 1
 
 
 def test_percentiles_are_of_the_latest_predictions(done):
-    figures = ServiceMetrics()
-    assert figures.summary()["latency_ms"]["infer"] == {"n": 0, "median": None, "p95": None}
+    metrics = ServiceMetrics()
+    assert metrics.summary()["latency_ms"]["infer"] == {"n": 0, "median": None, "p95": None}
     for milliseconds in range(101):
-        figures.prediction(done(milliseconds))
-    assert figures.summary()["latency_ms"] == {
+        metrics.prediction(done(milliseconds))
+    assert metrics.summary()["latency_ms"] == {
         stage: {"n": 101, "median": 50.0, "p95": 95.0} for stage in TIMING_STAGES
     }
     for _ in range(WINDOW_SIZE):
-        figures.prediction(done(7.0))
-    assert figures.summary()["latency_ms"]["total"] == {"n": WINDOW_SIZE, "median": 7.0, "p95": 7.0}
-    found = samples(figures.prometheus("")[0].decode())
+        metrics.prediction(done(7.0))
+    assert metrics.summary()["latency_ms"]["total"] == {"n": WINDOW_SIZE, "median": 7.0, "p95": 7.0}
+    found = samples(metrics.prometheus("")[0].decode())
     assert found["serve_stage_seconds_sum", ("stage", "decode")] == pytest.approx((5050 + 7 * WINDOW_SIZE) / 1000)
 
 
 def test_threads_lose_no_count(done):
-    figures = ServiceMetrics()
+    metrics = ServiceMetrics()
 
     def count():
         for _ in range(300):
-            figures.request("/predict", "POST", 200, 0.001)
-            figures.prediction(done())
+            metrics.request("/predict", "POST", 200, 0.001)
+            metrics.prediction(done())
 
     threads = [threading.Thread(target=count) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    summary = figures.summary()
+    summary = metrics.summary()
     assert summary["requests"] == {"/predict": {"200": 1800}}
     assert summary["predictions"] == {"3": {"red": 1800}}
     assert summary["latency_ms"]["queue"]["n"] == 1800
@@ -139,26 +139,26 @@ def test_two_services_count_apart():
     assert second.summary()["requests"] == {}
 
 
-def test_figures_that_are_put_together_when_somebody_asks():
-    figures, asked = ServiceMetrics(), []
-    figures.collect(
-        lambda: [asked.append(1), gauge_family("depth", "Places taken", ("kind",), {("a",): 2.0, ("b",): 3.5})][1:]
+def test_families_are_collected_at_each_scrape():
+    metrics, asked = ServiceMetrics(), []
+    metrics.collect(
+        lambda: [asked.append(1), gauge_family("depth", "Slots in use", ("kind",), {("a",): 2.0, ("b",): 3.5})][1:]
     )
     assert asked == []
-    found = samples(figures.prometheus("text/plain")[0].decode())
+    found = samples(metrics.prometheus("text/plain")[0].decode())
     assert asked == [1]
     assert found["serve_depth", ("kind", "a")] == 2
     assert found["serve_depth", ("kind", "b")] == 3.5
 
 
 def test_both_text_formats_are_what_their_parsers_read():
-    figures = ServiceMetrics()
-    figures.request("/predict", "POST", 200, 0.001)
+    metrics = ServiceMetrics()
+    metrics.request("/predict", "POST", 200, 0.001)
     key = "serve_requests_total", ("method", "POST"), ("route", "/predict"), ("status", "200")
-    text, media_type = figures.prometheus(PROMETHEUS)
+    text, media_type = metrics.prometheus(PROMETHEUS)
     assert media_type.startswith("application/openmetrics-text; version=1.0.0")
     assert samples(text.decode(), openmetrics)[key] == 1
-    text, media_type = figures.prometheus("text/plain")
+    text, media_type = metrics.prometheus("text/plain")
     assert media_type.startswith("text/plain; version=0.0.4")
     assert samples(text.decode())[key] == 1
 
@@ -194,10 +194,10 @@ def test_the_accept_header_chooses(accept, wanted):
         "application/openmetrics-text;version=;escaping=nothing",
     ],
 )
-def test_a_version_that_is_none_still_gives_figures(accept):
-    figures = ServiceMetrics()
-    figures.request("/predict", "POST", 200, 0.001)
-    text, media_type = figures.prometheus(accept)
+def test_an_invalid_version_in_accept_still_gets_metrics(accept):
+    metrics = ServiceMetrics()
+    metrics.request("/predict", "POST", 200, 0.001)
+    text, media_type = metrics.prometheus(accept)
     assert b"serve_requests_total" in text
     assert media_type.startswith(("text/plain", "application/openmetrics-text"))
 
@@ -205,16 +205,16 @@ def test_a_version_that_is_none_still_gives_figures(accept):
 # Several processes
 
 
-def count(figures, done, milliseconds):
-    figures.request("/predict", "POST", 200, 0.004)
-    figures.request("/predict", "POST", 503, 0.001, "full")
-    figures.prediction(done(milliseconds))
-    figures.batch(3)
-    figures.monitor_error()
-    figures.model_change()
+def count(metrics, done, milliseconds):
+    metrics.request("/predict", "POST", 200, 0.004)
+    metrics.request("/predict", "POST", 503, 0.001, "full")
+    metrics.prediction(done(milliseconds))
+    metrics.batch(3)
+    metrics.monitor_error()
+    metrics.model_change()
     stats = {"written": milliseconds, "dropped": 1, "lost": 0, "write_errors": 2}
     for _ in range(2):  # a total that is the same adds nothing
-        figures.raise_totals(stats, {"log": {"sent": 3}}, 4)
+        metrics.raise_totals(stats, {"log": {"sent": 3}}, 4)
 
 
 def test_each_process_gives_the_sums_over_all(process, done):
@@ -223,8 +223,8 @@ def test_each_process_gives_the_sums_over_all(process, done):
     second = process(2)
     for milliseconds in (20.0, 30.0):
         count(second, done, milliseconds)
-    for figures in (first, second):
-        summary = figures.summary()
+    for metrics in (first, second):
+        summary = metrics.summary()
         assert summary["requests"] == {"/predict": {"200": 3, "503": 3}}
         assert summary["errors"] == {"full": 3}
         assert summary["predictions"] == {"3": {"red": 3}}
@@ -232,7 +232,7 @@ def test_each_process_gives_the_sums_over_all(process, done):
         assert summary["latency_ms"] == {stage: {"n": 3, "median": 20.0, "p95": 29.0} for stage in TIMING_STAGES}
         assert summary["uptime_s"] == pytest.approx(time.time() - 1.7e9, abs=60)
         for accept, parse in (("text/plain", plain), (PROMETHEUS, openmetrics)):
-            found = samples(figures.prometheus(accept)[0].decode(), parse)
+            found = samples(metrics.prometheus(accept)[0].decode(), parse)
             assert found["serve_requests_total", ("method", "POST"), ("route", "/predict"), ("status", "503")] == 3
             assert found["serve_request_seconds_bucket", ("le", "0.0025"), ("route", "/predict")] == 3
             assert found["serve_request_seconds_bucket", ("le", "+Inf"), ("route", "/predict")] == 6
@@ -248,15 +248,15 @@ def test_each_process_gives_the_sums_over_all(process, done):
 
 
 def test_the_same_is_shown_by_one_process_and_by_several(process, done):
-    def shown(figures):
-        count(figures, done, 10.0)
-        found = samples(figures.prometheus("text/plain")[0].decode())
+    def shown(metrics):
+        count(metrics, done, 10.0)
+        found = samples(metrics.prometheus("text/plain")[0].decode())
         return {key for key in found if "_created" not in key[0]}
 
     assert shown(process(1)) - shown(ServiceMetrics()) == {("serve_process_starts_total",)}
 
 
-def test_no_sum_falls_when_a_process_takes_the_place_of_one_that_died(process, done):
+def test_no_sum_falls_when_a_process_is_replaced(process, done):
     count(process(1), done, 10.0)
     before = process(2).summary()
     assert before["predictions"] == {"3": {"red": 1}}

@@ -39,7 +39,7 @@ CONFIG = ServiceConfig(
 
 
 class BrokenMonitor:
-    """A monitor whose store is gone."""
+    """A monitor without a store."""
 
     def fail(self, *_words, **_more):
         raise StoreError("the disk is full")

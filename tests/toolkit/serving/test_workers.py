@@ -124,7 +124,7 @@ def wait_until(condition, seconds=MAX_WAIT_S):
     return found
 
 
-def test_workers_that_are_killed_are_replaced_and_all_end_together(tmp_path):
+def test_killed_workers_are_replaced_and_all_end_together(tmp_path):
     with serving(tmp_path) as service:
         found = service.wait_for_both()
         assert {one["of"] for one in found.values()} == {2}
@@ -151,7 +151,7 @@ def test_workers_that_are_killed_are_replaced_and_all_end_together(tmp_path):
         assert service.ask() is None
 
 
-def test_workers_end_when_their_supervisor_is_killed_and_leave_nothing(tmp_path):
+def test_workers_end_when_their_supervisor_is_killed(tmp_path):
     with serving(tmp_path) as service:
         workers = [psutil.Process(one["pid"]) for one in service.wait_for_both().values()]
         service.popen.kill()
@@ -232,7 +232,7 @@ def test_a_request_to_poll_reaches_all_others_once(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"poll", *(f"worker-{index}.json" for index in (1, 2, 3))}
 
 
-def test_a_worker_that_cannot_publish_its_state_still_follows_requests(tmp_path):
+def test_requests_are_followed_when_the_state_cannot_be_written(tmp_path):
     def fail():
         raise OSError("no such disk")
 
@@ -322,7 +322,7 @@ def arenas(*arguments, **environment):
 @pytest.mark.skipif(
     "glibc" not in os.confstr("CS_GNU_LIBC_VERSION") if hasattr(os, "confstr") else True, reason="glibc"
 )
-def test_threads_share_one_arena_of_malloc_unless_the_environment_says_otherwise():
+def test_threads_share_one_malloc_arena():
     assert int(arenas().split()[1]) > 1
     assert arenas("limit") == "True 1"
     limited, count = arenas("limit", MALLOC_ARENA_MAX="4").split()

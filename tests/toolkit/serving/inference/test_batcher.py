@@ -1,4 +1,4 @@
-"""Images through the workers: right answers, natural batches, nobody waits for what nobody wants."""
+"""Images through the batcher: right results, dynamic batches, cancelled images are skipped."""
 
 import asyncio
 import threading
@@ -44,8 +44,8 @@ class BlockingEngine:
 def open_batcher():
     opened = []
 
-    def make(workers=2, limits=None, **more):
-        opened.append(Batcher(workers, limits or ImageLimits(), **more))
+    def make(threads=2, limits=None, **more):
+        opened.append(Batcher(threads, limits or ImageLimits(), **more))
         return opened[-1]
 
     yield make
@@ -55,7 +55,7 @@ def open_batcher():
 
 @pytest.fixture
 def make_blocking(make_model):
-    """A model whose engine blocks, and that engine."""
+    """A function that makes a model with a blocking engine, and that engine."""
 
     def make(concurrency=1, **words):
         model = make_model(**words)
@@ -93,14 +93,14 @@ async def until_decoded(batcher, model):
 # --- what comes out -----------------------------------------------------------------------------
 
 
-def test_each_answer_is_that_of_the_bundle_on_its_own_image(open_batcher, make_blocking):
+def test_each_image_gets_the_output_of_the_bundle(open_batcher, make_blocking):
     model, engine = make_blocking(concurrency=1, strength=0.4)
     images = [(colour, colour_image(colour, seed, size=40 + seed)) for seed, colour in enumerate(COLOURS * 5)]
 
     async def all_at_once(batcher):
         return await asyncio.gather(*(batcher.run(read(data), lambda: model, itself) for _, data in images))
 
-    answers = asyncio.run(all_at_once(open_batcher(workers=3)))
+    answers = asyncio.run(all_at_once(open_batcher(threads=3)))
     for (colour, data), done in zip(images, answers, strict=True):
         wanted = model.bundle.predict(load_image(data, 16).pixels[None])[0]
         np.testing.assert_allclose(done.probabilities, wanted, atol=1e-6)
@@ -124,7 +124,7 @@ def test_of_equal_classes_the_first_is_best(open_batcher, make_model):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_one_value_that_is_no_number_makes_the_answer_unusable(open_batcher, make_model, bad):
+def test_one_value_that_is_not_finite_makes_a_result_not_finite(open_batcher, make_model, bad):
     model = make_model(row=[0.5, bad, 0.5])
     assert not classify(open_batcher(), model, RED).finite
     assert InferenceResult(model, load_image(RED, 16), np.array([0.0, 1.0, 0.0], np.float32), {}).finite
@@ -133,11 +133,11 @@ def test_one_value_that_is_no_number_makes_the_answer_unusable(open_batcher, mak
 # --- batches ------------------------------------------------------------------------------------
 
 
-def test_what_is_decoded_while_the_engine_is_busy_is_the_next_batch(open_batcher, make_blocking):
+def test_images_decoded_meanwhile_are_the_next_batch(open_batcher, make_blocking):
     model, engine = make_blocking(concurrency=1)
     engine.go.clear()
     sizes = []
-    batcher = open_batcher(workers=2, max_batch=8, on_batch=lambda count, seconds: sizes.append((count, seconds)))
+    batcher = open_batcher(threads=2, max_batch=8, on_batch=lambda count, seconds: sizes.append((count, seconds)))
 
     async def ask():
         jobs = [asyncio.create_task(batcher.run(read(RED), lambda: model, itself))]
@@ -155,10 +155,10 @@ def test_what_is_decoded_while_the_engine_is_busy_is_the_next_batch(open_batcher
     assert all(seconds > 0 for _, seconds in sizes)
 
 
-def test_free_lanes_share_what_is_ready(open_batcher, make_blocking):
+def test_free_streams_share_the_decoded_images(open_batcher, make_blocking):
     model, engine = make_blocking(concurrency=2)
     engine.go.clear()
-    batcher = open_batcher(workers=3)
+    batcher = open_batcher(threads=3)
 
     async def ask():
         jobs = [asyncio.create_task(batcher.run(read(RED), lambda: model, itself)) for _ in range(2)]
@@ -176,7 +176,7 @@ def test_free_lanes_share_what_is_ready(open_batcher, make_blocking):
 def test_no_more_is_decoded_ahead_than_two_batches(open_batcher, make_blocking):
     model, engine = make_blocking(concurrency=1)
     engine.go.clear()
-    batcher, begun = open_batcher(workers=2, max_batch=2), []
+    batcher, begun = open_batcher(threads=2, max_batch=2), []
 
     def noting():
         begun.append(1)
@@ -195,10 +195,10 @@ def test_no_more_is_decoded_ahead_than_two_batches(open_batcher, make_blocking):
 
 
 def test_a_batch_is_of_one_model(open_batcher, make_blocking):
-    """While version 1 is busy a swap comes: those decoded for version 1 are answered by it, the others by 2."""
+    """Images decoded for version 1 are answered by it after a change, the others by version 2."""
     (first, engine), (second, other) = make_blocking(version=1), make_blocking(version=2)
     engine.go.clear()
-    batcher, live = open_batcher(workers=2), [first]
+    batcher, live = open_batcher(threads=2), [first]
 
     async def ask():
         jobs = [asyncio.create_task(batcher.run(read(RED), lambda: live[0], itself))]
@@ -244,7 +244,7 @@ def test_a_bad_image_fails_alone(open_batcher, make_model, data, kind, words):
 
 
 @pytest.mark.parametrize("part", ["read", "model", "finish", "engine"])
-def test_whatever_is_raised_reaches_who_asked_and_the_workers_go_on(open_batcher, make_blocking, part):
+def test_an_error_reaches_the_caller_and_threads_continue(open_batcher, make_blocking, part):
     model, engine = make_blocking()
 
     def broken(*_words):
@@ -255,18 +255,18 @@ def test_whatever_is_raised_reaches_who_asked_and_the_workers_go_on(open_batcher
         engine.infer = broken
     else:
         words[part] = broken
-    batcher = open_batcher(workers=1)
+    batcher = open_batcher(threads=1)
     for _ in range(2):
         with pytest.raises(KeyError, match=part):
             asyncio.run(batcher.run(**words))
     assert classify(batcher, make_blocking()[0], RED).finite
 
 
-def test_who_leaves_is_skipped_at_each_step(open_batcher, make_blocking):
-    """One leaves while it waits, one when it is decoded; a third is being run on, and nothing can help that."""
+def test_cancelled_images_are_skipped_at_each_step(open_batcher, make_blocking):
+    """Some are cancelled while they wait, one when it is decoded, one while the model runs on it."""
     model, engine = make_blocking(concurrency=1)
     engine.go.clear()
-    batcher, decoded = open_batcher(workers=2), []
+    batcher, decoded = open_batcher(threads=2), []
 
     def noting():
         decoded.append(1)
@@ -297,7 +297,7 @@ def test_who_leaves_is_skipped_at_each_step(open_batcher, make_blocking):
 def test_a_deadline_ends_the_waiting(open_batcher, make_blocking):
     model, engine = make_blocking(concurrency=1)
     engine.go.clear()
-    batcher = open_batcher(workers=1)
+    batcher = open_batcher(threads=1)
     with pytest.raises(Problem, match=r"could not be answered within 0\.02 s") as caught:
         classify(batcher, model, RED, seconds=0.02)
     assert caught.value.problem_type is DEADLINE_EXCEEDED
@@ -308,9 +308,9 @@ def test_a_deadline_ends_the_waiting(open_batcher, make_blocking):
 # --- threads ------------------------------------------------------------------------------------
 
 
-def test_each_thread_is_prepared_once_and_none_begins_before_a_image(open_batcher, make_blocking):
+def test_each_thread_is_prepared_once_with_the_first_image(open_batcher, make_blocking):
     prepared, before = [], threading.active_count()
-    batcher = open_batcher(workers=3, prepare=lambda: prepared.append(threading.get_ident()))
+    batcher = open_batcher(threads=3, prepare=lambda: prepared.append(threading.get_ident()))
     assert threading.active_count() == before
     model, _ = make_blocking(concurrency=3)
     for _ in range(4):
@@ -319,10 +319,10 @@ def test_each_thread_is_prepared_once_and_none_begins_before_a_image(open_batche
     assert len(prepared) == len(set(prepared)) == 3
 
 
-def test_closing_finishes_what_runs_and_drops_what_waits(open_batcher, make_blocking):
+def test_closing_finishes_running_and_cancels_waiting_images(open_batcher, make_blocking):
     model, engine = make_blocking(concurrency=1)
     engine.go.clear()
-    batcher = open_batcher(workers=1)
+    batcher = open_batcher(threads=1)
 
     async def ask():
         first = asyncio.create_task(batcher.run(read(RED), lambda: model, itself))
@@ -341,16 +341,16 @@ def test_closing_finishes_what_runs_and_drops_what_waits(open_batcher, make_bloc
     assert asyncio.run(ask()).finite
 
 
-def test_closing_what_never_began_is_fine(open_batcher):
+def test_closing_before_the_first_image(open_batcher):
     open_batcher().close()
 
 
-def test_random_comings_and_goings_lose_nobody(open_batcher, make_blocking):
+def test_random_cancellations_lose_no_image(open_batcher, make_blocking):
     (first, engine), (second, _) = (
         make_blocking(concurrency=2, version=1),
         make_blocking(concurrency=1, version=2, strength=0.3),
     )
-    batcher, generator, live = open_batcher(workers=3, max_batch=4), np.random.default_rng(3), [first]
+    batcher, generator, live = open_batcher(threads=3, max_batch=4), np.random.default_rng(3), [first]
     answered = []
 
     async def client(leaves, waits):
@@ -369,7 +369,7 @@ def test_random_comings_and_goings_lose_nobody(open_batcher, make_blocking):
             leaving = generator.random(20) < 0.4
             await asyncio.gather(*(client(bool(leaves), float(generator.exponential(0.01))) for leaves in leaving))
 
-    async def both_lanes_are_free_again():
+    async def both_streams_are_free_again():
         engine.go.clear()
         jobs = [asyncio.create_task(batcher.run(read(RED), lambda: first, itself)) for _ in range(2)]
         await until(lambda: engine.running == 2)
@@ -377,14 +377,14 @@ def test_random_comings_and_goings_lose_nobody(open_batcher, make_blocking):
         await asyncio.gather(*jobs)
 
     asyncio.run(all_of_them())
-    asyncio.run(both_lanes_are_free_again())
+    asyncio.run(both_streams_are_free_again())
     assert len(answered) >= 20 * 20 * 0.5
     assert set(answered) == {first, second}
 
 
-def test_workers_that_rest_leave_the_work_to_the_others_and_one_never_rests(open_batcher, make_blocking):
+def test_paused_threads_take_no_step_and_one_is_never_paused(open_batcher, make_blocking):
     model, engine = make_blocking(concurrency=3)
-    batcher = open_batcher(workers=3, max_batch=1)
+    batcher = open_batcher(threads=3, max_batch=1)
 
     async def play():
         engine.go.clear()
@@ -400,4 +400,4 @@ def test_workers_that_rest_leave_the_work_to_the_others_and_one_never_rests(open
         assert len(await asyncio.gather(*asked)) == 6
 
     asyncio.run(play())
-    batcher.close()  # also those that rest
+    batcher.close()  # also the paused ones

@@ -1,4 +1,4 @@
-"""Whatever runs a program gives the program's own numbers, or does not serve."""
+"""Engines agree with the program, or do not serve."""
 
 import gc
 import logging
@@ -42,7 +42,7 @@ ENGINES = ("torch", "OpenVINO float32", "OpenVINO bfloat16", "GPU")
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Folder and digest of a bundle whose answers are far from 0 and 1."""
+    """Folder and digest of a bundle with probabilities far from 0 and 1."""
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
     program = Program(ColourNetwork(strength=1.0))
     baseline = colour_baseline(program)
@@ -154,7 +154,7 @@ def test_many_threads_at_once_each_get_the_programs_answer(bundle, make_engine, 
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_answers_are_the_callers_own_and_images_may_lie_in_memory_as_they_like(make_engine, name):
+def test_outputs_are_copies_and_images_may_have_any_strides(make_engine, name):
     engine = make_engine(name)
     turned = images_of(4)[::-1, :, ::-1]
     turned.flags.writeable = False
@@ -183,7 +183,7 @@ def test_batches_of_any_size_are_answered_row_by_row(bundle, make_engine, name):
 
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("shape", [(1, 17, 16, 3), (1, 3, 16, 16), (16, 16, 3), (1, 16, 16, 4)])
-def test_images_of_another_shape_are_refused_and_harm_nothing(make_engine, name, shape):
+def test_images_of_another_shape_are_rejected(make_engine, name, shape):
     engine = make_engine(name)
     right = engine.infer(images_of(2))
     with pytest.raises(RuntimeError) as refused:
@@ -203,7 +203,7 @@ def test_openvino_refuses_images_of_another_size(make_engine, few_cores, cores):
     np.testing.assert_array_equal(engine.infer(images_of(1)), right)
 
 
-def test_the_program_of_a_bundle_stays_on_its_device_in_its_precision(bundle, make_engine):
+def test_the_program_keeps_its_device_and_precision(bundle, make_engine):
     before = bundle.predict(images_of(3))
     GPUEngine(bundle, "float16", "meta")  # a device that holds nothing
     make_engine("GPU")
@@ -212,7 +212,7 @@ def test_the_program_of_a_bundle_stays_on_its_device_in_its_precision(bundle, ma
     np.testing.assert_array_equal(bundle.predict(images_of(3)), before)
 
 
-def test_the_fastest_engine_serves_and_says_what_was_found(bundle, caplog):
+def test_the_fastest_engine_is_selected_and_has_a_report(bundle, caplog):
     caplog.set_level(logging.INFO, "toolkit.serving.models.engines")
     root = logging.getLogger()
     before = (root.level, list(root.filters), list(root.handlers))
@@ -230,7 +230,7 @@ def test_the_fastest_engine_serves_and_says_what_was_found(bundle, caplog):
     assert (root.level, root.filters, root.handlers) == before  # OpenVINO changes them while it converts
 
 
-def test_torch_by_name_gives_the_very_numbers_of_the_bundle(bundle):
+def test_torch_by_name_has_the_outputs_of_the_bundle(bundle):
     engine = select_engine(bundle, "torch", threads=3)
     np.testing.assert_array_equal(engine.infer(images_of(5)), bundle.predict(images_of(5)))
     assert (engine.name, engine.concurrency) == ("torch float32 on the CPU", 3)
@@ -257,7 +257,7 @@ def test_an_engine_that_is_wrong_fails_its_check(bundle, wrong):
         ((0.6, 0.4), (0.579, 0.421), False),  # 0.021 off
     ],
 )
-def test_another_class_is_excused_only_between_two_that_are_nearly_equal(bundle, wanted, found, passes):
+def test_another_class_is_allowed_only_for_near_ties(bundle, wanted, found, passes):
     engine = Fake(bundle, lambda answer: np.array([found], np.float32))
     arguments = engine, [images_of(1)], [np.array([wanted], np.float32)]
     if passes:
@@ -267,7 +267,7 @@ def test_another_class_is_excused_only_between_two_that_are_nearly_equal(bundle,
             largest_difference(*arguments)
 
 
-def test_a_broken_engine_is_failed_engines_and_refused_when_asked_for(bundle, monkeypatch, caplog):
+def test_a_broken_engine_is_skipped_and_an_error_if_chosen(bundle, monkeypatch, caplog):
     class Broken(OpenVINOEngine):
         def infer(self, images):
             return shifted(super().infer(images))
@@ -304,7 +304,7 @@ def test_a_program_that_was_not_exported_runs_in_torch(make_bundle):
         select_engine(make_bundle(), "openvino")
 
 
-def test_a_program_that_gives_no_numbers_is_refused_before_it_serves(make_bundle):
+def test_a_program_that_returns_nan_is_an_error(make_bundle):
     with pytest.raises(BundleError, match="NaN or infinity"):
         select_engine(make_bundle(row=[0.5, float("nan"), 0.5]))
 
@@ -319,7 +319,7 @@ def test_a_signal_does_no_harm_when_all_engines_are_gone(bundle):
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_synthetic_images_are_always_the_same_and_none_like_another():
+def test_synthetic_images_are_fixed_and_distinct():
     images = synthetic_images(24)
     np.testing.assert_array_equal(images, synthetic_images(24))
     assert len({image.tobytes() for image in images}) == len(images) == sum(BATCHES) == 16
@@ -332,7 +332,7 @@ def cached(folder):
     return sorted(folder.glob("*"))
 
 
-def test_a_converted_model_is_kept_and_read_again(bundle, tmp_path, monkeypatch):
+def test_a_converted_model_is_cached(bundle, tmp_path, monkeypatch):
     cache = tmp_path / "not" / "there yet"
     first = select_engine(bundle, "openvino", cache=cache)
     (kept,) = cached(cache)
@@ -390,7 +390,7 @@ def test_of_several_that_convert_a_bundle_one_does(bundle, tmp_path):
     assert is_cached(bundle, tmp_path)
 
 
-def test_a_cache_that_cannot_be_used_harms_nothing(bundle, tmp_path, monkeypatch, caplog):
+def test_a_cache_that_cannot_be_written_is_not_needed(bundle, tmp_path, monkeypatch, caplog):
     model = converted(bundle, None)
     monkeypatch.setattr(openvino, "convert_model", lambda _: model)
     (tmp_path / "file").write_text("not a folder")

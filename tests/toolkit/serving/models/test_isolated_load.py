@@ -1,4 +1,4 @@
-"""Bundles that are loaded in a child process first: it leaves a conversion, or says what is wrong, or is stopped."""
+"""Bundles are loaded in a child process first, which makes a conversion, reports errors, and can be stopped."""
 
 import json
 import subprocess
@@ -43,7 +43,7 @@ def refuse(*_):
     raise AssertionError("the program is needed")
 
 
-def test_what_was_loaded_is_prepared_without_its_program(bundle, tmp_path):
+def test_the_engine_is_then_built_without_the_program(bundle, tmp_path):
     cache = tmp_path / "converted"
     IsolatedLoader("auto", 1, cache)(bundle, threading.Event(), id)
     assert is_cached(bundle, cache)
@@ -51,7 +51,7 @@ def test_what_was_loaded_is_prepared_without_its_program(bundle, tmp_path):
     assert engine.name.startswith("OpenVINO")
 
 
-def test_what_is_kept_is_not_loaded_again_and_what_torch_runs_never_is(bundle, tmp_path):
+def test_cached_bundles_and_those_of_torch_are_not_loaded(bundle, tmp_path):
     (tmp_path / "nothing").write_text("a process would fail on this")
     for choice in ("torch",):
         IsolatedLoader(choice, 1, tmp_path / "nothing")(bundle, threading.Event(), id)
@@ -79,7 +79,7 @@ def test_of_several_that_load_a_bundle_one_does(bundle, tmp_path):
     assert is_cached(bundle, tmp_path)
 
 
-def test_what_is_wrong_is_said_in_the_words_of_the_check(bundle, tmp_path):
+def test_the_error_of_the_child_is_raised(bundle, tmp_path):
     with pytest.raises(BundleError, match="the bundle was altered: its digest is"):
         IsolatedLoader("auto", 1, tmp_path)(replace(bundle, digest="f" * 64), threading.Event(), id)
 
@@ -92,7 +92,7 @@ def loading():
     ]
 
 
-def test_a_process_that_is_killed_says_how(bundle, tmp_path):
+def test_a_killed_process_is_described(bundle, tmp_path):
     def kill():
         while not (found := loading()):
             time.sleep(0.01)
@@ -105,28 +105,28 @@ def test_a_process_that_is_killed_says_how(bundle, tmp_path):
     killer.join()
 
 
-def test_a_process_that_does_not_get_its_share_has_workers_rest_until_it_is_done(bundle, tmp_path):
-    resting, priorities = [], []
+def test_threads_pause_while_the_child_has_less_than_its_share(bundle, tmp_path):
+    paused, priorities = [], []
 
     def starve():
         while not (found := loading()):
             time.sleep(0.01)
         priorities.append(found[0].nice())
         found[0].suspend()
-        while not resting or max(resting) < 3:
+        while not paused or max(paused) < 3:
             time.sleep(0.01)
         found[0].resume()
 
     starving = threading.Thread(target=starve)
     starving.start()
-    IsolatedLoader("auto", 1, tmp_path)(bundle, threading.Event(), resting.append)
+    IsolatedLoader("auto", 1, tmp_path)(bundle, threading.Event(), paused.append)
     starving.join()
     assert is_cached(bundle, tmp_path)
     assert priorities == [psutil.Process().nice()]
-    assert resting[-1] == 0
+    assert paused[-1] == 0
 
 
-def test_a_service_that_ends_does_not_wait_for_it(bundle, tmp_path):
+def test_a_stopping_service_does_not_wait(bundle, tmp_path):
     stopping = threading.Event()
     stopping.set()
     with pytest.raises(BundleError, match="the service is stopping"):
@@ -135,7 +135,7 @@ def test_a_service_that_ends_does_not_wait_for_it(bundle, tmp_path):
     assert not is_cached(bundle, Path(tmp_path))
 
 
-def test_it_ends_with_the_process_that_asked_for_it(bundle, tmp_path):
+def test_the_child_ends_with_its_parent(bundle, tmp_path):
     cache = tmp_path / "converted"
     words = [str(bundle.folder), bundle.digest, "auto", 1, str(cache)]
     command = [sys.executable, "-c", ASKING, json.dumps(words)]

@@ -1,4 +1,4 @@
-"""Copies of what served last: kept by the registry's own cache, recalled when it is away, never trusted unseen."""
+"""Copies of the versions that served last: kept by the registry's cache, verified when they are loaded."""
 
 import json
 import shutil
@@ -104,13 +104,13 @@ def load_all(copies):
     return [(kept.version, bundle.digest) for kept, bundle in copies.load_last_served()]
 
 
-def test_nothing_served_yet_and_nothing_is_load_all(copies, caplog):
+def test_an_empty_cache_has_no_copies(copies, caplog):
     assert load_all(copies) == []
     assert not copies.folder.exists()
     assert caplog.text == ""
 
 
-def test_what_served_last_answers_when_the_registry_is_away(registry, copies):
+def test_the_last_copy_answers_without_the_registry(registry, copies):
     serve(registry, copies, 1, 2)
     manager = start_without_registry(registry, LocalModelCache(copies.folder, "colours", "Production"))
     wanted = registry.version(2)
@@ -138,7 +138,7 @@ def test_the_newest_two_are_kept_and_nothing_else_is_removed(registry, copies):
     assert {path.name for path in copies.folder.iterdir()} == {INDEX_FILE, "photos", "0" * 64, *kept}
 
 
-def test_a_restart_fetches_nothing_and_keeps_the_order(registry, copies):
+def test_a_restart_downloads_nothing_and_keeps_the_order(registry, copies):
     serve(registry, copies, 1, 2)
     emptied = Registry(Path("nowhere"))
     emptied.version = registry.version
@@ -146,7 +146,7 @@ def test_a_restart_fetches_nothing_and_keeps_the_order(registry, copies):
     assert [version for version, _ in load_all(copies)] == [2, 1]
 
 
-def test_an_altered_copy_is_removed_and_the_one_before_it_answers(registry, copies, caplog):
+def test_an_altered_copy_is_removed_and_the_previous_answers(registry, copies, caplog):
     serve(registry, copies, 1, 2)
     altered = copies.folder / registry.version(2).digest
     (altered / PROGRAM).write_bytes(b"altered")
@@ -159,7 +159,7 @@ def test_an_altered_copy_is_removed_and_the_one_before_it_answers(registry, copi
     assert start_without_registry(registry, copies).model is None
 
 
-def test_a_whole_copy_that_cannot_be_loaded_stays(registry, copies, monkeypatch):
+def test_an_intact_copy_that_cannot_be_loaded_stays(registry, copies, monkeypatch):
     serve(registry, copies, 1)
 
     def short_of_memory(path):
@@ -182,7 +182,7 @@ def test_a_whole_copy_that_cannot_be_loaded_stays(registry, copies, monkeypatch)
         ),
     ],
 )
-def test_a_note_that_somebody_else_wrote_leads_nowhere(copies, caplog, note):
+def test_an_invalid_index_is_ignored(copies, caplog, note):
     precious = Path("precious")
     precious.mkdir()
     copies.folder.mkdir(parents=True)
@@ -198,13 +198,13 @@ def test_a_copy_of_something_else_does_not_answer(registry, copies, name, stage)
     assert load_all(LocalModelCache(copies.folder, name, stage)) == []
 
 
-@pytest.mark.parametrize("trouble", ["full from the start", "full at the note", "not to be written to"])
-def test_a_disk_that_takes_nothing_costs_one_warning_and_no_version(registry, caplog, trouble):
+@pytest.mark.parametrize("trouble", ["full from the start", "full at the index", "not to be written to"])
+def test_a_disk_that_cannot_be_written_costs_one_warning(registry, caplog, trouble):
     copies = LocalModelCache(Path("kept"), "colours", "Production")
     with ExitStack() as stack:
         if trouble == "full from the start":
             stack.enter_context(full_disk(100))
-        elif trouble == "full at the note":
+        elif trouble == "full at the index":
             for number in (1, 2, 3):
                 registry.load(registry.version(number), copies.folder)
             stack.enter_context(full_disk(10))
@@ -227,8 +227,8 @@ def test_a_source_that_leaves_no_copy_is_warned_of(registry, copies, caplog):
     assert "no copy of version 1 is kept on this machine: its source kept none" in caplog.text
 
 
-def test_what_one_process_fetches_another_does_not_remove():
-    """The second notes what serves, and removes what is left over, while the first is still fetching."""
+def test_a_download_of_another_process_is_not_removed():
+    """The second writes the index and removes copies while the first is downloading."""
     folder = Path("kept") / "Production"
     versions = [Version(number, f"{number}" * 64) for number in (1, 2)]
     fetching, go_on = threading.Event(), threading.Event()

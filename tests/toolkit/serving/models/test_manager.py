@@ -1,4 +1,4 @@
-"""The manager model follows its source, survives everything the source does, and frees what it replaced."""
+"""The live model follows its source, survives its errors, and frees replaced models."""
 
 import gc
 import logging
@@ -36,7 +36,7 @@ class Rows:
 
 
 class FakeCache:
-    """The copies of a test, newest first; the real ones are tested beside theirs."""
+    """Copies that a test gives, newest first."""
 
     def __init__(self, *copies):
         self.copies, self.served, self.loads = copies, [], 0
@@ -56,16 +56,16 @@ class Changes:
     """Waits for models to be activated, in a thread of their own."""
 
     def __init__(self):
-        self.seen, self.news = [], threading.Condition()
+        self.seen, self.changed = [], threading.Condition()
 
     def __call__(self, model):
-        with self.news:
+        with self.changed:
             self.seen.append(model.version)
-            self.news.notify_all()
+            self.changed.notify_all()
 
     def wait_for(self, count):
-        with self.news:
-            assert self.news.wait_for(lambda: len(self.seen) >= count, MAX_WAIT_S), self.seen
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.seen) >= count, MAX_WAIT_S), self.seen
 
 
 def release(source, version):
@@ -93,7 +93,7 @@ def manager(source, activated, engine_of):
     return ModelManager(source, activated, ModelManagerConfig(1000, prepare=prepare))
 
 
-def test_it_begins_empty_and_says_why(manager, source):
+def test_it_starts_without_a_model_and_has_a_reason(manager, source):
     assert (manager.model, manager.reason()) == (None, "the registry has not answered yet")
     assert asdict(manager.describe()) == {
         "reachable": False, "unreachable_since": None, "problem": None, "last_poll": None, "changes": 0,
@@ -108,7 +108,7 @@ def test_it_begins_empty_and_says_why(manager, source):
     assert (manager.reason(), manager.reachable) == ("MLflow at http://host:1 does not answer", False)
 
 
-def test_it_follows_promotions_and_rollbacks_and_loads_each_once(manager, source, activated):
+def test_promotions_and_rollbacks_load_each_version_once(manager, source, activated):
     found = []
     for version in (1, 1, 2, 2, 1):  # the last one is a rollback: a smaller number
         source.put(version)
@@ -123,7 +123,7 @@ def test_it_follows_promotions_and_rollbacks_and_loads_each_once(manager, source
     assert manager.describe().changes == 3
 
 
-def test_a_rollback_needs_neither_the_source_nor_a_proof(manager, source, activated, engine_of):
+def test_a_rollback_needs_neither_download_nor_tests(manager, source, activated, engine_of):
     for version in (1, 2):
         source.put(version)
         manager.poll()
@@ -137,7 +137,7 @@ def test_a_rollback_needs_neither_the_source_nor_a_proof(manager, source, activa
     assert activated.seen == ["1", "2", "1", "2", "1"]
 
 
-def test_of_those_that_were_replaced_the_last_one_stays_ready(manager, source, make_bundle):
+def test_the_last_replaced_model_stays_ready(manager, source, make_bundle):
     source.bundles[3] = make_bundle(digest="v3")
     for version in (1, 2, 3, 2, 1):
         source.put(version)
@@ -149,13 +149,13 @@ def test_the_same_number_with_another_digest_is_another_model(manager, source, m
     manager.poll()
     first = release_key(manager.model.release)
     source.put(1)
-    source.wanted = type(source.wanted)(1, "registered anew")
-    source.bundles[1] = make_bundle(digest="registered anew")
+    source.wanted = type(source.wanted)(1, "registered again")
+    source.bundles[1] = make_bundle(digest="registered again")
     assert manager.poll() == "loaded"
     assert release_key(manager.model.release) != first
 
 
-def test_what_was_replaced_is_freed(manager, source, make_bundle):
+def test_replaced_models_are_freed(manager, source, make_bundle):
     manager.poll()
     old = weakref.ref(manager.model)
     program = weakref.ref(manager.model.bundle.program)
@@ -177,10 +177,10 @@ def test_what_was_replaced_is_freed(manager, source, make_bundle):
         TrackingError("no answer"),
         RuntimeError("PytorchStreamReader failed\nin file /srv/x.cpp"),
         KeyError(),
-        MemoryError("no room"),
+        MemoryError("no memory"),
     ],
 )
-def test_a_version_that_cannot_be_loaded_leaves_the_one_before_it(manager, source, activated, trouble):
+def test_a_version_that_cannot_be_loaded_leaves_the_previous_one(manager, source, activated, trouble):
     manager.poll()
     good = manager.model
     source.bundles[2] = trouble
@@ -198,7 +198,7 @@ def test_a_version_that_cannot_be_loaded_leaves_the_one_before_it(manager, sourc
     assert manager.loading is None
 
 
-def test_a_version_that_was_mended_is_loaded_and_one_that_was_withdrawn_forgotten(manager, source, make_bundle):
+def test_a_repaired_version_is_loaded(manager, source, make_bundle):
     manager.poll()
     source.bundles[2] = BundleError("broken")
     source.put(2)
@@ -213,7 +213,7 @@ def test_a_version_that_was_mended_is_loaded_and_one_that_was_withdrawn_forgotte
     assert manager.describe().load_failure is None
 
 
-def test_a_version_that_fails_for_days_is_still_looked_at(manager, source):
+def test_a_version_that_fails_for_days_is_still_retried(manager, source):
     source.bundles[1] = BundleError("broken")
     for attempt in range(1, 1500):
         assert manager.poll(again=True) == "failed"
@@ -222,14 +222,14 @@ def test_a_version_that_fails_for_days_is_still_looked_at(manager, source):
     assert manager.reason() == "version 1 cannot be loaded: broken"
 
 
-def test_a_program_that_gives_no_numbers_is_set_aside(manager, source, make_bundle):
+def test_a_program_that_returns_nan_is_not_loaded(manager, source, make_bundle):
     source.bundles[1] = make_bundle(row=[0.5, float("nan"), 0.5])
     assert manager.poll() == "failed"
     assert manager.model is None
     assert "NaN" in manager.reason()
 
 
-def test_a_bundle_that_is_not_the_one_that_was_found_is_not_taken(manager, source, make_bundle):
+def test_a_bundle_with_another_digest_is_not_loaded(manager, source, make_bundle):
     source.bundles[1] = make_bundle(digest="of a version registered in between")
     assert manager.poll() == "failed"
     assert "changed while" in manager.reason()
@@ -244,7 +244,7 @@ def test_a_model_that_cannot_be_activated_does_not_answer(source):
     assert manager.model is None
 
 
-def test_a_registry_that_goes_away_takes_nothing_with_it(manager, source):
+def test_an_unreachable_registry_leaves_the_model(manager, source):
     manager.poll()
     for trouble in (TrackingError("no answer"), NotRegistered("nothing there")):
         source.wanted = trouble
@@ -256,7 +256,7 @@ def test_a_registry_that_goes_away_takes_nothing_with_it(manager, source):
     assert manager.describe().problem is None
 
 
-def test_the_log_has_a_line_when_trouble_begins_and_when_it_ends_and_no_more(manager, source, caplog):
+def test_the_log_has_one_line_at_begin_and_end_of_a_problem(manager, source, caplog):
     caplog.set_level(logging.INFO)
     manager.poll()
     source.wanted = TrackingError("no answer")
@@ -270,8 +270,8 @@ def test_the_log_has_a_line_when_trouble_begins_and_when_it_ends_and_no_more(man
     assert lines[1:] == ["no answer; version 1 serves on", "the registry is reachable again"]
 
 
-def test_the_thread_survives_whatever_is_raised_and_ends_when_told(source, activated, caplog):
-    manager, looks = ModelManager(source, activated, ModelManagerConfig(0.001)), threading.Event()
+def test_the_thread_survives_all_errors(source, activated, caplog):
+    manager, polled = ModelManager(source, activated, ModelManagerConfig(0.001)), threading.Event()
     find, troubles = (
         source.find,
         iter([ValueError("a library's own"), OSError(), AssertionError(), ZeroDivisionError()]),
@@ -280,12 +280,12 @@ def test_the_thread_survives_whatever_is_raised_and_ends_when_told(source, activ
     def broken():
         for trouble in troubles:
             raise trouble
-        looks.set()
+        polled.set()
         return find()
 
     source.find = broken
     manager.start()
-    assert looks.wait(MAX_WAIT_S)
+    assert polled.wait(MAX_WAIT_S)
     activated.wait_for(1)
     source.put(2)
     activated.wait_for(2)
@@ -295,17 +295,17 @@ def test_the_thread_survives_whatever_is_raised_and_ends_when_told(source, activ
     assert len([record for record in caplog.records if record.exc_info]) == 4
 
 
-def test_a_look_that_breaks_off_is_not_the_last(source, activated, caplog):
+def test_polling_continues_after_an_unexpected_error(source, activated, caplog):
     manager, breaks = (
         ModelManager(source, activated, ModelManagerConfig(0.001)),
         iter([RuntimeError("a fault of our own")]),
     )
-    look = manager.poll
+    poll = manager.poll
 
     def broken():
         for trouble in breaks:
             raise trouble
-        return look()
+        return poll()
 
     manager.poll = broken
     manager.start()
@@ -314,7 +314,7 @@ def test_a_look_that_breaks_off_is_not_the_last(source, activated, caplog):
     assert "polling the registry failed" in caplog.text
 
 
-def test_an_unforeseen_error_is_shown_as_trouble_with_the_registry(source, activated, monkeypatch):
+def test_an_unexpected_error_is_shown_as_a_registry_problem(source, activated, monkeypatch):
     manager, waits = ModelManager(source, activated, ModelManagerConfig(0.001)), threading.Event()
     manager.poll()
     source.wanted = ValueError("a library's own")
@@ -327,7 +327,7 @@ def test_an_unforeseen_error_is_shown_as_trouble_with_the_registry(source, activ
     assert manager.model.version == "1"
 
 
-def test_looks_of_many_threads_load_a_model_once(manager, source):
+def test_polls_of_many_threads_load_a_model_once(manager, source):
     threads = [threading.Thread(target=manager.poll) for _ in range(10)]
     for thread in threads:
         thread.start()
@@ -337,7 +337,7 @@ def test_looks_of_many_threads_load_a_model_once(manager, source):
     assert manager.changes == 1
 
 
-def test_how_long_the_registry_has_been_silent_is_told(manager, source):
+def test_the_time_since_the_registry_is_unreachable(manager, source):
     manager.poll()
     assert manager.describe().unreachable_since is None
     source.wanted = TrackingError("no answer")
@@ -353,7 +353,7 @@ def test_how_long_the_registry_has_been_silent_is_told(manager, source):
     assert manager.describe().unreachable_since is None
 
 
-def test_what_was_replaced_is_closed_when_its_last_answer_is_out(source, activated):
+def test_a_replaced_model_is_closed_after_its_last_answer(source, activated):
     gate = threading.Event()
     gate.set()
     first, second = Rows([0.5, 0.3, 0.2], gate), Rows([0.2, 0.3, 0.5])
@@ -385,7 +385,7 @@ def test_what_was_replaced_is_closed_when_its_last_answer_is_out(source, activat
     assert second.closed == []
 
 
-def test_an_engine_that_cannot_be_closed_is_no_concern_of_whoever_was_answered(source, activated, caplog):
+def test_an_engine_that_cannot_be_closed_is_logged(source, activated, caplog):
     class Stubborn(Rows):
         def close(self):
             raise OSError("busy")
@@ -398,7 +398,7 @@ def test_an_engine_that_cannot_be_closed_is_no_concern_of_whoever_was_answered(s
     assert "the engine of version 1 could not be closed: busy" in caplog.text
 
 
-def test_every_answer_is_of_the_model_that_it_names_while_models_change(source, activated, make_bundle):
+def test_answers_are_of_their_model_while_models_change(source, activated, make_bundle):
     rows = {version: np.eye(3, dtype=np.float32)[version % 3] for version in range(1, 13)}
     source.bundles = {version: make_bundle(row=row.tolist(), digest=f"v{version}") for version, row in rows.items()}
     manager, ending, wrong, asked = ModelManager(source, activated, ModelManagerConfig(1000)), threading.Event(), [], []
@@ -426,7 +426,7 @@ def test_every_answer_is_of_the_model_that_it_names_while_models_change(source, 
     assert len(asked) > 3
 
 
-def test_a_version_is_compared_with_the_one_that_it_replaces(manager, source, make_bundle, caplog):
+def test_a_version_is_compared_with_the_replaced_one(manager, source, make_bundle, caplog):
     caplog.set_level(logging.INFO)
     manager.poll()
     assert manager.describe().comparison is None
@@ -452,7 +452,7 @@ def test_a_version_is_compared_with_the_one_that_it_replaces(manager, source, ma
         ([0.5, 0.5], r"returns \(4, 2\) for 4 images and 3 classes"),
     ],
 )
-def test_an_engine_that_spoils_the_answers_is_set_aside(manager, source, engine_of, row, reason):
+def test_an_engine_with_wrong_outputs_is_not_activated(manager, source, engine_of, row, reason):
     manager.poll()
     engine_of[0] = lambda bundle: Rows(row)
     source.put(2)
@@ -461,7 +461,7 @@ def test_an_engine_that_spoils_the_answers_is_set_aside(manager, source, engine_
     assert manager.model.version == "1"
 
 
-def test_a_version_that_is_set_aside_is_reported_once(source, activated, caplog):
+def test_a_failing_version_is_reported_once(source, activated, caplog):
     found = []
     manager = ModelManager(
         source,
@@ -501,7 +501,7 @@ def test_the_last_good_copy_answers_until_the_registry_does(source, activated, c
     assert (activated.seen, cache.served) == (["1", "2"], [2])
 
 
-def test_another_version_takes_the_place_of_the_copy(source, activated):
+def test_another_version_replaces_the_copy(source, activated):
     manager = ModelManager(
         source, activated, ModelManagerConfig(1000, local_cache=FakeCache((release(source, 1), source.bundles[1])))
     )
@@ -512,7 +512,7 @@ def test_another_version_takes_the_place_of_the_copy(source, activated):
     assert manager.describe().source == "registry"
 
 
-def test_a_version_that_cannot_be_loaded_at_the_start_leaves_the_copy_to_answer(source, activated):
+def test_a_copy_answers_if_the_version_fails_at_the_start(source, activated):
     source.bundles[2] = BundleError("broken")
     manager = ModelManager(
         source, activated, ModelManagerConfig(1000, local_cache=FakeCache((release(source, 1), source.bundles[1])))
@@ -523,7 +523,7 @@ def test_a_version_that_cannot_be_loaded_at_the_start_leaves_the_copy_to_answer(
     assert (manager.model.version, found.source, found.load_failure.version) == ("1", "last good copy", 2)
 
 
-def test_a_copy_that_cannot_be_run_leaves_the_next_to_answer(source, activated, make_bundle, caplog):
+def test_the_next_copy_answers_if_the_first_fails(source, activated, make_bundle, caplog):
     spoilt = make_bundle(row=[np.nan] * 3, digest="v2")
     cache = FakeCache((release(source, 2), spoilt), (release(source, 1), source.bundles[1]))
     manager = ModelManager(source, activated, ModelManagerConfig(1000, local_cache=cache))
@@ -534,7 +534,7 @@ def test_a_copy_that_cannot_be_run_leaves_the_next_to_answer(source, activated, 
     assert manager.loading is None
 
 
-def test_the_copy_does_not_speak_against_the_registry(source, activated):
+def test_no_copy_answers_once_the_registry_named_none(source, activated):
     cache = FakeCache((release(source, 1), source.bundles[1]))
     manager = ModelManager(source, activated, ModelManagerConfig(1000, local_cache=cache))
     for trouble in (NotRegistered("nothing is in Production"), TrackingError("no answer")):

@@ -15,7 +15,7 @@ def run_smoke_test(bundle, version="1"):
     return smoke_test(TorchEngine(bundle), bundle.card, version)
 
 
-def test_every_image_gets_the_answer_that_it_gets_alone(make_bundle):
+def test_images_of_a_batch_are_independent(make_bundle):
     bundle = make_bundle(strength=0.5)
     images = synthetic_images(bundle.card.image_size)
     rows = np.concatenate([bundle.predict(images[index : index + 1]) for index in range(len(images))])
@@ -23,14 +23,14 @@ def test_every_image_gets_the_answer_that_it_gets_alone(make_bundle):
     assert len(set(rows.argmax(axis=1).tolist())) > 1  # not constant
 
 
-def test_what_is_no_number_for_each_class_is_refused(make_bundle):
+def test_outputs_must_be_finite_and_one_for_each_class(make_bundle):
     with pytest.raises(BundleError, match=r"^the engine returns NaN or infinity for a synthetic image$"):
         run_smoke_test(make_bundle(row=[0.5, np.inf, 0.5]))
     with pytest.raises(BundleError, match=r"^the engine returns \(4, 2\) for 4 images and 3 classes$"):
         run_smoke_test(make_bundle(row=[0.5, 0.5]))
 
 
-def test_a_version_that_is_less_sure_names_the_same_classes(make_bundle):
+def test_a_less_confident_version_predicts_the_same_classes(make_bundle):
     sure, unsure = run_smoke_test(make_bundle()), run_smoke_test(make_bundle(strength=0.2), "2")
     found = compare_outputs(unsure, sure)
     assert (found.version, found.against, found.constant) == ("2", "1", None)
@@ -40,7 +40,7 @@ def test_a_version_that_is_less_sure_names_the_same_classes(make_bundle):
     assert compare_outputs(sure, sure).mean_difference == 0
 
 
-def test_a_constant_answer_is_remarked_upon_unless_the_former_one_was_constant_too(make_bundle):
+def test_a_constant_output_is_reported_unless_it_was_before(make_bundle):
     sure, constant = run_smoke_test(make_bundle()), run_smoke_test(make_bundle(row=[0.1, 0.2, 0.7]), "2")
     found = compare_outputs(constant, sure)
     assert found.constant == "red"
@@ -69,7 +69,7 @@ def test_the_order_of_the_classes_makes_no_difference(order, seed):
     np.testing.assert_array_equal(shuffled[1], difference)
 
 
-def test_a_class_that_the_other_one_does_not_know_has_no_probability_there():
+def test_a_class_of_one_model_has_probability_0_in_the_other():
     rows = np.array([[0.875, 0.125]], np.float32)
     same, difference = agreement(("cat", "dog"), rows, ("dog", "cow"), rows)
     assert (same.tolist(), difference.tolist()) == ([False], [0.875])
